@@ -1,0 +1,1 @@
+"""Distribution-Matching VAE: tokenizers whose latents follow a distribution that you choose."""

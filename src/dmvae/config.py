@@ -1,0 +1,170 @@
+"""Strict conversion between plain mappings (YAML, the command line) and config dataclasses.
+
+One reader serves the recipe file, its variants and the command line: an unknown key or a value of
+the wrong type is a ValueError that names the place and the nearest right name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from dmvae.registry import Registered, family_of, find, names, nearest
+
+C = TypeVar("C")
+_MISSING = dataclasses.MISSING
+
+
+def read(cls: type[C], values: Any, where: str = "") -> C:
+    """Build the dataclass `cls` from a mapping; `where` is the dotted place used in errors."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{where or 'recipe'}: expected a mapping of fields, got {values!r}")
+    values = dict(values)
+    if issubclass(cls, Registered):
+        cls = _member(cls, values, where)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    for key in values:
+        if key not in fields:
+            raise ValueError(f"{_join(where, key)}: no such field{nearest(str(key), fields)}")
+    hints = get_type_hints(cls)
+    kwargs = {key: _value(hints[key], value, _join(where, key)) for key, value in values.items()}
+    for name, field in fields.items():
+        if name not in kwargs and field.default is _MISSING and field.default_factory is _MISSING:
+            raise ValueError(f"{_join(where, name)}: this field is required")
+    try:
+        return cls(**kwargs)
+    except ValueError as error:  # a check in __post_init__ does not know where it stands
+        raise ValueError(f"{where}: {error}" if where else str(error)) from error
+
+
+def plain(config: Any) -> Any:
+    """The inverse of `read`: nested dicts, lists and scalars that YAML and JSON can hold."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        head = {"type": config.type} if isinstance(config, Registered) else {}
+        return head | {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config) if f.init}
+    if isinstance(config, dict):
+        return {str(key): plain(value) for key, value in config.items()}
+    if isinstance(config, list | tuple):
+        return [plain(item) for item in config]
+    return str(config) if isinstance(config, Path) else config
+
+
+def merge(base: Any, over: Any) -> Any:
+    """`base` with the mapping `over` laid on top, key by key; dotted keys reach into sections.
+
+    A section that changes its `type` is replaced, not merged: the old type's fields mean nothing there.
+    """
+    if not isinstance(over, dict):
+        return over
+    over = _undot(over)
+    if not isinstance(base, dict) or ("type" in over and over["type"] != base.get("type")):
+        base = {}
+    return base | {key: merge(base.get(key), value) for key, value in over.items()}
+
+
+def describe(cls: type) -> dict[str, str]:
+    """Field name -> the docstring written under it, with those of the base classes."""
+    import ast
+    import inspect
+
+    docs: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if not dataclasses.is_dataclass(base):
+            continue
+        body = ast.parse(inspect.cleandoc("\n" + inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
+        for field, text in zip(body, body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+                docs[field.target.id] = " ".join(str(text.value.value).split())  # type: ignore[union-attr]
+    return docs
+
+
+def _member(cls: type, values: dict[str, Any], where: str) -> type:
+    name = values.pop("type", None)
+    if name is not None:
+        try:
+            return find(family_of(cls), str(name))
+        except ValueError as error:
+            raise ValueError(f"{_join(where, 'type')}: {error}") from error
+    if "type" in vars(cls):
+        return cls
+    raise ValueError(f"{_join(where, 'type')}: this field is required; known: {', '.join(names(cls))}")
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        return _union(args, value, where)
+    if origin is Literal:
+        if value in args:
+            return value
+        raise ValueError(f"{where}: {value!r} is not one of {', '.join(map(repr, args))}")
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else read(hint, value, where)  # type: ignore[arg-type]
+    if origin is tuple:
+        return _tuple(args, value, where)
+    if origin is dict or hint is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"{where}: expected a mapping, got {value!r}")
+        return value
+    return _scalar(hint, value, where)
+
+
+def _union(args: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value is None and type(None) in args:
+        return None
+    choices = [a for a in args if a is not type(None)]
+    errors = []
+    for choice in choices:
+        try:
+            return _value(choice, value, where)
+        except ValueError as error:
+            errors.append(error)
+    raise errors[0] if len(errors) == 1 else ValueError(f"{where}: {value!r} is not {' or '.join(map(_name, choices))}")
+
+
+def _tuple(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{where}: expected a list, got {value!r}")
+    hints = [args[0]] * len(value) if len(args) == 2 and args[1] is Ellipsis else list(args)
+    if len(hints) != len(value):
+        raise ValueError(f"{where}: expected {len(hints)} values, got {len(value)}")
+    return tuple(_value(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(hints, value, strict=True)))
+
+
+def _scalar(hint: Any, value: Any, where: str) -> Any:
+    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as a string
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    raise ValueError(f"{where}: expected {_name(hint)}, got {value!r}")
+
+
+def _undot(over: dict[str, Any]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in over.items():
+        head, _, rest = str(key).partition(".")
+        item = {rest: value} if rest else value
+        result[head] = merge(result[head], item) if isinstance(result.get(head), dict) else item
+    return result
+
+
+def _join(where: str, key: Any) -> str:
+    return f"{where}.{key}" if where else str(key)
+
+
+def _name(hint: Any) -> str:
+    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(
+        hint, getattr(hint, "__name__", str(typing.cast(object, hint)))
+    )

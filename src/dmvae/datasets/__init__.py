@@ -1,0 +1,65 @@
+"""Data sets: one file each. `Dataset[i]` is (uint8 image [C, H, W], int label), random access."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from dmvae.registry import Registered
+
+Split = Literal["train", "test"]
+
+
+class Dataset(Protocol):
+    """What `DatasetConfig.build` returns: a map-style data set.
+
+    A data set that can read many items at once faster than one by one also defines
+    `__getitems__(indices) -> (uint8 [n, C, H, W], int64 [n])`; the loader uses it when it is there.
+    """
+
+    classes: tuple[str, ...]
+    """Class names; one name for a data set without classes."""
+    labels: Tensor
+    """int64 [n], the label of every item, available without reading images."""
+    fingerprint: str
+    """Changes when the content does: it is part of every stage's address."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> tuple[Tensor, int]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig(Registered):
+    """Fields that every data set has."""
+
+    size: int = 32
+    """Height and width of the images after resize and centre crop, pixels."""
+    channels: int = 3
+    """1 for grey, 3 for colour: images are converted."""
+    limit: int | None = None
+    """Keep at most this many images of a split, for quick runs; None keeps all."""
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"{self.type}.size is {self.size}: give the image height in pixels, 1 or more")
+        if self.channels not in (1, 3):
+            raise ValueError(f"{self.type}.channels is {self.channels}: use 1 (grey) or 3 (colour)")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"{self.type}.limit is {self.limit}: use 1 or more, or leave it out to keep every image")
+
+    def build(self, split: Split) -> Dataset:
+        """Open one split. Raises ValueError when the files are missing or unusable."""
+        raise NotImplementedError
+
+
+_open: dict[str, Dataset] = {}
+
+
+def open_dataset(config: DatasetConfig, split: Split) -> Dataset:
+    """`config.build(split)`, opened once per process: every stage reads the same data."""
+    key = f"{split} {config!r}"
+    if key not in _open:
+        _open[key] = config.build(split)
+    return _open[key]

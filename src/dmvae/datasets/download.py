@@ -1,0 +1,48 @@
+"""Where public data sets are looked for, and how they are downloaded."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """`$XDG_CACHE_HOME/dmvae`, by default ~/.cache/dmvae: downloads and decoded images."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dmvae"
+
+
+def data_folders() -> list[Path]:
+    """The folder that $DMVAE_DATA names, if it does."""
+    named = os.environ.get("DMVAE_DATA")
+    return [Path(named).expanduser()] if named else []
+
+
+def existing_folder(root: str, field: str) -> Path:
+    """`root` as a path; ValueError naming the config field when it is no folder."""
+    path = Path(root).expanduser()
+    if not path.is_dir():
+        what = "is a file" if path.exists() else "does not exist"
+        raise ValueError(f"{field}: {path} {what} (looked from {Path.cwd()}): give the folder that holds the images")
+    return path
+
+
+def download(name: str, fetch: Callable[[str], object]) -> Path:
+    """Let `fetch(folder)` download into a fresh folder, then move its subfolder `name` into the cache.
+
+    The move is atomic: a run killed half way leaves nothing that looks finished, and of several
+    ranks that download at once one wins. Returns the finished folder; what `fetch` raises passes on.
+    """
+    target = cache_folder() / name
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        fetch(scratch)
+        try:
+            os.replace(Path(scratch) / name, target)
+        except OSError:
+            if not target.is_dir():  # not another process that finished first
+                raise
+    return target

@@ -1,0 +1,68 @@
+"""One image file of any size and mode -> a square uint8 tensor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+SUFFIXES = frozenset([".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"])
+
+
+class BrokenImage(ValueError):
+    """A file with an image's name that cannot be read as one."""
+
+
+def read_image(path: Path, size: int, channels: int) -> Tensor:
+    """uint8 [channels, size, size]: upright, central square, antialiased bicubic.
+
+    Transparent pixels are laid over white; 16-bit grey keeps its upper 8 bits; colour profiles are
+    ignored; of an animation the first frame counts. Raises BrokenImage naming the file.
+    """
+    try:
+        with Image.open(path) as opened:
+            image: Image.Image = opened
+            ImageOps.exif_transpose(image, in_place=True)
+            image = _flatten(image, "L" if channels == 1 else "RGB")
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise almost any type on damaged bytes
+        raise _broken(path, error) from error
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    # reducing_gap averages whole blocks first: far faster on photographs, no visible difference
+    image = image.resize(
+        (size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side), reducing_gap=3.0
+    )
+    pixels = torch.from_numpy(np.array(image))
+    return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
+
+
+def check_header(path: Path) -> None:
+    """Raise BrokenImage unless the file starts like an image; reads no pixels."""
+    try:
+        Image.open(path).close()
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _broken(path, error) from error
+
+
+def _broken(path: Path, error: Exception) -> BrokenImage:
+    why = "empty file" if path.is_file() and path.stat().st_size == 0 else str(error) or type(error).__name__
+    return BrokenImage(f"{path}: {why}")
+
+
+def _flatten(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode.startswith("I"):  # "I" and "I;16*": Pillow itself would clip at 255
+        pixels = np.asarray(image).astype(np.int64).clip(0, 65535)
+        image = Image.fromarray((pixels >> 8).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("float pixels have no known range; save it with 8 or 16 bits")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image.convert("RGB").convert(mode)  # by way of RGB: palettes and CMYK have no direct grey

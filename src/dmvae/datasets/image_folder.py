@@ -1,0 +1,170 @@
+"""A folder of images: one folder per class, or one flat folder without classes."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dmvae.datasets import Dataset, DatasetConfig, Split
+from dmvae.datasets.download import cache_folder, existing_folder
+from dmvae.datasets.image_file import BrokenImage, check_header, read_image
+from dmvae.datasets.image_scan import rank, split_files
+from dmvae.datasets.memory import MemoryDataset, digest
+from dmvae.registry import register
+
+T = TypeVar("T")
+OnBroken = Literal["skip", "error"]
+MEMORY_BYTES = 2 * 2**30
+
+
+@register("image_folder")
+@dataclass(frozen=True, kw_only=True)
+class ImageFolder(DatasetConfig):
+    """Images of any size and mode; each is cropped to its central square and resized.
+
+    The fingerprint covers the relative paths, file sizes and this config, not the folder's place.
+    `limit` takes a fixed pseudo-random choice of files, so that every class stays represented.
+    """
+
+    root: str
+    """Folder of class folders, or of images. train/ beside test/ (or val/, valid/) are taken as the splits."""
+    valid_fraction: float = 0.1
+    """Share of images in the test split where the folder has no such subfolders; chosen by file name."""
+    on_broken: OnBroken = "skip"
+    """Unreadable files: skip them with one warning, or stop with an error."""
+    cache: Literal["auto", "memory", "none"] = "auto"
+    """auto: up to 2 GiB of decoded images are held in memory, and kept under ~/.cache/dmvae so that the
+    next stage opens at once; larger sets are decoded at every read. memory: held, nothing kept on disk.
+    none: decoded at every read."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.valid_fraction < 1:
+            raise ValueError(f"image_folder.valid_fraction is {self.valid_fraction}: use a share between 0 and 1")
+
+    def build(self, split: Split) -> Dataset:
+        root = existing_folder(self.root, "image_folder.root")
+        folder, files, classes = split_files(root, split, self.valid_fraction)
+        if self.limit is not None:
+            files = sorted(sorted(files, key=lambda f: rank(f.path))[: self.limit], key=lambda f: f.path)
+        paths = [folder / f.path for f in files]
+        labels = torch.tensor([f.label for f in files])
+        config = (self.size, self.channels, self.valid_fraction, self.on_broken, split, classes)
+        fingerprint = digest(config, [(f.path, f.bytes, f.label) for f in files])
+
+        fits = len(files) * self.channels * self.size**2 <= MEMORY_BYTES
+        if self.cache == "none" or (self.cache == "auto" and not fits):
+            keep, _, broken = _each(paths, check_header)
+            self._report(broken, len(keep), folder)
+            return FolderDataset([paths[i] for i in keep], labels[keep], classes, fingerprint, self)
+        # a rewritten file of the same size changes the decoded pixels, hence the times here
+        key = digest(fingerprint, str(folder.resolve()), [f.mtime_ns for f in files])
+        kept = cache_folder() / "decoded" / f"{key}.safetensors" if self.cache == "auto" else None
+        images, keep, broken = _decode_all(paths, self.size, self.channels, kept)
+        self._report(broken, len(keep), folder)
+        return MemoryDataset(images, labels[keep], classes, fingerprint=fingerprint)
+
+    def _report(self, broken: Sequence[str], good: int, folder: Path) -> None:
+        """Say which files were unreadable; ValueError if that is to stop the run or nothing is left."""
+        if not broken:
+            return
+        named = "; ".join(broken[:3]) + ("; ..." if len(broken) > 3 else "")
+        if self.on_broken == "error":
+            raise ValueError(f"{len(broken)} unreadable images: {named}. Mend or delete them, or set on_broken: skip")
+        if good == 0:
+            raise ValueError(f"{folder}: none of its {len(broken)} images of this split is readable: {named}")
+        warnings.warn(f"skipped {len(broken)} unreadable images of {len(broken) + good}: {named}", stacklevel=3)
+
+
+class FolderDataset:
+    """Decodes an image whenever it is read; safe in DataLoader workers.
+
+    A file that is damaged behind a sound header gives the next readable image of its class, with a
+    warning, or a ValueError where `config.on_broken` is "error".
+    """
+
+    def __init__(
+        self, paths: list[Path], labels: Tensor, classes: tuple[str, ...], fingerprint: str, config: ImageFolder
+    ):
+        # one bytes array: a list of a million objects is copied into each worker as its counts are touched
+        self.paths = np.array([os.fsencode(path) for path in paths])
+        self.labels, self.classes, self.fingerprint, self.config = labels, classes, fingerprint, config
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        label = int(self.labels[index])
+        index %= len(self)
+        try:
+            return self._read(index), label
+        except BrokenImage as error:
+            if self.config.on_broken == "error":
+                raise ValueError(f"unreadable image: {error}. Mend or delete it, or set on_broken: skip") from error
+            warnings.warn(f"unreadable image, another of its class takes its place: {error}", stacklevel=2)
+        for step in range(1, len(self)):
+            other = (index + step) % len(self)
+            if self.labels[other] == label:
+                try:
+                    return self._read(other), label
+                except BrokenImage:
+                    continue  # warned of when it is read in its own right
+        raise ValueError(f"class {self.classes[label]!r} has no readable image; delete its folder or mend the files")
+
+    def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        items = [self[int(i)] for i in indices]
+        return torch.stack([image for image, _ in items]), torch.tensor([label for _, label in items])
+
+    def _read(self, index: int) -> Tensor:
+        return read_image(Path(os.fsdecode(self.paths[index])), self.config.size, self.config.channels)
+
+
+def _each(paths: list[Path], read: Callable[[Path], T]) -> tuple[list[int], list[T], list[str]]:
+    """`read` every file in threads: the indices that worked, their results, the messages of the others."""
+
+    def attempt(path: Path) -> tuple[T | None, str]:
+        try:
+            return read(path), ""
+        except BrokenImage as error:
+            return None, str(error)
+
+    keep: list[int] = []
+    results: list[T] = []
+    broken: list[str] = []
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for i, (result, problem) in enumerate(pool.map(attempt, paths)):
+            if problem:
+                broken.append(problem)
+            else:
+                keep.append(i)
+                results.append(result)  # type: ignore[arg-type]  # check_header's result is None
+    return keep, results, broken
+
+
+def _decode_all(paths: list[Path], size: int, channels: int, kept: Path | None) -> tuple[Tensor, list[int], list[str]]:
+    """(images [n, C, size, size], indices of the readable files, messages of the others)."""
+    if kept is not None and kept.is_file():
+        with safe_open(kept, "pt") as file:
+            return file.get_tensor("images"), file.get_tensor("keep").tolist(), json.loads(file.metadata()["broken"])
+    keep, results, broken = _each(paths, lambda path: read_image(path, size, channels))
+    images = torch.stack(results) if results else torch.empty(0, channels, size, size, dtype=torch.uint8)
+    if kept is not None and keep:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:  # ranks may decode at the same time
+            part = Path(scratch) / kept.name
+            save_file({"images": images, "keep": torch.tensor(keep)}, part, {"broken": json.dumps(broken)})
+            os.replace(part, kept)
+    return images, keep, broken

@@ -1,0 +1,116 @@
+"""Which image files of a folder belong to a split, and their classes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from dmvae.datasets import Split
+from dmvae.datasets.image_file import SUFFIXES
+
+HELD_OUT = ("test", "val", "valid")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image file of a folder."""
+
+    path: str
+    """Relative to the scanned folder, with forward slashes."""
+    label: int
+    """Index into the classes."""
+    bytes: int
+    """Size of the file."""
+    mtime_ns: int
+    """When it was last written."""
+
+
+def split_files(root: Path, split: Split, fraction: float) -> tuple[Path, list[Entry], tuple[str, ...]]:
+    """(folder, files sorted by path, classes) of one split. Raises ValueError on an unclear layout.
+
+    train/ beside test/ (or val/, valid/) are the splits. Otherwise each file's path decides, so that
+    adding files never moves others across: about `fraction` of them are test images.
+    """
+    folders = _folders(root)
+    held_out = next((name for name in HELD_OUT if name in folders), None)
+    if held_out and set(folders) <= set(HELD_OUT):
+        raise ValueError(f"image_folder.root: {root} has {held_out}/ but no train/ beside it; add train/")
+    if "train" in folders and held_out:
+        train, classes = scan(root / "train")
+        if split == "train":
+            return root / "train", train, classes
+        return root / held_out, _relabel(root / held_out, classes), classes
+    base = root / "train" if folders == ["train"] else root
+    files, classes = scan(base)
+    if len(files) < 2:
+        raise ValueError(f"image_folder.root: {base} has one image: it cannot be split; add more, or train/ and test/")
+    ranked = sorted(files, key=lambda f: rank(f.path))
+    n_test = sum(rank(f.path) < fraction for f in files)
+    n_test = min(max(n_test, 1), len(files) - 1)  # neither split is ever empty
+    chosen = ranked[:n_test] if split == "test" else ranked[n_test:]
+    return base, sorted(chosen, key=lambda f: f.path), classes
+
+
+def scan(folder: Path) -> tuple[list[Entry], tuple[str, ...]]:
+    """Every image below `folder`, sorted by path, and the class names."""
+    loose = list(_walk(folder, nested=False))
+    by_class = {name: list(_walk(folder / name)) for name in _folders(folder)}
+    full = [name for name, entries in by_class.items() if entries]
+    if not loose and not full:
+        raise ValueError(f"image_folder.root: no images in {folder}; looked for {' '.join(sorted(SUFFIXES))}")
+    if loose and full:
+        raise ValueError(
+            f"image_folder.root: {folder} holds both loose images ({loose[0].name}, {len(loose)} in all) and class "
+            f"folders with images ({full[0]}/): move the loose ones into a class folder, or all into one folder"
+        )
+    if loose:
+        return [_entry(e, e.name, 0) for e in sorted(loose, key=lambda e: e.name)], ("all",)
+    empty = [name for name in by_class if name not in full]
+    if empty:
+        raise ValueError(f"image_folder.root: class folder {folder / empty[0]} has no image: delete it or fill it")
+    classes = tuple(full)
+    entries = [
+        _entry(e, Path(e.path).relative_to(folder).as_posix(), label)
+        for label, name in enumerate(classes)
+        for e in by_class[name]
+    ]
+    return sorted(entries, key=lambda e: e.path), classes
+
+
+def rank(path: str) -> float:
+    """A fixed pseudo-random number in [0, 1) of a path."""
+    return int.from_bytes(hashlib.sha256(path.encode(errors="surrogateescape")).digest()[:6], "big") / 2**48
+
+
+def _relabel(folder: Path, classes: tuple[str, ...]) -> list[Entry]:
+    """The held-out files, labelled as the training classes are."""
+    entries, own = scan(folder)
+    unknown = [name for name in own if name not in classes]
+    if unknown:
+        raise ValueError(
+            f"image_folder.root: {folder} has class {unknown[0]!r}, which train/ has not: rename it or add it there"
+        )
+    return [Entry(e.path, classes.index(own[e.label]), e.bytes, e.mtime_ns) for e in entries]
+
+
+def _folders(folder: Path) -> list[str]:
+    return sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
+
+
+def _walk(folder: Path, nested: bool = True):
+    """Yield os.DirEntry of the visible image files, links followed."""
+    for entry in os.scandir(folder):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            if nested:
+                yield from _walk(Path(entry.path))
+        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+            yield entry
+
+
+def _entry(entry: os.DirEntry, path: str, label: int) -> Entry:
+    stat = os.stat(entry.path) if os.path.exists(entry.path) else entry.stat(follow_symlinks=False)  # dangling link
+    return Entry(path, label, stat.st_size, stat.st_mtime_ns)

@@ -1,0 +1,108 @@
+"""Ranks: the only place that knows how many processes there are. A single process takes the same path."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def start() -> torch.device:
+    """Join the process group that torchrun describes, if it does; returns this rank's device."""
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return device
+
+
+def stop() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def share(value):
+    """Rank 0's value of a picklable object, on every rank."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace each gradient by its mean over the ranks, in one call per 64 MiB.
+
+    Explicit averaging instead of the DDP wrapper: an update may run a network several times, or not
+    at all on some steps, and the adaptive adversarial weight differentiates the same graph twice;
+    DDP's reducer expects exactly one backward pass per forward pass of the wrapped module.
+    """
+    if world_size() == 1:
+        return
+    bucket: list[Tensor] = []
+    size = 0
+    grads = [p.grad for p in parameters if p.grad is not None]
+    for i, grad in enumerate(grads):
+        bucket.append(grad)
+        size += grad.numel() * grad.element_size()
+        if size >= 64 << 20 or i == len(grads) - 1:
+            flat = torch.cat([g.reshape(-1) for g in bucket])
+            dist.all_reduce(flat)
+            flat /= world_size()
+            for g, mean in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+                g.copy_(mean.view_as(g))
+            bucket, size = [], 0
+
+
+def average(x: Tensor) -> Tensor:
+    """Mean of a tensor over the ranks."""
+    if world_size() > 1:
+        x = x.clone()
+        dist.all_reduce(x)
+        x /= world_size()
+    return x
+
+
+def gather(x: Tensor) -> Tensor:
+    """Concatenate [n, ...] over the ranks to [world * n, ...]; gradients flow to this rank's part.
+
+    Every rank computes the same loss on the gathered batch, and `average_gradients` divides by the
+    number of ranks; the factor restores the gradient that one process with the whole batch has.
+    """
+    if world_size() == 1:
+        return x
+    parts = [torch.empty_like(x) for _ in range(world_size())]
+    dist.all_gather(parts, x.detach().contiguous())
+    scaled = x * world_size() - x.detach() * (world_size() - 1)
+    parts[rank()] = scaled
+    return torch.cat(parts)
+
+
+def replicate(module: nn.Module) -> None:
+    """Give every rank rank 0's parameters and buffers."""
+    if world_size() > 1:
+        for tensor in [*module.parameters(), *module.buffers()]:
+            dist.broadcast(tensor.data, src=0)

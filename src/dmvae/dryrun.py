@@ -1,0 +1,127 @@
+"""`dmvae run RECIPE --dry-run`: stages, sizes, parameters, memory and data, and what is missing. Trains nothing."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import nn
+
+from dmvae.datasets import open_dataset
+from dmvae.inputs import build_autoencoder
+from dmvae.recipe import Recipe
+from dmvae.stages import STAGES
+from dmvae.training.contract import TrainingConfig
+from dmvae.training.logging import console
+
+# float32 weights, gradient, AdamW's two moments, and the average
+BYTES_TRAINED = 20
+BYTES_FROZEN = 4
+
+
+def print_plan(recipes: dict[str, Recipe]) -> None:
+    """Print one table per variant, and below it what the machine lacks."""
+    for variant, recipe in recipes.items():
+        images, missing = _data(recipe)
+        missing += _packages(recipe)
+        networks = _networks(recipe, images["classes"])
+        shape = networks["autoencoder"].config
+        side = recipe.data.size // networks["autoencoder"].stride
+        console.print(
+            f"\n{variant}: {images['text']}; latents {shape.latent_channels}x{side}x{side} "
+            f"(stride {networks['autoencoder'].stride})"
+        )
+        console.print(_table(recipe, networks, images["train"]))
+        for line in missing:
+            console.print(f"  missing: {line}")
+        if not missing:
+            console.print("  nothing is missing")
+
+
+def _table(recipe: Recipe, networks: dict[str, nn.Module], images: int | None) -> Table:
+    table = Table("stage", "steps", "batch", "epochs", "trained", "frozen", "memory without activations")
+    for stage in STAGES:
+        section = getattr(recipe, stage.NAME)
+        if section is None:
+            continue
+        if not isinstance(section, TrainingConfig):
+            table.add_row(stage.NAME, "", "", "", "", "", "")
+            continue
+        trained, frozen = (sum(map(_count, part)) for part in _roles(recipe, stage.NAME, networks))
+        memory = trained * BYTES_TRAINED + frozen * BYTES_FROZEN
+        epochs = f"{section.steps * section.batch_size / images:.1f}" if images else "?"
+        table.add_row(
+            stage.NAME,
+            f"{section.steps:,}",
+            str(section.batch_size),
+            epochs,
+            f"{trained / 1e6:.2f} M",
+            f"{frozen / 1e6:.2f} M",
+            f"{memory / 2**30:.2f} GiB",
+        )
+    return table
+
+
+def _networks(recipe: Recipe, num_classes: int) -> dict[str, Any]:
+    """Every network of the recipe on the meta device."""
+    from dmvae.losses.objective import new_discriminator
+
+    with torch.device("meta"):
+        autoencoder = build_autoencoder(recipe)
+        networks: dict[str, Any] = {"autoencoder": autoencoder}
+        side = recipe.data.size // autoencoder.stride
+        shape = (autoencoder.config.latent_channels, side, side)
+        for name in ("reference", "generator"):
+            section = getattr(recipe, name)
+            if section is not None:
+                networks[name] = section.model.build(shape, num_classes)
+        discriminator = new_discriminator(recipe.losses, recipe.data.channels)
+        networks["discriminator"] = discriminator or nn.Identity()
+    return networks
+
+
+def _roles(recipe: Recipe, stage: str, networks: dict[str, Any]) -> tuple[list[nn.Module], list[nn.Module]]:
+    """(networks that train, networks that are frozen) in a stage."""
+    ae, adversary = networks["autoencoder"], networks["discriminator"]
+    teacher = networks.get("reference", nn.Identity())
+    rest = [ae.bottleneck, ae.decoder, adversary]
+    moves = recipe.tokenizer.train_encoder
+    return {
+        "encoder": ([ae.encoder], []),
+        "tokenizer": ([ae.encoder, *rest], []) if moves else (rest, [ae.encoder]),
+        "reference": ([teacher], [ae]),
+        "matching": ([ae, adversary, teacher], [teacher]),
+        "decoder": ([ae.decoder, adversary], [ae.encoder, ae.bottleneck]),
+        "generator": ([networks.get("generator", nn.Identity())], []),
+    }[stage]
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _data(recipe: Recipe) -> tuple[dict[str, Any], list[str]]:
+    try:
+        train, test = open_dataset(recipe.data, "train"), open_dataset(recipe.data, "test")
+    except ValueError as error:
+        return {"text": f"data {recipe.data.type} is not here", "train": None, "classes": 1000}, [str(error)]
+    text = f"{len(train):,} training and {len(test):,} test images of {len(train.classes)} classes"
+    return {"text": text, "train": len(train), "classes": len(train.classes)}, []
+
+
+def _packages(recipe: Recipe) -> list[str]:
+    """Optional packages and weights that the recipe names and the machine lacks."""
+    missing = []
+    perceptual = recipe.losses.perceptual
+    for part in (perceptual, recipe.evaluate.features if recipe.evaluate else None):
+        if part is None:
+            continue
+        try:
+            part.build()
+        except ValueError as error:
+            missing.append(str(error))
+    if recipe.run.tracker == "wandb" and importlib.util.find_spec("wandb") is None:
+        missing.append('run.tracker: pip install "dmvae[wandb]"')
+    return missing

@@ -1,0 +1,85 @@
+"""What a stage is given: its recipe, its folder, the folders it reads, the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file
+
+from dmvae import config as configs
+from dmvae.datasets import Dataset, open_dataset
+from dmvae.models import Autoencoder, PatchGAN
+from dmvae.training.logging import console
+
+if TYPE_CHECKING:
+    from dmvae.recipe import Recipe
+
+
+@dataclass
+class Inputs:
+    recipe: Recipe
+    variant: str
+    out: Path
+    """The stage's own folder."""
+    reads: dict[str, Path]
+    """Finished stages that this one may read: name -> folder."""
+    device: torch.device
+
+    @property
+    def train_set(self) -> Dataset:
+        return open_dataset(self.recipe.data, "train")
+
+    @property
+    def test_set(self) -> Dataset:
+        return open_dataset(self.recipe.data, "test")
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.train_set.classes)
+
+    def new_autoencoder(self) -> Autoencoder:
+        """The recipe's tokenizer, its encoder with public or self-supervised weights where there are some."""
+        shape, data = self.recipe.autoencoder, self.recipe.data
+        model = build_autoencoder(self.recipe)
+        if "encoder" in self.reads:
+            model.encoder.load_state_dict(load_file(self.reads["encoder"] / "encoder" / "model.safetensors"))
+        elif not self.recipe.tokenizer.train_encoder:
+            trained = shape.encoder.build(size=data.size, channels=data.channels, pretrained=True)
+            model.encoder.load_state_dict(trained.state_dict())
+        return model
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The stage that trained the tokenizer last, of those that this one reads."""
+        return next(self.reads[name] for name in ("decoder", "matching", "tokenizer") if name in self.reads)
+
+    def autoencoder(self) -> Autoencoder:
+        """The tokenizer as the last stage left it."""
+        return Autoencoder.from_pretrained(self.tokenizer_folder / "autoencoder")
+
+    def discriminator(self) -> PatchGAN | None:
+        """The discriminator as the last stage left it, or None without one."""
+        folder = self.tokenizer_folder / "discriminator"
+        return PatchGAN.from_pretrained(folder) if folder.exists() else None
+
+    def say(self, text: str) -> None:
+        console.print(f"  {self.out.name.rsplit('-', 1)[0]}: {text}")
+
+
+def build_autoencoder(recipe: Recipe) -> Autoencoder:
+    """The recipe's tokenizer with random weights (or on the meta device, under `torch.device("meta")`)."""
+    shape: dict[str, Any] = configs.plain(recipe.autoencoder)
+    return Autoencoder(image_size=recipe.data.size, in_channels=recipe.data.channels, **shape)
+
+
+def describe_latents(recipe: Recipe) -> tuple[int, int, int]:
+    """(C, H, W) of the recipe's latents."""
+    with torch.device("meta"):
+        model = build_autoencoder(recipe)
+    side = recipe.data.size // model.stride
+    return model.config.latent_channels, side, side
+
+

@@ -1,0 +1,83 @@
+"""Distribution matching by the difference of two denoisers (DMVAE; Yin et al., arXiv 2311.18828)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dmvae.flow.guidance import Velocity, guided
+from dmvae.flow.path import denoise, interpolate
+from dmvae.matching import MatchingConfig
+from dmvae.registry import register
+from dmvae.training.random import Random
+
+BINS = 4
+
+
+@register("dmd")
+@dataclass(frozen=True, kw_only=True)
+class DMDConfig(MatchingConfig):
+    """The paper's objective: it descends the reverse KL divergence from the latents to the reference."""
+
+    guidance: float = 5.0
+    """Guidance scale w of teacher and student alike; 1 turns guidance off."""
+    time_range: tuple[float, float] = (0.02, 0.98)
+    """Times are uniform in this range (0 is noise, 1 is data)."""
+    time_range_end: tuple[float, float] | None = None
+    """Where given, the range moves linearly from `time_range` to this over the stage."""
+
+    def __post_init__(self) -> None:
+        for low, high in filter(None, (self.time_range, self.time_range_end)):
+            if not 0 <= low < high <= 1:
+                raise ValueError(f"time range must satisfy 0 <= low < high <= 1, got {[low, high]}")
+
+    def build(self, num_classes: int) -> DMD:
+        return DMD(self, num_classes)
+
+
+class DMD:
+    def __init__(self, config: DMDConfig, num_classes: int) -> None:
+        self.config, self.num_classes = config, num_classes
+
+    def loss(
+        self, z: Tensor, labels: Tensor, teacher: Velocity, student: Velocity, generator: Random
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        n = len(z)
+        t = self._times(n, generator)
+        noise = generator.normal(*z.shape)
+        with torch.no_grad():
+            g, gap = gradient(
+                z.detach(), noise, t, labels, teacher, student, self.config.guidance, self.num_classes
+            )
+        loss = 0.5 * (z - (z.detach() - g)).square().mean()
+        return loss, {f"gap/t{(i + 0.5) / BINS:.2f}": value for i, value in _binned(gap, t)}
+
+    def _times(self, n: int, generator: Random) -> Tensor:
+        low, high = self.config.time_range
+        if self.config.time_range_end is not None:
+            p = generator.progress
+            low, high = ((1 - p) * a + p * b for a, b in zip((low, high), self.config.time_range_end, strict=True))
+        return low + (high - low) * generator.uniform(n)
+
+
+def gradient(
+    z: Tensor, noise: Tensor, t: Tensor, labels: Tensor, teacher: Velocity, student: Velocity, guidance: float, null: int
+) -> tuple[Tensor, Tensor]:
+    """g = (z_hat_student - z_hat_teacher) / mean |z - z_hat_teacher|, [n, C, H, W], the mean over C, H, W;
+    and the squared gap between the two estimates, a mean per sample [n]."""
+    z_t = interpolate(noise, z, t)
+    hat_teacher = denoise(z_t, guided(teacher, guidance, null)(z_t, t, labels).float(), t)
+    hat_student = denoise(z_t, guided(student, guidance, null)(z_t, t, labels).float(), t)
+    difference = hat_student - hat_teacher
+    scale = (z - hat_teacher).abs().mean(dim=(1, 2, 3), keepdim=True)
+    return difference / scale.clamp_min(1e-8), difference.square().mean(dim=(1, 2, 3))
+
+
+def _binned(values: Tensor, t: Tensor) -> list[tuple[int, Tensor]]:
+    """(bin, mean of the values whose time falls in it) for bins of equal width over [0, 1]; an empty bin is 0."""
+    index = (t * BINS).long().clamp_max(BINS - 1)
+    sums = torch.zeros(BINS, device=t.device).index_add_(0, index, values)
+    counts = torch.zeros(BINS, device=t.device).index_add_(0, index, torch.ones_like(values))
+    return list(enumerate(sums / counts.clamp_min(1)))

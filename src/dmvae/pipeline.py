@@ -1,0 +1,167 @@
+"""Runs a recipe: its variants, their stages in order; skips what is finished, resumes what is not, shares
+what variants have in common.
+
+A stage's folder is `run_dir/stages/NAME-FINGERPRINT`; `run_dir/VARIANT/NAME` is a link to it. The
+fingerprint covers the stage's config, the recipe sections that it uses, the data set's content and the
+fingerprints of what it reads: so a changed field redoes that stage and what hangs on it, and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import yaml
+
+from dmvae import config as configs
+from dmvae import distributed
+from dmvae.datasets import open_dataset
+from dmvae.inputs import Inputs
+from dmvae.recipe import Recipe
+from dmvae.stages import STAGES
+from dmvae.training.logging import console
+from dmvae.training.loop import train
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage of one variant."""
+
+    variant: str
+    stage: ModuleType
+    recipe: Recipe
+    folder: Path
+    reads: dict[str, Path]
+
+    @property
+    def done(self) -> Path:
+        return self.folder / "done.json"
+
+    @property
+    def state(self) -> str:
+        """"finished", "interrupted" or "new"."""
+        if self.done.exists():
+            return "finished"
+        return "interrupted" if self.folder.exists() else "new"
+
+    def facts(self) -> dict[str, Any]:
+        """What done.json says: seconds, steps, images seen."""
+        return json.loads(self.done.read_text())
+
+
+def plan(recipes: dict[str, Recipe], run_dir: Path) -> list[Job]:
+    """Every variant's stages in the order in which they run.
+
+    Raises ValueError for data that cannot be opened.
+    """
+    jobs = []
+    for variant, recipe in recipes.items():
+        dataset = open_dataset(recipe.data, "train").fingerprint
+        folders: dict[str, Path] = {}
+        for stage in STAGES:
+            section = getattr(recipe, stage.NAME)
+            if section is None:
+                continue
+            missing = [name for name in getattr(stage, "NEEDS", ()) if name not in folders]
+            if missing:
+                raise ValueError(f"variant {variant!r}: {stage.NAME} needs the stage {missing[0]!r}, which is null")
+            reads = {name: folders[name] for name in stage.READS if name in folders}
+            fingerprint = _fingerprint(stage, recipe, dataset, [folder.name for folder in reads.values()])
+            folders[stage.NAME] = run_dir / "stages" / f"{stage.NAME}-{fingerprint}"
+            jobs.append(Job(variant, stage, recipe, folders[stage.NAME], reads))
+    return jobs
+
+
+def run(recipes: dict[str, Recipe], run_dir: Path, only: str | None = None) -> list[Job]:
+    """Run every job that is not finished; with `only`, that stage alone, whose inputs must be there.
+
+    Raises ValueError when `only` names a stage that no variant has, or one whose inputs are not finished.
+    """
+    jobs = plan(recipes, run_dir)
+    chosen = [job for job in jobs if only in (None, job.stage.NAME)]
+    if not chosen:
+        raise ValueError(f"no variant of this recipe has the stage {only!r}")
+    if distributed.is_main():
+        _write_recipes(recipes, run_dir)
+    for job in chosen:
+        _check_inputs(job)
+        state = distributed.share(job.state)
+        shared = f", shared by {job.variant}" if state == "finished" else ""
+        verb = {"finished": "skip (finished", "interrupted": "resume (interrupted", "new": "run (new"}[state]
+        if distributed.is_main():
+            console.print(f"{job.variant}/{job.stage.NAME}: {verb}{shared}) {job.folder}")
+            _link(job, run_dir)
+        if state != "finished":
+            execute(job)
+    return jobs
+
+
+def execute(job: Job) -> None:
+    """Run one stage to its end and write its done.json."""
+    begun = time.monotonic()
+    device = distributed.start()
+    job.folder.mkdir(parents=True, exist_ok=True)
+    inputs = Inputs(job.recipe, job.variant, job.folder, job.reads, device)
+    section = getattr(job.recipe, job.stage.NAME)
+    if hasattr(job.stage, "updates"):
+        facts = train(job.stage, section, inputs)
+    else:
+        facts = job.stage.run(section, inputs)
+    wall = round(time.monotonic() - begun, 2)
+    facts = {"stage": job.stage.NAME} | facts | {"seconds": max(wall, facts.get("seconds", 0.0))}
+    if distributed.is_main():
+        part = job.done.with_suffix(".part")
+        part.write_text(json.dumps(facts | {"config": configs.plain(section)}, indent=1))
+        part.rename(job.done)
+    distributed.barrier()
+
+
+def _fingerprint(stage: ModuleType, recipe: Recipe, dataset: str, reads: list[str]) -> str:
+    everything = configs.plain(recipe)
+    key = {
+        "stage": stage.NAME,
+        "config": everything[stage.NAME],
+        "seed": recipe.seed,
+        "data": everything["data"] | {"content": dataset},
+        "uses": {path: _at(everything, path) for path in stage.USES},
+        "reads": reads,
+    }
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _at(values: Any, path: str) -> Any:
+    for name in path.split("."):
+        values = values[name]
+    return values
+
+
+def _check_inputs(job: Job) -> None:
+    for name, folder in job.reads.items():
+        if not (folder / "done.json").exists():
+            raise ValueError(
+                f"{job.variant}/{job.stage.NAME} reads the stage {name!r}, which has not been run with this recipe "
+                f"({folder} is not finished); run `dmvae {name} RECIPE` first, or `dmvae run RECIPE` for all"
+            )
+
+
+def _link(job: Job, run_dir: Path) -> None:
+    link = run_dir / job.variant / job.stage.NAME
+    link.parent.mkdir(parents=True, exist_ok=True)
+    part = link.with_name(link.name + ".part")
+    part.unlink(missing_ok=True)
+    part.symlink_to(os.path.relpath(job.folder, link.parent))
+    part.replace(link)
+
+
+def _write_recipes(recipes: dict[str, Recipe], run_dir: Path) -> None:
+    """The resolved recipe of every variant, as YAML that `dmvae run` takes."""
+    for variant, recipe in recipes.items():
+        folder = run_dir / variant
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(configs.plain(recipe), sort_keys=False))

@@ -1,0 +1,152 @@
+"""A recipe: one experiment, as a YAML file holds it.
+
+`load` reads a file, lays command-line overrides and each variant's overrides on it, and returns one
+resolved `Recipe` per variant.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dmvae import config as configs
+from dmvae.datasets import DatasetConfig
+from dmvae.encoders import EncoderConfig
+from dmvae.evaluation.features import FeaturesConfig
+from dmvae.losses import LossConfig
+from dmvae.registry import load_plugins
+from dmvae.stages.decoder import DecoderConfig
+from dmvae.stages.encoder import EncoderTraining
+from dmvae.stages.evaluate import EvaluateConfig
+from dmvae.stages.generator import GeneratorConfig
+from dmvae.stages.latents import LatentsConfig
+from dmvae.stages.matching import MatchingTraining
+from dmvae.stages.reference import ReferenceTraining
+from dmvae.stages.sample import SampleConfig
+from dmvae.stages.tokenizer import TokenizerConfig
+from dmvae.training.logging import Tracker
+from dmvae.training.precision import Precision
+
+__all__ = ["AutoencoderShape", "FeaturesConfig", "Recipe", "RunConfig", "load"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderShape:
+    """The tokenizer's architecture; its stride is the encoder's."""
+
+    encoder: EncoderConfig
+    """The encoder, by `type`."""
+    latent_channels: int = 16
+    """Channels of the latents."""
+    bottleneck_width: int = 2048
+    """Hidden width of the bottleneck MLP; 0 is a single linear layer."""
+    decoder_width: int = 128
+    """Channels of the decoder at full resolution."""
+    decoder_multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    """Channel multipliers from full resolution down."""
+    decoder_blocks: int = 2
+    """Residual blocks per resolution, less the one that every resolution has."""
+    decoder_attention: bool = True
+    """Self-attention in the middle of the decoder."""
+    variational: bool = False
+    """The bottleneck gives a mean and a log-variance, as a KL-VAE needs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """How to run; nothing here changes a result beyond rounding, so none of it is part of a fingerprint."""
+
+    dir: str = "runs/default"
+    """Folder of everything that the run writes."""
+    precision: Precision = "auto"
+    """"auto" is bf16 autocast where the hardware multiplies bf16, float32 elsewhere."""
+    compile: bool = False
+    """torch.compile the networks: faster steps after a start of up to a minute per stage."""
+    workers: int = 4
+    """Processes that decode images; data sets held in memory use none."""
+    save_every: int = 500
+    """Steps between checkpoints."""
+    log_every: int = 20
+    """Steps between rows of log.jsonl."""
+    tracker: Tracker = "tensorboard"
+    """Where figures go besides log.jsonl: "tensorboard", "wandb" or "none"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One method on one data set. A section set to null is a stage that the method does not have."""
+
+    name: str
+    """Name of the experiment."""
+    seed: int = 0
+    """Seed of all randomness."""
+    plugins: tuple[str, ...] = ()
+    """Files or folders of Python files that register more references, objectives, data sets or encoders."""
+    run: RunConfig = field(default_factory=RunConfig)
+    """How to run."""
+    data: DatasetConfig
+    """The data set."""
+    autoencoder: AutoencoderShape
+    """The tokenizer's architecture."""
+    losses: LossConfig = field(default_factory=LossConfig)
+    """The reconstruction loss of the stages that train a decoder."""
+    encoder: EncoderTraining | None = None
+    """Self-supervised training of the encoder; null for a pretrained encoder or one trained with the tokenizer."""
+    tokenizer: TokenizerConfig
+    """Training of bottleneck and decoder."""
+    reference: ReferenceTraining | None = None
+    """The reference distribution and its teacher."""
+    matching: MatchingTraining | None = None
+    """Distribution matching."""
+    decoder: DecoderConfig | None = None
+    """Training of the decoder alone, on final latents."""
+    latents: LatentsConfig = field(default_factory=LatentsConfig)
+    """Encoding of the data set."""
+    generator: GeneratorConfig | None = None
+    """The flow model on the latents."""
+    sample: SampleConfig | None = None
+    """Sampling from it."""
+    evaluate: EvaluateConfig | None = None
+    """Measuring."""
+
+    def __post_init__(self) -> None:
+        if self.matching is not None and self.reference is None:
+            raise ValueError("matching: there is nothing to match without a reference; add the section `reference`")
+
+
+def load(path: str | Path, overrides: dict[str, Any] | None = None) -> dict[str, Recipe]:
+    """Variant name -> resolved recipe, in the file's order; one called "main" where there are no variants.
+
+    Raises ValueError naming the file and the field for anything that is not a valid recipe.
+    """
+    path = Path(path)
+    values = configs.merge(_read_yaml(path), overrides or {})
+    variants = values.pop("variants", None) or {"main": {}}
+    try:
+        if not isinstance(variants, dict) or not all(isinstance(v, dict | None) for v in variants.values()):
+            raise ValueError("variants: expected a mapping of names to overrides")
+        load_plugins(p if Path(p).is_absolute() or Path(p).exists() else path.parent / p for p in values.get("plugins") or ())
+        recipes = {}
+        for name, over in variants.items():
+            try:
+                recipes[str(name)] = configs.read(Recipe, configs.merge(values, over or {}))
+            except ValueError as error:
+                raise ValueError(f"{error}" + (f" (variant {name!r})" if len(variants) > 1 else "")) from error
+        return recipes
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"no such recipe: {path}" + (" (that is a folder)" if path.is_dir() else ""))
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a mapping of sections")
+    return values

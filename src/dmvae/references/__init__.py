@@ -1,0 +1,49 @@
+"""Reference distributions: one file each. A reference says how the latents shall be distributed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor
+
+from dmvae.registry import Registered
+from dmvae.training.random import Random
+
+if TYPE_CHECKING:
+    from dmvae.inputs import Inputs
+
+
+class Reference(Protocol):
+    """What `ReferenceConfig.build` returns.
+
+    Samples are normalised: the tokenizer's raw latents z correspond to (z - mean) / std.
+    """
+
+    mean: Tensor
+    """float32 [C]: what is subtracted from raw latents before they are compared; zeros where raw latents
+    shall follow the reference as it is."""
+    std: Tensor
+    """float32 [C]: what they are divided by."""
+    velocity: Callable[[Tensor, Tensor, Tensor], Tensor] | None
+    """(z_t [n, C, H, W], t [n], labels [n]) -> velocity in closed form, or None: then a teacher is trained.
+    The label `num_classes` means "no label"."""
+
+    def sample(self, n: int, generator: Random) -> tuple[Tensor, Tensor]:
+        """(latents [n, C, H, W] float32, labels int64 [n])."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceConfig(Registered):
+    """A reference has no field in common with the others."""
+
+    def build(self, inputs: Inputs) -> Reference:
+        """Open the reference for the recipe's latents: `dmvae.inputs.describe_latents(inputs.recipe)` is their
+        shape; files that it makes go under `inputs.out`.
+
+        Raises:
+            ValueError: when it cannot have that shape, or its data is missing.
+        """
+        raise NotImplementedError

@@ -1,0 +1,49 @@
+"""Reference `gaussian`: independent normal latents, with the velocity in closed form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dmvae.flow.path import expand
+from dmvae.references import ReferenceConfig
+from dmvae.registry import register
+from dmvae.training.random import Random
+
+if TYPE_CHECKING:
+    from dmvae.inputs import Inputs
+
+
+@register("gaussian")
+@dataclass(frozen=True, kw_only=True)
+class GaussianReference(ReferenceConfig):
+    """N(0, std^2) in every latent element; labels carry no information."""
+
+    std: float = 1.0
+    """Standard deviation."""
+
+    def __post_init__(self) -> None:
+        if self.std <= 0:
+            raise ValueError(f"std must be positive, got {self.std}")
+
+    def build(self, inputs: Inputs) -> Gaussian:
+        from dmvae.inputs import describe_latents
+
+        return Gaussian(describe_latents(inputs.recipe), inputs.num_classes, self.std)
+
+
+class Gaussian:
+    def __init__(self, shape: tuple[int, int, int], num_classes: int, std: float) -> None:
+        self.shape, self.num_classes, self.variance = shape, num_classes, std**2
+        self.mean, self.std = torch.zeros(shape[0]), torch.ones(shape[0])
+
+    def sample(self, n: int, generator: Random) -> tuple[Tensor, Tensor]:
+        return self.variance**0.5 * generator.normal(n, *self.shape), generator.integers(self.num_classes, n)
+
+    def velocity(self, z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """E[z - noise | z_t] = (t s^2 - (1 - t)) / (t^2 s^2 + (1 - t)^2) * z_t, s the standard deviation."""
+        t = expand(t, z_t)
+        return (t * self.variance - (1 - t)) / (t.square() * self.variance + (1 - t).square()) * z_t

@@ -1,0 +1,91 @@
+"""Families of registered config dataclasses: how one new file adds a data set, an encoder, a
+reference, a matching objective or a feature extractor without an edit elsewhere.
+
+A family is a direct subclass of `Registered`; its members are the classes below it that carry
+`@register("name")`. Members live in the family's own folder (every file there is imported on the
+first look-up) or in a plugin file that a recipe names.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+T = TypeVar("T", bound="type[Registered]")
+
+_members: dict[type, dict[str, type]] = {}
+
+
+class Registered:
+    """Base of every family. `type` is the name under which a recipe selects the class."""
+
+    type: ClassVar[str]
+
+
+def family_of(cls: type) -> type:
+    """The family that `cls` belongs to: its ancestor directly below `Registered`."""
+    for base in cls.__mro__:
+        if Registered in base.__bases__:
+            return base
+    raise TypeError(f"{cls.__qualname__} does not derive from a registered family")
+
+
+def register(name: str):
+    """Class decorator: make a config dataclass selectable as `type: name` in its family."""
+
+    def add(cls: T) -> T:
+        members = _members.setdefault(family_of(cls), {})
+        there = members.get(name)
+        if there is not None and there.__qualname__ != cls.__qualname__:
+            raise ValueError(
+                f"{cls.__module__}.{cls.__qualname__}: the name {name!r} is taken by {there.__module__}.{there.__qualname__}"
+            )
+        cls.type = name
+        members[name] = cls
+        return cls
+
+    return add
+
+
+def names(family: type) -> list[str]:
+    """Every registered name of the family, sorted."""
+    module = importlib.import_module(family.__module__)
+    for info in pkgutil.iter_modules(getattr(module, "__path__", [])):
+        importlib.import_module(f"{module.__name__}.{info.name}")
+    return sorted(_members.get(family, {}))
+
+
+def find(family: type, name: str) -> Any:
+    """The class registered as `name`; ValueError with the nearest names when there is none."""
+    known = names(family)
+    if name not in known:
+        raise ValueError(f"no {family.__name__} is called {name!r}{nearest(name, known)}")
+    return _members[family][name]
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """'; did you mean ...?' or the full list, to close an error about an unknown word."""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known) or 'none'}"
+
+
+def load_plugins(paths: Iterable[str | Path]) -> None:
+    """Import each file (`*.py`) or every file of each folder, so that what it registers is found."""
+    for path in map(Path, paths):
+        if not path.exists():
+            raise ValueError(f"plugins: no such file or folder: {path}")
+        for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
+            name = "dmvae_plugin_" + file.resolve().as_posix().replace("/", "_").removesuffix(".py")
+            if name in sys.modules:
+                continue
+            spec = importlib.util.spec_from_file_location(name, file)
+            assert spec and spec.loader
+            module = sys.modules[name] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)

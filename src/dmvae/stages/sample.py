@@ -1,0 +1,120 @@
+"""Stage `sample`: images from the generator, the same number of every class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dmvae import distributed
+from dmvae.evaluation.metrics import to_uint8
+from dmvae.flow import solver
+from dmvae.flow.guidance import guided
+from dmvae.inputs import Inputs
+from dmvae.models import Autoencoder, LightningDiT
+from dmvae.training.logging import Bar
+from dmvae.training.precision import autocast
+from dmvae.training.random import Random
+
+NAME = "sample"
+READS = ("latents", "generator")
+USES: tuple[str, ...] = ()
+NEEDS = ("generator",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """Sampling."""
+
+    count: int = 10000
+    """Images, the same number of every class (the first classes get one more where it does not divide)."""
+    batch_size: int = 250
+    """Images at a time, per rank."""
+    method: solver.Method = "euler"
+    """"euler", "midpoint" or "heun" for the ODE, "sde" for Euler-Maruyama."""
+    steps: int = 50
+    """Steps of the sampler."""
+    time_shift: float = 1.0
+    """Shift of the time grid towards noise; 1 is uniform."""
+    last_step: float = 0.04
+    """Size of the SDE's last, noise-free step."""
+    guidance: tuple[float, ...] = (1.0,)
+    """Guidance scales; every scale gets a set of samples, and the first is the one that the table ranks by."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """Times in which guidance acts."""
+
+    def __post_init__(self) -> None:
+        if not self.guidance:
+            raise ValueError("guidance needs at least one scale; 1.0 is no guidance")
+
+
+def run(config: SampleConfig, inputs: Inputs) -> dict[str, Any]:
+    autoencoder = Autoencoder.from_pretrained(inputs.reads["latents"] / "autoencoder").to(inputs.device).eval()
+    generator = LightningDiT.from_pretrained(inputs.reads["generator"] / "generator").to(inputs.device).eval()
+    labels = balanced_labels(config.count, inputs.num_classes)
+    title = f"{inputs.variant}  {NAME}"
+    with Bar(title, config.count * len(config.guidance), "images") as bar:
+        for scale in config.guidance:
+            folder = samples_folder(inputs.out, scale)
+            folder.mkdir(parents=True, exist_ok=True)
+            for number, start in enumerate(range(0, config.count, config.batch_size)):
+                chunk = labels[start : start + config.batch_size]
+                path = folder / f"samples-{number:05d}.safetensors"
+                if number % distributed.world_size() == distributed.rank() and not path.exists():
+                    images = generate(generator, autoencoder, chunk, config, scale, inputs, number)
+                    save_file({"images": images, "labels": chunk}, path.with_suffix(".part"))
+                    path.with_suffix(".part").rename(path)
+                bar.step(len(chunk))
+    distributed.barrier()
+    return {"images": config.count}
+
+
+@torch.inference_mode()
+def generate(
+    generator: LightningDiT,
+    autoencoder: Autoencoder,
+    labels: Tensor,
+    config: SampleConfig,
+    scale: float,
+    inputs: Inputs,
+    number: int,
+) -> Tensor:
+    """uint8 images [n, c, h, w] on the CPU; a function of (seed, batch number) whatever rank draws it."""
+    device, n = inputs.device, len(labels)
+    source = torch.Generator(device).manual_seed(Random(inputs.recipe.seed, NAME, number).shared.initial_seed())
+    shape = (n, generator.config.in_channels, generator.config.input_size, generator.config.input_size)
+
+    def normal() -> Tensor:
+        return torch.randn(shape, generator=source, device=device)
+
+    def velocity(z_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        with autocast(device, inputs.recipe.run.precision):
+            return generator(z_t, t, y).float()
+
+    z = solver.sample(
+        guided(velocity, scale, generator.config.num_classes, config.guidance_interval),
+        normal(),
+        labels.to(device),
+        method=config.method,
+        steps=config.steps,
+        shift=config.time_shift,
+        last_step=config.last_step,
+        normal=normal,
+    )
+    with autocast(device, inputs.recipe.run.precision):
+        images = autoencoder.decode(autoencoder.denormalize(z)).sample
+    return to_uint8(images.float()).cpu().contiguous()
+
+
+def balanced_labels(count: int, num_classes: int) -> Tensor:
+    """int64 [count]: 0, 1, ..., num_classes - 1, 0, 1, ..."""
+    return torch.arange(count) % num_classes
+
+
+def samples_folder(stage_folder: Path, scale: float) -> Path:
+    """Where the samples of one guidance scale lie."""
+    return stage_folder / f"guidance-{scale:g}"

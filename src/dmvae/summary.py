@@ -1,0 +1,100 @@
+"""The table of a run: summary.json, and its print on the terminal."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from dmvae.training.logging import console
+
+if TYPE_CHECKING:
+    from dmvae.pipeline import Job
+
+COLUMNS = {
+    "psnr": ("PSNR, dB ↑", "{:.2f}"),
+    "ssim": ("SSIM ↑", "{:.3f}"),
+    "rfd": ("rFD ↓", "{:.4g}"),
+    "gfd": ("gFD ↓", "{:.4g}"),
+    "coverage": ("coverage ↑", "{:.3f}"),
+    "generator_loss": ("generator loss ↓", "{:.3f}"),
+    "knn": ("kNN ↑", "{:.3f}"),
+}
+TOKENIZER_UPDATES = ("tokenizer", "decoder", "encoder")
+
+
+def write_summary(jobs: list[Job], run_dir: Path) -> dict[str, Any]:
+    """Gather the finished stages of `jobs` into run_dir/summary.json; returns what it holds."""
+    methods: dict[str, dict[str, Any]] = {}
+    seconds: dict[str, float] = {}
+    stages, seen = [], set()
+    features = ""
+    for job in jobs:
+        if not job.done.exists():
+            continue
+        facts = job.facts()
+        row = methods.setdefault(job.variant, {})
+        images = facts.get("images_seen", {})
+        row["images_seen"] = row.get("images_seen", 0) + sum(images.get(name, 0) for name in TOKENIZER_UPDATES)
+        if job.folder not in seen:
+            seen.add(job.folder)
+            seconds[job.stage.NAME] = round(seconds.get(job.stage.NAME, 0.0) + facts["seconds"], 2)
+        stages.append(
+            {"variant": job.variant, "stage": job.stage.NAME, "seconds": facts["seconds"], "folder": str(job.folder)}
+        )
+        if job.stage.NAME == "evaluate":
+            metrics = json.loads((job.folder / "metrics.json").read_text())
+            features = metrics["features"]
+            latents = metrics.pop("latents", {})
+            row |= {k: v for k, v in metrics.items() if isinstance(v, float)} | {
+                k: v for k, v in latents.items() if isinstance(v, float)
+            }
+    summary = {
+        "name": jobs[0].recipe.name,
+        "methods": methods,
+        "seconds": seconds,
+        "features": features,
+        "stages": stages,
+        "environment": environment(),
+    }
+    (run_dir / "summary.json").write_text(json.dumps(summary, indent=1))
+    return summary
+
+
+def print_summary(summary: dict[str, Any]) -> None:
+    """The table, one row a method."""
+    table = Table(title=f"{summary['name']}: Frechet distances on {summary['features']} features (not FID)")
+    table.add_column("method")
+    columns = {key: column for key, column in COLUMNS.items() if any(key in row for row in summary["methods"].values())}
+    for label, _ in columns.values():
+        table.add_column(label, justify="right")
+    for method, row in summary["methods"].items():
+        table.add_row(method, *(form.format(row[key]) if key in row else "" for key, (_, form) in columns.items()))
+    console.print(table)
+
+
+def environment() -> dict[str, str]:
+    """What the run ran on, as text."""
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    versions = {name: importlib.metadata.version(name) for name in ("dmvae", "torch", "timm", "diffusers")}
+    return {
+        "python": platform.python_version(),
+        **versions,
+        "processor": _processor(),
+        "cores": str(os.cpu_count()),
+        "gpu": gpu,
+        "system": platform.platform(),
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()

@@ -1,0 +1,37 @@
+"""Random views of a batch, all images in a few tensor operations: torchvision's transforms draw one
+set of parameters a call, so per-image views would cost a Python call for each image."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dmvae.training.random import Random
+
+
+def random_view(x: Tensor, rng: Random, min_crop: float = 0.3, jitter: float = 0.4) -> Tensor:
+    """A crop of random place, size and aspect, mirrored half the time, of random brightness and contrast.
+
+    x: images [n, c, h, w] in [-1, 1]; `min_crop`: smallest share of the area; `jitter`: largest relative
+    change of brightness and contrast.
+    """
+    n = len(x)
+    area, ratio, dx, dy, flip, bright, contrast = rng.uniform(n, 7).unbind(1)
+    side = (min_crop + (1 - min_crop) * area).sqrt()
+    stretch = (0.5756 * ratio - 0.2878).exp()  # aspect from 3/4 to 4/3, uniform in its logarithm
+    w, h = (side * stretch).clamp_max(1), (side / stretch).clamp_max(1)
+    theta = torch.zeros(n, 2, 3, device=x.device)
+    theta[:, 0, 0] = torch.where(flip < 0.5, w, -w)
+    theta[:, 1, 1] = h
+    theta[:, 0, 2] = (2 * dx - 1) * (1 - w)
+    theta[:, 1, 2] = (2 * dy - 1) * (1 - h)
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    view = F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    gain = (1 + jitter * (2 * contrast - 1)).view(-1, 1, 1, 1)
+    return view * gain + (jitter * (bright - 0.5)).view(-1, 1, 1, 1)
+
+
+def random_flip(x: Tensor, rng: Random) -> Tensor:
+    """Mirror each image [n, c, h, w] left to right with probability 1/2."""
+    return torch.where((rng.uniform(len(x)) < 0.5).view(-1, 1, 1, 1), x.flip(3), x)

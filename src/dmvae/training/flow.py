@@ -1,0 +1,56 @@
+"""Training of a flow model on latents, as the reference's teacher and the generator have it in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from dmvae.flow.loss import TimeDistribution, drop_labels, flow_matching_loss, sample_time
+from dmvae.models import LightningDiT, lightningdit
+from dmvae.training.contract import TrainingConfig, Update
+from dmvae.training.random import Random
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowModelConfig:
+    """A LightningDiT, by size or by its three numbers."""
+
+    size: str | None = None
+    """"Mini/1", "S/1", "B/1", "L/1" or "XL/1" (the number is the patch size); null: the fields below say."""
+    width: int = 384
+    """Channels of a token."""
+    depth: int = 12
+    """Transformer blocks."""
+    heads: int = 6
+    """Attention heads."""
+
+    def build(self, latent_shape: tuple[int, int, int], num_classes: int) -> LightningDiT:
+        """The network for latents (C, H, W)."""
+        channels, side, other = latent_shape
+        assert side == other, "latents are square"
+        common = {"in_channels": channels, "input_size": side, "num_classes": num_classes}
+        if self.size is not None:
+            return lightningdit(self.size, **common)
+        return LightningDiT(width=self.width, depth=self.depth, heads=self.heads, **common)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowTraining(TrainingConfig):
+    """Fields of every stage that trains a flow model by flow matching."""
+
+    model: FlowModelConfig = field(default_factory=FlowModelConfig)
+    """The network."""
+    label_dropout: float = 0.1
+    """Share of labels replaced by "no label" in training, for guidance."""
+    time_distribution: TimeDistribution = "uniform"
+    """How training times are drawn."""
+
+
+def flow_update(
+    trains: str, network: nn.Module, z: Tensor, labels: Tensor, config: FlowTraining, rng: Random
+) -> Update:
+    """One flow-matching turn on latents z [n, C, H, W], normalised per channel."""
+    labels = drop_labels(labels, config.label_dropout, network.config.num_classes, rng)  # type: ignore[union-attr]
+    t = sample_time(len(z), config.time_distribution, rng)
+    return Update(trains, flow_matching_loss(network, z, labels, t, rng.normal(*z.shape)))

@@ -1,0 +1,162 @@
+"""Figures and progress: one JSONL row per interval, TensorBoard or Weights & Biases, one bar per stage."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+from dmvae import distributed
+
+T = TypeVar("T")
+Tracker = Literal["tensorboard", "wandb", "none"]
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+class Figures:
+    """Collects scalars without reading them, and writes their means every interval.
+
+    Tensors stay on the device until `write`, which is the only place that waits for it.
+    """
+
+    def __init__(self, folder: Path, tracker: Tracker, start: int, name: str) -> None:
+        self.path = folder / "log.jsonl"
+        self.pending: dict[str, list[Tensor | float]] = {}
+        self.writer: Any = None
+        if not distributed.is_main():
+            return
+        _forget_from(self.path, start)
+        if tracker == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+        elif tracker == "wandb":
+            try:
+                import wandb
+            except ImportError as error:
+                raise ValueError('run.tracker: wandb is not installed: pip install "dmvae[wandb]"') from error
+            self.writer = wandb.init(project="dmvae", name=name, id=folder.name, resume="allow", dir=str(folder))
+
+    def add(self, figures: dict[str, Tensor | float]) -> None:
+        for name, value in figures.items():
+            self.pending.setdefault(name, []).append(value.detach() if isinstance(value, Tensor) else value)
+
+    def write(self, step: int, **more: float) -> dict[str, float]:
+        """Means since the last call, written as the row of `step`; returned for the bar.
+
+        Raises FloatingPointError naming a figure that is not finite.
+        """
+        names = list(self.pending)
+        if names:
+            device = next((v.device for vs in self.pending.values() for v in vs if isinstance(v, Tensor)), None)
+            means = [
+                torch.stack([torch.as_tensor(v, dtype=torch.float32, device=device) for v in values]).mean()
+                for values in self.pending.values()
+            ]
+            values = distributed.average(torch.stack(means)).tolist()
+        else:
+            values = []
+        row = dict(zip(names, values, strict=True))
+        self.pending.clear()
+        for name, value in row.items():
+            if not math.isfinite(value):
+                raise FloatingPointError(f"{name} became {value} by step {step}")
+        if distributed.is_main():
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": step} | row | more) + "\n")
+            if hasattr(self.writer, "add_scalar"):
+                for name, value in (row | more).items():
+                    self.writer.add_scalar(name, value, step)
+            elif self.writer is not None:
+                self.writer.log(row | more, step=step)
+        return row
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close() if hasattr(self.writer, "close") else self.writer.finish()
+
+
+def read_figures(path: Path) -> list[dict[str, float]]:
+    """The rows of a log.jsonl; a last line cut short by a kill is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def _forget_from(path: Path, start: int) -> None:
+    """Drop rows of steps that will run again, so that the log reads as one uninterrupted run."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [row for row in read_figures(path) if row["step"] <= start]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+class Bar:
+    """A progress bar with rate, loss and time left; plain lines every ten seconds where no terminal is."""
+
+    def __init__(self, title: str, total: int, unit: str = "it", start: int = 0) -> None:
+        self.title, self.total, self.unit, self.start = title, total, unit, start
+        self.done, self.begun, self.said = start, time.monotonic(), time.monotonic()
+        self.progress: Progress | None = None
+        if distributed.is_main() and console.is_terminal:
+            self.progress = Progress(
+                TextColumn("  {task.description:<28}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(elapsed_when_finished=False),
+                console=console,
+            )
+            self.task = self.progress.add_task(title, total=total, completed=start, note="")
+
+    def __enter__(self) -> Bar:
+        if self.progress:
+            self.progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.progress:
+            self.progress.stop()
+        elif distributed.is_main() and error[0] is None:
+            self._line()
+
+    def step(self, n: int = 1, per_step: float = 1, note: str | None = None) -> None:
+        """Advance by `n`; `per_step` scales the rate (images a step), `note` shows figures."""
+        self.done += n
+        rate = (self.done - self.start) * per_step / max(1e-9, time.monotonic() - self.begun)
+        text = f"{rate:,.0f} {self.unit}/s" if rate >= 10 else f"{rate:.2f} {self.unit}/s"
+        self.text = text = text if note is None else f"{text}  {note}"
+        if self.progress:
+            self.progress.update(self.task, completed=self.done, note=text)
+        elif distributed.is_main() and time.monotonic() - self.said > 10:
+            self._line()
+
+    def _line(self) -> None:
+        self.said = now = time.monotonic()
+        spent = now - self.begun
+        left = spent * (self.total - self.done) / max(1, self.done - self.start)
+        text = getattr(self, "text", "")
+        print(f"  {self.title:<28} {self.done}/{self.total}  {text}  {spent:.0f}s, {left:.0f}s left", file=sys.stdout, flush=True)
+
+
+def track(items: Iterable[T], title: str, total: int, unit: str = "images", per_step: float = 1) -> Iterator[T]:
+    """Yield the items under a bar."""
+    with Bar(title, total, unit) as bar:
+        for item in items:
+            yield item
+            bar.step(per_step=per_step)

@@ -1,0 +1,221 @@
+"""The training loop of every stage: load, update, average, log, save."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from dmvae import distributed
+from dmvae.training import checkpoint
+from dmvae.training.contract import Batch, Networks, TrainingConfig, Update
+from dmvae.training.data import Order, as_input, loader
+from dmvae.training.ema import Average
+from dmvae.training.logging import Bar, Figures
+from dmvae.training.optim import adamw, learning_rate_factor
+from dmvae.training.precision import autocast
+from dmvae.training.random import Random, seed_of
+
+if TYPE_CHECKING:
+    from dmvae.inputs import Inputs
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM arrived; the state was saved."""
+
+
+class Trainer:
+    """State of one training stage: networks, their optimizers and averages, the step, the time spent."""
+
+    def __init__(self, stage: Any, config: TrainingConfig, inputs: Inputs) -> None:
+        self.stage, self.config, self.inputs = stage, config, inputs
+        self.key = (inputs.recipe.seed, stage.NAME)
+        torch.manual_seed(seed_of(*self.key, "init"))
+        self.networks: Networks = stage.build(config, inputs)
+        for module in self.networks.modules.values():
+            module.to(inputs.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            distributed.replicate(module)
+        rates = self.networks.learning_rates
+        self.optimizers = {
+            name: adamw(parameters, config, rates.get(name, config.learning_rate))
+            for name, parameters in self.networks.trains.items()
+        }
+        self.averages = {name: Average(self.networks.modules[name], config.ema) for name in self.networks.averaged}
+        self.step, self.seconds = 0, 0.0
+        self.images_seen = dict.fromkeys(self.networks.trains, 0)
+
+    def apply(self, update: Update) -> dict[str, Any]:
+        """Backward, clip, step and average for the parameters that the update names; returns its figures."""
+        parameters = self.networks.trains[update.trains]
+        update.loss.backward(inputs=parameters)
+        distributed.average_gradients(parameters)
+        clip = self.config.clip or float("inf")
+        norm = nn.utils.clip_grad_norm_(parameters, clip, foreach=True)
+        optimizer = self.optimizers[update.trains]
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_lr"] * learning_rate_factor(self.config, self.step)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        moved = {id(p) for p in parameters}
+        for average in self.averages.values():
+            if any(id(p) in moved for p in average.parameters):
+                average.update()
+        self.images_seen[update.trains] += self.config.batch_size
+        return {f"{update.trains}/loss": update.loss, f"{update.trains}/gradient_norm": norm} | update.log
+
+    def state_dict(self) -> dict[str, Any]:
+        saved = self.networks.saved()
+        return {
+            "networks": {name: module.state_dict() for name, module in saved.items()},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "averages": {name: average.state_dict() for name, average in self.averages.items()},
+            "progress": {"step": self.step, "seconds": self.seconds, "images_seen": self.images_seen},
+        }
+
+    def resume(self, folder: Path) -> bool:
+        """Go on from the newest intact checkpoint in `folder`; False without one."""
+        state = self.state_dict()
+        if checkpoint.load(folder, state) is None:
+            return False
+        for name, module in self.networks.saved().items():
+            module.load_state_dict(state["networks"][name])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        for name, average in self.averages.items():
+            average.load_state_dict(state["averages"][name])
+        progress = state["progress"]
+        self.step, self.seconds, self.images_seen = progress["step"], progress["seconds"], progress["images_seen"]
+        return True
+
+    def save_networks(self, folder: Path) -> None:
+        """Write every network that trained as folder/NAME, with its averaged weights where it has some."""
+        for name, module in self.networks.saved().items():
+            if name in self.averages:
+                with self.averages[name].applied():
+                    save_network(module, folder / name)
+            else:
+                save_network(module, folder / name)
+
+
+def train(stage: Any, config: TrainingConfig, inputs: Inputs) -> dict[str, Any]:
+    """Run the stage from its newest checkpoint to its end; returns the facts that its done.json keeps.
+
+    Raises FloatingPointError when a logged figure is not finite, Interrupted after saving on a signal.
+    """
+    run, device = inputs.recipe.run, inputs.device
+    trainer = Trainer(stage, config, inputs)
+    folder = inputs.out / "checkpoints"
+    if trainer.resume(folder):
+        inputs.say(f"resumes at step {trainer.step} of {config.steps}")
+    steps = config.steps if trainer.networks.trains else 0
+    data = _batches(trainer, steps)
+    if run.compile:
+        for module in trainer.networks.modules.values():
+            _compile(module)
+    figures = Figures(inputs.out, run.tracker, trainer.step, f"{inputs.variant}/{stage.NAME}")
+    begun = time.monotonic() - trainer.seconds
+    title = f"{inputs.variant}  {stage.NAME}"
+    with _signals() as signalled, Bar(title, steps, "images", trainer.step) as bar:
+        while trainer.step < steps:
+            batch = Batch(*next(data), trainer.step, steps)
+            rng = Random(*trainer.key, trainer.step, device=device)
+            rng.progress = trainer.step / steps
+            for update in _turns(stage.updates(trainer.networks, batch, rng), device, run.precision):
+                figures.add(trainer.apply(update))
+            trainer.step += 1
+            trainer.seconds = time.monotonic() - begun
+            last = trainer.step == steps
+            saves = trainer.step % run.save_every == 0 or signalled
+            row = None
+            if trainer.step % run.log_every == 0 or saves or last:
+                row = figures.write(trainer.step, seconds=round(trainer.seconds, 3))
+            if saves and not last:
+                checkpoint.save(folder, trainer.step, trainer.state_dict())
+            if signalled:
+                raise Interrupted
+            bar.step(per_step=config.batch_size, note=_note(row))
+    figures.close()
+    if distributed.is_main():
+        trainer.save_networks(inputs.out)
+        shutil.rmtree(folder, ignore_errors=True)
+    distributed.barrier()
+    return {"steps": steps, "images_seen": trainer.images_seen, "seconds": round(trainer.seconds, 2)}
+
+
+def _turns(updates: Iterator[Update], device: torch.device, precision: Any) -> Iterator[Update]:
+    """The stage's updates, each computed under autocast but handed out outside of it, for the backward pass."""
+    while True:
+        with autocast(device, precision):
+            update = next(updates, None)
+        if update is None:
+            return
+        yield update
+
+
+def _batches(trainer: Trainer, steps: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(data, labels) on the device from the current step on; empty tensors for a stage without a data set."""
+    config, inputs, world = trainer.config, trainer.inputs, distributed.world_size()
+    if config.batch_size % world:
+        raise ValueError(f"{trainer.stage.NAME}.batch_size: {config.batch_size} does not divide over {world} ranks")
+    dataset = trainer.networks.extra.get("dataset")
+    if dataset is None:
+        while True:
+            yield torch.empty(config.batch_size // world), torch.empty(config.batch_size // world, dtype=torch.int64)
+    if len(dataset) < config.batch_size:
+        raise ValueError(
+            f"{trainer.stage.NAME}.batch_size: {config.batch_size} is larger than the data set ({len(dataset)} images); "
+            f"use at most {len(dataset)}"
+        )
+    order = Order(len(dataset), config.batch_size, trainer.key, trainer.step, steps)
+    for data, labels in loader(dataset, order, inputs.recipe.run.workers, inputs.device):
+        yield as_input(data, inputs.device), labels.to(inputs.device, non_blocking=True)
+
+
+def _compile(module: nn.Module) -> None:
+    """Compile in place the parts that a module names in `compiled_parts`, else the whole."""
+    for part in getattr(module, "compiled_parts", lambda: [module])():
+        part.compile()
+
+
+def save_network(module: nn.Module, folder: Path) -> None:
+    """Write as a diffusers model folder, through a temporary name so that a kill leaves no half folder."""
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    module.save_pretrained(part)  # type: ignore[operator]
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)
+
+
+def _note(row: dict[str, float] | None, _last: list[str] = [""]) -> str:  # noqa: B006
+    if row:
+        losses = [f"{name.removesuffix('/loss')} {value:.3f}" for name, value in row.items() if name.endswith("/loss")]
+        _last[0] = "loss " + ", ".join(losses)
+    return _last[0]
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """A list that a first Ctrl-C or SIGTERM fills; the step in progress ends, the state is saved. A second one stops at once."""
+    received: list[int] = []
+
+    def handler(number: int, frame: object) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    try:
+        before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: signals are not ours to take
+        before = {}
+    try:
+        yield received
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

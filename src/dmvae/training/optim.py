@@ -1,0 +1,35 @@
+"""AdamW as every stage uses it, and its learning rate as a function of the step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from dmvae.training.contract import TrainingConfig
+
+
+def adamw(parameters: list[nn.Parameter], config: TrainingConfig, learning_rate: float) -> torch.optim.AdamW:
+    """A fused AdamW whose state exists from the start, so that a checkpoint has the same entries at every step."""
+    optimizer = torch.optim.AdamW(
+        parameters, lr=learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
+    )
+    optimizer.param_groups[0]["lr"] = 0.0  # this first step moves nothing, it only allocates
+    for p in parameters:
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    for state in optimizer.state.values():
+        state["step"].zero_()
+    optimizer.param_groups[0]["base_lr"] = learning_rate
+    return optimizer
+
+
+def learning_rate_factor(config: TrainingConfig, step: int) -> float:
+    """Share of the base learning rate at `step`: linear warm-up, then constant or cosine to zero."""
+    warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
+    if config.schedule == "constant":
+        return warm
+    done = max(0, step - config.warmup) / max(1, config.steps - config.warmup)
+    return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))

@@ -1,0 +1,53 @@
+"""All randomness of a run as a function of (seed, stage, step): never of what happened before.
+
+So a run killed anywhere goes on with the same numbers, and the number of ranks does not change them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+from dmvae import distributed
+
+
+def seed_of(*key: object) -> int:
+    """A 63-bit seed from any printable key."""
+    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "big") >> 1
+
+
+class Random(torch.Generator):
+    """The randomness of one step. As a torch.Generator it differs between ranks; its own methods draw for
+    the whole batch of all ranks and return this rank's part, so that any number of ranks sees the same.
+
+    `progress` is the share of the stage that is done, in [0, 1), for schedules."""
+
+    def __new__(cls, *key: object, device: torch.device | str = "cpu") -> Random:
+        return super().__new__(cls, device=device)
+
+    def __init__(self, *key: object, device: torch.device | str = "cpu") -> None:
+        self.manual_seed(seed_of(*key, "rank", distributed.rank()))
+        self.shared = torch.Generator(device).manual_seed(seed_of(*key))
+        self.progress = 0.0
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal [n, ...], float32."""
+        return _part(torch.randn(_whole(shape), generator=self.shared, device=self.device), shape[0])
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Uniform in [0, 1), [n, ...], float32."""
+        return _part(torch.rand(_whole(shape), generator=self.shared, device=self.device), shape[0])
+
+    def integers(self, high: int, n: int) -> Tensor:
+        """Uniform in 0 .. high - 1, int64 [n]."""
+        return _part(torch.randint(high, (n * distributed.world_size(),), generator=self.shared, device=self.device), n)
+
+
+def _whole(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (shape[0] * distributed.world_size(), *shape[1:])
+
+
+def _part(x: Tensor, n: int) -> Tensor:
+    return x[distributed.rank() * n : (distributed.rank() + 1) * n]

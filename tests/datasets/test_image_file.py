@@ -1,0 +1,119 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dmvae.datasets.image_file import BrokenImage, check_header, read_image
+
+RED = (220, 30, 40)
+
+
+def flat(colour=RED, size=(24, 24), mode="RGB"):
+    return Image.new(mode, size, colour)
+
+
+def read(tmp_path, image, name="a.png", size=8, channels=3, **options):
+    image.save(tmp_path / name, **options)
+    return read_image(tmp_path / name, size, channels)
+
+
+def is_colour(pixels, colour, tolerance=0):
+    target = torch.tensor(colour).view(3, 1, 1)
+    return pixels.shape == (3, 8, 8) and int((pixels.int() - target).abs().max()) <= tolerance
+
+
+def test_every_mode_gives_its_colour(tmp_path):
+    assert is_colour(read(tmp_path, flat()), RED)
+    assert is_colour(read(tmp_path, flat().convert("P", palette=Image.Palette.ADAPTIVE)), RED)
+    assert is_colour(read(tmp_path, flat().convert("RGBA")), RED)
+    assert is_colour(read(tmp_path, flat(90, mode="L")), (90, 90, 90))
+    assert is_colour(read(tmp_path, flat(1, mode="1")), (255, 255, 255))
+    assert is_colour(read(tmp_path, flat((90, 255), mode="LA")), (90, 90, 90))
+    assert is_colour(read(tmp_path, flat().convert("CMYK"), "a.jpg", quality=100), RED, 6)
+    assert is_colour(read(tmp_path, flat(), "a.gif"), RED)
+    assert is_colour(read(tmp_path, flat(), "a.webp", lossless=True), RED)
+    assert is_colour(read(tmp_path, flat(), "a.bmp"), RED)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_pixels_are_white(tmp_path, mode):
+    clear = {"RGBA": (9, 9, 9, 0), "LA": (9, 0), "P": 0}[mode]
+    options = {"transparency": 0} if mode == "P" else {}
+    assert is_colour(read(tmp_path, flat(clear, mode=mode), **options), (255, 255, 255))
+
+
+def test_half_transparent_red_over_white(tmp_path):
+    assert is_colour(read(tmp_path, flat((255, 0, 0, 128), mode="RGBA")), (255, 127, 127), 1)
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("a.png", np.uint16), ("a.tif", np.uint16), ("a.tif", np.int32)])
+def test_16_bit_grey_keeps_its_upper_bits(tmp_path, name, dtype):
+    pixels = read(tmp_path, Image.fromarray(np.full((20, 20), 0x7B12, dtype)), name)
+    assert is_colour(pixels, (0x7B,) * 3)
+
+
+def test_grey_output_is_luma(tmp_path):
+    pixels = read(tmp_path, flat(), channels=1)
+    assert pixels.shape == (1, 8, 8)
+    assert int(pixels.unique()) == flat().convert("L").getpixel((0, 0))
+
+
+def test_exif_orientation_turns_the_image(tmp_path):
+    image = flat((0, 0, 0))
+    image.paste((255, 255, 255), (0, 0, 24, 12))  # upper half white
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees clockwise: the upper half becomes the right
+    pixels = read(tmp_path, image, "a.jpg", exif=exif, quality=100)
+    assert pixels[:, :, 6:].min() > 240
+    assert pixels[:, :, :2].max() < 15
+
+
+@pytest.mark.parametrize("shape", [(40, 24), (24, 40), (301, 100), (8, 9)])
+def test_the_central_square_is_kept(tmp_path, shape):
+    w, h = shape
+    side = min(shape)
+    image = flat((0, 0, 255), shape)
+    left, top = (w - side) // 2, (h - side) // 2
+    image.paste(RED, (left, top, left + side + (w - side) % 2, top + side + (h - side) % 2))
+    pixels = read(tmp_path, image)
+    assert pixels.shape == (3, 8, 8)
+    inner = pixels[:, 2:-2, 2:-2]  # the kernel of the outermost pixels reaches past the crop
+    assert torch.equal(inner, torch.tensor(RED, dtype=torch.uint8).view(3, 1, 1).expand_as(inner))
+
+
+def test_small_images_are_enlarged(tmp_path):
+    assert is_colour(read(tmp_path, flat(size=(3, 5))), RED)
+
+
+def test_it_is_resizing_the_shorter_side_and_cropping(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    image = Image.fromarray(noise).resize((960, 640))
+    pixels = read(tmp_path, image, size=64)
+    whole = np.asarray(image.resize((96, 64), Image.Resampling.BICUBIC))[:, 16:80]
+    assert np.abs(pixels.permute(1, 2, 0).numpy().astype(int) - whole).max() <= 6  # reducing_gap
+
+
+def test_a_fine_pattern_is_averaged_not_aliased(tmp_path):
+    board = np.indices((512, 512)).sum(0) % 2 * 255
+    pixels = read(tmp_path, Image.fromarray(board.astype(np.uint8)))
+    assert 124 <= int(pixels.min()) <= int(pixels.max()) <= 131
+
+
+def test_the_size_asked_for_keeps_pixels(tmp_path):
+    array = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    assert np.array_equal(read(tmp_path, Image.fromarray(array)).permute(1, 2, 0), array)
+
+
+def test_broken_files_are_named(tmp_path):
+    flat(size=(200, 200)).save(tmp_path / "cut.jpg")
+    whole = (tmp_path / "cut.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("hello")
+    Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "float.tif")
+    for name in ("cut.jpg", "empty.png", "text.png", "float.tif", "absent.png"):
+        with pytest.raises(BrokenImage, match=name):
+            read_image(tmp_path / name, 8, 3)
+    with pytest.raises(BrokenImage, match="empty file"):
+        check_header(tmp_path / "empty.png")
+    check_header(tmp_path / "cut.jpg")  # the damage is behind the header

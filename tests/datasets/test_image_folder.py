@@ -1,0 +1,258 @@
+import shutil
+import warnings
+
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from dmvae.datasets.image_folder import FolderDataset, ImageFolder
+from dmvae.datasets.memory import MemoryDataset
+
+BOTH = pytest.mark.parametrize("cache", ["auto", "memory", "none"])
+
+
+def picture(path, value, size=(10, 12)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (value, value, value)).save(path)
+
+
+def classes(root, cats=20, dogs=10):
+    """Cats have even values, dogs odd ones; some lie deeper; what is no image lies about."""
+    for i in range(cats):
+        picture(root / "cat" / ("deep/er" if i % 3 == 0 else "") / f"{i}.png", 2 * i)
+    for i in range(dogs):
+        picture(root / "dog" / f"{i}.PNG", 2 * i + 1)
+    (root / "README.md").write_text("not an image")
+    (root / "cat" / "notes.txt").write_text("nor this")
+    picture(root / "cat" / ".hidden.png", 255)
+    picture(root / ".thumbs" / "x.png", 255)
+    return root
+
+
+def open_split(root, split="train", **fields):
+    return ImageFolder(**({"root": str(root), "size": 8} | fields)).build(split)
+
+
+def values(data):
+    return [int(data[i][0].float().mean()) for i in range(len(data))]
+
+
+def cut(path):
+    """Damage that the header does not show."""
+    Image.effect_noise((64, 64), 90).convert("RGB").save(path, "PNG")
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+@BOTH
+def test_class_folders_give_labels_and_names(tmp_path, cache):
+    classes(tmp_path)
+    train, test = (open_split(tmp_path, s, cache=cache) for s in ("train", "test"))
+    for data in (train, test):
+        assert data.classes == ("cat", "dog")
+        assert [v % 2 for v in values(data)] == data.labels.tolist()
+        assert [data[i][1] for i in range(len(data))] == data.labels.tolist()
+        assert data[0][0].shape == (3, 8, 8)
+    assert sorted(values(train) + values(test)) == sorted([2 * i for i in range(20)] + [2 * i + 1 for i in range(10)])
+    assert isinstance(train, FolderDataset if cache == "none" else MemoryDataset)
+
+
+@BOTH
+def test_many_at_once_equal_one_by_one(tmp_path, cache):
+    data = open_split(classes(tmp_path), cache=cache)
+    images, labels = data.__getitems__([4, 0, 9])
+    assert images.dtype == torch.uint8
+    assert labels.dtype == torch.int64
+    for k, i in enumerate([4, 0, 9]):
+        assert torch.equal(images[k], data[i][0])
+        assert labels[k] == data[i][1]
+
+
+def test_cached_and_uncached_agree(tmp_path, private_cache):
+    classes(tmp_path)
+    every = [open_split(tmp_path, cache=cache) for cache in ("none", "memory", "auto", "auto")]
+    assert len({data.fingerprint for data in every}) == 1
+    reference = every[0].__getitems__(range(len(every[0])))
+    for data in every[1:]:
+        assert torch.equal(data.__getitems__(range(len(data)))[0], reference[0])
+        assert torch.equal(data.labels, reference[1])
+    assert len(list((private_cache / "decoded").iterdir())) == 1
+
+
+def test_large_sets_are_decoded_when_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("dmvae.datasets.image_folder.MEMORY_BYTES", 100)
+    assert isinstance(open_split(classes(tmp_path)), FolderDataset)
+
+
+def test_loader_workers_read_the_folder(tmp_path):
+    data = open_split(classes(tmp_path), cache="none")
+    loader = DataLoader(data, batch_size=9, num_workers=2, collate_fn=lambda batch: batch)
+    images = torch.cat([images for images, _ in loader])
+    assert torch.equal(images, data.__getitems__(range(len(data)))[0])
+
+
+def test_a_flat_folder_has_one_class(tmp_path):
+    for i in range(5):
+        picture(tmp_path / f"{i}.png", i)
+    (tmp_path / "empty folder").mkdir()
+    data = open_split(tmp_path, channels=1)
+    assert data.classes == ("all",)
+    assert data.labels.unique().tolist() == [0]
+    assert data[0][0].shape == (1, 8, 8)
+
+
+def test_the_split_is_a_property_of_each_file(tmp_path):
+    classes(tmp_path / "a", cats=200)
+    before = set(values(open_split(tmp_path / "a", "test", valid_fraction=0.3)))
+    assert 0.15 < len(before) / 210 < 0.45
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    picture(tmp_path / "b" / "cat" / "new.png", 251)
+    assert before - {251} == set(values(open_split(tmp_path / "b", "test", valid_fraction=0.3))) - {251}
+
+
+@pytest.mark.parametrize("fraction", [0.001, 0.999])
+def test_no_split_is_empty(tmp_path, fraction):
+    for i in range(3):
+        picture(tmp_path / f"{i}.png", i)
+    sizes = [len(open_split(tmp_path, s, valid_fraction=fraction)) for s in ("train", "test")]
+    assert min(sizes) == 1
+    assert sum(sizes) == 3
+
+
+@pytest.mark.parametrize("held_out", ["test", "val", "valid"])
+def test_split_folders_are_used(tmp_path, held_out):
+    classes(tmp_path / "train")
+    picture(tmp_path / held_out / "dog" / "a.png", 77)
+    data = open_split(tmp_path, "test")
+    assert values(data) == [77]
+    assert data.labels.tolist() == [1]  # as in train/, though test/ has no cat
+    assert len(open_split(tmp_path)) == 30
+
+
+def test_train_alone_is_split(tmp_path):
+    classes(tmp_path / "train")
+    assert open_split(tmp_path).classes == ("cat", "dog")
+    assert len(open_split(tmp_path)) + len(open_split(tmp_path, "test")) == 30
+
+
+def test_limit_keeps_a_choice_across_classes(tmp_path):
+    data = open_split(classes(tmp_path), limit=12)
+    assert len(data) == 12
+    assert data.labels.unique().tolist() == [0, 1]
+    assert values(data) == values(open_split(tmp_path, limit=12, cache="none"))
+
+
+def test_fingerprint_follows_content_and_config_not_place(tmp_path):
+    classes(tmp_path / "a")
+    base = open_split(tmp_path / "a").fingerprint
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    assert open_split(tmp_path / "b").fingerprint == base
+    others = [open_split(tmp_path / "a", **f).fingerprint for f in ({"size": 9}, {"channels": 1}, {"limit": 5})]
+    others.append(open_split(tmp_path / "a", "test").fingerprint)
+    picture(tmp_path / "b" / "dog" / "0.PNG", 200, size=(90, 70))
+    picture(tmp_path / "b" / "dog" / "1.PNG", 200, size=(90, 70))
+    others.append(open_split(tmp_path / "b").fingerprint)
+    assert len({base, *others}) == 6
+
+
+def test_a_rewritten_file_is_decoded_anew(tmp_path):
+    for i in range(4):
+        picture(tmp_path / f"{i}.bmp", 10)
+    open_split(tmp_path)
+    for i in range(4):
+        picture(tmp_path / f"{i}.bmp", 20)  # of the same size in bytes
+    assert set(values(open_split(tmp_path))) == {20}
+
+
+def break_some(root):
+    (root / "cat" / "1.png").write_bytes(b"")
+    (root / "cat" / "2.png").write_text("hello")
+    return root
+
+
+@BOTH
+def test_broken_files_are_skipped_with_one_warning(tmp_path, cache):
+    break_some(classes(tmp_path))
+    message = r"skipped 2 unreadable images of 29: .*1\.png: empty file; .*2\.png"
+    for _ in range(2):  # the second time from the cache, where there is one
+        with pytest.warns(UserWarning, match=message) as seen:
+            data = open_split(tmp_path, valid_fraction=1e-9, cache=cache)
+        assert len(seen) == 1
+        assert len(data) == 27
+        assert [v % 2 for v in values(data)] == data.labels.tolist()
+
+
+@BOTH
+def test_broken_files_are_an_error_on_request(tmp_path, cache):
+    break_some(classes(tmp_path))
+    with pytest.raises(ValueError, match=r"2 unreadable images: .*1\.png.*on_broken: skip"):
+        open_split(tmp_path, valid_fraction=1e-9, cache=cache, on_broken="error")
+
+
+def test_truncated_files_are_found_when_all_are_decoded(tmp_path):
+    classes(tmp_path)
+    cut(tmp_path / "dog" / "3.PNG")
+    with pytest.warns(UserWarning, match=r"3\.PNG"):
+        assert len(open_split(tmp_path, valid_fraction=1e-9)) == 28
+
+
+def test_truncated_files_met_while_reading_give_another_of_the_class(tmp_path):
+    classes(tmp_path)
+    cut(tmp_path / "cat" / "19.png")  # the last cat: the next good one is past the dogs
+    data = open_split(tmp_path, valid_fraction=1e-9, cache="none")
+    index = next(i for i in range(len(data)) if b"19.png" in data.paths[i])
+    for i in (index, index - len(data)):
+        with pytest.warns(UserWarning, match=r"another of its class.*19\.png"):
+            image, label = data[i]
+        assert label == 0
+        assert int(image.float().mean()) % 2 == 0
+    with pytest.raises(ValueError, match=r"unreadable image: .*19\.png.*on_broken: skip"):
+        open_split(tmp_path, valid_fraction=1e-9, cache="none", on_broken="error")[index]
+
+
+def test_a_class_without_a_readable_image_ends_in_an_error(tmp_path):
+    classes(tmp_path, dogs=2)
+    for name in ("0.PNG", "1.PNG"):
+        cut(tmp_path / "dog" / name)
+    data = open_split(tmp_path, valid_fraction=1e-9, cache="none")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(ValueError, match="class 'dog' has no readable image"):
+            data[len(data) - 1]
+
+
+def test_layout_errors_say_what_to_mend(tmp_path):
+    def fails(root, message, split="train", **fields):
+        with pytest.raises(ValueError, match=message):
+            open_split(root, split, **fields)
+
+    fails(tmp_path / "nowhere", r"image_folder\.root: .*nowhere does not exist")
+    (tmp_path / "file").touch()
+    fails(tmp_path / "file", "is a file")
+    (tmp_path / "none" / "sub").mkdir(parents=True)
+    (tmp_path / "none" / "a.txt").touch()
+    fails(tmp_path / "none", r"no images in .*none; looked for \.bmp .*\.webp")
+    classes(tmp_path / "gap")
+    (tmp_path / "gap" / "bird").mkdir()
+    fails(tmp_path / "gap", r"class folder .*gap/bird has no image: delete it")
+    classes(tmp_path / "mixed")
+    picture(tmp_path / "mixed" / "loose.png", 1)
+    fails(tmp_path / "mixed", r"both loose images \(loose\.png, 1 in all\) and class folders.*cat/")
+    picture(tmp_path / "one" / "a.png", 1)
+    fails(tmp_path / "one", "one image: it cannot be split")
+    picture(tmp_path / "headless" / "test" / "a.png", 1)
+    fails(tmp_path / "headless", r"has test/ but no train/")
+    classes(tmp_path / "odd" / "train")
+    picture(tmp_path / "odd" / "test" / "fish" / "a.png", 1)
+    fails(tmp_path / "odd", "class 'fish', which train/ has not", split="test")
+    for i in range(3):
+        (tmp_path / "junk" / "x").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "junk" / "x" / f"{i}.png").touch()
+    fails(tmp_path / "junk", "none of its 2 images of this split is readable", valid_fraction=1e-9)
+
+
+@pytest.mark.parametrize("value", [0, 1, -0.5, 1.5])
+def test_a_fraction_outside_0_to_1_is_named(value):
+    with pytest.raises(ValueError, match=rf"image_folder\.valid_fraction is {value}"):
+        ImageFolder(root=".", valid_fraction=value)
