@@ -103,7 +103,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if value in args:
             return value
         raise ValueError(f"{where}: {value!r} is not one of {', '.join(map(repr, args))}")
-    if dataclasses.is_dataclass(hint):
+    if dataclasses.is_dataclass(hint) or (isinstance(hint, type) and issubclass(hint, Registered)):
         return value if isinstance(value, hint) else read(hint, value, where)  # type: ignore[arg-type]
     if origin is tuple:
         return _tuple(args, value, where)

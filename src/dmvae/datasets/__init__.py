@@ -41,6 +41,9 @@ class DatasetConfig(Registered):
     limit: int | None = None
     """Keep at most this many images of a split, for quick runs; None keeps all."""
 
+    flip: bool = False
+    """Mirror training images left to right at random."""
+
     def __post_init__(self) -> None:
         if self.size < 1:
             raise ValueError(f"{self.type}.size is {self.size}: give the image height in pixels, 1 or more")

@@ -1,0 +1,1 @@
+"""Measuring: feature extractors, Frechet distances, image metrics, statistics of latents."""

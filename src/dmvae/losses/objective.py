@@ -78,7 +78,7 @@ def discriminate(networks: Networks, x: Tensor, recon: Tensor, rng: Random) -> U
     """The discriminator's turn on images x and their reconstructions, both [n, c, h, w]."""
     config = networks.losses.adversarial
     images = torch.cat([x, recon.detach().float()])
-    seen = augment(images, rng) if config.augment else images
+    seen = torch.cat([augment(part, rng) for part in images.chunk(2)]) if config.augment else images
     answers = networks.discriminator(seen)
     real, fake = answers.chunk(2)
     loss = hinge_discriminator(real, fake)

@@ -1,0 +1,89 @@
+"""The HTML report of a run: one file that needs nothing else, for a reader who was not there."""
+
+from __future__ import annotations
+
+import dataclasses
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING
+
+import yaml
+
+from dmvae import config as configs
+from dmvae.report import latent_map, pictures, table, training
+from dmvae.report.html import details, duration, prose, section
+from dmvae.report.run import Run
+
+if TYPE_CHECKING:
+    from dmvae.pipeline import Job
+
+HERE = Path(__file__).parent
+
+
+def write_report(run_dir: Path, jobs: list[Job]) -> Path:
+    """Write run_dir/report.html from what the jobs' folders and run_dir/summary.json hold; returns its path.
+
+    A section whose files are missing is left out, so that an unfinished run can be looked at too.
+    """
+    run = Run(Path(run_dir), jobs)
+    sections = {
+        "results": section("results", "Results", table.results(run)),
+        "samples": section("samples", "Generated images", pictures.samples(run)),
+        "copies": section("copies", "Reconstructions", pictures.reconstructions(run)),
+        "map": section("map", "Where the latents lie", latent_map.latent_map(run)),
+        "generator": section("generator", "How hard the latents are to model", training.generator(run)),
+        "matching": section("matching", "Inside matching", training.health(run)),
+        "training": section("training", "Training curves", training.curves(run)),
+        "run": section("run", "What was run", what_was_run(run)),
+    }
+    titles = {"results": "Results", "samples": "Samples", "copies": "Reconstructions", "map": "Map", "generator": "Generator",
+              "matching": "Matching", "training": "Training", "run": "Run"}  # fmt: skip
+    page = Template((HERE / "page.html").read_text()).substitute(
+        title=escape(run.name),
+        style=(HERE / "page.css").read_text(),
+        summary=table.summary(run),
+        menu="".join(f'<a href="#{key}">{titles[key]}</a>' for key, body in sections.items() if body),
+        body="\n".join(filter(None, sections.values())),
+    )
+    path = Path(run_dir) / "report.html"
+    part = path.with_suffix(".part")
+    part.write_text(page, encoding="utf-8")
+    part.replace(path)
+    return path
+
+
+def what_was_run(run: Run) -> str:
+    """Times, machine and versions, what differs between the recipes, the recipes."""
+    parts = [_times(run)]
+    environment = run.summary.get("environment") or {}
+    facts = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in environment.items())
+    parts.append(f'<h3>Machine and versions</h3><dl class="facts">{facts}</dl>' if facts else "")
+    differ = table.differences(run)
+    parts.append(f"<h3>What differs between the methods</h3>{differ}" if differ else "")
+    recipes = [details(name, _yaml(recipe)) for name, recipe in run.recipes.items() if dataclasses.is_dataclass(recipe)]
+    parts += ["<h3>Resolved recipes</h3>", *recipes] if recipes else []
+    return "\n".join(filter(None, parts))
+
+
+def _yaml(recipe: object) -> str:
+    return f"<pre>{escape(yaml.safe_dump(configs.plain(recipe), sort_keys=False, allow_unicode=True))}</pre>"
+
+
+def _times(run: Run) -> str:
+    rows = run.seconds()
+    if not rows:
+        return ""
+    longest = max(seconds for _, _, seconds in rows) or 1.0
+    bars = ""
+    for stage, names, seconds in rows:
+        who = "all methods" if len(names) == len(run.variants) > 1 else ", ".join(names)
+        colour = "currentColor" if len(names) > 1 else run.colour(names[0])
+        bars += (
+            f'<div class="bar"><span>{escape(stage)} <small>{escape(who)}</small></span>'
+            f'<span class="track"><i style="width:{100 * seconds / longest:.2f}%;background:{colour}"></i></span>'
+            f"<span>{duration(seconds)}</span></div>\n"
+        )
+    total = duration(sum(seconds for _, _, seconds in rows))
+    text = f"Wall-clock time per stage, {total} in all. A stage that methods share ran once."
+    return f'<h3>Time per stage</h3>{prose(text)}<div class="bars">{bars}</div>'

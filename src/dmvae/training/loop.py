@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers.models.modeling_utils import ModelMixin
+from safetensors.torch import save_file
 from torch import nn
 
 from dmvae import distributed
 from dmvae.training import checkpoint
+from dmvae.training.augment import random_flip
 from dmvae.training.contract import Batch, Networks, TrainingConfig, Update
 from dmvae.training.data import Order, as_input, loader
 from dmvae.training.ema import Average
@@ -174,8 +177,12 @@ def _batches(trainer: Trainer, steps: int) -> Iterator[tuple[torch.Tensor, torch
             f"use at most {len(dataset)}"
         )
     order = Order(len(dataset), config.batch_size, trainer.key, trainer.step, steps)
-    for data, labels in loader(dataset, order, inputs.recipe.run.workers, inputs.device):
-        yield as_input(data, inputs.device), labels.to(inputs.device, non_blocking=True)
+    flips = inputs.recipe.data.flip and dataset is inputs.train_set
+    for step, (data, labels) in enumerate(loader(dataset, order, inputs.recipe.run.workers, inputs.device), trainer.step):
+        x = as_input(data, inputs.device)
+        if flips:
+            x = random_flip(x, Random(*trainer.key, "flip", step, device=inputs.device))
+        yield x, labels.to(inputs.device, non_blocking=True)
 
 
 def _compile(module: nn.Module) -> None:
@@ -185,10 +192,15 @@ def _compile(module: nn.Module) -> None:
 
 
 def save_network(module: nn.Module, folder: Path) -> None:
-    """Write as a diffusers model folder, through a temporary name so that a kill leaves no half folder."""
+    """Write as a diffusers model folder (a plain module as model.safetensors alone), through a temporary name
+    so that a kill leaves no half folder."""
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    module.save_pretrained(part)  # type: ignore[operator]
+    if isinstance(module, ModelMixin):
+        module.save_pretrained(part)
+    else:
+        part.mkdir(parents=True)
+        save_file({k: v.contiguous() for k, v in module.state_dict().items()}, part / "model.safetensors")
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
 

@@ -1,0 +1,56 @@
+# The only commands a newcomer needs: make demo, make test, make lint, make bench.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help install install-dev demo fashion-mnist test lint format bench clean
+
+help:
+	@echo "make install   a virtual environment in .venv with dmvae and what the demo needs"
+	@echo "make demo      Fashion-MNIST, two tokenizers and their generators, a table and a report (runs/demo)"
+	@echo "make test      the tests"
+	@echo "make lint      formatting, lint and types"
+	@echo "make bench     speed of every stage's step against the machine's peak"
+
+install: $(BIN)/.installed
+
+$(BIN)/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable ".[demo]"
+	touch $@
+
+install-dev: $(BIN)/.installed-dev
+
+$(BIN)/.installed-dev: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	touch $@ $(BIN)/.installed
+
+# Debian's package where it can be had without a question; elsewhere dmvae downloads the files itself.
+fashion-mnist:
+	@if [ ! -e /usr/share/datasets/fashion-mnist ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		(apt-get update -qq && apt-get install -y -qq dataset-fashion-mnist) >/dev/null 2>&1 \
+			|| echo "Debian's package dataset-fashion-mnist could not be installed; dmvae will try to download the data"; \
+	fi
+
+demo: install fashion-mnist
+	$(BIN)/dmvae run recipes/demo.yaml
+
+test: install-dev
+	$(BIN)/pytest
+
+lint: install-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: install-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: install
+	$(BIN)/python -m benchmarks.steps
+	$(BIN)/python -m benchmarks.generator
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,108 @@
+"""Time the networks on this machine: `python benchmarks/models.py [--threads 2] [--repeat 5]`.
+
+Prints, for forward plus backward: the median time, and the share of this machine's measured peak of
+matrix multiplication that it amounts to (FLOPs as torch counts them: products and convolutions).
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from dmvae.models import Decoder, LightningDiT, lightningdit
+
+
+def median_seconds(run: Callable[[], object], repeat: int) -> float:
+    """Median time of `run`, after one call that is not counted (it may compile)."""
+    run()
+    times = []
+    for _ in range(repeat):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def peak_flops(dtype: torch.dtype, repeat: int, n: int = 2048) -> float:
+    """Floating-point operations per second of an n x n matrix product."""
+    a, b = torch.randn(n, n, dtype=dtype), torch.randn(n, n, dtype=dtype)
+    return 2 * n**3 / median_seconds(lambda: a @ b, repeat)
+
+
+def training_step(model: nn.Module, *inputs: Tensor, dtype: torch.dtype = torch.float32) -> Callable[[], object]:
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            out = model(*inputs)
+        out.float().square().mean().backward()
+
+    return step
+
+
+def flow_case(model: LightningDiT, batch: int) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    for parameter in model.parameters():  # zeros would let no gradient through
+        nn.init.normal_(parameter, std=0.02)
+    c, side = model.config.in_channels, model.config.input_size
+    return model, (torch.randn(batch, c, side, side), torch.rand(batch), torch.randint(10, (batch,)))
+
+
+def decoder_case(channels_last: bool, norm: bool = True) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    model = Decoder(16, 1, width=32, multipliers=(1, 2, 4, 4), stride=8)
+    if not norm:
+        for module in list(model.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, nn.GroupNorm):
+                    setattr(module, name, nn.Identity())
+    z = torch.randn(64, 16, 4, 4)
+    if channels_last:
+        model, z = model.to(memory_format=torch.channels_last), z.to(memory_format=torch.channels_last)
+    return model, (z,)
+
+
+CASES: dict[str, Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]] = {
+    "LightningDiT-S/1, 16x16x32, batch 16": lambda: flow_case(
+        lightningdit("S/1", in_channels=32, input_size=16, num_classes=1000), 16
+    ),
+    "LightningDiT 128x4, 4x4x16, batch 256": lambda: flow_case(
+        LightningDiT(in_channels=16, input_size=4, width=128, depth=4, heads=4, num_classes=10), 256
+    ),
+    "Decoder, 32x32 grey, batch 64": lambda: decoder_case(False),
+    "Decoder, channels_last": lambda: decoder_case(True),
+    "Decoder, channels_last, no GroupNorm": lambda: decoder_case(True, norm=False),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
+    parser.add_argument("--repeat", type=int, default=5, help="timings per figure, of which the median is printed")
+    parser.add_argument("--only", default="", help="run the cases whose name contains this")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="time torch.compile too")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    dtype = getattr(torch, args.dtype)
+    peak = peak_flops(dtype, args.repeat)
+    print(f"peak of matrix multiplication, {args.dtype}, {args.threads} threads: {peak / 1e9:.0f} GFLOP/s")
+    for name, make in CASES.items():
+        if args.only not in name:
+            continue
+        for mode in ("eager", "compile") if args.compile else ("eager",):
+            torch.manual_seed(0)
+            model, inputs = make()
+            with FlopCounterMode(display=False) as counter:
+                training_step(model, *inputs)()
+            network = torch.compile(model, fullgraph=True) if mode == "compile" else model
+            seconds = median_seconds(training_step(network, *inputs, dtype=dtype), args.repeat)
+            share = counter.get_total_flops() / seconds / peak
+            print(f"{name:42} {mode:8} {seconds * 1e3:8.1f} ms {share:6.0%} of peak", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""`python -m dmvae`."""
+
+from dmvae.cli import main
+
+main()

@@ -1,0 +1,63 @@
+"""Encoder `conv`: a small residual network for small images, trained here from scratch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dmvae.encoders import EncoderConfig
+from dmvae.models.layers import ResidualBlock, group_norm
+from dmvae.registry import register
+
+
+@register("conv")
+@dataclass(frozen=True, kw_only=True)
+class ConvEncoder(EncoderConfig):
+    """Residual convolutional encoder. GroupNorm, so that no image's features depend on another's."""
+
+    width: int = 64
+    """Channels after the first convolution."""
+    multipliers: tuple[int, ...] = (1, 2)
+    """Channels of each level, as multiples of width; every level after the first halves the resolution."""
+    blocks: int = 1
+    """Residual blocks per level."""
+    out_channels: int = 256
+    """Channels of the features."""
+    stride: int = 8
+    """Image pixels per feature, along each side. What the levels do not reach, the first convolution takes."""
+
+    def __post_init__(self) -> None:
+        halvings = 2 ** (len(self.multipliers) - 1)
+        if not self.multipliers or self.stride < halvings or self.stride % halvings:
+            raise ValueError(
+                f"stride {self.stride} must be a multiple of {halvings}, which {len(self.multipliers)} levels reach; "
+                "change stride or the number of multipliers"
+            )
+
+    def build(self, *, size: int, channels: int, pretrained: bool = False) -> nn.Module:
+        return ConvNet(self, channels)
+
+
+class ConvNet(nn.Module):
+    """images [n, c, h, w] in [-1, 1] -> features [n, channels, h / stride, w / stride]."""
+
+    def __init__(self, config: ConvEncoder, in_channels: int):
+        super().__init__()
+        self.channels, self.stride = config.out_channels, config.stride
+        widths = [config.width * multiplier for multiplier in config.multipliers]
+        # Nearly all of the time goes into high resolutions, so the stem leaves them at once.
+        first = config.stride // 2 ** (len(widths) - 1)
+        kernel = max(3, 2 * first - 1)
+        parts: list[nn.Module] = [nn.Conv2d(in_channels, widths[0], kernel, stride=first, padding=kernel // 2)]
+        for level, width in enumerate(widths):
+            if level > 0:
+                parts += [group_norm(widths[level - 1]), nn.SiLU()]
+                parts += [nn.Conv2d(widths[level - 1], width, 3, stride=2, padding=1)]
+            parts += [ResidualBlock(width, width) for _ in range(config.blocks)]
+        parts += [group_norm(widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], self.channels, 1)]
+        self.layers = nn.Sequential(*parts)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images.contiguous(memory_format=torch.channels_last))

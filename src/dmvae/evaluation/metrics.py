@@ -1,0 +1,136 @@
+"""Metrics of image pairs, and of sets of features: fidelity, coverage and classification.
+
+Shapes: images are uint8 [n, C, h, w]; features float [n, d].
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CHUNK = 256
+"""Images, or rows of a distance matrix, at a time."""
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """Images in [-1, 1] -> uint8 in 0 .. 255: clamped, then rounded to the nearest value."""
+    return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def psnr(a: Tensor, b: Tensor) -> float:
+    """Mean over images of 10 log10(255^2 / mean squared difference), dB. Images uint8 [n, C, h, w].
+
+    An image that is reproduced exactly counts as one with a squared difference of 1 / (C h w), a single step of
+    a single value, so that the mean stays finite. Raises ValueError for images of another type or shape.
+    """
+    _check_pair(a, b)
+    errors = [(x.double() - y.double()).square().mean(dim=(1, 2, 3)) for x, y in _chunks(a, b)]
+    smallest = 1 / a[0].numel()
+    return float((10 * torch.log10(255.0**2 / torch.cat(errors).clamp_min(smallest))).mean())
+
+
+def ssim(a: Tensor, b: Tensor) -> float:
+    """Mean over images of the structural similarity (Wang et al. 2004), 1 for equal images. uint8 [n, C, h, w].
+
+    As in the paper: an 11x11 Gaussian window of standard deviation 1.5, population covariance, K1 = 0.01, K2 = 0.03,
+    only windows that lie inside the image; the mean over channels. Raises ValueError for images of another type or
+    shape, or smaller than the window.
+    """
+    _check_pair(a, b)
+    if min(a.shape[2:]) < 11:
+        raise ValueError(f"ssim needs images of at least 11x11 pixels, not {a.shape[2]}x{a.shape[3]}")
+    return float(torch.cat([_ssim(x.double(), y.double()) for x, y in _chunks(a, b)]).mean())
+
+
+def _ssim(a: Tensor, b: Tensor) -> Tensor:
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    n = len(a)
+    averages = _gaussian_average(torch.cat([a, b, a * a, b * b, a * b]))
+    mean_a, mean_b, aa, bb, ab = averages.split(n)
+    var_a, var_b, cov = aa - mean_a**2, bb - mean_b**2, ab - mean_a * mean_b
+    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+    structure = (2 * cov + c2) / (var_a + var_b + c2)
+    return (luminance * structure).mean(dim=(1, 2, 3))
+
+
+def _gaussian_average(x: Tensor) -> Tensor:
+    """[n, C, h, w] -> [n, C, h - 10, w - 10]."""
+    window = torch.exp(-torch.arange(-5, 6, dtype=x.dtype, device=x.device).square() / (2 * 1.5**2))
+    window /= window.sum()
+    flat = x.flatten(0, 1).unsqueeze(1)
+    flat = F.conv2d(F.conv2d(flat, window.view(1, 1, 1, -1)), window.view(1, 1, -1, 1))
+    return flat.squeeze(1).unflatten(0, x.shape[:2])
+
+
+def precision_recall_density_coverage(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, float]:
+    """How the manifolds of two sets of features [n, d] and [m, d] overlap (arXiv 1904.06991, 2002.09797).
+
+    The manifold of a set is the union of balls about its points, each reaching its k-th nearest neighbour in the set.
+
+        precision   share of fake points inside the real manifold
+        recall      share of real points inside the fake manifold
+        density     mean number of real balls that a fake point lies in, divided by k
+        coverage    share of real balls that hold a fake point
+
+    Raises ValueError where a set has no more than k points.
+    """
+    if min(len(real), len(fake)) <= k:
+        raise ValueError(f"sets of {len(real)} and {len(fake)} features are too small for {k} neighbours")
+    # Distances are computed through inner products, which lose digits far from the origin.
+    centre = real.mean(0)
+    real, fake = real - centre, fake - centre
+    real_radius, fake_radius = _radii(real, k), _radii(fake, k)
+    in_real = torch.zeros(len(fake), dtype=torch.long, device=real.device)
+    recalled, covered = [], []
+    for i in range(0, len(real), CHUNK):
+        distance = torch.cdist(real[i : i + CHUNK], fake)
+        in_ball = distance <= real_radius[i : i + CHUNK, None]
+        in_real += in_ball.sum(0)
+        covered.append(in_ball.any(1))
+        recalled.append((distance <= fake_radius).any(1))
+    return {
+        "precision": float((in_real > 0).double().mean()),
+        "recall": float(torch.cat(recalled).double().mean()),
+        "density": float(in_real.double().mean() / k),
+        "coverage": float(torch.cat(covered).double().mean()),
+    }
+
+
+def _radii(x: Tensor, k: int) -> Tensor:
+    """Distance [n] of each point to its k-th nearest neighbour; the point itself is the 0-th."""
+    rows = [torch.cdist(x[i : i + CHUNK], x).kthvalue(k + 1, dim=1).values for i in range(0, len(x), CHUNK)]
+    return torch.cat(rows)
+
+
+def knn_accuracy(
+    train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, k: int = 20, temperature: float = 0.07
+) -> float:
+    """Share of test vectors [m, d] that their k nearest training vectors [n, d] classify rightly.
+
+    Nearness is cosine similarity s, a neighbour's vote weighs exp(s / temperature), as DINO evaluates
+    (arXiv 2104.14294). Labels are int64 [n] and [m]. Raises ValueError when k exceeds n.
+    """
+    if k > len(train):
+        raise ValueError(f"k = {k} neighbours of only {len(train)} training vectors")
+    train, test = F.normalize(train.float(), dim=1), F.normalize(test.float(), dim=1)
+    classes = int(torch.maximum(train_labels.max(), test_labels.max())) + 1
+    right = 0
+    for i in range(0, len(test), CHUNK):
+        similarity, neighbours = (test[i : i + CHUNK] @ train.T).topk(k, dim=1)
+        votes = torch.zeros(len(similarity), classes, device=test.device)
+        votes.scatter_add_(1, train_labels[neighbours], (similarity / temperature).exp())
+        right += int((votes.argmax(1) == test_labels[i : i + CHUNK]).sum())
+    return right / len(test)
+
+
+def _chunks(a: Tensor, b: Tensor) -> zip[tuple[Tensor, Tensor]]:
+    return zip(a.split(CHUNK), b.split(CHUNK), strict=True)
+
+
+def _check_pair(a: Tensor, b: Tensor) -> None:
+    if a.dtype != torch.uint8 or b.dtype != torch.uint8 or a.ndim != 4 or a.shape != b.shape or len(a) == 0:
+        raise ValueError(
+            "images to compare are two uint8 tensors [n, C, h, w] of one shape, not "
+            f"{a.dtype} {[*a.shape]} and {b.dtype} {[*b.shape]}"
+        )

@@ -1,0 +1,115 @@
+"""Adversarial losses, their adaptive weight, and differentiable augmentation.
+
+Images are [n, C, h, w] in [-1, 1]; logits of any shape, higher for what looks real.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dmvae.training.random import Random
+
+
+def hinge_discriminator(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """1/2 (mean max(0, 1 - real) + mean max(0, 1 + fake)): a scalar, 0 when every answer is right by a margin of 1."""
+    return 0.5 * (F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean())
+
+
+def hinge_generator(fake_logits: Tensor) -> Tensor:
+    """-mean fake: a scalar."""
+    return -fake_logits.mean()
+
+
+def adaptive_weight(rec_grad: Tensor, gan_grad: Tensor, eps: float = 1e-4, max: float = 1e4) -> Tensor:
+    """min(|rec_grad| / (|gan_grad| + eps), max), without gradient: a scalar (arXiv 2012.09841, eq. 7).
+
+    Both are gradients with respect to the weights of the decoder's last layer, of the reconstruction loss and of the
+    generator's loss: the weight makes them pull equally hard.
+    """
+    return (rec_grad.detach().norm() / (gan_grad.detach().norm() + eps)).clamp(0, max)
+
+
+def consistency(logits_plain: Tensor, logits_aug: Tensor) -> Tensor:
+    """mean (plain - augmented)^2 of the discriminator's answers on the same images (arXiv 1910.12027): a scalar."""
+    return F.mse_loss(logits_plain, logits_aug)
+
+
+def augment(x: Tensor, rng: torch.Generator, policy: str = "color,translation,cutout") -> Tensor:
+    """DiffAugment (arXiv 2006.10738): each image changed at random, differentiably. Same shape as x, [n, C, h, w].
+
+    `policy` names what is done, in order, separated by commas:
+
+        color        brightness, saturation (left out for grey images) and contrast
+        translation  by up to 1/8 of the size each way; what comes in is 0
+        cutout       a square of half the size, anywhere, becomes 0
+
+    All randomness is the generator's; it may live on another device than x. Raises ValueError for an unknown name.
+    """
+    for name in filter(None, policy.replace(" ", "").split(",")):
+        if name not in AUGMENTATIONS:
+            raise ValueError(f"no augmentation is called {name!r}; known: {', '.join(AUGMENTATIONS)}")
+        x = AUGMENTATIONS[name](x, rng)
+    return x
+
+
+def color(x: Tensor, rng: torch.Generator) -> Tensor:
+    """Brightness shifted by up to 1/2, saturation scaled by 0 to 2, contrast scaled by 1/2 to 3/2."""
+    brightness, saturation, contrast = (_uniform(x, rng)[:, None, None, None] for _ in range(3))
+    x = x + (brightness - 0.5)
+    if x.shape[1] > 1:
+        grey = x.mean(1, keepdim=True)
+        x = grey + (x - grey) * (2 * saturation)
+    mean = x.mean((1, 2, 3), keepdim=True)
+    return mean + (x - mean) * (contrast + 0.5)
+
+
+def translation(x: Tensor, rng: torch.Generator, ratio: float = 0.125) -> Tensor:
+    """Whole pixels, up to `ratio` of the height and the width."""
+    for axis in (2, 3):
+        size = x.shape[axis]
+        reach = int(size * ratio + 0.5)
+        shift = _integers(x, rng, 2 * reach + 1) - reach
+        source = torch.arange(size, device=x.device) + shift[:, None]
+        inside = (source >= 0) & (source < size)
+        # Shapes [n, 1, size, 1] or [n, 1, 1, size], for the axis that moves.
+        view = (len(x), 1, -1, 1) if axis == 2 else (len(x), 1, 1, -1)
+        x = x.gather(axis, source.clamp(0, size - 1).view(view).expand_as(x)) * inside.view(view)
+    return x
+
+
+def cutout(x: Tensor, rng: torch.Generator, ratio: float = 0.5) -> Tensor:
+    """A rectangle of `ratio` of the height and the width, centred anywhere in the image."""
+    held = []
+    for axis in (2, 3):
+        size = x.shape[axis]
+        width = int(size * ratio + 0.5)
+        start = _integers(x, rng, size + (1 - width % 2)) - width // 2
+        place = torch.arange(size, device=x.device)
+        held.append((place >= start[:, None]) & (place < start[:, None] + width))
+    rows, columns = held
+    return x * ~(rows[:, None, :, None] & columns[:, None, None, :])
+
+
+AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+    "color": color,
+    "translation": translation,
+    "cutout": cutout,
+}
+
+
+def _uniform(x: Tensor, rng: torch.Generator) -> Tensor:
+    """Uniform in [0, 1), one for each image, on the images' device."""
+    if isinstance(rng, Random):
+        return rng.uniform(len(x)).to(x)
+    return torch.rand(len(x), generator=rng, device=rng.device, dtype=torch.float32).to(x)
+
+
+def _integers(x: Tensor, rng: torch.Generator, high: int) -> Tensor:
+    """Uniform in 0 .. high - 1, one for each image, on the images' device."""
+    if isinstance(rng, Random):
+        return rng.integers(high, len(x)).to(x.device)
+    return torch.randint(high, (len(x),), generator=rng, device=rng.device).to(x.device)

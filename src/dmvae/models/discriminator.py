@@ -1,0 +1,56 @@
+"""PatchGAN (pix2pix, arXiv 1611.07004): a realness logit for each patch of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from dmvae.models.base import Model
+from dmvae.models.layers import group_norm
+from dmvae.registry import nearest
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "batch": nn.BatchNorm2d,
+    "group": group_norm,
+    "none": lambda channels: nn.Identity(),
+}
+
+
+class PatchGAN(Model):  # type: ignore[misc]
+    """Strided 4x4 convolutions. Each of `layers` halves the image; one logit sees 16, 34 or 70 pixels
+    across with 1, 2 or 3 of them.
+
+    norm: "batch" is the published one; "group" depends on no other image (equal on any number of ranks);
+    "none" is the fastest.
+    """
+
+    @register_to_config
+    def __init__(
+        self, *, in_channels: int, width: int = 64, layers: int = 3, norm: Literal["batch", "group", "none"] = "batch"
+    ):
+        super().__init__()
+        if norm not in NORMS:
+            raise ValueError(f"norm: no normalisation is called {norm!r}{nearest(norm, NORMS)}")
+        widths = [width * min(2**i, 8) for i in range(layers + 1)]
+        parts: list[nn.Module] = [nn.Conv2d(in_channels, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        for i in range(1, layers + 1):
+            stride = 2 if i < layers else 1
+            parts += [
+                nn.Conv2d(widths[i - 1], widths[i], 4, stride=stride, padding=1),
+                NORMS[norm](widths[i]),
+                nn.LeakyReLU(0.2),
+            ]
+        self.main = nn.Sequential(*parts, nn.Conv2d(widths[-1], 1, 4, padding=1))
+        for module in self.main:
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.02)
+                nn.init.constant_(module.bias, 0.0)  # type: ignore[arg-type]
+            elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
+                nn.init.normal_(module.weight, mean=1.0, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [n, c, h, w] in [-1, 1] -> logits [n, 1, about h / 2**layers, about w / 2**layers]."""
+        return self.main(x)

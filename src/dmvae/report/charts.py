@@ -1,0 +1,129 @@
+"""Line charts as inline SVG. Text and axes take the page's text colour, so they read on light and dark."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+INK = "#010203"
+"""Stands for the page's text colour until the SVG is written."""
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "dmvae",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "ytick.minor.size": 0,
+}
+POINTS = 300
+
+
+@dataclass(frozen=True)
+class Line:
+    name: str
+    colour: str
+    steps: Sequence[float]
+    values: Sequence[float]
+
+
+def lines(series: Sequence[Line], *, log: bool = False, size: tuple[float, float] = (4.0, 2.3), label: str = "") -> str:
+    """One chart: each series as an exponential moving average over its faint raw values.
+
+    `label` says in words what the chart shows, for readers who do not see it. Empty without a point.
+    """
+    kept = [(line, *_clean(line, log)) for line in series]
+    kept = [(line, x, y) for line, x, y in kept if len(x)]
+    if not kept:
+        return ""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=size)
+        axes = figure.add_axes((0.13, 0.15, 0.84, 0.81))
+        for order, (line, x, y) in enumerate(kept):
+            colour = INK if line.colour == "currentColor" else line.colour
+            smooth = np.exp(_smooth(np.log(y))) if log else _smooth(y)
+            if len(x) == 1:
+                axes.plot(x, y, "o", color=colour, markersize=4)
+                continue
+            axes.plot(*_thin(x, y), color=colour, linewidth=0.7, alpha=0.28, zorder=2)
+            axes.plot(*_thin(x, smooth), color=colour, linewidth=1.6, solid_capstyle="round", zorder=3 + order)
+        _dress(axes, [y for _, _, y in kept], log)
+        return _svg(figure, label or ", ".join(line.name for line in series))
+
+
+def _clean(line: Line, log: bool) -> tuple[np.ndarray, np.ndarray]:
+    x, y = np.asarray(line.steps, float), np.asarray(line.values, float)
+    keep = np.isfinite(y) & ((y > 0) if log else True)
+    return x[keep], y[keep]
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Exponential moving average over about a twentieth of the points, without bias at the start."""
+    decay = 1 - 1 / max(1.0, len(values) / 20)
+    result, total, weight = np.empty_like(values), 0.0, 0.0
+    for i, value in enumerate(values):
+        total, weight = decay * total + (1 - decay) * value, decay * weight + (1 - decay)
+        result[i] = total / weight
+    return result
+
+
+def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    keep = np.unique(np.linspace(0, len(x) - 1, min(POINTS, len(x))).round().astype(int))
+    return x[keep], y[keep]
+
+
+def _dress(axes: Axes, values: list[np.ndarray], log: bool) -> None:
+    """Grid, ticks, and limits that the first steps' fall does not stretch."""
+    late = np.concatenate([y[len(y) // 25 :] for y in values])
+    if log:
+        axes.set_yscale("log")
+        low, high = late.min() / 1.3, late.max() * 1.3
+        axes.yaxis.set_major_locator(LogLocator(numticks=5))
+        if high / low >= 10:
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        else:
+            axes.yaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
+    else:
+        low, high = np.quantile(late, [0.002, 0.998])
+        low, high = min(low, *(y[-1] for y in values)), max(high, *(y[-1] for y in values))
+        pad = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
+        low, high = low - pad, high + pad
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.set_ylim(low, high)
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if abs(x) >= 1000 else f"{x:g}")
+    axes.grid(axis="y", color=INK, alpha=0.1, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=2.5, pad=3)
+    axes.text(1, -0.145, "steps", transform=axes.transAxes, ha="right", va="top", fontsize=8, alpha=0.6)
+
+
+def _svg(figure: Figure, label: str) -> str:
+    from html import escape
+
+    buffer = io.StringIO()
+    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", text)  # the same names in every chart of the page
+    text = re.sub(r'<svg[^>]*?viewBox="([^"]+)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{escape(label)}">', text, count=1)
+    text = re.sub(r'<g>\s*<path d="[^"]+" style="fill: #ffffff"/>\s*</g>', "", text, count=1)
+    return text.replace(INK, "currentColor")

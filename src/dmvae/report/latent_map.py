@@ -1,0 +1,173 @@
+"""A map of latents in two dimensions: the reference and each method, drawn in one common plane."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import hsv_to_rgb, to_hex
+from matplotlib.figure import Figure
+from PIL import Image
+
+from dmvae.report.html import legend, panel, panels
+from dmvae.report.pictures import data_uri
+from dmvae.report.run import COLOURS, Run
+
+POINTS, TOTAL = 1000, 3000
+"""Points a panel and points in one embedding, at most: about five seconds of t-SNE."""
+NEIGHBOURS = 10
+
+
+@dataclass
+class Cloud:
+    """Normalised latents [n, d] of one panel, with their classes [n]; `reference` is the cloud to compare with."""
+
+    title: str
+    latents: np.ndarray
+    labels: np.ndarray
+    reference: Cloud | None = None
+    plane: np.ndarray | None = None
+
+
+def latent_map(run: Run) -> str:
+    clouds = _clouds(run)
+    if not clouds:
+        return ""
+    groups: dict[int, list[Cloud]] = {}
+    for cloud in clouds:  # latents of different sizes have no common plane
+        groups.setdefault(cloud.latents.shape[1], []).append(cloud)
+    how = ""
+    for group in groups.values():
+        how = _embed(group)
+    labels = sorted({int(label) for cloud in clouds for label in cloud.labels})
+    palette = class_colours(labels)
+    drawn = [panels((_draw(cloud, group, palette) for cloud in group), "maps") for group in groups.values()]
+    names = legend((run.class_name(label), palette[label]) for label in labels[:24])
+    more = f'<p class="note">and {len(labels) - 24} more classes</p>' if len(labels) > 24 else ""
+    return "\n".join([_text(clouds, len(groups)), names, more, *drawn, f'<p class="note">{_how(how, len(groups))}</p>'])
+
+
+def _clouds(run: Run) -> list[Cloud]:
+    """The references, each once, then the methods."""
+    folders = run.folders("reference")
+    maps = {v: t for v, t in run.tensors("reference", "map.safetensors").items() if {"latents", "labels"} <= t.keys()}
+    references: dict[str, Cloud] = {}
+    for variant, tensors in maps.items():
+        key = str(folders[variant])
+        if key not in references:
+            several = len({folders[v] for v in maps}) > 1
+            title = f"reference of {variant}" if several else "reference"
+            references[key] = Cloud(title, tensors["latents"].flatten(1).float().numpy(), tensors["labels"].numpy())
+    clouds = list(references.values())
+    for variant, tensors in run.tensors("evaluate", "pictures.safetensors").items():
+        if "map_latents" not in tensors:
+            continue
+        own = references.get(str(folders.get(variant)), next(iter(references.values()), None))
+        clouds.append(Cloud(variant, tensors["map_latents"].float().numpy(), tensors["map_labels"].numpy(), own))
+    count = min(POINTS, TOTAL // max(1, len(clouds)))
+    for cloud in clouds:
+        keep = np.unique(np.linspace(0, len(cloud.latents) - 1, min(count, len(cloud.latents))).round().astype(int))
+        cloud.latents, cloud.labels = cloud.latents[keep], cloud.labels[keep]
+    return [cloud for cloud in clouds if len(cloud.latents) > 2]
+
+
+def _embed(clouds: list[Cloud]) -> str:
+    """Place all points of the clouds in one plane; returns the name of the method."""
+    joined = np.concatenate([cloud.latents for cloud in clouds]).astype(np.float64)
+    plane, how = project(joined)
+    ends = np.cumsum([len(cloud.latents) for cloud in clouds])
+    for cloud, part in zip(clouds, np.split(plane, ends[:-1]), strict=True):
+        cloud.plane = part
+    return how
+
+
+def project(points: np.ndarray) -> tuple[np.ndarray, str]:
+    """(float [n, 2], "t-SNE" or "PCA"): t-SNE of the first 50 principal components where scikit-learn is there."""
+    centred = points - points.mean(axis=0)
+    _, _, axes = np.linalg.svd(centred, full_matrices=False)
+    axes = axes[:50] * np.sign(axes[:50][np.arange(len(axes[:50])), np.abs(axes[:50]).argmax(axis=1)])[:, None]
+    components = centred @ axes.T
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError:
+        TSNE = None
+    if TSNE is None or len(points) < 50 or components.shape[1] < 3:
+        flat = np.zeros((len(points), 2))
+        flat[:, : min(2, components.shape[1])] = components[:, :2]
+        return flat, "PCA"
+    steps = "max_iter" if "max_iter" in inspect.signature(TSNE).parameters else "n_iter"
+    perplexity = min(30.0, len(points) / 5)
+    tsne = TSNE(init="pca", random_state=0, perplexity=perplexity, angle=0.7, **{steps: 500})
+    return tsne.fit_transform(components.astype(np.float32)), "t-SNE"
+
+
+def mixing(points: np.ndarray, reference: np.ndarray) -> float:
+    """Mean share of reference points among the 10 nearest neighbours of `points`, in a pool of as many of
+    either: about 0.5 where the two are mixed, 0 where they lie apart."""
+    n = min(len(points), len(reference))
+    own, other = points[:n].astype(np.float64), reference[:n].astype(np.float64)
+    pool = np.concatenate([own, other])
+    squared = (own**2).sum(1)[:, None] + (pool**2).sum(1)[None] - 2 * own @ pool.T
+    np.fill_diagonal(squared, np.inf)
+    k = min(NEIGHBOURS, 2 * n - 1)
+    return float((np.argpartition(squared, k - 1, axis=1)[:, :k] >= n).mean())
+
+
+def class_colours(labels: list[int]) -> dict[int, str]:
+    """Label -> a colour of middle lightness."""
+    if len(labels) <= len(COLOURS):
+        return dict(zip(labels, COLOURS, strict=False))
+    hues = np.linspace(0, 1, len(labels), endpoint=False)
+    return {label: to_hex(hsv_to_rgb((hue, 0.65, 0.82))) for label, hue in zip(labels, hues, strict=True)}
+
+
+def _draw(cloud: Cloud, group: list[Cloud], palette: dict[int, str]) -> str:
+    assert cloud.plane is not None
+    figure = Figure(figsize=(3.4, 3.4), dpi=200)
+    figure.patch.set_alpha(0)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.axis("off")
+    if cloud.reference is not None and cloud.reference in group:
+        axes.scatter(*cloud.reference.plane.T, s=16, c="#8a8f98", alpha=0.18, linewidths=0)  # type: ignore[union-attr]
+    axes.scatter(*cloud.plane.T, s=7, c=[palette[int(label)] for label in cloud.labels], alpha=0.85, linewidths=0)
+    every = np.concatenate([other.plane for other in group if other.plane is not None])
+    low, high = every.min(axis=0), every.max(axis=0)
+    pad = 0.03 * (high - low) + 1e-6
+    axes.set_xlim(low[0] - pad[0], high[0] + pad[0])
+    axes.set_ylim(low[1] - pad[1], high[1] + pad[1])
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    image = Image.fromarray(np.asarray(canvas.buffer_rgba()))
+    body = f'<img src="{data_uri(image)}" alt="{escape(cloud.title)}: latents in two dimensions" width="340" height="340">'
+    return panel(cloud.title, body, _note(cloud, group))
+
+
+def _note(cloud: Cloud, group: list[Cloud]) -> str:
+    if cloud.reference is None or cloud.reference not in group:
+        return ""
+    share = mixing(cloud.latents, cloud.reference.latents)
+    return f"{100 * share:.0f} % of nearest neighbours belong to the reference"
+
+
+def _text(clouds: list[Cloud], groups: int) -> str:
+    text = "<p>A point is the latent of one image, its colour the image's class. "
+    if any(cloud.reference for cloud in clouds):
+        text += (
+            "The <b>reference</b> is the distribution that matching aims at; behind every method it is drawn again in grey. "
+            "Where coloured points cover the grey ones, that method's latents lie where the reference's do. "
+            "The percentage is counted among all latent dimensions, not in the picture: about 50 % means that latents "
+            "and reference are mixed locally, 0 % that they lie apart. "
+        )
+    return text + "Latents are normalised per channel, so the map shows their shape and not their scale.</p>"
+
+
+def _how(how: str, groups: int) -> str:
+    text = f"The plane is {how}, computed once for all panels together, so places compare between them. "
+    if groups > 1:
+        text = f"The plane is {how}. Latents of different sizes have no common plane: each row of panels has its own. "
+    if how == "t-SNE":
+        return text + "t-SNE keeps neighbours together; distances between far-apart groups and the sizes of groups mean little."
+    return text + "PCA is the flat view along the two directions of largest spread; groups that overlap here may be apart in others."

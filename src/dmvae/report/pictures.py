@@ -1,0 +1,115 @@
+"""Image grids: samples by class, originals beside reconstructions. PNG data URIs, enlarged by the browser."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dmvae.report.html import details
+from dmvae.report.run import Run
+
+LARGEST = 96
+"""Images with longer sides are reduced to this, so that the page stays a few megabytes."""
+CLASS_ROWS = 12
+STRIP = 8
+
+
+def data_uri(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def strip(images: Sequence[Tensor], slots: int, label: str) -> str:
+    """uint8 images [c, h, w] in one row of `slots`, as an <img>; slots without an image stay transparent."""
+    tiles = [_tile(image) for image in images[:slots]]
+    if not tiles:
+        return ""
+    width, height = tiles[0].size
+    gap = max(1, width // 24)
+    row = Image.new("RGBA", (slots * width + (slots - 1) * gap, height))
+    for i, tile in enumerate(tiles):
+        row.paste(tile, (i * (width + gap), 0))
+    small = ' class="pixels"' if width <= 64 else ""
+    return f'<img{small} src="{data_uri(row)}" width="{row.width}" height="{height}" alt="{escape(label)}">'
+
+
+def _tile(image: Tensor) -> Image.Image:
+    array = image.permute(1, 2, 0).contiguous().numpy()
+    picture = Image.fromarray(np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array).convert("RGB")
+    if max(picture.size) > LARGEST:
+        picture.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
+    return picture
+
+
+def samples(run: Run) -> str:
+    """Class rows, a strip of samples a method: the first guidance scale open, the others under a fold."""
+    scales = run.scales()
+    grids = [_sample_grid(run, scale) for scale in scales]
+    if not any(grids):
+        return ""
+    count = max(1, len(run.classes))
+    shown = len(_rows(run))
+    some = f" {shown} of {count} classes are shown, evenly spaced in the list of classes." if shown < count else ""
+    head = f"<p>Each row is one class, each block of columns one method.{some} The samples are the first of each class, " \
+           f"not picked by hand. Guidance scale w = {scales[0]:g}{' (no guidance)' if scales[0] == 1 else ''}.</p>"  # fmt: skip
+    folded = [details(f"Guidance scale w = {s:g}", grid) for s, grid in zip(scales[1:], grids[1:], strict=True)]
+    return "\n".join([head, grids[0], *folded])
+
+
+def _rows(run: Run) -> list[int]:
+    count = len(run.classes) or CLASS_ROWS
+    return np.linspace(0, count - 1, min(count, CLASS_ROWS)).round().astype(int).tolist()
+
+
+def _sample_grid(run: Run, scale: float) -> str:
+    slots = {1: 16, 2: 8, 3: 6}.get(len(run.folders("sample")), 5)
+    rows = _rows(run)
+    found = {variant: run.samples(variant, scale, rows, slots) for variant in run.folders("sample")}
+    found = {variant: by_label for variant, by_label in found.items() if any(by_label.values())}
+    rows = [label for label in rows if any(by_label[label] for by_label in found.values())]
+    if not rows:
+        return ""
+    cells = ['<span class="corner"></span>', *(_name(run, variant) for variant in found)]
+    for label in rows:
+        name = run.class_name(label)
+        cells.append(f'<span class="class">{escape(name)}</span>')
+        cells += [strip(by[label], slots, f"{variant}: samples of {name}") or "<span></span>" for variant, by in found.items()]
+    return f'<div class="scroll"><div class="grid" style="--methods:{len(found)}">\n' + "\n".join(cells) + "\n</div></div>"
+
+
+def _name(run: Run, variant: str) -> str:
+    return f'<span class="method"><i style="background:{run.colour(variant)}"></i>{escape(variant)}</span>'
+
+
+def reconstructions(run: Run) -> str:
+    """Blocks of test images, each with every method's reconstruction of it underneath."""
+    pictures = {v: t for v, t in run.tensors("evaluate", "pictures.safetensors").items() if "reconstructions" in t}
+    if not pictures:
+        return ""
+    sources: list[tuple[Tensor, list[str]]] = []
+    for variant, tensors in pictures.items():  # methods that saw the same images stand under one row of them
+        same = next((names for images, names in sources if torch.equal(images, tensors["originals"])), None)
+        if same is None:
+            sources.append((tensors["originals"], [variant]))
+        else:
+            same.append(variant)
+    blocks = []
+    for originals, names in sources:
+        for start in range(0, len(originals), STRIP):
+            part = slice(start, start + STRIP)
+            lines = ['<span class="method plain">original</span>', strip(list(originals[part]), STRIP, "test images")]
+            for variant in names:
+                images = list(pictures[variant]["reconstructions"][part])
+                lines += [_name(run, variant), strip(images, STRIP, f"{variant}: reconstructions")]
+            blocks.append('<div class="pairs">' + "\n".join(lines) + "</div>")
+    text = "<p>The top row of each block are test images, which no stage was trained on. Below them, each method's own copy: the " \
+           "image encoded to latents and decoded again. What is lost here, no generator can bring back.</p>"  # fmt: skip
+    return text + '<div class="blocks">' + "\n".join(blocks) + "</div>"

@@ -1,0 +1,172 @@
+"""What a run left on disk, read for the report. Whatever is missing reads as empty."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dmvae.training.logging import read_figures
+
+if TYPE_CHECKING:
+    from dmvae.pipeline import Job
+
+COLOURS = (
+    "#4a7fe0", "#e0782f", "#2a9d78", "#c2559d", "#a98f14", "#8a6fd6",
+    "#d84f4f", "#3a9fc0", "#8f6f52", "#6a9f3c", "#b57cc9", "#7f8791",
+)  # fmt: skip
+"""One a method, in order: of middle lightness, so that they read on white and on black."""
+
+Rows = list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One training of a stage, and the methods that use it."""
+
+    variants: tuple[str, ...]
+    folder: Path
+    rows: Rows
+
+    def series(self, key: str) -> tuple[list[float], list[float]]:
+        """(steps, values) of the rows that have the figure."""
+        pairs = [(row["step"], row[key]) for row in self.rows if key in row]
+        return [step for step, _ in pairs], [value for _, value in pairs]
+
+    @property
+    def keys(self) -> list[str]:
+        return list(dict.fromkeys(key for row in self.rows for key in row if key not in ("step", "seconds")))
+
+
+class Run:
+    """`jobs` with what their folders and the run's summary.json hold."""
+
+    def __init__(self, run_dir: Path, jobs: list[Job]) -> None:
+        self.dir, self.jobs = run_dir, jobs
+        self.summary: dict[str, Any] = _json(run_dir / "summary.json")
+        self.recipes: dict[str, Any] = {job.variant: job.recipe for job in jobs}
+        self.variants = list(self.recipes)
+
+    @cached_property
+    def methods(self) -> dict[str, dict[str, float]]:
+        """Variant -> its figures: the summary's, else those of its evaluate stage."""
+        rows = self.summary.get("methods") or {
+            variant: _json(folder / "metrics.json") for variant, folder in self.folders("evaluate").items()
+        }
+        numbers = {
+            name: {key: float(value) for key, value in row.items() if _is_number(value)} for name, row in rows.items()
+        }
+        order = [name for name in self.variants if name in numbers] + [n for n in numbers if n not in self.variants]
+        return {name: numbers[name] for name in order if numbers[name]}
+
+    @property
+    def name(self) -> str:
+        return str(self.summary.get("name") or next((recipe.name for recipe in self.recipes.values()), self.dir.name))
+
+    @property
+    def features(self) -> str:
+        named = [_json(folder / "metrics.json").get("features") for folder in self.folders("evaluate").values()]
+        return str(self.summary.get("features") or next(filter(None, named), ""))
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; empty where the data set is no longer there to ask."""
+        from dmvae.datasets import open_dataset
+
+        for recipe in self.recipes.values():
+            try:
+                return tuple(open_dataset(recipe.data, "test").classes)
+            except (ValueError, OSError, ImportError):  # a report can be written where the data is not
+                return ()
+        return ()
+
+    def class_name(self, label: int) -> str:
+        return self.classes[label] if label < len(self.classes) else f"class {label}"
+
+    def colour(self, variant: str) -> str:
+        return COLOURS[self.variants.index(variant) % len(COLOURS)] if variant in self.variants else "currentColor"
+
+    def stages(self) -> list[str]:
+        """Names of the stages that some method has, in the order in which they run."""
+        return _topological([[job.stage.NAME for job in self.jobs if job.variant == v] for v in self.variants])
+
+    def folders(self, stage: str) -> dict[str, Path]:
+        """Variant -> the stage's folder, where there is one."""
+        return {
+            job.variant: job.folder for job in self.jobs if job.stage.NAME == stage and job.folder.is_dir()
+        }
+
+    def trained(self, stage: str) -> list[Trained]:
+        """The stage's trainings that left a log; a training that methods share comes once."""
+        by_folder: dict[Path, list[str]] = {}
+        for variant, folder in self.folders(stage).items():
+            by_folder.setdefault(folder, []).append(variant)
+        found = [Trained(tuple(names), f, read_figures(f / "log.jsonl")) for f, names in by_folder.items()]
+        return [training for training in found if training.rows]
+
+    def tensors(self, stage: str, file: str) -> dict[str, dict[str, Tensor]]:
+        """Variant -> the tensors of a file in the stage's folder, where it exists."""
+        paths = {variant: folder / file for variant, folder in self.folders(stage).items()}
+        return {variant: load_file(path) for variant, path in paths.items() if path.exists()}
+
+    def scales(self) -> list[float]:
+        """Guidance scales that were sampled, the one that the table ranks by first."""
+        asked = [float(s) for r in self.recipes.values() for s in getattr(getattr(r, "sample", None), "guidance", ())]
+        there = {
+            float(path.name.removeprefix("guidance-"))
+            for folder in self.folders("sample").values()
+            for path in folder.glob("guidance-*")
+            if any(path.glob("samples-*.safetensors"))
+        }
+        return [scale for scale in dict.fromkeys([*asked, *sorted(there)]) if scale in there]
+
+    def samples(self, variant: str, scale: float, labels: list[int], count: int) -> dict[int, list[Tensor]]:
+        """Label -> its first `count` samples, uint8 [c, h, w]."""
+        found: dict[int, list[Tensor]] = {label: [] for label in labels}
+        folder = self.folders("sample").get(variant, self.dir / "none") / f"guidance-{scale:g}"
+        for path in sorted(folder.glob("samples-*.safetensors")):
+            with safe_open(path, "pt") as file:  # images one by one: a shard of large ones may be gigabytes
+                images = file.get_slice("images")
+                for i, label in enumerate(file.get_tensor("labels").tolist()):
+                    if label in found and len(found[label]) < count:
+                        found[label].append(images[i : i + 1][0])
+            if all(len(images) == count for images in found.values()):
+                break
+        return found
+
+    def seconds(self) -> list[tuple[str, tuple[str, ...], float]]:
+        """(stage, the methods that share it, seconds) of every finished stage folder, in stage order."""
+        times: dict[tuple[str, Path], tuple[list[str], float]] = {}
+        for job in self.jobs:
+            done = _json(job.folder / "done.json")
+            if _is_number(done.get("seconds")):
+                times.setdefault((job.stage.NAME, job.folder), ([], done["seconds"]))[0].append(job.variant)
+        order = self.stages()
+        rows = [(stage, tuple(names), float(seconds)) for (stage, _), (names, seconds) in times.items()]
+        return sorted(rows, key=lambda row: order.index(row[0]))
+
+
+def _topological(orders: list[list[str]]) -> list[str]:
+    """One order that agrees with all."""
+    merged: list[str] = []
+    for order in orders:
+        place = 0
+        for name in order:
+            if name not in merged:
+                merged.insert(place, name)
+            place = merged.index(name) + 1
+    return merged
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,175 @@
+"""The table of figures, one row a method, and the summary in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+
+from dmvae import config as configs
+from dmvae.report.html import details, duration, listing, prose
+from dmvae.report.run import Run
+
+
+@dataclass(frozen=True)
+class Column:
+    title: str
+    unit: str
+    better: int
+    """1 where higher is better, -1 where lower is, 0 where neither is."""
+    form: str
+    meaning: str
+
+    def show(self, value: float) -> str:
+        return self.form.format(100 * value if self.unit == "%" else value)
+
+
+COLUMNS = {
+    "psnr": Column("PSNR", "dB", 1, "{:.2f}", "how close reconstructions are to their originals, pixel by pixel"),
+    "ssim": Column("SSIM", "", 1, "{:.3f}", "how well reconstructions keep local structure; 1 is a perfect copy"),
+    "rfd": Column("rFD", "", -1, "{:.4g}", "Frechet distance from reconstructions to test images"),
+    "gfd": Column("gFD", "", -1, "{:.4g}", "Frechet distance from generated images to test images"),
+    "precision": Column("Precision", "%", 1, "{:.1f}", "share of samples that lie among the test images"),
+    "recall": Column("Recall", "%", 1, "{:.1f}", "share of test images that lie among the samples"),
+    "density": Column("Density", "", 1, "{:.3f}", "like precision, and less moved by outliers; it can exceed 1"),
+    "coverage": Column("Coverage", "%", 1, "{:.1f}", "share of test images with a sample near them"),
+    "generator_loss": Column(
+        "Generator loss", "", 0, "{:.4f}",
+        "flow-matching loss on test latents; lower means latents that are easier to model, which is not in itself "
+        "a better picture, so it is not ranked",
+    ),
+    "knn": Column("k-NN", "%", 1, "{:.1f}", "share of test images whose class the nearest training latents name"),
+    "distance_to_reference": Column(
+        "To reference", "", -1, "{:.4g}", "sliced Wasserstein distance from the latents to the reference"
+    ),
+}  # fmt: skip
+
+
+def results(run: Run) -> str:
+    """The table with its caption; the figures that have no column of their own under a fold."""
+    methods = run.methods
+    keys = {key for row in methods.values() for key in row}
+    known: dict[str, Column] = {}
+    for key, column in COLUMNS.items():
+        if key in keys:
+            known[key] = column
+        for guided in sorted((k for k in keys if k.startswith(f"{key}@")), key=_scale):
+            title = f"{column.title}, w = {_scale(guided):g}"
+            known[guided] = Column(title, column.unit, column.better, column.form, f"the same at guidance {_scale(guided):g}")
+    if not known:
+        return ""
+    others = {k: Column(k.replace("_", " "), "", 0, "{:,.5g}", "") for k in sorted(keys - set(known))}
+    meanings = "".join(f"<dt>{escape(c.title)}</dt><dd>{escape(c.meaning)}</dd>" for c in known.values())
+    return "\n".join(
+        [
+            _table(run, known),
+            f'<p class="note">{_caption(run, known)}</p>',
+            details("What each column means", f'<dl class="facts">{meanings}</dl>'),
+            details("More figures", _table(run, others) if others else ""),
+        ]
+    )
+
+
+def _table(run: Run, columns: dict[str, Column]) -> str:
+    arrows = {1: ' <span class="arrow" title="higher is better">↑</span>', 0: ""}
+    arrows[-1] = arrows[1].replace("higher", "lower").replace("↑", "↓")
+    head = "".join(
+        f"<th>{escape(c.title)}{arrows[c.better]}{f'<small>{c.unit}</small>' if c.unit else ''}</th>"
+        for c in columns.values()
+    )
+    best = {key: _best(run, key, column) for key, column in columns.items()}
+    body = ""
+    for name, row in run.methods.items():
+        cells = ""
+        for key, column in columns.items():
+            text = column.show(row[key]) if key in row else "–"
+            cells += f'<td class="best">{text}</td>' if text == best[key] else f"<td>{text}</td>"
+        body += f'<tr><th scope="row"><i style="background:{run.colour(name)}"></i>{escape(name)}</th>{cells}</tr>\n'
+    head = f"<thead><tr><th>Method</th>{head}</tr></thead>"
+    return f'<div class="scroll"><table>{head}<tbody>\n{body}</tbody></table></div>'
+
+
+def _best(run: Run, key: str, column: Column) -> str | None:
+    """The best value as it is printed, so that what looks equal is equally marked; None where all are equal."""
+    values = [row[key] for row in run.methods.values() if key in row]
+    if column.better == 0 or len({column.show(value) for value in values}) < 2:
+        return None
+    return column.show(max(values, key=lambda value: column.better * value))
+
+
+def _caption(run: Run, columns: dict[str, Column]) -> str:
+    parts = ["Arrows say which way is better; the best value of a column is bold." if len(run.methods) > 1 else
+             "Arrows say which way is better."]  # fmt: skip
+    if any(column.title.startswith(("rFD", "gFD")) for column in columns.values()):
+        features = escape(run.features) or "features that the run does not name"
+        parts.append(
+            f"Frechet distances (rFD of reconstructions, gFD of generated images) compare <b>{features}</b> features. "
+        )
+        if "inception" not in run.features.lower():
+            parts.append("They are not FID, which uses an Inception network: compare them with each other only.")
+    return " ".join(parts)
+
+
+def summary(run: Run) -> str:
+    """What the run was and what came of it, in a paragraph whose every clause is read from the data."""
+    recipe = next(iter(run.recipes.values()), None)
+    data = getattr(getattr(recipe, "data", None), "type", None)
+    size = getattr(getattr(recipe, "data", None), "size", None)
+    on = f" on <b>{escape(str(data))}</b>" if data else ""
+    facts = [f"{size} × {size} pixels"] if size else []
+    facts += [f"{len(run.classes)} classes"] if len(run.classes) > 1 else []
+    on += f" ({', '.join(facts)})" if on and facts else ""
+    count = "one method" if len(run.variants) == 1 else f"{len(run.variants)} methods"
+    text = [f"This run has {count}{on}: {listing(run.variants)}."]
+    text += [_compare(run, "gfd", "lowest gFD", "Of the generated images, those of"), _compare(run, "psnr", "highest PSNR", "Of the reconstructions, those of")]
+    total = sum(seconds for _, _, seconds in run.seconds())
+    text.append(f"The finished stages took {duration(total)} in all." if total else "")
+    return prose(" ".join(filter(None, text)))
+
+
+def _compare(run: Run, key: str, what: str, start: str) -> str:
+    column = COLUMNS[key]
+    values = {name: row[key] for name, row in run.methods.items() if key in row}
+    unit = f" {column.unit}" if column.unit else ""
+    if len(values) == 1:
+        ((name, value),) = values.items()
+        return f"<b>{escape(name)}</b> reaches a {column.title} of {column.show(value)}{unit}."
+    best = _best(run, key, column)
+    if not values:
+        return ""
+    if best is None:
+        return f"All methods have the same {column.title}, {column.show(next(iter(values.values())))}{unit}."
+    first = [name for name, value in values.items() if column.show(value) == best]
+    rest = sorted((n for n in values if n not in first), key=lambda n: -column.better * values[n])
+    against = ", ".join(f"{column.show(values[n])} for <b>{escape(n)}</b>" for n in rest[:2])
+    if len(rest) > 2:
+        against = f"{column.show(values[rest[0]])} to {column.show(values[rest[-1]])} for the others"
+    return f"{start} {listing(first)} have the {what}: {best}{unit}, against {against}."
+
+
+def differences(run: Run) -> str:
+    """Fields in which the methods' recipes differ, a table; empty for one method."""
+    flat = {name: _flatten(configs.plain(recipe)) for name, recipe in run.recipes.items()}
+    keys = list(dict.fromkeys(key for fields in flat.values() for key in fields))
+    keys = [key for key in keys if len({fields.get(key, "–") for fields in flat.values()}) > 1]
+    if len(flat) < 2 or not keys:
+        return ""
+    head = "".join(f"<th>{escape(name)}</th>" for name in flat)
+    body = "".join(
+        f"<tr><th scope=\"row\"><code>{escape(key)}</code></th>"
+        + "".join(f"<td>{escape(fields.get(key, '–'))}</td>" for fields in flat.values()) + "</tr>\n"
+        for key in keys
+    )  # fmt: skip
+    return f'<div class="scroll"><table class="text"><thead><tr><th>Field</th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _flatten(values: object, where: str = "") -> dict[str, str]:
+    if isinstance(values, dict) and values:
+        return {k: v for key, part in values.items() for k, v in _flatten(part, f"{where}.{key}" if where else str(key)).items()}
+    return {where: "null" if values is None else str(values)}
+
+
+def _scale(key: str) -> float:
+    try:
+        return float(key.partition("@")[2])
+    except ValueError:
+        return float("inf")

@@ -1,0 +1,130 @@
+"""Sections about training: the generators' losses, matching from inside, every stage's curves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from dmvae.report.charts import Line, lines
+from dmvae.report.html import details, legend, listing, panel, panels, prose
+from dmvae.report.run import Run, Trained
+
+BINS = ("#5b4fc4", "#3a8fc4", "#2fa37c", "#c79a1c", "#d9652f", "#c2457d", "#8a6fd6", "#7f8791")
+
+
+def generator(run: Run) -> str:
+    """The loss of every generator in one chart."""
+    trained = run.trained("generator")
+    chart = lines(_overlay(run, trained, "generator/loss"), size=(5.4, 3.0), label="generator loss over steps")
+    if not chart:
+        return ""
+    ends = {training.variants: _last(training, "generator/loss") for training in trained}
+    found = {names: value for names, value in ends.items() if value is not None}
+    text = "A generator learns to turn noise into latents; this is its error while it trains, on the latents of each method. "
+    text += "Lower means that the latents are easier to model. It does not by itself mean better images: the decoder has its share."
+    numbers = ""
+    if len(found) > 1:
+        low = min(found, key=lambda names: found[names])
+        rest = [f"{found[names]:.4f} for {listing(names)}" for names in found if names != low]
+        numbers = f"Over the last tenth of training, {listing(low)} has the lowest mean loss: {found[low]:.4f}, against "
+        numbers += (", ".join(rest) if len(rest) < 3 else f"{min(v for n, v in found.items() if n != low):.4f} or more for the others") + "."
+    elif found:
+        numbers = f"The mean over the last tenth of training is {next(iter(found.values())):.4f}."
+    settings = {repr(getattr(run.recipes[v], "generator", None)) for training in trained for v in training.variants}
+    same = ""
+    if len(trained) > 1:
+        same = "All generators have the same settings." if len(settings) == 1 else "The generators differ in their settings, so compare with care."
+    words = "".join(prose(part) for part in (text, numbers, same) if part)
+    return f'<div class="beside"><div>{_names(run, trained)}{chart}</div><div>{words}</div></div>'
+
+
+def health(run: Run) -> str:
+    """What happened inside matching."""
+    trained = run.trained("matching")
+    gaps, norms = [], []
+    bins = sorted({key for training in trained for key in training.keys if key.startswith("gap/")})
+    colours = {key: BINS[i % len(BINS)] for i, key in enumerate(bins)}
+    for training in trained:
+        title = ", ".join(training.variants)
+        gaps.append(_panel(title, [Line(key, colours[key], *training.series(key)) for key in bins], log=True))
+        pair = [
+            Line("reconstruction", "#2a9d78", *training.series("health/gradient_reconstruction")),
+            Line("matching", "#d84f4f", *training.series("health/gradient_matching")),
+        ]
+        norms.append(_panel(title, pair, log=True))
+    spread = [
+        _panel(title, _overlay(run, trained, key), note=note)
+        for key, title, note in (
+            ("health/effective_rank", "effective rank", "how many directions the latents use; a fall towards 1 is collapse"),
+            ("health/std", "standard deviation", "spread of the latents in the reference's units"),
+            ("health/mean", "mean", "mean offset of the channels in the reference's units; 0 is centred"),
+        )
+    ]
+    parts = []
+    if any(gaps):
+        parts += [
+            "<h3>Gap between teacher and student</h3>",
+            prose("The teacher knows the reference, the student follows the latents as they change. Both guess the clean latent "
+                  "from a noisy one; the gap is the squared difference of their guesses, and matching pushes the latents to make "
+                  "it small. Each line is a range of noise levels: t near 0 is almost pure noise, near 1 almost clean."),
+            legend((key.removeprefix("gap/t").join(["t = ", ""]), colours[key]) for key in bins),
+            panels(gaps),
+        ]  # fmt: skip
+    if any(spread):
+        parts += ["<h3>Rank and spread of the latents</h3>", _names(run, trained), panels(spread)]
+    if any(norms):
+        parts += [
+            "<h3>The two forces</h3>",
+            prose("Norm of the gradient that each loss sends to the latents, on a logarithmic axis. Where one lies far above "
+                  "the other, it decides where the latents go."),
+            legend([("reconstruction", "#2a9d78"), ("matching", "#d84f4f")]),
+            panels(norms),
+        ]  # fmt: skip
+    return "\n".join(part for part in parts if part)
+
+
+def curves(run: Run) -> str:
+    """Every stage's figures, methods overlaid: losses first, the rest under a fold."""
+    blocks = []
+    for stage in run.stages():
+        trained = run.trained(stage)
+        keys = list(dict.fromkeys(key for training in trained for key in training.keys))
+        keys = [key for key in keys if not key.startswith(("gap/", "health/"))]
+        main = [key for key in keys if key.endswith("/loss") or key in ("reconstruction/pixel", "reconstruction/perceptual")]
+        charts = {key: _panel(key, _overlay(run, trained, key), log=key.endswith("gradient_norm")) for key in keys}
+        if not any(charts.values()):
+            continue
+        shared = [f"{listing(t.variants)} share one training." for t in trained if len(t.variants) > 1]
+        note = f'<p class="note">{" ".join(shared)}</p>' if shared and len(run.variants) > 1 else ""
+        rest = panels(charts[key] for key in keys if key not in main)
+        folded = details("More figures of this stage", rest)
+        blocks.append(f"<h3>{escape(stage)}</h3>{_names(run, trained)}{note}{panels(charts[k] for k in main)}{folded}")
+    if not blocks:
+        return ""
+    text = "Bold lines are moving averages, faint lines the logged values. Frames leave out the steep first steps where there are such."
+    return prose(text) + "\n".join(blocks)
+
+
+def _overlay(run: Run, trained: Sequence[Trained], key: str) -> list[Line]:
+    return [Line(", ".join(t.variants), _colour(run, t), *t.series(key)) for t in trained]
+
+
+def _colour(run: Run, training: Trained) -> str:
+    """A method's colour; text colour for a training that all methods share."""
+    everyone = len(run.variants) > 1 and len(training.variants) == len(run.variants)
+    return "currentColor" if everyone else run.colour(training.variants[0])
+
+
+def _names(run: Run, trained: Sequence[Trained]) -> str:
+    return legend((", ".join(t.variants), _colour(run, t)) for t in trained) if len(run.variants) > 1 else ""
+
+
+def _panel(title: str, series: Sequence[Line], log: bool = False, note: str = "") -> str:
+    chart = lines(series, log=log, label=f"{title} over steps")
+    return panel(title, chart, escape(note)) if chart else ""
+
+
+def _last(training: Trained, key: str) -> float | None:
+    _, values = training.series(key)
+    tail = values[-max(1, len(values) // 10) :]
+    return sum(tail) / len(tail) if tail else None

@@ -1,0 +1,129 @@
+"""Encoders: shapes, order of tokens, input range, weights from files, errors."""
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from dmvae import config as configs
+from dmvae.encoders import EncoderConfig
+from dmvae.encoders.conv import ConvEncoder
+from dmvae.encoders.timm import TimmEncoder
+from dmvae.registry import find, names
+
+
+def tiny_vit(**changes) -> TimmEncoder:
+    return TimmEncoder(model="vit_tiny_patch16_224", patch_size=4, kwargs={"depth": 1}, **changes)
+
+
+def test_both_are_registered_and_survive_being_written_down():
+    assert {"conv", "timm"} <= set(names(EncoderConfig))
+    for encoder in (ConvEncoder(width=32, multipliers=(1, 2, 4)), tiny_vit()):
+        assert find(EncoderConfig, encoder.type) is type(encoder)
+        assert configs.read(EncoderConfig, configs.plain(encoder)) == encoder
+
+
+@pytest.mark.parametrize("stride", [2, 4, 8, 16])
+@pytest.mark.parametrize("channels", [1, 3])
+@torch.no_grad()
+def test_conv_features(stride, channels):
+    encoder = ConvEncoder(width=8, out_channels=20, stride=stride).build(size=32, channels=channels)
+    assert encoder(torch.randn(2, channels, 32, 48)).shape == (2, 20, 32 // stride, 48 // stride)
+    assert (encoder.channels, encoder.stride) == (20, stride)
+
+
+@torch.no_grad()
+def test_conv_features_depend_on_their_own_image_only():
+    encoder, x = ConvEncoder(width=8).build(size=32, channels=3), torch.randn(4, 3, 32, 32)
+    assert torch.allclose(encoder(x)[:1], encoder(x[:1]), atol=1e-5)
+
+
+def test_a_stride_that_the_levels_overshoot_is_an_error():
+    with pytest.raises(ValueError, match="stride 2 must be a multiple of 4"):
+        ConvEncoder(multipliers=(1, 2, 2), stride=2)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@torch.no_grad()
+def test_transformer_features_are_its_patch_tokens_in_rows(channels):
+    encoder = tiny_vit().build(size=16, channels=channels).eval()
+    x = torch.rand(2, channels, 16, 16) * 2 - 1
+    features = encoder(x)
+    assert features.shape == (2, encoder.channels, 4, 4)
+    tokens = encoder.model.forward_features(x.expand(-1, 3, -1, -1))  # this model's own range is [-1, 1]
+    assert torch.allclose(features.flatten(2).transpose(1, 2), tokens[:, 1:], atol=1e-5)
+
+
+@torch.no_grad()
+def test_images_reach_the_model_in_its_own_range():
+    encoder = TimmEncoder(model="resnet10t").build(size=32, channels=3).eval()
+    seen = []
+    encoder.model.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    encoder.model.forward_features = encoder.model.forward = lambda x: seen.append(x) or torch.zeros(1, 512, 1, 1)
+    encoder(torch.ones(1, 3, 32, 32))
+    white = (1 - torch.tensor(timm.data.IMAGENET_DEFAULT_MEAN)) / torch.tensor(timm.data.IMAGENET_DEFAULT_STD)
+    assert torch.allclose(seen[0][0, :, 0, 0], white, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "shape"),
+    [
+        ("resnet10t", 64, (512, 2, 2)),
+        ("convnext_atto", 64, (320, 2, 2)),
+        ("swin_tiny_patch4_window7_224", 64, (768, 2, 2)),
+    ],
+)
+@torch.no_grad()
+def test_models_with_spatial_features(model, size, shape):
+    encoder = TimmEncoder(model=model).build(size=size, channels=3)
+    assert encoder(torch.randn(1, 3, size, size)).shape == (1, *shape)
+    assert (encoder.channels, size // encoder.stride) == shape[:2]
+
+
+def test_register_tokens_are_dropped():
+    config = TimmEncoder(
+        model="vit_small_patch14_reg4_dinov2", patch_size=8, kwargs={"depth": 1, "embed_dim": 48, "num_heads": 3}
+    )
+    assert config.build(size=16, channels=3)(torch.randn(1, 3, 16, 16)).shape == (1, 48, 2, 2)
+
+
+def test_another_image_size_than_it_was_built_for_is_an_error():
+    with pytest.raises(ValueError, match="built for 16x16 images, not 20x16"):
+        tiny_vit().build(size=16, channels=3)(torch.randn(1, 3, 20, 16))
+
+
+def test_an_unknown_model_is_an_error_that_names_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'vit_large_patch14_dinov2'"):
+        TimmEncoder(model="vit_large_patch14_dinov").build(size=32, channels=3)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_weights_from_a_file_are_fitted_to_the_patch_and_image_size(tmp_path, suffix):
+    source = timm.create_model("vit_tiny_patch16_224", num_classes=0, depth=1)
+    path = tmp_path / f"weights.{suffix}"
+    save = save_file if suffix == "safetensors" else torch.save
+    save(source.state_dict(), path)
+    encoder = tiny_vit(checkpoint=path).build(size=16, channels=3, pretrained=True)
+    mlp = "blocks.0.mlp.fc1.weight"
+    assert torch.equal(encoder.model.state_dict()[mlp], source.state_dict()[mlp])
+    assert encoder.model.pos_embed.shape == (1, 17, 192)
+    unread = tiny_vit(checkpoint=path).build(size=16, channels=3)
+    assert not torch.equal(unread.model.state_dict()[mlp], source.state_dict()[mlp])
+
+
+def test_a_checkpoint_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="no such file"):
+        tiny_vit(checkpoint=tmp_path / "none.pth").build(size=16, channels=3, pretrained=True)
+
+
+def test_weights_that_cannot_be_had_are_an_error_that_names_the_mend(monkeypatch):
+    create = timm.create_model
+
+    def offline(name, pretrained, **kwargs):
+        if pretrained:
+            raise OSError("network is unreachable")
+        return create(name, **kwargs)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(ValueError, match=r"vit_tiny_patch16_224.*unreachable.*HF_HUB_CACHE.*checkpoint"):
+        tiny_vit().build(size=16, channels=3, pretrained=True)

@@ -1,0 +1,84 @@
+import pytest
+import torch
+
+from dmvae.flow import solver
+from dmvae.flow.guidance import guided
+from dmvae.references.gaussian import Gaussian
+
+S = 2.0
+reference = Gaussian((2, 3, 3), 4, S)
+labels = torch.zeros(4000, dtype=torch.int64)
+
+
+def start():
+    return torch.randn(4000, 2, 3, 3, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("method", ["euler", "midpoint", "heun"])
+def test_ode_carries_noise_to_the_scaled_gaussian(method):
+    """The exact flow map from N(0, 1) to N(0, s^2) under the linear path is multiplication by s."""
+    noise = start()
+    end = solver.sample(reference.velocity, noise, labels, method=method, steps=200)
+    assert torch.allclose(end, S * noise, rtol=0.02 if method == "euler" else 1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("method", "order"), [("euler", 1), ("midpoint", 2), ("heun", 2)])
+def test_order_of_convergence(method, order):
+    noise = start()[:8].double()
+    errors = []
+    for steps in (20, 40):
+        end = solver.sample(reference.velocity, noise, labels[:8], method=method, steps=steps)
+        errors.append((end - S * noise).abs().max().item())
+    assert errors[0] / errors[1] > 0.75 * 2**order  # midpoint gains an order here: this flow is symmetric in time
+
+
+def test_sde_has_the_right_variance():
+    g = torch.Generator().manual_seed(2)
+    noise = start()
+    end = solver.sample(
+        reference.velocity, noise, labels, method="sde", steps=250, normal=lambda: torch.randn(noise.shape, generator=g)
+    )
+    assert end.std().item() == pytest.approx(S, rel=0.03)
+    correlation = (end * noise).mean() / (end.std() * noise.std())
+    assert correlation < 0.9  # it is stochastic, unlike the ODE
+
+
+def test_trajectory_ends_where_sample_ends():
+    noise = start()[:4]
+    states = list(solver.trajectory(reference.velocity, noise, labels[:4], steps=7))
+    assert len(states) == 7
+    assert torch.equal(states[-1], solver.sample(reference.velocity, noise, labels[:4], steps=7))
+
+
+def test_bad_arguments_are_named():
+    with pytest.raises(ValueError, match="'rk9'"):
+        solver.sample(reference.velocity, start()[:1], labels[:1], method="rk9")
+    with pytest.raises(ValueError, match="got 0"):
+        solver.sample(reference.velocity, start()[:1], labels[:1], steps=0)
+
+
+def toy(z_t, t, y):
+    return z_t * (1 + y.view(-1, 1, 1, 1)) + t.view(-1, 1, 1, 1)
+
+
+def test_guidance_is_one_call_and_the_formula():
+    calls = []
+
+    def counted(z_t, t, y):
+        calls.append(len(z_t))
+        return toy(z_t, t, y)
+
+    z, t, y = torch.randn(3, 1, 2, 2), torch.tensor([0.1, 0.5, 0.9]), torch.tensor([0, 1, 2])
+    out = guided(counted, 3.0, null_label=9)(z, t, y)
+    cond, uncond = toy(z, t, y), toy(z, t, torch.full_like(y, 9))
+    assert calls == [6]
+    assert torch.allclose(out, uncond + 3 * (cond - uncond), atol=1e-5)
+
+
+def test_guidance_interval_is_per_sample_and_scale_one_is_the_network():
+    z, t, y = torch.randn(3, 1, 2, 2), torch.tensor([0.1, 0.5, 0.9]), torch.tensor([0, 1, 2])
+    out = guided(toy, 3.0, 9, interval=(0.4, 0.6))(z, t, y)
+    cond = toy(z, t, y)
+    assert torch.allclose(out[[0, 2]], cond[[0, 2]], atol=1e-5)
+    assert not torch.allclose(out[1], cond[1])
+    assert guided(toy, 1.0, 9) is toy

@@ -1,0 +1,77 @@
+import pytest
+import torch
+from golden_numbers import load, network, relative_error
+
+from dmvae.flow.path import interpolate
+from dmvae.matching.dmd import DMDConfig, gradient
+from dmvae.references.gaussian import Gaussian
+from dmvae.training.random import Random
+
+
+@pytest.fixture(scope="module")
+def golden():
+    tensors = load("dmd.safetensors")
+    return tensors, network(load("lightningdit.safetensors"), "model."), network(tensors, "student.")
+
+
+@pytest.mark.parametrize("scale", [1, 5])
+def test_gradient_and_loss_of_the_reference_implementation(golden, scale):
+    tensors, teacher, student = golden
+    z, noise, t = tensors["latents"], tensors["noise"], tensors["t"]
+    assert relative_error(interpolate(noise, z, t), tensors["xt"]) < 1e-6
+    g, _ = gradient(z, noise, t, tensors["labels"], teacher, student, scale, null=10)
+    assert relative_error(g, tensors[f"grad_cfg{scale}"]) < 1e-4
+    assert relative_error(0.5 * g.square().mean(), tensors[f"loss_cfg{scale}"]) < 1e-4
+
+
+def test_gradient_with_respect_to_latents_is_g_over_numel(golden):
+    tensors, teacher, student = golden
+    z = tensors["latents"].clone().requires_grad_()
+    matching = DMDConfig(guidance=2.0).build(num_classes=10)
+    loss, log = matching.loss(z, tensors["labels"], teacher, student, Random(1))
+    (pull,) = torch.autograd.grad(loss, z)
+    rng = Random(1)
+    t = 0.02 + 0.96 * rng.uniform(5)
+    g, _ = gradient(z.detach(), rng.normal(*z.shape), t, tensors["labels"], teacher, student, 2.0, 10)
+    assert relative_error(pull * z.numel(), g) < 1e-5
+    assert {name.split("/")[0] for name in log} == {"gap"}
+
+
+def test_no_gradient_reaches_either_network(golden):
+    tensors, teacher, student = golden
+    for net in (teacher, student):
+        net.requires_grad_(True)
+    z = tensors["latents"].clone().requires_grad_()
+    loss, _ = DMDConfig().build(10).loss(z, tensors["labels"], teacher, student, Random(1))
+    loss.backward()
+    assert all(p.grad is None for net in (teacher, student) for p in net.parameters())
+    for net in (teacher, student):
+        net.requires_grad_(False)
+
+
+def test_it_vanishes_when_the_student_is_the_teacher_and_pulls_a_wide_gaussian_in():
+    """Latents N(0, 3^2) with an exact student, reference N(0, 1): a step against the gradient must shrink them."""
+    reference, actual = Gaussian((2, 4, 4), 3, 1.0), Gaussian((2, 4, 4), 3, 3.0)
+    z = 3 * torch.randn(512, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    labels, noise = torch.zeros(512, dtype=torch.int64), torch.randn(512, 2, 4, 4)
+    t = torch.full((512,), 0.5)
+    g, gap = gradient(z, noise, t, labels, reference.velocity, reference.velocity, 1.0, 3)
+    assert g.abs().max() == 0
+    assert gap.abs().max() == 0
+    g, gap = gradient(z, noise, t, labels, reference.velocity, actual.velocity, 1.0, 3)
+    assert (z - 0.1 * g).std() < z.std()
+    assert gap.min() > 0
+
+
+def test_time_range_moves_with_progress():
+    matching = DMDConfig(time_range=(0.0, 0.2), time_range_end=(0.8, 1.0)).build(1)
+    rng = Random(0)
+    rng.progress = 0.5
+    t = matching._times(1000, rng)
+    assert 0.4 <= t.min()
+    assert t.max() <= 0.6
+
+
+def test_a_bad_range_is_named():
+    with pytest.raises(ValueError, match=r"\[0.9, 0.1\]"):
+        DMDConfig(time_range=(0.9, 0.1))

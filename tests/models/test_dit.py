@@ -1,0 +1,122 @@
+"""LightningDiT: the reference implementation's numbers, published sizes, artifacts, memory saving."""
+
+import pytest
+import torch
+
+from dmvae.models import LightningDiT, lightningdit
+
+
+def small(**changes) -> LightningDiT:
+    torch.manual_seed(0)
+    config = {"in_channels": 8, "input_size": 4, "width": 48, "depth": 2, "heads": 3, "num_classes": 10}
+    model = LightningDiT(**config | changes)
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # the zero layers too, so that everything reaches the output
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def inputs(side: int = 4):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(3, 8, side, side, generator=generator), torch.tensor([0.05, 0.5, 0.97]), torch.tensor([1, 7, 10])
+
+
+@pytest.fixture
+def reference(golden):
+    data = golden("lightningdit")
+    model = small()
+    weights = {k.removeprefix("model."): v.float() for k, v in data.items() if k.startswith("model.")}
+    model.load_state_dict({k: v for k, v in weights.items() if not k.startswith("feat_rope.")})
+    return model, data
+
+
+@torch.no_grad()
+def test_velocity_is_the_reference_implementations(reference, relative_error):
+    model, data = reference
+    assert relative_error(model(data["x"], data["t"], data["y"]), data["velocity"]) < 1e-4
+
+
+@torch.no_grad()
+def test_guided_velocity_is_the_reference_implementations(reference, relative_error):
+    model, data = reference
+    with_label = model(data["x"], data["t"], data["y_cfg"])
+    without = model(data["x"], data["t"], torch.full_like(data["y_cfg"], 10))
+    assert relative_error(without + 5 * (with_label - without), data["velocity_cfg5"]) < 1e-4
+
+
+def test_fixed_positions_are_the_reference_implementations(golden):
+    assert torch.allclose(small().pos_embed, golden("lightningdit")["model.pos_embed"], atol=1e-6)
+
+
+@pytest.mark.parametrize("size", ["XL/1", "Mini/1"])
+def test_names_and_shapes_are_the_published_ones(size, official_keys, shapes):
+    with torch.device("meta"):
+        model = lightningdit(size, in_channels=32, input_size=16, num_classes=1000)
+    published = official_keys[f"LightningDiT-{size}"]
+    assert shapes(model) == {k: v for k, v in published.items() if not k.startswith("feat_rope.")}
+
+
+def test_xl_has_675_million_parameters():
+    with torch.device("meta"):
+        model = lightningdit("XL/1", in_channels=32, input_size=16, num_classes=1000)
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == 675.26
+
+
+@pytest.mark.parametrize("size", ["XXL/1", "B/two", "XL-1"])
+def test_an_unknown_size_is_an_error_that_names_the_nearest(size):
+    with pytest.raises(ValueError, match="no network size is called"):
+        lightningdit(size, in_channels=4, input_size=4, num_classes=10)
+
+
+def test_a_new_model_predicts_zero_and_learns():
+    model = LightningDiT(in_channels=8, input_size=4, width=48, depth=2, heads=3, num_classes=10)
+    out = model(*inputs())
+    assert out.count_nonzero() == 0
+    (out - 1).square().mean().backward()
+    assert model.final_layer.linear.weight.grad.abs().sum() > 0
+    assert not model.pos_embed.requires_grad
+
+
+def test_patches_keep_their_place():
+    """With every block the identity, a change of one pixel stays in its patch."""
+    model = small(patch_size=2)
+    for block in model.blocks:
+        torch.nn.init.zeros_(block.adaLN_modulation[1].weight)
+        torch.nn.init.zeros_(block.adaLN_modulation[1].bias)
+    z, t, labels = inputs()
+    changed = z.clone()
+    changed[:, :, 0, 3] += 1  # in the upper right patch
+    with torch.no_grad():
+        difference = (model(changed, t, labels) - model(z, t, labels)).abs().sum((0, 1))
+    assert (difference > 0).tolist() == [[False, False, True, True]] * 2 + [[False] * 4] * 2
+
+
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_saved_and_loaded_it_gives_the_same(tmp_path, patch_size):
+    model = small(patch_size=patch_size)
+    model.save_pretrained(tmp_path)
+    loaded = LightningDiT.from_pretrained(tmp_path)
+    assert not loaded.pos_embed.requires_grad
+    with torch.no_grad():
+        assert torch.equal(loaded(*inputs()), model.eval()(*inputs()))
+
+
+def test_checkpointing_changes_no_gradient():
+    def gradients(model):
+        model(*inputs()).square().mean().backward()
+        return [p.grad for p in model.parameters() if p.requires_grad]
+
+    saving = small()
+    saving.enable_gradient_checkpointing()
+    for a, b in zip(gradients(saving), gradients(small()), strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-8)
+
+
+def test_it_runs_in_bfloat16(relative_error):
+    model = small()
+    z, t, labels = inputs()
+    with torch.no_grad():
+        exact = model(z, t, labels)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert relative_error(model(z, t, labels).float(), exact) < 0.05
+        assert relative_error(model.bfloat16()(z.bfloat16(), t, labels).float(), exact) < 0.05

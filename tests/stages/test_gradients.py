@@ -1,0 +1,124 @@
+"""Each update moves exactly the networks that it names."""
+
+import pytest
+import tiny
+import torch
+
+from dmvae.inputs import Inputs
+from dmvae.stages import decoder, matching, tokenizer
+from dmvae.training.contract import Batch
+from dmvae.training.loop import Trainer
+from dmvae.training.random import Random
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory):
+    path = tiny.write(tmp_path_factory.mktemp("gradients"))
+    return {job.stage.NAME: job for job in tiny.run(path, "matched", until="matching")}
+
+
+def trainer_of(job):
+    section = getattr(job.recipe, job.stage.NAME)
+    trainer = Trainer(job.stage, section, Inputs(job.recipe, job.variant, job.folder, job.reads, torch.device("cpu")))
+    dataset = trainer.networks.extra["dataset"]
+    images, labels = dataset.__getitems__(range(8))
+    return trainer, images.float() / 127.5 - 1, labels
+
+
+def moved(trainer, update):
+    """Names of the parameters that the update changed."""
+    before = {
+        f"{name}.{key}": p.detach().clone()
+        for name, module in trainer.networks.modules.items()
+        for key, p in module.named_parameters()
+    }
+    trainer.apply(update)
+    return {
+        f"{name}.{key}"
+        for name, module in trainer.networks.modules.items()
+        for key, p in module.named_parameters()
+        if not torch.equal(before[f"{name}.{key}"], p)
+    }
+
+
+def parts(names):
+    return {".".join(name.split(".")[:2]) if name.startswith("autoencoder") else name.split(".")[0] for name in names}
+
+
+def test_tokenizer_moves_bottleneck_decoder_and_discriminator_in_turn(jobs):
+    trainer, x, y = trainer_of(jobs["tokenizer"])
+    turns = tokenizer.updates(trainer.networks, Batch(x, y, 5, 6), Random(0))
+    assert parts(moved(trainer, next(turns))) == {"autoencoder.bottleneck", "autoencoder.decoder"}
+    assert parts(moved(trainer, next(turns))) == {"discriminator"}
+    assert next(turns, None) is None
+
+
+def test_before_its_start_the_adversary_has_no_turn(jobs):
+    trainer, x, y = trainer_of(jobs["tokenizer"])
+    names = [update.trains for update in tokenizer.updates(trainer.networks, Batch(x, y, 2, 6), Random(0))]
+    assert names == ["tokenizer"]
+
+
+def test_matching_moves_the_tokenizer_every_second_step_and_never_the_teacher(jobs):
+    trainer, x, y = trainer_of(jobs["matching"])
+    got = []
+    for step in range(2):
+        for update in matching.updates(trainer.networks, Batch(x, y, step, 8), Random(0, step)):
+            got.append((step, update.trains, parts(moved(trainer, update))))
+    everything = {"autoencoder.encoder", "autoencoder.bottleneck", "autoencoder.decoder"}
+    assert got == [
+        (0, "tokenizer", everything),
+        (0, "discriminator", {"discriminator"}),
+        (0, "student", {"student"}),
+        (1, "student", {"student"}),
+    ]
+
+
+def test_student_steps_do_not_run_the_decoder(jobs, monkeypatch):
+    trainer, x, y = trainer_of(jobs["matching"])
+    calls = []
+    monkeypatch.setattr(trainer.networks.autoencoder, "decode", lambda z: calls.append(z))
+    list(matching.updates(trainer.networks, Batch(x, y, 1, 8), Random(0)))
+    assert calls == []
+
+
+def test_the_student_starts_as_the_teacher(jobs):
+    trainer, _, _ = trainer_of(jobs["matching"])
+    student = trainer.networks.student.state_dict()
+    assert all(torch.equal(student[name], value) for name, value in trainer.networks.teacher.state_dict().items())
+
+
+def test_decoder_stage_moves_the_decoder_alone(jobs):
+    job = jobs["decoder"]
+    trainer, x, y = trainer_of(job)
+    turns = decoder.updates(trainer.networks, Batch(x, y, 0, 4), Random(0))
+    assert parts(moved(trainer, next(turns))) == {"autoencoder.decoder"}
+    assert parts(moved(trainer, next(turns))) == {"discriminator"}
+
+
+@pytest.mark.parametrize(("relative", "expected"), [(False, 3.0), (True, None)])
+def test_pull_adds_lambda_times_the_matching_gradient(relative, expected):
+    z = torch.randn(4, 2, 3, 3, requires_grad=True)
+    pull, target, log = torch.randn(4, 2, 3, 3), torch.randn(4, 2, 3, 3), {}
+    matching.Pull.apply(z, pull, 3.0, relative, log).mul(target).sum().backward()
+    added = z.grad - target
+    if relative:
+        assert added.norm() / target.norm() == pytest.approx(3.0, rel=1e-5)
+    else:
+        assert torch.allclose(added, expected * pull, atol=1e-5)
+    assert log["health/gradient_matching"] == pytest.approx(added.norm().item(), rel=1e-4)
+    assert log["health/gradient_reconstruction"] == pytest.approx(target.norm().item(), rel=1e-5)
+
+
+def test_the_surrogate_loss_has_the_objective_s_gradient(jobs):
+    """Without an adversary, reconstruct's scalar and the plain loss differ in value, not in gradient."""
+    from dmvae.losses.objective import reconstruct
+
+    trainer, x, _ = trainer_of(jobs["decoder"])
+    recon = torch.rand_like(x).requires_grad_()
+    loss, log = reconstruct(trainer.networks, x, recon, Random(0), adversarial=False)
+    (ours,) = torch.autograd.grad(loss, recon)
+    plain = (x - recon).abs().mean()
+    (theirs,) = torch.autograd.grad(plain, recon)
+    assert torch.allclose(ours, theirs, atol=1e-7)
+    assert log["reconstruction/total"] == pytest.approx(plain.item(), rel=1e-5)

@@ -1,0 +1,99 @@
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+
+from dmvae import config as configs
+from dmvae.registry import Registered, register
+
+
+class Shape(Registered):
+    pass
+
+
+@register("round")
+@dataclass(frozen=True, kw_only=True)
+class Round(Shape):
+    """A disc."""
+
+    radius: float = 1.0
+    """Radius in pixels."""
+
+
+@register("square")
+@dataclass(frozen=True, kw_only=True)
+class Square(Shape):
+    side: int = 2
+
+    def __post_init__(self):
+        if self.side < 1:
+            raise ValueError(f"side must be positive, got {self.side}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    shape: Shape
+    steps: int
+    rate: float = 0.1
+    name: str | None = None
+    mode: Literal["a", "b"] = "a"
+    sizes: tuple[int, ...] = (1, 2)
+    pair: tuple[float, float] = (0.0, 1.0)
+    inner: Round = field(default_factory=Round)
+    on: bool = False
+
+
+def read(**over):
+    return configs.read(Section, {"shape": {"type": "square"}, "steps": 3} | over)
+
+
+def test_round_trip():
+    section = read(shape={"type": "round", "radius": 3}, sizes=[4, 5, 6], name="x")
+    assert section.shape == Round(radius=3.0)
+    assert configs.read(Section, configs.plain(section)) == section
+
+
+@pytest.mark.parametrize(
+    ("over", "message"),
+    [
+        ({"stepz": 1}, "stepz: no such field; did you mean 'steps'"),
+        ({"shape": {"type": "squar"}}, "shape.type: .*did you mean 'square'"),
+        ({"shape": {}}, "shape.type: this field is required; known: round, square"),
+        ({"shape": {"type": "square", "radius": 1}}, "shape.radius: no such field"),
+        ({"steps": "many"}, "steps: expected a whole number, got 'many'"),
+        ({"steps": 1.5}, "steps: expected a whole number, got 1.5"),
+        ({"steps": True}, "steps: expected a whole number, got True"),
+        ({"rate": "fast"}, "rate: expected a number, got 'fast'"),
+        ({"mode": "c"}, "mode: 'c' is not one of 'a', 'b'"),
+        ({"sizes": 3}, "sizes: expected a list, got 3"),
+        ({"sizes": [1, "x"]}, r"sizes\[1\]: expected a whole number"),
+        ({"pair": [1]}, "pair: expected 2 values, got 1"),
+        ({"on": "yes"}, "on: expected true or false, got 'yes'"),
+        ({"inner": 4}, "inner: expected a mapping"),
+        ({"shape": {"type": "square", "side": 0}}, "shape: side must be positive, got 0"),
+    ],
+)
+def test_a_mistake_is_named_with_its_place(over, message):
+    with pytest.raises(ValueError, match=message):
+        read(**over)
+
+
+def test_a_missing_field_is_named():
+    with pytest.raises(ValueError, match="steps: this field is required"):
+        configs.read(Section, {"shape": {"type": "square"}})
+
+
+def test_yaml_writes_1e_4_as_text():
+    assert read(rate="1e-4").rate == 1e-4
+
+
+def test_merge_reaches_by_dots_and_replaces_a_section_of_another_type():
+    base = {"shape": {"type": "square", "side": 4}, "steps": 1, "inner": {"radius": 2}}
+    merged = configs.merge(base, {"shape.type": "round", "inner.radius": 5, "steps": 7})
+    assert merged == {"shape": {"type": "round"}, "steps": 7, "inner": {"radius": 5}}
+    assert configs.merge(base, {"shape.side": 9})["shape"] == {"type": "square", "side": 9}
+    assert configs.merge(base, {"inner": None})["inner"] is None
+
+
+def test_docstrings_under_fields_are_found():
+    assert configs.describe(Round) == {"radius": "Radius in pixels."}

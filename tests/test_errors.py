@@ -1,0 +1,107 @@
+"""What bad input gets: one or two lines that name the value, the place and the mend, exit code 2, no traceback."""
+
+import pytest
+import tiny
+
+from dmvae import cli
+
+
+def complain(capsys, *arguments):
+    """Exit code and stderr of the command line, run in this process."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(a) for a in arguments])
+    return stop.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tokenizr.steps", "3"], "tokenizr: no such field; did you mean 'tokenizer'"),
+        (["--tokenizer.stepz", "3"], "tokenizer.stepz: no such field; did you mean 'steps'"),
+        (["--tokenizer.steps", "many"], "tokenizer.steps: expected a whole number, got 'many'"),
+        (["--tokenizer.steps", "0"], "tokenizer: steps must be at least 1, got 0"),
+        (["--data.type", "shape"], "data.type: no DatasetConfig is called 'shape'; did you mean 'shapes'"),
+        (["--data", "{type: image_folder, root: /nowhere}"], "/nowhere"),
+        (["--data.size", "10"], "10"),
+        (["--tokenizer.batch_size", "4096"], "tokenizer.batch_size: 4096 is larger than the data set (48 images); use at most 48"),
+        (["--variant", "kk"], "no variant is called 'kk'; did you mean 'kl'"),
+        (["--plugins", "[/no/file.py]"], "/no/file.py"),
+        (["--reference", "null"], "matching: there is nothing to match without a reference"),
+        (["--evaluate.features.type", "inceptio"], "did you mean 'inception'"),
+        (["stray"], "unexpected argument 'stray'"),
+    ],
+)
+def test_a_mistake_in_a_recipe(tmp_path, capsys, arguments, message):
+    path = tiny.write(tmp_path, encoder=None, variants={"kl": {"tokenizer.train_encoder": True}})
+    code, error = complain(capsys, "run", path, *arguments)
+    assert code == 2
+    assert message in error
+    assert error.count("\n") <= 2
+    assert "Traceback" not in error
+
+
+def test_a_misspelt_command(capsys):
+    assert complain(capsys, "tokeniser", "x.yaml") == (2, "dmvae: no such command: tokeniser; did you mean 'tokenizer'?\n")
+
+
+def test_no_such_recipe(capsys):
+    code, error = complain(capsys, "run", "nothing.yaml")
+    assert (code, error) == (2, "dmvae: no such recipe: nothing.yaml\n")
+
+
+def test_a_recipe_that_is_not_yaml(tmp_path, capsys):
+    (tmp_path / "r.yaml").write_text("a: [1,")
+    code, error = complain(capsys, "run", tmp_path / "r.yaml")
+    assert code == 2
+    assert "not valid YAML" in error
+
+
+def test_a_stage_before_the_one_it_needs(tmp_path, capsys):
+    path = tiny.write(tmp_path)
+    code, error = complain(capsys, "matching", path)
+    assert code == 2
+    assert "reads the stage 'tokenizer'" in error
+    assert "dmvae run RECIPE" in error
+
+
+def test_a_stage_that_no_variant_has(tmp_path, capsys):
+    path = tiny.write(tmp_path)
+    code, error = complain(capsys, "matching", path, "--variant", "kl")
+    assert code == 2
+    assert "no variant of this recipe has the stage 'matching'" in error
+
+
+def test_a_report_of_a_folder_that_is_no_run(tmp_path, capsys):
+    code, error = complain(capsys, "report", tmp_path)
+    assert code == 2
+    assert "not a run's folder" in error
+
+
+def test_debug_shows_the_traceback():
+    result = tiny.command("run", "nothing.yaml", "--debug")
+    assert "Traceback" in result.stderr
+
+
+def test_overrides_are_yaml():
+    assert cli.parse_overrides(["--a.b", "1e-3", "--c=[1, 2]", "--d", "--e", "null", "--f", "-1"]) == {
+        "a.b": "1e-3",
+        "c": [1, 2],
+        "d": True,
+        "e": None,
+        "f": -1,
+    }
+
+
+def test_help_lists_fields_with_their_meaning(tmp_path, capsys):
+    cli.main(["run", str(tiny.write(tmp_path)), "--help"])
+    out = capsys.readouterr().out
+    assert "--matching.student_steps" in out
+    assert "Student updates per tokenizer update." in out
+
+
+def test_a_dry_run_trains_nothing_and_counts_parameters(tmp_path, capsys):
+    cli.main(["run", str(tiny.write(tmp_path)), "--dry-run"])
+    out = capsys.readouterr().out
+    assert "48 training and 24 test images of 3 classes" in out
+    assert "matching" in out
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,238 @@
+"""A whole run: skipping, redoing, resuming, plugins, and what stops it."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from dmvae import pipeline
+from dmvae.recipe import load
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run through the command line: (recipe file, run folder, what it printed)."""
+    folder = tmp_path_factory.mktemp("whole")
+    path = tiny.write(folder)
+    result = tiny.command("run", str(path))
+    assert result.returncode == 0, result.stderr
+    return path, folder / "run", result.stdout
+
+
+def test_a_run_leaves_table_report_and_artifacts(finished):
+    _, run_dir, out = finished
+    summary = json.loads((run_dir / "summary.json").read_text())
+    for method in ("matched", "kl"):
+        assert {"psnr", "ssim", "rfd", "gfd", "knn"} <= set(summary["methods"][method])
+    assert set(summary["seconds"]) == {stage.NAME for stage in pipeline.STAGES}
+    assert (run_dir / "report.html").stat().st_size > 10_000
+    assert "report.html" in out
+    assert not list(run_dir.glob("stages/*/checkpoints/*"))
+
+
+def test_the_artifacts_load_in_one_line(finished):
+    from dmvae import Autoencoder, LightningDiT
+
+    _, run_dir, _ = finished
+    autoencoder = Autoencoder.from_pretrained(run_dir / "matched/latents/autoencoder")
+    z = autoencoder.encode(torch.zeros(2, 3, 8, 8)).latents
+    assert z.shape == (2, 4, 2, 2)
+    assert autoencoder.decode(z).sample.shape == (2, 3, 8, 8)
+    generator = LightningDiT.from_pretrained(run_dir / "kl/generator/generator")
+    assert generator(z, torch.zeros(2), torch.tensor([0, 3])).shape == z.shape
+
+
+def test_latents_are_normalised_by_what_the_tokenizer_carries(finished):
+    from dmvae import Autoencoder
+    from dmvae.stages.latents import LatentSet
+
+    _, run_dir, _ = finished
+    latents = LatentSet(run_dir / "matched/latents/latents")
+    z, _ = latents.__getitems__(range(len(latents)))
+    assert torch.allclose(z.mean((0, 2, 3)), torch.zeros(4), atol=1e-4)
+    assert torch.allclose(z.std((0, 2, 3), correction=0), torch.ones(4), atol=1e-3)
+    autoencoder = Autoencoder.from_pretrained(run_dir / "matched/latents/autoencoder")
+    assert torch.equal(autoencoder.latent_mean, latents.mean)
+
+
+def test_a_second_run_does_nothing(finished):
+    path, run_dir, _ = finished
+    before = {f: f.stat().st_mtime_ns for f in run_dir.glob("stages/*/*") if f.is_file()}
+    result = tiny.command("run", str(path))
+    assert result.returncode == 0
+    assert result.stdout.count("skip (finished") == 14
+    assert "run (new" not in result.stdout
+    assert {f: f.stat().st_mtime_ns for f in run_dir.glob("stages/*/*") if f.is_file()} == before
+
+
+def states(path, **over):
+    return {(j.variant, j.stage.NAME): j.state for j in pipeline.plan(load(path, over), Path(load(path)["kl"].run.dir))}
+
+
+def test_a_changed_field_redoes_its_stage_and_those_after_it(finished):
+    path, _, _ = finished
+    changed = states(path, **{"matching.weight": 11.0})
+    new = {name for (variant, name), state in changed.items() if variant == "matched" and state == "new"}
+    assert new == {"matching", "decoder", "latents", "generator", "sample", "evaluate"}
+    assert all(state == "finished" for (variant, _), state in changed.items() if variant == "kl")
+
+
+def test_how_a_run_is_run_changes_nothing(finished):
+    path, _, _ = finished
+    assert set(states(path, **{"run.save_every": 7, "run.log_every": 1}).values()) == {"finished"}
+
+
+def test_data_of_other_content_is_another_run(finished):
+    path, _, _ = finished
+    assert "finished" not in set(states(path, **{"data.seed": 1}).values())
+
+
+def test_killed_at_random_moments_it_ends_in_the_same_weights(finished, tmp_path):
+    """kill -9, ten times, each followed by the same command."""
+    _, whole, _ = finished
+    path = tiny.write(tmp_path)
+    rng = random.Random(0)
+    kills = 0
+    while kills < 10:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dmvae", "run", str(path)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=tiny.environment(),
+        )
+        # The start-up is most of so small a run; kills begin once it has left a trace.
+        seen = len(list(tmp_path.glob("run/stages/*/*")))
+        while process.poll() is None and len(list(tmp_path.glob("run/stages/*/*"))) == seen:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.4))
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+    assert kills >= 5, "the run ended too soon for the test to mean anything"
+    assert tiny.command("run", str(path)).returncode == 0
+    ours, theirs = tiny.weights(tmp_path / "run"), tiny.weights(whole)
+    assert set(ours) == set(theirs)
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def test_interrupt_saves_and_says_so(tmp_path):
+    path = tiny.write(tmp_path, tokenizer__steps=100000, run__save_every=100000)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dmvae", "run", str(path), "--variant", "kl"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=tiny.environment(),
+    )
+    while not list(tmp_path.glob("run/stages/tokenizer*/log.jsonl")):
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the state was saved" in error
+    assert list(tmp_path.glob("run/stages/tokenizer*/checkpoints/step-*"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    path = tiny.write(tmp_path, tokenizer__learning_rate=1e30, tokenizer__clip=0, tokenizer__steps=40)
+    result = tiny.command("run", str(path), "--variant", "kl")
+    assert result.returncode == 1
+    assert "became" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+PLUGIN = '''
+from dataclasses import dataclass
+import torch
+from torch import nn
+from dmvae.datasets import DatasetConfig
+from dmvae.datasets.memory import MemoryDataset
+from dmvae.encoders import EncoderConfig
+from dmvae.matching import MatchingConfig
+from dmvae.references import ReferenceConfig
+from dmvae.registry import register
+from dmvae.inputs import describe_latents
+
+
+@register("noise_images")
+@dataclass(frozen=True, kw_only=True)
+class NoiseImages(DatasetConfig):
+    def build(self, split):
+        g = torch.Generator().manual_seed(split == "train")
+        images = torch.randint(256, (48, self.channels, self.size, self.size), generator=g, dtype=torch.uint8)
+        return MemoryDataset(images, torch.arange(48) % 3, ("a", "b", "c"))
+
+
+@register("pool")
+@dataclass(frozen=True, kw_only=True)
+class Pool(EncoderConfig):
+    def build(self, *, size, channels, pretrained=False):
+        net = nn.Sequential(nn.Conv2d(channels, 8, 3, padding=1), nn.AvgPool2d(4))
+        net.channels, net.stride = 8, 4
+        return net
+
+
+@register("two_points")
+@dataclass(frozen=True, kw_only=True)
+class TwoPoints(ReferenceConfig):
+    def build(self, inputs):
+        return Points(describe_latents(inputs.recipe))
+
+
+class Points:
+    velocity = None
+
+    def __init__(self, shape):
+        self.shape, self.mean, self.std = shape, torch.zeros(shape[0]), torch.ones(shape[0])
+
+    def sample(self, n, generator):
+        labels = generator.integers(2, n)
+        return (2.0 * labels - 1).view(-1, 1, 1, 1).expand(n, *self.shape).clone(), labels
+
+
+@register("moment")
+@dataclass(frozen=True, kw_only=True)
+class Moment(MatchingConfig):
+    def build(self, num_classes):
+        return self
+
+    def loss(self, z, labels, teacher, student, generator):
+        return z.square().mean(), {"moment/mean": z.mean()}
+'''
+
+
+def test_a_plugin_of_each_kind_runs_from_a_file_outside_the_package(tmp_path):
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    path = tiny.write(
+        tmp_path,
+        plugins=[str(tmp_path / "mine.py")],
+        data={"type": "noise_images", "size": 8, "channels": 3},
+        autoencoder__encoder={"type": "pool"},
+        reference__distribution={"type": "two_points"},
+        matching__objective={"type": "moment"},
+        variants=None,
+    )
+    result = tiny.command("run", str(path))
+    assert result.returncode == 0, result.stderr
+    rows = (tmp_path / "run/main/matching/log.jsonl").read_text()
+    assert "moment/mean" in rows
+
+
+def test_a_reference_in_closed_form_trains_no_teacher(tmp_path):
+    path = tiny.write(
+        tmp_path, reference__distribution={"type": "gaussian"}, matching__model=tiny.DIT, matching__student_warmup=2
+    )
+    tiny.run(path, "matched", until="matching")
+    folder = tmp_path / "run/matched/reference"
+    assert not (folder / "teacher").exists()
+    assert (tmp_path / "run/matched/matching/student").exists()

@@ -1,0 +1,97 @@
+"""A recipe small enough to run every stage in seconds, and how to run it in this process or another."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+
+from dmvae import config as configs
+from dmvae import pipeline
+from dmvae.recipe import load
+
+DIT = {"width": 16, "depth": 1, "heads": 2}
+RECIPE = {
+    "name": "tiny",
+    "run": {"save_every": 3, "log_every": 2, "tracker": "none"},
+    "data": {"type": "shapes", "size": 8, "channels": 3, "num_classes": 3, "count": 48, "test_count": 24},
+    "autoencoder": {
+        "encoder": {"type": "conv", "width": 8, "multipliers": [1, 2], "blocks": 1, "stride": 4, "out_channels": 8},
+        "latent_channels": 4,
+        "bottleneck_width": 8,
+        "decoder_width": 8,
+        "decoder_multipliers": [1, 2],
+        "decoder_blocks": 1,
+        "decoder_attention": False,
+    },
+    "losses": {"adversarial": {"width": 4, "layers": 1, "norm": "none", "start": 0.5}},
+    "encoder": {"steps": 4, "batch_size": 16},
+    "tokenizer": {"steps": 6, "batch_size": 8},
+    "reference": {"steps": 6, "batch_size": 8, "model": DIT},
+    "matching": {"steps": 8, "batch_size": 8, "student_steps": 2, "health_every": 1},
+    "decoder": {"steps": 4, "batch_size": 8},
+    "generator": {"steps": 6, "batch_size": 8, "model": DIT},
+    "sample": {"count": 12, "batch_size": 6, "steps": 2},
+    "evaluate": {"count": 24, "batch_size": 12, "features": {"type": "effnet-lite0", "resolution": 32}},
+    "variants": {
+        "matched": {},
+        "kl": {
+            "autoencoder.variational": True,
+            "encoder": None,
+            "reference": None,
+            "matching": None,
+            "decoder": None,
+            "tokenizer": {"train_encoder": True, "kl_weight": 1e-3},
+        },
+    },
+}
+
+
+def write(folder: Path, **over) -> Path:
+    """The recipe with dotted overrides (a__b=1 is a.b: 1), as a file whose run folder is folder/run."""
+    values = configs.merge(RECIPE, {"run.dir": str(folder / "run")})
+    values = configs.merge(values, {key.replace("__", "."): value for key, value in over.items()})
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def run(path: Path, variant: str | None = None, only: str | None = None, until: str | None = None):
+    """Run the recipe here; `until` leaves out the stages after that one. Returns its jobs."""
+    recipes = load(path)
+    if variant:
+        recipes = {variant: recipes[variant]}
+    run_dir = Path(next(iter(recipes.values())).run.dir)
+    if until is None:
+        return pipeline.run(recipes, run_dir, only)
+    jobs = pipeline.plan(recipes, run_dir)
+    names = [job.stage.NAME for job in jobs]
+    for name in names[: names.index(until) + 1]:
+        pipeline.run(recipes, run_dir, name)
+    return jobs
+
+
+def command(*arguments: str, **kwargs) -> subprocess.CompletedProcess:
+    """The `dmvae` command in a process of its own."""
+    return subprocess.run([sys.executable, "-m", "dmvae", *arguments], capture_output=True, text=True, env=environment(), **kwargs)
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of every network that the run saved: VARIANT/STAGE/NETWORK/NAME -> tensor."""
+    from safetensors.torch import load_file
+
+    return {
+        f"{file.parent.relative_to(run_dir)}/{name}": tensor
+        for variant in sorted(run_dir.iterdir())
+        if variant.is_dir() and variant.name != "stages"
+        for stage in sorted(variant.iterdir())
+        if stage.is_dir()
+        for file in sorted(stage.glob("*/*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }

@@ -1,0 +1,142 @@
+"""Random numbers, data order, averages, checkpoints: what resume rests on."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from dmvae.training import checkpoint
+from dmvae.training.contract import TrainingConfig
+from dmvae.training.data import Order
+from dmvae.training.ema import Average
+from dmvae.training.logging import Figures, read_figures
+from dmvae.training.optim import adamw, learning_rate_factor
+from dmvae.training.random import Random
+
+
+def test_random_is_a_function_of_its_key():
+    a, b, c = Random(0, "stage", 7), Random(0, "stage", 7), Random(0, "stage", 8)
+    x = a.normal(4, 2)
+    assert torch.equal(x, b.normal(4, 2))
+    assert not torch.equal(x, c.normal(4, 2))
+    assert torch.equal(torch.randn(3, generator=a), torch.randn(3, generator=b))
+
+
+def test_two_ranks_draw_what_one_draws(monkeypatch):
+    from dmvae import distributed
+
+    whole = Random(0, 1).normal(8, 3)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    parts = []
+    for rank in range(2):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        parts.append(Random(0, 1).normal(4, 3))
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def test_order_shows_every_item_once_a_pass_and_resumes_anywhere():
+    whole = list(Order(10, 4, ("k",), 0, 10))
+    seen = [i for batch in whole for i in batch]
+    assert sorted(seen[:10]) == list(range(10))
+    assert sorted(seen[10:20]) == list(range(10))
+    assert seen[:10] != seen[10:20]
+    assert list(Order(10, 4, ("k",), 3, 10)) == whole[3:]
+
+
+def test_ema_of_constant_weights_is_the_weights_and_it_is_put_back():
+    net = nn.Linear(2, 2)
+    average = Average(net, 0.9)
+    for _ in range(5):
+        average.update()
+    assert torch.allclose(average.tensors[0], net.weight)
+    with torch.no_grad():
+        net.weight.add_(1)
+    moved = net.weight.clone()
+    with average.applied():
+        assert torch.allclose(net.weight, moved - 1)
+    assert torch.equal(net.weight, moved)
+
+
+def test_learning_rate_warms_up_and_falls():
+    config = TrainingConfig(steps=100, warmup=10, schedule="cosine")
+    factors = [learning_rate_factor(config, s) for s in range(100)]
+    assert factors[0] == pytest.approx(0.1)
+    assert max(factors) == pytest.approx(1, abs=0.01)
+    assert factors[-1] < 0.01
+    assert learning_rate_factor(TrainingConfig(steps=5), 3) == 1
+
+
+def test_a_new_optimizer_has_moved_nothing():
+    p = nn.Parameter(torch.ones(3))
+    optimizer = adamw([p], TrainingConfig(steps=1, weight_decay=0.1), 0.1)
+    assert torch.equal(p.detach(), torch.ones(3))
+    assert optimizer.state[p]["step"] == 0
+
+
+def state(value, size=4):
+    return {"networks": {"a": {"w": torch.full((size,), value)}}, "progress": {"step": int(value)}}
+
+
+def test_checkpoint_round_trip_keeps_the_last_two(tmp_path):
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, step, state(float(step)))
+    assert checkpoint.steps(tmp_path) == [2, 3]
+    into = state(0.0)
+    assert checkpoint.load(tmp_path, into) == 3
+    assert torch.equal(into["networks"]["a"]["w"], torch.full((4,), 3.0))
+    assert into["progress"]["step"] == 3
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "delete", "list"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, state(float(step)))
+    file = next((tmp_path / "step-00000002").glob("*.distcp"))
+    data = bytearray(file.read_bytes())
+    if damage == "truncate":
+        file.write_bytes(data[: len(data) // 2])
+    elif damage == "flip":
+        data[len(data) // 2] ^= 255
+        file.write_bytes(data)
+    elif damage == "delete":
+        file.unlink()
+    else:
+        (file.parent / "files.json").write_text("{")
+    into = state(0.0)
+    with pytest.warns(UserWarning, match="step-00000002.*trying the checkpoint before it"):
+        assert checkpoint.load(tmp_path, into) == 1
+    assert torch.equal(into["networks"]["a"]["w"], torch.full((4,), 1.0))
+
+
+def test_another_architecture_is_refused(tmp_path):
+    checkpoint.save(tmp_path, 1, state(1.0))
+    with pytest.raises(ValueError, match="another architecture"):
+        checkpoint.load(tmp_path, state(0.0, size=5))
+
+
+def test_a_half_written_checkpoint_is_not_seen(tmp_path):
+    checkpoint.save(tmp_path, 1, state(1.0))
+    (tmp_path / "step-00000002.part").mkdir()
+    assert checkpoint.steps(tmp_path) == [1]
+
+
+def test_figures_average_and_forget_what_runs_again(tmp_path):
+    figures = Figures(tmp_path, "none", 0, "x")
+    for i in range(4):
+        figures.add({"loss": torch.tensor(float(i))})
+    figures.write(10)
+    figures.add({"loss": 5.0})
+    figures.write(20)
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"step": 3')
+    assert [row["loss"] for row in read_figures(tmp_path / "log.jsonl")] == [1.5, 5.0]
+    Figures(tmp_path, "none", 10, "x")
+    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [10]
+
+
+def test_a_figure_that_is_not_finite_is_named(tmp_path):
+    figures = Figures(tmp_path, "none", 0, "x")
+    figures.add({"a/loss": 1.0, "b/loss": float("nan")})
+    with pytest.raises(FloatingPointError, match="b/loss became nan by step 4"):
+        figures.write(4)
