@@ -24,7 +24,7 @@ def complain(capsys, *arguments):
         (["--data", "{type: image_folder, root: /nowhere}"], "/nowhere"),
         (["--data.size", "10"], "10"),
         (["--tokenizer.batch_size", "4096"], "tokenizer.batch_size: 4096 is larger than the data set (48 images); use at most 48"),
-        (["--variant", "kk"], "no variant is called 'kk'; did you mean 'kl'"),
+        (["--variant", "matchd"], "no variant is called 'matchd'; did you mean 'matched'"),
         (["--plugins", "[/no/file.py]"], "/no/file.py"),
         (["--reference", "null"], "matching: there is nothing to match without a reference"),
         (["--evaluate.features.type", "inceptio"], "did you mean 'inception'"),

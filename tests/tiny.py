@@ -16,7 +16,7 @@ DIT = {"width": 16, "depth": 1, "heads": 2}
 RECIPE = {
     "name": "tiny",
     "run": {"save_every": 3, "log_every": 2, "tracker": "none"},
-    "data": {"type": "shapes", "size": 8, "channels": 3, "num_classes": 3, "count": 48, "test_count": 24},
+    "data": {"type": "shapes", "size": 12, "channels": 3, "num_classes": 3, "count": 48, "test_count": 24},
     "autoencoder": {
         "encoder": {"type": "conv", "width": 8, "multipliers": [1, 2], "blocks": 1, "stride": 4, "out_channels": 8},
         "latent_channels": 4,
@@ -54,7 +54,7 @@ def write(folder: Path, **over) -> Path:
     values = configs.merge(RECIPE, {"run.dir": str(folder / "run")})
     values = configs.merge(values, {key.replace("__", "."): value for key, value in over.items()})
     path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(values))
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
     return path
 
 

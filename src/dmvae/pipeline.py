@@ -92,10 +92,9 @@ def run(recipes: dict[str, Recipe], run_dir: Path, only: str | None = None) -> l
     for job in chosen:
         _check_inputs(job)
         state = distributed.share(job.state)
-        shared = f", shared by {job.variant}" if state == "finished" else ""
-        verb = {"finished": "skip (finished", "interrupted": "resume (interrupted", "new": "run (new"}[state]
+        verb = {"finished": "skip (finished)", "interrupted": "resume (interrupted)", "new": "run (new)"}[state]
         if distributed.is_main():
-            console.print(f"{job.variant}/{job.stage.NAME}: {verb}{shared}) {job.folder}")
+            console.print(f"{job.variant}/{job.stage.NAME}: {verb} {job.folder}")
             _link(job, run_dir)
         if state != "finished":
             execute(job)

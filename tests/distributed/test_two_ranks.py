@@ -7,6 +7,9 @@ import pytest
 import tiny
 import torch
 
+DATA = ("latents", "guidance-1")
+"""What is no network: a rounding error there may cross a grey level."""
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
@@ -30,7 +33,7 @@ def runs(tmp_path_factory):
 def test_the_weights_agree(runs):
     one, two = runs
     assert set(one) == set(two)
-    apart = {name: (one[name] - two[name]).abs().max().item() for name in one if one[name].is_floating_point()}
+    apart = {name: (one[name] - two[name]).abs().max().item() for name in one if name.split("/")[2] not in DATA}
     assert max(apart.values()) < 1e-3, max(apart, key=apart.get)
     mean = sum(apart.values()) / len(apart)
     assert mean < 1e-4

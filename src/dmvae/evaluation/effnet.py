@@ -10,6 +10,7 @@ from pathlib import Path
 
 import timm
 import torch
+from timm.models import EfficientNet
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
@@ -26,17 +27,19 @@ OTHERS = {
 }
 
 
-def effnet_lite0() -> nn.Module:
+def effnet_lite0() -> EfficientNet:
     """timm's EfficientNet-Lite0 in eval mode, without gradients, batch norms folded into the convolutions,
     channels_last. Input: [n, 3, h, w] in [-1, 1].
 
     Raises ValueError when the package with the weights is not installed.
     """
     network = timm.create_model("tf_efficientnet_lite0").eval()
+    assert isinstance(network, EfficientNet)
     weights = torch.load(weights_file(), map_location="cpu", weights_only=True)
-    network.load_state_dict(rename(weights, [len(stage) for stage in network.blocks]))
+    network.load_state_dict(rename(weights, [len(list(stage.children())) for stage in network.blocks.children()]))
     fold_batch_norms(network)
-    return network.requires_grad_(False).to(memory_format=torch.channels_last)
+    network.requires_grad_(False)
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def weights_file() -> Path:

@@ -10,6 +10,7 @@ import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -20,8 +21,8 @@ from torch import Tensor, nn
 from dmvae.evaluation.effnet import effnet_lite0
 from dmvae.registry import Registered, nearest, register
 
-# Convolution kernels are chosen by batch size and round differently, so networks only ever see this many images at once:
-# then an image's features do not depend on how a caller cuts its batches.
+# Convolution kernels are chosen by batch size and round differently, so networks only ever see this many images at
+# once: then an image's features do not depend on how a caller cuts its batches.
 CHUNK = 32
 
 
@@ -31,6 +32,9 @@ class Extractor(nn.Module):
     `network` maps float images [CHUNK, 3, r, r], resized to `resolution` (None: left as they are) and normalised
     as (x / 255 - mean) / std, to features [CHUNK, dim]. Raises ValueError for images of another type or shape.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self, network: nn.Module, dim: int, resolution: int | None, mean: tuple[float, ...], std: tuple[float, ...]
@@ -47,7 +51,7 @@ class Extractor(nn.Module):
             raise ValueError(
                 f"features are taken of uint8 images [n, 1 or 3, h, w], not {images.dtype} {[*images.shape]}"
             )
-        device = self.get_buffer("mean").device
+        device = self.mean.device
         features = torch.empty(len(images), self.dim, device=device)
         # Float32 means float32, whatever the training around it has switched on.
         exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
@@ -61,9 +65,9 @@ class Extractor(nn.Module):
     def prepare(self, images: Tensor) -> Tensor:
         """uint8 [n, C, h, w] -> float32 [n, 3, r, r], normalised: antialiased bicubic, as Pillow resizes."""
         x = images.float()
-        size = (self.resolution, self.resolution)
-        if self.resolution is not None and x.shape[2:] != size:
-            x = F.interpolate(x, size, mode="bicubic", antialias=True).clamp(0, 255)
+        r = self.resolution
+        if r is not None and x.shape[2:] != (r, r):
+            x = F.interpolate(x, (r, r), mode="bicubic", antialias=True).clamp(0, 255)
         x = (x.expand(-1, 3, -1, -1) - self.mean) / self.std
         return x.contiguous(memory_format=torch.channels_last)
 
@@ -110,7 +114,7 @@ class EffNetLite0(FeaturesConfig):
 
     def build(self) -> Extractor:
         network = effnet_lite0()
-        network.reset_classifier(0)  # type: ignore[operator]
+        network.reset_classifier(0)
         return Extractor(network, 1280, self.resolution, (0.5,) * 3, (0.5,) * 3)
 
 
@@ -134,11 +138,11 @@ class TimmFeatures(FeaturesConfig):
         if not timm.is_model(self.model):
             raise ValueError(f"timm has no model {self.model!r}{nearest(self.model, timm.list_models())[:200]}")
         try:
-            network = timm.create_model(self.model, pretrained=self.pretrained, num_classes=0)
+            network: Any = timm.create_model(self.model, pretrained=self.pretrained, num_classes=0)
         except Exception as error:  # no network: each version of the hub client has a class of its own
             raise ValueError(
-                f"the weights of timm model {self.model!r} could not be loaded ({type(error).__name__}: {error}). Run once "
-                "where the network is reachable and carry the cache over (HF_HUB_CACHE)"
+                f"the weights of timm model {self.model!r} could not be loaded ({type(error).__name__}: {error}). "
+                "Run once where the network is reachable and carry the cache over (HF_HUB_CACHE)"
             ) from error
         if hasattr(network, "set_input_size"):
             network.set_input_size(img_size=(self.resolution, self.resolution))
@@ -154,7 +158,7 @@ class Inception(FeaturesConfig):
     """Pooled features (d = 2048) of the Inception-v3 of the published FID, through the torch-fidelity package."""
 
     weights: Path | None = None
-    """weights-inception-2015-12-05-6726825d.pth of torch-fidelity's release v0.2.0; in torch's hub cache unless given."""
+    """weights-inception-2015-12-05-6726825d.pth of torch-fidelity's release v0.2.0; null is torch's hub cache."""
 
     @property
     def name(self) -> str:

@@ -137,6 +137,17 @@ def _trace_of_root(a: Tensor, b: Tensor) -> Tensor:
 
 def _factor(covariance: Tensor) -> Tensor:
     """F [d, rank] with F F^T = covariance, directions of zero variance left out."""
-    values, vectors = torch.linalg.eigh(covariance)
+    # Components that never vary (dead features of few images) can keep LAPACK's eigh from converging.
+    varies = covariance.diagonal() > 0
+    try:
+        values, inner = torch.linalg.eigh(covariance[varies][:, varies])
+    except torch.linalg.LinAlgError:
+        # Singular values of a symmetric positive matrix are its eigenvalues, by another algorithm.
+        inner, values, _ = torch.linalg.svd(covariance[varies][:, varies])
+        values, inner = values.flip(0), inner.flip(1)
+    vectors = covariance.new_zeros(len(covariance), inner.shape[1])
+    vectors[varies] = inner
+    if len(values) == 0:
+        return vectors
     keep = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
     return vectors[:, keep] * values[keep].sqrt()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dmvae.evaluation.effnet import effnet_lite0
 from dmvae.registry import Registered, register
 
-VGG16_FILE = "vgg16-397923af.pth"
+VGG16_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
 
 
 class PerceptualLoss(nn.Module):
@@ -84,7 +84,7 @@ class EffNetDistance(PerceptualLoss):
         self.resolution = resolution
         network = effnet_lite0()
         self.stem = nn.Sequential(network.conv_stem, network.bn1)
-        self.stages = nn.ModuleList(network.blocks[:stages])  # type: ignore[index]
+        self.stages = nn.ModuleList(list(network.blocks.children())[:stages])
 
     def per_sample(self, recon: Tensor, target: Tensor) -> Tensor:
         with torch.no_grad():
@@ -118,11 +118,11 @@ class LPIPSPerceptual(PerceptualConfig):
             import lpips
         except ImportError as error:
             raise ValueError('perceptual lpips needs the package lpips: pip install "dmvae[lpips]"') from error
-        path = Path(torch.hub.get_dir(), "checkpoints", VGG16_FILE)
+        path = Path(torch.hub.get_dir(), "checkpoints", Path(VGG16_URL).name)
         if not path.is_file():
             raise ValueError(
-                f"perceptual lpips needs torchvision's VGG-16: download https://download.pytorch.org/models/{VGG16_FILE} "
-                f"to {path}, or choose the perceptual loss effnet-lite0"
+                f"perceptual lpips needs torchvision's VGG-16: download {VGG16_URL} to {path}, or choose the "
+                "perceptual loss effnet-lite0"
             )
         return LPIPSDistance(self.weight, lpips.LPIPS(net="vgg", verbose=False))
 

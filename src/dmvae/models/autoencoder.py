@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
@@ -19,6 +18,9 @@ from dmvae import config as configs
 from dmvae.encoders import EncoderConfig
 from dmvae.models.base import Model
 from dmvae.models.decoder import Decoder
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 
 class PointDistribution:
@@ -126,6 +128,9 @@ class Autoencoder(Model):  # type: ignore[misc]
         features = self.encoder(x)
         out = self.bottleneck(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         if self.config["variational"]:
+            # Imported here because it brings all of diffusers' networks, a second of start-up.
+            from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
             gaussian = DiagonalGaussianDistribution(out)
             return EncoderOutput(latents=gaussian.mean, latent_dist=gaussian)
         return EncoderOutput(latents=out, latent_dist=PointDistribution(out))

@@ -111,5 +111,5 @@ def reconstructions(run: Run) -> str:
                 lines += [_name(run, variant), strip(images, STRIP, f"{variant}: reconstructions")]
             blocks.append('<div class="pairs">' + "\n".join(lines) + "</div>")
     text = "<p>The top row of each block are test images, which no stage was trained on. Below them, each method's own copy: the " \
-           "image encoded to latents and decoded again. What is lost here, no generator can bring back.</p>"  # fmt: skip
+           "image encoded to latents and decoded again. Generated images come out of the same decoder.</p>"  # fmt: skip
     return text + '<div class="blocks">' + "\n".join(blocks) + "</div>"

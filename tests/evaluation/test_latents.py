@@ -1,0 +1,96 @@
+"""Statistics of latents: batches, ranks with a known answer, distances with a closed form."""
+
+import json
+
+import pytest
+import torch
+
+from dmvae.evaluation.latents import ChannelMoments, effective_rank, latent_statistics, sliced_wasserstein
+
+
+def normal(*shape: int, seed: int = 0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_channel_moments_are_torchs_whatever_the_batches():
+    z = normal(100, 3, 4, 5) * torch.tensor([1.0, 2.0, 3.0]).view(-1, 1, 1) + 7
+    whole, cut = ChannelMoments(), ChannelMoments()
+    whole.add(z)
+    for part in z.split(13):
+        cut.add(part)
+    torch.testing.assert_close(whole.mean, z.double().mean((0, 2, 3)))
+    torch.testing.assert_close(whole.std, z.double().std((0, 2, 3)))
+    assert torch.equal(cut.mean, whole.mean)
+    assert torch.equal(cut.std, whole.std)
+
+
+def test_effective_rank_of_equal_variances_is_their_number():
+    z = normal(2000, 8, 4, 4)
+    z[:, 5:] = 0
+    assert float(effective_rank(z)) == pytest.approx(5, abs=0.01)
+
+
+def test_effective_rank_of_one_direction_is_one():
+    z = normal(500, 1, 2, 2) * torch.arange(1.0, 7).view(1, -1, 1, 1)
+    assert float(effective_rank(z)) == pytest.approx(1, abs=1e-6)
+    assert float(effective_rank(torch.ones(9, 4, 2, 2))) == 0
+
+
+def test_effective_rank_closed_form():
+    """Variances in the ratio 3 : 1: exp of the entropy of (3/4, 1/4)."""
+    signs = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+    z = (signs * torch.tensor([3**0.5, 1.0])).view(4, 2, 1, 1)
+    share = torch.tensor([0.75, 0.25])
+    assert float(effective_rank(z)) == pytest.approx(float(torch.exp(-(share * share.log()).sum())), abs=1e-6)
+
+
+def test_effective_rank_over_whole_latents_sees_positions():
+    z = normal(4000, 2, 1, 1).expand(-1, -1, 3, 3)  # the same at every position
+    assert float(effective_rank(z, "all")) == pytest.approx(2, abs=0.01)
+    independent = normal(4000, 2, 3, 3)
+    assert float(effective_rank(independent, "all")) > 17
+
+
+def test_effective_rank_leaves_the_graph_alone():
+    z = normal(10, 2, 2, 2).requires_grad_()
+    assert not effective_rank(z).requires_grad
+
+
+def test_sliced_wasserstein_of_a_shift():
+    """A shift by s moves every projection by u.s: the mean of (u.s)^2 is |s|^2 / d."""
+    x = normal(200, 4)
+    shift = torch.tensor([1.0, -2.0, 0.5, 0.0])
+    measured = sliced_wasserstein(x, x + shift, projections=20000)
+    assert measured == pytest.approx(float(shift.norm()) / 2, rel=0.02)
+    assert sliced_wasserstein(x, x) == 0
+
+
+def test_sliced_wasserstein_of_sets_of_different_size():
+    """In one dimension: {0, 6} against {0, 3, 6}. Quantiles differ by 3 on (1/3, 2/3)."""
+    a, b = torch.tensor([[0.0], [6.0]]), torch.tensor([[6.0], [0.0], [3.0]])
+    assert sliced_wasserstein(a, b) == pytest.approx((9 / 3) ** 0.5, rel=1e-6)
+    assert sliced_wasserstein(b, a) == pytest.approx((9 / 3) ** 0.5, rel=1e-6)
+    doubled = torch.cat([normal(50, 3), normal(50, 3)])
+    assert sliced_wasserstein(normal(50, 3), doubled) == pytest.approx(0, abs=1e-6)
+
+
+def test_sliced_wasserstein_takes_latents_and_refuses_others():
+    z = normal(20, 2, 3, 3)
+    assert sliced_wasserstein(z, z.flatten(1)) == 0
+    with pytest.raises(ValueError, match="18 and 17"):
+        sliced_wasserstein(normal(20, 2, 3, 3), normal(20, 17))
+
+
+def test_latent_statistics_of_a_gaussian():
+    figures = latent_statistics(2 * normal(2000, 4, 4, 4))
+    assert figures["kurtosis"] == pytest.approx(3, abs=0.05)
+    assert figures["spread"] == pytest.approx(16, rel=0.02)
+    assert figures["effective_rank"] == pytest.approx(4, abs=0.01)
+    assert figures["mean_max"] < 0.05
+    assert 1.95 < figures["std_min"] <= figures["std_max"] < 2.05
+    json.dumps(figures)
+
+
+def test_latent_statistics_of_collapsed_latents_are_finite():
+    figures = latent_statistics(torch.zeros(4, 2, 2, 2))
+    assert set(figures.values()) == {0.0}

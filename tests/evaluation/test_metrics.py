@@ -1,0 +1,107 @@
+"""Metrics against scikit-image, brute force and cases with a known answer."""
+
+import numpy as np
+import pytest
+import torch
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from dmvae.evaluation.metrics import knn_accuracy, precision_recall_density_coverage, psnr, ssim, to_uint8
+
+
+@pytest.fixture(params=[1, 3])
+def pair(request):
+    generator = torch.Generator().manual_seed(request.param)
+    a = torch.randint(256, (5, request.param, 24, 32), generator=generator)
+    a = torch.nn.functional.avg_pool2d(a.float(), 3, 1, 1)
+    b = a + 12 * torch.randn(a.shape, generator=generator)
+    return a.to(torch.uint8), b.clamp(0, 255).to(torch.uint8)
+
+
+def test_to_uint8_clamps_and_rounds():
+    x = torch.tensor([-3.0, -1.0, -1 + 1.2 / 127.5, -1 + 1.8 / 127.5, 1.0, 2.0])
+    assert to_uint8(x).tolist() == [0, 0, 1, 2, 255, 255]
+
+
+def test_to_uint8_undoes_scaling_to_unit_range():
+    values = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_uint8(values / 127.5 - 1), values)
+
+
+def test_psnr_is_scikit_images(pair):
+    a, b = pair
+    expected = np.mean(
+        [peak_signal_noise_ratio(x, y, data_range=255) for x, y in zip(a.numpy(), b.numpy(), strict=True)]
+    )
+    assert psnr(a, b) == pytest.approx(expected, rel=1e-9)
+
+
+def test_ssim_is_scikit_images(pair):
+    a, b = pair
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
+    expected = np.mean(
+        [structural_similarity(x, y, channel_axis=0, **options) for x, y in zip(a.numpy(), b.numpy(), strict=True)]
+    )
+    assert ssim(a, b) == pytest.approx(expected, abs=1e-6)
+
+
+def test_equal_images(pair):
+    a, _ = pair
+    assert ssim(a, a) == pytest.approx(1, abs=1e-12)
+    assert 48 < psnr(a, a) < 100
+
+
+def test_images_that_do_not_pair_are_refused(pair):
+    a, b = pair
+    for metric in (psnr, ssim):
+        with pytest.raises(ValueError, match="uint8"):
+            metric(a, b.float())
+        with pytest.raises(ValueError, match="shape"):
+            metric(a, b[:2])
+    with pytest.raises(ValueError, match="11x11"):
+        ssim(a[..., :10, :], b[..., :10, :])
+
+
+def test_manifolds_by_brute_force():
+    generator = torch.Generator().manual_seed(0)
+    real, fake = torch.randn(300, 3, generator=generator), 0.8 * torch.randn(280, 3, generator=generator) + 0.3
+    k = 4
+
+    def distances(x, y):
+        return np.linalg.norm(x.numpy()[:, None].astype(float) - y.numpy()[None].astype(float), axis=-1)
+
+    def radii(x):
+        return np.sort(distances(x, x), 1)[:, k]
+
+    cross = distances(real, fake)
+    in_real = cross <= radii(real)[:, None]
+    expected = {
+        "precision": in_real.any(0).mean(),
+        "recall": (cross <= radii(fake)).any(1).mean(),
+        "density": in_real.sum(0).mean() / k,
+        "coverage": in_real.any(1).mean(),
+    }
+    assert precision_recall_density_coverage(real, fake, k=k) == pytest.approx(expected, abs=1e-12)
+
+
+def test_manifolds_that_coincide_and_that_are_apart():
+    x = torch.randn(100, 4, generator=torch.Generator().manual_seed(0))
+    same, apart = precision_recall_density_coverage(x, x), precision_recall_density_coverage(x, x + 1000)
+    assert same["precision"] == same["recall"] == same["coverage"] == 1
+    assert apart == {"precision": 0, "recall": 0, "density": 0, "coverage": 0}
+    with pytest.raises(ValueError, match="too small"):
+        precision_recall_density_coverage(x[:5], x)
+
+
+def test_knn_classifies_by_direction():
+    train = torch.tensor([[1.0, 0.0], [5.0, 0.1], [0.0, 1.0], [0.1, 3.0]])
+    labels = torch.tensor([0, 0, 3, 3])
+    test, test_labels = torch.tensor([[9.0, 1.0], [0.2, 0.5], [7.0, 0.0]]), torch.tensor([0, 3, 3])
+    assert knn_accuracy(train, labels, test, test_labels, k=2) == pytest.approx(2 / 3)
+    with pytest.raises(ValueError, match="k = 20"):
+        knn_accuracy(train, labels, test, test_labels)
+
+
+def test_nearer_neighbours_weigh_more():
+    """One training vector alike outvotes two that are not."""
+    train, labels = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]), torch.tensor([0, 1, 1])
+    assert knn_accuracy(train, labels, torch.tensor([[1.0, 0.1]]), torch.tensor([0]), k=3) == 1
