@@ -12,7 +12,13 @@ from safetensors.torch import save_file
 from dmvae.datasets import DatasetConfig, open_dataset
 from dmvae.datasets.shapes import Shapes
 
-TRAINED = {"tokenizer": "tokenizer", "reference": "teacher", "matching": "student", "decoder": "decoder", "generator": "generator"}
+TRAINED = {
+    "tokenizer": "tokenizer",
+    "reference": "teacher",
+    "matching": "student",
+    "decoder": "decoder",
+    "generator": "generator",
+}
 ORDER = ("tokenizer", "reference", "matching", "decoder", "latents", "generator", "sample", "evaluate")
 
 
@@ -38,7 +44,9 @@ class FakeRecipe:
     sample: Sampling = field(default_factory=Sampling)
 
 
-def build(run_dir: Path, variants: tuple[str, ...] = ("matched", "kl"), stages: tuple[str, ...] = ORDER, **recipe) -> list:
+def build(
+    run_dir: Path, variants: tuple[str, ...] = ("matched", "kl"), stages: tuple[str, ...] = ORDER, **recipe
+) -> list:
     """Jobs (fakes) of a run under `run_dir`; the first variant and every odd one are matched to a reference."""
     rng = np.random.default_rng(0)
     jobs, methods = [], {}
@@ -64,10 +72,19 @@ def build(run_dir: Path, variants: tuple[str, ...] = ("matched", "kl"), stages: 
             methods[variant] = _metrics(v)
         if "reference" in stages and matched:
             z, labels = latents(0, 1200, rng)
-            save_file({"latents": z.view(-1, 4, 4, 4), "labels": labels}, run_dir / "stages/reference-000000000000/map.safetensors")
+            save_file(
+                {"latents": z.view(-1, 4, 4, 4), "labels": labels},
+                run_dir / "stages/reference-000000000000/map.safetensors",
+            )
     if methods:
         summary = {"name": "coloured shapes", "methods": methods, "features": "effnet-lite0@64"}
-        summary["environment"] = {"python": "3.12.3", "dmvae": "0.1.0", "torch": "2.9", "processor": "Example 9000", "cores": "2"}
+        summary["environment"] = {
+            "python": "3.12.3",
+            "dmvae": "0.1.0",
+            "torch": "2.9",
+            "processor": "Example 9000",
+            "cores": "2",
+        }
         (run_dir / "summary.json").write_text(json.dumps(summary))
     return jobs
 
@@ -82,9 +99,20 @@ def latents(kind: int, n: int, rng: np.random.Generator) -> tuple[torch.Tensor, 
 
 
 def _metrics(v: int) -> dict[str, float]:
-    row = {"psnr": 26.41 + 1.1 * v, "ssim": 0.871 + 0.012 * v, "rfd": 8.1 - 0.4 * v, "gfd": 21.37 + 9.2 * v, "gfd@1.5": 17.2 + 8 * v}
+    row = {
+        "psnr": 26.41 + 1.1 * v,
+        "ssim": 0.871 + 0.012 * v,
+        "rfd": 8.1 - 0.4 * v,
+        "gfd": 21.37 + 9.2 * v,
+        "gfd@1.5": 17.2 + 8 * v,
+    }
     row |= {"precision": 0.71 - 0.04 * v, "recall": 0.55, "density": 0.83 - 0.1 * v, "coverage": 0.66 - 0.07 * v}
-    return row | {"generator_loss": 0.812 + 0.09 * v, "knn": 0.912 - 0.2 * (v % 2), "images_seen": 512000, "effective_rank": 9.3}
+    return row | {
+        "generator_loss": 0.812 + 0.09 * v,
+        "knn": 0.912 - 0.2 * (v % 2),
+        "images_seen": 512000,
+        "effective_rank": 9.3,
+    }
 
 
 def _log(path: Path, stage: str, v: int, rng: np.random.Generator) -> None:
@@ -92,17 +120,31 @@ def _log(path: Path, stage: str, v: int, rng: np.random.Generator) -> None:
     noise = lambda: float(np.exp(rng.normal() * 0.05))
     for step in range(20, 2001, 20):
         p = step / 2000
-        row = {"step": step, f"{TRAINED[stage]}/loss": (0.6 + 0.08 * v + 1.2 * np.exp(-9 * p)) * noise(), "seconds": step / 10}
+        row = {
+            "step": step,
+            f"{TRAINED[stage]}/loss": (0.6 + 0.08 * v + 1.2 * np.exp(-9 * p)) * noise(),
+            "seconds": step / 10,
+        }
         row[f"{TRAINED[stage]}/gradient_norm"] = 0.4 * noise() + 2 * np.exp(-20 * p)
         if stage in ("tokenizer", "matching", "decoder"):
-            row |= {"reconstruction/pixel": 0.05 * noise() + 0.2 * np.exp(-6 * p), "reconstruction/perceptual": 0.3 * noise()}
+            row |= {
+                "reconstruction/pixel": 0.05 * noise() + 0.2 * np.exp(-6 * p),
+                "reconstruction/perceptual": 0.3 * noise(),
+            }
         if stage == "decoder" and step > 1000:
             row["adversarial/discriminator"] = noise()
         if stage == "matching":
             row |= {f"gap/t{t:.2f}": (0.02 + t * 0.2 * np.exp(-4 * p)) * noise() for t in (0.12, 0.38, 0.62, 0.88)}
-            row |= {"health/gradient_reconstruction": 0.01 * noise(), "health/gradient_matching": 0.2 * np.exp(-2 * p) * noise()}
+            row |= {
+                "health/gradient_reconstruction": 0.01 * noise(),
+                "health/gradient_matching": 0.2 * np.exp(-2 * p) * noise(),
+            }
             if step % 100 == 0:
-                row |= {"health/effective_rank": 9 + 2 * p + v, "health/std": 1 - 0.1 * p, "health/mean": 0.02 * noise()}
+                row |= {
+                    "health/effective_rank": 9 + 2 * p + v,
+                    "health/std": 1 - 0.1 * p,
+                    "health/mean": 0.02 * noise(),
+                }
         rows.append(json.dumps(row))
     path.write_text("\n".join(rows) + '\n{"step": 2020, "tok')
 
@@ -135,4 +177,7 @@ def _pictures(folder: Path, recipe: FakeRecipe, v: int, rng: np.random.Generator
     originals = torch.stack([torch.as_tensor(data[i][0]) for i in range(24)])
     z, labels = latents(v, 1500, rng)
     copies = _blur(originals, 0.3 + 0.15 * v, torch.Generator().manual_seed(v))
-    save_file({"originals": originals, "reconstructions": copies, "map_latents": z, "map_labels": labels}, folder / "pictures.safetensors")
+    save_file(
+        {"originals": originals, "reconstructions": copies, "map_latents": z, "map_labels": labels},
+        folder / "pictures.safetensors",
+    )

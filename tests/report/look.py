@@ -7,7 +7,20 @@ from fake_run import build
 
 from dmvae.report import write_report
 
-NAMES = ("matched", "kl", "matched-w1", "plain", "gaussian", "kl-weak", "no-gan", "wide", "deep", "lambda-1", "lambda-30", "late")
+NAMES = (
+    "matched",
+    "kl",
+    "matched-w1",
+    "plain",
+    "gaussian",
+    "kl-weak",
+    "no-gan",
+    "wide",
+    "deep",
+    "lambda-1",
+    "lambda-30",
+    "late",
+)
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])

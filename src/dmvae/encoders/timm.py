@@ -107,7 +107,7 @@ class Features(nn.Module):
 
 def model_stride(model: Any) -> int:
     """Image pixels per feature, along each side."""
-    patches = getattr(model, "patch_embed", None)
+    patches: Any = getattr(model, "patch_embed", None)
     if getattr(model, "num_prefix_tokens", None) is not None and hasattr(patches, "patch_size"):
         return patches.patch_size[0]
     return model.feature_info[-1]["reduction"]

@@ -8,7 +8,7 @@ from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
 
 
-class Model(ModelMixin, ConfigMixin):
+class Model(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """`save_pretrained` writes safetensors and config.json; `from_pretrained` reads them from a folder or a hub."""
 
     @classmethod

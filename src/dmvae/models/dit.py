@@ -10,6 +10,7 @@ with RMSNorm, SwiGLU, normalised queries and keys, and rotary positions.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +63,8 @@ class LightningDiT(Model):
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ("Block",)
+    _no_split_modules = ["Block"]  # type: ignore[assignment]  # noqa: RUF012
+    _gradient_checkpointing_func: Any = None
 
     @register_to_config
     def __init__(
@@ -102,13 +104,15 @@ class LightningDiT(Model):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+                nn.init.constant_(module.bias, 0.0)
         nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
-        nn.init.zeros_(self.x_embedder.proj.bias)
-        for layer in (self.t_embedder.mlp[0], self.t_embedder.mlp[2], self.y_embedder.embedding_table):
+        nn.init.zeros_(self.x_embedder.proj.bias)  # type: ignore[arg-type]
+        embedders: list[Any] = [self.t_embedder.mlp[0], self.t_embedder.mlp[2], self.y_embedder.embedding_table]
+        for layer in embedders:
             nn.init.normal_(layer.weight, std=0.02)
-        for layer in (*(block.adaLN_modulation[1] for block in self.blocks), self.final_layer.adaLN_modulation[1]):
-            nn.init.zeros_(layer.weight)
+        parts: list[Any] = [*self.blocks, self.final_layer]
+        for part in parts:
+            nn.init.zeros_(part.adaLN_modulation[1].weight)
         nn.init.zeros_(self.final_layer.linear.weight)
 
     def forward(self, z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
@@ -125,7 +129,8 @@ class LightningDiT(Model):
 
     def unpatchify(self, x_bno: Tensor) -> Tensor:
         """Tokens [b, n, p * p * C] (row, column, channel within a patch) -> [b, C, H, W]."""
-        p, side = self.config.patch_size, self.config.input_size // self.config.patch_size
+        p = self.config["patch_size"]
+        side = self.config["input_size"] // p
         x = x_bno.unflatten(-1, (p, p, -1)).unflatten(1, (side, side))
         return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
@@ -201,6 +206,8 @@ class PatchEmbedder(nn.Module):
 class TimeEmbedder(nn.Module):
     """MLP of 128 cosines and 128 sines of t in [0, 1]; t is not scaled up to a thousand steps."""
 
+    frequencies: Tensor
+
     def __init__(self, width: int):
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
@@ -208,7 +215,7 @@ class TimeEmbedder(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         angles = t[:, None].to(self.frequencies.dtype) * self.frequencies
-        return self.mlp(torch.cat((angles.cos(), angles.sin()), dim=-1).to(self.mlp[0].weight.dtype))
+        return self.mlp(torch.cat((angles.cos(), angles.sin()), dim=-1).to(next(self.mlp.parameters()).dtype))
 
 
 class LabelEmbedder(nn.Module):

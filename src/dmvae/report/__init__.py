@@ -37,8 +37,8 @@ def write_report(run_dir: Path, jobs: list[Job]) -> Path:
         "training": section("training", "Training curves", training.curves(run)),
         "run": section("run", "What was run", what_was_run(run)),
     }
-    titles = {"results": "Results", "samples": "Samples", "copies": "Reconstructions", "map": "Map", "generator": "Generator",
-              "matching": "Matching", "training": "Training", "run": "Run"}  # fmt: skip
+    short = ("Results", "Samples", "Reconstructions", "Map", "Generator", "Matching", "Training", "Run")
+    titles = dict(zip(sections, short, strict=True))
     page = Template((HERE / "page.html").read_text()).substitute(
         title=escape(run.name),
         style=(HERE / "page.css").read_text(),

@@ -6,6 +6,8 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -16,10 +18,12 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 INK = "#010203"
 """Stands for the page's text colour until the SVG is written."""
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "dmvae",
     "font.size": 9,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
     "text.color": INK,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
@@ -54,7 +58,8 @@ def lines(series: Sequence[Line], *, log: bool = False, size: tuple[float, float
         return ""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=size)
-        axes = figure.add_axes((0.13, 0.15, 0.84, 0.81))
+        width, height = size
+        axes = figure.add_axes((0.5 / width, 0.4 / height, 1 - 0.56 / width, 1 - 0.46 / height))
         for order, (line, x, y) in enumerate(kept):
             colour = INK if line.colour == "currentColor" else line.colour
             smooth = np.exp(_smooth(np.log(y))) if log else _smooth(y)
@@ -74,13 +79,21 @@ def _clean(line: Line, log: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Exponential moving average over about a twentieth of the points, without bias at the start."""
+    """Exponential moving average over about a twentieth of the points, in both directions of time: so it does
+    not lag behind a fall."""
     decay = 1 - 1 / max(1.0, len(values) / 20)
-    result, total, weight = np.empty_like(values), 0.0, 0.0
-    for i, value in enumerate(values):
-        total, weight = decay * total + (1 - decay) * value, decay * weight + (1 - decay)
-        result[i] = total / weight
-    return result
+    forwards, weight = _decayed(values, decay)
+    backwards, weight_back = (part[::-1] for part in _decayed(values[::-1], decay))
+    return (forwards + backwards - values) / (weight + weight_back - 1)
+
+
+def _decayed(values: np.ndarray, decay: float) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of decay^(i - j) values[j] over j <= i, and the sums of their weights."""
+    sums, weights = np.array(values), np.ones(len(values))
+    for i in range(1, len(values)):
+        sums[i] += decay * sums[i - 1]
+        weights[i] += decay * weights[i - 1]
+    return sums, weights
 
 
 def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -94,11 +107,10 @@ def _dress(axes: Axes, values: list[np.ndarray], log: bool) -> None:
     if log:
         axes.set_yscale("log")
         low, high = late.min() / 1.3, late.max() * 1.3
-        axes.yaxis.set_major_locator(LogLocator(numticks=5))
-        if high / low >= 10:
-            axes.yaxis.set_minor_formatter(NullFormatter())
-        else:
-            axes.yaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
+        wide = high / low > 300
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0), numticks=6 if wide else 12))
+        axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}" if 1e-4 < y < 1e5 else f"{y:.0e}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         low, high = np.quantile(late, [0.002, 0.998])
         low, high = min(low, *(y[-1] for y in values)), max(high, *(y[-1] for y in values))
@@ -106,17 +118,17 @@ def _dress(axes: Axes, values: list[np.ndarray], log: bool) -> None:
         low, high = low - pad, high + pad
         axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.set_ylim(low, high)
-    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if abs(x) >= 1000 else f"{x:g}")
     axes.grid(axis="y", color=INK, alpha=0.1, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(length=2.5, pad=3)
-    axes.text(1, -0.145, "steps", transform=axes.transAxes, ha="right", va="top", fontsize=8, alpha=0.6)
+    axes.annotate(
+        "steps", (1, 0), (0, -17), "axes fraction", "offset points", ha="right", va="top", fontsize=8, alpha=0.6
+    )
 
 
 def _svg(figure: Figure, label: str) -> str:
-    from html import escape
-
     buffer = io.StringIO()
     FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
     text = buffer.getvalue()
@@ -124,6 +136,10 @@ def _svg(figure: Figure, label: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
     text = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", text)  # the same names in every chart of the page
-    text = re.sub(r'<svg[^>]*?viewBox="([^"]+)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{escape(label)}">', text, count=1)
-    text = re.sub(r'<g>\s*<path d="[^"]+" style="fill: #ffffff"/>\s*</g>', "", text, count=1)
+    text = re.sub(
+        r'<svg[^>]*?viewBox="([^"]+)"[^>]*>',
+        rf'<svg viewBox="\1" role="img" aria-label="{escape(label)}">',
+        text,
+        count=1,
+    )
     return text.replace(INK, "currentColor")

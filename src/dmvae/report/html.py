@@ -39,7 +39,7 @@ def panels(items: Iterable[str], kind: str = "") -> str:
 
 
 def listing(names: Iterable[str]) -> str:
-    """"a", "a and b", "a, b and c", in bold."""
+    """ "a", "a and b", "a, b and c", in bold."""
     bold = [f"<b>{escape(name)}</b>" for name in names]
     return " and ".join(filter(None, [", ".join(bold[:-1]), *bold[-1:]]))
 

@@ -21,7 +21,7 @@ POINTS, TOTAL = 1000, 3000
 NEIGHBOURS = 10
 
 
-@dataclass
+@dataclass(eq=False)
 class Cloud:
     """Normalised latents [n, d] of one panel, with their classes [n]; `reference` is the cloud to compare with."""
 
@@ -92,6 +92,7 @@ def project(points: np.ndarray) -> tuple[np.ndarray, str]:
     components = centred @ axes.T
     try:
         from sklearn.manifold import TSNE
+        from threadpoolctl import threadpool_limits
     except ImportError:
         TSNE = None
     if TSNE is None or len(points) < 50 or components.shape[1] < 3:
@@ -101,19 +102,21 @@ def project(points: np.ndarray) -> tuple[np.ndarray, str]:
     steps = "max_iter" if "max_iter" in inspect.signature(TSNE).parameters else "n_iter"
     perplexity = min(30.0, len(points) / 5)
     tsne = TSNE(init="pca", random_state=0, perplexity=perplexity, angle=0.7, **{steps: 500})
-    return tsne.fit_transform(components.astype(np.float32)), "t-SNE"
+    with threadpool_limits(1):  # its threads wait by spinning: on busy cores several take longer than one
+        return tsne.fit_transform(components.astype(np.float32)), "t-SNE"
 
 
 def mixing(points: np.ndarray, reference: np.ndarray) -> float:
-    """Mean share of reference points among the 10 nearest neighbours of `points`, in a pool of as many of
-    either: about 0.5 where the two are mixed, 0 where they lie apart."""
+    """Share of a point's 10 nearest neighbours that come from the other set, a mean over the points of both,
+    of as many of either: about 0.5 where the two are mixed, 0 where they lie apart (Schilling, 1986).
+    """
     n = min(len(points), len(reference))
-    own, other = points[:n].astype(np.float64), reference[:n].astype(np.float64)
-    pool = np.concatenate([own, other])
-    squared = (own**2).sum(1)[:, None] + (pool**2).sum(1)[None] - 2 * own @ pool.T
+    pool = np.concatenate([points[:n], reference[:n]]).astype(np.float64)
+    squared = (pool**2).sum(1)[:, None] + (pool**2).sum(1)[None] - 2 * pool @ pool.T
     np.fill_diagonal(squared, np.inf)
     k = min(NEIGHBOURS, 2 * n - 1)
-    return float((np.argpartition(squared, k - 1, axis=1)[:, :k] >= n).mean())
+    nearest = np.argpartition(squared, k - 1, axis=1)[:, :k]
+    return float(((nearest >= n) != (np.arange(2 * n) >= n)[:, None]).mean())
 
 
 def class_colours(labels: list[int]) -> dict[int, str]:
@@ -121,7 +124,7 @@ def class_colours(labels: list[int]) -> dict[int, str]:
     if len(labels) <= len(COLOURS):
         return dict(zip(labels, COLOURS, strict=False))
     hues = np.linspace(0, 1, len(labels), endpoint=False)
-    return {label: to_hex(hsv_to_rgb((hue, 0.65, 0.82))) for label, hue in zip(labels, hues, strict=True)}
+    return {label: to_hex(tuple(hsv_to_rgb((hue, 0.65, 0.82)))) for label, hue in zip(labels, hues, strict=True)}
 
 
 def _draw(cloud: Cloud, group: list[Cloud], palette: dict[int, str]) -> str:
@@ -131,8 +134,11 @@ def _draw(cloud: Cloud, group: list[Cloud], palette: dict[int, str]) -> str:
     axes = figure.add_axes((0, 0, 1, 1))
     axes.axis("off")
     if cloud.reference is not None and cloud.reference in group:
-        axes.scatter(*cloud.reference.plane.T, s=16, c="#8a8f98", alpha=0.18, linewidths=0)  # type: ignore[union-attr]
-    axes.scatter(*cloud.plane.T, s=7, c=[palette[int(label)] for label in cloud.labels], alpha=0.85, linewidths=0)
+        assert cloud.reference.plane is not None
+        x, y = cloud.reference.plane.T
+        axes.scatter(x, y, s=16, c="#8a8f98", alpha=0.18, linewidths=0)
+    x, y = cloud.plane.T
+    axes.scatter(x, y, s=7, c=[palette[int(label)] for label in cloud.labels], alpha=0.85, linewidths=0)
     every = np.concatenate([other.plane for other in group if other.plane is not None])
     low, high = every.min(axis=0), every.max(axis=0)
     pad = 0.03 * (high - low) + 1e-6
@@ -141,7 +147,9 @@ def _draw(cloud: Cloud, group: list[Cloud], palette: dict[int, str]) -> str:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     image = Image.fromarray(np.asarray(canvas.buffer_rgba()))
-    body = f'<img src="{data_uri(image)}" alt="{escape(cloud.title)}: latents in two dimensions" width="340" height="340">'
+    body = (
+        f'<img src="{data_uri(image)}" alt="{escape(cloud.title)}: latents in two dimensions" width="340" height="340">'
+    )
     return panel(cloud.title, body, _note(cloud, group))
 
 
@@ -149,17 +157,18 @@ def _note(cloud: Cloud, group: list[Cloud]) -> str:
     if cloud.reference is None or cloud.reference not in group:
         return ""
     share = mixing(cloud.latents, cloud.reference.latents)
-    return f"{100 * share:.0f} % of nearest neighbours belong to the reference"
+    return f"{100 * share:.0f} % of nearest neighbours are from the other set"
 
 
 def _text(clouds: list[Cloud], groups: int) -> str:
     text = "<p>A point is the latent of one image, its colour the image's class. "
     if any(cloud.reference for cloud in clouds):
         text += (
-            "The <b>reference</b> is the distribution that matching aims at; behind every method it is drawn again in grey. "
-            "Where coloured points cover the grey ones, that method's latents lie where the reference's do. "
-            "The percentage is counted among all latent dimensions, not in the picture: about 50 % means that latents "
-            "and reference are mixed locally, 0 % that they lie apart. "
+            "The <b>reference</b> is the distribution that matching aims at; it is drawn again in grey behind every "
+            "method. Where coloured points cover the grey ones, that method's latents lie where the reference's do. "
+            "Under each picture: of the ten nearest neighbours of a point, the share that comes from the other of the "
+            "two, latents or reference. It is about 50 % where they are mixed, 0 % where they lie apart, and counted "
+            "in all latent dimensions, not in the picture. "
         )
     return text + "Latents are normalised per channel, so the map shows their shape and not their scale.</p>"
 
@@ -169,5 +178,11 @@ def _how(how: str, groups: int) -> str:
     if groups > 1:
         text = f"The plane is {how}. Latents of different sizes have no common plane: each row of panels has its own. "
     if how == "t-SNE":
-        return text + "t-SNE keeps neighbours together; distances between far-apart groups and the sizes of groups mean little."
-    return text + "PCA is the flat view along the two directions of largest spread; groups that overlap here may be apart in others."
+        return (
+            text
+            + "t-SNE keeps neighbours together; distances between far-apart groups and the sizes of groups mean little."
+        )
+    return (
+        text
+        + "PCA is the flat view along the two directions of largest spread; groups that overlap here may lie apart."
+    )

@@ -27,7 +27,7 @@ def data_uri(image: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def strip(images: Sequence[Tensor], slots: int, label: str) -> str:
+def strip(images: Sequence[Tensor], slots: int, label: str, colour: str = "transparent") -> str:
     """uint8 images [c, h, w] in one row of `slots`, as an <img>; slots without an image stay transparent."""
     tiles = [_tile(image) for image in images[:slots]]
     if not tiles:
@@ -37,8 +37,9 @@ def strip(images: Sequence[Tensor], slots: int, label: str) -> str:
     row = Image.new("RGBA", (slots * width + (slots - 1) * gap, height))
     for i, tile in enumerate(tiles):
         row.paste(tile, (i * (width + gap), 0))
+    mark = f' style="--mark:{colour}"'
     small = ' class="pixels"' if width <= 64 else ""
-    return f'<img{small} src="{data_uri(row)}" width="{row.width}" height="{height}" alt="{escape(label)}">'
+    return f'<img{small} src="{data_uri(row)}" width="{row.width}" height="{height}" alt="{escape(label)}"{mark}>'
 
 
 def _tile(image: Tensor) -> Image.Image:
@@ -58,8 +59,10 @@ def samples(run: Run) -> str:
     count = max(1, len(run.classes))
     shown = len(_rows(run))
     some = f" {shown} of {count} classes are shown, evenly spaced in the list of classes." if shown < count else ""
-    head = f"<p>Each row is one class, each block of columns one method.{some} The samples are the first of each class, " \
-           f"not picked by hand. Guidance scale w = {scales[0]:g}{' (no guidance)' if scales[0] == 1 else ''}.</p>"  # fmt: skip
+    head = (
+        f"<p>Each row is one class, each block of columns one method.{some} The samples are the first of each class, "
+        f"not picked by hand. Guidance scale w = {scales[0]:g}{', no guidance' if scales[0] == 1 else ''}.</p>"
+    )
     folded = [details(f"Guidance scale w = {s:g}", grid) for s, grid in zip(scales[1:], grids[1:], strict=True)]
     return "\n".join([head, grids[0], *folded])
 
@@ -81,8 +84,11 @@ def _sample_grid(run: Run, scale: float) -> str:
     for label in rows:
         name = run.class_name(label)
         cells.append(f'<span class="class">{escape(name)}</span>')
-        cells += [strip(by[label], slots, f"{variant}: samples of {name}") or "<span></span>" for variant, by in found.items()]
-    return f'<div class="scroll"><div class="grid" style="--methods:{len(found)}">\n' + "\n".join(cells) + "\n</div></div>"
+        for variant, by_label in found.items():
+            row = strip(by_label[label], slots, f"{variant}: samples of {name}", run.colour(variant))
+            cells.append(row or "<span></span>")
+    grid = "\n".join(cells)
+    return f'<div class="scroll"><div class="grid" style="--methods:{len(found)}">\n{grid}\n</div></div>'
 
 
 def _name(run: Run, variant: str) -> str:
@@ -110,6 +116,8 @@ def reconstructions(run: Run) -> str:
                 images = list(pictures[variant]["reconstructions"][part])
                 lines += [_name(run, variant), strip(images, STRIP, f"{variant}: reconstructions")]
             blocks.append('<div class="pairs">' + "\n".join(lines) + "</div>")
-    text = "<p>The top row of each block are test images, which no stage was trained on. Below them, each method's own copy: the " \
-           "image encoded to latents and decoded again. Generated images come out of the same decoder.</p>"  # fmt: skip
+    text = (
+        "<p>The top row of each block are test images, which no stage was trained on. Below them, each method's own "
+        "copy: the image encoded to latents and decoded again. Generated images come out of the same decoder.</p>"
+    )
     return text + '<div class="blocks">' + "\n".join(blocks) + "</div>"

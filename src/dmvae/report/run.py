@@ -98,9 +98,7 @@ class Run:
 
     def folders(self, stage: str) -> dict[str, Path]:
         """Variant -> the stage's folder, where there is one."""
-        return {
-            job.variant: job.folder for job in self.jobs if job.stage.NAME == stage and job.folder.is_dir()
-        }
+        return {job.variant: job.folder for job in self.jobs if stage == job.stage.NAME and job.folder.is_dir()}
 
     def trained(self, stage: str) -> list[Trained]:
         """The stage's trainings that left a log; a training that methods share comes once."""

@@ -53,12 +53,18 @@ def results(run: Run) -> str:
         if key in keys:
             known[key] = column
         for guided in sorted((k for k in keys if k.startswith(f"{key}@")), key=_scale):
-            title = f"{column.title}, w = {_scale(guided):g}"
-            known[guided] = Column(title, column.unit, column.better, column.form, f"the same at guidance {_scale(guided):g}")
+            known[guided] = Column(
+                column.title,
+                f"w = {_scale(guided):g}",
+                column.better,
+                column.form,
+                f"the same at guidance {_scale(guided):g}",
+            )
     if not known:
         return ""
     others = {k: Column(k.replace("_", " "), "", 0, "{:,.5g}", "") for k in sorted(keys - set(known))}
-    meanings = "".join(f"<dt>{escape(c.title)}</dt><dd>{escape(c.meaning)}</dd>" for c in known.values())
+    names = {key: f"{c.title}, {c.unit}" if "@" in key else c.title for key, c in known.items()}
+    meanings = "".join(f"<dt>{escape(names[key])}</dt><dd>{escape(c.meaning)}</dd>" for key, c in known.items())
     return "\n".join(
         [
             _table(run, known),
@@ -73,7 +79,7 @@ def _table(run: Run, columns: dict[str, Column]) -> str:
     arrows = {1: ' <span class="arrow" title="higher is better">↑</span>', 0: ""}
     arrows[-1] = arrows[1].replace("higher", "lower").replace("↑", "↓")
     head = "".join(
-        f"<th>{escape(c.title)}{arrows[c.better]}{f'<small>{c.unit}</small>' if c.unit else ''}</th>"
+        f"<th>{escape(c.title)}{arrows[c.better]}{f'<small>{escape(c.unit)}</small>' if c.unit else ''}</th>"
         for c in columns.values()
     )
     best = {key: _best(run, key, column) for key, column in columns.items()}
@@ -120,7 +126,10 @@ def summary(run: Run) -> str:
     on += f" ({', '.join(facts)})" if on and facts else ""
     count = "one method" if len(run.variants) == 1 else f"{len(run.variants)} methods"
     text = [f"This run has {count}{on}: {listing(run.variants)}."]
-    text += [_compare(run, "gfd", "lowest gFD", "Of the generated images, those of"), _compare(run, "psnr", "highest PSNR", "Of the reconstructions, those of")]
+    text += [
+        _compare(run, "gfd", "lowest gFD", "Of the generated images, those of"),
+        _compare(run, "psnr", "highest PSNR", "Of the reconstructions, those of"),
+    ]
     total = sum(seconds for _, _, seconds in run.seconds())
     text.append(f"The finished stages took {duration(total)} in all." if total else "")
     return prose(" ".join(filter(None, text)))
@@ -150,6 +159,10 @@ def differences(run: Run) -> str:
     """Fields in which the methods' recipes differ, a table; empty for one method."""
     flat = {name: _flatten(configs.plain(recipe)) for name, recipe in run.recipes.items()}
     keys = list(dict.fromkeys(key for fields in flat.values() for key in fields))
+    sections = {key for key in keys if any(other.startswith(f"{key}.") for other in keys)}
+    for fields in flat.values():  # where a method lacks a whole section, one row says so
+        fields.update({key: "given" for key in sections if any(other.startswith(f"{key}.") for other in fields)})
+    keys = [key for key in keys if not any(key.startswith(f"{section}.") for section in sections)]
     keys = [key for key in keys if len({fields.get(key, "–") for fields in flat.values()}) > 1]
     if len(flat) < 2 or not keys:
         return ""
@@ -159,12 +172,17 @@ def differences(run: Run) -> str:
         + "".join(f"<td>{escape(fields.get(key, '–'))}</td>" for fields in flat.values()) + "</tr>\n"
         for key in keys
     )  # fmt: skip
-    return f'<div class="scroll"><table class="text"><thead><tr><th>Field</th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    head = f"<thead><tr><th>Field</th>{head}</tr></thead>"
+    return f'<div class="scroll"><table class="text">{head}<tbody>{body}</tbody></table></div>'
 
 
 def _flatten(values: object, where: str = "") -> dict[str, str]:
     if isinstance(values, dict) and values:
-        return {k: v for key, part in values.items() for k, v in _flatten(part, f"{where}.{key}" if where else str(key)).items()}
+        return {
+            k: v
+            for key, part in values.items()
+            for k, v in _flatten(part, f"{where}.{key}" if where else str(key)).items()
+        }
     return {where: "null" if values is None else str(values)}
 
 

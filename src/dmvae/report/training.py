@@ -20,20 +20,33 @@ def generator(run: Run) -> str:
         return ""
     ends = {training.variants: _last(training, "generator/loss") for training in trained}
     found = {names: value for names, value in ends.items() if value is not None}
-    text = "A generator learns to turn noise into latents; this is its error while it trains, on the latents of each method. "
-    text += "Lower means that the latents are easier to model. It does not by itself mean better images: the decoder has its share."
+    text = (
+        "A generator learns to turn noise into latents; this is its error while it trains, on the latents of each "
+        "method. Lower means that the latents are easier to model. It does not by itself mean better images: the "
+        "decoder has its share."
+    )
     numbers = ""
     if len(found) > 1:
         low = min(found, key=lambda names: found[names])
         rest = [f"{found[names]:.4f} for {listing(names)}" for names in found if names != low]
-        numbers = f"Over the last tenth of training, {listing(low)} has the lowest mean loss: {found[low]:.4f}, against "
-        numbers += (", ".join(rest) if len(rest) < 3 else f"{min(v for n, v in found.items() if n != low):.4f} or more for the others") + "."
+        numbers = (
+            f"Over the last tenth of training, {listing(low)} has the lowest mean loss: {found[low]:.4f}, against "
+        )
+        numbers += (
+            ", ".join(rest)
+            if len(rest) < 3
+            else f"{min(v for n, v in found.items() if n != low):.4f} or more for the others"
+        ) + "."
     elif found:
         numbers = f"The mean over the last tenth of training is {next(iter(found.values())):.4f}."
     settings = {repr(getattr(run.recipes[v], "generator", None)) for training in trained for v in training.variants}
     same = ""
     if len(trained) > 1:
-        same = "All generators have the same settings." if len(settings) == 1 else "The generators differ in their settings, so compare with care."
+        same = (
+            "All generators have the same settings."
+            if len(settings) == 1
+            else "The generators differ in their settings, so compare with care."
+        )
     words = "".join(prose(part) for part in (text, numbers, same) if part)
     return f'<div class="beside"><div>{_names(run, trained)}{chart}</div><div>{words}</div></div>'
 
@@ -55,7 +68,11 @@ def health(run: Run) -> str:
     spread = [
         _panel(title, _overlay(run, trained, key), note=note)
         for key, title, note in (
-            ("health/effective_rank", "effective rank", "how many directions the latents use; a fall towards 1 is collapse"),
+            (
+                "health/effective_rank",
+                "effective rank",
+                "how many directions the latents use; a fall towards 1 is collapse",
+            ),
             ("health/std", "standard deviation", "spread of the latents in the reference's units"),
             ("health/mean", "mean", "mean offset of the channels in the reference's units; 0 is centred"),
         )
@@ -64,22 +81,27 @@ def health(run: Run) -> str:
     if any(gaps):
         parts += [
             "<h3>Gap between teacher and student</h3>",
-            prose("The teacher knows the reference, the student follows the latents as they change. Both guess the clean latent "
-                  "from a noisy one; the gap is the squared difference of their guesses, and matching pushes the latents to make "
-                  "it small. Each line is a range of noise levels: t near 0 is almost pure noise, near 1 almost clean."),
+            prose(
+                "The teacher knows the reference, the student follows the latents as they change. Both guess the clean "
+                "latent from a noisy one; the gap is the squared difference of their guesses, and matching pushes the "
+                "latents to make it small. Each line is a range of noise levels: t near 0 is almost pure noise, near 1 "
+                "almost clean."
+            ),
             legend((key.removeprefix("gap/t").join(["t = ", ""]), colours[key]) for key in bins),
             panels(gaps),
-        ]  # fmt: skip
+        ]
     if any(spread):
         parts += ["<h3>Rank and spread of the latents</h3>", _names(run, trained), panels(spread)]
     if any(norms):
         parts += [
             "<h3>The two forces</h3>",
-            prose("Norm of the gradient that each loss sends to the latents, on a logarithmic axis. Where one lies far above "
-                  "the other, it decides where the latents go."),
+            prose(
+                "Norm of the gradient that each loss sends to the latents, on a logarithmic axis. Where one lies far "
+                "above the other, it decides where the latents go."
+            ),
             legend([("reconstruction", "#2a9d78"), ("matching", "#d84f4f")]),
             panels(norms),
-        ]  # fmt: skip
+        ]
     return "\n".join(part for part in parts if part)
 
 
@@ -90,7 +112,9 @@ def curves(run: Run) -> str:
         trained = run.trained(stage)
         keys = list(dict.fromkeys(key for training in trained for key in training.keys))
         keys = [key for key in keys if not key.startswith(("gap/", "health/"))]
-        main = [key for key in keys if key.endswith("/loss") or key in ("reconstruction/pixel", "reconstruction/perceptual")]
+        main = [
+            key for key in keys if key.endswith("/loss") or key in ("reconstruction/pixel", "reconstruction/perceptual")
+        ]
         charts = {key: _panel(key, _overlay(run, trained, key), log=key.endswith("gradient_norm")) for key in keys}
         if not any(charts.values()):
             continue
@@ -101,7 +125,7 @@ def curves(run: Run) -> str:
         blocks.append(f"<h3>{escape(stage)}</h3>{_names(run, trained)}{note}{panels(charts[k] for k in main)}{folded}")
     if not blocks:
         return ""
-    text = "Bold lines are moving averages, faint lines the logged values. Frames leave out the steep first steps where there are such."
+    text = "Bold lines are moving averages, faint lines the logged values. Steep first steps may lie above the frame."
     return prose(text) + "\n".join(blocks)
 
 

@@ -1,0 +1,130 @@
+"""The report of complete, partial and oddly named runs: what stands in it, and that it needs nothing else."""
+
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from fake_run import Section, build, latents
+
+from dmvae.report import latent_map, write_report
+
+VOID = {"meta", "img", "br", "link", "hr", "input"}
+
+
+class Balanced(HTMLParser):
+    """Collects ids, and fails on a tag that closes another than the one open."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.ids = [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.ids += [value for name, value in attrs if name == "id"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def sections(text):
+    return re.findall(r'<section id="(\w+)">', text)
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    path = write_report(folder, build(folder))
+    assert path == folder / "report.html"
+    return path.read_text()
+
+
+def test_a_complete_run_has_every_section(complete):
+    assert sections(complete) == ["results", "samples", "copies", "map", "generator", "matching", "training", "run"]
+    Balanced(complete)
+
+
+def test_nothing_is_loaded_from_elsewhere(complete):
+    without_names = re.sub(r'xmlns(:\w+)?="[^"]*"', "", complete)
+    assert not re.search(r'(?:src|href)="(?!data:|#)', without_names)
+    assert "<script" not in complete
+    assert "@import" not in complete
+
+
+def test_the_best_value_of_each_column_is_marked_by_its_direction(complete):
+    body = complete[complete.index("<tbody>") : complete.index("</tbody>")]
+    matched, kl = body.strip().split("\n")[1:3]
+    assert '<td class="best">21.37</td>' in matched  # gFD: lower
+    assert '<td class="best">27.51</td>' in kl  # PSNR: higher
+    assert "<td>55.0</td>" in matched  # recall: equal, so none is marked
+    assert "<td>0.8120</td>" in matched  # the generator's loss is not ranked
+
+
+def test_the_summary_names_the_method_with_the_lower_gfd(complete):
+    assert "those of <b>matched</b> have the lowest gFD: 21.37, against 30.57 for <b>kl</b>" in complete
+
+
+def test_the_table_says_which_features_and_that_it_is_not_fid(complete):
+    assert "<b>effnet-lite0@64</b> features" in complete
+    assert "not FID" in complete
+
+
+def test_a_section_that_a_method_lacks_is_one_row_of_the_differences(complete):
+    assert "<code>matching</code></th><td>given</td><td>null</td>" in complete
+
+
+@pytest.mark.parametrize(
+    ("stages", "expected"),
+    [
+        (("tokenizer",), ["training", "run"]),
+        (("tokenizer", "reference", "matching"), ["matching", "training", "run"]),
+        (("tokenizer", "latents", "generator", "sample"), ["samples", "generator", "training", "run"]),
+    ],
+)
+def test_missing_parts_are_left_out(tmp_path, stages, expected):
+    jobs = build(tmp_path, ("only",), stages)
+    if "matching" in stages:
+        (tmp_path / "stages/reference-000000000000/map.safetensors").unlink()
+    text = write_report(tmp_path, jobs).read_text()
+    assert sections(text) == expected
+    Balanced(text)
+
+
+def test_jobs_that_have_not_run_leave_a_page_with_the_recipes(tmp_path):
+    jobs = build(tmp_path / "elsewhere", ("a", "b"), ("tokenizer",))
+    for job in jobs:
+        job.folder = tmp_path / "never"
+    assert sections(write_report(tmp_path, jobs).read_text()) == ["run"]
+
+
+def test_names_are_escaped(tmp_path):
+    evil = '<script>alert("x")</script> & co'
+    jobs = build(tmp_path, (evil,), ("tokenizer", "generator", "sample"), name=evil, generator=Section(steps=7))
+    text = write_report(tmp_path, jobs).read_text()
+    assert "<script>" not in text
+    assert "&lt;script&gt;" in text
+    Balanced(text)
+
+
+def test_a_report_is_the_same_when_written_again(tmp_path):
+    jobs = build(tmp_path, ("one", "two"), ("tokenizer", "generator"))
+    assert write_report(tmp_path, jobs).read_text() == write_report(tmp_path, jobs).read_text()
+
+
+def test_mixing_is_half_for_one_distribution_and_none_for_two_apart():
+    rng = np.random.default_rng(0)
+    a, b = (latents(0, 400, rng)[0].numpy() for _ in range(2))
+    assert latent_map.mixing(a, b) == pytest.approx(0.5, abs=0.05)
+    assert latent_map.mixing(a, b + 100) == 0
+
+
+def test_few_points_are_projected_by_pca_in_either_count_of_dimensions():
+    rng = np.random.default_rng(0)
+    for dims in (1, 2, 8):
+        plane, how = latent_map.project(rng.normal(size=(12, dims)))
+        assert plane.shape == (12, 2)
+        assert how == "PCA"
