@@ -50,7 +50,7 @@ format: install-dev
 
 bench: install
 	$(BIN)/python -m benchmarks.steps
-	$(BIN)/python -m benchmarks.generator
+	$(BIN)/python -m benchmarks.models --only S/1
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

@@ -10,7 +10,9 @@ FOLDER = Path(__file__).parent / "golden"
 
 
 def load(name):
-    return {key: value.float() if value.is_floating_point() else value for key, value in load_file(FOLDER / name).items()}
+    return {
+        key: value.float() if value.is_floating_point() else value for key, value in load_file(FOLDER / name).items()
+    }
 
 
 def network(tensors, prefix):

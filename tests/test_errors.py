@@ -1,8 +1,8 @@
 """What bad input gets: one or two lines that name the value, the place and the mend, exit code 2, no traceback."""
 
 import pytest
-import tiny
 
+import tiny
 from dmvae import cli
 
 
@@ -23,7 +23,10 @@ def complain(capsys, *arguments):
         (["--data.type", "shape"], "data.type: no DatasetConfig is called 'shape'; did you mean 'shapes'"),
         (["--data", "{type: image_folder, root: /nowhere}"], "/nowhere"),
         (["--data.size", "10"], "10"),
-        (["--tokenizer.batch_size", "4096"], "tokenizer.batch_size: 4096 is larger than the data set (48 images); use at most 48"),
+        (
+            ["--tokenizer.batch_size", "4096"],
+            "tokenizer.batch_size: 4096 is larger than the data set (48 images); use at most 48",
+        ),
         (["--variant", "matchd"], "no variant is called 'matchd'; did you mean 'matched'"),
         (["--plugins", "[/no/file.py]"], "/no/file.py"),
         (["--reference", "null"], "matching: there is nothing to match without a reference"),
@@ -41,7 +44,10 @@ def test_a_mistake_in_a_recipe(tmp_path, capsys, arguments, message):
 
 
 def test_a_misspelt_command(capsys):
-    assert complain(capsys, "tokeniser", "x.yaml") == (2, "dmvae: no such command: tokeniser; did you mean 'tokenizer'?\n")
+    assert complain(capsys, "tokeniser", "x.yaml") == (
+        2,
+        "dmvae: no such command: tokeniser; did you mean 'tokenizer'?\n",
+    )
 
 
 def test_no_such_recipe(capsys):

@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from dmvae import pipeline
 from dmvae.recipe import load
 
@@ -151,7 +151,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     assert "Traceback" not in result.stderr
 
 
-PLUGIN = '''
+PLUGIN = """
 from dataclasses import dataclass
 import torch
 from torch import nn
@@ -208,7 +208,7 @@ class Moment(MatchingConfig):
 
     def loss(self, z, labels, teacher, student, generator):
         return z.square().mean(), {"moment/mean": z.mean()}
-'''
+"""
 
 
 def test_a_plugin_of_each_kind_runs_from_a_file_outside_the_package(tmp_path):

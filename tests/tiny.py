@@ -75,7 +75,9 @@ def run(path: Path, variant: str | None = None, only: str | None = None, until: 
 
 def command(*arguments: str, **kwargs) -> subprocess.CompletedProcess:
     """The `dmvae` command in a process of its own."""
-    return subprocess.run([sys.executable, "-m", "dmvae", *arguments], capture_output=True, text=True, env=environment(), **kwargs)
+    return subprocess.run(
+        [sys.executable, "-m", "dmvae", *arguments], capture_output=True, text=True, env=environment(), **kwargs
+    )
 
 
 def environment() -> dict[str, str]:

@@ -139,7 +139,7 @@ def parse_overrides(words: list[str]) -> dict[str, Any]:
 
 def _fail(message: str, code: int, debug: bool) -> None:
     if debug:
-        raise  # noqa: PLE0704  called from an except block: the traceback is what --debug asks for
+        raise
     print(f"dmvae: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)
 

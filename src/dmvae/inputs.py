@@ -81,5 +81,3 @@ def describe_latents(recipe: Recipe) -> tuple[int, int, int]:
         model = build_autoencoder(recipe)
     side = recipe.data.size // model.stride
     return model.config.latent_channels, side, side
-
-

@@ -45,7 +45,7 @@ class Job:
 
     @property
     def state(self) -> str:
-        """"finished", "interrupted" or "new"."""
+        """ "finished", "interrupted" or "new"."""
         if self.done.exists():
             return "finished"
         return "interrupted" if self.folder.exists() else "new"

@@ -128,7 +128,9 @@ def load(path: str | Path, overrides: dict[str, Any] | None = None) -> dict[str,
     try:
         if not isinstance(variants, dict) or not all(isinstance(v, dict | None) for v in variants.values()):
             raise ValueError("variants: expected a mapping of names to overrides")
-        load_plugins(p if Path(p).is_absolute() or Path(p).exists() else path.parent / p for p in values.get("plugins") or ())
+        load_plugins(
+            p if Path(p).is_absolute() or Path(p).exists() else path.parent / p for p in values.get("plugins") or ()
+        )
         recipes = {}
         for name, over in variants.items():
             try:

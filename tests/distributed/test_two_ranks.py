@@ -4,8 +4,9 @@ import subprocess
 import sys
 
 import pytest
-import tiny
 import torch
+
+import tiny
 
 DATA = ("latents", "guidance-1")
 """What is no network: a rounding error there may cross a grey level."""

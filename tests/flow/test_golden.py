@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from golden_numbers import load, network, relative_error
 
 from dmvae.flow import solver
 from dmvae.flow.path import score
+from golden_numbers import load, network, relative_error
 
 
 @pytest.fixture(scope="module")

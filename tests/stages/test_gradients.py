@@ -1,9 +1,9 @@
 """Each update moves exactly the networks that it names."""
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from dmvae.inputs import Inputs
 from dmvae.stages import decoder, matching, tokenizer
 from dmvae.training.contract import Batch

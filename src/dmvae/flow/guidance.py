@@ -26,7 +26,9 @@ def guided(
         return velocity
 
     def call(z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        both = velocity(torch.cat([z_t, z_t]), torch.cat([t, t]), torch.cat([labels, torch.full_like(labels, null_label)]))
+        both = velocity(
+            torch.cat([z_t, z_t]), torch.cat([t, t]), torch.cat([labels, torch.full_like(labels, null_label)])
+        )
         cond, uncond = both.chunk(2)
         inside = (t >= interval[0]) & (t <= interval[1])
         w = torch.where(inside, scale, 1.0).to(cond.dtype).view(-1, *[1] * (z_t.ndim - 1))

@@ -63,8 +63,7 @@ def reconstruct(
         (gan_gradient,) = torch.autograd.grad(gan, image)
         last = networks.autoencoder.decoder.conv_out.weight
         at_last = [
-            torch.autograd.grad(recon, last, g.to(recon.dtype), retain_graph=True)[0]
-            for g in (gradient, gan_gradient)
+            torch.autograd.grad(recon, last, g.to(recon.dtype), retain_graph=True)[0] for g in (gradient, gan_gradient)
         ]
         weight = config.adversarial.weight * adaptive_weight(*at_last)
         gradient = gradient + weight * gan_gradient

@@ -48,9 +48,7 @@ class DMD:
         t = self._times(n, generator)
         noise = generator.normal(*z.shape)
         with torch.no_grad():
-            g, gap = gradient(
-                z.detach(), noise, t, labels, teacher, student, self.config.guidance, self.num_classes
-            )
+            g, gap = gradient(z.detach(), noise, t, labels, teacher, student, self.config.guidance, self.num_classes)
         loss = 0.5 * (z - (z.detach() - g)).square().mean()
         return loss, {f"gap/t{(i + 0.5) / BINS:.2f}": value for i, value in _binned(gap, t)}
 
@@ -63,7 +61,14 @@ class DMD:
 
 
 def gradient(
-    z: Tensor, noise: Tensor, t: Tensor, labels: Tensor, teacher: Velocity, student: Velocity, guidance: float, null: int
+    z: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    labels: Tensor,
+    teacher: Velocity,
+    student: Velocity,
+    guidance: float,
+    null: int,
 ) -> tuple[Tensor, Tensor]:
     """g = (z_hat_student - z_hat_teacher) / mean |z - z_hat_teacher|, [n, C, H, W], the mean over C, H, W;
     and the squared gap between the two estimates, a mean per sample [n]."""

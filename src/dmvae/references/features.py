@@ -25,7 +25,9 @@ class FeaturesReference(ReferenceConfig):
         from dmvae.stages.latents import LatentSet, encode_dataset
 
         folder = inputs.out / "latents"
-        encode_dataset(inputs.autoencoder(), inputs.train_set, folder, inputs, title=f"{inputs.variant}  reference data")
+        encode_dataset(
+            inputs.autoencoder(), inputs.train_set, folder, inputs, title=f"{inputs.variant}  reference data"
+        )
         return Features(LatentSet(folder))
 
 

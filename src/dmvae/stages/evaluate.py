@@ -63,7 +63,7 @@ def run(config: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
 def measure(config: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
     """Every figure of the stage's metrics.json; writes the report's pictures beside it."""
     autoencoder = Autoencoder.from_pretrained(inputs.reads["latents"] / "autoencoder").to(inputs.device).eval()
-    extractor = config.features.build()
+    extractor = config.features.build().to(inputs.device)
     title = f"{inputs.variant}  {NAME}"
     originals, recon, z, labels = reconstruct_test_set(autoencoder, inputs, config, f"{title} reconstruct")
     real = _real_features(extractor, originals, inputs, config)
@@ -87,7 +87,9 @@ def measure(config: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
         metrics |= _sample_metrics(extractor, real, inputs, config)
     if "reference" in inputs.reads and (inputs.reads["reference"] / "map.safetensors").exists():
         reference = load_file(inputs.reads["reference"] / "map.safetensors")["latents"]
-        metrics["distance_to_reference"] = sliced_wasserstein(reference.flatten(1), _in_reference_units(z, latents, inputs))
+        metrics["distance_to_reference"] = sliced_wasserstein(
+            reference.flatten(1), _in_reference_units(z, latents, inputs)
+        )
     pictures = {"originals": originals[:PICTURES], "reconstructions": recon[:PICTURES]}
     maps = {"map_latents": z[:MAP_POINTS].flatten(1), "map_labels": labels[:MAP_POINTS]}
     save_file({k: v.contiguous() for k, v in (pictures | maps).items()}, inputs.out / "pictures.safetensors")

@@ -134,5 +134,3 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> None:
     part = path.with_suffix(".part")
     save_file(tensors, part)
     part.rename(path)
-
-

@@ -33,7 +33,9 @@ class TokenizerConfig(TrainingConfig):
 
 def build(config: TokenizerConfig, inputs: Inputs) -> Networks:
     if config.kl_weight > 0 and not inputs.recipe.autoencoder.variational:
-        raise ValueError("tokenizer.kl_weight: a KL term needs a variational bottleneck; set autoencoder.variational: true")
+        raise ValueError(
+            "tokenizer.kl_weight: a KL term needs a variational bottleneck; set autoencoder.variational: true"
+        )
     autoencoder = inputs.new_autoencoder()
     autoencoder.encoder.requires_grad_(config.train_encoder)
     networks = Networks(

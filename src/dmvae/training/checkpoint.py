@@ -67,7 +67,9 @@ def load(folder: Path, state: dict[str, Any]) -> int | None:
             _quietly(dcp.load, state, checkpoint_id=path)
         except (CheckpointException, RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[-1]
-            raise ValueError(f"{path}: holds the state of another architecture ({reason}); remove the folder") from error
+            raise ValueError(
+                f"{path}: holds the state of another architecture ({reason}); remove the folder"
+            ) from error
         return step
     return None
 

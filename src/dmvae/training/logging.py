@@ -151,7 +151,11 @@ class Bar:
         spent = now - self.begun
         left = spent * (self.total - self.done) / max(1, self.done - self.start)
         text = getattr(self, "text", "")
-        print(f"  {self.title:<28} {self.done}/{self.total}  {text}  {spent:.0f}s, {left:.0f}s left", file=sys.stdout, flush=True)
+        print(
+            f"  {self.title:<28} {self.done}/{self.total}  {text}  {spent:.0f}s, {left:.0f}s left",
+            file=sys.stdout,
+            flush=True,
+        )
 
 
 def track(items: Iterable[T], title: str, total: int, unit: str = "images", per_step: float = 1) -> Iterator[T]:

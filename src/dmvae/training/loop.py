@@ -130,7 +130,7 @@ def train(stage: Any, config: TrainingConfig, inputs: Inputs) -> dict[str, Any]:
             batch = Batch(*next(data), trainer.step, steps)
             rng = Random(*trainer.key, trainer.step, device=device)
             rng.progress = trainer.step / steps
-            for update in _turns(stage.updates(trainer.networks, batch, rng), device, run.precision):
+            for update in turns(stage.updates(trainer.networks, batch, rng), device, run.precision):
                 figures.add(trainer.apply(update))
             trainer.step += 1
             trainer.seconds = time.monotonic() - begun
@@ -152,7 +152,7 @@ def train(stage: Any, config: TrainingConfig, inputs: Inputs) -> dict[str, Any]:
     return {"steps": steps, "images_seen": trainer.images_seen, "seconds": round(trainer.seconds, 2)}
 
 
-def _turns(updates: Iterator[Update], device: torch.device, precision: Any) -> Iterator[Update]:
+def turns(updates: Iterator[Update], device: torch.device, precision: Any) -> Iterator[Update]:
     """The stage's updates, each computed under autocast but handed out outside of it, for the backward pass."""
     while True:
         with autocast(device, precision):
@@ -178,7 +178,9 @@ def _batches(trainer: Trainer, steps: int) -> Iterator[tuple[torch.Tensor, torch
         )
     order = Order(len(dataset), config.batch_size, trainer.key, trainer.step, steps)
     flips = inputs.recipe.data.flip and dataset is inputs.train_set
-    for step, (data, labels) in enumerate(loader(dataset, order, inputs.recipe.run.workers, inputs.device), trainer.step):
+    for step, (data, labels) in enumerate(
+        loader(dataset, order, inputs.recipe.run.workers, inputs.device), trainer.step
+    ):
         x = as_input(data, inputs.device)
         if flips:
             x = random_flip(x, Random(*trainer.key, "flip", step, device=inputs.device))

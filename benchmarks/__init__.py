@@ -1,0 +1,1 @@
+"""Timings and quality tables, each a command that prints its table: `python -m benchmarks.NAME`."""

@@ -1,0 +1,155 @@
+"""Images per second of each training stage's step, its share of the machine's measured peak of matrix
+products, and the matching stage beside a naive version of the same step:
+
+    python -m benchmarks.steps [--recipe recipes/demo.yaml] [--seconds 8]
+
+Data are procedural, networks are the recipe's. Ratios of one run compare; absolute figures move with the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.models import peak_flops
+from dmvae import pipeline
+from dmvae.flow import guidance
+from dmvae.inputs import Inputs
+from dmvae.matching import dmd
+from dmvae.recipe import load
+from dmvae.stages import matching
+from dmvae.training.contract import Batch
+from dmvae.training.loop import Trainer, turns
+from dmvae.training.precision import has_bf16
+from dmvae.training.random import Random
+
+TRAINING = ("encoder", "tokenizer", "reference", "matching", "decoder", "generator")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default="recipes/demo.yaml")
+    parser.add_argument("--seconds", type=float, default=8.0, help="how long each stage is timed")
+    args = parser.parse_args()
+    dtype = torch.bfloat16 if has_bf16(torch.device("cpu")) else torch.float32
+    peak = peak_flops(dtype, 5)
+    name = str(dtype).removeprefix("torch.")
+    print(f"peak of matrix products, {name}, {torch.get_num_threads()} threads: {peak / 1e9:.0f} GFLOP/s")
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = prepare(args.recipe, Path(folder))
+        print(f"{'stage':<10} {'images/s':>9} {'share of peak':>14}")
+        for stage in TRAINING:
+            images, flops = measure(Steps(jobs[stage]), args.seconds)
+            print(f"{stage:<10} {images:>9.0f} {flops / peak:>14.0%}", flush=True)
+        compare_matching(jobs["matching"], args.seconds)
+
+
+def prepare(recipe: str, folder: Path) -> dict[str, pipeline.Job]:
+    """The recipe's first variant on procedural data, every stage run for one step: what the timed steps read."""
+    over: dict[str, Any] = {f"{stage}.steps": 1 for stage in TRAINING}
+    original = next(iter(load(recipe).values()))
+    data = {"type": "shapes", "size": original.data.size, "channels": original.data.channels, "count": 1024}
+    recipes = load(recipe, over | {"data": data, "run.tracker": "none", "run.dir": str(folder)})
+    variant = next(iter(recipes))
+    jobs = {job.stage.NAME: job for job in pipeline.plan({variant: recipes[variant]}, folder)}
+    for name in (*TRAINING[:-1], "latents"):
+        if name in jobs:
+            pipeline.execute(jobs[name])
+    return jobs
+
+
+class Steps:
+    """Runs a stage's steps one after another, as the loop does, without its logging."""
+
+    def __init__(self, job: pipeline.Job) -> None:
+        inputs = Inputs(job.recipe, job.variant, job.folder, job.reads, torch.device("cpu"))
+        self.trainer = Trainer(job.stage, getattr(job.recipe, job.stage.NAME), inputs)
+        self.precision = job.recipe.run.precision
+        self.batch_size = self.trainer.config.batch_size
+        dataset = self.trainer.networks.extra.get("dataset")
+        self.data, self.labels = torch.empty(self.batch_size), torch.zeros(self.batch_size, dtype=torch.int64)
+        if dataset is not None:
+            self.data, self.labels = dataset.__getitems__([i % len(dataset) for i in range(self.batch_size)])
+        if self.data.dtype is torch.uint8:
+            self.data = (self.data.float() / 127.5 - 1).to(memory_format=torch.channels_last)
+        # Past the adversary's start, as most of a training is.
+        self.step = 60
+
+    def __call__(self) -> None:
+        trainer = self.trainer
+        batch = Batch(self.data, self.labels, self.step, self.step + 1)
+        rng = Random("benchmark", self.step)
+        for update in turns(trainer.stage.updates(trainer.networks, batch, rng), torch.device("cpu"), self.precision):
+            trainer.apply(update)
+        self.step += 1
+
+
+def measure(step: Steps, seconds: float, cycle: int = 15) -> tuple[float, float]:
+    """(images per second, FLOP per second) of whole cycles of steps; a cycle holds every kind of step."""
+    step()
+    with FlopCounterMode(display=False) as counter:
+        for _ in range(cycle):
+            step()
+    done, begun = 0, time.perf_counter()
+    while time.perf_counter() - begun < seconds:
+        for _ in range(cycle):
+            step()
+        done += cycle
+    spent = time.perf_counter() - begun
+    return done * step.batch_size / spent, counter.get_total_flops() / cycle * done / spent
+
+
+def compare_matching(job: pipeline.Job, seconds: float) -> None:
+    """The matching stage at guidance 5 and 5 student steps (the paper's), and the same done naively: conditional
+    and unconditional velocities in separate calls, the decoder on every step, float32."""
+    ours, _ = measure(Steps(_papers(job)), seconds)
+    kept = guidance.guided, dmd.guided, matching.updates
+    dmd.guided, matching.updates = separate_calls, decoder_always  # type: ignore[assignment]
+    try:
+        naive_steps = Steps(_papers(job))
+        naive_steps.precision = "float32"
+        naive, _ = measure(naive_steps, seconds)
+    finally:
+        _, dmd.guided, matching.updates = kept
+    print(
+        f"matching, paper's guidance 5 and ratio 5: {ours:.0f} images/s; naively {naive:.0f}; ratio {ours / naive:.2f}"
+    )
+
+
+def _papers(job: pipeline.Job) -> pipeline.Job:
+    import dataclasses
+
+    assert job.recipe.matching is not None
+    section = dataclasses.replace(job.recipe.matching, objective=dmd.DMDConfig(guidance=5.0), student_steps=5)
+    return dataclasses.replace(job, recipe=dataclasses.replace(job.recipe, matching=section))
+
+
+def separate_calls(velocity, scale, null_label, interval=(0.0, 1.0)):
+    """Guidance by two calls of the network."""
+
+    def call(z_t, t, labels):
+        cond = velocity(z_t, t, labels)
+        uncond = velocity(z_t, t, torch.full_like(labels, null_label))
+        return uncond + scale * (cond - uncond)
+
+    return call
+
+
+_updates = matching.updates
+
+
+def decoder_always(networks, batch, rng):
+    """The stage's updates, with a pass through the decoder also on the steps that train the student alone."""
+    if (batch.step - networks.config.student_warmup) % networks.config.student_steps:
+        networks.autoencoder.decode(networks.autoencoder.encode(batch.data).latents)
+    yield from _updates(networks, batch, rng)
+
+
+if __name__ == "__main__":
+    main()
