@@ -155,7 +155,8 @@ COMMANDS: dict[str, tuple[Callable[[str, list[str]], None], str]] = {
 def _usage() -> str:
     lines = [f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()]
     return (
-        "usage: dmvae COMMAND RECIPE [--run_dir DIR] [--variant NAME] [--dry-run] [--debug] [--section.field value ...]\n\n"
+        "usage: dmvae COMMAND RECIPE [--run_dir DIR] [--variant NAME] [--dry-run] [--debug] [--section.field value ...]"
+        "\n\n"
         + "\n".join(lines)
         + "\n\n`dmvae run RECIPE --help` lists every field of the recipe with its value and meaning."
     )

@@ -7,6 +7,7 @@ the wrong type is a ValueError that names the place and the nearest right name.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import types
 import typing
 from pathlib import Path
@@ -75,7 +76,7 @@ def describe(cls: type) -> dict[str, str]:
         if not dataclasses.is_dataclass(base):
             continue
         body = ast.parse(inspect.cleandoc("\n" + inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
-        for field, text in zip(body, body[1:], strict=False):
+        for field, text in itertools.pairwise(body):
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
                 docs[field.target.id] = " ".join(str(text.value.value).split())  # type: ignore[union-attr]
     return docs

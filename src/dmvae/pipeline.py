@@ -108,10 +108,7 @@ def execute(job: Job) -> None:
     job.folder.mkdir(parents=True, exist_ok=True)
     inputs = Inputs(job.recipe, job.variant, job.folder, job.reads, device)
     section = getattr(job.recipe, job.stage.NAME)
-    if hasattr(job.stage, "updates"):
-        facts = train(job.stage, section, inputs)
-    else:
-        facts = job.stage.run(section, inputs)
+    facts = train(job.stage, section, inputs) if hasattr(job.stage, "updates") else job.stage.run(section, inputs)
     wall = round(time.monotonic() - begun, 2)
     facts = {"stage": job.stage.NAME} | facts | {"seconds": max(wall, facts.get("seconds", 0.0))}
     if distributed.is_main():

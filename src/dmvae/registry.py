@@ -44,7 +44,8 @@ def register(name: str):
         there = members.get(name)
         if there is not None and there.__qualname__ != cls.__qualname__:
             raise ValueError(
-                f"{cls.__module__}.{cls.__qualname__}: the name {name!r} is taken by {there.__module__}.{there.__qualname__}"
+                f"{cls.__module__}.{cls.__qualname__}: the name {name!r} is taken by "
+                f"{there.__module__}.{there.__qualname__}"
             )
         cls.type = name
         members[name] = cls
@@ -86,6 +87,7 @@ def load_plugins(paths: Iterable[str | Path]) -> None:
             if name in sys.modules:
                 continue
             spec = importlib.util.spec_from_file_location(name, file)
-            assert spec and spec.loader
+            assert spec is not None
+            assert spec.loader is not None
             module = sys.modules[name] = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)

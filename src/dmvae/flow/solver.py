@@ -6,6 +6,7 @@ marginals (SiT, arXiv 2401.08740, "sigma" diffusion).
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Literal
@@ -85,7 +86,7 @@ def trajectory(
         return
     grid = time_grid(steps, shift).tolist()
     z_t = noise
-    for t0, t1 in zip(grid, grid[1:], strict=False):
+    for t0, t1 in itertools.pairwise(grid):
         dt = t1 - t0
         v0 = velocity(z_t, _at(t0, z_t), labels)
         if method == "midpoint":
@@ -100,7 +101,7 @@ def _euler_maruyama(velocity, noise, labels, steps, shift, last_step, normal) ->
     assert normal is not None, "the SDE needs a source of noise"
     grid = (time_grid(steps, shift) * (1 - last_step)).tolist()
     z_t = noise
-    for t0, t1 in zip(grid, grid[1:], strict=False):
+    for t0, t1 in itertools.pairwise(grid):
         t = _at(t0, z_t)
         drift, w = sde_drift(velocity(z_t, t, labels), z_t, t)
         z_t = z_t + (t1 - t0) * drift + (2 * w * (t1 - t0)).sqrt() * normal()

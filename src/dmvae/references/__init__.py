@@ -26,9 +26,11 @@ class Reference(Protocol):
     shall follow the reference as it is."""
     std: Tensor
     """float32 [C]: what they are divided by."""
-    velocity: Callable[[Tensor, Tensor, Tensor], Tensor] | None
-    """(z_t [n, C, H, W], t [n], labels [n]) -> velocity in closed form, or None: then a teacher is trained.
-    The label `num_classes` means "no label"."""
+
+    @property
+    def velocity(self) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+        """(z_t [n, C, H, W], t [n], labels [n]) -> velocity in closed form, or None: then a teacher is trained.
+        The label `num_classes` means "no label"."""
 
     def sample(self, n: int, generator: Random) -> tuple[Tensor, Tensor]:
         """(latents [n, C, H, W] float32, labels int64 [n])."""

@@ -32,7 +32,7 @@ class FeaturesReference(ReferenceConfig):
 
 
 class Features:
-    velocity = None
+    velocity: None = None
 
     def __init__(self, latents) -> None:
         self.latents = latents

@@ -41,7 +41,7 @@ class EncoderTraining(TrainingConfig):
 def build(config: EncoderTraining, inputs: Inputs) -> Networks:
     data = inputs.recipe.data
     encoder = inputs.recipe.autoencoder.encoder.build(size=data.size, channels=data.channels)
-    width = encoder.channels
+    width: int = encoder.channels  # type: ignore[assignment]
     projector = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, config.projection))
     return Networks(
         {"encoder": encoder, "projector": projector},

@@ -57,7 +57,7 @@ def encode_dataset(autoencoder: Autoencoder, dataset: Dataset, folder: Path, inp
     and standard deviation. Finished shards are kept, so an interrupted pass goes on where it stopped."""
     config, run, device = inputs.recipe.latents, inputs.recipe.run, inputs.device
     folder.mkdir(parents=True, exist_ok=True)
-    autoencoder.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    autoencoder.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload,arg-type]
     starts = range(0, len(dataset), config.shard_size)
     with Bar(title, len(dataset), "images") as bar:
         for number, start in enumerate(starts):

@@ -8,6 +8,7 @@ A stage module has a config dataclass (a `TrainingConfig`) and two functions:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -95,6 +96,6 @@ class Update:
 
     trains: str
     loss: Tensor
-    log: dict[str, Tensor | float] = field(default_factory=dict)
+    log: Mapping[str, Tensor | float] = field(default_factory=dict)
     """Scalars to log; tensors stay on the device until the loop writes them. It may be filled during
     the backward pass."""

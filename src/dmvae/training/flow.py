@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from dmvae.flow.loss import TimeDistribution, drop_labels, flow_matching_loss, sample_time
 from dmvae.models import LightningDiT, lightningdit
@@ -48,9 +48,9 @@ class FlowTraining(TrainingConfig):
 
 
 def flow_update(
-    trains: str, network: nn.Module, z: Tensor, labels: Tensor, config: FlowTraining, rng: Random
+    trains: str, network: LightningDiT, z: Tensor, labels: Tensor, config: FlowTraining, rng: Random
 ) -> Update:
     """One flow-matching turn on latents z [n, C, H, W], normalised per channel."""
-    labels = drop_labels(labels, config.label_dropout, network.config.num_classes, rng)  # type: ignore[union-attr]
+    labels = drop_labels(labels, config.label_dropout, network.config.num_classes, rng)
     t = sample_time(len(z), config.time_distribution, rng)
     return Update(trains, flow_matching_loss(network, z, labels, t, rng.normal(*z.shape)))

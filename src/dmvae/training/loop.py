@@ -71,7 +71,7 @@ class Trainer:
             if any(id(p) in moved for p in average.parameters):
                 average.update()
         self.images_seen[update.trains] += self.config.batch_size
-        return {f"{update.trains}/loss": update.loss, f"{update.trains}/gradient_norm": norm} | update.log
+        return {f"{update.trains}/loss": update.loss, f"{update.trains}/gradient_norm": norm} | dict(update.log)
 
     def state_dict(self) -> dict[str, Any]:
         saved = self.networks.saved()
@@ -173,8 +173,8 @@ def _batches(trainer: Trainer, steps: int) -> Iterator[tuple[torch.Tensor, torch
             yield torch.empty(config.batch_size // world), torch.empty(config.batch_size // world, dtype=torch.int64)
     if len(dataset) < config.batch_size:
         raise ValueError(
-            f"{trainer.stage.NAME}.batch_size: {config.batch_size} is larger than the data set ({len(dataset)} images); "
-            f"use at most {len(dataset)}"
+            f"{trainer.stage.NAME}.batch_size: {config.batch_size} is larger than the data set "
+            f"({len(dataset)} images); use at most {len(dataset)}"
         )
     order = Order(len(dataset), config.batch_size, trainer.key, trainer.step, steps)
     flips = inputs.recipe.data.flip and dataset is inputs.train_set
@@ -216,7 +216,8 @@ def _note(row: dict[str, float] | None, _last: list[str] = [""]) -> str:  # noqa
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """A list that a first Ctrl-C or SIGTERM fills; the step in progress ends, the state is saved. A second one stops at once."""
+    """A list that a first Ctrl-C or SIGTERM fills: the step in progress ends and the state is saved. A second one
+    stops at once."""
     received: list[int] = []
 
     def handler(number: int, frame: object) -> None:

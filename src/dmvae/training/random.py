@@ -25,7 +25,7 @@ class Random(torch.Generator):
     `progress` is the share of the stage that is done, in [0, 1), for schedules."""
 
     def __new__(cls, *key: object, device: torch.device | str = "cpu") -> Random:
-        return super().__new__(cls, device=device)
+        return super().__new__(cls, device=device)  # type: ignore[call-arg]
 
     def __init__(self, *key: object, device: torch.device | str = "cpu") -> None:
         self.manual_seed(seed_of(*key, "rank", distributed.rank()))
