@@ -1,6 +1,7 @@
 """Random numbers, data order, averages, checkpoints: what resume rests on."""
 
 import json
+import resource
 
 import pytest
 import torch
@@ -119,6 +120,19 @@ def test_a_half_written_checkpoint_is_not_seen(tmp_path):
     checkpoint.save(tmp_path, 1, state(1.0))
     (tmp_path / "step-00000002.part").mkdir()
     assert checkpoint.steps(tmp_path) == [1]
+
+
+def test_a_full_disk_is_said_and_costs_nothing_saved(tmp_path):
+    """A limit on file size stands in for the disk: both make a write fail halfway."""
+    checkpoint.save(tmp_path, 1, state(1.0))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(OSError, match="could not be written to .*is the disk full"):
+            checkpoint.save(tmp_path, 2, state(2.0, size=100_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert checkpoint.load(tmp_path, state(0.0)) == 1
 
 
 def test_figures_average_and_forget_what_runs_again(tmp_path):

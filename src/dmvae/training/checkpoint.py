@@ -33,7 +33,14 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> None:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
     distributed.barrier()
-    _quietly(dcp.save, state, checkpoint_id=part)
+    try:
+        _quietly(dcp.save, state, checkpoint_id=part)
+    except CheckpointException as error:  # torch hides what the file system said in it
+        reason = str(error).strip().splitlines()[-1]
+        raise OSError(
+            f"the checkpoint of step {step} could not be written to {folder} ({reason}); is the disk full? "
+            "Free some space and start the same command again: it goes on from the checkpoint before"
+        ) from error
     if distributed.is_main():
         files = {f.name: [f.stat().st_size, _crc(f)] for f in part.iterdir()}
         (part / _LIST).write_text(json.dumps(files))
