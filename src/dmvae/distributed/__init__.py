@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 def start() -> torch.device:
     """Join the process group that torchrun describes, if it does; returns this rank's device."""
+    # Weights and moments that decay towards zero pass through denormal numbers, which a CPU adds at a crawl.
+    torch.set_flush_denormal(True)
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
