@@ -1,7 +1,7 @@
 """One table over finished runs of one recipe, as a rule its seeds, with each method's gFD against the last one's:
 
-    for s in 0 1 2; do dmvae run recipes/demo.yaml --seed $s --run_dir runs/demo-$s; done
-    python -m benchmarks.seeds runs/demo-0 runs/demo-1 runs/demo-2
+for s in 0 1 2; do dmvae run recipes/demo.yaml --seed $s --run_dir runs/demo-$s; done
+python -m benchmarks.seeds runs/demo-0 runs/demo-1 runs/demo-2
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ DATA = ("latents", "guidance-1")
 def runs(tmp_path_factory):
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     # SGD-like steps: Adam turns a rounding error in a gradient near zero into a full step.
-    over = {"tokenizer__learning_rate": 1e-4, "matching__learning_rate": 1e-4}
+    over = {"tokenizer__learning_rate": 1e-4, "matching__learning_rate": 1e-4, "matching__balance": "gradient"}
     result = tiny.command("run", str(tiny.write(one, **over)))
     assert result.returncode == 0, result.stderr
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29712"]

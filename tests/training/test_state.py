@@ -128,7 +128,7 @@ def test_a_full_disk_is_said_and_costs_nothing_saved(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
-        with pytest.raises(OSError, match="could not be written to .*is the disk full"):
+        with pytest.raises(OSError, match=r"could not be written to .*is the disk full"):
             checkpoint.save(tmp_path, 2, state(2.0, size=100_000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

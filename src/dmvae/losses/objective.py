@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dmvae import distributed
 from dmvae.losses import LossConfig
 from dmvae.losses.adversarial import adaptive_weight, augment, consistency, hinge_discriminator, hinge_generator
 from dmvae.losses.reconstruction import reconstruction_loss
@@ -62,8 +63,10 @@ def reconstruct(
         gan = hinge_generator(networks.discriminator(fake))
         (gan_gradient,) = torch.autograd.grad(gan, image)
         last = networks.autoencoder.decoder.conv_out.weight
+        # Averaged over ranks before their norms are taken: the weight is the whole batch's on any number of them.
         at_last = [
-            torch.autograd.grad(recon, last, g.to(recon.dtype), retain_graph=True)[0] for g in (gradient, gan_gradient)
+            distributed.average(torch.autograd.grad(recon, last, g.to(recon.dtype), retain_graph=True)[0])
+            for g in (gradient, gan_gradient)
         ]
         weight = config.adversarial.weight * adaptive_weight(*at_last)
         gradient = gradient + weight * gan_gradient

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dmvae import distributed
 from dmvae.evaluation.latents import effective_rank
 from dmvae.inputs import Inputs, describe_latents
 from dmvae.losses.objective import add_objective, discriminate, new_discriminator, reconstruct
@@ -140,8 +141,9 @@ class Pull(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         (gradient,), (pull,) = gradients, ctx.saved_tensors
-        reconstruction = gradient.float().norm()
-        scale = ctx.weight * (reconstruction / pull.norm().clamp_min(1e-12) if ctx.relative else 1.0)
+        squares = torch.stack([gradient.float().square().sum(), pull.square().sum()])
+        reconstruction, matching = distributed.average(squares).sqrt()
+        scale = ctx.weight * (reconstruction / matching.clamp_min(1e-12) if ctx.relative else 1.0)
         ctx.log["health/gradient_reconstruction"] = reconstruction
-        ctx.log["health/gradient_matching"] = (scale * pull).norm()
+        ctx.log["health/gradient_matching"] = scale * matching
         return gradient + (scale * pull).to(gradient.dtype), None, None, None, None
