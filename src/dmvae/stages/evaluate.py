@@ -21,7 +21,7 @@ from dmvae.evaluation.metrics import knn_accuracy, precision_recall_density_cove
 from dmvae.flow.loss import flow_matching_loss
 from dmvae.inputs import Inputs
 from dmvae.models import Autoencoder, LightningDiT
-from dmvae.stages.latents import LatentSet
+from dmvae.stages.latents import LatentSet, write_tensors
 from dmvae.stages.sample import samples_folder
 from dmvae.training.data import as_input, passes
 from dmvae.training.logging import Bar
@@ -165,8 +165,7 @@ def _real_features(extractor: Extractor, originals: Tensor, inputs: Inputs, conf
     path = inputs.out.parent / f"features-{Random(name).initial_seed():016x}.safetensors"
     if not path.exists():
         features = extract(extractor, originals.split(config.batch_size))
-        save_file({"features": features.contiguous()}, path.with_suffix(".part"))
-        path.with_suffix(".part").rename(path)
+        write_tensors(path, {"features": features.contiguous()})
     return load_file(path)["features"]
 
 

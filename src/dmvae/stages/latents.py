@@ -71,7 +71,7 @@ def encode_dataset(autoencoder: Autoencoder, dataset: Dataset, folder: Path, inp
                     parts.append(z.to("cpu", getattr(torch, config.dtype)).contiguous())
                     labels.append(batch_labels)
                     bar.step(len(images))
-                _write(path, {"latents": torch.cat(parts), "labels": torch.cat(labels)})
+                write_tensors(path, {"latents": torch.cat(parts), "labels": torch.cat(labels)})
             else:
                 bar.step(stop - start)
     distributed.barrier()
@@ -79,7 +79,7 @@ def encode_dataset(autoencoder: Autoencoder, dataset: Dataset, folder: Path, inp
         moments = ChannelMoments()
         for path in sorted(folder.glob("latents-*.safetensors")):
             moments.add(load_file(path)["latents"])
-        _write(folder / "statistics.safetensors", {"mean": moments.mean.float(), "std": moments.std.float()})
+        write_tensors(folder / "statistics.safetensors", {"mean": moments.mean.float(), "std": moments.std.float()})
     distributed.barrier()
 
 
@@ -130,7 +130,8 @@ class Part:
         return self.dataset[self.start + index]
 
 
-def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file through a temporary name, so that a kill leaves no half file."""
     part = path.with_suffix(".part")
     save_file(tensors, part)
     part.rename(path)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from dmvae import distributed
@@ -16,6 +15,7 @@ from dmvae.flow import solver
 from dmvae.flow.guidance import guided
 from dmvae.inputs import Inputs
 from dmvae.models import Autoencoder, LightningDiT
+from dmvae.stages.latents import write_tensors
 from dmvae.training.logging import Bar
 from dmvae.training.precision import autocast
 from dmvae.training.random import Random
@@ -66,8 +66,7 @@ def run(config: SampleConfig, inputs: Inputs) -> dict[str, Any]:
                 path = folder / f"samples-{number:05d}.safetensors"
                 if number % distributed.world_size() == distributed.rank() and not path.exists():
                     images = generate(generator, autoencoder, chunk, config, scale, inputs, number)
-                    save_file({"images": images, "labels": chunk}, path.with_suffix(".part"))
-                    path.with_suffix(".part").rename(path)
+                    write_tensors(path, {"images": images, "labels": chunk})
                 bar.step(len(chunk))
     distributed.barrier()
     return {"images": config.count}
