@@ -64,11 +64,11 @@ def reconstruct(
         (gan_gradient,) = torch.autograd.grad(gan, image)
         last = networks.autoencoder.decoder.conv_out.weight
         # Averaged over ranks before their norms are taken: the weight is the whole batch's on any number of them.
-        at_last = [
+        at_last, gan_at_last = (
             distributed.average(torch.autograd.grad(recon, last, g.to(recon.dtype), retain_graph=True)[0])
             for g in (gradient, gan_gradient)
-        ]
-        weight = config.adversarial.weight * adaptive_weight(*at_last)
+        )
+        weight = config.adversarial.weight * adaptive_weight(at_last, gan_at_last)
         gradient = gradient + weight * gan_gradient
         total = total + weight * gan
         log |= {"adversarial/generator": gan, "adversarial/weight": weight}
