@@ -1,18 +1,27 @@
 """Distribution-Matching VAE: tokenizers whose latents follow a distribution that you choose."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dmvae.interop.pipeline import DMVAEPipeline
     from dmvae.models import Autoencoder, LightningDiT
 
 __version__ = "0.1.0"
-__all__ = ["Autoencoder", "LightningDiT"]
+__all__ = ["Autoencoder", "DMVAEPipeline", "LightningDiT"]
+
+_HOMES = {
+    "Autoencoder": "dmvae.models",
+    "LightningDiT": "dmvae.models",
+    "AdaptedTokenizer": "dmvae.tokenizers.adapted",
+    "DMVAEPipeline": "dmvae.interop.pipeline",
+    # Pipelines on disk name their parts as members of `dmvae`, and diffusers looks for the base class beside them.
+    "ModelMixin": "diffusers.models.modeling_utils",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Models import torch and diffusers, which take seconds: on first use, so that `dmvae --help` does not wait."""
-    if name in __all__:
-        from dmvae import models
-
-        return getattr(models, name)
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'dmvae' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The command line: one subcommand per stage, in stage order, plus run, study, report and fields.
+"""The command line: one subcommand per stage, in stage order, plus run, study, report, and the tools beside a run.
 
 Overrides are `--section.field value`: they are laid on the recipe file as one more layer and read by the
 same strict reader as the file and its variants, so the same names, types and errors hold in all three.
@@ -92,13 +92,16 @@ def _run(command: str, arguments: list[str]) -> None:
 
 
 def _finish(jobs: list[Any], run_dir: Path) -> None:
+    from dmvae.interop.folder import write_pipelines
     from dmvae.report import write_report
     from dmvae.summary import print_summary, write_summary
 
     summary = write_summary(jobs, run_dir)
     path = write_report(run_dir, jobs)
     print_summary(summary)
-    print(f"summary: {run_dir / 'summary.json'}\nreport:  {path}")
+    print(f"summary:  {run_dir / 'summary.json'}\nreport:   {path}")
+    for folder in write_pipelines(jobs, run_dir):
+        print(f"pipeline: {folder}")
 
 
 def _report(command: str, arguments: list[str]) -> None:
@@ -112,6 +115,83 @@ def _report(command: str, arguments: list[str]) -> None:
     if not files:
         raise ValueError(f"{run_dir}: not a run's folder (it holds no VARIANT/recipe.yaml)")
     _finish(plan({file.parent.name: load(file)["main"] for file in files}, run_dir), run_dir)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaints are a ValueError, like every other mistake in what was asked."""
+
+    def error(self, message: str) -> Any:
+        raise ValueError(f"{message}; `{self.prog} --help` tells the arguments")
+
+
+def _import(command: str, arguments: list[str]) -> None:
+    parser = Parser(prog=f"dmvae {command}", description="The authors' released weights -> our artifacts.")
+    parser.add_argument("kind", choices=["official-vae", "official-generator"])
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--encoder-heads", type=int, help="heads of the ViT; 64 channels per head unless given")
+    parser.add_argument("--weights", help="which of the file's networks: ema or model; for a tokenizer ema or wo_ddp")
+    parser.add_argument(
+        "--latent-mean", type=float, default=0.0685, help="mean of the latents (published: %(default)s)"
+    )
+    parser.add_argument("--latent-scale", type=float, default=0.1763, help="1 / standard deviation (%(default)s)")
+    known = parser.parse_args(arguments)
+    from dmvae.interop import official
+    from dmvae.training.loop import save_network
+
+    model: Any
+    if known.kind == "official-vae":
+        statistics = {"latent_mean": known.latent_mean, "latent_scale": known.latent_scale}
+        model = official.import_vae(known.file, heads=known.encoder_heads, weights=known.weights, **statistics)
+    else:
+        model = official.import_generator(known.file, weights=known.weights or "ema")
+    known.out.parent.mkdir(parents=True, exist_ok=True)
+    save_network(model, known.out)
+    count = sum(p.numel() for p in model.parameters()) / 1e6
+    print(f"{type(model).__name__}, {count:.2f} M parameters: {known.out}")
+
+
+def _export(command: str, arguments: list[str]) -> None:
+    parser = Parser(prog=f"dmvae {command}", description="Our tokenizer -> a file that the authors' code loads.")
+    parser.add_argument("kind", choices=["official-vae"])
+    parser.add_argument("folder", type=Path, help="folder of the tokenizer")
+    parser.add_argument("--out", type=Path, required=True, help="file to write, .pt or .safetensors")
+    known = parser.parse_args(arguments)
+    from dmvae.interop import official
+
+    official.export_vae(known.folder, known.out)
+    print(known.out)
+
+
+def _encode(command: str, arguments: list[str]) -> None:
+    parser = Parser(prog=f"dmvae {command}", description="A folder of images -> shards of latents.")
+    parser.add_argument("images", type=Path, help="folder of images, or of class folders")
+    parser.add_argument("--size", type=int, help="height and width after resize and crop; the tokenizer's unless given")
+    parser.add_argument("--shard-size", type=int, default=8192, help="images a file (%(default)s)")
+    parser.add_argument("--workers", type=int, default=4, help="processes that read images (%(default)s)")
+    parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="on disk (%(default)s)")
+    parser.add_argument("--format", dest="form", choices=["safetensors", "webdataset"], default="safetensors")
+    _codec(parser, arguments, "encode_images")
+
+
+def _decode(command: str, arguments: list[str]) -> None:
+    parser = Parser(prog=f"dmvae {command}", description="Latents -> PNG files.")
+    parser.add_argument("latents", type=Path, help="folder that encode wrote, or a .safetensors, .npy or .tar file")
+    parser.add_argument("--normalized", action="store_true", help="latents are as flow models make them")
+    _codec(parser, arguments, "decode_latents")
+
+
+def _codec(parser: argparse.ArgumentParser, arguments: list[str], function: str) -> None:
+    parser.add_argument("--tokenizer", required=True, help="folder or hub id of the tokenizer")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write; what is there is kept")
+    parser.add_argument("--batch-size", type=int, default=64, help="images at a time (%(default)s)")
+    parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto")
+    known = vars(parser.parse_args(arguments))
+    from dmvae import distributed
+    from dmvae.interop import encode
+    from dmvae.tokenizers.adapted import load_tokenizer
+
+    getattr(encode, function)(load_tokenizer(known.pop("tokenizer")), **known, device=distributed.start())
 
 
 def parse_overrides(words: list[str]) -> dict[str, Any]:
@@ -149,6 +229,10 @@ COMMANDS: dict[str, tuple[Callable[[str, list[str]], None], str]] = {
     "run": (_run, "run every stage of RECIPE that is not finished, then write the table and the report"),
     "study": (_run, "the same, for a recipe with many variants"),
     "report": (_report, "write the table and the report of RUN_DIR again"),
+    "encode": (_encode, "encode a folder of images with a tokenizer"),
+    "decode": (_decode, "decode such latents into images"),
+    "import": (_import, "turn the paper's released weights into our artifacts"),
+    "export": (_export, "and back"),
 }
 
 

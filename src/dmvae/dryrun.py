@@ -10,7 +10,7 @@ from rich.table import Table
 from torch import nn
 
 from dmvae.datasets import open_dataset
-from dmvae.inputs import build_autoencoder
+from dmvae.inputs import build_tokenizer
 from dmvae.recipe import Recipe
 from dmvae.stages import STAGES
 from dmvae.training.contract import TrainingConfig
@@ -68,11 +68,11 @@ def _networks(recipe: Recipe, num_classes: int) -> dict[str, Any]:
     """Every network of the recipe on the meta device."""
     from dmvae.losses.objective import new_discriminator
 
+    tokenizer = build_tokenizer(recipe)
+    networks: dict[str, Any] = {"autoencoder": tokenizer}
+    side = recipe.data.size // tokenizer.stride
+    shape = (tokenizer.config.latent_channels, side, side)
     with torch.device("meta"):
-        autoencoder = build_autoencoder(recipe)
-        networks: dict[str, Any] = {"autoencoder": autoencoder}
-        side = recipe.data.size // autoencoder.stride
-        shape = (autoencoder.config.latent_channels, side, side)
         for name in ("reference", "generator"):
             section = getattr(recipe, name)
             if section is not None:
@@ -84,6 +84,8 @@ def _networks(recipe: Recipe, num_classes: int) -> dict[str, Any]:
 
 def _roles(recipe: Recipe, stage: str, networks: dict[str, Any]) -> tuple[list[nn.Module], list[nn.Module]]:
     """(networks that train, networks that are frozen) in a stage."""
+    if recipe.tokenizer is None:  # then nothing but the generator trains
+        return [networks[stage]], []
     ae, adversary = networks["autoencoder"], networks["discriminator"]
     teacher = networks.get("reference", nn.Identity())
     rest = [ae.bottleneck, ae.decoder, adversary]
@@ -114,7 +116,7 @@ def _data(recipe: Recipe) -> tuple[dict[str, Any], list[str]]:
 def _packages(recipe: Recipe) -> list[str]:
     """Optional packages and weights that the recipe names and the machine lacks."""
     missing = []
-    perceptual = recipe.losses.perceptual
+    perceptual = recipe.losses.perceptual if recipe.pretrained is None else None
     for part in (perceptual, recipe.evaluate.features if recipe.evaluate else None):
         if part is None:
             continue

@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from dmvae import config as configs
 from dmvae.datasets import Dataset, open_dataset
 from dmvae.models import Autoencoder, PatchGAN
+from dmvae.models.base import Tokenizer
+from dmvae.tokenizers.adapted import adapt
 from dmvae.training.logging import console
 
 if TYPE_CHECKING:
@@ -42,11 +44,13 @@ class Inputs:
 
     def new_autoencoder(self) -> Autoencoder:
         """The recipe's tokenizer, its encoder with public or self-supervised weights where there are some."""
-        shape, data = self.recipe.autoencoder, self.recipe.data
+        shape, data, training = self.recipe.autoencoder, self.recipe.data, self.recipe.tokenizer
+        assert shape is not None
+        assert training is not None
         model = build_autoencoder(self.recipe)
         if "encoder" in self.reads:
             model.encoder.load_state_dict(load_file(self.reads["encoder"] / "encoder" / "model.safetensors"))
-        elif not self.recipe.tokenizer.train_encoder:
+        elif not training.train_encoder:
             trained = shape.encoder.build(size=data.size, channels=data.channels, pretrained=True)
             model.encoder.load_state_dict(trained.state_dict())
         return model
@@ -57,8 +61,15 @@ class Inputs:
         return next(self.reads[name] for name in ("decoder", "matching", "tokenizer") if name in self.reads)
 
     def autoencoder(self) -> Autoencoder:
-        """The tokenizer as the last stage left it."""
+        """The tokenizer that is trained here, as the last stage left it."""
         return Autoencoder.from_pretrained(self.tokenizer_folder / "autoencoder")
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of every stage from the latents on: the recipe's finished one, or the one trained here."""
+        data, source = self.recipe.data, self.recipe.pretrained
+        if source is not None:
+            return adapt(source, size=data.size, channels=data.channels, pretrained=True)
+        return self.autoencoder()
 
     def discriminator(self) -> PatchGAN | None:
         """The discriminator as the last stage left it, or None without one."""
@@ -70,14 +81,22 @@ class Inputs:
 
 
 def build_autoencoder(recipe: Recipe) -> Autoencoder:
-    """The recipe's tokenizer with random weights (or on the meta device, under `torch.device("meta")`)."""
+    """The tokenizer that the recipe trains, with random weights."""
     shape: dict[str, Any] = configs.plain(recipe.autoencoder)
     return Autoencoder(image_size=recipe.data.size, in_channels=recipe.data.channels, **shape)
 
 
+def build_tokenizer(recipe: Recipe) -> Tokenizer:
+    """The recipe's tokenizer, finished or to be trained, without weights: on the meta device."""
+    data, source = recipe.data, recipe.pretrained
+    with torch.device("meta"):
+        if source is not None:
+            return adapt(source, size=data.size, channels=data.channels, pretrained=False)
+        return build_autoencoder(recipe)
+
+
 def describe_latents(recipe: Recipe) -> tuple[int, int, int]:
     """(C, H, W) of the recipe's latents."""
-    with torch.device("meta"):
-        model = build_autoencoder(recipe)
+    model = build_tokenizer(recipe)
     side = recipe.data.size // model.stride
     return model.config.latent_channels, side, side

@@ -83,7 +83,11 @@ def run(recipes: dict[str, Recipe], run_dir: Path, only: str | None = None) -> l
 
     Raises ValueError when `only` names a stage that no variant has, or one whose inputs are not finished.
     """
+    if not distributed.is_main():
+        distributed.barrier()  # the first rank fills the data set's caches, which the others then read
     jobs = plan(recipes, run_dir)
+    if distributed.is_main():
+        distributed.barrier()
     chosen = [job for job in jobs if only in (None, job.stage.NAME)]
     if not chosen:
         raise ValueError(f"no variant of this recipe has the stage {only!r}")
@@ -120,12 +124,15 @@ def execute(job: Job) -> None:
 
 def _fingerprint(stage: ModuleType, recipe: Recipe, dataset: str, reads: list[str]) -> str:
     everything = configs.plain(recipe)
+    if recipe.pretrained is not None:
+        everything["pretrained"]["content"] = recipe.pretrained.fingerprint()
+    uses = {path: _at(everything, path) for path in stage.USES}
     key = {
         "stage": stage.NAME,
         "config": everything[stage.NAME],
         "seed": recipe.seed,
         "data": everything["data"] | {"content": dataset},
-        "uses": {path: _at(everything, path) for path in stage.USES},
+        "uses": {path: value for path, value in uses.items() if value is not None},
         "reads": reads,
     }
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]

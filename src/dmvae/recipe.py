@@ -27,10 +27,13 @@ from dmvae.stages.matching import MatchingTraining
 from dmvae.stages.reference import ReferenceTraining
 from dmvae.stages.sample import SampleConfig
 from dmvae.stages.tokenizer import TokenizerConfig
+from dmvae.tokenizers import TokenizerSource
 from dmvae.training.logging import Tracker
 from dmvae.training.precision import Precision
 
 __all__ = ["AutoencoderShape", "FeaturesConfig", "Recipe", "RunConfig", "load"]
+
+TOKENIZER_STAGES = ("encoder", "tokenizer", "reference", "matching", "decoder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,13 +92,15 @@ class Recipe:
     """How to run."""
     data: DatasetConfig
     """The data set."""
-    autoencoder: AutoencoderShape
-    """The tokenizer's architecture."""
+    autoencoder: AutoencoderShape | None = None
+    """The architecture of a tokenizer that is trained here."""
+    pretrained: TokenizerSource | None = None
+    """A finished tokenizer, by `type`, instead of the stages that train one."""
     losses: LossConfig = field(default_factory=LossConfig)
     """The reconstruction loss of the stages that train a decoder."""
     encoder: EncoderTraining | None = None
     """Self-supervised training of the encoder; null for a pretrained encoder or one trained with the tokenizer."""
-    tokenizer: TokenizerConfig
+    tokenizer: TokenizerConfig | None = None
     """Training of bottleneck and decoder."""
     reference: ReferenceTraining | None = None
     """The reference distribution and its teacher."""
@@ -113,6 +118,17 @@ class Recipe:
     """Measuring."""
 
     def __post_init__(self) -> None:
+        if self.pretrained is None:
+            for name in ("autoencoder", "tokenizer"):
+                if getattr(self, name) is None:
+                    raise ValueError(f"{name}: this field is required, unless `pretrained` names a finished tokenizer")
+        else:
+            trained = [name for name in TOKENIZER_STAGES if getattr(self, name) is not None]
+            if trained:
+                raise ValueError(
+                    "pretrained: a finished tokenizer stands in for the stages that train one; "
+                    f"set {', '.join(trained)} to null, or remove `pretrained`"
+                )
         if self.matching is not None and self.reference is None:
             raise ValueError("matching: there is nothing to match without a reference; add the section `reference`")
 

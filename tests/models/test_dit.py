@@ -21,29 +21,6 @@ def inputs(side: int = 4):
     return torch.randn(3, 8, side, side, generator=generator), torch.tensor([0.05, 0.5, 0.97]), torch.tensor([1, 7, 10])
 
 
-@pytest.fixture
-def reference(golden):
-    data = golden("lightningdit")
-    model = small()
-    weights = {k.removeprefix("model."): v.float() for k, v in data.items() if k.startswith("model.")}
-    model.load_state_dict({k: v for k, v in weights.items() if not k.startswith("feat_rope.")})
-    return model, data
-
-
-@torch.no_grad()
-def test_velocity_is_the_reference_implementations(reference, relative_error):
-    model, data = reference
-    assert relative_error(model(data["x"], data["t"], data["y"]), data["velocity"]) < 1e-4
-
-
-@torch.no_grad()
-def test_guided_velocity_is_the_reference_implementations(reference, relative_error):
-    model, data = reference
-    with_label = model(data["x"], data["t"], data["y_cfg"])
-    without = model(data["x"], data["t"], torch.full_like(data["y_cfg"], 10))
-    assert relative_error(without + 5 * (with_label - without), data["velocity_cfg5"]) < 1e-4
-
-
 def test_fixed_positions_are_the_reference_implementations(golden):
     assert torch.allclose(small().pos_embed, golden("lightningdit")["model.pos_embed"], atol=1e-6)
 

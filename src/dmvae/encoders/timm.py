@@ -96,7 +96,10 @@ class Features(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         height, width = images.shape[2:]
         if self.size is not None and (height, width) != (self.size, self.size):
-            raise ValueError(f"this encoder is built for {self.size}x{self.size} images, not {height}x{width}")
+            raise ValueError(
+                f"this encoder is built for {self.size}x{self.size} images, not {height}x{width}; "
+                "the tokenizer's enable_tiling() lets it take any multiple of its stride"
+            )
         # A grey image broadcasts to the model's three channels here.
         out = self.model.forward_features(torch.addcmul(self.shift, images, self.scale))
         if out.ndim == 4:

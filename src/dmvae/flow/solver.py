@@ -22,8 +22,12 @@ METHODS: tuple[Method, ...] = ("euler", "midpoint", "heun", "sde")
 
 
 def time_grid(steps: int, shift: float = 1.0) -> Tensor:
-    """[steps + 1] times from 0 to 1, uniform and then shifted towards noise; float32 on the CPU."""
-    return shift_time(torch.linspace(0, 1, steps + 1), shift)
+    """[steps + 1] times from 0 to 1, uniform and then shifted towards noise; float32 on the CPU.
+
+    They are multiples of 2^-24, so that t, the noise level 1 - t and every step size are exact in float32:
+    diffusers' schedulers count by noise level, and take the very same steps.
+    """
+    return 1 - (1 - shift_time(torch.linspace(0, 1, steps + 1), shift))
 
 
 def sde_drift(velocity: Tensor, z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,68 +5,32 @@ Shapes: n images, c image channels, h w image height and width, C latent channel
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import register_to_config
-from diffusers.utils import BaseOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from dmvae import config as configs
 from dmvae.encoders import EncoderConfig
-from dmvae.models.base import Model
+from dmvae.models.base import DecoderOutput, EncoderOutput, PointDistribution, Tokenizer
 from dmvae.models.decoder import Decoder
-
-if TYPE_CHECKING:
-    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from dmvae.models.tiling import decode_tiled, encode_tiled
 
 
-class PointDistribution:
-    """A latent that is certain, with the interface of diffusers' DiagonalGaussianDistribution."""
-
-    def __init__(self, mean: Tensor):
-        self.mean = mean
-
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        return self.mean
-
-    def mode(self) -> Tensor:
-        return self.mean
-
-    def kl(self) -> Tensor:
-        """[n] zeros: there is no spread to penalise."""
-        return self.mean.new_zeros(len(self.mean))
-
-
-@dataclass
-class EncoderOutput(BaseOutput):
-    latents: Tensor
-    """[n, C, H, W], not normalised; the mean where the bottleneck is variational."""
-    latent_dist: DiagonalGaussianDistribution | PointDistribution
-
-
-@dataclass
-class DecoderOutput(BaseOutput):
-    sample: Tensor
-    """[n, c, h, w], trained to lie in [-1, 1], not clamped."""
-
-
-class Autoencoder(Model):  # type: ignore[misc]
+class Autoencoder(Tokenizer):  # type: ignore[misc]
     """`model.decode(model.encode(x).latents).sample`.
 
     encoder: an encoder config as a mapping, `{"type": "conv", ...}`. image_size: of the training images;
     a convolutional encoder takes others too. bottleneck_width: hidden width of the bottleneck, 0 for one
     linear layer. variational: the bottleneck gives a mean and a log-variance.
-
-    `latent_mean` and `latent_std` [C] are 0 and 1 until a stage fills them in.
     """
 
     _supports_gradient_checkpointing = True
+    __module__ = "dmvae"  # the name under which artifacts find the class, wherever this file moves
     encoder: Any
-    latent_mean: Tensor
-    latent_std: Tensor
 
     @register_to_config
     def __init__(
@@ -82,8 +46,12 @@ class Autoencoder(Model):  # type: ignore[misc]
         decoder_blocks: int = 2,
         decoder_attention: bool = True,
         variational: bool = False,
+        scaling_factor: float = 1.0,
+        shift_factor: float = 0.0,
     ):
         super().__init__()
+        self.use_slicing = self.use_tiling = False
+        self.tile = 64
         encoder_config = configs.read(EncoderConfig, dict(encoder), "encoder")
         self.encoder = encoder_config.build(size=image_size, channels=in_channels)
         self.bottleneck = bottleneck(
@@ -98,8 +66,7 @@ class Autoencoder(Model):  # type: ignore[misc]
             stride=self.encoder.stride,
             attention=decoder_attention,
         )
-        self.register_buffer("latent_mean", torch.zeros(latent_channels))
-        self.register_buffer("latent_std", torch.ones(latent_channels))
+        self.register_statistics(latent_channels)
 
     def __getattr__(self, name: str) -> Any:
         # diffusers looks names up in the config first, where `encoder` is the mapping and not the network.
@@ -110,23 +77,10 @@ class Autoencoder(Model):  # type: ignore[misc]
         """Image pixels per latent, along each side."""
         return self.encoder.stride
 
-    @property
-    def latent_size(self) -> int:
-        """H = W of the latents of training images."""
-        return self.config["image_size"] // self.stride
-
+    @apply_forward_hook
     def encode(self, x: Tensor) -> EncoderOutput:
-        """x [n, c, h, w] in [-1, 1]; h and w must be multiples of the stride (ValueError)."""
-        for name, length in zip(("height", "width"), x.shape[2:], strict=True):
-            if length % self.stride:
-                below = length // self.stride * self.stride
-                near = f"{below} or {below + self.stride}" if below else f"{self.stride}"
-                raise ValueError(
-                    f"image {name} {length} is not a multiple of the tokenizer's stride {self.stride}; "
-                    f"crop, pad or resize to {near}"
-                )
-        features = self.encoder(x)
-        out = self.bottleneck(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        self.check_images(x)
+        out = self._sliced(self._encode, x)
         if self.config["variational"]:
             # Imported here because it brings all of diffusers' networks, a second of start-up.
             from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
@@ -135,21 +89,45 @@ class Autoencoder(Model):  # type: ignore[misc]
             return EncoderOutput(latents=gaussian.mean, latent_dist=gaussian)
         return EncoderOutput(latents=out, latent_dist=PointDistribution(out))
 
+    @apply_forward_hook
     def decode(self, z: Tensor) -> DecoderOutput:
-        """z [n, C, H, W], not normalised -> images [n, c, h, w]."""
-        return DecoderOutput(sample=self.decoder(z))
+        self.check_latents(z)
+        return DecoderOutput(sample=self._sliced(self._decode, z))
 
-    def forward(self, x: Tensor) -> DecoderOutput:
-        """x [n, c, h, w] -> its reconstruction."""
-        return self.decode(self.encode(x).latents)
+    def enable_slicing(self) -> None:
+        """Encode and decode one image of a batch at a time: less memory, the same result."""
+        self.use_slicing = True
 
-    def normalize(self, z: Tensor) -> Tensor:
-        """(z - mean) / std per channel, for z [n, C, H, W]: what flow models see."""
-        return (z - self.latent_mean[:, None, None]) / self.latent_std[:, None, None]
+    def disable_slicing(self) -> None:
+        self.use_slicing = False
 
-    def denormalize(self, z: Tensor) -> Tensor:
-        """The inverse of `normalize`."""
-        return z * self.latent_std[:, None, None] + self.latent_mean[:, None, None]
+    def enable_tiling(self, tile: int = 64) -> None:
+        """Decode in tiles of tile x tile latents, without gradient: far less memory for large images, the same
+        result (see dmvae.models.tiling). An encoder that is built for one image size then takes any size, in
+        overlapping tiles of its own; a convolutional one takes any size as it is, and is not tiled."""
+        if tile < 1:
+            raise ValueError(f"tile is {tile}: give the latents along a side, 1 or more")
+        self.use_tiling, self.tile = True, tile
+
+    def disable_tiling(self) -> None:
+        self.use_tiling = False
+
+    def _encode(self, x: Tensor) -> Tensor:
+        size = getattr(self.encoder, "size", None)
+        if self.use_tiling and size is not None and x.shape[2:] != (size, size):
+            return encode_tiled(self._encode_whole, x, size, self.stride)
+        return self._encode_whole(x)
+
+    def _encode_whole(self, x: Tensor) -> Tensor:
+        return self.bottleneck(self.encoder(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def _decode(self, z: Tensor) -> Tensor:
+        return decode_tiled(self.decoder, z, self.tile) if self.use_tiling else self.decoder(z)
+
+    def _sliced(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        if self.use_slicing and len(x) > 1:
+            return torch.cat([function(one) for one in x.split(1)])
+        return function(x)
 
 
 def bottleneck(channels: int, width: int, out_channels: int) -> nn.Sequential:

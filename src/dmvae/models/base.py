@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 
 class Model(ModelMixin, ConfigMixin):  # type: ignore[misc]
@@ -19,3 +26,112 @@ class Model(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """As diffusers', but built in memory and then filled: its meta-device start would leave buffers that no
         file holds (rotary tables, normalisation of pixels) without values."""
         return super().from_pretrained(pretrained_model_name_or_path, **{"low_cpu_mem_usage": False} | kwargs)
+
+
+class PointDistribution:
+    """A latent that is certain, with the interface of diffusers' DiagonalGaussianDistribution."""
+
+    def __init__(self, mean: Tensor):
+        self.mean = mean
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        return self.mean
+
+    def mode(self) -> Tensor:
+        return self.mean
+
+    def kl(self) -> Tensor:
+        """[n] zeros: there is no spread to penalise."""
+        return self.mean.new_zeros(len(self.mean))
+
+
+@dataclass
+class EncoderOutput(BaseOutput):
+    latents: Tensor
+    """[n, C, H, W], not normalised; the mean where the tokenizer is variational."""
+    latent_dist: DiagonalGaussianDistribution | PointDistribution
+
+
+@dataclass
+class DecoderOutput(BaseOutput):
+    sample: Tensor
+    """[n, c, h, w], trained to lie in [-1, 1], not clamped."""
+
+
+class Tokenizer(Model):
+    """What every tokenizer has: `encode(x).latents`, `decode(z).sample`, and the statistics of its latents.
+
+    `latent_mean` and `latent_std` [C] are 0 and 1 until a stage fills them in (`set_statistics`). The config's
+    scaling_factor and shift_factor are the same as two scalars, for code written for diffusers' autoencoders:
+    `(z - shift_factor) * scaling_factor` has mean 0 and standard deviation 1 over all channels together.
+    Our own flow models see `normalize(z)`, which is per channel.
+    """
+
+    latent_mean: Tensor
+    latent_std: Tensor
+
+    def register_statistics(self, channels: int) -> None:
+        self.register_buffer("latent_mean", torch.zeros(channels))
+        self.register_buffer("latent_std", torch.ones(channels))
+
+    @property
+    def stride(self) -> int:
+        """Image pixels per latent, along each side."""
+        raise NotImplementedError
+
+    @property
+    def latent_size(self) -> int:
+        """H = W of the latents of training images."""
+        return self.config["image_size"] // self.stride
+
+    def encode(self, x: Tensor) -> EncoderOutput:
+        """x [n, c, h, w] in [-1, 1]; h and w must be multiples of the stride (ValueError)."""
+        raise NotImplementedError
+
+    def decode(self, z: Tensor) -> DecoderOutput:
+        """z [n, C, H, W], not normalised -> images [n, c, h, w]. Raises ValueError for another number of channels."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> DecoderOutput:
+        """x [n, c, h, w] -> its reconstruction."""
+        return self.decode(self.encode(x).latents)
+
+    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Take the latents' mean and standard deviation per channel, [C] each."""
+        self.latent_mean.copy_(mean)
+        self.latent_std.copy_(std)
+        # variance over all channels together: the mean of variances and the variance of means
+        whole = (std.double().square().mean() + mean.double().var(correction=0)).sqrt()
+        self.register_to_config(scaling_factor=float(1 / whole), shift_factor=float(mean.double().mean()))
+
+    def normalize(self, z: Tensor) -> Tensor:
+        """(z - mean) / std per channel, for z [n, C, H, W]: what flow models see."""
+        return (z - self.latent_mean[:, None, None].to(z)) / self.latent_std[:, None, None].to(z)
+
+    def denormalize(self, z: Tensor) -> Tensor:
+        """The inverse of `normalize`."""
+        return z * self.latent_std[:, None, None].to(z) + self.latent_mean[:, None, None].to(z)
+
+    def check_images(self, x: Tensor) -> None:
+        """Raise ValueError unless `encode` takes x."""
+        if x.ndim != 4 or x.shape[1] != self.config["in_channels"]:
+            raise ValueError(
+                f"images of shape {list(x.shape)} do not fit this tokenizer, which takes "
+                f"[n, {self.config['in_channels']}, height, width]"
+            )
+        for name, length in zip(("height", "width"), x.shape[2:], strict=True):
+            if length % self.stride:
+                below = length // self.stride * self.stride
+                near = f"{below} or {below + self.stride}" if below else f"{self.stride}"
+                raise ValueError(
+                    f"image {name} {length} is not a multiple of the tokenizer's stride {self.stride}; "
+                    f"crop, pad or resize to {near}"
+                )
+
+    def check_latents(self, z: Tensor) -> None:
+        """Raise ValueError unless `decode` takes z."""
+        if z.ndim != 4 or z.shape[1] != self.config["latent_channels"]:
+            raise ValueError(
+                f"latents of shape {list(z.shape)} do not fit this tokenizer, whose latents are "
+                f"[n, {self.config['latent_channels']}, height / {self.stride}, width / {self.stride}]"
+            )

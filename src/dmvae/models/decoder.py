@@ -64,17 +64,29 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """z [n, C, H, W] -> [n, out_channels, H * stride, W * stride]."""
+        x = self.deepest(z)
+        for level in reversed(self.up):
+            x = self._run(level, x)
+        return self.fit(self.conv_out(F.silu(self.norm_out(x))), z)
+
+    def deepest(self, z: Tensor) -> Tensor:
+        """z [n, C, H, W] -> activations before the first level, H, W times what comes before the levels."""
         x = self.conv_in(z)
-        for part in [*self.mid.children(), *reversed(self.up)]:
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = self._gradient_checkpointing_func(part, x)
-            else:
-                x = part(x)
-        x = self.conv_out(F.silu(self.norm_out(x)))
+        for part in self.mid.children():
+            x = self._run(part, x)
+        return x
+
+    def fit(self, x: Tensor, z: Tensor) -> Tensor:
+        """Images x resized to z's size times the stride, where powers of two do not reach it."""
         if self.resizes:
             size = (z.shape[2] * self.stride, z.shape[3] * self.stride)
             x = F.interpolate(x, size, mode="bilinear", antialias=True)
         return x
+
+    def _run(self, part: nn.Module, x: Tensor) -> Tensor:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return self._gradient_checkpointing_func(part, x)
+        return part(x)
 
 
 class Level(nn.Module):

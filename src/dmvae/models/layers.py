@@ -28,4 +28,7 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(F.silu(self.norm2(h)))
-        return h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
+        return h + self.shortcut(x)
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        return self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x

@@ -40,6 +40,7 @@ class EncoderTraining(TrainingConfig):
 
 def build(config: EncoderTraining, inputs: Inputs) -> Networks:
     data = inputs.recipe.data
+    assert inputs.recipe.autoencoder is not None
     encoder = inputs.recipe.autoencoder.encoder.build(size=data.size, channels=data.channels)
     width: int = encoder.channels  # type: ignore[assignment]
     projector = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, config.projection))

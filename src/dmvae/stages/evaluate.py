@@ -20,9 +20,11 @@ from dmvae.evaluation.latents import latent_statistics, sliced_wasserstein
 from dmvae.evaluation.metrics import knn_accuracy, precision_recall_density_coverage, psnr, ssim, to_uint8
 from dmvae.flow.loss import flow_matching_loss
 from dmvae.inputs import Inputs
-from dmvae.models import Autoencoder, LightningDiT
+from dmvae.models import LightningDiT
+from dmvae.models.base import Tokenizer
 from dmvae.stages.latents import LatentSet, write_tensors
 from dmvae.stages.sample import samples_folder
+from dmvae.tokenizers.adapted import load_tokenizer
 from dmvae.training.data import as_input, passes
 from dmvae.training.logging import Bar
 from dmvae.training.precision import autocast
@@ -62,10 +64,10 @@ def run(config: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
 
 def measure(config: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
     """Every figure of the stage's metrics.json; writes the report's pictures beside it."""
-    autoencoder = Autoencoder.from_pretrained(inputs.reads["latents"] / "autoencoder").to(inputs.device).eval()
+    tokenizer: Tokenizer = load_tokenizer(inputs.reads["latents"] / "autoencoder").to(inputs.device).eval()
     extractor = config.features.build().to(inputs.device)
     title = f"{inputs.variant}  {NAME}"
-    originals, recon, z, labels = reconstruct_test_set(autoencoder, inputs, config, f"{title} reconstruct")
+    originals, recon, z, labels = reconstruct_test_set(tokenizer, inputs, config, f"{title} reconstruct")
     real = _real_features(extractor, originals, inputs, config)
     recon_features = extract(extractor, recon.split(config.batch_size))
     latents = LatentSet(inputs.reads["latents"] / "latents")
@@ -98,7 +100,7 @@ def measure(config: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
 
 @torch.inference_mode()
 def reconstruct_test_set(
-    autoencoder: Autoencoder, inputs: Inputs, config: EvaluateConfig, title: str
+    tokenizer: Tokenizer, inputs: Inputs, config: EvaluateConfig, title: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(originals uint8, reconstructions uint8, raw latents float32, labels) of the first test images."""
     count = min(config.count, len(inputs.test_set))
@@ -106,8 +108,8 @@ def reconstruct_test_set(
     with Bar(title, count, "images") as bar:
         for images, labels in passes(inputs.test_set, config.batch_size, inputs.recipe.run.workers, inputs.device):
             with autocast(inputs.device, inputs.recipe.run.precision):
-                z = autoencoder.encode(as_input(images, inputs.device)).latents
-                recon = autoencoder.decode(z).sample
+                z = tokenizer.encode(as_input(images, inputs.device)).latents
+                recon = tokenizer.decode(z).sample
             rows.append((images, to_uint8(recon.float()).cpu(), z.float().cpu(), labels))
             bar.step(len(images))
             if bar.done >= count:

@@ -15,7 +15,7 @@ from dmvae import distributed
 from dmvae.datasets import Dataset
 from dmvae.evaluation.latents import ChannelMoments
 from dmvae.inputs import Inputs
-from dmvae.models import Autoencoder
+from dmvae.models.base import Tokenizer
 from dmvae.training.data import as_input, passes
 from dmvae.training.logging import Bar
 from dmvae.training.loop import save_network
@@ -23,7 +23,7 @@ from dmvae.training.precision import autocast
 
 NAME = "latents"
 READS = ("tokenizer", "matching", "decoder")
-USES: tuple[str, ...] = ()
+USES = ("pretrained",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,25 +39,24 @@ class LatentsConfig:
 
 
 def run(config: LatentsConfig, inputs: Inputs) -> dict[str, Any]:
-    autoencoder = inputs.autoencoder()
+    tokenizer = inputs.tokenizer()
     title = f"{inputs.variant}  {NAME}"
-    encode_dataset(autoencoder, inputs.train_set, inputs.out / "latents", inputs, title=title)
+    encode_dataset(tokenizer, inputs.train_set, inputs.out / "latents", inputs, title=title)
     latents = LatentSet(inputs.out / "latents")
-    autoencoder.latent_mean.copy_(latents.mean)
-    autoencoder.latent_std.copy_(latents.std)
+    tokenizer.set_statistics(latents.mean, latents.std)
     if distributed.is_main():
-        save_network(autoencoder.cpu(), inputs.out / "autoencoder")
+        save_network(tokenizer.cpu(), inputs.out / "autoencoder")
     distributed.barrier()
     return {"images": len(latents)}
 
 
 @torch.inference_mode()
-def encode_dataset(autoencoder: Autoencoder, dataset: Dataset, folder: Path, inputs: Inputs, *, title: str) -> None:
+def encode_dataset(tokenizer: Tokenizer, dataset: Dataset, folder: Path, inputs: Inputs, *, title: str) -> None:
     """Write the data set's raw latents and labels to `folder` as safetensors shards, and their per-channel mean
     and standard deviation. Finished shards are kept, so an interrupted pass goes on where it stopped."""
     config, run, device = inputs.recipe.latents, inputs.recipe.run, inputs.device
     folder.mkdir(parents=True, exist_ok=True)
-    autoencoder.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload,arg-type]
+    tokenizer.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload,arg-type]
     starts = range(0, len(dataset), config.shard_size)
     with Bar(title, len(dataset), "images") as bar:
         for number, start in enumerate(starts):
@@ -67,7 +66,7 @@ def encode_dataset(autoencoder: Autoencoder, dataset: Dataset, folder: Path, inp
                 parts, labels = [], []
                 for images, batch_labels in passes(Part(dataset, start, stop), config.batch_size, run.workers, device):
                     with autocast(device, run.precision):
-                        z = autoencoder.encode(as_input(images, device)).latents
+                        z = tokenizer.encode(as_input(images, device)).latents
                     parts.append(z.to("cpu", getattr(torch, config.dtype)).contiguous())
                     labels.append(batch_labels)
                     bar.step(len(images))

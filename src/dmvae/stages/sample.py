@@ -1,4 +1,8 @@
-"""Stage `sample`: images from the generator, the same number of every class."""
+"""Stage `sample`: images from the generator, the same number of every class.
+
+Image i is drawn from a generator of its own (`image_seed`), so that neither the batch size nor the number of
+ranks changes it, and the diffusers pipeline repeats it from its seed alone.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +18,12 @@ from dmvae.evaluation.metrics import to_uint8
 from dmvae.flow import solver
 from dmvae.flow.guidance import guided
 from dmvae.inputs import Inputs
-from dmvae.models import Autoencoder, LightningDiT
+from dmvae.models import LightningDiT
+from dmvae.models.base import Tokenizer
 from dmvae.stages.latents import write_tensors
+from dmvae.tokenizers.adapted import load_tokenizer
 from dmvae.training.logging import Bar
-from dmvae.training.precision import autocast
-from dmvae.training.random import Random
+from dmvae.training.precision import autocast, uses_bf16
 
 NAME = "sample"
 READS = ("latents", "generator")
@@ -53,7 +58,7 @@ class SampleConfig:
 
 
 def run(config: SampleConfig, inputs: Inputs) -> dict[str, Any]:
-    autoencoder = Autoencoder.from_pretrained(inputs.reads["latents"] / "autoencoder").to(inputs.device).eval()
+    autoencoder = load_tokenizer(inputs.reads["latents"] / "autoencoder").to(inputs.device).eval()
     generator = LightningDiT.from_pretrained(inputs.reads["generator"] / "generator").to(inputs.device).eval()
     labels = balanced_labels(config.count, inputs.num_classes)
     title = f"{inputs.variant}  {NAME}"
@@ -65,30 +70,31 @@ def run(config: SampleConfig, inputs: Inputs) -> dict[str, Any]:
                 chunk = labels[start : start + config.batch_size]
                 path = folder / f"samples-{number:05d}.safetensors"
                 if number % distributed.world_size() == distributed.rank() and not path.exists():
-                    images = generate(generator, autoencoder, chunk, config, scale, inputs, number)
-                    write_tensors(path, {"images": images, "labels": chunk})
+                    seeds = [image_seed(inputs.recipe.seed, i) for i in range(start, start + len(chunk))]
+                    images = generate(generator, autoencoder, chunk, seeds, config, scale, inputs)
+                    write_tensors(path, {"images": images, "labels": chunk, "seeds": torch.tensor(seeds)})
                 bar.step(len(chunk))
     distributed.barrier()
-    return {"images": config.count}
+    return {"images": config.count, "bf16": uses_bf16(inputs.device, inputs.recipe.run.precision)}
 
 
 @torch.inference_mode()
 def generate(
     generator: LightningDiT,
-    autoencoder: Autoencoder,
+    autoencoder: Tokenizer,
     labels: Tensor,
+    seeds: list[int],
     config: SampleConfig,
     scale: float,
     inputs: Inputs,
-    number: int,
 ) -> Tensor:
-    """uint8 images [n, c, h, w] on the CPU; a function of (seed, batch number) whatever rank draws it."""
-    device, n = inputs.device, len(labels)
-    source = torch.Generator(device).manual_seed(Random(inputs.recipe.seed, NAME, number).shared.initial_seed())
-    shape = (n, generator.config.in_channels, generator.config.input_size, generator.config.input_size)
+    """uint8 images [n, c, h, w] on the CPU, one per label and seed."""
+    device = inputs.device
+    shape = (generator.config.in_channels, generator.config.input_size, generator.config.input_size)
+    sources = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def normal() -> Tensor:
-        return torch.randn(shape, generator=source, device=device)
+        return torch.stack([torch.randn(shape, generator=source) for source in sources]).to(device)
 
     def velocity(z_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
         with autocast(device, inputs.recipe.run.precision):
@@ -107,6 +113,11 @@ def generate(
     with autocast(device, inputs.recipe.run.precision):
         images = autoencoder.decode(autoencoder.denormalize(z)).sample
     return to_uint8(images.float()).cpu().contiguous()
+
+
+def image_seed(seed: int, i: int) -> int:
+    """The seed of image i of a recipe's samples. torch's CPU generator reads 32 bits of it."""
+    return (seed * 1_000_000 + i) % 2**32
 
 
 def balanced_labels(count: int, num_classes: int) -> Tensor:

@@ -32,6 +32,7 @@ class TokenizerConfig(TrainingConfig):
 
 
 def build(config: TokenizerConfig, inputs: Inputs) -> Networks:
+    assert inputs.recipe.autoencoder is not None
     if config.kl_weight > 0 and not inputs.recipe.autoencoder.variational:
         raise ValueError(
             "tokenizer.kl_weight: a KL term needs a variational bottleneck; set autoencoder.variational: true"

@@ -14,7 +14,7 @@ from dmvae.training.random import Random
 
 @dataclass(frozen=True, kw_only=True)
 class FlowModelConfig:
-    """A LightningDiT, by size or by its three numbers."""
+    """A LightningDiT, by size or by its numbers."""
 
     size: str | None = None
     """"Mini/1", "S/1", "B/1", "L/1" or "XL/1" (the number is the patch size); null: the fields below say."""
@@ -24,6 +24,8 @@ class FlowModelConfig:
     """Transformer blocks."""
     heads: int = 6
     """Attention heads."""
+    patch_size: int = 1
+    """Latents along each side that a token holds, where `size` is null; more than 1 for pixels."""
 
     def build(self, latent_shape: tuple[int, int, int], num_classes: int) -> LightningDiT:
         """The network for latents (C, H, W)."""
@@ -32,7 +34,8 @@ class FlowModelConfig:
         common = {"in_channels": channels, "input_size": side, "num_classes": num_classes}
         if self.size is not None:
             return lightningdit(self.size, **common)
-        return LightningDiT(width=self.width, depth=self.depth, heads=self.heads, **common)
+        numbers = {"width": self.width, "depth": self.depth, "heads": self.heads, "patch_size": self.patch_size}
+        return LightningDiT(**numbers, **common)
 
 
 @dataclass(frozen=True, kw_only=True)

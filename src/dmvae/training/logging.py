@@ -110,6 +110,7 @@ class Bar:
     def __init__(self, title: str, total: int, unit: str = "it", start: int = 0) -> None:
         self.title, self.total, self.unit, self.start = title, total, unit, start
         self.done, self.begun, self.said = start, time.monotonic(), time.monotonic()
+        self.note = self.text = ""
         self.progress: Progress | None = None
         if distributed.is_main() and console.is_terminal:
             self.progress = Progress(
@@ -136,11 +137,12 @@ class Bar:
             self._line()
 
     def step(self, n: int = 1, per_step: float = 1, note: str | None = None) -> None:
-        """Advance by `n`; `per_step` scales the rate (images a step), `note` shows figures."""
+        """Advance by `n`; `per_step` scales the rate (images a step); `note` shows figures until the next one."""
         self.done += n
         rate = (self.done - self.start) * per_step / max(1e-9, time.monotonic() - self.begun)
         text = f"{rate:,.0f} {self.unit}/s" if rate >= 10 else f"{rate:.2f} {self.unit}/s"
-        self.text = text = text if note is None else f"{text}  {note}"
+        self.note = self.note if note is None else note
+        self.text = text = f"{text}  {self.note}".rstrip()
         if self.progress:
             self.progress.update(self.task, completed=self.done, note=text)
         elif distributed.is_main() and time.monotonic() - self.said > 10:
@@ -150,9 +152,8 @@ class Bar:
         self.said = now = time.monotonic()
         spent = now - self.begun
         left = spent * (self.total - self.done) / max(1, self.done - self.start)
-        text = getattr(self, "text", "")
         print(
-            f"  {self.title:<28} {self.done}/{self.total}  {text}  {spent:.0f}s, {left:.0f}s left",
+            f"  {self.title:<28} {self.done}/{self.total}  {self.text}  {spent:.0f}s, {left:.0f}s left",
             file=sys.stdout,
             flush=True,
         )

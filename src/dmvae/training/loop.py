@@ -143,7 +143,7 @@ def train(stage: Any, config: TrainingConfig, inputs: Inputs) -> dict[str, Any]:
                 checkpoint.save(folder, trainer.step, trainer.state_dict())
             if signalled:
                 raise Interrupted
-            bar.step(per_step=config.batch_size, note=_note(row))
+            bar.step(per_step=config.batch_size, note=_losses(row))
     figures.close()
     if distributed.is_main():
         trainer.save_networks(inputs.out)
@@ -207,11 +207,13 @@ def save_network(module: nn.Module, folder: Path) -> None:
     part.rename(folder)
 
 
-def _note(row: dict[str, float] | None, _last: list[str] = [""]) -> str:  # noqa: B006
-    if row:
-        losses = [f"{name.removesuffix('/loss')} {value:.3f}" for name, value in row.items() if name.endswith("/loss")]
-        _last[0] = "loss " + ", ".join(losses)
-    return _last[0]
+def _losses(row: dict[str, float] | None) -> str | None:
+    """The losses of a row of figures, for the bar; None keeps what the bar shows."""
+    if row is None:
+        return None
+    return "loss " + ", ".join(
+        f"{name.removesuffix('/loss')} {value:.3f}" for name, value in row.items() if name.endswith("/loss")
+    )
 
 
 @contextmanager

@@ -11,8 +11,12 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """The context under which networks run forward."""
-    enabled = has_bf16(device) if precision == "auto" else precision == "bfloat16"
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=uses_bf16(device, precision))
+
+
+def uses_bf16(device: torch.device, precision: Precision) -> bool:
+    """Whether networks run in bf16 on this device."""
+    return has_bf16(device) if precision == "auto" else precision == "bfloat16"
 
 
 def has_bf16(device: torch.device) -> bool:

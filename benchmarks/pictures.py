@@ -1,0 +1,52 @@
+"""One picture of a run's samples: a row for each class, a block of columns for each method, in the run's order.
+
+python -m benchmarks.pictures runs/demo docs/pictures/demo_samples.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torchvision.io import write_png
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--columns", type=int, default=8, help="images of each class and method (%(default)s)")
+    parser.add_argument("--zoom", type=int, default=2, help="pixels per pixel (%(default)s)")
+    parser.add_argument("--reconstructions", action="store_true", help="test images, then each method's copies")
+    known = parser.parse_args()
+    methods = list(json.loads((known.run / "summary.json").read_text())["methods"])
+    if known.reconstructions:
+        files = [load_file(known.run / method / "evaluate" / "pictures.safetensors") for method in methods]
+        rows = [files[0]["originals"], *(file["reconstructions"] for file in files)]
+        blocks = [torch.stack([row[: 2 * known.columns] for row in rows])]
+    else:
+        blocks = [by_class(known.run / method / "sample", known.columns) for method in methods]
+    grid = torch.cat([F.pad(tile(block), (0, 8, 0, 0), value=255) for block in blocks], dim=2)[:, :, :-8]
+    known.file.parent.mkdir(parents=True, exist_ok=True)
+    write_png(grid.repeat_interleave(known.zoom, 1).repeat_interleave(known.zoom, 2), str(known.file))
+    print(f"{known.file}: {', '.join(['originals', *methods] if known.reconstructions else methods)}")
+
+
+def by_class(folder: Path, columns: int) -> torch.Tensor:
+    """uint8 [classes, columns, c, h, w]: the first samples of each class, at the first guidance scale measured."""
+    shards = [load_file(path) for path in sorted(min(folder.glob("guidance-*")).glob("samples-*"))]
+    images, labels = (torch.cat([shard[key] for shard in shards]) for key in ("images", "labels"))
+    return torch.stack([images[labels == label][:columns] for label in labels.unique()])
+
+
+def tile(block: torch.Tensor) -> torch.Tensor:
+    """[rows, columns, c, h, w] -> one image [c, rows * h, columns * w]."""
+    return block.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
+
+
+if __name__ == "__main__":
+    main()

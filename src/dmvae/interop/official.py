@@ -1,0 +1,239 @@
+"""The weights that the paper's authors release (github.com/sen-ye/dmvae): vae.pt, the generators' epN.pt.
+
+Every size is read off the tensors' shapes. Names, shapes and the constants that the files carry along (pixel
+normalisation, rotary tables) must be exactly those of our networks, or the import is a ValueError.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+
+from dmvae.interop.weights import Shapes, check, count, pick, read_tensors, square, told, write_tensors
+from dmvae.models import Autoencoder, LightningDiT, PatchGAN
+
+VITS = {384: ("small", 12, 6), 768: ("base", 12, 12), 1024: ("large", 24, 16)}
+"""Width -> the name that timm gives to DINOv2's ViT of that width, its depth and heads."""
+SIGNS = {
+    "encoder.model.patch_embed.proj.weight": "tokenizer",
+    "bottle_neck.mlp.0.weight": "tokenizer",
+    "x_embedder.proj.weight": "generator",
+    "main.0.weight": "discriminator",
+}
+"""Names that tell whose weights a file holds."""
+
+
+def import_vae(
+    file: Path,
+    *,
+    heads: int | None = None,
+    weights: str | None = None,
+    latent_mean: float = 0.0685,
+    latent_scale: float = 0.1763,
+) -> Autoencoder:
+    """The authors' tokenizer, in evaluation mode.
+
+    heads: of the encoder's attention, which no shape tells; width / 64 unless given. weights: "model"
+    or "wo_ddp" (`vae_wo_ddp`, what the authors sample with; the default where the file has it) or "ema" (`vae_ema`).
+    latent_mean, latent_scale: the statistics published with the weights, over all channels; scale is 1 / std.
+    """
+    if not 0 < latent_scale < math.inf:
+        raise ValueError(f"latent_scale {latent_scale}: must be positive, 1 / the latents' standard deviation")
+    known = {"wo_ddp": "vae_wo_ddp", "model": "vae_wo_ddp", "ema": "vae_ema"}
+    state = _open(file, (known.get(weights, weights),) if weights else tuple(known.values()), "tokenizer")
+    model = build_vae(state, file, heads=heads)
+    model.latent_mean.fill_(latent_mean)
+    model.latent_std.fill_(1 / latent_scale)
+    if "scaling_factor" in model.config:
+        model.register_to_config(scaling_factor=latent_scale, shift_factor=latent_mean)
+    return model
+
+
+def import_generator(file: Path, *, weights: Literal["ema", "model"] = "ema") -> LightningDiT:
+    """The authors' generator, teacher or student, in evaluation mode."""
+    return build_generator(_open(file, (weights,), "generator"), file)
+
+
+def import_discriminator(file: Path) -> PatchGAN:
+    """The authors' PatchGAN, from a file of its state dict alone, in evaluation mode: names and layout are ours."""
+    return build_discriminator(_open(file, (), "discriminator"), file)
+
+
+def export_vae(autoencoder: Autoencoder | Path, file: Path) -> None:
+    """Write a tokenizer, or the one saved in a folder, as the authors' code reads it: under `vae_wo_ddp`.
+
+    Tensors are written bit for bit; the latents' statistics and the number of heads have no place there.
+    Raises ValueError for a tokenizer of another architecture.
+    """
+    model = autoencoder if isinstance(autoencoder, Autoencoder) else _saved(Path(autoencoder))
+    encoder, where = model.config["encoder"], "this tokenizer has no form in the authors' layout"
+    told_by_shapes = {"embed_dim", "depth", "num_heads", "mlp_ratio", "reg_tokens"}
+    others = [k for k in encoder.get("kwargs", {}) if k not in told_by_shapes and not k.endswith("_rate")]
+    reasons = {
+        f"its encoder {encoder.get('model', encoder['type'])!r} is no DINOv2 ViT of timm": (
+            encoder["type"] != "timm" or not re.match("vit_.*dinov2", encoder["model"])
+        ),
+        f"its encoder has arguments that theirs lacks ({', '.join(others)})": others,
+        "its bottleneck is variational": model.config["variational"],
+        "its bottleneck has no hidden layer": model.config["bottleneck_width"] == 0,
+    }
+    if found := [reason for reason, holds in reasons.items() if holds]:
+        raise ValueError(f"{where}: {'; '.join(found)}")
+    state = {official_name(k): v.detach().cpu().contiguous() for k, v in weights_of(model).items()} | pixel_constants()
+    with torch.device("meta"):  # what could not be read back is not written
+        build_vae(
+            {k: v.to("meta") for k, v in state.items()}, where, heads=model.encoder.model.blocks[0].attn.num_heads
+        )
+    write_tensors(Path(file), "vae_wo_ddp", state)
+
+
+def build_vae(state: Mapping[str, Tensor], where: object, *, heads: int | None = None) -> Autoencoder:
+    """The tokenizer whose state dict this is, under the authors' names."""
+    model = Autoencoder(**vae_config({k: v.shape for k, v in state.items()}, where, heads=heads))
+    return fill(model, state, pixel_constants(), where)
+
+
+def build_generator(state: Mapping[str, Tensor], where: object) -> LightningDiT:
+    """The generator whose state dict this is, under the authors' names."""
+    model = LightningDiT(**generator_config({k: v.shape for k, v in state.items()}, where))
+    # Theirs repeat each angle for both members of a pair; ours hold it once.
+    tables = {"cos": model.rope_cos, "sin": model.rope_sin}
+    constants = {f"feat_rope.freqs_{k}": v[:, 0].repeat_interleave(2, dim=-1) for k, v in tables.items()}
+    return fill(model, state, constants, where)
+
+
+def build_discriminator(state: Mapping[str, Tensor], where: object) -> PatchGAN:
+    """The discriminator whose state dict this is."""
+    [(width, channels, *_)] = told({k: v.shape for k, v in state.items()}, {"main.0.weight": 4}, where)
+    layers = sum(v.ndim == 4 for v in state.values()) - 2
+    return fill(PatchGAN(in_channels=channels, width=width, layers=layers), state, {}, where)
+
+
+def fill(model: Any, state: Mapping[str, Tensor], constants: Mapping[str, Tensor], where: object) -> Any:
+    """Load the authors' state dict, whose constants must have the values given; strict (ValueError)."""
+    own = {official_name(k): v for k, v in weights_of(model).items()}
+    check(state, {k: v.shape for k, v in (own | dict(constants)).items()}, where, f"our {type(model).__name__}")
+    for name, expected in constants.items():
+        value = state[name].to(expected.dtype)
+        if value.is_meta or expected.is_meta:
+            continue
+        gap = (value - expected).abs().max().item()
+        if not gap <= 1e-4 + torch.finfo(state[name].dtype).eps:  # angles of different rounding, at most
+            raise ValueError(
+                f"{where}: {name} ({value.flatten()[:3].tolist()}, ...) differs by up to {gap:.2g} from what our "
+                f"{type(model).__name__} computes ({expected.flatten()[:3].tolist()}, ...): another network's weights"
+            )
+    model.load_state_dict({k: state.get(official_name(k), v) for k, v in model.state_dict().items()})
+    return model.eval()
+
+
+def official_name(name: str) -> str:
+    """The authors' name for a parameter of ours."""
+    return re.sub(r"^bottleneck\.", "bottle_neck.mlp.", name)
+
+
+def weights_of(model: Any) -> dict[str, Tensor]:
+    """A model's state dict without the latents' statistics, which the authors keep elsewhere."""
+    return {k: v for k, v in model.state_dict().items() if k not in ("latent_mean", "latent_std")}
+
+
+def pixel_constants() -> dict[str, Tensor]:
+    """[1, 3, 1, 1] each: from [-1, 1] to [0, 1], then ImageNet's normalisation, which our encoder does in one step."""
+    values = {"de_scale.mean": (0.5,) * 3, "de_scale.std": (0.5,) * 3}
+    values |= {"scale.mean": IMAGENET_DEFAULT_MEAN, "scale.std": IMAGENET_DEFAULT_STD}
+    return {f"encoder.{name}": torch.tensor(value).view(1, 3, 1, 1) for name, value in values.items()}
+
+
+def vae_config(shapes: Shapes, where: object, *, heads: int | None = None) -> dict[str, Any]:
+    """Autoencoder's arguments for a state dict of these shapes."""
+    levels = [f"decoder.up.{i}.block.0.conv1.weight" for i in range(max(1, count(shapes, "decoder.up")))]
+    telling = {"encoder.model.patch_embed.proj.weight": 4, "encoder.model.pos_embed": 3}
+    telling |= {"encoder.model.blocks.0.mlp.fc1.weight": 2, "bottle_neck.mlp.0.weight": 2}
+    telling |= {"bottle_neck.mlp.2.weight": 2, "decoder.conv_out.weight": 4} | dict.fromkeys(levels, 4)
+    patches, (_, tokens, width), (hidden, _), middle, last, out, *convs = told(shapes, telling, where)
+    patch, registers = patches[2], "encoder.model.reg_token" in shapes
+    if patch & (patch - 1):
+        raise ValueError(f"{where}: patch size {patch} is no power of two, so the authors' decoder does not undo it")
+    if heads is None and width % 64:
+        raise ValueError(f"{where}: encoder width {width} is no multiple of 64; give its heads (--encoder-heads)")
+    heads = width // 64 if heads is None else heads
+    if heads < 1 or width % heads:
+        raise ValueError(f"{where}: encoder width {width} does not divide by {heads} heads; correct --encoder-heads")
+    # Position embeddings cover the class token where there are no registers, as timm has it.
+    size = patch * square(tokens if registers else tokens - 1, "encoder.model.pos_embed", where)
+    name, depth, usual_heads = VITS.get(width, VITS[1024])
+    usual: dict[str, Any] = {"embed_dim": width if width in VITS else 1024, "depth": depth, "num_heads": usual_heads}
+    usual |= {"mlp_ratio": 4.0, "reg_tokens": 4}
+    own: dict[str, Any] = {"embed_dim": width, "depth": count(shapes, "encoder.model.blocks"), "num_heads": heads}
+    own |= {"mlp_ratio": mlp_ratio(width, hidden)}
+    if registers:
+        own["reg_tokens"] = told(shapes, {"encoder.model.reg_token": 3}, where)[0][1]
+    decoder_width = math.gcd(*(conv[0] for conv in convs))
+    return {
+        "encoder": {
+            "type": "timm",
+            "model": f"vit_{name}_patch14_{'reg4_' if registers else ''}dinov2",
+            "patch_size": patch,
+            "img_size": size,
+            "pretrained": False,
+            "kwargs": {k: v for k, v in own.items() if v != usual[k]},
+        },
+        "image_size": size,
+        "in_channels": out[0],
+        "latent_channels": last[0],
+        "bottleneck_width": middle[0],
+        "decoder_width": decoder_width,
+        "decoder_multipliers": tuple(conv[0] // decoder_width for conv in convs),
+        "decoder_blocks": count(shapes, "decoder.up.0.block") - 1,
+        "decoder_attention": any(name.startswith("decoder.mid.attn_1.") for name in shapes),
+    }
+
+
+def generator_config(shapes: Shapes, where: object) -> dict[str, Any]:
+    """LightningDiT's arguments for a state dict of these shapes; the label table's last row is "no label"."""
+    telling = {"x_embedder.proj.weight": 4, "pos_embed": 3, "blocks.0.attn.q_norm.weight": 1}
+    telling |= {"blocks.0.mlp.w3.weight": 2, "y_embedder.embedding_table.weight": 2}
+    (width, channels, patch, _), (_, tokens, _), (head_width,), (_, hidden), (rows, _) = told(shapes, telling, where)
+    if width % head_width:
+        raise ValueError(f"{where}: width {width} is no multiple of the head width {head_width} (q_norm.weight)")
+    return {
+        "in_channels": channels,
+        "input_size": square(tokens, "pos_embed", where) * patch,
+        "width": width,
+        "depth": count(shapes, "blocks"),
+        "heads": width // head_width,
+        "num_classes": rows - 1,
+        "patch_size": patch,
+        "mlp_ratio": mlp_ratio(width, hidden, 2 / 3),
+    }
+
+
+def mlp_ratio(width: int, hidden: int, share: float = 1.0) -> float:
+    """A ratio that makes `int(share * int(width * ratio))` the hidden width: 4 where it does."""
+    near = (round(hidden / share) + step for step in range(-2, 3))
+    ratios = [4.0, *((n + part) / width for n in near for part in (0.0, 0.5))]
+    return next(r for r in ratios if int(share * int(width * r)) == hidden)
+
+
+def _open(file: Path, wanted: tuple[str, ...], what: str) -> dict[str, Tensor]:
+    tensors = read_tensors(Path(file))
+    names = [f".{k}.{inner}" for k, v in tensors.items() for inner in (v if isinstance(v, Mapping) else [""])]
+    kinds = {kind for name in names for sign, kind in SIGNS.items() if name.rstrip(".").endswith(f".{sign}")}
+    if kinds and what not in kinds:
+        raise ValueError(f"{file}: holds the weights of a {' and a '.join(sorted(kinds))}, not of a {what}")
+    return pick(tensors, wanted, file)
+
+
+def _saved(folder: Path) -> Autoencoder:
+    config = folder / "config.json"
+    if not config.is_file() or json.loads(config.read_text()).get("_class_name") != "Autoencoder":
+        raise ValueError(f"{folder}: not a folder that a tokenizer was saved in (no config.json of an Autoencoder)")
+    return Autoencoder.from_pretrained(folder)

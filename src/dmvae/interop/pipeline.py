@@ -1,0 +1,201 @@
+"""The diffusers pipeline: class labels -> images, from a tokenizer, a velocity network and a scheduler."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+from torch import Tensor
+
+from dmvae.evaluation.metrics import to_uint8
+from dmvae.flow.guidance import guided
+from dmvae.flow.solver import time_grid
+from dmvae.registry import nearest
+
+OUTPUTS = ("pil", "np", "pt", "latent")
+CARD = "README.md"
+
+
+class DMVAEPipeline(DiffusionPipeline):  # type: ignore[misc]
+    """`DMVAEPipeline.from_pretrained(folder_or_hub_id)(class_labels=[3, "coat"]).images`.
+
+    transformer: LightningDiT. vae: a tokenizer with `decode` and `denormalize`. scheduler: a diffusers scheduler
+    for flow matching that takes `sigmas`, such as FlowMatchEulerDiscreteScheduler. id2label: class names.
+    card: text of the model card that is saved beside the weights.
+
+    Raises ValueError where the transformer's latents are not the tokenizer's.
+    """
+
+    __module__ = "dmvae"
+    transformer: Any
+    vae: Any
+    scheduler: Any
+    config: Any
+    model_cpu_offload_seq: Any = "transformer->vae"
+    _callback_tensor_inputs = ("latents",)
+    _optional_components = ["scheduler"]  # noqa: RUF012  # its absence is told with the mend, when images are asked for
+
+    def __init__(
+        self,
+        transformer: Any,
+        vae: Any,
+        scheduler: Any = None,
+        id2label: dict[str, str] | None = None,
+        card: str | None = None,
+    ):
+        super().__init__()
+        channels, side = transformer.config.in_channels, transformer.config.input_size
+        if (channels, side) != (vae.config.latent_channels, vae.latent_size):
+            raise ValueError(
+                f"the transformer generates latents {channels}x{side}x{side}, the tokenizer's are "
+                f"{vae.config.latent_channels}x{vae.latent_size}x{vae.latent_size}: they were not trained together"
+            )
+        self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler)
+        self.register_to_config(id2label=id2label or {})
+        self.card = card
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
+        """As diffusers', from a folder or a hub id; the model card comes along."""
+        # our models are built in memory, see dmvae.models.base
+        kwargs = {"low_cpu_mem_usage": False} | kwargs
+        pipeline = super().from_pretrained(os.fspath(pretrained_model_name_or_path), **kwargs)
+        card = Path(pretrained_model_name_or_path) / CARD
+        pipeline.card = card.read_text() if card.is_file() else None
+        return pipeline
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        super().save_pretrained(save_directory, *args, **kwargs)
+        self._write_card(save_directory)
+
+    def _upload_folder(self, working_dir: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+        self._write_card(working_dir)  # over the empty one that diffusers writes just before
+        return super()._upload_folder(working_dir, *args, **kwargs)
+
+    def _write_card(self, folder: str | os.PathLike) -> None:
+        if self.card:
+            (Path(folder) / CARD).write_text(self.card)
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """Class name -> label."""
+        return {name: int(i) for i, name in self.config["id2label"].items()}
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: int | str | Sequence[int | str | None] | None,
+        *,
+        guidance_scale: float = 1.0,
+        num_inference_steps: int = 50,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        time_shift: float = 1.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """One image for every label.
+
+        Args:
+            class_labels: numbers or names; None is "no class".
+            guidance_scale: 1 is no guidance; v_uncond + scale * (v_cond - v_uncond) within guidance_interval,
+                times from 0 (noise) to 1 (data).
+            num_inference_steps: steps from noise to data.
+            time_shift: moves the steps towards noise, see `dmvae.flow.path.shift_time`.
+            generator: one for the batch, or one for every image: then image i does not depend on the others.
+            latents: noise [n, C, H, W] to start from, instead of the generator's.
+            output_type: "pil"; "np" [n, h, w, c] or "pt" [n, c, h, w] in [0, 1]; "latent": normalised latents.
+            callback_on_step_end: called with (pipeline, step, timestep, {"latents": z}); the "latents" that it
+                returns go on. Setting `pipeline.interrupt` ends the loop.
+
+        Raises:
+            ValueError: a label that the network does not have, noise of another shape, no fitting scheduler.
+        """
+        if output_type not in OUTPUTS:
+            raise ValueError(f"output_type {output_type!r} is not one of {', '.join(OUTPUTS)}")
+        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
+        if unknown:
+            raise ValueError(f"callback_on_step_end_tensor_inputs: {sorted(unknown)} is not in ['latents']")
+        device, config = self._execution_device, self.transformer.config
+        labels = torch.tensor(self._label_numbers(class_labels), device=device)
+        shape = (len(labels), config.in_channels, config.input_size, config.input_size)
+        if latents is None:
+            z = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        elif latents.shape != shape:
+            raise ValueError(f"latents of shape {list(latents.shape)}, expected {list(shape)}")
+        else:
+            z = latents.to(device, torch.float32)
+
+        velocity = guided(self._velocity, guidance_scale, config.num_classes, guidance_interval)
+        self._set_times(num_inference_steps, time_shift, device)
+        self.interrupt = False
+        with self.progress_bar(total=num_inference_steps) as bar:
+            for i, timestep in enumerate(self.scheduler.timesteps):
+                t = (1 - self.scheduler.sigmas[i]).to(device).expand(len(z))
+                # diffusers' velocity points from data to noise
+                z = self.scheduler.step(-velocity(z, t, labels), timestep, z, return_dict=False)[0]
+                if callback_on_step_end is not None:
+                    z = callback_on_step_end(self, i, timestep, {"latents": z}).get("latents", z)
+                bar.update()
+                if self.interrupt:
+                    break
+        images = z if output_type == "latent" else self._decode(z, output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _velocity(self, z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        return self.transformer(z_t.to(self.transformer.dtype), t, labels).float()
+
+    def _set_times(self, steps: int, shift: float, device: torch.device) -> None:
+        set_timesteps = getattr(self.scheduler, "set_timesteps", None)
+        if set_timesteps is None or "sigmas" not in inspect.signature(set_timesteps).parameters:
+            what = f"{type(self.scheduler).__name__} takes no sigmas" if self.scheduler else "it has none"
+            raise ValueError(
+                f"this pipeline needs a flow-matching scheduler, and {what}; "
+                "set pipeline.scheduler = diffusers.FlowMatchEulerDiscreteScheduler()"
+            )
+        if steps < 1:
+            raise ValueError(f"num_inference_steps is {steps}: use 1 or more")
+        set_timesteps(sigmas=(1 - time_grid(steps, shift)[:-1]).tolist(), device=device)
+
+    def _decode(self, z: Tensor, output_type: str) -> Any:
+        x = self.vae.decode(self.vae.denormalize(z).to(self.vae.dtype)).sample.float()
+        if output_type == "pil":
+            pixels = to_uint8(x).permute(0, 2, 3, 1).cpu().numpy()
+            return [Image.fromarray(image[..., 0] if image.shape[2] == 1 else image) for image in pixels]
+        x = (x / 2 + 0.5).clamp(0, 1)
+        return x.permute(0, 2, 3, 1).cpu().numpy() if output_type == "np" else x
+
+    def _label_numbers(self, class_labels: Any) -> list[int]:
+        if class_labels is None or isinstance(class_labels, int | str):
+            class_labels = [class_labels]
+        return [self._label_number(label) for label in class_labels]
+
+    def _label_number(self, label: Any) -> int:
+        count = self.transformer.config.num_classes
+        if label is None:
+            return count
+        if isinstance(label, str):
+            if label not in self.labels:
+                raise ValueError(f"class_labels: no class is called {label!r}{nearest(label, self.labels)}")
+            return self.labels[label]
+        if not 0 <= int(label) < count:
+            raise ValueError(f"class_labels: {label} is not a class of this model, which has 0 to {count - 1}")
+        return int(label)
+
+
+def build_pipeline(transformer: Any, vae: Any, classes: Sequence[str], card: str) -> DMVAEPipeline:
+    """The pipeline with the scheduler that takes the same Euler steps as `dmvae.flow.solver`."""
+    id2label = {str(i): name for i, name in enumerate(classes)}
+    return DMVAEPipeline(transformer.eval(), vae.eval(), FlowMatchEulerDiscreteScheduler(), id2label, card)

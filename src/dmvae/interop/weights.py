@@ -1,0 +1,191 @@
+"""Weight files that others wrote: read without running what is in them, picked apart, compared, written.
+
+A checkpoint is a dict of tensors, or of such dicts, or the first with the second's names as prefixes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+Shapes = Mapping[str, Sequence[int]]
+CONTAINERS = ("vae_wo_ddp", "vae_ema", "model", "ema")
+"""Names under which the paper's authors keep state dicts: `vae_*` in vae.pt, the others in a generator's file."""
+WRAPPERS = ("module.", "_orig_mod.")
+"""What DistributedDataParallel and torch.compile put before every name."""
+_LISTED = 8
+
+
+def read_tensors(path: Path) -> dict[str, Any]:
+    """What a .safetensors file or one that torch.save wrote holds, on the CPU, as saved (flat or nested).
+
+    The kind is told by the content, not the suffix. Pickles are read by torch's restricted reader, with no
+    class beyond tensors and plain values but argparse.Namespace, which holds values and runs nothing; the
+    tensors of current files stay on disk until they are used. Raises ValueError, one line with the path and
+    the mend, for what is not such a file, for one that is cut short, and for a pickle that asks for more.
+    """
+    path = Path(path)
+    if not path.is_file():
+        what = "is a folder; name the weights file in it" if path.is_dir() else "no such file; check the path"
+        raise ValueError(f"{path}: {what}")
+    try:
+        with path.open("rb") as file:
+            head = file.read(10)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    if not head:
+        raise ValueError(f"{path}: the file is empty; download or copy it again")
+    zipped = head.startswith(b"PK\x03\x04")
+    if not zipped and head[8:] == b'{"':  # a safetensors header: eight bytes of length, then JSON
+        saved = _whole(path, lambda: load_file(path))
+    elif zipped or head.startswith(b"\x80"):  # what torch.save writes: a zip archive, before torch 1.6 a pickle
+        saved = _whole(path, lambda: _unpickle(path, mmap=zipped))
+    else:
+        raise ValueError(
+            f"{path}: neither a safetensors file nor one that torch.save wrote (it starts with {head!r}); "
+            "download it again: a git-lfs pointer or an error page in its place looks like this"
+        )
+    if not isinstance(saved, Mapping):
+        raise ValueError(f"{path}: holds a {type(saved).__name__}, not a dict of tensors; save a model's state_dict()")
+    return dict(saved)
+
+
+def pick(tensors: Mapping[str, Any], wanted: Sequence[str], path: Path) -> dict[str, Tensor]:
+    """The first state dict of those `wanted` that a checkpoint holds, nested or as a prefix of flat names.
+
+    A checkpoint without any of `CONTAINERS` is a state dict itself. Wrappers' prefixes are taken off.
+    Raises ValueError that lists what is there.
+    """
+    groups = _groups(tensors)
+    for name in wanted:
+        if name in groups:
+            return _unwrapped(groups[name])
+    bare = _tensors(tensors)
+    if bare and not any(name in groups for name in CONTAINERS):
+        return _unwrapped(bare)
+    there = ", ".join(f"{name} ({len(group)} tensors)" for name, group in groups.items())
+    if not there:
+        raise ValueError(f"{path}: holds no tensors (its keys: {_listed(map(str, tensors)) or 'none'})")
+    raise ValueError(f"{path}: holds no weights {' or '.join(wanted)}; ask for what is there: {there}")
+
+
+def check(given: Mapping[str, Tensor], expected: Shapes, where: object, what: str) -> None:
+    """ValueError that lists the names of `given` that are not `expected`, lack, have another shape or are quantised."""
+    differ = [
+        f"{name} {list(tensor.shape)} {tensor.dtype}, expected {list(expected[name])} floats"
+        for name, tensor in given.items()
+        # whole numbers without dimensions are batch norm's counters
+        if name in expected
+        and (tensor.shape != torch.Size(expected[name]) or (tensor.ndim and not tensor.is_floating_point()))
+    ]
+    kinds = {
+        "missing": [name for name in expected if name not in given],
+        "unknown": [name for name in given if name not in expected],
+        "misshapen": differ,
+    }
+    found = [f"{len(names)} {kind}: {_listed(names)}" for kind, names in kinds.items() if names]
+    if found:
+        raise ValueError(f"{where}: these are not the weights of {what}; {'; '.join(found)}")
+
+
+def told(shapes: Shapes, telling: Mapping[str, int], where: object) -> list[Sequence[int]]:
+    """The shapes of the tensors that tell sizes, given as name -> dimensions; ValueError lists those that lack."""
+    wrong = [f"{name} ({dims}-d)" for name, dims in telling.items() if len(shapes.get(name, ())) != dims]
+    if wrong:
+        raise ValueError(f"{where}: the tensors that tell the sizes are missing or misshapen: {_listed(wrong)}")
+    return [shapes[name] for name in telling]
+
+
+def count(shapes: Shapes, prefix: str) -> int:
+    """How many numbered parts are called `prefix.0.`, `prefix.1.`, ..."""
+    pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
+    return len({found[1] for name in shapes if (found := pattern.match(name))})
+
+
+def square(tokens: int, name: str, where: object) -> int:
+    """The side of a square of this many tokens; ValueError where there is none."""
+    side = math.isqrt(max(tokens, 0))
+    if side**2 != tokens or side == 0:
+        raise ValueError(f"{where}: {name} covers {tokens} tokens, which are no square; only square images are read")
+    return side
+
+
+def write_tensors(path: Path, name: str, state: Mapping[str, Tensor]) -> None:
+    """Write `{name: state}` as torch.save does, or flat (`name.key`) where the suffix is .safetensors.
+
+    It is written beside `path` and moved there once it is whole.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    try:
+        if path.suffix == ".safetensors":
+            save_file({f"{name}.{key}": value for key, value in state.items()}, part)
+        else:
+            torch.save({name: dict(state)}, part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _unpickle(path: Path, mmap: bool) -> Any:
+    with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about formats that end in an error below
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+
+
+def _whole(path: Path, read: Callable[[], Any]) -> Any:
+    mend = "re-save its state dict alone with safetensors or torch.save"
+    try:
+        return read()
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file breaks its reader anywhere: KeyError, EOFError, RuntimeError ...
+        if asked := re.search(r"GLOBAL (\S+)", str(error)):
+            raise ValueError(
+                f"{path}: refused, because it asks for {asked[1]}, which is no tensor: loading it would run code that "
+                f"the file names. Where you trust its source, {mend}"
+            ) from error
+        # torch advises to read such files without its guard, which is no advice for a downloaded file
+        lines = (line for line in str(error).splitlines() if line and "weights_only" not in line)
+        raise ValueError(
+            f"{path}: damaged, cut short or not made of plain tensors ({type(error).__name__}: {next(lines, '')}); "
+            f"download or copy it again, or {mend}"
+        ) from error
+
+
+def _tensors(values: Mapping[Any, Any], prefix: str = "") -> dict[str, Tensor]:
+    """The tensors whose names start with `prefix`, without it."""
+    return {
+        name.removeprefix(prefix): value
+        for name, value in values.items()
+        if isinstance(name, str) and isinstance(value, Tensor) and name.startswith(prefix)
+    }
+
+
+def _groups(tensors: Mapping[Any, Any]) -> dict[str, dict[str, Tensor]]:
+    """The state dicts in a checkpoint by name, nested or flat."""
+    flat = {name: _tensors(tensors, f"{name}.") for name in CONTAINERS}
+    nested = {str(name): _tensors(value) for name, value in tensors.items() if isinstance(value, Mapping)}
+    return {name: group for name, group in (flat | nested).items() if group}
+
+
+def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    for prefix in WRAPPERS:
+        if all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more

@@ -1,0 +1,32 @@
+"""Finished tokenizers of any origin: one file each. A source builds a network that maps images [n, c, h, w] in
+[-1, 1] to latents [n, latent_channels, h / stride, w / stride] (`encode`) and back (`decode`), and says its
+`.latent_channels` and `.stride`. `adapted.py` gives it the interface of our own Autoencoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from dmvae.registry import Registered
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerSource(Registered):
+    """Where a finished tokenizer comes from."""
+
+    def resolve(self) -> TokenizerSource:
+        """The source with what its files say of the architecture written into it. An artifact keeps this form, and
+        `build(pretrained=False)` of it reads no file. Raises ValueError for files that are not there."""
+        return self
+
+    def build(self, *, size: int, channels: int, pretrained: bool = False) -> nn.Module:
+        """The network for `size` x `size` images of `channels` channels; with `pretrained`, its weights.
+
+        Raises ValueError where the network does not take such images.
+        """
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """A hash of the source's files: where they hold something else, latents are encoded anew."""
+        return ""

@@ -1,0 +1,105 @@
+"""A finished tokenizer of any origin with the interface and the artifact format of our own.
+
+Shapes: n images, c channels, h w height and width, C latent channels, H W = h / stride, w / stride.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch import Tensor
+
+from dmvae import config as configs
+from dmvae.models import Autoencoder
+from dmvae.models.base import DecoderOutput, EncoderOutput, PointDistribution, Tokenizer
+from dmvae.tokenizers import TokenizerSource
+from dmvae.tokenizers.files import load_strictly
+
+
+class AdaptedTokenizer(Tokenizer):
+    """`model.decode(model.encode(x).latents).sample`, as our Autoencoder.
+
+    source: a resolved TokenizerSource as a mapping. image_size, in_channels: of the images. latent_channels is the
+    network's, whatever is given. The artifact holds the foreign network's config and weights: it needs no other
+    file.
+    """
+
+    __module__ = "dmvae"  # the name under which artifacts find the class
+    network: Any
+
+    @register_to_config
+    def __init__(
+        self,
+        *,
+        source: dict[str, Any],
+        image_size: int = 32,
+        in_channels: int = 3,
+        latent_channels: int | None = None,
+        scaling_factor: float = 1.0,
+        shift_factor: float = 0.0,
+    ):
+        super().__init__()
+        self.network = configs.read(TokenizerSource, dict(source), "source").build(
+            size=image_size, channels=in_channels
+        )
+        self.register_to_config(latent_channels=self.network.latent_channels)
+        self.register_statistics(self.network.latent_channels)
+
+    @property
+    def stride(self) -> int:
+        """Image pixels per latent, along each side."""
+        return self.network.stride
+
+    @apply_forward_hook
+    def encode(self, x: Tensor) -> EncoderOutput:
+        self.check_images(x)
+        z = self.network.encode(x)
+        return EncoderOutput(latents=z, latent_dist=PointDistribution(z))
+
+    @apply_forward_hook
+    def decode(self, z: Tensor) -> DecoderOutput:
+        self.check_latents(z)
+        return DecoderOutput(sample=self.network.decode(z))
+
+
+ARTIFACTS: dict[str, Any] = {cls.__name__: cls for cls in (Autoencoder, AdaptedTokenizer)}
+
+
+def adapt(source: TokenizerSource, *, size: int, channels: int, pretrained: bool) -> AdaptedTokenizer:
+    """The source's tokenizer for `size` x `size` images; with `pretrained`, its weights, else random ones.
+
+    Raises ValueError where files are missing or images do not fit.
+    """
+    source = source.resolve()
+    model = AdaptedTokenizer(source=configs.plain(source), image_size=size, in_channels=channels)
+    if pretrained:
+        model.network = source.build(size=size, channels=channels, pretrained=True)
+    return model
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """The Autoencoder or AdaptedTokenizer in an artifact's folder, in evaluation mode.
+
+    Raises ValueError for a folder that holds neither, or weights that are not its config's.
+    """
+    return load_strictly(artifact_class(folder), folder)
+
+
+def artifact_class(folder: str | Path) -> Any:
+    """Autoencoder or AdaptedTokenizer, as the folder's config.json says; ValueError where it is neither."""
+    file = Path(folder) / "config.json"
+    if not file.is_file():
+        raise ValueError(
+            f"{folder}: no tokenizer is here: no config.json; name a folder such as runs/x/main/latents/autoencoder"
+        )
+    name = json.loads(file.read_text()).get("_class_name")
+    if name not in ARTIFACTS:
+        raise ValueError(
+            f"{folder}: holds {name}, not {' or '.join(ARTIFACTS)}; a recipe takes autoencoders of diffusers under "
+            "pretrained: {type: diffusers, path: FOLDER}"
+        )
+    return ARTIFACTS[name]

@@ -1,0 +1,85 @@
+"""Tokenizer `diffusers`: any image autoencoder of the diffusers library, from a folder or a hub."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffusers.models.modeling_utils import ModelMixin
+
+from dmvae.models.base import Model
+from dmvae.registry import nearest, register
+from dmvae.tokenizers.files import FileSource, load_strictly
+
+# The ones that take images; those of videos and sound fail when their latents are measured.
+IMAGE_CLASSES = (
+    "AsymmetricAutoencoderKL",
+    "AutoencoderDC",
+    "AutoencoderKL",
+    "AutoencoderKLFlux2",
+    "AutoencoderKLHunyuanImage",
+    "AutoencoderRAE",
+    "AutoencoderTiny",
+    "VQModel",
+)
+
+
+@register("diffusers")
+@dataclass(frozen=True, kw_only=True)
+class DiffusersTokenizer(FileSource):
+    """What `from_pretrained` of a class in diffusers loads, such as stabilityai/sd-vae-ft-ema.
+
+    Latents are raw: statistics that the stage `latents` measures stand in for the config's scaling_factor.
+    """
+
+    path: str
+    """A folder that holds config.json and weights, or the id of a model on a hub."""
+    subfolder: str | None = None
+    """The model's folder below `path`: "vae" where that is a pipeline."""
+    model: str | None = None
+    """Name of the class in diffusers; what config.json says unless given."""
+
+    @property
+    def place(self) -> Path:
+        return super().place / (self.subfolder or "")
+
+    def read_config(self) -> dict[str, Any]:
+        path, place = self._origin()
+        if Path(path).is_absolute() and not Path(path).is_dir():
+            raise ValueError(f"pretrained.path: no such folder: {path}")
+        try:
+            config: Any = Model.load_config(path, **place)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"pretrained.path: {self.path} (subfolder {self.subfolder}) is neither a folder with a config.json nor "
+                f"a model that the hub gave ({error}). Of a pipeline, name the model's folder as `subfolder`; for a "
+                "hub's model, run once where the network is reachable and carry the cache over (HF_HUB_CACHE, by "
+                "default ~/.cache/huggingface/hub)"
+            ) from error
+        return config
+
+    def read_model(self) -> Any:
+        path, place = self._origin()
+        return load_strictly(self.model_class(), path, **place)
+
+    def _origin(self) -> tuple[str, dict[str, str | None]]:
+        """What from_pretrained is to read: a folder here, or a hub's model and its subfolder."""
+        local = self.place.is_dir() or self.place.is_absolute()
+        return (str(self.place), {}) if local else (self.path, {"subfolder": self.subfolder})
+
+    def model_class(self) -> type[ModelMixin]:
+        import diffusers
+
+        assert self.config is not None
+        name = self.model or self.config.get("_class_name", "")
+        cls = getattr(diffusers, name, None)
+        if not (isinstance(cls, type) and issubclass(cls, ModelMixin) and hasattr(cls, "encode")):
+            raise ValueError(
+                f"pretrained.model: diffusers {diffusers.__version__} has no autoencoder {name!r}"
+                + nearest(name, IMAGE_CLASSES)
+            )
+        if name == "AutoencoderRAE" and importlib.util.find_spec("transformers") is None:
+            raise ValueError('AutoencoderRAE needs the package transformers: pip install "dmvae[rae]"')
+        return cls

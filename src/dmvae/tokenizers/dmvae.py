@@ -1,0 +1,29 @@
+"""Tokenizer `dmvae`: one that this program trained, from its artifact's folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from dmvae.registry import register
+from dmvae.tokenizers.adapted import ARTIFACTS, artifact_class, load_tokenizer
+from dmvae.tokenizers.files import FileSource
+
+
+@register("dmvae")
+@dataclass(frozen=True, kw_only=True)
+class DmvaeTokenizer(FileSource):
+    """The tokenizer of an earlier run, so that many generators share it."""
+
+    path: str
+    """The artifact's folder, such as runs/demo/matched/latents/autoencoder."""
+
+    def read_config(self) -> dict[str, Any]:
+        return artifact_class(self.place).load_config(self.place)
+
+    def read_model(self) -> Any:
+        return load_tokenizer(self.place)
+
+    def model_class(self) -> Any:
+        assert self.config is not None
+        return ARTIFACTS[self.config["_class_name"]]

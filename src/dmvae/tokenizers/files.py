@@ -1,0 +1,92 @@
+"""What the sources that read files have in common: a class, its config, its weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dmvae.tokenizers import TokenizerSource
+from dmvae.tokenizers.network import Adapter
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileSource(TokenizerSource):
+    """A model that files hold."""
+
+    path: str
+    """Where the model lies."""
+    config: dict[str, Any] | None = None
+    """The model's config, as an artifact keeps it; read from the files, so leave it out."""
+
+    def read_config(self) -> dict[str, Any]:
+        """The model's config as its files say. Raises ValueError where there are none."""
+        raise NotImplementedError
+
+    def read_model(self) -> Any:
+        """The model with its weights, float32. Raises ValueError where they do not fit."""
+        raise NotImplementedError
+
+    def model_class(self) -> Any:
+        """The diffusers class of a resolved source."""
+        raise NotImplementedError
+
+    def resolve(self) -> FileSource:
+        return dataclasses.replace(self, config=self.read_config())
+
+    def build(self, *, size: int, channels: int, pretrained: bool = False) -> nn.Module:
+        source = self if self.config is not None else self.resolve()
+        model = source.read_model() if pretrained else source.model_class().from_config(source.config)
+        return Adapter(model, size=size, channels=channels)
+
+    def fingerprint(self) -> str:
+        """sha256 of the names and contents of the file or the folder's files; "" for a model on a hub, whose id
+        stands for it."""
+        sha = hashlib.sha256()
+        path = self.place
+        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+            if file.is_file():
+                stat = file.stat()
+                sha.update(f"{file.name} {_content(file, stat.st_size, stat.st_mtime_ns)}\n".encode())
+        return sha.hexdigest()[:16] if path.exists() else ""
+
+    @property
+    def place(self) -> Path:
+        """The file or folder that `path` means."""
+        return Path(self.path).expanduser()
+
+
+@lru_cache
+def _content(file: Path, size: int, mtime_ns: int) -> str:
+    """sha256 of a file; its size and time tell the cache when to read it again."""
+    sha = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            sha.update(block)
+    return sha.hexdigest()
+
+
+def load_strictly(cls: Any, path: str | Path, **kwargs: Any) -> Any:
+    """`cls.from_pretrained` in float32, with a ValueError where diffusers warns: weights too many or too few."""
+    try:
+        model, info = cls.from_pretrained(
+            path,
+            torch_dtype=torch.float32,
+            low_cpu_mem_usage=False,  # see Model.from_pretrained
+            ignore_mismatched_sizes=True,  # they are reported below, with the rest
+            output_loading_info=True,
+            **kwargs,
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{path}: the weights do not load as {cls.__name__}: {error}") from error
+    kinds = {"missing": "missing_keys", "unknown": "unexpected_keys", "of another shape": "mismatched_keys"}
+    wrong = [f"{len(info[key])} {kind}, such as {min(map(str, info[key]))}" for kind, key in kinds.items() if info[key]]
+    if wrong:
+        raise ValueError(f"{path}: these are not the weights of this {cls.__name__}: {'; '.join(wrong)}")
+    return model

@@ -1,0 +1,90 @@
+"""A diffusers autoencoder, or one of ours, as two plain functions of tensors.
+
+Shapes: n images, c channels, h = w = size; C latent channels, H = W = size / stride.
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+# diffusers' image autoencoders all take and give [-1, 1] (AutoencoderTiny maps to [0, 1] inside), but for these:
+UNIT_RANGE = {"AutoencoderRAE"}
+# These resize images to the size of their encoder and give images of the size of their decoder:
+RESIZING = {"AutoencoderRAE"}
+
+
+class Adapter(nn.Module):
+    """encode: images [n, c, h, w] in [-1, 1] -> latents [n, C, H, W] in the model's own units: no scaling factor is
+    applied, and a distribution gives its mean. decode: the inverse.
+
+    A grey image is repeated for a model of three channels, whose output is then averaged. What a resizing model
+    gives is resized to `size`. `latent_channels` and `stride` are measured, so any model whose `encode` gives
+    `latent_dist`, `latent` or `latents` and whose `decode` gives `sample` will do.
+
+    Raises ValueError for images that the model does not take: channels, or a size that is no multiple of the stride.
+    """
+
+    def __init__(self, model: Any, *, size: int, channels: int):
+        super().__init__()
+        self.name = type(model).__name__
+        self.model = model
+        self.size, self.channels = size, channels
+        self.model_channels: int = model.config.get("in_channels", model.config.get("num_channels", 3))
+        if channels not in (1, self.model_channels):
+            raise ValueError(
+                f"{self.name} takes {self.model_channels} image channels, the data has {channels}; set data.channels"
+            )
+        self.eval()
+        self.latent_channels, self.stride = self._measure()
+
+    def encode(self, images: Tensor) -> Tensor:
+        if self.name in UNIT_RANGE:
+            images = images / 2 + 0.5
+        out = self.model.encode(images.expand(-1, self.model_channels, -1, -1))
+        if hasattr(out, "latent_dist"):
+            return out.latent_dist.mode()
+        return out.latent if hasattr(out, "latent") else out.latents
+
+    def decode(self, z: Tensor) -> Tensor:
+        images = self.model.decode(z).sample
+        if self.name in UNIT_RANGE:
+            images = images * 2 - 1
+        if self.name in RESIZING and images.shape[2:] != (self.size, self.size):
+            images = F.interpolate(images, (self.size, self.size), mode="bicubic", antialias=True)
+        return images.mean(1, keepdim=True) if self.channels < self.model_channels else images
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(latents, the model's own output for them)."""
+        z = self.encode(images)
+        return z, self.model.decode(z).sample
+
+    def _measure(self) -> tuple[int, int]:
+        """(C, stride), from one image that passes through on the meta device: shapes alone, no arithmetic."""
+        state = {name: t.to("meta") for name, t in chain(self.named_parameters(), self.named_buffers())}
+        images = torch.empty(1, self.channels, self.size, self.size, device="meta")
+        try:
+            with torch.no_grad():
+                z, out = functional_call(self, state, (images,))
+            _, latent_channels, side, _ = z.shape
+            own_size = out.shape[3]
+        except Exception as error:  # whatever a foreign network says of a shape that it does not take
+            raise ValueError(
+                f"{self.name} does not take images {self.channels}x{self.size}x{self.size}, or is no image autoencoder "
+                f"({type(error).__name__}: {error})"
+            ) from error
+        stride = (self.size if self.name in RESIZING else own_size) // side
+        if stride * side != self.size:
+            step = side if self.name in RESIZING else stride
+            what = "the latents' side" if self.name in RESIZING else "the stride"
+            below = self.size // step * step
+            near = f"{below} or {below + step}" if below else f"{step}"
+            raise ValueError(
+                f"image size {self.size} is not a multiple of {step}, {what} of {self.name}; set data.size to {near}"
+            )
+        return latent_channels, stride

@@ -1,0 +1,203 @@
+"""The diffusers pipeline: what a run leaves behind makes the pictures that the command line made."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from safetensors.torch import load_file
+
+import tiny
+from dmvae import Autoencoder, DMVAEPipeline, LightningDiT
+from dmvae.evaluation.metrics import to_uint8
+from dmvae.interop.folder import write_pipelines
+from dmvae.interop.pipeline import build_pipeline
+
+
+@pytest.fixture(scope="module", params=["float32"])
+def run(tmp_path_factory, request):
+    """A finished run of one variant, its jobs, and the pipeline's folder."""
+    over = {"sample.guidance": [2.0, 1.0], "sample.time_shift": 2.5, "run.precision": request.param}
+    path = tiny.write(tmp_path_factory.mktemp("run"), **over)
+    jobs = tiny.run(path, "kl")
+    (folder,) = write_pipelines(jobs, path.parent / "run")
+    return path.parent / "run", jobs, folder
+
+
+@pytest.fixture
+def pipeline(run):
+    pipeline = DMVAEPipeline.from_pretrained(run[2])
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def seeded(*seeds):
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+@pytest.mark.parametrize("run", ["float32", "bfloat16"], indirect=True)
+def test_the_same_seeds_give_the_pictures_of_the_command_line(run, pipeline, scale):
+    shard = load_file(run[0] / f"kl/sample/guidance-{scale:g}/samples-00001.safetensors")
+    with torch.autocast("cpu", torch.bfloat16, enabled=run[1][0].recipe.run.precision == "bfloat16"):
+        out = pipeline(
+            shard["labels"].tolist(),
+            generator=seeded(*shard["seeds"].tolist()),
+            num_inference_steps=2,
+            guidance_scale=scale,
+            time_shift=2.5,
+            output_type="pt",
+        )
+    assert torch.equal(to_uint8(out.images * 2 - 1), shard["images"])
+
+
+def test_each_kind_of_output(pipeline):
+    outputs = {
+        kind: pipeline([0, 1], generator=seeded(1, 2), num_inference_steps=3, output_type=kind).images
+        for kind in ("pil", "np", "pt", "latent")
+    }
+    assert [image.size for image in outputs["pil"]] == [(12, 12)] * 2
+    assert outputs["np"].shape == (2, 12, 12, 3)
+    assert outputs["pt"].shape == (2, 3, 12, 12)
+    assert outputs["latent"].shape == (2, 4, 3, 3)
+    x = pipeline.vae.decode(pipeline.vae.denormalize(outputs["latent"])).sample
+    assert torch.allclose((x / 2 + 0.5).clamp(0, 1), outputs["pt"])
+    assert torch.equal(torch.from_numpy(outputs["np"]).permute(0, 3, 1, 2), outputs["pt"])
+
+
+def test_an_image_with_its_own_generator_does_not_depend_on_the_others(pipeline):
+    both = pipeline([0, 1], generator=seeded(1, 2), output_type="latent", num_inference_steps=3).images
+    alone = pipeline(1, generator=seeded(2), output_type="latent", num_inference_steps=3).images
+    assert torch.allclose(both[1], alone[0], atol=1e-5)
+
+
+def test_names_and_no_class(run, pipeline):
+    name = next(iter(pipeline.labels))
+    assert pipeline.labels[name] == 0
+    kwargs = {"output_type": "latent", "num_inference_steps": 2}
+    by_name = pipeline(name, generator=seeded(0), **kwargs).images
+    assert torch.equal(by_name, pipeline([0], generator=seeded(0), **kwargs).images)
+    assert not torch.equal(by_name, pipeline(None, generator=seeded(0), **kwargs).images)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_makes_nearly_the_same_picture(run, pipeline, dtype):
+    kwargs = {"class_labels": [0, 1], "num_inference_steps": 3, "output_type": "pt"}
+    half = DMVAEPipeline.from_pretrained(run[2], dtype=dtype)
+    half.set_progress_bar_config(disable=True)
+    assert half.vae.dtype == half.transformer.dtype == dtype
+    difference = half(generator=seeded(1, 2), **kwargs).images - pipeline(generator=seeded(1, 2), **kwargs).images
+    assert difference.abs().max() < 0.05
+    moved = pipeline.to(dtype)(generator=seeded(1, 2), **kwargs).images
+    assert torch.allclose(moved, half(generator=seeded(1, 2), **kwargs).images, atol=0.02)
+
+
+def test_callbacks_see_every_step_may_change_the_latents_and_may_stop(pipeline):
+    steps = []
+
+    def note(pipe, step, timestep, tensors):
+        steps.append((step, round(float(timestep))))
+        return {"latents": torch.zeros_like(tensors["latents"])} if step == 3 else {}
+
+    out = pipeline(0, num_inference_steps=4, output_type="latent", callback_on_step_end=note).images
+    assert steps == [(0, 1000), (1, 750), (2, 500), (3, 250)]
+    assert out.count_nonzero() == 0
+
+    def stop(pipe, step, timestep, tensors):
+        steps.append(step)
+        pipe.interrupt = step == 1
+        return tensors
+
+    steps.clear()
+    pipeline(0, num_inference_steps=4, output_type="latent", callback_on_step_end=stop)
+    assert steps == [0, 1]
+
+
+def test_it_shows_a_progress_bar(run, capsys):
+    DMVAEPipeline.from_pretrained(run[2])(0, num_inference_steps=4, output_type="latent")
+    assert "4/4" in capsys.readouterr().err
+
+
+def test_the_card_tells_the_figures_and_the_recipe_and_travels_with_the_weights(run, pipeline, tmp_path, monkeypatch):
+    run_dir, _, folder = run
+    card = (folder / "README.md").read_text()
+    metrics = json.loads((run_dir / "kl/evaluate/metrics.json").read_text())
+    assert f"| gFD | {metrics['gfd']:.4g} |" in card
+    assert "guidance_scale=2.0" in card
+    assert "kl_weight: 0.001" in card
+    pipeline.save_pretrained(tmp_path / "copy")
+    assert (tmp_path / "copy" / "README.md").read_text() == card
+
+    # what would be uploaded to a hub
+    uploaded = {}
+    monkeypatch.setattr("diffusers.utils.hub_utils.create_repo", lambda *a, **k: type("Url", (), {"repo_id": "me/it"}))
+    monkeypatch.setattr("diffusers.utils.hub_utils.load_or_create_model_card", lambda *a, **k: EmptyCard())
+    monkeypatch.setattr("diffusers.utils.hub_utils.populate_model_card", lambda c, **k: c)
+    monkeypatch.setattr(
+        "diffusers.utils.hub_utils.upload_folder",
+        lambda folder_path, **k: uploaded.update(card=(Path(folder_path) / "README.md").read_text()),
+    )
+    pipeline.push_to_hub("me/it")
+    assert uploaded["card"] == card
+
+
+class EmptyCard:
+    def save(self, path):
+        Path(path).write_text("empty")
+
+
+def test_a_second_run_keeps_the_weights_and_renews_the_card(run):
+    run_dir, jobs, folder = run
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    before = weights.stat().st_mtime_ns
+    (folder / "README.md").write_text("old")
+    write_pipelines(jobs, run_dir)
+    assert weights.stat().st_mtime_ns == before
+    assert "## Recipe" in (folder / "README.md").read_text()
+
+
+def test_the_parts_load_on_their_own(run):
+    vae = Autoencoder.from_pretrained(run[2], subfolder="vae")
+    transformer = LightningDiT.from_pretrained(run[2], subfolder="transformer")
+    assert vae.config.latent_channels == transformer.config.in_channels
+    assert vae.config.scaling_factor != 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"class_labels": [3]}, "class_labels: 3 is not a class of this model, which has 0 to 2"),
+        ({"class_labels": [-1]}, "0 to 2"),
+        ({"class_labels": "sqare red"}, "no class is called 'sqare red'"),
+        ({"class_labels": 0, "output_type": "pill"}, "output_type 'pill' is not one of pil"),
+        ({"class_labels": 0, "latents": torch.zeros(1, 4, 4, 4)}, r"latents of shape \[1, 4, 4, 4\]"),
+        ({"class_labels": 0, "num_inference_steps": 0}, "num_inference_steps is 0"),
+        ({"class_labels": 0, "callback_on_step_end_tensor_inputs": ["noise"]}, "noise"),
+    ],
+)
+def test_a_mistake_is_an_error_that_says_what_would_be_right(pipeline, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        pipeline(**arguments)
+
+
+def test_a_scheduler_that_is_missing_or_does_not_fit_is_named_with_the_mend(run, pipeline, tmp_path):
+    pipeline.scheduler = DDIMScheduler()
+    with pytest.raises(ValueError, match=r"DDIMScheduler takes no sigmas; set .*FlowMatchEulerDiscreteScheduler"):
+        pipeline(0)
+    without = build_pipeline(pipeline.transformer, pipeline.vae, ("a", "b", "c"), "")
+    without.scheduler = None
+    without.save_pretrained(tmp_path / "without")
+    with pytest.raises(ValueError, match="it has none; set"):
+        DMVAEPipeline.from_pretrained(tmp_path / "without")(0)
+    shutil.copytree(run[2], tmp_path / "lost")
+    shutil.rmtree(tmp_path / "lost" / "scheduler")
+    with pytest.raises((OSError, ValueError), match="scheduler"):
+        DMVAEPipeline.from_pretrained(tmp_path / "lost")
+
+
+def test_networks_that_were_not_trained_together_are_refused(pipeline):
+    other = LightningDiT(in_channels=5, input_size=3, width=16, depth=1, heads=2, num_classes=3)
+    with pytest.raises(ValueError, match="5x3x3, the tokenizer's are 4x3x3"):
+        DMVAEPipeline(other, pipeline.vae, FlowMatchEulerDiscreteScheduler())

@@ -1,0 +1,160 @@
+"""`dmvae encode` and `dmvae decode`, as a user types them."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from dmvae import Autoencoder, cli
+from dmvae.datasets.image_file import read_image
+from dmvae.training.data import as_input
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    torch.manual_seed(0)
+    encoder = {"type": "conv", "width": 8, "multipliers": [1, 2], "stride": 4, "out_channels": 8}
+    model = Autoencoder(
+        encoder=encoder,
+        image_size=16,
+        latent_channels=3,
+        bottleneck_width=8,
+        decoder_width=8,
+        decoder_multipliers=(1, 2),
+        decoder_blocks=1,
+    ).eval()
+    model.set_statistics(torch.tensor([0.1, 0.2, 0.3]), torch.tensor([1.0, 2.0, 3.0]))
+    folder = tmp_path_factory.mktemp("tokenizer")
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def images(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("cat/a.1.png", "cat/b.png", "dog/c.jpg", "dog/d.png", "dog/e.png"):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(256, size=(20, 24, 3), dtype=np.uint8)).save(path)
+    return tmp_path / "images"
+
+
+def encode(images, tokenizer, out, *more):
+    cli.main(
+        [
+            "encode",
+            str(images),
+            "--tokenizer",
+            str(tokenizer),
+            "--out",
+            str(out),
+            "--workers",
+            "0",
+            "--precision",
+            "float32",
+            *more,
+        ]
+    )
+
+
+def decode(latents, tokenizer, out, *more):
+    cli.main(["decode", str(latents), "--tokenizer", str(tokenizer), "--out", str(out), *more])
+
+
+def complaint(capsys, function, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        function(*arguments)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert error.count("\n") == 1
+    return error
+
+
+def test_latents_are_the_tokenizers_with_labels_and_names(images, tokenizer, tmp_path):
+    encode(images, tokenizer, tmp_path / "z", "--shard-size", "2", "--batch-size", "2")
+    shards = sorted((tmp_path / "z").glob("*.safetensors"))
+    assert [len(load_file(s)["latents"]) for s in shards] == [2, 2, 1]
+    assert torch.cat([load_file(s)["labels"] for s in shards]).tolist() == [0, 0, 1, 1, 1]
+    x = read_image(images / "dog/e.png", 16, 3)
+    with torch.no_grad():
+        z = Autoencoder.from_pretrained(tokenizer).encode(as_input(x[None], torch.device("cpu"))).latents
+    assert torch.allclose(load_file(shards[2])["latents"], z, atol=1e-5)
+
+
+def test_decoded_images_have_the_names_of_the_originals(images, tokenizer, tmp_path):
+    encode(images, tokenizer, tmp_path / "z")
+    decode(tmp_path / "z", tokenizer, tmp_path / "back")
+    found = sorted(p.relative_to(tmp_path / "back").as_posix() for p in (tmp_path / "back").rglob("*.png"))
+    assert found == ["cat/a.1.png", "cat/b.png", "dog/c.png", "dog/d.png", "dog/e.png"]
+    assert Image.open(tmp_path / "back/cat/b.png").size == (16, 16)
+
+
+def test_a_tar_holds_the_same_latents(images, tokenizer, tmp_path):
+    encode(images, tokenizer, tmp_path / "z")
+    encode(images, tokenizer, tmp_path / "tar", "--format", "webdataset")
+    with tarfile.open(tmp_path / "tar/latents-00000.tar") as tar:
+        assert tar.getnames()[:2] == ["cat/a_1.npy", "cat/a_1.cls"]
+        z = np.stack([np.load(io.BytesIO(tar.extractfile(n).read())) for n in tar.getnames() if n.endswith(".npy")])
+    assert np.array_equal(z, load_file(tmp_path / "z/latents-00000.safetensors")["latents"].numpy())
+    decode(tmp_path / "tar", tokenizer, tmp_path / "back")
+    assert (tmp_path / "back/cat/a_1.png").exists()
+
+
+def test_what_is_there_is_kept_and_what_is_not_is_made(images, tokenizer, tmp_path):
+    encode(images, tokenizer, tmp_path / "z", "--shard-size", "2")
+    first, second = sorted((tmp_path / "z").glob("*.safetensors"))[:2]
+    before = first.stat().st_mtime_ns
+    second.unlink()
+    encode(images, tokenizer, tmp_path / "z", "--shard-size", "2")
+    assert second.exists()
+    assert first.stat().st_mtime_ns == before
+
+
+def test_latents_as_flow_models_make_them(tokenizer, tmp_path):
+    model = Autoencoder.from_pretrained(tokenizer)
+    z = torch.randn(3, 3, 4, 4)
+    save_file({"latents": z}, tmp_path / "raw.safetensors")
+    np.save(tmp_path / "normal.npy", model.normalize(z).numpy())
+    decode(tmp_path / "raw.safetensors", tokenizer, tmp_path / "a")
+    decode(tmp_path / "normal.npy", tokenizer, tmp_path / "b", "--normalized")
+    for name in ("000000.png", "000002.png"):
+        a, b = (np.asarray(Image.open(tmp_path / f / name)).astype(int) for f in "ab")
+        assert abs(a - b).max() <= 1
+
+
+def test_a_broken_image_is_named_and_left_out(images, tokenizer, tmp_path, recwarn):
+    good = (images / "cat/b.png").read_bytes()
+    (images / "cat/b.png").write_bytes(good[: len(good) // 2])
+    encode(images, tokenizer, tmp_path / "z")
+    names = decoded_names(tmp_path / "z/latents-00000.safetensors")
+    assert names == ["cat/a.1.png", "dog/c.jpg", "dog/d.png", "dog/e.png"]
+    assert any("cat/b.png" in str(w.message) for w in recwarn)
+
+
+def decoded_names(path):
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["names"])
+
+
+def test_mistakes(images, tokenizer, tmp_path, capsys):
+    encode(images, tokenizer, tmp_path / "z")
+    capsys.readouterr()
+    assert "another size" in complaint(capsys, encode, images, tokenizer, tmp_path / "z", "--size", "20")
+    assert "18 is not a multiple" in complaint(capsys, encode, images, tokenizer, tmp_path / "y", "--size", "18")
+    assert "/nowhere" in complaint(capsys, encode, "/nowhere", tokenizer, tmp_path / "y")
+    assert "/nowhere" in complaint(capsys, encode, images, "/nowhere", tmp_path / "y")
+    assert "--out" in complaint(capsys, cli.main, ["encode", str(images), "--tokenizer", str(tokenizer)])
+    assert "/nowhere" in complaint(capsys, decode, "/nowhere", tokenizer, tmp_path / "y")
+    np.save(tmp_path / "five.npy", np.zeros((1, 5, 4, 4), np.float32))
+    assert "do not fit" in complaint(capsys, decode, tmp_path / "five.npy", tokenizer, tmp_path / "y")
+    save_file({"z": torch.zeros(1)}, tmp_path / "other.safetensors")
+    assert "'latents', but z" in complaint(capsys, decode, tmp_path / "other.safetensors", tokenizer, tmp_path / "y")
+    (tmp_path / "z.txt").write_text("no")
+    assert ".npy and .tar" in complaint(capsys, decode, tmp_path / "z.txt", tokenizer, tmp_path / "y")

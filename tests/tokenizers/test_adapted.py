@@ -1,0 +1,157 @@
+"""The adapter: artifacts that need no other file, ranges and channels, and what it refuses."""
+
+import importlib.util
+import json
+import shutil
+
+import foreign
+import pytest
+import torch
+
+from dmvae import config as configs
+from dmvae.registry import names
+from dmvae.tokenizers import TokenizerSource
+from dmvae.tokenizers.adapted import AdaptedTokenizer, adapt, load_tokenizer
+from dmvae.tokenizers.diffusers import DiffusersTokenizer
+from dmvae.tokenizers.dmvae import DmvaeTokenizer
+from dmvae.tokenizers.identity import IdentityTokenizer
+
+KINDS = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC", "VQModel", "vavae", "identity", "dmvae")
+
+
+def adapted(kind, folder, size=12, channels=3) -> AdaptedTokenizer:
+    section = configs.read(TokenizerSource, foreign.source(kind, folder))
+    return adapt(section, size=size, channels=channels, pretrained=True).eval()
+
+
+def check_round_trip(kind, tmp_path):
+    (tmp_path / "source").mkdir()
+    model = adapted(kind, tmp_path / "source")
+    channels = model.config.latent_channels
+    model.set_statistics(torch.arange(channels) / 10, torch.ones(channels) * 2)
+    model.save_pretrained(tmp_path / "artifact")
+    shutil.rmtree(tmp_path / "source")
+
+    loaded = load_tokenizer(tmp_path / "artifact")
+    images = torch.rand(2, 3, 12, 12) * 2 - 1
+    z = loaded.encode(images).latents
+    assert type(loaded) is AdaptedTokenizer
+    assert z.shape == (2, channels, loaded.latent_size, loaded.latent_size)
+    assert loaded.latent_size * loaded.stride == 12
+    assert torch.equal(z, model.encode(images).latents)
+    assert torch.equal(z, loaded.encode(images).latent_dist.mode())
+    assert torch.equal(loaded(images).sample, model(images).sample)
+    assert loaded(images).sample.shape == images.shape
+    assert torch.allclose(loaded.denormalize(loaded.normalize(z)), z, atol=1e-5)
+    assert (loaded.latent_std == 2).all()
+    assert loaded.config.scaling_factor == model.config.scaling_factor != 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_an_artifact_needs_no_file_but_itself(kind, tmp_path):
+    check_round_trip(kind, tmp_path)
+
+
+@torch.no_grad()
+def test_rae_resizes_both_ways_or_names_what_it_lacks(tmp_path):
+    if importlib.util.find_spec("transformers"):
+        check_round_trip("AutoencoderRAE", tmp_path)
+        model = adapted("AutoencoderRAE", tmp_path)
+        white = model.network.model._denormalize_image(torch.zeros(1, 3, 1, 1)) * 2 - 1  # its zero, in our range
+        for parameter in model.network.model.decoder.decoder_pred.parameters():
+            parameter.zero_()
+        assert torch.allclose(model(torch.zeros(1, 3, 12, 12)).sample, white.expand(1, 3, 12, 12), atol=1e-5)
+        return
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderRAE"}))
+    with pytest.raises(ValueError, match=r'transformers: pip install "dmvae\[rae\]"'):
+        adapt(DiffusersTokenizer(path=str(tmp_path)), size=12, channels=3, pretrained=True)
+
+
+@torch.no_grad()
+def test_outputs_are_those_of_the_model_itself(tmp_path):
+    images = torch.rand(2, 3, 12, 12) * 2 - 1
+    theirs = foreign.diffusers_model("AutoencoderKL")
+    ours = adapted("AutoencoderKL", tmp_path)
+    z = ours.encode(images).latents
+    assert torch.allclose(z, theirs.encode(images).latent_dist.mean)
+    assert torch.allclose(ours.decode(z).sample, theirs.decode(z).sample)
+
+
+@torch.no_grad()
+def test_grey_images_pass_through_three_channels(tmp_path):
+    grey = adapted("AutoencoderKL", tmp_path, channels=1)
+    theirs = foreign.diffusers_model("AutoencoderKL")
+    images = torch.rand(2, 1, 12, 12)
+    assert torch.allclose(grey.encode(images).latents, theirs.encode(images.repeat(1, 3, 1, 1)).latent_dist.mean)
+    assert torch.allclose(
+        grey(images).sample, theirs(images.repeat(1, 3, 1, 1)).sample.mean(1, keepdim=True), atol=1e-6
+    )
+
+
+def test_identity_loses_nothing():
+    model = adapt(IdentityTokenizer(patch=3), size=12, channels=1, pretrained=True)
+    images = torch.rand(2, 1, 12, 12)
+    z = model.encode(images).latents
+    assert z.shape == (2, 9, 4, 4)
+    assert torch.equal(z[:, 4], images[:, 0, 1::3, 1::3])
+    assert torch.equal(model.decode(z).sample, images)
+
+
+def test_sources_survive_being_written_down():
+    assert set(names(TokenizerSource)) == {"diffusers", "dmvae", "identity", "vavae"}
+    source = DiffusersTokenizer(path="a/b", subfolder="vae", config={"widths": [1, 2]})
+    assert configs.read(TokenizerSource, configs.plain(source)) == source
+
+
+def test_the_fingerprint_is_the_content(tmp_path):
+    for name in ("a", "b"):
+        foreign.own_model().save_pretrained(tmp_path / name)
+    a, b = (DmvaeTokenizer(path=str(tmp_path / name)) for name in ("a", "b"))
+    assert a.fingerprint() == b.fingerprint()
+    before = a.fingerprint()
+    model = foreign.own_model()
+    torch.nn.init.zeros_(model.bottleneck[0].bias)
+    model.save_pretrained(tmp_path / "a")
+    assert a.fingerprint() != before
+
+
+def test_models_that_are_not_there(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderTimy"}))
+    for source, message in (
+        (DiffusersTokenizer(path=str(tmp_path)), "did you mean 'AutoencoderTiny'"),
+        (DiffusersTokenizer(path=str(tmp_path), model="AutoencoderXYZ123"), "no autoencoder 'AutoencoderXYZ123'"),
+        (DiffusersTokenizer(path=str(tmp_path / "nothing")), "no such folder: .*nothing"),
+        (DmvaeTokenizer(path=str(tmp_path / "nothing")), "nothing: no tokenizer is here"),
+        (DmvaeTokenizer(path=str(tmp_path)), "holds AutoencoderTimy, not Autoencoder or AdaptedTokenizer"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            adapt(source, size=12, channels=3, pretrained=True)
+    with pytest.raises(ValueError, match="nothing: no tokenizer is here"):
+        load_tokenizer(tmp_path / "nothing")
+
+
+def test_weights_of_another_model(tmp_path):
+    foreign.diffusers_model("AutoencoderKL").save_pretrained(tmp_path / "kl")
+    foreign.diffusers_model("AutoencoderTiny").save_pretrained(tmp_path / "tiny")
+    shutil.copy(tmp_path / "kl/diffusion_pytorch_model.safetensors", tmp_path / "tiny")
+    with pytest.raises(ValueError, match=r"not the weights of this AutoencoderTiny: .* missing.* unknown"):
+        adapt(DiffusersTokenizer(path=str(tmp_path / "tiny")), size=12, channels=3, pretrained=True)
+
+
+def test_images_that_do_not_fit(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"13 is not a multiple of 2, the stride of AutoencoderKL; set data\.size to 12 or 14"
+    ):
+        adapted("AutoencoderKL", tmp_path, size=13)
+    with pytest.raises(ValueError, match="takes 3 image channels, the data has 2"):
+        adapted("AutoencoderKL", tmp_path, channels=2)
+    with pytest.raises(ValueError, match="13 is not a multiple of the patch 2"):
+        adapted("identity", tmp_path, size=13)
+    with pytest.raises(ValueError, match="AutoencoderKLWan does not take images 3x12x12"):
+        adapted("AutoencoderKLWan", tmp_path)
+    model = adapted("AutoencoderKL", tmp_path)
+    with pytest.raises(ValueError, match="width 13 is not a multiple of the tokenizer's stride 2"):
+        model.encode(torch.zeros(1, 3, 12, 13))
+    with pytest.raises(ValueError, match=r"\[1, 5, 6, 6\] do not fit"):
+        model.decode(torch.zeros(1, 5, 6, 6))
