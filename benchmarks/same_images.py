@@ -1,0 +1,46 @@
+"""Whether the diffusers pipeline of a run makes the images that `dmvae sample` made, from their seeds alone.
+
+python -m benchmarks.same_images runs/demo/matched
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+import yaml
+from diffusers.utils import logging
+from safetensors.torch import load_file
+
+from dmvae import DMVAEPipeline
+from dmvae.evaluation.metrics import to_uint8
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("method", type=Path, help="RUN/VARIANT")
+    folder = parser.parse_args().method
+    logging.disable_progress_bar()
+    sample = yaml.safe_load((folder / "recipe.yaml").read_text())["sample"]
+    scale = sample["guidance"][0]
+    shard = load_file(folder / f"sample/guidance-{scale:g}/samples-00000.safetensors")
+    pipeline = DMVAEPipeline.from_pretrained(folder / "pipeline")
+    bf16 = json.loads((folder / "sample/done.json").read_text())["bf16"]
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        images = pipeline(
+            shard["labels"].tolist(),
+            generator=[torch.Generator().manual_seed(seed) for seed in shard["seeds"].tolist()],
+            num_inference_steps=sample["steps"],
+            guidance_scale=scale,
+            guidance_interval=tuple(sample["guidance_interval"]),
+            time_shift=sample["time_shift"],
+            output_type="pt",
+        ).images
+    apart = (to_uint8(images * 2 - 1).int() - shard["images"].int()).abs()
+    print(f"{len(images)} images: {int((apart > 0).sum())} of {apart.numel()} values differ, by {int(apart.max())} at most")
+
+
+if __name__ == "__main__":
+    main()
