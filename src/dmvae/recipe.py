@@ -1,7 +1,8 @@
 """A recipe: one experiment, as a YAML file holds it.
 
 `load` reads a file, lays command-line overrides and each variant's overrides on it, and returns one
-resolved `Recipe` per variant.
+resolved `Recipe` per variant. `seeds: [0, 1, 2]`, or `seeds: {VARIANT: [0, 1, 2], ...}`, makes one variant of
+each seed, called VARIANT@SEED; the table then has their mean and spread too.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dmvae.datasets import DatasetConfig
 from dmvae.encoders import EncoderConfig
 from dmvae.evaluation.features import FeaturesConfig
 from dmvae.losses import LossConfig
-from dmvae.registry import load_plugins
+from dmvae.registry import load_plugins, nearest
 from dmvae.stages.decoder import DecoderConfig
 from dmvae.stages.encoder import EncoderTraining
 from dmvae.stages.evaluate import EvaluateConfig
@@ -42,8 +43,8 @@ class AutoencoderShape:
 
     encoder: EncoderConfig
     """The encoder, by `type`."""
-    latent_channels: int = 16
-    """Channels of the latents."""
+    latent_channels: int | None = 16
+    """Channels of the latents; null is no bottleneck: the encoder's features are the latents, as in RAE."""
     bottleneck_width: int = 2048
     """Hidden width of the bottleneck MLP; 0 is a single linear layer."""
     decoder_width: int = 128
@@ -56,6 +57,10 @@ class AutoencoderShape:
     """Self-attention in the middle of the decoder."""
     variational: bool = False
     """The bottleneck gives a mean and a log-variance, as a KL-VAE needs."""
+
+    def __post_init__(self) -> None:
+        if self.variational and self.latent_channels is None:
+            raise ValueError("variational: it is the bottleneck that gives a log-variance; give latent_channels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,9 +146,11 @@ def load(path: str | Path, overrides: dict[str, Any] | None = None) -> dict[str,
     path = Path(path)
     values = configs.merge(_read_yaml(path), overrides or {})
     variants = values.pop("variants", None) or {"main": {}}
+    seeds = values.pop("seeds", None)
     try:
         if not isinstance(variants, dict) or not all(isinstance(v, dict | None) for v in variants.values()):
             raise ValueError("variants: expected a mapping of names to overrides")
+        variants = _with_seeds(variants, seeds)
         load_plugins(
             p if Path(p).is_absolute() or Path(p).exists() else path.parent / p for p in values.get("plugins") or ()
         )
@@ -156,6 +163,25 @@ def load(path: str | Path, overrides: dict[str, Any] | None = None) -> dict[str,
         return recipes
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _with_seeds(variants: dict[str, Any], seeds: Any) -> dict[str, Any]:
+    """`variants`, each of those that `seeds` names once per seed."""
+    if seeds is None:
+        return variants
+    lists = seeds if isinstance(seeds, dict) else dict.fromkeys(variants, seeds)
+    for name, chosen in lists.items():
+        if name not in variants:
+            raise ValueError(f"seeds: no variant is called {name!r}{nearest(str(name), map(str, variants))}")
+        if not isinstance(chosen, list) or not chosen or not all(type(seed) is int for seed in chosen):
+            raise ValueError(f"seeds: expected a list of whole numbers, got {chosen!r}")
+    return {
+        (name if seed is None else f"{name}@{seed}"): over
+        if seed is None
+        else configs.merge(over or {}, {"seed": seed})
+        for name, over in variants.items()
+        for seed in lists.get(name, [None])
+    }
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

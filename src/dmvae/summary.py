@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,7 @@ def write_summary(jobs: list[Job], run_dir: Path) -> dict[str, Any]:
     summary = {
         "name": jobs[0].recipe.name,
         "methods": methods,
+        "seeds": over_seeds(methods),
         "seconds": seconds,
         "features": features,
         "stages": stages,
@@ -64,6 +66,29 @@ def write_summary(jobs: list[Job], run_dir: Path) -> dict[str, Any]:
     }
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=1))
     return summary
+
+
+def over_seeds(methods: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Method -> {"count": seeds, "mean": {figure: mean}, "spread": {figure: standard deviation}}, from rows that are
+    called METHOD@SEED; methods of one seed are left out."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for name, row in methods.items():
+        method, at, _ = name.rpartition("@")
+        if at:
+            groups.setdefault(method, []).append(row)
+    return {
+        method: {
+            "count": len(rows),
+            "mean": {key: statistics.fmean(row[key] for row in rows) for key in _common(rows)},
+            "spread": {key: statistics.stdev(row[key] for row in rows) for key in _common(rows)},
+        }
+        for method, rows in groups.items()
+        if len(rows) > 1
+    }
+
+
+def _common(rows: list[dict[str, Any]]) -> list[str]:
+    return [key for key in rows[0] if all(key in row for row in rows)]
 
 
 def print_summary(summary: dict[str, Any]) -> None:
@@ -75,6 +100,12 @@ def print_summary(summary: dict[str, Any]) -> None:
         table.add_column(label, justify="right")
     for method, row in summary["methods"].items():
         table.add_row(method, *(form.format(row[key]) if key in row else "" for key, (_, form) in columns.items()))
+    for method, group in summary.get("seeds", {}).items():
+        cells = (
+            f"{form.format(group['mean'][key])} ± {group['spread'][key]:.2g}" if key in group["mean"] else ""
+            for key, (_, form) in columns.items()
+        )
+        table.add_row(f"{method}, {group['count']} seeds", *cells)
     console.print(table)
 
 

@@ -29,6 +29,7 @@ def write_report(run_dir: Path, jobs: list[Job]) -> Path:
     run = Run(Path(run_dir), jobs)
     sections = {
         "results": section("results", "Results", table.results(run)),
+        "tradeoff": section("tradeoff", "Reconstruction against generation", table.trade_off(run)),
         "samples": section("samples", "Generated images", pictures.samples(run)),
         "copies": section("copies", "Reconstructions", pictures.reconstructions(run)),
         "map": section("map", "Where the latents lie", latent_map.latent_map(run)),
@@ -37,7 +38,7 @@ def write_report(run_dir: Path, jobs: list[Job]) -> Path:
         "training": section("training", "Training curves", training.curves(run)),
         "run": section("run", "What was run", what_was_run(run)),
     }
-    short = ("Results", "Samples", "Reconstructions", "Map", "Generator", "Matching", "Training", "Run")
+    short = ("Results", "Trade-off", "Samples", "Reconstructions", "Map", "Generator", "Matching", "Training", "Run")
     titles = dict(zip(sections, short, strict=True))
     page = Template((HERE / "page.html").read_text()).substitute(
         title=escape(run.name),

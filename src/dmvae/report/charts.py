@@ -72,6 +72,47 @@ def lines(series: Sequence[Line], *, log: bool = False, size: tuple[float, float
         return _svg(figure, label or ", ".join(line.name for line in series))
 
 
+@dataclass(frozen=True)
+class Dot:
+    name: str
+    colour: str
+    x: float
+    y: float
+
+
+def scatter(dots: Sequence[Dot], x: str, y: str, size: tuple[float, float] = (6.4, 3.8)) -> str:
+    """One dot for each, with its name beside it; x and y name the axes."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=size)
+        axes = figure.add_axes((0.1, 0.14, 0.88, 0.82))
+        for dot in dots:
+            axes.plot([dot.x], [dot.y], "o", color=dot.colour, markersize=6)
+        axes.margins(0.12)
+        left, right = axes.get_xlim()
+        taken: list[float] = []
+        low, high = axes.get_ylim()
+        for dot in sorted(dots, key=lambda d: d.y):  # names that would overlap move up, in steps of a line
+            place = dot.y
+            while any(abs(place - other) < 0.045 * (high - low) for other in taken):
+                place += 0.045 * (high - low)
+            taken.append(place)
+            end = dot.x > left + 0.75 * (right - left)
+            axes.annotate(
+                dot.name,
+                (dot.x, dot.y),
+                (dot.x + (-1 if end else 1) * 0.014 * (right - left), place),
+                ha="right" if end else "left",
+                va="center",
+                fontsize=8,
+            )
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        axes.grid(color=INK, alpha=0.1, linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.tick_params(length=2.5, pad=3)
+        return _svg(figure, f"{y} against {x}: " + "; ".join(f"{d.name} {d.x:.4g}, {d.y:.4g}" for d in dots))
+
+
 def _clean(line: Line, log: bool) -> tuple[np.ndarray, np.ndarray]:
     x, y = np.asarray(line.steps, float), np.asarray(line.values, float)
     keep = np.isfinite(y) & ((y > 0) if log else True)

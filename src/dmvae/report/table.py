@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from html import escape
 
 from dmvae import config as configs
+from dmvae.report import charts
 from dmvae.report.html import details, duration, listing, prose
 from dmvae.report.run import Run
 
@@ -90,8 +91,19 @@ def _table(run: Run, columns: dict[str, Column]) -> str:
             text = column.show(row[key]) if key in row else "–"
             cells += f'<td class="best">{text}</td>' if text == best[key] else f"<td>{text}</td>"
         body += f'<tr><th scope="row"><i style="background:{run.colour(name)}"></i>{escape(name)}</th>{cells}</tr>\n'
+    for method, group in run.summary.get("seeds", {}).items():
+        means, spreads = group["mean"], group["spread"]
+        cells = "".join(
+            f"<td>{c.show(means[key])} ± {_spread(c, spreads[key])}</td>" if key in means else "<td>–</td>"
+            for key, c in columns.items()
+        )
+        body += f'<tr class="group"><th scope="row">{escape(method)}, {group["count"]} seeds</th>{cells}</tr>\n'
     head = f"<thead><tr><th>Method</th>{head}</tr></thead>"
     return f'<div class="scroll"><table>{head}<tbody>\n{body}</tbody></table></div>'
+
+
+def _spread(column: Column, value: float) -> str:
+    return f"{100 * value if column.unit == '%' else value:.2g}"
 
 
 def _best(run: Run, key: str, column: Column) -> str | None:
@@ -100,6 +112,16 @@ def _best(run: Run, key: str, column: Column) -> str | None:
     if column.better == 0 or len({column.show(value) for value in values}) < 2:
         return None
     return column.show(max(values, key=lambda value: column.better * value))
+
+
+def trade_off(run: Run) -> str:
+    """Reconstruction against generation, a dot for each method; empty for fewer than three."""
+    points = {name: (row["psnr"], row["gfd"]) for name, row in run.methods.items() if "psnr" in row and "gfd" in row}
+    if len(points) < 3:
+        return ""
+    dots = [charts.Dot(name, run.colour(name), *point) for name, point in points.items()]
+    text = "A dot for each method. The best tokenizer would lie at the lower right: faithful copies, easy to generate."
+    return f'{prose(text)}<div style="max-width:44rem">{charts.scatter(dots, "PSNR, dB", "gFD")}</div>'
 
 
 def _caption(run: Run, columns: dict[str, Column]) -> str:
