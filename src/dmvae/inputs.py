@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from dmvae import config as configs
 from dmvae.datasets import Dataset, open_dataset
@@ -43,17 +44,34 @@ class Inputs:
         return len(self.train_set.classes)
 
     def new_autoencoder(self) -> Autoencoder:
-        """The recipe's tokenizer, its encoder with public or self-supervised weights where there are some."""
-        shape, data, training = self.recipe.autoencoder, self.recipe.data, self.recipe.tokenizer
-        assert shape is not None
+        """The recipe's tokenizer, its encoder with public or self-supervised weights unless it starts from scratch."""
+        training = self.recipe.tokenizer
         assert training is not None
         model = build_autoencoder(self.recipe)
-        if "encoder" in self.reads:
-            model.encoder.load_state_dict(load_file(self.reads["encoder"] / "encoder" / "model.safetensors"))
-        elif not training.train_encoder:
-            trained = shape.encoder.build(size=data.size, channels=data.channels, pretrained=True)
-            model.encoder.load_state_dict(trained.state_dict())
+        start = training.start
+        if start is None:
+            start = "scratch" if training.train_encoder and "encoder" not in self.reads else "pretrained"
+        if start == "pretrained":
+            self._fill(model.encoder)
         return model
+
+    def frozen_encoder(self) -> nn.Module:
+        """The recipe's encoder with self-supervised or public weights, which nothing moves."""
+        assert self.recipe.autoencoder is not None
+        data = self.recipe.data
+        encoder = self.recipe.autoencoder.encoder.build(size=data.size, channels=data.channels)
+        self._fill(encoder)
+        return encoder.requires_grad_(False).eval()
+
+    def _fill(self, encoder: nn.Module) -> None:
+        """Give the recipe's encoder the weights of the stage `encoder`, or its public ones where it has some."""
+        if "encoder" in self.reads:
+            encoder.load_state_dict(load_file(self.reads["encoder"] / "encoder" / "model.safetensors"))
+            return
+        assert self.recipe.autoencoder is not None
+        data = self.recipe.data
+        trained = self.recipe.autoencoder.encoder.build(size=data.size, channels=data.channels, pretrained=True)
+        encoder.load_state_dict(trained.state_dict())
 
     @property
     def tokenizer_folder(self) -> Path:

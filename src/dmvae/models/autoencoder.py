@@ -25,7 +25,9 @@ class Autoencoder(Tokenizer):  # type: ignore[misc]
 
     encoder: an encoder config as a mapping, `{"type": "conv", ...}`. image_size: of the training images;
     a convolutional encoder takes others too. bottleneck_width: hidden width of the bottleneck, 0 for one
-    linear layer. variational: the bottleneck gives a mean and a log-variance.
+    linear layer. Either of latent_channels and bottleneck_width may be None for no bottleneck: then the latents
+    are the encoder's features, and the config says how many channels those have and a bottleneck_width of None.
+    variational: the bottleneck gives a mean and a log-variance; ValueError without one.
     """
 
     _supports_gradient_checkpointing = True
@@ -39,8 +41,8 @@ class Autoencoder(Tokenizer):  # type: ignore[misc]
         encoder: dict[str, Any],
         image_size: int = 32,
         in_channels: int = 3,
-        latent_channels: int = 16,
-        bottleneck_width: int = 2048,
+        latent_channels: int | None = 16,
+        bottleneck_width: int | None = 2048,
         decoder_width: int = 128,
         decoder_multipliers: Sequence[int] = (1, 2, 4, 4),
         decoder_blocks: int = 2,
@@ -54,9 +56,16 @@ class Autoencoder(Tokenizer):  # type: ignore[misc]
         self.tile = 64
         encoder_config = configs.read(EncoderConfig, dict(encoder), "encoder")
         self.encoder = encoder_config.build(size=image_size, channels=in_channels)
-        self.bottleneck = bottleneck(
-            self.encoder.channels, bottleneck_width, latent_channels * (2 if variational else 1)
-        )
+        if latent_channels is None or bottleneck_width is None:
+            if variational:
+                raise ValueError("variational: it is the bottleneck that gives a log-variance; give latent_channels")
+            latent_channels = self.encoder.channels
+            self.register_to_config(latent_channels=latent_channels, bottleneck_width=None)
+            self.bottleneck: nn.Module = nn.Identity()
+        else:
+            self.bottleneck = bottleneck(
+                self.encoder.channels, bottleneck_width, latent_channels * (2 if variational else 1)
+            )
         self.decoder = Decoder(
             latent_channels,
             in_channels,

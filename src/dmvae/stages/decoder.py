@@ -9,6 +9,7 @@ import torch
 
 from dmvae.inputs import Inputs
 from dmvae.losses.objective import add_objective, discriminate, new_discriminator, reconstruct
+from dmvae.stages.tokenizer import noised
 from dmvae.training.contract import Batch, Networks, TrainingConfig, Update
 from dmvae.training.random import Random
 
@@ -21,8 +22,15 @@ USES = ("losses",)
 class DecoderConfig(TrainingConfig):
     """Training of the decoder on frozen latents."""
 
+    noise: float = 0.0
+    """As `tokenizer.noise`: standard deviations of the noise on the latents that the decoder sees in training."""
     ema: float = 0.999
     """Decay of the averaged weights that are saved."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.noise < 0:
+            raise ValueError(f"noise must not be negative, got {self.noise}")
 
 
 def build(config: DecoderConfig, inputs: Inputs) -> Networks:
@@ -33,7 +41,7 @@ def build(config: DecoderConfig, inputs: Inputs) -> Networks:
         {"autoencoder": autoencoder},
         trains={"decoder": list(autoencoder.decoder.parameters())},
         averaged=("autoencoder",),
-        extra={"dataset": inputs.train_set},
+        extra={"dataset": inputs.train_set, "config": config},
     )
     losses = inputs.recipe.losses
     discriminator = inputs.discriminator() or new_discriminator(losses, inputs.recipe.data.channels)
@@ -44,6 +52,8 @@ def build(config: DecoderConfig, inputs: Inputs) -> Networks:
 def updates(networks: Networks, batch: Batch, rng: Random) -> Iterator[Update]:
     with torch.no_grad():
         z = networks.autoencoder.encode(batch.data).latents
+    if networks.config.noise > 0:
+        z = noised(z, networks.config.noise, rng)
     recon = networks.autoencoder.decode(z).sample
     loss, log = reconstruct(networks, batch.data, recon, rng)
     yield Update("decoder", loss, log | {"decoder/loss": log["reconstruction/total"]})
