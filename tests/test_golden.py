@@ -6,11 +6,6 @@ import torch
 from dmvae.flow.path import interpolate
 from golden_numbers import OUTPUTS, error_of, load, relative_error
 
-# Thirty convolutions one after another round to bf16 after each: 3.6e-2 on this random network, 1.7 grey levels rms.
-# Decoding in float32 the latents that bf16 gave still leaves 1.4e-2.
-BF16 = {("vae", "reconstruction"): 5e-2}
-
-
 @pytest.mark.parametrize(("file", "name"), OUTPUTS)
 def test_in_float32(file, name):
     assert error_of(file, name) < 1e-4
@@ -18,7 +13,7 @@ def test_in_float32(file, name):
 
 @pytest.mark.parametrize(("file", "name"), OUTPUTS)
 def test_under_bf16_autocast(file, name):
-    assert error_of(file, name, bf16=True) < BF16.get((file, name), 2e-2)
+    assert error_of(file, name, bf16=True) < 2e-2
 
 
 def test_noised_latents():

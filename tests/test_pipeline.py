@@ -236,3 +236,10 @@ def test_a_reference_in_closed_form_trains_no_teacher(tmp_path):
     folder = tmp_path / "run/matched/reference"
     assert not (folder / "teacher").exists()
     assert (tmp_path / "run/matched/matching/student").exists()
+
+
+def test_the_headline_of_a_variant_says_what_is_done_and_what_is_left(finished):
+    path, run_dir, out = finished
+    assert "[1/2] matched: 0 of 14 stages finished\n" in out
+    assert "[2/2] kl: 9 of 14 stages finished, about 0 min left\n" in out
+    assert pipeline.headline(pipeline.plan(load(path), run_dir), "kl") == r"[2/2] kl: 14 of 14 stages finished"

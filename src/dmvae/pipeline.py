@@ -93,7 +93,11 @@ def run(recipes: dict[str, Recipe], run_dir: Path, only: str | None = None) -> l
         raise ValueError(f"no variant of this recipe has the stage {only!r}")
     if distributed.is_main():
         _write_recipes(recipes, run_dir)
+    variant = None
     for job in chosen:
+        if distributed.is_main() and job.variant != variant and len(recipes) > 1:
+            console.print(headline(chosen, job.variant))
+        variant = job.variant
         _check_inputs(job)
         state = distributed.share(job.state)
         verb = {"finished": "skip (finished)", "interrupted": "resume (interrupted)", "new": "run (new)"}[state]
@@ -103,6 +107,21 @@ def run(recipes: dict[str, Recipe], run_dir: Path, only: str | None = None) -> l
         if state != "finished":
             execute(job)
     return jobs
+
+
+def headline(jobs: list[Job], variant: str) -> str:
+    """Where the run stands as a variant begins, with the time left as far as stages of the same name tell it."""
+    variants = list(dict.fromkeys(job.variant for job in jobs))
+    folders = {job.folder: job for job in jobs}
+    done = [job for job in folders.values() if job.state == "finished"]
+    seconds: dict[str, list[float]] = {}
+    for job in done:
+        seconds.setdefault(job.stage.NAME, []).append(job.facts()["seconds"])
+    ahead = [job.stage.NAME for job in folders.values() if job.state != "finished"]
+    known = [sum(seconds[name]) / len(seconds[name]) for name in ahead if name in seconds]
+    left = f", about {sum(known) / 60:.0f} min left" if ahead and len(known) == len(ahead) else ""
+    text = f"{len(done)} of {len(folders)} stages finished{left}"
+    return f"[{variants.index(variant) + 1}/{len(variants)}] {variant}: {text}"
 
 
 def execute(job: Job) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -101,6 +102,43 @@ def gather(x: Tensor) -> Tensor:
     scaled = x * world_size() - x.detach() * (world_size() - 1)
     parts[rank()] = scaled
     return torch.cat(parts)
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation over the images of all ranks, so that their number changes nothing. nn.SyncBatchNorm
+    does the same on GPUs only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or world_size() == 1:
+            return super().forward(x)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.momentum is not None
+        wide = x.float()
+        moments = _Sum.apply(torch.stack([wide.mean((0, 2, 3)), wide.square().mean((0, 2, 3))])) / world_size()
+        mean, variance = moments[0], moments[1] - moments[0].square()
+        with torch.no_grad():
+            count = x.numel() // x.shape[1] * world_size()
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+            self.num_batches_tracked += 1  # type: ignore[operator]
+        scale = (variance + self.eps).rsqrt() * self.weight
+        shift = self.bias - mean * scale
+        return torch.addcmul(shift[:, None, None], wide, scale[:, None, None]).to(x.dtype)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over ranks, whose gradient is the sum of all ranks' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        dist.all_reduce(x := x.clone())
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        dist.all_reduce(gradient := gradients[0].clone())
+        return gradient
 
 
 def replicate(module: nn.Module) -> None:

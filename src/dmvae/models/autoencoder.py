@@ -111,8 +111,8 @@ class Autoencoder(Tokenizer):  # type: ignore[misc]
         self.use_slicing = False
 
     def enable_tiling(self, tile: int = 64) -> None:
-        """Decode in tiles of tile x tile latents, without gradient: far less memory for large images, the same
-        result (see dmvae.models.tiling). An encoder that is built for one image size then takes any size, in
+        """Decode in tiles of tile x tile latents where no gradient is asked for: far less memory for large images,
+        the same result (see dmvae.models.tiling). An encoder that is built for one image size then takes any size, in
         overlapping tiles of its own; a convolutional one takes any size as it is, and is not tiled."""
         if tile < 1:
             raise ValueError(f"tile is {tile}: give the latents along a side, 1 or more")
@@ -131,7 +131,13 @@ class Autoencoder(Tokenizer):  # type: ignore[misc]
         return self.bottleneck(self.encoder(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
     def _decode(self, z: Tensor) -> Tensor:
-        return decode_tiled(self.decoder, z, self.tile) if self.use_tiling else self.decoder(z)
+        if torch.is_grad_enabled():
+            return self.decoder(z)
+        # Images to look at and to measure are decoded in the weights' own precision, under autocast too: some thirty
+        # convolutions that each round to bf16 cost 1 to 2 grey levels, and would make PSNR depend on the hardware.
+        with torch.autocast(z.device.type, enabled=False):
+            z = z.to(self.decoder.conv_out.weight.dtype)
+            return decode_tiled(self.decoder, z, self.tile) if self.use_tiling else self.decoder(z)
 
     def _sliced(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         if self.use_slicing and len(x) > 1:

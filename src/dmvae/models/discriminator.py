@@ -8,12 +8,13 @@ from typing import Literal
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from dmvae.distributed import BatchNorm2d
 from dmvae.models.base import Model
 from dmvae.models.layers import group_norm
 from dmvae.registry import nearest
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "batch": nn.BatchNorm2d,
+    "batch": BatchNorm2d,
     "group": group_norm,
     "none": lambda channels: nn.Identity(),
 }
@@ -23,8 +24,8 @@ class PatchGAN(Model):  # type: ignore[misc]
     """Strided 4x4 convolutions. Each of `layers` halves the image; one logit sees 16, 34 or 70 pixels
     across with 1, 2 or 3 of them.
 
-    norm: "batch" is the published one; "group" depends on no other image (equal on any number of ranks);
-    "none" is the fastest.
+    norm: "batch" is the published one, over the images of all ranks; "group" depends on no other image; "none" is
+    the fastest.
     """
 
     @register_to_config
