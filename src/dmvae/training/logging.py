@@ -138,7 +138,7 @@ class Bar:
 
     def step(self, n: int = 1, per_step: float = 1, note: str | None = None) -> None:
         """Advance by `n`; `per_step` scales the rate (images a step); `note` shows figures until the next one."""
-        self.done += n
+        self.done = min(self.done + n, self.total)  # a last batch may hold more than was asked for
         rate = (self.done - self.start) * per_step / max(1e-9, time.monotonic() - self.begun)
         text = f"{rate:,.0f} {self.unit}/s" if rate >= 10 else f"{rate:.2f} {self.unit}/s"
         self.note = self.note if note is None else note
