@@ -37,8 +37,11 @@ SIZES = {
 }
 
 
-def lightningdit(size: str = "XL/1", *, in_channels: int, input_size: int, num_classes: int) -> LightningDiT:
-    """The network of a published size: `"XL/1"` is the entry "XL" of `SIZES` with patches of 1.
+def lightningdit(
+    size: str = "XL/1", *, in_channels: int, input_size: int, num_classes: int, **head: int | None
+) -> LightningDiT:
+    """The network of a published size: `"XL/1"` is the entry "XL" of `SIZES` with patches of 1. `head` is
+    head_width and head_depth, which the published networks have not.
 
     Raises ValueError for a name that is not `SIZE/PATCH`.
     """
@@ -51,6 +54,7 @@ def lightningdit(size: str = "XL/1", *, in_channels: int, input_size: int, num_c
         num_classes=num_classes,
         patch_size=int(patch or "1"),
         **vars(SIZES[name]),
+        **head,
     )
 
 
@@ -59,7 +63,8 @@ class LightningDiT(Model):
 
     in_channels: C. input_size: H = W of the latents, a multiple of patch_size. num_classes: labels are
     0 .. num_classes - 1, and num_classes itself stands for "no label". mlp_ratio: the SwiGLU's hidden
-    width is 2/3 of mlp_ratio * width, which costs as much as a plain MLP of mlp_ratio * width.
+    width is 2/3 of mlp_ratio * width, which costs as much as a plain MLP of mlp_ratio * width. head_width: width
+    of a head of head_depth blocks (see `Head`); None is no head, which is the published network.
     """
 
     _supports_gradient_checkpointing = True
@@ -79,12 +84,15 @@ class LightningDiT(Model):
         num_classes: int,
         patch_size: int = 1,
         mlp_ratio: float = 4.0,
+        head_width: int | None = None,
+        head_depth: int = 2,
     ):
         super().__init__()
         if input_size % patch_size:
             raise ValueError(f"input_size {input_size} is not a multiple of patch_size {patch_size}")
-        if width % heads or width // heads % 4:
-            raise ValueError(f"width {width} must be a multiple of 4 * heads ({heads} heads)")
+        for name, value in (("width", width), ("head_width", width if head_width is None else head_width)):
+            if value < 1 or value % (4 * heads):
+                raise ValueError(f"{name} {value} must be a multiple of 4 * heads ({heads} heads)")
         side = input_size // patch_size
         self.gradient_checkpointing = False
         self.x_embedder = PatchEmbedder(in_channels, patch_size, width)
@@ -95,9 +103,11 @@ class LightningDiT(Model):
         cos, sin = rope_tables(side, width // heads)
         self.register_buffer("rope_cos", cos, persistent=False)
         self.register_buffer("rope_sin", sin, persistent=False)
-        hidden = int(2 / 3 * int(width * mlp_ratio))
-        self.blocks = nn.ModuleList(Block(width, heads, hidden) for _ in range(depth))
-        self.final_layer = FinalLayer(width, patch_size**2 * in_channels)
+        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
+        if head_width is not None:
+            embedder = PatchEmbedder(in_channels, patch_size, head_width)
+            self.head = Head(embedder, width, head_width, head_depth, heads, mlp_ratio, side)
+        self.final_layer = FinalLayer(head_width or width, patch_size**2 * in_channels)
         self.initialize()
 
     def initialize(self) -> None:
@@ -106,12 +116,14 @@ class LightningDiT(Model):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.constant_(module.bias, 0.0)
-        nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
-        nn.init.zeros_(self.x_embedder.proj.bias)  # type: ignore[arg-type]
+        head: list[Any] = [self.head] if hasattr(self, "head") else []
+        for embedder in (self.x_embedder, *(part.x_embedder for part in head)):
+            nn.init.xavier_uniform_(embedder.proj.weight.flatten(1))
+            nn.init.zeros_(embedder.proj.bias)
         embedders: list[Any] = [self.t_embedder.mlp[0], self.t_embedder.mlp[2], self.y_embedder.embedding_table]
         for layer in embedders:
             nn.init.normal_(layer.weight, std=0.02)
-        parts: list[Any] = [*self.blocks, self.final_layer]
+        parts: list[Any] = [*self.blocks, *(block for part in head for block in part.blocks), self.final_layer]
         for part in parts:
             nn.init.zeros_(part.adaLN_modulation[1].weight)
         nn.init.zeros_(self.final_layer.linear.weight)
@@ -120,13 +132,21 @@ class LightningDiT(Model):
         """z_t [b, C, H, W], t [b] in [0, 1] (0 noise, 1 data), labels [b] int64 -> velocity [b, C, H, W], float32."""
         x_bnd = self.x_embedder(z_t) + self.pos_embed
         # Every modulation starts with SiLU of the same condition: once here instead of in each block.
-        c_bd = F.silu(self.t_embedder(t) + self.y_embedder(labels))
-        for block in self.blocks:
+        c_b1d = F.silu(self.t_embedder(t) + self.y_embedder(labels))[:, None]
+        x_bnd = self._run(self.blocks, x_bnd, c_b1d, self.rope_cos, self.rope_sin)
+        if self.config["head_width"] is None:
+            return self.unpatchify(self.final_layer(x_bnd, c_b1d))
+        c_bnd = self.head.condition(x_bnd, c_b1d)
+        x_bnd = self._run(self.head.blocks, self.head.x_embedder(z_t), c_bnd, self.head.rope_cos, self.head.rope_sin)
+        return self.unpatchify(self.final_layer(x_bnd, c_bnd))
+
+    def _run(self, blocks: Any, x_bnd: Tensor, c: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        for block in blocks:
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x_bnd = self._gradient_checkpointing_func(block, x_bnd, c_bd, self.rope_cos, self.rope_sin)
+                x_bnd = self._gradient_checkpointing_func(block, x_bnd, c, cos, sin)
             else:
-                x_bnd = block(x_bnd, c_bd, self.rope_cos, self.rope_sin)
-        return self.unpatchify(self.final_layer(x_bnd, c_bd))
+                x_bnd = block(x_bnd, c, cos, sin)
+        return x_bnd
 
     def unpatchify(self, x_bno: Tensor) -> Tensor:
         """Tokens [b, n, p * p * C] (row, column, channel within a patch) -> [b, C, H, W]."""
@@ -136,19 +156,55 @@ class LightningDiT(Model):
         return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
-class Block(nn.Module):
-    """x + gate * attention(modulated x), then the same with the MLP."""
+class Head(nn.Module):
+    """A few wide blocks that see z_t anew, conditioned at each token on what the backbone says of it.
 
-    def __init__(self, width: int, heads: int, hidden: int):
+    A velocity has the latents' C channels, noise in all of them; a network whose tokens are narrower than
+    that cannot express it. Only this part need be as wide: DDT (arXiv 2504.05741), RAE (arXiv 2510.11690).
+    It has as many attention heads as the backbone.
+    """
+
+    rope_cos: Tensor
+    rope_sin: Tensor
+
+    def __init__(
+        self,
+        x_embedder: PatchEmbedder,
+        width: int,
+        head_width: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: float,
+        side: int,
+    ):
+        super().__init__()
+        self.x_embedder = x_embedder
+        self.norm = RMSScale(width)
+        self.projection = nn.Linear(width, head_width)
+        self.blocks = nn.ModuleList(Block(head_width, heads, mlp_ratio) for _ in range(depth))
+        cos, sin = rope_tables(side, head_width // heads)
+        self.register_buffer("rope_cos", cos, persistent=False)
+        self.register_buffer("rope_sin", sin, persistent=False)
+
+    def condition(self, x_bnd: Tensor, c_b1d: Tensor) -> Tensor:
+        """The backbone's tokens and its own condition -> the head's, one per token: [b, n, head width]."""
+        return F.silu(self.projection(normalised(x_bnd) * self.norm.weight + c_b1d))
+
+
+class Block(nn.Module):
+    """x + gate * attention(modulated x), then the same with the MLP. The condition c is [b, 1 or n, d]: one for all
+    tokens, or one for each."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float):
         super().__init__()
         self.norm1 = RMSScale(width)
         self.attn = Attention(width, heads)
         self.norm2 = RMSScale(width)
-        self.mlp = SwiGLU(width, hidden)
+        self.mlp = SwiGLU(width, int(2 / 3 * int(width * mlp_ratio)))
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
-    def forward(self, x_bnd: Tensor, c_bd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation[1](c_bd)[:, None].chunk(6, dim=-1)
+    def forward(self, x_bnd: Tensor, c: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation[1](c).chunk(6, dim=-1)
         x_bnd = torch.addcmul(x_bnd, gate1, self.attn(modulated(x_bnd, self.norm1.weight, scale1, shift1), cos, sin))
         return torch.addcmul(x_bnd, gate2, self.mlp(modulated(x_bnd, self.norm2.weight, scale2, shift2)))
 
@@ -239,11 +295,11 @@ class FinalLayer(nn.Module):
         self.linear = nn.Linear(width, out_width)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
-    def forward(self, x_bnd: Tensor, c_bd: Tensor) -> Tensor:
+    def forward(self, x_bnd: Tensor, c: Tensor) -> Tensor:
         # float32 under autocast too: guidance multiplies the difference of two outputs that are nearly equal, and with
         # it their rounding. At scale 5 this takes the error of bf16 from 2e-2 to 2e-3, and the layer is small.
         with torch.autocast(x_bnd.device.type, enabled=False):
-            shift, scale = linear32(self.adaLN_modulation[1], c_bd)[:, None].chunk(2, dim=-1)
+            shift, scale = linear32(self.adaLN_modulation[1], c).chunk(2, dim=-1)
             return linear32(self.linear, modulated(x_bnd.float(), self.norm_final.weight.float(), scale, shift))
 
 
@@ -258,9 +314,9 @@ def normalised(x: Tensor) -> Tensor:
     return x * (norm.square() / x.shape[-1] + 1e-6).rsqrt().to(x.dtype)
 
 
-def modulated(x_bnd: Tensor, weight_d: Tensor, scale_b1d: Tensor, shift_b1d: Tensor) -> Tensor:
+def modulated(x_bnd: Tensor, weight_d: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """RMSNorm(x) * (1 + scale) + shift, with both factors joined while they are small."""
-    return torch.addcmul(shift_b1d, normalised(x_bnd), weight_d * (1 + scale_b1d))
+    return torch.addcmul(shift, normalised(x_bnd), weight_d * (1 + scale))
 
 
 def rotate(x_bnhe: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -7,20 +7,21 @@ turn too. Only those turns run the decoder.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dmvae import distributed
 from dmvae.evaluation.latents import effective_rank
 from dmvae.inputs import Inputs, describe_latents
 from dmvae.losses.objective import add_objective, discriminate, new_discriminator, reconstruct
-from dmvae.matching import MatchingConfig
+from dmvae.losses.pull import Pull
+from dmvae.matching import BringsStudent, MatchingConfig
 from dmvae.matching.dmd import DMDConfig
 from dmvae.models import LightningDiT
+from dmvae.references import Reference
 from dmvae.training.contract import Batch, Networks, Update
 from dmvae.training.flow import FlowTraining, flow_update
 from dmvae.training.random import Random
@@ -33,7 +34,7 @@ USES = ("autoencoder", "losses")
 @dataclass(frozen=True, kw_only=True)
 class MatchingTraining(FlowTraining):
     """Distribution matching. The student has its teacher's architecture; `model` is the student's where
-    the reference has a closed form and so no teacher network."""
+    the reference has a closed form and so no teacher network. An objective may bring another network instead."""
 
     objective: MatchingConfig = field(default_factory=DMDConfig)
     """The matching objective, by `type`."""
@@ -64,15 +65,19 @@ def build(config: MatchingTraining, inputs: Inputs) -> Networks:
     autoencoder.latent_std.copy_(normalisation["std"])
     modules: dict[str, Any] = {"autoencoder": autoencoder}
     extra: dict[str, Any] = {"config": config, "dataset": inputs.train_set}
-    folder = inputs.reads["reference"] / "teacher"
+    extra["objective"] = objective = config.objective.build(inputs.num_classes)
+    shape, folder = describe_latents(inputs.recipe), inputs.reads["reference"] / "teacher"
     if folder.exists():
         modules["teacher"] = LightningDiT.from_pretrained(folder).requires_grad_(False)
+    else:
+        extra["teacher"] = _reference(inputs).velocity
+    if isinstance(objective, BringsStudent):
+        extra["reference"] = _reference(inputs)
+        modules["student"] = objective.build_student(shape, inputs.num_classes)
+    elif folder.exists():
         modules["student"] = LightningDiT.from_pretrained(folder)
     else:
-        assert inputs.recipe.reference is not None
-        extra["teacher"] = inputs.recipe.reference.distribution.build(inputs).velocity
-        modules["student"] = config.model.build(describe_latents(inputs.recipe), inputs.num_classes)
-    extra["objective"] = config.objective.build(inputs.num_classes)
+        modules["student"] = config.model.build(shape, inputs.num_classes)
     networks = Networks(
         modules,
         trains={
@@ -89,6 +94,12 @@ def build(config: MatchingTraining, inputs: Inputs) -> Networks:
     return networks
 
 
+def _reference(inputs: Inputs) -> Reference:
+    """The reference, opened in the folder of its own stage, where it finds what it made there."""
+    assert inputs.recipe.reference is not None
+    return inputs.recipe.reference.distribution.build(replace(inputs, out=inputs.reads["reference"]))
+
+
 def updates(networks: Networks, batch: Batch, rng: Random) -> Iterator[Update]:
     config: MatchingTraining = networks.config
     turn, off = divmod(batch.step - config.student_warmup, config.student_steps)
@@ -98,7 +109,10 @@ def updates(networks: Networks, batch: Batch, rng: Random) -> Iterator[Update]:
     latents = networks.autoencoder.normalize(raw.detach().float())
     if tokenizer_turn:
         yield from _tokenizer_turns(networks, batch, raw, latents, rng, health=turn % config.health_every == 0)
-    yield flow_update("student", networks.student, latents, batch.labels, config, rng)
+    if isinstance(networks.objective, BringsStudent):
+        yield networks.objective.student_update(networks.student, latents, batch.labels, networks.reference, rng)
+    else:
+        yield flow_update("student", networks.student, latents, batch.labels, config, rng)
 
 
 def _tokenizer_turns(
@@ -123,27 +137,3 @@ def _tokenizer_turns(
     yield Update("tokenizer", loss, log)
     if networks.discriminator is not None:
         yield discriminate(networks, batch.data, recon, rng)
-
-
-class Pull(torch.autograd.Function):
-    """The identity on latents whose backward pass adds the matching gradient to the reconstruction's.
-
-    The two meet where both are known: their norms are logged there, and lambda can be a ratio of them
-    without a second backward pass through the decoder.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, pull: Tensor, weight: float, relative: bool, log: dict) -> Tensor:
-        ctx.save_for_backward(pull)
-        ctx.weight, ctx.relative, ctx.log = weight, relative, log
-        return z.view_as(z)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
-        (gradient,), (pull,) = gradients, ctx.saved_tensors
-        squares = torch.stack([gradient.float().square().sum(), pull.square().sum()])
-        reconstruction, matching = distributed.average(squares).sqrt()
-        scale = ctx.weight * (reconstruction / matching.clamp_min(1e-12) if ctx.relative else 1.0)
-        ctx.log["health/gradient_reconstruction"] = reconstruction
-        ctx.log["health/gradient_matching"] = scale * matching
-        return gradient + (scale * pull).to(gradient.dtype), None, None, None, None

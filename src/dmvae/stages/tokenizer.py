@@ -73,7 +73,8 @@ def build(config: TokenizerConfig, inputs: Inputs) -> Networks:
     add_objective(networks, inputs.recipe.losses, new_discriminator(inputs.recipe.losses, inputs.recipe.data.channels))
     if config.alignment is not None:
         target = inputs.frozen_encoder()
-        projection = config.alignment.new_projection(autoencoder.config.latent_channels, target.channels)
+        width: int = target.channels  # type: ignore[assignment]
+        projection = config.alignment.new_projection(autoencoder.config.latent_channels, width)
         networks.modules |= {"target": target, "projection": projection}
         networks.trains["projection"] = list(projection.parameters())
     return networks

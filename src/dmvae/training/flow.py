@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -26,16 +28,33 @@ class FlowModelConfig:
     """Attention heads."""
     patch_size: int = 1
     """Latents along each side that a token holds, where `size` is null; more than 1 for pixels."""
+    head_width: int | None = None
+    """Channels of a wide shallow head on the network, a multiple of 4 * heads, for latents with more channels than
+    the network's tokens have (RAE, arXiv 2510.11690); null is none."""
+    head_depth: int = 2
+    """Transformer blocks of the head."""
 
     def build(self, latent_shape: tuple[int, int, int], num_classes: int) -> LightningDiT:
-        """The network for latents (C, H, W)."""
+        """The network for latents (C, H, W). Warns where it is too narrow for them."""
         channels, side, other = latent_shape
         assert side == other, "latents are square"
-        common = {"in_channels": channels, "input_size": side, "num_classes": num_classes}
+        common: dict[str, Any] = {"in_channels": channels, "input_size": side, "num_classes": num_classes}
+        common |= {"head_width": self.head_width, "head_depth": self.head_depth}
         if self.size is not None:
-            return lightningdit(self.size, **common)
-        numbers = {"width": self.width, "depth": self.depth, "heads": self.heads, "patch_size": self.patch_size}
-        return LightningDiT(**numbers, **common)
+            model = lightningdit(self.size, **common)
+        else:
+            numbers = {"width": self.width, "depth": self.depth, "heads": self.heads, "patch_size": self.patch_size}
+            model = LightningDiT(**numbers, **common)
+        shape = model.config
+        held, wide = channels * shape.patch_size**2, shape.head_width or shape.width
+        if wide < held:
+            warnings.warn(
+                f"a token of these latents holds {held} values, more than the {wide} channels of the flow model's last "
+                "layers, which then cannot express a velocity's noise (arXiv 2510.11690): "
+                f"set model.head_width to at least {-(-held // (4 * shape.heads)) * 4 * shape.heads}",
+                stacklevel=2,
+            )
+        return model
 
 
 @dataclass(frozen=True, kw_only=True)

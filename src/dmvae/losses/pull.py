@@ -1,0 +1,37 @@
+"""A second gradient that joins the reconstruction's at the latents."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmvae import distributed
+
+
+class Pull(torch.autograd.Function):
+    """The identity on latents whose backward pass adds another loss's gradient to the reconstruction's.
+
+    The two meet where both are known: their norms are logged there (`health/gradient_reconstruction`,
+    `health/gradient_NAME`), and the weight can be a ratio of them without a second backward pass through
+    the decoder.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, z: Tensor, pull: Tensor, weight: float, relative: bool, log: dict, name: str = "matching"
+    ) -> Tensor:
+        ctx.save_for_backward(pull)
+        ctx.weight, ctx.relative, ctx.log, ctx.name = weight, relative, log, name
+        return z.view_as(z)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+        (gradient,), (pull,) = gradients, ctx.saved_tensors
+        squares = torch.stack([gradient.float().square().sum(), pull.square().sum()])
+        reconstruction, other = distributed.average(squares).sqrt()
+        scale = ctx.weight * (reconstruction / other.clamp_min(1e-12) if ctx.relative else 1.0)
+        ctx.log["health/gradient_reconstruction"] = reconstruction
+        ctx.log[f"health/gradient_{ctx.name}"] = scale * other
+        return gradient + (scale * pull).to(gradient.dtype), None, None, None, None, None

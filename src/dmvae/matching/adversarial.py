@@ -1,0 +1,110 @@
+"""Adversarial matching: an adversarial autoencoder (Makhzani et al., arXiv 1511.05644) to any reference.
+
+A critic tells the reference's samples from the latents, both [n, C, H, W] normalised per channel, with their
+labels; the latents move to where it cannot. It needs no velocity, and so no teacher.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dmvae.flow.guidance import Velocity
+from dmvae.matching import MatchingConfig
+from dmvae.registry import register
+from dmvae.training.contract import Update
+from dmvae.training.random import Random
+
+if TYPE_CHECKING:
+    from dmvae.references import Reference
+
+
+@register("adversarial")
+@dataclass(frozen=True, kw_only=True)
+class AdversarialMatching(MatchingConfig):
+    """The non-saturating adversarial loss; it descends a Jensen-Shannon divergence, as well as the critic knows it."""
+
+    width: int = 128
+    """Channels of the critic."""
+    depth: int = 3
+    """Its residual blocks, each of which sees one latent further on every side."""
+    penalty: float = 1.0
+    """gamma of the penalty gamma / 2 |dD/dz|^2 at the reference's samples (R1, arXiv 1801.04406), without which the
+    critic of two distributions that do not overlap grows without bound; 0 is off."""
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.depth < 0 or self.penalty < 0:
+            raise ValueError(
+                "width must be at least 1, depth and penalty at least 0; "
+                f"got {self.width}, {self.depth} and {self.penalty}"
+            )
+
+    def build(self, num_classes: int) -> Adversary:
+        return Adversary(self)
+
+
+class Adversary:
+    def __init__(self, config: AdversarialMatching) -> None:
+        self.config = config
+
+    def build_student(self, latent_shape: tuple[int, int, int], num_classes: int) -> Critic:
+        return Critic(latent_shape[0], num_classes, self.config.width, self.config.depth)
+
+    def loss(
+        self, z: Tensor, labels: Tensor, teacher: Velocity | None, student: Any, generator: Random
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """mean log(1 + exp(-D(z, label))): latents look like the reference where D is large."""
+        return F.softplus(-student(z, labels)).mean(), {}
+
+    def student_update(self, student: Any, z: Tensor, labels: Tensor, reference: Reference, rng: Random) -> Update:
+        """mean log(1 + exp(-D(reference))) + mean log(1 + exp(D(z))) + penalty."""
+        real, real_labels = (x.to(z.device) for x in reference.sample(len(z), rng))
+        real.requires_grad_(self.config.penalty > 0)
+        at_real, at_z = student(real, real_labels), student(z, labels)
+        loss = F.softplus(-at_real).mean() + F.softplus(at_z).mean()
+        log = {
+            "critic/reference": at_real.detach().mean(),
+            "critic/latents": at_z.detach().mean(),
+            "critic/accuracy": 0.5 * ((at_real > 0).float().mean() + (at_z < 0).float().mean()),
+        }
+        if self.config.penalty > 0:
+            (slope,) = torch.autograd.grad(at_real.sum(), real, create_graph=True)
+            log["critic/slope"] = square = slope.square().sum(dim=(1, 2, 3)).mean()
+            loss = loss + 0.5 * self.config.penalty * square
+        return Update("student", loss, log)
+
+
+class Critic(nn.Module):
+    """D(z, label): 3x3 convolutions with shortcuts, their mean over places, and a logit that depends on the label
+    through an inner product (projection discriminator, arXiv 1802.05637).
+
+    No normalisation inside: it would hide the mean and spread of the latents, which are to be compared.
+    """
+
+    def __init__(self, channels: int, num_classes: int, width: int, depth: int):
+        super().__init__()
+        self.embed = nn.Conv2d(channels, width, 1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.LeakyReLU(0.2), nn.Conv2d(width, width, 1))
+            for _ in range(depth)
+        )
+        self.logit = nn.Linear(width, 1)
+        self.labels = nn.Embedding(num_classes + 1, width)
+        nn.init.zeros_(self.labels.weight)
+
+    def forward(self, z: Tensor, labels: Tensor) -> Tensor:
+        """z [n, C, H, W], labels int64 [n] in 0 .. num_classes -> logits [n], float32, higher for the reference."""
+        with torch.autocast(z.device.type, enabled=False):  # the penalty differentiates twice, and it is small
+            x = self.embed(z.float())
+            for block in self.blocks:
+                x = x + block(F.leaky_relu(x, 0.2))
+            pooled = F.leaky_relu(x, 0.2).mean(dim=(2, 3))
+            return self.logit(pooled).squeeze(1) + (self.labels(labels) * pooled).sum(1)
+
+    def compiled_parts(self) -> list[nn.Module]:
+        """None: torch.compile does not differentiate twice."""
+        return []

@@ -1,0 +1,72 @@
+"""Alignment losses: their zeros, their margins, what they do not see."""
+
+import pytest
+import torch
+from torch import nn
+
+from dmvae.losses.alignment import AlignmentConfig, cosines, marginal_cosine, marginal_distance, squared_difference
+
+
+def features(channels: int = 6, seed: int = 0):
+    return torch.randn(3, channels, 2, 4, generator=torch.Generator().manual_seed(seed))
+
+
+def rotated(x, seed: int = 5):
+    q, _ = torch.linalg.qr(torch.randn(x.shape[1], x.shape[1], generator=torch.Generator().manual_seed(seed)))
+    return torch.einsum("dc,nchw->ndhw", q, x)
+
+
+def test_the_cosine_loss_is_zero_for_any_length_of_an_aligned_vector():
+    f = features()
+    assert marginal_cosine(7 * f, f, margin=0.0) == pytest.approx(0, abs=1e-6)
+    assert marginal_cosine(-f, f, margin=0.0) == pytest.approx(2, abs=1e-6)
+
+
+def test_the_cosine_loss_forgives_its_margin():
+    f = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1)
+    z = torch.tensor([0.6, 0.8]).view(1, 2, 1, 1)  # cosine 0.6
+    assert marginal_cosine(z, f, margin=0.3) == pytest.approx(0.1, abs=1e-6)
+    assert marginal_cosine(z, f, margin=0.5) == 0
+
+
+def test_the_distance_loss_sees_geometry_only():
+    """A rotation of the features, a scale of the latents and another width change nothing."""
+    z, f = features(4, 1), features()
+    loss = marginal_distance(z, f, margin=0.1)
+    assert loss > 0.1
+    assert marginal_distance(z, rotated(f), margin=0.1) == pytest.approx(loss.item(), rel=1e-5)
+    assert marginal_distance(3 * z, f, margin=0.1) == pytest.approx(loss.item(), rel=1e-5)
+    assert marginal_distance(rotated(f), f, margin=0.0) == pytest.approx(0, abs=1e-5)
+
+
+def test_the_distance_loss_compares_pairs_within_an_image():
+    """Two places at right angles in f and at 60 degrees in z: two of four pairs differ, by 0.5."""
+    f = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).view(1, 2, 1, 2)
+    z = torch.tensor([[1.0, 0.5], [0.0, 0.75**0.5]]).view(1, 2, 1, 2)
+    assert marginal_distance(z, f, margin=0.25) == pytest.approx(2 * 0.25 / 4, abs=1e-6)
+    assert torch.allclose(cosines(z)[0], torch.tensor([[1.0, 0.5], [0.5, 1.0]]), atol=1e-6)
+
+
+def test_the_squared_difference_is_zero_at_equality():
+    f = features()
+    assert squared_difference(f, f) == 0
+    assert squared_difference(f + 2, f) == pytest.approx(4, rel=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "terms"), [("vf", {"cosine", "distance"}), ("l2", {"l2"})])
+def test_gradients_reach_latents_and_projection(kind, terms):
+    config = AlignmentConfig(kind=kind, m1=0.0, m2=0.0)
+    projection = config.new_projection(4, 6)
+    assert isinstance(projection, nn.Conv2d)
+    assert (projection.bias is not None) == (kind == "l2")
+    z = features(4, 1).requires_grad_()
+    loss, log = config.loss(z, projection(z), features())
+    loss.backward()
+    assert z.grad.abs().sum() > 0
+    assert projection.weight.grad.abs().sum() > 0
+    assert set(log) == {f"alignment/{term}" for term in terms}
+
+
+def test_a_negative_margin_is_refused():
+    with pytest.raises(ValueError, match="m1 must not be negative"):
+        AlignmentConfig(m1=-0.1)

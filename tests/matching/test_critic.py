@@ -1,0 +1,97 @@
+"""Adversarial matching: the critic tells two Gaussians apart, and latents follow it to the reference."""
+
+import pytest
+import torch
+
+from dmvae.matching import BringsStudent
+from dmvae.matching.adversarial import AdversarialMatching
+from dmvae.matching.dmd import DMDConfig
+from dmvae.references.gaussian import Gaussian
+from dmvae.training.random import Random
+
+SHAPE, CLASSES = (2, 3, 3), 3
+
+
+def play(latents, reference, *, steps, learning_rate=0.0, labels=None, penalty=1.0):
+    """`steps` turns of the critic, each followed by one of the latents; returns the critic, its last figures and the
+    latents."""
+    torch.manual_seed(0)
+    matching = AdversarialMatching(width=32, depth=1, penalty=penalty).build(CLASSES)
+    critic = matching.build_student(SHAPE, CLASSES)
+    z = latents.clone().requires_grad_()
+    labels = torch.zeros(len(z), dtype=torch.int64) if labels is None else labels
+    optimizers = [
+        torch.optim.Adam(critic.parameters(), 2e-3, betas=(0.9, 0.95)),
+        torch.optim.Adam([z], learning_rate, betas=(0.9, 0.95)),
+    ]
+    for step in range(steps):
+        rng = Random(1, step)
+        update = matching.student_update(critic, z.detach(), labels, reference, rng)
+        loss, _ = matching.loss(z, labels, None, critic, rng)
+        for optimizer, value, over in zip(
+            optimizers, (update.loss, loss), (list(critic.parameters()), [z]), strict=True
+        ):
+            optimizer.zero_grad()
+            value.backward(inputs=over, retain_graph=True)
+        for optimizer in optimizers:
+            optimizer.step()
+    return critic, update.log, z.detach()
+
+
+def test_it_brings_its_student_and_dmd_does_not():
+    assert isinstance(AdversarialMatching().build(CLASSES), BringsStudent)
+    assert not isinstance(DMDConfig().build(CLASSES), BringsStudent)
+
+
+def test_the_critic_separates_two_gaussians():
+    latents = 2 + 0.5 * Random(0).normal(64, *SHAPE)
+    _, log, _ = play(latents, Gaussian(SHAPE, CLASSES, 1.0), steps=60)
+    assert log["critic/accuracy"] > 0.95
+    assert log["critic/reference"] > 1 > -1 > log["critic/latents"]
+
+
+def test_latents_follow_the_critic_to_the_reference():
+    latents = 3 + 0.3 * Random(0).normal(64, *SHAPE)
+    _, _, z = play(latents, Gaussian(SHAPE, CLASSES, 1.0), steps=300, learning_rate=3e-2)
+    assert z.mean().abs() < 0.3
+    assert 0.6 < z.std() < 1.5
+
+
+class Halves:
+    """Latents +2 under label 1 and -2 under label 0."""
+
+    def sample(self, n, generator):
+        labels = generator.integers(2, n)
+        return (4.0 * labels - 2).view(-1, 1, 1, 1) + 0.3 * generator.normal(n, *SHAPE), labels
+
+
+def test_the_critic_listens_to_labels():
+    """Latents that lie where the reference does, under the wrong labels, are found out."""
+    labels = torch.arange(64) % 2
+    wrong = (2 - 4.0 * labels).view(-1, 1, 1, 1) + 0.3 * Random(0).normal(64, *SHAPE)
+    _, log, _ = play(wrong, Halves(), steps=80, labels=labels)
+    assert log["critic/accuracy"] > 0.95
+
+
+def test_the_penalty_flattens_the_critic():
+    latents = 4 + 0.3 * Random(0).normal(64, *SHAPE)
+    reference = Gaussian(SHAPE, CLASSES, 0.3)
+    slopes = [play(latents, reference, steps=60, penalty=penalty)[1]["critic/slope"] for penalty in (1e-6, 10.0)]
+    assert slopes[1] < 0.5 * slopes[0]
+    assert "critic/slope" not in play(latents, reference, steps=1, penalty=0.0)[1]
+
+
+def test_the_pull_is_on_latents_alone():
+    critic, _, z = play(Random(0).normal(8, *SHAPE), Gaussian(SHAPE, CLASSES, 1.0), steps=1)
+    matching = AdversarialMatching().build(CLASSES)
+    z.requires_grad_()
+    loss, _ = matching.loss(z, torch.zeros(8, dtype=torch.int64), None, critic, Random(0))
+    critic.zero_grad()
+    (pull,) = torch.autograd.grad(loss, z)
+    assert pull.abs().sum() > 0
+    assert all(p.grad is None for p in critic.parameters())
+
+
+def test_impossible_numbers_are_refused():
+    with pytest.raises(ValueError, match="width must be at least 1"):
+        AdversarialMatching(width=0)

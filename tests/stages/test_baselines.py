@@ -1,0 +1,235 @@
+"""The baselines: which networks move, what their latents are, and that each runs and resumes."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tiny
+from dmvae import Autoencoder
+from dmvae.inputs import Inputs
+from dmvae.recipe import load
+from dmvae.stages import decoder, matching, tokenizer
+from dmvae.stages.latents import LatentSet
+from dmvae.training.contract import Batch
+from dmvae.training.loop import Trainer
+from dmvae.training.random import Random
+
+ALONE = {"reference": None, "matching": None, "decoder": None}
+VARIANTS = {
+    "ae": ALONE | {"encoder": None, "tokenizer": {"train_encoder": True}},
+    "vavae": ALONE
+    | {
+        "autoencoder.variational": True,
+        "tokenizer": {
+            "train_encoder": True,
+            "start": "scratch",
+            "kl_weight": 1e-4,
+            "alignment": {"kind": "vf", "m1": 0},
+        },
+    },
+    "vavae_l2": ALONE | {"tokenizer": {"train_encoder": True, "start": "scratch", "alignment": {"kind": "l2"}}},
+    "rae": ALONE | {"autoencoder.latent_channels": None, "tokenizer": {"noise": 0.8}, "generator.model.head_width": 16},
+    "aae": {"matching.objective": {"type": "adversarial", "width": 8, "depth": 1}},
+}
+TOKENIZER = {"autoencoder.encoder", "autoencoder.bottleneck", "autoencoder.decoder"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Every variant, run to its end: (jobs by variant and stage, run folder)."""
+    folder = tmp_path_factory.mktemp("baselines")
+    path = tiny.write(folder, variants=VARIANTS, run__precision="float32")
+    jobs = [job for variant in VARIANTS for job in tiny.run(path, variant)]
+    return {(job.variant, job.stage.NAME): job for job in jobs}, folder / "run"
+
+
+def trainer_of(job):
+    section = getattr(job.recipe, job.stage.NAME)
+    trainer = Trainer(job.stage, section, Inputs(job.recipe, job.variant, job.folder, job.reads, torch.device("cpu")))
+    images, labels = trainer.networks.extra["dataset"].__getitems__(range(8))
+    return trainer, images.float() / 127.5 - 1, labels
+
+
+def moves(trainer, stage, batch):
+    """[(update's name, parts that it moved)] over one step; a part is a network, or a child of the autoencoder."""
+    found = []
+    for update in stage.updates(trainer.networks, batch, Random(0)):
+        before = {
+            name: {k: v.clone() for k, v in m.state_dict().items()} for name, m in trainer.networks.modules.items()
+        }
+        trainer.apply(update)
+        changed = {
+            f"{name}.{key.split('.')[0]}" if name == "autoencoder" else name
+            for name, module in trainer.networks.modules.items()
+            for key, value in module.state_dict().items()
+            if not torch.equal(before[name][key], value)
+        }
+        found.append((update.trains, changed))
+    return found
+
+
+def test_every_baseline_runs_to_its_figures(finished):
+    _, run_dir = finished
+    for variant in VARIANTS:
+        assert "psnr" in json.loads((run_dir / variant / "evaluate/metrics.json").read_text()), variant
+
+
+def test_a_plain_autoencoder_trains_whole_and_has_no_kl(finished):
+    trainer, x, y = trainer_of(finished[0]["ae", "tokenizer"])
+    assert moves(trainer, tokenizer, Batch(x, y, 0, 6)) == [("tokenizer", TOKENIZER)]
+    first = next(tokenizer.updates(trainer.networks, Batch(x, y, 0, 6), Random(0)))
+    assert first.log["tokenizer/kl"] == 0
+
+
+@pytest.mark.parametrize("variant", ["vavae", "vavae_l2"])
+def test_alignment_moves_the_projection_in_its_own_turn_and_never_the_target(finished, variant):
+    trainer, x, y = trainer_of(finished[0][variant, "tokenizer"])
+    assert moves(trainer, tokenizer, Batch(x, y, 5, 6)) == [
+        ("tokenizer", TOKENIZER),
+        ("projection", {"projection"}),
+        ("discriminator", {"discriminator"}),
+    ]
+    assert not trainer.networks.target.training
+
+
+def test_alignment_s_gradient_reaches_the_encoder_at_the_ratio_asked_for(finished):
+    trainer, x, y = trainer_of(finished[0]["vavae", "tokenizer"])
+    first = next(tokenizer.updates(trainer.networks, Batch(x, y, 0, 6), Random(0)))
+    log = trainer.apply(first)
+    assert log["health/gradient_alignment"] == pytest.approx(
+        0.1 * log["health/gradient_reconstruction"].item(), rel=1e-4
+    )
+    assert {"alignment/cosine", "alignment/distance"} <= set(log)
+
+
+def test_the_target_is_the_trained_encoder_and_the_tokenizer_starts_from_scratch(finished):
+    job = finished[0]["vavae", "tokenizer"]
+    trained = load_file(job.reads["encoder"] / "encoder" / "model.safetensors")
+    trainer, _, _ = trainer_of(job)
+    target, own = trainer.networks.target.state_dict(), trainer.networks.autoencoder.encoder.state_dict()
+    assert all(torch.equal(target[name], value) for name, value in trained.items())
+    assert not torch.equal(own["layers.0.weight"], trained["layers.0.weight"])
+
+
+def test_the_artifact_has_no_projection_and_no_target(finished):
+    _, run_dir = finished
+    assert set(load_file(run_dir / "vavae/tokenizer/autoencoder/diffusion_pytorch_model.safetensors")) == set(
+        Autoencoder.from_pretrained(run_dir / "vavae/latents/autoencoder").state_dict()
+    )
+    assert not (run_dir / "vavae/tokenizer/target").exists()
+
+
+@pytest.mark.parametrize("start", ["pretrained", None])
+def test_an_encoder_that_trains_starts_from_its_trained_weights_unless_told_otherwise(tmp_path, start):
+    over = {"variants": {"x": ALONE | {"tokenizer.train_encoder": True, "tokenizer.start": start}}}
+    job = {j.stage.NAME: j for j in tiny.run(tiny.write(tmp_path, **over), "x", until="encoder")}["tokenizer"]
+    trained = load_file(job.reads["encoder"] / "encoder" / "model.safetensors")
+    trainer, _, _ = trainer_of(job)
+    own = trainer.networks.autoencoder.encoder.state_dict()
+    assert all(torch.equal(own[name], value) for name, value in trained.items())
+
+
+@torch.no_grad()
+def test_rae_s_latents_are_the_frozen_encoder_s_features(finished):
+    jobs, run_dir = finished
+    trainer, x, _ = trainer_of(jobs["rae", "tokenizer"])
+    model = Autoencoder.from_pretrained(run_dir / "rae/latents/autoencoder")
+    assert (model.config.latent_channels, model.config.bottleneck_width) == (8, None)
+    z = model.encode(x).latents
+    assert torch.equal(z, model.encoder(x))
+    trained = load_file(jobs["rae", "tokenizer"].reads["encoder"] / "encoder" / "model.safetensors")
+    assert all(torch.equal(model.encoder.state_dict()[name], value) for name, value in trained.items())
+    assert not trainer.networks.autoencoder.encoder.training
+    seen, _ = LatentSet(run_dir / "rae/latents/latents").__getitems__(range(8))
+    assert torch.allclose(seen, model.normalize(z), atol=1e-4)
+
+
+def test_rae_moves_decoder_and_discriminator(finished):
+    trainer, x, y = trainer_of(finished[0]["rae", "tokenizer"])
+    assert moves(trainer, tokenizer, Batch(x, y, 5, 6)) == [
+        ("tokenizer", {"autoencoder.decoder"}),
+        ("discriminator", {"discriminator"}),
+    ]
+
+
+@pytest.mark.parametrize("stage", [tokenizer, decoder])
+def test_noise_is_on_what_the_decoder_sees_in_training(tmp_path, monkeypatch, stage):
+    over = {"autoencoder.latent_channels": None, "reference": None, "matching": None, f"{stage.NAME}.noise": 0.8}
+    path = tiny.write(tmp_path, variants={"x": over})
+    jobs = {j.stage.NAME: j for j in tiny.run(path, "x", until="tokenizer")}
+    trainer, x, y = trainer_of(jobs[stage.NAME])
+    model, seen = trainer.networks.autoencoder, []
+    decode = model.decode
+    monkeypatch.setattr(model, "decode", lambda z: seen.append(z) or decode(z))
+    next(stage.updates(trainer.networks, Batch(x, y, 0, 6), Random(0)))
+    z = model.encode(x).latents
+    strength = ((seen[0] - z) / z.std(dim=(0, 2, 3), keepdim=True)).flatten(1).std(1)
+    wanted = 0.8 * Random(0).normal(8).abs()
+    assert torch.allclose(strength, wanted, rtol=0.35)
+    seen.clear()
+    model(x)
+    assert torch.equal(seen[0], z)
+
+
+def test_aae_moves_the_critic_every_step_and_the_tokenizer_every_second(finished):
+    trainer, x, y = trainer_of(finished[0]["aae", "matching"])
+    assert moves(trainer, matching, Batch(x, y, 0, 8)) == [
+        ("tokenizer", TOKENIZER),
+        ("discriminator", {"discriminator"}),
+        ("student", {"student"}),
+    ]
+    assert moves(trainer, matching, Batch(x, y, 1, 8)) == [("student", {"student"})]
+    assert type(trainer.networks.student).__name__ == "Critic"
+
+
+def test_aae_reads_the_reference_where_its_stage_left_it(finished):
+    jobs, run_dir = finished
+    assert not (run_dir / "aae/matching/latents").exists()
+    trainer, _, _ = trainer_of(jobs["aae", "matching"])
+    z, _ = trainer.networks.reference.sample(4, Random(0))
+    assert z.shape == (4, 4, 3, 3)
+
+
+@pytest.mark.parametrize(("variant", "stage"), [("aae", "matching"), ("vavae", "tokenizer")])
+def test_interrupted_it_ends_in_the_same_weights(finished, tmp_path, monkeypatch, variant, stage):
+    _, whole = finished
+    path = tiny.write(tmp_path, variants={variant: VARIANTS[variant]}, run__precision="float32")
+    module = {"matching": matching, "tokenizer": tokenizer}[stage]
+    updates = module.updates
+
+    def fail(networks, batch, rng):
+        if batch.step == 5:
+            raise RuntimeError("power cut")
+        yield from updates(networks, batch, rng)
+
+    monkeypatch.setattr(module, "updates", fail)
+    with pytest.raises(RuntimeError, match="power cut"):
+        tiny.run(path, variant, until=stage)
+    assert list(tmp_path.glob(f"run/stages/{stage}*/checkpoints/step-00000003"))
+    monkeypatch.undo()
+    tiny.run(path, variant, until=stage)
+    ours = {name: value for name, value in tiny.weights(tmp_path / "run").items() if f"/{stage}/" in name}
+    theirs = tiny.weights(whole)
+    assert {name.split("/")[2] for name in ours} >= ({"student"} if stage == "matching" else {"projection"})
+    assert [name for name, value in ours.items() if not torch.equal(value, theirs[name])] == []
+
+
+@pytest.mark.parametrize(
+    ("over", "message"),
+    [
+        ({"tokenizer.start": "scratch"}, "tokenizer: start: from scratch, a frozen encoder stays random"),
+        ({"tokenizer.noise": -1}, "noise must not be negative"),
+        ({"autoencoder.variational": True, "autoencoder.latent_channels": None}, "give latent_channels"),
+    ],
+)
+def test_a_mistake_is_refused_with_its_mend(tmp_path, over, message):
+    with pytest.raises(ValueError, match=message):
+        load(tiny.write(tmp_path, variants={"x": over}))
+
+
+def test_a_frozen_encoder_without_a_bottleneck_has_nothing_to_align(tmp_path):
+    over = ALONE | {"autoencoder.latent_channels": None, "tokenizer.alignment": {"kind": "vf"}}
+    with pytest.raises(ValueError, match="nothing that could be aligned"):
+        tiny.run(tiny.write(tmp_path, variants={"x": over}), "x", until="tokenizer")
