@@ -97,3 +97,13 @@ def test_merge_reaches_by_dots_and_replaces_a_section_of_another_type():
 
 def test_docstrings_under_fields_are_found():
     assert configs.describe(Round) == {"radius": "Radius in pixels."}
+
+
+def test_a_path_is_read_from_text_and_written_as_text():
+    from pathlib import Path
+
+    from dmvae.encoders.timm import TimmEncoder
+
+    encoder = configs.read(TimmEncoder, {"model": "resnet18", "checkpoint": "~/weights.pt"})
+    assert encoder.checkpoint == Path("~/weights.pt").expanduser()
+    assert configs.plain(encoder)["checkpoint"] == str(encoder.checkpoint)

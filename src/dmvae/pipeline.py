@@ -145,6 +145,8 @@ def _fingerprint(stage: ModuleType, recipe: Recipe, dataset: str, reads: list[st
     everything = configs.plain(recipe)
     if recipe.pretrained is not None:
         everything["pretrained"]["content"] = recipe.pretrained.fingerprint()
+    if recipe.reference is not None and (content := recipe.reference.distribution.fingerprint()):
+        everything["reference"]["distribution"]["content"] = content
     uses = {path: _at(everything, path) for path in stage.USES}
     key = {
         "stage": stage.NAME,

@@ -121,7 +121,8 @@ class BatchNorm2d(nn.BatchNorm2d):
             count = x.numel() // x.shape[1] * world_size()
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
-            self.num_batches_tracked += 1  # type: ignore[operator]
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked += 1
         scale = (variance + self.eps).rsqrt() * self.weight
         shift = self.bias - mean * scale
         return torch.addcmul(shift[:, None, None], wide, scale[:, None, None]).to(x.dtype)

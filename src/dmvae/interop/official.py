@@ -83,7 +83,7 @@ def export_vae(autoencoder: Autoencoder | Path, file: Path) -> None:
         ),
         f"its encoder has arguments that theirs lacks ({', '.join(others)})": others,
         "its bottleneck is variational": model.config["variational"],
-        "its bottleneck has no hidden layer": model.config["bottleneck_width"] == 0,
+        "its bottleneck has no hidden layer": not model.config["bottleneck_width"],
     }
     if found := [reason for reason, holds in reasons.items() if holds]:
         raise ValueError(f"{where}: {'; '.join(found)}")

@@ -1,4 +1,12 @@
-"""Reference distributions: one file each. A reference says how the latents shall be distributed."""
+"""Reference distributions: one file each. A reference says how the latents shall be distributed.
+
+How latents are normalised, the one rule: a reference is a distribution of *normalised* latents, (z - mean) / std of
+the tokenizer's raw ones. `features` with the tokenizer's own bottleneck has the mean and std of those features: raw
+latents shall follow them as they are. Every other reference comes at unit scale, foreign features because they are
+standardised per channel, and takes mean and std from the tokenizer's *initial* latents: then matching starts with
+latents whose per-channel mean and std are the reference's already, whatever scale the tokenizer happens to have, and
+moves their shape. The references written as formulas can be had for raw latents instead (`scale: raw`).
+"""
 
 from __future__ import annotations
 
@@ -33,7 +41,9 @@ class Reference(Protocol):
         The label `num_classes` means "no label"."""
 
     def sample(self, n: int, generator: Random) -> tuple[Tensor, Tensor]:
-        """(latents [n, C, H, W] float32, labels int64 [n])."""
+        """(latents [n, C, H, W] float32, labels int64 [n]). Every class occurs: the teacher is asked about them all.
+        Where labels carry no information, or a class has no latents of its own, its label stands for the whole
+        reference."""
         ...
 
 
@@ -43,9 +53,13 @@ class ReferenceConfig(Registered):
 
     def build(self, inputs: Inputs) -> Reference:
         """Open the reference for the recipe's latents: `dmvae.inputs.describe_latents(inputs.recipe)` is their
-        shape; files that it makes go under `inputs.out`.
+        shape; files that it makes go under `inputs.out`, where a second call finds them.
 
         Raises:
             ValueError: when it cannot have that shape, or its data is missing.
         """
         raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """Changes when the files that the fields name change; empty without such files."""
+        return ""

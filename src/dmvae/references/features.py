@@ -1,15 +1,15 @@
-"""Reference `features`: the latents that the frozen encoder and the bottleneck give the training images."""
+"""Reference `features`: what the tokenizer's own encoder sees in the training images."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+from torch import nn
 
-from dmvae.references import ReferenceConfig
+from dmvae.references.data import DataConfig, Samples, encode, encoded, open_latents
+from dmvae.references.reduction import Reduction
 from dmvae.registry import register
-from dmvae.training.random import Random
 
 if TYPE_CHECKING:
     from dmvae.inputs import Inputs
@@ -17,27 +17,21 @@ if TYPE_CHECKING:
 
 @register("features")
 @dataclass(frozen=True, kw_only=True)
-class FeaturesReference(ReferenceConfig):
+class FeaturesReference(DataConfig):
     """Features of the tokenizer's encoder (self-supervised, or any timm model's), through its bottleneck:
     the paper's reference."""
 
-    def build(self, inputs: Inputs) -> Features:
-        from dmvae.stages.latents import LatentSet, encode_dataset
+    reduction: Reduction = "bottleneck"
+    """How the encoder's channels become the latents': "bottleneck", the tokenizer's own, learned with the
+    reconstruction of images; "pca", principal components, whitened; "random", a random orthogonal projection."""
 
-        folder = inputs.out / "latents"
-        encode_dataset(
-            inputs.autoencoder(), inputs.train_set, folder, inputs, title=f"{inputs.variant}  reference data"
-        )
-        return Features(LatentSet(folder))
+    def build(self, inputs: Inputs) -> Samples:
+        if self.reduction != "bottleneck":
+            return super().build(inputs)
+        if not encoded(inputs.out / "latents"):
+            encode(inputs.autoencoder(), self.chosen(inputs), inputs.out / "latents", inputs)
+        latents = open_latents(inputs)
+        return Samples(latents, inputs.num_classes, latents.mean, latents.std)
 
-
-class Features:
-    velocity: None = None
-
-    def __init__(self, latents) -> None:
-        self.latents = latents
-        self.mean, self.std = latents.mean, latents.std
-
-    def sample(self, n: int, generator: Random) -> tuple[Tensor, Tensor]:
-        index = generator.integers(len(self.latents), n).cpu()
-        return self.latents.__getitems__(index)
+    def network(self, inputs: Inputs) -> nn.Module:
+        return inputs.autoencoder().encoder

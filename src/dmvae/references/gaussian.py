@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dmvae.flow.path import expand
-from dmvae.references import ReferenceConfig
+from dmvae.references.synthetic import SyntheticConfig
 from dmvae.registry import register
 from dmvae.training.random import Random
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @register("gaussian")
 @dataclass(frozen=True, kw_only=True)
-class GaussianReference(ReferenceConfig):
+class GaussianReference(SyntheticConfig):
     """N(0, std^2) in every latent element; labels carry no information."""
 
     std: float = 1.0
@@ -32,7 +32,10 @@ class GaussianReference(ReferenceConfig):
     def build(self, inputs: Inputs) -> Gaussian:
         from dmvae.inputs import describe_latents
 
-        return Gaussian(describe_latents(inputs.recipe), inputs.num_classes, self.std)
+        shape = describe_latents(inputs.recipe)
+        reference = Gaussian(shape, inputs.num_classes, self.std)
+        reference.mean, reference.std = self.statistics(inputs, shape[0])
+        return reference
 
 
 class Gaussian:

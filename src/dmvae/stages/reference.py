@@ -1,19 +1,25 @@
 """Stage `reference`: the teacher, a flow model of the reference distribution.
 
 A reference whose velocity has a closed form needs none; its stage then only records how latents are
-normalised.
+normalised. Before any training it says how far the reference is from the latents as they are.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
+import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
+from dmvae import distributed
 from dmvae.inputs import Inputs, describe_latents
-from dmvae.references import ReferenceConfig
+from dmvae.references import Reference, ReferenceConfig
+from dmvae.references.data import initial_latents
 from dmvae.references.features import FeaturesReference
+from dmvae.references.report import compare
 from dmvae.training.contract import Batch, Networks, Update
 from dmvae.training.flow import FlowTraining, flow_update
 from dmvae.training.random import Random
@@ -36,11 +42,10 @@ class ReferenceTraining(FlowTraining):
 
 
 def build(config: ReferenceTraining, inputs: Inputs) -> Networks:
-    reference = config.distribution.build(inputs)
-    inputs.out.mkdir(parents=True, exist_ok=True)
-    save_file({"mean": reference.mean, "std": reference.std}, inputs.out / "normalisation.safetensors")
-    z, labels = reference.sample(MAP_POINTS, Random(inputs.recipe.seed, NAME, "map"))
-    save_file({"latents": z.contiguous(), "labels": labels}, inputs.out / "map.safetensors")
+    # What a reference makes is made once, and then found: the teacher's first weights must not depend on that.
+    with torch.random.fork_rng(devices=[]):
+        reference = config.distribution.build(inputs)
+        _record(reference, inputs)
     if reference.velocity is not None:
         return Networks({})
     teacher = config.model.build(describe_latents(inputs.recipe), inputs.num_classes)
@@ -56,3 +61,23 @@ def updates(networks: Networks, batch: Batch, rng: Random) -> Iterator[Update]:
     z, labels = networks.reference.sample(len(batch.labels), rng)
     device = batch.labels.device
     yield flow_update("teacher", networks.teacher, z.to(device), labels.to(device), networks.config, rng)
+
+
+def _record(reference: Reference, inputs: Inputs) -> None:
+    """Write how latents are normalised and some samples, and say how the reference and the latents compare."""
+    z, labels = reference.sample(MAP_POINTS, Random(inputs.recipe.seed, NAME, "map"))
+    initial = initial_latents(inputs)
+    if not distributed.is_main():
+        return
+    inputs.out.mkdir(parents=True, exist_ok=True)
+    save_file({"mean": reference.mean, "std": reference.std}, inputs.out / "normalisation.safetensors")
+    save_file({"latents": z.contiguous(), "labels": labels}, inputs.out / "map.safetensors")
+    raw = initial.__getitems__(range(min(MAP_POINTS, len(initial))))[0] * _column(initial.std) + _column(initial.mean)
+    report = compare(z, (raw - _column(reference.mean)) / _column(reference.std))
+    (inputs.out / "report.json").write_text(json.dumps(asdict(report), indent=1))
+    for line in report.lines():
+        inputs.say(line)
+
+
+def _column(x: Tensor) -> Tensor:
+    return x.view(-1, 1, 1)

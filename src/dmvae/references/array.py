@@ -1,0 +1,127 @@
+"""Reference `array`: vectors, features or latents that a file holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from dmvae.references.data import DataConfig
+from dmvae.references.files import content_hash, parquet_files, read_column
+from dmvae.registry import nearest, register
+
+if TYPE_CHECKING:
+    from dmvae.inputs import Inputs
+
+SUFFIXES = (".npy", ".safetensors", ".parquet")
+
+
+@register("array")
+@dataclass(frozen=True, kw_only=True)
+class ArrayReference(DataConfig):
+    """Rows of an array, standardised per channel: latents [n, C, H, W] or [n, C H W], which are taken as they are;
+    features [n, d, h, w], which are resized and reduced; vectors [n, d] with d > C H W, of which each is reduced as a
+    whole. Without labels, these are drawn at random and carry no information."""
+
+    path: str
+    """A .npy file; a .safetensors file; a .parquet file, or a folder of them, with one (nested) list a row."""
+    key: str = "latents"
+    """Name of the tensor or column."""
+    labels: str | None = None
+    """Name of the tensor or column of labels, 0 to num_classes - 1; beside a .npy file, the path of another one."""
+
+    def network(self, inputs: Inputs) -> nn.Module:
+        from dmvae.inputs import describe_latents
+
+        shape, target = self._read(self.key).shape[1:], describe_latents(inputs.recipe)
+        size = math.prod(target)
+        if shape in (target, (size,)):
+            return Rows("latents", target)
+        if len(shape) == 3:
+            return Rows("map", tuple(shape))
+        if len(shape) == 1 and shape[0] > size:
+            return Rows("vector", (shape[0], 1, 1))
+        raise ValueError(
+            f"path: {self.path} holds rows of shape {list(shape)}, which do not make latents {list(target)}; give "
+            f"[n, {', '.join(map(str, target))}], [n, {size}], features [n, d, h, w], or vectors of more than {size} "
+            "components (a shorter one is a feature map [n, d, 1, 1])"
+        )
+
+    def dataset(self, inputs: Inputs) -> ArrayData:
+        rows = self._read(self.key)
+        if self.labels is None:
+            if self.classes is not None:
+                raise ValueError("classes: choosing classes of an array needs its labels; set reference.labels")
+            return ArrayData(rows, torch.full((len(rows),), -1))
+        labels = torch.from_numpy(np.array(self._read(self.labels), dtype=np.int64))
+        if labels.shape != (len(rows),) or not 0 <= int(labels.min()) <= int(labels.max()) < inputs.num_classes:
+            raise ValueError(
+                f"labels: {self.labels!r} has shape {list(labels.shape)} and values {int(labels.min())} to "
+                f"{int(labels.max())}; needed is [{len(rows)}] with values 0 to {inputs.num_classes - 1}"
+            )
+        return ArrayData(rows, labels)
+
+    def fingerprint(self) -> str:
+        """Of the names and contents of the files."""
+        side = [Path(self.labels).expanduser()] if self.labels is not None and self.path.endswith(".npy") else []
+        return content_hash([*self._files(), *side])
+
+    def _files(self) -> list[Path]:
+        files = parquet_files(Path(self.path).expanduser())
+        if files[0].suffix not in SUFFIXES:
+            raise ValueError(f"path: {self.path} is none of {', '.join(SUFFIXES)}; convert it, e.g. with numpy.save")
+        return files
+
+    def _read(self, key: str) -> Any:
+        """The array [n, ...], memory-mapped where its format allows. Raises ValueError naming what is wrong."""
+        files = self._files()
+        kind = files[0].suffix
+        try:
+            if kind == ".npy":
+                file = files[0] if key == self.key else Path(key).expanduser()
+                array: Any = np.load(file, mmap_mode="r", allow_pickle=False)
+            elif kind == ".safetensors":
+                tensors = load_file(files[0])
+                if key not in tensors:
+                    raise ValueError(f"no tensor is called {key!r}{nearest(key, tensors)}")
+                array = tensors[key].float().numpy()
+            else:
+                array = np.array(read_column(files, key), dtype=np.float32)
+        except Exception as error:  # each format's library has classes of its own
+            raise ValueError(f"path: {self.path} ({key}) cannot be read: {error}") from error
+        if array.ndim == 0 or len(array) == 0 or not np.issubdtype(array.dtype, np.number):
+            raise ValueError(f"path: {self.path} ({key}) holds {array.dtype} {list(array.shape)}, not rows of numbers")
+        return array
+
+
+class Rows(nn.Module):
+    """Rows of an array as features, of a `layout` that `dmvae.references.reduction.Reducer` describes."""
+
+    def __init__(self, layout: str, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.layout, self.shape = layout, shape
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return rows.view(len(rows), *self.shape)
+
+
+class ArrayData:
+    """Rows of numbers [n, ...] and labels [n] as a data set."""
+
+    def __init__(self, rows: Any, labels: Tensor) -> None:
+        self.rows, self.labels = rows, labels
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        index = torch.as_tensor(indices)
+        # A copy as float32: uint8 would be taken for images.
+        return torch.from_numpy(np.array(self.rows[index.numpy()], dtype=np.float32)), self.labels[index]

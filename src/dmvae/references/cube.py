@@ -1,0 +1,49 @@
+"""Reference `cube`: latent elements uniform in an interval."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from dmvae.references.synthetic import SyntheticConfig
+from dmvae.registry import register
+from dmvae.training.random import Random
+
+if TYPE_CHECKING:
+    from dmvae.inputs import Inputs
+
+
+@register("cube")
+@dataclass(frozen=True, kw_only=True)
+class CubeReference(SyntheticConfig):
+    """Uniform in [-half_width, half_width] in every element, independently; labels carry no information."""
+
+    half_width: float = math.sqrt(3)
+    """Half the cube's side; the square root of 3 gives variance 1."""
+
+    def __post_init__(self) -> None:
+        if self.half_width <= 0:
+            raise ValueError(f"half_width must be positive, got {self.half_width}")
+
+    def build(self, inputs: Inputs) -> Cube:
+        from dmvae.inputs import describe_latents
+
+        shape = describe_latents(inputs.recipe)
+        return Cube(shape, inputs.num_classes, self.half_width, *self.statistics(inputs, shape[0]))
+
+
+class Cube:
+    velocity: None = None
+
+    def __init__(
+        self, shape: tuple[int, int, int], num_classes: int, half_width: float, mean: Tensor, std: Tensor
+    ) -> None:
+        self.shape, self.num_classes, self.half_width = shape, num_classes, half_width
+        self.mean, self.std = mean, std
+
+    def sample(self, n: int, generator: Random) -> tuple[Tensor, Tensor]:
+        z = self.half_width * (2 * generator.uniform(n, *self.shape) - 1)
+        return z, generator.integers(self.num_classes, n)

@@ -1,0 +1,195 @@
+"""What the references made from data have in common: a data set goes through a feature network once, its features
+are brought to the latents' shape and kept in shards, and samples are drawn from those.
+
+Shapes: n items, d feature channels on a grid of any size; C, H, W of the latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from dmvae import distributed
+from dmvae.references import ReferenceConfig
+from dmvae.references.reduction import Reducer, Reduction, fit_linear, learn_bottleneck, load
+from dmvae.registry import nearest
+from dmvae.training.random import Random, seed_of
+
+if TYPE_CHECKING:
+    from dmvae.inputs import Inputs
+    from dmvae.stages.latents import LatentSet
+
+INITIAL_IMAGES = 2048
+FIT_VECTORS = 1 << 16
+FIT_ITEMS = 2048  # at least, where there are so many: vectors of one item resemble each other
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(ReferenceConfig):
+    """Fields of every reference made from data."""
+
+    classes: tuple[int | str, ...] | None = None
+    """Keep these classes only, by number or name; null keeps all. The label of a class left out stands for all that
+    are kept, since images of that class are matched too."""
+    reduction: Reduction = "pca"
+    """How d feature channels become the latents' C: "pca", principal components, whitened; "random", a random
+    orthogonal projection; "bottleneck", an MLP learned here by reconstruction of the features."""
+    reduction_width: int = 512
+    """Hidden width of that MLP."""
+    reduction_steps: int = 1000
+    """Its training steps."""
+
+    def network(self, inputs: Inputs) -> nn.Module:
+        """Maps the data (images in [-1, 1], or what `dataset` holds) to features [n, d, h, w]. Its attribute `layout`
+        is "map" where it has none; see `Reducer`."""
+        raise NotImplementedError
+
+    def dataset(self, inputs: Inputs) -> Any:
+        """The data: a map-style data set with `.labels`, -1 where an item has none."""
+        return inputs.train_set
+
+    def build(self, inputs: Inputs) -> Samples:
+        from dmvae.inputs import describe_latents
+
+        if not encoded(inputs.out / "latents"):
+            data = self.chosen(inputs)
+            reducer = Reducer(self.network(inputs), describe_latents(inputs.recipe))
+            self._fit(reducer, data, inputs)
+            encode(reducer, data, inputs.out / "latents", inputs)
+        initial = initial_latents(inputs)
+        return Samples(open_latents(inputs), inputs.num_classes, initial.mean, initial.std)
+
+    def chosen(self, inputs: Inputs) -> Any:
+        """The data of the classes kept. Raises ValueError for a class that is not there."""
+        data = self.dataset(inputs)
+        if self.classes is None:
+            return data
+        names = list(inputs.train_set.classes)
+        numbers = [_class_number(c, names) for c in self.classes]
+        index = torch.isin(data.labels, torch.tensor(numbers, dtype=torch.int64)).nonzero().flatten()
+        if len(index) == 0:
+            raise ValueError(f"classes: nothing in the reference's data has a label of {list(self.classes)}")
+        return Chosen(data, index)
+
+    def _fit(self, reducer: Reducer, data: Any, inputs: Inputs) -> None:
+        """Give the reducer its map from d to C, kept in a file."""
+        from dmvae.stages.latents import write_tensors
+
+        if reducer.layout == "latents":
+            return
+        path = inputs.out / "reduction.safetensors"
+        if distributed.is_main() and not path.exists():
+            inputs.out.mkdir(parents=True, exist_ok=True)
+            rows, seed = _vectors(reducer, data, inputs), seed_of(inputs.recipe.seed, "reduction")
+            if self.reduction == "bottleneck":
+                width, steps = self.reduction_width, self.reduction_steps
+                module = learn_bottleneck(rows, reducer.channels, width, steps, seed, inputs.device)
+            else:
+                module = fit_linear(self.reduction, rows, reducer.channels, seed)
+            write_tensors(path, {name: value.cpu().contiguous() for name, value in module.state_dict().items()})
+        distributed.barrier()
+        reducer.reduce = load(path)
+
+
+class Samples:
+    """A reference of stored latents: one is drawn uniformly, with its label."""
+
+    velocity: None = None
+
+    def __init__(self, latents: LatentSet, num_classes: int, mean: Tensor, std: Tensor) -> None:
+        self.latents, self.num_classes, self.mean, self.std = latents, num_classes, mean, std
+        has = torch.bincount(latents.labels[latents.labels >= 0], minlength=num_classes) > 0
+        self.missing = (~has).nonzero().flatten()
+
+    def sample(self, n: int, generator: Random) -> tuple[Tensor, Tensor]:
+        index = generator.integers(len(self.latents), n).cpu()
+        z, labels = self.latents.__getitems__(index)
+        if len(self.missing):
+            stands_for_all = generator.uniform(n).cpu() < len(self.missing) / self.num_classes
+            other = self.missing[generator.integers(len(self.missing), n).cpu()]
+            labels = torch.where(stands_for_all, other, labels)
+        return z, labels
+
+
+class Chosen:
+    """The items of a data set that an index [n] names."""
+
+    def __init__(self, dataset: Any, index: Tensor) -> None:
+        self.dataset, self.index, self.labels = dataset, index, dataset.labels[index]
+        if hasattr(dataset, "__getitems__"):
+            self.__getitems__ = lambda items: dataset.__getitems__(index[torch.as_tensor(items)].tolist())
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, item: int) -> Any:
+        return self.dataset[int(self.index[item])]
+
+
+def initial_latents(inputs: Inputs) -> LatentSet:
+    """The latents of some training images before matching, kept in files. Their `mean` and `std` are the raw ones'."""
+    from dmvae.stages.latents import LatentSet
+
+    folder = inputs.out / "initial"
+    if not encoded(folder):
+        data = some(inputs.train_set, INITIAL_IMAGES, inputs)
+        encode(inputs.autoencoder(), data, folder, inputs, "initial latents")
+    return LatentSet(folder)
+
+
+def open_latents(inputs: Inputs) -> LatentSet:
+    """What `encode` wrote as the reference's samples."""
+    from dmvae.stages.latents import LatentSet
+
+    return LatentSet(inputs.out / "latents")
+
+
+def encode(tokenizer: Any, data: Any, folder: Path, inputs: Inputs, title: str = "reference data") -> None:
+    """Write the data's latents and labels to shards in `folder`; an interrupted pass goes on where it stopped."""
+    from dmvae.stages.latents import encode_dataset
+
+    encode_dataset(tokenizer, data, folder, inputs, title=f"{inputs.variant}  {title}")
+
+
+def encoded(folder: Path) -> bool:
+    """Whether `encode` has finished there: it writes the statistics last."""
+    return (folder / "statistics.safetensors").exists()
+
+
+def some(data: Any, count: int, inputs: Inputs) -> Chosen:
+    """At most `count` items, chosen by the recipe's seed, in the data's order."""
+    generator = torch.Generator().manual_seed(seed_of(inputs.recipe.seed, "reference", "some"))
+    return Chosen(data, torch.randperm(len(data), generator=generator)[:count].sort().values)
+
+
+@torch.no_grad()
+def _vectors(reducer: Reducer, data: Any, inputs: Inputs) -> Tensor:
+    """Feature vectors [m, d], float32 on the CPU, to fit a reduction on: some positions of some items."""
+    from dmvae.training.data import as_input, passes
+
+    reducer.to(inputs.device).eval()
+    recipe, per_item = inputs.recipe, reducer.vectors_per_item
+    part = some(data, max(FIT_ITEMS, FIT_VECTORS // per_item), inputs)
+    keep = max(1, min(per_item, FIT_VECTORS // len(part)))
+    generator = torch.Generator().manual_seed(seed_of(recipe.seed, "reference", "positions"))
+    rows = []
+    for items, _ in passes(part, recipe.latents.batch_size, recipe.run.workers, inputs.device):
+        features = reducer.features(as_input(items, inputs.device)).flatten(2).movedim(1, 2).cpu()
+        positions = torch.rand(len(features), per_item, generator=generator).argsort(1)[:, :keep]
+        rows.append(features.gather(1, positions[..., None].expand(-1, -1, features.shape[2])).flatten(0, 1))
+    return torch.cat(rows)
+
+
+def _class_number(name: int | str, names: Sequence[str]) -> int:
+    if isinstance(name, int):
+        if not 0 <= name < len(names):
+            raise ValueError(f"classes: there is no class {name}; the data set has 0 to {len(names) - 1}")
+        return name
+    if name in names:
+        return names.index(name)
+    raise ValueError(f"classes: the data set has no class {name!r}{nearest(name, names)[:200]}")

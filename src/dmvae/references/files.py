@@ -1,0 +1,59 @@
+"""What the references that users keep in files have in common."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from dmvae.registry import nearest
+
+
+def content_hash(files: Iterable[Path]) -> str:
+    """16 hex digits of the names and contents of files; one that is not there counts by its name."""
+    sha = hashlib.sha256()
+    for file in files:
+        sha.update(file.name.encode())
+        if file.is_file():
+            stat = file.stat()
+            sha.update(_sha256(file, stat.st_size, stat.st_mtime_ns))
+    return sha.hexdigest()[:16]
+
+
+@lru_cache
+def _sha256(file: Path, size: int, mtime_ns: int) -> bytes:
+    """Of a file's content; its size and time tell the cache when to read it again."""
+    sha = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            sha.update(block)
+    return sha.digest()
+
+
+def parquet_files(path: Path) -> list[Path]:
+    """The file, or the .parquet files of the folder. Raises ValueError where there are none."""
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    if not files or not files[0].is_file():
+        raise ValueError(f"no such file, nor a folder of parquet files: {path}")
+    return files
+
+
+def read_column(files: list[Path], name: str) -> list[Any]:
+    """The values of a column, of all files in order. Raises ValueError where it is missing."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise ValueError("a .parquet file needs pyarrow: pip install 'dmvae[parquet]'") from error
+    values: list[Any] = []
+    for file in files:
+        try:
+            columns = pq.read_schema(file).names
+            if name not in columns:
+                raise ValueError(f"{file} has no column {name!r}{nearest(name, columns)}")
+            values += pq.read_table(file, columns=[name])[name].to_pylist()
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{file} is not a readable parquet file ({error}); write it again") from error
+    return values

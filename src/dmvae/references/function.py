@@ -1,0 +1,109 @@
+"""Reference `function`: whatever a Python function returns."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dmvae.references.files import content_hash
+from dmvae.references.synthetic import SyntheticConfig
+from dmvae.registry import nearest, register
+from dmvae.training.random import Random, seed_of
+
+if TYPE_CHECKING:
+    from dmvae.inputs import Inputs
+
+
+@register("function")
+@dataclass(frozen=True, kw_only=True)
+class FunctionReference(SyntheticConfig):
+    """Samples from `function(n, shape, num_classes, generator)`, which returns latents [n, *shape], or latents and
+    labels [n]. Without labels, these are drawn at random and carry no information. `generator` is a torch.Generator
+    whose own methods normal(n, ...), uniform(n, ...) and integers(high, n) make a run independent of its number of
+    ranks."""
+
+    function: str
+    """Where it is: `package.module:name`, or `path/to/file.py:name`."""
+
+    def build(self, inputs: Inputs) -> Function:
+        from dmvae.inputs import describe_latents
+
+        shape = describe_latents(inputs.recipe)
+        reference = Function(self, self.find(), shape, inputs.num_classes)
+        reference.sample(2, Random(seed_of("trial")))  # say now what is wrong with it
+        reference.mean, reference.std = self.statistics(inputs, shape[0])
+        return reference
+
+    def find(self) -> Callable[..., Any]:
+        """The function. Raises ValueError where there is none."""
+        place, _, name = self.function.rpartition(":")
+        if not place or not name:
+            raise ValueError(f"function: {self.function!r} is not package.module:name or path/to/file.py:name")
+        try:
+            module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        except (ImportError, FileNotFoundError) as error:
+            raise ValueError(
+                f"function: {place!r} cannot be imported ({error}); give an installed module or a file's path"
+            ) from error
+        found = getattr(module, name, None)
+        if not callable(found):
+            functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+            raise ValueError(f"function: {place} has no function {name!r}{nearest(name, functions)[:200]}")
+        return found
+
+    def fingerprint(self) -> str:
+        """Of the file that holds the function."""
+        source = sys.modules[self.find().__module__].__file__
+        return content_hash([Path(source)]) if source else ""
+
+
+class Function:
+    velocity: None = None
+
+    def __init__(
+        self,
+        config: FunctionReference,
+        function: Callable[..., Any],
+        shape: tuple[int, int, int],
+        num_classes: int,
+    ) -> None:
+        self.name, self.function, self.shape, self.num_classes = config.function, function, shape, num_classes
+        self.mean, self.std = torch.zeros(shape[0]), torch.ones(shape[0])
+
+    def sample(self, n: int, generator: Random) -> tuple[Tensor, Tensor]:
+        returned = self.function(n, self.shape, self.num_classes, generator)
+        z, labels = returned if isinstance(returned, tuple) else (returned, None)
+        if labels is None:
+            labels = generator.integers(self.num_classes, n)
+        z, labels = torch.as_tensor(z).float(), torch.as_tensor(labels).long()
+        if z.shape != (n, *self.shape) or labels.shape != (n,):
+            raise ValueError(
+                f"{self.name} returned latents {list(z.shape)} and labels {list(labels.shape)}; expected "
+                f"{[n, *self.shape]} and {[n]}"
+            )
+        if not z.isfinite().all():
+            raise ValueError(f"{self.name} returned latents that are not finite")
+        if not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
+            raise ValueError(
+                f"{self.name} returned labels from {int(labels.min())} to {int(labels.max())}; the data set "
+                f"has classes 0 to {self.num_classes - 1}"
+            )
+        return z, labels
+
+
+def _load_file(path: Path) -> Any:
+    name = "dmvae_function_" + path.resolve().as_posix().replace("/", "_").removesuffix(".py")
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,95 @@
+"""Mixtures of Gaussians with diagonal covariance, noised along the flow's path, in closed form.
+
+Shapes: b samples, K components, C H W of a latent.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from dmvae.flow.path import expand
+from dmvae.training.random import Random
+
+ELEMENTS = 1 << 24  # of the work space [b, K, C, H, W]
+
+
+class GaussianMixture:
+    """p(z | label c) = sum_k p(k | c) N(z; m_k, diag s_k^2), and p(z) for the label `num_classes`.
+
+    means, variances [K, C, H, W]; joint [num_classes, K] = p(c, k), see `joint_weights`. Computes in the dtype and on
+    the device of the states it is given. As a reference: `mean` and `std` [C] normalise raw latents.
+    """
+
+    def __init__(self, means: Tensor, variances: Tensor, joint: Tensor, mean: Tensor, std: Tensor) -> None:
+        assert means.shape == variances.shape
+        assert joint.shape[1] == len(means)
+        self.means, self.variances, self.joint = means, variances, joint
+        self.mean, self.std = mean, std
+
+    def sample(self, n: int, generator: Random) -> tuple[Tensor, Tensor]:
+        pair = _pick(self.joint.flatten(), generator.uniform(n).cpu())
+        labels, k = pair // len(self.means), pair % len(self.means)
+        noise = generator.normal(n, *self.means.shape[1:]).cpu()
+        return self.means[k].float() + self.variances[k].float().sqrt() * noise, labels
+
+    def log_prob(self, z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """log p_t(z_t | label), [b]; t = 1 is the mixture itself."""
+        return self._log_terms(z_t, t, labels)[0].logsumexp(1)
+
+    def velocity(self, z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """E[z - noise | z_t, label]. With v_k = t^2 s_k^2 + (1 - t)^2 and r = p(k | z_t, label),
+
+        sum_k r_k (m_k + (t s_k^2 - (1 - t)) / v_k (z_t - t m_k))
+        """
+        size = max(1, ELEMENTS // self.means.numel())
+        parts = zip(z_t.split(size), t.split(size), labels.split(size), strict=True)
+        return torch.cat([self._velocity(*part) for part in parts])
+
+    def _velocity(self, z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        log_terms, difference, v = self._log_terms(z_t, t, labels)
+        t = expand(t, difference)
+        means, variances = (x.to(z_t) for x in (self.means, self.variances))
+        each = means + (t * variances - (1 - t)) / v * difference
+        share = log_terms.softmax(1).view(*log_terms.shape, 1, 1, 1)
+        return (share * each).sum(1)  # not a matrix product: autocast would round it to bf16
+
+    def _log_terms(self, z_t: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(log p(k | label) + log N(z_t; t m_k, v_k) [b, K], z_t - t m_k [b, K, C, H, W], v_k likewise)."""
+        if self.means.device != z_t.device:  # once, and then they stay there
+            self.means, self.variances = self.means.to(z_t.device), self.variances.to(z_t.device)
+        means, variances = (x.to(z_t) for x in (self.means, self.variances))
+        t = t.to(z_t).view(-1, *[1] * means.ndim)
+        difference = z_t[:, None] - t * means
+        v = t.square() * variances + (1 - t).square()
+        log_normal = -0.5 * (difference.square() / v + v.log() + math.log(2 * math.pi)).flatten(2).sum(2)
+        return log_normal + self._log_weights(z_t)[labels], difference, v
+
+    def _log_weights(self, like: Tensor) -> Tensor:
+        """log p(k | c), [num_classes + 1, K]; the last row is log p(k)."""
+        joint = torch.cat([self.joint, self.joint.sum(0, keepdim=True)])
+        return (joint / joint.sum(1, keepdim=True)).log().to(like)
+
+
+def joint_weights(weights: Tensor, labels: Tensor | None, num_classes: int) -> Tensor:
+    """p(c, k), float64 [num_classes, K], of components with weights [K] > 0 that belong to the classes `labels` [K].
+
+    A class without components (all are, where labels are None) stands for the whole mixture, with p(c) =
+    1 / num_classes; so every class occurs, and p(k) stays what the weights say.
+    """
+    weights = weights.double() / weights.double().sum()
+    joint = torch.zeros(num_classes, len(weights), dtype=torch.float64)
+    if labels is not None:
+        joint[labels, torch.arange(len(weights))] = weights
+    missing = joint.sum(1) == 0
+    joint *= 1 - missing.sum() / num_classes
+    joint[missing] = weights / num_classes
+    return joint
+
+
+def _pick(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """Indices drawn with the probabilities [m], from uniform numbers [n]."""
+    ends = probabilities.cumsum(0)
+    return torch.searchsorted(ends, uniform.double() * ends[-1], right=True).clamp_max(len(ends) - 1)

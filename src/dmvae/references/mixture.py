@@ -1,0 +1,137 @@
+"""Reference `mixture`: a mixture of Gaussians, with the velocity in closed form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dmvae import distributed
+from dmvae.references import ReferenceConfig
+from dmvae.references.data import Samples
+from dmvae.references.files import content_hash
+from dmvae.references.gaussian_mixture import GaussianMixture, joint_weights
+from dmvae.references.mixture_fit import fit_mixture
+from dmvae.references.synthetic import SyntheticConfig
+from dmvae.registry import register
+from dmvae.training.random import seed_of
+
+if TYPE_CHECKING:
+    from dmvae.inputs import Inputs
+
+FIT_SAMPLES = 4096  # per fit: of one class where conditional
+
+
+@register("mixture")
+@dataclass(frozen=True, kw_only=True)
+class MixtureReference(SyntheticConfig):
+    """Gaussians with diagonal covariance: around random centres, fitted to another reference, or from a file."""
+
+    components: int = 1
+    """Gaussians per class where the mixture is conditional, in all where it is not."""
+    conditional: bool = True
+    """Each class has components of its own; otherwise labels carry no information."""
+    std: float = 0.5
+    """Standard deviation around random centres, which are normal with variance 1 - std^2: the whole has variance 1."""
+    fit: ReferenceConfig | None = None
+    """A reference made from data, by `type`, that the mixture is fitted to by expectation maximisation."""
+    file: str | None = None
+    """A .safetensors file: `means` and `variances` [K, C, H, W] or [K, C], optionally `weights` [K] and `labels` [K],
+    the class of each component. The file says whether the mixture is conditional."""
+
+    def __post_init__(self) -> None:
+        if self.components < 1:
+            raise ValueError(f"components must be at least 1, got {self.components}")
+        if not 0 < self.std < 1:
+            raise ValueError(f"std must be between 0 and 1, where the centres have variance 1 - std^2; got {self.std}")
+        if self.fit is not None and self.file is not None:
+            raise ValueError("fit and file: the mixture is one or the other; set one of them to null")
+
+    def fingerprint(self) -> str:
+        if self.file is not None:
+            return content_hash([Path(self.file).expanduser()])
+        return self.fit.fingerprint() if self.fit is not None else ""
+
+    def build(self, inputs: Inputs) -> GaussianMixture:
+        from dmvae.inputs import describe_latents
+
+        shape = describe_latents(inputs.recipe)
+        if self.fit is not None:
+            return self._fitted(self.fit, shape, inputs)
+        means, variances, weights, labels = self._read(shape, inputs) if self.file else self._random(shape, inputs)
+        joint = joint_weights(weights, labels, inputs.num_classes)
+        return GaussianMixture(means, variances, joint, *self.statistics(inputs, shape[0]))
+
+    def _random(self, shape: tuple[int, int, int], inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        count = self.components * (inputs.num_classes if self.conditional else 1)
+        generator = torch.Generator().manual_seed(seed_of(inputs.recipe.seed, "mixture"))
+        means = (1 - self.std**2) ** 0.5 * torch.randn(count, *shape, generator=generator)
+        labels = torch.arange(count) // self.components if self.conditional else None
+        return means, torch.full_like(means, self.std**2), torch.ones(count), labels
+
+    def _read(self, shape: tuple[int, int, int], inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        path = Path(self.file or "").expanduser()
+        if not path.is_file():
+            raise ValueError(f"file: no such file: {self.file}")
+        tensors = load_file(path)
+        for name in ("means", "variances"):
+            if name not in tensors or tensors[name].shape[1:] not in (shape, shape[:1]):
+                found = list(tensors[name].shape) if name in tensors else f"only {', '.join(tensors)}"
+                raise ValueError(
+                    f"file: {self.file} needs {name} of shape [K, {', '.join(map(str, shape))}] or [K, {shape[0]}]; "
+                    f"it has {found}"
+                )
+        means, variances = (
+            (x if x.ndim == 4 else x[..., None, None].expand(-1, *shape)).float().contiguous()
+            for x in (tensors["means"], tensors["variances"])
+        )
+        weights, labels = tensors.get("weights", torch.ones(len(means))), tensors.get("labels")
+        if not (len(means) == len(variances) == len(weights)) or (variances <= 0).any() or (weights <= 0).any():
+            raise ValueError(
+                f"file: {self.file} has {len(means)} means, {len(variances)} variances and {len(weights)} weights; "
+                "give as many of each, variances and weights positive"
+            )
+        if labels is not None:
+            labels = labels.long()
+            if labels.shape != (len(means),) or not 0 <= int(labels.min()) <= int(labels.max()) < inputs.num_classes:
+                raise ValueError(
+                    f"file: {self.file} has labels {labels.tolist()[:8]}; needed is one of 0 to "
+                    f"{inputs.num_classes - 1} for each of {len(means)} components"
+                )
+        return means, variances, weights, labels
+
+    def _fitted(self, data: ReferenceConfig, shape: tuple[int, int, int], inputs: Inputs) -> GaussianMixture:
+        from dmvae.stages.latents import write_tensors
+
+        source = data.build(inputs)
+        if not isinstance(source, Samples):
+            raise ValueError(f"fit: a mixture is fitted to a reference made from data, which {data.type!r} is not")
+        path = inputs.out / "mixture.safetensors"
+        if distributed.is_main() and not path.exists():
+            write_tensors(path, self._fit(source, inputs))
+        distributed.barrier()
+        fitted = load_file(path)
+        means, variances = (fitted[name].view(-1, *shape) for name in ("means", "variances"))
+        return GaussianMixture(means, variances, fitted["joint"], source.mean, source.std)
+
+    def _fit(self, source: Samples, inputs: Inputs) -> dict[str, Tensor]:
+        """Per class where conditional, of at most FIT_SAMPLES samples each."""
+        labels = source.latents.labels
+        present = labels[labels >= 0].unique().tolist() if self.conditional else []
+        generator = torch.Generator().manual_seed(seed_of(inputs.recipe.seed, "mixture", "samples"))
+        parts: list[list[Tensor]] = [[], [], [], []]
+        for group in present or [-1]:
+            index = (labels == group).nonzero().flatten() if present else torch.arange(len(labels))
+            chosen = index[torch.randperm(len(index), generator=generator)[:FIT_SAMPLES]]
+            z, _ = source.latents.__getitems__(chosen)
+            means, variances, weights = fit_mixture(z.flatten(1), self.components, seed_of(inputs.recipe.seed, group))
+            found = (means.float(), variances.float(), weights * len(index), torch.full((len(means),), group))
+            for part, tensor in zip(parts, found, strict=True):
+                part.append(tensor)
+        means, variances, weights, classes = map(torch.cat, parts)
+        joint = joint_weights(weights, classes if present else None, inputs.num_classes)
+        return {"means": means, "variances": variances, "joint": joint}

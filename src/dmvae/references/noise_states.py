@@ -1,0 +1,72 @@
+"""Reference `noise_states`: another reference, noised to a time of the flow's path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dmvae.flow.path import denoise, expand
+from dmvae.references import Reference, ReferenceConfig
+from dmvae.references.features import FeaturesReference
+from dmvae.registry import register
+from dmvae.training.random import Random
+
+if TYPE_CHECKING:
+    from dmvae.inputs import Inputs
+
+
+@register("noise_states")
+@dataclass(frozen=True, kw_only=True)
+class NoiseStatesReference(ReferenceConfig):
+    """y = (1 - time) * noise + time * z for z of another reference, by default the latents of the tokenizer as it is
+    before matching; labels are z's."""
+
+    of: ReferenceConfig = field(default_factory=FeaturesReference)
+    """The reference that is noised, by `type`."""
+    time: float = 0.5
+    """Time on the path: 0 is noise, 1 leaves z as it is."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.time <= 1:
+            raise ValueError(f"time must be in [0, 1] (0 is noise, 1 is data), got {self.time}")
+
+    def build(self, inputs: Inputs) -> NoiseStates:
+        return NoiseStates(self.of.build(inputs), self.time)
+
+    def fingerprint(self) -> str:
+        return self.of.fingerprint()
+
+
+class NoiseStates:
+    def __init__(self, inner: Reference, time: float) -> None:
+        self.inner, self.time = inner, time
+        self.mean, self.std = inner.mean, inner.std
+
+    def sample(self, n: int, generator: Random) -> tuple[Tensor, Tensor]:
+        z, labels = self.inner.sample(n, generator)
+        return torch.lerp(generator.normal(*z.shape).to(z.device), z, self.time), labels
+
+    @property
+    def velocity(self) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+        return None if self.inner.velocity is None else self._velocity
+
+    def _velocity(self, y_s: Tensor, s: Tensor, labels: Tensor) -> Tensor:
+        """The closed form of y from that of z. With T the reference's time,
+
+            y_s = (1 - s) e' + s y = a z + b e,   a = s T,   b^2 = s^2 (1 - T)^2 + (1 - s)^2
+
+        so y_s / (a + b) is z's path at time a / (a + b), which gives E[z | y_s]; the noises in y and in y_s follow by
+        regression on y_s - a z:  E[y - e' | y_s] = T E[z | y_s] + (s (1 - T)^2 - (1 - s)) / b^2 (y_s - a E[z | y_s]).
+        """
+        time, velocity = self.time, self.inner.velocity
+        assert velocity is not None
+        a, b = s * time, (s.square() * (1 - time) ** 2 + (1 - s).square()).sqrt()
+        inner_time, inner_state = a / (a + b), y_s / expand(a + b, y_s)
+        z = denoise(inner_state, velocity(inner_state, inner_time, labels), inner_time)
+        # b = 0 only at the end of a path without noise, where the rest is 0 too
+        factor = (s * (1 - time) ** 2 - (1 - s)) / b.square().clamp_min(torch.finfo(b.dtype).tiny)
+        return time * z + expand(factor, y_s) * (y_s - expand(a, y_s) * z)

@@ -1,0 +1,85 @@
+"""What a reference says of itself before anything is trained on it: its rank, and how far it is from the latents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dmvae.evaluation.latents import effective_rank, sliced_wasserstein
+
+FAR = 0.5  # in standard deviations of the normalised latents
+SCALE = 1.5  # factor between standard deviations that is worth a word
+RANK = 0.5  # share of the latents' effective rank
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceReport:
+    """Figures of a reference, in normalised latents."""
+
+    rank: float
+    """Effective rank of its channel vectors, between 1 and C."""
+    initial_rank: float
+    """That of the latents before matching."""
+    distance: float
+    """Sliced 2-Wasserstein distance between the two; 1 is a standard deviation of latents at unit scale."""
+    floor: float
+    """What two sets of as many samples of the reference are apart by chance."""
+    channels: int
+    advice: tuple[str, ...]
+    """Warnings, each with what to do."""
+
+    def lines(self) -> list[str]:
+        """For people."""
+        return [
+            f"the reference has effective rank {self.rank:.1f} of {self.channels} channels (initial latents "
+            f"{self.initial_rank:.1f}) and sliced Wasserstein distance {self.distance:.2f} to the initial latents "
+            f"({self.floor:.2f} by chance)",
+            *(f"warning: {line}" for line in self.advice),
+        ]
+
+
+def compare(reference: Tensor, initial: Tensor) -> ReferenceReport:
+    """The report on samples of the reference [n, C, H, W] and normalised initial latents [m, C, H, W]."""
+    n = min(len(reference), len(initial))
+    z, z0 = reference[:n].float().cpu(), initial[:n].float()
+    rank, initial_rank = float(effective_rank(z)), float(effective_rank(z0))
+    # halves of n / 2 samples: their distance squared falls as 1 / n, so whole sets are sqrt(2) closer
+    floor = sliced_wasserstein(z[: n // 2], z[n // 2 : 2 * (n // 2)]) / 2**0.5
+    distance = sliced_wasserstein(z, z0)
+    return ReferenceReport(
+        rank=rank,
+        initial_rank=initial_rank,
+        distance=distance,
+        floor=floor,
+        channels=z.shape[1],
+        advice=tuple(_advice(z, z0, rank, initial_rank, distance, floor)),
+    )
+
+
+def _advice(z: Tensor, z0: Tensor, rank: float, initial_rank: float, distance: float, floor: float) -> list[str]:
+    advice = []
+    if distance > FAR + floor:
+        shift = float((z.mean((0, 2, 3)) - z0.mean((0, 2, 3))).abs().max())
+        ratio = float(
+            z0.std((0, 2, 3)).square().mean().sqrt() / z.std((0, 2, 3)).square().mean().sqrt().clamp_min(1e-12)
+        )
+        if max(ratio, 1 / max(ratio, 1e-12)) > SCALE or shift > FAR:
+            advice.append(
+                f"the initial latents are far from the reference, already in scale: {ratio:.2g} times its standard "
+                f"deviation, channel means up to {shift:.2g} apart. `scale: initial`, where the reference has that "
+                "field, or a reference of unit scale lets matching start where it need not learn that"
+            )
+        else:
+            advice.append(
+                "the initial latents are far from the reference, in shape and not in scale: matching has a long way to "
+                "go. Give it more steps, a larger matching.weight or matching.balance: gradient, a "
+                "matching.student_warmup; or choose a reference nearer to the encoder's features"
+            )
+    if rank < RANK * min(initial_rank, z.shape[1]):
+        advice.append(
+            f"the reference uses about {rank:.1f} of {z.shape[1]} channels, the initial latents {initial_rank:.1f}: "
+            "latents that match it lose what the others carry, and reconstruct worse. Whiten it (reduction: pca), use "
+            "fewer latent channels, or a smaller matching.weight"
+        )
+    return advice

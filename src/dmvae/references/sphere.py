@@ -1,0 +1,55 @@
+"""Reference `sphere`: latents uniform on a sphere."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from dmvae.evaluation.latents import Over
+from dmvae.references.synthetic import SyntheticConfig
+from dmvae.registry import register
+from dmvae.training.random import Random
+
+if TYPE_CHECKING:
+    from dmvae.inputs import Inputs
+
+
+@register("sphere")
+@dataclass(frozen=True, kw_only=True)
+class SphereReference(SyntheticConfig):
+    """Uniform on a sphere; labels carry no information."""
+
+    over: Over = "channels"
+    """What lies on the sphere: "channels", each channel vector of C components, independently of the others; "all",
+    a latent's C H W components as one vector, which differs little from a Gaussian where they are many."""
+    radius: float | None = None
+    """The sphere's radius; null is the square root of the number of components, which then have variance 1."""
+
+    def __post_init__(self) -> None:
+        if self.radius is not None and self.radius <= 0:
+            raise ValueError(f"radius must be positive, got {self.radius}")
+
+    def build(self, inputs: Inputs) -> Sphere:
+        from dmvae.inputs import describe_latents
+
+        shape = describe_latents(inputs.recipe)
+        return Sphere(self, shape, inputs.num_classes, *self.statistics(inputs, shape[0]))
+
+
+class Sphere:
+    velocity: None = None
+
+    def __init__(
+        self, config: SphereReference, shape: tuple[int, int, int], num_classes: int, mean: Tensor, std: Tensor
+    ) -> None:
+        self.shape, self.num_classes, self.mean, self.std = shape, num_classes, mean, std
+        self.over = 1 if config.over == "channels" else (1, 2, 3)
+        self.radius = config.radius or math.sqrt(shape[0] if config.over == "channels" else math.prod(shape))
+
+    def sample(self, n: int, generator: Random) -> tuple[Tensor, Tensor]:
+        x = generator.normal(n, *self.shape)  # a Gaussian's direction is uniform
+        norm = x.square().sum(self.over, keepdim=True).sqrt()
+        return self.radius * x / norm, generator.integers(self.num_classes, n)

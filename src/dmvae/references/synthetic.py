@@ -1,0 +1,31 @@
+"""What the references that are written as formulas have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from dmvae.references import ReferenceConfig
+from dmvae.references.data import initial_latents
+
+if TYPE_CHECKING:
+    from dmvae.inputs import Inputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticConfig(ReferenceConfig):
+    """Fields of every synthetic reference."""
+
+    scale: Literal["initial", "raw"] = "initial"
+    """Which latents follow the reference: "initial", those normalised by the mean and standard deviation per channel
+    that the tokenizer's latents have before matching; "raw", the tokenizer's raw ones."""
+
+    def statistics(self, inputs: Inputs, channels: int) -> tuple[Tensor, Tensor]:
+        """The reference's (mean, std), float32 [C] each."""
+        if self.scale == "raw":
+            return torch.zeros(channels), torch.ones(channels)
+        initial = initial_latents(inputs)
+        return initial.mean, initial.std

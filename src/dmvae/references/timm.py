@@ -1,0 +1,50 @@
+"""Reference `timm`: features of any vision model of the timm library, self-supervised or supervised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from dmvae.references.data import DataConfig
+from dmvae.references.files import content_hash
+from dmvae.references.reduction import AtResolution
+from dmvae.registry import register
+
+if TYPE_CHECKING:
+    from dmvae.inputs import Inputs
+
+
+@register("timm")
+@dataclass(frozen=True, kw_only=True)
+class TimmReference(DataConfig):
+    """Features of the training images in a timm model: DINOv2, DINOv3, MAE, SigLIP's image half, classifiers."""
+
+    model: str
+    """timm's name of the model, such as vit_base_patch14_dinov2.lvd142m."""
+    resolution: int | None = None
+    """Images are resized to this height and width, pixels; null leaves them as they are. A vision transformer gives
+    resolution / patch size features a side, which are resized to the latents' grid where they are not as many."""
+    patch_size: int | None = None
+    """Patch size to run a vision transformer at; its embeddings are resampled."""
+    pretrained: bool = True
+    """The model's public weights; random ones otherwise."""
+    checkpoint: str | None = None
+    """Local weights instead: a .safetensors file, or one that torch.save wrote."""
+
+    def network(self, inputs: Inputs) -> nn.Module:
+        from dmvae.encoders.timm import TimmEncoder
+
+        checkpoint = Path(self.checkpoint).expanduser() if self.checkpoint is not None else None
+        encoder = TimmEncoder(
+            model=self.model, patch_size=self.patch_size, pretrained=self.pretrained, checkpoint=checkpoint
+        )
+        data = inputs.recipe.data
+        size = self.resolution or data.size
+        return AtResolution(encoder.build(size=size, channels=data.channels, pretrained=True), size)
+
+    def fingerprint(self) -> str:
+        """Of the checkpoint."""
+        return "" if self.checkpoint is None else content_hash([Path(self.checkpoint).expanduser()])

@@ -1,0 +1,47 @@
+"""Reference `tokenizer`: the latents of another tokenizer, which is finished."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from dmvae.references.data import DataConfig
+from dmvae.references.reduction import AtResolution
+from dmvae.registry import register
+from dmvae.tokenizers import TokenizerSource
+
+if TYPE_CHECKING:
+    from dmvae.inputs import Inputs
+
+
+@register("tokenizer")
+@dataclass(frozen=True, kw_only=True)
+class TokenizerReference(DataConfig):
+    """Latents of the training images in a finished tokenizer of any origin."""
+
+    source: TokenizerSource
+    """The tokenizer, by `type`, as `pretrained` takes it."""
+    resolution: int | None = None
+    """Images are resized to this height and width, pixels; null leaves them as they are."""
+
+    def network(self, inputs: Inputs) -> nn.Module:
+        data = inputs.recipe.data
+        size = self.resolution or data.size
+        network = self.source.resolve().build(size=size, channels=data.channels, pretrained=True)
+        return AtResolution(Encode(network), size)
+
+    def fingerprint(self) -> str:
+        return self.source.fingerprint()
+
+
+class Encode(nn.Module):
+    """A tokenizer's encoder as a feature network."""
+
+    def __init__(self, tokenizer: nn.Module) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.tokenizer.encode(images)  # type: ignore[operator]

@@ -1,0 +1,70 @@
+"""The stages `reference` and `matching` with every kind of reference, on the tiny recipe."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tiny
+
+CASES = {
+    "mixture": {"type": "mixture", "components": 2},
+    "fitted mixture": {"type": "mixture", "fit": {"type": "features"}},
+    "sphere": {"type": "sphere"},
+    "cube": {"type": "cube"},
+    "gaussian": {"type": "gaussian"},
+    "noise_states": {"type": "noise_states"},
+    "noised mixture": {"type": "noise_states", "of": {"type": "mixture"}, "time": 0.8},
+    "subset": {"type": "features", "classes": ["circle", 2]},
+    "features by pca": {"type": "features", "reduction": "pca"},
+    "array": {"type": "array", "path": "array.npy"},
+    "function": {"type": "function", "function": "fixed_reference:zeros"},
+}
+CLOSED = {"mixture", "fitted mixture", "gaussian", "noised mixture"}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder whose run has the stages before the reference, for all cases to share."""
+    folder = tmp_path_factory.mktemp("references")
+    np.save(folder / "array.npy", np.random.default_rng(0).normal(size=(30, 4, 3, 3)))
+    tiny.run(tiny.write(folder), "matched", until="tokenizer")
+    return folder
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_reference_and_matching_run(place, name, capsys):
+    distribution = dict(CASES[name])
+    if "path" in distribution:
+        distribution["path"] = str(place / distribution["path"])
+    path = tiny.write(
+        place, reference__distribution=distribution, matching__model=tiny.DIT, matching__steps=4, reference__steps=3
+    )
+    tiny.run(path, "matched", until="matching")
+    folder = place / "run/matched/reference"
+    assert (folder / "teacher").exists() == (name not in CLOSED)
+    assert (place / "run/matched/matching/autoencoder").exists()
+    report = json.loads((folder / "report.json").read_text())
+    assert 0 <= report["rank"] <= 4.01
+    assert report["distance"] >= 0
+    assert "effective rank" in capsys.readouterr().out
+    samples = load_file(folder / "map.safetensors")
+    assert samples["latents"].shape == (2000, 4, 3, 3)
+    assert torch.equal(samples["labels"].unique(), torch.arange(3))
+    made = load_file(folder / "normalisation.safetensors")
+    tokenizer = load_file(place / "run/matched/matching/autoencoder/diffusion_pytorch_model.safetensors")
+    assert torch.equal(tokenizer["latent_mean"], made["mean"])
+
+
+def test_the_teacher_does_not_depend_on_what_was_there_already(place):
+    """A run that is stopped after the reference's data were made ends in the same weights."""
+    path = tiny.write(place, reference__distribution={"type": "features", "reduction": "random"}, reference__steps=2)
+    tiny.run(path, "matched", until="reference")
+    folder = (place / "run/matched/reference").resolve()
+    first = load_file(folder / "teacher/diffusion_pytorch_model.safetensors")
+    (folder / "done.json").unlink()
+    tiny.run(path, "matched", until="reference")
+    again = load_file(folder / "teacher/diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(first[name], again[name]) for name in first)

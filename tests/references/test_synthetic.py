@@ -1,0 +1,181 @@
+"""Synthetic references: norms, bounds, moments, what the mixture takes from files and from fits."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from dmvae.references.data import initial_latents
+from dmvae.references.mixture_fit import fit_mixture
+from dmvae.training.random import Random
+
+CLASSES, SHAPE = 3, (4, 3, 3)  # of the tiny recipe
+
+
+def draw(reference, n=4000):
+    return reference.sample(n, Random("draw"))
+
+
+def test_sphere_of_channel_vectors(make):
+    z, labels = draw(make.build(type="sphere"))
+    assert torch.allclose(z.square().sum(1), torch.full((4000, 3, 3), 4.0), atol=1e-4)
+    assert torch.allclose(z.var((0, 2, 3)), torch.ones(4), atol=0.05)
+    assert torch.bincount(labels).tolist() == pytest.approx([1333] * CLASSES, rel=0.1)
+
+
+def test_sphere_of_whole_latents_with_a_radius(make):
+    z, _ = draw(make.build(type="sphere", over="all", radius=2.5))
+    assert torch.allclose(z.flatten(1).norm(dim=1), torch.full((4000,), 2.5), atol=1e-4)
+
+
+def test_cube(make):
+    z, _ = draw(make.build(type="cube"))
+    assert z.abs().max() <= 3**0.5
+    assert z.var() == pytest.approx(1, abs=0.02)
+    assert draw(make.build(type="cube", half_width=0.5))[0].abs().max() <= 0.5
+
+
+def test_synthetic_references_are_at_the_scale_of_the_initial_latents_or_raw(make):
+    inputs = make(type="gaussian")
+    reference = inputs.recipe.reference.distribution.build(inputs)
+    initial = initial_latents(inputs)
+    assert torch.equal(reference.mean, initial.mean)
+    assert torch.equal(reference.std, initial.std)
+    assert initial.std.max() < 0.9  # an untrained tokenizer's are of no special scale
+    raw = make.build(type="gaussian", scale="raw")
+    assert raw.mean.tolist() == [0] * 4
+    assert raw.std.tolist() == [1] * 4
+
+
+def test_random_mixture_has_unit_variance_and_components_per_class(make):
+    reference = make.build(type="mixture", components=20, std=0.4)
+    assert reference.means.shape == (60, *SHAPE)
+    z, labels = draw(reference)
+    assert z.var() == pytest.approx(1, abs=0.1)
+    assert (reference.joint > 0).sum(1).tolist() == [20] * 3
+    assert torch.equal(labels.unique(), torch.arange(3))
+    free = make.build(type="mixture", components=5, conditional=False)
+    assert free.means.shape == (5, *SHAPE)
+    assert torch.allclose(free.joint, torch.full_like(free.joint, 1 / 15))
+
+
+def test_mixture_from_a_file(make, tmp_path):
+    path = tmp_path / "mixture.safetensors"
+    means = torch.tensor([[1.0, 0, 0, 0], [0, -2, 0, 0], [0, 0, 3, 0]])
+    tensors = {"means": means, "variances": torch.full((3, 4), 0.01), "labels": torch.tensor([0, 1, 2])}
+    save_file(tensors | {"weights": torch.tensor([1.0, 1, 2])}, path)
+    z, labels = draw(make.build(type="mixture", file=str(path)))
+    assert (labels == 2).float().mean() == pytest.approx(0.5, abs=0.03)
+    for label in range(3):
+        assert torch.allclose(z[labels == label].mean((0, 2, 3)), means[label], atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"means": torch.zeros(3, 5)}, "needs means of shape"),
+        ({"variances": torch.zeros(3, 4)}, "variances and weights positive"),
+        ({"labels": torch.tensor([0, 1, 7])}, "0 to 2"),
+        ({"weights": torch.ones(2)}, "2 weights"),
+    ],
+)
+def test_what_is_wrong_with_a_mixture_file(make, tmp_path, change, words):
+    path = tmp_path / "mixture.safetensors"
+    save_file({"means": torch.zeros(3, 4), "variances": torch.ones(3, 4)} | change, path)
+    with pytest.raises(ValueError, match=words):
+        make.build(type="mixture", file=str(path))
+    with pytest.raises(ValueError, match=r"no such file.*nowhere"):
+        make.build(type="mixture", file=str(tmp_path / "nowhere.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"type": "mixture", "components": 0}, "components must be at least 1"),
+        ({"type": "mixture", "std": 1.5}, "std must be between 0 and 1"),
+        ({"type": "mixture", "file": "a", "fit": {"type": "features"}}, "one or the other"),
+        ({"type": "sphere", "radius": -1}, "radius must be positive"),
+        ({"type": "cube", "half_width": 0}, "half_width must be positive"),
+        ({"type": "noise_states", "time": 1.5}, r"in \[0, 1\]"),
+    ],
+)
+def test_impossible_fields(make, fields, words):
+    with pytest.raises(ValueError, match=words):
+        make.read(**fields)
+
+
+def test_expectation_maximisation_finds_separate_components():
+    generator = torch.Generator().manual_seed(0)
+    centres, stds = torch.tensor([[3.0, 0], [-3, 1], [0, -4]]), torch.tensor([[0.5, 1], [1, 0.3], [0.7, 0.7]])
+    label = torch.multinomial(torch.tensor([0.5, 0.3, 0.2]), 6000, replacement=True, generator=generator)
+    x = centres[label] + stds[label] * torch.randn(6000, 2, generator=generator)
+    means, variances, weights = fit_mixture(x, 3, seed=1)
+    order = torch.cdist(centres.double(), means).argmin(1)
+    assert sorted(order.tolist()) == [0, 1, 2]
+    assert torch.allclose(means[order], centres.double(), atol=0.1)
+    assert torch.allclose(variances[order].sqrt(), stds.double(), atol=0.06)
+    assert torch.allclose(weights[order], torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), atol=0.02)
+
+
+def test_fit_of_few_and_equal_samples_is_finite():
+    means, variances, weights = fit_mixture(torch.ones(3, 2), 5, seed=0)
+    assert means.shape == (3, 2)
+    assert means.isfinite().all()
+    assert (variances > 0).all()
+    assert weights.sum() == pytest.approx(1)
+
+
+def test_fitted_mixture_has_the_classes_moments(make):
+    inputs = make(type="mixture", fit={"type": "features"})
+    reference = inputs.recipe.reference.distribution.build(inputs)
+    data = inputs.recipe.reference.distribution.fit.build(inputs)
+    z, _ = data.latents.__getitems__(torch.arange(len(data.latents)))
+    for label in range(CLASSES):
+        assert torch.allclose(reference.means[label], z[data.latents.labels == label].mean(0), atol=1e-4)
+    assert torch.equal(reference.mean, data.mean)
+    before = (inputs.out / "mixture.safetensors").stat().st_mtime_ns
+    again = inputs.recipe.reference.distribution.build(inputs)
+    assert torch.equal(again.means, reference.means)
+    assert (inputs.out / "mixture.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_mixture_is_fitted_to_data_only(make):
+    with pytest.raises(ValueError, match="made from data, which 'sphere' is not"):
+        make.build(type="mixture", fit={"type": "sphere"})
+
+
+def test_function_from_a_file(make, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "def ring(n, shape, num_classes, generator):\n"
+        "    labels = generator.integers(num_classes, n)\n"
+        "    return labels.view(-1, 1, 1, 1) + 0 * generator.normal(n, *shape), labels\n"
+        "def plain(n, shape, num_classes, generator):\n"
+        "    return torch.randn(n, *shape, generator=generator)\n"
+        "def wrong(n, shape, num_classes, generator):\n"
+        "    return torch.zeros(n, 2)\n"
+        "def labels(n, shape, num_classes, generator):\n"
+        "    return torch.zeros(n, *shape), torch.full((n,), 9)\n"
+    )
+    place = str(tmp_path / "mine.py")
+    z, labels = draw(make.build(type="function", function=f"{place}:ring"))
+    assert torch.equal(z[:, 0, 0, 0].long(), labels)
+    z, labels = draw(make.build(type="function", function=f"{place}:plain"))
+    assert z.shape == (4000, *SHAPE)
+    assert torch.equal(labels.unique(), torch.arange(CLASSES))
+    for function, words in {
+        f"{place}:wrong": "latents \\[2, 2\\]",
+        f"{place}:labels": "labels from 9 to 9",
+        f"{place}:rong": "did you mean 'wrong'",
+        f"{tmp_path}/no.py:ring": "cannot be imported",
+        "nowhere.at_all:ring": "cannot be imported",
+        "ring": "is not package.module:name",
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            make.build(type="function", function=function)
+
+
+def test_function_by_import_path(make):
+    reference = make.build(type="function", function="fixed_reference:zeros")
+    z, _ = draw(reference, 3)
+    assert torch.equal(z, torch.zeros(3, *SHAPE))
+    assert make.read(type="function", function="fixed_reference:zeros").fingerprint()

