@@ -5,7 +5,16 @@ import json
 import pytest
 import torch
 
-from dmvae.evaluation.latents import ChannelMoments, effective_rank, latent_statistics, sliced_wasserstein
+from dmvae.evaluation.latents import (
+    ChannelMoments,
+    effective_rank,
+    high_frequency_share,
+    latent_statistics,
+    sliced_wasserstein,
+    spatial_spectrum,
+    spectral_slope,
+    spectrum,
+)
 
 
 def normal(*shape: int, seed: int = 0):
@@ -94,3 +103,35 @@ def test_latent_statistics_of_a_gaussian():
 def test_latent_statistics_of_collapsed_latents_are_finite():
     figures = latent_statistics(torch.zeros(4, 2, 2, 2))
     assert set(figures.values()) == {0.0}
+
+
+def test_spectrum_is_the_covariances_and_does_not_see_rotation():
+    z = normal(4000, 3, 2, 1) * torch.tensor([1.0, 2.0, 3.0]).view(-1, 1, 1)
+    torch.testing.assert_close(spectrum(z, "channels"), torch.tensor([9.0, 4.0, 1.0]).double(), rtol=0.05, atol=0)
+    turn = torch.linalg.qr(normal(6, 6, seed=1))[0]
+    turned = (z.flatten(1) @ turn).view_as(z)
+    torch.testing.assert_close(spectrum(turned), spectrum(z), rtol=1e-4, atol=1e-6)
+    assert float(effective_rank(turned, "all")) == pytest.approx(float(effective_rank(z, "all")), rel=1e-4)
+
+
+def test_spectral_slope_of_a_power_law_is_its_exponent():
+    ranks = torch.arange(1, 200, dtype=torch.float64)
+    for exponent in (0.0, 0.5, 2.0):
+        assert spectral_slope(3 * ranks**-exponent) == pytest.approx(exponent, abs=1e-9)
+    assert spectral_slope(torch.tensor([1.0, 0.0, 0.0])) == 0
+    assert spectral_slope(torch.zeros(3)) == 0
+
+
+def test_spatial_spectrum_of_noise_is_flat():
+    frequency, power = spatial_spectrum(normal(2000, 4, 4, 4))
+    assert frequency.tolist() == pytest.approx([0, 0.25, 0.5**0.5 / 2, 0.5, 0.3125**0.5, 0.5**0.5], abs=1e-6)
+    torch.testing.assert_close(power, torch.ones(6).double(), rtol=0.05, atol=0)
+    assert high_frequency_share(normal(2000, 4, 4, 4)) == pytest.approx(11 / 16, rel=0.02)
+
+
+def test_high_frequency_share_of_flat_and_of_checkered_latents():
+    flat = normal(50, 2, 1, 1).expand(-1, -1, 4, 4)
+    checkers = (torch.arange(4)[:, None] + torch.arange(4)) % 2 * 2.0 - 1
+    assert high_frequency_share(flat) == pytest.approx(0, abs=1e-12)
+    assert high_frequency_share(flat * checkers) == pytest.approx(1)
+    assert high_frequency_share(normal(9, 2, 1, 1)) == 0

@@ -49,21 +49,79 @@ def vectors(z: Tensor, over: Over) -> Tensor:
     return z.movedim(1, -1).flatten(0, 2) if over == "channels" else z.flatten(1)
 
 
+def spectrum(z: Tensor, over: Over = "all") -> Tensor:
+    """Eigenvalues of the covariance of latents [n, C, H, W], descending: [C H W], or [C] over channel vectors.
+
+    On the latents' device, without gradient; float64 where the device has it.
+    """
+    x = vectors(z.detach(), over)
+    x = x.double() if x.device.type != "mps" else x.float()
+    return _eigenvalues(torch.cov(x.T).reshape(x.shape[1], x.shape[1]))
+
+
 def effective_rank(z: Tensor, over: Over = "channels") -> Tensor:
     """exp(-sum p log p), p the covariance's eigenvalues divided by their sum (Roy & Vetterli 2007).
 
     Between 1, all variance in one direction, and the number of components, variance equal in all. A scalar on the
     latents' device, without gradient; 0 where nothing varies.
     """
-    x = vectors(z.detach(), over)
-    x = x.double() if x.device.type != "mps" else x.float()
-    return _effective_rank(torch.cov(x.T).reshape(x.shape[1], x.shape[1]))
+    return _effective_rank(spectrum(z, over))
 
 
-def _effective_rank(covariance: Tensor) -> Tensor:
-    values = torch.linalg.eigvalsh(covariance).clamp_min(0)
+def _eigenvalues(covariance: Tensor) -> Tensor:
+    return torch.linalg.eigvalsh(covariance).clamp_min(0).flip(0)
+
+
+def _effective_rank(values: Tensor) -> Tensor:
     share = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny)
     return torch.exp(torch.special.entr(share).sum()) * (values.sum() > 0)
+
+
+def spectral_slope(values: Tensor) -> float:
+    """a of the power law value_i ~ i^-a that fits eigenvalues [d], descending, best: least squares of the logarithms.
+
+    Ranks are weighted by 1 / i, which gives each octave of ranks the same say. Values below 1e-8 of the first, which
+    are rounding, are left out. 0 for equal values and where fewer than two are left.
+    """
+    y = values.double()
+    y = y[y > 1e-8 * y[0]].log()
+    rank = torch.arange(1, len(y) + 1, dtype=torch.float64, device=y.device)
+    if len(y) < 2:
+        return 0.0
+    weight = 1 / rank / (1 / rank).sum()
+    x = rank.log() - weight @ rank.log()
+    return float(-(weight * x) @ y / ((weight * x) @ x))
+
+
+def spatial_spectrum(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Frequencies and power of latents [n, C, H, W] over the grid: two float64 [k], frequencies ascending.
+
+        power(f) = mean over n, C and all (fy, fx) with |(fy, fx)| = f of |F[z - mean z]|^2 / (H W)
+
+    F is the discrete Fourier transform, frequencies are in cycles per latent (0 to 0.71), the mean is each component's
+    over the set. Latents that are independent everywhere with variance 1 have power 1 at all frequencies.
+    """
+    frequency, power, inverse, counts = _power(z)
+    return frequency, torch.zeros_like(frequency).scatter_add_(0, inverse, power) / counts
+
+
+def high_frequency_share(z: Tensor) -> float:
+    """Share of the latents' power over the grid at frequencies above 1/4 cycle per latent; see `spatial_spectrum`.
+
+    11/16 for independent components on a 4x4 grid, 0 where all positions of a latent are equal or there is but one.
+    """
+    frequency, power, inverse, _ = _power(z)
+    return float(power[frequency[inverse] > 0.25 + 1e-9].sum() / power.sum().clamp_min(1e-300))
+
+
+def _power(z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(distinct frequencies [k], power [H W], each one's frequency as an index [H W], how many have each [k])."""
+    x = z.detach().cpu().double()
+    power = torch.fft.fft2(x - x.mean(0), norm="ortho").abs().square().mean((0, 1)).flatten()
+    rows, columns = torch.fft.fftfreq(x.shape[2]).double(), torch.fft.fftfreq(x.shape[3]).double()
+    radius = torch.hypot(rows[:, None], columns).flatten()
+    frequency, inverse, counts = radius.mul(1e6).round().unique(return_inverse=True, return_counts=True)
+    return frequency / 1e6, power, inverse, counts
 
 
 def sliced_wasserstein(a: Tensor, b: Tensor, projections: int = 256, seed: int = 0) -> float:
@@ -109,6 +167,6 @@ def latent_statistics(z: Tensor) -> dict[str, float]:
         "std_min": float(std.min()),
         "std_max": float(std.max()),
         "spread": float(covariance.trace()),
-        "effective_rank": float(_effective_rank(covariance)),
+        "effective_rank": float(_effective_rank(_eigenvalues(covariance))),
         "kurtosis": float(standard.pow(4).mean()),
     }

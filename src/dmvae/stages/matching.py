@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dmvae.evaluation.latents import effective_rank
+from dmvae.evaluation.online import online_proxies
 from dmvae.inputs import Inputs, describe_latents
 from dmvae.losses.objective import add_objective, discriminate, new_discriminator, reconstruct
 from dmvae.losses.pull import Pull
@@ -53,6 +54,8 @@ class MatchingTraining(FlowTraining):
     """Let the encoder move, not only the bottleneck and the decoder."""
     health_every: int = 50
     """Tokenizer turns between measurements of the latents' rank and spread."""
+    proxy_every: int = 10
+    """Tokenizer turns between measurements of the proxies of gFD (proxy/...), about 1 % of the time; 0 is never."""
     ema: float = 0.99
     """Decay of the averaged tokenizer that is saved, per tokenizer update."""
 
@@ -108,7 +111,11 @@ def updates(networks: Networks, batch: Batch, rng: Random) -> Iterator[Update]:
         raw = networks.autoencoder.encode(batch.data).latents
     latents = networks.autoencoder.normalize(raw.detach().float())
     if tokenizer_turn:
-        yield from _tokenizer_turns(networks, batch, raw, latents, rng, health=turn % config.health_every == 0)
+        measures = {
+            "health": turn % config.health_every == 0,
+            "proxies": config.proxy_every > 0 and turn % config.proxy_every == 0,
+        }
+        yield from _tokenizer_turns(networks, batch, raw, latents, rng, **measures)
     if isinstance(networks.objective, BringsStudent):
         yield networks.objective.student_update(networks.student, latents, batch.labels, networks.reference, rng)
     else:
@@ -116,7 +123,7 @@ def updates(networks: Networks, batch: Batch, rng: Random) -> Iterator[Update]:
 
 
 def _tokenizer_turns(
-    networks: Networks, batch: Batch, raw: Tensor, latents: Tensor, rng: Random, health: bool
+    networks: Networks, batch: Batch, raw: Tensor, latents: Tensor, rng: Random, health: bool, proxies: bool
 ) -> Iterator[Update]:
     config: MatchingTraining = networks.config
     z = latents.requires_grad_()
@@ -134,6 +141,9 @@ def _tokenizer_turns(
             "health/std": latents.std(dim=(0, 2, 3)).mean(),
             "health/mean": latents.mean(dim=(0, 2, 3)).abs().mean(),
         }
+    if proxies:
+        model = networks.autoencoder
+        log |= online_proxies(latents, batch.labels, lambda z: model.decode(model.denormalize(z)).sample)
     yield Update("tokenizer", loss, log)
     if networks.discriminator is not None:
         yield discriminate(networks, batch.data, recon, rng)

@@ -1,0 +1,108 @@
+"""Proxies of gFD that one training batch gives, for tokenizers that are still training.
+
+Functions of the batch and of the networks as they are: no state to save, so a resumed run logs what an uninterrupted
+one does, and no random numbers of the caller's, so logging moves nothing.
+
+Shapes: latents [n, C, H, W], labels int64 [n].
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmvae.evaluation.interpolation import Decode
+from dmvae.evaluation.latents import Over, effective_rank, spectrum, vectors
+from dmvae.evaluation.sensitivity import NOISE, smoothness
+
+
+def linear_flow_loss(z: Tensor, labels: Tensor | None = None, over: Over = "channels") -> Tensor:
+    """Flow-matching loss that the best linear velocity of each class reaches on latents; a scalar tensor.
+
+        pi / 2 * mean_i sqrt(value_i / mean variance of the latents)
+
+    value_i are the eigenvalues of the latents' covariance, with labels of the covariance within classes (each class
+    is taken as a Gaussian about its own mean, all of one shape). It follows from the loss of a Gaussian component of
+    variance s, which is the integral over t of s / (t^2 s + (1 - t)^2) = pi / 2 sqrt(s). Dividing by the mean variance
+    makes tokenizers of any scale comparable. pi / 2 for white noise; less where channels correlate, where variances
+    are unequal and where labels explain the latents. A trained generator's loss lies below this by what is not
+    Gaussian about the classes.
+    """
+    z = z.detach()
+    whole = spectrum(z, over)
+    values = whole if labels is None else _within(z, labels, over, whole)
+    return math.pi / 2 * (values / whole.mean().clamp_min(1e-30)).sqrt().mean()
+
+
+def _within(z: Tensor, labels: Tensor, over: Over, whole: Tensor) -> Tensor:
+    """Eigenvalues of the covariance within classes; those of the whole where no class has two latents."""
+    rest, free = _residuals(z, labels)
+    x = vectors(rest, over)
+    x = x.double() if x.device.type != "mps" else x.float()
+    covariance = x.T @ x / (free.clamp_min(1) * (len(x) // len(z)))
+    return torch.where(free > 0.5, torch.linalg.eigvalsh(covariance).clamp_min(0).flip(0), whole)
+
+
+def _residuals(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """z less the mean of its class, and the number of latents less that of classes, a scalar: of a class's residuals
+    one is bound by its mean."""
+    same = (labels[:, None] == labels).to(z.dtype)  # unlike a one-hot matrix, its size needs no value from the device
+    size = same.sum(1)
+    mean = (same @ z.flatten(1)) / size[:, None]
+    return z - mean.view_as(z), len(z) - (1 / size).sum()
+
+
+def neighbour_distance(z: Tensor) -> Tensor:
+    """Mean squared distance to the nearest neighbour over that of two latents; a scalar tensor in [0, 1].
+
+    How far apart the data lie in latent space, in units of its size: a generator has this gap to fill, and midway
+    across it iFID looks. It falls with the number n of latents and grows with their intrinsic dimension; compare
+    numbers of one n.
+    """
+    x = z.detach().flatten(1).float()
+    x = x - x.mean(0)
+    n = len(x)
+    squares = x.square().sum(1)
+    apart = (squares[:, None] + squares - 2 * x @ x.T).clamp_min(0)
+    apart = apart + torch.diag(torch.full((n,), torch.inf, device=x.device))
+    usual = 2 * squares.sum() / max(1, n - 1)
+    return apart.min(1).values.mean() / usual.clamp_min(1e-30)
+
+
+def class_share(z: Tensor, labels: Tensor) -> Tensor:
+    """Share of the latents' variance that the labels explain, without the bias of few latents a class; a scalar.
+
+        1 - (scatter within classes / (n - classes)) / (scatter about the mean / (n - 1))
+
+    0 on average for labels that say nothing, 1 where each class is one point.
+    """
+    z = z.detach().float()
+    rest, free = _residuals(z, labels)
+    total = (z - z.mean(0)).square().sum() / max(1, len(z) - 1)
+    return 1 - rest.square().sum() / free.clamp_min(1) / total.clamp_min(1e-30)
+
+
+@torch.no_grad()
+def online_proxies(z: Tensor, labels: Tensor, decode: Decode | None = None, images: int = 16) -> dict[str, Any]:
+    """All of the above of one batch of latents [n, C, H, W], under the names that are logged.
+
+    Each channel is first brought to mean 0 and variance 1, as a generator will see it. With `decode`, of latents as
+    they are given here, also the decoder's smoothness, of the first `images` of them: that decodes twice as many.
+    Tensors that stay on the device until they are written, but for the smoothness.
+    """
+    with torch.autocast(z.device.type, enabled=False):
+        z = z.float()
+        mean, std = z.mean((0, 2, 3), keepdim=True), z.std((0, 2, 3), keepdim=True).clamp_min(1e-6)
+        x = (z - mean) / std
+        log: dict[str, Any] = {
+            "proxy/effective_rank": effective_rank(x),
+            "proxy/linear_flow_loss": linear_flow_loss(x, labels),
+            "proxy/neighbour_distance": neighbour_distance(x),
+            "proxy/class_share": class_share(x, labels),
+        }
+    if decode is not None:
+        log["proxy/smoothness"] = smoothness(decode, z[:images], NOISE * std)["smoothness"]
+    return log

@@ -1,0 +1,144 @@
+"""The generator probe: a small flow model of fixed size, trained on latents for a fixed time, and what it reaches.
+
+It stands for the generator that the latents are made for, at a small part of its cost. Every setting is a constant
+of this file: two numbers compare wherever they come from, as long as images, latents' shape and VERSION are the same.
+
+Shapes: latents [n, C, H, W], normalised per channel; labels int64 [n].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from dmvae.evaluation.frechet import Moments, Statistics, frechet_distance
+from dmvae.evaluation.interpolation import Decode
+from dmvae.evaluation.metrics import to_uint8
+from dmvae.flow.loss import flow_matching_loss
+from dmvae.flow.solver import sample
+from dmvae.models import LightningDiT
+
+VERSION = 1
+"""Goes up when a constant below does."""
+WIDTH, DEPTH, HEADS = 64, 3, 4
+STEPS, BATCH = 300, 128
+LEARNING_RATE, BETAS, WARMUP, CLIP = 3e-3, (0.9, 0.95), 20, 1.0
+"""AdamW without weight decay; the rate rises over WARMUP steps and falls linearly to zero at the last one."""
+HELD_OUT = 8
+"""Every eighth latent is kept from training, to take the loss on, and at most HELD_OUT_MOST of them."""
+HELD_OUT_MOST = 2000
+SAMPLES, SAMPLING_STEPS, SAMPLING_BATCH = 2000, 16, 250
+"""Euler steps without guidance, labels as the data has them."""
+
+
+def generator_probe(
+    latents: Tensor,
+    labels: Tensor,
+    *,
+    seed: int = 0,
+    steps: int = STEPS,
+    decode: Decode | None = None,
+    extractor: Callable[[Tensor], Tensor] | None = None,
+    real: Statistics | None = None,
+) -> dict[str, float]:
+    """Train the probe; returns "probe_loss" and, with decoder, extractor and real statistics, "probe_gfd".
+
+        probe_loss = mean |v(z_t, t, label) - (z - noise)|^2 over held-out latents, t spread evenly over (0, 1)
+        probe_gfd  = Frechet distance between the data's features and those of SAMPLES decoded samples
+
+    The loss is pi / 2 = 1.571 where latents are standard normal noise, and less the easier they are to model. It does
+    not see what the decoder makes of a sample; the distance does. Both are functions of (latents, labels, seed): the
+    caller's random state is neither read nor moved. Float32, on the latents' device. `steps` is there for tests.
+    Raises ValueError for latents that are not square or too few to hold some out and fill a batch.
+    """
+    _, channels, height, width = latents.shape
+    if height != width or len(latents) < 2 * HELD_OUT:
+        raise ValueError(f"the probe needs square latents, at least {2 * HELD_OUT} of them, not {[*latents.shape]}")
+    with torch.inference_mode(False), torch.enable_grad():
+        held = torch.arange(len(latents), device=latents.device) % HELD_OUT == 0
+        classes = int(labels.max()) + 1
+        network = _train(latents[~held].float(), labels[~held].to(latents.device), classes, seed, steps)
+        network.requires_grad_(False)
+        kept = held.nonzero()[:, 0]
+        some = kept[
+            torch.linspace(0, len(kept) - 1, min(len(kept), HELD_OUT_MOST)).long()
+        ]  # data may be in class order
+        result = {"probe_loss": _loss(network, latents[some].float(), labels.to(latents.device)[some], seed)}
+        if decode is not None and extractor is not None and real is not None:
+            moments = Moments()
+            for part in _samples(network, (channels, height, width), labels.to(latents.device), seed):
+                moments.add(extractor(to_uint8(decode(part).float())))
+            result["probe_gfd"] = frechet_distance(real, moments.statistics())
+    return result
+
+
+def _train(z: Tensor, labels: Tensor, classes: int, seed: int, steps: int) -> LightningDiT:
+    """The probe, trained on latents z with their labels."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would move the GPUs' generators too
+        network = LightningDiT(
+            in_channels=z.shape[1],
+            input_size=z.shape[2],
+            width=WIDTH,
+            depth=DEPTH,
+            heads=HEADS,
+            num_classes=classes,
+        )
+    network.to(z.device)
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=BETAS, weight_decay=0.0, fused=True)
+    draw = _Draw(seed, z.device)
+    for step in range(steps):
+        index = torch.randint(len(z), (BATCH,), generator=draw.generator).to(z.device)
+        batch = z[index]
+        t, noise = draw.uniform(BATCH), draw.normal(*batch.shape)
+        with torch.autocast(z.device.type, enabled=False):
+            loss = flow_matching_loss(network, batch, labels[index], t, noise)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, CLIP, foreach=True)
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * min((step + 1) / WARMUP, 1 - step / steps)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return network
+
+
+@torch.no_grad()
+def _loss(network: LightningDiT, z: Tensor, labels: Tensor, seed: int) -> float:
+    """Mean loss over z. Times are spread evenly and shuffled, which leaves less to chance than drawing them."""
+    draw = _Draw(seed + 1, z.device)
+    order = torch.randperm(len(z), generator=draw.generator).to(z.device)
+    t = (order + 0.5) / len(z)
+    total = 0.0
+    for part, label, time in zip(
+        z.split(SAMPLING_BATCH), labels.split(SAMPLING_BATCH), t.split(SAMPLING_BATCH), strict=True
+    ):
+        with torch.autocast(z.device.type, enabled=False):
+            loss = flow_matching_loss(network, part, label, time, draw.normal(*part.shape))
+        total += float(loss) * len(part)
+    return total / len(z)
+
+
+@torch.no_grad()
+def _samples(network: LightningDiT, shape: tuple[int, int, int], labels: Tensor, seed: int) -> Iterator[Tensor]:
+    """Batches of SAMPLES latents in all."""
+    draw = _Draw(seed + 2, labels.device)
+    spaced = torch.linspace(0, len(labels) - 1, SAMPLES, device=labels.device).long()
+    for label in labels[spaced].split(SAMPLING_BATCH):
+        with torch.autocast(labels.device.type, enabled=False):
+            yield sample(network, draw.normal(len(label), *shape), label, method="euler", steps=SAMPLING_STEPS)
+
+
+class _Draw:
+    """Random numbers drawn on the CPU, so that a GPU trains the probe on the same ones."""
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self.generator, self.device = torch.Generator().manual_seed(seed), device
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator).to(self.device)
+
+    def uniform(self, n: int) -> Tensor:
+        return torch.rand(n, generator=self.generator).to(self.device)

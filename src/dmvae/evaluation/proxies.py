@@ -1,0 +1,114 @@
+"""How well a generator will do on latents, guessed without training it: every proxy of a finished tokenizer.
+
+Shapes: images uint8 [n, c, h, w] where they are data, float in [-1, 1] where a decoder made them; latents
+[n, C, H, W], normalised per channel; labels int64 [n].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dmvae.evaluation.frechet import Statistics
+from dmvae.evaluation.interpolation import Decode, interpolated_frechet
+from dmvae.evaluation.latents import effective_rank, high_frequency_share, spectral_slope, spectrum
+from dmvae.evaluation.neighbours import intrinsic_dimension
+from dmvae.evaluation.online import class_share, linear_flow_loss, neighbour_distance
+from dmvae.evaluation.probe import generator_probe
+from dmvae.evaluation.sensitivity import Encode, equivariance, smoothness
+from dmvae.models.base import Tokenizer
+from dmvae.training.data import as_input
+from dmvae.training.precision import Precision, autocast
+
+IMAGES = 1000
+"""Images at most for smoothness and equivariance, which are means over images and need no more."""
+POINTS = 5000
+"""Latents at most for what compares all with all."""
+
+
+def linear_probe(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, ridge: float = 1e-3) -> float:
+    """Share of test latents [m, ...] that a linear classifier fitted to training latents [n, ...] gets right.
+
+        W = (X^T X + ridge n s^2 I)^-1 X^T Y,    prediction argmax of (x - mean) W
+
+    X the centred latents, s^2 their mean variance, Y the centred one-hot labels: ridge regression in closed form, so
+    there is nothing to draw or to tune, and rotations and changes of scale of the latents change nothing.
+    """
+    mean = train.flatten(1).double().mean(0)
+    classes = int(torch.maximum(train_labels.max(), test_labels.max())) + 1
+    share = F.one_hot(train_labels, classes).double().mean(0)
+    d = len(mean)
+    gram, cross = mean.new_zeros(d, d), mean.new_zeros(d, classes)
+    for z, labels in zip(train.split(4096), train_labels.split(4096), strict=True):
+        x = z.flatten(1).double() - mean
+        gram += x.T @ x
+        cross += x.T @ (F.one_hot(labels, classes).double() - share)
+    gram.diagonal().add_((ridge * gram.trace() / d).clamp_min(1e-30))
+    weight = torch.linalg.solve(gram, cross)
+    predicted = ((test.flatten(1).double() - mean) @ weight + share).argmax(1)
+    return float((predicted == test_labels).double().mean())
+
+
+def codec(tokenizer: Tokenizer, device: torch.device, precision: Precision = "auto") -> tuple[Encode, Decode]:
+    """(encode, decode) between uint8 images, normalised latents and images in [-1, 1], float32 on the CPU outside."""
+
+    @torch.no_grad()
+    def encode(images: Tensor) -> Tensor:
+        with autocast(device, precision):
+            z = tokenizer.encode(as_input(images, device)).latents
+        return tokenizer.normalize(z.float()).cpu()
+
+    @torch.no_grad()
+    def decode(z: Tensor) -> Tensor:
+        with autocast(device, precision):
+            return tokenizer.decode(tokenizer.denormalize(z.to(device))).sample.float().cpu()
+
+    return encode, decode
+
+
+def latent_proxies(train_z: Tensor, train_labels: Tensor, z: Tensor, labels: Tensor) -> dict[str, float]:
+    """What latents alone tell, of training and test latents with their labels, beside the evaluation's kNN accuracy
+    and statistics."""
+    every = max(1, len(train_z) // POINTS)
+    some, some_labels = train_z[::every][:POINTS], train_labels[::every][:POINTS]
+    values = spectrum(some)
+    return {
+        "linear_probe": linear_probe(train_z, train_labels, z, labels),
+        "class_share": float(class_share(some, some_labels)),
+        "effective_rank_all": float(effective_rank(some, "all")),
+        "intrinsic_dimension": intrinsic_dimension(some),
+        "twonn": intrinsic_dimension(some, k=2),
+        "neighbour_distance": float(neighbour_distance(some)),
+        "spectral_slope": spectral_slope(values),
+        "high_frequency": high_frequency_share(some),
+        "linear_flow_loss": float(linear_flow_loss(some, some_labels, "all")),
+    }
+
+
+def decoder_proxies(
+    encode: Encode,
+    decode: Decode,
+    stride: int,
+    images: Tensor,
+    z: Tensor,
+    train_z: Tensor,
+    real: Statistics,
+    extractor: Callable[[Tensor], Tensor],
+) -> dict[str, float]:
+    """What it takes the tokenizer to tell, of test images uint8 with their latents z, and training latents."""
+    return {
+        "ifd": interpolated_frechet(decode, z, train_z, real, extractor),
+        "ifd_slerp": interpolated_frechet(decode, z, train_z, real, extractor, path="slerp"),
+        **smoothness(decode, z[:IMAGES], extractor=extractor),
+        **equivariance(encode, images[:IMAGES], stride),
+    }
+
+
+def probe_proxies(
+    train_z: Tensor, train_labels: Tensor, decode: Decode, real: Statistics, extractor: Callable[[Tensor], Tensor]
+) -> dict[str, float]:
+    """The generator probe's loss and gFD; see `dmvae.evaluation.probe`."""
+    return generator_probe(train_z, train_labels, decode=decode, extractor=extractor, real=real)

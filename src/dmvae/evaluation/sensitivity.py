@@ -1,0 +1,81 @@
+"""What small changes do: to images when latents get noise, to latents when images move.
+
+Shapes: images [n, c, h, w], latents [n, C, H, W], normalised per channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from dmvae.evaluation.interpolation import Decode
+from dmvae.evaluation.metrics import to_uint8
+
+Encode = Callable[[Tensor], Tensor]
+"""uint8 images [n, c, h, w] -> normalised latents [n, C, H, W]."""
+NOISE = 0.2
+"""Standard deviation of the noise that smoothness is taken with, in units of the latents'."""
+
+
+@torch.no_grad()
+def smoothness(
+    decode: Decode,
+    z: Tensor,
+    std: float | Tensor = NOISE,
+    extractor: Callable[[Tensor], Tensor] | None = None,
+    batch_size: int = 250,
+) -> dict[str, float]:
+    """How much images change when noise is added to their latents; smaller is smoother.
+
+        ( mean |f(D(z + std noise)) - f(D(z))|^2 / mean |f(D(z)) - mean f(D(z))|^2 )^(1/2)
+
+    "smoothness": f is the identity, images in [-1, 1]; a linear decoder of white latents gives std, which may also be a
+    tensor that latents [n, C, H, W] can be multiplied by. With an extractor also "smoothness_features", f its features
+    of the uint8 images. The noise is the same at every call.
+    """
+    noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(0)).to(z.device)
+    rows: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for part, added in zip(z.split(batch_size), noise.split(batch_size), strict=True):
+        plain, moved = decode(part).float(), decode(part + std * added).float()
+        rows.setdefault("smoothness", []).append((plain.flatten(1), moved.flatten(1)))
+        if extractor is not None:
+            features = extractor(to_uint8(plain)), extractor(to_uint8(moved))
+            rows.setdefault("smoothness_features", []).append(features)
+    return {name: _relative(*(torch.cat(column) for column in zip(*r, strict=True))) for name, r in rows.items()}
+
+
+@torch.no_grad()
+def equivariance(encode: Encode, images: Tensor, stride: int, batch_size: int = 250) -> dict[str, float]:
+    """How far encoding and moving an image are from commuting; 0 where they do, about 1.4 where unrelated.
+
+        ( mean |E(T x) - T E(x)|^2 / mean |E(x) - mean E(x)|^2 )^(1/2)
+
+    "equivariance_flip": T mirrors left and right. "equivariance_shift": T moves by one latent (`stride` pixels) down,
+    and right; the latents at the borders, which see other pixels or padding, are left out where the grid is at least
+    4 wide. Images uint8 [n, c, h, w]. The shift is left out for grids of a single latent.
+    """
+    pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for x in images.split(batch_size):
+        z = encode(x)
+        flipped = encode(x.flip(-1))
+        pairs.setdefault("equivariance_flip", []).append((z.flip(-1).flatten(1), flipped.flatten(1)))
+        for axis in (2, 3):
+            size = z.shape[axis]
+            border = int(size >= 4)
+            if size > 1:
+                moved = encode(x.roll(stride, axis)).narrow(axis, 1 + border, size - 1 - 2 * border)
+                there = z.narrow(axis, border, size - 1 - 2 * border)
+                pairs.setdefault(f"shift {axis}", []).append((there.flatten(1), moved.flatten(1)))
+    errors = {name: _relative(*(torch.cat(column) for column in zip(*p, strict=True))) for name, p in pairs.items()}
+    result = {"equivariance_flip": errors["equivariance_flip"]}
+    if "shift 3" in errors:
+        result["equivariance_shift"] = (errors.get("shift 2", errors["shift 3"]) + errors["shift 3"]) / 2
+    return result
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    """Root mean square of b - a over that of a about its mean, of vectors [n, d]."""
+    spread = (a - a.mean(0)).double().square().sum()
+    return float(((b - a).double().square().sum() / spread.clamp_min(1e-30)).sqrt())
