@@ -18,6 +18,17 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from dmvae.models.base import Model
+from dmvae.models.transformer import (
+    Block,
+    FinalLayer,
+    LabelEmbedder,
+    PatchEmbedder,
+    RMSScale,
+    TimeEmbedder,
+    normalised,
+    rope_tables,
+    sincos_positions,
+)
 from dmvae.registry import nearest
 
 
@@ -189,156 +200,3 @@ class Head(nn.Module):
     def condition(self, x_bnd: Tensor, c_b1d: Tensor) -> Tensor:
         """The backbone's tokens and its own condition -> the head's, one per token: [b, n, head width]."""
         return F.silu(self.projection(normalised(x_bnd) * self.norm.weight + c_b1d))
-
-
-class Block(nn.Module):
-    """x + gate * attention(modulated x), then the same with the MLP. The condition c is [b, 1 or n, d]: one for all
-    tokens, or one for each."""
-
-    def __init__(self, width: int, heads: int, mlp_ratio: float):
-        super().__init__()
-        self.norm1 = RMSScale(width)
-        self.attn = Attention(width, heads)
-        self.norm2 = RMSScale(width)
-        self.mlp = SwiGLU(width, int(2 / 3 * int(width * mlp_ratio)))
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
-
-    def forward(self, x_bnd: Tensor, c: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation[1](c).chunk(6, dim=-1)
-        x_bnd = torch.addcmul(x_bnd, gate1, self.attn(modulated(x_bnd, self.norm1.weight, scale1, shift1), cos, sin))
-        return torch.addcmul(x_bnd, gate2, self.mlp(modulated(x_bnd, self.norm2.weight, scale2, shift2)))
-
-
-class Attention(nn.Module):
-    """Self-attention with RMS-normalised queries and keys and rotary positions."""
-
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.q_norm = RMSScale(width // heads)
-        self.k_norm = RMSScale(width // heads)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x_bnd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        q, k, v = self.qkv(x_bnd).unflatten(-1, (3, self.heads, -1)).unbind(2)  # each [b, n, h, e]
-        q = rotate(normalised(q) * self.q_norm.weight, cos, sin)
-        k = rotate(normalised(k) * self.k_norm.weight, cos, sin)
-        out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-        return self.proj(out.transpose(1, 2).flatten(2))
-
-
-class SwiGLU(nn.Module):
-    """w3(silu(a) * b) with a, b the halves of w12's output."""
-
-    def __init__(self, width: int, hidden: int):
-        super().__init__()
-        self.w12 = nn.Linear(width, 2 * hidden)
-        self.w3 = nn.Linear(hidden, width)
-
-    def forward(self, x_bnd: Tensor) -> Tensor:
-        a, b = self.w12(x_bnd).chunk(2, dim=-1)
-        return self.w3(F.silu(a) * b)
-
-
-class RMSScale(nn.Module):
-    """The learned scale of an RMSNorm; `normalised` is its other half, so that callers can fold the scale."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-
-
-class PatchEmbedder(nn.Module):
-    """[b, C, H, W] -> one token per patch, in row-major order: [b, n, d]."""
-
-    def __init__(self, in_channels: int, patch_size: int, width: int):
-        super().__init__()
-        self.proj = nn.Conv2d(in_channels, width, patch_size, stride=patch_size)
-
-    def forward(self, z_bchw: Tensor) -> Tensor:
-        return self.proj(z_bchw).flatten(2).transpose(1, 2)
-
-
-class TimeEmbedder(nn.Module):
-    """MLP of 128 cosines and 128 sines of t in [0, 1]; t is not scaled up to a thousand steps."""
-
-    frequencies: Tensor
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
-        self.register_buffer("frequencies", 10000.0 ** (-torch.arange(128) / 128), persistent=False)
-
-    def forward(self, t: Tensor) -> Tensor:
-        angles = t[:, None].to(self.frequencies.dtype) * self.frequencies
-        return self.mlp(torch.cat((angles.cos(), angles.sin()), dim=-1).to(next(self.mlp.parameters()).dtype))
-
-
-class LabelEmbedder(nn.Module):
-    """A row for each class and a last one for "no label"."""
-
-    def __init__(self, num_classes: int, width: int):
-        super().__init__()
-        self.embedding_table = nn.Embedding(num_classes + 1, width)
-
-    def forward(self, labels: Tensor) -> Tensor:
-        return self.embedding_table(labels)
-
-
-class FinalLayer(nn.Module):
-    """Modulated RMSNorm and a Linear to the values of each patch."""
-
-    def __init__(self, width: int, out_width: int):
-        super().__init__()
-        self.norm_final = RMSScale(width)
-        self.linear = nn.Linear(width, out_width)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
-
-    def forward(self, x_bnd: Tensor, c: Tensor) -> Tensor:
-        # float32 under autocast too: guidance multiplies the difference of two outputs that are nearly equal, and with
-        # it their rounding. At scale 5 this takes the error of bf16 from 2e-2 to 2e-3, and the layer is small.
-        with torch.autocast(x_bnd.device.type, enabled=False):
-            shift, scale = linear32(self.adaLN_modulation[1], c).chunk(2, dim=-1)
-            return linear32(self.linear, modulated(x_bnd.float(), self.norm_final.weight.float(), scale, shift))
-
-
-def linear32(layer: Any, x: Tensor) -> Tensor:
-    """`layer(x)` of a Linear in float32, whatever its weights are kept in."""
-    return F.linear(x.float(), layer.weight.float(), layer.bias.float())
-
-
-def normalised(x: Tensor) -> Tensor:
-    """x / rms(x) over the last dimension, its mean square in float32 whatever x is (F.rms_norm is no faster on CPU)."""
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-    return x * (norm.square() / x.shape[-1] + 1e-6).rsqrt().to(x.dtype)
-
-
-def modulated(x_bnd: Tensor, weight_d: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """RMSNorm(x) * (1 + scale) + shift, with both factors joined while they are small."""
-    return torch.addcmul(shift, normalised(x_bnd), weight_d * (1 + scale))
-
-
-def rotate(x_bnhe: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x[2i], x[2i + 1]) by its position's angle; cos, sin [n, 1, e / 2].
-
-    The result holds all first members, then all second ones: the same order for queries and keys, so
-    their products are those of the interleaved order, and nothing has to be woven back.
-    """
-    a, b = x_bnhe.unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
-
-
-def rope_tables(side: int, head_width: int) -> tuple[Tensor, Tensor]:
-    """cos and sin [side * side, 1, head_width / 2] of the row's angles, then of the column's; theta 10000."""
-    frequencies = 10000.0 ** (-torch.arange(0, head_width // 2, 2) / (head_width // 2))
-    angles = torch.arange(side)[:, None] * frequencies
-    both = torch.cat((angles.repeat_interleave(side, 0), angles.repeat(side, 1)), dim=-1)[:, None]
-    return both.cos(), both.sin()
-
-
-def sincos_positions(side: int, width: int) -> Tensor:
-    """[side * side, width]: sines and cosines of the column, then of the row."""
-    angles = torch.arange(side)[:, None] * 10000.0 ** (-torch.arange(width // 4) / (width // 4))
-    waves = torch.cat((angles.sin(), angles.cos()), dim=-1)
-    return torch.cat((waves.repeat(side, 1), waves.repeat_interleave(side, 0)), dim=-1)
