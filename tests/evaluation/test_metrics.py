@@ -5,7 +5,8 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from dmvae.evaluation.metrics import knn_accuracy, precision_recall_density_coverage, psnr, ssim, to_uint8
+from dmvae.evaluation.manifolds import precision_recall_density_coverage
+from dmvae.evaluation.metrics import knn_accuracy, psnr, ssim, to_uint8
 
 
 @pytest.fixture(params=[1, 3])

@@ -16,6 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 BLOCK = 1024
+REGULAR = 1e-5
+"""A covariance counts as regular where its Cholesky pivots, which are standard deviations, keep to this ratio."""
 
 
 class Moments:
@@ -78,8 +80,8 @@ class Moments:
 class Statistics:
     """Mean and covariance of a set of features."""
 
-    n: int
-    """Vectors they were taken from."""
+    n: int | None
+    """Vectors they were taken from; None where a file does not tell."""
     mean: Tensor
     """float64 [d]."""
     covariance: Tensor
@@ -96,14 +98,16 @@ class Statistics:
     def save(self, path: str | Path) -> None:
         """Write a safetensors file."""
         tensors = {"mean": self.mean.contiguous(), "covariance": self.covariance.contiguous()}
-        save_file(tensors, path, metadata={"n": str(self.n)})
+        save_file(tensors, path, metadata={"n": str(self.n or 0)})
 
     @classmethod
     def load(cls, path: str | Path) -> Statistics:
         """Read what `save` wrote."""
         with safe_open(path, "pt") as file:
             return cls(
-                n=int(file.metadata()["n"]), mean=file.get_tensor("mean"), covariance=file.get_tensor("covariance")
+                n=int(file.metadata()["n"]) or None,
+                mean=file.get_tensor("mean"),
+                covariance=file.get_tensor("covariance"),
             )
 
 
@@ -116,22 +120,47 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     d = len(a.mean)
     if len(b.mean) != d:
         raise ValueError(f"the sets have features of {d} and {len(b.mean)} components: use one extractor for both")
-    if min(a.n, b.n) <= d:
-        warnings.warn(
-            f"a Frechet distance of {a.n} and {b.n} vectors with {d} components each: with so few its bias is large, "
-            "so compare it only with distances of as many vectors",
-            stacklevel=2,
-        )
+    _warn_of_few(a.n, b.n, d)
     trace = a.covariance.trace() + b.covariance.trace() - 2 * _trace_of_root(a.covariance, b.covariance)
     return float((a.mean - b.mean).square().sum() + trace)
 
 
-def _trace_of_root(a: Tensor, b: Tensor) -> Tensor:
-    """tr((A B)^(1/2)) = sum of the square roots of the eigenvalues of A^(1/2) B A^(1/2).
+def frechet_distance_of_few(a: Tensor, b: Tensor) -> float:
+    """The same of features [n, d] and [m, d] themselves, without a d x d matrix: quicker where n or m is below d.
 
-    With A = F F^T and B = G G^T these roots are the singular values of F^T G. Taken so, not by an eigendecomposition of
-    the product, the small ones keep full precision: squared first, they would be lost below 1e-8 of the largest.
+    With X and Y the centred features over sqrt(n - 1) and sqrt(m - 1), A = X^T X and B = Y^T Y, and
+    tr((A B)^(1/2)) is the sum of the singular values of X Y^T [n, m].
     """
+    if min(len(a), len(b)) < 2:
+        raise ValueError(f"a covariance needs at least 2 vectors, not {min(len(a), len(b))}")
+    _warn_of_few(len(a), len(b), a.shape[1])
+    a, b = a.double(), b.double()
+    mean_a, mean_b = a.mean(0), b.mean(0)
+    x, y = (a - mean_a) / (len(a) - 1) ** 0.5, (b - mean_b) / (len(b) - 1) ** 0.5
+    trace = x.square().sum() + y.square().sum() - 2 * torch.linalg.svdvals(x @ y.T).sum()
+    return float((mean_a - mean_b).square().sum() + trace)
+
+
+def _warn_of_few(n: int | None, m: int | None, d: int) -> None:
+    if min(d + 1 if count is None else count for count in (n, m)) <= d:
+        warnings.warn(
+            f"a Frechet distance of {n} and {m} vectors with {d} components each: with so few its bias is large, "
+            "so compare it only with distances of as many vectors",
+            stacklevel=3,
+        )
+
+
+def _trace_of_root(a: Tensor, b: Tensor) -> Tensor:
+    """tr((A B)^(1/2)), for any factors A = F F^T and B = G G^T the sum of the singular values of F^T G.
+
+    Where A is safely regular, F is its Cholesky factor and the values are the roots of the eigenvalues of F^T B F,
+    which is the quick way. Elsewhere they are taken as they stand: squared, the small ones would be lost below 1e-8
+    of the largest.
+    """
+    factor, failed = torch.linalg.cholesky_ex(a)
+    pivots = factor.diagonal()
+    if not failed and pivots.min() > REGULAR * pivots.max():
+        return torch.linalg.eigvalsh(factor.T @ b @ factor).clamp_min(0).sqrt().sum()
     return torch.linalg.svdvals(_factor(a).T @ _factor(b)).sum()
 
 

@@ -24,10 +24,15 @@ def psnr(a: Tensor, b: Tensor) -> float:
     An image that is reproduced exactly counts as one with a squared difference of 1 / (C h w), a single step of
     a single value, so that the mean stays finite. Raises ValueError for images of another type or shape.
     """
+    return float(psnr_values(a, b).mean())
+
+
+def psnr_values(a: Tensor, b: Tensor) -> Tensor:
+    """`psnr` of each image, float64 [n]."""
     _check_pair(a, b)
     errors = [(x.double() - y.double()).square().mean(dim=(1, 2, 3)) for x, y in _chunks(a, b)]
     smallest = 1 / a[0].numel()
-    return float((10 * torch.log10(255.0**2 / torch.cat(errors).clamp_min(smallest))).mean())
+    return 10 * torch.log10(255.0**2 / torch.cat(errors).clamp_min(smallest))
 
 
 def ssim(a: Tensor, b: Tensor) -> float:
@@ -37,10 +42,15 @@ def ssim(a: Tensor, b: Tensor) -> float:
     only windows that lie inside the image; the mean over channels. Raises ValueError for images of another type or
     shape, or smaller than the window.
     """
+    return float(ssim_values(a, b).mean())
+
+
+def ssim_values(a: Tensor, b: Tensor) -> Tensor:
+    """`ssim` of each image, float64 [n]."""
     _check_pair(a, b)
     if min(a.shape[2:]) < 11:
         raise ValueError(f"ssim needs images of at least 11x11 pixels, not {a.shape[2]}x{a.shape[3]}")
-    return float(torch.cat([_ssim(x.double(), y.double()) for x, y in _chunks(a, b)]).mean())
+    return torch.cat([_ssim(x.double(), y.double()) for x, y in _chunks(a, b)])
 
 
 def _ssim(a: Tensor, b: Tensor) -> Tensor:
@@ -61,46 +71,6 @@ def _gaussian_average(x: Tensor) -> Tensor:
     flat = x.flatten(0, 1).unsqueeze(1)
     flat = F.conv2d(F.conv2d(flat, window.view(1, 1, 1, -1)), window.view(1, 1, -1, 1))
     return flat.squeeze(1).unflatten(0, x.shape[:2])
-
-
-def precision_recall_density_coverage(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, float]:
-    """How the manifolds of two sets of features [n, d] and [m, d] overlap (arXiv 1904.06991, 2002.09797).
-
-    The manifold of a set is the union of balls about its points, each reaching its k-th nearest neighbour in the set.
-
-        precision   share of fake points inside the real manifold
-        recall      share of real points inside the fake manifold
-        density     mean number of real balls that a fake point lies in, divided by k
-        coverage    share of real balls that hold a fake point
-
-    Raises ValueError where a set has no more than k points.
-    """
-    if min(len(real), len(fake)) <= k:
-        raise ValueError(f"sets of {len(real)} and {len(fake)} features are too small for {k} neighbours")
-    # Distances are computed through inner products, which lose digits far from the origin.
-    centre = real.mean(0)
-    real, fake = real - centre, fake - centre
-    real_radius, fake_radius = _radii(real, k), _radii(fake, k)
-    in_real = torch.zeros(len(fake), dtype=torch.long, device=real.device)
-    recalled, covered = [], []
-    for i in range(0, len(real), CHUNK):
-        distance = torch.cdist(real[i : i + CHUNK], fake)
-        in_ball = distance <= real_radius[i : i + CHUNK, None]
-        in_real += in_ball.sum(0)
-        covered.append(in_ball.any(1))
-        recalled.append((distance <= fake_radius).any(1))
-    return {
-        "precision": float((in_real > 0).double().mean()),
-        "recall": float(torch.cat(recalled).double().mean()),
-        "density": float(in_real.double().mean() / k),
-        "coverage": float(torch.cat(covered).double().mean()),
-    }
-
-
-def _radii(x: Tensor, k: int) -> Tensor:
-    """Distance [n] of each point to its k-th nearest neighbour; the point itself is the 0-th."""
-    rows = [torch.cdist(x[i : i + CHUNK], x).kthvalue(k + 1, dim=1).values for i in range(0, len(x), CHUNK)]
-    return torch.cat(rows)
 
 
 def knn_accuracy(

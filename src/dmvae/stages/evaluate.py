@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,20 +14,23 @@ from torch import Tensor
 
 from dmvae import config as configs
 from dmvae import distributed
-from dmvae.evaluation.features import EffNetLite0, Extractor, FeaturesConfig, extract
-from dmvae.evaluation.frechet import Statistics, frechet_distance
+from dmvae.evaluation.feature_set import FeatureSet, features_of, reference_features
+from dmvae.evaluation.features import Extractor, FeaturesConfig, weights_hash
+from dmvae.evaluation.features.effnet import EffNetLite0
+from dmvae.evaluation.images import DatasetImages, SampleFiles
 from dmvae.evaluation.latents import latent_statistics, sliced_wasserstein
-from dmvae.evaluation.metrics import knn_accuracy, precision_recall_density_coverage, psnr, ssim, to_uint8
+from dmvae.evaluation.manifest import versions
+from dmvae.evaluation.measure import PARTS, PROTOCOL, Scores, frechet_name, measure_sets
+from dmvae.evaluation.metrics import knn_accuracy
+from dmvae.evaluation.reconstruct import reconstruct, reconstruction_scores
 from dmvae.flow.loss import flow_matching_loss
 from dmvae.inputs import Inputs
 from dmvae.models import LightningDiT
 from dmvae.models.base import Tokenizer
-from dmvae.stages.latents import LatentSet, write_tensors
+from dmvae.stages.latents import LatentSet
 from dmvae.stages.sample import samples_folder
 from dmvae.tokenizers.adapted import load_tokenizer
-from dmvae.training.data import as_input, passes
-from dmvae.training.logging import Bar
-from dmvae.training.precision import autocast
+from dmvae.training.precision import autocast, uses_bf16
 from dmvae.training.random import Random
 
 NAME = "evaluate"
@@ -43,6 +46,11 @@ class EvaluateConfig:
 
     features: FeaturesConfig = field(default_factory=EffNetLite0)
     """The network whose features the Frechet distances compare, by `type`."""
+    also: tuple[FeaturesConfig, ...] = ()
+    """Further networks; figures in their features stand under their full names in metrics.json."""
+    metrics: tuple[str, ...] = ("frechet", "manifold")
+    """What is measured of samples: frechet, kernel (KID), score (Inception Score), manifold (precision, recall,
+    density, coverage), per-class, memorisation."""
     count: int = 10000
     """Test images at most, for reconstruction and as the real side of every distance."""
     batch_size: int = 250
@@ -51,6 +59,10 @@ class EvaluateConfig:
     """k of the kNN accuracy."""
     knn_count: int = 50000
     """Training latents at most among which neighbours are sought."""
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.metrics) - set(PARTS):
+            raise ValueError(f"no metrics are called {', '.join(sorted(unknown))}; known: {', '.join(PARTS)}")
 
 
 def run(config: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
@@ -63,59 +75,68 @@ def run(config: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
 
 
 def measure(config: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
-    """Every figure of the stage's metrics.json; writes the report's pictures beside it."""
-    tokenizer: Tokenizer = load_tokenizer(inputs.reads["latents"] / "autoencoder").to(inputs.device).eval()
-    extractor = config.features.build().to(inputs.device)
+    """Every figure of the stage's metrics.json; writes the report's pictures beside it.
+
+    Figures of the first features have short names at its top (rfd, gfd, ...); those and all others have their full
+    names under "metrics", with "intervals", "per_class" and "manifest" beside them, as `dmvae measure` writes them.
+    """
+    tokenizer: Tokenizer = load_tokenizer(inputs.reads["latents"] / "autoencoder")
+    extractors = [features.build().to(inputs.device) for features in (config.features, *config.also)]
+    images = DatasetImages(inputs.test_set, config.count, inputs.recipe.run.workers)
+    assert images.labels is not None
     title = f"{inputs.variant}  {NAME}"
-    originals, recon, z, labels = reconstruct_test_set(tokenizer, inputs, config, f"{title} reconstruct")
-    real = _real_features(extractor, originals, inputs, config)
-    recon_features = extract(extractor, recon.split(config.batch_size))
+    # kept in the run's folder for the other variants
+    reference = partial(reference_features, folder=inputs.out.parent, alone=True)
+    reals = reference(extractors, images, config.batch_size, f"{title} test images")
+    rows, pictures = reconstruct(
+        tokenizer,
+        extractors,
+        images,
+        config.batch_size,
+        f"{title} reconstruct",
+        device=inputs.device,
+        precision=inputs.recipe.run.precision,
+        pictures=PICTURES,
+        alone=True,
+    )
+    assert pictures is not None
+    scores = reconstruction_scores(rows, reals, extractors, images, ("frechet",))
     latents = LatentSet(inputs.reads["latents"] / "latents")
-    z = (z - latents.mean.view(-1, 1, 1)) / latents.std.view(-1, 1, 1)
+    z, labels = (rows["z"] - latents.mean.view(-1, 1, 1)) / latents.std.view(-1, 1, 1), images.labels
     spaced = torch.linspace(0, len(latents) - 1, min(config.knn_count, len(latents))).long()
     train_z, train_labels = latents.__getitems__(spaced)
     metrics: dict[str, Any] = {
-        "features": config.features.name,
-        "count": len(originals),
-        "psnr": psnr(originals, recon),
-        "ssim": ssim(originals, recon),
-        "rfd": _frechet(real, recon_features),
+        "features": extractors[0].name,
+        "count": len(images),
+        **{name: scores.metrics[name] for name in ("psnr", "ssim") if name in scores.metrics},
+        "rfd": scores.metrics[frechet_name("r", extractors[0].name)],
         "knn": knn_accuracy(train_z.flatten(1), train_labels, z.flatten(1), labels, k=config.neighbours),
         "latents": latent_statistics(z),
     }
     if "generator" in inputs.reads:
         metrics["generator_loss"] = generator_loss(z, labels, inputs, config)
     if "sample" in inputs.reads:
-        metrics |= _sample_metrics(extractor, real, inputs, config)
+        trains: Sequence[FeatureSet | None] = [None] * len(reals)
+        if "memorisation" in config.metrics:
+            train_images = DatasetImages(inputs.train_set, None, inputs.recipe.run.workers)
+            trains = reference(extractors, train_images, config.batch_size, f"{title} training images")
+        sampled, short = sample_scores(extractors, reals, trains, inputs, config)
+        scores.add(sampled)
+        metrics |= short
     if "reference" in inputs.reads and (inputs.reads["reference"] / "map.safetensors").exists():
-        reference = load_file(inputs.reads["reference"] / "map.safetensors")["latents"]
+        of_reference = load_file(inputs.reads["reference"] / "map.safetensors")["latents"]
         metrics["distance_to_reference"] = sliced_wasserstein(
-            reference.flatten(1), _in_reference_units(z, latents, inputs)
+            of_reference.flatten(1), _in_reference_units(z, latents, inputs)
         )
-    pictures = {"originals": originals[:PICTURES], "reconstructions": recon[:PICTURES]}
     maps = {"map_latents": z[:MAP_POINTS].flatten(1), "map_labels": labels[:MAP_POINTS]}
-    save_file({k: v.contiguous() for k, v in (pictures | maps).items()}, inputs.out / "pictures.safetensors")
-    return metrics
-
-
-@torch.inference_mode()
-def reconstruct_test_set(
-    tokenizer: Tokenizer, inputs: Inputs, config: EvaluateConfig, title: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(originals uint8, reconstructions uint8, raw latents float32, labels) of the first test images."""
-    count = min(config.count, len(inputs.test_set))
-    rows: list[tuple[Tensor, ...]] = []
-    with Bar(title, count, "images") as bar:
-        for images, labels in passes(inputs.test_set, config.batch_size, inputs.recipe.run.workers, inputs.device):
-            with autocast(inputs.device, inputs.recipe.run.precision):
-                z = tokenizer.encode(as_input(images, inputs.device)).latents
-                recon = tokenizer.decode(z).sample
-            rows.append((images, to_uint8(recon.float()).cpu(), z.float().cpu(), labels))
-            bar.step(len(images))
-            if bar.done >= count:
-                break
-    originals, recon, z, labels = (torch.cat(column)[:count] for column in zip(*rows, strict=True))
-    return originals, recon, z, labels
+    named = dict(zip(("originals", "reconstructions"), pictures, strict=True)) | maps
+    save_file({k: v.contiguous() for k, v in named.items()}, inputs.out / "pictures.safetensors")
+    return metrics | {
+        "metrics": scores.metrics,
+        "intervals": scores.intervals,
+        "per_class": scores.per_class,
+        "manifest": _manifest(tokenizer, extractors, images, inputs),
+    }
 
 
 @torch.inference_mode()
@@ -139,40 +160,60 @@ def generator_loss(z: Tensor, labels: Tensor, inputs: Inputs, config: EvaluateCo
     return total / len(z)
 
 
-def _sample_metrics(extractor: Extractor, real: Tensor, inputs: Inputs, config: EvaluateConfig) -> dict[str, float]:
-    """gfd and its kin for the first guidance scale, gfd@W for the others."""
+def sample_scores(
+    extractors: list[Extractor],
+    reals: list[FeatureSet],
+    trains: Sequence[FeatureSet | None],
+    inputs: Inputs,
+    config: EvaluateConfig,
+) -> tuple[Scores, dict[str, float]]:
+    """(scores, short names): everything for the first guidance scale, gfd and its kin, for the others the distance
+    alone, gfd@W."""
     assert inputs.recipe.sample is not None
-    metrics: dict[str, float] = {}
+    scores, short = Scores(), dict[str, float]()
+    first = extractors[0].name
     for i, scale in enumerate(inputs.recipe.sample.guidance):
-        with Bar(f"{inputs.variant}  {NAME} guidance {scale:g}", inputs.recipe.sample.count, "images") as bar:
-            fake = extract(extractor, _read_samples(samples_folder(inputs.reads["sample"], scale), bar))
-        if i == 0:
-            metrics["gfd"] = _frechet(real, fake)
-            metrics |= precision_recall_density_coverage(real, fake)
-        else:
-            metrics[f"gfd@{scale:g}"] = _frechet(real, fake)
-    return metrics
+        files = SampleFiles(samples_folder(inputs.reads["sample"], scale))
+        title = f"{inputs.variant}  {NAME} guidance {scale:g}"
+        fakes = features_of(extractors, files, config.batch_size, title, alone=True)
+        found = Scores()
+        for real, fake, train in zip(reals, fakes, trains, strict=True):
+            parts = config.metrics if i == 0 else ("frechet",)
+            found.add(measure_sets(real, fake, prefix="g", parts=parts, train=train))
+        full = {"gfd" if i == 0 else f"gfd@{scale:g}": frechet_name("g", first)}
+        full |= {name: f"{name}_{first}" for name in ("precision", "recall", "density", "coverage")}
+        short |= {name: found.metrics[key] for name, key in full.items() if key in found.metrics}
+        # the first scale is the one that the table ranks by
+        scores.add(found if i == 0 else Scores({f"{name}_w{scale:g}": value for name, value in found.metrics.items()}))
+    return scores, short
 
 
-def _read_samples(folder: Path, bar: Bar) -> Iterator[Tensor]:
-    for path in sorted(folder.glob("samples-*.safetensors")):
-        images = load_file(path)["images"]
-        yield images
-        bar.step(len(images))
-
-
-def _real_features(extractor: Extractor, originals: Tensor, inputs: Inputs, config: EvaluateConfig) -> Tensor:
-    """Features of the test images, kept in the run's folder for the other variants."""
-    name = f"{inputs.test_set.fingerprint}-{len(originals)}-{configs.plain(config.features)}"
-    path = inputs.out.parent / f"features-{Random(name).initial_seed():016x}.safetensors"
-    if not path.exists():
-        features = extract(extractor, originals.split(config.batch_size))
-        write_tensors(path, {"features": features.contiguous()})
-    return load_file(path)["features"]
-
-
-def _frechet(a: Tensor, b: Tensor) -> float:
-    return frechet_distance(Statistics.of(a), Statistics.of(b))
+def _manifest(
+    tokenizer: Tokenizer, extractors: list[Extractor], images: DatasetImages, inputs: Inputs
+) -> dict[str, Any]:
+    """What the figures rest on; the samples' stage and the generator's are named by their fingerprints."""
+    recipe = inputs.recipe
+    measured: dict[str, Any] = {
+        "kind": "run",
+        "weights": weights_hash(tokenizer),
+        "stages": {name: folder.name for name, folder in inputs.reads.items()},
+        "dtype": "bfloat16" if uses_bf16(inputs.device, recipe.run.precision) else "float32",
+        "seed": recipe.seed,
+    }
+    if recipe.sample is not None:
+        measured |= {"sampler": configs.plain(recipe.sample), "labels": "balanced", "count": recipe.sample.count}
+    if recipe.generator is not None:
+        measured["ema"] = recipe.generator.ema
+    return {
+        "reference": images.facts | {"count": len(images)},
+        "measured": measured,
+        "count": measured.get("count", len(images)),
+        "features": {e.name: e.manifest() for e in extractors},
+        "protocol": PROTOCOL,
+        "versions": versions(),
+        "device": inputs.device.type,
+        "call": {"kind": NAME, "run_dir": str(inputs.out.parent.parent.resolve()), "variant": inputs.variant},
+    }
 
 
 def _in_reference_units(z: Tensor, latents: LatentSet, inputs: Inputs) -> Tensor:

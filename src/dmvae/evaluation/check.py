@@ -1,0 +1,81 @@
+"""Files of scores: measured again, and set beside one another."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from dmvae.evaluation.command import measure, read_scores
+from dmvae.evaluation.manifest import differences, require_comparable
+from dmvae.training.logging import console
+
+TOLERANCE = 1e-4
+"""Relative; below it two runs agree. Other processors and batch shapes round differently by about 1e-6."""
+
+
+def check(path: Path) -> tuple[dict[str, tuple[float, float | None]], list[str]]:
+    """Measure again what a file of scores says was measured.
+
+    Returns ({name: (value in the file, value now)} of every metric that does not agree to TOLERANCE, the fields of the
+    manifest that changed). Raises ValueError for a file that does not say how it was made.
+    """
+    there = read_scores(path)
+    call = there["manifest"].get("call")
+    if not call:
+        raise ValueError(f"{path} does not say how it was made (manifest.call): it cannot be measured again")
+    now = _evaluate(**call) if call["kind"] == "evaluate" else measure(call["kind"], call["paths"], **call["options"])
+    apart = {
+        name: (value, now["metrics"].get(name))
+        for name, value in there["metrics"].items()
+        if not agree(value, now["metrics"].get(name))
+    }
+    return apart, differences(there["manifest"], now["manifest"])
+
+
+def agree(a: float, b: float | None) -> bool:
+    """Equal to TOLERANCE, relative or, near zero, absolute."""
+    return b is not None and math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=TOLERANCE * 1e-2)
+
+
+def side_by_side(paths: Iterable[Path], *, force: bool = False) -> Table:
+    """A table of files of scores, a column each. Raises ValueError where they do not compare, unless `force`."""
+    files = {str(path): read_scores(path) for path in paths}
+    first, *rest = files.values()
+    for other in rest:
+        require_comparable(first["manifest"], other["manifest"], force=force)
+    table = Table("metric", *files)
+    for name in dict.fromkeys(name for scores in files.values() for name in scores["metrics"]):
+        values = (scores["metrics"].get(name) for scores in files.values())
+        table.add_row(name, *("" if value is None else f"{value:.6g}" for value in values))
+    return table
+
+
+def print_scores(result: dict[str, Any]) -> None:
+    """One row a metric, with its interval where it has one."""
+    table = Table("metric", "value", "95 % interval")
+    for name, value in result["metrics"].items():
+        low_high = result.get("intervals", {}).get(name)
+        table.add_row(name, f"{value:.6g}", "{:.6g} to {:.6g}".format(*low_high) if low_high else "")
+    console.print(table)
+
+
+def _evaluate(kind: str, run_dir: str, variant: str) -> dict[str, Any]:
+    """The stage `evaluate` of a run, in a folder that is thrown away."""
+    from dmvae import distributed
+    from dmvae.inputs import Inputs
+    from dmvae.pipeline import plan
+    from dmvae.recipe import load
+    from dmvae.stages import evaluate
+
+    recipe = load(Path(run_dir, variant, "recipe.yaml"))["main"]
+    job = next(job for job in plan({variant: recipe}, Path(run_dir)) if job.stage.NAME == evaluate.NAME)
+    assert recipe.evaluate is not None
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch, "stages", "evaluate")
+        out.mkdir(parents=True)
+        return evaluate.measure(recipe.evaluate, Inputs(recipe, variant, out, job.reads, distributed.start()))

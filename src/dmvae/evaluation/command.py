@@ -1,0 +1,217 @@
+"""`dmvae measure`: folders, samples and tokenizers against reference images, and its files of scores.
+
+Each function takes plain arguments, which the manifest repeats under "call": so a file of scores can be measured again.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dmvae import distributed
+from dmvae.datasets.memory import digest
+from dmvae.evaluation.feature_set import FeatureSet, features_of, reference_features
+from dmvae.evaluation.features import Extractor, parse_features, weights_hash
+from dmvae.evaluation.images import FolderImages, Images, npz_images
+from dmvae.evaluation.manifest import versions
+from dmvae.evaluation.measure import PARTS, PROTOCOL, Scores, measure_sets
+from dmvae.evaluation.reconstruct import reconstruct, reconstruction_scores
+from dmvae.evaluation.reference_statistics import SUFFIXES, read_statistics
+from dmvae.training.precision import Precision, uses_bf16
+
+DEFAULT_FEATURES = ("effnet-lite0",)
+
+
+class Setting:
+    """What the three kinds of measurement have in common: where images are read from, the extractors, the device."""
+
+    def __init__(
+        self,
+        features: Sequence[str] = DEFAULT_FEATURES,
+        *,
+        batch_size: int = 64,
+        size: int | None = None,
+        limit: int | None = None,
+        workers: int = 0,
+        parts: Sequence[str] = PARTS,
+        train: str | None = None,
+        save_reference: str | None = None,
+        force: bool = False,
+    ) -> None:
+        self.batch_size, self.size, self.limit, self.workers = batch_size, size, limit, workers
+        self.parts, self.train, self.save_reference, self.force = parts, train, save_reference, force
+        self.device = distributed.start()
+        self.extractors: list[Extractor] = [parse_features(text).build().to(self.device) for text in features]
+        if save_reference and len(self.extractors) != 1:
+            raise ValueError("--save-reference keeps the statistics of one extractor: name one under --features")
+
+    def images(self, path: str) -> Images:
+        """A folder of images, or an .npz of samples."""
+        if path.endswith(".npz"):
+            return npz_images(Path(path))
+        return FolderImages(Path(path), size=self.size, limit=self.limit, workers=self.workers)
+
+    def reference(self, path: str) -> list[FeatureSet]:
+        """Features or statistics of the reference, one for every extractor."""
+        if Path(path).is_file() and path.endswith(SUFFIXES):
+            if len(self.extractors) != 1:
+                raise ValueError(
+                    f"{path} holds the statistics of one extractor: name it, and no other, under --features"
+                )
+            return [read_statistics(Path(path))]
+        found = reference_features(self.extractors, self.images(path), self.batch_size, "reference")
+        if self.save_reference and distributed.is_main():
+            found[0].save(Path(self.save_reference))
+        return found
+
+    def compare(self, reference: str, fakes: list[FeatureSet], prefix: str) -> tuple[Scores, dict[str, Any]]:
+        """(scores in every extractor's features, manifest)."""
+        reals = self.reference(reference)
+        trains = reference_features(self.extractors, self.images(self.train), self.batch_size, "training images") if (
+            self.train) else [None] * len(reals)  # fmt: skip
+        scores = Scores()
+        for real, fake, train in zip(reals, fakes, trains, strict=True):
+            scores.add(measure_sets(real, fake, prefix=prefix, parts=self.parts, train=train, force=self.force))
+        return scores, self.manifest(reals[0].manifest["images"], fakes[0].manifest["images"])
+
+    def manifest(self, reference: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "reference": reference,
+            "measured": measured,
+            "count": measured["count"],
+            "features": {e.name: e.manifest() for e in self.extractors},
+            "protocol": PROTOCOL,
+            "versions": versions(),
+            "device": self.device.type,
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
+        }
+
+
+def measure_folder(a: str, b: str, **options: Any) -> dict[str, Any]:
+    """Images of the folder `a` against those of `b`, or its statistics. Returns {"metrics", "intervals", "per_class",
+    "manifest"}, as the files of scores hold it; so do the two below."""
+    setting = Setting(**options)
+    fakes = features_of(setting.extractors, setting.images(a), setting.batch_size, "images")
+    return _result(*setting.compare(b, fakes, ""))
+
+
+def measure_samples(
+    pipeline: str,
+    reference: str,
+    *,
+    count: int = 10000,
+    steps: int = 50,
+    guidance: float = 1.0,
+    time_shift: float = 1.0,
+    seed: int = 0,
+    precision: Precision = "auto",
+    **options: Any,
+) -> dict[str, Any]:
+    """Samples that the pipeline of that folder or hub id draws, against a folder of images, or its statistics. They are
+    measured as they are drawn: none is kept."""
+    from dmvae.evaluation.generated import Generated
+    from dmvae.interop.pipeline import DMVAEPipeline
+    from dmvae.stages.sample import SampleConfig
+
+    setting = Setting(**options)
+    model = DMVAEPipeline.from_pretrained(pipeline).to(setting.device)
+    sample = SampleConfig(count=count, steps=steps, guidance=(guidance,), time_shift=time_shift)
+    images = Generated(model, sample, seed=seed, device=setting.device, precision=precision)
+    images.facts |= {
+        "path": pipeline,
+        "weights": digest(weights_hash(model.transformer), weights_hash(model.vae)),
+        "dtype": "bfloat16" if uses_bf16(setting.device, precision) else "float32",
+    }
+    fakes = features_of(setting.extractors, images, setting.batch_size, "samples")
+    return _result(*setting.compare(reference, fakes, "g"))
+
+
+def measure_tokenizer(
+    tokenizer: str, images: str, *, lpips: bool = False, precision: Precision = "auto", **options: Any
+) -> dict[str, Any]:
+    """Reconstructions by the tokenizer of that folder or hub id, against the folder of images themselves."""
+    from dmvae.tokenizers.adapted import load_tokenizer
+
+    setting = Setting(**options)
+    device = setting.device
+    model = load_tokenizer(tokenizer)
+    size, channels = setting.size or model.config.image_size, model.config.in_channels
+    folder = FolderImages(Path(images), size=size, channels=channels, limit=setting.limit, workers=setting.workers)
+    rows, _ = reconstruct(
+        model,
+        setting.extractors,
+        folder,
+        setting.batch_size,
+        "reconstruct",
+        device=device,
+        precision=precision,
+        lpips=perceptual_distance(device) if lpips else None,
+    )
+    reals = reference_features(setting.extractors, folder, setting.batch_size, "images")
+    scores = reconstruction_scores(rows, reals, setting.extractors, folder, setting.parts)
+    facts = folder.facts | {"count": len(folder)}
+    measured = {
+        "path": tokenizer,
+        "weights": weights_hash(model),
+        "dtype": "bfloat16" if uses_bf16(setting.device, precision) else "float32",
+        "count": len(folder),
+    }
+    return _result(scores, setting.manifest(facts, {"kind": "reconstructions"} | measured))
+
+
+KINDS: dict[str, Callable[..., dict[str, Any]]] = {
+    "folder": measure_folder,
+    "samples": measure_samples,
+    "tokenizer": measure_tokenizer,
+}
+
+
+def measure(kind: str, paths: Sequence[str], **options: Any) -> dict[str, Any]:
+    """One of the three, its manifest with the call that repeats it. Raises ValueError for an option of another."""
+    takes = {**inspect.signature(KINDS[kind]).parameters, **inspect.signature(Setting).parameters}
+    if alien := [name for name in options if name not in takes]:
+        raise ValueError(f"measure {kind} takes no --{alien[0].replace('_', '-')}")
+    result = KINDS[kind](*paths, **options)
+    kept = {name: value for name, value in options.items() if name != "save_reference"}
+    result["manifest"]["call"] = {"kind": kind, "paths": [*paths], "options": kept}
+    return result
+
+
+def perceptual_distance(device: torch.device) -> Any:
+    """LPIPS of VGG-16, images in [-1, 1] -> distances [n]. Raises ValueError where its package or weights miss."""
+    from dmvae.losses.perceptual import LPIPSPerceptual
+
+    return LPIPSPerceptual().build().to(device).per_sample
+
+
+def write_scores(result: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1))
+
+
+def read_scores(path: Path) -> dict[str, Any]:
+    """A file of scores. Raises ValueError for another file."""
+    try:
+        result = json.loads(path.read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a file of scores: {error}") from error
+    if not isinstance(result, dict) or not {"metrics", "manifest"} <= set(result):
+        raise ValueError(
+            f"{path} is not a file of scores: it needs metrics and manifest, as `dmvae measure --json` writes"
+        )
+    return result
+
+
+def _result(scores: Scores, manifest: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "metrics": scores.metrics,
+        "intervals": scores.intervals,
+        "per_class": scores.per_class,
+        "manifest": manifest,
+    }

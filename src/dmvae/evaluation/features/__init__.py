@@ -1,0 +1,179 @@
+"""Feature extractors: uint8 images in, float32 vectors out. One file per kind, a member per registered config.
+
+Shapes: n images, d features. Every number reported from features carries the extractor's name, resolution included:
+distances in different feature spaces do not compare.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dmvae.registry import Registered, names, nearest
+
+# Convolution kernels are chosen by batch size and round differently, so networks only ever see this many images at
+# once: then an image's features do not depend on how a caller cuts its batches.
+CHUNK = 32
+POOL, LOGITS, SPATIAL = "pool", "logits", "spatial"
+"""Heads: the vector an image that every extractor has and distances are taken in, and those that Inception adds."""
+
+
+class Extractor(nn.Module):
+    """uint8 images [n, C, h, w], C = 1 (repeated to 3) or 3 -> float32 features [n, dim], on the extractor's device.
+
+    `network` maps float images [CHUNK, 3, r, r], resized to `resolution` (None: left as they are) and normalised
+    as (x / 255 - mean) / std, to features [CHUNK, dim]. A network with further outputs names them, with their
+    widths, in `more`: it then returns all beside one another, [CHUNK, dim + ...], and `heads` cuts them apart.
+    `name` and `weights` (a hash) go into manifests. Raises ValueError for images of another type or shape.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        dim: int,
+        resolution: int | None,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        *,
+        name: str = "",
+        weights: str = "",
+        more: dict[str, int] | None = None,
+    ):
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+        self.dim, self.resolution = dim, resolution
+        self.widths = {POOL: dim} | (more or {})
+        self.name, self.weights = name, weights
+        self.register_buffer("mean", 255 * torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(std).view(-1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.heads(images)[POOL]
+
+    @torch.inference_mode()
+    def heads(self, images: Tensor) -> dict[str, Tensor]:
+        """Every output by name, float32 [n, width]."""
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise ValueError(
+                f"features are taken of uint8 images [n, 1 or 3, h, w], not {images.dtype} {[*images.shape]}"
+            )
+        device = self.mean.device
+        features = torch.empty(len(images), sum(self.widths.values()), device=device)
+        # Float32 means float32, whatever the training around it has switched on.
+        exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+        with torch.autocast(device.type, enabled=False), exact:
+            for start in range(0, len(images), CHUNK):
+                part = images[start : start + CHUNK].to(device)
+                padded = F.pad(part, (0, 0, 0, 0, 0, 0, 0, CHUNK - len(part)))
+                features[start : start + CHUNK] = self.network(self.prepare(padded))[: len(part)]
+        return dict(zip(self.widths, features.split(list(self.widths.values()), dim=1), strict=True))
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """uint8 [n, C, h, w] -> float32 [n, 3, r, r], normalised: antialiased bicubic, as Pillow resizes."""
+        x = images.float()
+        r = self.resolution
+        if r is not None and x.shape[2:] != (r, r):
+            x = F.interpolate(x, (r, r), mode="bicubic", antialias=True).clamp(0, 255)
+        x = (x.expand(-1, 3, -1, -1) - self.mean) / self.std
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def manifest(self) -> dict[str, Any]:
+        """What changes the numbers that are taken in these features."""
+        return {"name": self.name, "weights": self.weights, "dtype": "float32", "resolution": self.resolution}
+
+
+def extract(
+    extractor: Callable[[Tensor], Tensor], batches: Iterable[Tensor], progress: Callable[[int], object] | None = None
+) -> Tensor:
+    """float32 features [n, d], on the CPU, of all batches; `progress(images)` is called after each batch."""
+    rows = []
+    for images in batches:
+        rows.append(extractor(images).float().cpu())
+        if progress is not None:
+            progress(len(images))
+    if not rows:
+        raise ValueError("there are no images to take features of")
+    return torch.cat(rows)
+
+
+def as_uint8(images: Tensor) -> Tensor:
+    """Images [n, C, h, w], uint8 or float in [0, 1], -> uint8. Raises ValueError for values outside."""
+    if images.dtype == torch.uint8:
+        return images
+    low, high = (float(v) for v in torch.aminmax(images)) if images.numel() else (0.0, 0.0)
+    if not images.is_floating_point() or not (low >= 0 and high <= 1):  # `not`: NaN is outside too
+        raise ValueError(
+            f"images to measure are uint8 or floats in [0, 1], not {images.dtype} from {low:g} to {high:g}; for "
+            "[-1, 1] use dmvae.evaluation.metrics.to_uint8, others divide and clamp first"
+        )
+    return (images * 255).round().to(torch.uint8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturesConfig(Registered):
+    """A feature space to measure distances in."""
+
+    @property
+    def name(self) -> str:
+        """What the names of metrics carry: everything that changes the numbers."""
+        raise NotImplementedError
+
+    def build(self) -> Extractor:
+        """The extractor. Raises ValueError, with the mend, when its package or weights are missing."""
+        raise NotImplementedError
+
+
+def parse_features(text: str) -> FeaturesConfig:
+    """ "NAME[@RESOLUTION][=WEIGHTS]" -> a config; NAME is a registered kind or a model of timm.
+
+    Raises ValueError for an unknown name, or for a part that the kind does not have.
+    """
+    import timm
+
+    from dmvae import config as configs
+
+    head, _, weights = text.partition("=")
+    name, _, resolution = head.partition("@")
+    values: dict[str, Any] = {"type": name}
+    if name not in names(FeaturesConfig):
+        if not timm.is_model(name):
+            known = [*names(FeaturesConfig), *timm.list_models()]
+            raise ValueError(
+                f"--features {text}: neither a kind of features nor a timm model{nearest(name, known)[:300]}"
+            )
+        values = {"type": "timm", "model": name}
+    if resolution:
+        if not resolution.isdecimal():
+            raise ValueError(f"--features {text}: the resolution after @ is a number of pixels, not {resolution!r}")
+        values["resolution"] = int(resolution)
+    if weights:
+        values["weights"] = weights
+    return configs.read(FeaturesConfig, values, f"--features {text}")
+
+
+def file_hash(path: Path) -> str:
+    """The sha256 of a file, 64 hex digits."""
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            sha.update(block)
+    return sha.hexdigest()
+
+
+def weights_hash(network: nn.Module) -> str:
+    """16 hex digits of the sha256 of a network's tensors and their names."""
+    sha = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        sha.update(name.encode())
+        sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return sha.hexdigest()[:16]

@@ -1,0 +1,72 @@
+"""Features of any model of the timm library, DINOv2 among them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_model_data_config
+
+from dmvae.evaluation.features import Extractor, FeaturesConfig, weights_hash
+from dmvae.registry import nearest, register
+
+
+@register("timm")
+@dataclass(frozen=True, kw_only=True)
+class TimmFeatures(FeaturesConfig):
+    """Pooled features of any model of the timm library."""
+
+    model: str
+    """timm's name of the model, such as vit_base_patch14_dinov2.lvd142m."""
+    resolution: int = 224
+    """Images are resized to this height and width, pixels."""
+    pretrained: bool = True
+    """Public weights; random ones otherwise."""
+    weights: str | None = None
+    """A file of weights for the model; null takes timm's, from the hub or its cache."""
+
+    @property
+    def name(self) -> str:
+        if not self.pretrained:
+            return f"{self.model}-random@{self.resolution}"
+        return f"{self.model}{f'({Path(self.weights).stem})' if self.weights else ''}@{self.resolution}"
+
+    def build(self) -> Extractor:
+        if not timm.is_model(self.model):
+            raise ValueError(f"timm has no model {self.model!r}{nearest(self.model, timm.list_models())[:200]}")
+        if self.weights is not None and not Path(self.weights).is_file():
+            raise ValueError(f"features {self.model}: no weights at {self.weights}")
+        # Given to create_model the file goes through timm's own conversions, as those of the hub do.
+        file: dict[str, Any] = {"pretrained_cfg_overlay": {"file": self.weights}} if self.weights else {}
+        try:
+            network: Any = timm.create_model(self.model, pretrained=self.pretrained, num_classes=0, **file)
+        except Exception as error:  # no network: each version of the hub client has a class of its own
+            raise ValueError(
+                f"the weights of timm model {self.model!r} could not be loaded ({type(error).__name__}: {error}). "
+                "Run once where the network is reachable and carry the cache over (HF_HUB_CACHE), or name a file: "
+                f"`--features {self.model}=FILE`, `weights: FILE` in a recipe"
+            ) from error
+        weights = weights_hash(network)  # before position embeddings are resampled, which rounds
+        if hasattr(network, "set_input_size"):
+            network.set_input_size(img_size=(self.resolution, self.resolution))
+        with torch.inference_mode():
+            dim = network.eval()(torch.zeros(1, 3, self.resolution, self.resolution)).shape[1]
+        data = resolve_model_data_config(network)
+        return Extractor(network, dim, self.resolution, data["mean"], data["std"], name=self.name, weights=weights)
+
+
+@register("dinov2")
+@dataclass(frozen=True, kw_only=True)
+class DINOv2(TimmFeatures):
+    """The class token of DINOv2 ViT-L/14, in which the FDD of arXiv 2306.04675 is taken."""
+
+    model: str = "vit_large_patch14_dinov2.lvd142m"
+    """timm's name of the model."""
+
+    @property
+    def name(self) -> str:
+        standard = type(self).model == self.model and self.pretrained and not self.weights
+        return f"dinov2-vitl14@{self.resolution}" if standard else super().name

@@ -1,0 +1,53 @@
+"""Images that a pipeline draws as they are asked for: a source that holds none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmvae import config as configs
+from dmvae.datasets.memory import digest
+from dmvae.evaluation.metrics import to_uint8
+from dmvae.stages.sample import SampleConfig, balanced_labels, image_seed
+from dmvae.training.precision import Precision, autocast
+
+
+class Generated:
+    """`sample.count` images of a DMVAEPipeline, the same number of every class, image i from a seed of its own: so
+    neither batches nor ranks change it. The pipeline takes Euler steps.
+    """
+
+    def __init__(
+        self, pipeline: Any, sample: SampleConfig, *, seed: int, device: torch.device, precision: Precision = "auto"
+    ) -> None:
+        if sample.method != "euler":
+            raise ValueError(f"a pipeline takes Euler steps, not {sample.method!r}")
+        self.pipeline, self.sample, self.seed, self.device, self.precision = pipeline, sample, seed, device, precision
+        pipeline.set_progress_bar_config(disable=True)
+        self.labels: Tensor | None = balanced_labels(sample.count, pipeline.transformer.config.num_classes)
+        sampler = configs.plain(sample) | {"seed": seed}
+        del sampler["batch_size"]  # which changes nothing
+        classes = sorted(pipeline.labels, key=pipeline.labels.__getitem__)
+        self.facts = {"kind": "generated", "sampler": sampler, "labels": "balanced", "classes": digest(tuple(classes))}
+
+    def __len__(self) -> int:
+        return self.sample.count
+
+    def batches(self, chosen: range, batch_size: int) -> Iterator[Tensor]:
+        assert self.labels is not None
+        for start in range(chosen.start, chosen.stop, batch_size):
+            part = range(start, min(start + batch_size, chosen.stop))
+            with autocast(self.device, self.precision):
+                images = self.pipeline(
+                    class_labels=self.labels[part.start : part.stop].tolist(),
+                    generator=[torch.Generator().manual_seed(image_seed(self.seed, i)) for i in part],
+                    num_inference_steps=self.sample.steps,
+                    guidance_scale=self.sample.guidance[0],
+                    guidance_interval=tuple(self.sample.guidance_interval),
+                    time_shift=self.sample.time_shift,
+                    output_type="pt",
+                ).images
+            yield to_uint8(images.float() * 2 - 1).cpu()  # as the stage `sample` rounds

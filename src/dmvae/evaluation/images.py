@@ -1,0 +1,225 @@
+"""Sources of images to measure: each knows how many it has and hands any range of them out in batches.
+
+Batches are uint8 [n, C, h, w]. Nothing is held beyond a batch, but by `TensorImages`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import safe_open
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from dmvae import distributed
+from dmvae.datasets.image_file import BrokenImage, read_image
+from dmvae.datasets.image_scan import rank, scan
+from dmvae.datasets.memory import digest
+from dmvae.evaluation.features import as_uint8, file_hash
+from dmvae.training.data import passes
+from dmvae.training.logging import Bar
+
+
+class Images(Protocol):
+    """A source. `facts` go into manifests; `labels` are int64 [n], or None where there are no classes."""
+
+    facts: dict[str, Any]
+    labels: Tensor | None
+
+    def __len__(self) -> int: ...
+    def batches(self, chosen: range, batch_size: int) -> Iterator[Tensor]: ...
+
+
+class TensorImages:
+    """Images in memory, uint8 or float in [0, 1], [n, C, h, w]; labels int64 [n]."""
+
+    def __init__(self, images: Tensor, labels: Tensor | None = None, **facts: Any) -> None:
+        if images.ndim != 4 or len(images) == 0:
+            raise ValueError(f"images to measure have the shape [n, C, h, w] with n at least 1, not {[*images.shape]}")
+        self.images, self.labels = as_uint8(images), labels
+        self.facts = {"kind": "tensor", "fingerprint": digest(self.images)} | facts
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batches(self, chosen: range, batch_size: int) -> Iterator[Tensor]:
+        yield from self.images[chosen.start : chosen.stop].split(batch_size)
+
+
+class DatasetImages:
+    """The first `count` images of a data set."""
+
+    def __init__(self, dataset: Any, count: int | None = None, workers: int = 0) -> None:
+        self.dataset, self.count, self.workers = dataset, min(count or len(dataset), len(dataset)), workers
+        self.labels = dataset.labels[: self.count]
+        self.facts = {"kind": "data set", "fingerprint": dataset.fingerprint, "classes": digest(tuple(dataset.classes))}
+
+    def __len__(self) -> int:
+        return self.count
+
+    def batches(self, chosen: range, batch_size: int) -> Iterator[Tensor]:
+        left = len(chosen)
+        for images, _ in passes(self.dataset, batch_size, self.workers, torch.device("cpu"), chosen.start):
+            yield images[:left]
+            left -= len(images)
+            if left <= 0:
+                return
+
+
+class FolderImages:
+    """The images of a folder or of its class folders, as colour. `size`: height and width after a central crop and
+    resize; None takes them as they are, square and all of one size. `limit`: as many at most, a fixed choice.
+
+    Raises ValueError for a folder without images, and while reading for a broken file or one of another size.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        size: int | None = None,
+        channels: int = 3,
+        workers: int = 0,
+        limit: int | None = None,
+    ) -> None:
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise ValueError(f"no such folder of images: {folder}")
+        try:
+            entries, self.classes = scan(folder)
+        except ValueError as error:
+            raise ValueError(str(error).removeprefix("image_folder.root: ")) from error
+        if limit is not None:
+            entries = sorted(sorted(entries, key=lambda e: rank(e.path))[:limit], key=lambda e: e.path)
+        self.folder, self.entries, self.channels, self.workers = folder, entries, channels, workers
+        self.labels = torch.tensor([e.label for e in entries]) if len(self.classes) > 1 else None
+        self.resized, self.size = size is not None, size or self._first_size()
+        self.facts = {
+            "kind": "folder",
+            "path": str(folder.resolve()),
+            "fingerprint": self._content(),
+            "classes": digest(self.classes),
+            "size": self.size,
+            "resize": "central square, antialiased bicubic (Pillow)" if self.resized else "none",
+        }
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, i: int) -> Tensor | str:
+        """The image, or what is wrong with it: an exception would come out of a worker with its whole traceback."""
+        path = self.folder / self.entries[i].path
+        try:
+            if not self.resized:
+                with Image.open(path) as image:
+                    if image.size != (self.size, self.size):
+                        first = self.folder / self.entries[0].path
+                        return (
+                            f"{path} is {image.width}x{image.height} and {first} {self.size}x{self.size}: give --size N"
+                            " to crop and resize all to one size"
+                        )
+            return read_image(path, self.size, self.channels)
+        except BrokenImage as error:
+            return f"unreadable image: {error}. Mend or delete it"
+
+    def batches(self, chosen: range, batch_size: int) -> Iterator[Tensor]:
+        cuts = [range(i, min(i + batch_size, chosen.stop)) for i in range(chosen.start, chosen.stop, batch_size)]
+        for batch in DataLoader(self, batch_sampler=cuts, num_workers=self.workers, collate_fn=list):  # type: ignore[arg-type]
+            for problem in batch:
+                if isinstance(problem, str):
+                    raise ValueError(problem)
+            yield torch.stack(batch)
+
+    def _content(self) -> str:
+        """A hash of all files: noise compresses to as many bytes as other noise, so sizes would not tell."""
+        paths = [self.folder / entry.path for entry in self.entries]
+        with ThreadPoolExecutor(4) as pool:
+            return digest(list(zip((e.path for e in self.entries), pool.map(file_hash, paths), strict=True)))
+
+    def _first_size(self) -> int:
+        path = self.folder / self.entries[0].path
+        try:
+            with Image.open(path) as image:
+                width, height = image.size
+        except OSError as error:
+            raise ValueError(f"unreadable image: {path}: {error}. Mend or delete it") from error
+        if width != height:
+            raise ValueError(
+                f"{path} is {width}x{height}, not square: give --size N to crop and resize all to one size"
+            )
+        return width
+
+
+class SampleFiles:
+    """The images that the stage `sample` wrote to a folder."""
+
+    def __init__(self, folder: Path, **facts: Any) -> None:
+        self.paths = sorted(folder.glob("samples-*.safetensors"))
+        if not self.paths:
+            raise ValueError(f"no samples in {folder}; `dmvae sample RECIPE` writes samples-NNNNN.safetensors")
+        self.labels: Tensor | None = torch.cat([_tensor(path, "labels") for path in self.paths])
+        self.facts = {"kind": "samples", "path": str(folder)} | facts
+
+    def __len__(self) -> int:
+        assert self.labels is not None
+        return len(self.labels)
+
+    def batches(self, chosen: range, batch_size: int) -> Iterator[Tensor]:
+        start = 0
+        for path in self.paths:
+            images = _tensor(path, "images")
+            part = images[max(0, chosen.start - start) : max(0, chosen.stop - start)]
+            start += len(images)
+            if len(part):
+                yield from part.split(batch_size)
+
+
+def npz_images(path: Path) -> TensorImages:
+    """The uint8 images [n, h, w, 3] of a sample batch as ADM writes it, `arr_0`."""
+    with np.load(path, allow_pickle=False) as file:
+        images = torch.from_numpy(file["arr_0"])
+    return TensorImages(images.permute(0, 3, 1, 2).contiguous(), path=str(path.resolve()))
+
+
+def over_images(
+    images: Images, batch_size: int, compute: Callable[[Tensor], dict[str, Tensor]], title: str, *, alone: bool = False
+) -> dict[str, Tensor]:
+    """What `compute` gives for every image, in their order, on the CPU: each rank takes a share, and all get the whole.
+
+    alone: this process does it all, whatever other ranks do. `compute` maps a batch to named rows [n, ...].
+    """
+    n, (rank_, world) = len(images), (0, 1) if alone else (distributed.rank(), distributed.world_size())
+    share = -(-n // world)
+    chosen = range(min(rank_ * share, n), min((rank_ + 1) * share, n))
+    rows: dict[str, list[Tensor]] = {}
+    with Bar(title, n, "images") as bar:
+        for batch in images.batches(chosen, batch_size):
+            for name, values in compute(batch).items():
+                rows.setdefault(name, []).append(values.cpu())
+            bar.step(len(batch) * world)
+    own = {name: torch.cat(parts) for name, parts in rows.items()}
+    return own if world == 1 else _gathered(own, share, n)
+
+
+def _gathered(own: dict[str, Tensor], share: int, n: int) -> dict[str, Tensor]:
+    """Every rank's rows: all but the last ranks have `share` of them, so padding can only stand at the end."""
+    device = distributed.start()
+    shapes = distributed.share({name: (values.shape[1:], values.dtype) for name, values in own.items()})
+    whole = {}
+    for name, (shape, dtype) in shapes.items():
+        padded = torch.zeros(share, *shape, dtype=dtype)
+        if name in own:
+            padded[: len(own[name])] = own[name]
+        whole[name] = distributed.gather(padded.to(device))[:n].cpu()
+    return whole
+
+
+def _tensor(path: Path, name: str) -> Tensor:
+    with safe_open(path, "pt") as file:
+        return file.get_tensor(name)

@@ -1,0 +1,70 @@
+"""What a figure rests on, as plain data beside it, and whether two figures may be compared."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import warnings
+from typing import Any
+
+PACKAGES = ("dmvae", "torch", "torchvision", "timm", "numpy", "pillow", "torch-fidelity", "lpips")
+"""Those that compute the figures."""
+PLACES = ("path", "call", "time", "intervals")
+"""Keys that say where and when, not what."""
+COMPARABLE = ("reference", "features", "protocol", "count", "versions")
+"""Parts of a score's manifest that agree between scores that may be compared. What was measured, how it was
+sampled and from which weights, is what comparisons are made for."""
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that are installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def differences(a: Any, b: Any, where: str = "") -> list[str]:
+    """ "field: value of a, value of b" for every field in which two manifests differ, with dotted names.
+
+    Fields that only one of them has are not known of the other, and no difference: statistics of other projects tell
+    little of themselves. `unknown` names those.
+    """
+    if isinstance(a, dict) and isinstance(b, dict):
+        both = [key for key in a if key in b and key not in PLACES]
+        return [line for key in both for line in differences(a[key], b[key], _join(where, key))]
+    return [] if a == b else [f"{where}: {a!r}, {b!r}"]
+
+
+def unknown(a: Any, b: Any, where: str = "") -> list[str]:
+    """Dotted names of the fields that only one of two manifests has, but for packages that only one side has."""
+    if not (isinstance(a, dict) and isinstance(b, dict)) or where.endswith("versions"):
+        return []
+    alone = [_join(where, key) for key in {**a, **b} if (key in a) != (key in b) and key not in PLACES]
+    both = [key for key in a if key in b]
+    return alone + [name for key in both for name in unknown(a[key], b[key], _join(where, key))]
+
+
+def require_same(a: dict[str, Any], b: dict[str, Any], what: str, *, force: bool = False) -> None:
+    """Raise ValueError naming the fields in which two manifests differ; with `force`, warn of them instead.
+    Fields that only one tells are warned of."""
+    differ = differences(a, b)
+    if differ and not force:
+        raise ValueError(f"{what} do not compare: {'; '.join(differ)}. --force compares them all the same")
+    if differ:
+        warnings.warn(f"{what} differ: {'; '.join(differ)}", stacklevel=2)
+    if missing := unknown(a, b):
+        warnings.warn(f"{what}: only one of the two tells {', '.join(missing)}; make sure of them", stacklevel=2)
+
+
+def require_comparable(a: dict[str, Any], b: dict[str, Any], *, force: bool = False) -> None:
+    """`require_same` of what two scores' manifests share when one may be set beside the other."""
+    x, y = ({key: manifest[key] for key in COMPARABLE if key in manifest} for manifest in (a, b))
+    require_same(x, y, "the scores", force=force)
+
+
+def _join(where: str, key: Any) -> str:
+    return f"{where}.{key}" if where else str(key)

@@ -1,0 +1,81 @@
+"""How two sets of features lie in one another: precision, recall, density, coverage, memorisation.
+
+Shapes: real features [n, d], fake ones [m, d], float.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+CHUNK = 256
+"""Rows of a distance matrix at a time."""
+
+
+def precision_recall_density_coverage(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, float]:
+    """How the manifolds of two sets of features [n, d] and [m, d] overlap (arXiv 1904.06991, 2002.09797).
+
+    The manifold of a set is the union of balls about its points, each reaching its k-th nearest neighbour in the set.
+
+        precision   share of fake points inside the real manifold
+        recall      share of real points inside the fake manifold
+        density     mean number of real balls that a fake point lies in, divided by k
+        coverage    share of real balls that hold a fake point
+
+    Raises ValueError where a set has no more than k points.
+    """
+    return {name: float(values.mean()) for name, values in manifold_values(real, fake, k).items()}
+
+
+def manifold_values(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, Tensor]:
+    """What the four figures are means of, float64: of each fake point [m] for precision and density, of each real
+    point [n] for recall and coverage."""
+    if min(len(real), len(fake)) <= k:
+        raise ValueError(f"sets of {len(real)} and {len(fake)} features are too small for {k} neighbours")
+    real, fake = _centred(real, fake)
+    real_radius, fake_radius = _radii(real, k), _radii(fake, k)
+    in_real = torch.zeros(len(fake), dtype=torch.long, device=real.device)
+    recalled, covered = [], []
+    for i in range(0, len(real), CHUNK):
+        distance = torch.cdist(real[i : i + CHUNK], fake)
+        in_ball = distance <= real_radius[i : i + CHUNK, None]
+        in_real += in_ball.sum(0)
+        covered.append(in_ball.any(1))
+        recalled.append((distance <= fake_radius).any(1))
+    return {
+        "precision": (in_real > 0).double(),
+        "recall": torch.cat(recalled).double(),
+        "density": in_real.double() / k,
+        "coverage": torch.cat(covered).double(),
+    }
+
+
+def memorisation(train: Tensor, test: Tensor, fake: Tensor) -> float:
+    """How much nearer to the training images [t, d] samples [m, d] lie than test images [n, d] do.
+
+    The share of pairs (sample, test image) in which the sample is the one whose nearest training image is nearer,
+    ties counted half (the test statistic of arXiv 2004.05675): 0.5 where samples are as new as test images are, 1
+    where every one is a copy of a training image.
+    """
+    train, test, fake = _centred(train, test, fake)
+    of_test, of_fake = _nearest(test, train).sort().values, _nearest(fake, train)
+    n = len(of_test)
+    further = n - torch.searchsorted(of_test, of_fake, right=True)
+    equal = torch.searchsorted(of_test, of_fake, right=True) - torch.searchsorted(of_test, of_fake)
+    return float((further.double() + equal.double() / 2).mean() / n)
+
+
+def _centred(*sets: Tensor) -> list[Tensor]:
+    """Distances are computed through inner products, which lose digits far from the origin."""
+    centre = sets[0].mean(0)
+    return [x - centre for x in sets]
+
+
+def _nearest(x: Tensor, among: Tensor) -> Tensor:
+    """Distance [n] of each point of x to the nearest of `among`."""
+    return torch.cat([torch.cdist(part, among).min(1).values for part in x.split(CHUNK)])
+
+
+def _radii(x: Tensor, k: int) -> Tensor:
+    """Distance [n] of each point to its k-th nearest neighbour; the point itself is the 0-th."""
+    return torch.cat([torch.cdist(part, x).kthvalue(k + 1, dim=1).values for part in x.split(CHUNK)])

@@ -1,0 +1,79 @@
+"""A tokenizer's reconstructions, measured as they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dmvae.evaluation.feature_set import FeatureSet, describe
+from dmvae.evaluation.features import CHUNK, Extractor
+from dmvae.evaluation.images import Images, over_images
+from dmvae.evaluation.measure import PARTS, Scores, measure_sets, pair_values
+from dmvae.evaluation.metrics import to_uint8
+from dmvae.training.data import as_input
+from dmvae.training.precision import Precision, autocast
+
+OF_PAIRS = ("psnr", "ssim", "lpips_vgg16")
+OF_SETS = ("frechet", "kernel")
+
+
+@torch.inference_mode()
+def reconstruct(
+    tokenizer: Any,
+    extractors: Sequence[Extractor],
+    images: Images,
+    batch_size: int,
+    title: str,
+    *,
+    device: torch.device,
+    precision: Precision,
+    lpips: Callable[[Tensor, Tensor], Tensor] | None = None,
+    pictures: int = 0,
+    alone: bool = False,
+) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor] | None]:
+    """(rows, pictures). Rows are of every image, in order: its raw latent "z", the figures of the pair (see
+    `pair_values`) and the reconstruction's features, "0.pool" and so on. Pictures are the first ones, originals and
+    reconstructions, uint8; None for 0 of them."""
+    tokenizer.to(device, memory_format=torch.channels_last).eval()
+    kept: list[tuple[Tensor, Tensor]] = []
+
+    def codec(part: Tensor) -> tuple[Tensor, Tensor]:
+        # In batches of one size, as extractors are run: rounded otherwise, a pixel may fall to the next grey level.
+        padded = F.pad(part, (0, 0, 0, 0, 0, 0, 0, CHUNK - len(part)))
+        with autocast(device, precision):
+            z = tokenizer.encode(as_input(padded, device)).latents
+            x = tokenizer.decode(z).sample
+        return z.float()[: len(part)], to_uint8(x.float())[: len(part)].cpu()
+
+    def compute(batch: Tensor) -> dict[str, Tensor]:
+        z, recon = (torch.cat(column) for column in zip(*map(codec, batch.split(CHUNK)), strict=True))
+        if sum(len(a) for a, _ in kept) < pictures:
+            kept.append((batch[:pictures], recon[:pictures]))
+        features = {f"{i}.{head}": x for i, e in enumerate(extractors) for head, x in e.heads(recon).items()}
+        return {"z": z} | pair_values(batch, recon, lpips, device) | features
+
+    rows = over_images(images, batch_size, compute, title, alone=alone)
+    if not kept:
+        return rows, None
+    originals, recon = (torch.cat(column)[:pictures] for column in zip(*kept, strict=True))
+    return rows, (originals, recon)
+
+
+def reconstruction_scores(
+    rows: dict[str, Tensor],
+    reals: Sequence[FeatureSet],
+    extractors: Sequence[Extractor],
+    images: Images,
+    parts: Sequence[str] = PARTS,
+) -> Scores:
+    """Figures of the pairs, and of the set of reconstructions against that of the images."""
+    scores = Scores()
+    scores.add_means({name: rows[name] for name in OF_PAIRS if name in rows})
+    for i, (extractor, real) in enumerate(zip(extractors, reals, strict=True)):
+        recon = FeatureSet(describe(extractor, images), {head: rows[f"{i}.{head}"] for head in extractor.widths})
+        scores.add(measure_sets(real, recon, prefix="r", parts=[part for part in parts if part in OF_SETS]))
+    return scores

@@ -1,0 +1,72 @@
+"""Statistics of reference images that other projects have published: ADM's and JiT's .npz, torch-fidelity's cache."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dmvae.evaluation.feature_set import FeatureSet
+from dmvae.evaluation.features import POOL, SPATIAL, file_hash
+from dmvae.evaluation.frechet import Statistics
+
+SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
+SPATIAL_WIDTH = 2023
+
+
+def read_statistics(path: Path) -> FeatureSet:
+    """Statistics from a file, by its suffix:
+
+    .safetensors   what `dmvae measure ... --save-reference` wrote, with its manifest
+    .npz           mu [d], sigma [d, d], of ADM's evaluator and of JiT; mu_s and sigma_s for sFID where they are there
+    .pt            torch-fidelity's cache of a data set: a dict of mu and sigma
+
+    Those of other projects tell of themselves nothing but what is in them: their manifest has the file's hash, and not
+    the images, the extractor or the number of images. Raises ValueError for a file that holds no such statistics.
+    """
+    if path.suffix == ".safetensors":
+        return FeatureSet.load(path)
+    arrays = _npz(path) if path.suffix == ".npz" else _torch(path)
+    manifest = {"images": {"kind": "statistics", "path": str(path.resolve()), "file": file_hash(path)[:16]}}
+    if not {"mu", "sigma"} <= set(arrays):
+        raise ValueError(
+            f"{path} has no mu and sigma, but {', '.join(arrays) or 'nothing'}: not statistics of features"
+        )
+    statistics = {POOL: _statistics(arrays["mu"], arrays["sigma"], path)}
+    if {"mu_s", "sigma_s"} <= set(arrays):
+        statistics[SPATIAL] = _statistics(arrays["mu_s"], arrays["sigma_s"], path)
+    return FeatureSet(manifest, statistics=statistics)
+
+
+def _npz(path: Path) -> dict[str, Tensor]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            # ADM's files hold the images too, as arr_0: they are not read
+            return {name: torch.from_numpy(file[name]) for name in ("mu", "sigma", "mu_s", "sigma_s") if name in file}
+    except (zipfile.BadZipFile, ValueError, OSError) as error:
+        raise ValueError(f"{path}: not a readable .npz file ({error})") from error
+
+
+def _torch(path: Path) -> dict[str, Tensor]:
+    # torch-fidelity pickles numpy arrays: these names, and no others, may be called while reading
+    rebuild: Any = np.zeros(1).__reduce__()[0]
+    allowed = [rebuild, np.ndarray, np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32))]
+    try:
+        with torch.serialization.safe_globals(allowed):
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle raises almost any type on bytes that are none
+        raise ValueError(f"{path}: not a file of statistics that can be read safely ({error})") from error
+    if not isinstance(found, dict):
+        return {}
+    return {name: torch.as_tensor(value) for name, value in found.items() if name in ("mu", "sigma")}
+
+
+def _statistics(mean: Tensor, covariance: Tensor, path: Path) -> Statistics:
+    d = mean.numel()
+    if mean.ndim != 1 or covariance.shape != (d, d):
+        raise ValueError(f"{path}: mu has the shape {[*mean.shape]} and sigma {[*covariance.shape]}: not statistics")
+    return Statistics(n=None, mean=mean.double(), covariance=covariance.double())

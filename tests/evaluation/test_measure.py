@@ -1,0 +1,267 @@
+"""The evaluator: names, what does not change its numbers, what it refuses."""
+
+import gc
+import json
+import subprocess
+import sys
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import tiny
+from dmvae import cli
+from dmvae.datasets.shapes import Shapes
+from dmvae.evaluation.bootstrap import interval
+from dmvae.evaluation.command import measure, read_scores
+from dmvae.evaluation.feature_set import FeatureSet, features_of, reference_features
+from dmvae.evaluation.features import as_uint8, parse_features
+from dmvae.evaluation.images import FolderImages, TensorImages
+from dmvae.evaluation.manifolds import memorisation
+from dmvae.evaluation.measure import measure_pairs, measure_sets
+from dmvae.interop.folder import write_pipelines
+
+FEATURES = "effnet-lite0@32"
+pytestmark = pytest.mark.filterwarnings("ignore:a Frechet distance of")
+
+
+@pytest.fixture(scope="module")
+def extractor():
+    return parse_features(FEATURES).build()
+
+
+@pytest.fixture(scope="module")
+def data():
+    """(images, labels) of two splits."""
+    config = Shapes(size=16, channels=3, num_classes=3, count=60, test_count=60)
+    return [config.build(split).__getitems__(range(60)) for split in ("train", "test")]
+
+
+@pytest.fixture(scope="module")
+def folders(data, tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    for name, (images, labels) in zip("ab", data, strict=True):
+        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+            path = root / name / f"class-{label}" / f"{i:03}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    return str(root / "a"), str(root / "b")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def sets(extractor, data, batch_size=16):
+    return [features_of([extractor], TensorImages(x, y), batch_size, "images")[0] for x, y in data]
+
+
+def near(a, b, rel=1e-6):
+    assert set(a) == set(b)
+    assert a == pytest.approx(b, rel=rel, abs=1e-9)
+
+
+def test_every_name_carries_its_features(extractor, data):
+    real, fake = sets(extractor, data)
+    scores = measure_sets(real, fake, prefix="g", train=real)
+    assert set(scores.metrics) == {
+        f"{name}_{FEATURES}"
+        for name in (
+            "gfd", "gkid", "gkid-std", "precision", "recall", "density", "coverage", "gfd-per-class", "memorisation"
+        )
+    }  # fmt: skip
+    assert len(scores.per_class[f"gfd-per-class_{FEATURES}"]) == 3
+    assert set(scores.intervals) == {f"{name}_{FEATURES}" for name in ("precision", "recall", "density", "coverage")}
+    assert set(measure_pairs(data[0][0], data[1][0]).metrics) == {"psnr", "ssim"}
+
+
+def test_a_set_beside_itself(extractor, data):
+    real, _ = sets(extractor, data)
+    metrics = measure_sets(real, real).metrics
+    assert metrics[f"fd_{FEATURES}"] == pytest.approx(0, abs=1e-6)
+    assert metrics[f"fd-per-class_{FEATURES}"] == pytest.approx(0, abs=1e-6)
+    assert metrics[f"precision_{FEATURES}"] == metrics[f"coverage_{FEATURES}"] == 1
+
+
+@pytest.mark.parametrize("size", [1, 7, 64])
+def test_batches_change_nothing(extractor, data, size):
+    near(measure_sets(*sets(extractor, data, size)).metrics, measure_sets(*sets(extractor, data)).metrics)
+
+
+def test_the_order_of_images_changes_nothing(extractor, data):
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(0))
+    shuffled = [(x[order], y[order]) for x, y in data]
+    near(measure_sets(*sets(extractor, shuffled)).metrics, measure_sets(*sets(extractor, data)).metrics)
+
+
+def test_float32_features_lose_nothing_to_float64_ones(extractor, data):
+    real, fake = sets(extractor, data)
+    exact = [FeatureSet(s.manifest, {k: v.double() for k, v in s.rows.items()}, labels=s.labels) for s in (real, fake)]
+    near(measure_sets(*exact).metrics, measure_sets(real, fake).metrics)
+
+
+def test_files_and_workers_change_nothing(extractor, data, folders, tmp_path):
+    """PNG holds every pixel; folders come in another order than the tensors."""
+    expected = measure_sets(*reversed(sets(extractor, data))).metrics
+    for workers in (0, 2):
+        near(measure("folder", folders, features=[FEATURES], workers=workers)["metrics"], expected)
+    np.savez(tmp_path / "a.npz", arr_0=data[0][0].permute(0, 2, 3, 1).numpy())
+    found = measure("folder", [str(tmp_path / "a.npz"), folders[1]], features=[FEATURES])["metrics"]
+    assert found == pytest.approx({name: expected[name] for name in found}, rel=1e-6, abs=1e-9)
+
+
+def test_ranks_change_nothing(folders, tmp_path):
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    arguments = ["measure", "folder", *folders, "--features", FEATURES, "--workers", "0", "--batch-size", "7", "--json"]
+    torchrun = ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29731", "-m"]
+    for file, launcher, cache in ((one, [], "1"), (two, torchrun, "2")):
+        environment = tiny.environment() | {"XDG_CACHE_HOME": str(tmp_path / cache)}
+        command = [sys.executable, "-m", *launcher, "dmvae", *arguments, str(file)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+    near(read_scores(two)["metrics"], read_scores(one)["metrics"])
+
+
+def test_images_of_a_source_are_not_held(extractor):
+    """Of 10 batches that are made as they are asked for, no more than a few are alive at once."""
+    alive, most = weakref.WeakSet(), 0
+
+    class Source:
+        facts, labels = {"kind": "made up"}, None
+
+        def __len__(self):
+            return 320
+
+        def batches(self, chosen, batch_size):
+            nonlocal most
+            for _ in range(chosen.start, chosen.stop, batch_size):
+                image = torch.zeros(batch_size, 3, 16, 16, dtype=torch.uint8)
+                alive.add(image)
+                gc.collect()
+                most = max(most, len(alive))
+                yield image
+
+    (found,) = features_of([extractor], Source(), 32, "made up")
+    assert len(found.pool) == 320
+    assert most <= 3
+
+
+def test_reference_features_are_computed_once(extractor, folders, cache, monkeypatch):
+    images = FolderImages(folders[1])
+    (first,) = reference_features([extractor], images, 16, "reference")
+    monkeypatch.setattr(type(extractor), "heads", None)
+    (again,) = reference_features([extractor], images, 16, "reference")
+    assert torch.equal(again.pool, first.pool)
+    assert torch.equal(again.moments().covariance, first.moments().covariance)
+    assert again.manifest == json.loads(json.dumps(first.manifest))
+    assert {"images", "features", "versions"} == set(again.manifest)
+    assert again.manifest["features"]["weights"]
+
+
+def test_memorisation_tells_copies_from_news():
+    generator = torch.Generator().manual_seed(0)
+    train, test, news = (torch.randn(400, 8, generator=generator) for _ in range(3))
+    assert memorisation(train, test, train[:100]) == 1
+    assert memorisation(train, test, test) == 0.5
+    assert memorisation(train, test, news) == pytest.approx(0.5, abs=0.05)
+    assert memorisation(train, test, news + 10) == 0
+
+
+def test_intervals_are_those_of_a_mean():
+    x = torch.randn(2000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    low, high = interval(x)
+    assert low < float(x.mean()) < high
+    assert high - low == pytest.approx(2 * 1.96 * float(x.std()) / 2000**0.5, rel=0.1)
+
+
+def test_floats_outside_their_range_are_refused():
+    x = torch.tensor([[[[0.0, 1.0]]]])
+    assert as_uint8(x).tolist() == [[[[0, 255]]]]
+    for wrong in (x * 2 - 1, x * 255, x / 0, x.long()):
+        with pytest.raises(ValueError, match=r"floats in \[0, 1\]"):
+            as_uint8(wrong)
+
+
+def complain(capsys, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["measure", *map(str, arguments)])
+    return stop.value.code, capsys.readouterr().err
+
+
+def test_bad_input_is_told_with_its_mend(folders, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    for size in (16, 24):
+        Image.new("RGB", (size, size)).save(mixed / f"{size}.png")
+    wide = tmp_path / "wide"
+    wide.mkdir()
+    Image.new("RGB", (20, 10)).save(wide / "wide.png")
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "x.png").write_bytes(b"")
+    for folder, message in (
+        (tmp_path / "empty", "no images in"),
+        (tmp_path / "absent", "no such folder"),
+        (mixed, "give --size N"),
+        (wide, "not square: give --size N"),
+        (broken, "unreadable image"),
+    ):
+        code, said = complain(capsys, "folder", folder, folders[1], "--features", FEATURES, "--workers", 0)
+        assert (code, message in said) == (2, True), said
+    for arguments, message in (
+        (["--features", "effnet-lite9"], "did you mean 'effnet-lite0'"),
+        (["--features", "effnet-lite0@big"], "number of pixels"),
+        (["--features", "effnet-lite0=file"], "weights: no such field"),
+        (["--features", f"inception={tmp_path}/absent.pth"], "download https://"),
+        (["--features", f"dinov2={tmp_path}/absent.pth"], f"no weights at {tmp_path}/absent.pth"),
+        (["--count", "3"], "measure folder takes no --count"),
+    ):
+        code, said = complain(capsys, "folder", *folders, *arguments)
+        assert (code, message in said) == (2, True), said
+
+
+def test_a_mixed_folder_is_measured_at_one_size(folders, tmp_path):
+    Image.new("RGB", (40, 24), "red").save(tmp_path / "a.png")
+    Image.new("L", (16, 16)).save(tmp_path / "b.png")
+    result = measure("folder", [str(tmp_path), folders[1]], features=[FEATURES], size=16)
+    assert result["manifest"]["measured"]["count"] == 2
+
+
+def test_pipelines_and_tokenizers(tmp_path, folders, capsys):
+    """Both are measured, checked, and agree with what the run's own stage says of the same samples."""
+    path = tiny.write(tmp_path, run__precision="float32", evaluate__metrics=["frechet", "kernel", "memorisation"])
+    jobs = tiny.run(path, "kl")
+    (pipeline,) = write_pipelines(jobs, tmp_path / "run")
+    stage = read_scores(tmp_path / "run/kl/evaluate/metrics.json")
+    assert stage["gfd"] == stage["metrics"][f"gfd_{FEATURES}"]
+    assert {f"gkid_{FEATURES}", f"memorisation_{FEATURES}", f"rfd_{FEATURES}", "psnr"} <= set(stage["metrics"])
+    assert stage["manifest"]["measured"]["sampler"]["steps"] == 2
+
+    test = tmp_path / "test"
+    test.mkdir()
+    images, _ = Shapes(size=12, channels=3, num_classes=3, test_count=24).build("test").__getitems__(range(24))
+    for i, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(test / f"{i:03}.png")
+    common = ["--features", FEATURES, "--workers", "0", "--precision", "float32", "--json"]
+    samples = ["measure", "samples", pipeline, test, "--count", "12", "--steps", "2", *common, tmp_path / "s.json"]
+    cli.main([str(a) for a in samples])
+    tokenizer = ["measure", "tokenizer", pipeline / "vae", test, "--batch-size", "7", *common, tmp_path / "t.json"]
+    cli.main([str(a) for a in tokenizer])
+    found = read_scores(tmp_path / "s.json")["metrics"] | read_scores(tmp_path / "t.json")["metrics"]
+    for name in (f"gfd_{FEATURES}", f"gkid_{FEATURES}", f"rfd_{FEATURES}", "psnr", "ssim"):
+        assert found[name] == pytest.approx(stage["metrics"][name], rel=1e-5), name
+    for file in (tmp_path / "s.json", tmp_path / "t.json", tmp_path / "run/kl/evaluate/metrics.json"):
+        capsys.readouterr()
+        cli.main(["measure", "--check", str(file)])
+        assert "agrees" in capsys.readouterr().out
+    scores = read_scores(tmp_path / "s.json")
+    scores["metrics"][f"gfd_{FEATURES}"] *= 1.01
+    (tmp_path / "s.json").write_text(json.dumps(scores))
+    code, said = complain(capsys, "--check", tmp_path / "s.json")
+    assert code == 1
+    assert f"gfd_{FEATURES} was" in said
