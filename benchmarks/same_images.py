@@ -39,7 +39,8 @@ def main() -> None:
             output_type="pt",
         ).images
     apart = (to_uint8(images * 2 - 1).int() - shard["images"].int()).abs()
-    print(f"{len(images)} images: {int((apart > 0).sum())} of {apart.numel()} values differ, by {int(apart.max())} at most")
+    count = f"{int((apart > 0).sum())} of {apart.numel()} values differ"
+    print(f"{len(images)} images: {count}, by {int(apart.max())} at most")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import torch
 from dmvae.flow.path import interpolate
 from golden_numbers import OUTPUTS, error_of, load, relative_error
 
+
 @pytest.mark.parametrize(("file", "name"), OUTPUTS)
 def test_in_float32(file, name):
     assert error_of(file, name) < 1e-4

@@ -117,7 +117,8 @@ def _packages(recipe: Recipe) -> list[str]:
     """Optional packages and weights that the recipe names and the machine lacks."""
     missing = []
     perceptual = recipe.losses.perceptual if recipe.pretrained is None else None
-    for part in (perceptual, recipe.evaluate.features if recipe.evaluate else None):
+    features = (recipe.evaluate.features, *recipe.evaluate.also) if recipe.evaluate else ()
+    for part in (perceptual, *features):
         if part is None:
             continue
         try:

@@ -22,6 +22,7 @@ from dmvae.evaluation.latents import latent_statistics, sliced_wasserstein
 from dmvae.evaluation.manifest import versions
 from dmvae.evaluation.measure import PARTS, PROTOCOL, Scores, frechet_name, measure_sets
 from dmvae.evaluation.metrics import knn_accuracy
+from dmvae.evaluation.proxies import IMAGES, codec, decoder_proxies, latent_proxies, probe_proxies
 from dmvae.evaluation.reconstruct import reconstruct, reconstruction_scores
 from dmvae.flow.loss import flow_matching_loss
 from dmvae.inputs import Inputs
@@ -59,6 +60,11 @@ class EvaluateConfig:
     """k of the kNN accuracy."""
     knn_count: int = 50000
     """Training latents at most among which neighbours are sought."""
+
+    proxies: bool = False
+    """Measure proxies of gFD too (metrics.json, "proxies"): of the latents and of the decoder."""
+    probe: bool = False
+    """Train the generator probe too: a small generator of fixed size and budget, about a minute on two cores."""
 
     def __post_init__(self) -> None:
         if unknown := set(self.metrics) - set(PARTS):
@@ -127,6 +133,10 @@ def measure(config: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
         of_reference = load_file(inputs.reads["reference"] / "map.safetensors")["latents"]
         metrics["distance_to_reference"] = sliced_wasserstein(
             of_reference.flatten(1), _in_reference_units(z, latents, inputs)
+        )
+    if config.proxies or config.probe:
+        metrics["proxies"] = _proxies(
+            config, tokenizer, extractors[0], images, reals[0], (train_z, train_labels), (z, labels), inputs
         )
     maps = {"map_latents": z[:MAP_POINTS].flatten(1), "map_labels": labels[:MAP_POINTS]}
     named = dict(zip(("originals", "reconstructions"), pictures, strict=True)) | maps
@@ -214,6 +224,30 @@ def _manifest(
         "device": inputs.device.type,
         "call": {"kind": NAME, "run_dir": str(inputs.out.parent.parent.resolve()), "variant": inputs.variant},
     }
+
+
+def _proxies(
+    config: EvaluateConfig,
+    tokenizer: Tokenizer,
+    extractor: Extractor,
+    images: DatasetImages,
+    real: FeatureSet,
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+    inputs: Inputs,
+) -> dict[str, float]:
+    """Proxies of gFD from normalised latents and labels of the training and test images."""
+    encode, decode = codec(tokenizer, inputs.device, inputs.recipe.run.precision)
+    moments = real.moments()
+    assert moments is not None
+    found: dict[str, float] = {}
+    if config.proxies:
+        some = torch.cat(list(images.batches(range(min(IMAGES, len(images))), config.batch_size)))
+        found |= latent_proxies(*train, *test)
+        found |= decoder_proxies(encode, decode, tokenizer.stride, some, test[0], train[0], moments, extractor)
+    if config.probe:
+        found |= probe_proxies(train[0].to(inputs.device), train[1], decode, moments, extractor)
+    return found
 
 
 def _in_reference_units(z: Tensor, latents: LatentSet, inputs: Inputs) -> Tensor:

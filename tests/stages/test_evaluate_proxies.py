@@ -1,0 +1,15 @@
+"""The evaluate stage's optional figures."""
+
+import json
+import math
+
+import tiny
+
+
+def test_proxies_and_probe_stand_beside_the_other_figures(tmp_path, monkeypatch):
+    monkeypatch.setattr("dmvae.evaluation.probe.STEPS", 3)
+    monkeypatch.setattr("dmvae.evaluation.probe.SAMPLES", 12)
+    tiny.run(tiny.write(tmp_path, evaluate__proxies=True, evaluate__probe=True), "kl")
+    metrics = json.loads((tmp_path / "run/kl/evaluate/metrics.json").read_text())
+    assert {"smoothness", "linear_probe", "probe_gfd"} <= set(metrics["proxies"])
+    assert all(math.isfinite(value) for value in metrics["proxies"].values())
