@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dmvae import config as configs
 from dmvae.encoders import EncoderConfig
-from dmvae.models.base import DecoderOutput, EncoderOutput, PointDistribution, Tokenizer
+from dmvae.models.base import DecoderOutput, EncoderOutput, PointDistribution, Tokenizer, full_precision
 from dmvae.models.decoder import Decoder
 from dmvae.models.tiling import decode_tiled, encode_tiled
 
@@ -135,7 +135,7 @@ class Autoencoder(Tokenizer):  # type: ignore[misc]
             return self.decoder(z)
         # Images to look at and to measure are decoded in the weights' own precision, under autocast too: some thirty
         # convolutions that each round to bf16 cost 1 to 2 grey levels, and would make PSNR depend on the hardware.
-        with torch.autocast(z.device.type, enabled=False):
+        with full_precision(z):
             z = z.to(self.decoder.conv_out.weight.dtype)
             return decode_tiled(self.decoder, z, self.tile) if self.use_tiling else self.decoder(z)
 

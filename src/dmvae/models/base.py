@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,11 @@ class Model(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """As diffusers', but built in memory and then filled: its meta-device start would leave buffers that no
         file holds (rotary tables, normalisation of pixels) without values."""
         return super().from_pretrained(pretrained_model_name_or_path, **{"low_cpu_mem_usage": False} | kwargs)
+
+
+def full_precision(x: Tensor) -> AbstractContextManager:
+    """A context without autocast on x's device; the meta device, which knows none, is left alone."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 class PointDistribution:

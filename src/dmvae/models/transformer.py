@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dmvae.models.base import full_precision
+
 
 class Block(nn.Module):
     """x + gate * attention(modulated x), then the same with the MLP. The condition c is [b, 1 or n, d]: one for all
@@ -119,7 +121,7 @@ class FinalLayer(nn.Module):
     def forward(self, x_bnd: Tensor, c: Tensor) -> Tensor:
         # float32 under autocast too: guidance multiplies the difference of two outputs that are nearly equal, and with
         # it their rounding. At scale 5 this takes the error of bf16 from 2e-2 to 2e-3, and the layer is small.
-        with torch.autocast(x_bnd.device.type, enabled=False):
+        with full_precision(x_bnd):
             shift, scale = linear32(self.adaLN_modulation[1], c).chunk(2, dim=-1)
             return linear32(self.linear, modulated(x_bnd.float(), self.norm_final.weight.float(), scale, shift))
 
