@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -22,6 +21,7 @@ from dmvae.datasets.image_file import BrokenImage, read_image
 from dmvae.datasets.image_scan import Entry, scan
 from dmvae.datasets.memory import digest
 from dmvae.evaluation.metrics import to_uint8
+from dmvae.stages.latents import write_tensors
 from dmvae.training.data import as_input
 from dmvae.training.logging import Bar, console
 from dmvae.training.precision import Precision, autocast
@@ -208,10 +208,8 @@ def _digest(tokenizer: Any) -> str:
 
 
 def _write_safetensors(path: Path, z: Tensor, entries: list[Entry]) -> None:
-    part = path.with_suffix(".part")
     labels = torch.tensor([entry.label for entry in entries])
-    save_file({"latents": z, "labels": labels}, part, {"names": json.dumps([entry.path for entry in entries])})
-    part.rename(path)
+    write_tensors(path, {"latents": z, "labels": labels}, {"names": json.dumps([entry.path for entry in entries])})
 
 
 def _write_tar(path: Path, z: Tensor, entries: list[Entry]) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from dmvae.hashing import sha256_of
 from dmvae.registry import nearest
 
 
@@ -17,19 +17,8 @@ def content_hash(files: Iterable[Path]) -> str:
     for file in files:
         sha.update(file.name.encode())
         if file.is_file():
-            stat = file.stat()
-            sha.update(_sha256(file, stat.st_size, stat.st_mtime_ns))
+            sha.update(bytes.fromhex(sha256_of(file)))
     return sha.hexdigest()[:16]
-
-
-@lru_cache
-def _sha256(file: Path, size: int, mtime_ns: int) -> bytes:
-    """Of a file's content; its size and time tell the cache when to read it again."""
-    sha = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            sha.update(block)
-    return sha.digest()
 
 
 def parquet_files(path: Path) -> list[Path]:

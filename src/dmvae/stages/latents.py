@@ -129,8 +129,8 @@ class Part:
         return self.dataset[self.start + index]
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file through a temporary name, so that a kill leaves no half file."""
     part = path.with_suffix(".part")
-    save_file(tensors, part)
+    save_file(tensors, part, metadata)
     part.rename(path)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from dmvae.hashing import sha256_of
 from dmvae.tokenizers import TokenizerSource
 from dmvae.tokenizers.network import Adapter
 
@@ -52,24 +52,13 @@ class FileSource(TokenizerSource):
         path = self.place
         for file in sorted(path.iterdir()) if path.is_dir() else [path]:
             if file.is_file():
-                stat = file.stat()
-                sha.update(f"{file.name} {_content(file, stat.st_size, stat.st_mtime_ns)}\n".encode())
+                sha.update(f"{file.name} {sha256_of(file)}\n".encode())
         return sha.hexdigest()[:16] if path.exists() else ""
 
     @property
     def place(self) -> Path:
         """The file or folder that `path` means."""
         return Path(self.path).expanduser()
-
-
-@lru_cache
-def _content(file: Path, size: int, mtime_ns: int) -> str:
-    """sha256 of a file; its size and time tell the cache when to read it again."""
-    sha = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            sha.update(block)
-    return sha.hexdigest()
 
 
 def load_strictly(cls: Any, path: str | Path, **kwargs: Any) -> Any:
