@@ -21,7 +21,8 @@ from dmvae import distributed
 from dmvae.datasets.image_file import BrokenImage, read_image
 from dmvae.datasets.image_scan import rank, scan
 from dmvae.datasets.memory import digest
-from dmvae.evaluation.features import as_uint8, file_hash
+from dmvae.evaluation.features import as_uint8
+from dmvae.hashing import sha256_of
 from dmvae.training.data import passes
 from dmvae.training.logging import Bar
 
@@ -140,7 +141,7 @@ class FolderImages:
         """A hash of all files: noise compresses to as many bytes as other noise, so sizes would not tell."""
         paths = [self.folder / entry.path for entry in self.entries]
         with ThreadPoolExecutor(4) as pool:
-            return digest(list(zip((e.path for e in self.entries), pool.map(file_hash, paths), strict=True)))
+            return digest(list(zip((e.path for e in self.entries), pool.map(sha256_of, paths), strict=True)))
 
     def _first_size(self) -> int:
         path = self.folder / self.entries[0].path

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from dmvae.evaluation.feature_set import FeatureSet
-from dmvae.evaluation.features import POOL, SPATIAL, file_hash
+from dmvae.evaluation.features import POOL, SPATIAL
 from dmvae.evaluation.frechet import Statistics
+from dmvae.hashing import sha256_of
 
 SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
 SPATIAL_WIDTH = 2023
@@ -31,7 +32,7 @@ def read_statistics(path: Path) -> FeatureSet:
     if path.suffix == ".safetensors":
         return FeatureSet.load(path)
     arrays = _npz(path) if path.suffix == ".npz" else _torch(path)
-    manifest = {"images": {"kind": "statistics", "path": str(path.resolve()), "file": file_hash(path)[:16]}}
+    manifest = {"images": {"kind": "statistics", "path": str(path.resolve()), "file": sha256_of(path)[:16]}}
     if not {"mu", "sigma"} <= set(arrays):
         raise ValueError(
             f"{path} has no mu and sigma, but {', '.join(arrays) or 'nothing'}: not statistics of features"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -159,15 +158,6 @@ def parse_features(text: str) -> FeaturesConfig:
     if weights:
         values["weights"] = weights
     return configs.read(FeaturesConfig, values, f"--features {text}")
-
-
-def file_hash(path: Path) -> str:
-    """The sha256 of a file, 64 hex digits."""
-    sha = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            sha.update(block)
-    return sha.hexdigest()
 
 
 def weights_hash(network: nn.Module) -> str:

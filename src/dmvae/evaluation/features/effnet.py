@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dmvae.evaluation.effnet import effnet_lite0, weights_file
-from dmvae.evaluation.features import Extractor, FeaturesConfig, file_hash
+from dmvae.evaluation.features import Extractor, FeaturesConfig
+from dmvae.hashing import sha256_of
 from dmvae.registry import register
 
 
@@ -25,5 +26,5 @@ class EffNetLite0(FeaturesConfig):
         network = effnet_lite0()
         network.reset_classifier(0)
         # The file's hash, not the network's: folding the batch norms rounds as the processor does.
-        weights = file_hash(weights_file())[:16]
+        weights = sha256_of(weights_file())[:16]
         return Extractor(network, 1280, self.resolution, (0.5,) * 3, (0.5,) * 3, name=self.name, weights=weights)

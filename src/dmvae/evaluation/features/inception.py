@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dmvae.evaluation.features import LOGITS, SPATIAL, Extractor, FeaturesConfig, file_hash
+from dmvae.evaluation.features import LOGITS, SPATIAL, Extractor, FeaturesConfig
+from dmvae.hashing import sha256_of
 from dmvae.registry import register
 
 PUBLISHED = "6726825d"
@@ -34,7 +35,7 @@ class Inception(FeaturesConfig):
 
     def build(self) -> Extractor:
         path = self._file()
-        digest = file_hash(path)
+        digest = sha256_of(path)
         name = self.name if digest.startswith(PUBLISHED) else f"{self.name}-{digest[:8]}"
         # It resizes and normalises itself, as the original TensorFlow graph did.
         more = {LOGITS: 1008, SPATIAL: 2023}
