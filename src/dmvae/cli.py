@@ -93,15 +93,17 @@ def _run(command: str, arguments: list[str]) -> None:
 
 def _finish(jobs: list[Any], run_dir: Path) -> None:
     from dmvae.interop.folder import write_pipelines
+    from dmvae.pipeline import locked
     from dmvae.report import write_report
     from dmvae.summary import print_summary, write_summary
 
-    summary = write_summary(jobs, run_dir)
-    path = write_report(run_dir, jobs)
-    print_summary(summary)
-    print(f"summary:  {run_dir / 'summary.json'}\nreport:   {path}")
-    for folder in write_pipelines(jobs, run_dir):
-        print(f"pipeline: {folder}")
+    with locked(run_dir):  # from other processes that have done the same run's other stages
+        summary = write_summary(jobs, run_dir)
+        path = write_report(run_dir, jobs)
+        print_summary(summary)
+        print(f"summary:  {run_dir / 'summary.json'}\nreport:   {path}")
+        for folder in write_pipelines(jobs, run_dir):
+            print(f"pipeline: {folder}")
 
 
 def _report(command: str, arguments: list[str]) -> None:

@@ -1,5 +1,5 @@
 """Runs a recipe: its variants, their stages in order; skips what is finished, resumes what is not, shares
-what variants have in common.
+what variants have in common, and shares the work with every other process that runs the same recipe.
 
 A stage's folder is `run_dir/stages/NAME-FINGERPRINT`; `run_dir/VARIANT/NAME` is a link to it. The
 fingerprint covers the stage's config, the recipe sections that it uses, the data set's content and the
@@ -8,10 +8,13 @@ fingerprints of what it reads: so a changed field redoes that stage and what han
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -81,6 +84,9 @@ def plan(recipes: dict[str, Recipe], run_dir: Path) -> list[Job]:
 def run(recipes: dict[str, Recipe], run_dir: Path, only: str | None = None) -> list[Job]:
     """Run every job that is not finished; with `only`, that stage alone, whose inputs must be there.
 
+    Processes that run the same recipe side by side (one per GPU, or one per core) share its stages out: each takes
+    the first one that is ready and that no other has, and returns when all are finished.
+
     Raises ValueError when `only` names a stage that no variant has, or one whose inputs are not finished.
     """
     if not distributed.is_main():
@@ -93,20 +99,63 @@ def run(recipes: dict[str, Recipe], run_dir: Path, only: str | None = None) -> l
         raise ValueError(f"no variant of this recipe has the stage {only!r}")
     if distributed.is_main():
         _write_recipes(recipes, run_dir)
-    variant = None
-    for job in chosen:
-        if distributed.is_main() and job.variant != variant and len(recipes) > 1:
-            console.print(headline(chosen, job.variant))
-        variant = job.variant
-        _check_inputs(job)
-        state = distributed.share(job.state)
-        verb = {"finished": "skip (finished)", "interrupted": "resume (interrupted)", "new": "run (new)"}[state]
-        if distributed.is_main():
-            console.print(f"{job.variant}/{job.stage.NAME}: {verb} {job.folder}")
-            _link(job, run_dir)
-        if state != "finished":
-            execute(job)
+    ahead, variant, waits = list(chosen), None, False
+    while ahead:
+        with ExitStack() as lock:
+            taken = distributed.share(_take(ahead, lock) if distributed.is_main() else None)
+            if taken is None:
+                if distributed.is_main() and not waits:
+                    console.print("waits for stages that another process is running")
+                waits = True
+                time.sleep(0.5)
+                continue
+            position, state = taken
+            job, waits = ahead.pop(position), False
+            if distributed.is_main():
+                if job.variant != variant and len(recipes) > 1:
+                    console.print(headline(chosen, job.variant))
+                verb = {"finished": "skip (finished)", "interrupted": "resume (interrupted)", "new": "run (new)"}[state]
+                console.print(f"{job.variant}/{job.stage.NAME}: {verb} {job.folder}")
+                _link(job, run_dir)
+            variant = job.variant
+            if state != "finished":
+                execute(job)
     return jobs
+
+
+def _take(ahead: list[Job], lock: ExitStack) -> tuple[int, str] | None:
+    """(position, state) of the first job that is finished, or ready to run and no other process's: it is then ours
+    until `lock` closes. None where there is no such job now."""
+    coming = {job.folder for job in ahead}
+    for position, job in enumerate(ahead):
+        state = job.state
+        if state != "finished":
+            unfinished = [folder for folder in job.reads.values() if not (folder / "done.json").exists()]
+            if any(folder in coming for folder in unfinished):
+                continue
+            _check_inputs(job)
+            job.folder.mkdir(parents=True, exist_ok=True)
+            if not lock.enter_context(locked(job.folder, wait=False)):
+                continue
+            state = "finished" if job.done.exists() else state
+        return position, state
+    return None
+
+
+@contextmanager
+def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
+    """Whether this process has the folder to itself, among those that ask: always, with `wait`. The system frees
+    the lock however the process ends."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            mine = True
+        except BlockingIOError:
+            mine = False
+        yield mine
+    finally:
+        os.close(handle)
 
 
 def headline(jobs: list[Job], variant: str) -> str:

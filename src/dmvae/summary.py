@@ -25,6 +25,9 @@ COLUMNS = {
     "coverage": ("coverage ↑", "{:.3f}"),
     "generator_loss": ("generator loss ↓", "{:.3f}"),
     "knn": ("kNN ↑", "{:.3f}"),
+    "linear_probe": ("linear probe ↑", "{:.3f}"),
+    "effective_rank": ("effective rank", "{:.1f}"),
+    "seconds": ("time, s", "{:.0f}"),
 }
 TOKENIZER_UPDATES = ("tokenizer", "decoder", "encoder")
 
@@ -41,6 +44,7 @@ def write_summary(jobs: list[Job], run_dir: Path) -> dict[str, Any]:
         facts = job.facts()
         row = methods.setdefault(job.variant, {})
         images = facts.get("images_seen", {})
+        row["seconds"] = round(row.get("seconds", 0.0) + facts["seconds"], 2)
         row["images_seen"] = row.get("images_seen", 0) + sum(images.get(name, 0) for name in TOKENIZER_UPDATES)
         if job.folder not in seen:
             seen.add(job.folder)
@@ -91,11 +95,22 @@ def _common(rows: list[dict[str, Any]]) -> list[str]:
     return [key for key in rows[0] if all(key in row for row in rows)]
 
 
+def columns_of(methods: dict[str, dict[str, Any]]) -> dict[str, tuple[str, str]]:
+    """Figure -> (title, form) of those that a row has; a figure at another guidance scale, NAME@W, follows its own."""
+    present = {key for row in methods.values() for key in row}
+    columns = {}
+    for key, (title, form) in COLUMNS.items():
+        for name in sorted(name for name in present if name.partition("@")[0] == key):
+            scale = name.partition("@")[2]
+            columns[name] = (f"{title} w={scale}" if scale else title, form)
+    return columns
+
+
 def print_summary(summary: dict[str, Any]) -> None:
     """The table, one row a method."""
     table = Table(title=f"{summary['name']}: Frechet distances on {summary['features']} features (not FID)")
     table.add_column("method")
-    columns = {key: column for key, column in COLUMNS.items() if any(key in row for row in summary["methods"].values())}
+    columns = columns_of(summary["methods"])
     for label, _ in columns.values():
         table.add_column(label, justify="right")
     for method, row in summary["methods"].items():

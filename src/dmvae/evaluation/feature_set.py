@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,7 +57,7 @@ class FeatureSet:
         if self.labels is not None:
             tensors["labels"] = self.labels
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
+        part = path.with_suffix(f".{os.getpid()}.part")  # another process may be writing the same
         about = {"manifest": json.dumps(self.manifest), "n": json.dumps(counts)}
         save_file({name: value.contiguous() for name, value in tensors.items()}, part, about)
         part.rename(path)

@@ -39,9 +39,14 @@ COLUMNS = {
         "a better picture, so it is not ranked",
     ),
     "knn": Column("k-NN", "%", 1, "{:.1f}", "share of test images whose class the nearest training latents name"),
+    "linear_probe": Column("Linear probe", "%", 1, "{:.1f}", "share of test latents that a linear classifier names"),
+    "effective_rank": Column(
+        "Effective rank", "", 0, "{:.1f}", "how many directions of the latents' channels carry their variance"
+    ),
     "distance_to_reference": Column(
         "To reference", "", -1, "{:.4g}", "sliced Wasserstein distance from the latents to the reference"
     ),
+    "seconds": Column("Time", "s", 0, "{:.0f}", "all its stages, those shared with others included"),
 }  # fmt: skip
 
 

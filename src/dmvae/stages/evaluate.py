@@ -22,7 +22,7 @@ from dmvae.evaluation.latents import latent_statistics, sliced_wasserstein
 from dmvae.evaluation.manifest import versions
 from dmvae.evaluation.measure import PARTS, PROTOCOL, Scores, frechet_name, measure_sets
 from dmvae.evaluation.metrics import knn_accuracy
-from dmvae.evaluation.proxies import IMAGES, codec, decoder_proxies, latent_proxies, probe_proxies
+from dmvae.evaluation.proxies import IMAGES, codec, decoder_proxies, latent_proxies, linear_probe, probe_proxies
 from dmvae.evaluation.reconstruct import reconstruct, reconstruction_scores
 from dmvae.flow.loss import flow_matching_loss
 from dmvae.inputs import Inputs
@@ -117,6 +117,7 @@ def measure(config: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
         **{name: scores.metrics[name] for name in ("psnr", "ssim") if name in scores.metrics},
         "rfd": scores.metrics[frechet_name("r", extractors[0].name)],
         "knn": knn_accuracy(train_z.flatten(1), train_labels, z.flatten(1), labels, k=config.neighbours),
+        "linear_probe": linear_probe(train_z, train_labels, z, labels),
         "latents": latent_statistics(z),
     }
     if "generator" in inputs.reads:
