@@ -87,9 +87,10 @@ def test_register_tokens_are_dropped():
     assert config.build(size=16, channels=3)(torch.randn(1, 3, 16, 16)).shape == (1, 48, 2, 2)
 
 
-def test_another_image_size_than_it_was_built_for_is_an_error():
-    with pytest.raises(ValueError, match="built for 16x16 images, not 20x16"):
-        tiny_vit().build(size=16, channels=3)(torch.randn(1, 3, 20, 16))
+def test_a_model_that_takes_one_size_alone_says_so():
+    mixer = TimmEncoder(model="mixer_s32_224", kwargs={"drop_rate": 0.0}).build(size=64, channels=3)
+    with pytest.raises(ValueError, match="64x64 and no others, not 96x64"):
+        mixer(torch.randn(1, 3, 96, 64))
 
 
 def test_an_unknown_model_is_an_error_that_names_the_nearest():

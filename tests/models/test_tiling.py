@@ -51,28 +51,34 @@ def test_independent_tiles_would_not_be_the_same():
     assert (alone - whole)[..., :20].abs().max() > 1e-2 * whole.std()
 
 
+@pytest.mark.parametrize("encoder", [CONV, VIT], ids=["conv", "vit"])
 @torch.no_grad()
-def test_an_encoder_of_one_size_takes_any_multiple_of_its_stride_when_tiling():
-    model = small(encoder=VIT)
+def test_every_multiple_of_the_stride_is_encoded_and_tiling_does_not_change_it(encoder):
+    model = small(encoder=encoder)
     x = torch.rand(2, 3, 40, 12) * 2 - 1
-    with pytest.raises(ValueError, match="enable_tiling"):
-        model.encode(x)
-    model.enable_tiling()
-    assert model.encode(x).latents.shape == (2, 4, 10, 3)
-    assert model(x).sample.shape == x.shape
-    own = torch.rand(1, 3, 16, 16)
-    tiled = model.encode(own).latents
-    model.disable_tiling()
-    assert torch.equal(tiled, model.encode(own).latents)
+    z, images = model.encode(x).latents, model(x).sample
+    assert z.shape == (2, 4, 10, 3)
+    assert images.shape == x.shape
+    model.enable_tiling(tile=4)
+    assert torch.equal(model.encode(x).latents, z)
+    assert (model(x).sample - images).abs().max() < 1e-4 * images.std()
 
 
 @torch.no_grad()
-def test_where_one_tile_alone_lies_it_is_that_tiles_latents():
-    model = small(encoder=VIT)
-    x = torch.rand(1, 3, 16, 40) * 2 - 1
-    model.enable_tiling()
-    z = model.encode(x).latents
-    assert torch.allclose(z[..., :3], model.encode(x[..., :16]).latents[..., :3], atol=1e-5)
+def test_a_vision_transformer_of_another_size_has_its_positions_resampled():
+    """The same weights, built for the larger image by timm itself, give the same features there."""
+    import timm
+
+    kwargs = {"patch_size": 4, "depth": 1, "num_classes": 0, "pretrained": False}
+    encoder = small(encoder=VIT).encoder
+    fixed = timm.create_model("vit_tiny_patch16_224", img_size=16, **kwargs)
+    fixed.load_state_dict(encoder.model.state_dict())
+    x = torch.rand(1, 3, 24, 24) * 2 - 1
+    own = x[..., :16, :16]
+    as_timm = lambda image: torch.addcmul(encoder.shift, image, encoder.scale)
+    assert torch.equal(encoder(own).flatten(2).mT, fixed.eval().forward_features(as_timm(own))[:, 1:])
+    fixed.set_input_size(24)
+    assert torch.allclose(encoder(x).flatten(2).mT, fixed.forward_features(as_timm(x))[:, 1:], atol=1e-5)
 
 
 @torch.no_grad()

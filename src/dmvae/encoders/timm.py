@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +49,8 @@ class TimmEncoder(EncoderConfig):
         sized = self.img_size is not None or bool(cfg and cfg.fixed_input_size)
         if sized:
             kwargs["img_size"] = size = self.img_size or size
+            if takes_any_size(self.model, kwargs):
+                kwargs["dynamic_img_size"], sized = True, False
         if pretrained and (self.checkpoint is not None or self.pretrained):
             model = self.load(kwargs)
         else:
@@ -97,8 +100,8 @@ class Features(nn.Module):
         height, width = images.shape[2:]
         if self.size is not None and (height, width) != (self.size, self.size):
             raise ValueError(
-                f"this encoder is built for {self.size}x{self.size} images, not {height}x{width}; "
-                "the tokenizer's enable_tiling() lets it take any multiple of its stride"
+                f"this encoder takes images of {self.size}x{self.size} and no others, not {height}x{width}; resize or "
+                "crop them, or train the tokenizer on a plain vision transformer or a convolutional network"
             )
         # A grey image broadcasts to the model's three channels here.
         out = self.model.forward_features(torch.addcmul(self.shift, images, self.scale))
@@ -106,6 +109,13 @@ class Features(nn.Module):
             return out if self.channels_first else out.permute(0, 3, 1, 2)
         grid = (height // self.stride, width // self.stride)
         return out[:, self.prefix :].unflatten(1, grid).permute(0, 3, 1, 2)
+
+
+def takes_any_size(name: str, kwargs: Mapping[str, Any]) -> bool:
+    """Whether the model resamples its position embedding to every image's size; plain vision transformers do."""
+    with torch.device("meta"):
+        model = timm.create_model(name, pretrained=False, **kwargs)
+    return "dynamic_img_size" in inspect.signature(type(model)).parameters
 
 
 def model_stride(model: Any) -> int:

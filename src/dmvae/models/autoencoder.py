@@ -17,14 +17,14 @@ from dmvae import config as configs
 from dmvae.encoders import EncoderConfig
 from dmvae.models.base import DecoderOutput, EncoderOutput, PointDistribution, Tokenizer, full_precision
 from dmvae.models.decoder import Decoder
-from dmvae.models.tiling import decode_tiled, encode_tiled
+from dmvae.models.tiling import decode_tiled
 
 
 class Autoencoder(Tokenizer):  # type: ignore[misc]
     """`model.decode(model.encode(x).latents).sample`.
 
     encoder: an encoder config as a mapping, `{"type": "conv", ...}`. image_size: of the training images;
-    a convolutional encoder takes others too. bottleneck_width: hidden width of the bottleneck, 0 for one
+    others are taken too, by a vision transformer with its position embedding resampled. bottleneck_width: hidden width of the bottleneck, 0 for one
     linear layer. Either of latent_channels and bottleneck_width may be None for no bottleneck: then the latents
     are the encoder's features, and the config says how many channels those have and a bottleneck_width of None.
     variational: the bottleneck gives a mean and a log-variance; ValueError without one.
@@ -112,8 +112,8 @@ class Autoencoder(Tokenizer):  # type: ignore[misc]
 
     def enable_tiling(self, tile: int = 64) -> None:
         """Decode in tiles of tile x tile latents where no gradient is asked for: far less memory for large images,
-        the same result (see dmvae.models.tiling). An encoder that is built for one image size then takes any size, in
-        overlapping tiles of its own; a convolutional one takes any size as it is, and is not tiled."""
+        the same result (see dmvae.models.tiling). Encoders take images of any multiple of the stride as they are, and
+        whole: a transformer's tokens see all of the image, which tiles would take from them."""
         if tile < 1:
             raise ValueError(f"tile is {tile}: give the latents along a side, 1 or more")
         self.use_tiling, self.tile = True, tile
@@ -122,12 +122,6 @@ class Autoencoder(Tokenizer):  # type: ignore[misc]
         self.use_tiling = False
 
     def _encode(self, x: Tensor) -> Tensor:
-        size = getattr(self.encoder, "size", None)
-        if self.use_tiling and size is not None and x.shape[2:] != (size, size):
-            return encode_tiled(self._encode_whole, x, size, self.stride)
-        return self._encode_whole(x)
-
-    def _encode_whole(self, x: Tensor) -> Tensor:
         return self.bottleneck(self.encoder(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
     def _decode(self, z: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""Encoding and decoding of large images in tiles.
+"""Decoding of large images in tiles.
 
-Decoding in tiles is exact: the deepest level, whose attention sees the whole image, runs at once (it is small),
+It is exact: the deepest level, whose attention sees the whole image, runs at once (it is small),
 and at every GroupNorm after it the tiles wait for each other and share the mean and variance of the whole image.
 So a tiled image equals the untiled one to rounding, where independent tiles would differ in tone.
 
@@ -9,7 +9,7 @@ Shapes: n images, c channels, H W the cells after the deepest level.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,34 +139,3 @@ def _stitch(tiles: list[Tensor], grid: list[tuple[Span, Span]], cells: torch.Siz
         place = (slice(row.start * scale, row.stop * scale), slice(column.start * scale, column.stop * scale))
         whole[(slice(None), slice(None), *place)] = tile[:, :, row.core(scale), column.core(scale)]
     return whole
-
-
-def encode_tiled(encode: Callable[[Tensor], Any], x: Tensor, size: int, stride: int) -> Tensor:
-    """Outputs [n, C, h / stride, w / stride] of images x [n, c, h, w] from an encoder built for size x size.
-
-    Tiles overlap by a quarter and are blended linearly; an image smaller than a tile is continued by its edge.
-    """
-    height, width = x.shape[2:]
-    x = F.pad(x, (0, max(0, size - width), 0, max(0, size - height)), mode="replicate")
-    side = size // stride
-    ramp = (torch.arange(side, device=x.device) + 0.5).clamp(max=max(1, side // 4))
-    ramp = torch.minimum(ramp, ramp.flip(0))
-    weight = ramp[:, None] * ramp
-    total: Tensor | None = None
-    norm = x.new_zeros(x.shape[2] // stride, x.shape[3] // stride)
-    for top in _starts(x.shape[2], size, stride):
-        for left in _starts(x.shape[3], size, stride):
-            out = encode(x[:, :, top : top + size, left : left + size])
-            if total is None:
-                total = out.new_zeros(*out.shape[:2], *norm.shape)
-            place = (slice(top // stride, top // stride + side), slice(left // stride, left // stride + side))
-            total[(slice(None), slice(None), *place)] += out * weight.to(out.dtype)
-            norm[place] += weight.to(norm.dtype)
-    assert total is not None
-    return (total / norm)[:, :, : height // stride, : width // stride]
-
-
-def _starts(length: int, size: int, stride: int) -> list[int]:
-    """Offsets of tiles, multiples of the stride, the last one flush with the end."""
-    step = max(stride, size * 3 // 4 // stride * stride)
-    return [*range(0, length - size, step), length - size]
