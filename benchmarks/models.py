@@ -1,4 +1,4 @@
-"""Time the networks on this machine: `python benchmarks/models.py [--threads 2] [--repeat 5]`.
+"""Time the networks on this machine: `python -m benchmarks.models [--threads 2] [--precision auto]`.
 
 Prints, for forward plus backward: the median time, and the share of this machine's measured peak of
 matrix multiplication that it amounts to (FLOPs as torch counts them: products and convolutions).
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dmvae.models import Decoder, LightningDiT, lightningdit
+from dmvae.training.precision import uses_bf16
 
 
 def median_seconds(run: Callable[[], object], repeat: int) -> float:
@@ -84,12 +85,13 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5, help="timings per figure, of which the median is printed")
     parser.add_argument("--only", default="", help="run the cases whose name contains this")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="time torch.compile too")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    dtype = getattr(torch, args.dtype)
+    dtype = torch.bfloat16 if uses_bf16(torch.device("cpu"), args.precision) else torch.float32
     peak = peak_flops(dtype, args.repeat)
-    print(f"peak of matrix multiplication, {args.dtype}, {args.threads} threads: {peak / 1e9:.0f} GFLOP/s")
+    name = str(dtype).removeprefix("torch.")
+    print(f"peak of matrix multiplication, {name}, {args.threads} threads: {peak / 1e9:.0f} GFLOP/s")
     for name, make in CASES.items():
         if args.only not in name:
             continue

@@ -26,7 +26,7 @@ from dmvae.recipe import load
 from dmvae.stages import matching
 from dmvae.training.contract import Batch
 from dmvae.training.loop import Trainer, turns
-from dmvae.training.precision import has_bf16
+from dmvae.training.precision import uses_bf16
 from dmvae.training.random import Random
 
 TRAINING = ("encoder", "tokenizer", "reference", "matching", "decoder", "generator")
@@ -37,7 +37,8 @@ def main() -> None:
     parser.add_argument("--recipe", default="recipes/demo.yaml")
     parser.add_argument("--seconds", type=float, default=8.0, help="how long each stage is timed")
     args = parser.parse_args()
-    dtype = torch.bfloat16 if has_bf16(torch.device("cpu")) else torch.float32
+    precision = next(iter(load(args.recipe).values())).run.precision
+    dtype = torch.bfloat16 if uses_bf16(torch.device("cpu"), precision) else torch.float32
     peak = peak_flops(dtype, 5)
     name = str(dtype).removeprefix("torch.")
     print(f"peak of matrix products, {name}, {torch.get_num_threads()} threads: {peak / 1e9:.0f} GFLOP/s")

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from dmvae.models import LightningDiT, lightningdit
+from dmvae.models.transformer import attend, normalised
 
 
 def small(**changes) -> LightningDiT:
@@ -97,3 +99,18 @@ def test_it_runs_in_bfloat16(relative_error):
         with torch.autocast("cpu", torch.bfloat16):
             assert relative_error(model(z, t, labels).float(), exact) < 0.05
         assert relative_error(model.bfloat16()(z.bfloat16(), t, labels).float(), exact) < 0.05
+
+
+def test_the_norm_has_the_gradient_of_its_definition():
+    x = torch.randn(3, 5, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(normalised, (x,))
+    assert torch.allclose(normalised(x), F.rms_norm(x, (8,), eps=1e-6))
+
+
+@pytest.mark.parametrize("tokens", [16, 64, 200])
+def test_attention_by_products_and_by_the_fused_kernel_agree(tokens):
+    q, k, v = (torch.randn(2, 3, tokens, 8) for _ in range(3))
+    fused = F.scaled_dot_product_attention(q, k, v)
+    assert torch.allclose(attend(q, k, v), fused, atol=1e-6)
+    half = attend(q.bfloat16(), k.bfloat16(), v.bfloat16())
+    assert (half.float() - fused).norm() < 1e-2 * fused.norm()

@@ -23,11 +23,11 @@ from dmvae.models.tiling import decode_tiled
 class Autoencoder(Tokenizer):  # type: ignore[misc]
     """`model.decode(model.encode(x).latents).sample`.
 
-    encoder: an encoder config as a mapping, `{"type": "conv", ...}`. image_size: of the training images;
-    others are taken too, by a vision transformer with its position embedding resampled. bottleneck_width: hidden width of the bottleneck, 0 for one
-    linear layer. Either of latent_channels and bottleneck_width may be None for no bottleneck: then the latents
-    are the encoder's features, and the config says how many channels those have and a bottleneck_width of None.
-    variational: the bottleneck gives a mean and a log-variance; ValueError without one.
+    encoder: an encoder config as a mapping, `{"type": "conv", ...}`. image_size: of the training images; others
+    are taken too, by a vision transformer with its position embedding resampled. bottleneck_width: hidden width of
+    the bottleneck, 0 for one linear layer. Either of latent_channels and bottleneck_width may be None for no
+    bottleneck: then the latents are the encoder's features, and the config says how many channels those have and a
+    bottleneck_width of None. variational: the bottleneck gives a mean and a log-variance; ValueError without one.
     """
 
     _supports_gradient_checkpointing = True
