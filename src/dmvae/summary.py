@@ -10,6 +10,7 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.table import Table
 
 from dmvae.training.logging import console
@@ -107,20 +108,27 @@ def columns_of(methods: dict[str, dict[str, Any]]) -> dict[str, tuple[str, str]]
 
 
 def print_summary(summary: dict[str, Any]) -> None:
-    """The table, one row a method."""
-    table = Table(title=f"{summary['name']}: Frechet distances on {summary['features']} features (not FID)")
-    table.add_column("method")
+    """The table; the long side of methods and figures runs down."""
     columns = columns_of(summary["methods"])
-    for label, _ in columns.values():
-        table.add_column(label, justify="right")
-    for method, row in summary["methods"].items():
-        table.add_row(method, *(form.format(row[key]) if key in row else "" for key, (_, form) in columns.items()))
+    rows = {
+        method: [form.format(row[key]) if key in row else "" for key, (_, form) in columns.items()]
+        for method, row in summary["methods"].items()
+    }
     for method, group in summary.get("seeds", {}).items():
-        cells = (
+        rows[f"{method}, {group['count']} seeds"] = [
             f"{form.format(group['mean'][key])} ± {group['spread'][key]:.2g}" if key in group["mean"] else ""
             for key, (_, form) in columns.items()
-        )
-        table.add_row(f"{method}, {group['count']} seeds", *cells)
+        ]
+    titles, cells = [title for title, _ in columns.values()], list(rows.values())
+    table = Table(
+        title=f"{summary['name']}: Frechet distances on {summary['features']} features (not FID)", box=box.SIMPLE_HEAD
+    )
+    down = len(rows) >= len(columns)
+    table.add_column("method" if down else "")
+    for name in titles if down else rows:
+        table.add_column(name, justify="right", overflow="fold")
+    for i, name in enumerate(rows if down else titles):
+        table.add_row(name, *(cells[i] if down else [row[i] for row in cells]))
     console.print(table)
 
 

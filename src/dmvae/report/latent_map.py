@@ -18,6 +18,8 @@ from dmvae.report.run import COLOURS, Run
 
 POINTS, TOTAL = 1000, 3000
 """Points a panel and points in one embedding, at most: about five seconds of t-SNE."""
+TOGETHER = 6
+"""Panels that share one plane, at most; with more, each reference and its methods have a plane of their own."""
 NEIGHBOURS = 10
 
 
@@ -33,27 +35,32 @@ class Cloud:
 
 
 def latent_map(run: Run) -> str:
-    clouds = _clouds(run)
+    clouds = clouds_of(run)
     if not clouds:
         return ""
-    groups: dict[int, list[Cloud]] = {}
-    for cloud in clouds:  # latents of different sizes have no common plane
-        groups.setdefault(cloud.latents.shape[1], []).append(cloud)
+    groups = planes(clouds)
     how = ""
-    for group in groups.values():
-        how = _embed(group)
+    for group in groups:
+        how = embed(group)
     labels = sorted({int(label) for cloud in clouds for label in cloud.labels})
     palette = class_colours(labels)
-    drawn = [panels((_draw(cloud, group, palette) for cloud in group), "maps") for group in groups.values()]
+    drawn = [panels((_panel(cloud, group, palette) for cloud in group), "maps") for group in groups]
     names = legend((run.class_name(label), palette[label]) for label in labels[:24])
     more = f'<p class="note">and {len(labels) - 24} more classes</p>' if len(labels) > 24 else ""
     return "\n".join([_text(clouds, len(groups)), names, more, *drawn, f'<p class="note">{_how(how, len(groups))}</p>'])
 
 
-def _clouds(run: Run) -> list[Cloud]:
-    """The references, each once, then the methods."""
+def clouds_of(run: Run) -> list[Cloud]:
+    """The references, each once, then the methods, those of several seeds at their first."""
     folders = run.folders("reference")
-    maps = {v: t for v, t in run.tensors("reference", "map.safetensors").items() if {"latents", "labels"} <= t.keys()}
+    first: dict[str, str] = {}
+    for variant in run.variants:
+        first.setdefault(variant.rpartition("@")[0] or variant, variant)
+    maps = {
+        v: t
+        for v, t in run.tensors("reference", "map.safetensors").items()
+        if {"latents", "labels"} <= t.keys() and v in first.values()
+    }
     references: dict[str, Cloud] = {}
     for variant, tensors in maps.items():
         key = str(folders[variant])
@@ -63,18 +70,28 @@ def _clouds(run: Run) -> list[Cloud]:
             references[key] = Cloud(title, tensors["latents"].flatten(1).float().numpy(), tensors["labels"].numpy())
     clouds = list(references.values())
     for variant, tensors in run.tensors("evaluate", "pictures.safetensors").items():
-        if "map_latents" not in tensors:
+        if "map_latents" not in tensors or variant not in first.values():
             continue
         own = references.get(str(folders.get(variant)), next(iter(references.values()), None))
         clouds.append(Cloud(variant, tensors["map_latents"].float().numpy(), tensors["map_labels"].numpy(), own))
-    count = min(POINTS, TOTAL // max(1, len(clouds)))
-    for cloud in clouds:
-        keep = np.unique(np.linspace(0, len(cloud.latents) - 1, min(count, len(cloud.latents))).round().astype(int))
-        cloud.latents, cloud.labels = cloud.latents[keep], cloud.labels[keep]
     return [cloud for cloud in clouds if len(cloud.latents) > 2]
 
 
-def _embed(clouds: list[Cloud]) -> str:
+def planes(clouds: list[Cloud]) -> list[list[Cloud]]:
+    """The clouds that are drawn in one plane, thinned to what its embedding takes."""
+    groups: dict[tuple[int, int], list[Cloud]] = {}
+    for cloud in clouds:  # latents of different sizes have no common plane
+        of = id(cloud.reference or cloud) if len(clouds) > TOGETHER else 0
+        groups.setdefault((cloud.latents.shape[1], of), []).append(cloud)
+    for group in groups.values():
+        count = min(POINTS, TOTAL // len(group))
+        for cloud in group:
+            keep = np.unique(np.linspace(0, len(cloud.latents) - 1, min(count, len(cloud.latents))).round().astype(int))
+            cloud.latents, cloud.labels = cloud.latents[keep], cloud.labels[keep]
+    return list(groups.values())
+
+
+def embed(clouds: list[Cloud]) -> str:
     """Place all points of the clouds in one plane; returns the name of the method."""
     joined = np.concatenate([cloud.latents for cloud in clouds]).astype(np.float64)
     plane, how = project(joined)
@@ -127,7 +144,8 @@ def class_colours(labels: list[int]) -> dict[int, str]:
     return {label: to_hex(tuple(hsv_to_rgb((hue, 0.65, 0.82)))) for label, hue in zip(labels, hues, strict=True)}
 
 
-def _draw(cloud: Cloud, group: list[Cloud], palette: dict[int, str]) -> str:
+def draw(cloud: Cloud, group: list[Cloud], palette: dict[int, str]) -> Image.Image:
+    """The cloud's points in their classes' colours, over its reference's in grey."""
     assert cloud.plane is not None
     figure = Figure(figsize=(3.4, 3.4), dpi=200)
     figure.patch.set_alpha(0)
@@ -146,7 +164,11 @@ def _draw(cloud: Cloud, group: list[Cloud], palette: dict[int, str]) -> str:
     axes.set_ylim(low[1] - pad[1], high[1] + pad[1])
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    image = Image.fromarray(np.asarray(canvas.buffer_rgba()))
+    return Image.fromarray(np.asarray(canvas.buffer_rgba()))
+
+
+def _panel(cloud: Cloud, group: list[Cloud], palette: dict[int, str]) -> str:
+    image = draw(cloud, group, palette)
     body = (
         f'<img src="{data_uri(image)}" alt="{escape(cloud.title)}: latents in two dimensions" width="340" height="340">'
     )
@@ -176,7 +198,7 @@ def _text(clouds: list[Cloud], groups: int) -> str:
 def _how(how: str, groups: int) -> str:
     text = f"The plane is {how}, computed once for all panels together, so places compare between them. "
     if groups > 1:
-        text = f"The plane is {how}. Latents of different sizes have no common plane: each row of panels has its own. "
+        text = f"The plane is {how}; each row of panels has its own, so places compare within a row only. "
     if how == "t-SNE":
         return (
             text
