@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -28,12 +29,21 @@ def main() -> None:
         files = [load_file(known.run / method / "evaluate" / "pictures.safetensors") for method in methods]
         rows = [files[0]["originals"], *(file["reconstructions"] for file in files)]
         blocks = [torch.stack([row[: 2 * known.columns] for row in rows])]
+        write(blocks, known.file, known.zoom, ["originals", *methods])
     else:
-        blocks = [by_class(known.run / method / "sample", known.columns) for method in methods]
+        samples_picture(known.run, methods, known.file, known.columns, known.zoom)
+
+
+def samples_picture(run: Path, methods: Sequence[str], file: Path, columns: int = 8, zoom: int = 2) -> None:
+    write([by_class(run / method / "sample", columns) for method in methods], file, zoom, methods)
+
+
+def write(blocks: Sequence[torch.Tensor], file: Path, zoom: int, names: Sequence[str]) -> None:
+    """Blocks [rows, columns, c, h, w] side by side."""
     grid = torch.cat([F.pad(tile(block), (0, 8, 0, 0), value=255) for block in blocks], dim=2)[:, :, :-8]
-    known.file.parent.mkdir(parents=True, exist_ok=True)
-    write_png(grid.repeat_interleave(known.zoom, 1).repeat_interleave(known.zoom, 2), str(known.file))
-    print(f"{known.file}: {', '.join(['originals', *methods] if known.reconstructions else methods)}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_png(grid.repeat_interleave(zoom, 1).repeat_interleave(zoom, 2), str(file))
+    print(f"{file}: {', '.join(names)}")
 
 
 def by_class(folder: Path, columns: int) -> torch.Tensor:

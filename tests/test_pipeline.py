@@ -124,6 +124,35 @@ def test_killed_at_random_moments_it_ends_in_the_same_weights(finished, tmp_path
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
 
 
+def test_processes_side_by_side_share_the_stages_out(finished, tmp_path):
+    _, whole, _ = finished
+    path = tiny.write(tmp_path)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "dmvae", "run", str(path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=tiny.environment(),
+        )
+        for _ in range(2)
+    ]
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    ran = [line.split(":")[0] for out, _ in outputs for line in out.splitlines() if "run (new)" in line]
+    assert len(ran) == len(set(ran)) == 14, "every stage ran in exactly one of them"
+    ours, theirs = tiny.weights(tmp_path / "run"), tiny.weights(whole)
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+
+
+def test_a_lock_is_one_holders_at_a_time(tmp_path):
+    with pipeline.locked(tmp_path) as first, pipeline.locked(tmp_path, wait=False) as second:
+        assert first
+        assert not second
+    with pipeline.locked(tmp_path, wait=False) as again:
+        assert again
+
+
 def test_interrupt_saves_and_says_so(tmp_path):
     path = tiny.write(tmp_path, tokenizer__steps=100000, run__save_every=100000)
     process = subprocess.Popen(

@@ -109,14 +109,10 @@ def _finish(jobs: list[Any], run_dir: Path) -> None:
 def _report(command: str, arguments: list[str]) -> None:
     if len(arguments) != 1:
         raise ValueError("usage: dmvae report RUN_DIR")
-    from dmvae.pipeline import plan
-    from dmvae.recipe import load
+    from dmvae.pipeline import jobs_of
 
     run_dir = Path(arguments[0])
-    files = sorted(run_dir.glob("*/recipe.yaml"), key=lambda file: file.stat().st_mtime_ns)
-    if not files:
-        raise ValueError(f"{run_dir}: not a run's folder (it holds no VARIANT/recipe.yaml)")
-    _finish(plan({file.parent.name: load(file)["main"] for file in files}, run_dir), run_dir)
+    _finish(jobs_of(run_dir), run_dir)
 
 
 class Parser(argparse.ArgumentParser):

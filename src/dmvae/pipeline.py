@@ -26,7 +26,7 @@ from dmvae import config as configs
 from dmvae import distributed
 from dmvae.datasets import open_dataset
 from dmvae.inputs import Inputs
-from dmvae.recipe import Recipe
+from dmvae.recipe import Recipe, load
 from dmvae.stages import STAGES
 from dmvae.training.logging import console
 from dmvae.training.loop import train
@@ -79,6 +79,17 @@ def plan(recipes: dict[str, Recipe], run_dir: Path) -> list[Job]:
             folders[stage.NAME] = run_dir / "stages" / f"{stage.NAME}-{fingerprint}"
             jobs.append(Job(variant, stage, recipe, folders[stage.NAME], reads))
     return jobs
+
+
+def jobs_of(run_dir: Path) -> list[Job]:
+    """The jobs of a run that is on disk, its variants in the order in which they were written.
+
+    Raises ValueError for a folder that is none.
+    """
+    files = sorted(run_dir.glob("*/recipe.yaml"), key=lambda file: file.stat().st_mtime_ns)
+    if not files:
+        raise ValueError(f"{run_dir}: not a run's folder (it holds no VARIANT/recipe.yaml)")
+    return plan({file.parent.name: load(file)["main"] for file in files}, run_dir)
 
 
 def run(recipes: dict[str, Recipe], run_dir: Path, only: str | None = None) -> list[Job]:

@@ -1,0 +1,122 @@
+"""What a finished run found, for a page: its table as Markdown on the terminal, and pictures into a folder.
+
+    python -m benchmarks.results runs/references docs/results/references --baseline kl [--samples ssl@0 kl@0]
+
+Methods of several seeds are a row of means and standard deviations. "gFD ratio" is a method's gFD over the baseline's,
+seed by seed where both have several. The folder gets tradeoff.svg (reconstruction against generation), maps.png (each
+reference beside the latents matched to it) and samples.png (a row a class, a block of columns for each of --samples).
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from benchmarks.pictures import samples_picture
+from dmvae.pipeline import jobs_of
+from dmvae.report import charts, latent_map
+from dmvae.report.run import COLOURS, Run
+from dmvae.summary import columns_of
+
+Values = dict[str, list[float]]
+"""Figure -> its value at each seed."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?", help="where pictures go; none are made without it")
+    parser.add_argument("--baseline", help="method whose gFD the others' are divided by; the last one unless given")
+    parser.add_argument("--samples", nargs="+", default=[], metavar="VARIANT", help="variants to show samples of")
+    known = parser.parse_args()
+    run = Run(known.run, jobs_of(known.run))
+    methods = by_method(run.methods)
+    print(table(methods, known.baseline or list(methods)[-1]))
+    if known.folder is not None:
+        known.folder.mkdir(parents=True, exist_ok=True)
+        trade_off(methods, known.folder / "tradeoff.svg")
+        maps(run, known.folder / "maps.png")
+        if known.samples:
+            samples_picture(known.run, known.samples, known.folder / "samples.png")
+
+
+def by_method(rows: dict[str, dict[str, Any]]) -> dict[str, Values]:
+    """Method -> the figures that all of its seeds have."""
+    grouped: dict[str, list[dict[str, Any]]] = {}
+    for name, row in rows.items():
+        grouped.setdefault(name.rpartition("@")[0] or name, []).append(row)
+    return {
+        method: {key: [row[key] for row in seeds] for key in seeds[0] if all(key in row for row in seeds)}
+        for method, seeds in grouped.items()
+    }
+
+
+def table(methods: dict[str, Values], baseline: str) -> str:
+    if baseline not in methods:
+        raise ValueError(f"--baseline: no method is called {baseline!r}; there are {', '.join(methods)}")
+    columns = columns_of({name: {key: values[0] for key, values in row.items()} for name, row in methods.items()})
+    lines = [
+        "| method | " + " | ".join(title for title, _ in columns.values()) + " | gFD ratio |",
+        "| --- " * (len(columns) + 2) + "|",
+    ]
+    for name, row in methods.items():
+        seeds = max(len(values) for values in row.values())
+        cells = [cell(row[key], form) if key in row else "" for key, (_, form) in columns.items()]
+        cells.append(cell(ratios(row["gfd"], methods[baseline]["gfd"]), "{:.2f}") if "gfd" in row else "")
+        lines.append(f"| {name}{f' ({seeds} seeds)' if seeds > 1 else ''} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def ratios(values: list[float], baseline: list[float]) -> list[float]:
+    if len(values) == len(baseline):
+        return [a / b for a, b in zip(values, baseline, strict=True)]
+    return [value / statistics.fmean(baseline) for value in values]
+
+
+def cell(values: list[float], form: str) -> str:
+    if len(values) == 1:
+        return form.format(values[0])
+    return f"{form.format(statistics.fmean(values))} ± {statistics.stdev(values):.2g}"
+
+
+def trade_off(methods: dict[str, Values], file: Path) -> None:
+    dots = [
+        charts.Dot(name, COLOURS[i % len(COLOURS)], statistics.fmean(row["psnr"]), statistics.fmean(row["gfd"]))
+        for i, (name, row) in enumerate(methods.items())
+        if "psnr" in row and "gfd" in row
+    ]
+    svg = charts.scatter(dots, "PSNR, dB", "gFD")
+    alone = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+    file.write_text(svg.replace("<svg ", f'{alone}style="background:#fff;color:#222;font-family:sans-serif" ', 1))
+    print(file)
+
+
+def maps(run: Run, file: Path) -> None:
+    """A row for each plane: the reference, then the methods that share it."""
+    groups = latent_map.planes(latent_map.clouds_of(run))
+    if not groups:
+        return
+    for group in groups:
+        latent_map.embed(group)
+    labels = sorted({int(label) for group in groups for cloud in group for label in cloud.labels})
+    palette = latent_map.class_colours(labels)
+    width = max(len(group) for group in groups)
+    figure = Figure(figsize=(2 * width, 2.2 * len(groups)), dpi=110, layout="constrained")
+    grid = figure.subplots(len(groups), width, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for row, group in zip(grid, groups, strict=True):
+        for axes, cloud in zip(row, group, strict=False):
+            axes.imshow(np.asarray(latent_map.draw(cloud, group, palette).resize((340, 340))))
+            axes.set_title(cloud.title, fontsize=8)
+    figure.savefig(file)
+    print(file)
+
+
+if __name__ == "__main__":
+    main()
