@@ -11,6 +11,7 @@ from torch import nn
 
 from dmvae.datasets import open_dataset
 from dmvae.inputs import build_tokenizer
+from dmvae.matching import BringsStudent
 from dmvae.recipe import Recipe
 from dmvae.stages import STAGES
 from dmvae.training.contract import TrainingConfig
@@ -77,6 +78,10 @@ def _networks(recipe: Recipe, num_classes: int) -> dict[str, Any]:
             section = getattr(recipe, name)
             if section is not None:
                 networks[name] = section.model.build(shape, num_classes)
+        if recipe.matching is not None:
+            objective = recipe.matching.objective.build(num_classes)
+            if isinstance(objective, BringsStudent):
+                networks["student"] = objective.build_student(shape, num_classes)
         discriminator = new_discriminator(recipe.losses, recipe.data.channels)
         networks["discriminator"] = discriminator or nn.Identity()
     return networks
@@ -89,12 +94,12 @@ def _roles(recipe: Recipe, stage: str, networks: dict[str, Any]) -> tuple[list[n
     ae, adversary = networks["autoencoder"], networks["discriminator"]
     teacher = networks.get("reference", nn.Identity())
     rest = [ae.bottleneck, ae.decoder, adversary]
-    moves = recipe.tokenizer.train_encoder
+    moves, aligned = recipe.tokenizer.train_encoder, recipe.tokenizer.alignment is not None
     return {
         "encoder": ([ae.encoder], []),
-        "tokenizer": ([ae.encoder, *rest], []) if moves else (rest, [ae.encoder]),
+        "tokenizer": ([ae.encoder, *rest] if moves else rest, [ae.encoder] if aligned or not moves else []),
         "reference": ([teacher], [ae]),
-        "matching": ([ae, adversary, teacher], [teacher]),
+        "matching": ([ae, adversary, networks.get("student", teacher)], [] if "student" in networks else [teacher]),
         "decoder": ([ae.decoder, adversary], [ae.encoder, ae.bottleneck]),
         "generator": ([networks.get("generator", nn.Identity())], []),
     }[stage]

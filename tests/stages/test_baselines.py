@@ -233,3 +233,9 @@ def test_a_frozen_encoder_without_a_bottleneck_has_nothing_to_align(tmp_path):
     over = ALONE | {"autoencoder.latent_channels": None, "tokenizer.alignment": {"kind": "vf"}}
     with pytest.raises(ValueError, match="nothing that could be aligned"):
         tiny.run(tiny.write(tmp_path, variants={"x": over}), "x", until="tokenizer")
+
+
+def test_alignment_to_a_random_encoder_is_refused(tmp_path):
+    over = ALONE | {"encoder": None, "tokenizer.alignment": {"kind": "vf"}}
+    with pytest.raises(ValueError, match="would be random"):
+        tiny.run(tiny.write(tmp_path, variants={"x": over}), "x", until="tokenizer")

@@ -14,6 +14,11 @@ from dmvae.registry import Registered
 class EncoderConfig(Registered):
     """Fields that every encoder has."""
 
+    @property
+    def starts_random(self) -> bool:
+        """Whether `build(pretrained=True)` gives random weights, so that the encoder means nothing untrained."""
+        return False
+
     def build(self, *, size: int, channels: int, pretrained: bool = False) -> nn.Module:
         """The network for `size` x `size` images of `channels` channels.
 

@@ -36,6 +36,10 @@ class ConvEncoder(EncoderConfig):
                 "change stride or the number of multipliers"
             )
 
+    @property
+    def starts_random(self) -> bool:
+        return True
+
     def build(self, *, size: int, channels: int, pretrained: bool = False) -> nn.Module:
         return ConvNet(self, channels)
 

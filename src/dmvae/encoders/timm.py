@@ -36,6 +36,10 @@ class TimmEncoder(EncoderConfig):
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Further arguments of timm.create_model."""
 
+    @property
+    def starts_random(self) -> bool:
+        return not self.pretrained and self.checkpoint is None
+
     def build(self, *, size: int, channels: int, pretrained: bool = False) -> nn.Module:
         if not timm.is_model(self.model):
             raise ValueError(f"timm has no model {self.model!r}{nearest_model(self.model)}")

@@ -62,6 +62,11 @@ def build(config: TokenizerConfig, inputs: Inputs) -> Networks:
             "tokenizer.alignment: a frozen encoder without a bottleneck has nothing that could be aligned; "
             "set train_encoder: true or give autoencoder.latent_channels"
         )
+    if config.alignment is not None and "encoder" not in inputs.reads and shape.encoder.starts_random:
+        raise ValueError(
+            "tokenizer.alignment: its target, the frozen encoder, would be random; give the recipe a stage `encoder`, "
+            "or autoencoder.encoder public weights (type: timm)"
+        )
     autoencoder = inputs.new_autoencoder()
     autoencoder.encoder.requires_grad_(config.train_encoder).train(config.train_encoder)
     networks = Networks(
