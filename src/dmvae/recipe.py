@@ -144,16 +144,14 @@ def load(path: str | Path, overrides: dict[str, Any] | None = None) -> dict[str,
     Raises ValueError naming the file and the field for anything that is not a valid recipe.
     """
     path = Path(path)
-    values = configs.merge(_read_yaml(path), overrides or {})
+    values = configs.merge(_extended(path), overrides or {})
     variants = values.pop("variants", None) or {"main": {}}
     seeds = values.pop("seeds", None)
     try:
         if not isinstance(variants, dict) or not all(isinstance(v, dict | None) for v in variants.values()):
             raise ValueError("variants: expected a mapping of names to overrides")
         variants = _with_seeds(variants, seeds)
-        load_plugins(
-            p if Path(p).is_absolute() or Path(p).exists() else path.parent / p for p in values.get("plugins") or ()
-        )
+        load_plugins(values.get("plugins") or ())
         recipes = {}
         for name, over in variants.items():
             try:
@@ -163,6 +161,22 @@ def load(path: str | Path, overrides: dict[str, Any] | None = None) -> dict[str,
         return recipes
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _extended(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The file's values, laid over those of the recipe that it `extends`, whose variants and seeds are its own."""
+    if path in below:
+        raise ValueError(f"{below[-1]}: extends: {path} extends this file in turn")
+    values = _read_yaml(path)
+    if values.get("plugins"):
+        values["plugins"] = [p if Path(p).exists() else str(path.parent / p) for p in values["plugins"]]
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise ValueError(f"{path}: extends: expected the path of a recipe, beside this one, got {base!r}")
+    inherited = _extended((path.parent / base).resolve(), (*below, path))
+    return configs.merge({key: value for key, value in inherited.items() if key not in ("variants", "seeds")}, values)
 
 
 def _with_seeds(variants: dict[str, Any], seeds: Any) -> dict[str, Any]:

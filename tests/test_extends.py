@@ -1,0 +1,37 @@
+"""A recipe laid over another."""
+
+import pytest
+import yaml
+
+import tiny
+from dmvae import config as configs
+from dmvae.recipe import load
+
+
+def over(folder, **values):
+    path = folder / "over.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_what_the_file_says_is_laid_over_the_recipe_that_it_extends(tmp_path):
+    base = tiny.write(tmp_path)
+    path = over(tmp_path, extends=base.name, name="other", **{"generator.steps": 7}, variants={"more": {"seed": 3}})
+    (below, *_), (found,) = load(base).values(), load(path).values()
+    expected = configs.plain(below)
+    expected["generator"]["steps"], expected["name"], expected["seed"] = 7, "other", 3
+    assert configs.plain(found) == expected
+    assert list(load(path)) == ["more"], "variants are not inherited"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"extends": "nowhere.yaml"}, "no such recipe: .*nowhere.yaml"),
+        ({"extends": "over.yaml"}, "over.yaml extends this file in turn"),
+        ({"extends": ["a.yaml"]}, "expected the path of a recipe"),
+    ],
+)
+def test_a_mistake_in_what_it_extends(tmp_path, values, message):
+    with pytest.raises(ValueError, match=message):
+        load(over(tmp_path, **values))
