@@ -13,6 +13,7 @@ import torch
 
 import tiny
 from dmvae import pipeline
+from dmvae.files import locked
 from dmvae.recipe import load
 
 
@@ -146,10 +147,10 @@ def test_processes_side_by_side_share_the_stages_out(finished, tmp_path):
 
 
 def test_a_lock_is_one_holders_at_a_time(tmp_path):
-    with pipeline.locked(tmp_path) as first, pipeline.locked(tmp_path, wait=False) as second:
+    with locked(tmp_path) as first, locked(tmp_path, wait=False) as second:
         assert first
         assert not second
-    with pipeline.locked(tmp_path, wait=False) as again:
+    with locked(tmp_path, wait=False) as again:
         assert again
 
 

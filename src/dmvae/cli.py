@@ -92,8 +92,8 @@ def _run(command: str, arguments: list[str]) -> None:
 
 
 def _finish(jobs: list[Any], run_dir: Path) -> None:
+    from dmvae.files import locked
     from dmvae.interop.folder import write_pipelines
-    from dmvae.pipeline import locked
     from dmvae.report import write_report
     from dmvae.summary import print_summary, write_summary
 

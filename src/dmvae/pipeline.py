@@ -8,13 +8,11 @@ fingerprints of what it reads: so a changed field redoes that stage and what han
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -25,6 +23,7 @@ import yaml
 from dmvae import config as configs
 from dmvae import distributed
 from dmvae.datasets import open_dataset
+from dmvae.files import locked, whole
 from dmvae.inputs import Inputs
 from dmvae.recipe import Recipe, load
 from dmvae.stages import STAGES
@@ -153,22 +152,6 @@ def _take(ahead: list[Job], lock: ExitStack) -> tuple[int, str] | None:
     return None
 
 
-@contextmanager
-def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
-    """Whether this process has the folder to itself, among those that ask: always, with `wait`. The system frees
-    the lock however the process ends."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            mine = True
-        except BlockingIOError:
-            mine = False
-        yield mine
-    finally:
-        os.close(handle)
-
-
 def headline(jobs: list[Job], variant: str) -> str:
     """Where the run stands as a variant begins, with the time left as far as stages of the same name tell it."""
     variants = list(dict.fromkeys(job.variant for job in jobs))
@@ -195,9 +178,8 @@ def execute(job: Job) -> None:
     wall = round(time.monotonic() - begun, 2)
     facts = {"stage": job.stage.NAME} | facts | {"seconds": max(wall, facts.get("seconds", 0.0))}
     if distributed.is_main():
-        part = job.done.with_suffix(".part")
-        part.write_text(json.dumps(facts | {"config": configs.plain(section)}, indent=1))
-        part.rename(job.done)
+        with whole(job.done) as part:
+            part.write_text(json.dumps(facts | {"config": configs.plain(section)}, indent=1))
     distributed.barrier()
 
 
@@ -237,10 +219,10 @@ def _check_inputs(job: Job) -> None:
 def _link(job: Job, run_dir: Path) -> None:
     link = run_dir / job.variant / job.stage.NAME
     link.parent.mkdir(parents=True, exist_ok=True)
-    part = link.with_name(link.name + ".part")
-    part.unlink(missing_ok=True)
-    part.symlink_to(os.path.relpath(job.folder, link.parent))
-    part.replace(link)
+    target = os.path.relpath(job.folder, link.parent)
+    if not (link.is_symlink() and os.readlink(link) == target):
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
 
 
 def _write_recipes(recipes: dict[str, Recipe], run_dir: Path) -> None:

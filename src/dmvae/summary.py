@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
+from dmvae.files import whole
 from dmvae.training.logging import console
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ def write_summary(jobs: list[Job], run_dir: Path) -> dict[str, Any]:
         "stages": stages,
         "environment": environment(),
     }
-    (run_dir / "summary.json").write_text(json.dumps(summary, indent=1))
+    with whole(run_dir / "summary.json") as part:
+        part.write_text(json.dumps(summary, indent=1))
     return summary
 
 

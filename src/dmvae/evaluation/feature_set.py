@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from dmvae.evaluation.features import POOL, SPATIAL, Extractor
 from dmvae.evaluation.frechet import Statistics
 from dmvae.evaluation.images import Images, over_images
 from dmvae.evaluation.manifest import versions
+from dmvae.files import locked, whole
 
 
 @dataclass
@@ -56,11 +57,9 @@ class FeatureSet:
                 counts[head] = moments.n
         if self.labels is not None:
             tensors["labels"] = self.labels
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")  # another process may be writing the same
         about = {"manifest": json.dumps(self.manifest), "n": json.dumps(counts)}
-        save_file({name: value.contiguous() for name, value in tensors.items()}, part, about)
-        part.rename(path)
+        with whole(path) as part:
+            save_file({name: value.contiguous() for name, value in tensors.items()}, part, about)
 
     @classmethod
     def load(cls, path: Path) -> FeatureSet:
@@ -119,12 +118,15 @@ def reference_features(
     folder = folder or cache_folder() / "features"
     manifests = [describe(e, images) for e in extractors]
     paths = [folder / f"features-{digest(json.dumps(m, sort_keys=True))}.safetensors" for m in manifests]
-    missing = [i for i, path in enumerate(paths) if not path.exists()]
-    if not alone:
-        missing = distributed.share(missing)
-    fresh = features_of([extractors[i] for i in missing], images, batch_size, title, alone=alone)
-    if alone or distributed.is_main():
-        for i, found in zip(missing, fresh, strict=True):
-            found.moments(SPATIAL)
-            found.save(paths[i])
+    folder.mkdir(parents=True, exist_ok=True)
+    # another process of the same run may be about to compute the same; ranks are one process here
+    with locked(folder) if alone else nullcontext():
+        missing = [i for i, path in enumerate(paths) if not path.exists()]
+        if not alone:
+            missing = distributed.share(missing)
+        fresh = features_of([extractors[i] for i in missing], images, batch_size, title, alone=alone)
+        if alone or distributed.is_main():
+            for i, found in zip(missing, fresh, strict=True):
+                found.moments(SPATIAL)
+                found.save(paths[i])
     return [fresh[missing.index(i)] if i in missing else FeatureSet.load(path) for i, path in enumerate(paths)]

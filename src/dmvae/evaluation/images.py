@@ -22,7 +22,7 @@ from dmvae.datasets.image_file import BrokenImage, read_image
 from dmvae.datasets.image_scan import rank, scan
 from dmvae.datasets.memory import digest
 from dmvae.evaluation.features import as_uint8
-from dmvae.hashing import sha256_of
+from dmvae.files import sha256_of
 from dmvae.training.data import passes
 from dmvae.training.logging import Bar
 

@@ -21,6 +21,7 @@ from dmvae.datasets.image_file import BrokenImage, read_image
 from dmvae.datasets.image_scan import Entry, scan
 from dmvae.datasets.memory import digest
 from dmvae.evaluation.metrics import to_uint8
+from dmvae.files import whole
 from dmvae.stages.latents import write_tensors
 from dmvae.training.data import as_input
 from dmvae.training.logging import Bar, console
@@ -213,8 +214,7 @@ def _write_safetensors(path: Path, z: Tensor, entries: list[Entry]) -> None:
 
 
 def _write_tar(path: Path, z: Tensor, entries: list[Entry]) -> None:
-    part = path.with_suffix(".part")
-    with tarfile.open(part, "w") as tar:
+    with whole(path) as part, tarfile.open(part, "w") as tar:
         for latent, entry in zip(z.numpy(), entries, strict=True):
             array = io.BytesIO()
             np.save(array, latent)
@@ -222,7 +222,6 @@ def _write_tar(path: Path, z: Tensor, entries: list[Entry]) -> None:
             name = Path(entry.path).with_suffix("").as_posix().replace(".", "_")
             _add(tar, f"{name}.npy", array.getvalue())
             _add(tar, f"{name}.cls", str(entry.label).encode())
-    part.rename(path)
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
@@ -232,11 +231,9 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def _write_png(path: Path, image: Tensor) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
     array = image.permute(1, 2, 0).numpy()
-    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(part, format="PNG")
-    part.rename(path)
+    with whole(path) as part:
+        Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(part, format="PNG")
 
 
 def _left_out(broken: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import yaml
 
 from dmvae import config as configs
 from dmvae.datasets import open_dataset
+from dmvae.files import whole
 
 if TYPE_CHECKING:
     from dmvae.pipeline import Job
@@ -51,12 +51,9 @@ def _write(stages: dict[str, Job], out: Path) -> Path:
         transformer = LightningDiT.from_pretrained(job.folder / "generator")
         vae = load_tokenizer(stages["latents"].folder / "autoencoder")
         classes = open_dataset(job.recipe.data, "train").classes
-        part = out.with_name(out.name + ".part")
-        shutil.rmtree(part, ignore_errors=True)
-        build_pipeline(transformer, vae, classes, text).save_pretrained(part)
-        (part / stamp.name).write_text(json.dumps(source))
-        shutil.rmtree(out, ignore_errors=True)
-        part.rename(out)
+        with whole(out) as part:
+            build_pipeline(transformer, vae, classes, text).save_pretrained(part)
+            (part / stamp.name).write_text(json.dumps(source))
     (out / "README.md").write_text(text)
     (out / "recipe.yaml").write_text(recipe)
     return out

@@ -17,6 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dmvae.files import whole
+
 Shapes = Mapping[str, Sequence[int]]
 CONTAINERS = ("vae_wo_ddp", "vae_ema", "model", "ema")
 """Names under which the paper's authors keep state dicts: `vae_*` in vae.pt, the others in a generator's file."""
@@ -120,20 +122,12 @@ def square(tokens: int, name: str, where: object) -> int:
 
 
 def write_tensors(path: Path, name: str, state: Mapping[str, Tensor]) -> None:
-    """Write `{name: state}` as torch.save does, or flat (`name.key`) where the suffix is .safetensors.
-
-    It is written beside `path` and moved there once it is whole.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    try:
+    """Write `{name: state}` as torch.save does, or flat (`name.key`) where the suffix is .safetensors."""
+    with whole(path) as part:
         if path.suffix == ".safetensors":
             save_file({f"{name}.{key}": value for key, value in state.items()}, part)
         else:
             torch.save({name: dict(state)}, part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _unpickle(path: Path, mmap: bool) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from dmvae.hashing import sha256_of
+from dmvae.files import sha256_of
 from dmvae.registry import nearest
 
 

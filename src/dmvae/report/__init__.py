@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from dmvae import config as configs
+from dmvae.files import whole
 from dmvae.report import latent_map, pictures, table, training
 from dmvae.report.html import details, duration, prose, section
 from dmvae.report.run import Run
@@ -48,9 +49,8 @@ def write_report(run_dir: Path, jobs: list[Job]) -> Path:
         body="\n".join(filter(None, sections.values())),
     )
     path = Path(run_dir) / "report.html"
-    part = path.with_suffix(".part")
-    part.write_text(page, encoding="utf-8")
-    part.replace(path)
+    with whole(path) as part:
+        part.write_text(page, encoding="utf-8")
     return path
 
 

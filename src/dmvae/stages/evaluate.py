@@ -24,6 +24,7 @@ from dmvae.evaluation.measure import PARTS, PROTOCOL, Scores, frechet_name, meas
 from dmvae.evaluation.metrics import knn_accuracy
 from dmvae.evaluation.proxies import IMAGES, codec, decoder_proxies, latent_proxies, linear_probe, probe_proxies
 from dmvae.evaluation.reconstruct import reconstruct, reconstruction_scores
+from dmvae.files import whole
 from dmvae.flow.loss import flow_matching_loss
 from dmvae.inputs import Inputs
 from dmvae.models import LightningDiT
@@ -74,8 +75,8 @@ class EvaluateConfig:
 def run(config: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
     if distributed.is_main():
         metrics = measure(config, inputs)
-        inputs.out.mkdir(parents=True, exist_ok=True)
-        (inputs.out / "metrics.json").write_text(json.dumps(metrics, indent=1))
+        with whole(inputs.out / "metrics.json") as part:
+            part.write_text(json.dumps(metrics, indent=1))
     distributed.barrier()
     return {}
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from dmvae import distributed
 from dmvae.datasets import Dataset
 from dmvae.evaluation.latents import ChannelMoments
+from dmvae.files import whole
 from dmvae.inputs import Inputs
 from dmvae.models.base import Tokenizer
 from dmvae.training.data import as_input, passes
@@ -130,7 +131,6 @@ class Part:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file through a temporary name, so that a kill leaves no half file."""
-    part = path.with_suffix(".part")
-    save_file(tensors, part, metadata)
-    part.rename(path)
+    """Write a safetensors file."""
+    with whole(path) as part:
+        save_file(tensors, part, metadata)

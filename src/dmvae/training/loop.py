@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dmvae import distributed
+from dmvae.files import whole
 from dmvae.training import checkpoint
 from dmvae.training.augment import random_flip
 from dmvae.training.contract import Batch, Networks, TrainingConfig, Update
@@ -194,17 +195,13 @@ def _compile(module: nn.Module) -> None:
 
 
 def save_network(module: nn.Module, folder: Path) -> None:
-    """Write as a diffusers model folder (a plain module as model.safetensors alone), through a temporary name
-    so that a kill leaves no half folder."""
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    if isinstance(module, ModelMixin):
-        module.save_pretrained(part)
-    else:
-        part.mkdir(parents=True)
-        save_file({k: v.contiguous() for k, v in module.state_dict().items()}, part / "model.safetensors")
-    shutil.rmtree(folder, ignore_errors=True)
-    part.rename(folder)
+    """Write as a diffusers model folder (a plain module as model.safetensors alone)."""
+    with whole(folder) as part:
+        if isinstance(module, ModelMixin):
+            module.save_pretrained(part)
+        else:
+            part.mkdir()
+            save_file({k: v.contiguous() for k, v in module.state_dict().items()}, part / "model.safetensors")
 
 
 def _losses(row: dict[str, float] | None) -> str | None:

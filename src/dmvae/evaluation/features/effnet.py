@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from dmvae.evaluation.effnet import effnet_lite0, weights_file
 from dmvae.evaluation.features import Extractor, FeaturesConfig
-from dmvae.hashing import sha256_of
+from dmvae.files import sha256_of
 from dmvae.registry import register
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dmvae.evaluation.features import LOGITS, SPATIAL, Extractor, FeaturesConfig
-from dmvae.hashing import sha256_of
+from dmvae.files import sha256_of
 from dmvae.registry import register
 
 PUBLISHED = "6726825d"

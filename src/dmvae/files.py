@@ -1,0 +1,66 @@
+"""Files: written whole or not at all, one process at a time, and hashed."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A name to write a file or a folder under, which takes the place of `path` once the block has ended: readers, and
+    whoever comes after a kill or a full disk, find all of it or what was there before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    _remove(part)
+    try:
+        yield part
+        if path.is_dir():
+            shutil.rmtree(path)
+        part.replace(path)
+    finally:
+        _remove(part)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
+    """Whether this process has the folder to itself, among those that ask: always, with `wait`. The system frees
+    the lock however the process ends."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            mine = True
+        except BlockingIOError:
+            mine = False
+        yield mine
+    finally:
+        os.close(handle)
+
+
+def sha256_of(file: Path) -> str:
+    """Hex sha256 of a file's content, read once per process as long as its size and time stay."""
+    stat = file.stat()
+    return _sha256(file, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache
+def _sha256(file: Path, size: int, mtime_ns: int) -> str:
+    sha = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            sha.update(block)
+    return sha.hexdigest()
