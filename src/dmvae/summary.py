@@ -24,6 +24,7 @@ COLUMNS = {
     "ssim": ("SSIM ↑", "{:.3f}"),
     "rfd": ("rFD ↓", "{:.4g}"),
     "gfd": ("gFD ↓", "{:.4g}"),
+    "grfd": ("gFD to reconstructions ↓", "{:.4g}"),
     "coverage": ("coverage ↑", "{:.3f}"),
     "generator_loss": ("generator loss ↓", "{:.3f}"),
     "knn": ("kNN ↑", "{:.3f}"),

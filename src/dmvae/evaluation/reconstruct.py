@@ -63,6 +63,14 @@ def reconstruct(
     return rows, (originals, recon)
 
 
+def reconstructed_sets(rows: dict[str, Tensor], extractors: Sequence[Extractor], images: Images) -> list[FeatureSet]:
+    """The reconstructions' features, of each extractor."""
+    return [
+        FeatureSet(describe(extractor, images), {head: rows[f"{i}.{head}"] for head in extractor.widths})
+        for i, extractor in enumerate(extractors)
+    ]
+
+
 def reconstruction_scores(
     rows: dict[str, Tensor],
     reals: Sequence[FeatureSet],
@@ -73,7 +81,6 @@ def reconstruction_scores(
     """Figures of the pairs, and of the set of reconstructions against that of the images."""
     scores = Scores()
     scores.add_means({name: rows[name] for name in OF_PAIRS if name in rows})
-    for i, (extractor, real) in enumerate(zip(extractors, reals, strict=True)):
-        recon = FeatureSet(describe(extractor, images), {head: rows[f"{i}.{head}"] for head in extractor.widths})
+    for real, recon in zip(reals, reconstructed_sets(rows, extractors, images), strict=True):
         scores.add(measure_sets(real, recon, prefix="r", parts=[part for part in parts if part in OF_SETS]))
     return scores

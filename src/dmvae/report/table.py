@@ -29,6 +29,11 @@ COLUMNS = {
     "ssim": Column("SSIM", "", 1, "{:.3f}", "how well reconstructions keep local structure; 1 is a perfect copy"),
     "rfd": Column("rFD", "", -1, "{:.4g}", "Frechet distance from reconstructions to test images"),
     "gfd": Column("gFD", "", -1, "{:.4g}", "Frechet distance from generated images to test images"),
+    "grfd": Column(
+        "gFD to copies", "", -1, "{:.4g}",
+        "Frechet distance from generated images to reconstructed test images: both went through the decoder, so what "
+        "is left is the generator's part",
+    ),
     "precision": Column("Precision", "%", 1, "{:.1f}", "share of samples that lie among the test images"),
     "recall": Column("Recall", "%", 1, "{:.1f}", "share of test images that lie among the samples"),
     "density": Column("Density", "", 1, "{:.3f}", "like precision, and less moved by outliers; it can exceed 1"),

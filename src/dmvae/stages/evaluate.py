@@ -23,7 +23,7 @@ from dmvae.evaluation.manifest import versions
 from dmvae.evaluation.measure import PARTS, PROTOCOL, Scores, frechet_name, measure_sets
 from dmvae.evaluation.metrics import knn_accuracy
 from dmvae.evaluation.proxies import IMAGES, codec, decoder_proxies, latent_proxies, linear_probe, probe_proxies
-from dmvae.evaluation.reconstruct import reconstruct, reconstruction_scores
+from dmvae.evaluation.reconstruct import reconstruct, reconstructed_sets, reconstruction_scores
 from dmvae.files import whole
 from dmvae.flow.loss import flow_matching_loss
 from dmvae.inputs import Inputs
@@ -128,7 +128,8 @@ def measure(config: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
         if "memorisation" in config.metrics:
             train_images = DatasetImages(inputs.train_set, None, inputs.recipe.run.workers)
             trains = reference(extractors, train_images, config.batch_size, f"{title} training images")
-        sampled, short = sample_scores(extractors, reals, trains, inputs, config)
+        copies = reconstructed_sets(rows, extractors, images)
+        sampled, short = sample_scores(extractors, reals, copies, trains, inputs, config)
         scores.add(sampled)
         metrics |= short
     if "reference" in inputs.reads and (inputs.reads["reference"] / "map.safetensors").exists():
@@ -175,12 +176,14 @@ def generator_loss(z: Tensor, labels: Tensor, inputs: Inputs, config: EvaluateCo
 def sample_scores(
     extractors: list[Extractor],
     reals: list[FeatureSet],
+    copies: list[FeatureSet],
     trains: Sequence[FeatureSet | None],
     inputs: Inputs,
     config: EvaluateConfig,
 ) -> tuple[Scores, dict[str, float]]:
     """(scores, short names): everything for the first guidance scale, gfd and its kin, for the others the distance
-    alone, gfd@W."""
+    alone, gfd@W. Of all scales also the distance to the reconstructions `copies` of the test images, grfd: what is
+    left of gfd without the decoder's own part in it, for generated and reconstructed images both went through it."""
     assert inputs.recipe.sample is not None
     scores, short = Scores(), dict[str, float]()
     first = extractors[0].name
@@ -189,10 +192,12 @@ def sample_scores(
         title = f"{inputs.variant}  {NAME} guidance {scale:g}"
         fakes = features_of(extractors, files, config.batch_size, title, alone=True)
         found = Scores()
-        for real, fake, train in zip(reals, fakes, trains, strict=True):
+        for real, copy, fake, train in zip(reals, copies, fakes, trains, strict=True):
             parts = config.metrics if i == 0 else ("frechet",)
             found.add(measure_sets(real, fake, prefix="g", parts=parts, train=train))
-        full = {"gfd" if i == 0 else f"gfd@{scale:g}": frechet_name("g", first)}
+            found.add(measure_sets(copy, fake, prefix="gr", parts=("frechet",)))
+        at = "" if i == 0 else f"@{scale:g}"
+        full = {f"{name}fd{at}": frechet_name(name, first) for name in ("g", "gr")}
         full |= {name: f"{name}_{first}" for name in ("precision", "recall", "density", "coverage")}
         short |= {name: found.metrics[key] for name, key in full.items() if key in found.metrics}
         # the first scale is the one that the table ranks by
