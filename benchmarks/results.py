@@ -97,7 +97,7 @@ def trade_off(methods: dict[str, Values], file: Path) -> None:
 
 
 def maps(run: Run, file: Path) -> None:
-    """A row for each plane: the reference, then the methods that share it."""
+    """Each plane's panels in a row, the reference first, then the methods that share it; short ones share a row."""
     groups = latent_map.planes(latent_map.clouds_of(run))
     if not groups:
         return
@@ -105,13 +105,18 @@ def maps(run: Run, file: Path) -> None:
         latent_map.embed(group)
     labels = sorted({int(label) for group in groups for cloud in group for label in cloud.labels})
     palette = latent_map.class_colours(labels)
-    width = max(len(group) for group in groups)
-    figure = Figure(figsize=(2 * width, 2.2 * len(groups)), dpi=110, layout="constrained")
-    grid = figure.subplots(len(groups), width, squeeze=False)
+    rows: list[list[tuple[latent_map.Cloud, list[latent_map.Cloud]]]] = [[]]
+    width = max(4, *(len(group) for group in groups))
+    for group in groups:
+        if len(rows[-1]) + len(group) > width:
+            rows.append([])
+        rows[-1] += [(cloud, group) for cloud in group]
+    figure = Figure(figsize=(2 * width, 2.2 * len(rows)), dpi=110, layout="constrained")
+    grid = figure.subplots(len(rows), width, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
-    for row, group in zip(grid, groups, strict=True):
-        for axes, cloud in zip(row, group, strict=False):
+    for line, row in zip(grid, rows, strict=True):
+        for axes, (cloud, group) in zip(line, row, strict=False):
             axes.imshow(np.asarray(latent_map.draw(cloud, group, palette).resize((340, 340))))
             axes.set_title(cloud.title, fontsize=8)
     figure.savefig(file)

@@ -89,18 +89,25 @@ def scatter(dots: Sequence[Dot], x: str, y: str, size: tuple[float, float] = (6.
             axes.plot([dot.x], [dot.y], "o", color=dot.colour, markersize=6)
         axes.margins(0.12)
         left, right = axes.get_xlim()
-        taken: list[float] = []
         low, high = axes.get_ylim()
+        wide, line = 0.0125 * (right - left), 0.045 * (high - low)
+        taken: list[tuple[float, float, float]] = [(d.x - wide, d.x + wide, d.y) for d in dots]
         for dot in sorted(dots, key=lambda d: d.y):  # names that would overlap move up, in steps of a line
-            place = dot.y
-            while any(abs(place - other) < 0.045 * (high - low) for other in taken):
-                place += 0.045 * (high - low)
-            taken.append(place)
             end = dot.x > left + 0.75 * (right - left)
+            start = dot.x + (-1 - len(dot.name) if end else 1.2) * wide
+            stop = start + len(dot.name) * wide
+            place = dot.y
+            while any(
+                abs(place - y) < line and start < x1 and stop > x0
+                for x0, x1, y in taken
+                if (x0 + x1, y) != (2 * dot.x, dot.y)
+            ):
+                place += line / 4
+            taken.append((start, stop, place))
             axes.annotate(
                 dot.name,
                 (dot.x, dot.y),
-                (dot.x + (-1 if end else 1) * 0.014 * (right - left), place),
+                (stop if end else start, place),
                 ha="right" if end else "left",
                 va="center",
                 fontsize=8,
