@@ -1,0 +1,67 @@
+"""gFD against the generator's training steps, a curve for each method: what a latent distribution costs to model.
+
+    python -m benchmarks.budget runs/budget docs/results/budget/curves.svg [--baseline kl]
+
+Variants are called METHOD_STEPS. The table gives each method's gFD over the baseline's at the same steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from dmvae.report.run import COLOURS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--baseline", help="method whose gFD the others' are divided by; the last one unless given")
+    known = parser.parse_args()
+    rows = json.loads((known.run / "summary.json").read_text())["methods"]
+    curves: dict[str, dict[int, float]] = {}
+    floors: dict[str, float] = {}
+    for name, row in rows.items():
+        method, _, steps = name.rpartition("_")
+        curves.setdefault(method, {})[int(steps)] = row["gfd"]
+        floors[method] = row["rfd"]
+    baseline = known.baseline or list(curves)[-1]
+    others = [method for method in curves if method != baseline]
+    titles = ["generator steps", *(f"{method} gFD" for method in curves), *(f"{m} / {baseline}" for m in others)]
+    print(f"| {' | '.join(titles)} |\n{'| --- ' * len(titles)}|")
+    for steps in sorted({steps for curve in curves.values() for steps in curve}):
+        cells = [f"{curve[steps]:.4g}" for curve in curves.values()]
+        cells += [f"{curves[method][steps] / curves[baseline][steps]:.2f}" for method in others]
+        print(f"| {steps} | {' | '.join(cells)} |")
+    draw(curves, floors, known.file)
+
+
+def draw(curves: dict[str, dict[int, float]], floors: dict[str, float], file: Path) -> None:
+    """Logarithmic axes; a dashed line is the distance that reconstructions keep, below which no generator gets."""
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    for colour, (method, curve) in zip(COLOURS, curves.items(), strict=False):
+        axes.loglog(list(curve), list(curve.values()), "o-", color=colour, label=f"{method}, gFD")
+        axes.axhline(floors[method], color=colour, linestyle="--", linewidth=1, label=f"{method}, rFD")
+    steps = sorted({steps for curve in curves.values() for steps in curve})
+    axes.set_xticks(steps, [str(step) for step in steps], minor=False)
+    axes.minorticks_off()
+    low, high = min(floors.values()), max(value for curve in curves.values() for value in curve.values())
+    ticks = [value for value in (100, 200, 300, 400, 600, 800, 1000, 1500) if 0.8 * low <= value <= 1.2 * high]
+    axes.set_yticks(ticks, [str(tick) for tick in ticks], minor=False)
+    axes.set_xlabel("generator training steps")
+    axes.set_ylabel("Frechet distance to the test images")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})
+    print(file)
+
+
+if __name__ == "__main__":
+    main()
