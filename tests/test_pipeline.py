@@ -31,7 +31,9 @@ def test_a_run_leaves_table_report_and_artifacts(finished):
     _, run_dir, out = finished
     summary = json.loads((run_dir / "summary.json").read_text())
     for method in ("matched", "kl"):
-        assert {"psnr", "ssim", "rfd", "gfd", "knn"} <= set(summary["methods"][method])
+        assert {"psnr", "ssim", "rfd", "gfd", "grfd", "knn", "linear_probe", "seconds"} <= set(
+            summary["methods"][method]
+        )
     assert set(summary["seconds"]) == {stage.NAME for stage in pipeline.STAGES}
     assert (run_dir / "report.html").stat().st_size > 10_000
     assert "report.html" in out
