@@ -100,8 +100,8 @@ def _common(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def columns_of(methods: dict[str, dict[str, Any]]) -> dict[str, tuple[str, str]]:
-    """Figure -> (title, form) of those that a row has; a figure at another guidance scale, NAME@W, follows its own."""
-    present = {key for row in methods.values() for key in row}
+    """Figure -> (title, form) of those that a row has; gFD at another guidance scale, gfd@W, follows its own."""
+    present = {key for row in methods.values() for key in row if "@" not in key or key.startswith("gfd@")}
     columns = {}
     for key, (title, form) in COLUMNS.items():
         for name in sorted(name for name in present if name.partition("@")[0] == key):

@@ -182,8 +182,8 @@ def sample_scores(
     config: EvaluateConfig,
 ) -> tuple[Scores, dict[str, float]]:
     """(scores, short names): everything for the first guidance scale, gfd and its kin, for the others the distance
-    alone, gfd@W. Of all scales also the distance to the reconstructions `copies` of the test images, grfd: what is
-    left of gfd without the decoder's own part in it, for generated and reconstructed images both went through it."""
+    alone, gfd@W. grfd is the distance to the reconstructions `copies` of the test images: what is left of gfd without
+    the decoder's own part in it, for generated and reconstructed images both went through it."""
     assert inputs.recipe.sample is not None
     scores, short = Scores(), dict[str, float]()
     first = extractors[0].name
@@ -195,9 +195,9 @@ def sample_scores(
         for real, copy, fake, train in zip(reals, copies, fakes, trains, strict=True):
             parts = config.metrics if i == 0 else ("frechet",)
             found.add(measure_sets(real, fake, prefix="g", parts=parts, train=train))
-            found.add(measure_sets(copy, fake, prefix="gr", parts=("frechet",)))
-        at = "" if i == 0 else f"@{scale:g}"
-        full = {f"{name}fd{at}": frechet_name(name, first) for name in ("g", "gr")}
+            if i == 0:
+                found.add(measure_sets(copy, fake, prefix="gr", parts=("frechet",)))
+        full = {"gfd" if i == 0 else f"gfd@{scale:g}": frechet_name("g", first), "grfd": frechet_name("gr", first)}
         full |= {name: f"{name}_{first}" for name in ("precision", "recall", "density", "coverage")}
         short |= {name: found.metrics[key] for name, key in full.items() if key in found.metrics}
         # the first scale is the one that the table ranks by
