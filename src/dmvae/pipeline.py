@@ -108,7 +108,9 @@ def run(recipes: dict[str, Recipe], run_dir: Path, only: str | None = None) -> l
     if not chosen:
         raise ValueError(f"no variant of this recipe has the stage {only!r}")
     if distributed.is_main():
-        _write_recipes(recipes, run_dir)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with locked(run_dir):
+            _write_recipes(recipes, run_dir)
     ahead, variant, waits = list(chosen), None, False
     while ahead:
         with ExitStack() as lock:
@@ -126,7 +128,8 @@ def run(recipes: dict[str, Recipe], run_dir: Path, only: str | None = None) -> l
                     console.print(headline(chosen, job.variant))
                 verb = {"finished": "skip (finished)", "interrupted": "resume (interrupted)", "new": "run (new)"}[state]
                 console.print(f"{job.variant}/{job.stage.NAME}: {verb} {job.folder}")
-                _link(job, run_dir)
+                with locked(run_dir):
+                    _link(job, run_dir)
             variant = job.variant
             if state != "finished":
                 execute(job)
