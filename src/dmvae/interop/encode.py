@@ -86,8 +86,6 @@ def encode_images(
         "format": form,
     }
     _claim(out, plan | {"classes": classes})
-    if size != tokenizer.config.image_size:
-        tokenizer.enable_tiling()
     tokenizer.to(device, memory_format=torch.channels_last).eval()
     suffix = "tar" if form == "webdataset" else "safetensors"
     paths, broken = [], 0
