@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.pictures import samples_picture
 from dmvae.pipeline import jobs_of
+from dmvae.recipe import method_of
 from dmvae.report import charts, latent_map
 from dmvae.report.run import COLOURS, Run
 from dmvae.summary import columns_of
@@ -49,7 +50,7 @@ def by_method(rows: dict[str, dict[str, Any]]) -> dict[str, Values]:
     """Method -> the figures that all of its seeds have."""
     grouped: dict[str, list[dict[str, Any]]] = {}
     for name, row in rows.items():
-        grouped.setdefault(name.rpartition("@")[0] or name, []).append(row)
+        grouped.setdefault(method_of(name), []).append(row)
     return {
         method: {key: [row[key] for row in seeds] for key in seeds[0] if all(key in row for row in seeds)}
         for method, seeds in grouped.items()

@@ -7,6 +7,7 @@ each seed, called VARIANT@SEED; the table then has their mean and spread too.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,7 @@ def load(path: str | Path, overrides: dict[str, Any] | None = None) -> dict[str,
         if not isinstance(variants, dict) or not all(isinstance(v, dict | None) for v in variants.values()):
             raise ValueError("variants: expected a mapping of names to overrides")
         variants = _with_seeds(variants, seeds)
-        load_plugins(values.get("plugins") or ())
+        load_plugins(_beside(path, values.get("plugins") or ()))
         recipes = {}
         for name, over in variants.items():
             try:
@@ -169,7 +170,7 @@ def _extended(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ValueError(f"{below[-1]}: extends: {path} extends this file in turn")
     values = _read_yaml(path)
     if values.get("plugins"):
-        values["plugins"] = [p if Path(p).exists() else str(path.parent / p) for p in values["plugins"]]
+        values["plugins"] = _beside(path, values["plugins"])
     base = values.pop("extends", None)
     if base is None:
         return values
@@ -177,6 +178,16 @@ def _extended(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ValueError(f"{path}: extends: expected the path of a recipe, beside this one, got {base!r}")
     inherited = _extended((path.parent / base).resolve(), (*below, path))
     return configs.merge({key: value for key, value in inherited.items() if key not in ("variants", "seeds")}, values)
+
+
+def _beside(recipe: Path, plugins: Iterable[str]) -> list[str]:
+    """Paths that lead nowhere from here are meant from the recipe's folder."""
+    return [p if Path(p).exists() else str((recipe.parent / p).absolute()) for p in plugins]
+
+
+def method_of(variant: str) -> str:
+    """The method that a variant METHOD@SEED is one seed of; itself without a seed."""
+    return variant.rpartition("@")[0] or variant
 
 
 def _with_seeds(variants: dict[str, Any], seeds: Any) -> dict[str, Any]:

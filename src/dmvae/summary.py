@@ -14,6 +14,7 @@ from rich import box
 from rich.table import Table
 
 from dmvae.files import whole
+from dmvae.recipe import method_of
 from dmvae.training.logging import console
 
 if TYPE_CHECKING:
@@ -81,9 +82,7 @@ def over_seeds(methods: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     called METHOD@SEED; methods of one seed are left out."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for name, row in methods.items():
-        method, at, _ = name.rpartition("@")
-        if at:
-            groups.setdefault(method, []).append(row)
+        groups.setdefault(method_of(name), []).append(row)
     return {
         method: {
             "count": len(rows),

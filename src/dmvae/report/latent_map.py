@@ -12,6 +12,7 @@ from matplotlib.colors import hsv_to_rgb, to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
+from dmvae.recipe import method_of
 from dmvae.report.html import legend, panel, panels
 from dmvae.report.pictures import data_uri
 from dmvae.report.run import COLOURS, Run
@@ -55,7 +56,7 @@ def clouds_of(run: Run) -> list[Cloud]:
     folders = run.folders("reference")
     first: dict[str, str] = {}
     for variant in run.variants:
-        first.setdefault(variant.rpartition("@")[0] or variant, variant)
+        first.setdefault(method_of(variant), variant)
     maps = {
         v: t
         for v, t in run.tensors("reference", "map.safetensors").items()
