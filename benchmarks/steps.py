@@ -1,7 +1,7 @@
 """Images per second of each training stage's step, its share of the machine's measured peak of matrix
 products, and the matching stage beside a naive version of the same step:
 
-    python -m benchmarks.steps [--recipe recipes/demo.yaml] [--seconds 8]
+    python -m benchmarks.steps [--recipe recipes/demo.yaml] [--precision bfloat16] [--seconds 8]
 
 Data are procedural, networks are the recipe's. Ratios of one run compare; absolute figures move with the machine.
 """
@@ -36,14 +36,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="recipes/demo.yaml")
     parser.add_argument("--seconds", type=float, default=8.0, help="how long each stage is timed")
+    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), help="instead of the recipe's")
     args = parser.parse_args()
-    precision = next(iter(load(args.recipe).values())).run.precision
+    precision = args.precision or next(iter(load(args.recipe).values())).run.precision
     dtype = torch.bfloat16 if uses_bf16(torch.device("cpu"), precision) else torch.float32
     peak = peak_flops(dtype, 5)
     name = str(dtype).removeprefix("torch.")
     print(f"peak of matrix products, {name}, {torch.get_num_threads()} threads: {peak / 1e9:.0f} GFLOP/s")
     with tempfile.TemporaryDirectory() as folder:
-        jobs = prepare(args.recipe, Path(folder))
+        jobs = prepare(args.recipe, Path(folder), precision)
         print(f"{'stage':<10} {'images/s':>9} {'share of peak':>14}")
         for stage in TRAINING:
             images, flops = measure(Steps(jobs[stage]), args.seconds)
@@ -51,9 +52,9 @@ def main() -> None:
         compare_matching(jobs["matching"], args.seconds)
 
 
-def prepare(recipe: str, folder: Path) -> dict[str, pipeline.Job]:
+def prepare(recipe: str, folder: Path, precision: str) -> dict[str, pipeline.Job]:
     """The recipe's first variant on procedural data, every stage run for one step: what the timed steps read."""
-    over: dict[str, Any] = {f"{stage}.steps": 1 for stage in TRAINING}
+    over: dict[str, Any] = {f"{stage}.steps": 1 for stage in TRAINING} | {"run.precision": precision}
     original = next(iter(load(recipe).values()))
     data = {"type": "shapes", "size": original.data.size, "channels": original.data.channels, "count": 1024}
     recipes = load(recipe, over | {"data": data, "run.tracker": "none", "run.dir": str(folder)})
