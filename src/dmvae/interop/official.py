@@ -104,9 +104,9 @@ def build_vae(state: Mapping[str, Tensor], where: object, *, heads: int | None =
 def build_generator(state: Mapping[str, Tensor], where: object) -> LightningDiT:
     """The generator whose state dict this is, under the authors' names."""
     model = LightningDiT(**generator_config({k: v.shape for k, v in state.items()}, where))
-    # Theirs repeat each angle for both members of a pair; ours hold it once.
-    tables = {"cos": model.rope_cos, "sin": model.rope_sin}
-    constants = {f"feat_rope.freqs_{k}": v[:, 0].repeat_interleave(2, dim=-1) for k, v in tables.items()}
+    # Our table of sines holds the signs that members of a pair take; theirs does not.
+    tables = {"cos": model.rope_cos, "sin": model.rope_sin.unflatten(-1, (-1, 2)) * torch.tensor([-1, 1])}
+    constants = {f"feat_rope.freqs_{k}": v.reshape(len(v), -1) for k, v in tables.items()}
     return fill(model, state, constants, where)
 
 
