@@ -74,6 +74,9 @@ class RunConfig:
     """"auto" is bf16 autocast where the hardware multiplies bf16, float32 elsewhere."""
     compile: bool = False
     """torch.compile the networks: faster steps after a start of up to a minute per stage."""
+    shard: bool = False
+    """On several ranks, spread weights, gradients and optimizer state of the flow networks over them (FSDP2) instead of
+    keeping all on each: less memory, more traffic."""
     workers: int = 4
     """Processes that decode images; data sets held in memory use none."""
     save_every: int = 500

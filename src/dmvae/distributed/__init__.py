@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 
 
 def start() -> torch.device:
@@ -56,6 +60,14 @@ def share(value):
     return box[0]
 
 
+def anywhere(flag: bool, device: torch.device) -> bool:
+    """Whether it is true on any rank."""
+    if world_size() > 1:
+        dist.all_reduce(found := torch.tensor(float(flag), device=device), dist.ReduceOp.MAX)
+        return bool(found)
+    return flag
+
+
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replace each gradient by its mean over the ranks, in one call per 64 MiB.
 
@@ -67,7 +79,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
         return
     bucket: list[Tensor] = []
     size = 0
-    grads = [p.grad for p in parameters if p.grad is not None]
+    grads = [p.grad for p in parameters if p.grad is not None and not is_sharded(p)]  # FSDP2 averages its own
     for i, grad in enumerate(grads):
         bucket.append(grad)
         size += grad.numel() * grad.element_size()
@@ -147,3 +159,41 @@ def replicate(module: nn.Module) -> None:
     if world_size() > 1:
         for tensor in [*module.parameters(), *module.buffers()]:
             dist.broadcast(tensor.data, src=0)
+
+
+def shard(module: Any) -> dict[Tensor, nn.Parameter]:
+    """FSDP2: each rank keeps its part of the weights, and so of gradients, moments and averages; a block's weights are
+    gathered while it runs. Returns the new parameter of each old one.
+
+    For modules that name their blocks as diffusers' do, in `_no_split_modules`: the flow networks, which are the large
+    ones. All others stay replicated, and so do all in a single process.
+    """
+    names = getattr(module, "_no_split_modules", None)
+    if world_size() == 1 or not names:
+        return {}
+    before = list(module.parameters())
+    mesh = init_device_mesh(before[0].device.type, (world_size(),))
+    for part in [*(m for m in module.modules() if type(m).__name__ in names), module]:
+        fully_shard(part, mesh=mesh, reshard_after_forward=True)
+    # It warns of changing an output in place, which nothing here does.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
+    return dict(zip(before, module.parameters(), strict=True))
+
+
+def is_sharded(x: Tensor) -> bool:
+    return isinstance(x, DTensor)
+
+
+def whole_tensor(x: Tensor) -> Tensor:
+    """The tensor itself, put together where ranks have a part each; all must call."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def whole_module(module: Any) -> Any:
+    """The module itself, or an unsharded copy on the CPU; all ranks must call."""
+    if not isinstance(module, FSDPModule):
+        return module
+    # fully_shard derives a class from the module's own, which is its second base.
+    copy = type(module).__bases__[1].from_config(module.config)
+    copy.load_state_dict({name: whole_tensor(value).cpu() for name, value in module.state_dict().items()})
+    return copy

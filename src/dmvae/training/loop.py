@@ -6,7 +6,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,8 @@ class Trainer:
         for module in self.networks.modules.values():
             module.to(inputs.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             distributed.replicate(module)
+        if inputs.recipe.run.shard:
+            self._shard()
         rates = self.networks.learning_rates
         self.optimizers = {
             name: adamw(parameters, config, rates.get(name, config.learning_rate))
@@ -55,13 +57,23 @@ class Trainer:
         self.step, self.seconds = 0, 0.0
         self.images_seen = dict.fromkeys(self.networks.trains, 0)
 
+    def _shard(self) -> None:
+        """Spread the flow networks over the ranks, and let `trains` name their new parameters."""
+        trains, parts = self.networks.trains, self.networks.modules.values()
+        new = {old: p for module in parts for old, p in distributed.shard(module).items()}
+        for name, parameters in trains.items():
+            trains[name] = [new.get(p, p) for p in parameters]  # type: ignore[misc]
+
     def apply(self, update: Update) -> dict[str, Any]:
         """Backward, clip, step and average for the parameters that the update names; returns its figures."""
         parameters = self.networks.trains[update.trains]
-        update.loss.backward(inputs=parameters)
+        # A sharded network's parts are not in the graph, their gathered wholes are; and a flow network's graph holds
+        # nothing else that trains, for its latents are detached.
+        sharded = distributed.is_sharded(parameters[0])
+        update.loss.backward(inputs=None if sharded else parameters)
         distributed.average_gradients(parameters)
         clip = self.config.clip or float("inf")
-        norm = nn.utils.clip_grad_norm_(parameters, clip, foreach=True)
+        norm = distributed.whole_tensor(nn.utils.clip_grad_norm_(parameters, clip, foreach=True))
         optimizer = self.optimizers[update.trains]
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * learning_rate_factor(self.config, self.step)
@@ -99,13 +111,13 @@ class Trainer:
         return True
 
     def save_networks(self, folder: Path) -> None:
-        """Write every network that trained as folder/NAME, with its averaged weights where it has some."""
+        """Write every network that trained as folder/NAME, with its averaged weights where it has some. All ranks call,
+        one writes."""
         for name, module in self.networks.saved().items():
-            if name in self.averages:
-                with self.averages[name].applied():
-                    save_network(module, folder / name)
-            else:
-                save_network(module, folder / name)
+            with self.averages[name].applied() if name in self.averages else nullcontext():
+                whole = distributed.whole_module(module)
+                if distributed.is_main():
+                    save_network(whole, folder / name)
 
 
 def train(stage: Any, config: TrainingConfig, inputs: Inputs) -> dict[str, Any]:
@@ -136,18 +148,22 @@ def train(stage: Any, config: TrainingConfig, inputs: Inputs) -> dict[str, Any]:
             trainer.step += 1
             trainer.seconds = time.monotonic() - begun
             last = trainer.step == steps
-            saves = trainer.step % run.save_every == 0 or signalled
+            logs = trainer.step % run.log_every == 0 or last
+            # Ranks hear of a signal in different steps and must stop in the same one: they ask each other when they
+            # log, which waits for the device anyway.
+            stops = (logs or distributed.world_size() == 1) and distributed.anywhere(bool(signalled), device)
+            saves = trainer.step % run.save_every == 0 or stops
             row = None
-            if trainer.step % run.log_every == 0 or saves or last:
+            if logs or saves:
                 row = figures.write(trainer.step, seconds=round(trainer.seconds, 3))
             if saves and not last:
                 checkpoint.save(folder, trainer.step, trainer.state_dict())
-            if signalled:
+            if stops:
                 raise Interrupted
             bar.step(per_step=config.batch_size, note=_losses(row))
     figures.close()
+    trainer.save_networks(inputs.out)
     if distributed.is_main():
-        trainer.save_networks(inputs.out)
         shutil.rmtree(folder, ignore_errors=True)
     distributed.barrier()
     return {"steps": steps, "images_seen": trainer.images_seen, "seconds": round(trainer.seconds, 2)}
