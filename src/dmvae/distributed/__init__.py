@@ -194,6 +194,7 @@ def whole_module(module: Any) -> Any:
     if not isinstance(module, FSDPModule):
         return module
     # fully_shard derives a class from the module's own, which is its second base.
-    copy = type(module).__bases__[1].from_config(module.config)
-    copy.load_state_dict({name: whole_tensor(value).cpu() for name, value in module.state_dict().items()})
+    sharded: Any = module
+    copy = type(sharded).__bases__[1].from_config(sharded.config)
+    copy.load_state_dict({name: whole_tensor(value).cpu() for name, value in sharded.state_dict().items()})
     return copy
