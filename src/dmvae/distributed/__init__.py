@@ -195,6 +195,7 @@ def whole_module(module: Any) -> Any:
         return module
     # fully_shard derives a class from the module's own, which is its second base.
     sharded: Any = module
-    copy = type(sharded).__bases__[1].from_config(sharded.config)
+    own: Any = type(module).__bases__[1]
+    copy = own.from_config(sharded.config)
     copy.load_state_dict({name: whole_tensor(value).cpu() for name, value in sharded.state_dict().items()})
     return copy
