@@ -31,6 +31,10 @@ def complain(capsys, *arguments):
         (["--plugins", "[/no/file.py]"], "/no/file.py"),
         (["--reference", "null"], "matching: there is nothing to match without a reference"),
         (["--evaluate.features.type", "inceptio"], "did you mean 'inception'"),
+        (["--plugins", "one.py"], "plugins: expected a list of files or folders, got 'one.py'"),
+        (["--run.log_every", "0"], "run: log_every must be at least 1, got 0"),
+        (["--tokenizer.clip", "-1"], "tokenizer: clip must not be negative, got -1"),
+        (["--matching.student_steps", "0"], "matching: student_steps must be at least 1, got 0"),
         (["stray"], "unexpected argument 'stray'"),
     ],
 )

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import tiny
-from dmvae import pipeline
+from dmvae import datasets, pipeline
+from dmvae.datasets.shapes import Shapes
 from dmvae.files import locked
 from dmvae.recipe import load
 
@@ -97,6 +99,56 @@ def test_data_of_other_content_is_another_run(finished):
     assert "finished" not in set(states(path, **{"data.seed": 1}).values())
 
 
+def test_other_test_images_are_measured_anew_and_nothing_else(finished, monkeypatch):
+    path, _, _ = finished
+    build = Shapes.build
+
+    def other(self, split):
+        data = build(self, split)
+        if split == "test":
+            data.fingerprint = "other"
+        return data
+
+    monkeypatch.setattr(Shapes, "build", other)
+    monkeypatch.setattr(datasets, "_open", {})
+    assert {name for (_, name), state in states(path).items() if state == "new"} == {"evaluate"}
+
+
+def test_a_folder_of_images_may_move(tmp_path):
+    path = tiny.write(tmp_path, variants={"kl": tiny.RECIPE["variants"]["kl"]})
+    folders = []
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        for i in range(30):
+            Image.new("RGB", (12, 12), (9 * i, 0, 0)).save(tmp_path / name / f"{i}.png")
+        data = {"type": "image_folder", "size": 12, "root": str(tmp_path / name), "cache": "none"}
+        folders.append([job.folder for job in pipeline.plan(load(path, {"data": data}), tmp_path)])
+    assert folders[0] == folders[1]
+
+
+def test_rewritten_files_that_a_recipe_names_redo_what_reads_them(tmp_path):
+    weights, plugin = tmp_path / "weights.safetensors", tmp_path / "mine.py"
+    encoder = {"type": "timm", "model": "vit_tiny_patch16_224", "patch_size": 4, "checkpoint": str(weights)}
+    kl = tiny.RECIPE["variants"]["kl"] | {"autoencoder.encoder": encoder}
+    path = tiny.write(tmp_path, encoder=None, plugins=[str(plugin)], variants={"kl": kl, "matched": {}})
+    plugin.write_text(PLUGIN)
+
+    def addresses(over):
+        return {(j.variant, j.stage.NAME): j.folder for j in pipeline.plan(load(path, over), tmp_path)}
+
+    for file, text, variant, over, redone in (
+        (weights, "other", "kl", {}, "tokenizer"),
+        (plugin, PLUGIN + "# other", "matched", {"matching.objective": {"type": "moment"}}, "matching"),
+    ):
+        weights.touch()
+        before = addresses(over)
+        file.write_text(text)
+        new = {key for key, folder in addresses(over).items() if folder != before[key]}
+        assert {name for v, name in new if v == variant} >= {redone, "latents", "generator", "sample", "evaluate"}
+        assert not {name for v, name in new if v == variant} & {"reference"}
+        assert all(v == variant for v, _ in new)
+
+
 def test_killed_at_random_moments_it_ends_in_the_same_weights(finished, tmp_path):
     """kill -9, ten times, each followed by the same command."""
     _, whole, _ = finished
@@ -173,6 +225,17 @@ def test_interrupt_saves_and_says_so(tmp_path):
     assert process.returncode == 130
     assert "the state was saved" in error
     assert list(tmp_path.glob("run/stages/tokenizer*/checkpoints/step-*"))
+
+
+def test_killed_before_a_stage_counts_as_finished_it_goes_on_from_its_last_state(tmp_path, monkeypatch, capsys):
+    path = tiny.write(tmp_path, tokenizer__steps=6, run__save_every=4)
+    monkeypatch.setattr(pipeline, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        tiny.run(path, "kl", "tokenizer")
+    monkeypatch.undo()
+    tiny.run(path, "kl", "tokenizer")
+    assert "resumes at step 4 of 6" in capsys.readouterr().out
+    assert not list(tmp_path.glob("run/stages/*/checkpoints"))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):

@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -41,15 +42,16 @@ def read(cls: type[C], values: Any, where: str = "") -> C:
         raise ValueError(f"{where}: {error}" if where else str(error)) from error
 
 
-def plain(config: Any) -> Any:
-    """The inverse of `read`: nested dicts, lists and scalars that YAML and JSON can hold."""
+def plain(config: Any, more: Callable[[Registered], dict[str, Any]] = lambda member: {}) -> Any:
+    """The inverse of `read`: nested dicts, lists and scalars that YAML and JSON can hold; of each registered member
+    also what `more` tells of it."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        head = {"type": config.type} if isinstance(config, Registered) else {}
-        return head | {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config) if f.init}
+        head = {"type": config.type} | more(config) if isinstance(config, Registered) else {}
+        return head | {f.name: plain(getattr(config, f.name), more) for f in dataclasses.fields(config) if f.init}
     if isinstance(config, dict):
-        return {str(key): plain(value) for key, value in config.items()}
+        return {str(key): plain(value, more) for key, value in config.items()}
     if isinstance(config, list | tuple):
-        return [plain(item) for item in config]
+        return [plain(item, more) for item in config]
     return str(config) if isinstance(config, Path) else config
 
 

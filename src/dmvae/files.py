@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -64,3 +64,13 @@ def _sha256(file: Path, size: int, mtime_ns: int) -> str:
         while block := stream.read(1 << 22):
             sha.update(block)
     return sha.hexdigest()
+
+
+def content_hash(files: Iterable[Path]) -> str:
+    """16 hex digits of the names and contents of files; one that is not there counts by its name."""
+    sha = hashlib.sha256()
+    for file in files:
+        sha.update(file.name.encode())
+        if file.is_file():
+            sha.update(bytes.fromhex(sha256_of(file)))
+    return sha.hexdigest()[:16]

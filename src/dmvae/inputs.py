@@ -90,9 +90,9 @@ class Inputs:
         return self.autoencoder()
 
     def discriminator(self) -> PatchGAN | None:
-        """The discriminator as the last stage left it, or None without one."""
+        """The discriminator as the last stage left it, to go on training, or None without one."""
         folder = self.tokenizer_folder / "discriminator"
-        return PatchGAN.from_pretrained(folder) if folder.exists() else None
+        return PatchGAN.from_pretrained(folder).train() if folder.exists() else None
 
     def say(self, text: str) -> None:
         console.print(f"  {self.out.name.rsplit('-', 1)[0]}: {text}")

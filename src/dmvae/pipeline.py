@@ -2,8 +2,9 @@
 what variants have in common, and shares the work with every other process that runs the same recipe.
 
 A stage's folder is `run_dir/stages/NAME-FINGERPRINT`; `run_dir/VARIANT/NAME` is a link to it. The
-fingerprint covers the stage's config, the recipe sections that it uses, the data set's content and the
-fingerprints of what it reads: so a changed field redoes that stage and what hangs on it, and nothing else.
+fingerprint covers the stage's config, the recipe sections that it uses, the content of the data set, of the
+files that a config names and of plugins, and the fingerprints of what it reads: so a changed field redoes that
+stage and what hangs on it, and nothing else.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,12 +25,13 @@ import yaml
 from dmvae import config as configs
 from dmvae import distributed
 from dmvae.datasets import open_dataset
-from dmvae.files import locked, whole
+from dmvae.files import content_hash, locked, whole
 from dmvae.inputs import Inputs
 from dmvae.recipe import Recipe, load
+from dmvae.registry import Registered, plugin_of
 from dmvae.stages import STAGES
 from dmvae.training.logging import console
-from dmvae.training.loop import train
+from dmvae.training.loop import CHECKPOINTS, train
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,9 @@ def plan(recipes: dict[str, Recipe], run_dir: Path) -> list[Job]:
     """
     jobs = []
     for variant, recipe in recipes.items():
-        dataset = open_dataset(recipe.data, "train").fingerprint
+        splits = {"train": open_dataset(recipe.data, "train").fingerprint}
+        if recipe.evaluate is not None:
+            splits["test"] = open_dataset(recipe.data, "test").fingerprint
         folders: dict[str, Path] = {}
         for stage in STAGES:
             section = getattr(recipe, stage.NAME)
@@ -74,7 +79,7 @@ def plan(recipes: dict[str, Recipe], run_dir: Path) -> list[Job]:
             if missing:
                 raise ValueError(f"variant {variant!r}: {stage.NAME} needs the stage {missing[0]!r}, which is null")
             reads = {name: folders[name] for name in stage.READS if name in folders}
-            fingerprint = _fingerprint(stage, recipe, dataset, [folder.name for folder in reads.values()])
+            fingerprint = _fingerprint(stage, recipe, splits, [folder.name for folder in reads.values()])
             folders[stage.NAME] = run_dir / "stages" / f"{stage.NAME}-{fingerprint}"
             jobs.append(Job(variant, stage, recipe, folders[stage.NAME], reads))
     return jobs
@@ -181,27 +186,37 @@ def execute(job: Job) -> None:
     wall = round(time.monotonic() - begun, 2)
     facts = {"stage": job.stage.NAME} | facts | {"seconds": max(wall, facts.get("seconds", 0.0))}
     if distributed.is_main():
-        with whole(job.done) as part:
-            part.write_text(json.dumps(facts | {"config": configs.plain(section)}, indent=1))
+        _finish(job, facts | {"config": configs.plain(section)})
     distributed.barrier()
 
 
-def _fingerprint(stage: ModuleType, recipe: Recipe, dataset: str, reads: list[str]) -> str:
-    everything = configs.plain(recipe)
-    if recipe.pretrained is not None:
-        everything["pretrained"]["content"] = recipe.pretrained.fingerprint()
-    if recipe.reference is not None and (content := recipe.reference.distribution.fingerprint()):
-        everything["reference"]["distribution"]["content"] = content
+def _finish(job: Job, facts: dict[str, Any]) -> None:
+    with whole(job.done) as part:
+        part.write_text(json.dumps(facts, indent=1))
+    # Only now: killed before, the stage goes on from its last state.
+    shutil.rmtree(job.folder / CHECKPOINTS, ignore_errors=True)
+
+
+def _fingerprint(stage: ModuleType, recipe: Recipe, splits: dict[str, str], reads: list[str]) -> str:
+    everything = configs.plain(recipe, _content)
     uses = {path: _at(everything, path) for path in stage.USES}
+    data = {name: value for name, value in everything["data"].items() if name not in recipe.data.PLACES}
     key = {
         "stage": stage.NAME,
         "config": everything[stage.NAME],
         "seed": recipe.seed,
-        "data": everything["data"] | {"content": dataset},
+        "data": data | {"content": {split: splits[split] for split in getattr(stage, "SPLITS", ("train",))}},
         "uses": {path: value for path, value in uses.items() if value is not None},
         "reads": reads,
     }
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _content(member: Registered) -> dict[str, Any]:
+    """What a member depends on beside its fields: the files that these name, and the plugin that defines it."""
+    plugin = plugin_of(member)
+    parts = [member.fingerprint(), content_hash([plugin]) if plugin else ""]
+    return {"content": parts} if any(parts) else {}
 
 
 def _at(values: Any, path: str) -> Any:

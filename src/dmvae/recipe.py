@@ -7,7 +7,6 @@ each seed, called VARIANT@SEED; the table then has their mean and spread too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,6 +85,11 @@ class RunConfig:
     tracker: Tracker = "tensorboard"
     """Where figures go besides log.jsonl: "tensorboard", "wandb" or "none"."""
 
+    def __post_init__(self) -> None:
+        for name in ("save_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -155,7 +159,7 @@ def load(path: str | Path, overrides: dict[str, Any] | None = None) -> dict[str,
         if not isinstance(variants, dict) or not all(isinstance(v, dict | None) for v in variants.values()):
             raise ValueError("variants: expected a mapping of names to overrides")
         variants = _with_seeds(variants, seeds)
-        load_plugins(_beside(path, values.get("plugins") or ()))
+        load_plugins(_beside(path, values.get("plugins")))
         recipes = {}
         for name, over in variants.items():
             try:
@@ -183,8 +187,11 @@ def _extended(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
     return configs.merge({key: value for key, value in inherited.items() if key not in ("variants", "seeds")}, values)
 
 
-def _beside(recipe: Path, plugins: Iterable[str]) -> list[str]:
+def _beside(recipe: Path, plugins: Any) -> list[str]:
     """Paths that lead nowhere from here are meant from the recipe's folder."""
+    if not isinstance(plugins, list | tuple | None):
+        raise ValueError(f"plugins: expected a list of files or folders, got {plugins!r}")
+    plugins = [str(plugin) for plugin in plugins or ()]
     return [p if Path(p).exists() else str((recipe.parent / p).absolute()) for p in plugins]
 
 

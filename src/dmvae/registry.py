@@ -20,12 +20,18 @@ from typing import Any, ClassVar, TypeVar
 T = TypeVar("T", bound="type[Registered]")
 
 _members: dict[type, dict[str, type]] = {}
+PLUGIN = "dmvae_plugin_"
+"""How the names of modules begin that were loaded as plugins."""
 
 
 class Registered:
     """Base of every family. `type` is the name under which a recipe selects the class."""
 
     type: ClassVar[str]
+
+    def fingerprint(self) -> str:
+        """Of the content of the files that the config names, "" without any: a stage is redone when it changes."""
+        return ""
 
 
 def family_of(cls: type) -> type:
@@ -77,13 +83,19 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known) or 'none'}"
 
 
+def plugin_of(member: Registered) -> Path | None:
+    """The file of the plugin that defines the member's class; None for our own."""
+    module = type(member).__module__
+    return Path(str(sys.modules[module].__file__)) if module.startswith(PLUGIN) else None
+
+
 def load_plugins(paths: Iterable[str | Path]) -> None:
     """Import each file (`*.py`) or every file of each folder, so that what it registers is found."""
     for path in map(Path, paths):
         if not path.exists():
             raise ValueError(f"plugins: no such file or folder: {path}")
         for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
-            name = "dmvae_plugin_" + file.resolve().as_posix().replace("/", "_").removesuffix(".py")
+            name = PLUGIN + file.resolve().as_posix().replace("/", "_").removesuffix(".py")
             if name in sys.modules:
                 continue
             spec = importlib.util.spec_from_file_location(name, file)

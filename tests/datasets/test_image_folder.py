@@ -1,13 +1,15 @@
+import os
 import shutil
+import signal
 import warnings
 
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
 
 from dmvae.datasets.image_folder import FolderDataset, ImageFolder
 from dmvae.datasets.memory import MemoryDataset
+from dmvae.training.data import loader, passes
 
 BOTH = pytest.mark.parametrize("cache", ["auto", "memory", "none"])
 
@@ -61,7 +63,9 @@ def test_class_folders_give_labels_and_names(tmp_path, cache):
 @BOTH
 def test_many_at_once_equal_one_by_one(tmp_path, cache):
     data = open_split(classes(tmp_path), cache=cache)
-    images, labels = data.__getitems__([4, 0, 9])
+    batches = loader(data, [[4, 0, 9]], 1, torch.device("cpu"))
+    assert batches.num_workers == (cache == "none"), "what is in memory needs no workers, what is decoded does"
+    ((images, labels),) = batches
     assert images.dtype == torch.uint8
     assert labels.dtype == torch.int64
     for k, i in enumerate([4, 0, 9]):
@@ -73,10 +77,10 @@ def test_cached_and_uncached_agree(tmp_path, private_cache):
     classes(tmp_path)
     every = [open_split(tmp_path, cache=cache) for cache in ("none", "memory", "auto", "auto")]
     assert len({data.fingerprint for data in every}) == 1
-    reference = every[0].__getitems__(range(len(every[0])))
+    reference = torch.stack([image for image, _ in every[0]])
     for data in every[1:]:
-        assert torch.equal(data.__getitems__(range(len(data)))[0], reference[0])
-        assert torch.equal(data.labels, reference[1])
+        assert torch.equal(data.__getitems__(range(len(data)))[0], reference)
+        assert torch.equal(data.labels, every[0].labels)
     assert len(list((private_cache / "decoded").iterdir())) == 1
 
 
@@ -87,9 +91,8 @@ def test_large_sets_are_decoded_when_read(tmp_path, monkeypatch):
 
 def test_loader_workers_read_the_folder(tmp_path):
     data = open_split(classes(tmp_path), cache="none")
-    loader = DataLoader(data, batch_size=9, num_workers=2, collate_fn=lambda batch: batch)
-    images = torch.cat([images for images, _ in loader])
-    assert torch.equal(images, data.__getitems__(range(len(data)))[0])
+    images = torch.cat([images for images, _ in passes(data, 9, 2, torch.device("cpu"))])
+    assert torch.equal(images, torch.stack([image for image, _ in data]))
 
 
 def test_a_flat_folder_has_one_class(tmp_path):
@@ -256,3 +259,13 @@ def test_layout_errors_say_what_to_mend(tmp_path):
 def test_a_fraction_outside_0_to_1_is_named(value):
     with pytest.raises(ValueError, match=rf"image_folder\.valid_fraction is {value}"):
         ImageFolder(root=".", valid_fraction=value)
+
+
+def test_workers_outlive_the_signals_that_stop_a_training(tmp_path):
+    """torchrun's SIGTERM and a terminal's Ctrl-C reach them too, and the training still has a state to save."""
+    data = open_split(classes(tmp_path), cache="none")
+    batches = iter(loader(data, [[i % len(data)] for i in range(40)], 1, torch.device("cpu")))
+    next(batches)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        os.kill(batches._workers[0].pid, number)
+    assert sum(len(labels) for _, labels in batches) == 39

@@ -128,3 +128,24 @@ def test_weights_that_cannot_be_had_are_an_error_that_names_the_mend(monkeypatch
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(ValueError, match=r"vit_tiny_patch16_224.*unreachable.*HF_HUB_CACHE.*checkpoint"):
         tiny_vit().build(size=16, channels=3, pretrained=True)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda s: {f"backbone.{k}": v for k, v in s.items()}, r"lacks \d+ tensors .*begin with backbone"),
+        (lambda s: {k: v for k, v in s.items() if "blocks.0.mlp" not in k}, r"lacks 4 tensors .*blocks\.0\.mlp"),
+        (lambda s: s | {"norm.weight": torch.ones(7)}, "not the weights of this VisionTransformer"),
+    ],
+)
+def test_weights_that_leave_a_part_random_are_an_error(tmp_path, edit, message):
+    source = timm.create_model("vit_tiny_patch16_224", num_classes=0, depth=1)
+    save_file(edit(source.state_dict()), tmp_path / "weights.safetensors")
+    with pytest.raises(ValueError, match=message):
+        tiny_vit(checkpoint=tmp_path / "weights.safetensors").build(size=16, channels=3, pretrained=True)
+
+
+def test_a_damaged_checkpoint_is_an_error_in_one_line(tmp_path):
+    (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04 and no more")
+    with pytest.raises(ValueError, match=r"cut\.pth: damaged"):
+        tiny_vit(checkpoint=tmp_path / "cut.pth").build(size=16, channels=3, pretrained=True)

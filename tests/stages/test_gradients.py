@@ -14,7 +14,7 @@ from dmvae.training.random import Random
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory):
     path = tiny.write(tmp_path_factory.mktemp("gradients"))
-    return {job.stage.NAME: job for job in tiny.run(path, "matched", until="matching")}
+    return {job.stage.NAME: job for job in tiny.run(path, "matched", until="decoder")}
 
 
 def trainer_of(job):
@@ -23,6 +23,13 @@ def trainer_of(job):
     dataset = trainer.networks.extra["dataset"]
     images, labels = dataset.__getitems__(range(8))
     return trainer, images.float() / 127.5 - 1, labels
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "matching", "decoder"])
+def test_the_discriminator_is_in_training_wherever_it_trains(jobs, stage):
+    """A batch norm that is not would go on with the statistics of an earlier stage's images."""
+    trainer, _, _ = trainer_of(jobs[stage])
+    assert all(module.training for module in trainer.networks.discriminator.modules())
 
 
 def moved(trainer, update):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from torch import Tensor
 
@@ -15,8 +15,8 @@ Split = Literal["train", "test"]
 class Dataset(Protocol):
     """What `DatasetConfig.build` returns: a map-style data set.
 
-    A data set that can read many items at once faster than one by one also defines
-    `__getitems__(indices) -> (uint8 [n, C, H, W], int64 [n])`; the loader uses it when it is there.
+    A data set in memory, which reads many items at once faster than one by one, also defines
+    `__getitems__(indices) -> (uint8 [n, C, H, W], int64 [n])`; the loader then uses that, and no worker processes.
     """
 
     classes: tuple[str, ...]
@@ -33,6 +33,9 @@ class Dataset(Protocol):
 @dataclass(frozen=True, kw_only=True)
 class DatasetConfig(Registered):
     """Fields that every data set has."""
+
+    PLACES: ClassVar[tuple[str, ...]] = ("root", "cache")
+    """Fields that say where the data are and how they are held, not what they are: a change of these redoes nothing."""
 
     size: int = 32
     """Height and width of the images after resize and centre crop, pixels."""

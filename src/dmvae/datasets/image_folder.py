@@ -124,10 +124,6 @@ class FolderDataset:
                     continue  # warned of when it is read in its own right
         raise ValueError(f"class {self.classes[label]!r} has no readable image; delete its folder or mend the files")
 
-    def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
-        items = [self[int(i)] for i in indices]
-        return torch.stack([image for image, _ in items]), torch.tensor([label for _, label in items])
-
     def _read(self, index: int) -> Tensor:
         return read_image(Path(os.fsdecode(self.paths[index])), self.config.size, self.config.channels)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -24,7 +25,9 @@ def start() -> torch.device:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # Tensors on the CPU go through gloo. A rank may wait for hours while another scans files or evaluates.
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(days=1))
     return device
 
 
@@ -60,12 +63,15 @@ def share(value):
     return box[0]
 
 
-def anywhere(flag: bool, device: torch.device) -> bool:
-    """Whether it is true on any rank."""
-    if world_size() > 1:
-        dist.all_reduce(found := torch.tensor(float(flag), device=device), dist.ReduceOp.MAX)
-        return bool(found)
-    return flag
+def anywhere(flag: bool, step: int, every: int = 10) -> bool:
+    """Whether it is true on any rank. Ranks hear of a signal in different steps and must stop in the same one: they ask
+    each other every few steps, through the CPU, for which no device has to wait. False in the steps between."""
+    if world_size() == 1:
+        return flag
+    if step % every:
+        return False
+    dist.all_reduce(found := torch.tensor(float(flag)), dist.ReduceOp.MAX)
+    return bool(found)
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:

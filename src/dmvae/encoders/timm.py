@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import load_file
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from dmvae.encoders import EncoderConfig
+from dmvae.files import content_hash
+from dmvae.interop.weights import pick, read_tensors
 from dmvae.registry import nearest, register
 
 
@@ -35,6 +37,9 @@ class TimmEncoder(EncoderConfig):
     """Local weights to start from instead: a .safetensors file, or one that torch.save wrote."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Further arguments of timm.create_model."""
+
+    def fingerprint(self) -> str:
+        return "" if self.checkpoint is None else content_hash([self.checkpoint])
 
     @property
     def starts_random(self) -> bool:
@@ -64,10 +69,9 @@ class TimmEncoder(EncoderConfig):
     def load(self, kwargs: dict[str, Any]) -> nn.Module:
         """The model with weights; timm adapts them to the patch and image size."""
         if self.checkpoint is not None:
-            if not self.checkpoint.is_file():
-                raise ValueError(f"checkpoint: no such file: {self.checkpoint}")
-            kwargs = kwargs | {"pretrained_cfg_overlay": {"state_dict": read_weights(self.checkpoint), "source": ""}}
-            return timm.create_model(self.model, pretrained=True, **kwargs)
+            model = timm.create_model(self.model, pretrained=False, **kwargs)
+            load_weights(model, self.checkpoint)
+            return model
         try:
             return timm.create_model(self.model, pretrained=True, **kwargs)
         except TypeError:  # an argument the model does not take
@@ -130,15 +134,23 @@ def model_stride(model: Any) -> int:
     return model.feature_info[-1]["reduction"]
 
 
-def read_weights(path: Path) -> Mapping[str, Tensor]:
-    """A file's tensors; pickled ones are read without running code."""
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    for key in ("model", "state_dict"):
-        if isinstance(saved.get(key), Mapping):
-            return saved[key]
-    return saved
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Fill a timm model with a file's tensors, fitted to its patch and image size as timm fits the published ones.
+
+    Raises ValueError for a file that cannot be read, or that lacks a tensor: timm itself would leave it random.
+    """
+    state = pick(read_tensors(path), ("model", "state_dict"), path)
+    fit = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    try:
+        # A head that the model does not have may be there.
+        missing = model.load_state_dict(fit(state, model) if fit else state, strict=False).missing_keys
+    except (RuntimeError, KeyError) as error:
+        raise ValueError(f"{path}: not the weights of this {type(model).__name__}: {error}") from error
+    if missing:
+        raise ValueError(
+            f"{path}: lacks {len(missing)} tensors of this {type(model).__name__}, {', '.join(missing[:4])} first; its "
+            f"own begin with {', '.join(list(state)[:4])}"
+        )
 
 
 def nearest_model(name: str) -> str:

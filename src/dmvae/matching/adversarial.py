@@ -62,7 +62,7 @@ class Adversary:
 
     def student_update(self, student: Any, z: Tensor, labels: Tensor, reference: Reference, rng: Random) -> Update:
         """mean log(1 + exp(-D(reference))) + mean log(1 + exp(D(z))) + penalty."""
-        real, real_labels = (x.to(z.device) for x in reference.sample(len(z), rng))
+        real, real_labels = (x.to(z.device) for x in reference.sample(len(z), rng.on_cpu()))
         real.requires_grad_(self.config.penalty > 0)
         at_real, at_z = student(real, real_labels), student(z, labels)
         loss = F.softplus(-at_real).mean() + F.softplus(at_z).mean()

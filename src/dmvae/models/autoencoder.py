@@ -121,6 +121,10 @@ class Autoencoder(Tokenizer):  # type: ignore[misc]
     def disable_tiling(self) -> None:
         self.use_tiling = False
 
+    def compiled_parts(self) -> list[nn.Module]:
+        """What `run.compile` compiles: the parts, for training calls them and not `forward`."""
+        return [self.encoder, self.bottleneck, self.decoder]
+
     def _encode(self, x: Tensor) -> Tensor:
         return self.bottleneck(self.encoder(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 

@@ -59,7 +59,3 @@ class ReferenceConfig(Registered):
             ValueError: when it cannot have that shape, or its data is missing.
         """
         raise NotImplementedError
-
-    def fingerprint(self) -> str:
-        """Changes when the files that the fields name change; empty without such files."""
-        return ""

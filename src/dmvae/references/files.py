@@ -2,23 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from dmvae.files import sha256_of
 from dmvae.registry import nearest
-
-
-def content_hash(files: Iterable[Path]) -> str:
-    """16 hex digits of the names and contents of files; one that is not there counts by its name."""
-    sha = hashlib.sha256()
-    for file in files:
-        sha.update(file.name.encode())
-        if file.is_file():
-            sha.update(bytes.fromhex(sha256_of(file)))
-    return sha.hexdigest()[:16]
 
 
 def parquet_files(path: Path) -> list[Path]:

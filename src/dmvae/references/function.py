@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dmvae.references.files import content_hash
+from dmvae.files import content_hash
 from dmvae.references.synthetic import SyntheticConfig
 from dmvae.registry import nearest, register
 from dmvae.training.random import Random, seed_of

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dmvae import distributed
+from dmvae.files import content_hash
 from dmvae.references import ReferenceConfig
 from dmvae.references.data import Samples
-from dmvae.references.files import content_hash
 from dmvae.references.gaussian_mixture import GaussianMixture, joint_weights
 from dmvae.references.mixture_fit import fit_mixture
 from dmvae.references.synthetic import SyntheticConfig

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from dmvae.files import content_hash
 from dmvae.references.data import DataConfig
-from dmvae.references.files import content_hash, parquet_files, read_column
+from dmvae.references.files import parquet_files, read_column
 from dmvae.registry import register
 
 if TYPE_CHECKING:

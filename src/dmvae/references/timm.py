@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from dmvae.files import content_hash
 from dmvae.references.data import DataConfig
-from dmvae.references.files import content_hash
 from dmvae.references.reduction import AtResolution
 from dmvae.registry import register
 

@@ -38,6 +38,7 @@ from dmvae.training.random import Random
 NAME = "evaluate"
 READS = ("reference", "latents", "generator", "sample")
 USES: tuple[str, ...] = ()
+SPLITS = ("train", "test")
 
 PICTURES, MAP_POINTS = 24, 2000
 

@@ -51,7 +51,7 @@ def run(config: LatentsConfig, inputs: Inputs) -> dict[str, Any]:
     return {"images": len(latents)}
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: what moves to a device under it cannot be written to afterwards
 def encode_dataset(tokenizer: Tokenizer, dataset: Dataset, folder: Path, inputs: Inputs, *, title: str) -> None:
     """Write the data set's raw latents and labels to `folder` as safetensors shards, and their per-channel mean
     and standard deviation. Finished shards are kept, so an interrupted pass goes on where it stopped."""

@@ -59,8 +59,20 @@ class MatchingTraining(FlowTraining):
     ema: float = 0.99
     """Decay of the averaged tokenizer that is saved, per tokenizer update."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("student_steps", "health_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
 
 def build(config: MatchingTraining, inputs: Inputs) -> Networks:
+    assert inputs.recipe.autoencoder is not None
+    if not config.train_encoder and inputs.recipe.autoencoder.latent_channels is None:
+        raise ValueError(
+            "matching.train_encoder: a frozen encoder without a bottleneck has nothing that could be matched; "
+            "set train_encoder: true or give autoencoder.latent_channels"
+        )
     autoencoder = inputs.autoencoder()
     autoencoder.encoder.requires_grad_(config.train_encoder)
     normalisation = load_file(inputs.reads["reference"] / "normalisation.safetensors")

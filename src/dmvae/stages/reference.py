@@ -58,7 +58,7 @@ def build(config: ReferenceTraining, inputs: Inputs) -> Networks:
 
 
 def updates(networks: Networks, batch: Batch, rng: Random) -> Iterator[Update]:
-    z, labels = networks.reference.sample(len(batch.labels), rng)
+    z, labels = networks.reference.sample(len(batch.labels), rng.on_cpu())
     device = batch.labels.device
     yield flow_update("teacher", networks.teacher, z.to(device), labels.to(device), networks.config, rng)
 

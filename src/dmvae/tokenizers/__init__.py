@@ -26,7 +26,3 @@ class TokenizerSource(Registered):
         Raises ValueError where the network does not take such images.
         """
         raise NotImplementedError
-
-    def fingerprint(self) -> str:
-        """A hash of the source's files: where they hold something else, latents are encoded anew."""
-        return ""

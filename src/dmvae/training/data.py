@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -57,9 +58,17 @@ def loader(dataset: Any, batches: Any, workers: int, device: torch.device) -> Da
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=collate,
+        worker_init_fn=_outlive_signals,
         pin_memory=device.type == "cuda",
         prefetch_factor=4 if workers else None,
     )
+
+
+def _outlive_signals(worker: int) -> None:
+    """Ctrl-C, and torchrun's SIGTERM, reach every process; the training still wants to save its state, for which its
+    workers must be there. They end with it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def passes(dataset: Any, batch_size: int, workers: int, device: torch.device, start: int = 0) -> DataLoader:

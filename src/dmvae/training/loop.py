@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -29,6 +28,10 @@ from dmvae.training.random import Random, seed_of
 
 if TYPE_CHECKING:
     from dmvae.inputs import Inputs
+
+
+CHECKPOINTS = "checkpoints"
+"""Where in a stage's folder its state is kept until the stage is finished."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -127,7 +130,7 @@ def train(stage: Any, config: TrainingConfig, inputs: Inputs) -> dict[str, Any]:
     """
     run, device = inputs.recipe.run, inputs.device
     trainer = Trainer(stage, config, inputs)
-    folder = inputs.out / "checkpoints"
+    folder = inputs.out / CHECKPOINTS
     if trainer.resume(folder):
         inputs.say(f"resumes at step {trainer.step} of {config.steps}")
     steps = config.steps if trainer.networks.trains else 0
@@ -149,23 +152,18 @@ def train(stage: Any, config: TrainingConfig, inputs: Inputs) -> dict[str, Any]:
             trainer.seconds = time.monotonic() - begun
             last = trainer.step == steps
             logs = trainer.step % run.log_every == 0 or last
-            # Ranks hear of a signal in different steps and must stop in the same one: they ask each other when they
-            # log, which waits for the device anyway.
-            stops = (logs or distributed.world_size() == 1) and distributed.anywhere(bool(signalled), device)
+            stops = distributed.anywhere(bool(signalled), trainer.step)
             saves = trainer.step % run.save_every == 0 or stops
             row = None
             if logs or saves:
                 row = figures.write(trainer.step, seconds=round(trainer.seconds, 3))
-            if saves and not last:
+            if stops or (saves and not last):
                 checkpoint.save(folder, trainer.step, trainer.state_dict())
             if stops:
                 raise Interrupted
             bar.step(per_step=config.batch_size, note=_losses(row))
     figures.close()
     trainer.save_networks(inputs.out)
-    if distributed.is_main():
-        shutil.rmtree(folder, ignore_errors=True)
-    distributed.barrier()
     return {"steps": steps, "images_seen": trainer.images_seen, "seconds": round(trainer.seconds, 2)}
 
 
@@ -186,8 +184,9 @@ def _batches(trainer: Trainer, steps: int) -> Iterator[tuple[torch.Tensor, torch
         raise ValueError(f"{trainer.stage.NAME}.batch_size: {config.batch_size} does not divide over {world} ranks")
     dataset = trainer.networks.extra.get("dataset")
     if dataset is None:
+        local, device = config.batch_size // world, inputs.device
         while True:
-            yield torch.empty(config.batch_size // world), torch.empty(config.batch_size // world, dtype=torch.int64)
+            yield torch.empty(local, device=device), torch.empty(local, dtype=torch.int64, device=device)
     if len(dataset) < config.batch_size:
         raise ValueError(
             f"{trainer.stage.NAME}.batch_size: {config.batch_size} is larger than the data set "
@@ -206,6 +205,8 @@ def _batches(trainer: Trainer, steps: int) -> Iterator[tuple[torch.Tensor, torch
 
 def _compile(module: nn.Module) -> None:
     """Compile in place the parts that a module names in `compiled_parts`, else the whole."""
+    # The adaptive weight differentiates the decoder's graph twice, so its buffers must outlive the first time.
+    torch._functorch.config.donated_buffer = False
     for part in getattr(module, "compiled_parts", lambda: [module])():
         part.compile()
 

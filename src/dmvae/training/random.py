@@ -28,9 +28,14 @@ class Random(torch.Generator):
         return super().__new__(cls, device=device)  # type: ignore[call-arg]
 
     def __init__(self, *key: object, device: torch.device | str = "cpu") -> None:
+        self.key = key
         self.manual_seed(seed_of(*key, "rank", distributed.rank()))
         self.shared = torch.Generator(device).manual_seed(seed_of(*key))
         self.progress = 0.0
+
+    def on_cpu(self) -> Random:
+        """This step's randomness for what is drawn on the CPU, whatever device the networks are on."""
+        return self if self.device.type == "cpu" else Random(*self.key)
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normal [n, ...], float32."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dmvae.evaluation.features import LOGITS, SPATIAL, Extractor, FeaturesConfig
-from dmvae.files import sha256_of
+from dmvae.files import content_hash, sha256_of
 from dmvae.registry import register
 
 PUBLISHED = "6726825d"
@@ -32,6 +32,9 @@ class Inception(FeaturesConfig):
     @property
     def name(self) -> str:
         return "inception"
+
+    def fingerprint(self) -> str:
+        return "" if self.weights is None else content_hash([Path(self.weights)])
 
     def build(self) -> Extractor:
         path = self._file()

@@ -10,7 +10,9 @@ import timm
 import torch
 from timm.data import resolve_model_data_config
 
+from dmvae.encoders.timm import load_weights
 from dmvae.evaluation.features import Extractor, FeaturesConfig, weights_hash
+from dmvae.files import content_hash
 from dmvae.registry import nearest, register
 
 
@@ -34,21 +36,25 @@ class TimmFeatures(FeaturesConfig):
             return f"{self.model}-random@{self.resolution}"
         return f"{self.model}{f'({Path(self.weights).stem})' if self.weights else ''}@{self.resolution}"
 
+    def fingerprint(self) -> str:
+        return "" if self.weights is None else content_hash([Path(self.weights)])
+
     def build(self) -> Extractor:
         if not timm.is_model(self.model):
             raise ValueError(f"timm has no model {self.model!r}{nearest(self.model, timm.list_models())[:200]}")
         if self.weights is not None and not Path(self.weights).is_file():
             raise ValueError(f"features {self.model}: no weights at {self.weights}")
-        # Given to create_model the file goes through timm's own conversions, as those of the hub do.
-        file: dict[str, Any] = {"pretrained_cfg_overlay": {"file": self.weights}} if self.weights else {}
+        published = self.pretrained and self.weights is None
         try:
-            network: Any = timm.create_model(self.model, pretrained=self.pretrained, num_classes=0, **file)
+            network: Any = timm.create_model(self.model, pretrained=published, num_classes=0)
         except Exception as error:  # no network: each version of the hub client has a class of its own
             raise ValueError(
                 f"the weights of timm model {self.model!r} could not be loaded ({type(error).__name__}: {error}). "
                 "Run once where the network is reachable and carry the cache over (HF_HUB_CACHE), or name a file: "
                 f"`--features {self.model}=FILE`, `weights: FILE` in a recipe"
             ) from error
+        if self.pretrained and self.weights is not None:
+            load_weights(network, Path(self.weights))
         weights = weights_hash(network)  # before position embeddings are resampled, which rounds
         if hasattr(network, "set_input_size"):
             network.set_input_size(img_size=(self.resolution, self.resolution))
