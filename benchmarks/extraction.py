@@ -2,7 +2,7 @@
 which reads, resizes and normalises images and collects their features, from memory and from PNG files. Then the time
 of a Frechet distance at 2048 dimensions, ours beside scipy's general matrix square root:
 
-    python -m benchmarks.extraction [--seconds 10]
+    python -m benchmarks.extraction [--seconds 6]
 
 Weights are drawn at random where they need a download: speed does not depend on them. Network and evaluator take turns,
 so that what else the machine does meets both alike.
@@ -34,27 +34,27 @@ from dmvae.evaluation.features.timm import TimmFeatures
 from dmvae.evaluation.frechet import Statistics, frechet_distance
 from dmvae.evaluation.images import FolderImages, Images, TensorImages
 
-ROUNDS = 5
+ROUNDS = 3
 RESOLUTION = {"inception": 299}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=10, help="how long each extractor's network is timed")
+    parser.add_argument("--seconds", type=float, default=6, help="how long a timing of the network takes")
     parser.add_argument("--size", type=int, default=64, help="height and width of the images, pixels")
     known = parser.parse_args()
-    print("| features | network, images/s | from memory | from PNG files |\n| --- | --- | --- | --- |")
+    print("| features | network, images/s | from memory | from PNG files, 2 workers |\n| --- | --- | --- | --- |")
     for name, build in EXTRACTORS.items():
         extractor = build()
         side = RESOLUTION.get(name) or extractor.resolution or known.size
         x = torch.randn(CHUNK, 3, side, side).to(memory_format=torch.channels_last)
-        chunks = max(1, round(known.seconds / ROUNDS / seconds(lambda e=extractor, x=x: e.network(x))))
+        chunks = max(1, round(known.seconds / seconds(lambda e=extractor, x=x: e.network(x))))
         images = torch.stack([Shapes(size=known.size, count=CHUNK).build("train")[i][0] for i in range(CHUNK)])
         images = images.repeat(chunks, 1, 1, 1)
         with tempfile.TemporaryDirectory() as folder:
             for i, image in enumerate(images):
                 Image.fromarray(image.permute(1, 2, 0).numpy()).save(Path(folder, f"{i:06}.png"))
-            compare(name, extractor, x, chunks, [TensorImages(images), FolderImages(folder)])
+            compare(name, extractor, x, chunks, [TensorImages(images), FolderImages(folder, workers=2)])
     frechet()
 
 
