@@ -17,7 +17,7 @@ def whole(path: Path) -> Iterator[Path]:
     """A name to write a file or a folder under, which takes the place of `path` once the block has ended: readers, and
     whoever comes after a kill or a full disk, find all of it or what was there before."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # nobody else's, where two write the same
     _remove(part)
     try:
         yield part

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
+from dmvae.evaluation.measure import distances
 from dmvae.files import whole
 from dmvae.recipe import method_of
 from dmvae.training.logging import console
@@ -122,9 +123,7 @@ def print_summary(summary: dict[str, Any]) -> None:
             for key, (_, form) in columns.items()
         ]
     titles, cells = [title for title, _ in columns.values()], list(rows.values())
-    table = Table(
-        title=f"{summary['name']}: Frechet distances on {summary['features']} features (not FID)", box=box.SIMPLE_HEAD
-    )
+    table = Table(title=f"{summary['name']}: {distances(summary['features'])}", box=box.SIMPLE_HEAD)
     down = len(rows) >= len(columns)
     table.add_column("method" if down else "")
     for name in titles if down else rows:

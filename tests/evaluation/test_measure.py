@@ -9,6 +9,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
 import tiny
@@ -18,10 +19,14 @@ from dmvae.evaluation.bootstrap import interval
 from dmvae.evaluation.command import measure, read_scores
 from dmvae.evaluation.feature_set import FeatureSet, features_of, reference_features
 from dmvae.evaluation.features import as_uint8, parse_features
+from dmvae.evaluation.generated import Generated
 from dmvae.evaluation.images import FolderImages, TensorImages
 from dmvae.evaluation.manifolds import memorisation
 from dmvae.evaluation.measure import measure_pairs, measure_sets
 from dmvae.interop.folder import write_pipelines
+from dmvae.interop.pipeline import DMVAEPipeline
+from dmvae.models import Autoencoder, LightningDiT
+from dmvae.stages.sample import SampleConfig
 
 FEATURES = "effnet-lite0@32"
 pytestmark = pytest.mark.filterwarnings("ignore:a Frechet distance of")
@@ -96,6 +101,49 @@ def test_the_order_of_images_changes_nothing(extractor, data):
     order = torch.randperm(60, generator=torch.Generator().manual_seed(0))
     shuffled = [(x[order], y[order]) for x, y in data]
     near(measure_sets(*sets(extractor, shuffled)).metrics, measure_sets(*sets(extractor, data)).metrics)
+
+
+def test_the_order_of_images_changes_nothing_where_subsets_are_drawn():
+    """Kernel distances of more images than a subset holds, and the Inception Score, which cuts them into parts."""
+    generator = torch.Generator().manual_seed(0)
+
+    def features(order=slice(None)):
+        rows = {"pool": torch.randn(1200, 8, generator=generator), "logits": torch.randn(1200, 5, generator=generator)}
+        manifest = {"features": {"name": "inception"}, "images": {}}
+        return FeatureSet(manifest, {name: x[order] for name, x in rows.items()})
+
+    real, order = features(), torch.randperm(1200, generator=generator)
+    state = generator.get_state()
+    fake = features()
+    generator.set_state(state)
+    shuffled = features(order)
+    near(*(measure_sets(real, x, parts=("kernel", "score")).metrics for x in (shuffled, fake)))
+
+
+def test_images_prepared_otherwise_are_refused(folders, tmp_path):
+    kept = str(tmp_path / "kept.safetensors")
+    measure("folder", [folders[0], folders[1]], features=[FEATURES], size=8, save_reference=kept)
+    with pytest.raises(ValueError, match=r"images\.size: 8, 16"):
+        measure("folder", [folders[1], kept], features=[FEATURES])
+    with pytest.warns(UserWarning, match=r"images\.size: 8, 16"):
+        measure("folder", [folders[1], kept], features=[FEATURES], force=True)
+
+
+def test_batches_of_generated_images_change_nothing(tmp_path):
+    torch.manual_seed(0)
+    transformer = LightningDiT(in_channels=4, input_size=3, num_classes=3, width=16, depth=1, heads=2)
+    torch.nn.init.normal_(transformer.final_layer.linear.weight, std=0.1)
+    encoder = {"type": "conv", "width": 8, "stride": 4, "out_channels": 8}
+    shape = {"latent_channels": 4, "decoder_width": 8, "decoder_multipliers": (1, 2), "image_size": 12}
+    vae = Autoencoder(encoder=encoder, bottleneck_width=8, decoder_attention=False, **shape)
+    pipeline = DMVAEPipeline(transformer, vae, FlowMatchEulerDiscreteScheduler(), {str(i): str(i) for i in range(3)})
+    images = Generated(pipeline, SampleConfig(count=70, steps=2), seed=0, device=torch.device("cpu"))
+    whole = torch.cat(list(images.batches(range(70), 70)))
+    assert whole.shape == (70, 3, 12, 12)
+    for size in (1, 7):
+        assert torch.equal(torch.cat(list(images.batches(range(70), size))), whole)
+    parts = [torch.cat(list(images.batches(part, 16))) for part in (range(30), range(30, 70))]
+    assert torch.equal(torch.cat(parts), whole), "two ranks draw what one draws"
 
 
 def test_float32_features_lose_nothing_to_float64_ones(extractor, data):
@@ -220,6 +268,10 @@ def test_bad_input_is_told_with_its_mend(folders, tmp_path, capsys):
         (["--features", f"inception={tmp_path}/absent.pth"], "download https://"),
         (["--features", f"dinov2={tmp_path}/absent.pth"], f"no weights at {tmp_path}/absent.pth"),
         (["--count", "3"], "measure folder takes no --count"),
+        (["--batch-size", "0"], "--batch-size must be at least 1, got 0"),
+        (["--limit", "-3"], "--limit must be at least 1, got -3"),
+        (["--features", "effnet-lite0@0"], "number of pixels"),
+        (["--save-reference", "here"], "name it so"),
     ):
         code, said = complain(capsys, "folder", *folders, *arguments)
         assert (code, message in said) == (2, True), said
@@ -259,6 +311,14 @@ def test_pipelines_and_tokenizers(tmp_path, folders, capsys):
         capsys.readouterr()
         cli.main(["measure", "--check", str(file)])
         assert "agrees" in capsys.readouterr().out
+    stage = read_scores(tmp_path / "run/kl/evaluate/metrics.json")
+    stage["knn"] += 0.1
+    stage["latents"]["effective_rank"] *= 2
+    (tmp_path / "run/kl/evaluate/metrics.json").write_text(json.dumps(stage))
+    code, said = complain(capsys, "--check", tmp_path / "run/kl/evaluate/metrics.json")
+    assert code == 1
+    assert "knn was" in said
+    assert "latents.effective_rank was" in said
     scores = read_scores(tmp_path / "s.json")
     scores["metrics"][f"gfd_{FEATURES}"] *= 1.01
     (tmp_path / "s.json").write_text(json.dumps(scores))

@@ -21,20 +21,33 @@ TOLERANCE = 1e-4
 def check(path: Path) -> tuple[dict[str, tuple[float, float | None]], list[str]]:
     """Measure again what a file of scores says was measured.
 
-    Returns ({name: (value in the file, value now)} of every metric that does not agree to TOLERANCE, the fields of the
-    manifest that changed). Raises ValueError for a file that does not say how it was made.
+    Returns ({name: (value in the file, value now)} of every figure that does not agree to TOLERANCE, by its dotted name
+    and intervals included; the fields of the manifest that changed). Raises ValueError for a file that does not say how
+    it was made.
     """
     there = read_scores(path)
     call = there["manifest"].get("call")
     if not call:
         raise ValueError(f"{path} does not say how it was made (manifest.call): it cannot be measured again")
-    now = _evaluate(**call) if call["kind"] == "evaluate" else measure(call["kind"], call["paths"], **call["options"])
+    if call["kind"] == "evaluate":
+        now = _evaluate(**call)
+    else:
+        now = measure(call["kind"], call["paths"], fresh=True, **call["options"])
+    values = _figures(now)
     apart = {
-        name: (value, now["metrics"].get(name))
-        for name, value in there["metrics"].items()
-        if not agree(value, now["metrics"].get(name))
+        name: (value, values.get(name)) for name, value in _figures(there).items() if not agree(value, values.get(name))
     }
     return apart, differences(there["manifest"], now["manifest"])
+
+
+def _figures(scores: Any, where: str = "") -> dict[str, float]:
+    """Every number in a file of scores but those of its manifest, by dotted name."""
+    if isinstance(scores, list | tuple):
+        scores = dict(enumerate(scores))
+    if isinstance(scores, dict):
+        kept = ((f"{where}{key}", value) for key, value in scores.items() if key != "manifest")
+        return {name: x for key, value in kept for name, x in _figures(value, f"{key}.").items()}
+    return {where.rstrip("."): float(scores)} if isinstance(scores, int | float) else {}
 
 
 def agree(a: float, b: float | None) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -43,7 +44,16 @@ class Setting:
         train: str | None = None,
         save_reference: str | None = None,
         force: bool = False,
+        fresh: bool = False,
     ) -> None:
+        for name, value in (("batch-size", batch_size), ("size", size), ("limit", limit)):
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} must be at least 1, got {value}")
+        if save_reference and not save_reference.endswith(".safetensors"):
+            raise ValueError(f"--save-reference {save_reference}: what is kept is a .safetensors file, name it so")
+        # What was computed before is found again, unless it is to be checked.
+        self.scratch = tempfile.TemporaryDirectory() if fresh else None
+        self.folder = Path(self.scratch.name) if self.scratch else None
         self.batch_size, self.size, self.limit, self.workers = batch_size, size, limit, workers
         self.parts, self.train, self.save_reference, self.force = parts, train, save_reference, force
         self.device = distributed.start()
@@ -65,16 +75,21 @@ class Setting:
                     f"{path} holds the statistics of one extractor: name it, and no other, under --features"
                 )
             return [read_statistics(Path(path))]
-        found = reference_features(self.extractors, self.images(path), self.batch_size, "reference")
-        if self.save_reference and distributed.is_main():
+        return self.features(self.images(path), "reference", save=True)
+
+    def features(self, images: Images, title: str, save: bool = False) -> list[FeatureSet]:
+        """Features of images that are likely to be met again: they are kept."""
+        found = reference_features(self.extractors, images, self.batch_size, title, folder=self.folder)
+        if save and self.save_reference and distributed.is_main():
             found[0].save(Path(self.save_reference))
         return found
 
     def compare(self, reference: str, fakes: list[FeatureSet], prefix: str) -> tuple[Scores, dict[str, Any]]:
         """(scores in every extractor's features, manifest)."""
         reals = self.reference(reference)
-        trains = reference_features(self.extractors, self.images(self.train), self.batch_size, "training images") if (
-            self.train) else [None] * len(reals)  # fmt: skip
+        trains: list[Any] = [None] * len(reals)
+        if self.train:
+            trains = self.features(self.images(self.train), "training images")
         scores = Scores()
         for real, fake, train in zip(reals, fakes, trains, strict=True):
             scores.add(measure_sets(real, fake, prefix=prefix, parts=self.parts, train=train, force=self.force))
@@ -126,6 +141,7 @@ def measure_samples(
     images.facts |= {
         "path": pipeline,
         "weights": digest(weights_hash(model.transformer), weights_hash(model.vae)),
+        "scheduler": {k: v for k, v in model.scheduler.config.items() if not k.startswith("_")},
         "dtype": "bfloat16" if uses_bf16(setting.device, precision) else "float32",
     }
     fakes = features_of(setting.extractors, images, setting.batch_size, "samples")
@@ -139,6 +155,9 @@ def measure_tokenizer(
     from dmvae.tokenizers.adapted import load_tokenizer
 
     setting = Setting(**options)
+    for name, value in (("train", setting.train), ("force", setting.force)):
+        if value:
+            raise ValueError(f"measure tokenizer takes no --{name}: it sets reconstructions beside their own images")
     device = setting.device
     model = load_tokenizer(tokenizer)
     size, channels = setting.size or model.config.image_size, model.config.in_channels
@@ -153,7 +172,7 @@ def measure_tokenizer(
         precision=precision,
         lpips=perceptual_distance(device) if lpips else None,
     )
-    reals = reference_features(setting.extractors, folder, setting.batch_size, "images")
+    reals = setting.features(folder, "images", save=True)
     scores = reconstruction_scores(rows, reals, setting.extractors, folder, setting.parts)
     facts = folder.facts | {"count": len(folder)}
     measured = {
@@ -178,8 +197,10 @@ def measure(kind: str, paths: Sequence[str], **options: Any) -> dict[str, Any]:
     if alien := [name for name in options if name not in takes]:
         raise ValueError(f"measure {kind} takes no --{alien[0].replace('_', '-')}")
     result = KINDS[kind](*paths, **options)
-    kept = {name: value for name, value in options.items() if name != "save_reference"}
-    result["manifest"]["call"] = {"kind": kind, "paths": [*paths], "options": kept}
+    kept = {name: value for name, value in options.items() if name not in ("save_reference", "fresh")}
+    # Folders and files by their full path, so that the call can be repeated from anywhere; the rest are names on a hub.
+    places = [str(Path(path).resolve()) if Path(path).exists() else path for path in paths]
+    result["manifest"]["call"] = {"kind": kind, "paths": places, "options": kept}
     return result
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -64,7 +64,11 @@ class FeatureSet:
     @classmethod
     def load(cls, path: Path) -> FeatureSet:
         """Read what `save` wrote. Raises ValueError for another file."""
-        with safe_open(path, "pt") as file:
+        try:
+            opened = safe_open(path, "pt")
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path}: damaged or no .safetensors file ({error})") from error
+        with opened as file:
             about = file.metadata() or {}
             if "manifest" not in about:
                 raise ValueError(

@@ -14,6 +14,9 @@ from dmvae.evaluation.metrics import to_uint8
 from dmvae.stages.sample import SampleConfig, balanced_labels, image_seed
 from dmvae.training.precision import Precision, autocast
 
+BLOCK = 64
+"""Images drawn at once."""
+
 
 class Generated:
     """`sample.count` images of a DMVAEPipeline, the same number of every class, image i from a seed of its own: so
@@ -38,11 +41,13 @@ class Generated:
 
     def batches(self, chosen: range, batch_size: int) -> Iterator[Tensor]:
         assert self.labels is not None
-        for start in range(chosen.start, chosen.stop, batch_size):
-            part = range(start, min(start + batch_size, chosen.stop))
+        # Whole blocks of one size, and a batch is what falls into it: networks round differently by batch shape, and an
+        # image shall depend neither on batches nor on ranks.
+        for start in range(chosen.start - chosen.start % BLOCK, chosen.stop, BLOCK):
+            part = [i % len(self) for i in range(start, start + BLOCK)]
             with autocast(self.device, self.precision):
                 images = self.pipeline(
-                    class_labels=self.labels[part.start : part.stop].tolist(),
+                    class_labels=self.labels[part].tolist(),
                     generator=[torch.Generator().manual_seed(image_seed(self.seed, i)) for i in part],
                     num_inference_steps=self.sample.steps,
                     guidance_scale=self.sample.guidance[0],
@@ -50,4 +55,5 @@ class Generated:
                     time_shift=self.sample.time_shift,
                     output_type="pt",
                 ).images
-            yield to_uint8(images.float() * 2 - 1).cpu()  # as the stage `sample` rounds
+            wanted = slice(max(0, chosen.start - start), chosen.stop - start)
+            yield from to_uint8(images.float() * 2 - 1).cpu()[wanted].split(batch_size)  # as the stage `sample` rounds

@@ -5,6 +5,7 @@ Batches are uint8 [n, C, h, w]. Nothing is held beyond a batch, but by `TensorIm
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +24,7 @@ from dmvae.datasets.image_scan import rank, scan
 from dmvae.datasets.memory import digest
 from dmvae.evaluation.features import as_uint8
 from dmvae.files import sha256_of
-from dmvae.training.data import passes
+from dmvae.training.data import passes, usable
 from dmvae.training.logging import Bar
 
 
@@ -126,12 +127,12 @@ class FolderImages:
                             " to crop and resize all to one size"
                         )
             return read_image(path, self.size, self.channels)
-        except BrokenImage as error:
+        except (BrokenImage, OSError) as error:
             return f"unreadable image: {error}. Mend or delete it"
 
     def batches(self, chosen: range, batch_size: int) -> Iterator[Tensor]:
         cuts = [range(i, min(i + batch_size, chosen.stop)) for i in range(chosen.start, chosen.stop, batch_size)]
-        for batch in DataLoader(self, batch_sampler=cuts, num_workers=self.workers, collate_fn=list):  # type: ignore[arg-type]
+        for batch in DataLoader(self, batch_sampler=cuts, num_workers=usable(self.workers), collate_fn=list):  # type: ignore[arg-type]
             for problem in batch:
                 if isinstance(problem, str):
                     raise ValueError(problem)
@@ -183,8 +184,15 @@ class SampleFiles:
 
 def npz_images(path: Path) -> TensorImages:
     """The uint8 images [n, h, w, 3] of a sample batch as ADM writes it, `arr_0`."""
-    with np.load(path, allow_pickle=False) as file:
-        images = torch.from_numpy(file["arr_0"])
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if "arr_0" not in file:
+                raise ValueError(f"it holds {', '.join(file.files) or 'nothing'}")
+            images = torch.from_numpy(file["arr_0"])
+    except (zipfile.BadZipFile, ValueError, OSError) as error:
+        raise ValueError(f"{path}: no .npz of samples, which holds uint8 images as arr_0: {error}") from error
+    if images.ndim != 4 or images.shape[3] not in (1, 3):
+        raise ValueError(f"{path}: samples have the shape [n, h, w, 1 or 3], not {[*images.shape]}")
     return TensorImages(images.permute(0, 3, 1, 2).contiguous(), path=str(path.resolve()))
 
 

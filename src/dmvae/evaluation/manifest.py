@@ -7,13 +7,17 @@ import platform
 import warnings
 from typing import Any
 
-PACKAGES = ("dmvae", "torch", "torchvision", "timm", "numpy", "pillow", "torch-fidelity", "lpips")
+PACKAGES = ("dmvae", "torch", "torchvision", "timm", "numpy", "pillow", "diffusers", "torch-fidelity", "lpips")
 """Those that compute the figures."""
 PLACES = ("path", "call", "time", "intervals")
 """Keys that say where and when, not what."""
 COMPARABLE = ("reference", "features", "protocol", "count", "versions")
 """Parts of a score's manifest that agree between scores that may be compared. What was measured, how it was
 sampled and from which weights, is what comparisons are made for."""
+
+
+PREPARED = ("size", "resize")
+"""Facts of images that agree between sets that may be compared."""
 
 
 def versions() -> dict[str, str]:
@@ -63,6 +67,8 @@ def require_same(a: dict[str, Any], b: dict[str, Any], what: str, *, force: bool
 def require_comparable(a: dict[str, Any], b: dict[str, Any], *, force: bool = False) -> None:
     """`require_same` of what two scores' manifests share when one may be set beside the other."""
     x, y = ({key: manifest[key] for key in COMPARABLE if key in manifest} for manifest in (a, b))
+    for kept, manifest in ((x, a), (y, b)):
+        kept["measured"] = {key: value for key, value in manifest.get("measured", {}).items() if key in PREPARED}
     require_same(x, y, "the scores", force=force)
 
 

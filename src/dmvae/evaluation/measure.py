@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,7 +28,7 @@ from dmvae.evaluation.feature_set import FeatureSet
 from dmvae.evaluation.features import LOGITS, POOL, SPATIAL, as_uint8
 from dmvae.evaluation.frechet import Statistics, frechet_distance, frechet_distance_of_few
 from dmvae.evaluation.kernel import SEED, SPLITS, SUBSET_SIZE, SUBSETS, inception_score, kernel_distance
-from dmvae.evaluation.manifest import require_same
+from dmvae.evaluation.manifest import PREPARED, require_same
 from dmvae.evaluation.manifolds import manifold_values, memorisation
 from dmvae.evaluation.metrics import psnr_values, ssim_values
 from dmvae.training.data import as_input
@@ -69,6 +70,11 @@ class Scores:
 def frechet_name(prefix: str, features: str, what: str = "") -> str:
     """fid is a name for the published Inception's features alone."""
     return f"{prefix}{'fid' if features == INCEPTION else 'fd'}{what}_{features}"
+
+
+def distances(features: str) -> str:
+    """What the distances of a table are, for its title."""
+    return "FID" if features == INCEPTION else f"Frechet distances on {features} features (not FID)"
 
 
 def pair_values(
@@ -116,8 +122,13 @@ def measure_sets(
     if unknown := set(parts) - set(PARTS):
         raise ValueError(f"no metrics are called {', '.join(sorted(unknown))}; known: {', '.join(PARTS)}")
     for other in (real, train) if train is not None else (real,):
-        keys = ("features", "versions")
-        a, b = ({k: s.manifest[k] for k in keys if k in s.manifest} for s in (other, fake))
+        both = [s.manifest.get("images", {}) for s in (other, fake)]
+        shaped = [key for key in PREPARED if all(key in images for images in both)]
+        a, b = (
+            {key: s.manifest[key] for key in ("features", "versions") if key in s.manifest}
+            | {f"images.{key}": images[key] for key in shaped}
+            for s, images in zip((other, fake), both, strict=True)
+        )
         require_same(a, b, "the features of the two sets", force=force)
     x = fake.manifest["features"]["name"]
     inception = x == INCEPTION
@@ -127,11 +138,11 @@ def measure_sets(
         if inception:
             scores.metrics |= _frechet(real, fake, f"{prefix}sfid_{x}", SPATIAL)
     if "score" in parts and inception and len(fake.rows[LOGITS]) >= SPLITS:
-        scores.metrics |= _with_spread(f"{prefix}is", x, inception_score(fake.rows[LOGITS]))
+        scores.metrics |= _with_spread(f"{prefix}is", x, inception_score(in_order(fake.rows[LOGITS])))
     if fake.pool is None or real.pool is None:
         return scores
     if "kernel" in parts:
-        scores.metrics |= _with_spread(f"{prefix}kid", x, kernel_distance(real.pool, fake.pool))
+        scores.metrics |= _with_spread(f"{prefix}kid", x, kernel_distance(in_order(real.pool), in_order(fake.pool)))
     if "manifold" in parts and min(len(real.pool), len(fake.pool)) > NEIGHBOURS:
         values = manifold_values(real.pool, fake.pool, NEIGHBOURS)
         scores.add_means({f"{name}_{x}": value for name, value in values.items()})
@@ -140,6 +151,12 @@ def measure_sets(
     if "memorisation" in parts and train is not None and train.pool is not None:
         scores.metrics[f"memorisation_{x}"] = memorisation(train.pool, real.pool, fake.pool)
     return scores
+
+
+def in_order(rows: Tensor) -> Tensor:
+    """Rows [n, d] sorted by their first components: what draws subsets of them by number then draws the same images in
+    whatever order they came."""
+    return rows[torch.from_numpy(np.lexsort(rows[:, :3].cpu().numpy().T[::-1])).to(rows.device)]
 
 
 def per_class(real: FeatureSet, fake: FeatureSet, name: str) -> Scores:
@@ -174,6 +191,9 @@ def _same_classes(real: FeatureSet, fake: FeatureSet) -> bool:
 
 def _frechet(real: FeatureSet, fake: FeatureSet, name: str, head: str) -> dict[str, float]:
     x, y = real.rows.get(head), fake.rows.get(head)
+    for rows, images in ((x, real.manifest.get("images", {})), (y, fake.manifest.get("images", {}))):
+        if rows is not None and len(rows) < 2:
+            raise ValueError(f"{images.get('path', 'a set')} holds {len(rows)} image; {name} needs 2 or more on a side")
     if x is not None and y is not None and min(len(x), len(y)) < x.shape[1]:
         return {name: frechet_distance_of_few(x, y)}
     a, b = real.moments(head), fake.moments(head)

@@ -23,7 +23,7 @@ from dmvae.datasets.memory import digest
 from dmvae.evaluation.metrics import to_uint8
 from dmvae.files import whole
 from dmvae.stages.latents import write_tensors
-from dmvae.training.data import as_input
+from dmvae.training.data import as_input, usable
 from dmvae.training.logging import Bar, console
 from dmvae.training.precision import Precision, autocast
 
@@ -181,7 +181,7 @@ def read_latents(path: Path) -> tuple[Tensor, list[tuple[int, str]]]:
 
 def _batches(files: Files, chosen: range, batch_size: int, workers: int) -> Iterator[list[tuple[Tensor | str, int]]]:
     batches = [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
-    return iter(DataLoader(files, batch_sampler=batches, num_workers=workers, collate_fn=list))  # type: ignore[arg-type]
+    return iter(DataLoader(files, batch_sampler=batches, num_workers=usable(workers), collate_fn=list))  # type: ignore[arg-type]
 
 
 def _claim(out: Path, plan: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import yaml
 
 from dmvae import config as configs
 from dmvae.datasets import open_dataset
+from dmvae.evaluation.measure import distances
 from dmvae.files import whole
 
 if TYPE_CHECKING:
@@ -66,8 +67,7 @@ def card(job: Job, stages: dict[str, Job], recipe: str) -> str:
         metrics = json.loads((stages["evaluate"].folder / "metrics.json").read_text())
     rows = "\n".join(f"| {name} | {metrics[key]:.4g} |" for key, name in FIGURES.items() if key in metrics)
     table = (
-        f"Frechet distances (rFD, gFD) on {metrics['features']} features; they are not FID.\n\n"
-        f"| figure | value |\n| --- | --- |\n{rows}\n"
+        f"rFD and gFD are {distances(metrics['features'])}.\n\n| figure | value |\n| --- | --- |\n{rows}\n"
         if metrics
         else "It was not measured: the recipe has no `evaluate` section, or the stage has not run.\n"
     )

@@ -33,7 +33,7 @@ from dmvae.stages.latents import LatentSet
 from dmvae.stages.sample import samples_folder
 from dmvae.tokenizers.adapted import load_tokenizer
 from dmvae.training.precision import autocast, uses_bf16
-from dmvae.training.random import Random
+from dmvae.training.random import seed_of
 
 NAME = "evaluate"
 READS = ("reference", "latents", "generator", "sample")
@@ -41,6 +41,7 @@ USES: tuple[str, ...] = ()
 SPLITS = ("train", "test")
 
 PICTURES, MAP_POINTS = 24, 2000
+LOSS_BLOCK = 250
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +124,7 @@ def measure(config: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
         "latents": latent_statistics(z),
     }
     if "generator" in inputs.reads:
-        metrics["generator_loss"] = generator_loss(z, labels, inputs, config)
+        metrics["generator_loss"] = generator_loss(z, labels, inputs)
     if "sample" in inputs.reads:
         trains: Sequence[FeatureSet | None] = [None] * len(reals)
         if "memorisation" in config.metrics:
@@ -154,22 +155,18 @@ def measure(config: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def generator_loss(z: Tensor, labels: Tensor, inputs: Inputs, config: EvaluateConfig) -> float:
+def generator_loss(z: Tensor, labels: Tensor, inputs: Inputs) -> float:
     """Flow-matching loss of the generator on the test set's latents, each at one random time; comparable
     between latents because each is normalised to unit variance per channel."""
     generator = LightningDiT.from_pretrained(inputs.reads["generator"] / "generator").to(inputs.device).eval()
-    rng = Random(0, "generator_loss", device=inputs.device)
     total = 0.0
-    for start in range(0, len(z), config.batch_size):
-        part = z[start : start + config.batch_size].to(inputs.device)
+    # Drawn per block of a fixed size, so that no batch size or number of ranks changes the figure.
+    for start in range(0, len(z), LOSS_BLOCK):
+        part, classes = (x[start : start + LOSS_BLOCK].to(inputs.device) for x in (z, labels))
+        source = torch.Generator().manual_seed(seed_of("generator_loss", start))
+        t, noise = torch.rand(len(part), generator=source), torch.randn(part.shape, generator=source)
         with autocast(inputs.device, inputs.recipe.run.precision):
-            loss = flow_matching_loss(
-                generator,
-                part,
-                labels[start : start + config.batch_size].to(inputs.device),
-                rng.uniform(len(part)),
-                rng.normal(*part.shape),
-            )
+            loss = flow_matching_loss(generator, part, classes, t.to(inputs.device), noise.to(inputs.device))
         total += float(loss) * len(part)
     return total / len(z)
 
@@ -228,6 +225,7 @@ def _manifest(
         "count": measured.get("count", len(images)),
         "features": {e.name: e.manifest() for e in extractors},
         "protocol": PROTOCOL,
+        "settings": configs.plain(recipe.evaluate),
         "versions": versions(),
         "device": inputs.device.type,
         "call": {"kind": NAME, "run_dir": str(inputs.out.parent.parent.resolve()), "variant": inputs.variant},

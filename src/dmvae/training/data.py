@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -51,8 +52,7 @@ def collate(items: Any) -> tuple[Tensor, Tensor]:
 
 def loader(dataset: Any, batches: Any, workers: int, device: torch.device) -> DataLoader:
     """DataLoader over a list or sampler of index batches; data in memory needs no workers."""
-    if hasattr(dataset, "__getitems__"):
-        workers = 0
+    workers = 0 if hasattr(dataset, "__getitems__") else usable(workers)
     return DataLoader(
         dataset,
         batch_sampler=batches,
@@ -62,6 +62,11 @@ def loader(dataset: Any, batches: Any, workers: int, device: torch.device) -> Da
         pin_memory=device.type == "cuda",
         prefetch_factor=4 if workers else None,
     )
+
+
+def usable(workers: int) -> int:
+    """As many worker processes as were asked for, but no more than there are processors: torch warns of more."""
+    return min(workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def _outlive_signals(worker: int) -> None:

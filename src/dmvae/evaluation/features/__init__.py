@@ -20,6 +20,8 @@ from dmvae.registry import Registered, names, nearest
 # Convolution kernels are chosen by batch size and round differently, so networks only ever see this many images at
 # once: then an image's features do not depend on how a caller cuts its batches.
 CHUNK = 32
+RESIZE = "antialiased bicubic (torch)"
+"""How `Extractor.prepare` resizes: it names kept features, so it must change with what is done there."""
 POOL, LOGITS, SPATIAL = "pool", "logits", "spatial"
 """Heads: the vector an image that every extractor has and distances are taken in, and those that Inception adds."""
 
@@ -88,7 +90,13 @@ class Extractor(nn.Module):
 
     def manifest(self) -> dict[str, Any]:
         """What changes the numbers that are taken in these features."""
-        return {"name": self.name, "weights": self.weights, "dtype": "float32", "resolution": self.resolution}
+        prepared = {
+            "resolution": self.resolution,
+            "resize": "none" if self.resolution is None else RESIZE,
+            "mean": [round(value, 4) for value in self.mean.flatten().tolist()],
+            "std": [round(value, 4) for value in self.std.flatten().tolist()],
+        }
+        return {"name": self.name, "weights": self.weights, "dtype": "float32"} | prepared
 
 
 def extract(
@@ -152,7 +160,7 @@ def parse_features(text: str) -> FeaturesConfig:
             )
         values = {"type": "timm", "model": name}
     if resolution:
-        if not resolution.isdecimal():
+        if not resolution.isdecimal() or int(resolution) < 1:
             raise ValueError(f"--features {text}: the resolution after @ is a number of pixels, not {resolution!r}")
         values["resolution"] = int(resolution)
     if weights:
