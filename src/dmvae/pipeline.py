@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 import yaml
 
 from dmvae import config as configs
@@ -112,6 +113,7 @@ def run(recipes: dict[str, Recipe], run_dir: Path, only: str | None = None) -> l
     chosen = [job for job in jobs if only in (None, job.stage.NAME)]
     if not chosen:
         raise ValueError(f"no variant of this recipe has the stage {only!r}")
+    _check_references(chosen)
     if distributed.is_main():
         run_dir.mkdir(parents=True, exist_ok=True)
         with locked(run_dir):
@@ -139,6 +141,17 @@ def run(recipes: dict[str, Recipe], run_dir: Path, only: str | None = None) -> l
             if state != "finished":
                 execute(job)
     return jobs
+
+
+def _check_references(jobs: list[Job]) -> None:
+    """Raise ValueError for a reference that cannot be opened, before the stages that it would wait for are run."""
+    for job in jobs:
+        if job.recipe.reference is not None and job.stage.NAME == "reference" and job.state != "finished":
+            inputs = Inputs(job.recipe, job.variant, job.folder, {}, torch.device("cpu"))
+            try:
+                job.recipe.reference.distribution.check(inputs)
+            except ValueError as error:
+                raise ValueError(f"{job.variant}: reference.distribution: {error}") from error
 
 
 def _take(ahead: list[Job], lock: ExitStack) -> tuple[int, str] | None:

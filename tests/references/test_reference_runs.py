@@ -68,3 +68,21 @@ def test_the_teacher_does_not_depend_on_what_was_there_already(place):
     tiny.run(path, "matched", until="reference")
     again = load_file(folder / "teacher/diffusion_pytorch_model.safetensors")
     assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("distribution", "message"),
+    [
+        ({"type": "timm", "model": "vit_smal_patch16_224"}, "did you mean 'vit_small_patch16_224'"),
+        ({"type": "features", "classes": ["circel"]}, "no class 'circel'; did you mean 'circle'"),
+        ({"type": "noise_states", "of": {"type": "features", "classes": [7]}}, "there is no class 7"),
+        ({"type": "array", "path": "nowhere.npy"}, "no such file"),
+        ({"type": "mixture", "file": "nowhere.safetensors"}, "no such file"),
+        ({"type": "function", "function": "fixed_reference:ones"}, "no function 'ones'"),
+    ],
+)
+def test_what_is_wrong_with_a_reference_is_told_before_anything_is_trained(tmp_path, distribution, message):
+    path = tiny.write(tmp_path, reference__distribution=distribution)
+    with pytest.raises(ValueError, match=message):
+        tiny.run(path, "matched")
+    assert not list(tmp_path.glob("run/stages/*"))

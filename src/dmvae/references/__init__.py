@@ -51,6 +51,10 @@ class Reference(Protocol):
 class ReferenceConfig(Registered):
     """A reference has no field in common with the others."""
 
+    def check(self, inputs: Inputs) -> None:
+        """Raise ValueError for what is wrong with the reference and can be told before anything is trained: `inputs`
+        has no stage's folder yet."""
+
     def build(self, inputs: Inputs) -> Reference:
         """Open the reference for the recipe's latents: `dmvae.inputs.describe_latents(inputs.recipe)` is their
         shape; files that it makes go under `inputs.out`, where a second call finds them.

@@ -53,6 +53,10 @@ class DataConfig(ReferenceConfig):
         """The data: a map-style data set with `.labels`, -1 where an item has none."""
         return inputs.train_set
 
+    def check(self, inputs: Inputs) -> None:
+        self.chosen(inputs)
+        self.network(inputs)
+
     def build(self, inputs: Inputs) -> Samples:
         from dmvae.inputs import describe_latents
 

@@ -25,6 +25,9 @@ class FeaturesReference(DataConfig):
     """How the encoder's channels become the latents': "bottleneck", the tokenizer's own, learned with the
     reconstruction of images; "pca", principal components, whitened; "random", a random orthogonal projection."""
 
+    def check(self, inputs: Inputs) -> None:
+        self.chosen(inputs)  # the network is the tokenizer's own
+
     def build(self, inputs: Inputs) -> Samples:
         if self.reduction != "bottleneck":
             return super().build(inputs)

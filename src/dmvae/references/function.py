@@ -33,14 +33,19 @@ class FunctionReference(SyntheticConfig):
     function: str
     """Where it is: `package.module:name`, or `path/to/file.py:name`."""
 
+    def check(self, inputs: Inputs) -> None:
+        self._open(inputs).sample(2, Random(seed_of("trial")))
+
     def build(self, inputs: Inputs) -> Function:
+        self.check(inputs)
+        reference = self._open(inputs)
+        reference.mean, reference.std = self.statistics(inputs, reference.shape[0])
+        return reference
+
+    def _open(self, inputs: Inputs) -> Function:
         from dmvae.inputs import describe_latents
 
-        shape = describe_latents(inputs.recipe)
-        reference = Function(self, self.find(), shape, inputs.num_classes)
-        reference.sample(2, Random(seed_of("trial")))  # say now what is wrong with it
-        reference.mean, reference.std = self.statistics(inputs, shape[0])
-        return reference
+        return Function(self, self.find(), describe_latents(inputs.recipe), inputs.num_classes)
 
     def find(self) -> Callable[..., Any]:
         """The function. Raises ValueError where there is none."""

@@ -56,6 +56,14 @@ class MixtureReference(SyntheticConfig):
             return content_hash([Path(self.file).expanduser()])
         return self.fit.fingerprint() if self.fit is not None else ""
 
+    def check(self, inputs: Inputs) -> None:
+        from dmvae.inputs import describe_latents
+
+        if self.fit is not None:
+            self.fit.check(inputs)
+        elif self.file is not None:
+            self._read(describe_latents(inputs.recipe), inputs)
+
     def build(self, inputs: Inputs) -> GaussianMixture:
         from dmvae.inputs import describe_latents
 

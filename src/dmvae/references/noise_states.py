@@ -34,6 +34,9 @@ class NoiseStatesReference(ReferenceConfig):
         if not 0 <= self.time <= 1:
             raise ValueError(f"time must be in [0, 1] (0 is noise, 1 is data), got {self.time}")
 
+    def check(self, inputs: Inputs) -> None:
+        self.of.check(inputs)
+
     def build(self, inputs: Inputs) -> NoiseStates:
         return NoiseStates(self.of.build(inputs), self.time)
 
