@@ -12,11 +12,15 @@ import tiny
 
 DATA = ("latents", "guidance-1")
 """What is no network: a rounding error there may cross a grey level."""
+IDLE = "discriminator/main.2.bias"
+"""A bias before a batch norm, which takes it away again: its gradient is rounding alone, of which Adam makes full steps."""
 # SGD-like steps: Adam turns a rounding error in a gradient near zero into a full step.
 OVER = {
     "tokenizer__learning_rate": 1e-4,
     "matching__learning_rate": 1e-4,
     "matching__balance": "gradient",
+    # A student that has not moved yet equals its teacher up to rounding, which the balance would blow up.
+    "matching__student_warmup": 2,
     "losses__adversarial__norm": "batch",
     "run__precision": "float32",  # bf16 would round the different order of additions up to what it can see
 }
@@ -26,7 +30,8 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "
 
 
 def apart(one, two) -> dict[str, float]:
-    return {name: (one[name] - two[name]).abs().max().item() for name in one if name.split("/")[2] not in DATA}
+    kept = [name for name in one if name.split("/")[2] not in DATA and not name.endswith(IDLE)]
+    return {name: (one[name] - two[name]).abs().max().item() for name in kept}
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +42,8 @@ def one(tmp_path_factory):
     return folder / "run"
 
 
-@pytest.mark.parametrize(("shard", "mean"), [(False, 1e-4), (True, 2e-4)])
-def test_the_weights_agree(one, tmp_path, shard, mean):
+@pytest.mark.parametrize("shard", [False, True])
+def test_the_weights_agree(one, tmp_path, shard):
     recipe = tiny.write(tmp_path, **OVER, run__shard=shard)
     result = subprocess.run(
         [*TORCHRUN, "-m", "dmvae", "run", str(recipe)], capture_output=True, text=True, env=tiny.environment()
@@ -48,7 +53,7 @@ def test_the_weights_agree(one, tmp_path, shard, mean):
     assert set(a) == set(b)
     gaps = apart(a, b)
     assert max(gaps.values()) < 1e-3, max(gaps, key=gaps.get)
-    assert sum(gaps.values()) / len(gaps) < mean
+    assert sum(gaps.values()) / len(gaps) < 1e-4
 
 
 def test_it_is_more_than_the_start(one):
@@ -72,7 +77,8 @@ def test_two_sharded_ranks_are_stopped_and_one_process_goes_on(one, tmp_path):
         command, env=tiny.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as ranks:
         until = time.monotonic() + 120
-        while len(list(stopped.glob("run/stages/generator-*/log.jsonl"))) < 3:  # beside the copied ones of two variants
+        copied = set(stopped.glob("run/stages/generator-*/log.jsonl"))
+        while not any(log.read_text() for log in set(stopped.glob("run/stages/generator-*/log.jsonl")) - copied):
             assert ranks.poll() is None, "it ended before it could be stopped"
             assert time.monotonic() < until
             time.sleep(0.01)
