@@ -13,7 +13,7 @@ import tiny
 DATA = ("latents", "guidance-1")
 """What is no network: a rounding error there may cross a grey level."""
 IDLE = "discriminator/main.2.bias"
-"""A bias before a batch norm, which takes it away again: its gradient is rounding alone, of which Adam makes full steps."""
+"""A bias before a batch norm, which takes it away again: its gradient is rounding, of which Adam makes full steps."""
 # SGD-like steps: Adam turns a rounding error in a gradient near zero into a full step.
 OVER = {
     "tokenizer__learning_rate": 1e-4,
