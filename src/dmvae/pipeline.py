@@ -71,6 +71,7 @@ def plan(recipes: dict[str, Recipe], run_dir: Path) -> list[Job]:
         splits = {"train": open_dataset(recipe.data, "train").fingerprint}
         if recipe.evaluate is not None:
             splits["test"] = open_dataset(recipe.data, "test").fingerprint
+        everything = configs.plain(recipe, _content)
         folders: dict[str, Path] = {}
         for stage in STAGES:
             section = getattr(recipe, stage.NAME)
@@ -80,7 +81,7 @@ def plan(recipes: dict[str, Recipe], run_dir: Path) -> list[Job]:
             if missing:
                 raise ValueError(f"variant {variant!r}: {stage.NAME} needs the stage {missing[0]!r}, which is null")
             reads = {name: folders[name] for name in stage.READS if name in folders}
-            fingerprint = _fingerprint(stage, recipe, splits, [folder.name for folder in reads.values()])
+            fingerprint = _fingerprint(stage, recipe, everything, splits, [folder.name for folder in reads.values()])
             folders[stage.NAME] = run_dir / "stages" / f"{stage.NAME}-{fingerprint}"
             jobs.append(Job(variant, stage, recipe, folders[stage.NAME], reads))
     return jobs
@@ -210,8 +211,9 @@ def _finish(job: Job, facts: dict[str, Any]) -> None:
     shutil.rmtree(job.folder / CHECKPOINTS, ignore_errors=True)
 
 
-def _fingerprint(stage: ModuleType, recipe: Recipe, splits: dict[str, str], reads: list[str]) -> str:
-    everything = configs.plain(recipe, _content)
+def _fingerprint(
+    stage: ModuleType, recipe: Recipe, everything: dict[str, Any], splits: dict[str, str], reads: list[str]
+) -> str:
     uses = {path: _at(everything, path) for path in stage.USES}
     data = {name: value for name, value in everything["data"].items() if name not in recipe.data.PLACES}
     key = {
