@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 COLUMNS = {
     "psnr": ("PSNR, dB ↑", "{:.2f}"),
     "ssim": ("SSIM ↑", "{:.3f}"),
+    "lpips": ("LPIPS ↓", "{:.3f}"),
     "rfd": ("rFD ↓", "{:.4g}"),
     "gfd": ("gFD ↓", "{:.4g}"),
     "grfd": ("gFD to reconstructions ↓", "{:.4g}"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dmvae.datasets.image_folder import FolderDataset, ImageFolder
+from dmvae.datasets.image_folder import FolderDataset, ImageFolder, ends
 from dmvae.datasets.memory import MemoryDataset
 from dmvae.training.data import loader, passes
 
@@ -159,13 +159,29 @@ def test_fingerprint_follows_content_and_config_not_place(tmp_path):
     assert len({base, *others}) == 6
 
 
-def test_a_rewritten_file_is_decoded_anew(tmp_path):
+@BOTH
+def test_a_rewritten_file_is_decoded_anew(tmp_path, cache):
     for i in range(4):
         picture(tmp_path / f"{i}.bmp", 10)
-    open_split(tmp_path)
+    before = open_split(tmp_path, cache=cache).fingerprint
     for i in range(4):
         picture(tmp_path / f"{i}.bmp", 20)  # of the same size in bytes
-    assert set(values(open_split(tmp_path))) == {20}
+    data = open_split(tmp_path, cache=cache)
+    assert set(values(data)) == {20}
+    assert data.fingerprint != before, "features and latents of the old images are not these"
+
+
+def test_the_ends_of_a_large_file_are_looked_at(tmp_path):
+    path = tmp_path / "a"
+    seen = set()
+    for place in (0, 4095, 12_287, 8_192):
+        data = bytearray(12_288)
+        data[place] = 1
+        path.write_bytes(data)
+        seen.add(ends(path))
+    path.write_bytes(bytes(5000))
+    assert len(seen | {ends(path)}) == 5
+    assert ends(tmp_path / "none") == ""
 
 
 def break_some(root):

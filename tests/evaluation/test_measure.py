@@ -25,6 +25,7 @@ from dmvae.evaluation.manifolds import memorisation
 from dmvae.evaluation.measure import measure_pairs, measure_sets
 from dmvae.interop.folder import write_pipelines
 from dmvae.interop.pipeline import DMVAEPipeline
+from dmvae.losses.perceptual import LPIPSDistance, LPIPSPerceptual
 from dmvae.models import Autoencoder, LightningDiT
 from dmvae.stages.sample import SampleConfig
 
@@ -284,14 +285,29 @@ def test_a_mixed_folder_is_measured_at_one_size(folders, tmp_path):
     assert result["manifest"]["measured"]["count"] == 2
 
 
-def test_pipelines_and_tokenizers(tmp_path, folders, capsys):
+class MeanDistance(torch.nn.Module):
+    """In LPIPS's place, whose VGG-16 needs larger images, and weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, a, b):
+        return self.scale * (a - b).abs().mean((1, 2, 3))
+
+
+def test_pipelines_and_tokenizers(tmp_path, folders, capsys, monkeypatch):
     """Both are measured, checked, and agree with what the run's own stage says of the same samples."""
-    path = tiny.write(tmp_path, run__precision="float32", evaluate__metrics=["frechet", "kernel", "memorisation"])
+    monkeypatch.setattr(LPIPSPerceptual, "build", lambda self: LPIPSDistance(1.0, MeanDistance()))
+    over = {"evaluate__metrics": ["frechet", "kernel", "memorisation"], "evaluate__lpips": True}
+    path = tiny.write(tmp_path, run__precision="float32", generator__ema=0.875, **over)
     jobs = tiny.run(path, "kl")
     (pipeline,) = write_pipelines(jobs, tmp_path / "run")
     stage = read_scores(tmp_path / "run/kl/evaluate/metrics.json")
     assert stage["gfd"] == stage["metrics"][f"gfd_{FEATURES}"]
-    assert {f"gkid_{FEATURES}", f"memorisation_{FEATURES}", f"rfd_{FEATURES}", "psnr"} <= set(stage["metrics"])
+    expected = {f"{name}_{FEATURES}" for name in ("gkid", "memorisation", "rfd", "rkid")} | {"psnr", "lpips_vgg16"}
+    assert expected <= set(stage["metrics"])
+    assert stage["lpips"] == stage["metrics"]["lpips_vgg16"]
     assert stage["manifest"]["measured"]["sampler"]["steps"] == 2
 
     test = tmp_path / "test"
@@ -302,11 +318,16 @@ def test_pipelines_and_tokenizers(tmp_path, folders, capsys):
     common = ["--features", FEATURES, "--workers", "0", "--precision", "float32", "--json"]
     samples = ["measure", "samples", pipeline, test, "--count", "12", "--steps", "2", *common, tmp_path / "s.json"]
     cli.main([str(a) for a in samples])
-    tokenizer = ["measure", "tokenizer", pipeline / "vae", test, "--batch-size", "7", *common, tmp_path / "t.json"]
-    cli.main([str(a) for a in tokenizer])
+    tokenizer = ["measure", "tokenizer", pipeline / "vae", test, "--batch-size", "7", "--lpips"]
+    cli.main([str(a) for a in [*tokenizer, *common, tmp_path / "t.json"]])
     found = read_scores(tmp_path / "s.json")["metrics"] | read_scores(tmp_path / "t.json")["metrics"]
-    for name in (f"gfd_{FEATURES}", f"gkid_{FEATURES}", f"rfd_{FEATURES}", "psnr", "ssim"):
+    for name in (*(f"{name}_{FEATURES}" for name in ("gfd", "gkid", "rfd", "rkid")), "psnr", "ssim", "lpips_vgg16"):
         assert found[name] == pytest.approx(stage["metrics"][name], rel=1e-5), name
+    assert read_scores(tmp_path / "s.json")["manifest"]["measured"]["ema"] == 0.875
+    weights = [read_scores(file)["manifest"]["features"]["lpips_vgg16"]["weights"] for file in (
+        tmp_path / "t.json", tmp_path / "run/kl/evaluate/metrics.json"
+    )]  # fmt: skip
+    assert weights[0] == weights[1]
     for file in (tmp_path / "s.json", tmp_path / "t.json", tmp_path / "run/kl/evaluate/metrics.json"):
         capsys.readouterr()
         cli.main(["measure", "--check", str(file)])

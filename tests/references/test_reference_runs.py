@@ -70,6 +70,14 @@ def test_the_teacher_does_not_depend_on_what_was_there_already(place):
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
+def broken_arrays():
+    rng = np.random.default_rng(0)
+    nan = rng.normal(size=(6, 4, 3, 3))
+    nan[3:, 1, 2] = np.nan
+    same = np.broadcast_to(rng.normal(size=(8, 1, 1)), (6, 8, 5, 5))
+    return {"nan": nan, "flat": np.full((6, 4, 3, 3), 7.0), "same": same, "narrow": rng.normal(size=(6, 2, 5, 5))}
+
+
 @pytest.mark.parametrize(
     ("distribution", "message"),
     [
@@ -77,11 +85,20 @@ def test_the_teacher_does_not_depend_on_what_was_there_already(place):
         ({"type": "features", "classes": ["circel"]}, "no class 'circel'; did you mean 'circle'"),
         ({"type": "noise_states", "of": {"type": "features", "classes": [7]}}, "there is no class 7"),
         ({"type": "array", "path": "nowhere.npy"}, "no such file"),
+        ({"type": "array", "path": "nan.npy"}, "holds NaN or infinity, first in row 3"),
+        ({"type": "array", "path": "flat.npy"}, "holds 7 everywhere"),
+        ({"type": "array", "path": "same.npy", "reduction": "random"}, "the same for every item"),
+        ({"type": "array", "path": "narrow.npy"}, "cannot make 4 components of features that have 2"),
         ({"type": "mixture", "file": "nowhere.safetensors"}, "no such file"),
         ({"type": "function", "function": "fixed_reference:ones"}, "no function 'ones'"),
     ],
 )
-def test_what_is_wrong_with_a_reference_is_told_before_anything_is_trained(tmp_path, distribution, message):
+def test_what_is_wrong_with_a_reference_is_told_before_anything_is_trained(
+    tmp_path, distribution, message, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name, array in broken_arrays().items():
+        np.save(tmp_path / f"{name}.npy", array)
     path = tiny.write(tmp_path, reference__distribution=distribution)
     with pytest.raises(ValueError, match=message):
         tiny.run(path, "matched")

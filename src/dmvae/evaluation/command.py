@@ -13,8 +13,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dmvae import distributed
 from dmvae.datasets.memory import digest
 from dmvae.evaluation.feature_set import FeatureSet, features_of, reference_features
@@ -22,7 +20,7 @@ from dmvae.evaluation.features import Extractor, parse_features, weights_hash
 from dmvae.evaluation.images import FolderImages, Images, npz_images
 from dmvae.evaluation.manifest import versions
 from dmvae.evaluation.measure import PARTS, PROTOCOL, Scores, measure_sets
-from dmvae.evaluation.reconstruct import reconstruct, reconstruction_scores
+from dmvae.evaluation.reconstruct import PerceptualDistance, reconstruct, reconstruction_scores
 from dmvae.evaluation.reference_statistics import SUFFIXES, read_statistics
 from dmvae.training.precision import Precision, uses_bf16
 
@@ -143,6 +141,7 @@ def measure_samples(
         "weights": digest(weights_hash(model.transformer), weights_hash(model.vae)),
         "scheduler": {k: v for k, v in model.scheduler.config.items() if not k.startswith("_")},
         "dtype": "bfloat16" if uses_bf16(setting.device, precision) else "float32",
+        "ema": model.transformer.config.get("_ema", "unknown"),
     }
     fakes = features_of(setting.extractors, images, setting.batch_size, "samples")
     return _result(*setting.compare(reference, fakes, "g"))
@@ -162,6 +161,7 @@ def measure_tokenizer(
     model = load_tokenizer(tokenizer)
     size, channels = setting.size or model.config.image_size, model.config.in_channels
     folder = FolderImages(Path(images), size=size, channels=channels, limit=setting.limit, workers=setting.workers)
+    perceptual = PerceptualDistance(device) if lpips else None
     rows, _ = reconstruct(
         model,
         setting.extractors,
@@ -170,7 +170,7 @@ def measure_tokenizer(
         "reconstruct",
         device=device,
         precision=precision,
-        lpips=perceptual_distance(device) if lpips else None,
+        lpips=perceptual,
     )
     reals = setting.features(folder, "images", save=True)
     scores = reconstruction_scores(rows, reals, setting.extractors, folder, setting.parts)
@@ -181,7 +181,10 @@ def measure_tokenizer(
         "dtype": "bfloat16" if uses_bf16(setting.device, precision) else "float32",
         "count": len(folder),
     }
-    return _result(scores, setting.manifest(facts, {"kind": "reconstructions"} | measured))
+    manifest = setting.manifest(facts, {"kind": "reconstructions"} | measured)
+    if perceptual is not None:
+        manifest["features"][perceptual.name] = perceptual.manifest()
+    return _result(scores, manifest)
 
 
 KINDS: dict[str, Callable[..., dict[str, Any]]] = {
@@ -202,13 +205,6 @@ def measure(kind: str, paths: Sequence[str], **options: Any) -> dict[str, Any]:
     places = [str(Path(path).resolve()) if Path(path).exists() else path for path in paths]
     result["manifest"]["call"] = {"kind": kind, "paths": places, "options": kept}
     return result
-
-
-def perceptual_distance(device: torch.device) -> Any:
-    """LPIPS of VGG-16, images in [-1, 1] -> distances [n]. Raises ValueError where its package or weights miss."""
-    from dmvae.losses.perceptual import LPIPSPerceptual
-
-    return LPIPSPerceptual().build().to(device).per_sample
 
 
 def write_scores(result: dict[str, Any], path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -10,15 +10,34 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dmvae.evaluation.feature_set import FeatureSet, describe
-from dmvae.evaluation.features import CHUNK, Extractor
+from dmvae.evaluation.features import CHUNK, Extractor, weights_hash
 from dmvae.evaluation.images import Images, over_images
 from dmvae.evaluation.measure import PARTS, Scores, measure_sets, pair_values
 from dmvae.evaluation.metrics import to_uint8
+from dmvae.losses.perceptual import LPIPSPerceptual
 from dmvae.training.data import as_input
 from dmvae.training.precision import Precision, autocast
 
-OF_PAIRS = ("psnr", "ssim", "lpips_vgg16")
+OF_PAIRS = {"psnr": "psnr", "ssim": "ssim", "lpips": "lpips_vgg16"}
+"""Short name -> name of the figures of a pair."""
 OF_SETS = ("frechet", "kernel")
+
+
+class PerceptualDistance:
+    """LPIPS of VGG-16: images [n, 1 or 3, h, w] in [-1, 1], twice -> distances [n]. Raises ValueError where its package
+    or weights miss."""
+
+    name = "lpips_vgg16"
+
+    def __init__(self, device: torch.device) -> None:
+        self.network = LPIPSPerceptual().build().to(device)
+
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.network.per_sample(a, b)
+
+    def manifest(self) -> dict[str, Any]:
+        """As an extractor's."""
+        return {"name": self.name, "weights": weights_hash(self.network), "dtype": "float32"}
 
 
 @torch.inference_mode()
@@ -76,11 +95,11 @@ def reconstruction_scores(
     reals: Sequence[FeatureSet],
     extractors: Sequence[Extractor],
     images: Images,
-    parts: Sequence[str] = PARTS,
+    parts: Collection[str] = PARTS,
 ) -> Scores:
     """Figures of the pairs, and of the set of reconstructions against that of the images."""
     scores = Scores()
-    scores.add_means({name: rows[name] for name in OF_PAIRS if name in rows})
+    scores.add_means({name: rows[name] for name in OF_PAIRS.values() if name in rows})
     for real, recon in zip(reals, reconstructed_sets(rows, extractors, images), strict=True):
-        scores.add(measure_sets(real, recon, prefix="r", parts=[part for part in parts if part in OF_SETS]))
+        scores.add(measure_sets(real, recon, prefix="r", parts=[part for part in OF_SETS if part in parts]))
     return scores

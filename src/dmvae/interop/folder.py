@@ -49,7 +49,9 @@ def _write(stages: dict[str, Job], out: Path) -> Path:
         from dmvae.interop.pipeline import build_pipeline
         from dmvae.tokenizers.adapted import load_tokenizer
 
+        assert job.recipe.generator is not None
         transformer = LightningDiT.from_pretrained(job.folder / "generator")
+        transformer.register_to_config(_ema=job.recipe.generator.ema)  # for the manifests of what measures its samples
         vae = load_tokenizer(stages["latents"].folder / "autoencoder")
         classes = open_dataset(job.recipe.data, "train").classes
         with whole(out) as part:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dmvae.inputs import Inputs
 
 SUFFIXES = (".npy", ".safetensors", ".parquet")
+CHECKED = 4096
 
 
 @register("array")
@@ -37,6 +38,21 @@ class ArrayReference(DataConfig):
     """Name of the tensor or column."""
     labels: str | None = None
     """Name of the tensor or column of labels, 0 to num_classes - 1; beside a .npy file, the path of another one."""
+
+    def check(self, inputs: Inputs) -> None:
+        array = self._read(self.key)
+        low, high = math.inf, -math.inf
+        for start in range(0, len(array), CHECKED):  # a memory-mapped file may be larger than the memory
+            part = np.asarray(array[start : start + CHECKED])
+            if not (good := np.isfinite(part)).all():
+                row = start + int((~good).reshape(len(part), -1).any(1).argmax())
+                raise ValueError(
+                    f"path: {self.path} ({self.key}) holds NaN or infinity, first in row {row}; leave it out"
+                )
+            low, high = min(low, float(part.min())), max(high, float(part.max()))
+        if low == high:
+            raise ValueError(f"path: {self.path} ({self.key}) holds {low:g} everywhere: there is nothing to match")
+        super().check(inputs)
 
     def network(self, inputs: Inputs) -> nn.Module:
         from dmvae.inputs import describe_latents

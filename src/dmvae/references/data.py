@@ -6,7 +6,7 @@ Shapes: n items, d feature channels on a grid of any size; C, H, W of the latent
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dmvae import distributed
 from dmvae.references import ReferenceConfig
-from dmvae.references.reduction import Reducer, Reduction, fit_linear, learn_bottleneck, load
+from dmvae.references.reduction import Reducer, Reduction, fit_linear, learn_bottleneck, load, require_channels
 from dmvae.registry import nearest
 from dmvae.training.random import Random, seed_of
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 INITIAL_IMAGES = 2048
 FIT_VECTORS = 1 << 16
+TRIED = 16
 FIT_ITEMS = 2048  # at least, where there are so many: vectors of one item resemble each other
 
 
@@ -54,8 +55,16 @@ class DataConfig(ReferenceConfig):
         return inputs.train_set
 
     def check(self, inputs: Inputs) -> None:
-        self.chosen(inputs)
-        self.network(inputs)
+        from dmvae.inputs import describe_latents
+
+        data, reducer = self.chosen(inputs), Reducer(self.network(inputs), describe_latents(inputs.recipe))
+        features = torch.cat(list(_features(reducer, some(data, TRIED, inputs), inputs)))
+        if not features.isfinite().all():
+            raise ValueError("its features hold NaN or infinity already for a few items: look at its weights and data")
+        if (features - features[:1, :, :1, :1]).abs().max() <= 1e-5 * features.abs().max():  # beyond rounding
+            raise ValueError("its features are the same for every item: there is nothing to match")
+        if reducer.layout != "latents" and self.reduction != "bottleneck":
+            require_channels(self.reduction, features.shape[1], reducer.channels)
 
     def build(self, inputs: Inputs) -> Samples:
         from dmvae.inputs import describe_latents
@@ -171,22 +180,28 @@ def some(data: Any, count: int, inputs: Inputs) -> Chosen:
     return Chosen(data, torch.randperm(len(data), generator=generator)[:count].sort().values)
 
 
-@torch.no_grad()
 def _vectors(reducer: Reducer, data: Any, inputs: Inputs) -> Tensor:
     """Feature vectors [m, d], float32 on the CPU, to fit a reduction on: some positions of some items."""
+    per_item = reducer.vectors_per_item
+    part = some(data, max(FIT_ITEMS, FIT_VECTORS // per_item), inputs)
+    keep = max(1, min(per_item, FIT_VECTORS // len(part)))
+    generator = torch.Generator().manual_seed(seed_of(inputs.recipe.seed, "reference", "positions"))
+    rows = []
+    for features in _features(reducer, part, inputs):
+        vectors = features.flatten(2).movedim(1, 2)
+        positions = torch.rand(len(vectors), per_item, generator=generator).argsort(1)[:, :keep]
+        rows.append(vectors.gather(1, positions[..., None].expand(-1, -1, vectors.shape[2])).flatten(0, 1))
+    return torch.cat(rows)
+
+
+@torch.no_grad()
+def _features(reducer: Reducer, data: Any, inputs: Inputs) -> Iterator[Tensor]:
+    """What the reducer reduces, of all items in batches: [n, d, H, W], float32 on the CPU."""
     from dmvae.training.data import as_input, passes
 
     reducer.to(inputs.device).eval()
-    recipe, per_item = inputs.recipe, reducer.vectors_per_item
-    part = some(data, max(FIT_ITEMS, FIT_VECTORS // per_item), inputs)
-    keep = max(1, min(per_item, FIT_VECTORS // len(part)))
-    generator = torch.Generator().manual_seed(seed_of(recipe.seed, "reference", "positions"))
-    rows = []
-    for items, _ in passes(part, recipe.latents.batch_size, recipe.run.workers, inputs.device):
-        features = reducer.features(as_input(items, inputs.device)).flatten(2).movedim(1, 2).cpu()
-        positions = torch.rand(len(features), per_item, generator=generator).argsort(1)[:, :keep]
-        rows.append(features.gather(1, positions[..., None].expand(-1, -1, features.shape[2])).flatten(0, 1))
-    return torch.cat(rows)
+    for items, _ in passes(data, inputs.recipe.latents.batch_size, inputs.recipe.run.workers, inputs.device):
+        yield reducer.features(as_input(items, inputs.device)).cpu()
 
 
 def _class_number(name: int | str, names: Sequence[str]) -> int:

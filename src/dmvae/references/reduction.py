@@ -86,11 +86,7 @@ def fit_linear(kind: Literal["pca", "random"], rows: Tensor, channels: int, seed
     Raises ValueError where d, or the directions in which the vectors vary, are too few.
     """
     d = rows.shape[1]
-    if d < channels:
-        raise ValueError(
-            f"reduction: {kind!r} cannot make {channels} components of features that have {d}; use features of more "
-            "channels, fewer latent channels, or reduction: bottleneck"
-        )
+    require_channels(kind, d, channels)
     mean = rows.double().mean(0)
     matrix = whitening(rows, channels) if kind == "pca" else random_orthogonal(d, channels, seed)
     linear = nn.Linear(d, channels)
@@ -98,6 +94,15 @@ def fit_linear(kind: Literal["pca", "random"], rows: Tensor, channels: int, seed
         linear.weight.copy_(matrix)
         linear.bias.copy_(-matrix @ mean)
     return linear.requires_grad_(False)
+
+
+def require_channels(kind: str, d: int, channels: int) -> None:
+    """ValueError where features of d channels are too few for a linear reduction."""
+    if d < channels:
+        raise ValueError(
+            f"reduction: {kind!r} cannot make {channels} components of features that have {d}; use features of more "
+            "channels, fewer latent channels, or reduction: bottleneck"
+        )
 
 
 def whitening(rows: Tensor, channels: int) -> Tensor:

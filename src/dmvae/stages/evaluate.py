@@ -23,7 +23,13 @@ from dmvae.evaluation.manifest import versions
 from dmvae.evaluation.measure import PARTS, PROTOCOL, Scores, frechet_name, measure_sets
 from dmvae.evaluation.metrics import knn_accuracy
 from dmvae.evaluation.proxies import IMAGES, codec, decoder_proxies, latent_proxies, linear_probe, probe_proxies
-from dmvae.evaluation.reconstruct import reconstruct, reconstructed_sets, reconstruction_scores
+from dmvae.evaluation.reconstruct import (
+    OF_PAIRS,
+    PerceptualDistance,
+    reconstruct,
+    reconstructed_sets,
+    reconstruction_scores,
+)
 from dmvae.files import whole
 from dmvae.flow.loss import flow_matching_loss
 from dmvae.inputs import Inputs
@@ -54,7 +60,9 @@ class EvaluateConfig:
     """Further networks; figures in their features stand under their full names in metrics.json."""
     metrics: tuple[str, ...] = ("frechet", "manifold")
     """What is measured of samples: frechet, kernel (KID), score (Inception Score), manifold (precision, recall,
-    density, coverage), per-class, memorisation."""
+    density, coverage), per-class, memorisation. Of reconstructions: frechet, and kernel where it is named."""
+    lpips: bool = False
+    """Measure LPIPS of VGG-16 between images and reconstructions; needs its package and weights."""
     count: int = 10000
     """Test images at most, for reconstruction and as the real side of every distance."""
     batch_size: int = 250
@@ -91,6 +99,7 @@ def measure(config: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
     """
     tokenizer: Tokenizer = load_tokenizer(inputs.reads["latents"] / "autoencoder")
     extractors = [features.build().to(inputs.device) for features in (config.features, *config.also)]
+    lpips = PerceptualDistance(inputs.device) if config.lpips else None
     images = DatasetImages(inputs.test_set, config.count, inputs.recipe.run.workers)
     assert images.labels is not None
     title = f"{inputs.variant}  {NAME}"
@@ -105,11 +114,12 @@ def measure(config: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
         f"{title} reconstruct",
         device=inputs.device,
         precision=inputs.recipe.run.precision,
+        lpips=lpips,
         pictures=PICTURES,
         alone=True,
     )
     assert pictures is not None
-    scores = reconstruction_scores(rows, reals, extractors, images, ("frechet",))
+    scores = reconstruction_scores(rows, reals, extractors, images, {"frechet", *config.metrics})
     latents = LatentSet(inputs.reads["latents"] / "latents")
     z, labels = (rows["z"] - latents.mean.view(-1, 1, 1)) / latents.std.view(-1, 1, 1), images.labels
     spaced = torch.linspace(0, len(latents) - 1, min(config.knn_count, len(latents))).long()
@@ -117,7 +127,7 @@ def measure(config: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
     metrics: dict[str, Any] = {
         "features": extractors[0].name,
         "count": len(images),
-        **{name: scores.metrics[name] for name in ("psnr", "ssim") if name in scores.metrics},
+        **{short: scores.metrics[name] for short, name in OF_PAIRS.items() if name in scores.metrics},
         "rfd": scores.metrics[frechet_name("r", extractors[0].name)],
         "knn": knn_accuracy(train_z.flatten(1), train_labels, z.flatten(1), labels, k=config.neighbours),
         "linear_probe": linear_probe(train_z, train_labels, z, labels),
@@ -150,7 +160,7 @@ def measure(config: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
         "metrics": scores.metrics,
         "intervals": scores.intervals,
         "per_class": scores.per_class,
-        "manifest": _manifest(tokenizer, extractors, images, inputs),
+        "manifest": _manifest(tokenizer, [*extractors, *([lpips] if lpips else [])], images, inputs),
     }
 
 
@@ -203,9 +213,7 @@ def sample_scores(
     return scores, short
 
 
-def _manifest(
-    tokenizer: Tokenizer, extractors: list[Extractor], images: DatasetImages, inputs: Inputs
-) -> dict[str, Any]:
+def _manifest(tokenizer: Tokenizer, extractors: list[Any], images: DatasetImages, inputs: Inputs) -> dict[str, Any]:
     """What the figures rest on; the samples' stage and the generator's are named by their fingerprints."""
     recipe = inputs.recipe
     measured: dict[str, Any] = {
