@@ -51,6 +51,7 @@ format: install-dev
 
 bench: install
 	$(BIN)/python -m benchmarks.steps
+	$(BIN)/python -m benchmarks.steps --compile
 	$(BIN)/python -m benchmarks.steps --recipe recipes/cifar10.yaml
 	$(BIN)/python -m benchmarks.models --only S/1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,8 +136,7 @@ def train(stage: Any, config: TrainingConfig, inputs: Inputs) -> dict[str, Any]:
     steps = config.steps if trainer.networks.trains else 0
     data = _batches(trainer, steps)
     if run.compile:
-        for module in trainer.networks.modules.values():
-            _compile(module)
+        compile_networks(trainer.networks, device)
     figures = Figures(inputs.out, run.tracker, trainer.step, f"{inputs.variant}/{stage.NAME}")
     begun = time.monotonic() - trainer.seconds
     title = f"{inputs.variant}  {stage.NAME}"
@@ -203,12 +202,22 @@ def _batches(trainer: Trainer, steps: int) -> Iterator[tuple[torch.Tensor, torch
         yield x, labels.to(inputs.device, non_blocking=True)
 
 
-def _compile(module: nn.Module) -> None:
-    """Compile in place the parts that a module names in `compiled_parts`, else the whole."""
+def compile_networks(networks: Networks, device: torch.device) -> None:
+    """Compile every network in place: the parts that it names in `compiled_parts`, else the whole. On a CPU those that
+    convolve stay as they are: oneDNN's kernels are faster there than what the compiler makes (python -m
+    benchmarks.steps: the demo's decoder steps came to 0.6 of their speed)."""
     # The adaptive weight differentiates the decoder's graph twice, so its buffers must outlive the first time.
     torch._functorch.config.donated_buffer = False
-    for part in getattr(module, "compiled_parts", lambda: [module])():
-        part.compile()
+    for module in networks.modules.values():
+        named: Callable[[], list[nn.Module]] | None = getattr(module, "compiled_parts", None)
+        for part in named() if named else [module]:
+            if device.type != "cpu" or not _convolves(part):
+                part.compile()
+
+
+def _convolves(module: nn.Module) -> bool:
+    """Whether it has a convolution whose windows overlap; a patch embedding is a matrix product."""
+    return any(m.stride < m.kernel_size for m in module.modules() if isinstance(m, nn.Conv2d))
 
 
 def save_network(module: nn.Module, folder: Path) -> None:
