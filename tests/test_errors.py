@@ -1,5 +1,7 @@
 """What bad input gets: one or two lines that name the value, the place and the mend, exit code 2, no traceback."""
 
+import sys
+
 import pytest
 
 import tiny
@@ -22,10 +24,14 @@ def complain(capsys, *arguments):
         (["--tokenizer.steps", "0"], "tokenizer: steps must be at least 1, got 0"),
         (["--data.type", "shape"], "data.type: no DatasetConfig is called 'shape'; did you mean 'shapes'"),
         (["--data", "{type: image_folder, root: /nowhere}"], "/nowhere"),
-        (["--data.size", "10"], "10"),
+        (["--data.size", "10"], "data.size: image height 10 is not a multiple of the tokenizer's stride"),
         (
             ["--tokenizer.batch_size", "4096"],
             "tokenizer.batch_size: 4096 is larger than the data set (48 images); use at most 48",
+        ),
+        (
+            ["--generator.batch_size", "49"],  # told before any stage runs
+            "generator.batch_size: 49 is larger than the data set (48 images); use at most 48",
         ),
         (["--variant", "matchd"], "no variant is called 'matchd'; did you mean 'matched'"),
         (["--plugins", "[/no/file.py]"], "/no/file.py"),
@@ -43,6 +49,7 @@ def test_a_mistake_in_a_recipe(tmp_path, capsys, arguments, message):
     code, error = complain(capsys, "run", path, *arguments)
     assert code == 2
     assert message in error
+    assert not list(tmp_path.glob("run/stages/*"))
     assert error.count("\n") <= 2
     assert "Traceback" not in error
 
@@ -115,3 +122,12 @@ def test_a_dry_run_trains_nothing_and_counts_parameters(tmp_path, capsys):
     assert "48 training and 24 test images of 3 classes" in out
     assert "matching" in out
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_tells_what_is_missing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    options = ["--generator.batch_size", "49", "--losses.perceptual", "{type: lpips}"]
+    cli.main(["run", str(tiny.write(tmp_path)), "--dry-run", *options])
+    out = capsys.readouterr().out
+    assert "missing: generator.batch_size: 49 is larger than the data set (48 images); use at most 48" in out
+    assert 'pip install "dmvae[lpips]"' in out

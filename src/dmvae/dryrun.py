@@ -10,8 +10,9 @@ from rich.table import Table
 from torch import nn
 
 from dmvae.datasets import open_dataset
-from dmvae.inputs import build_tokenizer
+from dmvae.inputs import build_tokenizer, describe_latents
 from dmvae.matching import BringsStudent
+from dmvae.pipeline import check_batch
 from dmvae.recipe import Recipe
 from dmvae.stages import STAGES
 from dmvae.training.contract import TrainingConfig
@@ -27,13 +28,12 @@ def print_plan(recipes: dict[str, Recipe]) -> None:
     for variant, recipe in recipes.items():
         images, missing = _data(recipe)
         missing += _packages(recipe)
+        if images["train"] is not None:
+            missing += _too_few(recipe)
         networks = _networks(recipe, images["classes"])
-        shape = networks["autoencoder"].config
-        side = recipe.data.size // networks["autoencoder"].stride
-        console.print(
-            f"\n{variant}: {images['text']}; latents {shape.latent_channels}x{side}x{side} "
-            f"(stride {networks['autoencoder'].stride})"
-        )
+        shape = "x".join(map(str, describe_latents(recipe)))
+        stride = networks["autoencoder"].stride
+        console.print(f"\n{variant}: {images['text']}; latents {shape} (stride {stride})")
         console.print(_table(recipe, networks, images["train"]))
         for line in missing:
             console.print(f"  missing: {line}")
@@ -71,8 +71,7 @@ def _networks(recipe: Recipe, num_classes: int) -> dict[str, Any]:
 
     tokenizer = build_tokenizer(recipe)
     networks: dict[str, Any] = {"autoencoder": tokenizer}
-    side = recipe.data.size // tokenizer.stride
-    shape = (tokenizer.config.latent_channels, side, side)
+    shape = describe_latents(recipe)
     with torch.device("meta"):
         for name in ("reference", "generator"):
             section = getattr(recipe, name)
@@ -116,6 +115,17 @@ def _data(recipe: Recipe) -> tuple[dict[str, Any], list[str]]:
         return {"text": f"data {recipe.data.type} is not here", "train": None, "classes": 1000}, [str(error)]
     text = f"{len(train):,} training and {len(test):,} test images of {len(train.classes)} classes"
     return {"text": text, "train": len(train), "classes": len(train.classes)}, []
+
+
+def _too_few(recipe: Recipe) -> list[str]:
+    """Batches larger than the data set."""
+    missing = []
+    for stage in STAGES:
+        try:
+            check_batch(stage, recipe)
+        except ValueError as error:
+            missing.append(str(error))
+    return missing
 
 
 def _packages(recipe: Recipe) -> list[str]:

@@ -114,7 +114,11 @@ def build_tokenizer(recipe: Recipe) -> Tokenizer:
 
 
 def describe_latents(recipe: Recipe) -> tuple[int, int, int]:
-    """(C, H, W) of the recipe's latents."""
-    model = build_tokenizer(recipe)
-    side = recipe.data.size // model.stride
+    """(C, H, W) of the recipe's latents. Raises ValueError where its tokenizer does not take its images."""
+    model, data = build_tokenizer(recipe), recipe.data
+    try:
+        model.check_images(torch.empty(1, data.channels, data.size, data.size, device="meta"))
+    except ValueError as error:
+        raise ValueError(f"data.size: {error}") from error
+    side = data.size // model.stride
     return model.config.latent_channels, side, side

@@ -27,10 +27,12 @@ from dmvae import config as configs
 from dmvae import distributed
 from dmvae.datasets import open_dataset
 from dmvae.files import content_hash, locked, whole
-from dmvae.inputs import Inputs
+from dmvae.inputs import Inputs, describe_latents
 from dmvae.recipe import Recipe, load
 from dmvae.registry import Registered, plugin_of
 from dmvae.stages import STAGES
+from dmvae.training.contract import TrainingConfig
+from dmvae.training.data import require_batch
 from dmvae.training.logging import console
 from dmvae.training.loop import CHECKPOINTS, train
 
@@ -114,7 +116,7 @@ def run(recipes: dict[str, Recipe], run_dir: Path, only: str | None = None) -> l
     chosen = [job for job in jobs if only in (None, job.stage.NAME)]
     if not chosen:
         raise ValueError(f"no variant of this recipe has the stage {only!r}")
-    _check_references(chosen)
+    _check([job for job in chosen if job.state != "finished"])
     if distributed.is_main():
         run_dir.mkdir(parents=True, exist_ok=True)
         with locked(run_dir):
@@ -144,15 +146,25 @@ def run(recipes: dict[str, Recipe], run_dir: Path, only: str | None = None) -> l
     return jobs
 
 
-def _check_references(jobs: list[Job]) -> None:
-    """Raise ValueError for a reference that cannot be opened, before the stages that it would wait for are run."""
+def _check(jobs: list[Job]) -> None:
+    """Raise ValueError for what can be known to be wrong with a stage before those that it would wait for are run."""
+    for recipe in {job.variant: job.recipe for job in jobs}.values():
+        describe_latents(recipe)
     for job in jobs:
-        if job.recipe.reference is not None and job.stage.NAME == "reference" and job.state != "finished":
+        check_batch(job.stage, job.recipe)
+        if job.stage.NAME == "reference" and job.recipe.reference is not None:
             inputs = Inputs(job.recipe, job.variant, job.folder, {}, torch.device("cpu"))
             try:
                 job.recipe.reference.distribution.check(inputs)
             except ValueError as error:
                 raise ValueError(f"{job.variant}: reference.distribution: {error}") from error
+
+
+def check_batch(stage: ModuleType, recipe: Recipe) -> None:
+    """Raise ValueError where a stage that trains on the data set, or on its latents, asks for larger batches."""
+    section = getattr(recipe, stage.NAME)
+    if isinstance(section, TrainingConfig) and stage.NAME != "reference":  # which draws its own data
+        require_batch(stage.NAME, section.batch_size, len(open_dataset(recipe.data, "train")))
 
 
 def _take(ahead: list[Job], lock: ExitStack) -> tuple[int, str] | None:

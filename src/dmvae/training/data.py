@@ -42,6 +42,14 @@ class Order(Sampler):
         return int(self._passes[epoch][position % self.n])
 
 
+def require_batch(stage: str, batch_size: int, items: int) -> None:
+    """ValueError where a stage's batch is larger than its data set."""
+    if batch_size > items:
+        raise ValueError(
+            f"{stage}.batch_size: {batch_size} is larger than the data set ({items} images); use at most {items}"
+        )
+
+
 def collate(items: Any) -> tuple[Tensor, Tensor]:
     """A batch from what `__getitems__` returned whole, or from a list of (image, label)."""
     if isinstance(items, tuple):

@@ -20,7 +20,7 @@ from dmvae import distributed
 T = TypeVar("T")
 Tracker = Literal["tensorboard", "wandb", "none"]
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, markup=False)
 
 
 class Figures:

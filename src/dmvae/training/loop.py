@@ -19,7 +19,7 @@ from dmvae.files import whole
 from dmvae.training import checkpoint
 from dmvae.training.augment import random_flip
 from dmvae.training.contract import Batch, Networks, TrainingConfig, Update
-from dmvae.training.data import Order, as_input, loader
+from dmvae.training.data import Order, as_input, loader, require_batch
 from dmvae.training.ema import Average
 from dmvae.training.logging import Bar, Figures
 from dmvae.training.optim import adamw, learning_rate_factor
@@ -186,11 +186,7 @@ def _batches(trainer: Trainer, steps: int) -> Iterator[tuple[torch.Tensor, torch
         local, device = config.batch_size // world, inputs.device
         while True:
             yield torch.empty(local, device=device), torch.empty(local, dtype=torch.int64, device=device)
-    if len(dataset) < config.batch_size:
-        raise ValueError(
-            f"{trainer.stage.NAME}.batch_size: {config.batch_size} is larger than the data set "
-            f"({len(dataset)} images); use at most {len(dataset)}"
-        )
+    require_batch(trainer.stage.NAME, config.batch_size, len(dataset))
     order = Order(len(dataset), config.batch_size, trainer.key, trainer.step, steps)
     flips = inputs.recipe.data.flip and dataset is inputs.train_set
     for step, (data, labels) in enumerate(
