@@ -3,8 +3,8 @@
     python -m benchmarks.proxies RUN [RUN ...] [--count N] [--no-probe]
 
 Every variant of the runs that has latents and an evaluation with a gFD counts as one tokenizer. Its proxies are taken
-here, of the first COUNT test images and all training latents, and kept in RUN/VARIANT/proxies-COUNT-BATCH.json, so
-that a second call only prints. Few tokenizers say little: the table gives the share of random rankings that correlate
+here, of the first COUNT test images and all training latents, and kept beside RUN/VARIANT/latents, so that a second
+call only prints. Few tokenizers say little: the table gives the share of random rankings that correlate
 as strongly (p, two-sided), and the range of correlations over resampled tokenizers. Whatever tells tokenizers with a
 matching stage from those without ranks well; "within" is the correlation of ranks among those of one kind. "online" is
 what the matching stage logs, here of batches of --batch latents; "log" what it logged.
@@ -27,6 +27,7 @@ from dmvae.evaluation.features import Extractor, extract
 from dmvae.evaluation.frechet import Statistics
 from dmvae.evaluation.interpolation import Decode
 from dmvae.evaluation.online import online_proxies
+from dmvae.evaluation.probe import VERSION
 from dmvae.evaluation.proxies import codec, decoder_proxies, latent_proxies, probe_proxies
 from dmvae.recipe import Recipe, load
 from dmvae.stages.latents import LatentSet
@@ -71,7 +72,8 @@ def variants(runs: list[Path]) -> list[Path]:
 
 def proxies(folder: Path, count: int, batch: int, probe: bool) -> dict[str, float]:
     """gFD and every proxy of one tokenizer; what is not yet in its file is taken now."""
-    path = folder / f"proxies-{count}-{batch}.json"
+    # Beside the latents, whose folder is named by all that they rest on: another tokenizer's are not taken for these.
+    path = folder / "latents" / f"proxies-{count}-{batch}-{VERSION}.json"
     kept: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
     if "ifd" not in kept or (probe and "probe_loss" not in kept):
         kept |= measure(folder, count, batch, probe, alone="ifd" not in kept)

@@ -227,6 +227,9 @@ def _measure(command: str, arguments: list[str]) -> None:
     only.add_argument("--count", type=int, help="images, the same number of every class (10000)")
     only.add_argument("--steps", type=int, help="Euler steps (50)")
     only.add_argument("--guidance", type=float, help="guidance scale (1)")
+    only.add_argument(
+        "--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="times in which it acts (0 1)"
+    )
     only.add_argument("--time-shift", type=float, help="shift of the times towards noise (1)")
     only.add_argument("--seed", type=int, help="image i's seed is seed * 1,000,000 + i (0)")
     parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], help="of tokenizer and pipeline (auto)")

@@ -18,7 +18,8 @@ from dmvae.datasets.shapes import Shapes
 from dmvae.evaluation.bootstrap import interval
 from dmvae.evaluation.command import measure, read_scores
 from dmvae.evaluation.feature_set import FeatureSet, features_of, reference_features
-from dmvae.evaluation.features import as_uint8, parse_features
+from dmvae.evaluation.features import as_uint8, in_chunks, parse_features
+from dmvae.evaluation.frechet import Statistics, frechet_distance
 from dmvae.evaluation.generated import Generated
 from dmvae.evaluation.images import FolderImages, TensorImages
 from dmvae.evaluation.manifolds import memorisation
@@ -81,7 +82,8 @@ def test_every_name_carries_its_features(extractor, data):
         )
     }  # fmt: skip
     assert len(scores.per_class[f"gfd-per-class_{FEATURES}"]) == 3
-    assert set(scores.intervals) == {f"{name}_{FEATURES}" for name in ("precision", "recall", "density", "coverage")}
+    means = ("precision", "recall", "density", "coverage", "memorisation")
+    assert set(scores.intervals) == {f"{name}_{FEATURES}" for name in means}
     assert set(measure_pairs(data[0][0], data[1][0]).metrics) == {"psnr", "ssim"}
 
 
@@ -105,11 +107,13 @@ def test_the_order_of_images_changes_nothing(extractor, data):
 
 
 def test_the_order_of_images_changes_nothing_where_subsets_are_drawn():
-    """Kernel distances of more images than a subset holds, and the Inception Score, which cuts them into parts."""
+    """Kernel distances of more images than a subset holds, and the Inception Score, which cuts them into parts; of
+    features that are mostly 0, as those after a ReLU."""
     generator = torch.Generator().manual_seed(0)
 
     def features(order=slice(None)):
-        rows = {"pool": torch.randn(1200, 8, generator=generator), "logits": torch.randn(1200, 5, generator=generator)}
+        pool = (torch.randn(1200, 32, generator=generator) - 2).relu()
+        rows = {"pool": pool, "logits": torch.randn(1200, 5, generator=generator)}
         manifest = {"features": {"name": "inception"}, "images": {}}
         return FeatureSet(manifest, {name: x[order] for name, x in rows.items()})
 
@@ -128,6 +132,45 @@ def test_images_prepared_otherwise_are_refused(folders, tmp_path):
         measure("folder", [folders[1], kept], features=[FEATURES])
     with pytest.warns(UserWarning, match=r"images\.size: 8, 16"):
         measure("folder", [folders[1], kept], features=[FEATURES], force=True)
+
+
+def test_images_of_other_sizes_are_refused_whatever_they_come_from(folders, data, tmp_path):
+    small = data[0][0][:, :, ::2, ::2].permute(0, 2, 3, 1).numpy()
+    np.savez(tmp_path / "small.npz", arr_0=small)
+    with pytest.raises(ValueError, match=r"images\.size: 16, 8"):
+        measure("folder", [str(tmp_path / "small.npz"), folders[1]], features=[FEATURES])
+
+
+def test_networks_see_batches_of_one_size_in_float32(monkeypatch):
+    seen = []
+
+    def network(a, b):
+        seen.append((len(a), len(b), torch.get_float32_matmul_precision()))
+        return (a - b).flatten(1).sum(1)
+
+    torch.set_float32_matmul_precision("high")
+    try:
+        a, b = torch.randn(2, 70, 3, 4, 4)
+        assert torch.allclose(in_chunks(network, a, b), (a - b).sum((1, 2, 3)), atol=1e-4)
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert seen == [(32, 32, "highest")] * 3
+
+
+def test_spatial_features_of_inception_give_sfid():
+    generator = torch.Generator().manual_seed(0)
+    manifest = {"features": {"name": "inception"}, "images": {}}
+    real, fake = (
+        FeatureSet(manifest, {head: torch.randn(40, 6, generator=generator) for head in ("pool", "spatial")})
+        for _ in range(2)
+    )
+    metrics = measure_sets(real, fake, prefix="g", parts=("frechet",)).metrics
+    by_hand = {"gfid_inception": "pool", "gsfid_inception": "spatial"}
+    assert metrics == {
+        name: pytest.approx(frechet_distance(Statistics.of(real.rows[head]), Statistics.of(fake.rows[head])))
+        for name, head in by_hand.items()
+    }
 
 
 def test_batches_of_generated_images_change_nothing(tmp_path):
@@ -262,6 +305,7 @@ def test_bad_input_is_told_with_its_mend(folders, tmp_path, capsys):
     ):
         code, said = complain(capsys, "folder", folder, folders[1], "--features", FEATURES, "--workers", 0)
         assert (code, message in said) == (2, True), said
+    np.savez(tmp_path / "mu.npz", mu=np.zeros(1280), sigma=np.eye(1280))
     for arguments, message in (
         (["--features", "effnet-lite9"], "did you mean 'effnet-lite0'"),
         (["--features", "effnet-lite0@big"], "number of pixels"),
@@ -273,8 +317,11 @@ def test_bad_input_is_told_with_its_mend(folders, tmp_path, capsys):
         (["--limit", "-3"], "--limit must be at least 1, got -3"),
         (["--features", "effnet-lite0@0"], "number of pixels"),
         (["--save-reference", "here"], "name it so"),
+        (["--save-reference", "here.safetensors"], "mu.npz holds statistics already"),
+        (["--train", folders[0]], "mu.npz holds statistics alone"),
     ):
-        code, said = complain(capsys, "folder", *folders, *arguments)
+        reference = tmp_path / "mu.npz" if "mu.npz" in message else folders[1]
+        code, said = complain(capsys, "folder", folders[0], reference, *arguments)
         assert (code, message in said) == (2, True), said
 
 
@@ -316,7 +363,12 @@ def test_pipelines_and_tokenizers(tmp_path, folders, capsys, monkeypatch):
     for i, image in enumerate(images):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(test / f"{i:03}.png")
     common = ["--features", FEATURES, "--workers", "0", "--precision", "float32", "--json"]
-    samples = ["measure", "samples", pipeline, test, "--count", "12", "--steps", "2", *common, tmp_path / "s.json"]
+    for option, message in ((["--count", "0"], "count must be at least 1"), (["--time-shift", "0"], "above 0, got 0")):
+        code, said = complain(capsys, "samples", pipeline, test, "--features", FEATURES, *option)
+        assert (code, message in said) == (2, True), said
+    monkeypatch.chdir(tmp_path)
+    samples = ["measure", "samples", pipeline, "test", "--train", "test", "--count", "12", "--steps", "2"]
+    samples += ["--guidance-interval", "0.2", "0.9", *common, tmp_path / "s.json"]
     cli.main([str(a) for a in samples])
     tokenizer = ["measure", "tokenizer", pipeline / "vae", test, "--batch-size", "7", "--lpips"]
     cli.main([str(a) for a in [*tokenizer, *common, tmp_path / "t.json"]])
@@ -328,6 +380,9 @@ def test_pipelines_and_tokenizers(tmp_path, folders, capsys, monkeypatch):
         tmp_path / "t.json", tmp_path / "run/kl/evaluate/metrics.json"
     )]  # fmt: skip
     assert weights[0] == weights[1]
+    sampler = read_scores(tmp_path / "s.json")["manifest"]["measured"]["sampler"]
+    assert sampler["guidance_interval"] == [0.2, 0.9]
+    monkeypatch.chdir("/")
     for file in (tmp_path / "s.json", tmp_path / "t.json", tmp_path / "run/kl/evaluate/metrics.json"):
         capsys.readouterr()
         cli.main(["measure", "--check", str(file)])

@@ -23,6 +23,11 @@ def test_to_uint8_clamps_and_rounds():
     assert to_uint8(x).tolist() == [0, 0, 1, 2, 255, 255]
 
 
+def test_to_uint8_takes_no_nan_for_a_grey_level():
+    with pytest.raises(FloatingPointError, match="images hold NaN"):
+        to_uint8(torch.tensor([[0.5, float("nan")]]))
+
+
 def test_to_uint8_undoes_scaling_to_unit_range():
     values = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(to_uint8(values / 127.5 - 1), values)

@@ -117,8 +117,8 @@ def gather(x: Tensor) -> Tensor:
         return x
     parts = [torch.empty_like(x) for _ in range(world_size())]
     dist.all_gather(parts, x.detach().contiguous())
-    scaled = x * world_size() - x.detach() * (world_size() - 1)
-    parts[rank()] = scaled
+    # Without a gradient as it is: the scaled one is rounded, and every rank must hold the same.
+    parts[rank()] = x * world_size() - x.detach() * (world_size() - 1) if x.requires_grad else x
     return torch.cat(parts)
 
 

@@ -68,6 +68,12 @@ class Setting:
     def reference(self, path: str) -> list[FeatureSet]:
         """Features or statistics of the reference, one for every extractor."""
         if Path(path).is_file() and path.endswith(SUFFIXES):
+            if self.save_reference:
+                raise ValueError(
+                    f"--save-reference: {path} holds statistics already; give a folder of images to keep its"
+                )
+            if self.train and not path.endswith(".safetensors"):
+                raise ValueError(f"--train: {path} holds statistics alone; memorisation needs the reference's images")
             if len(self.extractors) != 1:
                 raise ValueError(
                     f"{path} holds the statistics of one extractor: name it, and no other, under --features"
@@ -121,6 +127,7 @@ def measure_samples(
     count: int = 10000,
     steps: int = 50,
     guidance: float = 1.0,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
     time_shift: float = 1.0,
     seed: int = 0,
     precision: Precision = "auto",
@@ -134,12 +141,19 @@ def measure_samples(
 
     setting = Setting(**options)
     model = DMVAEPipeline.from_pretrained(pipeline).to(setting.device)
-    sample = SampleConfig(count=count, steps=steps, guidance=(guidance,), time_shift=time_shift)
+    sample = SampleConfig(
+        count=count,
+        steps=steps,
+        guidance=(guidance,),
+        guidance_interval=tuple(guidance_interval),  # type: ignore[arg-type]  # a list from the command line and JSON
+        time_shift=time_shift,
+    )
     images = Generated(model, sample, seed=seed, device=setting.device, precision=precision)
     images.facts |= {
         "path": pipeline,
         "weights": digest(weights_hash(model.transformer), weights_hash(model.vae)),
-        "scheduler": {k: v for k, v in model.scheduler.config.items() if not k.startswith("_")},
+        "scheduler": {"class": type(model.scheduler).__name__}
+        | {k: v for k, v in model.scheduler.config.items() if not k.startswith("_")},
         "dtype": "bfloat16" if uses_bf16(setting.device, precision) else "float32",
         "ema": model.transformer.config.get("_ema", "unknown"),
     }
@@ -150,7 +164,7 @@ def measure_samples(
 def measure_tokenizer(
     tokenizer: str, images: str, *, lpips: bool = False, precision: Precision = "auto", **options: Any
 ) -> dict[str, Any]:
-    """Reconstructions by the tokenizer of that folder or hub id, against the folder of images themselves."""
+    """Reconstructions by the tokenizer of that folder, against the folder of images themselves."""
     from dmvae.tokenizers.adapted import load_tokenizer
 
     setting = Setting(**options)
@@ -201,10 +215,23 @@ def measure(kind: str, paths: Sequence[str], **options: Any) -> dict[str, Any]:
         raise ValueError(f"measure {kind} takes no --{alien[0].replace('_', '-')}")
     result = KINDS[kind](*paths, **options)
     kept = {name: value for name, value in options.items() if name not in ("save_reference", "fresh")}
-    # Folders and files by their full path, so that the call can be repeated from anywhere; the rest are names on a hub.
-    places = [str(Path(path).resolve()) if Path(path).exists() else path for path in paths]
-    result["manifest"]["call"] = {"kind": kind, "paths": places, "options": kept}
+    if "train" in kept:
+        kept["train"] = _from_anywhere(kept["train"])
+    if "features" in kept:
+        kept["features"] = [f"{name}{_from_anywhere(end)}" for name, end in map(_cut, kept["features"])]
+    result["manifest"]["call"] = {"kind": kind, "paths": [_from_anywhere(path) for path in paths], "options": kept}
     return result
+
+
+def _from_anywhere(path: str) -> str:
+    """A folder or file by its full path, for a call from elsewhere; what is none is a name on a hub."""
+    return str(Path(path).resolve()) if path and Path(path).exists() else path
+
+
+def _cut(features: str) -> tuple[str, str]:
+    """NAME[@RESOLUTION]=, WEIGHTS."""
+    name, equals, weights = features.partition("=")
+    return name + equals, weights
 
 
 def write_scores(result: dict[str, Any], path: Path) -> None:

@@ -144,8 +144,8 @@ def frechet_distance_of_few(a: Tensor, b: Tensor) -> float:
 def _warn_of_few(n: int | None, m: int | None, d: int) -> None:
     if min(d + 1 if count is None else count for count in (n, m)) <= d:
         warnings.warn(
-            f"a Frechet distance of {n} and {m} vectors with {d} components each: with so few its bias is large, "
-            "so compare it only with distances of as many vectors",
+            f"a Frechet distance of {n} and {m} vectors with {d} components each: so few give a singular covariance, "
+            "and the distance is biased upwards by much; compare it only with distances of as many vectors",
             stacklevel=3,
         )
 
@@ -153,14 +153,15 @@ def _warn_of_few(n: int | None, m: int | None, d: int) -> None:
 def _trace_of_root(a: Tensor, b: Tensor) -> Tensor:
     """tr((A B)^(1/2)), for any factors A = F F^T and B = G G^T the sum of the singular values of F^T G.
 
-    Where A is safely regular, F is its Cholesky factor and the values are the roots of the eigenvalues of F^T B F,
-    which is the quick way. Elsewhere they are taken as they stand: squared, the small ones would be lost below 1e-8
-    of the largest.
+    Where one of the two is safely regular, F is its Cholesky factor and the values are the roots of the eigenvalues of
+    F^T B F, which is the quick way. Elsewhere they are taken as they stand: squared, the small ones would be lost below
+    1e-8 of the largest.
     """
-    factor, failed = torch.linalg.cholesky_ex(a)
-    pivots = factor.diagonal()
-    if not failed and pivots.min() > REGULAR * pivots.max():
-        return torch.linalg.eigvalsh(factor.T @ b @ factor).clamp_min(0).sqrt().sum()
+    for regular, other in ((a, b), (b, a)):
+        factor, failed = torch.linalg.cholesky_ex(regular)
+        pivots = factor.diagonal()
+        if not failed and pivots.min() > REGULAR * pivots.max():
+            return torch.linalg.eigvalsh(factor.T @ other @ factor).clamp_min(0).sqrt().sum()
     return torch.linalg.svdvals(_factor(a).T @ _factor(b)).sum()
 
 

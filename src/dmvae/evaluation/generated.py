@@ -35,6 +35,7 @@ class Generated:
         del sampler["batch_size"]  # which changes nothing
         classes = sorted(pipeline.labels, key=pipeline.labels.__getitem__)
         self.facts = {"kind": "generated", "sampler": sampler, "labels": "balanced", "classes": digest(tuple(classes))}
+        self.facts["size"] = pipeline.transformer.config.input_size * pipeline.vae.stride
 
     def __len__(self) -> int:
         return self.sample.count

@@ -6,6 +6,7 @@ Batches are uint8 [n, C, h, w]. Nothing is held beyond a batch, but by `TensorIm
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -45,7 +46,7 @@ class TensorImages:
         if images.ndim != 4 or len(images) == 0:
             raise ValueError(f"images to measure have the shape [n, C, h, w] with n at least 1, not {[*images.shape]}")
         self.images, self.labels = as_uint8(images), labels
-        self.facts = {"kind": "tensor", "fingerprint": digest(self.images)} | facts
+        self.facts = {"kind": "tensor", "fingerprint": digest(self.images, self.labels)} | _size(self.images) | facts
 
     def __len__(self) -> int:
         return len(self.images)
@@ -60,7 +61,8 @@ class DatasetImages:
     def __init__(self, dataset: Any, count: int | None = None, workers: int = 0) -> None:
         self.dataset, self.count, self.workers = dataset, min(count or len(dataset), len(dataset)), workers
         self.labels = dataset.labels[: self.count]
-        self.facts = {"kind": "data set", "fingerprint": dataset.fingerprint, "classes": digest(tuple(dataset.classes))}
+        facts = {"kind": "data set", "fingerprint": dataset.fingerprint, "classes": digest(tuple(dataset.classes))}
+        self.facts = facts | _size(dataset[0][0])
 
     def __len__(self) -> int:
         return self.count
@@ -132,11 +134,10 @@ class FolderImages:
 
     def batches(self, chosen: range, batch_size: int) -> Iterator[Tensor]:
         cuts = [range(i, min(i + batch_size, chosen.stop)) for i in range(chosen.start, chosen.stop, batch_size)]
-        for batch in DataLoader(self, batch_sampler=cuts, num_workers=usable(self.workers), collate_fn=list):  # type: ignore[arg-type]
-            for problem in batch:
-                if isinstance(problem, str):
-                    raise ValueError(problem)
-            yield torch.stack(batch)
+        for batch in DataLoader(self, batch_sampler=cuts, num_workers=usable(self.workers), collate_fn=_stacked):  # type: ignore[arg-type]
+            if isinstance(batch, str):
+                raise ValueError(batch)
+            yield batch
 
     def _content(self) -> str:
         """A hash of all files: noise compresses to as many bytes as other noise, so sizes would not tell."""
@@ -166,7 +167,7 @@ class SampleFiles:
         if not self.paths:
             raise ValueError(f"no samples in {folder}; `dmvae sample RECIPE` writes samples-NNNNN.safetensors")
         self.labels: Tensor | None = torch.cat([_tensor(path, "labels") for path in self.paths])
-        self.facts = {"kind": "samples", "path": str(folder)} | facts
+        self.facts = {"kind": "samples", "path": str(folder)} | _size(_tensor(self.paths[0], "images")) | facts
 
     def __len__(self) -> int:
         assert self.labels is not None
@@ -189,7 +190,7 @@ def npz_images(path: Path) -> TensorImages:
             if "arr_0" not in file:
                 raise ValueError(f"it holds {', '.join(file.files) or 'nothing'}")
             images = torch.from_numpy(file["arr_0"])
-    except (zipfile.BadZipFile, ValueError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError) as error:
         raise ValueError(f"{path}: no .npz of samples, which holds uint8 images as arr_0: {error}") from error
     if images.ndim != 4 or images.shape[3] not in (1, 3):
         raise ValueError(f"{path}: samples have the shape [n, h, w, 1 or 3], not {[*images.shape]}")
@@ -214,6 +215,17 @@ def over_images(
             bar.step(len(batch) * world)
     own = {name: torch.cat(parts) for name, parts in rows.items()}
     return own if world == 1 else _gathered(own, share, n)
+
+
+def _stacked(items: list[Tensor | str]) -> Tensor | str:
+    """A batch, or the first problem. In the worker, so that one tensor is handed over and not one an image."""
+    return next((item for item in items if isinstance(item, str)), None) or torch.stack(items)  # type: ignore[arg-type]
+
+
+def _size(images: Tensor) -> dict[str, Any]:
+    """For manifests: height and width, of square images one number."""
+    h, w = images.shape[-2:]
+    return {"size": h if h == w else [h, w]}
 
 
 def _gathered(own: dict[str, Tensor], share: int, n: int) -> dict[str, Tensor]:

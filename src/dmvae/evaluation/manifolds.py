@@ -57,12 +57,17 @@ def memorisation(train: Tensor, test: Tensor, fake: Tensor) -> float:
     ties counted half (the test statistic of arXiv 2004.05675): 0.5 where samples are as new as test images are, 1
     where every one is a copy of a training image.
     """
+    return float(memorisation_values(train, test, fake).mean())
+
+
+def memorisation_values(train: Tensor, test: Tensor, fake: Tensor) -> Tensor:
+    """What `memorisation` is the mean of: of each sample the share of test images that lie further, float64 [m]."""
     train, test, fake = _centred(train, test, fake)
     of_test, of_fake = _nearest(test, train).sort().values, _nearest(fake, train)
     n = len(of_test)
     further = n - torch.searchsorted(of_test, of_fake, right=True)
     equal = torch.searchsorted(of_test, of_fake, right=True) - torch.searchsorted(of_test, of_fake)
-    return float((further.double() + equal.double() / 2).mean() / n)
+    return (further.double() + equal.double() / 2) / n
 
 
 def _centred(*sets: Tensor) -> list[Tensor]:

@@ -29,7 +29,7 @@ from dmvae.evaluation.features import LOGITS, POOL, SPATIAL, as_uint8
 from dmvae.evaluation.frechet import Statistics, frechet_distance, frechet_distance_of_few
 from dmvae.evaluation.kernel import SEED, SPLITS, SUBSET_SIZE, SUBSETS, inception_score, kernel_distance
 from dmvae.evaluation.manifest import PREPARED, require_same
-from dmvae.evaluation.manifolds import manifold_values, memorisation
+from dmvae.evaluation.manifolds import manifold_values, memorisation_values
 from dmvae.evaluation.metrics import psnr_values, ssim_values
 from dmvae.training.data import as_input
 
@@ -137,8 +137,9 @@ def measure_sets(
         scores.metrics |= _frechet(real, fake, frechet_name(prefix, x), POOL)
         if inception:
             scores.metrics |= _frechet(real, fake, f"{prefix}sfid_{x}", SPATIAL)
-    if "score" in parts and inception and len(fake.rows[LOGITS]) >= SPLITS:
-        scores.metrics |= _with_spread(f"{prefix}is", x, inception_score(in_order(fake.rows[LOGITS])))
+    logits = fake.rows.get(LOGITS)
+    if "score" in parts and inception and logits is not None and len(logits) >= SPLITS:
+        scores.metrics |= _with_spread(f"{prefix}is", x, inception_score(in_order(logits)))
     if fake.pool is None or real.pool is None:
         return scores
     if "kernel" in parts:
@@ -149,14 +150,16 @@ def measure_sets(
     if "per-class" in parts and real.labels is not None and fake.labels is not None and _same_classes(real, fake):
         scores.add(per_class(real, fake, frechet_name(prefix, x, "-per-class")))
     if "memorisation" in parts and train is not None and train.pool is not None:
-        scores.metrics[f"memorisation_{x}"] = memorisation(train.pool, real.pool, fake.pool)
+        scores.add_means({f"memorisation_{x}": memorisation_values(train.pool, real.pool, fake.pool)})
     return scores
 
 
 def in_order(rows: Tensor) -> Tensor:
-    """Rows [n, d] sorted by their first components: what draws subsets of them by number then draws the same images in
-    whatever order they came."""
-    return rows[torch.from_numpy(np.lexsort(rows[:, :3].cpu().numpy().T[::-1])).to(rows.device)]
+    """Rows [n, d] in an order of their own, that of their bytes: what draws subsets of them by number then draws the
+    same images in whatever order they came."""
+    values = np.ascontiguousarray(rows.cpu().numpy())
+    whole = values.view(np.dtype((np.void, values.itemsize * values.shape[1]))).ravel()
+    return rows[torch.from_numpy(whole.argsort()).to(rows.device)]
 
 
 def per_class(real: FeatureSet, fake: FeatureSet, name: str) -> Scores:

@@ -25,6 +25,8 @@ from dmvae.training.precision import Precision, autocast
 
 IMAGES = 1000
 """Images at most for smoothness and equivariance, which are means over images and need no more."""
+OF_FEATURES = ("ifd", "ifd_slerp", "smoothness_features", "probe_gfd")
+"""Those that are taken in an extractor's features, whose name belongs to theirs."""
 POINTS = 5000
 """Latents at most for what compares all with all."""
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dmvae.evaluation.feature_set import FeatureSet, describe
-from dmvae.evaluation.features import CHUNK, Extractor, weights_hash
+from dmvae.evaluation.features import CHUNK, Extractor, in_chunks, weights_hash
 from dmvae.evaluation.images import Images, over_images
 from dmvae.evaluation.measure import PARTS, Scores, measure_sets, pair_values
 from dmvae.evaluation.metrics import to_uint8
@@ -33,7 +33,7 @@ class PerceptualDistance:
         self.network = LPIPSPerceptual().build().to(device)
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
-        return self.network.per_sample(a, b)
+        return in_chunks(self.network.per_sample, a, b)
 
     def manifest(self) -> dict[str, Any]:
         """As an extractor's."""
@@ -52,11 +52,12 @@ def reconstruct(
     precision: Precision,
     lpips: Callable[[Tensor, Tensor], Tensor] | None = None,
     pictures: int = 0,
+    latents: bool = False,
     alone: bool = False,
 ) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor] | None]:
-    """(rows, pictures). Rows are of every image, in order: its raw latent "z", the figures of the pair (see
-    `pair_values`) and the reconstruction's features, "0.pool" and so on. Pictures are the first ones, originals and
-    reconstructions, uint8; None for 0 of them."""
+    """(rows, pictures). Rows are of every image, in order: the figures of the pair (see `pair_values`), the
+    reconstruction's features, "0.pool" and so on, and with `latents` its raw latent "z". Pictures are the first ones,
+    originals and reconstructions, uint8; None for 0 of them."""
     tokenizer.to(device, memory_format=torch.channels_last).eval()
     kept: list[tuple[Tensor, Tensor]] = []
 
@@ -73,7 +74,7 @@ def reconstruct(
         if sum(len(a) for a, _ in kept) < pictures:
             kept.append((batch[:pictures], recon[:pictures]))
         features = {f"{i}.{head}": x for i, e in enumerate(extractors) for head, x in e.heads(recon).items()}
-        return {"z": z} | pair_values(batch, recon, lpips, device) | features
+        return pair_values(batch, recon, lpips, device) | features | ({"z": z} if latents else {})
 
     rows = over_images(images, batch_size, compute, title, alone=alone)
     if not kept:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,13 @@ def read_statistics(path: Path) -> FeatureSet:
 def _npz(path: Path) -> dict[str, Tensor]:
     try:
         with np.load(path, allow_pickle=False) as file:
+            names = ("mu", "sigma", "mu_s", "sigma_s")
+            if not {"mu", "sigma"} <= set(file.files):
+                raise ValueError(f"no mu and sigma in it, but {', '.join(file.files) or 'nothing'}")
             # ADM's files hold the images too, as arr_0: they are not read
-            return {name: torch.from_numpy(file[name]) for name in ("mu", "sigma", "mu_s", "sigma_s") if name in file}
-    except (zipfile.BadZipFile, ValueError, OSError) as error:
-        raise ValueError(f"{path}: not a readable .npz file ({error})") from error
+            return {name: torch.from_numpy(file[name]) for name in names if name in file}
+    except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{path}: no .npz file of statistics ({error})") from error
 
 
 def _torch(path: Path) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dmvae import config as configs
 from dmvae import distributed
+from dmvae.evaluation import probe
 from dmvae.evaluation.feature_set import FeatureSet, features_of, reference_features
 from dmvae.evaluation.features import Extractor, FeaturesConfig, weights_hash
 from dmvae.evaluation.features.effnet import EffNetLite0
@@ -22,7 +23,15 @@ from dmvae.evaluation.latents import latent_statistics, sliced_wasserstein
 from dmvae.evaluation.manifest import versions
 from dmvae.evaluation.measure import PARTS, PROTOCOL, Scores, frechet_name, measure_sets
 from dmvae.evaluation.metrics import knn_accuracy
-from dmvae.evaluation.proxies import IMAGES, codec, decoder_proxies, latent_proxies, linear_probe, probe_proxies
+from dmvae.evaluation.proxies import (
+    IMAGES,
+    OF_FEATURES,
+    codec,
+    decoder_proxies,
+    latent_proxies,
+    linear_probe,
+    probe_proxies,
+)
 from dmvae.evaluation.reconstruct import (
     OF_PAIRS,
     PerceptualDistance,
@@ -116,6 +125,7 @@ def measure(config: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
         precision=inputs.recipe.run.precision,
         lpips=lpips,
         pictures=PICTURES,
+        latents=True,
         alone=True,
     )
     assert pictures is not None
@@ -216,6 +226,7 @@ def sample_scores(
 def _manifest(tokenizer: Tokenizer, extractors: list[Any], images: DatasetImages, inputs: Inputs) -> dict[str, Any]:
     """What the figures rest on; the samples' stage and the generator's are named by their fingerprints."""
     recipe = inputs.recipe
+    data = {name: value for name, value in configs.plain(recipe.data).items() if name not in recipe.data.PLACES}
     measured: dict[str, Any] = {
         "kind": "run",
         "weights": weights_hash(tokenizer),
@@ -228,11 +239,11 @@ def _manifest(tokenizer: Tokenizer, extractors: list[Any], images: DatasetImages
     if recipe.generator is not None:
         measured["ema"] = recipe.generator.ema
     return {
-        "reference": images.facts | {"count": len(images)},
+        "reference": images.facts | {"count": len(images), "data": data},
         "measured": measured,
         "count": measured.get("count", len(images)),
         "features": {e.name: e.manifest() for e in extractors},
-        "protocol": PROTOCOL,
+        "protocol": PROTOCOL | ({"probe": probe.VERSION} if recipe.evaluate and recipe.evaluate.probe else {}),
         "settings": configs.plain(recipe.evaluate),
         "versions": versions(),
         "device": inputs.device.type,
@@ -261,7 +272,7 @@ def _proxies(
         found |= decoder_proxies(encode, decode, tokenizer.stride, some, test[0], train[0], moments, extractor)
     if config.probe:
         found |= probe_proxies(train[0].to(inputs.device), train[1], decode, moments, extractor)
-    return found
+    return {f"{name}_{extractor.name}" if name in OF_FEATURES else name: value for name, value in found.items()}
 
 
 def _in_reference_units(z: Tensor, latents: LatentSet, inputs: Inputs) -> Tensor:

@@ -53,6 +53,14 @@ class SampleConfig:
     """Times in which guidance acts."""
 
     def __post_init__(self) -> None:
+        for name in ("count", "batch_size", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.time_shift > 0:
+            raise ValueError(f"time_shift must be above 0, got {self.time_shift:g}; 1 is uniform")
+        low, high = self.guidance_interval
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"guidance_interval must satisfy 0 <= low <= high <= 1, got {[low, high]}")
         if not self.guidance:
             raise ValueError("guidance needs at least one scale; 1.0 is no guidance")
 

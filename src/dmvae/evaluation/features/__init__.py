@@ -69,14 +69,7 @@ class Extractor(nn.Module):
                 f"features are taken of uint8 images [n, 1 or 3, h, w], not {images.dtype} {[*images.shape]}"
             )
         device = self.mean.device
-        features = torch.empty(len(images), sum(self.widths.values()), device=device)
-        # Float32 means float32, whatever the training around it has switched on.
-        exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-        with torch.autocast(device.type, enabled=False), exact:
-            for start in range(0, len(images), CHUNK):
-                part = images[start : start + CHUNK].to(device)
-                padded = F.pad(part, (0, 0, 0, 0, 0, 0, 0, CHUNK - len(part)))
-                features[start : start + CHUNK] = self.network(self.prepare(padded))[: len(part)]
+        features = in_chunks(lambda part: self.network(self.prepare(part.to(device))), images)
         return dict(zip(self.widths, features.split(list(self.widths.values()), dim=1), strict=True))
 
     def prepare(self, images: Tensor) -> Tensor:
@@ -97,6 +90,26 @@ class Extractor(nn.Module):
             "std": [round(value, 4) for value in self.std.flatten().tolist()],
         }
         return {"name": self.name, "weights": self.weights, "dtype": "float32"} | prepared
+
+
+def in_chunks(network: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """network(*inputs), rows [n, ...] of every input, so that a row depends neither on n nor on the precision that is
+    switched on around it: always CHUNK of them, padded, in float32."""
+    device = inputs[0].device
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    try:
+        with torch.autocast(device.type, enabled=False), exact:
+            parts = zip(*(x.split(CHUNK) for x in inputs), strict=True)
+            rows = [network(*map(_padded, part))[: len(part[0])] for part in parts]
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    return torch.cat(rows)
+
+
+def _padded(x: Tensor) -> Tensor:
+    return F.pad(x, (0, 0) * (x.ndim - 1) + (0, CHUNK - len(x)))
 
 
 def extract(
