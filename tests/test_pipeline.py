@@ -281,18 +281,19 @@ class Pool(EncoderConfig):
 @dataclass(frozen=True, kw_only=True)
 class TwoPoints(ReferenceConfig):
     def build(self, inputs):
-        return Points(describe_latents(inputs.recipe))
+        return Points(describe_latents(inputs.recipe), inputs.num_classes)
 
 
 class Points:
     velocity = None
 
-    def __init__(self, shape):
-        self.shape, self.mean, self.std = shape, torch.zeros(shape[0]), torch.ones(shape[0])
+    def __init__(self, shape, num_classes):
+        self.shape, self.num_classes = shape, num_classes
+        self.mean, self.std = torch.zeros(shape[0]), torch.ones(shape[0])
 
     def sample(self, n, generator):
-        labels = generator.integers(2, n)
-        return (2.0 * labels - 1).view(-1, 1, 1, 1).expand(n, *self.shape).clone(), labels
+        labels = generator.integers(self.num_classes, n)
+        return (2.0 * (labels % 2) - 1).view(-1, 1, 1, 1).expand(n, *self.shape).clone(), labels
 
 
 @register("moment")

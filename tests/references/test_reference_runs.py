@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import tiny
 
@@ -75,7 +75,13 @@ def broken_arrays():
     nan = rng.normal(size=(6, 4, 3, 3))
     nan[3:, 1, 2] = np.nan
     same = np.broadcast_to(rng.normal(size=(8, 1, 1)), (6, 8, 5, 5))
-    return {"nan": nan, "flat": np.full((6, 4, 3, 3), 7.0), "same": same, "narrow": rng.normal(size=(6, 2, 5, 5))}
+    shapes = {"narrow": (6, 2, 5, 5), "few": (30, 80), "row": (4, 36)}
+    return {name: rng.normal(size=shape) for name, shape in shapes.items()} | {
+        "nan": nan,
+        "flat": np.full((6, 4, 3, 3), 7.0),
+        "same": same,
+        "label": np.array([0, 1, 0.5, 1]),
+    }
 
 
 @pytest.mark.parametrize(
@@ -91,6 +97,22 @@ def broken_arrays():
         ({"type": "array", "path": "narrow.npy"}, "cannot make 4 components of features that have 2"),
         ({"type": "mixture", "file": "nowhere.safetensors"}, "no such file"),
         ({"type": "function", "function": "fixed_reference:ones"}, "no function 'ones'"),
+        ({"type": "function", "function": "broken.py:f"}, "cannot be imported"),
+        (
+            {"type": "timm", "model": "vit_small_patch14_dinov2.lvd142"},
+            "mean 'vit_small_patch14_dinov2.lvd142m'",
+        ),
+        ({"type": "timm", "model": "resnet18", "patch_size": 4, "pretrained": False}, "does not take .*patch_size"),
+        ({"type": "timm", "model": "vit_tiny_patch16_224", "pretrained": False}, "set it to 16"),
+        ({"type": "features", "reduction": "pca", "classes": []}, "has a label of"),
+        (
+            {"type": "array", "path": "few.npy", "reduction": "pca"},
+            "make 36 components of features that have 29",
+        ),
+        ({"type": "array", "path": "row.npy", "labels": "label.npy"}, "label.npy' holds 0.5; classes are numbered"),
+        ({"type": "mixture", "file": "broken.safetensors"}, "damaged or no .safetensors file"),
+        ({"type": "mixture", "file": "nan.safetensors"}, "finite, variances and weights positive"),
+        ({"type": "mixture", "fit": {"type": "sphere"}}, "made from data, which 'sphere' is not"),
     ],
 )
 def test_what_is_wrong_with_a_reference_is_told_before_anything_is_trained(
@@ -99,6 +121,10 @@ def test_what_is_wrong_with_a_reference_is_told_before_anything_is_trained(
     monkeypatch.chdir(tmp_path)
     for name, array in broken_arrays().items():
         np.save(tmp_path / f"{name}.npy", array)
+    (tmp_path / "broken.py").write_text("def f(:")
+    (tmp_path / "broken.safetensors").write_bytes(b"nonsense")
+    means = torch.zeros(2, 4)
+    save_file({"means": means / 0, "variances": means + 1}, tmp_path / "nan.safetensors")
     path = tiny.write(tmp_path, reference__distribution=distribution)
     with pytest.raises(ValueError, match=message):
         tiny.run(path, "matched")

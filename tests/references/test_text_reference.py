@@ -1,5 +1,6 @@
 """Captions, their tokens on the grid, and a text encoder from a folder, from a package, or from nowhere."""
 
+import shutil
 import sys
 
 import pyarrow as pa
@@ -67,6 +68,21 @@ def test_captions_of_a_column(make, folder, tmp_path):
         make.build(**fields, label_column="caption")
     with pytest.raises(ValueError, match="no such file"):
         make.build(type="text", model=folder, captions="nowhere.parquet")
+    pq.write_table(pa.table({"caption": ["a", None], "label": [0.0, 1.0]}), tmp_path / "d.parquet")
+    fields["captions"] = str(tmp_path / "d.parquet")
+    with pytest.raises(ValueError, match="'caption' holds None in row 1"):
+        make.build(**fields)
+    pq.write_table(pa.table({"caption": ["a", "b"], "label": [0.0, 1.0]}), tmp_path / "d.parquet")
+    with pytest.raises(ValueError, match=r"label_column: 'label' holds 0\.0"):
+        make.build(**fields, label_column="label")
+
+
+def test_a_model_in_a_folder_is_part_of_the_fingerprint(make, folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "model")
+    reference = make.read(type="text", model=str(copy))
+    before = reference.fingerprint()
+    (copy / "config.json").write_text((copy / "config.json").read_text() + " ")
+    assert reference.fingerprint() != before
 
 
 def test_templates_need_a_place_for_the_name(make):

@@ -154,3 +154,10 @@ def test_a_figure_that_is_not_finite_is_named(tmp_path):
     figures.add({"a/loss": 1.0, "b/loss": float("nan")})
     with pytest.raises(FloatingPointError, match="b/loss became nan by step 4"):
         figures.write(4)
+
+
+def test_figures_that_are_not_there_at_every_step_are_means_of_what_there_is(tmp_path):
+    figures = Figures(tmp_path, "none", 0, "x")
+    for total, count in ((3.0, 1.0), (0.0, 0.0), (5.0, 3.0)):
+        figures.add({"gap": torch.tensor([total, count]), "never": torch.zeros(2), "loss": total})
+    assert figures.write(3) == {"gap": 2.0, "loss": pytest.approx(8 / 3)}

@@ -71,25 +71,30 @@ class ImageFolder(DatasetConfig):
         fits = len(files) * self.channels * self.size**2 <= MEMORY_BYTES
         if self.cache == "none" or (self.cache == "auto" and not fits):
             keep, _, broken = _each(paths, check_header)
-            self._report(broken, len(keep), folder)
+            self._report(broken, labels, keep, classes, folder)
             return FolderDataset([paths[i] for i in keep], labels[keep], classes, fingerprint, self)
         # a rewritten file of the same size changes the decoded pixels, hence the times here
         key = digest(fingerprint, str(folder.resolve()), [f.mtime_ns for f in files])
         kept = cache_folder() / "decoded" / f"{key}.safetensors" if self.cache == "auto" else None
         images, keep, broken = _decode_all(paths, self.size, self.channels, kept)
-        self._report(broken, len(keep), folder)
+        self._report(broken, labels, keep, classes, folder)
         return MemoryDataset(images, labels[keep], classes, fingerprint=fingerprint)
 
-    def _report(self, broken: Sequence[str], good: int, folder: Path) -> None:
-        """Say which files were unreadable; ValueError if that is to stop the run or nothing is left."""
+    def _report(
+        self, broken: Sequence[str], labels: Tensor, keep: list[int], classes: tuple[str, ...], folder: Path
+    ) -> None:
+        """Say which files were unreadable; ValueError if that is to stop the run, or nothing of a class is left.
+        labels: of all files; keep: the readable ones."""
         if not broken:
             return
         named = "; ".join(broken[:3]) + ("; ..." if len(broken) > 3 else "")
         if self.on_broken == "error":
             raise ValueError(f"{len(broken)} unreadable images: {named}. Mend or delete them, or set on_broken: skip")
-        if good == 0:
+        if not keep:
             raise ValueError(f"{folder}: none of its {len(broken)} images of this split is readable: {named}")
-        warnings.warn(f"skipped {len(broken)} unreadable images of {len(broken) + good}: {named}", stacklevel=3)
+        if gone := set(labels.tolist()) - set(labels[keep].tolist()):
+            raise ValueError(f"{folder}: no image of class {classes[min(gone)]!r} in this split is readable: {named}")
+        warnings.warn(f"skipped {len(broken)} unreadable images of {len(labels)}: {named}", stacklevel=3)
 
 
 class FolderDataset:

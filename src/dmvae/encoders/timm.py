@@ -48,6 +48,9 @@ class TimmEncoder(EncoderConfig):
     def build(self, *, size: int, channels: int, pretrained: bool = False) -> nn.Module:
         if not timm.is_model(self.model):
             raise ValueError(f"timm has no model {self.model!r}{nearest_model(self.model)}")
+        architecture, _, tag = self.model.partition(".")
+        if tag and self.model not in (known := timm.list_pretrained(architecture)):
+            raise ValueError(f"timm has no weights {tag!r} of {architecture}{nearest(self.model, known)}")
         if channels not in (1, 3):
             raise ValueError(f"timm encoder {self.model}: images have 1 or 3 channels, not {channels}")
         kwargs: dict[str, Any] = {"num_classes": 0, **self.kwargs}
@@ -63,18 +66,24 @@ class TimmEncoder(EncoderConfig):
         if pretrained and (self.checkpoint is not None or self.pretrained):
             model = self.load(kwargs)
         else:
-            model = timm.create_model(self.model, pretrained=False, **kwargs)
+            model = self.create(kwargs)
         return Features(model, size if sized else None)
+
+    def create(self, kwargs: dict[str, Any], pretrained: bool = False) -> nn.Module:
+        try:
+            return timm.create_model(self.model, pretrained=pretrained, **kwargs)
+        except TypeError as error:  # patch_size of a convolutional network, say
+            raise ValueError(f"timm model {self.model!r} does not take {', '.join(kwargs)}: {error}") from error
 
     def load(self, kwargs: dict[str, Any]) -> nn.Module:
         """The model with weights; timm adapts them to the patch and image size."""
         if self.checkpoint is not None:
-            model = timm.create_model(self.model, pretrained=False, **kwargs)
+            model = self.create(kwargs)
             load_weights(model, self.checkpoint)
             return model
         try:
-            return timm.create_model(self.model, pretrained=True, **kwargs)
-        except TypeError:  # an argument the model does not take
+            return self.create(kwargs, pretrained=True)
+        except ValueError:  # an argument the model does not take
             raise
         except Exception as error:  # no network: each version of the hub client has a class of its own
             raise ValueError(

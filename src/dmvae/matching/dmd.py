@@ -81,8 +81,8 @@ def gradient(
 
 
 def _binned(values: Tensor, t: Tensor) -> list[tuple[int, Tensor]]:
-    """(bin, mean of the values whose time falls in it) for bins of equal width over [0, 1]; an empty bin is 0."""
+    """(bin, [sum, count] of the values whose time falls in it) for bins of equal width over [0, 1]."""
     index = (t * BINS).long().clamp_max(BINS - 1)
     sums = torch.zeros(BINS, device=t.device).index_add_(0, index, values)
     counts = torch.zeros(BINS, device=t.device).index_add_(0, index, torch.ones_like(values))
-    return list(enumerate(sums / counts.clamp_min(1)))
+    return list(enumerate(torch.stack([sums, counts], dim=1)))

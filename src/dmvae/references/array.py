@@ -77,7 +77,10 @@ class ArrayReference(DataConfig):
             if self.classes is not None:
                 raise ValueError("classes: choosing classes of an array needs its labels; set reference.labels")
             return ArrayData(rows, torch.full((len(rows),), -1))
-        labels = torch.from_numpy(np.array(self._read(self.labels), dtype=np.int64))
+        read = np.asarray(self._read(self.labels))
+        if (read != np.round(read)).any():
+            raise ValueError(f"labels: {self.labels!r} holds {read[read != np.round(read)][0]:g}; classes are numbered")
+        labels = torch.from_numpy(read.astype(np.int64))
         if labels.shape != (len(rows),) or not 0 <= int(labels.min()) <= int(labels.max()) < inputs.num_classes:
             raise ValueError(
                 f"labels: {self.labels!r} has shape {list(labels.shape)} and values {int(labels.min())} to "

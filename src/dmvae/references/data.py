@@ -64,7 +64,8 @@ class DataConfig(ReferenceConfig):
         if (features - features[:1, :, :1, :1]).abs().max() <= 1e-5 * features.abs().max():  # beyond rounding
             raise ValueError("its features are the same for every item: there is nothing to match")
         if reducer.layout != "latents" and self.reduction != "bottleneck":
-            require_channels(self.reduction, features.shape[1], reducer.channels)
+            vectors = len(data) * reducer.vectors_per_item - 1  # about their mean they span no more directions
+            require_channels(self.reduction, min(features.shape[1], vectors), reducer.channels)
 
     def build(self, inputs: Inputs) -> Samples:
         from dmvae.inputs import describe_latents

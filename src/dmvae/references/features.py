@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from dmvae.references.data import DataConfig, Samples, encode, encoded, open_latents
-from dmvae.references.reduction import Reduction
+from dmvae.references.reduction import Reduction, require_channels
 from dmvae.registry import register
 
 if TYPE_CHECKING:
@@ -26,7 +26,13 @@ class FeaturesReference(DataConfig):
     reconstruction of images; "pca", principal components, whitened; "random", a random orthogonal projection."""
 
     def check(self, inputs: Inputs) -> None:
-        self.chosen(inputs)  # the network is the tokenizer's own
+        from dmvae.inputs import build_autoencoder, describe_latents
+
+        data = self.chosen(inputs)
+        if self.reduction != "bottleneck":  # which is the tokenizer's own, as the network is
+            channels, height, width = describe_latents(inputs.recipe)
+            encoder = build_autoencoder(inputs.recipe).encoder
+            require_channels(self.reduction, min(encoder.channels, len(data) * height * width - 1), channels)
 
     def build(self, inputs: Inputs) -> Samples:
         if self.reduction != "bottleneck":

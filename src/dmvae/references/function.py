@@ -54,7 +54,7 @@ class FunctionReference(SyntheticConfig):
             raise ValueError(f"function: {self.function!r} is not package.module:name or path/to/file.py:name")
         try:
             module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-        except (ImportError, FileNotFoundError) as error:
+        except (ImportError, FileNotFoundError, SyntaxError) as error:
             raise ValueError(
                 f"function: {place!r} cannot be imported ({error}); give an installed module or a file's path"
             ) from error
@@ -65,8 +65,10 @@ class FunctionReference(SyntheticConfig):
         return found
 
     def fingerprint(self) -> str:
-        """Of the file that holds the function."""
-        source = sys.modules[self.find().__module__].__file__
+        """Of the file that the reference names."""
+        self.find()
+        place = self.function.rpartition(":")[0]
+        source = place if place.endswith(".py") else sys.modules[place].__file__
         return content_hash([Path(source)]) if source else ""
 
 

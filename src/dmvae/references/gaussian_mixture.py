@@ -33,7 +33,8 @@ class GaussianMixture:
         pair = _pick(self.joint.flatten(), generator.uniform(n).cpu())
         labels, k = pair // len(self.means), pair % len(self.means)
         noise = generator.normal(n, *self.means.shape[1:]).cpu()
-        return self.means[k].float() + self.variances[k].float().sqrt() * noise, labels
+        means, variances = (x[k.to(x.device)].float().cpu() for x in (self.means, self.variances))
+        return means + variances.sqrt() * noise, labels
 
     def log_prob(self, z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """log p_t(z_t | label), [b]; t = 1 is the mixture itself."""

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from dmvae import distributed
 from dmvae.files import content_hash
 from dmvae.references import ReferenceConfig
-from dmvae.references.data import Samples
+from dmvae.references.data import DataConfig, Samples
 from dmvae.references.gaussian_mixture import GaussianMixture, joint_weights
 from dmvae.references.mixture_fit import fit_mixture
 from dmvae.references.synthetic import SyntheticConfig
@@ -50,6 +51,8 @@ class MixtureReference(SyntheticConfig):
             raise ValueError(f"std must be between 0 and 1, where the centres have variance 1 - std^2; got {self.std}")
         if self.fit is not None and self.file is not None:
             raise ValueError("fit and file: the mixture is one or the other; set one of them to null")
+        if self.fit is not None and not isinstance(self.fit, DataConfig):
+            raise ValueError(f"fit: a mixture is fitted to a reference made from data, which {self.fit.type!r} is not")
 
     def fingerprint(self) -> str:
         if self.file is not None:
@@ -85,7 +88,10 @@ class MixtureReference(SyntheticConfig):
         path = Path(self.file or "").expanduser()
         if not path.is_file():
             raise ValueError(f"file: no such file: {self.file}")
-        tensors = load_file(path)
+        try:
+            tensors = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"file: {self.file}: damaged or no .safetensors file ({error})") from error
         for name in ("means", "variances"):
             if name not in tensors or tensors[name].shape[1:] not in (shape, shape[:1]):
                 found = list(tensors[name].shape) if name in tensors else f"only {', '.join(tensors)}"
@@ -98,10 +104,13 @@ class MixtureReference(SyntheticConfig):
             for x in (tensors["means"], tensors["variances"])
         )
         weights, labels = tensors.get("weights", torch.ones(len(means))), tensors.get("labels")
-        if not (len(means) == len(variances) == len(weights)) or (variances <= 0).any() or (weights <= 0).any():
+        finite = all(x.isfinite().all() for x in (means, variances, weights))
+        if not (
+            finite and len(means) == len(variances) == len(weights) and (variances > 0).all() and (weights > 0).all()
+        ):
             raise ValueError(
                 f"file: {self.file} has {len(means)} means, {len(variances)} variances and {len(weights)} weights; "
-                "give as many of each, variances and weights positive"
+                "give as many of each, finite, variances and weights positive"
             )
         if labels is not None:
             labels = labels.long()
@@ -116,8 +125,7 @@ class MixtureReference(SyntheticConfig):
         from dmvae.stages.latents import write_tensors
 
         source = data.build(inputs)
-        if not isinstance(source, Samples):
-            raise ValueError(f"fit: a mixture is fitted to a reference made from data, which {data.type!r} is not")
+        assert isinstance(source, Samples)
         path = inputs.out / "mixture.safetensors"
         if distributed.is_main() and not path.exists():
             write_tensors(path, self._fit(source, inputs))

@@ -97,11 +97,11 @@ def fit_linear(kind: Literal["pca", "random"], rows: Tensor, channels: int, seed
 
 
 def require_channels(kind: str, d: int, channels: int) -> None:
-    """ValueError where features of d channels are too few for a linear reduction."""
+    """ValueError where features of d channels, or that span d directions, are too few for a linear reduction."""
     if d < channels:
         raise ValueError(
             f"reduction: {kind!r} cannot make {channels} components of features that have {d}; use features of more "
-            "channels, fewer latent channels, or reduction: bottleneck"
+            "channels or more items, fewer latent channels, or reduction: bottleneck"
         )
 
 

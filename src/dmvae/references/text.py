@@ -66,8 +66,12 @@ class TextReference(DataConfig):
         return CaptionNumbers(self._captions(inputs)[1])
 
     def fingerprint(self) -> str:
-        """Of the captions' files."""
-        return "" if self.captions is None else content_hash(parquet_files(Path(self.captions).expanduser()))
+        """Of the captions' files, and of a model's where it is a folder."""
+        files = [] if self.captions is None else parquet_files(Path(self.captions).expanduser())
+        model = Path(self.model).expanduser() if self.model is not None else None
+        if model is not None and model.is_dir():
+            files = [*files, *sorted(path for path in model.iterdir() if path.is_file())]
+        return content_hash(files) if files else ""
 
     def _captions(self, inputs: Inputs) -> tuple[list[str], Tensor]:
         if self.captions is None:
@@ -75,16 +79,19 @@ class TextReference(DataConfig):
             texts = [template.replace("{}", name) for name in names for template in self.templates]
             return texts, torch.arange(len(names)).repeat_interleave(len(self.templates))
         files = parquet_files(Path(self.captions).expanduser())
-        texts = [str(text) for text in read_column(files, self.column)]
+        texts = read_column(files, self.column)
+        for row, text in enumerate(texts):
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(f"column: {self.column!r} holds {text!r} in row {row}, no caption; leave it out")
         if self.label_column is None:
             return texts, torch.full((len(texts),), -1)
         labels = read_column(files, self.label_column)
-        wrong = [label for label in labels if label not in range(inputs.num_classes)]
+        wrong = [label for label in labels if not isinstance(label, int) or label not in range(inputs.num_classes)]
         if wrong:
             raise ValueError(
                 f"label_column: {self.label_column!r} holds {wrong[0]!r}; classes are 0 to {inputs.num_classes - 1}"
             )
-        return texts, torch.tensor(labels)
+        return texts, torch.tensor(labels, dtype=torch.int64)
 
 
 class CaptionNumbers:

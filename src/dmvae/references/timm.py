@@ -43,7 +43,14 @@ class TimmReference(DataConfig):
         )
         data = inputs.recipe.data
         size = self.resolution or data.size
-        return AtResolution(encoder.build(size=size, channels=data.channels, pretrained=True), size)
+        network = encoder.build(size=size, channels=data.channels, pretrained=True)
+        if getattr(network.model, "patch_embed", None) is not None and size % int(network.stride):  # type: ignore[arg-type]
+            below = size // int(network.stride) * int(network.stride)  # type: ignore[arg-type]
+            raise ValueError(
+                f"resolution: images of {size} pixels are not whole patches of {network.stride}; set it to "
+                f"{f'{below} or ' if below else ''}{below + int(network.stride)}"  # type: ignore[arg-type]
+            )
+        return AtResolution(network, size)
 
     def fingerprint(self) -> str:
         """Of the checkpoint."""

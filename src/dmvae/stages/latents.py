@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -38,6 +39,11 @@ class LatentsConfig:
     dtype: Literal["float32", "float16"] = "float32"
     """Precision on disk."""
 
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "shard_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
 
 def run(config: LatentsConfig, inputs: Inputs) -> dict[str, Any]:
     tokenizer = inputs.tokenizer()
@@ -63,7 +69,8 @@ def encode_dataset(tokenizer: Tokenizer, dataset: Dataset, folder: Path, inputs:
         for number, start in enumerate(starts):
             stop = min(start + config.shard_size, len(dataset))
             path = folder / f"latents-{number:05d}.safetensors"
-            if number % distributed.world_size() == distributed.rank() and not path.exists():
+            place = {"start": str(start), "stop": str(stop)}
+            if number % distributed.world_size() == distributed.rank() and _metadata(path) != place:
                 parts, labels = [], []
                 for images, batch_labels in passes(Part(dataset, start, stop), config.batch_size, run.workers, device):
                     with autocast(device, run.precision):
@@ -71,10 +78,13 @@ def encode_dataset(tokenizer: Tokenizer, dataset: Dataset, folder: Path, inputs:
                     parts.append(z.to("cpu", getattr(torch, config.dtype)).contiguous())
                     labels.append(batch_labels)
                     bar.step(len(images))
-                write_tensors(path, {"latents": torch.cat(parts), "labels": torch.cat(labels)})
+                write_tensors(path, {"latents": torch.cat(parts), "labels": torch.cat(labels)}, place)
             else:
                 bar.step(stop - start)
     distributed.barrier()
+    if distributed.is_main():  # of an interrupted pass with smaller shards
+        for path in sorted(folder.glob("latents-*.safetensors"))[len(starts) :]:
+            path.unlink()
     if distributed.is_main() and not (folder / "statistics.safetensors").exists():
         moments = ChannelMoments()
         for path in sorted(folder.glob("latents-*.safetensors")):
@@ -128,6 +138,14 @@ class Part:
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.dataset[self.start + index]
+
+
+def _metadata(path: Path) -> dict[str, str] | None:
+    """What `write_tensors` wrote beside the tensors; None without a file."""
+    if not path.exists():
+        return None
+    with safe_open(path, "pt") as file:
+        return file.metadata()
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:

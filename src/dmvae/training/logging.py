@@ -24,7 +24,8 @@ console = Console(highlight=False, soft_wrap=True, markup=False)
 
 
 class Figures:
-    """Collects scalars without reading them, and writes their means every interval.
+    """Collects figures without reading them, and writes their means every interval. A figure is a scalar, or [sum,
+    count] of what is not there at every step; without any in an interval, it is left out of that row.
 
     Tensors stay on the device until `write`, which is the only place that waits for it.
     """
@@ -59,14 +60,11 @@ class Figures:
         names = list(self.pending)
         if names:
             device = next((v.device for vs in self.pending.values() for v in vs if isinstance(v, Tensor)), None)
-            means = [
-                torch.stack([torch.as_tensor(v, dtype=torch.float32, device=device) for v in values]).mean()
-                for values in self.pending.values()
-            ]
-            values = distributed.average(torch.stack(means)).tolist()
+            sums = [torch.stack([_sum_and_count(v, device) for v in vs]).sum(0) for vs in self.pending.values()]
+            found = distributed.average(torch.stack(sums)).tolist()
         else:
-            values = []
-        row = dict(zip(names, values, strict=True))
+            found = []
+        row = {name: total / count for name, (total, count) in zip(names, found, strict=True) if count}
         self.pending.clear()
         for name, value in row.items():
             if not math.isfinite(value):
@@ -84,6 +82,11 @@ class Figures:
     def close(self) -> None:
         if self.writer is not None:
             self.writer.close() if hasattr(self.writer, "close") else self.writer.finish()
+
+
+def _sum_and_count(value: Tensor | float, device: torch.device | None) -> Tensor:
+    value = torch.as_tensor(value, dtype=torch.float32, device=device)
+    return value if value.ndim else torch.stack([value, torch.ones_like(value)])
 
 
 def read_figures(path: Path) -> list[dict[str, float]]:

@@ -1,0 +1,42 @@
+"""Encoding the data set: an interrupted pass goes on, also with shards of another size."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import tiny
+from dmvae.inputs import Inputs
+from dmvae.recipe import load
+from dmvae.stages.latents import LatentsConfig, LatentSet, encode_dataset
+
+
+def test_shards_of_an_interrupted_pass_of_another_size_are_made_again(tmp_path):
+    recipe = load(tiny.write(tmp_path))["kl"]
+    inputs = Inputs(recipe, "kl", tmp_path, {}, torch.device("cpu"))
+    tokenizer = inputs.new_autoencoder()
+
+    def encode(folder, size):
+        inputs.recipe = dataclasses.replace(recipe, latents=LatentsConfig(batch_size=8, shard_size=size))
+        encode_dataset(tokenizer, inputs.train_set, folder, inputs, title="")
+        return LatentSet(folder)
+
+    expected = encode(tmp_path / "whole", 20)
+    assert [len(shard) for shard in expected.shards] == [20, 20, 8]
+    for size in (40, 8):
+        folder = tmp_path / f"{size}"
+        encode(folder, size)
+        (folder / "statistics.safetensors").unlink()
+        again = encode(folder, 20)
+        assert [len(shard) for shard in again.shards] == [20, 20, 8]
+        assert torch.equal(again.__getitems__(range(48))[0], expected.__getitems__(range(48))[0])
+    kept = tmp_path / "whole/latents-00000.safetensors"
+    before = kept.stat().st_mtime_ns
+    (tmp_path / "whole/latents-00001.safetensors").unlink()
+    encode(tmp_path / "whole", 20)
+    assert kept.stat().st_mtime_ns == before, "what is finished is not made again"
+
+
+def test_sizes_that_make_no_sense_are_refused():
+    with pytest.raises(ValueError, match="shard_size must be at least 1, got 0"):
+        LatentsConfig(shard_size=0)
