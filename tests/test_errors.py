@@ -41,6 +41,11 @@ def complain(capsys, *arguments):
         (["--run.log_every", "0"], "run: log_every must be at least 1, got 0"),
         (["--tokenizer.clip", "-1"], "tokenizer: clip must not be negative, got -1"),
         (["--matching.student_steps", "0"], "matching: student_steps must be at least 1, got 0"),
+        (["--sample.batch_size", "0"], "sample: batch_size must be at least 1, got 0"),
+        (["--sample.time_shift", "0"], "sample: time_shift must be above 0, got 0"),
+        (["--evaluate.count", "0"], "evaluate: count must be at least 1, got 0"),
+        (["--autoencoder.latent_channels", "-1"], "autoencoder: latent_channels must be at least 1, got -1"),
+        (["--autoencoder.decoder_multipliers", "[]"], "decoder_multipliers: one or more whole numbers from 1"),
         (["stray"], "unexpected argument 'stray'"),
     ],
 )

@@ -68,6 +68,14 @@ def merge(base: Any, over: Any) -> Any:
     return base | {key: merge(base.get(key), value) for key, value in over.items()}
 
 
+def require_positive(section: Any, *names: str) -> None:
+    """Raise ValueError naming the first of a section's fields that is below 1; a field that is None is left alone."""
+    for name in names:
+        value = getattr(section, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+
+
 def describe(cls: type) -> dict[str, str]:
     """Field name -> the docstring written under it, with those of the base classes."""
     import ast

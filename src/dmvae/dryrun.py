@@ -130,7 +130,7 @@ def _too_few(recipe: Recipe) -> list[str]:
 
 def _packages(recipe: Recipe) -> list[str]:
     """Optional packages and weights that the recipe names and the machine lacks."""
-    missing = []
+    missing = recipe.autoencoder.encoder.missing() if recipe.autoencoder and recipe.pretrained is None else []
     perceptual = recipe.losses.perceptual if recipe.pretrained is None else None
     features = (recipe.evaluate.features, *recipe.evaluate.also) if recipe.evaluate else ()
     for part in (perceptual, *features):

@@ -59,6 +59,9 @@ class AutoencoderShape:
     """The bottleneck gives a mean and a log-variance, as a KL-VAE needs."""
 
     def __post_init__(self) -> None:
+        configs.require_positive(self, "latent_channels", "decoder_width")
+        if not self.decoder_multipliers or min(self.decoder_multipliers) < 1:
+            raise ValueError(f"decoder_multipliers: one or more whole numbers from 1, got {self.decoder_multipliers}")
         if self.variational and self.latent_channels is None:
             raise ValueError("variational: it is the bottleneck that gives a log-variance; give latent_channels")
 
@@ -86,9 +89,7 @@ class RunConfig:
     """Where figures go besides log.jsonl: "tensorboard", "wandb" or "none"."""
 
     def __post_init__(self) -> None:
-        for name in ("save_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        configs.require_positive(self, "save_every", "log_every")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,10 @@ class EncoderConfig(Registered):
         """Whether `build(pretrained=True)` gives random weights, so that the encoder means nothing untrained."""
         return False
 
+    def missing(self) -> list[str]:
+        """What `build(pretrained=True)` would have to fetch, or lacks, for a dry run to tell."""
+        return []
+
     def build(self, *, size: int, channels: int, pretrained: bool = False) -> nn.Module:
         """The network for `size` x `size` images of `channels` channels.
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import timm
 import torch
+from huggingface_hub import try_to_load_from_cache
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
@@ -44,6 +45,16 @@ class TimmEncoder(EncoderConfig):
     @property
     def starts_random(self) -> bool:
         return not self.pretrained and self.checkpoint is None
+
+    def missing(self) -> list[str]:
+        if self.checkpoint is not None:
+            return [] if self.checkpoint.is_file() else [f"encoder checkpoint {self.checkpoint}: no such file"]
+        cfg = timm.get_pretrained_cfg(self.model)
+        if not self.pretrained or cfg is None or not cfg.hf_hub_id:
+            return []
+        if any(try_to_load_from_cache(cfg.hf_hub_id, name) for name in ("model.safetensors", "pytorch_model.bin")):
+            return []
+        return [f"weights of timm model {self.model!r}, which it fetches from the hub ({cfg.hf_hub_id})"]
 
     def build(self, *, size: int, channels: int, pretrained: bool = False) -> nn.Module:
         if not timm.is_model(self.model):

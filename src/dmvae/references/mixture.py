@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dmvae import config as configs
 from dmvae import distributed
 from dmvae.files import content_hash
 from dmvae.references import ReferenceConfig
@@ -45,8 +46,7 @@ class MixtureReference(SyntheticConfig):
     the class of each component. The file says whether the mixture is conditional."""
 
     def __post_init__(self) -> None:
-        if self.components < 1:
-            raise ValueError(f"components must be at least 1, got {self.components}")
+        configs.require_positive(self, "components")
         if not 0 < self.std < 1:
             raise ValueError(f"std must be between 0 and 1, where the centres have variance 1 - std^2; got {self.std}")
         if self.fit is not None and self.file is not None:

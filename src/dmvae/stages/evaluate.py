@@ -87,6 +87,7 @@ class EvaluateConfig:
     """Train the generator probe too: a small generator of fixed size and budget, about a minute on two cores."""
 
     def __post_init__(self) -> None:
+        configs.require_positive(self, "count", "batch_size", "neighbours", "knn_count")
         if unknown := set(self.metrics) - set(PARTS):
             raise ValueError(f"no metrics are called {', '.join(sorted(unknown))}; known: {', '.join(PARTS)}")
 

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dmvae import config as configs
 from dmvae import distributed
 from dmvae.datasets import Dataset
 from dmvae.evaluation.latents import ChannelMoments
@@ -40,9 +41,7 @@ class LatentsConfig:
     """Precision on disk."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "shard_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        configs.require_positive(self, "batch_size", "shard_size")
 
 
 def run(config: LatentsConfig, inputs: Inputs) -> dict[str, Any]:

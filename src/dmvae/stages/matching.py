@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dmvae import config as configs
 from dmvae.evaluation.latents import effective_rank
 from dmvae.evaluation.online import online_proxies
 from dmvae.inputs import Inputs, describe_latents
@@ -61,9 +62,7 @@ class MatchingTraining(FlowTraining):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("student_steps", "health_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        configs.require_positive(self, "student_steps", "health_every")
 
 
 def build(config: MatchingTraining, inputs: Inputs) -> Networks:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmvae import config as configs
 from dmvae import distributed
 from dmvae.evaluation.metrics import to_uint8
 from dmvae.flow import solver
@@ -53,9 +54,7 @@ class SampleConfig:
     """Times in which guidance acts."""
 
     def __post_init__(self) -> None:
-        for name in ("count", "batch_size", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        configs.require_positive(self, "count", "batch_size", "steps")
         if not self.time_shift > 0:
             raise ValueError(f"time_shift must be above 0, got {self.time_shift:g}; 1 is uniform")
         low, high = self.guidance_interval

@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from dmvae import config as configs
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
@@ -39,9 +41,7 @@ class TrainingConfig:
     """Decay of the averaged weights that are saved; early on min(ema, (1 + n) / (10 + n)) is used."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        configs.require_positive(self, "steps", "batch_size")
         for name in ("learning_rate", "weight_decay", "warmup", "clip"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
