@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.models import peak_flops
+from benchmarks.models import median_seconds, peak_flops
 from dmvae import pipeline
+from dmvae.evaluation.online import online_proxies
 from dmvae.inputs import Inputs
 from dmvae.matching import dmd
 from dmvae.recipe import load
@@ -56,6 +57,9 @@ def main() -> None:
                 steps.compile()
             images = rate(steps, args.seconds)
             print(f"{stage:<10} {images:>9.0f} {images * operations / peak:>14.0%}", flush=True)
+            if stage == "matching":
+                share = proxy_seconds(steps) / (steps.batch_size / images)
+                print(f"  of which the proxies of gFD {share:.1%}")
         compare_matching(jobs["matching"], args.seconds, args.compile)
 
 
@@ -139,6 +143,18 @@ def rate(steps: Steps, seconds: float) -> float:
         steps.cycle()
         done += CYCLE * steps.batch_size
     return done / (time.perf_counter() - begun)
+
+
+@torch.no_grad()
+def proxy_seconds(steps: Steps, repeat: int = 10) -> float:
+    """What measuring the proxies costs a step of matching, on average over the steps between two measurements."""
+    config, model = steps.trainer.config, steps.trainer.networks.autoencoder
+    z = model.normalize(model.encode(steps.data).latents)
+
+    def measured() -> None:
+        online_proxies(z, steps.labels, lambda z: model.decode(model.denormalize(z)).sample)
+
+    return median_seconds(measured, repeat) / (config.proxy_every * config.student_steps)
 
 
 def compare_matching(job: pipeline.Job, seconds: float, compiles: bool) -> None:
