@@ -1,10 +1,15 @@
 """A recipe's seeds: one variant each, and a table with their mean and spread."""
 
+import json
+
 import pytest
 
 import tiny
+from dmvae import cli
 from dmvae.recipe import load
 from dmvae.summary import over_seeds
+
+WITHOUT = dict.fromkeys(("encoder", "reference", "matching", "decoder", "generator", "sample"))
 
 
 def test_each_seed_is_a_variant_of_its_own(tmp_path):
@@ -30,3 +35,17 @@ def test_a_mistake_in_the_seeds(tmp_path, seeds, message):
 def test_mean_and_spread_over_the_seeds_of_a_method():
     rows = {"a@0": {"gfd": 1.0, "psnr": 5.0}, "a@1": {"gfd": 3.0}, "b": {"gfd": 9.0}, "c@0": {"gfd": 2.0}}
     assert over_seeds(rows) == {"a": {"count": 2, "mean": {"gfd": 2.0}, "spread": {"gfd": 2**0.5}}}
+
+
+def test_the_report_is_of_the_variants_that_the_recipe_has(tmp_path, capsys):
+    """Those run one by one have their place in the table, in the recipe's order; one that was taken out has not."""
+    over = {"variants": {name: {"seed": seed} for name, seed in (("a", 0), ("b", 1), ("c", 2))}}
+    shared = WITHOUT | {"tokenizer__train_encoder": True}
+    path = tiny.write(tmp_path, **over, **shared)
+    for name in ("c", "b", "a"):
+        cli.main(["run", str(path), "--variant", name])
+    summary = tmp_path / "run/summary.json"
+    assert list(json.loads(summary.read_text())["methods"]) == ["a", "b", "c"]
+    del over["variants"]["b"]
+    cli.main(["run", str(tiny.write(tmp_path, **over, **shared)), "--variant", "a"])
+    assert list(json.loads(summary.read_text())["methods"]) == ["a", "c"]

@@ -65,7 +65,7 @@ def _run(command: str, arguments: list[str]) -> None:
     overrides = parse_overrides(rest)
     if known.run_dir:
         overrides["run.dir"] = known.run_dir
-    recipes = load(known.recipe, overrides)
+    recipes = whole = load(known.recipe, overrides)
     for name in known.variant:
         if name not in recipes:
             raise ValueError(f"--variant: no variant is called {name!r}{nearest(name, recipes)}")
@@ -84,9 +84,11 @@ def _run(command: str, arguments: list[str]) -> None:
     distributed.start()
     try:
         run_dir = Path(next(iter(recipes.values())).run.dir)
-        jobs = pipeline.run(recipes, run_dir, only=None if command in ("run", "study") else command)
-        if command in ("run", "study") and distributed.is_main():
-            _finish(jobs, run_dir)
+        only = None if command in ("run", "study") else command
+        jobs = pipeline.run(recipes, run_dir, only=only, variants=list(whole))
+        if only is None and distributed.is_main():
+            # The other variants of the recipe have their place in the table too, as far as they were run.
+            _finish(pipeline.jobs_of(run_dir) if known.variant else jobs, run_dir)
     finally:
         distributed.stop()
 

@@ -36,6 +36,8 @@ from dmvae.training.data import require_batch
 from dmvae.training.logging import console
 from dmvae.training.loop import CHECKPOINTS, train
 
+VARIANTS = "variants.json"
+
 
 @dataclass(frozen=True)
 class Job:
@@ -90,18 +92,24 @@ def plan(recipes: dict[str, Recipe], run_dir: Path) -> list[Job]:
 
 
 def jobs_of(run_dir: Path) -> list[Job]:
-    """The jobs of a run that is on disk, its variants in the order in which they were written.
+    """The jobs of a run that is on disk, of the variants that the recipe last run there has.
 
     Raises ValueError for a folder that is none.
     """
     files = sorted(run_dir.glob("*/recipe.yaml"), key=lambda file: file.stat().st_mtime_ns)
+    if (run_dir / VARIANTS).exists():
+        named = [run_dir / name / "recipe.yaml" for name in json.loads((run_dir / VARIANTS).read_text())]
+        files = [file for file in named if file in files]
     if not files:
         raise ValueError(f"{run_dir}: not a run's folder (it holds no VARIANT/recipe.yaml)")
     return plan({file.parent.name: load(file)["main"] for file in files}, run_dir)
 
 
-def run(recipes: dict[str, Recipe], run_dir: Path, only: str | None = None) -> list[Job]:
-    """Run every job that is not finished; with `only`, that stage alone, whose inputs must be there.
+def run(
+    recipes: dict[str, Recipe], run_dir: Path, only: str | None = None, variants: list[str] | None = None
+) -> list[Job]:
+    """Run every job that is not finished; with `only`, that stage alone, whose inputs must be there. `variants`: names
+    of all that the recipe has, where `recipes` are but some of them.
 
     Processes that run the same recipe side by side (one per GPU, or one per core) share its stages out: each takes
     the first one that is ready and that no other has, and returns when all are finished.
@@ -120,7 +128,7 @@ def run(recipes: dict[str, Recipe], run_dir: Path, only: str | None = None) -> l
     if distributed.is_main():
         run_dir.mkdir(parents=True, exist_ok=True)
         with locked(run_dir):
-            _write_recipes(recipes, run_dir)
+            _write_recipes(recipes, run_dir, variants or list(recipes))
     ahead, variant, waits = list(chosen), None, False
     while ahead:
         with ExitStack() as lock:
@@ -270,8 +278,9 @@ def _link(job: Job, run_dir: Path) -> None:
         link.symlink_to(target)
 
 
-def _write_recipes(recipes: dict[str, Recipe], run_dir: Path) -> None:
-    """The resolved recipe of every variant, as YAML that `dmvae run` takes."""
+def _write_recipes(recipes: dict[str, Recipe], run_dir: Path, variants: list[str]) -> None:
+    """The resolved recipe of every variant, as YAML that `dmvae run` takes, and the names of all variants."""
+    (run_dir / VARIANTS).write_text(json.dumps(variants))
     for variant, recipe in recipes.items():
         folder = run_dir / variant
         folder.mkdir(parents=True, exist_ok=True)
