@@ -68,8 +68,7 @@ class Extractor(nn.Module):
             raise ValueError(
                 f"features are taken of uint8 images [n, 1 or 3, h, w], not {images.dtype} {[*images.shape]}"
             )
-        device = self.mean.device
-        features = in_chunks(lambda part: self.network(self.prepare(part.to(device))), images)
+        features = in_chunks(lambda part: self.network(self.prepare(part)), images.to(self.mean.device))
         return dict(zip(self.widths, features.split(list(self.widths.values()), dim=1), strict=True))
 
     def prepare(self, images: Tensor) -> Tensor:
@@ -93,8 +92,8 @@ class Extractor(nn.Module):
 
 
 def in_chunks(network: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """network(*inputs), rows [n, ...] of every input, so that a row depends neither on n nor on the precision that is
-    switched on around it: always CHUNK of them, padded, in float32."""
+    """network(*inputs), rows [n, ...] of every input, on the network's device, so that a row depends neither on n nor
+    on the precision that is switched on around it: always CHUNK of them, padded, in float32."""
     device = inputs[0].device
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
