@@ -2,18 +2,21 @@
 
     python -m benchmarks.budget runs/budget docs/results/budget/curves.svg [--baseline kl]
 
-Variants are called METHOD_STEPS. The table gives each method's gFD over the baseline's at the same steps.
+Variants are called METHOD_STEPS; those of several seeds count with their mean. The table gives each method's gFD over
+the baseline's at the same steps.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from pathlib import Path
 
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from benchmarks.results import by_method
 from dmvae.report.run import COLOURS
 
 
@@ -23,13 +26,15 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--baseline", help="method whose gFD the others' are divided by; the last one unless given")
     known = parser.parse_args()
-    rows = json.loads((known.run / "summary.json").read_text())["methods"]
+    methods = by_method(json.loads((known.run / "summary.json").read_text())["methods"])
     curves: dict[str, dict[int, float]] = {}
     floors: dict[str, float] = {}
-    for name, row in rows.items():
+    for name, figures in methods.items():
         method, _, steps = name.rpartition("_")
-        curves.setdefault(method, {})[int(steps)] = row["gfd"]
-        floors[method] = row["rfd"]
+        curves.setdefault(method, {})[int(steps)] = statistics.fmean(figures["gfd"])
+        floors[method] = statistics.fmean(figures["rfd"])
+    for method, curve in curves.items():
+        curves[method] = dict(sorted(curve.items()))
     baseline = known.baseline or list(curves)[-1]
     others = [method for method in curves if method != baseline]
     titles = ["generator steps", *(f"{method} gFD" for method in curves), *(f"{m} / {baseline}" for m in others)]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -46,7 +46,9 @@ class TensorImages:
         if images.ndim != 4 or len(images) == 0:
             raise ValueError(f"images to measure have the shape [n, C, h, w] with n at least 1, not {[*images.shape]}")
         self.images, self.labels = as_uint8(images), labels
-        self.facts = {"kind": "tensor", "fingerprint": digest(self.images, self.labels)} | _size(self.images) | facts
+        self.facts = (
+            {"kind": "tensor", "fingerprint": digest(self.images, self.labels)} | _size(self.images.shape) | facts
+        )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -62,7 +64,7 @@ class DatasetImages:
         self.dataset, self.count, self.workers = dataset, min(count or len(dataset), len(dataset)), workers
         self.labels = dataset.labels[: self.count]
         facts = {"kind": "data set", "fingerprint": dataset.fingerprint, "classes": digest(tuple(dataset.classes))}
-        self.facts = facts | _size(dataset[0][0])
+        self.facts = facts | _size(dataset[0][0].shape)
 
     def __len__(self) -> int:
         return self.count
@@ -167,7 +169,7 @@ class SampleFiles:
         if not self.paths:
             raise ValueError(f"no samples in {folder}; `dmvae sample RECIPE` writes samples-NNNNN.safetensors")
         self.labels: Tensor | None = torch.cat([_tensor(path, "labels") for path in self.paths])
-        self.facts = {"kind": "samples", "path": str(folder)} | _size(_tensor(self.paths[0], "images")) | facts
+        self.facts = {"kind": "samples", "path": str(folder)} | _size(_shape(self.paths[0], "images")) | facts
 
     def __len__(self) -> int:
         assert self.labels is not None
@@ -222,9 +224,9 @@ def _stacked(items: list[Tensor | str]) -> Tensor | str:
     return next((item for item in items if isinstance(item, str)), None) or torch.stack(items)  # type: ignore[arg-type]
 
 
-def _size(images: Tensor) -> dict[str, Any]:
-    """For manifests: height and width, of square images one number."""
-    h, w = images.shape[-2:]
+def _size(shape: Sequence[int]) -> dict[str, Any]:
+    """For manifests: height and width of images [..., h, w], of square ones one number."""
+    h, w = shape[-2:]
     return {"size": h if h == w else [h, w]}
 
 
@@ -239,6 +241,11 @@ def _gathered(own: dict[str, Tensor], share: int, n: int) -> dict[str, Tensor]:
             padded[: len(own[name])] = own[name]
         whole[name] = distributed.gather(padded.to(device))[:n].cpu()
     return whole
+
+
+def _shape(path: Path, name: str) -> list[int]:
+    with safe_open(path, "pt") as file:
+        return file.get_slice(name).get_shape()  # type: ignore[no-any-return]
 
 
 def _tensor(path: Path, name: str) -> Tensor:

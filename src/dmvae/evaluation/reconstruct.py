@@ -6,11 +6,10 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dmvae.evaluation.feature_set import FeatureSet, describe
-from dmvae.evaluation.features import CHUNK, Extractor, in_chunks, weights_hash
+from dmvae.evaluation.features import CHUNK, Extractor, in_chunks, padded, weights_hash
 from dmvae.evaluation.images import Images, over_images
 from dmvae.evaluation.measure import PARTS, Scores, measure_sets, pair_values
 from dmvae.evaluation.metrics import to_uint8
@@ -63,9 +62,8 @@ def reconstruct(
 
     def codec(part: Tensor) -> tuple[Tensor, Tensor]:
         # In batches of one size, as extractors are run: rounded otherwise, a pixel may fall to the next grey level.
-        padded = F.pad(part, (0, 0, 0, 0, 0, 0, 0, CHUNK - len(part)))
         with autocast(device, precision):
-            z = tokenizer.encode(as_input(padded, device)).latents
+            z = tokenizer.encode(as_input(padded(part), device)).latents
             x = tokenizer.decode(z).sample
         return z.float()[: len(part)], to_uint8(x.float())[: len(part)].cpu()
 

@@ -35,9 +35,7 @@ def read_statistics(path: Path) -> FeatureSet:
     arrays = _npz(path) if path.suffix == ".npz" else _torch(path)
     manifest = {"images": {"kind": "statistics", "path": str(path.resolve()), "file": sha256_of(path)[:16]}}
     if not {"mu", "sigma"} <= set(arrays):
-        raise ValueError(
-            f"{path} has no mu and sigma, but {', '.join(arrays) or 'nothing'}: not statistics of features"
-        )
+        raise ValueError(f"{path} has no mu and sigma: it holds no statistics of features")
     statistics = {POOL: _statistics(arrays["mu"], arrays["sigma"], path)}
     if {"mu_s", "sigma_s"} <= set(arrays):
         statistics[SPATIAL] = _statistics(arrays["mu_s"], arrays["sigma_s"], path)
@@ -47,11 +45,8 @@ def read_statistics(path: Path) -> FeatureSet:
 def _npz(path: Path) -> dict[str, Tensor]:
     try:
         with np.load(path, allow_pickle=False) as file:
-            names = ("mu", "sigma", "mu_s", "sigma_s")
-            if not {"mu", "sigma"} <= set(file.files):
-                raise ValueError(f"no mu and sigma in it, but {', '.join(file.files) or 'nothing'}")
             # ADM's files hold the images too, as arr_0: they are not read
-            return {name: torch.from_numpy(file[name]) for name in names if name in file}
+            return {name: torch.from_numpy(file[name]) for name in ("mu", "sigma", "mu_s", "sigma_s") if name in file}
     except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError) as error:
         raise ValueError(f"{path}: no .npz file of statistics ({error})") from error
 

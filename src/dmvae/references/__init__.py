@@ -2,10 +2,11 @@
 
 How latents are normalised, the one rule: a reference is a distribution of *normalised* latents, (z - mean) / std of
 the tokenizer's raw ones. `features` with the tokenizer's own bottleneck has the mean and std of those features: raw
-latents shall follow them as they are. Every other reference comes at unit scale, foreign features because they are
-standardised per channel, and takes mean and std from the tokenizer's *initial* latents: then matching starts with
-latents whose per-channel mean and std are the reference's already, whatever scale the tokenizer happens to have, and
-moves their shape. The references written as formulas can be had for raw latents instead (`scale: raw`).
+latents shall follow them as they are; `noise_states` has those of what it noises. Every other reference comes at unit
+scale, foreign features because they are standardised per channel, and takes mean and std from the tokenizer's *initial*
+latents: then matching starts with latents whose per-channel mean and std are the reference's already, whatever scale
+the tokenizer happens to have, and moves their shape. The references written as formulas can be had for raw latents
+instead (`scale: raw`).
 """
 
 from __future__ import annotations

@@ -101,13 +101,14 @@ def in_chunks(network: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     try:
         with torch.autocast(device.type, enabled=False), exact:
             parts = zip(*(x.split(CHUNK) for x in inputs), strict=True)
-            rows = [network(*map(_padded, part))[: len(part[0])] for part in parts]
+            rows = [network(*map(padded, part))[: len(part[0])] for part in parts]
     finally:
         torch.set_float32_matmul_precision(precision)
     return torch.cat(rows)
 
 
-def _padded(x: Tensor) -> Tensor:
+def padded(x: Tensor) -> Tensor:
+    """Up to CHUNK rows [n, ...], with zeros up to CHUNK."""
     return F.pad(x, (0, 0) * (x.ndim - 1) + (0, CHUNK - len(x)))
 
 
