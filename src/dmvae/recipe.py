@@ -153,12 +153,17 @@ def load(path: str | Path, overrides: dict[str, Any] | None = None) -> dict[str,
     Raises ValueError naming the file and the field for anything that is not a valid recipe.
     """
     path = Path(path)
-    values = configs.merge(_extended(path), overrides or {})
+    values = _extended(path)
+    named = values.get("variants") or {"main": {}}
+    values = configs.merge(values, overrides or {})
     variants = values.pop("variants", None) or {"main": {}}
     seeds = values.pop("seeds", None)
     try:
         if not isinstance(variants, dict) or not all(isinstance(v, dict | None) for v in variants.values()):
             raise ValueError("variants: expected a mapping of names to overrides")
+        for name in variants:
+            if name not in named:
+                raise ValueError(f"variants.{name}: the recipe has no variant {name!r}{nearest(name, map(str, named))}")
         variants = _with_seeds(variants, seeds)
         load_plugins(_beside(path, values.get("plugins")))
         recipes = {}
