@@ -34,7 +34,10 @@ def complain(capsys, *arguments):
             "generator.batch_size: 49 is larger than the data set (48 images); use at most 48",
         ),
         (["--variant", "matchd"], "no variant is called 'matchd'; did you mean 'matched'"),
-        (["--variants.matchd.seed", "3"], "variants.matchd: the recipe has no variant 'matchd'; did you mean 'matched'"),
+        (
+            ["--variants.matchd.seed", "3"],
+            "variants.matchd: the recipe has no variant 'matchd'; did you mean 'matched'",
+        ),
         (["--plugins", "[/no/file.py]"], "/no/file.py"),
         (["--reference", "null"], "matching: there is nothing to match without a reference"),
         (["--evaluate.features.type", "inceptio"], "did you mean 'inception'"),

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 
 import tiny
-from dmvae import datasets, pipeline
+from dmvae import cli, datasets, pipeline
 from dmvae.datasets.shapes import Shapes
 from dmvae.files import locked
 from dmvae.recipe import load
@@ -75,6 +76,42 @@ def test_a_second_run_does_nothing(finished):
     assert result.stdout.count("skip (finished") == 14
     assert "run (new" not in result.stdout
     assert {f: f.stat().st_mtime_ns for f in run_dir.glob("stages/*/*") if f.is_file()} == before
+
+
+def test_a_copy_of_a_run_is_reported_where_its_data_is_not(finished, tmp_path, monkeypatch, capsys):
+    _, run_dir, _ = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(run_dir, copy, symlinks=True)
+
+    def gone(self, split):
+        raise ValueError("the data is gone")
+
+    monkeypatch.setattr(Shapes, "build", gone)
+    monkeypatch.setattr(datasets, "_open", {})
+    cli.main(["report", str(copy)])
+    assert "report:" in capsys.readouterr().out
+    first, second = (json.loads((folder / "summary.json").read_text()) for folder in (run_dir, copy))
+    assert first["methods"] == second["methods"]
+    assert {stage["variant"] for stage in second["stages"]} == {"matched", "kl"}
+    assert (copy / "report.html").stat().st_size > 0.5 * (run_dir / "report.html").stat().st_size
+
+
+def test_a_copy_of_a_run_without_its_links(finished, tmp_path):
+    _, run_dir, _ = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(run_dir, copy, symlinks=False)
+    with pytest.raises(ValueError, match="copy a run with its links"):
+        pipeline.jobs_of(copy)
+
+
+def test_a_run_that_stands_at_its_second_variant_shows_nothing_of_an_older_recipe(finished, tmp_path):
+    """The links follow the recipe that was run last, also those of stages that it has not come to."""
+    path, run_dir, _ = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(run_dir, copy, symlinks=True)
+    with pytest.raises(ValueError, match="reads the stage 'tokenizer'"):
+        pipeline.run(load(path, {"seed": 5, "run.dir": str(copy)}), copy, only="latents")
+    assert {job.state for job in pipeline.jobs_of(copy)} == {"new"}
 
 
 def states(path, **over):

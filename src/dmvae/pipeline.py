@@ -94,7 +94,8 @@ def plan(recipes: dict[str, Recipe], run_dir: Path) -> list[Job]:
 def jobs_of(run_dir: Path) -> list[Job]:
     """The jobs of a run that is on disk, of the variants that the recipe last run there has.
 
-    Raises ValueError for a folder that is none.
+    Folders are found by their links, not planned anew: so a run can be reported where its data is not, and after an
+    update that would fingerprint its stages otherwise. Raises ValueError for a folder that is no run's.
     """
     files = sorted(run_dir.glob("*/recipe.yaml"), key=lambda file: file.stat().st_mtime_ns)
     if (run_dir / VARIANTS).exists():
@@ -102,7 +103,23 @@ def jobs_of(run_dir: Path) -> list[Job]:
         files = [file for file in named if file in files]
     if not files:
         raise ValueError(f"{run_dir}: not a run's folder (it holds no VARIANT/recipe.yaml)")
-    return plan({file.parent.name: load(file)["main"] for file in files}, run_dir)
+    jobs = [job for file in files for job in _linked(run_dir, file.parent.name, load(file)["main"])]
+    if not jobs:
+        raise ValueError(f"{run_dir}: no links to stages in it; copy a run with its links (`cp -a`, `rsync -a`)")
+    return jobs
+
+
+def _linked(run_dir: Path, variant: str, recipe: Recipe) -> list[Job]:
+    stages = [stage for stage in STAGES if getattr(recipe, stage.NAME) is not None]
+    links = {stage.NAME: run_dir / variant / stage.NAME for stage in stages}
+    folders = {
+        name: run_dir / "stages" / Path(os.readlink(link)).name for name, link in links.items() if link.is_symlink()
+    }
+    return [
+        Job(variant, stage, recipe, folders[stage.NAME], {n: folders[n] for n in stage.READS if n in folders})
+        for stage in stages
+        if stage.NAME in folders
+    ]
 
 
 def run(
@@ -129,6 +146,8 @@ def run(
         run_dir.mkdir(parents=True, exist_ok=True)
         with locked(run_dir):
             _write_recipes(recipes, run_dir, variants or list(recipes))
+            for job in jobs:
+                _link(job, run_dir)
     ahead, variant, waits = list(chosen), None, False
     while ahead:
         with ExitStack() as lock:
@@ -146,8 +165,6 @@ def run(
                     console.print(headline(chosen, job.variant))
                 verb = {"finished": "skip (finished)", "interrupted": "resume (interrupted)", "new": "run (new)"}[state]
                 console.print(f"{job.variant}/{job.stage.NAME}: {verb} {job.folder}")
-                with locked(run_dir):
-                    _link(job, run_dir)
             variant = job.variant
             if state != "finished":
                 execute(job)
