@@ -29,6 +29,7 @@ COLUMNS = {
     "gfd": ("gFD ↓", "{:.4g}"),
     "grfd": ("gFD to reconstructions ↓", "{:.4g}"),
     "coverage": ("coverage ↑", "{:.3f}"),
+    "agreement": ("class agreement ↑", "{:.3f}"),
     "generator_loss": ("generator loss ↓", "{:.3f}"),
     "knn": ("kNN ↑", "{:.3f}"),
     "linear_probe": ("linear probe ↑", "{:.3f}"),

@@ -78,11 +78,12 @@ def test_every_name_carries_its_features(extractor, data):
     assert set(scores.metrics) == {
         f"{name}_{FEATURES}"
         for name in (
-            "gfd", "gkid", "gkid-std", "precision", "recall", "density", "coverage", "gfd-per-class", "memorisation"
+            "gfd", "gkid", "gkid-std", "precision", "recall", "density", "coverage", "agreement", "agreement-real",
+            "gfd-per-class", "memorisation",
         )
     }  # fmt: skip
     assert len(scores.per_class[f"gfd-per-class_{FEATURES}"]) == 3
-    means = ("precision", "recall", "density", "coverage", "memorisation")
+    means = ("precision", "recall", "density", "coverage", "agreement", "agreement-real", "memorisation")
     assert set(scores.intervals) == {f"{name}_{FEATURES}" for name in means}
     assert set(measure_pairs(data[0][0], data[1][0]).metrics) == {"psnr", "ssim"}
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from dmvae.evaluation.manifolds import precision_recall_density_coverage
+from dmvae.evaluation.manifolds import agreement_values, precision_recall_density_coverage
 from dmvae.evaluation.metrics import knn_accuracy, psnr, ssim, to_uint8
 
 
@@ -111,3 +111,19 @@ def test_nearer_neighbours_weigh_more():
     """One training vector alike outvotes two that are not."""
     train, labels = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]), torch.tensor([0, 1, 1])
     assert knn_accuracy(train, labels, torch.tensor([[1.0, 0.1]]), torch.tensor([0]), k=3) == 1
+
+
+def test_agreement_is_the_share_of_near_images_of_the_class_asked_for():
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.tensor([[0.0, 0.0], [50.0, 0.0], [0.0, 50.0]])
+    labels = torch.arange(3).repeat(20)
+    real = centres[labels] + torch.randn(60, 2, generator=generator)
+    asked = torch.arange(3).repeat(4)
+    drawn = asked.clone()
+    drawn[:3] = torch.tensor([1, 2, 0])  # the first three of twelve are good images of another class
+    values = agreement_values(real, labels, centres[drawn], asked)
+    assert values.tolist() == [0.0] * 3 + [1.0] * 9
+    # between two clouds, which lie 2 to 3 around it
+    real = torch.tensor([[-1.0], [-1.1], [1.01], [1.02], [1.03], [9.0]])
+    values = agreement_values(real, torch.tensor([0, 0, 1, 1, 1, 1]), torch.zeros(2, 1), torch.tensor([0, 1]), k=5)
+    assert values.tolist() == pytest.approx([2 / 5, 3 / 5])

@@ -1,4 +1,4 @@
-"""How two sets of features lie in one another: precision, recall, density, coverage, memorisation.
+"""How two sets of features lie in one another: precision, recall, density, coverage, agreement, memorisation.
 
 Shapes: real features [n, d], fake ones [m, d], float.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from dmvae.evaluation.neighbours import nearest
 
 CHUNK = 256
 """Rows of a distance matrix at a time."""
@@ -48,6 +50,16 @@ def manifold_values(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, Tensor]
         "density": in_real.double() / k,
         "coverage": torch.cat(covered).double(),
     }
+
+
+def agreement_values(real: Tensor, real_labels: Tensor, fake: Tensor, fake_labels: Tensor, k: int = 5) -> Tensor:
+    """Of each sample the share of its k nearest real images that are of the class it was asked to be, float64 [m].
+
+    Frechet distance, precision and coverage are blind to labels: a generator that draws good boots for bags has them
+    all. Labels int64 [n] and [m]. Raises ValueError where there are fewer than k real images.
+    """
+    _, neighbours = nearest(fake, real, k)
+    return (real_labels[neighbours] == fake_labels[:, None]).double().mean(1)
 
 
 def memorisation(train: Tensor, test: Tensor, fake: Tensor) -> float:

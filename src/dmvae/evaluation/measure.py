@@ -7,6 +7,8 @@ are means over images, and per-class numbers.
     kid_X, kid-std_X    kernel distance and its spread over subsets
     is_inception, is-std_inception    Inception Score of the measured set
     precision_X, recall_X, density_X, coverage_X
+    agreement_X    share of the images near a sample that are of the sample's class; agreement-real_X is the same of the
+        reference's own images, each left out in turn: what the features can tell
     fd-per-class_X    mean over classes of the Frechet distance within each
     memorisation_X    how much nearer to the training images samples are than test images: 0.5 is not at all
     psnr, ssim, lpips_vgg16    of pairs
@@ -29,8 +31,9 @@ from dmvae.evaluation.features import LOGITS, POOL, SPATIAL, as_uint8
 from dmvae.evaluation.frechet import Statistics, frechet_distance, frechet_distance_of_few
 from dmvae.evaluation.kernel import SEED, SPLITS, SUBSET_SIZE, SUBSETS, inception_score, kernel_distance
 from dmvae.evaluation.manifest import PREPARED, require_same
-from dmvae.evaluation.manifolds import manifold_values, memorisation_values
+from dmvae.evaluation.manifolds import agreement_values, manifold_values, memorisation_values
 from dmvae.evaluation.metrics import psnr_values, ssim_values
+from dmvae.evaluation.neighbours import nearest
 from dmvae.training.data import as_input
 
 PARTS = ("frechet", "kernel", "score", "manifold", "per-class", "memorisation")
@@ -147,11 +150,28 @@ def measure_sets(
     if "manifold" in parts and min(len(real.pool), len(fake.pool)) > NEIGHBOURS:
         values = manifold_values(real.pool, fake.pool, NEIGHBOURS)
         scores.add_means({f"{name}_{x}": value for name, value in values.items()})
-    if "per-class" in parts and real.labels is not None and fake.labels is not None and _same_classes(real, fake):
-        scores.add(per_class(real, fake, frechet_name(prefix, x, "-per-class")))
+    labelled = real.labels is not None and fake.labels is not None and bool(real.labels.any())  # several classes
+    if labelled and {"manifold", "per-class"} & set(parts) and _same_classes(real, fake):
+        if "manifold" in parts and len(real.pool) > NEIGHBOURS:
+            scores.add_means({f"{name}_{x}": value for name, value in agreement(real, fake).items()})
+        if "per-class" in parts:
+            scores.add(per_class(real, fake, frechet_name(prefix, x, "-per-class")))
     if "memorisation" in parts and train is not None and train.pool is not None:
         scores.add_means({f"memorisation_{x}": memorisation_values(train.pool, real.pool, fake.pool)})
     return scores
+
+
+def agreement(real: FeatureSet, fake: FeatureSet) -> dict[str, Tensor]:
+    """`agreement_values` of the fake images, and of the real ones, each among the others."""
+    assert real.pool is not None
+    assert fake.pool is not None
+    assert real.labels is not None
+    assert fake.labels is not None
+    _, neighbours = nearest(real.pool, k=NEIGHBOURS)
+    return {
+        "agreement": agreement_values(real.pool, real.labels, fake.pool, fake.labels, NEIGHBOURS),
+        "agreement-real": (real.labels[neighbours] == real.labels[:, None]).double().mean(1),
+    }
 
 
 def in_order(rows: Tensor) -> Tensor:

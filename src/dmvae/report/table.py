@@ -38,6 +38,11 @@ COLUMNS = {
     "recall": Column("Recall", "%", 1, "{:.1f}", "share of test images that lie among the samples"),
     "density": Column("Density", "", 1, "{:.3f}", "like precision, and less moved by outliers; it can exceed 1"),
     "coverage": Column("Coverage", "%", 1, "{:.1f}", "share of test images with a sample near them"),
+    "agreement": Column(
+        "Class agreement", "%", 1, "{:.1f}",
+        "of the five test images nearest to a sample, the share of the class that it was asked to be; the distances "
+        "and the four figures before this do not look at classes",
+    ),
     "generator_loss": Column(
         "Generator loss", "", 0, "{:.4f}",
         "flow-matching loss on test latents; lower means latents that are easier to model, which is not in itself "

@@ -69,7 +69,8 @@ class EvaluateConfig:
     """Further networks; figures in their features stand under their full names in metrics.json."""
     metrics: tuple[str, ...] = ("frechet", "manifold")
     """What is measured of samples: frechet, kernel (KID), score (Inception Score), manifold (precision, recall,
-    density, coverage), per-class, memorisation. Of reconstructions: frechet, and kernel where it is named."""
+    density, coverage, class agreement), per-class, memorisation. Of reconstructions: frechet, and kernel where it is
+    named."""
     lpips: bool = False
     """Measure LPIPS of VGG-16 between images and reconstructions; needs its package and weights."""
     count: int = 10000
@@ -217,7 +218,7 @@ def sample_scores(
             if i == 0:
                 found.add(measure_sets(copy, fake, prefix="gr", parts=("frechet",)))
         full = {"gfd" if i == 0 else f"gfd@{scale:g}": frechet_name("g", first), "grfd": frechet_name("gr", first)}
-        full |= {name: f"{name}_{first}" for name in ("precision", "recall", "density", "coverage")}
+        full |= {name: f"{name}_{first}" for name in ("precision", "recall", "density", "coverage", "agreement")}
         short |= {name: found.metrics[key] for name, key in full.items() if key in found.metrics}
         # the first scale is the one that the table ranks by
         scores.add(found if i == 0 else Scores({f"{name}_w{scale:g}": value for name, value in found.metrics.items()}))
