@@ -48,11 +48,11 @@ def main() -> None:
 
 def draw(curves: dict[str, dict[int, float]], floors: dict[str, float], file: Path) -> None:
     """Logarithmic axes; a dashed line is the distance that reconstructions keep, below which no generator gets."""
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.add_subplot()
     for colour, (method, curve) in zip(COLOURS, curves.items(), strict=False):
-        axes.loglog(list(curve), list(curve.values()), "o-", color=colour, label=f"{method}, gFD")
-        axes.axhline(floors[method], color=colour, linestyle="--", linewidth=1, label=f"{method}, rFD")
+        axes.loglog(list(curve), list(curve.values()), "o-", color=colour, label=method)
+        axes.axhline(floors[method], color=colour, linestyle="--", linewidth=1)
     steps = sorted({steps for curve in curves.values() for steps in curve})
     axes.set_xticks(steps, [str(step) for step in steps], minor=False)
     axes.minorticks_off()
@@ -62,7 +62,7 @@ def draw(curves: dict[str, dict[int, float]], floors: dict[str, float], file: Pa
     axes.set_xlabel("generator training steps")
     axes.set_ylabel("Frechet distance to the test images")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    figure.legend(loc="outside right upper", frameon=False, title="gFD (dashed: rFD)")
     file.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})
     print(file)
