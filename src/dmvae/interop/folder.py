@@ -22,6 +22,7 @@ FIGURES = {
     "rfd": "rFD",
     "gfd": "gFD",
     "coverage": "coverage",
+    "agreement": "class agreement",
     "generator_loss": "generator loss",
     "knn": "kNN accuracy of the latents",
 }
