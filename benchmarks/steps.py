@@ -1,9 +1,11 @@
 """Images per second of each training stage's step, its share of the machine's measured peak of matrix
 products, and the matching stage beside a naive version of the same step:
 
-    python -m benchmarks.steps [--recipe recipes/demo.yaml] [--precision bfloat16] [--compile] [--seconds 8]
+    python -m benchmarks.steps [--recipe recipes/demo.yaml] [--compile] [--seconds 8] [--section.field value]
 
-Data are procedural, networks are the recipe's. Ratios of one run compare; absolute figures move with the machine.
+Any field of the recipe is an option, as for `dmvae run`: --run.precision bfloat16, or --data.root where one is
+required. Data are procedural, networks are the recipe's. Ratios of one run compare; absolute figures move with the
+machine.
 """
 
 from __future__ import annotations
@@ -13,18 +15,20 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.models import median_seconds, peak_flops
 from dmvae import pipeline
+from dmvae.cli import parse_overrides
+from dmvae.datasets.shapes import Shapes
 from dmvae.evaluation.online import online_proxies
 from dmvae.inputs import Inputs
 from dmvae.matching import dmd
-from dmvae.recipe import load
+from dmvae.recipe import Recipe, load
 from dmvae.stages import matching
 from dmvae.training.contract import Batch
 from dmvae.training.loop import Trainer, compile_networks, turns
@@ -39,16 +43,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="recipes/demo.yaml")
     parser.add_argument("--seconds", type=float, default=8.0, help="how long each stage is timed")
-    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), help="instead of the recipe's")
     parser.add_argument("--compile", action="store_true", help="as `run.compile: true` does; never the naive version")
-    args = parser.parse_args()
-    precision = args.precision or next(iter(load(args.recipe).values())).run.precision
-    dtype = torch.bfloat16 if uses_bf16(torch.device("cpu"), precision) else torch.float32
+    args, rest = parser.parse_known_args()
+    recipe = next(iter(load(args.recipe, parse_overrides(rest)).values()))
+    dtype = torch.bfloat16 if uses_bf16(torch.device("cpu"), recipe.run.precision) else torch.float32
     peak = peak_flops(dtype, 5)
     name = str(dtype).removeprefix("torch.")
     print(f"peak of matrix products, {name}, {torch.get_num_threads()} threads: {peak / 1e9:.0f} GFLOP/s")
     with tempfile.TemporaryDirectory() as folder:
-        jobs = prepare(args.recipe, Path(folder), precision)
+        jobs = prepare(recipe, Path(folder))
         print(f"{'stage':<10} {'images/s':>9} {'share of peak':>14}")
         for stage in TRAINING:
             steps = Steps(jobs[stage])
@@ -63,14 +66,12 @@ def main() -> None:
         compare_matching(jobs["matching"], args.seconds, args.compile)
 
 
-def prepare(recipe: str, folder: Path, precision: str) -> dict[str, pipeline.Job]:
-    """The recipe's first variant on procedural data, every stage run for one step: what the timed steps read."""
-    over: dict[str, Any] = {f"{stage}.steps": 1 for stage in TRAINING} | {"run.precision": precision}
-    original = next(iter(load(recipe).values()))
-    data = {"type": "shapes", "size": original.data.size, "channels": original.data.channels, "count": 1024}
-    recipes = load(recipe, over | {"data": data, "run.tracker": "none", "run.dir": str(folder)})
-    variant = next(iter(recipes))
-    jobs = {job.stage.NAME: job for job in pipeline.plan({variant: recipes[variant]}, folder)}
+def prepare(recipe: Recipe, folder: Path) -> dict[str, pipeline.Job]:
+    """The recipe on procedural data, every stage run for one step: what the timed steps read."""
+    data = Shapes(size=recipe.data.size, channels=recipe.data.channels, count=1024)
+    stages = {name: replace(config, steps=1) for name in TRAINING if (config := getattr(recipe, name)) is not None}
+    recipe = replace(recipe, data=data, run=replace(recipe.run, dir=str(folder), tracker="none"), **stages)
+    jobs = {job.stage.NAME: job for job in pipeline.plan({"main": recipe}, folder)}
     for name in (*TRAINING[:-1], "latents"):
         if name in jobs:
             pipeline.execute(jobs[name])
