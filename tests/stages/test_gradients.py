@@ -1,5 +1,7 @@
 """Each update moves exactly the networks that it names."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -30,6 +32,21 @@ def test_the_discriminator_is_in_training_wherever_it_trains(jobs, stage):
     """A batch norm that is not would go on with the statistics of an earlier stage's images."""
     trainer, _, _ = trainer_of(jobs[stage])
     assert all(module.training for module in trainer.networks.discriminator.modules())
+
+
+def test_the_tokenizer_s_turn_takes_the_discriminator_s_statistics_as_they_are(jobs):
+    """Those of real and fake images together, that is: of fakes alone, they would hide what tells fakes apart."""
+    job = jobs["tokenizer"]
+    losses = replace(job.recipe.losses, adversarial=replace(job.recipe.losses.adversarial, norm="batch"))
+    trainer, x, y = trainer_of(replace(job, recipe=replace(job.recipe, losses=losses)))
+    discriminator = trainer.networks.discriminator
+    before = {name: value.clone() for name, value in discriminator.named_buffers()}
+    turns = tokenizer.updates(trainer.networks, Batch(x, y, 5, 6), Random(0))
+    next(turns)
+    assert discriminator.training
+    assert all(torch.equal(value, before[name]) for name, value in discriminator.named_buffers())
+    next(turns)
+    assert not any(torch.equal(value, before[name]) for name, value in discriminator.named_buffers())
 
 
 def moved(trainer, update):

@@ -60,7 +60,11 @@ def reconstruct(
     (gradient,) = torch.autograd.grad(total, image)
     if adversarial and networks.discriminator is not None:
         fake = augment(image, rng) if config.adversarial.augment else image
+        # Batch norm by running statistics, those of real and fake images together, as in the discriminator's own turn:
+        # fakes normalised among themselves would lose what tells them apart.
+        networks.discriminator.eval()
         gan = hinge_generator(networks.discriminator(fake))
+        networks.discriminator.train()
         (gan_gradient,) = torch.autograd.grad(gan, image)
         last = networks.autoencoder.decoder.conv_out.weight
         # Averaged over ranks before their norms are taken: the weight is the whole batch's on any number of them.
