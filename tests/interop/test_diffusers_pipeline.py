@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
@@ -80,6 +81,15 @@ def test_names_and_no_class(run, pipeline):
     by_name = pipeline(name, generator=seeded(0), **kwargs).images
     assert torch.equal(by_name, pipeline([0], generator=seeded(0), **kwargs).images)
     assert not torch.equal(by_name, pipeline(None, generator=seeded(0), **kwargs).images)
+
+
+def test_labels_may_be_numbers_of_numpy_and_torch(pipeline):
+    def latents(labels):
+        return pipeline(labels, generator=seeded(0), output_type="latent", num_inference_steps=2).images
+
+    expected = latents([2])
+    for labels in (np.int64(2), np.array([2]), [np.uint8(2)], torch.tensor([2])):
+        assert torch.equal(latents(labels), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -170,6 +180,11 @@ def test_the_parts_load_on_their_own(run):
     [
         ({"class_labels": [3]}, "class_labels: 3 is not a class of this model, which has 0 to 2"),
         ({"class_labels": [-1]}, "0 to 2"),
+        ({"class_labels": []}, "class_labels is empty"),
+        ({"class_labels": 1.7}, "class_labels: 1.7 is no integer, name or None"),
+        ({"class_labels": [0, np.float32(1)]}, r"1\.0.* is no integer, name or None"),
+        ({"class_labels": [0, 1], "generator": seeded(1)}, "generator: 1 of them for 2 class_labels"),
+        ({"class_labels": 0, "generator": seeded(1, 2)}, "generator: 2 of them for 1 class_labels"),
         ({"class_labels": "sqare red"}, "no class is called 'sqare red'"),
         ({"class_labels": 0, "output_type": "pill"}, "output_type 'pill' is not one of pil"),
         ({"class_labels": 0, "latents": torch.zeros(1, 4, 4, 4)}, r"latents of shape \[1, 4, 4, 4\]"),

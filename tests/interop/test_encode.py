@@ -105,6 +105,70 @@ def test_a_tar_holds_the_same_latents(images, tokenizer, tmp_path):
     assert (tmp_path / "back/cat/a_1.png").exists()
 
 
+@pytest.mark.parametrize("form", ["safetensors", "webdataset"])
+def test_images_that_differ_by_their_suffix_are_all_kept(form, tokenizer, tmp_path):
+    names = ("a.1.png", "a_1.png", "cat.jpg", "cat.png", "cat.jpg.webp", "dog.jpg")
+    (tmp_path / "images").mkdir()
+    for i, name in enumerate(names):
+        Image.new("RGB", (16, 16), (40 * i, 0, 0)).save(tmp_path / "images" / name)
+    encode(tmp_path / "images", tokenizer, tmp_path / "z", "--format", form, "--shard-size", "4")
+    decode(tmp_path / "z", tokenizer, tmp_path / "back")
+    found = sorted(p.name for p in (tmp_path / "back").iterdir())
+    if form == "safetensors":
+        assert found == ["a.1.png", "a_1.png", "cat.jpg.png", "cat.jpg.webp.png", "cat.png.png", "dog.png"]
+    else:
+        assert found == ["a_1_png.png", "a_1_png_.png", "cat_jpg.png", "cat_jpg_webp.png", "cat_png.png", "dog.png"]
+    decode(tmp_path / "z", tokenizer, tmp_path / "back")
+    assert len(list((tmp_path / "back").iterdir())) == len(names)
+
+
+def named(path, *names, count=1):
+    save_file({"latents": torch.zeros(count, 3, 4, 4)}, path, {"names": json.dumps(names)})
+    return path
+
+
+def test_names_are_one_for_each_latent_and_stay_below_out(tokenizer, tmp_path, capsys):
+    error = complaint(capsys, decode, named(tmp_path / "z.safetensors", "a.png", count=3), tokenizer, tmp_path / "y")
+    assert f"{tmp_path}/z.safetensors: 3 latents and 1 names" in error
+    for name in ("../a.png", "/a.png", "b/../../a.png", "."):
+        error = complaint(capsys, decode, named(tmp_path / "z.safetensors", name), tokenizer, tmp_path / "y")
+        assert f"{tmp_path}/z.safetensors names an image '{name}'" in error
+    np.save(tmp_path / "a.npy", np.zeros((3, 4, 4), np.float32))
+    with tarfile.open(tmp_path / "z.tar", "w") as tar:
+        tar.add(tmp_path / "a.npy", "../a.npy")
+    assert "z.tar names an image '../a'" in complaint(capsys, decode, tmp_path / "z.tar", tokenizer, tmp_path / "y")
+    assert not (tmp_path / "y").exists()
+
+
+def test_the_same_name_twice_is_two_images(tokenizer, tmp_path, capsys):
+    (tmp_path / "z").mkdir()
+    for number in range(2):
+        named(tmp_path / f"z/latents-{number}.safetensors", "a.png", "b.png" if number else "./a.png", count=2)
+    decode(tmp_path / "z", tokenizer, tmp_path / "y")
+    assert "4 images" in capsys.readouterr().out
+    assert len(list((tmp_path / "y").iterdir())) == 4
+
+
+def test_damaged_files_are_named(images, tokenizer, tmp_path, capsys):
+    encode(images, tokenizer, tmp_path / "z")
+    encode(images, tokenizer, tmp_path / "tar", "--format", "webdataset")
+    np.save(tmp_path / "whole.npy", np.zeros((2, 3, 4, 4), np.float32))
+    tarfile.open(tmp_path / "empty.tar", "w").close()
+    files = [tmp_path / "empty.tar"]
+    for source in (
+        tmp_path / "z/latents-00000.safetensors",
+        tmp_path / "tar/latents-00000.tar",
+        tmp_path / "whole.npy",
+    ):
+        whole = source.read_bytes()
+        for size in (0, 40, 600 if source.suffix == ".tar" else len(whole) - 9):
+            files.append(tmp_path / f"{size}{source.suffix}")
+            files[-1].write_bytes(whole[:size])
+    capsys.readouterr()
+    for file in files:
+        assert f"{file}: no latents that can be read: " in complaint(capsys, decode, file, tokenizer, tmp_path / "y")
+
+
 def test_what_is_there_is_kept_and_what_is_not_is_made(images, tokenizer, tmp_path):
     encode(images, tokenizer, tmp_path / "z", "--shard-size", "2")
     first, second = sorted((tmp_path / "z").glob("*.safetensors"))[:2]

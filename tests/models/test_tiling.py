@@ -1,9 +1,11 @@
 """Tiles and slices change memory, not results."""
 
+import weakref
+
 import pytest
 import torch
 
-from dmvae.models import Autoencoder
+from dmvae.models import Autoencoder, tiling
 
 CONV = {"type": "conv", "width": 16, "multipliers": [1, 2], "stride": 4, "out_channels": 24}
 VIT = {"type": "timm", "model": "vit_tiny_patch16_224", "patch_size": 4, "kwargs": {"depth": 1}}
@@ -38,6 +40,30 @@ def test_levels_before_the_first_and_more_blocks_are_tiled_exactly_too():
     whole = model.decode(z).sample
     model.enable_tiling(tile=6)
     assert (model.decode(z).sample - whole).abs().max() < 1e-4 * whole.std()
+
+
+@torch.no_grad()
+def test_a_tile_that_waits_holds_nothing_on_the_device(monkeypatch):
+    """`cpu` copies here as it does from a GPU: what was copied must be gone while the tiles wait for each other."""
+    left_behind, waits = [], []
+
+    def copied(tensor):
+        left_behind.append(weakref.ref(tensor))
+        return tensor.clone()
+
+    def whole_image(tiles):
+        waits.append([ref for ref in left_behind if ref() is not None])
+        return shared(tiles)
+
+    model, shared = small(), tiling._whole_image
+    z = torch.randn(1, 4, 6, 6)
+    untiled = model.decode(z).sample
+    monkeypatch.setattr(torch.Tensor, "cpu", copied)
+    monkeypatch.setattr(tiling, "_whole_image", whole_image)
+    model.enable_tiling(tile=3)
+    assert (model.decode(z).sample - untiled).abs().max() < 1e-4 * untiled.std()
+    assert len(left_behind) > len(waits) > 4
+    assert not any(waits)
 
 
 @torch.no_grad()

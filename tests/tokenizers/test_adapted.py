@@ -79,6 +79,18 @@ def test_outputs_are_those_of_the_model_itself(tmp_path):
 
 
 @torch.no_grad()
+def test_images_are_decoded_in_full_precision_under_autocast_too(tmp_path):
+    model = adapted("AutoencoderKL", tmp_path)
+    z = torch.randn(1, 4, 6, 6)
+    images = model.decode(z).sample
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model.decode(z).sample, images)
+        assert model.decode(z.bfloat16()).sample.dtype == torch.float32
+        with torch.enable_grad():
+            assert not torch.equal(model.decode(z).sample, images)
+
+
+@torch.no_grad()
 def test_grey_images_pass_through_three_channels(tmp_path):
     grey = adapted("AutoencoderKL", tmp_path, channels=1)
     theirs = foreign.diffusers_model("AutoencoderKL")
@@ -129,6 +141,10 @@ def test_models_that_are_not_there(tmp_path):
             adapt(source, size=12, channels=3, pretrained=True)
     with pytest.raises(ValueError, match="nothing: no tokenizer is here"):
         load_tokenizer(tmp_path / "nothing")
+    for text in ('{"_class_name": "Autoenc', "[1]", ""):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=r"config\.json: no config of a tokenizer, or cut off"):
+            load_tokenizer(tmp_path)
 
 
 def test_weights_of_another_model(tmp_path):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 import warnings
-from collections.abc import Iterator
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
@@ -65,7 +68,8 @@ def encode_images(
 
     A safetensors shard holds "latents" [n, C, H, W], not normalised, and "labels" int64 [n] (the class folder's
     number, 0 without class folders), its metadata "names": the relative paths, as JSON. A webdataset shard is a
-    tar of NAME.npy and NAME.cls. Shards that are there are kept. Files that cannot be read are named and left out.
+    tar of NAME.npy and NAME.cls, NAME the path without its suffix, or with it where two differ in nothing else.
+    Shards that are there are kept. Files that cannot be read are named and left out.
 
     Raises ValueError for a folder without images, a size that is no multiple of the stride, or an `out` that
     holds the latents of other images or of another tokenizer.
@@ -88,6 +92,7 @@ def encode_images(
     _claim(out, plan | {"classes": classes})
     tokenizer.to(device, memory_format=torch.channels_last).eval()
     suffix = "tar" if form == "webdataset" else "safetensors"
+    names = _tar_names(entries) if form == "webdataset" else [entry.path for entry in entries]
     paths, broken = [], 0
     with Bar("encode", len(files), "images") as bar:
         for number, start in enumerate(range(0, len(files), shard_size)):
@@ -107,11 +112,12 @@ def encode_images(
                     with autocast(device, precision):
                         z = tokenizer.encode(as_input(torch.stack([image for image, _ in good]), device)).latents
                     parts.append(z.to("cpu", getattr(torch, dtype)))
-                    kept += [entries[i] for _, i in good]
+                    kept += [i for _, i in good]
                 bar.step(len(batch))
             if not parts:
                 raise ValueError(f"none of the {len(chosen)} images from {entries[start].path} on can be read")
-            (_write_tar if form == "webdataset" else _write_safetensors)(path, torch.cat(parts).contiguous(), kept)
+            write = _write_tar if form == "webdataset" else _write_safetensors
+            write(path, torch.cat(parts).contiguous(), [names[i] for i in kept], [entries[i].label for i in kept])
     console.print(f"{len(files) - broken} images in {len(paths)} files below {out}" + _left_out(broken))
     return paths
 
@@ -128,21 +134,27 @@ def decode_latents(
     precision: Precision = "auto",
 ) -> int:
     """Decode latents into PNG files below `out`, named as their images were, else by number; returns how many
-    there are. Files that are there are kept.
+    there are. Files that are there are kept. cat.jpg becomes cat.png, or cat.jpg.png where cat.webp is there too.
 
     latents: a folder that `encode_images` wrote, or one .safetensors (its tensor "latents"), .npy or .tar file.
     normalized: they are as flow models make them, to be denormalised first.
-    Raises ValueError for files without latents, or whose latents do not fit the tokenizer.
+    Raises ValueError for files that are damaged or without latents, whose names are not one for each latent or lead
+    out of a folder, or whose latents do not fit the tokenizer.
     """
     paths = sorted(latents.glob("latents-*")) if latents.is_dir() else [latents]
     if not paths or not paths[0].exists():
         raise ValueError(f"no latents at {latents}; `dmvae encode` writes latents-NNNNN.safetensors")
+    names = [read_names(path) for path in paths]
+    flat = [name for part in names for name in part]
+    stems = iter(_distinct([os.path.splitext(name)[0] for name in flat], flat))
     tokenizer.to(device, memory_format=torch.channels_last).eval()
     done = 0
     with Bar("decode", len(paths), "files") as bar:
-        for path in paths:
-            z, names = read_latents(path)
-            places = [out / (Path(name).with_suffix(".png") if name else f"{done + i:06d}.png") for i, name in names]
+        for path, named in zip(paths, names, strict=True):
+            z = read_latents(path)
+            if named and len(named) != len(z):
+                raise ValueError(f"{path}: {len(z)} latents and {len(named)} names: give each a name, or none")
+            places = [out / f"{next(stems) if named else f'{done + i:06d}'}.png" for i in range(len(z))]
             todo = [i for i, place in enumerate(places) if not place.exists()]
             for start in range(0, len(todo), batch_size):
                 chosen = todo[start : start + batch_size]
@@ -151,32 +163,77 @@ def decode_latents(
                     x = tokenizer.decode(tokenizer.denormalize(part) if normalized else part).sample
                 for i, image in zip(chosen, to_uint8(x.float()).cpu(), strict=True):
                     _write_png(places[i], image)
-            done += len(z)
+            done += len(places)
             bar.step()
     console.print(f"{done} images below {out}")
     return done
 
 
-def read_latents(path: Path) -> tuple[Tensor, list[tuple[int, str]]]:
-    """(latents [n, C, H, W], [(i, name or "")]) of one file. Raises ValueError when it holds none."""
-    names: list[str] = []
-    if path.suffix == ".safetensors":
-        with safe_open(path, "pt") as file:
-            if "latents" not in file.keys():  # noqa: SIM118  # not a mapping
-                raise ValueError(f"{path} has no tensor called 'latents', but {', '.join(file.keys()) or 'nothing'}")
-            z, names = file.get_tensor("latents"), json.loads((file.metadata() or {}).get("names", "[]"))
-    elif path.suffix == ".npy":
-        z = torch.from_numpy(np.load(path, allow_pickle=False))
-    elif path.suffix == ".tar":
-        with tarfile.open(path) as tar:
-            members = [m for m in tar.getmembers() if m.name.endswith(".npy")]
-            arrays = [np.load(io.BytesIO(tar.extractfile(m).read()), allow_pickle=False) for m in members]  # type: ignore[union-attr]
-        z, names = torch.from_numpy(np.stack(arrays)), [m.name.removesuffix(".npy") for m in members]
-    else:
-        raise ValueError(f"{path}: latents are read from .safetensors, .npy and .tar files")
-    if z.ndim != 4:
-        raise ValueError(f"{path}: latents have the shape [n, C, H, W], not {list(z.shape)}")
-    return z, list(enumerate(names or [""] * len(z)))
+def read_latents(path: Path) -> Tensor:
+    """The latents [n, C, H, W] of one file. Raises ValueError when it holds none."""
+    with _reading(path):
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                if "latents" not in file.keys():  # noqa: SIM118  # not a mapping
+                    raise ValueError(f"it has no tensor called 'latents', but {', '.join(file.keys()) or 'nothing'}")
+                z = file.get_tensor("latents")
+        elif path.suffix == ".npy":
+            z = torch.from_numpy(np.load(path, allow_pickle=False))
+        elif path.suffix == ".tar":
+            with tarfile.open(path, "r:") as tar:
+                arrays = [np.load(io.BytesIO(tar.extractfile(m).read()), allow_pickle=False) for m in _arrays(tar)]  # type: ignore[union-attr]
+            z = torch.from_numpy(np.stack(arrays))
+        else:
+            raise ValueError("they are read from .safetensors, .npy and .tar files")
+        if z.ndim != 4:
+            raise ValueError(f"they have the shape [n, C, H, W], not {list(z.shape)}")
+    return z
+
+
+def read_names(path: Path) -> list[str]:
+    """The names of the latents' images, relative paths; none where the file has no names. Raises ValueError for a file
+    that cannot be read, and for a name that leads out of the folder it is relative to."""
+    found: Any = []
+    with _reading(path):
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                found = json.loads((file.metadata() or {}).get("names", "[]"))
+        elif path.suffix == ".tar":
+            with tarfile.open(path, "r:") as tar:
+                found = [m.name.removesuffix(".npy") for m in _arrays(tar)]
+        names = [PurePosixPath(name) for name in found]
+    for name in names:
+        if name.is_absolute() or ".." in name.parts or not name.name:
+            raise ValueError(f"{path} names an image {str(name)!r}, which is no file below --out: name it otherwise")
+    return [name.as_posix() for name in names]
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Whatever goes wrong, a ValueError that names the file: of damaged bytes these readers raise almost any type."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{path}: no latents that can be read: {error}") from error
+
+
+def _arrays(tar: tarfile.TarFile) -> list[tarfile.TarInfo]:
+    members = [m for m in tar.getmembers() if m.isfile() and m.name.endswith(".npy")]
+    if not members:
+        raise ValueError("it holds no .npy")
+    return members
+
+
+def _distinct(short: Sequence[str], long: Sequence[str]) -> list[str]:
+    """Of every item its short name, or its long one where the short one is another item's too: no name twice."""
+    count = Counter([*short, *long])
+    chosen: dict[str, None] = {}  # a set in order
+    for name, full in zip(short, long, strict=True):
+        name = name if count[name] == 1 else full
+        while name in chosen:
+            name += "_"
+        chosen[name] = None
+    return list(chosen)
 
 
 def _batches(files: Files, chosen: range, batch_size: int, workers: int) -> Iterator[list[tuple[Tensor | str, int]]]:
@@ -206,20 +263,23 @@ def _digest(tokenizer: Any) -> str:
     return digest(sums)
 
 
-def _write_safetensors(path: Path, z: Tensor, entries: list[Entry]) -> None:
-    labels = torch.tensor([entry.label for entry in entries])
-    write_tensors(path, {"latents": z, "labels": labels}, {"names": json.dumps([entry.path for entry in entries])})
+def _tar_names(entries: list[Entry]) -> list[str]:
+    # webdataset takes what follows the first dot of the file's name for the field
+    whole = [entry.path.replace(".", "_") for entry in entries]
+    return _distinct([os.path.splitext(entry.path)[0].replace(".", "_") for entry in entries], whole)
 
 
-def _write_tar(path: Path, z: Tensor, entries: list[Entry]) -> None:
+def _write_safetensors(path: Path, z: Tensor, names: list[str], labels: list[int]) -> None:
+    write_tensors(path, {"latents": z, "labels": torch.tensor(labels)}, {"names": json.dumps(names)})
+
+
+def _write_tar(path: Path, z: Tensor, names: list[str], labels: list[int]) -> None:
     with whole(path) as part, tarfile.open(part, "w") as tar:
-        for latent, entry in zip(z.numpy(), entries, strict=True):
+        for latent, name, label in zip(z.numpy(), names, labels, strict=True):
             array = io.BytesIO()
             np.save(array, latent)
-            # webdataset takes what follows the first dot of the file's name for the field
-            name = Path(entry.path).with_suffix("").as_posix().replace(".", "_")
             _add(tar, f"{name}.npy", array.getvalue())
-            _add(tar, f"{name}.cls", str(entry.label).encode())
+            _add(tar, f"{name}.cls", str(label).encode())
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,8 @@ class DMVAEPipeline(DiffusionPipeline):  # type: ignore[misc]
                 returns go on. Setting `pipeline.interrupt` ends the loop.
 
         Raises:
-            ValueError: a label that the network does not have, noise of another shape, no fitting scheduler.
+            ValueError: a label that the network does not have, or none at all; generators or noise for another number
+                of labels; no fitting scheduler.
         """
         if output_type not in OUTPUTS:
             raise ValueError(f"output_type {output_type!r} is not one of {', '.join(OUTPUTS)}")
@@ -129,6 +131,11 @@ class DMVAEPipeline(DiffusionPipeline):  # type: ignore[misc]
             raise ValueError(f"callback_on_step_end_tensor_inputs: {sorted(unknown)} is not in ['latents']")
         device, config = self._execution_device, self.transformer.config
         labels = torch.tensor(self._label_numbers(class_labels), device=device)
+        if isinstance(generator, list) and len(generator) != len(labels):
+            raise ValueError(
+                f"generator: {len(generator)} of them for {len(labels)} class_labels; give one for each label, or one "
+                "alone, not in a list, for all"
+            )
         shape = (len(labels), config.in_channels, config.input_size, config.input_size)
         if latents is None:
             z = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
@@ -178,9 +185,12 @@ class DMVAEPipeline(DiffusionPipeline):  # type: ignore[misc]
         return x.permute(0, 2, 3, 1).cpu().numpy() if output_type == "np" else x
 
     def _label_numbers(self, class_labels: Any) -> list[int]:
-        if class_labels is None or isinstance(class_labels, int | str):
+        if isinstance(class_labels, str) or not isinstance(class_labels, Iterable):
             class_labels = [class_labels]
-        return [self._label_number(label) for label in class_labels]
+        numbers = [self._label_number(label) for label in class_labels]
+        if not numbers:
+            raise ValueError("class_labels is empty: give one for every image, None for no class")
+        return numbers
 
     def _label_number(self, label: Any) -> int:
         count = self.transformer.config.num_classes
@@ -190,6 +200,10 @@ class DMVAEPipeline(DiffusionPipeline):  # type: ignore[misc]
             if label not in self.labels:
                 raise ValueError(f"class_labels: no class is called {label!r}{nearest(label, self.labels)}")
             return self.labels[label]
+        if isinstance(label, Tensor):
+            label = label.item()
+        if not isinstance(label, Integral):
+            raise ValueError(f"class_labels: {label!r} is no integer, name or None")
         if not 0 <= int(label) < count:
             raise ValueError(f"class_labels: {label} is not a class of this model, which has 0 to {count - 1}")
         return int(label)

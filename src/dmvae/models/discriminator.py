@@ -54,4 +54,16 @@ class PatchGAN(Model):  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
         """x [n, c, h, w] in [-1, 1] -> logits [n, 1, about h / 2**layers, about w / 2**layers]."""
+        self.check_images(x)
         return self.main(x)
+
+    def check_images(self, x: Tensor) -> None:
+        """Raise ValueError for images too small for a single logit: the two last layers take a pixel each."""
+        layers = self.config["layers"]
+        height, width = x.shape[-2:]
+        least = max(4, 3 * 2**layers)
+        if min(height, width) < least:
+            raise ValueError(
+                f"images of {height}x{width} pixels are too small for a discriminator with losses.adversarial.layers "
+                f"= {layers}, which needs {least}; use fewer layers (n of them need 3 * 2^n pixels)"
+            )

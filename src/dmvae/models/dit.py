@@ -48,25 +48,27 @@ SIZES = {
 }
 
 
+def published(size: str) -> dict[str, int]:
+    """width, depth, heads and patch_size of `SIZE/PATCH`: `"XL/1"` is the entry "XL" of `SIZES` with patches of 1.
+
+    Raises ValueError for a name that is none.
+    """
+    name, _, patch = size.partition("/")
+    if name not in SIZES or not (patch or "1").isdecimal() or int(patch or "1") < 1:
+        raise ValueError(f"no network size is called {size!r}{nearest(size, [f'{known}/1' for known in SIZES])}")
+    return vars(SIZES[name]) | {"patch_size": int(patch or "1")}
+
+
 def lightningdit(
     size: str = "XL/1", *, in_channels: int, input_size: int, num_classes: int, **head: int | None
 ) -> LightningDiT:
-    """The network of a published size: `"XL/1"` is the entry "XL" of `SIZES` with patches of 1. `head` is
-    head_width and head_depth, which the published networks have not.
+    """The network of a published size, `SIZE/PATCH`. `head` is head_width and head_depth, which the published
+    networks have not.
 
-    Raises ValueError for a name that is not `SIZE/PATCH`.
+    Raises ValueError for a name that is no size.
     """
-    name, _, patch = size.partition("/")
-    if name not in SIZES or not (patch or "1").isdecimal():
-        raise ValueError(f"no network size is called {size!r}{nearest(size, [f'{known}/1' for known in SIZES])}")
-    return LightningDiT(
-        in_channels=in_channels,
-        input_size=input_size,
-        num_classes=num_classes,
-        patch_size=int(patch or "1"),
-        **vars(SIZES[name]),
-        **head,
-    )
+    numbers: dict[str, Any] = published(size) | head
+    return LightningDiT(in_channels=in_channels, input_size=input_size, num_classes=num_classes, **numbers)
 
 
 class LightningDiT(Model):
@@ -99,6 +101,9 @@ class LightningDiT(Model):
         head_depth: int = 2,
     ):
         super().__init__()
+        for name, value in (("patch_size", patch_size), ("depth", depth), ("heads", heads)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         if input_size % patch_size:
             raise ValueError(f"input_size {input_size} is not a multiple of patch_size {patch_size}")
         for name, value in (("width", width), ("head_width", width if head_width is None else head_width)):

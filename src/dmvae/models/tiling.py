@@ -9,8 +9,9 @@ Shapes: n images, c channels, H W the cells after the deepest level.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,8 +21,7 @@ from torch import Tensor, nn
 from dmvae.models.decoder import Decoder
 
 Live = tuple[Tensor, ...]
-Request = tuple[nn.GroupNorm, Live]
-"""A norm, and the activations that a tile holds on to, the last of which is to be normalised."""
+"""The activations that a tile holds on to at a norm, the last of which is to be normalised."""
 
 
 @dataclass(frozen=True)
@@ -52,19 +52,17 @@ def decode_tiled(decoder: Decoder, z: Tensor, tile: int) -> Tensor:
     x = decoder.deepest(z)
     halo = receptive_radius(decoder)
     grid = [(row, column) for row in spans(x.shape[2], tile, halo) for column in spans(x.shape[3], tile, halo)]
-    walks = [_walk(decoder, x[:, :, row.low : row.high, column.low : column.high]) for row, column in grid]
-    requests = [_park(next(walk), cells) for walk, cells in zip(walks, grid, strict=True)]
-    while True:
-        shift_scale = _whole_image(requests)
-        outputs = []
-        for i, (walk, cells) in enumerate(zip(walks, grid, strict=True)):
-            norm, live = requests[i].norm, tuple(t.to(z.device) for t in requests[i].live)
-            try:
-                requests[i] = _park(walk.send((*live, _normalise(norm, live[-1], *shift_scale))), cells)
-            except StopIteration as end:
-                outputs.append(end.value)
-        if outputs:
-            return decoder.fit(_stitch(outputs, grid, x.shape), z)
+    norms, works = _steps(decoder)
+    tiles = [
+        _park(norms[0], (x[:, :, row.low : row.high, column.low : column.high],), (row, column)) for row, column in grid
+    ]
+    for work, norm in zip(works, norms[1:], strict=False):  # the last work, which no norm follows, comes after
+        whole = _whole_image(tiles)
+        for i, cells in enumerate(grid):
+            tiles[i] = _park(norm, work(*_resumed(tiles[i], *whole, z.device)), cells)
+    whole = _whole_image(tiles)
+    outputs = [works[-1](*_resumed(tile, *whole, z.device))[-1] for tile in tiles]
+    return decoder.fit(_stitch(outputs, grid, x.shape), z)
 
 
 def receptive_radius(decoder: Decoder) -> int:
@@ -79,18 +77,32 @@ def receptive_radius(decoder: Decoder) -> int:
     return int(-(-(radius + 1 / scale) // 1))
 
 
-def _walk(decoder: Decoder, x: Tensor) -> Generator[Request, Live, Tensor]:
-    """The levels on one tile, which asks for every norm's result instead of computing it from what it sees."""
+def _steps(decoder: Decoder) -> tuple[list[nn.GroupNorm], list[Callable[..., Live]]]:
+    """The levels cut at their norms: works[i] takes what was live at norms[i], and the norm's result, to the next norm.
+
+    Functions and not a generator for each tile: one that waits would hold on to its tensors on the device.
+    """
+    norms: list[nn.GroupNorm] = []
+    works: list[Callable[..., Live]] = []
     levels: Any = reversed(decoder.up)
     for level in levels:
         for block in level.block:
-            x, normed = yield block.norm1, (x,)
-            h = block.conv1(F.silu(normed))
-            x, h, normed = yield block.norm2, (x, h)
-            x = block.conv2(F.silu(normed)) + block.shortcut(x)
-        x = level.upsample(x)
-    x, normed = yield decoder.norm_out, (x,)
-    return decoder.conv_out(F.silu(normed))
+            norms += [block.norm1, block.norm2]
+            end = level.upsample if block is level.block[-1] else nn.Identity()
+            works += [partial(_first_half, block), partial(_second_half, block, end)]
+    return [*norms, decoder.norm_out], [*works, partial(_image, decoder)]
+
+
+def _first_half(block: Any, x: Tensor, normed: Tensor) -> Live:
+    return x, block.conv1(F.silu(normed))
+
+
+def _second_half(block: Any, end: nn.Module, x: Tensor, h: Tensor, normed: Tensor) -> Live:
+    return (end(block.conv2(F.silu(normed)) + block.shortcut(x)),)
+
+
+def _image(decoder: Decoder, x: Tensor, normed: Tensor) -> Live:
+    return (decoder.conv_out(F.silu(normed)),)
 
 
 @dataclass
@@ -104,8 +116,7 @@ class _Parked:
     variance: Tensor
 
 
-def _park(request: Request, cells: tuple[Span, Span]) -> _Parked:
-    norm, live = request
+def _park(norm: nn.GroupNorm, live: Live, cells: tuple[Span, Span]) -> _Parked:
     x = live[-1]
     rows, columns = (
         span.core(length // (span.high - span.low)) for span, length in zip(cells, x.shape[2:], strict=True)
@@ -113,6 +124,12 @@ def _park(request: Request, cells: tuple[Span, Span]) -> _Parked:
     own = x[:, :, rows, columns].unflatten(1, (norm.num_groups, -1)).flatten(2).float()
     variance, mean = torch.var_mean(own, dim=2, correction=0)
     return _Parked(norm, tuple(t.cpu() for t in live), own.shape[2], mean, variance)
+
+
+def _resumed(tile: _Parked, mean: Tensor, variance: Tensor, device: torch.device) -> Live:
+    """What the tile held on to, on the device again, and the norm's result for the last of it."""
+    live = tuple(t.to(device) for t in tile.live)
+    return (*live, _normalise(tile.norm, live[-1], mean, variance))
 
 
 def _whole_image(tiles: list[_Parked]) -> tuple[Tensor, Tensor]:

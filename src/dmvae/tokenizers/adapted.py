@@ -9,13 +9,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
 from dmvae import config as configs
 from dmvae.models import Autoencoder
-from dmvae.models.base import DecoderOutput, EncoderOutput, PointDistribution, Tokenizer
+from dmvae.models.base import DecoderOutput, EncoderOutput, PointDistribution, Tokenizer, full_precision
 from dmvae.tokenizers import TokenizerSource
 from dmvae.tokenizers.files import load_strictly
 
@@ -63,7 +64,10 @@ class AdaptedTokenizer(Tokenizer):
     @apply_forward_hook
     def decode(self, z: Tensor) -> DecoderOutput:
         self.check_latents(z)
-        return DecoderOutput(sample=self.network.decode(z))
+        if torch.is_grad_enabled():
+            return DecoderOutput(sample=self.network.decode(z))
+        with full_precision(z):  # as our Autoencoder's, or figures would not compare
+            return DecoderOutput(sample=self.network.decode(z.to(self.dtype)))
 
 
 ARTIFACTS: dict[str, Any] = {cls.__name__: cls for cls in (Autoencoder, AdaptedTokenizer)}
@@ -96,7 +100,10 @@ def artifact_class(folder: str | Path) -> Any:
         raise ValueError(
             f"{folder}: no tokenizer is here: no config.json; name a folder such as runs/x/main/latents/autoencoder"
         )
-    name = json.loads(file.read_text()).get("_class_name")
+    try:
+        name = dict(json.loads(file.read_text())).get("_class_name")
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file}: no config of a tokenizer, or cut off ({error}); copy the folder again") from error
     if name not in ARTIFACTS:
         raise ValueError(
             f"{folder}: holds {name}, not {' or '.join(ARTIFACTS)}; a recipe takes autoencoders of diffusers under "
