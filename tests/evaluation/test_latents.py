@@ -114,6 +114,23 @@ def test_spectrum_is_the_covariances_and_does_not_see_rotation():
     assert float(effective_rank(turned, "all")) == pytest.approx(float(effective_rank(z, "all")), rel=1e-4)
 
 
+def test_spectrum_of_wide_latents_is_that_of_their_products(monkeypatch):
+    z = normal(20, 4, 3, 3) * torch.linspace(0.1, 3, 4).view(-1, 1, 1) + 7
+    covariance = spectrum(z)
+    monkeypatch.setattr("dmvae.evaluation.latents.WIDE", 30)
+    monkeypatch.setattr("dmvae.evaluation.latents.CUT", 10)
+    torch.testing.assert_close(spectrum(z), covariance, rtol=1e-6, atol=1e-9)
+    assert spectrum(z[:1]).count_nonzero() == 0
+
+
+def test_spectrum_of_very_wide_latents_takes_no_square_of_their_width():
+    """64 independent latents of 50,000 components: 63 equal variances. The covariance would take 20 GB."""
+    values = spectrum(normal(64, 50000, 1, 1))
+    assert values.shape == (50000,)
+    assert values.count_nonzero() <= 64
+    assert float(effective_rank(normal(64, 50000, 1, 1), "all")) == pytest.approx(63, abs=0.2)
+
+
 def test_spectral_slope_of_a_power_law_is_its_exponent():
     ranks = torch.arange(1, 200, dtype=torch.float64)
     for exponent in (0.0, 0.5, 2.0):

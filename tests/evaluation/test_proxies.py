@@ -100,6 +100,18 @@ def test_linear_probe_does_not_see_rotation_scale_and_shift():
     assert linear_probe(moved[:500], split[0], moved[500:], split[2]) == pytest.approx(plain, abs=0.01)
 
 
+def test_linear_probe_in_its_dual_form_is_the_same(monkeypatch):
+    z, labels = clustered(700, shape=(18, 2, 2), spread=3)
+    split = z[:60], labels[:60], z[60:], labels[60:]
+    primal = linear_probe(*split)
+    assert 0.4 < primal < 0.9
+    monkeypatch.setattr("dmvae.evaluation.proxies.WIDE", 60)
+    assert linear_probe(*split) == primal
+    every = torch.linspace(0, 119, 60).long()  # of more latents than that, as many, evenly spaced
+    thinned = linear_probe(z[every], labels[every], z[120:], labels[120:])
+    assert linear_probe(z[:120], labels[:120], z[120:], labels[120:]) == thinned
+
+
 def test_smoothness_of_a_linear_decoder_of_white_latents_is_the_noise():
     z, weight = normal(2000, 2, 3, 3), normal(18, 4 * 4, seed=1)
 
@@ -193,6 +205,14 @@ def test_labels_that_explain_lower_the_linear_flow_loss():
     assert torch.equal(linear_flow_loss(z, alone), linear_flow_loss(z))
 
 
+def test_linear_flow_loss_of_wide_latents_is_the_same(monkeypatch):
+    z, labels = clustered(15)
+    plain, conditional = linear_flow_loss(z, over="all"), linear_flow_loss(z, labels, "all")
+    monkeypatch.setattr("dmvae.evaluation.latents.WIDE", 15)
+    torch.testing.assert_close(linear_flow_loss(z, over="all"), plain, rtol=1e-5, atol=0)
+    torch.testing.assert_close(linear_flow_loss(z, labels, "all"), conditional, rtol=1e-5, atol=0)
+
+
 def test_class_share_is_unbiased_and_bounded():
     z, labels = clustered(60, spread=1.0)
     noise = torch.stack([class_share(normal(12, 4, 2, 2, seed=s), torch.arange(12) % 5) for s in range(200)])
@@ -280,3 +300,12 @@ def test_latent_proxies_are_numbers():
     assert figures["linear_probe"] == 1
     collapsed = latent_proxies(torch.zeros(50, 4, 2, 2), labels[:50], torch.zeros(9, 4, 2, 2), labels[:9])
     assert all(math.isfinite(value) for value in collapsed.values())
+
+
+def test_latent_proxies_of_very_wide_latents_take_no_square_of_their_width():
+    z, labels = clustered(64, shape=(50000, 1, 1))
+    figures = latent_proxies(z[:50], labels[:50], z[50:], labels[50:])
+    assert all(math.isfinite(value) for value in figures.values())
+    assert figures["linear_probe"] == 1
+    white = linear_flow_loss(normal(64, 50000, 1, 1), over="all")  # 63 of 50,000 variances
+    assert float(white) == pytest.approx(math.pi / 2 * (63 / 50000) ** 0.5, rel=1e-2)

@@ -41,10 +41,16 @@ def test_xl_has_675_million_parameters():
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == 675.26
 
 
-@pytest.mark.parametrize("size", ["XXL/1", "B/two", "XL-1"])
+@pytest.mark.parametrize("size", ["XXL/1", "B/two", "XL-1", "XL/0"])
 def test_an_unknown_size_is_an_error_that_names_the_nearest(size):
     with pytest.raises(ValueError, match="no network size is called"):
         lightningdit(size, in_channels=4, input_size=4, num_classes=10)
+
+
+@pytest.mark.parametrize("name", ["patch_size", "depth", "heads"])
+def test_numbers_below_one_are_an_error(name):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        small(**{name: 0})
 
 
 def test_a_new_model_predicts_zero_and_learns():

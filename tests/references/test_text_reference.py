@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from dmvae.references.text import TEMPLATES, load_encoder
+from dmvae.references.text import TEMPLATES, load_encoder, longest_caption
 
 transformers = pytest.importorskip("transformers")
 
@@ -52,6 +52,27 @@ def test_tokens_lie_row_by_row_and_begin_again(make, folder):
     assert len(long) == 7  # with the two that the tokenizer adds
     assert torch.allclose(grid[0].T, torch.cat([long, long[:2]]), atol=1e-5)
     assert torch.allclose(grid[1].T, torch.cat([short, short, short]), atol=1e-5)
+
+
+def test_long_captions_are_cut_to_what_the_encoder_takes(make, folder, tmp_path):
+    """CLIP's text half has fewer positions than a BERT, and this tokenizer does not know of it."""
+    config = transformers.CLIPTextConfig(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=7,
+    )
+    transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
+    transformers.CLIPTextModel(config).save_pretrained(tmp_path)
+    inputs = make(type="text", model=str(tmp_path), templates=["a red photo of a red {} of a red circle", "{}"])
+    network = inputs.recipe.reference.distribution.network(inputs)
+    assert network.longest == 7
+    assert network(torch.tensor([0.0, 1.0])).shape == (2, 16, 3, 3)
+    network.tokenizer.model_max_length = 5
+    assert longest_caption(network.tokenizer, network.model) == 5
+    assert longest_caption(*load_encoder(folder)) == 512
 
 
 def test_captions_of_a_column(make, folder, tmp_path):

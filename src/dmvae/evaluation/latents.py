@@ -8,11 +8,17 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dmvae.evaluation.frechet import Moments
 
 Over = Literal["channels", "all"]
+WIDE = 8192
+"""Components d of a vector up to which a covariance [d, d] is taken, 0.5 GB here. Wider vectors are multiplied with one
+another instead, [n, n], which has the same eigenvalues and serves the same regression (`products`)."""
+CUT = 4096
+"""Components at a time of such vectors."""
 
 
 class ChannelMoments:
@@ -52,11 +58,42 @@ def vectors(z: Tensor, over: Over) -> Tensor:
 def spectrum(z: Tensor, over: Over = "all") -> Tensor:
     """Eigenvalues of the covariance of latents [n, C, H, W], descending: [C H W], or [C] over channel vectors.
 
-    On the latents' device, without gradient; float64 where the device has it.
+    On the latents' device, without gradient; float64 where the device has it. Those of more than WIDE components and
+    fewer vectors are taken of the vectors' products, in n^2 of memory instead of (C H W)^2.
     """
     x = vectors(z.detach(), over)
-    x = x.double() if x.device.type != "mps" else x.float()
+    if is_wide(x):
+        return wide_spectrum(x, max(1, len(x) - 1))
+    x = exact(x)
     return _eigenvalues(torch.cov(x.T).reshape(x.shape[1], x.shape[1]))
+
+
+def is_wide(x: Tensor) -> bool:
+    """Whether vectors [n, d] are fewer than their components, and these too many for a covariance."""
+    return x.shape[1] > max(len(x), WIDE)
+
+
+def wide_spectrum(x: Tensor, free: Tensor | int) -> Tensor:
+    """Eigenvalues [d], descending, of the covariance of wide vectors [n, d], n <= d, of which `free` are independent:
+    X^T X and X X^T have the same ones but for zeros."""
+    return F.pad(_eigenvalues(products(x, x) / free), (0, x.shape[1] - len(x)))
+
+
+def products(y: Tensor, x: Tensor) -> Tensor:
+    """(Y - m)(X - m)^T [k, n] of vectors y [k, d] and x [n, d], m the mean of x; float64 where the device has it.
+
+    Some components at a time: copies of wide vectors in twice the precision would take more than they do.
+    """
+    total = exact(x.new_zeros(len(y), len(x)))
+    for b, a in zip(y.split(CUT, 1), x.split(CUT, 1), strict=True):
+        mean = exact(a).mean(0)
+        total.addmm_(exact(b) - mean, (exact(a) - mean).T)
+    return total
+
+
+def exact(x: Tensor) -> Tensor:
+    """float64 where the device has it."""
+    return x.double() if x.device.type != "mps" else x.float()
 
 
 def effective_rank(z: Tensor, over: Over = "channels") -> Tensor:

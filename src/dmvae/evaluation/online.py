@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dmvae.evaluation.interpolation import Decode
-from dmvae.evaluation.latents import Over, effective_rank, spectrum, vectors
+from dmvae.evaluation.latents import Over, effective_rank, exact, is_wide, spectrum, vectors, wide_spectrum
 from dmvae.evaluation.sensitivity import NOISE, smoothness
 
 
@@ -41,9 +41,13 @@ def _within(z: Tensor, labels: Tensor, over: Over, whole: Tensor) -> Tensor:
     """Eigenvalues of the covariance within classes; those of the whole where no class has two latents."""
     rest, free = _residuals(z, labels)
     x = vectors(rest, over)
-    x = x.double() if x.device.type != "mps" else x.float()
-    covariance = x.T @ x / (free.clamp_min(1) * (len(x) // len(z)))
-    return torch.where(free > 0.5, torch.linalg.eigvalsh(covariance).clamp_min(0).flip(0), whole)
+    free_vectors = free.clamp_min(1) * (len(x) // len(z))
+    if is_wide(x):
+        values = wide_spectrum(x, free_vectors)
+    else:
+        x = exact(x)
+        values = torch.linalg.eigvalsh(x.T @ x / free_vectors).clamp_min(0).flip(0)
+    return torch.where(free > 0.5, values, whole)
 
 
 def _residuals(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

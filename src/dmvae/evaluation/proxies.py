@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dmvae.evaluation.frechet import Statistics
 from dmvae.evaluation.interpolation import Decode, interpolated_frechet
-from dmvae.evaluation.latents import effective_rank, high_frequency_share, spectral_slope, spectrum
+from dmvae.evaluation.latents import WIDE, effective_rank, high_frequency_share, products, spectral_slope, spectrum
 from dmvae.evaluation.neighbours import intrinsic_dimension
 from dmvae.evaluation.online import class_share, linear_flow_loss, neighbour_distance
 from dmvae.evaluation.probe import generator_probe
@@ -38,20 +38,38 @@ def linear_probe(train: Tensor, train_labels: Tensor, test: Tensor, test_labels:
 
     X the centred latents, s^2 their mean variance, Y the centred one-hot labels: ridge regression in closed form, so
     there is nothing to draw or to tune, and rotations and changes of scale of the latents change nothing.
+
+    Latents of more than WIDE components, whose X^T X would not fit, are fitted in the dual form, which is the same W:
+    X^T (X X^T + ridge n s^2 I)^-1 Y, and to at most WIDE training latents, evenly spaced.
     """
-    mean = train.flatten(1).double().mean(0)
+    wide = train[0].numel() > WIDE
+    if wide and len(train) > WIDE:
+        some = torch.linspace(0, len(train) - 1, WIDE).long()
+        train, train_labels = train[some], train_labels[some]
     classes = int(torch.maximum(train_labels.max(), test_labels.max())) + 1
-    share = F.one_hot(train_labels, classes).double().mean(0)
-    d = len(mean)
-    gram, cross = mean.new_zeros(d, d), mean.new_zeros(d, classes)
-    for z, labels in zip(train.split(4096), train_labels.split(4096), strict=True):
-        x = z.flatten(1).double() - mean
-        gram += x.T @ x
-        cross += x.T @ (F.one_hot(labels, classes).double() - share)
-    gram.diagonal().add_((ridge * gram.trace() / d).clamp_min(1e-30))
-    weight = torch.linalg.solve(gram, cross)
-    predicted = ((test.flatten(1).double() - mean) @ weight + share).argmax(1)
+    targets = F.one_hot(train_labels, classes).double()
+    share = targets.mean(0)
+    form = _dual if wide else _primal
+    gram, cross, inputs = form(train.flatten(1), targets - share, test.flatten(1))
+    gram.diagonal().add_((ridge * gram.trace() / train[0].numel()).clamp_min(1e-30))
+    predicted = (inputs @ torch.linalg.solve(gram, cross) + share).argmax(1)
     return float((predicted == test_labels).double().mean())
+
+
+def _primal(train: Tensor, targets: Tensor, test: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(X^T X, X^T Y, what a solution is applied to) of vectors [n, d] and [m, d]."""
+    mean = train.double().mean(0)
+    gram, cross = mean.new_zeros(len(mean), len(mean)), mean.new_zeros(len(mean), targets.shape[1])
+    for z, y in zip(train.split(4096), targets.split(4096), strict=True):
+        x = z.double() - mean
+        gram += x.T @ x
+        cross += x.T @ y
+    return gram, cross, test.double() - mean
+
+
+def _dual(train: Tensor, targets: Tensor, test: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(X X^T, Y, what a solution is applied to)."""
+    return products(train, train), targets, products(test, train)
 
 
 def codec(tokenizer: Tokenizer, device: torch.device, precision: Precision = "auto") -> tuple[Encode, Decode]:
@@ -73,7 +91,7 @@ def codec(tokenizer: Tokenizer, device: torch.device, precision: Precision = "au
 
 def latent_proxies(train_z: Tensor, train_labels: Tensor, z: Tensor, labels: Tensor) -> dict[str, float]:
     """What latents alone tell, of training and test latents with their labels, beside the evaluation's kNN accuracy
-    and statistics."""
+    and statistics. All but the linear probe are taken of at most POINTS training latents."""
     every = max(1, len(train_z) // POINTS)
     some, some_labels = train_z[::every][:POINTS], train_labels[::every][:POINTS]
     values = spectrum(some)

@@ -18,7 +18,7 @@ class AdversarialConfig:
     width: int = 64
     """Channels of the discriminator's first layer."""
     layers: int = 3
-    """Its strided layers."""
+    """Its strided layers; n of them need images of 3 * 2^n pixels."""
     norm: str = "batch"
     """"batch" (over all ranks), "group" or "none"."""
     augment: bool = True

@@ -114,17 +114,24 @@ class TokenGrid(nn.Module):
     def __init__(self, texts: list[str], tokenizer: Any, model: nn.Module, grid: tuple[int, int]) -> None:
         super().__init__()
         self.texts, self.tokenizer, self.model, self.grid = texts, tokenizer, model, grid
+        self.longest = longest_caption(tokenizer, model)
 
     def forward(self, numbers: Tensor) -> Tensor:
         # float32 counts exactly to 2^24, which `as_input` made of the numbers
         texts = [self.texts[number] for number in numbers.long().tolist()]
-        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=512, return_tensors="pt")
+        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=self.longest, return_tensors="pt")
         tokens = tokens.to(numbers.device)
         embeddings = self.model(**tokens).last_hidden_state
         length = tokens["attention_mask"].sum(1, keepdim=True)
         position = torch.arange(self.grid[0] * self.grid[1], device=numbers.device) % length  # [n, H W]
         laid_out = embeddings.gather(1, position[..., None].expand(-1, -1, embeddings.shape[2]))
         return laid_out.movedim(1, 2).unflatten(2, self.grid)
+
+
+def longest_caption(tokenizer: Any, model: Any) -> int:
+    """Tokens at most of a caption, 512 and what the encoder takes (CLIP: 77); longer ones are cut."""
+    limits = (tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None))
+    return min([512, *(limit for limit in limits if limit and limit > 0)])  # XLNet's -1 is no limit
 
 
 def load_encoder(model: str | None) -> tuple[Any, nn.Module]:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from dmvae import config as configs
@@ -44,7 +44,7 @@ from dmvae.flow.loss import flow_matching_loss
 from dmvae.inputs import Inputs
 from dmvae.models import LightningDiT
 from dmvae.models.base import Tokenizer
-from dmvae.stages.latents import LatentSet
+from dmvae.stages.latents import LatentSet, write_tensors
 from dmvae.stages.sample import samples_folder
 from dmvae.tokenizers.adapted import load_tokenizer
 from dmvae.training.precision import autocast, uses_bf16
@@ -167,7 +167,7 @@ def measure(config: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
         )
     maps = {"map_latents": z[:MAP_POINTS].flatten(1), "map_labels": labels[:MAP_POINTS]}
     named = dict(zip(("originals", "reconstructions"), pictures, strict=True)) | maps
-    save_file({k: v.contiguous() for k, v in named.items()}, inputs.out / "pictures.safetensors")
+    write_tensors(inputs.out / "pictures.safetensors", {k: v.contiguous() for k, v in named.items()})
     return metrics | {
         "metrics": scores.metrics,
         "intervals": scores.intervals,

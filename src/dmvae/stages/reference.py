@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from dmvae import distributed
@@ -20,6 +19,7 @@ from dmvae.references import Reference, ReferenceConfig
 from dmvae.references.data import initial_latents
 from dmvae.references.features import FeaturesReference
 from dmvae.references.report import compare
+from dmvae.stages.latents import write_tensors
 from dmvae.training.contract import Batch, Networks, Update
 from dmvae.training.flow import FlowTraining, flow_update
 from dmvae.training.random import Random
@@ -70,8 +70,8 @@ def _record(reference: Reference, inputs: Inputs) -> None:
     if not distributed.is_main():
         return
     inputs.out.mkdir(parents=True, exist_ok=True)
-    save_file({"mean": reference.mean, "std": reference.std}, inputs.out / "normalisation.safetensors")
-    save_file({"latents": z.contiguous(), "labels": labels}, inputs.out / "map.safetensors")
+    write_tensors(inputs.out / "normalisation.safetensors", {"mean": reference.mean, "std": reference.std})
+    write_tensors(inputs.out / "map.safetensors", {"latents": z.contiguous(), "labels": labels})
     raw = initial.__getitems__(range(min(MAP_POINTS, len(initial))))[0] * _column(initial.std) + _column(initial.mean)
     report = compare(z, (raw - _column(reference.mean)) / _column(reference.std))
     (inputs.out / "report.json").write_text(json.dumps(asdict(report), indent=1))

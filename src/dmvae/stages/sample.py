@@ -47,7 +47,7 @@ class SampleConfig:
     time_shift: float = 1.0
     """Shift of the time grid towards noise; 1 is uniform."""
     last_step: float = 0.04
-    """Size of the SDE's last, noise-free step."""
+    """Size of the SDE's last, noise-free step, from 0 to below 1; 0 is none."""
     guidance: tuple[float, ...] = (1.0,)
     """Guidance scales; every scale gets a set of samples, and the first is the one that the table ranks by."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
@@ -57,6 +57,8 @@ class SampleConfig:
         configs.require_positive(self, "count", "batch_size", "steps")
         if not self.time_shift > 0:
             raise ValueError(f"time_shift must be above 0, got {self.time_shift:g}; 1 is uniform")
+        if not 0 <= self.last_step < 1:
+            raise ValueError(f"last_step must be in [0, 1), got {self.last_step:g}; 0 is none")
         low, high = self.guidance_interval
         if not 0 <= low <= high <= 1:
             raise ValueError(f"guidance_interval must satisfy 0 <= low <= high <= 1, got {[low, high]}")

@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
+from dmvae import config as configs
 from dmvae.flow.loss import TimeDistribution, drop_labels, flow_matching_loss, sample_time
 from dmvae.models import LightningDiT, lightningdit
+from dmvae.models.dit import published
 from dmvae.training.contract import TrainingConfig, Update
 from dmvae.training.random import Random
 
@@ -33,6 +35,11 @@ class FlowModelConfig:
     the network's tokens have (RAE, arXiv 2510.11690); null is none."""
     head_depth: int = 2
     """Transformer blocks of the head."""
+
+    def __post_init__(self) -> None:
+        configs.require_positive(self, "width", "depth", "heads", "patch_size", "head_width", "head_depth")
+        if self.size is not None:
+            published(self.size)
 
     def build(self, latent_shape: tuple[int, int, int], num_classes: int) -> LightningDiT:
         """The network for latents (C, H, W). Warns where it is too narrow for them."""
@@ -67,6 +74,11 @@ class FlowTraining(TrainingConfig):
     """Share of labels replaced by "no label" in training, for guidance."""
     time_distribution: TimeDistribution = "uniform"
     """How training times are drawn."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.label_dropout <= 1:
+            raise ValueError(f"label_dropout must be in [0, 1], got {self.label_dropout:g}")
 
 
 def flow_update(

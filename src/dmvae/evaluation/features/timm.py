@@ -26,7 +26,7 @@ class TimmFeatures(FeaturesConfig):
     resolution: int = 224
     """Images are resized to this height and width, pixels."""
     pretrained: bool = True
-    """Public weights; random ones otherwise."""
+    """Public weights; random ones, always the same, otherwise."""
     weights: str | None = None
     """A file of weights for the model; null takes timm's, from the hub or its cache."""
 
@@ -46,7 +46,9 @@ class TimmFeatures(FeaturesConfig):
             raise ValueError(f"features {self.model}: no weights at {self.weights}")
         published = self.pretrained and self.weights is None
         try:
-            network: Any = timm.create_model(self.model, pretrained=published, num_classes=0)
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(0)  # random weights, too, are one network under one name
+                network: Any = timm.create_model(self.model, pretrained=published, num_classes=0)
         except Exception as error:  # no network: each version of the hub client has a class of its own
             raise ValueError(
                 f"the weights of timm model {self.model!r} could not be loaded ({type(error).__name__}: {error}). "
