@@ -40,6 +40,7 @@ class Section:
     sizes: tuple[int, ...] = (1, 2)
     pair: tuple[float, float] = (0.0, 1.0)
     inner: Round = field(default_factory=Round)
+    other: Shape = field(default_factory=lambda: Round(radius=2.0))
     on: bool = False
 
 
@@ -107,3 +108,10 @@ def test_a_path_is_read_from_text_and_written_as_text():
     encoder = configs.read(TimmEncoder, {"model": "resnet18", "checkpoint": "~/weights.pt"})
     assert encoder.checkpoint == Path("~/weights.pt").expanduser()
     assert configs.plain(encoder)["checkpoint"] == str(encoder.checkpoint)
+
+
+def test_a_section_without_its_type_is_laid_over_the_default():
+    assert read(other={"radius": 3}).other == Round(radius=3.0)
+    assert read(other={}).other == Round(radius=2.0)
+    assert read(other={"type": "round"}).other == Round(radius=1.0)
+    assert read(other={"type": "square"}).other == Square()

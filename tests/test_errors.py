@@ -48,9 +48,19 @@ def complain(capsys, *arguments):
         (["--sample.batch_size", "0"], "sample: batch_size must be at least 1, got 0"),
         (["--sample.time_shift", "0"], "sample: time_shift must be above 0, got 0"),
         (["--evaluate.count", "0"], "evaluate: count must be at least 1, got 0"),
+        (["--sample.last_step", "1.2"], "sample: last_step must be in [0, 1), got 1.2"),
+        (["--sample.last_step", "-0.1"], "sample: last_step must be in [0, 1), got -0.1"),
+        (["--generator.label_dropout", "1.5"], "generator: label_dropout must be in [0, 1], got 1.5"),
+        (["--matching.label_dropout", "-1"], "matching: label_dropout must be in [0, 1], got -1"),
+        (["--generator.model.heads", "0"], "generator.model: heads must be at least 1, got 0"),
+        (["--generator.model.patch_size", "0"], "generator.model: patch_size must be at least 1, got 0"),
+        (["--generator.model.depth", "-1"], "generator.model: depth must be at least 1, got -1"),
+        (["--reference.model.width", "0"], "reference.model: width must be at least 1, got 0"),
+        (["--generator.model.size", "XL/0"], "generator.model: no network size is called 'XL/0'; did you mean 'XL/1'?"),
         (["--autoencoder.latent_channels", "-1"], "autoencoder: latent_channels must be at least 1, got -1"),
         (["--autoencoder.decoder_multipliers", "[]"], "decoder_multipliers: one or more whole numbers from 1"),
         (["stray"], "unexpected argument 'stray'"),
+        (["--name", "2024"], """name: expected text, got 2024; in quotes it is text: '"2024"'"""),
     ],
 )
 def test_a_mistake_in_a_recipe(tmp_path, capsys, arguments, message):
@@ -140,3 +150,51 @@ def test_a_dry_run_tells_what_is_missing(tmp_path, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "missing: generator.batch_size: 49 is larger than the data set (48 images); use at most 48" in out
     assert 'pip install "dmvae[lpips]"' in out
+
+
+def test_an_option_before_the_recipe(tmp_path, capsys):
+    code, error = complain(capsys, "run", "--matching.weight", "3", tiny.write(tmp_path))
+    assert code == 2
+    assert "usage: dmvae run RECIPE" in error
+
+
+def test_a_dry_run_tells_what_a_run_would_stop_at(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    options = ["--evaluate.lpips", "true", "--evaluate.neighbours", "49", "--losses.adversarial.layers", "5"]
+    options += ["--reference.distribution", f"{{type: array, path: {tmp_path}/nope.npy}}"]
+    path = tiny.write(tmp_path)
+    cli.main(["run", str(path), "--dry-run", "--variant", "matched", *options])
+    out = capsys.readouterr().out
+    assert "missing: evaluate.lpips: " in out
+    assert "missing: evaluate.neighbours: 49 neighbours are sought among 48 latents; use at most 48" in out
+    assert "missing: images of 12x12 pixels are too small for a discriminator with losses.adversarial.layers = 5" in out
+    assert "missing: reference.distribution: " in out
+    for _ in range(out.count("missing: ")):
+        code, error = complain(capsys, "run", path, *options)
+        assert code == 2
+        told = error.removeprefix("dmvae: ").removeprefix("matched: ").strip()
+        assert told[:40] in out
+        options = options[2:]
+    assert not list(tmp_path.glob("run/stages/*"))
+
+
+def test_a_dry_run_counts_no_teacher_of_a_closed_form(tmp_path, capsys):
+    path = tiny.write(tmp_path, reference__distribution={"type": "gaussian"})
+    cli.main(["run", str(path), "--dry-run", "--variant", "matched"])
+    row = next(line for line in capsys.readouterr().out.splitlines() if "reference" in line)
+    assert "0.00 M" in row.split("│")[5]
+
+
+def test_importing_replaces_nothing_but_an_artifact(tmp_path, capsys):
+    (tmp_path / "precious.txt").touch()
+    code, error = complain(capsys, "import", "official-vae", "vae.pt", "--out", tmp_path)
+    assert code == 2
+    assert f"--out {tmp_path} would replace 'precious.txt'" in error
+
+
+def test_a_worker_s_traceback_is_left_out(capsys, monkeypatch):
+    def fail(command, arguments):
+        raise ValueError("Caught ValueError in DataLoader worker process 0.\nOriginal Traceback\nValueError: no image")
+
+    monkeypatch.setitem(cli.COMMANDS, "run", (fail, ""))
+    assert complain(capsys, "run", "x.yaml") == (2, "dmvae: no image\n")

@@ -45,3 +45,14 @@ def test_a_mistake_in_what_it_extends(tmp_path, values, message):
 def test_every_recipe_that_ships_can_be_read(recipe):
     """Its keys are known and its values make sense; `dmvae run --dry-run` then builds on that."""
     assert load(recipe, {"data.root": "anywhere"} if "type: image_folder" in recipe.read_text() else {})
+
+
+def test_variants_are_named_by_text_that_is_a_folder(tmp_path):
+    tiny.write(tmp_path)
+    path = tmp_path / "study.yaml"
+    path.write_text("{extends: recipe.yaml, variants: {8: {}}}")
+    assert load(path, {"variants.8.seed": 3})["8"].seed == 3
+    for name in ("a/b", "kl_0.1", "..", "stages"):
+        path.write_text(f"{{extends: recipe.yaml, variants: {{{name}: {{}}}}}}")
+        with pytest.raises(ValueError, match=f"variants: {name!r} names a folder"):
+            load(path)

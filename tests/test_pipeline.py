@@ -361,6 +361,60 @@ def test_a_plugin_of_each_kind_runs_from_a_file_outside_the_package(tmp_path):
     assert "moment/mean" in rows
 
 
+def test_a_plugin_that_takes_a_name_of_ours_is_told_so(tmp_path):
+    source = PLUGIN.replace('("', '("mine_').replace('"mine_two_points"', '"gaussian"')
+    (tmp_path / "mine.py").write_text(source.replace("TwoPoints", "GaussianReference"))
+    path = tiny.write(tmp_path, plugins=[str(tmp_path / "mine.py")])
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"the name 'gaussian' is taken by dmvae.references.gaussian"):
+            load(path)
+
+
+def test_a_run_with_a_plugin_is_reported_from_any_folder(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(PLUGIN.replace('("', '("other_'))
+    monkeypatch.chdir(tmp_path)
+    recipe = load(tiny.write(tmp_path, plugins=["mine.py"]))["kl"]
+    assert recipe.plugins == (str(tmp_path / "mine.py"),)
+
+
+DROPOUT = """
+from dataclasses import dataclass
+from torch import nn
+from dmvae.encoders import EncoderConfig
+from dmvae.registry import register
+
+
+@register("dropout")
+@dataclass(frozen=True, kw_only=True)
+class Dropout(EncoderConfig):
+    def build(self, *, size, channels, pretrained=False):
+        net = nn.Sequential(nn.Conv2d(channels, 8, 4, stride=4), nn.Dropout(0.5))
+        net.channels, net.stride = 8, 4
+        return net
+"""
+
+
+def test_an_encoder_with_dropout_resumes_to_the_same_weights(tmp_path, monkeypatch):
+    """It draws from torch's own generator, which nothing here counts."""
+    (tmp_path / "mine.py").write_text(DROPOUT)
+    found = []
+    for name in ("whole", "stopped"):
+        folder = tmp_path / name
+        folder.mkdir()
+        plugins = [str(tmp_path / "mine.py")]
+        path = tiny.write(folder, plugins=plugins, autoencoder__encoder={"type": "dropout"}, tokenizer__steps=8)
+        if name == "stopped":
+            monkeypatch.setattr(pipeline, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                tiny.run(path, "kl", "tokenizer")
+            monkeypatch.undo()
+            torch.rand(7)
+        tiny.run(path, "kl", "tokenizer")
+        found.append(tiny.weights(folder / "run"))
+    assert found[0].keys() == found[1].keys()
+    assert [name for name, value in found[0].items() if not torch.equal(value, found[1][name])] == []
+
+
 def test_a_reference_in_closed_form_trains_no_teacher(tmp_path):
     path = tiny.write(
         tmp_path, reference__distribution={"type": "gaussian"}, matching__model=tiny.DIT, matching__student_warmup=2

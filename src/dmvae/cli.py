@@ -32,7 +32,8 @@ def main(arguments: list[str] | None = None) -> None:
         saved = "; the state was saved, the same command goes on" if type(stop).__name__ == "Interrupted" else ""
         _fail(f"stopped{saved}", 130, debug)
     except ValueError as error:
-        _fail(str(error), 2, debug)
+        # a DataLoader's worker puts its whole traceback before the message
+        _fail(str(error).rpartition("\nValueError: ")[2], 2, debug)
     except FloatingPointError as error:
         _fail(f"{error}; the last checkpoint is kept: lower the stage's learning_rate or raise its warmup", 1, debug)
     except OSError as error:
@@ -57,7 +58,8 @@ def _run(command: str, arguments: list[str]) -> None:
     parser.add_argument("--variant", action="append", default=[])
     parser.add_argument("-h", "--help", action="store_true")
     known, rest = parser.parse_known_args(arguments)
-    if known.recipe is None or known.recipe.startswith("-"):
+    # an option before the recipe would take it for its value
+    if known.recipe is None or (known.recipe != arguments[0] and not Path(known.recipe).is_file()):
         raise ValueError(f"usage: dmvae {command} RECIPE [--run_dir DIR] [--variant NAME] [--section.field value ...]")
     from dmvae import distributed
     from dmvae.recipe import load
@@ -109,7 +111,7 @@ def _finish(jobs: list[Any], run_dir: Path) -> None:
 
 
 def _report(command: str, arguments: list[str]) -> None:
-    if len(arguments) != 1:
+    if len(arguments) != 1 or arguments[0].startswith("-"):
         raise ValueError("usage: dmvae report RUN_DIR")
     from dmvae.pipeline import jobs_of
 
@@ -136,6 +138,7 @@ def _import(command: str, arguments: list[str]) -> None:
     )
     parser.add_argument("--latent-scale", type=float, default=0.1763, help="1 / standard deviation (%(default)s)")
     known = parser.parse_args(arguments)
+    _require_own(known.out)
     from dmvae.interop import official
     from dmvae.training.loop import save_network
 
@@ -145,10 +148,17 @@ def _import(command: str, arguments: list[str]) -> None:
         model = official.import_vae(known.file, heads=known.encoder_heads, weights=known.weights, **statistics)
     else:
         model = official.import_generator(known.file, weights=known.weights or "ema")
-    known.out.parent.mkdir(parents=True, exist_ok=True)
     save_network(model, known.out)
     count = sum(p.numel() for p in model.parameters()) / 1e6
     print(f"{type(model).__name__}, {count:.2f} M parameters: {known.out}")
+
+
+def _require_own(out: Path) -> None:
+    """ValueError for an `out` that holds, or is, anything but an artifact of before: it would be lost."""
+    there = list(out.iterdir()) if out.is_dir() else [out] * out.exists()
+    other = [path.name for path in there if path.name != "config.json" and ".safetensors" not in path.name]
+    if other:
+        raise ValueError(f"--out {out} would replace {other[0]!r}; name a new folder")
 
 
 def _export(command: str, arguments: list[str]) -> None:

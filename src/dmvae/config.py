@@ -32,7 +32,7 @@ def read(cls: type[C], values: Any, where: str = "") -> C:
         if key not in fields:
             raise ValueError(f"{_join(where, key)}: no such field{nearest(str(key), fields)}")
     hints = get_type_hints(cls)
-    kwargs = {key: _value(hints[key], value, _join(where, key)) for key, value in values.items()}
+    kwargs = {key: _value(hints[key], _laid(fields[key], value), _join(where, key)) for key, value in values.items()}
     for name, field in fields.items():
         if name not in kwargs and field.default is _MISSING and field.default_factory is _MISSING:
             raise ValueError(f"{_join(where, name)}: this field is required")
@@ -90,6 +90,15 @@ def describe(cls: type) -> dict[str, str]:
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
                 docs[field.target.id] = " ".join(str(text.value.value).split())  # type: ignore[union-attr]
     return docs
+
+
+def _laid(field: dataclasses.Field, value: Any) -> Any:
+    """A section without its `type`, laid over the member of a family that is the field's default."""
+    if isinstance(value, dict) and "type" not in value and field.default_factory is not _MISSING:
+        default = field.default_factory()
+        if isinstance(default, Registered):
+            return merge(plain(default), value)
+    return value
 
 
 def _member(cls: type, values: dict[str, Any], where: str) -> type:
@@ -161,7 +170,8 @@ def _scalar(hint: Any, value: Any, where: str) -> Any:
         return int(value)
     if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    raise ValueError(f"{where}: expected {_name(hint)}, got {value!r}")
+    quoted = f"""; in quotes it is text: '"{value}"'""" if hint is str else ""
+    raise ValueError(f"{where}: expected {_name(hint)}, got {value!r}{quoted}")
 
 
 def _undot(over: dict[str, Any]) -> dict[str, Any]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import torch
 from rich.table import Table
 from torch import nn
 
+from dmvae import checks
 from dmvae.datasets import open_dataset
 from dmvae.inputs import build_tokenizer, describe_latents
 from dmvae.matching import BringsStudent
-from dmvae.pipeline import check_batch
 from dmvae.recipe import Recipe
 from dmvae.stages import STAGES
 from dmvae.training.contract import TrainingConfig
@@ -27,9 +26,11 @@ def print_plan(recipes: dict[str, Recipe]) -> None:
     """Print one table per variant, and below it what the machine lacks."""
     for variant, recipe in recipes.items():
         images, missing = _data(recipe)
-        missing += _packages(recipe)
+        stages = [stage.NAME for stage in STAGES if getattr(recipe, stage.NAME) is not None]
+        missing += recipe.autoencoder.encoder.missing() if recipe.autoencoder and recipe.pretrained is None else []
+        missing += checks.lacking(recipe, stages)
         if images["train"] is not None:
-            missing += _too_few(recipe)
+            missing += checks.problems(recipe, stages)
         networks = _networks(recipe, images["classes"])
         shape = "x".join(map(str, describe_latents(recipe)))
         stride = networks["autoencoder"].stride
@@ -73,14 +74,16 @@ def _networks(recipe: Recipe, num_classes: int) -> dict[str, Any]:
     networks: dict[str, Any] = {"autoencoder": tokenizer}
     shape = describe_latents(recipe)
     with torch.device("meta"):
-        for name in ("reference", "generator"):
-            section = getattr(recipe, name)
-            if section is not None:
-                networks[name] = section.model.build(shape, num_classes)
+        if recipe.reference is not None and not recipe.reference.distribution.closed_form:
+            networks["teacher"] = recipe.reference.model.build(shape, num_classes)
         if recipe.matching is not None:
             objective = recipe.matching.objective.build(num_classes)
             if isinstance(objective, BringsStudent):
                 networks["student"] = objective.build_student(shape, num_classes)
+            else:  # without a teacher to copy, the student has a model of its own
+                networks["student"] = networks.get("teacher") or recipe.matching.model.build(shape, num_classes)
+        if recipe.generator is not None:
+            networks["generator"] = recipe.generator.model.build(shape, num_classes)
         discriminator = new_discriminator(recipe.losses, recipe.data.channels)
         networks["discriminator"] = discriminator or nn.Identity()
     return networks
@@ -91,16 +94,16 @@ def _roles(recipe: Recipe, stage: str, networks: dict[str, Any]) -> tuple[list[n
     if recipe.tokenizer is None:  # then nothing but the generator trains
         return [networks[stage]], []
     ae, adversary = networks["autoencoder"], networks["discriminator"]
-    teacher = networks.get("reference", nn.Identity())
+    teacher, student, generator = (networks.get(n, nn.Identity()) for n in ("teacher", "student", "generator"))
     rest = [ae.bottleneck, ae.decoder, adversary]
     moves, aligned = recipe.tokenizer.train_encoder, recipe.tokenizer.alignment is not None
     return {
         "encoder": ([ae.encoder], []),
         "tokenizer": ([ae.encoder, *rest] if moves else rest, [ae.encoder] if aligned or not moves else []),
         "reference": ([teacher], [ae]),
-        "matching": ([ae, adversary, networks.get("student", teacher)], [] if "student" in networks else [teacher]),
+        "matching": ([ae, adversary, student], [teacher]),
         "decoder": ([ae.decoder, adversary], [ae.encoder, ae.bottleneck]),
-        "generator": ([networks.get("generator", nn.Identity())], []),
+        "generator": ([generator], []),
     }[stage]
 
 
@@ -115,31 +118,3 @@ def _data(recipe: Recipe) -> tuple[dict[str, Any], list[str]]:
         return {"text": f"data {recipe.data.type} is not here", "train": None, "classes": 1000}, [str(error)]
     text = f"{len(train):,} training and {len(test):,} test images of {len(train.classes)} classes"
     return {"text": text, "train": len(train), "classes": len(train.classes)}, []
-
-
-def _too_few(recipe: Recipe) -> list[str]:
-    """Batches larger than the data set."""
-    missing = []
-    for stage in STAGES:
-        try:
-            check_batch(stage, recipe)
-        except ValueError as error:
-            missing.append(str(error))
-    return missing
-
-
-def _packages(recipe: Recipe) -> list[str]:
-    """Optional packages and weights that the recipe names and the machine lacks."""
-    missing = recipe.autoencoder.encoder.missing() if recipe.autoencoder and recipe.pretrained is None else []
-    perceptual = recipe.losses.perceptual if recipe.pretrained is None else None
-    features = (recipe.evaluate.features, *recipe.evaluate.also) if recipe.evaluate else ()
-    for part in (perceptual, *features):
-        if part is None:
-            continue
-        try:
-            part.build()
-        except ValueError as error:
-            missing.append(str(error))
-    if recipe.run.tracker == "wandb" and importlib.util.find_spec("wandb") is None:
-        missing.append('run.tracker: pip install "dmvae[wandb]"')
-    return missing

@@ -11,20 +11,36 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A name to write a file or a folder under, which takes the place of `path` once the block has ended: readers, and
-    whoever comes after a kill or a full disk, find all of it or what was there before."""
+    whoever comes after a kill or a full disk, find all of it or what was there before. A folder changes places by two
+    renames: killed between them, the one that was there is NAME.PID.old.part.
+
+    Raises OSError, also where safetensors has an error of its own for a full disk.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")  # nobody else's, where two write the same
+    old = path.with_name(f"{path.name}.{os.getpid()}.old.part")
     _remove(part)
     try:
         yield part
         if path.is_dir():
-            shutil.rmtree(path)
+            path.replace(old)
         part.replace(path)
+        _remove(old)
+    except SafetensorError as error:
+        raise OSError(f"{path} could not be written ({error}); is the disk full?") from error
     finally:
+        _remove(part)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed writers left below a folder that is this process's alone."""
+    for part in folder.rglob("*.part"):
         _remove(part)
 
 

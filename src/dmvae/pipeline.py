@@ -20,19 +20,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
 import yaml
 
+from dmvae import checks, distributed
 from dmvae import config as configs
-from dmvae import distributed
 from dmvae.datasets import open_dataset
-from dmvae.files import content_hash, locked, whole
+from dmvae.files import content_hash, locked, sweep, whole
 from dmvae.inputs import Inputs, describe_latents
 from dmvae.recipe import Recipe, load
 from dmvae.registry import Registered, plugin_of
 from dmvae.stages import STAGES
-from dmvae.training.contract import TrainingConfig
-from dmvae.training.data import require_batch
 from dmvae.training.logging import console
 from dmvae.training.loop import CHECKPOINTS, train
 
@@ -173,23 +170,11 @@ def run(
 
 def _check(jobs: list[Job]) -> None:
     """Raise ValueError for what can be known to be wrong with a stage before those that it would wait for are run."""
-    for recipe in {job.variant: job.recipe for job in jobs}.values():
+    for variant, recipe in {job.variant: job.recipe for job in jobs}.items():
         describe_latents(recipe)
-    for job in jobs:
-        check_batch(job.stage, job.recipe)
-        if job.stage.NAME == "reference" and job.recipe.reference is not None:
-            inputs = Inputs(job.recipe, job.variant, job.folder, {}, torch.device("cpu"))
-            try:
-                job.recipe.reference.distribution.check(inputs)
-            except ValueError as error:
-                raise ValueError(f"{job.variant}: reference.distribution: {error}") from error
-
-
-def check_batch(stage: ModuleType, recipe: Recipe) -> None:
-    """Raise ValueError where a stage that trains on the data set, or on its latents, asks for larger batches."""
-    section = getattr(recipe, stage.NAME)
-    if isinstance(section, TrainingConfig) and stage.NAME != "reference":  # which draws its own data
-        require_batch(stage.NAME, section.batch_size, len(open_dataset(recipe.data, "train")))
+        stages = [job.stage.NAME for job in jobs if job.variant == variant]
+        for problem in (*checks.lacking(recipe, stages), *checks.problems(recipe, stages)):
+            raise ValueError(f"{variant}: {problem}")
 
 
 def _take(ahead: list[Job], lock: ExitStack) -> tuple[int, str] | None:
@@ -231,6 +216,9 @@ def execute(job: Job) -> None:
     begun = time.monotonic()
     device = distributed.start()
     job.folder.mkdir(parents=True, exist_ok=True)
+    if distributed.is_main():
+        sweep(job.folder)
+    distributed.barrier()
     inputs = Inputs(job.recipe, job.variant, job.folder, job.reads, device)
     section = getattr(job.recipe, job.stage.NAME)
     facts = train(job.stage, section, inputs) if hasattr(job.stage, "updates") else job.stage.run(section, inputs)
@@ -297,8 +285,8 @@ def _link(job: Job, run_dir: Path) -> None:
 
 def _write_recipes(recipes: dict[str, Recipe], run_dir: Path, variants: list[str]) -> None:
     """The resolved recipe of every variant, as YAML that `dmvae run` takes, and the names of all variants."""
-    (run_dir / VARIANTS).write_text(json.dumps(variants))
+    with whole(run_dir / VARIANTS) as part:
+        part.write_text(json.dumps(variants))
     for variant, recipe in recipes.items():
-        folder = run_dir / variant
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "recipe.yaml").write_text(yaml.safe_dump(configs.plain(recipe), sort_keys=False))
+        with whole(run_dir / variant / "recipe.yaml") as part:
+            part.write_text(yaml.safe_dump(configs.plain(recipe), sort_keys=False))

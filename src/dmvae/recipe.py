@@ -7,6 +7,7 @@ each seed, called VARIANT@SEED; the table then has their mean and spread too.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -163,7 +164,7 @@ def load(path: str | Path, overrides: dict[str, Any] | None = None) -> dict[str,
             raise ValueError("variants: expected a mapping of names to overrides")
         for name in variants:
             if name not in named:
-                raise ValueError(f"variants.{name}: the recipe has no variant {name!r}{nearest(name, map(str, named))}")
+                raise ValueError(f"variants.{name}: the recipe has no variant {name!r}{nearest(name, named)}")
         variants = _with_seeds(variants, seeds)
         load_plugins(_beside(path, values.get("plugins")))
         recipes = {}
@@ -194,11 +195,11 @@ def _extended(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _beside(recipe: Path, plugins: Any) -> list[str]:
-    """Paths that lead nowhere from here are meant from the recipe's folder."""
+    """Absolute paths; those that lead nowhere from here are meant from the recipe's folder."""
     if not isinstance(plugins, list | tuple | None):
         raise ValueError(f"plugins: expected a list of files or folders, got {plugins!r}")
     plugins = [str(plugin) for plugin in plugins or ()]
-    return [p if Path(p).exists() else str((recipe.parent / p).absolute()) for p in plugins]
+    return [str((Path(p) if Path(p).exists() else recipe.parent / p).absolute()) for p in plugins]
 
 
 def method_of(variant: str) -> str:
@@ -234,4 +235,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a mapping of sections")
+    for key in ("variants", "seeds"):  # YAML reads a name of digits as a number
+        if isinstance(values.get(key), dict):
+            values[key] = {str(name): value for name, value in values[key].items()}
+            for name in values[key]:
+                if not re.fullmatch(r"[\w@+=-]+", name) or name == "stages":
+                    raise ValueError(
+                        f"{path}: {key}: {name!r} names a folder beside `stages` and is part of options: use letters, "
+                        "digits and _ @ + = -"
+                    )
     return values

@@ -46,9 +46,12 @@ def register(name: str):
     """Class decorator: make a config dataclass selectable as `type: name` in its family."""
 
     def add(cls: T) -> T:
-        members = _members.setdefault(family_of(cls), {})
+        family = family_of(cls)
+        if cls.__module__.startswith(PLUGIN):
+            names(family)  # ours are there first: a plugin's class that takes one of their names is told so
+        members = _members.setdefault(family, {})
         there = members.get(name)
-        if there is not None and there.__qualname__ != cls.__qualname__:
+        if there is not None and (there.__module__, there.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ValueError(
                 f"{cls.__module__}.{cls.__qualname__}: the name {name!r} is taken by "
                 f"{there.__module__}.{there.__qualname__}"
@@ -102,4 +105,8 @@ def load_plugins(paths: Iterable[str | Path]) -> None:
             assert spec is not None
             assert spec.loader is not None
             module = sys.modules[name] = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
+            try:
+                spec.loader.exec_module(module)
+            except BaseException:
+                del sys.modules[name]
+                raise

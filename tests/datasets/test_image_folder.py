@@ -184,6 +184,23 @@ def test_the_ends_of_a_large_file_are_looked_at(tmp_path):
     assert ends(tmp_path / "none") == ""
 
 
+def test_formats_without_compression_are_read_whole(tmp_path):
+    picture(tmp_path / "a.bmp", 7, size=(64, 64))
+    before, data = ends(tmp_path / "a.bmp"), bytearray((tmp_path / "a.bmp").read_bytes())
+    data[len(data) // 2] += 1
+    (tmp_path / "a.bmp").write_bytes(data)
+    assert ends(tmp_path / "a.bmp") != before
+
+
+@pytest.mark.filterwarnings("ignore:skipped")
+def test_damaged_files_that_one_cache_leaves_out_are_another_fingerprint(tmp_path):
+    classes(tmp_path)
+    cut(tmp_path / "dog" / "3.PNG")
+    memory, read = (open_split(tmp_path, valid_fraction=1e-9, cache=cache) for cache in ("memory", "none"))
+    assert (len(memory), len(read)) == (28, 29)
+    assert memory.fingerprint != read.fingerprint
+
+
 def break_some(root):
     (root / "cat" / "1.png").write_bytes(b"")
     (root / "cat" / "2.png").write_text("hello")

@@ -161,3 +161,24 @@ def test_figures_that_are_not_there_at_every_step_are_means_of_what_there_is(tmp
     for total, count in ((3.0, 1.0), (0.0, 0.0), (5.0, 3.0)):
         figures.add({"gap": torch.tensor([total, count]), "never": torch.zeros(2), "loss": total})
     assert figures.write(3) == {"gap": 2.0, "loss": pytest.approx(8 / 3)}
+
+
+def test_tensorboard_keeps_the_row_of_the_checkpoint(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for start, last in ((0, 3), (2, 4)):  # killed at 3, resumed from 2
+        figures = Figures(tmp_path, "tensorboard", start, "x")
+        for step in range(start + 1, last + 1):
+            figures.add({"loss": float(step)})
+            figures.write(step)
+        figures.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
+
+
+def test_ranks_ask_each_other_in_every_tenth_step_and_in_the_last(monkeypatch):
+    from dmvae import distributed
+
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed.dist, "all_reduce", lambda *_: None)
+    assert [step for step in range(1, 26) if distributed.anywhere(True, step, last=25)] == [10, 20, 25]

@@ -29,6 +29,7 @@ T = TypeVar("T")
 OnBroken = Literal["skip", "error"]
 MEMORY_BYTES = 2 * 2**30
 ENDS = 4096
+UNCOMPRESSED = (".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 
 
 @register("image_folder")
@@ -37,8 +38,7 @@ class ImageFolder(DatasetConfig):
     """Images of any size and mode; each is cropped to its central square and resized.
 
     The fingerprint covers the relative paths, the files' sizes and ends (`ends`) and this config, not the folder's
-    place.
-    `limit` takes a fixed pseudo-random choice of files, so that every class stays represented.
+    place. `limit` takes a fixed pseudo-random choice of files.
     """
 
     root: str
@@ -78,6 +78,8 @@ class ImageFolder(DatasetConfig):
         kept = cache_folder() / "decoded" / f"{key}.safetensors" if self.cache == "auto" else None
         images, keep, broken = _decode_all(paths, self.size, self.channels, kept)
         self._report(broken, labels, keep, classes, folder)
+        if broken:  # these are left out here; a FolderDataset may find a file damaged only when it reads it
+            fingerprint = digest(fingerprint, keep)
         return MemoryDataset(images, labels[keep], classes, fingerprint=fingerprint)
 
     def _report(
@@ -139,9 +141,11 @@ class FolderDataset:
 def ends(path: Path) -> str:
     """A file's size and a hash of its first and last 4 KiB. Checksums of the whole picture stand at the end of a PNG,
     and what a JPEG or WebP holds there moves with all before it: so a rewritten image does not go unseen, and a
-    million of them need not be read whole. Empty for what cannot be read."""
+    million of them need not be read whole. Formats without compression are. Empty for what cannot be read."""
     try:
         with path.open("rb") as file:
+            if path.suffix.lower() in UNCOMPRESSED:
+                return digest(file.read())
             head, size = file.read(ENDS), file.seek(0, os.SEEK_END)
             file.seek(max(len(head), size - ENDS))
             return digest(size, head, file.read())

@@ -63,12 +63,13 @@ def share(value):
     return box[0]
 
 
-def anywhere(flag: bool, step: int, every: int = 10) -> bool:
+def anywhere(flag: bool, step: int, last: int, every: int = 10) -> bool:
     """Whether it is true on any rank. Ranks hear of a signal in different steps and must stop in the same one: they ask
-    each other every few steps, through the CPU, for which no device has to wait. False in the steps between."""
+    each other every few steps and in the last, through the CPU, for which no device has to wait. False in the steps
+    between."""
     if world_size() == 1:
         return flag
-    if step % every:
+    if step % every and step != last:
         return False
     dist.all_reduce(found := torch.tensor(float(flag)), dist.ReduceOp.MAX)
     return bool(found)

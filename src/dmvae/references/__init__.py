@@ -52,6 +52,11 @@ class Reference(Protocol):
 class ReferenceConfig(Registered):
     """A reference has no field in common with the others."""
 
+    @property
+    def closed_form(self) -> bool:
+        """Whether what `build` returns has a `velocity`: no teacher is trained. For a dry run, which builds nothing."""
+        return False
+
     def check(self, inputs: Inputs) -> None:
         """Raise ValueError for what is wrong with the reference and can be told before anything is trained: `inputs`
         has no stage's folder yet."""

@@ -29,6 +29,10 @@ class GaussianReference(SyntheticConfig):
         if self.std <= 0:
             raise ValueError(f"std must be positive, got {self.std}")
 
+    @property
+    def closed_form(self) -> bool:
+        return True
+
     def build(self, inputs: Inputs) -> Gaussian:
         from dmvae.inputs import describe_latents
 

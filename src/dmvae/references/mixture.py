@@ -59,6 +59,10 @@ class MixtureReference(SyntheticConfig):
             return content_hash([Path(self.file).expanduser()])
         return self.fit.fingerprint() if self.fit is not None else ""
 
+    @property
+    def closed_form(self) -> bool:
+        return True
+
     def check(self, inputs: Inputs) -> None:
         from dmvae.inputs import describe_latents
 

@@ -34,6 +34,10 @@ class NoiseStatesReference(ReferenceConfig):
         if not 0 <= self.time <= 1:
             raise ValueError(f"time must be in [0, 1] (0 is noise, 1 is data), got {self.time}")
 
+    @property
+    def closed_form(self) -> bool:
+        return self.of.closed_form
+
     def check(self, inputs: Inputs) -> None:
         self.of.check(inputs)
 

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from dmvae import distributed
+from dmvae.files import whole
 
 T = TypeVar("T")
 Tracker = Literal["tensorboard", "wandb", "none"]
@@ -40,7 +41,7 @@ class Figures:
         if tracker == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
 
-            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
         elif tracker == "wandb":
             try:
                 import wandb
@@ -104,7 +105,8 @@ def _forget_from(path: Path, start: int) -> None:
     """Drop rows of steps that will run again, so that the log reads as one uninterrupted run."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [row for row in read_figures(path) if row["step"] <= start]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with whole(path) as part:
+        part.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 class Bar:

@@ -145,13 +145,14 @@ def train(stage: Any, config: TrainingConfig, inputs: Inputs) -> dict[str, Any]:
             batch = Batch(*next(data), trainer.step, steps)
             rng = Random(*trainer.key, trainer.step, device=device)
             rng.progress = trainer.step / steps
+            torch.manual_seed(seed_of(*rng.key, "global", distributed.rank()))  # for an encoder's dropout
             for update in turns(stage.updates(trainer.networks, batch, rng), device, run.precision):
                 figures.add(trainer.apply(update))
             trainer.step += 1
             trainer.seconds = time.monotonic() - begun
             last = trainer.step == steps
             logs = trainer.step % run.log_every == 0 or last
-            stops = distributed.anywhere(bool(signalled), trainer.step)
+            stops = distributed.anywhere(bool(signalled), trainer.step, steps)
             saves = trainer.step % run.save_every == 0 or stops
             row = None
             if logs or saves:
