@@ -2,7 +2,7 @@
 which reads, resizes and normalises images and collects their features, from memory and from PNG files. Then the time
 of a Frechet distance at 2048 dimensions, ours beside scipy's general matrix square root:
 
-    python -m benchmarks.extraction [--seconds 6]
+    python -m benchmarks.extraction [--seconds 6]        (after `make install-dev`)
 
 Weights are drawn at random where they need a download: speed does not depend on them. Network and evaluator take turns,
 so that what else the machine does meets both alike.

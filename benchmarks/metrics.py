@@ -1,6 +1,6 @@
 """Every metric on a CIFAR-10 split, ours beside the established library's on the same features:
 
-python -m benchmarks.metrics --root ../shared/data/cifar10
+    python -m benchmarks.metrics --root DIR        (after `make install-dev`; DIR as for recipes/cifar10.yaml)
 
 The first `count` training images are measured against the first `count` test images, and the pairs are test images
 and their JPEG copies. Networks whose weights need a download are drawn at random: equality does not need their

@@ -48,7 +48,10 @@ def write(blocks: Sequence[torch.Tensor], file: Path, zoom: int, names: Sequence
 
 def by_class(folder: Path, columns: int) -> torch.Tensor:
     """uint8 [classes, columns, c, h, w]: the first samples of each class, at the first guidance scale measured."""
-    shards = [load_file(path) for path in sorted(min(folder.glob("guidance-*")).glob("samples-*"))]
+    scales = sorted(folder.glob("guidance-*"))
+    if not scales:
+        raise ValueError(f"no samples in {folder}; a variant of several seeds is called NAME@SEED")
+    shards = [load_file(path) for path in sorted(scales[0].glob("samples-*"))]
     images, labels = (torch.cat([shard[key] for shard in shards]) for key in ("images", "labels"))
     return torch.stack([images[labels == label][:columns] for label in labels.unique()])
 

@@ -139,8 +139,8 @@ def of_batches(z: Tensor, labels: Tensor, batch: int, decode: Decode) -> dict[st
 
 def log_proxies(folder: Path) -> dict[str, float]:
     """The student's loss over the last fifth of the matching stage, where there was one: a generator that is trained
-    on the latents anyway."""
-    rows = read_figures(folder / "matching/log.jsonl")
+    on the latents anyway. A critic is none."""
+    rows = [row for row in read_figures(folder / "matching/log.jsonl") if "critic/accuracy" not in row]
     losses = [row["student/loss"] for row in rows[-max(1, len(rows) // 5) :] if "student/loss" in row]
     return {"log student_loss": sum(losses) / len(losses)} if losses else {}
 

@@ -3,9 +3,9 @@ products, and the matching stage beside a naive version of the same step:
 
     python -m benchmarks.steps [--recipe recipes/demo.yaml] [--compile] [--seconds 8] [--section.field value]
 
-Any field of the recipe is an option, as for `dmvae run`: --run.precision bfloat16, or --data.root where one is
-required. Data are procedural, networks are the recipe's. Ratios of one run compare; absolute figures move with the
-machine.
+The recipe's variant with the most stages is timed. Any field of it is an option, as for `dmvae run`:
+--run.precision bfloat16, or --data.root where one is required. Data are procedural, networks are the recipe's. Ratios
+of one run compare; absolute figures move with the machine.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -45,7 +46,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0, help="how long each stage is timed")
     parser.add_argument("--compile", action="store_true", help="as `run.compile: true` does; never the naive version")
     args, rest = parser.parse_known_args()
-    recipe = next(iter(load(args.recipe, parse_overrides(rest)).values()))
+    recipe = max(load(args.recipe, parse_overrides(rest)).values(), key=lambda r: len(stages_of(r)))
     dtype = torch.bfloat16 if uses_bf16(torch.device("cpu"), recipe.run.precision) else torch.float32
     peak = peak_flops(dtype, 5)
     name = str(dtype).removeprefix("torch.")
@@ -53,7 +54,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         jobs = prepare(recipe, Path(folder))
         print(f"{'stage':<10} {'images/s':>9} {'share of peak':>14}")
-        for stage in TRAINING:
+        for stage in stages_of(recipe):
             steps = Steps(jobs[stage])
             operations = flops_per_image(steps)
             if args.compile:
@@ -63,18 +64,24 @@ def main() -> None:
             if stage == "matching":
                 share = proxy_seconds(steps) / (steps.batch_size / images)
                 print(f"  of which the proxies of gFD {share:.1%}")
-        compare_matching(jobs["matching"], args.seconds, args.compile)
+        if "matching" in jobs:
+            compare_matching(jobs["matching"], args.seconds, args.compile)
+
+
+def stages_of(recipe: Recipe) -> dict[str, Any]:
+    """The training stages that the recipe has, and their sections."""
+    return {name: config for name in TRAINING if (config := getattr(recipe, name)) is not None}
 
 
 def prepare(recipe: Recipe, folder: Path) -> dict[str, pipeline.Job]:
     """The recipe on procedural data, every stage run for one step: what the timed steps read."""
     data = Shapes(size=recipe.data.size, channels=recipe.data.channels, count=1024)
-    stages = {name: replace(config, steps=1) for name in TRAINING if (config := getattr(recipe, name)) is not None}
+    stages = {name: replace(config, steps=1) for name, config in stages_of(recipe).items()}
     recipe = replace(recipe, data=data, run=replace(recipe.run, dir=str(folder), tracker="none"), **stages)
     jobs = {job.stage.NAME: job for job in pipeline.plan({"main": recipe}, folder)}
-    for name in (*TRAINING[:-1], "latents"):
-        if name in jobs:
-            pipeline.execute(jobs[name])
+    for name, job in jobs.items():
+        if name == "latents" or name in TRAINING[:-1]:
+            pipeline.execute(job)
     return jobs
 
 
