@@ -1,7 +1,5 @@
 """Metrics against scikit-image, brute force and cases with a known answer."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +7,6 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from dmvae.evaluation.manifolds import agreement_values, precision_recall_density_coverage
 from dmvae.evaluation.metrics import knn_accuracy, psnr, ssim, to_uint8
-from dmvae.stages import evaluate
 
 
 @pytest.fixture(params=[1, 3])
@@ -108,14 +105,6 @@ def test_knn_classifies_by_direction():
     assert knn_accuracy(train, labels, test, test_labels, k=2) == pytest.approx(2 / 3)
     with pytest.raises(ValueError, match="k = 20"):
         knn_accuracy(train, labels, test, test_labels)
-
-
-def test_more_neighbours_than_latents_are_told_of_before_anything_is_measured(monkeypatch, tmp_path):
-    monkeypatch.setattr(evaluate, "LatentSet", lambda folder: range(30))
-    inputs = SimpleNamespace(reads={"latents": tmp_path})
-    for known, config in ((30, {"neighbours": 31}), (10, {"knn_count": 10})):
-        with pytest.raises(ValueError, match=rf"evaluate.neighbours: .* among {known} latents; use at most {known}"):
-            evaluate.measure(evaluate.EvaluateConfig(**config), inputs)
 
 
 def test_nearer_neighbours_weigh_more():
