@@ -32,10 +32,11 @@ from dmvae.training.logging import track
 from dmvae.training.random import Random
 
 POINTS, CLASSES, EVERY = 1024, 2, 2
+ALONE = "dmd without a student"
 METHODS = {
     "dmd": DMDConfig(guidance=1.0),
     "dmd, guidance 3": DMDConfig(guidance=3.0),
-    "dmd without a student": DMDConfig(guidance=1.0),
+    ALONE: DMDConfig(guidance=1.0),
     "adversarial": AdversarialMatching(width=64, depth=2),
 }
 
@@ -54,13 +55,10 @@ def main() -> None:
     }
     print("| points | distance to the reference, by class | spread |\n| --- | --- | --- |")
     for name, points in clouds.items():
-        distance = sum(
-            sliced_wasserstein(points[labels == label], target[target_labels == label]) for label in range(CLASSES)
-        )
-        spread = [
-            points[labels == c].var(0).sum().div(target[target_labels == c].var(0).sum()).sqrt() for c in range(CLASSES)
-        ]
-        print(f"| {name} | {distance / CLASSES:.3f} | {sum(map(float, spread)) / CLASSES:.2f} |")
+        pairs = [(points[labels == c], target[target_labels == c]) for c in range(CLASSES)]
+        distance = sum(sliced_wasserstein(a, b) for a, b in pairs) / CLASSES
+        spread = sum(float((a.var(0).sum() / b.var(0).sum()).sqrt()) for a, b in pairs) / CLASSES
+        print(f"| {name} | {distance:.3f} | {spread:.2f} |")
     known.file.parent.mkdir(parents=True, exist_ok=True)
     draw(clouds, labels, target, known.file)
 
@@ -104,7 +102,7 @@ def matched(name: str, reference: GaussianMixture, start: Tensor, labels: Tensor
             update = flow_update("student", student, points.detach(), labels, flow, rng)  # type: ignore[arg-type]
         descend(learns, update.loss)
         if step % EVERY == 0:
-            asked = alone(points.detach()) if name.endswith("without a student") else student
+            asked = alone(points.detach()) if name == ALONE else student
             loss, _ = objective.loss(points, labels, reference.velocity, asked, rng)
             for group in moves.param_groups:
                 group["lr"] = 0.02 * (1 - step / steps)

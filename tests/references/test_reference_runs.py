@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
+from dmvae.recipe import load
 
 CASES = {
     "mixture": {"type": "mixture", "components": 2},
@@ -45,6 +46,7 @@ def test_reference_and_matching_run(place, name, capsys):
     tiny.run(path, "matched", until="matching")
     folder = place / "run/matched/reference"
     assert (folder / "teacher").exists() == (name not in CLOSED)
+    assert load(path)["matched"].reference.distribution.closed_form == (name in CLOSED)
     assert (place / "run/matched/matching/autoencoder").exists()
     report = json.loads((folder / "report.json").read_text())
     assert 0 <= report["rank"] <= 4.01
