@@ -20,7 +20,9 @@ from dmvae.training.contract import TrainingConfig
 from dmvae.training.data import require_batch
 
 TRAIN_DECODERS = {"tokenizer", "matching", "decoder"}
-_tried: dict[str, list[str]] = {}
+_built: set[str] = set()
+"""Parts that could be built in this process: many variants share one, and each takes a second. What failed is tried
+again."""
 
 
 def lacking(recipe: Recipe, stages: list[str]) -> Iterator[str]:
@@ -33,10 +35,11 @@ def lacking(recipe: Recipe, stages: list[str]) -> Iterator[str]:
         if recipe.evaluate.lpips:
             parts.append(("evaluate.lpips", LPIPSPerceptual()))
     for place, part in parts:
-        key = f"{place} {part!r}"  # many variants share a part, which takes a second to build
-        if key not in _tried:
-            _tried[key] = list(_complaint(place, part.build))
-        yield from _tried[key]
+        if repr(part) not in _built:
+            found = list(_complaint(place, part.build))
+            yield from found
+            if not found:
+                _built.add(repr(part))
     if recipe.run.tracker == "wandb" and importlib.util.find_spec("wandb") is None:
         yield 'run.tracker: wandb is not installed: pip install "dmvae[wandb]"'
 
