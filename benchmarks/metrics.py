@@ -26,8 +26,8 @@ from torch import Tensor
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "evaluation"))
 
+from dmvae.commands.measurements import measure
 from dmvae.datasets.cifar10 import CIFAR10
-from dmvae.evaluation.command import measure
 from dmvae.evaluation.feature_set import FeatureSet, features_of
 from dmvae.evaluation.features import SPATIAL
 from dmvae.evaluation.features.effnet import EffNetLite0

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dmvae.models import Decoder, LightningDiT, lightningdit
-from dmvae.training.precision import uses_bf16
+from dmvae.decoders.conv import Decoder
+from dmvae.models.dit import LightningDiT, lightningdit
+from dmvae.runtime.precision import uses_bf16
 
 
 def median_seconds(run: Callable[[], object], repeat: int) -> float:

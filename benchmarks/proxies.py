@@ -23,16 +23,16 @@ from rich.table import Table
 from torch import Tensor
 
 from dmvae.datasets import open_dataset
+from dmvae.datasets.loading import passes
 from dmvae.evaluation.features import Extractor, extract
 from dmvae.evaluation.frechet import Statistics
 from dmvae.evaluation.interpolation import Decode
 from dmvae.evaluation.online import online_proxies
 from dmvae.evaluation.probe import VERSION
 from dmvae.evaluation.proxies import codec, decoder_proxies, latent_proxies, probe_proxies
+from dmvae.latents.store import LatentSet
 from dmvae.recipe import Recipe, load
-from dmvae.stages.latents import LatentSet
 from dmvae.tokenizers.adapted import load_tokenizer
-from dmvae.training.data import passes
 from dmvae.training.logging import read_figures
 
 FROM_EVALUATE = ("rfd", "psnr", "generator_loss", "knn", "effective_rank", "kurtosis")

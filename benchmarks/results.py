@@ -22,7 +22,7 @@ from dmvae.pipeline import jobs_of
 from dmvae.recipe import method_of
 from dmvae.report import charts, latent_map
 from dmvae.report.run import COLOURS, Run
-from dmvae.summary import columns_of
+from dmvae.report.summary import columns_of
 
 Values = dict[str, list[float]]
 """Figure -> its value at each seed."""

@@ -15,7 +15,7 @@ from diffusers.utils import logging
 from safetensors.torch import load_file
 
 from dmvae import DMVAEPipeline
-from dmvae.evaluation.metrics import to_uint8
+from dmvae.datasets.pixels import to_uint8
 
 
 def main() -> None:

@@ -30,11 +30,11 @@ from dmvae.evaluation.online import online_proxies
 from dmvae.inputs import Inputs
 from dmvae.matching import dmd
 from dmvae.recipe import Recipe, load
+from dmvae.runtime.precision import uses_bf16
+from dmvae.runtime.random import Random
 from dmvae.stages import matching
 from dmvae.training.contract import Batch
 from dmvae.training.loop import Trainer, compile_networks, turns
-from dmvae.training.precision import uses_bf16
-from dmvae.training.random import Random
 
 CYCLE, TURNS = 15, 3
 TRAINING = ("encoder", "tokenizer", "reference", "matching", "decoder", "generator")

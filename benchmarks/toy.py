@@ -24,12 +24,12 @@ from dmvae.flow.path import expand
 from dmvae.matching import BringsStudent
 from dmvae.matching.adversarial import AdversarialMatching
 from dmvae.matching.dmd import DMDConfig
-from dmvae.models import LightningDiT
+from dmvae.models.dit import LightningDiT
 from dmvae.references.gaussian_mixture import GaussianMixture
 from dmvae.references.mixture import joint_weights
+from dmvae.runtime.console import track
+from dmvae.runtime.random import Random
 from dmvae.training.flow import FlowTraining, flow_update
-from dmvae.training.logging import track
-from dmvae.training.random import Random
 
 POINTS, CLASSES, EVERY = 1024, 2, 2
 ALONE = "dmd without a student"

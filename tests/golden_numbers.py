@@ -14,7 +14,7 @@ from dmvae.flow import path, solver
 from dmvae.flow.guidance import guided
 from dmvae.interop.official import import_vae
 from dmvae.matching.dmd import gradient
-from dmvae.models import LightningDiT
+from dmvae.models.dit import LightningDiT
 
 FOLDER = Path(__file__).parent / "golden"
 

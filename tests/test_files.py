@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dmvae.files import sweep, whole
+from dmvae.runtime.files import sweep, whole
 
 
 def test_a_file_and_a_folder_take_the_place_of_what_was_there(tmp_path):

@@ -17,8 +17,8 @@ from PIL import Image
 import tiny
 from dmvae import cli, datasets, pipeline
 from dmvae.datasets.shapes import Shapes
-from dmvae.files import locked
 from dmvae.recipe import load
+from dmvae.runtime.files import locked
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_the_artifacts_load_in_one_line(finished):
 
 def test_latents_are_normalised_by_what_the_tokenizer_carries(finished):
     from dmvae import Autoencoder
-    from dmvae.stages.latents import LatentSet
+    from dmvae.latents.store import LatentSet
 
     _, run_dir, _ = finished
     latents = LatentSet(run_dir / "matched/latents/latents")

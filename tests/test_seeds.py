@@ -7,7 +7,7 @@ import pytest
 import tiny
 from dmvae import cli
 from dmvae.recipe import load
-from dmvae.summary import over_seeds
+from dmvae.report.summary import over_seeds
 
 WITHOUT = dict.fromkeys(("encoder", "reference", "matching", "decoder", "generator", "sample"))
 

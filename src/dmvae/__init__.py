@@ -5,14 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dmvae.interop.pipeline import DMVAEPipeline
-    from dmvae.models import Autoencoder, LightningDiT
+    from dmvae.models.dit import LightningDiT
+    from dmvae.tokenizers.autoencoder import Autoencoder
 
 __version__ = "0.1.0"
 __all__ = ["Autoencoder", "DMVAEPipeline", "LightningDiT"]
 
 _HOMES = {
-    "Autoencoder": "dmvae.models",
-    "LightningDiT": "dmvae.models",
+    "Autoencoder": "dmvae.tokenizers.autoencoder",
+    "LightningDiT": "dmvae.models.dit",
     "AdaptedTokenizer": "dmvae.tokenizers.adapted",
     "DMVAEPipeline": "dmvae.interop.pipeline",
     # Pipelines on disk name their parts as members of `dmvae`, and diffusers looks for the base class beside them.

@@ -61,8 +61,8 @@ def _run(command: str, arguments: list[str]) -> None:
     # an option before the recipe would take it for its value
     if known.recipe is None or (known.recipe != arguments[0] and not Path(known.recipe).is_file()):
         raise ValueError(f"usage: dmvae {command} RECIPE [--run_dir DIR] [--variant NAME] [--section.field value ...]")
-    from dmvae import distributed
     from dmvae.recipe import load
+    from dmvae.runtime import distributed
 
     overrides = parse_overrides(rest)
     if known.run_dir:
@@ -74,11 +74,11 @@ def _run(command: str, arguments: list[str]) -> None:
     if known.variant:
         recipes = {name: recipes[name] for name in known.variant}
     if known.help:
-        from dmvae.help import print_fields
+        from dmvae.commands.help import print_fields
 
         return print_fields(next(iter(recipes.values())))
     if known.dry_run:
-        from dmvae.dryrun import print_plan
+        from dmvae.commands.dryrun import print_plan
 
         return print_plan(recipes)
     from dmvae import pipeline
@@ -96,10 +96,10 @@ def _run(command: str, arguments: list[str]) -> None:
 
 
 def _finish(jobs: list[Any], run_dir: Path) -> None:
-    from dmvae.files import locked
-    from dmvae.interop.folder import write_pipelines
     from dmvae.report import write_report
-    from dmvae.summary import print_summary, write_summary
+    from dmvae.report.pipelines import write_pipelines
+    from dmvae.report.summary import print_summary, write_summary
+    from dmvae.runtime.files import locked
 
     with locked(run_dir):  # from other processes that have done the same run's other stages
         summary = write_summary(jobs, run_dir)
@@ -140,7 +140,7 @@ def _import(command: str, arguments: list[str]) -> None:
     known = parser.parse_args(arguments)
     _require_own(known.out)
     from dmvae.interop import official
-    from dmvae.training.loop import save_network
+    from dmvae.models.artifact import save_network
 
     model: Any
     if known.kind == "official-vae":
@@ -197,8 +197,8 @@ def _codec(parser: argparse.ArgumentParser, arguments: list[str], function: str)
     parser.add_argument("--batch-size", type=int, default=64, help="images at a time (%(default)s)")
     parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto")
     known = vars(parser.parse_args(arguments))
-    from dmvae import distributed
-    from dmvae.interop import encode
+    from dmvae.commands import encode
+    from dmvae.runtime import distributed
     from dmvae.tokenizers.adapted import load_tokenizer
 
     getattr(encode, function)(load_tokenizer(known.pop("tokenizer")), **known, device=distributed.start())
@@ -246,10 +246,10 @@ def _measure(command: str, arguments: list[str]) -> None:
     only.add_argument("--seed", type=int, help="image i's seed is seed * 1,000,000 + i (0)")
     parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], help="of tokenizer and pipeline (auto)")
     known = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
-    from dmvae import distributed
-    from dmvae.evaluation import check
-    from dmvae.evaluation import command as commands
-    from dmvae.training.logging import console
+    from dmvae.commands import check
+    from dmvae.commands import measurements as commands
+    from dmvae.runtime import distributed
+    from dmvae.runtime.console import console
 
     if "compare" in known:
         return console.print(check.side_by_side(known["compare"], force=known["force"]))
@@ -269,8 +269,8 @@ def _measure(command: str, arguments: list[str]) -> None:
 
 
 def _check(file: Path) -> None:
-    from dmvae.evaluation.check import check
-    from dmvae.training.logging import console
+    from dmvae.commands.check import check
+    from dmvae.runtime.console import console
 
     apart, changed = check(file)
     for line in changed:

@@ -12,10 +12,11 @@ from torch import nn
 
 from dmvae import config as configs
 from dmvae.datasets import Dataset, open_dataset
-from dmvae.models import Autoencoder, PatchGAN
 from dmvae.models.base import Tokenizer
+from dmvae.models.discriminator import PatchGAN
+from dmvae.runtime.console import console
 from dmvae.tokenizers.adapted import adapt
-from dmvae.training.logging import console
+from dmvae.tokenizers.autoencoder import Autoencoder
 
 if TYPE_CHECKING:
     from dmvae.recipe import Recipe

@@ -22,15 +22,17 @@ from typing import Any
 
 import yaml
 
-from dmvae import checks, distributed
+from dmvae import checks
 from dmvae import config as configs
 from dmvae.datasets import open_dataset
-from dmvae.files import content_hash, locked, sweep, whole
 from dmvae.inputs import Inputs, describe_latents
 from dmvae.recipe import Recipe, load
 from dmvae.registry import Registered, plugin_of
+from dmvae.runtime import distributed
+from dmvae.runtime.console import console
+from dmvae.runtime.files import locked, sweep, whole
+from dmvae.runtime.hashing import content_hash
 from dmvae.stages import STAGES
-from dmvae.training.logging import console
 from dmvae.training.loop import CHECKPOINTS, train
 
 VARIANTS = "variants.json"

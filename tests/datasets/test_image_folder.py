@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from dmvae.datasets.image_folder import FolderDataset, ImageFolder, ends
+from dmvae.datasets.loading import loader, passes
 from dmvae.datasets.memory import MemoryDataset
-from dmvae.training.data import loader, passes
 
 BOTH = pytest.mark.parametrize("cache", ["auto", "memory", "none"])
 

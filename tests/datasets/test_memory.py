@@ -3,9 +3,10 @@ import torch
 from PIL import Image
 
 from dmvae.datasets import DatasetConfig
-from dmvae.datasets.memory import MemoryDataset, digest, resize, to_channels
+from dmvae.datasets.memory import MemoryDataset, resize, to_channels
 from dmvae.datasets.shapes import Shapes
 from dmvae.registry import names
+from dmvae.runtime.hashing import digest
 
 
 def noise(n=6, channels=3, side=8):

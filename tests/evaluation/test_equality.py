@@ -17,9 +17,9 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
+from dmvae.commands.measurements import measure
 from dmvae.datasets.shapes import Shapes
 from dmvae.evaluation import features
-from dmvae.evaluation.command import measure
 from dmvae.evaluation.features.inception import Inception
 from dmvae.evaluation.frechet import Statistics, frechet_distance, frechet_distance_of_few
 from dmvae.evaluation.kernel import inception_score, kernel_distance

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from skimage.io import imread
 
-from dmvae.evaluation.effnet import effnet_lite0
 from dmvae.evaluation.features import Extractor, FeaturesConfig, extract, parse_features
 from dmvae.evaluation.features.effnet import EffNetLite0
 from dmvae.evaluation.features.inception import Inception
 from dmvae.evaluation.features.timm import TimmFeatures
+from dmvae.models.effnet import effnet_lite0
 from dmvae.registry import find, names
 
 
@@ -43,7 +43,7 @@ def test_photographs_are_recognised(picture, classes):
 def test_folded_network_is_the_unfolded_one():
     import timm
 
-    from dmvae.evaluation.effnet import rename, weights_file
+    from dmvae.models.effnet import rename, weights_file
 
     plain = timm.create_model("tf_efficientnet_lite0").eval()
     weights = torch.load(weights_file(), weights_only=True)

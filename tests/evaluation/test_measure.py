@@ -14,21 +14,23 @@ from PIL import Image
 
 import tiny
 from dmvae import cli
+from dmvae.commands.generated import Generated
+from dmvae.commands.measurements import measure, read_scores
+from dmvae.datasets.pixels import as_uint8
 from dmvae.datasets.shapes import Shapes
 from dmvae.evaluation.bootstrap import interval
-from dmvae.evaluation.command import measure, read_scores
 from dmvae.evaluation.feature_set import FeatureSet, features_of, reference_features
-from dmvae.evaluation.features import as_uint8, in_chunks, parse_features
+from dmvae.evaluation.features import in_chunks, parse_features
 from dmvae.evaluation.frechet import Statistics, frechet_distance
-from dmvae.evaluation.generated import Generated
 from dmvae.evaluation.images import FolderImages, TensorImages
 from dmvae.evaluation.manifolds import memorisation
 from dmvae.evaluation.measure import measure_pairs, measure_sets
-from dmvae.interop.folder import write_pipelines
 from dmvae.interop.pipeline import DMVAEPipeline
 from dmvae.losses.perceptual import LPIPSDistance, LPIPSPerceptual
-from dmvae.models import Autoencoder, LightningDiT
+from dmvae.models.dit import LightningDiT
+from dmvae.report.pipelines import write_pipelines
 from dmvae.stages.sample import SampleConfig
+from dmvae.tokenizers.autoencoder import Autoencoder
 
 FEATURES = "effnet-lite0@32"
 pytestmark = pytest.mark.filterwarnings("ignore:a Frechet distance of")

@@ -5,8 +5,9 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from dmvae.datasets.pixels import to_uint8
 from dmvae.evaluation.manifolds import agreement_values, precision_recall_density_coverage
-from dmvae.evaluation.metrics import knn_accuracy, psnr, ssim, to_uint8
+from dmvae.evaluation.metrics import knn_accuracy, psnr, ssim
 
 
 @pytest.fixture(params=[1, 3])

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
+from dmvae.datasets.pixels import to_uint8
 from dmvae.evaluation import probe
 from dmvae.evaluation.frechet import Statistics, frechet_distance
 from dmvae.evaluation.interpolation import interpolated_frechet, slerp
-from dmvae.evaluation.metrics import to_uint8
 from dmvae.evaluation.neighbours import intrinsic_dimension, nearest
 from dmvae.evaluation.online import class_share, linear_flow_loss, neighbour_distance, online_proxies
 from dmvae.evaluation.probe import generator_probe

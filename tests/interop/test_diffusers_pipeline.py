@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 import tiny
 from dmvae import Autoencoder, DMVAEPipeline, LightningDiT
-from dmvae.evaluation.metrics import to_uint8
-from dmvae.interop.folder import write_pipelines
+from dmvae.datasets.pixels import to_uint8
 from dmvae.interop.pipeline import build_pipeline
+from dmvae.report.pipelines import write_pipelines
 
 
 @pytest.fixture(scope="module", params=["float32"])

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from dmvae import Autoencoder, cli
 from dmvae.datasets.image_file import read_image
-from dmvae.training.data import as_input
+from dmvae.datasets.pixels import as_input
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ from dmvae import cli
 from dmvae.flow.guidance import guided
 from dmvae.interop import official
 from dmvae.interop.official import export_vae, import_discriminator, import_generator, import_vae
-from dmvae.models import Autoencoder, LightningDiT
+from dmvae.models.dit import LightningDiT
+from dmvae.tokenizers.autoencoder import Autoencoder
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 OFFICIAL = json.loads((GOLDEN / "official_keys.json").read_text())

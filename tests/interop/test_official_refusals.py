@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from dmvae.interop.official import export_vae, import_generator, import_vae
-from dmvae.models import Autoencoder
+from dmvae.tokenizers.autoencoder import Autoencoder
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -7,7 +7,7 @@ from dmvae.matching import BringsStudent
 from dmvae.matching.adversarial import AdversarialMatching
 from dmvae.matching.dmd import DMDConfig
 from dmvae.references.gaussian import Gaussian
-from dmvae.training.random import Random
+from dmvae.runtime.random import Random
 
 SHAPE, CLASSES = (2, 3, 3), 3
 

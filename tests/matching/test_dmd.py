@@ -3,7 +3,7 @@ import torch
 
 from dmvae.matching.dmd import DMDConfig, gradient
 from dmvae.references.gaussian import Gaussian
-from dmvae.training.random import Random
+from dmvae.runtime.random import Random
 from golden_numbers import load, relative_error, student, teacher
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dmvae.models import Autoencoder
+from dmvae.tokenizers.autoencoder import Autoencoder
 
 CONV = {"type": "conv", "width": 16, "multipliers": [1, 2], "stride": 4, "out_channels": 24}
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dmvae.models import Decoder
+from dmvae.decoders.conv import Decoder
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4, 8, 14, 16, 32])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dmvae.models import PatchGAN
+from dmvae.models.discriminator import PatchGAN
 
 
 def test_names_and_shapes_are_the_published_ones(official_keys, shapes):

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dmvae.models import LightningDiT, lightningdit
+from dmvae.models.dit import LightningDiT, lightningdit
 from dmvae.models.transformer import attend, normalised
 
 

@@ -5,7 +5,8 @@ import weakref
 import pytest
 import torch
 
-from dmvae.models import Autoencoder, tiling
+from dmvae.decoders import tiling
+from dmvae.tokenizers.autoencoder import Autoencoder
 
 CONV = {"type": "conv", "width": 16, "multipliers": [1, 2], "stride": 4, "out_channels": 24}
 VIT = {"type": "timm", "model": "vit_tiny_patch16_224", "patch_size": 4, "kwargs": {"depth": 1}}

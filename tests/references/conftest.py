@@ -8,7 +8,7 @@ from dmvae import config as configs
 from dmvae.inputs import Inputs, build_autoencoder
 from dmvae.recipe import load
 from dmvae.references import ReferenceConfig
-from dmvae.training.random import seed_of
+from dmvae.runtime.random import seed_of
 
 
 @pytest.fixture

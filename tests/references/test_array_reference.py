@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from dmvae.evaluation.latents import vectors
-from dmvae.training.random import Random
+from dmvae.runtime.random import Random
 
 SHAPE = (4, 3, 3)  # of the tiny recipe
 

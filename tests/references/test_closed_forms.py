@@ -11,7 +11,7 @@ from dmvae.flow.solver import sample
 from dmvae.references.gaussian import Gaussian
 from dmvae.references.gaussian_mixture import GaussianMixture, joint_weights
 from dmvae.references.noise_states import NoiseStates
-from dmvae.training.random import Random
+from dmvae.runtime.random import Random
 
 SHAPE = (2, 1, 2)
 CLASSES = 3

@@ -6,7 +6,7 @@ import torch
 from dmvae.evaluation.latents import vectors
 from dmvae.references.data import initial_latents
 from dmvae.references.reduction import fit_linear, learn_bottleneck, random_orthogonal, resize
-from dmvae.training.random import Random
+from dmvae.runtime.random import Random
 
 CLASSES, SHAPE = 3, (4, 3, 3)  # of the tiny recipe
 

@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from dmvae.references.data import initial_latents
 from dmvae.references.mixture_fit import fit_mixture
-from dmvae.training.random import Random
+from dmvae.runtime.random import Random
 
 CLASSES, SHAPE = 3, (4, 3, 3)  # of the tiny recipe
 

@@ -8,7 +8,7 @@ from torch import nn
 from dmvae.flow.loss import drop_labels, flow_matching_loss
 from dmvae.flow.path import interpolate
 from dmvae.references.gaussian_mixture import GaussianMixture, joint_weights
-from dmvae.training.random import Random
+from dmvae.runtime.random import Random
 
 
 class Small(nn.Module):

@@ -9,12 +9,12 @@ from safetensors.torch import load_file
 import tiny
 from dmvae import Autoencoder
 from dmvae.inputs import Inputs
+from dmvae.latents.store import LatentSet
 from dmvae.recipe import load
+from dmvae.runtime.random import Random
 from dmvae.stages import decoder, matching, tokenizer
-from dmvae.stages.latents import LatentSet
 from dmvae.training.contract import Batch
 from dmvae.training.loop import Trainer
-from dmvae.training.random import Random
 
 ALONE = {"reference": None, "matching": None, "decoder": None}
 VARIANTS = {

@@ -7,8 +7,9 @@ import torch
 
 import tiny
 from dmvae.inputs import Inputs
+from dmvae.latents.store import LatentSet, encode_dataset
 from dmvae.recipe import load
-from dmvae.stages.latents import LatentsConfig, LatentSet, encode_dataset
+from dmvae.stages.latents import LatentsConfig
 
 
 def test_shards_of_an_interrupted_pass_of_another_size_are_made_again(tmp_path):

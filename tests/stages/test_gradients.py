@@ -7,10 +7,10 @@ import torch
 
 import tiny
 from dmvae.inputs import Inputs
+from dmvae.runtime.random import Random
 from dmvae.stages import decoder, matching, tokenizer
 from dmvae.training.contract import Batch
 from dmvae.training.loop import Trainer
-from dmvae.training.random import Random
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from dmvae.models import LightningDiT
+from dmvae.models.dit import LightningDiT
 from dmvae.training.flow import FlowModelConfig
 
 SHAPE, CLASSES = (24, 3, 3), 3

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from dmvae.models.decoder import SpatialAttention
+from dmvae.decoders.conv import SpatialAttention
 from dmvae.models.layers import ResidualBlock
 
 TINY = {"ch": 32, "ch_mult": (1, 2), "blocks": 1, "attention": (1,), "z": 4}

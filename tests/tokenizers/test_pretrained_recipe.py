@@ -9,9 +9,9 @@ import torch
 
 import tiny
 from dmvae import pipeline
-from dmvae.dryrun import print_plan
+from dmvae.commands.dryrun import print_plan
+from dmvae.latents.store import LatentSet
 from dmvae.recipe import TOKENIZER_STAGES, load
-from dmvae.stages.latents import LatentSet
 from dmvae.tokenizers.adapted import AdaptedTokenizer, load_tokenizer
 
 FINISHED = dict.fromkeys([*TOKENIZER_STAGES, "autoencoder", "variants"])

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dmvae.models.decoder import Decoder
+from dmvae.decoders.conv import Decoder
 from dmvae.tokenizers.vavae import VavaeTokenizer, architecture, convert
 
 

@@ -2,7 +2,9 @@
 
 import torch
 
-from dmvae.models import Autoencoder, LightningDiT, PatchGAN
+from dmvae.models.discriminator import PatchGAN
+from dmvae.models.dit import LightningDiT
+from dmvae.tokenizers.autoencoder import Autoencoder
 from dmvae.training.contract import Networks
 from dmvae.training.loop import compile_networks
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from dmvae.runtime.random import Random
 from dmvae.training import checkpoint
 from dmvae.training.contract import TrainingConfig
 from dmvae.training.data import Order
 from dmvae.training.ema import Average
 from dmvae.training.logging import Figures, read_figures
 from dmvae.training.optim import adamw, learning_rate_factor
-from dmvae.training.random import Random
 
 
 def test_random_is_a_function_of_its_key():
@@ -25,7 +25,7 @@ def test_random_is_a_function_of_its_key():
 
 
 def test_two_ranks_draw_what_one_draws(monkeypatch):
-    from dmvae import distributed
+    from dmvae.runtime import distributed
 
     whole = Random(0, 1).normal(8, 3)
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
@@ -177,7 +177,7 @@ def test_tensorboard_keeps_the_row_of_the_checkpoint(tmp_path):
 
 
 def test_ranks_ask_each_other_in_every_tenth_step_and_in_the_last(monkeypatch):
-    from dmvae import distributed
+    from dmvae.runtime import distributed
 
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr(distributed.dist, "all_reduce", lambda *_: None)

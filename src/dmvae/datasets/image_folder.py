@@ -22,8 +22,9 @@ from dmvae.datasets import Dataset, DatasetConfig, Split
 from dmvae.datasets.download import cache_folder, existing_folder
 from dmvae.datasets.image_file import BrokenImage, check_header, read_image
 from dmvae.datasets.image_scan import rank, split_files
-from dmvae.datasets.memory import MemoryDataset, digest
+from dmvae.datasets.memory import MemoryDataset
 from dmvae.registry import register
+from dmvae.runtime.hashing import digest
 
 T = TypeVar("T")
 OnBroken = Literal["skip", "error"]

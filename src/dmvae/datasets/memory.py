@@ -5,13 +5,14 @@ Shapes: n images, C channels, H height, W width.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
+
+from dmvae.runtime.hashing import digest
 
 _CHUNK = 4096  # images converted at a time, so that int32 copies stay small
 
@@ -57,19 +58,6 @@ class MemoryDataset:
         index = torch.as_tensor(indices, dtype=torch.int64)
         index = torch.where(index < 0, index + len(self), index)  # index_select takes no negatives
         return resize(self.images.index_select(0, index), self.size), self.labels.index_select(0, index)
-
-
-def digest(*parts: object) -> str:
-    """16 hex digits of the sha256 of the parts; tensors count by dtype, shape and bytes."""
-    sha = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, Tensor):
-            sha.update(repr((part.dtype, tuple(part.shape))).encode())
-            sha.update(part.contiguous().numpy().data)
-        else:
-            sha.update(repr(part).encode())
-        sha.update(b"\0")
-    return sha.hexdigest()[:16]
 
 
 def resize(images: Tensor, size: int) -> Tensor:

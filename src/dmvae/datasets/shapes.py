@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from dmvae.datasets import DatasetConfig, Split
-from dmvae.datasets.memory import MemoryDataset, digest, to_channels
+from dmvae.datasets.memory import MemoryDataset, to_channels
 from dmvae.registry import register
+from dmvae.runtime.hashing import digest
 
 
 def _disc(x: Tensor, y: Tensor, radius: float) -> Tensor:

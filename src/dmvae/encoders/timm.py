@@ -16,9 +16,9 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from dmvae.encoders import EncoderConfig
-from dmvae.files import content_hash
-from dmvae.interop.weights import pick, read_tensors
 from dmvae.registry import nearest, register
+from dmvae.runtime.hashing import content_hash
+from dmvae.runtime.weights import pick, read_tensors
 
 
 @register("timm")

@@ -13,14 +13,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dmvae import distributed
 from dmvae.datasets.download import cache_folder
-from dmvae.datasets.memory import digest
 from dmvae.evaluation.features import POOL, SPATIAL, Extractor
 from dmvae.evaluation.frechet import Statistics
 from dmvae.evaluation.images import Images, over_images
 from dmvae.evaluation.manifest import versions
-from dmvae.files import locked, whole
+from dmvae.runtime import distributed
+from dmvae.runtime.files import locked, whole
+from dmvae.runtime.hashing import digest
 
 
 @dataclass

@@ -19,14 +19,13 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from dmvae import distributed
 from dmvae.datasets.image_file import BrokenImage, read_image
 from dmvae.datasets.image_scan import rank, scan
-from dmvae.datasets.memory import digest
-from dmvae.evaluation.features import as_uint8
-from dmvae.files import sha256_of
-from dmvae.training.data import passes, usable
-from dmvae.training.logging import Bar
+from dmvae.datasets.loading import passes, usable
+from dmvae.datasets.pixels import as_uint8
+from dmvae.runtime import distributed
+from dmvae.runtime.console import Bar
+from dmvae.runtime.hashing import digest, sha256_of
 
 
 class Images(Protocol):

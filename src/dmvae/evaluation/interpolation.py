@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dmvae.datasets.pixels import to_uint8
 from dmvae.evaluation.frechet import Moments, Statistics, frechet_distance
-from dmvae.evaluation.metrics import to_uint8
 from dmvae.evaluation.neighbours import nearest
 
 Decode = Callable[[Tensor], Tensor]

@@ -25,16 +25,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dmvae.datasets.pixels import as_input, as_uint8
 from dmvae.evaluation.bootstrap import interval
 from dmvae.evaluation.feature_set import FeatureSet
-from dmvae.evaluation.features import LOGITS, POOL, SPATIAL, as_uint8
+from dmvae.evaluation.features import LOGITS, POOL, SPATIAL
 from dmvae.evaluation.frechet import Statistics, frechet_distance, frechet_distance_of_few
 from dmvae.evaluation.kernel import SEED, SPLITS, SUBSET_SIZE, SUBSETS, inception_score, kernel_distance
 from dmvae.evaluation.manifest import PREPARED, require_same
 from dmvae.evaluation.manifolds import agreement_values, manifold_values, memorisation_values
 from dmvae.evaluation.metrics import psnr_values, ssim_values
 from dmvae.evaluation.neighbours import nearest
-from dmvae.training.data import as_input
 
 PARTS = ("frechet", "kernel", "score", "manifold", "per-class", "memorisation")
 """What `measure_sets` can take up."""

@@ -13,14 +13,6 @@ CHUNK = 256
 """Images, or rows of a distance matrix, at a time."""
 
 
-def to_uint8(x: Tensor) -> Tensor:
-    """Images in [-1, 1] -> uint8 in 0 .. 255: clamped, then rounded to the nearest value. Raises FloatingPointError for
-    NaN, which would pass for a grey level."""
-    if x.isnan().any():
-        raise FloatingPointError("images hold NaN: look at the losses and the weights of what made them")
-    return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-
-
 def psnr(a: Tensor, b: Tensor) -> float:
     """Mean over images of 10 log10(255^2 / mean squared difference), dB. Images uint8 [n, C, h, w].
 

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from dmvae.datasets.pixels import to_uint8
 from dmvae.evaluation.frechet import Moments, Statistics, frechet_distance
 from dmvae.evaluation.interpolation import Decode
-from dmvae.evaluation.metrics import to_uint8
 from dmvae.flow.loss import flow_matching_loss
 from dmvae.flow.solver import sample
-from dmvae.models import LightningDiT
+from dmvae.models.dit import LightningDiT
 
 VERSION = 1
 """Goes up when a constant below does."""

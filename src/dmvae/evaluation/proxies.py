@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dmvae.datasets.pixels import as_input
 from dmvae.evaluation.frechet import Statistics
 from dmvae.evaluation.interpolation import Decode, interpolated_frechet
 from dmvae.evaluation.latents import WIDE, effective_rank, high_frequency_share, products, spectral_slope, spectrum
@@ -20,8 +21,7 @@ from dmvae.evaluation.online import class_share, linear_flow_loss, neighbour_dis
 from dmvae.evaluation.probe import generator_probe
 from dmvae.evaluation.sensitivity import Encode, equivariance, smoothness
 from dmvae.models.base import Tokenizer
-from dmvae.training.data import as_input
-from dmvae.training.precision import Precision, autocast
+from dmvae.runtime.precision import Precision, autocast
 
 IMAGES = 1000
 """Images at most for smoothness and equivariance, which are means over images and need no more."""

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmvae.datasets.pixels import as_input, to_uint8
 from dmvae.evaluation.feature_set import FeatureSet, describe
-from dmvae.evaluation.features import CHUNK, Extractor, in_chunks, padded, weights_hash
+from dmvae.evaluation.features import CHUNK, Extractor, in_chunks, padded
 from dmvae.evaluation.images import Images, over_images
 from dmvae.evaluation.measure import PARTS, Scores, measure_sets, pair_values
-from dmvae.evaluation.metrics import to_uint8
 from dmvae.losses.perceptual import LPIPSPerceptual
-from dmvae.training.data import as_input
-from dmvae.training.precision import Precision, autocast
+from dmvae.runtime.hashing import weights_hash
+from dmvae.runtime.precision import Precision, autocast
 
 OF_PAIRS = {"psnr": "psnr", "ssim": "ssim", "lpips": "lpips_vgg16"}
 """Short name -> name of the figures of a pair."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from dmvae.evaluation.feature_set import FeatureSet
 from dmvae.evaluation.features import POOL, SPATIAL
 from dmvae.evaluation.frechet import Statistics
-from dmvae.files import sha256_of
+from dmvae.runtime.hashing import sha256_of
 
 SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
 SPATIAL_WIDTH = 2023

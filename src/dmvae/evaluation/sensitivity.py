@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from dmvae.datasets.pixels import to_uint8
 from dmvae.evaluation.interpolation import Decode
-from dmvae.evaluation.metrics import to_uint8
 
 Encode = Callable[[Tensor], Tensor]
 """uint8 images [n, c, h, w] -> normalised latents [n, C, H, W]."""

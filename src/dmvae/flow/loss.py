@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dmvae.flow.guidance import Velocity
 from dmvae.flow.path import interpolate, velocity_target
-from dmvae.training.random import Random
+from dmvae.runtime.random import Random
 
 TimeDistribution = Literal["uniform", "logit_normal"]
 

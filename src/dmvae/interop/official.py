@@ -17,8 +17,10 @@ import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from dmvae.interop.weights import Shapes, check, count, pick, read_tensors, square, told, write_tensors
-from dmvae.models import Autoencoder, LightningDiT, PatchGAN
+from dmvae.models.discriminator import PatchGAN
+from dmvae.models.dit import LightningDiT
+from dmvae.runtime.weights import Shapes, check, count, pick, read_tensors, square, told, write_tensors
+from dmvae.tokenizers.autoencoder import Autoencoder
 
 VITS = {384: ("small", 12, 6), 768: ("base", 12, 12), 1024: ("large", 24, 16)}
 """Width -> the name that timm gives to DINOv2's ViT of that width, its depth and heads."""

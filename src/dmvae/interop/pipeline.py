@@ -16,7 +16,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
-from dmvae.evaluation.metrics import to_uint8
+from dmvae.datasets.pixels import to_uint8
 from dmvae.flow.guidance import guided
 from dmvae.flow.solver import time_grid
 from dmvae.registry import nearest

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dmvae import distributed
 from dmvae.losses import LossConfig
 from dmvae.losses.adversarial import adaptive_weight, augment, consistency, hinge_discriminator, hinge_generator
 from dmvae.losses.reconstruction import reconstruction_loss
-from dmvae.models import PatchGAN
+from dmvae.models.discriminator import PatchGAN
+from dmvae.runtime import distributed
+from dmvae.runtime.random import Random
 from dmvae.training.contract import Networks, Update
-from dmvae.training.random import Random
 
 
 def new_discriminator(config: LossConfig, channels: int) -> PatchGAN | None:

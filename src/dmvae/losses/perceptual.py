@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmvae.evaluation.effnet import effnet_lite0
+from dmvae.models.effnet import effnet_lite0
 from dmvae.registry import Registered, register
 
 VGG16_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"

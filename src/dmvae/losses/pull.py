@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmvae import distributed
+from dmvae.runtime import distributed
 
 
 class Pull(torch.autograd.Function):

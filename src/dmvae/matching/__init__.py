@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from dmvae.flow.guidance import Velocity
 from dmvae.registry import Registered
+from dmvae.runtime.random import Random
 from dmvae.training.contract import Update
-from dmvae.training.random import Random
 
 if TYPE_CHECKING:
     from dmvae.references import Reference

@@ -11,7 +11,7 @@ from dmvae.flow.guidance import Velocity, guided
 from dmvae.flow.path import denoise, interpolate
 from dmvae.matching import MatchingConfig
 from dmvae.registry import register
-from dmvae.training.random import Random
+from dmvae.runtime.random import Random
 
 BINS = 4
 

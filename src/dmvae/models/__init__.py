@@ -1,8 +1,1 @@
-"""The networks: tokenizer, its decoder, velocity network, discriminator."""
-
-from dmvae.models.autoencoder import Autoencoder
-from dmvae.models.decoder import Decoder
-from dmvae.models.discriminator import PatchGAN
-from dmvae.models.dit import LightningDiT, lightningdit
-
-__all__ = ["Autoencoder", "Decoder", "LightningDiT", "PatchGAN", "lightningdit"]
+"""Networks that belong to no family: the velocity network, the discriminator, EfficientNet, and their base."""

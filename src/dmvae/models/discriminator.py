@@ -8,10 +8,10 @@ from typing import Literal
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from dmvae.distributed import BatchNorm2d
 from dmvae.models.base import Model
 from dmvae.models.layers import group_norm
 from dmvae.registry import nearest
+from dmvae.runtime.distributed import BatchNorm2d
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": BatchNorm2d,

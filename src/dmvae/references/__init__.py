@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 from torch import Tensor
 
 from dmvae.registry import Registered
-from dmvae.training.random import Random
+from dmvae.runtime.random import Random
 
 if TYPE_CHECKING:
     from dmvae.inputs import Inputs

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dmvae.files import content_hash
 from dmvae.references.data import DataConfig
 from dmvae.references.files import parquet_files, read_column
 from dmvae.registry import nearest, register
+from dmvae.runtime.hashing import content_hash
 
 if TYPE_CHECKING:
     from dmvae.inputs import Inputs

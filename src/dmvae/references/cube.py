@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dmvae.references.synthetic import SyntheticConfig
 from dmvae.registry import register
-from dmvae.training.random import Random
+from dmvae.runtime.random import Random
 
 if TYPE_CHECKING:
     from dmvae.inputs import Inputs

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dmvae import distributed
 from dmvae.references import ReferenceConfig
 from dmvae.references.reduction import Reducer, Reduction, fit_linear, learn_bottleneck, load, require_channels
 from dmvae.registry import nearest
-from dmvae.training.random import Random, seed_of
+from dmvae.runtime import distributed
+from dmvae.runtime.random import Random, seed_of
 
 if TYPE_CHECKING:
     from dmvae.inputs import Inputs
-    from dmvae.stages.latents import LatentSet
+    from dmvae.latents.store import LatentSet
 
 INITIAL_IMAGES = 2048
 FIT_VECTORS = 1 << 16
@@ -92,7 +92,7 @@ class DataConfig(ReferenceConfig):
 
     def _fit(self, reducer: Reducer, data: Any, inputs: Inputs) -> None:
         """Give the reducer its map from d to C, kept in a file."""
-        from dmvae.stages.latents import write_tensors
+        from dmvae.runtime.files import write_tensors
 
         if reducer.layout == "latents":
             return
@@ -147,7 +147,7 @@ class Chosen:
 
 def initial_latents(inputs: Inputs) -> LatentSet:
     """The latents of some training images before matching, kept in files. Their `mean` and `std` are the raw ones'."""
-    from dmvae.stages.latents import LatentSet
+    from dmvae.latents.store import LatentSet
 
     folder = inputs.out / "initial"
     if not encoded(folder):
@@ -158,14 +158,14 @@ def initial_latents(inputs: Inputs) -> LatentSet:
 
 def open_latents(inputs: Inputs) -> LatentSet:
     """What `encode` wrote as the reference's samples."""
-    from dmvae.stages.latents import LatentSet
+    from dmvae.latents.store import LatentSet
 
     return LatentSet(inputs.out / "latents")
 
 
 def encode(tokenizer: Any, data: Any, folder: Path, inputs: Inputs, title: str = "reference data") -> None:
     """Write the data's latents and labels to shards in `folder`; an interrupted pass goes on where it stopped."""
-    from dmvae.stages.latents import encode_dataset
+    from dmvae.latents.store import encode_dataset
 
     encode_dataset(tokenizer, data, folder, inputs, title=f"{inputs.variant}  {title}")
 
@@ -198,7 +198,8 @@ def _vectors(reducer: Reducer, data: Any, inputs: Inputs) -> Tensor:
 @torch.no_grad()
 def _features(reducer: Reducer, data: Any, inputs: Inputs) -> Iterator[Tensor]:
     """What the reducer reduces, of all items in batches: [n, d, H, W], float32 on the CPU."""
-    from dmvae.training.data import as_input, passes
+    from dmvae.datasets.loading import passes
+    from dmvae.datasets.pixels import as_input
 
     reducer.to(inputs.device).eval()
     for items, _ in passes(data, inputs.recipe.latents.batch_size, inputs.recipe.run.workers, inputs.device):

@@ -28,8 +28,8 @@ class EffNetReference(DataConfig):
     """Images are resized to this height and width, pixels; null gives one feature per latent."""
 
     def network(self, inputs: Inputs) -> nn.Module:
-        from dmvae.evaluation.effnet import effnet_lite0
         from dmvae.inputs import describe_latents
+        from dmvae.models.effnet import effnet_lite0
 
         side = describe_latents(inputs.recipe)[1]
         return AtResolution(Level(effnet_lite0(), LEVELS[self.stride]), self.resolution or side * self.stride)

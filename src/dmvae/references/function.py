@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dmvae.files import content_hash
 from dmvae.references.synthetic import SyntheticConfig
 from dmvae.registry import nearest, register
-from dmvae.training.random import Random, seed_of
+from dmvae.runtime.hashing import content_hash
+from dmvae.runtime.random import Random, seed_of
 
 if TYPE_CHECKING:
     from dmvae.inputs import Inputs

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dmvae.flow.path import expand
-from dmvae.training.random import Random
+from dmvae.runtime.random import Random
 
 ELEMENTS = 1 << 24  # of the work space [b, K, C, H, W]
 

@@ -12,15 +12,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dmvae import config as configs
-from dmvae import distributed
-from dmvae.files import content_hash
 from dmvae.references import ReferenceConfig
 from dmvae.references.data import DataConfig, Samples
 from dmvae.references.gaussian_mixture import GaussianMixture, joint_weights
 from dmvae.references.mixture_fit import fit_mixture
 from dmvae.references.synthetic import SyntheticConfig
 from dmvae.registry import register
-from dmvae.training.random import seed_of
+from dmvae.runtime import distributed
+from dmvae.runtime.hashing import content_hash
+from dmvae.runtime.random import seed_of
 
 if TYPE_CHECKING:
     from dmvae.inputs import Inputs
@@ -126,7 +126,7 @@ class MixtureReference(SyntheticConfig):
         return means, variances, weights, labels
 
     def _fitted(self, data: ReferenceConfig, shape: tuple[int, int, int], inputs: Inputs) -> GaussianMixture:
-        from dmvae.stages.latents import write_tensors
+        from dmvae.runtime.files import write_tensors
 
         source = data.build(inputs)
         assert isinstance(source, Samples)

@@ -13,7 +13,7 @@ from dmvae.flow.path import denoise, expand
 from dmvae.references import Reference, ReferenceConfig
 from dmvae.references.features import FeaturesReference
 from dmvae.registry import register
-from dmvae.training.random import Random
+from dmvae.runtime.random import Random
 
 if TYPE_CHECKING:
     from dmvae.inputs import Inputs

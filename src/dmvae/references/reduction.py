@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dmvae.models.autoencoder import bottleneck
 from dmvae.models.base import EncoderOutput, PointDistribution
+from dmvae.tokenizers.autoencoder import bottleneck
 
 Reduction = Literal["pca", "random", "bottleneck"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from dmvae.evaluation.latents import Over
 from dmvae.references.synthetic import SyntheticConfig
 from dmvae.registry import register
-from dmvae.training.random import Random
+from dmvae.runtime.random import Random
 
 if TYPE_CHECKING:
     from dmvae.inputs import Inputs

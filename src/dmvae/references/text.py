@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dmvae.files import content_hash
 from dmvae.references.data import DataConfig
 from dmvae.references.files import parquet_files, read_column
 from dmvae.registry import register
+from dmvae.runtime.hashing import content_hash
 
 if TYPE_CHECKING:
     from dmvae.inputs import Inputs

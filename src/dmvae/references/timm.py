@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from dmvae.files import content_hash
 from dmvae.references.data import DataConfig
 from dmvae.references.reduction import AtResolution
 from dmvae.registry import register
+from dmvae.runtime.hashing import content_hash
 
 if TYPE_CHECKING:
     from dmvae.inputs import Inputs

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import yaml
 
 from dmvae import config as configs
-from dmvae.files import whole
 from dmvae.report import latent_map, pictures, table, training
 from dmvae.report.html import details, duration, prose, section
 from dmvae.report.run import Run
+from dmvae.runtime.files import whole
 
 if TYPE_CHECKING:
     from dmvae.pipeline import Job

@@ -9,9 +9,9 @@ import torch
 
 from dmvae.inputs import Inputs
 from dmvae.losses.objective import add_objective, discriminate, new_discriminator, reconstruct
+from dmvae.runtime.random import Random
 from dmvae.stages.tokenizer import noised
 from dmvae.training.contract import Batch, Networks, TrainingConfig, Update
-from dmvae.training.random import Random
 
 NAME = "decoder"
 READS = ("tokenizer", "matching")

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmvae import distributed
 from dmvae.inputs import Inputs
+from dmvae.runtime import distributed
+from dmvae.runtime.random import Random
 from dmvae.training.augment import random_view
 from dmvae.training.contract import Batch, Networks, TrainingConfig, Update
-from dmvae.training.random import Random
 
 NAME = "encoder"
 READS: tuple[str, ...] = ()

@@ -13,10 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dmvae import config as configs
-from dmvae import distributed
 from dmvae.evaluation import probe
 from dmvae.evaluation.feature_set import FeatureSet, features_of, reference_features
-from dmvae.evaluation.features import Extractor, FeaturesConfig, weights_hash
+from dmvae.evaluation.features import Extractor, FeaturesConfig
 from dmvae.evaluation.features.effnet import EffNetLite0
 from dmvae.evaluation.images import DatasetImages, SampleFiles
 from dmvae.evaluation.latents import latent_statistics, sliced_wasserstein
@@ -39,16 +38,18 @@ from dmvae.evaluation.reconstruct import (
     reconstructed_sets,
     reconstruction_scores,
 )
-from dmvae.files import whole
 from dmvae.flow.loss import flow_matching_loss
 from dmvae.inputs import Inputs
-from dmvae.models import LightningDiT
+from dmvae.latents.store import LatentSet
 from dmvae.models.base import Tokenizer
-from dmvae.stages.latents import LatentSet, write_tensors
+from dmvae.models.dit import LightningDiT
+from dmvae.runtime import distributed
+from dmvae.runtime.files import whole, write_tensors
+from dmvae.runtime.hashing import weights_hash
+from dmvae.runtime.precision import autocast, uses_bf16
+from dmvae.runtime.random import seed_of
 from dmvae.stages.sample import samples_folder
 from dmvae.tokenizers.adapted import load_tokenizer
-from dmvae.training.precision import autocast, uses_bf16
-from dmvae.training.random import seed_of
 
 NAME = "evaluate"
 READS = ("reference", "latents", "generator", "sample")

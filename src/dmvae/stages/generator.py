@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dmvae.inputs import Inputs, describe_latents
-from dmvae.stages.latents import LatentSet
+from dmvae.latents.store import LatentSet
+from dmvae.runtime.random import Random
 from dmvae.training.contract import Batch, Networks, Update
 from dmvae.training.flow import FlowTraining, flow_update
-from dmvae.training.random import Random
 
 NAME = "generator"
 READS = ("latents",)

@@ -22,11 +22,11 @@ from dmvae.losses.objective import add_objective, discriminate, new_discriminato
 from dmvae.losses.pull import Pull
 from dmvae.matching import BringsStudent, MatchingConfig
 from dmvae.matching.dmd import DMDConfig
-from dmvae.models import LightningDiT
+from dmvae.models.dit import LightningDiT
 from dmvae.references import Reference
+from dmvae.runtime.random import Random
 from dmvae.training.contract import Batch, Networks, Update
 from dmvae.training.flow import FlowTraining, flow_update
-from dmvae.training.random import Random
 
 NAME = "matching"
 READS = ("tokenizer", "reference")

@@ -13,16 +13,16 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor
 
-from dmvae import distributed
 from dmvae.inputs import Inputs, describe_latents
 from dmvae.references import Reference, ReferenceConfig
 from dmvae.references.data import initial_latents
 from dmvae.references.features import FeaturesReference
 from dmvae.references.report import compare
-from dmvae.stages.latents import write_tensors
+from dmvae.runtime import distributed
+from dmvae.runtime.files import write_tensors
+from dmvae.runtime.random import Random
 from dmvae.training.contract import Batch, Networks, Update
 from dmvae.training.flow import FlowTraining, flow_update
-from dmvae.training.random import Random
 
 NAME = "reference"
 READS = ("tokenizer",)

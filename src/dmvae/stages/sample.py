@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 from dmvae import config as configs
-from dmvae import distributed
-from dmvae.evaluation.metrics import to_uint8
+from dmvae.datasets.pixels import to_uint8
 from dmvae.flow import solver
 from dmvae.flow.guidance import guided
 from dmvae.inputs import Inputs
-from dmvae.models import LightningDiT
 from dmvae.models.base import Tokenizer
-from dmvae.stages.latents import write_tensors
+from dmvae.models.dit import LightningDiT
+from dmvae.runtime import distributed
+from dmvae.runtime.console import Bar
+from dmvae.runtime.files import write_tensors
+from dmvae.runtime.precision import autocast, uses_bf16
 from dmvae.tokenizers.adapted import load_tokenizer
-from dmvae.training.logging import Bar
-from dmvae.training.precision import autocast, uses_bf16
 
 NAME = "sample"
 READS = ("latents", "generator")

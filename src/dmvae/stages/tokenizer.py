@@ -9,13 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dmvae import distributed
 from dmvae.inputs import Inputs
 from dmvae.losses.alignment import AlignmentConfig
 from dmvae.losses.objective import add_objective, discriminate, new_discriminator, reconstruct
 from dmvae.losses.pull import Pull
+from dmvae.runtime import distributed
+from dmvae.runtime.random import Random
 from dmvae.training.contract import Batch, Networks, TrainingConfig, Update
-from dmvae.training.random import Random
 
 NAME = "tokenizer"
 READS = ("encoder",)

@@ -15,9 +15,9 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
 from dmvae import config as configs
-from dmvae.models import Autoencoder
 from dmvae.models.base import DecoderOutput, EncoderOutput, PointDistribution, Tokenizer, full_precision
 from dmvae.tokenizers import TokenizerSource
+from dmvae.tokenizers.autoencoder import Autoencoder
 from dmvae.tokenizers.files import load_strictly
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dmvae.files import sha256_of
+from dmvae.runtime.hashing import sha256_of
 from dmvae.tokenizers import TokenizerSource
 from dmvae.tokenizers.network import Adapter
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from dmvae.interop.weights import check, read_tensors
 from dmvae.registry import register
+from dmvae.runtime.weights import check, read_tensors
 from dmvae.tokenizers.files import FileSource
 
 # Of the training: the discriminator, and the vision model to which the latents were aligned.

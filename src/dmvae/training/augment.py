@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dmvae.training.random import Random
+from dmvae.runtime.random import Random
 
 
 def random_view(x: Tensor, rng: Random, min_crop: float = 0.3, jitter: float = 0.4) -> Tensor:

@@ -17,7 +17,7 @@ from typing import Any
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
-from dmvae import distributed
+from dmvae.runtime import distributed
 
 _LIST = "files.json"
 _KEEP = 2

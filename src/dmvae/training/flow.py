@@ -10,10 +10,9 @@ from torch import Tensor
 
 from dmvae import config as configs
 from dmvae.flow.loss import TimeDistribution, drop_labels, flow_matching_loss, sample_time
-from dmvae.models import LightningDiT, lightningdit
-from dmvae.models.dit import published
+from dmvae.models.dit import LightningDiT, lightningdit, published
+from dmvae.runtime.random import Random
 from dmvae.training.contract import TrainingConfig, Update
-from dmvae.training.random import Random
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-import sys
-import time
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from dmvae import distributed
-from dmvae.files import whole
+from dmvae.runtime import distributed
+from dmvae.runtime.files import whole
 
 T = TypeVar("T")
 Tracker = Literal["tensorboard", "wandb", "none"]
-
-console = Console(highlight=False, soft_wrap=True, markup=False)
 
 
 class Figures:
@@ -107,66 +100,3 @@ def _forget_from(path: Path, start: int) -> None:
     rows = [row for row in read_figures(path) if row["step"] <= start]
     with whole(path) as part:
         part.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-class Bar:
-    """A progress bar with rate, loss and time left; plain lines every ten seconds where no terminal is."""
-
-    def __init__(self, title: str, total: int, unit: str = "it", start: int = 0) -> None:
-        self.title, self.total, self.unit, self.start = title, total, unit, start
-        self.done, self.begun, self.said = start, time.monotonic(), time.monotonic()
-        self.note = self.text = ""
-        self.progress: Progress | None = None
-        if distributed.is_main() and console.is_terminal:
-            self.progress = Progress(
-                TextColumn("  {task.description:<28}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(elapsed_when_finished=False),
-                console=console,
-            )
-            self.task = self.progress.add_task(title, total=total, completed=start, note="")
-
-    def __enter__(self) -> Bar:
-        if self.progress:
-            self.progress.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.progress:
-            self.progress.stop()
-        elif distributed.is_main() and error[0] is None:
-            self._line()
-
-    def step(self, n: int = 1, per_step: float = 1, note: str | None = None) -> None:
-        """Advance by `n`; `per_step` scales the rate (images a step); `note` shows figures until the next one."""
-        self.done = min(self.done + n, self.total)  # a last batch may hold more than was asked for
-        rate = (self.done - self.start) * per_step / max(1e-9, time.monotonic() - self.begun)
-        text = f"{rate:,.0f} {self.unit}/s" if rate >= 10 else f"{rate:.2f} {self.unit}/s"
-        self.note = self.note if note is None else note
-        self.text = text = f"{text}  {self.note}".rstrip()
-        if self.progress:
-            self.progress.update(self.task, completed=self.done, note=text)
-        elif distributed.is_main() and time.monotonic() - self.said > 10:
-            self._line()
-
-    def _line(self) -> None:
-        self.said = now = time.monotonic()
-        spent = now - self.begun
-        left = spent * (self.total - self.done) / max(1, self.done - self.start)
-        print(
-            f"  {self.title:<28} {self.done}/{self.total}  {self.text}  {spent:.0f}s, {left:.0f}s left",
-            file=sys.stdout,
-            flush=True,
-        )
-
-
-def track(items: Iterable[T], title: str, total: int, unit: str = "images", per_step: float = 1) -> Iterator[T]:
-    """Yield the items under a bar."""
-    with Bar(title, total, unit) as bar:
-        for item in items:
-            yield item
-            bar.step(per_step=per_step)

@@ -10,21 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.models.modeling_utils import ModelMixin
-from safetensors.torch import save_file
 from torch import nn
 
-from dmvae import distributed
-from dmvae.files import whole
+from dmvae.datasets.loading import loader
+from dmvae.datasets.pixels import as_input
+from dmvae.models.artifact import save_network
+from dmvae.runtime import distributed
+from dmvae.runtime.console import Bar
+from dmvae.runtime.precision import autocast
+from dmvae.runtime.random import Random, seed_of
 from dmvae.training import checkpoint
 from dmvae.training.augment import random_flip
 from dmvae.training.contract import Batch, Networks, TrainingConfig, Update
-from dmvae.training.data import Order, as_input, loader, require_batch
+from dmvae.training.data import Order, require_batch
 from dmvae.training.ema import Average
-from dmvae.training.logging import Bar, Figures
+from dmvae.training.logging import Figures
 from dmvae.training.optim import adamw, learning_rate_factor
-from dmvae.training.precision import autocast
-from dmvae.training.random import Random, seed_of
 
 if TYPE_CHECKING:
     from dmvae.inputs import Inputs
@@ -215,16 +216,6 @@ def compile_networks(networks: Networks, device: torch.device) -> None:
 def _convolves(module: nn.Module) -> bool:
     """Whether it has a convolution whose windows overlap; a patch embedding is a matrix product."""
     return any(m.stride < m.kernel_size for m in module.modules() if isinstance(m, nn.Conv2d))
-
-
-def save_network(module: nn.Module, folder: Path) -> None:
-    """Write as a diffusers model folder (a plain module as model.safetensors alone)."""
-    with whole(folder) as part:
-        if isinstance(module, ModelMixin):
-            module.save_pretrained(part)
-        else:
-            part.mkdir()
-            save_file({k: v.contiguous() for k, v in module.state_dict().items()}, part / "model.safetensors")
 
 
 def _losses(row: dict[str, float] | None) -> str | None:

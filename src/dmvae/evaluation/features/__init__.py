@@ -6,7 +6,6 @@ distances in different feature spaces do not compare.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -126,19 +125,6 @@ def extract(
     return torch.cat(rows)
 
 
-def as_uint8(images: Tensor) -> Tensor:
-    """Images [n, C, h, w], uint8 or float in [0, 1], -> uint8. Raises ValueError for values outside."""
-    if images.dtype == torch.uint8:
-        return images
-    low, high = (float(v) for v in torch.aminmax(images)) if images.numel() else (0.0, 0.0)
-    if not images.is_floating_point() or not (low >= 0 and high <= 1):  # `not`: NaN is outside too
-        raise ValueError(
-            f"images to measure are uint8 or floats in [0, 1], not {images.dtype} from {low:g} to {high:g}; for "
-            "[-1, 1] use dmvae.evaluation.metrics.to_uint8, others divide and clamp first"
-        )
-    return (images * 255).round().to(torch.uint8)
-
-
 @dataclass(frozen=True, kw_only=True)
 class FeaturesConfig(Registered):
     """A feature space to measure distances in."""
@@ -179,12 +165,3 @@ def parse_features(text: str) -> FeaturesConfig:
     if weights:
         values["weights"] = weights
     return configs.read(FeaturesConfig, values, f"--features {text}")
-
-
-def weights_hash(network: nn.Module) -> str:
-    """16 hex digits of the sha256 of a network's tensors and their names."""
-    sha = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        sha.update(name.encode())
-        sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return sha.hexdigest()[:16]

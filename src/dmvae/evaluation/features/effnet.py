@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dmvae.evaluation.effnet import effnet_lite0, weights_file
 from dmvae.evaluation.features import Extractor, FeaturesConfig
-from dmvae.files import sha256_of
+from dmvae.models.effnet import effnet_lite0, weights_file
 from dmvae.registry import register
+from dmvae.runtime.hashing import sha256_of
 
 
 @register("effnet-lite0")

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from dmvae.evaluation.features import LOGITS, SPATIAL, Extractor, FeaturesConfig
-from dmvae.files import content_hash, sha256_of
 from dmvae.registry import register
+from dmvae.runtime.hashing import content_hash, sha256_of
 
 PUBLISHED = "6726825d"
 """First digits of the sha256 of the published weights' file, which its name repeats."""

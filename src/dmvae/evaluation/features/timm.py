@@ -11,9 +11,9 @@ import torch
 from timm.data import resolve_model_data_config
 
 from dmvae.encoders.timm import load_weights
-from dmvae.evaluation.features import Extractor, FeaturesConfig, weights_hash
-from dmvae.files import content_hash
+from dmvae.evaluation.features import Extractor, FeaturesConfig
 from dmvae.registry import nearest, register
+from dmvae.runtime.hashing import content_hash, weights_hash
 
 
 @register("timm")

@@ -22,13 +22,12 @@ from torch.utils.data import DataLoader
 
 from dmvae.datasets.image_file import BrokenImage, read_image
 from dmvae.datasets.image_scan import Entry, scan
-from dmvae.datasets.memory import digest
-from dmvae.evaluation.metrics import to_uint8
-from dmvae.files import whole
-from dmvae.stages.latents import write_tensors
-from dmvae.training.data import as_input, usable
-from dmvae.training.logging import Bar, console
-from dmvae.training.precision import Precision, autocast
+from dmvae.datasets.loading import usable
+from dmvae.datasets.pixels import as_input, to_uint8
+from dmvae.runtime.console import Bar, console
+from dmvae.runtime.files import whole, write_tensors
+from dmvae.runtime.hashing import digest
+from dmvae.runtime.precision import Precision, autocast
 
 Format = Literal["safetensors", "webdataset"]
 

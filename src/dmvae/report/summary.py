@@ -14,9 +14,9 @@ from rich import box
 from rich.table import Table
 
 from dmvae.evaluation.measure import distances
-from dmvae.files import whole
 from dmvae.recipe import method_of
-from dmvae.training.logging import console
+from dmvae.runtime.console import console
+from dmvae.runtime.files import whole
 
 if TYPE_CHECKING:
     from dmvae.pipeline import Job

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from dmvae import config as configs
-from dmvae.datasets.memory import digest
-from dmvae.evaluation.metrics import to_uint8
+from dmvae.datasets.pixels import to_uint8
+from dmvae.runtime.hashing import digest
+from dmvae.runtime.precision import Precision, autocast
 from dmvae.stages.sample import SampleConfig, balanced_labels, image_seed
-from dmvae.training.precision import Precision, autocast
 
 BLOCK = 64
 """Images drawn at once."""

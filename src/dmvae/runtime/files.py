@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 
 from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 
 
 @contextmanager
@@ -67,26 +67,7 @@ def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
         os.close(handle)
 
 
-def sha256_of(file: Path) -> str:
-    """Hex sha256 of a file's content, read once per process as long as its size and time stay."""
-    stat = file.stat()
-    return _sha256(file, stat.st_size, stat.st_mtime_ns)
-
-
-@lru_cache
-def _sha256(file: Path, size: int, mtime_ns: int) -> str:
-    sha = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            sha.update(block)
-    return sha.hexdigest()
-
-
-def content_hash(files: Iterable[Path]) -> str:
-    """16 hex digits of the names and contents of files; one that is not there counts by its name."""
-    sha = hashlib.sha256()
-    for file in files:
-        sha.update(file.name.encode())
-        if file.is_file():
-            sha.update(bytes.fromhex(sha256_of(file)))
-    return sha.hexdigest()[:16]
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file."""
+    with whole(path) as part:
+        save_file(tensors, part, metadata)

@@ -10,7 +10,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-from dmvae import distributed
+from dmvae.runtime import distributed
 
 
 def seed_of(*key: object) -> int:

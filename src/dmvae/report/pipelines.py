@@ -11,7 +11,7 @@ import yaml
 from dmvae import config as configs
 from dmvae.datasets import open_dataset
 from dmvae.evaluation.measure import distances
-from dmvae.files import whole
+from dmvae.runtime.files import whole
 
 if TYPE_CHECKING:
     from dmvae.pipeline import Job

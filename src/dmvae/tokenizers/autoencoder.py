@@ -14,10 +14,10 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from dmvae import config as configs
+from dmvae.decoders.conv import Decoder
+from dmvae.decoders.tiling import decode_tiled
 from dmvae.encoders import EncoderConfig
 from dmvae.models.base import DecoderOutput, EncoderOutput, PointDistribution, Tokenizer, full_precision
-from dmvae.models.decoder import Decoder
-from dmvae.models.tiling import decode_tiled
 
 
 class Autoencoder(Tokenizer):  # type: ignore[misc]
@@ -112,7 +112,7 @@ class Autoencoder(Tokenizer):  # type: ignore[misc]
 
     def enable_tiling(self, tile: int = 64) -> None:
         """Decode in tiles of tile x tile latents where no gradient is asked for: far less memory for large images,
-        the same result (see dmvae.models.tiling). Encoders take images of any multiple of the stride as they are, and
+        the same result (see dmvae.decoders.tiling). Encoders take images of any multiple of the stride as they are, and
         whole: a transformer's tokens see all of the image, which tiles would take from them."""
         if tile < 1:
             raise ValueError(f"tile is {tile}: give the latents along a side, 1 or more")

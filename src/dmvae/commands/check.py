@@ -10,9 +10,9 @@ from typing import Any
 
 from rich.table import Table
 
-from dmvae.evaluation.command import measure, read_scores
+from dmvae.commands.measurements import measure, read_scores
 from dmvae.evaluation.manifest import differences, require_comparable
-from dmvae.training.logging import console
+from dmvae.runtime.console import console
 
 TOLERANCE = 1e-4
 """Relative; below it two runs agree. Other processors and batch shapes round differently by about 1e-6."""
@@ -79,10 +79,10 @@ def print_scores(result: dict[str, Any]) -> None:
 
 def _evaluate(kind: str, run_dir: str, variant: str) -> dict[str, Any]:
     """The stage `evaluate` of a run, in a folder that is thrown away."""
-    from dmvae import distributed
     from dmvae.inputs import Inputs
     from dmvae.pipeline import plan
     from dmvae.recipe import load
+    from dmvae.runtime import distributed
     from dmvae.stages import evaluate
 
     recipe = load(Path(run_dir, variant, "recipe.yaml"))["main"]

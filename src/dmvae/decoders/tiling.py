@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmvae.models.decoder import Decoder
+from dmvae.decoders.conv import Decoder
 
 Live = tuple[Tensor, ...]
 """The activations that a tile holds on to at a norm, the last of which is to be normalised."""

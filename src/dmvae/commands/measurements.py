@@ -13,16 +13,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dmvae import distributed
-from dmvae.datasets.memory import digest
 from dmvae.evaluation.feature_set import FeatureSet, features_of, reference_features
-from dmvae.evaluation.features import Extractor, parse_features, weights_hash
+from dmvae.evaluation.features import Extractor, parse_features
 from dmvae.evaluation.images import FolderImages, Images, npz_images
 from dmvae.evaluation.manifest import versions
 from dmvae.evaluation.measure import PARTS, PROTOCOL, Scores, measure_sets
 from dmvae.evaluation.reconstruct import PerceptualDistance, reconstruct, reconstruction_scores
 from dmvae.evaluation.reference_statistics import SUFFIXES, read_statistics
-from dmvae.training.precision import Precision, uses_bf16
+from dmvae.runtime import distributed
+from dmvae.runtime.hashing import digest, weights_hash
+from dmvae.runtime.precision import Precision, uses_bf16
 
 DEFAULT_FEATURES = ("effnet-lite0",)
 
@@ -135,7 +135,7 @@ def measure_samples(
 ) -> dict[str, Any]:
     """Samples that the pipeline of that folder or hub id draws, against a folder of images, or its statistics. They are
     measured as they are drawn: none is kept."""
-    from dmvae.evaluation.generated import Generated
+    from dmvae.commands.generated import Generated
     from dmvae.interop.pipeline import DMVAEPipeline
     from dmvae.stages.sample import SampleConfig
 

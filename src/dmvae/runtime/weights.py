@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dmvae.files import whole
+from dmvae.runtime.files import whole
 
 Shapes = Mapping[str, Sequence[int]]
 CONTAINERS = ("vae_wo_ddp", "vae_ema", "model", "ema")

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from dmvae import config as configs
 from dmvae.registry import Registered, family_of, names
-from dmvae.training.logging import console
+from dmvae.runtime.console import console
 
 
 def print_fields(config: Any, where: str = "") -> None:

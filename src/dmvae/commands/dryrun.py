@@ -13,9 +13,9 @@ from dmvae.datasets import open_dataset
 from dmvae.inputs import build_tokenizer, describe_latents
 from dmvae.matching import BringsStudent
 from dmvae.recipe import Recipe
+from dmvae.runtime.console import console
 from dmvae.stages import STAGES
 from dmvae.training.contract import TrainingConfig
-from dmvae.training.logging import console
 
 # float32 weights, gradient, AdamW's two moments, and the average
 BYTES_TRAINED = 20

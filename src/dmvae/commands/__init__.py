@@ -1,0 +1,1 @@
+"""What the commands do; `dmvae.cli` only finds them."""

@@ -1,0 +1,35 @@
+"""Pixels: uint8 in files and data sets, floats in [-1, 1] in networks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def as_input(data: Tensor, device: torch.device) -> Tensor:
+    """uint8 images become floats in [-1, 1], channels last; latents pass unchanged. On the device."""
+    data = data.to(device, non_blocking=True)
+    if data.dtype is torch.uint8:
+        return data.to(memory_format=torch.channels_last).float().div_(127.5).sub_(1.0)
+    return data.float()
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """Images in [-1, 1] -> uint8 in 0 .. 255: clamped, then rounded to the nearest value. Raises FloatingPointError for
+    NaN, which would pass for a grey level."""
+    if x.isnan().any():
+        raise FloatingPointError("images hold NaN: look at the losses and the weights of what made them")
+    return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def as_uint8(images: Tensor) -> Tensor:
+    """Images [n, C, h, w], uint8 or float in [0, 1], -> uint8. Raises ValueError for values outside."""
+    if images.dtype == torch.uint8:
+        return images
+    low, high = (float(v) for v in torch.aminmax(images)) if images.numel() else (0.0, 0.0)
+    if not images.is_floating_point() or not (low >= 0 and high <= 1):  # `not`: NaN is outside too
+        raise ValueError(
+            f"images to measure are uint8 or floats in [0, 1], not {images.dtype} from {low:g} to {high:g}; for "
+            "[-1, 1] use dmvae.evaluation.metrics.to_uint8, others divide and clamp first"
+        )
+    return (images * 255).round().to(torch.uint8)

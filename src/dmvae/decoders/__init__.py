@@ -1,0 +1,1 @@
+"""Decoders: latents [n, C, H, W] -> images."""

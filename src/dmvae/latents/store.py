@@ -1,0 +1,113 @@
+"""The store of encoded data: latents in safetensors shards, with their mean and standard deviation per channel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dmvae.datasets import Dataset
+from dmvae.datasets.loading import passes
+from dmvae.datasets.pixels import as_input
+from dmvae.evaluation.latents import ChannelMoments
+from dmvae.inputs import Inputs
+from dmvae.models.base import Tokenizer
+from dmvae.runtime import distributed
+from dmvae.runtime.console import Bar
+from dmvae.runtime.files import write_tensors
+from dmvae.runtime.precision import autocast
+
+
+@torch.no_grad()  # not inference_mode: what moves to a device under it cannot be written to afterwards
+def encode_dataset(tokenizer: Tokenizer, dataset: Dataset, folder: Path, inputs: Inputs, *, title: str) -> None:
+    """Write the data set's raw latents and labels to `folder` as safetensors shards, and their per-channel mean
+    and standard deviation. Finished shards are kept, so an interrupted pass goes on where it stopped."""
+    config, run, device = inputs.recipe.latents, inputs.recipe.run, inputs.device
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload,arg-type]
+    starts = range(0, len(dataset), config.shard_size)
+    with Bar(title, len(dataset), "images") as bar:
+        for number, start in enumerate(starts):
+            stop = min(start + config.shard_size, len(dataset))
+            path = folder / f"latents-{number:05d}.safetensors"
+            place = {"start": str(start), "stop": str(stop)}
+            if number % distributed.world_size() == distributed.rank() and _metadata(path) != place:
+                parts, labels = [], []
+                for images, batch_labels in passes(Part(dataset, start, stop), config.batch_size, run.workers, device):
+                    with autocast(device, run.precision):
+                        z = tokenizer.encode(as_input(images, device)).latents
+                    parts.append(z.to("cpu", getattr(torch, config.dtype)).contiguous())
+                    labels.append(batch_labels)
+                    bar.step(len(images))
+                write_tensors(path, {"latents": torch.cat(parts), "labels": torch.cat(labels)}, place)
+            else:
+                bar.step(stop - start)
+    distributed.barrier()
+    if distributed.is_main():  # of an interrupted pass with smaller shards
+        for path in sorted(folder.glob("latents-*.safetensors"))[len(starts) :]:
+            path.unlink()
+    if distributed.is_main() and not (folder / "statistics.safetensors").exists():
+        moments = ChannelMoments()
+        for path in sorted(folder.glob("latents-*.safetensors")):
+            moments.add(load_file(path)["latents"])
+        write_tensors(folder / "statistics.safetensors", {"mean": moments.mean.float(), "std": moments.std.float()})
+    distributed.barrier()
+
+
+class LatentSet:
+    """Latents on disk as a data set: item i is (latent [C, H, W] normalised per channel, label).
+
+    Shards are memory-mapped: the operating system keeps in memory what fits. Attributes: `mean` and `std`,
+    float32 [C], of the raw latents, and `labels`, int64 [n].
+    """
+
+    def __init__(self, folder: Path) -> None:
+        statistics = load_file(folder / "statistics.safetensors")
+        self.mean, self.std = statistics["mean"], statistics["std"].clamp_min(1e-6)
+        shards = [load_file(path) for path in sorted(folder.glob("latents-*.safetensors"))]
+        self.shards = [shard["latents"] for shard in shards]
+        self.labels = torch.cat([shard["labels"] for shard in shards])
+        self.shard_size = len(self.shards[0])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        z, labels = self.__getitems__([index])
+        return z[0], int(labels[0])
+
+    def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        index = torch.as_tensor(indices)
+        number, place = index // self.shard_size, index % self.shard_size
+        z = torch.empty(len(index), *self.shards[0].shape[1:])
+        for i in number.unique().tolist():
+            here = number == i
+            z[here] = self.shards[i][place[here]].float()
+        return (z - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1), self.labels[index]
+
+
+class Part:
+    """Items start .. stop - 1 of a data set."""
+
+    def __init__(self, dataset: Dataset, start: int, stop: int) -> None:
+        self.dataset, self.start, self.stop = dataset, start, stop
+        if hasattr(dataset, "__getitems__"):
+            self.__getitems__ = lambda indices: dataset.__getitems__([start + i for i in indices])
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.dataset[self.start + index]
+
+
+def _metadata(path: Path) -> dict[str, str] | None:
+    """What `write_tensors` wrote beside the tensors; None without a file."""
+    if not path.exists():
+        return None
+    with safe_open(path, "pt") as file:
+        return file.metadata()

@@ -1,0 +1,1 @@
+"""What everything stands on: ranks, files, hashes, randomness, precision, weights, the console."""

@@ -1,0 +1,58 @@
+"""Hashes of files, tensors and networks: the only place that hashes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+
+def sha256_of(file: Path) -> str:
+    """Hex sha256 of a file's content, read once per process as long as its size and time stay."""
+    stat = file.stat()
+    return _sha256(file, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache
+def _sha256(file: Path, size: int, mtime_ns: int) -> str:
+    sha = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            sha.update(block)
+    return sha.hexdigest()
+
+
+def content_hash(files: Iterable[Path]) -> str:
+    """16 hex digits of the names and contents of files; one that is not there counts by its name."""
+    sha = hashlib.sha256()
+    for file in files:
+        sha.update(file.name.encode())
+        if file.is_file():
+            sha.update(bytes.fromhex(sha256_of(file)))
+    return sha.hexdigest()[:16]
+
+
+def digest(*parts: object) -> str:
+    """16 hex digits of the sha256 of the parts; tensors count by dtype, shape and bytes."""
+    sha = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            sha.update(repr((part.dtype, tuple(part.shape))).encode())
+            sha.update(part.contiguous().numpy().data)
+        else:
+            sha.update(repr(part).encode())
+        sha.update(b"\0")
+    return sha.hexdigest()[:16]
+
+
+def weights_hash(network: nn.Module) -> str:
+    """16 hex digits of the sha256 of a network's tensors and their names."""
+    sha = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        sha.update(name.encode())
+        sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return sha.hexdigest()[:16]
