@@ -36,7 +36,8 @@ from dmvae.evaluation.features.timm import TimmFeatures
 from dmvae.evaluation.frechet import frechet_distance_of_few
 from dmvae.evaluation.images import TensorImages
 from dmvae.evaluation.kernel import inception_score
-from dmvae.evaluation.measure import NEIGHBOURS, measure_pairs, measure_sets
+from dmvae.evaluation.manifolds import NEIGHBOURS
+from dmvae.evaluation.measure import measure_pairs, measure_sets
 
 Row = tuple[str, str, float, str, float]
 """Metric, features, our value, library, its value."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dmvae.decoders.conv import Decoder
+from dmvae.decoders.conv import ConvolutionalDecoder
 from dmvae.models.dit import LightningDiT, lightningdit
 from dmvae.runtime.precision import uses_bf16
 
@@ -55,7 +55,7 @@ def flow_case(model: LightningDiT, batch: int) -> tuple[nn.Module, tuple[Tensor,
 
 
 def decoder_case(channels_last: bool, norm: bool = True) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    model = Decoder(16, 1, width=32, multipliers=(1, 2, 4, 4), stride=8)
+    model = ConvolutionalDecoder(16, 1, width=32, multipliers=(1, 2, 4, 4), stride=8)
     if not norm:
         for module in list(model.modules()):
             for name, child in module.named_children():

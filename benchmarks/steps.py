@@ -33,8 +33,8 @@ from dmvae.recipe import Recipe, load
 from dmvae.runtime.precision import uses_bf16
 from dmvae.runtime.random import Random
 from dmvae.stages import matching
-from dmvae.training.contract import Batch
 from dmvae.training.loop import Trainer, compile_networks, turns
+from dmvae.training.stage import Batch
 
 CYCLE, TURNS = 15, 3
 TRAINING = ("encoder", "tokenizer", "reference", "matching", "decoder", "generator")
@@ -78,7 +78,7 @@ def prepare(recipe: Recipe, folder: Path) -> dict[str, pipeline.Job]:
     data = Shapes(size=recipe.data.size, channels=recipe.data.channels, count=1024)
     stages = {name: replace(config, steps=1) for name, config in stages_of(recipe).items()}
     recipe = replace(recipe, data=data, run=replace(recipe.run, dir=str(folder), tracker="none"), **stages)
-    jobs = {job.stage.NAME: job for job in pipeline.plan({"main": recipe}, folder)}
+    jobs = {job.stage.name: job for job in pipeline.plan({"main": recipe}, folder)}
     for name, job in jobs.items():
         if name == "latents" or name in TRAINING[:-1]:
             pipeline.execute(job)
@@ -90,7 +90,7 @@ class Steps:
 
     def __init__(self, job: pipeline.Job) -> None:
         inputs = Inputs(job.recipe, job.variant, job.folder, job.reads, torch.device("cpu"))
-        self.trainer = Trainer(job.stage, getattr(job.recipe, job.stage.NAME), inputs)
+        self.trainer = Trainer(job.stage, getattr(job.recipe, job.stage.name), inputs)
         self.precision = job.recipe.run.precision
         self.batch_size = self.trainer.config.batch_size
         dataset = self.trainer.networks.extra.get("dataset")

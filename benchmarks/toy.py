@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from dmvae.evaluation.latents import sliced_wasserstein
 from dmvae.flow.path import expand
 from dmvae.matching import BringsStudent
-from dmvae.matching.adversarial import AdversarialMatching
-from dmvae.matching.dmd import DMDConfig
+from dmvae.matching.adversarial import Adversarial
+from dmvae.matching.dmd import DMD
 from dmvae.models.dit import LightningDiT
 from dmvae.references.gaussian_mixture import GaussianMixture
 from dmvae.references.mixture import joint_weights
@@ -34,10 +34,10 @@ from dmvae.training.flow import FlowTraining, flow_update
 POINTS, CLASSES, EVERY = 1024, 2, 2
 ALONE = "dmd without a student"
 METHODS = {
-    "dmd": DMDConfig(guidance=1.0),
-    "dmd, guidance 3": DMDConfig(guidance=3.0),
-    ALONE: DMDConfig(guidance=1.0),
-    "adversarial": AdversarialMatching(width=64, depth=2),
+    "dmd": DMD(guidance=1.0),
+    "dmd, guidance 3": DMD(guidance=3.0),
+    ALONE: DMD(guidance=1.0),
+    "adversarial": Adversarial(width=64, depth=2),
 }
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from dmvae.flow import path, solver
 from dmvae.flow.guidance import guided
+from dmvae.flow.samplers import Sampling
 from dmvae.interop.official import import_vae
 from dmvae.matching.dmd import gradient
 from dmvae.models.dit import LightningDiT
@@ -66,7 +67,7 @@ def _samples(method) -> Callable:
         def velocity(z_t, t, labels):
             return teacher()(z_t, t, labels).float()
 
-        return solver.sample(velocity, d["z"], d["y"], method=method, steps=10, shift=2.5)
+        return solver.sample(velocity, d["z"], d["y"], Sampling(method=method, steps=10, time_shift=2.5))
 
     return samples
 

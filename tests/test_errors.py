@@ -6,6 +6,7 @@ import pytest
 
 import tiny
 from dmvae import cli
+from dmvae.commands.parser import parse_overrides
 
 
 def complain(capsys, *arguments):
@@ -119,7 +120,7 @@ def test_debug_shows_the_traceback():
 
 
 def test_overrides_are_yaml():
-    assert cli.parse_overrides(["--a.b", "1e-3", "--c=[1, 2]", "--d", "--e", "null", "--f", "-1"]) == {
+    assert parse_overrides(["--a.b", "1e-3", "--c=[1, 2]", "--d", "--e", "null", "--f", "-1"]) == {
         "a.b": "1e-3",
         "c": [1, 2],
         "d": True,
@@ -193,8 +194,8 @@ def test_importing_replaces_nothing_but_an_artifact(tmp_path, capsys):
 
 
 def test_a_worker_s_traceback_is_left_out(capsys, monkeypatch):
-    def fail(command, arguments):
+    def fail(command, arguments, commands):
         raise ValueError("Caught ValueError in DataLoader worker process 0.\nOriginal Traceback\nValueError: no image")
 
-    monkeypatch.setitem(cli.COMMANDS, "run", (fail, ""))
+    monkeypatch.setattr("dmvae.commands.run.run", fail)
     assert complain(capsys, "run", "x.yaml") == (2, "dmvae: no image\n")

@@ -19,6 +19,7 @@ from dmvae import cli, datasets, pipeline
 from dmvae.datasets.shapes import Shapes
 from dmvae.recipe import load
 from dmvae.runtime.files import locked
+from dmvae.stages import STAGES
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def test_a_run_leaves_table_report_and_artifacts(finished):
         assert {"psnr", "ssim", "rfd", "gfd", "grfd", "knn", "linear_probe", "seconds"} <= set(
             summary["methods"][method]
         )
-    assert set(summary["seconds"]) == {stage.NAME for stage in pipeline.STAGES}
+    assert set(summary["seconds"]) == {stage.name for stage in STAGES}
     assert (run_dir / "report.html").stat().st_size > 10_000
     assert "report.html" in out
     assert not list(run_dir.glob("stages/*/checkpoints/*"))
@@ -116,7 +117,7 @@ def test_a_run_that_stands_at_its_second_variant_shows_nothing_of_an_older_recip
 
 
 def states(path, **over):
-    return {(j.variant, j.stage.NAME): j.state for j in pipeline.plan(load(path, over), Path(load(path)["kl"].run.dir))}
+    return {(j.variant, j.stage.name): j.state for j in pipeline.plan(load(path, over), Path(load(path)["kl"].run.dir))}
 
 
 def test_a_changed_field_redoes_its_stage_and_those_after_it(finished):
@@ -172,7 +173,7 @@ def test_rewritten_files_that_a_recipe_names_redo_what_reads_them(tmp_path):
     plugin.write_text(PLUGIN)
 
     def addresses(over):
-        return {(j.variant, j.stage.NAME): j.folder for j in pipeline.plan(load(path, over), tmp_path)}
+        return {(j.variant, j.stage.name): j.folder for j in pipeline.plan(load(path, over), tmp_path)}
 
     for file, text, variant, over, redone in (
         (weights, "other", "kl", {}, "tokenizer"),
@@ -292,10 +293,9 @@ from torch import nn
 from dmvae.datasets import DatasetConfig
 from dmvae.datasets.memory import MemoryDataset
 from dmvae.encoders import EncoderConfig
-from dmvae.matching import MatchingConfig
+from dmvae.matching import Matching
 from dmvae.references import ReferenceConfig
 from dmvae.registry import register
-from dmvae.inputs import describe_latents
 
 
 @register("noise_images")
@@ -320,7 +320,7 @@ class Pool(EncoderConfig):
 @dataclass(frozen=True, kw_only=True)
 class TwoPoints(ReferenceConfig):
     def build(self, inputs):
-        return Points(describe_latents(inputs.recipe), inputs.num_classes)
+        return Points(inputs.latent_shape, inputs.num_classes)
 
 
 class Points:
@@ -330,18 +330,15 @@ class Points:
         self.shape, self.num_classes = shape, num_classes
         self.mean, self.std = torch.zeros(shape[0]), torch.ones(shape[0])
 
-    def sample(self, n, generator):
-        labels = generator.integers(self.num_classes, n)
+    def sample(self, n, rng):
+        labels = rng.integers(self.num_classes, n)
         return (2.0 * (labels % 2) - 1).view(-1, 1, 1, 1).expand(n, *self.shape).clone(), labels
 
 
 @register("moment")
 @dataclass(frozen=True, kw_only=True)
-class Moment(MatchingConfig):
-    def build(self, num_classes):
-        return self
-
-    def loss(self, z, labels, teacher, student, generator):
+class Moment(Matching):
+    def loss(self, z, labels, teacher=None, student=None, context=None):
         return z.square().mean(), {"moment/mean": z.mean()}
 """
 

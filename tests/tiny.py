@@ -67,7 +67,7 @@ def run(path: Path, variant: str | None = None, only: str | None = None, until: 
     if until is None:
         return pipeline.run(recipes, run_dir, only)
     jobs = pipeline.plan(recipes, run_dir)
-    names = [job.stage.NAME for job in jobs]
+    names = [job.stage.name for job in jobs]
     for name in names[: names.index(until) + 1]:
         pipeline.run(recipes, run_dir, name)
     return jobs

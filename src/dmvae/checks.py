@@ -4,7 +4,7 @@ lists them all."""
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,27 +13,24 @@ import torch
 
 from dmvae.datasets import open_dataset
 from dmvae.inputs import Inputs
-from dmvae.losses.objective import new_discriminator
-from dmvae.losses.perceptual import LPIPSPerceptual
 from dmvae.recipe import Recipe
-from dmvae.training.contract import TrainingConfig
+from dmvae.stages.reconstruction import new_discriminator
 from dmvae.training.data import require_batch
+from dmvae.training.stage import Stage, TrainingStage
 
-TRAIN_DECODERS = {"tokenizer", "matching", "decoder"}
+Stages = Sequence[type[Stage[Any]]]
 _built: set[str] = set()
 """Parts that could be built in this process: many variants share one, and each takes a second. What failed is tried
 again."""
 
 
-def lacking(recipe: Recipe, stages: list[str]) -> Iterator[str]:
+def lacking(recipe: Recipe, stages: Stages) -> Iterator[str]:
     """Packages and weights that these stages need and the machine lacks."""
     parts: list[tuple[str, Any]] = []
-    if TRAIN_DECODERS & set(stages) and recipe.losses.perceptual is not None:
+    if any(stage.trains_decoder for stage in stages) and recipe.losses.perceptual is not None:
         parts.append(("losses.perceptual", recipe.losses.perceptual))
-    if recipe.evaluate is not None and "evaluate" in stages:
-        parts += [("evaluate", features) for features in (recipe.evaluate.features, *recipe.evaluate.also)]
-        if recipe.evaluate.lpips:
-            parts.append(("evaluate.lpips", LPIPSPerceptual()))
+    for stage in stages:
+        parts += stage.parts(recipe.section(stage), recipe)
     for place, part in parts:
         if repr(part) not in _built:
             found = list(_complaint(place, part.build))
@@ -44,22 +41,17 @@ def lacking(recipe: Recipe, stages: list[str]) -> Iterator[str]:
         yield 'run.tracker: wandb is not installed: pip install "dmvae[wandb]"'
 
 
-def problems(recipe: Recipe, stages: list[str]) -> Iterator[str]:
+def problems(recipe: Recipe, stages: Stages) -> Iterator[str]:
     """What does not fit the data or the latents in these stages. The data set must be there."""
     items = len(open_dataset(recipe.data, "train"))
-    for name in stages:
-        section = getattr(recipe, name)
-        if isinstance(section, TrainingConfig) and name != "reference":  # which draws its own data
-            yield from _complaint("", partial(require_batch, name, section.batch_size, items))
-    if TRAIN_DECODERS & set(stages):
+    inputs = Inputs(recipe, "", Path(), {}, torch.device("cpu"))
+    if any(stage.trains_decoder for stage in stages):
         yield from _complaint("", partial(_try_discriminator, recipe))
-    if recipe.reference is not None and "reference" in stages:
-        inputs = Inputs(recipe, "", Path(), {}, torch.device("cpu"))
-        yield from _complaint("reference.distribution", partial(recipe.reference.distribution.check, inputs))
-    if recipe.evaluate is not None and "evaluate" in stages:
-        k, latents = recipe.evaluate.neighbours, min(recipe.evaluate.knn_count, items)
-        if k > latents:
-            yield f"evaluate.neighbours: {k} neighbours are sought among {latents} latents; use at most {latents}"
+    for stage in stages:
+        section = recipe.section(stage)
+        if issubclass(stage, TrainingStage) and not stage.draws:
+            yield from _complaint("", partial(require_batch, stage.name, section.batch_size, items))
+        yield from stage.problems(section, inputs)
 
 
 def _try_discriminator(recipe: Recipe) -> None:

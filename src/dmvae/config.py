@@ -17,16 +17,27 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from dmvae.registry import Registered, family_of, find, names, nearest
 
 C = TypeVar("C")
+Values = dict[str, Any]
+"""Fields by name, as YAML and JSON hold them."""
 _MISSING = dataclasses.MISSING
 
 
-def read(cls: type[C], values: Any, where: str = "") -> C:
-    """Build the dataclass `cls` from a mapping; `where` is the dotted place used in errors."""
+def read(cls: type[C], values: object, where: str = "") -> C:
+    """Build the dataclass `cls` from a mapping; `where` is the dotted place used in errors.
+
+    A class with a classmethod `upgrade(values)` reads older spellings of its fields: it gets the mapping first.
+    """
     if not isinstance(values, dict):
         raise ValueError(f"{where or 'recipe'}: expected a mapping of fields, got {values!r}")
     values = dict(values)
     if issubclass(cls, Registered):
         cls = _member(cls, values, where)
+    upgrade: Callable[[Values], Values] | None = getattr(cls, "upgrade", None)
+    if upgrade is not None:
+        try:
+            values = upgrade(values)
+        except ValueError as error:
+            raise ValueError(f"{_join(where, error)}") from error
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     for key in values:
         if key not in fields:
@@ -42,20 +53,53 @@ def read(cls: type[C], values: Any, where: str = "") -> C:
         raise ValueError(f"{where}: {error}" if where else str(error)) from error
 
 
-def plain(config: Any, more: Callable[[Registered], dict[str, Any]] = lambda member: {}) -> Any:
-    """The inverse of `read`: nested dicts, lists and scalars that YAML and JSON can hold; of each registered member
-    also what `more` tells of it."""
+def plain(config: object) -> Any:
+    """The inverse of `read`: nested dicts, lists and scalars that YAML and JSON can hold."""
+    return _walk(config, lambda member, values: values)
+
+
+def identity(config: object, more: Callable[[Registered], Values] = lambda member: {}) -> Any:
+    """What a fingerprint is made of: `plain`, and of each registered member also the keys that `more(member)` gives.
+
+    A new spelling of the same thing, or a new field that is left at its default, must not redo stages that are
+    finished: so fields declared with `added` are left out at their default, and a dataclass with a method
+    `identity(values)` says itself how its fields count.
+    """
+
+    def head(member: Any, values: Values) -> Values:
+        for field in dataclasses.fields(member):
+            if field.metadata.get("added") and getattr(member, field.name) == _default(field):
+                values.pop(field.name, None)
+        if hasattr(member, "identity"):
+            values = member.identity(values)
+        return (more(member) if isinstance(member, Registered) else {}) | values
+
+    return _walk(config, head)
+
+
+def added(default: object) -> Any:
+    """The default of a field that came after version 0.1: at this value it does not count in fingerprints."""
+    return dataclasses.field(default=default, metadata={"added": True})
+
+
+def _walk(config: object, finish: Callable[[Any, Values], Values]) -> Any:
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        head = {"type": config.type} | more(config) if isinstance(config, Registered) else {}
-        return head | {f.name: plain(getattr(config, f.name), more) for f in dataclasses.fields(config) if f.init}
+        values = {"type": config.type} if isinstance(config, Registered) else {}
+        fields = (f.name for f in dataclasses.fields(config) if f.init)
+        return finish(config, values | {name: _walk(getattr(config, name), finish) for name in fields})
     if isinstance(config, dict):
-        return {str(key): plain(value, more) for key, value in config.items()}
+        return {str(key): _walk(value, finish) for key, value in config.items()}
     if isinstance(config, list | tuple):
-        return [plain(item, more) for item in config]
+        return [_walk(item, finish) for item in config]
     return str(config) if isinstance(config, Path) else config
 
 
-def merge(base: Any, over: Any) -> Any:
+def _default(field: dataclasses.Field[Any]) -> Any:
+    factory: Any = field.default_factory
+    return field.default if field.default is not _MISSING else factory()
+
+
+def merge(base: object, over: object) -> Any:
     """`base` with the mapping `over` laid on top, key by key; dotted keys reach into sections.
 
     A section that changes its `type` is replaced, not merged: the old type's fields mean nothing there.
@@ -68,7 +112,7 @@ def merge(base: Any, over: Any) -> Any:
     return base | {key: merge(base.get(key), value) for key, value in over.items()}
 
 
-def require_positive(section: Any, *names: str) -> None:
+def require_positive(section: object, *names: str) -> None:
     """Raise ValueError naming the first of a section's fields that is below 1; a field that is None is left alone."""
     for name in names:
         value = getattr(section, name)
@@ -83,16 +127,16 @@ def describe(cls: type) -> dict[str, str]:
 
     docs: dict[str, str] = {}
     for base in reversed(cls.__mro__):
-        if not dataclasses.is_dataclass(base):
+        if not dataclasses.is_dataclass(base) or "made" in vars(base):
             continue
         body = ast.parse(inspect.cleandoc("\n" + inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
         for field, text in itertools.pairwise(body):
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
                 docs[field.target.id] = " ".join(str(text.value.value).split())  # type: ignore[union-attr]
-    return docs
+    return docs | {f.name: f.metadata["doc"] for f in dataclasses.fields(cls) if "doc" in f.metadata}
 
 
-def _laid(field: dataclasses.Field, value: Any) -> Any:
+def _laid(field: dataclasses.Field, value: object) -> Any:
     """A section without its `type`, laid over the member of a family that is the field's default."""
     if isinstance(value, dict) and "type" not in value and field.default_factory is not _MISSING:
         default = field.default_factory()
@@ -101,19 +145,22 @@ def _laid(field: dataclasses.Field, value: Any) -> Any:
     return value
 
 
-def _member(cls: type, values: dict[str, Any], where: str) -> type:
+def _member(cls: type, values: Values, where: str) -> type:
     name = values.pop("type", None)
     if name is not None:
         try:
-            return find(family_of(cls), str(name))
+            found = find(family_of(cls), str(name))
         except ValueError as error:
             raise ValueError(f"{_join(where, 'type')}: {error}") from error
+        if "type" in vars(cls) and not issubclass(found, cls):
+            raise ValueError(f"{_join(where, 'type')}: only {vars(cls)['type']!r} can stand here, not {name!r}")
+        return found
     if "type" in vars(cls):
         return cls
     raise ValueError(f"{_join(where, 'type')}: this field is required; known: {', '.join(names(cls))}")
 
 
-def _value(hint: Any, value: Any, where: str) -> Any:
+def _value(hint: object, value: object, where: str) -> Any:
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any:
         return value
@@ -134,7 +181,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     return _scalar(hint, value, where)
 
 
-def _union(args: tuple[Any, ...], value: Any, where: str) -> Any:
+def _union(args: tuple[Any, ...], value: object, where: str) -> Any:
     if value is None and type(None) in args:
         return None
     choices = [a for a in args if a is not type(None)]
@@ -147,7 +194,7 @@ def _union(args: tuple[Any, ...], value: Any, where: str) -> Any:
     raise errors[0] if len(errors) == 1 else ValueError(f"{where}: {value!r} is not {' or '.join(map(_name, choices))}")
 
 
-def _tuple(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+def _tuple(args: tuple[Any, ...], value: object, where: str) -> tuple[Any, ...]:
     if not isinstance(value, list | tuple):
         raise ValueError(f"{where}: expected a list, got {value!r}")
     hints = [args[0]] * len(value) if len(args) == 2 and args[1] is Ellipsis else list(args)
@@ -174,8 +221,8 @@ def _scalar(hint: Any, value: Any, where: str) -> Any:
     raise ValueError(f"{where}: expected {_name(hint)}, got {value!r}{quoted}")
 
 
-def _undot(over: dict[str, Any]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
+def _undot(over: Values) -> Values:
+    result: Values = {}
     for key, value in over.items():
         head, _, rest = str(key).partition(".")
         item = {rest: value} if rest else value
@@ -183,7 +230,7 @@ def _undot(over: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _join(where: str, key: Any) -> str:
+def _join(where: str, key: object) -> str:
     return f"{where}.{key}" if where else str(key)
 
 

@@ -1,77 +1,109 @@
-"""What a stage is given: its recipe, its folder, the folders it reads, the device."""
+"""What a stage is given: the recipe's shared sections, its folder, the folders it reads, the device."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from dmvae import config as configs
-from dmvae.datasets import Dataset, open_dataset
+from dmvae.config import Values
+from dmvae.datasets import Dataset, DatasetConfig, open_dataset
+from dmvae.datasets.loading import passes
+from dmvae.datasets.pixels import as_input
+from dmvae.generators import load_generator
+from dmvae.latents.store import encode_dataset
+from dmvae.losses.perceptual import PerceptualLoss
 from dmvae.models.base import Tokenizer
 from dmvae.models.discriminator import PatchGAN
 from dmvae.runtime.console import console
+from dmvae.sections import AutoencoderShape, Sections
 from dmvae.tokenizers.adapted import adapt
 from dmvae.tokenizers.autoencoder import Autoencoder
-
-if TYPE_CHECKING:
-    from dmvae.recipe import Recipe
 
 
 @dataclass
 class Inputs:
-    recipe: Recipe
+    sections: Sections
+    """The recipe, of which a stage knows the shared sections."""
     variant: str
     out: Path
     """The stage's own folder."""
     reads: dict[str, Path]
     """Finished stages that this one may read: name -> folder."""
     device: torch.device
+    weights: ClassVar[bool] = True
+    """Whether networks come with their weights; a dry run's do not."""
+
+    @property
+    def seed(self) -> int:
+        return self.sections.seed
+
+    @property
+    def data(self) -> DatasetConfig:
+        return self.sections.data
 
     @property
     def train_set(self) -> Dataset:
-        return open_dataset(self.recipe.data, "train")
+        return open_dataset(self.data, "train")
 
     @property
     def test_set(self) -> Dataset:
-        return open_dataset(self.recipe.data, "test")
+        return open_dataset(self.data, "test")
 
     @property
     def num_classes(self) -> int:
         return len(self.train_set.classes)
 
-    def new_autoencoder(self) -> Autoencoder:
-        """The recipe's tokenizer, its encoder with public or self-supervised weights unless it starts from scratch."""
-        training = self.recipe.tokenizer
-        assert training is not None
-        model = build_autoencoder(self.recipe)
-        start = training.start
-        if start is None:
-            start = "scratch" if training.train_encoder and "encoder" not in self.reads else "pretrained"
-        if start == "pretrained":
+    @cached_property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the recipe's latents. Raises ValueError where its tokenizer does not take its images."""
+        return latent_shape(self.sections)
+
+    @property
+    def shape(self) -> AutoencoderShape:
+        """The architecture of the tokenizer that is trained here."""
+        assert self.sections.autoencoder is not None
+        return self.sections.autoencoder
+
+    def config_of(self, stage: str) -> Values:
+        """The section of a stage that this one reads, as plain values: its done.json has it."""
+        return json.loads((self.reads[stage] / "done.json").read_text())["config"]
+
+    def tensors(self, stage: str, name: str) -> dict[str, Tensor]:
+        """The tensors of a .safetensors file in the folder of a stage that this one reads."""
+        return load_file(self.reads[stage] / name)
+
+    def new_autoencoder(self, *, pretrained: bool) -> Autoencoder:
+        """The recipe's tokenizer with random weights, `pretrained`: its encoder with trained ones."""
+        model = build_autoencoder(self.sections)
+        if pretrained:
             self._fill(model.encoder)
         return model
 
+    def new_encoder(self) -> nn.Module:
+        """The recipe's encoder with random weights."""
+        return self.shape.encoder.build(size=self.data.size, channels=self.data.channels)
+
     def frozen_encoder(self) -> nn.Module:
         """The recipe's encoder with self-supervised or public weights, which nothing moves."""
-        assert self.recipe.autoencoder is not None
-        data = self.recipe.data
-        encoder = self.recipe.autoencoder.encoder.build(size=data.size, channels=data.channels)
+        encoder = self.new_encoder()
         self._fill(encoder)
         return encoder.requires_grad_(False).eval()
 
     def _fill(self, encoder: nn.Module) -> None:
         """Give the recipe's encoder the weights of the stage `encoder`, or its public ones where it has some."""
         if "encoder" in self.reads:
-            encoder.load_state_dict(load_file(self.reads["encoder"] / "encoder" / "model.safetensors"))
+            encoder.load_state_dict(self.tensors("encoder", "encoder/model.safetensors"))
             return
-        assert self.recipe.autoencoder is not None
-        data = self.recipe.data
-        trained = self.recipe.autoencoder.encoder.build(size=data.size, channels=data.channels, pretrained=True)
+        trained = self.shape.encoder.build(size=self.data.size, channels=self.data.channels, pretrained=True)
         encoder.load_state_dict(trained.state_dict())
 
     @property
@@ -85,9 +117,9 @@ class Inputs:
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of every stage from the latents on: the recipe's finished one, or the one trained here."""
-        data, source = self.recipe.data, self.recipe.pretrained
+        source = self.sections.pretrained
         if source is not None:
-            return adapt(source, size=data.size, channels=data.channels, pretrained=True)
+            return adapt(source, size=self.data.size, channels=self.data.channels, pretrained=True)
         return self.autoencoder()
 
     def discriminator(self) -> PatchGAN | None:
@@ -95,31 +127,105 @@ class Inputs:
         folder = self.tokenizer_folder / "discriminator"
         return PatchGAN.from_pretrained(folder).train() if folder.exists() else None
 
+    def perceptual(self) -> PerceptualLoss | None:
+        """The recipe's perceptual loss, or None without one."""
+        config = self.sections.losses.perceptual
+        return config.build() if config is not None else None
+
+    def has(self, stage: str, name: str) -> bool:
+        """Whether a stage that this one reads left that file or folder."""
+        return (self.reads[stage] / name).exists()
+
+    def generator(self, stage: str, name: str) -> Any:
+        """A generator, or a teacher, that another stage trained."""
+        return load_generator(self.reads[stage] / name)
+
+    def encode(self, tokenizer: Any, dataset: Any, folder: Path, title: str) -> None:
+        """Write a data set's latents to shards in `folder`; an interrupted pass goes on where it stopped."""
+        store = self.sections.latents
+        encode_dataset(
+            tokenizer,
+            dataset,
+            folder,
+            title=f"{self.variant}  {title}",
+            device=self.device,
+            precision=self.sections.run.precision,
+            workers=self.sections.run.workers,
+            batch_size=store.batch_size,
+            shard_size=store.shard_size,
+            dtype=store.dtype,
+        )
+
+    def batches(self, dataset: object) -> Iterator[Tensor]:
+        """The data of a data set in order, in batches, on the device, as networks take them."""
+        for items, _ in passes(dataset, self.sections.latents.batch_size, self.sections.run.workers, self.device):
+            yield as_input(items, self.device)
+
     def say(self, text: str) -> None:
         console.print(f"  {self.out.name.rsplit('-', 1)[0]}: {text}")
 
 
-def build_autoencoder(recipe: Recipe) -> Autoencoder:
+def build_autoencoder(sections: Sections) -> Autoencoder:
     """The tokenizer that the recipe trains, with random weights."""
-    shape: dict[str, Any] = configs.plain(recipe.autoencoder)
-    return Autoencoder(image_size=recipe.data.size, in_channels=recipe.data.channels, **shape)
+    shape: Values = configs.plain(sections.autoencoder)
+    return Autoencoder(image_size=sections.data.size, in_channels=sections.data.channels, **shape)
 
 
-def build_tokenizer(recipe: Recipe) -> Tokenizer:
+def build_tokenizer(sections: Sections) -> Tokenizer:
     """The recipe's tokenizer, finished or to be trained, without weights: on the meta device."""
-    data, source = recipe.data, recipe.pretrained
+    data, source = sections.data, sections.pretrained
     with torch.device("meta"):
         if source is not None:
             return adapt(source, size=data.size, channels=data.channels, pretrained=False)
-        return build_autoencoder(recipe)
+        return build_autoencoder(sections)
 
 
-def describe_latents(recipe: Recipe) -> tuple[int, int, int]:
+def latent_shape(sections: Sections) -> tuple[int, int, int]:
     """(C, H, W) of the recipe's latents. Raises ValueError where its tokenizer does not take its images."""
-    model, data = build_tokenizer(recipe), recipe.data
+    model, data = build_tokenizer(sections), sections.data
     try:
         model.check_images(torch.empty(1, data.channels, data.size, data.size, device="meta"))
     except ValueError as error:
         raise ValueError(f"data.size: {error}") from error
     side = data.size // model.stride
     return model.config.latent_channels, side, side
+
+
+class Blueprint(Inputs):
+    """The inputs of a dry run: every network without weights, on the meta device, whatever has been trained."""
+
+    weights: ClassVar[bool] = False
+
+    def __init__(self, sections: Sections, variant: str, reads: Mapping[str, Any], num_classes: int) -> None:
+        """`reads`: the configs of the stages that the stage may read."""
+        super().__init__(sections, variant, Path(), dict.fromkeys(reads, Path()), torch.device("meta"))
+        self.configs, self.classes = reads, num_classes
+
+    @property
+    def num_classes(self) -> int:
+        return self.classes
+
+    def config_of(self, stage: str) -> Values:
+        return configs.plain(self.configs[stage])
+
+    def tensors(self, stage: str, name: str) -> dict[str, Tensor]:
+        channels = self.latent_shape[0]
+        return {"mean": torch.empty(channels), "std": torch.empty(channels)}
+
+    def _fill(self, encoder: nn.Module) -> None:
+        pass
+
+    def autoencoder(self) -> Autoencoder:
+        return build_autoencoder(self.sections)
+
+    def discriminator(self) -> None:
+        return None
+
+    def perceptual(self) -> None:
+        return None
+
+    def has(self, stage: str, name: str) -> bool:
+        return not (name == "teacher" and self.configs[stage].distribution.closed_form)
+
+    def generator(self, stage: str, name: str) -> Any:
+        return self.configs[stage].model.build(self.latent_shape, self.classes)

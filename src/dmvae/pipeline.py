@@ -17,23 +17,23 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import yaml
 
 from dmvae import checks
 from dmvae import config as configs
-from dmvae.datasets import open_dataset
-from dmvae.inputs import Inputs, describe_latents
+from dmvae.config import Values
+from dmvae.datasets import Split, open_dataset
+from dmvae.inputs import Inputs, latent_shape
 from dmvae.recipe import Recipe, load
 from dmvae.registry import Registered, plugin_of
 from dmvae.runtime import distributed
 from dmvae.runtime.console import console
 from dmvae.runtime.files import locked, sweep, whole
 from dmvae.runtime.hashing import content_hash
-from dmvae.stages import STAGES
 from dmvae.training.loop import CHECKPOINTS, train
+from dmvae.training.stage import Facts, Stage, TrainingStage
 
 VARIANTS = "variants.json"
 
@@ -43,7 +43,7 @@ class Job:
     """One stage of one variant."""
 
     variant: str
-    stage: ModuleType
+    stage: type[Stage[Any]]
     recipe: Recipe
     folder: Path
     reads: dict[str, Path]
@@ -59,7 +59,7 @@ class Job:
             return "finished"
         return "interrupted" if self.folder.exists() else "new"
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Facts:
         """What done.json says: seconds, steps, images seen."""
         return json.loads(self.done.read_text())
 
@@ -71,22 +71,15 @@ def plan(recipes: dict[str, Recipe], run_dir: Path) -> list[Job]:
     """
     jobs = []
     for variant, recipe in recipes.items():
-        splits = {"train": open_dataset(recipe.data, "train").fingerprint}
-        if recipe.evaluate is not None:
-            splits["test"] = open_dataset(recipe.data, "test").fingerprint
-        everything = configs.plain(recipe, _content)
+        read: dict[Split, None] = dict.fromkeys(split for stage in recipe.stages() for split in stage.splits)
+        splits = {split: open_dataset(recipe.data, split).fingerprint for split in read}
+        everything = configs.identity(recipe, _content)
         folders: dict[str, Path] = {}
-        for stage in STAGES:
-            section = getattr(recipe, stage.NAME)
-            if section is None:
-                continue
-            missing = [name for name in getattr(stage, "NEEDS", ()) if name not in folders]
-            if missing:
-                raise ValueError(f"variant {variant!r}: {stage.NAME} needs the stage {missing[0]!r}, which is null")
-            reads = {name: folders[name] for name in stage.READS if name in folders}
+        for stage in recipe.stages():
+            reads = {name: folders[name] for name in stage.reads if name in folders}
             fingerprint = _fingerprint(stage, recipe, everything, splits, [folder.name for folder in reads.values()])
-            folders[stage.NAME] = run_dir / "stages" / f"{stage.NAME}-{fingerprint}"
-            jobs.append(Job(variant, stage, recipe, folders[stage.NAME], reads))
+            folders[stage.name] = run_dir / "stages" / f"{stage.name}-{fingerprint}"
+            jobs.append(Job(variant, stage, recipe, folders[stage.name], reads))
     return jobs
 
 
@@ -109,15 +102,15 @@ def jobs_of(run_dir: Path) -> list[Job]:
 
 
 def _linked(run_dir: Path, variant: str, recipe: Recipe) -> list[Job]:
-    stages = [stage for stage in STAGES if getattr(recipe, stage.NAME) is not None]
-    links = {stage.NAME: run_dir / variant / stage.NAME for stage in stages}
+    stages = recipe.stages()
+    links = {stage.name: run_dir / variant / stage.name for stage in stages}
     folders = {
         name: run_dir / "stages" / Path(os.readlink(link)).name for name, link in links.items() if link.is_symlink()
     }
     return [
-        Job(variant, stage, recipe, folders[stage.NAME], {n: folders[n] for n in stage.READS if n in folders})
+        Job(variant, stage, recipe, folders[stage.name], {n: folders[n] for n in stage.reads if n in folders})
         for stage in stages
-        if stage.NAME in folders
+        if stage.name in folders
     ]
 
 
@@ -137,7 +130,7 @@ def run(
     jobs = plan(recipes, run_dir)
     if distributed.is_main():
         distributed.barrier()
-    chosen = [job for job in jobs if only in (None, job.stage.NAME)]
+    chosen = [job for job in jobs if only in (None, job.stage.name)]
     if not chosen:
         raise ValueError(f"no variant of this recipe has the stage {only!r}")
     _check([job for job in chosen if job.state != "finished"])
@@ -163,7 +156,7 @@ def run(
                 if job.variant != variant and len(recipes) > 1:
                     console.print(headline(chosen, job.variant))
                 verb = {"finished": "skip (finished)", "interrupted": "resume (interrupted)", "new": "run (new)"}[state]
-                console.print(f"{job.variant}/{job.stage.NAME}: {verb} {job.folder}")
+                console.print(f"{job.variant}/{job.stage.name}: {verb} {job.folder}")
             variant = job.variant
             if state != "finished":
                 execute(job)
@@ -173,8 +166,8 @@ def run(
 def _check(jobs: list[Job]) -> None:
     """Raise ValueError for what can be known to be wrong with a stage before those that it would wait for are run."""
     for variant, recipe in {job.variant: job.recipe for job in jobs}.items():
-        describe_latents(recipe)
-        stages = [job.stage.NAME for job in jobs if job.variant == variant]
+        latent_shape(recipe)
+        stages = [job.stage for job in jobs if job.variant == variant]
         for problem in (*checks.lacking(recipe, stages), *checks.problems(recipe, stages)):
             raise ValueError(f"{variant}: {problem}")
 
@@ -205,8 +198,8 @@ def headline(jobs: list[Job], variant: str) -> str:
     done = [job for job in folders.values() if job.state == "finished"]
     seconds: dict[str, list[float]] = {}
     for job in done:
-        seconds.setdefault(job.stage.NAME, []).append(job.facts()["seconds"])
-    ahead = [job.stage.NAME for job in folders.values() if job.state != "finished"]
+        seconds.setdefault(job.stage.name, []).append(job.facts()["seconds"])
+    ahead = [job.stage.name for job in folders.values() if job.state != "finished"]
     known = [sum(seconds[name]) / len(seconds[name]) for name in ahead if name in seconds]
     left = f", about {sum(known) / 60:.0f} min left" if ahead and len(known) == len(ahead) else ""
     text = f"{len(done)} of {len(folders)} stages finished{left}"
@@ -222,16 +215,17 @@ def execute(job: Job) -> None:
         sweep(job.folder)
     distributed.barrier()
     inputs = Inputs(job.recipe, job.variant, job.folder, job.reads, device)
-    section = getattr(job.recipe, job.stage.NAME)
-    facts = train(job.stage, section, inputs) if hasattr(job.stage, "updates") else job.stage.run(section, inputs)
+    section = job.recipe.section(job.stage)
+    stage = job.stage(section, inputs)
+    facts = train(stage) if isinstance(stage, TrainingStage) else stage.run()
     wall = round(time.monotonic() - begun, 2)
-    facts = {"stage": job.stage.NAME} | facts | {"seconds": max(wall, facts.get("seconds", 0.0))}
+    facts = {"stage": job.stage.name} | facts | {"seconds": max(wall, facts.get("seconds", 0.0))}
     if distributed.is_main():
         _finish(job, facts | {"config": configs.plain(section)})
     distributed.barrier()
 
 
-def _finish(job: Job, facts: dict[str, Any]) -> None:
+def _finish(job: Job, facts: Values) -> None:
     with whole(job.done) as part:
         part.write_text(json.dumps(facts, indent=1))
     # Only now: killed before, the stage goes on from its last state.
@@ -239,22 +233,22 @@ def _finish(job: Job, facts: dict[str, Any]) -> None:
 
 
 def _fingerprint(
-    stage: ModuleType, recipe: Recipe, everything: dict[str, Any], splits: dict[str, str], reads: list[str]
+    stage: type[Stage[Any]], recipe: Recipe, everything: Values, splits: dict[Split, str], reads: list[str]
 ) -> str:
-    uses = {path: _at(everything, path) for path in stage.USES}
+    uses = {path: _at(everything, path) for path in stage.uses}
     data = {name: value for name, value in everything["data"].items() if name not in recipe.data.PLACES}
     key = {
-        "stage": stage.NAME,
-        "config": everything[stage.NAME],
+        "stage": stage.name,
+        "config": everything[stage.name],
         "seed": recipe.seed,
-        "data": data | {"content": {split: splits[split] for split in getattr(stage, "SPLITS", ("train",))}},
+        "data": data | {"content": {split: splits[split] for split in stage.splits}},
         "uses": {path: value for path, value in uses.items() if value is not None},
         "reads": reads,
     }
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _content(member: Registered) -> dict[str, Any]:
+def _content(member: Registered) -> Values:
     """What a member depends on beside its fields: the files that these name, and the plugin that defines it."""
     plugin = plugin_of(member)
     parts = [member.fingerprint(), content_hash([plugin]) if plugin else ""]
@@ -271,13 +265,13 @@ def _check_inputs(job: Job) -> None:
     for name, folder in job.reads.items():
         if not (folder / "done.json").exists():
             raise ValueError(
-                f"{job.variant}/{job.stage.NAME} reads the stage {name!r}, which has not been run with this recipe "
+                f"{job.variant}/{job.stage.name} reads the stage {name!r}, which has not been run with this recipe "
                 f"({folder} is not finished); run `dmvae {name} RECIPE` first, or `dmvae run RECIPE` for all"
             )
 
 
 def _link(job: Job, run_dir: Path) -> None:
-    link = run_dir / job.variant / job.stage.NAME
+    link = run_dir / job.variant / job.stage.name
     link.parent.mkdir(parents=True, exist_ok=True)
     target = os.path.relpath(job.folder, link.parent)
     if not (link.is_symlink() and os.readlink(link) == target):

@@ -8,90 +8,75 @@ each seed, called VARIANT@SEED; the table then has their mean and spread too.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, make_dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from dmvae import config as configs
-from dmvae.datasets import DatasetConfig
-from dmvae.evaluation.features import FeaturesConfig
-from dmvae.losses import LossConfig
+from dmvae.config import Values
 from dmvae.registry import load_plugins, nearest
-from dmvae.sections import AutoencoderShape, RunConfig
-from dmvae.stages.decoder import DecoderConfig
-from dmvae.stages.encoder import EncoderTraining
-from dmvae.stages.evaluate import EvaluateConfig
-from dmvae.stages.generator import GeneratorConfig
-from dmvae.stages.latents import LatentsConfig
-from dmvae.stages.matching import MatchingTraining
-from dmvae.stages.reference import ReferenceTraining
-from dmvae.stages.sample import SampleConfig
-from dmvae.stages.tokenizer import TokenizerConfig
-from dmvae.tokenizers import TokenizerSource
+from dmvae.sections import Sections
+from dmvae.stages import stages
+from dmvae.training.stage import Stage
 
-__all__ = ["AutoencoderShape", "FeaturesConfig", "Recipe", "RunConfig", "load"]
-
-TOKENIZER_STAGES = ("encoder", "tokenizer", "reference", "matching", "decoder")
+__all__ = ["Recipe", "load", "method_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """One method on one data set. A section set to null is a stage that the method does not have."""
+class Recipe(Sections):
+    """One method on one data set: the shared sections, and a section for each stage, null for a stage that the method
+    does not have. Recipes are made by `recipe_class`, which knows the stages."""
 
-    name: str
-    """Name of the experiment."""
-    seed: int = 0
-    """Seed of all randomness."""
-    plugins: tuple[str, ...] = ()
-    """Files or folders of Python files that register more references, objectives, data sets or encoders."""
-    run: RunConfig = field(default_factory=RunConfig)
-    """How to run."""
-    data: DatasetConfig
-    """The data set."""
-    autoencoder: AutoencoderShape | None = None
-    """The architecture of a tokenizer that is trained here."""
-    pretrained: TokenizerSource | None = None
-    """A finished tokenizer, by `type`, instead of the stages that train one."""
-    losses: LossConfig = field(default_factory=LossConfig)
-    """The reconstruction loss of the stages that train a decoder."""
-    encoder: EncoderTraining | None = None
-    """Self-supervised training of the encoder; null for a pretrained encoder or one trained with the tokenizer."""
-    tokenizer: TokenizerConfig | None = None
-    """Training of bottleneck and decoder."""
-    reference: ReferenceTraining | None = None
-    """The reference distribution and its teacher."""
-    matching: MatchingTraining | None = None
-    """Distribution matching."""
-    decoder: DecoderConfig | None = None
-    """Training of the decoder alone, on final latents."""
-    latents: LatentsConfig = field(default_factory=LatentsConfig)
-    """Encoding of the data set."""
-    generator: GeneratorConfig | None = None
-    """The flow model on the latents."""
-    sample: SampleConfig | None = None
-    """Sampling from it."""
-    evaluate: EvaluateConfig | None = None
-    """Measuring."""
+    def section(self, stage: type[Stage[Any]] | str) -> Any:
+        """The stage's config, or None."""
+        return getattr(self, stage if isinstance(stage, str) else stage.name, None)
+
+    def stages(self) -> list[type[Stage[Any]]]:
+        """The stages that the method has, in order."""
+        return [stage for stage in stages() if self.section(stage) is not None]
 
     def __post_init__(self) -> None:
         if self.pretrained is None:
             for name in ("autoencoder", "tokenizer"):
-                if getattr(self, name) is None:
+                if self.section(name) is None:
                     raise ValueError(f"{name}: this field is required, unless `pretrained` names a finished tokenizer")
         else:
-            trained = [name for name in TOKENIZER_STAGES if getattr(self, name) is not None]
+            trained = [stage.name for stage in self.stages() if stage.makes_tokenizer]
             if trained:
                 raise ValueError(
                     "pretrained: a finished tokenizer stands in for the stages that train one; "
                     f"set {', '.join(trained)} to null, or remove `pretrained`"
                 )
-        if self.matching is not None and self.reference is None:
-            raise ValueError("matching: there is nothing to match without a reference; add the section `reference`")
+        for stage in self.stages():
+            for name in stage.needs:
+                if self.section(name) is None:
+                    raise ValueError(f"{stage.name}: it needs the stage {name!r}, which is null; add that section")
 
 
-def load(path: str | Path, overrides: dict[str, Any] | None = None) -> dict[str, Recipe]:
+def recipe_class() -> type[Recipe]:
+    """`Recipe` with the sections of all stages, those of loaded plugins too."""
+    return _recipe_class(stages())
+
+
+@lru_cache
+def _recipe_class(known: tuple[type[Stage[Any]], ...]) -> type[Recipe]:
+    shared = {f.name for f in fields(Sections)}
+    own = [
+        (stage.name, stage.Config | None, field(default=None, metadata={"doc": _sentence(stage.Config)}))
+        for stage in known
+        if stage.name not in shared
+    ]
+    return make_dataclass("Recipe", own, bases=(Recipe,), frozen=True, kw_only=True, namespace={"made": True})
+
+
+def _sentence(cls: type) -> str:
+    return " ".join((cls.__doc__ or "").split())
+
+
+def load(path: str | Path, overrides: Values | None = None) -> dict[str, Recipe]:
     """Variant name -> resolved recipe, in the file's order; one called "main" where there are no variants.
 
     Raises ValueError naming the file and the field for anything that is not a valid recipe.
@@ -113,7 +98,7 @@ def load(path: str | Path, overrides: dict[str, Any] | None = None) -> dict[str,
         recipes = {}
         for name, over in variants.items():
             try:
-                recipes[str(name)] = configs.read(Recipe, configs.merge(values, over or {}))
+                recipes[str(name)] = configs.read(recipe_class(), configs.merge(values, over or {}))
             except ValueError as error:
                 raise ValueError(f"{error}" + (f" (variant {name!r})" if len(variants) > 1 else "")) from error
         return recipes
@@ -121,7 +106,7 @@ def load(path: str | Path, overrides: dict[str, Any] | None = None) -> dict[str,
         raise ValueError(f"{path}: {error}") from error
 
 
-def _extended(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
+def _extended(path: Path, below: tuple[Path, ...] = ()) -> Values:
     """The file's values, laid over those of the recipe that it `extends`, whose variants and seeds are its own."""
     if path in below:
         raise ValueError(f"{below[-1]}: extends: {path} extends this file in turn")
@@ -137,7 +122,7 @@ def _extended(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
     return configs.merge({key: value for key, value in inherited.items() if key not in ("variants", "seeds")}, values)
 
 
-def _beside(recipe: Path, plugins: Any) -> list[str]:
+def _beside(recipe: Path, plugins: object) -> list[str]:
     """Absolute paths; those that lead nowhere from here are meant from the recipe's folder."""
     if not isinstance(plugins, list | tuple | None):
         raise ValueError(f"plugins: expected a list of files or folders, got {plugins!r}")
@@ -150,7 +135,7 @@ def method_of(variant: str) -> str:
     return variant.rpartition("@")[0] or variant
 
 
-def _with_seeds(variants: dict[str, Any], seeds: Any) -> dict[str, Any]:
+def _with_seeds(variants: Values, seeds: Any) -> Values:
     """`variants`, each of those that `seeds` names once per seed."""
     if seeds is None:
         return variants
@@ -169,7 +154,7 @@ def _with_seeds(variants: dict[str, Any], seeds: Any) -> dict[str, Any]:
     }
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path) -> Values:
     if not path.is_file():
         raise ValueError(f"no such recipe: {path}" + (" (that is a folder)" if path.is_dir() else ""))
     try:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from dmvae import config as configs
+from dmvae.config import Values
+from dmvae.datasets import DatasetConfig
+from dmvae.decoders import DecoderConfig, decoder_section
+from dmvae.decoders.conv import ConvDecoder
 from dmvae.encoders import EncoderConfig
+from dmvae.losses import LossConfig
 from dmvae.runtime.precision import Precision
+from dmvae.tokenizers import TokenizerSource
 
 Tracker = Literal["tensorboard", "wandb", "none"]
 
@@ -22,23 +28,27 @@ class AutoencoderShape:
     """Channels of the latents; null is no bottleneck: the encoder's features are the latents, as in RAE."""
     bottleneck_width: int = 2048
     """Hidden width of the bottleneck MLP; 0 is a single linear layer."""
-    decoder_width: int = 128
-    """Channels of the decoder at full resolution."""
-    decoder_multipliers: tuple[int, ...] = (1, 2, 4, 4)
-    """Channel multipliers from full resolution down."""
-    decoder_blocks: int = 2
-    """Residual blocks per resolution, less the one that every resolution has."""
-    decoder_attention: bool = True
-    """Self-attention in the middle of the decoder."""
+    decoder: DecoderConfig = field(default_factory=ConvDecoder)
+    """The decoder, by `type`."""
     variational: bool = False
     """The bottleneck gives a mean and a log-variance, as a KL-VAE needs."""
 
     def __post_init__(self) -> None:
-        configs.require_positive(self, "latent_channels", "decoder_width")
-        if not self.decoder_multipliers or min(self.decoder_multipliers) < 1:
-            raise ValueError(f"decoder_multipliers: one or more whole numbers from 1, got {self.decoder_multipliers}")
+        configs.require_positive(self, "latent_channels")
         if self.variational and self.latent_channels is None:
             raise ValueError("variational: it is the bottleneck that gives a log-variance; give latent_channels")
+
+    @classmethod
+    def upgrade(cls, values: Values) -> Values:
+        """Read recipes of version 0.1, in which the convolutional decoder's fields stood here as decoder_*."""
+        return decoder_section(values)
+
+    def identity(self, values: Values) -> Values:
+        """A convolutional decoder counts as it was written then, so that stages finished then stay so."""
+        if not isinstance(self.decoder, ConvDecoder):
+            return values
+        fields = values.pop("decoder")
+        return values | {f"decoder_{name}": value for name, value in fields.items() if name != "type"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,3 +75,42 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         configs.require_positive(self, "save_every", "log_every")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentsConfig:
+    """Encoding of the data set."""
+
+    batch_size: int = 256
+    """Images a step, per rank."""
+    shard_size: int = 16384
+    """Images a file."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Precision on disk."""
+
+    def __post_init__(self) -> None:
+        configs.require_positive(self, "batch_size", "shard_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sections:
+    """What every stage may read of its recipe."""
+
+    name: str
+    """Name of the experiment."""
+    seed: int = 0
+    """Seed of all randomness."""
+    plugins: tuple[str, ...] = ()
+    """Files or folders of Python files that register more members of any family, or stages."""
+    run: RunConfig = field(default_factory=RunConfig)
+    """How to run."""
+    data: DatasetConfig
+    """The data set."""
+    autoencoder: AutoencoderShape | None = None
+    """The architecture of a tokenizer that is trained here."""
+    pretrained: TokenizerSource | None = None
+    """A finished tokenizer, by `type`, instead of the stages that train one."""
+    losses: LossConfig = field(default_factory=LossConfig)
+    """The reconstruction loss of the stages that train a decoder."""
+    latents: LatentsConfig = field(default_factory=LatentsConfig)
+    """Encoding of the data set."""

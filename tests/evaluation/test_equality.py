@@ -25,7 +25,7 @@ from dmvae.evaluation.frechet import Statistics, frechet_distance, frechet_dista
 from dmvae.evaluation.kernel import inception_score, kernel_distance
 from dmvae.evaluation.manifolds import precision_recall_density_coverage
 from dmvae.evaluation.measure import measure_pairs
-from dmvae.evaluation.metrics import psnr, ssim
+from dmvae.evaluation.pairs import psnr, ssim
 from dmvae.losses.perceptual import LPIPSDistance
 
 

@@ -33,6 +33,7 @@ from dmvae.stages.sample import SampleConfig
 from dmvae.tokenizers.autoencoder import Autoencoder
 
 FEATURES = "effnet-lite0@32"
+DECODER = {"type": "conv", "width": 8, "multipliers": [1, 2], "attention": False}
 pytestmark = pytest.mark.filterwarnings("ignore:a Frechet distance of")
 
 
@@ -181,8 +182,8 @@ def test_batches_of_generated_images_change_nothing(tmp_path):
     transformer = LightningDiT(in_channels=4, input_size=3, num_classes=3, width=16, depth=1, heads=2)
     torch.nn.init.normal_(transformer.final_layer.linear.weight, std=0.1)
     encoder = {"type": "conv", "width": 8, "stride": 4, "out_channels": 8}
-    shape = {"latent_channels": 4, "decoder_width": 8, "decoder_multipliers": (1, 2), "image_size": 12}
-    vae = Autoencoder(encoder=encoder, bottleneck_width=8, decoder_attention=False, **shape)
+    shape = {"latent_channels": 4, "decoder": DECODER, "image_size": 12}
+    vae = Autoencoder(encoder=encoder, bottleneck_width=8, **shape)
     pipeline = DMVAEPipeline(transformer, vae, FlowMatchEulerDiscreteScheduler(), {str(i): str(i) for i in range(3)})
     images = Generated(pipeline, SampleConfig(count=70, steps=2), seed=0, device=torch.device("cpu"))
     whole = torch.cat(list(images.batches(range(70), 70)))

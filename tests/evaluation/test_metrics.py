@@ -6,8 +6,9 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from dmvae.datasets.pixels import to_uint8
+from dmvae.evaluation.classification import knn_accuracy
 from dmvae.evaluation.manifolds import agreement_values, precision_recall_density_coverage
-from dmvae.evaluation.metrics import knn_accuracy, psnr, ssim
+from dmvae.evaluation.pairs import psnr, ssim
 
 
 @pytest.fixture(params=[1, 3])

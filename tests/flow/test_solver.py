@@ -3,6 +3,7 @@ import torch
 
 from dmvae.flow import solver
 from dmvae.flow.guidance import guided
+from dmvae.flow.solver import Sampling
 from dmvae.references.gaussian import Gaussian
 
 S = 2.0
@@ -18,7 +19,7 @@ def start():
 def test_ode_carries_noise_to_the_scaled_gaussian(method):
     """The exact flow map from N(0, 1) to N(0, s^2) under the linear path is multiplication by s."""
     noise = start()
-    end = solver.sample(reference.velocity, noise, labels, method=method, steps=200)
+    end = solver.sample(reference.velocity, noise, labels, Sampling(method=method, steps=200))
     assert torch.allclose(end, S * noise, rtol=0.02 if method == "euler" else 1e-3, atol=1e-3)
 
 
@@ -27,7 +28,7 @@ def test_order_of_convergence(method, order):
     noise = start()[:8].double()
     errors = []
     for steps in (20, 40):
-        end = solver.sample(reference.velocity, noise, labels[:8], method=method, steps=steps)
+        end = solver.sample(reference.velocity, noise, labels[:8], Sampling(method=method, steps=steps))
         errors.append((end - S * noise).abs().max().item())
     assert errors[0] / errors[1] > 0.75 * 2**order  # midpoint gains an order here: this flow is symmetric in time
 
@@ -36,7 +37,11 @@ def test_sde_has_the_right_variance():
     g = torch.Generator().manual_seed(2)
     noise = start()
     end = solver.sample(
-        reference.velocity, noise, labels, method="sde", steps=250, normal=lambda: torch.randn(noise.shape, generator=g)
+        reference.velocity,
+        noise,
+        labels,
+        Sampling(method="sde", steps=250),
+        lambda: torch.randn(noise.shape, generator=g),
     )
     assert end.std().item() == pytest.approx(S, rel=0.03)
     correlation = (end * noise).mean() / (end.std() * noise.std())
@@ -45,16 +50,16 @@ def test_sde_has_the_right_variance():
 
 def test_trajectory_ends_where_sample_ends():
     noise = start()[:4]
-    states = list(solver.trajectory(reference.velocity, noise, labels[:4], steps=7))
+    states = list(solver.trajectory(reference.velocity, noise, labels[:4], Sampling(steps=7)))
     assert len(states) == 7
-    assert torch.equal(states[-1], solver.sample(reference.velocity, noise, labels[:4], steps=7))
+    assert torch.equal(states[-1], solver.sample(reference.velocity, noise, labels[:4], Sampling(steps=7)))
 
 
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="'rk9'"):
-        solver.sample(reference.velocity, start()[:1], labels[:1], method="rk9")
+        solver.sample(reference.velocity, start()[:1], labels[:1], Sampling(method="rk9"))
     with pytest.raises(ValueError, match="got 0"):
-        solver.sample(reference.velocity, start()[:1], labels[:1], steps=0)
+        solver.sample(reference.velocity, start()[:1], labels[:1], Sampling(steps=0))
 
 
 def toy(z_t, t, y):

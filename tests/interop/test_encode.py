@@ -24,9 +24,7 @@ def tokenizer(tmp_path_factory):
         image_size=16,
         latent_channels=3,
         bottleneck_width=8,
-        decoder_width=8,
-        decoder_multipliers=(1, 2),
-        decoder_blocks=1,
+        decoder={"type": "conv", "width": 8, "multipliers": [1, 2], "blocks": 1},
     ).eval()
     model.set_statistics(torch.tensor([0.1, 0.2, 0.3]), torch.tensor([1.0, 2.0, 3.0]))
     folder = tmp_path_factory.mktemp("tokenizer")

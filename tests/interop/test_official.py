@@ -22,8 +22,8 @@ FLOAT32, BF16, BF16_AMPLIFIED = 1e-4, 2e-2, 5e-2
 
 ENCODER = {"type": "timm", "model": "vit_large_patch14_dinov2", "patch_size": 16, "img_size": 256}
 LARGE = {"encoder": ENCODER | {"pretrained": False, "kwargs": {}}, "image_size": 256, "in_channels": 3}
-LARGE |= {"latent_channels": 32, "bottleneck_width": 2048, "decoder_width": 128, "decoder_multipliers": (1, 2, 4, 4)}
-LARGE |= {"decoder_blocks": 2, "decoder_attention": True}
+LARGE |= {"latent_channels": 32, "bottleneck_width": 2048}
+LARGE |= {"decoder": {"type": "conv", "width": 128, "multipliers": [1, 2, 4, 4], "blocks": 2, "attention": True}}
 XL = {"in_channels": 32, "input_size": 16, "width": 1152, "depth": 28, "heads": 16, "num_classes": 1000}
 XL |= {"patch_size": 1, "mlp_ratio": 4.0}
 
@@ -151,17 +151,18 @@ def test_every_tensor_of_the_released_networks_has_its_place(network, build, con
 @pytest.mark.parametrize(
     ("model", "kwargs", "changes"),
     [
-        ("vit_small_patch14_dinov2", {}, {"in_channels": 1, "decoder_attention": False}),
-        ("vit_base_patch14_dinov2", {"depth": 3, "mlp_ratio": 3.0}, {"decoder_multipliers": (1, 3), "patch": 8}),
-        ("vit_large_patch14_reg4_dinov2", {"depth": 1}, {"decoder_blocks": 1}),
+        ("vit_small_patch14_dinov2", {}, {"in_channels": 1, "decoder": {"attention": False}}),
+        ("vit_base_patch14_dinov2", {"depth": 3, "mlp_ratio": 3.0}, {"decoder": {"multipliers": [1, 3]}, "patch": 8}),
+        ("vit_large_patch14_reg4_dinov2", {"depth": 1}, {"decoder": {"blocks": 1}}),
         ("vit_small_patch14_reg4_dinov2", {"num_heads": 4, "reg_tokens": 2}, {"bottleneck_width": 100, "patch": 32}),
-        ("vit_large_patch14_dinov2", {"embed_dim": 51, "num_heads": 3, "mlp_ratio": 2.7}, {"decoder_width": 96}),
+        ("vit_large_patch14_dinov2", {"embed_dim": 51, "num_heads": 3, "mlp_ratio": 2.7}, {"decoder": {"width": 96}}),
     ],
 )
 def test_a_tokenizers_sizes_are_read_off_its_shapes(model, kwargs, changes):
     patch = changes.pop("patch", 16)
     encoder = LARGE["encoder"] | {"model": model, "patch_size": patch, "img_size": 64, "kwargs": kwargs}
     config = LARGE | {"encoder": encoder, "image_size": 64, "latent_channels": 8} | changes
+    config["decoder"] = LARGE["decoder"] | changes.get("decoder", {})
     with torch.device("meta"):
         made = Autoencoder(**config)
         state = {official.official_name(k): v for k, v in official.weights_of(made).items()}

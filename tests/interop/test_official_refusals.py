@@ -198,7 +198,7 @@ VIT = {"type": "timm", "model": "vit_small_patch14_dinov2", "patch_size": 8, "kw
     ],
 )
 def test_a_tokenizer_of_another_architecture_is_not_exported_and_says_why(tmp_path, changes, message):
-    config = {"encoder": VIT, "image_size": 16, "latent_channels": 4, "decoder_width": 8} | changes
+    config = {"encoder": VIT, "image_size": 16, "latent_channels": 4, "decoder": {"type": "conv", "width": 8}} | changes
     with pytest.raises(ValueError, match=message):
         export_vae(Autoencoder(**config), tmp_path / "vae.pt")
     assert not list(tmp_path.iterdir())

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from dmvae.matching import BringsStudent
-from dmvae.matching.adversarial import AdversarialMatching
-from dmvae.matching.dmd import DMDConfig
+from dmvae.generators.flow import FlowModelConfig
+from dmvae.matching import Context
+from dmvae.matching.adversarial import Adversarial, Critic
+from dmvae.matching.dmd import DMD
 from dmvae.references.gaussian import Gaussian
 from dmvae.runtime.random import Random
 
@@ -16,8 +17,8 @@ def play(latents, reference, *, steps, learning_rate=0.0, labels=None, penalty=1
     """`steps` turns of the critic, each followed by one of the latents; returns the critic, its last figures and the
     latents."""
     torch.manual_seed(0)
-    matching = AdversarialMatching(width=32, depth=1, penalty=penalty).build(CLASSES)
-    critic = matching.build_student(SHAPE, CLASSES)
+    matching = Adversarial(width=32, depth=1, penalty=penalty)
+    critic = matching.new_student(SHAPE, CLASSES, None, FlowModelConfig())
     z = latents.clone().requires_grad_()
     labels = torch.zeros(len(z), dtype=torch.int64) if labels is None else labels
     optimizers = [
@@ -25,22 +26,26 @@ def play(latents, reference, *, steps, learning_rate=0.0, labels=None, penalty=1
         torch.optim.Adam([z], learning_rate, betas=(0.9, 0.95)),
     ]
     for step in range(steps):
-        rng = Random(1, step)
-        update = matching.student_update(critic, z.detach(), labels, reference, rng)
-        loss, _ = matching.loss(z, labels, None, critic, rng)
+        context = Context(Random(1, step), CLASSES, reference=reference)
+        student_loss, log = matching.student_loss(critic, z.detach(), labels, context)
+        loss, _ = matching.loss(z, labels, None, critic, context)
         for optimizer, value, over in zip(
-            optimizers, (update.loss, loss), (list(critic.parameters()), [z]), strict=True
+            optimizers, (student_loss, loss), (list(critic.parameters()), [z]), strict=True
         ):
             optimizer.zero_grad()
             value.backward(inputs=over, retain_graph=True)
         for optimizer in optimizers:
             optimizer.step()
-    return critic, update.log, z.detach()
+    return critic, log, z.detach()
 
 
-def test_it_brings_its_student_and_dmd_does_not():
-    assert isinstance(AdversarialMatching().build(CLASSES), BringsStudent)
-    assert not isinstance(DMDConfig().build(CLASSES), BringsStudent)
+def test_it_brings_its_student_and_dmd_copies_the_teacher():
+    model = FlowModelConfig(width=16, depth=1, heads=2)
+    teacher = model.build(SHAPE, CLASSES)
+    assert isinstance(Adversarial().new_student(SHAPE, CLASSES, teacher, model), Critic)
+    student = DMD().new_student(SHAPE, CLASSES, teacher, model)
+    assert student is not teacher
+    assert all(torch.equal(a, b) for a, b in zip(student.parameters(), teacher.parameters(), strict=True))
 
 
 def test_the_critic_separates_two_gaussians():
@@ -60,9 +65,9 @@ def test_latents_follow_the_critic_to_the_reference():
 class Halves:
     """Latents +2 under label 1 and -2 under label 0."""
 
-    def sample(self, n, generator):
-        labels = generator.integers(2, n)
-        return (4.0 * labels - 2).view(-1, 1, 1, 1) + 0.3 * generator.normal(n, *SHAPE), labels
+    def sample(self, n, rng):
+        labels = rng.integers(2, n)
+        return (4.0 * labels - 2).view(-1, 1, 1, 1) + 0.3 * rng.normal(n, *SHAPE), labels
 
 
 def test_the_critic_listens_to_labels():
@@ -83,9 +88,9 @@ def test_the_penalty_flattens_the_critic():
 
 def test_the_pull_is_on_latents_alone():
     critic, _, z = play(Random(0).normal(8, *SHAPE), Gaussian(SHAPE, CLASSES, 1.0), steps=1)
-    matching = AdversarialMatching().build(CLASSES)
+    matching = Adversarial()
     z.requires_grad_()
-    loss, _ = matching.loss(z, torch.zeros(8, dtype=torch.int64), None, critic, Random(0))
+    loss, _ = matching.loss(z, torch.zeros(8, dtype=torch.int64), None, critic, Context(Random(0), CLASSES))
     critic.zero_grad()
     (pull,) = torch.autograd.grad(loss, z)
     assert pull.abs().sum() > 0
@@ -94,4 +99,4 @@ def test_the_pull_is_on_latents_alone():
 
 def test_impossible_numbers_are_refused():
     with pytest.raises(ValueError, match="width must be at least 1"):
-        AdversarialMatching(width=0)
+        Adversarial(width=0)

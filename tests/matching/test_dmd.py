@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from dmvae.matching.dmd import DMDConfig, gradient
+from dmvae.matching import Context
+from dmvae.matching.dmd import DMD, gradient
 from dmvae.references.gaussian import Gaussian
 from dmvae.runtime.random import Random
 from golden_numbers import load, relative_error, student, teacher
@@ -15,8 +16,8 @@ def golden():
 def test_gradient_with_respect_to_latents_is_g_over_numel(golden):
     tensors, teacher, student = golden
     z = tensors["latents"].clone().requires_grad_()
-    matching = DMDConfig(guidance=2.0).build(num_classes=10)
-    loss, log = matching.loss(z, tensors["labels"], teacher, student, Random(1))
+    matching = DMD(guidance=2.0)
+    loss, log = matching.loss(z, tensors["labels"], teacher, student, Context(Random(1), 10))
     (pull,) = torch.autograd.grad(loss, z)
     rng = Random(1)
     t = 0.02 + 0.96 * rng.uniform(5)
@@ -30,7 +31,7 @@ def test_no_gradient_reaches_either_network(golden):
     for net in (teacher, student):
         net.requires_grad_(True)
     z = tensors["latents"].clone().requires_grad_()
-    loss, _ = DMDConfig().build(10).loss(z, tensors["labels"], teacher, student, Random(1))
+    loss, _ = DMD().loss(z, tensors["labels"], teacher, student, Context(Random(1), 10))
     loss.backward()
     assert all(p.grad is None for net in (teacher, student) for p in net.parameters())
     for net in (teacher, student):
@@ -52,14 +53,12 @@ def test_it_vanishes_when_the_student_is_the_teacher_and_pulls_a_wide_gaussian_i
 
 
 def test_time_range_moves_with_progress():
-    matching = DMDConfig(time_range=(0.0, 0.2), time_range_end=(0.8, 1.0)).build(1)
-    rng = Random(0)
-    rng.progress = 0.5
-    t = matching._times(1000, rng)
+    matching = DMD(time_range=(0.0, 0.2), time_range_end=(0.8, 1.0))
+    t = matching._times(1000, Context(Random(0), 1, progress=0.5))
     assert t.min() >= 0.4
     assert t.max() <= 0.6
 
 
 def test_a_bad_range_is_named():
     with pytest.raises(ValueError, match=r"\[0.9, 0.1\]"):
-        DMDConfig(time_range=(0.9, 0.1))
+        DMD(time_range=(0.9, 0.1))

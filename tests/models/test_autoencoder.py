@@ -16,9 +16,7 @@ def small(**changes) -> Autoencoder:
         "in_channels": 3,
         "latent_channels": 4,
         "bottleneck_width": 32,
-        "decoder_width": 8,
-        "decoder_multipliers": (1, 2),
-        "decoder_blocks": 1,
+        "decoder": {"type": "conv", "width": 8, "multipliers": [1, 2], "blocks": 1},
     }
     return Autoencoder(**config | changes).eval()
 

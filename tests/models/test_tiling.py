@@ -10,19 +10,18 @@ from dmvae.tokenizers.autoencoder import Autoencoder
 
 CONV = {"type": "conv", "width": 16, "multipliers": [1, 2], "stride": 4, "out_channels": 24}
 VIT = {"type": "timm", "model": "vit_tiny_patch16_224", "patch_size": 4, "kwargs": {"depth": 1}}
+DECODER = {"type": "conv", "width": 8, "multipliers": [1, 2], "blocks": 1}
 
 
-def small(**changes) -> Autoencoder:
+def small(decoder: dict | None = None, **changes) -> Autoencoder:
     torch.manual_seed(0)
-    config = {"image_size": 16, "latent_channels": 4, "bottleneck_width": 32, "decoder_width": 8}
-    return Autoencoder(
-        **{"encoder": CONV, "decoder_multipliers": (1, 2), "decoder_blocks": 1} | config | changes
-    ).eval()
+    config = {"encoder": CONV, "image_size": 16, "latent_channels": 4, "bottleneck_width": 32} | changes
+    return Autoencoder(decoder=DECODER | (decoder or {}), **config).eval()
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"decoder_attention": False}, {"encoder": VIT | {"patch_size": 6}, "image_size": 48}],
+    [{}, {"decoder": {"attention": False}}, {"encoder": VIT | {"patch_size": 6}, "image_size": 48}],
     ids=["attention at the deepest level", "no attention", "stride 6"],
 )
 @torch.no_grad()
@@ -36,7 +35,7 @@ def test_a_tiled_image_is_the_untiled_one_at_its_seams_too(changes):
 
 @torch.no_grad()
 def test_levels_before_the_first_and_more_blocks_are_tiled_exactly_too():
-    model = small(encoder=CONV | {"stride": 16}, image_size=32, decoder_blocks=2)
+    model = small(encoder=CONV | {"stride": 16}, image_size=32, decoder={"blocks": 2})
     z = torch.randn(1, 4, 9, 9)
     whole = model.decode(z).sample
     model.enable_tiling(tile=6)

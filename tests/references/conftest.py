@@ -28,7 +28,7 @@ def make(tmp_path):
 
     def build(**distribution):
         given = inputs(**distribution)
-        return given.recipe.reference.distribution.build(given)
+        return given.sections.reference.distribution.build(given)
 
     inputs.build = build
     inputs.read = lambda **distribution: configs.read(ReferenceConfig, distribution)

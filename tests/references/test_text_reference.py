@@ -43,7 +43,7 @@ def test_captions_of_templates(make, folder):
 def test_tokens_lie_row_by_row_and_begin_again(make, folder):
     """Two captions in one batch: the padding of the shorter one is on no position."""
     inputs = make(type="text", model=folder, templates=["a photo of a {}", "{}"])
-    network = inputs.recipe.reference.distribution.network(inputs)
+    network = inputs.sections.reference.distribution.network(inputs)
     grid = network(torch.tensor([0.0, 1.0])).flatten(2)
     tokenizer, model = load_encoder(folder)
     with torch.no_grad():
@@ -67,7 +67,7 @@ def test_long_captions_are_cut_to_what_the_encoder_takes(make, folder, tmp_path)
     transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
     transformers.CLIPTextModel(config).save_pretrained(tmp_path)
     inputs = make(type="text", model=str(tmp_path), templates=["a red photo of a red {} of a red circle", "{}"])
-    network = inputs.recipe.reference.distribution.network(inputs)
+    network = inputs.sections.reference.distribution.network(inputs)
     assert network.longest == 7
     assert network(torch.tensor([0.0, 1.0])).shape == (2, 16, 3, 3)
     network.tokenizer.model_max_length = 5

@@ -13,8 +13,8 @@ from dmvae.latents.store import LatentSet
 from dmvae.recipe import load
 from dmvae.runtime.random import Random
 from dmvae.stages import decoder, matching, tokenizer
-from dmvae.training.contract import Batch
 from dmvae.training.loop import Trainer
+from dmvae.training.stage import Batch
 
 ALONE = {"reference": None, "matching": None, "decoder": None}
 VARIANTS = {
@@ -42,27 +42,27 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("baselines")
     path = tiny.write(folder, variants=VARIANTS, run__precision="float32")
     jobs = [job for variant in VARIANTS for job in tiny.run(path, variant)]
-    return {(job.variant, job.stage.NAME): job for job in jobs}, folder / "run"
+    return {(job.variant, job.stage.name): job for job in jobs}, folder / "run"
 
 
 def trainer_of(job):
-    section = getattr(job.recipe, job.stage.NAME)
-    trainer = Trainer(job.stage, section, Inputs(job.recipe, job.variant, job.folder, job.reads, torch.device("cpu")))
-    images, labels = trainer.networks.extra["dataset"].__getitems__(range(8))
+    inputs = Inputs(job.recipe, job.variant, job.folder, job.reads, torch.device("cpu"))
+    trainer = Trainer(job.stage(job.recipe.section(job.stage), inputs))
+    images, labels = trainer.stage.data().__getitems__(range(8))
     return trainer, images.float() / 127.5 - 1, labels
 
 
 def moves(trainer, stage, batch):
     """[(update's name, parts that it moved)] over one step; a part is a network, or a child of the autoencoder."""
     found = []
-    for update in stage.updates(trainer.networks, batch, Random(0)):
+    for update in trainer.stage.updates(trainer.networks, batch, Random(0)):
         before = {
-            name: {k: v.clone() for k, v in m.state_dict().items()} for name, m in trainer.networks.modules.items()
+            name: {k: v.clone() for k, v in m.state_dict().items()} for name, m in trainer.networks.named_children()
         }
         trainer.apply(update)
         changed = {
             f"{name}.{key.split('.')[0]}" if name == "autoencoder" else name
-            for name, module in trainer.networks.modules.items()
+            for name, module in trainer.networks.named_children()
             for key, value in module.state_dict().items()
             if not torch.equal(before[name][key], value)
         }
@@ -79,7 +79,7 @@ def test_every_baseline_runs_to_its_figures(finished):
 def test_a_plain_autoencoder_trains_whole_and_has_no_kl(finished):
     trainer, x, y = trainer_of(finished[0]["ae", "tokenizer"])
     assert moves(trainer, tokenizer, Batch(x, y, 0, 6)) == [("tokenizer", TOKENIZER)]
-    first = next(tokenizer.updates(trainer.networks, Batch(x, y, 0, 6), Random(0)))
+    first = next(trainer.stage.updates(trainer.networks, Batch(x, y, 0, 6), Random(0)))
     assert first.log["tokenizer/kl"] == 0
 
 
@@ -96,7 +96,7 @@ def test_alignment_moves_the_projection_in_its_own_turn_and_never_the_target(fin
 
 def test_alignment_s_gradient_reaches_the_encoder_at_the_ratio_asked_for(finished):
     trainer, x, y = trainer_of(finished[0]["vavae", "tokenizer"])
-    first = next(tokenizer.updates(trainer.networks, Batch(x, y, 0, 6), Random(0)))
+    first = next(trainer.stage.updates(trainer.networks, Batch(x, y, 0, 6), Random(0)))
     log = trainer.apply(first)
     assert log["health/gradient_alignment"] == pytest.approx(
         0.1 * log["health/gradient_reconstruction"].item(), rel=1e-4
@@ -124,7 +124,7 @@ def test_the_artifact_has_no_projection_and_no_target(finished):
 @pytest.mark.parametrize("start", ["pretrained", None])
 def test_an_encoder_that_trains_starts_from_its_trained_weights_unless_told_otherwise(tmp_path, start):
     over = {"variants": {"x": ALONE | {"tokenizer.train_encoder": True, "tokenizer.start": start}}}
-    job = {j.stage.NAME: j for j in tiny.run(tiny.write(tmp_path, **over), "x", until="encoder")}["tokenizer"]
+    job = {j.stage.name: j for j in tiny.run(tiny.write(tmp_path, **over), "x", until="encoder")}["tokenizer"]
     trained = load_file(job.reads["encoder"] / "encoder" / "model.safetensors")
     trainer, _, _ = trainer_of(job)
     own = trainer.networks.autoencoder.encoder.state_dict()
@@ -156,14 +156,14 @@ def test_rae_moves_decoder_and_discriminator(finished):
 
 @pytest.mark.parametrize("stage", [tokenizer, decoder])
 def test_noise_is_on_what_the_decoder_sees_in_training(tmp_path, monkeypatch, stage):
-    over = {"autoencoder.latent_channels": None, "reference": None, "matching": None, f"{stage.NAME}.noise": 0.8}
+    over = {"autoencoder.latent_channels": None, "reference": None, "matching": None, f"{stage.name}.noise": 0.8}
     path = tiny.write(tmp_path, variants={"x": over})
-    jobs = {j.stage.NAME: j for j in tiny.run(path, "x", until="tokenizer")}
-    trainer, x, y = trainer_of(jobs[stage.NAME])
+    jobs = {j.stage.name: j for j in tiny.run(path, "x", until="tokenizer")}
+    trainer, x, y = trainer_of(jobs[stage.name])
     model, seen = trainer.networks.autoencoder, []
     decode = model.decode
     monkeypatch.setattr(model, "decode", lambda z: seen.append(z) or decode(z))
-    next(stage.updates(trainer.networks, Batch(x, y, 0, 6), Random(0)))
+    next(trainer.stage.updates(trainer.networks, Batch(x, y, 0, 6), Random(0)))
     z = model.encode(x).latents
     strength = ((seen[0] - z) / z.std(dim=(0, 2, 3), keepdim=True)).flatten(1).std(1)
     wanted = 0.8 * Random(0).normal(8).abs()

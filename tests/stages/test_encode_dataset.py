@@ -1,7 +1,5 @@
 """Encoding the data set: an interrupted pass goes on, also with shards of another size."""
 
-import dataclasses
-
 import pytest
 import torch
 
@@ -9,17 +7,17 @@ import tiny
 from dmvae.inputs import Inputs
 from dmvae.latents.store import LatentSet, encode_dataset
 from dmvae.recipe import load
-from dmvae.stages.latents import LatentsConfig
+from dmvae.sections import LatentsConfig
 
 
 def test_shards_of_an_interrupted_pass_of_another_size_are_made_again(tmp_path):
     recipe = load(tiny.write(tmp_path))["kl"]
     inputs = Inputs(recipe, "kl", tmp_path, {}, torch.device("cpu"))
-    tokenizer = inputs.new_autoencoder()
+    tokenizer = inputs.new_autoencoder(pretrained=False)
 
     def encode(folder, size):
-        inputs.recipe = dataclasses.replace(recipe, latents=LatentsConfig(batch_size=8, shard_size=size))
-        encode_dataset(tokenizer, inputs.train_set, folder, inputs, title="")
+        device = torch.device("cpu")
+        encode_dataset(tokenizer, inputs.train_set, folder, title="", device=device, batch_size=8, shard_size=size)
         return LatentSet(folder)
 
     expected = encode(tmp_path / "whole", 20)

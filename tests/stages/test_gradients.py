@@ -8,21 +8,21 @@ import torch
 import tiny
 from dmvae.inputs import Inputs
 from dmvae.runtime.random import Random
-from dmvae.stages import decoder, matching, tokenizer
-from dmvae.training.contract import Batch
+from dmvae.stages import matching
 from dmvae.training.loop import Trainer
+from dmvae.training.stage import Batch
 
 
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory):
     path = tiny.write(tmp_path_factory.mktemp("gradients"))
-    return {job.stage.NAME: job for job in tiny.run(path, "matched", until="decoder")}
+    return {job.stage.name: job for job in tiny.run(path, "matched", until="decoder")}
 
 
 def trainer_of(job):
-    section = getattr(job.recipe, job.stage.NAME)
-    trainer = Trainer(job.stage, section, Inputs(job.recipe, job.variant, job.folder, job.reads, torch.device("cpu")))
-    dataset = trainer.networks.extra["dataset"]
+    inputs = Inputs(job.recipe, job.variant, job.folder, job.reads, torch.device("cpu"))
+    trainer = Trainer(job.stage(job.recipe.section(job.stage), inputs))
+    dataset = trainer.stage.data()
     images, labels = dataset.__getitems__(range(8))
     return trainer, images.float() / 127.5 - 1, labels
 
@@ -41,7 +41,7 @@ def test_the_tokenizer_s_turn_takes_the_discriminator_s_statistics_as_they_are(j
     trainer, x, y = trainer_of(replace(job, recipe=replace(job.recipe, losses=losses)))
     discriminator = trainer.networks.discriminator
     before = {name: value.clone() for name, value in discriminator.named_buffers()}
-    turns = tokenizer.updates(trainer.networks, Batch(x, y, 5, 6), Random(0))
+    turns = trainer.stage.updates(trainer.networks, Batch(x, y, 5, 6), Random(0))
     next(turns)
     assert discriminator.training
     assert all(torch.equal(value, before[name]) for name, value in discriminator.named_buffers())
@@ -53,13 +53,13 @@ def moved(trainer, update):
     """Names of the parameters that the update changed."""
     before = {
         f"{name}.{key}": p.detach().clone()
-        for name, module in trainer.networks.modules.items()
+        for name, module in trainer.networks.named_children()
         for key, p in module.named_parameters()
     }
     trainer.apply(update)
     return {
         f"{name}.{key}"
-        for name, module in trainer.networks.modules.items()
+        for name, module in trainer.networks.named_children()
         for key, p in module.named_parameters()
         if not torch.equal(before[f"{name}.{key}"], p)
     }
@@ -71,7 +71,7 @@ def parts(names):
 
 def test_tokenizer_moves_bottleneck_decoder_and_discriminator_in_turn(jobs):
     trainer, x, y = trainer_of(jobs["tokenizer"])
-    turns = tokenizer.updates(trainer.networks, Batch(x, y, 5, 6), Random(0))
+    turns = trainer.stage.updates(trainer.networks, Batch(x, y, 5, 6), Random(0))
     assert parts(moved(trainer, next(turns))) == {"autoencoder.bottleneck", "autoencoder.decoder"}
     assert parts(moved(trainer, next(turns))) == {"discriminator"}
     assert next(turns, None) is None
@@ -79,7 +79,7 @@ def test_tokenizer_moves_bottleneck_decoder_and_discriminator_in_turn(jobs):
 
 def test_before_its_start_the_adversary_has_no_turn(jobs):
     trainer, x, y = trainer_of(jobs["tokenizer"])
-    names = [update.trains for update in tokenizer.updates(trainer.networks, Batch(x, y, 2, 6), Random(0))]
+    names = [update.trains for update in trainer.stage.updates(trainer.networks, Batch(x, y, 2, 6), Random(0))]
     assert names == ["tokenizer"]
 
 
@@ -87,7 +87,7 @@ def test_matching_moves_the_tokenizer_every_second_step_and_never_the_teacher(jo
     trainer, x, y = trainer_of(jobs["matching"])
     got = []
     for step in range(2):
-        for update in matching.updates(trainer.networks, Batch(x, y, step, 8), Random(0, step)):
+        for update in trainer.stage.updates(trainer.networks, Batch(x, y, step, 8), Random(0, step)):
             got.append((step, update.trains, parts(moved(trainer, update))))
     everything = {"autoencoder.encoder", "autoencoder.bottleneck", "autoencoder.decoder"}
     assert got == [
@@ -102,7 +102,7 @@ def test_student_steps_do_not_run_the_decoder(jobs, monkeypatch):
     trainer, x, y = trainer_of(jobs["matching"])
     calls = []
     monkeypatch.setattr(trainer.networks.autoencoder, "decode", lambda z: calls.append(z))
-    list(matching.updates(trainer.networks, Batch(x, y, 1, 8), Random(0)))
+    list(trainer.stage.updates(trainer.networks, Batch(x, y, 1, 8), Random(0)))
     assert calls == []
 
 
@@ -115,7 +115,7 @@ def test_the_student_starts_as_the_teacher(jobs):
 def test_decoder_stage_moves_the_decoder_alone(jobs):
     job = jobs["decoder"]
     trainer, x, y = trainer_of(job)
-    turns = decoder.updates(trainer.networks, Batch(x, y, 0, 4), Random(0))
+    turns = trainer.stage.updates(trainer.networks, Batch(x, y, 0, 4), Random(0))
     assert parts(moved(trainer, next(turns))) == {"autoencoder.decoder"}
     assert parts(moved(trainer, next(turns))) == {"discriminator"}
 
@@ -136,7 +136,7 @@ def test_pull_adds_lambda_times_the_matching_gradient(relative, expected):
 
 def test_the_surrogate_loss_has_the_objective_s_gradient(jobs):
     """Without an adversary, reconstruct's scalar and the plain loss differ in value, not in gradient."""
-    from dmvae.losses.objective import reconstruct
+    from dmvae.stages.reconstruction import reconstruct
 
     trainer, x, _ = trainer_of(jobs["decoder"])
     recon = torch.rand_like(x).requires_grad_()

@@ -5,8 +5,8 @@ import warnings
 import pytest
 import torch
 
+from dmvae.generators.flow import FlowModelConfig
 from dmvae.models.dit import LightningDiT
-from dmvae.training.flow import FlowModelConfig
 
 SHAPE, CLASSES = (24, 3, 3), 3
 

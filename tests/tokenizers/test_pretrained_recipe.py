@@ -11,10 +11,11 @@ import tiny
 from dmvae import pipeline
 from dmvae.commands.dryrun import print_plan
 from dmvae.latents.store import LatentSet
-from dmvae.recipe import TOKENIZER_STAGES, load
+from dmvae.recipe import load
+from dmvae.stages import STAGES
 from dmvae.tokenizers.adapted import AdaptedTokenizer, load_tokenizer
 
-FINISHED = dict.fromkeys([*TOKENIZER_STAGES, "autoencoder", "variants"])
+FINISHED = dict.fromkeys([*(stage.name for stage in STAGES if stage.makes_tokenizer), "autoencoder", "variants"])
 
 
 def write(folder: Path, **over) -> Path:
@@ -26,7 +27,7 @@ def test_every_stage_after_the_tokenizer_runs(kind, tmp_path):
     model = tiny.DIT | {"patch_size": 3}
     path = write(tmp_path, pretrained=foreign.source(kind, tmp_path), generator__model=model)
     jobs = tiny.run(path)
-    assert [job.stage.NAME for job in jobs] == ["latents", "generator", "sample", "evaluate"]
+    assert [job.stage.name for job in jobs] == ["latents", "generator", "sample", "evaluate"]
     run_dir = tmp_path / "run/main"
     tokenizer = load_tokenizer(run_dir / "latents/autoencoder")
     assert type(tokenizer) is AdaptedTokenizer

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dmvae.decoders.conv import Decoder
+from dmvae.decoders.conv import ConvolutionalDecoder
 from dmvae.tokenizers.vavae import VavaeTokenizer, architecture, convert
 
 
@@ -25,7 +25,7 @@ def test_the_encoder_is_latent_diffusions(tmp_path):
 @torch.no_grad()
 def test_the_decoder_is_the_one_that_ours_has_the_names_of(tmp_path):
     weights = ldm.random_checkpoint(attention=())
-    decoder = Decoder(4, 3, width=32, multipliers=(1, 2), blocks=1, stride=2)
+    decoder = ConvolutionalDecoder(4, 3, width=32, multipliers=(1, 2), blocks=1, stride=2)
     decoder.load_state_dict({k.removeprefix("decoder."): v for k, v in weights.items() if k.startswith("decoder.")})
     z = torch.randn(2, 4, 8, 8)
     post = torch.nn.functional.conv2d(z, weights["post_quant_conv.weight"], weights["post_quant_conv.bias"])

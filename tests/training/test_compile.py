@@ -5,8 +5,8 @@ import torch
 from dmvae.models.discriminator import PatchGAN
 from dmvae.models.dit import LightningDiT
 from dmvae.tokenizers.autoencoder import Autoencoder
-from dmvae.training.contract import Networks
 from dmvae.training.loop import compile_networks
+from dmvae.training.stage import Networks
 
 VIT = {"type": "timm", "model": "vit_tiny_patch16_224", "patch_size": 16}
 
@@ -16,7 +16,9 @@ def compiled(device: str) -> set[str]:
     with torch.device("meta"):
         modules = {
             "student": LightningDiT(in_channels=4, input_size=2, width=16, depth=1, heads=2, num_classes=3),
-            "tokenizer": Autoencoder(encoder=VIT, image_size=32, latent_channels=4, decoder_width=8),
+            "tokenizer": Autoencoder(
+                encoder=VIT, image_size=32, latent_channels=4, decoder={"type": "conv", "width": 8}
+            ),
             "critic": PatchGAN(in_channels=3, width=8),
         }
     compile_networks(Networks(modules), torch.device(device))

@@ -9,11 +9,11 @@ from torch import nn
 
 from dmvae.runtime.random import Random
 from dmvae.training import checkpoint
-from dmvae.training.contract import TrainingConfig
 from dmvae.training.data import Order
 from dmvae.training.ema import Average
 from dmvae.training.logging import Figures, read_figures
 from dmvae.training.optim import adamw, learning_rate_factor
+from dmvae.training.stage import TrainingConfig
 
 
 def test_random_is_a_function_of_its_key():

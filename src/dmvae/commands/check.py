@@ -6,13 +6,19 @@ import math
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
 from dmvae.commands.measurements import measure, read_scores
+from dmvae.config import Values
 from dmvae.evaluation.manifest import differences, require_comparable
+from dmvae.inputs import Inputs
+from dmvae.pipeline import plan
+from dmvae.recipe import load
+from dmvae.runtime import distributed
 from dmvae.runtime.console import console
+from dmvae.stages.evaluate import EvaluateStage
+from dmvae.stages.evaluate import measure as measure_run
 
 TOLERANCE = 1e-4
 """Relative; below it two runs agree. Other processors and batch shapes round differently by about 1e-6."""
@@ -40,7 +46,7 @@ def check(path: Path) -> tuple[dict[str, tuple[float, float | None]], list[str]]
     return apart, differences(there["manifest"], now["manifest"])
 
 
-def _figures(scores: Any, where: str = "") -> dict[str, float]:
+def _figures(scores: object, where: str = "") -> dict[str, float]:
     """Every number in a file of scores but those of its manifest, by dotted name."""
     if isinstance(scores, list | tuple):
         scores = dict(enumerate(scores))
@@ -68,7 +74,7 @@ def side_by_side(paths: Iterable[Path], *, force: bool = False) -> Table:
     return table
 
 
-def print_scores(result: dict[str, Any]) -> None:
+def print_scores(result: Values) -> None:
     """One row a metric, with its interval where it has one."""
     table = Table("metric", "value", "95 % interval")
     for name, value in result["metrics"].items():
@@ -77,18 +83,11 @@ def print_scores(result: dict[str, Any]) -> None:
     console.print(table)
 
 
-def _evaluate(kind: str, run_dir: str, variant: str) -> dict[str, Any]:
+def _evaluate(kind: str, run_dir: str, variant: str) -> Values:
     """The stage `evaluate` of a run, in a folder that is thrown away."""
-    from dmvae.inputs import Inputs
-    from dmvae.pipeline import plan
-    from dmvae.recipe import load
-    from dmvae.runtime import distributed
-    from dmvae.stages import evaluate
-
     recipe = load(Path(run_dir, variant, "recipe.yaml"))["main"]
-    job = next(job for job in plan({variant: recipe}, Path(run_dir)) if job.stage.NAME == evaluate.NAME)
-    assert recipe.evaluate is not None
+    job = next(job for job in plan({variant: recipe}, Path(run_dir)) if job.stage.name == EvaluateStage.name)
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch, "stages", "evaluate")
         out.mkdir(parents=True)
-        return evaluate.measure(recipe.evaluate, Inputs(recipe, variant, out, job.reads, distributed.start()))
+        return measure_run(recipe.section(EvaluateStage), Inputs(recipe, variant, out, job.reads, distributed.start()))

@@ -27,5 +27,5 @@ def print_fields(config: Any, where: str = "") -> None:
             _print_field(place, value, docs.get(field.name, ""))
 
 
-def _print_field(place: str, value: Any, meaning: str) -> None:
+def _print_field(place: str, value: object, meaning: str) -> None:
     console.print(Text.assemble((f"  --{place} ", "cyan"), (f"{configs.plain(value)}  ", "green"), meaning))

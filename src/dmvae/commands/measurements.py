@@ -13,13 +13,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from dmvae.config import Values
 from dmvae.evaluation.feature_set import FeatureSet, features_of, reference_features
 from dmvae.evaluation.features import Extractor, parse_features
 from dmvae.evaluation.images import FolderImages, Images, npz_images
 from dmvae.evaluation.manifest import versions
-from dmvae.evaluation.measure import PARTS, PROTOCOL, Scores, measure_sets
+from dmvae.evaluation.measure import PROTOCOL, measure_sets
 from dmvae.evaluation.reconstruct import PerceptualDistance, reconstruct, reconstruction_scores
 from dmvae.evaluation.reference_statistics import SUFFIXES, read_statistics
+from dmvae.evaluation.scores import Scores
 from dmvae.runtime import distributed
 from dmvae.runtime.hashing import digest, weights_hash
 from dmvae.runtime.precision import Precision, uses_bf16
@@ -38,7 +40,7 @@ class Setting:
         size: int | None = None,
         limit: int | None = None,
         workers: int = 0,
-        parts: Sequence[str] = PARTS,
+        parts: Sequence[str] | None = None,
         train: str | None = None,
         save_reference: str | None = None,
         force: bool = False,
@@ -88,7 +90,7 @@ class Setting:
             found[0].save(Path(self.save_reference))
         return found
 
-    def compare(self, reference: str, fakes: list[FeatureSet], prefix: str) -> tuple[Scores, dict[str, Any]]:
+    def compare(self, reference: str, fakes: list[FeatureSet], prefix: str) -> tuple[Scores, Values]:
         """(scores in every extractor's features, manifest)."""
         reals = self.reference(reference)
         trains: list[Any] = [None] * len(reals)
@@ -99,7 +101,7 @@ class Setting:
             scores.add(measure_sets(real, fake, prefix=prefix, parts=self.parts, train=train, force=self.force))
         return scores, self.manifest(reals[0].manifest["images"], fakes[0].manifest["images"])
 
-    def manifest(self, reference: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
+    def manifest(self, reference: Values, measured: Values) -> Values:
         return {
             "reference": reference,
             "measured": measured,
@@ -112,7 +114,7 @@ class Setting:
         }
 
 
-def measure_folder(a: str, b: str, **options: Any) -> dict[str, Any]:
+def measure_folder(a: str, b: str, **options: Any) -> Values:
     """Images of the folder `a` against those of `b`, or its statistics. Returns {"metrics", "intervals", "per_class",
     "manifest"}, as the files of scores hold it; so do the two below."""
     setting = Setting(**options)
@@ -132,7 +134,7 @@ def measure_samples(
     seed: int = 0,
     precision: Precision = "auto",
     **options: Any,
-) -> dict[str, Any]:
+) -> Values:
     """Samples that the pipeline of that folder or hub id draws, against a folder of images, or its statistics. They are
     measured as they are drawn: none is kept."""
     from dmvae.commands.generated import Generated
@@ -163,7 +165,7 @@ def measure_samples(
 
 def measure_tokenizer(
     tokenizer: str, images: str, *, lpips: bool = False, precision: Precision = "auto", **options: Any
-) -> dict[str, Any]:
+) -> Values:
     """Reconstructions by the tokenizer of that folder, against the folder of images themselves."""
     from dmvae.tokenizers.adapted import load_tokenizer
 
@@ -201,14 +203,14 @@ def measure_tokenizer(
     return _result(scores, manifest)
 
 
-KINDS: dict[str, Callable[..., dict[str, Any]]] = {
+KINDS: dict[str, Callable[..., Values]] = {
     "folder": measure_folder,
     "samples": measure_samples,
     "tokenizer": measure_tokenizer,
 }
 
 
-def measure(kind: str, paths: Sequence[str], **options: Any) -> dict[str, Any]:
+def measure(kind: str, paths: Sequence[str], **options: Any) -> Values:
     """One of the three, its manifest with the call that repeats it. Raises ValueError for an option of another."""
     takes = {**inspect.signature(KINDS[kind]).parameters, **inspect.signature(Setting).parameters}
     if alien := [name for name in options if name not in takes]:
@@ -234,12 +236,12 @@ def _cut(features: str) -> tuple[str, str]:
     return name + equals, weights
 
 
-def write_scores(result: dict[str, Any], path: Path) -> None:
+def write_scores(result: Values, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1))
 
 
-def read_scores(path: Path) -> dict[str, Any]:
+def read_scores(path: Path) -> Values:
     """A file of scores. Raises ValueError for another file."""
     try:
         result = json.loads(path.read_text())
@@ -252,7 +254,7 @@ def read_scores(path: Path) -> dict[str, Any]:
     return result
 
 
-def _result(scores: Scores, manifest: dict[str, Any]) -> dict[str, Any]:
+def _result(scores: Scores, manifest: Values) -> Values:
     return {
         "metrics": scores.metrics,
         "intervals": scores.intervals,

@@ -1,1 +1,50 @@
-"""Decoders: latents [n, C, H, W] -> images."""
+"""Decoders: one file each. A decoder maps latents [n, C, H, W] to images [n, c, H stride, W stride]."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from dmvae.config import Values
+from dmvae.registry import Registered
+
+OLD = ("decoder_width", "decoder_multipliers", "decoder_blocks", "decoder_attention")
+"""Fields of version 0.1, which had the convolutional decoder alone."""
+
+
+class Decoder(Protocol):
+    """What `DecoderConfig.build` returns, an nn.Module. Where it also has `decode_tiled(z, tile)`, large images can be
+    decoded in parts."""
+
+    @property
+    def last_layer(self) -> Tensor:
+        """The weights that make the image, at which the adversary's weight compares gradients."""
+        ...
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """z [n, C, H, W] -> images [n, c, H stride, W stride], trained to lie in [-1, 1] and not clamped."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig(Registered):
+    """A decoder has no field in common with the others."""
+
+    def build(self, *, latent_channels: int, channels: int, stride: int) -> nn.Module:
+        """The `Decoder` from C latent channels to images of `channels` channels, `stride` times as high and wide."""
+        raise NotImplementedError
+
+
+def decoder_section(values: Mapping[str, Any]) -> Values:
+    """An autoencoder's section whose decoder_* fields of version 0.1 stand under `decoder`.
+
+    Raises ValueError where both spellings are there.
+    """
+    old = {name.removeprefix("decoder_"): values[name] for name in OLD if name in values}
+    kept = {name: value for name, value in values.items() if name not in OLD}
+    if old and "decoder" in kept:
+        raise ValueError(f"decoder and decoder_{next(iter(old))}: two ways to say the same; keep `decoder: {{...}}`")
+    return kept | ({"decoder": {"type": "conv"} | old} if old else {})

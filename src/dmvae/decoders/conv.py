@@ -8,16 +8,46 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dmvae import config as configs
+from dmvae.decoders import DecoderConfig
+from dmvae.decoders.tiling import decode_tiled
 from dmvae.models.layers import ResidualBlock, group_norm
+from dmvae.registry import register
 
 
-class Decoder(nn.Module):
+@register("conv")
+@dataclass(frozen=True, kw_only=True)
+class ConvDecoder(DecoderConfig):
+    """The convolutional decoder of Flux's autoencoder, in any width and depth."""
+
+    width: int = 128
+    """Channels at full resolution."""
+    multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    """Channel multipliers from full resolution down."""
+    blocks: int = 2
+    """Residual blocks per resolution, less the one that every resolution has."""
+    attention: bool = True
+    """Self-attention in the middle."""
+
+    def __post_init__(self) -> None:
+        configs.require_positive(self, "width")
+        if not self.multipliers or min(self.multipliers) < 1:
+            raise ValueError(f"multipliers: one or more whole numbers from 1, got {self.multipliers}")
+
+    def build(self, *, latent_channels: int, channels: int, stride: int) -> ConvolutionalDecoder:
+        return ConvolutionalDecoder(
+            latent_channels, channels, self.width, self.multipliers, self.blocks, stride, self.attention
+        )
+
+
+class ConvolutionalDecoder(nn.Module):
     """Residual blocks from the deepest level up, each level but the last followed by an upsampling.
 
     width: channels at full resolution; multipliers: of width, from full resolution down; every level has
@@ -68,6 +98,14 @@ class Decoder(nn.Module):
         for level in reversed(self.up):
             x = self._run(level, x)
         return self.fit(self.conv_out(F.silu(self.norm_out(x))), z)
+
+    @property
+    def last_layer(self) -> Tensor:
+        return self.conv_out.weight
+
+    def decode_tiled(self, z: Tensor, tile: int) -> Tensor:
+        """`forward` in tiles of tile x tile latents, without gradient."""
+        return decode_tiled(self, z, tile)
 
     def deepest(self, z: Tensor) -> Tensor:
         """z [n, C, H, W] -> activations before the first level, H, W times what comes before the levels."""

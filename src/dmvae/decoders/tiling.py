@@ -18,8 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmvae.decoders.conv import Decoder
-
 Live = tuple[Tensor, ...]
 """The activations that a tile holds on to at a norm, the last of which is to be normalised."""
 
@@ -46,9 +44,9 @@ def spans(length: int, tile: int, halo: int) -> list[Span]:
 
 
 @torch.no_grad()
-def decode_tiled(decoder: Decoder, z: Tensor, tile: int) -> Tensor:
-    """`decoder(z)` for z [n, C, H, W] with the activations of one tile of tile x tile cells on the device at a
-    time, the others' in main memory. No gradient."""
+def decode_tiled(decoder: Any, z: Tensor, tile: int) -> Tensor:
+    """`decoder(z)`, of a `dmvae.decoders.conv.ConvolutionalDecoder`, for z [n, C, H, W] with the activations of one
+    tile of tile x tile cells on the device at a time, the others' in main memory. No gradient."""
     x = decoder.deepest(z)
     halo = receptive_radius(decoder)
     grid = [(row, column) for row in spans(x.shape[2], tile, halo) for column in spans(x.shape[3], tile, halo)]
@@ -65,7 +63,7 @@ def decode_tiled(decoder: Decoder, z: Tensor, tile: int) -> Tensor:
     return decoder.fit(_stitch(outputs, grid, x.shape), z)
 
 
-def receptive_radius(decoder: Decoder) -> int:
+def receptive_radius(decoder: Any) -> int:
     """Cells beyond a tile that its pixels depend on: one pixel for each 3x3 convolution, at its resolution."""
     radius, scale = 0.0, 1
     levels: Any = reversed(decoder.up)
@@ -77,7 +75,7 @@ def receptive_radius(decoder: Decoder) -> int:
     return int(-(-(radius + 1 / scale) // 1))
 
 
-def _steps(decoder: Decoder) -> tuple[list[nn.GroupNorm], list[Callable[..., Live]]]:
+def _steps(decoder: Any) -> tuple[list[nn.GroupNorm], list[Callable[..., Live]]]:
     """The levels cut at their norms: works[i] takes what was live at norms[i], and the norm's result, to the next norm.
 
     Functions and not a generator for each tile: one that waits would hold on to its tensors on the device.
@@ -101,7 +99,7 @@ def _second_half(block: Any, end: nn.Module, x: Tensor, h: Tensor, normed: Tenso
     return (end(block.conv2(F.silu(normed)) + block.shortcut(x)),)
 
 
-def _image(decoder: Decoder, x: Tensor, normed: Tensor) -> Live:
+def _image(decoder: Any, x: Tensor, normed: Tensor) -> Live:
     return (decoder.conv_out(F.silu(normed)),)
 
 

@@ -15,6 +15,7 @@ from huggingface_hub import try_to_load_from_cache
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
+from dmvae.config import Values
 from dmvae.encoders import EncoderConfig
 from dmvae.registry import nearest, register
 from dmvae.runtime.hashing import content_hash
@@ -36,7 +37,7 @@ class TimmEncoder(EncoderConfig):
     """Start from the model's public weights."""
     checkpoint: Path | None = None
     """Local weights to start from instead: a .safetensors file, or one that torch.save wrote."""
-    kwargs: dict[str, Any] = field(default_factory=dict)
+    kwargs: Values = field(default_factory=dict)
     """Further arguments of timm.create_model."""
 
     def fingerprint(self) -> str:
@@ -64,7 +65,7 @@ class TimmEncoder(EncoderConfig):
             raise ValueError(f"timm has no weights {tag!r} of {architecture}{nearest(self.model, known)}")
         if channels not in (1, 3):
             raise ValueError(f"timm encoder {self.model}: images have 1 or 3 channels, not {channels}")
-        kwargs: dict[str, Any] = {"num_classes": 0, **self.kwargs}
+        kwargs: Values = {"num_classes": 0, **self.kwargs}
         if self.patch_size is not None:
             kwargs["patch_size"] = self.patch_size
         # Models that are built for one image size say so; convolutional ones take no such argument.
@@ -80,13 +81,13 @@ class TimmEncoder(EncoderConfig):
             model = self.create(kwargs)
         return Features(model, size if sized else None)
 
-    def create(self, kwargs: dict[str, Any], pretrained: bool = False) -> nn.Module:
+    def create(self, kwargs: Values, pretrained: bool = False) -> nn.Module:
         try:
             return timm.create_model(self.model, pretrained=pretrained, **kwargs)
         except TypeError as error:  # patch_size of a convolutional network, say
             raise ValueError(f"timm model {self.model!r} does not take {', '.join(kwargs)}: {error}") from error
 
-    def load(self, kwargs: dict[str, Any]) -> nn.Module:
+    def load(self, kwargs: Values) -> nn.Module:
         """The model with weights; timm adapts them to the patch and image size."""
         if self.checkpoint is not None:
             model = self.create(kwargs)

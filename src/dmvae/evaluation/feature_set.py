@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dmvae.config import Values
 from dmvae.datasets.download import cache_folder
 from dmvae.evaluation.features import POOL, SPATIAL, Extractor
 from dmvae.evaluation.frechet import Statistics
@@ -27,7 +30,7 @@ from dmvae.runtime.hashing import digest
 class FeatureSet:
     """`rows` by head, float32 [n, d]; `statistics` by head; either may be missing where a file has only the other."""
 
-    manifest: dict[str, Any]
+    manifest: Values
     """images: what they are, count, fingerprint, crop and resize; features: the extractor, its weights' hash, dtype;
     versions. Statistics of other projects tell less."""
     rows: dict[str, Tensor] = field(default_factory=dict)
@@ -87,7 +90,7 @@ class FeatureSet:
         )
 
 
-def describe(extractor: Extractor, images: Images) -> dict[str, Any]:
+def describe(extractor: Extractor, images: Images) -> Values:
     """The manifest of the features of some images."""
     facts = images.facts | {"count": len(images)}
     return {"images": facts, "features": extractor.manifest(), "versions": versions()}
@@ -134,3 +137,19 @@ def reference_features(
                 found.moments(SPATIAL)
                 found.save(paths[i])
     return [fresh[missing.index(i)] if i in missing else FeatureSet.load(path) for i, path in enumerate(paths)]
+
+
+def in_order(rows: Tensor) -> Tensor:
+    """Rows [n, d] sorted by content, so that seeded subsets do not depend on the order in which images came."""
+    values = np.ascontiguousarray(rows.cpu().numpy())
+    whole = values.view(np.dtype((np.void, values.itemsize * values.shape[1]))).ravel()
+    return rows[torch.from_numpy(whole.argsort()).to(rows.device)]
+
+
+def same_classes(real: FeatureSet, fake: FeatureSet) -> bool:
+    """Whether the sets' classes have the same names, as far as both tell them; warns where they have not."""
+    a, b = (s.manifest["images"].get("classes") for s in (real, fake))
+    if a is not None and b is not None and a != b:
+        warnings.warn("distances within classes left out: the two sets have classes of other names", stacklevel=4)
+        return False
+    return True

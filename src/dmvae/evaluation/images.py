@@ -19,6 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from dmvae.config import Values
 from dmvae.datasets.image_file import BrokenImage, read_image
 from dmvae.datasets.image_scan import rank, scan
 from dmvae.datasets.loading import passes, usable
@@ -31,7 +32,7 @@ from dmvae.runtime.hashing import digest, sha256_of
 class Images(Protocol):
     """A source. `facts` go into manifests; `labels` are int64 [n], or None where there are no classes."""
 
-    facts: dict[str, Any]
+    facts: Values
     labels: Tensor | None
 
     def __len__(self) -> int: ...
@@ -41,7 +42,7 @@ class Images(Protocol):
 class TensorImages:
     """Images in memory, uint8 or float in [0, 1], [n, C, h, w]; labels int64 [n]."""
 
-    def __init__(self, images: Tensor, labels: Tensor | None = None, **facts: Any) -> None:
+    def __init__(self, images: Tensor, labels: Tensor | None = None, **facts: object) -> None:
         if images.ndim != 4 or len(images) == 0:
             raise ValueError(f"images to measure have the shape [n, C, h, w] with n at least 1, not {[*images.shape]}")
         self.images, self.labels = as_uint8(images), labels
@@ -163,7 +164,7 @@ class FolderImages:
 class SampleFiles:
     """The images that the stage `sample` wrote to a folder."""
 
-    def __init__(self, folder: Path, **facts: Any) -> None:
+    def __init__(self, folder: Path, **facts: object) -> None:
         self.paths = sorted(folder.glob("samples-*.safetensors"))
         if not self.paths:
             raise ValueError(f"no samples in {folder}; `dmvae sample RECIPE` writes samples-NNNNN.safetensors")
@@ -223,7 +224,7 @@ def _stacked(items: list[Tensor | str]) -> Tensor | str:
     return next((item for item in items if isinstance(item, str)), None) or torch.stack(items)  # type: ignore[arg-type]
 
 
-def _size(shape: Sequence[int]) -> dict[str, Any]:
+def _size(shape: Sequence[int]) -> Values:
     """For manifests: height and width of images [..., h, w], of square ones one number."""
     h, w = shape[-2:]
     return {"size": h if h == w else [h, w]}

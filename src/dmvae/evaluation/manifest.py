@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import warnings
-from typing import Any
+
+from dmvae.config import Values
 
 PACKAGES = ("dmvae", "torch", "torchvision", "timm", "numpy", "pillow", "diffusers", "torch-fidelity", "lpips")
 """Those that compute the figures."""
@@ -31,7 +32,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def differences(a: Any, b: Any, where: str = "") -> list[str]:
+def differences(a: object, b: object, where: str = "") -> list[str]:
     """ "field: value of a, value of b" for every field in which two manifests differ, with dotted names.
 
     Fields that only one of them has are not known of the other, and no difference: statistics of other projects tell
@@ -43,7 +44,7 @@ def differences(a: Any, b: Any, where: str = "") -> list[str]:
     return [] if a == b else [f"{where}: {a!r}, {b!r}"]
 
 
-def unknown(a: Any, b: Any, where: str = "") -> list[str]:
+def unknown(a: object, b: object, where: str = "") -> list[str]:
     """Dotted names of the fields that only one of two manifests has, but for packages that only one side has."""
     if not (isinstance(a, dict) and isinstance(b, dict)) or where.endswith("versions"):
         return []
@@ -52,7 +53,7 @@ def unknown(a: Any, b: Any, where: str = "") -> list[str]:
     return alone + [name for key in both for name in unknown(a[key], b[key], _join(where, key))]
 
 
-def require_same(a: dict[str, Any], b: dict[str, Any], what: str, *, force: bool = False) -> None:
+def require_same(a: Values, b: Values, what: str, *, force: bool = False) -> None:
     """Raise ValueError naming the fields in which two manifests differ; with `force`, warn of them instead.
     Fields that only one tells are warned of."""
     differ = differences(a, b)
@@ -64,7 +65,7 @@ def require_same(a: dict[str, Any], b: dict[str, Any], what: str, *, force: bool
         warnings.warn(f"{what}: only one of the two tells {', '.join(missing)}; make sure of them", stacklevel=2)
 
 
-def require_comparable(a: dict[str, Any], b: dict[str, Any], *, force: bool = False) -> None:
+def require_comparable(a: Values, b: Values, *, force: bool = False) -> None:
     """`require_same` of what two scores' manifests share when one may be set beside the other."""
     x, y = ({key: manifest[key] for key in COMPARABLE if key in manifest} for manifest in (a, b))
     for kept, manifest in ((x, a), (y, b)):
@@ -72,5 +73,5 @@ def require_comparable(a: dict[str, Any], b: dict[str, Any], *, force: bool = Fa
     require_same(x, y, "the scores", force=force)
 
 
-def _join(where: str, key: Any) -> str:
+def _join(where: str, key: object) -> str:
     return f"{where}.{key}" if where else str(key)

@@ -10,28 +10,25 @@ from torch import Tensor
 
 from dmvae.evaluation.neighbours import nearest
 
+NEIGHBOURS = 5
+"""k of all of them."""
 CHUNK = 256
 """Rows of a distance matrix at a time."""
 
 
-def precision_recall_density_coverage(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, float]:
-    """How the manifolds of two sets of features [n, d] and [m, d] overlap (arXiv 1904.06991, 2002.09797).
+def manifold_values(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, Tensor]:
+    """How the manifolds of two sets of features [n, d] and [m, d] overlap (arXiv 1904.06991, 2002.09797), float64: of
+    each fake point [m] for precision and density, of each real point [n] for recall and coverage.
 
     The manifold of a set is the union of balls about its points, each reaching its k-th nearest neighbour in the set.
 
-        precision   share of fake points inside the real manifold
-        recall      share of real points inside the fake manifold
-        density     mean number of real balls that a fake point lies in, divided by k
-        coverage    share of real balls that hold a fake point
+        precision   whether a fake point lies inside the real manifold
+        recall      whether a real point lies inside the fake manifold
+        density     number of real balls that a fake point lies in, divided by k
+        coverage    whether a real ball holds a fake point
 
     Raises ValueError where a set has no more than k points.
     """
-    return {name: float(values.mean()) for name, values in manifold_values(real, fake, k).items()}
-
-
-def manifold_values(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, Tensor]:
-    """What the four figures are means of, float64: of each fake point [m] for precision and density, of each real
-    point [n] for recall and coverage."""
     if min(len(real), len(fake)) <= k:
         raise ValueError(f"sets of {len(real)} and {len(fake)} features are too small for {k} neighbours")
     real, fake = _centred(real, fake)

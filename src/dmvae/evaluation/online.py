@@ -9,11 +9,11 @@ Shapes: latents [n, C, H, W], labels int64 [n].
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from dmvae.config import Values
 from dmvae.evaluation.interpolation import Decode
 from dmvae.evaluation.latents import Over, effective_rank, exact, is_wide, spectrum, vectors, wide_spectrum
 from dmvae.evaluation.sensitivity import NOISE, smoothness
@@ -90,7 +90,7 @@ def class_share(z: Tensor, labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def online_proxies(z: Tensor, labels: Tensor, decode: Decode | None = None, images: int = 16) -> dict[str, Any]:
+def online_proxies(z: Tensor, labels: Tensor, decode: Decode | None = None, images: int = 16) -> Values:
     """All of the above of one batch of latents [n, C, H, W], under the names that are logged.
 
     Each channel is first brought to mean 0 and variance 1, as a generator will see it. With `decode`, of latents as
@@ -101,7 +101,7 @@ def online_proxies(z: Tensor, labels: Tensor, decode: Decode | None = None, imag
         z = z.float()
         mean, std = z.mean((0, 2, 3), keepdim=True), z.std((0, 2, 3), keepdim=True).clamp_min(1e-6)
         x = (z - mean) / std
-        log: dict[str, Any] = {
+        log: Values = {
             "proxy/effective_rank": effective_rank(x),
             "proxy/linear_flow_loss": linear_flow_loss(x, labels),
             "proxy/neighbour_distance": neighbour_distance(x),

@@ -17,7 +17,7 @@ from dmvae.datasets.pixels import to_uint8
 from dmvae.evaluation.frechet import Moments, Statistics, frechet_distance
 from dmvae.evaluation.interpolation import Decode
 from dmvae.flow.loss import flow_matching_loss
-from dmvae.flow.solver import sample
+from dmvae.flow.solver import Sampling, sample
 from dmvae.models.dit import LightningDiT
 
 VERSION = 1
@@ -128,7 +128,7 @@ def _samples(network: LightningDiT, shape: tuple[int, int, int], labels: Tensor,
     spaced = torch.linspace(0, len(labels) - 1, SAMPLES, device=labels.device).long()
     for label in labels[spaced].split(SAMPLING_BATCH):
         with torch.autocast(labels.device.type, enabled=False):
-            yield sample(network, draw.normal(len(label), *shape), label, method="euler", steps=SAMPLING_STEPS)
+            yield sample(network, draw.normal(len(label), *shape), label, Sampling(steps=SAMPLING_STEPS))
 
 
 class _Draw:

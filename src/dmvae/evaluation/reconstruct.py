@@ -8,18 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmvae.config import Values
 from dmvae.datasets.pixels import as_input, to_uint8
 from dmvae.evaluation.feature_set import FeatureSet, describe
 from dmvae.evaluation.features import CHUNK, Extractor, in_chunks, padded
 from dmvae.evaluation.images import Images, over_images
-from dmvae.evaluation.measure import PARTS, Scores, measure_sets, pair_values
+from dmvae.evaluation.measure import all_parts, measure_sets, pair_values
+from dmvae.evaluation.metrics import Figure, Metric, metrics_of
+from dmvae.evaluation.scores import Scores
 from dmvae.losses.perceptual import LPIPSPerceptual
 from dmvae.runtime.hashing import weights_hash
 from dmvae.runtime.precision import Precision, autocast
 
-OF_PAIRS = {"psnr": "psnr", "ssim": "ssim", "lpips": "lpips_vgg16"}
-"""Short name -> name of the figures of a pair."""
-OF_SETS = ("frechet", "kernel")
+PAIRS = ("psnr", "ssim")
+"""The metrics of pairs that need not be asked for."""
+LPIPS = Figure("lpips", "LPIPS", "", -1, "{:.3f}", "how far reconstructions are from their originals in VGG-16's eyes")
 
 
 class PerceptualDistance:
@@ -34,7 +37,7 @@ class PerceptualDistance:
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         return in_chunks(self.network.per_sample, a, b)
 
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Values:
         """As an extractor's."""
         return {"name": self.name, "weights": weights_hash(self.network), "dtype": "float32"}
 
@@ -53,6 +56,7 @@ def reconstruct(
     pictures: int = 0,
     latents: bool = False,
     alone: bool = False,
+    metrics: Sequence[Metric] = (),
 ) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor] | None]:
     """(rows, pictures). Rows are of every image, in order: the figures of the pair (see `pair_values`), the
     reconstruction's features, "0.pool" and so on, and with `latents` its raw latent "z". Pictures are the first ones,
@@ -72,7 +76,11 @@ def reconstruct(
         if sum(len(a) for a, _ in kept) < pictures:
             kept.append((batch[:pictures], recon[:pictures]))
         features = {f"{i}.{head}": x for i, e in enumerate(extractors) for head, x in e.heads(recon).items()}
-        return pair_values(batch, recon, lpips, device) | features | ({"z": z} if latents else {})
+        return (
+            pair_values(batch, recon, lpips, device, metrics or metrics_of(PAIRS))
+            | features
+            | ({"z": z} if latents else {})
+        )
 
     rows = over_images(images, batch_size, compute, title, alone=alone)
     if not kept:
@@ -94,11 +102,12 @@ def reconstruction_scores(
     reals: Sequence[FeatureSet],
     extractors: Sequence[Extractor],
     images: Images,
-    parts: Collection[str] = PARTS,
+    parts: Collection[str] | None = None,
 ) -> Scores:
     """Figures of the pairs, and of the set of reconstructions against that of the images."""
     scores = Scores()
-    scores.add_means({name: rows[name] for name in OF_PAIRS.values() if name in rows})
+    chosen = [m.type for m in metrics_of(all_parts() if parts is None else tuple(parts)) if m.of_reconstructions]
+    scores.add_means({name: value for name, value in rows.items() if name != "z" and "." not in name})
     for real, recon in zip(reals, reconstructed_sets(rows, extractors, images), strict=True):
-        scores.add(measure_sets(real, recon, prefix="r", parts=[part for part in OF_SETS if part in parts]))
+        scores.add(measure_sets(real, recon, prefix="r", parts=chosen))
     return scores

@@ -17,6 +17,7 @@ import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
+from dmvae.config import Values
 from dmvae.models.discriminator import PatchGAN
 from dmvae.models.dit import LightningDiT
 from dmvae.runtime.weights import Shapes, check, count, pick, read_tensors, square, told, write_tensors
@@ -154,7 +155,7 @@ def pixel_constants() -> dict[str, Tensor]:
     return {f"encoder.{name}": torch.tensor(value).view(1, 3, 1, 1) for name, value in values.items()}
 
 
-def vae_config(shapes: Shapes, where: object, *, heads: int | None = None) -> dict[str, Any]:
+def vae_config(shapes: Shapes, where: object, *, heads: int | None = None) -> Values:
     """Autoencoder's arguments for a state dict of these shapes."""
     levels = [f"decoder.up.{i}.block.0.conv1.weight" for i in range(max(1, count(shapes, "decoder.up")))]
     telling = {"encoder.model.patch_embed.proj.weight": 4, "encoder.model.pos_embed": 3}
@@ -172,9 +173,9 @@ def vae_config(shapes: Shapes, where: object, *, heads: int | None = None) -> di
     # Position embeddings cover the class token where there are no registers, as timm has it.
     size = patch * square(tokens if registers else tokens - 1, "encoder.model.pos_embed", where)
     name, depth, usual_heads = VITS.get(width, VITS[1024])
-    usual: dict[str, Any] = {"embed_dim": width if width in VITS else 1024, "depth": depth, "num_heads": usual_heads}
+    usual: Values = {"embed_dim": width if width in VITS else 1024, "depth": depth, "num_heads": usual_heads}
     usual |= {"mlp_ratio": 4.0, "reg_tokens": 4}
-    own: dict[str, Any] = {"embed_dim": width, "depth": count(shapes, "encoder.model.blocks"), "num_heads": heads}
+    own: Values = {"embed_dim": width, "depth": count(shapes, "encoder.model.blocks"), "num_heads": heads}
     own |= {"mlp_ratio": mlp_ratio(width, hidden)}
     if registers:
         own["reg_tokens"] = told(shapes, {"encoder.model.reg_token": 3}, where)[0][1]
@@ -192,14 +193,17 @@ def vae_config(shapes: Shapes, where: object, *, heads: int | None = None) -> di
         "in_channels": out[0],
         "latent_channels": last[0],
         "bottleneck_width": middle[0],
-        "decoder_width": decoder_width,
-        "decoder_multipliers": tuple(conv[0] // decoder_width for conv in convs),
-        "decoder_blocks": count(shapes, "decoder.up.0.block") - 1,
-        "decoder_attention": any(name.startswith("decoder.mid.attn_1.") for name in shapes),
+        "decoder": {
+            "type": "conv",
+            "width": decoder_width,
+            "multipliers": [conv[0] // decoder_width for conv in convs],
+            "blocks": count(shapes, "decoder.up.0.block") - 1,
+            "attention": any(name.startswith("decoder.mid.attn_1.") for name in shapes),
+        },
     }
 
 
-def generator_config(shapes: Shapes, where: object) -> dict[str, Any]:
+def generator_config(shapes: Shapes, where: object) -> Values:
     """LightningDiT's arguments for a state dict of these shapes; the label table's last row is "no label"."""
     telling = {"x_embedder.proj.weight": 4, "pos_embed": 3, "blocks.0.attn.q_norm.weight": 1}
     telling |= {"blocks.0.mlp.w3.weight": 2, "y_embedder.embedding_table.weight": 2}

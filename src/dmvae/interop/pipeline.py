@@ -64,7 +64,7 @@ class DMVAEPipeline(DiffusionPipeline):  # type: ignore[misc]
         self.card = card
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: object) -> Any:
         """As diffusers', from a folder or a hub id; the model card comes along."""
         # our models are built in memory, see dmvae.models.base
         kwargs = {"low_cpu_mem_usage": False} | kwargs
@@ -184,7 +184,7 @@ class DMVAEPipeline(DiffusionPipeline):  # type: ignore[misc]
         x = (x / 2 + 0.5).clamp(0, 1)
         return x.permute(0, 2, 3, 1).cpu().numpy() if output_type == "np" else x
 
-    def _label_numbers(self, class_labels: Any) -> list[int]:
+    def _label_numbers(self, class_labels: object) -> list[int]:
         if isinstance(class_labels, str) or not isinstance(class_labels, Iterable):
             class_labels = [class_labels]
         numbers = [self._label_number(label) for label in class_labels]
@@ -192,7 +192,7 @@ class DMVAEPipeline(DiffusionPipeline):  # type: ignore[misc]
             raise ValueError("class_labels is empty: give one for every image, None for no class")
         return numbers
 
-    def _label_number(self, label: Any) -> int:
+    def _label_number(self, label: object) -> int:
         count = self.transformer.config.num_classes
         if label is None:
             return count

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
@@ -14,33 +15,45 @@ from dmvae.datasets import Dataset
 from dmvae.datasets.loading import passes
 from dmvae.datasets.pixels import as_input
 from dmvae.evaluation.latents import ChannelMoments
-from dmvae.inputs import Inputs
-from dmvae.models.base import Tokenizer
 from dmvae.runtime import distributed
 from dmvae.runtime.console import Bar
 from dmvae.runtime.files import write_tensors
-from dmvae.runtime.precision import autocast
+from dmvae.runtime.precision import Precision, autocast
 
 
 @torch.no_grad()  # not inference_mode: what moves to a device under it cannot be written to afterwards
-def encode_dataset(tokenizer: Tokenizer, dataset: Dataset, folder: Path, inputs: Inputs, *, title: str) -> None:
-    """Write the data set's raw latents and labels to `folder` as safetensors shards, and their per-channel mean
-    and standard deviation. Finished shards are kept, so an interrupted pass goes on where it stopped."""
-    config, run, device = inputs.recipe.latents, inputs.recipe.run, inputs.device
+def encode_dataset(
+    tokenizer: Any,
+    dataset: Dataset,
+    folder: Path,
+    *,
+    title: str,
+    device: torch.device,
+    precision: Precision = "auto",
+    workers: int = 0,
+    batch_size: int = 256,
+    shard_size: int = 16384,
+    dtype: Literal["float32", "float16"] = "float32",
+) -> None:
+    """Write the data set's raw latents and labels to `folder` as safetensors shards of `shard_size`, and their mean and
+    standard deviation per channel. Finished shards are kept, so an interrupted pass goes on where it stopped.
+
+    tokenizer: a module with `encode(images in [-1, 1]).latents`, [n, C, H, W].
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload,arg-type]
-    starts = range(0, len(dataset), config.shard_size)
+    tokenizer.to(device, memory_format=torch.channels_last).eval()
+    starts = range(0, len(dataset), shard_size)
     with Bar(title, len(dataset), "images") as bar:
         for number, start in enumerate(starts):
-            stop = min(start + config.shard_size, len(dataset))
+            stop = min(start + shard_size, len(dataset))
             path = folder / f"latents-{number:05d}.safetensors"
             place = {"start": str(start), "stop": str(stop)}
             if number % distributed.world_size() == distributed.rank() and _metadata(path) != place:
                 parts, labels = [], []
-                for images, batch_labels in passes(Part(dataset, start, stop), config.batch_size, run.workers, device):
-                    with autocast(device, run.precision):
+                for images, batch_labels in passes(Part(dataset, start, stop), batch_size, workers, device):
+                    with autocast(device, precision):
                         z = tokenizer.encode(as_input(images, device)).latents
-                    parts.append(z.to("cpu", getattr(torch, config.dtype)).contiguous())
+                    parts.append(z.to("cpu", getattr(torch, dtype)).contiguous())
                     labels.append(batch_labels)
                     bar.step(len(images))
                 write_tensors(path, {"latents": torch.cat(parts), "labels": torch.cat(labels)}, place)

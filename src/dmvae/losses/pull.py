@@ -7,23 +7,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmvae.config import Values
 from dmvae.runtime import distributed
 
 
 class Pull(torch.autograd.Function):
     """The identity on latents whose backward pass adds another loss's gradient to the reconstruction's.
 
-    The two meet where both are known: their norms are logged there (`health/gradient_reconstruction`,
-    `health/gradient_NAME`), and the weight can be a ratio of them without a second backward pass through
-    the decoder.
+    The two meet where both are known: their norms are written into `late` there (`health/gradient_reconstruction`,
+    `health/gradient_NAME`; see `Update.late`), and the weight can be a ratio of them without a second backward pass
+    through the decoder.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, z: Tensor, pull: Tensor, weight: float, relative: bool, log: dict, name: str = "matching"
+        ctx: Any, z: Tensor, pull: Tensor, weight: float, relative: bool, late: Values, name: str = "matching"
     ) -> Tensor:
         ctx.save_for_backward(pull)
-        ctx.weight, ctx.relative, ctx.log, ctx.name = weight, relative, log, name
+        ctx.weight, ctx.relative, ctx.late, ctx.name = weight, relative, late, name
         return z.view_as(z)
 
     @staticmethod
@@ -32,6 +33,6 @@ class Pull(torch.autograd.Function):
         squares = torch.stack([gradient.float().square().sum(), pull.square().sum()])
         reconstruction, other = distributed.average(squares).sqrt()
         scale = ctx.weight * (reconstruction / other.clamp_min(1e-12) if ctx.relative else 1.0)
-        ctx.log["health/gradient_reconstruction"] = reconstruction
-        ctx.log[f"health/gradient_{ctx.name}"] = scale * other
+        ctx.late["health/gradient_reconstruction"] = reconstruction
+        ctx.late[f"health/gradient_{ctx.name}"] = scale * other
         return gradient + (scale * pull).to(gradient.dtype), None, None, None, None, None

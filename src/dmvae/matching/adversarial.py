@@ -7,26 +7,25 @@ labels; the latents move to where it cannot. It needs no velocity, and so no tea
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmvae.flow.guidance import Velocity
-from dmvae.matching import MatchingConfig
+from dmvae.generators.flow import FlowModelConfig
+from dmvae.matching import Context, Log, Matching
 from dmvae.registry import register
-from dmvae.runtime.random import Random
-from dmvae.training.contract import Update
-
-if TYPE_CHECKING:
-    from dmvae.references import Reference
 
 
 @register("adversarial")
 @dataclass(frozen=True, kw_only=True)
-class AdversarialMatching(MatchingConfig):
+class Adversarial(Matching):
     """The non-saturating adversarial loss; it descends a Jensen-Shannon divergence, as well as the critic knows it."""
+
+    needs_teacher: ClassVar[bool] = False
+    needs_reference: ClassVar[bool] = True
 
     width: int = 128
     """Channels of the critic."""
@@ -43,27 +42,30 @@ class AdversarialMatching(MatchingConfig):
                 f"got {self.width}, {self.depth} and {self.penalty}"
             )
 
-    def build(self, num_classes: int) -> Adversary:
-        return Adversary(self)
-
-
-class Adversary:
-    def __init__(self, config: AdversarialMatching) -> None:
-        self.config = config
-
-    def build_student(self, latent_shape: tuple[int, int, int], num_classes: int) -> Critic:
-        return Critic(latent_shape[0], num_classes, self.config.width, self.config.depth)
+    def new_student(
+        self, latent_shape: tuple[int, int, int], num_classes: int, teacher: object, model: FlowModelConfig
+    ) -> Critic:
+        return Critic(latent_shape[0], num_classes, self.width, self.depth)
 
     def loss(
-        self, z: Tensor, labels: Tensor, teacher: Velocity | None, student: Any, generator: Random
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+        self,
+        z: Tensor,
+        labels: Tensor,
+        teacher: Velocity | None = None,
+        student: Any = None,
+        context: Context | None = None,
+    ) -> tuple[Tensor, Log]:
         """mean log(1 + exp(-D(z, label))): latents look like the reference where D is large."""
         return F.softplus(-student(z, labels)).mean(), {}
 
-    def student_update(self, student: Any, z: Tensor, labels: Tensor, reference: Reference, rng: Random) -> Update:
+    def student_loss(
+        self, student: Any, z: Tensor, labels: Tensor, context: Context | None = None
+    ) -> tuple[Tensor, Log]:
         """mean log(1 + exp(-D(reference))) + mean log(1 + exp(D(z))) + penalty."""
-        real, real_labels = (x.to(z.device) for x in reference.sample(len(z), rng.on_cpu()))
-        real.requires_grad_(self.config.penalty > 0)
+        if context is None or context.reference is None:
+            raise ValueError("the critic compares latents with samples: give context.reference")
+        real, real_labels = (x.to(z.device) for x in context.reference.sample(len(z), context.rng.on_cpu()))
+        real.requires_grad_(self.penalty > 0)
         at_real, at_z = student(real, real_labels), student(z, labels)
         loss = F.softplus(-at_real).mean() + F.softplus(at_z).mean()
         log = {
@@ -71,11 +73,11 @@ class Adversary:
             "critic/latents": at_z.detach().mean(),
             "critic/accuracy": 0.5 * ((at_real > 0).float().mean() + (at_z < 0).float().mean()),
         }
-        if self.config.penalty > 0:
+        if self.penalty > 0:
             (slope,) = torch.autograd.grad(at_real.sum(), real, create_graph=True)
             log["critic/slope"] = square = slope.square().sum(dim=(1, 2, 3)).mean()
-            loss = loss + 0.5 * self.config.penalty * square
-        return Update("student", loss, log)
+            loss = loss + 0.5 * self.penalty * square
+        return loss, log
 
 
 class Critic(nn.Module):

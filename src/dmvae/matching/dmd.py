@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dmvae.flow.guidance import Velocity, guided
 from dmvae.flow.path import denoise, interpolate
-from dmvae.matching import MatchingConfig
+from dmvae.matching import Context, Log, Matching
 from dmvae.registry import register
-from dmvae.runtime.random import Random
 
 BINS = 4
 
 
 @register("dmd")
 @dataclass(frozen=True, kw_only=True)
-class DMDConfig(MatchingConfig):
+class DMD(Matching):
     """The paper's objective: it descends the reverse KL divergence from the latents to the reference."""
 
     guidance: float = 5.0
@@ -33,31 +33,31 @@ class DMDConfig(MatchingConfig):
             if not 0 <= low < high <= 1:
                 raise ValueError(f"time range must satisfy 0 <= low < high <= 1, got {[low, high]}")
 
-    def build(self, num_classes: int) -> DMD:
-        return DMD(self, num_classes)
-
-
-class DMD:
-    def __init__(self, config: DMDConfig, num_classes: int) -> None:
-        self.config, self.num_classes = config, num_classes
-
     def loss(
-        self, z: Tensor, labels: Tensor, teacher: Velocity, student: Velocity, generator: Random
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        n = len(z)
-        t = self._times(n, generator)
-        noise = generator.normal(*z.shape)
+        self,
+        z: Tensor,
+        labels: Tensor,
+        teacher: Velocity | None = None,
+        student: Any = None,
+        context: Context | None = None,
+    ) -> tuple[Tensor, Log]:
+        """loss = mean (z - stop_grad(z - g))^2 / 2, with g of `gradient`: its gradient at z is g / numel(z)."""
+        if teacher is None or student is None:
+            raise ValueError("dmd compares two velocities: give it a teacher and a student")
+        context = context or Context.default(z, student, teacher)
+        t = self._times(len(z), context)
+        noise = context.rng.normal(*z.shape)
         with torch.no_grad():
-            g, gap = gradient(z.detach(), noise, t, labels, teacher, student, self.config.guidance, self.num_classes)
+            g, gap = gradient(z.detach(), noise, t, labels, teacher, student, self.guidance, context.null_label)
         loss = 0.5 * (z - (z.detach() - g)).square().mean()
         return loss, {f"gap/t{(i + 0.5) / BINS:.2f}": value for i, value in _binned(gap, t)}
 
-    def _times(self, n: int, generator: Random) -> Tensor:
-        low, high = self.config.time_range
-        if self.config.time_range_end is not None:
-            p = generator.progress
-            low, high = ((1 - p) * a + p * b for a, b in zip((low, high), self.config.time_range_end, strict=True))
-        return low + (high - low) * generator.uniform(n)
+    def _times(self, n: int, context: Context) -> Tensor:
+        low, high = self.time_range
+        if self.time_range_end is not None:
+            p = context.progress
+            low, high = ((1 - p) * a + p * b for a, b in zip((low, high), self.time_range_end, strict=True))
+        return low + (high - low) * context.rng.uniform(n)
 
 
 def gradient(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from diffusers.models.modeling_utils import ModelMixin
 from safetensors.torch import save_file
@@ -19,3 +22,18 @@ def save_network(module: nn.Module, folder: Path) -> None:
         else:
             part.mkdir()
             save_file({k: v.contiguous() for k, v in module.state_dict().items()}, part / "model.safetensors")
+
+
+def artifact_class(folder: str | Path, known: Iterable[Any], what: str) -> Any:
+    """The one of the `known` classes whose artifact lies in the folder, as its config.json says; `what` names them in
+    errors. Raises ValueError where it is none of them."""
+    file, classes = Path(folder) / "config.json", {cls.__name__: cls for cls in known}
+    if not file.is_file():
+        raise ValueError(f"{folder}: no {what} is here: no config.json; name a folder such as runs/x/main/STAGE/{what}")
+    try:
+        name = dict(json.loads(file.read_text())).get("_class_name")
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file}: no config of a {what}, or cut off ({error}); copy the folder again") from error
+    if name not in classes:
+        raise ValueError(f"{folder}: holds {name}, not {' or '.join(classes)}")
+    return classes[name]

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from dmvae.models.base import Model
+from dmvae.config import Values
 from dmvae.models.transformer import (
     Block,
     FinalLayer,
@@ -29,6 +29,7 @@ from dmvae.models.transformer import (
     rope_tables,
     sincos_positions,
 )
+from dmvae.models.velocity import VelocityModel
 from dmvae.registry import nearest
 
 
@@ -63,15 +64,15 @@ def lightningdit(
     size: str = "XL/1", *, in_channels: int, input_size: int, num_classes: int, **head: int | None
 ) -> LightningDiT:
     """The network of a published size, `SIZE/PATCH`. `head` is head_width and head_depth, which the published
-    networks have not.
+    networks lack.
 
     Raises ValueError for a name that is no size.
     """
-    numbers: dict[str, Any] = published(size) | head
+    numbers: Values = published(size) | head
     return LightningDiT(in_channels=in_channels, input_size=input_size, num_classes=num_classes, **numbers)
 
 
-class LightningDiT(Model):
+class LightningDiT(VelocityModel):
     """`velocity = model(z_t, t, labels)`.
 
     in_channels: C. input_size: H = W of the latents, a multiple of patch_size. num_classes: labels are

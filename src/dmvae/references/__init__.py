@@ -11,17 +11,59 @@ instead (`scale: raw`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from dmvae.datasets import Dataset, DatasetConfig
 from dmvae.registry import Registered
 from dmvae.runtime.random import Random
 
-if TYPE_CHECKING:
-    from dmvae.inputs import Inputs
+
+class Surroundings(Protocol):
+    """What a reference is built in: the latents that shall follow it, and the data they come from. `Inputs` is one;
+    outside of a recipe any object with what the reference asks for will do."""
+
+    out: Path
+    """Folder for the files that it makes; a second call finds them there."""
+    device: torch.device
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        ...
+
+    @property
+    def num_classes(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def data(self) -> DatasetConfig:
+        """The images' size and channels, among the rest."""
+        ...
+
+    @property
+    def train_set(self) -> Dataset: ...
+
+    def autoencoder(self) -> Any:
+        """The tokenizer before matching."""
+        ...
+
+    def new_encoder(self) -> nn.Module:
+        """Its encoder with random weights."""
+        ...
+
+    def encode(self, tokenizer: object, dataset: object, folder: Path, title: str) -> None:
+        """Write a data set's latents to shards in `folder`; an interrupted pass goes on where it stopped."""
+        ...
+
+    def batches(self, dataset: object) -> Iterator[Tensor]:
+        """The data of a data set in order, in batches, on the device, as networks take them."""
+        ...
 
 
 class Reference(Protocol):
@@ -41,7 +83,7 @@ class Reference(Protocol):
         """(z_t [n, C, H, W], t [n], labels [n]) -> velocity in closed form, or None: then a teacher is trained.
         The label `num_classes` means "no label"."""
 
-    def sample(self, n: int, generator: Random) -> tuple[Tensor, Tensor]:
+    def sample(self, n: int, rng: Random) -> tuple[Tensor, Tensor]:
         """(latents [n, C, H, W] float32, labels int64 [n]). Every class occurs: the teacher is asked about them all.
         Where labels carry no information, or a class has no latents of its own, its label stands for the whole
         reference."""
@@ -57,12 +99,12 @@ class ReferenceConfig(Registered):
         """Whether what `build` returns has a `velocity`: no teacher is trained. For a dry run, which builds nothing."""
         return False
 
-    def check(self, inputs: Inputs) -> None:
+    def check(self, inputs: Surroundings) -> None:
         """Raise ValueError for what is wrong with the reference and can be told before anything is trained: `inputs`
         has no stage's folder yet."""
 
-    def build(self, inputs: Inputs) -> Reference:
-        """Open the reference for the recipe's latents: `dmvae.inputs.describe_latents(inputs.recipe)` is their
+    def build(self, inputs: Surroundings) -> Reference:
+        """Open the reference for the recipe's latents: `dmvae.inputs.inputs.latent_shape` is their
         shape; files that it makes go under `inputs.out`, where a second call finds them.
 
         Raises:

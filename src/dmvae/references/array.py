@@ -6,20 +6,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dmvae.references import Surroundings
 from dmvae.references.data import DataConfig
 from dmvae.references.files import parquet_files, read_column
 from dmvae.registry import nearest, register
 from dmvae.runtime.hashing import content_hash
-
-if TYPE_CHECKING:
-    from dmvae.inputs import Inputs
 
 SUFFIXES = (".npy", ".safetensors", ".parquet")
 CHECKED = 4096
@@ -39,7 +37,7 @@ class ArrayReference(DataConfig):
     labels: str | None = None
     """Name of the tensor or column of labels, 0 to num_classes - 1; beside a .npy file, the path of another one."""
 
-    def check(self, inputs: Inputs) -> None:
+    def check(self, inputs: Surroundings) -> None:
         array = self._read(self.key)
         low, high = math.inf, -math.inf
         for start in range(0, len(array), CHECKED):  # a memory-mapped file may be larger than the memory
@@ -54,10 +52,8 @@ class ArrayReference(DataConfig):
             raise ValueError(f"path: {self.path} ({self.key}) holds {low:g} everywhere: there is nothing to match")
         super().check(inputs)
 
-    def network(self, inputs: Inputs) -> nn.Module:
-        from dmvae.inputs import describe_latents
-
-        shape, target = self._read(self.key).shape[1:], describe_latents(inputs.recipe)
+    def network(self, inputs: Surroundings) -> nn.Module:
+        shape, target = self._read(self.key).shape[1:], inputs.latent_shape
         size = math.prod(target)
         if shape in (target, (size,)):
             return Rows("latents", target)
@@ -71,7 +67,7 @@ class ArrayReference(DataConfig):
             "components (a shorter one is a feature map [n, d, 1, 1])"
         )
 
-    def dataset(self, inputs: Inputs) -> ArrayData:
+    def dataset(self, inputs: Surroundings) -> ArrayData:
         rows = self._read(self.key)
         if self.labels is None:
             if self.classes is not None:

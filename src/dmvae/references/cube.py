@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from dmvae.references import Surroundings
 from dmvae.references.synthetic import SyntheticConfig
 from dmvae.registry import register
 from dmvae.runtime.random import Random
-
-if TYPE_CHECKING:
-    from dmvae.inputs import Inputs
 
 
 @register("cube")
@@ -28,10 +25,8 @@ class CubeReference(SyntheticConfig):
         if self.half_width <= 0:
             raise ValueError(f"half_width must be positive, got {self.half_width}")
 
-    def build(self, inputs: Inputs) -> Cube:
-        from dmvae.inputs import describe_latents
-
-        shape = describe_latents(inputs.recipe)
+    def build(self, inputs: Surroundings) -> Cube:
+        shape = inputs.latent_shape
         return Cube(shape, inputs.num_classes, self.half_width, *self.statistics(inputs, shape[0]))
 
 
@@ -44,6 +39,6 @@ class Cube:
         self.shape, self.num_classes, self.half_width = shape, num_classes, half_width
         self.mean, self.std = mean, std
 
-    def sample(self, n: int, generator: Random) -> tuple[Tensor, Tensor]:
-        z = self.half_width * (2 * generator.uniform(n, *self.shape) - 1)
-        return z, generator.integers(self.num_classes, n)
+    def sample(self, n: int, rng: Random) -> tuple[Tensor, Tensor]:
+        z = self.half_width * (2 * rng.uniform(n, *self.shape) - 1)
+        return z, rng.integers(self.num_classes, n)

@@ -9,20 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dmvae.references import ReferenceConfig
+from dmvae.latents.store import LatentSet
+from dmvae.references import ReferenceConfig, Surroundings
 from dmvae.references.reduction import Reducer, Reduction, fit_linear, learn_bottleneck, load, require_channels
 from dmvae.registry import nearest
 from dmvae.runtime import distributed
+from dmvae.runtime.files import write_tensors
 from dmvae.runtime.random import Random, seed_of
-
-if TYPE_CHECKING:
-    from dmvae.inputs import Inputs
-    from dmvae.latents.store import LatentSet
 
 INITIAL_IMAGES = 2048
 FIT_VECTORS = 1 << 16
@@ -45,19 +43,17 @@ class DataConfig(ReferenceConfig):
     reduction_steps: int = 1000
     """Its training steps."""
 
-    def network(self, inputs: Inputs) -> nn.Module:
+    def network(self, inputs: Surroundings) -> nn.Module:
         """Maps the data (images in [-1, 1], or what `dataset` holds) to features [n, d, h, w]. Its attribute `layout`
         is "map" where it has none; see `Reducer`."""
         raise NotImplementedError
 
-    def dataset(self, inputs: Inputs) -> Any:
+    def dataset(self, inputs: Surroundings) -> Any:
         """The data: a map-style data set with `.labels`, -1 where an item has none."""
         return inputs.train_set
 
-    def check(self, inputs: Inputs) -> None:
-        from dmvae.inputs import describe_latents
-
-        data, reducer = self.chosen(inputs), Reducer(self.network(inputs), describe_latents(inputs.recipe))
+    def check(self, inputs: Surroundings) -> None:
+        data, reducer = self.chosen(inputs), Reducer(self.network(inputs), inputs.latent_shape)
         features = torch.cat(list(_features(reducer, some(data, TRIED, inputs), inputs)))
         if not features.isfinite().all():
             raise ValueError("its features hold NaN or infinity already for a few items: look at its weights and data")
@@ -67,18 +63,16 @@ class DataConfig(ReferenceConfig):
             vectors = len(data) * reducer.vectors_per_item - 1  # about their mean they span no more directions
             require_channels(self.reduction, min(features.shape[1], vectors), reducer.channels)
 
-    def build(self, inputs: Inputs) -> Samples:
-        from dmvae.inputs import describe_latents
-
+    def build(self, inputs: Surroundings) -> Samples:
         if not encoded(inputs.out / "latents"):
             data = self.chosen(inputs)
-            reducer = Reducer(self.network(inputs), describe_latents(inputs.recipe))
+            reducer = Reducer(self.network(inputs), inputs.latent_shape)
             self._fit(reducer, data, inputs)
-            encode(reducer, data, inputs.out / "latents", inputs)
+            inputs.encode(reducer, data, inputs.out / "latents", "reference data")
         initial = initial_latents(inputs)
         return Samples(open_latents(inputs), inputs.num_classes, initial.mean, initial.std)
 
-    def chosen(self, inputs: Inputs) -> Any:
+    def chosen(self, inputs: Surroundings) -> Any:
         """The data of the classes kept. Raises ValueError for a class that is not there."""
         data = self.dataset(inputs)
         if self.classes is None:
@@ -90,16 +84,14 @@ class DataConfig(ReferenceConfig):
             raise ValueError(f"classes: nothing in the reference's data has a label of {list(self.classes)}")
         return Chosen(data, index)
 
-    def _fit(self, reducer: Reducer, data: Any, inputs: Inputs) -> None:
+    def _fit(self, reducer: Reducer, data: object, inputs: Surroundings) -> None:
         """Give the reducer its map from d to C, kept in a file."""
-        from dmvae.runtime.files import write_tensors
-
         if reducer.layout == "latents":
             return
         path = inputs.out / "reduction.safetensors"
         if distributed.is_main() and not path.exists():
             inputs.out.mkdir(parents=True, exist_ok=True)
-            rows, seed = _vectors(reducer, data, inputs), seed_of(inputs.recipe.seed, "reduction")
+            rows, seed = _vectors(reducer, data, inputs), seed_of(inputs.seed, "reduction")
             if self.reduction == "bottleneck":
                 width, steps = self.reduction_width, self.reduction_steps
                 module = learn_bottleneck(rows, reducer.channels, width, steps, seed, inputs.device)
@@ -120,12 +112,12 @@ class Samples:
         has = torch.bincount(latents.labels[latents.labels >= 0], minlength=num_classes) > 0
         self.missing = (~has).nonzero().flatten()
 
-    def sample(self, n: int, generator: Random) -> tuple[Tensor, Tensor]:
-        index = generator.integers(len(self.latents), n).cpu()
+    def sample(self, n: int, rng: Random) -> tuple[Tensor, Tensor]:
+        index = rng.integers(len(self.latents), n).cpu()
         z, labels = self.latents.__getitems__(index)
         if len(self.missing):
-            stands_for_all = generator.uniform(n).cpu() < len(self.missing) / self.num_classes
-            other = self.missing[generator.integers(len(self.missing), n).cpu()]
+            stands_for_all = rng.uniform(n).cpu() < len(self.missing) / self.num_classes
+            other = self.missing[rng.integers(len(self.missing), n).cpu()]
             labels = torch.where(stands_for_all, other, labels)
         return z, labels
 
@@ -145,48 +137,37 @@ class Chosen:
         return self.dataset[int(self.index[item])]
 
 
-def initial_latents(inputs: Inputs) -> LatentSet:
+def initial_latents(inputs: Surroundings) -> LatentSet:
     """The latents of some training images before matching, kept in files. Their `mean` and `std` are the raw ones'."""
-    from dmvae.latents.store import LatentSet
-
     folder = inputs.out / "initial"
     if not encoded(folder):
         data = some(inputs.train_set, INITIAL_IMAGES, inputs)
-        encode(inputs.autoencoder(), data, folder, inputs, "initial latents")
+        inputs.encode(inputs.autoencoder(), data, folder, "initial latents")
     return LatentSet(folder)
 
 
-def open_latents(inputs: Inputs) -> LatentSet:
-    """What `encode` wrote as the reference's samples."""
-    from dmvae.latents.store import LatentSet
-
+def open_latents(inputs: Surroundings) -> LatentSet:
+    """What `inputs.encode` wrote as the reference's samples."""
     return LatentSet(inputs.out / "latents")
 
 
-def encode(tokenizer: Any, data: Any, folder: Path, inputs: Inputs, title: str = "reference data") -> None:
-    """Write the data's latents and labels to shards in `folder`; an interrupted pass goes on where it stopped."""
-    from dmvae.latents.store import encode_dataset
-
-    encode_dataset(tokenizer, data, folder, inputs, title=f"{inputs.variant}  {title}")
-
-
 def encoded(folder: Path) -> bool:
-    """Whether `encode` has finished there: it writes the statistics last."""
+    """Whether `inputs.encode` has finished there: it writes the statistics last."""
     return (folder / "statistics.safetensors").exists()
 
 
-def some(data: Any, count: int, inputs: Inputs) -> Chosen:
+def some(data: Any, count: int, inputs: Surroundings) -> Chosen:
     """At most `count` items, chosen by the recipe's seed, in the data's order."""
-    generator = torch.Generator().manual_seed(seed_of(inputs.recipe.seed, "reference", "some"))
+    generator = torch.Generator().manual_seed(seed_of(inputs.seed, "reference", "some"))
     return Chosen(data, torch.randperm(len(data), generator=generator)[:count].sort().values)
 
 
-def _vectors(reducer: Reducer, data: Any, inputs: Inputs) -> Tensor:
+def _vectors(reducer: Reducer, data: object, inputs: Surroundings) -> Tensor:
     """Feature vectors [m, d], float32 on the CPU, to fit a reduction on: some positions of some items."""
     per_item = reducer.vectors_per_item
     part = some(data, max(FIT_ITEMS, FIT_VECTORS // per_item), inputs)
     keep = max(1, min(per_item, FIT_VECTORS // len(part)))
-    generator = torch.Generator().manual_seed(seed_of(inputs.recipe.seed, "reference", "positions"))
+    generator = torch.Generator().manual_seed(seed_of(inputs.seed, "reference", "positions"))
     rows = []
     for features in _features(reducer, part, inputs):
         vectors = features.flatten(2).movedim(1, 2)
@@ -196,14 +177,11 @@ def _vectors(reducer: Reducer, data: Any, inputs: Inputs) -> Tensor:
 
 
 @torch.no_grad()
-def _features(reducer: Reducer, data: Any, inputs: Inputs) -> Iterator[Tensor]:
+def _features(reducer: Reducer, data: object, inputs: Surroundings) -> Iterator[Tensor]:
     """What the reducer reduces, of all items in batches: [n, d, H, W], float32 on the CPU."""
-    from dmvae.datasets.loading import passes
-    from dmvae.datasets.pixels import as_input
-
     reducer.to(inputs.device).eval()
-    for items, _ in passes(data, inputs.recipe.latents.batch_size, inputs.recipe.run.workers, inputs.device):
-        yield reducer.features(as_input(items, inputs.device)).cpu()
+    for items in inputs.batches(data):
+        yield reducer.features(items).cpu()
 
 
 def _class_number(name: int | str, names: Sequence[str]) -> int:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from dmvae.models.effnet import effnet_lite0
+from dmvae.references import Surroundings
 from dmvae.references.data import DataConfig
 from dmvae.references.reduction import AtResolution
 from dmvae.registry import register
-
-if TYPE_CHECKING:
-    from dmvae.inputs import Inputs
 
 LEVELS = {8: 2, 16: 3, 32: 4}  # stride -> level of timm's feature_info; 40, 112 and 320 channels
 
@@ -27,11 +26,8 @@ class EffNetReference(DataConfig):
     resolution: int | None = None
     """Images are resized to this height and width, pixels; null gives one feature per latent."""
 
-    def network(self, inputs: Inputs) -> nn.Module:
-        from dmvae.inputs import describe_latents
-        from dmvae.models.effnet import effnet_lite0
-
-        side = describe_latents(inputs.recipe)[1]
+    def network(self, inputs: Surroundings) -> nn.Module:
+        side = inputs.latent_shape[1]
         return AtResolution(Level(effnet_lite0(), LEVELS[self.stride]), self.resolution or side * self.stride)
 
 

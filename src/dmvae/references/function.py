@@ -8,18 +8,16 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from dmvae.references import Surroundings
 from dmvae.references.synthetic import SyntheticConfig
 from dmvae.registry import nearest, register
 from dmvae.runtime.hashing import content_hash
 from dmvae.runtime.random import Random, seed_of
-
-if TYPE_CHECKING:
-    from dmvae.inputs import Inputs
 
 
 @register("function")
@@ -33,19 +31,17 @@ class FunctionReference(SyntheticConfig):
     function: str
     """Where it is: `package.module:name`, or `path/to/file.py:name`."""
 
-    def check(self, inputs: Inputs) -> None:
+    def check(self, inputs: Surroundings) -> None:
         self._open(inputs).sample(2, Random(seed_of("trial")))
 
-    def build(self, inputs: Inputs) -> Function:
+    def build(self, inputs: Surroundings) -> Function:
         self.check(inputs)
         reference = self._open(inputs)
         reference.mean, reference.std = self.statistics(inputs, reference.shape[0])
         return reference
 
-    def _open(self, inputs: Inputs) -> Function:
-        from dmvae.inputs import describe_latents
-
-        return Function(self, self.find(), describe_latents(inputs.recipe), inputs.num_classes)
+    def _open(self, inputs: Surroundings) -> Function:
+        return Function(self, self.find(), inputs.latent_shape, inputs.num_classes)
 
     def find(self) -> Callable[..., Any]:
         """The function. Raises ValueError where there is none."""
@@ -85,11 +81,11 @@ class Function:
         self.name, self.function, self.shape, self.num_classes = config.function, function, shape, num_classes
         self.mean, self.std = torch.zeros(shape[0]), torch.ones(shape[0])
 
-    def sample(self, n: int, generator: Random) -> tuple[Tensor, Tensor]:
-        returned = self.function(n, self.shape, self.num_classes, generator)
+    def sample(self, n: int, rng: Random) -> tuple[Tensor, Tensor]:
+        returned = self.function(n, self.shape, self.num_classes, rng)
         z, labels = returned if isinstance(returned, tuple) else (returned, None)
         if labels is None:
-            labels = generator.integers(self.num_classes, n)
+            labels = rng.integers(self.num_classes, n)
         z, labels = torch.as_tensor(z).float(), torch.as_tensor(labels).long()
         if z.shape != (n, *self.shape) or labels.shape != (n,):
             raise ValueError(

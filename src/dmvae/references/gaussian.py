@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from dmvae.flow.path import expand
+from dmvae.references import Surroundings
 from dmvae.references.synthetic import SyntheticConfig
 from dmvae.registry import register
 from dmvae.runtime.random import Random
-
-if TYPE_CHECKING:
-    from dmvae.inputs import Inputs
 
 
 @register("gaussian")
@@ -33,10 +30,8 @@ class GaussianReference(SyntheticConfig):
     def closed_form(self) -> bool:
         return True
 
-    def build(self, inputs: Inputs) -> Gaussian:
-        from dmvae.inputs import describe_latents
-
-        shape = describe_latents(inputs.recipe)
+    def build(self, inputs: Surroundings) -> Gaussian:
+        shape = inputs.latent_shape
         reference = Gaussian(shape, inputs.num_classes, self.std)
         reference.mean, reference.std = self.statistics(inputs, shape[0])
         return reference
@@ -47,8 +42,8 @@ class Gaussian:
         self.shape, self.num_classes, self.variance = shape, num_classes, std**2
         self.mean, self.std = torch.zeros(shape[0]), torch.ones(shape[0])
 
-    def sample(self, n: int, generator: Random) -> tuple[Tensor, Tensor]:
-        return self.variance**0.5 * generator.normal(n, *self.shape), generator.integers(self.num_classes, n)
+    def sample(self, n: int, rng: Random) -> tuple[Tensor, Tensor]:
+        return self.variance**0.5 * rng.normal(n, *self.shape), rng.integers(self.num_classes, n)
 
     def velocity(self, z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """E[z - noise | z_t] = (t s^2 - (1 - t)) / (t^2 s^2 + (1 - t)^2) * z_t, s the standard deviation."""

@@ -29,10 +29,10 @@ class GaussianMixture:
         self.means, self.variances, self.joint = means, variances, joint
         self.mean, self.std = mean, std
 
-    def sample(self, n: int, generator: Random) -> tuple[Tensor, Tensor]:
-        pair = _pick(self.joint.flatten(), generator.uniform(n).cpu())
+    def sample(self, n: int, rng: Random) -> tuple[Tensor, Tensor]:
+        pair = _pick(self.joint.flatten(), rng.uniform(n).cpu())
         labels, k = pair // len(self.means), pair % len(self.means)
-        noise = generator.normal(n, *self.means.shape[1:]).cpu()
+        noise = rng.normal(n, *self.means.shape[1:]).cpu()
         means, variances = (x[k.to(x.device)].float().cpu() for x in (self.means, self.variances))
         return means + variances.sqrt() * noise, labels
 

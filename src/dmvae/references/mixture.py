@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -12,18 +11,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dmvae import config as configs
-from dmvae.references import ReferenceConfig
+from dmvae.references import ReferenceConfig, Surroundings
 from dmvae.references.data import DataConfig, Samples
 from dmvae.references.gaussian_mixture import GaussianMixture, joint_weights
 from dmvae.references.mixture_fit import fit_mixture
 from dmvae.references.synthetic import SyntheticConfig
 from dmvae.registry import register
 from dmvae.runtime import distributed
+from dmvae.runtime.files import write_tensors
 from dmvae.runtime.hashing import content_hash
 from dmvae.runtime.random import seed_of
-
-if TYPE_CHECKING:
-    from dmvae.inputs import Inputs
 
 FIT_SAMPLES = 4096  # per fit: of one class where conditional
 
@@ -63,32 +60,30 @@ class MixtureReference(SyntheticConfig):
     def closed_form(self) -> bool:
         return True
 
-    def check(self, inputs: Inputs) -> None:
-        from dmvae.inputs import describe_latents
-
+    def check(self, inputs: Surroundings) -> None:
         if self.fit is not None:
             self.fit.check(inputs)
         elif self.file is not None:
-            self._read(describe_latents(inputs.recipe), inputs)
+            self._read(inputs.latent_shape, inputs)
 
-    def build(self, inputs: Inputs) -> GaussianMixture:
-        from dmvae.inputs import describe_latents
-
-        shape = describe_latents(inputs.recipe)
+    def build(self, inputs: Surroundings) -> GaussianMixture:
+        shape = inputs.latent_shape
         if self.fit is not None:
             return self._fitted(self.fit, shape, inputs)
         means, variances, weights, labels = self._read(shape, inputs) if self.file else self._random(shape, inputs)
         joint = joint_weights(weights, labels, inputs.num_classes)
         return GaussianMixture(means, variances, joint, *self.statistics(inputs, shape[0]))
 
-    def _random(self, shape: tuple[int, int, int], inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def _random(
+        self, shape: tuple[int, int, int], inputs: Surroundings
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         count = self.components * (inputs.num_classes if self.conditional else 1)
-        generator = torch.Generator().manual_seed(seed_of(inputs.recipe.seed, "mixture"))
+        generator = torch.Generator().manual_seed(seed_of(inputs.seed, "mixture"))
         means = (1 - self.std**2) ** 0.5 * torch.randn(count, *shape, generator=generator)
         labels = torch.arange(count) // self.components if self.conditional else None
         return means, torch.full_like(means, self.std**2), torch.ones(count), labels
 
-    def _read(self, shape: tuple[int, int, int], inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def _read(self, shape: tuple[int, int, int], inputs: Surroundings) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         path = Path(self.file or "").expanduser()
         if not path.is_file():
             raise ValueError(f"file: no such file: {self.file}")
@@ -125,9 +120,7 @@ class MixtureReference(SyntheticConfig):
                 )
         return means, variances, weights, labels
 
-    def _fitted(self, data: ReferenceConfig, shape: tuple[int, int, int], inputs: Inputs) -> GaussianMixture:
-        from dmvae.runtime.files import write_tensors
-
+    def _fitted(self, data: ReferenceConfig, shape: tuple[int, int, int], inputs: Surroundings) -> GaussianMixture:
         source = data.build(inputs)
         assert isinstance(source, Samples)
         path = inputs.out / "mixture.safetensors"
@@ -138,17 +131,17 @@ class MixtureReference(SyntheticConfig):
         means, variances = (fitted[name].view(-1, *shape) for name in ("means", "variances"))
         return GaussianMixture(means, variances, fitted["joint"], source.mean, source.std)
 
-    def _fit(self, source: Samples, inputs: Inputs) -> dict[str, Tensor]:
+    def _fit(self, source: Samples, inputs: Surroundings) -> dict[str, Tensor]:
         """Per class where conditional, of at most FIT_SAMPLES samples each."""
         labels = source.latents.labels
         present = labels[labels >= 0].unique().tolist() if self.conditional else []
-        generator = torch.Generator().manual_seed(seed_of(inputs.recipe.seed, "mixture", "samples"))
+        generator = torch.Generator().manual_seed(seed_of(inputs.seed, "mixture", "samples"))
         parts: list[list[Tensor]] = [[], [], [], []]
         for group in present or [-1]:
             index = (labels == group).nonzero().flatten() if present else torch.arange(len(labels))
             chosen = index[torch.randperm(len(index), generator=generator)[:FIT_SAMPLES]]
             z, _ = source.latents.__getitems__(chosen)
-            means, variances, weights = fit_mixture(z.flatten(1), self.components, seed_of(inputs.recipe.seed, group))
+            means, variances, weights = fit_mixture(z.flatten(1), self.components, seed_of(inputs.seed, group))
             found = (means.float(), variances.float(), weights * len(index), torch.full((len(means),), group))
             for part, tensor in zip(parts, found, strict=True):
                 part.append(tensor)

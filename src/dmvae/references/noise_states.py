@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from dmvae.flow.path import denoise, expand
-from dmvae.references import Reference, ReferenceConfig
+from dmvae.references import Reference, ReferenceConfig, Surroundings
 from dmvae.references.features import FeaturesReference
 from dmvae.registry import register
 from dmvae.runtime.random import Random
-
-if TYPE_CHECKING:
-    from dmvae.inputs import Inputs
 
 
 @register("noise_states")
@@ -38,10 +34,10 @@ class NoiseStatesReference(ReferenceConfig):
     def closed_form(self) -> bool:
         return self.of.closed_form
 
-    def check(self, inputs: Inputs) -> None:
+    def check(self, inputs: Surroundings) -> None:
         self.of.check(inputs)
 
-    def build(self, inputs: Inputs) -> NoiseStates:
+    def build(self, inputs: Surroundings) -> NoiseStates:
         return NoiseStates(self.of.build(inputs), self.time)
 
     def fingerprint(self) -> str:
@@ -53,9 +49,9 @@ class NoiseStates:
         self.inner, self.time = inner, time
         self.mean, self.std = inner.mean, inner.std
 
-    def sample(self, n: int, generator: Random) -> tuple[Tensor, Tensor]:
-        z, labels = self.inner.sample(n, generator)
-        return torch.lerp(generator.normal(*z.shape).to(z.device), z, self.time), labels
+    def sample(self, n: int, rng: Random) -> tuple[Tensor, Tensor]:
+        z, labels = self.inner.sample(n, rng)
+        return torch.lerp(rng.normal(*z.shape).to(z.device), z, self.time), labels
 
     @property
     def velocity(self) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:

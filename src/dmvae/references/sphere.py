@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from dmvae.evaluation.latents import Over
+from dmvae.references import Surroundings
 from dmvae.references.synthetic import SyntheticConfig
 from dmvae.registry import register
 from dmvae.runtime.random import Random
-
-if TYPE_CHECKING:
-    from dmvae.inputs import Inputs
 
 
 @register("sphere")
@@ -32,10 +29,8 @@ class SphereReference(SyntheticConfig):
         if self.radius is not None and self.radius <= 0:
             raise ValueError(f"radius must be positive, got {self.radius}")
 
-    def build(self, inputs: Inputs) -> Sphere:
-        from dmvae.inputs import describe_latents
-
-        shape = describe_latents(inputs.recipe)
+    def build(self, inputs: Surroundings) -> Sphere:
+        shape = inputs.latent_shape
         return Sphere(self, shape, inputs.num_classes, *self.statistics(inputs, shape[0]))
 
 
@@ -49,7 +44,7 @@ class Sphere:
         self.over = 1 if config.over == "channels" else (1, 2, 3)
         self.radius = config.radius or math.sqrt(shape[0] if config.over == "channels" else math.prod(shape))
 
-    def sample(self, n: int, generator: Random) -> tuple[Tensor, Tensor]:
-        x = generator.normal(n, *self.shape)  # a Gaussian's direction is uniform
+    def sample(self, n: int, rng: Random) -> tuple[Tensor, Tensor]:
+        x = rng.normal(n, *self.shape)  # a Gaussian's direction is uniform
         norm = x.square().sum(self.over, keepdim=True).sqrt()
-        return self.radius * x / norm, generator.integers(self.num_classes, n)
+        return self.radius * x / norm, rng.integers(self.num_classes, n)

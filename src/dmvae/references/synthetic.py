@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from dmvae.references import ReferenceConfig
+from dmvae.references import ReferenceConfig, Surroundings
 from dmvae.references.data import initial_latents
-
-if TYPE_CHECKING:
-    from dmvae.inputs import Inputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +20,7 @@ class SyntheticConfig(ReferenceConfig):
     """Which latents follow the reference: "initial", those normalised by the mean and standard deviation per channel
     that the tokenizer's latents have before matching; "raw", the tokenizer's raw ones."""
 
-    def statistics(self, inputs: Inputs, channels: int) -> tuple[Tensor, Tensor]:
+    def statistics(self, inputs: Surroundings, channels: int) -> tuple[Tensor, Tensor]:
         """The reference's (mean, std), float32 [C] each."""
         if self.scale == "raw":
             return torch.zeros(channels), torch.ones(channels)

@@ -8,18 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dmvae.references import Surroundings
 from dmvae.references.data import DataConfig
 from dmvae.references.files import parquet_files, read_column
 from dmvae.registry import register
 from dmvae.runtime.hashing import content_hash
-
-if TYPE_CHECKING:
-    from dmvae.inputs import Inputs
 
 TEMPLATES = (
     "a photo of a {}.",
@@ -56,13 +54,11 @@ class TextReference(DataConfig):
         if not self.templates or any("{}" not in template for template in self.templates):
             raise ValueError(f"templates: each needs {{}} for the class's name, got {list(self.templates)}")
 
-    def network(self, inputs: Inputs) -> nn.Module:
-        from dmvae.inputs import describe_latents
-
+    def network(self, inputs: Surroundings) -> nn.Module:
         tokenizer, model = load_encoder(self.model)
-        return TokenGrid(self._captions(inputs)[0], tokenizer, model, describe_latents(inputs.recipe)[1:])
+        return TokenGrid(self._captions(inputs)[0], tokenizer, model, inputs.latent_shape[1:])
 
-    def dataset(self, inputs: Inputs) -> CaptionNumbers:
+    def dataset(self, inputs: Surroundings) -> CaptionNumbers:
         return CaptionNumbers(self._captions(inputs)[1])
 
     def fingerprint(self) -> str:
@@ -73,7 +69,7 @@ class TextReference(DataConfig):
             files = [*files, *sorted(path for path in model.iterdir() if path.is_file())]
         return content_hash(files) if files else ""
 
-    def _captions(self, inputs: Inputs) -> tuple[list[str], Tensor]:
+    def _captions(self, inputs: Surroundings) -> tuple[list[str], Tensor]:
         if self.captions is None:
             names = [name.replace("_", " ") for name in inputs.train_set.classes]
             texts = [template.replace("{}", name) for name in names for template in self.templates]

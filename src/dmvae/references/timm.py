@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import nn
 
+from dmvae.encoders.timm import TimmEncoder
+from dmvae.references import Surroundings
 from dmvae.references.data import DataConfig
 from dmvae.references.reduction import AtResolution
 from dmvae.registry import register
 from dmvae.runtime.hashing import content_hash
-
-if TYPE_CHECKING:
-    from dmvae.inputs import Inputs
 
 
 @register("timm")
@@ -34,14 +32,12 @@ class TimmReference(DataConfig):
     checkpoint: str | None = None
     """Local weights instead: a .safetensors file, or one that torch.save wrote."""
 
-    def network(self, inputs: Inputs) -> nn.Module:
-        from dmvae.encoders.timm import TimmEncoder
-
+    def network(self, inputs: Surroundings) -> nn.Module:
         checkpoint = Path(self.checkpoint).expanduser() if self.checkpoint is not None else None
         encoder = TimmEncoder(
             model=self.model, patch_size=self.patch_size, pretrained=self.pretrained, checkpoint=checkpoint
         )
-        data = inputs.recipe.data
+        data = inputs.data
         size = self.resolution or data.size
         network = encoder.build(size=size, channels=data.channels, pretrained=True)
         if getattr(network.model, "patch_embed", None) is not None and size % int(network.stride):  # type: ignore[arg-type]

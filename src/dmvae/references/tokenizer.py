@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from dmvae.references import Surroundings
 from dmvae.references.data import DataConfig
 from dmvae.references.reduction import AtResolution
 from dmvae.registry import register
 from dmvae.tokenizers import TokenizerSource
-
-if TYPE_CHECKING:
-    from dmvae.inputs import Inputs
 
 
 @register("tokenizer")
@@ -26,8 +23,8 @@ class TokenizerReference(DataConfig):
     resolution: int | None = None
     """Images are resized to this height and width, pixels; null leaves them as they are."""
 
-    def network(self, inputs: Inputs) -> nn.Module:
-        data = inputs.recipe.data
+    def network(self, inputs: Surroundings) -> nn.Module:
+        data = inputs.data
         size = self.resolution or data.size
         network = self.source.resolve().build(size=size, channels=data.channels, pretrained=True)
         return AtResolution(Encode(network), size)

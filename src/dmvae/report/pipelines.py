@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from dmvae import config as configs
+from dmvae.config import Values
 from dmvae.datasets import open_dataset
-from dmvae.evaluation.measure import distances
+from dmvae.evaluation.metrics.frechet import distances
+from dmvae.generators import load_generator
+from dmvae.interop.pipeline import build_pipeline
+from dmvae.pipeline import Job
+from dmvae.report.figures import shown
 from dmvae.runtime.files import whole
+from dmvae.stages.sample import image_seed
+from dmvae.tokenizers.adapted import load_tokenizer
 
-if TYPE_CHECKING:
-    from dmvae.pipeline import Job
-
-FIGURES = {
-    "psnr": "PSNR, dB",
-    "ssim": "SSIM",
-    "rfd": "rFD",
-    "gfd": "gFD",
-    "coverage": "coverage",
-    "agreement": "class agreement",
-    "generator_loss": "generator loss",
-    "knn": "kNN accuracy of the latents",
-}
+FIGURES = ("psnr", "ssim", "rfd", "gfd", "coverage", "agreement", "generator_loss", "knn")
+"""Those that the card shows."""
 
 
 def write_pipelines(jobs: list[Job], run_dir: Path) -> list[Path]:
@@ -33,7 +28,7 @@ def write_pipelines(jobs: list[Job], run_dir: Path) -> list[Path]:
     folders: dict[str, dict[str, Job]] = {}
     for job in jobs:
         if job.done.exists():
-            folders.setdefault(job.variant, {})[job.stage.NAME] = job
+            folders.setdefault(job.variant, {})[job.stage.name] = job
     return [
         _write(stages, run_dir / variant / "pipeline") for variant, stages in folders.items() if "generator" in stages
     ]
@@ -46,13 +41,10 @@ def _write(stages: dict[str, Job], out: Path) -> Path:
     text = card(job, stages, recipe)
     stamp = out / "source.json"
     if not stamp.exists() or json.loads(stamp.read_text()) != source:
-        from dmvae import LightningDiT
-        from dmvae.interop.pipeline import build_pipeline
-        from dmvae.tokenizers.adapted import load_tokenizer
-
-        assert job.recipe.generator is not None
-        transformer = LightningDiT.from_pretrained(job.folder / "generator")
-        transformer.register_to_config(_ema=job.recipe.generator.ema)  # for the manifests of what measures its samples
+        transformer = load_generator(job.folder / "generator")
+        transformer.register_to_config(
+            _ema=job.recipe.section("generator").ema
+        )  # for the manifests of what measures its samples
         vae = load_tokenizer(stages["latents"].folder / "autoencoder")
         classes = open_dataset(job.recipe.data, "train").classes
         with whole(out) as part:
@@ -65,10 +57,11 @@ def _write(stages: dict[str, Job], out: Path) -> Path:
 
 def card(job: Job, stages: dict[str, Job], recipe: str) -> str:
     """The model card: how to use it, what it scored, and the exact recipe."""
-    metrics: dict[str, Any] = {}
+    metrics: Values = {}
     if "evaluate" in stages:
         metrics = json.loads((stages["evaluate"].folder / "metrics.json").read_text())
-    rows = "\n".join(f"| {name} | {metrics[key]:.4g} |" for key, name in FIGURES.items() if key in metrics)
+    figures = shown(key for key in FIGURES if key in metrics)
+    rows = "\n".join(f"| {figure.heading} | {figure.show(metrics[key])} |" for key, figure in figures.items())
     table = (
         f"rFD and gFD are {distances(metrics['features'])}.\n\n| figure | value |\n| --- | --- |\n{rows}\n"
         if metrics
@@ -110,7 +103,7 @@ generator = [torch.Generator().manual_seed({_first_seed(job)})]
 
 def _arguments(job: Job) -> str:
     """The pipeline's arguments that repeat the recipe's samples, as source text."""
-    sample = job.recipe.sample
+    sample = job.recipe.section("sample")
     if sample is None:
         return ""
     arguments = {
@@ -123,7 +116,8 @@ def _arguments(job: Job) -> str:
 
 
 def _claim(job: Job) -> str:
-    method = job.recipe.sample.method if job.recipe.sample else "euler"
+    sample = job.recipe.section("sample")
+    method = sample.method if sample else "euler"
     if method == "euler":
         return "With these arguments it is the first image that `dmvae sample` made of the recipe below."
     return f"The pipeline takes Euler steps; the samples measured below were made with the {method} sampler."
@@ -136,8 +130,6 @@ def _autocast(stages: dict[str, Job]) -> str:
 
 
 def _first_seed(job: Job) -> int:
-    from dmvae.stages.sample import image_seed
-
     return image_seed(job.recipe.seed, 0)
 
 

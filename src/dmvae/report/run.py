@@ -6,16 +6,15 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dmvae.config import Values
+from dmvae.datasets import open_dataset
+from dmvae.pipeline import Job
 from dmvae.training.logging import read_figures
-
-if TYPE_CHECKING:
-    from dmvae.pipeline import Job
 
 COLOURS = (
     "#4a7fe0", "#e0782f", "#2a9d78", "#c2559d", "#a98f14", "#8a6fd6",
@@ -49,8 +48,8 @@ class Run:
 
     def __init__(self, run_dir: Path, jobs: list[Job]) -> None:
         self.dir, self.jobs = run_dir, jobs
-        self.summary: dict[str, Any] = _json(run_dir / "summary.json")
-        self.recipes: dict[str, Any] = {job.variant: job.recipe for job in jobs}
+        self.summary: Values = _json(run_dir / "summary.json")
+        self.recipes: Values = {job.variant: job.recipe for job in jobs}
         self.variants = list(self.recipes)
 
     @cached_property
@@ -77,8 +76,6 @@ class Run:
     @cached_property
     def classes(self) -> tuple[str, ...]:
         """Class names; empty where the data set is no longer there to ask."""
-        from dmvae.datasets import open_dataset
-
         for recipe in self.recipes.values():
             try:
                 return tuple(open_dataset(recipe.data, "test").classes)
@@ -94,11 +91,11 @@ class Run:
 
     def stages(self) -> list[str]:
         """Names of the stages that some method has, in the order in which they run."""
-        return _topological([[job.stage.NAME for job in self.jobs if job.variant == v] for v in self.variants])
+        return _topological([[job.stage.name for job in self.jobs if job.variant == v] for v in self.variants])
 
     def folders(self, stage: str) -> dict[str, Path]:
         """Variant -> the stage's folder, where there is one."""
-        return {job.variant: job.folder for job in self.jobs if stage == job.stage.NAME and job.folder.is_dir()}
+        return {job.variant: job.folder for job in self.jobs if stage == job.stage.name and job.folder.is_dir()}
 
     def trained(self, stage: str) -> list[Trained]:
         """The stage's trainings that left a log; a training that methods share comes once."""
@@ -144,7 +141,7 @@ class Run:
         for job in self.jobs:
             done = _json(job.folder / "done.json")
             if _is_number(done.get("seconds")):
-                times.setdefault((job.stage.NAME, job.folder), ([], done["seconds"]))[0].append(job.variant)
+                times.setdefault((job.stage.name, job.folder), ([], done["seconds"]))[0].append(job.variant)
         order = self.stages()
         rows = [(stage, tuple(names), float(seconds)) for (stage, _), (names, seconds) in times.items()]
         return sorted(rows, key=lambda row: order.index(row[0]))
@@ -162,9 +159,9 @@ def _topological(orders: list[list[str]]) -> list[str]:
     return merged
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> Values:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -8,40 +8,25 @@ import os
 import platform
 import statistics
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
 
-from dmvae.evaluation.measure import distances
+from dmvae.config import Values
+from dmvae.evaluation.metrics.frechet import distances
+from dmvae.pipeline import Job
 from dmvae.recipe import method_of
+from dmvae.report.figures import shown
 from dmvae.runtime.console import console
 from dmvae.runtime.files import whole
 
-if TYPE_CHECKING:
-    from dmvae.pipeline import Job
-
-COLUMNS = {
-    "psnr": ("PSNR, dB ↑", "{:.2f}"),
-    "ssim": ("SSIM ↑", "{:.3f}"),
-    "lpips": ("LPIPS ↓", "{:.3f}"),
-    "rfd": ("rFD ↓", "{:.4g}"),
-    "gfd": ("gFD ↓", "{:.4g}"),
-    "grfd": ("gFD to reconstructions ↓", "{:.4g}"),
-    "coverage": ("coverage ↑", "{:.3f}"),
-    "agreement": ("class agreement ↑", "{:.3f}"),
-    "generator_loss": ("generator loss ↓", "{:.3f}"),
-    "knn": ("kNN ↑", "{:.3f}"),
-    "linear_probe": ("linear probe ↑", "{:.3f}"),
-    "effective_rank": ("effective rank", "{:.1f}"),
-    "seconds": ("time, s", "{:.0f}"),
-}
 TOKENIZER_UPDATES = ("tokenizer", "decoder", "encoder")
+"""Names of the updates whose images count as those that a tokenizer has seen."""
 
 
-def write_summary(jobs: list[Job], run_dir: Path) -> dict[str, Any]:
+def write_summary(jobs: list[Job], run_dir: Path) -> Values:
     """Gather the finished stages of `jobs` into run_dir/summary.json; returns what it holds."""
-    methods: dict[str, dict[str, Any]] = {}
+    methods: dict[str, Values] = {}
     seconds: dict[str, float] = {}
     stages, seen = [], set()
     features = ""
@@ -55,17 +40,15 @@ def write_summary(jobs: list[Job], run_dir: Path) -> dict[str, Any]:
         row["images_seen"] = row.get("images_seen", 0) + sum(images.get(name, 0) for name in TOKENIZER_UPDATES)
         if job.folder not in seen:
             seen.add(job.folder)
-            seconds[job.stage.NAME] = round(seconds.get(job.stage.NAME, 0.0) + facts["seconds"], 2)
+            seconds[job.stage.name] = round(seconds.get(job.stage.name, 0.0) + facts["seconds"], 2)
         stages.append(
-            {"variant": job.variant, "stage": job.stage.NAME, "seconds": facts["seconds"], "folder": str(job.folder)}
+            {"variant": job.variant, "stage": job.stage.name, "seconds": facts["seconds"], "folder": str(job.folder)}
         )
-        if job.stage.NAME == "evaluate":
+        if job.stage.name == "evaluate":
             metrics = json.loads((job.folder / "metrics.json").read_text())
             features = metrics["features"]
-            latents = metrics.pop("latents", {})
-            row |= {k: v for k, v in metrics.items() if isinstance(v, float)} | {
-                k: v for k, v in latents.items() if isinstance(v, float)
-            }
+            for part in (metrics, metrics.get("latents", {})):
+                row |= {key: value for key, value in part.items() if isinstance(value, float)}
     summary = {
         "name": jobs[0].recipe.name,
         "methods": methods,
@@ -80,10 +63,10 @@ def write_summary(jobs: list[Job], run_dir: Path) -> dict[str, Any]:
     return summary
 
 
-def over_seeds(methods: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def over_seeds(methods: dict[str, Values]) -> dict[str, Values]:
     """Method -> {"count": seeds, "mean": {figure: mean}, "spread": {figure: standard deviation}}, from rows that are
     called METHOD@SEED; methods of one seed are left out."""
-    groups: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[str, list[Values]] = {}
     for name, row in methods.items():
         groups.setdefault(method_of(name), []).append(row)
     return {
@@ -97,34 +80,24 @@ def over_seeds(methods: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _common(rows: list[dict[str, Any]]) -> list[str]:
+def _common(rows: list[Values]) -> list[str]:
     return [key for key in rows[0] if all(key in row for row in rows)]
 
 
-def columns_of(methods: dict[str, dict[str, Any]]) -> dict[str, tuple[str, str]]:
-    """Figure -> (title, form) of those that a row has; gFD at another guidance scale, gfd@W, follows its own."""
-    present = {key for row in methods.values() for key in row if "@" not in key or key.startswith("gfd@")}
-    columns = {}
-    for key, (title, form) in COLUMNS.items():
-        for name in sorted(name for name in present if name.partition("@")[0] == key):
-            scale = name.partition("@")[2]
-            columns[name] = (f"{title} w={scale}" if scale else title, form)
-    return columns
-
-
-def print_summary(summary: dict[str, Any]) -> None:
+def print_summary(summary: Values) -> None:
     """The table; the long side of methods and figures runs down."""
-    columns = columns_of(summary["methods"])
+    columns = shown({key for row in summary["methods"].values() for key in row})
     rows = {
-        method: [form.format(row[key]) if key in row else "" for key, (_, form) in columns.items()]
+        method: [figure.show(row[key]) if key in row else "" for key, figure in columns.items()]
         for method, row in summary["methods"].items()
     }
     for method, group in summary.get("seeds", {}).items():
+        mean, spread = group["mean"], group["spread"]
         rows[f"{method}, {group['count']} seeds"] = [
-            f"{form.format(group['mean'][key])} ± {group['spread'][key]:.2g}" if key in group["mean"] else ""
-            for key, (_, form) in columns.items()
+            f"{figure.show(mean[key])} ± {figure.show_spread(spread[key])}" if key in mean else ""
+            for key, figure in columns.items()
         ]
-    titles, cells = [title for title, _ in columns.values()], list(rows.values())
+    titles, cells = [figure.heading for figure in columns.values()], list(rows.values())
     table = Table(title=f"{summary['name']}: {distances(summary['features'])}", box=box.SIMPLE_HEAD)
     down = len(rows) >= len(columns)
     table.add_column("method" if down else "")

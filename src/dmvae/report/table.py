@@ -2,85 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from html import escape
 
 from dmvae import config as configs
+from dmvae.evaluation.scores import Figure
 from dmvae.report import charts
+from dmvae.report.figures import shown
 from dmvae.report.html import details, duration, listing, prose
 from dmvae.report.run import Run
-
-
-@dataclass(frozen=True)
-class Column:
-    title: str
-    unit: str
-    better: int
-    """1 where higher is better, -1 where lower is, 0 where neither is."""
-    form: str
-    meaning: str
-
-    def show(self, value: float) -> str:
-        return self.form.format(100 * value if self.unit == "%" else value)
-
-
-COLUMNS = {
-    "psnr": Column("PSNR", "dB", 1, "{:.2f}", "how close reconstructions are to their originals, pixel by pixel"),
-    "ssim": Column("SSIM", "", 1, "{:.3f}", "how well reconstructions keep local structure; 1 is a perfect copy"),
-    "rfd": Column("rFD", "", -1, "{:.4g}", "Frechet distance from reconstructions to test images"),
-    "gfd": Column("gFD", "", -1, "{:.4g}", "Frechet distance from generated images to test images"),
-    "grfd": Column(
-        "gFD to copies", "", -1, "{:.4g}",
-        "Frechet distance from generated images to reconstructed test images: both went through the decoder, so what "
-        "is left is the generator's part",
-    ),
-    "precision": Column("Precision", "%", 1, "{:.1f}", "share of samples that lie among the test images"),
-    "recall": Column("Recall", "%", 1, "{:.1f}", "share of test images that lie among the samples"),
-    "density": Column("Density", "", 1, "{:.3f}", "like precision, and less moved by outliers; it can exceed 1"),
-    "coverage": Column("Coverage", "%", 1, "{:.1f}", "share of test images with a sample near them"),
-    "agreement": Column(
-        "Class agreement", "%", 1, "{:.1f}",
-        "of the five test images nearest to a sample, the share of the class that it was asked to be; the distances "
-        "and the four figures before this do not look at classes",
-    ),
-    "generator_loss": Column(
-        "Generator loss", "", 0, "{:.4f}",
-        "flow-matching loss on test latents; lower means latents that are easier to model, which is not in itself "
-        "a better picture, so it is not ranked",
-    ),
-    "knn": Column("k-NN", "%", 1, "{:.1f}", "share of test images whose class the nearest training latents name"),
-    "linear_probe": Column("Linear probe", "%", 1, "{:.1f}", "share of test latents that a linear classifier names"),
-    "effective_rank": Column(
-        "Effective rank", "", 0, "{:.1f}", "how many directions of the latents' channels carry their variance"
-    ),
-    "distance_to_reference": Column(
-        "To reference", "", -1, "{:.4g}", "sliced Wasserstein distance from the latents to the reference"
-    ),
-    "seconds": Column("Time", "s", 0, "{:.0f}", "all its stages, those shared with others included"),
-}  # fmt: skip
 
 
 def results(run: Run) -> str:
     """The table with its caption; the figures that have no column of their own under a fold."""
     methods = run.methods
     keys = {key for row in methods.values() for key in row}
-    known: dict[str, Column] = {}
-    for key, column in COLUMNS.items():
-        if key in keys:
-            known[key] = column
-        for guided in sorted((k for k in keys if k.startswith(f"{key}@")), key=_scale):
-            known[guided] = Column(
-                column.title,
-                f"w = {_scale(guided):g}",
-                column.better,
-                column.form,
-                f"the same at guidance {_scale(guided):g}",
-            )
+    known = shown(keys)
     if not known:
         return ""
-    others = {k: Column(k.replace("_", " "), "", 0, "{:,.5g}", "") for k in sorted(keys - set(known))}
-    names = {key: f"{c.title}, {c.unit}" if "@" in key else c.title for key, c in known.items()}
-    meanings = "".join(f"<dt>{escape(names[key])}</dt><dd>{escape(c.meaning)}</dd>" for key, c in known.items())
+    others = {k: Figure(k, k.replace("_", " "), "", 0, "{:,.5g}", "") for k in sorted(keys - set(known))}
+    meanings = "".join(f"<dt>{escape(c.title)}</dt><dd>{escape(c.meaning)}</dd>" for c in known.values())
     return "\n".join(
         [
             _table(run, known),
@@ -91,7 +31,7 @@ def results(run: Run) -> str:
     )
 
 
-def _table(run: Run, columns: dict[str, Column]) -> str:
+def _table(run: Run, columns: dict[str, Figure]) -> str:
     arrows = {1: ' <span class="arrow" title="higher is better">↑</span>', 0: ""}
     arrows[-1] = arrows[1].replace("higher", "lower").replace("↑", "↓")
     head = "".join(
@@ -109,7 +49,7 @@ def _table(run: Run, columns: dict[str, Column]) -> str:
     for method, group in run.summary.get("seeds", {}).items():
         means, spreads = group["mean"], group["spread"]
         cells = "".join(
-            f"<td>{c.show(means[key])} ± {_spread(c, spreads[key])}</td>" if key in means else "<td>–</td>"
+            f"<td>{c.show(means[key])} ± {c.show_spread(spreads[key])}</td>" if key in means else "<td>–</td>"
             for key, c in columns.items()
         )
         body += f'<tr class="group"><th scope="row">{escape(method)}, {group["count"]} seeds</th>{cells}</tr>\n'
@@ -117,11 +57,7 @@ def _table(run: Run, columns: dict[str, Column]) -> str:
     return f'<div class="scroll"><table>{head}<tbody>\n{body}</tbody></table></div>'
 
 
-def _spread(column: Column, value: float) -> str:
-    return f"{100 * value if column.unit == '%' else value:.2g}"
-
-
-def _best(run: Run, key: str, column: Column) -> str | None:
+def _best(run: Run, key: str, column: Figure) -> str | None:
     """The best value as it is printed, so that what looks equal is equally marked; None where all are equal."""
     values = [row[key] for row in run.methods.values() if key in row]
     if column.better == 0 or len({column.show(value) for value in values}) < 2:
@@ -139,7 +75,7 @@ def trade_off(run: Run) -> str:
     return f'{prose(text)}<div style="max-width:44rem">{charts.scatter(dots, "PSNR, dB", "gFD")}</div>'
 
 
-def _caption(run: Run, columns: dict[str, Column]) -> str:
+def _caption(run: Run, columns: dict[str, Figure]) -> str:
     parts = ["Arrows say which way is better; the best value of a column is bold." if len(run.methods) > 1 else
              "Arrows say which way is better."]  # fmt: skip
     if any(column.title.startswith(("rFD", "gFD")) for column in columns.values()):
@@ -173,7 +109,7 @@ def summary(run: Run) -> str:
 
 
 def _compare(run: Run, key: str, what: str, start: str) -> str:
-    column = COLUMNS[key]
+    column = shown([key])[key]
     values = {name: row[key] for name, row in run.methods.items() if key in row}
     unit = f" {column.unit}" if column.unit else ""
     if len(values) == 1:
@@ -221,10 +157,3 @@ def _flatten(values: object, where: str = "") -> dict[str, str]:
             for k, v in _flatten(part, f"{where}.{key}" if where else str(key)).items()
         }
     return {where: "null" if values is None else str(values)}
-
-
-def _scale(key: str) -> float:
-    try:
-        return float(key.partition("@")[2])
-    except ValueError:
-        return float("inf")

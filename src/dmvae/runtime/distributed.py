@@ -151,12 +151,12 @@ class _Sum(torch.autograd.Function):
     """The sum over ranks, whose gradient is the sum of all ranks' gradients."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: object, x: Tensor) -> Tensor:
         dist.all_reduce(x := x.clone())
         return x
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+    def backward(ctx: object, *gradients: Tensor) -> Tensor:
         dist.all_reduce(gradient := gradients[0].clone())
         return gradient
 
@@ -196,7 +196,7 @@ def whole_tensor(x: Tensor) -> Tensor:
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
-def whole_module(module: Any) -> Any:
+def whole_module(module: object) -> Any:
     """The module itself, or an unsharded copy on the CPU; all ranks must call."""
     if not isinstance(module, FSDPModule):
         return module

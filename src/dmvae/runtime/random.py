@@ -20,9 +20,7 @@ def seed_of(*key: object) -> int:
 
 class Random(torch.Generator):
     """The randomness of one step. As a torch.Generator it differs between ranks; its own methods draw for
-    the whole batch of all ranks and return this rank's part, so that any number of ranks sees the same.
-
-    `progress` is the share of the stage that is done, in [0, 1), for schedules."""
+    the whole batch of all ranks and return this rank's part, so that any number of ranks sees the same."""
 
     def __new__(cls, *key: object, device: torch.device | str = "cpu") -> Random:
         return super().__new__(cls, device=device)  # type: ignore[call-arg]
@@ -31,7 +29,14 @@ class Random(torch.Generator):
         self.key = key
         self.manual_seed(seed_of(*key, "rank", distributed.rank()))
         self.shared = torch.Generator(device).manual_seed(seed_of(*key))
-        self.progress = 0.0
+
+    @classmethod
+    def of(cls, generator: torch.Generator | None, device: torch.device | str = "cpu") -> Random:
+        """For a plain generator, or None for torch's own: randomness that one draw of it decides."""
+        if isinstance(generator, Random):
+            return generator
+        where = generator.device if generator is not None else "cpu"
+        return cls(int(torch.randint(2**62, (), generator=generator, device=where)), device=device)
 
     def on_cpu(self) -> Random:
         """This step's randomness for what is drawn on the CPU, whatever device the networks are on."""

@@ -1,13 +1,52 @@
-"""The stages, in order. A stage is a module with
+"""The stages, in order: the only list of them. Commands, checks, the dry run and the report follow from it.
 
-    NAME       its name: a recipe's section, a subcommand
-    READS      the stages whose folders it may read (those that a variant has)
-    USES       the recipe's shared sections that it depends on, besides `data` and `seed`
-    SPLITS     the splits of the data set that it reads, where it is not the training images alone
-
-and either `build` and `updates` (a training stage, see training/contract.py) or `run` (any other).
+A recipe's plugins may bring more (`@stage("name", after="decoder")`): `stages()` has those too.
 """
 
-from dmvae.stages import decoder, encoder, evaluate, generator, latents, matching, reference, sample, tokenizer
+from __future__ import annotations
 
-STAGES = (encoder, tokenizer, reference, matching, decoder, latents, generator, sample, evaluate)
+from typing import Any
+
+from dmvae.registry import find, names
+from dmvae.stages.decoder import DecoderTrainingStage
+from dmvae.stages.encoder import EncoderStage
+from dmvae.stages.evaluate import EvaluateStage
+from dmvae.stages.generator import GeneratorStage
+from dmvae.stages.latents import LatentsStage
+from dmvae.stages.matching import MatchingStage
+from dmvae.stages.reference import ReferenceStage
+from dmvae.stages.sample import SampleStage
+from dmvae.stages.tokenizer import TokenizerStage
+from dmvae.training.stage import Stage
+
+STAGES: tuple[type[Stage[Any]], ...] = (
+    EncoderStage,
+    TokenizerStage,
+    ReferenceStage,
+    MatchingStage,
+    DecoderTrainingStage,
+    LatentsStage,
+    GeneratorStage,
+    SampleStage,
+    EvaluateStage,
+)
+
+
+def stages() -> tuple[type[Stage[Any]], ...]:
+    """STAGES and those of plugins, each behind the stage that it comes after.
+
+    Raises ValueError for a plugin's stage that comes after none that there is.
+    """
+    order = list(STAGES)
+    waiting = [found for name in names(Stage) if (found := find(Stage, name)) not in STAGES]
+    while waiting:
+        places = {known.name: place for place, known in enumerate(order)}
+        ready = [new for new in waiting if new.after in places]
+        if not ready:
+            new = waiting[0]
+            raise ValueError(
+                f"stage {new.name!r}: it comes after {new.after!r}, which is no stage; known: {', '.join(places)}"
+            )
+        order.insert(places[ready[0].after] + 1, ready[0])
+        waiting.remove(ready[0])
+    return tuple(order)

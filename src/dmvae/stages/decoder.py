@@ -7,19 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
-from dmvae.inputs import Inputs
-from dmvae.losses.objective import add_objective, discriminate, new_discriminator, reconstruct
 from dmvae.runtime.random import Random
+from dmvae.stages.reconstruction import DecoderNetworks, DecoderStage, discriminate, reconstruct
 from dmvae.stages.tokenizer import noised
-from dmvae.training.contract import Batch, Networks, TrainingConfig, Update
-
-NAME = "decoder"
-READS = ("tokenizer", "matching")
-USES = ("losses",)
+from dmvae.training.stage import Batch, TrainingConfig, Update, stage
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecoderConfig(TrainingConfig):
+class DecoderTraining(TrainingConfig):
     """Training of the decoder on frozen latents."""
 
     noise: float = 0.0
@@ -33,29 +28,27 @@ class DecoderConfig(TrainingConfig):
             raise ValueError(f"noise must not be negative, got {self.noise}")
 
 
-def build(config: DecoderConfig, inputs: Inputs) -> Networks:
-    autoencoder = inputs.autoencoder()
-    autoencoder.requires_grad_(False)
-    autoencoder.decoder.requires_grad_(True)
-    networks = Networks(
-        {"autoencoder": autoencoder},
-        trains={"decoder": list(autoencoder.decoder.parameters())},
-        averaged=("autoencoder",),
-        extra={"dataset": inputs.train_set, "config": config},
-    )
-    losses = inputs.recipe.losses
-    discriminator = inputs.discriminator() or new_discriminator(losses, inputs.recipe.data.channels)
-    add_objective(networks, losses, discriminator)
-    return networks
+@stage("decoder")
+class DecoderTrainingStage(DecoderStage[DecoderTraining, DecoderNetworks]):
+    Config = DecoderTraining
+    reads = ("tokenizer", "matching")
+    uses = ("losses",)
 
+    def build(self) -> DecoderNetworks:
+        networks = DecoderNetworks(self.inputs.autoencoder())
+        networks.autoencoder.requires_grad_(False)
+        networks.autoencoder.decoder.requires_grad_(True)
+        networks.trains["decoder"] = list(networks.autoencoder.decoder.parameters())
+        networks.add_losses(self.inputs, self.inputs.discriminator())
+        return networks
 
-def updates(networks: Networks, batch: Batch, rng: Random) -> Iterator[Update]:
-    with torch.no_grad():
-        z = networks.autoencoder.encode(batch.data).latents
-    if networks.config.noise > 0:
-        z = noised(z, networks.config.noise, rng)
-    recon = networks.autoencoder.decode(z).sample
-    loss, log = reconstruct(networks, batch.data, recon, rng)
-    yield Update("decoder", loss, log | {"decoder/loss": log["reconstruction/total"]})
-    if networks.discriminator is not None:
-        yield discriminate(networks, batch.data, recon, rng)
+    def updates(self, networks: DecoderNetworks, batch: Batch, rng: Random) -> Iterator[Update]:
+        with torch.no_grad():
+            z = networks.autoencoder.encode(batch.data).latents
+        if self.config.noise > 0:
+            z = noised(z, self.config.noise, rng)
+        recon = networks.autoencoder.decode(z).sample
+        loss, log = reconstruct(networks, self.losses, batch.data, recon, rng)
+        yield Update("decoder", loss, log, value=log["reconstruction/total"])
+        if networks.discriminator is not None:
+            yield discriminate(networks.discriminator, self.losses.adversarial, batch.data, recon, rng)

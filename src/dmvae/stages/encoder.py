@@ -8,20 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmvae.inputs import Inputs
 from dmvae.runtime import distributed
 from dmvae.runtime.random import Random
 from dmvae.training.augment import random_view
-from dmvae.training.contract import Batch, Networks, TrainingConfig, Update
-
-NAME = "encoder"
-READS: tuple[str, ...] = ()
-USES = ("autoencoder.encoder",)
+from dmvae.training.stage import Batch, Networks, TrainingConfig, TrainingStage, Update, stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,27 +34,32 @@ class EncoderTraining(TrainingConfig):
     """Decay of the averaged weights that are saved."""
 
 
-def build(config: EncoderTraining, inputs: Inputs) -> Networks:
-    data = inputs.recipe.data
-    assert inputs.recipe.autoencoder is not None
-    encoder = inputs.recipe.autoencoder.encoder.build(size=data.size, channels=data.channels)
-    width: int = encoder.channels  # type: ignore[assignment]
-    projector = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, config.projection))
-    return Networks(
-        {"encoder": encoder, "projector": projector},
-        trains={"encoder": [*encoder.parameters(), *projector.parameters()]},
-        averaged=("encoder",),
-        extra={"dataset": inputs.train_set, "config": config},
-    )
+class EncoderNetworks(Networks):
+    encoder: Any
+    projector: nn.Sequential
 
 
-def updates(networks: Networks, batch: Batch, rng: Random) -> Iterator[Update]:
-    config: EncoderTraining = networks.config
-    views = torch.cat([random_view(batch.data, rng, config.min_crop) for _ in range(2)])
-    features = networks.encoder(views).float().mean(dim=(2, 3))
-    a, b = F.normalize(networks.projector(features), dim=1).chunk(2)
-    loss, accuracy = contrast(distributed.gather(a), distributed.gather(b), config.temperature)
-    yield Update("encoder", loss, {"encoder/pairs_found": accuracy})
+@stage("encoder")
+class EncoderStage(TrainingStage[EncoderTraining, EncoderNetworks]):
+    Config = EncoderTraining
+    uses = ("autoencoder.encoder",)
+    makes_tokenizer = True
+
+    def build(self) -> EncoderNetworks:
+        networks = EncoderNetworks()
+        networks.encoder = self.inputs.new_encoder()
+        width: int = networks.encoder.channels
+        networks.projector = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, self.config.projection))
+        networks.trains["encoder"] = [*networks.encoder.parameters(), *networks.projector.parameters()]
+        networks.averaged = ("encoder",)
+        return networks
+
+    def updates(self, networks: EncoderNetworks, batch: Batch, rng: Random) -> Iterator[Update]:
+        views = torch.cat([random_view(batch.data, rng, self.config.min_crop) for _ in range(2)])
+        features = networks.encoder(views).float().mean(dim=(2, 3))
+        a, b = F.normalize(networks.projector(features), dim=1).chunk(2)
+        loss, accuracy = contrast(distributed.gather(a), distributed.gather(b), self.config.temperature)
+        yield Update("encoder", loss, {"encoder/pairs_found": accuracy})
 
 
 def contrast(a: Tensor, b: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

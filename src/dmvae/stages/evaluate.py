@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dmvae import config as configs
+from dmvae.config import Values
 from dmvae.evaluation import probe
 from dmvae.evaluation.feature_set import FeatureSet, features_of, reference_features
 from dmvae.evaluation.features import Extractor, FeaturesConfig
@@ -20,41 +21,40 @@ from dmvae.evaluation.features.effnet import EffNetLite0
 from dmvae.evaluation.images import DatasetImages, SampleFiles
 from dmvae.evaluation.latents import latent_statistics, sliced_wasserstein
 from dmvae.evaluation.manifest import versions
-from dmvae.evaluation.measure import PARTS, PROTOCOL, Scores, frechet_name, measure_sets
-from dmvae.evaluation.metrics import knn_accuracy
+from dmvae.evaluation.measure import PROTOCOL, measure_sets
+from dmvae.evaluation.metrics import Latents, Metric, figures, metrics_of
 from dmvae.evaluation.proxies import (
     IMAGES,
     OF_FEATURES,
     codec,
     decoder_proxies,
     latent_proxies,
-    linear_probe,
     probe_proxies,
 )
 from dmvae.evaluation.reconstruct import (
-    OF_PAIRS,
+    LPIPS,
     PerceptualDistance,
     reconstruct,
     reconstructed_sets,
     reconstruction_scores,
 )
+from dmvae.evaluation.scores import Scores
 from dmvae.flow.loss import flow_matching_loss
 from dmvae.inputs import Inputs
 from dmvae.latents.store import LatentSet
+from dmvae.losses.perceptual import LPIPSPerceptual
 from dmvae.models.base import Tokenizer
-from dmvae.models.dit import LightningDiT
+from dmvae.models.velocity import VelocityModel
+from dmvae.registry import find, names
 from dmvae.runtime import distributed
 from dmvae.runtime.files import whole, write_tensors
 from dmvae.runtime.hashing import weights_hash
 from dmvae.runtime.precision import autocast, uses_bf16
-from dmvae.runtime.random import seed_of
+from dmvae.runtime.random import Random, seed_of
+from dmvae.sections import Sections
 from dmvae.stages.sample import samples_folder
 from dmvae.tokenizers.adapted import load_tokenizer
-
-NAME = "evaluate"
-READS = ("reference", "latents", "generator", "sample")
-USES: tuple[str, ...] = ()
-SPLITS = ("train", "test")
+from dmvae.training.stage import Facts, Stage, stage
 
 PICTURES, MAP_POINTS = 24, 2000
 LOSS_BLOCK = 250
@@ -69,9 +69,9 @@ class EvaluateConfig:
     also: tuple[FeaturesConfig, ...] = ()
     """Further networks; figures in their features stand under their full names in metrics.json."""
     metrics: tuple[str, ...] = ("frechet", "manifold")
-    """What is measured of samples: frechet, kernel (KID), score (Inception Score), manifold (precision, recall,
-    density, coverage, class agreement), per-class, memorisation. Of reconstructions: frechet, and kernel where it is
-    named."""
+    """What is measured besides psnr, ssim, knn and linear_probe. Of samples: frechet, kernel (KID), score (Inception
+    Score), manifold (precision, recall, density, coverage, class agreement), per-class, memorisation; of
+    reconstructions: frechet, and kernel where it is named. A plugin's metric by its name."""
     lpips: bool = False
     """Measure LPIPS of VGG-16 between images and reconstructions; needs its package and weights."""
     count: int = 10000
@@ -90,20 +90,45 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         configs.require_positive(self, "count", "batch_size", "neighbours", "knn_count")
-        if unknown := set(self.metrics) - set(PARTS):
-            raise ValueError(f"no metrics are called {', '.join(sorted(unknown))}; known: {', '.join(PARTS)}")
+        metrics_of(self.metrics)
+
+    def measured(self) -> list[Metric]:
+        """Every metric: those that are always taken, and those that are asked for."""
+        always = [name for name in names(Metric) if find(Metric, name).always]
+        return metrics_of(list(dict.fromkeys([*always, *self.metrics])))
 
 
-def run(config: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
-    if distributed.is_main():
-        metrics = measure(config, inputs)
-        with whole(inputs.out / "metrics.json") as part:
-            part.write_text(json.dumps(metrics, indent=1))
-    distributed.barrier()
-    return {}
+@stage("evaluate")
+class EvaluateStage(Stage[EvaluateConfig]):
+    Config = EvaluateConfig
+    reads = ("reference", "latents", "generator", "sample")
+    splits = ("train", "test")
+
+    def run(self) -> Facts:
+        if distributed.is_main():
+            metrics = measure(self.config, self.inputs)
+            with whole(self.inputs.out / "metrics.json") as part:
+                part.write_text(json.dumps(metrics, indent=1))
+        distributed.barrier()
+        return {}
+
+    @classmethod
+    def parts(cls, config: EvaluateConfig, sections: Sections) -> Iterator[tuple[str, Any]]:
+        yield from (("evaluate", features) for features in (config.features, *config.also))
+        if config.lpips:
+            yield "evaluate.lpips", LPIPSPerceptual()
+
+    @classmethod
+    def problems(cls, config: EvaluateConfig, inputs: Inputs) -> Iterator[str]:
+        latents = min(config.knn_count, len(inputs.train_set))
+        if config.neighbours > latents:
+            yield (
+                f"evaluate.neighbours: {config.neighbours} neighbours are sought among {latents} latents; "
+                f"use at most {latents}"
+            )
 
 
-def measure(config: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
+def measure(config: EvaluateConfig, inputs: Inputs) -> Values:
     """Every figure of the stage's metrics.json; writes the report's pictures beside it.
 
     Figures of the first features have short names at its top (rfd, gfd, ...); those and all others have their full
@@ -112,9 +137,10 @@ def measure(config: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
     tokenizer: Tokenizer = load_tokenizer(inputs.reads["latents"] / "autoencoder")
     extractors = [features.build().to(inputs.device) for features in (config.features, *config.also)]
     lpips = PerceptualDistance(inputs.device) if config.lpips else None
-    images = DatasetImages(inputs.test_set, config.count, inputs.recipe.run.workers)
+    measured = config.measured()
+    images = DatasetImages(inputs.test_set, config.count, inputs.sections.run.workers)
     assert images.labels is not None
-    title = f"{inputs.variant}  {NAME}"
+    title = f"{inputs.variant}  evaluate"
     # kept in the run's folder for the other variants
     reference = partial(reference_features, folder=inputs.out.parent, alone=True)
     reals = reference(extractors, images, config.batch_size, f"{title} test images")
@@ -125,33 +151,37 @@ def measure(config: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
         config.batch_size,
         f"{title} reconstruct",
         device=inputs.device,
-        precision=inputs.recipe.run.precision,
+        precision=inputs.sections.run.precision,
         lpips=lpips,
         pictures=PICTURES,
         latents=True,
         alone=True,
+        metrics=measured,
     )
     assert pictures is not None
-    scores = reconstruction_scores(rows, reals, extractors, images, {"frechet", *config.metrics})
+    parts = [metric.type for metric in measured if metric.of_sets]
+    scores = reconstruction_scores(rows, reals, extractors, images, {"frechet", *parts})
     latents = LatentSet(inputs.reads["latents"] / "latents")
     z, labels = (rows["z"] - latents.mean.view(-1, 1, 1)) / latents.std.view(-1, 1, 1), images.labels
     spaced = torch.linspace(0, len(latents) - 1, min(config.knn_count, len(latents))).long()
     train_z, train_labels = latents.__getitems__(spaced)
-    metrics: dict[str, Any] = {
+    metrics: Values = {
         "features": extractors[0].name,
         "count": len(images),
-        **{short: scores.metrics[name] for short, name in OF_PAIRS.items() if name in scores.metrics},
-        "rfd": scores.metrics[frechet_name("r", extractors[0].name)],
-        "knn": knn_accuracy(train_z.flatten(1), train_labels, z.flatten(1), labels, k=config.neighbours),
-        "linear_probe": linear_probe(train_z, train_labels, z, labels),
+        **{name: scores.metrics[name] for name in scores.intervals if name in figures()},
+        **({LPIPS.key: scores.metrics[lpips.name]} if lpips else {}),
+        **short_names(measured, "r", extractors[0].name, scores),
         "latents": latent_statistics(z),
     }
+    of_latents = Latents(train_z, train_labels, z, labels, config.neighbours)
+    for metric in measured:
+        metrics |= metric.latents(of_latents)
     if "generator" in inputs.reads:
         metrics["generator_loss"] = generator_loss(z, labels, inputs)
     if "sample" in inputs.reads:
         trains: Sequence[FeatureSet | None] = [None] * len(reals)
         if "memorisation" in config.metrics:
-            train_images = DatasetImages(inputs.train_set, None, inputs.recipe.run.workers)
+            train_images = DatasetImages(inputs.train_set, None, inputs.sections.run.workers)
             trains = reference(extractors, train_images, config.batch_size, f"{title} training images")
         copies = reconstructed_sets(rows, extractors, images)
         sampled, short = sample_scores(extractors, reals, copies, trains, inputs, config)
@@ -173,23 +203,26 @@ def measure(config: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
         "metrics": scores.metrics,
         "intervals": scores.intervals,
         "per_class": scores.per_class,
-        "manifest": _manifest(tokenizer, [*extractors, *([lpips] if lpips else [])], images, inputs),
+        "manifest": _manifest(config, tokenizer, [*extractors, *([lpips] if lpips else [])], images, inputs),
     }
 
 
 @torch.inference_mode()
 def generator_loss(z: Tensor, labels: Tensor, inputs: Inputs) -> float:
-    """Flow-matching loss of the generator on the test set's latents, each at one random time; comparable
-    between latents because each is normalised to unit variance per channel."""
-    generator = LightningDiT.from_pretrained(inputs.reads["generator"] / "generator").to(inputs.device).eval()
+    """The generator's loss on the test set's latents, a flow's at one random time each; comparable between latents
+    because each is normalised to unit variance per channel."""
+    generator = inputs.generator("generator", "generator").to(inputs.device).eval()
     total = 0.0
     # Drawn per block of a fixed size, so that no batch size or number of ranks changes the figure.
     for start in range(0, len(z), LOSS_BLOCK):
         part, classes = (x[start : start + LOSS_BLOCK].to(inputs.device) for x in (z, labels))
         source = torch.Generator().manual_seed(seed_of("generator_loss", start))
         t, noise = torch.rand(len(part), generator=source), torch.randn(part.shape, generator=source)
-        with autocast(inputs.device, inputs.recipe.run.precision):
-            loss = flow_matching_loss(generator, part, classes, t.to(inputs.device), noise.to(inputs.device))
+        with autocast(inputs.device, inputs.sections.run.precision):
+            if isinstance(generator, VelocityModel):
+                loss = flow_matching_loss(generator, part, classes, t.to(inputs.device), noise.to(inputs.device))
+            else:
+                loss = generator.loss(part, classes, Random("generator_loss", start, device=inputs.device))
         total += float(loss) * len(part)
     return total / len(z)
 
@@ -205,52 +238,63 @@ def sample_scores(
     """(scores, short names): everything for the first guidance scale, gfd and its kin, for the others the distance
     alone, gfd@W. grfd is the distance to the reconstructions `copies` of the test images: what is left of gfd without
     the decoder's own part in it, for generated and reconstructed images both went through it."""
-    assert inputs.recipe.sample is not None
+    scales = inputs.config_of("sample")["guidance"]
     scores, short = Scores(), dict[str, float]()
+    parts = [metric.type for metric in config.measured() if metric.of_sets]
     first = extractors[0].name
-    for i, scale in enumerate(inputs.recipe.sample.guidance):
+    for i, scale in enumerate(scales):
         files = SampleFiles(samples_folder(inputs.reads["sample"], scale))
-        title = f"{inputs.variant}  {NAME} guidance {scale:g}"
+        title = f"{inputs.variant}  evaluate guidance {scale:g}"
         fakes = features_of(extractors, files, config.batch_size, title, alone=True)
         found = Scores()
         for real, copy, fake, train in zip(reals, copies, fakes, trains, strict=True):
-            parts = config.metrics if i == 0 else ("frechet",)
-            found.add(measure_sets(real, fake, prefix="g", parts=parts, train=train))
+            found.add(measure_sets(real, fake, prefix="g", parts=parts if i == 0 else ["frechet"], train=train))
             if i == 0:
                 found.add(measure_sets(copy, fake, prefix="gr", parts=("frechet",)))
-        full = {"gfd" if i == 0 else f"gfd@{scale:g}": frechet_name("g", first), "grfd": frechet_name("gr", first)}
-        full |= {name: f"{name}_{first}" for name in ("precision", "recall", "density", "coverage", "agreement")}
-        short |= {name: found.metrics[key] for name, key in full.items() if key in found.metrics}
+        named = short_names(config.measured(), "g", first, found) | short_names(config.measured(), "gr", first, found)
+        short |= {name if i == 0 else f"{name}@{scale:g}": value for name, value in named.items()}
         # the first scale is the one that the table ranks by
         scores.add(found if i == 0 else Scores({f"{name}_w{scale:g}": value for name, value in found.metrics.items()}))
     return scores, short
 
 
-def _manifest(tokenizer: Tokenizer, extractors: list[Any], images: DatasetImages, inputs: Inputs) -> dict[str, Any]:
+def short_names(measured: Sequence[Metric], prefix: str, features: str, scores: Scores) -> dict[str, float]:
+    """The figures of sets that have a short name, in the first features: those that tables show."""
+    full = {key: name for metric in measured for key, name in metric.short(prefix, features).items()}
+    return {key: scores.metrics[name] for key, name in full.items() if name in scores.metrics}
+
+
+def _manifest(
+    config: EvaluateConfig, tokenizer: Tokenizer, extractors: list[Any], images: DatasetImages, inputs: Inputs
+) -> Values:
     """What the figures rest on; the samples' stage and the generator's are named by their fingerprints."""
-    recipe = inputs.recipe
-    data = {name: value for name, value in configs.plain(recipe.data).items() if name not in recipe.data.PLACES}
-    measured: dict[str, Any] = {
+    data = {name: value for name, value in configs.plain(inputs.data).items() if name not in inputs.data.PLACES}
+    measured: Values = {
         "kind": "run",
         "weights": weights_hash(tokenizer),
         "stages": {name: folder.name for name, folder in inputs.reads.items()},
-        "dtype": "bfloat16" if uses_bf16(inputs.device, recipe.run.precision) else "float32",
-        "seed": recipe.seed,
+        "dtype": "bfloat16" if uses_bf16(inputs.device, inputs.sections.run.precision) else "float32",
+        "seed": inputs.seed,
     }
-    if recipe.sample is not None:
-        measured |= {"sampler": configs.plain(recipe.sample), "labels": "balanced", "count": recipe.sample.count}
-    if recipe.generator is not None:
-        measured["ema"] = recipe.generator.ema
+    if "sample" in inputs.reads:
+        sampler = inputs.config_of("sample")
+        measured |= {"sampler": sampler, "labels": "balanced", "count": sampler["count"]}
+    if "generator" in inputs.reads:
+        measured["ema"] = inputs.config_of("generator")["ema"]
     return {
         "reference": images.facts | {"count": len(images), "data": data},
         "measured": measured,
         "count": measured.get("count", len(images)),
         "features": {e.name: e.manifest() for e in extractors},
-        "protocol": PROTOCOL | ({"probe": probe.VERSION} if recipe.evaluate and recipe.evaluate.probe else {}),
-        "settings": configs.plain(recipe.evaluate),
+        "protocol": PROTOCOL | ({"probe": probe.VERSION} if config.probe else {}),
+        "settings": configs.plain(config),
         "versions": versions(),
         "device": inputs.device.type,
-        "call": {"kind": NAME, "run_dir": str(inputs.out.parent.parent.resolve()), "variant": inputs.variant},
+        "call": {
+            "kind": EvaluateStage.name,
+            "run_dir": str(inputs.out.parent.parent.resolve()),
+            "variant": inputs.variant,
+        },
     }
 
 
@@ -265,7 +309,7 @@ def _proxies(
     inputs: Inputs,
 ) -> dict[str, float]:
     """Proxies of gFD from normalised latents and labels of the training and test images."""
-    encode, decode = codec(tokenizer, inputs.device, inputs.recipe.run.precision)
+    encode, decode = codec(tokenizer, inputs.device, inputs.sections.run.precision)
     moments = real.moments()
     assert moments is not None
     found: dict[str, float] = {}

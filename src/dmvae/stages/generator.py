@@ -1,36 +1,67 @@
-"""Stage `generator`: a new flow model on the tokenizer's latents. What its samples are worth is what the
-latent distribution is worth."""
+"""Stage `generator`: a new generator on the tokenizer's latents. What its samples are worth is what the latent
+distribution is worth."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
-from dmvae.inputs import Inputs, describe_latents
+from dmvae.flow.loss import TimeDistribution, drop_labels
+from dmvae.generators import GeneratorConfig
+from dmvae.generators.flow import FlowModelConfig
+from dmvae.inputs import Inputs
 from dmvae.latents.store import LatentSet
+from dmvae.models.velocity import VelocityModel
 from dmvae.runtime.random import Random
-from dmvae.training.contract import Batch, Networks, Update
-from dmvae.training.flow import FlowTraining, flow_update
-
-NAME = "generator"
-READS = ("latents",)
-USES: tuple[str, ...] = ()
+from dmvae.training.stage import Batch, Networks, TrainingConfig, TrainingStage, Update, stage
 
 
 @dataclass(frozen=True, kw_only=True)
-class GeneratorConfig(FlowTraining):
+class GeneratorTraining(TrainingConfig):
     """Training of the generator."""
 
+    model: GeneratorConfig = field(default_factory=FlowModelConfig)
+    """The generator, by `type`."""
+    label_dropout: float = 0.1
+    """Share of labels replaced by "no label" in training, for guidance."""
+    time_distribution: TimeDistribution = "uniform"
+    """How the training times of a flow are drawn."""
 
-def build(config: GeneratorConfig, inputs: Inputs) -> Networks:
-    generator = config.model.build(describe_latents(inputs.recipe), inputs.num_classes)
-    return Networks(
-        {"generator": generator},
-        trains={"generator": [p for p in generator.parameters() if p.requires_grad]},
-        averaged=("generator",),
-        extra={"dataset": LatentSet(inputs.reads["latents"] / "latents"), "config": config},
-    )
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.label_dropout <= 1:
+            raise ValueError(f"label_dropout must be in [0, 1], got {self.label_dropout:g}")
 
 
-def updates(networks: Networks, batch: Batch, rng: Random) -> Iterator[Update]:
-    yield flow_update("generator", networks.generator, batch.data, batch.labels, networks.config, rng)
+class GeneratorNetworks(Networks):
+    generator: Any
+
+
+@stage("generator")
+class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
+    Config = GeneratorTraining
+    reads = ("latents",)
+    flips = False
+
+    def build(self) -> GeneratorNetworks:
+        networks = GeneratorNetworks()
+        networks.generator = self.config.model.build(self.inputs.latent_shape, self.inputs.num_classes)
+        networks.trains["generator"] = [p for p in networks.generator.parameters() if p.requires_grad]
+        networks.averaged = ("generator",)
+        if isinstance(networks.generator, VelocityModel):
+            networks.generator.time_distribution = self.config.time_distribution
+        return networks
+
+    def data(self) -> LatentSet:
+        return LatentSet(self.inputs.reads["latents"] / "latents")
+
+    def updates(self, networks: GeneratorNetworks, batch: Batch, rng: Random) -> Iterator[Update]:
+        labels = drop_labels(batch.labels, self.config.label_dropout, self.inputs.num_classes, rng)
+        yield Update("generator", networks.generator.loss(batch.data, labels, rng))
+
+    @classmethod
+    def problems(cls, config: GeneratorTraining, inputs: Inputs) -> Iterator[str]:
+        flow = issubclass(config.model.network, VelocityModel)
+        if config.time_distribution != "uniform" and not flow:
+            yield f"generator.time_distribution: {config.model.type!r} is no flow and draws no times; leave it out"

@@ -2,42 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
-
-from dmvae import config as configs
-from dmvae.inputs import Inputs
-from dmvae.latents.store import LatentSet, encode_dataset
+from dmvae.latents.store import LatentSet
 from dmvae.models.artifact import save_network
 from dmvae.runtime import distributed
-
-NAME = "latents"
-READS = ("tokenizer", "matching", "decoder")
-USES = ("pretrained",)
+from dmvae.sections import LatentsConfig
+from dmvae.training.stage import Facts, Stage, stage
 
 
-@dataclass(frozen=True, kw_only=True)
-class LatentsConfig:
-    """Encoding of the data set."""
+@stage("latents")
+class LatentsStage(Stage[LatentsConfig]):
+    Config = LatentsConfig
+    reads = ("tokenizer", "matching", "decoder")
+    uses = ("pretrained",)
 
-    batch_size: int = 256
-    """Images a step, per rank."""
-    shard_size: int = 16384
-    """Images a file."""
-    dtype: Literal["float32", "float16"] = "float32"
-    """Precision on disk."""
-
-    def __post_init__(self) -> None:
-        configs.require_positive(self, "batch_size", "shard_size")
-
-
-def run(config: LatentsConfig, inputs: Inputs) -> dict[str, Any]:
-    tokenizer = inputs.tokenizer()
-    title = f"{inputs.variant}  {NAME}"
-    encode_dataset(tokenizer, inputs.train_set, inputs.out / "latents", inputs, title=title)
-    latents = LatentSet(inputs.out / "latents")
-    tokenizer.set_statistics(latents.mean, latents.std)
-    if distributed.is_main():
-        save_network(tokenizer.cpu(), inputs.out / "autoencoder")
-    distributed.barrier()
-    return {"images": len(latents)}
+    def run(self) -> Facts:
+        inputs, folder = self.inputs, self.inputs.out / "latents"
+        tokenizer = inputs.tokenizer()
+        inputs.encode(tokenizer, inputs.train_set, folder, self.name)
+        latents = LatentSet(folder)
+        tokenizer.set_statistics(latents.mean, latents.std)
+        if distributed.is_main():
+            save_network(tokenizer.cpu(), inputs.out / "autoencoder")
+        distributed.barrier()
+        return {"images": len(latents)}

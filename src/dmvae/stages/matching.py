@@ -8,29 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from dmvae import config as configs
 from dmvae.evaluation.latents import effective_rank
 from dmvae.evaluation.online import online_proxies
-from dmvae.inputs import Inputs, describe_latents
-from dmvae.losses.objective import add_objective, discriminate, new_discriminator, reconstruct
+from dmvae.flow.guidance import Velocity
 from dmvae.losses.pull import Pull
-from dmvae.matching import BringsStudent, MatchingConfig
-from dmvae.matching.dmd import DMDConfig
-from dmvae.models.dit import LightningDiT
+from dmvae.matching import Context, Matching
+from dmvae.matching.dmd import DMD
 from dmvae.references import Reference
 from dmvae.runtime.random import Random
-from dmvae.training.contract import Batch, Networks, Update
-from dmvae.training.flow import FlowTraining, flow_update
-
-NAME = "matching"
-READS = ("tokenizer", "reference")
-USES = ("autoencoder", "losses")
+from dmvae.stages.reconstruction import DecoderNetworks, DecoderStage, discriminate, reconstruct
+from dmvae.stages.reference import ReferenceTraining
+from dmvae.training.flow import FlowTraining
+from dmvae.training.stage import Batch, Update, stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +34,7 @@ class MatchingTraining(FlowTraining):
     """Distribution matching. The student has its teacher's architecture; `model` is the student's where
     the reference has a closed form and so no teacher network. An objective may bring another network instead."""
 
-    objective: MatchingConfig = field(default_factory=DMDConfig)
+    objective: Matching = field(default_factory=DMD)
     """The matching objective, by `type`."""
     weight: float = 10.0
     """lambda, the weight of the matching loss."""
@@ -65,96 +61,104 @@ class MatchingTraining(FlowTraining):
         configs.require_positive(self, "student_steps", "health_every")
 
 
-def build(config: MatchingTraining, inputs: Inputs) -> Networks:
-    assert inputs.recipe.autoencoder is not None
-    if not config.train_encoder and inputs.recipe.autoencoder.latent_channels is None:
-        raise ValueError(
-            "matching.train_encoder: a frozen encoder without a bottleneck has nothing that could be matched; "
-            "set train_encoder: true or give autoencoder.latent_channels"
+class MatchingNetworks(DecoderNetworks):
+    student: Any
+    teacher: Any
+    """The reference's velocity: a frozen network, or a function in closed form; None where it is not needed."""
+
+
+@stage("matching")
+class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
+    Config = MatchingTraining
+    reads = ("tokenizer", "reference")
+    needs = ("reference",)
+    uses = ("autoencoder", "losses")
+
+    @cached_property
+    def reference(self) -> Reference:
+        """The reference, opened in the folder of its own stage, where it finds what it made there."""
+        inside = replace(self.inputs, out=self.inputs.reads["reference"])
+        return self._reference_config.distribution.build(inside)
+
+    @cached_property
+    def _reference_config(self) -> ReferenceTraining:
+        return configs.read(ReferenceTraining, self.inputs.config_of("reference"), "reference")
+
+    def _closed_form(self) -> Velocity | None:
+        """The reference's own velocity; None in a dry run, which opens no reference."""
+        return self.reference.velocity if self.inputs.weights else None
+
+    def build(self) -> MatchingNetworks:
+        config, inputs = self.config, self.inputs
+        if not config.train_encoder and inputs.shape.latent_channels is None:
+            raise ValueError(
+                "matching.train_encoder: a frozen encoder without a bottleneck has nothing that could be matched; "
+                "set train_encoder: true or give autoencoder.latent_channels"
+            )
+        networks = MatchingNetworks(inputs.autoencoder())
+        autoencoder = networks.autoencoder
+        autoencoder.encoder.requires_grad_(config.train_encoder)
+        normalisation = inputs.tensors("reference", "normalisation.safetensors")
+        autoencoder.latent_mean.copy_(normalisation["mean"])
+        autoencoder.latent_std.copy_(normalisation["std"])
+        trained = inputs.has("reference", "teacher")
+        networks.teacher = inputs.generator("reference", "teacher") if trained else self._closed_form()
+        networks.student = config.objective.new_student(
+            inputs.latent_shape, inputs.num_classes, networks.teacher, config.model
         )
-    autoencoder = inputs.autoencoder()
-    autoencoder.encoder.requires_grad_(config.train_encoder)
-    normalisation = load_file(inputs.reads["reference"] / "normalisation.safetensors")
-    autoencoder.latent_mean.copy_(normalisation["mean"])
-    autoencoder.latent_std.copy_(normalisation["std"])
-    modules: dict[str, Any] = {"autoencoder": autoencoder}
-    extra: dict[str, Any] = {"config": config, "dataset": inputs.train_set}
-    extra["objective"] = objective = config.objective.build(inputs.num_classes)
-    shape, folder = describe_latents(inputs.recipe), inputs.reads["reference"] / "teacher"
-    if folder.exists():
-        modules["teacher"] = LightningDiT.from_pretrained(folder).requires_grad_(False)
-    else:
-        extra["teacher"] = _reference(inputs).velocity
-    if isinstance(objective, BringsStudent):
-        extra["reference"] = _reference(inputs)
-        modules["student"] = objective.build_student(shape, inputs.num_classes)
-    elif folder.exists():
-        modules["student"] = LightningDiT.from_pretrained(folder)
-    else:
-        modules["student"] = config.model.build(shape, inputs.num_classes)
-    networks = Networks(
-        modules,
-        trains={
-            "tokenizer": [p for p in autoencoder.parameters() if p.requires_grad],
-            "student": [p for p in modules["student"].parameters() if p.requires_grad],
-        },
-        averaged=("autoencoder",),
-        extra=extra,
-    )
-    if config.student_learning_rate is not None:
-        networks.learning_rates["student"] = config.student_learning_rate
-    losses = inputs.recipe.losses
-    add_objective(networks, losses, inputs.discriminator() or new_discriminator(losses, inputs.recipe.data.channels))
-    return networks
+        if trained:
+            networks.teacher.requires_grad_(False)
+        networks.trains["tokenizer"] = [p for p in autoencoder.parameters() if p.requires_grad]
+        if networks.student is not None:
+            networks.trains["student"] = [p for p in networks.student.parameters() if p.requires_grad]
+        if config.student_learning_rate is not None:
+            networks.learning_rates["student"] = config.student_learning_rate
+        networks.add_losses(inputs, inputs.discriminator())
+        return networks
 
+    def updates(self, networks: MatchingNetworks, batch: Batch, rng: Random) -> Iterator[Update]:
+        config = self.config
+        turn, off = divmod(batch.step - config.student_warmup, config.student_steps)
+        tokenizer_turn = turn >= 0 and off == 0
+        with torch.set_grad_enabled(tokenizer_turn):
+            raw = networks.autoencoder.encode(batch.data).latents
+        latents = networks.autoencoder.normalize(raw.detach().float())
+        context = Context(
+            rng,
+            self.inputs.num_classes,
+            batch.step / batch.steps,
+            self.reference if config.objective.needs_reference else None,
+            config.label_dropout,
+            config.time_distribution,
+        )
+        if tokenizer_turn:
+            yield from self._tokenizer_turns(networks, batch, raw, latents, context, turn)
+        if networks.student is not None:
+            loss, log = config.objective.student_loss(networks.student, latents, batch.labels, context)
+            yield Update("student", loss, log)
 
-def _reference(inputs: Inputs) -> Reference:
-    """The reference, opened in the folder of its own stage, where it finds what it made there."""
-    assert inputs.recipe.reference is not None
-    return inputs.recipe.reference.distribution.build(replace(inputs, out=inputs.reads["reference"]))
-
-
-def updates(networks: Networks, batch: Batch, rng: Random) -> Iterator[Update]:
-    config: MatchingTraining = networks.config
-    turn, off = divmod(batch.step - config.student_warmup, config.student_steps)
-    tokenizer_turn = turn >= 0 and off == 0
-    with torch.set_grad_enabled(tokenizer_turn):
-        raw = networks.autoencoder.encode(batch.data).latents
-    latents = networks.autoencoder.normalize(raw.detach().float())
-    if tokenizer_turn:
-        measures = {
-            "health": turn % config.health_every == 0,
-            "proxies": config.proxy_every > 0 and turn % config.proxy_every == 0,
-        }
-        yield from _tokenizer_turns(networks, batch, raw, latents, rng, **measures)
-    if isinstance(networks.objective, BringsStudent):
-        yield networks.objective.student_update(networks.student, latents, batch.labels, networks.reference, rng)
-    else:
-        yield flow_update("student", networks.student, latents, batch.labels, config, rng)
-
-
-def _tokenizer_turns(
-    networks: Networks, batch: Batch, raw: Tensor, latents: Tensor, rng: Random, health: bool, proxies: bool
-) -> Iterator[Update]:
-    config: MatchingTraining = networks.config
-    z = latents.requires_grad_()
-    matching, log = networks.objective.loss(z, batch.labels, networks.teacher, networks.student, rng)
-    (pull,) = torch.autograd.grad(matching, z)
-    z.requires_grad_(False)
-    std = networks.autoencoder.latent_std.view(1, -1, 1, 1)
-    joined = Pull.apply(raw, pull / std, config.weight, config.balance == "gradient", log)
-    recon = networks.autoencoder.decode(joined).sample
-    loss, terms = reconstruct(networks, batch.data, recon, rng)
-    log |= terms | {"matching/loss": matching.detach(), "tokenizer/loss": terms["reconstruction/total"]}
-    if health:
-        log |= {
-            "health/effective_rank": effective_rank(latents),
-            "health/std": latents.std(dim=(0, 2, 3)).mean(),
-            "health/mean": latents.mean(dim=(0, 2, 3)).abs().mean(),
-        }
-    if proxies:
-        model = networks.autoencoder
-        log |= online_proxies(latents, batch.labels, lambda z: model.decode(model.denormalize(z)).sample)
-    yield Update("tokenizer", loss, log)
-    if networks.discriminator is not None:
-        yield discriminate(networks, batch.data, recon, rng)
+    def _tokenizer_turns(
+        self, networks: MatchingNetworks, batch: Batch, raw: Tensor, latents: Tensor, context: Context, turn: int
+    ) -> Iterator[Update]:
+        config, model = self.config, networks.autoencoder
+        z = latents.requires_grad_()
+        matching, log = config.objective.loss(z, batch.labels, networks.teacher, networks.student, context)
+        (pull,) = torch.autograd.grad(matching, z)
+        z.requires_grad_(False)
+        late: dict[str, Tensor | float] = {}
+        std = model.latent_std.view(1, -1, 1, 1)
+        joined = Pull.apply(raw, pull / std, config.weight, config.balance == "gradient", late)
+        recon = model.decode(joined).sample
+        loss, terms = reconstruct(networks, self.losses, batch.data, recon, context.rng)
+        log |= terms | {"matching/loss": matching.detach()}
+        if turn % config.health_every == 0:
+            log |= {
+                "health/effective_rank": effective_rank(latents),
+                "health/std": latents.std(dim=(0, 2, 3)).mean(),
+                "health/mean": latents.mean(dim=(0, 2, 3)).abs().mean(),
+            }
+        if config.proxy_every > 0 and turn % config.proxy_every == 0:
+            log |= online_proxies(latents, batch.labels, lambda z: model.decode(model.denormalize(z)).sample)
+        yield Update("tokenizer", loss, log, terms["reconstruction/total"], late)
+        if networks.discriminator is not None:
+            yield discriminate(networks.discriminator, self.losses.adversarial, batch.data, recon, context.rng)

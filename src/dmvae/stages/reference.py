@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 
-import torch
 from torch import Tensor
 
-from dmvae.inputs import Inputs, describe_latents
+from dmvae.inputs import Inputs
+from dmvae.models.dit import LightningDiT
 from dmvae.references import Reference, ReferenceConfig
 from dmvae.references.data import initial_latents
 from dmvae.references.features import FeaturesReference
@@ -21,12 +22,8 @@ from dmvae.references.report import compare
 from dmvae.runtime import distributed
 from dmvae.runtime.files import write_tensors
 from dmvae.runtime.random import Random
-from dmvae.training.contract import Batch, Networks, Update
-from dmvae.training.flow import FlowTraining, flow_update
-
-NAME = "reference"
-READS = ("tokenizer",)
-USES = ("autoencoder", "latents.dtype")
+from dmvae.training.flow import FlowTraining, flow_loss
+from dmvae.training.stage import Batch, Networks, TrainingStage, Update, stage
 
 MAP_POINTS = 2000
 
@@ -41,42 +38,63 @@ class ReferenceTraining(FlowTraining):
     """Decay of the averaged weights that are saved."""
 
 
-def build(config: ReferenceTraining, inputs: Inputs) -> Networks:
-    # What a reference makes is made once, and then found: the teacher's first weights must not depend on that.
-    with torch.random.fork_rng(devices=[]):
-        reference = config.distribution.build(inputs)
-        _record(reference, inputs)
-    if reference.velocity is not None:
-        return Networks({})
-    teacher = config.model.build(describe_latents(inputs.recipe), inputs.num_classes)
-    return Networks(
-        {"teacher": teacher},
-        trains={"teacher": [p for p in teacher.parameters() if p.requires_grad]},
-        averaged=("teacher",),
-        extra={"reference": reference, "config": config},
-    )
+class ReferenceNetworks(Networks):
+    teacher: LightningDiT
 
 
-def updates(networks: Networks, batch: Batch, rng: Random) -> Iterator[Update]:
-    z, labels = networks.reference.sample(len(batch.labels), rng.on_cpu())
-    device = batch.labels.device
-    yield flow_update("teacher", networks.teacher, z.to(device), labels.to(device), networks.config, rng)
+@stage("reference")
+class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
+    Config = ReferenceTraining
+    reads = ("tokenizer",)
+    uses = ("autoencoder", "latents.dtype")
+    makes_tokenizer = True
+    draws = True
 
+    @cached_property
+    def reference(self) -> Reference:
+        return self.config.distribution.build(self.inputs)
 
-def _record(reference: Reference, inputs: Inputs) -> None:
-    """Write how latents are normalised and some samples, and say how the reference and the latents compare."""
-    z, labels = reference.sample(MAP_POINTS, Random(inputs.recipe.seed, NAME, "map"))
-    initial = initial_latents(inputs)
-    if not distributed.is_main():
-        return
-    inputs.out.mkdir(parents=True, exist_ok=True)
-    write_tensors(inputs.out / "normalisation.safetensors", {"mean": reference.mean, "std": reference.std})
-    write_tensors(inputs.out / "map.safetensors", {"latents": z.contiguous(), "labels": labels})
-    raw = initial.__getitems__(range(min(MAP_POINTS, len(initial))))[0] * _column(initial.std) + _column(initial.mean)
-    report = compare(z, (raw - _column(reference.mean)) / _column(reference.std))
-    (inputs.out / "report.json").write_text(json.dumps(asdict(report), indent=1))
-    for line in report.lines():
-        inputs.say(line)
+    def prepare(self) -> None:
+        """Write how latents are normalised and some samples, and say how the reference and the latents compare."""
+        inputs, reference = self.inputs, self.reference
+        z, labels = reference.sample(MAP_POINTS, Random(inputs.seed, self.name, "map"))
+        initial = initial_latents(inputs)
+        if not distributed.is_main():
+            return
+        inputs.out.mkdir(parents=True, exist_ok=True)
+        write_tensors(inputs.out / "normalisation.safetensors", {"mean": reference.mean, "std": reference.std})
+        write_tensors(inputs.out / "map.safetensors", {"latents": z.contiguous(), "labels": labels})
+        some = initial.__getitems__(range(min(MAP_POINTS, len(initial))))[0]
+        raw = some * _column(initial.std) + _column(initial.mean)
+        report = compare(z, (raw - _column(reference.mean)) / _column(reference.std))
+        (inputs.out / "report.json").write_text(json.dumps(asdict(report), indent=1))
+        for line in report.lines():
+            inputs.say(line)
+
+    def build(self) -> ReferenceNetworks:
+        networks = ReferenceNetworks()
+        distribution = self.config.distribution
+        closed_form = self.reference.velocity is not None if self.inputs.weights else distribution.closed_form
+        if not closed_form:
+            networks.teacher = self.config.model.build(self.inputs.latent_shape, self.inputs.num_classes)
+            networks.trains["teacher"] = [p for p in networks.teacher.parameters() if p.requires_grad]
+            networks.averaged = ("teacher",)
+        return networks
+
+    def data(self) -> None:
+        """None: it draws from the reference."""
+
+    def updates(self, networks: ReferenceNetworks, batch: Batch, rng: Random) -> Iterator[Update]:
+        z, labels = self.reference.sample(len(batch.labels), rng.on_cpu())
+        device = batch.labels.device
+        yield Update("teacher", flow_loss(networks.teacher, z.to(device), labels.to(device), self.config, rng))
+
+    @classmethod
+    def problems(cls, config: ReferenceTraining, inputs: Inputs) -> Iterator[str]:
+        try:
+            config.distribution.check(inputs)
+        except ValueError as error:
+            yield f"reference.distribution: {error}"
 
 
 def _column(x: Tensor) -> Tensor:

@@ -8,28 +8,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from dmvae import config as configs
 from dmvae.datasets.pixels import to_uint8
-from dmvae.flow import solver
-from dmvae.flow.guidance import guided
-from dmvae.inputs import Inputs
+from dmvae.flow.samplers import Sampler, Sampling
+from dmvae.generators import Generator
 from dmvae.models.base import Tokenizer
-from dmvae.models.dit import LightningDiT
+from dmvae.registry import names, nearest
 from dmvae.runtime import distributed
 from dmvae.runtime.console import Bar
 from dmvae.runtime.files import write_tensors
 from dmvae.runtime.precision import autocast, uses_bf16
 from dmvae.tokenizers.adapted import load_tokenizer
-
-NAME = "sample"
-READS = ("latents", "generator")
-USES: tuple[str, ...] = ()
-NEEDS = ("generator",)
+from dmvae.training.stage import Facts, Stage, stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +34,8 @@ class SampleConfig:
     """Images, the same number of every class (the first classes get one more where it does not divide)."""
     batch_size: int = 250
     """Images at a time, per rank."""
-    method: solver.Method = "euler"
-    """"euler", "midpoint" or "heun" for the ODE, "sde" for Euler-Maruyama."""
+    method: str = "euler"
+    """The sampler: "euler", "midpoint" or "heun" for the ODE, "sde" for Euler-Maruyama."""
     steps: int = 50
     """Steps of the sampler."""
     time_shift: float = 1.0
@@ -55,6 +49,8 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         configs.require_positive(self, "count", "batch_size", "steps")
+        if self.method not in names(Sampler):
+            raise ValueError(f"method: no sampler is called {self.method!r}{nearest(self.method, names(Sampler))}")
         if not self.time_shift > 0:
             raise ValueError(f"time_shift must be above 0, got {self.time_shift:g}; 1 is uniform")
         if not 0 <= self.last_step < 1:
@@ -65,62 +61,66 @@ class SampleConfig:
         if not self.guidance:
             raise ValueError("guidance needs at least one scale; 1.0 is no guidance")
 
+    def settings(self, scale: float) -> Sampling:
+        """The sampler's, at one guidance scale."""
+        return Sampling(
+            method=self.method,
+            steps=self.steps,
+            time_shift=self.time_shift,
+            last_step=self.last_step,
+            guidance=scale,
+            guidance_interval=self.guidance_interval,
+        )
 
-def run(config: SampleConfig, inputs: Inputs) -> dict[str, Any]:
-    autoencoder = load_tokenizer(inputs.reads["latents"] / "autoencoder").to(inputs.device).eval()
-    generator = LightningDiT.from_pretrained(inputs.reads["generator"] / "generator").to(inputs.device).eval()
-    labels = balanced_labels(config.count, inputs.num_classes)
-    title = f"{inputs.variant}  {NAME}"
-    with Bar(title, config.count * len(config.guidance), "images") as bar:
-        for scale in config.guidance:
-            folder = samples_folder(inputs.out, scale)
-            folder.mkdir(parents=True, exist_ok=True)
-            for number, start in enumerate(range(0, config.count, config.batch_size)):
-                chunk = labels[start : start + config.batch_size]
-                path = folder / f"samples-{number:05d}.safetensors"
-                if number % distributed.world_size() == distributed.rank() and not path.exists():
-                    seeds = [image_seed(inputs.recipe.seed, i) for i in range(start, start + len(chunk))]
-                    images = generate(generator, autoencoder, chunk, seeds, config, scale, inputs)
-                    write_tensors(path, {"images": images, "labels": chunk, "seeds": torch.tensor(seeds)})
-                bar.step(len(chunk))
-    distributed.barrier()
-    return {"images": config.count, "bf16": uses_bf16(inputs.device, inputs.recipe.run.precision)}
+
+@stage("sample")
+class SampleStage(Stage[SampleConfig]):
+    Config = SampleConfig
+    reads = ("latents", "generator")
+    needs = ("generator",)
+
+    def run(self) -> Facts:
+        config, inputs = self.config, self.inputs
+        autoencoder = load_tokenizer(inputs.reads["latents"] / "autoencoder").to(inputs.device).eval()
+        generator = inputs.generator("generator", "generator").to(inputs.device).eval()
+        labels = balanced_labels(config.count, inputs.num_classes)
+        with Bar(f"{inputs.variant}  {self.name}", config.count * len(config.guidance), "images") as bar:
+            for scale in config.guidance:
+                folder = samples_folder(inputs.out, scale)
+                folder.mkdir(parents=True, exist_ok=True)
+                for number, start in enumerate(range(0, config.count, config.batch_size)):
+                    chunk = labels[start : start + config.batch_size]
+                    path = folder / f"samples-{number:05d}.safetensors"
+                    if number % distributed.world_size() == distributed.rank() and not path.exists():
+                        seeds = [image_seed(inputs.seed, i) for i in range(start, start + len(chunk))]
+                        with autocast(inputs.device, inputs.sections.run.precision):
+                            images = generate(
+                                generator, autoencoder, chunk, seeds, config.settings(scale), inputs.device
+                            )
+                        write_tensors(path, {"images": images, "labels": chunk, "seeds": torch.tensor(seeds)})
+                    bar.step(len(chunk))
+        distributed.barrier()
+        return {"images": config.count, "bf16": uses_bf16(inputs.device, inputs.sections.run.precision)}
 
 
 @torch.inference_mode()
 def generate(
-    generator: LightningDiT,
+    generator: Generator,
     autoencoder: Tokenizer,
     labels: Tensor,
     seeds: list[int],
-    config: SampleConfig,
-    scale: float,
-    inputs: Inputs,
+    settings: Sampling,
+    device: torch.device,
 ) -> Tensor:
     """uint8 images [n, c, h, w] on the CPU, one per label and seed."""
-    device = inputs.device
     shape = (generator.config.in_channels, generator.config.input_size, generator.config.input_size)
     sources = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def normal() -> Tensor:
         return torch.stack([torch.randn(shape, generator=source) for source in sources]).to(device)
 
-    def velocity(z_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        with autocast(device, inputs.recipe.run.precision):
-            return generator(z_t, t, y).float()
-
-    z = solver.sample(
-        guided(velocity, scale, generator.config.num_classes, config.guidance_interval),
-        normal(),
-        labels.to(device),
-        method=config.method,
-        steps=config.steps,
-        shift=config.time_shift,
-        last_step=config.last_step,
-        normal=normal,
-    )
-    with autocast(device, inputs.recipe.run.precision):
-        images = autoencoder.decode(autoencoder.denormalize(z)).sample
+    z = generator.sample(normal(), labels.to(device), settings, normal)
+    images = autoencoder.decode(autoencoder.denormalize(z)).sample
     return to_uint8(images.float()).cpu().contiguous()
 
 

@@ -7,23 +7,19 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dmvae.inputs import Inputs
 from dmvae.losses.alignment import AlignmentConfig
-from dmvae.losses.objective import add_objective, discriminate, new_discriminator, reconstruct
 from dmvae.losses.pull import Pull
 from dmvae.runtime import distributed
 from dmvae.runtime.random import Random
-from dmvae.training.contract import Batch, Networks, TrainingConfig, Update
-
-NAME = "tokenizer"
-READS = ("encoder",)
-USES = ("autoencoder", "losses")
+from dmvae.stages.reconstruction import DecoderNetworks, DecoderStage, discriminate, reconstruct
+from dmvae.training.stage import Batch, TrainingConfig, Update, stage
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerConfig(TrainingConfig):
+class TokenizerTraining(TrainingConfig):
     """Training of the tokenizer by reconstruction."""
 
     train_encoder: bool = False
@@ -50,9 +46,65 @@ class TokenizerConfig(TrainingConfig):
             raise ValueError("start: from scratch, a frozen encoder stays random; set train_encoder: true")
 
 
-def build(config: TokenizerConfig, inputs: Inputs) -> Networks:
-    shape = inputs.recipe.autoencoder
-    assert shape is not None
+class TokenizerNetworks(DecoderNetworks):
+    target: nn.Module
+    """The frozen encoder that latents are aligned to, and the map to its width, where there is an alignment."""
+    projection: nn.Module
+
+
+@stage("tokenizer")
+class TokenizerStage(DecoderStage[TokenizerTraining, TokenizerNetworks]):
+    Config = TokenizerTraining
+    reads = ("encoder",)
+    uses = ("autoencoder", "losses")
+
+    def build(self) -> TokenizerNetworks:
+        config, inputs = self.config, self.inputs
+        _check(config, inputs)
+        start = config.start
+        if start is None:
+            start = "scratch" if config.train_encoder and "encoder" not in inputs.reads else "pretrained"
+        networks = TokenizerNetworks(inputs.new_autoencoder(pretrained=start == "pretrained"))
+        autoencoder = networks.autoencoder
+        autoencoder.encoder.requires_grad_(config.train_encoder).train(config.train_encoder)
+        networks.trains["tokenizer"] = [p for p in autoencoder.parameters() if p.requires_grad]
+        networks.add_losses(inputs, None)
+        if config.alignment is not None:
+            encoder: Any = inputs.frozen_encoder()
+            networks.target = encoder
+            networks.projection = config.alignment.new_projection(autoencoder.config.latent_channels, encoder.channels)
+            networks.trains["projection"] = list(networks.projection.parameters())
+        return networks
+
+    def updates(self, networks: TokenizerNetworks, batch: Batch, rng: Random) -> Iterator[Update]:
+        config, adversary = self.config, self.losses.adversarial
+        adversarial = networks.discriminator is not None and batch.step >= adversary.start * batch.steps
+        encoded = networks.autoencoder.encode(batch.data)
+        kl = torch.zeros((), device=batch.data.device)
+        z = encoded.latents
+        if networks.autoencoder.config.variational:
+            posterior = encoded.latent_dist
+            z = posterior.mean + posterior.std * rng.normal(*posterior.mean.shape)
+            kl = divergence(posterior.mean.float(), posterior.logvar.float())
+        log: dict[str, Tensor | float] = {}
+        late: dict[str, Tensor | float] = {}
+        if config.alignment is not None:
+            z, alignment = align(config.alignment, networks, batch.data, z, log, late)
+        seen = noised(z, config.noise, rng) if config.noise > 0 else z
+        recon = networks.autoencoder.decode(seen).sample
+        loss, terms = reconstruct(networks, self.losses, batch.data, recon, rng, adversarial)
+        log |= terms | {"tokenizer/kl": kl}
+        value = terms["reconstruction/total"] + config.kl_weight * kl.detach()
+        yield Update("tokenizer", loss + config.kl_weight * kl, log, value, late)
+        if config.alignment is not None:
+            yield Update("projection", alignment)
+        if adversarial and networks.discriminator is not None:
+            yield discriminate(networks.discriminator, adversary, batch.data, recon, rng)
+
+
+def _check(config: TokenizerTraining, inputs: Inputs) -> None:
+    """Raise ValueError for settings that do not go with the tokenizer's architecture."""
+    shape = inputs.shape
     if config.kl_weight > 0 and not shape.variational:
         raise ValueError(
             "tokenizer.kl_weight: a KL term needs a variational bottleneck; set autoencoder.variational: true"
@@ -67,50 +119,16 @@ def build(config: TokenizerConfig, inputs: Inputs) -> Networks:
             "tokenizer.alignment: its target, the frozen encoder, would be random; give the recipe a stage `encoder`, "
             "or autoencoder.encoder public weights (type: timm)"
         )
-    autoencoder = inputs.new_autoencoder()
-    autoencoder.encoder.requires_grad_(config.train_encoder).train(config.train_encoder)
-    networks = Networks(
-        {"autoencoder": autoencoder},
-        trains={"tokenizer": [p for p in autoencoder.parameters() if p.requires_grad]},
-        averaged=("autoencoder",),
-        extra={"dataset": inputs.train_set, "config": config},
-    )
-    add_objective(networks, inputs.recipe.losses, new_discriminator(inputs.recipe.losses, inputs.recipe.data.channels))
-    if config.alignment is not None:
-        target = inputs.frozen_encoder()
-        width: int = target.channels  # type: ignore[assignment]
-        projection = config.alignment.new_projection(autoencoder.config.latent_channels, width)
-        networks.modules |= {"target": target, "projection": projection}
-        networks.trains["projection"] = list(projection.parameters())
-    return networks
 
 
-def updates(networks: Networks, batch: Batch, rng: Random) -> Iterator[Update]:
-    config: TokenizerConfig = networks.config
-    adversarial = networks.discriminator is not None and batch.step >= networks.losses.adversarial.start * batch.steps
-    encoded = networks.autoencoder.encode(batch.data)
-    kl = torch.zeros((), device=batch.data.device)
-    z = encoded.latents
-    if networks.autoencoder.config.variational:
-        posterior = encoded.latent_dist
-        z = posterior.mean + posterior.std * rng.normal(*posterior.mean.shape)
-        kl = divergence(posterior.mean.float(), posterior.logvar.float())
-    log: dict[str, Any] = {}
-    if config.alignment is not None:
-        z, alignment = align(config.alignment, networks, batch.data, z, log)
-    seen = noised(z, config.noise, rng) if config.noise > 0 else z
-    recon = networks.autoencoder.decode(seen).sample
-    loss, terms = reconstruct(networks, batch.data, recon, rng, adversarial)
-    log |= terms | {"tokenizer/kl": kl}
-    log["tokenizer/loss"] = log["reconstruction/total"] + config.kl_weight * kl.detach()
-    yield Update("tokenizer", loss + config.kl_weight * kl, log)
-    if config.alignment is not None:
-        yield Update("projection", alignment)
-    if adversarial:
-        yield discriminate(networks, batch.data, recon, rng)
-
-
-def align(config: AlignmentConfig, networks: Networks, x: Tensor, z: Tensor, log: dict) -> tuple[Tensor, Tensor]:
+def align(
+    config: AlignmentConfig,
+    networks: TokenizerNetworks,
+    x: Tensor,
+    z: Tensor,
+    log: dict[str, Tensor | float],
+    late: dict[str, Tensor | float],
+) -> tuple[Tensor, Tensor]:
     """Latents z of images x, whose gradient is to have the alignment's added to it, and the alignment loss, through
     which the projection learns: each has an optimizer of its own, so neither weighs in the other's clipping."""
     with torch.no_grad():
@@ -119,7 +137,7 @@ def align(config: AlignmentConfig, networks: Networks, x: Tensor, z: Tensor, log
     loss, terms = config.loss(held, networks.projection(held).float(), features)
     (pull,) = torch.autograd.grad(loss, held, retain_graph=True)
     log |= terms
-    return Pull.apply(z, pull, config.weight, config.balance == "gradient", log, "alignment"), loss
+    return Pull.apply(z, pull, config.weight, config.balance == "gradient", late, "alignment"), loss
 
 
 def noised(z: Tensor, tau: float, rng: Random) -> Tensor:

@@ -5,7 +5,6 @@ Shapes: n images, c channels, h w height and width, C latent channels, H W = h /
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
 from dmvae import config as configs
+from dmvae.config import Values
+from dmvae.models.artifact import artifact_class
 from dmvae.models.base import DecoderOutput, EncoderOutput, PointDistribution, Tokenizer, full_precision
 from dmvae.tokenizers import TokenizerSource
 from dmvae.tokenizers.autoencoder import Autoencoder
@@ -36,7 +37,7 @@ class AdaptedTokenizer(Tokenizer):
     def __init__(
         self,
         *,
-        source: dict[str, Any],
+        source: Values,
         image_size: int = 32,
         in_channels: int = 3,
         latent_channels: int | None = None,
@@ -70,7 +71,7 @@ class AdaptedTokenizer(Tokenizer):
             return DecoderOutput(sample=self.network.decode(z.to(self.dtype)))
 
 
-ARTIFACTS: dict[str, Any] = {cls.__name__: cls for cls in (Autoencoder, AdaptedTokenizer)}
+ARTIFACTS = (Autoencoder, AdaptedTokenizer)
 
 
 def adapt(source: TokenizerSource, *, size: int, channels: int, pretrained: bool) -> AdaptedTokenizer:
@@ -90,23 +91,13 @@ def load_tokenizer(folder: str | Path) -> Any:
 
     Raises ValueError for a folder that holds neither, or weights that are not its config's.
     """
-    return load_strictly(artifact_class(folder), folder)
+    return load_strictly(tokenizer_class(folder), folder)
 
 
-def artifact_class(folder: str | Path) -> Any:
+def tokenizer_class(folder: str | Path) -> Any:
     """Autoencoder or AdaptedTokenizer, as the folder's config.json says; ValueError where it is neither."""
-    file = Path(folder) / "config.json"
-    if not file.is_file():
-        raise ValueError(
-            f"{folder}: no tokenizer is here: no config.json; name a folder such as runs/x/main/latents/autoencoder"
-        )
     try:
-        name = dict(json.loads(file.read_text())).get("_class_name")
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{file}: no config of a tokenizer, or cut off ({error}); copy the folder again") from error
-    if name not in ARTIFACTS:
-        raise ValueError(
-            f"{folder}: holds {name}, not {' or '.join(ARTIFACTS)}; a recipe takes autoencoders of diffusers under "
-            "pretrained: {type: diffusers, path: FOLDER}"
-        )
-    return ARTIFACTS[name]
+        return artifact_class(folder, ARTIFACTS, "tokenizer")
+    except ValueError as error:
+        hint = "; a recipe takes autoencoders of diffusers under pretrained: {type: diffusers, path: FOLDER}"
+        raise ValueError(f"{error}{hint if ' holds ' in str(error) else ''}") from error

@@ -5,7 +5,7 @@ Shapes: n images, c image channels, h w image height and width, C latent channel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,8 +14,9 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from dmvae import config as configs
-from dmvae.decoders.conv import Decoder
-from dmvae.decoders.tiling import decode_tiled
+from dmvae.config import Values
+from dmvae.decoders import DecoderConfig, decoder_section
+from dmvae.decoders.conv import ConvDecoder
 from dmvae.encoders import EncoderConfig
 from dmvae.models.base import DecoderOutput, EncoderOutput, PointDistribution, Tokenizer, full_precision
 
@@ -23,30 +24,29 @@ from dmvae.models.base import DecoderOutput, EncoderOutput, PointDistribution, T
 class Autoencoder(Tokenizer):  # type: ignore[misc]
     """`model.decode(model.encode(x).latents).sample`.
 
-    encoder: an encoder config as a mapping, `{"type": "conv", ...}`. image_size: of the training images; others
-    are taken too, by a vision transformer with its position embedding resampled. bottleneck_width: hidden width of
-    the bottleneck, 0 for one linear layer. Either of latent_channels and bottleneck_width may be None for no
-    bottleneck: then the latents are the encoder's features, and the config says how many channels those have and a
-    bottleneck_width of None. variational: the bottleneck gives a mean and a log-variance; ValueError without one.
+    encoder, decoder: configs as mappings, `{"type": "conv", ...}`; the decoder is the convolutional one unless given.
+    image_size: of the training images; others are taken too, by a vision transformer with its position embedding
+    resampled. bottleneck_width: hidden width of the bottleneck, 0 for one linear layer. Either of latent_channels and
+    bottleneck_width may be None for no bottleneck: then the latents are the encoder's features, and the config says how
+    many channels those have and a bottleneck_width of None. variational: the bottleneck gives a mean and a
+    log-variance; ValueError without one.
     """
 
     _supports_gradient_checkpointing = True
     __module__ = "dmvae"  # the name under which artifacts find the class, wherever this file moves
     encoder: Any
+    decoder: Any
 
     @register_to_config
     def __init__(
         self,
         *,
-        encoder: dict[str, Any],
+        encoder: Values,
         image_size: int = 32,
         in_channels: int = 3,
         latent_channels: int | None = 16,
         bottleneck_width: int | None = 2048,
-        decoder_width: int = 128,
-        decoder_multipliers: Sequence[int] = (1, 2, 4, 4),
-        decoder_blocks: int = 2,
-        decoder_attention: bool = True,
+        decoder: Values | None = None,
         variational: bool = False,
         scaling_factor: float = 1.0,
         shift_factor: float = 0.0,
@@ -66,20 +66,21 @@ class Autoencoder(Tokenizer):  # type: ignore[misc]
             self.bottleneck = bottleneck(
                 self.encoder.channels, bottleneck_width, latent_channels * (2 if variational else 1)
             )
-        self.decoder = Decoder(
-            latent_channels,
-            in_channels,
-            width=decoder_width,
-            multipliers=tuple(decoder_multipliers),
-            blocks=decoder_blocks,
-            stride=self.encoder.stride,
-            attention=decoder_attention,
+        decoder_config = configs.read(DecoderConfig, dict(decoder), "decoder") if decoder else ConvDecoder()
+        self.register_to_config(decoder=configs.plain(decoder_config))
+        self.decoder = decoder_config.build(
+            latent_channels=latent_channels, channels=in_channels, stride=self.encoder.stride
         )
         self.register_statistics(latent_channels)
 
     def __getattr__(self, name: str) -> Any:
         # diffusers looks names up in the config first, where `encoder` is the mapping and not the network.
         return nn.Module.__getattr__(self, name)
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: Any = False, **kwargs: Any) -> Any:
+        """As diffusers'; artifacts of version 0.1 name the decoder's fields decoder_*."""
+        return super().from_config(decoder_section(config), return_unused_kwargs, **kwargs)
 
     @property
     def stride(self) -> int:
@@ -114,6 +115,8 @@ class Autoencoder(Tokenizer):  # type: ignore[misc]
         """Decode in tiles of tile x tile latents where no gradient is asked for: far less memory for large images,
         the same result (see dmvae.decoders.tiling). Encoders take images of any multiple of the stride as they are, and
         whole: a transformer's tokens see all of the image, which tiles would take from them."""
+        if not hasattr(self.decoder, "decode_tiled"):
+            raise ValueError(f"this decoder, {self.config['decoder']['type']!r}, cannot decode in tiles")
         if tile < 1:
             raise ValueError(f"tile is {tile}: give the latents along a side, 1 or more")
         self.use_tiling, self.tile = True, tile
@@ -134,8 +137,8 @@ class Autoencoder(Tokenizer):  # type: ignore[misc]
         # Images to look at and to measure are decoded in the weights' own precision, under autocast too: some thirty
         # convolutions that each round to bf16 cost 1 to 2 grey levels, and would make PSNR depend on the hardware.
         with full_precision(z):
-            z = z.to(self.decoder.conv_out.weight.dtype)
-            return decode_tiled(self.decoder, z, self.tile) if self.use_tiling else self.decoder(z)
+            z = z.to(self.decoder.last_layer.dtype)
+            return self.decoder.decode_tiled(z, self.tile) if self.use_tiling else self.decoder(z)
 
     def _sliced(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         if self.use_slicing and len(x) > 1:

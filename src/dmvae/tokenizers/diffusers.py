@@ -9,6 +9,7 @@ from typing import Any
 
 from diffusers.models.modeling_utils import ModelMixin
 
+from dmvae.config import Values
 from dmvae.models.base import Model
 from dmvae.registry import nearest, register
 from dmvae.tokenizers.files import FileSource, load_strictly
@@ -45,7 +46,7 @@ class DiffusersTokenizer(FileSource):
     def place(self) -> Path:
         return super().place / (self.subfolder or "")
 
-    def read_config(self) -> dict[str, Any]:
+    def read_config(self) -> Values:
         path, place = self._origin()
         if Path(path).is_absolute() and not Path(path).is_dir():
             raise ValueError(f"pretrained.path: no such folder: {path}")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from dmvae.config import Values
 from dmvae.registry import register
-from dmvae.tokenizers.adapted import ARTIFACTS, artifact_class, load_tokenizer
+from dmvae.tokenizers.adapted import ARTIFACTS, load_tokenizer, tokenizer_class
 from dmvae.tokenizers.files import FileSource
 
 
@@ -18,12 +19,12 @@ class DmvaeTokenizer(FileSource):
     path: str
     """The artifact's folder, such as runs/demo/matched/latents/autoencoder."""
 
-    def read_config(self) -> dict[str, Any]:
-        return artifact_class(self.place).load_config(self.place)
+    def read_config(self) -> Values:
+        return tokenizer_class(self.place).load_config(self.place)
 
     def read_model(self) -> Any:
         return load_tokenizer(self.place)
 
     def model_class(self) -> Any:
         assert self.config is not None
-        return ARTIFACTS[self.config["_class_name"]]
+        return next(cls for cls in ARTIFACTS if cls.__name__ == self.config["_class_name"])

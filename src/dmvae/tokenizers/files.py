@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dmvae.config import Values
 from dmvae.runtime.hashing import sha256_of
 from dmvae.tokenizers import TokenizerSource
 from dmvae.tokenizers.network import Adapter
@@ -22,10 +23,10 @@ class FileSource(TokenizerSource):
 
     path: str
     """Where the model lies."""
-    config: dict[str, Any] | None = None
+    config: Values | None = None
     """The model's config, as an artifact keeps it; read from the files, so leave it out."""
 
-    def read_config(self) -> dict[str, Any]:
+    def read_config(self) -> Values:
         """The model's config as its files say. Raises ValueError where there are none."""
         raise NotImplementedError
 

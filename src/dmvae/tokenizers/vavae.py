@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dmvae.config import Values
 from dmvae.registry import register
 from dmvae.runtime.weights import check, read_tensors
 from dmvae.tokenizers.files import FileSource
@@ -45,7 +46,7 @@ class VavaeTokenizer(FileSource):
     path: str
     """The checkpoint, .pt or .safetensors."""
 
-    def read_config(self) -> dict[str, Any]:
+    def read_config(self) -> Values:
         return architecture(self._weights(), self.place)
 
     def read_model(self) -> Any:
@@ -63,7 +64,7 @@ class VavaeTokenizer(FileSource):
         return {k: v for k, v in saved.get("state_dict", saved).items() if not k.startswith(LEFTOVERS)}
 
 
-def architecture(weights: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
+def architecture(weights: Mapping[str, Tensor], path: Path) -> Values:
     """The config of the AutoencoderKL that the checkpoint's tensors belong to.
 
     Raises ValueError, with the path, for tensors that do not look like such a network.

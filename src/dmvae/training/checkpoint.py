@@ -12,18 +12,18 @@ import shutil
 import warnings
 import zlib
 from pathlib import Path
-from typing import Any
 
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
+from dmvae.config import Values
 from dmvae.runtime import distributed
 
 _LIST = "files.json"
 _KEEP = 2
 
 
-def save(folder: Path, step: int, state: dict[str, Any]) -> None:
+def save(folder: Path, step: int, state: Values) -> None:
     """Write `state` (nested dicts of tensors and numbers) as folder/step-N, then drop all but the newest two.
 
     Raises OSError when the disk is full: what was saved before stays whole.
@@ -59,7 +59,7 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(f.name[5:]) for f in folder.glob("step-*") if f.name[5:].isdigit())
 
 
-def load(folder: Path, state: dict[str, Any]) -> int | None:
+def load(folder: Path, state: Values) -> int | None:
     """Fill `state` in place from the newest intact checkpoint; returns its step, or None without any.
 
     A damaged checkpoint is passed over with a warning. One whose tensors have other shapes raises ValueError.

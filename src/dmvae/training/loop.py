@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
+from dmvae.config import Values
 from dmvae.datasets.loading import loader
 from dmvae.datasets.pixels import as_input
 from dmvae.models.artifact import save_network
@@ -21,15 +22,11 @@ from dmvae.runtime.precision import autocast
 from dmvae.runtime.random import Random, seed_of
 from dmvae.training import checkpoint
 from dmvae.training.augment import random_flip
-from dmvae.training.contract import Batch, Networks, TrainingConfig, Update
 from dmvae.training.data import Order, require_batch
 from dmvae.training.ema import Average
 from dmvae.training.logging import Figures
 from dmvae.training.optim import adamw, learning_rate_factor
-
-if TYPE_CHECKING:
-    from dmvae.inputs import Inputs
-
+from dmvae.training.stage import Batch, Facts, Networks, TrainingConfig, TrainingStage, Update
 
 CHECKPOINTS = "checkpoints"
 """Where in a stage's folder its state is kept until the stage is finished."""
@@ -42,33 +39,36 @@ class Interrupted(KeyboardInterrupt):
 class Trainer:
     """State of one training stage: networks, their optimizers and averages, the step, the time spent."""
 
-    def __init__(self, stage: Any, config: TrainingConfig, inputs: Inputs) -> None:
-        self.stage, self.config, self.inputs = stage, config, inputs
-        self.key = (inputs.recipe.seed, stage.NAME)
+    def __init__(self, stage: TrainingStage[Any, Any]) -> None:
+        self.stage, self.inputs = stage, stage.inputs
+        self.config: TrainingConfig = stage.config
+        self.key = (self.inputs.seed, stage.name)
+        stage.prepare()
         torch.manual_seed(seed_of(*self.key, "init"))
-        self.networks: Networks = stage.build(config, inputs)
-        for module in self.networks.modules.values():
-            module.to(inputs.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.networks: Networks = stage.build()
+        for module in self.networks.children():
+            module.to(self.inputs.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             distributed.replicate(module)
-        if inputs.recipe.run.shard:
+        if self.inputs.sections.run.shard:
             self._shard()
         rates = self.networks.learning_rates
         self.optimizers = {
-            name: adamw(parameters, config, rates.get(name, config.learning_rate))
+            name: adamw(parameters, self.config, rates.get(name, self.config.learning_rate))
             for name, parameters in self.networks.trains.items()
         }
-        self.averages = {name: Average(self.networks.modules[name], config.ema) for name in self.networks.averaged}
+        averaged = {name: getattr(self.networks, name) for name in self.networks.averaged}
+        self.averages = {name: Average(network, self.config.ema) for name, network in averaged.items()}
         self.step, self.seconds = 0, 0.0
         self.images_seen = dict.fromkeys(self.networks.trains, 0)
 
     def _shard(self) -> None:
         """Spread the flow networks over the ranks, and let `trains` name their new parameters."""
-        trains, parts = self.networks.trains, self.networks.modules.values()
+        trains, parts = self.networks.trains, self.networks.children()
         new = {old: p for module in parts for old, p in distributed.shard(module).items()}
         for name, parameters in trains.items():
             trains[name] = [new.get(p, p) for p in parameters]  # type: ignore[misc]
 
-    def apply(self, update: Update) -> dict[str, Any]:
+    def apply(self, update: Update) -> Values:
         """Backward, clip, step and average for the parameters that the update names; returns its figures."""
         parameters = self.networks.trains[update.trains]
         # A sharded network's parts are not in the graph, their gathered wholes are; and a flow network's graph holds
@@ -88,9 +88,9 @@ class Trainer:
             if any(id(p) in moved for p in average.parameters):
                 average.update()
         self.images_seen[update.trains] += self.config.batch_size
-        return {f"{update.trains}/loss": update.loss, f"{update.trains}/gradient_norm": norm} | dict(update.log)
+        return update.figures() | {f"{update.trains}/gradient_norm": norm}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Values:
         saved = self.networks.saved()
         return {
             "networks": {name: module.state_dict() for name, module in saved.items()},
@@ -124,13 +124,14 @@ class Trainer:
                     save_network(whole, folder / name)
 
 
-def train(stage: Any, config: TrainingConfig, inputs: Inputs) -> dict[str, Any]:
+def train(stage: TrainingStage[Any, Any]) -> Facts:
     """Run the stage from its newest checkpoint to its end; returns the facts that its done.json keeps.
 
     Raises FloatingPointError when a logged figure is not finite, Interrupted after saving on a signal.
     """
-    run, device = inputs.recipe.run, inputs.device
-    trainer = Trainer(stage, config, inputs)
+    config, inputs = stage.config, stage.inputs
+    run, device = inputs.sections.run, inputs.device
+    trainer = Trainer(stage)
     folder = inputs.out / CHECKPOINTS
     if trainer.resume(folder):
         inputs.say(f"resumes at step {trainer.step} of {config.steps}")
@@ -138,14 +139,13 @@ def train(stage: Any, config: TrainingConfig, inputs: Inputs) -> dict[str, Any]:
     data = _batches(trainer, steps)
     if run.compile:
         compile_networks(trainer.networks, device)
-    figures = Figures(inputs.out, run.tracker, trainer.step, f"{inputs.variant}/{stage.NAME}")
+    figures = Figures(inputs.out, run.tracker, trainer.step, f"{inputs.variant}/{stage.name}")
     begun = time.monotonic() - trainer.seconds
-    title = f"{inputs.variant}  {stage.NAME}"
+    title = f"{inputs.variant}  {stage.name}"
     with _signals() as signalled, Bar(title, steps, "images", trainer.step) as bar:
         while trainer.step < steps:
             batch = Batch(*next(data), trainer.step, steps)
             rng = Random(*trainer.key, trainer.step, device=device)
-            rng.progress = trainer.step / steps
             torch.manual_seed(seed_of(*rng.key, "global", distributed.rank()))  # for an encoder's dropout
             for update in turns(stage.updates(trainer.networks, batch, rng), device, run.precision):
                 figures.add(trainer.apply(update))
@@ -180,19 +180,19 @@ def turns(updates: Iterator[Update], device: torch.device, precision: Any) -> It
 
 def _batches(trainer: Trainer, steps: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """(data, labels) on the device from the current step on; empty tensors for a stage without a data set."""
-    config, inputs, world = trainer.config, trainer.inputs, distributed.world_size()
+    stage, config, inputs, world = trainer.stage, trainer.config, trainer.inputs, distributed.world_size()
     if config.batch_size % world:
-        raise ValueError(f"{trainer.stage.NAME}.batch_size: {config.batch_size} does not divide over {world} ranks")
-    dataset = trainer.networks.extra.get("dataset")
+        raise ValueError(f"{stage.name}.batch_size: {config.batch_size} does not divide over {world} ranks")
+    dataset = stage.data()
     if dataset is None:
         local, device = config.batch_size // world, inputs.device
         while True:
             yield torch.empty(local, device=device), torch.empty(local, dtype=torch.int64, device=device)
-    require_batch(trainer.stage.NAME, config.batch_size, len(dataset))
+    require_batch(stage.name, config.batch_size, len(dataset))
     order = Order(len(dataset), config.batch_size, trainer.key, trainer.step, steps)
-    flips = inputs.recipe.data.flip and dataset is inputs.train_set
+    flips = inputs.data.flip and stage.flips
     for step, (data, labels) in enumerate(
-        loader(dataset, order, inputs.recipe.run.workers, inputs.device), trainer.step
+        loader(dataset, order, inputs.sections.run.workers, inputs.device), trainer.step
     ):
         x = as_input(data, inputs.device)
         if flips:
@@ -206,7 +206,7 @@ def compile_networks(networks: Networks, device: torch.device) -> None:
     benchmarks.steps: the demo's decoder steps came to 0.6 of their speed)."""
     # The adaptive weight differentiates the decoder's graph twice, so its buffers must outlive the first time.
     torch._functorch.config.donated_buffer = False
-    for module in networks.modules.values():
+    for module in networks.children():
         named: Callable[[], list[nn.Module]] | None = getattr(module, "compiled_parts", None)
         for part in named() if named else [module]:
             if device.type != "cpu" or not _convolves(part):

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from dmvae.training.contract import TrainingConfig
+from dmvae.training.stage import TrainingConfig
 
 
 def adamw(parameters: list[nn.Parameter], config: TrainingConfig, learning_rate: float) -> torch.optim.AdamW:

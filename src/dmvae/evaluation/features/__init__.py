@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dmvae.config import Values
 from dmvae.registry import Registered, names, nearest
 
 # Convolution kernels are chosen by batch size and round differently, so networks only ever see this many images at
@@ -79,7 +79,7 @@ class Extractor(nn.Module):
         x = (x.expand(-1, 3, -1, -1) - self.mean) / self.std
         return x.contiguous(memory_format=torch.channels_last)
 
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Values:
         """What changes the numbers that are taken in these features."""
         prepared = {
             "resolution": self.resolution,
@@ -150,7 +150,7 @@ def parse_features(text: str) -> FeaturesConfig:
 
     head, _, weights = text.partition("=")
     name, _, resolution = head.partition("@")
-    values: dict[str, Any] = {"type": name}
+    values: Values = {"type": name}
     if name not in names(FeaturesConfig):
         if not timm.is_model(name):
             known = [*names(FeaturesConfig), *timm.list_models()]

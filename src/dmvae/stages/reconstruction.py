@@ -1,17 +1,22 @@
-"""The reconstruction objective that the tokenizer, matching and decoder stages share."""
+"""The reconstruction objective that the tokenizer, matching and decoder stages share, and its networks."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from typing import ClassVar
 
-from dmvae.losses import LossConfig
+import torch
+from torch import Tensor
+
+from dmvae.inputs import Inputs
+from dmvae.losses import AdversarialConfig, LossConfig
 from dmvae.losses.adversarial import adaptive_weight, augment, consistency, hinge_discriminator, hinge_generator
+from dmvae.losses.perceptual import PerceptualLoss
 from dmvae.losses.reconstruction import reconstruction_loss
 from dmvae.models.discriminator import PatchGAN
 from dmvae.runtime import distributed
 from dmvae.runtime.random import Random
-from dmvae.training.contract import Networks, Update
+from dmvae.tokenizers.autoencoder import Autoencoder
+from dmvae.training.stage import N, Networks, T, TrainingStage, Update
 
 
 def new_discriminator(config: LossConfig, channels: int) -> PatchGAN | None:
@@ -22,25 +27,43 @@ def new_discriminator(config: LossConfig, channels: int) -> PatchGAN | None:
     return PatchGAN(in_channels=channels, width=adversary.width, layers=adversary.layers, norm=adversary.norm)
 
 
-def add_objective(networks: Networks, config: LossConfig, discriminator: nn.Module | None) -> None:
-    """Give a stage's networks what `reconstruct` and `discriminate` use."""
-    perceptual = config.perceptual.build() if config.perceptual is not None else None
-    networks.extra["losses"] = config
-    networks.extra["discriminator"] = None
-    networks.extra["perceptual"] = None
-    if perceptual is not None:
-        networks.modules["perceptual"] = perceptual.requires_grad_(False)
-        del networks.extra["perceptual"]
-    if discriminator is not None:
-        networks.modules["discriminator"] = discriminator
-        networks.trains["discriminator"] = list(discriminator.parameters())
-        del networks.extra["discriminator"]
-        if config.adversarial.learning_rate is not None:
-            networks.learning_rates["discriminator"] = config.adversarial.learning_rate
+class DecoderNetworks(Networks):
+    """The tokenizer and what its reconstructions are judged by."""
+
+    autoencoder: Autoencoder
+    perceptual: PerceptualLoss | None
+    discriminator: PatchGAN | None
+
+    def __init__(self, autoencoder: Autoencoder) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+        self.averaged = ("autoencoder",)
+
+    def add_losses(self, inputs: Inputs, discriminator: PatchGAN | None) -> None:
+        """The networks of the recipe's losses; a new discriminator where none is given and the recipe has one."""
+        losses = inputs.sections.losses
+        perceptual = inputs.perceptual()
+        self.perceptual = perceptual.requires_grad_(False) if perceptual is not None else None
+        self.discriminator = discriminator or new_discriminator(losses, inputs.data.channels)
+        if self.discriminator is not None:
+            self.trains["discriminator"] = list(self.discriminator.parameters())
+            if losses.adversarial.learning_rate is not None:
+                self.learning_rates["discriminator"] = losses.adversarial.learning_rate
+
+
+class DecoderStage(TrainingStage[T, N]):
+    """A stage with the reconstruction loss."""
+
+    makes_tokenizer: ClassVar[bool] = True
+    trains_decoder: ClassVar[bool] = True
+
+    @property
+    def losses(self) -> LossConfig:
+        return self.inputs.sections.losses
 
 
 def reconstruct(
-    networks: Networks, x: Tensor, recon: Tensor, rng: Random, adversarial: bool = True
+    networks: DecoderNetworks, config: LossConfig, x: Tensor, recon: Tensor, rng: Random, adversarial: bool = True
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of a reconstruction [n, c, h, w] of x, and its terms to log.
 
@@ -49,7 +72,6 @@ def reconstruct(
     not: that is `log["reconstruction/total"]`). The adaptive weight then needs only the last
     convolution's weight gradients, and no network below the image runs backward twice.
     """
-    config: LossConfig = networks.losses
     image = recon.detach().float().requires_grad_()
     pixel = reconstruction_loss(x, image, l1=config.l1, l2=config.l2)
     log = {"reconstruction/pixel": pixel}
@@ -66,7 +88,7 @@ def reconstruct(
         gan = hinge_generator(networks.discriminator(fake))
         networks.discriminator.train()
         (gan_gradient,) = torch.autograd.grad(gan, image)
-        last = networks.autoencoder.decoder.conv_out.weight
+        last = networks.autoencoder.decoder.last_layer
         # Averaged over ranks before their norms are taken: the weight is the whole batch's on any number of them.
         at_last, gan_at_last = (
             distributed.average(torch.autograd.grad(recon, last, g.to(recon.dtype), retain_graph=True)[0])
@@ -80,16 +102,15 @@ def reconstruct(
     return (recon.float() * gradient).sum(), {name: value.detach() for name, value in log.items()}
 
 
-def discriminate(networks: Networks, x: Tensor, recon: Tensor, rng: Random) -> Update:
+def discriminate(discriminator: PatchGAN, config: AdversarialConfig, x: Tensor, recon: Tensor, rng: Random) -> Update:
     """The discriminator's turn on images x and their reconstructions, both [n, c, h, w]."""
-    config = networks.losses.adversarial
     images = torch.cat([x, recon.detach().float()])
     seen = torch.cat([augment(part, rng) for part in images.chunk(2)]) if config.augment else images
-    answers = networks.discriminator(seen)
+    answers = discriminator(seen)
     real, fake = answers.chunk(2)
     loss = hinge_discriminator(real, fake)
     log = {"adversarial/real": real.mean(), "adversarial/fake": fake.mean()}
     if config.consistency > 0:
-        log["adversarial/consistency"] = change = consistency(networks.discriminator(images), answers)
+        log["adversarial/consistency"] = change = consistency(discriminator(images), answers)
         loss = loss + config.consistency * change
     return Update("discriminator", loss, log)

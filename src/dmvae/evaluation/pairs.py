@@ -1,7 +1,4 @@
-"""Metrics of image pairs, and of sets of features: fidelity, coverage and classification.
-
-Shapes: images are uint8 [n, C, h, w]; features float [n, d].
-"""
+"""How alike two images are: PSNR and SSIM. Images are uint8 [n, C, h, w]."""
 
 from __future__ import annotations
 
@@ -10,7 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK = 256
-"""Images, or rows of a distance matrix, at a time."""
+"""Images at a time."""
+WINDOW = 11
+"""Height and width of the window of SSIM, pixels."""
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
@@ -66,27 +65,6 @@ def _gaussian_average(x: Tensor) -> Tensor:
     flat = x.flatten(0, 1).unsqueeze(1)
     flat = F.conv2d(F.conv2d(flat, window.view(1, 1, 1, -1)), window.view(1, 1, -1, 1))
     return flat.squeeze(1).unflatten(0, x.shape[:2])
-
-
-def knn_accuracy(
-    train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, k: int = 20, temperature: float = 0.07
-) -> float:
-    """Share of test vectors [m, d] that their k nearest training vectors [n, d] classify rightly.
-
-    Nearness is cosine similarity s, a neighbour's vote weighs exp(s / temperature), as DINO evaluates
-    (arXiv 2104.14294). Labels are int64 [n] and [m]. Raises ValueError when k exceeds n.
-    """
-    if k > len(train):
-        raise ValueError(f"k = {k} neighbours of only {len(train)} training vectors")
-    train, test = F.normalize(train.float(), dim=1), F.normalize(test.float(), dim=1)
-    classes = int(torch.maximum(train_labels.max(), test_labels.max())) + 1
-    right = 0
-    for i in range(0, len(test), CHUNK):
-        similarity, neighbours = (test[i : i + CHUNK] @ train.T).topk(k, dim=1)
-        votes = torch.zeros(len(similarity), classes, device=test.device)
-        votes.scatter_add_(1, train_labels[neighbours], (similarity / temperature).exp())
-        right += int((votes.argmax(1) == test_labels[i : i + CHUNK]).sum())
-    return right / len(test)
 
 
 def _chunks(a: Tensor, b: Tensor) -> zip[tuple[Tensor, Tensor]]:

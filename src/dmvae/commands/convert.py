@@ -1,0 +1,52 @@
+"""`dmvae import` and `export`: the authors' released weights and our artifacts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dmvae.commands.parser import Parser
+from dmvae.interop import official
+from dmvae.models.artifact import save_network
+
+
+def import_(command: str, arguments: list[str]) -> None:
+    parser = Parser(prog=f"dmvae {command}", description="The authors' released weights -> our artifacts.")
+    parser.add_argument("kind", choices=["official-vae", "official-generator"])
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--encoder-heads", type=int, help="heads of the ViT; 64 channels per head unless given")
+    parser.add_argument("--weights", help="which of the file's networks: ema or model; for a tokenizer ema or wo_ddp")
+    parser.add_argument(
+        "--latent-mean", type=float, default=0.0685, help="mean of the latents (published: %(default)s)"
+    )
+    parser.add_argument("--latent-scale", type=float, default=0.1763, help="1 / standard deviation (%(default)s)")
+    known = parser.parse_args(arguments)
+    _require_own(known.out)
+    model: Any
+    if known.kind == "official-vae":
+        statistics = {"latent_mean": known.latent_mean, "latent_scale": known.latent_scale}
+        model = official.import_vae(known.file, heads=known.encoder_heads, weights=known.weights, **statistics)
+    else:
+        model = official.import_generator(known.file, weights=known.weights or "ema")
+    save_network(model, known.out)
+    count = sum(p.numel() for p in model.parameters()) / 1e6
+    print(f"{type(model).__name__}, {count:.2f} M parameters: {known.out}")
+
+
+def _require_own(out: Path) -> None:
+    """ValueError for an `out` that holds, or is, anything but an artifact of before: it would be lost."""
+    there = list(out.iterdir()) if out.is_dir() else [out] * out.exists()
+    other = [path.name for path in there if path.name != "config.json" and ".safetensors" not in path.name]
+    if other:
+        raise ValueError(f"--out {out} would replace {other[0]!r}; name a new folder")
+
+
+def export(command: str, arguments: list[str]) -> None:
+    parser = Parser(prog=f"dmvae {command}", description="Our tokenizer -> a file that the authors' code loads.")
+    parser.add_argument("kind", choices=["official-vae"])
+    parser.add_argument("folder", type=Path, help="folder of the tokenizer")
+    parser.add_argument("--out", type=Path, required=True, help="file to write, .pt or .safetensors")
+    known = parser.parse_args(arguments)
+    official.export_vae(known.folder, known.out)
+    print(known.out)

@@ -1,0 +1,90 @@
+"""`dmvae measure`: its arguments, and what it prints."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dmvae.commands.check import check, print_scores, side_by_side
+from dmvae.commands.measurements import measure, write_scores
+from dmvae.commands.parser import CheckFailed, Parser
+from dmvae.config import Values
+from dmvae.runtime import distributed
+from dmvae.runtime.console import console
+
+
+def measure_command(command: str, arguments: list[str]) -> None:
+    known: Values = {k: v for k, v in vars(_parser(command).parse_args(arguments)).items() if v is not None}
+    if "compare" in known:
+        return console.print(side_by_side(known["compare"], force=known["force"]))
+    if "check" in known:
+        return _check(known["check"])
+    kind, paths, file = known.pop("kind", None), known.pop("paths"), known.pop("json", None)
+    if kind is None or len(paths) != 2:
+        raise ValueError("usage: dmvae measure folder|samples|tokenizer PATH PATH [--features NAME ...] [--json FILE]")
+    try:
+        result = measure(kind, paths, **known)
+        if distributed.is_main():
+            print_scores(result)
+            if file is not None:
+                write_scores(result, file)
+    finally:
+        distributed.stop()
+
+
+def _parser(command: str) -> Parser:
+    parser = Parser(
+        prog=f"dmvae {command}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Measure images; every figure is named after its features and written with what it rests on.\n\n"
+        "  folder A B                     images of A against those of B\n"
+        "  samples PIPELINE REFERENCE     images that a pipeline draws, against a folder; none is kept\n"
+        "  tokenizer TOKENIZER IMAGES     reconstructions of a folder's images, against them\n"
+        "  --check FILE                   measure again what FILE holds, and tell whether it agrees\n"
+        "  --compare FILE FILE ...        files of scores side by side, if they compare\n\n"
+        "Where a folder of reference images stands, a file of statistics may: ours, ADM's or JiT's .npz, or\n"
+        "torch-fidelity's .pt. Where measured images stand, an .npz of samples (arr_0) may.",
+    )
+    parser.add_argument("kind", nargs="?", choices=["folder", "samples", "tokenizer"])
+    parser.add_argument("paths", nargs="*", metavar="PATH")
+    parser.add_argument("--features", nargs="+", action="extend", metavar="NAME", help=(
+        "NAME[@RESOLUTION][=WEIGHTS]: effnet-lite0, inception, dinov2 or a timm model (effnet-lite0)"))  # fmt: skip
+    parser.add_argument("--batch-size", type=int, default=64, help="images at a time (%(default)s)")
+    parser.add_argument(
+        "--size", type=int, help="crop and resize to this; images are square and of one size unless given"
+    )
+    parser.add_argument("--limit", type=int, help="images of a folder at most")
+    parser.add_argument("--workers", type=int, default=4, help="processes that read images (%(default)s)")
+    parser.add_argument("--train", metavar="FOLDER", help="training images, for the check of memorisation")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores and their manifest")
+    parser.add_argument("--save-reference", metavar="FILE", help="keep the reference's features and statistics")
+    parser.add_argument("--force", action="store_true", help="compare what was made differently, with a warning")
+    parser.add_argument("--check", type=Path, metavar="FILE", help=argparse.SUPPRESS)
+    parser.add_argument("--compare", type=Path, nargs="+", metavar="FILE", help=argparse.SUPPRESS)
+    only = parser.add_argument_group("tokenizer")
+    only.add_argument("--lpips", action="store_const", const=True, help="LPIPS of VGG-16 too")
+    only = parser.add_argument_group("samples")
+    only.add_argument("--count", type=int, help="images, the same number of every class (10000)")
+    only.add_argument("--steps", type=int, help="Euler steps (50)")
+    only.add_argument("--guidance", type=float, help="guidance scale (1)")
+    only.add_argument(
+        "--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="times in which it acts (0 1)"
+    )
+    only.add_argument("--time-shift", type=float, help="shift of the times towards noise (1)")
+    only.add_argument("--seed", type=int, help="image i's seed is seed * 1,000,000 + i (0)")
+    parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], help="of tokenizer and pipeline (auto)")
+    return parser
+
+
+def _check(file: Path) -> None:
+
+    apart, changed = check(file)
+    for line in changed:
+        console.print(f"changed: {line}")
+    if apart:
+        values = {
+            name: (f"{was:.8g}", "missing" if now is None else f"{now:.8g}") for name, (was, now) in apart.items()
+        }
+        told = "; ".join(f"{name} was {was}, is {now}" for name, (was, now) in values.items())
+        raise CheckFailed(f"{file} does not agree: {told}")
+    console.print(f"{file} agrees")

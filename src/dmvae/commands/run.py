@@ -1,0 +1,83 @@
+"""`dmvae run`, `study`, `report`, and every stage by its name."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from dmvae import pipeline
+from dmvae.commands.dryrun import print_plan
+from dmvae.commands.help import print_fields
+from dmvae.commands.parser import parse_overrides
+from dmvae.pipeline import Job, jobs_of
+from dmvae.recipe import load
+from dmvae.registry import nearest
+from dmvae.report import write_report
+from dmvae.report.pipelines import write_pipelines
+from dmvae.report.summary import print_summary, write_summary
+from dmvae.runtime import distributed
+from dmvae.runtime.files import locked
+from dmvae.stages import stages
+
+
+def run(command: str, arguments: list[str], commands: Sequence[str] = ("run", "study")) -> None:
+    """Run a recipe, or with a stage's name as the command, that stage of it. `commands`: those that are no stages."""
+    parser = argparse.ArgumentParser(prog=f"dmvae {command}", add_help=False, allow_abbrev=False)
+    parser.add_argument("recipe", nargs="?")
+    parser.add_argument("--run_dir", "--run-dir")
+    parser.add_argument("--dry-run", "--dry_run", action="store_true")
+    parser.add_argument("--variant", action="append", default=[])
+    parser.add_argument("-h", "--help", action="store_true")
+    known, rest = parser.parse_known_args(arguments)
+    names = [stage.name for stage in stages()]
+    # an option before the recipe would take it for its value
+    if known.recipe is None or (known.recipe != arguments[0] and not Path(known.recipe).is_file()):
+        if command not in (*names, *commands):
+            raise ValueError(f"no such command: {command}{nearest(command, [*commands, *names])}")
+        raise ValueError(f"usage: dmvae {command} RECIPE [--run_dir DIR] [--variant NAME] [--section.field value ...]")
+    overrides = parse_overrides(rest)
+    if known.run_dir:
+        overrides["run.dir"] = known.run_dir
+    recipes = whole = load(known.recipe, overrides)
+    names = [stage.name for stage in stages()]  # the recipe's plugins may have brought some
+    if command not in (*names, *commands):
+        raise ValueError(f"no such command: {command}{nearest(command, [*commands, *names])}")
+    for name in known.variant:
+        if name not in recipes:
+            raise ValueError(f"--variant: no variant is called {name!r}{nearest(name, recipes)}")
+    if known.variant:
+        recipes = {name: recipes[name] for name in known.variant}
+    if known.help:
+        return print_fields(next(iter(recipes.values())))
+    if known.dry_run:
+        return print_plan(recipes)
+    distributed.start()
+    try:
+        run_dir = Path(next(iter(recipes.values())).run.dir)
+        only = command if command in names else None
+        jobs = pipeline.run(recipes, run_dir, only=only, variants=list(whole))
+        if only is None and distributed.is_main():
+            # The other variants of the recipe have their place in the table too, as far as they were run.
+            finish(jobs_of(run_dir) if known.variant else jobs, run_dir)
+    finally:
+        distributed.stop()
+
+
+def report(command: str, arguments: list[str]) -> None:
+    """Write the table and the report of a run again."""
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        raise ValueError("usage: dmvae report RUN_DIR")
+    run_dir = Path(arguments[0])
+    finish(jobs_of(run_dir), run_dir)
+
+
+def finish(jobs: list[Job], run_dir: Path) -> None:
+    """Write what a run leaves for people: summary.json, the report, a pipeline for every generator."""
+    with locked(run_dir):  # from other processes that have done the same run's other stages
+        summary = write_summary(jobs, run_dir)
+        path = write_report(run_dir, jobs)
+        print_summary(summary)
+        print(f"summary:  {run_dir / 'summary.json'}\nreport:   {path}")
+        for folder in write_pipelines(jobs, run_dir):
+            print(f"pipeline: {folder}")

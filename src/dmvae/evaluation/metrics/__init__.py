@@ -1,0 +1,99 @@
+"""Metrics: one file each. A metric measures pairs of images, sets of their features, or latents, and says what its
+figures are called wherever they are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from dmvae.evaluation.feature_set import FeatureSet
+from dmvae.evaluation.scores import Figure, Scores
+from dmvae.registry import Registered, find, names, nearest
+
+__all__ = ["Figure", "Latents", "Metric", "Scores", "Sets", "figures", "metrics_of"]
+
+INCEPTION = "inception"
+"""The features' name where the weights are the published ones."""
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Two sets of images, in the features of one extractor."""
+
+    real: FeatureSet
+    fake: FeatureSet
+    prefix: str = ""
+    """Stands before the names of distances: "r" of reconstructions, "g" of generated images, "gr" of generated ones
+    against reconstructions."""
+    train: FeatureSet | None = None
+
+    @property
+    def features(self) -> str:
+        """The extractor's name."""
+        return self.fake.manifest["features"]["name"]
+
+    @property
+    def labelled(self) -> bool:
+        """Whether both know their classes, and there are several."""
+        real, fake = self.real.labels, self.fake.labels
+        return real is not None and fake is not None and bool(real.any())
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Latents of the training and the test images, normalised per channel, [n, C, H, W] and [m, C, H, W], and their
+    labels."""
+
+    train: Tensor
+    train_labels: Tensor
+    test: Tensor
+    test_labels: Tensor
+    neighbours: int
+    """k of what looks at neighbours."""
+
+
+class Metric(Registered):
+    """One metric; `type` is its name in `evaluate.metrics`. Subclasses define whichever of the three they measure."""
+
+    figures: ClassVar[tuple[Figure, ...]] = ()
+    """What is shown of it, in order."""
+    always: ClassVar[bool] = False
+    """Whether the stage `evaluate` measures it without being asked."""
+    of_sets: ClassVar[bool] = False
+    """Whether it measures sets, and so can be asked for in `dmvae measure`."""
+    of_reconstructions: ClassVar[bool] = False
+    """Whether it is also taken of the set of reconstructions, and not of generated images alone."""
+
+    def sets(self, sets: Sets) -> Scores:
+        """Figures of two sets, under their full names, which carry the features' name; nothing where the sets do not
+        allow it."""
+        return Scores()
+
+    def pairs(self, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+        """Figures [n] of each pair of images, uint8 [n, c, h, w], under their names."""
+        return {}
+
+    def latents(self, latents: Latents) -> dict[str, float]:
+        """Figures of latents, under their names."""
+        return {}
+
+    def short(self, prefix: str, features: str) -> dict[str, str]:
+        """Short name -> full name of what `sets` finds with this prefix: how the table finds its figures."""
+        return {figure.key: f"{figure.key}_{features}" for figure in self.figures} if prefix == "g" else {}
+
+
+def metrics_of(chosen: Sequence[str]) -> list[Metric]:
+    """The metrics of these names. Raises ValueError for one that there is none of."""
+    known = names(Metric)
+    for name in chosen:
+        if name not in known:
+            raise ValueError(f"no metric is called {name!r}{nearest(name, known)}")
+    return [find(Metric, name)() for name in chosen]
+
+
+def figures() -> dict[str, Figure]:
+    """The figures of all metrics, plugins' too, by key."""
+    return {figure.key: figure for name in names(Metric) for figure in find(Metric, name).figures}

@@ -1,0 +1,17 @@
+"""Metric `knn`: what the latents' nearest neighbours say of their classes."""
+
+from __future__ import annotations
+
+from dmvae.evaluation.classification import knn_accuracy
+from dmvae.evaluation.metrics import Figure, Latents, Metric
+from dmvae.registry import register
+
+
+@register("knn")
+class KNN(Metric):
+    always = True
+    figures = (Figure("knn", "kNN", "%", 1, "{:.1f}", "share of test images whose class their nearest latents name"),)
+
+    def latents(self, latents: Latents) -> dict[str, float]:
+        train, test = latents.train.flatten(1), latents.test.flatten(1)
+        return {"knn": knn_accuracy(train, latents.train_labels, test, latents.test_labels, k=latents.neighbours)}

@@ -1,0 +1,19 @@
+"""Metric `linear_probe`: what a linear classifier of the latents gets right."""
+
+from __future__ import annotations
+
+from dmvae.evaluation.metrics import Figure, Latents, Metric
+from dmvae.evaluation.proxies import linear_probe
+from dmvae.registry import register
+
+
+@register("linear_probe")
+class LinearProbe(Metric):
+    always = True
+    figures = (
+        Figure("linear_probe", "linear probe", "%", 1, "{:.1f}", "share of test latents that a linear map classifies"),
+    )
+
+    def latents(self, latents: Latents) -> dict[str, float]:
+        accuracy = linear_probe(latents.train, latents.train_labels, latents.test, latents.test_labels)
+        return {"linear_probe": accuracy}

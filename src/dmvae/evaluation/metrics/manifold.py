@@ -1,0 +1,56 @@
+"""Metric `manifold`: precision, recall, density, coverage, and class agreement where there are classes."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from dmvae.evaluation.feature_set import FeatureSet, same_classes
+from dmvae.evaluation.manifolds import NEIGHBOURS, agreement_values, manifold_values
+from dmvae.evaluation.metrics import Figure, Metric, Scores, Sets
+from dmvae.evaluation.neighbours import nearest
+from dmvae.registry import register
+
+
+@register("manifold")
+class Manifold(Metric):
+    of_sets = True
+    figures = (
+        Figure("precision", "precision", "%", 1, "{:.1f}", "share of samples that lie among the test images"),
+        Figure("recall", "recall", "%", 1, "{:.1f}", "share of test images that lie among the samples"),
+        Figure("density", "density", "", 1, "{:.3f}", "like precision, and less moved by outliers; it can exceed 1"),
+        Figure("coverage", "coverage", "%", 1, "{:.1f}", "share of test images with a sample near them"),
+        Figure(
+            "agreement",
+            "class agreement",
+            "%",
+            1,
+            "{:.1f}",
+            "of the five test images nearest to a sample, the share of the class that it was asked to be; distances, "
+            "precision, recall, density and coverage do not look at classes",
+        ),
+    )
+
+    def sets(self, sets: Sets) -> Scores:
+        scores, (real, fake) = Scores(), (sets.real.pool, sets.fake.pool)
+        if real is None or fake is None:
+            return scores
+        if min(len(real), len(fake)) > NEIGHBOURS:
+            values = manifold_values(real, fake, NEIGHBOURS)
+            scores.add_means({f"{name}_{sets.features}": value for name, value in values.items()})
+        if sets.labelled and len(real) > NEIGHBOURS and same_classes(sets.real, sets.fake):
+            found = agreement(sets.real, sets.fake)
+            scores.add_means({f"{name}_{sets.features}": value for name, value in found.items()})
+        return scores
+
+
+def agreement(real: FeatureSet, fake: FeatureSet) -> dict[str, Tensor]:
+    """`agreement_values` of the fake images, and of the real ones, each among the others."""
+    assert real.pool is not None
+    assert fake.pool is not None
+    assert real.labels is not None
+    assert fake.labels is not None
+    _, neighbours = nearest(real.pool, k=NEIGHBOURS)
+    return {
+        "agreement": agreement_values(real.pool, real.labels, fake.pool, fake.labels, NEIGHBOURS),
+        "agreement-real": (real.labels[neighbours] == real.labels[:, None]).double().mean(1),
+    }

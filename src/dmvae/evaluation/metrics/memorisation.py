@@ -1,0 +1,28 @@
+"""Metric `memorisation`: how much nearer to the training images samples are than test images."""
+
+from __future__ import annotations
+
+from dmvae.evaluation.manifolds import memorisation_values
+from dmvae.evaluation.metrics import Figure, Metric, Scores, Sets
+from dmvae.registry import register
+
+
+@register("memorisation")
+class Memorisation(Metric):
+    of_sets = True
+    figures = (
+        Figure(
+            "memorisation",
+            "memorisation",
+            "",
+            -1,
+            "{:.3f}",
+            "how often a sample is nearer to a training image than a test image is; 0.5 is not at all, 1 is copies",
+        ),
+    )
+
+    def sets(self, sets: Sets) -> Scores:
+        scores, (real, fake, train) = Scores(), (sets.real.pool, sets.fake.pool, sets.train)
+        if real is not None and fake is not None and train is not None and train.pool is not None:
+            scores.add_means({f"memorisation_{sets.features}": memorisation_values(train.pool, real, fake)})
+        return scores

@@ -1,0 +1,20 @@
+"""Metric `psnr`: peak signal-to-noise ratio of reconstructions."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from dmvae.evaluation.metrics import Figure, Metric
+from dmvae.evaluation.pairs import psnr_values
+from dmvae.registry import register
+
+
+@register("psnr")
+class PSNR(Metric):
+    always = True
+    figures = (
+        Figure("psnr", "PSNR", "dB", 1, "{:.2f}", "how close reconstructions are to their originals, pixel by pixel"),
+    )
+
+    def pairs(self, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+        return {"psnr": psnr_values(a, b)}

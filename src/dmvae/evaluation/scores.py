@@ -1,0 +1,60 @@
+"""Figures by name, and what the program says of each: its title, which way is better, what it means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from dmvae.evaluation.bootstrap import interval
+
+
+@dataclass
+class Scores:
+    """Figures by name."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """95 % bootstrap intervals of the figures that are means over images, the other images held fixed."""
+    per_class: dict[str, list[float | None]] = field(default_factory=dict)
+    """A number for every label; None for a class with fewer than 2 images on a side."""
+
+    def add(self, other: Scores) -> None:
+        self.metrics |= other.metrics
+        self.intervals |= other.intervals
+        self.per_class |= other.per_class
+
+    def add_means(self, values: dict[str, Tensor]) -> None:
+        """The mean over images, and its interval, of every row of values [n]."""
+        for name, x in values.items():
+            self.metrics[name], self.intervals[name] = float(x.double().mean()), interval(x)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What tables, the report and model cards call a figure."""
+
+    key: str
+    """Its short name in metrics.json and summary.json."""
+    title: str
+    unit: str
+    """"%" is printed for shares, which are kept as numbers from 0 to 1."""
+    better: int
+    """1 where higher is better, -1 where lower is, 0 where neither is."""
+    form: str
+    """A format for `str.format`."""
+    meaning: str
+
+    @property
+    def heading(self) -> str:
+        """Title, unit and arrow: "PSNR, dB ↑"."""
+        arrow = {1: " ↑", -1: " ↓", 0: ""}[self.better]
+        return f"{self.title}{f', {self.unit}' if self.unit else ''}{arrow}"
+
+    def show(self, value: float) -> str:
+        """The value as it is printed, without its unit."""
+        return self.form.format(100 * value if self.unit == "%" else value)
+
+    def show_spread(self, value: float) -> str:
+        """A standard deviation of the figure."""
+        return f"{100 * value if self.unit == '%' else value:.2g}"

@@ -1,0 +1,52 @@
+"""Generators: one file each. A generator learns the latents' distribution and draws from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor
+
+from dmvae.flow.solver import Sampling
+from dmvae.models.artifact import artifact_class
+from dmvae.registry import Registered, find, names
+from dmvae.runtime.random import Random
+
+
+class Generator(Protocol):
+    """What `GeneratorConfig.build` returns: a diffusers model (`dmvae.models.base.Model`), so that it can be saved and
+    loaded, with the latents' shape and the number of classes in its config (in_channels, input_size, num_classes)."""
+
+    config: Any
+
+    def loss(self, z: Tensor, labels: Tensor, rng: Random) -> Tensor:
+        """A scalar to descend: z [n, C, H, W] normalised per channel, labels int64 [n], where num_classes means "no
+        label"."""
+        ...
+
+    def sample(
+        self, noise: Tensor, labels: Tensor, settings: Sampling, normal: Callable[[], Tensor] | None = None
+    ) -> Tensor:
+        """Standard normal noise [n, C, H, W] and labels [n] -> latents as `loss` sees them. `normal()` is more such
+        noise, for generators that need it."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorConfig(Registered):
+    """A generator has no field in common with the others."""
+
+    network: ClassVar[Any]
+    """The class of what `build` returns, under whose name artifacts are found."""
+
+    def build(self, latent_shape: tuple[int, int, int], num_classes: int) -> Any:
+        """The `Generator` for latents (C, H, W), with random weights."""
+        raise NotImplementedError
+
+
+def load_generator(folder: str | Path) -> Any:
+    """The generator in an artifact's folder, of any registered class. Raises ValueError where there is none."""
+    known = {find(GeneratorConfig, name).network for name in names(GeneratorConfig)}
+    return artifact_class(folder, known, "generator").from_pretrained(folder)

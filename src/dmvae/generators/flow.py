@@ -1,0 +1,68 @@
+"""Generator `flow`: a LightningDiT trained by flow matching; the reference's teacher and the student are such too."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from dmvae import config as configs
+from dmvae.config import Values
+from dmvae.generators import GeneratorConfig
+from dmvae.models.dit import LightningDiT, lightningdit, published
+from dmvae.registry import register
+
+
+@register("flow")
+@dataclass(frozen=True, kw_only=True)
+class FlowModelConfig(GeneratorConfig):
+    """A LightningDiT, by size or by its numbers."""
+
+    network: ClassVar[Any] = LightningDiT
+
+    size: str | None = None
+    """"Mini/1", "S/1", "B/1", "L/1" or "XL/1" (the number is the patch size); null: the fields below say."""
+    width: int = 384
+    """Channels of a token."""
+    depth: int = 12
+    """Transformer blocks."""
+    heads: int = 6
+    """Attention heads."""
+    patch_size: int = 1
+    """Latents along each side that a token holds, where `size` is null; more than 1 for pixels."""
+    head_width: int | None = None
+    """Channels of a wide shallow head on the network, a multiple of 4 * heads, for latents with more channels than
+    the network's tokens have (RAE, arXiv 2510.11690); null is none."""
+    head_depth: int = 2
+    """Transformer blocks of the head."""
+
+    def __post_init__(self) -> None:
+        configs.require_positive(self, "width", "depth", "heads", "patch_size", "head_width", "head_depth")
+        if self.size is not None:
+            published(self.size)
+
+    def identity(self, values: Values) -> Values:
+        """Version 0.1 had no other generator, and so no `type`."""
+        return {name: value for name, value in values.items() if name != "type"}
+
+    def build(self, latent_shape: tuple[int, int, int], num_classes: int) -> LightningDiT:
+        """The network for latents (C, H, W). Warns where it is too narrow for them."""
+        channels, side, other = latent_shape
+        assert side == other, "latents are square"
+        common: Values = {"in_channels": channels, "input_size": side, "num_classes": num_classes}
+        common |= {"head_width": self.head_width, "head_depth": self.head_depth}
+        if self.size is not None:
+            model = lightningdit(self.size, **common)
+        else:
+            numbers = {"width": self.width, "depth": self.depth, "heads": self.heads, "patch_size": self.patch_size}
+            model = LightningDiT(**numbers, **common)
+        shape = model.config
+        held, wide = channels * shape.patch_size**2, shape.head_width or shape.width
+        if wide < held:
+            warnings.warn(
+                f"a token of these latents holds {held} values, more than the {wide} channels of the flow model's last "
+                "layers, which then cannot express a velocity's noise (arXiv 2510.11690): "
+                f"set model.head_width to at least {-(-held // (4 * shape.heads)) * 4 * shape.heads}",
+                stacklevel=2,
+            )
+        return model

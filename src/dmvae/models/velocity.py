@@ -1,0 +1,36 @@
+"""Networks that predict the velocity of a flow: how they are trained, and how they are sampled.
+
+Shapes: n samples, C H W of a latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from dmvae.flow.guidance import guided
+from dmvae.flow.loss import TimeDistribution, flow_matching_loss, sample_time
+from dmvae.flow.solver import Sampling, sample
+from dmvae.models.base import Model
+from dmvae.runtime.random import Random
+
+
+class VelocityModel(Model):
+    """Base of networks `velocity = model(z_t, t, labels)` with `config.num_classes`, whose value as a label means "no
+    label". They are `Generator`s (dmvae.generators)."""
+
+    time_distribution: TimeDistribution = "uniform"
+    """How training times are drawn; a setting of the training, which no artifact keeps."""
+
+    def loss(self, z: Tensor, labels: Tensor, rng: Random) -> Tensor:
+        """The flow-matching loss at random times and noise: z [n, C, H, W], labels int64 [n] -> a scalar."""
+        t = sample_time(len(z), self.time_distribution, rng)
+        return flow_matching_loss(self, z, labels, t, rng.normal(*z.shape))
+
+    def sample(
+        self, noise: Tensor, labels: Tensor, settings: Sampling, normal: Callable[[], Tensor] | None = None
+    ) -> Tensor:
+        """noise [n, C, H, W] carried to latents; `normal` gives the fresh noise that stochastic samplers need."""
+        velocity = guided(self, settings.guidance, self.config.num_classes, settings.guidance_interval)
+        return sample(velocity, noise, labels, settings, normal)

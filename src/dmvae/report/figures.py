@@ -1,0 +1,66 @@
+"""The figures of a run's tables, in order: the terminal's, the report's and the model card's are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from dmvae.evaluation.metrics import figures
+from dmvae.evaluation.reconstruct import LPIPS
+from dmvae.evaluation.scores import Figure
+
+OTHERS = (
+    LPIPS,
+    Figure(
+        "generator_loss",
+        "generator loss",
+        "",
+        0,
+        "{:.3f}",
+        "loss of the generator on test latents; lower means latents that are easier to model, which is not in itself "
+        "a better picture, so it is not ranked",
+    ),
+    Figure(
+        "effective_rank",
+        "effective rank",
+        "",
+        0,
+        "{:.1f}",
+        "how many directions of the latents' channels carry variance",
+    ),
+    Figure(
+        "distance_to_reference", "to reference", "", -1, "{:.4g}", "sliced Wasserstein distance from the latents to it"
+    ),
+    Figure("seconds", "time", "s", 0, "{:.0f}", "all its stages, those shared with others included"),
+)
+"""Figures that no metric makes."""
+ORDER = (
+    *("psnr", "ssim", "lpips", "rfd", "gfd", "grfd", "kid", "is"),
+    *("precision", "recall", "density", "coverage", "agreement", "gfd-per-class", "memorisation"),
+    *("generator_loss", "knn", "linear_probe", "effective_rank", "distance_to_reference"),
+)
+"""Those of a plugin's metrics come after these, and the time last."""
+
+
+def shown(keys: Iterable[str]) -> dict[str, Figure]:
+    """The figures of these keys that tables show, in order; `gfd@2` is gFD at guidance scale 2, beside `gfd`."""
+    keys = list(keys)
+    known = figures() | {figure.key: figure for figure in OTHERS}
+    rest = [key for key in known if key not in ORDER and key != "seconds"]
+    found: dict[str, Figure] = {}
+    for key in [*ORDER, *rest, "seconds"]:
+        if key in keys:
+            found[key] = known[key]
+        for guided in sorted((k for k in keys if k.startswith(f"{key}@")), key=scale_of):
+            scale = f"{scale_of(guided):g}"
+            title = f"{known[key].title} w={scale}"
+            found[guided] = replace(known[key], key=guided, title=title, meaning=f"the same at guidance {scale}")
+    return found
+
+
+def scale_of(key: str) -> float:
+    """The guidance scale of a key KEY@SCALE."""
+    try:
+        return float(key.partition("@")[2])
+    except ValueError:
+        return float("inf")

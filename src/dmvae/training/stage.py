@@ -1,0 +1,193 @@
+"""What a stage is, and what a training stage and the loop say to each other.
+
+A stage is a class under `@stage("name")`: its name is a section of recipes and a command. `dmvae.stages.STAGES` lists
+ours in order; a plugin's says which stage it comes `after`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, Literal, TypeVar
+
+from torch import Tensor, nn
+
+from dmvae import config as configs
+from dmvae.config import Values
+from dmvae.datasets import Split
+from dmvae.inputs import Inputs
+from dmvae.registry import Registered, register
+from dmvae.runtime.random import Random
+from dmvae.sections import Sections
+
+Facts = Values
+"""What done.json says of a finished stage."""
+C = TypeVar("C")
+S = TypeVar("S", bound="type[Stage[Any]]")
+
+
+def stage(name: str, *, after: str | None = None) -> Callable[[S], S]:
+    """Class decorator: make a `Stage` the recipes' section and the command `name`. A plugin's stage says `after` which
+    other stage it comes. Raises ValueError for a name that is taken, TypeError for a class that lacks something."""
+
+    def add(cls: S) -> S:
+        cls.name, cls.after = name, after
+        return register(name)(cls)
+
+    return add
+
+
+class Stage(Registered, Generic[C]):
+    """One stage of one variant. Subclasses define `Config`, and `run`; or derive from `TrainingStage`."""
+
+    name: ClassVar[str]
+    after: ClassVar[str | None]
+    Config: ClassVar[type]
+    """The dataclass of its section."""
+    reads: ClassVar[tuple[str, ...]] = ()
+    """Stages whose folders it may read: those of them that a variant has."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Those that a variant must have."""
+    uses: ClassVar[tuple[str, ...]] = ()
+    """The recipe's shared sections that it depends on, besides `data` and `seed`; dotted names reach into them."""
+    splits: ClassVar[tuple[Split, ...]] = ("train",)
+    """The splits of the data set that it reads."""
+    makes_tokenizer: ClassVar[bool] = False
+    """Whether it is one of the stages that a finished tokenizer (`pretrained`) stands in for."""
+    trains_decoder: ClassVar[bool] = False
+    """Whether it has the reconstruction loss, and so needs its networks."""
+
+    def __init__(self, config: C, inputs: Inputs) -> None:
+        self.config, self.inputs = config, inputs
+
+    def run(self) -> Facts:
+        """Do the stage's work, writing into `inputs.out`; returns what done.json keeps besides the time."""
+        raise NotImplementedError
+
+    @classmethod
+    def parts(cls, config: C, sections: Sections) -> Iterable[tuple[str, Any]]:
+        """(place in the recipe, config) of what the stage will `build()` that may be lacking on this machine."""
+        return ()
+
+    @classmethod
+    def problems(cls, config: C, inputs: Inputs) -> Iterator[str]:
+        """What does not fit the data or the latents, before any stage has run: `inputs` has no stage's folder yet."""
+        yield from ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Fields that every training stage has."""
+
+    steps: int
+    """Training steps."""
+    batch_size: int = 256
+    """Images a step, over all ranks."""
+    learning_rate: float = 1e-4
+    """AdamW's step size after warm-up."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's momentum and second-moment decay."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay."""
+    warmup: int = 0
+    """Steps over which the learning rate rises linearly from zero."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """What the learning rate does after warm-up; "cosine" falls to zero at the last step."""
+    clip: float = 1.0
+    """Largest gradient norm of one update; 0 turns clipping off."""
+    ema: float = 0.9999
+    """Decay of the averaged weights that are saved; early on min(ema, (1 + n) / (10 + n)) is used."""
+
+    def __post_init__(self) -> None:
+        configs.require_positive(self, "steps", "batch_size")
+        for name in ("learning_rate", "weight_decay", "warmup", "clip"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must be in [0, 1), got {self.ema}")
+
+
+class Networks(nn.Module):
+    """The networks of a training stage. Each stage has a subclass that declares them, with their types.
+
+    Every network is an attribute; those that train are saved under its name when the stage ends.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trains: dict[str, list[nn.Parameter]] = {}
+        """Update name -> the parameters it moves. Each gets an AdamW of its own."""
+        self.learning_rates: dict[str, float] = {}
+        """Update name -> learning rate where it differs from the stage's."""
+        self.averaged: tuple[str, ...] = ()
+        """Networks whose exponential moving average is kept; the average is what is saved."""
+
+    def saved(self) -> dict[str, nn.Module]:
+        """The networks that hold a trained parameter, by name."""
+        moving = {id(p) for parameters in self.trains.values() for p in parameters}
+        return {name: m for name, m in self.named_children() if any(id(p) in moving for p in m.parameters())}
+
+
+@dataclass
+class Batch:
+    """One step's data on the device."""
+
+    data: Tensor
+    """Images [n, c, h, w] in [-1, 1], or latents [n, C, H, W] normalised per channel."""
+    labels: Tensor
+    """int64 [n]."""
+    step: int
+    """0 at the first step."""
+    steps: int
+    """Steps of the whole stage."""
+
+
+@dataclass
+class Update:
+    """One turn: the loop runs backward, clip, step and average for the parameters named `trains`.
+
+    Gradients are taken with respect to those parameters alone; everything else is frozen meanwhile.
+    """
+
+    trains: str
+    loss: Tensor
+    """The scalar that is differentiated."""
+    log: Mapping[str, Tensor | float] = field(default_factory=dict)
+    """Scalars to log; tensors stay on the device until the loop writes them."""
+    value: Tensor | None = None
+    """What is logged as NAME/loss where `loss` has the objective's gradient and not its value."""
+    late: Mapping[str, Tensor | float] = field(default_factory=dict)
+    """Scalars that the backward pass fills in, read after it."""
+
+    def figures(self) -> dict[str, Tensor | float]:
+        """Everything to log, once the backward pass has run."""
+        shown = self.loss if self.value is None else self.value
+        return {f"{self.trains}/loss": shown, **self.log, **self.late}
+
+
+T = TypeVar("T", bound=TrainingConfig)
+N = TypeVar("N", bound=Networks)
+
+
+class TrainingStage(Stage[T], Generic[T, N]):
+    """A stage that trains. It says what is computed; the loop loads, differentiates, steps, logs, saves."""
+
+    draws: ClassVar[bool] = False
+    """Whether it draws its data itself, so that a batch may be larger than the data set."""
+    flips: ClassVar[bool] = True
+    """Whether its data are images that are mirrored where `data.flip` says so."""
+
+    def prepare(self) -> None:
+        """Write the files that training reads; before the networks are built, on every rank, and again on resuming."""
+
+    def build(self) -> N:
+        """The networks. A dry run calls it on the meta device, with `inputs` that load no weights."""
+        raise NotImplementedError
+
+    def data(self) -> Any:
+        """The data set of its batches, or None for a stage that draws its own."""
+        return self.inputs.train_set
+
+    def updates(self, networks: N, batch: Batch, rng: Random) -> Iterator[Update]:
+        """One step's turns, in order. The loop applies each before it asks for the next."""
+        raise NotImplementedError
