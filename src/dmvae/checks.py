@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from dmvae.datasets import open_dataset
-from dmvae.inputs import Inputs
+from dmvae.inputs import Inputs, build_autoencoder
 from dmvae.recipe import Recipe
 from dmvae.stages.reconstruction import new_discriminator
 from dmvae.training.data import require_batch
-from dmvae.training.stage import Stage, TrainingStage
+from dmvae.training.stage import AnyStage, TrainingStage
 
-Stages = Sequence[type[Stage[Any]]]
+Stages = Sequence[AnyStage]
 _built: set[str] = set()
 """Parts that could be built in this process: many variants share one, and each takes a second. What failed is tried
 again."""
@@ -47,6 +47,9 @@ def problems(recipe: Recipe, stages: Stages) -> Iterator[str]:
     inputs = Inputs(recipe, "", Path(), {}, torch.device("cpu"))
     if any(stage.trains_decoder for stage in stages):
         yield from _complaint("", partial(_try_discriminator, recipe))
+    if recipe.autoencoder is not None:
+        yield from _complaint("autoencoder", partial(_try_autoencoder, recipe))
+    yield from _complaint("data", partial(_try_data, recipe))
     for stage in stages:
         section = recipe.section(stage)
         if issubclass(stage, TrainingStage) and not stage.draws:
@@ -60,6 +63,40 @@ def _try_discriminator(recipe: Recipe) -> None:
         discriminator = new_discriminator(recipe.losses, data.channels)
         if discriminator is not None:
             discriminator(torch.empty(2, data.channels, data.size, data.size))
+
+
+def _try_autoencoder(recipe: Recipe) -> None:
+    """Raise ValueError for an encoder or a decoder that returns another shape than it says."""
+    data = recipe.data
+    with torch.device("meta"):
+        model = build_autoencoder(recipe)
+        features = model.encoder(torch.empty(2, data.channels, data.size, data.size))
+        side = data.size // model.stride
+        latents = torch.empty(2, model.config.latent_channels, side, side)
+        images = model.decoder(latents)
+    for part, found, wanted in (
+        ("encoder", features, (2, model.encoder.channels, side, side)),
+        ("decoder", images, (2, data.channels, data.size, data.size)),
+    ):
+        if tuple(found.shape) != wanted:
+            kind = getattr(recipe.autoencoder, part).type
+            raise ValueError(
+                f"{part}: {kind!r} returns {list(found.shape)}; its stride and channels say {list(wanted)}"
+            )
+
+
+def _try_data(recipe: Recipe) -> None:
+    """Raise ValueError for a data set whose first and last items are not uint8 images of the recipe's shape."""
+    data = recipe.data
+    dataset = open_dataset(data, "train")
+    wanted = (data.channels, data.size, data.size)
+    for i in (0, len(dataset) - 1):
+        image, label = dataset[i]
+        if not isinstance(image, torch.Tensor) or image.dtype != torch.uint8 or tuple(image.shape) != wanted:
+            found = f"{image.dtype} {list(image.shape)}" if isinstance(image, torch.Tensor) else type(image).__name__
+            raise ValueError(f"{data.type!r}: item {i} is {found}; give a uint8 image {list(wanted)}, values 0 to 255")
+        if not 0 <= int(label) < len(dataset.classes):
+            raise ValueError(f"{data.type!r}: item {i} has the label {label}; there are {len(dataset.classes)} classes")
 
 
 def _complaint(place: str, check: Callable[[], Any]) -> Iterator[str]:

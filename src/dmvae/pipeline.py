@@ -33,7 +33,7 @@ from dmvae.runtime.console import console
 from dmvae.runtime.files import locked, sweep, whole
 from dmvae.runtime.hashing import content_hash
 from dmvae.training.loop import CHECKPOINTS, train
-from dmvae.training.stage import Facts, Stage, TrainingStage
+from dmvae.training.stage import AnyStage, Facts, TrainingStage
 
 VARIANTS = "variants.json"
 
@@ -43,7 +43,7 @@ class Job:
     """One stage of one variant."""
 
     variant: str
-    stage: type[Stage[Any]]
+    stage: AnyStage
     recipe: Recipe
     folder: Path
     reads: dict[str, Path]
@@ -233,7 +233,7 @@ def _finish(job: Job, facts: Values) -> None:
 
 
 def _fingerprint(
-    stage: type[Stage[Any]], recipe: Recipe, everything: Values, splits: dict[Split, str], reads: list[str]
+    stage: AnyStage, recipe: Recipe, everything: Values, splits: dict[Split, str], reads: list[str]
 ) -> str:
     uses = {path: _at(everything, path) for path in stage.uses}
     data = {name: value for name, value in everything["data"].items() if name not in recipe.data.PLACES}

@@ -20,7 +20,7 @@ from dmvae.config import Values
 from dmvae.registry import load_plugins, nearest
 from dmvae.sections import Sections
 from dmvae.stages import stages
-from dmvae.training.stage import Stage
+from dmvae.training.stage import AnyStage
 
 __all__ = ["Recipe", "load", "method_of"]
 
@@ -30,11 +30,11 @@ class Recipe(Sections):
     """One method on one data set: the shared sections, and a section for each stage, null for a stage that the method
     does not have. Recipes are made by `recipe_class`, which knows the stages."""
 
-    def section(self, stage: type[Stage[Any]] | str) -> Any:
+    def section(self, stage: AnyStage | str) -> Any:
         """The stage's config, or None."""
         return getattr(self, stage if isinstance(stage, str) else stage.name, None)
 
-    def stages(self) -> list[type[Stage[Any]]]:
+    def stages(self) -> list[AnyStage]:
         """The stages that the method has, in order."""
         return [stage for stage in stages() if self.section(stage) is not None]
 
@@ -62,7 +62,7 @@ def recipe_class() -> type[Recipe]:
 
 
 @lru_cache
-def _recipe_class(known: tuple[type[Stage[Any]], ...]) -> type[Recipe]:
+def _recipe_class(known: tuple[AnyStage, ...]) -> type[Recipe]:
     shared = {f.name for f in fields(Sections)}
     own = [
         (stage.name, stage.Config | None, field(default=None, metadata={"doc": _sentence(stage.Config)}))

@@ -8,6 +8,7 @@ first look-up) or in a plugin file that a recipe names.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 import importlib.util
@@ -28,6 +29,8 @@ class Registered:
     """Base of every family. `type` is the name under which a recipe selects the class."""
 
     type: ClassVar[str]
+    required: ClassVar[tuple[str, ...]] = ()
+    """What a member must define itself; "a|b": one of them."""
 
     def fingerprint(self) -> str:
         """Of the content of the files that the config names, "" without any: a stage is redone when it changes."""
@@ -49,11 +52,12 @@ def register(name: str):
         family = family_of(cls)
         if cls.__module__.startswith(PLUGIN):
             names(family)  # ours are there first: a plugin's class that takes one of their names is told so
+        _require_complete(cls, family, name)
         members = _members.setdefault(family, {})
         there = members.get(name)
         if there is not None and (there.__module__, there.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ValueError(
-                f"{cls.__module__}.{cls.__qualname__}: the name {name!r} is taken by "
+                f"{_file_of(cls.__module__)}: class {cls.__qualname__}: the name {name!r} is taken by "
                 f"{there.__module__}.{there.__qualname__}"
             )
         cls.type = name
@@ -61,6 +65,28 @@ def register(name: str):
         return cls
 
     return add
+
+
+def _require_complete(cls: type, family: type, name: str) -> None:
+    """Raise ValueError, naming file and class, for a member that lacks what its family requires."""
+
+    def lacks(attribute: str) -> bool:
+        return getattr(cls, attribute, None) is getattr(family, attribute, None)
+
+    where = f"{_file_of(cls.__module__)}: class {cls.__name__}, registered as {name!r} ({family.__name__})"
+    for alternatives in family.required:  # type: ignore[attr-defined]
+        if all(lacks(attribute) for attribute in alternatives.split("|")):
+            raise ValueError(f"{where}: it lacks {' or '.join(alternatives.split('|'))}")
+    if (
+        vars(cls).get("__annotations__")
+        and dataclasses.is_dataclass(family)
+        and "__dataclass_fields__" not in vars(cls)
+    ):
+        raise ValueError(f"{where}: its fields are none without @dataclass(frozen=True, kw_only=True) below @register")
+
+
+def _file_of(module: str) -> str:
+    return getattr(sys.modules.get(module), "__file__", None) or module
 
 
 def names(family: type) -> list[str]:

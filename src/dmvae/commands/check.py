@@ -18,7 +18,7 @@ from dmvae.recipe import load
 from dmvae.runtime import distributed
 from dmvae.runtime.console import console
 from dmvae.stages.evaluate import EvaluateStage
-from dmvae.stages.evaluate import measure as measure_run
+from dmvae.stages.measuring import Measuring
 
 TOLERANCE = 1e-4
 """Relative; below it two runs agree. Other processors and batch shapes round differently by about 1e-6."""
@@ -90,4 +90,5 @@ def _evaluate(kind: str, run_dir: str, variant: str) -> Values:
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch, "stages", "evaluate")
         out.mkdir(parents=True)
-        return measure_run(recipe.section(EvaluateStage), Inputs(recipe, variant, out, job.reads, distributed.start()))
+        inputs = Inputs(recipe, variant, out, job.reads, distributed.start())
+        return Measuring(recipe.section(EvaluateStage), inputs).all()

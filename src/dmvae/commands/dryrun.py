@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from rich.table import Table
 
@@ -13,7 +11,7 @@ from dmvae.datasets import open_dataset
 from dmvae.inputs import Blueprint, build_tokenizer, latent_shape
 from dmvae.recipe import Recipe
 from dmvae.runtime.console import console
-from dmvae.training.stage import TrainingStage
+from dmvae.training.stage import AnyTraining, TrainingStage
 
 # float32 weights, gradient, AdamW's two moments, and the average
 BYTES_TRAINED = 20
@@ -59,7 +57,7 @@ def _table(recipe: Recipe, images: int | None, num_classes: int) -> Table:
     return table
 
 
-def _parameters(recipe: Recipe, stage: type[TrainingStage[Any, Any]], num_classes: int) -> tuple[int, int]:
+def _parameters(recipe: Recipe, stage: type[AnyTraining], num_classes: int) -> tuple[int, int]:
     """(parameters that train, parameters that are frozen) in a stage, whose networks are built without weights."""
     reads = {name: recipe.section(name) for name in stage.reads if recipe.section(name) is not None}
     with torch.device("meta"):

@@ -34,6 +34,8 @@ class Dataset(Protocol):
 class DatasetConfig(Registered):
     """Fields that every data set has."""
 
+    required: ClassVar[tuple[str, ...]] = ("build",)
+
     PLACES: ClassVar[tuple[str, ...]] = ("root", "cache")
     """Fields that say where the data are and how they are held, not what they are: a change of these redoes nothing."""
 

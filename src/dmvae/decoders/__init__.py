@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
@@ -32,6 +32,8 @@ class Decoder(Protocol):
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig(Registered):
     """A decoder has no field in common with the others."""
+
+    required: ClassVar[tuple[str, ...]] = ("build",)
 
     def build(self, *, latent_channels: int, channels: int, stride: int) -> nn.Module:
         """The `Decoder` from C latent channels to images of `channels` channels, `stride` times as high and wide."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
@@ -13,6 +14,8 @@ from dmvae.registry import Registered
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig(Registered):
     """Fields that every encoder has."""
+
+    required: ClassVar[tuple[str, ...]] = ("build",)
 
     @property
     def starts_random(self) -> bool:

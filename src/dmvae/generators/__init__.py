@@ -38,6 +38,8 @@ class Generator(Protocol):
 class GeneratorConfig(Registered):
     """A generator has no field in common with the others."""
 
+    required: ClassVar[tuple[str, ...]] = ("build", "network")
+
     network: ClassVar[Any]
     """The class of what `build` returns, under whose name artifacts are found."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +40,8 @@ class PerceptualLoss(nn.Module):
 @dataclass(frozen=True, kw_only=True)
 class PerceptualConfig(Registered):
     """A perceptual loss and its weight."""
+
+    required: ClassVar[tuple[str, ...]] = ("build",)
 
     weight: float = 1.0
     """Factor of the loss."""

@@ -62,6 +62,8 @@ class Matching(Registered):
     """Base of every objective. Its student is, unless an objective says otherwise, a flow model that starts as the
     teacher and learns the latents as they are."""
 
+    required: ClassVar[tuple[str, ...]] = ("loss",)
+
     needs_teacher: ClassVar[bool] = True
     """Whether `loss` needs the reference's velocity."""
     needs_reference: ClassVar[bool] = False

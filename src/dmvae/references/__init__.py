@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +93,8 @@ class Reference(Protocol):
 @dataclass(frozen=True, kw_only=True)
 class ReferenceConfig(Registered):
     """A reference has no field in common with the others."""
+
+    required: ClassVar[tuple[str, ...]] = ("build",)
 
     @property
     def closed_form(self) -> bool:

@@ -5,8 +5,6 @@ A recipe's plugins may bring more (`@stage("name", after="decoder")`): `stages()
 
 from __future__ import annotations
 
-from typing import Any
-
 from dmvae.registry import find, names
 from dmvae.stages.decoder import DecoderTrainingStage
 from dmvae.stages.encoder import EncoderStage
@@ -17,9 +15,9 @@ from dmvae.stages.matching import MatchingStage
 from dmvae.stages.reference import ReferenceStage
 from dmvae.stages.sample import SampleStage
 from dmvae.stages.tokenizer import TokenizerStage
-from dmvae.training.stage import Stage
+from dmvae.training.stage import AnyStage, Stage
 
-STAGES: tuple[type[Stage[Any]], ...] = (
+STAGES: tuple[AnyStage, ...] = (
     EncoderStage,
     TokenizerStage,
     ReferenceStage,
@@ -32,7 +30,7 @@ STAGES: tuple[type[Stage[Any]], ...] = (
 )
 
 
-def stages() -> tuple[type[Stage[Any]], ...]:
+def stages() -> tuple[AnyStage, ...]:
     """STAGES and those of plugins, each behind the stage that it comes after.
 
     Raises ValueError for a plugin's stage that comes after none that there is.

@@ -58,6 +58,7 @@ class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
         """Write how latents are normalised and some samples, and say how the reference and the latents compare."""
         inputs, reference = self.inputs, self.reference
         z, labels = reference.sample(MAP_POINTS, Random(inputs.seed, self.name, "map"))
+        require_samples(self.config.distribution.type, z, labels, inputs)
         initial = initial_latents(inputs)
         if not distributed.is_main():
             return
@@ -95,6 +96,20 @@ class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
             config.distribution.check(inputs)
         except ValueError as error:
             yield f"reference.distribution: {error}"
+
+
+def require_samples(name: str, z: Tensor, labels: Tensor, inputs: Inputs) -> None:
+    """Raise ValueError for samples of a reference that are no latents of the recipe, or of no class of its data."""
+    if tuple(z.shape) != (len(labels), *inputs.latent_shape) or not z.isfinite().all():
+        raise ValueError(
+            f"reference.distribution: {name!r} returned samples {list(z.shape)} for {len(labels)} labels; give finite "
+            f"latents [n, {', '.join(map(str, inputs.latent_shape))}]"
+        )
+    if not 0 <= int(labels.min()) <= int(labels.max()) < inputs.num_classes:
+        raise ValueError(
+            f"reference.distribution: {name!r} returned labels from {int(labels.min())} to {int(labels.max())}; the "
+            f"data has classes 0 to {inputs.num_classes - 1}"
+        )
 
 
 def _column(x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
@@ -14,6 +15,8 @@ from dmvae.registry import Registered
 @dataclass(frozen=True, kw_only=True)
 class TokenizerSource(Registered):
     """Where a finished tokenizer comes from."""
+
+    required: ClassVar[tuple[str, ...]] = ("build",)
 
     def resolve(self) -> TokenizerSource:
         """The source with what its files say of the architecture written into it. An artifact keeps this form, and

@@ -26,7 +26,7 @@ from dmvae.training.data import Order, require_batch
 from dmvae.training.ema import Average
 from dmvae.training.logging import Figures
 from dmvae.training.optim import adamw, learning_rate_factor
-from dmvae.training.stage import Batch, Facts, Networks, TrainingConfig, TrainingStage, Update
+from dmvae.training.stage import AnyTraining, Batch, Facts, Networks, TrainingConfig, Update
 
 CHECKPOINTS = "checkpoints"
 """Where in a stage's folder its state is kept until the stage is finished."""
@@ -39,7 +39,7 @@ class Interrupted(KeyboardInterrupt):
 class Trainer:
     """State of one training stage: networks, their optimizers and averages, the step, the time spent."""
 
-    def __init__(self, stage: TrainingStage[Any, Any]) -> None:
+    def __init__(self, stage: AnyTraining) -> None:
         self.stage, self.inputs = stage, stage.inputs
         self.config: TrainingConfig = stage.config
         self.key = (self.inputs.seed, stage.name)
@@ -71,6 +71,10 @@ class Trainer:
     def apply(self, update: Update) -> Values:
         """Backward, clip, step and average for the parameters that the update names; returns its figures."""
         parameters = self.networks.trains[update.trains]
+        if update.loss.ndim:
+            raise ValueError(
+                f"{self.stage.name}: the loss of {update.trains!r} is {list(update.loss.shape)}, no scalar"
+            )
         # A sharded network's parts are not in the graph, their gathered wholes are; and a flow network's graph holds
         # nothing else that trains, for its latents are detached.
         sharded = distributed.is_sharded(parameters[0])
@@ -124,7 +128,7 @@ class Trainer:
                     save_network(whole, folder / name)
 
 
-def train(stage: TrainingStage[Any, Any]) -> Facts:
+def train(stage: AnyTraining) -> Facts:
     """Run the stage from its newest checkpoint to its end; returns the facts that its done.json keeps.
 
     Raises FloatingPointError when a logged figure is not finite, Interrupted after saving on a signal.

@@ -40,6 +40,8 @@ def stage(name: str, *, after: str | None = None) -> Callable[[S], S]:
 class Stage(Registered, Generic[C]):
     """One stage of one variant. Subclasses define `Config`, and `run`; or derive from `TrainingStage`."""
 
+    required: ClassVar[tuple[str, ...]] = ("Config", "run|updates")
+
     name: ClassVar[str]
     after: ClassVar[str | None]
     Config: ClassVar[type]
@@ -73,6 +75,10 @@ class Stage(Registered, Generic[C]):
     def problems(cls, config: C, inputs: Inputs) -> Iterator[str]:
         """What does not fit the data or the latents, before any stage has run: `inputs` has no stage's folder yet."""
         yield from ()
+
+
+AnyStage = type[Stage[Any]]
+"""The class of some stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,3 +197,7 @@ class TrainingStage(Stage[T], Generic[T, N]):
     def updates(self, networks: N, batch: Batch, rng: Random) -> Iterator[Update]:
         """One step's turns, in order. The loop applies each before it asks for the next."""
         raise NotImplementedError
+
+
+AnyTraining = TrainingStage[Any, Any]
+"""Some training stage."""

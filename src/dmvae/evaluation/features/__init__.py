@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -128,6 +129,8 @@ def extract(
 @dataclass(frozen=True, kw_only=True)
 class FeaturesConfig(Registered):
     """A feature space to measure distances in."""
+
+    required: ClassVar[tuple[str, ...]] = ("build", "name")
 
     @property
     def name(self) -> str:

@@ -58,6 +58,8 @@ class Latents:
 class Metric(Registered):
     """One metric; `type` is its name in `evaluate.metrics`. Subclasses define whichever of the three they measure."""
 
+    required: ClassVar[tuple[str, ...]] = ("sets|pairs|latents",)
+
     figures: ClassVar[tuple[Figure, ...]] = ()
     """What is shown of it, in order."""
     always: ClassVar[bool] = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +34,8 @@ class Sampling:
 
 class Sampler(Registered):
     """One method; `type` is its name."""
+
+    required: ClassVar[tuple[str, ...]] = ("trajectory",)
 
     def trajectory(
         self,

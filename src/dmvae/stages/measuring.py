@@ -1,0 +1,291 @@
+"""What the stage `evaluate` measures: of reconstructions, latents, samples, and the tokenizer as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmvae import config as configs
+from dmvae.config import Values
+from dmvae.evaluation import probe
+from dmvae.evaluation.feature_set import FeatureSet, features_of, reference_features
+from dmvae.evaluation.features import FeaturesConfig
+from dmvae.evaluation.features.effnet import EffNetLite0
+from dmvae.evaluation.images import DatasetImages, SampleFiles
+from dmvae.evaluation.latents import latent_statistics, sliced_wasserstein
+from dmvae.evaluation.manifest import versions
+from dmvae.evaluation.measure import PROTOCOL, measure_sets
+from dmvae.evaluation.metrics import Latents, Metric, figures, metrics_of
+from dmvae.evaluation.proxies import (
+    IMAGES,
+    OF_FEATURES,
+    codec,
+    decoder_proxies,
+    latent_proxies,
+    probe_proxies,
+)
+from dmvae.evaluation.reconstruct import (
+    LPIPS,
+    PerceptualDistance,
+    reconstruct,
+    reconstructed_sets,
+    reconstruction_scores,
+)
+from dmvae.evaluation.scores import Scores
+from dmvae.flow.loss import flow_matching_loss
+from dmvae.inputs import Inputs
+from dmvae.latents.store import LatentSet
+from dmvae.models.base import Tokenizer
+from dmvae.models.velocity import VelocityModel
+from dmvae.registry import find, names
+from dmvae.runtime.files import write_tensors
+from dmvae.runtime.hashing import weights_hash
+from dmvae.runtime.precision import autocast, uses_bf16
+from dmvae.runtime.random import Random, seed_of
+from dmvae.stages.sample import samples_folder
+from dmvae.tokenizers.adapted import load_tokenizer
+
+PICTURES, MAP_POINTS = 24, 2000
+LOSS_BLOCK = 250
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Measuring."""
+
+    features: FeaturesConfig = field(default_factory=EffNetLite0)
+    """The network whose features the Frechet distances compare, by `type`."""
+    also: tuple[FeaturesConfig, ...] = ()
+    """Further networks; figures in their features stand under their full names in metrics.json."""
+    metrics: tuple[str, ...] = ("frechet", "manifold")
+    """What is measured besides psnr, ssim, knn and linear_probe. Of samples: frechet, kernel (KID), score (Inception
+    Score), manifold (precision, recall, density, coverage, class agreement), per-class, memorisation; of
+    reconstructions: frechet, and kernel where it is named. A plugin's metric by its name."""
+    lpips: bool = False
+    """Measure LPIPS of VGG-16 between images and reconstructions; needs its package and weights."""
+    count: int = 10000
+    """Test images at most, for reconstruction and as the real side of every distance."""
+    batch_size: int = 250
+    """Images at a time."""
+    neighbours: int = 20
+    """k of the kNN accuracy."""
+    knn_count: int = 50000
+    """Training latents at most among which neighbours are sought."""
+
+    proxies: bool = False
+    """Measure proxies of gFD too (metrics.json, "proxies"): of the latents and of the decoder."""
+    probe: bool = False
+    """Train the generator probe too: a small generator of fixed size and budget, about a minute on two cores."""
+
+    def __post_init__(self) -> None:
+        configs.require_positive(self, "count", "batch_size", "neighbours", "knn_count")
+        metrics_of(self.metrics)
+
+    def measured(self) -> list[Metric]:
+        """Every metric: those that are always taken, and those that are asked for."""
+        always = [name for name in names(Metric) if find(Metric, name).always]
+        return metrics_of(list(dict.fromkeys([*always, *self.metrics])))
+
+
+class Measuring:
+    """One variant, measured: each method adds its figures to `metrics` (short names, for tables) and `scores` (full
+    names, which carry the features')."""
+
+    def __init__(self, config: EvaluateConfig, inputs: Inputs) -> None:
+        self.config, self.inputs = config, inputs
+        self.measured = config.measured()
+        self.parts = [metric.type for metric in self.measured if metric.of_sets]
+        self.tokenizer: Tokenizer = load_tokenizer(inputs.reads["latents"] / "autoencoder")
+        self.extractors = [features.build().to(inputs.device) for features in (config.features, *config.also)]
+        self.lpips = PerceptualDistance(inputs.device) if config.lpips else None
+        self.images = DatasetImages(inputs.test_set, config.count, inputs.sections.run.workers)
+        self.title = f"{inputs.variant}  evaluate"
+        self.reals = self._reference_features(self.images, "test images")
+        self.metrics: Values = {"features": self.extractors[0].name, "count": len(self.images)}
+        self.scores = Scores()
+
+    def _reference_features(self, images: DatasetImages, title: str) -> list[FeatureSet]:
+        """Features that are kept in the run's folder, for the other variants."""
+        folder = self.inputs.out.parent
+        return reference_features(
+            self.extractors, images, self.config.batch_size, f"{self.title} {title}", folder=folder, alone=True
+        )
+
+    def all(self) -> Values:
+        """Every figure of the stage's metrics.json; writes the report's pictures beside it.
+
+        Figures of the first features have short names at its top (rfd, gfd, ...); those and all others have their full
+        names under "metrics", with "intervals", "per_class" and "manifest" beside them, as `dmvae measure` writes them.
+        """
+        rows, pictures = self.reconstructions()
+        latents, found = self.latents(rows["z"])
+        if "generator" in self.inputs.reads:
+            self.metrics["generator_loss"] = generator_loss(latents.test, latents.test_labels, self.inputs)
+        if "sample" in self.inputs.reads:
+            self.samples(reconstructed_sets(rows, self.extractors, self.images))
+        if "reference" in self.inputs.reads and self.inputs.has("reference", "map.safetensors"):
+            self.metrics["distance_to_reference"] = self.distance_to_reference(latents.test, found)
+        if self.config.proxies or self.config.probe:
+            self.metrics["proxies"] = self.proxies(latents)
+        maps = {
+            "map_latents": latents.test[:MAP_POINTS].flatten(1),
+            "map_labels": latents.test_labels[:MAP_POINTS],
+        }
+        named = dict(zip(("originals", "reconstructions"), pictures, strict=True)) | maps
+        write_tensors(self.inputs.out / "pictures.safetensors", {k: v.contiguous() for k, v in named.items()})
+        return self.metrics | {
+            "metrics": self.scores.metrics,
+            "intervals": self.scores.intervals,
+            "per_class": self.scores.per_class,
+            "manifest": self.manifest(),
+        }
+
+    def reconstructions(self) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
+        """Figures of the test images' reconstructions; see `reconstruct` for what is returned."""
+        rows, pictures = reconstruct(
+            self.tokenizer,
+            self.extractors,
+            self.images,
+            self.config.batch_size,
+            f"{self.title} reconstruct",
+            device=self.inputs.device,
+            precision=self.inputs.sections.run.precision,
+            lpips=self.lpips,
+            pictures=PICTURES,
+            latents=True,
+            alone=True,
+            metrics=self.measured,
+        )
+        assert pictures is not None
+        scores = reconstruction_scores(rows, self.reals, self.extractors, self.images, {"frechet", *self.parts})
+        self.metrics |= {name: scores.metrics[name] for name in scores.intervals if name in figures()}
+        if self.lpips is not None:
+            self.metrics[LPIPS.key] = scores.metrics[self.lpips.name]
+        self.metrics |= short_names(self.measured, "r", self.extractors[0].name, scores)
+        self.scores.add(scores)
+        return rows, pictures
+
+    def latents(self, raw: Tensor) -> tuple[Latents, LatentSet]:
+        """Figures of the test images' latents [m, C, H, W], beside those of the training images."""
+        assert self.images.labels is not None
+        stored = LatentSet(self.inputs.reads["latents"] / "latents")
+        z = (raw - stored.mean.view(-1, 1, 1)) / stored.std.view(-1, 1, 1)
+        spaced = torch.linspace(0, len(stored) - 1, min(self.config.knn_count, len(stored))).long()
+        latents = Latents(*stored.__getitems__(spaced), z, self.images.labels, self.config.neighbours)
+        self.metrics["latents"] = latent_statistics(z)
+        for metric in self.measured:
+            self.metrics |= metric.latents(latents)
+        return latents, stored
+
+    def samples(self, copies: Sequence[FeatureSet]) -> None:
+        """Everything for the first guidance scale, gFD and its kin, and for the others the distance alone, gfd@W.
+        `copies` are the reconstructions of the test images: the distance to them, grfd, is what is left of gFD without
+        the decoder's own part in it, for generated and reconstructed images both went through it."""
+        trains: Sequence[FeatureSet | None] = [None] * len(self.reals)
+        if "memorisation" in self.parts:
+            everything = DatasetImages(self.inputs.train_set, None, self.inputs.sections.run.workers)
+            trains = self._reference_features(everything, "training images")
+        first = self.extractors[0].name
+        for i, scale in enumerate(self.inputs.config_of("sample")["guidance"]):
+            files = SampleFiles(samples_folder(self.inputs.reads["sample"], scale))
+            title = f"{self.title} guidance {scale:g}"
+            fakes = features_of(self.extractors, files, self.config.batch_size, title, alone=True)
+            found = Scores()
+            for real, copy, fake, train in zip(self.reals, copies, fakes, trains, strict=True):
+                parts = self.parts if i == 0 else ["frechet"]
+                found.add(measure_sets(real, fake, prefix="g", parts=parts, train=train))
+                if i == 0:
+                    found.add(measure_sets(copy, fake, prefix="gr", parts=["frechet"]))
+            named = short_names(self.measured, "g", first, found) | short_names(self.measured, "gr", first, found)
+            self.metrics |= {name if i == 0 else f"{name}@{scale:g}": value for name, value in named.items()}
+            # the first scale is the one that the table ranks by
+            if i > 0:
+                found = Scores({f"{name}_w{scale:g}": value for name, value in found.metrics.items()})
+            self.scores.add(found)
+
+    def distance_to_reference(self, z: Tensor, stored: LatentSet) -> float:
+        """Sliced Wasserstein distance of normalised test latents to the reference, in the reference's own units."""
+        own_mean, own_std = stored.mean.view(-1, 1, 1), stored.std.view(-1, 1, 1)
+        to = self.inputs.tensors("reference", "normalisation.safetensors")
+        here = ((z * own_std + own_mean - to["mean"].view(-1, 1, 1)) / to["std"].view(-1, 1, 1))[:MAP_POINTS]
+        there = self.inputs.tensors("reference", "map.safetensors")["latents"]
+        return sliced_wasserstein(there.flatten(1), here.flatten(1))
+
+    def proxies(self, latents: Latents) -> dict[str, float]:
+        """Proxies of gFD."""
+        config, inputs, extractor = self.config, self.inputs, self.extractors[0]
+        encode, decode = codec(self.tokenizer, inputs.device, inputs.sections.run.precision)
+        moments = self.reals[0].moments()
+        assert moments is not None
+        train, test = (latents.train, latents.train_labels), (latents.test, latents.test_labels)
+        found: dict[str, float] = {}
+        if config.proxies:
+            some = torch.cat(list(self.images.batches(range(min(IMAGES, len(self.images))), config.batch_size)))
+            found |= latent_proxies(*train, *test)
+            found |= decoder_proxies(encode, decode, self.tokenizer.stride, some, test[0], train[0], moments, extractor)
+        if config.probe:
+            found |= probe_proxies(train[0].to(inputs.device), train[1], decode, moments, extractor)
+        return {f"{name}_{extractor.name}" if name in OF_FEATURES else name: value for name, value in found.items()}
+
+    def manifest(self) -> Values:
+        """What the figures rest on; the samples' stage and the generator's are named by their fingerprints."""
+        config, inputs, images = self.config, self.inputs, self.images
+        data = {name: value for name, value in configs.plain(inputs.data).items() if name not in inputs.data.PLACES}
+        measured: Values = {
+            "kind": "run",
+            "weights": weights_hash(self.tokenizer),
+            "stages": {name: folder.name for name, folder in inputs.reads.items()},
+            "dtype": "bfloat16" if uses_bf16(inputs.device, inputs.sections.run.precision) else "float32",
+            "seed": inputs.seed,
+        }
+        if "sample" in inputs.reads:
+            sampler = inputs.config_of("sample")
+            measured |= {"sampler": sampler, "labels": "balanced", "count": sampler["count"]}
+        if "generator" in inputs.reads:
+            measured["ema"] = inputs.config_of("generator")["ema"]
+        networks: list[Any] = [*self.extractors, *([self.lpips] if self.lpips else [])]
+        return {
+            "reference": images.facts | {"count": len(images), "data": data},
+            "measured": measured,
+            "count": measured.get("count", len(images)),
+            "features": {network.name: network.manifest() for network in networks},
+            "protocol": PROTOCOL | ({"probe": probe.VERSION} if config.probe else {}),
+            "settings": configs.plain(config),
+            "versions": versions(),
+            "device": inputs.device.type,
+            "call": {
+                "kind": "evaluate",
+                "run_dir": str(inputs.out.parent.parent.resolve()),
+                "variant": inputs.variant,
+            },
+        }
+
+
+@torch.inference_mode()
+def generator_loss(z: Tensor, labels: Tensor, inputs: Inputs) -> float:
+    """The generator's loss on the test set's latents, a flow's at one random time each; comparable between latents
+    because each is normalised to unit variance per channel."""
+    generator = inputs.generator("generator", "generator").to(inputs.device).eval()
+    total = 0.0
+    # Drawn per block of a fixed size, so that no batch size or number of ranks changes the figure.
+    for start in range(0, len(z), LOSS_BLOCK):
+        part, classes = (x[start : start + LOSS_BLOCK].to(inputs.device) for x in (z, labels))
+        source = torch.Generator().manual_seed(seed_of("generator_loss", start))
+        t, noise = torch.rand(len(part), generator=source), torch.randn(part.shape, generator=source)
+        with autocast(inputs.device, inputs.sections.run.precision):
+            if isinstance(generator, VelocityModel):
+                loss = flow_matching_loss(generator, part, classes, t.to(inputs.device), noise.to(inputs.device))
+            else:
+                loss = generator.loss(part, classes, Random("generator_loss", start, device=inputs.device))
+        total += float(loss) * len(part)
+    return total / len(z)
+
+
+def short_names(measured: Sequence[Metric], prefix: str, features: str, scores: Scores) -> dict[str, float]:
+    """The figures of sets that have a short name, in the first features: those that tables show."""
+    full = {key: name for metric in measured for key, name in metric.short(prefix, features).items()}
+    return {key: scores.metrics[name] for key, name in full.items() if name in scores.metrics}
