@@ -18,12 +18,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.pictures import samples_picture
+from dmvae.evaluation.scores import Figure
 from dmvae.pipeline import jobs_of
 from dmvae.recipe import method_of
 from dmvae.report import charts, latent_map
+from dmvae.report.figures import shown
 from dmvae.report.run import COLOURS, Run
-from dmvae.report.summary import columns_of
 
+RATIO = Figure("ratio", "gFD ratio", "", -1, "{:.2f}", "gFD over the baseline's")
 Values = dict[str, list[float]]
 """Figure -> its value at each seed."""
 
@@ -60,15 +62,15 @@ def by_method(rows: dict[str, dict[str, Any]]) -> dict[str, Values]:
 def table(methods: dict[str, Values], baseline: str) -> str:
     if baseline not in methods:
         raise ValueError(f"--baseline: no method is called {baseline!r}; there are {', '.join(methods)}")
-    columns = columns_of({name: {key: values[0] for key, values in row.items()} for name, row in methods.items()})
+    columns = shown({key for row in methods.values() for key in row})
     lines = [
-        "| method | " + " | ".join(title for title, _ in columns.values()) + " | gFD ratio |",
+        "| method | " + " | ".join(figure.heading for figure in columns.values()) + " | gFD ratio |",
         "| --- " * (len(columns) + 2) + "|",
     ]
     for name, row in methods.items():
         seeds = max(len(values) for values in row.values())
-        cells = [cell(row[key], form) if key in row else "" for key, (_, form) in columns.items()]
-        cells.append(cell(ratios(row["gfd"], methods[baseline]["gfd"]), "{:.2f}") if "gfd" in row else "")
+        cells = [cell(row[key], figure) if key in row else "" for key, figure in columns.items()]
+        cells.append(cell(ratios(row["gfd"], methods[baseline]["gfd"]), RATIO) if "gfd" in row else "")
         lines.append(f"| {name}{f' ({seeds} seeds)' if seeds > 1 else ''} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -79,10 +81,10 @@ def ratios(values: list[float], baseline: list[float]) -> list[float]:
     return [value / statistics.fmean(baseline) for value in values]
 
 
-def cell(values: list[float], form: str) -> str:
+def cell(values: list[float], figure: Figure) -> str:
     if len(values) == 1:
-        return form.format(values[0])
-    return f"{form.format(statistics.fmean(values))} ± {statistics.stdev(values):.2g}"
+        return figure.show(values[0])
+    return f"{figure.show(statistics.fmean(values))} ± {figure.show_spread(statistics.stdev(values))}"
 
 
 def trade_off(methods: dict[str, Values], file: Path) -> None:

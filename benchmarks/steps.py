@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.models import median_seconds, peak_flops
 from dmvae import pipeline
-from dmvae.cli import parse_overrides
+from dmvae.commands.parser import parse_overrides
 from dmvae.datasets.shapes import Shapes
 from dmvae.evaluation.online import online_proxies
 from dmvae.inputs import Inputs
@@ -32,7 +32,7 @@ from dmvae.matching import dmd
 from dmvae.recipe import Recipe, load
 from dmvae.runtime.precision import uses_bf16
 from dmvae.runtime.random import Random
-from dmvae.stages import matching
+from dmvae.stages.matching import MatchingStage
 from dmvae.training.loop import Trainer, compile_networks, turns
 from dmvae.training.stage import Batch
 
@@ -70,7 +70,7 @@ def main() -> None:
 
 def stages_of(recipe: Recipe) -> dict[str, Any]:
     """The training stages that the recipe has, and their sections."""
-    return {name: config for name in TRAINING if (config := getattr(recipe, name)) is not None}
+    return {name: config for name in TRAINING if (config := recipe.section(name)) is not None}
 
 
 def prepare(recipe: Recipe, folder: Path) -> dict[str, pipeline.Job]:
@@ -90,10 +90,10 @@ class Steps:
 
     def __init__(self, job: pipeline.Job) -> None:
         inputs = Inputs(job.recipe, job.variant, job.folder, job.reads, torch.device("cpu"))
-        self.trainer = Trainer(job.stage, getattr(job.recipe, job.stage.name), inputs)
+        self.trainer = Trainer(job.stage(job.recipe.section(job.stage), inputs))
         self.precision = job.recipe.run.precision
         self.batch_size = self.trainer.config.batch_size
-        dataset = self.trainer.networks.extra.get("dataset")
+        dataset = self.trainer.stage.data()
         self.data, self.labels = torch.empty(self.batch_size), torch.zeros(self.batch_size, dtype=torch.int64)
         if dataset is not None:
             self.data, self.labels = dataset.__getitems__([i % len(dataset) for i in range(self.batch_size)])
@@ -187,19 +187,18 @@ def compare_matching(job: pipeline.Job, seconds: float, compiles: bool) -> None:
 
 @contextmanager
 def naively() -> Iterator[None]:
-    kept = dmd.guided, matching.updates
-    dmd.guided, matching.updates = separate_calls, decoder_always  # type: ignore[assignment]
+    kept = dmd.guided, MatchingStage.updates
+    dmd.guided, MatchingStage.updates = separate_calls, decoder_always  # type: ignore[assignment]
     try:
         yield
     finally:
-        dmd.guided, matching.updates = kept
+        dmd.guided, MatchingStage.updates = kept  # type: ignore[method-assign]
 
 
 def _papers(job: pipeline.Job) -> pipeline.Job:
     import dataclasses
 
-    assert job.recipe.matching is not None
-    section = dataclasses.replace(job.recipe.matching, objective=dmd.DMDConfig(guidance=5.0), student_steps=5)
+    section = dataclasses.replace(job.recipe.section("matching"), objective=dmd.DMD(guidance=5.0), student_steps=5)
     return dataclasses.replace(job, recipe=dataclasses.replace(job.recipe, matching=section))
 
 
@@ -214,14 +213,14 @@ def separate_calls(velocity, scale, null_label, interval=(0.0, 1.0)):
     return call
 
 
-_updates = matching.updates
+_updates = MatchingStage.updates
 
 
-def decoder_always(networks, batch, rng):
+def decoder_always(self, networks, batch, rng):
     """The stage's updates, with a pass through the decoder also on the steps that train the student alone."""
-    if (batch.step - networks.config.student_warmup) % networks.config.student_steps:
+    if (batch.step - self.config.student_warmup) % self.config.student_steps:
         networks.autoencoder.decode(networks.autoencoder.encode(batch.data).latents)
-    yield from _updates(networks, batch, rng)
+    yield from _updates(self, networks, batch, rng)
 
 
 if __name__ == "__main__":

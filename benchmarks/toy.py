@@ -17,19 +17,18 @@ from pathlib import Path
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 
 from dmvae.evaluation.latents import sliced_wasserstein
 from dmvae.flow.path import expand
-from dmvae.matching import BringsStudent
+from dmvae.generators.flow import FlowModelConfig
+from dmvae.matching import Context
 from dmvae.matching.adversarial import Adversarial
 from dmvae.matching.dmd import DMD
-from dmvae.models.dit import LightningDiT
 from dmvae.references.gaussian_mixture import GaussianMixture
 from dmvae.references.mixture import joint_weights
 from dmvae.runtime.console import track
 from dmvae.runtime.random import Random
-from dmvae.training.flow import FlowTraining, flow_update
 
 POINTS, CLASSES, EVERY = 1024, 2, 2
 ALONE = "dmd without a student"
@@ -83,27 +82,20 @@ def beginning(seed: int) -> tuple[Tensor, Tensor]:
 def matched(name: str, reference: GaussianMixture, start: Tensor, labels: Tensor, steps: int, seed: int) -> Tensor:
     """The points after `steps` turns of the student and half as many of their own."""
     torch.manual_seed(seed)
-    objective = METHODS[name].build(CLASSES)
-    adversary = objective if isinstance(objective, BringsStudent) else None
-    student: nn.Module = (
-        adversary.build_student((2, 1, 1), CLASSES)
-        if adversary is not None
-        else LightningDiT(in_channels=2, input_size=1, num_classes=CLASSES, width=64, depth=2, heads=2, patch_size=1)
-    )
-    flow = FlowTraining(steps=steps, batch_size=POINTS)
+    objective, closed = METHODS[name], reference.velocity
+    student = objective.new_student((2, 1, 1), CLASSES, closed, FlowModelConfig(width=64, depth=2, heads=2))
     points = start.clone().requires_grad_()
     moves = torch.optim.Adam([points], lr=0.02, betas=(0.5, 0.95))
+    assert student is not None
     learns = torch.optim.Adam(student.parameters(), lr=2e-3)
     for step in track(range(steps), name, steps, "steps"):
         rng = Random(seed, name, step)
-        if adversary is not None:
-            update = adversary.student_update(student, points.detach(), labels, reference, rng)
-        else:
-            update = flow_update("student", student, points.detach(), labels, flow, rng)  # type: ignore[arg-type]
-        descend(learns, update.loss)
+        context = Context(rng, CLASSES, progress=step / steps, reference=reference)
+        learned, _ = objective.student_loss(student, points.detach(), labels, context)
+        descend(learns, learned)
         if step % EVERY == 0:
             asked = alone(points.detach()) if name == ALONE else student
-            loss, _ = objective.loss(points, labels, reference.velocity, asked, rng)
+            loss, _ = objective.loss(points, labels, closed, asked, context)
             for group in moves.param_groups:
                 group["lr"] = 0.02 * (1 - step / steps)
             descend(moves, loss)

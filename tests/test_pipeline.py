@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from PIL import Image
 
 import tiny
@@ -20,6 +19,7 @@ from dmvae.datasets.shapes import Shapes
 from dmvae.recipe import load
 from dmvae.runtime.files import locked
 from dmvae.stages import STAGES
+from plugin_source import PLUGIN
 
 
 @pytest.fixture(scope="module")
@@ -284,133 +284,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     assert result.returncode == 1
     assert "became" in result.stderr
     assert "Traceback" not in result.stderr
-
-
-PLUGIN = """
-from dataclasses import dataclass
-import torch
-from torch import nn
-from dmvae.datasets import DatasetConfig
-from dmvae.datasets.memory import MemoryDataset
-from dmvae.encoders import EncoderConfig
-from dmvae.matching import Matching
-from dmvae.references import ReferenceConfig
-from dmvae.registry import register
-
-
-@register("noise_images")
-@dataclass(frozen=True, kw_only=True)
-class NoiseImages(DatasetConfig):
-    def build(self, split):
-        g = torch.Generator().manual_seed(int(split == "train"))
-        images = torch.randint(256, (48, self.channels, self.size, self.size), generator=g, dtype=torch.uint8)
-        return MemoryDataset(images, torch.arange(48) % 3, ("a", "b", "c"))
-
-
-@register("pool")
-@dataclass(frozen=True, kw_only=True)
-class Pool(EncoderConfig):
-    def build(self, *, size, channels, pretrained=False):
-        net = nn.Sequential(nn.Conv2d(channels, 8, 3, padding=1), nn.AvgPool2d(4))
-        net.channels, net.stride = 8, 4
-        return net
-
-
-@register("two_points")
-@dataclass(frozen=True, kw_only=True)
-class TwoPoints(ReferenceConfig):
-    def build(self, inputs):
-        return Points(inputs.latent_shape, inputs.num_classes)
-
-
-class Points:
-    velocity = None
-
-    def __init__(self, shape, num_classes):
-        self.shape, self.num_classes = shape, num_classes
-        self.mean, self.std = torch.zeros(shape[0]), torch.ones(shape[0])
-
-    def sample(self, n, rng):
-        labels = rng.integers(self.num_classes, n)
-        return (2.0 * (labels % 2) - 1).view(-1, 1, 1, 1).expand(n, *self.shape).clone(), labels
-
-
-@register("moment")
-@dataclass(frozen=True, kw_only=True)
-class Moment(Matching):
-    def loss(self, z, labels, teacher=None, student=None, context=None):
-        return z.square().mean(), {"moment/mean": z.mean()}
-"""
-
-
-def renamed(prefix):
-    """The plugin under names that no other test's plugin has taken in this process."""
-    return PLUGIN.replace('@register("', f'@register("{prefix}')
-
-
-def test_a_plugin_of_each_kind_runs_from_a_file_outside_the_package(tmp_path):
-    (tmp_path / "mine.py").write_text(PLUGIN)
-    path = tiny.write(
-        tmp_path,
-        plugins=[str(tmp_path / "mine.py")],
-        data={"type": "noise_images", "size": 12, "channels": 3},
-        autoencoder__encoder={"type": "pool"},
-        reference__distribution={"type": "two_points"},
-        matching__objective={"type": "moment"},
-        variants=None,
-    )
-    result = tiny.command("run", str(path))
-    assert result.returncode == 0, result.stderr
-    rows = (tmp_path / "run/main/matching/log.jsonl").read_text()
-    assert "moment/mean" in rows
-
-
-def test_the_readme_s_reference_runs(tmp_path):
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    (tmp_path / "two_points.py").write_text(readme.split("```python\n# two_points.py\n")[1].split("```")[0])
-    over = yaml.safe_load(readme.split("```yaml\n")[1].split("```")[0])
-    path = tiny.write(tmp_path, plugins=[str(tmp_path / over["plugins"][0])])
-    recipe = tmp_path / "mine.yaml"
-    recipe.write_text(yaml.safe_dump({"extends": path.name, "reference": over["reference"] | {"steps": 2}}))
-    result = tiny.command("run", str(recipe))
-    assert result.returncode == 0, result.stderr
-    assert "distance: 3.0" in (tmp_path / "run/main/recipe.yaml").read_text()
-
-
-def test_a_plugin_that_takes_a_name_of_ours_is_told_so(tmp_path):
-    source = renamed("mine_").replace('"mine_two_points"', '"gaussian"')
-    (tmp_path / "mine.py").write_text(source.replace("TwoPoints", "GaussianReference"))
-    path = tiny.write(tmp_path, plugins=[str(tmp_path / "mine.py")])
-    for _ in range(2):
-        with pytest.raises(ValueError, match=r"the name 'gaussian' is taken by dmvae.references.gaussian"):
-            load(path)
-
-
-def test_a_recipe_names_its_plugins_for_any_folder_to_find(tmp_path, monkeypatch):
-    (tmp_path / "mine.py").write_text(renamed("other_"))
-    monkeypatch.chdir(tmp_path)
-    recipe = load(tiny.write(tmp_path, plugins=["mine.py"]))["kl"]
-    assert recipe.plugins == (str(tmp_path / "mine.py"),)
-
-
-def test_an_encoder_with_dropout_resumes_to_the_same_weights(tmp_path, monkeypatch):
-    """It draws from torch's own generator, which nothing here counts."""
-    (tmp_path / "mine.py").write_text(renamed("wet_").replace("nn.AvgPool2d(4)", "nn.AvgPool2d(4), nn.Dropout(0.5)"))
-    found = []
-    for name in ("whole", "stopped"):
-        folder = tmp_path / name
-        folder.mkdir()
-        plugins = [str(tmp_path / "mine.py")]
-        path = tiny.write(folder, plugins=plugins, autoencoder__encoder={"type": "wet_pool"}, tokenizer__steps=8)
-        if name == "stopped":
-            monkeypatch.setattr(pipeline, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-            with pytest.raises(KeyboardInterrupt):
-                tiny.run(path, "kl", "tokenizer")
-            monkeypatch.undo()
-        tiny.run(path, "kl", "tokenizer")
-        found.append(tiny.weights(folder / "run"))
-    assert found[0].keys() == found[1].keys()
-    assert [name for name, value in found[0].items() if not torch.equal(value, found[1][name])] == []
 
 
 def test_a_reference_in_closed_form_trains_no_teacher(tmp_path):

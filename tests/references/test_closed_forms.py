@@ -7,7 +7,7 @@ import torch
 
 from dmvae.flow.guidance import guided
 from dmvae.flow.path import score
-from dmvae.flow.solver import sample
+from dmvae.flow.solver import Sampling, sample
 from dmvae.references.gaussian import Gaussian
 from dmvae.references.gaussian_mixture import GaussianMixture, joint_weights
 from dmvae.references.noise_states import NoiseStates
@@ -142,7 +142,7 @@ def moments(parts):
 def test_the_ode_carries_noise_to_the_reference(name, label):
     reference, parts = CASES[name]
     noise = torch.randn(4000, *SHAPE, generator=torch.Generator().manual_seed(2))
-    z = sample(reference.velocity, noise, torch.full((4000,), label), method="heun", steps=40).double()
+    z = sample(reference.velocity, noise, torch.full((4000,), label), Sampling(method="heun", steps=40)).double()
     mean, variance = moments(parts(label))
     assert torch.allclose(z.mean(0), mean, atol=0.08)
     assert torch.allclose(z.var(0), variance, atol=0.1, rtol=0.08)

@@ -59,7 +59,7 @@ def build(
             shared = stage in ("tokenizer", "reference") and matched
             folder = run_dir / "stages" / f"{stage}-{0 if shared else v:012d}"
             folder.mkdir(parents=True, exist_ok=True)
-            module = SimpleNamespace(NAME=stage)
+            module = SimpleNamespace(name=stage)
             jobs.append(SimpleNamespace(variant=variant, stage=module, recipe=its, folder=folder, reads={}))
             seconds = {"tokenizer": 310, "generator": 540, "matching": 610}.get(stage, 25.4) * (1 + 0.1 * v)
             (folder / "done.json").write_text(json.dumps({"stage": stage, "seconds": seconds, "steps": 2000}))

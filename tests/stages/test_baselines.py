@@ -12,7 +12,7 @@ from dmvae.inputs import Inputs
 from dmvae.latents.store import LatentSet
 from dmvae.recipe import load
 from dmvae.runtime.random import Random
-from dmvae.stages import decoder, matching, tokenizer
+from dmvae.stages import STAGES
 from dmvae.training.loop import Trainer
 from dmvae.training.stage import Batch
 
@@ -52,7 +52,7 @@ def trainer_of(job):
     return trainer, images.float() / 127.5 - 1, labels
 
 
-def moves(trainer, stage, batch):
+def moves(trainer, batch):
     """[(update's name, parts that it moved)] over one step; a part is a network, or a child of the autoencoder."""
     found = []
     for update in trainer.stage.updates(trainer.networks, batch, Random(0)):
@@ -78,7 +78,7 @@ def test_every_baseline_runs_to_its_figures(finished):
 
 def test_a_plain_autoencoder_trains_whole_and_has_no_kl(finished):
     trainer, x, y = trainer_of(finished[0]["ae", "tokenizer"])
-    assert moves(trainer, tokenizer, Batch(x, y, 0, 6)) == [("tokenizer", TOKENIZER)]
+    assert moves(trainer, Batch(x, y, 0, 6)) == [("tokenizer", TOKENIZER)]
     first = next(trainer.stage.updates(trainer.networks, Batch(x, y, 0, 6), Random(0)))
     assert first.log["tokenizer/kl"] == 0
 
@@ -86,7 +86,7 @@ def test_a_plain_autoencoder_trains_whole_and_has_no_kl(finished):
 @pytest.mark.parametrize("variant", ["vavae", "vavae_l2"])
 def test_alignment_moves_the_projection_in_its_own_turn_and_never_the_target(finished, variant):
     trainer, x, y = trainer_of(finished[0][variant, "tokenizer"])
-    assert moves(trainer, tokenizer, Batch(x, y, 5, 6)) == [
+    assert moves(trainer, Batch(x, y, 5, 6)) == [
         ("tokenizer", TOKENIZER),
         ("projection", {"projection"}),
         ("discriminator", {"discriminator"}),
@@ -148,18 +148,18 @@ def test_rae_s_latents_are_the_frozen_encoder_s_features(finished):
 
 def test_rae_moves_decoder_and_discriminator(finished):
     trainer, x, y = trainer_of(finished[0]["rae", "tokenizer"])
-    assert moves(trainer, tokenizer, Batch(x, y, 5, 6)) == [
+    assert moves(trainer, Batch(x, y, 5, 6)) == [
         ("tokenizer", {"autoencoder.decoder"}),
         ("discriminator", {"discriminator"}),
     ]
 
 
-@pytest.mark.parametrize("stage", [tokenizer, decoder])
+@pytest.mark.parametrize("stage", ["tokenizer", "decoder"])
 def test_noise_is_on_what_the_decoder_sees_in_training(tmp_path, monkeypatch, stage):
-    over = {"autoencoder.latent_channels": None, "reference": None, "matching": None, f"{stage.name}.noise": 0.8}
+    over = {"autoencoder.latent_channels": None, "reference": None, "matching": None, f"{stage}.noise": 0.8}
     path = tiny.write(tmp_path, variants={"x": over})
     jobs = {j.stage.name: j for j in tiny.run(path, "x", until="tokenizer")}
-    trainer, x, y = trainer_of(jobs[stage.name])
+    trainer, x, y = trainer_of(jobs[stage])
     model, seen = trainer.networks.autoencoder, []
     decode = model.decode
     monkeypatch.setattr(model, "decode", lambda z: seen.append(z) or decode(z))
@@ -175,12 +175,12 @@ def test_noise_is_on_what_the_decoder_sees_in_training(tmp_path, monkeypatch, st
 
 def test_aae_moves_the_critic_every_step_and_the_tokenizer_every_second(finished):
     trainer, x, y = trainer_of(finished[0]["aae", "matching"])
-    assert moves(trainer, matching, Batch(x, y, 0, 8)) == [
+    assert moves(trainer, Batch(x, y, 0, 8)) == [
         ("tokenizer", TOKENIZER),
         ("discriminator", {"discriminator"}),
         ("student", {"student"}),
     ]
-    assert moves(trainer, matching, Batch(x, y, 1, 8)) == [("student", {"student"})]
+    assert moves(trainer, Batch(x, y, 1, 8)) == [("student", {"student"})]
     assert type(trainer.networks.student).__name__ == "Critic"
 
 
@@ -188,7 +188,7 @@ def test_aae_reads_the_reference_where_its_stage_left_it(finished):
     jobs, run_dir = finished
     assert not (run_dir / "aae/matching/latents").exists()
     trainer, _, _ = trainer_of(jobs["aae", "matching"])
-    z, _ = trainer.networks.reference.sample(4, Random(0))
+    z, _ = trainer.stage.reference.sample(4, Random(0))
     assert z.shape == (4, 4, 3, 3)
 
 
@@ -196,15 +196,15 @@ def test_aae_reads_the_reference_where_its_stage_left_it(finished):
 def test_interrupted_it_ends_in_the_same_weights(finished, tmp_path, monkeypatch, variant, stage):
     _, whole = finished
     path = tiny.write(tmp_path, variants={variant: VARIANTS[variant]}, run__precision="float32")
-    module = {"matching": matching, "tokenizer": tokenizer}[stage]
-    updates = module.updates
+    cls = next(known for known in STAGES if known.name == stage)
+    updates = cls.updates
 
-    def fail(networks, batch, rng):
+    def fail(self, networks, batch, rng):
         if batch.step == 5:
             raise RuntimeError("power cut")
-        yield from updates(networks, batch, rng)
+        yield from updates(self, networks, batch, rng)
 
-    monkeypatch.setattr(module, "updates", fail)
+    monkeypatch.setattr(cls, "updates", fail)
     with pytest.raises(RuntimeError, match="power cut"):
         tiny.run(path, variant, until=stage)
     assert list(tmp_path.glob(f"run/stages/{stage}*/checkpoints/step-00000003"))

@@ -140,7 +140,7 @@ def test_the_surrogate_loss_has_the_objective_s_gradient(jobs):
 
     trainer, x, _ = trainer_of(jobs["decoder"])
     recon = torch.rand_like(x).requires_grad_()
-    loss, log = reconstruct(trainer.networks, x, recon, Random(0), adversarial=False)
+    loss, log = reconstruct(trainer.networks, trainer.stage.losses, x, recon, Random(0), adversarial=False)
     (ours,) = torch.autograd.grad(loss, recon)
     plain = (x - recon).abs().mean()
     (theirs,) = torch.autograd.grad(plain, recon)

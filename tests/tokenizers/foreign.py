@@ -61,7 +61,7 @@ def own_model():
     from dmvae import Autoencoder
 
     torch.manual_seed(0)
-    return Autoencoder(image_size=12, **tiny.RECIPE["autoencoder"])
+    return Autoencoder.from_config(tiny.RECIPE["autoencoder"] | {"image_size": 12})
 
 
 def source(kind: str, folder: Path) -> dict:

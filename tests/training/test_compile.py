@@ -21,7 +21,10 @@ def compiled(device: str) -> set[str]:
             ),
             "critic": PatchGAN(in_channels=3, width=8),
         }
-    compile_networks(Networks(modules), torch.device(device))
+    networks = Networks()
+    for name, module in modules.items():
+        networks.add_module(name, module)
+    compile_networks(networks, torch.device(device))
     return {name for name, module in torch.nn.ModuleDict(modules).named_modules() if module._compiled_call_impl}
 
 

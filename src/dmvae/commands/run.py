@@ -31,10 +31,10 @@ def run(command: str, arguments: list[str], commands: Sequence[str] = ("run", "s
     parser.add_argument("-h", "--help", action="store_true")
     known, rest = parser.parse_known_args(arguments)
     names = [stage.name for stage in stages()]
+    if command not in (*names, *commands) and not Path(known.recipe or "").is_file():
+        raise ValueError(f"no such command: {command}{nearest(command, [*commands, *names])}")
     # an option before the recipe would take it for its value
     if known.recipe is None or (known.recipe != arguments[0] and not Path(known.recipe).is_file()):
-        if command not in (*names, *commands):
-            raise ValueError(f"no such command: {command}{nearest(command, [*commands, *names])}")
         raise ValueError(f"usage: dmvae {command} RECIPE [--run_dir DIR] [--variant NAME] [--section.field value ...]")
     overrides = parse_overrides(rest)
     if known.run_dir:

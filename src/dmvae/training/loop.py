@@ -72,9 +72,8 @@ class Trainer:
         """Backward, clip, step and average for the parameters that the update names; returns its figures."""
         parameters = self.networks.trains[update.trains]
         if update.loss.ndim:
-            raise ValueError(
-                f"{self.stage.name}: the loss of {update.trains!r} is {list(update.loss.shape)}, no scalar"
-            )
+            shape = list(update.loss.shape)
+            raise ValueError(f"{self.stage.name}: the loss of {update.trains!r} has shape {shape}; give a scalar")
         # A sharded network's parts are not in the graph, their gathered wholes are; and a flow network's graph holds
         # nothing else that trains, for its latents are detached.
         sharded = distributed.is_sharded(parameters[0])

@@ -1,0 +1,169 @@
+"""Plugins: one file outside the package adds a member of any family, or a stage."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import tiny
+from dmvae import config as configs
+from dmvae import pipeline
+from dmvae.recipe import load
+from plugin_source import PLUGIN
+
+
+def renamed(prefix):
+    """The plugin under names that no other test's plugin has taken in this process."""
+    return PLUGIN.replace('@register("', f'@register("{prefix}').replace('@stage("', f'@stage("{prefix}')
+
+
+OVER = {
+    "data": {"type": "noise_images", "size": 12, "channels": 3},
+    "autoencoder": {
+        "encoder": {"type": "pool"},
+        "latent_channels": 4,
+        "bottleneck_width": 8,
+        "decoder": {"type": "blocks"},
+    },
+    "reference.distribution": {"type": "two_points"},
+    "matching.objective": {"type": "moment"},
+    "evaluate.metrics": ["frechet", "brightness"],
+    "sharpen": {"steps": 2, "batch_size": 8},
+    "variants": {"main": {}, "means": {"generator.model": {"type": "class_means"}}, "leaps": {"sample.method": "leap"}},
+}
+
+
+def recipe_with_plugins(folder: Path) -> Path:
+    (folder / "mine.py").write_text(PLUGIN)
+    base = {key: value for key, value in tiny.RECIPE.items() if key not in ("autoencoder", "variants", "data")}
+    values = configs.merge(base, OVER | {"run.dir": str(folder / "run"), "plugins": [str(folder / "mine.py")]})
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_a_plugin_of_each_kind_runs_from_a_file_outside_the_package(tmp_path):
+    path, run_dir = recipe_with_plugins(tmp_path), tmp_path / "run"
+    result = tiny.command("run", str(path))
+    assert result.returncode == 0, result.stderr
+    assert "moment/mean" in (run_dir / "main/matching/log.jsonl").read_text()
+    assert "sharpen/mean" in (run_dir / "main/sharpen/log.jsonl").read_text()
+    assert (run_dir / "main/sharpen/sharpener/model.safetensors").exists()
+    tokenizer = json.loads((run_dir / "main/latents/autoencoder/config.json").read_text())
+    assert tokenizer["decoder"] == {"type": "blocks", "width": 8}
+    assert json.loads((run_dir / "means/generator/generator/config.json").read_text())["_class_name"] == "ClassMeans"
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert {"brightness", "contrast", "latent_norm", "gfd"} <= set(summary["methods"]["means"])
+    assert summary["methods"]["leaps"]["gfd"] != summary["methods"]["main"]["gfd"]
+    for title in ("brightness gap", "contrast gap", "latent norm"):
+        assert title in result.stdout
+        assert title in (run_dir / "index.html").read_text()
+    one = tiny.command("sharpen", str(path))
+    assert "main/sharpen: skip (finished)" in one.stdout
+    dry = tiny.command("run", str(path), "--dry-run")
+    assert [line for line in dry.stdout.splitlines() if "sharpen" in line]
+    assert "nothing is missing" in dry.stdout
+    assert "--sharpen.strength" in tiny.command("run", str(path), "--help").stdout
+
+
+WRONG = {
+    "class Pool(EncoderConfig):\n    def build": (
+        "class Pool(EncoderConfig):\n    def make",
+        r"class Pool.*lacks build",
+    ),
+    "    def loss(self, z, labels, teacher": ("    def lose(self, z, labels, teacher", r"class Moment.*lacks loss"),
+    "    def trajectory(": ("    def path(", r"class Leap.*lacks trajectory"),
+    "    Config = SharpenConfig": ("    Configs = SharpenConfig", r"class Sharpen.*lacks Config"),
+    "@dataclass(frozen=True, kw_only=True)\nclass Blocks": ("class Blocks", r"class Blocks.*without @dataclass"),
+    'after="decoder"': ('after="decoding"', r"'wrong.*sharpen'.*comes after 'decoding', which is no stage"),
+}
+
+
+@pytest.mark.parametrize("right", WRONG)
+def test_a_plugin_that_lacks_something_is_told_what_and_where(tmp_path, right):
+    wrong, message = WRONG[right]
+    source = renamed(f"wrong{list(WRONG).index(right)}_")
+    assert right in source
+    (tmp_path / "wrong.py").write_text(source.replace(right, wrong))
+    result = tiny.command("run", str(tiny.write(tmp_path, plugins=[str(tmp_path / "wrong.py")])))
+    assert result.returncode == 2
+    assert re.search(message, result.stderr), result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run/stages").exists()
+
+
+SHAPES = {
+    "nn.AvgPool2d(4)": (
+        "nn.AvgPool2d(2)",
+        r"encoder: 'pool' returns \[2, 8, 6, 6\] where its stride says \[2, 8, 3, 3\]",
+    ),
+    "nn.PixelShuffle(stride)": ("nn.Identity()", r"decoder: 'blocks' returns"),
+    "dtype=torch.uint8)": ("dtype=torch.uint8).flip(3)[..., :8]", r"data: 'noise_images': item 0 is torch.uint8"),
+    "return (2.0 * (labels % 2) - 1).view(-1, 1, 1, 1).expand(n, *self.shape).clone(), labels": (
+        "return labels.float(), labels",
+        r"'two_points' returned samples \[2000\] for 2000 labels; give finite latents",
+    ),
+    "return z.square().mean(), {": ("return z.square(), {", r"scalar"),
+}
+
+
+@pytest.mark.parametrize("right", SHAPES)
+def test_a_plugin_that_returns_another_shape_is_told(tmp_path, right):
+    path = recipe_with_plugins(tmp_path)
+    wrong, message = SHAPES[right]
+    assert right in PLUGIN
+    (tmp_path / "mine.py").write_text(PLUGIN.replace(right, wrong))
+    result = tiny.command("run", str(path), "--variant", "main")
+    assert result.returncode == 2, result.stderr
+    assert re.search(message, result.stderr), result.stderr
+
+
+def test_the_readme_s_reference_runs(tmp_path):
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    (tmp_path / "two_points.py").write_text(readme.split("```python\n# two_points.py\n")[1].split("```")[0])
+    over = yaml.safe_load(readme.split("```yaml\n")[1].split("```")[0])
+    path = tiny.write(tmp_path, plugins=[str(tmp_path / over["plugins"][0])])
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(yaml.safe_dump({"extends": path.name, "reference": over["reference"] | {"steps": 2}}))
+    result = tiny.command("run", str(recipe))
+    assert result.returncode == 0, result.stderr
+    assert "distance: 3.0" in (tmp_path / "run/main/recipe.yaml").read_text()
+
+
+def test_a_plugin_that_takes_a_name_of_ours_is_told_so(tmp_path):
+    source = renamed("mine_").replace('"mine_two_points"', '"gaussian"')
+    (tmp_path / "mine.py").write_text(source.replace("TwoPoints", "GaussianReference"))
+    path = tiny.write(tmp_path, plugins=[str(tmp_path / "mine.py")])
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"the name 'gaussian' is taken by dmvae.references.gaussian"):
+            load(path)
+
+
+def test_a_recipe_names_its_plugins_for_any_folder_to_find(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(renamed("other_"))
+    monkeypatch.chdir(tmp_path)
+    recipe = load(tiny.write(tmp_path, plugins=["mine.py"]))["kl"]
+    assert recipe.plugins == (str(tmp_path / "mine.py"),)
+
+
+def test_an_encoder_with_dropout_resumes_to_the_same_weights(tmp_path, monkeypatch):
+    """It draws from torch's own generator, which nothing here counts."""
+    (tmp_path / "mine.py").write_text(renamed("wet_").replace("nn.AvgPool2d(4)", "nn.AvgPool2d(4), nn.Dropout(0.5)"))
+    found = []
+    for name in ("whole", "stopped"):
+        folder = tmp_path / name
+        folder.mkdir()
+        plugins = [str(tmp_path / "mine.py")]
+        path = tiny.write(folder, plugins=plugins, autoencoder__encoder={"type": "wet_pool"}, tokenizer__steps=8)
+        if name == "stopped":
+            monkeypatch.setattr(pipeline, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                tiny.run(path, "kl", "tokenizer")
+            monkeypatch.undo()
+        tiny.run(path, "kl", "tokenizer")
+        found.append(tiny.weights(folder / "run"))
+    assert found[0].keys() == found[1].keys()
+    assert [name for name, value in found[0].items() if not torch.equal(value, found[1][name])] == []
