@@ -18,14 +18,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.pictures import samples_picture
-from dmvae.evaluation.scores import Figure
+from dmvae.evaluation import scores
 from dmvae.pipeline import jobs_of
 from dmvae.recipe import method_of
 from dmvae.report import charts, latent_map
 from dmvae.report.figures import shown
 from dmvae.report.run import COLOURS, Run
 
-RATIO = Figure("ratio", "gFD ratio", "", -1, "{:.2f}", "gFD over the baseline's")
+RATIO = scores.Figure("ratio", "gFD ratio", "", -1, "{:.2f}", "gFD over the baseline's")
 Values = dict[str, list[float]]
 """Figure -> its value at each seed."""
 
@@ -81,7 +81,7 @@ def ratios(values: list[float], baseline: list[float]) -> list[float]:
     return [value / statistics.fmean(baseline) for value in values]
 
 
-def cell(values: list[float], figure: Figure) -> str:
+def cell(values: list[float], figure: scores.Figure) -> str:
     if len(values) == 1:
         return figure.show(values[0])
     return f"{figure.show(statistics.fmean(values))} ± {figure.show_spread(statistics.stdev(values))}"

@@ -60,7 +60,7 @@ def test_a_plugin_of_each_kind_runs_from_a_file_outside_the_package(tmp_path):
     assert summary["methods"]["leaps"]["gfd"] != summary["methods"]["main"]["gfd"]
     for title in ("brightness gap", "contrast gap", "latent norm"):
         assert title in result.stdout
-        assert title in (run_dir / "index.html").read_text()
+        assert title in (run_dir / "report.html").read_text()
     one = tiny.command("sharpen", str(path))
     assert "main/sharpen: skip (finished)" in one.stdout
     dry = tiny.command("run", str(path), "--dry-run")

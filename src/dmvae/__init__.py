@@ -5,13 +5,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dmvae.interop.pipeline import DMVAEPipeline
+    from dmvae.library import Run, run
     from dmvae.models.dit import LightningDiT
     from dmvae.tokenizers.autoencoder import Autoencoder
 
 __version__ = "0.1.0"
-__all__ = ["Autoencoder", "DMVAEPipeline", "LightningDiT"]
+__all__ = ["Autoencoder", "DMVAEPipeline", "LightningDiT", "Run", "run"]
 
 _HOMES = {
+    "run": "dmvae.library",
+    "Run": "dmvae.library",
     "Autoencoder": "dmvae.tokenizers.autoencoder",
     "LightningDiT": "dmvae.models.dit",
     "AdaptedTokenizer": "dmvae.tokenizers.adapted",

@@ -22,7 +22,7 @@ from dmvae.sections import Sections
 from dmvae.stages import stages
 from dmvae.training.stage import AnyStage
 
-__all__ = ["Recipe", "load", "method_of"]
+__all__ = ["Recipe", "load", "method_of", "read_values", "resolve"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,12 +82,16 @@ def load(path: str | Path, overrides: Values | None = None) -> dict[str, Recipe]
     Raises ValueError naming the file and the field for anything that is not a valid recipe.
     """
     path = Path(path)
-    values = _extended(path)
-    named = values.get("variants") or {"main": {}}
-    values = configs.merge(values, overrides or {})
-    variants = values.pop("variants", None) or {"main": {}}
-    seeds = values.pop("seeds", None)
+    return resolve(read_values(path), overrides, path)
+
+
+def resolve(values: Values, overrides: Values | None = None, path: Path = Path("recipe")) -> dict[str, Recipe]:
+    """`load` of values that are no file's; relative plugins are sought beside `path`, which also stands in errors."""
     try:
+        named = values.get("variants") or {"main": {}}
+        values = configs.merge(values, overrides or {})
+        variants = values.pop("variants", None) or {"main": {}}
+        seeds = values.pop("seeds", None)
         if not isinstance(variants, dict) or not all(isinstance(v, dict | None) for v in variants.values()):
             raise ValueError("variants: expected a mapping of names to overrides")
         for name in variants:
@@ -106,7 +110,7 @@ def load(path: str | Path, overrides: Values | None = None) -> dict[str, Recipe]
         raise ValueError(f"{path}: {error}") from error
 
 
-def _extended(path: Path, below: tuple[Path, ...] = ()) -> Values:
+def read_values(path: Path, below: tuple[Path, ...] = ()) -> Values:
     """The file's values, laid over those of the recipe that it `extends`, whose variants and seeds are its own."""
     if path in below:
         raise ValueError(f"{below[-1]}: extends: {path} extends this file in turn")
@@ -118,7 +122,7 @@ def _extended(path: Path, below: tuple[Path, ...] = ()) -> Values:
         return values
     if not isinstance(base, str):
         raise ValueError(f"{path}: extends: expected the path of a recipe, beside this one, got {base!r}")
-    inherited = _extended((path.parent / base).resolve(), (*below, path))
+    inherited = read_values((path.parent / base).resolve(), (*below, path))
     return configs.merge({key: value for key, value in inherited.items() if key not in ("variants", "seeds")}, values)
 
 

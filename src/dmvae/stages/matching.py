@@ -143,6 +143,9 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         config, model = self.config, networks.autoencoder
         z = latents.requires_grad_()
         matching, log = config.objective.loss(z, batch.labels, networks.teacher, networks.student, context)
+        if matching.ndim:
+            shape = list(matching.shape)
+            raise ValueError(f"matching.objective: {config.objective.type!r} gives a loss of shape {shape}, no scalar")
         (pull,) = torch.autograd.grad(matching, z)
         z.requires_grad_(False)
         late: dict[str, Tensor | float] = {}

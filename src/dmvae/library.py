@@ -1,0 +1,98 @@
+"""Recipes from Python: what `dmvae run` does, for notebooks and programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from dmvae import config as configs
+from dmvae import pipeline
+from dmvae.commands.run import finish
+from dmvae.config import Values
+from dmvae.datasets.instance import offer
+from dmvae.interop.pipeline import DMVAEPipeline
+from dmvae.latents.store import LatentSet
+from dmvae.models.base import Tokenizer
+from dmvae.recipe import read_values, resolve
+from dmvae.runtime import distributed
+from dmvae.tokenizers.adapted import load_tokenizer
+
+SHAPE = ("size", "channels", "limit", "flip")
+"""Fields of a recipe's data that stay when a program brings the data itself."""
+
+
+class Run:
+    """A run folder: what its stages left."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Raises ValueError for a folder that is no run's."""
+        self.dir = Path(folder)
+        self.jobs = pipeline.jobs_of(self.dir)
+
+    @property
+    def variants(self) -> list[str]:
+        """The methods, in the recipe's order."""
+        return list(dict.fromkeys(job.variant for job in self.jobs))
+
+    @property
+    def summary(self) -> Values:
+        """What summary.json holds; `run.summary["methods"]["matched"]["gfd"]` is a figure."""
+        return json.loads((self.dir / "summary.json").read_text())
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return self.dir / "report.html"
+
+    def folder(self, stage: str, variant: str | None = None) -> Path:
+        """The folder of a stage. Raises ValueError where the method has no such stage, or it is not finished."""
+        variant = variant or self.variants[0]
+        for job in self.jobs:
+            if (job.variant, job.stage.name) == (variant, stage) and job.state == "finished":
+                return job.folder
+        known = ", ".join(self.variants)
+        raise ValueError(f"{self.dir}: {variant!r} has no finished stage {stage!r}; methods: {known}")
+
+    def tokenizer(self, variant: str | None = None) -> Tokenizer:
+        """The tokenizer of a method, of the first by default, with its latents' mean and std; in evaluation mode."""
+        return load_tokenizer(self.folder("latents", variant) / "autoencoder")
+
+    def latents(self, variant: str | None = None) -> LatentSet:
+        """The training set's latents, normalised per channel."""
+        return LatentSet(self.folder("latents", variant) / "latents")
+
+    def pipeline(self, variant: str | None = None) -> Any:
+        """The diffusers pipeline of a method that has a generator."""
+        self.folder("generator", variant)
+        return DMVAEPipeline.from_pretrained(self.dir / (variant or self.variants[0]) / "pipeline")
+
+
+def run(recipe: str | Path | Mapping[str, Any], *, train: Any = None, test: Any = None, **overrides: Any) -> Run:
+    """Run a recipe's stages that are not finished, and write its table, report and pipelines, as `dmvae run` does.
+
+    recipe: a file, or its content as a mapping. train, test: data sets of (image, label) items to use in place of the
+    recipe's `data`, whose size and channels stay. overrides: laid on top, as on the command line; a section as a
+    mapping (`tokenizer={"steps": 30}`), or a dotted name (`**{"tokenizer.steps": 30}`).
+
+    Raises ValueError for what is wrong with the recipe or the data, before any stage runs.
+    """
+    if (train is None) != (test is None):
+        raise ValueError("train and test: give both data sets, or neither")
+    path = Path("recipe") if isinstance(recipe, Mapping) else Path(recipe)
+    values = configs.merge(deepcopy(dict(recipe)) if isinstance(recipe, Mapping) else read_values(path), overrides)
+    if train is not None:
+        shape = {key: value for key, value in (values.get("data") or {}).items() if key in SHAPE}
+        values["data"] = {"type": "instance", "key": offer(train, test)} | shape
+    recipes = resolve(values, path=path)
+    run_dir = Path(next(iter(recipes.values())).run.dir)
+    distributed.start()
+    try:
+        jobs = pipeline.run(recipes, run_dir)
+        if distributed.is_main():
+            finish(jobs, run_dir)
+    finally:
+        distributed.stop()
+    return Run(run_dir)

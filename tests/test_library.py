@@ -1,0 +1,135 @@
+"""The program as a library: recipes from Python, and the examples."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import dmvae
+import tiny
+from dmvae.datasets.instance import Instance, offer
+from dmvae.flow.loss import flow_matching_loss
+from dmvae.generators.flow import FlowModelConfig
+from dmvae.matching import DMD, Adversarial, Context
+from dmvae.references.gaussian import Gaussian
+from dmvae.runtime.random import Random
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+class Colours:
+    classes = ("dark", "bright")
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, i: int):
+        return torch.full((3, 20, 16), 0.2 + 0.6 * (i % 2)), i % 2
+
+
+def test_a_recipe_runs_from_python_on_a_data_set_of_ones_own(tmp_path):
+    recipe = tiny.RECIPE | {"run": tiny.RECIPE["run"] | {"dir": str(tmp_path / "run")}, "variants": None}
+    run = dmvae.run(recipe, train=Colours(48), test=Colours(24), tokenizer={"steps": 2}, **{"generator.steps": 3})
+    assert run.variants == ["main"]
+    assert run.summary["methods"]["main"]["psnr"] > 0
+    assert run.report.exists()
+    assert run.tokenizer().config.latent_channels == 4
+    assert run.latents()[0][0].shape == (4, 3, 3)
+    assert run.pipeline()(class_labels=["bright"], num_inference_steps=2).images[0].size == (12, 12)
+    facts = json.loads((run.folder("tokenizer") / "done.json").read_text())
+    assert facts["steps"] == 2
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run/stages").glob("*/done.json")}
+    dmvae.run(recipe, train=Colours(48), test=Colours(24), tokenizer={"steps": 2}, **{"generator.steps": 3})
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run/stages").glob("*/done.json")} == before
+    with pytest.raises(ValueError, match=r"'main' has no finished stage 'encoding'; methods: main"):
+        run.folder("encoding")
+    with pytest.raises(ValueError, match=r"generator.stepz: no such field; did you mean 'steps'\?"):
+        dmvae.run(recipe, train=Colours(48), test=Colours(24), **{"generator.stepz": 3})
+    with pytest.raises(ValueError, match="give both data sets, or neither"):
+        dmvae.run(recipe, train=Colours(48))
+
+
+def test_items_become_uint8_squares_of_the_recipe_s_size():
+    data = Instance(key=offer(Colours(5), Colours(2)), size=8, channels=1).build("train")
+    assert len(data) == 5
+    assert data.classes == ("dark", "bright")
+    assert data.labels.tolist() == [0, 1, 0, 1, 0]
+    image, label = data[1]
+    assert image.dtype == torch.uint8
+    assert image.shape == (1, 8, 8)
+    assert image.unique().tolist() == [204]
+    assert label == 1
+
+
+def test_items_that_are_no_images_are_named():
+    class Wrong(Colours):
+        def __getitem__(self, i: int):
+            return torch.full((3, 4, 4), 200.0), 0
+
+    with pytest.raises(ValueError, match="uint8 or floats in"):
+        offer(Wrong(3), Colours(2))
+
+
+def test_an_objective_needs_nothing_but_tensors_and_networks():
+    """What it does by itself is what the stage does with a context."""
+    shape, classes = (2, 3, 3), 4
+    torch.manual_seed(0)
+    z, labels = torch.randn(5, *shape, requires_grad=True), torch.arange(5) % classes
+    objective, teacher = DMD(guidance=2.0), Gaussian(shape, classes, 1.0).velocity
+    student = objective.new_student(shape, classes, teacher, FlowModelConfig(width=16, depth=1, heads=2))
+    context = Context.default(z, student, rng=torch.Generator().manual_seed(3))
+    again = Context(Random.of(torch.Generator().manual_seed(3)), classes)
+    ours, log = objective.loss(z, labels, teacher, student, context)
+    theirs, _ = objective.loss(z, labels, teacher, student, again)
+    assert torch.equal(ours, theirs)
+    assert any(name.startswith("gap/") for name in log)
+    (pull,) = torch.autograd.grad(objective.loss(z, labels, teacher, student)[0], z)
+    assert pull.abs().sum() > 0
+    loss, _ = objective.student_loss(student, z.detach(), labels, Context(Random(7), classes, label_dropout=0.0))
+    rng = Random(7)
+    rng.uniform(5)
+    expected = flow_matching_loss(student, z.detach(), labels, rng.uniform(5), rng.normal(*z.shape))
+    assert torch.equal(loss, expected)
+
+
+def test_what_an_objective_lacks_is_told():
+    z, labels = torch.zeros(2, 1, 2, 2), torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(ValueError, match="give it a teacher and a student"):
+        DMD().loss(z, labels)
+    with pytest.raises(ValueError, match="no network's config has num_classes"):
+        DMD().loss(z, labels, lambda z_t, t, y: z_t, lambda z_t, t, y: z_t)
+    with pytest.raises(ValueError, match=r"give context.reference"):
+        Adversarial().student_loss(None, z, labels)
+
+
+def run_file(*arguments: str, cwd: Path) -> str:
+    source = str(EXAMPLES.parent / "src")
+    env = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([source, os.environ.get("PYTHONPATH", "")]),
+    }
+    result = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=cwd, env=env)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_the_training_loop_of_ones_own(tmp_path):
+    out = run_file(str(EXAMPLES / "own_trainer.py"), "--steps", "60", cwd=tmp_path)
+    std = [float(line.rsplit("std ", 1)[1]) for line in out.splitlines()]
+    assert abs(std[-1] - 1) < abs(std[0] - 1), "the latents' spread approaches the reference's"
+
+
+@pytest.mark.parametrize("notebook", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebook_runs_cell_by_cell(tmp_path, notebook):
+    cells = json.loads(notebook.read_text())["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    (tmp_path / "cells.py").write_text(code)
+    run_file("cells.py", cwd=tmp_path)
+    assert (tmp_path / "runs").exists()
