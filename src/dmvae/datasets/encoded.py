@@ -27,6 +27,7 @@ from dmvae.datasets.memory import MemoryDataset
 from dmvae.runtime.files import whole
 from dmvae.runtime.hashing import digest
 
+OnBroken = Literal["skip", "error"]
 ENDS = 4096
 UNCOMPRESSED = (b"BM", b"P5", b"P6", b"II*\0", b"MM\0*")  # BMP, PGM, PPM, TIFF
 MOST_CLASSES = 100_000
@@ -66,7 +67,7 @@ class EncodedConfig(DatasetConfig):
     cache_gib: float = 16.0
     """Images that take at most this many GiB decoded are decoded once, into a file under ~/.cache/dmvae that is then
     mapped into memory; larger sets are decoded whenever they are read, as all are with 0."""
-    on_broken: Literal["skip", "error"] = "skip"
+    on_broken: OnBroken = "skip"
     """Unreadable images: skip them with one warning, or stop with an error."""
 
     def __post_init__(self) -> None:
@@ -115,12 +116,11 @@ def open_images(source: Encoded, config: EncodedConfig, classes: tuple[str, ...]
 
     Raises ValueError for unreadable images where `config.on_broken` is "error", or nothing is left.
     """
-    shape = (config.size, config.channels, config.on_broken)
-    fingerprint = digest(content, source.labels, classes, shape)
+    fingerprint = digest(content, source.labels, classes, config.size, config.channels, config.on_broken)
     n, each = len(source.labels), config.channels * config.size**2
     if n * each > config.cache_gib * 2**30:
         return LazyImages(source, classes, fingerprint, config)
-    folder = cache_folder() / "decoded" / digest(content, shape)
+    folder = cache_folder() / "decoded" / digest(content, config.size, config.channels)
     if not (folder / "images.npy").is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
         if n * each > (free := shutil.disk_usage(folder.parent).free):
@@ -203,16 +203,19 @@ def ends(data: bytes) -> str:
     return digest(len(data), data[:ENDS], data[-ENDS:])
 
 
-class LazyImages:
+class DecodedWhenRead:
     """Decodes an image whenever it is read; safe in DataLoader workers.
 
-    A damaged image gives the next readable one of its class, with a warning, or a ValueError where `config.on_broken`
-    is "error".
+    A damaged image gives the next readable one of its class, with a warning, or a ValueError where `on_broken` is
+    "error".
     """
 
-    def __init__(self, source: Encoded, classes: tuple[str, ...], fingerprint: str, config: EncodedConfig):
-        self.source, self.classes, self.fingerprint, self.config = source, classes, fingerprint, config
-        self.labels = source.labels
+    def __init__(self, labels: Tensor, classes: tuple[str, ...], fingerprint: str, on_broken: OnBroken):
+        self.labels, self.classes, self.fingerprint, self.on_broken = labels, classes, fingerprint, on_broken
+
+    def decode(self, index: int) -> Tensor:
+        """Raises BrokenImage, naming the place."""
+        raise NotImplementedError
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -221,20 +224,31 @@ class LazyImages:
         label = int(self.labels[index])
         index %= len(self)
         try:
-            return self._read(index), label
+            return self.decode(index), label
         except BrokenImage as error:
-            where = self.source.where(index)
-            if self.config.on_broken == "error":
-                raise ValueError(
-                    f"unreadable image: {where}: {error}. Mend or delete it, or set on_broken: skip"
-                ) from error
-            warnings.warn(f"unreadable image, another of its class takes its place: {where}: {error}", stacklevel=2)
-        for other in (self.labels.roll(-index - 1) == label).nonzero().flatten().tolist():
-            try:
-                return self._read((index + 1 + other) % len(self)), label
-            except BrokenImage:
-                continue  # warned of when it is read in its own right
-        raise ValueError(f"class {self.classes[label]!r} has no readable image: {where}; mend the files")
+            place = str(error)
+            if self.on_broken == "error":
+                raise ValueError(f"unreadable image: {error}. Mend or delete it, or set on_broken: skip") from error
+            warnings.warn(f"unreadable image, another of its class takes its place: {error}", stacklevel=2)
+        for step in range(1, len(self)):
+            other = (index + step) % len(self)
+            if self.labels[other] == label:
+                try:
+                    return self.decode(other), label
+                except BrokenImage:
+                    continue  # warned of when it is read in its own right
+        raise ValueError(f"class {self.classes[label]!r} has no readable image ({place}); leave it out or mend it")
 
-    def _read(self, index: int) -> Tensor:
-        return decode(BytesIO(self.source.read(index)), self.config.size, self.config.channels)
+
+class LazyImages(DecodedWhenRead):
+    """Images of a few large files."""
+
+    def __init__(self, source: Encoded, classes: tuple[str, ...], fingerprint: str, config: EncodedConfig):
+        super().__init__(source.labels, classes, fingerprint, config.on_broken)
+        self.source, self.size, self.channels = source, config.size, config.channels
+
+    def decode(self, index: int) -> Tensor:
+        try:
+            return decode(BytesIO(self.source.read(index)), self.size, self.channels)
+        except BrokenImage as error:
+            raise BrokenImage(f"{self.source.where(index)}: {error}") from error
