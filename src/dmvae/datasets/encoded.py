@@ -23,6 +23,7 @@ from torch import Tensor
 from dmvae.datasets import Dataset, DatasetConfig
 from dmvae.datasets.download import cache_folder
 from dmvae.datasets.image_file import BrokenImage, decode
+from dmvae.datasets.image_scan import rank
 from dmvae.datasets.memory import MemoryDataset
 from dmvae.runtime.files import whole
 from dmvae.runtime.hashing import digest
@@ -195,12 +196,19 @@ def _header(file, shape: tuple[int, ...]) -> int:
     return file.tell()
 
 
-def ends(data: bytes) -> str:
-    """A hash of an encoded image's size, first and last 4 KiB: what a compressed format holds there moves with all
-    before it. Formats without compression are hashed whole."""
+def ends(data: bytes) -> bytes:
+    """What to hash of an encoded image: its size, first and last 4 KiB, for what a compressed format holds there moves
+    with all before it. Formats without compression are hashed whole."""
     if len(data) <= 2 * ENDS or data.startswith(UNCOMPRESSED):
-        return digest(data)
-    return digest(len(data), data[:ENDS], data[-ENDS:])
+        return data
+    return b"%d " % len(data) + data[:ENDS] + data[-ENDS:]
+
+
+def choose(n: int, limit: int | None) -> range | list[int]:
+    """The rows that `limit` keeps of n: a fixed pseudo-random choice, in order, for rows are often sorted by class."""
+    if limit is None or limit >= n:
+        return range(n)
+    return sorted(sorted(range(n), key=lambda row: rank(str(row)))[:limit])
 
 
 class DecodedWhenRead:
