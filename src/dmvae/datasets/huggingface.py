@@ -192,10 +192,13 @@ def _failed(root: str, path: Path, subset: str | None, error: Exception) -> str:
         return f"huggingface.root: {path} cannot be read ({why}); give a folder of parquet files or one such file"
     here = f"huggingface.root: {root} is no folder here (looked from {Path.cwd()})"
     if isinstance(error, FileNotFoundError):
-        return f"{here}, nor a data set on the hub that can be read: {why}. Correct the id; for a private or gated one log in with `hf auth login`"
+        return (
+            f"{here}, nor a data set on the hub that can be read: {why}. Correct the id; for a private or gated one "
+            "log in with `hf auth login`"
+        )
     return (
-        f"{here}, and could not be had from the hub: {why}. Without a network, fetch it elsewhere (`hf download --repo-type dataset {root} --local-dir DIR`) and set "
-        "data.root to DIR"
+        f"{here}, and could not be had from the hub: {why}. Without a network, fetch it elsewhere (`hf download "
+        f"--repo-type dataset {root} --local-dir DIR`) and set data.root to DIR"
     )
 
 
