@@ -17,7 +17,7 @@ from dmvae.datasets.image_file import SUFFIXES
 from dmvae.runtime.hashing import bytes_hash
 
 NAME = re.compile(r"((?:.*/|)[^./][^./]*)[.]([^/]*)", re.DOTALL)
-HIDDEN = re.compile(r"(^|/)(\.[^./]|__[^/]*__($|/))")  # and what webdataset keeps for itself
+HIDDEN = re.compile(r"(^|/)(\.[^./]|__[^/]*__($|[/.]))")  # and what webdataset keeps for itself
 LONGEST_LABEL = 4096  # bytes
 LARGEST_IMAGE = 2**28
 
