@@ -26,8 +26,8 @@ def images():
     return torch.randint(256, (70, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-# ImageNet's classes: 281 tabby, 282 tiger cat, 285 Egyptian cat; 967 espresso; 657 missile, 744 projectile, 540 drilling
-# platform (the rocket stands beside its tower).
+# ImageNet's classes: 281 tabby, 282 tiger cat, 285 Egyptian cat; 967 espresso; 657 missile, 744 projectile,
+# 540 drilling platform (the rocket stands beside its tower).
 @pytest.mark.parametrize(
     ("picture", "classes"),
     [("chelsea.png", {281, 282, 285}), ("coffee.png", {967}), ("rocket.jpg", {540, 657, 744})],
