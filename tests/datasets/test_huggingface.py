@@ -326,7 +326,7 @@ def test_files_that_cannot_be_read(tmp_path, root):
     parquet(damaged, {"picture": images([1]), "label": pa.array([1])})
     fails(
         root,
-        r"train-00001-of-00002\.parquet: has columns picture, label, but .*train-00000-of-00002\.parquet has image, label",
+        r"train-00001-of-00002\.parquet: has columns picture, label, but .*train-00000.*\.parquet has image, label",
     )
     rows(tmp_path / "none" / "train.parquet", [], features())
     fails(tmp_path / "none", r"none.*(has no row|cannot be read)")

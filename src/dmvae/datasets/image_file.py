@@ -74,4 +74,6 @@ def _flatten(image: Image.Image, mode: str) -> Image.Image:
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    if image.mode == mode:
+        return image
     return image.convert("RGB").convert(mode)  # by way of RGB: palettes and CMYK have no direct grey
