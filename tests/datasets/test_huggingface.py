@@ -289,7 +289,7 @@ def test_columns_that_do_not_fit(tmp_path):
     good = table({"image": pixels, "label": numbers})
     fails(good, r"has no column 'lable', which data\.label_column names; did you mean 'label'", label_column="lable")
     fails(good, r"has no column 'img', which data\.image_column", image_column="img")
-    fails(good, r"row 1, column image: label 1 is not one of 1 classes, 0 to 0, of data\.classes", classes=("a",))
+    fails(good, r"row 1, column label: label 1 is not one of 1 classes, 0 to 0, of data\.classes", classes=("a",))
     array = {
         "image": {"_type": "Array3D", "shape": [2, 2, 3], "dtype": "uint8"},
         "label": {"_type": "Value", "dtype": "int64"},
@@ -307,11 +307,11 @@ def test_labels_that_the_names_do_not_fit(tmp_path):
     parquet(tmp_path / "test.parquet", {"image": images([1, 2]), "label": pa.array([-1, -1])}, features())
     fails(
         tmp_path,
-        r"test\.parquet, row 0, column image: label -1 .* \(2 such labels of 2\); -1 means .* no labels",
+        r"test\.parquet, row 0, column label: label -1 .* \(2 such labels of 2\): -1 means .* no labels",
         "test",
     )
     rows(tmp_path / "b" / "train.parquet", [0, 1, 2], features(("cat", "dog")))
-    fails(tmp_path / "b", r"row 2, column image: label 2 is not one of 2 classes, 0 to 1, of column label")
+    fails(tmp_path / "b", r"row 2, column label: label 2 is not one of 2 classes, 0 to 1, of column label")
 
 
 def test_files_that_cannot_be_read(tmp_path, root):

@@ -55,8 +55,8 @@ class Columns:
             except BrokenImage:
                 yield b""
 
-    def where(self, index: int) -> str:
-        return f"{self._where(self.rows[index])}, column {self.image}"
+    def where(self, index: int, column: str | None = None) -> str:
+        return f"{self._where(self.rows[index])}, column {column or self.image}"
 
 
 def image_column(table: Any, given: str | None, where: str) -> str:

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
@@ -100,15 +100,17 @@ def numbered(labels: Tensor, where: str) -> tuple[str, ...]:
     return tuple(str(number) for number in range(high + 1))
 
 
-def check_labels(source: Encoded, classes: Sequence[str], what: str) -> None:
-    """ValueError naming the first image whose label is not the number of a class; `what` says where names are from."""
-    bad = ((source.labels < 0) | (source.labels >= len(classes))).nonzero()
+def check_labels(labels: Tensor, classes: Sequence[str], what: str, where: Callable[[int], str]) -> None:
+    """ValueError naming the place of the first label that is not the number of a class; `what` says whose names."""
+    bad = ((labels < 0) | (labels >= len(classes))).nonzero().flatten()
     if len(bad):
-        label = int(source.labels[bad[0, 0]])
-        hint = "; -1 means that this split has no labels: choose another" if label == -1 else ""
+        label = int(labels[bad[0]])
+        mend = "name every class in data.classes, or correct the label"
+        if label == -1:
+            mend = "-1 means that this split has no labels: choose another"
         raise ValueError(
-            f"{source.where(int(bad[0, 0]))}: label {label} is not one of {len(classes)} classes, 0 to "
-            f"{len(classes) - 1}, of {what} ({len(bad)} such labels of {len(source.labels)}){hint}"
+            f"{where(int(bad[0]))}: label {label} is not one of {len(classes)} classes, 0 to {len(classes) - 1}, of "
+            f"{what} ({len(bad)} such labels of {len(labels)}): {mend}"
         )
 
 

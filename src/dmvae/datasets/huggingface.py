@@ -64,7 +64,8 @@ class HuggingFace(EncodedConfig):
             own = names_of(train, label)
             source.labels = labels_of(table, label, own, where)[list(source.rows)]
             classes = self.given_classes() or own or _numbers(train, label, prepared.where(first))
-            check_labels(source, classes, "data.classes" if self.classes else f"column {label}, by the train split")
+            of = "data.classes" if self.classes else f"column {label} of the train split"
+            check_labels(source.labels, classes, of, lambda index: source.where(index, label))
         content = bytes_hash(ends(data) for data in source.all())
         return open_images(source, self, classes, content)
 

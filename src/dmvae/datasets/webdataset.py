@@ -62,7 +62,8 @@ class WebDataset(EncodedConfig):
                 texts = [self._index(shard, label).labels for shard in self._shards("train")]
             classes = given or _classes(texts, f"{self.root}, .{label} of the train split")
             source.set_labels(index, classes, label)
-            check_labels(source, classes, "data.classes" if given else f".{label} of the train split")
+            of = "data.classes" if given else f".{label} of the train split"
+            check_labels(source.labels, classes, of, source.where)
         content = digest([s.content for s in index], source.chosen if self.limit else None)
         return open_images(source, self, classes, content)
 
