@@ -154,6 +154,9 @@ def test_columns_are_found_by_type(tmp_path):
     assert (data.classes, data.labels.tolist(), values(data)) == (("cat", "owl"), [1, 0, 1], [0, 1, 2])
     assert open_split(tmp_path / "a", label_column="n", classes=tuple("0123456789")).labels.tolist() == [7, 8, 9]
     assert open_split(tmp_path / "a", label_column="none").classes == ("all",)
+    data = open_split(tmp_path / "a", classes=("owl", "dog", "cat"))
+    assert (data.classes, data.labels.tolist()) == (("owl", "dog", "cat"), [0, 2, 0])
+    fails(tmp_path / "a", r"row 1, column label: 'cat' is none of the 2 classes", classes=("owl", "dog"))
     rows(tmp_path / "b" / "train.parquet", [0, 1, 5])
     assert open_split(tmp_path / "b").classes == ("0", "1", "2"), "numbers without names"
     sound = pa.array([{"bytes": b"RIFF", "path": None}] * 3, IMAGE)

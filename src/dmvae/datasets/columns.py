@@ -106,11 +106,13 @@ def label_column(table: Any, given: str | None, where: str) -> str | None:
     return given
 
 
-def names_of(table: Any, column: str) -> tuple[str, ...] | None:
-    """The names that a ClassLabel has, or the texts of a column of texts, sorted; None for plain numbers."""
+def names_of(table: Any, column: str, given: tuple[str, ...] | None = None) -> tuple[str, ...] | None:
+    """What the labels of a column count: the names that a ClassLabel has, or for a column of texts those `given`, else
+    its texts, sorted; None for plain numbers."""
+    if _holds(table, column) == "text":
+        texts = table.data.column(column).unique().to_pylist()
+        return given or tuple(sorted(text for text in texts if text is not None))
     names = getattr(table.features[column], "names", None)
-    if names is None and _holds(table, column) == "text":
-        names = sorted(text for text in table.data.column(column).unique().to_pylist() if text is not None)
     return None if names is None else tuple(names)
 
 

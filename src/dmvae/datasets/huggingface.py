@@ -61,10 +61,11 @@ class HuggingFace(EncodedConfig):
             first = self._split("train", prepared)
             train = table if first == name else prepared.table(first)
             label_column(train, label, prepared.where(first)())
-            own = names_of(train, label)
+            given = self.given_classes()
+            own = names_of(train, label, given)
             source.labels = labels_of(table, label, own, where)[list(source.rows)]
-            classes = self.given_classes() or own or _numbers(train, label, prepared.where(first))
-            of = "data.classes" if self.classes else f"column {label} of the train split"
+            classes = given or own or _numbers(train, label, prepared.where(first))
+            of = "data.classes" if given else f"column {label} of the train split"
             check_labels(source.labels, classes, of, lambda index: source.where(index, label))
         content = bytes_hash(ends(data) for data in source.all())
         return open_images(source, self, classes, content)
