@@ -183,6 +183,16 @@ def test_the_index_is_made_once(shards, private_cache, monkeypatch):
     assert values(open_split(shards, cache_gib=0.0)) == first
 
 
+def test_a_shard_that_changes_underfoot_is_no_broken_image(shards):
+    data = open_split(shards, cache_gib=0.0)
+    (shards / "x-train-000.tar").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"x-train-000\.tar: has become shorter"):
+        data[0]
+    (shards / "x-train-000.tar").unlink()
+    with pytest.raises(OSError, match=r"x-train-000\.tar"):
+        data[0]
+
+
 def noise(n=40):
     file = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (n, n, 3), np.uint8)).save(file, "PNG")

@@ -16,7 +16,6 @@ import torch
 from dmvae.datasets import Dataset, Split
 from dmvae.datasets.download import cache_folder
 from dmvae.datasets.encoded import EncodedConfig, check_labels, choose, numbered, open_images
-from dmvae.datasets.image_file import BrokenImage
 from dmvae.datasets.image_scan import HELD_OUT
 from dmvae.datasets.tar_index import Samples, read_index
 from dmvae.registry import nearest, register
@@ -140,15 +139,13 @@ class Members:
         self.labels = torch.tensor(numbers, dtype=torch.int64)
 
     def read(self, index: int) -> bytes:
-        size = int(self.sizes[index])
-        try:
-            with open(self.shards[self.shard[index]], "rb", buffering=0) as file:
-                file.seek(int(self.offsets[index]))
-                data = file.read(size)
-        except OSError as error:
-            raise BrokenImage(f"cannot be read: {error}") from error
+        """Raises OSError or ValueError for a shard that is not what it was: that is no broken image, to be skipped."""
+        shard, size = self.shards[self.shard[index]], int(self.sizes[index])
+        with open(shard, "rb", buffering=0) as file:
+            file.seek(int(self.offsets[index]))
+            data = file.read(size)
         if len(data) != size:
-            raise BrokenImage("the shard has become shorter; open it again")
+            raise ValueError(f"{shard}: has become shorter since its index was read; start again")
         return data
 
     def where(self, index: int) -> str:
