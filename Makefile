@@ -10,7 +10,7 @@ help:
 	@echo "make demo      Fashion-MNIST, two tokenizers and their generators, a table and a report (runs/demo)"
 	@echo "make test      the tests"
 	@echo "make lint      formatting, lint and types"
-	@echo "make bench     speed of every stage's step against the machine's peak"
+	@echo "make bench     speed of every stage's step against the machine's peak, and of reading images"
 
 install: $(BIN)/.installed
 
@@ -54,6 +54,7 @@ bench: install
 	$(BIN)/python -m benchmarks.steps --compile
 	$(BIN)/python -m benchmarks.steps --recipe recipes/cifar10.yaml
 	$(BIN)/python -m benchmarks.models --only S/1
+	$(BIN)/python -m benchmarks.decoding
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

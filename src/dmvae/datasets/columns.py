@@ -1,0 +1,181 @@
+"""Which columns of a table of `datasets` hold the images and the labels, and what the classes are called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmvae.datasets.image_file import BrokenImage
+from dmvae.registry import nearest
+
+LABELS = ("label", "labels", "class", "target", "cls", "category")
+NONE = "none"
+
+
+class Columns:
+    """The rows of a `datasets.Dataset`: encoded images by number, labels at once. Nothing else is read or decoded.
+
+    rows: the numbers of those that count; where: the place of a row, for errors. Raises ValueError for columns that
+    hold no images or no labels.
+    """
+
+    def __init__(self, table: Any, image: str, rows: range | list[int], where: Callable[[int], str]):
+        self.table, self.image, self.rows, self._where = table, image, rows, where
+        self.labels = torch.zeros(len(rows), dtype=torch.int64)
+        self._cells: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_cells": None}  # of a memory map, which the table opens again in a worker
+
+    def read(self, index: int) -> bytes:
+        if self._cells is None:
+            self._cells = self.table.data.column(self.image)
+        cell = self._cells[self.rows[index]].as_py()
+        data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
+        if data is None and path:
+            try:
+                return Path(path).read_bytes()
+            except OSError as error:
+                raise BrokenImage(
+                    f"the row names a file instead of its bytes, which cannot be read: {error}"
+                ) from error
+        if data is None:
+            raise BrokenImage("there is no image in this row")
+        return data
+
+    def all(self) -> Iterator[bytes]:
+        """Every image in turn; b"" where there is none."""
+        for index in range(len(self.rows)):
+            try:
+                yield self.read(index)
+            except BrokenImage:
+                yield b""
+
+    def where(self, index: int, column: str | None = None) -> str:
+        return f"{self._where(self.rows[index])}, column {column or self.image}"
+
+
+def image_column(table: Any, given: str | None, where: str) -> str:
+    """The name of the column of images: `given`, or the only one. Raises ValueError."""
+    kinds = {name: _holds(table, name) for name in table.column_names}
+    if given is not None:
+        _there(table, given, where, "image_column")
+        if kinds[given] != "image":
+            raise ValueError(
+                f"{where}, column {given}: holds {_type(table, given)}, not encoded images{_nested(kinds[given])}: "
+                "write it with datasets.Image(), or as the bytes of PNG or JPEG files"
+            )
+        return given
+    found = [name for name, kind in kinds.items() if kind == "image"]
+    if len(found) > 1:
+        raise ValueError(f"{where}: several columns hold images, {', '.join(found)}: name one in data.image_column")
+    if not found:
+        raise ValueError(
+            f"{where}: no column holds encoded images; there are {_all(table)}: write one with datasets.Image(), or as "
+            "the bytes of PNG or JPEG files"
+        )
+    return found[0]
+
+
+def label_column(table: Any, given: str | None, where: str) -> str | None:
+    """The name of the column of labels: `given`, or the only ClassLabel, or one that is called label. Raises
+    ValueError; None where `given` says that there is none."""
+    from datasets import ClassLabel
+
+    if given == NONE:
+        return None
+    mend = 'name one in data.label_column, or set it to "none" for images without classes'
+    if given is None:
+        found = [name for name, feature in table.features.items() if isinstance(feature, ClassLabel)]
+        if len(found) > 1:
+            raise ValueError(f"{where}: several columns hold classes, {', '.join(found)}: {mend}")
+        found = found or [name for name in LABELS if name in table.column_names]
+        if not found:
+            raise ValueError(f"{where}: no column holds labels; there are {_all(table)}: {mend}")
+        given = found[0]
+    _there(table, given, where, "label_column")
+    if (kind := _holds(table, given)) not in ("number", "text"):
+        raise ValueError(
+            f"{where}, column {given}: holds {_type(table, given)}, not one whole number or name an image"
+            f"{_nested(kind)}: {mend}"
+        )
+    return given
+
+
+def names_of(table: Any, column: str, given: tuple[str, ...] | None = None) -> tuple[str, ...] | None:
+    """What the labels of a column count: the names that a ClassLabel has, or for a column of texts those `given`, else
+    its texts, sorted; None for plain numbers."""
+    if _holds(table, column) == "text":
+        texts = table.data.column(column).unique().to_pylist()
+        return given or tuple(sorted(text for text in texts if text is not None))
+    names = getattr(table.features[column], "names", None)
+    return None if names is None else tuple(names)
+
+
+def labels_of(table: Any, column: str, names: tuple[str, ...] | None, where: Callable[[int], str]) -> Tensor:
+    """int64 labels of every row; texts by their place in `names`. Raises ValueError for rows without a label."""
+    cells = table.data.column(column).to_pylist()
+    if None in cells:
+        raise ValueError(f"{where(cells.index(None))}, column {column}: no label; fill it or leave the row out")
+    if _holds(table, column) == "text":
+        places = {name: number for number, name in enumerate(names or ())}
+        if unknown := set(cells) - set(places):
+            text = min(unknown)
+            raise ValueError(
+                f"{where(cells.index(text))}, column {column}: {text!r} is none of the {len(places)} classes"
+                f"{nearest(text, list(places)[:20])}"
+            )
+        cells = [places[text] for text in cells]
+    return torch.tensor(cells, dtype=torch.int64)
+
+
+def _holds(table: Any, name: str) -> str:
+    """What kind of values: image, number, text, nested or other."""
+    import pyarrow.types as t
+
+    import datasets
+
+    feature, arrow = table.features[name], table.data.schema.field(name).type
+    if isinstance(feature, datasets.Image):
+        return "image"
+    if isinstance(feature, dict):  # a struct without a feature of its own; those of sounds and films have one
+        bytes_of = arrow.field("bytes").type if arrow.get_field_index("bytes") >= 0 else None
+        return "image" if bytes_of is not None and _binary(bytes_of) else "nested"
+    if not isinstance(feature, datasets.Value | datasets.ClassLabel):
+        return "nested" if t.is_nested(arrow) or hasattr(feature, "shape") else "other"
+    if _binary(arrow):
+        return "image"
+    if t.is_integer(arrow):
+        return "number"
+    return "text" if t.is_string(arrow) or t.is_large_string(arrow) else "other"
+
+
+def _binary(arrow: Any) -> bool:
+    import pyarrow.types as t
+
+    return t.is_binary(arrow) or t.is_large_binary(arrow)
+
+
+def _nested(kind: str) -> str:
+    return " (nested and array columns are not read)" if kind == "nested" else ""
+
+
+def _there(table: Any, name: str, where: str, field: str) -> None:
+    if name not in table.column_names:
+        raise ValueError(
+            f"{where}: has no column {name!r}, which data.{field} names{nearest(name, table.column_names)}"
+        )
+
+
+def _type(table: Any, name: str) -> str:
+    feature = table.features[name]
+    text = type(feature).__name__ if not isinstance(feature, dict) else "a struct"
+    return str(feature.dtype) if text == "Value" else text
+
+
+def _all(table: Any) -> str:
+    return ", ".join(f"{name} ({_type(table, name)})" for name in table.column_names)

@@ -1,0 +1,264 @@
+"""Images that lie encoded in a few large files: decoded once into a memory map, or whenever they are read.
+
+Shapes: n images, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import ClassVar, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dmvae.datasets import Dataset, DatasetConfig
+from dmvae.datasets.download import cache_folder
+from dmvae.datasets.image_file import BrokenImage, decode
+from dmvae.datasets.image_scan import rank
+from dmvae.datasets.memory import MemoryDataset
+from dmvae.runtime.files import whole
+from dmvae.runtime.hashing import digest
+
+OnBroken = Literal["skip", "error"]
+ENDS = 4096
+UNCOMPRESSED = (b"BM", b"P5", b"P6", b"II*\0", b"MM\0*")  # BMP, PGM, PPM, TIFF
+MOST_CLASSES = 100_000
+_CHUNK = 2048  # images decoded at a time
+
+
+class Encoded(Protocol):
+    """The images of a split as they lie in their files. Copied into worker processes, so it holds no open file."""
+
+    labels: Tensor
+    """int64 [n]"""
+
+    def read(self, index: int) -> bytes:
+        """The encoded image. Raises BrokenImage where there is none."""
+        ...
+
+    def where(self, index: int) -> str:
+        """File and place of the image, for errors."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedConfig(DatasetConfig):
+    """What such data sets have in common; each image is cropped to its central square and resized.
+
+    The fingerprint covers sizes and ends (4 KiB) of the encoded images, labels, class names and this config, not where
+    the files lie. `limit` takes a fixed pseudo-random choice of images.
+    """
+
+    PLACES: ClassVar[tuple[str, ...]] = ("root", "cache_gib")
+
+    root: str
+    """Where the data are."""
+    classes: tuple[str, ...] | str | None = None
+    """Names of the classes in the order of their numbers: a list, or a text file of one a line. None takes what the
+    data say, else the numbers found in the train split."""
+    cache_gib: float = 16.0
+    """Images that take at most this many GiB decoded are decoded once, into a file under ~/.cache/dmvae that is then
+    mapped into memory; larger sets are decoded whenever they are read, as all are with 0."""
+    on_broken: OnBroken = "skip"
+    """Unreadable images: skip them with one warning, or stop with an error."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.cache_gib >= 0:
+            raise ValueError(f"{self.type}.cache_gib is {self.cache_gib}: use GiB, or 0 for no cache")
+
+    def given_classes(self) -> tuple[str, ...] | None:
+        """The field `classes`, read from its file where it is one. Raises ValueError."""
+        names = self.classes
+        if isinstance(names, str):
+            try:
+                text = Path(names).expanduser().read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise ValueError(
+                    f"{self.type}.classes: {names} cannot be read ({error}); give a text file of one class name a line"
+                ) from error
+            names = tuple(line.strip() for line in text.splitlines() if line.strip())
+        if names is not None and not names:
+            raise ValueError(f"{self.type}.classes: names no class; leave it out to take what the data say")
+        return names
+
+
+def numbered(labels: Tensor, where: str) -> tuple[str, ...]:
+    """Class names of labels without any: "0" to the largest. Raises ValueError for numbers that are no classes'."""
+    low, high = (int(value) for value in torch.aminmax(labels))
+    if low < 0 or high >= MOST_CLASSES:
+        raise ValueError(f"{where}: labels run from {low} to {high}: give the numbers of classes, from 0 on")
+    return tuple(str(number) for number in range(high + 1))
+
+
+def check_labels(labels: Tensor, classes: Sequence[str], what: str, where: Callable[[int], str]) -> None:
+    """ValueError naming the place of the first label that is not the number of a class; `what` says whose names."""
+    bad = ((labels < 0) | (labels >= len(classes))).nonzero().flatten()
+    if len(bad):
+        label = int(labels[bad[0]])
+        mend = "name every class in data.classes, or correct the label"
+        if label == -1:
+            mend = "-1 means that this split has no labels: choose another"
+        raise ValueError(
+            f"{where(int(bad[0]))}: label {label} is not one of {len(classes)} classes, 0 to {len(classes) - 1}, of "
+            f"{what} ({len(bad)} such labels of {len(labels)}): {mend}"
+        )
+
+
+def open_images(source: Encoded, config: EncodedConfig, classes: tuple[str, ...], content: str) -> Dataset:
+    """The split as a data set. content: a hash of the encoded images; labels, names and config are added here.
+
+    Raises ValueError for unreadable images where `config.on_broken` is "error", or nothing is left.
+    """
+    fingerprint = digest(content, source.labels, classes, config.size, config.channels, config.on_broken)
+    n, each = len(source.labels), config.channels * config.size**2
+    if n * each > config.cache_gib * 2**30:
+        return LazyImages(source, classes, fingerprint, config)
+    folder = cache_folder() / "decoded" / digest(content, config.size, config.channels)
+    if not (folder / "images.npy").is_file():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if n * each > (free := shutil.disk_usage(folder.parent).free):
+            warnings.warn(
+                f"{n * each / 2**30:.1f} GiB of decoded images do not fit into {folder.parent} ({free / 2**30:.1f} GiB "
+                "are free), so images are decoded whenever they are read; set XDG_CACHE_HOME to a larger disk",
+                stacklevel=3,
+            )
+            return LazyImages(source, classes, fingerprint, config)
+        _decode_all(source, config, folder)
+    broken = {int(index): why for index, why in json.loads((folder / "broken.json").read_text()).items()}
+    report(source, classes, broken, config)
+    keep = torch.tensor([index for index in range(n) if index not in broken]) if broken else torch.arange(n)
+    if broken:
+        fingerprint = digest(fingerprint, sorted(broken))
+    # copy on write: PyTorch warns of arrays that cannot be written
+    images = torch.from_numpy(np.load(folder / "images.npy", mmap_mode="c"))
+    return MemoryDataset(images, source.labels[keep], classes, fingerprint=fingerprint)
+
+
+def report(source: Encoded, classes: Sequence[str], broken: dict[int, str], config: EncodedConfig) -> None:
+    """Say which images are unreadable; ValueError if that is to stop the run, or nothing of a class is left."""
+    if not broken:
+        return
+    first = list(broken.items())[:3]
+    named = "; ".join(f"{source.where(i)}: {why}" for i, why in first) + ("; ..." if len(broken) > 3 else "")
+    if config.on_broken == "error":
+        raise ValueError(f"{len(broken)} unreadable images: {named}. Mend or delete them, or set on_broken: skip")
+    left = torch.ones(len(source.labels), dtype=torch.bool)
+    left[list(broken)] = False
+    if not left.any():
+        raise ValueError(f"none of the {len(broken)} images of this split is readable: {named}")
+    if gone := set(source.labels.tolist()) - set(source.labels[left].tolist()):
+        raise ValueError(f"no image of class {classes[min(gone)]!r} in this split is readable: {named}")
+    warnings.warn(f"skipped {len(broken)} unreadable images of {len(left)}: {named}", stacklevel=4)
+
+
+def _decode_all(source: Encoded, config: EncodedConfig, folder: Path) -> None:
+    """Write images.npy, uint8 [n, C, H, W] of the readable images, and broken.json, index -> reason of the others.
+
+    Written one chunk after the other: a full disk is an OSError here, and would be a crash in a mapped file.
+    """
+
+    def attempt(index: int) -> Tensor | str:
+        try:
+            return decode(BytesIO(source.read(index)), config.size, config.channels)
+        except BrokenImage as error:
+            return str(error)
+
+    n = len(source.labels)
+    broken: dict[int, str] = {}
+    with whole(folder) as part, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        part.mkdir()
+        with (part / "images.npy").open("wb") as file:
+            start = _header(file, (0, config.channels, config.size, config.size))
+            for begin in range(0, n, _CHUNK):
+                for index, result in enumerate(pool.map(attempt, range(begin, min(begin + _CHUNK, n))), begin):
+                    if isinstance(result, str):
+                        broken[index] = result
+                    else:
+                        file.write(result.numpy().tobytes())
+            file.seek(0)
+            # NumPy leaves room for the count to grow, so the header keeps its length
+            same = _header(file, (n - len(broken), config.channels, config.size, config.size))
+            assert same == start
+        (part / "broken.json").write_text(json.dumps(broken))
+
+
+def _header(file, shape: tuple[int, ...]) -> int:
+    """Write the head of a .npy file of uint8; where the data start."""
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return file.tell()
+
+
+def ends(data: bytes) -> bytes:
+    """What to hash of an encoded image: its size, first and last 4 KiB, for what a compressed format holds there moves
+    with all before it. Formats without compression are hashed whole."""
+    if len(data) <= 2 * ENDS or data.startswith(UNCOMPRESSED):
+        return data
+    return b"%d " % len(data) + data[:ENDS] + data[-ENDS:]
+
+
+def choose(n: int, limit: int | None) -> range | list[int]:
+    """The rows that `limit` keeps of n: a fixed pseudo-random choice, in order, for rows are often sorted by class."""
+    if limit is None or limit >= n:
+        return range(n)
+    return sorted(sorted(range(n), key=lambda row: rank(str(row)))[:limit])
+
+
+class DecodedWhenRead:
+    """Decodes an image whenever it is read; safe in DataLoader workers.
+
+    A damaged image gives the next readable one of its class, with a warning, or a ValueError where `on_broken` is
+    "error".
+    """
+
+    def __init__(self, labels: Tensor, classes: tuple[str, ...], fingerprint: str, on_broken: OnBroken):
+        self.labels, self.classes, self.fingerprint, self.on_broken = labels, classes, fingerprint, on_broken
+
+    def decode(self, index: int) -> Tensor:
+        """Raises BrokenImage, naming the place."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        label = int(self.labels[index])
+        index %= len(self)
+        try:
+            return self.decode(index), label
+        except BrokenImage as error:
+            place = str(error)
+            if self.on_broken == "error":
+                raise ValueError(f"unreadable image: {error}. Mend or delete it, or set on_broken: skip") from error
+            warnings.warn(f"unreadable image, another of its class takes its place: {error}", stacklevel=2)
+        for step in range(1, len(self)):
+            other = (index + step) % len(self)
+            if self.labels[other] == label:
+                try:
+                    return self.decode(other), label
+                except BrokenImage:
+                    continue  # warned of when it is read in its own right
+        raise ValueError(f"class {self.classes[label]!r} has no readable image ({place}); leave it out or mend it")
+
+
+class LazyImages(DecodedWhenRead):
+    """Images of a few large files."""
+
+    def __init__(self, source: Encoded, classes: tuple[str, ...], fingerprint: str, config: EncodedConfig):
+        super().__init__(source.labels, classes, fingerprint, config.on_broken)
+        self.source, self.size, self.channels = source, config.size, config.channels
+
+    def decode(self, index: int) -> Tensor:
+        try:
+            return decode(BytesIO(self.source.read(index)), self.size, self.channels)
+        except BrokenImage as error:
+            raise BrokenImage(f"{self.source.where(index)}: {error}") from error

@@ -1,0 +1,212 @@
+"""Any image data set of the Hugging Face hub, or parquet files as `datasets` writes them."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, ClassVar
+
+from dmvae.datasets import Dataset, Split
+from dmvae.datasets.columns import Columns, image_column, label_column, labels_of, names_of
+from dmvae.datasets.encoded import EncodedConfig, OnBroken, check_labels, choose, ends, numbered, open_images
+from dmvae.datasets.image_scan import HELD_OUT
+from dmvae.registry import register
+from dmvae.runtime.hashing import bytes_hash
+
+TESTS = ("test", "validation", *HELD_OUT[1:])
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@register("huggingface")
+@dataclass(frozen=True, kw_only=True)
+class HuggingFace(EncodedConfig):
+    """A data set that the package `datasets` reads: from the hub, or a local folder or file of parquet.
+
+    Needs the extra `huggingface`. Columns other than the two are never read.
+    """
+
+    PLACES: ClassVar[tuple[str, ...]] = (*EncodedConfig.PLACES, "revision")
+
+    root: str
+    """An id on the hub (owner/name), a folder of parquet files (train*.parquet, test*.parquet or validation*.parquet),
+    or one parquet file. What is here is preferred to what is on the hub."""
+    subset: str | None = None
+    """Which configuration, where the data set has several."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub; None is the newest."""
+    train_split: str = "train"
+    """Name of the split to train on, also with a slice, such as train[:90%]."""
+    test_split: str | None = None
+    """Name of the split to measure on, also with a slice, such as train[90%:]. None takes test, validation or val."""
+    image_column: str | None = None
+    """Column of the images; None finds it by its type."""
+    label_column: str | None = None
+    """Column of the labels, numbers or names; None finds it by its type or name. "none": images without classes."""
+    on_broken: OnBroken = "error"
+    """Unreadable images: stop with an error, for a table is written by a program; or skip them with one warning."""
+
+    def build(self, split: Split) -> Dataset:
+        prepared = Prepared(self.root, self.subset, self.revision)
+        name = self._split(split, prepared)
+        table, where = prepared.table(name), prepared.where(name)
+        image = image_column(table, self.image_column, where())
+        label = label_column(table, self.label_column, where())
+        source = Columns(table, image, choose(len(table), self.limit), where)
+        classes: tuple[str, ...] = ("all",)
+        if label is not None:
+            # of the train split, so that both splits count and name alike
+            first = self._split("train", prepared)
+            train = table if first == name else prepared.table(first)
+            label_column(train, label, prepared.where(first)())
+            given = self.given_classes()
+            own = names_of(train, label, given)
+            source.labels = labels_of(table, label, own, where)[list(source.rows)]
+            classes = given or own or _numbers(train, label, prepared.where(first))
+            of = "data.classes" if given else f"column {label} of the train split"
+            check_labels(source.labels, classes, of, lambda index: source.where(index, label))
+        content = bytes_hash(ends(data) for data in source.all())
+        return open_images(source, self, classes, content)
+
+    def _split(self, split: Split, prepared: Prepared) -> str:
+        """The name of a split, perhaps with slices, whose parts exist. Raises ValueError."""
+        there = prepared.splits
+        given = self.train_split if split == "train" else self.test_split
+        if given is None:
+            given = next((name for name in TESTS if name in there), None)
+            if given is None:
+                raise ValueError(
+                    f"{self.root}: has no split called {', '.join(TESTS[:-1])} or {TESTS[-1]}, only {', '.join(there)}"
+                    ": name one in data.test_split, or cut one off, where the rows are shuffled: train_split: "
+                    "train[:90%], test_split: train[90%:]"
+                )
+        for part in given.split("+"):
+            if part.split("[")[0] not in there:
+                raise ValueError(
+                    f"{self.root}: has no split {part!r}, only {', '.join(there)}: set data.{split}_split to one of "
+                    "these"
+                )
+        return given
+
+
+def _numbers(train: Any, label: str, where: Place) -> tuple[str, ...]:
+    return numbered(labels_of(train, label, None, where), f"{where()}, column {label}")
+
+
+class Prepared:
+    """A data set that `datasets` has fetched and converted, ready to be opened. Raises ValueError with the mend."""
+
+    def __init__(self, root: str, subset: str | None, revision: str | None):
+        try:
+            import datasets
+        except ImportError as error:
+            raise ValueError(
+                "data of type huggingface need the package datasets: pip install 'dmvae[huggingface]'"
+            ) from error
+        import pyarrow
+
+        self.root = root
+        path = Path(root).expanduser()
+        if not path.exists() and (path.suffix == ".parquet" or not HUB_ID.fullmatch(root)):
+            raise ValueError(f"huggingface.root: {path} does not exist (looked from {Path.cwd()}), nor is it a hub id")
+        errors = (OSError, ValueError, pyarrow.ArrowException, datasets.exceptions.DatasetsError)
+        try:
+            if path.is_file():
+                builder = datasets.load_dataset_builder("parquet", data_files={"train": [str(path.resolve())]})
+            elif path.is_dir():
+                builder = datasets.load_dataset_builder(str(path.resolve()), subset)
+            else:
+                builder = datasets.load_dataset_builder(root, subset, revision=revision)
+        except errors as error:
+            raise ValueError(_failed(root, path, subset, error)) from error
+        self.files = {str(name): _local(files) for name, files in (builder.config.data_files or {}).items()}
+        self.rows = _check_parquet([file for files in self.files.values() for file in files])
+        try:
+            builder.download_and_prepare()
+        except errors as error:
+            raise ValueError(_failed(root, path, subset, error)) from error
+        self.builder = builder
+        self.splits = list(builder.info.splits)
+
+    def table(self, split: str) -> Any:
+        """A split, perhaps a slice, as a `datasets.Dataset`. Raises ValueError for a slice that is none, or without a
+        row."""
+        try:
+            table = self.builder.as_dataset(split=split)
+        except (ValueError, AssertionError) as error:
+            raise ValueError(f"{self.root}: split {split!r} cannot be read: {error}") from error
+        if not len(table):
+            raise ValueError(f"{self.root}: split {split} has no row")
+        return table
+
+    def where(self, split: str) -> Place:
+        return Place(self.root, split, [(file, self.rows[file]) for file in self.files.get(split, [])])
+
+
+class Place:
+    """Names a row of a split by its file, where that is known, and the split as a whole when called without."""
+
+    def __init__(self, root: str, split: str, files: list[tuple[Path, int]]):
+        self.root, self.split, self.files = root, split, [file for file, _ in files]
+        self.starts = list(accumulate((rows for _, rows in files), initial=0))
+
+    def __call__(self, row: int | None = None) -> str:
+        if row is None:
+            return str(self.files[0]) if len(self.files) == 1 else f"{self.root}, split {self.split}"
+        if row < self.starts[-1]:
+            number = bisect_right(self.starts, row) - 1
+            return f"{self.files[number]}, row {row - self.starts[number]}"
+        return f"{self.root}, split {self.split}, row {row}"
+
+
+def _local(files: list[str]) -> list[Path]:
+    return [Path(file) for file in files if file.endswith(".parquet") and Path(file).is_file()]
+
+
+def _check_parquet(files: list[Path]) -> dict[Path, int]:
+    """The number of rows of each local file. Raises ValueError naming one that is damaged or unlike the first."""
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    rows: dict[Path, int] = {}
+    columns: list[str] = []
+    for file in files:
+        try:
+            footer = pq.read_metadata(file)
+            names = pq.read_schema(file).names
+        except (pyarrow.ArrowException, OSError) as error:
+            raise ValueError(f"{file}: not a readable parquet file ({_line(error)}); fetch it again") from error
+        if rows and sorted(names) != sorted(columns):
+            raise ValueError(f"{file}: has columns {', '.join(names)}, but {files[0]} has {', '.join(columns)}")
+        columns = columns or names
+        rows[file] = footer.num_rows
+    return rows
+
+
+def _failed(root: str, path: Path, subset: str | None, error: Exception) -> str:
+    """What to say where `datasets` cannot find or convert the data."""
+    why = _line(error)
+    if "onfig" in why and isinstance(error, ValueError):  # "Config name is missing", "BuilderConfig 'x' not found"
+        return f"{root}: has no such subset as data.subset says ({subset}): {str(error)[:600]}"
+    if path.exists():
+        return f"huggingface.root: {path} cannot be read ({why}); give a folder of parquet files or one such file"
+    here = f"huggingface.root: {root} is no folder here (looked from {Path.cwd()})"
+    if isinstance(error, FileNotFoundError):
+        return (
+            f"{here}, nor a data set on the hub that can be read: {why}. Correct the id; for a private or gated one "
+            "log in with `hf auth login`"
+        )
+    return (
+        f"{here}, and could not be had from the hub: {why}. Without a network, fetch it elsewhere (`hf download "
+        f"--repo-type dataset {root} --local-dir DIR`) and set data.root to DIR"
+    )
+
+
+def _line(error: Exception) -> str:
+    """The first line of an error, or of the one that brought it about, which says more."""
+    deepest: BaseException = error
+    while deepest.__cause__ is not None:
+        deepest = deepest.__cause__
+    return (str(deepest).strip() or type(deepest).__name__).splitlines()[0][:300]

@@ -1,0 +1,208 @@
+"""WebDataset shards: .tar files of images, each with its label beside it (0001.jpg, 0001.cls)."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dmvae.datasets import Dataset, Split
+from dmvae.datasets.download import cache_folder
+from dmvae.datasets.encoded import EncodedConfig, check_labels, choose, numbered, open_images
+from dmvae.datasets.image_scan import HELD_OUT
+from dmvae.datasets.tar_index import Samples, read_index
+from dmvae.registry import nearest, register
+from dmvae.runtime.files import whole
+from dmvae.runtime.hashing import digest
+
+INDEX = 1  # changes when the index does
+TESTS = (*HELD_OUT, "validation")
+
+
+@register("webdataset")
+@dataclass(frozen=True, kw_only=True)
+class WebDataset(EncodedConfig):
+    """Images read out of .tar shards in any order: an index of every shard is made once, under ~/.cache/dmvae.
+
+    Samples are named as by the package webdataset, which only a pattern with braces needs (extra `webdataset`).
+    """
+
+    root: str
+    """Folder of .tar shards, one shard, or a pattern with braces, such as photos/{train,val}-{000..146}.tar. A split is
+    the shards that have its name, or whose folder has: train, and test, val, valid or validation."""
+    train_shards: str | None = None
+    """Pattern of the names of the shards to train on, such as a-*.tar or a-{00..11}.tar; None goes by "train"."""
+    test_shards: str | None = None
+    """Pattern of the names of the shards to measure on; None goes by "test", "val", "valid" or "validation"."""
+    image_extension: str | None = None
+    """Extension of the images, such as jpg or input.png; None takes whatever is an image's."""
+    label_extension: str = "cls"
+    """Extension of the labels, numbers or names. "none": images without classes."""
+
+    def build(self, split: Split) -> Dataset:
+        shards = self._shards(split)
+        label = None if self.label_extension == "none" else self.label_extension
+        index = [self._index(shard, label) for shard in shards]
+        self._report(index)
+        source = Members(shards, index, self.limit)
+        classes: tuple[str, ...] = ("all",)
+        if label is not None:
+            # of the train split, so that both splits count and name alike
+            given = self.given_classes()
+            texts = [s.labels for s in index]
+            if given is None and split != "train":
+                texts = [self._index(shard, label).labels for shard in self._shards("train")]
+            classes = given or _classes(texts, f"{self.root}, .{label} of the train split")
+            source.set_labels(index, classes, label)
+            of = "data.classes" if given else f".{label} of the train split"
+            check_labels(source.labels, classes, of, source.where)
+        content = digest([s.content for s in index], source.chosen if self.limit else None)
+        return open_images(source, self, classes, content)
+
+    def _shards(self, split: Split) -> list[Path]:
+        """The split's shards, sorted. Raises ValueError."""
+        files, top = _expand(self.root, "webdataset.root")
+        pattern = self.train_shards if split == "train" else self.test_shards
+        if pattern is not None:
+            patterns = _braces(pattern, f"webdataset.{split}_shards")
+            found = [f for f in files if any(fnmatch(_below(f, top), p) or fnmatch(f.name, p) for p in patterns)]
+        else:
+            names = ("train",) if split == "train" else TESTS
+            found = next((some for name in names if (some := [f for f in files if name in _words(f, top)])), [])
+        if not found:
+            there = ", ".join(_below(f, top) for f in files[:4]) + (", ..." if len(files) > 4 else "")
+            why = f"none matches {pattern!r}" if pattern is not None else f"none is called {' or '.join(names)}"
+            raise ValueError(
+                f"webdataset.root: {self.root} has no shard of the {split} split: of {there}, {why}; set "
+                f"data.{split}_shards to a pattern of their names"
+            )
+        return found
+
+    def _index(self, shard: Path, label: str | None) -> Samples:
+        """The samples of a shard, from the kept index where the shard is as it was. Raises ValueError."""
+        stat = shard.stat()
+        key = digest(INDEX, str(shard.resolve()), stat.st_size, stat.st_mtime_ns, self.image_extension, label)
+        kept = cache_folder() / "tar_index" / f"{key}.json"
+        if kept.is_file():
+            return Samples(**json.loads(kept.read_text()))
+        samples = read_index(shard, self.image_extension and self.image_extension.lower(), label)
+        with whole(kept) as part:
+            part.write_text(json.dumps(asdict(samples)))
+        return samples
+
+    def _report(self, index: list[Samples]) -> None:
+        broken = [problem for samples in index for problem in samples.broken]
+        if not broken:
+            return
+        named = "; ".join(broken[:3]) + ("; ..." if len(broken) > 3 else "")
+        if self.on_broken == "error":
+            raise ValueError(f"{len(broken)} unusable samples or shards: {named}. Mend them, or set on_broken: skip")
+        total = sum(len(samples.names) for samples in index)
+        warnings.warn(f"skipped {len(broken)} unusable samples or shards beside {total}: {named}", stacklevel=3)
+
+
+class Members:
+    """Images of a split's shards, each read by a seek of its own: nothing is held open."""
+
+    def __init__(self, shards: list[Path], index: list[Samples], limit: int | None):
+        counts = [len(samples.names) for samples in index]
+        self.chosen = choose(sum(counts), limit)
+        rows = np.array(self.chosen)
+        # arrays: lists of a million objects are copied into each worker as their counts are touched
+        self.shards = [str(shard) for shard in shards]
+        self.shard = np.repeat(np.arange(len(shards)), counts)[rows]
+        self.offsets = np.array([offset for samples in index for offset in samples.offsets])[rows]
+        self.sizes = np.array([size for samples in index for size in samples.sizes])[rows]
+        self.names = np.array([name.encode(errors="surrogateescape") for s in index for name in s.names])[rows]
+        self.labels = torch.zeros(len(rows), dtype=torch.int64)
+
+    def set_labels(self, index: list[Samples], classes: tuple[str, ...], extension: str) -> None:
+        """Labels from their texts: numbers, or names of classes. Raises ValueError naming one that is neither."""
+        places = {name: number for number, name in enumerate(classes)}
+        texts = [text for samples in index for text in samples.labels]
+        numbers: list[int] = []
+        for row, at in enumerate(self.chosen):
+            number = _number(texts[at])
+            if number is None and texts[at] not in places:
+                raise ValueError(
+                    f"{self.where(row)}: its .{extension} holds {texts[at][:60]!r}, neither a number nor one of the "
+                    f"{len(classes)} classes{nearest(texts[at][:60], list(places)[:20])}"
+                )
+            numbers.append(places[texts[at]] if number is None else number)
+        self.labels = torch.tensor(numbers, dtype=torch.int64)
+
+    def read(self, index: int) -> bytes:
+        """Raises OSError or ValueError for a shard that is not what it was: that is no broken image, to be skipped."""
+        shard, size = self.shards[self.shard[index]], int(self.sizes[index])
+        with open(shard, "rb", buffering=0) as file:
+            file.seek(int(self.offsets[index]))
+            data = file.read(size)
+        if len(data) != size:
+            raise ValueError(f"{shard}: has become shorter since its index was read; start again")
+        return data
+
+    def where(self, index: int) -> str:
+        return f"{self.shards[self.shard[index]]}, member {self.names[index].decode(errors='surrogateescape')}"
+
+
+def _number(text: str) -> int | None:
+    """The number of a class, for which a few digits are enough."""
+    return int(text) if re.fullmatch(r"[+-]?\d{1,18}", text) else None
+
+
+def _classes(texts: Sequence[list[str]], where: str) -> tuple[str, ...]:
+    """Names of the classes of the train split: those in the labels, sorted, or the numbers 0 to the largest."""
+    found = {text for some in texts for text in some}
+    numbers = [number for number in map(_number, found) if number is not None]
+    if not numbers:
+        return tuple(sorted(found))
+    if len(numbers) < len(found):
+        odd = min(text for text in found if _number(text) is None)
+        raise ValueError(f"{where}: holds both numbers and names, such as {odd[:60]!r}: list the names in data.classes")
+    return numbered(torch.tensor(numbers), where)
+
+
+def _expand(root: str, field: str) -> tuple[list[Path], Path]:
+    """Every shard that `root` names, sorted, and the folder that they lie in."""
+    if "{" in root:
+        files = [Path(text).expanduser() for text in _braces(root, field)]
+        if gone := [file for file in files if not file.is_file()]:
+            raise ValueError(f"{field}: {len(gone)} of {len(files)} shards of {root} are not there, first {gone[0]}")
+        return files, Path(root[: root.index("{")] + "x").expanduser().parent
+    path = Path(root).expanduser()
+    if path.is_file():
+        return [path], path.parent
+    if not path.is_dir():
+        raise ValueError(f"{field}: {path} does not exist (looked from {Path.cwd()}): give a folder of .tar shards")
+    files = sorted([*path.glob("*.tar"), *path.glob("*/*.tar")])
+    if not files:
+        more = "; unpack the .tar.gz with gunzip" if [*path.glob("*.tar.gz"), *path.glob("*.tgz")] else ""
+        raise ValueError(f"{field}: no .tar shard in {path} or the folders in it{more}")
+    return files, path
+
+
+def _braces(pattern: str, field: str) -> list[str]:
+    if "{" not in pattern:
+        return [pattern]
+    try:
+        from webdataset.shardlists import expand_urls
+    except ImportError as error:
+        raise ValueError(
+            f"{field}: patterns with braces need the package webdataset: pip install 'dmvae[webdataset]'"
+        ) from error
+    return list(expand_urls(pattern))
+
+
+def _below(file: Path, top: Path) -> str:
+    return file.relative_to(top).as_posix() if file.is_relative_to(top) else file.name
+
+
+def _words(file: Path, top: Path) -> list[str]:
+    return re.split(r"[^a-z]+", _below(file, top).lower())

@@ -1,0 +1,348 @@
+import io
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from dmvae.datasets.encoded import LazyImages
+from dmvae.datasets.huggingface import HuggingFace
+from dmvae.datasets.loading import loader
+from dmvae.datasets.memory import MemoryDataset
+
+BOTH = pytest.mark.parametrize("cache_gib", [16.0, 0.0])
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+ANIMALS = ("cat", "dog", "owl")
+
+
+@pytest.fixture(autouse=True)
+def private_hub(tmp_path_factory, monkeypatch):
+    """No network, and none of the user's caches."""
+    datasets = pytest.importorskip("datasets")
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("arrow"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    datasets.disable_progress_bars()
+
+
+def png(value, size=(12, 10), mode="RGB"):
+    file = io.BytesIO()
+    Image.new(mode, size, (value,) * 3 if mode == "RGB" else value).save(file, "PNG")
+    return file.getvalue()
+
+
+def noise(n=40):
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (n, n, 3), np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def features(names=ANIMALS, image="image", label="label"):
+    """The metadata that `datasets` writes into a schema."""
+    kinds = {image: {"_type": "Image"}, label: {"_type": "ClassLabel", "names": names}}
+    return {"huggingface": json.dumps({"info": {"features": kinds}})}
+
+
+def parquet(path, columns, metadata=None):
+    """A parquet file of {name: pyarrow array}."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.table(columns)
+    pq.write_table(table.replace_schema_metadata(metadata), path)
+    return path
+
+
+def images(values):
+    cells = [v if isinstance(v, bytes) or v is None else png(v) for v in values]
+    return pa.array([{"bytes": cell, "path": None} for cell in cells], IMAGE)
+
+
+def rows(path, values, metadata=None):
+    """A sample's label is its value modulo 3."""
+    return parquet(path, {"image": images(values), "label": pa.array([v % 3 for v in values])}, metadata)
+
+
+@pytest.fixture
+def root(tmp_path):
+    folder = tmp_path / "animals"
+    rows(folder / "train-00000-of-00002.parquet", range(6), features())
+    rows(folder / "train-00001-of-00002.parquet", range(6, 15), features())
+    rows(folder / "val-00000-of-00001.parquet", range(100, 104), features())
+    return folder
+
+
+def open_split(root, split="train", **fields):
+    return HuggingFace(**({"root": str(root), "size": 8} | fields)).build(split)
+
+
+def values(data):
+    return [int(data[i][0].float().mean()) for i in range(len(data))]
+
+
+def fails(root, message, split="train", **fields):
+    with pytest.raises(ValueError, match=message):
+        open_split(root, split, **fields)
+
+
+@BOTH
+def test_any_image_at_once_with_names_from_the_schema(root, cache_gib):
+    data = open_split(root, cache_gib=cache_gib)
+    assert isinstance(data, MemoryDataset if cache_gib else LazyImages)
+    assert values(data) == list(range(15))
+    assert data.classes == ANIMALS
+    assert data.labels.tolist() == [v % 3 for v in range(15)]
+    assert data[14][1] == data[-1][1] == 2
+    assert data[3][0].shape == (3, 8, 8)
+    test = open_split(root, "test", cache_gib=cache_gib, channels=1)
+    assert values(test) == [100, 101, 102, 103]
+    assert test.labels.tolist() == [1, 2, 0, 1]
+
+
+def test_workers_read_the_table(root):
+    data = open_split(root, cache_gib=0.0)
+    for there in (data, pickle.loads(pickle.dumps(data))):
+        ((pixels, labels),) = loader(there, [[14, 0, 7]], 1, torch.device("cpu"))
+        assert pixels.float().mean((1, 2, 3)).tolist() == [14, 0, 7]
+        assert labels.tolist() == [2, 0, 1]
+
+
+def test_decoded_images_are_kept_in_one_file_that_is_mapped(root, private_cache, monkeypatch):
+    first = open_split(root)
+    (folder,) = (private_cache / "decoded").iterdir()
+    assert sorted(file.name for file in folder.iterdir()) == ["broken.json", "images.npy"]
+    stored = np.load(folder / "images.npy", mmap_mode="r")
+    assert (stored.shape, stored.dtype) == ((15, 3, 8, 8), np.uint8)
+    monkeypatch.setattr("dmvae.datasets.encoded.decode", None)
+    again = open_split(root)
+    assert torch.equal(again.__getitems__(range(15))[0], first.__getitems__(range(15))[0])
+    assert again.fingerprint == first.fingerprint
+
+
+def test_a_kill_while_decoding_leaves_nothing_that_looks_finished(root, private_cache, monkeypatch):
+    from dmvae.datasets import encoded
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encoded, "decode", killed)
+        with pytest.raises(KeyboardInterrupt):
+            open_split(root)
+    assert list((private_cache / "decoded").iterdir()) == []
+    assert values(open_split(root)) == list(range(15))
+
+
+def test_a_full_disk_means_decoding_as_images_are_read(root, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(100, 99, 1))
+    with pytest.warns(UserWarning, match=r"do not fit into .*decoded.*XDG_CACHE_HOME"):
+        assert isinstance(open_split(root), LazyImages)
+
+
+def test_columns_are_found_by_type(tmp_path):
+    text = pa.array(["owl", "cat", "owl"])
+    parquet(
+        tmp_path / "a" / "train.parquet",
+        {"n": pa.array([7, 8, 9]), "img": pa.array([png(v) for v in range(3)]), "label": text},
+    )
+    data = open_split(tmp_path / "a")
+    assert (data.classes, data.labels.tolist(), values(data)) == (("cat", "owl"), [1, 0, 1], [0, 1, 2])
+    assert open_split(tmp_path / "a", label_column="n", classes=tuple("0123456789")).labels.tolist() == [7, 8, 9]
+    assert open_split(tmp_path / "a", label_column="none").classes == ("all",)
+    data = open_split(tmp_path / "a", classes=("owl", "dog", "cat"))
+    assert (data.classes, data.labels.tolist()) == (("owl", "dog", "cat"), [0, 2, 0])
+    fails(tmp_path / "a", r"row 1, column label: 'cat' is none of the 2 classes", classes=("owl", "dog"))
+    rows(tmp_path / "b" / "train.parquet", [0, 1, 5])
+    assert open_split(tmp_path / "b").classes == ("0", "1", "2"), "numbers without names"
+    sound = pa.array([{"bytes": b"RIFF", "path": None}] * 3, IMAGE)
+    kinds = {
+        "sound": {"_type": "Audio"},
+        "photo": {"_type": "Image"},
+        "kind": {"_type": "ClassLabel", "names": ["a", "b"]},
+    }
+    metadata = {"huggingface": json.dumps({"info": {"features": kinds}})}
+    parquet(
+        tmp_path / "c" / "train.parquet",
+        {"sound": sound, "photo": images(range(3)), "kind": pa.array([0, 1, 1])},
+        metadata,
+    )
+    data = open_split(tmp_path / "c")
+    assert (data.classes, values(data)) == (("a", "b"), [0, 1, 2]), "sounds are never read"
+
+
+def test_splits(root):
+    assert values(open_split(root, train_split="train[:20%]")) == [0, 1, 2]
+    assert values(open_split(root, "test", test_split="train[80%:]+validation")) == [12, 13, 14, 100, 101, 102, 103]
+    fails(root, r"has no split 'tset', only train, validation: set data\.test_split", "test", test_split="tset")
+    fails(root, r"split 'train\[x\]' cannot be read", train_split="train[x]")
+    fails(root, r"split train\[:0\] has no row|cannot be read", train_split="train[:0]")
+    one = root / "train-00000-of-00002.parquet"
+    assert values(open_split(one)) == list(range(6))
+    fails(
+        one, r"has no split called test, .* or valid, only train: name one in data\.test_split, or cut one off", "test"
+    )
+
+
+def test_the_test_split_is_labelled_as_the_train_split(tmp_path):
+    parquet(tmp_path / "train.parquet", {"image": images(range(3)), "label": pa.array(["a", "b", "c"])})
+    parquet(tmp_path / "test.parquet", {"image": images([7]), "label": pa.array(["c"])})
+    test = open_split(tmp_path, "test")
+    assert (test.classes, test.labels.tolist()) == (("a", "b", "c"), [2])
+    parquet(tmp_path / "test.parquet", {"image": images([7]), "label": pa.array(["d"])})
+    fails(tmp_path, r"test\.parquet, row 0, column label: 'd' is none of the 3 classes", "test")
+
+
+def test_limit_keeps_a_fixed_choice(root):
+    data = open_split(root, limit=7)
+    assert len(data) == 7
+    assert values(data) == values(open_split(root, limit=7, cache_gib=0.0))
+    assert data.labels.tolist() == [v % 3 for v in values(data)]
+    assert values(data) == sorted(values(data)) != list(range(7))
+
+
+def test_fingerprint_follows_content_and_config_not_place(root, tmp_path):
+    base = open_split(root).fingerprint
+    shutil.copytree(root, tmp_path / "copy")
+    assert open_split(tmp_path / "copy").fingerprint == base == open_split(root, cache_gib=0.0).fingerprint
+    others = [open_split(root, **f).fingerprint for f in ({"size": 9}, {"channels": 1}, {"limit": 5}, {"limit": 6})]
+    others += [open_split(root, "test").fingerprint, open_split(root, classes=("x", "y", "z")).fingerprint]
+    rows(tmp_path / "copy" / "train-00000-of-00002.parquet", [0, 1, 2, 3, 4, 8], features())
+    others.append(open_split(tmp_path / "copy").fingerprint)
+    assert values(open_split(tmp_path / "copy"))[:6] == [0, 1, 2, 3, 4, 8], "a rewritten file is read anew"
+    assert len({base, *others}) == 8
+
+
+def test_large_images_count_by_their_ends(tmp_path):
+    base, seen = noise(80), set()
+    assert len(base) > 9000
+    for number, place in enumerate((0, 4095, len(base) - 4096, len(base) - 1)):
+        data = bytearray(base)
+        data[place] ^= 1
+        folder = tmp_path / str(number)
+        parquet(folder / "train.parquet", {"image": images([bytes(data)]), "label": pa.array([0])})
+        seen.add(open_split(folder, cache_gib=0.0).fingerprint)
+    assert len(seen) == 4
+
+
+def broken(tmp_path, cell):
+    cells = [0, 1, 2, cell, 4, 1]
+    parquet(tmp_path / "train-0.parquet", {"image": images(cells[:2]), "label": pa.array([0, 1])}, features())
+    parquet(tmp_path / "train-1.parquet", {"image": images(cells[2:]), "label": pa.array([2, 0, 1, 0])}, features())
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("cell", "why"), [(None, "no image in this row"), (b"", ""), (noise()[:900], ""), (b"text", "cannot identify")]
+)
+def test_broken_images(tmp_path, cell, why):
+    broken(tmp_path, cell)
+    place = rf"train-1\.parquet, row 1, column image: .*{why}"
+    fails(tmp_path, rf"1 unreadable images: .*{place}.*on_broken: skip")
+    for _ in range(2):  # the second time from the cache
+        with pytest.warns(UserWarning, match=rf"skipped 1 unreadable images of 6: .*{place}"):
+            data = open_split(tmp_path, on_broken="skip")
+        assert values(data) == [0, 1, 2, 4, 1]
+        assert data.labels.tolist() == [0, 1, 2, 1, 0]
+    lazy = open_split(tmp_path, cache_gib=0.0)
+    with pytest.raises(ValueError, match=rf"unreadable image: .*{place}"):
+        lazy[3]
+    lazy = open_split(tmp_path, cache_gib=0.0, on_broken="skip")
+    with pytest.warns(UserWarning, match=rf"another of its class .*{place}"):
+        assert (int(lazy[3][0].float().mean()), lazy[3][1]) == (1, 0)
+
+
+def test_columns_that_do_not_fit(tmp_path):
+    def table(columns, metadata=None):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        parquet(folder / "train.parquet", columns, metadata)
+        return folder
+
+    pixels, numbers = images([1, 2]), pa.array([0, 1])
+    file = r"/train\.parquet"
+    fails(
+        table({"x": numbers, "label": numbers}),
+        rf"{file}: no column holds encoded images; there are x \(int64\), label",
+    )
+    fails(
+        table({"image": pixels, "x": numbers}),
+        rf"{file}: no column holds labels; .*image.*, x \(int64\).*label_column.*none",
+    )
+    fails(table({"image": pixels, "b": pixels, "label": numbers}), "several columns hold images, image, b: name one in")
+    nested = pa.array([[[1, 2], [3, 4]]] * 2)
+    fails(table({"image": nested, "label": numbers}), r"no column holds encoded images; there are image \(List\)")
+    fails(
+        table({"image": nested, "label": numbers}), rf"{file}, column image: holds List, .*nested", image_column="image"
+    )
+    fails(
+        table({"image": pixels, "label": pa.array([[0], [1, 2]])}),
+        rf"{file}, column label: holds List, not one .*nested",
+    )
+    fails(
+        table({"image": pixels, "label": pa.array([0.5, 1])}),
+        rf"{file}, column label: holds float64, not one whole number",
+    )
+    fails(table({"image": pixels, "label": pa.array([0, None])}), rf"{file}, row 1, column label: no label")
+    fails(table({"image": pixels, "label": pa.array(["a", None])}), rf"{file}, row 1, column label: no label")
+    fails(table({"image": pixels, "label": pa.array([0, 10**9])}), r"column label: labels run from 0 to 1000000000")
+    good = table({"image": pixels, "label": numbers})
+    fails(good, r"has no column 'lable', which data\.label_column names; did you mean 'label'", label_column="lable")
+    fails(good, r"has no column 'img', which data\.image_column", image_column="img")
+    fails(good, r"row 1, column label: label 1 is not one of 1 classes, 0 to 0, of data\.classes", classes=("a",))
+    array = {
+        "image": {"_type": "Array3D", "shape": [2, 2, 3], "dtype": "uint8"},
+        "label": {"_type": "Value", "dtype": "int64"},
+    }
+    cells = pa.array([[[[1, 2, 3]] * 2] * 2] * 2, pa.list_(pa.list_(pa.list_(pa.uint8()))))
+    metadata = {"huggingface": json.dumps({"info": {"features": array}})}
+    fails(
+        table({"image": cells, "label": numbers}, metadata),
+        r"no column holds encoded images; there are image \((Array3D|List)\)",
+    )
+
+
+def test_labels_that_the_names_do_not_fit(tmp_path):
+    rows(tmp_path / "train.parquet", [0, 1, 2], features())
+    parquet(tmp_path / "test.parquet", {"image": images([1, 2]), "label": pa.array([-1, -1])}, features())
+    fails(
+        tmp_path,
+        r"test\.parquet, row 0, column label: label -1 .* \(2 such labels of 2\): -1 means .* no labels",
+        "test",
+    )
+    rows(tmp_path / "b" / "train.parquet", [0, 1, 2], features(("cat", "dog")))
+    fails(tmp_path / "b", r"row 2, column label: label 2 is not one of 2 classes, 0 to 1, of column label")
+
+
+def test_files_that_cannot_be_read(tmp_path, root):
+    fails(tmp_path / "no" / "where" / "at all", "does not exist .*nor is it a hub id")
+    fails(tmp_path / "x.parquet", "does not exist")
+    (tmp_path / "empty").mkdir()
+    fails(tmp_path / "empty", r"huggingface\.root: .*empty cannot be read .*give a folder of parquet files")
+    damaged = root / "train-00001-of-00002.parquet"
+    data = damaged.read_bytes()
+    damaged.write_bytes(data[:-100])
+    fails(root, r"train-00001-of-00002\.parquet: not a readable parquet file \(.*\); fetch it again")
+    parquet(damaged, {"picture": images([1]), "label": pa.array([1])})
+    fails(
+        root,
+        r"train-00001-of-00002\.parquet: has columns picture, label, but .*train-00000.*\.parquet has image, label",
+    )
+    rows(tmp_path / "none" / "train.parquet", [], features())
+    fails(tmp_path / "none", r"none.*(has no row|cannot be read)")
+    fails(root.parent / "none", "has no such subset as data.subset says", subset="other")
+
+
+def test_a_hub_id_without_a_network(monkeypatch):
+    fails(
+        "somebody/pictures",
+        r"somebody/pictures is no folder here .*could not be had from the hub: .*hf download .*data\.root",
+    )
+
+
+def test_the_package_is_an_extra(root, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    fails(root, r"pip install 'dmvae\[huggingface\]'")

@@ -1,0 +1,320 @@
+import gzip
+import io
+import json
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dmvae.datasets.encoded import LazyImages
+from dmvae.datasets.loading import loader
+from dmvae.datasets.memory import MemoryDataset
+from dmvae.datasets.tar_index import NAME
+from dmvae.datasets.webdataset import WebDataset
+
+BOTH = pytest.mark.parametrize("cache_gib", [16.0, 0.0])
+
+
+def png(value, size=(12, 10)):
+    file = io.BytesIO()
+    Image.new("RGB", size, (value, value, value)).save(file, "PNG")
+    return file.getvalue()
+
+
+def tar(path, members):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as file:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    return path
+
+
+def samples(values):
+    """A sample's label is its value modulo 3."""
+    return [m for v in values for m in ((f"{v:04}.png", png(v)), (f"{v:04}.cls", str(v % 3).encode()))]
+
+
+@pytest.fixture
+def shards(tmp_path):
+    root = tmp_path / "shards"
+    tar(root / "x-train-000.tar", samples(range(6)))
+    tar(root / "x-train-001.tar", samples(range(6, 15)))
+    tar(root / "x-val-000.tar", samples(range(100, 104)))
+    return root
+
+
+def open_split(root, split="train", **fields):
+    return WebDataset(**({"root": str(root), "size": 8} | fields)).build(split)
+
+
+def values(data):
+    return [int(data[i][0].float().mean()) for i in range(len(data))]
+
+
+def fails(root, message, split="train", **fields):
+    with pytest.raises(ValueError, match=message):
+        open_split(root, split, **fields)
+
+
+@BOTH
+def test_any_image_of_any_shard_at_once(shards, cache_gib):
+    data = open_split(shards, cache_gib=cache_gib)
+    assert isinstance(data, MemoryDataset if cache_gib else LazyImages)
+    assert values(data) == list(range(15))
+    assert data.classes == ("0", "1", "2")
+    assert data.labels.tolist() == [v % 3 for v in range(15)]
+    assert data[14][1] == data[-1][1] == 2
+    assert data[3][0].shape == (3, 8, 8)
+    test = open_split(shards, "test", cache_gib=cache_gib, channels=1)
+    assert values(test) == [100, 101, 102, 103]
+    assert test.labels.tolist() == [1, 2, 0, 1]
+    assert test.classes == ("0", "1", "2")
+
+
+def test_workers_read_the_shards(shards):
+    data = open_split(shards, cache_gib=0.0)
+    ((images, labels),) = loader(data, [[14, 0, 7]], 1, torch.device("cpu"))
+    assert images.float().mean((1, 2, 3)).tolist() == [14, 0, 7]
+    assert labels.tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"root": "x-{train,val}-{000..000}.tar"},
+        {"root": "x-train-000.tar", "train_shards": "*.tar"},
+        {"root": "", "train_shards": "x-train-000.tar"},
+        {"root": "", "train_shards": "x-{train,other}-000.tar"},
+    ],
+)
+def test_shards_by_pattern(shards, fields):
+    assert values(open_split(**(fields | {"root": f"{shards}/{fields['root']}"}))) == list(range(6))
+
+
+def test_shards_by_folder(tmp_path):
+    tar(tmp_path / "train" / "0.tar", samples(range(3)))
+    tar(tmp_path / "test" / "0.tar", samples(range(3, 5)))
+    tar(tmp_path / "val" / "0.tar", samples(range(5, 9)))
+    assert values(open_split(tmp_path)) == [0, 1, 2]
+    assert values(open_split(tmp_path, "test")) == [3, 4]
+
+
+def test_names_are_those_of_the_package():
+    from webdataset.tariterators import base_plus_ext
+
+    for name in ("a.jpg", "./a.jpg", "a/b.c/d.seg.png", "b/a.JPG", "plain", "a/b", "a.b/c", ".hidden"):
+        match = NAME.fullmatch(name)
+        assert (match.groups() if match else (None, None)) == base_plus_ext(name)
+
+
+def test_what_lies_beside_a_sample_is_left_alone(tmp_path):
+    members = [
+        (f"./deep/{v}.{e}", d) for v in range(3) for e, d in (("JSON", b"{}"), ("cls", b" 0\n"), ("PNG", png(v)))
+    ]
+    tar(tmp_path / "train.tar", [*members, ("__info__.json", b"{}"), (".hidden/a.png", png(9)), ("README", b"text")])
+    assert values(open_split(tmp_path)) == [0, 1, 2]
+    two = [("a.input.png", png(1)), ("a.target.png", png(2)), ("a.cls", b"0")]
+    tar(tmp_path / "b" / "train.tar", two)
+    fails(
+        tmp_path / "b", r"train\.tar, sample a: has images input\.png, target\.png: name one in data\.image_extension"
+    )
+    assert values(open_split(tmp_path / "b", image_extension="target.png")) == [2]
+
+
+def test_names_of_classes(shards, tmp_path):
+    (tmp_path / "names.txt").write_text("cat\ndog\n\nowl\n")
+    for classes in (("cat", "dog", "owl"), str(tmp_path / "names.txt")):
+        data = open_split(shards, classes=classes)
+        assert data.classes == ("cat", "dog", "owl")
+        assert data.labels[:4].tolist() == [0, 1, 2, 0]
+    texts = [
+        m for v, name in enumerate(("owl", "cat", "owl")) for m in ((f"{v}.png", png(v)), (f"{v}.txt", name.encode()))
+    ]
+    tar(tmp_path / "t" / "train.tar", texts)
+    data = open_split(tmp_path / "t", label_extension="txt")
+    assert (data.classes, data.labels.tolist()) == (("cat", "owl"), [1, 0, 1])
+    fails(
+        tmp_path / "t",
+        r"member 0\.png: its \.txt holds 'owl', neither .* 1 classes",
+        label_extension="txt",
+        classes=("owls",),
+    )
+    assert open_split(tmp_path / "t", label_extension="none").classes == ("all",)
+    fails(
+        shards,
+        r"x-train-000\.tar, member 0002\.png: label 2 is not one of 2 classes.*data\.classes",
+        classes=("a", "b"),
+    )
+    fails(shards, r"webdataset\.classes: .*nowhere.txt cannot be read", classes="nowhere.txt")
+    fails(shards, r"webdataset\.classes: names no class", classes=())
+
+
+def test_limit_keeps_a_fixed_choice(shards):
+    data = open_split(shards, limit=7)
+    assert len(data) == 7
+    assert values(data) == values(open_split(shards, limit=7, cache_gib=0.0))
+    assert values(data) == sorted(values(data)) != list(range(7))
+
+
+def test_fingerprint_follows_content_and_config_not_place(shards, tmp_path):
+    base = open_split(shards).fingerprint
+    shutil.copytree(shards, tmp_path / "copy")
+    assert open_split(tmp_path / "copy").fingerprint == base == open_split(shards, cache_gib=0.0).fingerprint
+    others = [open_split(shards, **f).fingerprint for f in ({"size": 9}, {"channels": 1}, {"limit": 5}, {"limit": 6})]
+    others.append(open_split(shards, "test").fingerprint)
+    tar(tmp_path / "copy" / "x-train-000.tar", samples([0, 1, 2, 3, 4, 8]))
+    others.append(open_split(tmp_path / "copy").fingerprint)
+    assert values(open_split(tmp_path / "copy"))[:6] == [0, 1, 2, 3, 4, 8]
+    assert len({base, *others}) == 7
+
+
+def test_the_index_is_made_once(shards, private_cache, monkeypatch):
+    first = values(open_split(shards, cache_gib=0.0))
+    kept = list((private_cache / "tar_index").iterdir())
+    assert len(kept) == 2
+    assert not any("part" in file.name for file in kept)
+    assert json.loads(kept[0].read_text())["offsets"]
+    monkeypatch.setattr("dmvae.datasets.webdataset.read_index", None)
+    assert values(open_split(shards, cache_gib=0.0)) == first
+
+
+def test_a_shard_that_changes_underfoot_is_no_broken_image(shards):
+    data = open_split(shards, cache_gib=0.0)
+    (shards / "x-train-000.tar").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"x-train-000\.tar: has become shorter"):
+        data[0]
+    (shards / "x-train-000.tar").unlink()
+    with pytest.raises(OSError, match=r"x-train-000\.tar"):
+        data[0]
+
+
+def noise(n=40):
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (n, n, 3), np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+@BOTH
+@pytest.mark.filterwarnings("ignore:unreadable image")
+def test_truncated_images(shards, cache_gib):
+    tar(shards / "x-train-002.tar", [("a.png", noise()[:900]), ("a.cls", b"1"), *samples([31])])
+    if cache_gib:
+        with pytest.warns(UserWarning, match=r"skipped 1 unreadable images of 17: .*x-train-002\.tar, member a\.png: "):
+            data = open_split(shards, cache_gib=cache_gib)
+        assert values(data) == [*range(15), 31]
+        fails(shards, r"1 unreadable images: .*member a\.png.*on_broken: skip", on_broken="error")
+    else:
+        data = open_split(shards, cache_gib=cache_gib)
+        assert data[15][1] == data[16][1] == 1
+        assert values(data)[15] == 31, "the next one of its class"
+        data = open_split(shards, cache_gib=cache_gib, on_broken="error")
+        with pytest.raises(ValueError, match=r"x-train-002\.tar, member a\.png: .*on_broken: skip"):
+            data[15]
+
+
+def header(name, size):
+    info = tarfile.TarInfo(name)
+    info.size = size
+    return info.tobuf()
+
+
+def negative(name):
+    """A header whose size is -512, in base 256."""
+    block = bytearray(header(name, 0))
+    block[124:136] = (2**96 - 512).to_bytes(12, "big")
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def link(name):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    return info.tobuf()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda good: good[:-700], r"damaged after byte \d+"),
+        (lambda good: good[:-1500], r"cut off, the file ends before it"),
+        (lambda good: good + b"garbage!" * 64, r"damaged after byte \d+"),
+        (lambda good: good + header("../../z.png", 10**12), r"'\.\./\.\./z\.png': cut off"),
+        (lambda good: good + negative("z.png"), r"damaged"),
+        (lambda good: good + link("z.png"), r"'z\.png': a link"),
+        (lambda good: good + header("z.png", 0), r"sample z: no \.cls beside the image"),
+        (lambda good: good + header("z.cls", 0), r"sample z: no image"),
+        (lambda good: good + header("z.png", 0) + header("z.cls", 0), r"sample z: \.cls is empty"),
+        (lambda good: good + header("z.png", 0) + header("z.cls", 9000) + bytes(9216), r"z: \.cls has 9000 bytes"),
+        (lambda good: good + header("z.png", 0) + header("z.cls", 1) + b"\xff" + bytes(511), r"\.cls holds no text"),
+    ],
+)
+def test_damaged_shards(tmp_path, damage, message):
+    path = tar(tmp_path / "train.tar", samples([2, 4, 5]))
+    with tarfile.open(path) as file:
+        end = file.getmembers()[-1].offset_data + 512
+    path.write_bytes(damage(path.read_bytes()[:end]))
+    with pytest.warns(
+        UserWarning, match=r"skipped \d unusable samples or shards beside [23]: .*train\.tar.*" + f"({message})"
+    ):
+        data = open_split(tmp_path)
+    assert values(data) in ([2, 4, 5], [2, 4])
+    fails(tmp_path, f"1 unusable .*({message}).*on_broken: skip|2 unusable", on_broken="error")
+
+
+def test_unusable_shards_say_what_to_mend(tmp_path):
+    def shard(name, data):
+        path = tmp_path / name / "train.tar"
+        path.parent.mkdir()
+        path.write_bytes(data)
+        return path.parent
+
+    fails(shard("a", b""), r"a/train\.tar: is empty; fetch it again")
+    fails(shard("b", b"no tar" * 1000), r"b/train\.tar: not a \.tar file")
+    good = tar(tmp_path / "good.tar", samples([1])).read_bytes()
+    fails(shard("c", gzip.compress(good)), r"c/train\.tar: is compressed.*gunzip")
+    fails(tar(tmp_path / "d" / "train.tar", []).parent, r"d/train\.tar: holds no sample; .*Fetch")
+    fails(
+        tar(tmp_path / "e" / "train.tar", [("a.png", png(1))]).parent,
+        r"holds no sample: .*a: no \.cls beside the image",
+    )
+    mixed = [*samples([1]), ("z.png", png(1)), ("z.cls", b"cat")]
+    fails(
+        tar(tmp_path / "f" / "train.tar", mixed).parent,
+        r"\.cls of the train split: holds both numbers and names, such as 'cat'",
+    )
+    for k, text in enumerate((b"-1", b"10000000")):
+        fails(
+            tar(tmp_path / f"g{k}" / "train.tar", [("z.png", png(1)), ("z.cls", text)]).parent,
+            r"labels run from .* from 0 on",
+        )
+
+
+def test_unclear_layouts_say_what_to_mend(shards, tmp_path):
+    fails(tmp_path / "nowhere", r"webdataset\.root: .*nowhere does not exist")
+    (tmp_path / "none").mkdir()
+    fails(tmp_path / "none", r"no \.tar shard in .*none or the folders in it$")
+    (tmp_path / "none" / "a.tar.gz").touch()
+    fails(tmp_path / "none", "gunzip")
+    fails(f"{shards}/x-train-{{000..009}}.tar", r"8 of 10 shards of .* are not there, first .*x-train-002\.tar")
+    fails(
+        shards / "x-train-000.tar", "no shard of the test split: of x-train-000.tar, none is called test or val", "test"
+    )
+    fails(shards, r"none matches 'y-\*'; set data\.train_shards", train_shards="y-*")
+    tar(shards / "x-val-000.tar", [("z.png", png(1)), ("z.cls", b"7")])
+    fails(
+        shards, r"x-val-000\.tar, member z\.png: label 7 is not one of 3 classes, 0 to 2, of \.cls of the train", "test"
+    )
+    with pytest.raises(ValueError, match=r"webdataset\.cache_gib is -1"):
+        WebDataset(root=".", cache_gib=-1)
+
+
+def test_braces_need_the_package(shards, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "webdataset.shardlists", None)
+    fails(f"{shards}/x-{{train,val}}-000.tar", r"pip install 'dmvae\[webdataset\]'")
+    assert len(open_split(shards)) == 15
