@@ -30,7 +30,7 @@ from dmvae.recipe import Recipe, load
 from dmvae.registry import Registered, plugin_of
 from dmvae.runtime import distributed
 from dmvae.runtime.console import console
-from dmvae.runtime.files import locked, sweep, whole
+from dmvae.runtime.files import flush, locked, sweep, whole
 from dmvae.runtime.hashing import content_hash
 from dmvae.stages import STAGES
 from dmvae.training.loop import CHECKPOINTS, train
@@ -232,6 +232,7 @@ def execute(job: Job) -> None:
 
 
 def _finish(job: Job, facts: dict[str, Any]) -> None:
+    flush(job.folder)  # all that done.json vouches for, before it and before the checkpoints go
     with whole(job.done) as part:
         part.write_text(json.dumps(facts, indent=1))
     # Only now: killed before, the stage goes on from its last state.

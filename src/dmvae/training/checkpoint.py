@@ -7,7 +7,6 @@ disk and renamed; a reader checks the list before it trusts the folder.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import warnings
 import zlib
@@ -18,6 +17,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
 from dmvae.runtime import distributed
+from dmvae.runtime.files import flush, sync
 
 _LIST = "files.json"
 _KEEP = 2
@@ -44,11 +44,10 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> None:
     if distributed.is_main():
         files = {f.name: [f.stat().st_size, _crc(f)] for f in part.iterdir()}
         (part / _LIST).write_text(json.dumps(files))
-        for file in part.iterdir():
-            _flush(file)
+        flush(part)
         shutil.rmtree(final, ignore_errors=True)
         part.rename(final)
-        _flush(folder)
+        sync(folder)
         for old in steps(folder)[:-_KEEP]:
             shutil.rmtree(folder / f"step-{old:08d}")
     distributed.barrier()
@@ -104,14 +103,6 @@ def _crc(path: Path) -> int:
         while block := file.read(1 << 24):
             crc = zlib.crc32(block, crc)
     return crc
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _quietly(function, *args, **kwargs) -> None:
