@@ -135,8 +135,12 @@ class FolderDataset:
                     continue  # warned of when it is read in its own right
         raise ValueError(f"class {self.classes[label]!r} has no readable image; delete its folder or mend the files")
 
+    def name(self, index: int) -> str:
+        """The file of an image."""
+        return os.fsdecode(self.paths[index % len(self)])
+
     def _read(self, index: int) -> Tensor:
-        return read_image(Path(os.fsdecode(self.paths[index])), self.config.size, self.config.channels)
+        return read_image(Path(self.name(index)), self.config.size, self.config.channels)
 
 
 def ends(path: Path) -> str:
