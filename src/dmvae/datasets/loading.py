@@ -128,7 +128,9 @@ class Loader:
 
     def _dead(self, worker: int, code: int) -> str:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended itself with exit code {code}"
-        memory = " (if memory ran out, fewer run.workers or a smaller data.size help)" if code == -signal.SIGKILL else ""
+        memory = (
+            " (if memory ran out, fewer run.workers or a smaller data.size help)" if code == -signal.SIGKILL else ""
+        )
         return (
             f"a data worker {how}{memory}, with {self._reading([worker])}; mend or remove what ended it; "
             "the same command goes on from what was saved"

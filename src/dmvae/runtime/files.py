@@ -62,7 +62,9 @@ def sweep(folder: Path, patterns: Iterable[str] = ("**/*.part", "**/.tmp??????")
 def within(path: Path, folder: Path) -> Path:
     """`path`, which lies in `folder` also where its parts are links. Raises ValueError for one that leads out of it."""
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"{path} leads to {path.resolve()}, out of {folder}: nothing is written there; remove the link")
+        raise ValueError(
+            f"{path} leads to {path.resolve()}, out of {folder}: nothing is written there; remove the link"
+        )
     return path
 
 
