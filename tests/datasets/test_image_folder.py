@@ -1,8 +1,8 @@
 import os
 import shutil
 import signal
-from multiprocessing import active_children
 import warnings
+from multiprocessing import active_children
 
 import pytest
 import torch
