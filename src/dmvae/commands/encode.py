@@ -129,7 +129,12 @@ def _encoded(
             warnings.warn(f"left out: {message}", stacklevel=3)
         if good:
             with autocast(device, precision):
-                parts.append(tokenizer.encode(as_input(torch.stack([x for x, _ in good]), device)).latents.cpu())
+                z = tokenizer.encode(as_input(torch.stack([x for x, _ in good]), device)).latents.cpu()
+            if not z.isfinite().all():
+                raise ValueError(
+                    "the tokenizer's latents are not finite: its weights are damaged, or --precision too low"
+                )
+            parts.append(z)
             kept += [i for _, i in good]
         bar.step(len(batch))
     return torch.cat(parts) if parts else torch.empty(0), kept
