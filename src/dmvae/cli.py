@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from dmvae.registry import nearest
+from dmvae.runtime.console import console, printable
 
 STAGE_NAMES = ("encoder", "tokenizer", "reference", "matching", "decoder", "latents", "generator", "sample", "evaluate")
 
@@ -25,7 +26,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
-    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    warnings.formatwarning = lambda message, *_: f"warning: {printable(str(message))}\n"
     try:
         _dispatch(arguments)
     except KeyboardInterrupt as stop:
@@ -105,9 +106,9 @@ def _finish(jobs: list[Any], run_dir: Path) -> None:
         summary = write_summary(jobs, run_dir)
         path = write_report(run_dir, jobs)
         print_summary(summary)
-        print(f"summary:  {run_dir / 'summary.json'}\nreport:   {path}")
+        console.print(f"summary:  {run_dir / 'summary.json'}\nreport:   {path}")
         for folder in write_pipelines(jobs, run_dir):
-            print(f"pipeline: {folder}")
+            console.print(f"pipeline: {folder}")
 
 
 def _report(command: str, arguments: list[str]) -> None:
@@ -150,7 +151,7 @@ def _import(command: str, arguments: list[str]) -> None:
         model = official.import_generator(known.file, weights=known.weights or "ema")
     save_network(model, known.out)
     count = sum(p.numel() for p in model.parameters()) / 1e6
-    print(f"{type(model).__name__}, {count:.2f} M parameters: {known.out}")
+    console.print(f"{type(model).__name__}, {count:.2f} M parameters: {known.out}")
 
 
 def _require_own(out: Path) -> None:
@@ -170,7 +171,7 @@ def _export(command: str, arguments: list[str]) -> None:
     from dmvae.interop import official
 
     official.export_vae(known.folder, known.out)
-    print(known.out)
+    console.print(str(known.out))
 
 
 def _encode(command: str, arguments: list[str]) -> None:
@@ -249,7 +250,6 @@ def _measure(command: str, arguments: list[str]) -> None:
     from dmvae.commands import check
     from dmvae.commands import measurements as commands
     from dmvae.runtime import distributed
-    from dmvae.runtime.console import console
 
     if "compare" in known:
         return console.print(check.side_by_side(known["compare"], force=known["force"]))
@@ -270,7 +270,6 @@ def _measure(command: str, arguments: list[str]) -> None:
 
 def _check(file: Path) -> None:
     from dmvae.commands.check import check
-    from dmvae.runtime.console import console
 
     apart, changed = check(file)
     for line in changed:
@@ -310,7 +309,7 @@ def parse_overrides(words: list[str]) -> dict[str, Any]:
 def _fail(message: str, code: int, debug: bool) -> None:
     if debug:
         raise
-    print(f"dmvae: {' '.join(message.split())}", file=sys.stderr)
+    print(f"dmvae: {printable(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(code)
 
 
