@@ -68,7 +68,10 @@ def _run(command: str, arguments: list[str]) -> None:
     overrides = parse_overrides(rest)
     if known.run_dir:
         overrides["run.dir"] = known.run_dir
-    recipes = whole = load(known.recipe, overrides)
+    try:
+        recipes = whole = load(known.recipe, overrides)
+    except RecursionError as error:
+        raise ValueError(f"{known.recipe}: nested too deep to be a recipe") from error
     for name in known.variant:
         if name not in recipes:
             raise ValueError(f"--variant: no variant is called {name!r}{nearest(name, recipes)}")
@@ -112,11 +115,16 @@ def _finish(jobs: list[Any], run_dir: Path) -> None:
 
 
 def _report(command: str, arguments: list[str]) -> None:
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        raise ValueError("usage: dmvae report RUN_DIR")
+    trust = "--trust" in arguments
+    folders = [a for a in arguments if a != "--trust"]
+    if len(folders) != 1 or folders[0].startswith("-"):
+        raise ValueError("usage: dmvae report RUN_DIR [--trust]")
+    from dmvae.commands.trust import require_no_code
     from dmvae.pipeline import jobs_of
 
-    run_dir = Path(arguments[0])
+    run_dir = Path(folders[0])
+    if not trust:
+        require_no_code(sorted(run_dir.glob("*/recipe.yaml")))
     _finish(jobs_of(run_dir), run_dir)
 
 
@@ -213,7 +221,8 @@ def _measure(command: str, arguments: list[str]) -> None:
         "  folder A B                     images of A against those of B\n"
         "  samples PIPELINE REFERENCE     images that a pipeline draws, against a folder; none is kept\n"
         "  tokenizer TOKENIZER IMAGES     reconstructions of a folder's images, against them\n"
-        "  --check FILE                   measure again what FILE holds, and tell whether it agrees\n"
+        "  --check FILE [--trust]         measure again what FILE holds, and tell whether it agrees; --trust runs the\n"
+        "                                 code that a run's recipe names\n"
         "  --compare FILE FILE ...        files of scores side by side, if they compare\n\n"
         "Where a folder of reference images stands, a file of statistics may: ours, ADM's or JiT's .npz, or\n"
         "torch-fidelity's .pt. Where measured images stand, an .npz of samples (arr_0) may.",
@@ -233,6 +242,7 @@ def _measure(command: str, arguments: list[str]) -> None:
     parser.add_argument("--save-reference", metavar="FILE", help="keep the reference's features and statistics")
     parser.add_argument("--force", action="store_true", help="compare what was made differently, with a warning")
     parser.add_argument("--check", type=Path, metavar="FILE", help=argparse.SUPPRESS)
+    parser.add_argument("--trust", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--compare", type=Path, nargs="+", metavar="FILE", help=argparse.SUPPRESS)
     only = parser.add_argument_group("tokenizer")
     only.add_argument("--lpips", action="store_const", const=True, help="LPIPS of VGG-16 too")
@@ -254,7 +264,9 @@ def _measure(command: str, arguments: list[str]) -> None:
     if "compare" in known:
         return console.print(check.side_by_side(known["compare"], force=known["force"]))
     if "check" in known:
-        return _check(known["check"])
+        return _check(known["check"], known["trust"])
+    if known.pop("trust"):
+        raise ValueError("--trust goes with --check, where a run's recipe names code")
     kind, paths, file = known.pop("kind", None), known.pop("paths"), known.pop("json", None)
     if kind is None or len(paths) != 2:
         raise ValueError("usage: dmvae measure folder|samples|tokenizer PATH PATH [--features NAME ...] [--json FILE]")
@@ -268,10 +280,10 @@ def _measure(command: str, arguments: list[str]) -> None:
         distributed.stop()
 
 
-def _check(file: Path) -> None:
+def _check(file: Path, trust: bool) -> None:
     from dmvae.commands.check import check
 
-    apart, changed = check(file)
+    apart, changed = check(file, trust=trust)
     for line in changed:
         console.print(f"changed: {line}")
     if apart:
@@ -300,8 +312,8 @@ def parse_overrides(words: list[str]) -> dict[str, Any]:
                 value = "true"
         try:
             overrides[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ValueError(f"--{name}: {value!r} is not a YAML value") from error
+        except (yaml.YAMLError, RecursionError) as error:
+            raise ValueError(f"--{name}: {value[:200]!r} is not a YAML value") from error
         i += 1
     return overrides
 

@@ -11,7 +11,7 @@ import yaml
 from dmvae import config as configs
 from dmvae.datasets import open_dataset
 from dmvae.evaluation.measure import distances
-from dmvae.runtime.files import whole
+from dmvae.runtime.files import whole, within
 
 if TYPE_CHECKING:
     from dmvae.pipeline import Job
@@ -35,7 +35,9 @@ def write_pipelines(jobs: list[Job], run_dir: Path) -> list[Path]:
         if job.done.exists():
             folders.setdefault(job.variant, {})[job.stage.NAME] = job
     return [
-        _write(stages, run_dir / variant / "pipeline") for variant, stages in folders.items() if "generator" in stages
+        _write(stages, within(run_dir / variant / "pipeline", run_dir))
+        for variant, stages in folders.items()
+        if "generator" in stages
     ]
 
 
@@ -45,7 +47,7 @@ def _write(stages: dict[str, Job], out: Path) -> Path:
     recipe = yaml.safe_dump(configs.plain(job.recipe), sort_keys=False)
     text = card(job, stages, recipe)
     stamp = out / "source.json"
-    if not stamp.exists() or json.loads(stamp.read_text()) != source:
+    if _source(stamp) != source:
         from dmvae import LightningDiT
         from dmvae.interop.pipeline import build_pipeline
         from dmvae.tokenizers.adapted import load_tokenizer
@@ -58,9 +60,18 @@ def _write(stages: dict[str, Job], out: Path) -> Path:
         with whole(out) as part:
             build_pipeline(transformer, vae, classes, text).save_pretrained(part)
             (part / stamp.name).write_text(json.dumps(source))
-    (out / "README.md").write_text(text)
-    (out / "recipe.yaml").write_text(recipe)
+    for name, content in (("README.md", text), ("recipe.yaml", recipe)):
+        with whole(out / name) as part:
+            part.write_text(content)
     return out
+
+
+def _source(stamp: Path) -> Any:
+    """What a pipeline was made of; None without one, or where it cannot be read: it is then made anew."""
+    try:
+        return json.loads(stamp.read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def card(job: Job, stages: dict[str, Job], recipe: str) -> str:
