@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dmvae.runtime.files import flush, locked, sweep, whole, within, write_tensors
+from dmvae.runtime.files import flush, locked, read_sealed, sweep, whole, within, write_sealed, write_tensors
 
 
 def test_a_file_and_a_folder_take_the_place_of_what_was_there(tmp_path):
@@ -164,3 +164,22 @@ def test_what_a_killed_process_forked_does_not_keep_its_lock(tmp_path):
             assert mine
     finally:
         os.kill(int(os.read(told, 20)), signal.SIGKILL)
+
+
+def test_every_bit_of_a_sealed_file_counts(tmp_path):
+    path = tmp_path / "x"
+    tensors = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor([1, 2])}
+    write_sealed(path, tensors, {"name": "value"})
+    good = path.read_bytes()
+    found, about = read_sealed(path)
+    assert about == {"name": "value"}
+    for place in range(0, len(good)):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+        try:
+            found, about = read_sealed(path)
+        except ValueError:
+            continue
+        assert all(torch.equal(found[name], tensors[name]) for name in tensors)  # the name of the seal itself
+        assert about["name"] == "value"
+    save_file(tensors, path)
+    assert read_sealed(path)[1] == {}

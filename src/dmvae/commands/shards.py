@@ -16,26 +16,29 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from dmvae.runtime.files import whole, write_tensors
+from dmvae.runtime.files import read_sealed, whole, write_sealed
 
 SUFFIXES = {"safetensors": ".safetensors", "webdataset": ".tar"}
 
 
 def read_latents(path: Path) -> Tensor:
-    """The latents [n, C, H, W] of one file. Raises ValueError when it holds none."""
+    """The latents [n, C, H, W] of one file. Raises ValueError when it holds none, or is damaged."""
     with _reading(path):
         if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                if "latents" not in file.keys():  # noqa: SIM118  # not a mapping
-                    raise ValueError(f"it has no tensor called 'latents', but {', '.join(file.keys()) or 'nothing'}")
-                z = file.get_tensor("latents")
-                _require_sum((file.metadata() or {}).get("crc32"), [z.numpy()])
+            tensors, _ = read_sealed(path)
+            if "latents" not in tensors:
+                raise ValueError(f"it has no tensor called 'latents', but {', '.join(tensors) or 'nothing'}")
+            z = tensors["latents"]
         elif path.suffix == ".npy":
             z = torch.from_numpy(np.load(path, allow_pickle=False))
         elif path.suffix == ".tar":
             with tarfile.open(path, "r:") as tar:
-                arrays = [np.load(io.BytesIO(tar.extractfile(m).read()), allow_pickle=False) for m in _arrays(tar)]  # type: ignore[union-attr]
-                _require_sum(tar.pax_headers.get("comment"), arrays)
+                members = [(m.name, tar.extractfile(m).read()) for m in tar.getmembers() if m.isfile()]  # type: ignore[union-attr]
+                if _differs(tar.pax_headers.get("comment", ""), members):
+                    raise ValueError("damaged: its checksum is another; copy it again, or delete it and encode anew")
+                arrays = [
+                    np.load(io.BytesIO(data), allow_pickle=False) for name, data in members if name in _arrays(tar)
+                ]
             z = torch.from_numpy(np.stack(arrays))
         else:
             raise ValueError("they are read from .safetensors, .npy and .tar files")
@@ -54,7 +57,7 @@ def read_names(path: Path) -> list[str]:
                 found = json.loads((file.metadata() or {}).get("names", "[]"))
         elif path.suffix == ".tar":
             with tarfile.open(path, "r:") as tar:
-                found = [m.name.removesuffix(".npy") for m in _arrays(tar)]
+                found = [name.removesuffix(".npy") for name in _arrays(tar)]
         names = [PurePosixPath(name) for name in found]
     for name in names:
         if name.is_absolute() or ".." in name.parts or not name.name:
@@ -68,46 +71,41 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise ValueError(f"{path}: no latents that can be read: {error}") from error
+        raise ValueError(f"{path}: no latents that can be read: {str(error).removeprefix(f'{path}: ')}") from error
 
 
-def _arrays(tar: tarfile.TarFile) -> list[tarfile.TarInfo]:
-    members = [m for m in tar.getmembers() if m.isfile() and m.name.endswith(".npy")]
-    if not members:
+def _arrays(tar: tarfile.TarFile) -> list[str]:
+    names = [m.name for m in tar.getmembers() if m.isfile() and m.name.endswith(".npy")]
+    if not names:
         raise ValueError("it holds no .npy")
-    return members
+    return names
 
 
 def write_safetensors(path: Path, z: Tensor, names: list[str], labels: list[int]) -> None:
-    about = {"names": json.dumps(names), "crc32": _sum([z.numpy()])}
-    write_tensors(path, {"latents": z.contiguous(), "labels": torch.tensor(labels)}, about)
+    write_sealed(path, {"latents": z.contiguous(), "labels": torch.tensor(labels)}, {"names": json.dumps(names)})
 
 
 def write_tar(path: Path, z: Tensor, names: list[str], labels: list[int]) -> None:
-    about = {"comment": _sum(z.numpy())}
+    members = []
+    for latent, name, label in zip(z.numpy(), names, labels, strict=True):
+        array = io.BytesIO()
+        np.save(array, latent)
+        members += [(f"{name}.npy", array.getvalue()), (f"{name}.cls", str(label).encode())]
+    about = {"comment": _seal(members)}
     with whole(path) as part, tarfile.open(part, "w", format=tarfile.PAX_FORMAT, pax_headers=about) as tar:
-        for latent, name, label in zip(z.numpy(), names, labels, strict=True):
-            array = io.BytesIO()
-            np.save(array, latent)
-            _add(tar, f"{name}.npy", array.getvalue())
-            _add(tar, f"{name}.cls", str(label).encode())
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
 
 
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = len(content)
-    tar.addfile(info, io.BytesIO(content))
+def _differs(comment: str, members: Iterable[tuple[str, bytes]]) -> bool:
+    return comment.startswith("dmvae ") and comment != _seal(members)  # tars of other programs may hold any comment
 
 
-def _sum(arrays: Iterable[np.ndarray]) -> str:
-    """Of the bytes of arrays, joined."""
+def _seal(members: Iterable[tuple[str, bytes]]) -> str:
+    """A checksum of names and contents."""
     crc = 0
-    for array in arrays:
-        crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
-    return f"{crc:08x}"
-
-
-def _require_sum(kept: str | None, arrays: Iterable[np.ndarray]) -> None:
-    """ValueError where latents are not those of which a shard keeps the sum; those of other programs keep none."""
-    if kept is not None and kept != _sum(arrays):
-        raise ValueError("its checksum is another: it is damaged; copy it again, or delete it and encode anew")
+    for name, content in members:
+        crc = zlib.crc32(content, zlib.crc32(name.encode(errors="surrogateescape"), crc))
+    return f"dmvae {crc:08x}"

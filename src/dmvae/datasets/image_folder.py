@@ -13,7 +13,6 @@ from typing import Literal, TypeVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dmvae.datasets import Dataset, DatasetConfig, Split
@@ -22,7 +21,7 @@ from dmvae.datasets.image_file import BrokenImage, check_header, read_image
 from dmvae.datasets.image_scan import rank, split_files
 from dmvae.datasets.memory import MemoryDataset
 from dmvae.registry import register
-from dmvae.runtime.files import write_tensors
+from dmvae.runtime.files import read_sealed, write_sealed
 from dmvae.runtime.hashing import digest
 
 T = TypeVar("T")
@@ -187,16 +186,15 @@ def _decode_all(paths: list[Path], size: int, channels: int, kept: Path | None) 
     """(images [n, C, size, size], indices of the readable files, messages of the others)."""
     if kept is not None and kept.is_file():
         try:
-            with safe_open(kept, "pt") as file:
-                found = json.loads(file.metadata()["broken"])
-                return file.get_tensor("images"), file.get_tensor("keep").tolist(), found
-        except (SafetensorError, OSError) as error:
-            warnings.warn(f"{kept} cannot be read ({error}): the images are decoded anew", stacklevel=2)
+            tensors, about = read_sealed(kept)
+            return tensors["images"], tensors["keep"].tolist(), json.loads(about["broken"])
+        except ValueError as error:
+            warnings.warn(f"{error}: the images are decoded anew", stacklevel=2)
     keep, results, broken = _each(paths, lambda path: read_image(path, size, channels))
     images = torch.stack(results) if results else torch.empty(0, channels, size, size, dtype=torch.uint8)
     if kept is not None and keep:
         try:  # ranks may do so at the same time
-            write_tensors(kept, {"images": images, "keep": torch.tensor(keep)}, {"broken": json.dumps(broken)})
+            write_sealed(kept, {"images": images, "keep": torch.tensor(keep)}, {"broken": json.dumps(broken)})
         except OSError as error:  # a folder that is full or not ours costs the next stage some time and no more
             warnings.warn(f"the decoded images cannot be kept ({error}): each stage decodes them anew", stacklevel=2)
     return images, keep, broken

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from dmvae.datasets.download import cache_folder
@@ -20,7 +18,7 @@ from dmvae.evaluation.frechet import Statistics
 from dmvae.evaluation.images import Images, over_images
 from dmvae.evaluation.manifest import versions
 from dmvae.runtime import distributed
-from dmvae.runtime.files import locked, whole
+from dmvae.runtime.files import locked, read_sealed, write_sealed
 from dmvae.runtime.hashing import digest
 
 
@@ -59,18 +57,12 @@ class FeatureSet:
         if self.labels is not None:
             tensors["labels"] = self.labels
         about = {"manifest": json.dumps(self.manifest), "n": json.dumps(counts)}
-        with whole(path) as part:
-            save_file({name: value.contiguous() for name, value in tensors.items()}, part, about)
+        write_sealed(path, {name: value.contiguous() for name, value in tensors.items()}, about)
 
     @classmethod
     def load(cls, path: Path) -> FeatureSet:
         """Read what `save` wrote. Raises ValueError for another file."""
-        try:
-            with safe_open(path, "pt") as file:
-                about = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path}: damaged or no .safetensors file ({error})") from error
+        tensors, about = read_sealed(path)
         if "manifest" not in about:
             raise ValueError(f"{path} holds no statistics with a manifest; `dmvae measure ... --save-reference` does")
         try:

@@ -6,13 +6,18 @@ import errno
 import fcntl
 import os
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+SEAL = "crc32"
+"""The name of a sealed file's checksum in its metadata."""
 
 
 @contextmanager
@@ -104,6 +109,34 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     """Write a safetensors file."""
     with whole(path) as part:
         save_file(tensors, part, metadata)
+
+
+def write_sealed(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file with a checksum of all that is in it."""
+    write_tensors(path, tensors, metadata | {SEAL: _checksum(tensors, metadata)})
+
+
+def read_sealed(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors, metadata) of a safetensors file. Raises ValueError for one that is none, or whose checksum is another;
+    files of other programs have no checksum."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: damaged or no .safetensors file ({error})") from error
+    seal = metadata.pop(SEAL, None)
+    if seal is not None and seal != _checksum(tensors, metadata):
+        raise ValueError(f"{path}: damaged: its checksum is another; copy it again, or delete it and make it anew")
+    return tensors, metadata
+
+
+def _checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    crc = zlib.crc32(repr(sorted(metadata.items())).encode())
+    for name, tensor in sorted(tensors.items()):
+        crc = zlib.crc32(f"{name} {tensor.dtype} {[*tensor.shape]}".encode(), crc)
+        crc = zlib.crc32(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data, crc)
+    return f"{crc:08x}"
 
 
 def _remove(path: Path) -> None:
