@@ -80,6 +80,7 @@ def test_a_batch_that_does_not_fit_together_is_named(workers):
         (lambda: os.kill(os.getpid(), signal.SIGKILL), "was killed by SIGKILL"),
         (lambda: os.kill(os.getpid(), signal.SIGSEGV), "was killed by SIGSEGV"),
         (lambda: os._exit(3), "ended itself with exit code 3"),
+        (lambda: sys.exit(4), "ended itself with exit code 4"),
         (lambda: os._exit(0), "ended itself with exit code 0"),
     ],
 )

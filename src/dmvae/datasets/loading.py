@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -114,9 +115,11 @@ class Loader:
             except (RuntimeError, EOFError, OSError) as error:
                 if not self.workers:
                     raise
-                if dead := [(i, w.exitcode) for i, w in enumerate(iterator._workers) if not w.is_alive()]:
-                    raise ChildProcessError(self._dead(*dead[0])) from error
-                if not str(error).startswith("DataLoader timed out"):
+                late = str(error).startswith("DataLoader timed out")
+                # of a worker that is about to die, what it has sent cannot be read any more
+                if dead := _dead(iterator._workers, 0 if late else 5):
+                    raise ChildProcessError(self._told_of(*dead)) from error
+                if not late:
                     raise
             if self.stops():
                 raise KeyboardInterrupt
@@ -126,7 +129,7 @@ class Loader:
                     "that so slow, or leave the item out; the same command goes on from what was saved"
                 )
 
-    def _dead(self, worker: int, code: int) -> str:
+    def _told_of(self, worker: int, code: int) -> str:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended itself with exit code {code}"
         memory = (
             " (if memory ran out, fewer run.workers or a smaller data.size help)" if code == -signal.SIGKILL else ""
@@ -213,6 +216,12 @@ def _begin(worker: int) -> None:
     if sys.platform == "linux":
         die_with_parent = 1  # PR_SET_PDEATHSIG
         ctypes.CDLL(None).prctl(die_with_parent, signal.SIGKILL)
+
+
+def _dead(workers: Sequence[Any], seconds: float) -> tuple[int, int] | None:
+    """(number, exit code) of the first worker that has died, or does so in the next seconds."""
+    wait([worker.sentinel for worker in workers], seconds)
+    return next(((i, worker.exitcode) for i, worker in enumerate(workers) if not worker.is_alive()), None)
 
 
 def _end(iterator: Any) -> None:
