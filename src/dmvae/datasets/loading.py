@@ -220,8 +220,12 @@ def _begin(worker: int) -> None:
 
 def _dead(workers: Sequence[Any], seconds: float) -> tuple[int, int] | None:
     """(number, exit code) of the first worker that has died, or does so in the next seconds."""
-    wait([worker.sentinel for worker in workers], seconds)
-    return next(((i, worker.exitcode) for i, worker in enumerate(workers) if not worker.is_alive()), None)
+    ended = wait([worker.sentinel for worker in workers], seconds)
+    for i, worker in enumerate(workers):
+        if worker.sentinel in ended:
+            worker.join(5)  # its sentinel is there a moment before its exit code
+            return i, worker.exitcode
+    return None
 
 
 def _end(iterator: Any) -> None:
