@@ -12,6 +12,7 @@ import torch
 
 from dmvae.datasets import loading
 from dmvae.datasets.loading import passes
+from dmvae.latents.store import Part
 from dmvae.runtime.files import locked
 
 CPU = torch.device("cpu")
@@ -68,6 +69,11 @@ def test_a_value_error_keeps_its_words(workers):
         read(refused, workers, name="cat.png")
 
 
+def test_an_item_of_a_part_is_told_by_its_place_in_the_whole():
+    with pytest.raises(ValueError, match=r"item 1 of the data \(number 5 of all\)"):
+        list(passes(Part(Bad(refused), 4, 12), 2, 0, CPU))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_batch_that_does_not_fit_together_is_named(workers):
     with pytest.raises(ValueError, match=r"^a batch of 2 items from item 4 of the data on could not be read: "):
@@ -113,6 +119,7 @@ SCRIPT = """
 import multiprocessing, sys, time, torch
 from pathlib import Path
 from dmvae.datasets.loading import passes
+from dmvae.latents.store import Part
 from dmvae.runtime.files import locked
 
 class Data:
