@@ -20,9 +20,9 @@ from pathlib import Path
 
 from rich.table import Table
 
-from benchmarks.torture_damage import checkpoints, files, recipes, run_folder
-from benchmarks.torture_hostile import hostile, workers
-from benchmarks.torture_tries import COUNTS, Row
+from benchmarks.tortures import COUNTS, Row
+from benchmarks.tortures.damage import checkpoints, files, recipes, run_folder
+from benchmarks.tortures.hostile import hostile, workers
 from dmvae.runtime.console import console
 
 

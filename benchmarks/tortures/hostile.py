@@ -21,7 +21,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from benchmarks.torture_tries import LIMIT, Row, attempt
+from benchmarks.tortures import LIMIT, Row, attempt
 from dmvae import cli
 from dmvae.commands import shards
 from dmvae.commands.check import check
