@@ -2,12 +2,15 @@
 
 import os
 import resource
+import signal
+import time
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from dmvae.runtime.files import sweep, whole
+from dmvae.runtime.files import flush, locked, read_sealed, sweep, whole, within, write_sealed, write_tensors
 
 
 def test_a_file_and_a_folder_take_the_place_of_what_was_there(tmp_path):
@@ -52,6 +55,131 @@ def test_a_full_disk_is_an_error_of_the_system_also_in_safetensors(tmp_path):
 def test_what_killed_writers_left_is_swept(tmp_path):
     (tmp_path / "a/b.12.part").mkdir(parents=True)
     (tmp_path / "a/c.13.part").touch()
+    (tmp_path / "a/.tmpaB3xYz").touch()  # safetensors'
     (tmp_path / "a/d").touch()
     sweep(tmp_path)
     assert os.listdir(tmp_path / "a") == ["d"]
+
+
+def test_what_a_killed_safetensors_leaves_is_swept_with_the_rest(tmp_path):
+    with whole(tmp_path / "tensors") as part:
+        assert part.parent != tmp_path
+        assert part.parent.suffix == ".part"
+        part.touch()
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What reaches the disk and what changes names, in order: ("flush", name) and ("rename", name)."""
+    made, flushed, rename = [], os.fsync, os.replace
+
+    def fsync(handle):
+        made.append(("flush", Path(os.readlink(f"/proc/self/fd/{handle}")).name))
+        flushed(handle)
+
+    def replace(self, target):
+        made.append(("rename", Path(target).name))
+        rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", replace)
+    return made
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_the_name_after(tmp_path, calls):
+    with whole(tmp_path / "file") as part:
+        part.write_text("x")
+    assert calls == [("flush", "file"), ("rename", "file"), ("flush", tmp_path.name)]
+
+
+def test_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path, calls):
+    with whole(tmp_path / "folder") as part:
+        (part / "deep").mkdir(parents=True)
+        (part / "deep/file").touch()
+    names = [name for _, name in calls]
+    assert names == ["file", "deep", "folder", "folder", tmp_path.name]
+    assert calls[3] == ("rename", "folder")
+
+
+def test_flushing_passes_over_what_is_no_file(tmp_path, calls):
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to("nowhere")
+    flush(tmp_path)
+    assert calls == [("flush", tmp_path.name)]
+
+
+def test_files_have_the_rights_that_the_umask_leaves(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_tensors(tmp_path / "tensors", {"x": torch.zeros(3)})
+        with whole(tmp_path / "folder") as part:
+            part.mkdir(0o700)
+            save_file({"x": torch.zeros(3)}, part / "tensors")
+    finally:
+        os.umask(before)
+    rights = {p.relative_to(tmp_path).as_posix(): p.stat().st_mode & 0o777 for p in tmp_path.rglob("*")}
+    assert rights == {"tensors": 0o640, "folder": 0o750, "folder/tensors": 0o640}
+
+
+def test_a_link_is_replaced_and_not_written_through(tmp_path):
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others/file").touch()
+    (tmp_path / "a").symlink_to("precious")
+    (tmp_path / "b").symlink_to("others")
+    with whole(tmp_path / "a") as part:
+        part.write_text("new")
+    with whole(tmp_path / "b") as part:
+        part.mkdir()
+    assert (tmp_path / "precious").read_text() == "mine"
+    assert os.listdir(tmp_path / "others") == ["file"]
+    assert not (tmp_path / "a").is_symlink()
+    assert not (tmp_path / "b").is_symlink()
+
+
+def test_a_path_that_leads_out_of_its_folder_is_refused(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/out").symlink_to(tmp_path)
+    assert within(tmp_path / "run/a/b", tmp_path / "run") == tmp_path / "run/a/b"
+    for path in ("run/out/file", "run/../file"):
+        with pytest.raises(ValueError, match=r"out of .*run: nothing is written there"):
+            within(tmp_path / path, tmp_path / "run")
+
+
+def test_what_a_killed_process_forked_does_not_keep_its_lock(tmp_path):
+    """A holds the lock, forks B, which lives on, and dies."""
+    told, tell = os.pipe()
+    if (a := os.fork()) == 0:
+        with locked(tmp_path):
+            if (b := os.fork()) == 0:
+                os.write(tell, b".")
+                time.sleep(60)
+                os._exit(0)
+            os.read(told, 1)
+            os.write(tell, b"%d" % b)
+            os._exit(0)
+    os.waitpid(a, 0)
+    try:
+        with locked(tmp_path, wait=False) as mine:
+            assert mine
+    finally:
+        os.kill(int(os.read(told, 20)), signal.SIGKILL)
+
+
+def test_every_bit_of_a_sealed_file_counts(tmp_path):
+    path = tmp_path / "x"
+    tensors = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor([1, 2])}
+    write_sealed(path, tensors, {"name": "value"})
+    good = path.read_bytes()
+    found, about = read_sealed(path)
+    assert about == {"name": "value"}
+    for place in range(0, len(good)):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+        try:
+            found, about = read_sealed(path)
+        except ValueError:
+            continue
+        assert all(torch.equal(found[name], tensors[name]) for name in tensors)  # the name of the seal itself
+        assert about["name"] == "value"
+    save_file(tensors, path)
+    assert read_sealed(path)[1] == {}

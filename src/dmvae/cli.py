@@ -11,6 +11,7 @@ import sys
 import warnings
 
 from dmvae.commands.parser import CheckFailed
+from dmvae.runtime.console import printable
 
 COMMANDS = {
     "run": ("run", "run", "run every stage of RECIPE that is not finished, then write the table and the report"),
@@ -31,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
-    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    warnings.formatwarning = lambda message, *_: f"warning: {printable(str(message))}\n"
     try:
         _dispatch(arguments)
     except KeyboardInterrupt as stop:
@@ -41,7 +42,11 @@ def main(arguments: list[str] | None = None) -> None:
         # a DataLoader's worker puts its whole traceback before the message
         _fail(str(error).rpartition("\nValueError: ")[2], 2, debug)
     except FloatingPointError as error:
-        _fail(f"{error}; the last checkpoint is kept: lower the stage's learning_rate or raise its warmup", 1, debug)
+        _fail(
+            f"{error}; with these settings it always will: lower the stage's learning_rate or raise its warmup",
+            1,
+            debug,
+        )
     except OSError as error:
         _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 1, debug)
     except CheckFailed as error:
@@ -64,7 +69,7 @@ def _dispatch(arguments: list[str]) -> None:
 def _fail(message: str, code: int, debug: bool) -> None:
     if debug:
         raise
-    print(f"dmvae: {' '.join(message.split())}", file=sys.stderr)
+    print(f"dmvae: {printable(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +23,7 @@ from dmvae.losses.perceptual import PerceptualLoss
 from dmvae.models.base import Tokenizer
 from dmvae.models.discriminator import PatchGAN
 from dmvae.runtime.console import console
+from dmvae.runtime.done import read_done
 from dmvae.sections import AutoencoderShape, Sections
 from dmvae.tokenizers.adapted import adapt
 from dmvae.tokenizers.autoencoder import Autoencoder
@@ -75,7 +75,7 @@ class Inputs:
 
     def config_of(self, stage: str) -> Values:
         """The section of a stage that this one reads, as plain values: its done.json has it."""
-        return json.loads((self.reads[stage] / "done.json").read_text())["config"]
+        return (read_done(self.reads[stage]) or {})["config"]
 
     def tensors(self, stage: str, name: str) -> dict[str, Tensor]:
         """The tensors of a .safetensors file in the folder of a stage that this one reads."""

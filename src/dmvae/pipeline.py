@@ -30,6 +30,8 @@ from dmvae.recipe import Recipe, load
 from dmvae.registry import Registered, plugin_of
 from dmvae.runtime import distributed
 from dmvae.runtime.console import console
+from dmvae.runtime.done import NAME as DONE
+from dmvae.runtime.done import damage, read_done, write_done
 from dmvae.runtime.files import locked, sweep, whole
 from dmvae.runtime.hashing import content_hash
 from dmvae.training.loop import CHECKPOINTS, train
@@ -49,19 +51,19 @@ class Job:
     reads: dict[str, Path]
 
     @property
-    def done(self) -> Path:
-        return self.folder / "done.json"
-
-    @property
     def state(self) -> str:
         """ "finished", "interrupted" or "new"."""
-        if self.done.exists():
+        if self.finished:
             return "finished"
         return "interrupted" if self.folder.exists() else "new"
 
+    @property
+    def finished(self) -> bool:
+        return read_done(self.folder) is not None
+
     def facts(self) -> Facts:
-        """What done.json says: seconds, steps, images seen."""
-        return json.loads(self.done.read_text())
+        """What done.json says of a finished stage: seconds, steps, images seen."""
+        return read_done(self.folder) or {}
 
 
 def plan(recipes: dict[str, Recipe], run_dir: Path) -> list[Job]:
@@ -115,10 +117,15 @@ def _linked(run_dir: Path, variant: str, recipe: Recipe) -> list[Job]:
 
 
 def run(
-    recipes: dict[str, Recipe], run_dir: Path, only: str | None = None, variants: list[str] | None = None
+    recipes: dict[str, Recipe],
+    run_dir: Path,
+    only: str | None = None,
+    variants: list[str] | None = None,
+    verify: bool = True,
 ) -> list[Job]:
     """Run every job that is not finished; with `only`, that stage alone, whose inputs must be there. `variants`: names
-    of all that the recipe has, where `recipes` are but some of them.
+    of all that the recipe has, where `recipes` are but some of them. `verify`: read the files of finished stages once,
+    and do those again that are damaged.
 
     Processes that run the same recipe side by side (one per GPU, or one per core) share its stages out: each takes
     the first one that is ready and that no other has, and returns when all are finished.
@@ -129,6 +136,7 @@ def run(
         distributed.barrier()  # the first rank fills the data set's caches, which the others then read
     jobs = plan(recipes, run_dir)
     if distributed.is_main():
+        _tidy(jobs, verify)
         distributed.barrier()
     chosen = [job for job in jobs if only in (None, job.stage.name)]
     if not chosen:
@@ -179,14 +187,14 @@ def _take(ahead: list[Job], lock: ExitStack) -> tuple[int, str] | None:
     for position, job in enumerate(ahead):
         state = job.state
         if state != "finished":
-            unfinished = [folder for folder in job.reads.values() if not (folder / "done.json").exists()]
+            unfinished = [folder for folder in job.reads.values() if read_done(folder) is None]
             if any(folder in coming for folder in unfinished):
                 continue
             _check_inputs(job)
             job.folder.mkdir(parents=True, exist_ok=True)
             if not lock.enter_context(locked(job.folder, wait=False)):
                 continue
-            state = "finished" if job.done.exists() else state
+            state = "finished" if job.finished else state
         return position, state
     return None
 
@@ -225,11 +233,26 @@ def execute(job: Job) -> None:
     distributed.barrier()
 
 
-def _finish(job: Job, facts: Values) -> None:
-    with whole(job.done) as part:
-        part.write_text(json.dumps(facts, indent=1))
+def _finish(job: Job, facts: Facts) -> None:
+    write_done(job.folder, facts)
     # Only now: killed before, the stage goes on from its last state.
     shutil.rmtree(job.folder / CHECKPOINTS, ignore_errors=True)
+
+
+def _tidy(jobs: list[Job], verify: bool) -> None:
+    """Of finished stages, remove what a kill at their very end left, and let those run again whose files are damaged:
+    their randomness is fixed, so they end as they did."""
+    for folder in {job.folder for job in jobs if job.finished}:
+        with locked(folder, wait=False) as mine:
+            if not mine:
+                continue
+            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+            sweep(folder)
+            wrong = damage(folder) if verify else None
+            if wrong:
+                console.print(f"{folder}: {wrong}; the stage is run again")
+                (folder / DONE).unlink()
+                (folder / wrong.partition(" ")[0]).unlink(missing_ok=True)
 
 
 def _fingerprint(
@@ -263,7 +286,7 @@ def _at(values: Any, path: str) -> Any:
 
 def _check_inputs(job: Job) -> None:
     for name, folder in job.reads.items():
-        if not (folder / "done.json").exists():
+        if read_done(folder) is None:
             raise ValueError(
                 f"{job.variant}/{job.stage.name} reads the stage {name!r}, which has not been run with this recipe "
                 f"({folder} is not finished); run `dmvae {name} RECIPE` first, or `dmvae run RECIPE` for all"

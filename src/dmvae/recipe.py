@@ -165,6 +165,8 @@ def _read_yaml(path: Path) -> Values:
         values = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path}: nested too deep to be a recipe") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a mapping of sections")
     for key in ("variants", "seeds"):  # YAML reads a name of digits as a number

@@ -2,6 +2,7 @@ import os
 import shutil
 import signal
 import warnings
+from multiprocessing import active_children
 
 import pytest
 import torch
@@ -64,7 +65,7 @@ def test_class_folders_give_labels_and_names(tmp_path, cache):
 def test_many_at_once_equal_one_by_one(tmp_path, cache):
     data = open_split(classes(tmp_path), cache=cache)
     batches = loader(data, [[4, 0, 9]], 1, torch.device("cpu"))
-    assert batches.num_workers == (cache == "none"), "what is in memory needs no workers, what is decoded does"
+    assert batches.workers == (cache == "none"), "what is in memory needs no workers, what is decoded does"
     ((images, labels),) = batches
     assert images.dtype == torch.uint8
     assert labels.dtype == torch.int64
@@ -300,5 +301,5 @@ def test_workers_outlive_the_signals_that_stop_a_training(tmp_path):
     batches = iter(loader(data, [[i % len(data)] for i in range(40)], 1, torch.device("cpu")))
     next(batches)
     for number in (signal.SIGTERM, signal.SIGINT):
-        os.kill(batches._workers[0].pid, number)
+        os.kill(active_children()[0].pid, number)
     assert sum(len(labels) for _, labels in batches) == 39

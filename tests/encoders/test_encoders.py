@@ -1,5 +1,10 @@
 """Encoders: shapes, order of tokens, input range, weights from files, errors."""
 
+import inspect
+import pickle
+import re
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -14,6 +19,42 @@ from dmvae.registry import find, names
 
 def tiny_vit(**changes) -> TimmEncoder:
     return TimmEncoder(model="vit_tiny_patch16_224", patch_size=4, kwargs={"depth": 1}, **changes)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"checkpoint_path": "weights.pth"},
+        {"pretrained_cfg": {"file": "weights.pth"}},
+        {"pretrained_cfg_overlay": {"url": "http://nowhere"}},
+        {"cache_dir": "/tmp"},
+        {"pretrained": True},
+        {"scriptable": True},
+        {"model_cfg": "x"},
+        {"block_fn": "../x.py"},
+        {"norm_layer": {"file": "x"}},
+        {"depth": [1, ["../x"]]},
+    ],
+)
+def test_arguments_that_do_not_shape_a_network_are_refused(kwargs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights.pth").write_bytes(pickle.dumps(Runs()))
+    encoder = TimmEncoder(model="vit_tiny_patch16_224", pretrained=False, kwargs=kwargs)
+    with pytest.raises(ValueError, match=rf"kwargs: '?{next(iter(kwargs))}'?"):
+        encoder.build(size=16, channels=3)
+    assert not (tmp_path / "ran").exists()
+
+
+class Runs:
+    def __reduce__(self):
+        return (open, ("ran", "w"))
+
+
+def test_timm_reads_weights_alone_from_the_version_on_that_is_asked_for():
+    """1.0.25's load_checkpoint unpickles whatever a file holds."""
+    asked = re.search(r'"timm>=([\d.]+)"', (Path(__file__).parents[2] / "pyproject.toml").read_text())
+    assert tuple(map(int, asked[1].split("."))) >= (1, 0, 26)
+    assert inspect.signature(timm.models.load_checkpoint).parameters["weights_only"].default is True
 
 
 def test_both_are_registered_and_survive_being_written_down():

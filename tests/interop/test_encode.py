@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from dmvae import Autoencoder, cli
 from dmvae.datasets.image_file import read_image
 from dmvae.datasets.pixels import as_input
+from dmvae.runtime.files import locked
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +176,56 @@ def test_what_is_there_is_kept_and_what_is_not_is_made(images, tokenizer, tmp_pa
     encode(images, tokenizer, tmp_path / "z", "--shard-size", "2")
     assert second.exists()
     assert first.stat().st_mtime_ns == before
+
+
+def test_what_a_killed_run_left_is_removed_and_not_decoded(images, tokenizer, tmp_path):
+    out = tmp_path / "z"
+    out.mkdir()
+    (out / "latents-00000.safetensors.12.part").touch()  # as it was written once, and as it is
+    (out / "latents-00001.safetensors.13.part").mkdir()
+    (out / "mine.part").touch()
+    encode(images, tokenizer, out)
+    assert sorted(p.name for p in out.iterdir()) == ["encode.json", "latents-00000.safetensors", "mine.part"]
+    (out / "latents-00001.safetensors.14.part").mkdir()
+    decode(out, tokenizer, tmp_path / "back")
+    assert len(list((tmp_path / "back").rglob("*.png"))) == 5
+
+
+@pytest.mark.parametrize("form", ["safetensors", "webdataset"])
+@pytest.mark.parametrize("harm", ["cut", "flip"])
+def test_a_damaged_shard_is_named_and_encoded_anew(images, tokenizer, tmp_path, capsys, form, harm):
+    encode(images, tokenizer, tmp_path / "z", "--format", form)
+    (shard,) = (tmp_path / "z").glob("latents-*")
+    good = shard.read_bytes()
+    place = good.index(b"NUMPY") + 200 if form == "webdataset" else len(good) - 30
+    shard.write_bytes(good[:600] if harm == "cut" else good[:place] + bytes([good[place] ^ 4]) + good[place + 1 :])
+    capsys.readouterr()
+    assert f"{shard}: no latents that can be read" in complaint(capsys, decode, shard, tokenizer, tmp_path / "y")
+    with pytest.warns(UserWarning, match=f"{shard.name} is encoded anew"):
+        encode(images, tokenizer, tmp_path / "z", "--format", form)
+    decode(shard, tokenizer, tmp_path / "back")
+    assert len(list((tmp_path / "back").rglob("*.png"))) == 5
+
+
+def test_an_image_changed_in_place_is_seen(images, tokenizer, tmp_path, capsys):
+    encode(images, tokenizer, tmp_path / "z")
+    data = bytearray((images / "cat/b.png").read_bytes())
+    data[200] ^= 1
+    (images / "cat/b.png").write_bytes(data)
+    assert "another images" in complaint(capsys, encode, images, tokenizer, tmp_path / "z")
+
+
+def test_a_plan_that_cannot_be_read_is_named(images, tokenizer, tmp_path, capsys):
+    encode(images, tokenizer, tmp_path / "z")
+    for text in ("", "3", "[" * 5000):
+        (tmp_path / "z/encode.json").write_text(text)
+        assert "encode.json cannot be read" in complaint(capsys, encode, images, tokenizer, tmp_path / "z")
+
+
+def test_two_processes_do_not_encode_into_one_folder(images, tokenizer, tmp_path, capsys):
+    (tmp_path / "z").mkdir()
+    with locked(tmp_path / "z"):
+        assert "another process" in complaint(capsys, encode, images, tokenizer, tmp_path / "z")
 
 
 def test_latents_as_flow_models_make_them(tokenizer, tmp_path):

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from dmvae.datasets import DatasetConfig, open_dataset
 from dmvae.datasets.shapes import Shapes
+from dmvae.runtime.done import read_done
 
 TRAINED = {
     "tokenizer": "tokenizer",
@@ -44,6 +45,10 @@ class FakeRecipe:
     sample: Sampling = field(default_factory=Sampling)
 
 
+def facts_of(folder: Path):
+    return lambda: read_done(folder) or {}
+
+
 def build(
     run_dir: Path, variants: tuple[str, ...] = ("matched", "kl"), stages: tuple[str, ...] = ORDER, **recipe
 ) -> list:
@@ -60,7 +65,11 @@ def build(
             folder = run_dir / "stages" / f"{stage}-{0 if shared else v:012d}"
             folder.mkdir(parents=True, exist_ok=True)
             module = SimpleNamespace(name=stage)
-            jobs.append(SimpleNamespace(variant=variant, stage=module, recipe=its, folder=folder, reads={}))
+            jobs.append(
+                SimpleNamespace(
+                    variant=variant, stage=module, recipe=its, folder=folder, reads={}, facts=facts_of(folder)
+                )
+            )
             seconds = {"tokenizer": 310, "generator": 540, "matching": 610}.get(stage, 25.4) * (1 + 0.1 * v)
             (folder / "done.json").write_text(json.dumps({"stage": stage, "seconds": seconds, "steps": 2000}))
             if stage in TRAINED:

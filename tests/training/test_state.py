@@ -1,7 +1,9 @@
 """Random numbers, data order, averages, checkpoints: what resume rests on."""
 
 import json
+import pickle
 import resource
+import zlib
 
 import pytest
 import torch
@@ -108,6 +110,36 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
     with pytest.warns(UserWarning, match="step-00000002.*trying the checkpoint before it"):
         assert checkpoint.load(tmp_path, into) == 1
     assert torch.equal(into["networks"]["a"]["w"], torch.full((4,), 1.0))
+
+
+class Runs:
+    def __reduce__(self):
+        return (open, ("ran", "w"))
+
+
+@pytest.mark.parametrize("where", ["list", "number"])
+def test_a_checkpoint_of_somebody_else_runs_nothing(tmp_path, monkeypatch, where):
+    monkeypatch.chdir(tmp_path)
+    checkpoint.save(tmp_path, 1, {"a": torch.ones(2), "b": Runs() if where == "number" else 1})
+    folder = tmp_path / "step-00000001"
+    if where == "list":
+        data = pickle.dumps([Runs()])
+        (folder / ".metadata").write_bytes(data)
+        files = json.loads((folder / "files.json").read_text())
+        files[".metadata"] = [len(data), zlib.crc32(data)]
+        (folder / "files.json").write_text(json.dumps(files))
+    with pytest.raises(ValueError, match=r"step-00000001: refused, because it asks for \S*open"):
+        checkpoint.load(tmp_path, {"a": torch.zeros(2), "b": 0})
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("files", [[], {"x": 1}, {"x": [1]}, {"../../x": [0, 0]}, {1: ["a", {}]}])
+def test_a_list_of_files_that_is_none_is_damage(tmp_path, files):
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, state(float(step)))
+    (tmp_path / "step-00000002/files.json").write_text(json.dumps(files))
+    with pytest.warns(UserWarning, match="step-00000002.*trying the checkpoint before it"):
+        assert checkpoint.load(tmp_path, state(0.0)) == 1
 
 
 def test_another_architecture_is_refused(tmp_path):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from rich.table import Table
 
-from dmvae.commands.measurements import measure, read_scores
+from dmvae.commands.measurements import measure_again, read_scores
+from dmvae.commands.trust import require_no_code
 from dmvae.config import Values
 from dmvae.evaluation.manifest import differences, require_comparable
 from dmvae.inputs import Inputs
@@ -24,21 +25,21 @@ TOLERANCE = 1e-4
 """Relative; below it two runs agree. Other processors and batch shapes round differently by about 1e-6."""
 
 
-def check(path: Path) -> tuple[dict[str, tuple[float, float | None]], list[str]]:
+def check(path: Path, *, trust: bool = False) -> tuple[dict[str, tuple[float, float | None]], list[str]]:
     """Measure again what a file of scores says was measured.
 
     Returns ({name: (value in the file, value now)} of every figure that does not agree to TOLERANCE, by its dotted name
-    and intervals included; the fields of the manifest that changed). Raises ValueError for a file that does not say how
-    it was made.
+    and intervals included; the fields of the manifest that changed). trust: run the code that a run's recipe names.
+    Raises ValueError for a file that does not say how it was made.
     """
     there = read_scores(path)
     call = there["manifest"].get("call")
-    if not call:
+    if not isinstance(call, dict):
         raise ValueError(f"{path} does not say how it was made (manifest.call): it cannot be measured again")
-    if call["kind"] == "evaluate":
-        now = _evaluate(**call)
-    else:
-        now = measure(call["kind"], call["paths"], fresh=True, **call["options"])
+    try:
+        now = _evaluate(call, trust) if call.get("kind") == "evaluate" else measure_again(call)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     values = _figures(now)
     apart = {
         name: (value, values.get(name)) for name, value in _figures(there).items() if not agree(value, values.get(name))
@@ -83,10 +84,18 @@ def print_scores(result: Values) -> None:
     console.print(table)
 
 
-def _evaluate(kind: str, run_dir: str, variant: str) -> Values:
+def _evaluate(call: Values, trust: bool) -> Values:
     """The stage `evaluate` of a run, in a folder that is thrown away."""
-    recipe = load(Path(run_dir, variant, "recipe.yaml"))["main"]
-    job = next(job for job in plan({variant: recipe}, Path(run_dir)) if job.stage.name == EvaluateStage.name)
+    run_dir, variant = call.get("run_dir"), call.get("variant")
+    if not (isinstance(run_dir, str) and isinstance(variant, str)):
+        raise ValueError("manifest.call: expected run_dir and variant of the run that was evaluated")
+    file = Path(run_dir, variant, "recipe.yaml")
+    if not trust:
+        require_no_code([file])
+    recipe = load(file)["main"]
+    job = next((job for job in plan({variant: recipe}, Path(run_dir)) if job.stage is EvaluateStage), None)
+    if job is None:
+        raise ValueError(f"{file} has no stage {EvaluateStage.name}: it cannot be measured again")
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch, "stages", "evaluate")
         out.mkdir(parents=True)

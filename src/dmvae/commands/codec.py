@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import tarfile
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from PIL import Image
-from safetensors import safe_open
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from dmvae.config import Values
+from dmvae.commands.shards import SUFFIXES, read_latents, read_names, write_safetensors, write_tar
 from dmvae.datasets.image_file import BrokenImage, read_image
+from dmvae.datasets.image_folder import ends
 from dmvae.datasets.image_scan import Entry, scan
-from dmvae.datasets.loading import usable
+from dmvae.datasets.loading import Loader, cuts
 from dmvae.datasets.pixels import as_input, to_uint8
 from dmvae.runtime.console import Bar, console
-from dmvae.runtime.files import whole, write_tensors
+from dmvae.runtime.files import locked, sweep, whole
 from dmvae.runtime.hashing import digest
 from dmvae.runtime.precision import Precision, autocast
 
@@ -41,6 +37,9 @@ class Files:
 
     def __len__(self) -> int:
         return len(self.entries)
+
+    def name(self, i: int) -> str:
+        return str(self.folder / self.entries[i].path)
 
     def __getitem__(self, i: int) -> tuple[Tensor | str, int]:
         try:
@@ -81,45 +80,78 @@ def encode_images(
         raise ValueError(f"no such folder of images: {images}")
     entries, classes = scan(images)
     files = Files(images, entries, size, tokenizer.config.in_channels)
+    with ThreadPoolExecutor(4) as pool:
+        contents = list(pool.map(ends, (images / e.path for e in entries)))
     plan = {
-        "images": digest([(e.path, e.bytes) for e in entries]),
+        "images": digest([(e.path, e.bytes) for e in entries], contents),
         "tokenizer": _digest(tokenizer),
         "size": size,
         "shard_size": shard_size,
         "dtype": dtype,
         "format": form,
     }
-    _claim(out, plan | {"classes": classes})
-    tokenizer.to(device, memory_format=torch.channels_last).eval()
-    suffix = "tar" if form == "webdataset" else "safetensors"
-    names = _tar_names(entries) if form == "webdataset" else [entry.path for entry in entries]
-    paths, broken = [], 0
-    with Bar("encode", len(files), "images") as bar:
-        for number, start in enumerate(range(0, len(files), shard_size)):
-            path = out / f"latents-{number:05d}.{suffix}"
-            paths.append(path)
-            chosen = range(start, min(start + shard_size, len(files)))
-            if path.exists():
-                bar.step(len(chosen))
-                continue
-            parts, kept = [], []
-            for batch in _batches(files, chosen, batch_size, workers):
-                good = [(image, i) for image, i in batch if isinstance(image, Tensor)]
-                for message in (image for image, _ in batch if isinstance(image, str)):
-                    broken += 1
-                    warnings.warn(f"left out: {message}", stacklevel=2)
-                if good:
-                    with autocast(device, precision):
-                        z = tokenizer.encode(as_input(torch.stack([image for image, _ in good]), device)).latents
-                    parts.append(z.to("cpu", getattr(torch, dtype)))
-                    kept += [i for _, i in good]
-                bar.step(len(batch))
-            if not parts:
-                raise ValueError(f"none of the {len(chosen)} images from {entries[start].path} on can be read")
-            write = _write_tar if form == "webdataset" else _write_safetensors
-            write(path, torch.cat(parts).contiguous(), [names[i] for i in kept], [entries[i].label for i in kept])
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out, wait=False) as mine:
+        if not mine:
+            raise ValueError(f"{out}: another process is encoding into it; wait for its end, or choose another --out")
+        sweep(out, ("latents-*.part", "encode.json.*.part"))
+        _claim(out, plan | {"classes": classes})
+        tokenizer.to(device, memory_format=torch.channels_last).eval()
+        names = _tar_names(entries) if form == "webdataset" else [entry.path for entry in entries]
+        paths, broken = [], 0
+        with Bar("encode", len(files), "images") as bar:
+            for number, start in enumerate(range(0, len(files), shard_size)):
+                paths.append(path := out / f"latents-{number:05d}{SUFFIXES[form]}")
+                chosen = range(start, min(start + shard_size, len(files)))
+                if _finished(path):
+                    bar.step(len(chosen))
+                    continue
+                z, kept = _encoded(
+                    tokenizer, Loader(files, cuts(chosen, batch_size), workers, list), device, precision, bar
+                )
+                broken += len(chosen) - len(kept)
+                if not kept:
+                    raise ValueError(f"none of the {len(chosen)} images from {entries[start].path} on can be read")
+                write = write_tar if form == "webdataset" else write_safetensors
+                write(path, z.to(getattr(torch, dtype)), [names[i] for i in kept], [entries[i].label for i in kept])
     console.print(f"{len(files) - broken} images in {len(paths)} files below {out}" + _left_out(broken))
     return paths
+
+
+def _encoded(
+    tokenizer: Any, batches: Loader, device: torch.device, precision: Precision, bar: Bar
+) -> tuple[Tensor, list[int]]:
+    """(latents of the readable images, their numbers); the others are named in warnings."""
+    parts, kept = [], []
+    for batch in batches:
+        good = [(image, i) for image, i in batch if isinstance(image, Tensor)]
+        for message in (image for image, _ in batch if isinstance(image, str)):
+            warnings.warn(f"left out: {message}", stacklevel=3)
+        if good:
+            with autocast(device, precision):
+                z = tokenizer.encode(as_input(torch.stack([x for x, _ in good]), device)).latents.cpu()
+            if not z.isfinite().all():
+                raise ValueError(
+                    "the tokenizer's latents are not finite: its weights are damaged, or --precision too low"
+                )
+            parts.append(z)
+            kept += [i for _, i in good]
+        bar.step(len(batch))
+    return torch.cat(parts) if parts else torch.empty(0), kept
+
+
+def _finished(path: Path) -> bool:
+    """Whether a shard is there and whole; one that is damaged is encoded anew."""
+    if not path.exists():
+        return False
+    try:
+        if len(read_names(path)) == len(read_latents(path)):
+            return True
+        problem = "names and latents differ in number"
+    except ValueError as error:
+        problem = str(error)
+    warnings.warn(f"{problem}: {path.name} is encoded anew", stacklevel=3)
+    return False
 
 
 @torch.inference_mode()
@@ -141,7 +173,9 @@ def decode_latents(
     Raises ValueError for files that are damaged or without latents, whose names are not one for each latent or lead
     out of a folder, or whose latents do not fit the tokenizer.
     """
-    paths = sorted(latents.glob("latents-*")) if latents.is_dir() else [latents]
+    paths = [latents]
+    if latents.is_dir():  # of an encoding that was killed there may be others
+        paths = sorted(path for path in latents.glob("latents-*") if path.suffix in SUFFIXES.values())
     if not paths or not paths[0].exists():
         raise ValueError(f"no latents at {latents}; `dmvae encode` writes latents-NNNNN.safetensors")
     names = [read_names(path) for path in paths]
@@ -169,61 +203,6 @@ def decode_latents(
     return done
 
 
-def read_latents(path: Path) -> Tensor:
-    """The latents [n, C, H, W] of one file. Raises ValueError when it holds none."""
-    with _reading(path):
-        if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                if "latents" not in file.keys():  # noqa: SIM118  # not a mapping
-                    raise ValueError(f"it has no tensor called 'latents', but {', '.join(file.keys()) or 'nothing'}")
-                z = file.get_tensor("latents")
-        elif path.suffix == ".npy":
-            z = torch.from_numpy(np.load(path, allow_pickle=False))
-        elif path.suffix == ".tar":
-            with tarfile.open(path, "r:") as tar:
-                arrays = [np.load(io.BytesIO(tar.extractfile(m).read()), allow_pickle=False) for m in _arrays(tar)]  # type: ignore[union-attr]
-            z = torch.from_numpy(np.stack(arrays))
-        else:
-            raise ValueError("they are read from .safetensors, .npy and .tar files")
-        if z.ndim != 4:
-            raise ValueError(f"they have the shape [n, C, H, W], not {list(z.shape)}")
-    return z
-
-
-def read_names(path: Path) -> list[str]:
-    """The names of the latents' images, relative paths; none where the file has no names. Raises ValueError for a file
-    that cannot be read, and for a name that leads out of the folder it is relative to."""
-    found: Any = []
-    with _reading(path):
-        if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                found = json.loads((file.metadata() or {}).get("names", "[]"))
-        elif path.suffix == ".tar":
-            with tarfile.open(path, "r:") as tar:
-                found = [m.name.removesuffix(".npy") for m in _arrays(tar)]
-        names = [PurePosixPath(name) for name in found]
-    for name in names:
-        if name.is_absolute() or ".." in name.parts or not name.name:
-            raise ValueError(f"{path} names an image {str(name)!r}, which is no file below --out: name it otherwise")
-    return [name.as_posix() for name in names]
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Whatever goes wrong, a ValueError that names the file: of damaged bytes these readers raise almost any type."""
-    try:
-        yield
-    except Exception as error:
-        raise ValueError(f"{path}: no latents that can be read: {error}") from error
-
-
-def _arrays(tar: tarfile.TarFile) -> list[tarfile.TarInfo]:
-    members = [m for m in tar.getmembers() if m.isfile() and m.name.endswith(".npy")]
-    if not members:
-        raise ValueError("it holds no .npy")
-    return members
-
-
 def _distinct(short: Sequence[str], long: Sequence[str]) -> list[str]:
     """Of every item its short name, or its long one where the short one is another item's too: no name twice."""
     count = Counter([*short, *long])
@@ -236,19 +215,20 @@ def _distinct(short: Sequence[str], long: Sequence[str]) -> list[str]:
     return list(chosen)
 
 
-def _batches(files: Files, chosen: range, batch_size: int, workers: int) -> Iterator[list[tuple[Tensor | str, int]]]:
-    batches = [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
-    return iter(DataLoader(files, batch_sampler=batches, num_workers=usable(workers), collate_fn=list))  # type: ignore[arg-type]
-
-
-def _claim(out: Path, plan: Values) -> None:
+def _claim(out: Path, plan: dict[str, Any]) -> None:
     """Write out/encode.json, or compare with the one that is there."""
-    out.mkdir(parents=True, exist_ok=True)
     file, text = out / "encode.json", json.dumps(plan, indent=1)
     if not file.exists():
-        file.write_text(text)
+        with whole(file) as part:
+            part.write_text(text)
         return
-    there, now = json.loads(file.read_text()), json.loads(text)
+    try:
+        there, now = dict(json.loads(file.read_text())), json.loads(text)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{file} cannot be read ({error}), so what {out} holds is not known: delete that folder, or choose another "
+            "--out"
+        ) from error
     differ = [key for key in now if there.get(key) != now[key]]
     if differ:
         raise ValueError(
@@ -267,25 +247,6 @@ def _tar_names(entries: list[Entry]) -> list[str]:
     # webdataset takes what follows the first dot of the file's name for the field
     whole = [entry.path.replace(".", "_") for entry in entries]
     return _distinct([os.path.splitext(entry.path)[0].replace(".", "_") for entry in entries], whole)
-
-
-def _write_safetensors(path: Path, z: Tensor, names: list[str], labels: list[int]) -> None:
-    write_tensors(path, {"latents": z, "labels": torch.tensor(labels)}, {"names": json.dumps(names)})
-
-
-def _write_tar(path: Path, z: Tensor, names: list[str], labels: list[int]) -> None:
-    with whole(path) as part, tarfile.open(part, "w") as tar:
-        for latent, name, label in zip(z.numpy(), names, labels, strict=True):
-            array = io.BytesIO()
-            np.save(array, latent)
-            _add(tar, f"{name}.npy", array.getvalue())
-            _add(tar, f"{name}.cls", str(label).encode())
-
-
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = len(content)
-    tar.addfile(info, io.BytesIO(content))
 
 
 def _write_png(path: Path, image: Tensor) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from dmvae.commands.parser import Parser
 from dmvae.interop import official
 from dmvae.models.artifact import save_network
+from dmvae.runtime.console import console
 
 
 def import_(command: str, arguments: list[str]) -> None:
@@ -31,7 +32,7 @@ def import_(command: str, arguments: list[str]) -> None:
         model = official.import_generator(known.file, weights=known.weights or "ema")
     save_network(model, known.out)
     count = sum(p.numel() for p in model.parameters()) / 1e6
-    print(f"{type(model).__name__}, {count:.2f} M parameters: {known.out}")
+    console.print(f"{type(model).__name__}, {count:.2f} M parameters: {known.out}")
 
 
 def _require_own(out: Path) -> None:
@@ -49,4 +50,4 @@ def export(command: str, arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="file to write, .pt or .safetensors")
     known = parser.parse_args(arguments)
     official.export_vae(known.folder, known.out)
-    print(known.out)
+    console.print(str(known.out))

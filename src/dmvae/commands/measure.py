@@ -18,7 +18,9 @@ def measure_command(command: str, arguments: list[str]) -> None:
     if "compare" in known:
         return console.print(side_by_side(known["compare"], force=known["force"]))
     if "check" in known:
-        return _check(known["check"])
+        return _check(known["check"], known["trust"])
+    if known.pop("trust"):
+        raise ValueError("--trust goes with --check, where a run's recipe names code")
     kind, paths, file = known.pop("kind", None), known.pop("paths"), known.pop("json", None)
     if kind is None or len(paths) != 2:
         raise ValueError("usage: dmvae measure folder|samples|tokenizer PATH PATH [--features NAME ...] [--json FILE]")
@@ -40,7 +42,8 @@ def _parser(command: str) -> Parser:
         "  folder A B                     images of A against those of B\n"
         "  samples PIPELINE REFERENCE     images that a pipeline draws, against a folder; none is kept\n"
         "  tokenizer TOKENIZER IMAGES     reconstructions of a folder's images, against them\n"
-        "  --check FILE                   measure again what FILE holds, and tell whether it agrees\n"
+        "  --check FILE [--trust]         measure again what FILE holds, and tell whether it agrees; --trust runs the\n"
+        "                                 code that a run's recipe names\n"
         "  --compare FILE FILE ...        files of scores side by side, if they compare\n\n"
         "Where a folder of reference images stands, a file of statistics may: ours, ADM's or JiT's .npz, or\n"
         "torch-fidelity's .pt. Where measured images stand, an .npz of samples (arr_0) may.",
@@ -60,6 +63,7 @@ def _parser(command: str) -> Parser:
     parser.add_argument("--save-reference", metavar="FILE", help="keep the reference's features and statistics")
     parser.add_argument("--force", action="store_true", help="compare what was made differently, with a warning")
     parser.add_argument("--check", type=Path, metavar="FILE", help=argparse.SUPPRESS)
+    parser.add_argument("--trust", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--compare", type=Path, nargs="+", metavar="FILE", help=argparse.SUPPRESS)
     only = parser.add_argument_group("tokenizer")
     only.add_argument("--lpips", action="store_const", const=True, help="LPIPS of VGG-16 too")
@@ -76,9 +80,9 @@ def _parser(command: str) -> Parser:
     return parser
 
 
-def _check(file: Path) -> None:
+def _check(file: Path, trust: bool) -> None:
 
-    apart, changed = check(file)
+    apart, changed = check(file, trust=trust)
     for line in changed:
         console.print(f"changed: {line}")
     if apart:

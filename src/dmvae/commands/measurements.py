@@ -23,6 +23,7 @@ from dmvae.evaluation.reconstruct import PerceptualDistance, reconstruct, recons
 from dmvae.evaluation.reference_statistics import SUFFIXES, read_statistics
 from dmvae.evaluation.scores import Scores
 from dmvae.runtime import distributed
+from dmvae.runtime.files import whole
 from dmvae.runtime.hashing import digest, weights_hash
 from dmvae.runtime.precision import Precision, uses_bf16
 
@@ -210,6 +211,48 @@ KINDS: dict[str, Callable[..., Values]] = {
 }
 
 
+READING: dict[str, tuple[type, ...]] = {
+    "features": (list, tuple),
+    "batch_size": (int,),
+    "size": (int,),
+    "limit": (int,),
+    "workers": (int,),
+    "parts": (list, tuple),
+    "train": (str,),
+    "force": (bool,),
+    "lpips": (bool,),
+    "precision": (str,),
+    "count": (int,),
+    "steps": (int,),
+    "guidance": (int, float),
+    "guidance_interval": (list, tuple),
+    "time_shift": (int, float),
+    "seed": (int,),
+}
+"""The options that only read, with what they may be: those that a file of scores may ask for."""
+
+
+def measure_again(call: Values) -> Values:
+    """What a file of scores says was measured ("call" of its manifest), anew. Raises ValueError for a call that is
+    none, or that asks for more than to read: the file may be anybody's."""
+    kind, paths, options = (call.get(key) for key in ("kind", "paths", "options"))
+    if not (isinstance(kind, str) and kind in KINDS and isinstance(options, dict)):
+        raise ValueError(f"manifest.call: it has no kind of {', '.join(KINDS)}, or no options")
+    if not (isinstance(paths, list) and len(paths) == 2 and all(isinstance(path, str) for path in paths)):
+        raise ValueError("manifest.call.paths: expected two paths")
+    for name, value in options.items():
+        if name not in READING:
+            raise ValueError(f"manifest.call.options: a check only reads, and takes no {name!r}; remove it")
+        texts = [x for x in value if not isinstance(x, str)] if name in ("features", "parts") and value else []
+        if (
+            not isinstance(value, (*READING[name], type(None)))
+            or (value is True and bool not in READING[name])
+            or texts
+        ):
+            raise ValueError(f"manifest.call.options.{name}: {value!r} is no value for it")
+    return measure(kind, paths, fresh=True, **{name: value for name, value in options.items() if value is not None})
+
+
 def measure(kind: str, paths: Sequence[str], **options: Any) -> Values:
     """One of the three, its manifest with the call that repeats it. Raises ValueError for an option of another."""
     takes = {**inspect.signature(KINDS[kind]).parameters, **inspect.signature(Setting).parameters}
@@ -237,20 +280,29 @@ def _cut(features: str) -> tuple[str, str]:
 
 
 def write_scores(result: Values, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1))
+    with whole(path) as part:
+        part.write_text(json.dumps(result, indent=1))
 
 
 def read_scores(path: Path) -> Values:
     """A file of scores. Raises ValueError for another file."""
     try:
         result = json.loads(path.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not a file of scores: {error}") from error
-    if not isinstance(result, dict) or not {"metrics", "manifest"} <= set(result):
+    if not isinstance(result, dict) or not all(isinstance(result.get(key), dict) for key in ("metrics", "manifest")):
         raise ValueError(
             f"{path} is not a file of scores: it needs metrics and manifest, as `dmvae measure --json` writes"
         )
+    parts = [
+        ("manifest", key, result["manifest"].get(key)) for key in ("reference", "measured", "features", "versions")
+    ]
+    for where, key, value in (*parts, ("", "intervals", result.get("intervals"))):
+        if not isinstance(value, dict | None):
+            raise ValueError(f"{path} is not a file of scores: {where} {key} is no mapping")
+    for name, value in result["metrics"].items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{path} is not a file of scores: metrics.{name} is {value!r}, no number")
     return result
 
 

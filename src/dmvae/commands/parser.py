@@ -38,7 +38,7 @@ def parse_overrides(words: list[str]) -> Values:
                 value = "true"
         try:
             overrides[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ValueError(f"--{name}: {value!r} is not a YAML value") from error
+        except (yaml.YAMLError, RecursionError) as error:
+            raise ValueError(f"--{name}: {value[:200]!r} is not a YAML value") from error
         i += 1
     return overrides

@@ -10,6 +10,7 @@ from dmvae import pipeline
 from dmvae.commands.dryrun import print_plan
 from dmvae.commands.help import print_fields
 from dmvae.commands.parser import parse_overrides
+from dmvae.commands.trust import require_no_code
 from dmvae.pipeline import Job, jobs_of
 from dmvae.recipe import load
 from dmvae.registry import nearest
@@ -17,6 +18,7 @@ from dmvae.report import write_report
 from dmvae.report.pipelines import write_pipelines
 from dmvae.report.summary import print_summary, write_summary
 from dmvae.runtime import distributed
+from dmvae.runtime.console import console
 from dmvae.runtime.files import locked
 from dmvae.stages import stages
 
@@ -28,6 +30,7 @@ def run(command: str, arguments: list[str], commands: Sequence[str] = ("run", "s
     parser.add_argument("--run_dir", "--run-dir")
     parser.add_argument("--dry-run", "--dry_run", action="store_true")
     parser.add_argument("--variant", action="append", default=[])
+    parser.add_argument("--no-verify", "--no_verify", action="store_true")
     parser.add_argument("-h", "--help", action="store_true")
     known, rest = parser.parse_known_args(arguments)
     names = [stage.name for stage in stages()]
@@ -56,7 +59,7 @@ def run(command: str, arguments: list[str], commands: Sequence[str] = ("run", "s
     try:
         run_dir = Path(next(iter(recipes.values())).run.dir)
         only = command if command in names else None
-        jobs = pipeline.run(recipes, run_dir, only=only, variants=list(whole))
+        jobs = pipeline.run(recipes, run_dir, only=only, variants=list(whole), verify=not known.no_verify)
         if only is None and distributed.is_main():
             # The other variants of the recipe have their place in the table too, as far as they were run.
             finish(jobs_of(run_dir) if known.variant else jobs, run_dir)
@@ -66,9 +69,13 @@ def run(command: str, arguments: list[str], commands: Sequence[str] = ("run", "s
 
 def report(command: str, arguments: list[str]) -> None:
     """Write the table and the report of a run again."""
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        raise ValueError("usage: dmvae report RUN_DIR")
-    run_dir = Path(arguments[0])
+    trust = "--trust" in arguments
+    folders = [a for a in arguments if a != "--trust"]
+    if len(folders) != 1 or folders[0].startswith("-"):
+        raise ValueError("usage: dmvae report RUN_DIR [--trust]")
+    run_dir = Path(folders[0])
+    if not trust:
+        require_no_code(sorted(run_dir.glob("*/recipe.yaml")))
     finish(jobs_of(run_dir), run_dir)
 
 
@@ -78,6 +85,6 @@ def finish(jobs: list[Job], run_dir: Path) -> None:
         summary = write_summary(jobs, run_dir)
         path = write_report(run_dir, jobs)
         print_summary(summary)
-        print(f"summary:  {run_dir / 'summary.json'}\nreport:   {path}")
+        console.print(f"summary:  {run_dir / 'summary.json'}\nreport:   {path}")
         for folder in write_pipelines(jobs, run_dir):
-            print(f"pipeline: {folder}")
+            console.print(f"pipeline: {folder}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +13,6 @@ from typing import Literal, TypeVar
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from dmvae.datasets import Dataset, DatasetConfig, Split
@@ -25,6 +22,7 @@ from dmvae.datasets.image_file import BrokenImage, check_header, read_image
 from dmvae.datasets.image_scan import rank, split_files
 from dmvae.datasets.memory import MemoryDataset
 from dmvae.registry import register
+from dmvae.runtime.files import read_sealed, write_sealed
 from dmvae.runtime.hashing import digest
 
 T = TypeVar("T")
@@ -110,8 +108,12 @@ class FolderDataset(DecodedWhenRead):
         self.paths = np.array([os.fsencode(path) for path in paths])
         self.config = config
 
+    def name(self, index: int) -> str:
+        """The file of an image."""
+        return os.fsdecode(self.paths[index % len(self)])
+
     def decode(self, index: int) -> Tensor:
-        return read_image(Path(os.fsdecode(self.paths[index])), self.config.size, self.config.channels)
+        return read_image(Path(self.name(index)), self.config.size, self.config.channels)
 
 
 def ends(path: Path) -> str:
@@ -158,14 +160,16 @@ def _each(paths: list[Path], read: Callable[[Path], T]) -> tuple[list[int], list
 def _decode_all(paths: list[Path], size: int, channels: int, kept: Path | None) -> tuple[Tensor, list[int], list[str]]:
     """(images [n, C, size, size], indices of the readable files, messages of the others)."""
     if kept is not None and kept.is_file():
-        with safe_open(kept, "pt") as file:
-            return file.get_tensor("images"), file.get_tensor("keep").tolist(), json.loads(file.metadata()["broken"])
+        try:
+            tensors, about = read_sealed(kept)
+            return tensors["images"], tensors["keep"].tolist(), json.loads(about["broken"])
+        except ValueError as error:
+            warnings.warn(f"{error}: the images are decoded anew", stacklevel=2)
     keep, results, broken = _each(paths, lambda path: read_image(path, size, channels))
     images = torch.stack(results) if results else torch.empty(0, channels, size, size, dtype=torch.uint8)
     if kept is not None and keep:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:  # ranks may decode at the same time
-            part = Path(scratch) / kept.name
-            save_file({"images": images, "keep": torch.tensor(keep)}, part, {"broken": json.dumps(broken)})
-            os.replace(part, kept)
+        try:  # ranks may do so at the same time
+            write_sealed(kept, {"images": images, "keep": torch.tensor(keep)}, {"broken": json.dumps(broken)})
+        except OSError as error:  # a folder that is full or not ours costs the next stage some time and no more
+            warnings.warn(f"the decoded images cannot be kept ({error}): each stage decodes them anew", stacklevel=2)
     return images, keep, broken

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,21 +99,35 @@ def _relabel(folder: Path, classes: tuple[str, ...]) -> list[Entry]:
 
 
 def _folders(folder: Path) -> list[str]:
-    return sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
+    found = (e for e in os.scandir(folder) if not e.name.startswith("."))
+    return sorted(e.name for e in found if stat.S_ISDIR(_stat(e.path).st_mode))
 
 
-def _walk(folder: Path, nested: bool = True):
-    """Yield os.DirEntry of the visible image files, links followed."""
+def _walk(folder: Path, nested: bool = True) -> Iterator[os.DirEntry]:
+    """The visible image files, links followed. What can be no image and would never end, such as a FIFO or a device, is
+    left out with a warning; a link that leads nowhere is taken along, to be told as an unreadable image."""
     for entry in os.scandir(folder):
         if entry.name.startswith("."):
             continue
-        if entry.is_dir():
+        mode = _stat(entry.path).st_mode
+        if stat.S_ISDIR(mode):
             if nested:
                 yield from _walk(Path(entry.path))
         elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
-            yield entry
+            if stat.S_ISREG(mode) or stat.S_ISLNK(mode):
+                yield entry
+            else:
+                warnings.warn(f"left out: {entry.path} is no regular file; remove it", stacklevel=2)
 
 
 def _entry(entry: os.DirEntry, path: str, label: int) -> Entry:
-    stat = os.stat(entry.path) if os.path.exists(entry.path) else entry.stat(follow_symlinks=False)  # dangling link
-    return Entry(path, label, stat.st_size, stat.st_mtime_ns)
+    found = _stat(entry.path)
+    return Entry(path, label, found.st_size, found.st_mtime_ns)
+
+
+def _stat(path: str) -> os.stat_result:
+    """Of the file; of the link itself where it leads nowhere, or round in a circle."""
+    try:
+        return os.stat(path)
+    except OSError:
+        return os.lstat(path)

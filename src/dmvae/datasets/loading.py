@@ -1,14 +1,35 @@
-"""Batches of a data set: given lists of indices, or one pass in order."""
+"""Batches of a data set, read by worker processes: given lists of indices, or one pass in order.
+
+A worker may raise, die or hang on an item. Whichever it is, the item is named, and no worker outlives the pass: they
+ignore SIGTERM, so that who waits for their end, as multiprocessing does at exit, would wait for ever.
+"""
 
 from __future__ import annotations
 
+import atexit
+import ctypes
 import os
 import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data._utils.signal_handling import _remove_worker_pids
+
+PATIENCE = 600.0
+"""Seconds without a batch after which workers count as hung."""
+_POLL = 1.0
+_IDLE = -1
+_END = object()
+_running: set[Any] = set()
 
 
 def collate(items: Any) -> tuple[Tensor, Tensor]:
@@ -19,18 +40,163 @@ def collate(items: Any) -> tuple[Tensor, Tensor]:
     return torch.stack(images), torch.as_tensor(labels)
 
 
-def loader(dataset: Any, batches: Any, workers: int, device: torch.device) -> DataLoader:
-    """DataLoader over a list or sampler of index batches; data in memory needs no workers."""
-    workers = 0 if hasattr(dataset, "__getitems__") else usable(workers)
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=collate,
-        worker_init_fn=_outlive_signals,
-        pin_memory=device.type == "cuda",
-        prefetch_factor=4 if workers else None,
-    )
+def loader(
+    dataset: Any, batches: Any, workers: int, device: torch.device, stops: Callable[[], bool] = lambda: False
+) -> Loader:
+    """Batches over a list or sampler of index batches; data in memory needs no workers."""
+    workers = 0 if hasattr(dataset, "__getitems__") else workers
+    return Loader(dataset, batches, workers, collate, pin=device.type == "cuda", stops=stops)
+
+
+def passes(dataset: Any, batch_size: int, workers: int, device: torch.device, start: int = 0) -> Loader:
+    """One pass over the data in order, from item `start` on; the last batch may be smaller."""
+    return loader(dataset, cuts(range(start, len(dataset)), batch_size), workers, device)
+
+
+def cuts(chosen: range, batch_size: int) -> list[range]:
+    """A range cut into batches; the last may be smaller."""
+    return [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
+
+
+class Loader:
+    """Batches, a pass over them each time that it is iterated. Workers end with the pass, however it ends.
+
+    Raises ValueError for an item that cannot be read, ChildProcessError where a worker died, TimeoutError where one
+    hangs, and KeyboardInterrupt where `stops` is true while a batch does not come.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        batches: Any,
+        workers: int,
+        collate: Callable[[Any], Any],
+        *,
+        pin: bool = False,
+        stops: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.batches, self.workers, self.pin, self.stops = batches, usable(workers), pin, stops
+        self.reader = Reader(dataset, collate, torch.full([self.workers + 1], _IDLE).share_memory_())
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        iterator: Any = iter(
+            DataLoader(
+                self.reader,  # type: ignore[arg-type]  # it has what DataLoader asks for
+                batch_sampler=self.batches,
+                num_workers=self.workers,
+                collate_fn=_as_it_is,
+                worker_init_fn=_begin,
+                pin_memory=self.pin,
+                prefetch_factor=4 if self.workers else None,
+                timeout=_POLL if self.workers else 0,
+            )
+        )
+        if self.workers:
+            _running.add(iterator)
+            # torch would raise an error of its own, in whatever this process is doing when a worker dies
+            _remove_worker_pids(id(iterator))
+            iterator._worker_pids_set = False
+        try:
+            while (batch := self._next(iterator)) is not _END:
+                if isinstance(batch, Problem):
+                    raise ValueError(batch.text) from RuntimeError(batch.trace)
+                yield batch
+        finally:
+            _end(iterator)
+
+    def _next(self, iterator: Any) -> Any:
+        begun = time.monotonic()
+        while True:
+            try:
+                return next(iterator, _END)
+            except (RuntimeError, EOFError, OSError) as error:
+                if not self.workers:
+                    raise
+                late = str(error).startswith("DataLoader timed out")
+                # of a worker that is about to die, what it has sent cannot be read any more
+                if dead := _dead(iterator._workers, 0 if late else 5):
+                    raise ChildProcessError(self._told_of(*dead)) from error
+                if not late:
+                    raise
+            if self.stops():
+                raise KeyboardInterrupt
+            if time.monotonic() - begun > PATIENCE:
+                raise TimeoutError(
+                    f"no batch came for {PATIENCE:.0f} s, with {self._reading(range(self.workers))}; mend what makes "
+                    "that so slow, or leave the item out; the same command goes on from what was saved"
+                )
+
+    def _told_of(self, worker: int, code: int) -> str:
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended itself with exit code {code}"
+        memory = (
+            " (if memory ran out, fewer run.workers or a smaller data.size help)" if code == -signal.SIGKILL else ""
+        )
+        return (
+            f"a data worker {how}{memory}, with {self._reading([worker])}; mend or remove what ended it; "
+            "the same command goes on from what was saved"
+        )
+
+    def _reading(self, workers: Sequence[int]) -> str:
+        items = [i for i in self.reader.at[list(workers)].tolist() if i != _IDLE]
+        return f"{', '.join(map(self.reader.name, items))} being read" if items else "no item being read"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What comes from a worker instead of a batch."""
+
+    text: str
+    trace: str
+
+
+class Reader:
+    """The data set as workers read it: a whole batch at a time, keeping count in `at` of the item that each is at."""
+
+    def __init__(self, dataset: Any, collate: Callable[[Any], Any], at: Tensor) -> None:
+        self.dataset, self.collate, self.at = dataset, collate, at
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[index]
+
+    def __getitems__(self, indices: Sequence[int]) -> Any:
+        info = get_worker_info()
+        place = info.id if info else -1
+        try:
+            if hasattr(self.dataset, "__getitems__"):
+                return self.collate(self.dataset.__getitems__(indices))
+            items = []
+            for index in indices:
+                self.at[place] = index
+                items.append(self.dataset[index])
+            self.at[place] = _IDLE
+            return self.collate(items)
+        except Exception as error:  # a plugin's code may raise anything
+            text = self._told(error, int(self.at[place]), indices)
+            if info is None:
+                raise ValueError(text) from error
+            return Problem(text, traceback.format_exc())
+
+    def name(self, index: int) -> str:
+        """Of an item, with its file where the data set tells it."""
+        file = self.dataset.name(index) if hasattr(self.dataset, "name") else ""
+        return f"item {index} of the data" + (f" ({file})" if file else "")
+
+    def _told(self, error: Exception, index: int, indices: Sequence[int]) -> str:
+        which = f"a batch of {len(indices)} items from {self.name(indices[0])} on"
+        which = which if index == _IDLE else self.name(index)
+        if isinstance(error, ValueError):
+            return f"{error} (in {which})"
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        return (
+            f"{which} could not be read: {type(error).__name__}: {error} ({Path(frame.filename).name}, line "
+            f"{frame.lineno}); mend the item or what reads it"
+        )
 
 
 def usable(workers: int) -> int:
@@ -38,14 +204,45 @@ def usable(workers: int) -> int:
     return min(workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
-def _outlive_signals(worker: int) -> None:
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _begin(worker: int) -> None:
     """Ctrl-C, and torchrun's SIGTERM, reach every process; the training still wants to save its state, for which its
-    workers must be there. They end with it."""
+    workers must be there. They end with it, also where it is killed while they hang."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        die_with_parent = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(die_with_parent, signal.SIGKILL)
 
 
-def passes(dataset: Any, batch_size: int, workers: int, device: torch.device, start: int = 0) -> DataLoader:
-    """One pass over the data in order, from item `start` on; the last batch may be smaller."""
-    n = len(dataset)
-    return loader(dataset, [range(i, min(i + batch_size, n)) for i in range(start, n, batch_size)], workers, device)
+def _dead(workers: Sequence[Any], seconds: float) -> tuple[int, int] | None:
+    """(number, exit code) of the first worker that has died, or does so in the next seconds."""
+    ended = wait([worker.sentinel for worker in workers], seconds)
+    for i, worker in enumerate(workers):
+        if worker.sentinel in ended:
+            worker.join(5)  # its sentinel is there a moment before its exit code
+            return i, worker.exitcode
+    return None
+
+
+def _end(iterator: Any) -> None:
+    workers = getattr(iterator, "_workers", ())
+    for worker in workers:
+        worker.kill()
+    for worker in workers:
+        worker.join(5)
+    if workers:
+        iterator._shutdown_workers()
+    _running.discard(iterator)
+
+
+os.register_at_fork(after_in_child=_running.clear)
+
+
+@atexit.register  # before multiprocessing's own, which waits for workers: the last to be registered runs first
+def _end_all() -> None:
+    for iterator in [*_running]:
+        _end(iterator)

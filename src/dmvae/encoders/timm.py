@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -38,7 +39,7 @@ class TimmEncoder(EncoderConfig):
     checkpoint: Path | None = None
     """Local weights to start from instead: a .safetensors file, or one that torch.save wrote."""
     kwargs: Values = field(default_factory=dict)
-    """Further arguments of timm.create_model."""
+    """Arguments of the network's own class, such as depth: numbers, switches, names of layers, or lists of those."""
 
     def fingerprint(self) -> str:
         return "" if self.checkpoint is None else content_hash([self.checkpoint])
@@ -65,6 +66,7 @@ class TimmEncoder(EncoderConfig):
             raise ValueError(f"timm has no weights {tag!r} of {architecture}{nearest(self.model, known)}")
         if channels not in (1, 3):
             raise ValueError(f"timm encoder {self.model}: images have 1 or 3 channels, not {channels}")
+        require_shape(self.model, self.kwargs)
         kwargs: Values = {"num_classes": 0, **self.kwargs}
         if self.patch_size is not None:
             kwargs["patch_size"] = self.patch_size
@@ -138,6 +140,21 @@ class Features(nn.Module):
             return out if self.channels_first else out.permute(0, 3, 1, 2)
         grid = (height // self.stride, width // self.stride)
         return out[:, self.prefix :].unflatten(1, grid).permute(0, 3, 1, 2)
+
+
+def require_shape(name: str, kwargs: Mapping[str, Any]) -> None:
+    """ValueError for arguments that do not shape the network: timm.create_model has others, which read, fetch and
+    write files, and a tokenizer's config.json, which may be anybody's, would reach them."""
+    if not kwargs:
+        return
+    with torch.device("meta"):
+        known = list(inspect.signature(type(timm.create_model(name, pretrained=False))).parameters)
+    for key, value in kwargs.items():
+        if key not in known:
+            raise ValueError(f"kwargs: {key!r} does not shape the timm model {name}{nearest(key, known)}")
+        for part in value if isinstance(value, list | tuple) else [value]:
+            if not (part is None or isinstance(part, int | float) or re.fullmatch(r"\w+", str(part))):
+                raise ValueError(f"kwargs: {key} is {value!r}: use numbers, true, false, names, or lists of those")
 
 
 def takes_any_size(name: str, kwargs: Mapping[str, Any]) -> bool:

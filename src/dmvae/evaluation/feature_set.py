@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from dmvae.config import Values
@@ -22,7 +20,7 @@ from dmvae.evaluation.frechet import Statistics
 from dmvae.evaluation.images import Images, over_images
 from dmvae.evaluation.manifest import versions
 from dmvae.runtime import distributed
-from dmvae.runtime.files import locked, whole
+from dmvae.runtime.files import locked, read_sealed, write_sealed
 from dmvae.runtime.hashing import digest
 
 
@@ -61,33 +59,31 @@ class FeatureSet:
         if self.labels is not None:
             tensors["labels"] = self.labels
         about = {"manifest": json.dumps(self.manifest), "n": json.dumps(counts)}
-        with whole(path) as part:
-            save_file({name: value.contiguous() for name, value in tensors.items()}, part, about)
+        write_sealed(path, {name: value.contiguous() for name, value in tensors.items()}, about)
 
     @classmethod
     def load(cls, path: Path) -> FeatureSet:
         """Read what `save` wrote. Raises ValueError for another file."""
+        tensors, about = read_sealed(path)
+        if "manifest" not in about:
+            raise ValueError(f"{path} holds no statistics with a manifest; `dmvae measure ... --save-reference` does")
         try:
-            opened = safe_open(path, "pt")
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path}: damaged or no .safetensors file ({error})") from error
-        with opened as file:
-            about = file.metadata() or {}
-            if "manifest" not in about:
-                raise ValueError(
-                    f"{path} holds no statistics with a manifest; `dmvae measure ... --save-reference` does"
-                )
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
-        counts = json.loads(about["n"])
-        return cls(
-            manifest=json.loads(about["manifest"]),
-            rows={name.removeprefix("rows."): t for name, t in tensors.items() if name.startswith("rows.")},
-            statistics={
-                head: Statistics(n=n, mean=tensors[f"mean.{head}"], covariance=tensors[f"covariance.{head}"])
-                for head, n in counts.items()
-            },
-            labels=tensors.get("labels"),
-        )
+            manifest, counts = json.loads(about["manifest"]), dict(json.loads(about["n"]))
+            if not isinstance(manifest, dict):
+                raise TypeError("its manifest is no mapping")
+            return cls(
+                manifest=manifest,
+                rows={name.removeprefix("rows."): t for name, t in tensors.items() if name.startswith("rows.")},
+                statistics={
+                    head: Statistics(n=n, mean=tensors[f"mean.{head}"], covariance=tensors[f"covariance.{head}"])
+                    for head, n in counts.items()
+                },
+                labels=tensors.get("labels"),
+            )
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{path}: damaged, or not as `dmvae measure ... --save-reference` writes it ({error!r})"
+            ) from error
 
 
 def describe(extractor: Extractor, images: Images) -> Values:
@@ -125,18 +121,44 @@ def reference_features(
     folder = folder or cache_folder() / "features"
     manifests = [describe(e, images) for e in extractors]
     paths = [folder / f"features-{digest(json.dumps(m, sort_keys=True))}.safetensors" for m in manifests]
-    folder.mkdir(parents=True, exist_ok=True)
-    # another process of the same run may be about to compute the same; ranks are one process here
-    with locked(folder) if alone else nullcontext():
-        missing = [i for i, path in enumerate(paths) if not path.exists()]
+    with _alone(folder) if alone else nullcontext():  # ranks are one process here
+        kept = [_kept(path) for path in paths]
+        missing = [i for i, found in enumerate(kept) if found is None]
         if not alone:
             missing = distributed.share(missing)
         fresh = features_of([extractors[i] for i in missing], images, batch_size, title, alone=alone)
-        if alone or distributed.is_main():
-            for i, found in zip(missing, fresh, strict=True):
+        for i, found in zip(missing, fresh, strict=True):
+            kept[i] = found
+            if alone or distributed.is_main():
                 found.moments(SPATIAL)
-                found.save(paths[i])
-    return [fresh[missing.index(i)] if i in missing else FeatureSet.load(path) for i, path in enumerate(paths)]
+                _keep(found, paths[i])
+    return kept  # type: ignore[return-value]  # none is None by now
+
+
+def _alone(folder: Path) -> AbstractContextManager[object]:
+    """Keep other processes of the same run from computing the same, where they share a folder to keep it in."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return locked(folder)
+    except OSError:
+        return nullcontext()
+
+
+def _kept(path: Path) -> FeatureSet | None:
+    if not path.exists():
+        return None
+    try:
+        return FeatureSet.load(path)
+    except ValueError as error:
+        warnings.warn(f"{error}: the features are computed anew", stacklevel=3)
+        return None
+
+
+def _keep(features: FeatureSet, path: Path) -> None:
+    try:
+        features.save(path)
+    except OSError as error:  # a folder that is full or not ours costs the next measurement some time and no more
+        warnings.warn(f"features cannot be kept ({error}): they are computed at each measurement", stacklevel=3)
 
 
 def in_order(rows: Tensor) -> Tensor:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+
+from dmvae.runtime.files import write_tensors
 
 BLOCK = 1024
 REGULAR = 1e-5
@@ -98,7 +99,7 @@ class Statistics:
     def save(self, path: str | Path) -> None:
         """Write a safetensors file."""
         tensors = {"mean": self.mean.contiguous(), "covariance": self.covariance.contiguous()}
-        save_file(tensors, path, metadata={"n": str(self.n or 0)})
+        write_tensors(Path(path), tensors, {"n": str(self.n or 0)})
 
     @classmethod
     def load(cls, path: str | Path) -> Statistics:

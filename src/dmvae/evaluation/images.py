@@ -5,8 +5,6 @@ Batches are uint8 [n, C, h, w]. Nothing is held beyond a batch, but by `TensorIm
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,12 +15,11 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from dmvae.config import Values
 from dmvae.datasets.image_file import BrokenImage, read_image
 from dmvae.datasets.image_scan import rank, scan
-from dmvae.datasets.loading import passes, usable
+from dmvae.datasets.loading import Loader, cuts, passes
 from dmvae.datasets.pixels import as_uint8
 from dmvae.runtime import distributed
 from dmvae.runtime.console import Bar
@@ -118,28 +115,23 @@ class FolderImages:
     def __len__(self) -> int:
         return len(self.entries)
 
-    def __getitem__(self, i: int) -> Tensor | str:
-        """The image, or what is wrong with it: an exception would come out of a worker with its whole traceback."""
+    def __getitem__(self, i: int) -> Tensor:
         path = self.folder / self.entries[i].path
         try:
             if not self.resized:
                 with Image.open(path) as image:
                     if image.size != (self.size, self.size):
                         first = self.folder / self.entries[0].path
-                        return (
+                        raise ValueError(
                             f"{path} is {image.width}x{image.height} and {first} {self.size}x{self.size}: give --size N"
                             " to crop and resize all to one size"
                         )
             return read_image(path, self.size, self.channels)
         except (BrokenImage, OSError) as error:
-            return f"unreadable image: {error}. Mend or delete it"
+            raise ValueError(f"unreadable image: {error}. Mend or delete it") from error
 
     def batches(self, chosen: range, batch_size: int) -> Iterator[Tensor]:
-        cuts = [range(i, min(i + batch_size, chosen.stop)) for i in range(chosen.start, chosen.stop, batch_size)]
-        for batch in DataLoader(self, batch_sampler=cuts, num_workers=usable(self.workers), collate_fn=_stacked):  # type: ignore[arg-type]
-            if isinstance(batch, str):
-                raise ValueError(batch)
-            yield batch
+        yield from Loader(self, cuts(chosen, batch_size), self.workers, torch.stack)
 
     def _content(self) -> str:
         """A hash of all files: noise compresses to as many bytes as other noise, so sizes would not tell."""
@@ -192,8 +184,8 @@ def npz_images(path: Path) -> TensorImages:
             if "arr_0" not in file:
                 raise ValueError(f"it holds {', '.join(file.files) or 'nothing'}")
             images = torch.from_numpy(file["arr_0"])
-    except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path}: no .npz of samples, which holds uint8 images as arr_0: {error}") from error
+    except Exception as error:  # of damaged bytes and of shapes that lie, numpy raises almost any type
+        raise ValueError(f"{path}: no .npz of samples, which holds uint8 images as arr_0: {error!r}") from error
     if images.ndim != 4 or images.shape[3] not in (1, 3):
         raise ValueError(f"{path}: samples have the shape [n, h, w, 1 or 3], not {[*images.shape]}")
     return TensorImages(images.permute(0, 3, 1, 2).contiguous(), path=str(path.resolve()))
@@ -217,11 +209,6 @@ def over_images(
             bar.step(len(batch) * world)
     own = {name: torch.cat(parts) for name, parts in rows.items()}
     return own if world == 1 else _gathered(own, share, n)
-
-
-def _stacked(items: list[Tensor | str]) -> Tensor | str:
-    """A batch, or the first problem. In the worker, so that one tensor is handed over and not one an image."""
-    return next((item for item in items if isinstance(item, str)), None) or torch.stack(items)  # type: ignore[arg-type]
 
 
 def _size(shape: Sequence[int]) -> Values:

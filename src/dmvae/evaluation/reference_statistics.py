@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from dmvae.evaluation.feature_set import FeatureSet
 from dmvae.evaluation.features import POOL, SPATIAL
 from dmvae.evaluation.frechet import Statistics
 from dmvae.runtime.hashing import sha256_of
+from dmvae.runtime.weights import guarded
 
 SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
 SPATIAL_WIDTH = 2023
@@ -47,8 +47,8 @@ def _npz(path: Path) -> dict[str, Tensor]:
         with np.load(path, allow_pickle=False) as file:
             # ADM's files hold the images too, as arr_0: they are not read
             return {name: torch.from_numpy(file[name]) for name in ("mu", "sigma", "mu_s", "sigma_s") if name in file}
-    except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path}: no .npz file of statistics ({error})") from error
+    except Exception as error:  # of damaged bytes and of shapes that lie, numpy raises almost any type
+        raise ValueError(f"{path}: no .npz file of statistics ({error!r}); download it again") from error
 
 
 def _torch(path: Path) -> dict[str, Tensor]:
@@ -57,14 +57,17 @@ def _torch(path: Path) -> dict[str, Tensor]:
     # numpy 1 called the module of the first by another name, which files keep
     allowed: list[Any] = [rebuild, (rebuild, "numpy.core.multiarray._reconstruct")]
     allowed += [np.ndarray, np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32))]
-    try:
-        with torch.serialization.safe_globals(allowed):
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle raises almost any type on bytes that are none
-        raise ValueError(f"{path}: not a file of statistics that can be read safely ({error})") from error
+
+    def read() -> Any:
+        with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about formats that end in an error below
+            return torch.load(path, map_location="cpu", weights_only=True)
+
+    found = guarded(path, read, "save its mu and sigma alone, as .npz")
     if not isinstance(found, dict):
         return {}
-    return {name: torch.as_tensor(value) for name, value in found.items() if name in ("mu", "sigma")}
+    arrays = {name: value for name, value in found.items() if name in ("mu", "sigma")}
+    return guarded(path, lambda: {name: torch.as_tensor(value) for name, value in arrays.items()})
 
 
 def _statistics(mean: Tensor, covariance: Tensor, path: Path) -> Statistics:

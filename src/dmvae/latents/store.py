@@ -117,6 +117,11 @@ class Part:
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.dataset[self.start + index]
 
+    def name(self, index: int) -> str:
+        """What an error calls an item: its file, or its place in the whole data set."""
+        place = self.start + index
+        return self.dataset.name(place) if hasattr(self.dataset, "name") else f"number {place} of all"
+
 
 def _metadata(path: Path) -> dict[str, str] | None:
     """What `write_tensors` wrote beside the tensors; None without a file."""

@@ -15,7 +15,7 @@ from dmvae.generators import load_generator
 from dmvae.interop.pipeline import build_pipeline
 from dmvae.pipeline import Job
 from dmvae.report.figures import shown
-from dmvae.runtime.files import whole
+from dmvae.runtime.files import whole, within
 from dmvae.stages.sample import image_seed
 from dmvae.tokenizers.adapted import load_tokenizer
 
@@ -27,10 +27,12 @@ def write_pipelines(jobs: list[Job], run_dir: Path) -> list[Path]:
     """Write the pipeline of every finished generator, unless it is there; its card is always written anew."""
     folders: dict[str, dict[str, Job]] = {}
     for job in jobs:
-        if job.done.exists():
+        if job.finished:
             folders.setdefault(job.variant, {})[job.stage.name] = job
     return [
-        _write(stages, run_dir / variant / "pipeline") for variant, stages in folders.items() if "generator" in stages
+        _write(stages, within(run_dir / variant / "pipeline", run_dir))
+        for variant, stages in folders.items()
+        if "generator" in stages
     ]
 
 
@@ -40,19 +42,27 @@ def _write(stages: dict[str, Job], out: Path) -> Path:
     recipe = yaml.safe_dump(configs.plain(job.recipe), sort_keys=False)
     text = card(job, stages, recipe)
     stamp = out / "source.json"
-    if not stamp.exists() or json.loads(stamp.read_text()) != source:
+    if _source(stamp) != source:
         transformer = load_generator(job.folder / "generator")
-        transformer.register_to_config(
-            _ema=job.recipe.section("generator").ema
-        )  # for the manifests of what measures its samples
+        # for the manifests of what measures its samples
+        transformer.register_to_config(_ema=job.recipe.section("generator").ema)
         vae = load_tokenizer(stages["latents"].folder / "autoencoder")
         classes = open_dataset(job.recipe.data, "train").classes
         with whole(out) as part:
             build_pipeline(transformer, vae, classes, text).save_pretrained(part)
             (part / stamp.name).write_text(json.dumps(source))
-    (out / "README.md").write_text(text)
-    (out / "recipe.yaml").write_text(recipe)
+    for name, content in (("README.md", text), ("recipe.yaml", recipe)):
+        with whole(out / name) as part:
+            part.write_text(content)
     return out
+
+
+def _source(stamp: Path) -> object:
+    """What a pipeline was made of; None without one, or where it cannot be read: it is then made anew."""
+    try:
+        return json.loads(stamp.read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def card(job: Job, stages: dict[str, Job], recipe: str) -> str:

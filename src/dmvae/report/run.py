@@ -139,7 +139,7 @@ class Run:
         """(stage, the methods that share it, seconds) of every finished stage folder, in stage order."""
         times: dict[tuple[str, Path], tuple[list[str], float]] = {}
         for job in self.jobs:
-            done = _json(job.folder / "done.json")
+            done = job.facts()
             if _is_number(done.get("seconds")):
                 times.setdefault((job.stage.name, job.folder), ([], done["seconds"]))[0].append(job.variant)
         order = self.stages()

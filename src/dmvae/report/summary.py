@@ -31,7 +31,7 @@ def write_summary(jobs: list[Job], run_dir: Path) -> Values:
     stages, seen = [], set()
     features = ""
     for job in jobs:
-        if not job.done.exists():
+        if not job.finished:
             continue
         facts = job.facts()
         row = methods.setdefault(job.variant, {})

@@ -4,29 +4,54 @@ from __future__ import annotations
 
 import sys
 import time
+import unicodedata
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-from dmvae.runtime import distributed
+from rich.text import Text
 
 T = TypeVar("T")
 
 
-console = Console(highlight=False, soft_wrap=True, markup=False)
+def printable(text: str) -> str:
+    """The text with control characters as escapes, \\x1b for instance, but for line breaks and tabs: names of files and
+    recipes may be anybody's, and a terminal obeys what it is sent."""
+    return "".join(
+        c if c in "\n\t" or unicodedata.category(c) not in _CONTROL else c.encode("unicode_escape").decode()
+        for c in text
+    )
+
+
+_CONTROL = ("Cc", "Cf", "Cs", "Zl", "Zp")  # also what turns the direction of writing, and bytes that are no text
+
+
+class _Console(Console):
+    """rich's, by way of which every text that is printed or stands in a table is made `printable`."""
+
+    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+        return super().render_str(printable(text), **options)
+
+
+console = _Console(highlight=False, soft_wrap=True, markup=False)
+
+
+def _is_main() -> bool:
+    from dmvae.runtime import distributed  # here, for a message alone needs no torch
+
+    return distributed.is_main()
 
 
 class Bar:
     """A progress bar with rate, loss and time left; plain lines every ten seconds where no terminal is."""
 
     def __init__(self, title: str, total: int, unit: str = "it", start: int = 0) -> None:
-        self.title, self.total, self.unit, self.start = title, total, unit, start
+        self.title, self.total, self.unit, self.start = printable(title), total, unit, start
         self.done, self.begun, self.said = start, time.monotonic(), time.monotonic()
         self.note = self.text = ""
         self.progress: Progress | None = None
-        if distributed.is_main() and console.is_terminal:
+        if _is_main() and console.is_terminal:
             self.progress = Progress(
                 TextColumn("  {task.description:<28}"),
                 BarColumn(bar_width=24),
@@ -37,7 +62,7 @@ class Bar:
                 TimeRemainingColumn(elapsed_when_finished=False),
                 console=console,
             )
-            self.task = self.progress.add_task(title, total=total, completed=start, note="")
+            self.task = self.progress.add_task(self.title, total=total, completed=start, note="")
 
     def __enter__(self) -> Bar:
         if self.progress:
@@ -47,7 +72,7 @@ class Bar:
     def __exit__(self, *error: object) -> None:
         if self.progress:
             self.progress.stop()
-        elif distributed.is_main() and error[0] is None:
+        elif _is_main() and error[0] is None:
             self._line()
 
     def step(self, n: int = 1, per_step: float = 1, note: str | None = None) -> None:
@@ -59,7 +84,7 @@ class Bar:
         self.text = text = f"{text}  {self.note}".rstrip()
         if self.progress:
             self.progress.update(self.task, completed=self.done, note=text)
-        elif distributed.is_main() and time.monotonic() - self.said > 10:
+        elif _is_main() and time.monotonic() - self.said > 10:
             self._line()
 
     def _line(self) -> None:

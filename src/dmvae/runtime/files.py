@@ -1,61 +1,84 @@
-"""Files: written whole or not at all, one process at a time, and hashed."""
+"""Files: written whole or not at all, on the disk before they count, one process at a time."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+SEAL = "crc32"
+"""The name of a sealed file's checksum in its metadata."""
 
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A name to write a file or a folder under, which takes the place of `path` once the block has ended: readers, and
-    whoever comes after a kill or a full disk, find all of it or what was there before. A folder changes places by two
-    renames: killed between them, the one that was there is NAME.PID.old.part.
+    whoever comes after a kill, a full disk or a power cut, find all of it or what was there before. A folder changes
+    places by two renames: killed between them, the one that was there is NAME.PID.old.part.
 
-    Raises OSError, also where safetensors has an error of its own for a full disk.
+    A link at `path` is replaced, and never written through. Raises OSError, also where safetensors has an error of its
+    own for a full disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # nobody else's, where two write the same
+    scratch = path.with_name(f"{path.name}.{os.getpid()}.part")  # nobody else's, where two write the same
     old = path.with_name(f"{path.name}.{os.getpid()}.old.part")
-    _remove(part)
+    _remove(scratch)
+    scratch.mkdir()  # a folder, so that the temporary files of who writes, such as safetensors, lie in it too
+    part = scratch / path.name
     try:
         yield part
+        _share(part)
+        flush(part)
         if path.is_dir():
             path.replace(old)
         part.replace(path)
+        sync(path.parent)
         _remove(old)
     except SafetensorError as error:
         raise OSError(f"{path} could not be written ({error}); is the disk full?") from error
     finally:
-        _remove(part)
+        _remove(scratch)
 
 
-def sweep(folder: Path) -> None:
-    """Remove what killed writers left below a folder that is this process's alone."""
-    for part in folder.rglob("*.part"):
-        _remove(part)
+def flush(path: Path) -> None:
+    """Put a file, or a folder and all that is in it, on the disk: after a power cut it is as it is now."""
+    for place in _below(path):
+        sync(place)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def sweep(folder: Path, patterns: Iterable[str] = ("**/*.part", "**/.tmp??????")) -> None:
+    """Remove what killed writers left below a folder that is this process's alone. The second pattern is safetensors'
+    own, where it wrote beside its file."""
+    for pattern in patterns:
+        for part in [*folder.glob(pattern)]:
+            _remove(part)
+
+
+def within(path: Path, folder: Path) -> Path:
+    """`path`, which lies in `folder` also where its parts are links. Raises ValueError for one that leads out of it."""
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(
+            f"{path} leads to {path.resolve()}, out of {folder}: nothing is written there; remove the link"
+        )
+    return path
 
 
 @contextmanager
 def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
     """Whether this process has the folder to itself, among those that ask: always, with `wait`. The system frees
-    the lock however the process ends."""
+    the lock however the process ends, also where others that it forked live on."""
     handle = os.open(folder, os.O_RDONLY)
+    _locks.add(handle)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -64,10 +87,89 @@ def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
             mine = False
         yield mine
     finally:
-        os.close(handle)
+        if handle in _locks:  # not in a process that was forked from here
+            _locks.remove(handle)
+            fcntl.flock(handle, fcntl.LOCK_UN)
+            os.close(handle)
+
+
+_locks: set[int] = set()
+
+
+def _drop_locks() -> None:
+    # A lock lives as long as any process has its handle, and a fork copies handles: so a worker would keep it.
+    while _locks:
+        os.close(_locks.pop())
+
+
+os.register_at_fork(after_in_child=_drop_locks)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file."""
     with whole(path) as part:
         save_file(tensors, part, metadata)
+
+
+def write_sealed(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file with a checksum of all that is in it."""
+    write_tensors(path, tensors, metadata | {SEAL: _checksum(tensors, metadata)})
+
+
+def read_sealed(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors, metadata) of a safetensors file. Raises ValueError for one that is none, or whose checksum is another;
+    files of other programs have no checksum."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: damaged or no .safetensors file ({error})") from error
+    seal = metadata.pop(SEAL, None)
+    if seal is not None and seal != _checksum(tensors, metadata):
+        raise ValueError(f"{path}: damaged: its checksum is another; copy it again, or delete it and make it anew")
+    return tensors, metadata
+
+
+def _checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    crc = zlib.crc32(repr(sorted(metadata.items())).encode())
+    for name, tensor in sorted(tensors.items()):
+        crc = zlib.crc32(f"{name} {tensor.dtype} {[*tensor.shape]}".encode(), crc)
+        crc = zlib.crc32(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data, crc)
+    return f"{crc:08x}"
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _share(path: Path) -> None:
+    """Give files and folders the rights that the umask leaves: temporary files, such as safetensors', are private."""
+    mask = os.umask(0o077)  # the only way to read it; what another thread makes meanwhile is too private, not too open
+    os.umask(mask)
+    for place in _below(path):
+        place.chmod((0o777 if place.is_dir() else 0o666) & ~mask)
+
+
+def _below(path: Path) -> Iterator[Path]:
+    """The folder's files and folders, itself last, or the file alone; links and what is neither are left out."""
+    for folder, _, files in os.walk(path, topdown=False):
+        yield from (place for name in files if (place := Path(folder, name)).is_file() and not place.is_symlink())
+        yield Path(folder)
+    if path.is_file():
+        yield path
+
+
+def sync(path: Path) -> None:
+    """Put one file's content, or one folder's list of names, on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that flushes no folders
+            raise
+    finally:
+        os.close(handle)

@@ -48,9 +48,9 @@ def read_tensors(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: the file is empty; download or copy it again")
     zipped = head.startswith(b"PK\x03\x04")
     if not zipped and head[8:] == b'{"':  # a safetensors header: eight bytes of length, then JSON
-        saved = _whole(path, lambda: load_file(path))
+        saved = guarded(path, lambda: load_file(path))
     elif zipped or head.startswith(b"\x80"):  # what torch.save writes: a zip archive, before torch 1.6 a pickle
-        saved = _whole(path, lambda: _unpickle(path, mmap=zipped))
+        saved = guarded(path, lambda: _unpickle(path, mmap=zipped))
     else:
         raise ValueError(
             f"{path}: neither a safetensors file nor one that torch.save wrote (it starts with {head!r}); "
@@ -136,8 +136,13 @@ def _unpickle(path: Path, mmap: bool) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
 
 
-def _whole(path: Path, read: Callable[[], Any]) -> Any:
-    mend = "re-save its state dict alone with safetensors or torch.save"
+def guarded(
+    path: Path,
+    read: Callable[[], Any],
+    mend: str = "re-save its state dict alone with safetensors or torch.save",
+) -> Any:
+    """What `read` returns. Raises ValueError, one line with the path and the mend, whatever the reader of a damaged or
+    hostile file raises; torch's own advice, to read it without its guard, is left out."""
     try:
         return read()
     except MemoryError:

@@ -6,20 +6,41 @@ disk and renamed; a reader checks the list before it trusts the folder.
 
 from __future__ import annotations
 
+import io
 import json
-import os
+import pickle
+import re
 import shutil
 import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 
+import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
 from dmvae.config import Values
 from dmvae.runtime import distributed
+from dmvae.runtime.files import flush, sync
 
 _LIST = "files.json"
+_REFUSED = "refused the name "
+_PLAIN = {
+    "torch": {"Size"},
+    "torch.serialization": {"_get_layout"},
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta",
+        "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "pathlib": {"PosixPath", "WindowsPath"},
+    "pathlib._local": {"PosixPath", "WindowsPath"},
+    "collections": {"OrderedDict"},
+}  # fmt: skip
+"""What the pickled part of a checkpoint may name, by module."""
 _KEEP = 2
 
 
@@ -44,11 +65,10 @@ def save(folder: Path, step: int, state: Values) -> None:
     if distributed.is_main():
         files = {f.name: [f.stat().st_size, _crc(f)] for f in part.iterdir()}
         (part / _LIST).write_text(json.dumps(files))
-        for file in part.iterdir():
-            _flush(file)
+        flush(part)
         shutil.rmtree(final, ignore_errors=True)
         part.rename(final)
-        _flush(folder)
+        sync(folder)
         for old in steps(folder)[:-_KEEP]:
             shutil.rmtree(folder / f"step-{old:08d}")
     distributed.barrier()
@@ -71,8 +91,13 @@ def load(folder: Path, state: Values) -> int | None:
             warnings.warn(f"{path}: {damage}; trying the checkpoint before it", stacklevel=2)
             continue
         try:
-            _quietly(dcp.load, state, checkpoint_id=path)
+            _quietly(dcp.load, state, storage_reader=_Reader(path), planner=_Planner())
         except (CheckpointException, RuntimeError, ValueError) as error:
+            if refused := _refusal(error):
+                raise ValueError(
+                    f"{path}: refused, because it asks for {refused}: loading it would run code that it names. Remove "
+                    "the folder; the stage then begins anew"
+                ) from error
             reason = str(error).strip().splitlines()[-1]
             raise ValueError(
                 f"{path}: holds the state of another architecture ({reason}); remove the folder"
@@ -81,16 +106,51 @@ def load(folder: Path, state: Values) -> int | None:
     return None
 
 
+class _Unpickler(pickle.Unpickler):
+    """Knows the names that a checkpoint's list of tensors is made of and no others: the folder may be anybody's."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        known = module in _PLAIN and name in _PLAIN[module]
+        if known or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{_REFUSED}{module}.{name}")
+
+
+class _Reader(FileSystemReader):
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        with (Path(self.path) / ".metadata").open("rb") as file:
+            metadata = _Unpickler(file).load()
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _Planner(DefaultLoadPlanner):
+    def load_bytes(self, read_item: Any, value: io.BytesIO) -> None:
+        torch.load(value, weights_only=True)  # raises for what holds more; torch's own reading below is not restricted
+        value.seek(0)
+        super().load_bytes(read_item, value)
+
+
+def _refusal(error: BaseException) -> str | None:
+    """The name that an unpickler refused, where that is what went wrong: torch wraps what ranks raise in its own."""
+    found = re.search(rf"(?:{_REFUSED}|GLOBAL )(\S+)", str(error))
+    return found[1] if found else None
+
+
 def _damage(path: Path) -> str | None:
     """What is wrong with the folder's files, or None."""
     try:
-        files = json.loads((path / _LIST).read_text())
-    except (OSError, json.JSONDecodeError):
+        listed = {
+            str(name): (int(size), int(crc)) for name, (size, crc) in json.loads((path / _LIST).read_text()).items()
+        }
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return f"{_LIST} is missing or unreadable"
-    for name, (size, crc) in files.items():
+    there = {file.name for file in path.iterdir()} - {_LIST}
+    for name in sorted(there ^ listed.keys()):
+        return f"{name} is missing" if name in listed else f"{name} is not in {_LIST}"
+    for name, (size, crc) in listed.items():
         file = path / name
-        if not file.exists():
-            return f"{name} is missing"
         if file.stat().st_size != size:
             return f"{name} has {file.stat().st_size} bytes of {size}"
         if _crc(file) != crc:
@@ -104,14 +164,6 @@ def _crc(path: Path) -> int:
         while block := file.read(1 << 24):
             crc = zlib.crc32(block, crc)
     return crc
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _quietly(function, *args, **kwargs) -> None:

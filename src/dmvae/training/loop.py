@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,13 @@ class Trainer:
         self.images_seen[update.trains] += self.config.batch_size
         return update.figures() | {f"{update.trains}/gradient_norm": norm}
 
+    def require_finite(self) -> None:
+        """Raise FloatingPointError for trained weights that are not finite: they are neither saved nor handed on."""
+        for name, module in self.networks.saved().items():
+            norms = torch._foreach_norm([p.detach() for p in module.parameters()])
+            if not torch.stack([distributed.whole_tensor(norm).float() for norm in norms]).isfinite().all():
+                raise FloatingPointError(f"weights of {name!r} became infinite or NaN by step {self.step}")
+
     def state_dict(self) -> Values:
         saved = self.networks.saved()
         return {
@@ -130,7 +137,8 @@ class Trainer:
 def train(stage: AnyTraining) -> Facts:
     """Run the stage from its newest checkpoint to its end; returns the facts that its done.json keeps.
 
-    Raises FloatingPointError when a logged figure is not finite, Interrupted after saving on a signal.
+    Raises FloatingPointError when a logged figure or the weights are not finite, Interrupted after saving on a
+    signal.
     """
     config, inputs = stage.config, stage.inputs
     run, device = inputs.sections.run, inputs.device
@@ -139,15 +147,23 @@ def train(stage: AnyTraining) -> Facts:
     if trainer.resume(folder):
         inputs.say(f"resumes at step {trainer.step} of {config.steps}")
     steps = config.steps if trainer.networks.trains else 0
-    data = _batches(trainer, steps)
     if run.compile:
         compile_networks(trainer.networks, device)
     figures = Figures(inputs.out, run.tracker, trainer.step, f"{inputs.variant}/{stage.name}")
     begun = time.monotonic() - trainer.seconds
     title = f"{inputs.variant}  {stage.name}"
-    with _signals() as signalled, Bar(title, steps, "images", trainer.step) as bar:
+    with (
+        _signals() as signalled,
+        closing(_batches(trainer, steps, signalled)) as data,
+        Bar(title, steps, "images", trainer.step) as bar,
+    ):
         while trainer.step < steps:
-            batch = Batch(*next(data), trainer.step, steps)
+            try:
+                batch = Batch(*next(data), trainer.step, steps)
+            except KeyboardInterrupt:  # asked to stop while a batch did not come; ranks would wait for each other
+                if distributed.world_size() == 1:
+                    checkpoint.save(folder, trainer.step, trainer.state_dict())
+                raise Interrupted from None
             rng = Random(*trainer.key, trainer.step, device=device)
             torch.manual_seed(seed_of(*rng.key, "global", distributed.rank()))  # for an encoder's dropout
             for update in turns(stage.updates(trainer.networks, batch, rng), device, run.precision):
@@ -161,6 +177,8 @@ def train(stage: AnyTraining) -> Facts:
             row = None
             if logs or saves:
                 row = figures.write(trainer.step, seconds=round(trainer.seconds, 3))
+            if stops or saves or last:
+                trainer.require_finite()
             if stops or (saves and not last):
                 checkpoint.save(folder, trainer.step, trainer.state_dict())
             if stops:
@@ -181,7 +199,9 @@ def turns(updates: Iterator[Update], device: torch.device, precision: Any) -> It
         yield update
 
 
-def _batches(trainer: Trainer, steps: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _batches(
+    trainer: Trainer, steps: int, signalled: list[int]
+) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
     """(data, labels) on the device from the current step on; empty tensors for a stage without a data set."""
     stage, config, inputs, world = trainer.stage, trainer.config, trainer.inputs, distributed.world_size()
     if config.batch_size % world:
@@ -195,7 +215,7 @@ def _batches(trainer: Trainer, steps: int) -> Iterator[tuple[torch.Tensor, torch
     order = Order(len(dataset), config.batch_size, trainer.key, trainer.step, steps)
     flips = inputs.data.flip and stage.flips
     for step, (data, labels) in enumerate(
-        loader(dataset, order, inputs.sections.run.workers, inputs.device), trainer.step
+        loader(dataset, order, inputs.sections.run.workers, inputs.device, lambda: bool(signalled)), trainer.step
     ):
         x = as_input(data, inputs.device)
         if flips:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dmvae.evaluation.features import LOGITS, SPATIAL, Extractor, FeaturesConfig
 from dmvae.registry import register
 from dmvae.runtime.hashing import content_hash, sha256_of
+from dmvae.runtime.weights import guarded
 
 PUBLISHED = "6726825d"
 """First digits of the sha256 of the published weights' file, which its name repeats."""
@@ -72,7 +73,7 @@ def _network(path: Path) -> nn.Module:
 
     # torch-fidelity unpickles without restriction, so it gets a copy of what a restricted reading found.
     safe = io.BytesIO()
-    torch.save(torch.load(path, map_location="cpu", weights_only=True), safe)
+    torch.save(guarded(path, lambda: torch.load(path, map_location="cpu", weights_only=True)), safe)
     safe.seek(0)
     return FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=safe)
 

@@ -1,0 +1,58 @@
+"""Tries to lose, hang, crash and deceive the program, and counts how often that works: python -m benchmarks.torture.
+
+    tries        how often something was damaged, mutated, ended or forged
+    losses       files or states that were there before and are gone, or a file written outside the named folder
+    tracebacks   answers that are no error of one line
+    hangs        no answer in time, or a process left running
+    silent uses  what is damaged or hostile was used without a word
+
+Exit code 1 unless the last four are 0. `--quick` takes a minute, and leaves out the run folder of a recipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rich.table import Table
+
+from benchmarks.tortures import COUNTS, Row
+from benchmarks.tortures.damage import checkpoints, files, recipes, run_folder
+from benchmarks.tortures.hostile import hostile, workers
+from dmvae.runtime.console import console
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="within a minute")
+    parser.add_argument("--seed", type=int, default=0)
+    known = parser.parse_args(arguments)
+    rng, many = random.Random(known.seed), 1 if known.quick else 10
+    parts: list[Callable[[Path], Iterator[Row]]] = [
+        lambda folder: files(folder, 100 * many, rng),
+        lambda folder: checkpoints(folder, 30 * many, rng),
+        lambda folder: recipes(folder, 50 * many, rng),
+        hostile,
+        lambda folder: workers(folder, 0 if known.quick else 5),
+    ]
+    if not known.quick:
+        parts.append(lambda folder: run_folder(folder, 100, rng))
+    rows = []
+    for part in parts:
+        with tempfile.TemporaryDirectory(prefix="torture-") as folder:
+            rows += part(Path(folder).resolve())
+    table = Table("", "tries", *COUNTS)
+    for row in rows:
+        table.add_row(row.name, str(row.tries), *(str(row.counts[what]) for what in COUNTS))
+        for note in row.notes:
+            console.print(note)
+    console.print(table)
+    return int(any(row.notes for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

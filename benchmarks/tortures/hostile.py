@@ -1,0 +1,194 @@
+"""Files of somebody who means harm, and data workers that fail."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from benchmarks.tortures import LIMIT, Row, attempt
+from dmvae import cli
+from dmvae.commands import shards
+from dmvae.commands.check import check
+from dmvae.datasets.image_scan import scan
+from dmvae.encoders.timm import TimmEncoder
+from dmvae.evaluation.images import npz_images
+from dmvae.evaluation.reference_statistics import read_statistics
+from dmvae.runtime.weights import read_tensors
+from dmvae.training import checkpoint
+
+
+class Evil:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def __reduce__(self) -> Any:
+        return (os.mkdir, (str(self.place),))
+
+
+def hostile(folder: Path) -> Iterator[Row]:
+    """Files that would run code, write elsewhere, hang or fill memory."""
+    row, ran, out = Row("hostile files"), folder / "RAN", folder / "in"
+    precious = folder / "precious"
+    precious.write_text("mine")
+    home = Path.cwd()
+    for name, act in _attacks(folder, out, ran, precious):
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+        try:
+            said, _ = attempt(row, act, name)
+        finally:
+            os.chdir(home)
+        if not said:
+            row.count("silent uses", name)
+        if ran.exists():
+            row.count("silent uses", f"{name}: its code ran")
+            ran.rmdir()
+        if sorted(p.name for p in folder.iterdir()) != ["in", "precious"] or precious.read_text() != "mine":
+            row.count("losses", f"{name}: written outside the folder")
+    yield row
+
+
+def _attacks(folder: Path, out: Path, ran: Path, precious: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
+    def put(name: str, content: bytes | str | dict[str, Any]) -> Path:
+        path = out / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(content) if isinstance(content, dict) else content
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
+        return path
+
+    def saved(name: str, value: Any) -> Path:
+        torch.save(value, out / name)
+        return out / name
+
+    def forged() -> None:
+        checkpoint.save(out, 1, {"w": torch.ones(2), "step": Evil(ran)})
+        checkpoint.load(out, {"w": torch.zeros(2), "step": 0})
+
+    def scored(**call: Any) -> None:
+        os.chdir(out)
+        check(put("x.json", {"metrics": {}, "manifest": {"call": {"kind": "folder", "paths": ["a", "b"], **call}}}))
+
+    def lying(shape: tuple[int, ...]) -> Path:
+        head = io.BytesIO()
+        np.lib.format.write_array_header_1_0(head, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        with zipfile.ZipFile(out / "x.npz", "w") as file:
+            file.writestr("arr_0.npy", head.getvalue() + b"few")
+        return out / "x.npz"
+
+    def escape(name: str) -> None:
+        save_file({"latents": torch.zeros(1, 4, 4, 4)}, out / "x.safetensors", {"names": json.dumps([name])})
+        shards.read_names(out / "x.safetensors")
+
+    def fifo() -> None:
+        os.mkfifo(out / "x.png")
+        (out / "y.png").symlink_to("/dev/zero")
+        scan(out)
+
+    code = {"plugins": [str(out / "evil.py")], "name": "x"}
+    put_code = lambda: (
+        put("evil.py", f"import os; os.mkdir({str(ran)!r})"),
+        put("main/recipe.yaml", yaml.safe_dump(code)),
+    )
+    evaluate = {"kind": "evaluate", "run_dir": str(out), "variant": "main"}
+    yield "weights that run code", lambda: read_tensors(saved("x.pt", {"w": Evil(ran)}))
+    yield "an old pickle as weights", lambda: read_tensors(put("x.pt", pickle.dumps(Evil(ran), protocol=2)))
+    yield "statistics that run code", lambda: read_statistics(saved("x.pt", {"mu": Evil(ran)}))
+    yield "a checkpoint that runs code", forged
+    yield (
+        "a timm encoder's own loader",
+        lambda: TimmEncoder(
+            model="resnet10t", pretrained=False, kwargs={"checkpoint_path": str(saved("x.pth", Evil(ran)))}
+        ).build(size=32, channels=3),
+    )
+    yield "object arrays", lambda: (np.savez(out / "x.npz", arr_0=np.array([Evil(ran)])), npz_images(out / "x.npz"))
+    yield "an array of a lying shape", lambda: npz_images(lying((10**7, 10**7, 3, 3)))
+    yield "an array of a huge count", lambda: npz_images(lying((10**30,)))
+    yield "a check that writes", lambda: scored(options={"save_reference": str(precious)})
+    yield "a check with options of other types", lambda: scored(options={"batch_size": {"a": 1}})
+    yield (
+        "a check of a run with plugins",
+        lambda: (put_code(), check(put("x.json", {"metrics": {}, "manifest": {"call": evaluate}}))),
+    )
+    yield "a report of a run with plugins", lambda: (put_code(), cli.main(["report", str(out)]))
+    yield "names that lead out of a folder", lambda: escape("../precious.png")
+    yield "an absolute name", lambda: escape("/precious.png")
+    yield "a recipe nested too deep", lambda: cli.main(["run", str(put("r.yaml", "a: " + "[" * 5000 + "]" * 5000))])
+    yield "scores nested too deep", lambda: check(put("x.json", "[" * 100_000))
+    yield "a FIFO and a device among images", fifo
+
+
+WORKER = """
+import os, signal, sys, time, torch
+from dmvae.datasets import loading
+
+class Data:
+    def __len__(self): return 40
+    def __getitem__(self, i):
+        if i == 13:
+            exec(sys.argv[1])
+        return torch.zeros(1, 4, 4, dtype=torch.uint8), i
+
+loading.PATIENCE = 3.0
+try:
+    for batch in loading.passes(Data(), 4, 2, torch.device("cpu")):
+        exec(sys.argv[2])
+except (ValueError, OSError) as error:
+    sys.exit(f"one line: {error}")
+"""
+
+
+def workers(_: Path, rounds: int) -> Iterator[Row]:
+    """Data workers that raise, die or hang, and a process that ends while they do; 0 rounds are some of these."""
+    row = Row("workers that raise, die, hang")
+    harms = {
+        "raise": "raise KeyError('pixels')",
+        "exit": "sys.exit(3)",
+        "end at once": "os._exit(0)",
+        "killed": "os.kill(os.getpid(), signal.SIGKILL)",
+        "crash": "os.kill(os.getpid(), signal.SIGSEGV)",
+        "hang": "time.sleep(10**6)",
+    }
+    cases = [(name, harm, "pass", "item 13") for name, harm in harms.items()]
+    cases += [
+        (f"{name}, and an error elsewhere", harms[name], "raise ValueError('elsewhere')", "elsewhere") for name in harms
+    ]
+    for name, harm, meanwhile, told in cases * rounds or [*cases[: len(harms)], cases[-1]]:
+        row.tries += 1
+        process = subprocess.Popen(
+            [sys.executable, "-c", WORKER, harm, meanwhile],
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+        try:
+            _, error = process.communicate(timeout=LIMIT)
+        except subprocess.TimeoutExpired:
+            row.count("hangs", name)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            continue
+        if "Traceback" in error or "one line" not in error:
+            row.count("tracebacks", f"{name}: {error[-150:]}")
+        elif told not in error:
+            row.count("silent uses", f"{name}: the item is not named: {error[-150:]}")
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, 0)
+            row.count("hangs", f"{name}: a process is left")
+            os.killpg(process.pid, signal.SIGKILL)
+    yield row

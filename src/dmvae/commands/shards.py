@@ -1,0 +1,111 @@
+"""Files of latents with their images' names and labels: shards that `encode` writes, and what `decode` reads."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from dmvae.runtime.files import read_sealed, whole, write_sealed
+
+SUFFIXES = {"safetensors": ".safetensors", "webdataset": ".tar"}
+
+
+def read_latents(path: Path) -> Tensor:
+    """The latents [n, C, H, W] of one file. Raises ValueError when it holds none, or is damaged."""
+    with _reading(path):
+        if path.suffix == ".safetensors":
+            tensors, _ = read_sealed(path)
+            if "latents" not in tensors:
+                raise ValueError(f"it has no tensor called 'latents', but {', '.join(tensors) or 'nothing'}")
+            z = tensors["latents"]
+        elif path.suffix == ".npy":
+            z = torch.from_numpy(np.load(path, allow_pickle=False))
+        elif path.suffix == ".tar":
+            with tarfile.open(path, "r:") as tar:
+                members = [(m.name, tar.extractfile(m).read()) for m in tar.getmembers() if m.isfile()]  # type: ignore[union-attr]
+                if _differs(tar.pax_headers.get("comment", ""), members):
+                    raise ValueError("damaged: its checksum is another; copy it again, or delete it and encode anew")
+                arrays = [
+                    np.load(io.BytesIO(data), allow_pickle=False) for name, data in members if name in _arrays(tar)
+                ]
+            z = torch.from_numpy(np.stack(arrays))
+        else:
+            raise ValueError("they are read from .safetensors, .npy and .tar files")
+        if z.ndim != 4:
+            raise ValueError(f"they have the shape [n, C, H, W], not {list(z.shape)}")
+    return z
+
+
+def read_names(path: Path) -> list[str]:
+    """The names of the latents' images, relative paths; none where the file has no names. Raises ValueError for a file
+    that cannot be read, and for a name that leads out of the folder it is relative to."""
+    found: Any = []
+    with _reading(path):
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                found = json.loads((file.metadata() or {}).get("names", "[]"))
+        elif path.suffix == ".tar":
+            with tarfile.open(path, "r:") as tar:
+                found = [name.removesuffix(".npy") for name in _arrays(tar)]
+        names = [PurePosixPath(name) for name in found]
+    for name in names:
+        if name.is_absolute() or ".." in name.parts or not name.name:
+            raise ValueError(f"{path} names an image {str(name)!r}, which is no file below --out: name it otherwise")
+    return [name.as_posix() for name in names]
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Whatever goes wrong, a ValueError that names the file: of damaged bytes these readers raise almost any type."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{path}: no latents that can be read: {str(error).removeprefix(f'{path}: ')}") from error
+
+
+def _arrays(tar: tarfile.TarFile) -> list[str]:
+    names = [m.name for m in tar.getmembers() if m.isfile() and m.name.endswith(".npy")]
+    if not names:
+        raise ValueError("it holds no .npy")
+    return names
+
+
+def write_safetensors(path: Path, z: Tensor, names: list[str], labels: list[int]) -> None:
+    write_sealed(path, {"latents": z.contiguous(), "labels": torch.tensor(labels)}, {"names": json.dumps(names)})
+
+
+def write_tar(path: Path, z: Tensor, names: list[str], labels: list[int]) -> None:
+    members = []
+    for latent, name, label in zip(z.numpy(), names, labels, strict=True):
+        array = io.BytesIO()
+        np.save(array, latent)
+        members += [(f"{name}.npy", array.getvalue()), (f"{name}.cls", str(label).encode())]
+    about = {"comment": _seal(members)}
+    with whole(path) as part, tarfile.open(part, "w", format=tarfile.PAX_FORMAT, pax_headers=about) as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+def _differs(comment: str, members: Iterable[tuple[str, bytes]]) -> bool:
+    return comment.startswith("dmvae ") and comment != _seal(members)  # tars of other programs may hold any comment
+
+
+def _seal(members: Iterable[tuple[str, bytes]]) -> str:
+    """A checksum of names and contents."""
+    crc = 0
+    for name, content in members:
+        crc = zlib.crc32(content, zlib.crc32(name.encode(errors="surrogateescape"), crc))
+    return f"dmvae {crc:08x}"

@@ -1,0 +1,44 @@
+"""Which recipes would run code of their own: `report` and `measure --check` read those of run folders that may be
+anybody's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def require_no_code(recipes: Iterable[Path]) -> None:
+    """ValueError where one of these files names plugins or a `function`, which reading it imports. A run's own recipes
+    are resolved: one that builds on another file is not looked through, and refused too."""
+    for file in recipes:
+        for name in _named(file):
+            raise ValueError(
+                f"{file} names {name}, code that would be run: look at it first, and add --trust where you trust it"
+            )
+
+
+def _named(file: Path) -> Iterator[str]:
+    if not file.is_file():
+        return  # told by who reads it
+    try:
+        values = yaml.safe_load(file.read_text())
+        yield from _code(values)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{file}: not valid YAML, or nested too deep: {' '.join(str(error).split())}") from error
+
+
+def _code(values: Any, key: str = "") -> Iterator[str]:
+    if isinstance(values, dict):
+        for name, value in values.items():
+            if name in ("plugins", "extends") and value:
+                yield f"{name}: {value!r}"
+            elif name == "function" or (name == "type" and value == "function"):
+                yield f"a {key or 'section'} of type function"
+            else:
+                yield from _code(value, str(name))
+    elif isinstance(values, list):
+        for value in values:
+            yield from _code(value, key)

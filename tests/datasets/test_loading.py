@@ -1,0 +1,172 @@
+"""Worker processes that raise, die or hang: the item is named, and nothing is left running."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from multiprocessing import active_children
+
+import pytest
+import torch
+
+from dmvae.datasets import loading
+from dmvae.datasets.loading import passes
+from dmvae.latents.store import Part
+from dmvae.runtime.files import locked
+
+CPU = torch.device("cpu")
+
+
+class Bad:
+    """Twelve images, of which number 5 does what `harm` does."""
+
+    def __init__(self, harm, name=None):
+        self.harm = harm
+        if name:
+            self.name = lambda index: name
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        if index == 5:
+            return self.harm()
+        return torch.zeros(1, 4, 4, dtype=torch.uint8), index
+
+
+def read(harm, workers=2, **options):
+    return [labels.tolist() for _, labels in passes(Bad(harm, **options), 2, workers, CPU)]
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_running():
+    yield
+    assert active_children() == []
+
+
+def broken():
+    raise KeyError("pixels")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_item_that_raises_is_named_with_the_cause_and_the_place(workers):
+    with pytest.raises(
+        ValueError,
+        match=r"^item 5 of the data could not be read: KeyError: 'pixels' \(test_loading.py, line \d+\); mend",
+    ) as caught:
+        read(broken, workers)
+    assert caught.value.__cause__ is not None
+
+
+def refused():
+    raise ValueError("unreadable image: delete it")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_value_error_keeps_its_words(workers):
+    with pytest.raises(ValueError, match=r"^unreadable image: delete it \(in item 5 of the data \(cat.png\)\)$"):
+        read(refused, workers, name="cat.png")
+
+
+def test_an_item_of_a_part_is_told_by_its_place_in_the_whole():
+    with pytest.raises(ValueError, match=r"item 1 of the data \(number 5 of all\)"):
+        list(passes(Part(Bad(refused), 4, 12), 2, 0, CPU))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_batch_that_does_not_fit_together_is_named(workers):
+    with pytest.raises(ValueError, match=r"^a batch of 2 items from item 4 of the data on could not be read: "):
+        read(lambda: (torch.zeros(1, 5, 5, dtype=torch.uint8), 5), workers)
+
+
+@pytest.mark.parametrize(
+    ("harm", "how"),
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "was killed by SIGKILL"),
+        (lambda: os.kill(os.getpid(), signal.SIGSEGV), "was killed by SIGSEGV"),
+        (lambda: os._exit(3), "ended itself with exit code 3"),
+        (lambda: sys.exit(4), "ended itself with exit code 4"),
+        (lambda: os._exit(0), "ended itself with exit code 0"),
+    ],
+)
+def test_a_worker_that_dies_is_told_with_its_item(harm, how):
+    with pytest.raises(ChildProcessError, match=rf"a data worker {how}.*, with item 5 of the data being read"):
+        read(harm)
+
+
+def test_a_worker_that_hangs_is_told_with_its_item_and_ended(monkeypatch):
+    monkeypatch.setattr(loading, "PATIENCE", 1.0)
+    with pytest.raises(TimeoutError, match=r"no batch came for 1 s, with item 5 of the data being read"):
+        read(lambda: time.sleep(1000))
+
+
+def test_who_waits_for_a_batch_can_be_stopped():
+    data = loading.loader(Bad(lambda: time.sleep(1000)), [[0, 1], [5]], 1, CPU, stops=lambda: True)
+    with pytest.raises(KeyboardInterrupt):
+        list(data)
+
+
+def test_a_pass_that_is_left_ends_its_workers():
+    batches = iter(passes(Bad(broken), 2, 2, CPU))
+    next(batches)
+    assert len(active_children()) == 2
+    batches.close()
+    assert active_children() == []
+
+
+SCRIPT = """
+import multiprocessing, sys, time, torch
+from pathlib import Path
+from dmvae.datasets.loading import passes
+from dmvae.latents.store import Part
+from dmvae.runtime.files import locked
+
+class Data:
+    def __len__(self): return 40
+    def __getitem__(self, i):
+        if i == 30: time.sleep(1000)
+        return torch.zeros(1, 4, 4, dtype=torch.uint8), i
+
+with locked(Path(sys.argv[1])):
+    batches = iter(passes(Data(), 10, 2, torch.device("cpu")))
+    next(batches)
+    print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)
+    if sys.argv[2] == "raise": raise KeyError("in the middle")
+    time.sleep(1000)
+"""
+
+
+def start(folder, what):
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(folder), what], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    workers = [int(pid) for pid in process.stdout.readline().split()]
+    assert len(workers) >= 2
+    return process, workers
+
+
+def gone(pids):
+    """Whether the processes end within five seconds."""
+    for _ in range(50):
+        if not any(os.path.exists(f"/proc/{pid}") for pid in pids):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_an_error_elsewhere_ends_the_process_and_a_worker_that_hangs(tmp_path):
+    process, workers = start(tmp_path, "raise")
+    _, error = process.communicate(timeout=20)
+    assert "in the middle" in error
+    assert gone(workers)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a worker that hangs outlives a killed process")
+def test_a_kill_ends_the_workers_and_frees_the_lock(tmp_path):
+    process, workers = start(tmp_path, "wait")
+    process.kill()
+    process.communicate()
+    assert gone(workers)
+    with locked(tmp_path, wait=False) as mine:
+        assert mine
