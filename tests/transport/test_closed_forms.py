@@ -187,7 +187,9 @@ def test_order_and_place_do_not_matter(name):
     distance = DISTANCES[name]
     expected = distance(z, y)
     if name != "sliced":  # which draws directions from samples by their number
-        torch.testing.assert_close(distance(z[torch.randperm(40)], y[torch.randperm(50)]), expected, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(
+            distance(z[torch.randperm(40)], y[torch.randperm(50)]), expected, rtol=1e-3, atol=1e-5
+        )
     torch.testing.assert_close(distance(z + 2, y + 2), expected, rtol=2e-3, atol=1e-4)
 
 

@@ -37,7 +37,8 @@ FAR = 5.0  # from where the gradients of mmd and drift, kernels of some width, b
 
 
 @pytest.mark.parametrize(
-    ("name", "distance"), [(name, d) for name in SEES_MODES for d in (0.0, FAR) if d == 0 or name not in ("mmd", "drift")]
+    ("name", "distance"),
+    [(name, d) for name in SEES_MODES for d in (0.0, FAR) if d == 0 or name not in ("mmd", "drift")],
 )
 def test_points_reach_four_modes_in_equal_shares(name, distance):
     g = rng()

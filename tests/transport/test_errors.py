@@ -63,13 +63,19 @@ x = torch.zeros(5, 3)
         (lambda: normality(x, G, std=0.0), "std is 0.0"),
         (lambda: tokens(x), r"shape \[5, 3\]; this view needs"),
         (lambda: pairs(torch.zeros(2, 3, 1, 1)), "single place"),
-        (lambda: by_class(energy_distance, x, torch.zeros(4).long(), x, torch.zeros(5).long()), r"labels has shape \[4\]"),
+        (
+            lambda: by_class(energy_distance, x, torch.zeros(4).long(), x, torch.zeros(5).long()),
+            r"labels has shape \[4\]",
+        ),
         (lambda: by_class(energy_distance, x, torch.arange(5), x, torch.arange(5)), "no class has 2 latents"),
         (lambda: two_sample_accuracy(x, x), r"\[5, 3\].*give \[n, k, d\]"),
         (lambda: two_sample_accuracy(x[:, None], x[:, None]), "at least 8 items"),
         (lambda: measure(x, x), "must be"),
         (lambda: measure(torch.zeros(20, 1, 1, 1), torch.zeros(99, 1, 1, 1)), "20 latents.*at least 32"),
-        (lambda: measure(torch.full((40, 1, 1, 1), torch.nan), torch.zeros(99, 1, 1, 1)), "NaN.*lower the learning rate"),
+        (
+            lambda: measure(torch.full((40, 1, 1, 1), torch.nan), torch.zeros(99, 1, 1, 1)),
+            "NaN.*lower the learning rate",
+        ),
     ],
 )
 def test_bad_values(call, message):

@@ -30,7 +30,11 @@ def drift(z: Tensor, y: Tensor, bandwidth: float, queue: Tensor | None = None) -
 
 
 def kernel_drift(
-    z: Tensor, y: Tensor, progress: float = 1.0, bandwidths: tuple[float, float] = (0.5, 0.05), queue: Tensor | None = None
+    z: Tensor,
+    y: Tensor,
+    progress: float = 1.0,
+    bandwidths: tuple[float, float] = (0.5, 0.05),
+    queue: Tensor | None = None,
 ) -> Tensor:
     """mean |z - stop_grad(z + V(z))|^2 / 2, whose gradient at z_i is -V(z_i) / n; see `drift`.
 

@@ -85,7 +85,9 @@ def directions(z: Tensor, y: Tensor, rng: torch.Generator, slices: int, along: S
     principal   eigenvectors of y's covariance, drawn with probability proportional to their variance
     """
     if slices < len(along) or not along:
-        raise ValueError(f"slices is {slices} for {len(along)} kinds of directions; give at least one slice to one kind")
+        raise ValueError(
+            f"slices is {slices} for {len(along)} kinds of directions; give at least one slice to one kind"
+        )
     counts = [slices // len(along) + (i < slices % len(along)) for i in range(len(along))]
     parts = [_draw(kind, z, y, rng, count) for kind, count in zip(along, counts, strict=True)]
     return F.normalize(torch.cat(parts), dim=1)
