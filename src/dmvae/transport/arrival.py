@@ -67,8 +67,8 @@ def measure(z: Tensor, y: Tensor, seed: int = 0) -> Arrival:
 
     Normalised as the reference's samples are. n latents are compared with n samples, and these with n others for what
     chance leaves, n at most 2048 and 2 m / 5: so give 5120 samples. The first latents are taken, so shuffle them. What
-    is left of y gives directions to slice along, beside random ones. Deterministic in its arguments. About 3 s on one core for
-    32x4x4. For one class at a time, call it with that class's latents and samples.
+    is left of y gives directions to slice along, beside random ones. Deterministic in its arguments. About 5 s on one
+    core for 32x4x4. For one class at a time, call it with that class's latents and samples.
 
     Raises ValueError for too few samples, shapes that differ, or values that are not finite.
     """
@@ -100,7 +100,7 @@ def measure(z: Tensor, y: Tensor, seed: int = 0) -> Arrival:
 
 
 def _sliced(view: View, z: Tensor, y: Tensor, other: Tensor, rest: Tensor, seed: int) -> float:
-    """W2 over a view's vectors, z to y as a multiple of other to y, the same directions and number of vectors in both."""
+    """W2 over a view's vectors, z to y as a multiple of other to y, in the same directions and as many vectors."""
     rng = torch.Generator().manual_seed(seed)
     vectors = [view(x) for x in (z, y, other)]
     chosen = torch.randperm(len(vectors[0]), generator=rng)[:VECTORS].to(z.device)
@@ -126,7 +126,7 @@ def effective_rank(x: Tensor) -> float:
 
 def mixing(z: Tensor, y: Tensor) -> float:
     """0.5 less the distance from 0.5 of the share of vectors whose nearest neighbour is of the other set, the mean over
-    both sets z [n, d] and y [n, d]. In many dimensions the narrower set is nearest to all: shares of 0 and 1, not mixed.
+    both sets z [n, d] and y [n, d]. In many dimensions the narrower set is nearest to all: shares 0 and 1, unmixed.
     """
     x = torch.cat([z, y])
     nearest = torch.cdist(x, x).fill_diagonal_(torch.inf).argmin(1)

@@ -15,9 +15,9 @@ def drift(z: Tensor, y: Tensor, bandwidth: float, queue: Tensor | None = None) -
         V(z_i) = mean of y weighted by k(z_i, y)  -  mean of x weighted by k(z_i, x),   k(a, b) = exp(-|a - b| / h)
 
     x are the other latents and the queue [k, d]. Both are mean shifts, the gradient of a log-density smoothed by the
-    kernel, so V is 0 where the two sets have the same distribution, and latents that crowd push each other away. Weights
-    are normalised in log space: from any distance some sample of y is nearest, and V does not vanish. `bandwidth` is
-    relative to the mean distance between z and y: as far as the sets are apart, the kernel sees.
+    kernel, so V is 0 where the two sets have the same distribution, and latents that crowd push each other away.
+    Weights are normalised in log space: from any distance some sample of y is nearest, and V does not vanish.
+    `bandwidth` is relative to the mean distance between z and y: as far as the sets are apart, the kernel sees.
     """
     require_vectors(z, y, least=2)
     require_positive(bandwidth=bandwidth)

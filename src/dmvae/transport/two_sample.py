@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +43,7 @@ def _train(x: Tensor, rng: torch.Generator) -> list[Tensor]:
     """Weights of the network that has learned rows x [2, m, d]; the second set is the one with positive logits."""
     sizes = [x.shape[2], WIDTH, WIDTH, 1]
     weights = []
-    for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+    for fan_in, fan_out in pairwise(sizes):
         weights += [torch.randn(fan_in, fan_out, generator=rng) / math.sqrt(fan_in), torch.zeros(fan_out)]
     for w in weights:
         w.requires_grad_()
