@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dmvae.transport.arrival import Arrival, effective_rank, measure, mixing
+from dmvae.transport.arrival import Arrival, effective_rank, measure, mixing, multiples
 from dmvae.transport.two_sample import two_sample_accuracy
 
 
@@ -88,3 +88,12 @@ def test_ranks_and_mixing_with_known_answers():
     assert mixing(normal(300, 2), normal(300, 2, seed=1)) == pytest.approx(0.5, abs=0.06)
     assert mixing(normal(300, 2), 50 + normal(300, 2)) == 0
     assert mixing(0.3 * normal(300, 200), normal(300, 200, seed=1)) < 0.05  # the narrow one is nearest to all
+
+
+def test_a_quick_look_agrees(reference):
+    rng = torch.Generator().manual_seed(0)
+    near, far = (multiples(scale * normal(256, 4, 2, 2), reference, rng) for scale in (1.0, 0.5))
+    assert near == pytest.approx({"whole": 1, "token": 1, "pair": 1}, abs=0.4)
+    assert min(far.values()) > 2
+    with pytest.raises(ValueError, match="599 samples for 300 latents; give at least 602"):
+        multiples(normal(300, 4, 2, 2), reference[:599], rng)

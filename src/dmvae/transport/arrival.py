@@ -99,13 +99,35 @@ def measure(z: Tensor, y: Tensor, seed: int = 0) -> Arrival:
     )
 
 
-def _sliced(view: View, z: Tensor, y: Tensor, other: Tensor, rest: Tensor, seed: int) -> float:
+@torch.no_grad()
+def multiples(z: Tensor, y: Tensor, rng: torch.Generator, slices: int = 64) -> dict[str, float]:
+    """The sliced distances of `measure`, quickly, for every tenth turn: {"whole", "token", "pair"} in multiples of
+    chance.
+
+    z [n, C, H, W], recent latents, 1024 of them say; y [m, C, H, W], of which the first 2 n are compared and the rest,
+    at least 2, give directions. Fewer vectors see less: a distance D is sqrt(1 + D^2 n / c) times chance, so 1.1 among
+    1024 latents is about 1.2 among 2048. Raises ValueError for too few samples.
+    """
+    n = len(z)
+    if len(y) < 2 * n + 2:
+        raise ValueError(f"y has {len(y)} samples for {n} latents; give at least {2 * n + 2}")
+    views: dict[str, View] = {"whole": whole, "token": tokens}
+    if z.shape[2] * z.shape[3] > 1:
+        views["pair"] = pairs
+    parts = [x.to(z) for x in (y[:n], y[n : 2 * n], y[2 * n :])]
+    seed = int(torch.randint(1 << 31, (), generator=rng, device=rng.device))
+    return {name: _sliced(view, z, *parts, seed, slices, VECTORS // 2) for name, view in views.items()}
+
+
+def _sliced(
+    view: View, z: Tensor, y: Tensor, other: Tensor, rest: Tensor, seed: int, slices: int = SLICES, count: int = VECTORS
+) -> float:
     """W2 over a view's vectors, z to y as a multiple of other to y, in the same directions and as many vectors."""
     rng = torch.Generator().manual_seed(seed)
     vectors = [view(x) for x in (z, y, other)]
-    chosen = torch.randperm(len(vectors[0]), generator=rng)[:VECTORS].to(z.device)
+    chosen = torch.randperm(len(vectors[0]), generator=rng)[:count].to(z.device)
     a, b, c = (x[chosen] for x in vectors)
-    u = directions(a, view(rest), rng, SLICES, ("random", "reference"))
+    u = directions(a, view(rest), rng, slices, ("random", "reference"))
     return _ratio(*(wasserstein_1d(u @ x.T, u @ b.T).mean().clamp_min(0).sqrt() for x in (a, c)))
 
 

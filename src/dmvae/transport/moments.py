@@ -29,8 +29,9 @@ def gaussian_transport(z: Tensor, y: Tensor, queue: Tensor | None = None, ridge:
         T(z) = m_y + A (z - m_x),  A = S_y^(1/2) (S_y^(1/2) S_x S_y^(1/2))^(-1/2) S_y^(1/2)
 
     T is held fixed, so the gradient is that of their squared distance (Bures) / d. Unlike random slices, which
-    see one direction of d with a weight of 1 / d, T brings each direction that x does not fill to its variance. `ridge`, a
-    share of the mean variance, is added to both covariances: what fills nothing is blown up by ridge^(-1/2) at most.
+    see one direction of d with a weight of 1 / d, T brings each direction that x does not fill to its variance.
+    `ridge`, a share of the mean variance, is added to both covariances: what fills nothing is blown up by ridge^(-1/2)
+    at most.
     z [n, d], y [m, d], queue [k, d]; n + k should be several times d.
     """
     require_vectors(z, y, least=2)
