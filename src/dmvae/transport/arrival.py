@@ -114,9 +114,9 @@ def multiples(z: Tensor, y: Tensor, rng: torch.Generator, slices: int = 64) -> d
     views: dict[str, View] = {"whole": whole, "token": tokens}
     if z.shape[2] * z.shape[3] > 1:
         views["pair"] = pairs
-    parts = [x.to(z) for x in (y[:n], y[n : 2 * n], y[2 * n :])]
+    first, other, rest = (x.to(z) for x in (y[:n], y[n : 2 * n], y[2 * n :]))
     seed = int(torch.randint(1 << 31, (), generator=rng, device=rng.device))
-    return {name: _sliced(view, z, *parts, seed, slices, VECTORS // 2) for name, view in views.items()}
+    return {name: _sliced(view, z, first, other, rest, seed, slices, VECTORS // 2) for name, view in views.items()}
 
 
 def _sliced(
