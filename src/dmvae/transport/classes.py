@@ -1,0 +1,35 @@
+"""A distance class by class: what a reference with classes asks of latents with labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def by_class(
+    distance: Callable[[Tensor, Tensor], Tensor], z: Tensor, labels: Tensor, y: Tensor, y_labels: Tensor, least: int = 2
+) -> Tensor:
+    """sum over classes c of n_c / n distance(z of class c, y of class c), a scalar.
+
+    z [n, ...] with labels int64 [n], y [m, ...] with y_labels int64 [m]; how many of a class there are in each need not
+    agree, so `distance` must take sets of different sizes. Classes with fewer than `least` in z or in y are left out of
+    this turn. Raises ValueError where that leaves none.
+    """
+    for name, x, of in (("labels", labels, z), ("y_labels", y_labels, y)):
+        if x.shape != (len(of),):
+            raise ValueError(f"{name} has shape {list(x.shape)} for {len(of)} latents; give one label to each")
+    terms, weights = [], []
+    for c in labels.unique().tolist():
+        mine, theirs = labels == c, y_labels == c
+        if min(int(mine.sum()), int(theirs.sum())) >= least:
+            terms.append(distance(z[mine.to(z.device)], y[theirs.to(y.device)]))
+            weights.append(mine.sum())
+    if not terms:
+        raise ValueError(
+            f"no class has {least} latents and {least} samples of the reference: labels {labels.unique().tolist()[:8]} "
+            f"and {y_labels.unique().tolist()[:8]}; take larger batches, or match all classes together"
+        )
+    weight = torch.stack(weights).to(terms[0])
+    return (torch.stack(terms) * weight / weight.sum()).sum()

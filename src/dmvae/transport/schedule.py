@@ -1,0 +1,32 @@
+"""How hard to pull: a ratio that follows the measured distance."""
+
+from __future__ import annotations
+
+import math
+
+from dmvae.transport.checks import require_positive
+
+GAIN = 4.0
+
+
+def next_ratio(
+    ratio: float,
+    multiple: float,
+    target: float = 1.1,
+    step: float = 0.3,
+    limits: tuple[float, float] = (0.2, 10.0),
+) -> float:
+    """ratio * exp(step * clip(4 (multiple - target), -1, 1)), kept within the limits.
+
+    ratio: of the pull's gradient to the reconstruction's, at the latents. multiple: the largest of
+    `dmvae.transport.arrival.multiples`. Farther than the target the pull grows, nearer it yields to reconstruction, so
+    that one setting serves every reference. What it remembers is the ratio alone. Raises ValueError for a ratio, target
+    or limit that is not positive, a multiple that is not finite, or limits in the wrong order.
+    """
+    low, high = limits
+    require_positive(ratio=ratio, target=target, step=step, limits=low)
+    if not math.isfinite(multiple):
+        raise ValueError(f"multiple is {multiple}: the latents have diverged; lower the learning rate or the limits")
+    if low > high:
+        raise ValueError(f"limits are {limits}; give the lower one first")
+    return min(high, max(low, ratio * math.exp(step * max(-1.0, min(1.0, GAIN * (multiple - target))))))

@@ -1,0 +1,103 @@
+"""Entropic optimal transport: a balanced assignment of latents to samples of the reference (Cuturi 2013).
+
+Shapes: z [n, d], y [m, d], queue [k, d]; x [n + k, d] is z and the queue together. All rows weigh the same.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from dmvae.transport.checks import require_positive, require_vectors
+
+ITERATIONS = 50
+
+
+def plan(cost: Tensor, eps: float, iterations: int = ITERATIONS) -> Tensor:
+    """The coupling P [n, m] of least sum P cost + eps sum P (log P - 1), rows sum to 1 / n and columns to 1 / m.
+
+    Sinkhorn's iterations in log space, so that a small eps does not underflow; the last one makes the rows exact. For
+    eps -> 0 and n = m it is 1 / n times the permutation of the assignment problem. eps is in units of the cost.
+    """
+    require_positive(eps=eps, iterations=iterations)
+    f, g = potentials(cost, eps, iterations)
+    return ((f[:, None] + g - cost) / eps - math.log(cost.numel())).exp()
+
+
+def potentials(cost: Tensor, eps: float, iterations: int = ITERATIONS) -> tuple[Tensor, Tensor]:
+    """The dual variables f [n] and g [m]: sum f / n + sum g / m is the cost of the regularised transport.
+
+    eps descends to its value from the cost's largest, geometrically over the first half of the iterations: a small eps
+    from the start would move mass by one eps at a time.
+    """
+    n, m = cost.shape
+    f, g = cost.new_zeros(n), cost.new_zeros(m)
+    first = max(eps, float(cost.max() - cost.min()))
+    for i in range(iterations):
+        now = eps * (first / eps) ** max(0.0, 1 - 2 * (i + 1) / iterations)
+        g = -now * (((f[:, None] - cost) / now).logsumexp(0) - math.log(n))
+        f = -now * (((g - cost) / now).logsumexp(1) - math.log(m))
+    return f, g
+
+
+def barycentric(
+    z: Tensor,
+    y: Tensor,
+    eps: float = 0.05,
+    iterations: int = ITERATIONS,
+    queue: Tensor | None = None,
+) -> Tensor:
+    """mean |z_i - T(z_i)|^2 / 2, T(z_i) = sum_j P_ij y_j / sum_j P_ij: each latent moves to the mean of the samples
+    that it is assigned. The queue takes its share of the samples, so the batch cannot crowd where the queue is already.
+
+    eps is relative to the mean squared distance of x and y. A large one moves all latents to the mean of y.
+    """
+    require_vectors(z, y)
+    x, y = _joined(z, queue).detach(), y.to(z)
+    cost = squares(x, y)
+    p = plan(cost, eps * float(cost.mean().clamp_min(1e-12)), iterations)[: len(z)]
+    target = p @ y / p.sum(1, keepdim=True).clamp_min(1e-30)
+    return 0.5 * (z - target).square().sum(1).mean()
+
+
+def sinkhorn_divergence(
+    z: Tensor,
+    y: Tensor,
+    eps: float = 0.05,
+    iterations: int = ITERATIONS,
+    queue: Tensor | None = None,
+) -> Tensor:
+    """S(x, y) = OT(x, y) - OT(x, x) / 2 - OT(y, y) / 2 with cost |x - y|^2 / 2 (Feydy et al., arXiv 1810.08278).
+
+    Without the two terms of a set with itself latents would shrink towards the means of what they are assigned; with
+    them S is 0 for equal sets, and above it for others. Its gradient at x_i is (T_xx(x_i) - T_xy(x_i)) / (n + k), T the
+    barycentric maps: where the latents are as they are, less where they are to be. eps is relative to the mean squared
+    distance of x and y.
+    """
+    require_vectors(z, y)
+    x, y = _joined(z, queue), y.to(z)
+    scale = eps * float(0.5 * squares(x.detach(), y).mean().clamp_min(1e-12))
+    require_positive(eps=eps, iterations=iterations)
+    return _cost(x, y, scale, iterations) - 0.5 * _cost(x, x, scale, iterations) - 0.5 * _cost(y, y, scale, iterations)
+
+
+def _cost(a: Tensor, b: Tensor, eps: float, iterations: int) -> Tensor:
+    """OT_eps(a, b), whose gradient is that of the cost at the plan (the envelope theorem: potentials are optimal)."""
+    cost = 0.5 * squares(a, b)
+    with torch.no_grad():
+        f, g = potentials(cost, eps, iterations)
+        p = ((f[:, None] + g - cost) / eps - math.log(cost.numel())).exp()
+        value = f.mean() + g.mean()
+    moved = (p * cost).sum()
+    return value + moved - moved.detach()
+
+
+def squares(a: Tensor, b: Tensor) -> Tensor:
+    """Squared distances [n, m]."""
+    return (a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T).clamp_min(0)
+
+
+def _joined(z: Tensor, queue: Tensor | None) -> Tensor:
+    return z if queue is None else torch.cat([z, queue.detach().to(z)])

@@ -1,0 +1,112 @@
+"""Sliced Wasserstein distance between two sets of vectors, of any sizes.
+
+Shapes: z [n, d], y [m, d], queue [k, d]; directions [s, d], unit vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dmvae.transport.checks import require_vectors
+
+Along = Literal["random", "reference", "gap", "principal"]
+MIXED: tuple[Along, ...] = ("random", "reference", "gap")
+
+
+def sliced_wasserstein(
+    z: Tensor,
+    y: Tensor,
+    rng: torch.Generator,
+    slices: int = 256,
+    along: Sequence[Along] = MIXED,
+    queue: Tensor | None = None,
+) -> Tensor:
+    """mean over directions u of W2^2(u.x, u.y), x = z and the queue together; gradient reaches z alone.
+
+    The queue holds recent latents, without gradient: the ranks of a small batch among many say where in the reference
+    each of its vectors belongs, which a batch alone does not know. `along` are kinds of `directions`, in equal shares.
+    Kinds that are drawn from samples take those from a random eighth of y and, for "gap", of the queue, or of z where
+    there is no queue, which is then not compared: a sample lies far out along a direction of its own, which would be
+    taken for a difference.
+    """
+    require_vectors(z, y, least=1 if queue is not None else 2)
+    y, seen_y = _hold_out(y.to(z), rng, bool(set(along) & {"reference", "gap"}))
+    if queue is None:
+        x, seen_x = _hold_out(z, rng, "gap" in along)
+    else:
+        others, seen_x = _hold_out(queue.detach().to(z), rng, "gap" in along)
+        x = torch.cat([z, others])
+    u = directions(seen_x.detach(), seen_y, rng, slices, along)
+    return wasserstein_1d(u @ x.T, u @ y.T).mean()
+
+
+def _hold_out(x: Tensor, rng: torch.Generator, some: bool) -> tuple[Tensor, Tensor]:
+    """x without a random eighth, and that eighth; x twice where none is asked for."""
+    if not some:
+        return x, x
+    order = torch.randperm(len(x), generator=rng, device=rng.device).to(x.device)
+    count = -(-len(x) // 8)
+    return x[order[count:]], x[order[:count]]
+
+
+def wasserstein_1d(a: Tensor, b: Tensor) -> Tensor:
+    """W2^2 of rows a [s, n] and b [s, m], [s], exactly, for any n and m: integral of (Q_a(p) - Q_b(p))^2 over p.
+
+    Q_a is a_(i) on ((i - 1) / n, i / n). With c_i the mean of Q_b there, the integral is
+    mean (a_(i) - c_i)^2 + mean b^2 - mean c^2, and its gradient (2 / n) (a_(i) - c_i).
+    """
+    a, b = a.sort(1).values, b.sort(1).values
+    c = b if a.shape == b.shape else _quantile_means(b, a.shape[1])
+    return (a - c).square().mean(1) + b.square().mean(1) - c.square().mean(1)
+
+
+def _quantile_means(b: Tensor, n: int) -> Tensor:
+    """Means of the quantile function of ascending rows b [s, m] over n intervals of equal width: [s, n]."""
+    m = b.shape[1]
+    centre = b.mean(1, keepdim=True)  # sums of centred values keep their digits
+    total = F.pad((b - centre).double().cumsum(1), (1, 0))
+    ends = torch.arange(n + 1, dtype=torch.float64, device=b.device) * m / n
+    below = ends.floor().long().clamp_max(m - 1)
+    integral = total[:, below] + (ends - below) * (total[:, below + 1] - total[:, below])
+    return centre + (integral.diff(dim=1) * n / m).to(b.dtype)
+
+
+def directions(z: Tensor, y: Tensor, rng: torch.Generator, slices: int, along: Sequence[Along] = MIXED) -> Tensor:
+    """Unit vectors [slices, d], in equal shares of the kinds:
+
+    random      uniform on the sphere: all directions have their say, each little of it where d is large
+    reference   between two samples of y: where the reference varies, its modes above all
+    gap         from a vector of z to one of y: where the two differ
+    principal   eigenvectors of y's covariance, drawn with probability proportional to their variance
+    """
+    if slices < len(along) or not along:
+        raise ValueError(
+            f"slices is {slices} for {len(along)} kinds of directions; give at least one slice to one kind"
+        )
+    counts = [slices // len(along) + (i < slices % len(along)) for i in range(len(along))]
+    parts = [_draw(kind, z, y, rng, count) for kind, count in zip(along, counts, strict=True)]
+    return F.normalize(torch.cat(parts), dim=1)
+
+
+def _draw(kind: Along, z: Tensor, y: Tensor, rng: torch.Generator, count: int) -> Tensor:
+    noise = torch.randn(count, y.shape[1], generator=rng, device=rng.device).to(y)
+    if kind == "random":
+        return noise
+    if kind == "principal":
+        values, vectors = torch.linalg.eigh(torch.cov(y.T).reshape(y.shape[1], y.shape[1]))
+        chosen = torch.multinomial(values.clamp_min(0).to(rng.device) + 1e-12, count, True, generator=rng)
+        return vectors.T[chosen.to(y.device)]
+    if kind not in ("reference", "gap"):
+        raise ValueError(f"along: there is no kind {kind!r} of directions; choose of random, reference, gap, principal")
+    first = z if kind == "gap" else y
+    difference = y[_pick(len(y), count, rng)] - first[_pick(len(first), count, rng)]
+    return difference + 1e-6 * noise  # the same sample twice has no direction of its own
+
+
+def _pick(size: int, count: int, rng: torch.Generator) -> Tensor:
+    return torch.randint(size, (count,), generator=rng, device=rng.device)

@@ -1,0 +1,61 @@
+"""Views: sets of latents [n, C, H, W] as sets of vectors [k, d], which is what distances take.
+
+A distance over whole latents sees how places hang together, but has only n vectors of C H W components; one over
+tokens has n H W vectors of C and sees them sharply, but not their relation. Pairs of neighbours are in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+View = Callable[[Tensor], Tensor]
+
+
+def whole(z: Tensor) -> Tensor:
+    """[n, C, H, W] -> [n, C H W]: one vector each. Vectors [n, d] stay as they are."""
+    return z.flatten(1)
+
+
+def tokens(z: Tensor) -> Tensor:
+    """[n, C, H, W] -> [n H W, C]: a vector per place, those of one latent beside each other."""
+    _require_latents(z)
+    return z.flatten(2).transpose(1, 2).flatten(0, 1)
+
+
+def pairs(z: Tensor) -> Tensor:
+    """[n, C, H, W] -> [n k, 2 C]: each place joined with its right and with its lower neighbour, k = 2 H W - H - W of
+    them a latent. Raises ValueError for a grid of a single place."""
+    _require_latents(z)
+    if z.shape[2] * z.shape[3] == 1:
+        raise ValueError("latents of a single place have no pairs of neighbours; leave the view `pairs` out")
+    across = torch.cat([z[:, :, :, :-1], z[:, :, :, 1:]], dim=1).flatten(2)
+    down = torch.cat([z[:, :, :-1], z[:, :, 1:]], dim=1).flatten(2)
+    return torch.cat([across, down], dim=2).transpose(1, 2).flatten(0, 1)
+
+
+def random_convolution(shape: tuple[int, int, int], rng: torch.Generator, channels: int = 32) -> View:
+    """A view through one random 3x3 convolution to `channels`, for latents of shape (C, H, W).
+
+    [n, C, H, W] -> [n H W, channels]. The kernel's outputs are unit vectors, zeros are padded, and half of the outputs
+    pass through |x|, so that slices see dependence between components that no linear one sees.
+    Use the same view for z and y; draw a new one each turn.
+    """
+    kernel = torch.randn(channels, shape[0] * 9, generator=rng, device=rng.device)
+    kernel = F.normalize(kernel, dim=1).view(channels, shape[0], 3, 3)
+
+    def view(z: Tensor) -> Tensor:
+        _require_latents(z)
+        x = F.conv2d(z, kernel.to(z), padding=1)
+        folded = torch.cat([x[:, : channels // 2], x[:, channels // 2 :].abs()], dim=1)
+        return tokens(folded)
+
+    return view
+
+
+def _require_latents(z: Tensor) -> None:
+    if z.ndim != 4:
+        raise ValueError(f"latents have shape {list(z.shape)}; this view needs [n, C, H, W]. Vectors have one: `whole`")

@@ -1,0 +1,99 @@
+"""The measure of arrival: 1 by chance, words for what it sees, and no luck in it."""
+
+import pytest
+import torch
+
+from dmvae.transport.arrival import Arrival, effective_rank, measure, mixing, multiples
+from dmvae.transport.two_sample import two_sample_accuracy
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def reference() -> torch.Tensor:
+    return normal(1280, 4, 2, 2, seed=9)
+
+
+def test_a_second_sample_has_arrived(reference):
+    found = measure(normal(512, 4, 2, 2), reference)
+    for value in (found.whole, found.token, found.pair, found.energy):
+        assert value == pytest.approx(1, abs=0.3)
+    assert found.accuracy == pytest.approx(0.5, abs=0.1)
+    assert found.token_accuracy == pytest.approx(0.5, abs=0.05)
+    assert found.mixing == pytest.approx(0.5, abs=0.05)
+    assert found.spread == pytest.approx(1, abs=0.03)
+    assert found.arrived
+    assert found.verdict == "arrived"
+
+
+def test_narrow_latents_are_on_the_way(reference):
+    found = measure(0.5 * normal(512, 4, 2, 2), reference)
+    assert min(found.whole, found.token, found.pair, found.energy) > 2
+    assert found.token_accuracy > 0.7
+    assert found.spread == pytest.approx(0.5, abs=0.03)
+    assert found.verdict == "on the way"
+
+
+def test_few_directions_do_not_compare(reference):
+    z = normal(512, 2) @ normal(2, 16, seed=1) / 2**0.5
+    found = measure(z.view(-1, 4, 2, 2), reference)
+    assert found.rank < 2.1 < 15 < found.reference_rank
+    assert found.verdict == "not comparable: the reference has more dimensions than the encoder fills"
+
+
+def test_dependence_between_places_is_seen_by_pairs_and_not_by_tokens(reference):
+    """Every place of a latent the same: each token is normal, a pair is not."""
+    found = measure(normal(512, 4, 1, 1).expand(-1, -1, 2, 2), reference)
+    assert found.token_accuracy < 0.6
+    assert found.pair > 2
+    assert found.accuracy > 0.9
+    assert not found.arrived
+
+
+def test_it_is_the_same_each_time_and_leaves_randomness_alone(reference):
+    z = normal(128, 4, 2, 2)
+    torch.manual_seed(0)
+    first = measure(z, reference[:400])
+    drawn = torch.rand(())
+    torch.manual_seed(0)
+    assert torch.equal(torch.rand(()), drawn)
+    assert measure(z, reference[:400]) == first
+
+
+def test_a_grid_of_one_place_has_the_tokens_distance_for_pairs():
+    found = measure(normal(200, 3, 1, 1), normal(600, 3, 1, 1, seed=1))
+    assert isinstance(found, Arrival)
+    assert found.pair == found.token
+
+
+def test_two_samples_told_apart_by_what_they_hide():
+    """Same mean and variance in every component: a sphere against a ball of Gaussians, learned from norms alone."""
+    a = normal(2000, 1, 4)
+    b = 2 * torch.nn.functional.normalize(normal(2000, 1, 4, seed=1), dim=2)
+    assert two_sample_accuracy(a, b) > 0.8
+    assert two_sample_accuracy(a, normal(2000, 1, 4, seed=2)) == pytest.approx(0.5, abs=0.06)
+
+
+def test_items_are_not_split_between_training_and_test():
+    """Many vectors per item, all but equal: a network that had seen an item's others would know it again."""
+    a, b = (normal(64, 1, 8, seed=s).expand(-1, 32, -1) for s in (0, 1))
+    assert two_sample_accuracy(a, b) < 0.8
+
+
+def test_ranks_and_mixing_with_known_answers():
+    x = normal(4000, 3) * torch.tensor([1.0, 1.0, 0.0])
+    assert effective_rank(x) == pytest.approx(2, abs=0.01)
+    assert mixing(normal(300, 2), normal(300, 2, seed=1)) == pytest.approx(0.5, abs=0.06)
+    assert mixing(normal(300, 2), 50 + normal(300, 2)) == 0
+    assert mixing(0.3 * normal(300, 200), normal(300, 200, seed=1)) < 0.05  # the narrow one is nearest to all
+
+
+def test_a_quick_look_agrees(reference):
+    rng = torch.Generator().manual_seed(0)
+    near, far = (multiples(scale * normal(256, 4, 2, 2), reference, rng) for scale in (1.0, 0.5))
+    assert near == pytest.approx({"whole": 1, "token": 1, "pair": 1}, abs=0.4)
+    assert min(far.values()) > 2
+    with pytest.raises(ValueError, match="599 samples for 300 latents; give at least 602"):
+        multiples(normal(300, 4, 2, 2), reference[:599], rng)

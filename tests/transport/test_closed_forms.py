@@ -1,0 +1,228 @@
+"""Distances with a known answer, and what leaves them as they are."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import linear_sum_assignment
+
+from dmvae.evaluation.latents import sliced_wasserstein as measured
+from dmvae.transport import views
+from dmvae.transport.classes import by_class
+from dmvae.transport.drift import drift, kernel_drift
+from dmvae.transport.energy import energy_distance
+from dmvae.transport.mmd import mmd
+from dmvae.transport.moments import gaussian_transport, moment_matching
+from dmvae.transport.normality import epps_pulley, normality
+from dmvae.transport.sinkhorn import barycentric, plan, sinkhorn_divergence, squares
+from dmvae.transport.sliced import directions, sliced_wasserstein, wasserstein_1d
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=rng(seed))
+
+
+DISTANCES = {
+    "sliced": lambda z, y: sliced_wasserstein(z, y, rng(), 64),
+    "energy": energy_distance,
+    "mmd": mmd,
+    "mmd, gaussian": lambda z, y: mmd(z, y, kernel="gaussian"),
+    "sinkhorn": sinkhorn_divergence,
+    "barycentric": barycentric,
+    "moments": moment_matching,
+    "gaussian transport": gaussian_transport,
+    "drift": kernel_drift,
+}
+
+
+def test_two_shifted_normals_are_as_far_as_the_shift():
+    """W2^2(N(0, 1), N(3, 2^2)) = 3^2 + (2 - 1)^2."""
+    z, y = normal(1, 20000), 3 + 2 * normal(1, 30000, seed=1)
+    assert float(wasserstein_1d(z, y)) == pytest.approx(10, rel=0.03)
+
+
+@pytest.mark.parametrize(("n", "m"), [(7, 7), (5, 8), (8, 5), (1, 6), (6, 1), (12, 4)])
+def test_one_dimension_is_exact_for_any_sizes(n, m):
+    a, b = normal(1, n), normal(1, m, seed=1)
+    at = (torch.arange(n * m) + 0.5) / (n * m)
+    quantile = lambda x: x.sort(1).values[:, (at * x.shape[1]).long()]
+    expected = (quantile(a) - quantile(b)).square().mean()
+    torch.testing.assert_close(wasserstein_1d(a, b)[0], expected)
+
+
+def test_slices_agree_with_the_evaluation():
+    z, y = normal(300, 6), 0.5 + 2 * normal(200, 6, seed=1)
+    mine = sliced_wasserstein(z, y, rng(), 1024, along=("random",)).sqrt()
+    assert float(mine) == pytest.approx(measured(z, y, 1024), rel=0.05)
+
+
+def test_a_queue_ranks_the_batch_among_recent_latents():
+    """One latent at 0 belongs in the middle of the reference alone, but at its upper end among lower ones."""
+    y = normal(400, 1)
+    z = torch.zeros(1, 1, requires_grad=True)
+    pull = lambda queue: torch.autograd.grad(
+        sliced_wasserstein(z, y, rng(), 4, ("random",), queue), z, retain_graph=True
+    )[0]
+    assert float(pull(-1 - normal(99, 1, seed=1).abs())) < 0  # descent moves it up
+    assert abs(float(pull(normal(99, 1, seed=1)))) < 0.01
+
+
+def test_directions_of_a_reference_lie_where_it_varies():
+    y = normal(200, 10) * torch.tensor([5.0] + [0.1] * 9)
+    for kind in ("reference", "principal"):
+        assert float(directions(y, y, rng(), 64, (kind,))[:, 0].abs().mean()) > 0.9
+    gap = directions(y, y + 100 * torch.eye(10)[3], rng(), 64, ("gap",))
+    assert float(gap[:, 3].mean()) > 0.99
+    torch.testing.assert_close(gap.norm(dim=1), torch.ones(64))
+
+
+@pytest.mark.parametrize("n", [4, 12])
+def test_small_eps_gives_the_assignment(n):
+    z, y = normal(n, 2), normal(n, 2, seed=1)
+    cost = squares(z, y)
+    rows, columns = linear_sum_assignment(cost.numpy())
+    expected = torch.zeros(n, n)
+    expected[rows, columns] = 1 / n
+    torch.testing.assert_close(plan(cost, 1e-3, 3000), expected, atol=0.05 / n, rtol=0)
+
+
+def test_a_plan_has_its_margins_and_large_eps_is_independence():
+    cost = squares(normal(30, 2), normal(50, 2, seed=1))
+    p = plan(cost, 0.5, 200)
+    torch.testing.assert_close(p.sum(1), torch.full((30,), 1 / 30))
+    torch.testing.assert_close(p.sum(0), torch.full((50,), 1 / 50), rtol=1e-3, atol=0)
+    torch.testing.assert_close(plan(cost, 1e6), torch.full((30, 50), 1 / 1500), rtol=1e-3, atol=0)
+
+
+def test_divergence_of_a_shift_is_half_its_square():
+    z = normal(60, 2)
+    shift = torch.tensor([3.0, -1.0])
+    assert float(sinkhorn_divergence(z, z + shift, eps=0.02, iterations=200)) == pytest.approx(5, rel=0.02)
+    assert float(sinkhorn_divergence(z, z)) == pytest.approx(0, abs=1e-5)
+
+
+def test_sinkhorn_gradient_is_that_of_the_assignment():
+    z, y = normal(8, 2).requires_grad_(), normal(8, 2, seed=1)
+    (mine,) = torch.autograd.grad(barycentric(z, y, eps=1e-4, iterations=2000), z)
+    columns = torch.from_numpy(linear_sum_assignment(squares(z.detach(), y).numpy())[1])
+    torch.testing.assert_close(mine, (z.detach() - y[columns]) / 8, atol=1e-3, rtol=0)
+
+
+def test_a_queue_keeps_the_batch_out_of_the_mode_that_it_fills():
+    """Two modes, the queue in the one: the batch belongs to the other, though it is as near to both."""
+    y = torch.cat([normal(50, 2) * 0.1 - 3, normal(50, 2, seed=1) * 0.1 + 3])
+    z = (0.1 * normal(20, 2, seed=2)).requires_grad_()
+    (gradient,) = torch.autograd.grad(barycentric(z, y, queue=0.1 * normal(20, 2, seed=3) - 3), z)
+    assert bool((gradient < 0).all())  # all of the batch moves up
+
+
+def test_energy_distance_of_two_points():
+    z, y = torch.zeros(4, 3), torch.ones(5, 3)
+    assert float(energy_distance(z, y, unbiased=False)) == pytest.approx(2 * math.sqrt(3), rel=1e-4)
+
+
+@pytest.mark.parametrize("kernel", ["gaussian", "multiquadric"])
+def test_mmd_is_its_definition(kernel):
+    z, y = normal(4, 2), normal(3, 2, seed=1)
+    scale = torch.cdist(y, y).square().sum() / 6
+    k = lambda a, b: _kernel((a - b).square().sum() / scale, kernel)
+    pairs = lambda a, b, same: [k(p, q) for i, p in enumerate(a) for j, q in enumerate(b) if not (same and i == j)]
+    mean = lambda a, b, same: np.mean(pairs(a, b, same))
+    expected = mean(z, z, True) + mean(y, y, True) - 2 * mean(z, y, False)
+    assert float(mmd(z, y, (0.5,), kernel)) == pytest.approx(float(expected), abs=1e-5)
+
+
+def _kernel(r: torch.Tensor, kernel: str) -> float:
+    return float((-r).exp()) if kernel == "gaussian" else float(1 / (1 + r / 0.5))
+
+
+def test_drift_is_nothing_where_the_distributions_are_one():
+    far = drift(normal(400, 2) + 4, normal(400, 2, seed=1), 0.5)[0]
+    same = drift(normal(400, 2), normal(400, 2, seed=1), 0.5)[0]
+    assert float(far.mean(0)[0]) < -2
+    assert float(same.mean(0).norm()) < 0.05 * float(far.mean(0).norm())
+
+
+def test_drift_does_not_fade_with_distance():
+    y = normal(50, 2)
+    away = drift(normal(50, 2, seed=1) + 1000, y, 0.05)[0]
+    torch.testing.assert_close(away.mean(0), torch.full((2,), -1000.0), rtol=0.01, atol=0)
+
+
+def test_moments_of_equal_moments_are_no_distance():
+    """Four corners and a normal set whitened to the same mean and covariance."""
+    y = torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]]).repeat(25, 1)
+    z = normal(100, 2)
+    z = (z - z.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(z.T))).T
+    z = z @ torch.linalg.cholesky(torch.cov(y.T)).T
+    assert float(moment_matching(z, y)) == pytest.approx(0, abs=1e-5)
+    assert float(gaussian_transport(z, y)) == pytest.approx(0, abs=1e-5)
+    assert float(sliced_wasserstein(z, y, rng(), along=("random",))) > 0.01
+
+
+def test_gaussian_transport_is_the_distance_between_gaussians():
+    """N(0, 1) and N(2, 3^2) in one component, equal in the other: (2^2 + 2^2) / d."""
+    z, y = normal(20000, 2), normal(20000, 2, seed=1)
+    y = y * torch.tensor([3.0, 1.0]) + torch.tensor([2.0, 0.0])
+    assert float(gaussian_transport(z, y, ridge=1e-6)) == pytest.approx(4, rel=0.03)
+
+
+def test_normality_is_its_integral():
+    """All mass in 0: phi = 1, and the integral of (1 - g)^2 g is (sqrt(2 pi) (1 - sqrt(2) + 1 / sqrt(3)))."""
+    expected = math.sqrt(2 * math.pi) * (1 - 2 / math.sqrt(2) + 1 / math.sqrt(3))
+    assert float(epps_pulley(torch.zeros(1, 5))[0]) == pytest.approx(expected, rel=1e-3)
+    normal_, uniform = normal(4096, 8), 3**0.5 * (2 * torch.rand(4096, 1, generator=rng()) - 1)
+    assert float(normality(normal_, rng())) < 1e-3 < float(normality(uniform, rng()))
+    assert float(normality(2 * normal_, rng(), std=2.0)) == pytest.approx(float(normality(normal_, rng())))
+
+
+@pytest.mark.parametrize("name", DISTANCES)
+def test_order_and_place_do_not_matter(name):
+    z, y = normal(40, 3), 1 + normal(50, 3, seed=1)
+    distance = DISTANCES[name]
+    expected = distance(z, y)
+    if name != "sliced":  # which draws directions from samples by their number
+        torch.testing.assert_close(
+            distance(z[torch.randperm(40)], y[torch.randperm(50)]), expected, rtol=1e-3, atol=1e-5
+        )
+    torch.testing.assert_close(distance(z + 2, y + 2), expected, rtol=2e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", DISTANCES)
+def test_nearer_is_less(name):
+    z, y = normal(200, 3), normal(200, 3, seed=1)
+    values = [float(DISTANCES[name](z + shift, y)) for shift in (0.0, 1.0, 4.0)]
+    assert values == sorted(values)
+    assert values[0] < 0.2 * values[2] or name in ("barycentric", "mmd", "mmd, gaussian")
+
+
+def test_by_class_weighs_classes_by_their_latents():
+    z, labels = normal(10, 2), torch.tensor([0] * 6 + [1] * 3 + [2])
+    y, y_labels = normal(9, 2, seed=1), torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2])
+    seen = []
+
+    def distance(a, b):
+        seen.append((len(a), len(b)))
+        return a.sum() * 0 + len(seen)
+
+    assert float(by_class(distance, z, labels, y, y_labels)) == pytest.approx((6 * 1 + 3 * 2) / 9)
+    assert seen == [(6, 3), (3, 3)]  # class 2 has a single latent
+
+
+def test_views_are_what_they_say():
+    z = torch.arange(2 * 3 * 2 * 2.0).view(2, 3, 2, 2)
+    assert torch.equal(views.whole(z), z.flatten(1))
+    assert torch.equal(views.tokens(z)[1], z[0, :, 0, 1])
+    assert torch.equal(views.tokens(z)[4], z[1, :, 0, 0])
+    pairs = views.pairs(z)
+    assert pairs.shape == (8, 6)
+    assert torch.equal(pairs[0], torch.cat([z[0, :, 0, 0], z[0, :, 0, 1]]))
+    assert torch.equal(pairs[2], torch.cat([z[0, :, 0, 0], z[0, :, 1, 0]]))
+    view = views.random_convolution((3, 2, 2), rng(), 8)
+    assert view(z).shape == (8, 8)
+    assert bool((view(z)[:, 4:] >= 0).all())
