@@ -54,7 +54,8 @@ def problems(recipe: Recipe, stages: Stages) -> Iterator[str]:
         section = recipe.section(stage)
         if issubclass(stage, TrainingStage) and not stage.draws:
             yield from _complaint("", partial(require_batch, stage.name, section.batch_size, items))
-        yield from stage.problems(section, inputs)
+        others = {name: recipe.section(name) for name in stage.reads if recipe.section(name) is not None}
+        yield from stage.problems(section, inputs, others)
 
 
 def _try_discriminator(recipe: Recipe) -> None:

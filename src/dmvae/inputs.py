@@ -225,7 +225,8 @@ class Blueprint(Inputs):
         return None
 
     def has(self, stage: str, name: str) -> bool:
-        return not (name == "teacher" and self.configs[stage].distribution.closed_form)
+        reference = self.configs[stage]
+        return name != "teacher" or (reference.teacher and not reference.distribution.closed_form)
 
     def generator(self, stage: str, name: str) -> Any:
         return self.configs[stage].model.build(self.latent_shape, self.classes)

@@ -21,7 +21,7 @@ class Pull(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, z: Tensor, pull: Tensor, weight: float, relative: bool, late: Values, name: str = "matching"
+        ctx: Any, z: Tensor, pull: Tensor, weight: float | Tensor, relative: bool, late: Values, name: str = "matching"
     ) -> Tensor:
         ctx.save_for_backward(pull)
         ctx.weight, ctx.relative, ctx.late, ctx.name = weight, relative, late, name

@@ -44,7 +44,9 @@ class DecoderTrainingStage(DecoderStage[DecoderTraining, DecoderNetworks]):
 
     def updates(self, networks: DecoderNetworks, batch: Batch, rng: Random) -> Iterator[Update]:
         with torch.no_grad():
-            z = networks.autoencoder.encode(batch.data).latents
+            editor = networks.autoencoder.editor
+            noise = None if editor is None else editor.draw(len(batch.data), rng)
+            z = networks.autoencoder.encode(batch.data, noise).latents
         if self.config.noise > 0:
             z = noised(z, self.config.noise, rng)
         recon = networks.autoencoder.decode(z).sample

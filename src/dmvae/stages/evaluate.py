@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dmvae.inputs import Inputs
@@ -36,7 +36,7 @@ class EvaluateStage(Stage[EvaluateConfig]):
             yield "evaluate.lpips", LPIPSPerceptual()
 
     @classmethod
-    def problems(cls, config: EvaluateConfig, inputs: Inputs) -> Iterator[str]:
+    def problems(cls, config: EvaluateConfig, inputs: Inputs, others: Mapping[str, Any]) -> Iterator[str]:
         latents = min(config.knn_count, len(inputs.train_set))
         if config.neighbours > latents:
             yield (

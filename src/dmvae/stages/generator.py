@@ -3,7 +3,7 @@ distribution is worth."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,7 +61,7 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
         yield Update("generator", networks.generator.loss(batch.data, labels, rng))
 
     @classmethod
-    def problems(cls, config: GeneratorTraining, inputs: Inputs) -> Iterator[str]:
+    def problems(cls, config: GeneratorTraining, inputs: Inputs, others: Mapping[str, Any]) -> Iterator[str]:
         flow = issubclass(config.model.network, VelocityModel)
         if config.time_distribution != "uniform" and not flow:
             yield f"generator.time_distribution: {config.model.type!r} is no flow and draws no times; leave it out"

@@ -6,7 +6,8 @@ turn too. Only those turns run the decoder.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -18,11 +19,14 @@ from dmvae import config as configs
 from dmvae.evaluation.latents import effective_rank
 from dmvae.evaluation.online import online_proxies
 from dmvae.flow.guidance import Velocity
+from dmvae.inputs import Inputs
 from dmvae.losses.pull import Pull
 from dmvae.matching import Context, Matching
 from dmvae.matching.dmd import DMD
 from dmvae.references import Reference
+from dmvae.runtime import distributed
 from dmvae.runtime.random import Random
+from dmvae.stages.approach import EVERY, Approach
 from dmvae.stages.reconstruction import DecoderNetworks, DecoderStage, discriminate, reconstruct
 from dmvae.stages.reference import ReferenceTraining
 from dmvae.training.flow import FlowTraining
@@ -38,9 +42,25 @@ class MatchingTraining(FlowTraining):
     """The matching objective, by `type`."""
     weight: float = 10.0
     """lambda, the weight of the matching loss."""
-    balance: Literal["fixed", "gradient"] = "fixed"
+    balance: Literal["fixed", "gradient", "distance"] = "fixed"
     """"fixed": loss = reconstruction + lambda * matching, as in the paper. "gradient": lambda is the ratio of
-    the matching gradient's norm to the reconstruction gradient's, at the latents."""
+    the matching gradient's norm to the reconstruction gradient's, at the latents, a root mean square over images.
+    "distance": that ratio begins at lambda and follows the measured distance to `target`."""
+    target: float = configs.added(1.1)
+    """Sliced distance to the reference that `balance: distance` holds and `until` waits for, in multiples of what two
+    samples of the reference have; the largest of whole latents, tokens and pairs of tokens, of 1024 recent latents."""
+    until: Literal["arrived"] | None = configs.added(None)
+    """"arrived": the stage ends once the distance has been at `target` for three measurements; `steps` is the most."""
+    noise: Literal["none", "reference"] = configs.added("none")
+    """"reference": the encoder writes the image into a sample of the reference (`dmvae.models.editor`), so that latents
+    can fill any distribution and start near it, from whatever tokenizer; "none": they are a function of the image."""
+    noise_width: int = configs.added(256)
+    """Hidden width of the network that does so."""
+    noise_bank: int = configs.added(2048)
+    """Samples of the reference that the finished tokenizer keeps for it."""
+    decoded: int | None = configs.added(None)
+    """Images of a batch that are reconstructed; the others are encoded for the matching alone, which is cheap and needs
+    many. null: all."""
     student_steps: int = 5
     """Student updates per tokenizer update."""
     student_warmup: int = 0
@@ -58,13 +78,18 @@ class MatchingTraining(FlowTraining):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        configs.require_positive(self, "student_steps", "health_every")
+        configs.require_positive(self, "student_steps", "health_every", "noise_width", "noise_bank", "decoded")
+        if self.decoded is not None and self.decoded > self.batch_size:
+            raise ValueError(f"decoded: {self.decoded} images of a batch of {self.batch_size}; give at most those")
+        if not 1 <= self.target < math.inf:
+            raise ValueError(f"target: {self.target:g} times chance; give 1 or more")
 
 
 class MatchingNetworks(DecoderNetworks):
     student: Any
     teacher: Any
     """The reference's velocity: a frozen network, or a function in closed form; None where it is not needed."""
+    approach: Approach
 
 
 @stage("matching")
@@ -84,6 +109,29 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
     def _reference_config(self) -> ReferenceTraining:
         return configs.read(ReferenceTraining, self.inputs.config_of("reference"), "reference")
 
+    def _bank(self) -> Tensor:
+        """Samples of the reference for the finished tokenizer; a dry run counts them alone."""
+        if not self.inputs.weights:
+            return torch.empty(self.config.noise_bank, *self.inputs.latent_shape)
+        return self.reference.sample(self.config.noise_bank, Random(self.inputs.seed, self.name, "bank"))[0]
+
+    @property
+    def measures(self) -> bool:
+        """Whether anything depends on the distance to the reference."""
+        return self.config.balance == "distance" or self.config.until is not None
+
+    def done(self, networks: MatchingNetworks) -> bool:
+        return self.config.until is not None and networks.approach.arrived
+
+    @classmethod
+    def problems(cls, config: MatchingTraining, inputs: Inputs, others: Mapping[str, Any]) -> Iterator[str]:
+        reference: ReferenceTraining = others["reference"]
+        name = config.objective.type
+        if config.objective.needs_teacher and not (reference.teacher or reference.distribution.closed_form):
+            yield f"matching.objective: {name!r} needs the reference's teacher; set reference.teacher: true"
+        if config.student_warmup and not config.objective.has_student:
+            yield f"matching.student_warmup: {name!r} has no student to warm up; leave it out"
+
     def _closed_form(self) -> Velocity | None:
         """The reference's own velocity; None in a dry run, which opens no reference."""
         return self.reference.velocity if self.inputs.weights else None
@@ -95,12 +143,17 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
                 "matching.train_encoder: a frozen encoder without a bottleneck has nothing that could be matched; "
                 "set train_encoder: true or give autoencoder.latent_channels"
             )
-        networks = MatchingNetworks(inputs.autoencoder())
-        autoencoder = networks.autoencoder
-        autoencoder.encoder.requires_grad_(config.train_encoder)
         normalisation = inputs.tensors("reference", "normalisation.safetensors")
-        autoencoder.latent_mean.copy_(normalisation["mean"])
-        autoencoder.latent_std.copy_(normalisation["std"])
+        mean, std = normalisation["mean"], normalisation["std"]
+        autoencoder = inputs.autoencoder()
+        if config.noise == "reference":
+            autoencoder = autoencoder.with_editor(self._bank(), mean, std, config.noise_width)
+        autoencoder.encoder.requires_grad_(config.train_encoder)
+        autoencoder.latent_mean.copy_(mean)
+        autoencoder.latent_std.copy_(std)
+        networks = MatchingNetworks(autoencoder)
+        networks.approach = Approach(inputs.latent_shape, config.weight, config.target)
+        networks.remembers = ("approach",)
         trained = inputs.has("reference", "teacher")
         networks.teacher = inputs.generator("reference", "teacher") if trained else self._closed_form()
         networks.student = config.objective.new_student(
@@ -118,10 +171,14 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
 
     def updates(self, networks: MatchingNetworks, batch: Batch, rng: Random) -> Iterator[Update]:
         config = self.config
-        turn, off = divmod(batch.step - config.student_warmup, config.student_steps)
+        every = config.student_steps if networks.student is not None else 1
+        turn, off = divmod(batch.step - config.student_warmup, every)
         tokenizer_turn = turn >= 0 and off == 0
+        noise = None
+        if config.noise == "reference":
+            noise = self.reference.sample(len(batch.data), rng.on_cpu())[0].to(batch.data.device)
         with torch.set_grad_enabled(tokenizer_turn):
-            raw = networks.autoencoder.encode(batch.data).latents
+            raw = networks.autoencoder.encode(batch.data, noise).latents
         latents = networks.autoencoder.normalize(raw.detach().float())
         context = Context(
             rng,
@@ -149,19 +206,28 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         (pull,) = torch.autograd.grad(matching, z)
         z.requires_grad_(False)
         late: dict[str, Tensor | float] = {}
+        figures: dict[str, Tensor | float] = {**log, "matching/loss": matching.detach()}
+        if self.measures:
+            networks.approach.remember(latents)
+            if turn % EVERY == 0:
+                figures |= networks.approach.measure(self.reference, context.rng)
+        images = batch.data[: config.decoded and config.decoded // distributed.world_size()]
+        # A mean over images has a gradient at each of them that falls with their number.
+        share = 1.0 if config.balance == "fixed" else (len(images) / len(raw)) ** 0.5
+        weight = share * (networks.approach.ratio if config.balance == "distance" else config.weight)
         std = model.latent_std.view(1, -1, 1, 1)
-        joined = Pull.apply(raw, pull / std, config.weight, config.balance == "gradient", late)
-        recon = model.decode(joined).sample
-        loss, terms = reconstruct(networks, self.losses, batch.data, recon, context.rng)
-        log |= terms | {"matching/loss": matching.detach()}
+        joined = Pull.apply(raw, pull / std, weight, config.balance != "fixed", late)
+        recon = model.decode(joined[: len(images)]).sample
+        loss, terms = reconstruct(networks, self.losses, images, recon, context.rng)
+        figures |= terms
         if turn % config.health_every == 0:
-            log |= {
+            figures |= {
                 "health/effective_rank": effective_rank(latents),
                 "health/std": latents.std(dim=(0, 2, 3)).mean(),
                 "health/mean": latents.mean(dim=(0, 2, 3)).abs().mean(),
             }
         if config.proxy_every > 0 and turn % config.proxy_every == 0:
-            log |= online_proxies(latents, batch.labels, lambda z: model.decode(model.denormalize(z)).sample)
-        yield Update("tokenizer", loss, log, terms["reconstruction/total"], late)
+            figures |= online_proxies(latents, batch.labels, lambda z: model.decode(model.denormalize(z)).sample)
+        yield Update("tokenizer", loss, figures, terms["reconstruction/total"], late)
         if networks.discriminator is not None:
-            yield discriminate(networks.discriminator, self.losses.adversarial, batch.data, recon, context.rng)
+            yield discriminate(networks.discriminator, self.losses.adversarial, images, recon, context.rng)

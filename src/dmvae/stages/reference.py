@@ -7,12 +7,14 @@ normalised. Before any training it says how far the reference is from the latent
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor
 
+from dmvae import config as configs
 from dmvae.inputs import Inputs
 from dmvae.models.dit import LightningDiT
 from dmvae.references import Reference, ReferenceConfig
@@ -34,6 +36,8 @@ class ReferenceTraining(FlowTraining):
 
     distribution: ReferenceConfig = field(default_factory=FeaturesReference)
     """The distribution that latents shall have, by `type`."""
+    teacher: bool = configs.added(True)
+    """Train the teacher; false for a matching objective that needs none."""
     ema: float = 0.999
     """Decay of the averaged weights that are saved."""
 
@@ -77,7 +81,7 @@ class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
         networks = ReferenceNetworks()
         distribution = self.config.distribution
         closed_form = self.reference.velocity is not None if self.inputs.weights else distribution.closed_form
-        if not closed_form:
+        if self.config.teacher and not closed_form:
             networks.teacher = self.config.model.build(self.inputs.latent_shape, self.inputs.num_classes)
             networks.trains["teacher"] = [p for p in networks.teacher.parameters() if p.requires_grad]
             networks.averaged = ("teacher",)
@@ -92,7 +96,7 @@ class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
         yield Update("teacher", flow_loss(networks.teacher, z.to(device), labels.to(device), self.config, rng))
 
     @classmethod
-    def problems(cls, config: ReferenceTraining, inputs: Inputs) -> Iterator[str]:
+    def problems(cls, config: ReferenceTraining, inputs: Inputs, others: Mapping[str, Any]) -> Iterator[str]:
         try:
             config.distribution.check(inputs)
         except ValueError as error:

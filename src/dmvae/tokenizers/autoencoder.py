@@ -19,6 +19,7 @@ from dmvae.decoders import DecoderConfig, decoder_section
 from dmvae.decoders.conv import ConvDecoder
 from dmvae.encoders import EncoderConfig
 from dmvae.models.base import DecoderOutput, EncoderOutput, PointDistribution, Tokenizer, full_precision
+from dmvae.models.editor import Editor
 
 
 class Autoencoder(Tokenizer):  # type: ignore[misc]
@@ -29,7 +30,8 @@ class Autoencoder(Tokenizer):  # type: ignore[misc]
     resampled. bottleneck_width: hidden width of the bottleneck, 0 for one linear layer. Either of latent_channels and
     bottleneck_width may be None for no bottleneck: then the latents are the encoder's features, and the config says how
     many channels those have and a bottleneck_width of None. variational: the bottleneck gives a mean and a
-    log-variance; ValueError without one.
+    log-variance; ValueError without one. editor: `width` and `bank` of an `Editor`, which makes latents of samples of a
+    reference; see `with_editor`.
     """
 
     _supports_gradient_checkpointing = True
@@ -48,6 +50,7 @@ class Autoencoder(Tokenizer):  # type: ignore[misc]
         bottleneck_width: int | None = 2048,
         decoder: Values | None = None,
         variational: bool = False,
+        editor: dict[str, int] | None = None,
         scaling_factor: float = 1.0,
         shift_factor: float = 0.0,
     ):
@@ -71,6 +74,10 @@ class Autoencoder(Tokenizer):  # type: ignore[misc]
         self.decoder = decoder_config.build(
             latent_channels=latent_channels, channels=in_channels, stride=self.encoder.stride
         )
+        self.editor: Editor | None = None
+        if editor is not None:
+            grid = image_size // self.encoder.stride
+            self.editor = Editor(self.encoder.channels, latent_channels, grid, editor["width"], editor["bank"])
         self.register_statistics(latent_channels)
 
     def __getattr__(self, name: str) -> Any:
@@ -87,10 +94,24 @@ class Autoencoder(Tokenizer):  # type: ignore[misc]
         """Image pixels per latent, along each side."""
         return self.encoder.stride
 
+    def with_editor(self, bank: Tensor, mean: Tensor, std: Tensor, width: int = 256) -> Autoencoder:
+        """The same tokenizer, whose latents are edited samples of a reference from now on: `bank` [K, C, H, W] are
+        some, normalised by `mean` and `std` [C]."""
+        model = Autoencoder.from_config(dict(self.config) | {"editor": {"width": width, "bank": len(bank)}})
+        model.load_state_dict(self.state_dict(), strict=False)
+        model.editor.bank.copy_(bank)
+        model.editor.mean.copy_(mean)
+        model.editor.std.copy_(std)
+        return model
+
     @apply_forward_hook
-    def encode(self, x: Tensor) -> EncoderOutput:
+    def encode(self, x: Tensor, noise: Tensor | None = None) -> EncoderOutput:
+        """As every tokenizer's. With an editor, `noise` [n, C, H, W] are the samples to edit, normalised; those that
+        the images' content picks from the bank unless given."""
         self.check_images(x)
-        out = self._sliced(self._encode, x)
+        if self.editor is not None and noise is None:
+            noise = self.editor.take(x)
+        out = self._sliced(self._encode, x) if noise is None else self._sliced(self._edit, x, noise)
         if self.config["variational"]:
             # Imported here because it brings all of diffusers' networks, a second of start-up.
             from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
@@ -126,7 +147,13 @@ class Autoencoder(Tokenizer):  # type: ignore[misc]
 
     def compiled_parts(self) -> list[nn.Module]:
         """What `run.compile` compiles: the parts, for training calls them and not `forward`."""
-        return [self.encoder, self.bottleneck, self.decoder]
+        return [self.encoder, self.bottleneck, self.decoder, *([self.editor] if self.editor is not None else [])]
+
+    def _edit(self, x: Tensor, noise: Tensor) -> Tensor:
+        assert self.editor is not None
+        features = self.encoder(x)
+        latents = self.bottleneck(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.editor(features, latents, noise)
 
     def _encode(self, x: Tensor) -> Tensor:
         return self.bottleneck(self.encoder(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -140,10 +167,10 @@ class Autoencoder(Tokenizer):  # type: ignore[misc]
             z = z.to(self.decoder.last_layer.dtype)
             return self.decoder.decode_tiled(z, self.tile) if self.use_tiling else self.decoder(z)
 
-    def _sliced(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        if self.use_slicing and len(x) > 1:
-            return torch.cat([function(one) for one in x.split(1)])
-        return function(x)
+    def _sliced(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        if self.use_slicing and len(inputs[0]) > 1:
+            return torch.cat([function(*one) for one in zip(*(x.split(1) for x in inputs), strict=True)])
+        return function(*inputs)
 
 
 def bottleneck(channels: int, width: int, out_channels: int) -> nn.Sequential:

@@ -101,9 +101,8 @@ class Trainer:
                 raise FloatingPointError(f"weights of {name!r} became infinite or NaN by step {self.step}")
 
     def state_dict(self) -> Values:
-        saved = self.networks.saved()
         return {
-            "networks": {name: module.state_dict() for name, module in saved.items()},
+            "networks": {name: module.state_dict() for name, module in self.networks.state().items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "averages": {name: average.state_dict() for name, average in self.averages.items()},
             "progress": {"step": self.step, "seconds": self.seconds, "images_seen": self.images_seen},
@@ -114,7 +113,7 @@ class Trainer:
         state = self.state_dict()
         if checkpoint.load(folder, state) is None:
             return False
-        for name, module in self.networks.saved().items():
+        for name, module in self.networks.state().items():
             module.load_state_dict(state["networks"][name])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
@@ -157,7 +156,8 @@ def train(stage: AnyTraining) -> Facts:
         closing(_batches(trainer, steps, signalled)) as data,
         Bar(title, steps, "images", trainer.step) as bar,
     ):
-        while trainer.step < steps:
+        last = stage.done(trainer.networks)
+        while trainer.step < steps and not last:
             try:
                 batch = Batch(*next(data), trainer.step, steps)
             except KeyboardInterrupt:  # asked to stop while a batch did not come; ranks would wait for each other
@@ -170,9 +170,9 @@ def train(stage: AnyTraining) -> Facts:
                 figures.add(trainer.apply(update))
             trainer.step += 1
             trainer.seconds = time.monotonic() - begun
-            last = trainer.step == steps
+            last = trainer.step == steps or stage.done(trainer.networks)
             logs = trainer.step % run.log_every == 0 or last
-            stops = distributed.anywhere(bool(signalled), trainer.step, steps)
+            stops = distributed.anywhere(bool(signalled), trainer.step, steps) and not last
             saves = trainer.step % run.save_every == 0 or stops
             row = None
             if logs or saves:
@@ -186,7 +186,7 @@ def train(stage: AnyTraining) -> Facts:
             bar.step(per_step=config.batch_size, note=_losses(row))
     figures.close()
     trainer.save_networks(inputs.out)
-    return {"steps": steps, "images_seen": trainer.images_seen, "seconds": round(trainer.seconds, 2)}
+    return {"steps": trainer.step, "images_seen": trainer.images_seen, "seconds": round(trainer.seconds, 2)}
 
 
 def turns(updates: Iterator[Update], device: torch.device, precision: Any) -> Iterator[Update]:

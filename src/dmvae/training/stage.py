@@ -72,8 +72,9 @@ class Stage(Registered, Generic[C]):
         return ()
 
     @classmethod
-    def problems(cls, config: C, inputs: Inputs) -> Iterator[str]:
-        """What does not fit the data or the latents, before any stage has run: `inputs` has no stage's folder yet."""
+    def problems(cls, config: C, inputs: Inputs, others: Mapping[str, Any]) -> Iterator[str]:
+        """What does not fit the data, the latents or the stages that it reads, whose configs are `others`; before any
+        stage has run: `inputs` has no folder of theirs yet."""
         yield from ()
 
 
@@ -127,6 +128,12 @@ class Networks(nn.Module):
         """Update name -> learning rate where it differs from the stage's."""
         self.averaged: tuple[str, ...] = ()
         """Networks whose exponential moving average is kept; the average is what is saved."""
+        self.remembers: tuple[str, ...] = ()
+        """Modules whose buffers are what the training remembers from step to step: kept in checkpoints alone."""
+
+    def state(self) -> dict[str, nn.Module]:
+        """What checkpoints hold, by name."""
+        return self.saved() | {name: getattr(self, name) for name in self.remembers}
 
     def saved(self) -> dict[str, nn.Module]:
         """The networks that hold a trained parameter, by name."""
@@ -197,6 +204,11 @@ class TrainingStage(Stage[T], Generic[T, N]):
     def updates(self, networks: N, batch: Batch, rng: Random) -> Iterator[Update]:
         """One step's turns, in order. The loop applies each before it asks for the next."""
         raise NotImplementedError
+
+    def done(self, networks: N) -> bool:
+        """Whether the training has reached what it is for, before its last step. Alike on all ranks, and a function of
+        what checkpoints hold."""
+        return False
 
 
 AnyTraining = TrainingStage[Any, Any]
