@@ -9,6 +9,7 @@ from dmvae.evaluation.metrics import figures
 from dmvae.evaluation.reconstruct import LPIPS
 from dmvae.evaluation.scores import Figure
 
+CHANCE = "sliced Wasserstein distance to the reference, in multiples of what two samples of it have; 1 is arrival"
 OTHERS = (
     LPIPS,
     Figure(
@@ -31,6 +32,16 @@ OTHERS = (
     Figure(
         "distance_to_reference", "to reference", "", -1, "{:.4g}", "sliced Wasserstein distance from the latents to it"
     ),
+    Figure("distance_whole", "distance, latents", "× chance", -1, "{:.2f}", f"{CHANCE}, over whole latents"),
+    Figure("distance_token", "distance, tokens", "× chance", -1, "{:.2f}", f"{CHANCE}, over tokens"),
+    Figure(
+        "token_accuracy",
+        "tokens told apart",
+        "%",
+        -1,
+        "{:.1f}",
+        "how often a small network tells a token of the latents from one of the reference; 50 % is arrival",
+    ),
     Figure("seconds", "time", "s", 0, "{:.0f}", "all its stages, those shared with others included"),
 )
 """Figures that no metric makes."""
@@ -38,6 +49,7 @@ ORDER = (
     *("psnr", "ssim", "lpips", "rfd", "gfd", "grfd", "kid", "is"),
     *("precision", "recall", "density", "coverage", "agreement", "gfd-per-class", "memorisation"),
     *("generator_loss", "knn", "linear_probe", "effective_rank", "distance_to_reference"),
+    *("distance_whole", "distance_token", "token_accuracy"),
 )
 """Those of a plugin's metrics come after these, and the time last."""
 

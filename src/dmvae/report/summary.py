@@ -29,7 +29,7 @@ def write_summary(jobs: list[Job], run_dir: Path) -> Values:
     methods: dict[str, Values] = {}
     seconds: dict[str, float] = {}
     stages, seen = [], set()
-    features = ""
+    features, verdicts = "", dict[str, str]()
     for job in jobs:
         if not job.finished:
             continue
@@ -47,12 +47,15 @@ def write_summary(jobs: list[Job], run_dir: Path) -> Values:
         if job.stage.name == "evaluate":
             metrics = json.loads((job.folder / "metrics.json").read_text())
             features = metrics["features"]
+            if "arrival" in metrics:
+                verdicts[job.variant] = metrics["arrival"]["verdict"]
             for part in (metrics, metrics.get("latents", {})):
                 row |= {key: value for key, value in part.items() if isinstance(value, float)}
     summary = {
         "name": jobs[0].recipe.name,
         "methods": methods,
         "seeds": over_seeds(methods),
+        "arrival": verdicts,
         "seconds": seconds,
         "features": features,
         "stages": stages,
@@ -106,6 +109,8 @@ def print_summary(summary: Values) -> None:
     for i, name in enumerate(rows if down else titles):
         table.add_row(name, *(cells[i] if down else [row[i] for row in cells]))
     console.print(table)
+    for method, verdict in summary.get("arrival", {}).items():
+        console.print(f"reference of {method}: {verdict}")
 
 
 def environment() -> dict[str, str]:

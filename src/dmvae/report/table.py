@@ -25,6 +25,7 @@ def results(run: Run) -> str:
         [
             _table(run, known),
             f'<p class="note">{_caption(run, known)}</p>',
+            _verdicts(run),
             details("What each column means", f'<dl class="facts">{meanings}</dl>'),
             details("More figures", _table(run, others) if others else ""),
         ]
@@ -55,6 +56,13 @@ def _table(run: Run, columns: dict[str, Figure]) -> str:
         body += f'<tr class="group"><th scope="row">{escape(method)}, {group["count"]} seeds</th>{cells}</tr>\n'
     head = f"<thead><tr><th>Method</th>{head}</tr></thead>"
     return f'<div class="scroll"><table>{head}<tbody>\n{body}</tbody></table></div>'
+
+
+def _verdicts(run: Run) -> str:
+    """Whether the latents have the distribution that they were to have, in words."""
+    found = run.summary.get("arrival", {})
+    lines = (f"<b>{escape(name)}</b>: {escape(verdict)}" for name, verdict in found.items())
+    return prose(f"Did latents reach their reference? {'; '.join(lines)}.") if found else ""
 
 
 def _best(run: Run, key: str, column: Figure) -> str | None:

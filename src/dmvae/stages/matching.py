@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ from dmvae.runtime import distributed
 from dmvae.runtime.random import Random
 from dmvae.stages.approach import EVERY, Approach
 from dmvae.stages.reconstruction import DecoderNetworks, DecoderStage, discriminate, reconstruct
-from dmvae.stages.reference import ReferenceTraining
+from dmvae.stages.reference import ReferenceTraining, open_reference
 from dmvae.training.flow import FlowTraining
 from dmvae.training.stage import Batch, Update, stage
 
@@ -101,13 +101,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
 
     @cached_property
     def reference(self) -> Reference:
-        """The reference, opened in the folder of its own stage, where it finds what it made there."""
-        inside = replace(self.inputs, out=self.inputs.reads["reference"])
-        return self._reference_config.distribution.build(inside)
-
-    @cached_property
-    def _reference_config(self) -> ReferenceTraining:
-        return configs.read(ReferenceTraining, self.inputs.config_of("reference"), "reference")
+        return open_reference(self.inputs)
 
     def _bank(self) -> Tensor:
         """Samples of the reference for the finished tokenizer; a dry run counts them alone."""

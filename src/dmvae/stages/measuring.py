@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -46,10 +46,14 @@ from dmvae.runtime.files import write_tensors
 from dmvae.runtime.hashing import weights_hash
 from dmvae.runtime.precision import autocast, uses_bf16
 from dmvae.runtime.random import Random, seed_of
+from dmvae.stages.reference import open_reference
 from dmvae.stages.sample import samples_folder
 from dmvae.tokenizers.adapted import load_tokenizer
+from dmvae.transport import arrival
 
 PICTURES, MAP_POINTS = 24, 2000
+ARRIVAL_SAMPLES, ARRIVAL_LEAST = 5120, 64
+"""Samples of the reference that latents are compared with, and latents at least."""
 LOSS_BLOCK = 250
 
 
@@ -122,13 +126,13 @@ class Measuring:
         names under "metrics", with "intervals", "per_class" and "manifest" beside them, as `dmvae measure` writes them.
         """
         rows, pictures = self.reconstructions()
-        latents, found = self.latents(rows["z"])
+        latents = self.latents(rows["z"])
         if "generator" in self.inputs.reads:
             self.metrics["generator_loss"] = generator_loss(latents.test, latents.test_labels, self.inputs)
         if "sample" in self.inputs.reads:
             self.samples(reconstructed_sets(rows, self.extractors, self.images))
         if "reference" in self.inputs.reads and self.inputs.has("reference", "map.safetensors"):
-            self.metrics["distance_to_reference"] = self.distance_to_reference(latents.test, found)
+            self.arrival(rows["z"])
         if self.config.proxies or self.config.probe:
             self.metrics["proxies"] = self.proxies(latents)
         maps = {
@@ -169,7 +173,7 @@ class Measuring:
         self.scores.add(scores)
         return rows, pictures
 
-    def latents(self, raw: Tensor) -> tuple[Latents, LatentSet]:
+    def latents(self, raw: Tensor) -> Latents:
         """Figures of the test images' latents [m, C, H, W], beside those of the training images."""
         assert self.images.labels is not None
         stored = LatentSet(self.inputs.reads["latents"] / "latents")
@@ -179,7 +183,7 @@ class Measuring:
         self.metrics["latents"] = latent_statistics(z)
         for metric in self.measured:
             self.metrics |= metric.latents(latents)
-        return latents, stored
+        return latents
 
     def samples(self, copies: Sequence[FeatureSet]) -> None:
         """Everything for the first guidance scale, gFD and its kin, and for the others the distance alone, gfd@W.
@@ -207,13 +211,22 @@ class Measuring:
                 found = Scores({f"{name}_w{scale:g}": value for name, value in found.metrics.items()})
             self.scores.add(found)
 
-    def distance_to_reference(self, z: Tensor, stored: LatentSet) -> float:
-        """Sliced Wasserstein distance of normalised test latents to the reference, in the reference's own units."""
-        own_mean, own_std = stored.mean.view(-1, 1, 1), stored.std.view(-1, 1, 1)
+    def arrival(self, raw: Tensor) -> None:
+        """How far raw test latents [m, C, H, W] are from the reference, in the reference's own units."""
         to = self.inputs.tensors("reference", "normalisation.safetensors")
-        here = ((z * own_std + own_mean - to["mean"].view(-1, 1, 1)) / to["std"].view(-1, 1, 1))[:MAP_POINTS]
+        here = (raw - to["mean"].view(-1, 1, 1)) / to["std"].view(-1, 1, 1)
         there = self.inputs.tensors("reference", "map.safetensors")["latents"]
-        return sliced_wasserstein(there.flatten(1), here.flatten(1))
+        self.metrics["distance_to_reference"] = sliced_wasserstein(there.flatten(1), here[:MAP_POINTS].flatten(1))
+        y, _ = open_reference(self.inputs).sample(ARRIVAL_SAMPLES, Random(self.inputs.seed, "arrival"))
+        shuffled = torch.randperm(len(here), generator=torch.Generator().manual_seed(self.inputs.seed))
+        if len(here) >= ARRIVAL_LEAST:
+            found = arrival.measure(here[shuffled], y.float(), self.inputs.seed)
+            self.metrics["arrival"] = asdict(found) | {"verdict": found.verdict}
+            self.metrics |= {
+                "distance_whole": found.whole,
+                "distance_token": found.token,
+                "token_accuracy": found.token_accuracy,
+            }
 
     def proxies(self, latents: Latents) -> dict[str, float]:
         """Proxies of gFD."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -101,6 +101,12 @@ class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
             config.distribution.check(inputs)
         except ValueError as error:
             yield f"reference.distribution: {error}"
+
+
+def open_reference(inputs: Inputs) -> Reference:
+    """The reference of a finished stage that `inputs` reads, in that stage's folder, where it finds what it made."""
+    config = configs.read(ReferenceTraining, inputs.config_of("reference"), "reference")
+    return config.distribution.build(replace(inputs, out=inputs.reads["reference"]))
 
 
 def require_samples(name: str, z: Tensor, labels: Tensor, inputs: Inputs) -> None:

@@ -97,7 +97,8 @@ class Autoencoder(Tokenizer):  # type: ignore[misc]
     def with_editor(self, bank: Tensor, mean: Tensor, std: Tensor, width: int = 256) -> Autoencoder:
         """The same tokenizer, whose latents are edited samples of a reference from now on: `bank` [K, C, H, W] are
         some, normalised by `mean` and `std` [C]."""
-        model = Autoencoder.from_config(dict(self.config) | {"editor": {"width": width, "bank": len(bank)}})
+        own = {name: value for name, value in self.config.items() if not name.startswith("_")}
+        model = Autoencoder.from_config(own | {"editor": {"width": width, "bank": len(bank)}})
         model.load_state_dict(self.state_dict(), strict=False)
         model.editor.bank.copy_(bank)
         model.editor.mean.copy_(mean)

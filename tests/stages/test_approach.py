@@ -1,0 +1,171 @@
+"""Matching by transport: samples of the reference are edited, the pull follows the distance, arrival ends the stage."""
+
+import json
+
+import pytest
+import torch
+
+import tiny
+from dmvae import Autoencoder, pipeline
+from dmvae.inputs import Inputs
+from dmvae.recipe import load
+from dmvae.references.gaussian import Gaussian
+from dmvae.runtime.random import Random
+from dmvae.stages import approach
+from dmvae.stages.matching import MatchingStage
+from dmvae.training.loop import Trainer
+from dmvae.training.stage import Batch
+
+OVER = {
+    "reference.distribution": {"type": "gaussian"},
+    "reference.teacher": False,
+    "matching": {
+        "objective": {"type": "transport", "slices": 6, "samples": 32},
+        "balance": "distance",
+        "weight": 1.0,
+        "noise": "reference",
+        "noise_width": 8,
+        "noise_bank": 16,
+        "batch_size": 12,
+        "decoded": 4,
+        "steps": 8,
+    },
+}
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(approach, "RECENT", 24)
+    monkeypatch.setattr(approach, "REST", 8)
+    monkeypatch.setattr("dmvae.stages.matching.EVERY", 2)
+
+
+def write(folder, **over):
+    return tiny.write(folder, variants={"main": {}}, **{key.replace(".", "__"): v for key, v in OVER.items()}, **over)
+
+
+def test_every_stage_runs_and_the_log_tells_the_distance(tmp_path, small):
+    tiny.run(write(tmp_path))
+    run = tmp_path / "run/main"
+    rows = [json.loads(line) for line in (run / "matching/log.jsonl").read_text().splitlines()]
+    keys = {key for row in rows for key in row}
+    assert {"distance/whole", "distance/token", "distance/pair", "distance/ratio", "transport/token"} <= keys
+    assert not (run / "matching/student").exists()
+    assert not (run / "reference/teacher").exists()
+    model = Autoencoder.from_pretrained(run / "latents/autoencoder")
+    assert model.editor.bank.shape == (16, 4, 3, 3)
+    assert "gfd" in json.loads((run / "evaluate/metrics.json").read_text())
+
+
+def test_an_image_is_encoded_alike_in_any_batch(tmp_path, small):
+    tiny.run(write(tmp_path), until="matching")
+    model = Autoencoder.from_pretrained(tmp_path / "run/main/matching/autoencoder").eval()
+    x = torch.randint(256, (5, 3, 12, 12)).float() / 127.5 - 1
+    with torch.no_grad():
+        whole = model.encode(x).latents
+        alone = torch.cat([model.encode(image[None]).latents for image in x])
+        model.enable_slicing()
+        sliced = model.encode(x).latents
+    assert torch.allclose(whole, alone, atol=1e-5)
+    assert torch.allclose(whole, sliced, atol=1e-5)
+    taken = model.editor.take(x)
+    assert len({tuple(y.flatten()[:3].tolist()) for y in taken}) > 1, "different images edit different samples"
+    other = model.editor.take(x + 2 / 255)
+    assert not torch.equal(taken, other)
+
+
+def test_an_editor_that_has_not_learned_leaves_the_reference_as_it_is(tmp_path):
+    recipe = load(write(tmp_path))["main"]
+    model = Inputs(recipe, "main", tmp_path, {}, torch.device("cpu")).new_autoencoder(pretrained=False)
+    bank = torch.randn(8, 4, 3, 3)
+    mean, std = torch.tensor([1.0, 2, 3, 4]), torch.tensor([0.5, 1, 2, 4])
+    edited = model.with_editor(bank, mean, std, width=8)
+    edited.editor.share.data.zero_()
+    x = torch.rand(8, 3, 12, 12)
+    z = edited.encode(x, bank).latents
+    assert torch.allclose((z - mean.view(-1, 1, 1)) / std.view(-1, 1, 1), bank, atol=1e-5)
+    assert all(torch.equal(value, edited.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_killed_and_started_again_it_ends_in_the_same_weights(tmp_path, small, monkeypatch):
+    found = []
+    for name in ("whole", "stopped"):
+        (tmp_path / name).mkdir()
+        path = write(tmp_path / name)
+        if name == "stopped":
+            updates = MatchingStage.updates
+
+            def fail(self, networks, batch, rng, updates=updates):
+                if batch.step == 7:
+                    raise RuntimeError("power cut")
+                yield from updates(self, networks, batch, rng)
+
+            monkeypatch.setattr(MatchingStage, "updates", fail)
+            with pytest.raises(RuntimeError, match="power cut"):
+                tiny.run(path, until="matching")
+            monkeypatch.setattr(MatchingStage, "updates", updates)
+        tiny.run(path, until="matching")
+        found.append(tiny.weights(tmp_path / name / "run"))
+    assert found[0].keys() == found[1].keys()
+    assert [name for name, value in found[0].items() if not torch.equal(value, found[1][name])] == []
+
+
+def test_arrival_ends_the_stage(tmp_path, small, monkeypatch):
+    monkeypatch.setattr(approach, "multiples", lambda *_: {"whole": 1.0, "token": 1.05, "pair": 1.0})
+    jobs = tiny.run(write(tmp_path, matching__until="arrived", matching__steps=40), until="matching")
+    facts = next(job for job in jobs if job.stage.name == "matching").facts()
+    assert 4 <= facts["steps"] < 20
+    (tmp_path / "run/main/matching/done.json").unlink()
+    tiny.run(write(tmp_path, matching__until="arrived", matching__steps=40), only="matching")
+
+
+def test_the_ratio_follows_the_distance_and_three_in_a_row_are_arrival(monkeypatch):
+    found = iter([3.0, 1.05, 1.05, 2.0, 1.0, 1.0, 1.0])
+    monkeypatch.setattr(approach, "multiples", lambda *_: {"whole": next(found)})
+    memory = approach.Approach((2, 2, 2), 1.0, 1.1)
+    reference = Gaussian((2, 2, 2), 3, 1.0)
+    assert memory.measure(reference, Random(0)) == {}, "too few latents are remembered"
+    for _ in range(2):
+        memory.remember(torch.randn(600, 2, 2, 2))
+    ratios = [memory.measure(reference, Random(i))["distance/ratio"] for i in range(6)]
+    assert ratios[0] > 1
+    assert ratios[1] < ratios[0]
+    assert ratios[3] > ratios[2]
+    assert not memory.arrived
+    memory.measure(reference, Random(7))
+    assert memory.arrived
+
+
+@pytest.mark.parametrize(
+    ("over", "message"),
+    [
+        (
+            {"matching.objective": {"type": "dmd"}, "reference.distribution": {"type": "sphere"}},
+            "needs the reference's t",
+        ),
+        ({"matching.decoded": 13}, "decoded: 13 images of a batch of 12"),
+        ({"matching.target": 0.5}, "target: 0.5 times chance"),
+        ({"matching.objective.slices": 2}, "slices: 2 for 3 kinds of directions"),
+        ({"matching.student_warmup": 3}, "'transport' has no student"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(tmp_path, over, message):
+    path = write(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        pipeline.run(load(path, over), tmp_path / "run")
+    assert not list(tmp_path.glob("run/stages/*"))
+
+
+def test_only_the_decoded_images_reach_the_decoder(tmp_path, small, monkeypatch):
+    jobs = tiny.run(write(tmp_path), until="reference")
+    job = next(job for job in jobs if job.stage.name == "matching")
+    inputs = Inputs(job.recipe, job.variant, job.folder, job.reads, torch.device("cpu"))
+    trainer = Trainer(job.stage(job.recipe.section("matching"), inputs))
+    images, labels = inputs.train_set.__getitems__(range(12))
+    model, seen = trainer.networks.autoencoder, []
+    decode = model.decode
+    monkeypatch.setattr(model, "decode", lambda z: seen.append(len(z)) or decode(z))
+    batch = Batch(images.float() / 127.5 - 1, labels, 1, 8)
+    update = next(trainer.stage.updates(trainer.networks, batch, Random(0)))
+    trainer.apply(update)
+    assert seen == [4]
