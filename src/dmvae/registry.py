@@ -131,8 +131,11 @@ def load_plugins(paths: Iterable[str | Path]) -> None:
             assert spec is not None
             assert spec.loader is not None
             module = sys.modules[name] = importlib.util.module_from_spec(spec)
+            before = {family: dict(members) for family, members in _members.items()}
             try:
                 spec.loader.exec_module(module)
-            except BaseException:
+            except BaseException:  # mended, it can be loaded again
                 del sys.modules[name]
+                _members.clear()
+                _members.update(before)
                 raise
