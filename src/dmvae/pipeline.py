@@ -151,7 +151,7 @@ def run(
     ahead, variant, waits = list(chosen), None, False
     while ahead:
         with ExitStack() as lock:
-            taken = distributed.share(_take(ahead, lock) if distributed.is_main() else None)
+            taken = distributed.broadcast(_take(ahead, lock) if distributed.is_main() else None)
             if taken is None:
                 if distributed.is_main() and not waits:
                     console.print("waits for stages that another process is running")

@@ -220,7 +220,7 @@ def _size(shape: Sequence[int]) -> Values:
 def _gathered(own: dict[str, Tensor], share: int, n: int) -> dict[str, Tensor]:
     """Every rank's rows: all but the last ranks have `share` of them, so padding can only stand at the end."""
     device = distributed.start()
-    shapes = distributed.share({name: (values.shape[1:], values.dtype) for name, values in own.items()})
+    shapes = distributed.broadcast({name: (values.shape[1:], values.dtype) for name, values in own.items()})
     whole = {}
     for name, (shape, dtype) in shapes.items():
         padded = torch.zeros(share, *shape, dtype=dtype)

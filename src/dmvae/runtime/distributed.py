@@ -54,7 +54,7 @@ def barrier() -> None:
         dist.barrier()
 
 
-def share(value):
+def broadcast(value):
     """Rank 0's value of a picklable object, on every rank."""
     if not dist.is_initialized():
         return value

@@ -84,9 +84,9 @@ def load(folder: Path, state: Values) -> int | None:
 
     A damaged checkpoint is passed over with a warning. One whose tensors have other shapes raises ValueError.
     """
-    for step in reversed(distributed.share(steps(folder))):
+    for step in reversed(distributed.broadcast(steps(folder))):
         path = folder / f"step-{step:08d}"
-        damage = distributed.share(_damage(path) if distributed.is_main() else None)
+        damage = distributed.broadcast(_damage(path) if distributed.is_main() else None)
         if damage:
             warnings.warn(f"{path}: {damage}; trying the checkpoint before it", stacklevel=2)
             continue
