@@ -63,7 +63,7 @@ def broadcast(value):
     return box[0]
 
 
-def anywhere(flag: bool, step: int, last: int, every: int = 10) -> bool:
+def any_rank(flag: bool, step: int, last: int, every: int = 10) -> bool:
     """Whether it is true on any rank. Ranks hear of a signal in different steps and must stop in the same one: they ask
     each other every few steps and in the last, through the CPU, for which no device has to wait. False in the steps
     between."""

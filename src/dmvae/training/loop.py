@@ -172,7 +172,7 @@ def train(stage: AnyTraining) -> Facts:
             trainer.seconds = time.monotonic() - begun
             last = trainer.step == steps
             logs = trainer.step % run.log_every == 0 or last
-            stops = distributed.anywhere(bool(signalled), trainer.step, steps)
+            stops = distributed.any_rank(bool(signalled), trainer.step, steps)
             saves = trainer.step % run.save_every == 0 or stops
             row = None
             if logs or saves:
