@@ -32,7 +32,7 @@ from dmvae.runtime import distributed
 from dmvae.runtime.console import console
 from dmvae.runtime.done import NAME as DONE
 from dmvae.runtime.done import damage, read_done, write_done
-from dmvae.runtime.files import locked, sweep, whole
+from dmvae.runtime.files import atomic_write, locked, sweep
 from dmvae.runtime.hashing import content_hash
 from dmvae.training.loop import CHECKPOINTS, train
 from dmvae.training.stage import AnyStage, Facts, TrainingStage
@@ -304,8 +304,8 @@ def _link(job: Job, run_dir: Path) -> None:
 
 def _write_recipes(recipes: dict[str, Recipe], run_dir: Path, variants: list[str]) -> None:
     """The resolved recipe of every variant, as YAML that `dmvae run` takes, and the names of all variants."""
-    with whole(run_dir / VARIANTS) as part:
+    with atomic_write(run_dir / VARIANTS) as part:
         part.write_text(json.dumps(variants))
     for variant, recipe in recipes.items():
-        with whole(run_dir / variant / "recipe.yaml") as part:
+        with atomic_write(run_dir / variant / "recipe.yaml") as part:
             part.write_text(yaml.safe_dump(configs.plain(recipe), sort_keys=False))

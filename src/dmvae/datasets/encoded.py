@@ -25,7 +25,7 @@ from dmvae.datasets.download import cache_folder
 from dmvae.datasets.image_file import BrokenImage, decode
 from dmvae.datasets.image_scan import rank
 from dmvae.datasets.memory import MemoryDataset
-from dmvae.runtime.files import whole
+from dmvae.runtime.files import atomic_write
 from dmvae.runtime.hashing import digest
 
 OnBroken = Literal["skip", "error"]
@@ -175,7 +175,7 @@ def _decode_all(source: Encoded, config: EncodedConfig, folder: Path) -> None:
 
     n = len(source.labels)
     broken: dict[int, str] = {}
-    with whole(folder) as part, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with atomic_write(folder) as part, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         part.mkdir()
         with (part / "images.npy").open("wb") as file:
             start = _header(file, (0, config.channels, config.size, config.size))

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dmvae.runtime.files import flush, whole
+from dmvae.runtime.files import atomic_write, flush
 
 NAME = "done.json"
 UNSEALED = ("log.jsonl", "tensorboard", "wandb", "checkpoints")
@@ -19,7 +19,7 @@ UNSEALED = ("log.jsonl", "tensorboard", "wandb", "checkpoints")
 def write_done(folder: Path, facts: dict[str, Any]) -> None:
     """Mark the stage in `folder` as finished; everything it wrote reaches the disk first."""
     flush(folder)
-    with whole(folder / NAME) as part:
+    with atomic_write(folder / NAME) as part:
         part.write_text(json.dumps(facts | {"files": _sealed(folder)}, indent=1))
 
 

@@ -21,13 +21,12 @@ SEAL = "crc32"
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A name to write a file or a folder under, which takes the place of `path` once the block has ended: readers, and
-    whoever comes after a kill, a full disk or a power cut, find all of it or what was there before. A folder changes
-    places by two renames: killed between them, the one that was there is NAME.PID.old.part.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Atomic write: yields a temporary path; the file or folder written there replaces `path` when the block ends.
 
-    A link at `path` is replaced, and never written through. Raises OSError, also where safetensors has an error of its
-    own for a full disk.
+    Readers find all of it, or what was there before: also after a kill, a full disk or a power cut. A folder is
+    replaced by two renames; a process killed between them leaves the previous folder as NAME.PID.old.part. A link at
+    `path` is replaced, not followed. Raises OSError, also for the disk-full error that safetensors has of its own.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f"{path.name}.{os.getpid()}.part")  # nobody else's, where two write the same
@@ -107,7 +106,7 @@ os.register_at_fork(after_in_child=_drop_locks)
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file."""
-    with whole(path) as part:
+    with atomic_write(path) as part:
         save_file(tensors, part, metadata)
 
 

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dmvae.runtime.files import whole
+from dmvae.runtime.files import atomic_write
 
 Shapes = Mapping[str, Sequence[int]]
 CONTAINERS = ("vae_wo_ddp", "vae_ema", "model", "ema")
@@ -123,7 +123,7 @@ def square(tokens: int, name: str, where: object) -> int:
 
 def write_tensors(path: Path, name: str, state: Mapping[str, Tensor]) -> None:
     """Write `{name: state}` as torch.save does, or flat (`name.key`) where the suffix is .safetensors."""
-    with whole(path) as part:
+    with atomic_write(path) as part:
         if path.suffix == ".safetensors":
             save_file({f"{name}.{key}": value for key, value in state.items()}, part)
         else:

@@ -20,7 +20,7 @@ from dmvae.references.data import initial_latents
 from dmvae.references.features import FeaturesReference
 from dmvae.references.report import compare
 from dmvae.runtime import distributed
-from dmvae.runtime.files import whole, write_tensors
+from dmvae.runtime.files import atomic_write, write_tensors
 from dmvae.runtime.random import Random
 from dmvae.training.flow import FlowTraining, flow_loss
 from dmvae.training.stage import Batch, Networks, TrainingStage, Update, stage
@@ -68,7 +68,7 @@ class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
         some = initial.__getitems__(range(min(MAP_POINTS, len(initial))))[0]
         raw = some * _column(initial.std) + _column(initial.mean)
         report = compare(z, (raw - _column(reference.mean)) / _column(reference.std))
-        with whole(inputs.out / "report.json") as part:
+        with atomic_write(inputs.out / "report.json") as part:
             part.write_text(json.dumps(asdict(report), indent=1))
         for line in report.lines():
             inputs.say(line)

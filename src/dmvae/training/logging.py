@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dmvae.runtime import distributed
-from dmvae.runtime.files import whole
+from dmvae.runtime.files import atomic_write
 
 T = TypeVar("T")
 Tracker = Literal["tensorboard", "wandb", "none"]
@@ -98,5 +98,5 @@ def _forget_from(path: Path, start: int) -> None:
     """Drop rows of steps that will run again, so that the log reads as one uninterrupted run."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [row for row in read_figures(path) if row["step"] <= start]
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_text("".join(json.dumps(row) + "\n" for row in rows))
