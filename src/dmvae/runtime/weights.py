@@ -99,8 +99,8 @@ def check(given: Mapping[str, Tensor], expected: Shapes, where: object, what: st
         raise ValueError(f"{where}: these are not the weights of {what}; {'; '.join(found)}")
 
 
-def told(shapes: Shapes, telling: Mapping[str, int], where: object) -> list[Sequence[int]]:
-    """The shapes of the tensors that tell sizes, given as name -> dimensions; ValueError lists those that lack."""
+def require_shapes(shapes: Shapes, telling: Mapping[str, int], where: object) -> list[Sequence[int]]:
+    """The shapes of the named tensors, asked for as name -> number of dimensions; ValueError lists what is missing."""
     wrong = [f"{name} ({dims}-d)" for name, dims in telling.items() if len(shapes.get(name, ())) != dims]
     if wrong:
         raise ValueError(f"{where}: the tensors that tell the sizes are missing or misshapen: {_listed(wrong)}")
