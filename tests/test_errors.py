@@ -1,4 +1,4 @@
-"""What bad input gets: one or two lines that name the value, the place and the mend, exit code 2, no traceback."""
+"""What bad input gets: one or two lines that name the value, the place and the fix, exit code 2, no traceback."""
 
 import sys
 

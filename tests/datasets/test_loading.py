@@ -53,7 +53,7 @@ def broken():
 def test_an_item_that_raises_is_named_with_the_cause_and_the_place(workers):
     with pytest.raises(
         ValueError,
-        match=r"^item 5 of the data could not be read: KeyError: 'pixels' \(test_loading.py, line \d+\); mend",
+        match=r"^item 5 of the data could not be read: KeyError: 'pixels' \(test_loading.py, line \d+\); fix",
     ) as caught:
         read(broken, workers)
     assert caught.value.__cause__ is not None

@@ -89,7 +89,7 @@ class ImageFolder(DatasetConfig):
             return
         named = "; ".join(broken[:3]) + ("; ..." if len(broken) > 3 else "")
         if self.on_broken == "error":
-            raise ValueError(f"{len(broken)} unreadable images: {named}. Mend or delete them, or set on_broken: skip")
+            raise ValueError(f"{len(broken)} unreadable images: {named}. Fix or delete them, or set on_broken: skip")
         if not keep:
             raise ValueError(f"{folder}: none of its {len(broken)} images of this split is readable: {named}")
         if gone := set(labels.tolist()) - set(labels[keep].tolist()):

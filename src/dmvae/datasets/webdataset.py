@@ -103,7 +103,7 @@ class WebDataset(EncodedConfig):
             return
         named = "; ".join(broken[:3]) + ("; ..." if len(broken) > 3 else "")
         if self.on_broken == "error":
-            raise ValueError(f"{len(broken)} unusable samples or shards: {named}. Mend them, or set on_broken: skip")
+            raise ValueError(f"{len(broken)} unusable samples or shards: {named}. Fix them, or set on_broken: skip")
         total = sum(len(samples.names) for samples in index)
         warnings.warn(f"skipped {len(broken)} unusable samples or shards beside {total}: {named}", stacklevel=3)
 

@@ -47,7 +47,7 @@ class PerceptualConfig(Registered):
     """Factor of the loss."""
 
     def build(self) -> PerceptualLoss | None:
-        """The loss, or None. Raises ValueError, with the mend, when its package or weights are missing."""
+        """The loss, or None. Raises ValueError, with the fix, when its package or weights are missing."""
         raise NotImplementedError
 
 

@@ -131,7 +131,7 @@ def longest_caption(tokenizer: Any, model: Any) -> int:
 
 
 def load_encoder(model: str | None) -> tuple[Any, nn.Module]:
-    """(tokenizer, text encoder). Raises ValueError with the mend where package or weights are missing."""
+    """(tokenizer, text encoder). Raises ValueError with the fix where package or weights are missing."""
     try:
         import transformers
     except ImportError as error:

@@ -33,7 +33,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
     The kind is told by the content, not the suffix. Pickles are read by torch's restricted reader, with no
     class beyond tensors and plain values but argparse.Namespace, which holds values and runs nothing; the
     tensors of current files stay on disk until they are used. Raises ValueError, one line with the path and
-    the mend, for what is not such a file, for one that is cut short, and for a pickle that asks for more.
+    the fix, for what is not such a file, for one that is cut short, and for a pickle that asks for more.
     """
     path = Path(path)
     if not path.is_file():
@@ -139,9 +139,9 @@ def _unpickle(path: Path, mmap: bool) -> Any:
 def guarded(
     path: Path,
     read: Callable[[], Any],
-    mend: str = "re-save its state dict alone with safetensors or torch.save",
+    fix: str = "re-save its state dict alone with safetensors or torch.save",
 ) -> Any:
-    """What `read` returns. Raises ValueError, one line with the path and the mend, whatever the reader of a damaged or
+    """What `read` returns. Raises ValueError, one line with the path and the fix, whatever the reader of a damaged or
     hostile file raises; torch's own advice, to read it without its guard, is left out."""
     try:
         return read()
@@ -151,13 +151,13 @@ def guarded(
         if asked := re.search(r"GLOBAL (\S+)", str(error)):
             raise ValueError(
                 f"{path}: refused, because it asks for {asked[1]}, which is no tensor: loading it would run code that "
-                f"the file names. Where you trust its source, {mend}"
+                f"the file names. Where you trust its source, {fix}"
             ) from error
         # torch advises to read such files without its guard, which is no advice for a downloaded file
         lines = (line for line in str(error).splitlines() if line and "weights_only" not in line)
         raise ValueError(
             f"{path}: damaged, cut short or not made of plain tensors ({type(error).__name__}: {next(lines, '')}); "
-            f"download or copy it again, or {mend}"
+            f"download or copy it again, or {fix}"
         ) from error
 
 

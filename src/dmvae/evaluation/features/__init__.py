@@ -138,7 +138,7 @@ class FeaturesConfig(Registered):
         raise NotImplementedError
 
     def build(self) -> Extractor:
-        """The extractor. Raises ValueError, with the mend, when its package or weights are missing."""
+        """The extractor. Raises ValueError, with the fix, when its package or weights are missing."""
         raise NotImplementedError
 
 
