@@ -199,8 +199,8 @@ def _header(file, shape: tuple[int, ...]) -> int:
 
 
 def ends(data: bytes) -> bytes:
-    """What to hash of an encoded image: its size, first and last 4 KiB, for what a compressed format holds there moves
-    with all before it. Formats without compression are hashed whole."""
+    """What to hash of an encoded image: its size, first and last 4 KiB. The last bytes of a compressed format depend on
+    all that come before them; uncompressed files are hashed whole."""
     if len(data) <= 2 * ENDS or data.startswith(UNCOMPRESSED):
         return data
     return b"%d " % len(data) + data[:ENDS] + data[-ENDS:]

@@ -1,4 +1,4 @@
-"""Perceptual losses: distances between images in the features of a frozen network. A member per registered config.
+"""Perceptual losses: distances between images in the features of a frozen network. One loss per registered config.
 
 Images are [n, 1 or 3, h, w] in [-1, 1].
 """

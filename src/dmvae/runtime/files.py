@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, on the disk before they count, one process at a time."""
+"""Files: atomic writes that are flushed to the disk, checksums, and locks between processes."""
 
 from __future__ import annotations
 
@@ -50,21 +50,21 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def flush(path: Path) -> None:
-    """Put a file, or a folder and all that is in it, on the disk: after a power cut it is as it is now."""
+    """fsync a file, or a folder and all that is in it, so that it survives a power cut."""
     for place in _below(path):
         sync(place)
 
 
 def sweep(folder: Path, patterns: Iterable[str] = ("**/*.part", "**/.tmp??????")) -> None:
-    """Remove what killed writers left below a folder that is this process's alone. The second pattern is safetensors'
-    own, where it wrote beside its file."""
+    """Remove the temporary files that killed processes left below a folder that only this process uses. The second
+    pattern is that of safetensors' own temporary files."""
     for pattern in patterns:
         for part in [*folder.glob(pattern)]:
             _remove(part)
 
 
 def within(path: Path, folder: Path) -> Path:
-    """`path`, which lies in `folder` also where its parts are links. Raises ValueError for one that leads out of it."""
+    """`path` itself, if it lies in `folder` after links are followed. Raises ValueError if it leads out of it."""
     if not path.resolve().is_relative_to(folder.resolve()):
         raise ValueError(
             f"{path} leads to {path.resolve()}, out of {folder}: nothing is written there; remove the link"
@@ -74,8 +74,9 @@ def within(path: Path, folder: Path) -> Path:
 
 @contextmanager
 def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
-    """Whether this process has the folder to itself, among those that ask: always, with `wait`. The system frees
-    the lock however the process ends, also where others that it forked live on."""
+    """Lock the folder: yields True where this process holds the lock. With `wait` it waits until it does; without, it
+    yields False where another process holds it. The system frees the lock however this process ends, even if processes
+    that it forked live on."""
     handle = os.open(folder, os.O_RDONLY)
     _locks.add(handle)
     try:
@@ -86,7 +87,7 @@ def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
             mine = False
         yield mine
     finally:
-        if handle in _locks:  # not in a process that was forked from here
+        if handle in _locks:  # a forked process has dropped it
             _locks.remove(handle)
             fcntl.flock(handle, fcntl.LOCK_UN)
             os.close(handle)
@@ -116,8 +117,8 @@ def write_sealed(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
 
 
 def read_sealed(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors, metadata) of a safetensors file. Raises ValueError for one that is none, or whose checksum is another;
-    files of other programs have no checksum."""
+    """(tensors, metadata) of a safetensors file. Raises ValueError for a file of another kind, and where the checksum
+    does not fit; files of other programs have no checksum."""
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -126,7 +127,7 @@ def read_sealed(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(f"{path}: damaged or no .safetensors file ({error})") from error
     seal = metadata.pop(SEAL, None)
     if seal is not None and seal != _checksum(tensors, metadata):
-        raise ValueError(f"{path}: damaged: its checksum is another; copy it again, or delete it and make it anew")
+        raise ValueError(f"{path}: damaged: its checksum does not fit; copy it again, or delete it and make it anew")
     return tensors, metadata
 
 
@@ -146,15 +147,16 @@ def _remove(path: Path) -> None:
 
 
 def _share(path: Path) -> None:
-    """Give files and folders the rights that the umask leaves: temporary files, such as safetensors', are private."""
-    mask = os.umask(0o077)  # the only way to read it; what another thread makes meanwhile is too private, not too open
+    """Give files and folders the permissions of the umask: temporary files, such as safetensors', are private."""
+    mask = os.umask(0o077)  # the only way to read it; a file that another thread creates now is private, not open
     os.umask(mask)
     for place in _below(path):
         place.chmod((0o777 if place.is_dir() else 0o666) & ~mask)
 
 
 def _below(path: Path) -> Iterator[Path]:
-    """The folder's files and folders, itself last, or the file alone; links and what is neither are left out."""
+    """The files and folders in a folder and last the folder itself, or the file alone; links and special files are left
+    out."""
     for folder, _, files in os.walk(path, topdown=False):
         yield from (place for name in files if (place := Path(folder, name)).is_file() and not place.is_symlink())
         yield Path(folder)
@@ -163,12 +165,12 @@ def _below(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Put one file's content, or one folder's list of names, on the disk."""
+    """fsync one file's content, or one folder's list of names."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # a file system that flushes no folders
+        if error.errno != errno.EINVAL:  # some file systems cannot fsync a folder
             raise
     finally:
         os.close(handle)

@@ -76,7 +76,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
 
     @cached_property
     def reference(self) -> Reference:
-        """The reference, opened in the folder of its own stage, where it finds what it made there."""
+        """The reference, opened in the folder of the stage `reference`, where its files are."""
         inside = replace(self.inputs, out=self.inputs.reads["reference"])
         return self._reference_config.distribution.build(inside)
 
@@ -85,7 +85,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         return configs.read(ReferenceTraining, self.inputs.config_of("reference"), "reference")
 
     def _closed_form(self) -> Velocity | None:
-        """The reference's own velocity; None in a dry run, which opens no reference."""
+        """The reference's velocity in closed form; None in a dry run, which opens no reference."""
         return self.reference.velocity if self.inputs.weights else None
 
     def build(self) -> MatchingNetworks:

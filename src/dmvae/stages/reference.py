@@ -1,7 +1,7 @@
 """Stage `reference`: the teacher, a flow model of the reference distribution.
 
-A reference whose velocity has a closed form needs none; its stage then only records how latents are
-normalised. Before any training it says how far the reference is from the latents as they are.
+A reference whose velocity has a closed form needs no teacher; its stage then only records how latents are normalised.
+Before any training it prints how far the reference is from the initial latents.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
         return self.config.distribution.build(self.inputs)
 
     def prepare(self) -> None:
-        """Write how latents are normalised and some samples, and say how the reference and the latents compare."""
+        """Write the normalisation of latents and some samples; print how the reference and the latents compare."""
         inputs, reference = self.inputs, self.reference
         z, labels = reference.sample(MAP_POINTS, Random(inputs.seed, self.name, "map"))
         require_samples(self.config.distribution.type, z, labels, inputs)
@@ -84,7 +84,7 @@ class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
         return networks
 
     def data(self) -> None:
-        """None: it draws from the reference."""
+        """None: batches are drawn from the reference."""
 
     def updates(self, networks: ReferenceNetworks, batch: Batch, rng: Random) -> Iterator[Update]:
         z, labels = self.reference.sample(len(batch.labels), rng.on_cpu())
@@ -100,7 +100,7 @@ class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
 
 
 def require_samples(name: str, z: Tensor, labels: Tensor, inputs: Inputs) -> None:
-    """Raise ValueError for samples of a reference that are no latents of the recipe, or of no class of its data."""
+    """Raise ValueError for samples that do not have the latents' shape, and for labels outside the data's classes."""
     if tuple(z.shape) != (len(labels), *inputs.latent_shape) or not z.isfinite().all():
         raise ValueError(
             f"reference.distribution: {name!r} returned samples {list(z.shape)} for {len(labels)} labels; give finite "
