@@ -117,6 +117,7 @@ def test_a_report_of_a_folder_that_is_no_run(tmp_path, capsys):
     assert "not a run's folder" in error
 
 
+@pytest.mark.slow
 def test_debug_shows_the_traceback():
     result = tiny.command("run", "nothing.yaml", "--debug")
     assert "Traceback" in result.stderr

@@ -155,6 +155,7 @@ def gone(pids):
     return False
 
 
+@pytest.mark.slow
 def test_an_error_elsewhere_ends_the_process_and_a_worker_that_hangs(tmp_path):
     process, workers = start(tmp_path, "raise")
     _, error = process.communicate(timeout=20)
@@ -162,6 +163,7 @@ def test_an_error_elsewhere_ends_the_process_and_a_worker_that_hangs(tmp_path):
     assert gone(workers)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a worker that hangs outlives a killed process")
 def test_a_kill_ends_the_workers_and_frees_the_lock(tmp_path):
     process, workers = start(tmp_path, "wait")

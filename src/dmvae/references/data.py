@@ -81,7 +81,7 @@ class DataConfig(ReferenceConfig):
         numbers = [_class_number(c, names) for c in self.classes]
         index = torch.isin(data.labels, torch.tensor(numbers, dtype=torch.int64)).nonzero().flatten()
         if len(index) == 0:
-            raise ValueError(f"classes: no item of the reference's data has a label in {list(self.classes)}")
+            raise ValueError(f"classes: no item of the reference's data has a label of {list(self.classes)}")
         return Chosen(data, index)
 
     def _fit(self, reducer: Reducer, data: object, inputs: Surroundings) -> None:
