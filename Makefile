@@ -1,14 +1,15 @@
-# The only commands a newcomer needs: make demo, make test, make lint, make bench.
+# The only commands a newcomer needs: make demo, make test, make test-fast, make lint, make bench.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install install-dev demo fashion-mnist test torture lint format bench clean
+.PHONY: help install install-dev demo fashion-mnist test test-fast torture lint format bench clean
 
 help:
 	@echo "make install   a virtual environment in .venv with dmvae and what the demo needs"
 	@echo "make demo      Fashion-MNIST, two tokenizers and their generators, a table and a report (runs/demo)"
 	@echo "make test      the tests"
+	@echo "make test-fast those that take less than about 2 s each: within a minute"
 	@echo "make torture   kills, damage, hostile files: what is lost, hangs, or is used in silence"
 	@echo "make lint      formatting, lint and types"
 	@echo "make bench     speed of every stage's step against the machine's peak, and of reading images"
@@ -40,6 +41,9 @@ demo: install fashion-mnist
 # Files of tests side by side, each in one thread: networks this small gain next to nothing from a second one.
 test: install-dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
+
+test-fast: install-dev
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow"
 
 torture: install-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.torture

@@ -1,4 +1,4 @@
-"""What bad input gets: one or two lines that name the value, the place and the mend, exit code 2, no traceback."""
+"""What bad input gets: one or two lines that name the value, the place and the fix, exit code 2, no traceback."""
 
 import sys
 
@@ -117,6 +117,7 @@ def test_a_report_of_a_folder_that_is_no_run(tmp_path, capsys):
     assert "not a run's folder" in error
 
 
+@pytest.mark.slow
 def test_debug_shows_the_traceback():
     result = tiny.command("run", "nothing.yaml", "--debug")
     assert "Traceback" in result.stderr

@@ -10,14 +10,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dmvae.runtime.files import flush, locked, read_sealed, sweep, whole, within, write_sealed, write_tensors
+from dmvae.runtime.files import atomic_write, flush, locked, read_sealed, sweep, within, write_sealed, write_tensors
 
 
 def test_a_file_and_a_folder_take_the_place_of_what_was_there(tmp_path):
     for content in ("one", "two"):
-        with whole(tmp_path / "deep/file") as part:
+        with atomic_write(tmp_path / "deep/file") as part:
             part.write_text(content)
-        with whole(tmp_path / "folder") as part:
+        with atomic_write(tmp_path / "folder") as part:
             part.mkdir()
             (part / content).touch()
     assert (tmp_path / "deep/file").read_text() == "two"
@@ -32,7 +32,7 @@ def half(path):
 
 def test_what_fails_leaves_what_was_there(tmp_path):
     (tmp_path / "file").write_text("one")
-    with pytest.raises(RuntimeError), whole(tmp_path / "file") as part:
+    with pytest.raises(RuntimeError), atomic_write(tmp_path / "file") as part:
         half(part)
     assert (tmp_path / "file").read_text() == "one"
     assert os.listdir(tmp_path) == ["file"]
@@ -44,7 +44,7 @@ def test_a_full_disk_is_an_error_of_the_system_also_in_safetensors(tmp_path):
     try:
         with (
             pytest.raises(OSError, match=r"tensors could not be written .*is the disk full"),
-            whole(tmp_path / "tensors") as part,
+            atomic_write(tmp_path / "tensors") as part,
         ):
             save_file({"x": torch.zeros(100_000)}, part)
     finally:
@@ -62,7 +62,7 @@ def test_what_killed_writers_left_is_swept(tmp_path):
 
 
 def test_what_a_killed_safetensors_leaves_is_swept_with_the_rest(tmp_path):
-    with whole(tmp_path / "tensors") as part:
+    with atomic_write(tmp_path / "tensors") as part:
         assert part.parent != tmp_path
         assert part.parent.suffix == ".part"
         part.touch()
@@ -87,13 +87,13 @@ def calls(monkeypatch):
 
 
 def test_a_file_is_on_the_disk_before_it_has_its_name_and_the_name_after(tmp_path, calls):
-    with whole(tmp_path / "file") as part:
+    with atomic_write(tmp_path / "file") as part:
         part.write_text("x")
     assert calls == [("flush", "file"), ("rename", "file"), ("flush", tmp_path.name)]
 
 
 def test_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path, calls):
-    with whole(tmp_path / "folder") as part:
+    with atomic_write(tmp_path / "folder") as part:
         (part / "deep").mkdir(parents=True)
         (part / "deep/file").touch()
     names = [name for _, name in calls]
@@ -112,7 +112,7 @@ def test_files_have_the_rights_that_the_umask_leaves(tmp_path):
     before = os.umask(0o027)
     try:
         write_tensors(tmp_path / "tensors", {"x": torch.zeros(3)})
-        with whole(tmp_path / "folder") as part:
+        with atomic_write(tmp_path / "folder") as part:
             part.mkdir(0o700)
             save_file({"x": torch.zeros(3)}, part / "tensors")
     finally:
@@ -127,9 +127,9 @@ def test_a_link_is_replaced_and_not_written_through(tmp_path):
     (tmp_path / "others/file").touch()
     (tmp_path / "a").symlink_to("precious")
     (tmp_path / "b").symlink_to("others")
-    with whole(tmp_path / "a") as part:
+    with atomic_write(tmp_path / "a") as part:
         part.write_text("new")
-    with whole(tmp_path / "b") as part:
+    with atomic_write(tmp_path / "b") as part:
         part.mkdir()
     assert (tmp_path / "precious").read_text() == "mine"
     assert os.listdir(tmp_path / "others") == ["file"]

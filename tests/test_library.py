@@ -34,6 +34,7 @@ class Colours:
         return torch.full((3, 20, 16), 0.2 + 0.6 * (i % 2)), i % 2
 
 
+@pytest.mark.slow
 def test_a_recipe_runs_from_python_on_a_data_set_of_ones_own(tmp_path):
     recipe = tiny.RECIPE | {"run": tiny.RECIPE["run"] | {"dir": str(tmp_path / "run")}, "variants": None}
     run = dmvae.run(recipe, train=Colours(48), test=Colours(24), tokenizer={"steps": 2}, **{"generator.steps": 3})
@@ -120,12 +121,14 @@ def run_file(*arguments: str, cwd: Path) -> str:
     return result.stdout
 
 
+@pytest.mark.slow
 def test_the_training_loop_of_ones_own(tmp_path):
     out = run_file(str(EXAMPLES / "own_trainer.py"), "--steps", "60", cwd=tmp_path)
     std = [float(line.rsplit("std ", 1)[1]) for line in out.splitlines()]
     assert abs(std[-1] - 1) < abs(std[0] - 1), "the latents' spread approaches the reference's"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("notebook", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.stem)
 def test_a_notebook_runs_cell_by_cell(tmp_path, notebook):
     cells = json.loads(notebook.read_text())["cells"]

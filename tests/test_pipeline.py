@@ -21,6 +21,8 @@ from dmvae.runtime.files import locked
 from dmvae.stages import STAGES
 from plugin_source import PLUGIN
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):

@@ -50,6 +50,7 @@ def recipe_with_plugins(folder: Path, source: str = PLUGIN, prefix: str = "") ->
     return path
 
 
+@pytest.mark.slow
 def test_a_plugin_of_each_kind_runs_from_a_file_outside_the_package(tmp_path):
     path, run_dir = recipe_with_plugins(tmp_path), tmp_path / "run"
     result = tiny.command("run", str(path))
@@ -86,6 +87,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("right", WRONG)
 def test_a_plugin_that_lacks_something_is_told_what_and_where(tmp_path, right):
     wrong, message = WRONG[right]
@@ -119,6 +121,7 @@ SHAPES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("right", SHAPES)
 def test_a_plugin_that_returns_another_shape_is_told(tmp_path, right):
     wrong, message = SHAPES[right]
@@ -130,6 +133,7 @@ def test_a_plugin_that_returns_another_shape_is_told(tmp_path, right):
         tiny.run(path, "main")
 
 
+@pytest.mark.slow
 def test_the_readme_s_reference_runs(tmp_path):
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     (tmp_path / "two_points.py").write_text(readme.split("```python\n# two_points.py\n")[1].split("```")[0])
@@ -158,6 +162,7 @@ def test_a_recipe_names_its_plugins_for_any_folder_to_find(tmp_path, monkeypatch
     assert recipe.plugins == (str(tmp_path / "mine.py"),)
 
 
+@pytest.mark.slow
 def test_an_encoder_with_dropout_resumes_to_the_same_weights(tmp_path, monkeypatch):
     """It draws from torch's own generator, which nothing here counts."""
     (tmp_path / "mine.py").write_text(renamed("wet_").replace("nn.AvgPool2d(4)", "nn.AvgPool2d(4), nn.Dropout(0.5)"))

@@ -37,6 +37,7 @@ def test_mean_and_spread_over_the_seeds_of_a_method():
     assert over_seeds(rows) == {"a": {"count": 2, "mean": {"gfd": 2.0}, "spread": {"gfd": 2**0.5}}}
 
 
+@pytest.mark.slow
 def test_the_report_is_of_the_variants_that_the_recipe_has(tmp_path, capsys):
     """Those run one by one have their place in the table, in the recipe's order; one that was taken out has not."""
     over = {"variants": {name: {"seed": seed} for name, seed in (("a", 0), ("b", 1), ("c", 2))}}

@@ -129,6 +129,7 @@ def mutations(value, rng):
     return rng.choice(odd)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the scores")
 def test_mutated_files_of_scores_end_in_a_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -149,6 +150,7 @@ def test_mutated_files_of_scores_end_in_a_line(tmp_path, monkeypatch):
                 assert str(error)  # noqa: PT017  # it may also pass
 
 
+@pytest.mark.slow
 def test_a_recipe_nested_deeper_than_python_goes(tmp_path, capsys):
     (tmp_path / "r.yaml").write_text("a: " + "[" * 5000 + "]" * 5000)
     assert "nested too deep" in complain(capsys, "run", tmp_path / "r.yaml")[1]

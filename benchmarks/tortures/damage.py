@@ -143,7 +143,7 @@ def recipes(folder: Path, tries: int, rng: random.Random) -> Iterator[Row]:
 
 
 def run_folder(folder: Path, tries: int, rng: random.Random) -> Iterator[Row]:
-    """A finished run with a damaged file: the same command mends or names it, and ends in the same weights."""
+    """A finished run with a damaged file: the same command repairs or names it, and ends in the same weights."""
     sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
     import tiny
 

@@ -1,5 +1,4 @@
-"""What can be known to be wrong with a recipe before any of its stages is run: a run stops at the first, a dry run
-lists them all."""
+"""Problems of a recipe that can be found before any stage runs: a run stops at the first, a dry run lists them all."""
 
 from __future__ import annotations
 
@@ -20,12 +19,12 @@ from dmvae.training.stage import AnyStage, TrainingStage
 
 Stages = Sequence[AnyStage]
 _built: set[str] = set()
-"""Parts that could be built in this process: many variants share one, and each takes a second. What failed is tried
-again."""
+"""Parts that this process has built already: variants share parts, and building takes a second. Failures are not
+remembered."""
 
 
 def lacking(recipe: Recipe, stages: Stages) -> Iterator[str]:
-    """Packages and weights that these stages need and the machine lacks."""
+    """Packages and weights that these stages need and that are missing on this machine."""
     parts: list[tuple[str, Any]] = []
     if any(stage.trains_decoder for stage in stages) and recipe.losses.perceptual is not None:
         parts.append(("losses.perceptual", recipe.losses.perceptual))
@@ -42,7 +41,7 @@ def lacking(recipe: Recipe, stages: Stages) -> Iterator[str]:
 
 
 def problems(recipe: Recipe, stages: Stages) -> Iterator[str]:
-    """What does not fit the data or the latents in these stages. The data set must be there."""
+    """Settings of these stages that do not fit the data or the latents. The data set must be available."""
     items = len(open_dataset(recipe.data, "train"))
     inputs = Inputs(recipe, "", Path(), {}, torch.device("cpu"))
     if any(stage.trains_decoder for stage in stages):

@@ -1,4 +1,4 @@
-"""What a stage is given: the recipe's shared sections, its folder, the folders it reads, the device."""
+"""What a stage is given: the recipe's shared sections, its own folder, the folders that it reads, the device."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from dmvae.tokenizers.autoencoder import Autoencoder
 @dataclass
 class Inputs:
     sections: Sections
-    """The recipe, of which a stage knows the shared sections."""
+    """The recipe; stages use only the shared sections of it."""
     variant: str
     out: Path
     """The stage's own folder."""
@@ -40,7 +40,7 @@ class Inputs:
     """Finished stages that this one may read: name -> folder."""
     device: torch.device
     weights: ClassVar[bool] = True
-    """Whether networks come with their weights; a dry run's do not."""
+    """Whether networks are loaded with their weights; False in a dry run."""
 
     @property
     def seed(self) -> int:
@@ -64,7 +64,7 @@ class Inputs:
 
     @cached_property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the recipe's latents. Raises ValueError where its tokenizer does not take its images."""
+        """(C, H, W) of the recipe's latents. Raises ValueError where the tokenizer cannot take images of that size."""
         return latent_shape(self.sections)
 
     @property
@@ -74,7 +74,7 @@ class Inputs:
         return self.sections.autoencoder
 
     def config_of(self, stage: str) -> Values:
-        """The section of a stage that this one reads, as plain values: its done.json has it."""
+        """The config of a stage that this one reads, as plain values, from that stage's done.json."""
         return (read_done(self.reads[stage]) or {})["config"]
 
     def tensors(self, stage: str, name: str) -> dict[str, Tensor]:
@@ -82,7 +82,7 @@ class Inputs:
         return load_file(self.reads[stage] / name)
 
     def new_autoencoder(self, *, pretrained: bool) -> Autoencoder:
-        """The recipe's tokenizer with random weights, `pretrained`: its encoder with trained ones."""
+        """The recipe's tokenizer with random weights; with `pretrained`, its encoder has trained ones."""
         model = build_autoencoder(self.sections)
         if pretrained:
             self._fill(model.encoder)
@@ -93,13 +93,13 @@ class Inputs:
         return self.shape.encoder.build(size=self.data.size, channels=self.data.channels)
 
     def frozen_encoder(self) -> nn.Module:
-        """The recipe's encoder with self-supervised or public weights, which nothing moves."""
+        """The recipe's encoder with self-supervised or public weights, frozen."""
         encoder = self.new_encoder()
         self._fill(encoder)
         return encoder.requires_grad_(False).eval()
 
     def _fill(self, encoder: nn.Module) -> None:
-        """Give the recipe's encoder the weights of the stage `encoder`, or its public ones where it has some."""
+        """Load the weights of the stage `encoder` where there is one, else the encoder's public weights, if any."""
         if "encoder" in self.reads:
             encoder.load_state_dict(self.tensors("encoder", "encoder/model.safetensors"))
             return
@@ -108,7 +108,7 @@ class Inputs:
 
     @property
     def tokenizer_folder(self) -> Path:
-        """The stage that trained the tokenizer last, of those that this one reads."""
+        """The folder of the last stage that trained the tokenizer, of those that this one reads."""
         return next(self.reads[name] for name in ("decoder", "matching", "tokenizer") if name in self.reads)
 
     def autoencoder(self) -> Autoencoder:
@@ -116,7 +116,8 @@ class Inputs:
         return Autoencoder.from_pretrained(self.tokenizer_folder / "autoencoder")
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of every stage from the latents on: the recipe's finished one, or the one trained here."""
+        """The tokenizer that `latents` and the stages after it use: the recipe's `pretrained` one, or the one that
+        this recipe trained."""
         source = self.sections.pretrained
         if source is not None:
             return adapt(source, size=self.data.size, channels=self.data.channels, pretrained=True)
@@ -172,7 +173,7 @@ def build_autoencoder(sections: Sections) -> Autoencoder:
 
 
 def build_tokenizer(sections: Sections) -> Tokenizer:
-    """The recipe's tokenizer, finished or to be trained, without weights: on the meta device."""
+    """The recipe's tokenizer, pretrained or to be trained, on the meta device: without weights."""
     data, source = sections.data, sections.pretrained
     with torch.device("meta"):
         if source is not None:
@@ -181,7 +182,7 @@ def build_tokenizer(sections: Sections) -> Tokenizer:
 
 
 def latent_shape(sections: Sections) -> tuple[int, int, int]:
-    """(C, H, W) of the recipe's latents. Raises ValueError where its tokenizer does not take its images."""
+    """(C, H, W) of the recipe's latents. Raises ValueError where the tokenizer cannot take images of `data.size`."""
     model, data = build_tokenizer(sections), sections.data
     try:
         model.check_images(torch.empty(1, data.channels, data.size, data.size, device="meta"))
@@ -192,7 +193,7 @@ def latent_shape(sections: Sections) -> tuple[int, int, int]:
 
 
 class Blueprint(Inputs):
-    """The inputs of a dry run: every network without weights, on the meta device, whatever has been trained."""
+    """The inputs of a dry run: every network is on the meta device, without weights, trained or not."""
 
     weights: ClassVar[bool] = False
 

@@ -1,10 +1,10 @@
-"""Runs a recipe: its variants, their stages in order; skips what is finished, resumes what is not, shares
-what variants have in common, and shares the work with every other process that runs the same recipe.
+"""Runs a recipe: the stages of its variants, in order. Finished stages are skipped and interrupted ones resumed; a
+stage that variants have in common runs once; several processes that run the same recipe divide the stages up.
 
 A stage's folder is `run_dir/stages/NAME-FINGERPRINT`; `run_dir/VARIANT/NAME` is a link to it. The
 fingerprint covers the stage's config, the recipe sections that it uses, the content of the data set, of the
-files that a config names and of plugins, and the fingerprints of what it reads: so a changed field redoes that
-stage and what hangs on it, and nothing else.
+files that a config names and of plugins, and the fingerprints of what it reads: so a changed field runs that stage
+and those that depend on it again, and no others.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from dmvae.runtime import distributed
 from dmvae.runtime.console import console
 from dmvae.runtime.done import NAME as DONE
 from dmvae.runtime.done import damage, read_done, write_done
-from dmvae.runtime.files import locked, sweep, whole
+from dmvae.runtime.files import atomic_write, locked, sweep
 from dmvae.runtime.hashing import content_hash
 from dmvae.training.loop import CHECKPOINTS, train
 from dmvae.training.stage import AnyStage, Facts, TrainingStage
@@ -86,10 +86,11 @@ def plan(recipes: dict[str, Recipe], run_dir: Path) -> list[Job]:
 
 
 def jobs_of(run_dir: Path) -> list[Job]:
-    """The jobs of a run that is on disk, of the variants that the recipe last run there has.
+    """The jobs of a run folder, for the variants of the recipe that was last run there.
 
-    Folders are found by their links, not planned anew: so a run can be reported where its data is not, and after an
-    update that would fingerprint its stages otherwise. Raises ValueError for a folder that is no run's.
+    Stages are found by their links, not by fingerprints computed anew: so a run can be reported on a machine without
+    its data, and after an update that would compute other fingerprints. Raises ValueError where the folder is not a
+    run's.
     """
     files = sorted(run_dir.glob("*/recipe.yaml"), key=lambda file: file.stat().st_mtime_ns)
     if (run_dir / VARIANTS).exists():
@@ -123,17 +124,18 @@ def run(
     variants: list[str] | None = None,
     verify: bool = True,
 ) -> list[Job]:
-    """Run every job that is not finished; with `only`, that stage alone, whose inputs must be there. `variants`: names
-    of all that the recipe has, where `recipes` are but some of them. `verify`: read the files of finished stages once,
-    and do those again that are damaged.
+    """Run every job that is not finished; with `only`, that stage alone, whose inputs must be finished.
 
-    Processes that run the same recipe side by side (one per GPU, or one per core) share its stages out: each takes
-    the first one that is ready and that no other has, and returns when all are finished.
+    `variants`: the names of all variants, where `recipes` holds only some of them. `verify`: check the files of
+    finished stages, and run stages with damaged files again.
+
+    Processes that run the same recipe side by side (one per GPU, or one per core) divide its stages up: each takes the
+    first stage that is ready and that no other process has taken, and returns when all are finished.
 
     Raises ValueError when `only` names a stage that no variant has, or one whose inputs are not finished.
     """
     if not distributed.is_main():
-        distributed.barrier()  # the first rank fills the data set's caches, which the others then read
+        distributed.barrier()  # rank 0 fills the data set's caches first; the others then read them
     jobs = plan(recipes, run_dir)
     if distributed.is_main():
         _tidy(jobs, verify)
@@ -151,7 +153,7 @@ def run(
     ahead, variant, waits = list(chosen), None, False
     while ahead:
         with ExitStack() as lock:
-            taken = distributed.share(_take(ahead, lock) if distributed.is_main() else None)
+            taken = distributed.broadcast(_take(ahead, lock) if distributed.is_main() else None)
             if taken is None:
                 if distributed.is_main() and not waits:
                     console.print("waits for stages that another process is running")
@@ -172,7 +174,7 @@ def run(
 
 
 def _check(jobs: list[Job]) -> None:
-    """Raise ValueError for what can be known to be wrong with a stage before those that it would wait for are run."""
+    """Raise ValueError for what is wrong with these jobs, as far as that can be known before any of them runs."""
     for variant, recipe in {job.variant: job.recipe for job in jobs}.items():
         latent_shape(recipe)
         stages = [job.stage for job in jobs if job.variant == variant]
@@ -181,8 +183,8 @@ def _check(jobs: list[Job]) -> None:
 
 
 def _take(ahead: list[Job], lock: ExitStack) -> tuple[int, str] | None:
-    """(position, state) of the first job that is finished, or ready to run and no other process's: it is then ours
-    until `lock` closes. None where there is no such job now."""
+    """(position, state) of the first job that is finished, or that is ready to run and not taken by another process;
+    this process then holds its lock until `lock` closes. None where there is no such job now."""
     coming = {job.folder for job in ahead}
     for position, job in enumerate(ahead):
         state = job.state
@@ -200,7 +202,8 @@ def _take(ahead: list[Job], lock: ExitStack) -> tuple[int, str] | None:
 
 
 def headline(jobs: list[Job], variant: str) -> str:
-    """Where the run stands as a variant begins, with the time left as far as stages of the same name tell it."""
+    """The line that is printed when a variant begins: stages finished, and the time left where finished stages of the
+    same names allow an estimate."""
     variants = list(dict.fromkeys(job.variant for job in jobs))
     folders = {job.folder: job for job in jobs}
     done = [job for job in folders.values() if job.state == "finished"]
@@ -235,13 +238,13 @@ def execute(job: Job) -> None:
 
 def _finish(job: Job, facts: Facts) -> None:
     write_done(job.folder, facts)
-    # Only now: killed before, the stage goes on from its last state.
+    # Only after done.json is written: a stage that is killed before that resumes from its checkpoint.
     shutil.rmtree(job.folder / CHECKPOINTS, ignore_errors=True)
 
 
 def _tidy(jobs: list[Job], verify: bool) -> None:
-    """Of finished stages, remove what a kill at their very end left, and let those run again whose files are damaged:
-    their randomness is fixed, so they end as they did."""
+    """Remove what a kill at the very end of a finished stage left behind; mark stages with damaged files as unfinished,
+    so that they run again. Their randomness is fixed, so they give the same result."""
     for folder in {job.folder for job in jobs if job.finished}:
         with locked(folder, wait=False) as mine:
             if not mine:
@@ -272,7 +275,8 @@ def _fingerprint(
 
 
 def _content(member: Registered) -> Values:
-    """What a member depends on beside its fields: the files that these name, and the plugin that defines it."""
+    """What counts in the fingerprint besides the fields: the content of the files that they name, and that of the
+    plugin that defines the class."""
     plugin = plugin_of(member)
     parts = [member.fingerprint(), content_hash([plugin]) if plugin else ""]
     return {"content": parts} if any(parts) else {}
@@ -304,8 +308,8 @@ def _link(job: Job, run_dir: Path) -> None:
 
 def _write_recipes(recipes: dict[str, Recipe], run_dir: Path, variants: list[str]) -> None:
     """The resolved recipe of every variant, as YAML that `dmvae run` takes, and the names of all variants."""
-    with whole(run_dir / VARIANTS) as part:
+    with atomic_write(run_dir / VARIANTS) as part:
         part.write_text(json.dumps(variants))
     for variant, recipe in recipes.items():
-        with whole(run_dir / variant / "recipe.yaml") as part:
+        with atomic_write(run_dir / variant / "recipe.yaml") as part:
             part.write_text(yaml.safe_dump(configs.plain(recipe), sort_keys=False))

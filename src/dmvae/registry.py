@@ -30,10 +30,11 @@ class Registered:
 
     type: ClassVar[str]
     required: ClassVar[tuple[str, ...]] = ()
-    """What a member must define itself; "a|b": one of them."""
+    """Attributes that a member must define; "a|b" means at least one of the two."""
 
     def fingerprint(self) -> str:
-        """Of the content of the files that the config names, "" without any: a stage is redone when it changes."""
+        """A hash of the files that the config names, "" without any. Stages that use the member run again when it
+        changes."""
         return ""
 
 
@@ -51,7 +52,7 @@ def register(name: str):
     def add(cls: T) -> T:
         family = family_of(cls)
         if cls.__module__.startswith(PLUGIN):
-            names(family)  # ours are there first: a plugin's class that takes one of their names is told so
+            names(family)  # register ours first, so that a plugin which takes one of their names is an error
         _require_complete(cls, family, name)
         members = _members.setdefault(family, {})
         there = members.get(name)
@@ -82,7 +83,9 @@ def _require_complete(cls: type, family: type, name: str) -> None:
         and dataclasses.is_dataclass(family)
         and "__dataclass_fields__" not in vars(cls)
     ):
-        raise ValueError(f"{where}: its fields are none without @dataclass(frozen=True, kw_only=True) below @register")
+        raise ValueError(
+            f"{where}: its annotations are no fields without @dataclass(frozen=True, kw_only=True) below @register"
+        )
 
 
 def _file_of(module: str) -> str:

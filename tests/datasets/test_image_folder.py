@@ -259,7 +259,7 @@ def test_a_class_without_a_readable_image_ends_in_an_error(tmp_path):
             data[len(data) - 1]
 
 
-def test_layout_errors_say_what_to_mend(tmp_path):
+def test_layout_errors_say_what_to_fix(tmp_path):
     def fails(root, message, split="train", **fields):
         with pytest.raises(ValueError, match=message):
             open_split(root, split, **fields)

@@ -53,7 +53,7 @@ def broken():
 def test_an_item_that_raises_is_named_with_the_cause_and_the_place(workers):
     with pytest.raises(
         ValueError,
-        match=r"^item 5 of the data could not be read: KeyError: 'pixels' \(test_loading.py, line \d+\); mend",
+        match=r"^item 5 of the data could not be read: KeyError: 'pixels' \(test_loading.py, line \d+\); fix",
     ) as caught:
         read(broken, workers)
     assert caught.value.__cause__ is not None
@@ -155,6 +155,7 @@ def gone(pids):
     return False
 
 
+@pytest.mark.slow
 def test_an_error_elsewhere_ends_the_process_and_a_worker_that_hangs(tmp_path):
     process, workers = start(tmp_path, "raise")
     _, error = process.communicate(timeout=20)
@@ -162,6 +163,7 @@ def test_an_error_elsewhere_ends_the_process_and_a_worker_that_hangs(tmp_path):
     assert gone(workers)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a worker that hangs outlives a killed process")
 def test_a_kill_ends_the_workers_and_frees_the_lock(tmp_path):
     process, workers = start(tmp_path, "wait")

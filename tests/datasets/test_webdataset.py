@@ -267,7 +267,7 @@ def test_damaged_shards(tmp_path, damage, message):
     fails(tmp_path, f"1 unusable .*({message}).*on_broken: skip|2 unusable", on_broken="error")
 
 
-def test_unusable_shards_say_what_to_mend(tmp_path):
+def test_unusable_shards_say_what_to_fix(tmp_path):
     def shard(name, data):
         path = tmp_path / name / "train.tar"
         path.parent.mkdir()
@@ -295,7 +295,7 @@ def test_unusable_shards_say_what_to_mend(tmp_path):
         )
 
 
-def test_unclear_layouts_say_what_to_mend(shards, tmp_path):
+def test_unclear_layouts_say_what_to_fix(shards, tmp_path):
     fails(tmp_path / "nowhere", r"webdataset\.root: .*nowhere does not exist")
     (tmp_path / "none").mkdir()
     fails(tmp_path / "none", r"no \.tar shard in .*none or the folders in it$")

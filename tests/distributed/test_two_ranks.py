@@ -9,6 +9,8 @@ import pytest
 
 import tiny
 
+pytestmark = pytest.mark.slow
+
 DATA = ("latents", "guidance-1")
 """What is no network: a rounding error there may cross a grey level."""
 IDLE = "discriminator/main.2.bias"

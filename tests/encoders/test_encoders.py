@@ -158,7 +158,7 @@ def test_a_checkpoint_that_is_not_there_is_an_error(tmp_path):
         tiny_vit(checkpoint=tmp_path / "none.pth").build(size=16, channels=3, pretrained=True)
 
 
-def test_weights_that_cannot_be_had_are_an_error_that_names_the_mend(monkeypatch):
+def test_weights_that_cannot_be_had_are_an_error_that_names_the_fix(monkeypatch):
     create = timm.create_model
 
     def offline(name, pretrained, **kwargs):

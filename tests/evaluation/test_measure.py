@@ -99,6 +99,7 @@ def test_a_set_beside_itself(extractor, data):
     assert metrics[f"precision_{FEATURES}"] == metrics[f"coverage_{FEATURES}"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 7, 64])
 def test_batches_change_nothing(extractor, data, size):
     near(measure_sets(*sets(extractor, data, size)).metrics, measure_sets(*sets(extractor, data)).metrics)
@@ -110,6 +111,7 @@ def test_the_order_of_images_changes_nothing(extractor, data):
     near(measure_sets(*sets(extractor, shuffled)).metrics, measure_sets(*sets(extractor, data)).metrics)
 
 
+@pytest.mark.slow
 def test_the_order_of_images_changes_nothing_where_subsets_are_drawn():
     """Kernel distances of more images than a subset holds, and the Inception Score, which cuts them into parts; of
     features that are mostly 0, as those after a ReLU."""
@@ -129,6 +131,7 @@ def test_the_order_of_images_changes_nothing_where_subsets_are_drawn():
     near(*(measure_sets(real, x, parts=("kernel", "score")).metrics for x in (shuffled, fake)))
 
 
+@pytest.mark.slow
 def test_images_prepared_otherwise_are_refused(folders, tmp_path):
     kept = str(tmp_path / "kept.safetensors")
     measure("folder", [folders[0], folders[1]], features=[FEATURES], size=8, save_reference=kept)
@@ -200,6 +203,7 @@ def test_float32_features_lose_nothing_to_float64_ones(extractor, data):
     near(measure_sets(*exact).metrics, measure_sets(real, fake).metrics)
 
 
+@pytest.mark.slow
 def test_files_and_workers_change_nothing(extractor, data, folders, tmp_path):
     """PNG holds every pixel; folders come in another order than the tensors."""
     expected = measure_sets(*reversed(sets(extractor, data))).metrics
@@ -210,6 +214,7 @@ def test_files_and_workers_change_nothing(extractor, data, folders, tmp_path):
     assert found == pytest.approx({name: expected[name] for name in found}, rel=1e-6, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_ranks_change_nothing(folders, tmp_path):
     one, two = tmp_path / "one.json", tmp_path / "two.json"
     arguments = ["measure", "folder", *folders, "--features", FEATURES, "--workers", "0", "--batch-size", "7", "--json"]
@@ -222,6 +227,7 @@ def test_ranks_change_nothing(folders, tmp_path):
     near(read_scores(two)["metrics"], read_scores(one)["metrics"])
 
 
+@pytest.mark.slow
 def test_images_of_a_source_are_not_held(extractor):
     """Of 10 batches that are made as they are asked for, no more than a few are alive at once."""
     alive, most = weakref.WeakSet(), 0
@@ -288,7 +294,7 @@ def complain(capsys, *arguments):
     return stop.value.code, capsys.readouterr().err
 
 
-def test_bad_input_is_told_with_its_mend(folders, tmp_path, capsys):
+def test_bad_input_is_told_with_its_fix(folders, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     mixed = tmp_path / "mixed"
     mixed.mkdir()
@@ -347,6 +353,7 @@ class MeanDistance(torch.nn.Module):
         return self.scale * (a - b).abs().mean((1, 2, 3))
 
 
+@pytest.mark.slow
 def test_pipelines_and_tokenizers(tmp_path, folders, capsys, monkeypatch):
     """Both are measured, checked, and agree with what the run's own stage says of the same samples."""
     monkeypatch.setattr(LPIPSPerceptual, "build", lambda self: LPIPSDistance(1.0, MeanDistance()))

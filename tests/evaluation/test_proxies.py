@@ -269,6 +269,7 @@ def test_probe_is_a_function_of_latents_and_seed():
         generator_probe(z[..., :1], labels)
 
 
+@pytest.mark.slow
 def test_probe_finds_clusters_and_low_rank_easier_than_noise(monkeypatch):
     monkeypatch.setattr(probe, "BATCH", 64)
     monkeypatch.setattr(probe, "HELD_OUT_MOST", 250)

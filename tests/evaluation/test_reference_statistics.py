@@ -45,6 +45,7 @@ def test_a_kept_reference_gives_the_same_figures(folders, tmp_path):
     run("--compare", tmp_path / "one.json", tmp_path / "two.json")
 
 
+@pytest.mark.slow
 def test_what_was_made_differently_is_not_compared(folders, tmp_path, capsys):
     common = ["--workers", 0, "--json"]
     kept = tmp_path / "b.safetensors"

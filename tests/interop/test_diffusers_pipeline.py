@@ -197,7 +197,7 @@ def test_a_mistake_is_an_error_that_says_what_would_be_right(pipeline, arguments
         pipeline(**arguments)
 
 
-def test_a_scheduler_that_is_missing_or_does_not_fit_is_named_with_the_mend(run, pipeline, tmp_path):
+def test_a_scheduler_that_is_missing_or_does_not_fit_is_named_with_the_fix(run, pipeline, tmp_path):
     pipeline.scheduler = DDIMScheduler()
     with pytest.raises(ValueError, match=r"DDIMScheduler takes no sigmas; set .*FlowMatchEulerDiscreteScheduler"):
         pipeline(0)

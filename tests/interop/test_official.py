@@ -55,6 +55,7 @@ def test_the_imported_tokenizer_gives_the_reference_implementations_numbers(vae,
     assert error(x, vae_data["reconstruction"]) < images
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_commands_import_and_export(tmp_path, vae, vae_data, ep64, capsys):
     file, folder = GOLDEN / "vae.safetensors", tmp_path / "vae"
@@ -104,6 +105,7 @@ def test_a_generators_weights_are_the_average_unless_the_model_is_asked_for(ep64
     assert torch.equal(model.x_embedder.proj.bias, 2 * dit_state["x_embedder.proj.bias"].float())
 
 
+@pytest.mark.slow
 def test_a_tokenizers_weights_are_those_the_authors_sample_with_unless_the_average_is_asked_for(tmp_path, vae_state):
     doubled = vae_state | {"decoder.conv_out.bias": 2 * vae_state["decoder.conv_out.bias"]}
     file = save(tmp_path / "vae.pt", {"vae_wo_ddp": vae_state, "vae_ema": doubled})
@@ -191,6 +193,7 @@ def test_the_authors_pixel_normalisation_is_our_encoders(vae):
     assert torch.allclose(theirs, x * vae.encoder.scale + vae.encoder.shift, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize("from_folder", [False, True])
 def test_what_is_exported_is_what_was_imported_bit_for_bit(tmp_path, vae, vae_state, suffix, from_folder):
@@ -208,6 +211,7 @@ def test_what_is_exported_is_what_was_imported_bit_for_bit(tmp_path, vae, vae_st
     assert all(torch.equal(again[k], v) for k, v in vae.state_dict().items())
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_saved_as_our_own_they_give_the_same(tmp_path, vae, vae_data, ep64, dit_data):
     vae.save_pretrained(tmp_path / "vae")

@@ -48,6 +48,7 @@ def test_it_brings_its_student_and_dmd_copies_the_teacher():
     assert all(torch.equal(a, b) for a, b in zip(student.parameters(), teacher.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_the_critic_separates_two_gaussians():
     latents = 2 + 0.5 * Random(0).normal(64, *SHAPE)
     _, log, _ = play(latents, Gaussian(SHAPE, CLASSES, 1.0), steps=60)
@@ -55,6 +56,7 @@ def test_the_critic_separates_two_gaussians():
     assert log["critic/reference"] > 1 > -1 > log["critic/latents"]
 
 
+@pytest.mark.slow
 def test_latents_follow_the_critic_to_the_reference():
     latents = 3 + 0.3 * Random(0).normal(64, *SHAPE)
     _, _, z = play(latents, Gaussian(SHAPE, CLASSES, 1.0), steps=300, learning_rate=3e-2)
@@ -70,6 +72,7 @@ class Halves:
         return (4.0 * labels - 2).view(-1, 1, 1, 1) + 0.3 * rng.normal(n, *SHAPE), labels
 
 
+@pytest.mark.slow
 def test_the_critic_listens_to_labels():
     """Latents that lie where the reference does, under the wrong labels, are found out."""
     labels = torch.arange(64) % 2
@@ -78,6 +81,7 @@ def test_the_critic_listens_to_labels():
     assert log["critic/accuracy"] > 0.95
 
 
+@pytest.mark.slow
 def test_the_penalty_flattens_the_critic():
     latents = 4 + 0.3 * Random(0).normal(64, *SHAPE)
     reference = Gaussian(SHAPE, CLASSES, 0.3)

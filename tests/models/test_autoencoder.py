@@ -79,6 +79,7 @@ def test_denormalize_undoes_normalize():
     assert torch.allclose(model.denormalize(normal), z, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "encoder",
     [CONV, {"type": "timm", "model": "vit_tiny_patch16_224", "patch_size": 4, "kwargs": {"depth": 1}}],

@@ -19,6 +19,7 @@ def small(decoder: dict | None = None, **changes) -> Autoencoder:
     return Autoencoder(decoder=DECODER | (decoder or {}), **config).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [{}, {"decoder": {"attention": False}}, {"encoder": VIT | {"patch_size": 6}, "image_size": 48}],
@@ -33,6 +34,7 @@ def test_a_tiled_image_is_the_untiled_one_at_its_seams_too(changes):
     assert (model.decode(z).sample - whole).abs().max() < 1e-4 * whole.std()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_levels_before_the_first_and_more_blocks_are_tiled_exactly_too():
     model = small(encoder=CONV | {"stride": 16}, image_size=32, decoder={"blocks": 2})
@@ -117,6 +119,7 @@ def test_slices_are_the_batch():
     assert torch.allclose(model(x).sample, images, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", [CONV, VIT], ids=["conv", "vit"])
 def test_encode_and_decode_compile_without_a_graph_break(encoder):
     model = small(encoder=encoder)

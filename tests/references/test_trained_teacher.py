@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 from torch import nn
 
@@ -25,6 +26,7 @@ class Small(nn.Module):
         return self.net(features).view_as(z_t)
 
 
+@pytest.mark.slow
 def test_a_trained_teacher_approaches_the_closed_form():
     """Flow matching on samples of a one-dimensional mixture of two classes, with label dropout."""
     means = torch.tensor([-1.0, 0.8]).view(2, 1, 1, 1)

@@ -9,6 +9,8 @@ from fake_run import Section, build, latents
 
 from dmvae.report import latent_map, write_report
 
+pytestmark = pytest.mark.slow
+
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 
 

@@ -16,6 +16,8 @@ from dmvae.stages import STAGES
 from dmvae.training.loop import Trainer
 from dmvae.training.stage import Batch
 
+pytestmark = pytest.mark.slow
+
 ALONE = {"reference": None, "matching": None, "decoder": None}
 VARIANTS = {
     "ae": ALONE | {"encoder": None, "tokenizer": {"train_encoder": True}},
@@ -224,7 +226,7 @@ def test_interrupted_it_ends_in_the_same_weights(finished, tmp_path, monkeypatch
         ({"autoencoder.variational": True, "autoencoder.latent_channels": None}, "give latent_channels"),
     ],
 )
-def test_a_mistake_is_refused_with_its_mend(tmp_path, over, message):
+def test_a_mistake_is_refused_with_its_fix(tmp_path, over, message):
     with pytest.raises(ValueError, match=message):
         load(tiny.write(tmp_path, variants={"x": over}))
 

@@ -3,9 +3,12 @@
 import json
 import math
 
+import pytest
+
 import tiny
 
 
+@pytest.mark.slow
 def test_proxies_and_probe_stand_beside_the_other_figures(tmp_path, monkeypatch):
     monkeypatch.setattr("dmvae.evaluation.probe.STEPS", 3)
     monkeypatch.setattr("dmvae.evaluation.probe.SAMPLES", 12)

@@ -51,6 +51,7 @@ def test_a_published_size_takes_a_head():
     assert model.final_layer.linear.weight.shape == (768, 768)
 
 
+@pytest.mark.slow
 def test_the_head_learns_what_a_narrow_network_cannot():
     """Copying z_t needs all 24 of its directions: 16 channels keep at most 16 of them."""
     errors = {}

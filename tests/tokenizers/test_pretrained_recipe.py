@@ -22,6 +22,7 @@ def write(folder: Path, **over) -> Path:
     return tiny.write(folder, **(FINISHED | over))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["AutoencoderKL", "identity", "dmvae"])
 def test_every_stage_after_the_tokenizer_runs(kind, tmp_path):
     model = tiny.DIT | {"patch_size": 3}

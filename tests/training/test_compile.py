@@ -1,5 +1,6 @@
 """What `run.compile` compiles."""
 
+import pytest
 import torch
 
 from dmvae.models.discriminator import PatchGAN
@@ -28,6 +29,7 @@ def compiled(device: str) -> set[str]:
     return {name for name, module in torch.nn.ModuleDict(modules).named_modules() if module._compiled_call_impl}
 
 
+@pytest.mark.slow
 def test_an_accelerator_compiles_every_network_and_a_cpu_those_that_do_not_convolve():
     everywhere = {"student", "tokenizer.encoder", "tokenizer.bottleneck"}
     assert compiled("cpu") == everywhere

@@ -213,4 +213,4 @@ def test_ranks_ask_each_other_in_every_tenth_step_and_in_the_last(monkeypatch):
 
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr(distributed.dist, "all_reduce", lambda *_: None)
-    assert [step for step in range(1, 26) if distributed.anywhere(True, step, last=25)] == [10, 20, 25]
+    assert [step for step in range(1, 26) if distributed.any_rank(True, step, last=25)] == [10, 20, 25]

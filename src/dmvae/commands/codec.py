@@ -22,7 +22,7 @@ from dmvae.datasets.image_scan import Entry, scan
 from dmvae.datasets.loading import Loader, cuts
 from dmvae.datasets.pixels import as_input, to_uint8
 from dmvae.runtime.console import Bar, console
-from dmvae.runtime.files import locked, sweep, whole
+from dmvae.runtime.files import atomic_write, locked, sweep
 from dmvae.runtime.hashing import digest
 from dmvae.runtime.precision import Precision, autocast
 
@@ -219,7 +219,7 @@ def _claim(out: Path, plan: dict[str, Any]) -> None:
     """Write out/encode.json, or compare with the one that is there."""
     file, text = out / "encode.json", json.dumps(plan, indent=1)
     if not file.exists():
-        with whole(file) as part:
+        with atomic_write(file) as part:
             part.write_text(text)
         return
     try:
@@ -251,7 +251,7 @@ def _tar_names(entries: list[Entry]) -> list[str]:
 
 def _write_png(path: Path, image: Tensor) -> None:
     array = image.permute(1, 2, 0).numpy()
-    with whole(path) as part:
+    with atomic_write(path) as part:
         Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(part, format="PNG")
 
 

@@ -23,7 +23,7 @@ from dmvae.evaluation.reconstruct import PerceptualDistance, reconstruct, recons
 from dmvae.evaluation.reference_statistics import SUFFIXES, read_statistics
 from dmvae.evaluation.scores import Scores
 from dmvae.runtime import distributed
-from dmvae.runtime.files import whole
+from dmvae.runtime.files import atomic_write
 from dmvae.runtime.hashing import digest, weights_hash
 from dmvae.runtime.precision import Precision, uses_bf16
 
@@ -280,7 +280,7 @@ def _cut(features: str) -> tuple[str, str]:
 
 
 def write_scores(result: Values, path: Path) -> None:
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_text(json.dumps(result, indent=1))
 
 

@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from dmvae.runtime.files import read_sealed, whole, write_sealed
+from dmvae.runtime.files import atomic_write, read_sealed, write_sealed
 
 SUFFIXES = {"safetensors": ".safetensors", "webdataset": ".tar"}
 
@@ -92,7 +92,7 @@ def write_tar(path: Path, z: Tensor, names: list[str], labels: list[int]) -> Non
         np.save(array, latent)
         members += [(f"{name}.npy", array.getvalue()), (f"{name}.cls", str(label).encode())]
     about = {"comment": _seal(members)}
-    with whole(path) as part, tarfile.open(part, "w", format=tarfile.PAX_FORMAT, pax_headers=about) as tar:
+    with atomic_write(path) as part, tarfile.open(part, "w", format=tarfile.PAX_FORMAT, pax_headers=about) as tar:
         for name, content in members:
             info = tarfile.TarInfo(name)
             info.size = len(content)

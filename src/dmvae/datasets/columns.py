@@ -88,20 +88,20 @@ def label_column(table: Any, given: str | None, where: str) -> str | None:
 
     if given == NONE:
         return None
-    mend = 'name one in data.label_column, or set it to "none" for images without classes'
+    fix = 'name one in data.label_column, or set it to "none" for images without classes'
     if given is None:
         found = [name for name, feature in table.features.items() if isinstance(feature, ClassLabel)]
         if len(found) > 1:
-            raise ValueError(f"{where}: several columns hold classes, {', '.join(found)}: {mend}")
+            raise ValueError(f"{where}: several columns hold classes, {', '.join(found)}: {fix}")
         found = found or [name for name in LABELS if name in table.column_names]
         if not found:
-            raise ValueError(f"{where}: no column holds labels; there are {_all(table)}: {mend}")
+            raise ValueError(f"{where}: no column holds labels; there are {_all(table)}: {fix}")
         given = found[0]
     _there(table, given, where, "label_column")
     if (kind := _holds(table, given)) not in ("number", "text"):
         raise ValueError(
             f"{where}, column {given}: holds {_type(table, given)}, not one whole number or name an image"
-            f"{_nested(kind)}: {mend}"
+            f"{_nested(kind)}: {fix}"
         )
     return given
 

@@ -25,7 +25,7 @@ from dmvae.datasets.download import cache_folder
 from dmvae.datasets.image_file import BrokenImage, decode
 from dmvae.datasets.image_scan import rank
 from dmvae.datasets.memory import MemoryDataset
-from dmvae.runtime.files import whole
+from dmvae.runtime.files import atomic_write
 from dmvae.runtime.hashing import digest
 
 OnBroken = Literal["skip", "error"]
@@ -105,12 +105,12 @@ def check_labels(labels: Tensor, classes: Sequence[str], what: str, where: Calla
     bad = ((labels < 0) | (labels >= len(classes))).nonzero().flatten()
     if len(bad):
         label = int(labels[bad[0]])
-        mend = "name every class in data.classes, or correct the label"
+        fix = "name every class in data.classes, or correct the label"
         if label == -1:
-            mend = "-1 means that this split has no labels: choose another"
+            fix = "-1 means that this split has no labels: choose another"
         raise ValueError(
             f"{where(int(bad[0]))}: label {label} is not one of {len(classes)} classes, 0 to {len(classes) - 1}, of "
-            f"{what} ({len(bad)} such labels of {len(labels)}): {mend}"
+            f"{what} ({len(bad)} such labels of {len(labels)}): {fix}"
         )
 
 
@@ -151,7 +151,7 @@ def report(source: Encoded, classes: Sequence[str], broken: dict[int, str], conf
     first = list(broken.items())[:3]
     named = "; ".join(f"{source.where(i)}: {why}" for i, why in first) + ("; ..." if len(broken) > 3 else "")
     if config.on_broken == "error":
-        raise ValueError(f"{len(broken)} unreadable images: {named}. Mend or delete them, or set on_broken: skip")
+        raise ValueError(f"{len(broken)} unreadable images: {named}. Fix or delete them, or set on_broken: skip")
     left = torch.ones(len(source.labels), dtype=torch.bool)
     left[list(broken)] = False
     if not left.any():
@@ -175,7 +175,7 @@ def _decode_all(source: Encoded, config: EncodedConfig, folder: Path) -> None:
 
     n = len(source.labels)
     broken: dict[int, str] = {}
-    with whole(folder) as part, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with atomic_write(folder) as part, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         part.mkdir()
         with (part / "images.npy").open("wb") as file:
             start = _header(file, (0, config.channels, config.size, config.size))
@@ -199,8 +199,8 @@ def _header(file, shape: tuple[int, ...]) -> int:
 
 
 def ends(data: bytes) -> bytes:
-    """What to hash of an encoded image: its size, first and last 4 KiB, for what a compressed format holds there moves
-    with all before it. Formats without compression are hashed whole."""
+    """What to hash of an encoded image: its size, first and last 4 KiB. The last bytes of a compressed format depend on
+    all that come before them; uncompressed files are hashed whole."""
     if len(data) <= 2 * ENDS or data.startswith(UNCOMPRESSED):
         return data
     return b"%d " % len(data) + data[:ENDS] + data[-ENDS:]
@@ -238,7 +238,7 @@ class DecodedWhenRead:
         except BrokenImage as error:
             place = str(error)
             if self.on_broken == "error":
-                raise ValueError(f"unreadable image: {error}. Mend or delete it, or set on_broken: skip") from error
+                raise ValueError(f"unreadable image: {error}. Fix or delete it, or set on_broken: skip") from error
             warnings.warn(f"unreadable image, another of its class takes its place: {error}", stacklevel=2)
         for step in range(1, len(self)):
             other = (index + step) % len(self)
@@ -247,7 +247,7 @@ class DecodedWhenRead:
                     return self.decode(other), label
                 except BrokenImage:
                     continue  # warned of when it is read in its own right
-        raise ValueError(f"class {self.classes[label]!r} has no readable image ({place}); leave it out or mend it")
+        raise ValueError(f"class {self.classes[label]!r} has no readable image ({place}); leave it out or fix it")
 
 
 class LazyImages(DecodedWhenRead):

@@ -96,7 +96,7 @@ def _numbers(train: Any, label: str, where: Place) -> tuple[str, ...]:
 
 
 class Prepared:
-    """A data set that `datasets` has fetched and converted, ready to be opened. Raises ValueError with the mend."""
+    """A data set that `datasets` has fetched and converted, ready to be opened. Raises ValueError with the fix."""
 
     def __init__(self, root: str, subset: str | None, revision: str | None):
         try:

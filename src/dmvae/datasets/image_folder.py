@@ -89,7 +89,7 @@ class ImageFolder(DatasetConfig):
             return
         named = "; ".join(broken[:3]) + ("; ..." if len(broken) > 3 else "")
         if self.on_broken == "error":
-            raise ValueError(f"{len(broken)} unreadable images: {named}. Mend or delete them, or set on_broken: skip")
+            raise ValueError(f"{len(broken)} unreadable images: {named}. Fix or delete them, or set on_broken: skip")
         if not keep:
             raise ValueError(f"{folder}: none of its {len(broken)} images of this split is readable: {named}")
         if gone := set(labels.tolist()) - set(labels[keep].tolist()):
@@ -117,9 +117,11 @@ class FolderDataset(DecodedWhenRead):
 
 
 def ends(path: Path) -> str:
-    """A file's size and a hash of its first and last 4 KiB. Checksums of the whole picture stand at the end of a PNG,
-    and what a JPEG or WebP holds there moves with all before it: so a rewritten image does not go unseen, and a
-    million of them need not be read whole. Formats without compression are. Empty for what cannot be read."""
+    """A file's size and a hash of its first and last 4 KiB; "" for a file that cannot be read.
+
+    That is enough to notice a rewritten image without reading millions of files whole: a PNG ends with checksums, and
+    the last bytes of a JPEG or WebP depend on all that come before them. Uncompressed files are hashed whole.
+    """
     try:
         with path.open("rb") as file:
             if path.suffix.lower() in UNCOMPRESSED:

@@ -125,7 +125,7 @@ class Loader:
                 raise KeyboardInterrupt
             if time.monotonic() - begun > PATIENCE:
                 raise TimeoutError(
-                    f"no batch came for {PATIENCE:.0f} s, with {self._reading(range(self.workers))}; mend what makes "
+                    f"no batch came for {PATIENCE:.0f} s, with {self._reading(range(self.workers))}; fix what makes "
                     "that so slow, or leave the item out; the same command goes on from what was saved"
                 )
 
@@ -135,7 +135,7 @@ class Loader:
             " (if memory ran out, fewer run.workers or a smaller data.size help)" if code == -signal.SIGKILL else ""
         )
         return (
-            f"a data worker {how}{memory}, with {self._reading([worker])}; mend or remove what ended it; "
+            f"a data worker {how}{memory}, with {self._reading([worker])}; fix or remove what ended it; "
             "the same command goes on from what was saved"
         )
 
@@ -195,7 +195,7 @@ class Reader:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         return (
             f"{which} could not be read: {type(error).__name__}: {error} ({Path(frame.filename).name}, line "
-            f"{frame.lineno}); mend the item or what reads it"
+            f"{frame.lineno}); fix the item or what reads it"
         )
 
 

@@ -19,7 +19,7 @@ from dmvae.datasets.encoded import EncodedConfig, check_labels, choose, numbered
 from dmvae.datasets.image_scan import HELD_OUT
 from dmvae.datasets.tar_index import Samples, read_index
 from dmvae.registry import nearest, register
-from dmvae.runtime.files import whole
+from dmvae.runtime.files import atomic_write
 from dmvae.runtime.hashing import digest
 
 INDEX = 1  # changes when the index does
@@ -93,7 +93,7 @@ class WebDataset(EncodedConfig):
         if kept.is_file():
             return Samples(**json.loads(kept.read_text()))
         samples = read_index(shard, self.image_extension and self.image_extension.lower(), label)
-        with whole(kept) as part:
+        with atomic_write(kept) as part:
             part.write_text(json.dumps(asdict(samples)))
         return samples
 
@@ -103,7 +103,7 @@ class WebDataset(EncodedConfig):
             return
         named = "; ".join(broken[:3]) + ("; ..." if len(broken) > 3 else "")
         if self.on_broken == "error":
-            raise ValueError(f"{len(broken)} unusable samples or shards: {named}. Mend them, or set on_broken: skip")
+            raise ValueError(f"{len(broken)} unusable samples or shards: {named}. Fix them, or set on_broken: skip")
         total = sum(len(samples.names) for samples in index)
         warnings.warn(f"skipped {len(broken)} unusable samples or shards beside {total}: {named}", stacklevel=3)
 

@@ -125,7 +125,7 @@ def reference_features(
         kept = [_kept(path) for path in paths]
         missing = [i for i, found in enumerate(kept) if found is None]
         if not alone:
-            missing = distributed.share(missing)
+            missing = distributed.broadcast(missing)
         fresh = features_of([extractors[i] for i in missing], images, batch_size, title, alone=alone)
         for i, found in zip(missing, fresh, strict=True):
             kept[i] = found

@@ -128,7 +128,7 @@ class FolderImages:
                         )
             return read_image(path, self.size, self.channels)
         except (BrokenImage, OSError) as error:
-            raise ValueError(f"unreadable image: {error}. Mend or delete it") from error
+            raise ValueError(f"unreadable image: {error}. Fix or delete it") from error
 
     def batches(self, chosen: range, batch_size: int) -> Iterator[Tensor]:
         yield from Loader(self, cuts(chosen, batch_size), self.workers, torch.stack)
@@ -145,7 +145,7 @@ class FolderImages:
             with Image.open(path) as image:
                 width, height = image.size
         except OSError as error:
-            raise ValueError(f"unreadable image: {path}: {error}. Mend or delete it") from error
+            raise ValueError(f"unreadable image: {path}: {error}. Fix or delete it") from error
         if width != height:
             raise ValueError(
                 f"{path} is {width}x{height}, not square: give --size N to crop and resize all to one size"
@@ -220,7 +220,7 @@ def _size(shape: Sequence[int]) -> Values:
 def _gathered(own: dict[str, Tensor], share: int, n: int) -> dict[str, Tensor]:
     """Every rank's rows: all but the last ranks have `share` of them, so padding can only stand at the end."""
     device = distributed.start()
-    shapes = distributed.share({name: (values.shape[1:], values.dtype) for name, values in own.items()})
+    shapes = distributed.broadcast({name: (values.shape[1:], values.dtype) for name, values in own.items()})
     whole = {}
     for name, (shape, dtype) in shapes.items():
         padded = torch.zeros(share, *shape, dtype=dtype)

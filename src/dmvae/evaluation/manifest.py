@@ -45,7 +45,7 @@ def differences(a: object, b: object, where: str = "") -> list[str]:
 
 
 def unknown(a: object, b: object, where: str = "") -> list[str]:
-    """Dotted names of the fields that only one of two manifests has, but for packages that only one side has."""
+    """Dotted names of the fields that only one of two manifests has, ignoring packages that only one side has."""
     if not (isinstance(a, dict) and isinstance(b, dict)) or where.endswith("versions"):
         return []
     alone = [_join(where, key) for key in {**a, **b} if (key in a) != (key in b) and key not in PLACES]

@@ -20,7 +20,7 @@ from torch import Tensor
 from dmvae.config import Values
 from dmvae.models.discriminator import PatchGAN
 from dmvae.models.dit import LightningDiT
-from dmvae.runtime.weights import Shapes, check, count, pick, read_tensors, square, told, write_tensors
+from dmvae.runtime.weights import Shapes, check, count, pick, read_tensors, require_shapes, square, write_tensors
 from dmvae.tokenizers.autoencoder import Autoencoder
 
 VITS = {384: ("small", 12, 6), 768: ("base", 12, 12), 1024: ("large", 24, 16)}
@@ -115,7 +115,7 @@ def build_generator(state: Mapping[str, Tensor], where: object) -> LightningDiT:
 
 def build_discriminator(state: Mapping[str, Tensor], where: object) -> PatchGAN:
     """The discriminator whose state dict this is."""
-    [(width, channels, *_)] = told({k: v.shape for k, v in state.items()}, {"main.0.weight": 4}, where)
+    [(width, channels, *_)] = require_shapes({k: v.shape for k, v in state.items()}, {"main.0.weight": 4}, where)
     layers = sum(v.ndim == 4 for v in state.values()) - 2
     return fill(PatchGAN(in_channels=channels, width=width, layers=layers), state, {}, where)
 
@@ -161,7 +161,7 @@ def vae_config(shapes: Shapes, where: object, *, heads: int | None = None) -> Va
     telling = {"encoder.model.patch_embed.proj.weight": 4, "encoder.model.pos_embed": 3}
     telling |= {"encoder.model.blocks.0.mlp.fc1.weight": 2, "bottle_neck.mlp.0.weight": 2}
     telling |= {"bottle_neck.mlp.2.weight": 2, "decoder.conv_out.weight": 4} | dict.fromkeys(levels, 4)
-    patches, (_, tokens, width), (hidden, _), middle, last, out, *convs = told(shapes, telling, where)
+    patches, (_, tokens, width), (hidden, _), middle, last, out, *convs = require_shapes(shapes, telling, where)
     patch, registers = patches[2], "encoder.model.reg_token" in shapes
     if patch & (patch - 1):
         raise ValueError(f"{where}: patch size {patch} is no power of two, so the authors' decoder does not undo it")
@@ -178,7 +178,7 @@ def vae_config(shapes: Shapes, where: object, *, heads: int | None = None) -> Va
     own: Values = {"embed_dim": width, "depth": count(shapes, "encoder.model.blocks"), "num_heads": heads}
     own |= {"mlp_ratio": mlp_ratio(width, hidden)}
     if registers:
-        own["reg_tokens"] = told(shapes, {"encoder.model.reg_token": 3}, where)[0][1]
+        own["reg_tokens"] = require_shapes(shapes, {"encoder.model.reg_token": 3}, where)[0][1]
     decoder_width = math.gcd(*(conv[0] for conv in convs))
     return {
         "encoder": {
@@ -207,7 +207,9 @@ def generator_config(shapes: Shapes, where: object) -> Values:
     """LightningDiT's arguments for a state dict of these shapes; the label table's last row is "no label"."""
     telling = {"x_embedder.proj.weight": 4, "pos_embed": 3, "blocks.0.attn.q_norm.weight": 1}
     telling |= {"blocks.0.mlp.w3.weight": 2, "y_embedder.embedding_table.weight": 2}
-    (width, channels, patch, _), (_, tokens, _), (head_width,), (_, hidden), (rows, _) = told(shapes, telling, where)
+    (width, channels, patch, _), (_, tokens, _), (head_width,), (_, hidden), (rows, _) = require_shapes(
+        shapes, telling, where
+    )
     if width % head_width:
         raise ValueError(f"{where}: width {width} is no multiple of the head width {head_width} (q_norm.weight)")
     return {

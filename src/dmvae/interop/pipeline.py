@@ -42,7 +42,7 @@ class DMVAEPipeline(DiffusionPipeline):  # type: ignore[misc]
     config: Any
     model_cpu_offload_seq: Any = "transformer->vae"
     _callback_tensor_inputs = ("latents",)
-    _optional_components = ["scheduler"]  # noqa: RUF012  # its absence is told with the mend, when images are asked for
+    _optional_components = ["scheduler"]  # noqa: RUF012  # its absence is told with the fix, when images are asked for
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Alignment: every latent vector is told which feature vector of a frozen encoder it shall resemble.
+"""Alignment: each latent vector is pulled towards the frozen encoder's feature vector at its place.
 
 Latents z [n, C, H, W], the frozen encoder's features f [n, F, H, W] at the same places, and z' = projection(z)
 [n, F, H, W], a linear map of each latent to the features' width that trains along.

@@ -1,4 +1,4 @@
-"""Perceptual losses: distances between images in the features of a frozen network. A member per registered config.
+"""Perceptual losses: distances between images in the features of a frozen network. One loss per registered config.
 
 Images are [n, 1 or 3, h, w] in [-1, 1].
 """
@@ -47,7 +47,7 @@ class PerceptualConfig(Registered):
     """Factor of the loss."""
 
     def build(self) -> PerceptualLoss | None:
-        """The loss, or None. Raises ValueError, with the mend, when its package or weights are missing."""
+        """The loss, or None. Raises ValueError, with the fix, when its package or weights are missing."""
         raise NotImplementedError
 
 

@@ -1,6 +1,6 @@
-"""Matching objectives: one file each. An objective says how latents move towards the reference.
+"""Matching objectives: one file each. An objective is a loss that moves latents towards the reference.
 
-They serve without recipe and folder too. In a training loop of one's own, with any velocity networks:
+They also work without a recipe, in your own training loop, with any velocity networks:
 
     objective = DMD(guidance=5.0)
     loss, log = objective.loss(z, labels, teacher, student)          # add it to the loss of the tokenizer
@@ -45,8 +45,8 @@ class Context:
 
     @classmethod
     def default(cls, z: Tensor, *networks: object, rng: torch.Generator | None = None) -> Context:
-        """For loops of one's own: torch's randomness, or that of `rng`, and the number of classes that a network's
-        config tells. Raises ValueError where none does."""
+        """For your own training loop: randomness from `rng` or torch's global generator, and the number of classes from
+        a network's config (`config.num_classes`). Raises ValueError where no network has that."""
         configs: list[Any] = [getattr(network, "config", None) for network in networks]
         counts = [config.num_classes for config in configs if hasattr(config, "num_classes")]
         if not counts:
@@ -59,16 +59,17 @@ class Context:
 
 @dataclass(frozen=True, kw_only=True)
 class Matching(Registered):
-    """Base of every objective. Its student is, unless an objective says otherwise, a flow model that starts as the
-    teacher and learns the latents as they are."""
+    """Base class of every objective. By default its student is a flow model that starts as a copy of the teacher and is
+    trained by flow matching on the current latents."""
 
     required: ClassVar[tuple[str, ...]] = ("loss",)
 
     needs_teacher: ClassVar[bool] = True
     """Whether `loss` needs the reference's velocity."""
     needs_reference: ClassVar[bool] = False
-    """Whether it, or the student's loss, needs samples: `context.reference`."""
+    """Whether `loss` or `student_loss` needs samples of the reference: `context.reference`."""
     has_student: ClassVar[bool] = True
+    """Whether a second network is trained beside the tokenizer."""
 
     def loss(
         self,
@@ -78,10 +79,10 @@ class Matching(Registered):
         student: object = None,
         context: Context | None = None,
     ) -> tuple[Tensor, Log]:
-        """(a scalar, figures to log). Its gradient with respect to the latents z [n, C, H, W], normalised as the
-        reference's samples are, moves them; labels int64 [n]. No gradient reaches teacher or student.
+        """(scalar loss, figures to log). Its gradient with respect to z moves the tokenizer; no gradient may reach
+        teacher or student. z [n, C, H, W] is normalised as the reference's samples are; labels are int64 [n].
 
-        A figure is a scalar, or [sum, count] of what is not there at every step.
+        A figure is a scalar tensor, or [sum, count] for a figure that not every step has.
         """
         raise NotImplementedError
 
@@ -89,8 +90,8 @@ class Matching(Registered):
         self, latent_shape: tuple[int, int, int], num_classes: int, teacher: object, model: FlowModelConfig
     ) -> nn.Module | None:
         """The student for latents (C, H, W): a copy of the teacher where that is a network, else a new `model`; None
-        where `has_student` is False. What an objective remembers from turn to turn must be in it, so that a run can be
-        resumed."""
+        where `has_student` is False. Whatever an objective keeps from one step to the next must be in it, as parameters
+        or buffers, so that checkpoints hold it."""
         if not self.has_student:
             return None
         return copy_of(teacher) if isinstance(teacher, nn.Module) else model.build(latent_shape, num_classes)
@@ -98,7 +99,7 @@ class Matching(Registered):
     def student_loss(
         self, student: Any, z: Tensor, labels: Tensor, context: Context | None = None
     ) -> tuple[Tensor, Log]:
-        """(a scalar to descend, figures to log) of the student, on detached latents z [n, C, H, W]."""
+        """(scalar loss of the student, figures to log), on detached latents z [n, C, H, W]."""
         context = context or Context.default(z, student)
         labels = drop_labels(labels, context.label_dropout, context.null_label, context.rng)
         t = sample_time(len(z), context.time_distribution, context.rng)
@@ -106,7 +107,7 @@ class Matching(Registered):
 
 
 def copy_of(network: Any) -> nn.Module:
-    """A network of its own with the same weights, to be trained."""
+    """A trainable copy of the network."""
     if hasattr(network, "from_config"):  # a diffusers model knows which of its parameters train
         copy = type(network).from_config(network.config)
         copy.load_state_dict(network.state_dict())

@@ -1,7 +1,7 @@
 """Adversarial matching: an adversarial autoencoder (Makhzani et al., arXiv 1511.05644) to any reference.
 
-A critic tells the reference's samples from the latents, both [n, C, H, W] normalised per channel, with their
-labels; the latents move to where it cannot. It needs no velocity, and so no teacher.
+A critic learns to tell the reference's samples from the latents, both [n, C, H, W] normalised per channel, with their
+labels; the latents learn to fool it. It needs no velocity, and so no teacher.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dmvae.registry import register
 @register("adversarial")
 @dataclass(frozen=True, kw_only=True)
 class Adversarial(Matching):
-    """The non-saturating adversarial loss; it descends a Jensen-Shannon divergence, as well as the critic knows it."""
+    """The non-saturating adversarial loss. With a perfect critic it descends the Jensen-Shannon divergence."""
 
     needs_teacher: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = True
@@ -30,7 +30,7 @@ class Adversarial(Matching):
     width: int = 128
     """Channels of the critic."""
     depth: int = 3
-    """Its residual blocks, each of which sees one latent further on every side."""
+    """Its residual blocks; each widens the receptive field by one latent on every side."""
     penalty: float = 1.0
     """gamma of the penalty gamma / 2 |dD/dz|^2 at the reference's samples (R1, arXiv 1801.04406), without which the
     critic of two distributions that do not overlap grows without bound; 0 is off."""
@@ -108,5 +108,5 @@ class Critic(nn.Module):
             return self.logit(pooled).squeeze(1) + (self.labels(labels) * pooled).sum(1)
 
     def compiled_parts(self) -> list[nn.Module]:
-        """None: torch.compile does not differentiate twice."""
+        """None: torch.compile does not support differentiating twice."""
         return []

@@ -19,7 +19,7 @@ BINS = 4
 @register("dmd")
 @dataclass(frozen=True, kw_only=True)
 class DMD(Matching):
-    """The paper's objective: it descends the reverse KL divergence from the latents to the reference."""
+    """The paper's objective: it descends KL(latents || reference), the reverse KL divergence."""
 
     guidance: float = 5.0
     """Guidance scale w of teacher and student alike; 1 turns guidance off."""

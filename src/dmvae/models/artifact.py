@@ -11,12 +11,12 @@ from diffusers.models.modeling_utils import ModelMixin
 from safetensors.torch import save_file
 from torch import nn
 
-from dmvae.runtime.files import whole
+from dmvae.runtime.files import atomic_write
 
 
 def save_network(module: nn.Module, folder: Path) -> None:
     """Write as a diffusers model folder (a plain module as model.safetensors alone)."""
-    with whole(folder) as part:
+    with atomic_write(folder) as part:
         if isinstance(module, ModelMixin):
             module.save_pretrained(part)
         else:

@@ -77,7 +77,7 @@ def effnet_lite0() -> EfficientNet:
 
 
 def weights_file(version: Version = "lite0") -> Path:
-    """Where the package keeps its file; ValueError with the mend when it is not installed."""
+    """Where the package keeps its file; ValueError with the fix when it is not installed."""
     known = VERSIONS[version]
     try:
         module = importlib.import_module(known.package.replace("-", "_"))

@@ -1,12 +1,14 @@
-"""Reference distributions: one file each. A reference says how the latents shall be distributed.
+"""Reference distributions: one file each. A reference is the distribution that the latents shall have.
 
-How latents are normalised, the one rule: a reference is a distribution of *normalised* latents, (z - mean) / std of
-the tokenizer's raw ones. `features` with the tokenizer's own bottleneck has the mean and std of those features: raw
-latents shall follow them as they are; `noise_states` has those of what it noises. Every other reference comes at unit
-scale, foreign features because they are standardised per channel, and takes mean and std from the tokenizer's *initial*
-latents: then matching starts with latents whose per-channel mean and std are the reference's already, whatever scale
-the tokenizer happens to have, and moves their shape. The references written as formulas can be had for raw latents
-instead (`scale: raw`).
+One rule for normalisation: a reference is a distribution of *normalised* latents, (z - mean) / std, where z are the
+tokenizer's raw latents. Which mean and std:
+
+- `features` with the tokenizer's own bottleneck: those of these features, so that raw latents shall follow the raw
+  features. `noise_states`: those of the reference that it adds noise to.
+- every other reference has unit scale (features of other networks are standardised per channel) and takes mean and std
+  of the tokenizer's *initial* latents. So, whatever the tokenizer's scale, matching starts with latents that already
+  have the reference's mean and std per channel, and changes the shape of their distribution.
+- references given as formulas can describe raw latents instead (`scale: raw`): mean 0, std 1.
 """
 
 from __future__ import annotations
@@ -25,11 +27,11 @@ from dmvae.runtime.random import Random
 
 
 class Surroundings(Protocol):
-    """What a reference is built in: the latents that shall follow it, and the data they come from. `Inputs` is one;
-    outside of a recipe any object with what the reference asks for will do."""
+    """What `ReferenceConfig.build` is given: the latents' shape and the data they come from. In a recipe this is an
+    `Inputs`; elsewhere, any object that has the attributes which the reference uses."""
 
     out: Path
-    """Folder for the files that it makes; a second call finds them there."""
+    """Folder for the files that the reference writes; a second `build` finds them there."""
     device: torch.device
 
     @property
@@ -43,7 +45,7 @@ class Surroundings(Protocol):
     def seed(self) -> int: ...
     @property
     def data(self) -> DatasetConfig:
-        """The images' size and channels, among the rest."""
+        """The data set's config; it has the images' `size` and `channels`."""
         ...
 
     @property
@@ -73,10 +75,9 @@ class Reference(Protocol):
     """
 
     mean: Tensor
-    """float32 [C]: what is subtracted from raw latents before they are compared; zeros where raw latents
-    shall follow the reference as it is."""
+    """float32 [C], subtracted from raw latents; zeros where raw latents shall follow the reference."""
     std: Tensor
-    """float32 [C]: what they are divided by."""
+    """float32 [C], by which they are then divided."""
 
     @property
     def velocity(self) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
@@ -84,9 +85,9 @@ class Reference(Protocol):
         The label `num_classes` means "no label"."""
 
     def sample(self, n: int, rng: Random) -> tuple[Tensor, Tensor]:
-        """(latents [n, C, H, W] float32, labels int64 [n]). Every class occurs: the teacher is asked about them all.
-        Where labels carry no information, or a class has no latents of its own, its label stands for the whole
-        reference."""
+        """(latents [n, C, H, W] float32, labels int64 [n]). Many samples hold every class, because matching asks the
+        teacher about every class. Where labels carry no information, or a class has no samples of its own, draw that
+        label's samples from the whole reference."""
         ...
 
 
@@ -102,14 +103,12 @@ class ReferenceConfig(Registered):
         return False
 
     def check(self, inputs: Surroundings) -> None:
-        """Raise ValueError for what is wrong with the reference and can be told before anything is trained: `inputs`
-        has no stage's folder yet."""
+        """Raise ValueError for what is wrong with the reference, as far as that is known before any stage has run."""
 
     def build(self, inputs: Surroundings) -> Reference:
-        """Open the reference for the recipe's latents: `dmvae.inputs.inputs.latent_shape` is their
-        shape; files that it makes go under `inputs.out`, where a second call finds them.
+        """Open the reference for latents of shape `inputs.latent_shape`, (C, H, W). Files that it writes go under
+        `inputs.out`, where a second call finds them.
 
-        Raises:
-            ValueError: when it cannot have that shape, or its data is missing.
+        Raises ValueError where it cannot have that shape, and where its data is missing.
         """
         raise NotImplementedError

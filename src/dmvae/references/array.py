@@ -1,4 +1,4 @@
-"""Reference `array`: vectors, features or latents that a file holds."""
+"""Reference `array`: vectors, features or latents from a file."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ CHECKED = 4096
 @register("array")
 @dataclass(frozen=True, kw_only=True)
 class ArrayReference(DataConfig):
-    """Rows of an array, standardised per channel: latents [n, C, H, W] or [n, C H W], which are taken as they are;
-    features [n, d, h, w], which are resized and reduced; vectors [n, d] with d > C H W, of which each is reduced as a
-    whole. Without labels, these are drawn at random and carry no information."""
+    """Rows of an array, standardised per channel: latents [n, C, H, W] or [n, C H W], taken as they are; features
+    [n, d, h, w], resized and reduced; or vectors [n, d] with d > C H W, each reduced to C H W components. Without
+    `labels`, labels are drawn at random and carry no information."""
 
     path: str
     """A .npy file; a .safetensors file; a .parquet file, or a folder of them, with one (nested) list a row."""
     key: str = "latents"
     """Name of the tensor or column."""
     labels: str | None = None
-    """Name of the tensor or column of labels, 0 to num_classes - 1; beside a .npy file, the path of another one."""
+    """Name of the tensor or column of labels, 0 to num_classes - 1; for a .npy file, the path of another .npy file."""
 
     def check(self, inputs: Surroundings) -> None:
         array = self._read(self.key)
@@ -139,5 +139,5 @@ class ArrayData:
 
     def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         index = torch.as_tensor(indices)
-        # A copy as float32: uint8 would be taken for images.
+        # Converted to float32, because uint8 items count as images.
         return torch.from_numpy(np.array(self.rows[index.numpy()], dtype=np.float32)), self.labels[index]

@@ -1,5 +1,5 @@
-"""What the references made from data have in common: a data set goes through a feature network once, its features
-are brought to the latents' shape and kept in shards, and samples are drawn from those.
+"""What references made from data have in common: a data set goes through a feature network once; its features are
+brought to the latents' shape and stored in shards; samples are drawn from these.
 
 Shapes: n items, d feature channels on a grid of any size; C, H, W of the latents.
 """
@@ -25,7 +25,7 @@ from dmvae.runtime.random import Random, seed_of
 INITIAL_IMAGES = 2048
 FIT_VECTORS = 1 << 16
 TRIED = 16
-FIT_ITEMS = 2048  # at least, where there are so many: vectors of one item resemble each other
+FIT_ITEMS = 2048  # at least, if the data has so many: vectors of one item resemble each other
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +33,8 @@ class DataConfig(ReferenceConfig):
     """Fields of every reference made from data."""
 
     classes: tuple[int | str, ...] | None = None
-    """Keep these classes only, by number or name; null keeps all. The label of a class left out stands for all that
-    are kept, since images of that class are matched too."""
+    """Keep these classes only, by number or name; null keeps all. For another class, whose images are matched too,
+    samples are drawn from all classes that are kept."""
     reduction: Reduction = "pca"
     """How d feature channels become the latents' C: "pca", principal components, whitened; "random", a random
     orthogonal projection; "bottleneck", an MLP learned here by reconstruction of the features."""
@@ -44,8 +44,8 @@ class DataConfig(ReferenceConfig):
     """Its training steps."""
 
     def network(self, inputs: Surroundings) -> nn.Module:
-        """Maps the data (images in [-1, 1], or what `dataset` holds) to features [n, d, h, w]. Its attribute `layout`
-        is "map" where it has none; see `Reducer`."""
+        """A network from the data (images in [-1, 1], or the items of `dataset`) to features [n, d, h, w]. It may have
+        an attribute `layout`, see `Reducer`; the default is "map"."""
         raise NotImplementedError
 
     def dataset(self, inputs: Surroundings) -> Any:
@@ -56,11 +56,11 @@ class DataConfig(ReferenceConfig):
         data, reducer = self.chosen(inputs), Reducer(self.network(inputs), inputs.latent_shape)
         features = torch.cat(list(_features(reducer, some(data, TRIED, inputs), inputs)))
         if not features.isfinite().all():
-            raise ValueError("its features hold NaN or infinity already for a few items: look at its weights and data")
+            raise ValueError("its features hold NaN or infinity: check its weights and data")
         if (features - features[:1, :, :1, :1]).abs().max() <= 1e-5 * features.abs().max():  # beyond rounding
             raise ValueError("its features are the same for every item: there is nothing to match")
         if reducer.layout != "latents" and self.reduction != "bottleneck":
-            vectors = len(data) * reducer.vectors_per_item - 1  # about their mean they span no more directions
+            vectors = len(data) * reducer.vectors_per_item - 1  # centred, they span at most that many directions
             require_channels(self.reduction, min(features.shape[1], vectors), reducer.channels)
 
     def build(self, inputs: Surroundings) -> Samples:
@@ -73,7 +73,7 @@ class DataConfig(ReferenceConfig):
         return Samples(open_latents(inputs), inputs.num_classes, initial.mean, initial.std)
 
     def chosen(self, inputs: Surroundings) -> Any:
-        """The data of the classes kept. Raises ValueError for a class that is not there."""
+        """The data of the classes that are kept. Raises ValueError for a class that the data does not have."""
         data = self.dataset(inputs)
         if self.classes is None:
             return data
@@ -81,11 +81,11 @@ class DataConfig(ReferenceConfig):
         numbers = [_class_number(c, names) for c in self.classes]
         index = torch.isin(data.labels, torch.tensor(numbers, dtype=torch.int64)).nonzero().flatten()
         if len(index) == 0:
-            raise ValueError(f"classes: nothing in the reference's data has a label of {list(self.classes)}")
+            raise ValueError(f"classes: no item of the reference's data has a label of {list(self.classes)}")
         return Chosen(data, index)
 
     def _fit(self, reducer: Reducer, data: object, inputs: Surroundings) -> None:
-        """Give the reducer its map from d to C, kept in a file."""
+        """Fit the reducer's map from d to C channels, or load it from the file that an earlier call wrote."""
         if reducer.layout == "latents":
             return
         path = inputs.out / "reduction.safetensors"
@@ -103,7 +103,7 @@ class DataConfig(ReferenceConfig):
 
 
 class Samples:
-    """A reference of stored latents: one is drawn uniformly, with its label."""
+    """A reference made of stored latents, drawn uniformly with their labels."""
 
     velocity: None = None
 
@@ -123,7 +123,7 @@ class Samples:
 
 
 class Chosen:
-    """The items of a data set that an index [n] names."""
+    """The subset of a data set given by an index [n]."""
 
     def __init__(self, dataset: Any, index: Tensor) -> None:
         self.dataset, self.index, self.labels = dataset, index, dataset.labels[index]
@@ -138,7 +138,8 @@ class Chosen:
 
 
 def initial_latents(inputs: Surroundings) -> LatentSet:
-    """The latents of some training images before matching, kept in files. Their `mean` and `std` are the raw ones'."""
+    """The latents of some training images before matching, stored in files. `mean` and `std` are those of the raw
+    latents."""
     folder = inputs.out / "initial"
     if not encoded(folder):
         data = some(inputs.train_set, INITIAL_IMAGES, inputs)
@@ -147,7 +148,7 @@ def initial_latents(inputs: Surroundings) -> LatentSet:
 
 
 def open_latents(inputs: Surroundings) -> LatentSet:
-    """What `inputs.encode` wrote as the reference's samples."""
+    """The reference's samples, as `inputs.encode` wrote them."""
     return LatentSet(inputs.out / "latents")
 
 
@@ -178,7 +179,7 @@ def _vectors(reducer: Reducer, data: object, inputs: Surroundings) -> Tensor:
 
 @torch.no_grad()
 def _features(reducer: Reducer, data: object, inputs: Surroundings) -> Iterator[Tensor]:
-    """What the reducer reduces, of all items in batches: [n, d, H, W], float32 on the CPU."""
+    """The features of all items before reduction, in batches: [n, d, H, W], float32 on the CPU."""
     reducer.to(inputs.device).eval()
     for items in inputs.batches(data):
         yield reducer.features(items).cpu()

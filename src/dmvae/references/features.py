@@ -1,4 +1,4 @@
-"""Reference `features`: what the tokenizer's own encoder sees in the training images."""
+"""Reference `features`: features of the training images in the tokenizer's own encoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the references that users keep in files have in common."""
+"""Reading of users' files for references."""
 
 from __future__ import annotations
 

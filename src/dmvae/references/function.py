@@ -1,4 +1,4 @@
-"""Reference `function`: whatever a Python function returns."""
+"""Reference `function`: samples that a Python function returns."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from dmvae.runtime.random import Random, seed_of
 @register("function")
 @dataclass(frozen=True, kw_only=True)
 class FunctionReference(SyntheticConfig):
-    """Samples from `function(n, shape, num_classes, generator)`, which returns latents [n, *shape], or latents and
-    labels [n]. Without labels, these are drawn at random and carry no information. `generator` is a torch.Generator
-    whose own methods normal(n, ...), uniform(n, ...) and integers(high, n) make a run independent of its number of
-    ranks."""
+    """Samples from `function(n, shape, num_classes, rng)`, which returns latents [n, *shape], or (latents, labels [n]).
+    Without labels, labels are drawn at random and carry no information. `rng` is a torch.Generator; draw with its
+    methods rng.normal(n, ...), rng.uniform(n, ...) and rng.integers(high, n), so that the number of ranks does not
+    change the samples."""
 
     function: str
-    """Where it is: `package.module:name`, or `path/to/file.py:name`."""
+    """The function: `package.module:name`, or `path/to/file.py:name`."""
 
     def check(self, inputs: Surroundings) -> None:
         self._open(inputs).sample(2, Random(seed_of("trial")))

@@ -59,7 +59,7 @@ class GaussianMixture:
 
     def _log_terms(self, z_t: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(log p(k | label) + log N(z_t; t m_k, v_k) [b, K], z_t - t m_k [b, K, C, H, W], v_k likewise)."""
-        if self.means.device != z_t.device:  # once, and then they stay there
+        if self.means.device != z_t.device:  # moved once, then kept there
             self.means, self.variances = self.means.to(z_t.device), self.variances.to(z_t.device)
         means, variances = (x.to(z_t) for x in (self.means, self.variances))
         t = t.to(z_t).view(-1, *[1] * means.ndim)

@@ -31,11 +31,11 @@ class MixtureReference(SyntheticConfig):
     """Gaussians with diagonal covariance: around random centres, fitted to another reference, or from a file."""
 
     components: int = 1
-    """Gaussians per class where the mixture is conditional, in all where it is not."""
+    """Gaussians per class in a conditional mixture; in total otherwise."""
     conditional: bool = True
     """Each class has components of its own; otherwise labels carry no information."""
     std: float = 0.5
-    """Standard deviation around random centres, which are normal with variance 1 - std^2: the whole has variance 1."""
+    """Standard deviation around random centres. The centres have variance 1 - std^2, so that the whole has 1."""
     fit: ReferenceConfig | None = None
     """A reference made from data, by `type`, that the mixture is fitted to by expectation maximisation."""
     file: str | None = None
@@ -115,7 +115,7 @@ class MixtureReference(SyntheticConfig):
             labels = labels.long()
             if labels.shape != (len(means),) or not 0 <= int(labels.min()) <= int(labels.max()) < inputs.num_classes:
                 raise ValueError(
-                    f"file: {self.file} has labels {labels.tolist()[:8]}; needed is one of 0 to "
+                    f"file: {self.file} has labels {labels.tolist()[:8]}; give one of 0 to "
                     f"{inputs.num_classes - 1} for each of {len(means)} components"
                 )
         return means, variances, weights, labels

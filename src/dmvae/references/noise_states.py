@@ -1,4 +1,4 @@
-"""Reference `noise_states`: another reference, noised to a time of the flow's path."""
+"""Reference `noise_states`: another reference with noise added, as at one time of the flow's path."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from dmvae.runtime.random import Random
 @register("noise_states")
 @dataclass(frozen=True, kw_only=True)
 class NoiseStatesReference(ReferenceConfig):
-    """y = (1 - time) * noise + time * z for z of another reference, by default the latents of the tokenizer as it is
-    before matching; labels are z's."""
+    """y = (1 - time) * noise + time * z, where z and its labels come from another reference: by default the tokenizer's
+    latents before matching."""
 
     of: ReferenceConfig = field(default_factory=FeaturesReference)
-    """The reference that is noised, by `type`."""
+    """The reference that noise is added to, by `type`."""
     time: float = 0.5
     """Time on the path: 0 is noise, 1 leaves z as it is."""
 

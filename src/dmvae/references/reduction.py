@@ -1,4 +1,4 @@
-"""From a network's features to the latents' shape: the grid by resizing, the channels by a map that is fitted.
+"""Bring a network's features to the latents' shape: the grid is resized, the channels are reduced by a fitted map.
 
 Shapes: n items, m vectors, d feature channels, C latent channels, H W the latents' grid.
 """
@@ -21,12 +21,12 @@ Reduction = Literal["pca", "random", "bottleneck"]
 
 
 class Reducer(nn.Module):
-    """A feature network in a tokenizer's place: `encode(data).latents` is [n, C, H, W].
+    """A feature network that can be used like a tokenizer: `encode(data).latents` is [n, C, H, W].
 
     The network's attribute `layout` says what its features are:
-        "map"      [n, d, h, w] on a grid of their own, which is resized, d reduced to C (where it has none)
-        "vector"   [n, d, 1, 1], of which the whole is reduced to C H W components
-        "latents"  [n, C, H, W] already
+        "map"      [n, d, h, w]: the grid is resized to H x W and d reduced to C; the default
+        "vector"   [n, d, 1, 1]: each vector is reduced to C H W components
+        "latents"  [n, C, H, W]: taken as they are
     """
 
     def __init__(self, network: nn.Module, shape: tuple[int, int, int]) -> None:
@@ -37,7 +37,7 @@ class Reducer(nn.Module):
 
     @property
     def channels(self) -> int:
-        """What the features' d channels are reduced to."""
+        """The number of channels that d is reduced to."""
         return math.prod(self.shape) if self.layout == "vector" else self.shape[0]
 
     @property
@@ -58,7 +58,7 @@ class Reducer(nn.Module):
 
 
 class AtResolution(nn.Module):
-    """A feature network whose images [n, c, h, w] are first resized to `size` x `size`."""
+    """A feature network that first resizes its images [n, c, h, w] to `size` x `size`."""
 
     def __init__(self, network: nn.Module, size: int) -> None:
         super().__init__()
@@ -81,9 +81,9 @@ def resize(features: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def fit_linear(kind: Literal["pca", "random"], rows: Tensor, channels: int, seed: int) -> nn.Linear:
-    """The affine map [..., d] -> [..., channels] that centres vectors like `rows` [m, d] and reduces them.
+    """The affine map [..., d] -> [..., channels], fitted to `rows` [m, d], that centres vectors and reduces them.
 
-    Raises ValueError where d, or the directions in which the vectors vary, are too few.
+    Raises ValueError where d or the rank of the vectors' covariance is below `channels`.
     """
     d = rows.shape[1]
     require_channels(kind, d, channels)
@@ -97,7 +97,7 @@ def fit_linear(kind: Literal["pca", "random"], rows: Tensor, channels: int, seed
 
 
 def require_channels(kind: str, d: int, channels: int) -> None:
-    """ValueError where features of d channels, or that span d directions, are too few for a linear reduction."""
+    """Raise ValueError where features with d channels, or that span d directions, cannot give so many components."""
     if d < channels:
         raise ValueError(
             f"reduction: {kind!r} cannot make {channels} components of features that have {d}; use features of more "
@@ -117,7 +117,7 @@ def whitening(rows: Tensor, channels: int) -> Tensor:
         )
     w = (directions[:, -channels:] / values[-channels:].sqrt()).T.flip(0)
     largest = w.gather(1, w.abs().argmax(1, keepdim=True))
-    return w * largest.sign()  # eigenvectors have no sign of their own
+    return w * largest.sign()  # fix the sign, which is arbitrary for eigenvectors
 
 
 def random_orthogonal(d: int, channels: int, seed: int) -> Tensor:
@@ -128,8 +128,8 @@ def random_orthogonal(d: int, channels: int, seed: int) -> Tensor:
 
 
 def learn_bottleneck(rows: Tensor, channels: int, width: int, steps: int, seed: int, device: torch.device) -> nn.Module:
-    """The first half of an MLP autoencoder d -> C -> d of the vectors [m, d]; the paper's bottleneck is this shape,
-    and learned with the decoder that reconstructs images: reference `features`."""
+    """The encoder of an MLP autoencoder d -> C -> d trained on vectors [m, d]. The paper's bottleneck has this shape,
+    but is trained together with the image decoder: that is the reference `features`."""
     mean, std = rows.mean(0), rows.std(0).clamp_min(1e-6)
     d = rows.shape[1]
     with torch.random.fork_rng(devices=[]):
@@ -145,14 +145,14 @@ def learn_bottleneck(rows: Tensor, channels: int, width: int, steps: int, seed: 
         optimizer.zero_grad()
     first = down[0]
     assert isinstance(first, nn.Linear)
-    with torch.no_grad():  # take the standardisation into the first layer
+    with torch.no_grad():  # fold the standardisation into the first layer
         first.weight.div_(std.to(device))
         first.bias.sub_(first.weight @ mean.to(device))
     return down.requires_grad_(False)
 
 
 def load(path: Path) -> nn.Module:
-    """The map that `fit` made, from its tensors."""
+    """The fitted map, from its file."""
     state = load_file(path)
     if "weight" in state:
         channels, d = state["weight"].shape

@@ -1,4 +1,4 @@
-"""What a reference says of itself before anything is trained on it: its rank, and how far it is from the latents."""
+"""A report before a teacher is trained: the reference's effective rank and its distance from the latents."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from dmvae.evaluation.latents import effective_rank, sliced_wasserstein
 
 FAR = 0.5  # in standard deviations of the normalised latents
-SCALE = 1.5  # factor between standard deviations that is worth a word
+SCALE = 1.5  # ratio of standard deviations from which on it warns
 RANK = 0.5  # share of the latents' effective rank
 
 
@@ -20,17 +20,17 @@ class ReferenceReport:
     rank: float
     """Effective rank of its channel vectors, between 1 and C."""
     initial_rank: float
-    """That of the latents before matching."""
+    """Effective rank of the latents before matching."""
     distance: float
     """Sliced 2-Wasserstein distance between the two; 1 is a standard deviation of latents at unit scale."""
     floor: float
-    """What two sets of as many samples of the reference are apart by chance."""
+    """The same distance between two sets of samples of the reference, each of the same size."""
     channels: int
     advice: tuple[str, ...]
     """Warnings, each with what to do."""
 
     def lines(self) -> list[str]:
-        """For people."""
+        """The report as text."""
         return [
             f"the reference has effective rank {self.rank:.1f} of {self.channels} channels (initial latents "
             f"{self.initial_rank:.1f}) and sliced Wasserstein distance {self.distance:.2f} to the initial latents "
@@ -44,7 +44,7 @@ def compare(reference: Tensor, initial: Tensor) -> ReferenceReport:
     n = min(len(reference), len(initial))
     z, z0 = reference[:n].float().cpu(), initial[:n].float()
     rank, initial_rank = float(effective_rank(z)), float(effective_rank(z0))
-    # halves of n / 2 samples: their distance squared falls as 1 / n, so whole sets are sqrt(2) closer
+    # measured on halves of n / 2 samples; the squared distance falls as 1 / n, so sets of n are sqrt(2) closer
     floor = sliced_wasserstein(z[: n // 2], z[n // 2 : 2 * (n // 2)]) / 2**0.5
     distance = sliced_wasserstein(z, z0)
     return ReferenceReport(

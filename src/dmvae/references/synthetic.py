@@ -1,4 +1,4 @@
-"""What the references that are written as formulas have in common."""
+"""What references given as formulas have in common."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class SyntheticConfig(ReferenceConfig):
     """Fields of every synthetic reference."""
 
     scale: Literal["initial", "raw"] = "initial"
-    """Which latents follow the reference: "initial", those normalised by the mean and standard deviation per channel
-    that the tokenizer's latents have before matching; "raw", the tokenizer's raw ones."""
+    """Which latents shall follow the reference. "initial": latents normalised by the mean and standard deviation per
+    channel that the tokenizer's latents have before matching; "raw": the tokenizer's raw latents."""
 
     def statistics(self, inputs: Surroundings, channels: int) -> tuple[Tensor, Tensor]:
         """The reference's (mean, std), float32 [C] each."""

@@ -91,7 +91,7 @@ class TextReference(DataConfig):
 
 
 class CaptionNumbers:
-    """Item i is (i, label of caption i): the network looks the caption up."""
+    """Item i is (i, label of caption i); the network finds the caption by its number."""
 
     def __init__(self, labels: Tensor) -> None:
         self.labels = labels
@@ -113,7 +113,7 @@ class TokenGrid(nn.Module):
         self.longest = longest_caption(tokenizer, model)
 
     def forward(self, numbers: Tensor) -> Tensor:
-        # float32 counts exactly to 2^24, which `as_input` made of the numbers
+        # `as_input` has made the numbers float32, which is exact up to 2^24
         texts = [self.texts[number] for number in numbers.long().tolist()]
         tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=self.longest, return_tensors="pt")
         tokens = tokens.to(numbers.device)
@@ -125,13 +125,13 @@ class TokenGrid(nn.Module):
 
 
 def longest_caption(tokenizer: Any, model: Any) -> int:
-    """Tokens at most of a caption, 512 and what the encoder takes (CLIP: 77); longer ones are cut."""
+    """Most tokens of a caption: 512 or the encoder's limit (CLIP: 77), if lower; longer captions are cut."""
     limits = (tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None))
     return min([512, *(limit for limit in limits if limit and limit > 0)])  # XLNet's -1 is no limit
 
 
 def load_encoder(model: str | None) -> tuple[Any, nn.Module]:
-    """(tokenizer, text encoder). Raises ValueError with the mend where package or weights are missing."""
+    """(tokenizer, text encoder). Raises ValueError with the fix where package or weights are missing."""
     try:
         import transformers
     except ImportError as error:

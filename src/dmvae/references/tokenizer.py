@@ -1,4 +1,4 @@
-"""Reference `tokenizer`: the latents of another tokenizer, which is finished."""
+"""Reference `tokenizer`: the latents of another, finished tokenizer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dmvae.tokenizers import TokenizerSource
 @register("tokenizer")
 @dataclass(frozen=True, kw_only=True)
 class TokenizerReference(DataConfig):
-    """Latents of the training images in a finished tokenizer of any origin."""
+    """Latents of the training images in any finished tokenizer."""
 
     source: TokenizerSource
     """The tokenizer, by `type`, as `pretrained` takes it."""

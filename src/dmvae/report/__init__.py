@@ -14,7 +14,7 @@ from dmvae import config as configs
 from dmvae.report import latent_map, pictures, table, training
 from dmvae.report.html import details, duration, prose, section
 from dmvae.report.run import Run
-from dmvae.runtime.files import whole
+from dmvae.runtime.files import atomic_write
 
 if TYPE_CHECKING:
     from dmvae.pipeline import Job
@@ -49,7 +49,7 @@ def write_report(run_dir: Path, jobs: list[Job]) -> Path:
         body="\n".join(filter(None, sections.values())),
     )
     path = Path(run_dir) / "report.html"
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_text(page, encoding="utf-8")
     return path
 

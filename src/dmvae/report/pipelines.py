@@ -15,7 +15,7 @@ from dmvae.generators import load_generator
 from dmvae.interop.pipeline import build_pipeline
 from dmvae.pipeline import Job
 from dmvae.report.figures import shown
-from dmvae.runtime.files import whole, within
+from dmvae.runtime.files import atomic_write, within
 from dmvae.stages.sample import image_seed
 from dmvae.tokenizers.adapted import load_tokenizer
 
@@ -48,11 +48,11 @@ def _write(stages: dict[str, Job], out: Path) -> Path:
         transformer.register_to_config(_ema=job.recipe.section("generator").ema)
         vae = load_tokenizer(stages["latents"].folder / "autoencoder")
         classes = open_dataset(job.recipe.data, "train").classes
-        with whole(out) as part:
+        with atomic_write(out) as part:
             build_pipeline(transformer, vae, classes, text).save_pretrained(part)
             (part / stamp.name).write_text(json.dumps(source))
     for name, content in (("README.md", text), ("recipe.yaml", recipe)):
-        with whole(out / name) as part:
+        with atomic_write(out / name) as part:
             part.write_text(content)
     return out
 

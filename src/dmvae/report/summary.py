@@ -18,7 +18,7 @@ from dmvae.pipeline import Job
 from dmvae.recipe import method_of
 from dmvae.report.figures import shown
 from dmvae.runtime.console import console
-from dmvae.runtime.files import whole
+from dmvae.runtime.files import atomic_write
 
 TOKENIZER_UPDATES = ("tokenizer", "decoder", "encoder")
 """Names of the updates whose images count as those that a tokenizer has seen."""
@@ -61,7 +61,7 @@ def write_summary(jobs: list[Job], run_dir: Path) -> Values:
         "stages": stages,
         "environment": environment(),
     }
-    with whole(run_dir / "summary.json") as part:
+    with atomic_write(run_dir / "summary.json") as part:
         part.write_text(json.dumps(summary, indent=1))
     return summary
 

@@ -16,19 +16,19 @@ T = TypeVar("T")
 
 
 def printable(text: str) -> str:
-    """The text with control characters as escapes, \\x1b for instance, but for line breaks and tabs: names of files and
-    recipes may be anybody's, and a terminal obeys what it is sent."""
+    """The text with control characters (except line breaks and tabs) written as escapes, such as \\x1b: names of files
+    and recipes may come from anybody, and a terminal obeys control characters."""
     return "".join(
         c if c in "\n\t" or unicodedata.category(c) not in _CONTROL else c.encode("unicode_escape").decode()
         for c in text
     )
 
 
-_CONTROL = ("Cc", "Cf", "Cs", "Zl", "Zp")  # also what turns the direction of writing, and bytes that are no text
+_CONTROL = ("Cc", "Cf", "Cs", "Zl", "Zp")  # these include marks that reverse the writing direction, and invalid bytes
 
 
 class _Console(Console):
-    """rich's, by way of which every text that is printed or stands in a table is made `printable`."""
+    """rich's console; every text that it prints, in tables too, is made `printable` first."""
 
     def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
         return super().render_str(printable(text), **options)
@@ -38,13 +38,13 @@ console = _Console(highlight=False, soft_wrap=True, markup=False)
 
 
 def _is_main() -> bool:
-    from dmvae.runtime import distributed  # here, for a message alone needs no torch
+    from dmvae.runtime import distributed  # imported here: printing a message must not load torch
 
     return distributed.is_main()
 
 
 class Bar:
-    """A progress bar with rate, loss and time left; plain lines every ten seconds where no terminal is."""
+    """A progress bar with rate, loss and time left; without a terminal, a plain line every ten seconds."""
 
     def __init__(self, title: str, total: int, unit: str = "it", start: int = 0) -> None:
         self.title, self.total, self.unit, self.start = printable(title), total, unit, start
@@ -76,7 +76,7 @@ class Bar:
             self._line()
 
     def step(self, n: int = 1, per_step: float = 1, note: str | None = None) -> None:
-        """Advance by `n`; `per_step` scales the rate (images a step); `note` shows figures until the next one."""
+        """Advance by `n`. `per_step` scales the rate (images a step); `note` is text that stays until the next note."""
         self.done = min(self.done + n, self.total)  # a last batch may hold more than was asked for
         rate = (self.done - self.start) * per_step / max(1e-9, time.monotonic() - self.begun)
         text = f"{rate:,.0f} {self.unit}/s" if rate >= 10 else f"{rate:.2f} {self.unit}/s"

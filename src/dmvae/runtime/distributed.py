@@ -54,7 +54,7 @@ def barrier() -> None:
         dist.barrier()
 
 
-def share(value):
+def broadcast(value):
     """Rank 0's value of a picklable object, on every rank."""
     if not dist.is_initialized():
         return value
@@ -63,10 +63,12 @@ def share(value):
     return box[0]
 
 
-def anywhere(flag: bool, step: int, last: int, every: int = 10) -> bool:
-    """Whether it is true on any rank. Ranks hear of a signal in different steps and must stop in the same one: they ask
-    each other every few steps and in the last, through the CPU, for which no device has to wait. False in the steps
-    between."""
+def any_rank(flag: bool, step: int, last: int, every: int = 10) -> bool:
+    """Whether the flag is set on any rank.
+
+    A signal reaches ranks at different steps, and all must stop at the same one: so they all-reduce the flag every
+    `every` steps and at the last, on the CPU, so that no device has to wait. False at the steps between.
+    """
     if world_size() == 1:
         return flag
     if step % every and step != last:
@@ -111,21 +113,21 @@ def average(x: Tensor) -> Tensor:
 def gather(x: Tensor) -> Tensor:
     """Concatenate [n, ...] over the ranks to [world * n, ...]; gradients flow to this rank's part.
 
-    Every rank computes the same loss on the gathered batch, and `average_gradients` divides by the
-    number of ranks; the factor restores the gradient that one process with the whole batch has.
+    Every rank computes the same loss on the gathered batch, and `average_gradients` then divides by the number of
+    ranks. So the gradient is scaled by that number here, to equal that of one process with the whole batch.
     """
     if world_size() == 1:
         return x
     parts = [torch.empty_like(x) for _ in range(world_size())]
     dist.all_gather(parts, x.detach().contiguous())
-    # Without a gradient as it is: the scaled one is rounded, and every rank must hold the same.
+    # Scaling rounds, and every rank must hold the same values: so x is taken as it is where it needs no gradient.
     parts[rank()] = x * world_size() - x.detach() * (world_size() - 1) if x.requires_grad else x
     return torch.cat(parts)
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation over the images of all ranks, so that their number changes nothing. nn.SyncBatchNorm
-    does the same on GPUs only."""
+    """Batch normalisation over the images of all ranks, so that the number of ranks does not change results.
+    nn.SyncBatchNorm does the same, but only on GPUs."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or world_size() == 1:
@@ -169,11 +171,11 @@ def replicate(module: nn.Module) -> None:
 
 
 def shard(module: Any) -> dict[Tensor, nn.Parameter]:
-    """FSDP2: each rank keeps its part of the weights, and so of gradients, moments and averages; a block's weights are
-    gathered while it runs. Returns the new parameter of each old one.
+    """Shard a module over the ranks with FSDP2. Returns old parameter -> new parameter; empty where nothing was done.
 
-    For modules that name their blocks as diffusers' do, in `_no_split_modules`: the flow networks, which are the large
-    ones. All others stay replicated, and so do all in a single process.
+    Each rank keeps its part of the weights, gradients, optimizer state and averages; a block's weights are gathered
+    while it runs. Only modules that name their blocks in `_no_split_modules`, as diffusers' do, are sharded: the flow
+    networks, which are the large ones. All others stay replicated; so does everything in a single process.
     """
     names = getattr(module, "_no_split_modules", None)
     if world_size() == 1 or not names:
@@ -182,7 +184,7 @@ def shard(module: Any) -> dict[Tensor, nn.Parameter]:
     mesh = init_device_mesh(before[0].device.type, (world_size(),))
     for part in [*(m for m in module.modules() if type(m).__name__ in names), module]:
         fully_shard(part, mesh=mesh, reshard_after_forward=True)
-    # It warns of changing an output in place, which nothing here does.
+    # FSDP2 warns against changing outputs in place; nothing here does.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
     return dict(zip(before, module.parameters(), strict=True))
 
@@ -192,7 +194,7 @@ def is_sharded(x: Tensor) -> bool:
 
 
 def whole_tensor(x: Tensor) -> Tensor:
-    """The tensor itself, put together where ranks have a part each; all must call."""
+    """The full tensor, gathered if it is sharded; all ranks must call."""
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 

@@ -9,23 +9,23 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dmvae.runtime.files import flush, whole
+from dmvae.runtime.files import atomic_write, flush
 
 NAME = "done.json"
 UNSEALED = ("log.jsonl", "tensorboard", "wandb", "checkpoints")
-"""What is for people, or goes when the stage is finished."""
+"""Not checksummed: what only people read, and checkpoints, which are removed when the stage is finished."""
 
 
 def write_done(folder: Path, facts: dict[str, Any]) -> None:
-    """Mark the stage in `folder` as finished; everything it wrote reaches the disk first."""
+    """Mark the stage in `folder` as finished; everything that it wrote is flushed to the disk first."""
     flush(folder)
-    with whole(folder / NAME) as part:
+    with atomic_write(folder / NAME) as part:
         part.write_text(json.dumps(facts | {"files": _sealed(folder)}, indent=1))
 
 
 def read_done(folder: Path) -> dict[str, Any] | None:
-    """What done.json says, or None where the stage is not finished: without the file, or with one that cannot be read,
-    which is warned of."""
+    """What done.json says, or None where the stage is not finished: there is no such file, or it cannot be read, which
+    gives a warning."""
     file = folder / NAME
     try:
         facts = json.loads(file.read_text())
@@ -40,8 +40,8 @@ def read_done(folder: Path) -> dict[str, Any] | None:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with the files of a finished stage, or None; each folder is read once a process. Stages that were
-    finished before files were sealed are taken as they are."""
+    """What is wrong with the files of a finished stage, or None. A process reads each folder once. Stages of versions
+    that kept no checksums are taken as they are."""
     facts = read_done(folder)
     return None if facts is None else _damage(folder, json.dumps(facts.get("files", {})))
 

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, on the disk before they count, one process at a time."""
+"""Files: atomic writes that are flushed to the disk, checksums, and locks between processes."""
 
 from __future__ import annotations
 
@@ -21,13 +21,12 @@ SEAL = "crc32"
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A name to write a file or a folder under, which takes the place of `path` once the block has ended: readers, and
-    whoever comes after a kill, a full disk or a power cut, find all of it or what was there before. A folder changes
-    places by two renames: killed between them, the one that was there is NAME.PID.old.part.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Atomic write: yields a temporary path; the file or folder written there replaces `path` when the block ends.
 
-    A link at `path` is replaced, and never written through. Raises OSError, also where safetensors has an error of its
-    own for a full disk.
+    Readers find all of it, or what was there before: also after a kill, a full disk or a power cut. A folder is
+    replaced by two renames; a process killed between them leaves the previous folder as NAME.PID.old.part. A link at
+    `path` is replaced, not followed. Raises OSError, also for the disk-full error that safetensors has of its own.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f"{path.name}.{os.getpid()}.part")  # nobody else's, where two write the same
@@ -51,21 +50,21 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def flush(path: Path) -> None:
-    """Put a file, or a folder and all that is in it, on the disk: after a power cut it is as it is now."""
+    """fsync a file, or a folder and all that is in it, so that it survives a power cut."""
     for place in _below(path):
         sync(place)
 
 
 def sweep(folder: Path, patterns: Iterable[str] = ("**/*.part", "**/.tmp??????")) -> None:
-    """Remove what killed writers left below a folder that is this process's alone. The second pattern is safetensors'
-    own, where it wrote beside its file."""
+    """Remove the temporary files that killed processes left below a folder that only this process uses. The second
+    pattern is that of safetensors' own temporary files."""
     for pattern in patterns:
         for part in [*folder.glob(pattern)]:
             _remove(part)
 
 
 def within(path: Path, folder: Path) -> Path:
-    """`path`, which lies in `folder` also where its parts are links. Raises ValueError for one that leads out of it."""
+    """`path` itself, if it lies in `folder` after links are followed. Raises ValueError if it leads out of it."""
     if not path.resolve().is_relative_to(folder.resolve()):
         raise ValueError(
             f"{path} leads to {path.resolve()}, out of {folder}: nothing is written there; remove the link"
@@ -75,8 +74,9 @@ def within(path: Path, folder: Path) -> Path:
 
 @contextmanager
 def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
-    """Whether this process has the folder to itself, among those that ask: always, with `wait`. The system frees
-    the lock however the process ends, also where others that it forked live on."""
+    """Lock the folder: yields True where this process holds the lock. With `wait` it waits until it does; without, it
+    yields False where another process holds it. The system frees the lock however this process ends, even if processes
+    that it forked live on."""
     handle = os.open(folder, os.O_RDONLY)
     _locks.add(handle)
     try:
@@ -87,7 +87,7 @@ def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
             mine = False
         yield mine
     finally:
-        if handle in _locks:  # not in a process that was forked from here
+        if handle in _locks:  # a forked process has dropped it
             _locks.remove(handle)
             fcntl.flock(handle, fcntl.LOCK_UN)
             os.close(handle)
@@ -107,7 +107,7 @@ os.register_at_fork(after_in_child=_drop_locks)
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file."""
-    with whole(path) as part:
+    with atomic_write(path) as part:
         save_file(tensors, part, metadata)
 
 
@@ -117,8 +117,8 @@ def write_sealed(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
 
 
 def read_sealed(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors, metadata) of a safetensors file. Raises ValueError for one that is none, or whose checksum is another;
-    files of other programs have no checksum."""
+    """(tensors, metadata) of a safetensors file. Raises ValueError for a file of another kind, and where the checksum
+    does not fit; files of other programs have no checksum."""
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -127,7 +127,7 @@ def read_sealed(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(f"{path}: damaged or no .safetensors file ({error})") from error
     seal = metadata.pop(SEAL, None)
     if seal is not None and seal != _checksum(tensors, metadata):
-        raise ValueError(f"{path}: damaged: its checksum is another; copy it again, or delete it and make it anew")
+        raise ValueError(f"{path}: damaged: its checksum does not fit; copy it again, or delete it and make it anew")
     return tensors, metadata
 
 
@@ -147,15 +147,16 @@ def _remove(path: Path) -> None:
 
 
 def _share(path: Path) -> None:
-    """Give files and folders the rights that the umask leaves: temporary files, such as safetensors', are private."""
-    mask = os.umask(0o077)  # the only way to read it; what another thread makes meanwhile is too private, not too open
+    """Give files and folders the permissions of the umask: temporary files, such as safetensors', are private."""
+    mask = os.umask(0o077)  # the only way to read it; a file that another thread creates now is private, not open
     os.umask(mask)
     for place in _below(path):
         place.chmod((0o777 if place.is_dir() else 0o666) & ~mask)
 
 
 def _below(path: Path) -> Iterator[Path]:
-    """The folder's files and folders, itself last, or the file alone; links and what is neither are left out."""
+    """The files and folders in a folder and last the folder itself, or the file alone; links and special files are left
+    out."""
     for folder, _, files in os.walk(path, topdown=False):
         yield from (place for name in files if (place := Path(folder, name)).is_file() and not place.is_symlink())
         yield Path(folder)
@@ -164,12 +165,12 @@ def _below(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Put one file's content, or one folder's list of names, on the disk."""
+    """fsync one file's content, or one folder's list of names."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # a file system that flushes no folders
+        if error.errno != errno.EINVAL:  # some file systems cannot fsync a folder
             raise
     finally:
         os.close(handle)

@@ -1,4 +1,4 @@
-"""bf16 autocast where the hardware multiplies bf16 matrices, float32 elsewhere."""
+"""Precision: bf16 autocast where the hardware has fast bf16 matrix products, float32 elsewhere."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""All randomness of a run as a function of (seed, stage, step): never of what happened before.
+"""All randomness of a run is a function of (seed, stage, step), and never of what happened before.
 
-So a run killed anywhere goes on with the same numbers, and the number of ranks does not change them.
+So a resumed run draws the same numbers, and the number of ranks does not change them.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ def seed_of(*key: object) -> int:
 
 
 class Random(torch.Generator):
-    """The randomness of one step. As a torch.Generator it differs between ranks; its own methods draw for
-    the whole batch of all ranks and return this rank's part, so that any number of ranks sees the same."""
+    """The randomness of one step: what is called `rng` in this package.
+
+    Its methods `normal`, `uniform` and `integers` draw for the whole batch of all ranks and return this rank's part, so
+    that the number of ranks does not change the numbers. Used as a torch.Generator it differs between ranks.
+    """
 
     def __new__(cls, *key: object, device: torch.device | str = "cpu") -> Random:
         return super().__new__(cls, device=device)  # type: ignore[call-arg]
@@ -32,14 +35,14 @@ class Random(torch.Generator):
 
     @classmethod
     def of(cls, generator: torch.Generator | None, device: torch.device | str = "cpu") -> Random:
-        """For a plain generator, or None for torch's own: randomness that one draw of it decides."""
+        """Randomness seeded by one draw from a plain generator; None is torch's global one."""
         if isinstance(generator, Random):
             return generator
         where = generator.device if generator is not None else "cpu"
         return cls(int(torch.randint(2**62, (), generator=generator, device=where)), device=device)
 
     def on_cpu(self) -> Random:
-        """This step's randomness for what is drawn on the CPU, whatever device the networks are on."""
+        """The same step's randomness, drawn on the CPU whatever device the networks are on."""
         return self if self.device.type == "cpu" else Random(*self.key)
 
     def normal(self, *shape: int) -> Tensor:

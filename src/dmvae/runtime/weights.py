@@ -1,6 +1,7 @@
-"""Weight files that others wrote: read without running what is in them, picked apart, compared, written.
+"""Weight files of other projects: read without running code in them, split into state dicts, checked, written.
 
-A checkpoint is a dict of tensors, or of such dicts, or the first with the second's names as prefixes.
+A checkpoint is a dict of tensors, or a dict of such dicts, or a flat dict whose names have the inner dicts' names as
+prefixes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dmvae.runtime.files import whole
+from dmvae.runtime.files import atomic_write
 
 Shapes = Mapping[str, Sequence[int]]
 CONTAINERS = ("vae_wo_ddp", "vae_ema", "model", "ema")
@@ -30,10 +31,10 @@ _LISTED = 8
 def read_tensors(path: Path) -> dict[str, Any]:
     """What a .safetensors file or one that torch.save wrote holds, on the CPU, as saved (flat or nested).
 
-    The kind is told by the content, not the suffix. Pickles are read by torch's restricted reader, with no
-    class beyond tensors and plain values but argparse.Namespace, which holds values and runs nothing; the
-    tensors of current files stay on disk until they are used. Raises ValueError, one line with the path and
-    the mend, for what is not such a file, for one that is cut short, and for a pickle that asks for more.
+    The format is recognised by the content, not the suffix. Pickles are read by torch's restricted reader, which
+    accepts tensors and plain values, and here argparse.Namespace too, which only holds values. Files in torch's zip
+    format are mapped into memory: tensors are read when they are used. Raises ValueError, one line with the path and
+    the fix, for another kind of file, one that is cut short, and a pickle that asks for other classes.
     """
     path = Path(path)
     if not path.is_file():
@@ -65,7 +66,7 @@ def pick(tensors: Mapping[str, Any], wanted: Sequence[str], path: Path) -> dict[
     """The first state dict of those `wanted` that a checkpoint holds, nested or as a prefix of flat names.
 
     A checkpoint without any of `CONTAINERS` is a state dict itself. Wrappers' prefixes are taken off.
-    Raises ValueError that lists what is there.
+    Raises ValueError, which lists the state dicts that there are.
     """
     groups = _groups(tensors)
     for name in wanted:
@@ -81,7 +82,8 @@ def pick(tensors: Mapping[str, Any], wanted: Sequence[str], path: Path) -> dict[
 
 
 def check(given: Mapping[str, Tensor], expected: Shapes, where: object, what: str) -> None:
-    """ValueError that lists the names of `given` that are not `expected`, lack, have another shape or are quantised."""
+    """Raise ValueError where `given` does not fit `expected`: it lists the names that are unknown, missing, of another
+    shape, or not floating point."""
     differ = [
         f"{name} {list(tensor.shape)} {tensor.dtype}, expected {list(expected[name])} floats"
         for name, tensor in given.items()
@@ -99,8 +101,9 @@ def check(given: Mapping[str, Tensor], expected: Shapes, where: object, what: st
         raise ValueError(f"{where}: these are not the weights of {what}; {'; '.join(found)}")
 
 
-def told(shapes: Shapes, telling: Mapping[str, int], where: object) -> list[Sequence[int]]:
-    """The shapes of the tensors that tell sizes, given as name -> dimensions; ValueError lists those that lack."""
+def require_shapes(shapes: Shapes, telling: Mapping[str, int], where: object) -> list[Sequence[int]]:
+    """The shapes of the tensors named in `telling` (name -> number of dimensions), in its order. Raises ValueError,
+    which lists those that are missing or have another number of dimensions."""
     wrong = [f"{name} ({dims}-d)" for name, dims in telling.items() if len(shapes.get(name, ())) != dims]
     if wrong:
         raise ValueError(f"{where}: the tensors that tell the sizes are missing or misshapen: {_listed(wrong)}")
@@ -123,7 +126,7 @@ def square(tokens: int, name: str, where: object) -> int:
 
 def write_tensors(path: Path, name: str, state: Mapping[str, Tensor]) -> None:
     """Write `{name: state}` as torch.save does, or flat (`name.key`) where the suffix is .safetensors."""
-    with whole(path) as part:
+    with atomic_write(path) as part:
         if path.suffix == ".safetensors":
             save_file({f"{name}.{key}": value for key, value in state.items()}, part)
         else:
@@ -132,17 +135,17 @@ def write_tensors(path: Path, name: str, state: Mapping[str, Tensor]) -> None:
 
 def _unpickle(path: Path, mmap: bool) -> Any:
     with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about formats that end in an error below
+        warnings.simplefilter("ignore")  # torch warns of formats that raise an error right after
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
 
 
 def guarded(
     path: Path,
     read: Callable[[], Any],
-    mend: str = "re-save its state dict alone with safetensors or torch.save",
+    fix: str = "re-save its state dict alone with safetensors or torch.save",
 ) -> Any:
-    """What `read` returns. Raises ValueError, one line with the path and the mend, whatever the reader of a damaged or
-    hostile file raises; torch's own advice, to read it without its guard, is left out."""
+    """What `read` returns. Whatever it raises for a damaged or hostile file becomes a ValueError, one line with path
+    and fix; torch's own advice, to set weights_only=False, is left out."""
     try:
         return read()
     except MemoryError:
@@ -151,13 +154,13 @@ def guarded(
         if asked := re.search(r"GLOBAL (\S+)", str(error)):
             raise ValueError(
                 f"{path}: refused, because it asks for {asked[1]}, which is no tensor: loading it would run code that "
-                f"the file names. Where you trust its source, {mend}"
+                f"the file names. Where you trust its source, {fix}"
             ) from error
-        # torch advises to read such files without its guard, which is no advice for a downloaded file
+        # torch advises weights_only=False, which is bad advice for a downloaded file
         lines = (line for line in str(error).splitlines() if line and "weights_only" not in line)
         raise ValueError(
             f"{path}: damaged, cut short or not made of plain tensors ({type(error).__name__}: {next(lines, '')}); "
-            f"download or copy it again, or {mend}"
+            f"download or copy it again, or {fix}"
         ) from error
 
 

@@ -1,7 +1,7 @@
 """Stage `encoder`: a small self-supervised encoder, where no pretrained one is used.
 
-SimCLR (Chen et al., arXiv 2002.05709): it needs one matrix product beside the encoder, no second network
-and no momentum schedule, and on small images it separates classes within minutes of CPU time.
+SimCLR (Chen et al., arXiv 2002.05709): besides the encoder it needs one matrix product, no second network and no
+momentum schedule; on small images it separates classes after minutes on a CPU.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Any
 from dmvae.inputs import Inputs
 from dmvae.losses.perceptual import LPIPSPerceptual
 from dmvae.runtime import distributed
-from dmvae.runtime.files import whole
+from dmvae.runtime.files import atomic_write
 from dmvae.sections import Sections
 from dmvae.stages.measuring import EvaluateConfig, Measuring
 from dmvae.training.stage import Facts, Stage, stage
@@ -24,7 +24,7 @@ class EvaluateStage(Stage[EvaluateConfig]):
     def run(self) -> Facts:
         if distributed.is_main():
             metrics = Measuring(self.config, self.inputs).all()
-            with whole(self.inputs.out / "metrics.json") as part:
+            with atomic_write(self.inputs.out / "metrics.json") as part:
                 part.write_text(json.dumps(metrics, indent=1))
         distributed.barrier()
         return {}

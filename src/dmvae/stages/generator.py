@@ -1,5 +1,5 @@
-"""Stage `generator`: a new generator on the tokenizer's latents. What its samples are worth is what the latent
-distribution is worth."""
+"""Stage `generator`: a new generator on the tokenizer's latents. The quality of its samples shows how easily the latent
+distribution is learned."""
 
 from __future__ import annotations
 

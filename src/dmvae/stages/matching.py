@@ -127,7 +127,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
             yield f"matching.student_warmup: {name!r} has no student to warm up; leave it out"
 
     def _closed_form(self) -> Velocity | None:
-        """The reference's own velocity; None in a dry run, which opens no reference."""
+        """The reference's velocity in closed form; None in a dry run, which opens no reference."""
         return self.reference.velocity if self.inputs.weights else None
 
     def build(self) -> MatchingNetworks:

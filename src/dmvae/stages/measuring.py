@@ -186,9 +186,11 @@ class Measuring:
         return latents
 
     def samples(self, copies: Sequence[FeatureSet]) -> None:
-        """Everything for the first guidance scale, gFD and its kin, and for the others the distance alone, gfd@W.
-        `copies` are the reconstructions of the test images: the distance to them, grfd, is what is left of gFD without
-        the decoder's own part in it, for generated and reconstructed images both went through it."""
+        """All metrics at the first guidance scale, gFD alone (gfd@W) at the others.
+
+        `copies` are the reconstructions of the test images. The distance to them, grfd, leaves the decoder's own errors
+        out, because generated and reconstructed images both went through the decoder.
+        """
         trains: Sequence[FeatureSet | None] = [None] * len(self.reals)
         if "memorisation" in self.parts:
             everything = DatasetImages(self.inputs.train_set, None, self.inputs.sections.run.workers)

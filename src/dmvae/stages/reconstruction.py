@@ -1,4 +1,4 @@
-"""The reconstruction objective that the tokenizer, matching and decoder stages share, and its networks."""
+"""The reconstruction loss that the stages `tokenizer`, `matching` and `decoder` share, and its networks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def new_discriminator(config: LossConfig, channels: int) -> PatchGAN | None:
 
 
 class DecoderNetworks(Networks):
-    """The tokenizer and what its reconstructions are judged by."""
+    """The tokenizer, and the networks of its reconstruction loss."""
 
     autoencoder: Autoencoder
     perceptual: PerceptualLoss | None
@@ -40,7 +40,7 @@ class DecoderNetworks(Networks):
         self.averaged = ("autoencoder",)
 
     def add_losses(self, inputs: Inputs, discriminator: PatchGAN | None) -> None:
-        """The networks of the recipe's losses; a new discriminator where none is given and the recipe has one."""
+        """Add the networks of the recipe's losses; a new discriminator where none is given and the recipe uses one."""
         losses = inputs.sections.losses
         perceptual = inputs.perceptual()
         self.perceptual = perceptual.requires_grad_(False) if perceptual is not None else None
@@ -67,10 +67,10 @@ def reconstruct(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of a reconstruction [n, c, h, w] of x, and its terms to log.
 
-    The terms are differentiated at the image, once each; the scalar returned is the product of the
-    reconstruction with the summed gradient, so that its own gradient is the objective's (its value is
-    not: that is `log["reconstruction/total"]`). The adaptive weight then needs only the last
-    convolution's weight gradients, and no network below the image runs backward twice.
+    Each term is differentiated once, with respect to the image. The scalar that is returned is the inner product of the
+    reconstruction with the summed gradient: it has the gradient of the loss but not its value, which is
+    `log["reconstruction/total"]`. The adaptive weight then needs only weight gradients of the last convolution, and no
+    network below the image runs backward twice.
     """
     image = recon.detach().float().requires_grad_()
     pixel = reconstruction_loss(x, image, l1=config.l1, l2=config.l2)
@@ -82,14 +82,14 @@ def reconstruct(
     (gradient,) = torch.autograd.grad(total, image)
     if adversarial and networks.discriminator is not None:
         fake = augment(image, rng) if config.adversarial.augment else image
-        # Batch norm by running statistics, those of real and fake images together, as in the discriminator's own turn:
-        # fakes normalised among themselves would lose what tells them apart.
+        # eval(): batch norm uses its running statistics, of real and fake images together as in the discriminator's
+        # own turn. Fakes normalised among themselves would lose what tells them apart from real images.
         networks.discriminator.eval()
         gan = hinge_generator(networks.discriminator(fake))
         networks.discriminator.train()
         (gan_gradient,) = torch.autograd.grad(gan, image)
         last = networks.autoencoder.decoder.last_layer
-        # Averaged over ranks before their norms are taken: the weight is the whole batch's on any number of them.
+        # Averaged over ranks before their norms are taken, so that the weight is that of the whole batch.
         at_last, gan_at_last = (
             distributed.average(torch.autograd.grad(recon, last, g.to(recon.dtype), retain_graph=True)[0])
             for g in (gradient, gan_gradient)

@@ -1,7 +1,7 @@
 """Stage `reference`: the teacher, a flow model of the reference distribution.
 
-A reference whose velocity has a closed form needs none; its stage then only records how latents are
-normalised. Before any training it says how far the reference is from the latents as they are.
+A reference whose velocity has a closed form needs no teacher; its stage then only records how latents are normalised.
+Before any training it prints how far the reference is from the initial latents.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dmvae.references.data import initial_latents
 from dmvae.references.features import FeaturesReference
 from dmvae.references.report import compare
 from dmvae.runtime import distributed
-from dmvae.runtime.files import whole, write_tensors
+from dmvae.runtime.files import atomic_write, write_tensors
 from dmvae.runtime.random import Random
 from dmvae.training.flow import FlowTraining, flow_loss
 from dmvae.training.stage import Batch, Networks, TrainingStage, Update, stage
@@ -59,7 +59,7 @@ class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
         return self.config.distribution.build(self.inputs)
 
     def prepare(self) -> None:
-        """Write how latents are normalised and some samples, and say how the reference and the latents compare."""
+        """Write the normalisation of latents and some samples; print how the reference and the latents compare."""
         inputs, reference = self.inputs, self.reference
         z, labels = reference.sample(MAP_POINTS, Random(inputs.seed, self.name, "map"))
         require_samples(self.config.distribution.type, z, labels, inputs)
@@ -72,7 +72,7 @@ class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
         some = initial.__getitems__(range(min(MAP_POINTS, len(initial))))[0]
         raw = some * _column(initial.std) + _column(initial.mean)
         report = compare(z, (raw - _column(reference.mean)) / _column(reference.std))
-        with whole(inputs.out / "report.json") as part:
+        with atomic_write(inputs.out / "report.json") as part:
             part.write_text(json.dumps(asdict(report), indent=1))
         for line in report.lines():
             inputs.say(line)
@@ -88,7 +88,7 @@ class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
         return networks
 
     def data(self) -> None:
-        """None: it draws from the reference."""
+        """None: batches are drawn from the reference."""
 
     def updates(self, networks: ReferenceNetworks, batch: Batch, rng: Random) -> Iterator[Update]:
         z, labels = self.reference.sample(len(batch.labels), rng.on_cpu())
@@ -110,7 +110,7 @@ def open_reference(inputs: Inputs) -> Reference:
 
 
 def require_samples(name: str, z: Tensor, labels: Tensor, inputs: Inputs) -> None:
-    """Raise ValueError for samples of a reference that are no latents of the recipe, or of no class of its data."""
+    """Raise ValueError for samples that do not have the latents' shape, and for labels outside the data's classes."""
     if tuple(z.shape) != (len(labels), *inputs.latent_shape) or not z.isfinite().all():
         raise ValueError(
             f"reference.distribution: {name!r} returned samples {list(z.shape)} for {len(labels)} labels; give finite "

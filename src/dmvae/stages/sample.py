@@ -1,7 +1,7 @@
 """Stage `sample`: images from the generator, the same number of every class.
 
-Image i is drawn from a generator of its own (`image_seed`), so that neither the batch size nor the number of
-ranks changes it, and the diffusers pipeline repeats it from its seed alone.
+Image i is drawn from a random generator with a seed of its own (`image_seed`), so that neither the batch size nor the
+number of ranks changes it, and the diffusers pipeline repeats it from that seed alone.
 """
 
 from __future__ import annotations

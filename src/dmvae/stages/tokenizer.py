@@ -1,4 +1,4 @@
-"""Stage `tokenizer`: bottleneck, decoder and discriminator, on an encoder that is frozen or trains along."""
+"""Stage `tokenizer`: bottleneck, decoder and discriminator, on an encoder that is frozen or trains with them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ class TokenizerTraining(TrainingConfig):
 
 class TokenizerNetworks(DecoderNetworks):
     target: nn.Module
-    """The frozen encoder that latents are aligned to, and the map to its width, where there is an alignment."""
+    """The frozen encoder that latents are aligned to, where there is an alignment; `projection` maps latents to its
+    width."""
     projection: nn.Module
 
 
@@ -103,7 +104,7 @@ class TokenizerStage(DecoderStage[TokenizerTraining, TokenizerNetworks]):
 
 
 def _check(config: TokenizerTraining, inputs: Inputs) -> None:
-    """Raise ValueError for settings that do not go with the tokenizer's architecture."""
+    """Raise ValueError for settings that do not fit the tokenizer's architecture."""
     shape = inputs.shape
     if config.kl_weight > 0 and not shape.variational:
         raise ValueError(
@@ -129,8 +130,9 @@ def align(
     log: dict[str, Tensor | float],
     late: dict[str, Tensor | float],
 ) -> tuple[Tensor, Tensor]:
-    """Latents z of images x, whose gradient is to have the alignment's added to it, and the alignment loss, through
-    which the projection learns: each has an optimizer of its own, so neither weighs in the other's clipping."""
+    """(latents z of images x, to whose gradient the backward pass adds that of the alignment; the alignment loss, which
+    trains the projection). Tokenizer and projection have optimizers of their own, so that the gradients of one do not
+    count when those of the other are clipped."""
     with torch.no_grad():
         features = networks.target(x).float()
     held = z.detach().float().requires_grad_()

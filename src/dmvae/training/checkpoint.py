@@ -82,11 +82,11 @@ def steps(folder: Path) -> list[int]:
 def load(folder: Path, state: Values) -> int | None:
     """Fill `state` in place from the newest intact checkpoint; returns its step, or None without any.
 
-    A damaged checkpoint is passed over with a warning. One whose tensors have other shapes raises ValueError.
+    A damaged checkpoint is skipped with a warning. One whose tensors have other shapes raises ValueError.
     """
-    for step in reversed(distributed.share(steps(folder))):
+    for step in reversed(distributed.broadcast(steps(folder))):
         path = folder / f"step-{step:08d}"
-        damage = distributed.share(_damage(path) if distributed.is_main() else None)
+        damage = distributed.broadcast(_damage(path) if distributed.is_main() else None)
         if damage:
             warnings.warn(f"{path}: {damage}; trying the checkpoint before it", stacklevel=2)
             continue
@@ -107,7 +107,7 @@ def load(folder: Path, state: Values) -> int | None:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows the names that a checkpoint's list of tensors is made of and no others: the folder may be anybody's."""
+    """Accepts only the class names that a checkpoint's list of tensors needs: the folder may come from anybody."""
 
     def find_class(self, module: str, name: str) -> Any:
         known = module in _PLAIN and name in _PLAIN[module]
@@ -127,13 +127,13 @@ class _Reader(FileSystemReader):
 
 class _Planner(DefaultLoadPlanner):
     def load_bytes(self, read_item: Any, value: io.BytesIO) -> None:
-        torch.load(value, weights_only=True)  # raises for what holds more; torch's own reading below is not restricted
+        torch.load(value, weights_only=True)  # raises for other classes; torch's own reader below is not restricted
         value.seek(0)
         super().load_bytes(read_item, value)
 
 
 def _refusal(error: BaseException) -> str | None:
-    """The name that an unpickler refused, where that is what went wrong: torch wraps what ranks raise in its own."""
+    """The class name that an unpickler refused, if that was the error: torch wraps errors of ranks in its own."""
     found = re.search(rf"(?:{_REFUSED}|GLOBAL )(\S+)", str(error))
     return found[1] if found else None
 
@@ -167,7 +167,7 @@ def _crc(path: Path) -> int:
 
 
 def _quietly(function, *args, **kwargs) -> None:
-    """DCP warns that it runs without a process group, which is what a single process means to do."""
+    """Without DCP's warning that there is no process group: a single process needs none."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         function(*args, **kwargs)

@@ -13,8 +13,8 @@ from dmvae.runtime.random import seed_of
 
 
 class Order(Sampler):
-    """Indices of every batch from step `start` on: one shuffled pass over the data after another, cut
-    into global batches, of which this rank gets its part. A batch may straddle two passes."""
+    """Indices of every batch from step `start` on: shuffled passes over the data, one after another, cut into global
+    batches, of which this rank gets its part. A batch may span two passes."""
 
     def __init__(self, n: int, batch_size: int, key: tuple, start: int, steps: int) -> None:
         self.n, self.batch_size, self.key = n, batch_size, key

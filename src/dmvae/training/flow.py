@@ -1,4 +1,4 @@
-"""What the stages that train a flow model have in common: the reference's teacher, the student, the generator."""
+"""What the stages that train a flow model (teacher and student) have in common."""
 
 from __future__ import annotations
 

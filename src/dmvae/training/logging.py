@@ -1,4 +1,4 @@
-"""Figures and progress: one JSONL row per interval, TensorBoard or Weights & Biases, one bar per stage."""
+"""Logged figures: one JSONL row per interval, and TensorBoard or Weights & Biases."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 from dmvae.runtime import distributed
-from dmvae.runtime.files import whole
+from dmvae.runtime.files import atomic_write
 
 T = TypeVar("T")
 Tracker = Literal["tensorboard", "wandb", "none"]
 
 
 class Figures:
-    """Collects figures without reading them, and writes their means every interval. A figure is a scalar, or [sum,
-    count] of what is not there at every step; without any in an interval, it is left out of that row.
+    """Collects figures and writes their means every interval. A figure is a scalar, or [sum, count] for one that not
+    every step has; where an interval has none (count 0), it is left out of that row.
 
-    Tensors stay on the device until `write`, which is the only place that waits for it.
+    Tensors stay on the device until `write`, the only place that waits for the device.
     """
 
     def __init__(self, folder: Path, tracker: Tracker, start: int, name: str) -> None:
@@ -95,8 +95,8 @@ def read_figures(path: Path) -> list[dict[str, float]]:
 
 
 def _forget_from(path: Path, start: int) -> None:
-    """Drop rows of steps that will run again, so that the log reads as one uninterrupted run."""
+    """Drop the rows of steps that will run again, so that the log reads like that of an uninterrupted run."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [row for row in read_figures(path) if row["step"] <= start]
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -62,7 +62,7 @@ class Trainer:
         self.images_seen = dict.fromkeys(self.networks.trains, 0)
 
     def _shard(self) -> None:
-        """Spread the flow networks over the ranks, and let `trains` name their new parameters."""
+        """Shard the flow networks over the ranks, and replace their parameters in `trains` by the sharded ones."""
         trains, parts = self.networks.trains, self.networks.children()
         new = {old: p for module in parts for old, p in distributed.shard(module).items()}
         for name, parameters in trains.items():
@@ -74,8 +74,8 @@ class Trainer:
         if update.loss.ndim:
             shape = list(update.loss.shape)
             raise ValueError(f"{self.stage.name}: the loss of {update.trains!r} has shape {shape}; give a scalar")
-        # A sharded network's parts are not in the graph, their gathered wholes are; and a flow network's graph holds
-        # nothing else that trains, for its latents are detached.
+        # The graph of a sharded network holds its gathered weights, not the shards, so `inputs` cannot name them.
+        # Nothing else trains in that graph: the latents of a flow network are detached.
         sharded = distributed.is_sharded(parameters[0])
         update.loss.backward(inputs=None if sharded else parameters)
         distributed.average_gradients(parameters)
@@ -94,7 +94,7 @@ class Trainer:
         return update.figures() | {f"{update.trains}/gradient_norm": norm}
 
     def require_finite(self) -> None:
-        """Raise FloatingPointError for trained weights that are not finite: they are neither saved nor handed on."""
+        """Raise FloatingPointError for trained weights that are not finite, so that they are never saved."""
         for name, module in self.networks.saved().items():
             norms = torch._foreach_norm([p.detach() for p in module.parameters()])
             if not torch.stack([distributed.whole_tensor(norm).float() for norm in norms]).isfinite().all():
@@ -160,7 +160,7 @@ def train(stage: AnyTraining) -> Facts:
         while trainer.step < steps and not last:
             try:
                 batch = Batch(*next(data), trainer.step, steps)
-            except KeyboardInterrupt:  # asked to stop while a batch did not come; ranks would wait for each other
+            except KeyboardInterrupt:  # while waiting for a batch; several ranks would wait for each other to save
                 if distributed.world_size() == 1:
                     checkpoint.save(folder, trainer.step, trainer.state_dict())
                 raise Interrupted from None
@@ -172,7 +172,7 @@ def train(stage: AnyTraining) -> Facts:
             trainer.seconds = time.monotonic() - begun
             last = trainer.step == steps or stage.done(trainer.networks)
             logs = trainer.step % run.log_every == 0 or last
-            stops = distributed.anywhere(bool(signalled), trainer.step, steps) and not last
+            stops = distributed.any_rank(bool(signalled), trainer.step, trainer.step if last else steps)
             saves = trainer.step % run.save_every == 0 or stops
             row = None
             if logs or saves:
@@ -190,7 +190,7 @@ def train(stage: AnyTraining) -> Facts:
 
 
 def turns(updates: Iterator[Update], device: torch.device, precision: Any) -> Iterator[Update]:
-    """The stage's updates, each computed under autocast but handed out outside of it, for the backward pass."""
+    """The stage's updates: each is computed under autocast and yielded outside of it, for the backward pass."""
     while True:
         with autocast(device, precision):
             update = next(updates, None)
@@ -224,10 +224,10 @@ def _batches(
 
 
 def compile_networks(networks: Networks, device: torch.device) -> None:
-    """Compile every network in place: the parts that it names in `compiled_parts`, else the whole. On a CPU those that
-    convolve stay as they are: oneDNN's kernels are faster there than what the compiler makes (python -m
-    benchmarks.steps: the demo's decoder steps came to 0.6 of their speed)."""
-    # The adaptive weight differentiates the decoder's graph twice, so its buffers must outlive the first time.
+    """Compile every network in place: the parts that it names in `compiled_parts`, else all of it. On a CPU, parts with
+    convolutions are left uncompiled: oneDNN's kernels are faster there than compiled ones (python -m benchmarks.steps:
+    compiled, the demo's decoder steps had 0.6 of their speed)."""
+    # The adaptive weight differentiates the decoder's graph twice, so its buffers must survive the first pass.
     torch._functorch.config.donated_buffer = False
     for module in networks.children():
         named: Callable[[], list[nn.Module]] | None = getattr(module, "compiled_parts", None)
@@ -252,8 +252,8 @@ def _losses(row: dict[str, float] | None) -> str | None:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """A list that a first Ctrl-C or SIGTERM fills: the step in progress ends and the state is saved. A second one
-    stops at once."""
+    """Yields a list that the first Ctrl-C or SIGTERM fills: the loop then ends its step and saves. A second one stops
+    at once."""
     received: list[int] = []
 
     def handler(number: int, frame: object) -> None:
@@ -263,7 +263,7 @@ def _signals() -> Iterator[list[int]]:
 
     try:
         before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals are not ours to take
+    except ValueError:  # only the main thread may set signal handlers
         before = {}
     try:
         yield received

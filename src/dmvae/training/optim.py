@@ -15,7 +15,7 @@ def adamw(parameters: list[nn.Parameter], config: TrainingConfig, learning_rate:
     optimizer = torch.optim.AdamW(
         parameters, lr=learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
     )
-    optimizer.param_groups[0]["lr"] = 0.0  # this first step moves nothing, it only allocates
+    optimizer.param_groups[0]["lr"] = 0.0  # this first step changes no weight; it only allocates the state
     for p in parameters:
         p.grad = torch.zeros_like(p)
     optimizer.step()

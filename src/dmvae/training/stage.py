@@ -1,4 +1,4 @@
-"""What a stage is, and what a training stage and the loop say to each other.
+"""The base classes of stages, and the contract between a training stage and the loop.
 
 A stage is a class under `@stage("name")`: its name is a section of recipes and a command. `dmvae.stages.STAGES` lists
 ours in order; a plugin's says which stage it comes `after`.
@@ -27,8 +27,8 @@ S = TypeVar("S", bound="type[Stage[Any]]")
 
 
 def stage(name: str, *, after: str | None = None) -> Callable[[S], S]:
-    """Class decorator: make a `Stage` the recipes' section and the command `name`. A plugin's stage says `after` which
-    other stage it comes. Raises ValueError for a name that is taken, TypeError for a class that lacks something."""
+    """Class decorator: register a `Stage` as the section and the command `name`. A plugin's stage names the stage that
+    it comes `after`. Raises ValueError for a name that is taken and for a class that lacks something required."""
 
     def add(cls: S) -> S:
         cls.name, cls.after = name, after
@@ -47,17 +47,17 @@ class Stage(Registered, Generic[C]):
     Config: ClassVar[type]
     """The dataclass of its section."""
     reads: ClassVar[tuple[str, ...]] = ()
-    """Stages whose folders it may read: those of them that a variant has."""
+    """Stages whose folders it may read, where the variant has them."""
     needs: ClassVar[tuple[str, ...]] = ()
-    """Those that a variant must have."""
+    """Stages that a variant with this one must have."""
     uses: ClassVar[tuple[str, ...]] = ()
     """The recipe's shared sections that it depends on, besides `data` and `seed`; dotted names reach into them."""
     splits: ClassVar[tuple[Split, ...]] = ("train",)
     """The splits of the data set that it reads."""
     makes_tokenizer: ClassVar[bool] = False
-    """Whether it is one of the stages that a finished tokenizer (`pretrained`) stands in for."""
+    """Whether a finished tokenizer (`pretrained`) replaces this stage."""
     trains_decoder: ClassVar[bool] = False
-    """Whether it has the reconstruction loss, and so needs its networks."""
+    """Whether it uses the reconstruction loss, and so needs the networks of that loss."""
 
     def __init__(self, config: C, inputs: Inputs) -> None:
         self.config, self.inputs = config, inputs
@@ -68,7 +68,8 @@ class Stage(Registered, Generic[C]):
 
     @classmethod
     def parts(cls, config: C, sections: Sections) -> Iterable[tuple[str, Any]]:
-        """(place in the recipe, config) of what the stage will `build()` that may be lacking on this machine."""
+        """(place in the recipe, config) of what the stage will `build()` and whose package or weights may be missing on
+        this machine."""
         return ()
 
     @classmethod
@@ -168,9 +169,9 @@ class Update:
     log: Mapping[str, Tensor | float] = field(default_factory=dict)
     """Scalars to log; tensors stay on the device until the loop writes them."""
     value: Tensor | None = None
-    """What is logged as NAME/loss where `loss` has the objective's gradient and not its value."""
+    """Logged as NAME/loss instead of `loss`, where `loss` has the right gradient but not the right value."""
     late: Mapping[str, Tensor | float] = field(default_factory=dict)
-    """Scalars that the backward pass fills in, read after it."""
+    """Scalars to log that are only known after the backward pass, which fills this mapping."""
 
     def figures(self) -> dict[str, Tensor | float]:
         """Everything to log, once the backward pass has run."""
@@ -183,18 +184,18 @@ N = TypeVar("N", bound=Networks)
 
 
 class TrainingStage(Stage[T], Generic[T, N]):
-    """A stage that trains. It says what is computed; the loop loads, differentiates, steps, logs, saves."""
+    """A stage that trains. It computes losses; the loop loads data, differentiates, steps, logs and saves."""
 
     draws: ClassVar[bool] = False
     """Whether it draws its data itself, so that a batch may be larger than the data set."""
     flips: ClassVar[bool] = True
-    """Whether its data are images that are mirrored where `data.flip` says so."""
+    """Whether its data are images, mirrored at random where `data.flip` is true."""
 
     def prepare(self) -> None:
-        """Write the files that training reads; before the networks are built, on every rank, and again on resuming."""
+        """Write the files that training reads. Called on every rank before `build`, and again on resuming."""
 
     def build(self) -> N:
-        """The networks. A dry run calls it on the meta device, with `inputs` that load no weights."""
+        """The networks. A dry run calls this on the meta device, with `inputs` that load no weights."""
         raise NotImplementedError
 
     def data(self) -> Any:

@@ -1,4 +1,4 @@
-"""Feature extractors: uint8 images in, float32 vectors out. One file per kind, a member per registered config.
+"""Feature extractors: uint8 images in, float32 vectors out. One file per kind.
 
 Shapes: n images, d features. Every number reported from features carries the extractor's name, resolution included:
 distances in different feature spaces do not compare.
@@ -31,7 +31,7 @@ class Extractor(nn.Module):
 
     `network` maps float images [CHUNK, 3, r, r], resized to `resolution` (None: left as they are) and normalised
     as (x / 255 - mean) / std, to features [CHUNK, dim]. A network with further outputs names them, with their
-    widths, in `more`: it then returns all beside one another, [CHUNK, dim + ...], and `heads` cuts them apart.
+    widths, in `more`: it then returns all outputs concatenated, [CHUNK, dim + ...], and `heads` splits them.
     `name` and `weights` (a hash) go into manifests. Raises ValueError for images of another type or shape.
     """
 
@@ -138,7 +138,7 @@ class FeaturesConfig(Registered):
         raise NotImplementedError
 
     def build(self) -> Extractor:
-        """The extractor. Raises ValueError, with the mend, when its package or weights are missing."""
+        """The extractor. Raises ValueError, with the fix, when its package or weights are missing."""
         raise NotImplementedError
 
 

@@ -80,7 +80,7 @@ def _network(path: Path) -> nn.Module:
 
 class Heads(nn.Module):
     """torch-fidelity's extractor, which takes uint8 images and returns a tuple -> its outputs and the spatial one
-    beside one another, [n, 2048 + 1008 + 2023]."""
+    concatenated, [n, 2048 + 1008 + 2023]."""
 
     def __init__(self, inner: Any):
         super().__init__()

@@ -19,7 +19,7 @@ class Frechet(Metric):
         Figure("gfd", "gFD", "", -1, "{:.4g}", "Frechet distance from generated images to test images"),
         Figure(
             "grfd",
-            "gFD to copies",
+            "gFD to reconstructions",
             "",
             -1,
             "{:.4g}",
