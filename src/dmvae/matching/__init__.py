@@ -69,6 +69,8 @@ class Matching(Registered):
     needs_reference: ClassVar[bool] = False
     """Whether `loss` or `student_loss` needs samples of the reference: `context.reference`."""
     has_student: ClassVar[bool] = True
+    only_for: ClassVar[tuple[str, ...]] = ()
+    """The references, by `type`, that it is for; all where there are none."""
     """Whether a second network is trained beside the tokenizer."""
 
     def loss(

@@ -123,6 +123,9 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         name = config.objective.type
         if config.objective.needs_teacher and not (reference.teacher or reference.distribution.closed_form):
             yield f"matching.objective: {name!r} needs the reference's teacher; set reference.teacher: true"
+        kind = reference.distribution.type
+        if config.objective.only_for and kind not in config.objective.only_for:
+            yield f"matching.objective: {name!r} is for {', '.join(config.objective.only_for)}, and not for {kind!r}"
         if config.student_warmup and not config.objective.has_student:
             yield f"matching.student_warmup: {name!r} has no student to warm up; leave it out"
 

@@ -1,0 +1,21 @@
+"""Energy distance: latents are drawn to samples of the reference and pushed from each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dmvae.matching.between import BetweenSamples
+from dmvae.registry import register
+from dmvae.transport.energy import energy_distance
+
+
+@register("energy")
+@dataclass(frozen=True, kw_only=True)
+class Energy(BetweenSamples):
+    """2 E|z - y| - E|z - z'| - E|y - y'|, which is 0 for equal distributions alone."""
+
+    def distance(self, a: Tensor, b: Tensor, rng: torch.Generator, progress: float) -> Tensor:
+        return energy_distance(a, b)

@@ -1,0 +1,59 @@
+"""Objectives between samples: each takes points to a reference that they start apart from, without a teacher."""
+
+import pytest
+import torch
+
+from dmvae.matching import Context, Matching
+from dmvae.matching.between import BetweenSamples
+from dmvae.references.gaussian import Gaussian
+from dmvae.registry import find, names
+from dmvae.runtime.random import Random
+
+SHAPE = (2, 2, 2)
+OBJECTIVES = [name for name in names(Matching) if issubclass(find(Matching, name), BetweenSamples)]
+
+
+def test_there_is_one_of_each_kind():
+    assert OBJECTIVES == ["drift", "energy", "mmd", "moments", "normality", "sinkhorn", "transport"]
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_latents_reach_a_gaussian_from_three_deviations_away(name):
+    objective = find(Matching, name)(samples=256)
+    reference = Gaussian(SHAPE, 3, 1.0)
+    z = (3 + 0.3 * Random(0).normal(128, *SHAPE)).requires_grad_()
+    optimizer = torch.optim.Adam([z], lr=0.05)
+    labels = torch.zeros(len(z), dtype=torch.int64)
+    for step in range(250):
+        context = Context(Random(1, step), 3, progress=step / 250, reference=reference)
+        loss, log = objective.loss(z, labels, context=context)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert set(log) == {f"{name}/{view}" for view in ("whole", "token", "pair")}
+    assert z.mean().abs() < 0.25
+    assert 0.6 < z.std() < 1.4
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_it_says_what_it_lacks(name):
+    objective = find(Matching, name)()
+    assert objective.new_student(SHAPE, 3, None, None) is None
+    with pytest.raises(ValueError, match=f"{name} compares latents with samples: give context.reference"):
+        objective.loss(torch.zeros(2, *SHAPE), torch.zeros(2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("transport", {"views": ()}, "views: give at least one"),
+        ("sinkhorn", {"eps": 0.0}, "eps: 0"),
+        ("mmd", {"bandwidths": ()}, "bandwidths: one or more above 0"),
+        ("drift", {"bandwidths": (0.0, 1.0)}, "bandwidths: two numbers above 0"),
+        ("normality", {"std": -1.0}, "std: -1"),
+        ("energy", {"samples": 0}, "samples must be at least 1"),
+    ],
+)
+def test_fields_that_make_no_sense_are_refused(name, fields, message):
+    with pytest.raises(ValueError, match=message):
+        find(Matching, name)(**fields)
