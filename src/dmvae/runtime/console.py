@@ -30,7 +30,7 @@ _CONTROL = ("Cc", "Cf", "Cs", "Zl", "Zp")  # also what turns the direction of wr
 class _Console(Console):
     """rich's, by way of which every text that is printed or stands in a table is made `printable`."""
 
-    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+    def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(printable(text), **options)
 
 

@@ -7,8 +7,8 @@ import warnings
 import zlib
 from functools import cache
 from pathlib import Path
-from typing import Any
 
+from dmvae.config import Values
 from dmvae.runtime.files import flush, whole
 
 NAME = "done.json"
@@ -16,14 +16,14 @@ UNSEALED = ("log.jsonl", "tensorboard", "wandb", "checkpoints")
 """What is for people, or goes when the stage is finished."""
 
 
-def write_done(folder: Path, facts: dict[str, Any]) -> None:
+def write_done(folder: Path, facts: Values) -> None:
     """Mark the stage in `folder` as finished; everything it wrote reaches the disk first."""
     flush(folder)
     with whole(folder / NAME) as part:
         part.write_text(json.dumps(facts | {"files": _sealed(folder)}, indent=1))
 
 
-def read_done(folder: Path) -> dict[str, Any] | None:
+def read_done(folder: Path) -> Values | None:
     """What done.json says, or None where the stage is not finished: without the file, or with one that cannot be read,
     which is warned of."""
     file = folder / NAME

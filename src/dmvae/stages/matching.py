@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dmvae import config as configs
 from dmvae.evaluation.latents import effective_rank
@@ -21,6 +21,7 @@ from dmvae.flow.guidance import Velocity
 from dmvae.losses.pull import Pull
 from dmvae.matching import Context, Matching
 from dmvae.matching.dmd import DMD
+from dmvae.models.velocity import VelocityModel
 from dmvae.references import Reference
 from dmvae.runtime.random import Random
 from dmvae.stages.reconstruction import DecoderNetworks, DecoderStage, discriminate, reconstruct
@@ -62,8 +63,8 @@ class MatchingTraining(FlowTraining):
 
 
 class MatchingNetworks(DecoderNetworks):
-    student: Any
-    teacher: Any
+    student: nn.Module | None
+    teacher: Velocity | None
     """The reference's velocity: a frozen network, or a function in closed form; None where it is not needed."""
 
 
@@ -101,13 +102,14 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         normalisation = inputs.tensors("reference", "normalisation.safetensors")
         autoencoder.latent_mean.copy_(normalisation["mean"])
         autoencoder.latent_std.copy_(normalisation["std"])
-        trained = inputs.has("reference", "teacher")
-        networks.teacher = inputs.generator("reference", "teacher") if trained else self._closed_form()
+        teacher = inputs.generator("reference", "teacher") if inputs.has("reference", "teacher") else None
+        assert teacher is None or isinstance(teacher, VelocityModel)
+        networks.teacher = teacher if teacher is not None else self._closed_form()
         networks.student = config.objective.new_student(
             inputs.latent_shape, inputs.num_classes, networks.teacher, config.model
         )
-        if trained:
-            networks.teacher.requires_grad_(False)
+        if teacher is not None:
+            teacher.requires_grad_(False)
         networks.trains["tokenizer"] = [p for p in autoencoder.parameters() if p.requires_grad]
         if networks.student is not None:
             networks.trains["student"] = [p for p in networks.student.parameters() if p.requires_grad]
