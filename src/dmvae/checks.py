@@ -6,7 +6,6 @@ import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,7 +14,7 @@ from dmvae.inputs import Inputs, build_autoencoder
 from dmvae.recipe import Recipe
 from dmvae.stages.reconstruction import new_discriminator
 from dmvae.training.data import require_batch
-from dmvae.training.stage import AnyStage, TrainingStage
+from dmvae.training.stage import AnyStage, Buildable, TrainingStage
 
 Stages = Sequence[AnyStage]
 _built: set[str] = set()
@@ -25,7 +24,7 @@ remembered."""
 
 def lacking(recipe: Recipe, stages: Stages) -> Iterator[str]:
     """Packages and weights that these stages need and that are missing on this machine."""
-    parts: list[tuple[str, Any]] = []
+    parts: list[tuple[str, Buildable]] = []
     if any(stage.trains_decoder for stage in stages) and recipe.losses.perceptual is not None:
         parts.append(("losses.perceptual", recipe.losses.perceptual))
     for stage in stages:
@@ -99,7 +98,7 @@ def _try_data(recipe: Recipe) -> None:
             raise ValueError(f"{data.type!r}: item {i} has the label {label}; there are {len(dataset.classes)} classes")
 
 
-def _complaint(place: str, check: Callable[[], Any]) -> Iterator[str]:
+def _complaint(place: str, check: Callable[[], object]) -> Iterator[str]:
     try:
         check()
     except ValueError as error:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import types
-import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from dmvae.registry import Registered, family_of, find, names, nearest
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 C = TypeVar("C")
 Values = dict[str, Any]
@@ -66,7 +68,7 @@ def identity(config: object, more: Callable[[Registered], Values] = lambda membe
     `identity(values)` says itself how its fields count.
     """
 
-    def head(member: Any, values: Values) -> Values:
+    def head(member: DataclassInstance, values: Values) -> Values:
         for field in dataclasses.fields(member):
             if field.metadata.get("added") and getattr(member, field.name) == _default(field):
                 values.pop(field.name, None)
@@ -82,7 +84,7 @@ def added(default: object) -> Any:
     return dataclasses.field(default=default, metadata={"added": True})
 
 
-def _walk(config: object, finish: Callable[[Any, Values], Values]) -> Any:
+def _walk(config: object, finish: Callable[[DataclassInstance, Values], Values]) -> Any:
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         values = {"type": config.type} if isinstance(config, Registered) else {}
         fields = (f.name for f in dataclasses.fields(config) if f.init)
@@ -94,9 +96,8 @@ def _walk(config: object, finish: Callable[[Any, Values], Values]) -> Any:
     return str(config) if isinstance(config, Path) else config
 
 
-def _default(field: dataclasses.Field[Any]) -> Any:
-    factory: Any = field.default_factory
-    return field.default if field.default is not _MISSING else factory()
+def _default(field: dataclasses.Field[object]) -> object:
+    return field.default_factory() if field.default_factory is not _MISSING else field.default
 
 
 def merge(base: object, over: object) -> Any:
@@ -136,7 +137,7 @@ def describe(cls: type) -> dict[str, str]:
     return docs | {f.name: f.metadata["doc"] for f in dataclasses.fields(cls) if "doc" in f.metadata}
 
 
-def _laid(field: dataclasses.Field, value: object) -> Any:
+def _laid(field: dataclasses.Field[object], value: object) -> object:
     """A section without its `type`, laid over the member of a family that is the field's default."""
     if isinstance(value, dict) and "type" not in value and field.default_factory is not _MISSING:
         default = field.default_factory()
@@ -160,7 +161,7 @@ def _member(cls: type, values: Values, where: str) -> type:
     raise ValueError(f"{_join(where, 'type')}: this field is required; known: {', '.join(names(cls))}")
 
 
-def _value(hint: object, value: object, where: str) -> Any:
+def _value(hint: object, value: object, where: str) -> object:
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any:
         return value
@@ -181,7 +182,7 @@ def _value(hint: object, value: object, where: str) -> Any:
     return _scalar(hint, value, where)
 
 
-def _union(args: tuple[Any, ...], value: object, where: str) -> Any:
+def _union(args: tuple[object, ...], value: object, where: str) -> object:
     if value is None and type(None) in args:
         return None
     choices = [a for a in args if a is not type(None)]
@@ -194,7 +195,7 @@ def _union(args: tuple[Any, ...], value: object, where: str) -> Any:
     raise errors[0] if len(errors) == 1 else ValueError(f"{where}: {value!r} is not {' or '.join(map(_name, choices))}")
 
 
-def _tuple(args: tuple[Any, ...], value: object, where: str) -> tuple[Any, ...]:
+def _tuple(args: tuple[object, ...], value: object, where: str) -> tuple[object, ...]:
     if not isinstance(value, list | tuple):
         raise ValueError(f"{where}: expected a list, got {value!r}")
     hints = [args[0]] * len(value) if len(args) == 2 and args[1] is Ellipsis else list(args)
@@ -203,7 +204,7 @@ def _tuple(args: tuple[Any, ...], value: object, where: str) -> tuple[Any, ...]:
     return tuple(_value(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(hints, value, strict=True)))
 
 
-def _scalar(hint: Any, value: Any, where: str) -> Any:
+def _scalar(hint: object, value: object, where: str) -> object:
     if hint is Path and isinstance(value, str):
         return Path(value).expanduser()
     if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as a string
@@ -215,7 +216,7 @@ def _scalar(hint: Any, value: Any, where: str) -> Any:
         return float(value)
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
-    if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+    if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     quoted = f"""; in quotes it is text: '"{value}"'""" if hint is str else ""
     raise ValueError(f"{where}: expected {_name(hint)}, got {value!r}{quoted}")
@@ -234,7 +235,6 @@ def _join(where: str, key: object) -> str:
     return f"{where}.{key}" if where else str(key)
 
 
-def _name(hint: Any) -> str:
-    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(
-        hint, getattr(hint, "__name__", str(typing.cast(object, hint)))
-    )
+def _name(hint: object) -> str:
+    known: dict[object, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    return known.get(hint, getattr(hint, "__name__", str(hint)))

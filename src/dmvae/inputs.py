@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from dmvae import config as configs
 from dmvae.config import Values
-from dmvae.datasets import Dataset, DatasetConfig, open_dataset
+from dmvae.datasets import Dataset, DatasetConfig, Items, open_dataset
 from dmvae.datasets.loading import passes
 from dmvae.datasets.pixels import as_input
-from dmvae.generators import load_generator
+from dmvae.encoders import Encoder
+from dmvae.generators import Generator, load_generator
 from dmvae.latents.store import encode_dataset
 from dmvae.losses.perceptual import PerceptualLoss
-from dmvae.models.base import Tokenizer
+from dmvae.models.base import Encodes, Tokenizer
 from dmvae.models.discriminator import PatchGAN
 from dmvae.runtime.console import console
 from dmvae.runtime.done import read_done
@@ -88,11 +89,11 @@ class Inputs:
             self._fill(model.encoder)
         return model
 
-    def new_encoder(self) -> nn.Module:
+    def new_encoder(self) -> Encoder:
         """The recipe's encoder with random weights."""
         return self.shape.encoder.build(size=self.data.size, channels=self.data.channels)
 
-    def frozen_encoder(self) -> nn.Module:
+    def frozen_encoder(self) -> Encoder:
         """The recipe's encoder with self-supervised or public weights, frozen."""
         encoder = self.new_encoder()
         self._fill(encoder)
@@ -137,11 +138,11 @@ class Inputs:
         """Whether a stage that this one reads left that file or folder."""
         return (self.reads[stage] / name).exists()
 
-    def generator(self, stage: str, name: str) -> Any:
+    def generator(self, stage: str, name: str) -> Generator:
         """A generator, or a teacher, that another stage trained."""
         return load_generator(self.reads[stage] / name)
 
-    def encode(self, tokenizer: Any, dataset: Any, folder: Path, title: str) -> None:
+    def encode(self, tokenizer: Encodes, dataset: Items, folder: Path, title: str) -> None:
         """Write a data set's latents to shards in `folder`; an interrupted pass goes on where it stopped."""
         store = self.sections.latents
         encode_dataset(
@@ -157,7 +158,7 @@ class Inputs:
             dtype=store.dtype,
         )
 
-    def batches(self, dataset: object) -> Iterator[Tensor]:
+    def batches(self, dataset: Items) -> Iterator[Tensor]:
         """The data of a data set in order, in batches, on the device, as networks take them."""
         for items, _ in passes(dataset, self.sections.latents.batch_size, self.sections.run.workers, self.device):
             yield as_input(items, self.device)
@@ -229,5 +230,5 @@ class Blueprint(Inputs):
         reference = self.configs[stage]
         return name != "teacher" or (reference.teacher and not reference.distribution.closed_form)
 
-    def generator(self, stage: str, name: str) -> Any:
+    def generator(self, stage: str, name: str) -> Generator:
         return self.configs[stage].model.build(self.latent_shape, self.classes)

@@ -6,13 +6,12 @@ import json
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 from dmvae import config as configs
 from dmvae import pipeline
 from dmvae.commands.run import finish
 from dmvae.config import Values
-from dmvae.datasets.instance import offer
+from dmvae.datasets.instance import Pairs, offer
 from dmvae.interop.pipeline import DMVAEPipeline
 from dmvae.latents.store import LatentSet
 from dmvae.models.base import Tokenizer
@@ -64,13 +63,19 @@ class Run:
         """The training set's latents, normalised per channel."""
         return LatentSet(self.folder("latents", variant) / "latents")
 
-    def pipeline(self, variant: str | None = None) -> Any:
+    def pipeline(self, variant: str | None = None) -> DMVAEPipeline:
         """The diffusers pipeline of a method that has a generator."""
         self.folder("generator", variant)
         return DMVAEPipeline.from_pretrained(self.dir / (variant or self.variants[0]) / "pipeline")
 
 
-def run(recipe: str | Path | Mapping[str, Any], *, train: Any = None, test: Any = None, **overrides: Any) -> Run:
+def run(
+    recipe: str | Path | Mapping[str, object],
+    *,
+    train: Pairs | None = None,
+    test: Pairs | None = None,
+    **overrides: object,
+) -> Run:
     """Run a recipe's stages that are not finished, and write its table, report and pipelines, as `dmvae run` does.
 
     recipe: a file, or its content as a mapping. train, test: data sets of (image, label) items to use in place of the
@@ -83,7 +88,7 @@ def run(recipe: str | Path | Mapping[str, Any], *, train: Any = None, test: Any 
         raise ValueError("train and test: give both data sets, or neither")
     path = Path("recipe") if isinstance(recipe, Mapping) else Path(recipe)
     values = configs.merge(deepcopy(dict(recipe)) if isinstance(recipe, Mapping) else read_values(path), overrides)
-    if train is not None:
+    if train is not None and test is not None:
         shape = {key: value for key, value in (values.get("data") or {}).items() if key in SHAPE}
         values["data"] = {"type": "instance", "key": offer(train, test)} | shape
     recipes = resolve(values, path=path)

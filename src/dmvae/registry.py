@@ -14,7 +14,7 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -46,7 +46,7 @@ def family_of(cls: type) -> type:
     raise TypeError(f"{cls.__qualname__} does not derive from a registered family")
 
 
-def register(name: str):
+def register(name: str) -> Callable[[T], T]:
     """Class decorator: make a config dataclass selectable as `type: name` in its family."""
 
     def add(cls: T) -> T:

@@ -9,18 +9,20 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from dmvae.commands.shards import SUFFIXES, read_latents, read_names, write_safetensors, write_tar
+from dmvae.config import Values
 from dmvae.datasets.image_file import BrokenImage, read_image
 from dmvae.datasets.image_folder import ends
 from dmvae.datasets.image_scan import Entry, scan
 from dmvae.datasets.loading import Loader, cuts
 from dmvae.datasets.pixels import as_input, to_uint8
+from dmvae.models.base import Tokenizer
 from dmvae.runtime.console import Bar, console
 from dmvae.runtime.files import atomic_write, locked, sweep
 from dmvae.runtime.hashing import digest
@@ -50,7 +52,7 @@ class Files:
 
 @torch.inference_mode()
 def encode_images(
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     images: Path,
     out: Path,
     *,
@@ -119,7 +121,7 @@ def encode_images(
 
 
 def _encoded(
-    tokenizer: Any, batches: Loader, device: torch.device, precision: Precision, bar: Bar
+    tokenizer: Tokenizer, batches: Loader, device: torch.device, precision: Precision, bar: Bar
 ) -> tuple[Tensor, list[int]]:
     """(latents of the readable images, their numbers); the others are named in warnings."""
     parts, kept = [], []
@@ -156,7 +158,7 @@ def _finished(path: Path) -> bool:
 
 @torch.inference_mode()
 def decode_latents(
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     latents: Path,
     out: Path,
     *,
@@ -215,7 +217,7 @@ def _distinct(short: Sequence[str], long: Sequence[str]) -> list[str]:
     return list(chosen)
 
 
-def _claim(out: Path, plan: dict[str, Any]) -> None:
+def _claim(out: Path, plan: Values) -> None:
     """Write out/encode.json, or compare with the one that is there."""
     file, text = out / "encode.json", json.dumps(plan, indent=1)
     if not file.exists():
@@ -237,7 +239,7 @@ def _claim(out: Path, plan: dict[str, Any]) -> None:
         )
 
 
-def _digest(tokenizer: Any) -> str:
+def _digest(tokenizer: Tokenizer) -> str:
     """Changes with the weights: of each tensor, the sum and the sum of squares."""
     sums = [(k, float(v.double().sum()), float(v.double().square().sum())) for k, v in tokenizer.state_dict().items()]
     return digest(sums)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+
+from torch import nn
 
 from dmvae.commands.parser import Parser
 from dmvae.interop import official
@@ -24,7 +25,7 @@ def import_(command: str, arguments: list[str]) -> None:
     parser.add_argument("--latent-scale", type=float, default=0.1763, help="1 / standard deviation (%(default)s)")
     known = parser.parse_args(arguments)
     _require_own(known.out)
-    model: Any
+    model: nn.Module
     if known.kind == "official-vae":
         statistics = {"latent_mean": known.latent_mean, "latent_scale": known.latent_scale}
         model = official.import_vae(known.file, heads=known.encoder_heads, weights=known.weights, **statistics)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from dmvae.commands.codec import decode_latents, encode_images
 from dmvae.commands.parser import Parser
@@ -31,7 +30,7 @@ def decode(command: str, arguments: list[str]) -> None:
     _codec(parser, arguments, decode_latents)
 
 
-def _codec(parser: argparse.ArgumentParser, arguments: list[str], function: Callable[..., Any]) -> None:
+def _codec(parser: argparse.ArgumentParser, arguments: list[str], function: Callable[..., object]) -> None:
     parser.add_argument("--tokenizer", required=True, help="folder or hub id of the tokenizer")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; what is there is kept")
     parser.add_argument("--batch-size", type=int, default=64, help="images at a time (%(default)s)")

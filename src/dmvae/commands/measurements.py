@@ -94,7 +94,7 @@ class Setting:
     def compare(self, reference: str, fakes: list[FeatureSet], prefix: str) -> tuple[Scores, Values]:
         """(scores in every extractor's features, manifest)."""
         reals = self.reference(reference)
-        trains: list[Any] = [None] * len(reals)
+        trains: Sequence[FeatureSet | None] = [None] * len(reals)
         if self.train:
             trains = self.features(self.images(self.train), "training images")
         scores = Scores()

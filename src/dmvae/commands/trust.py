@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -30,7 +29,7 @@ def _named(file: Path) -> Iterator[str]:
         raise ValueError(f"{file}: not valid YAML, or nested too deep: {' '.join(str(error).split())}") from error
 
 
-def _code(values: Any, key: str = "") -> Iterator[str]:
+def _code(values: object, key: str = "") -> Iterator[str]:
     if isinstance(values, dict):
         for name, value in values.items():
             if name in ("plugins", "extends") and value:

@@ -12,6 +12,25 @@ from dmvae.registry import Registered
 Split = Literal["train", "test"]
 
 
+class Items(Protocol):
+    """What `dmvae.datasets.loading` reads. It may have `__getitems__(indices)` too, for a whole batch at once, and
+    `name(index)`, what errors call an item."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> object: ...
+
+
+class Labelled(Items, Protocol):
+    """Items whose labels are known without reading them."""
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 [n]."""
+        ...
+
+    def __getitem__(self, index: int, /) -> tuple[Tensor, int]: ...
+
+
 class Dataset(Protocol):
     """What `DatasetConfig.build` returns: a map-style data set.
 

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from dmvae.config import Values
 from dmvae.datasets.image_file import BrokenImage
 from dmvae.registry import nearest
+
+if TYPE_CHECKING:
+    import pyarrow
+
+    import datasets
 
 LABELS = ("label", "labels", "class", "target", "cls", "category")
 NONE = "none"
@@ -23,12 +29,12 @@ class Columns:
     hold no images or no labels.
     """
 
-    def __init__(self, table: Any, image: str, rows: range | list[int], where: Callable[[int], str]):
+    def __init__(self, table: datasets.Dataset, image: str, rows: range | list[int], where: Callable[[int], str]):
         self.table, self.image, self.rows, self._where = table, image, rows, where
         self.labels = torch.zeros(len(rows), dtype=torch.int64)
         self._cells: Any = None
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> Values:
         return self.__dict__ | {"_cells": None}  # of a memory map, which the table opens again in a worker
 
     def read(self, index: int) -> bytes:
@@ -59,7 +65,7 @@ class Columns:
         return f"{self._where(self.rows[index])}, column {column or self.image}"
 
 
-def image_column(table: Any, given: str | None, where: str) -> str:
+def image_column(table: datasets.Dataset, given: str | None, where: str) -> str:
     """The name of the column of images: `given`, or the only one. Raises ValueError."""
     kinds = {name: _holds(table, name) for name in table.column_names}
     if given is not None:
@@ -81,7 +87,7 @@ def image_column(table: Any, given: str | None, where: str) -> str:
     return found[0]
 
 
-def label_column(table: Any, given: str | None, where: str) -> str | None:
+def label_column(table: datasets.Dataset, given: str | None, where: str) -> str | None:
     """The name of the column of labels: `given`, or the only ClassLabel, or one that is called label. Raises
     ValueError; None where `given` says that there is none."""
     from datasets import ClassLabel
@@ -106,7 +112,7 @@ def label_column(table: Any, given: str | None, where: str) -> str | None:
     return given
 
 
-def names_of(table: Any, column: str, given: tuple[str, ...] | None = None) -> tuple[str, ...] | None:
+def names_of(table: datasets.Dataset, column: str, given: tuple[str, ...] | None = None) -> tuple[str, ...] | None:
     """What the labels of a column count: the names that a ClassLabel has, or for a column of texts those `given`, else
     its texts, sorted; None for plain numbers."""
     if _holds(table, column) == "text":
@@ -116,7 +122,9 @@ def names_of(table: Any, column: str, given: tuple[str, ...] | None = None) -> t
     return None if names is None else tuple(names)
 
 
-def labels_of(table: Any, column: str, names: tuple[str, ...] | None, where: Callable[[int], str]) -> Tensor:
+def labels_of(
+    table: datasets.Dataset, column: str, names: tuple[str, ...] | None, where: Callable[[int], str]
+) -> Tensor:
     """int64 labels of every row; texts by their place in `names`. Raises ValueError for rows without a label."""
     cells = table.data.column(column).to_pylist()
     if None in cells:
@@ -133,7 +141,7 @@ def labels_of(table: Any, column: str, names: tuple[str, ...] | None, where: Cal
     return torch.tensor(cells, dtype=torch.int64)
 
 
-def _holds(table: Any, name: str) -> str:
+def _holds(table: datasets.Dataset, name: str) -> str:
     """What kind of values: image, number, text, nested or other."""
     import pyarrow.types as t
 
@@ -154,7 +162,7 @@ def _holds(table: Any, name: str) -> str:
     return "text" if t.is_string(arrow) or t.is_large_string(arrow) else "other"
 
 
-def _binary(arrow: Any) -> bool:
+def _binary(arrow: pyarrow.DataType) -> bool:
     import pyarrow.types as t
 
     return t.is_binary(arrow) or t.is_large_binary(arrow)
@@ -164,18 +172,18 @@ def _nested(kind: str) -> str:
     return " (nested and array columns are not read)" if kind == "nested" else ""
 
 
-def _there(table: Any, name: str, where: str, field: str) -> None:
+def _there(table: datasets.Dataset, name: str, where: str, field: str) -> None:
     if name not in table.column_names:
         raise ValueError(
             f"{where}: has no column {name!r}, which data.{field} names{nearest(name, table.column_names)}"
         )
 
 
-def _type(table: Any, name: str) -> str:
+def _type(table: datasets.Dataset, name: str) -> str:
     feature = table.features[name]
     text = type(feature).__name__ if not isinstance(feature, dict) else "a struct"
     return str(feature.dtype) if text == "Value" else text
 
 
-def _all(table: Any) -> str:
+def _all(table: datasets.Dataset) -> str:
     return ", ".join(f"{name} ({_type(table, name)})" for name in table.column_names)

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from dmvae.datasets import Dataset, Split
 from dmvae.datasets.columns import Columns, image_column, label_column, labels_of, names_of
@@ -15,6 +15,9 @@ from dmvae.datasets.encoded import EncodedConfig, OnBroken, check_labels, choose
 from dmvae.datasets.image_scan import HELD_OUT
 from dmvae.registry import register
 from dmvae.runtime.hashing import bytes_hash
+
+if TYPE_CHECKING:
+    import datasets
 
 TESTS = ("test", "validation", *HELD_OUT[1:])
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -91,7 +94,7 @@ class HuggingFace(EncodedConfig):
         return given
 
 
-def _numbers(train: Any, label: str, where: Place) -> tuple[str, ...]:
+def _numbers(train: datasets.Dataset, label: str, where: Place) -> tuple[str, ...]:
     return numbered(labels_of(train, label, None, where), f"{where()}, column {label}")
 
 
@@ -130,7 +133,7 @@ class Prepared:
         self.builder = builder
         self.splits = list(builder.info.splits)
 
-    def table(self, split: str) -> Any:
+    def table(self, split: str) -> datasets.Dataset:
         """A split, perhaps a slice, as a `datasets.Dataset`. Raises ValueError for a slice that is none, or without a
         row."""
         try:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,10 +17,19 @@ from dmvae.registry import register
 from dmvae.runtime.hashing import digest
 
 HASHED = 64
-_offered: dict[str, Any] = {}
 
 
-def offer(train: Any, test: Any) -> str:
+class Pairs(Protocol):
+    """A program's own data set of (image, label, ...); it may have `classes`, and `targets` or `labels`."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Sequence[Any]: ...
+
+
+_offered: dict[str, Pairs] = {}
+
+
+def offer(train: Pairs, test: Pairs) -> str:
     """Make two data sets known to this process; returns the key under which a recipe finds them.
 
     The key is a digest of their lengths and of some of their items, so that the same data find the stages that they
@@ -31,7 +41,7 @@ def offer(train: Any, test: Any) -> str:
     return key
 
 
-def _sketch(data: Any) -> list[object]:
+def _sketch(data: Pairs) -> list[object]:
     chosen = np.linspace(0, len(data) - 1, min(HASHED, len(data))).astype(int).tolist()
     return [len(data), *(part for i in chosen for part in (as_image(data[i][0], f"item {i}"), int(data[i][1])))]
 
@@ -54,7 +64,7 @@ class Instance(DatasetConfig):
 class InstanceDataset:
     """The items as every data set here has them."""
 
-    def __init__(self, data: Any, config: Instance, split: Split) -> None:
+    def __init__(self, data: Pairs, config: Instance, split: Split) -> None:
         self.data, self.config = data, config
         self.count = min(len(data), config.limit or len(data))
         self.labels = self._labels()
@@ -80,7 +90,7 @@ class InstanceDataset:
         return resize(pixels, self.config.size)[0], int(label)
 
 
-def as_image(image: Any, what: str) -> Tensor:
+def as_image(image: object, what: str) -> Tensor:
     """A PIL image, an array [h, w] or [h, w, c], or a tensor [c, h, w] -> uint8 [1 or 3, h, w].
 
     Raises ValueError for anything else, naming `what`.

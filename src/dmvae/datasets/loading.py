@@ -17,13 +17,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data._utils.signal_handling import _remove_worker_pids
 
+from dmvae.datasets import Items
+
+T = TypeVar("T")
 PATIENCE = 600.0
 """Seconds without a batch after which workers count as hung."""
 _POLL = 1.0
@@ -32,7 +35,14 @@ _END = object()
 _running: set[Any] = set()
 
 
-def collate(items: Any) -> tuple[Tensor, Tensor]:
+class Batches(Protocol):
+    """A list or sampler of lists of indices."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Sequence[int]]: ...
+
+
+def collate(items: tuple[Tensor, Tensor] | list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
     """A batch from what `__getitems__` returned whole, or from a list of (image, label)."""
     if isinstance(items, tuple):
         return items
@@ -41,14 +51,14 @@ def collate(items: Any) -> tuple[Tensor, Tensor]:
 
 
 def loader(
-    dataset: Any, batches: Any, workers: int, device: torch.device, stops: Callable[[], bool] = lambda: False
+    dataset: Items, batches: Batches, workers: int, device: torch.device, stops: Callable[[], bool] = lambda: False
 ) -> Loader:
     """Batches over a list or sampler of index batches; data in memory needs no workers."""
     workers = 0 if hasattr(dataset, "__getitems__") else workers
     return Loader(dataset, batches, workers, collate, pin=device.type == "cuda", stops=stops)
 
 
-def passes(dataset: Any, batch_size: int, workers: int, device: torch.device, start: int = 0) -> Loader:
+def passes(dataset: Items, batch_size: int, workers: int, device: torch.device, start: int = 0) -> Loader:
     """One pass over the data in order, from item `start` on; the last batch may be smaller."""
     return loader(dataset, cuts(range(start, len(dataset)), batch_size), workers, device)
 
@@ -67,10 +77,10 @@ class Loader:
 
     def __init__(
         self,
-        dataset: Any,
-        batches: Any,
+        dataset: Items,
+        batches: Batches,
         workers: int,
-        collate: Callable[[Any], Any],
+        collate: Callable[[Any], object],
         *,
         pin: bool = False,
         stops: Callable[[], bool] = lambda: False,
@@ -85,7 +95,7 @@ class Loader:
         iterator: Any = iter(
             DataLoader(
                 self.reader,  # type: ignore[arg-type]  # it has what DataLoader asks for
-                batch_sampler=self.batches,
+                batch_sampler=self.batches,  # type: ignore[arg-type]  # they may be ranges
                 num_workers=self.workers,
                 collate_fn=_as_it_is,
                 worker_init_fn=_begin,
@@ -107,7 +117,7 @@ class Loader:
         finally:
             _end(iterator)
 
-    def _next(self, iterator: Any) -> Any:
+    def _next(self, iterator: Any) -> object:
         begun = time.monotonic()
         while True:
             try:
@@ -155,7 +165,7 @@ class Problem:
 class Reader:
     """The data set as workers read it: a whole batch at a time, keeping count in `at` of the item that each is at."""
 
-    def __init__(self, dataset: Any, collate: Callable[[Any], Any], at: Tensor) -> None:
+    def __init__(self, dataset: Items, collate: Callable[[Any], object], at: Tensor) -> None:
         self.dataset, self.collate, self.at = dataset, collate, at
 
     def __len__(self) -> int:
@@ -164,7 +174,7 @@ class Reader:
     def __getitem__(self, index: int) -> Any:
         return self.dataset[index]
 
-    def __getitems__(self, indices: Sequence[int]) -> Any:
+    def __getitems__(self, indices: Sequence[int]) -> object:
         info = get_worker_info()
         place = info.id if info else -1
         try:
@@ -204,7 +214,7 @@ def usable(workers: int) -> int:
     return min(workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
-def _as_it_is(batch: Any) -> Any:
+def _as_it_is(batch: T) -> T:
     return batch
 
 

@@ -120,9 +120,9 @@ def _members(shard: Path, file: BinaryIO, broken: list[str]) -> Iterator[tarfile
         else:
             yield member
     # tarfile takes a damaged header for the end
-    file.seek(tar.offset)  # type: ignore[attr-defined]
+    file.seek(tar.offset)
     if any(file.read(tarfile.BLOCKSIZE)):
-        broken.append(f"{shard}: damaged after byte {tar.offset}; the rest of it is left out")  # type: ignore[attr-defined]
+        broken.append(f"{shard}: damaged after byte {tar.offset}; the rest of it is left out")
 
 
 def _grouped(members: Iterator[tarfile.TarInfo]) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:

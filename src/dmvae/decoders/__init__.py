@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 
@@ -15,18 +15,22 @@ OLD = ("decoder_width", "decoder_multipliers", "decoder_blocks", "decoder_attent
 """Fields of version 0.1, which had the convolutional decoder alone."""
 
 
-class Decoder(Protocol):
-    """What `DecoderConfig.build` returns, an nn.Module. Where it also has `decode_tiled(z, tile)`, large images can be
-    decoded in parts."""
+class Decoder(nn.Module):
+    """What `DecoderConfig.build` returns; a module that has all this without deriving from it does too. Where it also
+    has `decode_tiled(z, tile)`, large images can be decoded in parts."""
 
     @property
     def last_layer(self) -> Tensor:
         """The weights that make the image, at which the adversary's weight compares gradients."""
-        ...
+        raise NotImplementedError
 
-    def __call__(self, z: Tensor) -> Tensor:
-        """z [n, C, H, W] -> images [n, c, H stride, W stride], trained to lie in [-1, 1] and not clamped."""
-        ...
+    if TYPE_CHECKING:
+
+        def __call__(self, z: Tensor) -> Tensor:
+            """z [n, C, H, W] -> images [n, c, H stride, W stride], trained to lie in [-1, 1] and not clamped."""
+            ...
+
+        def decode_tiled(self, z: Tensor, tile: int) -> Tensor: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +39,12 @@ class DecoderConfig(Registered):
 
     required: ClassVar[tuple[str, ...]] = ("build",)
 
-    def build(self, *, latent_channels: int, channels: int, stride: int) -> nn.Module:
+    def build(self, *, latent_channels: int, channels: int, stride: int) -> Decoder:
         """The `Decoder` from C latent channels to images of `channels` channels, `stride` times as high and wide."""
         raise NotImplementedError
 
 
-def decoder_section(values: Mapping[str, Any]) -> Values:
+def decoder_section(values: Mapping[str, object]) -> Values:
     """An autoencoder's section whose decoder_* fields of version 0.1 stand under `decoder`.
 
     Raises ValueError where both spellings are there.

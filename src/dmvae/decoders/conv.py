@@ -7,16 +7,15 @@ Structure and parameter names are those of the Flux autoencoder's decoder (itsel
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmvae import config as configs
-from dmvae.decoders import DecoderConfig
+from dmvae.decoders import Decoder, DecoderConfig
 from dmvae.decoders.tiling import decode_tiled
 from dmvae.models.layers import ResidualBlock, group_norm
 from dmvae.registry import register
@@ -47,7 +46,7 @@ class ConvDecoder(DecoderConfig):
         )
 
 
-class ConvolutionalDecoder(nn.Module):
+class ConvolutionalDecoder(Decoder):
     """Residual blocks from the deepest level up, each level but the last followed by an upsampling.
 
     width: channels at full resolution; multipliers: of width, from full resolution down; every level has
@@ -70,7 +69,7 @@ class ConvolutionalDecoder(nn.Module):
         super().__init__()
         self.stride = stride
         self.gradient_checkpointing = False
-        self._gradient_checkpointing_func: Any = None
+        self._gradient_checkpointing_func: Callable[..., Tensor] | None = None
         doublings = math.ceil(math.log2(stride))
         inner = min(doublings, len(multipliers) - 1)
         self.resizes = stride != 2**doublings
@@ -114,6 +113,11 @@ class ConvolutionalDecoder(nn.Module):
             x = self._run(part, x)
         return x
 
+    def levels(self) -> list[tuple[list[ResidualBlock], nn.Module]]:
+        """(residual blocks, the step to the next level) from the deepest level on."""
+        levels = [level for level in reversed(self.up) if isinstance(level, Level)]
+        return [([b for b in level.block if isinstance(b, ResidualBlock)], level.upsample) for level in levels]
+
     def fit(self, x: Tensor, z: Tensor) -> Tensor:
         """Images x resized to z's size times the stride, where powers of two do not reach it."""
         if self.resizes:
@@ -123,6 +127,7 @@ class ConvolutionalDecoder(nn.Module):
 
     def _run(self, part: nn.Module, x: Tensor) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
+            assert self._gradient_checkpointing_func is not None  # diffusers sets it with the switch
             return self._gradient_checkpointing_func(part, x)
         return part(x)
 

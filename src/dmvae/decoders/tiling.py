@@ -12,14 +12,35 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dmvae.models.layers import ResidualBlock
+
 Live = tuple[Tensor, ...]
 """The activations that a tile holds on to at a norm, the last of which is to be normalised."""
+
+
+class Tileable(Protocol):
+    """What a decoder must have: a deepest level, residual levels, and a norm and a convolution that end it."""
+
+    norm_out: nn.GroupNorm
+    conv_out: nn.Conv2d
+
+    def deepest(self, z: Tensor) -> Tensor:
+        """z [n, C, H, W] -> activations before the first level."""
+        ...
+
+    def levels(self) -> list[tuple[list[ResidualBlock], nn.Module]]:
+        """(residual blocks, the step to the next level) from the deepest level on."""
+        ...
+
+    def fit(self, x: Tensor, z: Tensor) -> Tensor:
+        """Images x at the size that belongs to z."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -44,7 +65,7 @@ def spans(length: int, tile: int, halo: int) -> list[Span]:
 
 
 @torch.no_grad()
-def decode_tiled(decoder: Any, z: Tensor, tile: int) -> Tensor:
+def decode_tiled(decoder: Tileable, z: Tensor, tile: int) -> Tensor:
     """`decoder(z)`, of a `dmvae.decoders.conv.ConvolutionalDecoder`, for z [n, C, H, W] with the activations of one
     tile of tile x tile cells on the device at a time, the others' in main memory. No gradient."""
     x = decoder.deepest(z)
@@ -63,43 +84,41 @@ def decode_tiled(decoder: Any, z: Tensor, tile: int) -> Tensor:
     return decoder.fit(_stitch(outputs, grid, x.shape), z)
 
 
-def receptive_radius(decoder: Any) -> int:
+def receptive_radius(decoder: Tileable) -> int:
     """Cells beyond a tile that its pixels depend on: one pixel for each 3x3 convolution, at its resolution."""
     radius, scale = 0.0, 1
-    levels: Any = reversed(decoder.up)
-    for level in levels:
-        radius += 2 * len(level.block) / scale
-        if not isinstance(level.upsample, nn.Identity):
+    for blocks, upsample in decoder.levels():
+        radius += 2 * len(blocks) / scale
+        if not isinstance(upsample, nn.Identity):
             scale *= 2
             radius += 1 / scale
     return int(-(-(radius + 1 / scale) // 1))
 
 
-def _steps(decoder: Any) -> tuple[list[nn.GroupNorm], list[Callable[..., Live]]]:
+def _steps(decoder: Tileable) -> tuple[list[nn.GroupNorm], list[Callable[..., Live]]]:
     """The levels cut at their norms: works[i] takes what was live at norms[i], and the norm's result, to the next norm.
 
     Functions and not a generator for each tile: one that waits would hold on to its tensors on the device.
     """
     norms: list[nn.GroupNorm] = []
     works: list[Callable[..., Live]] = []
-    levels: Any = reversed(decoder.up)
-    for level in levels:
-        for block in level.block:
+    for blocks, upsample in decoder.levels():
+        for block in blocks:
             norms += [block.norm1, block.norm2]
-            end = level.upsample if block is level.block[-1] else nn.Identity()
+            end = upsample if block is blocks[-1] else nn.Identity()
             works += [partial(_first_half, block), partial(_second_half, block, end)]
     return [*norms, decoder.norm_out], [*works, partial(_image, decoder)]
 
 
-def _first_half(block: Any, x: Tensor, normed: Tensor) -> Live:
+def _first_half(block: ResidualBlock, x: Tensor, normed: Tensor) -> Live:
     return x, block.conv1(F.silu(normed))
 
 
-def _second_half(block: Any, end: nn.Module, x: Tensor, h: Tensor, normed: Tensor) -> Live:
+def _second_half(block: ResidualBlock, end: nn.Module, x: Tensor, h: Tensor, normed: Tensor) -> Live:
     return (end(block.conv2(F.silu(normed)) + block.shortcut(x)),)
 
 
-def _image(decoder: Any, x: Tensor, normed: Tensor) -> Live:
+def _image(decoder: Tileable, x: Tensor, normed: Tensor) -> Live:
     return (decoder.conv_out(F.silu(normed)),)
 
 

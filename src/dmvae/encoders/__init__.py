@@ -4,11 +4,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from dmvae.registry import Registered
+
+
+class Encoder(nn.Module):
+    """What `EncoderConfig.build` returns; a module that has all this without deriving from it does too."""
+
+    channels: int
+    """Of the features."""
+    stride: int
+    """Image pixels per feature, along each side."""
+
+    if TYPE_CHECKING:
+
+        def __call__(self, images: Tensor) -> Tensor:
+            """images [n, c, h, w] in [-1, 1] -> features [n, channels, h / stride, w / stride]."""
+            ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +41,7 @@ class EncoderConfig(Registered):
         """What `build(pretrained=True)` would have to fetch, or lacks, for a dry run to tell."""
         return []
 
-    def build(self, *, size: int, channels: int, pretrained: bool = False) -> nn.Module:
+    def build(self, *, size: int, channels: int, pretrained: bool = False) -> Encoder:
         """The network for `size` x `size` images of `channels` channels.
 
         With `pretrained`, its public weights where the encoder has some (an encoder that is trained

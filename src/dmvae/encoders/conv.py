@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dmvae.encoders import EncoderConfig
+from dmvae.encoders import Encoder, EncoderConfig
 from dmvae.models.layers import ResidualBlock, group_norm
 from dmvae.registry import register
 
@@ -40,11 +40,11 @@ class ConvEncoder(EncoderConfig):
     def starts_random(self) -> bool:
         return True
 
-    def build(self, *, size: int, channels: int, pretrained: bool = False) -> nn.Module:
+    def build(self, *, size: int, channels: int, pretrained: bool = False) -> ConvNet:
         return ConvNet(self, channels)
 
 
-class ConvNet(nn.Module):
+class ConvNet(Encoder):
     """images [n, c, h, w] in [-1, 1] -> features [n, channels, h / stride, w / stride]."""
 
     def __init__(self, config: ConvEncoder, in_channels: int):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from dmvae.config import Values
-from dmvae.encoders import EncoderConfig
+from dmvae.encoders import Encoder, EncoderConfig
 from dmvae.registry import nearest, register
 from dmvae.runtime.hashing import content_hash
 from dmvae.runtime.weights import pick, read_tensors
@@ -58,7 +57,7 @@ class TimmEncoder(EncoderConfig):
             return []
         return [f"weights of timm model {self.model!r}, which it fetches from the hub ({cfg.hf_hub_id})"]
 
-    def build(self, *, size: int, channels: int, pretrained: bool = False) -> nn.Module:
+    def build(self, *, size: int, channels: int, pretrained: bool = False) -> Features:
         if not timm.is_model(self.model):
             raise ValueError(f"timm has no model {self.model!r}{nearest_model(self.model)}")
         architecture, _, tag = self.model.partition(".")
@@ -107,7 +106,7 @@ class TimmEncoder(EncoderConfig):
             ) from error
 
 
-class Features(nn.Module):
+class Features(Encoder):
     """images [n, 1 or 3, h, w] in [-1, 1] -> features [n, channels, h / stride, w / stride]."""
 
     scale: Tensor
@@ -142,7 +141,7 @@ class Features(nn.Module):
         return out[:, self.prefix :].unflatten(1, grid).permute(0, 3, 1, 2)
 
 
-def require_shape(name: str, kwargs: Mapping[str, Any]) -> None:
+def require_shape(name: str, kwargs: Values) -> None:
     """ValueError for arguments that do not shape the network: timm.create_model has others, which read, fetch and
     write files, and a tokenizer's config.json, which may be anybody's, would reach them."""
     if not kwargs:
@@ -157,7 +156,7 @@ def require_shape(name: str, kwargs: Mapping[str, Any]) -> None:
                 raise ValueError(f"kwargs: {key} is {value!r}: use numbers, true, false, names, or lists of those")
 
 
-def takes_any_size(name: str, kwargs: Mapping[str, Any]) -> bool:
+def takes_any_size(name: str, kwargs: Values) -> bool:
     """Whether the model resamples its position embedding to every image's size; plain vision transformers do."""
     with torch.device("meta"):
         model = timm.create_model(name, pretrained=False, **kwargs)

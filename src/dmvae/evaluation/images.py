@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from dmvae.config import Values
+from dmvae.datasets import Dataset
 from dmvae.datasets.image_file import BrokenImage, read_image
 from dmvae.datasets.image_scan import rank, scan
 from dmvae.datasets.loading import Loader, cuts, passes
@@ -57,9 +58,9 @@ class TensorImages:
 class DatasetImages:
     """The first `count` images of a data set."""
 
-    def __init__(self, dataset: Any, count: int | None = None, workers: int = 0) -> None:
+    def __init__(self, dataset: Dataset, count: int | None = None, workers: int = 0) -> None:
         self.dataset, self.count, self.workers = dataset, min(count or len(dataset), len(dataset)), workers
-        self.labels = dataset.labels[: self.count]
+        self.labels: Tensor | None = dataset.labels[: self.count]
         facts = {"kind": "data set", "fingerprint": dataset.fingerprint, "classes": digest(tuple(dataset.classes))}
         self.facts = facts | _size(dataset[0][0].shape)
 
@@ -232,7 +233,7 @@ def _gathered(own: dict[str, Tensor], share: int, n: int) -> dict[str, Tensor]:
 
 def _shape(path: Path, name: str) -> list[int]:
     with safe_open(path, "pt") as file:
-        return file.get_slice(name).get_shape()  # type: ignore[no-any-return]
+        return file.get_slice(name).get_shape()
 
 
 def _tensor(path: Path, name: str) -> Tensor:

@@ -17,7 +17,6 @@ are means over images, and per-class numbers.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,7 +65,9 @@ def pair_values(
     return values
 
 
-def measure_pairs(originals: Tensor, reconstructions: Tensor, lpips: Any = None) -> Scores:
+def measure_pairs(
+    originals: Tensor, reconstructions: Tensor, lpips: Callable[[Tensor, Tensor], Tensor] | None = None
+) -> Scores:
     """`pair_values`, averaged, with intervals."""
     scores = Scores()
     scores.add_means(pair_values(originals, reconstructions, lpips))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from dmvae.evaluation.measure import all_parts, measure_sets, pair_values
 from dmvae.evaluation.metrics import Figure, Metric, metrics_of
 from dmvae.evaluation.scores import Scores
 from dmvae.losses.perceptual import LPIPSPerceptual
+from dmvae.models.base import Tokenizer
 from dmvae.runtime.hashing import weights_hash
 from dmvae.runtime.precision import Precision, autocast
 
@@ -44,7 +44,7 @@ class PerceptualDistance:
 
 @torch.inference_mode()
 def reconstruct(
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     extractors: Sequence[Extractor],
     images: Images,
     batch_size: int,

@@ -55,10 +55,13 @@ def _torch(path: Path) -> dict[str, Tensor]:
     # torch-fidelity pickles numpy arrays: these names, and no others, may be called while reading
     rebuild: Any = np.zeros(1).__reduce__()[0]
     # numpy 1 called the module of the first by another name, which files keep
-    allowed: list[Any] = [rebuild, (rebuild, "numpy.core.multiarray._reconstruct")]
+    allowed: list[Any] = [
+        rebuild,
+        (rebuild, "numpy.core.multiarray._reconstruct"),
+    ]
     allowed += [np.ndarray, np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32))]
 
-    def read() -> Any:
+    def read() -> object:
         with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about formats that end in an error below
             return torch.load(path, map_location="cpu", weights_only=True)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from dmvae.flow.solver import Sampling
 from dmvae.models.artifact import artifact_class
+from dmvae.models.base import Model
 from dmvae.registry import Registered, find, names
 from dmvae.runtime.random import Random
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+ModelClass = type[Model]
+"""Under a name, for in a registered class `type` is the word that recipes know it by."""
 
 
 class Generator(Protocol):
@@ -20,6 +27,12 @@ class Generator(Protocol):
     loaded, with the latents' shape and the number of classes in its config (in_channels, input_size, num_classes)."""
 
     config: Any
+
+    @property
+    def to(self) -> Callable[..., Self]: ...
+    def eval(self) -> Self: ...
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def register_to_config(self, **kwargs: object) -> None: ...
 
     def loss(self, z: Tensor, labels: Tensor, rng: Random) -> Tensor:
         """A scalar to descend: z [n, C, H, W] normalised per channel, labels int64 [n], where num_classes means "no
@@ -40,15 +53,15 @@ class GeneratorConfig(Registered):
 
     required: ClassVar[tuple[str, ...]] = ("build", "network")
 
-    network: ClassVar[Any]
+    network: ClassVar[ModelClass]
     """The class of what `build` returns, under whose name artifacts are found."""
 
-    def build(self, latent_shape: tuple[int, int, int], num_classes: int) -> Any:
+    def build(self, latent_shape: tuple[int, int, int], num_classes: int) -> Generator:
         """The `Generator` for latents (C, H, W), with random weights."""
         raise NotImplementedError
 
 
-def load_generator(folder: str | Path) -> Any:
+def load_generator(folder: str | Path) -> Generator:
     """The generator in an artifact's folder, of any registered class. Raises ValueError where there is none."""
     known = {find(GeneratorConfig, name).network for name in names(GeneratorConfig)}
     return artifact_class(folder, known, "generator").from_pretrained(folder)

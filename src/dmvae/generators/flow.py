@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from dmvae import config as configs
 from dmvae.config import Values
-from dmvae.generators import GeneratorConfig
+from dmvae.generators import GeneratorConfig, ModelClass
 from dmvae.models.dit import LightningDiT, lightningdit, published
 from dmvae.registry import register
 
@@ -18,7 +18,7 @@ from dmvae.registry import register
 class FlowModelConfig(GeneratorConfig):
     """A LightningDiT, by size or by its numbers."""
 
-    network: ClassVar[Any] = LightningDiT
+    network: ClassVar[ModelClass] = LightningDiT
 
     size: str | None = None
     """"Mini/1", "S/1", "B/1", "L/1" or "XL/1" (the number is the patch size); null: the fields below say."""

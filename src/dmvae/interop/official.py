@@ -11,11 +11,11 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from torch import Tensor
+from torch import Tensor, nn
 
 from dmvae.config import Values
 from dmvae.models.discriminator import PatchGAN
@@ -32,6 +32,8 @@ SIGNS = {
     "main.0.weight": "discriminator",
 }
 """Names that tell whose weights a file holds."""
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def import_vae(
@@ -92,9 +94,8 @@ def export_vae(autoencoder: Autoencoder | Path, file: Path) -> None:
         raise ValueError(f"{where}: {'; '.join(found)}")
     state = {official_name(k): v.detach().cpu().contiguous() for k, v in weights_of(model).items()} | pixel_constants()
     with torch.device("meta"):  # what could not be read back is not written
-        build_vae(
-            {k: v.to("meta") for k, v in state.items()}, where, heads=model.encoder.model.blocks[0].attn.num_heads
-        )
+        vit: Any = model.encoder.model
+        build_vae({k: v.to("meta") for k, v in state.items()}, where, heads=vit.blocks[0].attn.num_heads)
     write_tensors(Path(file), "vae_wo_ddp", state)
 
 
@@ -120,7 +121,7 @@ def build_discriminator(state: Mapping[str, Tensor], where: object) -> PatchGAN:
     return fill(PatchGAN(in_channels=channels, width=width, layers=layers), state, {}, where)
 
 
-def fill(model: Any, state: Mapping[str, Tensor], constants: Mapping[str, Tensor], where: object) -> Any:
+def fill(model: M, state: Mapping[str, Tensor], constants: Mapping[str, Tensor], where: object) -> M:
     """Load the authors' state dict, whose constants must have the values given; strict (ValueError)."""
     own = {official_name(k): v for k, v in weights_of(model).items()}
     check(state, {k: v.shape for k, v in (own | dict(constants)).items()}, where, f"our {type(model).__name__}")
@@ -143,7 +144,7 @@ def official_name(name: str) -> str:
     return re.sub(r"^bottleneck\.", "bottle_neck.mlp.", name)
 
 
-def weights_of(model: Any) -> dict[str, Tensor]:
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
     """A model's state dict without the latents' statistics, which the authors keep elsewhere."""
     return {k: v for k, v in model.state_dict().items() if k not in ("latent_mean", "latent_std")}
 

@@ -19,13 +19,14 @@ from torch import Tensor
 from dmvae.datasets.pixels import to_uint8
 from dmvae.flow.guidance import guided
 from dmvae.flow.solver import time_grid
+from dmvae.models.base import Tokenizer
 from dmvae.registry import nearest
 
 OUTPUTS = ("pil", "np", "pt", "latent")
 CARD = "README.md"
 
 
-class DMVAEPipeline(DiffusionPipeline):  # type: ignore[misc]
+class DMVAEPipeline(DiffusionPipeline):
     """`DMVAEPipeline.from_pretrained(folder_or_hub_id)(class_labels=[3, "coat"]).images`.
 
     transformer: LightningDiT. vae: a tokenizer with `decode` and `denormalize`. scheduler: a diffusers scheduler
@@ -37,7 +38,7 @@ class DMVAEPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     __module__ = "dmvae"
     transformer: Any
-    vae: Any
+    vae: Tokenizer
     scheduler: Any
     config: Any
     model_cpu_offload_seq: Any = "transformer->vae"
@@ -47,7 +48,7 @@ class DMVAEPipeline(DiffusionPipeline):  # type: ignore[misc]
     def __init__(
         self,
         transformer: Any,
-        vae: Any,
+        vae: Tokenizer,
         scheduler: Any = None,
         id2label: dict[str, str] | None = None,
         card: str | None = None,
@@ -64,7 +65,7 @@ class DMVAEPipeline(DiffusionPipeline):  # type: ignore[misc]
         self.card = card
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: object) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: object) -> Any:
         """As diffusers', from a folder or a hub id; the model card comes along."""
         # our models are built in memory, see dmvae.models.base
         kwargs = {"low_cpu_mem_usage": False} | kwargs
@@ -73,15 +74,15 @@ class DMVAEPipeline(DiffusionPipeline):  # type: ignore[misc]
         pipeline.card = card.read_text() if card.is_file() else None
         return pipeline
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         super().save_pretrained(save_directory, *args, **kwargs)
         self._write_card(save_directory)
 
-    def _upload_folder(self, working_dir: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+    def _upload_folder(self, working_dir: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
         self._write_card(working_dir)  # over the empty one that diffusers writes just before
         return super()._upload_folder(working_dir, *args, **kwargs)
 
-    def _write_card(self, folder: str | os.PathLike) -> None:
+    def _write_card(self, folder: str | os.PathLike[str]) -> None:
         if self.card:
             (Path(folder) / CARD).write_text(self.card)
 
@@ -105,7 +106,7 @@ class DMVAEPipeline(DiffusionPipeline):  # type: ignore[misc]
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-    ) -> ImagePipelineOutput | tuple[Any]:
+    ) -> ImagePipelineOutput | tuple[object]:
         """One image for every label.
 
         Args:
@@ -209,7 +210,7 @@ class DMVAEPipeline(DiffusionPipeline):  # type: ignore[misc]
         return int(label)
 
 
-def build_pipeline(transformer: Any, vae: Any, classes: Sequence[str], card: str) -> DMVAEPipeline:
+def build_pipeline(transformer: Any, vae: Tokenizer, classes: Sequence[str], card: str) -> DMVAEPipeline:
     """The pipeline with the scheduler that takes the same Euler steps as `dmvae.flow.solver`."""
     id2label = {str(i): name for i, name in enumerate(classes)}
     return DMVAEPipeline(transformer.eval(), vae.eval(), FlowMatchEulerDiscreteScheduler(), id2label, card)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dmvae.datasets import Dataset
+from dmvae.datasets import Items
 from dmvae.datasets.loading import passes
 from dmvae.datasets.pixels import as_input
 from dmvae.evaluation.latents import ChannelMoments
+from dmvae.models.base import Encodes
 from dmvae.runtime import distributed
 from dmvae.runtime.console import Bar
 from dmvae.runtime.files import write_tensors
@@ -23,8 +24,8 @@ from dmvae.runtime.precision import Precision, autocast
 
 @torch.no_grad()  # not inference_mode: what moves to a device under it cannot be written to afterwards
 def encode_dataset(
-    tokenizer: Any,
-    dataset: Dataset,
+    tokenizer: Encodes,
+    dataset: Items,
     folder: Path,
     *,
     title: str,
@@ -106,7 +107,7 @@ class LatentSet:
 class Part:
     """Items start .. stop - 1 of a data set."""
 
-    def __init__(self, dataset: Dataset, start: int, stop: int) -> None:
+    def __init__(self, dataset: Items, start: int, stop: int) -> None:
         self.dataset, self.start, self.stop = dataset, start, stop
         if hasattr(dataset, "__getitems__"):
             self.__getitems__ = lambda indices: dataset.__getitems__([start + i for i in indices])
@@ -114,7 +115,7 @@ class Part:
     def __len__(self) -> int:
         return self.stop - self.start
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> object:
         return self.dataset[self.start + index]
 
     def name(self, index: int) -> str:

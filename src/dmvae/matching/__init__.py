@@ -9,6 +9,7 @@ They also work without a recipe, in your own training loop, with any velocity ne
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -24,6 +25,8 @@ from dmvae.registry import Registered, find, names
 from dmvae.runtime.random import Random
 
 Log = dict[str, Tensor]
+Student = Callable[..., Tensor]
+"""What `new_student` made, called as the objective itself knows."""
 
 
 @dataclass
@@ -78,7 +81,7 @@ class Matching(Registered):
         z: Tensor,
         labels: Tensor,
         teacher: Velocity | None = None,
-        student: object = None,
+        student: Student | None = None,
         context: Context | None = None,
     ) -> tuple[Tensor, Log]:
         """(scalar loss, figures to log). Its gradient with respect to z moves the tokenizer; no gradient may reach
@@ -99,7 +102,7 @@ class Matching(Registered):
         return copy_of(teacher) if isinstance(teacher, nn.Module) else model.build(latent_shape, num_classes)
 
     def student_loss(
-        self, student: Any, z: Tensor, labels: Tensor, context: Context | None = None
+        self, student: Student, z: Tensor, labels: Tensor, context: Context | None = None
     ) -> tuple[Tensor, Log]:
         """(scalar loss of the student, figures to log), on detached latents z [n, C, H, W]."""
         context = context or Context.default(z, student)
@@ -108,18 +111,20 @@ class Matching(Registered):
         return flow_matching_loss(student, z, labels, t, context.rng.normal(*z.shape)), {}
 
 
-def copy_of(network: Any) -> nn.Module:
+def copy_of(network: nn.Module) -> nn.Module:
     """A trainable copy of the network."""
-    if hasattr(network, "from_config"):  # a diffusers model knows which of its parameters train
-        copy = type(network).from_config(network.config)
+    make: Callable[[object], nn.Module] | None = getattr(network, "from_config", None)
+    if make is not None:  # a diffusers model knows which of its parameters train
+        copy = make(network.config)
         copy.load_state_dict(network.state_dict())
         return copy
     return deepcopy(network).requires_grad_(True)
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> type:
     """`from dmvae.matching import DMD`, and every other objective by its class's name."""
     for known in names(Matching):
-        if (cls := find(Matching, known)).__name__ == name:
+        cls: type = find(Matching, known)
+        if cls.__name__ == name:
             return cls
     raise AttributeError(f"module 'dmvae.matching' has no attribute {name!r}")

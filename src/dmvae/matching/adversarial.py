@@ -7,7 +7,7 @@ labels; the latents learn to fool it. It needs no velocity, and so no teacher.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dmvae.flow.guidance import Velocity
 from dmvae.generators.flow import FlowModelConfig
-from dmvae.matching import Context, Log, Matching
+from dmvae.matching import Context, Log, Matching, Student
 from dmvae.registry import register
 
 
@@ -52,14 +52,15 @@ class Adversarial(Matching):
         z: Tensor,
         labels: Tensor,
         teacher: Velocity | None = None,
-        student: Any = None,
+        student: Student | None = None,
         context: Context | None = None,
     ) -> tuple[Tensor, Log]:
         """mean log(1 + exp(-D(z, label))): latents look like the reference where D is large."""
+        assert student is not None, "adversarial matching compares by its critic"
         return F.softplus(-student(z, labels)).mean(), {}
 
     def student_loss(
-        self, student: Any, z: Tensor, labels: Tensor, context: Context | None = None
+        self, student: Student, z: Tensor, labels: Tensor, context: Context | None = None
     ) -> tuple[Tensor, Log]:
         """mean log(1 + exp(-D(reference))) + mean log(1 + exp(D(z))) + penalty."""
         if context is None or context.reference is None:
@@ -105,7 +106,8 @@ class Critic(nn.Module):
             for block in self.blocks:
                 x = x + block(F.leaky_relu(x, 0.2))
             pooled = F.leaky_relu(x, 0.2).mean(dim=(2, 3))
-            return self.logit(pooled).squeeze(1) + (self.labels(labels) * pooled).sum(1)
+            logits: Tensor = self.logit(pooled).squeeze(1) + (self.labels(labels) * pooled).sum(1)
+            return logits
 
     def compiled_parts(self) -> list[nn.Module]:
         """None: torch.compile does not support differentiating twice."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from dmvae.flow.guidance import Velocity, guided
 from dmvae.flow.path import denoise, interpolate
-from dmvae.matching import Context, Log, Matching
+from dmvae.matching import Context, Log, Matching, Student
 from dmvae.registry import register
 
 BINS = 4
@@ -38,7 +37,7 @@ class DMD(Matching):
         z: Tensor,
         labels: Tensor,
         teacher: Velocity | None = None,
-        student: Any = None,
+        student: Student | None = None,
         context: Context | None = None,
     ) -> tuple[Tensor, Log]:
         """loss = mean (z - stop_grad(z - g))^2 / 2, with g of `gradient`: its gradient at z is g / numel(z)."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from diffusers.models.modeling_utils import ModelMixin
 from safetensors.torch import save_file
 from torch import nn
 
 from dmvae.runtime.files import atomic_write
+
+M = TypeVar("M")
 
 
 def save_network(module: nn.Module, folder: Path) -> None:
@@ -24,7 +26,7 @@ def save_network(module: nn.Module, folder: Path) -> None:
             save_file({k: v.contiguous() for k, v in module.state_dict().items()}, part / "model.safetensors")
 
 
-def artifact_class(folder: str | Path, known: Iterable[Any], what: str) -> Any:
+def artifact_class(folder: str | Path, known: Iterable[type[M]], what: str) -> type[M]:
     """The one of the `known` classes whose artifact lies in the folder, as its config.json says; `what` names them in
     errors. Raises ValueError where it is none of them."""
     file, classes = Path(folder) / "config.json", {cls.__name__: cls for cls in known}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
@@ -14,6 +16,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+    from typing_extensions import Self
 
 
 class Model(ModelMixin, ConfigMixin):  # type: ignore[misc]
@@ -22,14 +25,20 @@ class Model(ModelMixin, ConfigMixin):  # type: ignore[misc]
     config: Any
     """The constructor's arguments, as attributes."""
 
+    if TYPE_CHECKING:
+
+        def to(self, *args: object, **kwargs: object) -> Self:  # type: ignore[override]  # diffusers' takes no self
+            """As nn.Module's."""
+            ...
+
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, **kwargs: object) -> Self:
         """As diffusers', but built in memory and then filled: its meta-device start would leave buffers that no
         file holds (rotary tables, normalisation of pixels) without values."""
         return super().from_pretrained(pretrained_model_name_or_path, **{"low_cpu_mem_usage": False} | kwargs)
 
 
-def full_precision(x: Tensor) -> AbstractContextManager:
+def full_precision(x: Tensor) -> AbstractContextManager[object]:
     """A context without autocast on x's device; the meta device, which knows none, is left alone."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
@@ -62,6 +71,21 @@ class EncoderOutput(BaseOutput):
 class DecoderOutput(BaseOutput):
     sample: Tensor
     """[n, c, h, w], trained to lie in [-1, 1], not clamped."""
+
+
+class Encodes(Protocol):
+    """A module that gives latents: a tokenizer, or a feature network in its place."""
+
+    @property
+    def to(self) -> Callable[..., Self]:
+        """As nn.Module's."""
+        ...
+
+    def eval(self) -> Self: ...
+
+    def encode(self, x: Tensor, /) -> EncoderOutput:
+        """x [n, c, h, w] in [-1, 1], or data of another kind; latents [n, C, H, W]."""
+        ...
 
 
 class Tokenizer(Model):

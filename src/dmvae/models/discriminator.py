@@ -20,7 +20,7 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
-class PatchGAN(Model):  # type: ignore[misc]
+class PatchGAN(Model):
     """Strided 4x4 convolutions. Each of `layers` halves the image; one logit sees 16, 34 or 70 pixels
     across with 1, 2 or 3 of them.
 

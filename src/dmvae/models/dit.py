@@ -9,6 +9,7 @@ with RMSNorm, SwiGLU, normalised queries and keys, and rotary positions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +85,7 @@ class LightningDiT(VelocityModel):
     _supports_gradient_checkpointing = True
     __module__ = "dmvae"  # the name under which artifacts find the class, wherever this file moves
     _no_split_modules = ["Block"]  # type: ignore[assignment]  # noqa: RUF012
-    _gradient_checkpointing_func: Any = None
+    _gradient_checkpointing_func: Callable[..., Tensor] | None = None
 
     @register_to_config
     def __init__(
@@ -157,9 +158,10 @@ class LightningDiT(VelocityModel):
         x_bnd = self._run(self.head.blocks, self.head.x_embedder(z_t), c_bnd, self.head.rope_cos, self.head.rope_sin)
         return self.unpatchify(self.final_layer(x_bnd, c_bnd))
 
-    def _run(self, blocks: Any, x_bnd: Tensor, c: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def _run(self, blocks: nn.ModuleList, x_bnd: Tensor, c: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         for block in blocks:
             if self.gradient_checkpointing and torch.is_grad_enabled():
+                assert self._gradient_checkpointing_func is not None  # diffusers sets it with the switch
                 x_bnd = self._gradient_checkpointing_func(block, x_bnd, c, cos, sin)
             else:
                 x_bnd = block(x_bnd, c, cos, sin)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
 from dmvae.models.base import full_precision
 
@@ -153,7 +154,7 @@ class _Normalised(torch.autograd.Function):
     than autograd's, and than F.rms_norm's on a CPU."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
         r = (norm.square() / x.shape[-1] + 1e-6).rsqrt().to(x.dtype)
@@ -162,7 +163,7 @@ class _Normalised(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> Tensor:
         y, r = ctx.saved_tensors
         return torch.addcmul(g, y, (g * y).mean(-1, keepdim=True), value=-1) * r
 

@@ -13,17 +13,21 @@ tokenizer's raw latents. Which mean and std:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dmvae.datasets import Dataset, DatasetConfig
+from dmvae.datasets import Dataset, DatasetConfig, Items
+from dmvae.encoders import Encoder
+from dmvae.flow.guidance import Velocity
+from dmvae.models.base import Encodes
 from dmvae.registry import Registered
 from dmvae.runtime.random import Random
+from dmvae.tokenizers.autoencoder import Autoencoder
 
 
 class Surroundings(Protocol):
@@ -51,19 +55,19 @@ class Surroundings(Protocol):
     @property
     def train_set(self) -> Dataset: ...
 
-    def autoencoder(self) -> Any:
+    def autoencoder(self) -> Autoencoder:
         """The tokenizer before matching."""
         ...
 
-    def new_encoder(self) -> nn.Module:
+    def new_encoder(self) -> Encoder:
         """Its encoder with random weights."""
         ...
 
-    def encode(self, tokenizer: object, dataset: object, folder: Path, title: str) -> None:
+    def encode(self, tokenizer: Encodes, dataset: Items, folder: Path, title: str) -> None:
         """Write a data set's latents to shards in `folder`; an interrupted pass goes on where it stopped."""
         ...
 
-    def batches(self, dataset: object) -> Iterator[Tensor]:
+    def batches(self, dataset: Items) -> Iterator[Tensor]:
         """The data of a data set in order, in batches, on the device, as networks take them."""
         ...
 
@@ -80,7 +84,7 @@ class Reference(Protocol):
     """float32 [C], by which they are then divided."""
 
     @property
-    def velocity(self) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+    def velocity(self) -> Velocity | None:
         """(z_t [n, C, H, W], t [n], labels [n]) -> velocity in closed form, or None: then a teacher is trained.
         The label `num_classes` means "no label"."""
 

@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -95,14 +95,14 @@ class ArrayReference(DataConfig):
             raise ValueError(f"path: {self.path} is none of {', '.join(SUFFIXES)}; convert it, e.g. with numpy.save")
         return files
 
-    def _read(self, key: str) -> Any:
+    def _read(self, key: str) -> NDArray[np.number]:
         """The array [n, ...], memory-mapped where its format allows. Raises ValueError naming what is wrong."""
         files = self._files()
         kind = files[0].suffix
         try:
             if kind == ".npy":
                 file = files[0] if key == self.key else Path(key).expanduser()
-                array: Any = np.load(file, mmap_mode="r", allow_pickle=False)
+                array: NDArray[np.number] = np.load(file, mmap_mode="r", allow_pickle=False)
             elif kind == ".safetensors":
                 tensors = load_file(files[0])
                 if key not in tensors:
@@ -131,11 +131,15 @@ class Rows(nn.Module):
 class ArrayData:
     """Rows of numbers [n, ...] and labels [n] as a data set."""
 
-    def __init__(self, rows: Any, labels: Tensor) -> None:
+    def __init__(self, rows: NDArray[np.number], labels: Tensor) -> None:
         self.rows, self.labels = rows, labels
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        items, labels = self.__getitems__([index])
+        return items[0], int(labels[0])
 
     def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         index = torch.as_tensor(indices)

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dmvae.datasets import Labelled
 from dmvae.latents.store import LatentSet
 from dmvae.references import ReferenceConfig, Surroundings
 from dmvae.references.reduction import Reducer, Reduction, fit_linear, learn_bottleneck, load, require_channels
@@ -48,7 +48,7 @@ class DataConfig(ReferenceConfig):
         an attribute `layout`, see `Reducer`; the default is "map"."""
         raise NotImplementedError
 
-    def dataset(self, inputs: Surroundings) -> Any:
+    def dataset(self, inputs: Surroundings) -> Labelled:
         """The data: a map-style data set with `.labels`, -1 where an item has none."""
         return inputs.train_set
 
@@ -72,7 +72,7 @@ class DataConfig(ReferenceConfig):
         initial = initial_latents(inputs)
         return Samples(open_latents(inputs), inputs.num_classes, initial.mean, initial.std)
 
-    def chosen(self, inputs: Surroundings) -> Any:
+    def chosen(self, inputs: Surroundings) -> Labelled:
         """The data of the classes that are kept. Raises ValueError for a class that the data does not have."""
         data = self.dataset(inputs)
         if self.classes is None:
@@ -84,7 +84,7 @@ class DataConfig(ReferenceConfig):
             raise ValueError(f"classes: no item of the reference's data has a label of {list(self.classes)}")
         return Chosen(data, index)
 
-    def _fit(self, reducer: Reducer, data: object, inputs: Surroundings) -> None:
+    def _fit(self, reducer: Reducer, data: Labelled, inputs: Surroundings) -> None:
         """Fit the reducer's map from d to C channels, or load it from the file that an earlier call wrote."""
         if reducer.layout == "latents":
             return
@@ -125,7 +125,7 @@ class Samples:
 class Chosen:
     """The subset of a data set given by an index [n]."""
 
-    def __init__(self, dataset: Any, index: Tensor) -> None:
+    def __init__(self, dataset: Labelled, index: Tensor) -> None:
         self.dataset, self.index, self.labels = dataset, index, dataset.labels[index]
         if hasattr(dataset, "__getitems__"):
             self.__getitems__ = lambda items: dataset.__getitems__(index[torch.as_tensor(items)].tolist())
@@ -133,7 +133,7 @@ class Chosen:
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, item: int) -> Any:
+    def __getitem__(self, item: int) -> tuple[Tensor, int]:
         return self.dataset[int(self.index[item])]
 
 
@@ -157,13 +157,13 @@ def encoded(folder: Path) -> bool:
     return (folder / "statistics.safetensors").exists()
 
 
-def some(data: Any, count: int, inputs: Surroundings) -> Chosen:
+def some(data: Labelled, count: int, inputs: Surroundings) -> Chosen:
     """At most `count` items, chosen by the recipe's seed, in the data's order."""
     generator = torch.Generator().manual_seed(seed_of(inputs.seed, "reference", "some"))
     return Chosen(data, torch.randperm(len(data), generator=generator)[:count].sort().values)
 
 
-def _vectors(reducer: Reducer, data: object, inputs: Surroundings) -> Tensor:
+def _vectors(reducer: Reducer, data: Labelled, inputs: Surroundings) -> Tensor:
     """Feature vectors [m, d], float32 on the CPU, to fit a reduction on: some positions of some items."""
     per_item = reducer.vectors_per_item
     part = some(data, max(FIT_ITEMS, FIT_VECTORS // per_item), inputs)
@@ -178,7 +178,7 @@ def _vectors(reducer: Reducer, data: object, inputs: Surroundings) -> Tensor:
 
 
 @torch.no_grad()
-def _features(reducer: Reducer, data: object, inputs: Surroundings) -> Iterator[Tensor]:
+def _features(reducer: Reducer, data: Labelled, inputs: Surroundings) -> Iterator[Tensor]:
     """The features of all items before reduction, in batches: [n, d, H, W], float32 on the CPU."""
     reducer.to(inputs.device).eval()
     for items in inputs.batches(data):

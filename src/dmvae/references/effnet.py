@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from timm.models import EfficientNet
 from torch import Tensor, nn
 
 from dmvae.models.effnet import effnet_lite0
@@ -34,7 +35,7 @@ class EffNetReference(DataConfig):
 class Level(nn.Module):
     """Images [n, 1 or 3, h, w] in [-1, 1] -> the features of one level of a timm model."""
 
-    def __init__(self, model: Any, level: int) -> None:
+    def __init__(self, model: EfficientNet, level: int) -> None:
         super().__init__()
         self.model, self.level = model, level
 

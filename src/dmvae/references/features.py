@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -27,8 +26,9 @@ class FeaturesReference(DataConfig):
         data = self.chosen(inputs)
         if self.reduction != "bottleneck":  # which is the tokenizer's own, as the network is
             channels, height, width = inputs.latent_shape
-            encoder: Any = inputs.new_encoder()
-            require_channels(self.reduction, min(encoder.channels, len(data) * height * width - 1), channels)
+            require_channels(
+                self.reduction, min(inputs.new_encoder().channels, len(data) * height * width - 1), channels
+            )
 
     def build(self, inputs: Surroundings) -> Samples:
         if self.reduction != "bottleneck":

@@ -23,7 +23,7 @@ def read_column(files: list[Path], name: str) -> list[Any]:
         import pyarrow.parquet as pq
     except ImportError as error:
         raise ValueError("a .parquet file needs pyarrow: pip install 'dmvae[parquet]'") from error
-    values: list[Any] = []
+    values = []
     for file in files:
         try:
             columns = pq.read_schema(file).names

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ class FunctionReference(SyntheticConfig):
     def _open(self, inputs: Surroundings) -> Function:
         return Function(self, self.find(), inputs.latent_shape, inputs.num_classes)
 
-    def find(self) -> Callable[..., Any]:
+    def find(self) -> Callable[..., object]:
         """The function. Raises ValueError where there is none."""
         place, _, name = self.function.rpartition(":")
         if not place or not name:
@@ -54,7 +54,7 @@ class FunctionReference(SyntheticConfig):
             raise ValueError(
                 f"function: {place!r} cannot be imported ({error}); give an installed module or a file's path"
             ) from error
-        found = getattr(module, name, None)
+        found: Callable[..., object] | None = getattr(module, name, None)
         if not callable(found):
             functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
             raise ValueError(f"function: {place} has no function {name!r}{nearest(name, functions)[:200]}")
@@ -74,7 +74,7 @@ class Function:
     def __init__(
         self,
         config: FunctionReference,
-        function: Callable[..., Any],
+        function: Callable[..., object],
         shape: tuple[int, int, int],
         num_classes: int,
     ) -> None:
@@ -102,7 +102,7 @@ class Function:
         return z, labels
 
 
-def _load_file(path: Path) -> Any:
+def _load_file(path: Path) -> ModuleType:
     name = "dmvae_function_" + path.resolve().as_posix().replace("/", "_").removesuffix(".py")
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None

@@ -67,7 +67,8 @@ class AtResolution(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if images.shape[2:] != (self.size, self.size):
             images = F.interpolate(images, (self.size, self.size), mode="bicubic", antialias=True).clamp(-1, 1)
-        return self.network(images)
+        features: Tensor = self.network(images)
+        return features
 
 
 def resize(features: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -115,7 +116,7 @@ def whitening(rows: Tensor, channels: int) -> Tensor:
             f"reduction: the {len(rows)} feature vectors vary in {rank} directions, fewer than the {channels} that "
             "whitening needs; use more data, fewer latent channels, or reduction: random"
         )
-    w = (directions[:, -channels:] / values[-channels:].sqrt()).T.flip(0)
+    w: Tensor = (directions[:, -channels:] / values[-channels:].sqrt()).T.flip(0)
     largest = w.gather(1, w.abs().argmax(1, keepdim=True))
     return w * largest.sign()  # fix the sign, which is arbitrary for eigenvectors
 
@@ -124,7 +125,8 @@ def random_orthogonal(d: int, channels: int, seed: int) -> Tensor:
     """float64 [channels, d] with orthonormal rows, uniform among those: Q of a Gaussian matrix, R's diagonal > 0."""
     gaussian = torch.randn(d, channels, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     q, r = torch.linalg.qr(gaussian)
-    return (q * r.diagonal().sign()).T.contiguous()
+    rows: Tensor = (q * r.diagonal().sign()).T.contiguous()
+    return rows
 
 
 def learn_bottleneck(rows: Tensor, channels: int, width: int, steps: int, seed: int, device: torch.device) -> nn.Module:

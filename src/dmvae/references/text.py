@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from dmvae.references.data import DataConfig
 from dmvae.references.files import parquet_files, read_column
 from dmvae.registry import register
 from dmvae.runtime.hashing import content_hash
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TEMPLATES = (
     "a photo of a {}.",
@@ -99,6 +102,10 @@ class CaptionNumbers:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        items, labels = self.__getitems__([index])
+        return items[0], int(labels[0])
+
     def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         index = torch.as_tensor(indices)
         return index, self.labels[index]
@@ -107,7 +114,9 @@ class CaptionNumbers:
 class TokenGrid(nn.Module):
     """Numbers of captions [n] -> their tokens' embeddings [n, d, H, W]."""
 
-    def __init__(self, texts: list[str], tokenizer: Any, model: nn.Module, grid: tuple[int, int]) -> None:
+    def __init__(
+        self, texts: list[str], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, grid: tuple[int, int]
+    ) -> None:
         super().__init__()
         self.texts, self.tokenizer, self.model, self.grid = texts, tokenizer, model, grid
         self.longest = longest_caption(tokenizer, model)
@@ -121,16 +130,17 @@ class TokenGrid(nn.Module):
         length = tokens["attention_mask"].sum(1, keepdim=True)
         position = torch.arange(self.grid[0] * self.grid[1], device=numbers.device) % length  # [n, H W]
         laid_out = embeddings.gather(1, position[..., None].expand(-1, -1, embeddings.shape[2]))
-        return laid_out.movedim(1, 2).unflatten(2, self.grid)
+        features: Tensor = laid_out.movedim(1, 2).unflatten(2, self.grid)
+        return features
 
 
-def longest_caption(tokenizer: Any, model: Any) -> int:
+def longest_caption(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:
     """Most tokens of a caption: 512 or the encoder's limit (CLIP: 77), if lower; longer captions are cut."""
     limits = (tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None))
     return min([512, *(limit for limit in limits if limit and limit > 0)])  # XLNet's -1 is no limit
 
 
-def load_encoder(model: str | None) -> tuple[Any, nn.Module]:
+def load_encoder(model: str | None) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """(tokenizer, text encoder). Raises ValueError with the fix where package or weights are missing."""
     try:
         import transformers

@@ -40,11 +40,11 @@ class TimmReference(DataConfig):
         data = inputs.data
         size = self.resolution or data.size
         network = encoder.build(size=size, channels=data.channels, pretrained=True)
-        if getattr(network.model, "patch_embed", None) is not None and size % int(network.stride):  # type: ignore[arg-type]
-            below = size // int(network.stride) * int(network.stride)  # type: ignore[arg-type]
+        if getattr(network.model, "patch_embed", None) is not None and size % network.stride:
+            below = size // network.stride * network.stride
             raise ValueError(
                 f"resolution: images of {size} pixels are not whole patches of {network.stride}; set it to "
-                f"{f'{below} or ' if below else ''}{below + int(network.stride)}"  # type: ignore[arg-type]
+                f"{f'{below} or ' if below else ''}{below + network.stride}"
             )
         return AtResolution(network, size)
 

@@ -10,7 +10,7 @@ from dmvae.references import Surroundings
 from dmvae.references.data import DataConfig
 from dmvae.references.reduction import AtResolution
 from dmvae.registry import register
-from dmvae.tokenizers import TokenizerSource
+from dmvae.tokenizers import Codec, TokenizerSource
 
 
 @register("tokenizer")
@@ -36,9 +36,9 @@ class TokenizerReference(DataConfig):
 class Encode(nn.Module):
     """A tokenizer's encoder as a feature network."""
 
-    def __init__(self, tokenizer: nn.Module) -> None:
+    def __init__(self, tokenizer: Codec) -> None:
         super().__init__()
         self.tokenizer = tokenizer
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.tokenizer.encode(images)  # type: ignore[operator]
+        return self.tokenizer.encode(images)

@@ -30,7 +30,7 @@ _CONTROL = ("Cc", "Cf", "Cs", "Zl", "Zp")  # these include marks that reverse th
 class _Console(Console):
     """rich's console; every text that it prints, in tables too, is made `printable` first."""
 
-    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+    def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(printable(text), **options)
 
 

@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Iterable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
+
+T = TypeVar("T")
 
 
 def start() -> torch.device:
@@ -54,7 +56,7 @@ def barrier() -> None:
         dist.barrier()
 
 
-def broadcast(value):
+def broadcast(value: T) -> T:
     """Rank 0's value of a picklable object, on every rank."""
     if not dist.is_initialized():
         return value
@@ -170,7 +172,7 @@ def replicate(module: nn.Module) -> None:
             dist.broadcast(tensor.data, src=0)
 
 
-def shard(module: Any) -> dict[Tensor, nn.Parameter]:
+def shard(module: nn.Module) -> dict[Tensor, nn.Parameter]:
     """Shard a module over the ranks with FSDP2. Returns old parameter -> new parameter; empty where nothing was done.
 
     Each rank keeps its part of the weights, gradients, optimizer state and averages; a block's weights are gathered
@@ -198,7 +200,7 @@ def whole_tensor(x: Tensor) -> Tensor:
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
-def whole_module(module: object) -> Any:
+def whole_module(module: nn.Module) -> nn.Module:
     """The module itself, or an unsharded copy on the CPU; all ranks must call."""
     if not isinstance(module, FSDPModule):
         return module

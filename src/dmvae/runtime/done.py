@@ -7,8 +7,8 @@ import warnings
 import zlib
 from functools import cache
 from pathlib import Path
-from typing import Any
 
+from dmvae.config import Values
 from dmvae.runtime.files import atomic_write, flush
 
 NAME = "done.json"
@@ -16,14 +16,14 @@ UNSEALED = ("log.jsonl", "tensorboard", "wandb", "checkpoints")
 """Not checksummed: what only people read, and checkpoints, which are removed when the stage is finished."""
 
 
-def write_done(folder: Path, facts: dict[str, Any]) -> None:
+def write_done(folder: Path, facts: Values) -> None:
     """Mark the stage in `folder` as finished; everything that it wrote is flushed to the disk first."""
     flush(folder)
     with atomic_write(folder / NAME) as part:
         part.write_text(json.dumps(facts | {"files": _sealed(folder)}, indent=1))
 
 
-def read_done(folder: Path) -> dict[str, Any] | None:
+def read_done(folder: Path) -> Values | None:
     """What done.json says, or None where the stage is not finished: there is no such file, or it cannot be read, which
     gives a warning."""
     file = folder / NAME

@@ -12,7 +12,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from dmvae.runtime.files import atomic_write
 
+T = TypeVar("T")
 Shapes = Mapping[str, Sequence[int]]
 CONTAINERS = ("vae_wo_ddp", "vae_ema", "model", "ema")
 """Names under which the paper's authors keep state dicts: `vae_*` in vae.pt, the others in a generator's file."""
@@ -49,7 +50,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: the file is empty; download or copy it again")
     zipped = head.startswith(b"PK\x03\x04")
     if not zipped and head[8:] == b'{"':  # a safetensors header: eight bytes of length, then JSON
-        saved = guarded(path, lambda: load_file(path))
+        saved: object = guarded(path, lambda: load_file(path))
     elif zipped or head.startswith(b"\x80"):  # what torch.save writes: a zip archive, before torch 1.6 a pickle
         saved = guarded(path, lambda: _unpickle(path, mmap=zipped))
     else:
@@ -62,7 +63,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
     return dict(saved)
 
 
-def pick(tensors: Mapping[str, Any], wanted: Sequence[str], path: Path) -> dict[str, Tensor]:
+def pick(tensors: Mapping[str, object], wanted: Sequence[str], path: Path) -> dict[str, Tensor]:
     """The first state dict of those `wanted` that a checkpoint holds, nested or as a prefix of flat names.
 
     A checkpoint without any of `CONTAINERS` is a state dict itself. Wrappers' prefixes are taken off.
@@ -133,7 +134,7 @@ def write_tensors(path: Path, name: str, state: Mapping[str, Tensor]) -> None:
             torch.save({name: dict(state)}, part)
 
 
-def _unpickle(path: Path, mmap: bool) -> Any:
+def _unpickle(path: Path, mmap: bool) -> object:
     with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of formats that raise an error right after
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
@@ -141,9 +142,9 @@ def _unpickle(path: Path, mmap: bool) -> Any:
 
 def guarded(
     path: Path,
-    read: Callable[[], Any],
+    read: Callable[[], T],
     fix: str = "re-save its state dict alone with safetensors or torch.save",
-) -> Any:
+) -> T:
     """What `read` returns. Whatever it raises for a damaged or hostile file becomes a ValueError, one line with path
     and fix; torch's own advice, to set weights_only=False, is left out."""
     try:
@@ -164,7 +165,7 @@ def guarded(
         ) from error
 
 
-def _tensors(values: Mapping[Any, Any], prefix: str = "") -> dict[str, Tensor]:
+def _tensors(values: Mapping[str, object], prefix: str = "") -> dict[str, Tensor]:
     """The tensors whose names start with `prefix`, without it."""
     return {
         name.removeprefix(prefix): value
@@ -173,7 +174,7 @@ def _tensors(values: Mapping[Any, Any], prefix: str = "") -> dict[str, Tensor]:
     }
 
 
-def _groups(tensors: Mapping[Any, Any]) -> dict[str, dict[str, Tensor]]:
+def _groups(tensors: Mapping[str, object]) -> dict[str, dict[str, Tensor]]:
     """The state dicts in a checkpoint by name, nested or flat."""
     flat = {name: _tensors(tensors, f"{name}.") for name in CONTAINERS}
     nested = {str(name): _tensors(value) for name, value in tensors.items() if isinstance(value, Mapping)}

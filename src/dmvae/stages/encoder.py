@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dmvae.encoders import Encoder
 from dmvae.runtime import distributed
 from dmvae.runtime.random import Random
 from dmvae.training.augment import random_view
@@ -35,7 +35,7 @@ class EncoderTraining(TrainingConfig):
 
 
 class EncoderNetworks(Networks):
-    encoder: Any
+    encoder: Encoder
     projector: nn.Sequential
 
 
@@ -48,7 +48,7 @@ class EncoderStage(TrainingStage[EncoderTraining, EncoderNetworks]):
     def build(self) -> EncoderNetworks:
         networks = EncoderNetworks()
         networks.encoder = self.inputs.new_encoder()
-        width: int = networks.encoder.channels
+        width = networks.encoder.channels
         networks.projector = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, self.config.projection))
         networks.trains["encoder"] = [*networks.encoder.parameters(), *networks.projector.parameters()]
         networks.averaged = ("encoder",)

@@ -12,7 +12,7 @@ from dmvae.runtime import distributed
 from dmvae.runtime.files import atomic_write
 from dmvae.sections import Sections
 from dmvae.stages.measuring import EvaluateConfig, Measuring
-from dmvae.training.stage import Facts, Stage, stage
+from dmvae.training.stage import Buildable, Facts, Stage, stage
 
 
 @stage("evaluate")
@@ -30,7 +30,7 @@ class EvaluateStage(Stage[EvaluateConfig]):
         return {}
 
     @classmethod
-    def parts(cls, config: EvaluateConfig, sections: Sections) -> Iterator[tuple[str, Any]]:
+    def parts(cls, config: EvaluateConfig, sections: Sections) -> Iterator[tuple[str, Buildable]]:
         yield from (("evaluate", features) for features in (config.features, *config.also))
         if config.lpips:
             yield "evaluate.lpips", LPIPSPerceptual()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dmvae.flow.loss import TimeDistribution, drop_labels
-from dmvae.generators import GeneratorConfig
+from dmvae.generators import Generator, GeneratorConfig
 from dmvae.generators.flow import FlowModelConfig
 from dmvae.inputs import Inputs
 from dmvae.latents.store import LatentSet
@@ -35,7 +35,7 @@ class GeneratorTraining(TrainingConfig):
 
 
 class GeneratorNetworks(Networks):
-    generator: Any
+    generator: Generator
 
 
 @stage("generator")

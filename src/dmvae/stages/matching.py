@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dmvae import config as configs
 from dmvae.evaluation.latents import effective_rank
@@ -23,6 +23,7 @@ from dmvae.inputs import Inputs
 from dmvae.losses.pull import Pull
 from dmvae.matching import Context, Matching
 from dmvae.matching.dmd import DMD
+from dmvae.models.velocity import VelocityModel
 from dmvae.references import Reference
 from dmvae.runtime import distributed
 from dmvae.runtime.random import Random
@@ -86,8 +87,8 @@ class MatchingTraining(FlowTraining):
 
 
 class MatchingNetworks(DecoderNetworks):
-    student: Any
-    teacher: Any
+    student: nn.Module | None
+    teacher: Velocity | None
     """The reference's velocity: a frozen network, or a function in closed form; None where it is not needed."""
     approach: Approach
 
@@ -151,13 +152,14 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         networks = MatchingNetworks(autoencoder)
         networks.approach = Approach(inputs.latent_shape, config.weight, config.target)
         networks.remembers = ("approach",)
-        trained = inputs.has("reference", "teacher")
-        networks.teacher = inputs.generator("reference", "teacher") if trained else self._closed_form()
+        teacher = inputs.generator("reference", "teacher") if inputs.has("reference", "teacher") else None
+        assert teacher is None or isinstance(teacher, VelocityModel)
+        networks.teacher = teacher if teacher is not None else self._closed_form()
         networks.student = config.objective.new_student(
             inputs.latent_shape, inputs.num_classes, networks.teacher, config.model
         )
-        if trained:
-            networks.teacher.requires_grad_(False)
+        if teacher is not None:
+            teacher.requires_grad_(False)
         networks.trains["tokenizer"] = [p for p in autoencoder.parameters() if p.requires_grad]
         if networks.student is not None:
             networks.trains["student"] = [p for p in networks.student.parameters() if p.requires_grad]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from dmvae import config as configs
 from dmvae.config import Values
 from dmvae.evaluation import probe
 from dmvae.evaluation.feature_set import FeatureSet, features_of, reference_features
-from dmvae.evaluation.features import FeaturesConfig
+from dmvae.evaluation.features import Extractor, FeaturesConfig
 from dmvae.evaluation.features.effnet import EffNetLite0
 from dmvae.evaluation.images import DatasetImages, SampleFiles
 from dmvae.evaluation.latents import latent_statistics, sliced_wasserstein
@@ -262,7 +261,7 @@ class Measuring:
             measured |= {"sampler": sampler, "labels": "balanced", "count": sampler["count"]}
         if "generator" in inputs.reads:
             measured["ema"] = inputs.config_of("generator")["ema"]
-        networks: list[Any] = [*self.extractors, *([self.lpips] if self.lpips else [])]
+        networks: list[Extractor | PerceptualDistance] = [*self.extractors, *([self.lpips] if self.lpips else [])]
         return {
             "reference": images.facts | {"count": len(images), "data": data},
             "measured": measured,

@@ -24,7 +24,10 @@ def new_discriminator(config: LossConfig, channels: int) -> PatchGAN | None:
     adversary = config.adversarial
     if adversary.weight == 0:
         return None
-    return PatchGAN(in_channels=channels, width=adversary.width, layers=adversary.layers, norm=adversary.norm)
+    model: PatchGAN = PatchGAN(
+        in_channels=channels, width=adversary.width, layers=adversary.layers, norm=adversary.norm
+    )
+    return model
 
 
 class DecoderNetworks(Networks):

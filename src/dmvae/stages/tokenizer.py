@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +71,7 @@ class TokenizerStage(DecoderStage[TokenizerTraining, TokenizerNetworks]):
         networks.trains["tokenizer"] = [p for p in autoencoder.parameters() if p.requires_grad]
         networks.add_losses(inputs, None)
         if config.alignment is not None:
-            encoder: Any = inputs.frozen_encoder()
+            encoder = inputs.frozen_encoder()
             networks.target = encoder
             networks.projection = config.alignment.new_projection(autoencoder.config.latent_channels, encoder.channels)
             networks.trains["projection"] = list(networks.projection.parameters())
@@ -148,7 +148,7 @@ def noised(z: Tensor, tau: float, rng: Random) -> Tensor:
     held = z.detach().float()
     moments = torch.stack([held.mean(dim=(0, 2, 3)), held.square().mean(dim=(0, 2, 3))])
     mean, square = distributed.average(moments)
-    std = (square - mean.square()).clamp_min(0).sqrt().view(1, -1, 1, 1)
+    std: Tensor = (square - mean.square()).clamp_min(0).sqrt().view(1, -1, 1, 1)
     strength = tau * rng.normal(len(z)).abs().view(-1, 1, 1, 1)
     return z + strength * std * rng.normal(*z.shape)
 

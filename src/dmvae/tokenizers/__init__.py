@@ -7,9 +7,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from dmvae.registry import Registered
+
+
+class Codec(nn.Module):
+    """What `TokenizerSource.build` returns; a module that has all this without deriving from it does too."""
+
+    latent_channels: int
+    stride: int
+    """Image pixels per latent, along each side."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """[n, c, h, w] in [-1, 1] -> [n, latent_channels, h / stride, w / stride]."""
+        raise NotImplementedError
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The inverse."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +39,7 @@ class TokenizerSource(Registered):
         `build(pretrained=False)` of it reads no file. Raises ValueError for files that are not there."""
         return self
 
-    def build(self, *, size: int, channels: int, pretrained: bool = False) -> nn.Module:
+    def build(self, *, size: int, channels: int, pretrained: bool = False) -> Codec:
         """The network for `size` x `size` images of `channels` channels; with `pretrained`, its weights.
 
         Raises ValueError where the network does not take such images.

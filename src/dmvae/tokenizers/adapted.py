@@ -6,7 +6,6 @@ Shapes: n images, c channels, h w height and width, C latent channels, H W = h /
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -17,7 +16,7 @@ from dmvae import config as configs
 from dmvae.config import Values
 from dmvae.models.artifact import artifact_class
 from dmvae.models.base import DecoderOutput, EncoderOutput, PointDistribution, Tokenizer, full_precision
-from dmvae.tokenizers import TokenizerSource
+from dmvae.tokenizers import Codec, TokenizerSource
 from dmvae.tokenizers.autoencoder import Autoencoder
 from dmvae.tokenizers.files import load_strictly
 
@@ -31,7 +30,7 @@ class AdaptedTokenizer(Tokenizer):
     """
 
     __module__ = "dmvae"  # the name under which artifacts find the class
-    network: Any
+    network: Codec
 
     @register_to_config
     def __init__(
@@ -71,7 +70,7 @@ class AdaptedTokenizer(Tokenizer):
             return DecoderOutput(sample=self.network.decode(z.to(self.dtype)))
 
 
-ARTIFACTS = (Autoencoder, AdaptedTokenizer)
+ARTIFACTS: tuple[type[Tokenizer], ...] = (Autoencoder, AdaptedTokenizer)
 
 
 def adapt(source: TokenizerSource, *, size: int, channels: int, pretrained: bool) -> AdaptedTokenizer:
@@ -86,7 +85,7 @@ def adapt(source: TokenizerSource, *, size: int, channels: int, pretrained: bool
     return model
 
 
-def load_tokenizer(folder: str | Path) -> Any:
+def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The Autoencoder or AdaptedTokenizer in an artifact's folder, in evaluation mode.
 
     Raises ValueError for a folder that holds neither, or weights that are not its config's.
@@ -94,7 +93,7 @@ def load_tokenizer(folder: str | Path) -> Any:
     return load_strictly(tokenizer_class(folder), folder)
 
 
-def tokenizer_class(folder: str | Path) -> Any:
+def tokenizer_class(folder: str | Path) -> type[Tokenizer]:
     """Autoencoder or AdaptedTokenizer, as the folder's config.json says; ValueError where it is neither."""
     try:
         return artifact_class(folder, ARTIFACTS, "tokenizer")

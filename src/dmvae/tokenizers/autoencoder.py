@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from dmvae import config as configs
 from dmvae.config import Values
-from dmvae.decoders import DecoderConfig, decoder_section
+from dmvae.decoders import Decoder, DecoderConfig, decoder_section
 from dmvae.decoders.conv import ConvDecoder
-from dmvae.encoders import EncoderConfig
+from dmvae.encoders import Encoder, EncoderConfig
 from dmvae.models.base import DecoderOutput, EncoderOutput, PointDistribution, Tokenizer, full_precision
 from dmvae.models.editor import Editor
 
 
-class Autoencoder(Tokenizer):  # type: ignore[misc]
+class Autoencoder(Tokenizer):
     """`model.decode(model.encode(x).latents).sample`.
 
     encoder, decoder: configs as mappings, `{"type": "conv", ...}`; the decoder is the convolutional one unless given.
@@ -36,8 +36,8 @@ class Autoencoder(Tokenizer):  # type: ignore[misc]
 
     _supports_gradient_checkpointing = True
     __module__ = "dmvae"  # the name under which artifacts find the class, wherever this file moves
-    encoder: Any
-    decoder: Any
+    encoder: Encoder
+    decoder: Decoder
 
     @register_to_config
     def __init__(
@@ -85,7 +85,7 @@ class Autoencoder(Tokenizer):  # type: ignore[misc]
         return nn.Module.__getattr__(self, name)
 
     @classmethod
-    def from_config(cls, config: Any = None, return_unused_kwargs: Any = False, **kwargs: Any) -> Any:
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: object) -> Any:
         """As diffusers'; artifacts of version 0.1 name the decoder's fields decoder_*."""
         return super().from_config(decoder_section(config), return_unused_kwargs, **kwargs)
 

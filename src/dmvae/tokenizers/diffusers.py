@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers.models.modeling_utils import ModelMixin
+from torch import nn
 
 from dmvae.config import Values
 from dmvae.models.base import Model
@@ -61,7 +62,7 @@ class DiffusersTokenizer(FileSource):
             ) from error
         return config
 
-    def read_model(self) -> Any:
+    def read_model(self) -> nn.Module:
         path, place = self._origin()
         return load_strictly(self.model_class(), path, **place)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dmvae.config import Values
+from dmvae.models.base import Tokenizer
 from dmvae.registry import register
 from dmvae.tokenizers.adapted import ARTIFACTS, load_tokenizer, tokenizer_class
 from dmvae.tokenizers.files import FileSource
@@ -20,11 +21,12 @@ class DmvaeTokenizer(FileSource):
     """The artifact's folder, such as runs/demo/matched/latents/autoencoder."""
 
     def read_config(self) -> Values:
-        return tokenizer_class(self.place).load_config(self.place)
+        config: Any = tokenizer_class(self.place).load_config(self.place)
+        return config
 
-    def read_model(self) -> Any:
+    def read_model(self) -> Tokenizer:
         return load_tokenizer(self.place)
 
-    def model_class(self) -> Any:
+    def model_class(self) -> type[Tokenizer]:
         assert self.config is not None
         return next(cls for cls in ARTIFACTS if cls.__name__ == self.config["_class_name"])

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from dmvae.config import Values
 from dmvae.runtime.hashing import sha256_of
 from dmvae.tokenizers import TokenizerSource
 from dmvae.tokenizers.network import Adapter
+
+M = TypeVar("M", bound=ModelMixin)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +34,7 @@ class FileSource(TokenizerSource):
         """The model's config as its files say. Raises ValueError where there are none."""
         raise NotImplementedError
 
-    def read_model(self) -> Any:
+    def read_model(self) -> nn.Module:
         """The model with its weights, float32. Raises ValueError where they do not fit."""
         raise NotImplementedError
 
@@ -41,7 +45,7 @@ class FileSource(TokenizerSource):
     def resolve(self) -> FileSource:
         return dataclasses.replace(self, config=self.read_config())
 
-    def build(self, *, size: int, channels: int, pretrained: bool = False) -> nn.Module:
+    def build(self, *, size: int, channels: int, pretrained: bool = False) -> Adapter:
         source = self if self.config is not None else self.resolve()
         model = source.read_model() if pretrained else source.model_class().from_config(source.config)
         return Adapter(model, size=size, channels=channels)
@@ -62,10 +66,12 @@ class FileSource(TokenizerSource):
         return Path(self.path).expanduser()
 
 
-def load_strictly(cls: Any, path: str | Path, **kwargs: Any) -> Any:
+def load_strictly(cls: type[M], path: str | Path, **kwargs: object) -> M:
     """`cls.from_pretrained` in float32, with a ValueError where diffusers warns: weights too many or too few."""
+    model: M
+    read: Callable[..., Any] = cls.from_pretrained  # gives a pair where it is asked for what did not fit
     try:
-        model, info = cls.from_pretrained(
+        model, info = read(
             path,
             torch_dtype=torch.float32,
             low_cpu_mem_usage=False,  # see Model.from_pretrained

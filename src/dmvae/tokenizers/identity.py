@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from dmvae.registry import register
-from dmvae.tokenizers import TokenizerSource
+from dmvae.tokenizers import Codec, TokenizerSource
 
 
 @register("identity")
@@ -23,13 +23,13 @@ class IdentityTokenizer(TokenizerSource):
         if self.patch < 1:
             raise ValueError(f"patch is {self.patch}: use 1 or more")
 
-    def build(self, *, size: int, channels: int, pretrained: bool = False) -> nn.Module:
+    def build(self, *, size: int, channels: int, pretrained: bool = False) -> SpaceToDepth:
         if size % self.patch:
             raise ValueError(f"image size {size} is not a multiple of the patch {self.patch}; set pretrained.patch")
         return SpaceToDepth(channels, self.patch)
 
 
-class SpaceToDepth(nn.Module):
+class SpaceToDepth(Codec):
     """[n, c, h, w] <-> [n, c * patch ** 2, h / patch, w / patch]: channel, then row and column in the patch."""
 
     def __init__(self, channels: int, patch: int):

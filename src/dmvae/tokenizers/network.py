@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
+
+from dmvae.tokenizers import Codec
 
 # diffusers' image autoencoders all take and give [-1, 1] (AutoencoderTiny maps to [0, 1] inside), but for these:
 UNIT_RANGE = {"AutoencoderRAE"}
@@ -19,7 +21,7 @@ UNIT_RANGE = {"AutoencoderRAE"}
 RESIZING = {"AutoencoderRAE"}
 
 
-class Adapter(nn.Module):
+class Adapter(Codec):
     """encode: images [n, c, h, w] in [-1, 1] -> latents [n, C, H, W] in the model's own units: no scaling factor is
     applied, and a distribution gives its mean. decode: the inverse.
 

@@ -7,12 +7,12 @@ the autoencoder of arXiv 2112.10752, which diffusers has as AutoencoderKL under 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from dmvae.config import Values
 from dmvae.registry import register
@@ -49,8 +49,8 @@ class VavaeTokenizer(FileSource):
     def read_config(self) -> Values:
         return architecture(self._weights(), self.place)
 
-    def read_model(self) -> Any:
-        model = self.model_class().from_config(self.config)
+    def read_model(self) -> nn.Module:
+        model: nn.Module = self.model_class().from_config(self.config)
         model.load_state_dict(convert(self._weights(), model.state_dict(), self.place))
         return model
 
@@ -78,7 +78,7 @@ def architecture(weights: Mapping[str, Tensor], path: Path) -> Values:
             raise ValueError(f"{path}: not a checkpoint of latent diffusion's autoencoder: it holds no {name}")
         return weights[name].shape[dim]
 
-    def kinds(side: str, part: str, levels: Any) -> list[str]:
+    def kinds(side: str, part: str, levels: Iterable[int]) -> list[str]:
         plain, attended = f"{part}Block2D", f"Attn{part}Block2D"
         return [attended if count(f"{side}.{level}.attn.") else plain for level in levels]
 

@@ -13,14 +13,15 @@ import re
 import shutil
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.planner import ReadItem
 
 from dmvae.config import Values
 from dmvae.runtime import distributed
@@ -109,7 +110,7 @@ def load(folder: Path, state: Values) -> int | None:
 class _Unpickler(pickle.Unpickler):
     """Accepts only the class names that a checkpoint's list of tensors needs: the folder may come from anybody."""
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         known = module in _PLAIN and name in _PLAIN[module]
         if known or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
             return super().find_class(module, name)
@@ -117,16 +118,16 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Reader(FileSystemReader):
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+    def read_metadata(self, *args: object, **kwargs: object) -> Metadata:
         with (Path(self.path) / ".metadata").open("rb") as file:
-            metadata = _Unpickler(file).load()
+            metadata: Metadata = _Unpickler(file).load()
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
 
 
 class _Planner(DefaultLoadPlanner):
-    def load_bytes(self, read_item: Any, value: io.BytesIO) -> None:
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         torch.load(value, weights_only=True)  # raises for other classes; torch's own reader below is not restricted
         value.seek(0)
         super().load_bytes(read_item, value)
@@ -166,7 +167,7 @@ def _crc(path: Path) -> int:
     return crc
 
 
-def _quietly(function, *args, **kwargs) -> None:
+def _quietly(function: Callable[..., object], *args: object, **kwargs: object) -> None:
     """Without DCP's warning that there is no process group: a single process needs none."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -12,11 +12,11 @@ from dmvae.runtime import distributed
 from dmvae.runtime.random import seed_of
 
 
-class Order(Sampler):
+class Order(Sampler[list[int]]):
     """Indices of every batch from step `start` on: shuffled passes over the data, one after another, cut into global
     batches, of which this rank gets its part. A batch may span two passes."""
 
-    def __init__(self, n: int, batch_size: int, key: tuple, start: int, steps: int) -> None:
+    def __init__(self, n: int, batch_size: int, key: tuple[object, ...], start: int, steps: int) -> None:
         self.n, self.batch_size, self.key = n, batch_size, key
         self.start, self.steps = start, steps
         self._passes: dict[int, Tensor] = {}

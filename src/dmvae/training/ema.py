@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ class Average:
     def state_dict(self) -> dict[str, Tensor | int]:
         return {str(i): tensor for i, tensor in enumerate(self.tensors)} | {"updates": self.updates}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.updates = int(state["updates"])
         for i, tensor in enumerate(self.tensors):
             tensor.copy_(state[str(i)])

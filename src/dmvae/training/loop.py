@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +17,7 @@ from dmvae.datasets.pixels import as_input
 from dmvae.models.artifact import save_network
 from dmvae.runtime import distributed
 from dmvae.runtime.console import Bar
-from dmvae.runtime.precision import autocast
+from dmvae.runtime.precision import Precision, autocast
 from dmvae.runtime.random import Random, seed_of
 from dmvae.training import checkpoint
 from dmvae.training.augment import random_flip
@@ -47,7 +46,7 @@ class Trainer:
         torch.manual_seed(seed_of(*self.key, "init"))
         self.networks: Networks = stage.build()
         for module in self.networks.children():
-            module.to(self.inputs.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            module.to(self.inputs.device, memory_format=torch.channels_last)
             distributed.replicate(module)
         if self.inputs.sections.run.shard:
             self._shard()
@@ -66,7 +65,7 @@ class Trainer:
         trains, parts = self.networks.trains, self.networks.children()
         new = {old: p for module in parts for old, p in distributed.shard(module).items()}
         for name, parameters in trains.items():
-            trains[name] = [new.get(p, p) for p in parameters]  # type: ignore[misc]
+            trains[name] = [new.get(p, p) for p in parameters]
 
     def apply(self, update: Update) -> Values:
         """Backward, clip, step and average for the parameters that the update names; returns its figures."""
@@ -189,7 +188,7 @@ def train(stage: AnyTraining) -> Facts:
     return {"steps": trainer.step, "images_seen": trainer.images_seen, "seconds": round(trainer.seconds, 2)}
 
 
-def turns(updates: Iterator[Update], device: torch.device, precision: Any) -> Iterator[Update]:
+def turns(updates: Iterator[Update], device: torch.device, precision: Precision) -> Iterator[Update]:
     """The stage's updates: each is computed under autocast and yielded outside of it, for the backward pass."""
     while True:
         with autocast(device, precision):

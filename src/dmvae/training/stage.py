@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from torch import Tensor, nn
 
 from dmvae import config as configs
 from dmvae.config import Values
-from dmvae.datasets import Split
+from dmvae.datasets import Items, Split
 from dmvae.inputs import Inputs
 from dmvae.registry import Registered, register
 from dmvae.runtime.random import Random
@@ -23,6 +23,17 @@ from dmvae.sections import Sections
 Facts = Values
 """What done.json says of a finished stage."""
 C = TypeVar("C")
+
+
+class Buildable(Protocol):
+    """A config that may find that this machine lacks what it needs."""
+
+    @property
+    def build(self) -> Callable[[], object]:
+        """Raises ValueError with the mend."""
+        ...
+
+
 S = TypeVar("S", bound="type[Stage[Any]]")
 
 
@@ -67,7 +78,7 @@ class Stage(Registered, Generic[C]):
         raise NotImplementedError
 
     @classmethod
-    def parts(cls, config: C, sections: Sections) -> Iterable[tuple[str, Any]]:
+    def parts(cls, config: C, sections: Sections) -> Iterable[tuple[str, Buildable]]:
         """(place in the recipe, config) of what the stage will `build()` and whose package or weights may be missing on
         this machine."""
         return ()
@@ -198,7 +209,7 @@ class TrainingStage(Stage[T], Generic[T, N]):
         """The networks. A dry run calls this on the meta device, with `inputs` that load no weights."""
         raise NotImplementedError
 
-    def data(self) -> Any:
+    def data(self) -> Items | None:
         """The data set of its batches, or None for a stage that draws its own."""
         return self.inputs.train_set
 
