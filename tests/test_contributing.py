@@ -71,7 +71,7 @@ def test_the_examples_run(recipe):
     result = tiny.command("run", str(recipe))
     assert result.returncode == 0, result.stderr
     run_dir = recipe.parent / "run"
-    assert "moments/mean" in (run_dir / "main/matching/log.jsonl").read_text()
+    assert "two_moments/mean" in (run_dir / "main/matching/log.jsonl").read_text()
     assert "sharpen/mean" in (run_dir / "main/sharpen/log.jsonl").read_text()
     methods = json.loads((run_dir / "summary.json").read_text())["methods"]
     assert {"brightness", "contrast", "latent_norm"} <= set(methods["main"])

@@ -137,7 +137,7 @@ def load_plugins(paths: Iterable[str | Path]) -> None:
             before = {family: dict(members) for family, members in _members.items()}
             try:
                 spec.loader.exec_module(module)
-            except BaseException:  # mended, it can be loaded again
+            except BaseException:  # so that it can be loaded again once it is fixed
                 del sys.modules[name]
                 _members.clear()
                 _members.update(before)

@@ -1,4 +1,4 @@
-"""What cannot be compared is said with its value and the mend."""
+"""What cannot be compared is said with its value and the fix."""
 
 import pytest
 import torch
