@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install install-dev demo fashion-mnist test torture lint format bench clean
+.PHONY: help install install-dev demo fashion-mnist test torture wheel lint format bench clean
 
 help:
 	@echo "make install   a virtual environment in .venv with dmvae and what the demo needs"
 	@echo "make demo      Fashion-MNIST, two tokenizers and their generators, a table and a report (runs/demo)"
 	@echo "make test      the tests"
 	@echo "make torture   kills, damage, hostile files: what is lost, hangs, or is used in silence"
+	@echo "make wheel     build the wheel and try it in a fresh environment"
 	@echo "make lint      formatting, lint and types"
 	@echo "make bench     speed of every stage's step against the machine's peak, and of reading images"
 
@@ -43,6 +44,10 @@ test: install-dev
 
 torture: install-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.torture
+
+# In an environment of its own that sees this one's packages: what is tried is the wheel, not its dependencies.
+wheel: install-dev
+	$(BIN)/python benchmarks/wheel.py
 
 lint: install-dev
 	$(BIN)/ruff format --check .

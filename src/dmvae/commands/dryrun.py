@@ -6,6 +6,7 @@ import torch
 from rich.table import Table
 
 from dmvae import checks
+from dmvae.commands.help import print_values
 from dmvae.config import Values
 from dmvae.datasets import open_dataset
 from dmvae.inputs import Blueprint, build_tokenizer, latent_shape
@@ -19,7 +20,7 @@ BYTES_FROZEN = 4
 
 
 def print_plan(recipes: dict[str, Recipe]) -> None:
-    """Print one table per variant, and below it what the machine lacks."""
+    """Print one table per variant, below it what the machine lacks, and at last the values of all fields."""
     for variant, recipe in recipes.items():
         images, missing = _data(recipe)
         missing += recipe.autoencoder.encoder.missing() if recipe.autoencoder and recipe.pretrained is None else []
@@ -33,6 +34,8 @@ def print_plan(recipes: dict[str, Recipe]) -> None:
             console.print(f"  missing: {line}")
         if not missing:
             console.print("  nothing is missing")
+    console.print("\nresolved values:")
+    print_values(recipes)
 
 
 def _table(recipe: Recipe, images: int | None, num_classes: int) -> Table:
