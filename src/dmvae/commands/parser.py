@@ -36,6 +36,13 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(f"{message}; `{self.prog} --help` tells the arguments")
 
 
+def add_plugins(parser: argparse.ArgumentParser) -> None:
+    """--plugins, for the commands that read no recipe: tokenizers and extractors may be somebody's own."""
+    parser.add_argument(
+        "--plugins", nargs="+", action="extend", default=[], metavar="FILE", help="files or folders of Python to import"
+    )
+
+
 def parse_overrides(words: list[str]) -> Values:
     """["--a.b", "1", "--c=x"] -> {"a.b": 1, "c": "x"}; values are read as YAML."""
     overrides: Values = {}

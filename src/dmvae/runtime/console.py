@@ -64,8 +64,8 @@ def fitted(note: str, room: int) -> str:
 
 
 class _Note(ProgressColumn):
-    """The rate and the losses, in what the other columns leave of the terminal's width: a narrow one keeps step, bar and
-    time left."""
+    """The rate and the losses, in what the other columns leave of the terminal's width: a narrow one keeps step, bar
+    and time left."""
 
     def __init__(self, others: int) -> None:
         super().__init__()
