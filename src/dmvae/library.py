@@ -16,6 +16,7 @@ from dmvae.datasets.instance import offer
 from dmvae.interop.pipeline import DMVAEPipeline
 from dmvae.latents.store import LatentSet
 from dmvae.models.base import Tokenizer
+from dmvae.options import flat
 from dmvae.recipe import read_values, resolve
 from dmvae.runtime import distributed
 from dmvae.runtime.shipped import recipe_file
@@ -94,7 +95,7 @@ def run(recipe: str | Path | Mapping[str, Any], *, train: Any = None, test: Any 
     run_dir = Path(next(iter(recipes.values())).run.dir)
     distributed.start()
     try:
-        jobs = pipeline.run(recipes, run_dir)
+        jobs = pipeline.run(recipes, run_dir, asked=list(flat(overrides)))
         if distributed.is_main():
             finish(jobs, run_dir)
     finally:

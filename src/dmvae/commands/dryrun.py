@@ -10,6 +10,7 @@ from dmvae.commands.help import print_values
 from dmvae.config import Values
 from dmvae.datasets import open_dataset
 from dmvae.inputs import Blueprint, build_tokenizer, latent_shape
+from dmvae.pipeline import about_data
 from dmvae.recipe import Recipe
 from dmvae.runtime.console import console
 from dmvae.training.stage import AnyTraining, TrainingStage
@@ -72,8 +73,8 @@ def _parameters(recipe: Recipe, stage: type[AnyTraining], num_classes: int) -> t
 
 def _data(recipe: Recipe) -> tuple[Values, list[str]]:
     try:
-        train, test = open_dataset(recipe.data, "train"), open_dataset(recipe.data, "test")
+        train, _ = open_dataset(recipe.data, "train"), open_dataset(recipe.data, "test")
     except ValueError as error:
         return {"text": f"data {recipe.data.type} is not here", "train": None, "classes": 1000}, [str(error)]
-    text = f"{len(train):,} training and {len(test):,} test images of {len(train.classes)} classes"
+    text = about_data(recipe).removeprefix("data: ")
     return {"text": text, "train": len(train), "classes": len(train.classes)}, []

@@ -12,6 +12,7 @@ from dmvae.commands.dryrun import print_plan
 from dmvae.commands.help import placeholders, print_fields
 from dmvae.commands.parser import USAGE, parse_overrides
 from dmvae.commands.trust import require_no_code
+from dmvae.fitting import fit
 from dmvae.options import few, told
 from dmvae.pipeline import Job, jobs_of
 from dmvae.recipe import Recipe, Recipes, load
@@ -55,12 +56,16 @@ def run(command: str, arguments: list[str], commands: Sequence[str] = ("run", "s
     if known.help:
         return print_fields(recipes)
     if known.dry_run:
+        recipes, said = fit(recipes, overrides)
+        for line in said:
+            console.print(line)
         return print_plan(recipes)
     distributed.start()
     try:
         run_dir = Path(next(iter(recipes.values())).run.dir)
         only = command if command in names else None
-        jobs = pipeline.run(recipes, run_dir, only=only, variants=list(whole), verify=not known.no_verify)
+        verify, names = not known.no_verify, list(whole)
+        jobs = pipeline.run(recipes, run_dir, only=only, variants=names, verify=verify, asked=overrides)
         if only is None and distributed.is_main():
             # The other variants of the recipe have their place in the table too, as far as they were run.
             finish(jobs_of(run_dir) if known.variant else jobs, run_dir)
