@@ -211,10 +211,12 @@ def _take(ahead: list[Job], lock: ExitStack) -> tuple[int, str] | None:
 
 def about_data(recipe: Recipe) -> str:
     """How many images there are to train with and to test with, and which the latter are."""
-    train, test = open_dataset(recipe.data, "train"), open_dataset(recipe.data, "test")
-    counts = f"{len(train):,} training and {len(test):,} test images"
-    held_out = recipe.data.held_out()
-    return f"data: {counts} of {len(train.classes)} classes{f'; {held_out}' if held_out else ''}"
+    train = open_dataset(recipe.data, "train")
+    counts, held_out = f"{len(train):,} training", ""
+    if any("test" in stage.splits for stage in recipe.stages()):
+        counts += f" and {len(open_dataset(recipe.data, 'test')):,} test"
+        held_out = recipe.data.held_out()
+    return f"data: {counts} images of {len(train.classes)} classes{f'; {held_out}' if held_out else ''}"
 
 
 def _left_out(run_dir: Path) -> Iterator[str]:

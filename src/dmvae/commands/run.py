@@ -13,7 +13,7 @@ from dmvae.commands.help import placeholders, print_fields
 from dmvae.commands.parser import USAGE, parse_overrides
 from dmvae.commands.trust import require_no_code
 from dmvae.fitting import fit
-from dmvae.options import few, told
+from dmvae.options import few, flat, told
 from dmvae.pipeline import Job, jobs_of
 from dmvae.recipe import Recipe, Recipes, load
 from dmvae.registry import nearest
@@ -56,7 +56,7 @@ def run(command: str, arguments: list[str], commands: Sequence[str] = ("run", "s
     if known.help:
         return print_fields(recipes)
     if known.dry_run:
-        recipes, said = fit(recipes, overrides)
+        recipes, said = fit(recipes, flat(overrides))
         for line in said:
             console.print(line)
         return print_plan(recipes)
@@ -65,7 +65,7 @@ def run(command: str, arguments: list[str], commands: Sequence[str] = ("run", "s
         run_dir = Path(next(iter(recipes.values())).run.dir)
         only = command if command in names else None
         verify, names = not known.no_verify, list(whole)
-        jobs = pipeline.run(recipes, run_dir, only=only, variants=names, verify=verify, asked=overrides)
+        jobs = pipeline.run(recipes, run_dir, only=only, variants=names, verify=verify, asked=list(flat(overrides)))
         if only is None and distributed.is_main():
             # The other variants of the recipe have their place in the table too, as far as they were run.
             finish(jobs_of(run_dir) if known.variant else jobs, run_dir)

@@ -11,33 +11,10 @@ from PIL import Image, ImageOps, features
 from torch import Tensor
 
 ALWAYS = frozenset([".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"])
-SOMETIMES = frozenset(
-    [
-        ".apng",
-        ".avif",
-        ".avifs",
-        ".dib",
-        ".heic",
-        ".heics",
-        ".heif",
-        ".heifs",
-        ".hif",
-        ".ico",
-        ".j2k",
-        ".jp2",
-        ".jpe",
-        ".jpx",
-        ".jxl",
-        ".pbm",
-        ".pcx",
-        ".pnm",
-        ".qoi",
-        ".sgi",
-        ".tga",
-        ".xbm",
-        ".xpm",
-    ]
-)
+SOMETIMES = frozenset([
+    ".apng", ".avif", ".avifs", ".dib", ".heic", ".heics", ".heif", ".heifs", ".hif", ".ico", ".j2k", ".jp2", ".jpe",
+    ".jpx", ".jxl", ".pbm", ".pcx", ".pnm", ".qoi", ".sgi", ".tga", ".xbm", ".xpm",
+])  # fmt: skip
 """Endings of images that Pillow reads in some builds, or with a package beside it. Not those of other programs' files,
 such as PostScript, which Pillow would hand to another program."""
 NEVER = frozenset(

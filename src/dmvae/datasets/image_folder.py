@@ -82,7 +82,8 @@ class ImageFolder(DatasetConfig):
         return MemoryDataset(images, labels[keep], classes, fingerprint=fingerprint)
 
     def held_out(self) -> str:
-        if {"train", *HELD_OUT} & {entry.name for entry in Path(self.root).expanduser().iterdir()} - {"train"}:
+        root = Path(self.root).expanduser()
+        if any((root / name).is_dir() for name in HELD_OUT) and (root / "train").is_dir():
             return "the folder has train and test images apart"
         return f"the test images are {self.valid_fraction:.0%} of all, chosen by file name (data.valid_fraction)"
 
