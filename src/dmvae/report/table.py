@@ -7,12 +7,9 @@ from html import escape
 from dmvae import config as configs
 from dmvae.evaluation.scores import Figure
 from dmvae.report import charts
-from dmvae.report.figures import shown
+from dmvae.report.figures import of_few, shown
 from dmvae.report.html import details, duration, listing, prose
 from dmvae.report.run import Run
-
-FEW = 2048
-"""Images below which figures carry a warning."""
 
 
 def results(run: Run) -> str:
@@ -88,21 +85,8 @@ def _caption(run: Run, columns: dict[str, Figure]) -> str:
         )
         if "inception" not in run.features.lower():
             parts.append("They are not FID, which uses an Inception network: compare them with each other only.")
-    parts += [escape(line) for line in few_images(run)]
+    parts.append(escape(of_few(row["count"] for row in run.measured.values() if "count" in row)))
     return " ".join(parts)
-
-
-def few_images(run: Run) -> list[str]:
-    """The warning that figures of few images carry."""
-    counts = {name: row["count"] for name, row in run.measured.items() if row.get("count", FEW) < FEW}
-    if not counts:
-        return []
-    low, high = min(counts.values()), max(counts.values())
-    number = f"{low:,}" if low == high else f"{low:,} to {high:,}"
-    return [
-        f"They rest on {number} images: of fewer than about {FEW:,}, Frechet distances are biased upwards by much and "
-        "the other figures are rough; compare them only with figures of as many images."
-    ]
 
 
 def summary(run: Run) -> str:
