@@ -5,6 +5,7 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
+from zlib import crc32
 
 COMMIT = "0" * 40
 
@@ -57,9 +58,11 @@ class Handler(BaseHTTPRequestHandler):
         if "/resolve/" in path:
             name = path.split("/resolve/")[1].partition("/")[2]
             if name in files:
-                about = {"ETag": f'"{hash(files[name])}"', "X_Repo_Commit": COMMIT}
+                about = {"ETag": f'"{crc32(files[name])}"', "X_Repo_Commit": COMMIT}
                 return self._answer(files[name], **about)
             return self._answer({"error": "none"}, 404, X_Error_Code="EntryNotFound")
+        if "/tree/" in path:
+            return self._answer([{"type": "file", "path": n, "size": len(data), "oid": n} for n, data in files.items()])
         if path.startswith("/api/models/"):
             found = {"id": "me/it", "sha": COMMIT, "private": False, "siblings": [{"rfilename": n} for n in files]}
             return self._answer(found)

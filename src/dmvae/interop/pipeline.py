@@ -74,8 +74,8 @@ class DMVAEPipeline(DiffusionPipeline):  # type: ignore[misc]
         kwargs = {"low_cpu_mem_usage": False} | kwargs
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():  # diffusers takes from a hub only what its own classes load, and ours it does not know
-            asked = {name: kwargs.pop(name) for name in HUB if name in kwargs}
-            folder = Path(snapshot_download(os.fspath(pretrained_model_name_or_path), **asked))  # type: ignore[arg-type]
+            asked: Any = {name: kwargs.pop(name) for name in HUB if name in kwargs}
+            folder = Path(snapshot_download(os.fspath(pretrained_model_name_or_path), **asked))
         pipeline = super().from_pretrained(str(folder), **kwargs)
         card = folder / CARD
         pipeline.card = card.read_text() if card.is_file() else None
