@@ -1,5 +1,11 @@
 """What reaches the terminal: names of files and recipes are shown, and not obeyed."""
 
+import io
+import os
+import pty
+import re
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -8,7 +14,7 @@ from rich.table import Table
 
 import tiny
 from dmvae import cli
-from dmvae.runtime.console import Bar, console, printable
+from dmvae.runtime.console import Bar, console, fitted, printable
 
 EVIL = "a\x1b]0;owned\x07\x1b[2J\x9b31m\u202egnp.exe"
 
@@ -36,11 +42,11 @@ def test_every_way_to_the_console(capsys):
 
 
 def test_errors_and_warnings(capsys, monkeypatch):
-    def warn_and_fail(command, arguments):
+    def warn_and_fail(command, arguments, commands):
         warnings.warn(EVIL, stacklevel=1)
         raise ValueError(EVIL)
 
-    monkeypatch.setitem(cli.COMMANDS, "run", (warn_and_fail, ""))
+    monkeypatch.setattr("dmvae.commands.run.run", warn_and_fail)
     monkeypatch.setattr(warnings, "showwarning", lambda *args: print(warnings.formatwarning(*args[:4])))
     with pytest.raises(SystemExit):
         cli.main(["run"])
@@ -58,3 +64,87 @@ def test_a_recipe_s_own_name(tmp_path, capsys):
     said = capsys.readouterr().err
     assert plain(said)
     assert r"r\x1b[2J.yaml" in said
+
+
+BAR = """
+from dmvae.runtime.console import Bar
+with Bar("kl_1e-1_500@2  evaluate reconstruct", 3500, "images") as bar:
+    bar.step(1750, 1e-6, "loss tokenizer 0.640, discriminator 1.000")
+"""
+
+
+def on_a_terminal(code, **env):
+    """What a process writes that stands on a terminal."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=theirs, stderr=theirs, stdin=theirs, env=tiny.environment() | env
+    )
+    os.close(theirs)
+    out = b""
+    while True:
+        try:
+            part = os.read(ours, 4096)
+        except OSError:  # how the end shows on Linux
+            break
+        if not part:
+            break
+        out += part
+    assert process.wait() == 0
+    return out.decode()
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100, 200])
+def test_a_bar_keeps_step_bar_and_time_left_at_any_width(columns):
+    out = on_a_terminal(BAR, COLUMNS=str(columns), TERM="xterm", NO_COLOR="1")
+    line = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out).strip().splitlines()[-1]
+    assert re.search(r"━+.* +1750/3500 .*left +\S+$", line), line
+    assert len(line) <= columns
+    assert ("images/s" in line) == (columns >= 80)
+    assert ("discriminator 1.000" in line) == (columns == 200)
+
+
+def test_losses_are_dropped_whole_and_from_the_end():
+    note = "81 images/s  loss tokenizer 0.640, discriminator 1.000"
+    assert fitted(note, 80) == note
+    assert fitted(note, 40) == "81 images/s  loss tokenizer 0.640"
+    assert fitted(note, 20) == "81 images/s"
+    assert fitted(note, 5) == ""
+
+
+def test_without_colours_and_in_a_pipe_nothing_is_coloured():
+    colours = r"\x1b\[[0-9;]*3[0-9]"
+    code = "from dmvae.runtime.console import console; console.print('x', style='red')\n" + BAR
+    assert re.search(colours, on_a_terminal(code, TERM="xterm-256color"))
+    assert not re.search(colours, on_a_terminal(code, TERM="xterm-256color", NO_COLOR="1"))
+    assert "\x1b" not in on_a_terminal(code, TERM="dumb")
+    piped = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=tiny.environment())
+    assert "\x1b" not in piped.stdout + piped.stderr
+
+
+def test_a_reader_that_has_seen_enough_ends_it_quietly():
+    for command in ("--help", "recipes", "run smoke --help"):
+        line = f"{sys.executable} -m dmvae {command} | head -n 1; exit ${{PIPESTATUS[0]}}"
+        result = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=tiny.environment())
+        assert result.stderr == ""
+        assert len(result.stdout.splitlines()) == 1
+    closed = f"{sys.executable} -m dmvae --help | true"
+    assert subprocess.run(["bash", "-c", closed], capture_output=True, env=tiny.environment()).stderr == b""
+
+
+def test_no_notice_of_a_library_that_is_not_needed(tmp_path):
+    """diffusers logs "pip install accelerate" where a network is loaded as it does by itself."""
+    from diffusers.utils import logging
+
+    from dmvae.models.dit import LightningDiT
+
+    model = LightningDiT(input_size=4, in_channels=2, width=8, depth=1, heads=2, num_classes=2)
+    model.save_pretrained(tmp_path)
+    said = io.StringIO()
+    handler = logging.logging.StreamHandler(said)
+    logging.add_handler(handler)
+    try:
+        LightningDiT.from_pretrained(tmp_path)
+        LightningDiT.from_pretrained(tmp_path, low_cpu_mem_usage=True)
+    finally:
+        logging.remove_handler(handler)
+    assert "accelerate" not in said.getvalue()

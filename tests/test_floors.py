@@ -14,7 +14,20 @@ FLOORS = [
     *("registry", "config", "runtime", "flow", "models"),
     *("datasets", "encoders", "decoders", "losses", "transport", "tokenizers", "generators"),
     *("evaluation", "sections", "interop", "latents", "inputs", "training"),
-    *("references", "matching", "stages", "recipe", "checks", "pipeline", "report", "commands", "library", "cli"),
+    *(
+        "references",
+        "matching",
+        "stages",
+        "options",
+        "recipe",
+        "fitting",
+        "checks",
+        "pipeline",
+        "report",
+        "commands",
+        "library",
+    ),
+    "cli",
     *("__init__", "__main__"),
 ]
 """Lowest first. `__init__` is the façade, which names what users import, and finds it on first use."""

@@ -1,6 +1,7 @@
 """Plugins: one file outside the package adds a member of any family, or a stage."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,19 @@ import torch
 import yaml
 
 import tiny
+from dmvae import cli, pipeline, registry
 from dmvae import config as configs
-from dmvae import pipeline
 from dmvae.recipe import load
 from plugin_source import PLUGIN
+
+
+@pytest.fixture(autouse=True)
+def own_registry():
+    """Plugins of one test are not there in the next, of whatever file."""
+    before = {family: dict(members) for family, members in registry._members.items()}
+    yield
+    registry._members.clear()
+    registry._members.update(before)
 
 
 def renamed(prefix):
@@ -137,7 +147,7 @@ def test_a_plugin_that_returns_another_shape_is_told(tmp_path, right):
 def test_the_readme_s_reference_runs(tmp_path):
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     (tmp_path / "two_points.py").write_text(readme.split("```python\n# two_points.py\n")[1].split("```")[0])
-    over = yaml.safe_load(readme.split("```yaml\n")[1].split("```")[0])
+    over = yaml.safe_load(readme.split("```yaml\nplugins:")[1].split("```")[0].join(["plugins:", ""]))
     path = tiny.write(tmp_path, plugins=[str(tmp_path / over["plugins"][0])])
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(yaml.safe_dump({"extends": path.name, "reference": over["reference"] | {"steps": 2}}))
@@ -153,6 +163,40 @@ def test_a_plugin_that_takes_a_name_of_ours_is_told_so(tmp_path):
     for _ in range(2):
         with pytest.raises(ValueError, match=r"the name 'gaussian' is taken by dmvae.references.gaussian"):
             load(path)
+
+
+HEAD = """from dataclasses import dataclass
+from dmvae.references import ReferenceConfig
+from dmvae.registry import register
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("x = 1\ndef f(:\n", r"line 2: invalid syntax in 'def f\(:'"),
+        ("import nothing_of_that_name\n", "line 1: ModuleNotFoundError: No module named 'nothing_of_that_name'"),
+        ("def f():\n    return [][0]\nf()\n", "line 2: IndexError: list index out of range"),
+        (
+            f'{HEAD}@register("bare")\nclass Bare(ReferenceConfig):\n    a: int = 1\n    def build(self, i): ...\n',
+            r"line 4: class Bare, registered as 'bare' \(ReferenceConfig\): its fields are none without @dataclass",
+        ),
+        (
+            f'{HEAD}@register("thawed")\n@dataclass\nclass Thawed(ReferenceConfig):\n    def build(self, i): ...\n',
+            "line 5: TypeError: cannot inherit non-frozen dataclass from a frozen one",
+        ),
+    ],
+)
+def test_a_plugin_that_cannot_be_imported_is_told_with_its_line(tmp_path, capsys, source, message):
+    (tmp_path / "wrong.py").write_text(source)
+    path = tiny.write(tmp_path, plugins=[str(tmp_path / "wrong.py")])
+    for _ in range(2):  # nothing of it is left behind
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["run", str(path)])
+        said = capsys.readouterr().err
+        assert stop.value.code == 2
+        assert said.count("\n") == 1
+        assert re.search(f"plugin {tmp_path}/wrong.py, {message}", said), said
 
 
 def test_a_recipe_names_its_plugins_for_any_folder_to_find(tmp_path, monkeypatch):

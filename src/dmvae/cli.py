@@ -1,16 +1,18 @@
 """The command line: finds the command, tells errors and exit codes. What commands do is in `dmvae.commands`.
 
-Overrides are `--section.field value`: they are laid on the recipe file as one more layer and read by the
-same strict reader as the file and its variants, so the same names, types and errors hold in all three.
+Overrides are `--section.field value`: they are laid on the recipe and its variants as the last layer and read by the
+same strict reader, so the same names, types and errors hold in all three.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import warnings
 
-from dmvae.commands.parser import CheckFailed
+import dmvae
+from dmvae.commands.parser import USAGE, CheckFailed
 from dmvae.runtime.console import printable
 
 COMMANDS = {
@@ -18,6 +20,8 @@ COMMANDS = {
     "study": ("run", "run", "the same, for a recipe with many variants"),
     "STAGE": ("run", "run", "one stage of RECIPE, by its section: tokenizer, matching, generator, ..."),
     "report": ("run", "report", "write the table and the report of RUN_DIR again"),
+    "recipes": ("recipes", "recipes", "list the recipes that come with dmvae"),
+    "init": ("recipes", "init", "copy one of them, to edit it"),
     "encode": ("encode", "encode", "encode a folder of images with a tokenizer"),
     "decode": ("encode", "decode", "decode such latents into images"),
     "measure": ("measure", "measure_command", "measure folders of images, samples and tokenizers; check scores"),
@@ -35,6 +39,10 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.formatwarning = lambda message, *_: f"warning: {printable(str(message))}\n"
     try:
         _dispatch(arguments)
+        sys.stdout.flush()  # what a pipe's reader has left shows here, and not at the interpreter's end
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except KeyboardInterrupt as stop:
         saved = "; the state was saved, the same command goes on" if type(stop).__name__ == "Interrupted" else ""
         _fail(f"stopped{saved}", 130, debug)
@@ -57,7 +65,13 @@ def _dispatch(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return
+    if arguments[0] in ("-V", "--version"):
+        print(f"dmvae {dmvae.__version__}")
+        return
     command, *rest = arguments
+    if set(rest) in ({"-h"}, {"--help"}) and command in ("run", "study"):
+        print(USAGE)  # without the seconds that torch takes to import
+        return
     module, function, _ = COMMANDS.get(command, COMMANDS["STAGE"])
     body = getattr(importlib.import_module(f"dmvae.commands.{module}"), function)
     if module == "run" and function == "run":
@@ -76,8 +90,10 @@ def _fail(message: str, code: int, debug: bool) -> None:
 def _usage() -> str:
     lines = [f"  {name:<10} {text}" for name, (_, _, text) in COMMANDS.items()]
     return (
-        "usage: dmvae COMMAND RECIPE [--run_dir DIR] [--variant NAME] [--dry-run] [--debug] [--section.field value ...]"
+        "usage: dmvae COMMAND RECIPE [--run_dir DIR] [--variant NAME] [--dry-run] [--section.field value ...]"
+        "\n       dmvae --version"
         "\n\n"
         + "\n".join(lines)
-        + "\n\n`dmvae run RECIPE --help` lists every field of the recipe with its value and meaning."
+        + "\n\nRECIPE is a file, or a name that `dmvae recipes` lists."
+        + "\n`dmvae run RECIPE --help` lists every field of the recipe with its value and meaning."
     )

@@ -24,6 +24,22 @@ Values = dict[str, Any]
 _MISSING = dataclasses.MISSING
 
 
+class FieldError(ValueError):
+    """A mistake about the field at a dotted `place`."""
+
+    def __init__(self, place: str, message: str) -> None:
+        super().__init__(f"{place}: {message}")
+        self.place = place
+
+
+class NoSuchField(FieldError):
+    """A key that is no field of its section."""
+
+
+class FieldMissing(FieldError):
+    """A field without a default that was not given."""
+
+
 def read(cls: type[C], values: object, where: str = "") -> C:
     """Build the dataclass `cls` from a mapping; `where` is the dotted place used in errors.
 
@@ -43,12 +59,12 @@ def read(cls: type[C], values: object, where: str = "") -> C:
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     for key in values:
         if key not in fields:
-            raise ValueError(f"{_join(where, key)}: no such field{nearest(str(key), fields)}")
+            raise NoSuchField(_join(where, key), f"no such field{nearest(str(key), fields)}")
     hints = get_type_hints(cls)
     kwargs = {key: _value(hints[key], _laid(fields[key], value), _join(where, key)) for key, value in values.items()}
     for name, field in fields.items():
         if name not in kwargs and field.default is _MISSING and field.default_factory is _MISSING:
-            raise ValueError(f"{_join(where, name)}: this field is required")
+            raise FieldMissing(_join(where, name), "this field is required")
     try:
         return cls(**kwargs)
     except ValueError as error:  # a check in __post_init__ does not know where it stands

@@ -15,8 +15,10 @@ from dmvae.datasets.instance import Pairs, offer
 from dmvae.interop.pipeline import DMVAEPipeline
 from dmvae.latents.store import LatentSet
 from dmvae.models.base import Tokenizer
+from dmvae.options import flat
 from dmvae.recipe import read_values, resolve
 from dmvae.runtime import distributed
+from dmvae.runtime.shipped import recipe_file
 from dmvae.tokenizers.adapted import load_tokenizer
 
 SHAPE = ("size", "channels", "limit", "flip")
@@ -78,7 +80,8 @@ def run(
 ) -> Run:
     """Run a recipe's stages that are not finished, and write its table, report and pipelines, as `dmvae run` does.
 
-    recipe: a file, or its content as a mapping. train, test: data sets of (image, label) items to use in place of the
+    recipe: a file, the name of one that comes with the package (`dmvae recipes`), or a mapping as files hold it.
+    train, test: data sets of (image, label) items to use in place of the
     recipe's `data`, whose size and channels stay. overrides: laid on top, as on the command line; a section as a
     mapping (`tokenizer={"steps": 30}`), or a dotted name (`**{"tokenizer.steps": 30}`).
 
@@ -86,16 +89,18 @@ def run(
     """
     if (train is None) != (test is None):
         raise ValueError("train and test: give both data sets, or neither")
-    path = Path("recipe") if isinstance(recipe, Mapping) else Path(recipe)
-    values = configs.merge(deepcopy(dict(recipe)) if isinstance(recipe, Mapping) else read_values(path), overrides)
+    path = Path("recipe") if isinstance(recipe, Mapping) else recipe_file(recipe)
+    values = deepcopy(dict(recipe)) if isinstance(recipe, Mapping) else read_values(path)
     if train is not None and test is not None:
-        shape = {key: value for key, value in (values.get("data") or {}).items() if key in SHAPE}
-        values["data"] = {"type": "instance", "key": offer(train, test)} | shape
-    recipes = resolve(values, path=path)
+        data = configs.merge(values, overrides).get("data") or {}
+        overrides = {key: value for key, value in overrides.items() if key.partition(".")[0] != "data"}
+        shape = {key: value for key, value in data.items() if key in SHAPE}
+        overrides["data"] = {"type": "instance", "key": offer(train, test)} | shape
+    recipes = resolve(values, overrides, path)
     run_dir = Path(next(iter(recipes.values())).run.dir)
     distributed.start()
     try:
-        jobs = pipeline.run(recipes, run_dir)
+        jobs = pipeline.run(recipes, run_dir, asked=list(flat(overrides)))
         if distributed.is_main():
             finish(jobs, run_dir)
     finally:

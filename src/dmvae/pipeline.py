@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ from dmvae import checks
 from dmvae import config as configs
 from dmvae.config import Values
 from dmvae.datasets import Split, open_dataset
+from dmvae.datasets.skipped import write_skipped
+from dmvae.fitting import fit
 from dmvae.inputs import Inputs, latent_shape
 from dmvae.recipe import Recipe, load
 from dmvae.registry import Registered, plugin_of
@@ -123,11 +126,13 @@ def run(
     only: str | None = None,
     variants: list[str] | None = None,
     verify: bool = True,
+    asked: Collection[str] | None = None,
 ) -> list[Job]:
     """Run every job that is not finished; with `only`, that stage alone, whose inputs must be finished.
 
     `variants`: the names of all variants, where `recipes` holds only some of them. `verify`: check the files of
-    finished stages, and run stages with damaged files again.
+    finished stages, and run stages with damaged files again. `asked`: names of the options of the command line; unless
+    it is None, other fields that do not fit a small data set are made to fit, and the run says so.
 
     Processes that run the same recipe side by side (one per GPU, or one per core) divide its stages up: each takes the
     first stage that is ready and that no other process has taken, and returns when all are finished.
@@ -136,6 +141,9 @@ def run(
     """
     if not distributed.is_main():
         distributed.barrier()  # rank 0 fills the data set's caches first; the others then read them
+    said: list[str] = []
+    if asked is not None:
+        recipes, said = fit(recipes, asked)
     jobs = plan(recipes, run_dir)
     if distributed.is_main():
         _tidy(jobs, verify)
@@ -150,6 +158,8 @@ def run(
             _write_recipes(recipes, run_dir, variants or list(recipes))
             for job in jobs:
                 _link(job, run_dir)
+            for line in (*dict.fromkeys(map(about_data, recipes.values())), *said, *_left_out(run_dir)):
+                console.print(line)
     ahead, variant, waits = list(chosen), None, False
     while ahead:
         with ExitStack() as lock:
@@ -199,6 +209,22 @@ def _take(ahead: list[Job], lock: ExitStack) -> tuple[int, str] | None:
             state = "finished" if job.finished else state
         return position, state
     return None
+
+
+def about_data(recipe: Recipe) -> str:
+    """How many images there are to train with and to test with, and which the latter are."""
+    train = open_dataset(recipe.data, "train")
+    counts, held_out = f"{len(train):,} training", ""
+    if any("test" in stage.splits for stage in recipe.stages()):
+        counts += f" and {len(open_dataset(recipe.data, 'test')):,} test"
+        held_out = recipe.data.held_out()
+    return f"data: {counts} images of {len(train.classes)} classes{f'; {held_out}' if held_out else ''}"
+
+
+def _left_out(run_dir: Path) -> Iterator[str]:
+    count, path = write_skipped(run_dir)
+    if count:
+        yield f"data: files were left out; {path} names them"
 
 
 def headline(jobs: list[Job], variant: str) -> str:

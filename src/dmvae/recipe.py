@@ -1,7 +1,7 @@
 """A recipe: one experiment, as a YAML file holds it.
 
-`load` reads a file, lays command-line overrides and each variant's overrides on it, and returns one
-resolved `Recipe` per variant. `seeds: [0, 1, 2]`, or `seeds: {VARIANT: [0, 1, 2], ...}`, makes one variant of
+`load` reads a file, lays each variant's overrides on it and on those what was asked on the command line, and returns
+one resolved `Recipe` per variant. `seeds: [0, 1, 2]`, or `seeds: {VARIANT: [0, 1, 2], ...}`, makes one variant of
 each seed, called VARIANT@SEED; the table then has their mean and spread too.
 """
 
@@ -16,13 +16,15 @@ from typing import Any
 import yaml
 
 from dmvae import config as configs
-from dmvae.config import Values
+from dmvae.config import NoSuchField, Values
+from dmvae.options import flat, lay
 from dmvae.registry import load_plugins, nearest
+from dmvae.runtime.shipped import recipe_file
 from dmvae.sections import Sections
 from dmvae.stages import stages
 from dmvae.training.stage import AnyStage
 
-__all__ = ["Recipe", "load", "method_of", "read_values", "resolve"]
+__all__ = ["Recipe", "Recipes", "load", "method_of", "read_values", "resolve"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,38 +78,73 @@ def _sentence(cls: type) -> str:
     return " ".join((cls.__doc__ or "").split())
 
 
-def load(path: str | Path, overrides: Values | None = None) -> dict[str, Recipe]:
+class Recipes(dict[str, Recipe]):
+    """Variant name -> resolved recipe."""
+
+    partial: dict[str, list[str]]
+    """The options that do not reach all variants, with the names of those that they do reach."""
+
+
+def load(path: str | Path, overrides: Values | None = None) -> Recipes:
     """Variant name -> resolved recipe, in the file's order; one called "main" where there are no variants.
 
+    path: a file, or the name of a recipe that comes with the package.
+    overrides: what is asked on the command line, laid over the file and its variants as `dmvae.options` says.
     Raises ValueError naming the file and the field for anything that is not a valid recipe.
     """
-    path = Path(path)
+    path = recipe_file(path)
     return resolve(read_values(path), overrides, path)
 
 
-def resolve(values: Values, overrides: Values | None = None, path: Path = Path("recipe")) -> dict[str, Recipe]:
+def resolve(values: Values, overrides: Values | None = None, path: Path = Path("recipe")) -> Recipes:
     """`load` of values that are no file's; relative plugins are sought beside `path`, which also stands in errors."""
     try:
-        named = values.get("variants") or {"main": {}}
-        values = configs.merge(values, overrides or {})
-        variants = values.pop("variants", None) or {"main": {}}
-        seeds = values.pop("seeds", None)
-        if not isinstance(variants, dict) or not all(isinstance(v, dict | None) for v in variants.values()):
-            raise ValueError("variants: expected a mapping of names to overrides")
-        for name in variants:
-            if name not in named:
-                raise ValueError(f"variants.{name}: the recipe has no variant {name!r}{nearest(name, named)}")
-        variants = _with_seeds(variants, seeds)
-        load_plugins(_beside(path, values.get("plugins")))
-        recipes = {}
-        for name, over in variants.items():
+        values = configs.merge({}, values)
+        variants, own, seeds, options = _asked(values, overrides or {})
+        load_plugins(_beside(path, options.get("plugins", values.get("plugins"))))
+        layers = {str(name): configs.merge(values, over or {}) for name, over in _with_seeds(variants, seeds).items()}
+
+        def read(name: str, laid: Values) -> Recipe:
             try:
-                recipes[str(name)] = configs.read(recipe_class(), configs.merge(values, over or {}))
+                over = own.get(name, own.get(method_of(name)))
+                return configs.read(recipe_class(), configs.merge(laid, over or {}))
+            except NoSuchField:
+                raise
             except ValueError as error:
-                raise ValueError(f"{error}" + (f" (variant {name!r})" if len(variants) > 1 else "")) from error
+                raise ValueError(f"{error}" + (f" (variant {name!r})" if len(layers) > 1 else "")) from error
+
+        found, partial = lay(layers, options, recipe_class(), read)
+        recipes = Recipes(found)
+        recipes.partial = partial
         return recipes
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _asked(values: Values, overrides: Values) -> tuple[Values, Values, Any, Values]:
+    """(variants, what is asked of single variants, seeds, what is asked of all); takes the first and third off
+    `values`."""
+    asked = flat(overrides)
+    split = {key: {k: v for k, v in asked.items() if k.split(".")[0] == key} for key in ("variants", "seeds")}
+    options = {key: value for key, value in asked.items() if key.split(".")[0] not in split}
+    variants, seeds = values.pop("variants", None) or {"main": {}}, values.pop("seeds", None)
+    own = configs.merge({}, split["variants"]).get("variants", {})
+    if own is None:  # --variants null: the recipe without them
+        variants, own = {"main": {}}, {}
+    for of in (variants, own):
+        if not isinstance(of, dict) or not all(isinstance(over, dict | None) for over in of.values()):
+            raise ValueError("variants: expected a mapping of names to overrides")
+    for name in own:
+        if name not in variants:
+            raise ValueError(f"variants.{name}: the recipe has no variant {name!r}{nearest(name, variants)}")
+    seeds = configs.merge({"seeds": seeds}, split["seeds"])["seeds"]
+    for name, place in ((None, "seed"), *((name, f"variants.{name}.seed") for name in own)):
+        given = "seed" in (options if name is None else own[name] or {})
+        if given and seeds is not None and (name is None or not isinstance(seeds, dict) or name in seeds):
+            raise ValueError(
+                f"--{place}: this recipe's `seeds` give it; ask for --seeds '[3]', or for --seeds null too"
+            )
+    return variants, own, seeds, options
 
 
 def read_values(path: Path, below: tuple[Path, ...] = ()) -> Values:
@@ -122,7 +159,10 @@ def read_values(path: Path, below: tuple[Path, ...] = ()) -> Values:
         return values
     if not isinstance(base, str):
         raise ValueError(f"{path}: extends: expected the path of a recipe, beside this one, got {base!r}")
-    inherited = read_values((path.parent / base).resolve(), (*below, path))
+    beside = (path.parent / base).resolve()
+    inherited = read_values(
+        recipe_file(base) if not beside.exists() and not Path(base).suffix else beside, (*below, path)
+    )
     return configs.merge({key: value for key, value in inherited.items() if key not in ("variants", "seeds")}, values)
 
 

@@ -14,6 +14,7 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -122,7 +123,10 @@ def plugin_of(member: Registered) -> Path | None:
 
 
 def load_plugins(paths: Iterable[str | Path]) -> None:
-    """Import each file (`*.py`) or every file of each folder, so that what it registers is found."""
+    """Import each file (`*.py`) or every file of each folder, so that what it registers is found.
+
+    Raises ValueError for a path that is none, and for a file that cannot be imported, with its line.
+    """
     for path in map(Path, paths):
         if not path.exists():
             raise ValueError(f"plugins: no such file or folder: {path}")
@@ -137,8 +141,21 @@ def load_plugins(paths: Iterable[str | Path]) -> None:
             before = {family: dict(members) for family, members in _members.items()}
             try:
                 spec.loader.exec_module(module)
-            except BaseException:  # so that it can be loaded again once it is fixed
+            except BaseException as error:  # so that it can be loaded again once it is fixed
                 del sys.modules[name]
                 _members.clear()
                 _members.update(before)
+                if isinstance(error, Exception):
+                    raise ValueError(_complaint(file, error)) from error
                 raise
+
+
+def _complaint(file: Path, error: Exception) -> str:
+    """What is wrong with a plugin, and in which line: of its own where an import or a decorator of ours failed."""
+    if isinstance(error, SyntaxError):
+        code = f" in {error.text.strip()!r}" if error.text else ""
+        return f"plugin {error.filename or file}, line {error.lineno}: {error.msg}{code}"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    what = str(error).removeprefix(f"{file}: ")
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    return f"plugin {file}, line {lines[-1] if lines else 1}: {kind}{what}"

@@ -335,6 +335,20 @@ def test_bad_input_is_told_with_its_fix(folders, tmp_path, capsys):
         assert (code, message in said) == (2, True), said
 
 
+def test_all_bad_files_are_told_at_once(tmp_path):
+    for name, size in (("a", 16), ("b", 16), ("c", 24), ("d", 16)):
+        Image.new("RGB", (size, size)).save(tmp_path / f"{name}.png")
+    for name in ("b", "d"):  # the header is whole, the pixels are cut short
+        (tmp_path / f"{name}.png").write_bytes((tmp_path / "a.png").read_bytes()[:45])
+    (tmp_path / "0.png").touch()
+    for workers in (0, 1):
+        images = FolderImages(tmp_path, workers=workers)
+        with pytest.raises(ValueError, match="3 of 5 images: unreadable image: ") as told:
+            list(images.batches(range(5), 2))
+        for name in ("0.png: cannot identify", "b.png: ", "d.png: ", "c.png is 24x24", "give --size N"):
+            assert name in str(told.value)
+
+
 def test_a_mixed_folder_is_measured_at_one_size(folders, tmp_path):
     Image.new("RGB", (40, 24), "red").save(tmp_path / "a.png")
     Image.new("L", (16, 16)).save(tmp_path / "b.png")
@@ -377,6 +391,10 @@ def test_pipelines_and_tokenizers(tmp_path, folders, capsys, monkeypatch):
     for option, message in ((["--count", "0"], "count must be at least 1"), (["--time-shift", "0"], "above 0, got 0")):
         code, said = complain(capsys, "samples", pipeline, test, "--features", FEATURES, *option)
         assert (code, message in said) == (2, True), said
+    with monkeypatch.context() as nothing:
+        nothing.setattr("dmvae.commands.measurements.features_of", None)  # told before a sample is drawn
+        code, said = complain(capsys, "samples", pipeline, folders[1], "--features", FEATURES)
+    assert (code, "draws images of 12 pixels, and those of" in said, "--size 12" in said) == (2, True, True)
     monkeypatch.chdir(tmp_path)
     samples = ["measure", "samples", pipeline, "test", "--train", "test", "--count", "12", "--steps", "2"]
     samples += ["--guidance-interval", "0.2", "0.9", *common, tmp_path / "s.json"]

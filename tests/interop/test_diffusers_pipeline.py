@@ -134,7 +134,7 @@ def test_the_card_tells_the_figures_and_the_recipe_and_travels_with_the_weights(
     run_dir, _, folder = run
     card = (folder / "README.md").read_text()
     metrics = json.loads((run_dir / "kl/evaluate/metrics.json").read_text())
-    assert f"| gFD | {metrics['gfd']:.4g} |" in card
+    assert f"| gFD ↓ | {metrics['gfd']:.4g} |" in card
     assert "guidance_scale=2.0" in card
     assert "kl_weight: 0.001" in card
     pipeline.save_pretrained(tmp_path / "copy")

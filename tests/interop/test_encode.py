@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import tarfile
 
 import numpy as np
@@ -10,9 +11,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from dmvae import Autoencoder, cli
+from dmvae import Autoencoder, cli, registry
 from dmvae.datasets.image_file import read_image
 from dmvae.datasets.pixels import as_input
+from dmvae.encoders import EncoderConfig
+from dmvae.registry import load_plugins
 from dmvae.runtime.files import locked
 
 
@@ -91,6 +94,56 @@ def test_decoded_images_have_the_names_of_the_originals(images, tokenizer, tmp_p
     found = sorted(p.relative_to(tmp_path / "back").as_posix() for p in (tmp_path / "back").rglob("*.png"))
     assert found == ["cat/a.1.png", "cat/b.png", "dog/c.png", "dog/d.png", "dog/e.png"]
     assert Image.open(tmp_path / "back/cat/b.png").size == (16, 16)
+
+
+def test_a_second_call_counts_as_the_first_one_did(images, tokenizer, tmp_path, capsys):
+    (images / "dog/bad.png").write_bytes(b"no image")
+    with pytest.warns(UserWarning, match="left out"):
+        encode(images, tokenizer, tmp_path / "z", "--shard-size", "2")
+    assert "5 images in 3 files below" in (first := capsys.readouterr().out)
+    encode(images, tokenizer, tmp_path / "z", "--shard-size", "2")
+    second = capsys.readouterr().out
+    assert f"5 images in 3 files below {tmp_path / 'z'} (5 of them from before); 1 could not be read" in second
+    assert "; 1 could not be read and were left out" in first
+    for told in ("5 images below {}\n", "5 images below {} (5 of them from before)\n"):
+        decode(tmp_path / "z", tokenizer, tmp_path / "back")
+        assert told.format(tmp_path / "back") in capsys.readouterr().out
+
+
+def test_a_tokenizer_with_an_encoder_of_ones_own(images, tmp_path, monkeypatch, capsys):
+    """Its class is in a file that no recipe names here."""
+    source = tmp_path / "own.py"
+    source.write_text(OWN_ENCODER)
+    load_plugins([source])
+    Autoencoder(
+        encoder={"type": "own_pool"},
+        image_size=16,
+        latent_channels=3,
+        bottleneck_width=8,
+        decoder={"type": "conv", "width": 8, "multipliers": [1, 2], "blocks": 1},
+    ).save_pretrained(tmp_path / "t")
+    monkeypatch.setattr(registry, "_members", {k: v.copy() for k, v in registry._members.items()})
+    registry._members[EncoderConfig].pop("own_pool")
+    monkeypatch.delitem(sys.modules, registry.PLUGIN + str(source).replace("/", "_").removesuffix(".py"))
+    assert "no EncoderConfig is called 'own_pool'" in complaint(capsys, encode, images, tmp_path / "t", tmp_path / "z")
+    encode(images, tmp_path / "t", tmp_path / "z", "--plugins", str(source))
+    assert "5 images" in capsys.readouterr().out
+
+
+OWN_ENCODER = """
+from dataclasses import dataclass
+from torch import nn
+from dmvae.encoders import EncoderConfig
+from dmvae.registry import register
+
+@register("own_pool")
+@dataclass(frozen=True, kw_only=True)
+class Pool(EncoderConfig):
+    def build(self, *, size, channels, pretrained=False):
+        module = nn.AvgPool2d(4)
+        module.channels, module.stride = channels, 4
+        return module
+"""
 
 
 def test_a_tar_holds_the_same_latents(images, tokenizer, tmp_path):

@@ -100,23 +100,25 @@ def encode_images(
         _claim(out, plan | {"classes": classes})
         tokenizer.to(device, memory_format=torch.channels_last).eval()
         names = _tar_names(entries) if form == "webdataset" else [entry.path for entry in entries]
-        paths, broken = [], 0
+        paths, count, old, broken = [], 0, 0, 0
         with Bar("encode", len(files), "images") as bar:
             for number, start in enumerate(range(0, len(files), shard_size)):
                 paths.append(path := out / f"latents-{number:05d}{SUFFIXES[form]}")
                 chosen = range(start, min(start + shard_size, len(files)))
-                if _finished(path):
+                if (there := _finished(path)) is not None:
+                    count, old, broken = count + there, old + there, broken + len(chosen) - there
                     bar.step(len(chosen))
                     continue
                 z, kept = _encoded(
                     tokenizer, Loader(files, cuts(chosen, batch_size), workers, list), device, precision, bar
                 )
-                broken += len(chosen) - len(kept)
+                count, broken = count + len(kept), broken + len(chosen) - len(kept)
                 if not kept:
                     raise ValueError(f"none of the {len(chosen)} images from {entries[start].path} on can be read")
                 write = write_tar if form == "webdataset" else write_safetensors
                 write(path, z.to(getattr(torch, dtype)), [names[i] for i in kept], [entries[i].label for i in kept])
-    console.print(f"{len(files) - broken} images in {len(paths)} files below {out}" + _left_out(broken))
+    left_out = f"; {broken} could not be read and were left out" if broken else ""
+    console.print(f"{count} images in {len(paths)} files below {out}{_of_before(old)}{left_out}")
     return paths
 
 
@@ -142,18 +144,18 @@ def _encoded(
     return torch.cat(parts) if parts else torch.empty(0), kept
 
 
-def _finished(path: Path) -> bool:
-    """Whether a shard is there and whole; one that is damaged is encoded anew."""
+def _finished(path: Path) -> int | None:
+    """How many latents a shard holds that is there and whole; one that is damaged is encoded anew."""
     if not path.exists():
-        return False
+        return None
     try:
-        if len(read_names(path)) == len(read_latents(path)):
-            return True
+        if (count := len(read_names(path))) == len(read_latents(path)):
+            return count
         problem = "names and latents differ in number"
     except ValueError as error:
         problem = str(error)
     warnings.warn(f"{problem}: {path.name} is encoded anew", stacklevel=3)
-    return False
+    return None
 
 
 @torch.inference_mode()
@@ -184,7 +186,7 @@ def decode_latents(
     flat = [name for part in names for name in part]
     stems = iter(_distinct([os.path.splitext(name)[0] for name in flat], flat))
     tokenizer.to(device, memory_format=torch.channels_last).eval()
-    done = 0
+    done = old = 0
     with Bar("decode", len(paths), "files") as bar:
         for path, named in zip(paths, names, strict=True):
             z = read_latents(path)
@@ -199,9 +201,9 @@ def decode_latents(
                     x = tokenizer.decode(tokenizer.denormalize(part) if normalized else part).sample
                 for i, image in zip(chosen, to_uint8(x.float()).cpu(), strict=True):
                     _write_png(places[i], image)
-            done += len(places)
+            done, old = done + len(places), old + len(places) - len(todo)
             bar.step()
-    console.print(f"{done} images below {out}")
+    console.print(f"{done} images below {out}{_of_before(old)}")
     return done
 
 
@@ -257,5 +259,5 @@ def _write_png(path: Path, image: Tensor) -> None:
         Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(part, format="PNG")
 
 
-def _left_out(broken: int) -> str:
-    return f"; {broken} could not be read and were left out" if broken else ""
+def _of_before(old: int) -> str:
+    return f" ({old} of them from before)" if old else ""

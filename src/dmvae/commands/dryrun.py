@@ -6,9 +6,11 @@ import torch
 from rich.table import Table
 
 from dmvae import checks
+from dmvae.commands.help import print_values
 from dmvae.config import Values
 from dmvae.datasets import open_dataset
 from dmvae.inputs import Blueprint, build_tokenizer, latent_shape
+from dmvae.pipeline import about_data
 from dmvae.recipe import Recipe
 from dmvae.runtime.console import console
 from dmvae.training.stage import AnyTraining, TrainingStage
@@ -19,7 +21,7 @@ BYTES_FROZEN = 4
 
 
 def print_plan(recipes: dict[str, Recipe]) -> None:
-    """Print one table per variant, and below it what the machine lacks."""
+    """Print one table per variant, below it what the machine lacks, and at last the values of all fields."""
     for variant, recipe in recipes.items():
         images, missing = _data(recipe)
         missing += recipe.autoencoder.encoder.missing() if recipe.autoencoder and recipe.pretrained is None else []
@@ -33,6 +35,8 @@ def print_plan(recipes: dict[str, Recipe]) -> None:
             console.print(f"  missing: {line}")
         if not missing:
             console.print("  nothing is missing")
+    console.print("\nresolved values:")
+    print_values(recipes)
 
 
 def _table(recipe: Recipe, images: int | None, num_classes: int) -> Table:
@@ -69,8 +73,8 @@ def _parameters(recipe: Recipe, stage: type[AnyTraining], num_classes: int) -> t
 
 def _data(recipe: Recipe) -> tuple[Values, list[str]]:
     try:
-        train, test = open_dataset(recipe.data, "train"), open_dataset(recipe.data, "test")
+        train, _ = open_dataset(recipe.data, "train"), open_dataset(recipe.data, "test")
     except ValueError as error:
         return {"text": f"data {recipe.data.type} is not here", "train": None, "classes": 1000}, [str(error)]
-    text = f"{len(train):,} training and {len(test):,} test images of {len(train.classes)} classes"
+    text = about_data(recipe).removeprefix("data: ")
     return {"text": text, "train": len(train), "classes": len(train.classes)}, []

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dmvae.commands.codec import decode_latents, encode_images
-from dmvae.commands.parser import Parser
+from dmvae.commands.parser import Parser, add_plugins
+from dmvae.registry import load_plugins
 from dmvae.runtime import distributed
 from dmvae.tokenizers.adapted import load_tokenizer
 
@@ -35,5 +36,7 @@ def _codec(parser: argparse.ArgumentParser, arguments: list[str], function: Call
     parser.add_argument("--out", type=Path, required=True, help="folder to write; what is there is kept")
     parser.add_argument("--batch-size", type=int, default=64, help="images at a time (%(default)s)")
     parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto")
+    add_plugins(parser)
     known = vars(parser.parse_args(arguments))
+    load_plugins(known.pop("plugins"))
     function(load_tokenizer(known.pop("tokenizer")), **known, device=distributed.start())

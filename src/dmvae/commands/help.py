@@ -1,31 +1,72 @@
-"""`dmvae run RECIPE --help`: every field of a recipe with its value and meaning."""
+"""`dmvae run RECIPE --help`: every field of a recipe with its value in each variant, and its meaning."""
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
+from collections.abc import Callable, Mapping
 
 from rich.text import Text
 
-from dmvae import config as configs
-from dmvae.registry import Registered, family_of, names
+from dmvae.commands.fields import Field, label, sections
+from dmvae.config import FieldMissing, Values
+from dmvae.recipe import Recipe, Recipes
 from dmvae.runtime.console import console
 
-
-def print_fields(config: Any, where: str = "") -> None:
-    """List the fields of a config dataclass and those below it as --section.field VALUE, MEANING."""
-    docs = configs.describe(type(config))
-    if isinstance(config, Registered):
-        others = ", ".join(names(family_of(type(config))))
-        _print_field(f"{where}.type", config.type, f"One of: {others}.")
-    for field in dataclasses.fields(config):
-        value, place = getattr(config, field.name), f"{where}.{field.name}" if where else field.name
-        if dataclasses.is_dataclass(value):
-            console.print(Text(f"\n{place}: {docs.get(field.name, '')}", style="bold"))
-            print_fields(value, place)
-        else:
-            _print_field(place, value, docs.get(field.name, ""))
+REQUIRED = "REQUIRED"
+"""Stands in the help for the value of a field that has to be given, such as the folder of one's own images."""
 
 
-def _print_field(place: str, value: object, meaning: str) -> None:
-    console.print(Text.assemble((f"  --{place} ", "cyan"), (f"{configs.plain(value)}  ", "green"), meaning))
+def print_fields(recipes: Mapping[str, Recipe]) -> None:
+    """List fields as --section.field VALUE MEANING; where variants differ, a line for each value."""
+    if len(recipes) > 1:
+        console.print(f"The variants {', '.join(recipes)}; an option --section.field is meant for all that have it,")
+        console.print("--variants.NAME.section.field for one.")
+    for section in sections(recipes):
+        if section.place:
+            some = label(section.variants, list(recipes))
+            heading = f"\n{section.place}{f' ({some})' if some else ''}: {section.meaning}"
+            console.print(Text(heading, style="bold"))
+        for field in section.fields:
+            _print_field(field, section.variants)
+
+
+def print_values(recipes: Mapping[str, Recipe]) -> None:
+    """The same in short: a line a section, and one for each group of variants that differs from it."""
+    for section in sections(recipes):
+        some = label(section.variants, list(recipes))
+        name = f"{section.place or 'recipe'}{f' ({some})' if some else ''}"
+        same: list[str] = []
+        apart: dict[str, list[str]] = {}
+        for field in section.fields:
+            for value, variants in field.choices():
+                mine = label(variants, section.variants)
+                apart.setdefault(mine, []) if mine else None
+                (apart[mine] if mine else same).append(f"{field.place.rpartition('.')[2]} {value}")
+        if same or apart:
+            console.print(f"  {name}: {', '.join(same)}".rstrip(": "))
+        for mine, values in apart.items():
+            console.print(f"      {mine}: {', '.join(values)}")
+
+
+def placeholders(load: Callable[[Values], Recipes], overrides: Values) -> Recipes:
+    """`load(overrides)`, with fields that were left out and have no default standing as REQUIRED: to look at only."""
+    while True:
+        try:
+            return load(overrides)
+        except ValueError as error:
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, FieldMissing):
+                cause = cause.__cause__
+            if cause is None or cause.place in overrides:
+                raise
+            overrides = overrides | {cause.place: REQUIRED}
+
+
+def _print_field(field: Field, variants: list[str]) -> None:
+    choices = [(value, label(of, variants)) for value, of in field.choices()]
+    place = (f"  --{field.place} ", "cyan")
+    if len(choices) == 1 and not choices[0][1]:
+        console.print(Text.assemble(place, (f"{choices[0][0]}  ", "green"), field.meaning))
+        return
+    console.print(Text.assemble(place, f" {field.meaning}"))
+    for value, of in choices:
+        console.print(Text.assemble("      ", (str(value), "green"), f"  ({of})" if of else ""))

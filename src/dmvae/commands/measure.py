@@ -7,14 +7,16 @@ from pathlib import Path
 
 from dmvae.commands.check import check, print_scores, side_by_side
 from dmvae.commands.measurements import measure, write_scores
-from dmvae.commands.parser import CheckFailed, Parser
+from dmvae.commands.parser import CheckFailed, Parser, add_plugins
 from dmvae.config import Values
+from dmvae.registry import load_plugins
 from dmvae.runtime import distributed
 from dmvae.runtime.console import console
 
 
 def measure_command(command: str, arguments: list[str]) -> None:
     known: Values = {k: v for k, v in vars(_parser(command).parse_args(arguments)).items() if v is not None}
+    load_plugins(known.pop("plugins"))
     if "compare" in known:
         return console.print(side_by_side(known["compare"], force=known["force"]))
     if "check" in known:
@@ -77,11 +79,11 @@ def _parser(command: str) -> Parser:
     only.add_argument("--time-shift", type=float, help="shift of the times towards noise (1)")
     only.add_argument("--seed", type=int, help="image i's seed is seed * 1,000,000 + i (0)")
     parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], help="of tokenizer and pipeline (auto)")
+    add_plugins(parser)
     return parser
 
 
 def _check(file: Path, trust: bool) -> None:
-
     apart, changed = check(file, trust=trust)
     for line in changed:
         console.print(f"changed: {line}")

@@ -57,6 +57,7 @@ class Setting:
         self.folder = Path(self.scratch.name) if self.scratch else None
         self.batch_size, self.size, self.limit, self.workers = batch_size, size, limit, workers
         self.parts, self.train, self.save_reference, self.force = parts, train, save_reference, force
+        self.opened: dict[str, Images] = {}
         self.device = distributed.start()
         self.extractors: list[Extractor] = [parse_features(text).build().to(self.device) for text in features]
         if save_reference and len(self.extractors) != 1:
@@ -64,9 +65,13 @@ class Setting:
 
     def images(self, path: str) -> Images:
         """A folder of images, or an .npz of samples."""
-        if path.endswith(".npz"):
-            return npz_images(Path(path))
-        return FolderImages(Path(path), size=self.size, limit=self.limit, workers=self.workers)
+        if path not in self.opened:  # its files are hashed as it is opened
+            self.opened[path] = (
+                npz_images(Path(path))
+                if path.endswith(".npz")
+                else FolderImages(Path(path), size=self.size, limit=self.limit, workers=self.workers)
+            )
+        return self.opened[path]
 
     def reference(self, path: str) -> list[FeatureSet]:
         """Features or statistics of the reference, one for every extractor."""
@@ -83,6 +88,17 @@ class Setting:
                 )
             return [read_statistics(Path(path))]
         return self.features(self.images(path), "reference", save=True)
+
+    def require_size(self, path: str, size: object) -> None:
+        """ValueError where the reference has images of another size than those that are about to be drawn, which may
+        take hours."""
+        if Path(path).is_file() and path.endswith(SUFFIXES):
+            there = read_statistics(Path(path)).manifest["images"].get("size")
+        else:
+            there = self.images(path).facts["size"]
+        if there not in (None, size) and not self.force:
+            mend = "" if self.size else f"; --size {size} crops and resizes them"
+            raise ValueError(f"the pipeline draws images of {size} pixels, and those of {path} have {there}{mend}")
 
     def features(self, images: Images, title: str, save: bool = False) -> list[FeatureSet]:
         """Features of images that are likely to be met again: they are kept."""
@@ -160,6 +176,7 @@ def measure_samples(
         "dtype": "bfloat16" if uses_bf16(setting.device, precision) else "float32",
         "ema": model.transformer.config.get("_ema", "unknown"),
     }
+    setting.require_size(reference, images.facts["size"])
     fakes = features_of(setting.extractors, images, setting.batch_size, "samples")
     return _result(*setting.compare(reference, fakes, "g"))
 

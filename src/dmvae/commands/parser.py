@@ -9,6 +9,21 @@ import yaml
 
 from dmvae.config import Values
 
+USAGE = """usage: dmvae run RECIPE [--variant NAME ...] [--run_dir DIR] [--dry-run] [--help] [--section.field value ...]
+
+RECIPE is a YAML file, or the name of one that `dmvae recipes` lists. A stage's name in the place of `run` runs that
+stage alone: encoder, tokenizer, reference, matching, decoder, latents, generator, sample, evaluate.
+
+  --section.field value                 any field of the recipe, for all variants that have it
+  --variants.NAME.section.field value   the same for one variant
+  --variant NAME                        run this variant alone; may be given several times
+  --run_dir DIR                         the folder that is written (run.dir)
+  --dry-run                             print stages, sizes, resolved values and what is missing; train nothing
+  --no-verify                           do not read the files of finished stages for damage
+  --debug                               show tracebacks
+
+`dmvae run RECIPE --help` lists every field of that recipe with its value and meaning."""
+
 
 class CheckFailed(Exception):
     """What was checked does not hold: the command ends with exit code 1."""
@@ -19,6 +34,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; `{self.prog} --help` tells the arguments")
+
+
+def add_plugins(parser: argparse.ArgumentParser) -> None:
+    """--plugins, for the commands that read no recipe: tokenizers and extractors may be somebody's own."""
+    parser.add_argument(
+        "--plugins", nargs="+", action="extend", default=[], metavar="FILE", help="files or folders of Python to import"
+    )
 
 
 def parse_overrides(words: list[str]) -> Values:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from dmvae import pipeline
 from dmvae.commands.dryrun import print_plan
-from dmvae.commands.help import print_fields
-from dmvae.commands.parser import parse_overrides
+from dmvae.commands.help import placeholders, print_fields
+from dmvae.commands.parser import USAGE, parse_overrides
 from dmvae.commands.trust import require_no_code
+from dmvae.fitting import fit
+from dmvae.options import few, flat, told
 from dmvae.pipeline import Job, jobs_of
-from dmvae.recipe import load
+from dmvae.recipe import Recipe, Recipes, load
 from dmvae.registry import nearest
 from dmvae.report import write_report
 from dmvae.report.pipelines import write_pipelines
@@ -38,33 +41,55 @@ def run(command: str, arguments: list[str], commands: Sequence[str] = ("run", "s
         raise ValueError(f"no such command: {command}{nearest(command, [*commands, *names])}")
     # an option before the recipe would take it for its value
     if known.recipe is None or (known.recipe != arguments[0] and not Path(known.recipe).is_file()):
+        if known.help:
+            return print(USAGE)
         raise ValueError(f"usage: dmvae {command} RECIPE [--run_dir DIR] [--variant NAME] [--section.field value ...]")
     overrides = parse_overrides(rest)
     if known.run_dir:
         overrides["run.dir"] = known.run_dir
-    recipes = whole = load(known.recipe, overrides)
+    read = partial(load, known.recipe)
+    whole = placeholders(read, overrides) if known.help else read(overrides)
     names = [stage.name for stage in stages()]  # the recipe's plugins may have brought some
     if command not in (*names, *commands):
         raise ValueError(f"no such command: {command}{nearest(command, [*commands, *names])}")
-    for name in known.variant:
-        if name not in recipes:
-            raise ValueError(f"--variant: no variant is called {name!r}{nearest(name, recipes)}")
-    if known.variant:
-        recipes = {name: recipes[name] for name in known.variant}
+    recipes = _chosen(whole, known.variant)
     if known.help:
-        return print_fields(next(iter(recipes.values())))
+        return print_fields(recipes)
     if known.dry_run:
+        recipes, said = fit(recipes, flat(overrides))
+        for line in said:
+            console.print(line)
         return print_plan(recipes)
     distributed.start()
     try:
         run_dir = Path(next(iter(recipes.values())).run.dir)
         only = command if command in names else None
-        jobs = pipeline.run(recipes, run_dir, only=only, variants=list(whole), verify=not known.no_verify)
+        verify, names = not known.no_verify, list(whole)
+        jobs = pipeline.run(recipes, run_dir, only=only, variants=names, verify=verify, asked=list(flat(overrides)))
         if only is None and distributed.is_main():
             # The other variants of the recipe have their place in the table too, as far as they were run.
             finish(jobs_of(run_dir) if known.variant else jobs, run_dir)
     finally:
         distributed.stop()
+
+
+def _chosen(whole: Recipes, names: list[str]) -> dict[str, Recipe]:
+    """The variants of these names, else all. Says which options do not reach all of them; raises ValueError for one
+    that reaches none, and for a name that no variant has."""
+    for name in names:
+        if name not in whole:
+            raise ValueError(f"--variant: no variant is called {name!r}{nearest(name, whole)}")
+    recipes = {name: whole[name] for name in names} if names else dict(whole)
+    for option, reached in whole.partial.items():
+        mine = [name for name in reached if name in recipes]
+        if not mine:
+            raise ValueError(
+                f"--{option} reaches {few(reached)}, and nothing of --variant {' '.join(names)}, which lacks the "
+                "section or field: leave it out"
+            )
+        if len(mine) < len(recipes) and distributed.is_main():
+            console.print(told(option, mine, list(recipes)))
+    return recipes
 
 
 def report(command: str, arguments: list[str]) -> None:

@@ -80,6 +80,10 @@ class DatasetConfig(Registered):
         """Open one split. Raises ValueError when the files are missing or unusable."""
         raise NotImplementedError
 
+    def held_out(self) -> str:
+        """Which images the test split has, in words; "" where the data set itself has one."""
+        return ""
+
 
 _open: dict[str, Dataset] = {}
 

@@ -25,6 +25,7 @@ from dmvae.datasets.download import cache_folder
 from dmvae.datasets.image_file import BrokenImage, decode
 from dmvae.datasets.image_scan import rank
 from dmvae.datasets.memory import MemoryDataset
+from dmvae.datasets.skipped import note
 from dmvae.runtime.files import atomic_write
 from dmvae.runtime.hashing import digest
 
@@ -158,6 +159,7 @@ def report(source: Encoded, classes: Sequence[str], broken: dict[int, str], conf
         raise ValueError(f"none of the {len(broken)} images of this split is readable: {named}")
     if gone := set(source.labels.tolist()) - set(source.labels[left].tolist()):
         raise ValueError(f"no image of class {classes[min(gone)]!r} in this split is readable: {named}")
+    note(f"{config.root} {source.where(0)}", [f"{source.where(i)}: {why}" for i, why in broken.items()])
     warnings.warn(f"skipped {len(broken)} unreadable images of {len(left)}: {named}", stacklevel=4)
 
 

@@ -7,10 +7,39 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 from torch import Tensor
 
-SUFFIXES = frozenset([".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"])
+ALWAYS = frozenset([".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"])
+SOMETIMES = frozenset([
+    ".apng", ".avif", ".avifs", ".dib", ".heic", ".heics", ".heif", ".heifs", ".hif", ".ico", ".j2k", ".jp2", ".jpe",
+    ".jpx", ".jxl", ".pbm", ".pcx", ".pnm", ".qoi", ".sgi", ".tga", ".xbm", ".xpm",
+])  # fmt: skip
+"""Endings of images that Pillow reads in some builds, or with a package beside it. Not those of other programs' files,
+such as PostScript, which Pillow would hand to another program."""
+NEVER = frozenset(
+    [".arw", ".cr2", ".cr3", ".dng", ".eps", ".exr", ".hdr", ".nef", ".orf", ".pdf", ".psd", ".raf", ".rw2", ".svg"]
+)
+"""Endings of images that are not read: they are told where they lie among others."""
+
+
+def _readable() -> frozenset[str]:
+    try:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    except ImportError:
+        pass
+    Image.init()
+    return ALWAYS | {
+        suffix
+        for suffix, form in Image.registered_extensions().items()
+        if suffix in SOMETIMES and form in Image.OPEN and (form != "AVIF" or features.check("avif"))
+    }
+
+
+SUFFIXES = _readable()
+"""Endings of the images that are read."""
 
 
 class BrokenImage(ValueError):

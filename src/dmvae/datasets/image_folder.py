@@ -19,8 +19,9 @@ from dmvae.datasets import Dataset, DatasetConfig, Split
 from dmvae.datasets.download import cache_folder, existing_folder
 from dmvae.datasets.encoded import ENDS, DecodedWhenRead, OnBroken
 from dmvae.datasets.image_file import BrokenImage, check_header, read_image
-from dmvae.datasets.image_scan import rank, split_files
+from dmvae.datasets.image_scan import HELD_OUT, rank, split_files
 from dmvae.datasets.memory import MemoryDataset
+from dmvae.datasets.skipped import note
 from dmvae.registry import register
 from dmvae.runtime.files import read_sealed, write_sealed
 from dmvae.runtime.hashing import digest
@@ -80,6 +81,12 @@ class ImageFolder(DatasetConfig):
             fingerprint = digest(fingerprint, keep)
         return MemoryDataset(images, labels[keep], classes, fingerprint=fingerprint)
 
+    def held_out(self) -> str:
+        root = Path(self.root).expanduser()
+        if any((root / name).is_dir() for name in HELD_OUT) and (root / "train").is_dir():
+            return "the folder has train and test images apart"
+        return f"the test images are {self.valid_fraction:.0%} of all, chosen by file name (data.valid_fraction)"
+
     def _report(
         self, broken: Sequence[str], labels: Tensor, keep: list[int], classes: tuple[str, ...], folder: Path
     ) -> None:
@@ -94,6 +101,7 @@ class ImageFolder(DatasetConfig):
             raise ValueError(f"{folder}: none of its {len(broken)} images of this split is readable: {named}")
         if gone := set(labels.tolist()) - set(labels[keep].tolist()):
             raise ValueError(f"{folder}: no image of class {classes[min(gone)]!r} in this split is readable: {named}")
+        note(str(folder), broken)
         warnings.warn(f"skipped {len(broken)} unreadable images of {len(labels)}: {named}", stacklevel=3)
 
 

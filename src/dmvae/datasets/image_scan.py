@@ -6,12 +6,14 @@ import hashlib
 import os
 import stat
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from dmvae.datasets import Split
-from dmvae.datasets.image_file import SUFFIXES
+from dmvae.datasets.image_file import NEVER, SOMETIMES, SUFFIXES
+from dmvae.datasets.skipped import note
 
 HELD_OUT = ("test", "val", "valid")
 
@@ -58,8 +60,10 @@ def split_files(root: Path, split: Split, fraction: float) -> tuple[Path, list[E
 
 def scan(folder: Path) -> tuple[list[Entry], tuple[str, ...]]:
     """Every image below `folder`, sorted by path, and the class names."""
-    loose = list(_walk(folder, nested=False))
-    by_class = {name: list(_walk(folder / name)) for name in _folders(folder)}
+    others: list[str] = []
+    loose = list(_walk(folder, others, nested=False))
+    by_class = {name: list(_walk(folder / name, others)) for name in _folders(folder)}
+    _tell(folder, others)
     full = [name for name, entries in by_class.items() if entries]
     if not loose and not full:
         raise ValueError(f"image_folder.root: no images in {folder}; looked for {' '.join(sorted(SUFFIXES))}")
@@ -103,20 +107,47 @@ def _folders(folder: Path) -> list[str]:
     return sorted(e.name for e in found if stat.S_ISDIR(_stat(e.path).st_mode))
 
 
-def _walk(folder: Path, nested: bool = True) -> Iterator[os.DirEntry]:
+def _tell(folder: Path, others: list[str]) -> None:
+    """Of files that are not read, name those that are images by their endings, and count the rest."""
+    images = [path for path in others if _suffix(path) in SOMETIMES | NEVER]
+    counts = Counter(_suffix(path) or "no ending" for path in others if path not in set(images))
+    lines = [f"{path}: images that end in {_suffix(path)} are not read here" for path in images]
+    rest = ", ".join(f"{count} of {suffix}" for suffix, count in sorted(counts.items()))
+    note(f"{folder}: others", lines + ([f"{folder}: files that are no images: {rest}"] if rest else []))
+    if images:
+        found = Counter(map(_suffix, images))
+        told = ", ".join(f"{count} {suffix}" for suffix, count in sorted(found.items()))
+        heif = any(suffix.startswith((".hei", ".hif")) for suffix in found)
+        mend = "pip install pillow-heif reads HEIC; " if heif else ""
+        warnings.warn(
+            f"left out: {len(images)} images in {folder} that are not read here ({told}; the first is {images[0]}); "
+            f"{mend}convert them to PNG or JPEG to use them",
+            stacklevel=3,
+        )
+
+
+def _suffix(path: str) -> str:
+    return os.path.splitext(path)[1].lower()
+
+
+def _walk(folder: Path, others: list[str], nested: bool = True) -> Iterator[os.DirEntry]:
     """The visible image files, links followed. What can be no image and would never end, such as a FIFO or a device, is
-    left out with a warning; a link that leads nowhere is taken along, to be told as an unreadable image."""
+    left out with a warning; a link that leads nowhere is taken along, to be told as an unreadable image. `others` gets
+    the files with other endings."""
     for entry in os.scandir(folder):
         if entry.name.startswith("."):
             continue
         mode = _stat(entry.path).st_mode
         if stat.S_ISDIR(mode):
             if nested:
-                yield from _walk(Path(entry.path))
-        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+                yield from _walk(Path(entry.path), others)
+        elif _suffix(entry.name) not in SUFFIXES:
+            others.append(entry.path)
+        else:
             if stat.S_ISREG(mode) or stat.S_ISLNK(mode):
                 yield entry
             else:
+                others.append(entry.path)
                 warnings.warn(f"left out: {entry.path} is no regular file; remove it", stacklevel=2)
 
 

@@ -17,6 +17,7 @@ from dmvae.datasets import Dataset, Split
 from dmvae.datasets.download import cache_folder
 from dmvae.datasets.encoded import EncodedConfig, check_labels, choose, numbered, open_images
 from dmvae.datasets.image_scan import HELD_OUT
+from dmvae.datasets.skipped import note
 from dmvae.datasets.tar_index import Samples, read_index
 from dmvae.registry import nearest, register
 from dmvae.runtime.files import atomic_write
@@ -104,6 +105,7 @@ class WebDataset(EncodedConfig):
         named = "; ".join(broken[:3]) + ("; ..." if len(broken) > 3 else "")
         if self.on_broken == "error":
             raise ValueError(f"{len(broken)} unusable samples or shards: {named}. Fix them, or set on_broken: skip")
+        note(self.root + broken[0], broken)
         total = sum(len(samples.names) for samples in index)
         warnings.warn(f"skipped {len(broken)} unusable samples or shards beside {total}: {named}", stacklevel=3)
 

@@ -80,7 +80,8 @@ class FolderImages:
     """The images of a folder or of its class folders, as colour. `size`: height and width after a central crop and
     resize; None takes them as they are, square and all of one size. `limit`: as many at most, a fixed choice.
 
-    Raises ValueError for a folder without images, and while reading for a broken file or one of another size.
+    Raises ValueError for a folder without images, and while reading for files that are broken or of another size, all
+    of which it names.
     """
 
     def __init__(
@@ -117,19 +118,44 @@ class FolderImages:
         return len(self.entries)
 
     def __getitem__(self, i: int) -> Tensor:
+        image = self._read(i)
+        if isinstance(image, str):
+            raise ValueError(self._complaint())
+        return image
+
+    def _read(self, i: int) -> Tensor | str:
+        """An image, or what is wrong with it."""
         path = self.folder / self.entries[i].path
         try:
             if not self.resized:
                 with Image.open(path) as image:
                     if image.size != (self.size, self.size):
-                        first = self.folder / self.entries[0].path
-                        raise ValueError(
-                            f"{path} is {image.width}x{image.height} and {first} {self.size}x{self.size}: give --size N"
-                            " to crop and resize all to one size"
-                        )
+                        return f"{path} is {image.width}x{image.height}"
             return read_image(path, self.size, self.channels)
-        except (BrokenImage, OSError) as error:
-            raise ValueError(f"unreadable image: {error}. Fix or delete it") from error
+        except BrokenImage as error:
+            return f"unreadable image: {error}"
+        except OSError as error:
+            return f"unreadable image: {path}: {error}"
+
+    def _complaint(self) -> str:
+        """What is wrong with all the files, once one of them cannot be measured: so they can be fixed in one go."""
+        with ThreadPoolExecutor(4) as pool:
+            found = [told for told in pool.map(self._problem, range(len(self.entries))) if told is not None]
+        broken = [told for told in found if told.startswith("unreadable")]
+        others = [told for told in found if not told.startswith("unreadable")]
+        lines = []
+        if broken:
+            lines.append(f"{len(broken)} of {len(self.entries)} images: {_listed(broken)}. Fix or delete them")
+        if others:
+            lines.append(
+                f"{_listed(others)}, and the first readable one is {self.size}x{self.size}: give --size N to crop and "
+                "resize all to one size"
+            )
+        return ". ".join(lines)
+
+    def _problem(self, i: int) -> str | None:
+        found = self._read(i)
+        return found if isinstance(found, str) else None
 
     def batches(self, chosen: range, batch_size: int) -> Iterator[Tensor]:
         yield from Loader(self, cuts(chosen, batch_size), self.workers, torch.stack)
@@ -141,17 +167,20 @@ class FolderImages:
             return digest(list(zip((e.path for e in self.entries), pool.map(sha256_of, paths), strict=True)))
 
     def _first_size(self) -> int:
-        path = self.folder / self.entries[0].path
-        try:
-            with Image.open(path) as image:
-                width, height = image.size
-        except OSError as error:
-            raise ValueError(f"unreadable image: {path}: {error}. Fix or delete it") from error
-        if width != height:
-            raise ValueError(
-                f"{path} is {width}x{height}, not square: give --size N to crop and resize all to one size"
-            )
-        return width
+        for entry in self.entries:
+            path = self.folder / entry.path
+            try:
+                with Image.open(path) as image:
+                    width, height = image.size
+            except OSError:
+                continue  # told with the others of its kind, when it is read
+            if width != height:
+                raise ValueError(
+                    f"{path} is {width}x{height}, not square: give --size N to crop and resize all to one size"
+                )
+            return width
+        self.resized, self.size = True, 1
+        raise ValueError(self._complaint())
 
 
 class SampleFiles:
@@ -210,6 +239,11 @@ def over_images(
             bar.step(len(batch) * world)
     own = {name: torch.cat(parts) for name, parts in rows.items()}
     return own if world == 1 else _gathered(own, share, n)
+
+
+def _listed(told: list[str], most: int = 100) -> str:
+    more = f"; and {len(told) - most} more" if len(told) > most else ""
+    return "; ".join(told[:most]).replace("; unreadable image: ", "; ") + more
 
 
 def _size(shape: Sequence[int]) -> Values:

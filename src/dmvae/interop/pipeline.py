@@ -13,6 +13,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
+from huggingface_hub import snapshot_download
 from PIL import Image
 from torch import Tensor
 
@@ -24,6 +25,8 @@ from dmvae.registry import nearest
 
 OUTPUTS = ("pil", "np", "pt", "latent")
 CARD = "README.md"
+HUB = ("revision", "cache_dir", "token", "force_download", "local_files_only")
+"""Options of `from_pretrained` that say how a hub is asked."""
 
 
 class DMVAEPipeline(DiffusionPipeline):
@@ -63,15 +66,21 @@ class DMVAEPipeline(DiffusionPipeline):
         self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler)
         self.register_to_config(id2label=id2label or {})
         self.card = card
+        self.extras: dict[str, bytes] = {}
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: object) -> Any:
         """As diffusers', from a folder or a hub id; the model card comes along."""
         # our models are built in memory, see dmvae.models.base
         kwargs = {"low_cpu_mem_usage": False} | kwargs
-        pipeline = super().from_pretrained(os.fspath(pretrained_model_name_or_path), **kwargs)
-        card = Path(pretrained_model_name_or_path) / CARD
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():  # diffusers takes from a hub only what its own classes load, and ours it does not know
+            asked: Any = {name: kwargs.pop(name) for name in HUB if name in kwargs}
+            folder = Path(snapshot_download(os.fspath(pretrained_model_name_or_path), **asked))
+        pipeline = super().from_pretrained(str(folder), **kwargs)
+        card = folder / CARD
         pipeline.card = card.read_text() if card.is_file() else None
+        pipeline.extras = {str(file.relative_to(card.parent)): file.read_bytes() for file in _extras(card.parent)}
         return pipeline
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
@@ -85,6 +94,10 @@ class DMVAEPipeline(DiffusionPipeline):
     def _write_card(self, folder: str | os.PathLike[str]) -> None:
         if self.card:
             (Path(folder) / CARD).write_text(self.card)
+        for name, content in self.extras.items():
+            path = Path(folder) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
 
     @property
     def labels(self) -> dict[str, int]:
@@ -208,6 +221,12 @@ class DMVAEPipeline(DiffusionPipeline):
         if not 0 <= int(label) < count:
             raise ValueError(f"class_labels: {label} is not a class of this model, which has 0 to {count - 1}")
         return int(label)
+
+
+def _extras(folder: Path) -> list[Path]:
+    """What lies beside a pipeline's card and travels with it: the recipe, the code for diffusers, pictures."""
+    files = [folder / "recipe.yaml", folder / "pipeline.py", *sorted(folder.glob("pictures/*.png"))]
+    return [file for file in files if file.is_file()]
 
 
 def build_pipeline(transformer: Any, vae: Tokenizer, classes: Sequence[str], card: str) -> DMVAEPipeline:

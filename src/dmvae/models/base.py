@@ -34,8 +34,11 @@ class Model(ModelMixin, ConfigMixin):  # type: ignore[misc]
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, **kwargs: object) -> Self:
         """As diffusers', but built in memory and then filled: its meta-device start would leave buffers that no
-        file holds (rotary tables, normalisation of pixels) without values."""
-        return super().from_pretrained(pretrained_model_name_or_path, **{"low_cpu_mem_usage": False} | kwargs)
+        file holds (rotary tables, normalisation of pixels) without values. DiffusionPipeline asks for that start of
+        its own accord, so it is not followed, but for a `device_map`, which is a user's wish."""
+        if kwargs.get("device_map") is None:
+            kwargs["low_cpu_mem_usage"] = False
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[object]:

@@ -54,6 +54,10 @@ ORDER = (
 """Those of a plugin's metrics come after these, and the time last."""
 
 
+FEW = 2048
+"""Images below which figures carry a warning."""
+
+
 def shown(keys: Iterable[str]) -> dict[str, Figure]:
     """The figures of these keys that tables show, in order; `gfd@2` is gFD at guidance scale 2, beside `gfd`."""
     keys = list(keys)
@@ -68,6 +72,18 @@ def shown(keys: Iterable[str]) -> dict[str, Figure]:
             title = f"{known[key].title} w={scale}"
             found[guided] = replace(known[key], key=guided, title=title, meaning=f"the same at guidance {scale}")
     return found
+
+
+def of_few(counts: Iterable[int]) -> str:
+    """The warning that figures carry which rest on few images, of these numbers; "" without any."""
+    few = [count for count in counts if count < FEW]
+    if not few:
+        return ""
+    number = f"{min(few):,}" if min(few) == max(few) else f"{min(few):,} to {max(few):,}"
+    return (
+        f"They rest on {number} images: of fewer than about {FEW:,}, Frechet distances are biased upwards by much and "
+        "the other figures are rough; compare them only with figures of as many images."
+    )
 
 
 def scale_of(key: str) -> float:

@@ -64,6 +64,14 @@ class Run:
         order = [name for name in self.variants if name in numbers] + [n for n in numbers if n not in self.variants]
         return {name: numbers[name] for name in order if numbers[name]}
 
+    @cached_property
+    def measured(self) -> dict[str, Values]:
+        """Variant -> the manifest of its figures: on how many images they rest, for instance."""
+        files = {variant: _json(folder / "metrics.json") for variant, folder in self.folders("evaluate").items()}
+        return {
+            variant: found["manifest"] for variant, found in files.items() if isinstance(found.get("manifest"), dict)
+        }
+
     @property
     def name(self) -> str:
         return str(self.summary.get("name") or next((recipe.name for recipe in self.recipes.values()), self.dir.name))

@@ -7,7 +7,7 @@ from html import escape
 from dmvae import config as configs
 from dmvae.evaluation.scores import Figure
 from dmvae.report import charts
-from dmvae.report.figures import shown
+from dmvae.report.figures import of_few, shown
 from dmvae.report.html import details, duration, listing, prose
 from dmvae.report.run import Run
 
@@ -93,6 +93,7 @@ def _caption(run: Run, columns: dict[str, Figure]) -> str:
         )
         if "inception" not in run.features.lower():
             parts.append("They are not FID, which uses an Inception network: compare them with each other only.")
+    parts.append(escape(of_few(row["count"] for row in run.measured.values() if "count" in row)))
     return " ".join(parts)
 
 

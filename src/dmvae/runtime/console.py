@@ -9,7 +9,17 @@ from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
 from rich.text import Text
 
 T = TypeVar("T")
@@ -43,6 +53,49 @@ def _is_main() -> bool:
     return distributed.is_main()
 
 
+def fitted(note: str, room: int) -> str:
+    """As much of a bar's note, "RATE  loss A, B", as has room in a line: whole figures, the last ones dropped first."""
+    while len(note) > room:
+        cut = max(note.rfind(", "), note.rfind("  "))
+        if cut < 0:
+            return ""
+        note = note[:cut]
+    return note
+
+
+class _Note(ProgressColumn):
+    """The rate and the losses, in what the other columns leave of the terminal's width: a narrow one keeps step, bar
+    and time left."""
+
+    def __init__(self, others: int) -> None:
+        super().__init__()
+        self.others = others
+
+    def render(self, task: Task) -> Text:
+        return Text(fitted(task.fields["note"], console.width - self.others))
+
+
+WIDE = 120
+"""Columns from which a bar is long and tells the time spent too."""
+
+
+def _columns(total: int) -> list[ProgressColumn]:
+    wide = console.width >= WIDE
+    title_width, bar_width = (28, 24) if wide else (min(28, console.width // 4), 14)
+    spent: list[ProgressColumn] = [TimeElapsedColumn()] if wide else []
+    # one column between any two, and what the step and the two times take
+    others = 2 + title_width + 1 + bar_width + 1 + 2 * len(str(total)) + 1 + 1 + 1 + 4 + 1 + 8 + 8 * len(spent)
+    return [
+        TextColumn("  {task.description}", table_column=Column(width=title_width + 2, no_wrap=True)),
+        BarColumn(bar_width=bar_width),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        _Note(others),
+        *spent,
+        TextColumn("left"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+    ]
+
+
 class Bar:
     """A progress bar with rate, loss and time left; without a terminal, a plain line every ten seconds."""
 
@@ -51,17 +104,8 @@ class Bar:
         self.done, self.begun, self.said = start, time.monotonic(), time.monotonic()
         self.note = self.text = ""
         self.progress: Progress | None = None
-        if _is_main() and console.is_terminal:
-            self.progress = Progress(
-                TextColumn("  {task.description:<28}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(elapsed_when_finished=False),
-                console=console,
-            )
+        if _is_main() and console.is_terminal and not console.is_dumb_terminal:
+            self.progress = Progress(*_columns(total), console=console)
             self.task = self.progress.add_task(self.title, total=total, completed=start, note="")
 
     def __enter__(self) -> Bar:

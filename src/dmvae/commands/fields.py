@@ -1,0 +1,102 @@
+"""The resolved fields of a recipe's variants side by side: what `--help` and `--dry-run` print."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from dmvae import config as configs
+from dmvae.options import few
+from dmvae.recipe import Recipe, method_of
+from dmvae.registry import Registered, family_of, names
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """A field of those variants that have it."""
+
+    place: str
+    """section.field"""
+    meaning: str
+    values: dict[str, Any]
+    """Variant -> value."""
+
+    def choices(self) -> list[tuple[Any, list[str]]]:
+        """Each value with the variants that have it."""
+        found: list[tuple[Any, list[str]]] = []
+        for variant, value in self.values.items():
+            same = [of for known, of in found if known == value and type(known) is type(value)]
+            same[0].append(variant) if same else found.append((value, [variant]))
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """The fields of one section, without those of the sections in it."""
+
+    place: str
+    meaning: str
+    variants: list[str]
+    """Those in which it is not null."""
+    fields: list[Field]
+
+
+def sections(recipes: Mapping[str, Recipe]) -> list[Section]:
+    """The sections of all variants, in the recipe's order, without the fields that nothing of a variant uses."""
+    top = Section("", "", list(recipes), [])
+    return [top, *_below(recipes, top, {name: _unused(recipe) for name, recipe in recipes.items()})]
+
+
+def label(chosen: Sequence[str], known: Sequence[str]) -> str:
+    """The variants by name, all seeds of a method by the method's; nothing for all."""
+    if len(chosen) == len(known):
+        return ""
+    methods: dict[str, list[str]] = {}
+    for name in known:
+        methods.setdefault(method_of(name), []).append(name)
+    said = []
+    for method, seeds in methods.items():
+        had = [name for name in seeds if name in chosen]
+        said += [method] if had == seeds else had
+    return few(said)
+
+
+def _below(members: Mapping[str, Any], section: Section, unused: Mapping[str, set[str]]) -> Iterator[Section]:
+    """Fill in the section of these configs, one a variant; yield those in it."""
+    classes = list(dict.fromkeys(type(member) for member in members.values()))
+    docs: dict[str, str] = {}
+    for cls in classes:
+        docs |= configs.describe(cls)
+        if issubclass(cls, Registered) and not (section.fields and section.fields[0].place.endswith(".type")):
+            known = f"One of: {', '.join(names(family_of(cls)))}."
+            types = {variant: member.type for variant, member in members.items()}
+            section.fields.append(Field(f"{section.place}.type", known, types))
+    for name in dict.fromkeys(field.name for cls in classes for field in dataclasses.fields(cls)):
+        place = f"{section.place}.{name}" if section.place else name
+        values = {
+            variant: getattr(member, name)
+            for variant, member in members.items()
+            if hasattr(member, name) and place not in unused[variant]
+        }
+        deeper = {variant: value for variant, value in values.items() if dataclasses.is_dataclass(value)}
+        if deeper:
+            inner = Section(place, docs.get(name, ""), list(deeper), [])
+            inside = list(_below(deeper, inner, unused))
+            yield from (inner, *inside)
+        elif values:
+            plain = {variant: configs.plain(value) for variant, value in values.items()}
+            section.fields.append(Field(place, docs.get(name, ""), plain))
+
+
+def _unused(recipe: Recipe) -> set[str]:
+    """Places of what no stage of a variant uses, as far as that can be known."""
+    used = {place.partition(".")[0] for stage in recipe.stages() for place in stage.uses}
+    found = {"losses", "autoencoder"} - used
+    reference = recipe.section("reference")
+    if reference is not None and getattr(reference.distribution, "closed_form", False):  # no teacher is trained
+        found |= {f"reference.{field.name}" for field in dataclasses.fields(reference)} - {"reference.distribution"}
+    tokenizer, shape = recipe.section("tokenizer"), recipe.autoencoder
+    if tokenizer is not None and shape is not None and not shape.variational:
+        found.add("tokenizer.kl_weight")
+    return found

@@ -1,0 +1,52 @@
+"""`dmvae recipes` and `dmvae init`: the recipes that come with the package."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from dmvae.commands.parser import Parser
+from dmvae.runtime.console import console
+from dmvae.runtime.shipped import about, recipe_file, shipped
+
+
+def recipes(command: str, arguments: list[str]) -> None:
+    """List them, a line each."""
+    Parser(prog=f"dmvae {command}", description="List the recipes that come with dmvae.").parse_args(arguments)
+    known = shipped()
+    width = max(map(len, known))
+    for name, file in known.items():
+        console.print(f"{name:<{width}}  {about(file)}")
+    console.print("\n`dmvae run NAME` runs one, `dmvae init NAME` copies it to edit.")
+
+
+def init(command: str, arguments: list[str]) -> None:
+    """Copy one to edit. Raises ValueError where the file is there already."""
+    from dmvae.runtime.files import atomic_write  # here, for to list them needs no torch
+
+    parser = Parser(prog=f"dmvae {command}", description="Copy a recipe that comes with dmvae, to edit it.")
+    parser.add_argument("name", help="as `dmvae recipes` lists them")
+    parser.add_argument("file", type=Path, nargs="?", help="the file to write (NAME.yaml)")
+    known = parser.parse_args(arguments)
+    names = {file: name for name, file in shipped().items()}
+    source = recipe_file(known.name)
+    if source not in names:
+        raise ValueError(f"{known.name} is a file already, and no recipe that comes with dmvae; edit it, or copy it")
+    out: Path = known.file or Path(source.name)
+    if out.is_dir():
+        out = out / source.name
+    if out.exists():
+        raise ValueError(f"{out} exists; name another file: dmvae init {known.name} FILE")
+    with atomic_write(out) as part:
+        part.write_text(_moved(source, names, out))
+    console.print(f"{out}: edit it, then `dmvae run {out}`")
+
+
+def _moved(source: Path, names: dict[Path, str], out: Path) -> str:
+    """The recipe's text as it stands elsewhere: what it extends by name, and its own path in the commands above it."""
+    text = source.read_text().replace(f"recipes/{names[source]}.yaml", str(out))
+
+    def base(match: re.Match[str]) -> str:
+        return f"extends: {names[(source.parent / match[1]).resolve()]}"
+
+    return re.sub(r"^extends: (\S+)$", base, text, flags=re.MULTILINE)

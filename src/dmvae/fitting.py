@@ -1,0 +1,52 @@
+"""Small data sets: sizes in a recipe that are larger than the data, brought down to what there is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from dmvae.datasets import open_dataset
+from dmvae.recipe import Recipe
+from dmvae.runtime import distributed
+from dmvae.training.stage import TrainingStage
+
+
+def fit(recipes: dict[str, Recipe], asked: Collection[str] = ()) -> tuple[dict[str, Recipe], list[str]]:
+    """(the recipes with batches, and neighbours, no larger than their training sets; a line on each change).
+
+    What is `asked` on the command line, such as "tokenizer.batch_size", is left as it is: it is an error where it does
+    not fit. So is everything where the data cannot be opened, which is told elsewhere.
+    """
+    fitted, said = {}, dict[str, None]()
+    for variant, recipe in recipes.items():
+        try:
+            items = len(open_dataset(recipe.data, "train"))
+        except ValueError:
+            fitted[variant] = recipe
+            continue
+        changes: dict[str, Any] = {}
+        for section, name, value in _too_large(recipe, items):
+            place = f"{section}.{name}"
+            if not any(option in (place, f"variants.{variant}.{place}") for option in asked):
+                changes[section] = dataclasses.replace(changes.get(section, recipe.section(section)), **{name: value})
+                was = getattr(recipe.section(section), name)
+                said[f"{place} is {value} in place of {was}: there are {items} training images"] = None
+        fitted[variant] = dataclasses.replace(recipe, **changes)
+    return fitted, list(said)
+
+
+def _too_large(recipe: Recipe, items: int) -> Iterator[tuple[str, str, int]]:
+    """(section, field, value that fits) of what is larger than the training set."""
+    for stage in recipe.stages():
+        section = recipe.section(stage)
+        if issubclass(stage, TrainingStage) and not stage.draws and section.batch_size > items:
+            yield stage.name, "batch_size", batch_of(items, distributed.world_size())
+        if stage.name == "evaluate" and section.neighbours > items:
+            yield stage.name, "neighbours", items
+
+
+def batch_of(items: int, ranks: int) -> int:
+    """The largest power of two that is no more than `items` and divides over the ranks, else all that divide."""
+    power = 1 << (max(items, 1).bit_length() - 1)
+    return power if power % ranks == 0 else max(items - items % ranks, ranks)

@@ -1,0 +1,128 @@
+"""The model card of a pipeline: how to use it, what it scored (also for a hub to read), and the exact recipe."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import yaml
+
+from dmvae.config import Values
+from dmvae.evaluation.metrics.frechet import distances
+from dmvae.pipeline import Job
+from dmvae.report.figures import of_few, shown
+from dmvae.stages.sample import image_seed
+
+FIGURES = ("psnr", "ssim", "rfd", "gfd", "coverage", "agreement", "generator_loss", "knn")
+"""Those that the card shows."""
+TASK = "unconditional-image-generation"
+
+
+def card(job: Job, stages: dict[str, Job], recipe: str, pictures: dict[str, str] | None = None) -> str:
+    """The card as Markdown. pictures: a picture's file beside the card -> what it shows."""
+    metrics: Values = {}
+    if "evaluate" in stages:
+        metrics = json.loads((stages["evaluate"].folder / "metrics.json").read_text())
+    figures = shown(key for key in FIGURES if key in metrics)
+    rows = "\n".join(f"| {figure.heading} | {figure.show(metrics[key])} |" for key, figure in figures.items())
+    few = of_few([metrics.get("manifest", {}).get("count", math.inf)])
+    table = (
+        f"rFD and gFD are {distances(metrics['features'])}.{f' {few}' if few else ''}\n\n"
+        f"| figure | value |\n| --- | --- |\n{rows}\n"
+        if metrics
+        else "It was not measured: the recipe has no `evaluate` section, or the stage has not run.\n"
+    )
+    shows = "".join(f"\n![{text}]({name})" for name, text in (pictures or {}).items()) + ("\n" if pictures else "")
+    return f"""---
+{_head(job, metrics, pictures or {})}---
+
+# {job.recipe.name}: {job.variant}
+
+A class-conditional latent flow model on a tokenizer that `dmvae` trained.
+{shows}
+```sh
+pip install dmvae
+```
+
+```python
+import torch
+from dmvae import DMVAEPipeline
+
+pipeline = DMVAEPipeline.from_pretrained(FOLDER_OR_HUB_ID)
+generator = [torch.Generator().manual_seed({_first_seed(job)})]
+{_autocast(stages)}image = pipeline(class_labels=[0], generator=generator{_arguments(job)}).images[0]
+```
+
+{_claim(job)} With `dmvae` installed,
+`diffusers.DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER, trust_remote_code=True)` gives the same
+pipeline, with FOLDER = `huggingface_hub.snapshot_download(HUB_ID)` from a hub. The tokenizer alone:
+`dmvae.{_tokenizer_class(stages)}.from_pretrained(FOLDER_OR_HUB_ID, subfolder="vae")`.
+
+## Figures
+
+{table}
+## Recipe
+
+`dmvae run recipe.yaml` trains it again.
+
+```yaml
+{recipe}```
+"""
+
+
+def _head(job: Job, metrics: Values, pictures: dict[str, str]) -> str:
+    """The YAML that hubs read: library, tags, pictures, and the figures as a model-index."""
+    data = job.recipe.data
+    head: dict[str, Any] = {
+        "library_name": "dmvae",
+        "pipeline_tag": TASK,
+        "tags": ["dmvae", "diffusers", "latent-diffusion", "image-tokenizer", "flow-matching"],
+    }
+    if pictures:
+        head["widget"] = [{"text": text, "output": {"url": name}} for name, text in pictures.items()]
+    figures = shown(key for key in FIGURES if isinstance(metrics.get(key), int | float) and math.isfinite(metrics[key]))
+    if figures:
+        names = {key: figure.title + (" (share)" if figure.unit == "%" else "") for key, figure in figures.items()}
+        scores = [{"type": key, "name": name, "value": metrics[key]} for key, name in names.items()]
+        dataset = {"name": f"{data.type}, {data.size} px", "type": data.type, "split": "test"}
+        result = {"task": {"type": TASK}, "dataset": dataset, "metrics": scores}
+        head["model-index"] = [{"name": f"{job.recipe.name}: {job.variant}", "results": [result]}]
+    return yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
+
+
+def _arguments(job: Job) -> str:
+    """The pipeline's arguments that repeat the recipe's samples, as source text."""
+    sample = job.recipe.section("sample")
+    if sample is None:
+        return ""
+    arguments = {
+        "num_inference_steps": sample.steps,
+        "guidance_scale": sample.guidance[0],
+        "guidance_interval": tuple(sample.guidance_interval),
+        "time_shift": sample.time_shift,
+    }
+    return "".join(f", {name}={value!r}" for name, value in arguments.items())
+
+
+def _claim(job: Job) -> str:
+    sample = job.recipe.section("sample")
+    method = sample.method if sample else "euler"
+    if method == "euler":
+        return "With these arguments it is the first image that `dmvae sample` made of the recipe below."
+    return f"The pipeline takes Euler steps; the samples measured below were made with the {method} sampler."
+
+
+def _autocast(stages: dict[str, Job]) -> str:
+    """The context in which the recipe's samples were made, where it was not float32."""
+    bf16 = "sample" in stages and stages["sample"].facts().get("bf16")
+    return "with torch.autocast(pipeline.device.type, torch.bfloat16):\n    " if bf16 else ""
+
+
+def _first_seed(job: Job) -> int:
+    return image_seed(job.recipe.seed, 0)
+
+
+def _tokenizer_class(stages: dict[str, Job]) -> str:
+    config = json.loads((stages["latents"].folder / "autoencoder" / "config.json").read_text())
+    return config["_class_name"]

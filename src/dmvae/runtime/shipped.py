@@ -1,0 +1,41 @@
+"""The recipes that come with the package, by name: `demo`, `studies/references`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dmvae.registry import nearest
+
+FOLDER = Path(__file__).parents[1] / "recipes"
+
+
+def shipped() -> dict[str, Path]:
+    """Name -> file; those of one's own data and the demo first, studies last."""
+    files = sorted(FOLDER.rglob("*.yaml"), key=lambda path: (len(path.parts), path))
+    return {path.relative_to(FOLDER).with_suffix("").as_posix(): path for path in files}
+
+
+def recipe_file(name: str | Path) -> Path:
+    """The file of that path, else the shipped recipe of that name, a study's without its folder too. Raises ValueError
+    where there is neither."""
+    path = Path(name)
+    if path.exists():
+        return path
+    known = shipped()
+    short = {key.rpartition("/")[2]: file for key, file in known.items()} | known
+    if str(name) in short:
+        return short[str(name)]
+    told = "" if path.suffix else f"{nearest(str(name), known)}; `dmvae recipes` lists those that come with dmvae"
+    raise ValueError(f"no such recipe: {name}{told}")
+
+
+def about(file: Path) -> str:
+    """What a recipe is for: the first sentence of the comment at its head."""
+    lines = []
+    for line in file.read_text().splitlines():
+        if not line.startswith("# ") or line.startswith("#  "):
+            break
+        lines.append(line[2:])
+    sentence = " ".join(lines)
+    ends = [sentence.index(mark) + 1 for mark in (". ", "? ") if mark in sentence]
+    return sentence[: min(ends)] if ends else sentence

@@ -1,0 +1,85 @@
+"""Somebody's own few images: what is left out is named, sizes fit, and figures say how few they rest on."""
+
+import numpy as np
+import pytest
+from PIL import Image, features
+
+import tiny
+from dmvae import cli
+from dmvae.datasets import skipped
+from dmvae.datasets.image_scan import scan
+from dmvae.fitting import batch_of, fit
+from dmvae.recipe import load
+
+WITHOUT = dict.fromkeys(("encoder", "reference", "matching", "decoder", "generator", "sample"))
+
+
+@pytest.fixture(autouse=True)
+def _fresh(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(skipped, "_skipped", {})
+
+
+def pictures(folder, count, suffix=".png"):
+    rng = np.random.default_rng(0)
+    folder.mkdir(exist_ok=True)
+    for i in range(count):
+        Image.fromarray(rng.integers(256, size=(20, 24, 3), dtype=np.uint8)).save(folder / f"{i:02}{suffix}")
+    return folder
+
+
+def test_a_run_of_few_images_of_many_kinds(tmp_path, capsys):
+    """One run tells it all: the test share, what was left out, which sizes were made to fit."""
+    root = pictures(tmp_path / "own", 20)
+    for i in range(5):
+        (root / f"bad{i}.jpg").write_bytes(b"no image")
+    (root / "photo.cr2").touch()
+    (root / "notes.txt").touch()
+    data = {"type": "image_folder", "root": str(root), "size": 12, "channels": 3}
+    over = WITHOUT | {"data": data, "variants": None, "tokenizer__train_encoder": True, "tokenizer__batch_size": 256}
+    path = tiny.write(tmp_path, **over)
+    with pytest.warns(UserWarning, match=r"left out: 1 images in .*\(1 .cr2; the first is "):
+        cli.main(["run", str(path), "--evaluate.count", "24"])
+    out = capsys.readouterr().out
+    assert "; the test images are 10% of all, chosen by file name (data.valid_fraction)" in out
+    assert "tokenizer.batch_size is 16 in place of 256: there are " in out
+    assert "evaluate.neighbours is " in out
+    assert f"data: files were left out; {tmp_path}/run/skipped.txt names them" in out
+    lines = (tmp_path / "run/skipped.txt").read_text()
+    for name in ("bad0.jpg: ", "bad4.jpg: ", "photo.cr2: images that end in .cr2 are not read here", "1 of .txt"):
+        assert name in lines
+    page = (tmp_path / "run/report.html").read_text()
+    assert "images: of fewer than about 2,048, Frechet distances are biased upwards by much" in page
+    assert "kNN" not in page, "all are right where there is one class"
+    with pytest.raises(SystemExit):
+        cli.main(["run", str(path), "--tokenizer.batch_size", "128"])
+    assert "tokenizer.batch_size: 128 is larger than the data set" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_avif_is_read_where_pillow_can(tmp_path):
+    assert len(scan(pictures(tmp_path / "own", 3, ".avif"))[0]) == 3
+
+
+def test_heic_without_its_package_is_told_with_the_mend(tmp_path, monkeypatch):
+    monkeypatch.setattr("dmvae.datasets.image_scan.SUFFIXES", frozenset([".png"]))
+    root = pictures(tmp_path / "own", 2)
+    for name in ("a.HEIC", "b.heic"):
+        (root / name).touch()
+    with pytest.warns(UserWarning, match=r"2 images in .* \(2 .heic; .*pip install pillow-heif reads HEIC"):
+        assert len(scan(root)[0]) == 2
+    count, file = skipped.write_skipped(tmp_path)
+    assert (count, "a.HEIC: " in file.read_text()) == (2, True)
+    skipped._skipped.clear()
+    skipped.write_skipped(tmp_path)
+    assert not file.exists(), "nothing was left out of the run that came last"
+
+
+def test_what_was_asked_for_is_not_made_to_fit(tmp_path):
+    recipes = load(tiny.write(tmp_path, tokenizer__batch_size=64, generator__batch_size=64))
+    fitted, said = fit(recipes, ["generator.batch_size"])
+    assert {recipe.tokenizer.batch_size for recipe in fitted.values()} == {32}
+    assert {recipe.generator.batch_size for recipe in fitted.values()} == {64}
+    assert said == ["tokenizer.batch_size is 32 in place of 64: there are 48 training images"]
+    assert fit(fitted)[0]["kl"].generator.batch_size == 32
+    assert [batch_of(48, 1), batch_of(48, 3), batch_of(1, 1), batch_of(7, 4)] == [32, 48, 1, 4]

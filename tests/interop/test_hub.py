@@ -1,0 +1,80 @@
+"""A pipeline's folder as hubs and diffusers read it: the card, the code, and a push to a stand-in."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import stand_in_hub
+import yaml
+from huggingface_hub import ModelCard
+
+import tiny
+from dmvae.report.pipelines import write_pipelines
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tiny.write(tmp_path_factory.mktemp("run"), run__precision="float32")
+    (folder,) = write_pipelines(tiny.run(path, "kl"), path.parent / "run")
+    return folder
+
+
+def python(code, home, **env):
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=home,
+        env=tiny.environment() | {"HF_HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path)} | env,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return result.stdout + result.stderr
+
+
+def test_the_card_tells_hubs_what_it_is_and_what_it_scored(folder):
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.library_name == "dmvae"
+    assert {"dmvae", "diffusers", "image-tokenizer"} <= set(card.data.tags)
+    scores = {result.metric_type: result for result in card.data.eval_results}
+    assert {"psnr", "gfd"} <= set(scores)
+    assert scores["gfd"].dataset_type == "shapes"
+    assert scores["gfd"].metric_value > 0
+    text = (folder / "README.md").read_text()
+    assert "pip install dmvae" in text
+    assert "They rest on 12 images" in text
+    widgets = yaml.safe_load(text.split("---\n")[1])["widget"]
+    assert [widget["text"] for widget in widgets] == ["circle", "square", "triangle"]
+    for widget in widgets:
+        assert (folder / widget["output"]["url"]).read_bytes().startswith(b"\x89PNG")
+        assert f"![{widget['text']}]({widget['output']['url']})" in text
+
+
+def test_diffusers_loads_it_by_its_own_class(folder, tmp_path):
+    """And asks for no library beside ours; its buffers have values, which its own way of loading would not give."""
+    out = python(
+        f"from diffusers import DiffusionPipeline\nfolder = {str(folder)!r}\n"
+        "p = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)\n"
+        "print(type(p).__name__, p(['circle'], num_inference_steps=2).images[0].size)\n",
+        tmp_path,
+    )
+    assert "DMVAEPipeline (12, 12)" in out
+    assert "accelerate" not in out
+
+
+def test_what_is_pushed_to_a_hub_comes_back(folder, tmp_path):
+    hub = stand_in_hub.start()
+    env = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_none", "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
+    try:
+        python(
+            "from dmvae import DMVAEPipeline\n"
+            f"DMVAEPipeline.from_pretrained({str(folder)!r}).push_to_hub('me/it')\n", tmp_path, **env,
+        )  # fmt: skip
+        sent = set(hub.files)
+        assert {"README.md", "recipe.yaml", "pipeline.py", "pictures/0.png", "model_index.json"} <= sent
+        assert hub.files["README.md"] == (folder / "README.md").read_bytes()
+        out = python(
+            "from dmvae import DMVAEPipeline\n"
+            "p = DMVAEPipeline.from_pretrained('me/it')\n"
+            "print(p(['circle'], num_inference_steps=2).images[0].size)\n", tmp_path, **env,
+        )  # fmt: skip
+        assert "(12, 12)" in out
+    finally:
+        hub.shutdown()

@@ -1,0 +1,81 @@
+"""From pip: the wheel holds the recipes, and they are found by name."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from benchmarks.wheel import build
+
+import dmvae
+import tiny
+from dmvae import cli
+from dmvae import config as configs
+from dmvae.recipe import load
+from dmvae.runtime.shipped import about, recipe_file, shipped
+
+
+@pytest.fixture(autouse=True)
+def _empty(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_they_are_listed_with_a_line_each(capsys):
+    cli.main(["recipes"])
+    out = capsys.readouterr().out
+    assert "\ndemo                Fashion-MNIST: a distribution-matched tokenizer beside a plain KL-VAE" in out
+    for name, file in shipped().items():
+        assert len(about(file)) > 20
+        assert f"{name} " in out
+
+
+def test_a_name_that_is_no_file_is_looked_up(capsys):
+    assert load("demo")["kl"].name == "Fashion-MNIST demo"
+    assert recipe_file("ablations") == recipe_file("studies/ablations")
+    assert recipe_file("cifar10").parent.name == "recipes", "the recipe goes before the study of that name"
+    with pytest.raises(ValueError, match="no such recipe: dmo; did you mean 'demo'"):
+        load("dmo")
+    Path("demo").write_text("name: mine")
+    with pytest.raises(ValueError, match="demo: data: this field is required"):
+        load("demo")
+
+
+def test_init_copies_one_to_edit(tmp_path, capsys):
+    cli.main(["init", "studies/ablations", "mine.yaml"])
+    assert "dmvae study mine.yaml" in Path("mine.yaml").read_text()
+    mine, theirs = load("mine.yaml"), load("ablations")
+    assert {k: configs.plain(v) for k, v in mine.items()} == {k: configs.plain(v) for k, v in theirs.items()}
+    cli.main(["init", "demo"])
+    assert Path("demo.yaml").exists()
+    for arguments, message in (
+        (["demo"], "demo.yaml exists; name another file"),
+        (["mine.yaml", "x.yaml"], "mine.yaml is a file already"),
+        (["dmo"], "did you mean 'demo'"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main(["init", *arguments])
+        assert message in capsys.readouterr().err
+
+
+def test_version_and_help_need_no_recipe_and_no_torch():
+    code = "import sys, dmvae.cli; dmvae.cli.main(sys.argv[1:]); assert 'torch' not in sys.modules"
+    for arguments, wanted in (
+        (["--version"], f"dmvae {dmvae.__version__}"),
+        (["--help"], "recipes"),
+        (["run", "--help"], "--variants.NAME.section.field"),
+        (["recipes"], "imagenet256"),
+    ):
+        result = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=tiny.environment()
+        )
+        assert result.returncode == 0, result.stderr
+        assert wanted in result.stdout
+
+
+def test_the_wheel_holds_recipes_pages_and_types(tmp_path):
+    """`make wheel` also tries it in a fresh environment."""
+    names = set(zipfile.ZipFile(build(tmp_path)).namelist())
+    wanted = {f"dmvae/recipes/{name}.yaml" for name in shipped()}
+    wanted |= {"dmvae/py.typed", "dmvae/report/page.css", "dmvae/cli.py"}
+    assert wanted <= names
