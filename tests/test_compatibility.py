@@ -61,7 +61,7 @@ def test_the_new_spelling_of_the_same_has_the_same_address(tmp_path):
 
 
 def test_both_spellings_at_once_are_refused():
-    with pytest.raises(ValueError, match="autoencoder.decoder and decoder_width: two ways to say the same"):
+    with pytest.raises(ValueError, match=r"autoencoder\.decoder and decoder_width: two ways to say the same"):
         configs.read(AutoencoderShape, OLD | {"decoder": {"type": "conv"}}, "autoencoder")
 
 
