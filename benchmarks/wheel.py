@@ -1,6 +1,6 @@
 """Build the wheel, install it alone into a fresh environment, and try it there in an empty folder.
 
-    python benchmarks/wheel.py
+    python -m benchmarks.wheel
 
 The environment sees the packages of the Python that runs this, but not its dmvae: nothing is downloaded but setuptools,
 where it is not here.
@@ -8,6 +8,7 @@ where it is not here.
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import os
 import shutil
@@ -42,6 +43,7 @@ def build(place: Path) -> Path:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
         wheel = build(place)

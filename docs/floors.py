@@ -10,7 +10,11 @@ from pathlib import Path
 ROWS = [
     ("entry", ["__main__", "__init__"], "python -m dmvae, import dmvae"),
     ("commands", ["cli", "library", "commands", "report"], "the command line, Python, the page and the table"),
-    ("recipe", ["pipeline", "checks", "recipe"], "which stages run, in what order, with which settings"),
+    (
+        "recipe",
+        ["pipeline", "checks", "fitting", "recipe", "options"],
+        "which stages run, with which settings",
+    ),
     ("method", ["stages", "matching", "references"], "what is computed"),
     ("training", ["training", "inputs", "latents"], "the loop; what a stage is given; encoded data"),
     ("shared", ["interop", "sections", "evaluation"], "other projects' files, shared settings, measuring"),

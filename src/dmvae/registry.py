@@ -138,16 +138,21 @@ def load_plugins(paths: Iterable[str | Path]) -> None:
             assert spec is not None
             assert spec.loader is not None
             module = sys.modules[name] = importlib.util.module_from_spec(spec)
-            before = {family: dict(members) for family, members in _members.items()}
             try:
                 spec.loader.exec_module(module)
             except BaseException as error:  # so that it can be loaded again once it is fixed
                 del sys.modules[name]
-                _members.clear()
-                _members.update(before)
+                forget(name)
                 if isinstance(error, Exception):
                     raise ValueError(_complaint(file, error)) from error
                 raise
+
+
+def forget(module: str) -> None:
+    """Take back what modules have registered whose names begin like this."""
+    for members in _members.values():
+        for name in [name for name, cls in members.items() if cls.__module__.startswith(module)]:
+            del members[name]
 
 
 def _complaint(file: Path, error: Exception) -> str:

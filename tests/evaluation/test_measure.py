@@ -317,7 +317,7 @@ def test_bad_input_is_told_with_its_fix(folders, tmp_path, capsys):
         assert (code, message in said) == (2, True), said
     np.savez(tmp_path / "mu.npz", mu=np.zeros(1280), sigma=np.eye(1280))
     for arguments, message in (
-        (["--features", "effnet-lite9"], "did you mean 'effnet-lite0'"),
+        (["--features", "effnet-lite9"], "did you mean 'effnet-lite"),
         (["--features", "effnet-lite0@big"], "number of pixels"),
         (["--features", "effnet-lite0=file"], "weights: no such field"),
         (["--features", f"inception={tmp_path}/absent.pth"], "download https://"),

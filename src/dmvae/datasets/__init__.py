@@ -90,7 +90,7 @@ _open: dict[str, Dataset] = {}
 
 def open_dataset(config: DatasetConfig, split: Split) -> Dataset:
     """`config.build(split)`, opened once per process: every stage reads the same data."""
-    key = f"{split} {config!r}"
+    key = f"{split} {type(config).__module__} {config!r}"  # two plugins may have a class of one name
     if key not in _open:
         _open[key] = config.build(split)
     return _open[key]

@@ -72,7 +72,11 @@ def _pictures(stages: dict[str, Job]) -> tuple[dict[str, np.ndarray], dict[str, 
     files = sorted(stages["sample"].folder.glob("*/samples-00000.safetensors")) if "sample" in stages else []
     if not files:
         return {}, {}
-    tensors, classes = load_file(files[0]), open_dataset(stages["sample"].recipe.data, "train").classes
+    tensors = load_file(files[0])
+    try:
+        classes = open_dataset(stages["sample"].recipe.data, "train").classes
+    except (ValueError, OSError):  # a run is reported where its data is not, too
+        return {}, {}
     first = {int(label): i for i, label in reversed(list(enumerate(tensors["labels"].tolist())))}
     chosen = sorted(first.items(), key=lambda item: item[1])[:PICTURES]
     names = {f"pictures/{i}.png": (label, i) for label, i in chosen}

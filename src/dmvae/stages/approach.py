@@ -34,7 +34,7 @@ class Approach(nn.Module):
         self.register_buffer("recent", torch.zeros(RECENT, *latent_shape))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
         self.register_buffer("ratio", torch.tensor(float(ratio)))
-        self.register_buffer("multiple", torch.tensor(float("nan")))
+        self.register_buffer("multiple", torch.tensor(float("inf")))
         self.register_buffer("near", torch.zeros((), dtype=torch.int64))
 
     @property
