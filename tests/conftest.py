@@ -1,9 +1,22 @@
 """One thread: the networks here are so small that more threads only slow them."""
 
 import os
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pytest
 import torch
 
+from dmvae import registry
+
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def own_registry():
+    """Plugins of one test are not there in the next, of whatever file."""
+    yield
+    registry.forget(registry.PLUGIN)
+    for module in [module for module in sys.modules if module.startswith(registry.PLUGIN)]:
+        del sys.modules[module]

@@ -15,13 +15,6 @@ from dmvae.recipe import load
 from plugin_source import PLUGIN
 
 
-@pytest.fixture(autouse=True)
-def own_registry():
-    """Plugins of one test are not there in the next, of whatever file."""
-    yield
-    registry.forget(registry.PLUGIN)
-
-
 def renamed(prefix):
     """The plugin under names that no other test's plugin has taken in this process."""
     return PLUGIN.replace('@register("', f'@register("{prefix}').replace('@stage("', f'@stage("{prefix}')
