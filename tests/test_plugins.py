@@ -9,7 +9,7 @@ import torch
 import yaml
 
 import tiny
-from dmvae import cli, pipeline, registry
+from dmvae import cli, pipeline
 from dmvae import config as configs
 from dmvae.recipe import load
 from plugin_source import PLUGIN
