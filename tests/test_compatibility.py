@@ -10,9 +10,10 @@ import tiny
 from dmvae import Autoencoder, pipeline
 from dmvae import config as configs
 from dmvae.generators.flow import FlowModelConfig
+from dmvae.inputs import Blueprint
 from dmvae.recipe import load
 from dmvae.sections import AutoencoderShape
-from dmvae.stages.matching import MatchingTraining
+from dmvae.stages.matching import MatchingStage, MatchingTraining
 
 # The stages of the tiny recipe, which is written with version 0.1's keys, as commit 96a0fb0 addressed them.
 FOLDERS = {
@@ -83,3 +84,13 @@ def test_a_field_that_came_later_counts_where_it_is_used():
     plain = configs.identity(configs.read(MatchingTraining, dict(recipe)))
     assert "noise" not in plain
     assert configs.identity(configs.read(MatchingTraining, recipe | {"noise": "reference"}))["noise"] == "reference"
+
+
+def test_a_checkpoint_of_version_0_1_has_all_that_a_plain_matching_asks_for(tmp_path):
+    """What is remembered of the distance came later: only a recipe that uses it may ask a checkpoint for it."""
+    for name, over, later in (("plain", {}, set()), ("measured", {"matching__balance": "distance"}, {"approach"})):
+        (tmp_path / name).mkdir()
+        recipe = load(tiny.write(tmp_path / name, **over))["matched"]
+        reads = {stage: recipe.section(stage) for stage in MatchingStage.reads}
+        networks = MatchingStage(recipe.section(MatchingStage), Blueprint(recipe, "", reads, 3)).build()
+        assert networks.state().keys() - networks.saved().keys() == later

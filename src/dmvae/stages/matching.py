@@ -151,7 +151,8 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         autoencoder.latent_std.copy_(std)
         networks = MatchingNetworks(autoencoder)
         networks.approach = Approach(inputs.latent_shape, config.weight, config.target)
-        networks.remembers = ("approach",)
+        if self.measures:
+            networks.remembers = ("approach",)  # and not otherwise: checkpoints without it must still load
         teacher = inputs.generator("reference", "teacher") if inputs.has("reference", "teacher") else None
         assert teacher is None or isinstance(teacher, VelocityModel)
         networks.teacher = teacher if teacher is not None else self._closed_form()
