@@ -217,7 +217,8 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         weight = share * (networks.approach.ratio if config.balance == "distance" else config.weight)
         std = model.latent_std.view(1, -1, 1, 1)
         joined = Pull.apply(raw, pull / std, weight, config.balance != "fixed", late)
-        recon = model.decode(joined[: len(images)]).sample
+        # Not a slice of the whole: its gradient would have another memory format, and convolutions another rounding.
+        recon = model.decode(joined if len(images) == len(raw) else joined[: len(images)]).sample
         loss, terms = reconstruct(networks, self.losses, images, recon, context.rng)
         figures |= terms
         if turn % config.health_every == 0:
