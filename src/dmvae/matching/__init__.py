@@ -72,9 +72,9 @@ class Matching(Registered):
     needs_reference: ClassVar[bool] = False
     """Whether `loss` or `student_loss` needs samples of the reference: `context.reference`."""
     has_student: ClassVar[bool] = True
+    """Whether a second network is trained beside the tokenizer."""
     only_for: ClassVar[tuple[str, ...]] = ()
     """The references, by `type`, that it is for; all where there are none."""
-    """Whether a second network is trained beside the tokenizer."""
 
     def loss(
         self,
