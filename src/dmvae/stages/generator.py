@@ -7,31 +7,23 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dmvae.flow.loss import TimeDistribution, drop_labels
+from dmvae.flow.loss import drop_labels
 from dmvae.generators import Generator, GeneratorConfig
 from dmvae.generators.flow import FlowModelConfig
 from dmvae.inputs import Inputs
 from dmvae.latents.store import LatentSet
 from dmvae.models.velocity import VelocityModel
 from dmvae.runtime.random import Random
-from dmvae.training.stage import Batch, Networks, TrainingConfig, TrainingStage, Update, stage
+from dmvae.training.flow import LatentTraining
+from dmvae.training.stage import Batch, Networks, TrainingStage, Update, stage
 
 
 @dataclass(frozen=True, kw_only=True)
-class GeneratorTraining(TrainingConfig):
+class GeneratorTraining(LatentTraining):
     """Training of the generator."""
 
     model: GeneratorConfig = field(default_factory=FlowModelConfig)
     """The generator, by `type`."""
-    label_dropout: float = 0.1
-    """Share of labels replaced by "no label" in training, for guidance."""
-    time_distribution: TimeDistribution = "uniform"
-    """How the training times of a flow are drawn."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.label_dropout <= 1:
-            raise ValueError(f"label_dropout must be in [0, 1], got {self.label_dropout:g}")
 
 
 class GeneratorNetworks(Networks):

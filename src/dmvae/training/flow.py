@@ -14,20 +14,26 @@ from dmvae.training.stage import TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlowTraining(TrainingConfig):
-    """Fields of every stage that trains a flow model by flow matching."""
+class LatentTraining(TrainingConfig):
+    """Fields of every stage that trains a network on labelled latents, as a flow or otherwise."""
 
-    model: FlowModelConfig = field(default_factory=FlowModelConfig)
-    """The network."""
     label_dropout: float = 0.1
     """Share of labels replaced by "no label" in training, for guidance."""
     time_distribution: TimeDistribution = "uniform"
-    """How training times are drawn."""
+    """How the training times of a flow are drawn."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.label_dropout <= 1:
             raise ValueError(f"label_dropout must be in [0, 1], got {self.label_dropout:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowTraining(LatentTraining):
+    """Fields of every stage that trains a flow model by flow matching."""
+
+    model: FlowModelConfig = field(default_factory=FlowModelConfig)
+    """The network."""
 
 
 def flow_loss(network: VelocityModel, z: Tensor, labels: Tensor, config: FlowTraining, rng: Random) -> Tensor:
