@@ -13,6 +13,7 @@ from dmvae.references.gaussian import Gaussian
 from dmvae.runtime.random import Random
 from dmvae.stages import approach
 from dmvae.stages.matching import MatchingStage
+from dmvae.tokenizers.editor import Editor
 from dmvae.training.loop import Trainer
 from dmvae.training.stage import Batch
 
@@ -57,9 +58,10 @@ def test_every_stage_runs_and_the_log_tells_the_distance(tmp_path, small):
     assert "gfd" in json.loads((run / "evaluate/metrics.json").read_text())
 
 
-def test_an_image_is_encoded_alike_in_any_batch(tmp_path, small):
-    tiny.run(write(tmp_path), until="matching")
-    model = Autoencoder.from_pretrained(tmp_path / "run/main/matching/autoencoder").eval()
+@pytest.mark.parametrize("noise", ["reference", "assigned"])
+def test_an_image_is_encoded_alike_in_any_batch(tmp_path, small, noise):
+    tiny.run(write(tmp_path, matching__noise=noise), until="decoder")
+    model = Autoencoder.from_pretrained(tmp_path / "run/main/decoder/autoencoder").eval()
     x = torch.randint(256, (5, 3, 12, 12)).float() / 127.5 - 1
     with torch.no_grad():
         whole = model.encode(x).latents
@@ -68,6 +70,9 @@ def test_an_image_is_encoded_alike_in_any_batch(tmp_path, small):
         sliced = model.encode(x).latents
     assert torch.allclose(whole, alone, atol=1e-5)
     assert torch.allclose(whole, sliced, atol=1e-5)
+    if noise == "assigned":
+        assert model.editor.prices.std() > 0
+        return
     taken = model.editor.take(x)
     assert len({tuple(y.flatten()[:3].tolist()) for y in taken}) > 1, "different images edit different samples"
     other = model.editor.take(x + 2 / 255)
@@ -87,11 +92,12 @@ def test_an_editor_that_has_not_learned_leaves_the_reference_as_it_is(tmp_path):
     assert all(torch.equal(value, edited.state_dict()[name]) for name, value in model.state_dict().items())
 
 
-def test_killed_and_started_again_it_ends_in_the_same_weights(tmp_path, small, monkeypatch):
+@pytest.mark.parametrize("noise", ["reference", "assigned"])
+def test_killed_and_started_again_it_ends_in_the_same_weights(tmp_path, small, monkeypatch, noise):
     found = []
     for name in ("whole", "stopped"):
         (tmp_path / name).mkdir()
-        path = write(tmp_path / name)
+        path = write(tmp_path / name, matching__noise=noise)
         if name == "stopped":
             updates = MatchingStage.updates
 
@@ -169,3 +175,17 @@ def test_only_the_decoded_images_reach_the_decoder(tmp_path, small, monkeypatch)
     update = next(trainer.stage.updates(trainer.networks, batch, Random(0)))
     trainer.apply(update)
     assert seen == [4]
+
+
+def test_assigned_samples_are_taken_alike_and_suit_the_image():
+    """Images on a line near the bank's middle: without prices a few samples would serve all of them."""
+    editor = Editor(features=2, channels=1, grid=1, width=4, bank=64, assigned=True)
+    editor.bank.copy_(torch.linspace(-3, 3, 64).view(-1, 1, 1, 1))
+    mu = 0.1 * torch.randn(4096, 1, 1, 1, generator=torch.Generator().manual_seed(0))
+    assert editor.assign(mu).unique().numel() < 12
+    editor.settle(mu[:2048])
+    fresh = editor.assign(mu[2048:]).flatten()
+    counts = torch.histc(fresh, bins=64, min=-3.05, max=3.05)
+    assert counts.min() > 8, "32 each, if all are taken alike"
+    assert counts.max() < 96
+    assert torch.equal(fresh[mu[2048:].flatten().argsort()], fresh.sort().values), "on a line the plan is monotone"

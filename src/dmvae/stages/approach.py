@@ -19,20 +19,40 @@ IN_A_ROW = 3
 """Measurements at the target after which latents count as arrived: one may be luck."""
 
 
-class Approach(nn.Module):
-    """The recent latents of all ranks, and the pull's strength, as buffers: checkpoints hold them."""
+class Recent(nn.Module):
+    """The newest latents of all ranks, as buffers: checkpoints hold them."""
 
     recent: Tensor
     count: Tensor
+
+    def __init__(self, latent_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.register_buffer("recent", torch.zeros(RECENT, *latent_shape))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def filled(self) -> Tensor:
+        """[n, C, H, W], newest first; n is at most `RECENT`."""
+        return self.recent[: int(self.count)]
+
+    @torch.no_grad()
+    def remember(self, z: Tensor) -> None:
+        """Take this rank's newest latents [n, C, H, W], normalised as the reference's samples."""
+        z = distributed.gather(z.detach())[:RECENT]
+        self.recent = torch.cat([z.to(self.recent.dtype), self.recent])[:RECENT]
+        self.count += len(z)
+
+
+class Approach(Recent):
+    """The recent latents and the pull's strength."""
+
     ratio: Tensor
     multiple: Tensor
     near: Tensor
 
     def __init__(self, latent_shape: tuple[int, int, int], ratio: float, target: float) -> None:
-        super().__init__()
+        super().__init__(latent_shape)
         self.target = target
-        self.register_buffer("recent", torch.zeros(RECENT, *latent_shape))
-        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
         self.register_buffer("ratio", torch.tensor(float(ratio)))
         self.register_buffer("multiple", torch.tensor(float("inf")))
         self.register_buffer("near", torch.zeros((), dtype=torch.int64))
@@ -41,13 +61,6 @@ class Approach(nn.Module):
     def arrived(self) -> bool:
         """Whether the distance has been at the target for a while."""
         return int(self.near) >= IN_A_ROW
-
-    @torch.no_grad()
-    def remember(self, z: Tensor) -> None:
-        """Take this rank's newest latents [n, C, H, W], normalised as the reference's samples."""
-        z = distributed.gather(z.detach())[:RECENT]
-        self.recent = torch.cat([z.to(self.recent.dtype), self.recent])[:RECENT]
-        self.count += len(z)
 
     def measure(self, reference: Reference, rng: Random) -> dict[str, Tensor | float]:
         """Sliced distances as multiples of chance, to log; sets the ratio that the next turns pull with. Nothing

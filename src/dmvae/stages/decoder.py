@@ -45,7 +45,7 @@ class DecoderTrainingStage(DecoderStage[DecoderTraining, DecoderNetworks]):
     def updates(self, networks: DecoderNetworks, batch: Batch, rng: Random) -> Iterator[Update]:
         with torch.no_grad():
             editor = networks.autoencoder.editor
-            noise = None if editor is None else editor.draw(len(batch.data), rng)
+            noise = None if editor is None or editor.assigned else editor.draw(len(batch.data), rng)
             z = networks.autoencoder.encode(batch.data, noise).latents
         if self.config.noise > 0:
             z = noised(z, self.config.noise, rng)

@@ -27,7 +27,7 @@ from dmvae.models.velocity import VelocityModel
 from dmvae.references import Reference
 from dmvae.runtime import distributed
 from dmvae.runtime.random import Random
-from dmvae.stages.approach import EVERY, Approach
+from dmvae.stages.approach import EVERY, Approach, Recent
 from dmvae.stages.reconstruction import DecoderNetworks, DecoderStage, discriminate, reconstruct
 from dmvae.stages.reference import ReferenceTraining, open_reference
 from dmvae.training.flow import FlowTraining
@@ -52,9 +52,10 @@ class MatchingTraining(FlowTraining):
     samples of the reference have; the largest of whole latents, tokens and pairs of tokens, of 1024 recent latents."""
     until: Literal["arrived"] | None = configs.added(None)
     """"arrived": the stage ends once the distance has been at `target` for three measurements; `steps` is the most."""
-    noise: Literal["none", "reference"] = configs.added("none")
-    """"reference": the encoder writes the image into a sample of the reference (`dmvae.models.editor`), so that latents
-    can fill any distribution and start near it, from whatever tokenizer; "none": they are a function of the image."""
+    noise: Literal["none", "reference", "assigned"] = configs.added("none")
+    """"reference": the encoder writes the image into a sample of the reference (`dmvae.tokenizers.editor`), so that
+    latents can fill any distribution and start near it, from whatever tokenizer; "assigned": the same, into the sample
+    that suits the image, by optimal transport; "none": latents are a function of the image."""
     noise_width: int = configs.added(256)
     """Hidden width of the network that does so."""
     noise_bank: int = configs.added(2048)
@@ -91,6 +92,8 @@ class MatchingNetworks(DecoderNetworks):
     teacher: Velocity | None
     """The reference's velocity: a frozen network, or a function in closed form; None where it is not needed."""
     approach: Approach
+    plan: Recent
+    """Of the images' own latents, where samples of the reference are assigned to them."""
 
 
 @stage("matching")
@@ -144,15 +147,17 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         normalisation = inputs.tensors("reference", "normalisation.safetensors")
         mean, std = normalisation["mean"], normalisation["std"]
         autoencoder = inputs.autoencoder()
-        if config.noise == "reference":
-            autoencoder = autoencoder.with_editor(self._bank(), mean, std, config.noise_width)
+        assigned = config.noise == "assigned"
+        if config.noise != "none":
+            autoencoder = autoencoder.with_editor(self._bank(), mean, std, config.noise_width, assigned)
         autoencoder.encoder.requires_grad_(config.train_encoder)
         autoencoder.latent_mean.copy_(mean)
         autoencoder.latent_std.copy_(std)
         networks = MatchingNetworks(autoencoder)
         networks.approach = Approach(inputs.latent_shape, config.weight, config.target)
-        if self.measures:
-            networks.remembers = ("approach",)  # and not otherwise: checkpoints without it must still load
+        networks.plan = Recent(inputs.latent_shape)
+        # No more than is used: checkpoints of runs without it must still load.
+        networks.remembers = (*(("approach",) if self.measures else ()), *(("plan",) if assigned else ()))
         teacher = inputs.generator("reference", "teacher") if inputs.has("reference", "teacher") else None
         assert teacher is None or isinstance(teacher, VelocityModel)
         networks.teacher = teacher if teacher is not None else self._closed_form()
@@ -174,11 +179,8 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         every = config.student_steps if networks.student is not None else 1
         turn, off = divmod(batch.step - config.student_warmup, every)
         tokenizer_turn = turn >= 0 and off == 0
-        noise = None
-        if config.noise == "reference":
-            noise = self.reference.sample(len(batch.data), rng.on_cpu())[0].to(batch.data.device)
         with torch.set_grad_enabled(tokenizer_turn):
-            raw = networks.autoencoder.encode(batch.data, noise).latents
+            raw = self._encode(networks, batch.data, rng, settle=tokenizer_turn and turn % EVERY == 0)
         latents = networks.autoencoder.normalize(raw.detach().float())
         context = Context(
             rng,
@@ -193,6 +195,24 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         if networks.student is not None:
             loss, log = config.objective.student_loss(networks.student, latents, batch.labels, context)
             yield Update("student", loss, log)
+
+    def _encode(self, networks: MatchingNetworks, images: Tensor, rng: Random, settle: bool) -> Tensor:
+        """Raw latents, of images alone or of samples of the reference that they are written into."""
+        model, noise = networks.autoencoder, None
+        raw: Tensor
+        if self.config.noise == "assigned":
+            assert model.editor is not None
+            features, latents = model.describe(images)
+            mu = model.editor.normalize(latents.detach())
+            networks.plan.remember(mu)
+            if settle:
+                model.editor.settle(networks.plan.filled)
+            raw = model.editor(features, latents, model.editor.assign(mu))
+            return raw
+        if self.config.noise == "reference":
+            noise = self.reference.sample(len(images), rng.on_cpu())[0].to(images.device)
+        raw = model.encode(images, noise).latents
+        return raw
 
     def _tokenizer_turns(
         self, networks: MatchingNetworks, batch: Batch, raw: Tensor, latents: Tensor, context: Context, turn: int

@@ -19,7 +19,7 @@ from dmvae.decoders import Decoder, DecoderConfig, decoder_section
 from dmvae.decoders.conv import ConvDecoder
 from dmvae.encoders import Encoder, EncoderConfig
 from dmvae.models.base import DecoderOutput, EncoderOutput, PointDistribution, Tokenizer, full_precision
-from dmvae.models.editor import Editor
+from dmvae.tokenizers.editor import Editor
 
 
 class Autoencoder(Tokenizer):
@@ -30,8 +30,8 @@ class Autoencoder(Tokenizer):
     resampled. bottleneck_width: hidden width of the bottleneck, 0 for one linear layer. Either of latent_channels and
     bottleneck_width may be None for no bottleneck: then the latents are the encoder's features, and the config says how
     many channels those have and a bottleneck_width of None. variational: the bottleneck gives a mean and a
-    log-variance; ValueError without one. editor: `width` and `bank` of an `Editor`, which makes latents of samples of a
-    reference; see `with_editor`.
+    log-variance; ValueError without one. editor: `width`, `bank` and perhaps `assigned` of an `Editor`, which makes
+    latents of samples of a reference; see `with_editor`.
     """
 
     _supports_gradient_checkpointing = True
@@ -50,7 +50,7 @@ class Autoencoder(Tokenizer):
         bottleneck_width: int | None = 2048,
         decoder: Values | None = None,
         variational: bool = False,
-        editor: dict[str, int] | None = None,
+        editor: Values | None = None,
         scaling_factor: float = 1.0,
         shift_factor: float = 0.0,
     ):
@@ -77,7 +77,7 @@ class Autoencoder(Tokenizer):
         self.editor: Editor | None = None
         if editor is not None:
             grid = image_size // self.encoder.stride
-            self.editor = Editor(self.encoder.channels, latent_channels, grid, editor["width"], editor["bank"])
+            self.editor = Editor(self.encoder.channels, latent_channels, grid, **editor)
         self.register_statistics(latent_channels)
 
     def __getattr__(self, name: str) -> Any:
@@ -94,11 +94,14 @@ class Autoencoder(Tokenizer):
         """Image pixels per latent, along each side."""
         return self.encoder.stride
 
-    def with_editor(self, bank: Tensor, mean: Tensor, std: Tensor, width: int = 256) -> Autoencoder:
+    def with_editor(
+        self, bank: Tensor, mean: Tensor, std: Tensor, width: int = 256, assigned: bool = False
+    ) -> Autoencoder:
         """The same tokenizer, whose latents are edited samples of a reference from now on: `bank` [K, C, H, W] are
-        some, normalised by `mean` and `std` [C]."""
+        some, normalised by `mean` and `std` [C]. assigned: an image edits the sample that suits it, see `Editor`."""
         own = {name: value for name, value in self.config.items() if not name.startswith("_")}
-        model = Autoencoder.from_config(own | {"editor": {"width": width, "bank": len(bank)}})
+        editor = {"width": width, "bank": len(bank)} | ({"assigned": True} if assigned else {})
+        model = Autoencoder.from_config(own | {"editor": editor})
         model.load_state_dict(self.state_dict(), strict=False)
         model.editor.bank.copy_(bank)
         model.editor.mean.copy_(mean)
@@ -108,11 +111,12 @@ class Autoencoder(Tokenizer):
     @apply_forward_hook
     def encode(self, x: Tensor, noise: Tensor | None = None) -> EncoderOutput:
         """As every tokenizer's. With an editor, `noise` [n, C, H, W] are the samples to edit, normalised; those that
-        the images' content picks from the bank unless given."""
+        the images pick from the bank unless given."""
         self.check_images(x)
-        if self.editor is not None and noise is None:
-            noise = self.editor.take(x)
-        out = self._sliced(self._encode, x) if noise is None else self._sliced(self._edit, x, noise)
+        if self.editor is None:
+            out = self._sliced(self._encode, x)
+        else:
+            out = self._sliced(self._edit, x) if noise is None else self._sliced(self._edit, x, noise)
         if self.config["variational"]:
             # Imported here because it brings all of diffusers' networks, a second of start-up.
             from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
@@ -150,14 +154,21 @@ class Autoencoder(Tokenizer):
         """What `run.compile` compiles: the parts, for training calls them and not `forward`."""
         return [self.encoder, self.bottleneck, self.decoder, *([self.editor] if self.editor is not None else [])]
 
-    def _edit(self, x: Tensor, noise: Tensor) -> Tensor:
-        assert self.editor is not None
+    def describe(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What an editor writes into a sample: features [n, d, H, W] and the bottleneck's raw latents [n, C, H, W]."""
         features = self.encoder(x)
-        latents = self.bottleneck(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return features, self.bottleneck(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def _edit(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        assert self.editor is not None
+        features, latents = self.describe(x)
+        if noise is None:
+            editor = self.editor
+            noise = editor.assign(editor.normalize(latents)) if editor.assigned else editor.take(x)
         return self.editor(features, latents, noise)
 
     def _encode(self, x: Tensor) -> Tensor:
-        return self.bottleneck(self.encoder(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.describe(x)[1]
 
     def _decode(self, z: Tensor) -> Tensor:
         if torch.is_grad_enabled():

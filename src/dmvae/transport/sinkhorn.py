@@ -26,15 +26,21 @@ def plan(cost: Tensor, eps: float, iterations: int = ITERATIONS) -> Tensor:
     return ((f[:, None] + g - cost) / eps - math.log(cost.numel())).exp()
 
 
-def potentials(cost: Tensor, eps: float, iterations: int = ITERATIONS) -> tuple[Tensor, Tensor]:
+def potentials(
+    cost: Tensor, eps: float, iterations: int = ITERATIONS, start: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The dual variables f [n] and g [m]: sum f / n + sum g / m is the cost of the regularised transport.
 
     eps descends to its value from the cost's largest, geometrically over the first half of the iterations: a small eps
-    from the start would move mass by one eps at a time.
+    from the start would move mass by one eps at a time. With `start`, a g [m] near it, it is small throughout.
     """
     n, m = cost.shape
     f, g = cost.new_zeros(n), cost.new_zeros(m)
-    first = max(eps, float(cost.max() - cost.min()))
+    first = eps
+    if start is None:
+        first = max(eps, float(cost.max() - cost.min()))
+    else:
+        f = -eps * (((start - cost) / eps).logsumexp(1) - math.log(m))
     for i in range(iterations):
         now = eps * (first / eps) ** max(0.0, 1 - 2 * (i + 1) / iterations)
         g = -now * (((f[:, None] - cost) / now).logsumexp(0) - math.log(n))
