@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from dmvae.datasets import open_dataset
-from dmvae.inputs import Inputs, build_autoencoder
+from dmvae.inputs import Blueprint, Inputs, build_autoencoder
 from dmvae.recipe import Recipe
 from dmvae.stages.reconstruction import new_discriminator
 from dmvae.training.data import require_batch
-from dmvae.training.stage import AnyStage, Buildable, TrainingStage
+from dmvae.training.stage import AnyStage, AnyTraining, Buildable, TrainingStage
 
 Stages = Sequence[AnyStage]
 _built: set[str] = set()
@@ -54,6 +55,8 @@ def problems(recipe: Recipe, stages: Stages) -> Iterator[str]:
             yield from _complaint("", partial(require_batch, stage.name, section.batch_size, items))
         others = {name: recipe.section(name) for name in stage.reads if recipe.section(name) is not None}
         yield from stage.problems(section, inputs, others)
+        if issubclass(stage, TrainingStage):
+            yield from _complaint("", partial(_try_networks, stage, recipe, others))
 
 
 def _try_discriminator(recipe: Recipe) -> None:
@@ -82,6 +85,13 @@ def _try_autoencoder(recipe: Recipe) -> None:
             raise ValueError(
                 f"{part}: {kind!r} returns {list(found.shape)}; its stride and channels say {list(wanted)}"
             )
+
+
+def _try_networks(stage: AnyTraining, recipe: Recipe, others: Mapping[str, Any]) -> None:
+    """Raise ValueError for what the stage finds wrong as it builds its networks, on the meta device."""
+    classes = len(open_dataset(recipe.data, "train").classes)
+    with torch.device("meta"):
+        stage(recipe.section(stage), Blueprint(recipe, "", others, classes)).build()
 
 
 def _try_data(recipe: Recipe) -> None:

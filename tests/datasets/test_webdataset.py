@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dmvae import config as configs
 from dmvae.datasets.encoded import LazyImages
 from dmvae.datasets.loading import loader
 from dmvae.datasets.memory import MemoryDataset
@@ -310,8 +311,8 @@ def test_unclear_layouts_say_what_to_fix(shards, tmp_path):
     fails(
         shards, r"x-val-000\.tar, member z\.png: label 7 is not one of 3 classes, 0 to 2, of \.cls of the train", "test"
     )
-    with pytest.raises(ValueError, match=r"webdataset\.cache_gib is -1"):
-        WebDataset(root=".", cache_gib=-1)
+    with pytest.raises(ValueError, match=r"cache_gib: expected a number, 0 to 1000000, got -1\.0"):
+        configs.read(WebDataset, {"root": ".", "cache_gib": -1})
 
 
 def test_braces_need_the_package(shards, monkeypatch):

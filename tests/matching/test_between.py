@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from dmvae import config as configs
 from dmvae.matching import Context, Matching
 from dmvae.matching.between import BetweenSamples
 from dmvae.references.gaussian import Gaussian
@@ -49,13 +50,13 @@ def test_it_says_what_it_lacks(name):
     ("name", "fields", "message"),
     [
         ("transport", {"views": ()}, "views: give at least one"),
-        ("sinkhorn", {"eps": 0.0}, "eps: 0"),
-        ("mmd", {"bandwidths": ()}, "bandwidths: one or more above 0"),
-        ("drift", {"bandwidths": (0.0, 1.0)}, "bandwidths: two numbers above 0"),
-        ("normality", {"std": -1.0}, "std: -1"),
-        ("energy", {"samples": 0}, "samples must be at least 1"),
+        ("sinkhorn", {"eps": 0.0}, "eps: expected a number, above 0, to below 100, got 0.0"),
+        ("mmd", {"bandwidths": ()}, "bandwidths: give at least one"),
+        ("drift", {"bandwidths": (0.0, 1.0)}, r"bandwidths\[0\]: expected a number, above 0"),
+        ("normality", {"std": -1.0}, "std: expected a number, above 0"),
+        ("energy", {"samples": 0}, "samples: expected a whole number, 1 to"),
     ],
 )
 def test_fields_that_make_no_sense_are_refused(name, fields, message):
     with pytest.raises(ValueError, match=message):
-        find(Matching, name)(**fields)
+        configs.read(Matching, {"type": name} | fields)

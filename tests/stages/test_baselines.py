@@ -222,7 +222,7 @@ def test_interrupted_it_ends_in_the_same_weights(finished, tmp_path, monkeypatch
     ("over", "message"),
     [
         ({"tokenizer.start": "scratch"}, "tokenizer: start: from scratch, a frozen encoder stays random"),
-        ({"tokenizer.noise": -1}, "noise must not be negative"),
+        ({"tokenizer.noise": -1}, "tokenizer.noise: expected a number, 0 to 1000, got -1"),
         ({"autoencoder.variational": True, "autoencoder.latent_channels": None}, "give latent_channels"),
     ],
 )

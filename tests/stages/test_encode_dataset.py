@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import tiny
+from dmvae import config as configs
 from dmvae.inputs import Inputs
 from dmvae.latents.store import LatentSet, encode_dataset
 from dmvae.recipe import load
@@ -37,5 +38,5 @@ def test_shards_of_an_interrupted_pass_of_another_size_are_made_again(tmp_path):
 
 
 def test_sizes_that_make_no_sense_are_refused():
-    with pytest.raises(ValueError, match="shard_size must be at least 1, got 0"):
-        LatentsConfig(shard_size=0)
+    with pytest.raises(ValueError, match="shard_size: expected a whole number, 1 to"):
+        configs.read(LatentsConfig, {"shard_size": 0})

@@ -45,7 +45,7 @@ def run(command: str, arguments: list[str], commands: Sequence[str] = ("run", "s
             return print(USAGE)
         raise ValueError(f"usage: dmvae {command} RECIPE [--run_dir DIR] [--variant NAME] [--section.field value ...]")
     overrides = parse_overrides(rest)
-    if known.run_dir:
+    if known.run_dir is not None:
         overrides["run.dir"] = known.run_dir
     read = partial(load, known.recipe)
     whole = placeholders(read, overrides) if known.help else read(overrides)

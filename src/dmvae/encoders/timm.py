@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dmvae.config import Values
 from dmvae.encoders import Encoder, EncoderConfig
+from dmvae.ranges import Pixels
 from dmvae.registry import nearest, register
 from dmvae.runtime.hashing import content_hash
 from dmvae.runtime.weights import pick, read_tensors
@@ -29,9 +30,9 @@ class TimmEncoder(EncoderConfig):
 
     model: str
     """timm's name of the model, such as vit_large_patch14_dinov2."""
-    patch_size: int | None = None
+    patch_size: Pixels | None = None
     """Patch size to run a vision transformer at; pretrained patch and position embeddings are resampled."""
-    img_size: int | None = None
+    img_size: Pixels | None = None
     """Image size a vision transformer is built for; the data's size unless given."""
     pretrained: bool = True
     """Start from the model's public weights."""

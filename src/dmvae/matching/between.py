@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dmvae import config as configs
 from dmvae.flow.guidance import Velocity
 from dmvae.matching import Context, Log, Matching
+from dmvae.ranges import BatchSize
 from dmvae.runtime import distributed
 from dmvae.transport.views import View, pairs, tokens, whole
 
@@ -27,13 +27,12 @@ class BetweenSamples(Matching):
 
     views: tuple[Literal["whole", "token", "pair"], ...] = ("whole", "token", "pair")
     """What is compared: whole latents, their tokens, pairs of neighbouring tokens. The distances are added."""
-    samples: int = 512
+    samples: BatchSize = 512
     """Samples of the reference a turn, over all ranks."""
-    vectors: int = 2048
+    vectors: BatchSize = 2048
     """Vectors of a view at most, drawn at random: tokens are many."""
 
     def __post_init__(self) -> None:
-        configs.require_positive(self, "samples", "vectors")
         if not self.views:
             raise ValueError("views: give at least one of whole, token, pair")
 

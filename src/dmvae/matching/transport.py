@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dmvae import config as configs
 from dmvae.matching.between import BetweenSamples
+from dmvae.ranges import Width
 from dmvae.registry import register
 from dmvae.transport.sliced import MIXED, Along, sliced_wasserstein
 
@@ -22,7 +22,7 @@ from dmvae.transport.sliced import MIXED, Along, sliced_wasserstein
 class Transport(BetweenSamples):
     """mean over directions u of W2^2(u . z, u . y) (sliced Wasserstein distance)."""
 
-    slices: int = 48
+    slices: Width = 48
     """Directions a view and turn."""
     along: tuple[Along, ...] = MIXED
     """Kinds of directions, in equal shares: "random", "reference" (between two of its samples), "gap" (from a latent to
@@ -30,7 +30,6 @@ class Transport(BetweenSamples):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        configs.require_positive(self, "slices")
         if self.slices < len(self.along) or not self.along:
             raise ValueError(f"slices: {self.slices} for {len(self.along)} kinds of directions; give each one")
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dmvae.flow.path import denoise, expand
+from dmvae.ranges import Share
 from dmvae.references import Reference, ReferenceConfig, Surroundings
 from dmvae.references.features import FeaturesReference
 from dmvae.registry import register
@@ -23,12 +24,8 @@ class NoiseStatesReference(ReferenceConfig):
 
     of: ReferenceConfig = field(default_factory=FeaturesReference)
     """The reference that noise is added to, by `type`."""
-    time: float = 0.5
+    time: Share = 0.5
     """Time on the path: 0 is noise, 1 leaves z as it is."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.time <= 1:
-            raise ValueError(f"time must be in [0, 1] (0 is noise, 1 is data), got {self.time}")
 
     @property
     def closed_form(self) -> bool:

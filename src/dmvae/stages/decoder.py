@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
+from dmvae.ranges import Decay, Range
 from dmvae.runtime.random import Random
 from dmvae.stages.reconstruction import DecoderNetworks, DecoderStage, discriminate, reconstruct
 from dmvae.stages.tokenizer import noised
@@ -17,15 +19,10 @@ from dmvae.training.stage import Batch, TrainingConfig, Update, stage
 class DecoderTraining(TrainingConfig):
     """Training of the decoder on frozen latents."""
 
-    noise: float = 0.0
+    noise: Annotated[float, Range(0, 1000)] = 0.0
     """As `tokenizer.noise`: standard deviations of the noise on the latents that the decoder sees in training."""
-    ema: float = 0.999
+    ema: Decay = 0.999
     """Decay of the averaged weights that are saved."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.noise < 0:
-            raise ValueError(f"noise must not be negative, got {self.noise}")
 
 
 @stage("decoder")

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmvae.encoders import Encoder
+from dmvae.ranges import Decay, Range, Scale, Width
 from dmvae.runtime import distributed
 from dmvae.runtime.random import Random
 from dmvae.training.augment import random_view
@@ -24,13 +26,13 @@ from dmvae.training.stage import Batch, Networks, TrainingConfig, TrainingStage,
 class EncoderTraining(TrainingConfig):
     """Self-supervised training of the encoder."""
 
-    temperature: float = 0.2
+    temperature: Scale = 0.2
     """Softmax temperature of the contrast."""
-    projection: int = 128
+    projection: Width = 128
     """Width of the space in which views are compared."""
-    min_crop: float = 0.3
+    min_crop: Annotated[float, Range(0, 1, "(]")] = 0.3
     """Smallest share of an image's area in a view."""
-    ema: float = 0.99
+    ema: Decay = 0.99
     """Decay of the averaged weights that are saved."""
 
 

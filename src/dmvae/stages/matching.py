@@ -6,11 +6,10 @@ turn too. Only those turns run the decoder.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +23,7 @@ from dmvae.losses.pull import Pull
 from dmvae.matching import Context, Matching
 from dmvae.matching.dmd import DMD
 from dmvae.models.velocity import VelocityModel
+from dmvae.ranges import BatchSize, Count, Decay, Range, Rate, Wait, Weight, Width
 from dmvae.references import Reference
 from dmvae.runtime import distributed
 from dmvae.runtime.random import Random
@@ -41,13 +41,13 @@ class MatchingTraining(FlowTraining):
 
     objective: Matching = field(default_factory=DMD)
     """The matching objective, by `type`."""
-    weight: float = 10.0
+    weight: Weight = 10.0
     """lambda, the weight of the matching loss."""
     balance: Literal["fixed", "gradient", "distance"] = "fixed"
     """"fixed": loss = reconstruction + lambda * matching, as in the paper. "gradient": lambda is the ratio of
     the matching gradient's norm to the reconstruction gradient's, at the latents, a root mean square over images.
     "distance": that ratio begins at lambda and follows the measured distance to `target`."""
-    target: float = configs.added(1.1)
+    target: Annotated[float, Range(1, 1e6)] = configs.added(1.1)
     """Sliced distance to the reference that `balance: distance` holds and `until` waits for, in multiples of what two
     samples of the reference have; the largest of whole latents, tokens and pairs of tokens, of 1024 recent latents."""
     until: Literal["arrived"] | None = configs.added(None)
@@ -56,35 +56,31 @@ class MatchingTraining(FlowTraining):
     """"reference": the encoder writes the image into a sample of the reference (`dmvae.tokenizers.editor`), so that
     latents can fill any distribution and start near it, from whatever tokenizer; "assigned": the same, into the sample
     that suits the image, by optimal transport; "none": latents are a function of the image."""
-    noise_width: int = configs.added(256)
+    noise_width: Width = configs.added(256)
     """Hidden width of the network that does so."""
-    noise_bank: int = configs.added(2048)
+    noise_bank: Count = configs.added(2048)
     """Samples of the reference that the finished tokenizer keeps for it."""
-    decoded: int | None = configs.added(None)
+    decoded: BatchSize | None = configs.added(None)
     """Images of a batch that are reconstructed; the others are encoded for the matching alone, which is cheap and needs
     many. null: all."""
-    student_steps: int = 5
+    student_steps: Count = 5
     """Student updates per tokenizer update."""
-    student_warmup: int = 0
+    student_warmup: Wait = 0
     """First steps in which only the student moves."""
-    student_learning_rate: float | None = None
+    student_learning_rate: Rate | None = None
     """The student's learning rate; null is the stage's."""
     train_encoder: bool = True
     """Let the encoder move, not only the bottleneck and the decoder."""
-    health_every: int = 50
+    health_every: Count = 50
     """Tokenizer turns between measurements of the latents' rank and spread."""
-    proxy_every: int = 10
+    proxy_every: Wait = 10
     """Tokenizer turns between measurements of the proxies of gFD (proxy/...), about 1 % of the time; 0 is never."""
-    ema: float = 0.99
+    ema: Decay = 0.99
     """Decay of the averaged tokenizer that is saved, per tokenizer update."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        configs.require_positive(self, "student_steps", "health_every", "noise_width", "noise_bank", "decoded")
         if self.decoded is not None and self.decoded > self.batch_size:
             raise ValueError(f"decoded: {self.decoded} images of a batch of {self.batch_size}; give at most those")
-        if not 1 <= self.target < math.inf:
-            raise ValueError(f"target: {self.target:g} times chance; give 1 or more")
 
 
 class MatchingNetworks(DecoderNetworks):

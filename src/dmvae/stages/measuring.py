@@ -40,6 +40,7 @@ from dmvae.inputs import Inputs
 from dmvae.latents.store import LatentSet
 from dmvae.models.base import Tokenizer
 from dmvae.models.velocity import VelocityModel
+from dmvae.ranges import BatchSize, Count
 from dmvae.registry import find, names
 from dmvae.runtime.files import write_tensors
 from dmvae.runtime.hashing import weights_hash
@@ -70,13 +71,13 @@ class EvaluateConfig:
     reconstructions: frechet, and kernel where it is named. A plugin's metric by its name."""
     lpips: bool = False
     """Measure LPIPS of VGG-16 between images and reconstructions; needs its package and weights."""
-    count: int = 10000
+    count: Count = 10000
     """Test images at most, for reconstruction and as the real side of every distance."""
-    batch_size: int = 250
+    batch_size: BatchSize = 250
     """Images at a time."""
-    neighbours: int = 20
+    neighbours: Count = 20
     """k of the kNN accuracy."""
-    knn_count: int = 50000
+    knn_count: Count = 50000
     """Training latents at most among which neighbours are sought."""
 
     proxies: bool = False
@@ -85,7 +86,6 @@ class EvaluateConfig:
     """Train the generator probe too: a small generator of fixed size and budget, about a minute on two cores."""
 
     def __post_init__(self) -> None:
-        configs.require_positive(self, "count", "batch_size", "neighbours", "knn_count")
         metrics_of(self.metrics)
 
     def measured(self) -> list[Metric]:

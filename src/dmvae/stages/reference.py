@@ -17,6 +17,7 @@ from torch import Tensor
 from dmvae import config as configs
 from dmvae.inputs import Inputs
 from dmvae.models.dit import LightningDiT
+from dmvae.ranges import Decay
 from dmvae.references import Reference, ReferenceConfig
 from dmvae.references.data import initial_latents
 from dmvae.references.features import FeaturesReference
@@ -38,7 +39,7 @@ class ReferenceTraining(FlowTraining):
     """The distribution that latents shall have, by `type`."""
     teacher: bool = configs.added(True)
     """Train the teacher; false for a matching objective that needs none."""
-    ema: float = 0.999
+    ema: Decay = 0.999
     """Decay of the averaged weights that are saved."""
 
 

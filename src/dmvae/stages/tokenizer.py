@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dmvae.inputs import Inputs
 from dmvae.losses.alignment import AlignmentConfig
 from dmvae.losses.pull import Pull
+from dmvae.ranges import Decay, Range, Weight
 from dmvae.runtime import distributed
 from dmvae.runtime.random import Random
 from dmvae.stages.reconstruction import DecoderNetworks, DecoderStage, discriminate, reconstruct
@@ -27,21 +28,18 @@ class TokenizerTraining(TrainingConfig):
     start: Literal["pretrained", "scratch"] | None = None
     """"pretrained": the encoder starts from its self-supervised weights (stage `encoder`) or its public ones;
     "scratch": from random ones. null: from scratch only where it trains and there is no stage `encoder`."""
-    kl_weight: float = 0.0
+    kl_weight: Weight = 0.0
     """Weight of the KL divergence to a standard normal, a mean over latent elements, in nats;
     needs `autoencoder.variational`."""
     alignment: AlignmentConfig | None = None
     """Pointwise alignment of the latents to the frozen encoder, as in VA-VAE; null is off."""
-    noise: float = 0.0
+    noise: Annotated[float, Range(0, 1000)] = 0.0
     """tau of RAE's noise-augmented decoder (0.8 there): in training it sees latents with noise of |N(0, tau^2)|
     standard deviations, so that it copes with a generator's imperfect ones; 0 is off."""
-    ema: float = 0.999
+    ema: Decay = 0.999
     """Decay of the averaged weights that are saved."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.noise < 0:
-            raise ValueError(f"noise must not be negative, got {self.noise}")
         if self.start == "scratch" and not self.train_encoder:
             raise ValueError("start: from scratch, a frozen encoder stays random; set train_encoder: true")
 

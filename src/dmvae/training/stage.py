@@ -12,10 +12,10 @@ from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from dmvae import config as configs
 from dmvae.config import Values
 from dmvae.datasets import Items, Split
 from dmvae.inputs import Inputs
+from dmvae.ranges import BatchSize, Count, Decay, Rate, Wait, Weight
 from dmvae.registry import Registered, register
 from dmvae.runtime.random import Random
 from dmvae.sections import Sections
@@ -98,32 +98,24 @@ AnyStage = type[Stage[Any]]
 class TrainingConfig:
     """Fields that every training stage has."""
 
-    steps: int
+    steps: Count
     """Training steps."""
-    batch_size: int = 256
+    batch_size: BatchSize = 256
     """Images a step, over all ranks."""
-    learning_rate: float = 1e-4
+    learning_rate: Rate = 1e-4
     """AdamW's step size after warm-up."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     """AdamW's momentum and second-moment decay."""
-    weight_decay: float = 0.0
+    weight_decay: Rate = 0.0
     """AdamW's decoupled weight decay."""
-    warmup: int = 0
+    warmup: Wait = 0
     """Steps over which the learning rate rises linearly from zero."""
     schedule: Literal["constant", "cosine"] = "constant"
     """What the learning rate does after warm-up; "cosine" falls to zero at the last step."""
-    clip: float = 1.0
+    clip: Weight = 1.0
     """Largest gradient norm of one update; 0 turns clipping off."""
-    ema: float = 0.9999
+    ema: Decay = 0.9999
     """Decay of the averaged weights that are saved; early on min(ema, (1 + n) / (10 + n)) is used."""
-
-    def __post_init__(self) -> None:
-        configs.require_positive(self, "steps", "batch_size")
-        for name in ("learning_rate", "weight_decay", "warmup", "clip"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema must be in [0, 1), got {self.ema}")
 
 
 class Networks(nn.Module):
@@ -163,7 +155,7 @@ class Batch:
     """int64 [n]."""
     step: int
     """0 at the first step."""
-    steps: int
+    steps: Count
     """Steps of the whole stage."""
 
 
