@@ -21,6 +21,7 @@ FLOORS = [
         "options",
         "recipe",
         "fitting",
+        "claims",
         "checks",
         "pipeline",
         "report",

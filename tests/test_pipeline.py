@@ -19,6 +19,7 @@ from dmvae.datasets.shapes import Shapes
 from dmvae.recipe import load
 from dmvae.runtime.files import locked
 from dmvae.stages import STAGES
+from dmvae.training.loop import Trainer
 from plugin_source import PLUGIN
 
 pytestmark = pytest.mark.slow
@@ -281,11 +282,35 @@ def test_killed_before_a_stage_counts_as_finished_it_goes_on_from_its_last_state
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    path = tiny.write(tmp_path, tokenizer__learning_rate=1e30, tokenizer__clip=0, tokenizer__steps=40)
+    path = tiny.write(tmp_path, tokenizer__learning_rate=1000, tokenizer__clip=0, tokenizer__steps=40)
     result = tiny.command("run", str(path), "--variant", "kl")
     assert result.returncode == 1
     assert "became" in result.stderr
+    assert (
+        "give a lower --tokenizer.learning_rate or a longer --tokenizer.warmup, with which the stage" in result.stderr
+    )
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("what", ["weights", "buffers"])
+def test_a_last_update_that_leaves_no_numbers_finishes_no_stage(tmp_path, monkeypatch, what):
+    path, apply = tiny.write(tmp_path, losses__adversarial={"layers": 1, "start": 0, "norm": "batch"}), Trainer.apply
+
+    def spoilt(self, update):
+        figures = apply(self, update)
+        if self.step == self.config.steps - 1:
+            buffers = dict(self.networks.discriminator.named_buffers())
+            held = buffers["main.3.running_mean"] if what == "buffers" else next(self.networks.autoencoder.parameters())
+            held.data[(0,) * held.ndim] = float("nan")
+        return figures
+
+    monkeypatch.setattr(Trainer, "apply", spoilt)
+    with pytest.raises(FloatingPointError, match="became infinite or NaN by step 6"):
+        tiny.run(path, "kl", "tokenizer")
+    assert not list(tmp_path.glob("run/stages/tokenizer*/done.json"))
+    monkeypatch.undo()
+    tiny.run(path, "kl", "tokenizer")  # of its checkpoint, which is good
+    assert list(tmp_path.glob("run/stages/tokenizer*/done.json"))
 
 
 def test_a_reference_in_closed_form_trains_no_teacher(tmp_path):

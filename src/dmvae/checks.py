@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dmvae.datasets import open_dataset
+from dmvae.datasets import Split, open_dataset
 from dmvae.inputs import Blueprint, Inputs, build_autoencoder
 from dmvae.recipe import Recipe
 from dmvae.stages.reconstruction import new_discriminator
@@ -18,6 +18,8 @@ from dmvae.training.data import require_batch
 from dmvae.training.stage import AnyStage, AnyTraining, Buildable, TrainingStage
 
 Stages = Sequence[AnyStage]
+TRIED = 8
+"""Items of a data set that are looked at before a run."""
 _built: set[str] = set()
 """Parts that this process has built already: variants share parts, and building takes a second. Failures are not
 remembered."""
@@ -48,7 +50,8 @@ def problems(recipe: Recipe, stages: Stages) -> Iterator[str]:
         yield from _complaint("", partial(_try_discriminator, recipe))
     if recipe.autoencoder is not None:
         yield from _complaint("autoencoder", partial(_try_autoencoder, recipe))
-    yield from _complaint("data", partial(_try_data, recipe))
+    for split in dict.fromkeys(split for stage in stages for split in stage.splits):
+        yield from _complaint("data", partial(_try_data, recipe, split))
     for stage in stages:
         section = recipe.section(stage)
         if issubclass(stage, TrainingStage) and not stage.draws:
@@ -94,18 +97,34 @@ def _try_networks(stage: AnyTraining, recipe: Recipe, others: Mapping[str, Any])
         stage(recipe.section(stage), Blueprint(recipe, "", others, classes)).build()
 
 
-def _try_data(recipe: Recipe) -> None:
-    """Raise ValueError for a data set whose first and last items are not uint8 images of the recipe's shape."""
+def _try_data(recipe: Recipe, split: Split) -> None:
+    """Raise ValueError for a data set whose items, some of them, are not uint8 images of the recipe's shape with labels
+    of its classes: one by one and, where it gives many at once, so too."""
     data = recipe.data
-    dataset = open_dataset(data, "train")
+    dataset = open_dataset(data, split)
+    n, classes = len(dataset), len(dataset.classes)
     wanted = (data.channels, data.size, data.size)
-    for i in (0, len(dataset) - 1):
-        image, label = dataset[i]
+    labels: object = dataset.labels
+    if not isinstance(labels, torch.Tensor) or labels.dtype != torch.int64 or tuple(labels.shape) != (n,):
+        raise ValueError(f"{data.type!r}: .labels of the {split} split is {_told(labels)}; give int64 [{n}]")
+    chosen = sorted({*range(0, n, -(-n // TRIED)), n - 1})
+    items: list[tuple[int, object, object]] = [(i, *dataset[i]) for i in chosen]
+    many = getattr(dataset, "__getitems__", None)
+    items += [(i, *item) for i, item in zip(chosen, zip(*many(chosen), strict=True), strict=True)] if many else []
+    for i, image, label in items:
         if not isinstance(image, torch.Tensor) or image.dtype != torch.uint8 or tuple(image.shape) != wanted:
-            found = f"{image.dtype} {list(image.shape)}" if isinstance(image, torch.Tensor) else type(image).__name__
-            raise ValueError(f"{data.type!r}: item {i} is {found}; give a uint8 image {list(wanted)}, values 0 to 255")
-        if not 0 <= int(label) < len(dataset.classes):
-            raise ValueError(f"{data.type!r}: item {i} has the label {label}; there are {len(dataset.classes)} classes")
+            raise ValueError(
+                f"{data.type!r}: item {i} is {_told(image)}; give a uint8 image {list(wanted)}, values 0 to 255"
+            )
+        if not 0 <= int(label) < classes:  # type: ignore[call-overload]
+            raise ValueError(f"{data.type!r}: item {i} has the label {label}; there are {classes} classes")
+    low, high = int(labels.min()), int(labels.max())
+    if not 0 <= low <= high < classes:
+        raise ValueError(f"{data.type!r}: labels run from {low} to {high}; there are {classes} classes")
+
+
+def _told(value: object) -> str:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
 
 
 def _complaint(place: str, check: Callable[[], object]) -> Iterator[str]:

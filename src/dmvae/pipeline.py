@@ -15,15 +15,14 @@ import os
 import shutil
 import time
 from collections.abc import Collection, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dmvae import checks
 from dmvae import config as configs
+from dmvae.claims import VARIANTS, claimed
 from dmvae.config import Values
 from dmvae.datasets import Split, open_dataset
 from dmvae.datasets.skipped import write_skipped
@@ -35,12 +34,10 @@ from dmvae.runtime import distributed
 from dmvae.runtime.console import console
 from dmvae.runtime.done import NAME as DONE
 from dmvae.runtime.done import damage, read_done, write_done
-from dmvae.runtime.files import atomic_write, locked, sweep
+from dmvae.runtime.files import locked, sweep
 from dmvae.runtime.hashing import content_hash
 from dmvae.training.loop import CHECKPOINTS, train
 from dmvae.training.stage import AnyStage, Facts, TrainingStage
-
-VARIANTS = "variants.json"
 
 
 @dataclass(frozen=True)
@@ -137,7 +134,8 @@ def run(
     Processes that run the same recipe side by side (one per GPU, or one per core) divide its stages up: each takes the
     first stage that is ready and that no other process has taken, and returns when all are finished.
 
-    Raises ValueError when `only` names a stage that no variant has, or one whose inputs are not finished.
+    Raises ValueError when `only` names a stage that no variant has, or one whose inputs are not finished, and where
+    another process is running other recipes in the folder.
     """
     if not distributed.is_main():
         distributed.barrier()  # rank 0 fills the data set's caches first; the others then read them
@@ -152,14 +150,19 @@ def run(
     if not chosen:
         raise ValueError(f"no variant of this recipe has the stage {only!r}")
     _check([job for job in chosen if job.state != "finished"])
-    if distributed.is_main():
-        run_dir.mkdir(parents=True, exist_ok=True)
-        with locked(run_dir):
-            _write_recipes(recipes, run_dir, variants or list(recipes))
-            for job in jobs:
-                _link(job, run_dir)
+    with claimed(run_dir, recipes, variants or list(recipes)) if distributed.is_main() else nullcontext():
+        if distributed.is_main():
+            with locked(run_dir):
+                for job in jobs:
+                    _link(job, run_dir)
             for line in (*dict.fromkeys(map(about_data, recipes.values())), *said, *_left_out(run_dir)):
                 console.print(line)
+        _run(chosen, len(recipes) > 1)
+    return jobs
+
+
+def _run(chosen: list[Job], several: bool) -> None:
+    """Run these jobs, as far as no other process does."""
     ahead, variant, waits = list(chosen), None, False
     while ahead:
         with ExitStack() as lock:
@@ -173,14 +176,13 @@ def run(
             position, state = taken
             job, waits = ahead.pop(position), False
             if distributed.is_main():
-                if job.variant != variant and len(recipes) > 1:
+                if job.variant != variant and several:
                     console.print(headline(chosen, job.variant))
                 verb = {"finished": "skip (finished)", "interrupted": "resume (interrupted)", "new": "run (new)"}[state]
                 console.print(f"{job.variant}/{job.stage.name}: {verb} {job.folder}")
             variant = job.variant
             if state != "finished":
                 execute(job)
-    return jobs
 
 
 def _check(jobs: list[Job]) -> None:
@@ -323,6 +325,17 @@ def _check_inputs(job: Job) -> None:
             )
 
 
+def require_linked(jobs: list[Job], run_dir: Path) -> None:
+    """Raise ValueError where the folder has become another recipe's since these jobs were run there."""
+    for job in jobs:
+        link = run_dir / job.variant / job.stage.name
+        if not link.is_symlink() or Path(os.readlink(link)).name != job.folder.name:
+            raise ValueError(
+                f"{run_dir}: another recipe has been run there meanwhile, so no table of this one is written; its "
+                f"finished stages are kept, and `dmvae run` of this recipe writes the table"
+            )
+
+
 def _link(job: Job, run_dir: Path) -> None:
     link = run_dir / job.variant / job.stage.name
     link.parent.mkdir(parents=True, exist_ok=True)
@@ -330,12 +343,3 @@ def _link(job: Job, run_dir: Path) -> None:
     if not (link.is_symlink() and os.readlink(link) == target):
         link.unlink(missing_ok=True)
         link.symlink_to(target)
-
-
-def _write_recipes(recipes: dict[str, Recipe], run_dir: Path, variants: list[str]) -> None:
-    """The resolved recipe of every variant, as YAML that `dmvae run` takes, and the names of all variants."""
-    with atomic_write(run_dir / VARIANTS) as part:
-        part.write_text(json.dumps(variants))
-    for variant, recipe in recipes.items():
-        with atomic_write(run_dir / variant / "recipe.yaml") as part:
-            part.write_text(yaml.safe_dump(configs.plain(recipe), sort_keys=False))

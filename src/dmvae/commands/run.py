@@ -14,7 +14,7 @@ from dmvae.commands.parser import USAGE, parse_overrides
 from dmvae.commands.trust import require_no_code
 from dmvae.fitting import fit
 from dmvae.options import few, flat, told
-from dmvae.pipeline import Job, jobs_of
+from dmvae.pipeline import Job, jobs_of, require_linked
 from dmvae.recipe import Recipe, Recipes, load
 from dmvae.registry import nearest
 from dmvae.report import write_report
@@ -107,6 +107,7 @@ def report(command: str, arguments: list[str]) -> None:
 def finish(jobs: list[Job], run_dir: Path) -> None:
     """Write what a run leaves for people: summary.json, the report, a pipeline for every generator."""
     with locked(run_dir):  # from other processes that have done the same run's other stages
+        require_linked(jobs, run_dir)
         summary = write_summary(jobs, run_dir)
         path = write_report(run_dir, jobs)
         print_summary(summary)

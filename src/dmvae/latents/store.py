@@ -55,6 +55,11 @@ def encode_dataset(
                     with autocast(device, precision):
                         z = tokenizer.encode(as_input(images, device)).latents
                     parts.append(z.to("cpu", getattr(torch, dtype)).contiguous())
+                    if not parts[-1].isfinite().all():
+                        raise FloatingPointError(
+                            f"latents of {len(images)} images from number {start + sum(map(len, labels))} on are not "
+                            f"finite in {dtype}: the tokenizer's weights are damaged, or its latents too large for it"
+                        )
                     labels.append(batch_labels)
                     bar.step(len(images))
                 write_tensors(path, {"latents": torch.cat(parts), "labels": torch.cat(labels)}, place)

@@ -93,9 +93,11 @@ class Trainer:
         return update.figures() | {f"{update.trains}/gradient_norm": norm}
 
     def require_finite(self) -> None:
-        """Raise FloatingPointError for trained weights that are not finite, so that they are never saved."""
+        """Raise FloatingPointError for trained networks with weights or buffers that are not finite, so that they are
+        never saved."""
         for name, module in self.networks.saved().items():
-            norms = torch._foreach_norm([p.detach() for p in module.parameters()])
+            held = [*module.parameters(), *(b for b in module.buffers() if b.is_floating_point() and b.numel())]
+            norms = torch._foreach_norm([tensor.detach() for tensor in held])
             if not torch.stack([distributed.whole_tensor(norm).float() for norm in norms]).isfinite().all():
                 raise FloatingPointError(f"weights of {name!r} became infinite or NaN by step {self.step}")
 
@@ -151,6 +153,7 @@ def train(stage: AnyTraining) -> Facts:
     begun = time.monotonic() - trainer.seconds
     title = f"{inputs.variant}  {stage.name}"
     with (
+        _told(stage.name),
         _signals() as signalled,
         closing(_batches(trainer, steps, signalled)) as data,
         Bar(title, steps, "images", trainer.step) as bar,
@@ -247,6 +250,18 @@ def _losses(row: dict[str, float] | None) -> str | None:
     return "loss " + ", ".join(
         f"{name.removesuffix('/loss')} {value:.3f}" for name, value in row.items() if name.endswith("/loss")
     )
+
+
+@contextmanager
+def _told(stage: str) -> Iterator[None]:
+    """Says of what is not finite what helps: the same settings end there again, and a changed field starts anew."""
+    try:
+        yield
+    except FloatingPointError as error:
+        raise FloatingPointError(
+            f"{stage}: {error}; from the same settings it always will: give a lower --{stage}.learning_rate or a "
+            f"longer --{stage}.warmup, with which the stage begins again"
+        ) from error
 
 
 @contextmanager
