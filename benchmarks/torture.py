@@ -6,8 +6,7 @@
     hangs        no answer in time, or a process left running
     silent uses  what is damaged or hostile was used without a word
 
-Exit code 1 unless the last four are 0. `--quick`: a few tries of each kind, and no damage to a run's folder; some minutes
-of one core.
+Exit code 1 unless the last four are 0. `--quick` makes a few tries of each kind, in minutes of one core.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,13 +63,16 @@ def _killed(
     row: Row, command: Commands, out: Path, wanted: dict[str, Any], seconds: float, tries: int, rng: random.Random
 ) -> Row:
     log = out.with_suffix(".log")
-    while row.tries < tries:
+    for _ in range(3 * tries):  # of which some end before they are killed, and do not count
+        if row.tries == tries:
+            break
         shutil.rmtree(out, ignore_errors=True)
         for _ in range(min(MOST, tries - row.tries)):
-            row.tries += 1
             running = [start(arguments, log) for arguments in command(out)]
-            time.sleep(rng.uniform(0, seconds))
-            kill(running.pop(rng.randrange(len(running))))
+            one = running.pop(rng.randrange(len(running)))
+            one.join(rng.uniform(0, seconds))
+            row.tries += one.is_alive()
+            kill(one)
             for process in running:  # the others do the work of the one that is gone
                 if finish(process, log, row, f"try {row.tries}, beside a killed one") != 0:
                     row.count("losses", f"try {row.tries}: the other process failed")

@@ -190,7 +190,6 @@ def _odd() -> dict[str, bytes | Callable[[Path], Any]]:
         "moving.gif": encoded(noise, "GIF", save_all=True, append_images=frames),
         "moving.webp": encoded(noise, "WEBP", save_all=True, append_images=frames),
         "floats.tif": encoded(Image.fromarray(np.full((9, 9), np.nan, np.float32)), "TIFF"),
-        "folder.png": lambda path: path.mkdir(),
         "fifo.png": os.mkfifo,
         "device.png": lambda path: path.symlink_to("/dev/zero"),
         "loop.png": lambda path: path.symlink_to(path.name),

@@ -97,6 +97,9 @@ def test_files_that_hold_no_statistics_are_refused(tmp_path):
     np.savez(tmp_path / "shapes.npz", mu=np.ones(2), sigma=np.ones((3, 3)))
     with pytest.raises(ValueError, match="not statistics"):
         read_statistics(tmp_path / "shapes.npz")
+    np.savez(tmp_path / "nan.npz", mu=np.full(2, np.nan), sigma=np.eye(2))
+    with pytest.raises(ValueError, match="hold NaN or infinity"):
+        read_statistics(tmp_path / "nan.npz")
     for name, content in (("no.npz", b"no"), ("empty.npz", b""), ("no.pt", b"no")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match="no"):

@@ -257,10 +257,11 @@ def _told(stage: str) -> Iterator[None]:
     """Says of what is not finite what helps: the same settings end there again, and a changed field starts anew."""
     try:
         yield
-    except FloatingPointError as error:
+    except (FloatingPointError, torch.linalg.LinAlgError) as error:
+        what = error if isinstance(error, FloatingPointError) else "a matrix became NaN or infinite (no eigenvalues)"
         raise FloatingPointError(
-            f"{stage}: {error}; from the same settings it always will: give a lower --{stage}.learning_rate or a "
-            f"longer --{stage}.warmup, with which the stage begins again"
+            f"{stage}: {what}; from the same settings it always will: give a lower --{stage}.learning_rate or a longer "
+            f"--{stage}.warmup, with which the stage begins again"
         ) from error
 
 
