@@ -17,7 +17,8 @@ import dmvae
 
 SOURCE = str(Path(dmvae.__file__).parents[1])
 """For processes that are started: the package that is tried, and no installed one."""
-LIMIT = 30
+LIMIT = 120
+"""Seconds after which there is no answer: a busy machine takes its time, and a hang does not end."""
 COUNTS = ("losses", "tracebacks", "hangs", "silent uses")
 
 

@@ -18,6 +18,8 @@ from dmvae.datasets.shapes import Shapes
 
 MOST = 6
 """Kills of one command before it is left to its end."""
+DISKS = ("every stage", "encode", "decode")
+"""Commands whose disk is filled."""
 
 
 def commands(folder: Path) -> dict[str, Commands]:
@@ -50,13 +52,18 @@ def commands(folder: Path) -> dict[str, Commands]:
     }
 
 
-def kills(folder: Path, tries: int, rng: random.Random) -> Iterator[Row]:
-    """Kills of every kind of command: half of them fall on the stages."""
+def kills(folder: Path, tries: int, disks: int, rng: random.Random) -> Iterator[Row]:
+    """Kills of every kind of command, most of them of the one that trains; and full disks, `disks` of each kind."""
+    wanted: dict[str, Any] = {}
+    seconds = 0.0
     for name, command in commands(folder).items():
+        if len(command(folder)) == 1:  # two processes end where one does
+            (folder / name).parent.mkdir(exist_ok=True)
+            wanted, seconds = undisturbed(command, folder / name)
         share = tries if name == "every stage" else max(1, tries // 4)
-        (folder / name).parent.mkdir(exist_ok=True)
-        wanted, seconds = undisturbed(command, folder / name)
         yield _killed(Row(f"kill -9: {name}"), command, folder / "killed", wanted, seconds, share, rng)
+        if name in DISKS:
+            yield _filled(Row(f"full disk: {name}"), command, folder, folder / name, wanted, disks, rng)
 
 
 def _killed(
@@ -85,36 +92,33 @@ def _killed(
     return row
 
 
-def full_disks(folder: Path, tries: int, rng: random.Random) -> Iterator[Row]:
+def _filled(
+    row: Row, command: Commands, folder: Path, good: Path, wanted: dict[str, Any], tries: int, rng: random.Random
+) -> Row:
     """A disk that is full at a random moment, and then is not: a small one in memory where one may be mounted, else a
     limit on the size of files."""
-    known = commands(folder)
-    for name in ("every stage", "encode", "decode"):
-        wanted, _ = undisturbed(known[name], folder / name)
-        row, log = Row(f"full disk: {name}"), folder / "full.log"
-        size = sum(path.stat().st_size for path in (folder / name).rglob("*") if path.is_file())
-        largest = max(path.stat().st_size for path in (folder / name).rglob("*") if path.is_file())
-        for _ in range(tries):
-            row.tries += 1
-            share = rng.uniform(0.02, 0.95)
-            with _disk(folder / "disk", int(share * size)) as mounted:
-                out = folder / "disk/out"
-                said = f"try {row.tries}, {share:.0%} of the {'disk' if mounted else 'largest file'}"
-                process = start(known[name](out)[0], log, None if mounted else int(share * largest))
-                process.join(PATIENCE)
-                lines = log.read_text(errors="replace")
-                if finish(process, log, row, said) == 0:
-                    compare(row, wanted, out, said)  # what it needed at most was less than what it leaves
-                elif "space" not in lines and "full" not in lines and "large" not in lines:
-                    row.count("silent uses", f"{said}: not said: {lines[-200:]}")
-                if mounted:
-                    subprocess.run(["mount", "-o", "remount,size=1G", str(folder / "disk")], check=True)
-                code = finish(start(known[name](out)[0], log), log, row, f"after {said}")
-                if code != 0:
-                    row.count("losses", f"after {said}: exit code {code}")
-                else:
-                    compare(row, wanted, out, f"after {said}")
-        yield row
+    sizes = [path.stat().st_size for path in good.rglob("*") if path.is_file() and not path.is_symlink()]
+    log, out = folder / "full.log", folder / "disk/out"
+    for _ in range(tries):
+        row.tries += 1
+        share = rng.uniform(0.02, 0.95)
+        with _disk(folder / "disk", int(share * sum(sizes))) as mounted:
+            said = f"try {row.tries}, {share:.0%} of the {'disk' if mounted else 'largest file'}"
+            process = start(command(out)[0], log, None if mounted else int(share * max(sizes)))
+            process.join(PATIENCE)
+            lines = log.read_text(errors="replace")
+            if finish(process, log, row, said) == 0:
+                compare(row, wanted, out, said)  # it needed less than it leaves
+            elif not any(word in lines for word in ("No space left", "disk full", "File too large")):
+                row.count("silent uses", f"{said}: not said: {lines[-200:]}")
+            if mounted:
+                subprocess.run(["mount", "-o", "remount,size=1G", str(folder / "disk")], check=True)
+            code = finish(start(command(out)[0], log), log, row, f"after {said}")
+            if code != 0:
+                row.count("losses", f"after {said}: exit code {code}")
+            else:
+                compare(row, wanted, out, f"after {said}")
+    return row
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from benchmarks.tortures import Row
 
-PATIENCE = 300
+PATIENCE = 900
 """Seconds after which a command hangs: it takes a few."""
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(
