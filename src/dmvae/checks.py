@@ -90,11 +90,16 @@ def _try_autoencoder(recipe: Recipe) -> None:
             )
 
 
-def _try_networks(stage: AnyTraining, recipe: Recipe, others: Mapping[str, Any]) -> None:
+def _try_networks(stage: type[AnyTraining], recipe: Recipe, others: Mapping[str, Any]) -> None:
     """Raise ValueError for what the stage finds wrong as it builds its networks, on the meta device."""
     classes = len(open_dataset(recipe.data, "train").classes)
+    shared = (recipe.data, recipe.autoencoder, recipe.pretrained, recipe.losses)
+    key = repr((stage.name, recipe.section(stage), others, shared))
+    if key in _built:
+        return
     with torch.device("meta"):
         stage(recipe.section(stage), Blueprint(recipe, "", others, classes)).build()
+    _built.add(key)
 
 
 def _try_data(recipe: Recipe, split: Split) -> None:
