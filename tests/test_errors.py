@@ -73,7 +73,10 @@ def complain(capsys, *arguments):
         (["--run.workers", "-1"], "run.workers: expected a whole number, 0 to 512, got -1"),
         (["--encoder", "{steps: 1, projection: 1000000000000}"], "encoder.projection: expected a whole number, 1 to"),
         (["--encoder", "{steps: 1, min_crop: 3}"], "encoder.min_crop: expected a number, above 0, to 1, got 3.0"),
-        (["--generator.model.width", "1e308"], "generator.model.width: expected a whole number, 1 to 65536, got 1000"),
+        (
+            ["--generator.model.width", "1.0e+308"],
+            "generator.model.width: expected a whole number, 1 to 65536, got 1000",
+        ),
         (["--run_dir", ""], "run: dir: '' names no folder"),
         (["--run.dir", "' '"], "run: dir: ' ' names no folder"),
         (["stray"], "unexpected argument 'stray'"),
