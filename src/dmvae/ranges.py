@@ -68,4 +68,9 @@ def range_of(hint: object) -> Range | None:
 
 
 def _digits(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.15g}"
+    """Large powers of ten and of two as such: 10^9."""
+    for base in (10, 2):
+        exponent = round(math.log(abs(value), base)) if abs(value) >= 1e6 else 0
+        if exponent and abs(value) == base**exponent:
+            return f"{'-' if value < 0 else ''}{base}^{exponent}"
+    return f"{value:.15g}"
