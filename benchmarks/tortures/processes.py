@@ -76,11 +76,12 @@ def finish(process: BaseProcess, log: Path, row: Row, note: str) -> int | None:
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """What a command's folder holds: tensors of .safetensors files, bytes of other results, figures of .json files."""
+    """What a command's folder holds: tensors of .safetensors files and bytes of other results; not features, which are
+    kept where there is room."""
     found: dict[str, Any] = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and not p.is_symlink()):
         name = path.relative_to(folder).as_posix()
-        if path.suffix == ".safetensors":
+        if path.suffix == ".safetensors" and not path.name.startswith("features-"):
             found[name] = {key: value.numpy().tobytes() for key, value in load_file(path).items()}
         elif path.suffix in (".png", ".tar"):
             found[name] = path.read_bytes()
