@@ -75,10 +75,13 @@ def _try_autoencoder(recipe: Recipe) -> None:
     data = recipe.data
     with torch.device("meta"):
         model = build_autoencoder(recipe)
-        features = model.encoder(torch.empty(2, data.channels, data.size, data.size))
         side = data.size // model.stride
         latents = torch.empty(2, model.config.latent_channels, side, side)
-        images = model.decoder(latents)
+        try:
+            features = model.encoder(torch.empty(2, data.channels, data.size, data.size))
+            images = model.decoder(latents)
+        except RuntimeError as error:  # torch's own, of shapes that do not fit together
+            raise ValueError(f"it cannot be run on images of {data.size} pixels: {error}") from error
     for part, found, wanted in (
         ("encoder", features, (2, model.encoder.channels, side, side)),
         ("decoder", images, (2, data.channels, data.size, data.size)),

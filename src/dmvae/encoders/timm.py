@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +77,7 @@ class TimmEncoder(EncoderConfig):
         sized = self.img_size is not None or bool(cfg and cfg.fixed_input_size)
         if sized:
             kwargs["img_size"] = size = self.img_size or size
-            if takes_any_size(self.model, kwargs):
+            if takes_any_size(partial(self.create, kwargs)):
                 kwargs["dynamic_img_size"], sized = True, False
         if pretrained and (self.checkpoint is not None or self.pretrained):
             model = self.load(kwargs)
@@ -86,8 +88,12 @@ class TimmEncoder(EncoderConfig):
     def create(self, kwargs: Values, pretrained: bool = False) -> nn.Module:
         try:
             return timm.create_model(self.model, pretrained=pretrained, **kwargs)
-        except TypeError as error:  # patch_size of a convolutional network, say
-            raise ValueError(f"timm model {self.model!r} does not take {', '.join(kwargs)}: {error}") from error
+        except Exception as error:  # patch_size of a convolutional network, say, or a depth below 0
+            if pretrained and not isinstance(error, TypeError):
+                raise
+            raise ValueError(
+                f"timm model {self.model!r} does not take {', '.join(f'{k}={v!r}' for k, v in kwargs.items())}: {error}"
+            ) from error
 
     def load(self, kwargs: Values) -> nn.Module:
         """The model with weights; timm adapts them to the patch and image size."""
@@ -157,10 +163,10 @@ def require_shape(name: str, kwargs: Values) -> None:
                 raise ValueError(f"kwargs: {key} is {value!r}: use numbers, true, false, names, or lists of those")
 
 
-def takes_any_size(name: str, kwargs: Values) -> bool:
+def takes_any_size(create: Callable[[], nn.Module]) -> bool:
     """Whether the model resamples its position embedding to every image's size; plain vision transformers do."""
     with torch.device("meta"):
-        model = timm.create_model(name, pretrained=False, **kwargs)
+        model = create()
     return "dynamic_img_size" in inspect.signature(type(model)).parameters
 
 
