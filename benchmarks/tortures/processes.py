@@ -37,6 +37,7 @@ def _command(arguments: list[str], log: str, file_size: int | None) -> None:
     from dmvae import cli
 
     os.setsid()  # so that what it leaves running can be found
+    multiprocessing.set_start_method("fork", force=True)  # as in a command that nobody forked
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
