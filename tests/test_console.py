@@ -12,6 +12,7 @@ import pytest
 import yaml
 from rich.table import Table
 
+import processes
 import tiny
 from dmvae import cli
 from dmvae.runtime.console import Bar, console, fitted, printable
@@ -77,7 +78,7 @@ def on_a_terminal(code, **env):
     """What a process writes that stands on a terminal."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=theirs, stderr=theirs, stdin=theirs, env=tiny.environment() | env
+        [sys.executable, "-c", code], stdout=theirs, stderr=theirs, stdin=theirs, env=processes.environment() | env
     )
     os.close(theirs)
     out = b""
@@ -117,18 +118,18 @@ def test_without_colours_and_in_a_pipe_nothing_is_coloured():
     assert re.search(colours, on_a_terminal(code, TERM="xterm-256color"))
     assert not re.search(colours, on_a_terminal(code, TERM="xterm-256color", NO_COLOR="1"))
     assert "\x1b" not in on_a_terminal(code, TERM="dumb")
-    piped = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=tiny.environment())
+    piped = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=processes.environment())
     assert "\x1b" not in piped.stdout + piped.stderr
 
 
 def test_a_reader_that_has_seen_enough_ends_it_quietly():
     for command in ("--help", "recipes", "run smoke --help"):
         line = f"{sys.executable} -m dmvae {command} | head -n 1; exit ${{PIPESTATUS[0]}}"
-        result = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=tiny.environment())
+        result = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=processes.environment())
         assert result.stderr == ""
         assert len(result.stdout.splitlines()) == 1
     closed = f"{sys.executable} -m dmvae --help | true"
-    assert subprocess.run(["bash", "-c", closed], capture_output=True, env=tiny.environment()).stderr == b""
+    assert subprocess.run(["bash", "-c", closed], capture_output=True, env=processes.environment()).stderr == b""
 
 
 def test_no_notice_of_a_library_that_is_not_needed(tmp_path):

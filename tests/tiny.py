@@ -1,8 +1,5 @@
-"""A recipe small enough to run every stage in seconds, and how to run it in this process or another."""
+"""A recipe small enough to run every stage in seconds, and how to run it in this process; `processes` has others."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -71,17 +68,6 @@ def run(path: Path, variant: str | None = None, only: str | None = None, until: 
     for name in names[: names.index(until) + 1]:
         pipeline.run(recipes, run_dir, name)
     return jobs
-
-
-def command(*arguments: str, **kwargs) -> subprocess.CompletedProcess:
-    """The `dmvae` command in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "dmvae", *arguments], capture_output=True, text=True, env=environment(), **kwargs
-    )
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
