@@ -62,7 +62,7 @@ class Run:
             name: {key: float(value) for key, value in row.items() if _is_number(value)} for name, row in rows.items()
         }
         order = [name for name in self.variants if name in numbers] + [n for n in numbers if n not in self.variants]
-        return {name: numbers[name] for name in order if numbers[name]}
+        return {name: numbers[name] for name in order if numbers[name] or name in self.summary.get("not_ended", ())}
 
     @cached_property
     def measured(self) -> dict[str, Values]:
