@@ -83,7 +83,7 @@ class Inputs:
         return load_file(self.reads[stage] / name)
 
     def new_autoencoder(self, *, pretrained: bool) -> Autoencoder:
-        """The recipe's tokenizer with random weights; with `pretrained`, its encoder has trained ones."""
+        """The recipe's tokenizer with random weights; with `pretrained`, its encoder's weights are trained ones."""
         model = build_autoencoder(self.sections)
         if pretrained:
             self._fill(model.encoder)
@@ -159,11 +159,12 @@ class Inputs:
         )
 
     def batches(self, dataset: Items) -> Iterator[Tensor]:
-        """The data of a data set in order, in batches, on the device, as networks take them."""
+        """Batches of a data set in order, without labels, on the device and scaled as networks take them."""
         for items, _ in passes(dataset, self.sections.latents.batch_size, self.sections.run.workers, self.device):
             yield as_input(items, self.device)
 
     def say(self, text: str) -> None:
+        """Print a line that begins with the stage's name."""
         console.print(f"  {self.out.name.rsplit('-', 1)[0]}: {text}")
 
 

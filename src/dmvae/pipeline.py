@@ -131,8 +131,9 @@ def run(
     """Run every job that is not finished; with `only`, that stage alone, whose inputs must be finished.
 
     `variants`: the names of all variants, where `recipes` holds only some of them. `verify`: check the files of
-    finished stages, and run stages with damaged files again. `asked`: names of the options of the command line; unless
-    it is None, other fields that do not fit a small data set are made to fit, and the run says so.
+    finished stages, and run stages with damaged files again. `asked`: the fields that the user set by options. Where it
+    is given, fields that the user did not set and that are too large for a small data set are lowered, and the run
+    prints which; where it is None, nothing is changed.
 
     Processes that run the same recipe side by side (one per GPU, or one per core) divide its stages up: each takes the
     first stage that is ready and that no other process has taken, and returns when all are finished.
@@ -193,8 +194,8 @@ def _check(jobs: list[Job]) -> None:
 
 
 def _take(ahead: list[Job], lock: ExitStack) -> tuple[int, str] | None:
-    """(position, state) of the first job that is finished, or that is ready to run and not taken by another process;
-    this process then holds its lock until `lock` closes. None where there is no such job now."""
+    """(position, state) of the first job that is finished, or that is ready to run and that no other process runs. This
+    process then holds the job's lock until `lock` closes. None where there is no such job now."""
     coming = {job.folder for job in ahead}
     for position, job in enumerate(ahead):
         state = job.state
@@ -212,7 +213,7 @@ def _take(ahead: list[Job], lock: ExitStack) -> tuple[int, str] | None:
 
 
 def about_data(recipe: Recipe) -> str:
-    """How many images there are to train with and to test with, and which the latter are."""
+    """The numbers of training and test images, and how the test images were chosen."""
     train = open_dataset(recipe.data, "train")
     counts, held_out = f"{len(train):,} training", ""
     if any("test" in stage.splits for stage in recipe.stages()):
@@ -269,8 +270,8 @@ def _finish(job: Job, facts: Facts) -> None:
 
 
 def _tidy(jobs: list[Job], verify: bool) -> None:
-    """Remove what a kill at the very end of a finished stage left behind; mark stages with damaged files as unfinished,
-    so that they run again. Their randomness is fixed, so they give the same result."""
+    """Remove what a finished stage left behind if it was killed at its very end; mark stages with damaged files as
+    unfinished, so that they run again. A stage is deterministic, so it gives the same result."""
     for folder in {job.folder for job in jobs if job.finished}:
         with locked(folder, wait=False) as mine:
             if not mine:

@@ -36,7 +36,7 @@ class AutoencoderShape:
     def __post_init__(self) -> None:
         configs.require_positive(self, "latent_channels")
         if self.variational and self.latent_channels is None:
-            raise ValueError("variational: it is the bottleneck that gives a log-variance; give latent_channels")
+            raise ValueError("variational: only a bottleneck gives a log-variance; give latent_channels")
 
     @classmethod
     def upgrade(cls, values: Values) -> Values:
@@ -44,7 +44,8 @@ class AutoencoderShape:
         return decoder_section(values)
 
     def identity(self, values: Values) -> Values:
-        """A convolutional decoder counts as it was written then, so that stages finished then stay so."""
+        """A convolutional decoder is hashed in the form of version 0.1, so that stages which that version finished stay
+        finished."""
         if not isinstance(self.decoder, ConvDecoder):
             return values
         fields = values.pop("decoder")
@@ -53,7 +54,7 @@ class AutoencoderShape:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """How to run; nothing here changes a result beyond rounding, so none of it is part of a fingerprint."""
+    """How to run. Nothing here changes a result by more than rounding, so nothing here is part of a fingerprint."""
 
     dir: str = "runs/default"
     """Folder of everything that the run writes."""
@@ -82,9 +83,9 @@ class LatentsConfig:
     """Encoding of the data set."""
 
     batch_size: int = 256
-    """Images a step, per rank."""
+    """Images per step, on each rank."""
     shard_size: int = 16384
-    """Images a file."""
+    """Images per file."""
     dtype: Literal["float32", "float16"] = "float32"
     """Precision on disk."""
 

@@ -18,7 +18,8 @@ class Drift(BetweenSamples):
     """Latents move by the mean shift towards samples of the reference, less the mean shift towards other latents."""
 
     bandwidths: tuple[float, float] = (0.5, 0.05)
-    """At the start and at the end, shares of the mean squared distance; between them geometric."""
+    """Bandwidth at the start and at the end, relative to the mean distance between latents and samples; it changes
+    geometrically between them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -19,11 +19,11 @@ class Sinkhorn(BetweenSamples):
     """The debiased Sinkhorn divergence (arXiv 1810.08278)."""
 
     vectors: int = 512
-    """Vectors of a view at most, drawn at random; the time grows with their square."""
+    """At most so many vectors of a view are compared, drawn at random; the time grows with their square."""
     eps: float = 0.05
-    """Entropic regularisation, a share of the mean squared distance; less is nearer to the exact assignment."""
+    """Entropic regularisation, as a share of the mean squared distance; smaller is closer to the exact assignment."""
     iterations: int = 50
-    """Sinkhorn's iterations."""
+    """Iterations of Sinkhorn's algorithm per update."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,7 +18,7 @@ class DecoderTraining(TrainingConfig):
     """Training of the decoder on frozen latents."""
 
     noise: float = 0.0
-    """As `tokenizer.noise`: standard deviations of the noise on the latents that the decoder sees in training."""
+    """As `tokenizer.noise`: the decoder is trained on latents with noise of this many standard deviations."""
     ema: float = 0.999
     """Decay of the averaged weights that are saved."""
 

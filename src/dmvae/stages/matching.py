@@ -1,7 +1,7 @@
-"""Stage `matching`: the latents move towards the reference while they go on reconstructing.
+"""Stage `matching`: the latents move towards the reference, and the tokenizer keeps on reconstructing.
 
-Every step, the student learns the latents as they are; every `student_steps`-th, the tokenizer takes a
-turn too. Only those turns run the decoder.
+The student is trained on the current latents in every step, the tokenizer in every `student_steps`-th. Only those
+steps run the decoder.
 """
 
 from __future__ import annotations
@@ -44,37 +44,39 @@ class MatchingTraining(FlowTraining):
     weight: float = 10.0
     """lambda, the weight of the matching loss."""
     balance: Literal["fixed", "gradient", "distance"] = "fixed"
-    """"fixed": loss = reconstruction + lambda * matching, as in the paper. "gradient": lambda is the ratio of
-    the matching gradient's norm to the reconstruction gradient's, at the latents, a root mean square over images.
-    "distance": that ratio begins at lambda and follows the measured distance to `target`."""
+    """"fixed": loss = reconstruction + lambda * matching, as in the paper. "gradient": the matching loss is scaled so
+    that lambda is the ratio of its gradient's norm to the reconstruction gradient's, both at the latents, each a root
+    mean square over images. "distance": that ratio starts at lambda; then it grows while the measured distance is above
+    `target`, and falls below it."""
     target: float = configs.added(1.1)
-    """Sliced distance to the reference that `balance: distance` holds and `until` waits for, in multiples of what two
-    samples of the reference have; the largest of whole latents, tokens and pairs of tokens, of 1024 recent latents."""
+    """Sliced distance to the reference that `balance: distance` aims at and `until` waits for. 1 is the distance
+    between two samples of the reference. It is measured on 1024 recent latents: the largest of the distances of whole
+    latents, tokens and pairs of tokens."""
     until: Literal["arrived"] | None = configs.added(None)
-    """"arrived": the stage ends once the distance has been at `target` for three measurements; `steps` is the most."""
+    """"arrived": the stage ends when three measurements in a row are at most `target`, or after `steps`."""
     noise: Literal["none", "reference", "assigned"] = configs.added("none")
-    """"reference": the encoder writes the image into a sample of the reference (`dmvae.tokenizers.editor`), so that
-    latents can fill any distribution and start near it, from whatever tokenizer; "assigned": the same, into the sample
-    that suits the image, by optimal transport; "none": latents are a function of the image."""
+    """"reference": the encoder writes the image into a sample of the reference (`dmvae.tokenizers.editor`). So latents
+    can fill any distribution and start near it, from any tokenizer. "assigned": the same, with the sample that suits
+    the image, by optimal transport. "none": latents are a function of the image."""
     noise_width: int = configs.added(256)
-    """Hidden width of the network that does so."""
+    """Hidden width of the network that writes the image into the sample."""
     noise_bank: int = configs.added(2048)
-    """Samples of the reference that the finished tokenizer keeps for it."""
+    """Samples of the reference that the finished tokenizer keeps for `noise: reference`."""
     decoded: int | None = configs.added(None)
-    """Images of a batch that are reconstructed; the others are encoded for the matching alone, which is cheap and needs
-    many. null: all."""
+    """Images of a batch that are reconstructed; the others are encoded for the matching loss only, which is cheap and
+    needs many. null: all."""
     student_steps: int = 5
     """Student updates per tokenizer update."""
     student_warmup: int = 0
-    """First steps in which only the student moves."""
+    """Steps at the start that train only the student."""
     student_learning_rate: float | None = None
     """The student's learning rate; null is the stage's."""
     train_encoder: bool = True
-    """Let the encoder move, not only the bottleneck and the decoder."""
+    """Train the encoder too, not only the bottleneck and the decoder."""
     health_every: int = 50
-    """Tokenizer turns between measurements of the latents' rank and spread."""
+    """Tokenizer updates between measurements of the latents' rank and spread."""
     proxy_every: int = 10
-    """Tokenizer turns between measurements of the proxies of gFD (proxy/...), about 1 % of the time; 0 is never."""
+    """Tokenizer updates between measurements of the proxies of gFD (proxy/...), about 1 % of the time; 0 is never."""
     ema: float = 0.99
     """Decay of the averaged tokenizer that is saved, per tokenizer update."""
 
@@ -108,7 +110,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         return open_reference(self.inputs)
 
     def _bank(self) -> Tensor:
-        """Samples of the reference for the finished tokenizer; a dry run counts them alone."""
+        """Samples of the reference for the finished tokenizer; in a dry run only their shape is right."""
         if not self.inputs.weights:
             return torch.empty(self.config.noise_bank, *self.inputs.latent_shape)
         return self.reference.sample(self.config.noise_bank, Random(self.inputs.seed, self.name, "bank"))[0]
@@ -141,7 +143,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         config, inputs = self.config, self.inputs
         if not config.train_encoder and inputs.shape.latent_channels is None:
             raise ValueError(
-                "matching.train_encoder: a frozen encoder without a bottleneck has nothing that could be matched; "
+                "matching.train_encoder: with a frozen encoder and no bottleneck, nothing can move the latents; "
                 "set train_encoder: true or give autoencoder.latent_channels"
             )
         normalisation = inputs.tensors("reference", "normalisation.safetensors")
@@ -232,12 +234,13 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
             if turn % EVERY == 0:
                 figures |= networks.approach.measure(self.reference, context.rng)
         images = batch.data[: config.decoded and config.decoded // distributed.world_size()]
-        # A mean over images has a gradient at each of them that falls with their number.
+        # The gradient of a mean over n images, at each image, is proportional to 1 / n.
         share = 1.0 if config.balance == "fixed" else (len(images) / len(raw)) ** 0.5
         weight = share * (networks.approach.ratio if config.balance == "distance" else config.weight)
         std = model.latent_std.view(1, -1, 1, 1)
         joined = Pull.apply(raw, pull / std, weight, config.balance != "fixed", late)
-        # Not a slice of the whole: its gradient would have another memory format, and convolutions another rounding.
+        # No slice where all are decoded: the gradient of a slice has another memory format, in which convolutions round
+        # differently.
         recon = model.decode(joined if len(images) == len(raw) else joined[: len(images)]).sample
         loss, terms = reconstruct(networks, self.losses, images, recon, context.rng)
         figures |= terms

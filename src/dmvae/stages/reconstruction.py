@@ -85,8 +85,8 @@ def reconstruct(
     (gradient,) = torch.autograd.grad(total, image)
     if adversarial and networks.discriminator is not None:
         fake = augment(image, rng) if config.adversarial.augment else image
-        # eval(): batch norm uses its running statistics, of real and fake images together as in the discriminator's
-        # own turn. Fakes normalised among themselves would lose what tells them apart from real images.
+        # eval(): batch norm then uses its running statistics, which are of real and fake images together, as in the
+        # discriminator's update. Fakes normalised by their own statistics would lose what tells them from real images.
         networks.discriminator.eval()
         gan = hinge_generator(networks.discriminator(fake))
         networks.discriminator.train()
@@ -106,7 +106,7 @@ def reconstruct(
 
 
 def discriminate(discriminator: PatchGAN, config: AdversarialConfig, x: Tensor, recon: Tensor, rng: Random) -> Update:
-    """The discriminator's turn on images x and their reconstructions, both [n, c, h, w]."""
+    """The discriminator's update on images x and their reconstructions, both [n, c, h, w]."""
     images = torch.cat([x, recon.detach().float()])
     seen = torch.cat([augment(part, rng) for part in images.chunk(2)]) if config.augment else images
     answers = discriminator(seen)

@@ -25,16 +25,17 @@ class TokenizerTraining(TrainingConfig):
     train_encoder: bool = False
     """Train the encoder too, as in a plain or variational autoencoder."""
     start: Literal["pretrained", "scratch"] | None = None
-    """"pretrained": the encoder starts from its self-supervised weights (stage `encoder`) or its public ones;
-    "scratch": from random ones. null: from scratch only where it trains and there is no stage `encoder`."""
+    """"pretrained": the encoder starts with its self-supervised weights (stage `encoder`) or its public ones;
+    "scratch": with random ones. null: "scratch" if it is trained here and there is no stage `encoder`, else
+    "pretrained"."""
     kl_weight: float = 0.0
     """Weight of the KL divergence to a standard normal, a mean over latent elements, in nats;
     needs `autoencoder.variational`."""
     alignment: AlignmentConfig | None = None
     """Pointwise alignment of the latents to the frozen encoder, as in VA-VAE; null is off."""
     noise: float = 0.0
-    """tau of RAE's noise-augmented decoder (0.8 there): in training it sees latents with noise of |N(0, tau^2)|
-    standard deviations, so that it copes with a generator's imperfect ones; 0 is off."""
+    """tau of RAE's noise-augmented decoder (0.8 in RAE): it is trained on latents with noise of |N(0, tau^2)| standard
+    deviations, so that it can decode the imperfect latents of a generator; 0 is off."""
     ema: float = 0.999
     """Decay of the averaged weights that are saved."""
 
@@ -43,7 +44,7 @@ class TokenizerTraining(TrainingConfig):
         if self.noise < 0:
             raise ValueError(f"noise must not be negative, got {self.noise}")
         if self.start == "scratch" and not self.train_encoder:
-            raise ValueError("start: from scratch, a frozen encoder stays random; set train_encoder: true")
+            raise ValueError("start: 'scratch' would leave a frozen encoder random; set train_encoder: true")
 
 
 class TokenizerNetworks(DecoderNetworks):
@@ -112,7 +113,7 @@ def _check(config: TokenizerTraining, inputs: Inputs) -> None:
         )
     if config.alignment is not None and shape.latent_channels is None and not config.train_encoder:
         raise ValueError(
-            "tokenizer.alignment: a frozen encoder without a bottleneck has nothing that could be aligned; "
+            "tokenizer.alignment: with a frozen encoder and no bottleneck, nothing can move the latents; "
             "set train_encoder: true or give autoencoder.latent_channels"
         )
     if config.alignment is not None and "encoder" not in inputs.reads and shape.encoder.starts_random:
@@ -130,9 +131,9 @@ def align(
     log: dict[str, Tensor | float],
     late: dict[str, Tensor | float],
 ) -> tuple[Tensor, Tensor]:
-    """(latents z of images x, to whose gradient the backward pass adds that of the alignment; the alignment loss, which
-    trains the projection). Tokenizer and projection have optimizers of their own, so that the gradients of one do not
-    count when those of the other are clipped."""
+    """(latents z of images x, the alignment loss). The backward pass through z adds the alignment's gradient; the loss
+    itself trains the projection. Tokenizer and projection have an optimizer each, so that each gradient is clipped by
+    its own norm."""
     with torch.no_grad():
         features = networks.target(x).float()
     held = z.detach().float().requires_grad_()
