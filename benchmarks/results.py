@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.pictures import samples_picture
 from dmvae.evaluation import scores
-from dmvae.pipeline import jobs_of
+from dmvae.jobs import jobs_of
 from dmvae.recipe import method_of
 from dmvae.report import charts, latent_map
 from dmvae.report.figures import shown

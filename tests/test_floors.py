@@ -22,6 +22,7 @@ FLOORS = [
         "recipe",
         "fitting",
         "checks",
+        "jobs",
         "pipeline",
         "report",
         "commands",

@@ -15,6 +15,7 @@ import processes
 import tiny
 from dmvae import cli, datasets, pipeline
 from dmvae.datasets.shapes import Shapes
+from dmvae.jobs import jobs_of, plan
 from dmvae.recipe import load
 from dmvae.runtime.files import locked
 from dmvae.stages import STAGES
@@ -104,7 +105,7 @@ def test_a_copy_of_a_run_without_its_links(finished, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(run_dir, copy, symlinks=False)
     with pytest.raises(ValueError, match="copy a run with its links"):
-        pipeline.jobs_of(copy)
+        jobs_of(copy)
 
 
 def test_a_run_that_stands_at_its_second_variant_shows_nothing_of_an_older_recipe(finished, tmp_path):
@@ -114,11 +115,11 @@ def test_a_run_that_stands_at_its_second_variant_shows_nothing_of_an_older_recip
     shutil.copytree(run_dir, copy, symlinks=True)
     with pytest.raises(ValueError, match="reads the stage 'tokenizer'"):
         pipeline.run(load(path, {"seed": 5, "run.dir": str(copy)}), copy, only="latents")
-    assert {job.state for job in pipeline.jobs_of(copy)} == {"new"}
+    assert {job.state for job in jobs_of(copy)} == {"new"}
 
 
 def states(path, **over):
-    return {(j.variant, j.stage.name): j.state for j in pipeline.plan(load(path, over), Path(load(path)["kl"].run.dir))}
+    return {(j.variant, j.stage.name): j.state for j in plan(load(path, over), Path(load(path)["kl"].run.dir))}
 
 
 def test_a_changed_field_redoes_its_stage_and_those_after_it(finished):
@@ -162,7 +163,7 @@ def test_a_folder_of_images_may_move(tmp_path):
         for i in range(30):
             Image.new("RGB", (12, 12), (9 * i, 0, 0)).save(tmp_path / name / f"{i}.png")
         data = {"type": "image_folder", "size": 12, "root": str(tmp_path / name), "cache": "none"}
-        folders.append([job.folder for job in pipeline.plan(load(path, {"data": data}), tmp_path)])
+        folders.append([job.folder for job in plan(load(path, {"data": data}), tmp_path)])
     assert folders[0] == folders[1]
 
 
@@ -174,7 +175,7 @@ def test_rewritten_files_that_a_recipe_names_redo_what_reads_them(tmp_path):
     plugin.write_text(PLUGIN)
 
     def addresses(over):
-        return {(j.variant, j.stage.name): j.folder for j in pipeline.plan(load(path, over), tmp_path)}
+        return {(j.variant, j.stage.name): j.folder for j in plan(load(path, over), tmp_path)}
 
     for file, text, variant, over, redone in (
         (weights, "other", "kl", {}, "tokenizer"),
@@ -281,4 +282,4 @@ def test_the_headline_of_a_variant_says_what_is_done_and_what_is_left(finished):
     path, run_dir, out = finished
     assert "[1/2] matched: 0 of 14 stages finished\n" in out
     assert "[2/2] kl: 9 of 14 stages finished, about 0 min left\n" in out
-    assert pipeline.headline(pipeline.plan(load(path), run_dir), "kl") == r"[2/2] kl: 14 of 14 stages finished"
+    assert pipeline.headline(plan(load(path), run_dir), "kl") == r"[2/2] kl: 14 of 14 stages finished"

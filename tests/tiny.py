@@ -7,6 +7,7 @@ import yaml
 
 from dmvae import config as configs
 from dmvae import pipeline
+from dmvae.jobs import plan
 from dmvae.recipe import load
 
 DIT = {"width": 16, "depth": 1, "heads": 2}
@@ -63,7 +64,7 @@ def run(path: Path, variant: str | None = None, only: str | None = None, until: 
     run_dir = Path(next(iter(recipes.values())).run.dir)
     if until is None:
         return pipeline.run(recipes, run_dir, only)
-    jobs = pipeline.plan(recipes, run_dir)
+    jobs = plan(recipes, run_dir)
     names = [job.stage.name for job in jobs]
     for name in names[: names.index(until) + 1]:
         pipeline.run(recipes, run_dir, name)

@@ -13,6 +13,7 @@ from dmvae.commands.run import finish
 from dmvae.config import Values
 from dmvae.datasets.instance import Pairs, offer
 from dmvae.interop.pipeline import DMVAEPipeline
+from dmvae.jobs import jobs_of
 from dmvae.latents.store import LatentSet
 from dmvae.models.base import Tokenizer
 from dmvae.options import flat
@@ -31,7 +32,7 @@ class Run:
     def __init__(self, folder: str | Path) -> None:
         """Raises ValueError for a folder that is not a run's."""
         self.dir = Path(folder)
-        self.jobs = pipeline.jobs_of(self.dir)
+        self.jobs = jobs_of(self.dir)
 
     @property
     def variants(self) -> list[str]:

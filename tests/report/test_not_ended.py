@@ -5,7 +5,7 @@ import json
 from benchmarks import results
 
 import tiny
-from dmvae import pipeline
+from dmvae.jobs import plan
 from dmvae.recipe import load
 from dmvae.report import table
 from dmvae.report.run import Run
@@ -22,7 +22,7 @@ def finish(job, psnr):
 
 def test_a_method_that_has_not_ended_says_so_on_the_terminal_and_on_the_page(tmp_path, capsys):
     path = tiny.write(tmp_path, seeds={"kl": [0, 1, 2]})
-    jobs = pipeline.plan(load(path), tmp_path / "run")
+    jobs = plan(load(path), tmp_path / "run")
     for job in jobs:
         if job.variant in ("kl@0", "kl@1") or (job.variant == "kl@2" and job.stage.name == "tokenizer"):
             finish(job, 20.0 + job.recipe.seed)

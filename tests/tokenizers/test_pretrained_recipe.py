@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import tiny
-from dmvae import pipeline
 from dmvae.commands.dryrun import print_plan
+from dmvae.jobs import plan
 from dmvae.latents.store import LatentSet
 from dmvae.recipe import load
 from dmvae.stages import STAGES
@@ -39,13 +39,13 @@ def test_every_stage_after_the_tokenizer_runs(kind, tmp_path):
 
 
 def states(path: Path) -> set[str]:
-    return {job.state for job in pipeline.plan(load(path), path.parent / "run")}
+    return {job.state for job in plan(load(path), path.parent / "run")}
 
 
 def test_other_weights_redo_the_latents(tmp_path):
     path = write(tmp_path, pretrained=foreign.source("dmvae", tmp_path))
     tiny.run(path, until="latents")
-    assert pipeline.plan(load(path), tmp_path / "run")[0].state == "finished"
+    assert plan(load(path), tmp_path / "run")[0].state == "finished"
     model = foreign.own_model()
     torch.nn.init.zeros_(model.bottleneck[0].bias)
     model.save_pretrained(tmp_path / "model")

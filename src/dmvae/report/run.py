@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dmvae.config import Values
 from dmvae.datasets import open_dataset
-from dmvae.pipeline import Job
+from dmvae.jobs import Job
 from dmvae.training.logging import read_figures
 
 COLOURS = (

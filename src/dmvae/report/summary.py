@@ -14,7 +14,7 @@ from rich.table import Table
 
 from dmvae.config import Values
 from dmvae.evaluation.metrics.frechet import distances
-from dmvae.pipeline import Job
+from dmvae.jobs import Job
 from dmvae.recipe import method_of
 from dmvae.report.figures import shown
 from dmvae.runtime.console import console
