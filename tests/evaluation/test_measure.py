@@ -33,7 +33,6 @@ from dmvae.tokenizers.autoencoder import Autoencoder
 
 FEATURES = "effnet-lite0@32"
 DECODER = {"type": "conv", "width": 8, "multipliers": [1, 2], "attention": False}
-pytestmark = pytest.mark.filterwarnings("ignore:a Frechet distance of")
 
 
 @pytest.fixture(scope="module")
