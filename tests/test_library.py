@@ -96,7 +96,8 @@ def test_an_objective_needs_nothing_but_tensors_and_networks():
     loss, _ = objective.student_loss(student, z.detach(), labels, Context(Random(7), classes, label_dropout=0.0))
     rng = Random(7)
     rng.uniform(5)
-    expected = flow_matching_loss(student, z.detach(), labels, rng.uniform(5), rng.normal(*z.shape))
+    t, noise = rng.uniform(5), rng.normal(*z.shape)
+    expected = flow_matching_loss(student, z=z.detach(), labels=labels, t=t, noise=noise)
     assert torch.equal(loss, expected)
 
 

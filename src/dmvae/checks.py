@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from dmvae.datasets import open_dataset
-from dmvae.inputs import Inputs, build_autoencoder
+from dmvae.inputs import Inputs, build_autoencoder, first_tokenizer
 from dmvae.recipe import Recipe
 from dmvae.stages.reconstruction import new_discriminator
 from dmvae.training.data import require_batch
@@ -47,6 +47,11 @@ def problems(recipe: Recipe, stages: Stages) -> Iterator[str]:
         yield from _complaint("", partial(_try_discriminator, recipe))
     if recipe.autoencoder is not None:
         yield from _complaint("autoencoder", partial(_try_autoencoder, recipe))
+    if recipe.pretrained is not None and any(stage.trains_decoder for stage in stages):
+        untrainable = list(_complaint("", partial(_try_start, recipe)))
+        yield from untrainable
+        if untrainable:  # the stages' own questions are about that tokenizer
+            return
     yield from _complaint("data", partial(_try_data, recipe))
     for stage in stages:
         section = recipe.section(stage)
@@ -82,6 +87,12 @@ def _try_autoencoder(recipe: Recipe) -> None:
             raise ValueError(
                 f"{part}: {kind!r} returns {list(found.shape)}; its stride and channels say {list(wanted)}"
             )
+
+
+def _try_start(recipe: Recipe) -> None:
+    """Raise ValueError for a finished tokenizer that cannot be trained further."""
+    with torch.device("meta"):
+        first_tokenizer(recipe, weights=False)
 
 
 def _try_data(recipe: Recipe) -> None:

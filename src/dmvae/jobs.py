@@ -66,6 +66,8 @@ def plan(recipes: dict[str, Recipe], run_dir: Path) -> list[Job]:
         read: dict[Split, None] = dict.fromkeys(split for stage in recipe.stages() for split in stage.splits)
         splits = {split: open_dataset(recipe.data, split).fingerprint for split in read}
         everything = configs.identity(recipe, _content)
+        if recipe.pretrained is not None:
+            everything["autoencoder"] = None  # which then stands in the recipe for other variants
         folders: dict[str, Path] = {}
         for stage in recipe.stages():
             reads = {name: folders[name] for name in stage.reads if name in folders}

@@ -108,7 +108,8 @@ class Matching(Registered):
         context = context or Context.default(z, student)
         labels = drop_labels(labels, context.label_dropout, context.null_label, context.rng)
         t = sample_time(len(z), context.time_distribution, context.rng)
-        return flow_matching_loss(student, z, labels, t, context.rng.normal(*z.shape)), {}
+        noise = context.rng.normal(*z.shape)
+        return flow_matching_loss(student, z=z, labels=labels, t=t, noise=noise), {}
 
 
 def copy_of(network: nn.Module) -> nn.Module:

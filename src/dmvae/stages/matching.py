@@ -19,10 +19,11 @@ from dmvae import config as configs
 from dmvae.evaluation.latents import effective_rank
 from dmvae.evaluation.online import online_proxies
 from dmvae.flow.guidance import Velocity
-from dmvae.inputs import Inputs
+from dmvae.inputs import Inputs, first_tokenizer
 from dmvae.losses.pull import Pull
 from dmvae.matching import Context, Matching
 from dmvae.matching.dmd import DMD
+from dmvae.models.base import Tokenizer
 from dmvae.models.velocity import VelocityModel
 from dmvae.references import Reference
 from dmvae.runtime import distributed
@@ -30,8 +31,14 @@ from dmvae.runtime.random import Random
 from dmvae.stages.approach import EVERY, Approach, Recent
 from dmvae.stages.reconstruction import DecoderNetworks, DecoderStage, discriminate, reconstruct
 from dmvae.stages.reference import ReferenceTraining, open_reference
+from dmvae.stages.tokenizer import drawn
+from dmvae.tokenizers.autoencoder import Autoencoder
 from dmvae.training.flow import FlowTraining
 from dmvae.training.stage import Batch, Update, stage
+
+
+EDITED = ("reference", "assigned")
+"""Kinds of `noise` that an editor of samples makes latents of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +61,12 @@ class MatchingTraining(FlowTraining):
     latents, tokens and pairs of tokens."""
     until: Literal["arrived"] | None = configs.added(None)
     """"arrived": the stage ends when three measurements in a row are at most `target`, or after `steps`."""
-    noise: Literal["none", "reference", "assigned"] = configs.added("none")
-    """"reference": the encoder writes the image into a sample of the reference (`dmvae.tokenizers.editor`). So latents
-    can fill any distribution and start near it, from any tokenizer. "assigned": the same, with the sample that suits
-    the image, by optimal transport. "none": latents are a function of the image."""
+    noise: Literal["none", "posterior", "reference", "assigned"] = configs.added("none")
+    """"none": latents are a function of the image, a variational tokenizer's means. "posterior": they are drawn from
+    its posterior, whose spread learns from all losses; the posteriors of all images together are what is matched.
+    "reference": the encoder writes the image into a sample of the reference (`dmvae.tokenizers.editor`). So latents
+    can fill any distribution and start near it, from any tokenizer of ours. "assigned": the same, with the sample that
+    suits the image, by optimal transport."""
     noise_width: int = configs.added(256)
     """Hidden width of the network that writes the image into the sample."""
     noise_bank: int = configs.added(2048)
@@ -103,7 +112,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
     Config = MatchingTraining
     reads = ("tokenizer", "reference")
     needs = ("reference",)
-    uses = ("autoencoder", "losses")
+    uses = ("autoencoder", "pretrained", "losses")
 
     @cached_property
     def reference(self) -> Reference:
@@ -134,6 +143,8 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
             yield f"matching.objective: {name!r} is for {', '.join(config.objective.only_for)}, and not for {kind!r}"
         if config.student_warmup and not config.objective.has_student:
             yield f"matching.student_warmup: {name!r} has no student to warm up; leave it out"
+        with torch.device("meta"):
+            yield from _unfit(config, first_tokenizer(inputs.sections, weights=False))
 
     def _closed_form(self) -> Velocity | None:
         """The reference's velocity in closed form; None in a dry run, which opens no reference."""
@@ -141,18 +152,14 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
 
     def build(self) -> MatchingNetworks:
         config, inputs = self.config, self.inputs
-        if not config.train_encoder and inputs.shape.latent_channels is None:
-            raise ValueError(
-                "matching.train_encoder: with a frozen encoder and no bottleneck, nothing can move the latents; "
-                "set train_encoder: true or give autoencoder.latent_channels"
-            )
         normalisation = inputs.tensors("reference", "normalisation.safetensors")
         mean, std = normalisation["mean"], normalisation["std"]
         autoencoder = inputs.autoencoder()
         assigned = config.noise == "assigned"
-        if config.noise != "none":
+        if config.noise in EDITED:
+            assert isinstance(autoencoder, Autoencoder)  # see _unfit
             autoencoder = autoencoder.with_editor(self._bank(), mean, std, config.noise_width, assigned)
-        autoencoder.encoder.requires_grad_(config.train_encoder)
+        nn.ModuleList(autoencoder.parts().encoder).requires_grad_(config.train_encoder)
         autoencoder.latent_mean.copy_(mean)
         autoencoder.latent_std.copy_(std)
         networks = MatchingNetworks(autoencoder)
@@ -200,7 +207,11 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
 
     def _encode(self, networks: MatchingNetworks, images: Tensor, rng: Random, settle: bool) -> Tensor:
         """Raw latents, of images alone or of samples of the reference that they are written into."""
-        model, noise = networks.autoencoder, None
+        model = networks.autoencoder
+        if self.config.noise not in EDITED:
+            encoded = model.encode(images)
+            return drawn(encoded.latent_dist, rng) if self.config.noise == "posterior" else encoded.latents
+        assert isinstance(model, Autoencoder)
         raw: Tensor
         if self.config.noise == "assigned":
             assert model.editor is not None
@@ -210,10 +221,9 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
             if settle:
                 model.editor.settle(networks.plan.filled)
             raw = model.editor(features, latents, model.editor.assign(mu))
-            return raw
-        if self.config.noise == "reference":
-            noise = self.reference.sample(len(images), rng.on_cpu())[0].to(images.device)
-        raw = model.encode(images, noise).latents
+        else:
+            y = self.reference.sample(len(images), rng.on_cpu())[0].to(images.device)
+            raw = model.encode(images, y).latents
         return raw
 
     def _tokenizer_turns(
@@ -255,3 +265,24 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         yield Update("tokenizer", loss, figures, terms["reconstruction/total"], late)
         if networks.discriminator is not None:
             yield discriminate(networks.discriminator, self.losses.adversarial, images, recon, context.rng)
+
+
+def _unfit(config: MatchingTraining, model: Tokenizer) -> Iterator[str]:
+    """What a matching asks for that this tokenizer does not have."""
+    if not config.train_encoder and not model.parts().bottleneck:
+        yield (
+            "matching.train_encoder: a frozen encoder without a bottleneck has nothing that could be matched; "
+            "set train_encoder: true, or give a tokenizer that has one (autoencoder.latent_channels)"
+        )
+    if config.noise == "posterior" and not model.has_spread:
+        yield "matching.noise: 'posterior' needs a tokenizer with one (autoencoder.variational: true); use 'none'"
+    if config.noise in EDITED and not isinstance(model, Autoencoder):
+        yield (
+            f"matching.noise: {config.noise!r} puts another network behind the encoder, for which the files of this "
+            f"`pretrained` ({model.config['source']['type']}) have no place; use 'none' or 'posterior'"
+        )
+    if isinstance(model, Autoencoder) and model.editor is not None:
+        yield (
+            "pretrained: this tokenizer writes images into samples of the reference that it was matched to "
+            "(matching.noise: reference); start from the one before, or train its decoder alone"
+        )

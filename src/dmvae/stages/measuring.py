@@ -292,7 +292,9 @@ def generator_loss(z: Tensor, labels: Tensor, inputs: Inputs) -> float:
         t, noise = torch.rand(len(part), generator=source), torch.randn(part.shape, generator=source)
         with autocast(inputs.device, inputs.sections.run.precision):
             if isinstance(generator, VelocityModel):
-                loss = flow_matching_loss(generator, part, classes, t.to(inputs.device), noise.to(inputs.device))
+                loss = flow_matching_loss(
+                    generator, z=part, labels=classes, t=t.to(inputs.device), noise=noise.to(inputs.device)
+                )
             else:
                 loss = generator.loss(part, classes, Random("generator_loss", start, device=inputs.device))
         total += float(loss) * len(part)

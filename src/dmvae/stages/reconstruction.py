@@ -12,10 +12,10 @@ from dmvae.losses import AdversarialConfig, LossConfig
 from dmvae.losses.adversarial import adaptive_weight, augment, consistency, hinge_discriminator, hinge_generator
 from dmvae.losses.perceptual import PerceptualLoss
 from dmvae.losses.reconstruction import reconstruction_loss
+from dmvae.models.base import Tokenizer
 from dmvae.models.discriminator import PatchGAN
 from dmvae.runtime import distributed
 from dmvae.runtime.random import Random
-from dmvae.tokenizers.autoencoder import Autoencoder
 from dmvae.training.stage import N, Networks, T, TrainingStage, Update
 
 
@@ -33,11 +33,11 @@ def new_discriminator(config: LossConfig, channels: int) -> PatchGAN | None:
 class DecoderNetworks(Networks):
     """The tokenizer, and the networks of its reconstruction loss."""
 
-    autoencoder: Autoencoder
+    autoencoder: Tokenizer
     perceptual: PerceptualLoss | None
     discriminator: PatchGAN | None
 
-    def __init__(self, autoencoder: Autoencoder) -> None:
+    def __init__(self, autoencoder: Tokenizer) -> None:
         super().__init__()
         self.autoencoder = autoencoder
         self.averaged = ("autoencoder",)
@@ -57,7 +57,6 @@ class DecoderNetworks(Networks):
 class DecoderStage(TrainingStage[T, N]):
     """A stage with the reconstruction loss."""
 
-    makes_tokenizer: ClassVar[bool] = True
     trains_decoder: ClassVar[bool] = True
 
     @property
@@ -91,7 +90,7 @@ def reconstruct(
         gan = hinge_generator(networks.discriminator(fake))
         networks.discriminator.train()
         (gan_gradient,) = torch.autograd.grad(gan, image)
-        last = networks.autoencoder.decoder.last_layer
+        last = networks.autoencoder.parts().last_layer
         # Averaged over ranks before their norms are taken, so that the weight is that of the whole batch.
         at_last, gan_at_last = (
             distributed.average(torch.autograd.grad(recon, last, g.to(recon.dtype), retain_graph=True)[0])

@@ -50,8 +50,7 @@ class ReferenceNetworks(Networks):
 class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
     Config = ReferenceTraining
     reads = ("tokenizer",)
-    uses = ("autoencoder", "latents.dtype")
-    makes_tokenizer = True
+    uses = ("autoencoder", "pretrained", "latents.dtype")
     draws = True
 
     @cached_property

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from dmvae.inputs import Inputs
 from dmvae.losses.alignment import AlignmentConfig
 from dmvae.losses.pull import Pull
+from dmvae.models.base import Distribution
 from dmvae.runtime import distributed
 from dmvae.runtime.random import Random
 from dmvae.stages.reconstruction import DecoderNetworks, DecoderStage, discriminate, reconstruct
+from dmvae.tokenizers.autoencoder import Autoencoder
 from dmvae.training.stage import Batch, TrainingConfig, Update, stage
 
 
@@ -48,6 +50,7 @@ class TokenizerTraining(TrainingConfig):
 
 
 class TokenizerNetworks(DecoderNetworks):
+    autoencoder: Autoencoder
     target: nn.Module
     """The frozen encoder that latents are aligned to, where there is an alignment; `projection` maps latents to its
     width."""
@@ -59,6 +62,7 @@ class TokenizerStage(DecoderStage[TokenizerTraining, TokenizerNetworks]):
     Config = TokenizerTraining
     reads = ("encoder",)
     uses = ("autoencoder", "losses")
+    makes_tokenizer = True
 
     def build(self) -> TokenizerNetworks:
         config, inputs = self.config, self.inputs
@@ -86,7 +90,7 @@ class TokenizerStage(DecoderStage[TokenizerTraining, TokenizerNetworks]):
         z = encoded.latents
         if networks.autoencoder.config.variational:
             posterior = encoded.latent_dist
-            z = posterior.mean + posterior.std * rng.normal(*posterior.mean.shape)
+            z = drawn(posterior, rng)
             kl = divergence(posterior.mean.float(), posterior.logvar.float())
         log: dict[str, Tensor | float] = {}
         late: dict[str, Tensor | float] = {}
@@ -152,6 +156,11 @@ def noised(z: Tensor, tau: float, rng: Random) -> Tensor:
     std: Tensor = (square - mean.square()).clamp_min(0).sqrt().view(1, -1, 1, 1)
     strength = tau * rng.normal(len(z)).abs().view(-1, 1, 1, 1)
     return z + strength * std * rng.normal(*z.shape)
+
+
+def drawn(posterior: Distribution, rng: Random) -> Tensor:
+    """Latents [n, C, H, W] from the posterior, mean + std * noise, differentiable in both."""
+    return posterior.mean + posterior.std * rng.normal(*posterior.mean.shape)
 
 
 def divergence(mean: Tensor, logvar: Tensor) -> Tensor:
