@@ -156,9 +156,11 @@ def test_a_dry_run_counts_what_trains(tmp_path, capsys):
 
 @pytest.mark.parametrize("kind", ["vavae", "AutoencoderDC", "AutoencoderTiny", "dmvae"])
 def test_what_can_be_trained_further_is(kind, tmp_path):
-    job = jobs_of(write(tmp_path, kind, reference__distribution={"type": "gaussian"}).parent)["matching"]
+    small = {"data__count": 8, "matching__batch_size": 2, "matching__steps": 1, "decoder__batch_size": 2}
+    path = write(tmp_path, kind, reference__distribution={"type": "gaussian"}, reference__batch_size=2, **small)
+    job = jobs_of(path.parent)["matching"]
     for name in ("reference", "matching"):
-        pipeline.run(load(tmp_path / "recipe.yaml"), tmp_path / "run", name)
+        pipeline.run(load(path), tmp_path / "run", name)
     model = load_tokenizer(job.folder / "autoencoder")
     assert isinstance(model, Autoencoder if kind == "dmvae" else AdaptedTokenizer)
     source = job.recipe.pretrained.resolve()
