@@ -18,7 +18,8 @@ from dmvae.datasets.shapes import Shapes
 from dmvae.generators.flow import FlowModelConfig
 from dmvae.matching import DMD, Context
 
-CLASSES, SIZE, BATCH, EVERY = 8, 32, 32, 3  # one turn of the autoencoder for EVERY turns of the student
+CLASSES, SIZE, IMAGES, BATCH = 8, 32, 2048, 32
+EVERY = 3  # one turn of the autoencoder for EVERY turns of the student
 
 
 def autoencoder(model: str | None, subfolder: str | None = None) -> AutoencoderKL:
@@ -60,7 +61,7 @@ def train_teacher(objective: DMD, shape: tuple[int, int, int], steps: int, gener
 def match(vae: AutoencoderKL, steps: int, teacher_steps: int, weight: float, seed: int = 0):
     """Train `vae` in place; returns the teacher and the student."""
     generator = torch.Generator().manual_seed(seed)
-    data = Shapes(size=SIZE, channels=3, count=2048).build("train")
+    data = Shapes(size=SIZE, channels=3, count=IMAGES).build("train")
 
     def batch() -> tuple[torch.Tensor, torch.Tensor]:
         images, labels = data.__getitems__(torch.randint(len(data), (BATCH,), generator=generator))

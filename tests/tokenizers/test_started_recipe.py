@@ -10,12 +10,14 @@ import torch
 
 import tiny
 from dmvae import Autoencoder, pipeline
+from dmvae import config as configs
 from dmvae.commands.dryrun import print_plan
 from dmvae.inputs import Inputs
 from dmvae.models.editor import Editor
 from dmvae.recipe import load
 from dmvae.runtime.random import Random
-from dmvae.tokenizers.adapted import AdaptedTokenizer, load_tokenizer
+from dmvae.tokenizers import TokenizerSource
+from dmvae.tokenizers.adapted import AdaptedTokenizer, load_tokenizer, start
 from dmvae.training.loop import Trainer, train
 from dmvae.training.stage import Batch
 
@@ -148,26 +150,23 @@ def test_a_shape_that_other_variants_use_does_not_count(tmp_path):
 
 
 def test_a_dry_run_counts_what_trains(tmp_path, capsys):
-    print_plan(load(write(tmp_path, "vavae")))
+    print_plan(load(write(tmp_path)))
     out = capsys.readouterr().out
     assert "nothing is missing" in out
     assert "latents 4x6x6 (stride 2)" in out
 
 
 @pytest.mark.parametrize("kind", ["vavae", "AutoencoderDC", "AutoencoderTiny", "dmvae"])
-def test_what_can_be_trained_further_is(kind, tmp_path):
-    small = {"data__count": 8, "matching__batch_size": 2, "matching__steps": 1, "decoder__batch_size": 2}
-    path = write(tmp_path, kind, reference__distribution={"type": "gaussian"}, reference__batch_size=2, **small)
-    job = jobs_of(path.parent)["matching"]
-    for name in ("reference", "matching"):
-        pipeline.run(load(path), tmp_path / "run", name)
-    model = load_tokenizer(job.folder / "autoencoder")
+def test_the_parts_are_all_there_is_and_gradients_reach_them(kind, tmp_path):
+    source = configs.read(TokenizerSource, foreign.source(kind, tmp_path))
+    model = start(source, size=12, channels=3, pretrained=True)
     assert isinstance(model, Autoencoder if kind == "dmvae" else AdaptedTokenizer)
-    source = job.recipe.pretrained.resolve()
-    before = source.build(size=12, channels=3, pretrained=True).model
-    after = model if kind == "dmvae" else model.network.model
-    moved = [not torch.equal(p, q) for p, q in zip(before.parameters(), after.parameters(), strict=True)]
-    assert all(moved)
+    parts = model.parts()
+    modules = (*parts.encoder, *parts.bottleneck, *parts.decoder)
+    assert {id(p) for m in modules for p in m.parameters()} == {id(p) for p in model.parameters()}
+    assert parts.last_layer.shape[0] == 3
+    model(torch.rand(1, 3, 12, 12) * 2 - 1).sample.square().mean().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
 def test_a_tokenizer_of_ours_may_take_samples_of_the_reference(tmp_path):
