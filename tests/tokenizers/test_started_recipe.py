@@ -1,5 +1,6 @@
 """Matching and decoder training that begin at a finished tokenizer: what trains, what is saved, what is refused."""
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import foreign
 import pytest
 import torch
+import yaml
 
 import tiny
 from dmvae import Autoencoder, pipeline
@@ -14,10 +16,12 @@ from dmvae import config as configs
 from dmvae.commands.dryrun import print_plan
 from dmvae.inputs import Inputs
 from dmvae.models.editor import Editor
-from dmvae.recipe import load
+from dmvae.recipe import load, resolve
 from dmvae.runtime.random import Random
 from dmvae.tokenizers import TokenizerSource
-from dmvae.tokenizers.adapted import AdaptedTokenizer, load_tokenizer, start
+from dmvae.tokenizers.adapted import AdaptedTokenizer, adapt, load_tokenizer, start
+from dmvae.tokenizers.dmvae import DmvaeTokenizer
+from dmvae.tokenizers.network import TRAINED
 from dmvae.training.loop import Trainer, train
 from dmvae.training.stage import Batch
 
@@ -167,6 +171,28 @@ def test_the_parts_are_all_there_is_and_gradients_reach_them(kind, tmp_path):
     assert parts.last_layer.shape[0] == 3
     model(torch.rand(1, 3, 12, 12) * 2 - 1).sample.square().mean().backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+@torch.no_grad()
+def test_what_was_trained_or_used_here_before_is_a_start_again(folder, tmp_path):
+    """The artifact of a foreign class, and ours behind an adapter, as `latents` saves one that nothing trained."""
+    for path, cls in ((folder / "run/main/latents/autoencoder", AdaptedTokenizer), (tmp_path / "used", Autoencoder)):
+        if cls is Autoencoder:
+            source = configs.read(TokenizerSource, foreign.source("dmvae", tmp_path))
+            adapt(source, size=12, channels=3, pretrained=True).save_pretrained(path)
+        source = DmvaeTokenizer(path=str(path))
+        model = start(source, size=12, channels=3, pretrained=True)
+        assert type(model) is cls
+        x = torch.rand(2, 3, 12, 12) * 2 - 1
+        assert torch.equal(model(x).sample, load_tokenizer(path)(x).sample)
+
+
+def test_the_page_s_recipe_is_one():
+    page = (Path(__file__).parents[2] / "docs/existing_tokenizer.md").read_text()
+    [block] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    recipe = resolve(yaml.safe_load(block))["main"]
+    assert [stage.name for stage in recipe.stages()][:4] == ["reference", "matching", "decoder", "latents"]
+    assert all(re.search(rf"`{name}`", page) for name in TRAINED)
 
 
 def test_a_tokenizer_of_ours_may_take_samples_of_the_reference(tmp_path):

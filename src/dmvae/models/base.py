@@ -138,9 +138,9 @@ class Tokenizer(Model):
         return None
 
     def compiled_parts(self) -> list[nn.Module]:
-        """What `run.compile` compiles: the parts, for training calls them and not `forward`."""
+        """What `run.compile` compiles: the parts, for training calls them and not `forward`; but no single layers."""
         parts = self.parts()
-        return [*parts.encoder, *parts.bottleneck, *parts.decoder]
+        return [part for part in (*parts.encoder, *parts.bottleneck, *parts.decoder) if any(part.children())]
 
     def register_statistics(self, channels: int) -> None:
         self.register_buffer("latent_mean", torch.zeros(channels))

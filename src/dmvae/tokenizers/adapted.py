@@ -120,11 +120,9 @@ def start(source: TokenizerSource, *, size: int, channels: int, pretrained: bool
 
     Raises ValueError where `adapt` does, and for a tokenizer that cannot be trained further on such images.
     """
-    adapted = adapt(source, size=size, channels=channels, pretrained=pretrained)
-    model = getattr(adapted.network, "model", None)
-    if not isinstance(model, Tokenizer):
-        adapted.parts()
-        return adapted
+    model: Tokenizer = adapt(source, size=size, channels=channels, pretrained=pretrained)
+    while isinstance(inner := getattr(getattr(model, "network", None), "model", None), Tokenizer):
+        model = inner
     trained = {"data.channels": ("in_channels", channels), "data.size": ("image_size", size)}
     for field, (name, ours) in trained.items():
         if model.config[name] != ours:
