@@ -34,15 +34,19 @@ def autoencoder(model: str | None, subfolder: str | None = None) -> AutoencoderK
     )
 
 
+def centres(labels: torch.Tensor, channels: int) -> torch.Tensor:
+    """[n, C, 1, 1]: the corner of a cube for each of eight classes, in the first three channels."""
+    bits = torch.stack([labels >> i & 1 for i in range(3)], dim=1) * 1.6 - 0.8
+    return F.pad(bits, (0, channels - 3))[:, :, None, None]
+
+
 def reference(n: int, shape: tuple[int, int, int], generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Samples [n, C, H, W] with labels [n], whatever you like: here every class has a centre, the same everywhere in a
-    latent, and noise around it; each element has mean 0 and standard deviation 1 over all classes."""
+    """Samples [n, C, H, W] with labels [n], whatever you like: here noise around the class's centre. Each element has
+    mean 0 and standard deviation 1 over all classes."""
     labels = torch.randint(CLASSES, (n,), generator=generator)
-    bits = torch.stack([labels >> i & 1 for i in range(shape[0])], dim=1) * 2.0 - 1  # corners of a cube
-    bits[:, 3:] = 0
-    noise = torch.randn(n, *shape, generator=generator)
-    scale = torch.tensor([0.6 if i < 3 else 1.0 for i in range(shape[0])]).view(-1, 1, 1)
-    return 0.8 * bits[:, :, None, None] + scale * noise, labels
+    mean = centres(labels, shape[0])
+    spread = (1 - mean.square()).sqrt()
+    return mean + spread * torch.randn(n, *shape, generator=generator), labels
 
 
 def train_teacher(objective: DMD, shape: tuple[int, int, int], steps: int, generator: torch.Generator):
@@ -74,11 +78,11 @@ def match(vae: AutoencoderKL, steps: int, teacher_steps: int, weight: float, see
     shape = tuple(z.shape[1:])
 
     # (2) the objective: guidance scale and times in which the two velocities are compared (0 is noise, 1 is data)
-    objective = DMD(guidance=2.0, time_range=(0.02, 0.98))
+    objective = DMD(guidance=1.0, time_range=(0.02, 0.98))
     teacher = train_teacher(objective, shape, teacher_steps, generator)
     student = objective.new_student(shape, CLASSES, teacher, FlowModelConfig())  # a copy of the teacher that trains
     ours = torch.optim.AdamW(vae.parameters(), lr=5e-4)
-    its = torch.optim.AdamW(student.parameters(), lr=1e-3)
+    its = torch.optim.AdamW(student.parameters(), lr=2e-3)
 
     for step in range(steps):
         x, labels = batch()
@@ -102,8 +106,10 @@ def match(vae: AutoencoderKL, steps: int, teacher_steps: int, weight: float, see
         student_loss.backward()
         its.step()
         if turn and (step % (20 * EVERY) == 0 or step + EVERY >= steps):
-            say = f"reconstruction {reconstruction.item():.3f}  student {student_loss.item():.3f}"
-            print(f"{step:5d}  {say}  latents: mean {z.mean().item():.2f}, std {z.std().item():.2f}")
+            centre = centres(labels, shape[0])  # 1 in the reference: latents lie where their class does
+            along = ((z * centre).mean() / centre.square().mean()).item()
+            say = f"latents: mean {z.mean().item():.2f}, std {z.std().item():.2f}, along the class's centre {along:.2f}"
+            print(f"{step:5d}  reconstruction {reconstruction.item():.3f}  {say}")
 
     # For pipelines: (z - shift_factor) * scaling_factor has mean 0 and standard deviation 1.
     with torch.no_grad():
