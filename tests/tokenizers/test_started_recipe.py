@@ -15,12 +15,12 @@ from dmvae import Autoencoder, pipeline
 from dmvae import config as configs
 from dmvae.commands.dryrun import print_plan
 from dmvae.inputs import Inputs
-from dmvae.models.editor import Editor
 from dmvae.recipe import load, resolve
 from dmvae.runtime.random import Random
 from dmvae.tokenizers import TokenizerSource
 from dmvae.tokenizers.adapted import AdaptedTokenizer, adapt, load_tokenizer, start
 from dmvae.tokenizers.dmvae import DmvaeTokenizer
+from dmvae.tokenizers.editor import Editor
 from dmvae.tokenizers.network import TRAINED
 from dmvae.training.loop import Trainer, train
 from dmvae.training.stage import Batch

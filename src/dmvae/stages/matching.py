@@ -36,7 +36,6 @@ from dmvae.tokenizers.autoencoder import Autoencoder
 from dmvae.training.flow import FlowTraining
 from dmvae.training.stage import Batch, Update, stage
 
-
 EDITED = ("reference", "assigned")
 """Kinds of `noise` that an editor of samples makes latents of."""
 
