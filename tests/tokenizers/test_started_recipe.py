@@ -251,6 +251,12 @@ def test_files_that_do_not_fit_are_named(tmp_path):
             tiny.run(write(tmp_path, None, pretrained=source, **over))
 
 
+def test_an_editor_of_samples_has_no_use_for_a_posterior(tmp_path):
+    over = {"autoencoder.variational": True, "matching.noise": "assigned"}
+    with pytest.raises(ValueError, match=r"'assigned' has no use for a posterior; set autoencoder\.variational: false"):
+        tiny.run(tiny.write(tmp_path, variants={"x": over}))
+
+
 def test_a_tokenizer_that_edits_samples_is_no_start(tmp_path):
     model = foreign.own_model().with_editor(torch.zeros(4, 4, 3, 3), torch.zeros(4), torch.ones(4))
     model.save_pretrained(tmp_path / "edited")

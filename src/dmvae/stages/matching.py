@@ -280,6 +280,8 @@ def _unfit(config: MatchingTraining, model: Tokenizer) -> Iterator[str]:
             f"matching.noise: {config.noise!r} puts another network behind the encoder, for which the files of this "
             f"`pretrained` ({model.config['source']['type']}) have no place; use 'none' or 'posterior'"
         )
+    elif config.noise in EDITED and model.has_spread:
+        yield f"matching.noise: {config.noise!r} has no use for a posterior; set autoencoder.variational: false"
     if isinstance(model, Autoencoder) and model.editor is not None:
         yield (
             "pretrained: this tokenizer writes images into samples of the reference that it was matched to "
