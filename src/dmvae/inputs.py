@@ -195,7 +195,7 @@ def first_tokenizer(sections: Sections, *, weights: bool) -> Tokenizer:
     try:
         return start(source, size=data.size, channels=data.channels, pretrained=weights)
     except ValueError as error:
-        raise ValueError(f"pretrained: {str(error).removeprefix('pretrained: ')}") from error
+        raise ValueError(f"{'' if str(error).startswith('pretrained') else 'pretrained: '}{error}") from error
 
 
 def build_tokenizer(sections: Sections) -> Tokenizer:
