@@ -11,7 +11,7 @@ import torch
 import yaml
 
 import tiny
-from dmvae import Autoencoder, pipeline
+from dmvae import Autoencoder, jobs, pipeline
 from dmvae import config as configs
 from dmvae.commands.dryrun import print_plan
 from dmvae.inputs import Inputs
@@ -47,8 +47,8 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def jobs_of(folder: Path) -> dict[str, pipeline.Job]:
-    return {job.stage.name: job for job in pipeline.plan(load(folder / "recipe.yaml"), folder / "run")}
+def jobs_of(folder: Path) -> dict[str, jobs.Job]:
+    return {job.stage.name: job for job in jobs.plan(load(folder / "recipe.yaml"), folder / "run")}
 
 
 @torch.no_grad()
@@ -82,14 +82,14 @@ def test_each_turn_trains_exactly_what_it_should(folder):
             own[id(p)].removeprefix("autoencoder.network.model.").split(".")[0] for p in trainer.networks.trains[name]
         }
 
-    jobs = jobs_of(folder)
-    matching = trainer_of(jobs["matching"])
+    found = jobs_of(folder)
+    matching = trainer_of(found["matching"])
     assert trained(matching, "tokenizer") == {"encoder", "quant_conv", "post_quant_conv", "decoder"}
     assert trained(matching, "student") == {"student"}
-    assert trained(trainer_of(jobs["decoder"]), "decoder") == {"post_quant_conv", "decoder"}
-    frozen = replace(jobs["matching"].recipe.section("matching"), train_encoder=False)
+    assert trained(trainer_of(found["decoder"]), "decoder") == {"post_quant_conv", "decoder"}
+    frozen = replace(found["matching"].recipe.section("matching"), train_encoder=False)
     inputs = matching.inputs
-    assert trained(Trainer(jobs["matching"].stage(frozen, inputs)), "tokenizer") == {
+    assert trained(Trainer(found["matching"].stage(frozen, inputs)), "tokenizer") == {
         *("quant_conv", "post_quant_conv", "decoder")
     }
 
@@ -147,7 +147,7 @@ def test_other_weights_begin_anew(tmp_path):
 
 def test_a_shape_that_other_variants_use_does_not_count(tmp_path):
     folders = [
-        [job.folder.name for job in pipeline.plan(load(write(tmp_path, autoencoder=shape)), tmp_path)]
+        [job.folder.name for job in jobs.plan(load(write(tmp_path, autoencoder=shape)), tmp_path)]
         for shape in (None, tiny.RECIPE["autoencoder"])
     ]
     assert folders[0] == folders[1]
@@ -197,9 +197,9 @@ def test_the_page_s_recipe_is_one():
 
 def test_a_tokenizer_of_ours_may_take_samples_of_the_reference(tmp_path):
     path = write(tmp_path, "dmvae", matching__noise="reference", reference__distribution={"type": "gaussian"})
-    jobs = jobs_of(path.parent)
+    job = jobs_of(path.parent)["matching"]
     pipeline.run(load(path), tmp_path / "run", "reference")
-    trainer = trainer_of(jobs["matching"])
+    trainer = trainer_of(job)
     assert isinstance(trainer.networks.autoencoder.editor, Editor)
     inner = trainer.networks.autoencoder.encoder.state_dict()
     assert all(torch.equal(inner[k], v) for k, v in foreign.own_model().encoder.state_dict().items())
@@ -215,7 +215,7 @@ REFUSED = {
     "vavae": ({"data__size": 13}, "13 is not a multiple of 2"),
     "AutoencoderTiny": (
         {"matching__train_encoder": False},
-        "matching.train_encoder: a frozen encoder without a bottleneck has nothing",
+        "matching.train_encoder: with a frozen encoder and no bottleneck, nothing can move",
     ),
     "AutoencoderDC": ({"matching__noise": "posterior"}, "matching.noise: 'posterior' needs a tokenizer with one"),
     "dmvae": ({"data__size": 24}, r"trained with data.size 12, not 24; set it to that"),

@@ -270,8 +270,8 @@ def _unfit(config: MatchingTraining, model: Tokenizer) -> Iterator[str]:
     """What a matching asks for that this tokenizer does not have."""
     if not config.train_encoder and not model.parts().bottleneck:
         yield (
-            "matching.train_encoder: a frozen encoder without a bottleneck has nothing that could be matched; "
-            "set train_encoder: true, or give a tokenizer that has one (autoencoder.latent_channels)"
+            "matching.train_encoder: with a frozen encoder and no bottleneck, nothing can move the latents; "
+            "set train_encoder: true or give autoencoder.latent_channels"
         )
     if config.noise == "posterior" and not model.has_spread:
         yield "matching.noise: 'posterior' needs a tokenizer with one (autoencoder.variational: true); use 'none'"
