@@ -12,7 +12,7 @@ ROWS = [
     ("commands", ["cli", "library", "commands", "report"], "the command line, Python, the page and the table"),
     (
         "recipe",
-        ["pipeline", "checks", "claims", "fitting", "recipe", "options"],
+        ["pipeline", "claims", "jobs", "checks", "fitting", "recipe", "options"],
         "which stages run, with which settings",
     ),
     ("method", ["stages", "matching", "references"], "what is computed"),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import processes
 import tiny
 from dmvae import config as configs
 from dmvae.recipe import load
@@ -68,7 +69,7 @@ def test_the_examples_are_short_and_each_kind_has_one():
 
 @pytest.mark.slow
 def test_the_examples_run(recipe):
-    result = tiny.command("run", str(recipe))
+    result = processes.command("run", str(recipe))
     assert result.returncode == 0, result.stderr
     run_dir = recipe.parent / "run"
     assert "two_moments/mean" in (run_dir / "main/matching/log.jsonl").read_text()

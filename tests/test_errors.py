@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+import processes
 import tiny
 from dmvae import cli
 from dmvae.commands.parser import parse_overrides
@@ -135,7 +136,7 @@ def test_a_report_of_a_folder_that_is_no_run(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_debug_shows_the_traceback():
-    result = tiny.command("run", "nothing.yaml", "--debug")
+    result = processes.command("run", "nothing.yaml", "--debug")
     assert "Traceback" in result.stderr
 
 

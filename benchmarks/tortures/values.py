@@ -214,7 +214,8 @@ def ranks(folder: Path, harms: int) -> Iterator[Row]:
         note = f"{how}, {'in a worker' if where else 'itself'}"
         process = subprocess.Popen(
             [*torchrun, "-m", "dmvae", "tokenizer", str(path)],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, env=tiny.environment(),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            env=ours("processes").environment(),
         )  # fmt: skip
         try:
             said, _ = process.communicate(timeout=PATIENCE)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from dmvae.datasets import Split, open_dataset
-from dmvae.inputs import Blueprint, Inputs, build_autoencoder
+from dmvae.inputs import Blueprint, Inputs, build_autoencoder, first_tokenizer
 from dmvae.recipe import Recipe
 from dmvae.stages.reconstruction import new_discriminator
 from dmvae.training.data import require_batch
@@ -50,6 +50,11 @@ def problems(recipe: Recipe, stages: Stages) -> Iterator[str]:
         yield from _complaint("", partial(_try_discriminator, recipe))
     if recipe.autoencoder is not None:
         yield from _complaint("autoencoder", partial(_try_autoencoder, recipe))
+    if recipe.pretrained is not None and any(stage.trains_decoder for stage in stages):
+        untrainable = list(_complaint("", partial(_try_start, recipe)))
+        yield from untrainable
+        if untrainable:  # the stages' own questions are about that tokenizer
+            return
     for split in dict.fromkeys(split for stage in stages for split in stage.splits):
         yield from _complaint("data", partial(_try_data, recipe, split))
     for stage in stages:
@@ -91,6 +96,12 @@ def _try_autoencoder(recipe: Recipe) -> None:
             raise ValueError(
                 f"{part}: {kind!r} returns {list(found.shape)}; its stride and channels say {list(wanted)}"
             )
+
+
+def _try_start(recipe: Recipe) -> None:
+    """Raise ValueError for a finished tokenizer that cannot be trained further."""
+    with torch.device("meta"):
+        first_tokenizer(recipe, weights=False)
 
 
 def _try_networks(stage: type[AnyTraining], recipe: Recipe, others: Mapping[str, Any]) -> None:

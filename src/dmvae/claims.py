@@ -7,6 +7,7 @@ while it is still at work, and the table would be of one and the links of the ot
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,18 +16,16 @@ from typing import Any
 import yaml
 
 from dmvae import config as configs
+from dmvae.jobs import VARIANTS, Job, record
 from dmvae.recipe import Recipe
-from dmvae.runtime.files import atomic_write, locked, together
+from dmvae.runtime.files import locked, together
 
-VARIANTS = "variants.json"
-"""Names of all variants of the recipe that was last run in a folder."""
 RUNNING = ".running"
 
 
 @contextmanager
-def claimed(run_dir: Path, recipes: dict[str, Recipe], variants: list[str]) -> Iterator[None]:
-    """Write the resolved recipe of every variant, as YAML that `dmvae run` takes, and the names of all variants; and
-    hold the folder for them until the block ends.
+def claimed(run_dir: Path, recipes: dict[str, Recipe], jobs: list[Job], variants: list[str]) -> Iterator[None]:
+    """Record recipes, jobs and the names of all variants in the folder, and hold it for them until the block ends.
 
     Raises ValueError where another process is running other recipes in the folder, or other settings of one.
     """
@@ -40,12 +39,19 @@ def claimed(run_dir: Path, recipes: dict[str, Recipe], variants: list[str]) -> I
                     f"{run_dir}: another process is running {other} there: their results would be mixed. Give another "
                     "--run_dir, or wait for its end"
                 )
-            with atomic_write(run_dir / VARIANTS) as part:
-                part.write_text(json.dumps(variants))
-            for variant, recipe in recipes.items():
-                with atomic_write(run_dir / variant / "recipe.yaml") as part:
-                    part.write_text(yaml.safe_dump(configs.plain(recipe), sort_keys=False))
+            record(recipes, jobs, run_dir, variants)
         yield
+
+
+def require_linked(jobs: list[Job], run_dir: Path) -> None:
+    """Raise ValueError where the folder has become another recipe's since these jobs were run there."""
+    for job in jobs:
+        link = run_dir / job.variant / job.stage.name
+        if not link.is_symlink() or Path(os.readlink(link)).name != job.folder.name:
+            raise ValueError(
+                f"{run_dir}: another recipe has been run there meanwhile, so no table of this one is written; its "
+                "finished stages are kept, and `dmvae run` of this recipe writes the table"
+            )
 
 
 def _difference(run_dir: Path, recipes: dict[str, Recipe], variants: list[str]) -> str | None:

@@ -35,7 +35,7 @@ class AutoencoderShape:
 
     def __post_init__(self) -> None:
         if self.variational and self.latent_channels is None:
-            raise ValueError("variational: it is the bottleneck that gives a log-variance; give latent_channels")
+            raise ValueError("variational: only a bottleneck gives a log-variance; give latent_channels")
 
     @classmethod
     def upgrade(cls, values: Values) -> Values:
@@ -43,7 +43,8 @@ class AutoencoderShape:
         return decoder_section(values)
 
     def identity(self, values: Values) -> Values:
-        """A convolutional decoder counts as it was written then, so that stages finished then stay so."""
+        """A convolutional decoder is hashed in the form of version 0.1, so that stages which that version finished stay
+        finished."""
         if not isinstance(self.decoder, ConvDecoder):
             return values
         fields = values.pop("decoder")
@@ -52,7 +53,7 @@ class AutoencoderShape:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """How to run; nothing here changes a result beyond rounding, so none of it is part of a fingerprint."""
+    """How to run. Nothing here changes a result by more than rounding, so nothing here is part of a fingerprint."""
 
     dir: str = "runs/default"
     """Folder of everything that the run writes."""
@@ -82,9 +83,9 @@ class LatentsConfig:
     """Encoding of the data set."""
 
     batch_size: BatchSize = 256
-    """Images a step, per rank."""
+    """Images per step, on each rank."""
     shard_size: Count = 16384
-    """Images a file."""
+    """Images per file."""
     dtype: Literal["float32", "float16"] = "float32"
     """Precision on disk."""
 
@@ -106,7 +107,8 @@ class Sections:
     autoencoder: AutoencoderShape | None = None
     """The architecture of a tokenizer that is trained here."""
     pretrained: TokenizerSource | None = None
-    """A finished tokenizer, by `type`, instead of the stages that train one."""
+    """A finished tokenizer, by `type`, instead of the stages `encoder` and `tokenizer`; `matching` and `decoder`, where
+    the recipe has them, train it further."""
     losses: LossConfig = field(default_factory=LossConfig)
     """The reconstruction loss of the stages that train a decoder."""
     latents: LatentsConfig = field(default_factory=LatentsConfig)

@@ -16,7 +16,6 @@ from dmvae.evaluation.manifest import differences, require_comparable, require_s
 from dmvae.evaluation.reference_statistics import read_statistics
 
 FEATURES = "effnet-lite0@32"
-pytestmark = pytest.mark.filterwarnings("ignore:a Frechet distance of")
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import stand_in_hub
 import yaml
 from huggingface_hub import ModelCard
 
+import processes
 import tiny
 from dmvae.report.pipelines import write_pipelines
 
@@ -23,7 +24,7 @@ def folder(tmp_path_factory):
 def python(code, home, **env):
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=home,
-        env=tiny.environment() | {"HF_HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path)} | env,
+        env=processes.environment() | {"HF_HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path)} | env,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     return result.stdout + result.stderr

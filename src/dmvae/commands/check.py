@@ -14,7 +14,7 @@ from dmvae.commands.trust import require_no_code
 from dmvae.config import Values
 from dmvae.evaluation.manifest import differences, require_comparable
 from dmvae.inputs import Inputs
-from dmvae.pipeline import plan
+from dmvae.jobs import plan
 from dmvae.recipe import load
 from dmvae.runtime import distributed
 from dmvae.runtime.console import console

@@ -8,13 +8,14 @@ from functools import partial
 from pathlib import Path
 
 from dmvae import pipeline
+from dmvae.claims import require_linked
 from dmvae.commands.dryrun import print_plan
 from dmvae.commands.help import placeholders, print_fields
 from dmvae.commands.parser import USAGE, parse_overrides
 from dmvae.commands.trust import require_no_code
 from dmvae.fitting import fit
+from dmvae.jobs import Job, jobs_of
 from dmvae.options import few, flat, told
-from dmvae.pipeline import Job, jobs_of, require_linked
 from dmvae.recipe import Recipe, Recipes, load
 from dmvae.registry import nearest
 from dmvae.report import write_report

@@ -31,7 +31,7 @@ class Adversarial(Matching):
     width: Width = 128
     """Channels of the critic."""
     depth: Annotated[int, Range(0, 1024)] = 3
-    """Its residual blocks; each widens the receptive field by one latent on every side."""
+    """Residual blocks of the critic; each widens its receptive field by one token on every side."""
     penalty: Weight = 1.0
     """gamma of the penalty gamma / 2 |dD/dz|^2 at the reference's samples (R1, arXiv 1801.04406), without which the
     critic of two distributions that do not overlap grows without bound; 0 is off."""
@@ -95,7 +95,9 @@ class Critic(nn.Module):
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:
         """z [n, C, H, W], labels int64 [n] in 0 .. num_classes -> logits [n], float32, higher for the reference."""
-        with torch.autocast(z.device.type, enabled=False):  # the penalty differentiates twice, and it is small
+        with torch.autocast(
+            z.device.type, enabled=False
+        ):  # the penalty differentiates twice, and is too small for bf16
             x = self.embed(z.float())
             for block in self.blocks:
                 x = x + block(F.leaky_relu(x, 0.2))

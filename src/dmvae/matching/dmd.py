@@ -72,9 +72,9 @@ def gradient(
 ) -> tuple[Tensor, Tensor]:
     """g = (z_hat_student - z_hat_teacher) / mean |z - z_hat_teacher|, [n, C, H, W], the mean over C, H, W;
     and the squared gap between the two estimates, a mean per sample [n]."""
-    z_t = interpolate(noise, z, t)
-    hat_teacher = denoise(z_t, guided(teacher, guidance, null)(z_t, t, labels).float(), t)
-    hat_student = denoise(z_t, guided(student, guidance, null)(z_t, t, labels).float(), t)
+    z_t = interpolate(noise=noise, z=z, t=t)
+    hat_teacher = denoise(z_t=z_t, velocity=guided(teacher, guidance, null)(z_t, t, labels).float(), t=t)
+    hat_student = denoise(z_t=z_t, velocity=guided(student, guidance, null)(z_t, t, labels).float(), t=t)
     difference = hat_student - hat_teacher
     scale = (z - hat_teacher).abs().mean(dim=(1, 2, 3), keepdim=True)
     return difference / scale.clamp_min(1e-8), difference.square().mean(dim=(1, 2, 3))

@@ -19,7 +19,8 @@ class Drift(BetweenSamples):
     """Latents move by the mean shift towards samples of the reference, less the mean shift towards other latents."""
 
     bandwidths: tuple[Scale, Scale] = (0.5, 0.05)
-    """At the start and at the end, shares of the mean squared distance; between them geometric."""
+    """Bandwidth at the start and at the end, relative to the mean distance between latents and samples; it changes
+    geometrically between them."""
 
     def distance(self, a: Tensor, b: Tensor, rng: torch.Generator, progress: float) -> Tensor:
         return kernel_drift(a, b, progress, self.bandwidths)

@@ -17,12 +17,13 @@ from dmvae.transport.normality import normality
 @register("normality")
 @dataclass(frozen=True, kw_only=True)
 class Normality(BetweenSamples):
-    """The Epps-Pulley statistic of random projections (SIGReg, arXiv 2511.08544), for `gaussian` alone."""
+    """The Epps-Pulley statistic of random projections (SIGReg, arXiv 2511.08544), only for the reference
+    `gaussian`."""
 
     only_for: ClassVar[tuple[str, ...]] = ("gaussian",)
 
     slices: Width = 256
-    """Random directions a view and turn."""
+    """Random directions per view and update."""
     std: Scale = 1.0
     """Standard deviation of the reference."""
 

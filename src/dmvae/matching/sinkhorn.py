@@ -20,11 +20,11 @@ class Sinkhorn(BetweenSamples):
     """The debiased Sinkhorn divergence (arXiv 1810.08278)."""
 
     vectors: BatchSize = 512
-    """Vectors of a view at most, drawn at random; the time grows with their square."""
+    """At most so many vectors of a view are compared, drawn at random; the time grows with their square."""
     eps: Annotated[float, Range(0, 100, "()")] = 0.05
-    """Entropic regularisation, a share of the mean squared distance; less is nearer to the exact assignment."""
+    """Entropic regularisation, as a share of the mean squared distance; smaller is closer to the exact assignment."""
     iterations: Annotated[int, Range(1, 10**6)] = 50
-    """Sinkhorn's iterations."""
+    """Iterations of Sinkhorn's algorithm per update."""
 
     def distance(self, a: Tensor, b: Tensor, rng: torch.Generator, progress: float) -> Tensor:
         return sinkhorn_divergence(a, b, self.eps, self.iterations)

@@ -1,7 +1,7 @@
-"""Transport: latents move along the sliced Wasserstein distance to samples of the reference.
+"""Transport: latents move down the gradient of the sliced Wasserstein distance to samples of the reference.
 
-It goes the same way from any start. A distance between single vectors does not see fine structure, which the views
-(whole latents, tokens, pairs of neighbours) share out.
+It works from any start, near or far. Slices of one kind of vector miss fine structure; so three views are compared:
+whole latents, tokens, and pairs of neighbouring tokens.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Transport(BetweenSamples):
     """mean over directions u of W2^2(u . z, u . y) (sliced Wasserstein distance)."""
 
     slices: Width = 48
-    """Directions a view and turn."""
+    """Directions per view and update."""
     along: tuple[Along, ...] = MIXED
     """Kinds of directions, in equal shares: "random", "reference" (between two of its samples), "gap" (from a latent to
     a sample), "principal"."""

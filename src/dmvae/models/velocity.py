@@ -26,7 +26,7 @@ class VelocityModel(Model):
     def loss(self, z: Tensor, labels: Tensor, rng: Random) -> Tensor:
         """The flow-matching loss at random times and noise: z [n, C, H, W], labels int64 [n] -> a scalar."""
         t = sample_time(len(z), self.time_distribution, rng)
-        return flow_matching_loss(self, z, labels, t, rng.normal(*z.shape))
+        return flow_matching_loss(self, z=z, labels=labels, t=t, noise=rng.normal(*z.shape))
 
     def sample(
         self, noise: Tensor, labels: Tensor, settings: Sampling, normal: Callable[[], Tensor] | None = None

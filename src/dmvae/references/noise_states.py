@@ -66,7 +66,7 @@ class NoiseStates:
         assert velocity is not None
         a, b = s * time, (s.square() * (1 - time) ** 2 + (1 - s).square()).sqrt()
         inner_time, inner_state = a / (a + b), y_s / expand(a + b, y_s)
-        z = denoise(inner_state, velocity(inner_state, inner_time, labels), inner_time)
+        z = denoise(z_t=inner_state, velocity=velocity(inner_state, inner_time, labels), t=inner_time)
         # b = 0 only at the end of a path without noise, where the rest is 0 too
         factor = (s * (1 - time) ** 2 - (1 - s)) / b.square().clamp_min(torch.finfo(b.dtype).tiny)
         return time * z + expand(factor, y_s) * (y_s - expand(a, y_s) * z)

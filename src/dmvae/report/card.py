@@ -10,7 +10,7 @@ import yaml
 
 from dmvae.config import Values
 from dmvae.evaluation.metrics.frechet import distances
-from dmvae.pipeline import Job
+from dmvae.jobs import Job
 from dmvae.report.figures import of_few, shown
 from dmvae.stages.sample import image_seed
 

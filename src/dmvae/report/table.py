@@ -10,6 +10,7 @@ from dmvae.report import charts
 from dmvae.report.figures import of_few, shown
 from dmvae.report.html import details, duration, listing, prose
 from dmvae.report.run import Run
+from dmvae.report.summary import named
 
 
 def results(run: Run) -> str:
@@ -46,7 +47,8 @@ def _table(run: Run, columns: dict[str, Figure]) -> str:
         for key, column in columns.items():
             text = column.show(row[key]) if key in row else "–"
             cells += f'<td class="best">{text}</td>' if text == best[key] else f"<td>{text}</td>"
-        body += f'<tr><th scope="row"><i style="background:{run.colour(name)}"></i>{escape(name)}</th>{cells}</tr>\n'
+        title = f'<i style="background:{run.colour(name)}"></i>{escape(named(name, run.summary))}'
+        body += f'<tr><th scope="row">{title}</th>{cells}</tr>\n'
     for method, group in run.summary.get("seeds", {}).items():
         means, spreads = group["mean"], group["spread"]
         cells = "".join(

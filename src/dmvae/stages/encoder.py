@@ -1,7 +1,7 @@
 """Stage `encoder`: a small self-supervised encoder, where no pretrained one is used.
 
-SimCLR (Chen et al., arXiv 2002.05709): besides the encoder it needs one matrix product, no second network and no
-momentum schedule; on small images it separates classes after minutes on a CPU.
+SimCLR (Chen et al., arXiv 2002.05709): its loss is one matrix product, without a second network or a momentum schedule.
+On small images its features tell classes apart after minutes on a CPU.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class EncoderTraining(TrainingConfig):
     """Self-supervised training of the encoder."""
 
     temperature: Scale = 0.2
-    """Softmax temperature of the contrast."""
+    """Temperature of the contrastive loss's softmax."""
     projection: Width = 128
     """Width of the space in which views are compared."""
     min_crop: Annotated[float, Range(0, 1, "(]")] = 0.3
@@ -65,8 +65,8 @@ class EncoderStage(TrainingStage[EncoderTraining, EncoderNetworks]):
 
 
 def contrast(a: Tensor, b: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """NT-Xent over unit vectors a, b [n, d], row i of one being the positive of row i of the other; and the
-    share of views whose nearest other view is their pair."""
+    """(the NT-Xent loss, the share of views whose nearest other view is their pair), of unit vectors a, b [n, d]: row i
+    of a and row i of b are two views of one image."""
     n = len(a)
     both = torch.cat([a, b])
     similarity = (both @ both.T).float() / temperature

@@ -1,7 +1,7 @@
 """Stage `sample`: images from the generator, the same number of every class.
 
-Image i is drawn from a random generator with a seed of its own (`image_seed`), so that neither the batch size nor the
-number of ranks changes it, and the diffusers pipeline repeats it from that seed alone.
+Image i has a random generator and a seed of its own (`image_seed`). So it does not depend on the batch size or the
+number of ranks, and the diffusers pipeline draws the same image from that seed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class SampleConfig:
     count: Count = 10000
     """Images, the same number of every class (the first classes get one more where it does not divide)."""
     batch_size: BatchSize = 250
-    """Images at a time, per rank."""
+    """Images at a time, on each rank."""
     method: str = "euler"
     """The sampler: "euler", "midpoint" or "heun" for the ODE, "sde" for Euler-Maruyama."""
     steps: Annotated[int, Range(1, 10**6)] = 50
@@ -44,9 +44,9 @@ class SampleConfig:
     last_step: Decay = 0.04
     """Size of the SDE's last, noise-free step, from 0 to below 1; 0 is none."""
     guidance: tuple[Guidance, ...] = (1.0,)
-    """Guidance scales; every scale gets a set of samples, and the first is the one that the table ranks by."""
+    """Guidance scales. Every scale gets a set of samples; tables rank by those of the first."""
     guidance_interval: tuple[Share, Share] = (0.0, 1.0)
-    """Times in which guidance acts."""
+    """The range of times, in [0, 1], in which guidance is used."""
 
     def __post_init__(self) -> None:
         if self.method not in names(Sampler):
@@ -58,7 +58,7 @@ class SampleConfig:
             raise ValueError("guidance needs at least one scale; 1.0 is no guidance")
 
     def settings(self, scale: float) -> Sampling:
-        """The sampler's, at one guidance scale."""
+        """The sampler's settings at one guidance scale."""
         return Sampling(
             method=self.method,
             steps=self.steps,

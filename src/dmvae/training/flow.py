@@ -21,7 +21,7 @@ class LatentTraining(TrainingConfig):
     label_dropout: Share = 0.1
     """Share of labels replaced by "no label" in training, for guidance."""
     time_distribution: TimeDistribution = "uniform"
-    """How the training times of a flow are drawn."""
+    """How a flow model's training times are drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class FlowTraining(LatentTraining):
 
 
 def flow_loss(network: VelocityModel, z: Tensor, labels: Tensor, config: FlowTraining, rng: Random) -> Tensor:
-    """The flow-matching loss of one turn on latents z [n, C, H, W], normalised per channel: a scalar."""
+    """The flow-matching loss of one update on latents z [n, C, H, W], normalised per channel: a scalar."""
     labels = drop_labels(labels, config.label_dropout, network.config.num_classes, rng)
     network.time_distribution = config.time_distribution
     return network.loss(z, labels, rng)

@@ -110,7 +110,7 @@ class Trainer:
         }
 
     def resume(self, folder: Path) -> bool:
-        """Go on from the newest intact checkpoint in `folder`; False without one."""
+        """Continue from the newest intact checkpoint in `folder`; False where there is none."""
         state = self.state_dict()
         if checkpoint.load(folder, state) is None:
             return False
@@ -125,8 +125,8 @@ class Trainer:
         return True
 
     def save_networks(self, folder: Path) -> None:
-        """Write every network that trained as folder/NAME, with its averaged weights where it has some. All ranks call,
-        one writes."""
+        """Write every trained network to folder/NAME, with averaged weights where they are kept. All ranks must call
+        it; one writes."""
         for name, module in self.networks.saved().items():
             with self.averages[name].applied() if name in self.averages else nullcontext():
                 whole = distributed.whole_module(module)
@@ -192,7 +192,7 @@ def train(stage: AnyTraining) -> Facts:
 
 
 def turns(updates: Iterator[Update], device: torch.device, precision: Precision) -> Iterator[Update]:
-    """The stage's updates: each is computed under autocast and yielded outside of it, for the backward pass."""
+    """The stage's updates. Each is computed under autocast and yielded outside of it, where the backward pass runs."""
     while True:
         with autocast(device, precision):
             update = next(updates, None)
@@ -229,7 +229,7 @@ def compile_networks(networks: Networks, device: torch.device) -> None:
     """Compile every network in place: the parts that it names in `compiled_parts`, else all of it. On a CPU, parts with
     convolutions are left uncompiled: oneDNN's kernels are faster there than compiled ones (python -m benchmarks.steps:
     compiled, the demo's decoder steps had 0.6 of their speed)."""
-    # The adaptive weight differentiates the decoder's graph twice, so its buffers must survive the first pass.
+    # The adaptive weight differentiates the decoder's graph twice, so the first pass must not free its buffers.
     torch._functorch.config.donated_buffer = False
     for module in networks.children():
         named: Callable[[], list[nn.Module]] | None = getattr(module, "compiled_parts", None)
@@ -267,8 +267,8 @@ def _told(stage: str) -> Iterator[None]:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Yields a list that the first Ctrl-C or SIGTERM fills: the loop then ends its step and saves. A second one stops
-    at once."""
+    """Yields a list that is filled by the first Ctrl-C or SIGTERM; the loop then ends its step and saves. A second
+    signal stops the process at once."""
     received: list[int] = []
 
     def handler(number: int, frame: object) -> None:

@@ -1,7 +1,7 @@
 """The base classes of stages, and the contract between a training stage and the loop.
 
-A stage is a class under `@stage("name")`: its name is a section of recipes and a command. `dmvae.stages.STAGES` lists
-ours in order; a plugin's says which stage it comes `after`.
+A stage is a class decorated with `@stage("name")`; the name is that of its section in recipes and of its command.
+`dmvae.stages.STAGES` lists the package's stages in order; a plugin's stage says which stage it comes `after`.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ C = TypeVar("C")
 
 
 class Buildable(Protocol):
-    """A config that may find that this machine lacks what it needs."""
+    """A config whose `build` may need a package or weights that this machine lacks."""
 
     @property
     def build(self) -> Callable[[], object]:
-        """Raises ValueError with the mend."""
+        """Raises ValueError that says what to install or fetch."""
         ...
 
 
@@ -39,7 +39,7 @@ S = TypeVar("S", bound="type[Stage[Any]]")
 
 def stage(name: str, *, after: str | None = None) -> Callable[[S], S]:
     """Class decorator: register a `Stage` as the section and the command `name`. A plugin's stage names the stage that
-    it comes `after`. Raises ValueError for a name that is taken and for a class that lacks something required."""
+    it comes `after`. Raises ValueError for a name that is taken, and for a class that lacks a required member."""
 
     def add(cls: S) -> S:
         cls.name, cls.after = name, after
@@ -66,9 +66,9 @@ class Stage(Registered, Generic[C]):
     splits: ClassVar[tuple[Split, ...]] = ("train",)
     """The splits of the data set that it reads."""
     makes_tokenizer: ClassVar[bool] = False
-    """Whether a finished tokenizer (`pretrained`) replaces this stage."""
+    """Whether the stage is left out of recipes that take a finished tokenizer (`pretrained`)."""
     trains_decoder: ClassVar[bool] = False
-    """Whether it uses the reconstruction loss, and so needs the networks of that loss."""
+    """Whether it uses the reconstruction loss, and so the networks of that loss."""
 
     def __init__(self, config: C, inputs: Inputs) -> None:
         self.config, self.inputs = config, inputs
@@ -79,14 +79,14 @@ class Stage(Registered, Generic[C]):
 
     @classmethod
     def parts(cls, config: C, sections: Sections) -> Iterable[tuple[str, Buildable]]:
-        """(place in the recipe, config) of what the stage will `build()` and whose package or weights may be missing on
-        this machine."""
+        """(place in the recipe, config) of everything that the stage will `build()` and that may need a package or
+        weights which this machine lacks."""
         return ()
 
     @classmethod
     def problems(cls, config: C, inputs: Inputs, others: Mapping[str, Any]) -> Iterator[str]:
-        """What does not fit the data, the latents or the stages that it reads, whose configs are `others`; before any
-        stage has run: `inputs` has no folder of theirs yet."""
+        """Settings that do not fit the data, the latents, or the stages that this one reads, whose configs are
+        `others`: a sentence each. Asked before any stage has run, so `inputs` has no folders of other stages yet."""
         yield from ()
 
 
@@ -101,7 +101,7 @@ class TrainingConfig:
     steps: Count
     """Training steps."""
     batch_size: BatchSize = 256
-    """Images a step, over all ranks."""
+    """Images per step, over all ranks."""
     learning_rate: Rate = 1e-4
     """AdamW's step size after warm-up."""
     betas: tuple[Decay, Decay] = (0.9, 0.95)
@@ -133,7 +133,7 @@ class Networks(nn.Module):
         self.averaged: tuple[str, ...] = ()
         """Networks whose exponential moving average is kept; the average is what is saved."""
         self.remembers: tuple[str, ...] = ()
-        """Modules whose buffers are what the training remembers from step to step: kept in checkpoints alone."""
+        """Modules whose buffers carry state from step to step. Only checkpoints hold them."""
 
     def state(self) -> dict[str, nn.Module]:
         """What checkpoints hold, by name."""
@@ -161,9 +161,9 @@ class Batch:
 
 @dataclass
 class Update:
-    """One turn: the loop runs backward, clip, step and average for the parameters named `trains`.
+    """One update: the loop runs backward, clips, steps and averages for the parameters named `trains`.
 
-    Gradients are taken with respect to those parameters alone; everything else is frozen meanwhile.
+    Gradients are taken with respect to those parameters only; all others are frozen meanwhile.
     """
 
     trains: str
@@ -174,7 +174,7 @@ class Update:
     value: Tensor | None = None
     """Logged as NAME/loss instead of `loss`, where `loss` has the right gradient but not the right value."""
     late: Mapping[str, Tensor | float] = field(default_factory=dict)
-    """Scalars to log that are only known after the backward pass, which fills this mapping."""
+    """More scalars to log: a mapping that the backward pass fills."""
 
     def figures(self) -> dict[str, Tensor | float]:
         """Everything to log, once the backward pass has run."""
@@ -190,7 +190,7 @@ class TrainingStage(Stage[T], Generic[T, N]):
     """A stage that trains. It computes losses; the loop loads data, differentiates, steps, logs and saves."""
 
     draws: ClassVar[bool] = False
-    """Whether it draws its data itself, so that a batch may be larger than the data set."""
+    """Whether it draws its own data, so that a batch may be larger than the data set."""
     flips: ClassVar[bool] = True
     """Whether its data are images, mirrored at random where `data.flip` is true."""
 
@@ -206,12 +206,12 @@ class TrainingStage(Stage[T], Generic[T, N]):
         return self.inputs.train_set
 
     def updates(self, networks: N, batch: Batch, rng: Random) -> Iterator[Update]:
-        """One step's turns, in order. The loop applies each before it asks for the next."""
+        """One step's updates, in order. The loop applies each before it asks for the next."""
         raise NotImplementedError
 
     def done(self, networks: N) -> bool:
-        """Whether the training has reached what it is for, before its last step. Alike on all ranks, and a function of
-        what checkpoints hold."""
+        """Whether training has reached its goal and can end before the last step. Must be the same on all ranks, and
+        depend only on what checkpoints hold."""
         return False
 
 
