@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -70,13 +71,14 @@ class Items:
         return 48
 
     def __getitem__(self, i):
-        if i == 45 and os.environ.get("RANK", "1") == "1":
+        if i % 6 == 1 and os.environ.get("RANK", "1") == "1":
             exec(self.how)
         return torch.full((3, 12, 12), 5 * i, dtype=torch.uint8), i % 3
 """
-"""An objective that gives NaN, and data of which one item does harm, on the second rank where there are two."""
+"""An objective that gives NaN, and data of which items do harm, on the second of two ranks: none of those that are looked
+at before a run."""
 HARMS = {
-    "raises": "raise ValueError('in item 45')",
+    "raises": "raise ValueError('harm')",
     "dies": "import signal; os.kill(os.getpid(), signal.SIGKILL)",
     "hangs": "time.sleep(10**6)",
 }
@@ -225,7 +227,7 @@ def ranks(folder: Path, harms: int) -> Iterator[Row]:
             said, _ = process.communicate()
         if process.returncode == 0:
             row.count("silent uses", note)
-        elif not any(word in said for word in ("item 45", "Signal 9", "SIGKILL", "exitcode  : -9")):
+        elif not re.search(r"item \d+ of the data|Signal 9|SIGKILL|exitcode +: -9", said):
             row.count("silent uses", f"{note}: not said: {said[-300:]}")
     yield row
 
