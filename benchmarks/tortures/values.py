@@ -75,8 +75,7 @@ class Items:
             exec(self.how)
         return torch.full((3, 12, 12), 5 * i, dtype=torch.uint8), i % 3
 """
-"""An objective that gives NaN, and data of which items do harm, on the second of two ranks: none of those that are looked
-at before a run."""
+"""An objective that gives NaN, and data whose items do harm on the second rank; not those that are looked at first."""
 HARMS = {
     "raises": "raise ValueError('harm')",
     "dies": "import signal; os.kill(os.getpid(), signal.SIGKILL)",
