@@ -93,5 +93,3 @@ def test_what_the_pages_name_is_there():
     for page in pages:
         for name in set(re.findall(r"`(dmvae\.[\w.]+)`", page.read_text())):
             assert pkgutil.resolve_name(name) is not None, f"{page.name}: {name}"
-        for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
-            assert (page.parent / link).exists(), f"{page.name}: {link}"
