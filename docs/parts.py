@@ -72,7 +72,7 @@ def family_page(family: type[Registered], title: str, place: str) -> str:
     if family is Metric:
         chosen = f"`{place}: [NAME, ...]`"
     parts = [f"# {title}", text(inspect.getdoc(inspect.getmodule(family)) or ""), f"In a recipe: {chosen}.", ""]
-    rows = [(f"[`{member.type}`](#{member.type})", sentence(about(member))) for member in members]
+    rows = [(f"[`{member.type}`{{.field}}](#{member.type})", sentence(about(member))) for member in members]
     parts.append(table(("name", "what it is"), rows))
     for member in members:
         parts += [f"## `{member.type}` {{#{member.type}}}", text(about(member))]
