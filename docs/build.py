@@ -29,7 +29,15 @@ NAV = {
     "Guides": ["references", "balance", "small_data", "recipes", "cluster", "troubleshooting"],
     "Lists": [f"parts/{page}" for page in (parts.FIELDS, *parts.FAMILIES)],
     "Method": ["equations", "method", "results/README"],
-    "Build on it": ["contracts", "CONTRIBUTING", "diffusers", "examples/README", "architecture"],
+    "Build on it": [
+        "contracts",
+        "CONTRIBUTING",
+        "own_trainer",
+        "existing_tokenizer",
+        "diffusers",
+        "examples/README",
+        "architecture",
+    ],
     "API": ["api/dmvae", *(f"api/{name}" for name in parts.API)],
 }
 """Heading -> pages, by their place in the site without the ending."""
