@@ -26,6 +26,7 @@ FLOORS = [
         "claims",
         "pipeline",
         "report",
+        "serve",
         "commands",
         "library",
     ),
