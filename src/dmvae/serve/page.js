@@ -218,7 +218,7 @@ function copies(run) {
       const found = await get("copies", { method: method.name, index }, signal);
       frame.append(picture(found.copy, `${method.name}: its reconstruction`));
       frame.classList.add("wipe");
-      note.textContent = [`PSNR ${found.psnr.toFixed(2)} dB`, after(found.stage)].filter(Boolean).join(", ");
+      note.textContent = [found.psnr, after(found.stage)].filter(Boolean).join(", ");
     }
   }
 

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from dmvae.config import Values
 from dmvae.evaluation.interpolation import slerp
+from dmvae.evaluation.metrics import figures
+from dmvae.evaluation.pairs import psnr
 from dmvae.flow.samplers import Sampler, Sampling
 from dmvae.models.velocity import VelocityModel
 from dmvae.pipeline import Job
@@ -144,12 +146,12 @@ def image(folder: Folder, index: int) -> Values:
 
 
 def copies(folder: Folder, method: str, index: int) -> Values:
-    """A test image's reconstruction, its PSNR in dB, and the stage whose tokenizer made it."""
+    """A test image's reconstruction, its PSNR in words, and the stage whose tokenizer made it."""
     original = folder.image(index)
     copy = folder.decode(method, folder.encode(method, original[None]))[0]
-    error = (original.double() - copy.double()).square().mean().clamp(min=1e-9)
-    psnr = float(10 * (255**2 / error).log10())
-    return {"copy": picture(copy), "psnr": round(psnr, 2), "stage": folder.tokenizer_stage(method)}
+    figure = figures()["psnr"]
+    text = f"{figure.title} {figure.show(psnr(original[None], copy[None]))} {figure.unit}"
+    return {"copy": picture(copy), "psnr": text, "stage": folder.tokenizer_stage(method)}
 
 
 def between(folder: Folder, method: str, a: int, b: int, path: str) -> Values:
