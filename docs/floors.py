@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROWS = [
     ("entry", ["__main__", "__init__"], "python -m dmvae, import dmvae"),
-    ("commands", ["cli", "library", "commands", "report"], "the command line, Python, the page and the table"),
+    ("commands", ["cli", "library", "commands", "serve", "report"], "the command line, Python, the page and the table"),
     (
         "recipe",
         ["pipeline", "claims", "jobs", "checks", "fitting", "recipe", "options"],
