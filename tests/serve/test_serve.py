@@ -81,7 +81,7 @@ def test_reconstructions_are_those_that_were_measured(folder, run_dir):
 @pytest.mark.parametrize("path", ["linear", "slerp"])
 def test_the_way_between_two_images_begins_and_ends_at_their_reconstructions(folder, run_dir, path):
     found = views.between(folder, "kl", 2, 7, path)
-    frames = pixels(found["strip"]).chunk(found["frames"], dim=2)
+    frames = pixels(found["strip"]).chunk(views.FRAMES, dim=2)
     assert close(frames[0], kept(run_dir)["reconstructions"][2])
     assert close(frames[-1], kept(run_dir)["reconstructions"][7])
     with pytest.raises(ValueError, match="neither 'linear' nor 'slerp'"):

@@ -79,8 +79,9 @@ async function map() {
     const figure = make("figure", { className: "panel" }, make("figcaption", {}, title), canvas);
     return { panel, canvas, figure };
   });
-  const planes = Map.groupBy(views, (view) => view.panel.plane);
-  $("map-panels").replaceChildren(...[...planes.values()].map((group) => make("div", { className: "panels" }, ...group.map((v) => v.figure))));
+  const planes = [...new Set(panels.map((panel) => panel.plane))];
+  const row = (plane) => views.filter((view) => view.panel.plane === plane).map((view) => view.figure);
+  $("map-panels").replaceChildren(...planes.map((plane) => make("div", { className: "panels" }, ...row(plane))));
   let chosen = null;
 
   const at = (canvas, [x, y]) => [(0.04 + 0.92 * x) * canvas.clientWidth, (0.96 - 0.92 * y) * canvas.clientHeight];
@@ -155,14 +156,11 @@ async function map() {
 function between(run) {
   const methods = run.methods.filter((method) => method.tokenizer);
   const turn = newest();
-  let frames = 17;
   let parts = [];
 
   function place() {
-    const step = Number($("between-share").value);
-    const share = step / (frames - 1);
+    const share = Number($("between-share").value) / (run.frames - 1);
     $("between-text").textContent = `${Math.round(100 * share)} % of the way`;
-    $("between-tiles").style.setProperty("--share", share);
     for (const { frame } of parts) frame.style.backgroundPosition = `${100 * share}% 0`;
     for (const fade of document.querySelectorAll("#between-tiles .fade")) fade.style.opacity = share;
   }
@@ -182,15 +180,15 @@ function between(run) {
     place();
     for (const { method, frame, note } of parts) {
       const found = await get("between", { method: method.name, a, b, path }, signal);
-      frames = found.frames;
       frame.style.backgroundImage = `url(${found.strip})`;
-      frame.style.backgroundSize = `${100 * frames}% 100%`;
+      frame.style.backgroundSize = `${100 * run.frames}% 100%`;
       frame.classList.toggle("small", both[0].naturalWidth < SMALL);
       note.textContent = after(found.stage);
       place();
     }
   }
 
+  Object.assign($("between-share"), { max: run.frames - 1, value: (run.frames - 1) / 2 });
   $("between-share").oninput = place;
   for (const id of ["between-a", "between-b", "between-path"]) $(id).onchange = quietly(fill);
   $("between-random").onclick = quietly(() => {

@@ -58,6 +58,7 @@ def overview(folder: Folder) -> Values:
         "images": {"count": folder.image_count, "source": folder.image_source},
         "samplers": names(Sampler),
         "most": MOST,
+        "frames": FRAMES,
         "missing": {
             "map": [
                 f"{name}: its stage evaluate is not finished" for name in run.variants if name not in folder.pictures
@@ -165,7 +166,7 @@ def between(folder: Folder, method: str, a: int, b: int, path: str) -> Values:
     shares = torch.linspace(0, 1, FRAMES).tolist()
     way = (lambda s: torch.lerp(z[:1], z[1:], s)) if path == "linear" else (lambda s: slerp(z[:1], z[1:], s))
     frames = folder.decode(method, torch.cat([way(share) for share in shares]))
-    return {"frames": FRAMES, "strip": picture(torch.cat(list(frames), dim=2)), "stage": folder.tokenizer_stage(method)}
+    return {"strip": picture(torch.cat(list(frames), dim=2)), "stage": folder.tokenizer_stage(method)}
 
 
 def samples(
