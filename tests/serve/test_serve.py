@@ -270,28 +270,41 @@ def test_other_sites_are_refused(server):
 # ------------------------------------------------------------------ the command
 
 
-def complain(capsys, *arguments):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["serve", *map(str, arguments)])
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    return stop.value.code, error
+@pytest.fixture
+def complain(capsys, monkeypatch):
+    """Runs the command, which is to end in one line: (exit code, the line)."""
+
+    def run(*arguments):
+        # a command that is not refused would serve for ever
+        monkeypatch.setattr("uvicorn.Server.run", lambda *_, **__: pytest.fail("the run is served"))
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["serve", *map(str, arguments)])
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        return stop.value.code, error
+
+    return run
 
 
-def test_mistakes_end_in_a_line(run_dir, tmp_path, capsys, monkeypatch):
-    assert "no such folder" in complain(capsys, tmp_path / "none")[1]
-    assert "not a run's folder" in complain(capsys, tmp_path)[1]
+def test_mistakes_end_in_a_line(run_dir, tmp_path, complain):
+    assert "no such folder" in complain(tmp_path / "none")[1]
+    assert "not a run's folder" in complain(tmp_path)[1]
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        code, error = complain(capsys, run_dir, "--port", port)
+        code, error = complain(run_dir, "--port", port)
         assert (code, f"port {port} of 127.0.0.1 is taken; use another: --port {port + 1}" in error) == (2, True)
-    assert "use 0 to 65535" in complain(capsys, run_dir, "--port", 70000)[1]
-    assert "--host 192.0.2.1" in complain(capsys, run_dir, "--host", "192.0.2.1")[1]  # of no machine, by RFC 5737
+    assert "use 0 to 65535" in complain(run_dir, "--port", 70000)[1]
+    assert "--host 192.0.2.1" in complain(run_dir, "--host", "192.0.2.1")[1]  # of no machine, by RFC 5737
+
+
+def test_what_is_not_installed_is_named(run_dir, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    assert 'pip install "dmvae[app]"' in complain(capsys, run_dir)[1]
+    with pytest.raises(SystemExit):
+        cli.main(["serve", str(run_dir)])
+    assert 'uvicorn is not installed: pip install "dmvae[app]"' in capsys.readouterr().err
 
 
-def test_code_of_the_folder_is_not_run(run_dir, tmp_path, capsys):
+def test_code_of_the_folder_is_not_run(run_dir, tmp_path, complain):
     shutil.copytree(run_dir, tmp_path / "run", symlinks=True)
     plugin = tmp_path / "mine.py"
     plugin.write_text(
@@ -300,18 +313,18 @@ def test_code_of_the_folder_is_not_run(run_dir, tmp_path, capsys):
     )
     recipe = tmp_path / "run/kl/recipe.yaml"
     recipe.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | {"plugins": [str(plugin)]}))
-    code, error = complain(capsys, tmp_path / "run")
+    code, error = complain(tmp_path / "run")
     assert (code, "code that would be run" in error) == (2, True)
     assert "mine" not in views.overview(opened(run_dir))["samplers"]
     assert "mine" in views.overview(opened(tmp_path / "run", trust=True))["samplers"]
 
 
-def test_links_that_lead_out_of_the_run_are_refused(run_dir, tmp_path, capsys):
+def test_links_that_lead_out_of_the_run_are_refused(run_dir, tmp_path, complain):
     shutil.copytree(run_dir, tmp_path / "run", symlinks=True)
     pictures = (tmp_path / "run/kl/evaluate").resolve() / "pictures.safetensors"
     shutil.move(pictures, tmp_path / "secret.safetensors")
     pictures.symlink_to(tmp_path / "secret.safetensors")
-    code, error = complain(capsys, tmp_path / "run")
+    code, error = complain(tmp_path / "run")
     assert (code, "pictures.safetensors leads out of the run" in error) == (2, True)
     assert opened(tmp_path / "run", trust=True).image_count == 24
 
