@@ -12,6 +12,7 @@ import uvicorn
 import tiny
 from dmvae import pipeline
 from dmvae.commands.serve import configured, read
+from dmvae.jobs import jobs_of
 from dmvae.recipe import load
 from dmvae.serve.folder import Folder, Networks
 from dmvae.serve.server import Site, listen
@@ -24,7 +25,7 @@ def build(folder: Path) -> Path:
     pipeline.run({"kl": recipes["kl"]}, run_dir, variants=list(recipes))
     for stage in ("encoder", "tokenizer", "reference"):
         pipeline.run({"matched": recipes["matched"]}, run_dir, stage, variants=list(recipes))
-    matching = next(job for job in pipeline.jobs_of(run_dir) if job.stage.name == "matching")
+    matching = next(job for job in jobs_of(run_dir) if job.stage.name == "matching")
     matching.folder.mkdir()
     (matching.folder / "log.jsonl").write_text('{"step": 4, "student/loss": 1.5}\n')
     return run_dir

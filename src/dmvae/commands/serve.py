@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dmvae.commands.parser import Parser
 from dmvae.commands.trust import require_no_code
-from dmvae.pipeline import jobs_of
+from dmvae.jobs import jobs_of
 from dmvae.runtime import distributed
 from dmvae.runtime.console import console
 from dmvae.serve.folder import Folder, Networks, links_out

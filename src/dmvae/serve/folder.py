@@ -16,8 +16,8 @@ from torch import Tensor
 from dmvae.datasets import open_dataset
 from dmvae.datasets.pixels import as_input, to_uint8
 from dmvae.generators import Generator, load_generator
+from dmvae.jobs import Job
 from dmvae.models.base import Tokenizer
-from dmvae.pipeline import Job
 from dmvae.registry import nearest
 from dmvae.report.run import Run
 from dmvae.runtime.precision import Precision, autocast

@@ -19,8 +19,8 @@ from dmvae.evaluation.interpolation import slerp
 from dmvae.evaluation.metrics import figures
 from dmvae.evaluation.pairs import psnr
 from dmvae.flow.samplers import Sampler, Sampling
+from dmvae.jobs import Job
 from dmvae.models.velocity import VelocityModel
-from dmvae.pipeline import Job
 from dmvae.registry import names, nearest
 from dmvae.report import latent_map, table, training
 from dmvae.report.html import duration
