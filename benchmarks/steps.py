@@ -105,7 +105,7 @@ class Steps:
 
     def compile(self) -> None:
         """As `run.compile` does, and run the step once with what comes out."""
-        compile_networks(self.trainer.networks, torch.device("cpu"))
+        compile_networks(self.trainer.networks)
         self.cycle()
 
     def cycle(self) -> None:

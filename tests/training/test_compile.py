@@ -1,36 +1,107 @@
-"""What `run.compile` compiles."""
+"""What `run.compile` compiles, and that it costs no pass more."""
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
 
+from dmvae.decoders.conv import ConvDecoder
+from dmvae.losses import AdversarialConfig, LossConfig
 from dmvae.models.discriminator import PatchGAN
 from dmvae.models.dit import LightningDiT
+from dmvae.runtime.random import Random
+from dmvae.stages.reconstruction import DecoderNetworks, discriminate, reconstruct
 from dmvae.tokenizers.autoencoder import Autoencoder
 from dmvae.training.loop import compile_networks
 from dmvae.training.stage import Networks
 
 VIT = {"type": "timm", "model": "vit_tiny_patch16_224", "patch_size": 16}
+CONV = {"type": "conv", "width": 8, "multipliers": [1, 2], "blocks": 1, "stride": 4, "out_channels": 8}
+DECODER = {"type": "conv", "width": 8, "multipliers": [1, 2], "blocks": 0, "attention": False}
 
 
-def compiled(device: str) -> set[str]:
-    """Names of what is compiled, of a matching stage's networks. Nothing is called, so no compiler runs."""
-    with torch.device("meta"):
-        modules = {
-            "student": LightningDiT(in_channels=4, input_size=2, width=16, depth=1, heads=2, num_classes=3),
-            "tokenizer": Autoencoder(
-                encoder=VIT, image_size=32, latent_channels=4, decoder={"type": "conv", "width": 8}
-            ),
-            "critic": PatchGAN(in_channels=3, width=8),
-        }
+def networks_of(**modules) -> Networks:
     networks = Networks()
     for name, module in modules.items():
         networks.add_module(name, module)
-    compile_networks(networks, torch.device(device))
-    return {name for name, module in torch.nn.ModuleDict(modules).named_modules() if module._compiled_call_impl}
+    return networks
+
+
+class Counting:
+    """A backend that compiles nothing and counts the passes through what it was given."""
+
+    def __init__(self):
+        self.forward = self.backward = 0
+        self.backend = aot_autograd(fw_compiler=self._count("forward"), bw_compiler=self._count("backward"))
+
+    def _count(self, name):
+        def compiler(graph, inputs):
+            def run(*args):
+                setattr(self, name, getattr(self, name) + 1)
+                return graph(*args)
+
+            return make_boxed_func(run)
+
+        return compiler
 
 
 @pytest.mark.slow
-def test_an_accelerator_compiles_every_network_and_a_cpu_those_that_do_not_convolve():
-    everywhere = {"student", "tokenizer.encoder", "tokenizer.bottleneck"}
-    assert compiled("cpu") == everywhere
-    assert compiled("cuda") == everywhere | {"tokenizer.decoder", "critic"}
+def test_transformers_are_compiled_by_the_block_and_a_decoder_up_to_its_last_norm():
+    with torch.device("meta"):
+        networks = networks_of(
+            student=LightningDiT(in_channels=4, input_size=2, width=16, depth=2, heads=2, num_classes=3),
+            tokenizer=Autoencoder(encoder=VIT, image_size=32, latent_channels=4, decoder=DECODER),
+            critic=PatchGAN(in_channels=3, width=8),
+        )
+    compile_networks(networks)  # nothing is called, so no compiler runs
+    found = {name for name, module in networks.named_modules() if module._compiled_call_impl}
+    assert found == {
+        *(f"student.blocks.{i}" for i in range(2)),
+        "student.final_layer",
+        *(f"tokenizer.encoder.model.blocks.{i}" for i in range(12)),
+        *(f"tokenizer.decoder.mid.{name}" for name in ("block_1", "block_2")),
+        *(f"tokenizer.decoder.up.{i}" for i in range(2)),
+        "critic",
+    }
+
+
+def adversarial_step(backend=None):
+    """The tokenizer's turn and the discriminator's, on the same weights in every call: (gradients, passes backward by
+    the time that the loss is there)."""
+    torch.manual_seed(0)
+    model = Autoencoder(encoder=CONV, image_size=16, latent_channels=4, bottleneck_width=0, decoder=DECODER)
+    networks = DecoderNetworks(model)
+    networks.perceptual, networks.discriminator = None, PatchGAN(in_channels=3, width=4, layers=1, norm="none")
+    counting = Counting()
+    if backend is not None:
+        compile_networks(networks, backend=counting.backend)
+    x, rng = torch.randn(2, 3, 16, 16), Random(0)
+    config = LossConfig(adversarial=AdversarialConfig(augment=False))
+    recon = model.decode(torch.randn(2, 4, 4, 4)).sample
+    loss, _ = reconstruct(networks, config, x, recon, rng)
+    early = counting.backward
+    loss.backward()
+    discriminate(networks.discriminator, config.adversarial, x, recon, rng).loss.backward()
+    return [p.grad for p in networks.parameters() if p.grad is not None], early, counting
+
+
+@pytest.mark.slow
+def test_the_adaptive_weight_s_gradients_run_nothing_that_is_compiled():
+    plain, _, _ = adversarial_step()
+    found, early, counting = adversarial_step("counting")
+    assert early == 1  # the discriminator's, for the gradient at the image; the decoder's parts ran none
+    assert (
+        counting.forward == counting.backward == 6
+    )  # the decoder's middle (2) and levels (2), the discriminator twice
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(plain, found, strict=True))
+
+
+def test_the_end_that_the_adaptive_weight_differentiates_is_not_compiled():
+    decoder = ConvDecoder(width=8, multipliers=(1, 2), blocks=1).build(latent_channels=4, channels=3, stride=4)
+    held = {id(p) for part in decoder.compiled_parts() for p in part.parameters()}
+    left = {name for name, p in decoder.named_parameters() if id(p) not in held}
+    assert left == {
+        f"{layer}.{of}"
+        for layer in ("conv_in.0.conv", "conv_in.1", "norm_out", "conv_out")
+        for of in ("weight", "bias")
+    }

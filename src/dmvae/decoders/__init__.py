@@ -24,6 +24,12 @@ class Decoder(nn.Module):
         """The weights that make the image, at which the adversary's weight compares gradients."""
         raise NotImplementedError
 
+    def compiled_parts(self) -> list[nn.Module]:
+        """What `run.compile` compiles: modules that come before the last layer, and none with it, for a gradient at the
+        last layer would run the backward pass of all that is compiled together with it. None of it unless a member says
+        so."""
+        return []
+
     if TYPE_CHECKING:
 
         def __call__(self, z: Tensor) -> Tensor:

@@ -102,6 +102,11 @@ class ConvolutionalDecoder(Decoder):
     def last_layer(self) -> Tensor:
         return self.conv_out.weight
 
+    def compiled_parts(self) -> list[nn.Module]:
+        """The blocks in the middle and the levels. The last norm and convolution stay as they are: the two gradients
+        at `last_layer` that the adaptive weight needs then cost that convolution's, and not the whole decoder's."""
+        return [*self.mid.children(), *self.up]
+
     def decode_tiled(self, z: Tensor, tile: int) -> Tensor:
         """`forward` in tiles of tile x tile latents, without gradient."""
         return decode_tiled(self, z, tile)

@@ -147,6 +147,11 @@ class Features(Encoder):
         grid = (height // self.stride, width // self.stride)
         return out[:, self.prefix :].unflatten(1, grid).permute(0, 3, 1, 2)
 
+    def compiled_parts(self) -> list[nn.Module]:
+        """What `run.compile` compiles: each block of a transformer by itself, for they share what is compiled once; all
+        of another network."""
+        return [*self.model.blocks] if hasattr(self.model, "num_prefix_tokens") else [self]
+
 
 def require_shape(name: str, kwargs: Values) -> None:
     """ValueError for arguments that do not shape the network: timm.create_model has others, which read, fetch and

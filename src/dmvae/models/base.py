@@ -138,9 +138,14 @@ class Tokenizer(Model):
         return None
 
     def compiled_parts(self) -> list[nn.Module]:
-        """What `run.compile` compiles: the parts, for training calls them and not `forward`; but no single layers."""
+        """What `run.compile` compiles: the parts, for training calls them and not `forward`. Encoders and decoders may
+        name parts of their own; a decoder that does not is left as it is (see `ConvolutionalDecoder.compiled_parts`)."""
         parts = self.parts()
-        return [part for part in (*parts.encoder, *parts.bottleneck, *parts.decoder) if any(part.children())]
+        found = [part for encoder in parts.encoder for part in _named(encoder, [encoder])]
+        # torch compiles no module of its own, such as a Sequential, by itself
+        found += [part for part in parts.bottleneck if not isinstance(part, nn.Sequential)]
+        found += [part for decoder in parts.decoder for part in _named(decoder, [])]
+        return [part for part in found if any(part.children())]
 
     def register_statistics(self, channels: int) -> None:
         self.register_buffer("latent_mean", torch.zeros(channels))
@@ -207,3 +212,8 @@ class Tokenizer(Model):
                 f"latents of shape {list(z.shape)} do not fit this tokenizer, whose latents are "
                 f"[n, {self.config['latent_channels']}, height / {self.stride}, width / {self.stride}]"
             )
+
+
+def _named(module: Any, otherwise: list[nn.Module]) -> list[nn.Module]:
+    """The module's `compiled_parts`, where it has some to name."""
+    return module.compiled_parts() if hasattr(module, "compiled_parts") else otherwise

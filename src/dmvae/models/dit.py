@@ -158,6 +158,11 @@ class LightningDiT(VelocityModel):
         x_bnd = self._run(self.head.blocks, self.head.x_embedder(z_t), c_bnd, self.head.rope_cos, self.head.rope_sin)
         return self.unpatchify(self.final_layer(x_bnd, c_bnd))
 
+    def compiled_parts(self) -> list[nn.Module]:
+        """What `run.compile` compiles: each block by itself, for blocks of one shape share what is compiled once."""
+        head: list[nn.Module] = [*self.head.blocks] if self.config["head_width"] is not None else []
+        return [*self.blocks, *head, self.final_layer]
+
     def _run(self, blocks: nn.ModuleList, x_bnd: Tensor, c: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         for block in blocks:
             if self.gradient_checkpointing and torch.is_grad_enabled():

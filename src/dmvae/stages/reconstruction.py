@@ -86,9 +86,10 @@ def reconstruct(
         fake = augment(image, rng) if config.adversarial.augment else image
         # eval(): batch norm then uses its running statistics, which are of real and fake images together, as in the
         # discriminator's update. Fakes normalised by their own statistics would lose what tells them from real images.
-        networks.discriminator.eval()
+        # Frozen: the backward pass of a compiled network would else compute its weights' gradients too.
+        networks.discriminator.eval().requires_grad_(False)
         gan = hinge_generator(networks.discriminator(fake))
-        networks.discriminator.train()
+        networks.discriminator.train().requires_grad_(True)
         (gan_gradient,) = torch.autograd.grad(gan, image)
         last = networks.autoencoder.parts().last_layer
         # Averaged over ranks before their norms are taken, so that the weight is that of the whole batch.

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -48,6 +49,8 @@ class Trainer:
         for module in self.networks.children():
             module.to(self.inputs.device, memory_format=torch.channels_last)
             distributed.replicate(module)
+        if self.inputs.sections.run.compile:
+            compile_networks(self.networks)
         if self.inputs.sections.run.shard:
             self._shard()
         rates = self.networks.learning_rates
@@ -147,8 +150,6 @@ def train(stage: AnyTraining) -> Facts:
     if trainer.resume(folder):
         inputs.say(f"resumes at step {trainer.step} of {config.steps}")
     steps = config.steps if trainer.networks.trains else 0
-    if run.compile:
-        compile_networks(trainer.networks, device)
     figures = Figures(inputs.out, run.tracker, trainer.step, f"{inputs.variant}/{stage.name}")
     begun = time.monotonic() - trainer.seconds
     title = f"{inputs.variant}  {stage.name}"
@@ -225,22 +226,25 @@ def _batches(
         yield x, labels.to(inputs.device, non_blocking=True)
 
 
-def compile_networks(networks: Networks, device: torch.device) -> None:
-    """Compile every network in place: the parts that it names in `compiled_parts`, else all of it. On a CPU, parts with
-    convolutions are left uncompiled: oneDNN's kernels are faster there than compiled ones (python -m benchmarks.steps:
-    compiled, the demo's decoder steps had 0.6 of their speed)."""
-    # The adaptive weight differentiates the decoder's graph twice, so the first pass must not free its buffers.
+def compile_networks(networks: Networks, **options: Any) -> None:
+    """Compile every network in place: the parts that it names in `compiled_parts`, else all of it. `options` are
+    torch.compile's. Batches have one size, so each part is compiled for the sizes that come, and not for any.
+
+    What is compiled is one step of autograd: a gradient that needs a part of it runs all of it. So a decoder leaves out
+    the end that the adaptive weight differentiates by itself, twice a step (see `ConvolutionalDecoder.compiled_parts`).
+    """
+    torch._dynamo.reset()  # forgets what earlier stages compiled, which counts against the limit on the next line
+    torch._dynamo.config.recompile_limit = 64  # parts of one class, each with and without gradient
+    # `align` differentiates its projection twice, so buffers must survive the first pass.
     torch._functorch.config.donated_buffer = False
+    for part in _compiled_parts(networks):
+        part.compile(dynamic=False, **options)
+
+
+def _compiled_parts(networks: nn.Module) -> Iterator[nn.Module]:
     for module in networks.children():
         named: Callable[[], list[nn.Module]] | None = getattr(module, "compiled_parts", None)
-        for part in named() if named else [module]:
-            if device.type != "cpu" or not _convolves(part):
-                part.compile()
-
-
-def _convolves(module: nn.Module) -> bool:
-    """Whether it has a convolution whose windows overlap; a patch embedding is a matrix product."""
-    return any(m.stride < m.kernel_size for m in module.modules() if isinstance(m, nn.Conv2d))
+        yield from named() if named else [module]
 
 
 def _losses(row: dict[str, float] | None) -> str | None:
