@@ -13,9 +13,12 @@ import torch
 from dmvae.datasets import Split, open_dataset
 from dmvae.inputs import Blueprint, Inputs, build_autoencoder, first_tokenizer
 from dmvae.recipe import Recipe
+from dmvae.registry import nearest
+from dmvae.runtime import distributed
 from dmvae.stages.reconstruction import new_discriminator
-from dmvae.training.data import require_batch
-from dmvae.training.stage import AnyStage, AnyTraining, Buildable, TrainingStage
+from dmvae.training.data import require_batch, require_split
+from dmvae.training.loop import checkpoint_activations
+from dmvae.training.stage import AnyStage, AnyTraining, Buildable, Networks, TrainingStage
 
 Stages = Sequence[AnyStage]
 TRIED = 8
@@ -42,8 +45,10 @@ def lacking(recipe: Recipe, stages: Stages) -> Iterator[str]:
         yield 'run.tracker: wandb is not installed: pip install "dmvae[wandb]"'
 
 
-def problems(recipe: Recipe, stages: Stages) -> Iterator[str]:
-    """Settings of these stages that do not fit the data or the latents. The data set must be available."""
+def problems(recipe: Recipe, stages: Stages, ranks: int | None = None) -> Iterator[str]:
+    """Settings of these stages that do not fit the data, the latents or the number of ranks, which is that of this
+    process's group unless given. The data set must be available."""
+    yield from _run_problems(recipe, stages, ranks or distributed.world_size())
     items = len(open_dataset(recipe.data, "train"))
     inputs = Inputs(recipe, "", Path(), {}, torch.device("cpu"))
     if any(stage.trains_decoder for stage in stages):
@@ -65,6 +70,46 @@ def problems(recipe: Recipe, stages: Stages) -> Iterator[str]:
         yield from stage.problems(section, inputs, others)
         if issubclass(stage, TrainingStage):
             yield from _complaint("", partial(_try_networks, stage, recipe, others))
+
+
+def _run_problems(recipe: Recipe, stages: Stages, ranks: int) -> Iterator[str]:
+    """What is wrong with `run` on that many ranks."""
+    run = recipe.run
+    if run.shard and ranks == 1:
+        yield (
+            "run.shard: a single rank has no other to share its weights with; start several "
+            "(torchrun --nproc-per-node N -m dmvae run ...), or leave it out"
+        )
+    if run.accumulate > 1 and not any(issubclass(s, TrainingStage) and s.takes_parts for s in recipe.stages()):
+        yield "run.accumulate: no stage of this recipe takes its batches in parts; see run.checkpointing"
+    for stage in stages:
+        if issubclass(stage, TrainingStage):
+            parts = run.accumulate if stage.takes_parts else 1
+            yield from _complaint(
+                "", partial(require_split, stage.name, recipe.section(stage).batch_size, ranks, parts)
+            )
+    if run.checkpointing:
+        yield from _checkpointing_problems(recipe)
+
+
+def _checkpointing_problems(recipe: Recipe) -> Iterator[str]:
+    known: dict[str, None] = {}
+    for stage in recipe.stages():
+        if issubclass(stage, TrainingStage):
+            networks = blank_networks(recipe, stage, 2)
+            known |= dict.fromkeys(name for name, _ in networks.named_children())
+            yield from _complaint(stage.name, partial(checkpoint_activations, networks, recipe.run.checkpointing))
+    for name in recipe.run.checkpointing:
+        if name not in known:
+            yield f"run.checkpointing: no stage of this recipe trains a network {name!r}{nearest(name, known)}"
+
+
+def blank_networks(recipe: Recipe, stage: type[AnyTraining], num_classes: int) -> Networks:
+    """A stage's networks on the meta device, without weights."""
+    reads = {name: recipe.section(name) for name in stage.reads if recipe.section(name) is not None}
+    with torch.device("meta"):
+        networks: Networks = stage(recipe.section(stage), Blueprint(recipe, "", reads, num_classes)).build()
+    return networks
 
 
 def _try_discriminator(recipe: Recipe) -> None:
@@ -111,8 +156,7 @@ def _try_networks(stage: type[AnyTraining], recipe: Recipe, others: Mapping[str,
     key = repr((stage.name, recipe.section(stage), others, shared))
     if key in _built:
         return
-    with torch.device("meta"):
-        stage(recipe.section(stage), Blueprint(recipe, "", others, classes)).build()
+    blank_networks(recipe, stage, classes)
     _built.add(key)
 
 

@@ -64,6 +64,12 @@ class RunConfig:
     shard: bool = False
     """On several ranks, spread weights, gradients and optimizer state of the flow networks over them (FSDP2) instead of
     keeping all on each: less memory, more traffic."""
+    accumulate: Count = 1
+    """Parts in which a rank takes its share of a batch, one after another, in the stages whose loss is a mean over
+    images (reference, generator): the same weights in less memory. The other stages take it whole."""
+    checkpointing: tuple[str, ...] = ()
+    """Networks that compute their activations again in the backward pass instead of keeping them: the same weights in
+    far less memory, for a third more time. Of autoencoder, teacher, student, generator."""
     workers: Annotated[int, Range(0, 512)] = 4
     """Processes that decode images; data sets held in memory use none."""
     save_every: Count = 500

@@ -84,7 +84,7 @@ def test_two_sharded_ranks_are_stopped_and_one_process_goes_on(one, tmp_path):
     for folder in (whole, stopped):
         shutil.copytree(one, folder / "run", symlinks=True)
         recipes.append(str(tiny.write(folder, **OVER, run__shard=True)))
-    result = processes.command("generator", recipes[0], *longer)
+    result = processes.command("generator", recipes[0], *longer, "--run.shard", "false")
     assert result.returncode == 0, result.stderr
     command = [*TORCHRUN, "-m", "dmvae", "generator", recipes[1], *longer]
     with subprocess.Popen(
@@ -97,7 +97,7 @@ def test_two_sharded_ranks_are_stopped_and_one_process_goes_on(one, tmp_path):
             assert time.monotonic() < until
             time.sleep(0.01)
         ranks.terminate()
-    result = processes.command("generator", recipes[1], *longer)
+    result = processes.command("generator", recipes[1], *longer, "--run.shard", "false")
     assert "resumes at step" in result.stdout, result.stderr
     a, b = (
         tiny.weights(folder / "run")["kl/generator/generator/final_layer.linear.weight"] for folder in (whole, stopped)

@@ -147,6 +147,19 @@ class Features(Encoder):
         grid = (height // self.stride, width // self.stride)
         return out[:, self.prefix :].unflatten(1, grid).permute(0, 3, 1, 2)
 
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether blocks compute their activations again in the backward pass. Raises ValueError when set for a model
+        that cannot."""
+        return bool(getattr(self.model, "grad_checkpointing", False))
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, enable: bool) -> None:
+        try:
+            self.model.set_grad_checkpointing(enable)
+        except (AttributeError, AssertionError) as error:
+            raise ValueError(f"timm's {type(self.model).__name__} keeps all activations") from error
+
     def compiled_parts(self) -> list[nn.Module]:
         """What `run.compile` compiles: each block of a transformer by itself, for they share what is compiled once; all
         of another network."""

@@ -23,14 +23,18 @@ class Random(torch.Generator):
 
     Its methods `normal`, `uniform` and `integers` draw for the whole batch of all ranks and return this rank's part, so
     that the number of ranks does not change the numbers. Used as a torch.Generator it differs between ranks.
+
+    part: (i, k) where a rank takes its share of the batch in k parts, one after another: it then is k ranks in turn.
     """
 
-    def __new__(cls, *key: object, device: torch.device | str = "cpu") -> Random:
+    def __new__(cls, *key: object, device: torch.device | str = "cpu", part: tuple[int, int] = (0, 1)) -> Random:
         return super().__new__(cls, device=device)  # type: ignore[call-arg]
 
-    def __init__(self, *key: object, device: torch.device | str = "cpu") -> None:
-        self.key = key
-        self.manual_seed(seed_of(*key, "rank", distributed.rank()))
+    def __init__(self, *key: object, device: torch.device | str = "cpu", part: tuple[int, int] = (0, 1)) -> None:
+        self.key, self.part = key, part
+        self.place = distributed.rank() * part[1] + part[0]
+        self.parts = distributed.world_size() * part[1]
+        self.manual_seed(seed_of(*key, "rank", self.place))
         self.shared = torch.Generator(device).manual_seed(seed_of(*key))
 
     @classmethod
@@ -43,24 +47,22 @@ class Random(torch.Generator):
 
     def on_cpu(self) -> Random:
         """The same step's randomness, drawn on the CPU whatever device the networks are on."""
-        return self if self.device.type == "cpu" else Random(*self.key)
+        return self if self.device.type == "cpu" else Random(*self.key, part=self.part)
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normal [n, ...], float32."""
-        return _part(torch.randn(_whole(shape), generator=self.shared, device=self.device), shape[0])
+        return self._mine(torch.randn(self._whole(shape), generator=self.shared, device=self.device), shape[0])
 
     def uniform(self, *shape: int) -> Tensor:
         """Uniform in [0, 1), [n, ...], float32."""
-        return _part(torch.rand(_whole(shape), generator=self.shared, device=self.device), shape[0])
+        return self._mine(torch.rand(self._whole(shape), generator=self.shared, device=self.device), shape[0])
 
     def integers(self, high: int, n: int) -> Tensor:
         """Uniform in 0 .. high - 1, int64 [n]."""
-        return _part(torch.randint(high, (n * distributed.world_size(),), generator=self.shared, device=self.device), n)
+        return self._mine(torch.randint(high, self._whole((n,)), generator=self.shared, device=self.device), n)
 
+    def _whole(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (shape[0] * self.parts, *shape[1:])
 
-def _whole(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (shape[0] * distributed.world_size(), *shape[1:])
-
-
-def _part(x: Tensor, n: int) -> Tensor:
-    return x[distributed.rank() * n : (distributed.rank() + 1) * n]
+    def _mine(self, x: Tensor, n: int) -> Tensor:
+        return x[self.place * n : (self.place + 1) * n]

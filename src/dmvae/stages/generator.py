@@ -35,6 +35,7 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
     Config = GeneratorTraining
     reads = ("latents",)
     flips = False
+    takes_parts = True
 
     def build(self) -> GeneratorNetworks:
         networks = GeneratorNetworks()

@@ -53,6 +53,7 @@ class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
     reads = ("tokenizer",)
     uses = ("autoencoder", "pretrained", "latents.dtype")
     draws = True
+    takes_parts = True
 
     @cached_property
     def reference(self) -> Reference:

@@ -39,6 +39,15 @@ class Order(Sampler[list[int]]):
         return int(self._passes[epoch][position % self.n])
 
 
+def require_split(stage: str, batch_size: int, ranks: int, parts: int = 1) -> None:
+    """ValueError where a stage's batch does not divide over the ranks, and each rank's share into `parts`."""
+    if batch_size % (ranks * parts):
+        over = f"{ranks} rank{'s' * (ranks > 1)}" + (f" in {parts} parts each (run.accumulate)" if parts > 1 else "")
+        raise ValueError(
+            f"{stage}.batch_size: {batch_size} does not divide over {over}; use a multiple of {ranks * parts}"
+        )
+
+
 def require_batch(stage: str, batch_size: int, items: int) -> None:
     """ValueError where a stage's batch is larger than its data set."""
     if batch_size > items:

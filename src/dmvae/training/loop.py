@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ from dmvae.datasets.pixels import as_input
 from dmvae.models.artifact import save_network
 from dmvae.runtime import distributed
 from dmvae.runtime.console import Bar
-from dmvae.runtime.precision import Precision, autocast
+from dmvae.runtime.precision import autocast
 from dmvae.runtime.random import Random, seed_of
 from dmvae.training import checkpoint
 from dmvae.training.augment import random_flip
-from dmvae.training.data import Order, require_batch
+from dmvae.training.data import Order, require_batch, require_split
 from dmvae.training.ema import Average
 from dmvae.training.logging import Figures
 from dmvae.training.optim import adamw, learning_rate_factor
@@ -46,6 +47,7 @@ class Trainer:
         stage.prepare()
         torch.manual_seed(seed_of(*self.key, "init"))
         self.networks: Networks = stage.build()
+        checkpoint_activations(self.networks, self.inputs.sections.run.checkpointing)
         for module in self.networks.children():
             module.to(self.inputs.device, memory_format=torch.channels_last)
             distributed.replicate(module)
@@ -70,8 +72,38 @@ class Trainer:
         for name, parameters in trains.items():
             trains[name] = [new.get(p, p) for p in parameters]
 
+    def train_step(self, batch: Batch) -> Iterator[Values]:
+        """All turns of one step on this rank's share of the batch; yields figures to log. With `run.accumulate`, each
+        turn goes through the share's parts one after another before it moves its parameters."""
+        run, device = self.inputs.sections.run, self.inputs.device
+        torch.manual_seed(seed_of(*self.key, self.step, "global", distributed.rank()))  # for an encoder's dropout
+        count = run.accumulate if self.stage.takes_parts else 1
+        data, labels = batch.data.chunk(count), batch.labels.chunk(count)
+        parts = [
+            self.stage.updates(
+                self.networks,
+                replace(batch, data=data[i], labels=labels[i]),
+                Random(*self.key, self.step, device=device, part=(i, count)),
+            )
+            for i in range(count)
+        ]
+        while True:
+            for part in parts:
+                with autocast(device, run.precision):
+                    update = next(part, None)
+                if update is None:
+                    return
+                self.backward(update, count)
+                yield update.figures()
+            yield self.move(update.trains)
+
     def apply(self, update: Update) -> Values:
         """Backward, clip, step and average for the parameters that the update names; returns its figures."""
+        self.backward(update)
+        return update.figures() | self.move(update.trains)
+
+    def backward(self, update: Update, parts: int = 1) -> None:
+        """Add the gradient of the update's loss, one of as many as there are parts, to the parameters that it names."""
         parameters = self.networks.trains[update.trains]
         if update.loss.ndim:
             shape = list(update.loss.shape)
@@ -79,11 +111,15 @@ class Trainer:
         # The graph of a sharded network holds its gathered weights, not the shards, so `inputs` cannot name them.
         # Nothing else trains in that graph: the latents of a flow network are detached.
         sharded = distributed.is_sharded(parameters[0])
-        update.loss.backward(inputs=None if sharded else parameters)
+        (update.loss / parts).backward(inputs=None if sharded else parameters)
+
+    def move(self, name: str) -> Values:
+        """Clip, step and average for the parameters `name`, whose gradients are there; returns the gradient's norm."""
+        parameters = self.networks.trains[name]
         distributed.average_gradients(parameters)
         clip = self.config.clip or float("inf")
         norm = distributed.whole_tensor(nn.utils.clip_grad_norm_(parameters, clip, foreach=True))
-        optimizer = self.optimizers[update.trains]
+        optimizer = self.optimizers[name]
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * learning_rate_factor(self.config, self.step)
         optimizer.step()
@@ -92,8 +128,8 @@ class Trainer:
         for average in self.averages.values():
             if any(id(p) in moved for p in average.parameters):
                 average.update()
-        self.images_seen[update.trains] += self.config.batch_size
-        return update.figures() | {f"{update.trains}/gradient_norm": norm}
+        self.images_seen[name] += self.config.batch_size
+        return {f"{name}/gradient_norm": norm}
 
     def require_finite(self) -> None:
         """Raise FloatingPointError for trained networks with weights or buffers that are not finite, so that they are
@@ -144,7 +180,7 @@ def train(stage: AnyTraining) -> Facts:
     signal.
     """
     config, inputs = stage.config, stage.inputs
-    run, device = inputs.sections.run, inputs.device
+    run = inputs.sections.run
     trainer = Trainer(stage)
     folder = inputs.out / CHECKPOINTS
     if trainer.resume(folder):
@@ -167,10 +203,8 @@ def train(stage: AnyTraining) -> Facts:
                 if distributed.world_size() == 1:
                     checkpoint.save(folder, trainer.step, trainer.state_dict())
                 raise Interrupted from None
-            rng = Random(*trainer.key, trainer.step, device=device)
-            torch.manual_seed(seed_of(*rng.key, "global", distributed.rank()))  # for an encoder's dropout
-            for update in turns(stage.updates(trainer.networks, batch, rng), device, run.precision):
-                figures.add(trainer.apply(update))
+            for found in trainer.train_step(batch):
+                figures.add(found)
             trainer.step += 1
             trainer.seconds = time.monotonic() - begun
             last = trainer.step == steps or stage.done(trainer.networks)
@@ -192,23 +226,12 @@ def train(stage: AnyTraining) -> Facts:
     return {"steps": trainer.step, "images_seen": trainer.images_seen, "seconds": round(trainer.seconds, 2)}
 
 
-def turns(updates: Iterator[Update], device: torch.device, precision: Precision) -> Iterator[Update]:
-    """The stage's updates. Each is computed under autocast and yielded outside of it, where the backward pass runs."""
-    while True:
-        with autocast(device, precision):
-            update = next(updates, None)
-        if update is None:
-            return
-        yield update
-
-
 def _batches(
     trainer: Trainer, steps: int, signalled: list[int]
 ) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
     """(data, labels) on the device from the current step on; empty tensors for a stage without a data set."""
     stage, config, inputs, world = trainer.stage, trainer.config, trainer.inputs, distributed.world_size()
-    if config.batch_size % world:
-        raise ValueError(f"{stage.name}.batch_size: {config.batch_size} does not divide over {world} ranks")
+    require_split(stage.name, config.batch_size, world, inputs.sections.run.accumulate if stage.takes_parts else 1)
     dataset = stage.data()
     if dataset is None:
         local, device = config.batch_size // world, inputs.device
@@ -224,6 +247,21 @@ def _batches(
         if flips:
             x = random_flip(x, Random(*trainer.key, "flip", step, device=inputs.device))
         yield x, labels.to(inputs.device, non_blocking=True)
+
+
+def checkpoint_activations(networks: Networks, names: Iterable[str]) -> None:
+    """Let the networks of these names compute their activations again in the backward pass; other names are those of
+    other stages' networks. Raises ValueError for a network that cannot."""
+    for name, network in networks.named_children():
+        if name in names:
+            try:
+                enable: Callable[[], None] = network.enable_gradient_checkpointing
+                enable()
+            except (AttributeError, ValueError) as error:
+                raise ValueError(
+                    f"run.checkpointing: {name!r}, a {type(network).__name__}, has no blocks that can be computed "
+                    "again; leave it out"
+                ) from error
 
 
 def compile_networks(networks: Networks, **options: Any) -> None:

@@ -193,6 +193,10 @@ class TrainingStage(Stage[T], Generic[T, N]):
     """Whether it draws its own data, so that a batch may be larger than the data set."""
     flips: ClassVar[bool] = True
     """Whether its data are images, mirrored at random where `data.flip` is true."""
+    takes_parts: ClassVar[bool] = False
+    """Whether its losses are means over images, so that `run.accumulate` may give it a batch in parts: `updates` is
+    then called once for each, and what these yield in the same turn is averaged. Not where images of a batch are
+    compared with each other, or where a batch's gradients or statistics give a weight, as an adversary's."""
 
     def prepare(self) -> None:
         """Write the files that training reads. Called on every rank before `build`, and again on resuming."""

@@ -1,0 +1,87 @@
+"""A batch in parts and activations computed again: the same weights in less memory."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import tiny
+from dmvae import checks
+from dmvae.inputs import Inputs
+from dmvae.recipe import load
+from dmvae.runtime.random import Random
+from dmvae.training.loop import Trainer
+from dmvae.training.stage import Batch
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory):
+    # Small steps: Adam turns a rounding error in a gradient near zero into a full step.
+    path = tiny.write(tmp_path_factory.mktemp("parts"), generator__learning_rate=1e-4, run__precision="float32")
+    return {job.stage.name: job for job in tiny.run(path, "kl", until="latents")}
+
+
+def trained(job, **run):
+    """The trained networks' weights after four steps."""
+    recipe = replace(job.recipe, run=replace(job.recipe.run, **run))
+    inputs = Inputs(recipe, job.variant, job.folder.parent / "unused", job.reads, torch.device("cpu"))
+    trainer = Trainer(job.stage(recipe.section(job.stage), inputs))
+    data, labels = trainer.stage.data().__getitems__(range(8))
+    data = data if data.is_floating_point() else data / 127.5 - 1
+    for step in range(4):
+        for _ in trainer.train_step(Batch(data, labels, step, 4)):
+            pass
+        trainer.step += 1
+    return [p.detach() for parameters in trainer.networks.trains.values() for p in parameters]
+
+
+@pytest.fixture(scope="module")
+def whole(jobs):
+    return {name: trained(jobs[name]) for name in ("tokenizer", "generator")}
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_parts_of_a_batch_end_at_the_weights_of_the_whole(jobs, whole, parts):
+    found = trained(jobs["generator"], accumulate=parts)
+    assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(found, whole["generator"], strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(found, whole["generator"], strict=True))
+
+
+@pytest.mark.parametrize(("stage", "network"), [("tokenizer", "autoencoder"), ("generator", "generator")])
+def test_activations_computed_again_change_no_bit(jobs, whole, stage, network):
+    found = trained(jobs[stage], checkpointing=(network,))
+    assert all(torch.equal(a, b) for a, b in zip(found, whole[stage], strict=True))
+
+
+def test_parts_draw_what_the_whole_draws():
+    whole, parts = Random(0, 3), [Random(0, 3, part=(i, 2)) for i in range(2)]
+    for draw in (lambda rng, n: rng.normal(n, 2), lambda rng, n: rng.uniform(n), lambda rng, n: rng.integers(9, n)):
+        assert torch.equal(draw(whole, 8), torch.cat([draw(rng.on_cpu(), 4) for rng in parts]))
+
+
+@pytest.mark.parametrize(
+    ("over", "ranks", "message"),
+    [
+        ({"generator__batch_size": 9}, 2, "generator.batch_size: 9 does not divide over 2 ranks; use a multiple of 2"),
+        (
+            {"run__accumulate": 3},
+            2,
+            r"reference.batch_size: 8 does not divide over 2 ranks in 3 parts each \(run.accumulate\).*multiple of 6",
+        ),
+        ({"run__shard": True}, 1, "run.shard: a single rank has no other to share its weights with"),
+        ({"run__checkpointing": ["discriminator"]}, 1, "run.checkpointing: 'discriminator', a PatchGAN, has no blocks"),
+        ({"run__checkpointing": ["generater"]}, 1, "no stage of this recipe trains a network 'generater'.*generator"),
+        ({"reference": None, "matching": None, "generator": None, "sample": None, "run__accumulate": 2}, 1,
+         "run.accumulate: no stage of this recipe takes its batches in parts"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_told(tmp_path, over, ranks, message):
+    recipe = load(tiny.write(tmp_path, **over))["matched"]
+    found = "\n".join(checks.problems(recipe, recipe.stages(), ranks))
+    with pytest.raises(ValueError, match=message):
+        raise ValueError(found)
+
+
+def test_parts_are_counted_from_one(tmp_path):
+    with pytest.raises(ValueError, match="accumulate must be at least 1, got 0"):
+        load(tiny.write(tmp_path, run__accumulate=0))
