@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install install-dev demo fashion-mnist test test-fast torture wheel docs lint format bench clean
+.PHONY: help install install-dev demo fashion-mnist test test-fast torture wheel docs lint format bench bench-gpu clean
 
 help:
 	@echo "make install   a virtual environment in .venv with dmvae and what the demo needs"
@@ -15,6 +15,7 @@ help:
 	@echo "make wheel     build the wheel and try it in a fresh environment"
 	@echo "make lint      formatting, lint and types"
 	@echo "make bench     speed of every stage's step against the machine's peak, and of reading images"
+	@echo "make bench-gpu the same on a GPU, at the paper's sizes, beside what dmvae plan says"
 
 install: $(BIN)/.installed
 
@@ -73,6 +74,10 @@ bench: install
 	$(BIN)/python -m benchmarks.steps --recipe recipes/cifar10.yaml
 	$(BIN)/python -m benchmarks.models --only S/1
 	$(BIN)/python -m benchmarks.decoding
+
+# With the core dependencies alone, in whatever environment PYTHON is: a machine with a GPU has its own torch.
+bench-gpu:
+	PYTHONPATH=src $(PYTHON) -m benchmarks.gpu
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

@@ -1,4 +1,4 @@
-"""Time the networks on this machine: `python -m benchmarks.models [--threads 2] [--precision auto]`.
+"""Time the networks on this machine: `python -m benchmarks.models [--threads 2] [--precision auto] [--device cuda]`.
 
 Prints, for forward plus backward: the median time, and the share of this machine's measured peak of
 matrix multiplication that it amounts to (FLOPs as torch counts them: products and convolutions).
@@ -25,22 +25,35 @@ def median_seconds(run: Callable[[], object], repeat: int) -> float:
     run()
     times = []
     for _ in range(repeat):
+        wait()
         start = time.perf_counter()
         run()
+        wait()
         times.append(time.perf_counter() - start)
     return statistics.median(times)
 
 
-def peak_flops(dtype: torch.dtype, repeat: int, n: int = 2048) -> float:
-    """Floating-point operations per second of an n x n matrix product: the best, for other programs only slow it."""
-    a, b = torch.randn(n, n, dtype=dtype), torch.randn(n, n, dtype=dtype)
-    return 2 * n**3 / min(median_seconds(lambda: a @ b, 1) for _ in range(4 * repeat))
+def wait() -> None:
+    """Until a GPU has done what it was given."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def peak_flops(dtype: torch.dtype, repeat: int, device: torch.device = torch.device("cpu")) -> float:
+    """Floating-point operations per second of a matrix product: the best of several sizes, of which none is the fastest
+    everywhere, and of several tries, for other programs only slow it."""
+
+    def speed(n: int) -> float:
+        a, b = (torch.randn(n, n, dtype=dtype, device=device) for _ in range(2))
+        return 2 * n**3 / min(median_seconds(lambda: a @ b, 1) for _ in range(2 * repeat))
+
+    return max(speed(n) for n in ((1024, 2048) if device.type == "cpu" else (4096, 8192)))
 
 
 def training_step(model: nn.Module, *inputs: Tensor, dtype: torch.dtype = torch.float32) -> Callable[[], object]:
     def step() -> None:
         model.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        with torch.autocast(inputs[0].device.type, dtype, enabled=dtype != torch.float32):
             out = model(*inputs)
         out.float().square().mean().backward()
 
@@ -87,18 +100,20 @@ def main() -> None:
     parser.add_argument("--only", default="", help="run the cases whose name contains this")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="time torch.compile too")
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
+    parser.add_argument("--device", type=torch.device, default="cpu", help="cpu or cuda (default: %(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    dtype = torch.bfloat16 if uses_bf16(torch.device("cpu"), args.precision) else torch.float32
-    peak = peak_flops(dtype, args.repeat)
+    dtype = torch.bfloat16 if uses_bf16(args.device, args.precision) else torch.float32
+    peak = peak_flops(dtype, args.repeat, args.device)
     name = str(dtype).removeprefix("torch.")
-    print(f"peak of matrix multiplication, {name}, {args.threads} threads: {peak / 1e9:.0f} GFLOP/s")
+    print(f"peak of matrix multiplication, {name}, {args.device}, {args.threads} threads: {peak / 1e9:.0f} GFLOP/s")
     for name, make in CASES.items():
         if args.only not in name:
             continue
         for mode in ("eager", "compile") if args.compile else ("eager",):
             torch.manual_seed(0)
             model, inputs = make()
+            model, inputs = model.to(args.device), tuple(x.to(args.device) for x in inputs)
             with FlopCounterMode(display=False) as counter:
                 training_step(model, *inputs)()
             network = torch.compile(model, fullgraph=True) if mode == "compile" else model

@@ -1,7 +1,8 @@
 """Images per second of each training stage's step, its share of the machine's measured peak of matrix
 products, and the matching stage beside a naive version of the same step:
 
-    python -m benchmarks.steps [--recipe recipes/demo.yaml] [--compile] [--seconds 8] [--section.field value]
+    python -m benchmarks.steps [--recipe recipes/demo.yaml] [--compile] [--seconds 8] [--device cuda]
+                               [--section.field value]
 
 The recipe's variant with the most stages is timed. Any field of it is an option, as for `dmvae run`:
 --run.precision bfloat16, or --data.root where one is required. Data are procedural, networks are the recipe's. Ratios
@@ -11,6 +12,7 @@ of one run compare; absolute figures move with the machine.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,7 +24,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.models import median_seconds, peak_flops
+from benchmarks.models import median_seconds, peak_flops, wait
 from dmvae import pipeline
 from dmvae.commands.parser import parse_overrides
 from dmvae.datasets.shapes import Shapes
@@ -32,9 +34,8 @@ from dmvae.jobs import Job, plan
 from dmvae.matching import dmd
 from dmvae.recipe import Recipe, load
 from dmvae.runtime.precision import uses_bf16
-from dmvae.runtime.random import Random
 from dmvae.stages.matching import MatchingStage
-from dmvae.training.loop import Trainer, compile_networks, turns
+from dmvae.training.loop import Trainer, compile_networks
 from dmvae.training.stage import Batch
 
 CYCLE, TURNS = 15, 3
@@ -46,17 +47,20 @@ def main() -> None:
     parser.add_argument("--recipe", default="recipes/demo.yaml")
     parser.add_argument("--seconds", type=float, default=8.0, help="how long each stage is timed")
     parser.add_argument("--compile", action="store_true", help="as `run.compile: true` does; never the naive version")
+    parser.add_argument("--device", type=torch.device, default="cpu", help="cpu or cuda (default: %(default)s)")
     args, rest = parser.parse_known_args()
     recipe = max(load(args.recipe, parse_overrides(rest)).values(), key=lambda r: len(stages_of(r)))
-    dtype = torch.bfloat16 if uses_bf16(torch.device("cpu"), recipe.run.precision) else torch.float32
-    peak = peak_flops(dtype, 5)
+    dtype = torch.bfloat16 if uses_bf16(args.device, recipe.run.precision) else torch.float32
+    peak = peak_flops(dtype, 5, args.device)
     name = str(dtype).removeprefix("torch.")
-    print(f"peak of matrix products, {name}, {torch.get_num_threads()} threads: {peak / 1e9:.0f} GFLOP/s")
+    print(
+        f"peak of matrix products, {name}, {args.device}, {torch.get_num_threads()} threads: {peak / 1e9:.0f} GFLOP/s"
+    )
     with tempfile.TemporaryDirectory() as folder:
         jobs = prepare(recipe, Path(folder))
         print(f"{'stage':<10} {'images/s':>9} {'share of peak':>14}")
         for stage in stages_of(recipe):
-            steps = Steps(jobs[stage])
+            steps = Steps(jobs[stage], args.device)
             operations = flops_per_image(steps)
             if args.compile:
                 steps.compile()
@@ -66,7 +70,7 @@ def main() -> None:
                 share = proxy_seconds(steps) / (steps.batch_size / images)
                 print(f"  of which the proxies of gFD {share:.1%}")
         if "matching" in jobs:
-            compare_matching(jobs["matching"], args.seconds, args.compile)
+            compare_matching(jobs["matching"], args.seconds, args.compile, args.device)
 
 
 def stages_of(recipe: Recipe) -> dict[str, Any]:
@@ -89,10 +93,9 @@ def prepare(recipe: Recipe, folder: Path) -> dict[str, Job]:
 class Steps:
     """Runs a stage's steps one after another, as the loop does, without its logging."""
 
-    def __init__(self, job: Job) -> None:
-        inputs = Inputs(job.recipe, job.variant, job.folder, job.reads, torch.device("cpu"))
+    def __init__(self, job: Job, device: torch.device) -> None:
+        inputs = Inputs(job.recipe, job.variant, job.folder, job.reads, device)
         self.trainer = Trainer(job.stage(job.recipe.section(job.stage), inputs))
-        self.precision = job.recipe.run.precision
         self.batch_size = self.trainer.config.batch_size
         dataset = self.trainer.stage.data()
         self.data, self.labels = torch.empty(self.batch_size), torch.zeros(self.batch_size, dtype=torch.int64)
@@ -100,6 +103,7 @@ class Steps:
             self.data, self.labels = dataset.__getitems__([i % len(dataset) for i in range(self.batch_size)])
         if self.data.dtype is torch.uint8:
             self.data = (self.data.float() / 127.5 - 1).to(memory_format=torch.channels_last)
+        self.data, self.labels = self.data.to(device), self.labels.to(device)
         # Past the adversary's start, as most of a training is.
         self.step = 60
 
@@ -115,10 +119,9 @@ class Steps:
 
     def __call__(self) -> None:
         trainer = self.trainer
-        batch = Batch(self.data, self.labels, self.step, self.step + 1)
-        rng = Random("benchmark", self.step)
-        for update in turns(trainer.stage.updates(trainer.networks, batch, rng), torch.device("cpu"), self.precision):
-            trainer.apply(update)
+        trainer.step = self.step
+        for _ in trainer.train_step(Batch(self.data, self.labels, self.step, self.step + 1)):
+            pass
         self.step += 1
 
 
@@ -147,9 +150,11 @@ def flops_per_image(steps: Steps) -> float:
 
 def rate(steps: Steps, seconds: float) -> float:
     """Images per second."""
+    wait()
     done, begun = 0, time.perf_counter()
     while time.perf_counter() - begun < seconds:
         steps.cycle()
+        wait()
         done += CYCLE * steps.batch_size
     return done / (time.perf_counter() - begun)
 
@@ -166,12 +171,13 @@ def proxy_seconds(steps: Steps, repeat: int = 10) -> float:
     return median_seconds(measured, repeat) / (config.proxy_every * config.student_steps)
 
 
-def compare_matching(job: Job, seconds: float, compiles: bool) -> None:
+def compare_matching(job: Job, seconds: float, compiles: bool, device: torch.device) -> None:
     """The matching stage at guidance 5 and 5 student steps (the paper's), and the same done naively: conditional and
     unconditional velocities in separate calls, the decoder on every step, float32. They take turns, and the best turn
     of each counts, for other programs only slow what is timed."""
-    ours, naive = Steps(_papers(job)), Steps(_papers(job))
-    naive.precision = "float32"
+    ours = Steps(_papers(job), device)
+    plain = dataclasses.replace(job.recipe, run=dataclasses.replace(job.recipe.run, precision="float32"))
+    naive = Steps(_papers(dataclasses.replace(job, recipe=plain)), device)
     if compiles:
         ours.compile()
     ours(), naive()
@@ -197,8 +203,6 @@ def naively() -> Iterator[None]:
 
 
 def _papers(job: Job) -> Job:
-    import dataclasses
-
     section = dataclasses.replace(job.recipe.section("matching"), objective=dmd.DMD(guidance=5.0), student_steps=5)
     return dataclasses.replace(job, recipe=dataclasses.replace(job.recipe, matching=section))
 

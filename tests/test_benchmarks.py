@@ -16,3 +16,12 @@ def test_it_tells_how_it_is_called(name, monkeypatch, capsys):
         importlib.import_module(f"benchmarks.{name}").main()
     assert stop.value.code == 0
     assert f"benchmarks.{name}" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_gpu_s_runs_on_a_cpu(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu", "--device", "cpu", "--tiny", "--no-compile"])
+    importlib.import_module("benchmarks.gpu").main()
+    out = capsys.readouterr().out
+    for line in ("TFLOP/s in products", "matching", "LightningDiT eager", "decoder eager", "TF32", "sampling, 2 steps"):
+        assert line in out

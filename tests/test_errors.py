@@ -203,7 +203,7 @@ def test_a_dry_run_tells_what_a_run_would_stop_at(tmp_path, capsys, monkeypatch)
 def test_a_dry_run_counts_no_teacher_of_a_closed_form(tmp_path, capsys):
     path = tiny.write(tmp_path, reference__distribution={"type": "gaussian"})
     cli.main(["run", str(path), "--dry-run", "--variant", "matched"])
-    row = next(line for line in capsys.readouterr().out.splitlines() if "reference" in line)
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("│ reference"))
     assert "0.00 M" in row.split("│")[5]
 
 

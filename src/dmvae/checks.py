@@ -48,7 +48,7 @@ def lacking(recipe: Recipe, stages: Stages) -> Iterator[str]:
 def problems(recipe: Recipe, stages: Stages, ranks: int | None = None) -> Iterator[str]:
     """Settings of these stages that do not fit the data, the latents or the number of ranks, which is that of this
     process's group unless given. The data set must be available."""
-    yield from _run_problems(recipe, stages, ranks or distributed.world_size())
+    yield from run_problems(recipe, stages, ranks or distributed.world_size())
     items = len(open_dataset(recipe.data, "train"))
     inputs = Inputs(recipe, "", Path(), {}, torch.device("cpu"))
     if any(stage.trains_decoder for stage in stages):
@@ -72,8 +72,8 @@ def problems(recipe: Recipe, stages: Stages, ranks: int | None = None) -> Iterat
             yield from _complaint("", partial(_try_networks, stage, recipe, others))
 
 
-def _run_problems(recipe: Recipe, stages: Stages, ranks: int) -> Iterator[str]:
-    """What is wrong with `run` on that many ranks."""
+def run_problems(recipe: Recipe, stages: Stages, ranks: int) -> Iterator[str]:
+    """What is wrong with `run` and the batches on that many ranks; needs no data."""
     run = recipe.run
     if run.shard and ranks == 1:
         yield (

@@ -19,6 +19,7 @@ COMMANDS = {
     "run": ("run", "run", "run every stage of RECIPE that is not finished, then write the table and the report"),
     "study": ("run", "run", "the same, for a recipe with many variants"),
     "STAGE": ("run", "run", "one stage of RECIPE, by its section: tokenizer, matching, generator, ..."),
+    "plan": ("run", "plan", "what every stage of RECIPE needs on --gpus N of --memory 80GB, and what is missing"),
     "report": ("run", "report", "write the table and the report of RUN_DIR again"),
     "serve": ("serve", "serve", "show RUN_DIR in a browser, to play with"),
     "recipes": ("recipes", "recipes", "list the recipes that come with dmvae"),

@@ -41,7 +41,7 @@ class Inputs:
     """Finished stages that this one may read: name -> folder."""
     device: torch.device
     weights: ClassVar[bool] = True
-    """Whether networks are loaded with their weights; False in a dry run."""
+    """Whether networks are loaded with their weights; False in a plan."""
 
     @property
     def seed(self) -> int:
@@ -175,6 +175,10 @@ class Inputs:
         for items, _ in passes(dataset, self.sections.latents.batch_size, self.sections.run.workers, self.device):
             yield as_input(items, self.device)
 
+    def place(self, module: nn.Module) -> None:
+        """Bring a network that trains to the device, with images in the layout that convolutions are fastest in."""
+        module.to(self.device, memory_format=torch.channels_last)
+
     def say(self, text: str) -> None:
         """Print a line that begins with the stage's name."""
         console.print(f"  {self.out.name.rsplit('-', 1)[0]}: {text}")
@@ -219,18 +223,25 @@ def latent_shape(sections: Sections) -> tuple[int, int, int]:
 
 
 class Blueprint(Inputs):
-    """The inputs of a dry run: every network is on the meta device, without weights, trained or not."""
+    """The inputs of a plan: networks have random weights, trained or not, and nothing is read. Plans build them of
+    tensors that have no memory."""
 
     weights: ClassVar[bool] = False
 
-    def __init__(self, sections: Sections, variant: str, reads: Mapping[str, Any], num_classes: int) -> None:
-        """`reads`: the configs of the stages that the stage may read."""
-        super().__init__(sections, variant, Path(), dict.fromkeys(reads, Path()), torch.device("meta"))
-        self.configs, self.classes = reads, num_classes
+    def __init__(
+        self, sections: Sections, variant: str, reads: Mapping[str, Any], num_classes: int, fake: bool = True
+    ) -> None:
+        """`reads`: the configs of the stages that the stage may read. fake: tensors have no memory."""
+        super().__init__(sections, variant, Path(), dict.fromkeys(reads, Path()), torch.device("cpu"))
+        self.configs, self.classes, self.fake = reads, num_classes, fake
 
     @property
     def num_classes(self) -> int:
         return self.classes
+
+    def place(self, module: nn.Module) -> None:
+        if not self.fake:  # torch cannot convert the layout of a fake tensor in place, and it takes no more memory
+            super().place(module)
 
     def config_of(self, stage: str) -> Values:
         return configs.plain(self.configs[stage])
@@ -248,8 +259,13 @@ class Blueprint(Inputs):
     def discriminator(self) -> None:
         return None
 
-    def perceptual(self) -> None:
-        return None
+    def perceptual(self) -> PerceptualLoss | None:
+        """As the recipe's but for its weights; None where its package is missing, which `checks.lacking` tells."""
+        config = self.sections.losses.perceptual
+        try:
+            return config.blank() if config is not None else None
+        except ValueError:
+            return None
 
     def has(self, stage: str, name: str) -> bool:
         reference = self.configs[stage]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import tiny
-from dmvae.commands.dryrun import print_plan
+from dmvae.commands.plan import Machine, print_plan
 from dmvae.jobs import plan
 from dmvae.latents.store import LatentSet
 from dmvae.recipe import load
@@ -52,7 +52,7 @@ def test_other_weights_redo_the_latents(tmp_path):
 
 
 def test_a_dry_run_tells_the_latents(tmp_path, capsys):
-    print_plan(load(write(tmp_path, pretrained=foreign.source("AutoencoderKL", tmp_path))))
+    print_plan(load(write(tmp_path, pretrained=foreign.source("AutoencoderKL", tmp_path))), Machine.here())
     assert "latents 4x6x6 (stride 2)" in capsys.readouterr().out
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from dmvae import pipeline
 from dmvae.claims import require_linked
-from dmvae.commands.dryrun import print_plan
-from dmvae.commands.help import placeholders, print_fields
-from dmvae.commands.parser import USAGE, parse_overrides
+from dmvae.commands.help import placeholders, print_fields, print_values
+from dmvae.commands.parser import USAGE, CheckFailed, Parser, parse_overrides
+from dmvae.commands.plan import Machine, bytes_of, print_plan
 from dmvae.commands.trust import require_no_code
 from dmvae.fitting import fit
 from dmvae.jobs import Job, jobs_of
@@ -60,7 +60,9 @@ def run(command: str, arguments: list[str], commands: Sequence[str] = ("run", "s
         recipes, said = fit(recipes, flat(overrides))
         for line in said:
             console.print(line)
-        return print_plan(recipes)
+        print_plan(recipes, Machine.here())
+        console.print("\nresolved values:")
+        return print_values(recipes)
     distributed.start()
     try:
         run_dir = Path(next(iter(recipes.values())).run.dir)
@@ -72,6 +74,39 @@ def run(command: str, arguments: list[str], commands: Sequence[str] = ("run", "s
             finish(jobs_of(run_dir) if known.variant else jobs, run_dir)
     finally:
         distributed.stop()
+
+
+def plan(command: str, arguments: list[str]) -> None:
+    """Print what every stage of a recipe needs on a machine that is told, and what is missing. Raises CheckFailed where
+    something is."""
+    parser = Parser(
+        prog=f"dmvae {command}", allow_abbrev=False, description="What a recipe needs, and what is missing."
+    )
+    parser.add_argument("recipe", help="a file, or a name that `dmvae recipes` lists")
+    parser.add_argument("--gpus", type=int, help="how many GPUs to plan for (default: this machine as it is)")
+    parser.add_argument("--memory", default="80GB", help="of each GPU (default: %(default)s)")
+    parser.add_argument("--peak", type=float, default=989, help="TFLOP/s of a GPU in bf16 (default: an H100's)")
+    parser.add_argument(
+        "--utilisation", type=float, default=0.4, help="share of the peak that steps reach (default: 0.4)"
+    )
+    parser.add_argument("--variant", action="append", default=[], help="this variant alone")
+    parser.add_argument("--run_dir", "--run-dir", help="the folder that would be written")
+    known, rest = parser.parse_known_args(arguments)
+    if known.gpus is not None and known.gpus < 1:
+        raise ValueError(f"--gpus: {known.gpus}; give 1 or more, or leave it out to plan for this machine")
+    if not 0 < known.utilisation <= 1 or known.peak <= 0:
+        raise ValueError(f"--utilisation {known.utilisation:g} of --peak {known.peak:g} TFLOP/s: give a share up to 1")
+    machine, speed = Machine.here(), known.peak * known.utilisation * 1e12
+    if known.gpus is not None:
+        machine = Machine(known.gpus, bytes_of(known.memory), True, speed)
+    overrides = parse_overrides(rest)
+    if known.run_dir:
+        overrides["run.dir"] = known.run_dir
+    obstacles = print_plan(_chosen(load(known.recipe, overrides), known.variant), machine)
+    if obstacles:
+        raise CheckFailed(
+            f"{len(obstacles)} thing{'s' * (len(obstacles) > 1)} stand{'s' * (len(obstacles) == 1)} in the way"
+        )
 
 
 def _chosen(whole: Recipes, names: list[str]) -> dict[str, Recipe]:

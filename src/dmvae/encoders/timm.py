@@ -21,6 +21,7 @@ from dmvae.config import Values
 from dmvae.encoders import Encoder, EncoderConfig
 from dmvae.ranges import Pixels
 from dmvae.registry import nearest, register
+from dmvae.runtime.footprint import built
 from dmvae.runtime.hashing import content_hash
 from dmvae.runtime.weights import pick, read_tensors
 
@@ -87,7 +88,7 @@ class TimmEncoder(EncoderConfig):
 
     def create(self, kwargs: Values, pretrained: bool = False) -> nn.Module:
         try:
-            return timm.create_model(self.model, pretrained=pretrained, **kwargs)
+            return built(lambda: timm.create_model(self.model, pretrained=pretrained, **kwargs))
         except Exception as error:  # patch_size of a convolutional network, say, or a depth below 0
             if pretrained and not isinstance(error, TypeError):
                 raise
@@ -172,7 +173,7 @@ def require_shape(name: str, kwargs: Values) -> None:
     if not kwargs:
         return
     with torch.device("meta"):
-        known = list(inspect.signature(type(timm.create_model(name, pretrained=False))).parameters)
+        known = list(inspect.signature(type(built(lambda: timm.create_model(name, pretrained=False)))).parameters)
     for key, value in kwargs.items():
         if key not in known:
             raise ValueError(f"kwargs: {key!r} does not shape the timm model {name}{nearest(key, known)}")

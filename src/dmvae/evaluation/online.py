@@ -16,7 +16,7 @@ from torch import Tensor
 from dmvae.config import Values
 from dmvae.evaluation.interpolation import Decode
 from dmvae.evaluation.latents import Over, effective_rank, exact, is_wide, spectrum, vectors, wide_spectrum
-from dmvae.evaluation.sensitivity import NOISE, smoothness
+from dmvae.evaluation.sensitivity import NOISE, smoothness_tensors
 
 
 def linear_flow_loss(z: Tensor, labels: Tensor | None = None, over: Over = "channels") -> Tensor:
@@ -95,7 +95,7 @@ def online_proxies(z: Tensor, labels: Tensor, decode: Decode | None = None, imag
 
     Each channel is first brought to mean 0 and variance 1, as a generator will see it. With `decode`, of latents as
     they are given here, also the decoder's smoothness, of the first `images` of them: that decodes twice as many.
-    Tensors that stay on the device until they are written, but for the smoothness.
+    Tensors that stay on the device until they are written.
     """
     with torch.autocast(z.device.type, enabled=False):
         z = z.float()
@@ -108,5 +108,5 @@ def online_proxies(z: Tensor, labels: Tensor, decode: Decode | None = None, imag
             "proxy/class_share": class_share(x, labels),
         }
     if decode is not None:
-        log["proxy/smoothness"] = smoothness(decode, z[:images], NOISE * std)["smoothness"]
+        log["proxy/smoothness"] = smoothness_tensors(decode, z[:images], NOISE * std)["smoothness"]
     return log

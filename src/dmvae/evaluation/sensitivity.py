@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dmvae.datasets.pixels import to_uint8
 from dmvae.evaluation.interpolation import Decode
+from dmvae.runtime.transfer import send
 
 Encode = Callable[[Tensor], Tensor]
 """uint8 images [n, c, h, w] -> normalised latents [n, C, H, W]."""
@@ -35,7 +36,19 @@ def smoothness(
     tensor that latents [n, C, H, W] can be multiplied by. With an extractor also "smoothness_features", f its features
     of the uint8 images. The noise is the same at every call.
     """
-    noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(0)).to(z.device)
+    return {name: float(value) for name, value in smoothness_tensors(decode, z, std, extractor, batch_size).items()}
+
+
+@torch.no_grad()
+def smoothness_tensors(
+    decode: Decode,
+    z: Tensor,
+    std: float | Tensor = NOISE,
+    extractor: Callable[[Tensor], Tensor] | None = None,
+    batch_size: int = 250,
+) -> dict[str, Tensor]:
+    """`smoothness` as scalars that stay on the device, so that training need not wait for them."""
+    noise = send(torch.randn(z.shape, generator=torch.Generator().manual_seed(0)), z.device)
     rows: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for part, added in zip(z.split(batch_size), noise.split(batch_size), strict=True):
         plain, moved = decode(part).float(), decode(part + std * added).float()
@@ -68,14 +81,16 @@ def equivariance(encode: Encode, images: Tensor, stride: int, batch_size: int = 
                 moved = encode(x.roll(stride, axis)).narrow(axis, 1 + border, size - 1 - 2 * border)
                 there = z.narrow(axis, border, size - 1 - 2 * border)
                 pairs.setdefault(f"shift {axis}", []).append((there.flatten(1), moved.flatten(1)))
-    errors = {name: _relative(*(torch.cat(column) for column in zip(*p, strict=True))) for name, p in pairs.items()}
+    errors = {
+        name: float(_relative(*(torch.cat(column) for column in zip(*p, strict=True)))) for name, p in pairs.items()
+    }
     result = {"equivariance_flip": errors["equivariance_flip"]}
     if "shift 3" in errors:
         result["equivariance_shift"] = (errors.get("shift 2", errors["shift 3"]) + errors["shift 3"]) / 2
     return result
 
 
-def _relative(a: Tensor, b: Tensor) -> float:
+def _relative(a: Tensor, b: Tensor) -> Tensor:
     """Root mean square of b - a over that of a about its mean, of vectors [n, d]."""
     spread = (a - a.mean(0)).double().square().sum()
-    return float(((b - a).double().square().sum() / spread.clamp_min(1e-30)).sqrt())
+    return ((b - a).double().square().sum() / spread.clamp_min(1e-30)).sqrt()

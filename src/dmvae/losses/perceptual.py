@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dmvae.models.effnet import effnet_lite0
 from dmvae.ranges import Pixels, Range, Weight
 from dmvae.registry import Registered, register
+from dmvae.runtime.footprint import built
 
 VGG16_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
 
@@ -50,6 +51,10 @@ class PerceptualConfig(Registered):
     def build(self) -> PerceptualLoss | None:
         """The loss, or None. Raises ValueError, with the fix, when its package or weights are missing."""
         raise NotImplementedError
+
+    def blank(self) -> PerceptualLoss | None:
+        """The loss with any weights, for a plan to count what it takes."""
+        return self.build()
 
 
 @register("none")
@@ -116,10 +121,7 @@ class LPIPSPerceptual(PerceptualConfig):
     """LPIPS of VGG-16 (arXiv 1801.03924), through the lpips package."""
 
     def build(self) -> PerceptualLoss:
-        try:
-            import lpips
-        except ImportError as error:
-            raise ValueError('perceptual lpips needs the package lpips: pip install "dmvae[lpips]"') from error
+        lpips = self._package()
         path = Path(torch.hub.get_dir(), "checkpoints", Path(VGG16_URL).name)
         if not path.is_file():
             raise ValueError(
@@ -127,6 +129,18 @@ class LPIPSPerceptual(PerceptualConfig):
                 "perceptual loss effnet-lite0"
             )
         return LPIPSDistance(self.weight, lpips.LPIPS(net="vgg", verbose=False))
+
+    def blank(self) -> PerceptualLoss:
+        lpips = self._package()
+        network = built(lambda: lpips.LPIPS(net="vgg", verbose=False, pretrained=False, pnet_rand=True))
+        return LPIPSDistance(self.weight, network)
+
+    def _package(self) -> Any:
+        try:
+            import lpips
+        except ImportError as error:
+            raise ValueError('perceptual lpips needs the package lpips: pip install "dmvae[lpips]"') from error
+        return lpips
 
 
 class LPIPSDistance(PerceptualLoss):

@@ -12,6 +12,7 @@ from dmvae.flow.guidance import Velocity
 from dmvae.matching import Context, Log, Matching
 from dmvae.ranges import BatchSize
 from dmvae.runtime import distributed
+from dmvae.runtime.transfer import send
 from dmvae.transport.views import View, pairs, tokens, whole
 
 VIEWS: dict[str, View] = {"whole": whole, "token": tokens, "pair": pairs}
@@ -54,7 +55,7 @@ class BetweenSamples(Matching):
         rng, world = context.rng, distributed.world_size()
         y, _ = context.reference.sample(-(-self.samples // world), rng.on_cpu())
         # Every rank compares the whole batch, in the same directions, so that the number of ranks changes nothing.
-        z, y = distributed.gather(z), distributed.gather(y.to(z.device))
+        z, y = distributed.gather(z), distributed.gather(send(y, z.device))
         total, log = z.new_zeros(()), Log()
         for name in self.views:
             if name == "pair" and z.shape[2] * z.shape[3] == 1:

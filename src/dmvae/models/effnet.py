@@ -20,6 +20,8 @@ from timm.models import EfficientNet
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
+from dmvae.runtime.footprint import built
+
 Version = Literal["lite0", "lite1", "lite2"]
 
 
@@ -63,6 +65,10 @@ def effnet(version: Version, *, output_stride: Literal[8, 16, 32] = 32, pretrain
 
     Raises ValueError when the package with the weights is not installed.
     """
+    return built(lambda: _effnet(version, output_stride, pretrained))
+
+
+def _effnet(version: Version, output_stride: int, pretrained: bool) -> EfficientNet:
     network = timm.create_model(f"tf_efficientnet_{version}", output_stride=output_stride).eval()
     assert isinstance(network, EfficientNet)
     if pretrained:

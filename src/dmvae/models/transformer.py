@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 from dmvae.models.base import full_precision
+from dmvae.runtime.precision import kind
 
 
 class Block(nn.Module):
@@ -47,7 +48,8 @@ class Attention(nn.Module):
     def forward(self, x_bnd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         # Queries and keys go through norm and rotation together: half as many operations, each on twice the values.
         qk, v = self.qkv(x_bnd).unflatten(-1, (3, self.heads, -1)).split((2, 1), dim=2)  # [b, n, 2 and 1, h, e]
-        weight = torch.stack((self.q_norm.weight, self.k_norm.weight))[:, None]
+        # In their own precision: float32 weights would make float32 of bf16 queries and keys, at twice the memory.
+        weight = torch.stack((self.q_norm.weight, self.k_norm.weight))[:, None].to(qk.dtype)
         q, k = rotate(normalised(qk) * weight, cos, sin).unbind(2)
         out = attend(q.transpose(1, 2), k.transpose(1, 2), v.squeeze(2).transpose(1, 2))
         return self.proj(out.transpose(1, 2).flatten(2))
@@ -138,7 +140,7 @@ def attend(q_bhne: Tensor, k_bhne: Tensor, v_bhne: Tensor) -> Tensor:
     n = q_bhne.shape[2]
     # A CPU's fused kernel trails two batched products in bf16 (by a third, forward and backward, at 256 tokens) and on
     # few tokens; it saves the memory of n x n weights, which matters where there are many.
-    if q_bhne.device.type == "cpu" and n <= (512 if q_bhne.dtype is torch.bfloat16 else 64):
+    if kind(q_bhne.device) == "cpu" and n <= (512 if q_bhne.dtype is torch.bfloat16 else 64):
         weights = (q_bhne * q_bhne.shape[-1] ** -0.5) @ k_bhne.transpose(-1, -2)
         return torch.softmax(weights, -1, dtype=weights.dtype) @ v_bhne
     return F.scaled_dot_product_attention(q_bhne, k_bhne, v_bhne)

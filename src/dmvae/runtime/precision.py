@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
 
 Precision = Literal["auto", "float32", "bfloat16"]
+
+
+_pretended: list[str] = []
+
+
+@contextmanager
+def pretend(kind: str) -> Iterator[None]:
+    """What is decided by the kind of device is decided in the block as on one of that kind."""
+    _pretended.append(kind)
+    try:
+        yield
+    finally:
+        _pretended.pop()
+
+
+def kind(device: torch.device) -> str:
+    """ "cuda", "cpu", ...: by what kind of device is to be decided how to compute on this one."""
+    return _pretended[-1] if _pretended else device.type
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
@@ -19,8 +39,35 @@ def uses_bf16(device: torch.device, precision: Precision) -> bool:
     return has_bf16(device) if precision == "auto" else precision == "bfloat16"
 
 
+@contextmanager
+def tuned() -> Iterator[None]:
+    """For training, whose batches have one size: cuDNN tries its kernels on the first and keeps the fastest."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+@contextmanager
+def without_tf32(device: torch.device) -> Iterator[None]:
+    """Products and convolutions in all of float32's 24 bits: by default cuDNN rounds to TF32's 11 on a GPU."""
+    if device.type != "cuda" or torch.compiler.is_compiling():  # a compiled decode keeps what is set around it
+        yield
+        return
+    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = convolutions.allow_tf32, products.allow_tf32
+    convolutions.allow_tf32 = products.allow_tf32 = False
+    try:
+        yield
+    finally:
+        convolutions.allow_tf32, products.allow_tf32 = before
+
+
 def has_bf16(device: torch.device) -> bool:
     """Whether matrix products in bf16 are faster than in float32: a GPU since Ampere, a CPU with AVX512-BF16 or AMX."""
+    if _pretended:
+        return kind(device) == "cuda"
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return any(

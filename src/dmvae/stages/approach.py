@@ -3,6 +3,8 @@ the matching loss that follows from it."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -54,6 +56,8 @@ class Approach(Recent):
     def __init__(self, latent_shape: tuple[int, int, int], ratio: float, target: float) -> None:
         super().__init__(latent_shape)
         self.target = target
+        self._near: int | None = 0
+        """What `near` holds; None where it has to be asked, for which a device would make every step wait."""
         self.register_buffer("ratio", torch.tensor(float(ratio)))
         self.register_buffer("multiple", torch.tensor(float("inf")))
         self.register_buffer("near", torch.zeros((), dtype=torch.int64))
@@ -61,7 +65,13 @@ class Approach(Recent):
     @property
     def arrived(self) -> bool:
         """Whether the last measurements were all at most the target."""
-        return int(self.near) >= IN_A_ROW
+        if self._near is None:
+            self._near = int(self.near)
+        return self._near >= IN_A_ROW
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._near = None
+        super()._load_from_state_dict(*args, **kwargs)
 
     def measure(self, reference: Reference, rng: Random) -> dict[str, Tensor | float]:
         """Sliced distances as multiples of chance, to log; sets the ratio of gradients for the next updates. Empty
@@ -74,5 +84,6 @@ class Approach(Recent):
         worst = max(found.values())
         self.multiple.fill_(worst)
         self.near.copy_(self.near + 1 if worst <= self.target else torch.zeros_like(self.near))
+        self._near = None
         self.ratio.fill_(next_ratio(float(self.ratio), worst, self.target))
         return {"distance/ratio": float(self.ratio), **{f"distance/{name}": value for name, value in found.items()}}

@@ -49,6 +49,10 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
     def data(self) -> LatentSet:
         return LatentSet(self.inputs.reads["latents"] / "latents")
 
+    @property
+    def item_shape(self) -> tuple[int, ...]:
+        return self.inputs.latent_shape
+
     def updates(self, networks: GeneratorNetworks, batch: Batch, rng: Random) -> Iterator[Update]:
         labels = drop_labels(batch.labels, self.config.label_dropout, self.inputs.num_classes, rng)
         yield Update("generator", networks.generator.loss(batch.data, labels, rng))

@@ -28,6 +28,7 @@ from dmvae.ranges import BatchSize, Count, Decay, Range, Rate, Wait, Weight, Wid
 from dmvae.references import Reference
 from dmvae.runtime import distributed
 from dmvae.runtime.random import Random
+from dmvae.runtime.transfer import send
 from dmvae.stages.approach import EVERY, Approach, Recent
 from dmvae.stages.reconstruction import DecoderNetworks, DecoderStage, discriminate, reconstruct
 from dmvae.stages.reference import ReferenceTraining, open_reference
@@ -113,10 +114,14 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
     def reference(self) -> Reference:
         return open_reference(self.inputs)
 
+    def kinds(self) -> dict[int, float]:
+        """A step with a tokenizer's turn, the second, in which nothing is measured; and one of the student alone."""
+        every = self.config.student_steps if self.config.objective.has_student else 1
+        first = self.config.student_warmup + every
+        return {first: 1 / every} | ({first + 1: 1 - 1 / every} if every > 1 else {})
+
     def _bank(self) -> Tensor:
-        """Samples of the reference for the finished tokenizer; in a dry run only their shape is right."""
-        if not self.inputs.weights:
-            return torch.empty(self.config.noise_bank, *self.inputs.latent_shape)
+        """Samples of the reference for the finished tokenizer."""
         return self.reference.sample(self.config.noise_bank, Random(self.inputs.seed, self.name, "bank"))[0]
 
     @property
@@ -141,10 +146,6 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         with torch.device("meta"):
             yield from _unfit(config, first_tokenizer(inputs.sections, weights=False))
 
-    def _closed_form(self) -> Velocity | None:
-        """The reference's velocity in closed form; None in a dry run, which opens no reference."""
-        return self.reference.velocity if self.inputs.weights else None
-
     def build(self) -> MatchingNetworks:
         config, inputs = self.config, self.inputs
         normalisation = inputs.tensors("reference", "normalisation.safetensors")
@@ -164,7 +165,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         networks.remembers = (*(("approach",) if self.measures else ()), *(("plan",) if assigned else ()))
         teacher = inputs.generator("reference", "teacher") if inputs.has("reference", "teacher") else None
         assert teacher is None or isinstance(teacher, VelocityModel)
-        networks.teacher = teacher if teacher is not None else self._closed_form()
+        networks.teacher = teacher if teacher is not None else self.reference.velocity
         networks.student = config.objective.new_student(
             inputs.latent_shape, inputs.num_classes, networks.teacher, config.model
         )
@@ -217,7 +218,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
                 model.editor.settle(networks.plan.filled)
             raw = model.editor(features, latents, model.editor.assign(mu))
         else:
-            y = self.reference.sample(len(images), rng.on_cpu())[0].to(images.device)
+            y = send(self.reference.sample(len(images), rng.on_cpu())[0], images.device)
             raw = model.encode(images, y).latents
         return raw
 

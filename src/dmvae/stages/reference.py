@@ -12,9 +12,11 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dmvae import config as configs
+from dmvae.flow.guidance import Velocity
 from dmvae.inputs import Inputs
 from dmvae.models.dit import LightningDiT
 from dmvae.ranges import Decay
@@ -25,6 +27,7 @@ from dmvae.references.report import compare
 from dmvae.runtime import distributed
 from dmvae.runtime.files import atomic_write, write_tensors
 from dmvae.runtime.random import Random
+from dmvae.runtime.transfer import send
 from dmvae.training.flow import FlowTraining, flow_loss
 from dmvae.training.stage import Batch, Networks, TrainingStage, Update, stage
 
@@ -57,7 +60,7 @@ class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
 
     @cached_property
     def reference(self) -> Reference:
-        return self.config.distribution.build(self.inputs)
+        return build_reference(self.config, self.inputs)
 
     def prepare(self) -> None:
         """Write the normalisation of latents and some samples; print how the reference and the latents compare."""
@@ -80,9 +83,7 @@ class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
 
     def build(self) -> ReferenceNetworks:
         networks = ReferenceNetworks()
-        distribution = self.config.distribution
-        closed_form = self.reference.velocity is not None if self.inputs.weights else distribution.closed_form
-        if self.config.teacher and not closed_form:
+        if self.config.teacher and self.reference.velocity is None:
             networks.teacher = self.config.model.build(self.inputs.latent_shape, self.inputs.num_classes)
             networks.trains["teacher"] = [p for p in networks.teacher.parameters() if p.requires_grad]
             networks.averaged = ("teacher",)
@@ -94,7 +95,7 @@ class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
     def updates(self, networks: ReferenceNetworks, batch: Batch, rng: Random) -> Iterator[Update]:
         z, labels = self.reference.sample(len(batch.labels), rng.on_cpu())
         device = batch.labels.device
-        yield Update("teacher", flow_loss(networks.teacher, z.to(device), labels.to(device), self.config, rng))
+        yield Update("teacher", flow_loss(networks.teacher, send(z, device), send(labels, device), self.config, rng))
 
     @classmethod
     def problems(cls, config: ReferenceTraining, inputs: Inputs, others: Mapping[str, Any]) -> Iterator[str]:
@@ -107,7 +108,26 @@ class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
 def open_reference(inputs: Inputs) -> Reference:
     """The reference of the finished stage `reference`. It is built in that stage's folder, where its files are."""
     config = configs.read(ReferenceTraining, inputs.config_of("reference"), "reference")
-    return config.distribution.build(replace(inputs, out=inputs.reads["reference"]))
+    return build_reference(config, inputs if not inputs.weights else replace(inputs, out=inputs.reads["reference"]))
+
+
+def build_reference(config: ReferenceTraining, inputs: Inputs) -> Reference:
+    """The reference; in a dry run, which has no data, one that only has its form."""
+    return config.distribution.build(inputs) if inputs.weights else Unopened(config.distribution, inputs)
+
+
+class Unopened:
+    """A reference whose samples are noise: a dry run counts what training takes on samples of that shape."""
+
+    velocity: Velocity | None
+
+    def __init__(self, config: ReferenceConfig, inputs: Inputs) -> None:
+        self.inputs = inputs
+        self.mean, self.std = torch.zeros(inputs.latent_shape[0]), torch.ones(inputs.latent_shape[0])
+        self.velocity = (lambda z_t, t, labels: z_t.clone()) if config.closed_form else None
+
+    def sample(self, n: int, rng: Random) -> tuple[Tensor, Tensor]:
+        return rng.normal(n, *self.inputs.latent_shape), rng.integers(self.inputs.num_classes, n)
 
 
 def require_samples(name: str, z: Tensor, labels: Tensor, inputs: Inputs) -> None:

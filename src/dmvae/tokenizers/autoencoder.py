@@ -19,6 +19,7 @@ from dmvae.decoders import Decoder, DecoderConfig, decoder_section
 from dmvae.decoders.conv import ConvDecoder
 from dmvae.encoders import Encoder, EncoderConfig
 from dmvae.models.base import DecoderOutput, EncoderOutput, Parts, PointDistribution, Tokenizer, full_precision
+from dmvae.runtime.precision import without_tf32
 from dmvae.tokenizers.editor import Editor
 
 
@@ -180,7 +181,8 @@ class Autoencoder(Tokenizer):
             return self.decoder(z)
         # Images to look at and to measure are decoded in the weights' own precision, under autocast too: some thirty
         # convolutions that each round to bf16 cost 1 to 2 grey levels, and would make PSNR depend on the hardware.
-        with full_precision(z):
+        # TF32, which rounds to 11 bits, is off for the same reason.
+        with full_precision(z), without_tf32(z.device):
             z = z.to(self.decoder.last_layer.dtype)
             return self.decoder.decode_tiled(z, self.tile) if self.use_tiling else self.decoder(z)
 

@@ -19,7 +19,7 @@ from dmvae.datasets.pixels import as_input
 from dmvae.models.artifact import save_network
 from dmvae.runtime import distributed
 from dmvae.runtime.console import Bar
-from dmvae.runtime.precision import autocast
+from dmvae.runtime.precision import autocast, tuned
 from dmvae.runtime.random import Random, seed_of
 from dmvae.training import checkpoint
 from dmvae.training.augment import random_flip
@@ -44,12 +44,13 @@ class Trainer:
         self.stage, self.inputs = stage, stage.inputs
         self.config: TrainingConfig = stage.config
         self.key = (self.inputs.seed, stage.name)
-        stage.prepare()
+        if self.inputs.weights:  # a plan has no data to prepare
+            stage.prepare()
         torch.manual_seed(seed_of(*self.key, "init"))
         self.networks: Networks = stage.build()
         checkpoint_activations(self.networks, self.inputs.sections.run.checkpointing)
         for module in self.networks.children():
-            module.to(self.inputs.device, memory_format=torch.channels_last)
+            self.inputs.place(module)
             distributed.replicate(module)
         if self.inputs.sections.run.compile:
             compile_networks(self.networks)
@@ -191,6 +192,7 @@ def train(stage: AnyTraining) -> Facts:
     title = f"{inputs.variant}  {stage.name}"
     with (
         _told(stage.name),
+        tuned(),
         _signals() as signalled,
         closing(_batches(trainer, steps, signalled)) as data,
         Bar(title, steps, "images", trainer.step) as bar,

@@ -209,6 +209,16 @@ class TrainingStage(Stage[T], Generic[T, N]):
         """The data set of its batches, or None for a stage that draws its own."""
         return self.inputs.train_set
 
+    @property
+    def item_shape(self) -> tuple[int, ...]:
+        """Shape of an item of its batches, for a plan, which has no data; () where the stage draws them."""
+        data = self.inputs.data
+        return () if self.draws else (data.channels, data.size, data.size)
+
+    def kinds(self) -> dict[int, float]:
+        """Steps that stand for all others, and the share of each: a plan counts what these take."""
+        return {1: 1.0}
+
     def updates(self, networks: N, batch: Batch, rng: Random) -> Iterator[Update]:
         """One step's updates, in order. The loop applies each before it asks for the next."""
         raise NotImplementedError

@@ -1,0 +1,235 @@
+"""What a GPU reaches, and whether steps take what `dmvae plan` says:
+
+    make bench-gpu                                   a GPU, under ten minutes, with the core dependencies alone
+    python -m benchmarks.gpu --device cpu --tiny     the same lines on small networks, to see that it runs
+
+Prints: the peak of matrix products; of every training stage of the recipe the images a second, the share of that peak,
+and the memory beside the plan's; LightningDiT and decoder steps, eager and compiled; PSNR between decodes in float32
+and in TF32; images a second of sampling. Networks have random weights and data are noise: nothing is fetched or read.
+Steps run with torch.cuda.set_sync_debug_mode("error"), so that one that waits for the device fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from dmvae.decoders.conv import ConvolutionalDecoder
+from dmvae.flow.solver import Sampling
+from dmvae.inputs import Blueprint
+from dmvae.models.dit import LightningDiT, lightningdit
+from dmvae.recipe import Recipe, load
+from dmvae.runtime.precision import autocast, tuned, uses_bf16, without_tf32
+from dmvae.runtime.random import Random
+from dmvae.training.counting import cost_of
+from dmvae.training.loop import Trainer
+from dmvae.training.stage import AnyTraining, Batch, TrainingStage
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is run."""
+
+    recipe: str
+    batch: int
+    steps: int
+    network: Callable[[], LightningDiT]
+    decoder: Callable[[], ConvolutionalDecoder]
+    side: int
+    images: int
+    sampling: int
+    products: tuple[int, ...]
+
+
+FULL = Scale(
+    recipe="imagenet256",
+    batch=32,
+    steps=100,
+    network=lambda: lightningdit("XL/1", in_channels=32, input_size=16, num_classes=1000),
+    decoder=lambda: ConvolutionalDecoder(32, 3),
+    side=16,
+    images=1000,
+    sampling=250,
+    products=(4096, 8192, 16384),
+)
+TINY = Scale(
+    recipe="smoke",
+    batch=8,
+    steps=2,
+    network=lambda: LightningDiT(in_channels=4, input_size=4, width=16, depth=1, heads=2, num_classes=4),
+    decoder=lambda: ConvolutionalDecoder(4, 3, width=8, multipliers=(1, 2), blocks=0, stride=4, attention=False),
+    side=4,
+    images=8,
+    sampling=2,
+    products=(64, 128),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda", help="cuda or cpu (default: %(default)s)")
+    parser.add_argument("--tiny", action="store_true", help="small networks and few steps")
+    parser.add_argument("--no-compile", action="store_true", help="leave the compiled networks out")
+    args = parser.parse_args()
+    device, scale = torch.device(args.device), TINY if args.tiny else FULL
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("no GPU is here; --device cpu --tiny shows that the benchmark runs")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    dtype = torch.bfloat16 if uses_bf16(device, "auto") else torch.float32
+    peak = max(product_speed(n, dtype, device) for n in scale.products)
+    print(f"{name}: {peak / 1e12:.3g} TFLOP/s in products of {dtype}, the best of {scale.products}", flush=True)
+    with tuned():
+        stages(scale, device, peak)
+        networks(scale, device, dtype, peak, compiles=not args.no_compile)
+    decodes(scale, device)
+    sampling(scale, device)
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(run: Callable[[], object], repeat: int, device: torch.device) -> float:
+    """Mean time of `run`, after two calls that are not counted."""
+    for _ in range(2):
+        run()
+    wait(device)
+    begun = time.perf_counter()
+    for _ in range(repeat):
+        run()
+    wait(device)
+    return (time.perf_counter() - begun) / repeat
+
+
+def product_speed(n: int, dtype: torch.dtype, device: torch.device) -> float:
+    """Operations a second of an n x n matrix product, the best of five tries: other programs only slow it."""
+    a, b = (torch.randn(n, n, dtype=dtype, device=device) for _ in range(2))
+    return 2 * n**3 / min(seconds(lambda: a @ b, 5, device) for _ in range(5))
+
+
+@contextmanager
+def no_waiting(device: torch.device) -> Iterator[None]:
+    """Whatever waits for the GPU in the block raises."""
+    if device.type != "cuda":
+        yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def stages(scale: Scale, device: torch.device, peak: float) -> None:
+    recipe = next(iter(load(scale.recipe, {"losses.perceptual": None}).values()))
+    print(f"{scale.recipe}, {scale.batch} images a step")
+    print(f"{'stage':<10} {'images/s':>9} {'of peak':>8} {'GiB':>7} {'plan':>7}")
+    for stage in recipe.stages():
+        if issubclass(stage, TrainingStage):
+            time_stage(stage, recipe, scale, device, peak)
+
+
+def time_stage(stage: type[AnyTraining], recipe: Recipe, scale: Scale, device: torch.device, peak: float) -> None:
+    section = replace(recipe.section(stage), batch_size=scale.batch)
+    recipe = replace(recipe, **{stage.name: section}, run=replace(recipe.run, compile=False))
+    reads = {name: recipe.section(name) for name in stage.reads if recipe.section(name) is not None}
+    plan = cost_of(stage, Blueprint(recipe, "", reads, 1000), gpu=device.type == "cuda")
+    inputs = Blueprint(recipe, "", reads, 1000, fake=False)
+    inputs.device = device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    trainer = Trainer(stage(section, inputs))
+    data = torch.randn(scale.batch, *trainer.stage.item_shape, device=device)
+    labels = torch.zeros(scale.batch, dtype=torch.int64, device=device)
+    taken = 0.0
+    for step, share in trainer.stage.kinds().items():
+        trainer.step = step
+
+        def run(step: int = step) -> None:
+            for _ in trainer.train_step(Batch(data, labels, step, step)):
+                pass
+
+        run()
+        with no_waiting(device):
+            taken += share * seconds(run, scale.steps, device)
+    used = torch.cuda.max_memory_allocated(device) / GIB if device.type == "cuda" else float("nan")
+    share, planned = plan.flops / taken / peak, plan.peak / GIB
+    print(f"{stage.name:<10} {scale.batch / taken:>9.0f} {share:>8.0%} {used:>7.2f} {planned:>7.2f}", flush=True)
+
+
+def networks(scale: Scale, device: torch.device, dtype: torch.dtype, peak: float, compiles: bool) -> None:
+    """Forward and backward of the two large networks."""
+    z = torch.randn(scale.batch, 4 if scale is TINY else 32, scale.side, scale.side, device=device)
+    t, labels = torch.rand(len(z), device=device), torch.zeros(len(z), dtype=torch.int64, device=device)
+    for name, make, inputs in (("LightningDiT", scale.network, (z, t, labels)), ("decoder", scale.decoder, (z,))):
+        for mode in ("eager", "compiled") if compiles else ("eager",):
+            network = make().to(device, memory_format=torch.channels_last)
+            step = training_step(network, inputs, device)
+            with FlopCounterMode(display=False) as counter:
+                step()
+            if mode == "compiled":
+                for part in network.compiled_parts():
+                    part.compile(dynamic=False)
+            taken = seconds(step, scale.steps, device)
+            share = counter.get_total_flops() / taken / peak
+            print(f"{name} {mode}, batch {len(z)}: {taken * 1e3:.1f} ms, {share:.0%} of peak", flush=True)
+
+
+def training_step(network: torch.nn.Module, inputs: tuple[Tensor, ...], device: torch.device) -> Callable[[], None]:
+    def step() -> None:
+        network.zero_grad(set_to_none=True)
+        with autocast(device, "auto"):
+            out = network(*inputs)
+        out.float().square().mean().backward()
+
+    return step
+
+
+@torch.inference_mode()
+def decodes(scale: Scale, device: torch.device) -> None:
+    """How far TF32 takes a decode in float32, in dB of images in [-1, 1]."""
+    decoder = scale.decoder().to(device)
+    channels = 4 if scale is TINY else 32
+    errors, begun = [], time.perf_counter()
+    for _ in range(0, scale.images, scale.batch):
+        z = torch.randn(scale.batch, channels, scale.side, scale.side, device=device)
+        rounded = decoder(z)
+        with without_tf32(device):
+            errors.append((decoder(z) - rounded).square().mean(dim=(1, 2, 3)))
+    decibel = 10 * torch.log10(4 / torch.cat(errors).clamp_min(1e-20)).mean()
+    print(f"decodes with TF32 against float32: PSNR {decibel:.1f} dB ({time.perf_counter() - begun:.0f} s)", flush=True)
+
+
+@torch.inference_mode()
+def sampling(scale: Scale, device: torch.device) -> None:
+    count = 125 if scale is FULL else 4
+    network = scale.network().to(device).eval()
+    config = network.config
+    shape = (count, config.in_channels, config.input_size, config.input_size)
+    labels = torch.zeros(count, dtype=torch.int64, device=device)
+    rng = Random("benchmark", device=device)
+
+    def run() -> None:
+        with autocast(device, "auto"):
+            settings = Sampling(steps=scale.sampling, method="sde")
+            network.sample(rng.normal(*shape), labels, settings, lambda: rng.normal(*shape))
+
+    begun = time.perf_counter()
+    run()
+    wait(device)
+    taken = time.perf_counter() - begun
+    print(f"sampling, {scale.sampling} steps at batch {count}: {count / taken:.2f} images/s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

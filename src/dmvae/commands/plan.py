@@ -1,0 +1,243 @@
+"""`dmvae plan RECIPE` and `dmvae run RECIPE --dry-run`: what every stage needs on a machine, and what stands in its
+way. Trains nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from dmvae import checks, pipeline
+from dmvae.datasets import open_dataset
+from dmvae.inputs import Blueprint, build_tokenizer, latent_shape
+from dmvae.jobs import plan
+from dmvae.recipe import Recipe
+from dmvae.runtime import distributed
+from dmvae.runtime.console import console
+from dmvae.training.counting import Cost, cost_of
+from dmvae.training.stage import AnyTraining, TrainingStage
+
+GIB = 2**30
+MARGIN = 1.1
+"""Of memory that the tensors of a step are only a part of: a GPU's context, the libraries' scratch, fragments."""
+CLASSES = 1000
+"""Taken for data that are not here."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a recipe is planned for."""
+
+    ranks: int
+    """Processes, one per GPU."""
+    memory: int
+    """Bytes of each."""
+    gpu: bool
+    """Whether they are GPUs."""
+    speed: float | None = None
+    """Operations a second that each reaches; None where that is not known."""
+
+    @classmethod
+    def here(cls) -> Machine:
+        """This one."""
+        if torch.cuda.is_available():
+            return cls(distributed.world_size(), torch.cuda.get_device_properties(0).total_memory, True)
+        return cls(distributed.world_size(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), False)
+
+    def __str__(self) -> str:
+        kind = "GPU" if self.gpu else "process"
+        several = f"{kind}{'' if self.ranks == 1 else 's' if self.gpu else 'es'}"
+        return f"{self.ranks} {several} of {self.memory / GIB:.0f} GiB"
+
+
+def bytes_of(text: str) -> int:
+    """ "80GB", "80 GiB" or a number of bytes. Raises ValueError for anything else."""
+    found = re.fullmatch(r"([\d.]+)\s*(?:([kMGT])(i?)B)?", text.strip())
+    if not found or float(found[1]) <= 0:
+        raise ValueError(f"--memory: {text!r} is not an amount of memory such as 80GB or 80GiB")
+    power = " kMGT".index(found[2] or " ")
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
+
+
+def print_plan(recipes: dict[str, Recipe], machine: Machine) -> list[str]:
+    """Print a table per variant and, below all of them, what stands in the way; returns these obstacles."""
+    console.print(f"for {machine}")
+    obstacles: dict[str, None] = {}
+    states = _states(recipes)
+    disk: dict[tuple[str, str], int] = {}
+    for variant, recipe in recipes.items():
+        items, classes, text, found = _data(recipe)
+        shape = "x".join(map(str, latent_shape(recipe)))
+        console.print(f"\n{variant}: {text}; latents {shape} (stride {build_tokenizer(recipe).stride})")
+        costs = {
+            stage.name: _cost(stage, recipe, classes, machine)
+            for stage in recipe.stages()
+            if issubclass(stage, TrainingStage)
+        }
+        sizes = {stage.name: _disk(stage.name, recipe, costs.get(stage.name), items) for stage in recipe.stages()}
+        folders = states.get(variant, {})
+        disk |= {(folders.get(name, ("", variant))[1], name): size for name, size in sizes.items()}
+        console.print(_stages(recipe, items, costs, {name: state for name, (state, _) in folders.items()}))
+        console.print(_needs(recipe, machine, costs, sizes))
+        found += _lacking(recipe, machine, items is not None)
+        found += _too_much(recipe, machine, costs)
+        obstacles |= dict.fromkeys(found)
+    obstacles |= dict.fromkeys(_disk_problems(recipes, sum(disk.values())))
+    for line in obstacles:
+        console.print(f"  missing: {line}")
+    if not obstacles:
+        console.print("  nothing is missing")
+    return list(obstacles)
+
+
+def _data(recipe: Recipe) -> tuple[int | None, int, str, list[str]]:
+    """(training images or None where the data are not here, classes, a line about them, what is missing)."""
+    try:
+        train, _ = open_dataset(recipe.data, "train"), open_dataset(recipe.data, "test")
+    except ValueError as error:
+        return None, CLASSES, f"data {recipe.data.type} is not here", [str(error)]
+    return len(train), len(train.classes), pipeline.about_data(recipe).removeprefix("data: "), []
+
+
+def _states(recipes: dict[str, Recipe]) -> dict[str, dict[str, tuple[str, str]]]:
+    """Variant -> stage -> ("finished", "interrupted" or "new"; its folder's name), of variants whose data are here."""
+    found: dict[str, dict[str, tuple[str, str]]] = {}
+    for variant, recipe in recipes.items():
+        try:
+            jobs = plan({variant: recipe}, Path(recipe.run.dir))
+        except ValueError:  # told by _data
+            continue
+        found[variant] = {job.stage.name: (job.state, job.folder.name) for job in jobs}
+    return found
+
+
+def _cost(stage: type[AnyTraining], recipe: Recipe, classes: int, machine: Machine) -> Cost:
+    """What a step takes; a stage that variants share is counted once."""
+    reads = {name: recipe.section(name) for name in stage.reads if recipe.section(name) is not None}
+    run = replace(recipe.run, dir="")
+    key = repr([stage, reads, recipe.section(stage), recipe.losses, recipe.autoencoder, recipe.pretrained, run])
+    return _counted(Known(key, (stage, Blueprint(recipe, "", reads, classes))), machine.ranks, machine.gpu)
+
+
+class Known:
+    """What is counted, known by its text."""
+
+    def __init__(self, key: str, what: tuple[Any, Any]) -> None:
+        data = what[1].data
+        self.key, self.what = (key, data.size, data.channels, what[1].num_classes), what
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Known) and self.key == other.key
+
+
+@lru_cache(maxsize=256)
+def _counted(known: Known, ranks: int, gpu: bool) -> Cost:
+    stage, blueprint = known.what
+    return cost_of(stage, blueprint, ranks=ranks, gpu=gpu)
+
+
+def _memory(recipe: Recipe, cost: Cost, machine: Machine) -> tuple[float, float]:
+    """(bytes of weights, moments and averages, bytes of a step beyond them) on each rank."""
+    shard = 1 - 1 / machine.ranks if recipe.run.shard else 0.0
+    return cost.weights + cost.state - shard * cost.spread, cost.working - shard * cost.spread_gradients
+
+
+def _stages(recipe: Recipe, items: int | None, costs: dict[str, Cost], states: dict[str, str]) -> Table:
+    table = Table("stage", "steps", "batch", "epochs", "trained", "frozen", "to do")
+    for stage in recipe.stages():
+        row, section = [""] * 5, recipe.section(stage)
+        if stage.name in costs:
+            cost, seen = costs[stage.name], section.steps * section.batch_size
+            row = [f"{section.steps:,}", str(section.batch_size), f"{seen / items:.1f}" if items else "?"]
+            row += [f"{count / 1e6:.2f} M" for count in (cost.trained, cost.frozen)]
+        table.add_row(stage.name, *row, states.get(stage.name, "?"))
+    return table
+
+
+def _needs(recipe: Recipe, machine: Machine, costs: dict[str, Cost], sizes: dict[str, int]) -> Table:
+    table = Table("stage", "state", "step", "peak", "operations", "time", "disk")
+    total = 0.0
+    for stage in recipe.stages():
+        row = [""] * 5
+        if stage.name in costs:
+            cost = costs[stage.name]
+            held, working = _memory(recipe, cost, machine)
+            seconds = cost.flops * recipe.section(stage).steps / machine.speed if machine.speed else 0.0
+            total += seconds
+            row = [*map(_size, (held, working, held + working)), f"{cost.flops / 1e12:.3g} T", _time(seconds)]
+        table.add_row(stage.name, *row, _size(sizes[stage.name]))
+    table.caption = (
+        "memory of each rank: state is weights, moments and averages; step is activations and gradients; "
+        "operations of a step; disk at most"
+    )
+    if machine.speed:
+        table.caption += f"; {_time(total)} of training at {machine.speed / 1e12:.0f} TFLOP/s a GPU"
+    return table
+
+
+def _size(amount: float) -> str:
+    return f"{amount / GIB:.1f} GiB" if amount >= GIB / 10 else f"{amount / 2**20:.1f} MiB" if amount else ""
+
+
+def _time(seconds: float) -> str:
+    """In the largest unit of which there is one."""
+    units = ((86400, "days"), (3600, "h"), (60, "min"), (0, "s"))
+    size, unit = next((size, unit) for size, unit in units if seconds >= size)
+    return f"{seconds / (size or 1):.1f} {unit}" if seconds else "?"
+
+
+def _lacking(recipe: Recipe, machine: Machine, data: bool) -> Iterator[str]:
+    if recipe.autoencoder and recipe.pretrained is None:
+        yield from recipe.autoencoder.encoder.missing()
+    yield from checks.lacking(recipe, recipe.stages())
+    if data:
+        yield from checks.problems(recipe, recipe.stages(), machine.ranks)
+    else:
+        yield from checks.run_problems(recipe, recipe.stages(), machine.ranks)
+
+
+def _too_much(recipe: Recipe, machine: Machine, costs: dict[str, Cost]) -> Iterator[str]:
+    """Stages whose step does not fit the memory of a rank."""
+    for stage in recipe.stages():
+        if stage.name in costs:
+            peak = MARGIN * sum(_memory(recipe, costs[stage.name], machine))
+            if peak > machine.memory:
+                parts = ", run.accumulate" if getattr(stage, "takes_parts", False) else ""
+                yield (
+                    f"memory: {stage.name} needs about {_size(peak)} a rank, and {_size(machine.memory)} are there; "
+                    f"use more ranks{parts}, run.checkpointing, or run.shard"
+                )
+
+
+def _disk(name: str, recipe: Recipe, cost: Cost | None, items: int | None) -> int:
+    """Bytes that a stage's folder holds at most: networks and checkpoints, latents, or images."""
+    if cost is not None:  # two checkpoints and one being written, and at last the networks
+        return 3 * (cost.saved + cost.state) + cost.saved
+    section = recipe.section(name)
+    if name == "latents":
+        return (items or 0) * prod(latent_shape(recipe)) * (2 if recipe.latents.dtype == "float16" else 4)
+    if name == "sample":
+        return section.count * len(section.guidance) * recipe.data.channels * recipe.data.size**2
+    return 0
+
+
+def _disk_problems(recipes: dict[str, Recipe], needed: int) -> Iterator[str]:
+    """Whether the run folder's disk has room."""
+    folder = Path(next(iter(recipes.values())).run.dir).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        yield f"disk: the run may need {needed / GIB:.1f} GiB, and {folder} has {free / GIB:.1f} free; see run.dir"
