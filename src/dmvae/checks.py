@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dmvae.datasets import Split, open_dataset
 from dmvae.inputs import Blueprint, Inputs, build_autoencoder, first_tokenizer
@@ -105,9 +106,9 @@ def _checkpointing_problems(recipe: Recipe) -> Iterator[str]:
 
 
 def blank_networks(recipe: Recipe, stage: type[AnyTraining], num_classes: int) -> Networks:
-    """A stage's networks on the meta device, without weights."""
+    """A stage's networks, of tensors without memory."""
     reads = {name: recipe.section(name) for name in stage.reads if recipe.section(name) is not None}
-    with torch.device("meta"):
+    with FakeTensorMode(allow_non_fake_inputs=True):
         networks: Networks = stage(recipe.section(stage), Blueprint(recipe, "", reads, num_classes)).build()
     return networks
 

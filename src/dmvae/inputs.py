@@ -177,11 +177,16 @@ class Inputs:
 
     def place(self, module: nn.Module) -> None:
         """Bring a network that trains to the device, with images in the layout that convolutions are fastest in."""
-        module.to(self.device, memory_format=torch.channels_last)
+        module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def say(self, text: str) -> None:
         """Print a line that begins with the stage's name."""
         console.print(f"  {self.out.name.rsplit('-', 1)[0]}: {text}")
+
+
+def snapshot(step: int) -> str:
+    """Where in a stage's folder its networks of that step are kept."""
+    return f"snapshots/step-{step:08d}"
 
 
 def build_autoencoder(sections: Sections) -> Autoencoder:
@@ -248,7 +253,7 @@ class Blueprint(Inputs):
 
     def tensors(self, stage: str, name: str) -> dict[str, Tensor]:
         channels = self.latent_shape[0]
-        return {"mean": torch.empty(channels), "std": torch.empty(channels)}
+        return {"mean": torch.zeros(channels), "std": torch.ones(channels)}
 
     def _fill(self, encoder: nn.Module) -> None:
         pass

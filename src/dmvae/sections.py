@@ -11,7 +11,7 @@ from dmvae.decoders import DecoderConfig, decoder_section
 from dmvae.decoders.conv import ConvDecoder
 from dmvae.encoders import EncoderConfig
 from dmvae.losses import LossConfig
-from dmvae.ranges import BatchSize, Count, Range, Seed, Width
+from dmvae.ranges import BatchSize, Count, Range, Seed, Wait, Width
 from dmvae.runtime.precision import Precision
 from dmvae.tokenizers import TokenizerSource
 
@@ -74,6 +74,9 @@ class RunConfig:
     """Processes that decode images; data sets held in memory use none."""
     save_every: Count = 500
     """Steps between checkpoints."""
+    keep_every: Wait = 0
+    """Steps between snapshots of a stage's networks, averaged where they are, that are kept in STAGE/snapshots; 0 keeps
+    none. `sample.snapshot` draws from one: figures after 64, 400 and 800 epochs come from one training."""
     log_every: Count = 20
     """Steps between rows of log.jsonl."""
     tracker: Tracker = "tensorboard"

@@ -1,5 +1,6 @@
 """Two ranks end where one does, up to the order of additions; with sharded flow networks too."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -103,3 +104,20 @@ def test_two_sharded_ranks_are_stopped_and_one_process_goes_on(one, tmp_path):
         tiny.weights(folder / "run")["kl/generator/generator/final_layer.linear.weight"] for folder in (whole, stopped)
     )
     assert (a - b).abs().max() < 1e-4 < a.abs().max() / 10
+
+
+def test_two_ranks_measure_what_one_measures(one, tmp_path):
+    """Each takes half of the images, on the same networks: not a digit differs, but for what names the call."""
+    found = []
+    for name, command in (("one", (sys.executable,)), ("two", TORCHRUN)):
+        folder = tmp_path / name
+        shutil.copytree(one, folder / "run", symlinks=True)
+        for stage in (folder / "run" / "stages").glob("evaluate-*"):
+            shutil.rmtree(stage)
+        recipe = tiny.write(folder, **OVER)
+        arguments = ("-m", "dmvae", "evaluate", str(recipe), "--variant", "matched")
+        result = subprocess.run([*command, *arguments], capture_output=True, text=True, env=tiny.environment())
+        assert result.returncode == 0, result.stderr[-3000:]
+        (metrics,) = (folder / "run" / "stages").glob("evaluate-*/metrics.json")
+        found.append({k: v for k, v in json.loads(metrics.read_text()).items() if k != "manifest"})
+    assert found[0] == found[1]

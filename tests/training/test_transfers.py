@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import tiny
 from dmvae.inputs import Blueprint
 from dmvae.recipe import load
+from dmvae.runtime.transfer import covariance
 from dmvae.training.loop import Trainer
 from dmvae.training.stage import Batch, TrainingStage
 
@@ -20,9 +21,18 @@ class Reads(TorchDispatchMode):
         self.found = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func._overloadpacket in READS:
+        masks = func._overloadpacket is torch.ops.aten.index and any(
+            i is not None and i.dtype is torch.bool for i in args[1]
+        )
+        if masks or func._overloadpacket in READS:
             self.found.append(str(func))
         return func(*args, **(kwargs or {}))
+
+
+def test_the_covariance_is_torch_s_bit_for_bit():
+    x = torch.randn(50, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(covariance(x), torch.cov(x.T))
+    assert torch.equal(covariance(x[:, :1].float()), torch.cov(x[:, :1].float().T).reshape(1, 1))
 
 
 def test_the_count_sees_what_waits():

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from rich.table import Table
+from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from dmvae import checks, pipeline
 from dmvae.datasets import open_dataset
@@ -78,11 +79,15 @@ def print_plan(recipes: dict[str, Recipe], machine: Machine) -> list[str]:
         items, classes, text, found = _data(recipe)
         shape = "x".join(map(str, latent_shape(recipe)))
         console.print(f"\n{variant}: {text}; latents {shape} (stride {build_tokenizer(recipe).stride})")
-        costs = {
-            stage.name: _cost(stage, recipe, classes, machine)
-            for stage in recipe.stages()
-            if issubclass(stage, TrainingStage)
-        }
+        costs: dict[str, Cost] = {}
+        for stage in recipe.stages():
+            if issubclass(stage, TrainingStage):
+                try:
+                    costs[stage.name] = _cost(stage, recipe, classes, machine)
+                except ValueError as error:  # what the stage would stop at
+                    found.append(str(error))
+                except DataDependentOutputException:
+                    console.print(f"{stage.name}: not counted, for its step depends on the values of tensors")
         sizes = {stage.name: _disk(stage.name, recipe, costs.get(stage.name), items) for stage in recipe.stages()}
         folders = states.get(variant, {})
         disk |= {(folders.get(name, ("", variant))[1], name): size for name, size in sizes.items()}
@@ -167,7 +172,7 @@ def _stages(recipe: Recipe, items: int | None, costs: dict[str, Cost], states: d
 
 
 def _needs(recipe: Recipe, machine: Machine, costs: dict[str, Cost], sizes: dict[str, int]) -> Table:
-    table = Table("stage", "state", "step", "peak", "operations", "time", "disk")
+    table = Table("stage", "state", "step", "peak", "TFLOP", "time", "disk")
     total = 0.0
     for stage in recipe.stages():
         row = [""] * 5
@@ -176,11 +181,11 @@ def _needs(recipe: Recipe, machine: Machine, costs: dict[str, Cost], sizes: dict
             held, working = _memory(recipe, cost, machine)
             seconds = cost.flops * recipe.section(stage).steps / machine.speed if machine.speed else 0.0
             total += seconds
-            row = [*map(_size, (held, working, held + working)), f"{cost.flops / 1e12:.3g} T", _time(seconds)]
+            row = [*map(_size, (held, working, held + working)), f"{cost.flops / 1e12:.3g}", _time(seconds)]
         table.add_row(stage.name, *row, _size(sizes[stage.name]))
     table.caption = (
         "memory of each rank: state is weights, moments and averages; step is activations and gradients; "
-        "operations of a step; disk at most"
+        "TFLOP are operations of a step, forward and backward; disk is at most"
     )
     if machine.speed:
         table.caption += f"; {_time(total)} of training at {machine.speed / 1e12:.0f} TFLOP/s a GPU"
@@ -223,9 +228,10 @@ def _too_much(recipe: Recipe, machine: Machine, costs: dict[str, Cost]) -> Itera
 
 def _disk(name: str, recipe: Recipe, cost: Cost | None, items: int | None) -> int:
     """Bytes that a stage's folder holds at most: networks and checkpoints, latents, or images."""
-    if cost is not None:  # two checkpoints and one being written, and at last the networks
-        return 3 * (cost.saved + cost.state) + cost.saved
     section = recipe.section(name)
+    if cost is not None:  # two checkpoints and one being written, snapshots, and at last the networks
+        kept = section.steps // recipe.run.keep_every if recipe.run.keep_every else 0
+        return 3 * (cost.saved + cost.state) + (kept + 1) * cost.saved
     if name == "latents":
         return (items or 0) * prod(latent_shape(recipe)) * (2 if recipe.latents.dtype == "float16" else 4)
     if name == "sample":

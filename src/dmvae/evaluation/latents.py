@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dmvae.evaluation.frechet import Moments
+from dmvae.runtime.transfer import covariance
 
 Over = Literal["channels", "all"]
 WIDE = 8192
@@ -65,7 +66,7 @@ def spectrum(z: Tensor, over: Over = "all") -> Tensor:
     if is_wide(x):
         return wide_spectrum(x, max(1, len(x) - 1))
     x = exact(x)
-    return _eigenvalues(torch.cov(x.T).reshape(x.shape[1], x.shape[1]))
+    return _eigenvalues(covariance(x))
 
 
 def is_wide(x: Tensor) -> bool:

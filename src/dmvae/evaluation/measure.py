@@ -53,12 +53,12 @@ def pair_values(
     metrics: Sequence[Metric] = (PSNR(), SSIM()),
 ) -> dict[str, Tensor]:
     """psnr, ssim (where images are 11 pixels or more), or what other `metrics` find, and, with `lpips`, lpips_vgg16 of
-    each pair, [n].
+    each pair, [n], computed on the device and returned on the CPU.
 
     Images uint8, or float in [0, 1], [n, C, h, w]. lpips(a, b) takes images in [-1, 1] and gives distances [n].
     """
-    a, b = as_uint8(originals), as_uint8(reconstructions)
-    values = {name: value for metric in metrics for name, value in metric.pairs(a, b).items()}
+    a, b = as_uint8(originals).to(device), as_uint8(reconstructions).to(device)
+    values = {name: value.cpu() for metric in metrics for name, value in metric.pairs(a, b).items()}
     if lpips is not None:
         with torch.inference_mode():
             values["lpips_vgg16"] = lpips(as_input(a, device), as_input(b, device)).double().cpu()

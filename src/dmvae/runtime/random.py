@@ -38,6 +38,14 @@ class Random(torch.Generator):
         self.shared = torch.Generator(device).manual_seed(seed_of(*key))
 
     @classmethod
+    def alone(cls, *key: object, device: torch.device | str = "cpu") -> Random:
+        """Randomness as a single process draws it, for what one rank does by itself, or all do alike."""
+        made = cls(*key, device=device)
+        made.place, made.parts = 0, 1
+        made.manual_seed(seed_of(*key, "rank", 0))
+        return made
+
+    @classmethod
     def of(cls, generator: torch.Generator | None, device: torch.device | str = "cpu") -> Random:
         """Randomness seeded by one draw from a plain generator; None is torch's global one."""
         if isinstance(generator, Random):

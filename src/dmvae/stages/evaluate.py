@@ -22,8 +22,8 @@ class EvaluateStage(Stage[EvaluateConfig]):
     splits = ("train", "test")
 
     def run(self) -> Facts:
+        metrics = Measuring(self.config, self.inputs).all()
         if distributed.is_main():
-            metrics = Measuring(self.config, self.inputs).all()
             with atomic_write(self.inputs.out / "metrics.json") as part:
                 part.write_text(json.dumps(metrics, indent=1))
         distributed.barrier()

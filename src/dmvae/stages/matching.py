@@ -122,7 +122,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
 
     def _bank(self) -> Tensor:
         """Samples of the reference for the finished tokenizer."""
-        return self.reference.sample(self.config.noise_bank, Random(self.inputs.seed, self.name, "bank"))[0]
+        return self.reference.sample(self.config.noise_bank, Random.alone(self.inputs.seed, self.name, "bank"))[0]
 
     @property
     def measures(self) -> bool:

@@ -42,12 +42,13 @@ from dmvae.models.base import Tokenizer
 from dmvae.models.velocity import VelocityModel
 from dmvae.ranges import BatchSize, Count
 from dmvae.registry import find, names
+from dmvae.runtime import distributed
 from dmvae.runtime.files import write_tensors
 from dmvae.runtime.hashing import weights_hash
 from dmvae.runtime.precision import autocast, uses_bf16
 from dmvae.runtime.random import Random, seed_of
 from dmvae.stages.reference import open_reference
-from dmvae.stages.sample import samples_folder
+from dmvae.stages.sample import generator_at, samples_folder
 from dmvae.tokenizers.adapted import load_tokenizer
 from dmvae.transport import arrival
 
@@ -96,7 +97,7 @@ class EvaluateConfig:
 
 class Measuring:
     """One variant, measured: each method adds its figures to `metrics` (short names, for tables) and `scores` (full
-    names, which carry the features')."""
+    names, which carry the features'). Ranks share the passes over images; the first one does the rest."""
 
     def __init__(self, config: EvaluateConfig, inputs: Inputs) -> None:
         self.config, self.inputs = config, inputs
@@ -107,6 +108,7 @@ class Measuring:
         self.lpips = PerceptualDistance(inputs.device) if config.lpips else None
         self.images = DatasetImages(inputs.test_set, config.count, inputs.sections.run.workers)
         self.title = f"{inputs.variant}  evaluate"
+        self.alone = distributed.world_size() == 1
         self.reals = self._reference_features(self.images, "test images")
         self.metrics: Values = {"features": self.extractors[0].name, "count": len(self.images)}
         self.scores = Scores()
@@ -115,21 +117,27 @@ class Measuring:
         """Features of images; kept in the run's folder, so that other variants need not compute them."""
         folder = self.inputs.out.parent
         return reference_features(
-            self.extractors, images, self.config.batch_size, f"{self.title} {title}", folder=folder, alone=True
+            self.extractors, images, self.config.batch_size, f"{self.title} {title}", folder=folder, alone=self.alone
         )
 
     def all(self) -> Values:
-        """Every figure of the stage's metrics.json; writes the report's pictures beside it.
+        """Every figure of the stage's metrics.json; writes the report's pictures beside it. All ranks call, and the
+        first one gets the figures.
 
         Figures of the first features have short names at its top (rfd, gfd, ...); those and all others have their full
         names under "metrics", with "intervals", "per_class" and "manifest" beside them, as `dmvae measure` writes them.
         """
         rows, pictures = self.reconstructions()
+        fakes, trains = self.sample_features() if "sample" in self.inputs.reads else ([], [])
+        if not distributed.is_main():
+            return {}
+        assert pictures is not None
+        self.pairs(rows)
         latents = self.latents(rows["z"])
         if "generator" in self.inputs.reads:
             self.metrics["generator_loss"] = generator_loss(latents.test, latents.test_labels, self.inputs)
         if "sample" in self.inputs.reads:
-            self.samples(reconstructed_sets(rows, self.extractors, self.images))
+            self.samples(reconstructed_sets(rows, self.extractors, self.images), fakes, trains)
         if "reference" in self.inputs.reads and self.inputs.has("reference", "map.safetensors"):
             self.arrival(rows["z"])
         if self.config.proxies or self.config.probe:
@@ -147,9 +155,9 @@ class Measuring:
             "manifest": self.manifest(),
         }
 
-    def reconstructions(self) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
-        """Figures of the test images' reconstructions; see `reconstruct` for what is returned."""
-        rows, pictures = reconstruct(
+    def reconstructions(self) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor] | None]:
+        """The test images' reconstructions; see `reconstruct` for what is returned."""
+        return reconstruct(
             self.tokenizer,
             self.extractors,
             self.images,
@@ -160,17 +168,18 @@ class Measuring:
             lpips=self.lpips,
             pictures=PICTURES,
             latents=True,
-            alone=True,
+            alone=self.alone,
             metrics=self.measured,
         )
-        assert pictures is not None
+
+    def pairs(self, rows: dict[str, Tensor]) -> None:
+        """Figures of the test images' reconstructions."""
         scores = reconstruction_scores(rows, self.reals, self.extractors, self.images, {"frechet", *self.parts})
         self.metrics |= {name: scores.metrics[name] for name in scores.intervals if name in figures()}
         if self.lpips is not None:
             self.metrics[LPIPS.key] = scores.metrics[self.lpips.name]
         self.metrics |= short_names(self.measured, "r", self.extractors[0].name, scores)
         self.scores.add(scores)
-        return rows, pictures
 
     def latents(self, raw: Tensor) -> Latents:
         """Figures of the test images' latents [m, C, H, W], beside those of the training images."""
@@ -184,23 +193,35 @@ class Measuring:
             self.metrics |= metric.latents(latents)
         return latents
 
-    def samples(self, copies: Sequence[FeatureSet]) -> None:
-        """All metrics at the first guidance scale, gFD alone (gfd@W) at the others.
-
-        `copies` are the reconstructions of the test images. The distance to them, grfd, leaves the decoder's own errors
-        out, because generated and reconstructed images both went through the decoder.
-        """
+    def sample_features(self) -> tuple[list[list[FeatureSet]], Sequence[FeatureSet | None]]:
+        """(features of the samples at each guidance scale, those of the training images where a metric needs them)."""
         trains: Sequence[FeatureSet | None] = [None] * len(self.reals)
         if "memorisation" in self.parts:
             everything = DatasetImages(self.inputs.train_set, None, self.inputs.sections.run.workers)
             trains = self._reference_features(everything, "training images")
-        first = self.extractors[0].name
-        for i, scale in enumerate(self.inputs.config_of("sample")["guidance"]):
+        fakes = []
+        for scale in self.inputs.config_of("sample")["guidance"]:
             files = SampleFiles(samples_folder(self.inputs.reads["sample"], scale))
             title = f"{self.title} guidance {scale:g}"
-            fakes = features_of(self.extractors, files, self.config.batch_size, title, alone=True)
+            fakes.append(features_of(self.extractors, files, self.config.batch_size, title, alone=self.alone))
+        return fakes, trains
+
+    def samples(
+        self,
+        copies: Sequence[FeatureSet],
+        fakes: Sequence[Sequence[FeatureSet]],
+        trains: Sequence[FeatureSet | None],
+    ) -> None:
+        """All metrics at the first guidance scale, gFD alone (gfd@W) at the others.
+
+        `copies` are the reconstructions of the test images, the rest is as `sample_features` gives it. The distance to
+        them, grfd, leaves the decoder's own errors out, because generated and reconstructed images both went through
+        the decoder.
+        """
+        first = self.extractors[0].name
+        for i, scale in enumerate(self.inputs.config_of("sample")["guidance"]):
             found = Scores()
-            for real, copy, fake, train in zip(self.reals, copies, fakes, trains, strict=True):
+            for real, copy, fake, train in zip(self.reals, copies, fakes[i], trains, strict=True):
                 parts = self.parts if i == 0 else ["frechet"]
                 found.add(measure_sets(real, fake, prefix="g", parts=parts, train=train))
                 if i == 0:
@@ -218,7 +239,7 @@ class Measuring:
         here = (raw - to["mean"].view(-1, 1, 1)) / to["std"].view(-1, 1, 1)
         there = self.inputs.tensors("reference", "map.safetensors")["latents"]
         self.metrics["distance_to_reference"] = sliced_wasserstein(there.flatten(1), here[:MAP_POINTS].flatten(1))
-        y, _ = open_reference(self.inputs).sample(ARRIVAL_SAMPLES, Random(self.inputs.seed, "arrival"))
+        y, _ = open_reference(self.inputs).sample(ARRIVAL_SAMPLES, Random.alone(self.inputs.seed, "arrival"))
         shuffled = torch.randperm(len(here), generator=torch.Generator().manual_seed(self.inputs.seed))
         if len(here) >= ARRIVAL_LEAST:
             found = arrival.measure(here[shuffled], y.float(), self.inputs.seed)
@@ -283,7 +304,8 @@ class Measuring:
 def generator_loss(z: Tensor, labels: Tensor, inputs: Inputs) -> float:
     """The generator's loss on the test set's latents, a flow's at one random time each; comparable between latents
     because each is normalised to unit variance per channel."""
-    generator = inputs.generator("generator", "generator").to(inputs.device).eval()
+    step = inputs.config_of("sample").get("snapshot") if "sample" in inputs.reads else None
+    generator = inputs.generator("generator", generator_at(step, inputs)).to(inputs.device).eval()
     total = 0.0
     # Drawn per block of a fixed size, so that no batch size or number of ranks changes the figure.
     for start in range(0, len(z), LOSS_BLOCK):
@@ -296,7 +318,7 @@ def generator_loss(z: Tensor, labels: Tensor, inputs: Inputs) -> float:
                     generator, z=part, labels=classes, t=t.to(inputs.device), noise=noise.to(inputs.device)
                 )
             else:
-                loss = generator.loss(part, classes, Random("generator_loss", start, device=inputs.device))
+                loss = generator.loss(part, classes, Random.alone("generator_loss", start, device=inputs.device))
         total += float(loss) * len(part)
     return total / len(z)
 

@@ -65,7 +65,7 @@ class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
     def prepare(self) -> None:
         """Write the normalisation of latents and some samples; print how the reference and the latents compare."""
         inputs, reference = self.inputs, self.reference
-        z, labels = reference.sample(MAP_POINTS, Random(inputs.seed, self.name, "map"))
+        z, labels = reference.sample(MAP_POINTS, Random.alone(inputs.seed, self.name, "map"))
         require_samples(self.config.distribution.type, z, labels, inputs)
         initial = initial_latents(inputs)
         if not distributed.is_main():

@@ -13,9 +13,11 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from dmvae import config as configs
 from dmvae.datasets.pixels import to_uint8
 from dmvae.flow.samplers import Sampler, Sampling
 from dmvae.generators import Generator
+from dmvae.inputs import Inputs, snapshot
 from dmvae.models.base import Tokenizer
 from dmvae.ranges import BatchSize, Count, Decay, Guidance, Range, Share
 from dmvae.registry import names, nearest
@@ -48,6 +50,9 @@ class SampleConfig:
     guidance_interval: tuple[Share, Share] = (0.0, 1.0)
     """The range of times, in [0, 1], in which guidance is used."""
 
+    snapshot: Count | None = configs.added(None)
+    """Step of the generator's snapshot to draw from, of those that `run.keep_every` kept; null is the finished one."""
+
     def __post_init__(self) -> None:
         if self.method not in names(Sampler):
             raise ValueError(f"method: no sampler is called {self.method!r}{nearest(self.method, names(Sampler))}")
@@ -78,7 +83,7 @@ class SampleStage(Stage[SampleConfig]):
     def run(self) -> Facts:
         config, inputs = self.config, self.inputs
         autoencoder = load_tokenizer(inputs.reads["latents"] / "autoencoder").to(inputs.device).eval()
-        generator = inputs.generator("generator", "generator").to(inputs.device).eval()
+        generator = inputs.generator("generator", generator_at(config.snapshot, inputs)).to(inputs.device).eval()
         labels = balanced_labels(config.count, inputs.num_classes)
         with Bar(f"{inputs.variant}  {self.name}", config.count * len(config.guidance), "images") as bar:
             for scale in config.guidance:
@@ -97,6 +102,19 @@ class SampleStage(Stage[SampleConfig]):
                     bar.step(len(chunk))
         distributed.barrier()
         return {"images": config.count, "bf16": uses_bf16(inputs.device, inputs.sections.run.precision)}
+
+
+def generator_at(step: int | None, inputs: Inputs) -> str:
+    """Where in its stage's folder the generator of that step is; None is the finished one. Raises ValueError where no
+    snapshot was kept then."""
+    if step is None:
+        return "generator"
+    name = f"{snapshot(step)}/generator"
+    if not inputs.has("generator", name):
+        kept = sorted(int(f.name[5:]) for f in inputs.reads["generator"].glob("snapshots/step-*"))
+        there = f"there are those of {', '.join(map(str, kept))}" if kept else "there are none"
+        raise ValueError(f"sample.snapshot: the generator of step {step} was not kept, {there}; see run.keep_every")
+    return name
 
 
 @torch.inference_mode()

@@ -16,6 +16,7 @@ from torch import nn
 from dmvae.config import Values
 from dmvae.datasets.loading import loader
 from dmvae.datasets.pixels import as_input
+from dmvae.inputs import snapshot
 from dmvae.models.artifact import save_network
 from dmvae.runtime import distributed
 from dmvae.runtime.console import Bar
@@ -95,8 +96,9 @@ class Trainer:
                 if update is None:
                     return
                 self.backward(update, count)
+                name = update.trains
                 yield update.figures()
-            yield self.move(update.trains)
+            yield self.move(name)
 
     def apply(self, update: Update) -> Values:
         """Backward, clip, step and average for the parameters that the update names; returns its figures."""
@@ -216,8 +218,11 @@ def train(stage: AnyTraining) -> Facts:
             row = None
             if logs or saves:
                 row = figures.write(trainer.step, seconds=round(trainer.seconds, 3))
-            if stops or saves or last:
+            keeps = run.keep_every > 0 and trainer.step % run.keep_every == 0
+            if stops or saves or keeps or last:
                 trainer.require_finite()
+            if keeps:
+                trainer.save_networks(inputs.out / snapshot(trainer.step))
             if stops or (saves and not last):
                 checkpoint.save(folder, trainer.step, trainer.state_dict())
             if stops:
@@ -257,7 +262,7 @@ def checkpoint_activations(networks: Networks, names: Iterable[str]) -> None:
     for name, network in networks.named_children():
         if name in names:
             try:
-                enable: Callable[[], None] = network.enable_gradient_checkpointing
+                enable: Any = network.enable_gradient_checkpointing
                 enable()
             except (AttributeError, ValueError) as error:
                 raise ValueError(

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dmvae.runtime.transfer import covariance
 from dmvae.transport.checks import require_vectors
 
 Along = Literal["random", "reference", "gap", "principal"]
@@ -97,7 +98,7 @@ def _draw(kind: Along, z: Tensor, y: Tensor, rng: torch.Generator, count: int) -
     if kind == "random":
         return noise
     if kind == "principal":
-        values, vectors = torch.linalg.eigh(torch.cov(y.T).reshape(y.shape[1], y.shape[1]))
+        values, vectors = torch.linalg.eigh(covariance(y))
         chosen = torch.multinomial(values.clamp_min(0).to(rng.device) + 1e-12, count, True, generator=rng)
         return vectors.T[chosen.to(y.device)]
     if kind not in ("reference", "gap"):
