@@ -109,15 +109,13 @@ def test_two_sharded_ranks_are_stopped_and_one_process_goes_on(one, tmp_path):
 def test_two_ranks_measure_what_one_measures(one, tmp_path):
     """Each takes half of the images, on the same networks: not a digit differs, but for what names the call."""
     found = []
-    for name, command in (("one", (sys.executable,)), ("two", TORCHRUN)):
-        folder = tmp_path / name
+    for count in (1, 2):
+        folder = tmp_path / str(count)
         shutil.copytree(one, folder / "run", symlinks=True)
         for stage in (folder / "run" / "stages").glob("evaluate-*"):
             shutil.rmtree(stage)
-        recipe = tiny.write(folder, **OVER)
-        arguments = ("-m", "dmvae", "evaluate", str(recipe), "--variant", "matched")
-        result = subprocess.run([*command, *arguments], capture_output=True, text=True, env=tiny.environment())
-        assert result.returncode == 0, result.stderr[-3000:]
+        for result in processes.ranks(count, "evaluate", str(tiny.write(folder, **OVER)), "--variant", "matched"):
+            assert result.returncode == 0, result.stderr[-3000:]
         (metrics,) = (folder / "run" / "stages").glob("evaluate-*/metrics.json")
         found.append({k: v for k, v in json.loads(metrics.read_text()).items() if k != "manifest"})
     assert found[0] == found[1]
