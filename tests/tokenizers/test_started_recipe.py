@@ -13,7 +13,7 @@ import yaml
 import tiny
 from dmvae import Autoencoder, jobs, pipeline
 from dmvae import config as configs
-from dmvae.commands.dryrun import print_plan
+from dmvae.commands.plan import Machine, print_plan
 from dmvae.inputs import Inputs
 from dmvae.recipe import load, resolve
 from dmvae.runtime.random import Random
@@ -154,7 +154,7 @@ def test_a_shape_that_other_variants_use_does_not_count(tmp_path):
 
 
 def test_a_dry_run_counts_what_trains(tmp_path, capsys):
-    print_plan(load(write(tmp_path)))
+    print_plan(load(write(tmp_path)), Machine.here())
     out = capsys.readouterr().out
     assert "nothing is missing" in out
     assert "latents 4x6x6 (stride 2)" in out

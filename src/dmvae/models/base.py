@@ -139,7 +139,7 @@ class Tokenizer(Model):
 
     def compiled_parts(self) -> list[nn.Module]:
         """What `run.compile` compiles: the parts, for training calls them and not `forward`. Encoders and decoders may
-        name parts of their own; a decoder that does not is left as it is (see `ConvolutionalDecoder.compiled_parts`)."""
+        name parts of their own; a decoder that names none stays eager (see `ConvolutionalDecoder.compiled_parts`)."""
         parts = self.parts()
         found = [part for encoder in parts.encoder for part in _named(encoder, [encoder])]
         # torch compiles no module of its own, such as a Sequential, by itself
