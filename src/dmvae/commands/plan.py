@@ -128,7 +128,7 @@ def _states(recipes: dict[str, Recipe]) -> dict[str, dict[str, tuple[str, str]]]
 def _cost(stage: type[AnyTraining], recipe: Recipe, classes: int, machine: Machine) -> Cost:
     """What a step takes; a stage that variants share is counted once."""
     reads = {name: recipe.section(name) for name in stage.reads if recipe.section(name) is not None}
-    run = replace(recipe.run, dir="")
+    run = replace(recipe.run, dir="-")  # which changes no cost
     key = repr([stage, reads, recipe.section(stage), recipe.losses, recipe.autoencoder, recipe.pretrained, run])
     return _counted(Known(key, (stage, Blueprint(recipe, "", reads, classes))), machine.ranks, machine.gpu)
 
