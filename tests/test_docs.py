@@ -57,11 +57,11 @@ def test_every_family_and_every_member_of_it_is_listed(generated):
 
 def test_fields_are_listed_with_type_default_and_meaning(generated):
     fields = generated["parts/fields.md"]
-    assert "| `steps`{.field} | integer | **required** | Training steps. |" in fields
-    assert "| `seed`{.field} | integer | `0` | Seed of all randomness. |" in fields
+    assert "| `name`{.field} | text | **required** | Name of the experiment. |" in fields
+    assert "| `seed`{.field} | integer | `0` | Seed of all randomness." in fields
     assert "| `balance`{.field} | `fixed` or `gradient` or `distance` | `fixed` |" in fields
     assert "| `objective`{.field} | [matching objectives](objectives.md) | `dmd` |" in fields
-    assert "| `std`{.field} | number | `1.0` | Standard deviation. |" in generated["parts/references.md"]
+    assert "| `std`{.field} | number | `1.0` | Standard deviation." in generated["parts/references.md"]
     assert "| `psnr`{.field} |" in generated["parts/metrics.md"]
 
 
