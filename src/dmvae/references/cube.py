@@ -25,6 +25,10 @@ class CubeReference(SyntheticConfig):
         if self.half_width <= 0:
             raise ValueError(f"half_width must be positive, got {self.half_width}")
 
+    @property
+    def labelled(self) -> bool:
+        return False
+
     def build(self, inputs: Surroundings) -> Cube:
         shape = inputs.latent_shape
         return Cube(shape, inputs.num_classes, self.half_width, *self.statistics(inputs, shape[0]))

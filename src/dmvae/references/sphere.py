@@ -29,6 +29,10 @@ class SphereReference(SyntheticConfig):
         if self.radius is not None and self.radius <= 0:
             raise ValueError(f"radius must be positive, got {self.radius}")
 
+    @property
+    def labelled(self) -> bool:
+        return False
+
     def build(self, inputs: Surroundings) -> Sphere:
         shape = inputs.latent_shape
         return Sphere(self, shape, inputs.num_classes, *self.statistics(inputs, shape[0]))

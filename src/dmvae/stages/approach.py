@@ -19,6 +19,12 @@ IN_A_ROW = 3
 """Measurements at the target after which latents count as arrived: one may be luck."""
 
 
+def measurements(turns: int, batch_size: int) -> int:
+    """How often the distance is measured in so many turns: at every 10th, once enough latents are remembered."""
+    first = -(-RECENT // batch_size) - 1  # turns are counted from 0, and a turn's own latents are among those
+    return len(range(-(-first // EVERY) * EVERY, turns, EVERY))
+
+
 class Recent(nn.Module):
     """The newest latents of all ranks, as buffers: checkpoints hold them."""
 

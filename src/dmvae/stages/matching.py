@@ -27,7 +27,7 @@ from dmvae.models.velocity import VelocityModel
 from dmvae.references import Reference
 from dmvae.runtime import distributed
 from dmvae.runtime.random import Random
-from dmvae.stages.approach import EVERY, Approach, Recent
+from dmvae.stages.approach import EVERY, IN_A_ROW, Approach, Recent, measurements
 from dmvae.stages.reconstruction import DecoderNetworks, DecoderStage, discriminate, reconstruct
 from dmvae.stages.reference import ReferenceTraining, open_reference
 from dmvae.training.flow import FlowTraining
@@ -132,6 +132,14 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
             yield f"matching.objective: {name!r} is for {', '.join(config.objective.only_for)}, and not for {kind!r}"
         if config.student_warmup and not config.objective.has_student:
             yield f"matching.student_warmup: {name!r} has no student to warm up; leave it out"
+        yield from config.objective.problems(config.batch_size, inputs.num_classes, reference.distribution)
+        every = config.student_steps if config.objective.has_student else 1
+        turns = -(-max(0, config.steps - config.student_warmup) // every)
+        if config.until is not None and (found := measurements(turns, config.batch_size)) < IN_A_ROW:
+            yield (
+                f"matching.until: {config.steps} steps leave {found} measurements of the distance, and arrival is "
+                f"{IN_A_ROW} in a row; raise steps, or set until to null"
+            )
 
     def _closed_form(self) -> Velocity | None:
         """The reference's velocity in closed form; None in a dry run, which opens no reference."""
