@@ -50,11 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
         # a DataLoader's worker puts its whole traceback before the message
         _fail(str(error).rpartition("\nValueError: ")[2], 2, debug)
     except FloatingPointError as error:
-        _fail(
-            f"{error}; with these settings it always will: lower the stage's learning_rate or raise its warmup",
-            1,
-            debug,
-        )
+        _fail(str(error), 1, debug)
     except OSError as error:
         _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 1, debug)
     except CheckFailed as error:

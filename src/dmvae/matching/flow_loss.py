@@ -83,7 +83,7 @@ class TeacherLoss(FlowLoss):
 @register("student_loss")
 @dataclass(frozen=True, kw_only=True)
 class StudentLoss(FlowLoss):
-    """L_S: latents go where the student predicts them best. It knows nothing of the reference; it is here to compare."""
+    """L_S: latents go where the student predicts them best. It does not know the reference: it is here to compare."""
 
     needs_teacher: ClassVar[bool] = False
     signs: ClassVar[Mapping[str, float]] = MappingProxyType({"student": 1.0})

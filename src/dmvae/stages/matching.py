@@ -7,7 +7,7 @@ turn too. Only those turns run the decoder.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from dmvae.evaluation.online import online_proxies
 from dmvae.flow.guidance import Velocity
 from dmvae.inputs import Inputs
 from dmvae.losses.pull import Pull
+from dmvae.losses.reconstruction import reconstruction_loss
 from dmvae.matching import Context, Matching
 from dmvae.matching.dmd import DMD
 from dmvae.models.velocity import VelocityModel
@@ -31,6 +32,7 @@ from dmvae.stages.approach import EVERY, IN_A_ROW, Approach, Recent, measurement
 from dmvae.stages.reconstruction import DecoderNetworks, DecoderStage, discriminate, reconstruct
 from dmvae.stages.reference import ReferenceTraining, open_reference
 from dmvae.training.flow import FlowTraining
+from dmvae.training.health import Bound
 from dmvae.training.stage import Batch, Update, stage
 
 
@@ -73,6 +75,9 @@ class MatchingTraining(FlowTraining):
     """Let the encoder move, not only the bottleneck and the decoder."""
     health_every: int = 50
     """Tokenizer turns between measurements of the latents' rank and spread."""
+    rollback: bool = configs.added(True)
+    """Go back to an older checkpoint once, with smaller learning rates, where latents collapse or grow without bound,
+    the reconstruction is lost, or the student does not keep up, and stop the second time. false: go on."""
     proxy_every: int = 10
     """Tokenizer turns between measurements of the proxies of gFD (proxy/...), about 1 % of the time; 0 is never."""
     ema: float = 0.99
@@ -85,6 +90,57 @@ class MatchingTraining(FlowTraining):
             raise ValueError(f"decoded: {self.decoded} images of a batch of {self.batch_size}; give at most those")
         if not 1 <= self.target < math.inf:
             raise ValueError(f"target: {self.target:g} times chance; give 1 or more")
+
+
+BOUNDS = (
+    Bound(
+        figure="health/spread",
+        usual=1.0,
+        below=0.2,
+        means="the latents have collapsed: their spread is a small part of the reference's",
+        advice="lower matching.weight or matching.learning_rate, or raise matching.student_steps or student_warmup",
+    ),
+    Bound(
+        figure="health/spread",
+        usual=1.0,
+        above=5.0,
+        means="the latents grow without bound",
+        advice="lower matching.learning_rate or matching.weight",
+    ),
+    Bound(
+        figure="health/error",
+        usual=1.0,
+        above=1.5,
+        means="reconstructions are worse than plain grey",
+        advice="lower matching.learning_rate or matching.weight",
+    ),
+    Bound(
+        figure="student/loss",
+        usual=0.1,
+        above=2.0,
+        means="the student does not keep up with the latents",
+        advice="raise matching.student_steps or student_learning_rate, or lower matching.learning_rate",
+        slows=("tokenizer",),
+    ),
+    *(
+        Bound(
+            figure=f"distance/{view}",
+            usual=2.0,
+            above=3.0,
+            means="the latents move away from the reference",
+            advice="lower matching.learning_rate, or choose another matching.objective",
+        )
+        for view in ("whole", "token")
+    ),
+)
+"""Where a matching is not well. Spreads are the reference's times health/spread, and errors those of plain grey images
+times health/error."""
+
+
+def spread(z: Tensor) -> Tensor:
+    """Standard deviation of latents z [n, C, H, W] about their mean, a root mean square over places and channels: a
+    scalar. Of a single latent, that over places and channels."""
+    return (z.var(0) if len(z) > 1 else z.var()).mean().sqrt()
 
 
 class MatchingNetworks(DecoderNetworks):
@@ -117,6 +173,16 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
     def measures(self) -> bool:
         """Whether anything depends on the distance to the reference."""
         return self.config.balance == "distance" or self.config.until is not None
+
+    def bounds(self) -> Sequence[Bound]:
+        return BOUNDS if self.config.rollback else ()
+
+    @cached_property
+    def _usual_spread(self) -> float:
+        """That of samples of the reference."""
+        name = "map.safetensors"
+        here = self.inputs.weights and self.inputs.has("reference", name)
+        return spread(self.inputs.tensors("reference", name)["latents"]) if here else 1.0
 
     def done(self, networks: MatchingNetworks) -> bool:
         return self.config.until is not None and networks.approach.arrived
@@ -249,6 +315,9 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         recon = model.decode(joined if len(images) == len(raw) else joined[: len(images)]).sample
         loss, terms = reconstruct(networks, self.losses, images, recon, context.rng)
         figures |= terms
+        grey = reconstruction_loss(images, torch.zeros_like(images), l1=self.losses.l1, l2=self.losses.l2)
+        figures["health/error"] = terms["reconstruction/pixel"] / grey.clamp_min(1e-6)
+        figures["health/spread"] = spread(latents) / self._usual_spread
         if turn % config.health_every == 0:
             figures |= {
                 "health/effective_rank": effective_rank(latents),

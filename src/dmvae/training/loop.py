@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 
@@ -23,12 +23,15 @@ from dmvae.training import checkpoint
 from dmvae.training.augment import random_flip
 from dmvae.training.data import Order, require_batch
 from dmvae.training.ema import Average
+from dmvae.training.health import LOOKBACK, SLOWER, WINDOW, Health, Unwell
 from dmvae.training.logging import Figures
 from dmvae.training.optim import adamw, learning_rate_factor
 from dmvae.training.stage import AnyTraining, Batch, Facts, Networks, TrainingConfig, Update
 
 CHECKPOINTS = "checkpoints"
 """Where in a stage's folder its state is kept until the stage is finished."""
+ROLLED_BACK = "rolled_back.txt"
+"""Where in a stage's folder it is written that it went back, and why."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -57,6 +60,7 @@ class Trainer:
         }
         averaged = {name: getattr(self.networks, name) for name in self.networks.averaged}
         self.averages = {name: Average(network, self.config.ema) for name, network in averaged.items()}
+        self.health = Health(stage.bounds(), self.inputs.device)
         self.step, self.seconds = 0, 0.0
         self.images_seen = dict.fromkeys(self.networks.trains, 0)
 
@@ -90,7 +94,21 @@ class Trainer:
             if any(id(p) in moved for p in average.parameters):
                 average.update()
         self.images_seen[update.trains] += self.config.batch_size
-        return update.figures() | {f"{update.trains}/gradient_norm": norm}
+        figures = update.figures()
+        self.health.add(figures)
+        return figures | {f"{update.trains}/gradient_norm": norm}
+
+    @property
+    def slowed(self) -> bool:
+        """Whether learning rates were lowered; checkpoints hold them."""
+        rates = {name: self.networks.learning_rates.get(name, self.config.learning_rate) for name in self.optimizers}
+        return any(o.param_groups[0]["base_lr"] < rates[name] for name, o in self.optimizers.items())
+
+    def slow(self, names: Sequence[str]) -> None:
+        """Lower the learning rates of these updates, of all where none are named."""
+        for name, optimizer in self.optimizers.items():
+            if not names or name in names:
+                optimizer.param_groups[0]["base_lr"] *= SLOWER
 
     def require_finite(self) -> None:
         """Raise FloatingPointError for trained weights that are not finite, so that they are never saved."""
@@ -100,17 +118,23 @@ class Trainer:
                 raise FloatingPointError(f"weights of {name!r} became infinite or NaN by step {self.step}")
 
     def state_dict(self) -> Values:
-        return {
+        self.health.join()
+        health = {"health": {"state": self.health.state}} if self.health.bounds else {}
+        return health | {
             "networks": {name: module.state_dict() for name, module in self.networks.state().items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "averages": {name: average.state_dict() for name, average in self.averages.items()},
             "progress": {"step": self.step, "seconds": self.seconds, "images_seen": self.images_seen},
         }
 
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint into `folder`."""
+        checkpoint.save(folder, self.step, self.state_dict(), LOOKBACK if self.health.bounds else 0)
+
     def resume(self, folder: Path) -> bool:
         """Go on from the newest intact checkpoint in `folder`; False without one."""
         state = self.state_dict()
-        if checkpoint.load(folder, state) is None:
+        if checkpoint.load(folder, state, optional=("health",)) is None:
             return False
         for name, module in self.networks.state().items():
             module.load_state_dict(state["networks"][name])
@@ -118,6 +142,8 @@ class Trainer:
             optimizer.load_state_dict(state["optimizers"][name])
         for name, average in self.averages.items():
             average.load_state_dict(state["averages"][name])
+        if self.health.bounds:
+            self.health.state.copy_(state["health"]["state"])
         progress = state["progress"]
         self.step, self.seconds, self.images_seen = progress["step"], progress["seconds"], progress["images_seen"]
         return True
@@ -135,22 +161,67 @@ class Trainer:
 def train(stage: AnyTraining) -> Facts:
     """Run the stage from its newest checkpoint to its end; returns the facts that its done.json keeps.
 
-    Raises FloatingPointError when a logged figure or the weights are not finite, Interrupted after saving on a
-    signal.
+    Raises FloatingPointError when a logged figure or the weights are not finite, or a figure has left the stage's
+    bounds: for a stage with bounds, the second time. Raises Interrupted after saving on a signal.
     """
-    config, inputs = stage.config, stage.inputs
-    run, device = inputs.sections.run, inputs.device
+    folder = stage.inputs.out / CHECKPOINTS
     trainer = Trainer(stage)
-    folder = inputs.out / CHECKPOINTS
     if trainer.resume(folder):
-        inputs.say(f"resumes at step {trainer.step} of {config.steps}")
+        stage.inputs.say(f"resumes at step {trainer.step} of {stage.config.steps}")
+    while True:
+        try:
+            return _to_the_end(trainer, folder)
+        except FloatingPointError as error:
+            if trainer.slowed or not trainer.health.bounds:
+                raise FloatingPointError(_hopeless(stage, error, trainer.slowed)) from error
+            trouble, step = error.with_traceback(None), trainer.step
+        del trainer  # before the next takes its memory
+        trainer = _rolled_back(stage, folder, trouble, step)
+
+
+def _hopeless(stage: AnyTraining, error: FloatingPointError, slowed: bool) -> str:
+    again = f", although it went back before with smaller learning rates ({_told(stage)})" if slowed else ""
+    advice = "lower the stage's learning_rate or raise its warmup"
+    advice = error.bound.advice if isinstance(error, Unwell) else advice
+    return f"{stage.name}: {error}{again}; with these settings it always will: {advice}"
+
+
+def _rolled_back(stage: AnyTraining, folder: Path, trouble: FloatingPointError, step: int) -> Trainer:
+    """The training as it was well before the trouble, with smaller learning rates: at the newest checkpoint that is
+    old enough, or at its start. It is saved at once, so that a kill does not undo this."""
+    inputs, back = stage.inputs, distributed.broadcast(checkpoint.newest(folder, step - LOOKBACK))
+    checkpoint.forget(folder, after=-1 if back is None else back)
+    trainer = Trainer(stage)
+    trainer.resume(folder)
+    names = trouble.bound.slows if isinstance(trouble, Unwell) else ()
+    trainer.slow(names)
+    what = f"the learning rate of {', '.join(names)}" if names else "all learning rates"
+    text = f"step {step}: {trouble}; it goes back to step {trainer.step}, with {what} times {SLOWER:g}"
+    inputs.say(text)
+    if distributed.is_main():
+        with (inputs.out / ROLLED_BACK).open("a") as file:
+            file.write(text + "\n")
+    trainer.save(folder)
+    return trainer
+
+
+def _told(stage: AnyTraining) -> str:
+    """What was written of a rollback; a kill between two of its acts has it written twice."""
+    file = stage.inputs.out / ROLLED_BACK
+    return file.read_text().splitlines()[-1] if file.exists() else ""
+
+
+def _to_the_end(trainer: Trainer, folder: Path) -> Facts:
+    """The steps from the trainer's on."""
+    stage, config, inputs = trainer.stage, trainer.config, trainer.inputs
+    run, device = inputs.sections.run, inputs.device
     steps = config.steps if trainer.networks.trains else 0
     if run.compile:
         compile_networks(trainer.networks, device)
-    figures = Figures(inputs.out, run.tracker, trainer.step, f"{inputs.variant}/{stage.name}")
     begun = time.monotonic() - trainer.seconds
     title = f"{inputs.variant}  {stage.name}"
     with (
+        closing(Figures(inputs.out, run.tracker, trainer.step, f"{inputs.variant}/{stage.name}")) as figures,
         _signals() as signalled,
         closing(_batches(trainer, steps, signalled)) as data,
         Bar(title, steps, "images", trainer.step) as bar,
@@ -161,7 +232,7 @@ def train(stage: AnyTraining) -> Facts:
                 batch = Batch(*next(data), trainer.step, steps)
             except KeyboardInterrupt:  # while waiting for a batch; several ranks would wait for each other to save
                 if distributed.world_size() == 1:
-                    checkpoint.save(folder, trainer.step, trainer.state_dict())
+                    trainer.save(folder)
                 raise Interrupted from None
             rng = Random(*trainer.key, trainer.step, device=device)
             torch.manual_seed(seed_of(*rng.key, "global", distributed.rank()))  # for an encoder's dropout
@@ -170,6 +241,8 @@ def train(stage: AnyTraining) -> Facts:
             trainer.step += 1
             trainer.seconds = time.monotonic() - begun
             last = trainer.step == steps or stage.done(trainer.networks)
+            if trainer.step % WINDOW == 0 or last:
+                trainer.health.judge()
             logs = trainer.step % run.log_every == 0 or last
             stops = distributed.any_rank(bool(signalled), trainer.step, trainer.step if last else steps)
             saves = trainer.step % run.save_every == 0 or stops
@@ -179,13 +252,13 @@ def train(stage: AnyTraining) -> Facts:
             if stops or saves or last:
                 trainer.require_finite()
             if stops or (saves and not last):
-                checkpoint.save(folder, trainer.step, trainer.state_dict())
+                trainer.save(folder)
             if stops:
                 raise Interrupted
             bar.step(per_step=config.batch_size, note=_losses(row))
-    figures.close()
     trainer.save_networks(inputs.out)
-    return {"steps": trainer.step, "images_seen": trainer.images_seen, "seconds": round(trainer.seconds, 2)}
+    facts = {"steps": trainer.step, "images_seen": trainer.images_seen, "seconds": round(trainer.seconds, 2)}
+    return facts | ({"rolled_back": _told(stage)} if trainer.slowed else {})
 
 
 def turns(updates: Iterator[Update], device: torch.device, precision: Precision) -> Iterator[Update]:

@@ -6,7 +6,7 @@ ours in order; a plugin's says which stage it comes `after`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
@@ -19,6 +19,7 @@ from dmvae.inputs import Inputs
 from dmvae.registry import Registered, register
 from dmvae.runtime.random import Random
 from dmvae.sections import Sections
+from dmvae.training.health import Bound
 
 Facts = Values
 """What done.json says of a finished stage."""
@@ -216,6 +217,11 @@ class TrainingStage(Stage[T], Generic[T, N]):
     def updates(self, networks: N, batch: Batch, rng: Random) -> Iterator[Update]:
         """One step's turns, in order. The loop applies each before it asks for the next."""
         raise NotImplementedError
+
+    def bounds(self) -> Sequence[Bound]:
+        """Figures that must stay within bounds. Where one does not, the loop goes back to an older checkpoint once,
+        with smaller learning rates, and raises the second time; so it does where a figure or a weight is not finite."""
+        return ()
 
     def done(self, networks: N) -> bool:
         """Whether the training has reached what it is for, before its last step. Alike on all ranks, and a function of
