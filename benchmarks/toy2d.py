@@ -1,6 +1,6 @@
 """Six distributions in two dimensions, and how near each objective takes points to them, from near and far.
 
-    python -m benchmarks.toy2d FOLDER [--objectives dmd transport ...] [--turns 250] [--seeds 5] [--workers 2]
+    python -m benchmarks.toy2d FOLDER [--parts toys starts] [--objectives dmd transport ...] [--turns 250] [--seeds 5]
 
 Writes FOLDER/objectives.png, a page of panels: start, pull at several times, end; and FOLDER/distance.png: the
 distance at the end against the start, over five seeds. Prints both as tables. Distances are sliced Wasserstein, as
@@ -28,7 +28,8 @@ from dmvae.matching.velocities import ByVelocities
 
 SHOWN = "ring of 8"
 """The toy whose fields are drawn, and that the starts are of."""
-FEW, MANY = 128, 256
+MANY = 256
+"""Points on the page."""
 TIMES = (0.2, 0.5, 0.8)
 GROUPS = {"the paper's eleven": tuple(PAPER), "others": tuple(BEYOND)}
 
@@ -36,31 +37,49 @@ GROUPS = {"the paper's eleven": tuple(PAPER), "others": tuple(BEYOND)}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--objectives", nargs="+", choices=list(OBJECTIVES), default=list(OBJECTIVES), metavar="NAME")
     parser.add_argument("--turns", type=int, default=250)
-    parser.add_argument("--seeds", type=int, default=5, help="of the second table; the page has one")
-    parser.add_argument("--workers", type=int, default=2, help="processes")
+    parser.add_argument("--points", type=int, default=128, help="of a run from a start; the page has 256")
+    parser.add_argument("--seeds", type=int, default=5, help="of each start; the page has one")
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     asked = parser.parse_args()
-    names: list[str] = asked.objectives
+    for part in asked.parts:
+        PARTS[part](asked)
 
-    print("On each toy, from a normal cloud of its mean and spread: distance, coverage, spread.\n")
+
+def all_toys(asked: argparse.Namespace) -> None:
+    """The page, and its table."""
+    print("On each toy, from a normal cloud of its mean and spread: distance (coverage, spread).\n")
     print(f"| objective | {' | '.join(TOYS)} |\n{'| --- ' * (len(TOYS) + 1)}|")
-    rows = {}
-    for name, (start, fields, ends, results) in each(names, partial(on_all_toys, turns=asked.turns), asked.workers):
-        rows[name] = (start, fields, ends)
-        cells = (f"{told(r.distance)} ({r.coverage:.0%}, {r.spread:.2f})" for r in results)
-        print(f"| {name} | {' | '.join(cells)} |", flush=True)
-    page(rows, SHOWN, asked.folder / "objectives.png")
+    rows, work = {}, partial(on_all_toys, turns=asked.turns)
+    try:  # what there is, is drawn, also where it is interrupted
+        for name, (start, fields, ends, results) in each(asked.objectives, work, asked.workers):
+            rows[name] = (start, fields, ends)
+            cells = (f"{told(r.distance)} ({r.coverage:.0%}, {r.spread:.2f})" for r in results)
+            print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    finally:
+        if rows:
+            page(rows, SHOWN, asked.folder / "objectives.png")
 
-    print(f"\nOn the {SHOWN}, from each start: distance, the median of {asked.seeds} seeds and the farthest.\n")
+
+def all_starts(asked: argparse.Namespace) -> None:
+    """The curves, and their table."""
+    print(f"\nOn the {SHOWN}, from each start: distance, the median of {asked.seeds} seeds (and the farthest).\n")
     print(f"| objective | {' | '.join(STARTS)} |\n{'| --- ' * (len(STARTS) + 1)}|")
-    found = {}
-    work = partial(from_all_starts, turns=asked.turns, seeds=asked.seeds)
-    for name, by_start in each(names, work, asked.workers):
-        found[name] = by_start
-        cells = (f"{told(median(by_start[s]))} ({told(max(r.distance for r in by_start[s]))})" for s in STARTS)
-        print(f"| {name} | {' | '.join(cells)} |", flush=True)
-    curves(found, GROUPS, list(STARTS), asked.folder / "distance.png")
+    found: dict[str, dict[str, list[Result]]] = {}
+    work = partial(from_all_starts, turns=asked.turns, seeds=asked.seeds, points=asked.points)
+    try:
+        for name, by_start in each(asked.objectives, work, asked.workers):
+            found[name] = by_start
+            cells = (f"{told(median(by_start[s]))} ({told(max(r.distance for r in by_start[s]))})" for s in STARTS)
+            print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    finally:
+        if found:
+            curves(found, GROUPS, list(STARTS), asked.folder / "distance.png")
+
+
+PARTS = {"toys": all_toys, "starts": all_starts}
 
 
 def on_all_toys(name: str, turns: int) -> tuple[Tensor, list[tuple[str, Tensor]], list[Tensor], list[Result]]:
@@ -76,10 +95,10 @@ def on_all_toys(name: str, turns: int) -> tuple[Tensor, list[tuple[str, Tensor]]
     return moved.start[:MANY].flatten(1), fields, list(ends), results
 
 
-def from_all_starts(name: str, turns: int, seeds: int) -> dict[str, list[Result]]:
+def from_all_starts(name: str, turns: int, seeds: int, points: int) -> dict[str, list[Result]]:
     """Start -> results, one a seed."""
     runs = [Run(TOYS[SHOWN], start, seed) for start in STARTS for seed in range(seeds)]
-    moved = Moved(name, runs, FEW)
+    moved = Moved(name, runs, points)
     ends = moved.end(turns)
     results = [judge(points, toy, run.seed) for points, toy, run in zip(ends, moved.reference.toys, runs, strict=True)]
     return {start: results[i * seeds : (i + 1) * seeds] for i, start in enumerate(STARTS)}
