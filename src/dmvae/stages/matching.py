@@ -182,7 +182,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         """That of samples of the reference."""
         name = "map.safetensors"
         here = self.inputs.weights and self.inputs.has("reference", name)
-        return spread(self.inputs.tensors("reference", name)["latents"]) if here else 1.0
+        return float(spread(self.inputs.tensors("reference", name)["latents"])) if here else 1.0
 
     def done(self, networks: MatchingNetworks) -> bool:
         return self.config.until is not None and networks.approach.arrived

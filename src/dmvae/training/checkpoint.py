@@ -113,7 +113,7 @@ def load(folder: Path, state: Values, optional: tuple[str, ...] = ()) -> int | N
             there = {name.partition(".")[0] for name in _Reader(path).read_metadata().state_dict_metadata}
             wanted = {name: part for name, part in state.items() if name in there or name not in optional}
             _quietly(dcp.load, wanted, storage_reader=_Reader(path), planner=_Planner())
-        except (CheckpointException, RuntimeError, ValueError) as error:
+        except (CheckpointException, RuntimeError, ValueError, pickle.UnpicklingError) as error:
             if refused := _refusal(error):
                 raise ValueError(
                     f"{path}: refused, because it asks for {refused}: loading it would run code that it names. Remove "

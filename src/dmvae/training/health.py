@@ -75,7 +75,8 @@ class Health:
 
     def join(self) -> None:
         """Give all ranks the mean of their sums, so that a checkpoint of one is that of all."""
-        self.state[:, :2] = distributed.average(self.state[:, :2])
+        if self.bounds:
+            self.state[:, :2] = distributed.average(self.state[:, :2])
 
     def judge(self) -> None:
         """End the window. Raises Unwell for a bound that is broken for the second time in a row, or not finite."""
