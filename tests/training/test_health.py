@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import tiny
-from dmvae.stages import matching
-from dmvae.stages.matching import BOUNDS, MatchingStage, spread
+from dmvae.stages.bounds import BOUNDS, spread
+from dmvae.stages.matching import MatchingStage, MatchingTraining
 from dmvae.training import checkpoint, loop
 from dmvae.training.health import Bound, Health, Unwell
 
@@ -189,4 +189,4 @@ def test_a_training_that_is_well_is_the_same_without(prepared, quick):
         found.append({name: value for name, value in tiny.weights(prepared / "run").items() if "/matching/" in name})
     assert found[0].keys() == found[1].keys() != set()
     assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
-    assert matching.MatchingTraining(steps=1).rollback
+    assert MatchingTraining(steps=1).rollback
