@@ -88,5 +88,6 @@ def begin(start: str, n: int, seed: int) -> Tensor:
 
 
 def unit(start: str) -> float:
-    """How much longer the steps from there are: far points need long ones."""
-    return max(1.0, 0.2 * max(STARTS[start]))
+    """How much longer the steps from there are: far points need long ones, to come near within the first turns."""
+    distance, spread = STARTS[start]
+    return max(1.0, 0.2 * (distance + 3 * (spread - 1)))
