@@ -180,7 +180,7 @@ def test_killed_before_and_after_it_went_back_it_ends_the_same(prepared, quick, 
 def test_what_does_not_get_well_is_an_error_the_second_time(prepared, quick, monkeypatch, factor, over, message):
     scales(monkeypatch, factor, once=False)
     with pytest.raises(FloatingPointError, match=message):
-        tiny.run(write(prepared, steps=20, **over), only="matching")
+        tiny.run(write(prepared, steps=30, **over), only="matching")
 
 
 def test_a_training_that_is_well_is_the_same_without(prepared, quick):
