@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install install-dev demo fashion-mnist test test-fast torture wheel lint format bench clean
+.PHONY: help install install-dev demo fashion-mnist test test-fast torture wheel docs lint format bench clean
 
 help:
 	@echo "make install   a virtual environment in .venv with dmvae and what the demo needs"
@@ -11,6 +11,7 @@ help:
 	@echo "make test      the tests"
 	@echo "make test-fast those that take less than about 2 s each: within a minute"
 	@echo "make torture   kills, damage, hostile files: what is lost, hangs, or is used in silence"
+	@echo "make docs      the documentation as a site in build/site; broken links are errors"
 	@echo "make wheel     build the wheel and try it in a fresh environment"
 	@echo "make lint      formatting, lint and types"
 	@echo "make bench     speed of every stage's step against the machine's peak, and of reading images"
@@ -48,6 +49,10 @@ test-fast: install-dev
 
 torture: install-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.torture
+
+# Needs Python 3.11 or newer. `python -m http.server -d build/site` serves it; without a server the search is missing.
+docs: install-dev
+	$(BIN)/python docs/build.py
 
 # In an environment of its own that sees this one's packages: what is tried is the wheel, not its dependencies.
 wheel: install-dev

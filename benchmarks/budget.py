@@ -26,7 +26,8 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--baseline", help="method whose gFD the others' are divided by; the last one unless given")
     known = parser.parse_args()
-    methods = by_method(json.loads((known.run / "summary.json").read_text())["methods"])
+    rows = json.loads((known.run / "summary.json").read_text())["methods"]
+    methods = by_method({name: row for name, row in rows.items() if "gfd" in row})
     curves: dict[str, dict[int, float]] = {}
     floors: dict[str, float] = {}
     for name, figures in methods.items():

@@ -24,7 +24,8 @@ def main() -> None:
     parser.add_argument("--zoom", type=int, default=2, help="pixels per pixel (%(default)s)")
     parser.add_argument("--reconstructions", action="store_true", help="test images, then each method's copies")
     known = parser.parse_args()
-    methods = list(json.loads((known.run / "summary.json").read_text())["methods"])
+    summary = json.loads((known.run / "summary.json").read_text())
+    methods = [name for name in summary["methods"] if name not in summary.get("not_ended", ())]
     if known.reconstructions:
         files = [load_file(known.run / method / "evaluate" / "pictures.safetensors") for method in methods]
         rows = [files[0]["originals"], *(file["reconstructions"] for file in files)]

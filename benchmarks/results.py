@@ -3,14 +3,17 @@
     python -m benchmarks.results runs/references docs/results/references --baseline kl [--samples ssl@0 kl@0]
 
 Methods of several seeds are a row of means and standard deviations. "gFD ratio" is a method's gFD over the baseline's,
-seed by seed where both have several. The folder gets tradeoff.svg (reconstruction against generation), maps.png (each
-reference beside the latents matched to it) and samples.png (a row a class, a block of columns for each of --samples).
+seed by seed where both have several. Seeds and methods that have not ended are left out of it, and named. The folder
+gets tradeoff.svg (reconstruction against generation), maps.png (each reference beside the latents matched to it) and
+samples.png (a row a class, a block of columns for each of --samples).
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.pictures import samples_picture
 from dmvae.evaluation import scores
-from dmvae.pipeline import jobs_of
+from dmvae.jobs import jobs_of
 from dmvae.recipe import method_of
 from dmvae.report import charts, latent_map
 from dmvae.report.figures import shown
@@ -38,8 +41,9 @@ def main() -> None:
     parser.add_argument("--samples", nargs="+", default=[], metavar="VARIANT", help="variants to show samples of")
     known = parser.parse_args()
     run = Run(known.run, jobs_of(known.run))
-    methods = by_method(run.methods)
-    print(table(methods, known.baseline or list(methods)[-1]))
+    waiting = {job.variant for job in run.jobs if not job.finished}
+    methods = by_method({name: row for name, row in run.methods.items() if name not in waiting})
+    print(table(methods, known.baseline or next(reversed(methods), ""), Counter(map(method_of, run.variants))))
     if known.folder is not None:
         known.folder.mkdir(parents=True, exist_ok=True)
         trade_off(methods, known.folder / "tradeoff.svg")
@@ -59,19 +63,24 @@ def by_method(rows: dict[str, dict[str, Any]]) -> dict[str, Values]:
     }
 
 
-def table(methods: dict[str, Values], baseline: str) -> str:
+def table(methods: dict[str, Values], baseline: str, asked: Mapping[str, int]) -> str:
+    """`asked`: every method of the recipe, with the number of its seeds; `methods` has those that ended."""
     if baseline not in methods:
-        raise ValueError(f"--baseline: no method is called {baseline!r}; there are {', '.join(methods)}")
+        raise ValueError(f"--baseline: no method that has ended is called {baseline!r}; there are {', '.join(methods)}")
     columns = shown({key for row in methods.values() for key in row})
     lines = [
         "| method | " + " | ".join(figure.heading for figure in columns.values()) + " | gFD ratio |",
         "| --- " * (len(columns) + 2) + "|",
     ]
-    for name, row in methods.items():
-        seeds = max(len(values) for values in row.values())
+    for name, count in asked.items():
+        row = methods.get(name, {})
+        ended = max((len(values) for values in row.values()), default=0)
         cells = [cell(row[key], figure) if key in row else "" for key, figure in columns.items()]
         cells.append(cell(ratios(row["gfd"], methods[baseline]["gfd"]), RATIO) if "gfd" in row else "")
-        lines.append(f"| {name}{f' ({seeds} seeds)' if seeds > 1 else ''} | {' | '.join(cells)} |")
+        seeds = f" ({ended} of {count} seeds)" if ended < count else f" ({count} seeds)"
+        if not ended:
+            cells[0] = "not ended"
+        lines.append(f"| {name}{seeds if count > 1 and ended else ''} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -28,6 +28,7 @@ from dmvae.commands.parser import parse_overrides
 from dmvae.datasets.shapes import Shapes
 from dmvae.evaluation.online import online_proxies
 from dmvae.inputs import Inputs
+from dmvae.jobs import Job, plan
 from dmvae.matching import dmd
 from dmvae.recipe import Recipe, load
 from dmvae.runtime.precision import uses_bf16
@@ -73,12 +74,12 @@ def stages_of(recipe: Recipe) -> dict[str, Any]:
     return {name: config for name in TRAINING if (config := recipe.section(name)) is not None}
 
 
-def prepare(recipe: Recipe, folder: Path) -> dict[str, pipeline.Job]:
+def prepare(recipe: Recipe, folder: Path) -> dict[str, Job]:
     """The recipe on procedural data, every stage run for one step: what the timed steps read."""
     data = Shapes(size=recipe.data.size, channels=recipe.data.channels, count=1024)
     stages = {name: replace(config, steps=1) for name, config in stages_of(recipe).items()}
     recipe = replace(recipe, data=data, run=replace(recipe.run, dir=str(folder), tracker="none"), **stages)
-    jobs = {job.stage.name: job for job in pipeline.plan({"main": recipe}, folder)}
+    jobs = {job.stage.name: job for job in plan({"main": recipe}, folder)}
     for name, job in jobs.items():
         if name == "latents" or name in TRAINING[:-1]:
             pipeline.execute(job)
@@ -88,7 +89,7 @@ def prepare(recipe: Recipe, folder: Path) -> dict[str, pipeline.Job]:
 class Steps:
     """Runs a stage's steps one after another, as the loop does, without its logging."""
 
-    def __init__(self, job: pipeline.Job) -> None:
+    def __init__(self, job: Job) -> None:
         inputs = Inputs(job.recipe, job.variant, job.folder, job.reads, torch.device("cpu"))
         self.trainer = Trainer(job.stage(job.recipe.section(job.stage), inputs))
         self.precision = job.recipe.run.precision
@@ -165,7 +166,7 @@ def proxy_seconds(steps: Steps, repeat: int = 10) -> float:
     return median_seconds(measured, repeat) / (config.proxy_every * config.student_steps)
 
 
-def compare_matching(job: pipeline.Job, seconds: float, compiles: bool) -> None:
+def compare_matching(job: Job, seconds: float, compiles: bool) -> None:
     """The matching stage at guidance 5 and 5 student steps (the paper's), and the same done naively: conditional and
     unconditional velocities in separate calls, the decoder on every step, float32. They take turns, and the best turn
     of each counts, for other programs only slow what is timed."""
@@ -195,7 +196,7 @@ def naively() -> Iterator[None]:
         dmd.guided, MatchingStage.updates = kept  # type: ignore[method-assign]
 
 
-def _papers(job: pipeline.Job) -> pipeline.Job:
+def _papers(job: Job) -> Job:
     import dataclasses
 
     section = dataclasses.replace(job.recipe.section("matching"), objective=dmd.DMD(guidance=5.0), student_steps=5)

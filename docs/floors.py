@@ -9,10 +9,10 @@ from pathlib import Path
 
 ROWS = [
     ("entry", ["__main__", "__init__"], "python -m dmvae, import dmvae"),
-    ("commands", ["cli", "library", "commands", "report"], "the command line, Python, the page and the table"),
+    ("commands", ["cli", "library", "commands", "serve", "report"], "the command line, Python, the page and the table"),
     (
         "recipe",
-        ["pipeline", "checks", "fitting", "recipe", "options"],
+        ["pipeline", "claims", "jobs", "checks", "fitting", "recipe", "options"],
         "which stages run, with which settings",
     ),
     ("method", ["stages", "matching", "references"], "what is computed"),
@@ -21,7 +21,7 @@ ROWS = [
     ("tokenizers", ["generators", "tokenizers", "transport"], "models that are trained; distances of sample sets"),
     ("parts", ["losses", "decoders", "encoders", "datasets"], "one file per member"),
     ("networks", ["models", "flow"], "networks; the maths of flows"),
-    ("ground", ["runtime", "config", "registry"], "ranks, files, randomness; dataclasses; names"),
+    ("ground", ["runtime", "config", "registry", "ranges"], "ranks, files, randomness; dataclasses; names"),
 ]
 """From the top: (title, floors from the highest, what they are). A floor imports only floors to its right and below."""
 WIDTH, ROW, LABEL, NOTE = 980, 46, 96, 330

@@ -77,7 +77,11 @@ def _sde(part) -> Callable:
         x, t = d["sde_x"], d["sde_t"]
         velocity = teacher()(x, t, d["sde_y"]).float()
         drift, diffusion = solver.sde_drift(velocity, x, t)
-        return {"drift": drift, "score": path.score(x, velocity, t), "diffusion": diffusion.expand_as(x)}[part]
+        return {
+            "drift": drift,
+            "score": path.score(z_t=x, velocity=velocity, t=t),
+            "diffusion": diffusion.expand_as(x),
+        }[part]
 
     return term
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 import tiny
-from dmvae import Autoencoder, pipeline
+from dmvae import Autoencoder
 from dmvae import config as configs
 from dmvae.generators.flow import FlowModelConfig
 from dmvae.inputs import Blueprint
+from dmvae.jobs import plan
 from dmvae.recipe import load
 from dmvae.sections import AutoencoderShape
 from dmvae.stages.matching import MatchingStage, MatchingTraining
@@ -44,7 +45,7 @@ OLD = {
 
 
 def test_stages_that_version_0_1_finished_are_found(tmp_path):
-    jobs = pipeline.plan(load(tiny.write(tmp_path)), Path("x"))
+    jobs = plan(load(tiny.write(tmp_path)), Path("x"))
     assert {f"{job.variant}/{job.stage.name}": job.folder.name for job in jobs} == FOLDERS
 
 

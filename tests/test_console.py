@@ -1,6 +1,7 @@
 """What reaches the terminal: names of files and recipes are shown, and not obeyed."""
 
 import io
+import json
 import os
 import pty
 import re
@@ -12,6 +13,7 @@ import pytest
 import yaml
 from rich.table import Table
 
+import processes
 import tiny
 from dmvae import cli
 from dmvae.runtime.console import Bar, console, fitted, printable
@@ -67,17 +69,25 @@ def test_a_recipe_s_own_name(tmp_path, capsys):
 
 
 BAR = """
-from dmvae.runtime.console import Bar
-with Bar("kl_1e-1_500@2  evaluate reconstruct", 3500, "images") as bar:
-    bar.step(1750, 1e-6, "loss tokenizer 0.640, discriminator 1.000")
+import importlib, json, os, sys
+from dmvae.runtime import console
+for setting in json.loads(sys.argv[1]):
+    os.environ.pop("COLUMNS", None)
+    os.environ.pop("NO_COLOR", None)
+    os.environ.update(setting)
+    importlib.reload(console)  # the terminal is asked what it can do when the console is made
+    console.console.print("x", style="red")
+    with console.Bar("kl_1e-1_500@2  evaluate reconstruct", 3500, "images") as bar:
+        bar.step(1750, 1e-6, "loss tokenizer 0.640, discriminator 1.000")
+    print("<end>", flush=True)
 """
 
 
-def on_a_terminal(code, **env):
-    """What a process writes that stands on a terminal."""
+def on_a_terminal(*settings):
+    """What a process on a terminal writes with each of these settings of its environment: a line in red, and a bar."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=theirs, stderr=theirs, stdin=theirs, env=tiny.environment() | env
+        [sys.executable, "-c", BAR, json.dumps(settings)], stdout=theirs, stderr=theirs, stdin=theirs
     )
     os.close(theirs)
     out = b""
@@ -90,17 +100,20 @@ def on_a_terminal(code, **env):
             break
         out += part
     assert process.wait() == 0
-    return out.decode()
+    parts = out.decode().split("<end>")
+    assert len(parts) == len(settings) + 1
+    return parts[:-1]
 
 
-@pytest.mark.parametrize("columns", [60, 80, 100, 200])
-def test_a_bar_keeps_step_bar_and_time_left_at_any_width(columns):
-    out = on_a_terminal(BAR, COLUMNS=str(columns), TERM="xterm", NO_COLOR="1")
-    line = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out).strip().splitlines()[-1]
-    assert re.search(r"━+.* +1750/3500 .*left +\S+$", line), line
-    assert len(line) <= columns
-    assert ("images/s" in line) == (columns >= 80)
-    assert ("discriminator 1.000" in line) == (columns == 200)
+def test_a_bar_keeps_step_bar_and_time_left_at_any_width():
+    widths = (60, 80, 100, 200)
+    outs = on_a_terminal(*({"COLUMNS": str(columns), "TERM": "xterm", "NO_COLOR": "1"} for columns in widths))
+    for columns, out in zip(widths, outs, strict=True):
+        line = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out).strip().splitlines()[-1]
+        assert re.search(r"━+.* +1750/3500 .*left +\S+$", line), line
+        assert len(line) <= columns
+        assert ("images/s" in line) == (columns >= 80)
+        assert ("discriminator 1.000" in line) == (columns == 200)
 
 
 def test_losses_are_dropped_whole_and_from_the_end():
@@ -113,22 +126,24 @@ def test_losses_are_dropped_whole_and_from_the_end():
 
 def test_without_colours_and_in_a_pipe_nothing_is_coloured():
     colours = r"\x1b\[[0-9;]*3[0-9]"
-    code = "from dmvae.runtime.console import console; console.print('x', style='red')\n" + BAR
-    assert re.search(colours, on_a_terminal(code, TERM="xterm-256color"))
-    assert not re.search(colours, on_a_terminal(code, TERM="xterm-256color", NO_COLOR="1"))
-    assert "\x1b" not in on_a_terminal(code, TERM="dumb")
-    piped = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=tiny.environment())
+    xterm = {"TERM": "xterm-256color"}
+    coloured, plain, dumb = on_a_terminal(xterm, xterm | {"NO_COLOR": "1"}, {"TERM": "dumb"})
+    assert re.search(colours, coloured)
+    assert not re.search(colours, plain)
+    assert "\x1b" not in dumb
+    piped = subprocess.run([sys.executable, "-c", BAR, json.dumps([xterm])], capture_output=True, text=True)
+    assert "1750/3500" in piped.stdout
     assert "\x1b" not in piped.stdout + piped.stderr
 
 
 def test_a_reader_that_has_seen_enough_ends_it_quietly():
     for command in ("--help", "recipes", "run smoke --help"):
         line = f"{sys.executable} -m dmvae {command} | head -n 1; exit ${{PIPESTATUS[0]}}"
-        result = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=tiny.environment())
+        result = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=processes.environment())
         assert result.stderr == ""
         assert len(result.stdout.splitlines()) == 1
     closed = f"{sys.executable} -m dmvae --help | true"
-    assert subprocess.run(["bash", "-c", closed], capture_output=True, env=tiny.environment()).stderr == b""
+    assert subprocess.run(["bash", "-c", closed], capture_output=True, env=processes.environment()).stderr == b""
 
 
 def test_no_notice_of_a_library_that_is_not_needed(tmp_path):

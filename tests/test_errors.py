@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+import processes
 import tiny
 from dmvae import cli
 from dmvae.commands.parser import parse_overrides
@@ -22,7 +23,7 @@ def complain(capsys, *arguments):
         (["--tokenizr.steps", "3"], "tokenizr: no such field; did you mean 'tokenizer'"),
         (["--tokenizer.stepz", "3"], "tokenizer.stepz: no such field; did you mean 'steps'"),
         (["--tokenizer.steps", "many"], "tokenizer.steps: expected a whole number, got 'many'"),
-        (["--tokenizer.steps", "0"], "tokenizer: steps must be at least 1, got 0"),
+        (["--tokenizer.steps", "0"], "tokenizer.steps: expected a whole number, 1 to 10^9, got 0"),
         (["--data.type", "shape"], "data.type: no DatasetConfig is called 'shape'; did you mean 'shapes'"),
         (["--data", "{type: image_folder, root: /nowhere}"], "/nowhere"),
         (["--data.size", "10"], "data.size: image height 10 is not a multiple of the tokenizer's stride"),
@@ -43,26 +44,42 @@ def complain(capsys, *arguments):
         (["--reference", "null"], "matching: it needs the stage 'reference', which is null"),
         (["--evaluate.features.type", "inceptio"], "did you mean 'inception'"),
         (["--plugins", "one.py"], "plugins: expected a list of files or folders, got 'one.py'"),
-        (["--run.log_every", "0"], "run: log_every must be at least 1, got 0"),
-        (["--tokenizer.clip", "-1"], "tokenizer: clip must not be negative, got -1"),
-        (["--matching.student_steps", "0"], "matching: student_steps must be at least 1, got 0"),
-        (["--sample.batch_size", "0"], "sample: batch_size must be at least 1, got 0"),
-        (["--sample.time_shift", "0"], "sample: time_shift must be above 0, got 0"),
-        (["--evaluate.count", "0"], "evaluate: count must be at least 1, got 0"),
-        (["--sample.last_step", "1.2"], "sample: last_step must be in [0, 1), got 1.2"),
-        (["--sample.last_step", "-0.1"], "sample: last_step must be in [0, 1), got -0.1"),
-        (["--generator.label_dropout", "1.5"], "generator: label_dropout must be in [0, 1], got 1.5"),
-        (["--matching.label_dropout", "-1"], "matching: label_dropout must be in [0, 1], got -1"),
-        (["--generator.model.heads", "0"], "generator.model: heads must be at least 1, got 0"),
-        (["--generator.model.patch_size", "0"], "generator.model: patch_size must be at least 1, got 0"),
-        (["--generator.model.depth", "-1"], "generator.model: depth must be at least 1, got -1"),
-        (["--reference.model.width", "0"], "reference.model: width must be at least 1, got 0"),
+        (["--run.log_every", "0"], "run.log_every: expected a whole number, 1 to 10^9, got 0"),
+        (["--tokenizer.clip", "-1"], "tokenizer.clip: expected a number, 0 to 10^6, got -1.0"),
+        (["--matching.student_steps", "0"], "matching.student_steps: expected a whole number, 1 to"),
+        (["--sample.batch_size", "0"], "sample.batch_size: expected a whole number, 1 to 2^20, got 0"),
+        (["--sample.time_shift", "0"], "sample.time_shift: expected a number, 0.001 to 1000, got 0.0"),
+        (["--evaluate.count", "0"], "evaluate.count: expected a whole number, 1 to"),
+        (["--sample.last_step", "1.2"], "sample.last_step: expected a number, 0 to below 1, got 1.2"),
+        (["--sample.last_step", "-0.1"], "sample.last_step: expected a number, 0 to below 1, got -0.1"),
+        (["--generator.label_dropout", "1.5"], "generator.label_dropout: expected a number, 0 to 1, got 1.5"),
+        (["--matching.label_dropout", "-1"], "matching.label_dropout: expected a number, 0 to 1, got -1.0"),
+        (["--generator.model.heads", "0"], "generator.model.heads: expected a whole number, 1 to 1024, got 0"),
+        (["--generator.model.patch_size", "0"], "generator.model.patch_size: expected a whole number, 1 to 256, got 0"),
+        (["--generator.model.depth", "-1"], "generator.model.depth: expected a whole number, 1 to 1024, got -1"),
+        (["--reference.model.width", "0"], "reference.model.width: expected a whole number, 1 to 65536, got 0"),
         (["--generator.model.size", "XL/0"], "generator.model: no network size is called 'XL/0'; did you mean 'XL/1'?"),
-        (["--autoencoder.latent_channels", "-1"], "autoencoder: latent_channels must be at least 1, got -1"),
         (
-            ["--autoencoder.decoder_multipliers", "[]"],
-            "decoder: multipliers: one or more whole numbers from 1",
+            ["--autoencoder.latent_channels", "-1"],
+            "autoencoder.latent_channels: expected a whole number, 1 to 65536",
         ),
+        (["--autoencoder.decoder_multipliers", "[]"], "decoder: multipliers: give at least one"),
+        (["--sample.time_shift", "inf"], "sample.time_shift: expected a number, 0.001 to 1000, got inf"),
+        (["--losses.adversarial.learning_rate", "-1e-3"], "learning_rate: expected a number, 0 to 1000, got -0.001"),
+        (["--generator.weight_decay", str(2**63)], "generator.weight_decay: expected a number, 0 to 1000, got 9.22"),
+        (["--losses.l1", "1e400"], "losses.l1: expected a number, 0 to 10^6, got inf"),
+        (["--losses.l1", f"1{400 * '0'}"], "losses.l1: expected a number, 0 to 10^6, got inf"),
+        (["--losses.adversarial.consistency", "nan"], "consistency: expected a number, 0 to 10^6, got nan"),
+        (["--matching.proxy_every", "-1"], "matching.proxy_every: expected a whole number, 0 to 10^9, got -1"),
+        (["--run.workers", "-1"], "run.workers: expected a whole number, 0 to 512, got -1"),
+        (["--encoder", "{steps: 1, projection: 1000000000000}"], "encoder.projection: expected a whole number, 1 to"),
+        (["--encoder", "{steps: 1, min_crop: 3}"], "encoder.min_crop: expected a number, above 0, to 1, got 3.0"),
+        (
+            ["--generator.model.width", "1.0e+308"],
+            "generator.model.width: expected a whole number, 1 to 65536, got 1000",
+        ),
+        (["--run_dir", ""], "run: dir: '' names no folder"),
+        (["--run.dir", "' '"], "run: dir: ' ' names no folder"),
         (["stray"], "unexpected argument 'stray'"),
         (["--name", "2024"], """name: expected text, got 2024; in quotes it is text: '"2024"'"""),
     ],
@@ -119,7 +136,7 @@ def test_a_report_of_a_folder_that_is_no_run(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_debug_shows_the_traceback():
-    result = tiny.command("run", "nothing.yaml", "--debug")
+    result = processes.command("run", "nothing.yaml", "--debug")
     assert "Traceback" in result.stderr
 
 

@@ -11,7 +11,7 @@ import pytest
 
 SRC = Path(__file__).parents[1] / "src"
 FLOORS = [
-    *("registry", "config", "runtime", "flow", "models"),
+    *("ranges", "registry", "config", "runtime", "flow", "models"),
     *("datasets", "encoders", "decoders", "losses", "transport", "tokenizers", "generators"),
     *("evaluation", "sections", "interop", "latents", "inputs", "training"),
     *(
@@ -22,8 +22,11 @@ FLOORS = [
         "recipe",
         "fitting",
         "checks",
+        "jobs",
+        "claims",
         "pipeline",
         "report",
+        "serve",
         "commands",
         "library",
     ),

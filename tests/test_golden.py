@@ -19,7 +19,7 @@ def test_under_bf16_autocast(file, name):
 
 def test_noised_latents():
     data = load("dmd.safetensors")
-    assert relative_error(interpolate(data["noise"], data["latents"], data["t"]), data["xt"]) < 1e-6
+    assert relative_error(interpolate(noise=data["noise"], z=data["latents"], t=data["t"]), data["xt"]) < 1e-6
 
 
 def test_every_output_in_the_files_is_compared():

@@ -1,11 +1,17 @@
 """The program as a library: recipes from Python, and the examples."""
 
+import importlib.util
+import inspect
 import json
 import os
+import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
@@ -15,8 +21,10 @@ from dmvae.datasets.instance import Instance, offer
 from dmvae.flow.loss import flow_matching_loss
 from dmvae.generators.flow import FlowModelConfig
 from dmvae.matching import DMD, Adversarial, Context
+from dmvae.recipe import load
 from dmvae.references.gaussian import Gaussian
 from dmvae.runtime.random import Random
+from dmvae.training.flow import FlowTraining, flow_loss
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -96,7 +104,8 @@ def test_an_objective_needs_nothing_but_tensors_and_networks():
     loss, _ = objective.student_loss(student, z.detach(), labels, Context(Random(7), classes, label_dropout=0.0))
     rng = Random(7)
     rng.uniform(5)
-    expected = flow_matching_loss(student, z.detach(), labels, rng.uniform(5), rng.normal(*z.shape))
+    t, noise = rng.uniform(5), rng.normal(*z.shape)
+    expected = flow_matching_loss(student, z=z.detach(), labels=labels, t=t, noise=noise)
     assert torch.equal(loss, expected)
 
 
@@ -130,9 +139,94 @@ def test_the_training_loop_of_ones_own(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("notebook", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.stem)
-def test_a_notebook_runs_cell_by_cell(tmp_path, notebook):
+def test_a_notebook_runs_cell_by_cell(tmp_path, notebook, monkeypatch):
     cells = json.loads(notebook.read_text())["cells"]
-    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    (tmp_path / "cells.py").write_text(code)
-    run_file("cells.py", cwd=tmp_path)
-    assert (tmp_path / "runs").exists()
+    code = [compile("".join(cell["source"]), notebook.name, "exec") for cell in cells if cell["cell_type"] == "code"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plt, "show", lambda: shown.append(len(plt.gcf().axes)))
+    shown: list[int] = []
+    module = ModuleType("notebook")
+    monkeypatch.setitem(sys.modules, "notebook", module)  # where dataclasses look for the types of their fields
+    for cell in code:
+        exec(cell, vars(module))
+    plt.close("all")
+    assert (tmp_path / "runs").exists() or shown
+    assert not any(cell.get("outputs") for cell in cells), "notebooks are kept without their output"
+
+
+def test_the_autoencoder_of_diffusers_in_a_loop_of_ones_own(tmp_path):
+    """The example's functions: autoencoder and student train, the teacher stays, the saved folder is diffusers'."""
+    from diffusers import AutoencoderKL
+
+    spec = importlib.util.spec_from_file_location("example", EXAMPLES / "match_autoencoder_kl.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    example.BATCH, example.IMAGES = 8, 32
+    torch.manual_seed(0)
+    example.autoencoder(None).save_pretrained(tmp_path / "start")
+    vae = example.autoencoder(str(tmp_path / "start"))
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    teacher, student = example.match(vae, steps=4, teacher_steps=2, weight=0.3)
+    assert not any(torch.equal(value, before[name]) for name, value in vae.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert not torch.equal(teacher.final_layer.linear.weight, student.final_layer.linear.weight)
+    vae.save_pretrained(tmp_path / "vae")
+    again = AutoencoderKL.from_pretrained(tmp_path / "vae").eval()
+    x = torch.rand(2, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        assert torch.equal(again(x).sample, vae.eval()(x).sample)
+    assert again.config.scaling_factor == vae.config.scaling_factor != AutoencoderKL().config.scaling_factor
+
+
+def test_the_loss_of_a_teacher_is_that_of_the_stage():
+    z, labels = torch.randn(6, 2, 3, 3), torch.arange(6) % 4
+    network = FlowModelConfig(width=16, depth=1, heads=2).build((2, 3, 3), 4)
+    torch.nn.init.normal_(network.final_layer.linear.weight)
+    training = FlowTraining(steps=1, label_dropout=0.5, time_distribution="logit_normal")
+    context = Context(Random(5), 4, label_dropout=0.5, time_distribution="logit_normal")
+    assert torch.equal(
+        DMD().teacher_loss(network, z, labels, context)[0], flow_loss(network, z, labels, training, Random(5))
+    )
+
+
+def test_a_plain_generator_is_randomness_enough():
+    a, b = (Context(torch.Generator().manual_seed(3), 4).rng.normal(2, 3) for _ in range(2))
+    assert torch.equal(a, b)
+    generator = torch.Generator().manual_seed(3)
+    assert torch.equal(Context(generator, 4).rng.normal(2, 3), a)
+    assert not torch.equal(Context(generator, 4).rng.normal(2, 3), a)
+
+
+PAGE = (EXAMPLES.parent / "docs/own_trainer.md").read_text()
+
+
+def test_the_page_s_objective_runs_as_a_plugin(tmp_path):
+    """Written from the page alone, it pulls latents to a Gaussian's mean and leaves those that are there."""
+    (tmp_path / "mine.py").write_text(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[-1])
+    matching = {"objective": {"type": "to_estimate", "earliest": 0.25}, "steps": 2}
+    recipe = load(
+        tiny.write(
+            tmp_path,
+            plugins=["mine.py"],
+            matching=matching,
+            reference={"distribution": {"type": "gaussian"}, "steps": 2},
+        )
+    )["matched"]
+    objective, teacher = recipe.matching.objective, Gaussian((2, 3, 3), 4, 1.0).velocity
+    z = torch.full((512, 2, 3, 3), 4.0).requires_grad_()
+    loss, log = objective.loss(z, torch.zeros(512, dtype=torch.int64), teacher, None, Context(Random(0), 4))
+    (pull,) = torch.autograd.grad(loss, z)
+    assert (pull.mean((0, 2, 3)) > 0).all(), "far from the reference, descent goes back to it"
+    assert log["to_estimate/gap"] == pytest.approx(2 * loss.item())
+
+
+@pytest.mark.parametrize("name", sorted({*re.findall(r"`(dmvae[\w.]+)\(([^`]*)\)`", PAGE)}))
+def test_the_page_s_signatures_are_the_code_s(name):
+    path, arguments = name
+    parameters = inspect.signature(pkgutil.resolve_name(path)).parameters
+    positional, _, named = ([key.split("=")[0].strip() for key in part.split(",")] for part in arguments.partition("*"))
+    said = [key for key in positional if key]
+    assert set(said) <= set(parameters)
+    if path.startswith("dmvae.flow"):
+        assert said == list(parameters)[: len(said)]
+        assert [key for key in named if key] == [key for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY]

@@ -4,8 +4,6 @@ import json
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,12 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
+import processes
 import tiny
 from dmvae import cli, datasets, pipeline
 from dmvae.datasets.shapes import Shapes
+from dmvae.jobs import jobs_of, plan
 from dmvae.recipe import load
 from dmvae.runtime.files import locked
 from dmvae.stages import STAGES
+from dmvae.training.loop import Trainer
 from plugin_source import PLUGIN
 
 pytestmark = pytest.mark.slow
@@ -29,7 +30,7 @@ def finished(tmp_path_factory):
     """A finished run through the command line: (recipe file, run folder, what it printed)."""
     folder = tmp_path_factory.mktemp("whole")
     path = tiny.write(folder)
-    result = tiny.command("run", str(path))
+    result = processes.command("run", str(path))
     assert result.returncode == 0, result.stderr
     return path, folder / "run", result.stdout
 
@@ -75,7 +76,7 @@ def test_latents_are_normalised_by_what_the_tokenizer_carries(finished):
 def test_a_second_run_does_nothing(finished):
     path, run_dir, _ = finished
     before = {f: f.stat().st_mtime_ns for f in run_dir.glob("stages/*/*") if f.is_file()}
-    result = tiny.command("run", str(path))
+    result = processes.command("run", str(path))
     assert result.returncode == 0
     assert result.stdout.count("skip (finished") == 14
     assert "run (new" not in result.stdout
@@ -105,7 +106,7 @@ def test_a_copy_of_a_run_without_its_links(finished, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(run_dir, copy, symlinks=False)
     with pytest.raises(ValueError, match="copy a run with its links"):
-        pipeline.jobs_of(copy)
+        jobs_of(copy)
 
 
 def test_a_run_that_stands_at_its_second_variant_shows_nothing_of_an_older_recipe(finished, tmp_path):
@@ -115,11 +116,11 @@ def test_a_run_that_stands_at_its_second_variant_shows_nothing_of_an_older_recip
     shutil.copytree(run_dir, copy, symlinks=True)
     with pytest.raises(ValueError, match="reads the stage 'tokenizer'"):
         pipeline.run(load(path, {"seed": 5, "run.dir": str(copy)}), copy, only="latents")
-    assert {job.state for job in pipeline.jobs_of(copy)} == {"new"}
+    assert {job.state for job in jobs_of(copy)} == {"new"}
 
 
 def states(path, **over):
-    return {(j.variant, j.stage.name): j.state for j in pipeline.plan(load(path, over), Path(load(path)["kl"].run.dir))}
+    return {(j.variant, j.stage.name): j.state for j in plan(load(path, over), Path(load(path)["kl"].run.dir))}
 
 
 def test_a_changed_field_redoes_its_stage_and_those_after_it(finished):
@@ -163,7 +164,7 @@ def test_a_folder_of_images_may_move(tmp_path):
         for i in range(30):
             Image.new("RGB", (12, 12), (9 * i, 0, 0)).save(tmp_path / name / f"{i}.png")
         data = {"type": "image_folder", "size": 12, "root": str(tmp_path / name), "cache": "none"}
-        folders.append([job.folder for job in pipeline.plan(load(path, {"data": data}), tmp_path)])
+        folders.append([job.folder for job in plan(load(path, {"data": data}), tmp_path)])
     assert folders[0] == folders[1]
 
 
@@ -175,7 +176,7 @@ def test_rewritten_files_that_a_recipe_names_redo_what_reads_them(tmp_path):
     plugin.write_text(PLUGIN)
 
     def addresses(over):
-        return {(j.variant, j.stage.name): j.folder for j in pipeline.plan(load(path, over), tmp_path)}
+        return {(j.variant, j.stage.name): j.folder for j in plan(load(path, over), tmp_path)}
 
     for file, text, variant, over, redone in (
         (weights, "other", "kl", {}, "tokenizer"),
@@ -197,24 +198,19 @@ def test_killed_at_random_moments_it_ends_in_the_same_weights(finished, tmp_path
     rng = random.Random(0)
     kills = 0
     while kills < 10:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "dmvae", "run", str(path)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=tiny.environment(),
-        )
-        # The start-up is most of so small a run; a kill comes a few files later, on a fast machine and a slow one.
+        process = processes.Command("run", str(path))
+        # Counted in files, so that a kill comes as far on on a fast machine and a slow one.
         enough = len(list(tmp_path.glob("run/stages/*/*"))) + rng.randint(1, 4)
-        while process.poll() is None and len(list(tmp_path.glob("run/stages/*/*"))) < enough:
+        while not process.ended() and len(list(tmp_path.glob("run/stages/*/*"))) < enough:
             time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.05))
-        if process.poll() is not None:
+        if process.ended():
             break
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.signal(signal.SIGKILL)
+        process.result()
         kills += 1
     assert kills >= 5, "the run ended too soon for the test to mean anything"
-    assert tiny.command("run", str(path)).returncode == 0
+    assert processes.command("run", str(path)).returncode == 0
     ours, theirs = tiny.weights(tmp_path / "run"), tiny.weights(whole)
     assert set(ours) == set(theirs)
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
@@ -223,19 +219,10 @@ def test_killed_at_random_moments_it_ends_in_the_same_weights(finished, tmp_path
 def test_processes_side_by_side_share_the_stages_out(finished, tmp_path):
     _, whole, _ = finished
     path = tiny.write(tmp_path)
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "dmvae", "run", str(path)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=tiny.environment(),
-        )
-        for _ in range(2)
-    ]
-    outputs = [process.communicate(timeout=300) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    ran = [line.split(":")[0] for out, _ in outputs for line in out.splitlines() if "run (new)" in line]
+    both = [processes.Command("run", str(path)) for _ in range(2)]
+    results = [process.result() for process in both]
+    assert [result.returncode for result in results] == [0, 0], results
+    ran = [line.split(":")[0] for result in results for line in result.stdout.splitlines() if "run (new)" in line]
     assert len(ran) == len(set(ran)) == 14, "every stage ran in exactly one of them"
     ours, theirs = tiny.weights(tmp_path / "run"), tiny.weights(whole)
     assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
@@ -251,21 +238,15 @@ def test_a_lock_is_one_holders_at_a_time(tmp_path):
 
 def test_interrupt_saves_and_says_so(tmp_path):
     path = tiny.write(tmp_path, tokenizer__steps=100000, run__save_every=100000)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dmvae", "run", str(path), "--variant", "kl"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=tiny.environment(),
-    )
+    process = processes.Command("run", str(path), "--variant", "kl")
     while not list(tmp_path.glob("run/stages/tokenizer*/log.jsonl")):
-        assert process.poll() is None, process.stderr.read()
+        assert not process.ended(), process.result().stderr
         time.sleep(0.05)
     time.sleep(0.5)
-    process.send_signal(signal.SIGTERM)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "the state was saved" in error
+    process.signal(signal.SIGTERM)
+    result = process.result(timeout=60)
+    assert result.returncode == 130
+    assert "the state was saved" in result.stderr
     assert list(tmp_path.glob("run/stages/tokenizer*/checkpoints/step-*"))
 
 
@@ -281,11 +262,35 @@ def test_killed_before_a_stage_counts_as_finished_it_goes_on_from_its_last_state
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    path = tiny.write(tmp_path, tokenizer__learning_rate=1e30, tokenizer__clip=0, tokenizer__steps=40)
-    result = tiny.command("run", str(path), "--variant", "kl")
+    path = tiny.write(tmp_path, tokenizer__learning_rate=1000, tokenizer__clip=0, tokenizer__steps=40)
+    result = processes.command("run", str(path), "--variant", "kl")
     assert result.returncode == 1
     assert "became" in result.stderr
+    assert (
+        "give a lower --tokenizer.learning_rate or a longer --tokenizer.warmup, with which the stage" in result.stderr
+    )
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("what", ["weights", "buffers"])
+def test_a_last_update_that_leaves_no_numbers_finishes_no_stage(tmp_path, monkeypatch, what):
+    path, apply = tiny.write(tmp_path, losses__adversarial={"layers": 1, "start": 0, "norm": "batch"}), Trainer.apply
+
+    def spoilt(self, update):
+        figures = apply(self, update)
+        if self.step == self.config.steps - 1:
+            buffers = dict(self.networks.discriminator.named_buffers())
+            held = buffers["main.3.running_mean"] if what == "buffers" else next(self.networks.autoencoder.parameters())
+            held.data[(0,) * held.ndim] = float("nan")
+        return figures
+
+    monkeypatch.setattr(Trainer, "apply", spoilt)
+    with pytest.raises(FloatingPointError, match="became infinite or NaN by step 6"):
+        tiny.run(path, "kl", "tokenizer")
+    assert not list(tmp_path.glob("run/stages/tokenizer*/done.json"))
+    monkeypatch.undo()
+    tiny.run(path, "kl", "tokenizer")  # of its checkpoint, which is good
+    assert list(tmp_path.glob("run/stages/tokenizer*/done.json"))
 
 
 def test_a_reference_in_closed_form_trains_no_teacher(tmp_path):
@@ -302,4 +307,4 @@ def test_the_headline_of_a_variant_says_what_is_done_and_what_is_left(finished):
     path, run_dir, out = finished
     assert "[1/2] matched: 0 of 14 stages finished\n" in out
     assert "[2/2] kl: 9 of 14 stages finished, about 0 min left\n" in out
-    assert pipeline.headline(pipeline.plan(load(path), run_dir), "kl") == r"[2/2] kl: 14 of 14 stages finished"
+    assert pipeline.headline(plan(load(path), run_dir), "kl") == r"[2/2] kl: 14 of 14 stages finished"

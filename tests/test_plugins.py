@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 
+import processes
 import tiny
 from dmvae import cli, pipeline
 from dmvae import config as configs
@@ -54,7 +55,7 @@ def recipe_with_plugins(folder: Path, source: str = PLUGIN, prefix: str = "") ->
 @pytest.mark.slow
 def test_a_plugin_of_each_kind_runs_from_a_file_outside_the_package(tmp_path):
     path, run_dir = recipe_with_plugins(tmp_path), tmp_path / "run"
-    result = tiny.command("run", str(path))
+    result = processes.command("run", str(path))
     assert result.returncode == 0, result.stderr
     assert "moment/mean" in (run_dir / "main/matching/log.jsonl").read_text()
     assert "sharpen/mean" in (run_dir / "main/sharpen/log.jsonl").read_text()
@@ -68,12 +69,12 @@ def test_a_plugin_of_each_kind_runs_from_a_file_outside_the_package(tmp_path):
     for title in ("brightness gap", "contrast gap", "latent norm"):
         assert title in result.stdout
         assert title in (run_dir / "report.html").read_text()
-    one = tiny.command("sharpen", str(path))
+    one = processes.command("sharpen", str(path))
     assert "main/sharpen: skip (finished)" in one.stdout
-    dry = tiny.command("run", str(path), "--dry-run")
+    dry = processes.command("run", str(path), "--dry-run")
     assert [line for line in dry.stdout.splitlines() if "sharpen" in line]
     assert "nothing is missing" in dry.stdout
-    assert "--sharpen.strength" in tiny.command("run", str(path), "--help").stdout
+    assert "--sharpen.strength" in processes.command("run", str(path), "--help").stdout
 
 
 WRONG = {
@@ -101,7 +102,7 @@ def test_a_plugin_that_lacks_something_is_told_what_and_where(tmp_path, right):
 
 def test_a_stage_that_comes_after_none_is_told(tmp_path):
     (tmp_path / "lost.py").write_text(renamed("lost_").replace('after="decoder"', 'after="decoding"'))
-    result = tiny.command("run", str(tiny.write(tmp_path, plugins=[str(tmp_path / "lost.py")])))
+    result = processes.command("run", str(tiny.write(tmp_path, plugins=[str(tmp_path / "lost.py")])))
     assert result.returncode == 2
     assert "'lost_sharpen': it comes after 'decoding', which is no stage; known: encoder, tokenizer" in result.stderr
     assert "Traceback" not in result.stderr
@@ -142,7 +143,7 @@ def test_the_readme_s_reference_runs(tmp_path):
     path = tiny.write(tmp_path, plugins=[str(tmp_path / over["plugins"][0])])
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(yaml.safe_dump({"extends": path.name, "reference": over["reference"] | {"steps": 2}}))
-    result = tiny.command("run", str(recipe))
+    result = processes.command("run", str(recipe))
     assert result.returncode == 0, result.stderr
     assert "distance: 3.0" in (tmp_path / "run/main/recipe.yaml").read_text()
 

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.wheel import build
 
 import dmvae
-import tiny
+import processes
 from dmvae import cli
 from dmvae import config as configs
 from dmvae.recipe import load
@@ -68,7 +68,7 @@ def test_version_and_help_need_no_recipe_and_no_torch():
         (["recipes"], "imagenet256"),
     ):
         result = subprocess.run(
-            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=tiny.environment()
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=processes.environment()
         )
         assert result.returncode == 0, result.stderr
         assert wanted in result.stdout

@@ -3,9 +3,13 @@
 import random
 
 import pytest
+import torch
 from benchmarks.tortures import Row, attempt
 from benchmarks.tortures.damage import checkpoints, files
 from benchmarks.tortures.hostile import hostile
+from benchmarks.tortures.processes import compare, contents
+from benchmarks.tortures.values import odd_fields, odd_images
+from safetensors.torch import save_file
 
 
 @pytest.mark.parametrize("part", [files, checkpoints])
@@ -20,6 +24,32 @@ def test_no_hostile_file_does_what_it_means_to(tmp_path):
     (row,) = hostile(tmp_path)
     assert row.tries >= 17
     assert row.notes == []
+
+
+def test_odd_images_are_read_or_told(tmp_path):
+    (row,) = odd_images(tmp_path, random.Random(0))
+    assert row.tries > 20
+    assert row.notes == []
+
+
+def test_odd_fields_are_refused_or_built(tmp_path):
+    (row,) = odd_fields(tmp_path, 20, random.Random(0))
+    assert (row.tries, row.notes) == (20, [])
+
+
+def test_what_ends_elsewhere_than_an_undisturbed_run_is_counted(tmp_path):
+    for name, value in (("a", 0), ("b", 1)):
+        save_file({"x": torch.full((3,), value)}, tmp_path / f"{name}.safetensors")
+    wanted, row = contents(tmp_path), Row("x")
+    compare(row, wanted, tmp_path, "same")
+    assert row.notes == []
+    save_file({"x": torch.full((3,), 2)}, tmp_path / "a.safetensors")
+    compare(row, wanted, tmp_path, "changed")
+    (tmp_path / "b.safetensors").unlink()
+    compare(row, wanted, tmp_path, "gone")
+    (tmp_path / "b.safetensors.7.part").mkdir()
+    compare(row, contents(tmp_path), tmp_path, "left")
+    assert row.counts == {"losses": 2, "tracebacks": 0, "hangs": 0, "silent uses": 1}
 
 
 def test_what_fails_is_counted(tmp_path):

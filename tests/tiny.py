@@ -1,8 +1,5 @@
-"""A recipe small enough to run every stage in seconds, and how to run it in this process or another."""
+"""A recipe small enough to run every stage in seconds, and how to run it in this process; `processes` has others."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -10,6 +7,7 @@ import yaml
 
 from dmvae import config as configs
 from dmvae import pipeline
+from dmvae.jobs import plan
 from dmvae.recipe import load
 
 DIT = {"width": 16, "depth": 1, "heads": 2}
@@ -66,22 +64,11 @@ def run(path: Path, variant: str | None = None, only: str | None = None, until: 
     run_dir = Path(next(iter(recipes.values())).run.dir)
     if until is None:
         return pipeline.run(recipes, run_dir, only)
-    jobs = pipeline.plan(recipes, run_dir)
+    jobs = plan(recipes, run_dir)
     names = [job.stage.name for job in jobs]
     for name in names[: names.index(until) + 1]:
         pipeline.run(recipes, run_dir, name)
     return jobs
-
-
-def command(*arguments: str, **kwargs) -> subprocess.CompletedProcess:
-    """The `dmvae` command in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "dmvae", *arguments], capture_output=True, text=True, env=environment(), **kwargs
-    )
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:

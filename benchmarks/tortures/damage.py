@@ -145,11 +145,12 @@ def recipes(folder: Path, tries: int, rng: random.Random) -> Iterator[Row]:
 def run_folder(folder: Path, tries: int, rng: random.Random) -> Iterator[Row]:
     """A finished run with a damaged file: the same command repairs or names it, and ends in the same weights."""
     sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+    import processes
     import tiny
 
     row = Row("flips and cuts: a run's folder")
     path = tiny.write(folder, encoder=None, variants={"kl": {"tokenizer.train_encoder": True}}, matching=None)
-    first = tiny.command("run", str(path), "--reference", "null", "--decoder", "null")
+    first = processes.command("run", str(path), "--reference", "null", "--decoder", "null")
     assert first.returncode == 0, first.stderr
     shutil.copytree(folder / "run", folder / "good", symlinks=True)
     there = sorted(p for p in (folder / "good/stages").rglob("*") if p.is_file() and "tensorboard" not in p.parts)
@@ -163,7 +164,7 @@ def run_folder(folder: Path, tries: int, rng: random.Random) -> Iterator[Row]:
         (folder / "run" / name).write_bytes(bad)
         row.tries += 1
         try:
-            again = tiny.command("run", str(path), "--reference", "null", "--decoder", "null", timeout=10 * LIMIT)
+            again = processes.command("run", str(path), "--reference", "null", "--decoder", "null", timeout=10 * LIMIT)
         except subprocess.TimeoutExpired:
             row.count("hangs", f"{name}, {note}")
             continue

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from dmvae.datasets import open_dataset
-from dmvae.inputs import Inputs, build_autoencoder
+from dmvae.datasets import Split, open_dataset
+from dmvae.inputs import Blueprint, Inputs, build_autoencoder, first_tokenizer
 from dmvae.recipe import Recipe
 from dmvae.stages.reconstruction import new_discriminator
 from dmvae.training.data import require_batch
-from dmvae.training.stage import AnyStage, Buildable, TrainingStage
+from dmvae.training.stage import AnyStage, AnyTraining, Buildable, TrainingStage
 
 Stages = Sequence[AnyStage]
+TRIED = 8
+"""Items of a data set that are looked at before a run."""
 _built: set[str] = set()
 """Parts that this process has built already: variants share parts, and building takes a second. Failures are not
 remembered."""
@@ -47,13 +50,21 @@ def problems(recipe: Recipe, stages: Stages) -> Iterator[str]:
         yield from _complaint("", partial(_try_discriminator, recipe))
     if recipe.autoencoder is not None:
         yield from _complaint("autoencoder", partial(_try_autoencoder, recipe))
-    yield from _complaint("data", partial(_try_data, recipe))
+    if recipe.pretrained is not None and any(stage.trains_decoder for stage in stages):
+        untrainable = list(_complaint("", partial(_try_start, recipe)))
+        yield from untrainable
+        if untrainable:  # the stages' own questions are about that tokenizer
+            return
+    for split in dict.fromkeys(split for stage in stages for split in stage.splits):
+        yield from _complaint("data", partial(_try_data, recipe, split))
     for stage in stages:
         section = recipe.section(stage)
         if issubclass(stage, TrainingStage) and not stage.draws:
             yield from _complaint("", partial(require_batch, stage.name, section.batch_size, items))
         others = {name: recipe.section(name) for name in stage.reads if recipe.section(name) is not None}
         yield from stage.problems(section, inputs, others)
+        if issubclass(stage, TrainingStage):
+            yield from _complaint("", partial(_try_networks, stage, recipe, others))
 
 
 def _try_discriminator(recipe: Recipe) -> None:
@@ -69,10 +80,13 @@ def _try_autoencoder(recipe: Recipe) -> None:
     data = recipe.data
     with torch.device("meta"):
         model = build_autoencoder(recipe)
-        features = model.encoder(torch.empty(2, data.channels, data.size, data.size))
         side = data.size // model.stride
         latents = torch.empty(2, model.config.latent_channels, side, side)
-        images = model.decoder(latents)
+        try:
+            features = model.encoder(torch.empty(2, data.channels, data.size, data.size))
+            images = model.decoder(latents)
+        except RuntimeError as error:  # torch's own, of shapes that do not fit together
+            raise ValueError(f"it cannot be run on images of {data.size} pixels: {error}") from error
     for part, found, wanted in (
         ("encoder", features, (2, model.encoder.channels, side, side)),
         ("decoder", images, (2, data.channels, data.size, data.size)),
@@ -84,18 +98,52 @@ def _try_autoencoder(recipe: Recipe) -> None:
             )
 
 
-def _try_data(recipe: Recipe) -> None:
-    """Raise ValueError for a data set whose first and last items are not uint8 images of the recipe's shape."""
+def _try_start(recipe: Recipe) -> None:
+    """Raise ValueError for a finished tokenizer that cannot be trained further."""
+    with torch.device("meta"):
+        first_tokenizer(recipe, weights=False)
+
+
+def _try_networks(stage: type[AnyTraining], recipe: Recipe, others: Mapping[str, Any]) -> None:
+    """Raise ValueError for what the stage finds wrong as it builds its networks, on the meta device."""
+    classes = len(open_dataset(recipe.data, "train").classes)
+    shared = (recipe.data, recipe.autoencoder, recipe.pretrained, recipe.losses)
+    key = repr((stage.name, recipe.section(stage), others, shared))
+    if key in _built:
+        return
+    with torch.device("meta"):
+        stage(recipe.section(stage), Blueprint(recipe, "", others, classes)).build()
+    _built.add(key)
+
+
+def _try_data(recipe: Recipe, split: Split) -> None:
+    """Raise ValueError for a data set whose items, some of them, are not uint8 images of the recipe's shape with labels
+    of its classes: one by one and, where it gives many at once, so too."""
     data = recipe.data
-    dataset = open_dataset(data, "train")
+    dataset = open_dataset(data, split)
+    n, classes = len(dataset), len(dataset.classes)
     wanted = (data.channels, data.size, data.size)
-    for i in (0, len(dataset) - 1):
-        image, label = dataset[i]
+    labels: object = dataset.labels
+    if not isinstance(labels, torch.Tensor) or labels.dtype != torch.int64 or tuple(labels.shape) != (n,):
+        raise ValueError(f"{data.type!r}: .labels of the {split} split is {_told(labels)}; give int64 [{n}]")
+    chosen = sorted({*range(0, n, -(-n // TRIED)), n - 1})
+    items: list[tuple[int, object, object]] = [(i, *dataset[i]) for i in chosen]
+    many = getattr(dataset, "__getitems__", None)
+    items += [(i, *item) for i, item in zip(chosen, zip(*many(chosen), strict=True), strict=True)] if many else []
+    for i, image, label in items:
         if not isinstance(image, torch.Tensor) or image.dtype != torch.uint8 or tuple(image.shape) != wanted:
-            found = f"{image.dtype} {list(image.shape)}" if isinstance(image, torch.Tensor) else type(image).__name__
-            raise ValueError(f"{data.type!r}: item {i} is {found}; give a uint8 image {list(wanted)}, values 0 to 255")
-        if not 0 <= int(label) < len(dataset.classes):
-            raise ValueError(f"{data.type!r}: item {i} has the label {label}; there are {len(dataset.classes)} classes")
+            raise ValueError(
+                f"{data.type!r}: item {i} is {_told(image)}; give a uint8 image {list(wanted)}, values 0 to 255"
+            )
+        if not 0 <= int(label) < classes:  # type: ignore[call-overload]
+            raise ValueError(f"{data.type!r}: item {i} has the label {label}; there are {classes} classes")
+    low, high = int(labels.min()), int(labels.max())
+    if not 0 <= low <= high < classes:
+        raise ValueError(f"{data.type!r}: labels run from {low} to {high}; there are {classes} classes")
+
+
+def _told(value: object) -> str:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
 
 
 def _complaint(place: str, check: Callable[[], object]) -> Iterator[str]:

@@ -20,6 +20,7 @@ COMMANDS = {
     "study": ("run", "run", "the same, for a recipe with many variants"),
     "STAGE": ("run", "run", "one stage of RECIPE, by its section: tokenizer, matching, generator, ..."),
     "report": ("run", "report", "write the table and the report of RUN_DIR again"),
+    "serve": ("serve", "serve", "show RUN_DIR in a browser, to play with"),
     "recipes": ("recipes", "recipes", "list the recipes that come with dmvae"),
     "init": ("recipes", "init", "copy one of them, to edit it"),
     "encode": ("encode", "encode", "encode a folder of images with a tokenizer"),

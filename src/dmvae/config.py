@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from dmvae.ranges import UNSAID, Range, range_of
 from dmvae.registry import Registered, family_of, find, names, nearest
 
 if TYPE_CHECKING:
@@ -34,6 +36,10 @@ class FieldError(ValueError):
 
 class NoSuchField(FieldError):
     """A key that is no field of its section."""
+
+
+class OutOfRange(ValueError):
+    """A number of the right type, and not in the range of its field."""
 
 
 class FieldMissing(FieldError):
@@ -60,7 +66,7 @@ def read(cls: type[C], values: object, where: str = "") -> C:
     for key in values:
         if key not in fields:
             raise NoSuchField(_join(where, key), f"no such field{nearest(str(key), fields)}")
-    hints = get_type_hints(cls)
+    hints = get_type_hints(cls, include_extras=True)
     kwargs = {key: _value(hints[key], _laid(fields[key], value), _join(where, key)) for key, value in values.items()}
     for name, field in fields.items():
         if name not in kwargs and field.default is _MISSING and field.default_factory is _MISSING:
@@ -129,16 +135,8 @@ def merge(base: object, over: object) -> Any:
     return base | {key: merge(base.get(key), value) for key, value in over.items()}
 
 
-def require_positive(section: object, *names: str) -> None:
-    """Raise ValueError naming the first of a section's fields that is below 1; a field that is None is left alone."""
-    for name in names:
-        value = getattr(section, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-
-
 def describe(cls: type) -> dict[str, str]:
-    """Field name -> the docstring written under it, with those of the base classes."""
+    """Field name -> the docstring written under it, with those of the base classes, and the range of its numbers."""
     import ast
     import inspect
 
@@ -150,7 +148,10 @@ def describe(cls: type) -> dict[str, str]:
         for field, text in itertools.pairwise(body):
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
                 docs[field.target.id] = " ".join(str(text.value.value).split())  # type: ignore[union-attr]
-    return docs | {f.name: f.metadata["doc"] for f in dataclasses.fields(cls) if "doc" in f.metadata}
+    docs |= {f.name: f.metadata["doc"] for f in dataclasses.fields(cls) if "doc" in f.metadata}
+    hints = get_type_hints(cls, include_extras=True)
+    ranges = {f.name: range_of(hints[f.name]) for f in dataclasses.fields(cls)}
+    return docs | {name: f"{docs.get(name, '')} [{given}]".lstrip() for name, given in ranges.items() if given}
 
 
 def _laid(field: dataclasses.Field[object], value: object) -> object:
@@ -177,14 +178,16 @@ def _member(cls: type, values: Values, where: str) -> type:
     raise ValueError(f"{_join(where, 'type')}: this field is required; known: {', '.join(names(cls))}")
 
 
-def _value(hint: object, value: object, where: str) -> object:
+def _value(hint: object, value: object, where: str, given: Range | None = None) -> object:
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any:
         return value
+    if origin is Annotated:
+        return _value(args[0], value, where, next(a for a in args if isinstance(a, Range)))
     if origin in (Union, types.UnionType):
         return _union(args, value, where)
     if origin is Literal:
-        if value in args:
+        if any(value == known and type(value) is type(known) for known in args):  # True and 1.0 are equal to 1
             return value
         raise ValueError(f"{where}: {value!r} is not one of {', '.join(map(repr, args))}")
     if dataclasses.is_dataclass(hint) or (isinstance(hint, type) and issubclass(hint, Registered)):
@@ -195,7 +198,11 @@ def _value(hint: object, value: object, where: str) -> object:
         if not isinstance(value, dict):
             raise ValueError(f"{where}: expected a mapping, got {value!r}")
         return value
-    return _scalar(hint, value, where)
+    number = _scalar(hint, value, where)
+    if (allowed := given or UNSAID.get(hint)) and number not in allowed:  # type: ignore[call-overload, operator]
+        known = f"{_name(hint)}, {allowed}" if given else "a finite number" if hint is float else "64 bits at most"
+        raise OutOfRange(f"{where}: expected {known}, got {number!r}")
+    return number
 
 
 def _union(args: tuple[object, ...], value: object, where: str) -> object:
@@ -206,6 +213,8 @@ def _union(args: tuple[object, ...], value: object, where: str) -> object:
     for choice in choices:
         try:
             return _value(choice, value, where)
+        except OutOfRange:
+            raise
         except ValueError as error:
             errors.append(error)
     raise errors[0] if len(errors) == 1 else ValueError(f"{where}: {value!r} is not {' or '.join(map(_name, choices))}")
@@ -229,7 +238,7 @@ def _scalar(hint: object, value: object, where: str) -> object:
         except ValueError:
             pass
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if abs(value) < 2**1000 else math.inf if value > 0 else -math.inf
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
@@ -253,4 +262,5 @@ def _join(where: str, key: object) -> str:
 
 def _name(hint: object) -> str:
     known: dict[object, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    hint = get_args(hint)[0] if get_origin(hint) is Annotated else hint
     return known.get(hint, getattr(hint, "__name__", str(hint)))

@@ -26,7 +26,7 @@ from dmvae.models.discriminator import PatchGAN
 from dmvae.runtime.console import console
 from dmvae.runtime.done import read_done
 from dmvae.sections import AutoencoderShape, Sections
-from dmvae.tokenizers.adapted import adapt
+from dmvae.tokenizers.adapted import adapt, load_tokenizer, start
 from dmvae.tokenizers.autoencoder import Autoencoder
 
 
@@ -70,8 +70,12 @@ class Inputs:
 
     @property
     def shape(self) -> AutoencoderShape:
-        """The architecture of the tokenizer that is trained here."""
-        assert self.sections.autoencoder is not None
+        """The architecture of the tokenizer that is trained here from the beginning. Raises ValueError where the recipe
+        takes a `pretrained` one."""
+        if self.sections.autoencoder is None or self.sections.pretrained is not None:
+            raise ValueError(
+                "it needs the encoder that a recipe names under `autoencoder`, and this one has `pretrained` instead"
+            )
         return self.sections.autoencoder
 
     def config_of(self, stage: str) -> Values:
@@ -83,7 +87,7 @@ class Inputs:
         return load_file(self.reads[stage] / name)
 
     def new_autoencoder(self, *, pretrained: bool) -> Autoencoder:
-        """The recipe's tokenizer with random weights; with `pretrained`, its encoder has trained ones."""
+        """The recipe's tokenizer with random weights; with `pretrained`, its encoder's weights are trained ones."""
         model = build_autoencoder(self.sections)
         if pretrained:
             self._fill(model.encoder)
@@ -108,26 +112,34 @@ class Inputs:
         encoder.load_state_dict(trained.state_dict())
 
     @property
-    def tokenizer_folder(self) -> Path:
-        """The folder of the last stage that trained the tokenizer, of those that this one reads."""
-        return next(self.reads[name] for name in ("decoder", "matching", "tokenizer") if name in self.reads)
+    def tokenizer_folder(self) -> Path | None:
+        """The folder of the last stage that trained the tokenizer, of those that this one reads; None where none has
+        yet, which a recipe with `pretrained` may say."""
+        return next((self.reads[name] for name in ("decoder", "matching", "tokenizer") if name in self.reads), None)
 
-    def autoencoder(self) -> Autoencoder:
-        """The tokenizer that is trained here, as the last stage left it."""
-        return Autoencoder.from_pretrained(self.tokenizer_folder / "autoencoder")
+    def autoencoder(self) -> Tokenizer:
+        """The tokenizer as the last stage left it, to be trained further: the recipe's `pretrained` one where none has
+        trained it yet."""
+        folder = self.tokenizer_folder
+        if folder is not None:
+            return load_tokenizer(folder / "autoencoder")
+        assert self.sections.pretrained is not None, "a stage that takes the tokenizer reads 'tokenizer'"
+        return first_tokenizer(self.sections, weights=True)
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that `latents` and the stages after it use: the recipe's `pretrained` one, or the one that
-        this recipe trained."""
+        """The tokenizer that `latents` and the stages after it use. One that nothing trains here need not be of a kind
+        that can be trained."""
         source = self.sections.pretrained
-        if source is not None:
+        if source is not None and self.tokenizer_folder is None:
             return adapt(source, size=self.data.size, channels=self.data.channels, pretrained=True)
         return self.autoencoder()
 
     def discriminator(self) -> PatchGAN | None:
         """The discriminator as the last stage left it, to go on training, or None without one."""
-        folder = self.tokenizer_folder / "discriminator"
-        return PatchGAN.from_pretrained(folder).train() if folder.exists() else None
+        folder = self.tokenizer_folder
+        if folder is None or not (folder / "discriminator").exists():
+            return None
+        return PatchGAN.from_pretrained(folder / "discriminator").train()
 
     def perceptual(self) -> PerceptualLoss | None:
         """The recipe's perceptual loss, or None without one."""
@@ -159,11 +171,12 @@ class Inputs:
         )
 
     def batches(self, dataset: Items) -> Iterator[Tensor]:
-        """The data of a data set in order, in batches, on the device, as networks take them."""
+        """Batches of a data set in order, without labels, on the device and scaled as networks take them."""
         for items, _ in passes(dataset, self.sections.latents.batch_size, self.sections.run.workers, self.device):
             yield as_input(items, self.device)
 
     def say(self, text: str) -> None:
+        """Print a line that begins with the stage's name."""
         console.print(f"  {self.out.name.rsplit('-', 1)[0]}: {text}")
 
 
@@ -171,6 +184,18 @@ def build_autoencoder(sections: Sections) -> Autoencoder:
     """The tokenizer that the recipe trains, with random weights."""
     shape: Values = configs.plain(sections.autoencoder)
     return Autoencoder(image_size=sections.data.size, in_channels=sections.data.channels, **shape)
+
+
+def first_tokenizer(sections: Sections, *, weights: bool) -> Tokenizer:
+    """The tokenizer that the first stage with one trains: the recipe's own, with random weights, or its `pretrained`
+    one. Raises ValueError for one that cannot be trained further."""
+    data, source = sections.data, sections.pretrained
+    if source is None:
+        return build_autoencoder(sections)
+    try:
+        return start(source, size=data.size, channels=data.channels, pretrained=weights)
+    except ValueError as error:
+        raise ValueError(f"{'' if str(error).startswith('pretrained') else 'pretrained: '}{error}") from error
 
 
 def build_tokenizer(sections: Sections) -> Tokenizer:
@@ -217,8 +242,8 @@ class Blueprint(Inputs):
     def _fill(self, encoder: nn.Module) -> None:
         pass
 
-    def autoencoder(self) -> Autoencoder:
-        return build_autoencoder(self.sections)
+    def autoencoder(self) -> Tokenizer:
+        return first_tokenizer(self.sections, weights=False)
 
     def discriminator(self) -> None:
         return None

@@ -13,6 +13,7 @@ from dmvae.commands.run import finish
 from dmvae.config import Values
 from dmvae.datasets.instance import Pairs, offer
 from dmvae.interop.pipeline import DMVAEPipeline
+from dmvae.jobs import jobs_of
 from dmvae.latents.store import LatentSet
 from dmvae.models.base import Tokenizer
 from dmvae.options import flat
@@ -22,16 +23,16 @@ from dmvae.runtime.shipped import recipe_file
 from dmvae.tokenizers.adapted import load_tokenizer
 
 SHAPE = ("size", "channels", "limit", "flip")
-"""Fields of a recipe's data that stay when a program brings the data itself."""
+"""Fields of the recipe's `data` that are kept when a program passes its own data sets."""
 
 
 class Run:
-    """A run folder: what its stages left."""
+    """A run folder, and what its stages wrote."""
 
     def __init__(self, folder: str | Path) -> None:
-        """Raises ValueError for a folder that is no run's."""
+        """Raises ValueError for a folder that is not a run's."""
         self.dir = Path(folder)
-        self.jobs = pipeline.jobs_of(self.dir)
+        self.jobs = jobs_of(self.dir)
 
     @property
     def variants(self) -> list[str]:
@@ -45,7 +46,7 @@ class Run:
 
     @property
     def report(self) -> Path:
-        """The page."""
+        """The HTML report."""
         return self.dir / "report.html"
 
     def folder(self, stage: str, variant: str | None = None) -> Path:
@@ -80,10 +81,10 @@ def run(
 ) -> Run:
     """Run a recipe's stages that are not finished, and write its table, report and pipelines, as `dmvae run` does.
 
-    recipe: a file, the name of one that comes with the package (`dmvae recipes`), or a mapping as files hold it.
-    train, test: data sets of (image, label) items to use in place of the
-    recipe's `data`, whose size and channels stay. overrides: laid on top, as on the command line; a section as a
-    mapping (`tokenizer={"steps": 30}`), or a dotted name (`**{"tokenizer.steps": 30}`).
+    recipe: a file, the name of one that comes with the package (`dmvae recipes`), or a mapping with a file's content.
+    train, test: data sets of (image, label) items, used in place of the recipe's `data`; its size and channels still
+    count. overrides: fields that replace the recipe's, as on the command line: a section as a mapping
+    (`tokenizer={"steps": 30}`), or a dotted name (`**{"tokenizer.steps": 30}`).
 
     Raises ValueError for what is wrong with the recipe or the data, before any stage runs.
     """

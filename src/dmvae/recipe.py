@@ -49,7 +49,7 @@ class Recipe(Sections):
             trained = [stage.name for stage in self.stages() if stage.makes_tokenizer]
             if trained:
                 raise ValueError(
-                    "pretrained: a finished tokenizer stands in for the stages that train one; "
+                    "pretrained: a finished tokenizer stands in for the stages that train one from the beginning; "
                     f"set {', '.join(trained)} to null, or remove `pretrained`"
                 )
         for stage in self.stages():

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from dmvae import config as configs
 from dmvae.config import Values
 from dmvae.datasets import DatasetConfig
 from dmvae.decoders import DecoderConfig, decoder_section
 from dmvae.decoders.conv import ConvDecoder
 from dmvae.encoders import EncoderConfig
 from dmvae.losses import LossConfig
+from dmvae.ranges import BatchSize, Count, Range, Seed, Width
 from dmvae.runtime.precision import Precision
 from dmvae.tokenizers import TokenizerSource
 
@@ -24,9 +24,9 @@ class AutoencoderShape:
 
     encoder: EncoderConfig
     """The encoder, by `type`."""
-    latent_channels: int | None = 16
+    latent_channels: Width | None = 16
     """Channels of the latents; null is no bottleneck: the encoder's features are the latents, as in RAE."""
-    bottleneck_width: int = 2048
+    bottleneck_width: Annotated[int, Range(0, 65536)] = 2048
     """Hidden width of the bottleneck MLP; 0 is a single linear layer."""
     decoder: DecoderConfig = field(default_factory=ConvDecoder)
     """The decoder, by `type`."""
@@ -34,9 +34,8 @@ class AutoencoderShape:
     """The bottleneck gives a mean and a log-variance, as a KL-VAE needs."""
 
     def __post_init__(self) -> None:
-        configs.require_positive(self, "latent_channels")
         if self.variational and self.latent_channels is None:
-            raise ValueError("variational: it is the bottleneck that gives a log-variance; give latent_channels")
+            raise ValueError("variational: only a bottleneck gives a log-variance; give latent_channels")
 
     @classmethod
     def upgrade(cls, values: Values) -> Values:
@@ -44,7 +43,8 @@ class AutoencoderShape:
         return decoder_section(values)
 
     def identity(self, values: Values) -> Values:
-        """A convolutional decoder counts as it was written then, so that stages finished then stay so."""
+        """A convolutional decoder is hashed in the form of version 0.1, so that stages which that version finished stay
+        finished."""
         if not isinstance(self.decoder, ConvDecoder):
             return values
         fields = values.pop("decoder")
@@ -53,7 +53,7 @@ class AutoencoderShape:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """How to run; nothing here changes a result beyond rounding, so none of it is part of a fingerprint."""
+    """How to run. Nothing here changes a result by more than rounding, so nothing here is part of a fingerprint."""
 
     dir: str = "runs/default"
     """Folder of everything that the run writes."""
@@ -64,32 +64,30 @@ class RunConfig:
     shard: bool = False
     """On several ranks, spread weights, gradients and optimizer state of the flow networks over them (FSDP2) instead of
     keeping all on each: less memory, more traffic."""
-    workers: int = 4
+    workers: Annotated[int, Range(0, 512)] = 4
     """Processes that decode images; data sets held in memory use none."""
-    save_every: int = 500
+    save_every: Count = 500
     """Steps between checkpoints."""
-    log_every: int = 20
+    log_every: Count = 20
     """Steps between rows of log.jsonl."""
     tracker: Tracker = "tensorboard"
     """Where figures go besides log.jsonl: "tensorboard", "wandb" or "none"."""
 
     def __post_init__(self) -> None:
-        configs.require_positive(self, "save_every", "log_every")
+        if not self.dir.strip():
+            raise ValueError(f"dir: {self.dir!r} names no folder; give one, such as runs/NAME")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatentsConfig:
     """Encoding of the data set."""
 
-    batch_size: int = 256
-    """Images a step, per rank."""
-    shard_size: int = 16384
-    """Images a file."""
+    batch_size: BatchSize = 256
+    """Images per step, on each rank."""
+    shard_size: Count = 16384
+    """Images per file."""
     dtype: Literal["float32", "float16"] = "float32"
     """Precision on disk."""
-
-    def __post_init__(self) -> None:
-        configs.require_positive(self, "batch_size", "shard_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +96,7 @@ class Sections:
 
     name: str
     """Name of the experiment."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of all randomness."""
     plugins: tuple[str, ...] = ()
     """Files or folders of Python files that register more members of any family, or stages."""
@@ -109,7 +107,8 @@ class Sections:
     autoencoder: AutoencoderShape | None = None
     """The architecture of a tokenizer that is trained here."""
     pretrained: TokenizerSource | None = None
-    """A finished tokenizer, by `type`, instead of the stages that train one."""
+    """A finished tokenizer, by `type`, instead of the stages `encoder` and `tokenizer`; `matching` and `decoder`, where
+    the recipe has them, train it further."""
     losses: LossConfig = field(default_factory=LossConfig)
     """The reconstruction loss of the stages that train a decoder."""
     latents: LatentsConfig = field(default_factory=LatentsConfig)

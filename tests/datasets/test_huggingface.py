@@ -1,115 +1,22 @@
-import io
 import json
-import pickle
 import shutil
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
+from packed import IMAGE, animals, features, images, noise, opener, parquet, png, rows, values
 
 from dmvae.datasets.encoded import LazyImages
 from dmvae.datasets.huggingface import HuggingFace
-from dmvae.datasets.loading import loader
-from dmvae.datasets.memory import MemoryDataset
 
-BOTH = pytest.mark.parametrize("cache_gib", [16.0, 0.0])
-IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-ANIMALS = ("cat", "dog", "owl")
-
-
-@pytest.fixture(autouse=True)
-def private_hub(tmp_path_factory, monkeypatch):
-    """No network, and none of the user's caches."""
-    datasets = pytest.importorskip("datasets")
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("arrow"))
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    datasets.disable_progress_bars()
-
-
-def png(value, size=(12, 10), mode="RGB"):
-    file = io.BytesIO()
-    Image.new(mode, size, (value,) * 3 if mode == "RGB" else value).save(file, "PNG")
-    return file.getvalue()
-
-
-def noise(n=40):
-    file = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (n, n, 3), np.uint8)).save(file, "PNG")
-    return file.getvalue()
-
-
-def features(names=ANIMALS, image="image", label="label"):
-    """The metadata that `datasets` writes into a schema."""
-    kinds = {image: {"_type": "Image"}, label: {"_type": "ClassLabel", "names": names}}
-    return {"huggingface": json.dumps({"info": {"features": kinds}})}
-
-
-def parquet(path, columns, metadata=None):
-    """A parquet file of {name: pyarrow array}."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table = pa.table(columns)
-    pq.write_table(table.replace_schema_metadata(metadata), path)
-    return path
-
-
-def images(values):
-    cells = [v if isinstance(v, bytes) or v is None else png(v) for v in values]
-    return pa.array([{"bytes": cell, "path": None} for cell in cells], IMAGE)
-
-
-def rows(path, values, metadata=None):
-    """A sample's label is its value modulo 3."""
-    return parquet(path, {"image": images(values), "label": pa.array([v % 3 for v in values])}, metadata)
+open_split, fails = opener(HuggingFace)
+pytestmark = pytest.mark.usefixtures("private_hub")
 
 
 @pytest.fixture
 def root(tmp_path):
-    folder = tmp_path / "animals"
-    rows(folder / "train-00000-of-00002.parquet", range(6), features())
-    rows(folder / "train-00001-of-00002.parquet", range(6, 15), features())
-    rows(folder / "val-00000-of-00001.parquet", range(100, 104), features())
-    return folder
-
-
-def open_split(root, split="train", **fields):
-    return HuggingFace(**({"root": str(root), "size": 8} | fields)).build(split)
-
-
-def values(data):
-    return [int(data[i][0].float().mean()) for i in range(len(data))]
-
-
-def fails(root, message, split="train", **fields):
-    with pytest.raises(ValueError, match=message):
-        open_split(root, split, **fields)
-
-
-@BOTH
-def test_any_image_at_once_with_names_from_the_schema(root, cache_gib):
-    data = open_split(root, cache_gib=cache_gib)
-    assert isinstance(data, MemoryDataset if cache_gib else LazyImages)
-    assert values(data) == list(range(15))
-    assert data.classes == ANIMALS
-    assert data.labels.tolist() == [v % 3 for v in range(15)]
-    assert data[14][1] == data[-1][1] == 2
-    assert data[3][0].shape == (3, 8, 8)
-    test = open_split(root, "test", cache_gib=cache_gib, channels=1)
-    assert values(test) == [100, 101, 102, 103]
-    assert test.labels.tolist() == [1, 2, 0, 1]
-
-
-def test_workers_read_the_table(root):
-    data = open_split(root, cache_gib=0.0)
-    for there in (data, pickle.loads(pickle.dumps(data))):
-        ((pixels, labels),) = loader(there, [[14, 0, 7]], 1, torch.device("cpu"))
-        assert pixels.float().mean((1, 2, 3)).tolist() == [14, 0, 7]
-        assert labels.tolist() == [2, 0, 1]
+    return animals(tmp_path / "animals")
 
 
 def test_decoded_images_are_kept_in_one_file_that_is_mapped(root, private_cache, monkeypatch):
@@ -195,26 +102,6 @@ def test_the_test_split_is_labelled_as_the_train_split(tmp_path):
     assert (test.classes, test.labels.tolist()) == (("a", "b", "c"), [2])
     parquet(tmp_path / "test.parquet", {"image": images([7]), "label": pa.array(["d"])})
     fails(tmp_path, r"test\.parquet, row 0, column label: 'd' is none of the 3 classes", "test")
-
-
-def test_limit_keeps_a_fixed_choice(root):
-    data = open_split(root, limit=7)
-    assert len(data) == 7
-    assert values(data) == values(open_split(root, limit=7, cache_gib=0.0))
-    assert data.labels.tolist() == [v % 3 for v in values(data)]
-    assert values(data) == sorted(values(data)) != list(range(7))
-
-
-def test_fingerprint_follows_content_and_config_not_place(root, tmp_path):
-    base = open_split(root).fingerprint
-    shutil.copytree(root, tmp_path / "copy")
-    assert open_split(tmp_path / "copy").fingerprint == base == open_split(root, cache_gib=0.0).fingerprint
-    others = [open_split(root, **f).fingerprint for f in ({"size": 9}, {"channels": 1}, {"limit": 5}, {"limit": 6})]
-    others += [open_split(root, "test").fingerprint, open_split(root, classes=("x", "y", "z")).fingerprint]
-    rows(tmp_path / "copy" / "train-00000-of-00002.parquet", [0, 1, 2, 3, 4, 8], features())
-    others.append(open_split(tmp_path / "copy").fingerprint)
-    assert values(open_split(tmp_path / "copy"))[:6] == [0, 1, 2, 3, 4, 8], "a rewritten file is read anew"
-    assert len({base, *others}) == 8
 
 
 def test_large_images_count_by_their_ends(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dmvae import config as configs
 from dmvae.datasets.image_folder import FolderDataset, ImageFolder, ends
 from dmvae.datasets.loading import loader, passes
 from dmvae.datasets.memory import MemoryDataset
@@ -291,8 +292,8 @@ def test_layout_errors_say_what_to_fix(tmp_path):
 
 @pytest.mark.parametrize("value", [0, 1, -0.5, 1.5])
 def test_a_fraction_outside_0_to_1_is_named(value):
-    with pytest.raises(ValueError, match=rf"image_folder\.valid_fraction is {value}"):
-        ImageFolder(root=".", valid_fraction=value)
+    with pytest.raises(ValueError, match=f"valid_fraction: expected a number, above 0, to below 1, got {float(value)}"):
+        configs.read(ImageFolder, {"root": ".", "valid_fraction": value})
 
 
 def test_workers_outlive_the_signals_that_stop_a_training(tmp_path):

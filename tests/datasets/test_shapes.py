@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from dmvae import config as configs
 from dmvae.datasets.shapes import SHAPES, Shapes
 
 
@@ -55,5 +56,5 @@ def test_every_shape_is_inside_the_unit_disc_and_of_some_area(name):
 
 @pytest.mark.parametrize(("field", "value"), [("num_classes", 0), ("num_classes", 9), ("count", 0), ("test_count", 0)])
 def test_bad_fields_are_named(field, value):
-    with pytest.raises(ValueError, match=rf"shapes\.{field} is {value}"):
-        Shapes(**{field: value})
+    with pytest.raises(ValueError, match=f"{field}: expected a whole number, 1 to .*, got {value}"):
+        configs.read(Shapes, {field: value})

@@ -1,86 +1,20 @@
 import gzip
-import io
 import json
-import shutil
 import tarfile
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
+from packed import noise, opener, png, samples, shards_of, tar, values
 
-from dmvae.datasets.encoded import LazyImages
-from dmvae.datasets.loading import loader
-from dmvae.datasets.memory import MemoryDataset
+from dmvae import config as configs
 from dmvae.datasets.tar_index import NAME
 from dmvae.datasets.webdataset import WebDataset
 
-BOTH = pytest.mark.parametrize("cache_gib", [16.0, 0.0])
-
-
-def png(value, size=(12, 10)):
-    file = io.BytesIO()
-    Image.new("RGB", size, (value, value, value)).save(file, "PNG")
-    return file.getvalue()
-
-
-def tar(path, members):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as file:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            file.addfile(info, io.BytesIO(data))
-    return path
-
-
-def samples(values):
-    """A sample's label is its value modulo 3."""
-    return [m for v in values for m in ((f"{v:04}.png", png(v)), (f"{v:04}.cls", str(v % 3).encode()))]
+open_split, fails = opener(WebDataset)
 
 
 @pytest.fixture
 def shards(tmp_path):
-    root = tmp_path / "shards"
-    tar(root / "x-train-000.tar", samples(range(6)))
-    tar(root / "x-train-001.tar", samples(range(6, 15)))
-    tar(root / "x-val-000.tar", samples(range(100, 104)))
-    return root
-
-
-def open_split(root, split="train", **fields):
-    return WebDataset(**({"root": str(root), "size": 8} | fields)).build(split)
-
-
-def values(data):
-    return [int(data[i][0].float().mean()) for i in range(len(data))]
-
-
-def fails(root, message, split="train", **fields):
-    with pytest.raises(ValueError, match=message):
-        open_split(root, split, **fields)
-
-
-@BOTH
-def test_any_image_of_any_shard_at_once(shards, cache_gib):
-    data = open_split(shards, cache_gib=cache_gib)
-    assert isinstance(data, MemoryDataset if cache_gib else LazyImages)
-    assert values(data) == list(range(15))
-    assert data.classes == ("0", "1", "2")
-    assert data.labels.tolist() == [v % 3 for v in range(15)]
-    assert data[14][1] == data[-1][1] == 2
-    assert data[3][0].shape == (3, 8, 8)
-    test = open_split(shards, "test", cache_gib=cache_gib, channels=1)
-    assert values(test) == [100, 101, 102, 103]
-    assert test.labels.tolist() == [1, 2, 0, 1]
-    assert test.classes == ("0", "1", "2")
-
-
-def test_workers_read_the_shards(shards):
-    data = open_split(shards, cache_gib=0.0)
-    ((images, labels),) = loader(data, [[14, 0, 7]], 1, torch.device("cpu"))
-    assert images.float().mean((1, 2, 3)).tolist() == [14, 0, 7]
-    assert labels.tolist() == [2, 0, 1]
+    return shards_of(tmp_path / "shards")
 
 
 @pytest.mark.parametrize(
@@ -154,25 +88,6 @@ def test_names_of_classes(shards, tmp_path):
     fails(shards, r"webdataset\.classes: names no class", classes=())
 
 
-def test_limit_keeps_a_fixed_choice(shards):
-    data = open_split(shards, limit=7)
-    assert len(data) == 7
-    assert values(data) == values(open_split(shards, limit=7, cache_gib=0.0))
-    assert values(data) == sorted(values(data)) != list(range(7))
-
-
-def test_fingerprint_follows_content_and_config_not_place(shards, tmp_path):
-    base = open_split(shards).fingerprint
-    shutil.copytree(shards, tmp_path / "copy")
-    assert open_split(tmp_path / "copy").fingerprint == base == open_split(shards, cache_gib=0.0).fingerprint
-    others = [open_split(shards, **f).fingerprint for f in ({"size": 9}, {"channels": 1}, {"limit": 5}, {"limit": 6})]
-    others.append(open_split(shards, "test").fingerprint)
-    tar(tmp_path / "copy" / "x-train-000.tar", samples([0, 1, 2, 3, 4, 8]))
-    others.append(open_split(tmp_path / "copy").fingerprint)
-    assert values(open_split(tmp_path / "copy"))[:6] == [0, 1, 2, 3, 4, 8]
-    assert len({base, *others}) == 7
-
-
 def test_the_index_is_made_once(shards, private_cache, monkeypatch):
     first = values(open_split(shards, cache_gib=0.0))
     kept = list((private_cache / "tar_index").iterdir())
@@ -193,13 +108,7 @@ def test_a_shard_that_changes_underfoot_is_no_broken_image(shards):
         data[0]
 
 
-def noise(n=40):
-    file = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (n, n, 3), np.uint8)).save(file, "PNG")
-    return file.getvalue()
-
-
-@BOTH
+@pytest.mark.parametrize("cache_gib", [16.0, 0.0])
 @pytest.mark.filterwarnings("ignore:unreadable image")
 def test_truncated_images(shards, cache_gib):
     tar(shards / "x-train-002.tar", [("a.png", noise()[:900]), ("a.cls", b"1"), *samples([31])])
@@ -310,8 +219,8 @@ def test_unclear_layouts_say_what_to_fix(shards, tmp_path):
     fails(
         shards, r"x-val-000\.tar, member z\.png: label 7 is not one of 3 classes, 0 to 2, of \.cls of the train", "test"
     )
-    with pytest.raises(ValueError, match=r"webdataset\.cache_gib is -1"):
-        WebDataset(root=".", cache_gib=-1)
+    with pytest.raises(ValueError, match=r"cache_gib: expected a number, 0 to 10\^6, got -1\.0"):
+        configs.read(WebDataset, {"root": ".", "cache_gib": -1})
 
 
 def test_braces_need_the_package(shards, monkeypatch):

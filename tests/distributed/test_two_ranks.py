@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+import processes
 import tiny
 
 pytestmark = pytest.mark.slow
@@ -47,32 +48,27 @@ def distances(one, two) -> dict[str, float]:
     return {network: square**0.5 for network, square in squares.items()}
 
 
-def run(folder, *command, **over):
-    result = subprocess.run(
-        [*command, "-m", "dmvae", "run", str(tiny.write(folder, **(OVER | over)))],
-        capture_output=True,
-        text=True,
-        env=tiny.environment(),
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+def run(folder, ranks, **over):
+    for result in processes.ranks(ranks, "run", str(tiny.write(folder, **(OVER | over)))):
+        assert result.returncode == 0, result.stderr[-3000:]
     return folder / "run"
 
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
-    return run(tmp_path_factory.mktemp("one"), sys.executable)
+    return run(tmp_path_factory.mktemp("one"), 1)
 
 
 @pytest.fixture(scope="module")
 def ways(one, tmp_path_factory):
     """How far each network went from its first weights."""
-    start = run(tmp_path_factory.mktemp("start"), sys.executable, **STILL)
+    start = run(tmp_path_factory.mktemp("start"), 1, **STILL)
     return distances(tiny.weights(one), tiny.weights(start))
 
 
 @pytest.mark.parametrize("shard", [False, True])
 def test_the_weights_agree(one, ways, tmp_path, shard):
-    a, b = tiny.weights(one), tiny.weights(run(tmp_path, *TORCHRUN, run__shard=shard))
+    a, b = tiny.weights(one), tiny.weights(run(tmp_path, 2, run__shard=shard))
     assert set(a) == set(b)
     apart = {network: distance / ways[network] for network, distance in distances(a, b).items()}
     assert {
@@ -88,11 +84,11 @@ def test_two_sharded_ranks_are_stopped_and_one_process_goes_on(one, tmp_path):
     for folder in (whole, stopped):
         shutil.copytree(one, folder / "run", symlinks=True)
         recipes.append(str(tiny.write(folder, **OVER, run__shard=True)))
-    result = tiny.command("generator", recipes[0], *longer)
+    result = processes.command("generator", recipes[0], *longer)
     assert result.returncode == 0, result.stderr
     command = [*TORCHRUN, "-m", "dmvae", "generator", recipes[1], *longer]
     with subprocess.Popen(
-        command, env=tiny.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command, env=processes.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as ranks:
         until = time.monotonic() + 120
         copied = set(stopped.glob("run/stages/generator-*/log.jsonl"))
@@ -101,7 +97,7 @@ def test_two_sharded_ranks_are_stopped_and_one_process_goes_on(one, tmp_path):
             assert time.monotonic() < until
             time.sleep(0.01)
         ranks.terminate()
-    result = tiny.command("generator", recipes[1], *longer)
+    result = processes.command("generator", recipes[1], *longer)
     assert "resumes at step" in result.stdout, result.stderr
     a, b = (
         tiny.weights(folder / "run")["kl/generator/generator/final_layer.linear.weight"] for folder in (whole, stopped)

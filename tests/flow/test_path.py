@@ -14,32 +14,39 @@ def pair():
 
 def test_path_runs_from_noise_to_data(pair):
     noise, z, _ = pair
-    assert torch.equal(interpolate(noise, z, torch.zeros(n)), noise)
-    assert torch.equal(interpolate(noise, z, torch.ones(n)), z)
+    assert torch.equal(interpolate(noise=noise, z=z, t=torch.zeros(n)), noise)
+    assert torch.equal(interpolate(noise=noise, z=z, t=torch.ones(n)), z)
+
+
+def test_noise_and_latents_cannot_be_mistaken_for_each_other(pair):
+    """An objective that had them in the other order ran, and was silently wrong."""
+    for function in (interpolate, velocity_target, denoise, score):
+        with pytest.raises(TypeError, match="takes 0 positional arguments"):
+            function(*pair)
 
 
 def test_true_velocity_denoises_exactly(pair):
     noise, z, t = pair
-    z_t = interpolate(noise, z, t)
-    assert torch.allclose(denoise(z_t, velocity_target(noise, z), t), z, atol=1e-6)
+    z_t = interpolate(noise=noise, z=z, t=t)
+    assert torch.allclose(denoise(z_t=z_t, velocity=velocity_target(noise=noise, z=z), t=t), z, atol=1e-6)
 
 
 def test_velocity_is_the_derivative_of_the_path(pair):
     noise, z, t = (x.double() for x in pair)
     step = 1e-6
-    slope = (interpolate(noise, z, t + step) - interpolate(noise, z, t - step)) / (2 * step)
-    assert torch.allclose(slope, velocity_target(noise, z), atol=1e-8)
+    slope = (interpolate(noise=noise, z=z, t=t + step) - interpolate(noise=noise, z=z, t=t - step)) / (2 * step)
+    assert torch.allclose(slope, velocity_target(noise=noise, z=z), atol=1e-8)
 
 
 def test_score_of_a_gaussian_in_closed_form(pair):
     """Data N(0, s^2): z_t is N(0, t^2 s^2 + (1 - t)^2), whose score is -z_t / variance."""
     noise, z, t = pair
     t, s2 = t.clamp_max(0.95).double(), 4.0
-    z_t = interpolate(noise.double(), 2 * z.double(), t)
+    z_t = interpolate(noise=noise.double(), z=2 * z.double(), t=t)
     tt = t.view(-1, 1, 1, 1)
     variance = tt**2 * s2 + (1 - tt) ** 2
     velocity = (tt * s2 - (1 - tt)) / variance * z_t
-    assert torch.allclose(score(z_t, velocity, t), -z_t / variance, atol=1e-9)
+    assert torch.allclose(score(z_t=z_t, velocity=velocity, t=t), -z_t / variance, atol=1e-9)
 
 
 def test_shift_fixes_the_ends_and_moves_towards_noise():

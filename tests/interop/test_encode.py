@@ -189,7 +189,7 @@ def test_names_are_one_for_each_latent_and_stay_below_out(tokenizer, tmp_path, c
     with tarfile.open(tmp_path / "z.tar", "w") as tar:
         tar.add(tmp_path / "a.npy", "../a.npy")
     assert "z.tar names an image '../a'" in complaint(capsys, decode, tmp_path / "z.tar", tokenizer, tmp_path / "y")
-    assert not (tmp_path / "y").exists()
+    assert not list((tmp_path / "y").glob("*"))
 
 
 def test_the_same_name_twice_is_two_images(tokenizer, tmp_path, capsys):
@@ -242,6 +242,10 @@ def test_what_a_killed_run_left_is_removed_and_not_decoded(images, tokenizer, tm
     (out / "latents-00001.safetensors.14.part").mkdir()
     decode(out, tokenizer, tmp_path / "back")
     assert len(list((tmp_path / "back").rglob("*.png"))) == 5
+    (tmp_path / "back/cat/x.png.15.part").mkdir()
+    (tmp_path / "back/mine.part").touch()
+    decode(out, tokenizer, tmp_path / "back")
+    assert [p.name for p in (tmp_path / "back").rglob("*.part")] == ["mine.part"]
 
 
 @pytest.mark.parametrize("form", ["safetensors", "webdataset"])
@@ -279,6 +283,23 @@ def test_two_processes_do_not_encode_into_one_folder(images, tokenizer, tmp_path
     (tmp_path / "z").mkdir()
     with locked(tmp_path / "z"):
         assert "another process" in complaint(capsys, encode, images, tokenizer, tmp_path / "z")
+    encode(images, tokenizer, tmp_path / "z")
+    (tmp_path / "back").mkdir()
+    with locked(tmp_path / "back"):
+        assert "another process" in complaint(capsys, decode, tmp_path / "z", tokenizer, tmp_path / "back")
+
+
+def test_a_tokenizer_of_nan_encodes_and_decodes_nothing(images, tokenizer, tmp_path, capsys):
+    encode(images, tokenizer, tmp_path / "z")
+    model = Autoencoder.from_pretrained(tokenizer)
+    next(model.encoder.parameters()).data.fill_(float("nan"))
+    model.save_pretrained(tmp_path / "nan")
+    assert "the tokenizer's latents are not finite" in complaint(
+        capsys, encode, images, tmp_path / "nan", tmp_path / "y"
+    )
+    assert not list((tmp_path / "y").glob("latents-*"))
+    np.save(tmp_path / "nan.npy", np.full((1, 3, 4, 4), np.nan, np.float32))
+    assert "hold NaN or infinity" in complaint(capsys, decode, tmp_path / "nan.npy", tokenizer, tmp_path / "x")
 
 
 def test_latents_as_flow_models_make_them(tokenizer, tmp_path):

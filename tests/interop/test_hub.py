@@ -9,6 +9,7 @@ import stand_in_hub
 import yaml
 from huggingface_hub import ModelCard
 
+import processes
 import tiny
 from dmvae.report.pipelines import write_pipelines
 
@@ -23,7 +24,7 @@ def folder(tmp_path_factory):
 def python(code, home, **env):
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=home,
-        env=tiny.environment() | {"HF_HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path)} | env,
+        env=processes.environment() | {"HF_HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path)} | env,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     return result.stdout + result.stderr
@@ -38,6 +39,8 @@ def test_the_card_tells_hubs_what_it_is_and_what_it_scored(folder):
     assert scores["gfd"].dataset_type == "shapes"
     assert scores["gfd"].metric_value > 0
     text = (folder / "README.md").read_text()
+    assert scores["knn"].metric_name == "kNN, %"  # one name and one unit, in the hub's list and in the table
+    assert f"| kNN, % ↑ | {scores['knn'].metric_value:.1f} |" in text
     assert "pip install dmvae" in text
     assert "They rest on 12 images" in text
     widgets = yaml.safe_load(text.split("---\n")[1])["widget"]

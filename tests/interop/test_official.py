@@ -12,7 +12,9 @@ from dmvae.flow.guidance import guided
 from dmvae.interop import official
 from dmvae.interop.official import export_vae, import_discriminator, import_generator, import_vae
 from dmvae.models.dit import LightningDiT
+from dmvae.tokenizers.adapted import start
 from dmvae.tokenizers.autoencoder import Autoencoder
+from dmvae.tokenizers.dmvae import DmvaeTokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 OFFICIAL = json.loads((GOLDEN / "official_keys.json").read_text())
@@ -222,6 +224,18 @@ def test_saved_as_our_own_they_give_the_same(tmp_path, vae, vae_data, ep64, dit_
     model, inputs = import_generator(ep64), (dit_data["x"], dit_data["t"], dit_data["y"])
     model.save_pretrained(tmp_path / "generator")
     assert torch.equal(LightningDiT.from_pretrained(tmp_path / "generator")(*inputs), model(*inputs))
+
+
+def test_it_can_be_trained_further(tmp_path, vae):
+    """As `pretrained` in a recipe with `matching`: our own class, whole, with weights that move."""
+    vae.save_pretrained(tmp_path)
+    source = DmvaeTokenizer(path=str(tmp_path))
+    model = start(source, size=vae.config.image_size, channels=3, pretrained=True)
+    assert type(model) is type(vae)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), vae.parameters(), strict=True))
+    size = vae.config.image_size
+    model(torch.rand(1, 3, size, size)).sample.square().mean().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
 def test_a_discriminator_is_read_by_its_own_names(tmp_path):

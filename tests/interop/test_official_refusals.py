@@ -140,6 +140,10 @@ def without(state, part):
             lambda s: s | {"bottle_neck.mlp.2.bias": torch.zeros(8, dtype=torch.int8)},
             r"misshapen: .*int8, expected \[8\] floats",
         ),
+        (
+            lambda s: s | {"bottle_neck.mlp.2.bias": torch.full_like(s["bottle_neck.mlp.2.bias"], float("nan"))},
+            r"1 tensors hold NaN or infinity, bottle_neck\.mlp\.2\.bias first",
+        ),
         (lambda s: s | {"decoder.conv_out.weight": torch.zeros(3)}, r"missing or misshapen: decoder\.conv_out"),
         (lambda s: s | {"encoder.model.pos_embed": torch.zeros(1, 200, 48)}, "199 tokens, which are no square"),
         (lambda s: s | {"encoder.model.patch_embed.proj.weight": torch.zeros(48, 3, 14, 14)}, "patch size 14"),

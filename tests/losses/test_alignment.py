@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from dmvae import config as configs
 from dmvae.losses.alignment import AlignmentConfig, cosines, marginal_cosine, marginal_distance, squared_difference
 
 
@@ -68,5 +69,5 @@ def test_gradients_reach_latents_and_projection(kind, terms):
 
 
 def test_a_negative_margin_is_refused():
-    with pytest.raises(ValueError, match="m1 must not be negative"):
-        AlignmentConfig(m1=-0.1)
+    with pytest.raises(ValueError, match=r"m1: expected a number, 0 to 2, got -0\.1"):
+        configs.read(AlignmentConfig, {"m1": -0.1})

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 
+from dmvae import config as configs
 from dmvae.losses.perceptual import EffNetPerceptual, LPIPSPerceptual, PerceptualConfig
 from dmvae.registry import find, names
 
@@ -78,8 +79,8 @@ def test_following_the_gradient_mends(loss, images):
 def test_members():
     assert {"effnet-lite0", "lpips", "none"} <= set(names(PerceptualConfig))
     assert find(PerceptualConfig, "none")().build() is None
-    with pytest.raises(ValueError, match="stages 1 to 7"):
-        EffNetPerceptual(stages=8).build()
+    with pytest.raises(ValueError, match="stages: expected a whole number, 1 to 7, got 8"):
+        configs.read(EffNetPerceptual, {"stages": 8})
 
 
 def test_lpips_without_weights_says_where_they_belong(monkeypatch, tmp_path):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from dmvae import config as configs
 from dmvae.generators.flow import FlowModelConfig
 from dmvae.matching import Context
 from dmvae.matching.adversarial import Adversarial, Critic
@@ -102,5 +103,5 @@ def test_the_pull_is_on_latents_alone():
 
 
 def test_impossible_numbers_are_refused():
-    with pytest.raises(ValueError, match="width must be at least 1"):
-        Adversarial(width=0)
+    with pytest.raises(ValueError, match="width: expected a whole number, 1 to"):
+        configs.read(Adversarial, {"width": 0})

@@ -37,7 +37,7 @@ def flow_loss(stop, **signs):
         total = 0
         for name, sign in signs.items():
             a = slope({"teacher": TEACHER, "student": STUDENT}[name], t)
-            r = a * interpolate(noise, z, t.flatten()) - (z - noise)
+            r = a * interpolate(noise=noise, z=z, t=t.flatten()) - (z - noise)
             total = total + sign * {"none": t * a * r - r, "target": t * a * r, "network": -r}[stop]
         return total
 
@@ -47,7 +47,7 @@ def flow_loss(stop, **signs):
 def velocity_gap(stop):
     def formula(z, t, noise):
         a, b = slope(TEACHER, t), slope(STUDENT, t)
-        d = (a - b) * interpolate(noise, z, t.flatten())
+        d = (a - b) * interpolate(noise=noise, z=z, t=t.flatten())
         return t * {"none": a - b, "teacher": -b, "student": a}[stop] * d
 
     return formula
@@ -150,7 +150,7 @@ def test_other_divergences_weigh_by_the_density_ratio(divergence, h):
     t, noise = drawn(1)
     z = z.detach()
     g, _ = gradient(z, noise, t.flatten(), LABELS, TEACHER.velocity, STUDENT.velocity, 1.0, CLASSES)
-    z_t = interpolate(noise, z, t.flatten())
+    z_t = interpolate(noise=noise, z=z, t=t.flatten())
     p, q = ((t.square() * of.variance + (1 - t).square()).sqrt() for of in (TEACHER, STUDENT))
     densities = [torch.distributions.Normal(0, s.expand_as(z)).log_prob(z_t).sum((1, 2, 3)) for s in (p, q)]
     weight = h((densities[0] - densities[1]).clamp(-4, 4).exp())

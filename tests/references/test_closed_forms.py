@@ -78,7 +78,7 @@ def test_score_and_velocity_are_those_of_the_log_density(name):
             x = z_t.clone().requires_grad_()
             (exact,) = torch.autograd.grad(density(parts(label), x, t[0]), x)
             velocity = reference.velocity(z_t[None], t, torch.tensor([label]))
-            assert torch.allclose(score(z_t[None], velocity, t)[0], exact, atol=1e-5, rtol=1e-5)
+            assert torch.allclose(score(z_t=z_t[None], velocity=velocity, t=t)[0], exact, atol=1e-5, rtol=1e-5)
             assert torch.allclose(velocity[0], (z_t + (1 - time) * exact) / time, atol=1e-5, rtol=1e-5)
 
 

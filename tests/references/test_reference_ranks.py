@@ -1,13 +1,12 @@
 """Two ranks make the reference that one makes, up to rounding."""
 
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import processes
 import tiny
 
 CASES = {
@@ -25,10 +24,8 @@ def test_two_ranks_make_the_reference_of_one(tmp_path, name):
     tiny.run(tiny.write(one, **over), "matched", until="tokenizer")
     shutil.copytree(one, two, symlinks=True)
     tiny.run(tiny.write(one, **over), "matched", until="reference")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29733"]
-    command = [*torchrun, "-m", "dmvae", "reference", str(tiny.write(two, **over)), "--variant", "matched"]
-    result = subprocess.run(command, capture_output=True, text=True, env=tiny.environment(), timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
+    for result in processes.ranks(2, "reference", str(tiny.write(two, **over)), "--variant", "matched"):
+        assert result.returncode == 0, result.stderr[-3000:]
     folders = [f / "run/matched/reference" for f in (one, two)]
     files = sorted(f.relative_to(folders[0]) for f in folders[0].rglob("*.safetensors"))
     assert files == sorted(f.relative_to(folders[1]) for f in folders[1].rglob("*.safetensors"))

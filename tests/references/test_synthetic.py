@@ -90,12 +90,12 @@ def test_what_is_wrong_with_a_mixture_file(make, tmp_path, change, words):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"type": "mixture", "components": 0}, "components must be at least 1"),
-        ({"type": "mixture", "std": 1.5}, "std must be between 0 and 1"),
+        ({"type": "mixture", "components": 0}, "components: expected a whole number, 1 to 100000, got 0"),
+        ({"type": "mixture", "std": 1.5}, "std: expected a number, above 0, to below 1, got 1.5"),
         ({"type": "mixture", "file": "a", "fit": {"type": "features"}}, "one or the other"),
-        ({"type": "sphere", "radius": -1}, "radius must be positive"),
-        ({"type": "cube", "half_width": 0}, "half_width must be positive"),
-        ({"type": "noise_states", "time": 1.5}, r"in \[0, 1\]"),
+        ({"type": "sphere", "radius": -1}, r"radius: expected a number, above 0, to 10\^6, got -1"),
+        ({"type": "cube", "half_width": 0}, "half_width: expected a number, above 0"),
+        ({"type": "noise_states", "time": 1.5}, "time: expected a number, 0 to 1, got 1.5"),
     ],
 )
 def test_impossible_fields(make, fields, words):

@@ -42,7 +42,8 @@ def test_a_trained_teacher_approaches_the_closed_form():
         optimizer.param_groups[0]["lr"] = 1e-2 * (1 - step / steps)
         z, labels = reference.sample(1024, rng)
         labels = drop_labels(labels, 0.3, 2, rng)
-        loss = flow_matching_loss(teacher, z, labels, rng.uniform(1024), rng.normal(1024, 1, 1, 1))
+        t, noise = rng.uniform(1024), rng.normal(1024, 1, 1, 1)
+        loss = flow_matching_loss(teacher, z=z, labels=labels, t=t, noise=noise)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -51,7 +52,7 @@ def test_a_trained_teacher_approaches_the_closed_form():
         z, labels = reference.sample(20000, rng)
         z, labels = (z, labels) if label == 2 else (z[labels == label], labels[labels == label])
         t, noise = rng.uniform(20000)[: len(z)], rng.normal(*z.shape)
-        z_t, asked = interpolate(noise, z, t), torch.full((len(z),), label)
+        z_t, asked = interpolate(noise=noise, z=z, t=t), torch.full((len(z),), label)
         with torch.no_grad():
             exact, learned = reference.velocity(z_t, t, asked), teacher(z_t, t, asked)
             other = reference.velocity(z_t, t, torch.full_like(asked, (label + 1) % 3))

@@ -221,8 +221,8 @@ def test_interrupted_it_ends_in_the_same_weights(finished, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("over", "message"),
     [
-        ({"tokenizer.start": "scratch"}, "tokenizer: start: from scratch, a frozen encoder stays random"),
-        ({"tokenizer.noise": -1}, "noise must not be negative"),
+        ({"tokenizer.start": "scratch"}, "tokenizer: start: 'scratch' would leave a frozen encoder random"),
+        ({"tokenizer.noise": -1}, "tokenizer.noise: expected a number, 0 to 1000, got -1"),
         ({"autoencoder.variational": True, "autoencoder.latent_channels": None}, "give latent_channels"),
     ],
 )
@@ -233,7 +233,7 @@ def test_a_mistake_is_refused_with_its_fix(tmp_path, over, message):
 
 def test_a_frozen_encoder_without_a_bottleneck_has_nothing_to_align(tmp_path):
     over = ALONE | {"autoencoder.latent_channels": None, "tokenizer.alignment": {"kind": "vf"}}
-    with pytest.raises(ValueError, match="nothing that could be aligned"):
+    with pytest.raises(ValueError, match="nothing can move the latents"):
         tiny.run(tiny.write(tmp_path, variants={"x": over}), "x", until="tokenizer")
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import tiny
+from dmvae import config as configs
 from dmvae.inputs import Inputs
 from dmvae.latents.store import LatentSet, encode_dataset
 from dmvae.recipe import load
@@ -36,6 +37,18 @@ def test_shards_of_an_interrupted_pass_of_another_size_are_made_again(tmp_path):
     assert kept.stat().st_mtime_ns == before, "what is finished is not made again"
 
 
+@pytest.mark.parametrize(("dtype", "value"), [("float32", float("nan")), ("float16", 1e6)])
+def test_latents_that_are_not_finite_are_not_stored(tmp_path, dtype, value):
+    inputs = Inputs(load(tiny.write(tmp_path))["kl"], "kl", tmp_path, {}, torch.device("cpu"))
+    tokenizer = inputs.new_autoencoder(pretrained=False)
+    tokenizer.bottleneck[-1].bias.data[0] = value
+    with pytest.raises(FloatingPointError, match=f"latents of 8 images from number 0 on are not finite in {dtype}"):
+        encode_dataset(
+            tokenizer, inputs.train_set, tmp_path / "z", title="", device=inputs.device, batch_size=8, dtype=dtype
+        )
+    assert not list((tmp_path / "z").glob("latents-*"))
+
+
 def test_sizes_that_make_no_sense_are_refused():
-    with pytest.raises(ValueError, match="shard_size must be at least 1, got 0"):
-        LatentsConfig(shard_size=0)
+    with pytest.raises(ValueError, match="shard_size: expected a whole number, 1 to"):
+        configs.read(LatentsConfig, {"shard_size": 0})

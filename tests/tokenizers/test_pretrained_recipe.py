@@ -8,14 +8,13 @@ import pytest
 import torch
 
 import tiny
-from dmvae import pipeline
 from dmvae.commands.dryrun import print_plan
+from dmvae.jobs import plan
 from dmvae.latents.store import LatentSet
 from dmvae.recipe import load
-from dmvae.stages import STAGES
 from dmvae.tokenizers.adapted import AdaptedTokenizer, load_tokenizer
 
-FINISHED = dict.fromkeys([*(stage.name for stage in STAGES if stage.makes_tokenizer), "autoencoder", "variants"])
+FINISHED = dict.fromkeys(("encoder", "tokenizer", "reference", "matching", "decoder", "autoencoder", "variants"))
 
 
 def write(folder: Path, **over) -> Path:
@@ -39,13 +38,13 @@ def test_every_stage_after_the_tokenizer_runs(kind, tmp_path):
 
 
 def states(path: Path) -> set[str]:
-    return {job.state for job in pipeline.plan(load(path), path.parent / "run")}
+    return {job.state for job in plan(load(path), path.parent / "run")}
 
 
 def test_other_weights_redo_the_latents(tmp_path):
     path = write(tmp_path, pretrained=foreign.source("dmvae", tmp_path))
     tiny.run(path, until="latents")
-    assert pipeline.plan(load(path), tmp_path / "run")[0].state == "finished"
+    assert plan(load(path), tmp_path / "run")[0].state == "finished"
     model = foreign.own_model()
     torch.nn.init.zeros_(model.bottleneck[0].bias)
     model.save_pretrained(tmp_path / "model")
@@ -59,8 +58,8 @@ def test_a_dry_run_tells_the_latents(tmp_path, capsys):
 
 def test_a_recipe_has_one_tokenizer(tmp_path):
     identity = {"type": "identity"}
-    with pytest.raises(ValueError, match="set tokenizer, decoder to null, or remove `pretrained`"):
-        load(write(tmp_path, pretrained=identity, tokenizer={}, decoder={}))
+    with pytest.raises(ValueError, match="set encoder, tokenizer to null, or remove `pretrained`"):
+        load(write(tmp_path, pretrained=identity, tokenizer={}, encoder={}))
     for name in ("tokenizer", "autoencoder"):
         with pytest.raises(ValueError, match=f"{name}: this field is required, unless `pretrained`"):
             load(tiny.write(tmp_path, **{name: None}))

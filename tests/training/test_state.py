@@ -14,6 +14,7 @@ from dmvae.training import checkpoint
 from dmvae.training.data import Order
 from dmvae.training.ema import Average
 from dmvae.training.logging import Figures, read_figures
+from dmvae.training.loop import _told
 from dmvae.training.optim import adamw, learning_rate_factor
 from dmvae.training.stage import TrainingConfig
 
@@ -186,6 +187,19 @@ def test_a_figure_that_is_not_finite_is_named(tmp_path):
     figures.add({"a/loss": 1.0, "b/loss": float("nan")})
     with pytest.raises(FloatingPointError, match="b/loss became nan by step 4"):
         figures.write(4)
+
+
+@pytest.mark.parametrize(
+    ("error", "what"),
+    [
+        (FloatingPointError("loss became nan by step 4"), "loss became nan by step 4"),
+        (torch.linalg.LinAlgError("linalg.eigh: failed to converge"), "a matrix became NaN or infinite"),
+    ],
+)
+def test_what_is_not_finite_is_told_with_what_helps(error, what):
+    with pytest.raises(FloatingPointError, match=f"^matching: {what}.* a lower --matching.learning_rate or a longer"):
+        with _told("matching"):
+            raise error
 
 
 def test_figures_that_are_not_there_at_every_step_are_means_of_what_there_is(tmp_path):

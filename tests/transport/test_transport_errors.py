@@ -62,7 +62,7 @@ x = torch.zeros(5, 3)
         (lambda: normality(x[0], G), r"z has shape \[3\]"),
         (lambda: normality(x, G, std=0.0), "std is 0.0"),
         (lambda: tokens(x), r"shape \[5, 3\]; this view needs"),
-        (lambda: pairs(torch.zeros(2, 3, 1, 1)), "single place"),
+        (lambda: pairs(torch.zeros(2, 3, 1, 1)), "single token"),
         (
             lambda: by_class(energy_distance, x, torch.zeros(4).long(), x, torch.zeros(5).long()),
             r"labels has shape \[4\]",

@@ -13,8 +13,9 @@ from dmvae.commands.measurements import measure_again, read_scores
 from dmvae.commands.trust import require_no_code
 from dmvae.config import Values
 from dmvae.evaluation.manifest import differences, require_comparable
+from dmvae.evaluation.metrics import unit_of
 from dmvae.inputs import Inputs
-from dmvae.pipeline import plan
+from dmvae.jobs import plan
 from dmvae.recipe import load
 from dmvae.runtime import distributed
 from dmvae.runtime.console import console
@@ -71,7 +72,7 @@ def side_by_side(paths: Iterable[Path], *, force: bool = False) -> Table:
     table = Table("metric", *files)
     for name in dict.fromkeys(name for scores in files.values() for name in scores["metrics"]):
         values = (scores["metrics"].get(name) for scores in files.values())
-        table.add_row(name, *("" if value is None else f"{value:.6g}" for value in values))
+        table.add_row(name, *("" if value is None else in_unit(name, value) for value in values))
     return table
 
 
@@ -79,9 +80,15 @@ def print_scores(result: Values) -> None:
     """One row a metric, with its interval where it has one."""
     table = Table("metric", "value", "95 % interval")
     for name, value in result["metrics"].items():
-        low_high = result.get("intervals", {}).get(name)
-        table.add_row(name, f"{value:.6g}", "{:.6g} to {:.6g}".format(*low_high) if low_high else "")
+        low_high = [in_unit(name, end) for end in result.get("intervals", {}).get(name) or ()]
+        table.add_row(name, in_unit(name, value), " to ".join(low_high))
     console.print(table)
+
+
+def in_unit(name: str, value: float) -> str:
+    """The value in the unit in which the tables of runs print it; files keep shares from 0 to 1."""
+    figure = unit_of(name)
+    return f"{figure.in_unit(value):.6g} {figure.unit}".rstrip() if figure else f"{value:.6g}"
 
 
 def _evaluate(call: Values, trust: bool) -> Values:

@@ -175,7 +175,7 @@ def decode_latents(
     latents: a folder that `encode_images` wrote, or one .safetensors (its tensor "latents"), .npy or .tar file.
     normalized: they are as flow models make them, to be denormalised first.
     Raises ValueError for files that are damaged or without latents, whose names are not one for each latent or lead
-    out of a folder, or whose latents do not fit the tokenizer.
+    out of a folder, or whose latents are not finite or do not fit the tokenizer; and where another process decodes.
     """
     paths = [latents]
     if latents.is_dir():  # of an encoding that was killed there may be others
@@ -185,13 +185,19 @@ def decode_latents(
     names = [read_names(path) for path in paths]
     flat = [name for part in names for name in part]
     stems = iter(_distinct([os.path.splitext(name)[0] for name in flat], flat))
+    out.mkdir(parents=True, exist_ok=True)
     tokenizer.to(device, memory_format=torch.channels_last).eval()
     done = old = 0
-    with Bar("decode", len(paths), "files") as bar:
+    with locked(out, wait=False) as mine, Bar("decode", len(paths), "files") as bar:
+        if not mine:
+            raise ValueError(f"{out}: another process is decoding into it; wait for its end, or choose another --out")
+        sweep(out, ("**/*.png.*.part",))
         for path, named in zip(paths, names, strict=True):
             z = read_latents(path)
             if named and len(named) != len(z):
                 raise ValueError(f"{path}: {len(z)} latents and {len(named)} names: give each a name, or none")
+            if not z.isfinite().all():
+                raise ValueError(f"{path}: latents hold NaN or infinity: a damaged tokenizer made them; encode anew")
             places = [out / f"{next(stems) if named else f'{done + i:06d}'}.png" for i in range(len(z))]
             todo = [i for i, place in enumerate(places) if not place.exists()]
             for start in range(0, len(todo), batch_size):

@@ -93,6 +93,8 @@ def _unused(recipe: Recipe) -> set[str]:
     """Places of what no stage of a variant uses, as far as that can be known."""
     used = {place.partition(".")[0] for stage in recipe.stages() for place in stage.uses}
     found = {"losses", "autoencoder"} - used
+    if recipe.pretrained is not None:
+        found.add("autoencoder")
     reference = recipe.section("reference")
     if reference is not None and getattr(reference.distribution, "closed_form", False):  # no teacher is trained
         found |= {f"reference.{field.name}" for field in dataclasses.fields(reference)} - {"reference.distribution"}

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from dmvae import config as configs
 from dmvae.config import Values
 from dmvae.evaluation.feature_set import FeatureSet, features_of, reference_features
 from dmvae.evaluation.features import Extractor, parse_features
@@ -160,12 +161,15 @@ def measure_samples(
 
     setting = Setting(**options)
     model = DMVAEPipeline.from_pretrained(pipeline).to(setting.device)
-    sample = SampleConfig(
-        count=count,
-        steps=steps,
-        guidance=(guidance,),
-        guidance_interval=tuple(guidance_interval),  # type: ignore[arg-type]  # a list from the command line and JSON
-        time_shift=time_shift,
+    sample = configs.read(
+        SampleConfig,
+        {
+            "count": count,
+            "steps": steps,
+            "guidance": [guidance],
+            "guidance_interval": guidance_interval,
+            "time_shift": time_shift,
+        },
     )
     images = Generated(model, sample, seed=seed, device=setting.device, precision=precision)
     images.facts |= {

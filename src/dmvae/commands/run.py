@@ -8,13 +8,14 @@ from functools import partial
 from pathlib import Path
 
 from dmvae import pipeline
+from dmvae.claims import require_linked
 from dmvae.commands.dryrun import print_plan
 from dmvae.commands.help import placeholders, print_fields
 from dmvae.commands.parser import USAGE, parse_overrides
 from dmvae.commands.trust import require_no_code
 from dmvae.fitting import fit
+from dmvae.jobs import Job, jobs_of
 from dmvae.options import few, flat, told
-from dmvae.pipeline import Job, jobs_of
 from dmvae.recipe import Recipe, Recipes, load
 from dmvae.registry import nearest
 from dmvae.report import write_report
@@ -45,7 +46,7 @@ def run(command: str, arguments: list[str], commands: Sequence[str] = ("run", "s
             return print(USAGE)
         raise ValueError(f"usage: dmvae {command} RECIPE [--run_dir DIR] [--variant NAME] [--section.field value ...]")
     overrides = parse_overrides(rest)
-    if known.run_dir:
+    if known.run_dir is not None:
         overrides["run.dir"] = known.run_dir
     read = partial(load, known.recipe)
     whole = placeholders(read, overrides) if known.help else read(overrides)
@@ -107,6 +108,7 @@ def report(command: str, arguments: list[str]) -> None:
 def finish(jobs: list[Job], run_dir: Path) -> None:
     """Write what a run leaves for people: summary.json, the report, a pipeline for every generator."""
     with locked(run_dir):  # from other processes that have done the same run's other stages
+        require_linked(jobs, run_dir)
         summary = write_summary(jobs, run_dir)
         path = write_report(run_dir, jobs)
         print_summary(summary)

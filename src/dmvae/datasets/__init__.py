@@ -7,6 +7,7 @@ from typing import ClassVar, Literal, Protocol
 
 from torch import Tensor
 
+from dmvae.ranges import Channels, Count, Pixels
 from dmvae.registry import Registered
 
 Split = Literal["train", "test"]
@@ -58,23 +59,19 @@ class DatasetConfig(Registered):
     PLACES: ClassVar[tuple[str, ...]] = ("root", "cache")
     """Fields that say where the data are and how they are held, not what they are: a change of these redoes nothing."""
 
-    size: int = 32
+    size: Pixels = 32
     """Height and width of the images after resize and centre crop, pixels."""
-    channels: int = 3
+    channels: Channels = 3
     """1 for grey, 3 for colour: images are converted."""
-    limit: int | None = None
+    limit: Count | None = None
     """Keep at most this many images of a split, for quick runs; None keeps all."""
 
     flip: bool = False
     """Mirror training images left to right at random."""
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"{self.type}.size is {self.size}: give the image height in pixels, 1 or more")
         if self.channels not in (1, 3):
             raise ValueError(f"{self.type}.channels is {self.channels}: use 1 (grey) or 3 (colour)")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"{self.type}.limit is {self.limit}: use 1 or more, or leave it out to keep every image")
 
     def build(self, split: Split) -> Dataset:
         """Open one split. Raises ValueError when the files are missing or unusable."""

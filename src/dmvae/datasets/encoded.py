@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol
+from typing import Annotated, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from dmvae.datasets.image_file import BrokenImage, decode
 from dmvae.datasets.image_scan import rank
 from dmvae.datasets.memory import MemoryDataset
 from dmvae.datasets.skipped import note
+from dmvae.ranges import Range
 from dmvae.runtime.files import atomic_write
 from dmvae.runtime.hashing import digest
 
@@ -66,16 +67,11 @@ class EncodedConfig(DatasetConfig):
     classes: tuple[str, ...] | str | None = None
     """Names of the classes in the order of their numbers: a list, or a text file of one a line. None takes what the
     data say, else the numbers found in the train split."""
-    cache_gib: float = 16.0
+    cache_gib: Annotated[float, Range(0, 1e6)] = 16.0
     """Images that take at most this many GiB decoded are decoded once, into a file under ~/.cache/dmvae that is then
     mapped into memory; larger sets are decoded whenever they are read, as all are with 0."""
     on_broken: OnBroken = "skip"
     """Unreadable images: skip them with one warning, or stop with an error."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.cache_gib >= 0:
-            raise ValueError(f"{self.type}.cache_gib is {self.cache_gib}: use GiB, or 0 for no cache")
 
     def given_classes(self) -> tuple[str, ...] | None:
         """The field `classes`, read from its file where it is one. Raises ValueError."""

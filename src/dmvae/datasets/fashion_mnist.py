@@ -18,6 +18,7 @@ from torch.nn.functional import pad
 from dmvae.datasets import DatasetConfig, Split
 from dmvae.datasets.download import data_folders, download, existing_folder
 from dmvae.datasets.memory import MemoryDataset, in_memory
+from dmvae.ranges import Channels, Pixels
 from dmvae.registry import register
 
 CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
@@ -33,9 +34,9 @@ class FashionMNIST(DatasetConfig):
     root: str | None = None
     """Folder of the IDX files. None tries $DMVAE_DATA, then /usr/share/datasets/fashion-mnist (Debian's
     package dataset-fashion-mnist), then downloads into ~/.cache/dmvae with torchvision."""
-    size: int = 32
+    size: Pixels = 32
     """28 gives the images as they are; 32 adds a border of 2 zeros; others resize the 32x32 image."""
-    channels: int = 1
+    channels: Channels = 1
     """1 for grey, as the images are; 3 repeats the grey channel."""
 
     def build(self, split: Split) -> MemoryDataset:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from dmvae.datasets.image_file import BrokenImage, check_header, read_image
 from dmvae.datasets.image_scan import HELD_OUT, rank, split_files
 from dmvae.datasets.memory import MemoryDataset
 from dmvae.datasets.skipped import note
+from dmvae.ranges import Range
 from dmvae.registry import register
 from dmvae.runtime.files import read_sealed, write_sealed
 from dmvae.runtime.hashing import digest
@@ -42,7 +43,7 @@ class ImageFolder(DatasetConfig):
 
     root: str
     """Folder of class folders, or of images. train/ beside test/ (or val/, valid/) are taken as the splits."""
-    valid_fraction: float = 0.1
+    valid_fraction: Annotated[float, Range(0, 1, "()")] = 0.1
     """Share of images in the test split where the folder has no such subfolders; chosen by file name."""
     on_broken: OnBroken = "skip"
     """Unreadable files: skip them with one warning, or stop with an error."""
@@ -50,11 +51,6 @@ class ImageFolder(DatasetConfig):
     """auto: up to 2 GiB of decoded images are held in memory, and kept under ~/.cache/dmvae so that the
     next stage opens at once; larger sets are decoded at every read. memory: held, nothing kept on disk.
     none: decoded at every read."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.valid_fraction < 1:
-            raise ValueError(f"image_folder.valid_fraction is {self.valid_fraction}: use a share between 0 and 1")
 
     def build(self, split: Split) -> Dataset:
         root = existing_folder(self.root, "image_folder.root")

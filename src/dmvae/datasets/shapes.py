@@ -11,12 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from dmvae.datasets import DatasetConfig, Split
 from dmvae.datasets.memory import MemoryDataset, to_channels
+from dmvae.ranges import Range, Seed
 from dmvae.registry import register
 from dmvae.runtime.hashing import digest
 
@@ -66,22 +68,14 @@ _CHUNK_PIXELS = 2**21  # bounds the float work space to some 100 MB
 class Shapes(DatasetConfig):
     """One shape per image, of random colour, place, size and rotation on a shaded background."""
 
-    num_classes: int = len(SHAPES)
+    num_classes: Annotated[int, Range(1, len(SHAPES))] = len(SHAPES)
     """How many of circle, square, triangle, cross, ring, star, moon, heart, in this order."""
-    count: int = 4096
+    count: Annotated[int, Range(1, 10**7)] = 4096
     """Images of the train split."""
-    test_count: int = 512
+    test_count: Annotated[int, Range(1, 10**7)] = 512
     """Images of the test split."""
-    seed: int = 0
+    seed: Seed = 0
     """Another seed draws other images."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 1 <= self.num_classes <= len(SHAPES):
-            raise ValueError(f"shapes.num_classes is {self.num_classes}: use 1 to {len(SHAPES)}")
-        for name, value in (("count", self.count), ("test_count", self.test_count)):
-            if value < 1:
-                raise ValueError(f"shapes.{name} is {value}: use 1 or more")
 
     def build(self, split: Split) -> MemoryDataset:
         total = self.count if split == "train" else self.test_count

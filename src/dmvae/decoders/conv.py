@@ -9,15 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmvae import config as configs
 from dmvae.decoders import Decoder, DecoderConfig
 from dmvae.decoders.tiling import decode_tiled
 from dmvae.models.layers import ResidualBlock, group_norm
+from dmvae.ranges import Range, Width
 from dmvae.registry import register
 
 
@@ -26,19 +27,18 @@ from dmvae.registry import register
 class ConvDecoder(DecoderConfig):
     """The convolutional decoder of Flux's autoencoder, in any width and depth."""
 
-    width: int = 128
+    width: Width = 128
     """Channels at full resolution."""
-    multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    multipliers: tuple[Annotated[int, Range(1, 64)], ...] = (1, 2, 4, 4)
     """Channel multipliers from full resolution down."""
-    blocks: int = 2
+    blocks: Annotated[int, Range(0, 64)] = 2
     """Residual blocks per resolution, less the one that every resolution has."""
     attention: bool = True
     """Self-attention in the middle."""
 
     def __post_init__(self) -> None:
-        configs.require_positive(self, "width")
-        if not self.multipliers or min(self.multipliers) < 1:
-            raise ValueError(f"multipliers: one or more whole numbers from 1, got {self.multipliers}")
+        if not self.multipliers:
+            raise ValueError("multipliers: give at least one")
 
     def build(self, *, latent_channels: int, channels: int, stride: int) -> ConvolutionalDecoder:
         return ConvolutionalDecoder(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from dmvae.encoders import Encoder, EncoderConfig
 from dmvae.models.layers import ResidualBlock, group_norm
+from dmvae.ranges import Range, Width
 from dmvae.registry import register
 
 
@@ -17,15 +19,15 @@ from dmvae.registry import register
 class ConvEncoder(EncoderConfig):
     """Residual convolutional encoder. GroupNorm, so that no image's features depend on another's."""
 
-    width: int = 64
+    width: Width = 64
     """Channels after the first convolution."""
-    multipliers: tuple[int, ...] = (1, 2)
+    multipliers: tuple[Annotated[int, Range(1, 64)], ...] = (1, 2)
     """Channels of each level, as multiples of width; every level after the first halves the resolution."""
-    blocks: int = 1
+    blocks: Annotated[int, Range(0, 64)] = 1
     """Residual blocks per level."""
-    out_channels: int = 256
+    out_channels: Width = 256
     """Channels of the features."""
-    stride: int = 8
+    stride: Annotated[int, Range(1, 1024)] = 8
     """Image pixels per feature, along each side. What the levels do not reach, the first convolution takes."""
 
     def __post_init__(self) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch.nn.functional as F
 from timm.models import EfficientNet
 from torch import Tensor
 
-from dmvae import config as configs
 from dmvae.encoders import Encoder, EncoderConfig
 from dmvae.models.effnet import Version, effnet, weights_file
+from dmvae.ranges import Range
 from dmvae.registry import register
 from dmvae.runtime.hashing import content_hash
 
@@ -24,13 +24,12 @@ class EffNetEncoder(EncoderConfig):
 
     version: Version = "lite0"
     """Which network; the weights of lite1 and lite2 are extras of their own."""
-    enlarge: int = 2
+    enlarge: Annotated[int, Range(1, 16)] = 2
     """Images are made this many times larger first: the networks were trained on 224 to 260 px."""
     reduce: Literal[8, 16, 32] = 16
     """Pixels of the enlarged image per feature; below 32 the last strides become dilations, as timm makes them."""
 
     def __post_init__(self) -> None:
-        configs.require_positive(self, "enlarge")
         if self.reduce % self.enlarge:
             raise ValueError(
                 f"enlarge {self.enlarge} does not divide reduce {self.reduce}: a feature must be of whole pixels"

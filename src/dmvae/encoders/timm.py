@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 
 from dmvae.config import Values
 from dmvae.encoders import Encoder, EncoderConfig
+from dmvae.ranges import Pixels
 from dmvae.registry import nearest, register
 from dmvae.runtime.hashing import content_hash
 from dmvae.runtime.weights import pick, read_tensors
@@ -29,9 +32,9 @@ class TimmEncoder(EncoderConfig):
 
     model: str
     """timm's name of the model, such as vit_large_patch14_dinov2."""
-    patch_size: int | None = None
+    patch_size: Pixels | None = None
     """Patch size to run a vision transformer at; pretrained patch and position embeddings are resampled."""
-    img_size: int | None = None
+    img_size: Pixels | None = None
     """Image size a vision transformer is built for; the data's size unless given."""
     pretrained: bool = True
     """Start from the model's public weights."""
@@ -74,7 +77,7 @@ class TimmEncoder(EncoderConfig):
         sized = self.img_size is not None or bool(cfg and cfg.fixed_input_size)
         if sized:
             kwargs["img_size"] = size = self.img_size or size
-            if takes_any_size(self.model, kwargs):
+            if takes_any_size(partial(self.create, kwargs)):
                 kwargs["dynamic_img_size"], sized = True, False
         if pretrained and (self.checkpoint is not None or self.pretrained):
             model = self.load(kwargs)
@@ -85,8 +88,12 @@ class TimmEncoder(EncoderConfig):
     def create(self, kwargs: Values, pretrained: bool = False) -> nn.Module:
         try:
             return timm.create_model(self.model, pretrained=pretrained, **kwargs)
-        except TypeError as error:  # patch_size of a convolutional network, say
-            raise ValueError(f"timm model {self.model!r} does not take {', '.join(kwargs)}: {error}") from error
+        except Exception as error:  # patch_size of a convolutional network, say, or a depth below 0
+            if pretrained and not isinstance(error, TypeError):
+                raise
+            raise ValueError(
+                f"timm model {self.model!r} does not take {', '.join(f'{k}={v!r}' for k, v in kwargs.items())}: {error}"
+            ) from error
 
     def load(self, kwargs: Values) -> nn.Module:
         """The model with weights; timm adapts them to the patch and image size."""
@@ -156,10 +163,10 @@ def require_shape(name: str, kwargs: Values) -> None:
                 raise ValueError(f"kwargs: {key} is {value!r}: use numbers, true, false, names, or lists of those")
 
 
-def takes_any_size(name: str, kwargs: Values) -> bool:
+def takes_any_size(create: Callable[[], nn.Module]) -> bool:
     """Whether the model resamples its position embedding to every image's size; plain vision transformers do."""
     with torch.device("meta"):
-        model = timm.create_model(name, pretrained=False, **kwargs)
+        model = create()
     return "dynamic_img_size" in inspect.signature(type(model)).parameters
 
 

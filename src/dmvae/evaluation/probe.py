@@ -95,7 +95,7 @@ def _train(z: Tensor, labels: Tensor, classes: int, seed: int, steps: int) -> Li
         batch = z[index]
         t, noise = draw.uniform(BATCH), draw.normal(*batch.shape)
         with torch.autocast(z.device.type, enabled=False):
-            loss = flow_matching_loss(network, batch, labels[index], t, noise)
+            loss = flow_matching_loss(network, z=batch, labels=labels[index], t=t, noise=noise)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, CLIP, foreach=True)
         for group in optimizer.param_groups:
@@ -116,7 +116,7 @@ def _loss(network: LightningDiT, z: Tensor, labels: Tensor, seed: int) -> float:
         z.split(SAMPLING_BATCH), labels.split(SAMPLING_BATCH), t.split(SAMPLING_BATCH), strict=True
     ):
         with torch.autocast(z.device.type, enabled=False):
-            loss = flow_matching_loss(network, part, label, time, draw.normal(*part.shape))
+            loss = flow_matching_loss(network, z=part, labels=label, t=time, noise=draw.normal(*part.shape))
         total += float(loss) * len(part)
     return total / len(z)
 

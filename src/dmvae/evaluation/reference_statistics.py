@@ -77,4 +77,6 @@ def _statistics(mean: Tensor, covariance: Tensor, path: Path) -> Statistics:
     d = mean.numel()
     if mean.ndim != 1 or covariance.shape != (d, d):
         raise ValueError(f"{path}: mu has the shape {[*mean.shape]} and sigma {[*covariance.shape]}: not statistics")
+    if not (mean.isfinite().all() and covariance.isfinite().all()):
+        raise ValueError(f"{path}: its statistics hold NaN or infinity; download the file again, or make it anew")
     return Statistics(n=None, mean=mean.double(), covariance=covariance.double())

@@ -46,15 +46,23 @@ class Figure:
     meaning: str
 
     @property
+    def label(self) -> str:
+        """Title and unit: "PSNR, dB"."""
+        return f"{self.title}, {self.unit}" if self.unit else self.title
+
+    @property
     def heading(self) -> str:
         """Title, unit and arrow: "PSNR, dB ↑"."""
-        arrow = {1: " ↑", -1: " ↓", 0: ""}[self.better]
-        return f"{self.title}{f', {self.unit}' if self.unit else ''}{arrow}"
+        return self.label + {1: " ↑", -1: " ↓", 0: ""}[self.better]
+
+    def in_unit(self, value: float) -> float:
+        """The value in the unit that is named beside it: 66 of the share 0.66."""
+        return 100 * value if self.unit == "%" else value
 
     def show(self, value: float) -> str:
         """The value as it is printed, without its unit."""
-        return self.form.format(100 * value if self.unit == "%" else value)
+        return self.form.format(self.in_unit(value))
 
     def show_spread(self, value: float) -> str:
         """A standard deviation of the figure."""
-        return f"{100 * value if self.unit == '%' else value:.2g}"
+        return f"{self.in_unit(value):.2g}"

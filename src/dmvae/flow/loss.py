@@ -24,7 +24,7 @@ def drop_labels(labels: Tensor, probability: float, null_label: int, rng: Random
     return torch.where(rng.uniform(len(labels)) < probability, null_label, labels)
 
 
-def flow_matching_loss(velocity: Velocity, z: Tensor, labels: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+def flow_matching_loss(velocity: Velocity, *, z: Tensor, labels: Tensor, t: Tensor, noise: Tensor) -> Tensor:
     """mean |v(z_t, t, label) - (z - noise)|^2, a scalar; z and noise [n, C, H, W], t [n]."""
-    predicted = velocity(interpolate(noise, z, t), t, labels)
-    return (predicted.float() - velocity_target(noise, z)).square().mean()
+    predicted = velocity(interpolate(noise=noise, z=z, t=t), t, labels)
+    return (predicted.float() - velocity_target(noise=noise, z=z)).square().mean()

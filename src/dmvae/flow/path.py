@@ -1,7 +1,8 @@
 """The linear path between noise (t = 0) and data (t = 1), and what a velocity says on it.
 
 The paper's text lets time run the other way (t = 0 is data there); this code follows SiT and
-LightningDiT. Every function takes tensors [b, ...] and times [b] in [0, 1].
+LightningDiT. Every function takes tensors [b, ...] and times [b] in [0, 1], by name where two of one shape could be
+mistaken for each other.
 """
 
 from __future__ import annotations
@@ -14,22 +15,22 @@ def expand(t: Tensor, like: Tensor) -> Tensor:
     return t.view(-1, *[1] * (like.ndim - 1))
 
 
-def interpolate(noise: Tensor, z: Tensor, t: Tensor) -> Tensor:
+def interpolate(*, noise: Tensor, z: Tensor, t: Tensor) -> Tensor:
     """z_t = (1 - t) * noise + t * z."""
     return noise.lerp(z, expand(t, z))
 
 
-def velocity_target(noise: Tensor, z: Tensor) -> Tensor:
+def velocity_target(*, noise: Tensor, z: Tensor) -> Tensor:
     """v = dz_t / dt = z - noise."""
     return z - noise
 
 
-def denoise(z_t: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
+def denoise(*, z_t: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
     """Denoised estimate E[z | z_t] = z_t + (1 - t) * v(z_t, t)."""
     return z_t + (1 - expand(t, z_t)) * velocity
 
 
-def score(z_t: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
+def score(*, z_t: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
     """grad log p_t(z_t) = (t * v(z_t, t) - z_t) / (1 - t); t < 1."""
     t = expand(t, z_t)
     return (t * velocity - z_t) / (1 - t)

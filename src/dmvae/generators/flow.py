@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from dmvae import config as configs
 from dmvae.config import Values
 from dmvae.generators import GeneratorConfig, ModelClass
 from dmvae.models.dit import LightningDiT, lightningdit, published
+from dmvae.ranges import Depth, Range, Width
 from dmvae.registry import register
 
 
@@ -22,22 +22,21 @@ class FlowModelConfig(GeneratorConfig):
 
     size: str | None = None
     """"Mini/1", "S/1", "B/1", "L/1" or "XL/1" (the number is the patch size); null: the fields below say."""
-    width: int = 384
+    width: Width = 384
     """Channels of a token."""
-    depth: int = 12
+    depth: Depth = 12
     """Transformer blocks."""
-    heads: int = 6
+    heads: Depth = 6
     """Attention heads."""
-    patch_size: int = 1
+    patch_size: Annotated[int, Range(1, 256)] = 1
     """Latents along each side that a token holds, where `size` is null; more than 1 for pixels."""
-    head_width: int | None = None
+    head_width: Width | None = None
     """Channels of a wide shallow head on the network, a multiple of 4 * heads, for latents with more channels than
     the network's tokens have (RAE, arXiv 2510.11690); null is none."""
-    head_depth: int = 2
+    head_depth: Depth = 2
     """Transformer blocks of the head."""
 
     def __post_init__(self) -> None:
-        configs.require_positive(self, "width", "depth", "heads", "patch_size", "head_width", "head_depth")
         if self.size is not None:
             published(self.size)
 

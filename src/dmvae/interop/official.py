@@ -125,6 +125,10 @@ def fill(model: M, state: Mapping[str, Tensor], constants: Mapping[str, Tensor],
     """Load the authors' state dict, whose constants must have the values given; strict (ValueError)."""
     own = {official_name(k): v for k, v in weights_of(model).items()}
     check(state, {k: v.shape for k, v in (own | dict(constants)).items()}, where, f"our {type(model).__name__}")
+    if bad := [name for name, value in state.items() if not value.is_meta and not value.isfinite().all()]:
+        raise ValueError(
+            f"{where}: {len(bad)} tensors hold NaN or infinity, {bad[0]} first: a damaged or diverged file"
+        )
     for name, expected in constants.items():
         value = state[name].to(expected.dtype)
         if value.is_meta or expected.is_meta:

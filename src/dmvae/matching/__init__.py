@@ -3,8 +3,11 @@
 They also work without a recipe, in your own training loop, with any velocity networks:
 
     objective = DMD(guidance=5.0)
+    teacher_loss, log = objective.teacher_loss(teacher, y, labels)   # y are samples of the reference
     loss, log = objective.loss(z, labels, teacher, student)          # add it to the loss of the tokenizer
     student_loss, log = objective.student_loss(student, z.detach(), labels)
+
+examples/match_autoencoder_kl.py is such a loop, and docs/own_trainer.md has all signatures.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ class Context:
     """What an objective may look at besides the latents."""
 
     rng: Random
-    """The step's randomness."""
+    """The step's randomness. A plain torch.Generator may be given too: one draw from it seeds the step's."""
     null_label: int
     """The label that means "no label": the number of classes."""
     progress: float = 0.0
@@ -45,6 +48,9 @@ class Context:
     """Share of labels that the student learns without, for guidance."""
     time_distribution: TimeDistribution = "uniform"
     """How the student's training times are drawn."""
+
+    def __post_init__(self) -> None:
+        self.rng = Random.of(self.rng, self.rng.device)
 
     @classmethod
     def default(cls, z: Tensor, *networks: object, rng: torch.Generator | None = None) -> Context:
@@ -109,10 +115,18 @@ class Matching(Registered):
         self, student: Student, z: Tensor, labels: Tensor, context: Context | None = None
     ) -> tuple[Tensor, Log]:
         """(scalar loss of the student, figures to log), on detached latents z [n, C, H, W]."""
-        context = context or Context.default(z, student)
+        return self.teacher_loss(student, z, labels, context)
+
+    def teacher_loss(
+        self, teacher: Student, z: Tensor, labels: Tensor, context: Context | None = None
+    ) -> tuple[Tensor, Log]:
+        """The flow-matching loss of a velocity network on samples z [n, C, H, W] of the reference, with a share of the
+        labels dropped: (scalar, figures to log). In a recipe the stage `reference` trains teachers by the same loss."""
+        context = context or Context.default(z, teacher)
         labels = drop_labels(labels, context.label_dropout, context.null_label, context.rng)
         t = sample_time(len(z), context.time_distribution, context.rng)
-        return flow_matching_loss(student, z, labels, t, context.rng.normal(*z.shape)), {}
+        noise = context.rng.normal(*z.shape)
+        return flow_matching_loss(teacher, z=z, labels=labels, t=t, noise=noise), {}
 
 
 def copy_of(network: nn.Module) -> nn.Module:

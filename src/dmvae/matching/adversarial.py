@@ -7,7 +7,7 @@ labels; the latents learn to fool it. It needs no velocity, and so no teacher.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dmvae.flow.guidance import Velocity
 from dmvae.generators.flow import FlowModelConfig
 from dmvae.matching import Context, Log, Matching, Student
+from dmvae.ranges import Range, Weight, Width
 from dmvae.registry import register
 
 
@@ -27,20 +28,13 @@ class Adversarial(Matching):
     needs_teacher: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = True
 
-    width: int = 128
+    width: Width = 128
     """Channels of the critic."""
-    depth: int = 3
-    """Its residual blocks; each widens the receptive field by one latent on every side."""
-    penalty: float = 1.0
+    depth: Annotated[int, Range(0, 1024)] = 3
+    """Residual blocks of the critic; each widens its receptive field by one token on every side."""
+    penalty: Weight = 1.0
     """gamma of the penalty gamma / 2 |dD/dz|^2 at the reference's samples (R1, arXiv 1801.04406), without which the
     critic of two distributions that do not overlap grows without bound; 0 is off."""
-
-    def __post_init__(self) -> None:
-        if self.width < 1 or self.depth < 0 or self.penalty < 0:
-            raise ValueError(
-                "width must be at least 1, depth and penalty at least 0; "
-                f"got {self.width}, {self.depth} and {self.penalty}"
-            )
 
     def new_student(
         self, latent_shape: tuple[int, int, int], num_classes: int, teacher: object, model: FlowModelConfig
@@ -101,7 +95,9 @@ class Critic(nn.Module):
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:
         """z [n, C, H, W], labels int64 [n] in 0 .. num_classes -> logits [n], float32, higher for the reference."""
-        with torch.autocast(z.device.type, enabled=False):  # the penalty differentiates twice, and it is small
+        with torch.autocast(
+            z.device.type, enabled=False
+        ):  # the penalty differentiates twice, and is too small for bf16
             x = self.embed(z.float())
             for block in self.blocks:
                 x = x + block(F.leaky_relu(x, 0.2))

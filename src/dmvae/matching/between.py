@@ -1,4 +1,4 @@
-"""What the objectives have in common that compare latents with samples of the reference: no teacher, no student."""
+"""Base class of the objectives that compare latents with samples of the reference, without teacher or student."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from dmvae import config as configs
 from dmvae.flow.guidance import Velocity
 from dmvae.matching import Context, Log, Matching
+from dmvae.ranges import BatchSize
 from dmvae.references import ReferenceConfig
 from dmvae.runtime import distributed
 from dmvae.transport.classes import by_class
@@ -25,7 +26,7 @@ VIEWS: dict[str, View] = {"whole": whole, "token": tokens, "pair": pairs}
 
 @dataclass(frozen=True, kw_only=True)
 class BetweenSamples(Matching):
-    """The sum over views of a distance between two sets of vectors, latents' and fresh samples'."""
+    """Sum over views of a distance between two sets of vectors: the latents' and those of fresh reference samples."""
 
     needs_teacher: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = True
@@ -33,15 +34,14 @@ class BetweenSamples(Matching):
 
     views: tuple[Literal["whole", "token", "pair"], ...] = ("whole", "token", "pair")
     """What is compared: whole latents, their tokens, pairs of neighbouring tokens. The distances are added."""
-    samples: int = 512
-    """Samples of the reference a turn, over all ranks."""
-    vectors: int = 2048
-    """Vectors of a view at most, drawn at random: tokens are many."""
+    samples: BatchSize = 512
+    """Samples of the reference per update, over all ranks."""
+    vectors: BatchSize = 2048
+    """At most so many vectors of a view are compared, drawn at random, since there are many tokens."""
     labels: bool = configs.added(False)
     """Compare the latents of each class with the reference's samples of that class; false compares all with all."""
 
     def __post_init__(self) -> None:
-        configs.require_positive(self, "samples", "vectors")
         if not self.views:
             raise ValueError("views: give at least one of whole, token, pair")
 
@@ -62,7 +62,7 @@ class BetweenSamples(Matching):
             raise ValueError(f"{self.type} compares latents with samples: give context.reference")
         rng, world = context.rng, distributed.world_size()
         y, y_labels = context.reference.sample(-(-self.samples // world), rng.on_cpu())
-        # Ranks compare the whole batch, in the same directions: so that their number changes nothing.
+        # Every rank compares the whole batch, in the same directions, so that the number of ranks changes nothing.
         z, y = distributed.gather(z), distributed.gather(y.to(z.device))
         if self.labels:
             labels, y_labels = distributed.gather(labels), distributed.gather(y_labels.to(labels.device))

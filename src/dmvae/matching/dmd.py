@@ -18,6 +18,7 @@ from dmvae.generators.flow import FlowModelConfig
 from dmvae.matching import Context, Log, Student
 from dmvae.matching.adversarial import Critic
 from dmvae.matching.velocities import ByVelocities, binned
+from dmvae.ranges import Depth, Guidance, Width
 from dmvae.registry import register
 from dmvae.runtime import distributed
 
@@ -32,19 +33,15 @@ LIMIT = 4.0
 class DMD(ByVelocities):
     """The paper's objective: it descends KL(latents || reference), the reverse KL divergence, or another one."""
 
-    guidance: float = 5.0
+    guidance: Guidance = 5.0
     """Guidance scale w of teacher and student alike; 1 turns guidance off."""
     divergence: Literal["reverse_kl", "forward_kl", "jensen_shannon"] = configs.added("reverse_kl")
     """The f-divergence that latents descend. Other than "reverse_kl" needs the density ratio of reference and latents,
     which a small classifier of noised samples estimates (f-distill, arXiv 2502.15681); it trains with the student."""
-    ratio_width: int = configs.added(128)
+    ratio_width: Width = configs.added(128)
     """Channels of that classifier."""
-    ratio_depth: int = configs.added(3)
+    ratio_depth: Depth = configs.added(3)
     """Its residual blocks."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        configs.require_positive(self, "ratio_width", "ratio_depth")
 
     @property
     def needs_reference(self) -> bool:  # type: ignore[override]  # a field decides
@@ -73,7 +70,7 @@ class DMD(ByVelocities):
             if self.divergence in WEIGHTS:
                 if not isinstance(student, WithRatio):
                     raise ValueError(f"divergence: {self.divergence} needs a student that `new_student` made")
-                h = WEIGHTS[self.divergence](student.log_ratio(interpolate(noise, z.detach(), t), t, labels))
+                h = WEIGHTS[self.divergence](student.log_ratio(interpolate(noise=noise, z=z.detach(), t=t), t, labels))
                 log["ratio/weight_std"] = (h / h.mean()).std()
                 g = expand(h / distributed.average(h.mean()), g) * g
         loss = 0.5 * (z - (z.detach() - g)).square().mean()
@@ -101,7 +98,7 @@ class DMD(ByVelocities):
         y, y_labels = (x.to(z.device) for x in context.reference.sample(len(z), context.rng.on_cpu()))
         t = sample_time(len(z), context.time_distribution, context.rng)
         at_y, at_z = (
-            student.logit(interpolate(context.rng.normal(*x.shape), x, t), t, of)
+            student.logit(interpolate(noise=context.rng.normal(*x.shape), z=x, t=t), t, of)
             for x, of in ((y, y_labels), (z, labels))
         )
         log["ratio/accuracy"] = 0.5 * ((at_y > 0).float().mean() + (at_z < 0).float().mean())
@@ -152,9 +149,9 @@ def gradient(
 ) -> tuple[Tensor, Tensor]:
     """g = (z_hat_student - z_hat_teacher) / mean |z - z_hat_teacher|, [n, C, H, W], the mean over C, H, W;
     and the squared gap between the two estimates, a mean per sample [n]."""
-    z_t = interpolate(noise, z, t)
-    hat_teacher = denoise(z_t, guided(teacher, guidance, null)(z_t, t, labels).float(), t)
-    hat_student = denoise(z_t, guided(student, guidance, null)(z_t, t, labels).float(), t)
+    z_t = interpolate(noise=noise, z=z, t=t)
+    hat_teacher = denoise(z_t=z_t, velocity=guided(teacher, guidance, null)(z_t, t, labels).float(), t=t)
+    hat_student = denoise(z_t=z_t, velocity=guided(student, guidance, null)(z_t, t, labels).float(), t=t)
     difference = hat_student - hat_teacher
     scale = (z - hat_teacher).abs().mean(dim=(1, 2, 3), keepdim=True)
     return difference / scale.clamp_min(1e-8), difference.square().mean(dim=(1, 2, 3))

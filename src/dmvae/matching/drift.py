@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dmvae.matching.between import BetweenSamples
+from dmvae.ranges import Scale
 from dmvae.registry import register
 from dmvae.transport.drift import kernel_drift
 
@@ -17,13 +18,9 @@ from dmvae.transport.drift import kernel_drift
 class Drift(BetweenSamples):
     """Latents move by the mean shift towards samples of the reference, less the mean shift towards other latents."""
 
-    bandwidths: tuple[float, float] = (0.5, 0.05)
-    """At the start and at the end, shares of the mean squared distance; between them geometric."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if min(self.bandwidths) <= 0:
-            raise ValueError(f"bandwidths: two numbers above 0, got {self.bandwidths}")
+    bandwidths: tuple[Scale, Scale] = (0.5, 0.05)
+    """Bandwidth at the start and at the end, relative to the mean distance between latents and samples; it changes
+    geometrically between them."""
 
     def distance(self, a: Tensor, b: Tensor, rng: torch.Generator, progress: float) -> Tensor:
         return kernel_drift(a, b, progress, self.bandwidths)

@@ -1,4 +1,4 @@
-"""Energy distance: latents are drawn to samples of the reference and pushed from each other."""
+"""Energy distance: latents are attracted by samples of the reference and repelled by each other."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dmvae.transport.energy import energy_distance
 @register("energy")
 @dataclass(frozen=True, kw_only=True)
 class Energy(BetweenSamples):
-    """2 E|z - y| - E|z - z'| - E|y - y'|, which is 0 for equal distributions alone."""
+    """2 E|z - y| - E|z - z'| - E|y - y'|, which is 0 only for equal distributions."""
 
     def distance(self, a: Tensor, b: Tensor, rng: torch.Generator, progress: float) -> Tensor:
         return energy_distance(a, b)

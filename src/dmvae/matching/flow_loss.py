@@ -65,8 +65,8 @@ class FlowLoss(ByVelocities):
 def halved_loss(velocity: Velocity, z: Tensor, noise: Tensor, t: Tensor, labels: Tensor, stop: Stop) -> Tensor:
     """L = |v(z_t) - (z - noise)|^2 / (2 numel), differentiable in z but for what `stop` holds."""
     with torch.set_grad_enabled(stop != "network"):
-        v = velocity(interpolate(noise, z, t), t, labels).float()
-    target = velocity_target(noise, z)
+        v = velocity(interpolate(noise=noise, z=z, t=t), t, labels).float()
+    target = velocity_target(noise=noise, z=z)
     return 0.5 * (v - (target.detach() if stop == "target" else target)).square().mean()
 
 

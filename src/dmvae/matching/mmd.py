@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dmvae.matching.between import BetweenSamples
+from dmvae.ranges import Scale
 from dmvae.registry import register
 from dmvae.transport.mmd import mmd
 
@@ -17,13 +18,13 @@ from dmvae.transport.mmd import mmd
 class MMD(BetweenSamples):
     """The kernel distance of Wasserstein autoencoders (arXiv 1711.01558)."""
 
-    bandwidths: tuple[float, ...] = (0.2, 0.5, 1.0, 2.0, 5.0)
+    bandwidths: tuple[Scale, ...] = (0.2, 0.5, 1.0, 2.0, 5.0)
     """Widths of the kernels, in units of the spread that vectors of the reference have."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.bandwidths or min(self.bandwidths) <= 0:
-            raise ValueError(f"bandwidths: one or more above 0, got {self.bandwidths}")
+        if not self.bandwidths:
+            raise ValueError("bandwidths: give at least one")
 
     def distance(self, a: Tensor, b: Tensor, rng: torch.Generator, progress: float) -> Tensor:
         return mmd(a, b, self.bandwidths)

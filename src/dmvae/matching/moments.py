@@ -1,4 +1,4 @@
-"""Moment matching: mean and covariance, and nothing beyond."""
+"""Moment matching: of mean and covariance only."""
 
 from __future__ import annotations
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from dmvae import config as configs
 from dmvae.matching.between import BetweenSamples
+from dmvae.ranges import BatchSize, Range
 from dmvae.registry import register
 from dmvae.transport.sinkhorn import sinkhorn_divergence
 
@@ -18,18 +19,12 @@ from dmvae.transport.sinkhorn import sinkhorn_divergence
 class Sinkhorn(BetweenSamples):
     """The debiased Sinkhorn divergence (arXiv 1810.08278)."""
 
-    vectors: int = 512
-    """Vectors of a view at most, drawn at random; the time grows with their square."""
-    eps: float = 0.05
-    """Entropic regularisation, a share of the mean squared distance; less is nearer to the exact assignment."""
-    iterations: int = 50
-    """Sinkhorn's iterations."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        configs.require_positive(self, "iterations")
-        if not 0 < self.eps < 100:
-            raise ValueError(f"eps: {self.eps:g}; give a share above 0, such as 0.05")
+    vectors: BatchSize = 512
+    """At most so many vectors of a view are compared, drawn at random; the time grows with their square."""
+    eps: Annotated[float, Range(0, 100, "()")] = 0.05
+    """Entropic regularisation, as a share of the mean squared distance; smaller is closer to the exact assignment."""
+    iterations: Annotated[int, Range(1, 10**6)] = 50
+    """Iterations of Sinkhorn's algorithm per update."""
 
     def distance(self, a: Tensor, b: Tensor, rng: torch.Generator, progress: float) -> Tensor:
         return sinkhorn_divergence(a, b, self.eps, self.iterations)

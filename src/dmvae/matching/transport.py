@@ -1,7 +1,7 @@
-"""Transport: latents move along the sliced Wasserstein distance to samples of the reference.
+"""Transport: latents move down the gradient of the sliced Wasserstein distance to samples of the reference.
 
-It goes the same way from any start. A distance between single vectors does not see fine structure, which the views
-(whole latents, tokens, pairs of neighbours) share out.
+It works from any start, near or far. Slices of one kind of vector miss fine structure; so three views are compared:
+whole latents, tokens, and pairs of neighbouring tokens.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dmvae import config as configs
 from dmvae.matching.between import BetweenSamples
+from dmvae.ranges import Width
 from dmvae.references import ReferenceConfig
 from dmvae.registry import register
 from dmvae.transport.sliced import MIXED, Along, sliced_wasserstein
@@ -24,15 +24,14 @@ from dmvae.transport.sliced import MIXED, Along, sliced_wasserstein
 class Transport(BetweenSamples):
     """mean over directions u of W2^2(u . z, u . y) (sliced Wasserstein distance)."""
 
-    slices: int = 48
-    """Directions a view and turn."""
+    slices: Width = 48
+    """Directions per view and update."""
     along: tuple[Along, ...] = MIXED
     """Kinds of directions, in equal shares: "random", "reference" (between two of its samples), "gap" (from a latent to
     a sample), "principal"."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        configs.require_positive(self, "slices")
         if self.slices < len(self.along) or not self.along:
             raise ValueError(f"slices: {self.slices} for {len(self.along)} kinds of directions; give each one")
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dmvae.flow.guidance import Velocity, guided
 from dmvae.matching import Context, Matching
+from dmvae.ranges import Guidance, Share
 
 BINS = 4
 
@@ -23,17 +24,17 @@ BINS = 4
 class ByVelocities(Matching):
     """Base of the objectives that noise the latents and ask what teacher or student say there."""
 
-    guidance: float = 1.0
+    guidance: Guidance = 1.0
     """Guidance scale w of teacher and student alike; 1 turns guidance off."""
-    time_range: tuple[float, float] = (0.02, 0.98)
+    time_range: tuple[Share, Share] = (0.02, 0.98)
     """Times are uniform in this range (0 is noise, 1 is data)."""
-    time_range_end: tuple[float, float] | None = None
+    time_range_end: tuple[Share, Share] | None = None
     """Where given, the range moves linearly from `time_range` to this over the stage."""
 
     def __post_init__(self) -> None:
         for low, high in filter(None, (self.time_range, self.time_range_end)):
-            if not 0 <= low < high <= 1:
-                raise ValueError(f"time range must satisfy 0 <= low < high <= 1, got {[low, high]}")
+            if low >= high:
+                raise ValueError(f"time range: its first time has to be before its second, got {[low, high]}")
 
     def asked(
         self, z: Tensor, teacher: Velocity | None, student: Any, context: Context | None

@@ -42,7 +42,7 @@ class VelocityGap(ByVelocities):
         log = Log()
 
         def value(at: Tensor) -> Tensor:
-            z_t, v = interpolate(noise, at, t), {}
+            z_t, v = interpolate(noise=noise, z=at, t=t), {}
             for name, velocity in velocities.items():
                 with torch.set_grad_enabled(name != self.stop):
                     v[name] = velocity(z_t, t, labels).float()

@@ -6,13 +6,13 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
@@ -52,6 +52,11 @@ class PointDistribution:
     def __init__(self, mean: Tensor):
         self.mean = mean
 
+    @property
+    def std(self) -> Tensor:
+        """[n, C, H, W] zeros."""
+        return torch.zeros_like(self.mean)
+
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         return self.mean
 
@@ -63,11 +68,15 @@ class PointDistribution:
         return self.mean.new_zeros(len(self.mean))
 
 
+Distribution: TypeAlias = "DiagonalGaussianDistribution | PointDistribution"
+"""What an encoder says of the latents of its images."""
+
+
 @dataclass
 class EncoderOutput(BaseOutput):
     latents: Tensor
     """[n, C, H, W], not normalised; the mean where the tokenizer is variational."""
-    latent_dist: DiagonalGaussianDistribution | PointDistribution
+    latent_dist: Distribution
 
 
 @dataclass
@@ -91,6 +100,18 @@ class Encodes(Protocol):
         ...
 
 
+@dataclass
+class Parts:
+    """A tokenizer's modules by what they do, for stages that train some of them."""
+
+    encoder: list[nn.Module]
+    bottleneck: list[nn.Module]
+    """From the encoder's features to latents; empty where the encoder's are the latents."""
+    decoder: list[nn.Module]
+    last_layer: Tensor
+    """The weights that make the image, at which the adversary's weight compares gradients."""
+
+
 class Tokenizer(Model):
     """What every tokenizer has: `encode(x).latents`, `decode(z).sample`, and the statistics of its latents.
 
@@ -102,6 +123,24 @@ class Tokenizer(Model):
 
     latent_mean: Tensor
     latent_std: Tensor
+
+    @property
+    def has_spread(self) -> bool:
+        """Whether `encode` gives a posterior with a spread, and not a point."""
+        raise NotImplementedError
+
+    def parts(self) -> Parts:
+        """What can be trained of it. Raises ValueError for a tokenizer that can only be used as it is."""
+        raise NotImplementedError
+
+    def as_diffusers(self) -> ModelMixin | None:
+        """A network of diffusers' own classes that does what this tokenizer does; None where there is no such."""
+        return None
+
+    def compiled_parts(self) -> list[nn.Module]:
+        """What `run.compile` compiles: the parts, for training calls them and not `forward`; but no single layers."""
+        parts = self.parts()
+        return [part for part in (*parts.encoder, *parts.bottleneck, *parts.decoder) if any(part.children())]
 
     def register_statistics(self, channels: int) -> None:
         self.register_buffer("latent_mean", torch.zeros(channels))

@@ -5,13 +5,13 @@ Shapes: n samples, C H W of a latent.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
 from dmvae.flow.guidance import guided
 from dmvae.flow.loss import TimeDistribution, flow_matching_loss, sample_time
-from dmvae.flow.solver import Sampling, sample
+from dmvae.flow.solver import Sampling, trajectory
 from dmvae.models.base import Model
 from dmvae.runtime.random import Random
 
@@ -26,11 +26,20 @@ class VelocityModel(Model):
     def loss(self, z: Tensor, labels: Tensor, rng: Random) -> Tensor:
         """The flow-matching loss at random times and noise: z [n, C, H, W], labels int64 [n] -> a scalar."""
         t = sample_time(len(z), self.time_distribution, rng)
-        return flow_matching_loss(self, z, labels, t, rng.normal(*z.shape))
+        return flow_matching_loss(self, z=z, labels=labels, t=t, noise=rng.normal(*z.shape))
 
     def sample(
         self, noise: Tensor, labels: Tensor, settings: Sampling, normal: Callable[[], Tensor] | None = None
     ) -> Tensor:
         """noise [n, C, H, W] carried to latents; `normal` gives the fresh noise that stochastic samplers need."""
+        z = noise
+        for z in self.trajectory(noise, labels, settings, normal):  # noqa: B007
+            pass
+        return z
+
+    def trajectory(
+        self, noise: Tensor, labels: Tensor, settings: Sampling, normal: Callable[[], Tensor] | None = None
+    ) -> Iterator[Tensor]:
+        """The state after every step of `sample`, the last of which is what it returns."""
         velocity = guided(self, settings.guidance, self.config.num_classes, settings.guidance_interval)
-        return sample(velocity, noise, labels, settings, normal)
+        return trajectory(velocity, noise, labels, settings, normal)

@@ -24,10 +24,9 @@ from torch import Tensor
 from dmvae.datasets import Dataset, DatasetConfig, Items
 from dmvae.encoders import Encoder
 from dmvae.flow.guidance import Velocity
-from dmvae.models.base import Encodes
+from dmvae.models.base import Encodes, Tokenizer
 from dmvae.registry import Registered
 from dmvae.runtime.random import Random
-from dmvae.tokenizers.autoencoder import Autoencoder
 
 
 class Surroundings(Protocol):
@@ -55,12 +54,12 @@ class Surroundings(Protocol):
     @property
     def train_set(self) -> Dataset: ...
 
-    def autoencoder(self) -> Autoencoder:
+    def autoencoder(self) -> Tokenizer:
         """The tokenizer before matching."""
         ...
 
     def new_encoder(self) -> Encoder:
-        """Its encoder with random weights."""
+        """Its encoder with random weights. Raises ValueError for a tokenizer that the recipe did not build itself."""
         ...
 
     def encode(self, tokenizer: Encodes, dataset: Items, folder: Path, title: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from dmvae.ranges import Scale
 from dmvae.references import Surroundings
 from dmvae.references.synthetic import SyntheticConfig
 from dmvae.registry import register
@@ -18,12 +19,8 @@ from dmvae.runtime.random import Random
 class CubeReference(SyntheticConfig):
     """Uniform in [-half_width, half_width] in every element, independently; labels carry no information."""
 
-    half_width: float = math.sqrt(3)
+    half_width: Scale = math.sqrt(3)
     """Half the cube's side; the square root of 3 gives variance 1."""
-
-    def __post_init__(self) -> None:
-        if self.half_width <= 0:
-            raise ValueError(f"half_width must be positive, got {self.half_width}")
 
     @property
     def labelled(self) -> bool:

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from dmvae.datasets import Labelled
 from dmvae.latents.store import LatentSet
+from dmvae.ranges import Count, Range, Width
 from dmvae.references import ReferenceConfig, Surroundings
 from dmvae.references.reduction import Reducer, Reduction, fit_linear, learn_bottleneck, load, require_channels
 from dmvae.registry import nearest
@@ -32,15 +34,15 @@ FIT_ITEMS = 2048  # at least, if the data has so many: vectors of one item resem
 class DataConfig(ReferenceConfig):
     """Fields of every reference made from data."""
 
-    classes: tuple[int | str, ...] | None = None
+    classes: tuple[Annotated[int, Range(0, 99999)] | str, ...] | None = None
     """Keep these classes only, by number or name; null keeps all. For another class, whose images are matched too,
     samples are drawn from all classes that are kept."""
     reduction: Reduction = "pca"
     """How d feature channels become the latents' C: "pca", principal components, whitened; "random", a random
     orthogonal projection; "bottleneck", an MLP learned here by reconstruction of the features."""
-    reduction_width: int = 512
+    reduction_width: Width = 512
     """Hidden width of that MLP."""
-    reduction_steps: int = 1000
+    reduction_steps: Count = 1000
     """Its training steps."""
 
     def network(self, inputs: Surroundings) -> nn.Module:

@@ -9,6 +9,7 @@ from timm.models import EfficientNet
 from torch import Tensor, nn
 
 from dmvae.models.effnet import effnet_lite0
+from dmvae.ranges import Pixels
 from dmvae.references import Surroundings
 from dmvae.references.data import DataConfig
 from dmvae.references.reduction import AtResolution
@@ -24,7 +25,7 @@ class EffNetReference(DataConfig):
 
     stride: Literal[8, 16, 32] = 16
     """Image pixels per feature, along each side: features of 40, 112 or 320 channels."""
-    resolution: int | None = None
+    resolution: Pixels | None = None
     """Images are resized to this height and width, pixels; null gives one feature per latent."""
 
     def network(self, inputs: Surroundings) -> nn.Module:

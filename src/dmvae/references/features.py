@@ -39,4 +39,4 @@ class FeaturesReference(DataConfig):
         return Samples(latents, inputs.num_classes, latents.mean, latents.std)
 
     def network(self, inputs: Surroundings) -> nn.Module:
-        return inputs.autoencoder().encoder
+        return inputs.autoencoder().parts().encoder[0]

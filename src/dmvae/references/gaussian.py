@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dmvae.flow.path import expand
+from dmvae.ranges import Scale
 from dmvae.references import Surroundings
 from dmvae.references.synthetic import SyntheticConfig
 from dmvae.registry import register
@@ -19,12 +20,8 @@ from dmvae.runtime.random import Random
 class GaussianReference(SyntheticConfig):
     """N(0, std^2) in every latent element; labels carry no information."""
 
-    std: float = 1.0
+    std: Scale = 1.0
     """Standard deviation."""
-
-    def __post_init__(self) -> None:
-        if self.std <= 0:
-            raise ValueError(f"std must be positive, got {self.std}")
 
     @property
     def closed_form(self) -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dmvae import config as configs
+from dmvae.ranges import Range
 from dmvae.references import ReferenceConfig, Surroundings
 from dmvae.references.data import DataConfig, Samples
 from dmvae.references.gaussian_mixture import GaussianMixture, joint_weights
@@ -30,11 +31,11 @@ FIT_SAMPLES = 4096  # per fit: of one class where conditional
 class MixtureReference(SyntheticConfig):
     """Gaussians with diagonal covariance: around random centres, fitted to another reference, or from a file."""
 
-    components: int = 1
+    components: Annotated[int, Range(1, 10**5)] = 1
     """Gaussians per class in a conditional mixture; in total otherwise."""
     conditional: bool = True
     """Each class has components of its own; otherwise labels carry no information."""
-    std: float = 0.5
+    std: Annotated[float, Range(0, 1, "()")] = 0.5
     """Standard deviation around random centres. The centres have variance 1 - std^2, so that the whole has 1."""
     fit: ReferenceConfig | None = None
     """A reference made from data, by `type`, that the mixture is fitted to by expectation maximisation."""
@@ -43,9 +44,6 @@ class MixtureReference(SyntheticConfig):
     the class of each component. The file says whether the mixture is conditional."""
 
     def __post_init__(self) -> None:
-        configs.require_positive(self, "components")
-        if not 0 < self.std < 1:
-            raise ValueError(f"std must be between 0 and 1, where the centres have variance 1 - std^2; got {self.std}")
         if self.fit is not None and self.file is not None:
             raise ValueError("fit and file: the mixture is one or the other; set one of them to null")
         if self.fit is not None and not isinstance(self.fit, DataConfig):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dmvae.flow.path import denoise, expand
+from dmvae.ranges import Share
 from dmvae.references import Reference, ReferenceConfig, Surroundings
 from dmvae.references.features import FeaturesReference
 from dmvae.registry import register
@@ -23,12 +24,8 @@ class NoiseStatesReference(ReferenceConfig):
 
     of: ReferenceConfig = field(default_factory=FeaturesReference)
     """The reference that noise is added to, by `type`."""
-    time: float = 0.5
+    time: Share = 0.5
     """Time on the path: 0 is noise, 1 leaves z as it is."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.time <= 1:
-            raise ValueError(f"time must be in [0, 1] (0 is noise, 1 is data), got {self.time}")
 
     @property
     def closed_form(self) -> bool:
@@ -73,7 +70,7 @@ class NoiseStates:
         assert velocity is not None
         a, b = s * time, (s.square() * (1 - time) ** 2 + (1 - s).square()).sqrt()
         inner_time, inner_state = a / (a + b), y_s / expand(a + b, y_s)
-        z = denoise(inner_state, velocity(inner_state, inner_time, labels), inner_time)
+        z = denoise(z_t=inner_state, velocity=velocity(inner_state, inner_time, labels), t=inner_time)
         # b = 0 only at the end of a path without noise, where the rest is 0 too
         factor = (s * (1 - time) ** 2 - (1 - s)) / b.square().clamp_min(torch.finfo(b.dtype).tiny)
         return time * z + expand(factor, y_s) * (y_s - expand(a, y_s) * z)

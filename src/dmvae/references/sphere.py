@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dmvae.evaluation.latents import Over
+from dmvae.ranges import Scale
 from dmvae.references import Surroundings
 from dmvae.references.synthetic import SyntheticConfig
 from dmvae.registry import register
@@ -22,12 +23,8 @@ class SphereReference(SyntheticConfig):
     over: Over = "channels"
     """What lies on the sphere: "channels", each channel vector of C components, independently of the others; "all",
     a latent's C H W components as one vector, which differs little from a Gaussian where they are many."""
-    radius: float | None = None
+    radius: Scale | None = None
     """The sphere's radius; null is the square root of the number of components, which then have variance 1."""
-
-    def __post_init__(self) -> None:
-        if self.radius is not None and self.radius <= 0:
-            raise ValueError(f"radius must be positive, got {self.radius}")
 
     @property
     def labelled(self) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from dmvae.encoders.timm import TimmEncoder
+from dmvae.ranges import Pixels
 from dmvae.references import Surroundings
 from dmvae.references.data import DataConfig
 from dmvae.references.reduction import AtResolution
@@ -22,10 +23,10 @@ class TimmReference(DataConfig):
 
     model: str
     """timm's name of the model, such as vit_base_patch14_dinov2.lvd142m."""
-    resolution: int | None = None
+    resolution: Pixels | None = None
     """Images are resized to this height and width, pixels; null leaves them as they are. A vision transformer gives
     resolution / patch size features a side, which are resized to the latents' grid where they are not as many."""
-    patch_size: int | None = None
+    patch_size: Pixels | None = None
     """Patch size to run a vision transformer at; its embeddings are resampled."""
     pretrained: bool = True
     """The model's public weights; random ones otherwise."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from dmvae.ranges import Pixels
 from dmvae.references import Surroundings
 from dmvae.references.data import DataConfig
 from dmvae.references.reduction import AtResolution
@@ -20,7 +21,7 @@ class TokenizerReference(DataConfig):
 
     source: TokenizerSource
     """The tokenizer, by `type`, as `pretrained` takes it."""
-    resolution: int | None = None
+    resolution: Pixels | None = None
     """Images are resized to this height and width, pixels; null leaves them as they are."""
 
     def network(self, inputs: Surroundings) -> nn.Module:

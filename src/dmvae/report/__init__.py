@@ -17,7 +17,7 @@ from dmvae.report.run import Run
 from dmvae.runtime.files import atomic_write
 
 if TYPE_CHECKING:
-    from dmvae.pipeline import Job
+    from dmvae.jobs import Job
 
 HERE = Path(__file__).parent
 

@@ -10,7 +10,7 @@ import yaml
 
 from dmvae.config import Values
 from dmvae.evaluation.metrics.frechet import distances
-from dmvae.pipeline import Job
+from dmvae.jobs import Job
 from dmvae.report.figures import of_few, shown
 from dmvae.stages.sample import image_seed
 
@@ -83,8 +83,10 @@ def _head(job: Job, metrics: Values, pictures: dict[str, str]) -> str:
         head["widget"] = [{"text": text, "output": {"url": name}} for name, text in pictures.items()]
     figures = shown(key for key in FIGURES if isinstance(metrics.get(key), int | float) and math.isfinite(metrics[key]))
     if figures:
-        names = {key: figure.title + (" (share)" if figure.unit == "%" else "") for key, figure in figures.items()}
-        scores = [{"type": key, "name": name, "value": metrics[key]} for key, name in names.items()]
+        scores = [
+            {"type": key, "name": figure.label, "value": figure.in_unit(metrics[key])}
+            for key, figure in figures.items()
+        ]
         dataset = {"name": f"{data.type}, {data.size} px", "type": data.type, "split": "test"}
         result = {"task": {"type": TASK}, "dataset": dataset, "metrics": scores}
         head["model-index"] = [{"name": f"{job.recipe.name}: {job.variant}", "results": [result]}]

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 INK = "#010203"
 """Stands for the page's text colour until the SVG is written."""
@@ -34,7 +34,6 @@ STYLE: dict[Any, Any] = {
     "axes.linewidth": 0.6,
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
-    "ytick.minor.size": 0,
 }
 POINTS = 300
 
@@ -158,7 +157,7 @@ def _dress(axes: Axes, values: list[np.ndarray], log: bool) -> None:
         wide = high / low > 300
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0), numticks=6 if wide else 12))
         axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}" if 1e-4 < y < 1e5 else f"{y:.0e}")
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_minor_locator(NullLocator())
     else:
         low, high = np.quantile(late, [0.002, 0.998])
         low, high = min(low, *(y[-1] for y in values)), max(high, *(y[-1] for y in values))

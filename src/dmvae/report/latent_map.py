@@ -26,13 +26,20 @@ NEIGHBOURS = 10
 
 @dataclass(eq=False)
 class Cloud:
-    """Normalised latents [n, d] of one panel, with their classes [n]; `reference` is the cloud to compare with."""
+    """Normalised latents [n, d] of one panel, with their classes [n]; `reference` is the cloud to compare with.
+
+    variant: the method whose latents they are, or, for a reference, the first that has it. places [n]: which of the
+    file's latents are left after thinning.
+    """
 
     title: str
+    variant: str
     latents: np.ndarray
     labels: np.ndarray
     reference: Cloud | None = None
     plane: np.ndarray | None = None
+    places: np.ndarray | None = None
+    is_reference: bool = False
 
 
 def latent_map(run: Run) -> str:
@@ -68,13 +75,15 @@ def clouds_of(run: Run) -> list[Cloud]:
         if key not in references:
             several = len({folders[v] for v in maps}) > 1
             title = f"reference of {variant}" if several else "reference"
-            references[key] = Cloud(title, tensors["latents"].flatten(1).float().numpy(), tensors["labels"].numpy())
+            latents, labels = tensors["latents"].flatten(1).float().numpy(), tensors["labels"].numpy()
+            references[key] = Cloud(title, variant, latents, labels, is_reference=True)
     clouds = list(references.values())
     for variant, tensors in run.tensors("evaluate", "pictures.safetensors").items():
         if "map_latents" not in tensors or variant not in first.values():
             continue
         own = references.get(str(folders.get(variant)), next(iter(references.values()), None))
-        clouds.append(Cloud(variant, tensors["map_latents"].float().numpy(), tensors["map_labels"].numpy(), own))
+        latents, labels = tensors["map_latents"].float().numpy(), tensors["map_labels"].numpy()
+        clouds.append(Cloud(variant, variant, latents, labels, own))
     return [cloud for cloud in clouds if len(cloud.latents) > 2]
 
 
@@ -88,7 +97,7 @@ def planes(clouds: list[Cloud]) -> list[list[Cloud]]:
         count = min(POINTS, TOTAL // len(group))
         for cloud in group:
             keep = np.unique(np.linspace(0, len(cloud.latents) - 1, min(count, len(cloud.latents))).round().astype(int))
-            cloud.latents, cloud.labels = cloud.latents[keep], cloud.labels[keep]
+            cloud.latents, cloud.labels, cloud.places = cloud.latents[keep], cloud.labels[keep], keep
     return list(groups.values())
 
 

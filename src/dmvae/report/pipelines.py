@@ -14,7 +14,7 @@ from dmvae import config as configs
 from dmvae.datasets import open_dataset
 from dmvae.generators import load_generator
 from dmvae.interop.pipeline import build_pipeline
-from dmvae.pipeline import Job
+from dmvae.jobs import Job
 from dmvae.report.card import card
 from dmvae.runtime.files import atomic_write, within
 from dmvae.tokenizers.adapted import load_tokenizer

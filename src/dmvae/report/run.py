@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dmvae.config import Values
 from dmvae.datasets import open_dataset
-from dmvae.pipeline import Job
+from dmvae.jobs import Job
 from dmvae.training.logging import read_figures
 
 COLOURS = (
@@ -62,7 +62,7 @@ class Run:
             name: {key: float(value) for key, value in row.items() if _is_number(value)} for name, row in rows.items()
         }
         order = [name for name in self.variants if name in numbers] + [n for n in numbers if n not in self.variants]
-        return {name: numbers[name] for name in order if numbers[name]}
+        return {name: numbers[name] for name in order if numbers[name] or name in self.summary.get("not_ended", ())}
 
     @cached_property
     def measured(self) -> dict[str, Values]:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from dmvae.config import Values
 from dmvae.evaluation.metrics.frechet import distances
-from dmvae.pipeline import Job
+from dmvae.jobs import Job
 from dmvae.recipe import method_of
 from dmvae.report.figures import shown
 from dmvae.runtime.console import console
@@ -25,16 +25,19 @@ TOKENIZER_UPDATES = ("tokenizer", "decoder", "encoder")
 
 
 def write_summary(jobs: list[Job], run_dir: Path) -> Values:
-    """Gather the finished stages of `jobs` into run_dir/summary.json; returns what it holds."""
+    """Gather the finished stages of `jobs` into run_dir/summary.json; returns what it holds. "not_ended" are the
+    methods that have a stage that is not finished; their rows in "methods" hold what there is."""
     methods: dict[str, Values] = {}
     seconds: dict[str, float] = {}
     stages, seen = [], set()
     features, verdicts = "", dict[str, str]()
+    not_ended: list[str] = []
     for job in jobs:
+        row = methods.setdefault(job.variant, {})
         if not job.finished:
+            not_ended += [job.variant] if job.variant not in not_ended else []
             continue
         facts = job.facts()
-        row = methods.setdefault(job.variant, {})
         images = facts.get("images_seen", {})
         row["seconds"] = round(row.get("seconds", 0.0) + facts["seconds"], 2)
         row["images_seen"] = row.get("images_seen", 0) + sum(images.get(name, 0) for name in TOKENIZER_UPDATES)
@@ -54,7 +57,8 @@ def write_summary(jobs: list[Job], run_dir: Path) -> Values:
     summary = {
         "name": jobs[0].recipe.name,
         "methods": methods,
-        "seeds": over_seeds(methods),
+        "not_ended": not_ended,
+        "seeds": over_seeds({name: row for name, row in methods.items() if name not in not_ended}),
         "arrival": verdicts,
         "seconds": seconds,
         "features": features,
@@ -87,11 +91,16 @@ def _common(rows: list[Values]) -> list[str]:
     return [key for key in rows[0] if all(key in row for row in rows)]
 
 
+def named(method: str, summary: Values) -> str:
+    """What tables call a method."""
+    return f"{method}, not ended" if method in summary.get("not_ended", ()) else method
+
+
 def print_summary(summary: Values) -> None:
     """The table; the long side of methods and figures runs down."""
     columns = shown({key for row in summary["methods"].values() for key in row})
     rows = {
-        method: [figure.show(row[key]) if key in row else "" for key, figure in columns.items()]
+        named(method, summary): [figure.show(row[key]) if key in row else "" for key, figure in columns.items()]
         for method, row in summary["methods"].items()
     }
     for method, group in summary.get("seeds", {}).items():

@@ -10,6 +10,10 @@ from dmvae.report import charts
 from dmvae.report.figures import of_few, shown
 from dmvae.report.html import details, duration, listing, prose
 from dmvae.report.run import Run
+from dmvae.report.summary import named
+
+WIDE = 12
+"""Columns above which a table is set closely, so that it fits a window of 1280 pixels."""
 
 
 def results(run: Run) -> str:
@@ -33,11 +37,10 @@ def results(run: Run) -> str:
 
 
 def _table(run: Run, columns: dict[str, Figure]) -> str:
-    arrows = {1: ' <span class="arrow" title="higher is better">↑</span>', 0: ""}
+    arrows = {1: '<span class="arrow" title="higher is better">↑</span>', 0: ""}
     arrows[-1] = arrows[1].replace("higher", "lower").replace("↑", "↓")
     head = "".join(
-        f"<th>{escape(c.title)}{arrows[c.better]}{f'<small>{escape(c.unit)}</small>' if c.unit else ''}</th>"
-        for c in columns.values()
+        f"<th>{escape(c.title)}<small>{escape(c.unit)} {arrows[c.better]}</small></th>" for c in columns.values()
     )
     best = {key: _best(run, key, column) for key, column in columns.items()}
     body = ""
@@ -46,7 +49,8 @@ def _table(run: Run, columns: dict[str, Figure]) -> str:
         for key, column in columns.items():
             text = column.show(row[key]) if key in row else "–"
             cells += f'<td class="best">{text}</td>' if text == best[key] else f"<td>{text}</td>"
-        body += f'<tr><th scope="row"><i style="background:{run.colour(name)}"></i>{escape(name)}</th>{cells}</tr>\n'
+        title = f'<i style="background:{run.colour(name)}"></i>{escape(named(name, run.summary))}'
+        body += f'<tr><th scope="row">{title}</th>{cells}</tr>\n'
     for method, group in run.summary.get("seeds", {}).items():
         means, spreads = group["mean"], group["spread"]
         cells = "".join(
@@ -55,7 +59,8 @@ def _table(run: Run, columns: dict[str, Figure]) -> str:
         )
         body += f'<tr class="group"><th scope="row">{escape(method)}, {group["count"]} seeds</th>{cells}</tr>\n'
     head = f"<thead><tr><th>Method</th>{head}</tr></thead>"
-    return f'<div class="scroll"><table>{head}<tbody>\n{body}</tbody></table></div>'
+    kind = "figures wide" if len(columns) > WIDE else "figures"
+    return f'<div class="scroll"><table class="{kind}">{head}<tbody>\n{body}</tbody></table></div>'
 
 
 def _verdicts(run: Run) -> str:
@@ -79,8 +84,9 @@ def trade_off(run: Run) -> str:
     if len(points) < 3:
         return ""
     dots = [charts.Dot(name, run.colour(name), *point) for name, point in points.items()]
+    x, y = (figure.label for figure in shown(["psnr", "gfd"]).values())
     text = "A dot for each method. The best tokenizer would lie at the lower right: faithful copies, easy to generate."
-    return f'{prose(text)}<div style="max-width:44rem">{charts.scatter(dots, "PSNR, dB", "gFD")}</div>'
+    return f'{prose(text)}<div style="max-width:44rem">{charts.scatter(dots, x, y)}</div>'
 
 
 def _caption(run: Run, columns: dict[str, Figure]) -> str:
@@ -109,16 +115,17 @@ def summary(run: Run) -> str:
     count = "one method" if len(run.variants) == 1 else f"{len(run.variants)} methods"
     text = [f"This run has {count}{on}: {listing(run.variants)}."]
     text += [
-        _compare(run, "gfd", "lowest gFD", "Of the generated images, those of"),
-        _compare(run, "psnr", "highest PSNR", "Of the reconstructions, those of"),
+        _compare(run, "gfd", "Of the generated images, those of"),
+        _compare(run, "psnr", "Of the reconstructions, those of"),
     ]
     total = sum(seconds for _, _, seconds in run.seconds())
     text.append(f"The finished stages took {duration(total)} in all." if total else "")
     return prose(" ".join(filter(None, text)))
 
 
-def _compare(run: Run, key: str, what: str, start: str) -> str:
+def _compare(run: Run, key: str, start: str) -> str:
     column = shown([key])[key]
+    what = f"{'highest' if column.better > 0 else 'lowest'} {column.title}"
     values = {name: row[key] for name, row in run.methods.items() if key in row}
     unit = f" {column.unit}" if column.unit else ""
     if len(values) == 1:

@@ -13,6 +13,10 @@ from dmvae.training.loop import ROLLED_BACK
 
 BINS = ("#5b4fc4", "#3a8fc4", "#2fa37c", "#c79a1c", "#d9652f", "#c2457d", "#8a6fd6", "#7f8791")
 
+HOW_TO_READ = (
+    "Bold lines are moving averages, faint lines the logged values. Steep first steps may lie above the frame."
+)
+
 
 def generator(run: Run) -> str:
     """The loss of every generator in one chart."""
@@ -116,27 +120,26 @@ def _lines(file: Path) -> list[str]:
 
 
 def curves(run: Run) -> str:
-    """Every stage's figures, methods overlaid: losses first, the rest under a fold."""
-    blocks = []
-    for stage in run.stages():
-        trained = run.trained(stage)
-        keys = list(dict.fromkeys(key for training in trained for key in training.keys))
-        keys = [key for key in keys if not key.startswith(("gap/", "health/"))]
-        main = [
-            key for key in keys if key.endswith("/loss") or key in ("reconstruction/pixel", "reconstruction/perceptual")
-        ]
-        charts = {key: _panel(key, _overlay(run, trained, key), log=key.endswith("gradient_norm")) for key in keys}
-        if not any(charts.values()):
-            continue
-        shared = [f"{listing(t.variants)} share one training." for t in trained if len(t.variants) > 1]
-        note = f'<p class="note">{" ".join(shared)}</p>' if shared and len(run.variants) > 1 else ""
-        rest = panels(charts[key] for key in keys if key not in main)
-        folded = details("More figures of this stage", rest)
-        blocks.append(f"<h3>{escape(stage)}</h3>{_names(run, trained)}{note}{panels(charts[k] for k in main)}{folded}")
-    if not blocks:
+    """Every stage's figures, methods overlaid."""
+    blocks = [f"<h3>{escape(stage)}</h3>{charts}" for stage in run.stages() if (charts := stage_curves(run, stage))]
+    return prose(HOW_TO_READ) + "\n".join(blocks) if blocks else ""
+
+
+def stage_curves(run: Run, stage: str) -> str:
+    """One stage's figures, methods overlaid: losses first, the rest under a fold."""
+    trained = run.trained(stage)
+    keys = list(dict.fromkeys(key for training in trained for key in training.keys))
+    keys = [key for key in keys if not key.startswith(("gap/", "health/"))]
+    main = [
+        key for key in keys if key.endswith("/loss") or key in ("reconstruction/pixel", "reconstruction/perceptual")
+    ]
+    charts = {key: _panel(key, _overlay(run, trained, key), log=key.endswith("gradient_norm")) for key in keys}
+    if not any(charts.values()):
         return ""
-    text = "Bold lines are moving averages, faint lines the logged values. Steep first steps may lie above the frame."
-    return prose(text) + "\n".join(blocks)
+    shared = [f"{listing(t.variants)} share one training." for t in trained if len(t.variants) > 1]
+    note = f'<p class="note">{" ".join(shared)}</p>' if shared and len(run.variants) > 1 else ""
+    folded = details("More figures of this stage", panels(charts[key] for key in keys if key not in main))
+    return f"{_names(run, trained)}{note}{panels(charts[k] for k in main)}{folded}"
 
 
 def _overlay(run: Run, trained: Sequence[Trained], key: str) -> list[Line]:

@@ -93,6 +93,25 @@ def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
             os.close(handle)
 
 
+@contextmanager
+def together(path: Path) -> Iterator[bool]:
+    """Hold a lock file along with other processes until the block ends: yields True where no other one holds it now."""
+    handle = os.open(path, os.O_RDONLY | os.O_CREAT, 0o666)
+    _locks.add(handle)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = True
+        except BlockingIOError:
+            alone = False
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        yield alone
+    finally:
+        if handle in _locks:
+            _locks.remove(handle)
+            os.close(handle)
+
+
 _locks: set[int] = set()
 
 

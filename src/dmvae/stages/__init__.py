@@ -31,9 +31,9 @@ STAGES: tuple[AnyStage, ...] = (
 
 
 def stages() -> tuple[AnyStage, ...]:
-    """STAGES and those of plugins, each behind the stage that it comes after.
+    """STAGES and the stages of plugins, each behind the stage that it comes after.
 
-    Raises ValueError for a plugin's stage that comes after none that there is.
+    Raises ValueError for a plugin's stage whose `after` names no stage.
     """
     order = list(STAGES)
     waiting = [found for name in names(Stage) if (found := find(Stage, name)) not in STAGES]

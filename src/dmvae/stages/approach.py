@@ -1,4 +1,5 @@
-"""How far latents are from their reference while they are matched: what is remembered for it, and what follows."""
+"""How far latents are from their reference during matching: the latents remembered to measure it, and the strength of
+the matching loss that follows from it."""
 
 from __future__ import annotations
 
@@ -12,11 +13,11 @@ from dmvae.transport.arrival import multiples
 from dmvae.transport.schedule import next_ratio
 
 RECENT, REST = 1024, 256
-"""Latents that are compared, and samples beyond twice as many that give directions."""
+"""Recent latents that are compared with 2 RECENT samples of the reference, and REST more samples for directions."""
 EVERY = 10
-"""Turns between two measurements."""
+"""Tokenizer updates between two measurements."""
 IN_A_ROW = 3
-"""Measurements at the target after which latents count as arrived: one may be luck."""
+"""So many measurements in a row must be at most the target, since a single one may be by chance."""
 
 
 def measurements(turns: int, batch_size: int) -> int:
@@ -26,7 +27,7 @@ def measurements(turns: int, batch_size: int) -> int:
 
 
 class Recent(nn.Module):
-    """The newest latents of all ranks, as buffers: checkpoints hold them."""
+    """The newest latents of all ranks, as buffers, so that checkpoints hold them."""
 
     recent: Tensor
     count: Tensor
@@ -50,7 +51,7 @@ class Recent(nn.Module):
 
 
 class Approach(Recent):
-    """The recent latents and the pull's strength."""
+    """The recent latents, and the strength of the matching loss."""
 
     ratio: Tensor
     multiple: Tensor
@@ -65,12 +66,12 @@ class Approach(Recent):
 
     @property
     def arrived(self) -> bool:
-        """Whether the distance has been at the target for a while."""
+        """Whether the last measurements were all at most the target."""
         return int(self.near) >= IN_A_ROW
 
     def measure(self, reference: Reference, rng: Random) -> dict[str, Tensor | float]:
-        """Sliced distances as multiples of chance, to log; sets the ratio that the next turns pull with. Nothing
-        before enough latents are remembered."""
+        """Sliced distances as multiples of chance, to log; sets the ratio of gradients for the next updates. Empty
+        until enough latents are remembered."""
         if int(self.count) < RECENT:
             return {}
         share = -(-(2 * RECENT + REST) // distributed.world_size())

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from torch import nn
 
+from dmvae.ranges import Decay, Range
 from dmvae.runtime.random import Random
 from dmvae.stages.reconstruction import DecoderNetworks, DecoderStage, discriminate, reconstruct
 from dmvae.stages.tokenizer import noised
+from dmvae.tokenizers.autoencoder import Autoencoder
 from dmvae.training.stage import Batch, TrainingConfig, Update, stage
 
 
@@ -17,36 +21,35 @@ from dmvae.training.stage import Batch, TrainingConfig, Update, stage
 class DecoderTraining(TrainingConfig):
     """Training of the decoder on frozen latents."""
 
-    noise: float = 0.0
-    """As `tokenizer.noise`: standard deviations of the noise on the latents that the decoder sees in training."""
-    ema: float = 0.999
+    noise: Annotated[float, Range(0, 1000)] = 0.0
+    """As `tokenizer.noise`: the decoder is trained on latents with noise of this many standard deviations."""
+    ema: Decay = 0.999
     """Decay of the averaged weights that are saved."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.noise < 0:
-            raise ValueError(f"noise must not be negative, got {self.noise}")
 
 
 @stage("decoder")
 class DecoderTrainingStage(DecoderStage[DecoderTraining, DecoderNetworks]):
     Config = DecoderTraining
     reads = ("tokenizer", "matching")
-    uses = ("losses",)
+    uses = ("losses", "pretrained")
 
     def build(self) -> DecoderNetworks:
         networks = DecoderNetworks(self.inputs.autoencoder())
         networks.autoencoder.requires_grad_(False)
-        networks.autoencoder.decoder.requires_grad_(True)
-        networks.trains["decoder"] = list(networks.autoencoder.decoder.parameters())
+        decoder = nn.ModuleList(networks.autoencoder.parts().decoder).requires_grad_(True)
+        networks.trains["decoder"] = list(decoder.parameters())
         networks.add_losses(self.inputs, self.inputs.discriminator())
         return networks
 
     def updates(self, networks: DecoderNetworks, batch: Batch, rng: Random) -> Iterator[Update]:
         with torch.no_grad():
-            editor = networks.autoencoder.editor
-            noise = None if editor is None or editor.assigned else editor.draw(len(batch.data), rng)
-            z = networks.autoencoder.encode(batch.data, noise).latents
+            model = networks.autoencoder
+            editor = model.editor if isinstance(model, Autoencoder) else None
+            if editor is None or editor.assigned:
+                z = model.encode(batch.data).latents
+            else:
+                assert isinstance(model, Autoencoder)
+                z = model.encode(batch.data, editor.draw(len(batch.data), rng)).latents
         if self.config.noise > 0:
             z = noised(z, self.config.noise, rng)
         recon = networks.autoencoder.decode(z).sample

@@ -1,19 +1,21 @@
 """Stage `encoder`: a small self-supervised encoder, where no pretrained one is used.
 
-SimCLR (Chen et al., arXiv 2002.05709): besides the encoder it needs one matrix product, no second network and no
-momentum schedule; on small images it separates classes after minutes on a CPU.
+SimCLR (Chen et al., arXiv 2002.05709): its loss is one matrix product, without a second network or a momentum schedule.
+On small images its features tell classes apart after minutes on a CPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmvae.encoders import Encoder
+from dmvae.ranges import Decay, Range, Scale, Width
 from dmvae.runtime import distributed
 from dmvae.runtime.random import Random
 from dmvae.training.augment import random_view
@@ -24,13 +26,13 @@ from dmvae.training.stage import Batch, Networks, TrainingConfig, TrainingStage,
 class EncoderTraining(TrainingConfig):
     """Self-supervised training of the encoder."""
 
-    temperature: float = 0.2
-    """Softmax temperature of the contrast."""
-    projection: int = 128
+    temperature: Scale = 0.2
+    """Temperature of the contrastive loss's softmax."""
+    projection: Width = 128
     """Width of the space in which views are compared."""
-    min_crop: float = 0.3
+    min_crop: Annotated[float, Range(0, 1, "(]")] = 0.3
     """Smallest share of an image's area in a view."""
-    ema: float = 0.99
+    ema: Decay = 0.99
     """Decay of the averaged weights that are saved."""
 
 
@@ -63,8 +65,8 @@ class EncoderStage(TrainingStage[EncoderTraining, EncoderNetworks]):
 
 
 def contrast(a: Tensor, b: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """NT-Xent over unit vectors a, b [n, d], row i of one being the positive of row i of the other; and the
-    share of views whose nearest other view is their pair."""
+    """(the NT-Xent loss, the share of views whose nearest other view is their pair), of unit vectors a, b [n, d]: row i
+    of a and row i of b are two views of one image."""
     n = len(a)
     both = torch.cat([a, b])
     similarity = (both @ both.T).float() / temperature

@@ -1,4 +1,7 @@
-"""Stage `latents`: encodes the training set once, and measures the latents' mean and standard deviation."""
+"""Stage `latents`: encodes the training set once, and measures the latents' mean and standard deviation.
+
+A tokenizer of diffusers that was trained further is saved a second time, in its own class.
+"""
 
 from __future__ import annotations
 
@@ -23,5 +26,8 @@ class LatentsStage(Stage[LatentsConfig]):
         tokenizer.set_statistics(latents.mean, latents.std)
         if distributed.is_main():
             save_network(tokenizer.cpu(), inputs.out / "autoencoder")
+            own = tokenizer.as_diffusers() if inputs.tokenizer_folder is not None else None
+            if own is not None:
+                save_network(own, inputs.out / "diffusers")
         distributed.barrier()
         return {"images": len(latents)}

@@ -1,16 +1,15 @@
-"""Stage `matching`: the latents move towards the reference while they go on reconstructing.
+"""Stage `matching`: the latents move towards the reference, and the tokenizer keeps on reconstructing.
 
-Every step, the student learns the latents as they are; every `student_steps`-th, the tokenizer takes a
-turn too. Only those turns run the decoder.
+The student is trained on the current latents in every step, the tokenizer in every `student_steps`-th. Only those
+steps run the decoder.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +18,14 @@ from dmvae import config as configs
 from dmvae.evaluation.latents import effective_rank
 from dmvae.evaluation.online import online_proxies
 from dmvae.flow.guidance import Velocity
-from dmvae.inputs import Inputs
+from dmvae.inputs import Inputs, first_tokenizer
 from dmvae.losses.pull import Pull
 from dmvae.losses.reconstruction import reconstruction_loss
 from dmvae.matching import Context, Matching
 from dmvae.matching.dmd import DMD
+from dmvae.models.base import Tokenizer
 from dmvae.models.velocity import VelocityModel
+from dmvae.ranges import BatchSize, Count, Decay, Range, Rate, Wait, Weight, Width
 from dmvae.references import Reference
 from dmvae.runtime import distributed
 from dmvae.runtime.random import Random
@@ -32,9 +33,14 @@ from dmvae.stages.approach import EVERY, IN_A_ROW, Approach, Recent, measurement
 from dmvae.stages.bounds import BOUNDS, spread
 from dmvae.stages.reconstruction import DecoderNetworks, DecoderStage, discriminate, reconstruct
 from dmvae.stages.reference import ReferenceTraining, open_reference
+from dmvae.stages.tokenizer import drawn
+from dmvae.tokenizers.autoencoder import Autoencoder
 from dmvae.training.flow import FlowTraining
 from dmvae.training.health import Bound
 from dmvae.training.stage import Batch, Update, stage
+
+EDITED = ("reference", "assigned")
+"""Kinds of `noise` that an editor of samples makes latents of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,53 +50,53 @@ class MatchingTraining(FlowTraining):
 
     objective: Matching = field(default_factory=DMD)
     """The matching objective, by `type`."""
-    weight: float = 10.0
+    weight: Weight = 10.0
     """lambda, the weight of the matching loss."""
     balance: Literal["fixed", "gradient", "distance"] = "fixed"
-    """"fixed": loss = reconstruction + lambda * matching, as in the paper. "gradient": lambda is the ratio of
-    the matching gradient's norm to the reconstruction gradient's, at the latents, a root mean square over images.
-    "distance": that ratio begins at lambda and follows the measured distance to `target`."""
-    target: float = configs.added(1.1)
-    """Sliced distance to the reference that `balance: distance` holds and `until` waits for, in multiples of what two
-    samples of the reference have; the largest of whole latents, tokens and pairs of tokens, of 1024 recent latents."""
+    """"fixed": loss = reconstruction + lambda * matching, as in the paper. "gradient": the matching loss is scaled so
+    that lambda is the ratio of its gradient's norm to the reconstruction gradient's, both at the latents, each a root
+    mean square over images. "distance": that ratio starts at lambda; then it grows while the measured distance is above
+    `target`, and falls below it."""
+    target: Annotated[float, Range(1, 1e6)] = configs.added(1.1)
+    """Sliced distance to the reference that `balance: distance` aims at and `until` waits for. 1 is the distance
+    between two samples of the reference. It is measured on 1024 recent latents: the largest of the distances of whole
+    latents, tokens and pairs of tokens."""
     until: Literal["arrived"] | None = configs.added(None)
-    """"arrived": the stage ends once the distance has been at `target` for three measurements; `steps` is the most."""
-    noise: Literal["none", "reference", "assigned"] = configs.added("none")
-    """"reference": the encoder writes the image into a sample of the reference (`dmvae.tokenizers.editor`), so that
-    latents can fill any distribution and start near it, from whatever tokenizer; "assigned": the same, into the sample
-    that suits the image, by optimal transport; "none": latents are a function of the image."""
-    noise_width: int = configs.added(256)
-    """Hidden width of the network that does so."""
-    noise_bank: int = configs.added(2048)
-    """Samples of the reference that the finished tokenizer keeps for it."""
-    decoded: int | None = configs.added(None)
-    """Images of a batch that are reconstructed; the others are encoded for the matching alone, which is cheap and needs
-    many. null: all."""
-    student_steps: int = 5
+    """"arrived": the stage ends when three measurements in a row are at most `target`, or after `steps`."""
+    noise: Literal["none", "posterior", "reference", "assigned"] = configs.added("none")
+    """"none": latents are a function of the image, a variational tokenizer's means. "posterior": they are drawn from
+    its posterior, whose spread learns from all losses; the posteriors of all images together are what is matched.
+    "reference": the encoder writes the image into a sample of the reference (`dmvae.tokenizers.editor`). So latents
+    can fill any distribution and start near it, from any tokenizer of ours. "assigned": the same, with the sample that
+    suits the image, by optimal transport."""
+    noise_width: Width = configs.added(256)
+    """Hidden width of the network that writes the image into the sample."""
+    noise_bank: Count = configs.added(2048)
+    """Samples of the reference that the finished tokenizer keeps for `noise: reference`."""
+    decoded: BatchSize | None = configs.added(None)
+    """Images of a batch that are reconstructed; the others are encoded for the matching loss only, which is cheap and
+    needs many. null: all."""
+    student_steps: Count = 5
     """Student updates per tokenizer update."""
-    student_warmup: int = 0
-    """First steps in which only the student moves."""
-    student_learning_rate: float | None = None
+    student_warmup: Wait = 0
+    """Steps at the start that train only the student."""
+    student_learning_rate: Rate | None = None
     """The student's learning rate; null is the stage's."""
     train_encoder: bool = True
-    """Let the encoder move, not only the bottleneck and the decoder."""
-    health_every: int = 50
-    """Tokenizer turns between measurements of the latents' rank and spread."""
+    """Train the encoder too, not only the bottleneck and the decoder."""
+    health_every: Count = 50
+    """Tokenizer updates between measurements of the latents' rank and spread."""
     rollback: bool = configs.added(True)
     """Go back to an older checkpoint once, with smaller learning rates, where latents collapse or grow without bound,
     the reconstruction is lost, or the student does not keep up, and stop the second time. false: go on."""
-    proxy_every: int = 10
-    """Tokenizer turns between measurements of the proxies of gFD (proxy/...), about 1 % of the time; 0 is never."""
-    ema: float = 0.99
+    proxy_every: Wait = 10
+    """Tokenizer updates between measurements of the proxies of gFD (proxy/...), about 1 % of the time; 0 is never."""
+    ema: Decay = 0.99
     """Decay of the averaged tokenizer that is saved, per tokenizer update."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        configs.require_positive(self, "student_steps", "health_every", "noise_width", "noise_bank", "decoded")
         if self.decoded is not None and self.decoded > self.batch_size:
             raise ValueError(f"decoded: {self.decoded} images of a batch of {self.batch_size}; give at most those")
-        if not 1 <= self.target < math.inf:
-            raise ValueError(f"target: {self.target:g} times chance; give 1 or more")
 
 
 class MatchingNetworks(DecoderNetworks):
@@ -107,14 +113,14 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
     Config = MatchingTraining
     reads = ("tokenizer", "reference")
     needs = ("reference",)
-    uses = ("autoencoder", "losses")
+    uses = ("autoencoder", "pretrained", "losses")
 
     @cached_property
     def reference(self) -> Reference:
         return open_reference(self.inputs)
 
     def _bank(self) -> Tensor:
-        """Samples of the reference for the finished tokenizer; a dry run counts them alone."""
+        """Samples of the reference for the finished tokenizer; in a dry run only their shape is right."""
         if not self.inputs.weights:
             return torch.empty(self.config.noise_bank, *self.inputs.latent_shape)
         return self.reference.sample(self.config.noise_bank, Random(self.inputs.seed, self.name, "bank"))[0]
@@ -156,6 +162,8 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
                 f"matching.until: {config.steps} steps leave {found} measurements of the distance, and arrival is "
                 f"{IN_A_ROW} in a row; raise steps, or set until to null"
             )
+        with torch.device("meta"):
+            yield from _unfit(config, first_tokenizer(inputs.sections, weights=False))
 
     def _closed_form(self) -> Velocity | None:
         """The reference's velocity in closed form; None in a dry run, which opens no reference."""
@@ -163,18 +171,14 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
 
     def build(self) -> MatchingNetworks:
         config, inputs = self.config, self.inputs
-        if not config.train_encoder and inputs.shape.latent_channels is None:
-            raise ValueError(
-                "matching.train_encoder: a frozen encoder without a bottleneck has nothing that could be matched; "
-                "set train_encoder: true or give autoencoder.latent_channels"
-            )
         normalisation = inputs.tensors("reference", "normalisation.safetensors")
         mean, std = normalisation["mean"], normalisation["std"]
         autoencoder = inputs.autoencoder()
         assigned = config.noise == "assigned"
-        if config.noise != "none":
+        if config.noise in EDITED:
+            assert isinstance(autoencoder, Autoencoder)  # see _unfit
             autoencoder = autoencoder.with_editor(self._bank(), mean, std, config.noise_width, assigned)
-        autoencoder.encoder.requires_grad_(config.train_encoder)
+        nn.ModuleList(autoencoder.parts().encoder).requires_grad_(config.train_encoder)
         autoencoder.latent_mean.copy_(mean)
         autoencoder.latent_std.copy_(std)
         networks = MatchingNetworks(autoencoder)
@@ -222,7 +226,11 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
 
     def _encode(self, networks: MatchingNetworks, images: Tensor, rng: Random, settle: bool) -> Tensor:
         """Raw latents, of images alone or of samples of the reference that they are written into."""
-        model, noise = networks.autoencoder, None
+        model = networks.autoencoder
+        if self.config.noise not in EDITED:
+            encoded = model.encode(images)
+            return drawn(encoded.latent_dist, rng) if self.config.noise == "posterior" else encoded.latents
+        assert isinstance(model, Autoencoder)
         raw: Tensor
         if self.config.noise == "assigned":
             assert model.editor is not None
@@ -232,10 +240,9 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
             if settle:
                 model.editor.settle(networks.plan.filled)
             raw = model.editor(features, latents, model.editor.assign(mu))
-            return raw
-        if self.config.noise == "reference":
-            noise = self.reference.sample(len(images), rng.on_cpu())[0].to(images.device)
-        raw = model.encode(images, noise).latents
+        else:
+            y = self.reference.sample(len(images), rng.on_cpu())[0].to(images.device)
+            raw = model.encode(images, y).latents
         return raw
 
     def _tokenizer_turns(
@@ -256,12 +263,13 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
             if turn % EVERY == 0:
                 figures |= networks.approach.measure(self.reference, context.rng)
         images = batch.data[: config.decoded and config.decoded // distributed.world_size()]
-        # A mean over images has a gradient at each of them that falls with their number.
+        # The gradient of a mean over n images, at each image, is proportional to 1 / n.
         share = 1.0 if config.balance == "fixed" else (len(images) / len(raw)) ** 0.5
         weight = share * (networks.approach.ratio if config.balance == "distance" else config.weight)
         std = model.latent_std.view(1, -1, 1, 1)
         joined = Pull.apply(raw, pull / std, weight, config.balance != "fixed", late)
-        # Not a slice of the whole: its gradient would have another memory format, and convolutions another rounding.
+        # No slice where all are decoded: the gradient of a slice has another memory format, in which convolutions round
+        # differently.
         recon = model.decode(joined if len(images) == len(raw) else joined[: len(images)]).sample
         loss, terms = reconstruct(networks, self.losses, images, recon, context.rng)
         figures |= terms
@@ -279,3 +287,26 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         yield Update("tokenizer", loss, figures, terms["reconstruction/total"], late)
         if networks.discriminator is not None:
             yield discriminate(networks.discriminator, self.losses.adversarial, images, recon, context.rng)
+
+
+def _unfit(config: MatchingTraining, model: Tokenizer) -> Iterator[str]:
+    """What a matching asks for that this tokenizer does not have."""
+    if not config.train_encoder and not model.parts().bottleneck:
+        yield (
+            "matching.train_encoder: with a frozen encoder and no bottleneck, nothing can move the latents; "
+            "set train_encoder: true or give autoencoder.latent_channels"
+        )
+    if config.noise == "posterior" and not model.has_spread:
+        yield "matching.noise: 'posterior' needs a tokenizer with one (autoencoder.variational: true); use 'none'"
+    if config.noise in EDITED and not isinstance(model, Autoencoder):
+        yield (
+            f"matching.noise: {config.noise!r} puts another network behind the encoder, for which the files of this "
+            f"`pretrained` ({model.config['source']['type']}) have no place; use 'none' or 'posterior'"
+        )
+    elif config.noise in EDITED and model.has_spread:
+        yield f"matching.noise: {config.noise!r} has no use for a posterior; set autoencoder.variational: false"
+    if isinstance(model, Autoencoder) and model.editor is not None:
+        yield (
+            "pretrained: this tokenizer writes images into samples of the reference that it was matched to "
+            "(matching.noise: reference); start from the one before, or train its decoder alone"
+        )

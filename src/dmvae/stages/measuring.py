@@ -40,6 +40,7 @@ from dmvae.inputs import Inputs
 from dmvae.latents.store import LatentSet
 from dmvae.models.base import Tokenizer
 from dmvae.models.velocity import VelocityModel
+from dmvae.ranges import BatchSize, Count
 from dmvae.registry import find, names
 from dmvae.runtime.files import write_tensors
 from dmvae.runtime.hashing import weights_hash
@@ -63,21 +64,21 @@ class EvaluateConfig:
     features: FeaturesConfig = field(default_factory=EffNetLite0)
     """The network whose features the Frechet distances compare, by `type`."""
     also: tuple[FeaturesConfig, ...] = ()
-    """Further networks; figures in their features stand under their full names in metrics.json."""
+    """More networks; figures in their features are in metrics.json under their full names."""
     metrics: tuple[str, ...] = ("frechet", "manifold")
-    """What is measured besides psnr, ssim, knn and linear_probe. Of samples: frechet, kernel (KID), score (Inception
-    Score), manifold (precision, recall, density, coverage, class agreement), per-class, memorisation; of
-    reconstructions: frechet, and kernel where it is named. A plugin's metric by its name."""
+    """What is measured besides psnr, ssim, knn and linear_probe. On samples: frechet, kernel (KID), score (Inception
+    Score), manifold (precision, recall, density, coverage, class agreement), per-class, memorisation; on
+    reconstructions: frechet, and kernel if it is named here. A plugin's metric by its registered name."""
     lpips: bool = False
     """Measure LPIPS of VGG-16 between images and reconstructions; needs its package and weights."""
-    count: int = 10000
-    """Test images at most, for reconstruction and as the real side of every distance."""
-    batch_size: int = 250
+    count: Count = 10000
+    """At most so many test images are reconstructed, and are the real images in every distance."""
+    batch_size: BatchSize = 250
     """Images at a time."""
-    neighbours: int = 20
+    neighbours: Count = 20
     """k of the kNN accuracy."""
-    knn_count: int = 50000
-    """Training latents at most among which neighbours are sought."""
+    knn_count: Count = 50000
+    """At most so many training latents are searched for neighbours."""
 
     proxies: bool = False
     """Measure proxies of gFD too (metrics.json, "proxies"): of the latents and of the decoder."""
@@ -85,7 +86,6 @@ class EvaluateConfig:
     """Train the generator probe too: a small generator of fixed size and budget, about a minute on two cores."""
 
     def __post_init__(self) -> None:
-        configs.require_positive(self, "count", "batch_size", "neighbours", "knn_count")
         metrics_of(self.metrics)
 
     def measured(self) -> list[Metric]:
@@ -112,7 +112,7 @@ class Measuring:
         self.scores = Scores()
 
     def _reference_features(self, images: DatasetImages, title: str) -> list[FeatureSet]:
-        """Features that are kept in the run's folder, for the other variants."""
+        """Features of images; kept in the run's folder, so that other variants need not compute them."""
         folder = self.inputs.out.parent
         return reference_features(
             self.extractors, images, self.config.batch_size, f"{self.title} {title}", folder=folder, alone=True
@@ -246,7 +246,7 @@ class Measuring:
         return {f"{name}_{extractor.name}" if name in OF_FEATURES else name: value for name, value in found.items()}
 
     def manifest(self) -> Values:
-        """What the figures rest on; the samples' stage and the generator's are named by their fingerprints."""
+        """All that the figures depend on; stages are named by their folders, and so by their fingerprints."""
         config, inputs, images = self.config, self.inputs, self.images
         data = {name: value for name, value in configs.plain(inputs.data).items() if name not in inputs.data.PLACES}
         measured: Values = {
@@ -292,7 +292,9 @@ def generator_loss(z: Tensor, labels: Tensor, inputs: Inputs) -> float:
         t, noise = torch.rand(len(part), generator=source), torch.randn(part.shape, generator=source)
         with autocast(inputs.device, inputs.sections.run.precision):
             if isinstance(generator, VelocityModel):
-                loss = flow_matching_loss(generator, part, classes, t.to(inputs.device), noise.to(inputs.device))
+                loss = flow_matching_loss(
+                    generator, z=part, labels=classes, t=t.to(inputs.device), noise=noise.to(inputs.device)
+                )
             else:
                 loss = generator.loss(part, classes, Random("generator_loss", start, device=inputs.device))
         total += float(loss) * len(part)

@@ -12,10 +12,10 @@ from dmvae.losses import AdversarialConfig, LossConfig
 from dmvae.losses.adversarial import adaptive_weight, augment, consistency, hinge_discriminator, hinge_generator
 from dmvae.losses.perceptual import PerceptualLoss
 from dmvae.losses.reconstruction import reconstruction_loss
+from dmvae.models.base import Tokenizer
 from dmvae.models.discriminator import PatchGAN
 from dmvae.runtime import distributed
 from dmvae.runtime.random import Random
-from dmvae.tokenizers.autoencoder import Autoencoder
 from dmvae.training.stage import N, Networks, T, TrainingStage, Update
 
 
@@ -33,11 +33,11 @@ def new_discriminator(config: LossConfig, channels: int) -> PatchGAN | None:
 class DecoderNetworks(Networks):
     """The tokenizer, and the networks of its reconstruction loss."""
 
-    autoencoder: Autoencoder
+    autoencoder: Tokenizer
     perceptual: PerceptualLoss | None
     discriminator: PatchGAN | None
 
-    def __init__(self, autoencoder: Autoencoder) -> None:
+    def __init__(self, autoencoder: Tokenizer) -> None:
         super().__init__()
         self.autoencoder = autoencoder
         self.averaged = ("autoencoder",)
@@ -57,7 +57,6 @@ class DecoderNetworks(Networks):
 class DecoderStage(TrainingStage[T, N]):
     """A stage with the reconstruction loss."""
 
-    makes_tokenizer: ClassVar[bool] = True
     trains_decoder: ClassVar[bool] = True
 
     @property
@@ -85,13 +84,13 @@ def reconstruct(
     (gradient,) = torch.autograd.grad(total, image)
     if adversarial and networks.discriminator is not None:
         fake = augment(image, rng) if config.adversarial.augment else image
-        # eval(): batch norm uses its running statistics, of real and fake images together as in the discriminator's
-        # own turn. Fakes normalised among themselves would lose what tells them apart from real images.
+        # eval(): batch norm then uses its running statistics, which are of real and fake images together, as in the
+        # discriminator's update. Fakes normalised by their own statistics would lose what tells them from real images.
         networks.discriminator.eval()
         gan = hinge_generator(networks.discriminator(fake))
         networks.discriminator.train()
         (gan_gradient,) = torch.autograd.grad(gan, image)
-        last = networks.autoencoder.decoder.last_layer
+        last = networks.autoencoder.parts().last_layer
         # Averaged over ranks before their norms are taken, so that the weight is that of the whole batch.
         at_last, gan_at_last = (
             distributed.average(torch.autograd.grad(recon, last, g.to(recon.dtype), retain_graph=True)[0])
@@ -106,7 +105,7 @@ def reconstruct(
 
 
 def discriminate(discriminator: PatchGAN, config: AdversarialConfig, x: Tensor, recon: Tensor, rng: Random) -> Update:
-    """The discriminator's turn on images x and their reconstructions, both [n, c, h, w]."""
+    """The discriminator's update on images x and their reconstructions, both [n, c, h, w]."""
     images = torch.cat([x, recon.detach().float()])
     seen = torch.cat([augment(part, rng) for part in images.chunk(2)]) if config.augment else images
     answers = discriminator(seen)

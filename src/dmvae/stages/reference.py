@@ -1,7 +1,7 @@
 """Stage `reference`: the teacher, a flow model of the reference distribution.
 
-A reference whose velocity has a closed form needs no teacher; its stage then only records how latents are normalised.
-Before any training it prints how far the reference is from the initial latents.
+A reference whose velocity has a closed form needs no teacher; then the stage only records how latents are normalised.
+Before it trains, the stage prints how far the reference is from the initial latents.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 from dmvae import config as configs
 from dmvae.inputs import Inputs
 from dmvae.models.dit import LightningDiT
+from dmvae.ranges import Decay
 from dmvae.references import Reference, ReferenceConfig
 from dmvae.references.data import initial_latents
 from dmvae.references.features import FeaturesReference
@@ -35,10 +36,10 @@ class ReferenceTraining(FlowTraining):
     """The reference distribution and the training of its teacher."""
 
     distribution: ReferenceConfig = field(default_factory=FeaturesReference)
-    """The distribution that latents shall have, by `type`."""
+    """The distribution that latents should have, by `type`."""
     teacher: bool = configs.added(True)
     """Train the teacher; false for a matching objective that needs none."""
-    ema: float = 0.999
+    ema: Decay = 0.999
     """Decay of the averaged weights that are saved."""
 
 
@@ -50,8 +51,7 @@ class ReferenceNetworks(Networks):
 class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
     Config = ReferenceTraining
     reads = ("tokenizer",)
-    uses = ("autoencoder", "latents.dtype")
-    makes_tokenizer = True
+    uses = ("autoencoder", "pretrained", "latents.dtype")
     draws = True
 
     @cached_property
@@ -104,7 +104,7 @@ class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
 
 
 def open_reference(inputs: Inputs) -> Reference:
-    """The reference of a finished stage that `inputs` reads, in that stage's folder, where it finds what it made."""
+    """The reference of the finished stage `reference`. It is built in that stage's folder, where its files are."""
     config = configs.read(ReferenceTraining, inputs.config_of("reference"), "reference")
     return config.distribution.build(replace(inputs, out=inputs.reads["reference"]))
 

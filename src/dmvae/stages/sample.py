@@ -1,22 +1,23 @@
 """Stage `sample`: images from the generator, the same number of every class.
 
-Image i is drawn from a random generator with a seed of its own (`image_seed`), so that neither the batch size nor the
-number of ranks changes it, and the diffusers pipeline repeats it from that seed alone.
+Image i has a random generator and a seed of its own (`image_seed`). So it does not depend on the batch size or the
+number of ranks, and the diffusers pipeline draws the same image from that seed.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from dmvae import config as configs
 from dmvae.datasets.pixels import to_uint8
 from dmvae.flow.samplers import Sampler, Sampling
 from dmvae.generators import Generator
 from dmvae.models.base import Tokenizer
+from dmvae.ranges import BatchSize, Count, Decay, Guidance, Range, Share
 from dmvae.registry import names, nearest
 from dmvae.runtime import distributed
 from dmvae.runtime.console import Bar
@@ -30,39 +31,34 @@ from dmvae.training.stage import Facts, Stage, stage
 class SampleConfig:
     """Sampling."""
 
-    count: int = 10000
+    count: Count = 10000
     """Images, the same number of every class (the first classes get one more where it does not divide)."""
-    batch_size: int = 250
-    """Images at a time, per rank."""
+    batch_size: BatchSize = 250
+    """Images at a time, on each rank."""
     method: str = "euler"
     """The sampler: "euler", "midpoint" or "heun" for the ODE, "sde" for Euler-Maruyama."""
-    steps: int = 50
+    steps: Annotated[int, Range(1, 10**6)] = 50
     """Steps of the sampler."""
-    time_shift: float = 1.0
+    time_shift: Annotated[float, Range(0.001, 1000)] = 1.0
     """Shift of the time grid towards noise; 1 is uniform."""
-    last_step: float = 0.04
+    last_step: Decay = 0.04
     """Size of the SDE's last, noise-free step, from 0 to below 1; 0 is none."""
-    guidance: tuple[float, ...] = (1.0,)
-    """Guidance scales; every scale gets a set of samples, and the first is the one that the table ranks by."""
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    """Times in which guidance acts."""
+    guidance: tuple[Guidance, ...] = (1.0,)
+    """Guidance scales. Every scale gets a set of samples; tables rank by those of the first."""
+    guidance_interval: tuple[Share, Share] = (0.0, 1.0)
+    """The range of times, in [0, 1], in which guidance is used."""
 
     def __post_init__(self) -> None:
-        configs.require_positive(self, "count", "batch_size", "steps")
         if self.method not in names(Sampler):
             raise ValueError(f"method: no sampler is called {self.method!r}{nearest(self.method, names(Sampler))}")
-        if not self.time_shift > 0:
-            raise ValueError(f"time_shift must be above 0, got {self.time_shift:g}; 1 is uniform")
-        if not 0 <= self.last_step < 1:
-            raise ValueError(f"last_step must be in [0, 1), got {self.last_step:g}; 0 is none")
         low, high = self.guidance_interval
-        if not 0 <= low <= high <= 1:
-            raise ValueError(f"guidance_interval must satisfy 0 <= low <= high <= 1, got {[low, high]}")
+        if low > high:
+            raise ValueError(f"guidance_interval: its first time is after its second, {[low, high]}")
         if not self.guidance:
             raise ValueError("guidance needs at least one scale; 1.0 is no guidance")
 
     def settings(self, scale: float) -> Sampling:
-        """The sampler's, at one guidance scale."""
+        """The sampler's settings at one guidance scale."""
         return Sampling(
             method=self.method,
             steps=self.steps,

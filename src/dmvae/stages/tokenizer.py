@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from dmvae.inputs import Inputs
 from dmvae.losses.alignment import AlignmentConfig
 from dmvae.losses.pull import Pull
+from dmvae.models.base import Distribution
+from dmvae.ranges import Decay, Range, Weight
 from dmvae.runtime import distributed
 from dmvae.runtime.random import Random
 from dmvae.stages.reconstruction import DecoderNetworks, DecoderStage, discriminate, reconstruct
+from dmvae.tokenizers.autoencoder import Autoencoder
 from dmvae.training.stage import Batch, TrainingConfig, Update, stage
 
 
@@ -25,28 +28,27 @@ class TokenizerTraining(TrainingConfig):
     train_encoder: bool = False
     """Train the encoder too, as in a plain or variational autoencoder."""
     start: Literal["pretrained", "scratch"] | None = None
-    """"pretrained": the encoder starts from its self-supervised weights (stage `encoder`) or its public ones;
-    "scratch": from random ones. null: from scratch only where it trains and there is no stage `encoder`."""
-    kl_weight: float = 0.0
+    """"pretrained": the encoder starts with its self-supervised weights (stage `encoder`) or its public ones;
+    "scratch": with random ones. null: "scratch" if it is trained here and there is no stage `encoder`, else
+    "pretrained"."""
+    kl_weight: Weight = 0.0
     """Weight of the KL divergence to a standard normal, a mean over latent elements, in nats;
     needs `autoencoder.variational`."""
     alignment: AlignmentConfig | None = None
     """Pointwise alignment of the latents to the frozen encoder, as in VA-VAE; null is off."""
-    noise: float = 0.0
-    """tau of RAE's noise-augmented decoder (0.8 there): in training it sees latents with noise of |N(0, tau^2)|
-    standard deviations, so that it copes with a generator's imperfect ones; 0 is off."""
-    ema: float = 0.999
+    noise: Annotated[float, Range(0, 1000)] = 0.0
+    """tau of RAE's noise-augmented decoder (0.8 in RAE): it is trained on latents with noise of |N(0, tau^2)| standard
+    deviations, so that it can decode the imperfect latents of a generator; 0 is off."""
+    ema: Decay = 0.999
     """Decay of the averaged weights that are saved."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.noise < 0:
-            raise ValueError(f"noise must not be negative, got {self.noise}")
         if self.start == "scratch" and not self.train_encoder:
-            raise ValueError("start: from scratch, a frozen encoder stays random; set train_encoder: true")
+            raise ValueError("start: 'scratch' would leave a frozen encoder random; set train_encoder: true")
 
 
 class TokenizerNetworks(DecoderNetworks):
+    autoencoder: Autoencoder
     target: nn.Module
     """The frozen encoder that latents are aligned to, where there is an alignment; `projection` maps latents to its
     width."""
@@ -58,6 +60,7 @@ class TokenizerStage(DecoderStage[TokenizerTraining, TokenizerNetworks]):
     Config = TokenizerTraining
     reads = ("encoder",)
     uses = ("autoencoder", "losses")
+    makes_tokenizer = True
 
     def build(self) -> TokenizerNetworks:
         config, inputs = self.config, self.inputs
@@ -85,7 +88,7 @@ class TokenizerStage(DecoderStage[TokenizerTraining, TokenizerNetworks]):
         z = encoded.latents
         if networks.autoencoder.config.variational:
             posterior = encoded.latent_dist
-            z = posterior.mean + posterior.std * rng.normal(*posterior.mean.shape)
+            z = drawn(posterior, rng)
             kl = divergence(posterior.mean.float(), posterior.logvar.float())
         log: dict[str, Tensor | float] = {}
         late: dict[str, Tensor | float] = {}
@@ -112,7 +115,7 @@ def _check(config: TokenizerTraining, inputs: Inputs) -> None:
         )
     if config.alignment is not None and shape.latent_channels is None and not config.train_encoder:
         raise ValueError(
-            "tokenizer.alignment: a frozen encoder without a bottleneck has nothing that could be aligned; "
+            "tokenizer.alignment: with a frozen encoder and no bottleneck, nothing can move the latents; "
             "set train_encoder: true or give autoencoder.latent_channels"
         )
     if config.alignment is not None and "encoder" not in inputs.reads and shape.encoder.starts_random:
@@ -130,9 +133,9 @@ def align(
     log: dict[str, Tensor | float],
     late: dict[str, Tensor | float],
 ) -> tuple[Tensor, Tensor]:
-    """(latents z of images x, to whose gradient the backward pass adds that of the alignment; the alignment loss, which
-    trains the projection). Tokenizer and projection have optimizers of their own, so that the gradients of one do not
-    count when those of the other are clipped."""
+    """(latents z of images x, the alignment loss). The backward pass through z adds the alignment's gradient; the loss
+    itself trains the projection. Tokenizer and projection have an optimizer each, so that each gradient is clipped by
+    its own norm."""
     with torch.no_grad():
         features = networks.target(x).float()
     held = z.detach().float().requires_grad_()
@@ -151,6 +154,11 @@ def noised(z: Tensor, tau: float, rng: Random) -> Tensor:
     std: Tensor = (square - mean.square()).clamp_min(0).sqrt().view(1, -1, 1, 1)
     strength = tau * rng.normal(len(z)).abs().view(-1, 1, 1, 1)
     return z + strength * std * rng.normal(*z.shape)
+
+
+def drawn(posterior: Distribution, rng: Random) -> Tensor:
+    """Latents [n, C, H, W] from the posterior, mean + std * noise, differentiable in both."""
+    return posterior.mean + posterior.std * rng.normal(*posterior.mean.shape)
 
 
 def divergence(mean: Tensor, logvar: Tensor) -> Tensor:

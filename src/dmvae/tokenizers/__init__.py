@@ -13,11 +13,15 @@ from dmvae.registry import Registered
 
 
 class Codec(nn.Module):
-    """What `TokenizerSource.build` returns; a module that has all this without deriving from it does too."""
+    """What `TokenizerSource.build` returns; a module that has all this without deriving from it does too. It may
+    have `parts()` too, the `dmvae.models.base.Parts` that stages train further."""
 
     latent_channels: int
     stride: int
     """Image pixels per latent, along each side."""
+    has_spread: bool = False
+    """Whether it also has `posterior(images)`, a distribution with `mean`, `std` and `sample()`, whose mean `encode`
+    gives."""
 
     def encode(self, images: Tensor) -> Tensor:
         """[n, c, h, w] in [-1, 1] -> [n, latent_channels, h / stride, w / stride]."""

@@ -5,17 +5,20 @@ Shapes: n images, c channels, h w height and width, C latent channels, H W = h /
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
 from dmvae import config as configs
 from dmvae.config import Values
 from dmvae.models.artifact import artifact_class
-from dmvae.models.base import DecoderOutput, EncoderOutput, PointDistribution, Tokenizer, full_precision
+from dmvae.models.base import DecoderOutput, EncoderOutput, Parts, PointDistribution, Tokenizer, full_precision
 from dmvae.tokenizers import Codec, TokenizerSource
 from dmvae.tokenizers.autoencoder import Autoencoder
 from dmvae.tokenizers.files import load_strictly
@@ -55,11 +58,38 @@ class AdaptedTokenizer(Tokenizer):
         """Image pixels per latent, along each side."""
         return self.network.stride
 
+    @property
+    def has_spread(self) -> bool:
+        return bool(getattr(self.network, "has_spread", False))
+
+    def parts(self) -> Parts:
+        find: Callable[[], Parts] | None = getattr(self.network, "parts", None)
+        if find is None:
+            raise ValueError(
+                f"a tokenizer of type {self.config['source']['type']!r} can be used but not trained further"
+            )
+        return find()
+
+    def as_diffusers(self) -> ModelMixin | None:
+        """The network in its own class of diffusers, for code that knows nothing of this package: the latents'
+        statistics as its scaling_factor, and shift_factor where the class has that. None for a network of another kind.
+
+        `(z - shift_factor) * scaling_factor` has mean 0 and standard deviation 1 over all channels together.
+        """
+        model = getattr(self.network, "model", None)
+        if not isinstance(model, ModelMixin) or isinstance(model, Tokenizer):
+            return None
+        own: Values = {name: self.config[name] for name in ("scaling_factor", "shift_factor")}
+        own |= dict.fromkeys(("latents_mean", "latents_std"))  # per channel, of the latents before; read before the two
+        model.register_to_config(**{name: value for name, value in own.items() if name in model.config})
+        return model
+
     @apply_forward_hook
     def encode(self, x: Tensor) -> EncoderOutput:
         self.check_images(x)
-        z = self.network.encode(x)
-        return EncoderOutput(latents=z, latent_dist=PointDistribution(z))
+        network: Any = self.network
+        posterior = network.posterior(x) if self.has_spread else PointDistribution(network.encode(x))
+        return EncoderOutput(latents=posterior.mean, latent_dist=posterior)
 
     @apply_forward_hook
     def decode(self, z: Tensor) -> DecoderOutput:
@@ -82,6 +112,24 @@ def adapt(source: TokenizerSource, *, size: int, channels: int, pretrained: bool
     model = AdaptedTokenizer(source=configs.plain(source), image_size=size, in_channels=channels)
     if pretrained:
         model.network = source.build(size=size, channels=channels, pretrained=True)
+    return model
+
+
+def start(source: TokenizerSource, *, size: int, channels: int, pretrained: bool) -> Tokenizer:
+    """The source's tokenizer as `adapt` gives it, to be trained further: one of ours as it is, not adapted.
+
+    Raises ValueError where `adapt` does, and for a tokenizer that cannot be trained further on such images.
+    """
+    model: Tokenizer = adapt(source, size=size, channels=channels, pretrained=pretrained)
+    while isinstance(inner := getattr(getattr(model, "network", None), "model", None), Tokenizer):
+        model = inner
+    trained = {"data.channels": ("in_channels", channels), "data.size": ("image_size", size)}
+    for field, (name, ours) in trained.items():
+        if model.config[name] != ours:
+            raise ValueError(
+                f"this tokenizer was trained with {field} {model.config[name]}, not {ours}; set it to that"
+            )
+    model.parts()
     return model
 
 

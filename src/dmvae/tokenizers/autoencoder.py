@@ -18,7 +18,7 @@ from dmvae.config import Values
 from dmvae.decoders import Decoder, DecoderConfig, decoder_section
 from dmvae.decoders.conv import ConvDecoder
 from dmvae.encoders import Encoder, EncoderConfig
-from dmvae.models.base import DecoderOutput, EncoderOutput, PointDistribution, Tokenizer, full_precision
+from dmvae.models.base import DecoderOutput, EncoderOutput, Parts, PointDistribution, Tokenizer, full_precision
 from dmvae.tokenizers.editor import Editor
 
 
@@ -150,9 +150,14 @@ class Autoencoder(Tokenizer):
     def disable_tiling(self) -> None:
         self.use_tiling = False
 
-    def compiled_parts(self) -> list[nn.Module]:
-        """What `run.compile` compiles: the parts, for training calls them and not `forward`."""
-        return [self.encoder, self.bottleneck, self.decoder, *([self.editor] if self.editor is not None else [])]
+    @property
+    def has_spread(self) -> bool:
+        return bool(self.config["variational"])
+
+    def parts(self) -> Parts:
+        editor = [self.editor] if self.editor is not None else []
+        inner = [] if isinstance(self.bottleneck, nn.Identity) else [self.bottleneck]
+        return Parts([self.encoder], [*inner, *editor], [self.decoder], self.decoder.last_layer)
 
     def describe(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What an editor writes into a sample: features [n, d, H, W] and the bottleneck's raw latents [n, C, H, W]."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from dmvae.ranges import Range
 from dmvae.registry import register
 from dmvae.tokenizers import Codec, TokenizerSource
 
@@ -16,12 +18,8 @@ from dmvae.tokenizers import Codec, TokenizerSource
 class IdentityTokenizer(TokenizerSource):
     """No tokenizer: nothing is lost and nothing is gained."""
 
-    patch: int = 1
+    patch: Annotated[int, Range(1, 256)] = 1
     """Pixels along each side that one latent holds: the stride; latents have channels * patch ** 2 channels."""
-
-    def __post_init__(self) -> None:
-        if self.patch < 1:
-            raise ValueError(f"patch is {self.patch}: use 1 or more")
 
     def build(self, *, size: int, channels: int, pretrained: bool = False) -> SpaceToDepth:
         if size % self.patch:

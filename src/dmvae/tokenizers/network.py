@@ -5,20 +5,29 @@ Shapes: n images, c channels, h = w = size; C latent channels, H = W = size / st
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
+from dmvae.models.base import Distribution, Parts, PointDistribution
 from dmvae.tokenizers import Codec
 
 # diffusers' image autoencoders all take and give [-1, 1] (AutoencoderTiny maps to [0, 1] inside), but for these:
 UNIT_RANGE = {"AutoencoderRAE"}
 # These resize images to the size of their encoder and give images of the size of their decoder:
 RESIZING = {"AutoencoderRAE"}
+# What stages may train: a class -> the layer that makes the image. A code book (VQModel), an encoder that diffusers
+# keeps frozen (RAE) and statistics inside the network (Flux2) would each need training of another kind.
+TRAINED: dict[str, Callable[[Any], nn.Conv2d]] = {
+    "AutoencoderKL": lambda model: model.decoder.conv_out,
+    "AutoencoderDC": lambda model: model.decoder.conv_out,
+    "AutoencoderTiny": lambda model: model.decoder.layers[-1],
+}
 
 
 class Adapter(Codec):
@@ -43,15 +52,35 @@ class Adapter(Codec):
                 f"{self.name} takes {self.model_channels} image channels, the data has {channels}; set data.channels"
             )
         self.eval()
-        self.latent_channels, self.stride = self._measure()
+        self.latent_channels, self.stride, self.has_spread = self._measure()
 
     def encode(self, images: Tensor) -> Tensor:
+        return self.posterior(images).mode()
+
+    def posterior(self, images: Tensor) -> Distribution:
+        """diffusers' distribution of the latents, or a `PointDistribution` where the model gives none."""
         if self.name in UNIT_RANGE:
             images = images / 2 + 0.5
         out = self.model.encode(images.expand(-1, self.model_channels, -1, -1))
         if hasattr(out, "latent_dist"):
-            return out.latent_dist.mode()
-        return out.latent if hasattr(out, "latent") else out.latents
+            return out.latent_dist
+        return PointDistribution(out.latent if hasattr(out, "latent") else out.latents)
+
+    def parts(self) -> Parts:
+        """As a tokenizer's. Raises ValueError for a class that cannot be trained further, and for grey images."""
+        if self.name not in TRAINED:
+            raise ValueError(f"a {self.name} can be used but not trained further; {', '.join(TRAINED)} can")
+        if self.channels != self.model_channels:
+            raise ValueError(
+                f"{self.name} has {self.model_channels} image channels, the data {self.channels}: trained on those it "
+                f"would forget colours; set data.channels to {self.model_channels}"
+            )
+        model, conv = self.model, TRAINED[self.name](self.model)
+        before, after = (
+            [layer] if (layer := getattr(model, name, None)) is not None else []
+            for name in ("quant_conv", "post_quant_conv")
+        )
+        return Parts([model.encoder], before, [*after, model.decoder], conv.weight)
 
     def decode(self, z: Tensor) -> Tensor:
         images = self.model.decode(z).sample
@@ -61,19 +90,20 @@ class Adapter(Codec):
             images = F.interpolate(images, (self.size, self.size), mode="bicubic", antialias=True)
         return images.mean(1, keepdim=True) if self.channels < self.model_channels else images
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(latents, the model's own output for them)."""
-        z = self.encode(images)
-        return z, self.model.decode(z).sample
+    def forward(self, images: Tensor) -> tuple[Distribution, Tensor]:
+        """(posterior, the model's own output for its mode)."""
+        posterior = self.posterior(images)
+        return posterior, self.model.decode(posterior.mode()).sample
 
-    def _measure(self) -> tuple[int, int]:
-        """(C, stride), from one image that passes through on the meta device: shapes alone, no arithmetic."""
+    def _measure(self) -> tuple[int, int, bool]:
+        """(C, stride, whether latents have a spread), from one image that passes through on the meta device: shapes
+        alone, no arithmetic."""
         state = {name: t.to("meta") for name, t in chain(self.named_parameters(), self.named_buffers())}
         images = torch.empty(1, self.channels, self.size, self.size, device="meta")
         try:
             with torch.no_grad():
-                z, out = functional_call(self, state, (images,))
-            _, latent_channels, side, _ = z.shape
+                posterior, out = functional_call(self, state, (images,))
+            _, latent_channels, side, _ = posterior.mode().shape
             own_size = out.shape[3]
         except Exception as error:  # whatever a foreign network says of a shape that it does not take
             raise ValueError(
@@ -89,4 +119,4 @@ class Adapter(Codec):
             raise ValueError(
                 f"image size {self.size} is not a multiple of {step}, {what} of {self.name}; set data.size to {near}"
             )
-        return latent_channels, stride
+        return latent_channels, stride, not isinstance(posterior, PointDistribution)

@@ -1,5 +1,5 @@
-"""Random views of a batch, all images in a few tensor operations: torchvision's transforms draw one
-set of parameters a call, so per-image views would cost a Python call for each image."""
+"""Random views of a batch: all images in a few tensor operations. Torchvision's transforms draw one set of parameters
+per call, so they would need a call for each image."""
 
 from __future__ import annotations
 

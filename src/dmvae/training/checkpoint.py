@@ -101,7 +101,8 @@ def load(folder: Path, state: Values, optional: tuple[str, ...] = ()) -> int | N
     """Fill `state` in place from the newest intact checkpoint; returns its step, or None without any. Entries that are
     `optional` are left as they are where the checkpoint is of a version that did not have them.
 
-    A damaged checkpoint is skipped with a warning. One whose tensors have other shapes raises ValueError.
+    A damaged checkpoint is skipped with a warning. Raises ValueError where tensors have other shapes, or where the file
+    would run code.
     """
     for step in reversed(distributed.broadcast(steps(folder))):
         path = folder / f"step-{step:08d}"
@@ -155,7 +156,8 @@ class _Planner(DefaultLoadPlanner):
 
 
 def _refusal(error: BaseException) -> str | None:
-    """The class name that an unpickler refused, if that was the error: torch wraps errors of ranks in its own."""
+    """The class name that an unpickler refused, or None for another error. Torch wraps the errors of ranks in one of
+    its own, so its text is searched."""
     found = re.search(rf"(?:{_REFUSED}|GLOBAL )(\S+)", str(error))
     return found[1] if found else None
 
@@ -189,7 +191,7 @@ def _crc(path: Path) -> int:
 
 
 def _quietly(function: Callable[..., object], *args: object, **kwargs: object) -> None:
-    """Without DCP's warning that there is no process group: a single process needs none."""
+    """Call it without DCP's warning that there is no process group: a single process needs none."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         function(*args, **kwargs)

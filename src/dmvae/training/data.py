@@ -13,8 +13,8 @@ from dmvae.runtime.random import seed_of
 
 
 class Order(Sampler[list[int]]):
-    """Indices of every batch from step `start` on: shuffled passes over the data, one after another, cut into global
-    batches, of which this rank gets its part. A batch may span two passes."""
+    """Indices of every batch from step `start` on. Shuffled passes over the data follow one another and are cut into
+    batches, of which this rank gets its part; so a batch may contain the end of one pass and the start of the next."""
 
     def __init__(self, n: int, batch_size: int, key: tuple[object, ...], start: int, steps: int) -> None:
         self.n, self.batch_size, self.key = n, batch_size, key

@@ -9,6 +9,7 @@ from torch import Tensor
 from dmvae.flow.loss import TimeDistribution, drop_labels
 from dmvae.generators.flow import FlowModelConfig
 from dmvae.models.velocity import VelocityModel
+from dmvae.ranges import Share
 from dmvae.runtime.random import Random
 from dmvae.training.stage import TrainingConfig
 
@@ -17,15 +18,10 @@ from dmvae.training.stage import TrainingConfig
 class LatentTraining(TrainingConfig):
     """Fields of every stage that trains a network on labelled latents, as a flow or otherwise."""
 
-    label_dropout: float = 0.1
+    label_dropout: Share = 0.1
     """Share of labels replaced by "no label" in training, for guidance."""
     time_distribution: TimeDistribution = "uniform"
-    """How the training times of a flow are drawn."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.label_dropout <= 1:
-            raise ValueError(f"label_dropout must be in [0, 1], got {self.label_dropout:g}")
+    """How a flow model's training times are drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +33,7 @@ class FlowTraining(LatentTraining):
 
 
 def flow_loss(network: VelocityModel, z: Tensor, labels: Tensor, config: FlowTraining, rng: Random) -> Tensor:
-    """The flow-matching loss of one turn on latents z [n, C, H, W], normalised per channel: a scalar."""
+    """The flow-matching loss of one update on latents z [n, C, H, W], normalised per channel: a scalar."""
     labels = drop_labels(labels, config.label_dropout, network.config.num_classes, rng)
     network.time_distribution = config.time_distribution
     return network.loss(z, labels, rng)

@@ -18,10 +18,10 @@ Tracker = Literal["tensorboard", "wandb", "none"]
 
 
 class Figures:
-    """Collects figures and writes their means every interval. A figure is a scalar, or [sum, count] for one that not
-    every step has; where an interval has none (count 0), it is left out of that row.
+    """Collects figures and writes their means at every interval. A figure is a scalar, or [sum, count] for a figure
+    that some steps lack; an interval with count 0 has no value for it.
 
-    Tensors stay on the device until `write`, the only place that waits for the device.
+    Tensors stay on the device until `write`, the only method that waits for the device.
     """
 
     def __init__(self, folder: Path, tracker: Tracker, start: int, name: str) -> None:

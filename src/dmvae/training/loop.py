@@ -111,9 +111,11 @@ class Trainer:
                 optimizer.param_groups[0]["base_lr"] *= SLOWER
 
     def require_finite(self) -> None:
-        """Raise FloatingPointError for trained weights that are not finite, so that they are never saved."""
+        """Raise FloatingPointError for trained networks with weights or buffers that are not finite, so that they are
+        never saved."""
         for name, module in self.networks.saved().items():
-            norms = torch._foreach_norm([p.detach() for p in module.parameters()])
+            held = [*module.parameters(), *(b for b in module.buffers() if b.is_floating_point() and b.numel())]
+            norms = torch._foreach_norm([tensor.detach() for tensor in held])
             if not torch.stack([distributed.whole_tensor(norm).float() for norm in norms]).isfinite().all():
                 raise FloatingPointError(f"weights of {name!r} became infinite or NaN by step {self.step}")
 
@@ -132,7 +134,7 @@ class Trainer:
         checkpoint.save(folder, self.step, self.state_dict(), LOOKBACK if self.health.bounds else 0)
 
     def resume(self, folder: Path) -> bool:
-        """Go on from the newest intact checkpoint in `folder`; False without one."""
+        """Continue from the newest intact checkpoint in `folder`; False where there is none."""
         state = self.state_dict()
         if checkpoint.load(folder, state, optional=("health",)) is None:
             return False
@@ -149,8 +151,8 @@ class Trainer:
         return True
 
     def save_networks(self, folder: Path) -> None:
-        """Write every network that trained as folder/NAME, with its averaged weights where it has some. All ranks call,
-        one writes."""
+        """Write every trained network to folder/NAME, with averaged weights where they are kept. All ranks must call
+        it; one writes."""
         for name, module in self.networks.saved().items():
             with self.averages[name].applied() if name in self.averages else nullcontext():
                 whole = distributed.whole_module(module)
@@ -180,7 +182,7 @@ def train(stage: AnyTraining) -> Facts:
 
 
 def _hopeless(stage: AnyTraining, error: FloatingPointError, slowed: bool) -> str:
-    again = f", although it went back before with smaller learning rates ({_told(stage)})" if slowed else ""
+    again = f", although it went back before with smaller learning rates ({_went_back(stage)})" if slowed else ""
     advice = "lower the stage's learning_rate or raise its warmup"
     advice = error.bound.advice if isinstance(error, Unwell) else advice
     return f"{stage.name}: {error}{again}; with these settings it always will: {advice}"
@@ -205,7 +207,7 @@ def _rolled_back(stage: AnyTraining, folder: Path, trouble: FloatingPointError, 
     return trainer
 
 
-def _told(stage: AnyTraining) -> str:
+def _went_back(stage: AnyTraining) -> str:
     """What was written of a rollback; a kill between two of its acts has it written twice."""
     file = stage.inputs.out / ROLLED_BACK
     return file.read_text().splitlines()[-1] if file.exists() else ""
@@ -222,6 +224,7 @@ def _to_the_end(trainer: Trainer, folder: Path) -> Facts:
     title = f"{inputs.variant}  {stage.name}"
     with (
         closing(Figures(inputs.out, run.tracker, trainer.step, f"{inputs.variant}/{stage.name}")) as figures,
+        _told(stage.name),
         _signals() as signalled,
         closing(_batches(trainer, steps, signalled)) as data,
         Bar(title, steps, "images", trainer.step) as bar,
@@ -258,11 +261,11 @@ def _to_the_end(trainer: Trainer, folder: Path) -> Facts:
             bar.step(per_step=config.batch_size, note=_losses(row))
     trainer.save_networks(inputs.out)
     facts = {"steps": trainer.step, "images_seen": trainer.images_seen, "seconds": round(trainer.seconds, 2)}
-    return facts | ({"rolled_back": _told(stage)} if trainer.slowed else {})
+    return facts | ({"rolled_back": _went_back(stage)} if trainer.slowed else {})
 
 
 def turns(updates: Iterator[Update], device: torch.device, precision: Precision) -> Iterator[Update]:
-    """The stage's updates: each is computed under autocast and yielded outside of it, for the backward pass."""
+    """The stage's updates. Each is computed under autocast and yielded outside of it, where the backward pass runs."""
     while True:
         with autocast(device, precision):
             update = next(updates, None)
@@ -299,7 +302,7 @@ def compile_networks(networks: Networks, device: torch.device) -> None:
     """Compile every network in place: the parts that it names in `compiled_parts`, else all of it. On a CPU, parts with
     convolutions are left uncompiled: oneDNN's kernels are faster there than compiled ones (python -m benchmarks.steps:
     compiled, the demo's decoder steps had 0.6 of their speed)."""
-    # The adaptive weight differentiates the decoder's graph twice, so its buffers must survive the first pass.
+    # The adaptive weight differentiates the decoder's graph twice, so the first pass must not free its buffers.
     torch._functorch.config.donated_buffer = False
     for module in networks.children():
         named: Callable[[], list[nn.Module]] | None = getattr(module, "compiled_parts", None)
@@ -323,9 +326,22 @@ def _losses(row: dict[str, float] | None) -> str | None:
 
 
 @contextmanager
+def _told(stage: str) -> Iterator[None]:
+    """Says of what is not finite what helps: the same settings end there again, and a changed field starts anew."""
+    try:
+        yield
+    except (FloatingPointError, torch.linalg.LinAlgError) as error:
+        what = error if isinstance(error, FloatingPointError) else "a matrix became NaN or infinite (no eigenvalues)"
+        raise FloatingPointError(
+            f"{stage}: {what}; from the same settings it always will: give a lower --{stage}.learning_rate or a longer "
+            f"--{stage}.warmup, with which the stage begins again"
+        ) from error
+
+
+@contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Yields a list that the first Ctrl-C or SIGTERM fills: the loop then ends its step and saves. A second one stops
-    at once."""
+    """Yields a list that is filled by the first Ctrl-C or SIGTERM; the loop then ends its step and saves. A second
+    signal stops the process at once."""
     received: list[int] = []
 
     def handler(number: int, frame: object) -> None:

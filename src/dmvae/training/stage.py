@@ -1,7 +1,7 @@
 """The base classes of stages, and the contract between a training stage and the loop.
 
-A stage is a class under `@stage("name")`: its name is a section of recipes and a command. `dmvae.stages.STAGES` lists
-ours in order; a plugin's says which stage it comes `after`.
+A stage is a class decorated with `@stage("name")`; the name is that of its section in recipes and of its command.
+`dmvae.stages.STAGES` lists the package's stages in order; a plugin's stage says which stage it comes `after`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from dmvae import config as configs
 from dmvae.config import Values
 from dmvae.datasets import Items, Split
 from dmvae.inputs import Inputs
+from dmvae.ranges import BatchSize, Count, Decay, Rate, Wait, Weight
 from dmvae.registry import Registered, register
 from dmvae.runtime.random import Random
 from dmvae.sections import Sections
@@ -27,11 +27,11 @@ C = TypeVar("C")
 
 
 class Buildable(Protocol):
-    """A config that may find that this machine lacks what it needs."""
+    """A config whose `build` may need a package or weights that this machine lacks."""
 
     @property
     def build(self) -> Callable[[], object]:
-        """Raises ValueError with the mend."""
+        """Raises ValueError that says what to install or fetch."""
         ...
 
 
@@ -40,7 +40,7 @@ S = TypeVar("S", bound="type[Stage[Any]]")
 
 def stage(name: str, *, after: str | None = None) -> Callable[[S], S]:
     """Class decorator: register a `Stage` as the section and the command `name`. A plugin's stage names the stage that
-    it comes `after`. Raises ValueError for a name that is taken and for a class that lacks something required."""
+    it comes `after`. Raises ValueError for a name that is taken, and for a class that lacks a required member."""
 
     def add(cls: S) -> S:
         cls.name, cls.after = name, after
@@ -67,9 +67,9 @@ class Stage(Registered, Generic[C]):
     splits: ClassVar[tuple[Split, ...]] = ("train",)
     """The splits of the data set that it reads."""
     makes_tokenizer: ClassVar[bool] = False
-    """Whether a finished tokenizer (`pretrained`) replaces this stage."""
+    """Whether the stage is left out of recipes that take a finished tokenizer (`pretrained`)."""
     trains_decoder: ClassVar[bool] = False
-    """Whether it uses the reconstruction loss, and so needs the networks of that loss."""
+    """Whether it uses the reconstruction loss, and so the networks of that loss."""
 
     def __init__(self, config: C, inputs: Inputs) -> None:
         self.config, self.inputs = config, inputs
@@ -80,14 +80,14 @@ class Stage(Registered, Generic[C]):
 
     @classmethod
     def parts(cls, config: C, sections: Sections) -> Iterable[tuple[str, Buildable]]:
-        """(place in the recipe, config) of what the stage will `build()` and whose package or weights may be missing on
-        this machine."""
+        """(place in the recipe, config) of everything that the stage will `build()` and that may need a package or
+        weights which this machine lacks."""
         return ()
 
     @classmethod
     def problems(cls, config: C, inputs: Inputs, others: Mapping[str, Any]) -> Iterator[str]:
-        """What does not fit the data, the latents or the stages that it reads, whose configs are `others`; before any
-        stage has run: `inputs` has no folder of theirs yet."""
+        """Settings that do not fit the data, the latents, or the stages that this one reads, whose configs are
+        `others`: a sentence each. Asked before any stage has run, so `inputs` has no folders of other stages yet."""
         yield from ()
 
 
@@ -99,32 +99,24 @@ AnyStage = type[Stage[Any]]
 class TrainingConfig:
     """Fields that every training stage has."""
 
-    steps: int
+    steps: Count
     """Training steps."""
-    batch_size: int = 256
-    """Images a step, over all ranks."""
-    learning_rate: float = 1e-4
+    batch_size: BatchSize = 256
+    """Images per step, over all ranks."""
+    learning_rate: Rate = 1e-4
     """AdamW's step size after warm-up."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     """AdamW's momentum and second-moment decay."""
-    weight_decay: float = 0.0
+    weight_decay: Rate = 0.0
     """AdamW's decoupled weight decay."""
-    warmup: int = 0
+    warmup: Wait = 0
     """Steps over which the learning rate rises linearly from zero."""
     schedule: Literal["constant", "cosine"] = "constant"
     """What the learning rate does after warm-up; "cosine" falls to zero at the last step."""
-    clip: float = 1.0
+    clip: Weight = 1.0
     """Largest gradient norm of one update; 0 turns clipping off."""
-    ema: float = 0.9999
+    ema: Decay = 0.9999
     """Decay of the averaged weights that are saved; early on min(ema, (1 + n) / (10 + n)) is used."""
-
-    def __post_init__(self) -> None:
-        configs.require_positive(self, "steps", "batch_size")
-        for name in ("learning_rate", "weight_decay", "warmup", "clip"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema must be in [0, 1), got {self.ema}")
 
 
 class Networks(nn.Module):
@@ -142,7 +134,7 @@ class Networks(nn.Module):
         self.averaged: tuple[str, ...] = ()
         """Networks whose exponential moving average is kept; the average is what is saved."""
         self.remembers: tuple[str, ...] = ()
-        """Modules whose buffers are what the training remembers from step to step: kept in checkpoints alone."""
+        """Modules whose buffers carry state from step to step. Only checkpoints hold them."""
 
     def state(self) -> dict[str, nn.Module]:
         """What checkpoints hold, by name."""
@@ -164,15 +156,15 @@ class Batch:
     """int64 [n]."""
     step: int
     """0 at the first step."""
-    steps: int
+    steps: Count
     """Steps of the whole stage."""
 
 
 @dataclass
 class Update:
-    """One turn: the loop runs backward, clip, step and average for the parameters named `trains`.
+    """One update: the loop runs backward, clips, steps and averages for the parameters named `trains`.
 
-    Gradients are taken with respect to those parameters alone; everything else is frozen meanwhile.
+    Gradients are taken with respect to those parameters only; all others are frozen meanwhile.
     """
 
     trains: str
@@ -183,7 +175,7 @@ class Update:
     value: Tensor | None = None
     """Logged as NAME/loss instead of `loss`, where `loss` has the right gradient but not the right value."""
     late: Mapping[str, Tensor | float] = field(default_factory=dict)
-    """Scalars to log that are only known after the backward pass, which fills this mapping."""
+    """More scalars to log: a mapping that the backward pass fills."""
 
     def figures(self) -> dict[str, Tensor | float]:
         """Everything to log, once the backward pass has run."""
@@ -199,7 +191,7 @@ class TrainingStage(Stage[T], Generic[T, N]):
     """A stage that trains. It computes losses; the loop loads data, differentiates, steps, logs and saves."""
 
     draws: ClassVar[bool] = False
-    """Whether it draws its data itself, so that a batch may be larger than the data set."""
+    """Whether it draws its own data, so that a batch may be larger than the data set."""
     flips: ClassVar[bool] = True
     """Whether its data are images, mirrored at random where `data.flip` is true."""
 
@@ -215,7 +207,7 @@ class TrainingStage(Stage[T], Generic[T, N]):
         return self.inputs.train_set
 
     def updates(self, networks: N, batch: Batch, rng: Random) -> Iterator[Update]:
-        """One step's turns, in order. The loop applies each before it asks for the next."""
+        """One step's updates, in order. The loop applies each before it asks for the next."""
         raise NotImplementedError
 
     def bounds(self) -> Sequence[Bound]:
@@ -224,8 +216,8 @@ class TrainingStage(Stage[T], Generic[T, N]):
         return ()
 
     def done(self, networks: N) -> bool:
-        """Whether the training has reached what it is for, before its last step. Alike on all ranks, and a function of
-        what checkpoints hold."""
+        """Whether training has reached its goal and can end before the last step. Must be the same on all ranks, and
+        depend only on what checkpoints hold."""
         return False
 
 

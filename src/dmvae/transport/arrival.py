@@ -1,7 +1,8 @@
-"""Whether latents have arrived: how far they are from their reference, in multiples of what chance alone leaves.
+"""Whether latents have arrived: their distance from the reference, as a multiple of chance.
 
-Distances of finite samples are never 0, so each is divided by the same distance between two samples of the reference
-of the same sizes. The sizes are fixed, for a multiple of chance grows with them: 2048 latents, 4096 tokens and pairs.
+Finite samples of one distribution have a distance above 0. So each distance is divided by the same distance between two
+samples of the reference, of the same sizes. The sizes are fixed, since such a multiple grows with them: 2048 latents,
+4096 tokens and pairs.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ NEAR, TOLD, FILLED = 2.0, 0.6, 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Arrival:
-    """Distance of latents from their reference. Multiples: 1 is what two samples of the reference have."""
+    """Distance of latents from their reference. A multiple of chance is 1 between two samples of the reference."""
 
     whole: float
     """Sliced 2-Wasserstein distance over whole latents, a multiple of chance."""
@@ -33,7 +34,7 @@ class Arrival:
     energy: float
     """Energy distance over whole latents, a multiple of chance."""
     accuracy: float
-    """Held-out accuracy of a small network that tells latents from the reference, whole; 0.5 where it cannot."""
+    """Held-out accuracy of a small network that tells whole latents from samples of the reference; 0.5 is chance."""
     token_accuracy: float
     """The same for single tokens."""
     spread: float
@@ -43,8 +44,8 @@ class Arrival:
     reference_rank: float
     """The same of as many samples of the reference."""
     mixing: float
-    """0.5 where nearest neighbours are as often of the other set as of the own one, for latents and samples alike; 0
-    where always or never."""
+    """0.5 where the nearest neighbour is from the other set half of the time, for latents and for samples; 0 where it
+    always or never is."""
 
     @property
     def arrived(self) -> bool:
@@ -65,10 +66,10 @@ class Arrival:
 def measure(z: Tensor, y: Tensor, seed: int = 0) -> Arrival:
     """How far latents z [n, C, H, W] are from a reference with samples y [m, C, H, W].
 
-    Normalised as the reference's samples are. n latents are compared with n samples, and these with n others for what
-    chance leaves, n at most 2048 and 2 m / 5: so give 5120 samples. The first latents are taken, so shuffle them. What
-    is left of y gives directions to slice along, beside random ones. Deterministic in its arguments. About 5 s on one
-    core for 32x4x4. For one class at a time, call it with that class's latents and samples.
+    Normalise z as the reference's samples are. n latents are compared with n samples, and for the level of chance these
+    with n other samples; n is at most 2048 and 2 m / 5, so give 5120 samples. The first n latents are used, so shuffle
+    them. The rest of y gives directions to slice along, besides random ones. Deterministic in its arguments. About 5 s
+    on one core for 32x4x4. For one class, call it with that class's latents and samples.
 
     Raises ValueError for too few samples, shapes that differ, or values that are not finite.
     """
@@ -101,12 +102,12 @@ def measure(z: Tensor, y: Tensor, seed: int = 0) -> Arrival:
 
 @torch.no_grad()
 def multiples(z: Tensor, y: Tensor, rng: torch.Generator, slices: int = 64) -> dict[str, float]:
-    """The sliced distances of `measure`, quickly, for every tenth turn: {"whole", "token", "pair"} in multiples of
-    chance.
+    """The sliced distances of `measure`, as multiples of chance, fast enough for every tenth update: {"whole", "token",
+    "pair"}.
 
-    z [n, C, H, W], recent latents, 1024 of them say; y [m, C, H, W], of which the first 2 n are compared and the rest,
-    at least 2, give directions. Fewer vectors see less: a distance D is sqrt(1 + D^2 n / c) times chance, so 1.1 among
-    1024 latents is about 1.2 among 2048. Raises ValueError for too few samples.
+    z [n, C, H, W], recent latents, for example 1024; y [m, C, H, W], of which the first 2 n are compared and the rest,
+    at least 2, give directions. With fewer vectors a multiple is smaller: for a distance D it is sqrt(1 + D^2 n / c),
+    so 1.1 with 1024 latents is about 1.2 with 2048. Raises ValueError for too few samples.
     """
     n = len(z)
     if len(y) < 2 * n + 2:
@@ -140,15 +141,16 @@ def _ratio(distance: Tensor, chance: Tensor) -> float:
 
 
 def effective_rank(x: Tensor) -> float:
-    """exp of the entropy of the shares that the principal directions of vectors [n, d] have in their variance."""
+    """exp of the entropy of the shares of variance along the principal directions, of vectors [n, d]."""
     share = torch.linalg.svdvals(x - x.mean(0)).square()
     share = share / share.sum().clamp_min(1e-30)
     return float(torch.special.entr(share).sum().exp())
 
 
 def mixing(z: Tensor, y: Tensor) -> float:
-    """0.5 less the distance from 0.5 of the share of vectors whose nearest neighbour is of the other set, the mean over
-    both sets z [n, d] and y [n, d]. In many dimensions the narrower set is nearest to all: shares 0 and 1, unmixed.
+    """0.5 - |p - 0.5|, averaged over the sets z [n, d] and y [n, d], where p is the share of a set's vectors whose
+    nearest neighbour is in the other set. In many dimensions the narrower of two sets has everybody's nearest
+    neighbour: p is 0 and 1, and the mixing is 0.
     """
     x = torch.cat([z, y])
     nearest = torch.cdist(x, x).fill_diagonal_(torch.inf).argmin(1)

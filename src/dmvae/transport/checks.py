@@ -1,4 +1,4 @@
-"""What every distance asks of its two sets."""
+"""Checks of the arguments of distances."""
 
 from __future__ import annotations
 

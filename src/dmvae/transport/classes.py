@@ -1,4 +1,4 @@
-"""A distance class by class: what a reference with classes asks of latents with labels."""
+"""A distance class by class, for a reference with classes and latents with labels."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def by_class(
 ) -> Tensor:
     """sum over classes c of n_c / n distance(z of class c, y of class c), a scalar.
 
-    z [n, ...] with labels int64 [n], y [m, ...] with y_labels int64 [m]; how many of a class there are in each need not
-    agree, so `distance` must take sets of different sizes. Classes with fewer than `least` in z or in y are left out of
-    this turn. Raises ValueError where that leaves none.
+    z [n, ...] with labels int64 [n], y [m, ...] with y_labels int64 [m]. A class may have different numbers of items in
+    z and in y, so `distance` must take sets of different sizes. Classes with fewer than `least` items in z or in y are
+    left out. Raises ValueError where all are.
     """
     for name, x, of in (("labels", labels, z), ("y_labels", y_labels, y)):
         if x.shape != (len(of),):

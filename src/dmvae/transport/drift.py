@@ -1,4 +1,4 @@
-"""Kernel drift: latents move to where the reference is denser and the other latents are not."""
+"""Kernel drift: latents move to where the reference is dense and other latents are not."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def drift(z: Tensor, y: Tensor, bandwidth: float, queue: Tensor | None = None) -
 
     x are the other latents and the queue [k, d]. Both are mean shifts, the gradient of a log-density smoothed by the
     kernel, so V is 0 where the two sets have the same distribution, and latents that crowd push each other away.
-    Weights are normalised in log space: from any distance some sample of y is nearest, and V does not vanish.
-    `bandwidth` is relative to the mean distance between z and y: as far as the sets are apart, the kernel sees.
+    Weights are a softmax, so that V does not vanish however far z is from y. `bandwidth` is relative to the mean
+    distance between z and y, so that the kernel's width fits sets that are far apart.
     """
     require_vectors(z, y, least=2)
     require_positive(bandwidth=bandwidth)

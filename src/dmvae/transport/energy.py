@@ -11,10 +11,10 @@ from dmvae.transport.checks import require_vectors
 def energy_distance(z: Tensor, y: Tensor, queue: Tensor | None = None, unbiased: bool = True) -> Tensor:
     """2 mean |x - y| - mean |x - x'| - mean |y - y'|, x = z and the queue together; gradient reaches z alone.
 
-    z [n, d], y [m, d], queue [k, d]. Between distributions it is 0 where they are equal, and above it elsewhere.
-    Unbiased, a vector is not compared with itself: two samples of one distribution have 0 in expectation, and single
-    values may be below. Otherwise it is: the value is the two sets' own, never below 0, and 0 for equal sets. Its
-    gradient has length of order 1 however far z is, so it neither explodes nor fades.
+    z [n, d], y [m, d], queue [k, d]. Between distributions it is 0 if they are equal, and positive otherwise. With
+    `unbiased`, a vector is not compared with itself: two samples of one distribution have expectation 0, and single
+    values may be negative. Without, it is the distance between the two sets, never negative, and 0 for equal sets. Its
+    gradient has a length of order 1 however far z is, so it neither explodes nor vanishes.
     """
     require_vectors(z, y, least=2)
     x = z if queue is None else torch.cat([z, queue.detach().to(z)])

@@ -26,8 +26,8 @@ def mmd(
 
     z [n, d], y [m, d], queue [k, d]. k is the mean over bandwidths b of exp(-r / 2 b) or 1 / (1 + r / b), r the squared
     distance divided by its mean between samples of y, so that bandwidths mean the same for every reference. Unbiased: a
-    vector is not compared with itself. The Gaussian kernel is blind beyond its widest bandwidth: from farther than that
-    nothing moves; the inverse multiquadric's tails (Wasserstein autoencoders, arXiv 1711.01558) fade, but do not end.
+    vector is not compared with itself. The Gaussian kernel gives no gradient beyond its widest bandwidth; the inverse
+    multiquadric (Wasserstein autoencoders, arXiv 1711.01558) has longer tails, whose gradient gets small but not zero.
     """
     require_vectors(z, y, least=2)
     if not bandwidths:

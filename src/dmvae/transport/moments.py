@@ -1,4 +1,4 @@
-"""Moment matching: mean and covariance alone, by their squared difference or by the transport between two Gaussians."""
+"""Moment matching: mean and covariance only, by their squared difference or by optimal transport between Gaussians."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from dmvae.transport.checks import require_positive, require_vectors
 def moment_matching(z: Tensor, y: Tensor, queue: Tensor | None = None) -> Tensor:
     """|mean x - mean y|^2 / d + |cov x - cov y|^2 / d, x = z and the queue together; gradient reaches z alone.
 
-    z [n, d], y [m, d], queue [k, d]; squared Frobenius norms. 0 for any two sets of the same first two moments: what
-    else a reference has, modes or a manifold, is not seen. Covariances of n vectors have rank n - 1 at most, so
-    take more than d, from the queue if not from the batch.
+    z [n, d], y [m, d], queue [k, d]; squared Frobenius norms. It is 0 for any two sets with the same mean and
+    covariance, whatever else differs, such as modes or a manifold. The covariance of n vectors has rank n - 1 at most,
+    so give more than d vectors, in the batch or in the queue.
     """
     require_vectors(z, y, least=2)
     x, y = (z if queue is None else torch.cat([z, queue.detach().to(z)])), y.to(z)
@@ -28,11 +28,10 @@ def gaussian_transport(z: Tensor, y: Tensor, queue: Tensor | None = None, ridge:
 
         T(z) = m_y + A (z - m_x),  A = S_y^(1/2) (S_y^(1/2) S_x S_y^(1/2))^(-1/2) S_y^(1/2)
 
-    T is held fixed, so the gradient is that of their squared distance (Bures) / d. Unlike random slices, which
-    see one direction of d with a weight of 1 / d, T brings each direction that x does not fill to its variance.
-    `ridge`, a share of the mean variance, is added to both covariances: what fills nothing is blown up by ridge^(-1/2)
-    at most.
-    z [n, d], y [m, d], queue [k, d]; n + k should be several times d.
+    T is held fixed, so the gradient is that of the squared Bures distance / d. Random slices give each of d directions
+    a weight of about 1 / d; T brings every direction, also one in which x hardly varies, to its variance. `ridge`, a
+    share of the mean variance, is added to both covariances, so that no direction is stretched by more than
+    ridge^(-1/2). z [n, d], y [m, d], queue [k, d]; n + k should be several times d.
     """
     require_vectors(z, y, least=2)
     require_positive(ridge=ridge)

@@ -1,4 +1,4 @@
-"""A test of normality on random slices: SIGReg (LeJEPA, arXiv 2511.08544), for the reference N(0, 1) alone."""
+"""A test of normality on random slices: SIGReg (LeJEPA, arXiv 2511.08544), only for the reference N(0, 1)."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ def epps_pulley(x: Tensor) -> Tensor:
 def normality(z: Tensor, rng: torch.Generator, slices: int = 256, std: float = 1.0) -> Tensor:
     """mean over random directions u of Epps and Pulley's statistic of z u / std, for vectors z [n, d].
 
-    A set is normal if and only if all of its slices are. No sample of the reference is drawn. Far from it the gradient
-    fades, for the characteristic function of a distant set turns quickly: use it near, or on latents of unit scale.
+    A distribution is normal if and only if all of its slices are. No sample of the reference is drawn. The gradient
+    vanishes far from the reference, where the characteristic function oscillates fast: use it near the reference, or on
+    latents of unit scale.
     """
     if z.ndim != 2 or len(z) < 2:
         raise ValueError(f"z has shape {list(z.shape)}; give two or more vectors [n, d]")

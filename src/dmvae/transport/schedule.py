@@ -1,4 +1,4 @@
-"""How hard to pull: a ratio that follows the measured distance."""
+"""The strength of the matching loss: a ratio of gradients that follows the measured distance."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def next_ratio(
 ) -> float:
     """ratio * exp(step * clip(4 (multiple - target), -1, 1)), kept within the limits.
 
-    ratio: of the pull's gradient to the reconstruction's, at the latents. multiple: the largest of
-    `dmvae.transport.arrival.multiples`. Farther than the target the pull grows, nearer it yields to reconstruction, so
-    that one setting serves every reference. What it remembers is the ratio alone. Raises ValueError for a ratio, target
-    or limit that is not positive, a multiple that is not finite, or limits in the wrong order.
+    ratio: of the matching loss's gradient to the reconstruction's, at the latents. multiple: the largest of
+    `dmvae.transport.arrival.multiples`. The ratio grows while the distance is above the target and falls below it, so
+    that one setting works for every reference. The ratio is the only state. Raises ValueError for a ratio, target or
+    limit that is not positive, a multiple that is not finite, or limits in the wrong order.
     """
     low, high = limits
     require_positive(ratio=ratio, target=target, step=step, limits=low)

@@ -31,8 +31,9 @@ def potentials(
 ) -> tuple[Tensor, Tensor]:
     """The dual variables f [n] and g [m]: sum f / n + sum g / m is the cost of the regularised transport.
 
-    eps descends to its value from the cost's largest, geometrically over the first half of the iterations: a small eps
-    from the start would move mass by one eps at a time. With `start`, a g [m] near it, it is small throughout.
+    Over the first half of the iterations eps falls geometrically from the range of the costs to its value: with a small
+    eps from the start, each iteration would change the potentials by about eps only. With `start`, a g [m] near the
+    result, eps has its value from the first iteration.
     """
     n, m = cost.shape
     f, g = cost.new_zeros(n), cost.new_zeros(m)
@@ -56,9 +57,10 @@ def barycentric(
     queue: Tensor | None = None,
 ) -> Tensor:
     """mean |z_i - T(z_i)|^2 / 2, T(z_i) = sum_j P_ij y_j / sum_j P_ij: each latent moves to the mean of the samples
-    that it is assigned. The queue takes its share of the samples, so the batch cannot crowd where the queue is already.
+    that it is assigned. The queue is assigned its share of the samples, so that the batch does not gather where the
+    queue already is.
 
-    eps is relative to the mean squared distance of x and y. A large one moves all latents to the mean of y.
+    eps is relative to the mean squared distance of x and y. A large eps moves all latents to the mean of y.
     """
     require_vectors(z, y)
     x, y = _joined(z, queue).detach(), y.to(z)
@@ -77,10 +79,10 @@ def sinkhorn_divergence(
 ) -> Tensor:
     """S(x, y) = OT(x, y) - OT(x, x) / 2 - OT(y, y) / 2 with cost |x - y|^2 / 2 (Feydy et al., arXiv 1810.08278).
 
-    Without the two terms of a set with itself latents would shrink towards the means of what they are assigned; with
-    them S is 0 for equal sets, and above it for others. Its gradient at x_i is (T_xx(x_i) - T_xy(x_i)) / (n + k), T the
-    barycentric maps: where the latents are as they are, less where they are to be. eps is relative to the mean squared
-    distance of x and y.
+    Without the terms OT(x, x) and OT(y, y), latents would shrink towards the means of the samples that they are
+    assigned; with them, S is 0 for equal sets and positive for others. Its gradient at x_i is (T_xx(x_i) - T_xy(x_i)) /
+    (n + k), where T_xy is the barycentric map of `barycentric`, and T_xx that of x to itself. eps is relative to the
+    mean squared distance of x and y.
     """
     require_vectors(z, y)
     x, y = _joined(z, queue), y.to(z)

@@ -28,11 +28,10 @@ def sliced_wasserstein(
 ) -> Tensor:
     """mean over directions u of W2^2(u.x, u.y), x = z and the queue together; gradient reaches z alone.
 
-    The queue holds recent latents, without gradient: the ranks of a small batch among many say where in the reference
-    each of its vectors belongs, which a batch alone does not know. `along` are kinds of `directions`, in equal shares.
-    Kinds that are drawn from samples take those from a random eighth of y and, for "gap", of the queue, or of z where
-    there is no queue, which is then not compared: a sample lies far out along a direction of its own, which would be
-    taken for a difference.
+    The queue holds recent latents, without gradient: ranked among many, each vector of a small batch is assigned its
+    right place in the reference. `along` are kinds of `directions`, in equal shares. Directions made of samples use a
+    random eighth of y and, for "gap", of the queue, or of z where there is no queue. That eighth is then not compared:
+    a sample lies far out along a direction made from itself, which would look like a difference.
     """
     require_vectors(z, y, least=1 if queue is not None else 2)
     y, seen_y = _hold_out(y.to(z), rng, bool(set(along) & {"reference", "gap"}))
@@ -46,7 +45,7 @@ def sliced_wasserstein(
 
 
 def _hold_out(x: Tensor, rng: torch.Generator, some: bool) -> tuple[Tensor, Tensor]:
-    """x without a random eighth, and that eighth; x twice where none is asked for."""
+    """(x without a random eighth, that eighth); (x, x) unless `some`."""
     if not some:
         return x, x
     order = torch.randperm(len(x), generator=rng, device=rng.device).to(x.device)

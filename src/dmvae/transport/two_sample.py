@@ -13,12 +13,13 @@ WIDTH, STEPS, BATCH, RATE, DECAY = 128, 300, 256, 3e-3, 1e-2
 
 
 def two_sample_accuracy(a: Tensor, b: Tensor, seed: int = 0) -> float:
-    """Held-out accuracy of a classifier between sets a and b: 0.5 where it finds no difference, 1 where all is told.
+    """Held-out accuracy of a classifier between sets a and b: 0.5 where it finds no difference, 1 where it is always
+    right.
 
-    a, b: [n, k, d], n items of k vectors each (k = 1 for whole latents, H W for tokens); as many of both are used.
-    Three quarters of the items train and the rest test, so that vectors of one item are on one side. The network, two
-    hidden layers of 128, and its training, 300 steps of AdamW, are fixed; all is a function of data and seed, and
-    nobody else's random numbers are touched. Raises ValueError for fewer than 8 items in a set.
+    a, b: [n, k, d], n items of k vectors each (k = 1 for whole latents, H W for tokens); equally many of each are used.
+    Three quarters of the items are for training and the rest for testing; the vectors of one item stay together. The
+    network (two hidden layers of 128) and its training (300 steps of AdamW) are fixed. The result is a function of data
+    and seed; torch's global random state is not used. Raises ValueError for fewer than 8 items in a set.
     """
     n = min(len(a), len(b))
     if a.ndim != 3 or a.shape[1:] != b.shape[1:] or n < 8:
@@ -40,7 +41,7 @@ def two_sample_accuracy(a: Tensor, b: Tensor, seed: int = 0) -> float:
 
 
 def _train(x: Tensor, rng: torch.Generator) -> list[Tensor]:
-    """Weights of the network that has learned rows x [2, m, d]; the second set is the one with positive logits."""
+    """Weights of the network, trained on rows x [2, m, d]; logits are positive for the second set."""
     sizes = [x.shape[2], WIDTH, WIDTH, 1]
     weights = []
     for fan_in, fan_out in pairwise(sizes):

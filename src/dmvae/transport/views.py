@@ -1,7 +1,8 @@
 """Views: sets of latents [n, C, H, W] as sets of vectors [k, d], which is what distances take.
 
-A distance over whole latents sees how places hang together, but has only n vectors of C H W components; one over
-tokens has n H W vectors of C and sees them sharply, but not their relation. Pairs of neighbours are in between.
+A distance between whole latents sees how tokens depend on each other, but has only n vectors, of C H W components. One
+between tokens has n H W vectors of C components and so more detail, but does not see how they depend on each other.
+Pairs of neighbouring tokens are in between.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def pairs(z: Tensor) -> Tensor:
     them a latent. Raises ValueError for a grid of a single place."""
     _require_latents(z)
     if z.shape[2] * z.shape[3] == 1:
-        raise ValueError("latents of a single place have no pairs of neighbours; leave the view `pairs` out")
+        raise ValueError("latents with a single token have no pairs of neighbours; leave the view `pairs` out")
     across = torch.cat([z[:, :, :, :-1], z[:, :, :, 1:]], dim=1).flatten(2)
     down = torch.cat([z[:, :, :-1], z[:, :, 1:]], dim=1).flatten(2)
     return torch.cat([across, down], dim=2).transpose(1, 2).flatten(0, 1)
@@ -40,9 +41,9 @@ def pairs(z: Tensor) -> Tensor:
 def random_convolution(shape: tuple[int, int, int], rng: torch.Generator, channels: int = 32) -> View:
     """A view through one random 3x3 convolution to `channels`, for latents of shape (C, H, W).
 
-    [n, C, H, W] -> [n H W, channels]. The kernel's outputs are unit vectors, zeros are padded, and half of the outputs
-    pass through |x|, so that slices see dependence between components that no linear one sees.
-    Use the same view for z and y; draw a new one each turn.
+    [n, C, H, W] -> [n H W, channels]. Each output channel's kernel has unit norm, the padding is zeros, and half of the
+    channels pass through |x|, so that slices see dependence between components that a linear map hides.
+    Use the same view for z and y, and a new one for each update.
     """
     kernel = torch.randn(channels, shape[0] * 9, generator=rng, device=rng.device)
     kernel = F.normalize(kernel, dim=1).view(channels, shape[0], 3, 3)
@@ -58,4 +59,4 @@ def random_convolution(shape: tuple[int, int, int], rng: torch.Generator, channe
 
 def _require_latents(z: Tensor) -> None:
     if z.ndim != 4:
-        raise ValueError(f"latents have shape {list(z.shape)}; this view needs [n, C, H, W]. Vectors have one: `whole`")
+        raise ValueError(f"latents have shape {list(z.shape)}; this view needs [n, C, H, W]; for vectors use `whole`")

@@ -143,7 +143,7 @@ class FeaturesConfig(Registered):
 
 
 def parse_features(text: str) -> FeaturesConfig:
-    """ "NAME[@RESOLUTION][=WEIGHTS]" -> a config; NAME is a registered kind or a model of timm.
+    """`NAME[@RESOLUTION][=WEIGHTS]` -> a config; NAME is a registered kind or a model of timm.
 
     Raises ValueError for an unknown name, or for a part that the kind does not have.
     """

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from dmvae.evaluation.features import Extractor, FeaturesConfig
 from dmvae.models.effnet import Version, effnet, weights_file
+from dmvae.ranges import Pixels
 from dmvae.registry import register
 from dmvae.runtime.hashing import sha256_of
 
@@ -20,7 +21,7 @@ class EffNetLite0(FeaturesConfig):
     Trained on 224 px, values in [-1, 1] (mean and standard deviation 0.5).
     """
 
-    resolution: int = 64
+    resolution: Pixels = 64
     """Images are resized to this height and width, pixels."""
 
     @property
@@ -39,7 +40,7 @@ class EffNetLite2(FeaturesConfig):
     Trained on 260 px, values in [-1, 1] (mean and standard deviation 0.5). Weights: the extra `effnet-lite2`.
     """
 
-    resolution: int = 64
+    resolution: Pixels = 64
     """Images are resized to this height and width, pixels."""
 
     @property

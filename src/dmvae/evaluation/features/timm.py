@@ -12,6 +12,7 @@ from timm.data import resolve_model_data_config
 
 from dmvae.encoders.timm import load_weights
 from dmvae.evaluation.features import Extractor, FeaturesConfig
+from dmvae.ranges import Pixels
 from dmvae.registry import nearest, register
 from dmvae.runtime.hashing import content_hash, weights_hash
 
@@ -23,7 +24,7 @@ class TimmFeatures(FeaturesConfig):
 
     model: str
     """timm's name of the model, such as vit_base_patch14_dinov2.lvd142m."""
-    resolution: int = 224
+    resolution: Pixels = 224
     """Images are resized to this height and width, pixels."""
     pretrained: bool = True
     """Public weights; random ones, always the same, otherwise."""

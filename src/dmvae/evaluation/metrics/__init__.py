@@ -13,7 +13,7 @@ from dmvae.evaluation.feature_set import FeatureSet
 from dmvae.evaluation.scores import Figure, Scores
 from dmvae.registry import Registered, find, names, nearest
 
-__all__ = ["Figure", "Latents", "Metric", "Scores", "Sets", "figures", "metrics_of"]
+__all__ = ["Figure", "Latents", "Metric", "Scores", "Sets", "figures", "metrics_of", "unit_of"]
 
 INCEPTION = "inception"
 """The features' name where the weights are the published ones."""
@@ -99,3 +99,10 @@ def metrics_of(chosen: Sequence[str]) -> list[Metric]:
 def figures() -> dict[str, Figure]:
     """The figures of all metrics, plugins' too, by key."""
     return {figure.key: figure for name in names(Metric) for figure in find(Metric, name).figures}
+
+
+def unit_of(name: str) -> Figure | None:
+    """The figure whose unit a full name has, such as coverage of "coverage_X" and agreement of "agreement-real_X"; None
+    for those that tables do not know."""
+    known, stem = figures(), name.partition("_")[0]
+    return next((known[key] for key in (name, stem, stem.partition("-")[0]) if key in known), None)

@@ -19,7 +19,7 @@ from dmvae.registry import register
 def sde_drift(velocity: Tensor, z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """(drift v + w * score, w) of the SDE at times t [b] < 1; w = 1 - t, shaped to broadcast."""
     w = 1 - expand(t, z_t)
-    return velocity + w * score(z_t, velocity, t), w
+    return velocity + w * score(z_t=z_t, velocity=velocity, t=t), w
 
 
 @register("sde")

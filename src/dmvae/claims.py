@@ -1,0 +1,80 @@
+"""Whose a run folder is: the recipes that are written there, and the processes that run them.
+
+Any number of processes may run the same recipes in one folder. One that runs others would replace the first's links
+while it is still at work, and the table would be of one and the links of the other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dmvae import config as configs
+from dmvae.jobs import VARIANTS, Job, record
+from dmvae.recipe import Recipe
+from dmvae.runtime.files import locked, together
+
+RUNNING = ".running"
+
+
+@contextmanager
+def claimed(run_dir: Path, recipes: dict[str, Recipe], jobs: list[Job], variants: list[str]) -> Iterator[None]:
+    """Record recipes, jobs and the names of all variants in the folder, and hold it for them until the block ends.
+
+    Raises ValueError where another process is running other recipes in the folder, or other settings of one.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        with locked(run_dir):
+            alone = held.enter_context(together(run_dir / RUNNING))
+            other = None if alone else _difference(run_dir, recipes, variants)
+            if other is not None:
+                raise ValueError(
+                    f"{run_dir}: another process is running {other} there: their results would be mixed. Give another "
+                    "--run_dir, or wait for its end"
+                )
+            record(recipes, jobs, run_dir, variants)
+        yield
+
+
+def require_linked(jobs: list[Job], run_dir: Path) -> None:
+    """Raise ValueError where the folder has become another recipe's since these jobs were run there."""
+    for job in jobs:
+        link = run_dir / job.variant / job.stage.name
+        if not link.is_symlink() or Path(os.readlink(link)).name != job.folder.name:
+            raise ValueError(
+                f"{run_dir}: another recipe has been run there meanwhile, so no table of this one is written; its "
+                "finished stages are kept, and `dmvae run` of this recipe writes the table"
+            )
+
+
+def _difference(run_dir: Path, recipes: dict[str, Recipe], variants: list[str]) -> str | None:
+    """What the recipes in the folder have that these have not, in words; None where they are the same."""
+    there = json.loads((run_dir / VARIANTS).read_text())
+    if there != variants:
+        return f"the variants {', '.join(there)}"
+    for variant, recipe in recipes.items():
+        file = run_dir / variant / "recipe.yaml"
+        old = _leaves(yaml.safe_load(file.read_text())) if file.exists() else {}
+        new = _leaves(json.loads(json.dumps(configs.plain(recipe))))
+        for place in dict.fromkeys([*old, *new]) if old else ():
+            if old.get(place) != new.get(place) and not place.startswith("run."):  # how to run may differ
+                return f"the variant {variant!r} with {place} {old.get(place)!r}, not {new.get(place)!r},"
+    return None
+
+
+def _leaves(values: Any, where: str = "") -> dict[str, Any]:
+    """Dotted place -> value."""
+    if not isinstance(values, dict) or not values:
+        return {where: values}
+    return {
+        place: leaf
+        for key, value in values.items()
+        for place, leaf in _leaves(value, f"{where}.{key}" if where else str(key)).items()
+    }

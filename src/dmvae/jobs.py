@@ -1,0 +1,160 @@
+"""What there is to run: a job for each stage of each variant, in the folder that its fingerprint names.
+
+A stage's folder is `run_dir/stages/NAME-FINGERPRINT`; `run_dir/VARIANT/NAME` is a link to it. The
+fingerprint covers the stage's config, the recipe sections that it uses, the content of the data set, of the
+files that a config names and of plugins, and the fingerprints of what it reads: so a changed field runs that stage
+and those that depend on it again, and no others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dmvae import config as configs
+from dmvae.config import Values
+from dmvae.datasets import Split, open_dataset
+from dmvae.recipe import Recipe, load
+from dmvae.registry import Registered, plugin_of
+from dmvae.runtime.done import read_done
+from dmvae.runtime.files import atomic_write
+from dmvae.runtime.hashing import content_hash
+from dmvae.training.stage import AnyStage, Facts
+
+VARIANTS = "variants.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage of one variant."""
+
+    variant: str
+    stage: AnyStage
+    recipe: Recipe
+    folder: Path
+    reads: dict[str, Path]
+
+    @property
+    def state(self) -> str:
+        """ "finished", "interrupted" or "new"."""
+        if self.finished:
+            return "finished"
+        return "interrupted" if self.folder.exists() else "new"
+
+    @property
+    def finished(self) -> bool:
+        return read_done(self.folder) is not None
+
+    def facts(self) -> Facts:
+        """What done.json says of a finished stage: seconds, steps, images seen."""
+        return read_done(self.folder) or {}
+
+
+def plan(recipes: dict[str, Recipe], run_dir: Path) -> list[Job]:
+    """Every variant's stages in the order in which they run.
+
+    Raises ValueError for data that cannot be opened.
+    """
+    jobs = []
+    for variant, recipe in recipes.items():
+        read: dict[Split, None] = dict.fromkeys(split for stage in recipe.stages() for split in stage.splits)
+        splits = {split: open_dataset(recipe.data, split).fingerprint for split in read}
+        everything = configs.identity(recipe, _content)
+        if recipe.pretrained is not None:
+            everything["autoencoder"] = None  # which then stands in the recipe for other variants
+        folders: dict[str, Path] = {}
+        for stage in recipe.stages():
+            reads = {name: folders[name] for name in stage.reads if name in folders}
+            fingerprint = _fingerprint(stage, recipe, everything, splits, [folder.name for folder in reads.values()])
+            folders[stage.name] = run_dir / "stages" / f"{stage.name}-{fingerprint}"
+            jobs.append(Job(variant, stage, recipe, folders[stage.name], reads))
+    return jobs
+
+
+def _fingerprint(
+    stage: AnyStage, recipe: Recipe, everything: Values, splits: dict[Split, str], reads: list[str]
+) -> str:
+    uses = {path: _at(everything, path) for path in stage.uses}
+    data = {name: value for name, value in everything["data"].items() if name not in recipe.data.PLACES}
+    key = {
+        "stage": stage.name,
+        "config": everything[stage.name],
+        "seed": recipe.seed,
+        "data": data | {"content": {split: splits[split] for split in stage.splits}},
+        "uses": {path: value for path, value in uses.items() if value is not None},
+        "reads": reads,
+    }
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _content(member: Registered) -> Values:
+    """What counts in the fingerprint besides the fields: the content of the files that they name, and that of the
+    plugin that defines the class."""
+    plugin = plugin_of(member)
+    parts = [member.fingerprint(), content_hash([plugin]) if plugin else ""]
+    return {"content": parts} if any(parts) else {}
+
+
+def _at(values: Any, path: str) -> Any:
+    for name in path.split("."):
+        values = values[name]
+    return values
+
+
+def jobs_of(run_dir: Path) -> list[Job]:
+    """The jobs of a run folder, for the variants of the recipe that was last run there.
+
+    Stages are found by their links, not by fingerprints computed anew: so a run can be reported on a machine without
+    its data, and after an update that would compute other fingerprints. Raises ValueError where the folder is not a
+    run's.
+    """
+    files = sorted(run_dir.glob("*/recipe.yaml"), key=lambda file: file.stat().st_mtime_ns)
+    if (run_dir / VARIANTS).exists():
+        named = [run_dir / name / "recipe.yaml" for name in json.loads((run_dir / VARIANTS).read_text())]
+        files = [file for file in named if file in files]
+    if not files:
+        raise ValueError(f"{run_dir}: not a run's folder (it holds no VARIANT/recipe.yaml)")
+    jobs = [job for file in files for job in _linked(run_dir, file.parent.name, load(file)["main"])]
+    if not jobs:
+        raise ValueError(f"{run_dir}: no links to stages in it; copy a run with its links (`cp -a`, `rsync -a`)")
+    return jobs
+
+
+def _linked(run_dir: Path, variant: str, recipe: Recipe) -> list[Job]:
+    stages = recipe.stages()
+    links = {stage.name: run_dir / variant / stage.name for stage in stages}
+    folders = {
+        name: run_dir / "stages" / Path(os.readlink(link)).name for name, link in links.items() if link.is_symlink()
+    }
+    return [
+        Job(variant, stage, recipe, folders[stage.name], {n: folders[n] for n in stage.reads if n in folders})
+        for stage in stages
+        if stage.name in folders
+    ]
+
+
+def record(recipes: dict[str, Recipe], jobs: list[Job], run_dir: Path, variants: list[str]) -> None:
+    """Write what `jobs_of` reads: the names of all variants, the resolved recipe of every variant that is run, as YAML
+    that `dmvae run` takes, and a link to the folder of every job."""
+    with atomic_write(run_dir / VARIANTS) as part:
+        part.write_text(json.dumps(variants))
+    for variant, recipe in recipes.items():
+        with atomic_write(run_dir / variant / "recipe.yaml") as part:
+            part.write_text(yaml.safe_dump(configs.plain(recipe), sort_keys=False))
+    for job in jobs:
+        _link(job, run_dir)
+
+
+def _link(job: Job, run_dir: Path) -> None:
+    link = run_dir / job.variant / job.stage.name
+    link.parent.mkdir(parents=True, exist_ok=True)
+    target = os.path.relpath(job.folder, link.parent)
+    if not (link.is_symlink() and os.readlink(link) == target):
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)

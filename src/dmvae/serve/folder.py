@@ -1,0 +1,162 @@
+"""What the page may read: a run's files, and the test images of its data set. Networks are loaded once and kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from dmvae.datasets import open_dataset
+from dmvae.datasets.pixels import as_input, to_uint8
+from dmvae.generators import Generator, load_generator
+from dmvae.jobs import Job
+from dmvae.models.base import Tokenizer
+from dmvae.registry import nearest
+from dmvae.report.run import Run
+from dmvae.runtime.precision import Precision, autocast
+from dmvae.tokenizers.adapted import load_tokenizer
+
+T = TypeVar("T")
+TOKENIZERS = ("latents", "decoder", "matching", "tokenizer")
+"""Stages that leave a tokenizer, the last one first: an unfinished run shows what it has."""
+
+
+class Networks:
+    """Tokenizers and generators by the folders that they were loaded from; one computes at a time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.busy = device, threading.Lock()
+        self._loaded: dict[Path, Tokenizer | Generator] = {}
+
+    def get(self, folder: Path, load: Callable[[Path], T]) -> T:
+        """The network in a folder, on the device, in evaluation mode."""
+        with self.busy:
+            if folder not in self._loaded:
+                self._loaded[folder] = load(folder).to(self.device).eval()  # type: ignore[attr-defined]
+            return self._loaded[folder]  # type: ignore[return-value]
+
+
+class Folder:
+    """A run as it stands: the jobs of its methods, and what of them can be shown.
+
+    data: open the data set that the recipe names, for its test images and the names of its classes; without it, the
+    test images are the two dozen that the stage `evaluate` keeps in the run.
+    """
+
+    def __init__(self, run_dir: Path, jobs: list[Job], networks: Networks, *, data: bool = True) -> None:
+        self.run, self.networks, self.data = Run(run_dir, jobs), networks, data
+        if not data:
+            self.run.classes = ()
+
+    def finished(self, method: str, stage: str) -> Path | None:
+        """The folder of a method's stage, if it is finished. Raises ValueError for a method that the run lacks."""
+        if method not in self.run.variants:
+            raise ValueError(f"no method is called {method!r}{nearest(method, self.run.variants)}")
+        for job in self.run.jobs:
+            if (job.variant, job.stage.name) == (method, stage) and job.finished:
+                return job.folder
+        return None
+
+    def tokenizer_stage(self, method: str) -> str | None:
+        """The last finished stage that left the method's tokenizer."""
+        folders = {stage: self.finished(method, stage) for stage in TOKENIZERS}
+        return next((stage for stage, folder in folders.items() if folder and (folder / "autoencoder").is_dir()), None)
+
+    def tokenizer(self, method: str) -> Tokenizer:
+        """The method's tokenizer as its last finished stage left it. Raises ValueError where there is none yet."""
+        stage = self.tokenizer_stage(method)
+        folder = stage and self.finished(method, stage)
+        if not folder:
+            raise ValueError(f"{method} has no tokenizer yet: none of its stages {', '.join(TOKENIZERS)} is finished")
+        return self.networks.get(folder / "autoencoder", load_tokenizer)
+
+    def generator(self, method: str) -> Generator:
+        """Raises ValueError where the method's generator is not trained, or its latents are not encoded."""
+        folder = self.finished(method, "generator")
+        if not folder or not self.finished(method, "latents"):
+            raise ValueError(f"{method} has no generator yet: its stage generator is not finished")
+        return self.networks.get(folder / "generator", load_generator)
+
+    @cached_property
+    def classes(self) -> list[str]:
+        """Names of the classes; numbers where the data set is not opened."""
+        if self.run.classes:
+            return list(self.run.classes)
+        folders = (self.finished(method, "generator") for method in self.run.variants)
+        configs = [folder / "generator" / "config.json" for folder in folders if folder]
+        count = max(
+            (json.loads(file.read_text()).get("num_classes", 0) for file in configs if file.is_file()), default=0
+        )
+        return [self.run.class_name(label) for label in range(count)]
+
+    @cached_property
+    def _images(self) -> tuple[object, int, str]:
+        """(what is indexed for test images, how many there are, where they come from in words)."""
+        kept = next((t["originals"] for t in self.pictures.values() if "originals" in t), None)
+        why = "the data set is not opened"
+        recipe = next(iter(self.run.recipes.values()))
+        if self.data:
+            try:
+                found = open_dataset(recipe.data, "test")
+                if kept is None or torch.equal(torch.as_tensor(found[0][0]), kept[0]):
+                    return found, len(found), f"test images of {recipe.data.type}"
+                why = f"{recipe.data.type} does not hold the run's images any more"
+            except (ValueError, OSError, ImportError) as error:  # a run is shown where its data are not, too
+                why = f"the data set cannot be opened ({error})"
+        if kept is None:
+            return [], 0, f"no images: {why}, and no stage evaluate is finished"
+        return [(image, -1) for image in kept], len(kept), f"the {len(kept)} test images that the run keeps: {why}"
+
+    @cached_property
+    def pictures(self) -> dict[str, dict[str, Tensor]]:
+        """Method -> what its stage evaluate kept for pictures and the map."""
+        return self.run.tensors("evaluate", "pictures.safetensors")
+
+    @property
+    def image_count(self) -> int:
+        return self._images[1]
+
+    @property
+    def image_source(self) -> str:
+        """Where the test images come from, in words."""
+        return self._images[2]
+
+    def image(self, index: int) -> Tensor:
+        """Test image `index`, uint8 [c, h, w]. Raises ValueError where there is none."""
+        images, count, source = self._images
+        if not 0 <= index < count:
+            raise ValueError(f"there is no image {index}; there are {count}, from 0 ({source})")
+        return torch.as_tensor(images[index][0])  # type: ignore[index]
+
+    @torch.inference_mode()
+    def encode(self, method: str, images: Tensor) -> Tensor:
+        """uint8 images [n, c, h, w] -> the method's latents [n, C, H, W], normalised as its statistics say."""
+        model = self.tokenizer(method)
+        with self.networks.busy, autocast(self.networks.device, self._precision(method)):
+            return model.normalize(model.encode(as_input(images, self.networks.device)).latents.float())
+
+    @torch.inference_mode()
+    def decode(self, method: str, z: Tensor, *, raw: bool = False) -> Tensor:
+        """Normalised latents [n, C, H, W], or `raw` ones -> uint8 images [n, c, h, w] on the CPU."""
+        model = self.tokenizer(method)
+        with self.networks.busy, autocast(self.networks.device, self._precision(method)):
+            z = z.to(self.networks.device, torch.float32)
+            return to_uint8(model.decode(z if raw else model.denormalize(z)).sample.float()).cpu()
+
+    def _precision(self, method: str) -> Precision:
+        precision: Precision = self.run.recipes[method].run.precision
+        return precision
+
+
+def links_out(run_dir: Path) -> list[Path]:
+    """The links in a folder that lead out of it: through them, files would be shown that are none of the run's."""
+    root = run_dir.resolve()
+    places = (Path(folder, name) for folder, folders, files in os.walk(root) for name in (*folders, *files))
+    return [place for place in places if place.is_symlink() and not place.resolve().is_relative_to(root)]

@@ -1,0 +1,197 @@
+"""The page over HTTP: a fixed list of addresses, all of which read, and none of which is a file's path."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+import threading
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dmvae.config import Values
+from dmvae.serve import views
+from dmvae.serve.folder import Folder
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+
+HERE = Path(__file__).parent
+FILES = {
+    "/": (HERE / "page.html", "text/html"),
+    "/page.js": (HERE / "page.js", "text/javascript"),
+    "/page.css": (HERE / "page.css", "text/css"),
+    "/report.css": (HERE.parent / "report" / "page.css", "text/css"),
+}
+HEADERS = {
+    # the browser itself asks no other machine for anything, whatever a run's texts hold
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "cross-origin-resource-policy": "same-origin",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
+}
+LOCAL = ("localhost", "127.0.0.1", "::1")
+
+
+class Site:
+    """The newest reading of a run folder, and the map made of it.
+
+    read: opens the folder anew; raises ValueError where it cannot be shown.
+    """
+
+    def __init__(self, read: Callable[[], Folder]) -> None:
+        self.read, self.folder = read, read()
+        self._mapping = threading.Lock()
+        self._map: tuple[object, Values] = (None, {})
+
+    def overview(self) -> Values:
+        """Every load of the page reads the folder anew, so that a run that goes on is seen."""
+        self.folder = self.read()
+        return views.overview(self.folder)
+
+    def latents(self) -> Values:
+        """The map, kept until one of its files changes: to lay it out takes seconds."""
+        folders = (self.folder.run.folders(stage) for stage in ("reference", "evaluate"))
+        files = [
+            f / name for by in folders for f in by.values() for name in ("map.safetensors", "pictures.safetensors")
+        ]
+        key = tuple((file, file.stat().st_mtime_ns) for file in files if file.is_file())
+        with self._mapping:
+            if self._map[0] != key:
+                self._map = (key, views.latents(self.folder))
+            return self._map[1]
+
+
+def application(site: Site, *, local: bool) -> Starlette:
+    """The ASGI application. local: answer only requests that name this machine, so that no other site's name can be
+    made to lead here. Needs starlette."""
+    from starlette.applications import Starlette
+    from starlette.middleware import Middleware
+    from starlette.responses import JSONResponse, Response, StreamingResponse
+    from starlette.routing import Route
+
+    def answer(view: Callable[[Asked], Values]) -> Callable[[Request], Response]:
+        return lambda request: JSONResponse(view(Asked(request.query_params)))
+
+    def samples(request: Request) -> Response:
+        asked = Asked(request.query_params)
+        values = views.samples(
+            site.folder,
+            asked.text("method"),
+            asked.whole("label"),
+            count=asked.whole("count", 1, views.MOST["count"]),
+            guidance=asked.number("guidance", 0, 100),
+            steps=asked.whole("steps", 1, views.MOST["steps"]),
+            seed=asked.whole("seed"),
+            sampler=asked.text("sampler"),
+        )
+        return StreamingResponse(views.lines(values), media_type="application/x-ndjson")
+
+    def refused(request: Request, error: Exception) -> Response:
+        return JSONResponse({"error": str(error)}, 400)
+
+    def file(path: Path, kind: str) -> Callable[[Request], Response]:
+        return lambda request: Response(path.read_text(encoding="utf-8"), media_type=kind)
+
+    shown: dict[str, Callable[[Asked], Values]] = {
+        "run": lambda asked: site.overview(),
+        "map": lambda asked: site.latents(),
+        "point": lambda asked: views.point(
+            site.folder, asked.text("method"), asked.whole("place"), bool(asked.whole("reference", 0, 1))
+        ),
+        "image": lambda asked: views.image(site.folder, asked.whole("index")),
+        "copies": lambda asked: views.copies(site.folder, asked.text("method"), asked.whole("index")),
+        "between": lambda asked: views.between(
+            site.folder, asked.text("method"), asked.whole("a"), asked.whole("b"), asked.text("path")
+        ),
+        "progress": lambda asked: views.progress(site.folder),
+        "curves": lambda asked: views.curves(site.folder, asked.text("stage")),
+        "results": lambda asked: views.results(site.folder),
+    }
+    routes = [Route(path, file(*known)) for path, known in FILES.items()]
+    routes += [Route(f"/api/{name}", answer(view)) for name, view in shown.items()]
+    routes += [Route("/api/samples", samples)]
+    errors: Any = dict.fromkeys((ValueError, FloatingPointError, OSError), refused)
+    return Starlette(routes=routes, middleware=[Middleware(Guard, local=local)], exception_handlers=errors)
+
+
+class Asked:
+    """The values that a request names. Each method raises ValueError for one that is missing or out of range."""
+
+    def __init__(self, values: Any) -> None:
+        self.values = values
+
+    def text(self, name: str) -> str:
+        if name not in self.values:
+            raise ValueError(f"{name} is missing")
+        return str(self.values[name])
+
+    def number(self, name: str, low: float, high: float) -> float:
+        try:
+            value = float(self.text(name))
+        except ValueError as error:
+            raise ValueError(f"{name}: {self.values.get(name)!r} is no number") from error
+        if not low <= value <= high:  # NaN is not either
+            raise ValueError(f"{name} is {value:g}: use {low:g} to {high:g}")
+        return value
+
+    def whole(self, name: str, low: int = 0, high: int = 2**31) -> int:
+        value = self.number(name, low, high)
+        if value != int(value):
+            raise ValueError(f"{name} is {value:g}: use a whole number")
+        return int(value)
+
+
+class Guard:
+    """Refuses what other sites' pages send, and tells browsers to ask nobody else for anything."""
+
+    def __init__(self, app: Any, local: bool) -> None:
+        self.app, self.local = app, local
+
+    async def __call__(self, scope: Values, receive: Any, send: Callable[[Values], Awaitable[None]]) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        asked = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        host = asked.get("host", "").rpartition(":")[0] or asked.get("host", "")
+
+        async def guarded(message: Values) -> None:
+            if message["type"] == "http.response.start":
+                more = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+                message = message | {"headers": [*message.get("headers", []), *more]}
+            await send(message)
+
+        foreign = scope["path"].startswith("/api/") and asked.get("sec-fetch-site", "none") not in (
+            "none",
+            "same-origin",
+        )
+        if foreign or (self.local and host.strip("[]") not in LOCAL):
+            await guarded({"type": "http.response.start", "status": 403, "headers": []})
+            await guarded({"type": "http.response.body", "body": b"this page is not for other sites\n"})
+            return None
+        return await self.app(scope, receive, guarded)
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that waits for browsers; port 0 is any that is free. Raises ValueError where it is taken, or is not this
+    machine's."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except OverflowError as error:
+        raise ValueError(f"--port {port}: use 0 to 65535") from error
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ValueError(f"port {port} of {host} is taken; use another: --port {port + 1}, or 0 for any") from error
+        raise ValueError(f"--host {host} --port {port}: {error.strerror or error}") from error

@@ -1,0 +1,85 @@
+"""What holds for images in parquet files and in .tar shards alike."""
+
+import pickle
+import shutil
+
+import pytest
+import torch
+from packed import ANIMALS, animals, features, opener, rows, samples, shards_of, tar, values
+
+from dmvae.datasets.encoded import LazyImages
+from dmvae.datasets.huggingface import HuggingFace
+from dmvae.datasets.loading import loader
+from dmvae.datasets.memory import MemoryDataset
+from dmvae.datasets.webdataset import WebDataset
+
+KINDS = {
+    "huggingface": (
+        HuggingFace,
+        animals,
+        lambda folder, values: rows(folder / "train-00000-of-00002.parquet", values, features()),
+        ANIMALS,
+    ),
+    "webdataset": (
+        WebDataset,
+        shards_of,
+        lambda folder, values: tar(folder / "x-train-000.tar", samples(values)),
+        ("0", "1", "2"),
+    ),
+}
+"""Name -> (config, what writes the folder, what writes its first file, class names)."""
+
+
+@pytest.fixture(params=KINDS)
+def packed(request, tmp_path, private_hub):
+    """(folder, a function that opens a split of a folder, what writes its first file, class names)"""
+    config, write, rewrite, classes = KINDS[request.param]
+    return write(tmp_path / "data"), opener(config)[0], rewrite, classes
+
+
+@pytest.mark.parametrize("cache_gib", [16.0, 0.0])
+def test_any_image_is_read_at_once(packed, cache_gib):
+    root, open_split, _, classes = packed
+    data = open_split(root, cache_gib=cache_gib)
+    assert isinstance(data, MemoryDataset if cache_gib else LazyImages)
+    assert values(data) == list(range(15))
+    assert data.classes == classes
+    assert data.labels.tolist() == [v % 3 for v in range(15)]
+    assert data[14][1] == data[-1][1] == 2
+    assert data[3][0].shape == (3, 8, 8)
+    test = open_split(root, "test", cache_gib=cache_gib, channels=1)
+    assert values(test) == [100, 101, 102, 103]
+    assert test.labels.tolist() == [1, 2, 0, 1]
+    assert test.classes == classes
+
+
+def test_workers_read_the_files(packed):
+    root, open_split, _, _ = packed
+    data = open_split(root, cache_gib=0.0)
+    for there in (data, pickle.loads(pickle.dumps(data))):
+        ((pixels, labels),) = loader(there, [[14, 0, 7]], 1, torch.device("cpu"))
+        assert pixels.float().mean((1, 2, 3)).tolist() == [14, 0, 7]
+        assert labels.tolist() == [2, 0, 1]
+
+
+def test_limit_keeps_a_fixed_choice(packed):
+    root, open_split, _, _ = packed
+    data = open_split(root, limit=7)
+    assert len(data) == 7
+    assert values(data) == values(open_split(root, limit=7, cache_gib=0.0))
+    assert data.labels.tolist() == [v % 3 for v in values(data)]
+    assert values(data) == sorted(values(data)) != list(range(7))
+
+
+def test_the_fingerprint_follows_content_and_config_and_not_the_place(packed, tmp_path):
+    root, open_split, rewrite, _ = packed
+    base = open_split(root).fingerprint
+    shutil.copytree(root, tmp_path / "copy")
+    assert open_split(tmp_path / "copy").fingerprint == base == open_split(root, cache_gib=0.0).fingerprint
+    over = ({"size": 9}, {"channels": 1}, {"limit": 5}, {"limit": 6}, {"classes": ("x", "y", "z")})
+    others = [open_split(root, **fields).fingerprint for fields in over]
+    others.append(open_split(root, "test").fingerprint)
+    rewrite(tmp_path / "copy", [0, 1, 2, 3, 4, 8])
+    others.append(open_split(tmp_path / "copy").fingerprint)
+    assert values(open_split(tmp_path / "copy"))[:6] == [0, 1, 2, 3, 4, 8], "a rewritten file is read anew"
+    assert len({base, *others}) == 8

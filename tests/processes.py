@@ -1,0 +1,93 @@
+"""The `dmvae` command in processes of its own, that can be killed, signalled, or be the ranks of one run.
+
+They are forked from a process that has imported what the command needs, once for each worker of pytest: the imports
+take seconds, and most commands of the tests take less.
+"""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from multiprocessing.connection import wait
+from pathlib import Path
+
+IMPORTS = [
+    *("dmvae.commands.run", "dmvae.commands.measure", "dmvae.commands.measurements", "dmvae.models.effnet"),
+    *("dmvae.evaluation.features.effnet", "sklearn.manifold", "torch.utils.tensorboard"),
+]
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(IMPORTS)
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+class Command:
+    """`dmvae ARGUMENTS`, as it runs."""
+
+    def __init__(self, *arguments: str, **env: str) -> None:
+        self.arguments, self.folder = arguments, Path(tempfile.mkdtemp())
+        given = (arguments, environment() | env, str(self.folder), os.getcwd())
+        self.process = FORKS.Process(target=_main, args=given)
+        self.process.start()
+
+    def ended(self) -> bool:
+        return self.process.exitcode is not None
+
+    def signal(self, number: int) -> None:
+        os.kill(self.process.pid, number)
+
+    def result(self, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        """Wait for its end. After `timeout` seconds it is killed, and subprocess.TimeoutExpired raised."""
+        self.process.join(timeout)
+        late = not self.ended()
+        if late:
+            self.process.kill()
+            self.process.join()
+        out, err = (file.read_text() if file.exists() else "" for file in (self.folder / "1", self.folder / "2"))
+        shutil.rmtree(self.folder)
+        if late:
+            raise subprocess.TimeoutExpired(self.arguments, timeout, out, err)
+        return subprocess.CompletedProcess(self.arguments, self.process.exitcode, out, err)
+
+
+def command(*arguments: str, timeout: float = 300, **env: str) -> subprocess.CompletedProcess[str]:
+    """`dmvae ARGUMENTS`, to its end; `env` is added to the environment."""
+    return Command(*arguments, **env).result(timeout)
+
+
+def ranks(count: int, *arguments: str, **env: str) -> list[subprocess.CompletedProcess[str]]:
+    """`dmvae ARGUMENTS` on so many ranks, in the environment that torchrun gives them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    numbered = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    started = [Command(*arguments, **env, **world, **rank) for rank in numbered]
+    running = {rank.process.sentinel: rank.process for rank in started}
+    while running:
+        for ended in wait([*running], timeout=300) or [*running]:
+            if running.pop(ended).exitcode != 0:  # the others would wait for it
+                for process in running.values():
+                    process.kill()
+    return [rank.result() for rank in started]
+
+
+def _main(arguments: tuple[str, ...], env: dict[str, str], folder: str, cwd: str) -> None:
+    for number in (1, 2):
+        os.dup2(os.open(Path(folder, str(number)), os.O_WRONLY | os.O_CREAT), number)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    from dmvae import cli
+
+    try:
+        cli.main(list(arguments))
+    finally:
+        atexit._run_exitfuncs()  # multiprocessing leaves them out

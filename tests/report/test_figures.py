@@ -1,0 +1,61 @@
+"""Figures have one name and one unit wherever people read them: terminal, page, card, `dmvae measure`."""
+
+import re
+from html import unescape
+
+import pytest
+from fake_run import build
+
+from dmvae.commands.check import in_unit, print_scores
+from dmvae.evaluation.metrics import figures, unit_of
+from dmvae.report import table
+from dmvae.report.figures import shown
+from dmvae.report.run import Run
+from dmvae.report.summary import print_summary
+from dmvae.runtime.console import console
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run(tmp_path, build(tmp_path, stages=("tokenizer", "evaluate")))
+
+
+def printed(show, *values):
+    with console.capture() as text:
+        show(*values)
+    return " ".join(text.get().split())
+
+
+def test_the_page_and_the_terminal_have_the_same_names_units_and_values(run, monkeypatch):
+    monkeypatch.setattr(console, "width", 200)
+    columns = shown({key for row in run.methods.values() for key in row})
+    page, terminal = table.results(run), printed(print_summary, run.summary | {"seconds": {}})
+    heads = [unescape(re.sub("<[^>]+>", " ", head)).split() for head in re.findall(r"<th>(.*?)</th>", page)]
+    for key, figure in columns.items():
+        assert figure.heading.replace(",", "").split() in heads
+        assert figure.heading in terminal
+        for row in run.methods.values():
+            assert f">{figure.show(row[key])}<" in page
+            assert figure.show(row[key]) in terminal
+
+
+def test_shares_are_printed_in_percent_by_measure_too(monkeypatch):
+    monkeypatch.setattr(console, "width", 120)
+    result = {"metrics": {"coverage_x@64": 0.66, "psnr": 21.5}, "intervals": {"coverage_x@64": (0.5, 0.75)}}
+    text = printed(print_scores, result)
+    assert "coverage_x@64 │ 66 % │ 50 % to 75 %" in text
+    assert "psnr │ 21.5 dB │" in text
+    assert in_unit("agreement-real_x@64", 0.724) == "72.4 %"
+    assert in_unit("fd_x@64", 0.5) == "0.5"
+
+
+def test_every_figure_is_found_by_its_full_name():
+    for key, figure in figures().items():
+        assert unit_of(key) == figure
+        assert "_" in key or unit_of(f"{key}_effnet-lite0@64") == figure
+
+
+def test_a_wide_table_is_set_closely(run):
+    narrow, wide = shown(["psnr", "gfd"]), {str(i): figure for i, figure in enumerate([*figures().values()][:13])}
+    assert 'class="figures"' in table._table(run, narrow)
+    assert 'class="figures wide"' in table._table(run, wide)

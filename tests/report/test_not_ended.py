@@ -1,0 +1,48 @@
+"""Tables of a run that has not ended: its methods are named as such, and their figures are not averaged."""
+
+import json
+
+from benchmarks import results
+
+import tiny
+from dmvae.jobs import plan
+from dmvae.recipe import load
+from dmvae.report import table
+from dmvae.report.run import Run
+from dmvae.report.summary import print_summary, write_summary
+from dmvae.runtime.done import write_done
+
+
+def finish(job, psnr):
+    job.folder.mkdir(parents=True, exist_ok=True)
+    if job.stage.name == "evaluate":
+        (job.folder / "metrics.json").write_text(json.dumps({"features": "x", "psnr": psnr}))
+    write_done(job.folder, {"seconds": 1.0})
+
+
+def test_a_method_that_has_not_ended_says_so_on_the_terminal_and_on_the_page(tmp_path, capsys):
+    path = tiny.write(tmp_path, seeds={"kl": [0, 1, 2]})
+    jobs = plan(load(path), tmp_path / "run")
+    for job in jobs:
+        if job.variant in ("kl@0", "kl@1") or (job.variant == "kl@2" and job.stage.name == "tokenizer"):
+            finish(job, 20.0 + job.recipe.seed)
+    summary = write_summary(jobs, tmp_path / "run")
+    assert summary["not_ended"] == ["matched", "kl@2"]
+    assert summary["methods"]["matched"] == {}
+    assert summary["seeds"]["kl"]["count"] == 2
+    assert summary["seeds"]["kl"]["mean"]["psnr"] == 20.5
+    print_summary(summary)
+    out, page = capsys.readouterr().out, table.results(Run(tmp_path / "run", jobs))
+    for name, ended in (("matched", False), ("kl@0", True), ("kl@2", False)):
+        assert (f"{name}, not ended" in out) is (f"{name}, not ended" in page) is not ended
+        assert name in out
+        assert name in page
+
+
+def test_a_study_s_table_names_what_has_not_ended():
+    methods = {"a": {"psnr": [20.0, 22.0], "gfd": [10.0, 20.0]}, "kl": {"psnr": [30.0], "gfd": [40.0]}}
+    lines = results.table(methods, "kl", {"a": 3, "b": 2, "kl": 1}).splitlines()
+    assert [line.count("|") for line in lines] == [5] * 5
+    assert lines[2].startswith("| a (2 of 3 seeds) | 21.00 ± 1.4 | ")
+    assert lines[3] == "| b | not ended |  |  |"
+    assert lines[4].startswith("| kl | 30.00 | ")

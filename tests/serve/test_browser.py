@@ -1,0 +1,114 @@
+"""The page in a headless Chromium: every tab does what it says, and the browser asks no other machine for anything.
+
+Skipped without `pip install playwright` and a Chromium of the system, such as Debian's package `chromium`.
+"""
+
+import re
+import shutil
+
+import pytest
+from half_run import served
+
+playwright = pytest.importorskip("playwright.sync_api")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")]
+
+
+@pytest.fixture(scope="module")
+def address(run_dir):
+    with served(run_dir) as port:
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture
+def tab(address):
+    """Opens a tab of the page by its name; afterwards, nothing may have gone wrong, or elsewhere."""
+    asked, wrong = [], []
+    with playwright.sync_playwright() as play:
+        # as root, which containers are, Chromium runs without its own sandbox only
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.set_default_timeout(60_000)
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: wrong.append(message.text))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+
+        def open_(name):
+            page.goto(f"{address}/#{name}")
+            page.wait_for_selector(f'nav a[href="#{name}"][aria-selected="true"]')
+            return page
+
+        yield open_
+        assert page.locator("#error").is_hidden()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+        browser.close()
+    assert wrong == []
+    assert asked
+    assert [url for url in asked if not url.startswith((address, "data:"))] == []
+
+
+def test_a_hovered_point_shows_its_image_and_its_reconstruction(tab):
+    page = tab("map")
+    canvas = page.locator("canvas").nth(1)
+    canvas.wait_for()
+    assert "matched: its stage evaluate is not finished" in page.locator("#map .missing").inner_text()
+    box = canvas.bounding_box()
+    for i in range(1, 40):  # along the diagonal, until a point is near
+        page.mouse.move(box["x"] + box["width"] * i / 40, box["y"] + box["height"] * i / 40)
+    page.wait_for_selector("#map-point img[alt='kl: reconstruction']")
+    assert page.locator("#map-point img").count() == 2
+    assert page.locator("#map-point img").evaluate_all("all => all.every((image) => image.naturalWidth === 12)")
+
+
+def test_the_slider_moves_every_method_from_one_image_to_the_other(tab):
+    page = tab("between")
+    frames = page.locator("#between-tiles .frame")
+    playwright.expect(page.locator("#between-tiles .note").nth(0)).to_have_text("after stage tokenizer")
+    playwright.expect(page.locator("#between-tiles .note").nth(1)).to_have_text("")
+    place = lambda: frames.nth(1).evaluate("frame => getComputedStyle(frame).backgroundPositionX")
+    assert place() == "50%"
+    page.locator("#between-share").fill("16")
+    assert place() == "100%"
+    assert page.locator("#between-text").inner_text() == "100 % of the way"
+
+
+def test_the_line_follows_the_pointer(tab):
+    page = tab("copies")
+    frame = page.locator("#copies-tiles .wipe").nth(1)
+    frame.wait_for()
+    assert re.fullmatch(r"PSNR \d+\.\d\d dB", page.locator("#copies-tiles .note").nth(1).inner_text())
+    box = frame.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 4, box["y"] + 10)
+    assert page.locator("#copies-wipe").input_value() == "25"
+    assert "25%" in frame.locator("img").nth(1).evaluate("image => getComputedStyle(image).clipPath")
+
+
+def test_samples_are_drawn_as_the_form_asks(tab):
+    page = tab("samples")
+    images = page.locator("#samples-rows img")
+    playwright.expect(images).to_have_count(8)
+    page.locator("#samples-count").fill("3")
+    page.locator("#samples-seed").fill("7")
+    page.locator("#samples-label").select_option("no class")
+    page.locator("#samples-draw").click()
+    playwright.expect(images).to_have_count(3)
+    page.locator("#samples-steps").fill("1000")
+    page.locator("#samples-draw").click()
+    page.wait_for_selector("#samples-rows progress[value]")
+    page.locator("#samples-stop").click()
+    assert images.count() == 0
+
+
+def test_curves_and_states_of_a_run_that_goes_on(tab):
+    page = tab("training")
+    page.wait_for_selector("#training-curves svg")
+    assert "step 4 of 8" in page.locator("#training-stages").inner_text()
+    assert page.locator("#training-choice .chosen").inner_text() == "matching"
+    page.locator("#training-choice button", has_text="tokenizer").click()
+    page.wait_for_selector("#training-curves figcaption:has-text('reconstruction/pixel')")
+
+
+def test_the_table(tab):
+    page = tab("results")
+    page.wait_for_selector("#results-table table")
+    assert "PSNR" in page.locator("#results-table").inner_text()

@@ -1,0 +1,70 @@
+"""What a data set of somebody's own gives is looked at before the first stage."""
+
+import pytest
+import torch
+
+import tiny
+from dmvae import checks
+from dmvae.datasets.memory import MemoryDataset
+from dmvae.recipe import load
+
+IMAGES = torch.zeros(48, 3, 12, 12, dtype=torch.uint8)
+LABELS = torch.arange(48) % 3
+
+
+class Own:
+    """A plugin's data set, right but for what a test makes wrong."""
+
+    classes = ("a", "b", "c")
+
+    def __init__(self, images=IMAGES, labels=LABELS):
+        self.images, self.labels = images, labels
+
+    def __len__(self):
+        return 48
+
+    def __getitem__(self, i):
+        return self.images[i], int(self.labels[i])
+
+
+class Many(Own):
+    def __getitems__(self, indices):
+        return self.images[indices].float(), self.labels[indices]
+
+
+def late(labels):
+    """A label of no class, where no item is looked at."""
+    return torch.where(torch.arange(48) == 47 - 4, 7, labels)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (Own(), None),
+        (MemoryDataset(IMAGES, LABELS, Own.classes), None),
+        (Own(IMAGES.float() * 255), r"item 0 is torch.float32 \[3, 12, 12\]; give a uint8 image \[3, 12, 12\]"),
+        (Own(IMAGES[..., :8]), r"item 0 is torch.uint8 \[3, 12, 8\]; give a uint8 image"),
+        (Own(IMAGES.movedim(1, 3)), r"item 0 is torch.uint8 \[12, 12, 3\]; give a uint8 image"),
+        (Own(IMAGES.numpy()), "item 0 is ndarray; give a uint8 image"),
+        (Many(), r"item 0 is torch.float32 \[3, 12, 12\]; give a uint8 image"),
+        (Own(labels=LABELS + 1), "item 11 has the label 3; there are 3 classes|has the label 3; there are 3"),
+        (Own(labels=late(LABELS)), "labels run from 0 to 7; there are 3 classes"),
+        (Own(labels=LABELS.float()), r"\.labels of the test split is torch.float32 \[48\]; give int64 \[48\]"),
+        (Own(labels=LABELS[:40]), r"\.labels of the test split is torch.int64 \[40\]; give int64 \[48\]"),
+        (Own(labels=LABELS.tolist()), r"\.labels of the test split is list; give int64 \[48\]"),
+    ],
+)
+def test_items_and_labels_are_looked_at(tmp_path, monkeypatch, data, message):
+    recipe = load(tiny.write(tmp_path))["kl"]
+    monkeypatch.setattr(checks, "open_dataset", lambda config, split: data)
+    if message is None:
+        return checks._try_data(recipe, "test")
+    with pytest.raises(ValueError, match=message):
+        checks._try_data(recipe, "test")
+
+
+def test_every_split_is_looked_at_that_a_stage_reads(tmp_path, monkeypatch):
+    recipe, seen = load(tiny.write(tmp_path))["kl"], []
+    monkeypatch.setattr(checks, "_try_data", lambda recipe, split: seen.append(split))
+    assert list(checks.problems(recipe, recipe.stages())) == []
+    assert sorted(seen) == ["test", "train"]

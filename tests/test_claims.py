@@ -1,0 +1,55 @@
+"""Two recipes do not mix in one run folder."""
+
+import dataclasses
+
+import pytest
+
+import tiny
+from dmvae.claims import RUNNING, claimed
+from dmvae.commands.run import finish
+from dmvae.jobs import plan
+from dmvae.recipe import load
+
+
+@pytest.fixture
+def recipes(tmp_path):
+    return dict(load(tiny.write(tmp_path)))
+
+
+def changed(recipes, **fields):
+    return recipes | {"kl": dataclasses.replace(recipes["kl"], **fields)}
+
+
+def test_the_same_recipes_run_side_by_side_and_others_after_them(tmp_path, recipes):
+    names = list(recipes)
+    faster = dataclasses.replace(recipes["kl"].run, workers=0)
+    with claimed(tmp_path / "run", recipes, [], names):
+        with claimed(tmp_path / "run", {"kl": recipes["kl"]}, [], names):  # `--variant kl`, beside the others
+            with claimed(tmp_path / "run", changed(recipes, run=faster), [], names):
+                pass
+    with claimed(tmp_path / "run", changed(recipes, seed=1), [], names):  # a changed field, with nothing running
+        assert "seed: 1\n" in (tmp_path / "run/kl/recipe.yaml").read_text()
+    assert (tmp_path / "run" / RUNNING).exists()
+
+
+def test_other_recipes_are_refused_while_one_runs(tmp_path, recipes):
+    names = list(recipes)
+    with claimed(tmp_path / "run", recipes, [], names):
+        before = (tmp_path / "run/kl/recipe.yaml").read_text()
+        with pytest.raises(ValueError, match=r"is running the variant 'kl' with seed 0, not 1, there.*--run_dir"):
+            with claimed(tmp_path / "run", changed(recipes, seed=1), [], names):
+                pass
+        with pytest.raises(ValueError, match="is running the variants matched, kl there"):
+            with claimed(tmp_path / "run", {"main": recipes["kl"]}, [], ["main"]):
+                pass
+        assert (tmp_path / "run/kl/recipe.yaml").read_text() == before
+        assert not (tmp_path / "run/main").exists()
+
+
+def test_no_table_is_written_over_another_recipes_links(tmp_path, recipes):
+    jobs = plan({"kl": recipes["kl"]}, tmp_path / "run")
+    (tmp_path / "run/kl").mkdir(parents=True)
+    (tmp_path / "run/kl" / jobs[0].stage.name).symlink_to("../stages/tokenizer-of-another")
+    with pytest.raises(ValueError, match="another recipe has been run there meanwhile"):
+        finish(jobs, tmp_path / "run")
+    assert not (tmp_path / "run/summary.json").exists()

@@ -1,0 +1,265 @@
+"""Matching and decoder training that begin at a finished tokenizer: what trains, what is saved, what is refused."""
+
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import foreign
+import pytest
+import torch
+import yaml
+
+import tiny
+from dmvae import Autoencoder, jobs, pipeline
+from dmvae import config as configs
+from dmvae.commands.dryrun import print_plan
+from dmvae.inputs import Inputs
+from dmvae.recipe import load, resolve
+from dmvae.runtime.random import Random
+from dmvae.tokenizers import TokenizerSource
+from dmvae.tokenizers.adapted import AdaptedTokenizer, adapt, load_tokenizer, start
+from dmvae.tokenizers.dmvae import DmvaeTokenizer
+from dmvae.tokenizers.editor import Editor
+from dmvae.tokenizers.network import TRAINED
+from dmvae.training.loop import Trainer, train
+from dmvae.training.stage import Batch
+
+STARTED = dict.fromkeys(("encoder", "tokenizer", "autoencoder", "variants"))
+SHORT = {"reference__steps": 2, "matching__steps": 4, "decoder__steps": 2}
+
+
+def write(folder: Path, kind: str | None = "AutoencoderKL", **over) -> Path:
+    source = {"pretrained": foreign.source(kind, folder)} if kind else {}
+    return tiny.write(folder, **(STARTED | SHORT | source | over))
+
+
+def trainer_of(job) -> Trainer:
+    inputs = Inputs(job.recipe, job.variant, job.folder, job.reads, torch.device("cpu"))
+    return Trainer(job.stage(job.recipe.section(job.stage), inputs))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A run of the stages that train an AutoencoderKL further, with draws from its posterior; and the latents'."""
+    folder = tmp_path_factory.mktemp("started")
+    tiny.run(write(folder, matching__noise="posterior"), until="latents")
+    return folder
+
+
+def jobs_of(folder: Path) -> dict[str, jobs.Job]:
+    return {job.stage.name: job for job in jobs.plan(load(folder / "recipe.yaml"), folder / "run")}
+
+
+@torch.no_grad()
+def test_the_result_loads_in_its_own_class_and_is_the_same(folder):
+    from diffusers import AutoencoderKL
+
+    latents = folder / "run/main/latents"
+    ours, theirs = load_tokenizer(latents / "autoencoder"), AutoencoderKL.from_pretrained(latents / "diffusers").eval()
+    assert type(ours) is AdaptedTokenizer
+    before = foreign.diffusers_model("AutoencoderKL").state_dict()
+    assert not any(torch.equal(value, before[name]) for name, value in theirs.state_dict().items())
+    x = torch.rand(3, 3, 12, 12) * 2 - 1
+    posterior = theirs.encode(x).latent_dist
+    mine = ours.encode(x)
+    assert torch.equal(mine.latents, posterior.mean)
+    assert torch.equal(mine.latent_dist.std, posterior.std)
+    assert torch.equal(ours.decode(mine.latents).sample, theirs.decode(posterior.mean).sample)
+    data = jobs_of(folder)["latents"]
+    images = Inputs(data.recipe, "main", data.folder, {}, torch.device("cpu")).train_set.__getitems__(range(48))[0]
+    z = ours.encode(images.float() / 127.5 - 1).latents
+    scaled = (z - theirs.config.shift_factor) * theirs.config.scaling_factor
+    assert scaled.mean().abs() < 1e-3
+    assert abs(scaled.std() - 1) < 1e-3
+    assert torch.allclose(ours.normalize(z).std(dim=(0, 2, 3)), torch.ones(4), atol=1e-2)
+
+
+def test_each_turn_trains_exactly_what_it_should(folder):
+    def trained(trainer: Trainer, name: str) -> set[str]:
+        own = {id(p): key for key, p in trainer.networks.named_parameters()}
+        return {
+            own[id(p)].removeprefix("autoencoder.network.model.").split(".")[0] for p in trainer.networks.trains[name]
+        }
+
+    found = jobs_of(folder)
+    matching = trainer_of(found["matching"])
+    assert trained(matching, "tokenizer") == {"encoder", "quant_conv", "post_quant_conv", "decoder"}
+    assert trained(matching, "student") == {"student"}
+    assert trained(trainer_of(found["decoder"]), "decoder") == {"post_quant_conv", "decoder"}
+    frozen = replace(found["matching"].recipe.section("matching"), train_encoder=False)
+    inputs = matching.inputs
+    assert trained(Trainer(found["matching"].stage(frozen, inputs)), "tokenizer") == {
+        *("quant_conv", "post_quant_conv", "decoder")
+    }
+
+
+@pytest.mark.parametrize("noise", ["none", "posterior"])
+def test_the_spread_learns_where_it_is_asked_for(folder, noise):
+    """The last layer's second half gives the log-variance: only draws from the posterior send gradients there."""
+    job = jobs_of(folder)["matching"]
+    section = replace(job.recipe.section("matching"), noise=noise)
+    trainer = Trainer(job.stage(section, trainer_of(job).inputs))
+    images, labels = trainer.stage.data().__getitems__(range(8))
+    batch = Batch(images.float() / 127.5 - 1, labels, 0, 4)
+    update = next(trainer.stage.updates(trainer.networks, batch, Random(0)))
+    weight = trainer.networks.autoencoder.network.model.quant_conv.weight
+    (gradient,) = torch.autograd.grad(update.loss, weight)
+    assert (gradient[:4] != 0).all()
+    assert (gradient[4:] != 0).all() == (noise == "posterior")
+    assert update.log["adversarial/weight"] > 0
+
+
+def test_cut_and_resumed_it_ends_as_uncut(folder, tmp_path, monkeypatch):
+    shutil.copytree(folder, tmp_path / "again", symlinks=True)
+    job = jobs_of(tmp_path / "again")["matching"]
+    job = replace(job, folder=tmp_path / "cut")
+    inputs = Inputs(job.recipe, job.variant, job.folder, job.reads, torch.device("cpu"))
+    stage = job.stage(job.recipe.section(job.stage), inputs)
+    updates, step = type(stage).updates, []
+
+    def killed(self, networks, batch, rng):
+        if batch.step == 3 and not step:
+            step.append(batch.step)
+            raise RuntimeError("killed")
+        yield from updates(self, networks, batch, rng)
+
+    monkeypatch.setattr(type(stage), "updates", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        train(stage)
+    train(job.stage(job.recipe.section(job.stage), inputs))
+    assert step == [3]
+    uncut = tiny.weights(folder / "run")
+    model = load_tokenizer(tmp_path / "cut/autoencoder")
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, uncut[f"main/matching/autoencoder/{name}"]), name
+
+
+def test_other_weights_begin_anew(tmp_path):
+    path = write(tmp_path)
+    before = jobs_of(path.parent)
+    model = foreign.diffusers_model("AutoencoderKL")
+    torch.nn.init.zeros_(model.quant_conv.bias)
+    model.save_pretrained(tmp_path / "model")
+    after = jobs_of(path.parent)
+    assert {name for name in before if before[name].folder == after[name].folder} == set()
+
+
+def test_a_shape_that_other_variants_use_does_not_count(tmp_path):
+    folders = [
+        [job.folder.name for job in jobs.plan(load(write(tmp_path, autoencoder=shape)), tmp_path)]
+        for shape in (None, tiny.RECIPE["autoencoder"])
+    ]
+    assert folders[0] == folders[1]
+
+
+def test_a_dry_run_counts_what_trains(tmp_path, capsys):
+    print_plan(load(write(tmp_path)))
+    out = capsys.readouterr().out
+    assert "nothing is missing" in out
+    assert "latents 4x6x6 (stride 2)" in out
+
+
+@pytest.mark.parametrize("kind", ["vavae", "AutoencoderDC", "AutoencoderTiny", "dmvae"])
+def test_the_parts_are_all_there_is_and_gradients_reach_them(kind, tmp_path):
+    source = configs.read(TokenizerSource, foreign.source(kind, tmp_path))
+    model = start(source, size=12, channels=3, pretrained=True)
+    assert isinstance(model, Autoencoder if kind == "dmvae" else AdaptedTokenizer)
+    parts = model.parts()
+    modules = (*parts.encoder, *parts.bottleneck, *parts.decoder)
+    assert {id(p) for m in modules for p in m.parameters()} == {id(p) for p in model.parameters()}
+    assert parts.last_layer.shape[0] == 3
+    model(torch.rand(1, 3, 12, 12) * 2 - 1).sample.square().mean().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+@torch.no_grad()
+def test_what_was_trained_or_used_here_before_is_a_start_again(folder, tmp_path):
+    """The artifact of a foreign class, and ours behind an adapter, as `latents` saves one that nothing trained."""
+    for path, cls in ((folder / "run/main/latents/autoencoder", AdaptedTokenizer), (tmp_path / "used", Autoencoder)):
+        if cls is Autoencoder:
+            source = configs.read(TokenizerSource, foreign.source("dmvae", tmp_path))
+            adapt(source, size=12, channels=3, pretrained=True).save_pretrained(path)
+        source = DmvaeTokenizer(path=str(path))
+        model = start(source, size=12, channels=3, pretrained=True)
+        assert type(model) is cls
+        x = torch.rand(2, 3, 12, 12) * 2 - 1
+        assert torch.equal(model(x).sample, load_tokenizer(path)(x).sample)
+
+
+def test_the_page_s_recipe_is_one():
+    page = (Path(__file__).parents[2] / "docs/existing_tokenizer.md").read_text()
+    [block] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    recipe = resolve(yaml.safe_load(block))["main"]
+    assert [stage.name for stage in recipe.stages()][:4] == ["reference", "matching", "decoder", "latents"]
+    assert all(re.search(rf"`{name}`", page) for name in TRAINED)
+
+
+def test_a_tokenizer_of_ours_may_take_samples_of_the_reference(tmp_path):
+    path = write(tmp_path, "dmvae", matching__noise="reference", reference__distribution={"type": "gaussian"})
+    job = jobs_of(path.parent)["matching"]
+    pipeline.run(load(path), tmp_path / "run", "reference")
+    trainer = trainer_of(job)
+    assert isinstance(trainer.networks.autoencoder.editor, Editor)
+    inner = trainer.networks.autoencoder.encoder.state_dict()
+    assert all(torch.equal(inner[k], v) for k, v in foreign.own_model().encoder.state_dict().items())
+
+
+REFUSED = {
+    "VQModel": ({}, r"pretrained: a VQModel can be used but not trained further; AutoencoderKL, "),
+    "identity": ({}, "pretrained: a tokenizer of type 'identity' can be used but not trained further"),
+    "AutoencoderKL": (
+        {"data__channels": 1},
+        "AutoencoderKL has 3 image channels, the data 1: .* set data.channels to 3",
+    ),
+    "vavae": ({"data__size": 13}, "13 is not a multiple of 2"),
+    "AutoencoderTiny": (
+        {"matching__train_encoder": False},
+        "matching.train_encoder: with a frozen encoder and no bottleneck, nothing can move",
+    ),
+    "AutoencoderDC": ({"matching__noise": "posterior"}, "matching.noise: 'posterior' needs a tokenizer with one"),
+    "dmvae": ({"data__size": 24}, r"trained with data.size 12, not 24; set it to that"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_does_not_fit_is_said_before_any_stage(kind, tmp_path):
+    over, message = REFUSED[kind]
+    with pytest.raises(ValueError, match=message):
+        tiny.run(write(tmp_path, kind, **over))
+    assert not (tmp_path / "run/stages").exists()
+
+
+def test_files_that_do_not_fit_are_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    reference = {"type": "features", "reduction": "pca"}
+    for source, over, message in (
+        ({"type": "diffusers", "path": str(tmp_path / "empty")}, {}, "neither a folder with a config.json nor"),
+        ({"type": "dmvae", "path": str(tmp_path / "empty")}, {}, "empty: no tokenizer is here"),
+        (
+            foreign.source("AutoencoderKL", tmp_path),
+            {"matching__noise": "reference"},
+            "'reference' puts another network",
+        ),
+        (
+            foreign.source("AutoencoderKL", tmp_path),
+            {"reference__distribution": reference},
+            "reference.distribution: it needs the encoder that a recipe names under `autoencoder`",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tiny.run(write(tmp_path, None, pretrained=source, **over))
+
+
+def test_an_editor_of_samples_has_no_use_for_a_posterior(tmp_path):
+    over = {"autoencoder.variational": True, "matching.noise": "assigned"}
+    with pytest.raises(ValueError, match=r"'assigned' has no use for a posterior; set autoencoder\.variational: false"):
+        tiny.run(tiny.write(tmp_path, variants={"x": over}))
+
+
+def test_a_tokenizer_that_edits_samples_is_no_start(tmp_path):
+    model = foreign.own_model().with_editor(torch.zeros(4, 4, 3, 3), torch.zeros(4), torch.ones(4))
+    model.save_pretrained(tmp_path / "edited")
+    source = {"type": "dmvae", "path": str(tmp_path / "edited")}
+    with pytest.raises(ValueError, match="writes images into samples of the reference that it was matched to"):
+        tiny.run(write(tmp_path, None, pretrained=source))
