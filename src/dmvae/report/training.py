@@ -9,7 +9,7 @@ from pathlib import Path
 from dmvae.report.charts import Line, lines
 from dmvae.report.html import details, legend, listing, panel, panels, prose
 from dmvae.report.run import Run, Trained
-from dmvae.training.loop import ROLLED_BACK
+from dmvae.training.health import ROLLED_BACK
 
 BINS = ("#5b4fc4", "#3a8fc4", "#2fa37c", "#c79a1c", "#d9652f", "#c2457d", "#8a6fd6", "#7f8791")
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ LOOKBACK = 200
 """Steps after which trouble has surely been noticed: a checkpoint that is older than that is from before it."""
 SLOWER = 0.25
 """What learning rates are multiplied by."""
+ROLLED_BACK = "rolled_back.txt"
+"""Where in a stage's folder it is written that it went back, and why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,3 +95,16 @@ class Health:
             row[2], row[3] = first, broken
             if broken >= IN_A_ROW or not math.isfinite(value):
                 raise Unwell(bound, value, first)
+
+
+def went_back(folder: Path) -> str:
+    """What was written of a stage that went back; a kill between two of its acts has it written twice."""
+    file = folder / ROLLED_BACK
+    return file.read_text().splitlines()[-1] if file.exists() else ""
+
+
+def hopeless(name: str, folder: Path, error: FloatingPointError, slowed: bool) -> str:
+    """What to say of a stage that stops for good."""
+    again = f", although it went back before with smaller learning rates ({went_back(folder)})" if slowed else ""
+    advice = error.bound.advice if isinstance(error, Unwell) else "lower the stage's learning_rate or raise its warmup"
+    return f"{name}: {error}{again}; with these settings it always will: {advice}"

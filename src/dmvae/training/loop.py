@@ -23,15 +23,13 @@ from dmvae.training import checkpoint
 from dmvae.training.augment import random_flip
 from dmvae.training.data import Order, require_batch
 from dmvae.training.ema import Average
-from dmvae.training.health import LOOKBACK, SLOWER, WINDOW, Health, Unwell
+from dmvae.training.health import LOOKBACK, ROLLED_BACK, SLOWER, WINDOW, Health, Unwell, hopeless, went_back
 from dmvae.training.logging import Figures
 from dmvae.training.optim import adamw, learning_rate_factor
 from dmvae.training.stage import AnyTraining, Batch, Facts, Networks, TrainingConfig, Update
 
 CHECKPOINTS = "checkpoints"
 """Where in a stage's folder its state is kept until the stage is finished."""
-ROLLED_BACK = "rolled_back.txt"
-"""Where in a stage's folder it is written that it went back, and why."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -175,17 +173,10 @@ def train(stage: AnyTraining) -> Facts:
             return _to_the_end(trainer, folder)
         except FloatingPointError as error:
             if trainer.slowed or not trainer.health.bounds:
-                raise FloatingPointError(_hopeless(stage, error, trainer.slowed)) from error
+                raise FloatingPointError(hopeless(stage.name, stage.inputs.out, error, trainer.slowed)) from error
             trouble, step = error.with_traceback(None), trainer.step
         del trainer  # before the next takes its memory
         trainer = _rolled_back(stage, folder, trouble, step)
-
-
-def _hopeless(stage: AnyTraining, error: FloatingPointError, slowed: bool) -> str:
-    again = f", although it went back before with smaller learning rates ({_went_back(stage)})" if slowed else ""
-    advice = "lower the stage's learning_rate or raise its warmup"
-    advice = error.bound.advice if isinstance(error, Unwell) else advice
-    return f"{stage.name}: {error}{again}; with these settings it always will: {advice}"
 
 
 def _rolled_back(stage: AnyTraining, folder: Path, trouble: FloatingPointError, step: int) -> Trainer:
@@ -205,12 +196,6 @@ def _rolled_back(stage: AnyTraining, folder: Path, trouble: FloatingPointError, 
             file.write(text + "\n")
     trainer.save(folder)
     return trainer
-
-
-def _went_back(stage: AnyTraining) -> str:
-    """What was written of a rollback; a kill between two of its acts has it written twice."""
-    file = stage.inputs.out / ROLLED_BACK
-    return file.read_text().splitlines()[-1] if file.exists() else ""
 
 
 def _to_the_end(trainer: Trainer, folder: Path) -> Facts:
@@ -261,7 +246,7 @@ def _to_the_end(trainer: Trainer, folder: Path) -> Facts:
             bar.step(per_step=config.batch_size, note=_losses(row))
     trainer.save_networks(inputs.out)
     facts = {"steps": trainer.step, "images_seen": trainer.images_seen, "seconds": round(trainer.seconds, 2)}
-    return facts | ({"rolled_back": _went_back(stage)} if trainer.slowed else {})
+    return facts | ({"rolled_back": went_back(inputs.out)} if trainer.slowed else {})
 
 
 def turns(updates: Iterator[Update], device: torch.device, precision: Precision) -> Iterator[Update]:
