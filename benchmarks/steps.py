@@ -35,7 +35,8 @@ from dmvae.matching import dmd
 from dmvae.recipe import Recipe, load
 from dmvae.runtime.precision import uses_bf16
 from dmvae.stages.matching import MatchingStage
-from dmvae.training.loop import Trainer, compile_networks
+from dmvae.training.loop import Trainer
+from dmvae.training.preparing import compile_networks
 from dmvae.training.stage import Batch
 
 CYCLE, TURNS = 15, 3

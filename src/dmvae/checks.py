@@ -18,7 +18,7 @@ from dmvae.registry import nearest
 from dmvae.runtime import distributed
 from dmvae.stages.reconstruction import new_discriminator
 from dmvae.training.data import require_batch, require_split
-from dmvae.training.loop import checkpoint_activations
+from dmvae.training.preparing import checkpoint_activations
 from dmvae.training.stage import AnyStage, AnyTraining, Buildable, Networks, TrainingStage
 
 Stages = Sequence[AnyStage]

@@ -1,12 +1,16 @@
 """Objectives between samples: each takes points to a reference that they start apart from, without a teacher."""
 
+import re
+
 import pytest
 import torch
 
 from dmvae import config as configs
 from dmvae.matching import Context, Matching
 from dmvae.matching.between import BetweenSamples
-from dmvae.references.gaussian import Gaussian
+from dmvae.references.features import FeaturesReference
+from dmvae.references.gaussian import Gaussian, GaussianReference
+from dmvae.references.mixture import MixtureReference
 from dmvae.registry import find, names
 from dmvae.runtime.random import Random
 
@@ -61,3 +65,56 @@ def test_it_says_what_it_lacks(name):
 def test_fields_that_make_no_sense_are_refused(name, fields, message):
     with pytest.raises(ValueError, match=message):
         configs.read(Matching, {"type": name} | fields)
+
+
+class Halves:
+    """Latents about +2 under label 1 and about -2 under label 0."""
+
+    def sample(self, n, rng):
+        labels = rng.integers(2, n)
+        return (4.0 * labels - 2).view(-1, 1, 1, 1) + 0.3 * rng.normal(n, *SHAPE), labels
+
+
+@pytest.mark.parametrize("name", ["transport", "energy"])
+def test_class_by_class_latents_go_where_their_class_is(name):
+    """Where they begin, on the wrong side, the whole of them has the right distribution already."""
+    labels = torch.arange(128) % 2
+    found = []
+    for by_class in (True, False):
+        z = ((2 - 4.0 * labels).view(-1, 1, 1, 1) + 0.3 * Random(0).normal(128, *SHAPE)).requires_grad_()
+        optimizer = torch.optim.Adam([z], lr=0.2)
+        for step in range(40):
+            context = Context(Random(1, step), 2, reference=Halves())
+            loss, _ = find(Matching, name)(samples=128, labels=by_class).loss(z, labels, context=context)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        found.append(float(((2.0 * labels - 1) * z.detach().mean((1, 2, 3))).mean()))
+    assert found[0] > 1.5
+    assert found[1] < -1.5
+
+
+@pytest.mark.parametrize(
+    ("fields", "batch_size", "classes", "reference", "message"),
+    [
+        ({"labels": True}, 64, 3, GaussianReference(), "labels: those of 'gaussian' mean nothing"),
+        ({"labels": True}, 64, 1, FeaturesReference(), "labels: the data have a single class"),
+        ({"labels": True}, 64, 20, FeaturesReference(), "batch_size: 64 for 20 classes; .* give at least 80"),
+        ({"labels": True, "samples": 40}, 80, 20, FeaturesReference(), "samples: 40 for 20 classes"),
+        ({"slices": 300}, 8, 3, FeaturesReference(), "slices: 300, of which 100 lie along .* at most 192"),
+        ({}, 1, 3, FeaturesReference(), "batch_size: 1; transport compares sets"),
+    ],
+)
+def test_batches_and_labels_that_do_not_do_are_found_before_anything_runs(
+    fields, batch_size, classes, reference, message
+):
+    (found,) = find(Matching, "transport")(**fields).problems(batch_size, classes, reference)
+    assert re.search(message, found)
+
+
+def test_what_does_goes_without_a_word():
+    objective = find(Matching, "transport")(labels=True)
+    assert list(objective.problems(256, 10, FeaturesReference())) == []
+    assert list(objective.problems(256, 10, MixtureReference())) == []
+    assert list(objective.problems(256, 10, MixtureReference(conditional=False))) != []
+    assert "labels" not in configs.identity(find(Matching, "transport")())

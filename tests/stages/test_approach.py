@@ -153,6 +153,15 @@ def test_the_ratio_follows_the_distance_and_three_in_a_row_are_arrival(monkeypat
         ({"matching.target": 0.5}, "target: 0.5 times chance"),
         ({"matching.objective.slices": 2}, "slices: 2 for 3 kinds of directions"),
         ({"matching.student_warmup": 3}, "'transport' has no student"),
+        ({"matching.objective.labels": True}, "labels: those of 'gaussian' mean nothing"),
+        (
+            {"matching.until": "arrived"},
+            "until: 8 steps leave 0 measurements of the distance, and arrival is 3 in a row",
+        ),
+        (
+            {"matching.objective": {"type": "velocity_gap"}, "reference.distribution": {"type": "cube"}},
+            "'velocity_gap' needs the reference's teacher",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(tmp_path, over, message):

@@ -12,7 +12,7 @@ from dmvae.models.dit import LightningDiT
 from dmvae.runtime.random import Random
 from dmvae.stages.reconstruction import DecoderNetworks, discriminate, reconstruct
 from dmvae.tokenizers.autoencoder import Autoencoder
-from dmvae.training.loop import compile_networks
+from dmvae.training.preparing import compile_networks
 from dmvae.training.stage import Networks
 
 VIT = {"type": "timm", "model": "vit_tiny_patch16_224", "patch_size": 16}

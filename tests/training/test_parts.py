@@ -83,5 +83,5 @@ def test_what_does_not_fit_is_told(tmp_path, over, ranks, message):
 
 
 def test_parts_are_counted_from_one(tmp_path):
-    with pytest.raises(ValueError, match="run.accumulate: .*0"):
+    with pytest.raises(ValueError, match=r"run\.accumulate: .*0"):
         load(tiny.write(tmp_path, run__accumulate=0))

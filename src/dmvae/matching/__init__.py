@@ -12,7 +12,7 @@ examples/match_autoencoder_kl.py is such a loop, and docs/own_trainer.md has all
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from dmvae.flow.guidance import Velocity
 from dmvae.flow.loss import TimeDistribution, drop_labels, flow_matching_loss, sample_time
 from dmvae.generators.flow import FlowModelConfig
-from dmvae.references import Reference
+from dmvae.references import Reference, ReferenceConfig
 from dmvae.registry import Registered, find, names
 from dmvae.runtime.random import Random
 
@@ -81,6 +81,10 @@ class Matching(Registered):
     """Whether a second network is trained beside the tokenizer."""
     only_for: ClassVar[tuple[str, ...]] = ()
     """The references, by `type`, that it is for; all where there are none."""
+
+    def problems(self, batch_size: int, num_classes: int, reference: ReferenceConfig) -> Iterator[str]:
+        """What does not fit batches of that many images of so many classes, or the reference; before any stage runs."""
+        yield from ()
 
     def loss(
         self,

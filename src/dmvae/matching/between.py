@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from dmvae import config as configs
 from dmvae.flow.guidance import Velocity
 from dmvae.matching import Context, Log, Matching
 from dmvae.ranges import BatchSize
+from dmvae.references import ReferenceConfig
 from dmvae.runtime import distributed
 from dmvae.runtime.transfer import send
+from dmvae.transport.classes import by_class
 from dmvae.transport.views import View, pairs, tokens, whole
 
+EACH = 4
+"""Latents of a class in a turn, on average, that matching class by class takes at least."""
 VIEWS: dict[str, View] = {"whole": whole, "token": tokens, "pair": pairs}
 
 
@@ -32,6 +39,8 @@ class BetweenSamples(Matching):
     """Samples of the reference per update, over all ranks."""
     vectors: BatchSize = 2048
     """At most so many vectors of a view are compared, drawn at random, since there are many tokens."""
+    labels: bool = configs.added(False)
+    """Compare the latents of each class with the reference's samples of that class; false compares all with all."""
 
     def __post_init__(self) -> None:
         if not self.views:
@@ -53,18 +62,38 @@ class BetweenSamples(Matching):
         if context is None or context.reference is None:
             raise ValueError(f"{self.type} compares latents with samples: give context.reference")
         rng, world = context.rng, distributed.world_size()
-        y, _ = context.reference.sample(-(-self.samples // world), rng.on_cpu())
+        y, y_labels = context.reference.sample(-(-self.samples // world), rng.on_cpu())
         # Every rank compares the whole batch, in the same directions, so that the number of ranks changes nothing.
         z, y = distributed.gather(z), distributed.gather(send(y, z.device))
+        if self.labels:
+            labels, y_labels = distributed.gather(labels), distributed.gather(send(y_labels, labels.device))
         total, log = z.new_zeros(()), Log()
         for name in self.views:
             if name == "pair" and z.shape[2] * z.shape[3] == 1:
                 continue
-            a, b = (self._some(VIEWS[name](x), rng.shared) for x in (z, y))
-            distance = self.distance(a, b, rng.shared, context.progress)
+            compare = partial(self._between, VIEWS[name], context)
+            distance = by_class(compare, z, labels, y, y_labels) if self.labels else compare(z, y)
             total = total + distance
             log[f"{self.type}/{name}"] = distance.detach()
         return total, log
+
+    def problems(self, batch_size: int, num_classes: int, reference: ReferenceConfig) -> Iterator[str]:
+        for name, count in (("matching.batch_size", batch_size), ("matching.objective.samples", self.samples)):
+            if count < 2:
+                yield f"{name}: {count}; {self.type} compares sets, so give at least 2"
+            elif self.labels and num_classes > 1 and count < EACH * num_classes:
+                yield (
+                    f"{name}: {count} for {num_classes} classes; matching class by class takes {EACH} of each in a "
+                    f"turn: give at least {EACH * num_classes}, or set matching.objective.labels: false"
+                )
+        if self.labels and (num_classes < 2 or not reference.labelled):
+            what = "the data have a single class" if num_classes < 2 else f"those of {reference.type!r} mean nothing"
+            yield f"matching.objective.labels: {what}, so there are no classes to match one by one; set it to false"
+
+    def _between(self, view: View, context: Context, z: Tensor, y: Tensor) -> Tensor:
+        rng = context.rng.shared
+        a, b = (self._some(view(x), rng) for x in (z, y))
+        return self.distance(a, b, rng, context.progress)
 
     def _some(self, vectors: Tensor, rng: torch.Generator) -> Tensor:
         if len(vectors) <= self.vectors:

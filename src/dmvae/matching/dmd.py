@@ -2,36 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from dmvae import config as configs
 from dmvae.flow.guidance import Velocity, guided
-from dmvae.flow.path import denoise, interpolate
-from dmvae.matching import Context, Log, Matching, Student
-from dmvae.ranges import Guidance, Share
+from dmvae.flow.loss import sample_time
+from dmvae.flow.path import denoise, expand, interpolate
+from dmvae.generators.flow import FlowModelConfig
+from dmvae.matching import Context, Log, Student
+from dmvae.matching.adversarial import Critic
+from dmvae.matching.velocities import ByVelocities, binned
+from dmvae.ranges import Depth, Guidance, Width
 from dmvae.registry import register
+from dmvae.runtime import distributed
 
-BINS = 4
+WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {"forward_kl": torch.exp, "jensen_shannon": torch.sigmoid}
+"""Divergence -> h of log r."""
+LIMIT = 4.0
+"""Bound on |log r|, so that no latent has more than e^8 times the weight of another."""
 
 
 @register("dmd")
 @dataclass(frozen=True, kw_only=True)
-class DMD(Matching):
-    """The paper's objective: it descends KL(latents || reference), the reverse KL divergence."""
+class DMD(ByVelocities):
+    """The paper's objective: it descends KL(latents || reference), the reverse KL divergence, or another one."""
 
     guidance: Guidance = 5.0
     """Guidance scale w of teacher and student alike; 1 turns guidance off."""
-    time_range: tuple[Share, Share] = (0.02, 0.98)
-    """Times are uniform in this range (0 is noise, 1 is data)."""
-    time_range_end: tuple[Share, Share] | None = None
-    """Where given, the range moves linearly from `time_range` to this over the stage."""
+    divergence: Literal["reverse_kl", "forward_kl", "jensen_shannon"] = configs.added("reverse_kl")
+    """The f-divergence that latents descend. Other than "reverse_kl" needs the density ratio of reference and latents,
+    which a small classifier of noised samples estimates (f-distill, arXiv 2502.15681); it trains with the student."""
+    ratio_width: Width = configs.added(128)
+    """Channels of that classifier."""
+    ratio_depth: Depth = configs.added(3)
+    """Its residual blocks."""
 
-    def __post_init__(self) -> None:
-        for low, high in filter(None, (self.time_range, self.time_range_end)):
-            if low >= high:
-                raise ValueError(f"time range: its first time has to be before its second, got {[low, high]}")
+    @property
+    def needs_reference(self) -> bool:  # type: ignore[override]  # a field decides
+        """The classifier learns from samples."""
+        return self.divergence in WEIGHTS
 
     def loss(
         self,
@@ -41,23 +56,85 @@ class DMD(Matching):
         student: Student | None = None,
         context: Context | None = None,
     ) -> tuple[Tensor, Log]:
-        """loss = mean (z - stop_grad(z - g))^2 / 2, with g of `gradient`: its gradient at z is g / numel(z)."""
-        if teacher is None or student is None:
-            raise ValueError("dmd compares two velocities: give it a teacher and a student")
-        context = context or Context.default(z, student, teacher)
-        t = self._times(len(z), context)
-        noise = context.rng.normal(*z.shape)
+        """loss = mean (z - stop_grad(z - h g))^2 / 2, with g of `gradient`: its gradient at z is h g / numel(z).
+
+        h = f''(r) r^2 of the density ratio r = reference / latents at z_t, divided by its mean over the batch: 1 for
+        the reverse KL divergence, r for the forward one, r / (1 + r) for Jensen-Shannon.
+        """
+        _, context, t, noise = self.asked(z, teacher, student, context)
+        assert teacher is not None
+        assert student is not None
         with torch.no_grad():
             g, gap = gradient(z.detach(), noise, t, labels, teacher, student, self.guidance, context.null_label)
+            log = binned(gap, t)
+            if self.divergence in WEIGHTS:
+                if not isinstance(student, WithRatio):
+                    raise ValueError(f"divergence: {self.divergence} needs a student that `new_student` made")
+                h = WEIGHTS[self.divergence](student.log_ratio(interpolate(noise=noise, z=z.detach(), t=t), t, labels))
+                log["ratio/weight_std"] = (h / h.mean()).std()
+                g = expand(h / distributed.average(h.mean()), g) * g
         loss = 0.5 * (z - (z.detach() - g)).square().mean()
-        return loss, {f"gap/t{(i + 0.5) / BINS:.2f}": value for i, value in _binned(gap, t)}
+        return loss, log
 
-    def _times(self, n: int, context: Context) -> Tensor:
-        low, high = self.time_range
-        if self.time_range_end is not None:
-            p = context.progress
-            low, high = ((1 - p) * a + p * b for a, b in zip((low, high), self.time_range_end, strict=True))
-        return low + (high - low) * context.rng.uniform(n)
+    def new_student(
+        self, latent_shape: tuple[int, int, int], num_classes: int, teacher: object, model: FlowModelConfig
+    ) -> nn.Module | None:
+        student = super().new_student(latent_shape, num_classes, teacher, model)
+        if student is None or self.divergence not in WEIGHTS:
+            return student
+        return WithRatio(student, Critic(latent_shape[0] + 1, num_classes, self.ratio_width, self.ratio_depth))
+
+    def student_loss(
+        self, student: Student, z: Tensor, labels: Tensor, context: Context | None = None
+    ) -> tuple[Tensor, Log]:
+        """The flow-matching loss and, for the density ratio, mean log(1 + 1 / r(y_t)) + mean log(1 + r(z_t)) at samples
+        y of the reference and latents z, noised alike."""
+        loss, log = super().student_loss(student, z, labels, context)
+        if self.divergence not in WEIGHTS:
+            return loss, log
+        if context is None or context.reference is None:
+            raise ValueError(f"divergence: {self.divergence} compares with samples: give context.reference")
+        assert isinstance(student, WithRatio)
+        y, y_labels = (x.to(z.device) for x in context.reference.sample(len(z), context.rng.on_cpu()))
+        t = sample_time(len(z), context.time_distribution, context.rng)
+        at_y, at_z = (
+            student.logit(interpolate(noise=context.rng.normal(*x.shape), z=x, t=t), t, of)
+            for x, of in ((y, y_labels), (z, labels))
+        )
+        log["ratio/accuracy"] = 0.5 * ((at_y > 0).float().mean() + (at_z < 0).float().mean())
+        return loss + F.softplus(-at_y).mean() + F.softplus(at_z).mean(), log
+
+
+class WithRatio(nn.Module):
+    """The student, and a classifier of noised samples whose logit is log r = log p_t(z_t) - log q_t(z_t), p the
+    reference's density and q that of the latents."""
+
+    def __init__(self, flow: nn.Module, critic: nn.Module) -> None:
+        super().__init__()
+        self.flow, self.critic = flow, critic
+
+    @property
+    def config(self) -> Any:
+        """The flow's, for its number of classes."""
+        return self.flow.config
+
+    def forward(self, z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """The flow's velocity."""
+        velocity: Tensor = self.flow(z_t, t, labels)
+        return velocity
+
+    def logit(self, z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """[n], for z_t [n, C, H, W] at times t [n]: the time is one more channel."""
+        found: Tensor = self.critic(torch.cat([z_t, expand(t, z_t).expand_as(z_t[:, :1])], dim=1), labels)
+        return found
+
+    def log_ratio(self, z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """log r [n], bounded."""
+        return self.logit(z_t, t, labels).clamp(-LIMIT, LIMIT)
+
+    def compiled_parts(self) -> list[nn.Module]:
+        """The flow alone, as in a student without a ratio."""
+        return [self.flow]
 
 
 def gradient(
@@ -78,11 +155,3 @@ def gradient(
     difference = hat_student - hat_teacher
     scale = (z - hat_teacher).abs().mean(dim=(1, 2, 3), keepdim=True)
     return difference / scale.clamp_min(1e-8), difference.square().mean(dim=(1, 2, 3))
-
-
-def _binned(values: Tensor, t: Tensor) -> list[tuple[int, Tensor]]:
-    """(bin, [sum, count] of the values whose time falls in it) for bins of equal width over [0, 1]."""
-    index = (t * BINS).long().clamp_max(BINS - 1)
-    sums = torch.zeros(BINS, device=t.device).index_add_(0, index, values)
-    counts = torch.zeros(BINS, device=t.device).index_add_(0, index, torch.ones_like(values))
-    return list(enumerate(torch.stack([sums, counts], dim=1)))

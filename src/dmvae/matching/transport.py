@@ -6,6 +6,7 @@ whole latents, tokens, and pairs of neighbouring tokens.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from dmvae.matching.between import BetweenSamples
 from dmvae.ranges import Width
+from dmvae.references import ReferenceConfig
 from dmvae.registry import register
 from dmvae.transport.sliced import MIXED, Along, sliced_wasserstein
 
@@ -32,6 +34,17 @@ class Transport(BetweenSamples):
         super().__post_init__()
         if self.slices < len(self.along) or not self.along:
             raise ValueError(f"slices: {self.slices} for {len(self.along)} kinds of directions; give each one")
+
+    def problems(self, batch_size: int, num_classes: int, reference: ReferenceConfig) -> Iterator[str]:
+        yield from super().problems(batch_size, num_classes, reference)
+        # Directions between latents and samples are drawn from an eighth of each, which are not compared.
+        pairs, wanted = -(-batch_size // 8) * -(-self.samples // 8), self.slices // len(self.along)
+        if "gap" in self.along and "whole" in self.views and wanted > pairs:
+            yield (
+                f"matching.objective.slices: {self.slices}, of which {wanted} lie along gaps between a latent and a "
+                f"sample; batches of {batch_size} and {self.samples} samples have {pairs} such gaps: raise "
+                f"matching.batch_size, or set slices to at most {pairs * len(self.along)}"
+            )
 
     def distance(self, a: Tensor, b: Tensor, rng: torch.Generator, progress: float) -> Tensor:
         return sliced_wasserstein(a, b, rng, self.slices, self.along)

@@ -105,6 +105,11 @@ class ReferenceConfig(Registered):
         """Whether what `build` returns has a `velocity`: no teacher is trained. For a dry run, which builds nothing."""
         return False
 
+    @property
+    def labelled(self) -> bool:
+        """Whether the labels of its samples mean something, as far as that is known before it is built."""
+        return True
+
     def check(self, inputs: Surroundings) -> None:
         """Raise ValueError for what is wrong with the reference, as far as that is known before any stage has run."""
 

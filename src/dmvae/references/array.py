@@ -37,6 +37,10 @@ class ArrayReference(DataConfig):
     labels: str | None = None
     """Name of the tensor or column of labels, 0 to num_classes - 1; for a .npy file, the path of another .npy file."""
 
+    @property
+    def labelled(self) -> bool:
+        return self.labels is not None
+
     def check(self, inputs: Surroundings) -> None:
         array = self._read(self.key)
         low, high = math.inf, -math.inf

@@ -22,6 +22,10 @@ class CubeReference(SyntheticConfig):
     half_width: Scale = math.sqrt(3)
     """Half the cube's side; the square root of 3 gives variance 1."""
 
+    @property
+    def labelled(self) -> bool:
+        return False
+
     def build(self, inputs: Surroundings) -> Cube:
         shape = inputs.latent_shape
         return Cube(shape, inputs.num_classes, self.half_width, *self.statistics(inputs, shape[0]))

@@ -27,6 +27,10 @@ class GaussianReference(SyntheticConfig):
     def closed_form(self) -> bool:
         return True
 
+    @property
+    def labelled(self) -> bool:
+        return False
+
     def build(self, inputs: Surroundings) -> Gaussian:
         shape = inputs.latent_shape
         reference = Gaussian(shape, inputs.num_classes, self.std)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -57,6 +57,16 @@ class MixtureReference(SyntheticConfig):
     @property
     def closed_form(self) -> bool:
         return True
+
+    @property
+    def labelled(self) -> bool:
+        if self.file is None:
+            return self.conditional
+        try:
+            with safe_open(Path(self.file).expanduser(), "pt") as file:
+                return "labels" in file.keys()  # noqa: SIM118  # it is no mapping
+        except (SafetensorError, OSError):
+            return True  # `check` says what is wrong with the file
 
     def check(self, inputs: Surroundings) -> None:
         if self.fit is not None:

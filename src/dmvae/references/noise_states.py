@@ -31,6 +31,10 @@ class NoiseStatesReference(ReferenceConfig):
     def closed_form(self) -> bool:
         return self.of.closed_form
 
+    @property
+    def labelled(self) -> bool:
+        return self.of.labelled
+
     def check(self, inputs: Surroundings) -> None:
         self.of.check(inputs)
 

@@ -26,6 +26,10 @@ class SphereReference(SyntheticConfig):
     radius: Scale | None = None
     """The sphere's radius; null is the square root of the number of components, which then have variance 1."""
 
+    @property
+    def labelled(self) -> bool:
+        return False
+
     def build(self, inputs: Surroundings) -> Sphere:
         shape = inputs.latent_shape
         return Sphere(self, shape, inputs.num_classes, *self.statistics(inputs, shape[0]))

@@ -57,6 +57,10 @@ class TextReference(DataConfig):
         if not self.templates or any("{}" not in template for template in self.templates):
             raise ValueError(f"templates: each needs {{}} for the class's name, got {list(self.templates)}")
 
+    @property
+    def labelled(self) -> bool:
+        return self.captions is None or self.label_column is not None
+
     def network(self, inputs: Surroundings) -> nn.Module:
         tokenizer, model = load_encoder(self.model)
         return TokenGrid(self._captions(inputs)[0], tokenizer, model, inputs.latent_shape[1:])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 
 from dmvae.report.charts import Line, lines
 from dmvae.report.html import details, legend, listing, panel, panels, prose
 from dmvae.report.run import Run, Trained
+from dmvae.training.health import ROLLED_BACK
 
 BINS = ("#5b4fc4", "#3a8fc4", "#2fa37c", "#c79a1c", "#d9652f", "#c2457d", "#8a6fd6", "#7f8791")
 
@@ -81,7 +83,11 @@ def health(run: Run) -> str:
             ("health/mean", "mean", "mean offset of the channels in the reference's units; 0 is centred"),
         )
     ]
-    parts = []
+    parts = [
+        prose(f"<strong>{escape(', '.join(training.variants))} went back once</strong>: {escape(line)}.")
+        for training in trained
+        for line in _lines(training.folder / ROLLED_BACK)[-1:]
+    ]
     if any(gaps):
         parts += [
             "<h3>Gap between teacher and student</h3>",
@@ -107,6 +113,10 @@ def health(run: Run) -> str:
             panels(norms),
         ]
     return "\n".join(part for part in parts if part)
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text().splitlines() if file.exists() else []
 
 
 def curves(run: Run) -> str:

@@ -22,6 +22,12 @@ IN_A_ROW = 3
 """So many measurements in a row must be at most the target, since a single one may be by chance."""
 
 
+def measurements(turns: int, batch_size: int) -> int:
+    """How often the distance is measured in so many turns: at every 10th, once enough latents are remembered."""
+    first = -(-RECENT // batch_size) - 1  # turns are counted from 0, and a turn's own latents are among those
+    return len(range(-(-first // EVERY) * EVERY, turns, EVERY))
+
+
 class Recent(nn.Module):
     """The newest latents of all ranks, as buffers, so that checkpoints hold them."""
 

@@ -6,7 +6,7 @@ steps run the decoder.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -20,6 +20,7 @@ from dmvae.evaluation.online import online_proxies
 from dmvae.flow.guidance import Velocity
 from dmvae.inputs import Inputs, first_tokenizer
 from dmvae.losses.pull import Pull
+from dmvae.losses.reconstruction import reconstruction_loss
 from dmvae.matching import Context, Matching
 from dmvae.matching.dmd import DMD
 from dmvae.models.base import Tokenizer
@@ -29,12 +30,14 @@ from dmvae.references import Reference
 from dmvae.runtime import distributed
 from dmvae.runtime.random import Random
 from dmvae.runtime.transfer import send
-from dmvae.stages.approach import EVERY, Approach, Recent
+from dmvae.stages.approach import EVERY, IN_A_ROW, Approach, Recent, measurements
+from dmvae.stages.bounds import BOUNDS, spread
 from dmvae.stages.reconstruction import DecoderNetworks, DecoderStage, discriminate, reconstruct
 from dmvae.stages.reference import ReferenceTraining, open_reference
 from dmvae.stages.tokenizer import drawn
 from dmvae.tokenizers.autoencoder import Autoencoder
 from dmvae.training.flow import FlowTraining
+from dmvae.training.health import Bound
 from dmvae.training.stage import Batch, Update, stage
 
 EDITED = ("reference", "assigned")
@@ -84,6 +87,9 @@ class MatchingTraining(FlowTraining):
     """Train the encoder too, not only the bottleneck and the decoder."""
     health_every: Count = 50
     """Tokenizer updates between measurements of the latents' rank and spread."""
+    rollback: bool = configs.added(True)
+    """Go back to an older checkpoint once, with smaller learning rates, where latents collapse or grow without bound,
+    the reconstruction is lost, or the student does not keep up, and stop the second time. false: go on."""
     proxy_every: Wait = 10
     """Tokenizer updates between measurements of the proxies of gFD (proxy/...), about 1 % of the time; 0 is never."""
     ema: Decay = 0.99
@@ -129,6 +135,16 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         """Whether anything depends on the distance to the reference."""
         return self.config.balance == "distance" or self.config.until is not None
 
+    def bounds(self) -> Sequence[Bound]:
+        return BOUNDS if self.config.rollback else ()
+
+    @cached_property
+    def _usual_spread(self) -> float:
+        """That of samples of the reference."""
+        name = "map.safetensors"
+        here = self.inputs.weights and self.inputs.has("reference", name)
+        return float(spread(self.inputs.tensors("reference", name)["latents"])) if here else 1.0
+
     def done(self, networks: MatchingNetworks) -> bool:
         return self.config.until is not None and networks.approach.arrived
 
@@ -143,6 +159,14 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
             yield f"matching.objective: {name!r} is for {', '.join(config.objective.only_for)}, and not for {kind!r}"
         if config.student_warmup and not config.objective.has_student:
             yield f"matching.student_warmup: {name!r} has no student to warm up; leave it out"
+        yield from config.objective.problems(config.batch_size, inputs.num_classes, reference.distribution)
+        every = config.student_steps if config.objective.has_student else 1
+        turns = -(-max(0, config.steps - config.student_warmup) // every)
+        if config.until is not None and (found := measurements(turns, config.batch_size)) < IN_A_ROW:
+            yield (
+                f"matching.until: {config.steps} steps leave {found} measurements of the distance, and arrival is "
+                f"{IN_A_ROW} in a row; raise steps, or set until to null"
+            )
         with torch.device("meta"):
             yield from _unfit(config, first_tokenizer(inputs.sections, weights=False))
 
@@ -250,6 +274,9 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         recon = model.decode(joined if len(images) == len(raw) else joined[: len(images)]).sample
         loss, terms = reconstruct(networks, self.losses, images, recon, context.rng)
         figures |= terms
+        grey = reconstruction_loss(images, torch.zeros_like(images), l1=self.losses.l1, l2=self.losses.l2)
+        figures["health/error"] = terms["reconstruction/pixel"] / grey.clamp_min(1e-6)
+        figures["health/spread"] = spread(latents) / self._usual_spread
         if turn % config.health_every == 0:
             figures |= {
                 "health/effective_rank": effective_rank(latents),

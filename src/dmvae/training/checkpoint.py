@@ -1,4 +1,4 @@
-"""Training state as torch.distributed.checkpoint folders: atomic, verified, the last two kept.
+"""Training state as torch.distributed.checkpoint folders: atomic, verified, the last few kept.
 
 A folder is written beside its final name, listed with the size and CRC of every file, flushed to
 disk and renamed; a reader checks the list before it trusts the folder.
@@ -45,8 +45,9 @@ _PLAIN = {
 _KEEP = 2
 
 
-def save(folder: Path, step: int, state: Values) -> None:
-    """Write `state` (nested dicts of tensors and numbers) as folder/step-N, then drop all but the newest two.
+def save(folder: Path, step: int, state: Values, back: int = 0) -> None:
+    """Write `state` (nested dicts of tensors and numbers) as folder/step-N, then drop all but the newest two, the
+    newest that is at least `back` steps older, and the one that will be that next.
 
     Raises OSError when the disk is full: what was saved before stays whole.
     """
@@ -70,7 +71,9 @@ def save(folder: Path, step: int, state: Values) -> None:
         shutil.rmtree(final, ignore_errors=True)
         part.rename(final)
         sync(folder)
-        for old in steps(folder)[:-_KEEP]:
+        known, older = steps(folder), newest(folder, step - back)
+        following = next((s for s in known if older is None or s > older), None)
+        for old in set(known) - {*known[-_KEEP:], older, following}:
             shutil.rmtree(folder / f"step-{old:08d}")
     distributed.barrier()
 
@@ -80,8 +83,23 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(f.name[5:]) for f in folder.glob("step-*") if f.name[5:].isdigit())
 
 
-def load(folder: Path, state: Values) -> int | None:
-    """Fill `state` in place from the newest intact checkpoint; returns its step, or None without any.
+def newest(folder: Path, until: int) -> int | None:
+    """The newest checkpoint of the steps until that one, or None."""
+    return max((step for step in steps(folder) if step <= until), default=None)
+
+
+def forget(folder: Path, after: int) -> None:
+    """Remove the checkpoints of later steps."""
+    if distributed.is_main():
+        for later in steps(folder):
+            if later > after:
+                shutil.rmtree(folder / f"step-{later:08d}")
+    distributed.barrier()
+
+
+def load(folder: Path, state: Values, optional: tuple[str, ...] = ()) -> int | None:
+    """Fill `state` in place from the newest intact checkpoint; returns its step, or None without any. Entries that are
+    `optional` are left as they are where the checkpoint is of a version that did not have them.
 
     A damaged checkpoint is skipped with a warning. Raises ValueError where tensors have other shapes, or where the file
     would run code.
@@ -93,8 +111,10 @@ def load(folder: Path, state: Values) -> int | None:
             warnings.warn(f"{path}: {damage}; trying the checkpoint before it", stacklevel=2)
             continue
         try:
-            _quietly(dcp.load, state, storage_reader=_Reader(path), planner=_Planner())
-        except (CheckpointException, RuntimeError, ValueError) as error:
+            there = {name.partition(".")[0] for name in _Reader(path).read_metadata().state_dict_metadata}
+            wanted = {name: part for name, part in state.items() if name in there or name not in optional}
+            _quietly(dcp.load, wanted, storage_reader=_Reader(path), planner=_Planner())
+        except (CheckpointException, RuntimeError, ValueError, pickle.UnpicklingError) as error:
             if refused := _refusal(error):
                 raise ValueError(
                     f"{path}: refused, because it asks for {refused}: loading it would run code that it names. Remove "
@@ -104,6 +124,7 @@ def load(folder: Path, state: Values) -> int | None:
             raise ValueError(
                 f"{path}: holds the state of another architecture ({reason}); remove the folder"
             ) from error
+        state.update(wanted)
         return step
     return None
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -26,8 +25,10 @@ from dmvae.training import checkpoint
 from dmvae.training.augment import random_flip
 from dmvae.training.data import Order, require_batch, require_split
 from dmvae.training.ema import Average
+from dmvae.training.health import LOOKBACK, ROLLED_BACK, SLOWER, WINDOW, Health, Unwell, hopeless, told, went_back
 from dmvae.training.logging import Figures
 from dmvae.training.optim import adamw, learning_rate_factor
+from dmvae.training.preparing import checkpoint_activations, compile_networks
 from dmvae.training.stage import AnyTraining, Batch, Facts, Networks, TrainingConfig, Update
 
 CHECKPOINTS = "checkpoints"
@@ -64,6 +65,7 @@ class Trainer:
         }
         averaged = {name: getattr(self.networks, name) for name in self.networks.averaged}
         self.averages = {name: Average(network, self.config.ema) for name, network in averaged.items()}
+        self.health = Health(stage.bounds(), self.inputs.device)
         self.step, self.seconds = 0, 0.0
         self.images_seen = dict.fromkeys(self.networks.trains, 0)
 
@@ -115,6 +117,7 @@ class Trainer:
         # Nothing else trains in that graph: the latents of a flow network are detached.
         sharded = distributed.is_sharded(parameters[0])
         (update.loss / parts).backward(inputs=None if sharded else parameters)
+        self.health.add(update.figures())
 
     def move(self, name: str) -> Values:
         """Clip, step and average for the parameters `name`, whose gradients are there; returns the gradient's norm."""
@@ -134,6 +137,18 @@ class Trainer:
         self.images_seen[name] += self.config.batch_size
         return {f"{name}/gradient_norm": norm}
 
+    @property
+    def slowed(self) -> bool:
+        """Whether learning rates were lowered; checkpoints hold them."""
+        rates = {name: self.networks.learning_rates.get(name, self.config.learning_rate) for name in self.optimizers}
+        return any(o.param_groups[0]["base_lr"] < rates[name] for name, o in self.optimizers.items())
+
+    def slow(self, names: Sequence[str]) -> None:
+        """Lower the learning rates of these updates, of all where none are named."""
+        for name, optimizer in self.optimizers.items():
+            if not names or name in names:
+                optimizer.param_groups[0]["base_lr"] *= SLOWER
+
     def require_finite(self) -> None:
         """Raise FloatingPointError for trained networks with weights or buffers that are not finite, so that they are
         never saved."""
@@ -144,17 +159,23 @@ class Trainer:
                 raise FloatingPointError(f"weights of {name!r} became infinite or NaN by step {self.step}")
 
     def state_dict(self) -> Values:
-        return {
+        self.health.join()
+        health = {"health": {"state": self.health.state}} if self.health.bounds else {}
+        return health | {
             "networks": {name: module.state_dict() for name, module in self.networks.state().items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "averages": {name: average.state_dict() for name, average in self.averages.items()},
             "progress": {"step": self.step, "seconds": self.seconds, "images_seen": self.images_seen},
         }
 
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint into `folder`."""
+        checkpoint.save(folder, self.step, self.state_dict(), LOOKBACK if self.health.bounds else 0)
+
     def resume(self, folder: Path) -> bool:
         """Continue from the newest intact checkpoint in `folder`; False where there is none."""
         state = self.state_dict()
-        if checkpoint.load(folder, state) is None:
+        if checkpoint.load(folder, state, optional=("health",)) is None:
             return False
         for name, module in self.networks.state().items():
             module.load_state_dict(state["networks"][name])
@@ -162,6 +183,8 @@ class Trainer:
             optimizer.load_state_dict(state["optimizers"][name])
         for name, average in self.averages.items():
             average.load_state_dict(state["averages"][name])
+        if self.health.bounds:
+            self.health.state.copy_(state["health"]["state"])
         progress = state["progress"]
         self.step, self.seconds, self.images_seen = progress["step"], progress["seconds"], progress["images_seen"]
         return True
@@ -179,21 +202,52 @@ class Trainer:
 def train(stage: AnyTraining) -> Facts:
     """Run the stage from its newest checkpoint to its end; returns the facts that its done.json keeps.
 
-    Raises FloatingPointError when a logged figure or the weights are not finite, Interrupted after saving on a
-    signal.
+    Raises FloatingPointError when a logged figure or the weights are not finite, or a figure has left the stage's
+    bounds: for a stage with bounds, the second time. Raises Interrupted after saving on a signal.
     """
-    config, inputs = stage.config, stage.inputs
-    run = inputs.sections.run
+    folder = stage.inputs.out / CHECKPOINTS
     trainer = Trainer(stage)
-    folder = inputs.out / CHECKPOINTS
     if trainer.resume(folder):
-        inputs.say(f"resumes at step {trainer.step} of {config.steps}")
+        stage.inputs.say(f"resumes at step {trainer.step} of {stage.config.steps}")
+    while True:
+        try:
+            return _to_the_end(trainer, folder)
+        except (FloatingPointError, torch.linalg.LinAlgError) as error:
+            if trainer.slowed or not trainer.health.bounds:
+                raise FloatingPointError(hopeless(stage.name, stage.inputs.out, error, trainer.slowed)) from error
+            trouble, step = error.with_traceback(None), trainer.step
+        del trainer  # before the next takes its memory
+        trainer = _rolled_back(stage, folder, trouble, step)
+
+
+def _rolled_back(stage: AnyTraining, folder: Path, trouble: Exception, step: int) -> Trainer:
+    """The training as it was well before the trouble, with smaller learning rates: at the newest checkpoint that is
+    old enough, or at its start. It is saved at once, so that a kill does not undo this."""
+    inputs, back = stage.inputs, distributed.broadcast(checkpoint.newest(folder, step - LOOKBACK))
+    checkpoint.forget(folder, after=-1 if back is None else back)
+    trainer = Trainer(stage)
+    trainer.resume(folder)
+    names = trouble.bound.slows if isinstance(trouble, Unwell) else ()
+    trainer.slow(names)
+    what = f"the learning rate of {', '.join(names)}" if names else "all learning rates"
+    text = f"step {step}: {told(trouble)}; it goes back to step {trainer.step}, with {what} times {SLOWER:g}"
+    inputs.say(text)
+    if distributed.is_main():
+        with (inputs.out / ROLLED_BACK).open("a") as file:
+            file.write(text + "\n")
+    trainer.save(folder)
+    return trainer
+
+
+def _to_the_end(trainer: Trainer, folder: Path) -> Facts:
+    """The steps from the trainer's on."""
+    stage, config, inputs = trainer.stage, trainer.config, trainer.inputs
+    run = inputs.sections.run
     steps = config.steps if trainer.networks.trains else 0
-    figures = Figures(inputs.out, run.tracker, trainer.step, f"{inputs.variant}/{stage.name}")
     begun = time.monotonic() - trainer.seconds
     title = f"{inputs.variant}  {stage.name}"
     with (
-        _told(stage.name),
+        closing(Figures(inputs.out, run.tracker, trainer.step, f"{inputs.variant}/{stage.name}")) as figures,
         tuned(),
         _signals() as signalled,
         closing(_batches(trainer, steps, signalled)) as data,
@@ -205,13 +259,15 @@ def train(stage: AnyTraining) -> Facts:
                 batch = Batch(*next(data), trainer.step, steps)
             except KeyboardInterrupt:  # while waiting for a batch; several ranks would wait for each other to save
                 if distributed.world_size() == 1:
-                    checkpoint.save(folder, trainer.step, trainer.state_dict())
+                    trainer.save(folder)
                 raise Interrupted from None
             for found in trainer.train_step(batch):
                 figures.add(found)
             trainer.step += 1
             trainer.seconds = time.monotonic() - begun
             last = trainer.step == steps or stage.done(trainer.networks)
+            if trainer.step % WINDOW == 0 or last:
+                trainer.health.judge()
             logs = trainer.step % run.log_every == 0 or last
             stops = distributed.any_rank(bool(signalled), trainer.step, trainer.step if last else steps)
             saves = trainer.step % run.save_every == 0 or stops
@@ -224,13 +280,13 @@ def train(stage: AnyTraining) -> Facts:
             if keeps:
                 trainer.save_networks(inputs.out / snapshot(trainer.step))
             if stops or (saves and not last):
-                checkpoint.save(folder, trainer.step, trainer.state_dict())
+                trainer.save(folder)
             if stops:
                 raise Interrupted
             bar.step(per_step=config.batch_size, note=_losses(row))
-    figures.close()
     trainer.save_networks(inputs.out)
-    return {"steps": trainer.step, "images_seen": trainer.images_seen, "seconds": round(trainer.seconds, 2)}
+    facts = {"steps": trainer.step, "images_seen": trainer.images_seen, "seconds": round(trainer.seconds, 2)}
+    return facts | ({"rolled_back": went_back(inputs.out)} if trainer.slowed else {})
 
 
 def _batches(
@@ -256,42 +312,6 @@ def _batches(
         yield x, labels.to(inputs.device, non_blocking=True)
 
 
-def checkpoint_activations(networks: Networks, names: Iterable[str]) -> None:
-    """Let the networks of these names compute their activations again in the backward pass; other names are those of
-    other stages' networks. Raises ValueError for a network that cannot."""
-    for name, network in networks.named_children():
-        if name in names:
-            try:
-                enable: Any = network.enable_gradient_checkpointing
-                enable()
-            except (AttributeError, ValueError) as error:
-                raise ValueError(
-                    f"run.checkpointing: {name!r}, a {type(network).__name__}, has no blocks that can be computed "
-                    "again; leave it out"
-                ) from error
-
-
-def compile_networks(networks: Networks, **options: Any) -> None:
-    """Compile every network in place: the parts that it names in `compiled_parts`, else all of it. `options` are
-    torch.compile's. Batches have one size, so each part is compiled for the sizes that come, and not for any.
-
-    What is compiled is one step of autograd: a gradient that needs a part of it runs all of it. So a decoder leaves out
-    the end that the adaptive weight differentiates by itself, twice a step (see `ConvolutionalDecoder.compiled_parts`).
-    """
-    torch._dynamo.reset()  # forgets what earlier stages compiled, which counts against the limit on the next line
-    torch._dynamo.config.recompile_limit = 64  # parts of one class, each with and without gradient
-    # `align` differentiates its projection twice, so buffers must survive the first pass.
-    torch._functorch.config.donated_buffer = False
-    for part in _compiled_parts(networks):
-        part.compile(dynamic=False, **options)
-
-
-def _compiled_parts(networks: nn.Module) -> Iterator[nn.Module]:
-    for module in networks.children():
-        named: Callable[[], list[nn.Module]] | None = getattr(module, "compiled_parts", None)
-        yield from named() if named else [module]
-
-
 def _losses(row: dict[str, float] | None) -> str | None:
     """The losses of a row of figures, for the bar; None keeps what the bar shows."""
     if row is None:
@@ -299,19 +319,6 @@ def _losses(row: dict[str, float] | None) -> str | None:
     return "loss " + ", ".join(
         f"{name.removesuffix('/loss')} {value:.3f}" for name, value in row.items() if name.endswith("/loss")
     )
-
-
-@contextmanager
-def _told(stage: str) -> Iterator[None]:
-    """Says of what is not finite what helps: the same settings end there again, and a changed field starts anew."""
-    try:
-        yield
-    except (FloatingPointError, torch.linalg.LinAlgError) as error:
-        what = error if isinstance(error, FloatingPointError) else "a matrix became NaN or infinite (no eigenvalues)"
-        raise FloatingPointError(
-            f"{stage}: {what}; from the same settings it always will: give a lower --{stage}.learning_rate or a longer "
-            f"--{stage}.warmup, with which the stage begins again"
-        ) from error
 
 
 @contextmanager

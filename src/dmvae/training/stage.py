@@ -6,7 +6,7 @@ A stage is a class decorated with `@stage("name")`; the name is that of its sect
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
@@ -19,6 +19,7 @@ from dmvae.ranges import BatchSize, Count, Decay, Rate, Wait, Weight
 from dmvae.registry import Registered, register
 from dmvae.runtime.random import Random
 from dmvae.sections import Sections
+from dmvae.training.health import Bound
 
 Facts = Values
 """What done.json says of a finished stage."""
@@ -222,6 +223,11 @@ class TrainingStage(Stage[T], Generic[T, N]):
     def updates(self, networks: N, batch: Batch, rng: Random) -> Iterator[Update]:
         """One step's updates, in order. The loop applies each before it asks for the next."""
         raise NotImplementedError
+
+    def bounds(self) -> Sequence[Bound]:
+        """Figures that must stay within bounds. Where one does not, the loop goes back to an older checkpoint once,
+        with smaller learning rates, and raises the second time; so it does where a figure or a weight is not finite."""
+        return ()
 
     def done(self, networks: N) -> bool:
         """Whether training has reached its goal and can end before the last step. Must be the same on all ranks, and

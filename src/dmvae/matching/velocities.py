@@ -1,0 +1,76 @@
+"""What the objectives have in common that ask teacher or student for velocities: times, guidance, gradients at z alone.
+
+In the docstrings of these objectives: z_t = (1 - t) noise + t z; v_T, v_S the velocities of teacher and student at z_t,
+and J_T, J_S [d, d] their Jacobians dv / dz_t; numel the number of elements of z.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmvae.flow.guidance import Velocity, guided
+from dmvae.matching import Context, Matching
+from dmvae.ranges import Guidance, Share
+
+BINS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByVelocities(Matching):
+    """Base of the objectives that noise the latents and ask what teacher or student say there."""
+
+    guidance: Guidance = 1.0
+    """Guidance scale w of teacher and student alike; 1 turns guidance off."""
+    time_range: tuple[Share, Share] = (0.02, 0.98)
+    """Times are uniform in this range (0 is noise, 1 is data)."""
+    time_range_end: tuple[Share, Share] | None = None
+    """Where given, the range moves linearly from `time_range` to this over the stage."""
+
+    def __post_init__(self) -> None:
+        for low, high in filter(None, (self.time_range, self.time_range_end)):
+            if low >= high:
+                raise ValueError(f"time range: its first time has to be before its second, got {[low, high]}")
+
+    def asked(
+        self, z: Tensor, teacher: Velocity | None, student: Any, context: Context | None
+    ) -> tuple[dict[str, Velocity], Context, Tensor, Tensor]:
+        """(guided velocities "teacher" and "student", of which those that it needs are there; context; times [n]; noise
+        like z). Raises ValueError where one that it needs is missing."""
+        needed: dict[str, Any] = {"teacher": teacher} if self.needs_teacher else {}
+        needed |= {"student": student} if self.has_student else {}
+        if missing := [name for name, network in needed.items() if network is None]:
+            raise ValueError(f"{self.type} asks for velocities: give it a {' and a '.join(missing)}")
+        context = context or Context.default(z, student, teacher)
+        t = self._times(len(z), context)
+        noise = context.rng.normal(*z.shape)
+        null = context.null_label
+        return {name: guided(network, self.guidance, null) for name, network in needed.items()}, context, t, noise
+
+    def _times(self, n: int, context: Context) -> Tensor:
+        low, high = self.time_range
+        if self.time_range_end is not None:
+            p = context.progress
+            low, high = ((1 - p) * a + p * b for a, b in zip((low, high), self.time_range_end, strict=True))
+        return low + (high - low) * context.rng.uniform(n)
+
+
+def at_latents(value: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    """value(z), a scalar, with its gradient at z: none goes on to the networks that `value` asks."""
+    with torch.enable_grad():
+        at = z.detach().requires_grad_()
+        found = value(at)
+        (pull,) = torch.autograd.grad(found, at)
+    return found.detach() + (pull * (z - z.detach())).sum()
+
+
+def binned(values: Tensor, t: Tensor) -> dict[str, Tensor]:
+    """ "gap/tMIDDLE" -> [sum, count] of the values [n] whose time falls in a bin, of four over [0, 1]."""
+    index = (t * BINS).long().clamp_max(BINS - 1)
+    sums = torch.zeros(BINS, device=t.device).index_add_(0, index, values)
+    counts = torch.zeros(BINS, device=t.device).index_add_(0, index, torch.ones_like(values))
+    return {f"gap/t{(i + 0.5) / BINS:.2f}": pair for i, pair in enumerate(torch.stack([sums, counts], dim=1))}

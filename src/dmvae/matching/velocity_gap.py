@@ -1,0 +1,53 @@
+"""The squared difference of teacher's and student's velocities (three of the eleven objectives in figure 3 of DMVAE,
+arXiv 2512.07778): a Fisher divergence, of which latents see only what reaches them through the networks' inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dmvae.flow.guidance import Velocity
+from dmvae.flow.path import interpolate
+from dmvae.matching import Context, Log, Student
+from dmvae.matching.velocities import ByVelocities, at_latents, binned
+from dmvae.registry import register
+
+
+@register("velocity_gap")
+@dataclass(frozen=True, kw_only=True)
+class VelocityGap(ByVelocities):
+    """G = |d|^2 / (2 numel), d = v_T - v_S at the same z_t, with the gradient at z
+
+    stop: none       t (J_T - J_S)^T d / numel
+    stop: teacher    -t J_S^T d / numel
+    stop: student    t J_T^T d / numel
+    """
+
+    stop: Literal["none", "teacher", "student"] = "none"
+    """The network through whose input no gradient comes; "none": it comes through both."""
+
+    def loss(
+        self,
+        z: Tensor,
+        labels: Tensor,
+        teacher: Velocity | None = None,
+        student: Student | None = None,
+        context: Context | None = None,
+    ) -> tuple[Tensor, Log]:
+        """G, and the squared gap by time."""
+        velocities, _, t, noise = self.asked(z, teacher, student, context)
+        log = Log()
+
+        def value(at: Tensor) -> Tensor:
+            z_t, v = interpolate(noise=noise, z=at, t=t), {}
+            for name, velocity in velocities.items():
+                with torch.set_grad_enabled(name != self.stop):
+                    v[name] = velocity(z_t, t, labels).float()
+            square = (v["teacher"] - v["student"]).square()
+            log.update(binned(square.detach().mean(dim=(1, 2, 3)), t))
+            return 0.5 * square.mean()
+
+        return at_latents(value, z), log

@@ -1,0 +1,57 @@
+"""Where a matching is not well: what `training/health.py` judges of it."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from dmvae.training.health import Bound
+
+BOUNDS = (
+    Bound(
+        figure="health/spread",
+        usual=1.0,
+        below=0.2,
+        means="the latents have collapsed: their spread is a small part of the reference's",
+        advice="lower matching.weight or matching.learning_rate, or raise matching.student_steps or student_warmup",
+    ),
+    Bound(
+        figure="health/spread",
+        usual=1.0,
+        above=5.0,
+        means="the latents grow without bound",
+        advice="lower matching.learning_rate or matching.weight",
+    ),
+    Bound(
+        figure="health/error",
+        usual=1.0,
+        above=1.5,
+        means="reconstructions are worse than plain grey",
+        advice="lower matching.learning_rate or matching.weight",
+    ),
+    Bound(
+        figure="student/loss",
+        usual=1.6,  # pi / 2: flow matching of a Gaussian, which latents may well become from something thinner
+        above=2.0,
+        means="the student does not keep up with the latents",
+        advice="raise matching.student_steps or student_learning_rate, or lower matching.learning_rate",
+        slows=("tokenizer",),
+    ),
+    *(
+        Bound(
+            figure=f"distance/{view}",
+            usual=2.0,
+            above=3.0,
+            means="the latents move away from the reference",
+            advice="lower matching.learning_rate, or choose another matching.objective",
+        )
+        for view in ("whole", "token")
+    ),
+)
+"""Where a matching is not well. Spreads are the reference's times health/spread, and errors those of plain grey images
+times health/error."""
+
+
+def spread(z: Tensor) -> Tensor:
+    """Standard deviation of latents z [n, C, H, W] about their mean, a root mean square over places and channels: a
+    scalar. Of a single latent, that over places and channels."""
+    return (z.var(0) if len(z) > 1 else z.var()).mean().sqrt()

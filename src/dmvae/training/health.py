@@ -1,0 +1,116 @@
+"""Health of a training: figures that must stay within bounds, judged every 50 steps.
+
+A stage says the bounds (`TrainingStage.bounds`). The loop collects these figures, and where one has left its bounds
+goes back to a checkpoint that is older than the trouble, once, with smaller learning rates; the second time it is an
+error.
+Nothing here changes a training that is well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dmvae.runtime import distributed
+
+WINDOW = 50
+"""Steps whose mean is judged."""
+IN_A_ROW = 2
+"""Means out of bounds that are needed: one may be chance."""
+LOOKBACK = 200
+"""Steps after which trouble has surely been noticed: a checkpoint that is older than that is from before it."""
+SLOWER = 0.25
+"""What learning rates are multiplied by."""
+ROLLED_BACK = "rolled_back.txt"
+"""Where in a stage's folder it is written that it went back, and why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """The mean of a figure may be at most `above` times the larger, or must be at least `below` times the smaller, of
+    what it began with, the mean of its first 50 steps, and `usual`."""
+
+    figure: str
+    """Its name among those that an update logs; a scalar."""
+    usual: float
+    above: float = math.inf
+    below: float = 0.0
+    means: str
+    """What it means that the figure is out of bounds, in plain words."""
+    advice: str
+    """What the user can change."""
+    slows: tuple[str, ...] = ()
+    """The updates whose learning rate is lowered; all where there are none."""
+
+    def holds(self, value: float, first: float) -> bool:
+        """Whether the mean `value` is in bounds. One that is not finite never is."""
+        low, high = self.below * min(first, self.usual), self.above * max(first, self.usual)
+        return math.isfinite(value) and low <= value <= high
+
+
+class Unwell(FloatingPointError):
+    """A figure has left its bounds."""
+
+    def __init__(self, bound: Bound, value: float, first: float) -> None:
+        super().__init__(f"{bound.means}: {bound.figure} is {value:.3g}, and was {first:.3g} at the start")
+        self.bound = bound
+
+
+class Health:
+    """The means so far. `state` [bounds, 4] is what checkpoints hold: sum and count of the current window, the first
+    window's mean (NaN before it), and how many windows in a row were out of bounds."""
+
+    def __init__(self, bounds: Sequence[Bound], device: torch.device) -> None:
+        self.bounds = tuple(bounds)
+        self.state = torch.tensor([0.0, 0.0, math.nan, 0.0], device=device).repeat(len(self.bounds), 1)
+
+    def add(self, figures: Mapping[str, Tensor | float]) -> None:
+        """Take the figures of one update; nothing waits for the device."""
+        for row, bound in zip(self.state, self.bounds, strict=True):
+            if bound.figure in figures:
+                row[0] += torch.as_tensor(figures[bound.figure]).detach().to(row)
+                row[1] += 1
+
+    def join(self) -> None:
+        """Give all ranks the mean of their sums, so that a checkpoint of one is that of all."""
+        if self.bounds:
+            self.state[:, :2] = distributed.average(self.state[:, :2])
+
+    def judge(self) -> None:
+        """End the window. Raises Unwell for a bound that is broken for the second time in a row, or not finite."""
+        self.join()
+        rows = self.state.tolist()
+        self.state[:, :2] = 0
+        for row, bound, (total, count, first, broken) in zip(self.state, self.bounds, rows, strict=True):
+            if not count:
+                continue
+            value = total / count
+            first = value if math.isnan(first) else first
+            broken = 0 if bound.holds(value, first) else broken + 1
+            row[2], row[3] = first, broken
+            if broken >= IN_A_ROW or not math.isfinite(value):
+                raise Unwell(bound, value, first)
+
+
+def went_back(folder: Path) -> str:
+    """What was written of a stage that went back; a kill between two of its acts has it written twice."""
+    file = folder / ROLLED_BACK
+    return file.read_text().splitlines()[-1] if file.exists() else ""
+
+
+def told(error: Exception) -> object:
+    """A training's trouble in words: torch's own, of matrices, say nothing of the cause."""
+    return error if isinstance(error, FloatingPointError) else "a matrix became NaN or infinite (no eigenvalues)"
+
+
+def hopeless(name: str, folder: Path, error: Exception, slowed: bool) -> str:
+    """What to say of a stage that stops for good: the same settings end there again; a changed field starts anew."""
+    again = f", although it went back before with smaller learning rates ({went_back(folder)})" if slowed else ""
+    advice = f"give a lower --{name}.learning_rate or a longer --{name}.warmup, with which the stage begins again"
+    advice = error.bound.advice if isinstance(error, Unwell) else advice
+    return f"{name}: {told(error)}{again}; from the same settings it always will: {advice}"

@@ -1,0 +1,47 @@
+"""What is done to networks before they train: compilation, and activations that are computed again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from dmvae.training.stage import Networks
+
+
+def checkpoint_activations(networks: Networks, names: Iterable[str]) -> None:
+    """Let the networks of these names compute their activations again in the backward pass; other names are those of
+    other stages' networks. Raises ValueError for a network that cannot."""
+    for name, network in networks.named_children():
+        if name in names:
+            try:
+                enable: Any = network.enable_gradient_checkpointing
+                enable()
+            except (AttributeError, ValueError) as error:
+                raise ValueError(
+                    f"run.checkpointing: {name!r}, a {type(network).__name__}, has no blocks that can be computed "
+                    "again; leave it out"
+                ) from error
+
+
+def compile_networks(networks: Networks, **options: Any) -> None:
+    """Compile every network in place: the parts that it names in `compiled_parts`, else all of it. `options` are
+    torch.compile's. Batches have one size, so each part is compiled for the sizes that come, and not for any.
+
+    What is compiled is one step of autograd: a gradient that needs a part of it runs all of it. So a decoder leaves out
+    the end that the adaptive weight differentiates by itself, twice a step (see `ConvolutionalDecoder.compiled_parts`).
+    """
+    torch._dynamo.reset()  # forgets what earlier stages compiled, which counts against the limit on the next line
+    torch._dynamo.config.recompile_limit = 64  # parts of one class, each with and without gradient
+    # `align` differentiates its projection twice, so buffers must survive the first pass.
+    torch._functorch.config.donated_buffer = False
+    for part in _compiled_parts(networks):
+        part.compile(dynamic=False, **options)
+
+
+def _compiled_parts(networks: nn.Module) -> Iterator[nn.Module]:
+    for module in networks.children():
+        named: Callable[[], list[nn.Module]] | None = getattr(module, "compiled_parts", None)
+        yield from named() if named else [module]

@@ -1,0 +1,189 @@
+"""Objectives that ask teacher and student for velocities: their gradients are the equations in their docstrings."""
+
+import pytest
+import torch
+from torch import nn
+
+from dmvae.flow.path import expand, interpolate
+from dmvae.generators.flow import FlowModelConfig
+from dmvae.matching import Context, Matching
+from dmvae.matching.dmd import DMD, WithRatio, gradient
+from dmvae.references.gaussian import Gaussian
+from dmvae.references.gaussian_mixture import GaussianMixture, joint_weights
+from dmvae.registry import find
+from dmvae.runtime.random import Random
+
+SHAPE, CLASSES, N = (2, 2, 2), 3, 6
+TEACHER, STUDENT = Gaussian(SHAPE, CLASSES, 1.0), Gaussian(SHAPE, CLASSES, 0.4)
+LABELS = torch.zeros(N, dtype=torch.int64)
+STOPS = ("none", "target", "network")
+
+
+def slope(reference, t):
+    """a of the Gaussian's velocity a z_t: its Jacobian is a times the identity."""
+    return (t * reference.variance - (1 - t)) / (t.square() * reference.variance + (1 - t).square())
+
+
+def drawn(seed):
+    """What an objective draws from Context(Random(seed)): times [N, 1, 1, 1] and noise."""
+    rng = Random(seed)
+    return (0.02 + 0.96 * rng.uniform(N)).view(-1, 1, 1, 1), rng.normal(N, *SHAPE)
+
+
+def flow_loss(stop, **signs):
+    """The docstring's gradient times numel."""
+
+    def formula(z, t, noise):
+        total = 0
+        for name, sign in signs.items():
+            a = slope({"teacher": TEACHER, "student": STUDENT}[name], t)
+            r = a * interpolate(noise=noise, z=z, t=t.flatten()) - (z - noise)
+            total = total + sign * {"none": t * a * r - r, "target": t * a * r, "network": -r}[stop]
+        return total
+
+    return formula
+
+
+def velocity_gap(stop):
+    def formula(z, t, noise):
+        a, b = slope(TEACHER, t), slope(STUDENT, t)
+        d = (a - b) * interpolate(noise=noise, z=z, t=t.flatten())
+        return t * {"none": a - b, "teacher": -b, "student": a}[stop] * d
+
+    return formula
+
+
+@pytest.mark.parametrize(
+    ("name", "stop", "formula"),
+    [
+        *(("teacher_loss", stop, flow_loss(stop, teacher=1)) for stop in STOPS),
+        *(("student_loss", stop, flow_loss(stop, student=1)) for stop in STOPS),
+        *(("loss_difference", stop, flow_loss(stop, teacher=1, student=-1)) for stop in STOPS),
+        *(("velocity_gap", stop, velocity_gap(stop)) for stop in ("none", "teacher", "student")),
+    ],
+)
+def test_the_gradient_is_the_equation(name, stop, formula):
+    z = Random(0).normal(N, *SHAPE).requires_grad_()
+    objective = find(Matching, name)(stop=stop)
+    loss, log = objective.loss(z, LABELS, TEACHER.velocity, STUDENT.velocity, Context(Random(1), CLASSES))
+    (pull,) = torch.autograd.grad(loss, z)
+    torch.testing.assert_close(pull * z.numel(), formula(z.detach(), *drawn(1)), rtol=1e-4, atol=1e-5)
+    assert log
+
+
+@pytest.mark.parametrize(
+    ("name", "stop"),
+    [("teacher_loss", "none"), ("student_loss", "none"), ("loss_difference", "none"), ("velocity_gap", "none")],
+)
+def test_with_nothing_stopped_it_is_the_gradient_of_the_value(name, stop):
+    """By finite differences, on velocities whose Jacobian is no multiple of the identity."""
+    means = Random(3).normal(4, *SHAPE)
+    joint = joint_weights(torch.ones(4), None, CLASSES)
+    teacher, student = (
+        GaussianMixture(sign * means, torch.full_like(means, 0.3), joint, torch.zeros(2), torch.ones(2)).velocity
+        for sign in (1, -1)
+    )
+    objective = find(Matching, name)(stop=stop)
+
+    def value(z):
+        return objective.loss(z, LABELS, teacher, student, Context(Random(2), CLASSES))[0]
+
+    z, u = Random(0).normal(N, *SHAPE).requires_grad_(), Random(1).normal(N, *SHAPE)
+    (pull,) = torch.autograd.grad(value(z), z)
+    with torch.no_grad():
+        slope = (value(z + 2e-2 * u) - value(z - 2e-2 * u)) / 4e-2
+    assert float((pull * u).sum()) == pytest.approx(float(slope), rel=2e-2)
+
+
+@pytest.mark.parametrize("name", ["dmd", "teacher_loss", "student_loss", "loss_difference", "velocity_gap"])
+def test_gradients_reach_latents_alone_and_what_is_missing_is_named(name):
+    torch.manual_seed(0)
+    objective, model = find(Matching, name)(), FlowModelConfig(width=16, depth=1, heads=2)
+    networks = [model.build(SHAPE, CLASSES) for _ in range(2)]
+    for network in networks:
+        for p in network.parameters():  # its last layer begins at zero
+            p.requires_grad_(True).data.add_(0.1 * torch.randn_like(p))
+    before = [p.clone() for network in networks for p in network.parameters()]
+    z = Random(0).normal(N, *SHAPE).requires_grad_()
+    loss, _ = objective.loss(z, LABELS, *networks, Context(Random(1), CLASSES))
+    loss.backward()
+    assert z.grad.abs().sum() > 0
+    after = [p for network in networks for p in network.parameters()]
+    assert all(p.grad is None and torch.equal(p, q) for p, q in zip(after, before, strict=True))
+    needed = [*["teacher"] * objective.needs_teacher, *["student"] * objective.has_student]
+    with pytest.raises(ValueError, match=f"{name} asks for velocities: give it a {' and a '.join(needed)}"):
+        objective.loss(z, LABELS)
+
+
+@pytest.mark.parametrize("name", ["dmd", "loss_difference"])
+def test_an_exact_student_leads_to_the_references_spread(name):
+    objective = find(Matching, name)(guidance=1.0)
+    for std, grows in ((3.0, -1), (0.3, 1)):
+        z = (std * Random(0).normal(256, *SHAPE)).requires_grad_()
+        labels = torch.zeros(256, dtype=torch.int64)
+        exact = Gaussian(SHAPE, CLASSES, std).velocity
+        loss, _ = objective.loss(z, labels, TEACHER.velocity, exact, Context(Random(1), CLASSES))
+        (pull,) = torch.autograd.grad(loss, z)
+        assert float((-pull * z.detach()).sum()) * grows > 0
+
+
+class Flow(nn.Module):
+    def forward(self, z_t, t, labels):
+        return STUDENT.velocity(z_t, t, labels)
+
+
+class Exact(nn.Module):
+    """log p_t - log q_t of the two Gaussians, which a trained classifier approaches."""
+
+    def forward(self, x, labels):
+        z_t, t = x[:, :-1], x[:, -1:]
+        p, q = (t.square() * of.variance + (1 - t).square() for of in (TEACHER, STUDENT))
+        return (0.5 * (z_t.square() * (1 / q - 1 / p) + (q / p).log())).sum(dim=(1, 2, 3))
+
+
+@pytest.mark.parametrize(("divergence", "h"), [("forward_kl", lambda r: r), ("jensen_shannon", lambda r: r / (1 + r))])
+def test_other_divergences_weigh_by_the_density_ratio(divergence, h):
+    z = (0.4 * Random(0).normal(N, *SHAPE)).requires_grad_()
+    objective, student = DMD(guidance=1.0, divergence=divergence), WithRatio(Flow(), Exact())
+    loss, log = objective.loss(z, LABELS, TEACHER.velocity, student, Context(Random(1), CLASSES))
+    (pull,) = torch.autograd.grad(loss, z)
+    t, noise = drawn(1)
+    z = z.detach()
+    g, _ = gradient(z, noise, t.flatten(), LABELS, TEACHER.velocity, STUDENT.velocity, 1.0, CLASSES)
+    z_t = interpolate(noise=noise, z=z, t=t.flatten())
+    p, q = ((t.square() * of.variance + (1 - t).square()).sqrt() for of in (TEACHER, STUDENT))
+    densities = [torch.distributions.Normal(0, s.expand_as(z)).log_prob(z_t).sum((1, 2, 3)) for s in (p, q)]
+    weight = h((densities[0] - densities[1]).clamp(-4, 4).exp())
+    torch.testing.assert_close(pull * z.numel(), expand(weight / weight.mean(), g) * g, rtol=1e-4, atol=1e-5)
+    assert log["ratio/weight_std"] > 0
+
+
+def test_the_ratio_is_learned_beside_the_student():
+    torch.manual_seed(0)
+    objective = DMD(divergence="jensen_shannon", ratio_width=16, ratio_depth=1)
+    model = FlowModelConfig(width=16, depth=1, heads=2)
+    student = objective.new_student(SHAPE, CLASSES, model.build(SHAPE, CLASSES), model)
+    assert student.config.num_classes == CLASSES
+    optimizer = torch.optim.Adam(student.parameters(), 5e-3)
+    labels = torch.zeros(64, dtype=torch.int64)
+    for step in range(60):
+        z = 2 + 0.5 * Random(0, step).normal(64, *SHAPE)
+        context = Context(Random(1, step), CLASSES, reference=TEACHER)
+        loss, log = objective.student_loss(student, z, labels, context)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert log["ratio/accuracy"] > 0.65
+    late = torch.full((64,), 0.9)
+    assert student.log_ratio(0.9 * z, late, labels).mean() < -1 < 1 < student.log_ratio(0 * z, late, labels).mean()
+    with pytest.raises(ValueError, match=r"jensen_shannon compares with samples: give context\.reference"):
+        objective.student_loss(student, z, labels, Context(Random(0), CLASSES))
+    with pytest.raises(ValueError, match="jensen_shannon needs a student that `new_student` made"):
+        objective.loss(z, labels, TEACHER.velocity, STUDENT.velocity, Context(Random(0), CLASSES))
+
+
+def test_the_plain_divergence_asks_for_nothing_new():
+    assert not DMD().needs_reference
+    assert DMD(divergence="forward_kl").needs_reference
+    model = FlowModelConfig(width=16, depth=1, heads=2)
+    assert not isinstance(DMD().new_student(SHAPE, CLASSES, None, model), WithRatio)

@@ -1,0 +1,194 @@
+"""A training that is not well is noticed, goes back once with smaller rates, and stops the second time."""
+
+import json
+import math
+
+import pytest
+import torch
+
+import tiny
+from dmvae.stages.bounds import BOUNDS, spread
+from dmvae.stages.matching import MatchingStage, MatchingTraining
+from dmvae.training import checkpoint, loop
+from dmvae.training.health import Bound, Health, Unwell
+
+LOSS = Bound(figure="loss", usual=1.0, above=2.0, means="it grows", advice="less")
+SPREAD = Bound(figure="spread", usual=1.0, below=0.2, means="it shrinks", advice="less")
+
+
+def judged(bound, windows):
+    """The number of the window at whose end it is found unwell, or None."""
+    health = Health([bound], torch.device("cpu"))
+    for i, window in enumerate(windows):
+        for value in window:
+            health.add({"other": 9.0} if value is None else {bound.figure: torch.tensor(float(value))})
+        try:
+            health.judge()
+        except Unwell:
+            return i
+    return None
+
+
+@pytest.mark.parametrize(
+    ("bound", "windows", "found"),
+    [
+        (LOSS, [[1, 3], [3.9, 4.0], [4.1, 4.1], [5, 5]], 3),  # the bound is twice the first mean
+        (LOSS, [[0.1], [1.9], [2.1], [1.9], [2.1]], None),  # or twice what is usual; one window alone is chance
+        (LOSS, [[0.1], [2.1], [None], [2.1]], 3),  # a window without the figure says nothing
+        (LOSS, [[1], [math.nan]], 1),
+        (LOSS, [[math.inf]], 0),
+        (SPREAD, [[3], [0.25], [0.19], [0.1]], 3),
+        (SPREAD, [[0.1], [0.03], [0.03]], None),  # it began small
+    ],
+)
+def test_two_windows_out_of_bounds_are_not_well(bound, windows, found):
+    assert judged(bound, windows) == found
+
+
+def test_ranks_are_judged_together_and_a_checkpoint_has_it_all():
+    health = Health([LOSS], torch.device("cpu"))
+    health.add({"loss": 1.0})
+    health.judge()
+    health.add({"loss": 3.0})
+    again = Health([LOSS], torch.device("cpu"))
+    again.state.copy_(health.state)
+    for one in (health, again):
+        one.judge()
+        one.add({"loss": 3.0})
+        with pytest.raises(Unwell):
+            one.judge()
+
+
+def test_a_checkpoint_that_does_not_know_of_health_is_read(tmp_path):
+    checkpoint.save(tmp_path, 1, {"networks": {"w": torch.ones(2)}})
+    state = {"networks": {"w": torch.zeros(2)}, "health": {"state": torch.full((1, 4), 7.0)}}
+    assert checkpoint.load(tmp_path, state, optional=("health",)) == 1
+    assert torch.equal(state["networks"]["w"], torch.ones(2))
+    assert torch.equal(state["health"]["state"], torch.full((1, 4), 7.0))
+    with pytest.raises(ValueError, match="another architecture"):
+        checkpoint.load(tmp_path, state)
+
+
+def test_one_checkpoint_is_kept_that_is_older_than_trouble_can_be(tmp_path):
+    for step in range(1, 15):
+        checkpoint.save(tmp_path, step, {"w": torch.ones(1)}, back=4)
+        kept = checkpoint.newest(tmp_path, step - 4)
+        assert step < 6 or 4 <= step - kept <= 6
+    assert len(checkpoint.steps(tmp_path)) == 4
+    checkpoint.forget(tmp_path, after=kept)
+    assert checkpoint.steps(tmp_path) == [kept]
+    assert checkpoint.newest(tmp_path, kept - 1) is None
+
+
+def test_the_spread_is_that_about_the_mean_of_each_place():
+    z = torch.randn(64, 3, 2, 2) * 0.5 + 7 * torch.randn(1, 3, 2, 2)
+    assert float(spread(z)) == pytest.approx(0.5, rel=0.1)
+    assert float(spread(torch.ones(4, 3, 2, 2))) == 0
+
+
+def test_a_matching_watches_what_it_logs():
+    watched = {bound.figure for bound in BOUNDS}
+    assert watched == {"health/spread", "health/error", "student/loss", "distance/whole", "distance/token"}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A folder whose run has all that matching reads."""
+    folder = tmp_path_factory.mktemp("health")
+    tiny.run(write(folder), until="reference")
+    return folder
+
+
+def write(folder, **over):
+    values = {"steps": 16, "student_steps": 1, "weight": 0.1, **over}
+    return tiny.write(folder, variants={"main": {}}, **{f"matching__{name}": value for name, value in values.items()})
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Two steps are judged together, and trouble shows within four."""
+    monkeypatch.setattr(loop, "WINDOW", 2)
+    monkeypatch.setattr(loop, "LOOKBACK", 4)
+
+
+def scales(monkeypatch, factor, *, once, cut=None):
+    """From step 8 on, latents are scaled at every step; with `once`, until the training has gone back. At the step
+    `cut` the power goes."""
+    updates = MatchingStage.updates
+
+    def scaled(self, networks, batch, rng):
+        if batch.step == cut:
+            raise RuntimeError("power cut")
+        back = (self.inputs.out / loop.ROLLED_BACK).exists()
+        if batch.step >= 8 and not (once and back):
+            with torch.no_grad():
+                for p in list(networks.autoencoder.bottleneck.parameters())[-2:]:
+                    p.mul_(factor)
+                networks.autoencoder.latent_mean.mul_(factor)
+        yield from updates(self, networks, batch, rng)
+
+    monkeypatch.setattr(MatchingStage, "updates", scaled)
+
+
+def done(folder):
+    return json.loads((folder / "run/main/matching/done.json").read_text())
+
+
+def test_latents_that_collapse_once_are_taken_back(prepared, quick, monkeypatch, capsys):
+    scales(monkeypatch, 0.2, once=True)
+    tiny.run(write(prepared, weight=0.11), only="matching")
+    facts, out = done(prepared), capsys.readouterr().out
+    assert facts["steps"] == 16
+    for told in (facts["rolled_back"], out):
+        assert "the latents have collapsed" in told
+        assert "it goes back to step 6, with all learning rates times 0.25" in " ".join(told.split())
+    log = (prepared / "run/main/matching/log.jsonl").read_text().splitlines()
+    steps = [json.loads(row)["step"] for row in log]
+    assert steps == sorted(set(steps))
+    assert json.loads(log[-1])["health/spread"] > 0.2
+
+
+@pytest.mark.slow
+def test_killed_before_and_after_it_went_back_it_ends_the_same(prepared, quick, monkeypatch):
+    """It goes back at step 12, from 6 on."""
+    path, found = write(prepared, weight=0.12), []
+    for cuts in ((), (11, 13)):
+        for cut in cuts:
+            with monkeypatch.context() as patch:
+                scales(patch, 0.2, once=True, cut=cut)
+                with pytest.raises(RuntimeError, match="power cut"):
+                    tiny.run(path, only="matching")
+        with monkeypatch.context() as patch:
+            scales(patch, 0.2, once=True)
+            tiny.run(path, only="matching")
+        assert "step 12: " in done(prepared)["rolled_back"]
+        found.append(tiny.weights(prepared / "run"))
+        for name in ("done.json", loop.ROLLED_BACK):
+            (prepared / "run/main/matching" / name).unlink()
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("factor", "over", "message"),
+    [
+        (0.2, {}, "the latents have collapsed.*although it went back before.*lower matching.weight"),
+        (1.25, {"student_learning_rate": 0.0}, "student does not keep up.*of tokenizer times.*raise matching.stud"),
+        (1.0, {"learning_rate": 1e3, "warmup": 0}, "matching: .*although it went back before.*lower"),
+    ],
+)
+def test_what_does_not_get_well_is_an_error_the_second_time(prepared, quick, monkeypatch, factor, over, message):
+    scales(monkeypatch, factor, once=False)
+    with pytest.raises(FloatingPointError, match=message):
+        tiny.run(write(prepared, steps=30, **over), only="matching")
+
+
+def test_a_training_that_is_well_is_the_same_without(prepared, quick):
+    found = []
+    for rollback in (True, False):
+        tiny.run(write(prepared, rollback=rollback), only="matching")
+        assert "rolled_back" not in done(prepared)
+        found.append({name: value for name, value in tiny.weights(prepared / "run").items() if "/matching/" in name})
+    assert found[0].keys() == found[1].keys() != set()
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+    assert MatchingTraining(steps=1).rollback
