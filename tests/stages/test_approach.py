@@ -150,7 +150,7 @@ def test_the_ratio_follows_the_distance_and_three_in_a_row_are_arrival(monkeypat
             "needs the reference's t",
         ),
         ({"matching.decoded": 13}, "decoded: 13 images of a batch of 12"),
-        ({"matching.target": 0.5}, "target: 0.5 times chance"),
+        ({"matching.target": 0.5}, "target: expected a number, 1 to .* got 0.5"),
         ({"matching.objective.slices": 2}, "slices: 2 for 3 kinds of directions"),
         ({"matching.student_warmup": 3}, "'transport' has no student"),
         ({"matching.objective.labels": True}, "labels: those of 'gaussian' mean nothing"),
