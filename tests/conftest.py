@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections import Counter
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -11,6 +12,12 @@ import torch
 from dmvae import registry
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    """Files with many slow tests first: all workers would wait for one that begins last."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(autouse=True)

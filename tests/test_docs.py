@@ -47,7 +47,9 @@ def test_every_link_of_a_page_leads_somewhere(page, generated):
 
 
 def test_every_family_and_every_member_of_it_is_listed(generated):
-    assert {row[0] for row in parts.FAMILIES.values()} | {Stage} == set(Registered.__subclasses__())
+    assert {row[0] for row in parts.FAMILIES.values()} | {Stage} == {
+        kind for kind in Registered.__subclasses__() if kind.__module__.startswith("dmvae")
+    }
     for page, (family, *_) in parts.FAMILIES.items():
         found = set(re.findall(r"^## `([\w-]+)`", generated[f"parts/{page}.md"], re.MULTILINE))
         assert set(names(family)) == found

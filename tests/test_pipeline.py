@@ -274,17 +274,17 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 
 @pytest.mark.parametrize("what", ["weights", "buffers"])
 def test_a_last_update_that_leaves_no_numbers_finishes_no_stage(tmp_path, monkeypatch, what):
-    path, apply = tiny.write(tmp_path, losses__adversarial={"layers": 1, "start": 0, "norm": "batch"}), Trainer.apply
+    path, move = tiny.write(tmp_path, losses__adversarial={"layers": 1, "start": 0, "norm": "batch"}), Trainer.move
 
-    def spoilt(self, update):
-        figures = apply(self, update)
+    def spoilt(self, name):
+        figures = move(self, name)
         if self.step == self.config.steps - 1:
             buffers = dict(self.networks.discriminator.named_buffers())
             held = buffers["main.3.running_mean"] if what == "buffers" else next(self.networks.autoencoder.parameters())
             held.data[(0,) * held.ndim] = float("nan")
         return figures
 
-    monkeypatch.setattr(Trainer, "apply", spoilt)
+    monkeypatch.setattr(Trainer, "move", spoilt)
     with pytest.raises(FloatingPointError, match="became infinite or NaN by step 6"):
         tiny.run(path, "kl", "tokenizer")
     assert not list(tmp_path.glob("run/stages/tokenizer*/done.json"))

@@ -68,8 +68,9 @@ def problems(recipe: Recipe, stages: Stages, ranks: int | None = None) -> Iterat
         if issubclass(stage, TrainingStage) and not stage.draws:
             yield from _complaint("", partial(require_batch, stage.name, section.batch_size, items))
         others = {name: recipe.section(name) for name in stage.reads if recipe.section(name) is not None}
-        yield from stage.problems(section, inputs, others)
-        if issubclass(stage, TrainingStage):
+        found = list(stage.problems(section, inputs, others))
+        yield from found
+        if issubclass(stage, TrainingStage) and not found:  # networks may rest on what was asked
             yield from _complaint("", partial(_try_networks, stage, recipe, others))
 
 

@@ -2,9 +2,9 @@ import pytest
 import torch
 from PIL import Image
 
+from dmvae import config as configs
 from dmvae.datasets import DatasetConfig
 from dmvae.datasets.memory import MemoryDataset, resize, to_channels
-from dmvae.datasets.shapes import Shapes
 from dmvae.registry import names
 from dmvae.runtime.hashing import digest
 
@@ -87,8 +87,8 @@ def test_resize_takes_the_central_square():
     ("field", "value"), [("size", 0), ("channels", 2), ("channels", 4), ("limit", 0), ("limit", -3)]
 )
 def test_common_fields_are_checked_and_named(field, value):
-    with pytest.raises(ValueError, match=rf"shapes\.{field} is {value}"):
-        Shapes(**{field: value})
+    with pytest.raises(ValueError, match=rf"^data.*{field}.* {value}"):
+        configs.read(DatasetConfig, {"type": "shapes", field: value}, "data")
 
 
 def test_every_data_set_of_the_folder_is_registered():

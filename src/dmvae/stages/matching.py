@@ -140,10 +140,10 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
 
     @cached_property
     def _usual_spread(self) -> float:
-        """That of samples of the reference."""
+        """That of samples of the reference; 1 where they are all the same."""
         name = "map.safetensors"
         here = self.inputs.weights and self.inputs.has("reference", name)
-        return float(spread(self.inputs.tensors("reference", name)["latents"])) if here else 1.0
+        return float(spread(self.inputs.tensors("reference", name)["latents"])) or 1.0 if here else 1.0
 
     def done(self, networks: MatchingNetworks) -> bool:
         return self.config.until is not None and networks.approach.arrived

@@ -154,7 +154,9 @@ class Trainer:
         never saved."""
         for name, module in self.networks.saved().items():
             held = [*module.parameters(), *(b for b in module.buffers() if b.is_floating_point() and b.numel())]
-            norms = torch._foreach_norm([tensor.detach() for tensor in held])
+            # of sharded tensors and of whole ones: together they cannot be
+            kinds = ([x.detach() for x in held if distributed.is_sharded(x) == sharded] for sharded in (True, False))
+            norms = [norm for kind in kinds if kind for norm in torch._foreach_norm(kind)]
             if not torch.stack([distributed.whole_tensor(norm).float() for norm in norms]).isfinite().all():
                 raise FloatingPointError(f"weights of {name!r} became infinite or NaN by step {self.step}")
 
