@@ -41,12 +41,15 @@ fashion-mnist:
 demo: install fashion-mnist
 	$(BIN)/dmvae run recipes/demo.yaml
 
-# Files of tests side by side, each in one thread: networks this small gain next to nothing from a second one.
+# Files of tests side by side, each in one thread: networks this small gain next to nothing from a second one. One worker
+# more than there are cores, as some tests wait for processes that they kill.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n $$($(BIN)/python -c 'import os; print((os.cpu_count() or 1) + 1)') --maxprocesses 5 --dist loadfile --no-loadscope-reorder
+
 test: install-dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
 
 test-fast: install-dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(PYTEST) -m "not slow"
 
 torture: install-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.torture

@@ -6,7 +6,7 @@ import pytest
 
 import processes
 import tiny
-from dmvae import cli
+from dmvae import checks, cli
 from dmvae.commands.parser import parse_overrides
 
 
@@ -165,8 +165,14 @@ def test_a_dry_run_trains_nothing_and_counts_parameters(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_dry_run_tells_what_is_missing(tmp_path, capsys, monkeypatch):
+def without_lpips(monkeypatch):
+    """As if it were not installed, and had not been used by an earlier test."""
     monkeypatch.setitem(sys.modules, "lpips", None)
+    monkeypatch.setattr(checks, "_built", set())
+
+
+def test_a_dry_run_tells_what_is_missing(tmp_path, capsys, monkeypatch):
+    without_lpips(monkeypatch)
     options = ["--generator.batch_size", "49", "--losses.perceptual", "{type: lpips}"]
     cli.main(["run", str(tiny.write(tmp_path)), "--dry-run", *options])
     out = capsys.readouterr().out
@@ -181,7 +187,7 @@ def test_an_option_before_the_recipe(tmp_path, capsys):
 
 
 def test_a_dry_run_tells_what_a_run_would_stop_at(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "lpips", None)
+    without_lpips(monkeypatch)
     options = ["--evaluate.lpips", "true", "--evaluate.neighbours", "49", "--losses.adversarial.layers", "5"]
     options += ["--reference.distribution", f"{{type: array, path: {tmp_path}/nope.npy}}"]
     path = tiny.write(tmp_path)
