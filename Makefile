@@ -9,7 +9,7 @@ help:
 	@echo "make install   a virtual environment in .venv with dmvae and what the demo needs"
 	@echo "make demo      Fashion-MNIST, two tokenizers and their generators, a table and a report (runs/demo)"
 	@echo "make test      the tests"
-	@echo "make test-fast those that take less than about 2 s each: within a minute"
+	@echo "make test-fast those that take less than a second or two each: about a minute"
 	@echo "make torture   kills, damage, hostile files: what is lost, hangs, or is used in silence"
 	@echo "make docs      the documentation as a site in build/site; broken links are errors"
 	@echo "make wheel     build the wheel and try it in a fresh environment"

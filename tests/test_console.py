@@ -18,6 +18,8 @@ import tiny
 from dmvae import cli
 from dmvae.runtime.console import Bar, console, fitted, printable
 
+pytestmark = pytest.mark.slow
+
 EVIL = "a\x1b]0;owned\x07\x1b[2J\x9b31m\u202egnp.exe"
 
 

@@ -157,6 +157,7 @@ def test_help_lists_fields_with_their_meaning(tmp_path, capsys):
     assert "Student updates per tokenizer update." in out
 
 
+@pytest.mark.slow
 def test_a_dry_run_trains_nothing_and_counts_parameters(tmp_path, capsys):
     cli.main(["run", str(tiny.write(tmp_path)), "--dry-run"])
     out = capsys.readouterr().out
@@ -171,6 +172,7 @@ def without_lpips(monkeypatch):
     monkeypatch.setattr(checks, "_built", set())
 
 
+@pytest.mark.slow
 def test_a_dry_run_tells_what_is_missing(tmp_path, capsys, monkeypatch):
     without_lpips(monkeypatch)
     options = ["--generator.batch_size", "49", "--losses.perceptual", "{type: lpips}"]
@@ -186,6 +188,7 @@ def test_an_option_before_the_recipe(tmp_path, capsys):
     assert "usage: dmvae run RECIPE" in error
 
 
+@pytest.mark.slow
 def test_a_dry_run_tells_what_a_run_would_stop_at(tmp_path, capsys, monkeypatch):
     without_lpips(monkeypatch)
     options = ["--evaluate.lpips", "true", "--evaluate.neighbours", "49", "--losses.adversarial.layers", "5"]
@@ -206,6 +209,7 @@ def test_a_dry_run_tells_what_a_run_would_stop_at(tmp_path, capsys, monkeypatch)
     assert not list(tmp_path.glob("run/stages/*"))
 
 
+@pytest.mark.slow
 def test_a_dry_run_counts_no_teacher_of_a_closed_form(tmp_path, capsys):
     path = tiny.write(tmp_path, reference__distribution={"type": "gaussian"})
     cli.main(["run", str(path), "--dry-run", "--variant", "matched"])

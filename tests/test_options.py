@@ -92,6 +92,7 @@ def test_fields_that_nothing_uses_are_left_out_of_the_help(tmp_path, capsys):
     assert "--tokenizer.kl_weight" not in out, "the bottleneck is not variational"
 
 
+@pytest.mark.slow
 def test_the_dry_run_has_the_values_of_every_variant(tmp_path, capsys):
     cli.main(["run", str(tiny.write(tmp_path)), "--dry-run", "--tokenizer.steps", "3"])
     out = capsys.readouterr().out.partition("resolved values:")[2]

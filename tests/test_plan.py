@@ -6,6 +6,8 @@ import tiny
 from dmvae.cli import main
 from dmvae.commands.plan import bytes_of
 
+pytestmark = pytest.mark.slow
+
 PLAN = ("--gpus", "2", "--variant", "kl", "--memory")
 
 

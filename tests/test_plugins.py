@@ -100,6 +100,7 @@ def test_a_plugin_that_lacks_something_is_told_what_and_where(tmp_path, right):
         load(tiny.write(tmp_path, plugins=[str(tmp_path / "wrong.py")]))
 
 
+@pytest.mark.slow
 def test_a_stage_that_comes_after_none_is_told(tmp_path):
     (tmp_path / "lost.py").write_text(renamed("lost_").replace('after="decoder"', 'after="decoding"'))
     result = processes.command("run", str(tiny.write(tmp_path, plugins=[str(tmp_path / "lost.py")])))

@@ -74,6 +74,7 @@ def test_version_and_help_need_no_recipe_and_no_torch():
         assert wanted in result.stdout
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_recipes_pages_and_types(tmp_path):
     """`make wheel` also tries it in a fresh environment."""
     names = set(zipfile.ZipFile(build(tmp_path)).namelist())

@@ -15,6 +15,8 @@ from dmvae.datasets.loading import passes
 from dmvae.latents.store import Part
 from dmvae.runtime.files import locked
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 
@@ -155,7 +157,6 @@ def gone(pids):
     return False
 
 
-@pytest.mark.slow
 def test_an_error_elsewhere_ends_the_process_and_a_worker_that_hangs(tmp_path):
     process, workers = start(tmp_path, "raise")
     _, error = process.communicate(timeout=20)
@@ -163,7 +164,6 @@ def test_an_error_elsewhere_ends_the_process_and_a_worker_that_hangs(tmp_path):
     assert gone(workers)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a worker that hangs outlives a killed process")
 def test_a_kill_ends_the_workers_and_frees_the_lock(tmp_path):
     process, workers = start(tmp_path, "wait")

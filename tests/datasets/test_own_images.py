@@ -28,6 +28,7 @@ def pictures(folder, count, suffix=".png"):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_of_few_images_of_many_kinds(tmp_path, capsys):
     """One run tells it all: the test share, what was left out, which sizes were made to fit."""
     root = pictures(tmp_path / "own", 20)

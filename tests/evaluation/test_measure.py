@@ -289,6 +289,7 @@ def complain(capsys, *arguments):
     return stop.value.code, capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_bad_input_is_told_with_its_fix(folders, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     mixed = tmp_path / "mixed"

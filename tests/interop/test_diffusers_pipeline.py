@@ -16,6 +16,8 @@ from dmvae.datasets.pixels import to_uint8
 from dmvae.interop.pipeline import build_pipeline
 from dmvae.report.pipelines import write_pipelines
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", params=["float32"])
 def run(tmp_path_factory, request):

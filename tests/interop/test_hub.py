@@ -13,6 +13,8 @@ import processes
 import tiny
 from dmvae.report.pipelines import write_pipelines
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -226,6 +226,7 @@ def test_saved_as_our_own_they_give_the_same(tmp_path, vae, vae_data, ep64, dit_
     assert torch.equal(LightningDiT.from_pretrained(tmp_path / "generator")(*inputs), model(*inputs))
 
 
+@pytest.mark.slow
 def test_it_can_be_trained_further(tmp_path, vae):
     """As `pretrained` in a recipe with `matching`: our own class, whole, with weights that move."""
     vae.save_pretrained(tmp_path)

@@ -23,6 +23,7 @@ def test_there_is_one_of_each_kind():
     assert OBJECTIVES == ["drift", "energy", "mmd", "moments", "normality", "sinkhorn", "transport"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_latents_reach_a_gaussian(name):
     objective = find(Matching, name)(samples=128, vectors=128)

@@ -17,6 +17,8 @@ from dmvae.tokenizers.editor import Editor
 from dmvae.training.loop import Trainer
 from dmvae.training.stage import Batch
 
+pytestmark = pytest.mark.slow
+
 OVER = {
     "reference.distribution": {"type": "gaussian"},
     "reference.teacher": False,

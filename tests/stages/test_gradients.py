@@ -27,6 +27,7 @@ def trainer_of(job):
     return trainer, images.float() / 127.5 - 1, labels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["tokenizer", "matching", "decoder"])
 def test_the_discriminator_is_in_training_wherever_it_trains(jobs, stage):
     """A batch norm that is not would go on with the statistics of an earlier stage's images."""

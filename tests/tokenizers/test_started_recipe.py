@@ -25,6 +25,8 @@ from dmvae.tokenizers.network import TRAINED
 from dmvae.training.loop import Trainer, train
 from dmvae.training.stage import Batch
 
+pytestmark = pytest.mark.slow
+
 STARTED = dict.fromkeys(("encoder", "tokenizer", "autoencoder", "variants"))
 SHORT = {"reference__steps": 2, "matching__steps": 4, "decoder__steps": 2}
 

@@ -12,6 +12,8 @@ from dmvae.stages.matching import MatchingStage, MatchingTraining
 from dmvae.training import checkpoint, loop
 from dmvae.training.health import Bound, Health, Unwell
 
+pytestmark = pytest.mark.slow
+
 LOSS = Bound(figure="loss", usual=1.0, above=2.0, means="it grows", advice="less")
 SPREAD = Bound(figure="spread", usual=1.0, below=0.2, means="it shrinks", advice="less")
 
@@ -148,7 +150,6 @@ def test_latents_that_collapse_once_are_taken_back(prepared, quick, monkeypatch,
     assert json.loads(log[-1])["health/spread"] > 0.2
 
 
-@pytest.mark.slow
 def test_killed_before_and_after_it_went_back_it_ends_the_same(prepared, quick, monkeypatch):
     """It goes back at step 12, from 6 on."""
     path, found = write(prepared, weight=0.12), []
@@ -168,7 +169,6 @@ def test_killed_before_and_after_it_went_back_it_ends_the_same(prepared, quick, 
     assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("factor", "over", "message"),
     [

@@ -6,6 +6,8 @@ import torch
 from dmvae.transport.arrival import Arrival, effective_rank, measure, mixing, multiples
 from dmvae.transport.two_sample import two_sample_accuracy
 
+pytestmark = pytest.mark.slow
+
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
