@@ -152,7 +152,7 @@ def _try_start(recipe: Recipe) -> None:
 
 
 def _try_networks(stage: type[AnyTraining], recipe: Recipe, others: Mapping[str, Any]) -> None:
-    """Raise ValueError for what the stage finds wrong as it builds its networks, on the meta device."""
+    """Raise ValueError for what the stage finds wrong as it builds its networks, without memory."""
     classes = len(open_dataset(recipe.data, "train").classes)
     shared = (recipe.data, recipe.autoencoder, recipe.pretrained, recipe.losses)
     key = repr((stage.name, recipe.section(stage), others, shared))

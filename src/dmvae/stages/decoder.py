@@ -44,12 +44,10 @@ class DecoderTrainingStage(DecoderStage[DecoderTraining, DecoderNetworks]):
     def updates(self, networks: DecoderNetworks, batch: Batch, rng: Random) -> Iterator[Update]:
         with torch.no_grad():
             model = networks.autoencoder
-            editor = model.editor if isinstance(model, Autoencoder) else None
-            if editor is None or editor.assigned:
-                z = model.encode(batch.data).latents
+            if isinstance(model, Autoencoder) and model.editor is not None and not model.editor.assigned:
+                z = model.encode(batch.data, model.editor.draw(len(batch.data), rng)).latents
             else:
-                assert isinstance(model, Autoencoder)
-                z = model.encode(batch.data, editor.draw(len(batch.data), rng)).latents
+                z = model.encode(batch.data).latents
         if self.config.noise > 0:
             z = noised(z, self.config.noise, rng)
         recon = networks.autoencoder.decode(z).sample
