@@ -22,8 +22,8 @@ from torch import Tensor
 
 from dmvae.flow.guidance import Velocity
 from dmvae.flow.path import interpolate, velocity_target
-from dmvae.matching import Context, Log, Student
-from dmvae.matching.velocities import ByVelocities, at_latents
+from dmvae.matching import Log
+from dmvae.matching.velocities import ByVelocities
 from dmvae.registry import register
 
 Stop = Literal["none", "target", "network"]
@@ -39,27 +39,16 @@ class FlowLoss(ByVelocities):
     stop: Stop = "none"
     """Where the gradient stops: at the "target" z - noise, at the "network", or nowhere ("none")."""
 
-    def loss(
-        self,
-        z: Tensor,
-        labels: Tensor,
-        teacher: Velocity | None = None,
-        student: Student | None = None,
-        context: Context | None = None,
-    ) -> tuple[Tensor, Log]:
-        """The scalar of the module's docstring, and the loss of each network."""
-        velocities, _, t, noise = self.asked(z, teacher, student, context)
-        log = Log()
-
-        def value(at: Tensor) -> Tensor:
-            total = at.new_zeros(())
-            for name, sign in self.signs.items():
-                found = halved_loss(velocities[name], at, noise, t, labels, self.stop)
-                log[f"flow_loss/{name}"] = 2 * found.detach()
-                total = total + sign * found
-            return total
-
-        return at_latents(value, z), log
+    def value(
+        self, z: Tensor, labels: Tensor, velocities: dict[str, Velocity], t: Tensor, noise: Tensor, log: Log
+    ) -> Tensor:
+        """The scalar of the module's docstring; logs the loss of each network."""
+        total = z.new_zeros(())
+        for name, sign in self.signs.items():
+            found = halved_loss(velocities[name], z, noise, t, labels, self.stop)
+            log[f"flow_loss/{name}"] = 2 * found.detach()
+            total = total + sign * found
+        return total
 
 
 def halved_loss(velocity: Velocity, z: Tensor, noise: Tensor, t: Tensor, labels: Tensor, stop: Stop) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dmvae.flow.guidance import Velocity, guided
-from dmvae.matching import Context, Matching
+from dmvae.matching import Context, Log, Matching, Student
 from dmvae.ranges import Guidance, Share
 
 BINS = 4
@@ -35,6 +35,26 @@ class ByVelocities(Matching):
         for low, high in filter(None, (self.time_range, self.time_range_end)):
             if low >= high:
                 raise ValueError(f"time range: its first time has to be before its second, got {[low, high]}")
+
+    def loss(
+        self,
+        z: Tensor,
+        labels: Tensor,
+        teacher: Velocity | None = None,
+        student: Student | None = None,
+        context: Context | None = None,
+    ) -> tuple[Tensor, Log]:
+        """`value`, whose gradient reaches z and no network, and what it logs."""
+        velocities, _, t, noise = self.asked(z, teacher, student, context)
+        log = Log()
+        return at_latents(lambda at: self.value(at, labels, velocities, t, noise, log), z), log
+
+    def value(
+        self, z: Tensor, labels: Tensor, velocities: dict[str, Velocity], t: Tensor, noise: Tensor, log: Log
+    ) -> Tensor:
+        """The scalar that latents z descend, from guided velocities at times t [n], with noise like z; figures go
+        into the log. Not asked where a member has a `loss` of its own."""
+        raise NotImplementedError
 
     def asked(
         self, z: Tensor, teacher: Velocity | None, student: Any, context: Context | None

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from dmvae.flow.guidance import Velocity
 from dmvae.flow.path import interpolate
-from dmvae.matching import Context, Log, Student
-from dmvae.matching.velocities import ByVelocities, at_latents, binned
+from dmvae.matching import Log
+from dmvae.matching.velocities import ByVelocities, binned
 from dmvae.registry import register
 
 
@@ -29,25 +29,14 @@ class VelocityGap(ByVelocities):
     stop: Literal["none", "teacher", "student"] = "none"
     """The network through whose input no gradient comes; "none": it comes through both."""
 
-    def loss(
-        self,
-        z: Tensor,
-        labels: Tensor,
-        teacher: Velocity | None = None,
-        student: Student | None = None,
-        context: Context | None = None,
-    ) -> tuple[Tensor, Log]:
-        """G, and the squared gap by time."""
-        velocities, _, t, noise = self.asked(z, teacher, student, context)
-        log = Log()
-
-        def value(at: Tensor) -> Tensor:
-            z_t, v = interpolate(noise=noise, z=at, t=t), {}
-            for name, velocity in velocities.items():
-                with torch.set_grad_enabled(name != self.stop):
-                    v[name] = velocity(z_t, t, labels).float()
-            square = (v["teacher"] - v["student"]).square()
-            log.update(binned(square.detach().mean(dim=(1, 2, 3)), t))
-            return 0.5 * square.mean()
-
-        return at_latents(value, z), log
+    def value(
+        self, z: Tensor, labels: Tensor, velocities: dict[str, Velocity], t: Tensor, noise: Tensor, log: Log
+    ) -> Tensor:
+        """G; logs the squared gap by time."""
+        z_t, v = interpolate(noise=noise, z=z, t=t), {}
+        for name, velocity in velocities.items():
+            with torch.set_grad_enabled(name != self.stop):
+                v[name] = velocity(z_t, t, labels).float()
+        square = (v["teacher"] - v["student"]).square()
+        log.update(binned(square.detach().mean(dim=(1, 2, 3)), t))
+        return 0.5 * square.mean()
