@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from dmvae import config as configs
 from dmvae.config import Values
 from dmvae.datasets import DatasetConfig
 from dmvae.decoders import DecoderConfig, decoder_section
@@ -32,6 +33,10 @@ class AutoencoderShape:
     """The decoder, by `type`."""
     variational: bool = False
     """The bottleneck gives a mean and a log-variance, as a KL-VAE needs."""
+    detail_width: Width | None = configs.added(None)
+    """Hidden width of a small network that sees the pixels under each latent, beside the encoder's features, and adds
+    what these have lost to the latent; null: none. It starts at zero and is trained in stage `matching`, and in
+    `tokenizer` where its `train_detail` says so. For frozen encoders, which know classes and forget detail."""
 
     def __post_init__(self) -> None:
         if self.variational and self.latent_channels is None:

@@ -102,6 +102,9 @@ def test_features_of_the_classifier(make):
         inputs = make(type="effnet", stride=stride)
         network = inputs.sections.reference.distribution.network(inputs)
         assert network(torch.zeros(2, 3, 12, 12)).shape == (2, channels, 3, 3)
+    inputs = make(type="effnet", stride=16, dilated=True)
+    network = inputs.sections.reference.distribution.network(inputs)
+    assert network(torch.zeros(2, 3, 12, 12)).shape == (2, 320, 3, 3)
     z, _ = stored(make.build(type="effnet"))
     assert torch.allclose(torch.cov(vectors(z, "channels").T), torch.eye(4), atol=0.05)
 

@@ -88,6 +88,7 @@ def export_vae(autoencoder: Autoencoder | Path, file: Path) -> None:
         ),
         f"its encoder has arguments that theirs lacks ({', '.join(others)})": others,
         "its bottleneck is variational": model.config["variational"],
+        "its latents have detail from pixels (detail_width)": model.config["detail_width"] is not None,
         "its bottleneck has no hidden layer": not model.config["bottleneck_width"],
     }
     if found := [reason for reason, holds in reasons.items() if holds]:

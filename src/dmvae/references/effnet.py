@@ -8,7 +8,8 @@ from typing import Literal
 from timm.models import EfficientNet
 from torch import Tensor, nn
 
-from dmvae.models.effnet import effnet_lite0
+from dmvae import config as configs
+from dmvae.models.effnet import effnet, effnet_lite0
 from dmvae.ranges import Pixels
 from dmvae.references import Surroundings
 from dmvae.references.data import DataConfig
@@ -25,12 +26,16 @@ class EffNetReference(DataConfig):
 
     stride: Literal[8, 16, 32] = 16
     """Image pixels per feature, along each side: features of 40, 112 or 320 channels."""
+    dilated: bool = configs.added(False)
+    """The last stage's 320 channels at this stride, its later strides made dilations: what knows classes best."""
     resolution: Pixels | None = None
     """Images are resized to this height and width, pixels; null gives one feature per latent."""
 
     def network(self, inputs: Surroundings) -> nn.Module:
         side = inputs.latent_shape[1]
-        return AtResolution(Level(effnet_lite0(), LEVELS[self.stride]), self.resolution or side * self.stride)
+        network = effnet("lite0", output_stride=self.stride) if self.dilated else effnet_lite0()
+        level = len(network.feature_info) - 1 if self.dilated else LEVELS[self.stride]
+        return AtResolution(Level(network, level), self.resolution or side * self.stride)
 
 
 class Level(nn.Module):

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
+from dmvae import config as configs
 from dmvae.inputs import Inputs
 from dmvae.losses.alignment import AlignmentConfig
 from dmvae.losses.pull import Pull
@@ -27,6 +28,9 @@ class TokenizerTraining(TrainingConfig):
 
     train_encoder: bool = False
     """Train the encoder too, as in a plain or variational autoencoder."""
+    train_detail: bool = configs.added(False)
+    """Train the network of `autoencoder.detail_width` here already. false: latents are those of the encoder's features,
+    so that these can be the reference, and `matching` adds the detail."""
     start: Literal["pretrained", "scratch"] | None = None
     """"pretrained": the encoder starts with its self-supervised weights (stage `encoder`) or its public ones;
     "scratch": with random ones. null: "scratch" if it is trained here and there is no stage `encoder`, else
@@ -71,6 +75,8 @@ class TokenizerStage(DecoderStage[TokenizerTraining, TokenizerNetworks]):
         networks = TokenizerNetworks(inputs.new_autoencoder(pretrained=start == "pretrained"))
         autoencoder = networks.autoencoder
         autoencoder.encoder.requires_grad_(config.train_encoder).train(config.train_encoder)
+        if autoencoder.detail is not None:
+            autoencoder.detail.requires_grad_(config.train_detail)
         networks.trains["tokenizer"] = [p for p in autoencoder.parameters() if p.requires_grad]
         networks.add_losses(inputs, None)
         if config.alignment is not None:
@@ -113,6 +119,8 @@ def _check(config: TokenizerTraining, inputs: Inputs) -> None:
         raise ValueError(
             "tokenizer.kl_weight: a KL term needs a variational bottleneck; set autoencoder.variational: true"
         )
+    if config.train_detail and shape.detail_width is None:
+        raise ValueError("tokenizer.train_detail: there is nothing to train; give autoencoder.detail_width")
     if config.alignment is not None and shape.latent_channels is None and not config.train_encoder:
         raise ValueError(
             "tokenizer.alignment: with a frozen encoder and no bottleneck, nothing can move the latents; "

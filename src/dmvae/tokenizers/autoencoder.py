@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
@@ -31,8 +32,10 @@ class Autoencoder(Tokenizer):
     resampled. bottleneck_width: hidden width of the bottleneck, 0 for one linear layer. Either of latent_channels and
     bottleneck_width may be None for no bottleneck: then the latents are the encoder's features, and the config says how
     many channels those have and a bottleneck_width of None. variational: the bottleneck gives a mean and a
-    log-variance; ValueError without one. editor: `width`, `bank` and perhaps `assigned` of an `Editor`, which makes
-    latents of samples of a reference; see `with_editor`.
+    log-variance; ValueError without one. detail_width: hidden width of an MLP that adds what the pixels of each place
+    say to its latent, None for none; it starts at zero, so that latents are those of the encoder's features until it is
+    trained. editor: `width`, `bank` and perhaps `assigned` of an `Editor`, which makes latents of samples of a
+    reference; see `with_editor`.
     """
 
     _supports_gradient_checkpointing = True
@@ -51,6 +54,7 @@ class Autoencoder(Tokenizer):
         bottleneck_width: int | None = 2048,
         decoder: Values | None = None,
         variational: bool = False,
+        detail_width: int | None = None,
         editor: Values | None = None,
         scaling_factor: float = 1.0,
         shift_factor: float = 0.0,
@@ -70,6 +74,13 @@ class Autoencoder(Tokenizer):
             self.bottleneck = bottleneck(
                 self.encoder.channels, bottleneck_width, latent_channels * (2 if variational else 1)
             )
+        self.detail: nn.Sequential | None = None
+        if detail_width is not None:
+            pixels = in_channels * self.encoder.stride**2
+            out_channels = latent_channels * (2 if variational else 1)
+            self.detail = bottleneck(self.encoder.channels + pixels, detail_width, out_channels)
+            for parameter in self.detail[-1].parameters():
+                nn.init.zeros_(parameter)
         decoder_config = configs.read(DecoderConfig, dict(decoder), "decoder") if decoder else ConvDecoder()
         self.register_to_config(decoder=configs.plain(decoder_config))
         self.decoder = decoder_config.build(
@@ -156,14 +167,19 @@ class Autoencoder(Tokenizer):
         return bool(self.config["variational"])
 
     def parts(self) -> Parts:
-        editor = [self.editor] if self.editor is not None else []
+        after = [part for part in (self.detail, self.editor) if part is not None]
         inner = [] if isinstance(self.bottleneck, nn.Identity) else [self.bottleneck]
-        return Parts([self.encoder], [*inner, *editor], [self.decoder], self.decoder.last_layer)
+        return Parts([self.encoder], [*inner, *after], [self.decoder], self.decoder.last_layer)
 
     def describe(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What an editor writes into a sample: features [n, d, H, W] and the bottleneck's raw latents [n, C, H, W]."""
+        """What an editor writes into a sample: features [n, d, H, W] and the raw latents before it [n, C, H, W]."""
         features = self.encoder(x)
-        return features, self.bottleneck(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        tokens = features.permute(0, 2, 3, 1)
+        z = self.bottleneck(tokens)
+        if self.detail is not None:
+            pixels = F.pixel_unshuffle(x, self.stride).permute(0, 2, 3, 1)
+            z = z + self.detail(torch.cat([tokens, pixels.to(tokens.dtype)], dim=-1))
+        return features, z.permute(0, 3, 1, 2)
 
     def _edit(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         assert self.editor is not None
