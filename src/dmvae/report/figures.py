@@ -42,6 +42,15 @@ OTHERS = (
         "{:.1f}",
         "how often a small network tells a token of the latents from one of the reference; 50 % is arrival",
     ),
+    Figure(
+        "latent_accuracy",
+        "latents told apart",
+        "%",
+        -1,
+        "{:.1f}",
+        "the same of whole latents, which is stricter: it sees what tokens have to do with each other; not part of the "
+        "verdict",
+    ),
     Figure("seconds", "time", "s", 0, "{:.0f}", "all its stages, those shared with others included"),
 )
 """Figures that no metric makes."""
@@ -49,7 +58,7 @@ ORDER = (
     *("psnr", "ssim", "lpips", "rfd", "gfd", "grfd", "kid", "is"),
     *("precision", "recall", "density", "coverage", "agreement", "gfd-per-class", "memorisation"),
     *("generator_loss", "knn", "linear_probe", "effective_rank", "distance_to_reference"),
-    *("distance_whole", "distance_token", "token_accuracy"),
+    *("distance_whole", "distance_token", "token_accuracy", "latent_accuracy"),
 )
 """Those of a plugin's metrics come after these, and the time last."""
 

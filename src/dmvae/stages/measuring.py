@@ -248,6 +248,7 @@ class Measuring:
                 "distance_whole": found.whole,
                 "distance_token": found.token,
                 "token_accuracy": found.token_accuracy,
+                "latent_accuracy": found.accuracy,
             }
 
     def proxies(self, latents: Latents) -> dict[str, float]:
