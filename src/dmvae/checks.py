@@ -6,7 +6,6 @@ import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -151,7 +150,7 @@ def _try_start(recipe: Recipe) -> None:
         first_tokenizer(recipe, weights=False)
 
 
-def _try_networks(stage: type[AnyTraining], recipe: Recipe, others: Mapping[str, Any]) -> None:
+def _try_networks(stage: type[AnyTraining], recipe: Recipe, others: Mapping[str, object]) -> None:
     """Raise ValueError for what the stage finds wrong as it builds its networks, without memory."""
     classes = len(open_dataset(recipe.data, "train").classes)
     shared = (recipe.data, recipe.autoencoder, recipe.pretrained, recipe.losses)

@@ -77,12 +77,12 @@ def read(cls: type[C], values: object, where: str = "") -> C:
         raise ValueError(f"{where}: {error}" if where else str(error)) from error
 
 
-def plain(config: object) -> Any:
+def plain(config: object) -> Values:
     """The inverse of `read`: nested dicts, lists and scalars that YAML and JSON can hold."""
-    return _walk(config, lambda member, values: values)
+    return _fields(config, lambda member, values: values)
 
 
-def identity(config: object, more: Callable[[Registered], Values] = lambda member: {}) -> Any:
+def identity(config: object, more: Callable[[Registered], Values] = lambda member: {}) -> Values:
     """What a fingerprint is made of: `plain`, and of each registered member also the keys that `more(member)` gives.
 
     A new spelling of the same thing, or a new field that is left at its default, must not redo stages that are
@@ -98,19 +98,24 @@ def identity(config: object, more: Callable[[Registered], Values] = lambda membe
             values = member.identity(values)
         return (more(member) if isinstance(member, Registered) else {}) | values
 
-    return _walk(config, head)
+    return _fields(config, head)
 
 
-def added(default: object) -> Any:
+def added(default: C) -> C:
     """The default of a field that came after version 0.1: at this value it does not count in fingerprints."""
     return dataclasses.field(default=default, metadata={"added": True})
 
 
-def _walk(config: object, finish: Callable[[DataclassInstance, Values], Values]) -> Any:
+def _fields(config: object, finish: Callable[[DataclassInstance, Values], Values]) -> Values:
+    assert dataclasses.is_dataclass(config) and not isinstance(config, type)
+    values = {"type": config.type} if isinstance(config, Registered) else {}
+    fields = (f.name for f in dataclasses.fields(config) if f.init)
+    return finish(config, values | {name: _walk(getattr(config, name), finish) for name in fields})
+
+
+def _walk(config: object, finish: Callable[[DataclassInstance, Values], Values]) -> object:
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        values = {"type": config.type} if isinstance(config, Registered) else {}
-        fields = (f.name for f in dataclasses.fields(config) if f.init)
-        return finish(config, values | {name: _walk(getattr(config, name), finish) for name in fields})
+        return _fields(config, finish)
     if isinstance(config, dict):
         return {str(key): _walk(value, finish) for key, value in config.items()}
     if isinstance(config, list | tuple):
@@ -122,17 +127,19 @@ def _default(field: dataclasses.Field[object]) -> object:
     return field.default_factory() if field.default_factory is not _MISSING else field.default
 
 
-def merge(base: object, over: object) -> Any:
-    """`base` with the mapping `over` laid on top, key by key; dotted keys reach into sections.
+def merge(base: Values, over: Values) -> Values:
+    """`base` with `over` laid on top, key by key; dotted keys reach into sections.
 
     A section that changes its `type` is replaced, not merged: the old type's fields mean nothing there.
     """
-    if not isinstance(over, dict):
-        return over
     over = _undot(over)
-    if not isinstance(base, dict) or ("type" in over and over["type"] != base.get("type")):
+    if "type" in over and over["type"] != base.get("type"):
         base = {}
-    return base | {key: merge(base.get(key), value) for key, value in over.items()}
+    return base | {key: _merged(base.get(key), value) for key, value in over.items()}
+
+
+def _merged(base: object, over: object) -> object:
+    return merge(base if isinstance(base, dict) else {}, over) if isinstance(over, dict) else over
 
 
 def describe(cls: type) -> dict[str, str]:
@@ -252,7 +259,7 @@ def _undot(over: Values) -> Values:
     for key, value in over.items():
         head, _, rest = str(key).partition(".")
         item = {rest: value} if rest else value
-        result[head] = merge(result[head], item) if isinstance(result.get(head), dict) else item
+        result[head] = _merged(result[head], item) if isinstance(result.get(head), dict) else item
     return result
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterator
-from typing import Any
 
+from dmvae.config import Values
 from dmvae.datasets import open_dataset
 from dmvae.recipe import Recipe
 from dmvae.runtime import distributed
@@ -25,7 +25,7 @@ def fit(recipes: dict[str, Recipe], asked: Collection[str] = ()) -> tuple[dict[s
         except ValueError:
             fitted[variant] = recipe
             continue
-        changes: dict[str, Any] = {}
+        changes: Values = {}
         for section, name, value in _too_large(recipe, items):
             place = f"{section}.{name}"
             if not any(option in (place, f"variants.{variant}.{place}") for option in asked):

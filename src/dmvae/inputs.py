@@ -191,7 +191,7 @@ def snapshot(step: int) -> str:
 
 def build_autoencoder(sections: Sections) -> Autoencoder:
     """The tokenizer that the recipe trains, with random weights."""
-    shape: Values = configs.plain(sections.autoencoder)
+    shape = configs.plain(sections.autoencoder)
     return Autoencoder(image_size=sections.data.size, in_channels=sections.data.channels, **shape)
 
 

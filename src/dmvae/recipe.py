@@ -121,7 +121,7 @@ def resolve(values: Values, overrides: Values | None = None, path: Path = Path("
         raise ValueError(f"{path}: {error}") from error
 
 
-def _asked(values: Values, overrides: Values) -> tuple[Values, Values, Any, Values]:
+def _asked(values: Values, overrides: Values) -> tuple[Values, Values, object, Values]:
     """(variants, what is asked of single variants, seeds, what is asked of all); takes the first and third off
     `values`."""
     asked = flat(overrides)
@@ -179,11 +179,11 @@ def method_of(variant: str) -> str:
     return variant.rpartition("@")[0] or variant
 
 
-def _with_seeds(variants: Values, seeds: Any) -> Values:
+def _with_seeds(variants: Values, seeds: object) -> Values:
     """`variants`, each of those that `seeds` names once per seed."""
     if seeds is None:
         return variants
-    lists = seeds if isinstance(seeds, dict) else dict.fromkeys(variants, seeds)
+    lists: Values = seeds if isinstance(seeds, dict) else dict.fromkeys(variants, seeds)
     for name, chosen in lists.items():
         if name not in variants:
             raise ValueError(f"seeds: no variant is called {name!r}{nearest(str(name), map(str, variants))}")

@@ -65,6 +65,7 @@ def label(chosen: Sequence[str], known: Sequence[str]) -> str:
 def _below(members: Mapping[str, Any], section: Section, unused: Mapping[str, set[str]]) -> Iterator[Section]:
     """Fill in the section of these configs, one a variant; yield those in it."""
     classes = list(dict.fromkeys(type(member) for member in members.values()))
+    plain = {variant: configs.plain(member) for variant, member in members.items()}
     docs: dict[str, str] = {}
     for cls in classes:
         docs |= configs.describe(cls)
@@ -85,8 +86,7 @@ def _below(members: Mapping[str, Any], section: Section, unused: Mapping[str, se
             inside = list(_below(deeper, inner, unused))
             yield from (inner, *inside)
         elif values:
-            plain = {variant: configs.plain(value) for variant, value in values.items()}
-            section.fields.append(Field(place, docs.get(name, ""), plain))
+            section.fields.append(Field(place, docs.get(name, ""), {variant: plain[variant][name] for variant in values}))
 
 
 def _unused(recipe: Recipe) -> set[str]:

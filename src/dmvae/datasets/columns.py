@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class Columns:
     def __init__(self, table: datasets.Dataset, image: str, rows: range | list[int], where: Callable[[int], str]):
         self.table, self.image, self.rows, self._where = table, image, rows, where
         self.labels = torch.zeros(len(rows), dtype=torch.int64)
-        self._cells: Any = None
+        self._cells: pyarrow.ChunkedArray | None = None
 
     def __getstate__(self) -> Values:
         return self.__dict__ | {"_cells": None}  # of a memory map, which the table opens again in a worker

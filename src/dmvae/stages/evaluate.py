@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from dmvae.inputs import Inputs
 from dmvae.losses.perceptual import LPIPSPerceptual
@@ -36,7 +35,7 @@ class EvaluateStage(Stage[EvaluateConfig]):
             yield "evaluate.lpips", LPIPSPerceptual()
 
     @classmethod
-    def problems(cls, config: EvaluateConfig, inputs: Inputs, others: Mapping[str, Any]) -> Iterator[str]:
+    def problems(cls, config: EvaluateConfig, inputs: Inputs, others: Mapping[str, object]) -> Iterator[str]:
         latents = min(config.knn_count, len(inputs.train_set))
         if config.neighbours > latents:
             yield (

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from dmvae.flow.loss import drop_labels
 from dmvae.generators import Generator, GeneratorConfig
@@ -58,7 +57,7 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
         yield Update("generator", networks.generator.loss(batch.data, labels, rng))
 
     @classmethod
-    def problems(cls, config: GeneratorTraining, inputs: Inputs, others: Mapping[str, Any]) -> Iterator[str]:
+    def problems(cls, config: GeneratorTraining, inputs: Inputs, others: Mapping[str, object]) -> Iterator[str]:
         flow = issubclass(config.model.network, VelocityModel)
         if config.time_distribution != "uniform" and not flow:
             yield f"generator.time_distribution: {config.model.type!r} is no flow and draws no times; leave it out"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -149,8 +149,9 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         return self.config.until is not None and networks.approach.arrived
 
     @classmethod
-    def problems(cls, config: MatchingTraining, inputs: Inputs, others: Mapping[str, Any]) -> Iterator[str]:
-        reference: ReferenceTraining = others["reference"]
+    def problems(cls, config: MatchingTraining, inputs: Inputs, others: Mapping[str, object]) -> Iterator[str]:
+        reference = others["reference"]
+        assert isinstance(reference, ReferenceTraining)
         name = config.objective.type
         if config.objective.needs_teacher and not (reference.teacher or reference.distribution.closed_form):
             yield f"matching.objective: {name!r} needs the reference's teacher; set reference.teacher: true"

@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -98,7 +97,7 @@ class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
         yield Update("teacher", flow_loss(networks.teacher, send(z, device), send(labels, device), self.config, rng))
 
     @classmethod
-    def problems(cls, config: ReferenceTraining, inputs: Inputs, others: Mapping[str, Any]) -> Iterator[str]:
+    def problems(cls, config: ReferenceTraining, inputs: Inputs, others: Mapping[str, object]) -> Iterator[str]:
         try:
             config.distribution.check(inputs)
         except ValueError as error:

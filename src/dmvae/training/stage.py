@@ -85,7 +85,7 @@ class Stage(Registered, Generic[C]):
         return ()
 
     @classmethod
-    def problems(cls, config: C, inputs: Inputs, others: Mapping[str, Any]) -> Iterator[str]:
+    def problems(cls, config: C, inputs: Inputs, others: Mapping[str, object]) -> Iterator[str]:
         """Settings that do not fit the data, the latents, or the stages that this one reads, whose configs are
         `others`: a sentence each. Asked before any stage has run, so `inputs` has no folders of other stages yet."""
         yield from ()
