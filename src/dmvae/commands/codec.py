@@ -123,7 +123,11 @@ def encode_images(
 
 
 def _encoded(
-    tokenizer: Tokenizer, batches: Loader, device: torch.device, precision: Precision, bar: Bar
+    tokenizer: Tokenizer,
+    batches: Loader[list[tuple[Tensor | str, int]]],
+    device: torch.device,
+    precision: Precision,
+    bar: Bar,
 ) -> tuple[Tensor, list[int]]:
     """(latents of the readable images, their numbers); the others are named in warnings."""
     parts, kept = [], []

@@ -16,13 +16,15 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data._utils.signal_handling import _remove_worker_pids
+from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 
 from dmvae.datasets import Items
 
@@ -32,7 +34,9 @@ PATIENCE = 600.0
 _POLL = 1.0
 _IDLE = -1
 _END = object()
-_running: set[Any] = set()
+_running: set[_BaseDataLoaderIter] = set()
+Collate = Callable[[Any], T]
+"""Makes a batch from a list of items, or from what `__getitems__` returned."""
 
 
 class Batches(Protocol):
@@ -52,13 +56,13 @@ def collate(items: tuple[Tensor, Tensor] | list[tuple[Tensor, int]]) -> tuple[Te
 
 def loader(
     dataset: Items, batches: Batches, workers: int, device: torch.device, stops: Callable[[], bool] = lambda: False
-) -> Loader:
+) -> Loader[tuple[Tensor, Tensor]]:
     """Batches over a list or sampler of index batches; data in memory needs no workers."""
     workers = 0 if hasattr(dataset, "__getitems__") else workers
     return Loader(dataset, batches, workers, collate, pin=device.type == "cuda", stops=stops)
 
 
-def passes(dataset: Items, batch_size: int, workers: int, device: torch.device, start: int = 0) -> Loader:
+def passes(dataset: Items, batch_size: int, workers: int, device: torch.device, start: int = 0) -> Loader[tuple[Tensor, Tensor]]:
     """One pass over the data in order, from item `start` on; the last batch may be smaller."""
     return loader(dataset, cuts(range(start, len(dataset)), batch_size), workers, device)
 
@@ -68,7 +72,7 @@ def cuts(chosen: range, batch_size: int) -> list[range]:
     return [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
 
 
-class Loader:
+class Loader(Generic[T]):
     """Batches, a pass over them each time that it is iterated. Workers end with the pass, however it ends.
 
     Raises ValueError for an item that cannot be read, ChildProcessError where a worker died, TimeoutError where one
@@ -80,7 +84,7 @@ class Loader:
         dataset: Items,
         batches: Batches,
         workers: int,
-        collate: Callable[[Any], object],
+        collate: Collate[T],
         *,
         pin: bool = False,
         stops: Callable[[], bool] = lambda: False,
@@ -91,8 +95,8 @@ class Loader:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[Any]:
-        iterator: Any = iter(
+    def __iter__(self) -> Iterator[T]:
+        iterator = iter(
             DataLoader(
                 self.reader,  # type: ignore[arg-type]  # it has what DataLoader asks for
                 batch_sampler=self.batches,  # type: ignore[arg-type]  # they may be ranges
@@ -104,7 +108,7 @@ class Loader:
                 timeout=_POLL if self.workers else 0,
             )
         )
-        if self.workers:
+        if isinstance(iterator, _MultiProcessingDataLoaderIter):
             _running.add(iterator)
             # torch would raise an error of its own, in whatever this process is doing when a worker dies
             _remove_worker_pids(id(iterator))
@@ -113,17 +117,17 @@ class Loader:
             while (batch := self._next(iterator)) is not _END:
                 if isinstance(batch, Problem):
                     raise ValueError(batch.text) from RuntimeError(batch.trace)
-                yield batch
+                yield cast("T", batch)
         finally:
             _end(iterator)
 
-    def _next(self, iterator: Any) -> object:
+    def _next(self, iterator: _BaseDataLoaderIter) -> object:
         begun = time.monotonic()
         while True:
             try:
                 return next(iterator, _END)
             except (RuntimeError, EOFError, OSError) as error:
-                if not self.workers:
+                if not isinstance(iterator, _MultiProcessingDataLoaderIter):
                     raise
                 late = str(error).startswith("DataLoader timed out")
                 # of a worker that is about to die, what it has sent cannot be read any more
@@ -165,13 +169,13 @@ class Problem:
 class Reader:
     """The data set as workers read it: a whole batch at a time, keeping count in `at` of the item that each is at."""
 
-    def __init__(self, dataset: Items, collate: Callable[[Any], object], at: Tensor) -> None:
+    def __init__(self, dataset: Items, collate: Collate[object], at: Tensor) -> None:
         self.dataset, self.collate, self.at = dataset, collate, at
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: int) -> object:
         return self.dataset[index]
 
     def __getitems__(self, indices: Sequence[int]) -> object:
@@ -228,23 +232,22 @@ def _begin(worker: int) -> None:
         ctypes.CDLL(None).prctl(die_with_parent, signal.SIGKILL)
 
 
-def _dead(workers: Sequence[Any], seconds: float) -> tuple[int, int] | None:
+def _dead(workers: Sequence[BaseProcess], seconds: float) -> tuple[int, int] | None:
     """(number, exit code) of the first worker that has died, or does so in the next seconds."""
     ended = wait([worker.sentinel for worker in workers], seconds)
     for i, worker in enumerate(workers):
         if worker.sentinel in ended:
             worker.join(5)  # its sentinel is there a moment before its exit code
-            return i, worker.exitcode
+            return i, worker.exitcode or 0
     return None
 
 
-def _end(iterator: Any) -> None:
-    workers = getattr(iterator, "_workers", ())
-    for worker in workers:
-        worker.kill()
-    for worker in workers:
-        worker.join(5)
-    if workers:
+def _end(iterator: _BaseDataLoaderIter) -> None:
+    if isinstance(iterator, _MultiProcessingDataLoaderIter):
+        for worker in iterator._workers:
+            worker.kill()
+        for worker in iterator._workers:
+            worker.join(5)
         iterator._shutdown_workers()
     _running.discard(iterator)
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -20,8 +20,11 @@ from torch import Tensor
 from dmvae.datasets.pixels import to_uint8
 from dmvae.flow.guidance import guided
 from dmvae.flow.solver import time_grid
-from dmvae.models.base import Tokenizer
+from dmvae.models.base import Model, Tokenizer
 from dmvae.registry import nearest
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 OUTPUTS = ("pil", "np", "pt", "latent")
 CARD = "README.md"
@@ -40,7 +43,7 @@ class DMVAEPipeline(DiffusionPipeline):
     """
 
     __module__ = "dmvae"
-    transformer: Any
+    transformer: Model
     vae: Tokenizer
     scheduler: Any
     config: Any
@@ -50,7 +53,7 @@ class DMVAEPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        transformer: Any,
+        transformer: Model,
         vae: Tokenizer,
         scheduler: Any = None,
         id2label: dict[str, str] | None = None,
@@ -69,7 +72,7 @@ class DMVAEPipeline(DiffusionPipeline):
         self.extras: dict[str, bytes] = {}
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: object) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: object) -> Self:
         """As diffusers', from a folder or a hub id; the model card comes along."""
         # our models are built in memory, see dmvae.models.base
         kwargs = {"low_cpu_mem_usage": False} | kwargs
@@ -87,7 +90,7 @@ class DMVAEPipeline(DiffusionPipeline):
         super().save_pretrained(save_directory, *args, **kwargs)
         self._write_card(save_directory)
 
-    def _upload_folder(self, working_dir: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+    def _upload_folder(self, working_dir: str | os.PathLike[str], *args: Any, **kwargs: Any) -> object:
         self._write_card(working_dir)  # over the empty one that diffusers writes just before
         return super()._upload_folder(working_dir, *args, **kwargs)
 
@@ -117,7 +120,7 @@ class DMVAEPipeline(DiffusionPipeline):
         latents: Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-        callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]] | None = None,
+        callback_on_step_end: Callable[[DMVAEPipeline, int, Tensor, dict[str, Tensor]], dict[str, Tensor]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> ImagePipelineOutput | tuple[object]:
         """One image for every label.
@@ -229,7 +232,7 @@ def _extras(folder: Path) -> list[Path]:
     return [file for file in files if file.is_file()]
 
 
-def build_pipeline(transformer: Any, vae: Tokenizer, classes: Sequence[str], card: str) -> DMVAEPipeline:
+def build_pipeline(transformer: Model, vae: Tokenizer, classes: Sequence[str], card: str) -> DMVAEPipeline:
     """The pipeline with the scheduler that takes the same Euler steps as `dmvae.flow.solver`."""
     id2label = {str(i): name for i, name in enumerate(classes)}
     return DMVAEPipeline(transformer.eval(), vae.eval(), FlowMatchEulerDiscreteScheduler(), id2label, card)

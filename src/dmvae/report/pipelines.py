@@ -15,6 +15,7 @@ from dmvae.datasets import open_dataset
 from dmvae.generators import load_generator
 from dmvae.interop.pipeline import build_pipeline
 from dmvae.jobs import Job
+from dmvae.models.base import Model
 from dmvae.report.card import card
 from dmvae.runtime.files import atomic_write, within
 from dmvae.tokenizers.adapted import load_tokenizer
@@ -51,6 +52,7 @@ def _write(stages: dict[str, Job], out: Path) -> Path:
     stamp = out / "source.json"
     if _source(stamp) != source:
         transformer = load_generator(job.folder / "generator")
+        assert isinstance(transformer, Model)
         # for the manifests of what measures its samples
         transformer.register_to_config(_ema=job.recipe.section("generator").ema)
         vae = load_tokenizer(stages["latents"].folder / "autoencoder")
