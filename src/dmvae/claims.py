@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -69,7 +68,7 @@ def _difference(run_dir: Path, recipes: dict[str, Recipe], variants: list[str]) 
     return None
 
 
-def _leaves(values: Any, where: str = "") -> dict[str, Any]:
+def _leaves(values: object, where: str = "") -> dict[str, object]:
     """Dotted place -> value."""
     if not isinstance(values, dict) or not values:
         return {where: values}

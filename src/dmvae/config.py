@@ -107,7 +107,8 @@ def added(default: C) -> C:
 
 
 def _fields(config: object, finish: Callable[[DataclassInstance, Values], Values]) -> Values:
-    assert dataclasses.is_dataclass(config) and not isinstance(config, type)
+    assert dataclasses.is_dataclass(config)
+    assert not isinstance(config, type)
     values = {"type": config.type} if isinstance(config, Registered) else {}
     fields = (f.name for f in dataclasses.fields(config) if f.init)
     return finish(config, values | {name: _walk(getattr(config, name), finish) for name in fields})
@@ -174,7 +175,7 @@ def _member(cls: type, values: Values, where: str) -> type:
     name = values.pop("type", None)
     if name is not None:
         try:
-            found = find(family_of(cls), str(name))
+            found: type = find(family_of(cls), str(name))
         except ValueError as error:
             raise ValueError(f"{_join(where, 'type')}: {error}") from error
         if "type" in vars(cls) and not issubclass(found, cls):

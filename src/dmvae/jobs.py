@@ -13,7 +13,6 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -101,7 +100,7 @@ def _content(member: Registered) -> Values:
     return {"content": parts} if any(parts) else {}
 
 
-def _at(values: Any, path: str) -> Any:
+def _at(values: Values, path: str) -> object:
     for name in path.split("."):
         values = values[name]
     return values

@@ -17,9 +17,10 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 T = TypeVar("T", bound="type[Registered]")
+F = TypeVar("F")
 
 _members: dict[type, dict[str, type]] = {}
 PLUGIN = "dmvae_plugin_"
@@ -101,7 +102,7 @@ def names(family: type) -> list[str]:
     return sorted(_members.get(family, {}))
 
 
-def find(family: type, name: str) -> Any:
+def find(family: type[F], name: str) -> type[F]:
     """The class registered as `name`; ValueError with the nearest names when there is none."""
     known = names(family)
     if name not in known:

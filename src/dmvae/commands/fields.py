@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from dmvae import config as configs
+from dmvae.config import Values
 from dmvae.options import few
 from dmvae.recipe import Recipe, method_of
 from dmvae.registry import Registered, family_of, names
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,12 +23,12 @@ class Field:
     place: str
     """section.field"""
     meaning: str
-    values: dict[str, Any]
+    values: Values
     """Variant -> value."""
 
-    def choices(self) -> list[tuple[Any, list[str]]]:
+    def choices(self) -> list[tuple[object, list[str]]]:
         """Each value with the variants that have it."""
-        found: list[tuple[Any, list[str]]] = []
+        found: list[tuple[object, list[str]]] = []
         for variant, value in self.values.items():
             same = [of for known, of in found if known == value and type(known) is type(value)]
             same[0].append(variant) if same else found.append((value, [variant]))
@@ -62,7 +66,9 @@ def label(chosen: Sequence[str], known: Sequence[str]) -> str:
     return few(said)
 
 
-def _below(members: Mapping[str, Any], section: Section, unused: Mapping[str, set[str]]) -> Iterator[Section]:
+def _below(
+    members: Mapping[str, DataclassInstance], section: Section, unused: Mapping[str, set[str]]
+) -> Iterator[Section]:
     """Fill in the section of these configs, one a variant; yield those in it."""
     classes = list(dict.fromkeys(type(member) for member in members.values()))
     plain = {variant: configs.plain(member) for variant, member in members.items()}
@@ -71,7 +77,7 @@ def _below(members: Mapping[str, Any], section: Section, unused: Mapping[str, se
         docs |= configs.describe(cls)
         if issubclass(cls, Registered) and not (section.fields and section.fields[0].place.endswith(".type")):
             known = f"One of: {', '.join(names(family_of(cls)))}."
-            types = {variant: member.type for variant, member in members.items()}
+            types = {variant: values["type"] for variant, values in plain.items()}
             section.fields.append(Field(f"{section.place}.type", known, types))
     for name in dict.fromkeys(field.name for cls in classes for field in dataclasses.fields(cls)):
         place = f"{section.place}.{name}" if section.place else name
@@ -80,13 +86,19 @@ def _below(members: Mapping[str, Any], section: Section, unused: Mapping[str, se
             for variant, member in members.items()
             if hasattr(member, name) and place not in unused[variant]
         }
-        deeper = {variant: value for variant, value in values.items() if dataclasses.is_dataclass(value)}
+        deeper = {
+            variant: value
+            for variant, value in values.items()
+            if dataclasses.is_dataclass(value) and not isinstance(value, type)
+        }
         if deeper:
             inner = Section(place, docs.get(name, ""), list(deeper), [])
             inside = list(_below(deeper, inner, unused))
             yield from (inner, *inside)
         elif values:
-            section.fields.append(Field(place, docs.get(name, ""), {variant: plain[variant][name] for variant in values}))
+            section.fields.append(
+                Field(place, docs.get(name, ""), {variant: plain[variant][name] for variant in values})
+            )
 
 
 def _unused(recipe: Recipe) -> set[str]:

@@ -132,15 +132,15 @@ class Setting:
         }
 
 
-def measure_folder(a: str, b: str, **options: Any) -> Values:
+def measure_folder(setting: Setting, a: str, b: str) -> Values:
     """Images of the folder `a` against those of `b`, or its statistics. Returns {"metrics", "intervals", "per_class",
     "manifest"}, as the files of scores hold it; so do the two below."""
-    setting = Setting(**options)
     fakes = features_of(setting.extractors, setting.images(a), setting.batch_size, "images")
     return _result(*setting.compare(b, fakes, ""))
 
 
 def measure_samples(
+    setting: Setting,
     pipeline: str,
     reference: str,
     *,
@@ -151,7 +151,6 @@ def measure_samples(
     time_shift: float = 1.0,
     seed: int = 0,
     precision: Precision = "auto",
-    **options: Any,
 ) -> Values:
     """Samples that the pipeline of that folder or hub id draws, against a folder of images, or its statistics. They are
     measured as they are drawn: none is kept."""
@@ -159,7 +158,6 @@ def measure_samples(
     from dmvae.interop.pipeline import DMVAEPipeline
     from dmvae.stages.sample import SampleConfig
 
-    setting = Setting(**options)
     model = DMVAEPipeline.from_pretrained(pipeline).to(setting.device)
     sample = configs.read(
         SampleConfig,
@@ -186,12 +184,11 @@ def measure_samples(
 
 
 def measure_tokenizer(
-    tokenizer: str, images: str, *, lpips: bool = False, precision: Precision = "auto", **options: Any
+    setting: Setting, tokenizer: str, images: str, *, lpips: bool = False, precision: Precision = "auto"
 ) -> Values:
     """Reconstructions by the tokenizer of that folder, against the folder of images themselves."""
     from dmvae.tokenizers.adapted import load_tokenizer
 
-    setting = Setting(**options)
     for name, value in (("train", setting.train), ("force", setting.force)):
         if value:
             raise ValueError(f"measure tokenizer takes no --{name}: it sets reconstructions beside their own images")
@@ -276,10 +273,11 @@ def measure_again(call: Values) -> Values:
 
 def measure(kind: str, paths: Sequence[str], **options: Any) -> Values:
     """One of the three, its manifest with the call that repeats it. Raises ValueError for an option of another."""
-    takes = {**inspect.signature(KINDS[kind]).parameters, **inspect.signature(Setting).parameters}
-    if alien := [name for name in options if name not in takes]:
+    shared, own = (inspect.signature(of).parameters for of in (Setting, KINDS[kind]))
+    if alien := [name for name in options if name not in (*shared, *own)]:
         raise ValueError(f"measure {kind} takes no --{alien[0].replace('_', '-')}")
-    result = KINDS[kind](*paths, **options)
+    setting = Setting(**{name: value for name, value in options.items() if name in shared})
+    result = KINDS[kind](setting, *paths, **{name: value for name, value in options.items() if name in own})
     kept = {name: value for name, value in options.items() if name not in ("save_reference", "fresh")}
     if "train" in kept:
         kept["train"] = _from_anywhere(kept["train"])

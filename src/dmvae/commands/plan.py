@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.table import Table
@@ -136,7 +135,7 @@ def _cost(stage: type[AnyTraining], recipe: Recipe, classes: int, machine: Machi
 class Known:
     """What is counted, known by its text."""
 
-    def __init__(self, key: str, what: tuple[Any, Any]) -> None:
+    def __init__(self, key: str, what: tuple[type[AnyTraining], Blueprint]) -> None:
         data = what[1].data
         self.key, self.what = (key, data.size, data.channels, what[1].num_classes), what
 

@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +49,7 @@ def read_latents(path: Path) -> Tensor:
 def read_names(path: Path) -> list[str]:
     """The names of the latents' images, relative paths; none where the file has no names. Raises ValueError for a file
     that cannot be read, and for a name that leads out of the folder it is relative to."""
-    found: Any = []
+    found: list[str] = []
     with _reading(path):
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:

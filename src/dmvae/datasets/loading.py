@@ -62,7 +62,9 @@ def loader(
     return Loader(dataset, batches, workers, collate, pin=device.type == "cuda", stops=stops)
 
 
-def passes(dataset: Items, batch_size: int, workers: int, device: torch.device, start: int = 0) -> Loader[tuple[Tensor, Tensor]]:
+def passes(
+    dataset: Items, batch_size: int, workers: int, device: torch.device, start: int = 0
+) -> Loader[tuple[Tensor, Tensor]]:
     """One pass over the data in order, from item `start` on; the last batch may be smaller."""
     return loader(dataset, cuts(range(start, len(dataset)), batch_size), workers, device)
 

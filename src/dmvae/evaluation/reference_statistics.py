@@ -53,7 +53,7 @@ def _npz(path: Path) -> dict[str, Tensor]:
 
 def _torch(path: Path) -> dict[str, Tensor]:
     # torch-fidelity pickles numpy arrays: these names, and no others, may be called while reading
-    rebuild: Any = np.zeros(1).__reduce__()[0]
+    rebuild = np.zeros(1).__reduce__()[0]
     # numpy 1 called the module of the first by another name, which files keep
     allowed: list[Any] = [
         rebuild,

@@ -30,7 +30,7 @@ def trajectory(
     """
     if settings.steps < 1:
         raise ValueError(f"sampler steps must be at least 1, got {settings.steps}")
-    sampler: Sampler = find(Sampler, settings.method)()
+    sampler = find(Sampler, settings.method)()
     yield from sampler.trajectory(velocity, noise, labels, settings, normal)
 
 

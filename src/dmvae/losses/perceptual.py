@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from types import ModuleType
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -135,7 +136,7 @@ class LPIPSPerceptual(PerceptualConfig):
         network = built(lambda: lpips.LPIPS(net="vgg", verbose=False, pretrained=False, pnet_rand=True))
         return LPIPSDistance(self.weight, network)
 
-    def _package(self) -> Any:
+    def _package(self) -> ModuleType:
         try:
             import lpips
         except ImportError as error:

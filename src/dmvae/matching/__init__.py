@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +56,7 @@ class Context:
     def default(cls, z: Tensor, *networks: object, rng: torch.Generator | None = None) -> Context:
         """For your own training loop: randomness from `rng` or torch's global generator, and the number of classes from
         a network's config (`config.num_classes`). Raises ValueError where no network has that."""
-        configs: list[Any] = [getattr(network, "config", None) for network in networks]
+        configs: list[object] = [getattr(network, "config", None) for network in networks]
         counts = [config.num_classes for config in configs if hasattr(config, "num_classes")]
         if not counts:
             raise ValueError(
@@ -142,7 +142,7 @@ def copy_of(network: nn.Module) -> nn.Module:
 def __getattr__(name: str) -> type:
     """`from dmvae.matching import DMD`, and every other objective by its class's name."""
     for known in names(Matching):
-        cls: type = find(Matching, known)
+        cls = find(Matching, known)
         if cls.__name__ == name:
             return cls
     raise AttributeError(f"module 'dmvae.matching' has no attribute {name!r}")

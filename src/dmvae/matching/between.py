@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from dmvae import config as configs
 from dmvae.flow.guidance import Velocity
-from dmvae.matching import Context, Log, Matching
+from dmvae.matching import Context, Log, Matching, Student
 from dmvae.ranges import BatchSize
 from dmvae.references import ReferenceConfig
 from dmvae.runtime import distributed
@@ -55,7 +55,7 @@ class BetweenSamples(Matching):
         z: Tensor,
         labels: Tensor,
         teacher: Velocity | None = None,
-        student: Any = None,
+        student: Student | None = None,
         context: Context | None = None,
     ) -> tuple[Tensor, Log]:
         """sum over views v of distance(v(z), v(y)), y fresh samples of the reference."""

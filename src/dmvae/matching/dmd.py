@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -114,7 +114,7 @@ class WithRatio(nn.Module):
         self.flow, self.critic = flow, critic
 
     @property
-    def config(self) -> Any:
+    def config(self) -> object:
         """The flow's, for its number of classes."""
         return self.flow.config
 

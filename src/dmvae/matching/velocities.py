@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,19 +56,20 @@ class ByVelocities(Matching):
         raise NotImplementedError
 
     def asked(
-        self, z: Tensor, teacher: Velocity | None, student: Any, context: Context | None
+        self, z: Tensor, teacher: Velocity | None, student: Student | None, context: Context | None
     ) -> tuple[dict[str, Velocity], Context, Tensor, Tensor]:
         """(guided velocities "teacher" and "student", of which those that it needs are there; context; times [n]; noise
         like z). Raises ValueError where one that it needs is missing."""
-        needed: dict[str, Any] = {"teacher": teacher} if self.needs_teacher else {}
+        needed: dict[str, Velocity | None] = {"teacher": teacher} if self.needs_teacher else {}
         needed |= {"student": student} if self.has_student else {}
-        if missing := [name for name, network in needed.items() if network is None]:
+        given = {name: network for name, network in needed.items() if network is not None}
+        if missing := [name for name in needed if name not in given]:
             raise ValueError(f"{self.type} asks for velocities: give it a {' and a '.join(missing)}")
         context = context or Context.default(z, student, teacher)
         t = self._times(len(z), context)
         noise = context.rng.normal(*z.shape)
         null = context.null_label
-        return {name: guided(network, self.guidance, null) for name, network in needed.items()}, context, t, noise
+        return {name: guided(network, self.guidance, null) for name, network in given.items()}, context, t, noise
 
     def _times(self, n: int, context: Context) -> Tensor:
         low, high = self.time_range

@@ -214,6 +214,7 @@ class Tokenizer(Model):
             )
 
 
-def _named(module: Any, otherwise: list[nn.Module]) -> list[nn.Module]:
+def _named(module: nn.Module, otherwise: list[nn.Module]) -> list[nn.Module]:
     """The module's `compiled_parts`, where it has some to name."""
-    return module.compiled_parts() if hasattr(module, "compiled_parts") else otherwise
+    named: Callable[[], list[nn.Module]] | None = getattr(module, "compiled_parts", None)
+    return named() if named else otherwise

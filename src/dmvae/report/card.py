@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
 
 import yaml
 
@@ -74,7 +73,7 @@ pipeline, with FOLDER = `huggingface_hub.snapshot_download(HUB_ID)` from a hub. 
 def _head(job: Job, metrics: Values, pictures: dict[str, str]) -> str:
     """The YAML that hubs read: library, tags, pictures, and the figures as a model-index."""
     data = job.recipe.data
-    head: dict[str, Any] = {
+    head: Values = {
         "library_name": "dmvae",
         "pipeline_tag": TASK,
         "tags": ["dmvae", "diffusers", "latent-diffusion", "image-tokenizer", "flow-matching"],

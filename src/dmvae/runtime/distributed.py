@@ -205,8 +205,7 @@ def whole_module(module: nn.Module) -> nn.Module:
     if not isinstance(module, FSDPModule):
         return module
     # fully_shard derives a class from the module's own, which is its second base.
-    sharded: Any = module
     own: Any = type(module).__bases__[1]
-    copy = own.from_config(sharded.config)
-    copy.load_state_dict({name: whole_tensor(value).cpu() for name, value in sharded.state_dict().items()})
+    copy = own.from_config(module.config)
+    copy.load_state_dict({name: whole_tensor(value).cpu() for name, value in module.state_dict().items()})
     return copy

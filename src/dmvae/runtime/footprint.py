@@ -6,11 +6,12 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -29,9 +30,15 @@ class Footprint(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.alive = self.peak = self.flops = 0
-        self._known: dict[int, weakref.finalize[..., Any]] = {}
+        self._known: dict[int, weakref.finalize[[int, int], torch.UntypedStorage]] = {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: OpOverload,
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         count = flop_registry.get(func._overloadpacket)
@@ -61,7 +68,13 @@ class _Rules(TorchFunctionMode):
 
     FULL: tuple[Callable[..., Tensor], ...] = (F.group_norm, F.layer_norm)
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         if func in self.FULL and torch.is_autocast_enabled("cpu"):
             args = tuple(x.float() if isinstance(x, Tensor) else x for x in args)
         return func(*args, **(kwargs or {}))

@@ -12,7 +12,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -29,7 +29,7 @@ WRAPPERS = ("module.", "_orig_mod.")
 _LISTED = 8
 
 
-def read_tensors(path: Path) -> dict[str, Any]:
+def read_tensors(path: Path) -> dict[str, object]:
     """What a .safetensors file or one that torch.save wrote holds, on the CPU, as saved (flat or nested).
 
     The format is recognised by the content, not the suffix. Pickles are read by torch's restricted reader, which

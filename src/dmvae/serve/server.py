@@ -6,9 +6,9 @@ import errno
 import ipaddress
 import socket
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dmvae.config import Values
 from dmvae.serve import views
@@ -17,6 +17,7 @@ from dmvae.serve.folder import Folder
 if TYPE_CHECKING:
     from starlette.applications import Starlette
     from starlette.requests import Request
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HERE = Path(__file__).parent
 FILES = {
@@ -115,14 +116,14 @@ def application(site: Site, *, local: bool) -> Starlette:
     routes = [Route(path, file(*known)) for path, known in FILES.items()]
     routes += [Route(f"/api/{name}", answer(view)) for name, view in shown.items()]
     routes += [Route("/api/samples", samples)]
-    errors: Any = dict.fromkeys((ValueError, FloatingPointError, OSError), refused)
+    errors = dict.fromkeys((ValueError, FloatingPointError, OSError), refused)
     return Starlette(routes=routes, middleware=[Middleware(Guard, local=local)], exception_handlers=errors)
 
 
 class Asked:
     """The values that a request names. Each method raises ValueError for one that is missing or out of range."""
 
-    def __init__(self, values: Any) -> None:
+    def __init__(self, values: Mapping[str, str]) -> None:
         self.values = values
 
     def text(self, name: str) -> str:
@@ -149,19 +150,19 @@ class Asked:
 class Guard:
     """Refuses what other sites' pages send, and tells browsers to ask nobody else for anything."""
 
-    def __init__(self, app: Any, local: bool) -> None:
+    def __init__(self, app: ASGIApp, local: bool) -> None:
         self.app, self.local = app, local
 
-    async def __call__(self, scope: Values, receive: Any, send: Callable[[Values], Awaitable[None]]) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         asked = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         host = asked.get("host", "").rpartition(":")[0] or asked.get("host", "")
 
-        async def guarded(message: Values) -> None:
+        async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 more = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
-                message = message | {"headers": [*message.get("headers", []), *more]}
+                message = {**message, "headers": [*message.get("headers", []), *more]}
             await send(message)
 
         foreign = scope["path"].startswith("/api/") and asked.get("sec-fetch-site", "none") not in (

@@ -39,12 +39,12 @@ def stages() -> tuple[AnyStage, ...]:
     waiting = [found for name in names(Stage) if (found := find(Stage, name)) not in STAGES]
     while waiting:
         places = {known.name: place for place, known in enumerate(order)}
-        ready = [new for new in waiting if new.after in places]
+        ready = [(places[new.after] + 1, new) for new in waiting if new.after in places]
         if not ready:
             new = waiting[0]
             raise ValueError(
                 f"stage {new.name!r}: it comes after {new.after!r}, which is no stage; known: {', '.join(places)}"
             )
-        order.insert(places[ready[0].after] + 1, ready[0])
-        waiting.remove(ready[0])
+        order.insert(*ready[0])
+        waiting.remove(ready[0][1])
     return tuple(order)

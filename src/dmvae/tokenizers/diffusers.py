@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
@@ -52,7 +51,7 @@ class DiffusersTokenizer(FileSource):
         if Path(path).is_absolute() and not Path(path).is_dir():
             raise ValueError(f"pretrained.path: no such folder: {path}")
         try:
-            config: Any = Model.load_config(path, **place)
+            config = Model.load_config(path, **place)
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"pretrained.path: {self.path} (subfolder {self.subfolder}) is neither a folder with a config.json nor "
@@ -60,6 +59,7 @@ class DiffusersTokenizer(FileSource):
                 "hub's model, run once where the network is reachable and carry the cache over (HF_HUB_CACHE, by "
                 "default ~/.cache/huggingface/hub)"
             ) from error
+        assert isinstance(config, dict)  # diffusers gives a pair where it is asked for one
         return config
 
     def read_model(self) -> nn.Module:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from dmvae.config import Values
 from dmvae.models.base import Tokenizer
@@ -21,7 +20,8 @@ class DmvaeTokenizer(FileSource):
     """The artifact's folder, such as runs/demo/matched/latents/autoencoder."""
 
     def read_config(self) -> Values:
-        config: Any = tokenizer_class(self.place).load_config(self.place)
+        config = tokenizer_class(self.place).load_config(self.place)
+        assert isinstance(config, dict)  # diffusers gives a pair where it is asked for one
         return config
 
     def read_model(self) -> Tokenizer:

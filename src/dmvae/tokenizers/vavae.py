@@ -61,7 +61,9 @@ class VavaeTokenizer(FileSource):
 
     def _weights(self) -> dict[str, Tensor]:
         saved = read_tensors(self.place)
-        return {k: v for k, v in saved.get("state_dict", saved).items() if not k.startswith(LEFTOVERS)}
+        inner = saved.get("state_dict")
+        state = inner if isinstance(inner, dict) else saved
+        return {k: v for k, v in state.items() if isinstance(v, Tensor) and not str(k).startswith(LEFTOVERS)}
 
 
 def architecture(weights: Mapping[str, Tensor], path: Path) -> Values:

@@ -26,7 +26,7 @@ def checkpoint_activations(networks: Networks, names: Iterable[str]) -> None:
                 ) from error
 
 
-def compile_networks(networks: Networks, **options: Any) -> None:
+def compile_networks(networks: Networks, **options: object) -> None:
     """Compile every network in place: the parts that it names in `compiled_parts`, else all of it. `options` are
     torch.compile's. Batches have one size, so each part is compiled for the sizes that come, and not for any.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -82,12 +81,14 @@ class Heads(nn.Module):
     """torch-fidelity's extractor, which takes uint8 images and returns a tuple -> its outputs and the spatial one
     concatenated, [n, 2048 + 1008 + 2023]."""
 
-    def __init__(self, inner: Any):
+    def __init__(self, inner: nn.Module):
         super().__init__()
         self.inner = inner
         self.seen: list[Tensor] = []
         # TensorFlow's mixed_6 is the third of the four blocks at 17 x 17; its "conv" is the branch of one 1x1.
-        inner.Mixed_6d.branch1x1.register_forward_hook(lambda _module, _x, y: self.seen.append(y[:, :7]))
+        inner.get_submodule("Mixed_6d.branch1x1").register_forward_hook(
+            lambda _module, _x, y: self.seen.append(y[:, :7])
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         pool, logits = self.inner(x.round().to(torch.uint8))

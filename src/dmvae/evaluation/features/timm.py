@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
@@ -49,7 +49,7 @@ class TimmFeatures(FeaturesConfig):
         try:
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(0)  # random weights, too, are one network under one name
-                network: Any = timm.create_model(self.model, pretrained=published, num_classes=0)
+                network = timm.create_model(self.model, pretrained=published, num_classes=0)
         except Exception as error:  # no network: each version of the hub client has a class of its own
             raise ValueError(
                 f"the weights of timm model {self.model!r} could not be loaded ({type(error).__name__}: {error}). "
@@ -59,8 +59,9 @@ class TimmFeatures(FeaturesConfig):
         if self.pretrained and self.weights is not None:
             load_weights(network, Path(self.weights))
         weights = weights_hash(network)  # before position embeddings are resampled, which rounds
-        if hasattr(network, "set_input_size"):
-            network.set_input_size(img_size=(self.resolution, self.resolution))
+        resize: Callable[..., object] | None = getattr(network, "set_input_size", None)
+        if resize is not None:
+            resize(img_size=(self.resolution, self.resolution))
         with torch.inference_mode():
             dim = network.eval()(torch.zeros(1, 3, self.resolution, self.resolution)).shape[1]
         data = resolve_model_data_config(network)
