@@ -161,11 +161,11 @@ def kind(hint: object, place: str = "") -> str:
 def default(field: dataclasses.Field[Any]) -> str:
     """The default as YAML has it."""
     if field.default_factory is not dataclasses.MISSING:
-        value = configs.plain(field.default_factory())
+        value = configs.plain_value(field.default_factory())
         return f"`{value.get('type', '')}`".replace("``", "") if isinstance(value, dict) else f"`{json.dumps(value)}`"
     if field.default is dataclasses.MISSING:
         return "**required**"
-    value = configs.plain(field.default)
+    value = configs.plain_value(field.default)
     return f"`{value if isinstance(value, str) else json.dumps(value)}`"
 
 

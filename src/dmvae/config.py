@@ -82,6 +82,11 @@ def plain(config: object) -> Values:
     return _fields(config, lambda member, values: values)
 
 
+def plain_value(value: object) -> object:
+    """A field's value in the same form."""
+    return _walk(value, lambda member, values: values)
+
+
 def identity(config: object, more: Callable[[Registered], Values] = lambda member: {}) -> Values:
     """What a fingerprint is made of: `plain`, and of each registered member also the keys that `more(member)` gives.
 

@@ -71,13 +71,12 @@ def _below(
 ) -> Iterator[Section]:
     """Fill in the section of these configs, one a variant; yield those in it."""
     classes = list(dict.fromkeys(type(member) for member in members.values()))
-    plain = {variant: configs.plain(member) for variant, member in members.items()}
     docs: dict[str, str] = {}
     for cls in classes:
         docs |= configs.describe(cls)
         if issubclass(cls, Registered) and not (section.fields and section.fields[0].place.endswith(".type")):
             known = f"One of: {', '.join(names(family_of(cls)))}."
-            types = {variant: values["type"] for variant, values in plain.items()}
+            types = {variant: member.type for variant, member in members.items() if isinstance(member, Registered)}
             section.fields.append(Field(f"{section.place}.type", known, types))
     for name in dict.fromkeys(field.name for cls in classes for field in dataclasses.fields(cls)):
         place = f"{section.place}.{name}" if section.place else name
@@ -96,9 +95,8 @@ def _below(
             inside = list(_below(deeper, inner, unused))
             yield from (inner, *inside)
         elif values:
-            section.fields.append(
-                Field(place, docs.get(name, ""), {variant: plain[variant][name] for variant in values})
-            )
+            plain = {variant: configs.plain_value(value) for variant, value in values.items()}
+            section.fields.append(Field(place, docs.get(name, ""), plain))
 
 
 def _unused(recipe: Recipe) -> set[str]:
