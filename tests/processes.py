@@ -62,21 +62,26 @@ def command(*arguments: str, timeout: float = 300, **env: str) -> subprocess.Com
     return Command(*arguments, **env).result(timeout)
 
 
-def ranks(count: int, *arguments: str, **env: str) -> list[subprocess.CompletedProcess[str]]:
+def started(count: int, *arguments: str, **env: str) -> list[Command]:
     """`dmvae ARGUMENTS` on so many ranks, in the environment that torchrun gives them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
     numbered = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
-    started = [Command(*arguments, **env, **world, **rank) for rank in numbered]
-    running = {rank.process.sentinel: rank.process for rank in started}
+    return [Command(*arguments, **env, **world, **rank) for rank in numbered]
+
+
+def ranks(count: int, *arguments: str, **env: str) -> list[subprocess.CompletedProcess[str]]:
+    """The same, to their end."""
+    all_of_them = started(count, *arguments, **env)
+    running = {rank.process.sentinel: rank.process for rank in all_of_them}
     while running:
         for ended in wait([*running], timeout=300) or [*running]:
             if running.pop(ended).exitcode != 0:  # the others would wait for it
                 for process in running.values():
                     process.kill()
-    return [rank.result() for rank in started]
+    return [rank.result() for rank in all_of_them]
 
 
 def _main(arguments: tuple[str, ...], env: dict[str, str], folder: str, cwd: str) -> None:

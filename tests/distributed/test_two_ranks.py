@@ -2,8 +2,7 @@
 
 import json
 import shutil
-import subprocess
-import sys
+import signal
 import time
 
 import pytest
@@ -34,8 +33,8 @@ STILL = {f"{stage}__learning_rate": 0.0 for stage in TRAINING}
 LIMITS = {"discriminator": 0.1, "autoencoder": 0.3, "vae": 0.3, "initial": 0.05}
 """How far apart networks may end, as a share of the way that they went. Those whose gradients come through the
 adversary meet Adam's full steps; all others, the flow networks among them, stay below 0.005."""
-
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
+FLOWS = ("reference", "matching", "decoder", "latents", "generator", "sample")
+"""Stages with flow networks, which are sharded, and those that read what they made."""
 
 
 def distances(one, two) -> dict[str, float]:
@@ -57,47 +56,63 @@ def run(folder, ranks, **over):
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
-    return run(tmp_path_factory.mktemp("one"), 1)
+    return run(tmp_path_factory.mktemp("one"), 1, evaluate=None)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("two"), 2, evaluate=None)
 
 
 @pytest.fixture(scope="module")
 def ways(one, tmp_path_factory):
     """How far each network went from its first weights."""
-    start = run(tmp_path_factory.mktemp("start"), 1, **STILL)
+    start = run(tmp_path_factory.mktemp("start"), 1, sample=None, evaluate=None, **STILL)
     return distances(tiny.weights(one), tiny.weights(start))
 
 
-@pytest.mark.parametrize("shard", [False, True])
-def test_the_weights_agree(one, ways, tmp_path, shard):
-    a, b = tiny.weights(one), tiny.weights(run(tmp_path, 2, run__shard=shard))
+def apart(one, other, ways):
+    """VARIANT/STAGE/NETWORK -> distance as a share of the way, of those that are too far apart."""
+    a, b = tiny.weights(one), tiny.weights(other)
     assert set(a) == set(b)
-    apart = {network: distance / ways[network] for network, distance in distances(a, b).items()}
-    assert {
-        network: share for network, share in apart.items() if share > LIMITS.get(network.split("/")[2], 0.005)
-    } == {}
+    shares = {network: distance / ways[network] for network, distance in distances(a, b).items()}
+    return {network: share for network, share in shares.items() if share > LIMITS.get(network.split("/")[2], 0.005)}
+
+
+def test_the_weights_agree(one, two, ways):
+    assert apart(one, two, ways) == {}
+
+
+def test_the_weights_of_sharded_flow_networks_agree(one, two, ways, tmp_path):
+    shutil.copytree(two, tmp_path / "run", symlinks=True)
+    for stage in FLOWS:
+        for folder in (tmp_path / "run" / "stages").glob(f"{stage}-*"):
+            shutil.rmtree(folder)
+    assert apart(one, run(tmp_path, 2, evaluate=None, run__shard=True), ways) == {}
+    assert len([*(tmp_path / "run" / "stages").glob("matching-*")]) == 1
 
 
 def test_two_sharded_ranks_are_stopped_and_one_process_goes_on(one, tmp_path):
     """The signal reaches the ranks in different steps; they save in the same one."""
     whole, stopped = (tmp_path / name for name in ("whole", "stopped"))
-    longer = ("--variant", "kl", "--generator.steps", "600", "--run.save_every", "10000")
+    longer = ("--variant", "kl", "--generator.steps", "300", "--run.save_every", "10000")
     recipes = []
     for folder in (whole, stopped):
         shutil.copytree(one, folder / "run", symlinks=True)
         recipes.append(str(tiny.write(folder, **OVER, run__shard=True)))
     result = processes.command("generator", recipes[0], *longer, "--run.shard", "false")
     assert result.returncode == 0, result.stderr
-    command = [*TORCHRUN, "-m", "dmvae", "generator", recipes[1], *longer]
-    with subprocess.Popen(
-        command, env=processes.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as ranks:
-        until = time.monotonic() + 120
-        copied = set(stopped.glob("run/stages/generator-*/log.jsonl"))
-        while not any(log.read_text() for log in set(stopped.glob("run/stages/generator-*/log.jsonl")) - copied):
-            assert ranks.poll() is None, "it ended before it could be stopped"
-            assert time.monotonic() < until
-            time.sleep(0.01)
-        ranks.terminate()
+    copied = set(stopped.glob("run/stages/generator-*/log.jsonl"))
+    ranks = processes.started(2, "generator", recipes[1], *longer)
+    until = time.monotonic() + 120
+    while not any(log.read_text() for log in set(stopped.glob("run/stages/generator-*/log.jsonl")) - copied):
+        assert not any(rank.ended() for rank in ranks), "it ended before it could be stopped"
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    for rank in ranks:  # as torchrun sends it
+        rank.signal(signal.SIGTERM)
+        time.sleep(0.02)
+    assert [rank.result().returncode for rank in ranks] == [130, 130]
     result = processes.command("generator", recipes[1], *longer, "--run.shard", "false")
     assert "resumes at step" in result.stdout, result.stderr
     a, b = (
@@ -112,8 +127,6 @@ def test_two_ranks_measure_what_one_measures(one, tmp_path):
     for count in (1, 2):
         folder = tmp_path / str(count)
         shutil.copytree(one, folder / "run", symlinks=True)
-        for stage in (folder / "run" / "stages").glob("evaluate-*"):
-            shutil.rmtree(stage)
         for result in processes.ranks(count, "evaluate", str(tiny.write(folder, **OVER)), "--variant", "matched"):
             assert result.returncode == 0, result.stderr[-3000:]
         (metrics,) = (folder / "run" / "stages").glob("evaluate-*/metrics.json")
