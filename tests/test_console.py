@@ -78,6 +78,7 @@ for setting in json.loads(sys.argv[1]):
     os.environ.pop("NO_COLOR", None)
     os.environ.update(setting)
     importlib.reload(console)  # the terminal is asked what it can do when the console is made
+    console._is_main = lambda: True  # without the seconds that torch takes to import
     console.console.print("x", style="red")
     with console.Bar("kl_1e-1_500@2  evaluate reconstruct", 3500, "images") as bar:
         bar.step(1750, 1e-6, "loss tokenizer 0.640, discriminator 1.000")

@@ -182,7 +182,7 @@ def test_whatever_stands_in_a_field_is_refused_in_a_line_or_can_be_built():
     """Every field of a recipe in turn, with a few of the odd values, of a fixed seed; `make torture` tries them all."""
     rng, kept, silent = random.Random(0), 0, []
     for place in places(BASE):
-        for odd in rng.sample(ODD, 3):
+        for odd in rng.sample(ODD, 2):
             said = f"{'.'.join(place)}: {str(odd)[:40]}"
             try:
                 with warnings.catch_warnings():

@@ -23,13 +23,36 @@ def folder(tmp_path_factory):
     return folder
 
 
-def python(code, home, **env):
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=home,
-        env=processes.environment() | {"HF_HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path)} | env,
-    )  # fmt: skip
+CODE = """
+from diffusers import DiffusionPipeline
+import sys
+folder = sys.argv[1]
+p = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
+print("by its own class", type(p).__name__, p(["circle"], num_inference_steps=2).images[0].size)
+from dmvae import DMVAEPipeline
+DMVAEPipeline.from_pretrained(folder).push_to_hub("me/it")
+p = DMVAEPipeline.from_pretrained("me/it")
+print("from the hub", p(["circle"], num_inference_steps=2).images[0].size)
+"""
+
+
+@pytest.fixture(scope="module")
+def elsewhere(folder, tmp_path_factory):
+    """(what a process of its own prints that loads, pushes and fetches the pipeline, the files that the hub got)."""
+    home, hub = tmp_path_factory.mktemp("home"), stand_in_hub.start()
+    env = {
+        "HF_HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path), "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_none",
+        "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1",
+    }  # fmt: skip
+    try:
+        result = subprocess.run(
+            [sys.executable, "-c", CODE, str(folder)], capture_output=True, text=True, cwd=home,
+            env=processes.environment() | env,
+        )  # fmt: skip
+    finally:
+        hub.shutdown()
     assert result.returncode == 0, result.stderr
-    return result.stdout + result.stderr
+    return result.stdout, dict(hub.files)
 
 
 def test_the_card_tells_hubs_what_it_is_and_what_it_scored(folder):
@@ -52,33 +75,13 @@ def test_the_card_tells_hubs_what_it_is_and_what_it_scored(folder):
         assert f"![{widget['text']}]({widget['output']['url']})" in text
 
 
-def test_diffusers_loads_it_by_its_own_class(folder, tmp_path):
+def test_diffusers_loads_it_by_its_own_class(elsewhere):
     """Its buffers have values, which diffusers' own way of loading would not give."""
-    out = python(
-        f"from diffusers import DiffusionPipeline\nfolder = {str(folder)!r}\n"
-        "p = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)\n"
-        "print(type(p).__name__, p(['circle'], num_inference_steps=2).images[0].size)\n",
-        tmp_path,
-    )
-    assert "DMVAEPipeline (12, 12)" in out
+    assert "by its own class DMVAEPipeline (12, 12)" in elsewhere[0]
 
 
-def test_what_is_pushed_to_a_hub_comes_back(folder, tmp_path):
-    hub = stand_in_hub.start()
-    env = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_none", "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
-    try:
-        python(
-            "from dmvae import DMVAEPipeline\n"
-            f"DMVAEPipeline.from_pretrained({str(folder)!r}).push_to_hub('me/it')\n", tmp_path, **env,
-        )  # fmt: skip
-        sent = set(hub.files)
-        assert {"README.md", "recipe.yaml", "pipeline.py", "pictures/0.png", "model_index.json"} <= sent
-        assert hub.files["README.md"] == (folder / "README.md").read_bytes()
-        out = python(
-            "from dmvae import DMVAEPipeline\n"
-            "p = DMVAEPipeline.from_pretrained('me/it')\n"
-            "print(p(['circle'], num_inference_steps=2).images[0].size)\n", tmp_path, **env,
-        )  # fmt: skip
-        assert "(12, 12)" in out
-    finally:
-        hub.shutdown()
+def test_what_is_pushed_to_a_hub_comes_back(folder, elsewhere):
+    out, files = elsewhere
+    assert {"README.md", "recipe.yaml", "pipeline.py", "pictures/0.png", "model_index.json"} <= set(files)
+    assert files["README.md"] == (folder / "README.md").read_bytes()
+    assert "from the hub (12, 12)" in out
