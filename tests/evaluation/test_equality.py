@@ -112,21 +112,21 @@ def test_perceptual_distance_is_lpips():
 def test_a_folder_is_measured_as_torch_fidelity_does(tmp_path, monkeypatch):
     """End to end: the same files, the same (random) weights of Inception."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(features, "CHUNK", 8)  # no padding to compute
+    monkeypatch.setattr(features, "CHUNK", 16)  # no padding to compute
     folders = []
     for number, size in enumerate((40, 40)):
         folders.append(tmp_path / f"images-{number}")
         folders[-1].mkdir()
-        images = Shapes(size=size, channels=3, count=8, test_count=8).build("test" if number else "train")
-        for i in range(8):
+        images = Shapes(size=size, channels=3, count=16, test_count=16).build("test" if number else "train")
+        for i in range(16):
             Image.fromarray(images[i][0].permute(1, 2, 0).numpy()).save(folders[-1] / f"{i:03}.png")
     weights = random_inception.write(tmp_path / "weights.pth")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        ours = measure("folder", [str(f) for f in folders], features=[f"inception={weights}"], batch_size=8)
+        ours = measure("folder", [str(f) for f in folders], features=[f"inception={weights}"], batch_size=16)
     theirs = calculate_metrics(
-        input1=str(folders[1]), input2=str(folders[0]), cuda=False, batch_size=8, fid=True, kid=True, isc=True,
-        kid_subset_size=8, kid_subsets=1, save_cpu_ram=True, feature_extractor_weights_path=str(weights),
+        input1=str(folders[1]), input2=str(folders[0]), cuda=False, batch_size=16, fid=True, kid=True, isc=True,
+        kid_subset_size=16, kid_subsets=1, save_cpu_ram=True, feature_extractor_weights_path=str(weights),
         verbose=False, cache=False,
     )  # fmt: skip
     (name,) = ours["manifest"]["features"]
@@ -135,7 +135,7 @@ def test_a_folder_is_measured_as_torch_fidelity_does(tmp_path, monkeypatch):
     assert "fid_inception" not in got
     assert got[f"fd_{name}"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
     assert got[f"kid_{name}"] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-4)
-    heads = Inception(weights=str(weights)).build().heads(torch.stack([images[i][0] for i in range(8)]))
+    heads = Inception(weights=str(weights)).build().heads(torch.stack([images[i][0] for i in range(16)]))
     assert {head: x.shape[1] for head, x in heads.items()} == {"pool": 2048, "logits": 1008, "spatial": 2023}
     assert heads["spatial"].std() > 0
     assert inception_score(heads["logits"])[0] == pytest.approx(theirs["inception_score_mean"], rel=1e-4)
