@@ -24,7 +24,7 @@ def run(tmp_path_factory, request):
     """A finished run of one variant, its jobs, and the pipeline's folder."""
     over = {"sample.guidance": [2.0, 1.0], "sample.time_shift": 2.5, "run.precision": request.param}
     path = tiny.write(tmp_path_factory.mktemp("run"), **over)
-    jobs = tiny.run(path, "kl", until="sample")
+    jobs = tiny.run(path, "kl", until="sample" if request.param == "bfloat16" else None)
     (folder,) = write_pipelines(jobs, path.parent / "run")
     return path.parent / "run", jobs, folder
 
