@@ -140,7 +140,7 @@ def test_without_colours_and_in_a_pipe_nothing_is_coloured():
 
 
 def test_a_reader_that_has_seen_enough_ends_it_quietly():
-    for command in ("--help", "run smoke --help"):
+    for command in ("--help", "recipes", "run smoke --help"):
         line = f"{sys.executable} -m dmvae {command} | head -n 1; exit ${{PIPESTATUS[0]}}"
         result = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=processes.environment())
         assert result.stderr == ""
