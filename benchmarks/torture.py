@@ -6,7 +6,9 @@
     hangs        no answer in time, or a process left running
     silent uses  what is damaged or hostile was used without a word
 
-Exit code 1 unless the last four are 0. `--quick` makes a few tries of each kind, in minutes of one core.
+Exit code 1 unless the last four are 0. `--quick` makes a few tries of each kind, in minutes of one core; all of them
+take about an hour and a half. The table is printed after each kind, so that a run that is cut short has told what it
+found.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import os
 import random
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,46 +27,55 @@ from rich.table import Table
 from benchmarks.tortures import COUNTS, Row
 from benchmarks.tortures.damage import checkpoints, files, recipes, run_folder
 from benchmarks.tortures.hostile import hostile, workers
-from benchmarks.tortures.kills import kills
+from benchmarks.tortures.kills import disks, kills
 from benchmarks.tortures.values import nans, odd_fields, odd_images, ranks
 from dmvae.runtime.console import console
+
+Part = Callable[[Path, bool, random.Random], Iterator[Row]]
+PARTS: dict[str, Part] = {
+    "nans": lambda folder, quick, rng: nans(folder),
+    "images": lambda folder, quick, rng: odd_images(folder),
+    "files": lambda folder, quick, rng: files(folder, 100 if quick else 1000, rng),
+    "checkpoints": lambda folder, quick, rng: checkpoints(folder, 30 if quick else 300, rng),
+    "recipes": lambda folder, quick, rng: recipes(folder, 50 if quick else 500, rng),
+    "hostile": lambda folder, quick, rng: hostile(folder),
+    "workers": lambda folder, quick, rng: workers(folder, 0 if quick else 5),
+    "ranks": lambda folder, quick, rng: ranks(folder, 1 if quick else 5),
+    "run": lambda folder, quick, rng: run_folder(folder, 2 if quick else 100, rng),
+    "kills": lambda folder, quick, rng: kills(folder, 3 if quick else 100, rng),
+    "disks": lambda folder, quick, rng: disks(folder, 1 if quick else 18, rng),
+    "fields": lambda folder, quick, rng: odd_fields(folder, 50 if quick else 10**6, rng),
+}
+"""What is tried, by the names that `--parts` takes."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few tries of each kind")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS], metavar="NAME", help=", ".join(PARTS))
     parser.add_argument("--seed", type=int, default=0)
     known = parser.parse_args(arguments)
-    rng, many = random.Random(known.seed), 1 if known.quick else 10
-    quick = known.quick
-    parts: list[Callable[[Path], Iterator[Row]]] = [
-        # First, since they fork a process that has trained nothing.
-        lambda folder: kills(folder, 3 if quick else 100, 1 if quick else 18, rng),
-        lambda folder: nans(folder, rng),
-        lambda folder: odd_images(folder, rng),
-        lambda folder: files(folder, 100 * many, rng),
-        lambda folder: checkpoints(folder, 30 * many, rng),
-        lambda folder: recipes(folder, 50 * many, rng),
-        lambda folder: odd_fields(folder, 50 if quick else 10**6, rng),
-        hostile,
-        lambda folder: workers(folder, 0 if quick else 5),
-        lambda folder: ranks(folder, 1 if quick else 5),
-    ]
-    if not quick:
-        parts.append(lambda folder: run_folder(folder, 100, rng))
-    rows = []
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="torture-cache-") as cache:
         os.environ["XDG_CACHE_HOME"] = cache  # nothing of the user's is read or written
-        for part in parts:
+        for number, name in enumerate(known.parts, 1):
+            begun = time.monotonic()
+            print(f"{name}: part {number} of {len(known.parts)}", flush=True)
+            rng = random.Random(f"{known.seed} {name}")  # the same tries, whatever other parts there are
             with tempfile.TemporaryDirectory(prefix="torture-") as folder:
-                for row in part(Path(folder).resolve()):
+                for row in PARTS[name](Path(folder).resolve(), known.quick, rng):
                     rows.append(row)
-                    console.print(f"{row.name}: {row.tries} tries", *row.notes, sep="\n  ", markup=False)
+                    console.print(_table(rows))
+                    sys.stdout.flush()
+            print(f"{name}: {time.monotonic() - begun:.0f} s", flush=True)
+    return int(any(row.notes for row in rows))
+
+
+def _table(rows: list[Row]) -> Table:
     table = Table("", "tries", *COUNTS)
     for row in rows:
         table.add_row(row.name, str(row.tries), *(str(row.counts[what]) for what in COUNTS))
-    console.print(table)
-    return int(any(row.notes for row in rows))
+    return table
 
 
 if __name__ == "__main__":

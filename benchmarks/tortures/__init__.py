@@ -7,33 +7,49 @@ import importlib
 import io
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import dmvae
+from dmvae.runtime.console import printable
 
-SOURCE = str(Path(dmvae.__file__).parents[1])
-"""For processes that are started: the package that is tried, and no installed one."""
 LIMIT = 120
 """Seconds after which there is no answer: a busy machine takes its time, and a hang does not end."""
 COUNTS = ("losses", "tracebacks", "hangs", "silent uses")
 
 
+SAID_EVERY = 30.0
+"""Seconds between two lines that say how far a kind of tries is."""
+
+
 @dataclass
 class Row:
-    """What came of one kind of tries; `notes` say which failed."""
+    """What came of one kind of tries; `notes` say which failed. `of`: how many tries there will be."""
 
     name: str
+    of: int
     tries: int = 0
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
     notes: list[str] = field(default_factory=list)
+    begun: float = field(default_factory=time.monotonic)
+    said: float = field(default_factory=time.monotonic)
+
+    def tried(self) -> None:
+        """Count a try, and say now and then how far it is."""
+        self.tries += 1
+        now = time.monotonic()
+        if now - self.said > SAID_EVERY:
+            self.said, left = now, (now - self.begun) / self.tries * max(0, self.of - self.tries)
+            print(f"  {self.name}: {self.tries} of {self.of}, about {left / 60:.0f} min left", flush=True)
 
     def count(self, what: str, note: object) -> None:
+        """Count a failure, and say it at once: a run that is cut short has told what it found."""
         self.counts[what] += 1
         self.notes.append(f"{self.name}: {what}: {note}")
+        print(f"  {printable(self.notes[-1])}", flush=True)
 
 
 def ours(name: str) -> Any:
@@ -54,7 +70,7 @@ def attempt(row: Row, act: Callable[[], Any], note: str) -> tuple[bool, Any]:
     def ring(number: int, frame: object) -> None:
         raise Hang
 
-    row.tries += 1
+    row.tried()
     before = signal.signal(signal.SIGALRM, ring)
     signal.alarm(LIMIT)
     said = io.StringIO()

@@ -59,7 +59,7 @@ def files(folder: Path, tries: int, rng: random.Random) -> Iterator[Row]:
         ),
     }
     for name, (path, read) in kinds.items():
-        row, good, wanted = Row(f"flips and cuts: {name}"), path.read_bytes(), read(path)
+        row, good, wanted = Row(f"flips and cuts: {name}", tries), path.read_bytes(), read(path)
         for _ in range(tries):
             note, bad = damaged(good, rng)
             path.write_bytes(bad)
@@ -72,7 +72,7 @@ def files(folder: Path, tries: int, rng: random.Random) -> Iterator[Row]:
 
 def checkpoints(folder: Path, tries: int, rng: random.Random) -> Iterator[Row]:
     """A damaged checkpoint gives way to the one before, with a word."""
-    row = Row("flips and cuts: checkpoints")
+    row = Row("flips and cuts: checkpoints", tries)
     for step in (1, 2):
         checkpoint.save(folder, step, {"w": torch.full((64,), float(step)), "step": step})
     newest = sorted((folder / "step-00000002").iterdir())
@@ -132,7 +132,7 @@ def mutated(value: Any, rng: random.Random) -> Any:
 
 def recipes(folder: Path, tries: int, rng: random.Random) -> Iterator[Row]:
     """Mutated recipes are read, or refused in a line."""
-    row = Row("mutated recipes, as they are read")
+    row = Row("mutated recipes, as they are read", tries)
     bases = [yaml.safe_load(path.read_text()) for path in sorted(RECIPES.glob("*.yaml"))]
     path = folder / "recipe.yaml"
     for _ in range(tries):
@@ -148,7 +148,7 @@ def run_folder(folder: Path, tries: int, rng: random.Random) -> Iterator[Row]:
     import processes
     import tiny
 
-    row = Row("flips and cuts: a run's folder")
+    row = Row("flips and cuts: a run's folder", tries)
     path = tiny.write(folder, encoder=None, variants={"kl": {"tokenizer.train_encoder": True}}, matching=None)
     first = processes.command("run", str(path), "--reference", "null", "--decoder", "null")
     assert first.returncode == 0, first.stderr
@@ -162,7 +162,7 @@ def run_folder(folder: Path, tries: int, rng: random.Random) -> Iterator[Row]:
         name = kept[i % len(kept)].relative_to(folder / "good")
         note, bad = damaged(kept[i % len(kept)].read_bytes() or b"\0", rng)
         (folder / "run" / name).write_bytes(bad)
-        row.tries += 1
+        row.tried()
         try:
             again = processes.command("run", str(path), "--reference", "null", "--decoder", "null", timeout=10 * LIMIT)
         except subprocess.TimeoutExpired:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
 import pickle
 import shutil
-import signal
-import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
@@ -22,6 +19,7 @@ import yaml
 from safetensors.torch import save_file
 
 from benchmarks.tortures import LIMIT, Row, attempt
+from benchmarks.tortures.processes import run
 from dmvae import cli
 from dmvae.commands import shards
 from dmvae.commands.check import check
@@ -45,11 +43,13 @@ class Evil:
 
 def hostile(folder: Path) -> Iterator[Row]:
     """Files that would run code, write elsewhere, hang or fill memory."""
-    row, ran, out = Row("hostile files"), folder / "RAN", folder / "in"
+    ran, out = folder / "RAN", folder / "in"
     precious = folder / "precious"
     precious.write_text("mine")
     home = Path.cwd()
-    for name, act in _attacks(folder, out, ran, precious):
+    attacks = list(_attacks(folder, out, ran, precious))
+    row = Row("hostile files", len(attacks))
+    for name, act in attacks:
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir()
         try:
@@ -157,7 +157,6 @@ except (ValueError, OSError) as error:
 
 def workers(_: Path, rounds: int) -> Iterator[Row]:
     """Data workers that raise, die or hang, and a process that ends while they do; 0 rounds are some of these."""
-    row = Row("workers that raise, die, hang")
     harms = {
         "raise": "raise KeyError('pixels')",
         "exit": "sys.exit(3)",
@@ -170,25 +169,12 @@ def workers(_: Path, rounds: int) -> Iterator[Row]:
     cases += [
         (f"{name}, and an error elsewhere", harms[name], "raise ValueError('elsewhere')", "elsewhere") for name in harms
     ]
-    for name, harm, meanwhile, told in cases * rounds or [*cases[: len(harms)], cases[-1]]:
-        row.tries += 1
-        process = subprocess.Popen(
-            [sys.executable, "-c", WORKER, harm, meanwhile],
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        )  # fmt: skip
-        try:
-            _, error = process.communicate(timeout=LIMIT)
-        except subprocess.TimeoutExpired:
-            row.count("hangs", name)
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            continue
-        if "Traceback" in error or "one line" not in error:
-            row.count("tracebacks", f"{name}: {error[-150:]}")
-        elif told not in error:
-            row.count("silent uses", f"{name}: the item is not named: {error[-150:]}")
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, 0)
-            row.count("hangs", f"{name}: a process is left")
-            os.killpg(process.pid, signal.SIGKILL)
+    cases = cases * rounds or [*cases[: len(harms)], cases[-1]]
+    row = Row("workers that raise, die, hang", len(cases))
+    for name, harm, meanwhile, told in cases:
+        said = run([sys.executable, "-c", WORKER, harm, meanwhile], row, name, LIMIT)
+        if "Traceback" in said or "one line" not in said:
+            row.count("tracebacks", f"{name}: {said[-150:]}")
+        elif told not in said:
+            row.count("silent uses", f"{name}: the item is not named: {said[-150:]}")
     yield row

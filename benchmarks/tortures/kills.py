@@ -52,33 +52,37 @@ def commands(folder: Path) -> dict[str, Commands]:
     }
 
 
-def kills(folder: Path, tries: int, disks: int, rng: random.Random) -> Iterator[Row]:
-    """Kills of every kind of command, most of them of the one that trains; and full disks, `disks` of each kind."""
+def kills(folder: Path, tries: int, rng: random.Random) -> Iterator[Row]:
+    """Kills of every kind of command, most of them of the one that trains."""
     wanted: dict[str, Any] = {}
     seconds = 0.0
     for name, command in commands(folder).items():
         if len(command(folder)) == 1:  # two processes end where one does
-            (folder / name).parent.mkdir(exist_ok=True)
             wanted, seconds = undisturbed(command, folder / name)
         share = tries if name == "every stage" else max(1, tries // 4)
-        yield _killed(Row(f"kill -9: {name}"), command, folder / "killed", wanted, seconds, share, rng)
+        yield _killed(Row(f"kill -9: {name}", share), command, folder / "killed", wanted, seconds, rng)
+
+
+def disks(folder: Path, tries: int, rng: random.Random) -> Iterator[Row]:
+    """Full disks under every kind of command that writes more than a file."""
+    for name, command in commands(folder).items():
         if name in DISKS:
-            yield _filled(Row(f"full disk: {name}"), command, folder, folder / name, wanted, disks, rng)
+            wanted, _ = undisturbed(command, folder / name)
+            yield _filled(Row(f"full disk: {name}", tries), command, folder, folder / name, wanted, rng)
 
 
-def _killed(
-    row: Row, command: Commands, out: Path, wanted: dict[str, Any], seconds: float, tries: int, rng: random.Random
-) -> Row:
+def _killed(row: Row, command: Commands, out: Path, wanted: dict[str, Any], seconds: float, rng: random.Random) -> Row:
     log = out.with_suffix(".log")
-    for _ in range(3 * tries):  # of which some end before they are killed, and do not count
-        if row.tries == tries:
+    for _ in range(3 * row.of):  # of which some end before they are killed, and do not count
+        if row.tries == row.of:
             break
         shutil.rmtree(out, ignore_errors=True)
-        for _ in range(min(MOST, tries - row.tries)):
+        for _ in range(min(MOST, row.of - row.tries)):
             running = [start(arguments, log) for arguments in command(out)]
             one = running.pop(rng.randrange(len(running)))
             one.join(rng.uniform(0, seconds))
-            row.tries += one.is_alive()
+            if one.is_alive():
+                row.tried()
             kill(one)
             for process in running:  # the others do the work of the one that is gone
                 if finish(process, log, row, f"try {row.tries}, beside a killed one") != 0:
@@ -92,15 +96,13 @@ def _killed(
     return row
 
 
-def _filled(
-    row: Row, command: Commands, folder: Path, good: Path, wanted: dict[str, Any], tries: int, rng: random.Random
-) -> Row:
+def _filled(row: Row, command: Commands, folder: Path, good: Path, wanted: dict[str, Any], rng: random.Random) -> Row:
     """A disk that is full at a random moment, and then is not: a small one in memory where one may be mounted, else a
     limit on the size of files."""
     sizes = [path.stat().st_size for path in good.rglob("*") if path.is_file() and not path.is_symlink()]
     log, out = folder / "full.log", folder / "disk/out"
-    for _ in range(tries):
-        row.tries += 1
+    for _ in range(row.of):
+        row.tried()
         share = rng.uniform(0.02, 0.95)
         with _disk(folder / "disk", int(share * sum(sizes))) as mounted:
             said = f"try {row.tries}, {share:.0%} of the {'disk' if mounted else 'largest file'}"

@@ -1,5 +1,5 @@
-"""Commands in processes of their own, which can be killed: forked from one that has imported the package and trained
-nothing, so that a start takes no time."""
+"""Processes that can be killed. Those of `start` are forked from one that has imported the package and trained nothing,
+so that a start takes no time; those of `run` are any command."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import multiprocessing
 import os
 import resource
 import signal
+import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
 
-from benchmarks.tortures import Row
+from benchmarks.tortures import Row, ours
 
 PATIENCE = 900
 """Seconds after which a command hangs: it takes a few."""
@@ -62,18 +63,64 @@ def finish(process: BaseProcess, log: Path, row: Row, note: str) -> int | None:
     text = log.read_text(errors="replace")
     if "Traceback" in text:
         row.count("tracebacks", f"{note}: {text[-300:]}")
-    for _ in range(50):  # workers end a moment after their parent
-        try:
-            os.killpg(process.pid or 0, 0)
-        except ProcessLookupError:
-            break
-        time.sleep(0.1)
-    else:
+    if not _within_seconds(lambda: not _group(process.pid)):
         row.count("hangs", f"{note}: a process is left")
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid or 0, signal.SIGKILL)
     log.unlink()
     return code
+
+
+def _group(number: int | None) -> bool:
+    """Whether a group of processes has any."""
+    try:
+        os.killpg(number or 0, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def run(command: Sequence[str], row: Row, note: str, patience: float) -> str:
+    """Run any command to its end, with an exit code that is not 0: what it printed. Counts the try, and a hang where it
+    has not ended after `patience` seconds or leaves a process behind, in whatever session; that is killed."""
+    row.tried()
+    mark = f"TORTURE={os.getpid()} {row.name} {row.tries}"  # in the environment of all that it starts
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        env=ours("processes").environment() | dict([mark.split("=")]),
+    )  # fmt: skip
+    try:
+        said, _ = process.communicate(timeout=patience)
+        if not _within_seconds(lambda: not _marked(mark)):
+            row.count("hangs", f"{note}: a process is left")
+    except subprocess.TimeoutExpired:
+        row.count("hangs", note)
+    for number in _marked(mark):
+        os.kill(number, signal.SIGKILL)
+    if process.returncode is None:
+        said, _ = process.communicate()
+    elif process.returncode == 0:
+        row.count("silent uses", f"{note}: exit code 0")
+    return said
+
+
+def _marked(mark: str) -> list[int]:
+    """The processes that have the mark in their environment."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            if mark.encode() in file.read_bytes().split(b"\0"):
+                found.append(int(file.parent.name))
+    return found
+
+
+def _within_seconds(holds: Callable[[], bool]) -> bool:
+    """Whether it holds, now or soon: workers end a moment after their parent."""
+    for _ in range(50):
+        if holds():
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def contents(folder: Path) -> dict[str, Any]:
@@ -106,7 +153,7 @@ Commands = Callable[[Path], list[list[str]]]
 
 def undisturbed(commands: Commands, folder: Path) -> tuple[dict[str, Any], float]:
     """(contents, seconds) of one command run to its end."""
-    row, log, begun = Row("undisturbed"), folder.with_suffix(".log"), time.monotonic()
+    row, log, begun = Row("undisturbed", 1), folder.with_suffix(".log"), time.monotonic()
     code = finish(start(commands(folder)[0], log), log, row, str(folder))
     assert code == 0, f"without any harm: {row.notes or code}"
     assert not row.notes, row.notes

@@ -7,8 +7,6 @@ import os
 import random
 import re
 import shutil
-import signal
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,7 +20,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from benchmarks.tortures import Row, attempt, ours
-from benchmarks.tortures.processes import PATIENCE, finish, start
+from benchmarks.tortures.processes import PATIENCE, finish, run, start
 from dmvae.commands.codec import decode_latents, encode_images
 from dmvae.datasets.image_folder import ImageFolder
 from dmvae.evaluation.images import npz_images
@@ -83,9 +81,9 @@ HARMS = {
 }
 
 
-def nans(folder: Path, _: random.Random) -> Iterator[Row]:
+def nans(folder: Path) -> Iterator[Row]:
     """What holds NaN or infinity is refused with a word, wherever it comes in."""
-    row, tiny, nan = Row("NaN in inputs, losses, weights"), ours("tiny"), float("nan")
+    row, tiny, nan = Row("NaN in inputs, losses, weights", 10), ours("tiny"), float("nan")
     (folder / "plugin.py").write_text(PLUGIN)
     write = partial(tiny.write, folder, variants=None, plugins=[str(folder / "plugin.py")], run__workers=0)
     inputs = Inputs(load(write())["main"], "main", folder, {}, CPU)
@@ -117,7 +115,7 @@ def nans(folder: Path, _: random.Random) -> Iterator[Row]:
         "weights in training": {"tokenizer__learning_rate": 1000, "tokenizer__clip": 0, "tokenizer__steps": 60},
         "reference": {"reference__distribution": {"type": "array", "path": str(folder / "z.safetensors")}},
     }.items():
-        row.tries += 1
+        row.tried()
         shutil.rmtree(folder / "run", ignore_errors=True)
         log = folder / "run.log"
         process = start(["run", str(write(encoder=None, **over))], log)
@@ -137,10 +135,11 @@ def _images(folder: Path) -> None:
         Image.fromarray(pixels).save(folder / f"good{i}.png")
 
 
-def odd_images(folder: Path, _: random.Random) -> Iterator[Row]:
+def odd_images(folder: Path) -> Iterator[Row]:
     """One odd file among good images: it is read as an image, or left out with a word."""
-    row = Row("odd images")
-    for name, content in _odd().items():
+    odd = _odd()
+    row = Row("odd images", len(odd))
+    for name, content in odd.items():
         place = folder / "images"
         shutil.rmtree(place, ignore_errors=True)
         _images(place)
@@ -203,39 +202,27 @@ def _odd() -> dict[str, bytes | Callable[[Path], Any]]:
 
 def ranks(folder: Path, harms: int) -> Iterator[Row]:
     """Under torchrun, an item that does harm on the second of two ranks ends both, with a word; `harms`: how many."""
-    row, tiny = Row("ranks and their workers that raise, die, hang"), ours("tiny")
+    row, tiny = Row("ranks and their workers that raise, die, hang", harms), ours("tiny")
     (folder / "plugin.py").write_text(PLUGIN)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     for how, where in [("dies", 0), ("hangs", 2), ("raises", 0), ("raises", 2), ("dies", 2)][:harms]:
-        row.tries += 1
         data = {"type": "harm_data", "size": 12, "how": HARMS[how]}
         over = {"plugins": [str(folder / "plugin.py")], "variants": None, "encoder": None, "run__workers": where}
         path = tiny.write(folder, data=data, tokenizer__batch_size=16, **over)
         shutil.rmtree(folder / "run", ignore_errors=True)
         note = f"{how}, {'in a worker' if where else 'itself'}"
-        process = subprocess.Popen(
-            [*torchrun, "-m", "dmvae", "tokenizer", str(path)],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-            env=ours("processes").environment(),
-        )  # fmt: skip
-        try:
-            said, _ = process.communicate(timeout=PATIENCE)
-        except subprocess.TimeoutExpired:
-            row.count("hangs", note)
-            os.killpg(process.pid, signal.SIGKILL)
-            said, _ = process.communicate()
-        if process.returncode == 0:
-            row.count("silent uses", note)
-        elif not re.search(r"item \d+ of the data|Signal 9|SIGKILL|exitcode +: -9", said):
+        said = run([*torchrun, "-m", "dmvae", "tokenizer", str(path)], row, note, PATIENCE)
+        if not re.search(r"item \d+ of the data|Signal 9|SIGKILL|exitcode +: -9", said):
             row.count("silent uses", f"{note}: not said: {said[-300:]}")
     yield row
 
 
 def odd_fields(folder: Path, tries: int, rng: random.Random) -> Iterator[Row]:
     """Every field of a recipe with odd values: refused in a line before the first stage, or built by every stage."""
-    row, ranges = Row("mutated recipes, to the networks of every stage"), ours("test_ranges")
+    ranges = ours("test_ranges")
     every = [(place, odd) for place in ranges.places(ranges.BASE) for odd in ranges.ODD]
-    for place, odd in rng.sample(every, min(tries, len(every))):
+    row = Row("mutated recipes, to the networks of every stage", min(tries, len(every)))
+    for place, odd in rng.sample(every, row.of):
 
         def build(place: Any = place, odd: Any = odd) -> None:
             with warnings.catch_warnings():
