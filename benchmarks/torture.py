@@ -65,9 +65,10 @@ def main(arguments: list[str] | None = None) -> int:
             with tempfile.TemporaryDirectory(prefix="torture-") as folder:
                 for row in PARTS[name](Path(folder).resolve(), known.quick, rng):
                     rows.append(row)
-                    console.print(_table(rows))
-                    sys.stdout.flush()
+                    print(f"  {row.name}: {row.tries} tries, {len(row.notes)} failures", flush=True)
             print(f"{name}: {time.monotonic() - begun:.0f} s", flush=True)
+            console.print(_table(rows))
+            sys.stdout.flush()
     return int(any(row.notes for row in rows))
 
 

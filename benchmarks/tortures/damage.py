@@ -20,7 +20,13 @@ from benchmarks.tortures import LIMIT, Row, attempt
 from dmvae.commands import shards
 from dmvae.evaluation.feature_set import FeatureSet
 from dmvae.evaluation.features import POOL
+from dmvae.interop.pipeline import DMVAEPipeline, build_pipeline
+from dmvae.models.artifact import save_network
+from dmvae.models.dit import LightningDiT
 from dmvae.recipe import load
+from dmvae.runtime.done import read_done, write_done, write_source
+from dmvae.tokenizers.adapted import load_tokenizer
+from dmvae.tokenizers.autoencoder import Autoencoder
 from dmvae.training import checkpoint
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -38,36 +44,78 @@ def same(a: Any, b: Any) -> bool:
     """Equality of what holds tensors."""
     if isinstance(a, torch.Tensor):
         return isinstance(b, torch.Tensor) and torch.equal(a, b)
+    if isinstance(a, list | tuple):
+        return isinstance(b, list | tuple) and len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, dict):
         return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     return bool(a == b)
 
 
 def files(folder: Path, tries: int, rng: random.Random) -> Iterator[Row]:
-    """Every kind of file that carries a checksum of its own: what is read is what was written, or is refused."""
+    """Every kind of file and folder that carries checksums: what is read is what was written, or is refused."""
     z = torch.randn(6, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     names = [f"a/{i}.png" for i in range(6)]
-    shards.write_safetensors(folder / "s.safetensors", z, names, [0, 1, 2] * 2)
-    shards.write_tar(folder / "s.tar", z, names, [0, 1, 2] * 2)
-    FeatureSet({"features": {"name": "x"}, "images": {"count": 6}}, {POOL: z.flatten(1)}).save(folder / "f.safetensors")
-    kinds: dict[str, tuple[Path, Callable[[Path], Any]]] = {
-        "shards, safetensors": (folder / "s.safetensors", lambda p: (shards.read_names(p), shards.read_latents(p))),
-        "shards, tar": (folder / "s.tar", lambda p: (shards.read_names(p), shards.read_latents(p))),
-        "kept features": (
-            folder / "f.safetensors",
-            lambda p: (lambda f: (f.manifest, f.rows))(FeatureSet.load(p)),
+    shards.write_safetensors(folder / "shard.safetensors", z, names, [0, 1, 2] * 2)
+    shards.write_tar(folder / "shard.tar", z, names, [0, 1, 2] * 2)
+    FeatureSet({"features": {"name": "x"}, "images": {"count": 6}}, {POOL: z.flatten(1)}).save(
+        folder / "features.safetensors"
+    )
+    _networks(folder)
+    kinds: dict[str, Callable[[], Any]] = {
+        "shard.safetensors": lambda: [
+            f(folder / "shard.safetensors") for f in (shards.read_names, shards.read_latents)
+        ],
+        "shard.tar": lambda: [f(folder / "shard.tar") for f in (shards.read_names, shards.read_latents)],
+        "features.safetensors": lambda: (lambda f: [f.manifest, f.rows])(
+            FeatureSet.load(folder / "features.safetensors")
         ),
+        "stage": lambda: [_facts(folder / "stage"), _state(load_tokenizer(folder / "stage/autoencoder"))],
+        "pipeline": lambda: [
+            (dict(part.config), _state(part))
+            for part in DMVAEPipeline.from_pretrained(folder / "pipeline").components.values()
+        ],
     }
-    for name, (path, read) in kinds.items():
-        row, good, wanted = Row(f"flips and cuts: {name}", tries), path.read_bytes(), read(path)
-        for _ in range(tries):
+    for kind, read in kinds.items():
+        row, wanted = Row(f"flips and cuts: {kind}", tries), read()
+        paths = [p for p in (folder / kind, *sorted((folder / kind).rglob("*"))) if p.is_file()]
+        for i in range(tries):
+            path = paths[i % len(paths)]
+            good = path.read_bytes()
             note, bad = damaged(good, rng)
             path.write_bytes(bad)
-            said, value = attempt(row, partial(read, path), note)
-            if not said and not all(same(a, b) for a, b in zip(wanted, value, strict=True)):
-                row.count("silent uses", note)
-        path.write_bytes(good)
+            said, value = attempt(row, read, f"{path.name}, {note}")
+            if not said and not same(wanted, value):
+                row.count("silent uses", f"{path.name}, {note}")
+            path.write_bytes(good)
         yield row
+
+
+def _networks(folder: Path) -> None:
+    """A finished stage with a tokenizer, and a pipeline, as runs leave them."""
+    tokenizer = Autoencoder(
+        encoder={"type": "conv", "width": 8, "multipliers": [1], "stride": 4, "out_channels": 8},
+        image_size=16,
+        latent_channels=4,
+        bottleneck_width=8,
+        decoder={"type": "conv", "width": 8, "multipliers": [1], "blocks": 1},
+    )
+    save_network(tokenizer, folder / "stage/autoencoder")
+    write_done(folder / "stage", {"seconds": 1.0, "config": {"steps": 3}})
+    generator = LightningDiT(in_channels=4, input_size=4, width=8, depth=1, heads=2, num_classes=3)
+    build_pipeline(generator, tokenizer, ("a", "b", "c"), "card").save_pretrained(folder / "pipeline")
+    (folder / "pipeline/README.md").unlink()  # written anew by every report
+    write_source(folder / "pipeline", {"generator": "x"})
+
+
+def _facts(stage: Path) -> Any:
+    facts = read_done(stage)
+    if facts is None:  # it has warned, but a process warns once
+        raise ValueError("the stage is not finished")
+    return facts
+
+
+def _state(part: Any) -> Any:
+    return part.state_dict() if hasattr(part, "state_dict") else None
 
 
 def checkpoints(folder: Path, tries: int, rng: random.Random) -> Iterator[Row]:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import sys
 import zipfile
@@ -166,8 +167,9 @@ def workers(_: Path, rounds: int) -> Iterator[Row]:
         "hang": "time.sleep(10**6)",
     }
     cases = [(name, harm, "pass", "item 13") for name, harm in harms.items()]
-    cases += [
-        (f"{name}, and an error elsewhere", harms[name], "raise ValueError('elsewhere')", "elsewhere") for name in harms
+    cases += [  # of the two, whichever comes first
+        (f"{name}, and an error elsewhere", harm, "raise ValueError('elsewhere')", "item 13|elsewhere")
+        for name, harm in harms.items()
     ]
     cases = cases * rounds or [*cases[: len(harms)], cases[-1]]
     row = Row("workers that raise, die, hang", len(cases))
@@ -175,6 +177,6 @@ def workers(_: Path, rounds: int) -> Iterator[Row]:
         said = run([sys.executable, "-c", WORKER, harm, meanwhile], row, name, LIMIT)
         if "Traceback" in said or "one line" not in said:
             row.count("tracebacks", f"{name}: {said[-150:]}")
-        elif told not in said:
+        elif not re.search(told, said):
             row.count("silent uses", f"{name}: the item is not named: {said[-150:]}")
     yield row

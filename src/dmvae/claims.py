@@ -17,7 +17,7 @@ import yaml
 from dmvae import config as configs
 from dmvae.jobs import VARIANTS, Job, record
 from dmvae.recipe import Recipe
-from dmvae.runtime.files import locked, together
+from dmvae.runtime.files import locked, read_json, together
 
 RUNNING = ".running"
 
@@ -55,7 +55,7 @@ def require_linked(jobs: list[Job], run_dir: Path) -> None:
 
 def _difference(run_dir: Path, recipes: dict[str, Recipe], variants: list[str]) -> str | None:
     """What the recipes in the folder have that these have not, in words; None where they are the same."""
-    there = json.loads((run_dir / VARIANTS).read_text())
+    there = read_json(run_dir / VARIANTS, list)
     if there != variants:
         return f"the variants {', '.join(there)}"
     for variant, recipe in recipes.items():

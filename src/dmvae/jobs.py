@@ -22,7 +22,7 @@ from dmvae.datasets import Split, open_dataset
 from dmvae.recipe import Recipe, load
 from dmvae.registry import Registered, plugin_of
 from dmvae.runtime.done import read_done
-from dmvae.runtime.files import atomic_write
+from dmvae.runtime.files import atomic_write, read_json
 from dmvae.runtime.hashing import content_hash
 from dmvae.training.stage import AnyStage, Facts
 
@@ -115,7 +115,7 @@ def jobs_of(run_dir: Path) -> list[Job]:
     """
     files = sorted(run_dir.glob("*/recipe.yaml"), key=lambda file: file.stat().st_mtime_ns)
     if (run_dir / VARIANTS).exists():
-        named = [run_dir / name / "recipe.yaml" for name in json.loads((run_dir / VARIANTS).read_text())]
+        named = [run_dir / str(name) / "recipe.yaml" for name in read_json(run_dir / VARIANTS, list)]
         files = [file for file in named if file in files]
     if not files:
         raise ValueError(f"{run_dir}: not a run's folder (it holds no VARIANT/recipe.yaml)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -19,6 +18,7 @@ from dmvae.models.base import Tokenizer
 from dmvae.options import flat
 from dmvae.recipe import read_values, resolve
 from dmvae.runtime import distributed
+from dmvae.runtime.files import read_json
 from dmvae.runtime.shipped import recipe_file
 from dmvae.tokenizers.adapted import load_tokenizer
 
@@ -42,7 +42,7 @@ class Run:
     @property
     def summary(self) -> Values:
         """What summary.json holds; `run.summary["methods"]["matched"]["gfd"]` is a figure."""
-        return json.loads((self.dir / "summary.json").read_text())
+        return read_json(self.dir / "summary.json", dict)
 
     @property
     def report(self) -> Path:

@@ -190,11 +190,11 @@ def _tidy(jobs: list[Job], verify: bool) -> None:
                 continue
             shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
             sweep(folder)
-            wrong = damage(folder) if verify else None
+            wrong = damage(folder, read_done(folder)) if verify else None
             if wrong:
-                console.print(f"{folder}: {wrong}; the stage is run again")
+                console.print(f"{folder}: {' '.join(wrong)}; the stage is run again")
                 (folder / DONE).unlink()
-                (folder / wrong.partition(" ")[0]).unlink(missing_ok=True)
+                (folder / wrong[0]).unlink(missing_ok=True)
 
 
 def _check_inputs(job: Job) -> None:

@@ -13,6 +13,7 @@ from dmvae.flow.solver import Sampling
 from dmvae.models.artifact import artifact_class
 from dmvae.models.base import Model
 from dmvae.registry import Registered, find, names
+from dmvae.runtime.done import whole
 from dmvae.runtime.random import Random
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ class GeneratorConfig(Registered):
 
 
 def load_generator(folder: str | Path) -> Generator:
-    """The generator in an artifact's folder, of any registered class. Raises ValueError where there is none."""
+    """The generator in an artifact's folder, of any registered class. Raises ValueError where there is none, and where
+    it is not as a run's stage wrote it."""
+    whole(Path(folder))
     known = {find(GeneratorConfig, name).network for name in names(GeneratorConfig)}
     return artifact_class(folder, known, "generator").from_pretrained(folder)

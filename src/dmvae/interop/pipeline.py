@@ -22,6 +22,7 @@ from dmvae.flow.guidance import guided
 from dmvae.flow.solver import time_grid
 from dmvae.models.base import Model, Tokenizer
 from dmvae.registry import nearest
+from dmvae.runtime.done import whole
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -73,14 +74,15 @@ class DMVAEPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: object) -> Self:
-        """As diffusers', from a folder or a hub id; the model card comes along."""
+        """As diffusers', from a folder or a hub id; the model card comes along. Raises ValueError for a run's pipeline
+        that is not as it was written."""
         # our models are built in memory, see dmvae.models.base
         kwargs = {"low_cpu_mem_usage": False} | kwargs
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():  # diffusers takes from a hub only what its own classes load, and ours it does not know
             asked: Any = {name: kwargs.pop(name) for name in HUB if name in kwargs}
             folder = Path(snapshot_download(os.fspath(pretrained_model_name_or_path), **asked))
-        pipeline = super().from_pretrained(str(folder), **kwargs)
+        pipeline = super().from_pretrained(str(whole(folder)), **kwargs)
         card = folder / CARD
         pipeline.card = card.read_text() if card.is_file() else None
         pipeline.extras = {str(file.relative_to(card.parent)): file.read_bytes() for file in _extras(card.parent)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import yaml
@@ -11,7 +10,10 @@ from dmvae.config import Values
 from dmvae.evaluation.metrics.frechet import distances
 from dmvae.jobs import Job
 from dmvae.report.figures import of_few, shown
+from dmvae.runtime.done import whole
+from dmvae.runtime.files import read_json
 from dmvae.stages.sample import image_seed
+from dmvae.tokenizers.adapted import tokenizer_class
 
 FIGURES = ("psnr", "ssim", "rfd", "gfd", "coverage", "agreement", "generator_loss", "knn")
 """Those that the card shows."""
@@ -22,7 +24,7 @@ def card(job: Job, stages: dict[str, Job], recipe: str, pictures: dict[str, str]
     """The card as Markdown. pictures: a picture's file beside the card -> what it shows."""
     metrics: Values = {}
     if "evaluate" in stages:
-        metrics = json.loads((stages["evaluate"].folder / "metrics.json").read_text())
+        metrics = read_json(whole(stages["evaluate"].folder / "metrics.json"), dict)
     figures = shown(key for key in FIGURES if key in metrics)
     rows = "\n".join(f"| {figure.heading} | {figure.show(metrics[key])} |" for key, figure in figures.items())
     few = of_few([metrics.get("manifest", {}).get("count", math.inf)])
@@ -125,5 +127,4 @@ def _first_seed(job: Job) -> int:
 
 
 def _tokenizer_class(stages: dict[str, Job]) -> str:
-    config = json.loads((stages["latents"].folder / "autoencoder" / "config.json").read_text())
-    return config["_class_name"]
+    return tokenizer_class(whole(stages["latents"].folder / "autoencoder")).__name__

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from dmvae.interop.pipeline import build_pipeline
 from dmvae.jobs import Job
 from dmvae.models.base import Model
 from dmvae.report.card import card
+from dmvae.runtime.done import damage, read_source, whole, write_source
 from dmvae.runtime.files import atomic_write, within
 from dmvae.tokenizers.adapted import load_tokenizer
 
@@ -31,7 +31,7 @@ from dmvae import DMVAEPipeline
 
 
 def write_pipelines(jobs: list[Job], run_dir: Path) -> list[Path]:
-    """Write the pipeline of every finished generator, unless it is there; its card is always written anew."""
+    """Write the pipeline of every finished generator, unless it is there and whole; its card is always written anew."""
     folders: dict[str, dict[str, Job]] = {}
     for job in jobs:
         if job.finished:
@@ -49,8 +49,8 @@ def _write(stages: dict[str, Job], out: Path) -> Path:
     recipe = yaml.safe_dump(configs.plain(job.recipe), sort_keys=False)
     pictures, shows = _pictures(stages)
     text = card(job, stages, recipe, shows)
-    stamp = out / "source.json"
-    if _source(stamp) != source:
+    there = read_source(out) or {}
+    if any(there.get(name) != value for name, value in source.items()) or damage(out, there):
         transformer = load_generator(job.folder / "generator")
         assert isinstance(transformer, Model)
         # for the manifests of what measures its samples
@@ -59,7 +59,7 @@ def _write(stages: dict[str, Job], out: Path) -> Path:
         classes = open_dataset(job.recipe.data, "train").classes
         with atomic_write(out) as part:
             build_pipeline(transformer, vae, classes, text).save_pretrained(part)
-            (part / stamp.name).write_text(json.dumps(source))
+            write_source(part, source)
     for name, content in (("README.md", text), ("recipe.yaml", recipe), ("pipeline.py", CODE)):
         with atomic_write(out / name) as part:
             part.write_text(content)
@@ -74,7 +74,7 @@ def _pictures(stages: dict[str, Job]) -> tuple[dict[str, np.ndarray], dict[str, 
     files = sorted(stages["sample"].folder.glob("*/samples-00000.safetensors")) if "sample" in stages else []
     if not files:
         return {}, {}
-    tensors = load_file(files[0])
+    tensors = load_file(whole(files[0]))
     try:
         classes = open_dataset(stages["sample"].recipe.data, "train").classes
     except (ValueError, OSError):  # a run is reported where its data is not, too
@@ -84,11 +84,3 @@ def _pictures(stages: dict[str, Job]) -> tuple[dict[str, np.ndarray], dict[str, 
     names = {f"pictures/{i}.png": (label, i) for label, i in chosen}
     images = {name: tensors["images"][i].permute(1, 2, 0).numpy() for name, (_, i) in names.items()}
     return images, {name: classes[label] if len(classes) > 1 else "a sample" for name, (label, _) in names.items()}
-
-
-def _source(stamp: Path) -> object:
-    """What a pipeline was made of; None without one, or where it cannot be read: it is then made anew."""
-    try:
-        return json.loads(stamp.read_text())
-    except (OSError, ValueError, RecursionError):
-        return None

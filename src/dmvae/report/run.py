@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +13,8 @@ from torch import Tensor
 from dmvae.config import Values
 from dmvae.datasets import open_dataset
 from dmvae.jobs import Job
+from dmvae.runtime.done import whole
+from dmvae.runtime.files import read_json
 from dmvae.training.logging import read_figures
 
 COLOURS = (
@@ -116,7 +117,7 @@ class Run:
     def tensors(self, stage: str, file: str) -> dict[str, dict[str, Tensor]]:
         """Variant -> the tensors of a file in the stage's folder, where it exists."""
         paths = {variant: folder / file for variant, folder in self.folders(stage).items()}
-        return {variant: load_file(path) for variant, path in paths.items() if path.exists()}
+        return {variant: load_file(whole(path)) for variant, path in paths.items() if path.exists()}
 
     def scales(self) -> list[float]:
         """Guidance scales that were sampled, the one that the table ranks by first."""
@@ -134,7 +135,7 @@ class Run:
         found: dict[int, list[Tensor]] = {label: [] for label in labels}
         folder = self.folders("sample").get(variant, self.dir / "none") / f"guidance-{scale:g}"
         for path in sorted(folder.glob("samples-*.safetensors")):
-            with safe_open(path, "pt") as file:  # images one by one: a shard of large ones may be gigabytes
+            with safe_open(whole(path), "pt") as file:  # images one by one: a shard of large ones may be gigabytes
                 images = file.get_slice("images")
                 for i, label in enumerate(file.get_tensor("labels").tolist()):
                     if label in found and len(found[label]) < count:
@@ -168,7 +169,7 @@ def _topological(orders: list[list[str]]) -> list[str]:
 
 
 def _json(path: Path) -> Values:
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_json(whole(path), dict) if path.exists() else {}
 
 
 def _is_number(value: object) -> bool:

@@ -18,7 +18,8 @@ from dmvae.jobs import Job
 from dmvae.recipe import method_of
 from dmvae.report.figures import shown
 from dmvae.runtime.console import console
-from dmvae.runtime.files import atomic_write
+from dmvae.runtime.done import whole
+from dmvae.runtime.files import atomic_write, read_json
 
 TOKENIZER_UPDATES = ("tokenizer", "decoder", "encoder")
 """Names of the updates whose images count as those that a tokenizer has seen."""
@@ -48,7 +49,7 @@ def write_summary(jobs: list[Job], run_dir: Path) -> Values:
             {"variant": job.variant, "stage": job.stage.name, "seconds": facts["seconds"], "folder": str(job.folder)}
         )
         if job.stage.name == "evaluate":
-            metrics = json.loads((job.folder / "metrics.json").read_text())
+            metrics = read_json(whole(job.folder / "metrics.json"), dict)
             features = metrics["features"]
             if "arrival" in metrics:
                 verdicts[job.variant] = metrics["arrival"]["verdict"]

@@ -5,13 +5,20 @@ from __future__ import annotations
 import json
 import warnings
 import zlib
+from collections.abc import Iterable, Mapping
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from dmvae.config import Values
 from dmvae.runtime.files import atomic_write, flush
+from dmvae.runtime.hashing import crc
 
 NAME = "done.json"
+PIPELINE = "source.json"
+"""In a pipeline's folder: what it was made of, and its files."""
+SEAL = "crc32"
+"""The name of done.json's checksum of itself."""
 UNSEALED = ("log.jsonl", "tensorboard", "wandb", "checkpoints")
 """Not checksummed: what only people read, and checkpoints, which are removed when the stage is finished."""
 
@@ -19,18 +26,23 @@ UNSEALED = ("log.jsonl", "tensorboard", "wandb", "checkpoints")
 def write_done(folder: Path, facts: Values) -> None:
     """Mark the stage in `folder` as finished; everything that it wrote is flushed to the disk first."""
     flush(folder)
+    facts = facts | {"files": sealed(folder, (*UNSEALED, NAME))}
     with atomic_write(folder / NAME) as part:
-        part.write_text(json.dumps(facts | {"files": _sealed(folder)}, indent=1))
+        part.write_text(json.dumps(facts | {SEAL: _seal(facts)}, indent=1))
 
 
 def read_done(folder: Path) -> Values | None:
-    """What done.json says, or None where the stage is not finished: there is no such file, or it cannot be read, which
-    gives a warning."""
+    """What done.json says, or None where the stage is not finished: there is no such file, or it is damaged, which
+    gives a warning. One that an earlier version wrote has no checksum."""
     file = folder / NAME
     try:
         facts = json.loads(file.read_text())
         if not isinstance(facts, dict) or not isinstance(facts.get("seconds"), int | float):
             raise ValueError("it holds no facts of a stage")
+        seal = facts.pop(SEAL, None)
+        if seal is not None and seal != _seal(facts):
+            raise ValueError("its checksum is another")
+        _listed(facts)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
@@ -39,43 +51,85 @@ def read_done(folder: Path) -> Values | None:
     return facts
 
 
-def damage(folder: Path) -> str | None:
-    """What is wrong with the files of a finished stage, or None. A process reads each folder once. Stages of versions
-    that kept no checksums are taken as they are."""
-    facts = read_done(folder)
-    return None if facts is None else _damage(folder, json.dumps(facts.get("files", {})))
-
-
-@cache
-def _damage(folder: Path, files: str) -> str | None:
-    for name, (size, checksum) in json.loads(files).items():
-        file = folder / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size} bytes of {size}"
-        if crc(file) != checksum:
-            return f"{name} is corrupt"
-    return None
-
-
-def crc(file: Path) -> int:
-    """CRC-32 of a file's content: it finds flipped bits and costs little more than reading."""
-    found = 0
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 24):
-            found = zlib.crc32(block, found)
-    return found
-
-
-def _sealed(folder: Path) -> dict[str, tuple[int, int]]:
+def sealed(folder: Path, without: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """Name -> (size, checksum) of every file in a folder but those `without`; links are left out."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink())
     named = {path.relative_to(folder): path for path in files}
     return {
         name.as_posix(): (path.stat().st_size, crc(path))
         for name, path in named.items()
-        if name.parts[0] not in UNSEALED and name.as_posix() != NAME
+        if name.parts[0] not in without
     }
+
+
+def damage(folder: Path, facts: Mapping[str, Any] | None, within: str = "") -> tuple[str, str] | None:
+    """(name, what is wrong) of the first file that is not as it was written, or None. Only those `within`, a file or a
+    folder, where that is given. A process reads a file once. Facts of versions that kept no checksums tell nothing."""
+    for name, (size, checksum) in _listed(facts or {}).items():
+        file = folder / name
+        if within and not PurePosixPath(name).is_relative_to(within):
+            continue
+        if not file.is_file():
+            return name, "is missing"
+        stat = file.stat()
+        if stat.st_size != size:
+            return name, f"has {stat.st_size} bytes of {size}"
+        if _crc(file, size, stat.st_mtime_ns) != checksum:
+            return name, "is corrupt"
+    return None
+
+
+def whole(path: Path) -> Path:
+    """The path, of a file or a folder that a finished stage wrote, or of a pipeline's. Raises ValueError where it is
+    not as it was written. What belongs to neither is taken as it is."""
+    for folder in (path, *path.parents[:2]):
+        facts = read_done(folder) if (folder / NAME).is_file() else read_source(folder)
+        if facts is not None:
+            within = path.relative_to(folder).as_posix()
+            if wrong := damage(folder, facts, "" if within == "." else within):
+                what = f"{folder / wrong[0]} {wrong[1]}"
+                raise ValueError(f"{what}: it is not as it was written; `dmvae run` of the recipe makes it anew")
+            break
+    return path
+
+
+def write_source(pipeline: Path, source: Values) -> None:
+    """Say in a pipeline's folder what it was made of, and which files it has by now."""
+    (pipeline / PIPELINE).write_text(json.dumps(source | {"files": sealed(pipeline, ("README.md",))}))
+
+
+def read_source(pipeline: Path) -> Values | None:
+    """What a pipeline was made of; None without one, or where that cannot be read."""
+    try:
+        facts = dict(json.loads((pipeline / PIPELINE).read_text()))
+        _listed(facts)
+    except (OSError, ValueError, TypeError, RecursionError):
+        return None
+    return facts
+
+
+def _listed(facts: Mapping[str, Any]) -> dict[str, list[int]]:
+    """The files that facts list. Raises ValueError for a list that is none, or that leads out of the folder: it may be
+    anybody's, and damaged files are removed."""
+    files = facts.get("files", {})
+    if not isinstance(files, dict):
+        raise ValueError("its list of files is none")
+    for name, about in files.items():
+        place = PurePosixPath(name)
+        if place.is_absolute() or ".." in place.parts or not place.name:
+            raise ValueError(f"it names {name!r}, which is no file of the folder")
+        if not (isinstance(about, list | tuple) and len(about) == 2 and all(isinstance(x, int) for x in about)):
+            raise ValueError(f"it has no size and checksum of {name!r}")
+    return files
+
+
+def _seal(facts: Values) -> int:
+    return zlib.crc32(json.dumps(facts).encode())
+
+
+@cache
+def _crc(file: Path, size: int, mtime_ns: int) -> int:
+    return crc(file)
 
 
 @cache

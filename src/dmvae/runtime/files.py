@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+T = TypeVar("T")
 SEAL = "crc32"
 """The name of a sealed file's checksum in its metadata."""
 
@@ -122,6 +125,17 @@ def _drop_locks() -> None:
 
 
 os.register_at_fork(after_in_child=_drop_locks)
+
+
+def read_json(path: Path, kind: type[T]) -> T:
+    """What a JSON file holds. Raises ValueError, which names the file, where that is not of this kind."""
+    try:
+        found = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(found, kind):
+        raise ValueError(f"{path} is damaged: it holds no {kind.__name__}")
+    return found
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:

@@ -19,6 +19,7 @@ from dmvae import config as configs
 from dmvae.config import Values
 from dmvae.models.artifact import artifact_class
 from dmvae.models.base import DecoderOutput, EncoderOutput, Parts, PointDistribution, Tokenizer, full_precision
+from dmvae.runtime.done import whole
 from dmvae.tokenizers import Codec, TokenizerSource
 from dmvae.tokenizers.autoencoder import Autoencoder
 from dmvae.tokenizers.files import load_strictly
@@ -136,8 +137,10 @@ def start(source: TokenizerSource, *, size: int, channels: int, pretrained: bool
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The Autoencoder or AdaptedTokenizer in an artifact's folder, in evaluation mode.
 
-    Raises ValueError for a folder that holds neither, or weights that are not its config's.
+    Raises ValueError for a folder that holds neither, weights that are not its config's, and where it is not as a
+    run's stage wrote it.
     """
+    whole(Path(folder))
     return load_strictly(tokenizer_class(folder), folder)
 
 

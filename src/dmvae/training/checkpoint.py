@@ -12,7 +12,6 @@ import pickle
 import re
 import shutil
 import warnings
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from torch.distributed.checkpoint.planner import ReadItem
 from dmvae.config import Values
 from dmvae.runtime import distributed
 from dmvae.runtime.files import flush, sync
+from dmvae.runtime.hashing import crc
 
 _LIST = "files.json"
 _REFUSED = "refused the name "
@@ -65,7 +65,7 @@ def save(folder: Path, step: int, state: Values, back: int = 0) -> None:
             "Free some space and start the same command again: it goes on from the checkpoint before"
         ) from error
     if distributed.is_main():
-        files = {f.name: [f.stat().st_size, _crc(f)] for f in part.iterdir()}
+        files = {f.name: [f.stat().st_size, crc(f)] for f in part.iterdir()}
         (part / _LIST).write_text(json.dumps(files))
         flush(part)
         shutil.rmtree(final, ignore_errors=True)
@@ -166,28 +166,20 @@ def _damage(path: Path) -> str | None:
     """What is wrong with the folder's files, or None."""
     try:
         listed = {
-            str(name): (int(size), int(crc)) for name, (size, crc) in json.loads((path / _LIST).read_text()).items()
+            str(name): (int(size), int(found)) for name, (size, found) in json.loads((path / _LIST).read_text()).items()
         }
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return f"{_LIST} is missing or unreadable"
     there = {file.name for file in path.iterdir()} - {_LIST}
     for name in sorted(there ^ listed.keys()):
         return f"{name} is missing" if name in listed else f"{name} is not in {_LIST}"
-    for name, (size, crc) in listed.items():
+    for name, (size, checksum) in listed.items():
         file = path / name
         if file.stat().st_size != size:
             return f"{name} has {file.stat().st_size} bytes of {size}"
-        if _crc(file) != crc:
+        if crc(file) != checksum:
             return f"{name} is corrupt"
     return None
-
-
-def _crc(path: Path) -> int:
-    crc = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 24):
-            crc = zlib.crc32(block, crc)
-    return crc
 
 
 def _quietly(function: Callable[..., object], *args: object, **kwargs: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -84,13 +85,20 @@ def _sum_and_count(value: Tensor | float, device: torch.device | None) -> Tensor
 
 
 def read_figures(path: Path) -> list[dict[str, float]]:
-    """The rows of a log.jsonl; a last line cut short by a kill is left out."""
+    """The rows of a log.jsonl. A last line cut short by a kill is left out; so are damaged ones, which gives a
+    warning."""
+    text = path.read_text(errors="replace") if path.exists() else ""
+    *lines, last = text.split("\n")
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for number, line in enumerate([*lines, last] if last else lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            row = json.loads(line)
+            if not (isinstance(row, dict) and "step" in row and all(isinstance(x, int | float) for x in row.values())):
+                raise ValueError("no figures of a step")
+            rows.append(row)
+        except (ValueError, RecursionError) as error:
+            if number <= len(lines):
+                warnings.warn(f"{path}, line {number} is damaged ({error}), and left out", stacklevel=2)
     return rows
 
 

@@ -1,0 +1,205 @@
+"""What a run left on the disk and is not as it was written: it is named, or made anew, and never used in silence."""
+
+import json
+import shutil
+import warnings
+from types import SimpleNamespace
+
+import pytest
+
+import processes
+import tiny
+from dmvae import cli, pipeline
+from dmvae.interop.pipeline import DMVAEPipeline
+from dmvae.library import Run
+from dmvae.models.artifact import save_network
+from dmvae.runtime import done
+from dmvae.runtime.done import damage, read_done, whole, write_done
+from dmvae.tokenizers.adapted import load_tokenizer
+from dmvae.tokenizers.autoencoder import Autoencoder
+from dmvae.training.logging import read_figures
+
+
+@pytest.fixture
+def stage(tmp_path):
+    """A finished stage's folder."""
+    (tmp_path / "stage/sub").mkdir(parents=True)
+    (tmp_path / "stage/map.safetensors").write_bytes(b"a map of latents")
+    (tmp_path / "stage/sub/with space.json").write_bytes(b"{}")
+    write_done(tmp_path / "stage", {"seconds": 1.5, "config": {"steps": 3}, "odd": (0.1, 1e-300)})
+    return tmp_path / "stage"
+
+
+def flip(path, place=-1):
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+def unfinished_or(stage):
+    """The facts, or None after a warning that names the file."""
+    done._warn.cache_clear()
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        facts = read_done(stage)
+    assert (facts is None) == any("done.json cannot be read" in str(w.message) for w in warned)
+    return facts
+
+
+def test_every_byte_of_done_json_counts(stage):
+    file = stage / "done.json"
+    good, facts = file.read_bytes(), read_done(stage)
+    assert facts["config"] == {"steps": 3}
+    for place in range(0, len(good), 4):
+        flip(file, place)
+        found = unfinished_or(stage)
+        assert found is None or facts.items() <= found.items()  # the checksum's own name, and white space
+        file.write_bytes(good)
+    for text in (b"", b"[" * 5000, b"3", b'{"config": 1}', good[:-9]):
+        file.write_bytes(text)
+        assert unfinished_or(stage) is None
+
+
+def test_done_json_of_before_has_no_checksum(stage):
+    facts = {"seconds": 2, "files": {}}
+    (stage / "done.json").write_text(json.dumps(facts))
+    assert read_done(stage) == facts
+    (stage / "done.json").write_text(json.dumps({"seconds": 2}))
+    assert damage(stage, read_done(stage)) is None
+    assert whole(stage) == stage
+
+
+def test_the_first_file_that_is_not_as_it_was_written_is_told(stage):
+    facts = read_done(stage)
+    assert damage(stage, facts) is None
+    flip(stage / "sub/with space.json")
+    assert damage(stage, facts) == ("sub/with space.json", "is corrupt")
+    assert damage(stage, facts, "map.safetensors") is None
+    (stage / "map.safetensors").write_bytes(b"a map")
+    assert damage(stage, facts) == ("map.safetensors", "has 5 bytes of 16")
+    (stage / "map.safetensors").unlink()
+    assert damage(stage, facts, "map.safetensors") == ("map.safetensors", "is missing")
+
+
+def test_a_file_is_read_again_when_it_has_changed(stage):
+    """A library's user may run, damage and run again in one process."""
+    file, facts = stage / "map.safetensors", read_done(stage)
+    good = file.read_bytes()
+    for _ in range(2):
+        assert damage(stage, facts) is None
+        flip(file)
+        assert damage(stage, facts) is not None
+        shutil.copy2(file, stage.parent / "other")
+        file.write_bytes(good)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"../precious": [0, 0]}, {"a/../../precious": [0, 0]}, {"": [0, 0]}, ["precious"], {"x": 3}, {"x": [1]},
+        {"x": [1, "a"]}, 7,
+    ],
+)  # fmt: skip
+def test_a_list_of_somebody_else_s_files_removes_nothing(stage, files):
+    precious = stage.parent / "precious"
+    precious.write_text("mine")
+    for given in (files, {str(precious): [0, 0]}):
+        (stage / "done.json").write_text(json.dumps({"seconds": 1, "files": given}))
+        done._warn.cache_clear()
+        with pytest.warns(UserWarning, match="counts as unfinished"):
+            pipeline._tidy([SimpleNamespace(folder=stage, finished=True)], verify=True)
+    assert precious.read_text() == "mine"
+
+
+def test_a_finished_stage_with_a_damaged_file_is_named_and_unfinished(stage, capsys):
+    job = SimpleNamespace(folder=stage, finished=True)
+    (stage / "checkpoints/step-00000003").mkdir(parents=True)  # a kill at the very end leaves these
+    (stage / "sub/.tmpAb12Cd").touch()
+    (stage / "sub/x.12.part").mkdir()
+    pipeline._tidy([job], verify=True)
+    assert {p.name for p in stage.rglob("*")} == {"done.json", "map.safetensors", "sub", "with space.json"}
+    flip(stage / "sub/with space.json")
+    pipeline._tidy([job], verify=False)
+    assert read_done(stage) is not None
+    pipeline._tidy([job], verify=True)
+    assert "sub/with space.json is corrupt; the stage is run again" in capsys.readouterr().out
+    assert read_done(stage) is None
+    assert not (stage / "sub/with space.json").exists()
+
+
+def test_a_tokenizer_of_a_run_is_as_its_stage_wrote_it(tmp_path):
+    model = Autoencoder(
+        encoder={"type": "conv", "width": 8, "multipliers": [1], "stride": 4, "out_channels": 8},
+        image_size=16,
+        latent_channels=3,
+        bottleneck_width=8,
+        decoder={"type": "conv", "width": 8, "multipliers": [1], "blocks": 1},
+    )
+    folder = tmp_path / "stage/autoencoder"
+    save_network(model, folder)
+    write_done(tmp_path / "stage", {"seconds": 1.0})
+    (tmp_path / "link").symlink_to("stage")
+    load_tokenizer(tmp_path / "link/autoencoder")
+    flip(folder / "diffusion_pytorch_model.safetensors")
+    for place in ("stage", "link"):
+        with pytest.raises(
+            ValueError, match=r"autoencoder/diffusion_pytorch_model.safetensors is corrupt: it is not as"
+        ):
+            load_tokenizer(tmp_path / place / "autoencoder")
+    shutil.copytree(folder, tmp_path / "copy")  # which no stage vouches for
+    load_tokenizer(tmp_path / "copy")
+
+
+def test_lines_of_a_log_that_are_damaged_are_named(tmp_path):
+    file = tmp_path / "log.jsonl"
+    rows = [{"step": i, "loss": 0.5} for i in range(1, 4)]
+    lines = [json.dumps(row) for row in rows]
+    file.write_text("\n".join(lines) + "\n" + '{"step": 4, "lo')
+    assert read_figures(file) == rows
+    for bad in ("{", "3", "[1]", '{"loss": 1}', '{"step": 2, "loss": "x"}', "\x00", "[" * 5000, ""):
+        file.write_text("\n".join([lines[0], bad, lines[2]]) + "\n")
+        with pytest.warns(UserWarning, match=r"log.jsonl, line 2 is damaged"):
+            assert read_figures(file) == [rows[0], rows[2]]
+    file.write_bytes(lines[0].encode() + b"\n\xff\n")
+    with pytest.warns(UserWarning, match="line 2 is damaged"):
+        assert read_figures(file) == rows[:1]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*log.jsonl, line 1 is damaged")
+def test_a_run_s_table_and_pipeline_are_as_they_were_written(tmp_path, capsys):
+    """Whatever is damaged in a finished run: `report` names it, `run` makes it anew."""
+    path, run_dir = tiny.write(tmp_path, encoder=None, variants=None, matching=None, reference=None), tmp_path / "run"
+    first = processes.command("run", str(path))
+    assert first.returncode == 0, first.stderr
+    shutil.copytree(run_dir, tmp_path / "good", symlinks=True)
+    named = {
+        "main/evaluate/pictures.safetensors": "pictures.safetensors is corrupt",
+        "main/evaluate/metrics.json": "metrics.json is corrupt",
+        "main/latents/autoencoder/config.json": "config.json is corrupt",
+        "variants.json": "variants.json is damaged",
+    }
+    for name, told in named.items():
+        flip(run_dir / name, 0)
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["report", str(run_dir)])
+        assert stop.value.code == 2
+        assert told in capsys.readouterr().err
+        shutil.copy2(tmp_path / "good" / name, run_dir / name)
+    again = (
+        *("transformer/diffusion_pytorch_model.safetensors", "transformer/config.json", "vae/config.json"),
+        *("scheduler/scheduler_config.json", "model_index.json"),
+    )
+    files = [*named, *(f"main/pipeline/{name}" for name in again)]
+    finished = Run(run_dir)
+    for name in (*files, "summary.json", "main/tokenizer/log.jsonl"):
+        flip(run_dir / name, 0)
+    with pytest.raises(ValueError, match=r"summary.json is damaged"):
+        _ = finished.summary
+    with pytest.raises(ValueError, match=r"pipeline/\S+ is corrupt: it is not as it was written"):
+        DMVAEPipeline.from_pretrained(run_dir / "main/pipeline")
+    second = processes.command("run", str(path))
+    assert second.returncode == 0, second.stderr
+    assert [n for n in files if (run_dir / n).read_bytes() != (tmp_path / "good" / n).read_bytes()] == []
+    DMVAEPipeline.from_pretrained(run_dir / "main/pipeline")
+    assert finished.summary["methods"]
