@@ -28,6 +28,7 @@ from benchmarks.tortures import COUNTS, Row
 from benchmarks.tortures.damage import checkpoints, files, recipes, run_folder
 from benchmarks.tortures.hostile import hostile, workers
 from benchmarks.tortures.kills import disks, kills
+from benchmarks.tortures.power import cuts
 from benchmarks.tortures.values import nans, odd_fields, odd_images, ranks
 from dmvae.runtime.console import console
 
@@ -44,6 +45,7 @@ PARTS: dict[str, Part] = {
     "run": lambda folder, quick, rng: run_folder(folder, 2 if quick else 100, rng),
     "kills": lambda folder, quick, rng: kills(folder, 3 if quick else 100, rng),
     "disks": lambda folder, quick, rng: disks(folder, 1 if quick else 18, rng),
+    "power": lambda folder, quick, rng: cuts(folder, 1 if quick else 20, rng),
     "fields": lambda folder, quick, rng: odd_fields(folder, 50 if quick else 10**6, rng),
 }
 """What is tried, by the names that `--parts` takes."""

@@ -90,6 +90,7 @@ def _main(arguments: tuple[str, ...], env: dict[str, str], folder: str, cwd: str
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
+    multiprocessing.set_start_method("fork", force=True)  # of data workers, as in a command that nobody forked
     from dmvae import cli
 
     try:

@@ -11,6 +11,7 @@ import warnings
 
 import pytest
 import yaml
+from PIL import Image
 from rich.table import Table
 
 import processes
@@ -68,6 +69,25 @@ def test_a_recipe_s_own_name(tmp_path, capsys):
     said = capsys.readouterr().err
     assert plain(said)
     assert r"r\x1b[2J.yaml" in said
+
+
+def test_names_of_files_folders_and_classes(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(warnings, "showwarning", lambda *args: print(warnings.formatwarning(*args[:4])))
+    root = tmp_path / EVIL
+    for label in ("a", f"b{EVIL}"):
+        (root / label).mkdir(parents=True)
+        for i in range(8):
+            Image.new("RGB", (12, 12), (9 * i, 0, 0)).save(root / label / f"{i}.png")
+    (root / "a" / f"{EVIL}.png").write_bytes(b"no image")
+    path = tiny.write(tmp_path, variants=None, data={"type": "image_folder", "root": str(root), "size": 12})
+    cli.main(["run", str(path), "--dry-run"])
+    for wrong in (["encode", str(root), "--tokenizer", EVIL, "--out", EVIL], ["run", EVIL], [EVIL], ["report", EVIL]):
+        with pytest.raises(SystemExit):
+            cli.main(wrong)
+    said = capsys.readouterr()
+    assert plain(said.out + said.err)
+    assert said.out.count(r"owned\x07") >= 2  # the file that is no image, and where the images are
+    assert said.err.count(r"owned\x07") == 4
 
 
 BAR = """

@@ -1,13 +1,19 @@
-"""What a kill or a power cut at any moment leaves is whole: the order of what is written and what is removed."""
+"""What a kill or a power cut at any moment leaves is whole: the order of what is written and what is removed. And a run
+that waits for a data worker can be stopped."""
 
 import os
 import shutil
+import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
+import processes
+import tiny
 from dmvae import pipeline
 from dmvae.training import checkpoint
 
@@ -47,3 +53,55 @@ def test_a_checkpoint_is_on_the_disk_before_older_ones_go(tmp_path, monkeypatch)
     checkpoint.save(tmp_path, 3, {"x": torch.zeros(1)})
     gone = made.index("removed step-00000001")
     assert {"files.json", ".metadata", "step-00000003.part", tmp_path.name} <= set(made[:gone])
+
+
+HANGS = """
+import os, time, torch
+from dataclasses import dataclass
+from pathlib import Path
+from dmvae.datasets import DatasetConfig
+from dmvae.registry import register
+
+@register("hangs")
+@dataclass(frozen=True, kw_only=True)
+class Data(DatasetConfig):
+    note: str = ""
+
+    def build(self, split):
+        return Items(self.note)
+
+class Items:
+    classes, fingerprint, labels = ("a", "b", "c"), "x", torch.arange(48) % 3
+
+    def __init__(self, note):
+        self.note = note
+
+    def __len__(self):
+        return 48
+
+    def __getitem__(self, i):
+        if i == 19:
+            Path(self.note).write_text(str(os.getpid()))
+            time.sleep(10**6)
+        return torch.full((3, 12, 12), 5 * i, dtype=torch.uint8), i % 3
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_while_a_worker_hangs_saves_and_leaves_nothing_running(tmp_path):
+    (tmp_path / "hangs.py").write_text(HANGS)
+    note = tmp_path / "note"
+    data = {"type": "hangs", "size": 12, "note": str(note)}
+    over = {"plugins": [str(tmp_path / "hangs.py")], "variants": None, "encoder": None, "run__workers": 1}
+    path = tiny.write(tmp_path, data=data, run__save_every=10**6, tokenizer__steps=10**6, **over)
+    process = processes.Command("tokenizer", str(path))
+    while not (note.exists() and note.read_text()):
+        assert not process.ended(), process.result().stderr
+        time.sleep(0.05)
+    time.sleep(1)  # by now the training waits for the batch
+    process.signal(signal.SIGTERM)
+    result = process.result(timeout=60)
+    assert result.returncode == 130
+    assert "the state was saved" in result.stderr
+    assert list(tmp_path.glob("run/stages/tokenizer*/checkpoints/step-*"))
+    assert not Path("/proc", note.read_text()).exists()
