@@ -42,7 +42,7 @@ def unfinished_or(stage):
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         facts = read_done(stage)
-    assert (facts is None) == any("done.json cannot be read" in str(w.message) for w in warned)
+    assert (facts is None) == any("done.json is damaged" in str(w.message) for w in warned)
     return facts
 
 

@@ -22,7 +22,7 @@ def root(tmp_path):
 def test_decoded_images_are_kept_in_one_file_that_is_mapped(root, private_cache, monkeypatch):
     first = open_split(root)
     (folder,) = (private_cache / "decoded").iterdir()
-    assert sorted(file.name for file in folder.iterdir()) == ["broken.json", "images.npy"]
+    assert sorted(file.name for file in folder.iterdir()) == ["broken.json", "images.npy", "source.json"]
     stored = np.load(folder / "images.npy", mmap_mode="r")
     assert (stored.shape, stored.dtype) == ((15, 3, 8, 8), np.uint8)
     monkeypatch.setattr("dmvae.datasets.encoded.decode", None)
@@ -47,7 +47,7 @@ def test_a_kill_while_decoding_leaves_nothing_that_looks_finished(root, private_
 
 def test_a_full_disk_means_decoding_as_images_are_read(root, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(100, 99, 1))
-    with pytest.warns(UserWarning, match=r"do not fit into .*decoded.*XDG_CACHE_HOME"):
+    with pytest.warns(UserWarning, match=r"cannot be kept in .*decoded \(.* do not fit.*XDG_CACHE_HOME"):
         assert isinstance(open_split(root), LazyImages)
 
 

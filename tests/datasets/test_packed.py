@@ -2,11 +2,13 @@
 
 import pickle
 import shutil
+import warnings
 
 import pytest
 import torch
 from packed import ANIMALS, animals, features, opener, rows, samples, shards_of, tar, values
 
+from dmvae.datasets import encoded
 from dmvae.datasets.encoded import LazyImages
 from dmvae.datasets.huggingface import HuggingFace
 from dmvae.datasets.loading import loader
@@ -83,3 +85,40 @@ def test_the_fingerprint_follows_content_and_config_and_not_the_place(packed, tm
     others.append(open_split(tmp_path / "copy").fingerprint)
     assert values(open_split(tmp_path / "copy"))[:6] == [0, 1, 2, 3, 4, 8], "a rewritten file is read anew"
     assert len({base, *others}) == 8
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(packed, tmp_path, monkeypatch):
+    root, open_split, _, _ = packed
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.warns(UserWarning, match=r"decoded images cannot be kept in .*decoded whenever they are read"):
+        data = open_split(root)
+    assert values(data) == list(range(15))
+
+
+def test_a_disk_that_fills_while_images_are_decoded_stops_nothing(packed, monkeypatch):
+    root, open_split, _, _ = packed
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(encoded, "_header", full)
+    with pytest.warns(UserWarning, match=r"cannot be kept in .*No space left on device.*decoded whenever"):
+        assert values(open_split(root)) == list(range(15))
+
+
+@pytest.mark.parametrize("name", ["images.npy", "broken.json", "gone"])
+def test_a_damaged_cache_is_made_anew(packed, private_cache, name):
+    root, open_split, _, _ = packed
+    open_split(root)
+    (folder,) = (private_cache / "decoded").iterdir()
+    file = folder / name
+    if name == "gone":
+        (folder / "broken.json").unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:-1] + b"!")
+    with pytest.warns(UserWarning, match="the images are decoded anew"):
+        assert values(open_split(root)) == list(range(15))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert values(open_split(root)) == list(range(15))

@@ -108,6 +108,21 @@ def test_a_shard_that_changes_underfoot_is_no_broken_image(shards):
         data[0]
 
 
+@pytest.mark.parametrize("harm", [lambda text: text.replace("512", "513", 1), lambda text: text[:9]])
+def test_a_damaged_index_is_made_anew(shards, private_cache, harm):
+    first = values(open_split(shards, cache_gib=0.0))
+    for kept in (private_cache / "tar_index").iterdir():
+        kept.write_text(harm(kept.read_text()))
+    with pytest.warns(UserWarning, match=r"is damaged: .*: the index of .* is made anew"):
+        assert values(open_split(shards, cache_gib=0.0)) == first
+
+
+def test_an_index_that_cannot_be_kept_stops_nothing(shards, private_cache):
+    private_cache.write_text("no folder")
+    with pytest.warns(UserWarning, match=r"indices of shards cannot be kept in .*: each stage makes them anew"):
+        assert values(open_split(shards, cache_gib=0.0)) == list(range(15))
+
+
 @pytest.mark.parametrize("cache_gib", [16.0, 0.0])
 @pytest.mark.filterwarnings("ignore:unreadable image")
 def test_truncated_images(shards, cache_gib):

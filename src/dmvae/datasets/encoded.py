@@ -27,7 +27,8 @@ from dmvae.datasets.image_scan import rank
 from dmvae.datasets.memory import MemoryDataset
 from dmvae.datasets.skipped import note
 from dmvae.ranges import Range
-from dmvae.runtime.files import atomic_write
+from dmvae.runtime.done import damage, read_source, write_source
+from dmvae.runtime.files import atomic_write, read_json
 from dmvae.runtime.hashing import digest
 
 OnBroken = Literal["skip", "error"]
@@ -121,17 +122,20 @@ def open_images(source: Encoded, config: EncodedConfig, classes: tuple[str, ...]
     if n * each > config.cache_gib * 2**30:
         return LazyImages(source, classes, fingerprint, config)
     folder = cache_folder() / "decoded" / digest(content, config.size, config.channels)
-    if not (folder / "images.npy").is_file():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        if n * each > (free := shutil.disk_usage(folder.parent).free):
+    broken = _kept(folder)
+    if broken is None:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            if n * each > (free := shutil.disk_usage(folder.parent).free):
+                raise OSError(f"{n * each / 2**30:.1f} GiB do not fit, {free / 2**30:.1f} GiB are free")
+            broken = _decode_all(source, config, folder)
+        except OSError as error:  # a folder that is full or not ours costs time and no more
             warnings.warn(
-                f"{n * each / 2**30:.1f} GiB of decoded images do not fit into {folder.parent} ({free / 2**30:.1f} GiB "
-                "are free), so images are decoded whenever they are read; set XDG_CACHE_HOME to a larger disk",
+                f"decoded images cannot be kept in {folder.parent} ({error}), so images are decoded whenever they are "
+                "read; set XDG_CACHE_HOME to a larger disk",
                 stacklevel=3,
             )
             return LazyImages(source, classes, fingerprint, config)
-        _decode_all(source, config, folder)
-    broken = {int(index): why for index, why in json.loads((folder / "broken.json").read_text()).items()}
     report(source, classes, broken, config)
     keep = torch.tensor([index for index in range(n) if index not in broken]) if broken else torch.arange(n)
     if broken:
@@ -159,8 +163,22 @@ def report(source: Encoded, classes: Sequence[str], broken: dict[int, str], conf
     warnings.warn(f"skipped {len(broken)} unreadable images of {len(left)}: {named}", stacklevel=4)
 
 
-def _decode_all(source: Encoded, config: EncodedConfig, folder: Path) -> None:
-    """Write images.npy, uint8 [n, C, H, W] of the readable images, and broken.json, index -> reason of the others.
+def _kept(folder: Path) -> dict[int, str] | None:
+    """What `_decode_all` returned, where the folder is as it wrote it."""
+    if not (folder / "images.npy").is_file():
+        return None
+    try:
+        if wrong := damage(folder, read_source(folder)):
+            raise ValueError(f"{folder / wrong[0]} {wrong[1]}")
+        return {int(index): str(why) for index, why in read_json(folder / "broken.json", dict).items()}
+    except (ValueError, OSError) as error:
+        warnings.warn(f"{error}: the images are decoded anew", stacklevel=4)
+        return None
+
+
+def _decode_all(source: Encoded, config: EncodedConfig, folder: Path) -> dict[int, str]:
+    """Write images.npy, uint8 [n, C, H, W] of the readable images, and broken.json, index -> reason of the others; that
+    is returned.
 
     Written one chunk after the other: a full disk is an OSError here, and would be a crash in a mapped file.
     """
@@ -188,6 +206,8 @@ def _decode_all(source: Encoded, config: EncodedConfig, folder: Path) -> None:
             same = _header(file, (n - len(broken), config.channels, config.size, config.size))
             assert same == start
         (part / "broken.json").write_text(json.dumps(broken))
+        write_source(part, {})
+    return broken
 
 
 def _header(file, shape: tuple[int, ...]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from dmvae.datasets.image_scan import HELD_OUT
 from dmvae.datasets.skipped import note
 from dmvae.datasets.tar_index import Samples, read_index
 from dmvae.registry import nearest, register
-from dmvae.runtime.files import atomic_write
+from dmvae.runtime.files import read_json, write_json
 from dmvae.runtime.hashing import digest
 
 INDEX = 1  # changes when the index does
@@ -91,11 +90,17 @@ class WebDataset(EncodedConfig):
         stat = shard.stat()
         key = digest(INDEX, str(shard.resolve()), stat.st_size, stat.st_mtime_ns, self.image_extension, label)
         kept = cache_folder() / "tar_index" / f"{key}.json"
-        if kept.is_file():
-            return Samples(**json.loads(kept.read_text()))
+        try:
+            if kept.is_file():
+                return Samples(**read_json(kept, dict))
+        except (ValueError, TypeError) as error:
+            warnings.warn(f"{error}: the index of {shard} is made anew", stacklevel=3)
         samples = read_index(shard, self.image_extension and self.image_extension.lower(), label)
-        with atomic_write(kept) as part:
-            part.write_text(json.dumps(asdict(samples)))
+        try:
+            write_json(kept, asdict(samples))
+        except OSError as error:  # a folder that is full or not ours costs the next stage some time and no more
+            where = f"{kept.parent} ({error.strerror or error})"
+            warnings.warn(f"indices of shards cannot be kept in {where}: each stage makes them anew", stacklevel=3)
         return samples
 
     def _report(self, index: list[Samples]) -> None:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import warnings
-import zlib
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dmvae.config import Values
-from dmvae.runtime.files import atomic_write, flush
+from dmvae.runtime.files import flush, read_json, write_json
 from dmvae.runtime.hashing import crc
 
 NAME = "done.json"
 PIPELINE = "source.json"
-"""In a pipeline's folder: what it was made of, and its files."""
-SEAL = "crc32"
-"""The name of done.json's checksum of itself."""
+"""In a pipeline's folder, and in one of kept images: what it was made of, and its files."""
 UNSEALED = ("log.jsonl", "tensorboard", "wandb", "checkpoints")
 """Not checksummed: what only people read, and checkpoints, which are removed when the stage is finished."""
 
@@ -27,8 +23,7 @@ def write_done(folder: Path, facts: Values) -> None:
     """Mark the stage in `folder` as finished; everything that it wrote is flushed to the disk first."""
     flush(folder)
     facts = facts | {"files": sealed(folder, (*UNSEALED, NAME))}
-    with atomic_write(folder / NAME) as part:
-        part.write_text(json.dumps(facts | {SEAL: _seal(facts)}, indent=1))
+    write_json(folder / NAME, facts)
 
 
 def read_done(folder: Path) -> Values | None:
@@ -36,17 +31,14 @@ def read_done(folder: Path) -> Values | None:
     gives a warning. One that an earlier version wrote has no checksum."""
     file = folder / NAME
     try:
-        facts = json.loads(file.read_text())
-        if not isinstance(facts, dict) or not isinstance(facts.get("seconds"), int | float):
-            raise ValueError("it holds no facts of a stage")
-        seal = facts.pop(SEAL, None)
-        if seal is not None and seal != _seal(facts):
-            raise ValueError("its checksum is another")
+        facts: Values = read_json(file, dict)
+        if not isinstance(facts.get("seconds"), int | float):
+            raise ValueError(f"{file} is damaged: it holds no facts of a stage")
         _listed(facts)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:
-        _warn(f"{file} cannot be read ({error}): the stage counts as unfinished")
+    except (OSError, ValueError) as error:
+        _warn(f"{error}: the stage counts as unfinished")
         return None
     return facts
 
@@ -94,16 +86,16 @@ def whole(path: Path) -> Path:
 
 
 def write_source(pipeline: Path, source: Values) -> None:
-    """Say in a pipeline's folder what it was made of, and which files it has by now."""
-    (pipeline / PIPELINE).write_text(json.dumps(source | {"files": sealed(pipeline, ("README.md",))}))
+    """Say in a folder, of a pipeline or of kept images, what it was made of, and which files it has by now."""
+    write_json(pipeline / PIPELINE, source | {"files": sealed(pipeline, ("README.md",))})
 
 
 def read_source(pipeline: Path) -> Values | None:
-    """What a pipeline was made of; None without one, or where that cannot be read."""
+    """What `write_source` wrote; None where there is no such file, or it is damaged."""
     try:
-        facts = dict(json.loads((pipeline / PIPELINE).read_text()))
+        facts: Values = read_json(pipeline / PIPELINE, dict)
         _listed(facts)
-    except (OSError, ValueError, TypeError, RecursionError):
+    except (OSError, ValueError):
         return None
     return facts
 
@@ -113,18 +105,14 @@ def _listed(facts: Mapping[str, Any]) -> dict[str, list[int]]:
     anybody's, and damaged files are removed."""
     files = facts.get("files", {})
     if not isinstance(files, dict):
-        raise ValueError("its list of files is none")
+        raise ValueError(f"{NAME} is damaged: its list of files is none")
     for name, about in files.items():
         place = PurePosixPath(name)
         if place.is_absolute() or ".." in place.parts or not place.name:
-            raise ValueError(f"it names {name!r}, which is no file of the folder")
+            raise ValueError(f"{NAME} names {name!r}, which is no file of its folder")
         if not (isinstance(about, list | tuple) and len(about) == 2 and all(isinstance(x, int) for x in about)):
-            raise ValueError(f"it has no size and checksum of {name!r}")
+            raise ValueError(f"{NAME} is damaged: it has no size and checksum of {name!r}")
     return files
-
-
-def _seal(facts: Values) -> int:
-    return zlib.crc32(json.dumps(facts).encode())
 
 
 @cache

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,7 +20,7 @@ from torch import Tensor
 
 T = TypeVar("T")
 SEAL = "crc32"
-"""The name of a sealed file's checksum in its metadata."""
+"""The name of a sealed file's checksum in it."""
 
 
 @contextmanager
@@ -127,15 +127,29 @@ def _drop_locks() -> None:
 os.register_at_fork(after_in_child=_drop_locks)
 
 
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write a JSON file with a checksum of all that is in it."""
+    with atomic_write(path) as part:
+        part.write_text(json.dumps(values | {SEAL: _json_checksum(values)}, indent=1))
+
+
 def read_json(path: Path, kind: type[T]) -> T:
-    """What a JSON file holds. Raises ValueError, which names the file, where that is not of this kind."""
+    """What a JSON file holds. Raises ValueError, which names the file, where that is not of this kind, or where its
+    checksum does not fit; files of other programs and of earlier versions have none."""
     try:
         found = json.loads(path.read_text())
+        if not isinstance(found, kind):
+            raise ValueError(f"it holds no {kind.__name__}")
+        seal = found.pop(SEAL, None) if isinstance(found, dict) else None
+        if seal is not None and seal != _json_checksum(found):
+            raise ValueError("its checksum does not fit")
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(found, kind):
-        raise ValueError(f"{path} is damaged: it holds no {kind.__name__}")
     return found
+
+
+def _json_checksum(values: object) -> int:
+    return zlib.crc32(json.dumps(values).encode())
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
