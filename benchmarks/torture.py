@@ -7,7 +7,7 @@
     silent uses  what is damaged or hostile was used without a word
 
 Exit code 1 unless the last four are 0. `--quick` makes a few tries of each kind, in minutes of one core; all of them
-take about an hour and a half. The table is printed after each kind, so that a run that is cut short has told what it
+take about an hour of a core. The table is printed after each part, so that a run that is cut short has told what it
 found.
 """
 
@@ -40,12 +40,12 @@ PARTS: dict[str, Part] = {
     "checkpoints": lambda folder, quick, rng: checkpoints(folder, 30 if quick else 300, rng),
     "recipes": lambda folder, quick, rng: recipes(folder, 50 if quick else 500, rng),
     "hostile": lambda folder, quick, rng: hostile(folder),
-    "workers": lambda folder, quick, rng: workers(folder, 0 if quick else 5),
+    "workers": lambda folder, quick, rng: workers(folder, 0 if quick else 3),
     "ranks": lambda folder, quick, rng: ranks(folder, 1 if quick else 5),
     "run": lambda folder, quick, rng: run_folder(folder, 2 if quick else 100, rng),
     "kills": lambda folder, quick, rng: kills(folder, 3 if quick else 100, rng),
     "disks": lambda folder, quick, rng: disks(folder, 1 if quick else 18, rng),
-    "power": lambda folder, quick, rng: cuts(folder, 1 if quick else 20, rng),
+    "power": lambda folder, quick, rng: cuts(folder, 1 if quick else 10, rng),
     "fields": lambda folder, quick, rng: odd_fields(folder, 50 if quick else 10**6, rng),
 }
 """What is tried, by the names that `--parts` takes."""

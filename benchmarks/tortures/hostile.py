@@ -12,6 +12,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from safetensors.torch import save_file
 
 from benchmarks.tortures import LIMIT, Row, attempt
 from benchmarks.tortures.processes import run
-from dmvae import cli
+from dmvae import cli, pipeline
 from dmvae.commands import shards
 from dmvae.commands.check import check
 from dmvae.datasets.image_scan import scan
@@ -98,6 +99,11 @@ def _attacks(folder: Path, out: Path, ran: Path, precious: Path) -> Iterator[tup
         save_file({"latents": torch.zeros(1, 4, 4, 4)}, out / "x.safetensors", {"names": json.dumps([name])})
         shards.read_names(out / "x.safetensors")
 
+    def listing() -> None:
+        done = {"seconds": 1, "files": {"../../../precious": [0, 0]}}
+        folder = put("stages/tokenizer-1/done.json", done).parent
+        pipeline._tidy([SimpleNamespace(folder=folder, finished=True)], verify=True)  # type: ignore[list-item]
+
     def fifo() -> None:
         os.mkfifo(out / "x.png")
         (out / "y.png").symlink_to("/dev/zero")
@@ -131,6 +137,7 @@ def _attacks(folder: Path, out: Path, ran: Path, precious: Path) -> Iterator[tup
     yield "a report of a run with plugins", lambda: (put_code(), cli.main(["report", str(out)]))
     yield "names that lead out of a folder", lambda: escape("../precious.png")
     yield "an absolute name", lambda: escape("/precious.png")
+    yield "a list of a stage's files that leads out of it", listing
     yield "a recipe nested too deep", lambda: cli.main(["run", str(put("r.yaml", "a: " + "[" * 5000 + "]" * 5000))])
     yield "scores nested too deep", lambda: check(put("x.json", "[" * 100_000))
     yield "a FIFO and a device among images", fifo

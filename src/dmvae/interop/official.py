@@ -6,7 +6,6 @@ normalisation, rotary tables) must be exactly those of our networks, or the impo
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -20,6 +19,8 @@ from torch import Tensor, nn
 from dmvae.config import Values
 from dmvae.models.discriminator import PatchGAN
 from dmvae.models.dit import LightningDiT
+from dmvae.runtime.done import whole
+from dmvae.runtime.files import read_json
 from dmvae.runtime.weights import Shapes, check, count, pick, read_tensors, require_shapes, square, write_tensors
 from dmvae.tokenizers.autoencoder import Autoencoder
 
@@ -247,7 +248,7 @@ def _open(file: Path, wanted: tuple[str, ...], what: str) -> dict[str, Tensor]:
 
 
 def _saved(folder: Path) -> Autoencoder:
-    config = folder / "config.json"
-    if not config.is_file() or json.loads(config.read_text()).get("_class_name") != "Autoencoder":
+    config = whole(folder) / "config.json"
+    if not config.is_file() or read_json(config, dict).get("_class_name") != "Autoencoder":
         raise ValueError(f"{folder}: not a folder that a tokenizer was saved in (no config.json of an Autoencoder)")
     return Autoencoder.from_pretrained(folder)
