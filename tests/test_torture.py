@@ -1,13 +1,14 @@
 """`make torture` finds nothing, and would find something."""
 
 import random
+import sys
 
 import pytest
 import torch
 from benchmarks.tortures import Row, attempt
 from benchmarks.tortures.damage import checkpoints, files
 from benchmarks.tortures.hostile import hostile
-from benchmarks.tortures.processes import compare, contents
+from benchmarks.tortures.processes import compare, contents, run
 from benchmarks.tortures.values import odd_fields, odd_images
 from safetensors.torch import save_file
 
@@ -65,3 +66,25 @@ def test_what_fails_is_counted(tmp_path):
     assert attempt(row, refuse, "refuse") == (True, None)
     assert attempt(row, lambda: 3, "pass") == (False, 3)
     assert (row.tries, row.counts["tracebacks"], row.notes) == (3, 1, ["x: tracebacks: crash: KeyError: 'x'"])
+
+
+LEAVES = """
+import subprocess, sys
+sleeps = [sys.executable, "-c", "import time; time.sleep(100)"]
+subprocess.Popen(sleeps, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+sys.exit("one line")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="processes that are left are found in /proc")
+def test_a_process_that_hangs_or_leaves_another_or_says_that_all_is_well_is_counted():
+    row = Row("x", 4)
+    assert run([sys.executable, "-c", "exit('one line')"], row, "fails", 60) == "one line\n"
+    assert row.notes == []
+    run([sys.executable, "-c", ""], row, "ends well", 60)
+    run([sys.executable, "-c", "import time; time.sleep(100)"], row, "hangs", 1)
+    run([sys.executable, "-c", LEAVES], row, "leaves", 60)
+    assert row.tries == 4
+    assert row.counts == {"losses": 0, "tracebacks": 0, "hangs": 2, "silent uses": 1}
+    assert row.notes[-1].endswith("leaves: a process is left")
