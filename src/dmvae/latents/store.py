@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -132,8 +132,9 @@ class Part:
 
 
 def _metadata(path: Path) -> dict[str, str] | None:
-    """What `write_tensors` wrote beside the tensors; None without a file."""
-    if not path.exists():
+    """What `write_tensors` wrote beside the tensors; None without a file, or with one that is none."""
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata()
+    except (FileNotFoundError, SafetensorError):
         return None
-    with safe_open(path, "pt") as file:
-        return file.metadata()
