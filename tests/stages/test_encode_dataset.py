@@ -32,9 +32,11 @@ def test_shards_of_an_interrupted_pass_of_another_size_are_made_again(tmp_path):
         assert torch.equal(again.__getitems__(range(48))[0], expected.__getitems__(range(48))[0])
     kept = tmp_path / "whole/latents-00000.safetensors"
     before = kept.stat().st_mtime_ns
-    (tmp_path / "whole/latents-00001.safetensors").unlink()
+    (tmp_path / "whole/latents-00001.safetensors").write_bytes(b"")
+    (tmp_path / "whole/latents-00002.safetensors").unlink()
     encode(tmp_path / "whole", 20)
     assert kept.stat().st_mtime_ns == before, "what is finished is not made again"
+    assert [len(shard) for shard in LatentSet(tmp_path / "whole").shards] == [20, 20, 8]
 
 
 @pytest.mark.parametrize(("dtype", "value"), [("float32", float("nan")), ("float16", 1e6)])
