@@ -62,7 +62,7 @@ def finish(process: BaseProcess, log: Path, row: Row, note: str) -> int | None:
         kill(process)
     text = log.read_text(errors="replace")
     if "Traceback" in text:
-        row.count("tracebacks", f"{note}: {text[-300:]}")
+        row.count("tracebacks", f"{note}: {text[text.index('Traceback') :][:1500]}")
     if not _within_seconds(lambda: not _group(process.pid)):
         row.count("hangs", f"{note}: a process is left")
         with contextlib.suppress(ProcessLookupError):
