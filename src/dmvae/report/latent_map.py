@@ -133,9 +133,13 @@ def project(points: np.ndarray) -> tuple[np.ndarray, str]:
         return tsne.fit_transform(components.astype(np.float32)), "t-SNE"
 
 
-def mixing(points: np.ndarray, reference: np.ndarray) -> float:
-    """Share of a point's 10 nearest neighbours that come from the other set, a mean over the points of both,
-    of as many of either: about 0.5 where the two are mixed, 0 where they lie apart (Schilling, 1986).
+def mixed(points: np.ndarray, reference: np.ndarray) -> float:
+    """How far two sets of latents, [n, d] and [m, d], are mixed: 1 where a point's neighbours are of either set alike,
+    0 where the sets lie apart.
+
+    Of a point's 10 nearest neighbours, p is the share that comes from the other set, a mean over one set (Schilling,
+    1986, has the mean over both). The answer is twice the smaller of the two p, and 1 at most: in many dimensions the
+    narrower of two sets holds everybody's neighbours, so that its own p is 0, the other's 1 and their mean 0.5.
     """
     n = min(len(points), len(reference))
     pool = np.concatenate([points[:n], reference[:n]]).astype(np.float64)
@@ -143,7 +147,8 @@ def mixing(points: np.ndarray, reference: np.ndarray) -> float:
     np.fill_diagonal(squared, np.inf)
     k = min(NEIGHBOURS, 2 * n - 1)
     nearest = np.argpartition(squared, k - 1, axis=1)[:, :k]
-    return float(((nearest >= n) != (np.arange(2 * n) >= n)[:, None]).mean())
+    other = (nearest >= n) != (np.arange(2 * n) >= n)[:, None]
+    return min(1.0, 2 * float(min(other[:n].mean(), other[n:].mean())))
 
 
 def class_colours(labels: list[int]) -> dict[int, str]:
@@ -188,8 +193,7 @@ def _panel(cloud: Cloud, group: list[Cloud], palette: dict[int, str]) -> str:
 def _note(cloud: Cloud, group: list[Cloud]) -> str:
     if cloud.reference is None or cloud.reference not in group:
         return ""
-    share = mixing(cloud.latents, cloud.reference.latents)
-    return f"{100 * share:.0f} % of nearest neighbours are from the other set"
+    return f"mixed with the reference: {100 * mixed(cloud.latents, cloud.reference.latents):.0f} %"
 
 
 def _text(clouds: list[Cloud], groups: int) -> str:
@@ -198,9 +202,9 @@ def _text(clouds: list[Cloud], groups: int) -> str:
         text += (
             "The <b>reference</b> is the distribution that matching aims at; it is drawn again in grey behind every "
             "method. Where coloured points cover the grey ones, that method's latents lie where the reference's do. "
-            "Under each picture: of the ten nearest neighbours of a point, the share that comes from the other of the "
-            "two, latents or reference. It is about 50 % where they are mixed, 0 % where they lie apart, and counted "
-            "in all latent dimensions, not in the picture. "
+            "Under each picture: how far the two are mixed, counted in all latent dimensions, not in the picture. It is "
+            "about 100 % where a latent has as many samples of the reference as latents among its neighbours, and a "
+            "sample likewise, and 0 % where the two lie apart or one lies inside the other. "
         )
     return text + "Latents are normalised per channel, so the map shows their shape and not their scale.</p>"
 
