@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install install-dev demo fashion-mnist test test-fast torture wheel docs lint format bench bench-gpu clean
+.PHONY: help install install-dev demo fashion-mnist chromium test test-fast torture wheel docs lint format bench bench-gpu clean
 
 help:
 	@echo "make install   a virtual environment in .venv with dmvae and what the demo needs"
@@ -36,6 +36,14 @@ fashion-mnist:
 	@if [ ! -e /usr/share/datasets/fashion-mnist ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		(apt-get update -qq && apt-get install -y -qq dataset-fashion-mnist) >/dev/null 2>&1 \
 			|| echo "Debian's package dataset-fashion-mnist could not be installed; dmvae will try to download the data"; \
+	fi
+
+# The browser in which the page of `dmvae serve` is tested, on the same terms; without one that test is skipped.
+chromium:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+		&& ! { command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null; then \
+		(apt-get update -qq && timeout 300 apt-get install -y -qq --no-install-recommends chromium) >/dev/null 2>&1 \
+			|| echo "Debian's package chromium could not be installed; the test of the page in a browser is skipped"; \
 	fi
 
 demo: install fashion-mnist

@@ -1,6 +1,6 @@
 """The page in a headless Chromium: every tab does what it says, and the browser asks no other machine for anything.
 
-Skipped without `pip install playwright` and a Chromium of the system, such as Debian's package `chromium`.
+Skipped without a Chromium of the system: `make chromium` installs Debian's, where it can.
 """
 
 import re
