@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+import dmvae
 import tiny
 from dmvae import Autoencoder, jobs, pipeline
 from dmvae import config as configs
@@ -17,6 +18,7 @@ from dmvae.commands.plan import Machine, print_plan
 from dmvae.inputs import Inputs
 from dmvae.recipe import load, resolve
 from dmvae.runtime.random import Random
+from dmvae.runtime.shipped import recipe_file
 from dmvae.tokenizers import TokenizerSource
 from dmvae.tokenizers.adapted import AdaptedTokenizer, adapt, load_tokenizer, start
 from dmvae.tokenizers.dmvae import DmvaeTokenizer
@@ -28,6 +30,7 @@ from dmvae.training.stage import Batch
 pytestmark = pytest.mark.slow
 
 STARTED = dict.fromkeys(("encoder", "tokenizer", "autoencoder", "variants"))
+TINY = {"steps": 2, "batch_size": 8}
 SHORT = {"reference__steps": 2, "matching__steps": 4, "decoder__steps": 2}
 
 
@@ -265,3 +268,17 @@ def test_a_tokenizer_that_edits_samples_is_no_start(tmp_path):
     source = {"type": "dmvae", "path": str(tmp_path / "edited")}
     with pytest.raises(ValueError, match="writes images into samples of the reference that it was matched to"):
         tiny.run(write(tmp_path, None, pretrained=source))
+
+
+def test_the_shipped_recipe_runs_from_the_tokenizer_that_its_head_makes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    head = recipe_file("existing_tokenizer").read_text().replace("\n#", " ")
+    exec(re.search(r'python -c "(.*?)"', head)[1])
+    short = {f"{stage}.{name}": n for stage in ("reference", "matching", "decoder") for name, n in TINY.items()}
+    shapes = {"type": "shapes", "size": 16, "channels": 3, "num_classes": 2, "count": 16, "test_count": 8}
+    off = dict.fromkeys(("losses.perceptual", "generator", "sample", "evaluate"))
+    run = dmvae.run("existing_tokenizer", **{"pretrained.path": "vae", "data": shapes}, **short, **off)
+    assert run.tokenizer("matched").config["source"]["type"] == "diffusers"
+    for name in ("matched", "as_it_is"):
+        assert run.latents(name)
+    assert Path("runs/existing_tokenizer/matched/latents/diffusers/config.json").exists()
