@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+from dmvae.flow.guidance import guided
+from dmvae.flow.loss import flow_matching_loss
 from dmvae.flow.path import denoise, interpolate, score, shift_time, velocity_target
 
 n, shape = 5, (3, 4, 4)
@@ -56,3 +58,17 @@ def test_shift_fixes_the_ends_and_moves_towards_noise():
     assert shifted[-1] == 1
     assert (shifted[1:-1] < t[1:-1]).all()
     assert torch.allclose(shift_time(shifted, 1 / 2.5), t, atol=1e-6)
+
+
+def test_a_velocity_of_another_shape_is_refused(pair):
+    """[n, 1, H, W] would be spread over the channels, and half as many as were asked for over the two halves."""
+    noise, z, t = pair
+    labels = torch.zeros(n, dtype=torch.int64)
+    one_channel = lambda z_t, t, labels: z_t[:, :1]
+    said = r"a velocity of shape \[5, 1, 4, 4\] for latents \[5, 3, 4, 4\]"
+    with pytest.raises(ValueError, match=said):
+        denoise(z_t=z, velocity=one_channel(z, t, labels), t=t)
+    with pytest.raises(ValueError, match=said):
+        flow_matching_loss(one_channel, z=z, labels=labels, t=t, noise=noise)
+    with pytest.raises(ValueError, match=r"of shape \[2, 3, 4, 4\] for latents \[10, 3, 4, 4\]"):
+        guided(lambda z_t, t, labels: z_t[:2], 2.0, null_label=4)(z, t, labels)

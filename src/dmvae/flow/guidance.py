@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from dmvae.flow.path import as_velocity
+
 Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(z_t [b, C, H, W], t [b], labels [b]) -> velocity [b, C, H, W]."""
 
@@ -26,10 +28,9 @@ def guided(
         return velocity
 
     def call(z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        both = velocity(
-            torch.cat([z_t, z_t]), torch.cat([t, t]), torch.cat([labels, torch.full_like(labels, null_label)])
-        )
-        cond, uncond = both.chunk(2)
+        twice = torch.cat([z_t, z_t])
+        both = velocity(twice, torch.cat([t, t]), torch.cat([labels, torch.full_like(labels, null_label)]))
+        cond, uncond = as_velocity(both, twice).chunk(2)
         inside = (t >= interval[0]) & (t <= interval[1])
         w = torch.where(inside, scale, 1.0).to(cond.dtype).view(-1, *[1] * (z_t.ndim - 1))
         return uncond + w * (cond - uncond)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dmvae.flow.guidance import Velocity
-from dmvae.flow.path import interpolate, velocity_target
+from dmvae.flow.path import as_velocity, interpolate, velocity_target
 from dmvae.runtime.random import Random
 
 TimeDistribution = Literal["uniform", "logit_normal"]
@@ -26,5 +26,5 @@ def drop_labels(labels: Tensor, probability: float, null_label: int, rng: Random
 
 def flow_matching_loss(velocity: Velocity, *, z: Tensor, labels: Tensor, t: Tensor, noise: Tensor) -> Tensor:
     """mean |v(z_t, t, label) - (z - noise)|^2, a scalar; z and noise [n, C, H, W], t [n]."""
-    predicted = velocity(interpolate(noise=noise, z=z, t=t), t, labels)
+    predicted = as_velocity(velocity(interpolate(noise=noise, z=z, t=t), t, labels), z)
     return (predicted.float() - velocity_target(noise=noise, z=z)).square().mean()

@@ -15,6 +15,15 @@ def expand(t: Tensor, like: Tensor) -> Tensor:
     return t.view(-1, *[1] * (like.ndim - 1))
 
 
+def as_velocity(velocity: Tensor, z_t: Tensor) -> Tensor:
+    """The velocity. Raises ValueError unless it has the shape of z_t: another would be spread over it in silence."""
+    if velocity.shape != z_t.shape:
+        raise ValueError(
+            f"a velocity of shape {list(velocity.shape)} for latents {list(z_t.shape)}: give one of theirs"
+        )
+    return velocity
+
+
 def interpolate(*, noise: Tensor, z: Tensor, t: Tensor) -> Tensor:
     """z_t = (1 - t) * noise + t * z."""
     return noise.lerp(z, expand(t, z))
@@ -27,7 +36,7 @@ def velocity_target(*, noise: Tensor, z: Tensor) -> Tensor:
 
 def denoise(*, z_t: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
     """Denoised estimate E[z | z_t] = z_t + (1 - t) * v(z_t, t)."""
-    return z_t + (1 - expand(t, z_t)) * velocity
+    return z_t + (1 - expand(t, z_t)) * as_velocity(velocity, z_t)
 
 
 def score(*, z_t: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
