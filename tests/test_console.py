@@ -1,5 +1,6 @@
 """What reaches the terminal: names of files and recipes are shown, and not obeyed."""
 
+import contextlib
 import io
 import json
 import os
@@ -17,6 +18,7 @@ from rich.table import Table
 import processes
 import tiny
 from dmvae import cli
+from dmvae.runtime import console as terminal
 from dmvae.runtime.console import Bar, console, fitted, printable
 
 pytestmark = pytest.mark.slow
@@ -137,6 +139,41 @@ def test_a_bar_keeps_step_bar_and_time_left_at_any_width():
         assert len(line) <= columns
         assert ("images/s" in line) == (columns >= 80)
         assert ("discriminator 1.000" in line) == (columns == 200)
+
+
+def test_words_go_on_below_on_a_terminal_and_stay_in_one_line_in_a_pipe(monkeypatch):
+    text = "  --a.field 3  " + "words that explain it " * 8
+    for shown, width in ((True, 40), (True, 80), (False, 40)):
+        out = io.StringIO()
+        made = type(console)(file=out, force_terminal=shown, width=width, soft_wrap=True, highlight=False)
+        monkeypatch.setattr(terminal, "console", made)
+        terminal.paragraph(text, 6)
+        lines = out.getvalue().rstrip("\n").split("\n")
+        assert (len(lines) > 1) == shown
+        assert all(len(line) <= width for line in lines) == shown
+        assert all(line.startswith(" " * 6) and not line.startswith(" " * 7) for line in lines[1:])
+        assert " ".join(out.getvalue().split()) == " ".join(text.split())
+
+
+def test_the_help_fits_80_columns(capsys):
+    for arguments in (["--help"], ["run", "--help"], ["report", "--help"]):
+        with contextlib.suppress(SystemExit):  # argparse's own
+            cli.main(arguments)
+        out = capsys.readouterr().out
+        assert out.startswith("usage: dmvae")
+        assert max(map(len, out.splitlines())) <= 80
+
+
+def test_a_bar_in_a_pipe_says_nothing_twice_and_nothing_of_nothing(monkeypatch, capsys):
+    now = iter(range(0, 10_000, 20))
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(now))  # so every step is told
+    with Bar("stage", 2, "images") as bar:
+        bar.step()
+        bar.step()
+    with Bar("closed form", 0, "images"):
+        pass
+    lines = [line.split()[:2] for line in capsys.readouterr().out.splitlines()]
+    assert lines == [["stage", "1/2"], ["stage", "2/2"]]
 
 
 def test_losses_are_dropped_whole_and_from_the_end():

@@ -1,6 +1,7 @@
 """What bad input gets: one or two lines that name the value, the place and the fix, exit code 2, no traceback."""
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -80,7 +81,11 @@ def complain(capsys, *arguments):
         ),
         (["--run_dir", ""], "run: dir: '' names no folder"),
         (["--run.dir", "' '"], "run: dir: ' ' names no folder"),
-        (["stray"], "unexpected argument 'stray'"),
+        (["stray"], "unexpected argument 'stray'; options are written --section.field value"),
+        (["tokenizer.steps=3"], "unexpected argument 'tokenizer.steps=3'; options are written --tokenizer.steps=3"),
+        (["--noise", "0.3"], "stages have it: tokenizer.noise, matching.noise, decoder.noise"),
+        (["--losses.adversarial", "null"], "losses.adversarial: this section cannot be null; leave it out for its"),
+        (["--losses.adversarial", "null"], "defaults, or set losses.adversarial.weight to 0"),
         (["--name", "2024"], """name: expected text, got 2024; in quotes it is text: '"2024"'"""),
     ],
 )
@@ -103,7 +108,8 @@ def test_a_misspelt_command(capsys):
 
 def test_no_such_recipe(capsys):
     code, error = complain(capsys, "run", "nothing.yaml")
-    assert (code, error) == (2, "dmvae: no such recipe: nothing.yaml\n")
+    assert code == 2
+    assert f"no such recipe: nothing.yaml: no such file, from {Path.cwd()}; `dmvae init NAME nothing.yaml`" in error
 
 
 def test_a_recipe_that_is_not_yaml(tmp_path, capsys):

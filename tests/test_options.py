@@ -90,6 +90,19 @@ def test_fields_that_nothing_uses_are_left_out_of_the_help(tmp_path, capsys):
     assert "--reference.distribution.type gaussian" in out
     assert "--reference.steps" not in out, "no teacher is trained"
     assert "--tokenizer.kl_weight" not in out, "the bottleneck is not variational"
+    assert "--matching.model.width 384" in out, "the student has no teacher to be a copy of"
+    path = tiny.write(tmp_path, variants=None, matching__objective={"type": "transport"}, reference__teacher=False)
+    cli.main(["run", str(path), "--help", "--generator.model.size", "B/1"])
+    out = capsys.readouterr().out
+    assert "--reference.teacher False" in out
+    assert "--reference.steps" not in out, "no teacher is trained"
+    assert "--matching.student_steps" not in out, "the objective has no student"
+    assert "--generator.model.size B/1" in out
+    assert "--generator.model.width" not in out, "the size says it"
+    cli.main(["run", str(tiny.write(tmp_path, variants=None)), "--help"])
+    out = capsys.readouterr().out
+    assert "--matching.student_steps" in out
+    assert "--matching.model" not in out, "the student is a copy of the teacher"
 
 
 @pytest.mark.slow
@@ -105,7 +118,8 @@ def test_the_dry_run_has_the_values_of_every_variant(tmp_path, capsys):
 def test_the_help_of_a_recipe_needs_no_data(tmp_path, capsys):
     cli.main(["run", "image_folder", "--help"])
     assert "--data.root REQUIRED" in capsys.readouterr().out
-    assert "data.root: this field is required" in complain(capsys, "run", "image_folder")
+    required = "data.root: this field is required; give it in the recipe, or as --data.root VALUE"
+    assert required in complain(capsys, "run", "image_folder")
 
 
 def test_what_is_asked_is_what_the_run_keeps(tmp_path):

@@ -16,10 +16,10 @@ from dmvae.commands.parser import USAGE, CheckFailed
 from dmvae.runtime.console import printable
 
 COMMANDS = {
-    "run": ("run", "run", "run every stage of RECIPE that is not finished, then write the table and the report"),
+    "run": ("run", "run", "run every unfinished stage of RECIPE, then write table and report"),
     "study": ("run", "run", "the same, for a recipe with many variants"),
-    "STAGE": ("run", "run", "one stage of RECIPE, by its section: tokenizer, matching, generator, ..."),
-    "plan": ("run", "plan", "what every stage of RECIPE needs on --gpus N of --memory 80GB, and what is missing"),
+    "STAGE": ("run", "run", "one stage of RECIPE, by its section: tokenizer, matching, ..."),
+    "plan": ("run", "plan", "what RECIPE needs on --gpus N of --memory 80GB; what is missing"),
     "report": ("run", "report", "write the table and the report of RUN_DIR again"),
     "serve": ("serve", "serve", "show RUN_DIR in a browser, to play with"),
     "recipes": ("recipes", "recipes", "list the recipes that come with dmvae"),
@@ -88,10 +88,11 @@ def _fail(message: str, code: int, debug: bool) -> None:
 def _usage() -> str:
     lines = [f"  {name:<10} {text}" for name, (_, _, text) in COMMANDS.items()]
     return (
-        "usage: dmvae COMMAND RECIPE [--run_dir DIR] [--variant NAME] [--dry-run] [--section.field value ...]"
+        "usage: dmvae COMMAND RECIPE [--run_dir DIR] [--variant NAME] [--dry-run]"
+        "\n                            [--section.field value ...]"
         "\n       dmvae --version"
         "\n\n"
         + "\n".join(lines)
         + "\n\nRECIPE is a file, or a name that `dmvae recipes` lists."
-        + "\n`dmvae run RECIPE --help` lists every field of the recipe with its value and meaning."
+        + "\n`dmvae run RECIPE --help` lists every field of the recipe and what it means."
     )

@@ -51,6 +51,10 @@ def read(cls: type[C], values: object, where: str = "") -> C:
 
     A class with a classmethod `upgrade(values)` reads older spellings of its fields: it gets the mapping first.
     """
+    if values is None and where:
+        weighed = any(field.name == "weight" for field in dataclasses.fields(cls))  # type: ignore[arg-type]
+        off = f", or set {where}.weight to 0" if weighed else ""
+        raise ValueError(f"{where}: this section cannot be null; leave it out for its defaults{off}")
     if not isinstance(values, dict):
         raise ValueError(f"{where or 'recipe'}: expected a mapping of fields, got {values!r}")
     values = dict(values)

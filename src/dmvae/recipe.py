@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 
 from dmvae import config as configs
-from dmvae.config import NoSuchField, Values
-from dmvae.options import flat, lay
+from dmvae.config import FieldMissing, NoSuchField, Values
+from dmvae.options import few, flat, lay
 from dmvae.registry import load_plugins, nearest
 from dmvae.runtime.shipped import recipe_file
 from dmvae.sections import Sections
@@ -118,7 +118,18 @@ def resolve(values: Values, overrides: Values | None = None, path: Path = Path("
         recipes.partial = partial
         return recipes
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {error}{_how(error)}") from error
+
+
+def _how(error: BaseException | None) -> str:
+    """How to give the field that is missing, or where the one is that is not at the top, if that is what is wrong."""
+    while error is not None and not isinstance(error, FieldMissing | NoSuchField):
+        error = error.__cause__
+    if isinstance(error, FieldMissing):
+        return f"; give it in the recipe, or as --{error.place} VALUE"
+    name = error.place if error is not None else ""
+    owners = [f"{stage.name}.{name}" for stage in stages() if name in {own.name for own in fields(stage.Config)}]
+    return f"; stages have it: {few(owners)}" if owners else ""
 
 
 def _asked(values: Values, overrides: Values) -> tuple[Values, Values, object, Values]:

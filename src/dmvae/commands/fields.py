@@ -106,9 +106,21 @@ def _unused(recipe: Recipe) -> set[str]:
     if recipe.pretrained is not None:
         found.add("autoencoder")
     reference = recipe.section("reference")
-    if reference is not None and getattr(reference.distribution, "closed_form", False):  # no teacher is trained
-        found |= {f"reference.{field.name}" for field in dataclasses.fields(reference)} - {"reference.distribution"}
+    copied = reference is not None and reference.teacher and not reference.distribution.closed_form
+    if reference is not None and not copied:  # no teacher is trained
+        asked = ("distribution",) if reference.teacher else ("distribution", "teacher")
+        found |= {f"reference.{field.name}" for field in dataclasses.fields(reference) if field.name not in asked}
     tokenizer, shape = recipe.section("tokenizer"), recipe.autoencoder
     if tokenizer is not None and shape is not None and not shape.variational:
         found.add("tokenizer.kl_weight")
+    matching = recipe.section("matching")
+    if matching is not None:
+        if not matching.objective.has_student:
+            found |= {f"matching.{of}" for of in ("student_steps", "student_warmup", "student_learning_rate", "model")}
+        elif copied:  # the student is one of the teacher
+            found.add("matching.model")
+    for place in ("reference.model", "matching.model", "generator.model"):
+        section = recipe.section(place.partition(".")[0])
+        if getattr(getattr(section, "model", None), "size", None) is not None:  # it says these
+            found |= {f"{place}.{name}" for name in ("width", "depth", "heads", "patch_size")}
     return found

@@ -9,7 +9,7 @@ from rich.text import Text
 from dmvae.commands.fields import Field, label, sections
 from dmvae.config import FieldMissing, Values
 from dmvae.recipe import Recipe, Recipes
-from dmvae.runtime.console import console
+from dmvae.runtime.console import console, paragraph
 
 REQUIRED = "REQUIRED"
 """Stands in the help for the value of a field that has to be given, such as the folder of one's own images."""
@@ -24,7 +24,7 @@ def print_fields(recipes: Mapping[str, Recipe]) -> None:
         if section.place:
             some = label(section.variants, list(recipes))
             heading = f"\n{section.place}{f' ({some})' if some else ''}: {section.meaning}"
-            console.print(Text(heading, style="bold"))
+            paragraph(Text(heading, style="bold"))
         for field in section.fields:
             _print_field(field, section.variants)
 
@@ -42,9 +42,9 @@ def print_values(recipes: Mapping[str, Recipe]) -> None:
                 apart.setdefault(mine, []) if mine else None
                 (apart[mine] if mine else same).append(f"{field.place.rpartition('.')[2]} {value}")
         if same or apart:
-            console.print(f"  {name}: {', '.join(same)}".rstrip(": "))
+            paragraph(f"  {name}: {', '.join(same)}".rstrip(": "), 6)
         for mine, values in apart.items():
-            console.print(f"      {mine}: {', '.join(values)}")
+            paragraph(f"      {mine}: {', '.join(values)}", 10)
 
 
 def placeholders(load: Callable[[Values], Recipes], overrides: Values) -> Recipes:
@@ -65,8 +65,8 @@ def _print_field(field: Field, variants: list[str]) -> None:
     choices = [(value, label(of, variants)) for value, of in field.choices()]
     place = (f"  --{field.place} ", "cyan")
     if len(choices) == 1 and not choices[0][1]:
-        console.print(Text.assemble(place, (f"{choices[0][0]}  ", "green"), field.meaning))
+        paragraph(Text.assemble(place, (f"{choices[0][0]}  ", "green"), field.meaning), 6)
         return
-    console.print(Text.assemble(place, f" {field.meaning}"))
+    paragraph(Text.assemble(place, f" {field.meaning}"), 6)
     for value, of in choices:
         console.print(Text.assemble("      ", (str(value), "green"), f"  ({of})" if of else ""))

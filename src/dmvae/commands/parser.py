@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import NoReturn
 
 import yaml
 
 from dmvae.config import Values
 
-USAGE = """usage: dmvae run RECIPE [--variant NAME ...] [--run_dir DIR] [--dry-run] [--help] [--section.field value ...]
+USAGE = """usage: dmvae run RECIPE [--variant NAME ...] [--run_dir DIR] [--dry-run]
+                        [--help] [--section.field value ...]
 
-RECIPE is a YAML file, or the name of one that `dmvae recipes` lists. A stage's name in the place of `run` runs that
-stage alone: encoder, tokenizer, reference, matching, decoder, latents, generator, sample, evaluate.
+RECIPE is a YAML file, or the name of one that `dmvae recipes` lists. A stage's
+name in the place of `run` runs that stage alone: encoder, tokenizer, reference,
+matching, decoder, latents, generator, sample, evaluate.
 
-  --section.field value                 any field of the recipe, for all variants that have it
-  --variants.NAME.section.field value   the same for one variant
-  --variant NAME                        run this variant alone; may be given several times
-  --run_dir DIR                         the folder that is written (run.dir)
-  --dry-run                             print stages, sizes, resolved values and what is missing; train nothing
-  --no-verify                           do not read the files of finished stages for damage
-  --debug                               show tracebacks
+  --section.field value   any field of the recipe, for all variants that have it
+  --variants.NAME.section.field value
+                          the same for one variant
+  --variant NAME          run this variant alone; may be given several times
+  --run_dir DIR           the folder that is written (run.dir)
+  --dry-run               print stages, sizes, resolved values and what is
+                          missing; train nothing
+  --no-verify             do not read the files of finished stages for damage
+  --debug                 show tracebacks
 
-`dmvae run RECIPE --help` lists every field of that recipe with its value and meaning."""
+`dmvae run RECIPE --help` lists every field of that recipe."""
 
 
 class CheckFailed(Exception):
@@ -50,7 +55,8 @@ def parse_overrides(words: list[str]) -> Values:
     while i < len(words):
         word = words[i]
         if not word.startswith("--"):
-            raise ValueError(f"unexpected argument {word!r}; overrides are written --section.field value")
+            written = f"--{word}" if re.match(r"[\w@]+(\.\w+)*=", word) else "--section.field value"
+            raise ValueError(f"unexpected argument {word!r}; options are written {written}")
         name, equals, value = word[2:].partition("=")
         if not equals:
             if i + 1 < len(words) and not words[i + 1].startswith("--"):

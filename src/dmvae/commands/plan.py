@@ -22,7 +22,7 @@ from dmvae.inputs import Blueprint, build_tokenizer, latent_shape
 from dmvae.jobs import plan
 from dmvae.recipe import Recipe
 from dmvae.runtime import distributed
-from dmvae.runtime.console import console
+from dmvae.runtime.console import console, paragraph
 from dmvae.training.counting import Cost, cost_of
 from dmvae.training.stage import AnyTraining, TrainingStage
 
@@ -97,7 +97,7 @@ def print_plan(recipes: dict[str, Recipe], machine: Machine) -> list[str]:
         obstacles |= dict.fromkeys(found)
     obstacles |= dict.fromkeys(_disk_problems(recipes, sum(disk.values())))
     for line in obstacles:
-        console.print(f"  missing: {line}")
+        paragraph(f"  missing: {line}", 4)
     if not obstacles:
         console.print("  nothing is missing")
     return list(obstacles)

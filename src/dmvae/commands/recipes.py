@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from dmvae.commands.parser import Parser
-from dmvae.runtime.console import console
+from dmvae.runtime.console import console, paragraph
 from dmvae.runtime.shipped import about, recipe_file, shipped
 
 
@@ -16,7 +16,7 @@ def recipes(command: str, arguments: list[str]) -> None:
     known = shipped()
     width = max(map(len, known))
     for name, file in known.items():
-        console.print(f"{name:<{width}}  {about(file)}")
+        paragraph(f"{name:<{width}}  {about(file)}", width + 2)
     console.print("\n`dmvae run NAME` runs one, `dmvae init NAME` copies it to edit.")
 
 

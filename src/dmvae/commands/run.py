@@ -80,7 +80,10 @@ def plan(command: str, arguments: list[str]) -> None:
     """Print what every stage of a recipe needs on a machine that is told, and what is missing. Raises CheckFailed where
     something is."""
     parser = Parser(
-        prog=f"dmvae {command}", allow_abbrev=False, description="What a recipe needs, and what is missing."
+        prog=f"dmvae {command}",
+        allow_abbrev=False,
+        description="What a recipe needs, and what is missing.",
+        epilog="Fields of the recipe are options too: --section.field VALUE.",
     )
     parser.add_argument("recipe", help="a file, or a name that `dmvae recipes` lists")
     parser.add_argument("--gpus", type=int, help="how many GPUs to plan for (default: this machine as it is)")
@@ -130,12 +133,12 @@ def _chosen(whole: Recipes, names: list[str]) -> dict[str, Recipe]:
 
 def report(command: str, arguments: list[str]) -> None:
     """Write the table and the report of a run again."""
-    trust = "--trust" in arguments
-    folders = [a for a in arguments if a != "--trust"]
-    if len(folders) != 1 or folders[0].startswith("-"):
-        raise ValueError("usage: dmvae report RUN_DIR [--trust]")
-    run_dir = Path(folders[0])
-    if not trust:
+    parser = Parser(prog=f"dmvae {command}", description="Write the table and the report of a run again.")
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    parser.add_argument("--trust", action="store_true", help="run the code that the run's recipes name")
+    known = parser.parse_args(arguments)
+    run_dir: Path = known.run_dir
+    if not known.trust:
         require_no_code(sorted(run_dir.glob("*/recipe.yaml")))
     finish(jobs_of(run_dir), run_dir)
 

@@ -71,7 +71,7 @@ class DatasetConfig(Registered):
 
     def __post_init__(self) -> None:
         if self.channels not in (1, 3):
-            raise ValueError(f"{self.type}.channels is {self.channels}: use 1 (grey) or 3 (colour)")
+            raise ValueError(f"data.channels is {self.channels}: use 1 (grey) or 3 (colour)")
 
     def build(self, split: Split) -> Dataset:
         """Open one split. Raises ValueError when the files are missing or unusable."""

@@ -34,7 +34,7 @@ class CIFAR10(DatasetConfig):
         return in_memory(images, labels, CLASSES, size=self.size, channels=self.channels)
 
     def _read(self, split: Split) -> tuple[Tensor, Tensor]:
-        tops = [existing_folder(self.root, "cifar10.root")] if self.root is not None else data_folders()
+        tops = [existing_folder(self.root, "data.root")] if self.root is not None else data_folders()
         for top in (place for given in tops for place in (given, given / "cifar10")):
             # the hub keeps shards in data/ or plain_text/
             for folder in (top, top / "data", top / "plain_text"):
@@ -45,13 +45,13 @@ class CIFAR10(DatasetConfig):
                     return _read_batches(parent, split, self.limit)
         if self.root is not None:
             raise ValueError(
-                f"cifar10.root: {self.root} has no {split}*.parquet nor {BATCHES}/; leave root out to download"
+                f"data.root: {self.root} has no {split}*.parquet nor {BATCHES}/; leave root out to download"
             )
         try:
             download(BATCHES, lambda to: torchvision.datasets.CIFAR10(to, download=True))
         except (OSError, RuntimeError) as error:
             raise ValueError(
-                f"CIFAR-10 is not in $DMVAE_DATA, and the download failed ({error}). Set cifar10.root to a folder "
+                f"CIFAR-10 is not in $DMVAE_DATA, and the download failed ({error}). Set data.root to a folder "
                 f"with train*.parquet and test*.parquet, or to one with {BATCHES}/"
             ) from error
         return _read_batches(cache_folder(), split, self.limit)

@@ -82,11 +82,11 @@ class EncodedConfig(DatasetConfig):
                 text = Path(names).expanduser().read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
                 raise ValueError(
-                    f"{self.type}.classes: {names} cannot be read ({error}); give a text file of one class name a line"
+                    f"data.classes: {names} cannot be read ({error}); give a text file of one class name a line"
                 ) from error
             names = tuple(line.strip() for line in text.splitlines() if line.strip())
         if names is not None and not names:
-            raise ValueError(f"{self.type}.classes: names no class; leave it out to take what the data say")
+            raise ValueError("data.classes: names no class; leave it out to take what the data say")
         return names
 
 

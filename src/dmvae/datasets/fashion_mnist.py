@@ -85,7 +85,7 @@ def _file(folder: Path, name: str) -> Path | None:
 
 def _find(root: str | None, prefix: str) -> Path:
     """The first folder that holds the split's images, downloaded if need be."""
-    tops = [existing_folder(root, "fashion_mnist.root")] if root is not None else [*data_folders(), DEBIAN]
+    tops = [existing_folder(root, "data.root")] if root is not None else [*data_folders(), DEBIAN]
     for top in tops:
         # torchvision nests its files two folders deep
         for folder in (top, top / "fashion-mnist", top / "fashion_mnist", top / "FashionMNIST" / "raw"):
@@ -93,13 +93,13 @@ def _find(root: str | None, prefix: str) -> Path:
                 return folder
     if root is not None:
         raise ValueError(
-            f"fashion_mnist.root: {root} has no {prefix}-images-idx3-ubyte(.gz); leave root out to download"
+            f"data.root: {root} has no {prefix}-images-idx3-ubyte(.gz); leave root out to download"
         )
     try:
         folder = download("FashionMNIST", lambda to: torchvision.datasets.FashionMNIST(to, download=True))
     except (OSError, RuntimeError) as error:
         raise ValueError(
             f"Fashion-MNIST is not in $DMVAE_DATA nor {DEBIAN}, and the download failed ({error}). Either "
-            "`apt-get install dataset-fashion-mnist`, or set fashion_mnist.root to a folder with the four IDX files"
+            "`apt-get install dataset-fashion-mnist`, or set data.root to a folder with the four IDX files"
         ) from error
     return folder / "raw"

@@ -113,7 +113,7 @@ class Prepared:
         self.root = root
         path = Path(root).expanduser()
         if not path.exists() and (path.suffix == ".parquet" or not HUB_ID.fullmatch(root)):
-            raise ValueError(f"huggingface.root: {path} does not exist (looked from {Path.cwd()}), nor is it a hub id")
+            raise ValueError(f"data.root: {path} does not exist (looked from {Path.cwd()}), nor is it a hub id")
         errors = (OSError, ValueError, pyarrow.ArrowException, datasets.exceptions.DatasetsError)
         try:
             if path.is_file():
@@ -194,8 +194,8 @@ def _failed(root: str, path: Path, subset: str | None, error: Exception) -> str:
     if "onfig" in why and isinstance(error, ValueError):  # "Config name is missing", "BuilderConfig 'x' not found"
         return f"{root}: has no such subset as data.subset says ({subset}): {str(error)[:600]}"
     if path.exists():
-        return f"huggingface.root: {path} cannot be read ({why}); give a folder of parquet files or one such file"
-    here = f"huggingface.root: {root} is no folder here (looked from {Path.cwd()})"
+        return f"data.root: {path} cannot be read ({why}); give a folder of parquet files or one such file"
+    here = f"data.root: {root} is no folder here (looked from {Path.cwd()})"
     if isinstance(error, FileNotFoundError):
         return (
             f"{here}, nor a data set on the hub that can be read: {why}. Correct the id; for a private or gated one "

@@ -53,7 +53,7 @@ class ImageFolder(DatasetConfig):
     none: decoded at every read."""
 
     def build(self, split: Split) -> Dataset:
-        root = existing_folder(self.root, "image_folder.root")
+        root = existing_folder(self.root, "data.root")
         folder, files, classes = split_files(root, split, self.valid_fraction)
         if self.limit is not None:
             files = sorted(sorted(files, key=lambda f: rank(f.path))[: self.limit], key=lambda f: f.path)

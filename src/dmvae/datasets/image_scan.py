@@ -41,7 +41,7 @@ def split_files(root: Path, split: Split, fraction: float) -> tuple[Path, list[E
     folders = _folders(root)
     held_out = next((name for name in HELD_OUT if name in folders), None)
     if held_out and set(folders) <= set(HELD_OUT):
-        raise ValueError(f"image_folder.root: {root} has {held_out}/ but no train/ beside it; add train/")
+        raise ValueError(f"data.root: {root} has {held_out}/ but no train/ beside it; add train/")
     if "train" in folders and held_out:
         train, classes = scan(root / "train")
         if split == "train":
@@ -50,7 +50,7 @@ def split_files(root: Path, split: Split, fraction: float) -> tuple[Path, list[E
     base = root / "train" if folders == ["train"] else root
     files, classes = scan(base)
     if len(files) < 2:
-        raise ValueError(f"image_folder.root: {base} has one image: it cannot be split; add more, or train/ and test/")
+        raise ValueError(f"data.root: {base} has one image: it cannot be split; add more, or train/ and test/")
     ranked = sorted(files, key=lambda f: rank(f.path))
     n_test = sum(rank(f.path) < fraction for f in files)
     n_test = min(max(n_test, 1), len(files) - 1)  # neither split is ever empty
@@ -66,17 +66,17 @@ def scan(folder: Path) -> tuple[list[Entry], tuple[str, ...]]:
     _tell(folder, others)
     full = [name for name, entries in by_class.items() if entries]
     if not loose and not full:
-        raise ValueError(f"image_folder.root: no images in {folder}; looked for {' '.join(sorted(SUFFIXES))}")
+        raise ValueError(f"data.root: no images in {folder}; looked for {' '.join(sorted(SUFFIXES))}")
     if loose and full:
         raise ValueError(
-            f"image_folder.root: {folder} holds both loose images ({loose[0].name}, {len(loose)} in all) and class "
+            f"data.root: {folder} holds both loose images ({loose[0].name}, {len(loose)} in all) and class "
             f"folders with images ({full[0]}/): move the loose ones into a class folder, or all into one folder"
         )
     if loose:
         return [_entry(e, e.name, 0) for e in sorted(loose, key=lambda e: e.name)], ("all",)
     empty = [name for name in by_class if name not in full]
     if empty:
-        raise ValueError(f"image_folder.root: class folder {folder / empty[0]} has no image: delete it or fill it")
+        raise ValueError(f"data.root: class folder {folder / empty[0]} has no image: delete it or fill it")
     classes = tuple(full)
     entries = [
         _entry(e, Path(e.path).relative_to(folder).as_posix(), label)
@@ -97,7 +97,7 @@ def _relabel(folder: Path, classes: tuple[str, ...]) -> list[Entry]:
     unknown = [name for name in own if name not in classes]
     if unknown:
         raise ValueError(
-            f"image_folder.root: {folder} has class {unknown[0]!r}, which train/ has not: rename it or add it there"
+            f"data.root: {folder} has class {unknown[0]!r}, which train/ has not: rename it or add it there"
         )
     return [Entry(e.path, classes.index(own[e.label]), e.bytes, e.mtime_ns) for e in entries]
 

@@ -68,7 +68,7 @@ class WebDataset(EncodedConfig):
 
     def _shards(self, split: Split) -> list[Path]:
         """The split's shards, sorted. Raises ValueError."""
-        files, top = _expand(self.root, "webdataset.root")
+        files, top = _expand(self.root, "data.root")
         pattern = self.train_shards if split == "train" else self.test_shards
         if pattern is not None:
             patterns = _braces(pattern, f"webdataset.{split}_shards")
@@ -80,7 +80,7 @@ class WebDataset(EncodedConfig):
             there = ", ".join(_below(f, top) for f in files[:4]) + (", ..." if len(files) > 4 else "")
             why = f"none matches {pattern!r}" if pattern is not None else f"none is called {' or '.join(names)}"
             raise ValueError(
-                f"webdataset.root: {self.root} has no shard of the {split} split: of {there}, {why}; set "
+                f"data.root: {self.root} has no shard of the {split} split: of {there}, {why}; set "
                 f"data.{split}_shards to a pattern of their names"
             )
         return found

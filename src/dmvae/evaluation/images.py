@@ -99,7 +99,7 @@ class FolderImages:
         try:
             entries, self.classes = scan(folder)
         except ValueError as error:
-            raise ValueError(str(error).removeprefix("image_folder.root: ")) from error
+            raise ValueError(str(error).removeprefix("data.root: ")) from error
         if limit is not None:
             entries = sorted(sorted(entries, key=lambda e: rank(e.path))[:limit], key=lambda e: e.path)
         self.folder, self.entries, self.channels, self.workers = folder, entries, channels, workers

@@ -47,6 +47,16 @@ class _Console(Console):
 console = _Console(highlight=False, soft_wrap=True, markup=False)
 
 
+def paragraph(text: Text | str, indent: int = 0) -> None:
+    """Print a text; what does not fit a terminal's width goes on below, between words, `indent` columns from the left.
+    In a pipe it stays one line, for grep."""
+    text = console.render_str(text) if isinstance(text, str) else text
+    if not console.is_terminal:
+        return console.print(text)
+    for number, line in enumerate(text.wrap(console, max(20, console.width - indent))):
+        console.print(Text(" " * indent if number else "").append_text(line))
+
+
 def _is_main() -> bool:
     from dmvae.runtime import distributed  # imported here: printing a message must not load torch
 
@@ -97,14 +107,16 @@ def _columns(total: int) -> list[ProgressColumn]:
 
 
 class Bar:
-    """A progress bar with rate, loss and time left; without a terminal, a plain line every ten seconds."""
+    """A progress bar with rate, loss and time left; without a terminal, a plain line every ten seconds and one at the
+    end. Nothing where there is nothing to do."""
 
     def __init__(self, title: str, total: int, unit: str = "it", start: int = 0) -> None:
         self.title, self.total, self.unit, self.start = printable(title), total, unit, start
         self.done, self.begun, self.said = start, time.monotonic(), time.monotonic()
         self.note = self.text = ""
+        self.line: tuple[int, str] | None = None
         self.progress: Progress | None = None
-        if _is_main() and console.is_terminal and not console.is_dumb_terminal:
+        if _is_main() and total and console.is_terminal and not console.is_dumb_terminal:
             self.progress = Progress(*_columns(total), console=console)
             self.task = self.progress.add_task(self.title, total=total, completed=start, note="")
 
@@ -116,7 +128,7 @@ class Bar:
     def __exit__(self, *error: object) -> None:
         if self.progress:
             self.progress.stop()
-        elif _is_main() and error[0] is None:
+        elif _is_main() and error[0] is None and self.total and self.line != (self.done, self.text):
             self._line()
 
     def step(self, n: int = 1, per_step: float = 1, note: str | None = None) -> None:
@@ -132,7 +144,7 @@ class Bar:
             self._line()
 
     def _line(self) -> None:
-        self.said = now = time.monotonic()
+        self.said, self.line = (now := time.monotonic()), (self.done, self.text)
         spent = now - self.begun
         left = spent * (self.total - self.done) / max(1, self.done - self.start)
         print(

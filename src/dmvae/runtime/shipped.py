@@ -25,7 +25,9 @@ def recipe_file(name: str | Path) -> Path:
     short = {key.rpartition("/")[2]: file for key, file in known.items()} | known
     if str(name) in short:
         return short[str(name)]
-    told = "" if path.suffix else f"{nearest(str(name), known)}; `dmvae recipes` lists those that come with dmvae"
+    told = f"{nearest(str(name), known)}; `dmvae recipes` lists those that come with dmvae"
+    if path.suffix:
+        told = f": no such file, from {Path.cwd()}; `dmvae init NAME {name}` copies one that comes with dmvae"
     raise ValueError(f"no such recipe: {name}{told}")
 
 

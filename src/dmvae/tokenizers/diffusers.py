@@ -53,8 +53,9 @@ class DiffusersTokenizer(FileSource):
         try:
             config = Model.load_config(path, **place)
         except (OSError, ValueError) as error:
+            of = f" (subfolder {self.subfolder})" if self.subfolder else ""
             raise ValueError(
-                f"pretrained.path: {self.path} (subfolder {self.subfolder}) is neither a folder with a config.json nor "
+                f"pretrained.path: {self.path}{of} is neither a folder with a config.json nor "
                 f"a model that the hub gave ({error}). Of a pipeline, name the model's folder as `subfolder`; for a "
                 "hub's model, run once where the network is reachable and carry the cache over (HF_HUB_CACHE, by "
                 "default ~/.cache/huggingface/hub)"
