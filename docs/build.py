@@ -181,7 +181,13 @@ def settings(pages: dict[str, str]) -> dict[str, object]:
 def typeset(page: str) -> str:
     """The page with MathML in the place of TeX, so that no script and no network is needed to read it."""
     page = page.replace('<details class="mkdocstrings-source">', '<details class="mkdocstrings-source" open>')
-    return MATHS.sub(lambda m: convert(html.unescape(m[2]), display="block" if m[1] == "div" else "inline"), page)
+
+    def mathml(match: re.Match[str]) -> str:
+        if match[1] == "span":
+            return convert(html.unescape(match[2]), display="inline")
+        return f'<div class="equation">{convert(html.unescape(match[2]), display="block")}</div>'
+
+    return MATHS.sub(mathml, page)
 
 
 if __name__ == "__main__":

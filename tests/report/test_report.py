@@ -122,7 +122,7 @@ def test_latents_are_mixed_with_a_reference_that_they_follow_and_not_with_one_ap
     a, b = (latents(0, 400, rng)[0].numpy() for _ in range(2))
     assert latent_map.mixed(a, b) == pytest.approx(1, abs=0.1)
     assert latent_map.mixed(a, b + 100) == 0
-    # Places far apart, each with six points of either set: of the 10 nearest of 5 and 6, at least half are of the other.
+    # Places far apart, each with six points of either set: of the 10 nearest of 5 and 6, at least half are the other's.
     there = np.repeat(1000.0 * np.arange(8), 6)[:, None]
     assert latent_map.mixed(there + rng.random((48, 1)), there + rng.random((48, 1))) == 1
 

@@ -202,7 +202,7 @@ def _text(clouds: list[Cloud], groups: int) -> str:
         text += (
             "The <b>reference</b> is the distribution that matching aims at; it is drawn again in grey behind every "
             "method. Where coloured points cover the grey ones, that method's latents lie where the reference's do. "
-            "Under each picture: how far the two are mixed, counted in all latent dimensions, not in the picture. It is "
+            "Under each picture: how far the two are mixed, in all latent dimensions, not in the picture. It is "
             "about 100 % where a latent has as many samples of the reference as latents among its neighbours, and a "
             "sample likewise, and 0 % where the two lie apart or one lies inside the other. "
         )
