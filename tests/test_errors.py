@@ -1,5 +1,6 @@
 """What bad input gets: one or two lines that name the value, the place and the fix, exit code 2, no traceback."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -7,8 +8,10 @@ import pytest
 
 import processes
 import tiny
-from dmvae import checks, cli
+from dmvae import DMVAEPipeline, checks, cli
 from dmvae.commands.parser import parse_overrides
+from dmvae.evaluation.features import parse_features
+from dmvae.tokenizers.adapted import load_tokenizer
 
 
 def complain(capsys, *arguments):
@@ -84,6 +87,16 @@ def complain(capsys, *arguments):
         (["stray"], "unexpected argument 'stray'; options are written --section.field value"),
         (["tokenizer.steps=3"], "unexpected argument 'tokenizer.steps=3'; options are written --tokenizer.steps=3"),
         (["--noise", "0.3"], "stages have it: tokenizer.noise, matching.noise, decoder.noise"),
+        (["--plugins", "one.py"], "; write [one.py]"),
+        (["--sample.guidance", "2"], "sample.guidance: expected a list, got 2; write [2]"),
+        (
+            ["--matching.objective", "dmd"],
+            "matching.objective: expected a mapping of fields, got 'dmd'; write {type: dmd}",
+        ),
+        (["--seeds", "3"], "seeds: expected a list of whole numbers, got 3; write [3]"),
+        (["--data", "{root: a-{0..3}.tar}"], "is not a YAML value; put a text that holds one of { } [ ] : # in quotes"),
+        (["--generator.model.width", "30"], "generator.model: width 30 must be a multiple of 4 * heads, 8; use 32"),
+        (["--run_dir", __file__], "is a file; name a folder, to make or to go on in"),
         (["--losses.adversarial", "null"], "losses.adversarial: this section cannot be null; leave it out for its"),
         (["--losses.adversarial", "null"], "defaults, or set losses.adversarial.weight to 0"),
         (["--name", "2024"], """name: expected text, got 2024; in quotes it is text: '"2024"'"""),
@@ -138,6 +151,25 @@ def test_a_report_of_a_folder_that_is_no_run(tmp_path, capsys):
     code, error = complain(capsys, "report", tmp_path)
     assert code == 2
     assert "not a run's folder" in error
+
+
+def test_a_folder_that_holds_no_tokenizer_or_pipeline_itself(tmp_path):
+    with pytest.raises(ValueError, match=r"no config\.json; give the folder that a tokenizer was saved in"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(ValueError, match=r"no model_index\.json; give a folder such as RUN/VARIANT/pipeline"):
+        DMVAEPipeline.from_pretrained(tmp_path)
+    inside = tmp_path / "pipeline/vae"
+    inside.mkdir(parents=True)
+    (inside / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=re.escape(f"did you mean {inside}?")):
+        load_tokenizer(tmp_path)
+    with pytest.raises(ValueError, match=re.escape(f"did you mean {inside.parent}?")):
+        DMVAEPipeline.from_pretrained(tmp_path)
+
+
+def test_features_that_nobody_knows_are_told_in_a_line():
+    with pytest.raises(ValueError, match=r"nor a timm model; known: .*inception, timm$"):
+        parse_features("fid")
 
 
 @pytest.mark.slow

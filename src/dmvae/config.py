@@ -56,7 +56,9 @@ def read(cls: type[C], values: object, where: str = "") -> C:
         off = f", or set {where}.weight to 0" if weighed else ""
         raise ValueError(f"{where}: this section cannot be null; leave it out for its defaults{off}")
     if not isinstance(values, dict):
-        raise ValueError(f"{where or 'recipe'}: expected a mapping of fields, got {values!r}")
+        member = isinstance(values, str) and issubclass(cls, Registered) and values in names(family_of(cls))
+        how = f"; write {{type: {values}}}" if member else ""
+        raise ValueError(f"{where or 'recipe'}: expected a mapping of fields, got {values!r}{how}")
     values = dict(values)
     if issubclass(cls, Registered):
         cls = _member(cls, values, where)
@@ -239,7 +241,7 @@ def _union(args: tuple[object, ...], value: object, where: str) -> object:
 
 def _tuple(args: tuple[object, ...], value: object, where: str) -> tuple[object, ...]:
     if not isinstance(value, list | tuple):
-        raise ValueError(f"{where}: expected a list, got {value!r}")
+        raise ValueError(f"{where}: expected a list, got {value!r}; write [{value}]")
     hints = [args[0]] * len(value) if len(args) == 2 and args[1] is Ellipsis else list(args)
     if len(hints) != len(value):
         raise ValueError(f"{where}: expected {len(hints)} values, got {len(value)}")

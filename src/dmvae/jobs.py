@@ -118,7 +118,7 @@ def jobs_of(run_dir: Path) -> list[Job]:
         named = [run_dir / str(name) / "recipe.yaml" for name in read_json(run_dir / VARIANTS, list)]
         files = [file for file in named if file in files]
     if not files:
-        raise ValueError(f"{run_dir}: not a run's folder (it holds no VARIANT/recipe.yaml)")
+        raise ValueError(f"{run_dir}: not a run's folder (it holds no VARIANT/recipe.yaml); give that of run.dir")
     jobs = [job for file in files for job in _linked(run_dir, file.parent.name, load(file)["main"])]
     if not jobs:
         raise ValueError(f"{run_dir}: no links to stages in it; copy a run with its links (`cp -a`, `rsync -a`)")

@@ -51,6 +51,8 @@ def run(
     Raises ValueError when `only` names a stage that no variant has, or one whose inputs are not finished, and where
     another process is running other recipes in the folder.
     """
+    if run_dir.exists() and not run_dir.is_dir():
+        raise ValueError(f"run.dir: {run_dir} is a file; name a folder, to make or to go on in")
     if not distributed.is_main():
         distributed.barrier()  # rank 0 fills the data set's caches first; the others then read them
     said: list[str] = []
@@ -131,7 +133,8 @@ def about_data(recipe: Recipe) -> str:
     if any("test" in stage.splits for stage in recipe.stages()):
         counts += f" and {len(open_dataset(recipe.data, 'test')):,} test"
         held_out = recipe.data.held_out()
-    return f"data: {counts} images of {len(train.classes)} classes{f'; {held_out}' if held_out else ''}"
+    classes = f"{len(train.classes)} classes" if len(train.classes) > 1 else f"one class, {train.classes[0]!r}"
+    return f"data: {counts} images of {classes}{f'; {held_out}' if held_out else ''}"
 
 
 def _left_out(run_dir: Path) -> Iterator[str]:

@@ -180,7 +180,8 @@ def read_values(path: Path, below: tuple[Path, ...] = ()) -> Values:
 def _beside(recipe: Path, plugins: object) -> list[str]:
     """Absolute paths; those that lead nowhere from here are meant from the recipe's folder."""
     if not isinstance(plugins, list | tuple | None):
-        raise ValueError(f"plugins: expected a list of files or folders, got {plugins!r}")
+        how = f"; write [{plugins}]" if isinstance(plugins, str) else ""
+        raise ValueError(f"plugins: expected a list of files or folders, got {plugins!r}{how}")
     plugins = [str(plugin) for plugin in plugins or ()]
     return [str((Path(p) if Path(p).exists() else recipe.parent / p).absolute()) for p in plugins]
 
@@ -199,7 +200,8 @@ def _with_seeds(variants: Values, seeds: object) -> Values:
         if name not in variants:
             raise ValueError(f"seeds: no variant is called {name!r}{nearest(str(name), map(str, variants))}")
         if not isinstance(chosen, list) or not chosen or not all(type(seed) is int for seed in chosen):
-            raise ValueError(f"seeds: expected a list of whole numbers, got {chosen!r}")
+            how = f"; write [{chosen}]" if type(chosen) is int else ""
+            raise ValueError(f"seeds: expected a list of whole numbers, got {chosen!r}{how}")
     return {
         (name if seed is None else f"{name}@{seed}"): over
         if seed is None

@@ -77,6 +77,11 @@ def complaint(capsys, function, *arguments):
     return error
 
 
+def test_a_folder_without_images_is_told_without_a_recipe_s_field(tokenizer, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert "dmvae: no images in " in complaint(capsys, encode, tmp_path / "empty", tokenizer, tmp_path / "z")
+
+
 def test_latents_are_the_tokenizers_with_labels_and_names(images, tokenizer, tmp_path):
     encode(images, tokenizer, tmp_path / "z", "--shard-size", "2", "--batch-size", "2")
     shards = sorted((tmp_path / "z").glob("*.safetensors"))

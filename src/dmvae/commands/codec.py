@@ -80,7 +80,10 @@ def encode_images(
         raise ValueError(f"--size {size} is not a multiple of the tokenizer's stride {tokenizer.stride}")
     if not images.is_dir():
         raise ValueError(f"no such folder of images: {images}")
-    entries, classes = scan(images)
+    try:
+        entries, classes = scan(images)
+    except ValueError as error:  # which names the field of a recipe
+        raise ValueError(str(error).removeprefix("data.root: ")) from error
     files = Files(images, entries, size, tokenizer.config.in_channels)
     with ThreadPoolExecutor(4) as pool:
         contents = list(pool.map(ends, (images / e.path for e in entries)))

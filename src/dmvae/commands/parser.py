@@ -67,6 +67,11 @@ def parse_overrides(words: list[str]) -> Values:
         try:
             overrides[name] = yaml.safe_load(value)
         except (yaml.YAMLError, RecursionError) as error:
-            raise ValueError(f"--{name}: {value[:200]!r} is not a YAML value") from error
+            how = (
+                "; put a text that holds one of { } [ ] : # in quotes within it"
+                if any(c in value for c in "{}[]:#")
+                else ""
+            )
+            raise ValueError(f"--{name}: {value[:200]!r} is not a YAML value{how}") from error
         i += 1
     return overrides

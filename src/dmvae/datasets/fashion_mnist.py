@@ -92,9 +92,7 @@ def _find(root: str | None, prefix: str) -> Path:
             if _file(folder, f"{prefix}-images-idx3-ubyte"):
                 return folder
     if root is not None:
-        raise ValueError(
-            f"data.root: {root} has no {prefix}-images-idx3-ubyte(.gz); leave root out to download"
-        )
+        raise ValueError(f"data.root: {root} has no {prefix}-images-idx3-ubyte(.gz); leave root out to download")
     try:
         folder = download("FashionMNIST", lambda to: torchvision.datasets.FashionMNIST(to, download=True))
     except (OSError, RuntimeError) as error:

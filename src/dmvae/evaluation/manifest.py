@@ -58,7 +58,8 @@ def require_same(a: Values, b: Values, what: str, *, force: bool = False) -> Non
     Fields that only one tells are warned of."""
     differ = differences(a, b)
     if differ and not force:
-        raise ValueError(f"{what} do not compare: {'; '.join(differ)}. --force compares them all the same")
+        how = "; --size N brings images to one size" if any(".size" in line for line in differ) else ""
+        raise ValueError(f"{what} do not compare: {'; '.join(differ)}{how}. --force compares them all the same")
     if differ:
         warnings.warn(f"{what} differ: {'; '.join(differ)}", stacklevel=2)
     if missing := unknown(a, b):

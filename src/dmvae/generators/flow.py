@@ -39,6 +39,9 @@ class FlowModelConfig(GeneratorConfig):
     def __post_init__(self) -> None:
         if self.size is not None:
             published(self.size)
+        elif self.width % (unit := 4 * self.heads):
+            near = max(1, round(self.width / unit)) * unit
+            raise ValueError(f"width {self.width} must be a multiple of 4 * heads, {unit}; use {near}")
 
     def identity(self, values: Values) -> Values:
         """Version 0.1 had no other generator, and so no `type`."""

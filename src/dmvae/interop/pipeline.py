@@ -74,14 +74,18 @@ class DMVAEPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: object) -> Self:
-        """As diffusers', from a folder or a hub id; the model card comes along. Raises ValueError for a run's pipeline
-        that is not as it was written."""
+        """As diffusers', from a folder or a hub id; the model card comes along. Raises ValueError where there is none, and
+        for a run's pipeline that is not as it was written."""
         # our models are built in memory, see dmvae.models.base
         kwargs = {"low_cpu_mem_usage": False} | kwargs
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():  # diffusers takes from a hub only what its own classes load, and ours it does not know
             asked: Any = {name: kwargs.pop(name) for name in HUB if name in kwargs}
             folder = Path(snapshot_download(os.fspath(pretrained_model_name_or_path), **asked))
+        if not (folder / "model_index.json").is_file():
+            near = folder / "pipeline"
+            how = f"did you mean {near}?" if near.is_dir() else "give a folder such as RUN/VARIANT/pipeline"
+            raise ValueError(f"{folder}: no pipeline is here: no model_index.json; {how}")
         pipeline = super().from_pretrained(str(whole(folder)), **kwargs)
         card = folder / CARD
         pipeline.card = card.read_text() if card.is_file() else None

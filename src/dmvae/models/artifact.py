@@ -31,7 +31,12 @@ def artifact_class(folder: str | Path, known: Iterable[type[M]], what: str) -> t
     errors. Raises ValueError where it is none of them."""
     file, classes = Path(folder) / "config.json", {cls.__name__: cls for cls in known}
     if not file.is_file():
-        raise ValueError(f"{folder}: no {what} is here: no config.json; name a folder such as runs/x/main/STAGE/{what}")
+        places = (Path(folder) / below for below in ("vae", "autoencoder", "pipeline/vae", "latents/autoencoder"))
+        near = next((place for place in places if what == "tokenizer" and (place / "config.json").is_file()), None)
+        how = f"did you mean {near}?" if near else f"give the folder that a {what} was saved in"
+        if what == "tokenizer" and not near:
+            how += ", such as RUN/VARIANT/latents/autoencoder"
+        raise ValueError(f"{folder}: no {what} is here: no config.json; {how}")
     try:
         name = dict(json.loads(file.read_text())).get("_class_name")
     except (ValueError, TypeError) as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import ClassVar
 
 import torch
@@ -157,9 +158,8 @@ def parse_features(text: str) -> FeaturesConfig:
     if name not in names(FeaturesConfig):
         if not timm.is_model(name):
             known = [*names(FeaturesConfig), *timm.list_models()]
-            raise ValueError(
-                f"--features {text}: neither a kind of features nor a timm model{nearest(name, known)[:300]}"
-            )
+            told = nearest(name, known if get_close_matches(name, known) else names(FeaturesConfig))
+            raise ValueError(f"--features {text}: neither a kind of features nor a timm model{told}")
         values = {"type": "timm", "model": name}
     if resolution:
         if not resolution.isdecimal() or int(resolution) < 1:
