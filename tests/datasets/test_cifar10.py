@@ -102,14 +102,14 @@ def test_bad_rows_are_named(tmp_path, fields, message):
 
 
 def test_missing_and_damaged_files(tmp_path):
-    with pytest.raises(ValueError, match=r"cifar10\.root: .* does not exist"):
+    with pytest.raises(ValueError, match=r"data\.root: .* does not exist"):
         CIFAR10(root=str(tmp_path / "nowhere")).build("train")
     with pytest.raises(ValueError, match=r"has no test\*\.parquet"):
         CIFAR10(root=str(tmp_path)).build("test")
     (tmp_path / "train.parquet").write_bytes(b"PAR1 cut short")
     with pytest.raises(ValueError, match=r"train\.parquet: not a readable parquet"):
         CIFAR10(root=str(tmp_path)).build("train")
-    with pytest.raises(ValueError, match=r"no network in tests.*cifar10\.root"):
+    with pytest.raises(ValueError, match=r"no network in tests.*data\.root"):
         CIFAR10().build("train")
 
 

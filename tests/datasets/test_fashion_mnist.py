@@ -94,7 +94,7 @@ def test_nowhere_to_be_found_names_both_ways():
 
 
 def test_missing_root_and_root_without_files(tmp_path):
-    with pytest.raises(ValueError, match=r"fashion_mnist\.root: .*nowhere does not exist"):
+    with pytest.raises(ValueError, match=r"data\.root: .*nowhere does not exist"):
         FashionMNIST(root=str(tmp_path / "nowhere")).build("train")
     with pytest.raises(ValueError, match="has no t10k-images"):
         FashionMNIST(root=str(tmp_path)).build("test")

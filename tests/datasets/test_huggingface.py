@@ -208,7 +208,7 @@ def test_files_that_cannot_be_read(tmp_path, root):
     fails(tmp_path / "no" / "where" / "at all", "does not exist .*nor is it a hub id")
     fails(tmp_path / "x.parquet", "does not exist")
     (tmp_path / "empty").mkdir()
-    fails(tmp_path / "empty", r"huggingface\.root: .*empty cannot be read .*give a folder of parquet files")
+    fails(tmp_path / "empty", r"data\.root: .*empty cannot be read .*give a folder of parquet files")
     damaged = root / "train-00001-of-00002.parquet"
     data = damaged.read_bytes()
     damaged.write_bytes(data[:-100])

@@ -265,7 +265,7 @@ def test_layout_errors_say_what_to_fix(tmp_path):
         with pytest.raises(ValueError, match=message):
             open_split(root, split, **fields)
 
-    fails(tmp_path / "nowhere", r"image_folder\.root: .*nowhere does not exist")
+    fails(tmp_path / "nowhere", r"data\.root: .*nowhere does not exist")
     (tmp_path / "file").touch()
     fails(tmp_path / "file", "is a file")
     (tmp_path / "none" / "sub").mkdir(parents=True)

@@ -84,8 +84,8 @@ def test_names_of_classes(shards, tmp_path):
         r"x-train-000\.tar, member 0002\.png: label 2 is not one of 2 classes.*data\.classes",
         classes=("a", "b"),
     )
-    fails(shards, r"webdataset\.classes: .*nowhere.txt cannot be read", classes="nowhere.txt")
-    fails(shards, r"webdataset\.classes: names no class", classes=())
+    fails(shards, r"data\.classes: .*nowhere.txt cannot be read", classes="nowhere.txt")
+    fails(shards, r"data\.classes: names no class", classes=())
 
 
 def test_the_index_is_made_once(shards, private_cache, monkeypatch):
@@ -220,7 +220,7 @@ def test_unusable_shards_say_what_to_fix(tmp_path):
 
 
 def test_unclear_layouts_say_what_to_fix(shards, tmp_path):
-    fails(tmp_path / "nowhere", r"webdataset\.root: .*nowhere does not exist")
+    fails(tmp_path / "nowhere", r"data\.root: .*nowhere does not exist")
     (tmp_path / "none").mkdir()
     fails(tmp_path / "none", r"no \.tar shard in .*none or the folders in it$")
     (tmp_path / "none" / "a.tar.gz").touch()

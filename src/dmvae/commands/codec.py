@@ -78,12 +78,7 @@ def encode_images(
     size = size or tokenizer.config.image_size
     if size % tokenizer.stride:
         raise ValueError(f"--size {size} is not a multiple of the tokenizer's stride {tokenizer.stride}")
-    if not images.is_dir():
-        raise ValueError(f"no such folder of images: {images}")
-    try:
-        entries, classes = scan(images)
-    except ValueError as error:  # which names the field of a recipe
-        raise ValueError(str(error).removeprefix("data.root: ")) from error
+    entries, classes = _images_in(images)
     files = Files(images, entries, size, tokenizer.config.in_channels)
     with ThreadPoolExecutor(4) as pool:
         contents = list(pool.map(ends, (images / e.path for e in entries)))
@@ -149,6 +144,16 @@ def _encoded(
             kept += [i for _, i in good]
         bar.step(len(batch))
     return torch.cat(parts) if parts else torch.empty(0), kept
+
+
+def _images_in(folder: Path) -> tuple[list[Entry], tuple[str, ...]]:
+    """`scan`, whose errors name the field of a recipe: there is none here."""
+    if not folder.is_dir():
+        raise ValueError(f"no such folder of images: {folder}")
+    try:
+        return scan(folder)
+    except ValueError as error:
+        raise ValueError(str(error).removeprefix("data.root: ")) from error
 
 
 def _finished(path: Path) -> int | None:
