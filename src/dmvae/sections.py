@@ -69,6 +69,13 @@ class RunConfig:
     shard: bool = False
     """On several ranks, spread weights, gradients and optimizer state of the flow networks over them (FSDP2) instead of
     keeping all on each: less memory, more traffic."""
+    shard_bf16: bool = False
+    """With `shard`: gather weights in bf16 where steps are computed in bf16: half of that traffic. The weights that are
+    kept and the sums of gradients stay float32; norms and embeddings see rounded weights."""
+    shard_in_node: bool = False
+    """With `shard`: over the ranks of a node, with a copy on every node (HSDP): less traffic between nodes."""
+    reshard: bool = True
+    """With `shard`: drop gathered weights between forward and backward pass. false: less traffic, more memory."""
     accumulate: Count = 1
     """Parts in which a rank takes its share of a batch, one after another, in the stages whose loss is a mean over
     images (reference, generator): the same weights in less memory. The other stages take it whole."""

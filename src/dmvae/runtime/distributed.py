@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -12,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
@@ -79,30 +78,6 @@ def any_rank(flag: bool, step: int, last: int, every: int = 10) -> bool:
     return bool(found)
 
 
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace each gradient by its mean over the ranks, in one call per 64 MiB.
-
-    Explicit averaging instead of the DDP wrapper: an update may run a network several times, or not
-    at all on some steps, and the adaptive adversarial weight differentiates the same graph twice;
-    DDP's reducer expects exactly one backward pass per forward pass of the wrapped module.
-    """
-    if world_size() == 1:
-        return
-    bucket: list[Tensor] = []
-    size = 0
-    grads = [p.grad for p in parameters if p.grad is not None and not is_sharded(p)]  # FSDP2 averages its own
-    for i, grad in enumerate(grads):
-        bucket.append(grad)
-        size += grad.numel() * grad.element_size()
-        if size >= 64 << 20 or i == len(grads) - 1:
-            flat = torch.cat([g.reshape(-1) for g in bucket])
-            dist.all_reduce(flat)
-            flat /= world_size()
-            for g, mean in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
-                g.copy_(mean.view_as(g))
-            bucket, size = [], 0
-
-
 def average(x: Tensor) -> Tensor:
     """Mean of a tensor over the ranks."""
     if world_size() > 1:
@@ -115,8 +90,8 @@ def average(x: Tensor) -> Tensor:
 def gather(x: Tensor) -> Tensor:
     """Concatenate [n, ...] over the ranks to [world * n, ...]; gradients flow to this rank's part.
 
-    Every rank computes the same loss on the gathered batch, and `average_gradients` then divides by the number of
-    ranks. So the gradient is scaled by that number here, to equal that of one process with the whole batch.
+    Every rank computes the same loss on the gathered batch, and gradients are then averaged over the ranks. So the
+    gradient is scaled by their number here, to equal that of one process with the whole batch.
     """
     if world_size() == 1:
         return x
@@ -172,20 +147,30 @@ def replicate(module: nn.Module) -> None:
             dist.broadcast(tensor.data, src=0)
 
 
-def shard(module: nn.Module) -> dict[Tensor, nn.Parameter]:
+def shard(
+    module: nn.Module, *, bf16: bool = False, in_node: bool = False, reshard: bool = True
+) -> dict[Tensor, nn.Parameter]:
     """Shard a module over the ranks with FSDP2. Returns old parameter -> new parameter; empty where nothing was done.
 
     Each rank keeps its part of the weights, gradients, optimizer state and averages; a block's weights are gathered
     while it runs. Only modules that name their blocks in `_no_split_modules`, as diffusers' do, are sharded: the flow
     networks, which are the large ones. All others stay replicated; so does everything in a single process.
+
+    bf16: gather weights in bf16; what is kept, gradients and their sums stay float32. in_node: shard over the ranks of
+    a node, and keep a copy on every node (HSDP). reshard: drop gathered weights between forward and backward pass.
     """
     names = getattr(module, "_no_split_modules", None)
     if world_size() == 1 or not names:
         return {}
     before = list(module.parameters())
-    mesh = init_device_mesh(before[0].device.type, (world_size(),))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size())) if in_node else world_size()
+    sizes, axes = (world_size() // local, local), ("nodes", "ranks")
+    kept = slice(0 if in_node else 1, None)  # on two axes, the first is the one that is not sharded over
+    mesh = init_device_mesh(before[0].device.type, sizes[kept], mesh_dim_names=axes[kept])
+    # Inputs keep their precision: a time in bf16 has three digits. So do the sums of gradients.
+    policy = MixedPrecisionPolicy(torch.bfloat16 if bf16 else None, torch.float32, cast_forward_inputs=False)
     for part in [*(m for m in module.modules() if type(m).__name__ in names), module]:
-        fully_shard(part, mesh=mesh, reshard_after_forward=True)
+        fully_shard(part, mesh=mesh, reshard_after_forward=reshard, mp_policy=policy)
     # FSDP2 warns against changing outputs in place; nothing here does.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
     return dict(zip(before, module.parameters(), strict=True))

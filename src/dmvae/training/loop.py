@@ -19,7 +19,8 @@ from dmvae.inputs import snapshot
 from dmvae.models.artifact import save_network
 from dmvae.runtime import distributed
 from dmvae.runtime.console import Bar
-from dmvae.runtime.precision import autocast, tuned
+from dmvae.runtime.gradients import averaged
+from dmvae.runtime.precision import autocast, tuned, uses_bf16
 from dmvae.runtime.random import Random, seed_of
 from dmvae.training import checkpoint
 from dmvae.training.augment import random_flip
@@ -45,18 +46,18 @@ class Trainer:
     def __init__(self, stage: AnyTraining) -> None:
         self.stage, self.inputs = stage, stage.inputs
         self.config: TrainingConfig = stage.config
-        self.key = (self.inputs.seed, stage.name)
+        self.key, run = (self.inputs.seed, stage.name), self.inputs.sections.run
         if self.inputs.weights:  # a plan has no data to prepare
             stage.prepare()
         torch.manual_seed(seed_of(*self.key, "init"))
         self.networks: Networks = stage.build()
-        checkpoint_activations(self.networks, self.inputs.sections.run.checkpointing)
+        checkpoint_activations(self.networks, run.checkpointing)
         for module in self.networks.children():
             self.inputs.place(module)
             distributed.replicate(module)
-        if self.inputs.sections.run.compile:
+        if run.compile:
             compile_networks(self.networks)
-        if self.inputs.sections.run.shard:
+        if run.shard:
             self._shard()
         rates = self.networks.learning_rates
         self.optimizers = {
@@ -71,8 +72,11 @@ class Trainer:
 
     def _shard(self) -> None:
         """Shard the flow networks over the ranks, and replace their parameters in `trains` by the sharded ones."""
-        trains, parts = self.networks.trains, self.networks.children()
-        new = {old: p for module in parts for old, p in distributed.shard(module).items()}
+        trains, run = self.networks.trains, self.inputs.sections.run
+        bf16 = run.shard_bf16 and uses_bf16(self.inputs.device, run.precision)
+        options = {"bf16": bf16, "in_node": run.shard_in_node, "reshard": run.reshard}
+        parts = [distributed.shard(module, **options) for module in self.networks.children()]
+        new = {old: p for part in parts for old, p in part.items()}
         for name, parameters in trains.items():
             trains[name] = [new.get(p, p) for p in parameters]
 
@@ -92,12 +96,12 @@ class Trainer:
             for i in range(count)
         ]
         while True:
-            for part in parts:
+            for i, part in enumerate(parts):
                 with autocast(device, run.precision):
                     update = next(part, None)
                 if update is None:
                     return
-                self.backward(update, count)
+                self.backward(update, count, last=i == count - 1)
                 name = update.trains
                 yield update.figures()
             yield self.move(name)
@@ -107,8 +111,9 @@ class Trainer:
         self.backward(update)
         return update.figures() | self.move(update.trains)
 
-    def backward(self, update: Update, parts: int = 1) -> None:
-        """Add the gradient of the update's loss, one of as many as there are parts, to the parameters that it names."""
+    def backward(self, update: Update, parts: int = 1, last: bool = True) -> None:
+        """Add the gradient of the update's loss, one of as many as there are parts, to the parameters that it names;
+        with that of the last part, they are averaged over the ranks."""
         parameters = self.networks.trains[update.trains]
         if update.loss.ndim:
             shape = list(update.loss.shape)
@@ -116,13 +121,13 @@ class Trainer:
         # The graph of a sharded network holds its gathered weights, not the shards, so `inputs` cannot name them.
         # Nothing else trains in that graph: the latents of a flow network are detached.
         sharded = distributed.is_sharded(parameters[0])
-        (update.loss / parts).backward(inputs=None if sharded else parameters)
+        with averaged(parameters, last):
+            (update.loss / parts).backward(inputs=None if sharded else parameters)
         self.health.add(update.figures())
 
     def move(self, name: str) -> Values:
         """Clip, step and average for the parameters `name`, whose gradients are there; returns the gradient's norm."""
         parameters = self.networks.trains[name]
-        distributed.average_gradients(parameters)
         clip = self.config.clip or float("inf")
         norm = distributed.whole_tensor(nn.utils.clip_grad_norm_(parameters, clip, foreach=True))
         optimizer = self.optimizers[name]

@@ -1,0 +1,95 @@
+"""Means of gradients over the ranks, sent while the backward pass goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from dmvae.runtime import distributed
+
+BUCKET = 25 << 20
+"""Bytes that are sent at a time, as in DDP."""
+
+
+@contextmanager
+def averaged(parameters: Sequence[nn.Parameter], last: bool = True) -> Iterator[None]:
+    """Around a backward pass: each gradient is replaced by its mean over the ranks. Of gradients that are added up over
+    several passes, only the `last` one sends.
+
+    A bucket of parameters is sent as soon as all of them have their gradient. The buckets go in the same order on all
+    ranks; those with a parameter that the pass does not reach go at its end, with zeros in its place, and its gradient
+    stays None where no rank has one. Hooks on parameters instead of the DDP wrapper: an update may run a network
+    several times, or not at all, and the adaptive adversarial weight differentiates the same graph twice, where DDP's
+    reducer expects exactly one backward pass per forward pass of the wrapped module. FSDP2 averages what it shards.
+    """
+    mine = [p for p in parameters if not distributed.is_sharded(p)]
+    if distributed.world_size() == 1 or not mine or not last:
+        yield
+        return
+    buckets = _divide(mine)
+    home = {p: bucket for bucket in buckets for p in bucket.parameters}
+    ahead = list(reversed(buckets))
+
+    def arrived(p: Tensor) -> None:
+        home[p].missing.discard(p)
+        while ahead and not ahead[-1].missing:
+            ahead.pop().send()
+
+    with ExitStack() as hooks:  # taken off again, for they hold what they are hooked to
+        for p in mine:
+            hooks.callback(p.register_post_accumulate_grad_hook(arrived).remove)
+        yield
+    while ahead:
+        ahead.pop().send()
+    used = torch.tensor([p.grad is not None for p in mine], dtype=torch.int32)
+    dist.all_reduce(used, dist.ReduceOp.MAX)  # on the CPU: no device has to wait
+    here = dict(zip(mine, used.tolist(), strict=True))
+    for bucket in buckets:
+        bucket.receive(here)
+
+
+@dataclass
+class _Bucket:
+    parameters: list[nn.Parameter]
+    missing: set[Tensor]
+    """Those whose gradient is not there yet."""
+
+    def send(self) -> None:
+        first = self.parameters[0]
+        self.flat = first.new_empty(sum(p.numel() for p in self.parameters))
+        # in the parameter's own memory format, which a fused optimizer expects
+        parts = self.flat.split([p.numel() for p in self.parameters])
+        self.views = [x.as_strided(p.shape, p.stride()) for x, p in zip(parts, self.parameters, strict=True)]
+        share = 1 / distributed.world_size()
+        for p, view in zip(self.parameters, self.views, strict=True):
+            if p.grad is None:
+                view.zero_()
+            else:
+                torch.mul(p.grad, share, out=view)
+                p.grad = view  # the memory of the old one is free again
+        self.work = dist.all_reduce(self.flat, async_op=True)
+
+    def receive(self, used: dict[nn.Parameter, int]) -> None:
+        self.work.wait()
+        for p, view in zip(self.parameters, self.views, strict=True):
+            p.grad = view if used[p] else None
+
+
+def _divide(parameters: Sequence[nn.Parameter]) -> list[_Bucket]:
+    """The parameters from last to first, about as a backward pass reaches them, in buckets of one dtype and device."""
+    buckets: list[_Bucket] = []
+    size = BUCKET
+    for p in reversed(parameters):
+        kind, before = (p.dtype, p.device), buckets[-1].parameters[0] if buckets else p
+        if size >= BUCKET or kind != (before.dtype, before.device):
+            buckets.append(_Bucket([], set()))
+            size = 0
+        buckets[-1].parameters.append(p)
+        buckets[-1].missing.add(p)
+        size += p.numel() * p.element_size()
+    return buckets

@@ -1,0 +1,104 @@
+"""Gradients are averaged over the ranks while the backward pass goes on."""
+
+import copy
+import os
+import socket
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+import processes
+from dmvae.runtime import distributed, gradients
+
+
+class Net(nn.Module):
+    """Parts that a loss uses several times, once, on one rank alone, and never."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.parts = nn.ModuleDict(
+            {name: nn.Linear(3, 3, dtype=torch.float64) for name in ("never", "often", "one", "once")}
+        )
+        self.parts["image"] = nn.Conv2d(2, 2, 3, padding=1).double().to(memory_format=torch.channels_last)
+
+    def loss(self, x, rank):
+        _, often, one, once, image = self.parts.values()
+        hidden = often(often(x).tanh())
+        pictures = image(x.reshape(-1, 1, 1, 3).expand(-1, 2, 3, 3)).mean((1, 2))
+        return (once(hidden) + pictures + (one(x) if rank == 0 else 0)).square().mean()
+
+
+X = torch.randn(8, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def test_the_first_buckets_are_sent_before_the_backward_pass_ends(monkeypatch):
+    """One process that plays two alike ranks: a sum over both doubles what is sent."""
+    happened = []
+
+    def all_reduce(x, op=None, async_op=False):
+        happened.append("sent" if async_op else "counted")
+        return SimpleNamespace(wait=lambda: x.mul_(2))
+
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    monkeypatch.setattr(gradients, "BUCKET", 50)
+    net, alone = Net(), Net()
+    alone.loss(X, 0).backward()
+    parameters = list(net.parameters())
+    for i, part in enumerate(X.split(4)):
+        with gradients.averaged(parameters, last=i == 1):
+            (net.loss(part, 0) / 2).backward(inputs=parameters)
+            happened.append("end of a pass")
+    first = happened.index("end of a pass")
+    second = happened.index("end of a pass", first + 1)
+    assert first == 0
+    assert 3 <= happened[first:second].count("sent") < happened.count("sent")
+    for a, b in zip(net.parameters(), alone.parameters(), strict=True):
+        assert (a.grad is None) == (b.grad is None)
+        assert b.grad is None or torch.allclose(a.grad, b.grad, rtol=1e-12)
+        assert b.grad is None or a.grad.stride() == b.grad.stride() == a.stride()
+    assert net.parts["never"].weight.grad is None
+    assert not net.parts["once"].weight._post_accumulate_grad_hooks
+
+
+def found(rank, port, folder):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "RANK": str(rank)}
+    torch.set_num_threads(1)
+    distributed.start()
+    gradients.BUCKET = 50
+    net = Net()
+    parameters = list(net.parameters())
+    for i, part in enumerate(X.chunk(2)[rank].split(2)):
+        with gradients.averaged(parameters, last=i == 1):
+            (net.loss(part, rank) / 2).backward(inputs=parameters)
+    torch.save([p.grad for p in parameters], f"{folder}/{rank}")
+    distributed.stop()
+
+
+@pytest.mark.slow
+def test_both_ranks_have_the_mean_and_none_where_neither_has_a_gradient(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    started = [processes.FORKS.Process(target=found, args=(rank, port, str(tmp_path))) for rank in range(2)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(60)
+        assert process.exitcode == 0
+    whole = Net()
+    halves = [copy.deepcopy(whole) for _ in range(2)]
+    for rank, half in enumerate(halves):
+        half.loss(X.chunk(2)[rank], rank).backward()
+    one, two = (torch.load(tmp_path / str(rank)) for rank in range(2))
+    for a, b, p, q in zip(one, two, *(half.parameters() for half in halves), strict=True):
+        if p.grad is None and q.grad is None:
+            assert a is None
+            assert b is None
+        else:
+            mean = sum(g for g in (p.grad, q.grad) if g is not None) / 2
+            assert torch.equal(a, b)
+            assert torch.allclose(a, mean, rtol=1e-12)
