@@ -13,8 +13,12 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import time
+from collections.abc import Callable
 from multiprocessing.connection import wait
 from pathlib import Path
+
+import torch
 
 IMPORTS = [
     *("dmvae.commands.run", "dmvae.commands.measure", "dmvae.commands.measurements", "dmvae.models.effnet"),
@@ -64,12 +68,7 @@ def command(*arguments: str, timeout: float = 300, **env: str) -> subprocess.Com
 
 def started(count: int, *arguments: str, **env: str) -> list[Command]:
     """`dmvae ARGUMENTS` on so many ranks, in the environment that torchrun gives them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
-    numbered = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
-    return [Command(*arguments, **env, **world, **rank) for rank in numbered]
+    return [Command(*arguments, **env, **world) for world in _worlds(count)]
 
 
 def ranks(count: int, *arguments: str, **env: str) -> list[subprocess.CompletedProcess[str]]:
@@ -82,6 +81,36 @@ def ranks(count: int, *arguments: str, **env: str) -> list[subprocess.CompletedP
                 for process in running.values():
                     process.kill()
     return [rank.result() for rank in all_of_them]
+
+
+def on_ranks(function: Callable[..., None], *arguments: object, timeout: float = 120) -> list[int | None]:
+    """Exit codes of function(rank, *arguments) on two ranks, which find each other by the environment; None for one
+    that has not ended after `timeout` seconds."""
+    started = [FORKS.Process(target=_rank, args=(world, function, arguments)) for world in _worlds(2)]
+    for process in started:
+        process.start()
+    until = time.monotonic() + timeout
+    for process in started:
+        process.join(until - time.monotonic())
+    codes = [process.exitcode for process in started]
+    for process in started:
+        process.kill()
+    return codes
+
+
+def _worlds(count: int) -> list[dict[str, str]]:
+    """What torchrun tells each rank."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    return [world | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+
+
+def _rank(world: dict[str, str], function: Callable[..., None], arguments: tuple[object, ...]) -> None:
+    os.environ |= environment() | world
+    torch.set_num_threads(1)
+    function(int(world["RANK"]), *arguments)
 
 
 def _main(arguments: tuple[str, ...], env: dict[str, str], folder: str, cwd: str) -> None:

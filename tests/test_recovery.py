@@ -105,3 +105,36 @@ def test_a_signal_while_a_worker_hangs_saves_and_leaves_nothing_running(tmp_path
     assert "the state was saved" in result.stderr
     assert list(tmp_path.glob("run/stages/tokenizer*/checkpoints/step-*"))
     assert not Path("/proc", note.read_text()).exists()
+
+
+def killed_while_it_writes(path):
+    flush = checkpoint.flush
+
+    def kill(part):
+        flush(part)
+        if part.name == "step-00000004.part":
+            time.sleep(0.2)  # training goes on meanwhile
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    checkpoint.flush = kill
+    tiny.run(Path(path), "kl", "tokenizer")
+
+
+@pytest.mark.slow
+def test_killed_while_a_checkpoint_is_written_it_goes_on_from_the_one_before(tmp_path, capsys):
+    paths = []
+    for name in ("killed", "whole"):
+        (tmp_path / name).mkdir()
+        paths.append(tiny.write(tmp_path / name, run__save_every=2, tokenizer__steps=12))
+    process = processes.FORKS.Process(target=killed_while_it_writes, args=(str(paths[0]),))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    (there,) = tmp_path.glob("killed/run/stages/tokenizer-*/checkpoints")
+    assert sorted(folder.name for folder in there.iterdir()) == ["step-00000002", "step-00000004.part"]
+    for path in paths:
+        tiny.run(path, "kl", "tokenizer")
+    assert "resumes at step 2 of 12" in capsys.readouterr().out
+    killed, whole = (tiny.weights(path.parent / "run") for path in paths)
+    assert killed.keys() == whole.keys()
+    assert all(torch.equal(killed[name], whole[name]) for name in whole)

@@ -19,6 +19,7 @@ from dmvae.options import flat
 from dmvae.recipe import read_values, resolve
 from dmvae.runtime import distributed
 from dmvae.runtime.files import read_json
+from dmvae.runtime.joined import joined
 from dmvae.runtime.shipped import recipe_file
 from dmvae.tokenizers.adapted import load_tokenizer
 
@@ -98,12 +99,10 @@ def run(
         shape = {key: value for key, value in data.items() if key in SHAPE}
         overrides["data"] = {"type": "instance", "key": offer(train, test)} | shape
     recipes = resolve(values, overrides, path)
-    run_dir = Path(next(iter(recipes.values())).run.dir)
-    distributed.start()
-    try:
+    how = next(iter(recipes.values())).run
+    run_dir = Path(how.dir)
+    with joined(how.timeout):
         jobs = pipeline.run(recipes, run_dir, asked=list(flat(overrides)))
         if distributed.is_main():
             finish(jobs, run_dir)
-    finally:
-        distributed.stop()
     return Run(run_dir)

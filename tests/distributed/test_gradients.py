@@ -1,8 +1,6 @@
 """Gradients are averaged over the ranks while the backward pass goes on."""
 
 import copy
-import os
-import socket
 from types import SimpleNamespace
 
 import pytest
@@ -64,9 +62,7 @@ def test_the_first_buckets_are_sent_before_the_backward_pass_ends(monkeypatch):
     assert not net.parts["once"].weight._post_accumulate_grad_hooks
 
 
-def found(rank, port, folder):
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "RANK": str(rank)}
-    torch.set_num_threads(1)
+def found(rank, folder):
     distributed.start()
     gradients.BUCKET = 50
     net = Net()
@@ -80,15 +76,7 @@ def found(rank, port, folder):
 
 @pytest.mark.slow
 def test_both_ranks_have_the_mean_and_none_where_neither_has_a_gradient(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    started = [processes.FORKS.Process(target=found, args=(rank, port, str(tmp_path))) for rank in range(2)]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join(60)
-        assert process.exitcode == 0
+    assert processes.on_ranks(found, str(tmp_path)) == [0, 0]
     whole = Net()
     halves = [copy.deepcopy(whole) for _ in range(2)]
     for rank, half in enumerate(halves):

@@ -1,7 +1,6 @@
 """Ways to shard a network over two ranks give the gradient of the whole one."""
 
 import os
-import socket
 
 import pytest
 import torch
@@ -40,10 +39,8 @@ def backward(model, part, precision="float32"):
     out.float().square().mean().backward()
 
 
-def sharded(rank, port, folder):
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "RANK": str(rank)}
+def sharded(rank, folder):
     os.environ["LOCAL_WORLD_SIZE"] = "1"  # each rank as if on a node of its own
-    torch.set_num_threads(1)
     distributed.start()
     for name, options in WAYS.items():
         model = network()
@@ -59,15 +56,7 @@ def sharded(rank, port, folder):
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sharded")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    started = [processes.FORKS.Process(target=sharded, args=(rank, port, str(folder))) for rank in range(2)]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join(120)
-        assert process.exitcode == 0
+    assert processes.on_ranks(sharded, str(folder)) == [0, 0]
     return {name: [torch.load(folder / f"{name}-{rank}") for rank in range(2)] for name in WAYS}
 
 

@@ -4,6 +4,8 @@ import json
 import pickle
 import re
 import resource
+import shutil
+import threading
 import zlib
 
 import pytest
@@ -222,9 +224,50 @@ def test_tensorboard_keeps_the_row_of_the_checkpoint(tmp_path):
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
 
 
-def test_ranks_ask_each_other_in_every_tenth_step_and_in_the_last(monkeypatch):
+def test_ranks_hear_of_each_other_one_step_later_and_in_the_last_at_once(monkeypatch):
+    from types import SimpleNamespace
+
     from dmvae.runtime import distributed
 
+    others = iter([False, True, False, True])
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    monkeypatch.setattr(distributed.dist, "all_reduce", lambda *_: None)
-    assert [step for step in range(1, 26) if distributed.any_rank(True, step, last=25)] == [10, 20, 25]
+
+    def all_reduce(x, op, async_op):
+        x.clamp_(min=float(next(others)))
+        return SimpleNamespace(wait=lambda: None)
+
+    monkeypatch.setattr(distributed.dist, "all_reduce", all_reduce)
+    any_rank = distributed.AnyRank()
+    assert [any_rank(False), any_rank(False), any_rank(False), any_rank(False, now=True)] == [False, False, True, True]
+
+
+def test_a_checkpoint_in_the_background_is_of_the_moment_it_was_asked_for(tmp_path, monkeypatch):
+    begins, write = threading.Event(), checkpoint.save
+
+    def late(*args):
+        assert begins.wait(60)
+        write(*args)
+
+    monkeypatch.setattr(checkpoint, "save", late)
+    background, now = checkpoint.Background(), state(1.0)
+    background.save(tmp_path, 1, now)
+    now["networks"]["a"]["w"].fill_(9)  # training goes on
+    now["progress"]["step"] = 9
+    assert checkpoint.steps(tmp_path) == []
+    begins.set()
+    background.save(tmp_path, 2, now)  # after the first has ended
+    assert 1 in checkpoint.steps(tmp_path)
+    background.wait()
+    shutil.rmtree(tmp_path / "step-00000002")
+    assert checkpoint.load(tmp_path, into := state(0.0)) == 1
+    assert into["networks"]["a"]["w"].tolist() == [1.0] * 4
+    assert into["progress"]["step"] == 1
+
+
+def test_what_goes_wrong_in_the_background_is_raised_once(tmp_path):
+    (tmp_path / "file").write_text("")
+    background = checkpoint.Background()
+    background.save(tmp_path / "file", 1, state(1.0))
+    with pytest.raises(OSError, match="file"):
+        background.wait()
+    background.wait()

@@ -24,6 +24,7 @@ from dmvae.report.summary import print_summary, write_summary
 from dmvae.runtime import distributed
 from dmvae.runtime.console import console
 from dmvae.runtime.files import locked
+from dmvae.runtime.joined import joined
 from dmvae.stages import stages
 
 
@@ -63,17 +64,15 @@ def run(command: str, arguments: list[str], commands: Sequence[str] = ("run", "s
         print_plan(recipes, Machine.here())
         console.print("\nresolved values:")
         return print_values(recipes)
-    distributed.start()
-    try:
-        run_dir = Path(next(iter(recipes.values())).run.dir)
+    how = next(iter(recipes.values())).run
+    with joined(how.timeout):
+        run_dir = Path(how.dir)
         only = command if command in names else None
         verify, names = not known.no_verify, list(whole)
         jobs = pipeline.run(recipes, run_dir, only=only, variants=names, verify=verify, asked=list(flat(overrides)))
         if only is None and distributed.is_main():
             # The other variants of the recipe have their place in the table too, as far as they were run.
             finish(jobs_of(run_dir) if known.variant else jobs, run_dir)
-    finally:
-        distributed.stop()
 
 
 def plan(command: str, arguments: list[str]) -> None:

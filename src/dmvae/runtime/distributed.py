@@ -17,8 +17,15 @@ from torch.distributed.tensor import DTensor
 T = TypeVar("T")
 
 
-def start() -> torch.device:
-    """Join the process group that torchrun describes, if it does; returns this rank's device."""
+MINUTES = 20.0
+"""After which a GPU that waits for others gives up."""
+_DAY = timedelta(days=1)
+_background: list[dist.ProcessGroup] = []
+
+
+def start(minutes: float = MINUTES) -> torch.device:
+    """Join the process group that torchrun describes, if it does; returns this rank's device. `minutes`: how long GPUs
+    wait for each other; on the CPU ranks wait for a day."""
     # Weights and moments that decay towards zero pass through denormal numbers, which a CPU adds at a crawl.
     torch.set_flush_denormal(True)
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
@@ -26,16 +33,26 @@ def start() -> torch.device:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1 and not dist.is_initialized():
-        # Tensors on the CPU go through gloo. A rank may wait for hours while another scans files or evaluates.
+        # Tensors on the CPU go through gloo, and so do barriers. A rank may wait there for hours while another scans
+        # files or evaluates. GPUs meet within a step.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(days=1))
+        dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
+        dist.group.WORLD._get_backend(torch.device("cpu"))._set_default_timeout(_DAY)
+    if dist.is_initialized() and not _background:
+        _background.append(dist.new_group(backend="gloo", timeout=_DAY))
     return device
 
 
 def stop() -> None:
     """Leave the process group."""
     if dist.is_initialized():
+        _background.clear()
         dist.destroy_process_group()
+
+
+def background() -> dist.ProcessGroup | None:
+    """A group of all ranks for what a thread does beside the training, on the CPU; None for a single process."""
+    return _background[0] if _background else None
 
 
 def rank() -> int:
@@ -50,9 +67,9 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def barrier() -> None:
+def barrier(group: dist.ProcessGroup | None = None) -> None:
     if dist.is_initialized():
-        dist.barrier()
+        dist.barrier(group)
 
 
 def broadcast(value: T) -> T:
@@ -64,18 +81,31 @@ def broadcast(value: T) -> T:
     return box[0]
 
 
-def any_rank(flag: bool, step: int, last: int, every: int = 10) -> bool:
-    """Whether the flag is set on any rank.
+class AnyRank:
+    """Whether a flag was set on any rank, when all had called this last.
 
-    A signal reaches ranks at different steps, and all must stop at the same one: so they all-reduce the flag every
-    `every` steps and at the last, on the CPU, so that no device has to wait. False at the steps between.
+    A signal reaches ranks in different steps, and all must stop in the same one. The flags go round while the next step
+    runs, on the CPU, so that nobody waits for the answer.
     """
-    if world_size() == 1:
-        return flag
-    if step % every and step != last:
-        return False
-    dist.all_reduce(found := torch.tensor(float(flag)), dist.ReduceOp.MAX)
-    return bool(found)
+
+    def __init__(self) -> None:
+        self.ahead: tuple[Tensor, Any] | None = None
+
+    def __call__(self, flag: bool, now: bool = False) -> bool:
+        """The answer to the call before, and with `now` to this one too."""
+        if world_size() == 1:
+            return flag
+        before = self._answer()
+        x = torch.tensor(float(flag))
+        self.ahead = x, dist.all_reduce(x, dist.ReduceOp.MAX, async_op=True)
+        return (self._answer() or before) if now else before
+
+    def _answer(self) -> bool:
+        if self.ahead is None:
+            return False
+        (x, work), self.ahead = self.ahead, None
+        work.wait()
+        return bool(x)
 
 
 def average(x: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -45,6 +47,44 @@ _PLAIN = {
 _KEEP = 2
 
 
+class Background:
+    """Checkpoints that are written by a thread while training goes on, one at a time.
+
+    The state is copied to the CPU first; of what ranks have alike, by rank 0 alone. What kills the process while one is
+    written leaves those before it.
+    """
+
+    def __init__(self) -> None:
+        self.thread = ThreadPoolExecutor(1)
+        self.running: Future[None] | None = None
+
+    def save(self, folder: Path, step: int, state: Values, back: int = 0) -> None:
+        """As the function `save`, whose end `wait` awaits; first that of the one before."""
+        self.wait()
+        self.running = self.thread.submit(save, folder, step, _copied(state), back)
+
+    def wait(self) -> None:
+        """Until the last one is whole. Raises OSError where it could not be written."""
+        running, self.running = self.running, None
+        if running is not None:
+            running.result()
+
+
+def _copied(state: Values) -> Values:
+    """Of nested dicts, this rank's part: the tensors copied to the CPU; those that no other rank has on rank 0 only."""
+    mine: Values = {}
+    for name, value in state.items():
+        if isinstance(value, dict):
+            if (part := _copied(value)) or distributed.is_main():
+                mine[name] = part
+        elif isinstance(value, torch.Tensor):
+            if distributed.is_sharded(value) or distributed.is_main():
+                mine[name] = value.detach().to("cpu", copy=True)
+        elif distributed.is_main():
+            mine[name] = deepcopy(value)
+    return mine
+
+
 def save(folder: Path, step: int, state: Values, back: int = 0) -> None:
     """Write `state` (nested dicts of tensors and numbers) as folder/step-N, then drop all but the newest two, the
     newest that is at least `back` steps older, and the one that will be that next.
@@ -55,9 +95,10 @@ def save(folder: Path, step: int, state: Values, back: int = 0) -> None:
     if distributed.is_main():
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-    distributed.barrier()
+    group = distributed.background()  # not among the collectives of a training that goes on
+    distributed.barrier(group)
     try:
-        _quietly(dcp.save, state, checkpoint_id=part)
+        _quietly(dcp.save, state, checkpoint_id=part, process_group=group)
     except CheckpointException as error:  # torch hides what the file system said in it
         reason = str(error).strip().splitlines()[-1]
         raise OSError(
@@ -75,7 +116,7 @@ def save(folder: Path, step: int, state: Values, back: int = 0) -> None:
         following = next((s for s in known if older is None or s > older), None)
         for old in set(known) - {*known[-_KEEP:], older, following}:
             shutil.rmtree(folder / f"step-{old:08d}")
-    distributed.barrier()
+    distributed.barrier(group)
 
 
 def steps(folder: Path) -> list[int]:
@@ -184,6 +225,6 @@ def _damage(path: Path) -> str | None:
 
 def _quietly(function: Callable[..., object], *args: object, **kwargs: object) -> None:
     """Call it without DCP's warning that there is no process group: a single process needs none."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        function(*args, **kwargs)
+    # for good: a thread that put the filters back could undo what another does with them
+    warnings.filterwarnings("ignore", module=r"torch\.distributed\.checkpoint")
+    function(*args, **kwargs)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from dmvae.runtime.console import Bar
 from dmvae.runtime.gradients import averaged
 from dmvae.runtime.precision import autocast, tuned, uses_bf16
 from dmvae.runtime.random import Random, seed_of
+from dmvae.runtime.signals import Interrupted, signals
 from dmvae.training import checkpoint
 from dmvae.training.augment import random_flip
 from dmvae.training.data import Order, require_batch, require_split
@@ -34,10 +34,6 @@ from dmvae.training.stage import AnyTraining, Batch, Facts, Networks, TrainingCo
 
 CHECKPOINTS = "checkpoints"
 """Where in a stage's folder its state is kept until the stage is finished."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM arrived; the state was saved."""
 
 
 class Trainer:
@@ -67,6 +63,7 @@ class Trainer:
         averaged = {name: getattr(self.networks, name) for name in self.networks.averaged}
         self.averages = {name: Average(network, self.config.ema) for name, network in averaged.items()}
         self.health = Health(stage.bounds(), self.inputs.device)
+        self.background = checkpoint.Background()
         self.step, self.seconds = 0, 0.0
         self.images_seen = dict.fromkeys(self.networks.trains, 0)
 
@@ -176,8 +173,12 @@ class Trainer:
         }
 
     def save(self, folder: Path) -> None:
-        """Write a checkpoint into `folder`."""
-        checkpoint.save(folder, self.step, self.state_dict(), LOOKBACK if self.health.bounds else 0)
+        """Write a checkpoint into `folder`, while training goes on."""
+        self.background.save(folder, self.step, self.state_dict(), LOOKBACK if self.health.bounds else 0)
+
+    def saved(self) -> None:
+        """Wait until the last checkpoint is whole. Raises OSError where it could not be written."""
+        self.background.wait()
 
     def resume(self, folder: Path) -> bool:
         """Continue from the newest intact checkpoint in `folder`; False where there is none."""
@@ -223,6 +224,7 @@ def train(stage: AnyTraining) -> Facts:
             if trainer.slowed or not trainer.health.bounds:
                 raise FloatingPointError(hopeless(stage.name, stage.inputs.out, error, trainer.slowed)) from error
             trouble, step = error.with_traceback(None), trainer.step
+        trainer.saved()
         del trainer  # before the next takes its memory
         trainer = _rolled_back(stage, folder, trouble, step)
 
@@ -243,6 +245,7 @@ def _rolled_back(stage: AnyTraining, folder: Path, trouble: Exception, step: int
         with (inputs.out / ROLLED_BACK).open("a") as file:
             file.write(text + "\n")
     trainer.save(folder)
+    trainer.saved()
     return trainer
 
 
@@ -251,12 +254,12 @@ def _to_the_end(trainer: Trainer, folder: Path) -> Facts:
     stage, config, inputs = trainer.stage, trainer.config, trainer.inputs
     run = inputs.sections.run
     steps = config.steps if trainer.networks.trains else 0
-    begun = time.monotonic() - trainer.seconds
+    begun, any_rank = time.monotonic() - trainer.seconds, distributed.AnyRank()
     title = f"{inputs.variant}  {stage.name}"
     with (
         closing(Figures(inputs.out, run.tracker, trainer.step, f"{inputs.variant}/{stage.name}")) as figures,
         tuned(),
-        _signals() as signalled,
+        signals() as signalled,
         closing(_batches(trainer, steps, signalled)) as data,
         Bar(title, steps, "images", trainer.step) as bar,
     ):
@@ -267,6 +270,7 @@ def _to_the_end(trainer: Trainer, folder: Path) -> Facts:
             except KeyboardInterrupt:  # while waiting for a batch; several ranks would wait for each other to save
                 if distributed.world_size() == 1:
                     trainer.save(folder)
+                    trainer.saved()
                 raise Interrupted from None
             for found in trainer.train_step(batch):
                 figures.add(found)
@@ -276,7 +280,7 @@ def _to_the_end(trainer: Trainer, folder: Path) -> Facts:
             if trainer.step % WINDOW == 0 or last:
                 trainer.health.judge()
             logs = trainer.step % run.log_every == 0 or last
-            stops = distributed.any_rank(bool(signalled), trainer.step, trainer.step if last else steps)
+            stops = any_rank(bool(signalled), now=last)
             saves = trainer.step % run.save_every == 0 or stops
             row = None
             if logs or saves:
@@ -289,8 +293,10 @@ def _to_the_end(trainer: Trainer, folder: Path) -> Facts:
             if stops or (saves and not last):
                 trainer.save(folder)
             if stops:
+                trainer.saved()
                 raise Interrupted
             bar.step(per_step=config.batch_size, note=_losses(row))
+    trainer.saved()
     trainer.save_networks(inputs.out)
     facts = {"steps": trainer.step, "images_seen": trainer.images_seen, "seconds": round(trainer.seconds, 2)}
     return facts | ({"rolled_back": went_back(inputs.out)} if trainer.slowed else {})
@@ -326,25 +332,3 @@ def _losses(row: dict[str, float] | None) -> str | None:
     return "loss " + ", ".join(
         f"{name.removesuffix('/loss')} {value:.3f}" for name, value in row.items() if name.endswith("/loss")
     )
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Yields a list that is filled by the first Ctrl-C or SIGTERM; the loop then ends its step and saves. A second
-    signal stops the process at once."""
-    received: list[int] = []
-
-    def handler(number: int, frame: object) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    try:
-        before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # only the main thread may set signal handlers
-        before = {}
-    try:
-        yield received
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)

@@ -1,0 +1,87 @@
+"""Ranks that work together end together: what one of them failed of, all others say within seconds."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch.distributed as dist
+
+from dmvae.runtime import distributed
+
+POLL = 2.0
+"""Seconds between looks at what other ranks have told."""
+_FAILED = "failed"
+
+
+@contextmanager
+def joined(minutes: float = distributed.MINUTES) -> Iterator[None]:
+    """The process group that torchrun describes, around the block. A rank whose block raises tells the others, and they
+    end with its message, wherever they are: in a collective they would wait for it. `minutes`: see `start`.
+
+    Raises ConnectionError on a rank whose own error is that another has failed or died.
+    """
+    distributed.start(minutes)
+    if distributed.world_size() == 1:
+        yield
+        return
+    store = _store()
+    ended = threading.Event()
+    threading.Thread(target=_watch, args=(store, ended), daemon=True).start()
+    try:
+        yield
+    except Exception as error:
+        ended.set()
+        mine = f"rank {distributed.rank()} failed: {_text(error)}"
+        first = _tell(store, mine)
+        if first != mine and _is_of_another(error):
+            raise ConnectionError(f"stopped, because {first}") from error
+        time.sleep(2 * POLL)  # so that the others hear it, from a store that may end with this rank
+        if _is_of_another(error):
+            raise ConnectionError(mine) from error
+        raise
+    finally:
+        ended.set()
+    distributed.stop()  # not after an error: that may wait for ranks that have ended
+
+
+def _store() -> dist.Store:
+    """Where ranks found each other, for this start of them: an elastic launch may start them again."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False)
+    return dist.PrefixStore(f"dmvae/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+
+
+def _tell(store: dist.Store, text: str) -> str:
+    """Leave the text there, unless another rank has left one; returns the one that is there."""
+    try:
+        return store.compare_set(_FAILED, "", text).decode()
+    except RuntimeError:  # the store ended with the rank that kept it
+        return text
+
+
+def _watch(store: dist.Store, ended: threading.Event) -> None:
+    while not ended.wait(POLL):
+        try:
+            found = store.get(_FAILED).decode() if store.check([_FAILED]) else None
+        except RuntimeError:
+            found = "rank 0 ended without a word"
+            ended.wait(POLL)  # where all ranks are at their end, one is the first
+        if found and not ended.is_set():
+            print(f"dmvae: stopped, because {' '.join(found.split())}", file=sys.stderr, flush=True)
+            os._exit(1)  # the main thread may be in a collective, and no exception would reach it
+
+
+def _is_of_another(error: BaseException) -> bool:
+    """Whether it is the collective that failed, because another rank is not there any more."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "peer" in str(error))
+
+
+def _text(error: BaseException) -> str:
+    if _is_of_another(error):
+        return "another rank ended without a word (killed? out of memory?); torchrun names it and its exit code"
+    return str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"

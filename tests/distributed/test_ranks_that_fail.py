@@ -1,0 +1,97 @@
+"""A rank that raises or dies ends the others, which say why."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import processes
+from dmvae import cli
+from dmvae.runtime import distributed
+from dmvae.runtime.joined import joined
+
+pytestmark = pytest.mark.slow
+
+
+def raises():
+    raise ValueError("the second rank's own trouble")
+
+
+def dies():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hangs():
+    """In no collective, where no closed connection is noticed."""
+    time.sleep(300)
+
+
+def meets():
+    distributed.barrier()
+    torch.distributed.all_reduce(torch.ones(2))
+
+
+def together(part):
+    with joined():
+        distributed.barrier()
+        part()
+
+
+def start(rank, folder, parts):
+    """As the command does, with this rank's part in place of a run; what it says goes to a file."""
+    cli._dispatch = lambda _: together(parts[rank])
+    with Path(folder, str(rank)).open("w", buffering=1) as sys.stderr:
+        cli.main([])
+
+
+def ended(folder, *parts):
+    """(exit code, what it said) of each rank; at most a minute later."""
+    codes = processes.on_ranks(start, str(folder), parts, timeout=60)
+    return [(code, (folder / str(rank)).read_text()) for rank, code in enumerate(codes)]
+
+
+@pytest.mark.parametrize("other", [meets, hangs])
+def test_one_that_raises_ends_the_other_with_its_message(tmp_path, other):
+    (first, said), (second, own) = ended(tmp_path, other, raises)
+    assert first == 1
+    assert said == "dmvae: stopped, because rank 1 failed: the second rank's own trouble\n"
+    assert second == 2
+    assert own == "dmvae: the second rank's own trouble\n"
+
+
+def test_the_first_rank_too(tmp_path):
+    (_, own), (second, said) = ended(tmp_path, raises, hangs)
+    assert own == "dmvae: the second rank's own trouble\n"
+    assert second == 1
+    assert said == "dmvae: stopped, because rank 0 failed: the second rank's own trouble\n"
+
+
+def test_one_that_dies_ends_the_other(tmp_path):
+    (first, said), (second, _) = ended(tmp_path, meets, dies)
+    assert second == -signal.SIGKILL
+    assert first == 1
+    assert said.startswith("dmvae: rank 0 failed: another rank ended without a word")
+
+
+def test_the_rank_that_keeps_them_together_dies(tmp_path):
+    (_, _), (second, said) = ended(tmp_path, dies, hangs)
+    assert second == 1
+    assert said == "dmvae: stopped, because rank 0 ended without a word\n"
+
+
+def test_all_that_fail_alike_say_it_themselves(tmp_path):
+    assert ended(tmp_path, raises, raises) == [(2, "dmvae: the second rank's own trouble\n")] * 2
+
+
+def test_ranks_that_wait_on_the_cpu_have_longer_than_gpus(tmp_path):
+    assert ended(tmp_path, waits, waits) == [(0, "")] * 2
+
+
+def waits():
+    backend = torch.distributed.group.WORLD._get_backend(torch.device("cpu"))
+    assert backend.options._timeout.total_seconds() == 86400
+    meets()
