@@ -110,7 +110,10 @@ def _worlds(count: int) -> list[dict[str, str]]:
 def _rank(world: dict[str, str], function: Callable[..., None], arguments: tuple[object, ...]) -> None:
     os.environ |= environment() | world
     torch.set_num_threads(1)
-    function(int(world["RANK"]), *arguments)
+    try:
+        function(int(world["RANK"]), *arguments)
+    finally:
+        atexit._run_exitfuncs()  # multiprocessing leaves them out
 
 
 def _main(arguments: tuple[str, ...], env: dict[str, str], folder: str, cwd: str) -> None:

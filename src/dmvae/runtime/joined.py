@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import threading
@@ -30,23 +31,27 @@ def joined(minutes: float = distributed.MINUTES) -> Iterator[None]:
         yield
         return
     store = _store()
-    ended = threading.Event()
-    threading.Thread(target=_watch, args=(store, ended), daemon=True).start()
+    ended, told = threading.Event(), threading.Event()
+    threading.Thread(target=_watch, args=(store, ended, told), daemon=True).start()
     try:
         yield
     except Exception as error:
         ended.set()
+        if _is_of_another(error) and told.is_set():
+            sys.exit(1)
         mine = f"rank {distributed.rank()} failed: {_text(error)}"
         first = _tell(store, mine)
-        if first != mine and _is_of_another(error):
-            raise ConnectionError(f"stopped, because {first}") from error
-        time.sleep(2 * POLL)  # so that the others hear it, from a store that may end with this rank
+        # The others shall hear it, from a store that may end with this rank; this rank says it first.
+        atexit.register(time.sleep, 2 * POLL)
         if _is_of_another(error):
-            raise ConnectionError(mine) from error
+            raise ConnectionError(mine if first == mine else f"stopped, because {first}") from error
         raise
-    finally:
+    except KeyboardInterrupt:
         ended.set()
-    distributed.stop()  # not after an error: that may wait for ranks that have ended
+        distributed.stop()
+        raise
+    ended.set()
+    distributed.stop()  # not after an error: it may wait for ranks that have ended
 
 
 def _store() -> dist.Store:
@@ -64,7 +69,8 @@ def _tell(store: dist.Store, text: str) -> str:
         return text
 
 
-def _watch(store: dist.Store, ended: threading.Event) -> None:
+def _watch(store: dist.Store, ended: threading.Event, told: threading.Event) -> None:
+    """Print what another rank has failed of, and end this one."""
     while not ended.wait(POLL):
         try:
             found = store.get(_FAILED).decode() if store.check([_FAILED]) else None
@@ -73,6 +79,8 @@ def _watch(store: dist.Store, ended: threading.Event) -> None:
             ended.wait(POLL)  # where all ranks are at their end, one is the first
         if found and not ended.is_set():
             print(f"dmvae: stopped, because {' '.join(found.split())}", file=sys.stderr, flush=True)
+            told.set()
+            time.sleep(6 * POLL)  # torchrun names the rank that ends first
             os._exit(1)  # the main thread may be in a collective, and no exception would reach it
 
 
