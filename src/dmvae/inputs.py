@@ -154,8 +154,9 @@ class Inputs:
         """A generator, or a teacher, that another stage trained."""
         return load_generator(self.reads[stage] / name)
 
-    def encode(self, tokenizer: Encodes, dataset: Items, folder: Path, title: str) -> None:
-        """Write a data set's latents to shards in `folder`; an interrupted pass goes on where it stopped."""
+    def encode(self, tokenizer: Encodes, dataset: Items, folder: Path, title: str, mirrored: bool = False) -> None:
+        """Write a data set's latents, or those of its mirror images, to shards in `folder`; an interrupted pass goes on
+        where it stopped."""
         store = self.sections.latents
         encode_dataset(
             tokenizer,
@@ -168,6 +169,7 @@ class Inputs:
             batch_size=store.batch_size,
             shard_size=store.shard_size,
             dtype=store.dtype,
+            mirrored=mirrored,
         )
 
     def batches(self, dataset: Items) -> Iterator[Tensor]:

@@ -111,6 +111,8 @@ class LatentsConfig:
     """Images per file."""
     dtype: Literal["float32", "float16"] = "float32"
     """Precision on disk."""
+    mirrored: bool = configs.added(False)
+    """Encode the mirror images too, so that half of what the generator trains on is mirrored. Twice the disk."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,14 @@ import torch
 import tiny
 from dmvae import config as configs
 from dmvae.inputs import Inputs
-from dmvae.latents.store import LatentSet, encode_dataset
+from dmvae.latents.store import LatentSet, MirroredSet, encode_dataset
 from dmvae.recipe import load
 from dmvae.sections import LatentsConfig
+from dmvae.stages.generator import GeneratorStage
+from dmvae.tokenizers.adapted import load_tokenizer
+from dmvae.training.data import Order
+
+CPU = torch.device("cpu")
 
 
 def test_shards_of_an_interrupted_pass_of_another_size_are_made_again(tmp_path):
@@ -54,3 +59,32 @@ def test_latents_that_are_not_finite_are_not_stored(tmp_path, dtype, value):
 def test_sizes_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match="shard_size: expected a whole number, 1 to"):
         configs.read(LatentsConfig, {"shard_size": 0})
+
+
+def test_half_of_what_a_generator_draws_is_the_latents_of_mirror_images(tmp_path):
+    tiny.run(tiny.write(tmp_path, latents__mirrored=True, run__precision="float32"), "kl", until="latents")
+    (folder,) = tmp_path.glob("run/stages/latents-*")
+    recipe = load(tmp_path / "recipe.yaml")["kl"]
+    generator = GeneratorStage(recipe.generator, Inputs(recipe, "kl", tmp_path, {"latents": folder}, CPU))
+    data, plain = generator.data(), LatentSet(folder / "latents")
+    assert isinstance(data, MirroredSet)
+    assert len(data) == 2 * len(plain) == 96
+    z, labels = data.__getitems__([3, 48 + 3, 40, 48 + 40])
+    assert labels.tolist() == plain.labels[[3, 3, 40, 40]].tolist()
+    assert torch.equal(z[::2], plain.__getitems__([3, 40])[0])
+    images = torch.stack([generator.inputs.train_set[i][0] for i in (3, 40)]).flip(3) / 127.5 - 1
+    tokenizer = load_tokenizer(folder / "autoencoder")
+    with torch.no_grad():
+        assert torch.allclose(z[1::2], tokenizer.normalize(tokenizer.encode(images).latents), atol=1e-4)
+        assert not torch.allclose(z[::2], z[1::2], atol=1e-1)
+    drawn = torch.tensor(next(iter(Order(len(data), 96, ("k",), 0, 1))))
+    assert (drawn >= 48).sum() == 48
+
+
+def test_without_mirror_images_nothing_is_mirrored(tmp_path):
+    tiny.run(tiny.write(tmp_path), "kl", until="latents")
+    (folder,) = tmp_path.glob("run/stages/latents-*")
+    recipe = load(tmp_path / "recipe.yaml")["kl"]
+    stage = GeneratorStage(recipe.generator, Inputs(recipe, "kl", tmp_path, {"latents": folder}, CPU))
+    assert isinstance(stage.data(), LatentSet)
+    assert not (folder / "mirrored").exists()

@@ -232,7 +232,8 @@ def _disk(name: str, recipe: Recipe, cost: Cost | None, items: int | None) -> in
         kept = section.steps // recipe.run.keep_every if recipe.run.keep_every else 0
         return 3 * (cost.saved + cost.state) + (kept + 1) * cost.saved
     if name == "latents":
-        return (items or 0) * prod(latent_shape(recipe)) * (2 if recipe.latents.dtype == "float16" else 4)
+        size = 2 if recipe.latents.dtype == "float16" else 4
+        return (items or 0) * (1 + recipe.latents.mirrored) * prod(latent_shape(recipe)) * size
     if name == "sample":
         return section.count * len(section.guidance) * recipe.data.channels * recipe.data.size**2
     return 0

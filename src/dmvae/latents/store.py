@@ -35,11 +35,12 @@ def encode_dataset(
     batch_size: int = 256,
     shard_size: int = 16384,
     dtype: Literal["float32", "float16"] = "float32",
+    mirrored: bool = False,
 ) -> None:
     """Write the data set's raw latents and labels to `folder` as safetensors shards of `shard_size`, and their mean and
     standard deviation per channel. Finished shards are kept, so an interrupted pass goes on where it stopped.
 
-    tokenizer: a module with `encode(images in [-1, 1]).latents`, [n, C, H, W].
+    tokenizer: a module with `encode(images in [-1, 1]).latents`, [n, C, H, W]. mirrored: encode the mirror images.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.to(device, memory_format=torch.channels_last).eval()
@@ -53,8 +54,9 @@ def encode_dataset(
                 parts: list[Tensor] = []
                 labels: list[Tensor] = []
                 for images, batch_labels in passes(Part(dataset, start, stop), batch_size, workers, device):
+                    x = as_input(images, device)
                     with autocast(device, precision):
-                        z = tokenizer.encode(as_input(images, device)).latents
+                        z = tokenizer.encode(x.flip(3) if mirrored else x).latents
                     parts.append(z.to("cpu", getattr(torch, dtype)).contiguous())
                     if not parts[-1].isfinite().all():
                         first = start + sum(len(part) for part in labels)
@@ -109,6 +111,30 @@ class LatentSet:
             here = number == i
             z[here] = self.shards[i][place[here]].float()
         return (z - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1), self.labels[index]
+
+
+class MirroredSet:
+    """Latents of images and of their mirror images, of equal statistics, as one data set [2n]. A shuffled pass draws
+    every image once each way, so half of the draws are mirrored."""
+
+    def __init__(self, plain: LatentSet, mirrored: LatentSet) -> None:
+        self.plain, self.mirrored = plain, mirrored
+        self.mirrored.mean, self.mirrored.std = plain.mean, plain.std
+
+    def __len__(self) -> int:
+        return 2 * len(self.plain)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        z, labels = self.__getitems__([index])
+        return z[0], int(labels[0])
+
+    def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        index, n = torch.as_tensor(indices), len(self.plain)
+        z, labels = self.plain.__getitems__(index % n)
+        turned = index >= n
+        if turned.any():
+            z[turned] = self.mirrored.__getitems__(index[turned] - n)[0]
+        return z, labels
 
 
 class Part:

@@ -10,9 +10,10 @@ from dmvae.flow.loss import drop_labels
 from dmvae.generators import Generator, GeneratorConfig
 from dmvae.generators.flow import FlowModelConfig
 from dmvae.inputs import Inputs
-from dmvae.latents.store import LatentSet
+from dmvae.latents.store import LatentSet, MirroredSet
 from dmvae.models.velocity import VelocityModel
 from dmvae.runtime.random import Random
+from dmvae.stages.latents import MIRRORED
 from dmvae.training.flow import LatentTraining
 from dmvae.training.stage import Batch, Networks, TrainingStage, Update, stage
 
@@ -45,8 +46,10 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
             networks.generator.time_distribution = self.config.time_distribution
         return networks
 
-    def data(self) -> LatentSet:
-        return LatentSet(self.inputs.reads["latents"] / "latents")
+    def data(self) -> LatentSet | MirroredSet:
+        folder = self.inputs.reads["latents"]
+        plain, mirrored = LatentSet(folder / "latents"), folder / MIRRORED
+        return MirroredSet(plain, LatentSet(mirrored)) if mirrored.exists() else plain
 
     @property
     def item_shape(self) -> tuple[int, ...]:

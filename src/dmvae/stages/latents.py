@@ -1,4 +1,5 @@
-"""Stage `latents`: encodes the training set once, and measures the latents' mean and standard deviation.
+"""Stage `latents`: encodes the training set once, its mirror images too where asked, and measures the latents' mean and
+standard deviation.
 
 A tokenizer of diffusers that was trained further is saved a second time, in its own class.
 """
@@ -11,6 +12,9 @@ from dmvae.runtime import distributed
 from dmvae.sections import LatentsConfig
 from dmvae.training.stage import Facts, Stage, stage
 
+MIRRORED = "mirrored"
+"""Where in the stage's folder the mirror images' latents are, if there are any."""
+
 
 @stage("latents")
 class LatentsStage(Stage[LatentsConfig]):
@@ -22,6 +26,8 @@ class LatentsStage(Stage[LatentsConfig]):
         inputs, folder = self.inputs, self.inputs.out / "latents"
         tokenizer = inputs.tokenizer()
         inputs.encode(tokenizer, inputs.train_set, folder, self.name)
+        if self.config.mirrored:
+            inputs.encode(tokenizer, inputs.train_set, inputs.out / MIRRORED, f"{self.name}, mirrored", mirrored=True)
         latents = LatentSet(folder)
         tokenizer.set_statistics(latents.mean, latents.std)
         if distributed.is_main():
