@@ -30,6 +30,7 @@ from dmvae.runtime.precision import autocast, tuned, uses_bf16, without_tf32
 from dmvae.runtime.random import Random
 from dmvae.training.counting import cost_of
 from dmvae.training.loop import Trainer
+from dmvae.training.preparing import compile_networks
 from dmvae.training.stage import AnyTraining, Batch, TrainingStage
 
 GIB = 2**30
@@ -91,7 +92,7 @@ def main() -> None:
         stages(scale, device, peak)
         networks(scale, device, dtype, peak, compiles=not args.no_compile)
     decodes(scale, device)
-    sampling(scale, device)
+    sampling(scale, device, compiles=not args.no_compile)
 
 
 def wait(device: torch.device) -> None:
@@ -211,7 +212,7 @@ def decodes(scale: Scale, device: torch.device) -> None:
 
 
 @torch.inference_mode()
-def sampling(scale: Scale, device: torch.device) -> None:
+def sampling(scale: Scale, device: torch.device, compiles: bool) -> None:
     count = 125 if scale is FULL else 4
     network = scale.network().to(device).eval()
     config = network.config
@@ -224,11 +225,15 @@ def sampling(scale: Scale, device: torch.device) -> None:
             settings = Sampling(steps=scale.sampling, method="sde")
             network.sample(rng.normal(*shape), labels, settings, lambda: rng.normal(*shape))
 
-    begun = time.perf_counter()
-    run()
-    wait(device)
-    taken = time.perf_counter() - begun
-    print(f"sampling, {scale.sampling} steps at batch {count}: {count / taken:.2f} images/s", flush=True)
+    for mode in ("eager", "compiled") if compiles else ("eager",):
+        if mode == "compiled":
+            compile_networks(torch.nn.ModuleDict({"generator": network}))
+            run()
+        begun = time.perf_counter()
+        run()
+        wait(device)
+        taken = time.perf_counter() - begun
+        print(f"sampling {mode}, {scale.sampling} steps at batch {count}: {count / taken:.2f} images/s", flush=True)
 
 
 if __name__ == "__main__":

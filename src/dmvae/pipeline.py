@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
-from dmvae import checks
+from dmvae import checks, datasets
 from dmvae import config as configs
 from dmvae.claims import claimed
 from dmvae.datasets import open_dataset
@@ -53,15 +53,15 @@ def run(
     """
     if run_dir.exists() and not run_dir.is_dir():
         raise ValueError(f"run.dir: {run_dir} is a file; name a folder, to make or to go on in")
-    if not distributed.is_main():
-        distributed.barrier()  # rank 0 fills the data set's caches first; the others then read them
+    if not distributed.is_main():  # rank 0 looks through the files and fills their caches first
+        datasets.give(distributed.broadcast({}))
     said: list[str] = []
     if asked is not None:
         recipes, said = fit(recipes, asked)
     jobs = plan(recipes, run_dir)
     if distributed.is_main():
         _tidy(jobs, verify)
-        distributed.barrier()
+        distributed.broadcast(datasets.opened())
     chosen = [job for job in jobs if only in (None, job.stage.name)]
     if not chosen:
         raise ValueError(f"no variant of this recipe has the stage {only!r}")

@@ -91,3 +91,14 @@ def open_dataset(config: DatasetConfig, split: Split) -> Dataset:
     if key not in _open:
         _open[key] = config.build(split)
     return _open[key]
+
+
+def opened() -> dict[str, Dataset]:
+    """The open data sets that are indexes of files, for other ranks. Not those of plugins, which may not travel."""
+    mine = {key: data for key, data in _open.items() if type(data).__module__.startswith("dmvae.")}
+    return {key: data for key, data in mine.items() if getattr(data, "is_index", False)}
+
+
+def give(opened: dict[str, Dataset]) -> None:
+    """Take what another rank has `opened`, on the same files."""
+    _open.update(opened)

@@ -238,6 +238,9 @@ class DecodedWhenRead:
     "error".
     """
 
+    is_index: ClassVar[bool] = True
+    """It holds places and labels, and no images: other ranks are given it instead of looking through the files too."""
+
     def __init__(self, labels: Tensor, classes: tuple[str, ...], fingerprint: str, on_broken: OnBroken):
         self.labels, self.classes, self.fingerprint, self.on_broken = labels, classes, fingerprint, on_broken
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dmvae import config as configs
 from dmvae.datasets.pixels import to_uint8
@@ -25,7 +25,9 @@ from dmvae.runtime import distributed
 from dmvae.runtime.console import Bar
 from dmvae.runtime.files import write_tensors
 from dmvae.runtime.precision import autocast, uses_bf16
+from dmvae.runtime.transfer import send
 from dmvae.tokenizers.adapted import load_tokenizer
+from dmvae.training.preparing import compile_networks
 from dmvae.training.stage import Facts, Stage, stage
 
 
@@ -84,6 +86,8 @@ class SampleStage(Stage[SampleConfig]):
         config, inputs = self.config, self.inputs
         autoencoder = load_tokenizer(inputs.reads["latents"] / "autoencoder").to(inputs.device).eval()
         generator = inputs.generator("generator", generator_at(config.snapshot, inputs)).to(inputs.device).eval()
+        if inputs.sections.run.compile:  # not the decoder, which runs once where the generator runs in every step
+            compile_networks(nn.ModuleDict({"generator": generator}))
         labels = balanced_labels(config.count, inputs.num_classes)
         with Bar(f"{inputs.variant}  {self.name}", config.count * len(config.guidance), "images") as bar:
             for scale in config.guidance:
@@ -131,7 +135,7 @@ def generate(
     sources = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def normal() -> Tensor:
-        return torch.stack([torch.randn(shape, generator=source) for source in sources]).to(device)
+        return send(torch.stack([torch.randn(shape, generator=source) for source in sources]), device)
 
     z = generator.sample(normal(), labels.to(device), settings, normal)
     images = autoencoder.decode(autoencoder.denormalize(z)).sample

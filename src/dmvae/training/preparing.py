@@ -26,8 +26,8 @@ def checkpoint_activations(networks: Networks, names: Iterable[str]) -> None:
                 ) from error
 
 
-def compile_networks(networks: Networks, **options: object) -> None:
-    """Compile every network in place: the parts that it names in `compiled_parts`, else all of it. `options` are
+def compile_networks(networks: nn.Module, **options: object) -> None:
+    """Compile every child in place: the parts that it names in `compiled_parts`, else all of it. `options` are
     torch.compile's. Batches have one size, so each part is compiled for the sizes that come, and not for any.
 
     What is compiled is one step of autograd: a gradient that needs a part of it runs all of it. So a decoder leaves out
