@@ -37,7 +37,8 @@ def start(minutes: float = MINUTES) -> torch.device:
         # files or evaluates. GPUs meet within a step.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
-        dist.group.WORLD._get_backend(torch.device("cpu"))._set_default_timeout(_DAY)
+        world: Any = dist.group.WORLD
+        world._get_backend(torch.device("cpu"))._set_default_timeout(_DAY)
     if dist.is_initialized() and not _background:
         _background.append(dist.new_group(backend="gloo", timeout=_DAY))
     return device
@@ -193,10 +194,12 @@ def shard(
     if world_size() == 1 or not names:
         return {}
     before = list(module.parameters())
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size())) if in_node else world_size()
-    sizes, axes = (world_size() // local, local), ("nodes", "ranks")
-    kept = slice(0 if in_node else 1, None)  # on two axes, the first is the one that is not sharded over
-    mesh = init_device_mesh(before[0].device.type, sizes[kept], mesh_dim_names=axes[kept])
+    device = before[0].device.type
+    if in_node:  # on two axes, the first is the one that is not sharded over
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+        mesh = init_device_mesh(device, (world_size() // local, local), mesh_dim_names=("nodes", "ranks"))
+    else:
+        mesh = init_device_mesh(device, (world_size(),))
     # Inputs keep their precision: a time in bf16 has three digits. So do the sums of gradients.
     policy = MixedPrecisionPolicy(torch.bfloat16 if bf16 else None, torch.float32, cast_forward_inputs=False)
     for part in [*(m for m in module.modules() if type(m).__name__ in names), module]:

@@ -32,7 +32,7 @@ def averaged(parameters: Sequence[nn.Parameter], last: bool = True) -> Iterator[
         yield
         return
     buckets = _divide(mine)
-    home = {p: bucket for bucket in buckets for p in bucket.parameters}
+    home: dict[Tensor, _Bucket] = {p: bucket for bucket in buckets for p in bucket.parameters}
     ahead = list(reversed(buckets))
 
     def arrived(p: Tensor) -> None:
