@@ -237,7 +237,7 @@ def test_ranks_hear_of_each_other_one_step_later_and_in_the_last_at_once(monkeyp
         return SimpleNamespace(wait=lambda: None)
 
     monkeypatch.setattr(distributed.dist, "all_reduce", all_reduce)
-    any_rank = distributed.AnyRank()
+    any_rank = distributed.SharedFlag()
     assert [any_rank(False), any_rank(False), any_rank(False), any_rank(False, now=True)] == [False, False, True, True]
 
 

@@ -37,7 +37,8 @@ def start(minutes: float = MINUTES) -> torch.device:
         # files or evaluates. GPUs meet within a step.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
-        world: Any = dist.group.WORLD
+        world = dist.group.WORLD
+        assert world is not None
         world._get_backend(torch.device("cpu"))._set_default_timeout(_DAY)
     if dist.is_initialized() and not _background:
         _background.append(dist.new_group(backend="gloo", timeout=_DAY))
@@ -82,7 +83,7 @@ def broadcast(value: T) -> T:
     return box[0]
 
 
-class AnyRank:
+class SharedFlag:
     """Whether a flag was set on any rank, when all had called this last.
 
     A signal reaches ranks in different steps, and all must stop in the same one. The flags go round while the next step
@@ -90,7 +91,7 @@ class AnyRank:
     """
 
     def __init__(self) -> None:
-        self.ahead: tuple[Tensor, Any] | None = None
+        self.ahead: tuple[Tensor, dist.Work] | None = None
 
     def __call__(self, flag: bool, now: bool = False) -> bool:
         """The answer to the call before, and with `now` to this one too."""

@@ -254,7 +254,7 @@ def _to_the_end(trainer: Trainer, folder: Path) -> Facts:
     stage, config, inputs = trainer.stage, trainer.config, trainer.inputs
     run = inputs.sections.run
     steps = config.steps if trainer.networks.trains else 0
-    begun, any_rank = time.monotonic() - trainer.seconds, distributed.AnyRank()
+    begun, any_rank = time.monotonic() - trainer.seconds, distributed.SharedFlag()
     title = f"{inputs.variant}  {stage.name}"
     with (
         closing(Figures(inputs.out, run.tracker, trainer.step, f"{inputs.variant}/{stage.name}")) as figures,
