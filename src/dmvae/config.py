@@ -52,7 +52,7 @@ def read(cls: type[C], values: object, where: str = "") -> C:
     A class with a classmethod `upgrade(values)` reads older spellings of its fields: it gets the mapping first.
     """
     if values is None and where:
-        weighed = any(field.name == "weight" for field in dataclasses.fields(cls))  # type: ignore[arg-type]
+        weighed = "weight" in get_type_hints(cls)
         off = f", or set {where}.weight to 0" if weighed else ""
         raise ValueError(f"{where}: this section cannot be null; leave it out for its defaults{off}")
     if not isinstance(values, dict):

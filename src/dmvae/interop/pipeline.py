@@ -74,8 +74,8 @@ class DMVAEPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: object) -> Self:
-        """As diffusers', from a folder or a hub id; the model card comes along. Raises ValueError where there is none, and
-        for a run's pipeline that is not as it was written."""
+        """As diffusers', from a folder or a hub id; the model card comes along. Raises ValueError where none is, and
+        for a pipeline of a run that is not as it was written."""
         # our models are built in memory, see dmvae.models.base
         kwargs = {"low_cpu_mem_usage": False} | kwargs
         folder = Path(pretrained_model_name_or_path)

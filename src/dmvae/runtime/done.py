@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from dmvae.config import Values
 from dmvae.runtime.files import flush, read_json, write_json
@@ -54,7 +53,7 @@ def sealed(folder: Path, without: Iterable[str]) -> dict[str, tuple[int, int]]:
     }
 
 
-def damage(folder: Path, facts: Mapping[str, Any] | None, within: str = "") -> tuple[str, str] | None:
+def damage(folder: Path, facts: Mapping[str, object] | None, within: str = "") -> tuple[str, str] | None:
     """(name, what is wrong) of the first file that is not as it was written, or None. Only those `within`, a file or a
     folder, where that is given. A process reads a file once. Facts of versions that kept no checksums tell nothing."""
     for name, (size, checksum) in _listed(facts or {}).items():
@@ -100,7 +99,7 @@ def read_source(pipeline: Path) -> Values | None:
     return facts
 
 
-def _listed(facts: Mapping[str, Any]) -> dict[str, list[int]]:
+def _listed(facts: Mapping[str, object]) -> dict[str, list[int]]:
     """The files that facts list. Raises ValueError for a list that is none, or that leads out of the folder: it may be
     anybody's, and damaged files are removed."""
     files = facts.get("files", {})
