@@ -87,6 +87,7 @@ class SampleStage(Stage[SampleConfig]):
         autoencoder = load_tokenizer(inputs.reads["latents"] / "autoencoder").to(inputs.device).eval()
         generator = inputs.generator("generator", generator_at(config.snapshot, inputs)).to(inputs.device).eval()
         if inputs.sections.run.compile:  # not the decoder, which runs once where the generator runs in every step
+            assert isinstance(generator, nn.Module)
             compile_networks(nn.ModuleDict({"generator": generator}))
         labels = balanced_labels(config.count, inputs.num_classes)
         with Bar(f"{inputs.variant}  {self.name}", config.count * len(config.guidance), "images") as bar:
