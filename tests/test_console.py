@@ -89,7 +89,7 @@ def test_names_of_files_folders_and_classes(tmp_path, capsys, monkeypatch):
     said = capsys.readouterr()
     assert plain(said.out + said.err)
     assert said.out.count(r"owned\x07") >= 2  # the file that is no image, and where the images are
-    assert said.err.count(r"owned\x07") == 4
+    assert said.err.count(r"owned\x07") >= 4  # each command's
 
 
 BAR = """

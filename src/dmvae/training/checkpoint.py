@@ -13,6 +13,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
 from pathlib import Path
@@ -68,6 +69,11 @@ class Background:
         running, self.running = self.running, None
         if running is not None:
             running.result()
+
+    def close(self) -> None:
+        """Until the last one is written, well or not: an error that ends the training is the one to tell."""
+        if self.running is not None:
+            futures.wait([self.running])
 
 
 def _copied(state: Values) -> Values:

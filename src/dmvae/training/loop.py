@@ -257,6 +257,7 @@ def _to_the_end(trainer: Trainer, folder: Path) -> Facts:
     begun, any_rank = time.monotonic() - trainer.seconds, distributed.SharedFlag()
     title = f"{inputs.variant}  {stage.name}"
     with (
+        closing(trainer.background),
         closing(Figures(inputs.out, run.tracker, trainer.step, f"{inputs.variant}/{stage.name}")) as figures,
         tuned(),
         signals() as signalled,
