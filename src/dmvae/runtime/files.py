@@ -130,7 +130,7 @@ os.register_at_fork(after_in_child=_drop_locks)
 def write_json(path: Path, values: Mapping[str, object]) -> None:
     """Write a JSON file with a checksum of all that is in it."""
     with atomic_write(path) as part:
-        part.write_text(json.dumps(values | {SEAL: _json_checksum(values)}, indent=1))
+        part.write_text(json.dumps({**values, SEAL: _json_checksum(values)}, indent=1))
 
 
 def read_json(path: Path, kind: type[T]) -> T:
