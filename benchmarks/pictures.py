@@ -1,4 +1,5 @@
-"""One picture of a run's samples: a row for each class, a block of columns for each method, in the run's order.
+"""One picture of a run's samples: a row for each class, the first ten, a block of columns for each method, in the run's
+order.
 
 python -m benchmarks.pictures runs/demo docs/pictures/demo_samples.png
 """
@@ -14,6 +15,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torchvision.io import write_png
+
+CLASSES = 10
+"""Rows at most."""
 
 
 def main() -> None:
@@ -48,13 +52,13 @@ def write(blocks: Sequence[torch.Tensor], file: Path, zoom: int, names: Sequence
 
 
 def by_class(folder: Path, columns: int) -> torch.Tensor:
-    """uint8 [classes, columns, c, h, w]: the first samples of each class, at the first guidance scale measured."""
+    """uint8 [classes, columns, c, h, w]: first samples of the first classes, at the first guidance scale measured."""
     scales = sorted(folder.glob("guidance-*"))
     if not scales:
         raise ValueError(f"no samples in {folder}; a variant of several seeds is called NAME@SEED")
     shards = [load_file(path) for path in sorted(scales[0].glob("samples-*"))]
     images, labels = (torch.cat([shard[key] for shard in shards]) for key in ("images", "labels"))
-    return torch.stack([images[labels == label][:columns] for label in labels.unique()])
+    return torch.stack([images[labels == label][:columns] for label in labels.unique()[:CLASSES]])
 
 
 def tile(block: torch.Tensor) -> torch.Tensor:
