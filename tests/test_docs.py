@@ -88,6 +88,7 @@ def test_quoted_figures_stand_in_the_studies(page):
 def test_options_of_documented_commands_exist(generated):
     options = set(re.findall(r'"(--[\w-]+)"', SOURCE)) | set(re.findall(r"--[\w-]+", parser.USAGE))
     fields = {f"--{name}" for page in generated.values() for name in re.findall(r"`(\w+)`\{\.field\}", page)}
+    fields.add("--type")  # which member of a family a section is
     for page in PAGES:
         code = re.findall(r"```sh\n(.*?)```|`([^`\n]+)`", page.read_text(), re.DOTALL)
         for line in "\n".join(map("".join, code)).replace("\\\n", " ").splitlines():
