@@ -16,6 +16,17 @@ def small(stride: int = 2) -> TransformerDecoder:
     return ViTDecoder(width=16, depth=2, heads=2).build(latent_channels=4, channels=3, stride=stride)
 
 
+def tokenizer() -> Autoencoder:
+    torch.manual_seed(0)
+    return Autoencoder(
+        encoder={"type": "conv", "width": 8, "multipliers": [1], "stride": 4, "out_channels": 8},
+        image_size=16,
+        latent_channels=4,
+        bottleneck_width=8,
+        decoder=FIELDS,
+    )
+
+
 @pytest.mark.parametrize("stride", [1, 3, 8])
 @torch.no_grad()
 def test_the_image_is_stride_times_the_latent_of_any_size(stride):
@@ -54,14 +65,7 @@ def test_a_part_of_the_grid_has_the_places_of_the_whole():
 def test_checkpointing_gives_the_same_gradients():
     grads = []
     for checkpointing in (False, True):
-        torch.manual_seed(1)
-        model = Autoencoder(
-            encoder={"type": "conv", "width": 8, "multipliers": [1], "stride": 4, "out_channels": 8},
-            image_size=16,
-            latent_channels=4,
-            bottleneck_width=8,
-            decoder=FIELDS,
-        ).train()
+        model = tokenizer().train()
         if checkpointing:
             model.enable_gradient_checkpointing()
         model.decode(torch.ones(1, 4, 4, 4)).sample.square().mean().backward()
@@ -70,14 +74,7 @@ def test_checkpointing_gives_the_same_gradients():
 
 
 def test_a_saved_tokenizer_loads(tmp_path):
-    torch.manual_seed(0)
-    model = Autoencoder(
-        encoder={"type": "conv", "width": 8, "multipliers": [1], "stride": 4, "out_channels": 8},
-        image_size=16,
-        latent_channels=4,
-        bottleneck_width=8,
-        decoder=FIELDS,
-    ).eval()
+    model = tokenizer().eval()
     model.save_pretrained(tmp_path)
     x = torch.rand(1, 3, 16, 16)
     assert torch.equal(Autoencoder.from_pretrained(tmp_path).eval()(x).sample, model(x).sample)
