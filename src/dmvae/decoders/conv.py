@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmvae.decoders import Decoder, DecoderConfig
 from dmvae.decoders.tiling import decode_tiled
+from dmvae.models.base import run_part
 from dmvae.models.layers import ResidualBlock, group_norm
 from dmvae.ranges import Range, Width
 from dmvae.registry import register
@@ -95,7 +95,7 @@ class ConvolutionalDecoder(Decoder):
         """z [n, C, H, W] -> [n, out_channels, H * stride, W * stride]."""
         x = self.deepest(z)
         for level in reversed(self.up):
-            x = self._run(level, x)
+            x = run_part(self, level, x)
         return self.fit(self.conv_out(F.silu(self.norm_out(x))), z)
 
     @property
@@ -115,7 +115,7 @@ class ConvolutionalDecoder(Decoder):
         """z [n, C, H, W] -> activations before the first level, H, W times what comes before the levels."""
         x = self.conv_in(z)
         for part in self.mid.children():
-            x = self._run(part, x)
+            x = run_part(self, part, x)
         return x
 
     def levels(self) -> list[tuple[list[ResidualBlock], nn.Module]]:
@@ -129,12 +129,6 @@ class ConvolutionalDecoder(Decoder):
             size = (z.shape[2] * self.stride, z.shape[3] * self.stride)
             x = F.interpolate(x, size, mode="bilinear", antialias=True)
         return x
-
-    def _run(self, part: nn.Module, x: Tensor) -> Tensor:
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            assert self._gradient_checkpointing_func is not None  # diffusers sets it with the switch
-            return self._gradient_checkpointing_func(part, x)
-        return part(x)
 
 
 class Level(nn.Module):

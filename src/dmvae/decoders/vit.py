@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from dmvae.decoders import Decoder, DecoderConfig
+from dmvae.models.base import run_part
 from dmvae.models.transformer import sincos_positions
 from dmvae.ranges import Range, Width
 from dmvae.registry import register
@@ -68,11 +68,7 @@ class TransformerDecoder(Decoder):
         x = self.embed(z.flatten(2).transpose(1, 2))
         x = x + positions(height, width, x.shape[-1]).to(x)
         for block in self.blocks:
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                assert self._gradient_checkpointing_func is not None  # diffusers sets it with the switch
-                x = self._gradient_checkpointing_func(block, x)
-            else:
-                x = block(x)
+            x = run_part(self, block, x)
         patches = self.head(self.norm(x)).transpose(1, 2).unflatten(2, (height, width))
         return nn.functional.pixel_shuffle(patches, self.stride)
 

@@ -218,3 +218,19 @@ def _named(module: nn.Module, otherwise: list[nn.Module]) -> list[nn.Module]:
     """The module's `compiled_parts`, where it has some to name."""
     named: Callable[[], list[nn.Module]] | None = getattr(module, "compiled_parts", None)
     return named() if named else otherwise
+
+
+class Checkpointing(Protocol):
+    """A module whose activations diffusers' switch has computed again in the backward pass; it sets both."""
+
+    gradient_checkpointing: bool
+    _gradient_checkpointing_func: Callable[..., Tensor] | None
+
+
+def run_part(owner: Checkpointing, part: nn.Module, *args: Tensor) -> Tensor:
+    """`part(*args)`, a part of the owner, without keeping its activations where the owner's switch is on."""
+    if owner.gradient_checkpointing and torch.is_grad_enabled():
+        assert owner._gradient_checkpointing_func is not None
+        return owner._gradient_checkpointing_func(part, *args)
+    out: Tensor = part(*args)
+    return out

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from dmvae.config import Values
+from dmvae.models.base import run_part
 from dmvae.models.transformer import (
     Block,
     FinalLayer,
@@ -165,11 +165,7 @@ class LightningDiT(VelocityModel):
 
     def _run(self, blocks: nn.ModuleList, x_bnd: Tensor, c: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         for block in blocks:
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                assert self._gradient_checkpointing_func is not None  # diffusers sets it with the switch
-                x_bnd = self._gradient_checkpointing_func(block, x_bnd, c, cos, sin)
-            else:
-                x_bnd = block(x_bnd, c, cos, sin)
+            x_bnd = run_part(self, block, x_bnd, c, cos, sin)
         return x_bnd
 
     def unpatchify(self, x_bno: Tensor) -> Tensor:
