@@ -8,6 +8,7 @@ import torch
 import tiny
 from dmvae import Autoencoder, pipeline
 from dmvae.inputs import Inputs
+from dmvae.losses.pull import held, precision
 from dmvae.recipe import load
 from dmvae.references.gaussian import Gaussian
 from dmvae.runtime.random import Random
@@ -118,6 +119,33 @@ def test_killed_and_started_again_it_ends_in_the_same_weights(tmp_path, small, m
     assert [name for name, value in found[0].items() if not torch.equal(value, found[1][name])] == []
 
 
+def test_an_anchor_measures_edits_by_the_reference_s_own_spread():
+    rng = torch.Generator().manual_seed(0)
+    turn, _ = torch.linalg.qr(torch.randn(4, 4, generator=rng))
+    spread = torch.tensor([2.0, 1.0, 0.5, 1e-4])
+    inverse = precision(torch.randn(20000, 4, generator=rng) * spread @ turn)
+    assert turn @ inverse @ turn.T == pytest.approx(torch.diag(torch.tensor([0.25, 1, 4, 846])), rel=0.05, abs=0.5)
+    pull = 1e-5 * torch.randn(8, 4, 3, 3, generator=rng)
+    alone = held(pull, torch.zeros_like(pull), 0.3, inverse)
+    assert alone.square().mean() == pytest.approx(1)
+    edit = 0.3 * (turn[2] * 0.5).view(1, 4, 1, 1).expand(8, -1, 3, 3)
+    back = held(pull, edit, 0.3, inverse) - alone
+    assert back[0, :, 0, 0] @ turn[2] == pytest.approx(2, rel=0.05), "0.3 of its deviation 0.5 costs 1 / 0.5"
+    assert back == pytest.approx(2 * (held(pull, edit, 0.6, inverse) - alone), abs=1e-4)
+
+
+def test_an_anchor_keeps_edits_small(tmp_path, small):
+    last = {}
+    for anchor in (None, 0.01):
+        folder = tmp_path / str(anchor)
+        folder.mkdir()
+        over = {"anchor": anchor, "balance": "gradient", "weight": 10.0, "steps": 60, "learning_rate": 1e-2}
+        tiny.run(write(folder, run__save_every=60, **{f"matching__{k}": v for k, v in over.items()}), until="matching")
+        rows = [json.loads(line) for line in (folder / "run/main/matching/log.jsonl").read_text().splitlines()]
+        last[anchor] = [row["matching/edit"] for row in rows if "matching/edit" in row][-1]
+    assert last[0.01] < 0.5 * last[None]
+
+
 def test_arrival_ends_the_stage(tmp_path, small, monkeypatch):
     monkeypatch.setattr(approach, "multiples", lambda *_: {"whole": 1.0, "token": 1.05, "pair": 1.0})
     jobs = tiny.run(write(tmp_path, matching__until="arrived", matching__steps=40), until="matching")
@@ -155,6 +183,12 @@ def test_the_ratio_follows_the_distance_and_three_in_a_row_are_arrival(monkeypat
         ({"matching.target": 0.5}, "target: expected a number, 1 to .* got 0.5"),
         ({"matching.objective.slices": 2}, "slices: 2 for 3 kinds of directions"),
         ({"matching.student_warmup": 3}, "'transport' has no student"),
+        (
+            {"matching.anchor": 0.3, "matching.noise": "none"},
+            "anchor: 0.3 holds edits .* set matching.noise: reference",
+        ),
+        ({"matching.anchor": 0.3, "matching.balance": "fixed"}, "anchor: 0.3 .*balance: gradient or distance"),
+        ({"matching.anchor": 0}, "anchor: expected a number, 0.001 to .* got 0"),
         ({"matching.objective.labels": True}, "labels: those of 'gaussian' mean nothing"),
         (
             {"matching.until": "arrived"},

@@ -95,7 +95,21 @@ def test_ranks_and_mixing_with_known_answers():
 def test_a_quick_look_agrees(reference):
     rng = torch.Generator().manual_seed(0)
     near, far = (multiples(scale * normal(256, 4, 2, 2), reference, rng) for scale in (1.0, 0.5))
+    assert near.pop("told") < 0.5
     assert near == pytest.approx({"whole": 1, "token": 1, "pair": 1}, abs=0.4)
     assert min(far.values()) > 2
+
+
+def test_a_thin_reference_is_told_apart_where_slices_see_nothing(reference):
+    """Signs of one channel are the product of two others': each slice has nearly the same law, and an MLP sees it."""
+    thin, flat = reference.clone(), normal(1024, 4, 2, 2)
+    thin[:, 0] = thin[:, 0].abs() * (thin[:, 1] * thin[:, 2]).sign()
+    found = multiples(flat[:256], thin, torch.Generator().manual_seed(0))
+    assert max(found["whole"], found["token"]) < 2
+    assert found["told"] > 2
+
+
+def test_a_quick_look_needs_enough_samples(reference):
+    rng = torch.Generator().manual_seed(0)
     with pytest.raises(ValueError, match="599 samples for 300 latents; give at least 602"):
         multiples(normal(300, 4, 2, 2), reference[:599], rng)

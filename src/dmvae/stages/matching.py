@@ -19,7 +19,7 @@ from dmvae.evaluation.latents import effective_rank
 from dmvae.evaluation.online import online_proxies
 from dmvae.flow.guidance import Velocity
 from dmvae.inputs import Inputs, first_tokenizer
-from dmvae.losses.pull import Pull
+from dmvae.losses.pull import Pull, held, precision
 from dmvae.losses.reconstruction import reconstruction_loss
 from dmvae.matching import Context, Matching
 from dmvae.matching.dmd import DMD
@@ -39,6 +39,7 @@ from dmvae.tokenizers.autoencoder import Autoencoder
 from dmvae.training.flow import FlowTraining
 from dmvae.training.health import Bound
 from dmvae.training.stage import Batch, Update, stage
+from dmvae.transport.views import tokens
 
 EDITED = ("reference", "assigned")
 """Kinds of `noise` that an editor of samples makes latents of."""
@@ -59,9 +60,9 @@ class MatchingTraining(FlowTraining):
     mean square over images. "distance": that ratio starts at lambda; then it grows while the measured distance is above
     `target`, and falls below it."""
     target: Annotated[float, Range(1, 1e6)] = configs.added(1.1)
-    """Sliced distance to the reference that `balance: distance` aims at and `until` waits for. 1 is the distance
-    between two samples of the reference. It is measured on 1024 recent latents: the largest of the distances of whole
-    latents, tokens and pairs of tokens."""
+    """Distance to the reference that `balance: distance` aims at and `until` waits for. It is measured on 1024 recent
+    latents: the largest of the sliced distances of whole latents, tokens and pairs of tokens, of which 1 is that
+    between two samples of the reference, and of how well a small network tells tokens apart (1 is 55 %, arrival 2)."""
     until: Literal["arrived"] | None = configs.added(None)
     """"arrived": the stage ends when three measurements in a row are at most `target`, or after `steps`."""
     noise: Literal["none", "posterior", "reference", "assigned"] = configs.added("none")
@@ -74,6 +75,11 @@ class MatchingTraining(FlowTraining):
     """Hidden width of the network that writes the image into the sample."""
     noise_bank: Count = configs.added(2048)
     """Samples of the reference that the finished tokenizer keeps for `noise: reference`."""
+    anchor: Annotated[float, Range(1e-3, 1e3)] | None = configs.added(None)
+    """How far an edit may lead away from its sample, in standard deviations of the reference along its principal
+    directions: from about there on the sample pulls it back harder than the objective pulls. This keeps the fine
+    structure of a reference that is thin in some directions, as features are, which sliced distances hardly see. null:
+    no such pull."""
     decoded: BatchSize | None = configs.added(None)
     """Images of a batch that are reconstructed; the others are encoded for the matching loss only, which is cheap and
     needs many. null: all."""
@@ -105,6 +111,8 @@ class MatchingNetworks(DecoderNetworks):
     teacher: Velocity | None
     """The reference's velocity: a frozen network, or a function in closed form; None where it is not needed."""
     approach: Approach
+    precision: Tensor
+    """[C, C], that of the reference's tokens, where an anchor holds edits."""
     plan: Recent
     """Of the images' own latents, where samples of the reference are assigned to them."""
 
@@ -184,6 +192,10 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         autoencoder.latent_mean.copy_(mean)
         autoencoder.latent_std.copy_(std)
         networks = MatchingNetworks(autoencoder)
+        if config.anchor is not None:
+            assert isinstance(autoencoder, Autoencoder)  # see _unfit
+            assert autoencoder.editor is not None
+            networks.register_buffer("precision", precision(tokens(autoencoder.editor.bank)), persistent=False)
         networks.approach = Approach(inputs.latent_shape, config.weight, config.target)
         networks.plan = Recent(inputs.latent_shape)
         # No more than is used: checkpoints of runs without it must still load.
@@ -210,7 +222,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         turn, off = divmod(batch.step - config.student_warmup, every)
         tokenizer_turn = turn >= 0 and off == 0
         with torch.set_grad_enabled(tokenizer_turn):
-            raw = self._encode(networks, batch.data, rng, settle=tokenizer_turn and turn % EVERY == 0)
+            raw, sample = self._encode(networks, batch.data, rng, settle=tokenizer_turn and turn % EVERY == 0)
         latents = networks.autoencoder.normalize(raw.detach().float())
         context = Context(
             rng,
@@ -221,34 +233,42 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
             config.time_distribution,
         )
         if tokenizer_turn:
-            yield from self._tokenizer_turns(networks, batch, raw, latents, context, turn)
+            edit = None if sample is None else latents - sample
+            yield from self._tokenizer_turns(networks, batch, raw, latents, edit, context, turn)
         if networks.student is not None:
             loss, log = config.objective.student_loss(networks.student, latents, batch.labels, context)
             yield Update("student", loss, log)
 
-    def _encode(self, networks: MatchingNetworks, images: Tensor, rng: Random, settle: bool) -> Tensor:
-        """Raw latents, of images alone or of samples of the reference that they are written into."""
+    def _encode(
+        self, networks: MatchingNetworks, images: Tensor, rng: Random, settle: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Raw latents, of images alone or of samples of the reference that they are written into; and those samples."""
         model = networks.autoencoder
         if self.config.noise not in EDITED:
             encoded = model.encode(images)
-            return drawn(encoded.latent_dist, rng) if self.config.noise == "posterior" else encoded.latents
+            return (drawn(encoded.latent_dist, rng) if self.config.noise == "posterior" else encoded.latents), None
         assert isinstance(model, Autoencoder)
-        raw: Tensor
+        assert model.editor is not None
+        features, latents = model.describe(images)
         if self.config.noise == "assigned":
-            assert model.editor is not None
-            features, latents = model.describe(images)
             mu = model.editor.normalize(latents.detach())
             networks.plan.remember(mu)
             if settle:
                 model.editor.settle(networks.plan.filled)
-            raw = model.editor(features, latents, model.editor.assign(mu))
+            y = model.editor.assign(mu)
         else:
             y = send(self.reference.sample(len(images), rng.on_cpu())[0], images.device)
-            raw = model.encode(images, y).latents
-        return raw
+        return model.editor(features, latents, y), y
 
     def _tokenizer_turns(
-        self, networks: MatchingNetworks, batch: Batch, raw: Tensor, latents: Tensor, context: Context, turn: int
+        self,
+        networks: MatchingNetworks,
+        batch: Batch,
+        raw: Tensor,
+        latents: Tensor,
+        edit: Tensor | None,
+        context: Context,
+        turn: int,
     ) -> Iterator[Update]:
         config, model = self.config, networks.autoencoder
         z = latents.requires_grad_()
@@ -260,6 +280,10 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         z.requires_grad_(False)
         late: dict[str, Tensor | float] = {}
         figures: dict[str, Tensor | float] = {**log, "matching/loss": matching.detach()}
+        if edit is not None:
+            figures["matching/edit"] = edit.square().mean().sqrt()
+            if config.anchor is not None:
+                pull = held(pull, edit, config.anchor, networks.precision)
         if self.measures:
             networks.approach.remember(latents)
             if turn % EVERY == 0:
@@ -307,6 +331,11 @@ def _unfit(config: MatchingTraining, model: Tokenizer) -> Iterator[str]:
         )
     elif config.noise in EDITED and model.has_spread:
         yield f"matching.noise: {config.noise!r} has no use for a posterior; set autoencoder.variational: false"
+    if config.anchor is not None and (config.noise not in EDITED or config.balance == "fixed"):
+        yield (
+            f"matching.anchor: {config.anchor:g} holds edits of samples of the reference, by a ratio of gradients; set "
+            "matching.noise: reference or assigned, and matching.balance: gradient or distance"
+        )
     if isinstance(model, Autoencoder) and model.editor is not None:
         yield (
             "pretrained: this tokenizer writes images into samples of the reference that it was matched to "
