@@ -117,22 +117,15 @@ def test_a_report_is_the_same_when_written_again(tmp_path):
     assert write_report(tmp_path, jobs).read_text() == write_report(tmp_path, jobs).read_text()
 
 
-def test_latents_are_mixed_with_a_reference_that_they_follow_and_not_with_one_apart():
+def test_the_map_tells_how_far_latents_are_mixed_with_their_reference():
     rng = np.random.default_rng(0)
-    a, b = (latents(0, 400, rng)[0].numpy() for _ in range(2))
-    assert latent_map.mixed(a, b) == pytest.approx(1, abs=0.1)
-    assert latent_map.mixed(a, b + 100) == 0
-    # Places far apart, each with six points of either set: of the 10 nearest of 5 and 6, at least half are the other's.
-    there = np.repeat(1000.0 * np.arange(8), 6)[:, None]
-    assert latent_map.mixed(there + rng.random((48, 1)), there + rng.random((48, 1))) == 1
-
-
-def test_a_cloud_inside_a_wider_one_is_not_mixed_with_it():
-    """In many dimensions its points are everybody's neighbours: none of a narrow point's are of the other set, all of
-    a wide point's are."""
-    corners = np.concatenate([np.eye(8), -np.eye(8)])  # about 1 from the middle, at least sqrt(2) from each other
-    assert latent_map.mixed(0.01 * corners, corners) == 0
-    assert latent_map.mixed(corners, 0.01 * corners) == 0
+    reference = latent_map.Cloud("reference", "m", latents(0, 400, rng)[0].numpy(), np.zeros(400))
+    notes = []
+    for shift in (0, 100):
+        cloud = latent_map.Cloud("m", "m", latents(0, 300, rng)[0].numpy() + shift, np.zeros(300), reference)
+        notes.append(latent_map._note(cloud, [reference, cloud]))
+    assert int(notes[0].split()[-2]) == pytest.approx(95, abs=8)
+    assert notes[1].endswith(" 0 %")
 
 
 def test_few_points_are_projected_by_pca_in_either_count_of_dimensions():

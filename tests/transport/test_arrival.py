@@ -90,6 +90,9 @@ def test_ranks_and_mixing_with_known_answers():
     assert mixing(normal(300, 2), normal(300, 2, seed=1)) == pytest.approx(0.5, abs=0.06)
     assert mixing(normal(300, 2), 50 + normal(300, 2)) == 0
     assert mixing(0.3 * normal(300, 200), normal(300, 200, seed=1)) < 0.05  # the narrow one is nearest to all
+    # In many dimensions a narrow cloud is near to every point of a wide one about it, and none of that one to it.
+    corners = torch.cat([torch.eye(8), -torch.eye(8)])  # about 1 from the middle, at least sqrt(2) from each other
+    assert mixing(0.01 * corners, corners) == mixing(corners, 0.01 * corners) == 0
 
 
 def test_a_quick_look_agrees(reference):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from html import escape
 
 import numpy as np
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import hsv_to_rgb, to_hex
 from matplotlib.figure import Figure
@@ -16,12 +17,12 @@ from dmvae.recipe import method_of
 from dmvae.report.html import legend, panel, panels
 from dmvae.report.pictures import data_uri
 from dmvae.report.run import COLOURS, Run
+from dmvae.transport.arrival import mixing
 
 POINTS, TOTAL = 1000, 3000
 """Points a panel and points in one embedding, at most: about five seconds of t-SNE."""
 TOGETHER = 6
 """Panels that share one plane, at most; with more, each reference and its methods have a plane of their own."""
-NEIGHBOURS = 10
 
 
 @dataclass(eq=False)
@@ -133,24 +134,6 @@ def project(points: np.ndarray) -> tuple[np.ndarray, str]:
         return tsne.fit_transform(components.astype(np.float32)), "t-SNE"
 
 
-def mixed(points: np.ndarray, reference: np.ndarray) -> float:
-    """How far two sets of latents, [n, d] and [m, d], are mixed: 1 where a point's neighbours are of either set alike,
-    0 where the sets lie apart.
-
-    Of a point's 10 nearest neighbours, p is the share that comes from the other set, a mean over one set (Schilling,
-    1986, has the mean over both). The answer is twice the smaller of the two p, and 1 at most: in many dimensions the
-    narrower of two sets holds everybody's neighbours, so that its own p is 0, the other's 1 and their mean 0.5.
-    """
-    n = min(len(points), len(reference))
-    pool = np.concatenate([points[:n], reference[:n]]).astype(np.float64)
-    squared = (pool**2).sum(1)[:, None] + (pool**2).sum(1)[None] - 2 * pool @ pool.T
-    np.fill_diagonal(squared, np.inf)
-    k = min(NEIGHBOURS, 2 * n - 1)
-    nearest = np.argpartition(squared, k - 1, axis=1)[:, :k]
-    other = (nearest >= n) != (np.arange(2 * n) >= n)[:, None]
-    return min(1.0, 2 * float(min(other[:n].mean(), other[n:].mean())))
-
-
 def class_colours(labels: list[int]) -> dict[int, str]:
     """Label -> a colour of middle lightness."""
     if len(labels) <= len(COLOURS):
@@ -193,7 +176,9 @@ def _panel(cloud: Cloud, group: list[Cloud], palette: dict[int, str]) -> str:
 def _note(cloud: Cloud, group: list[Cloud]) -> str:
     if cloud.reference is None or cloud.reference not in group:
         return ""
-    return f"mixed with the reference: {100 * mixed(cloud.latents, cloud.reference.latents):.0f} %"
+    n = min(len(cloud.latents), len(cloud.reference.latents))
+    pair = (torch.from_numpy(x.latents[:n]).double() for x in (cloud, cloud.reference))
+    return f"mixed with the reference: {200 * mixing(*pair):.0f} %"
 
 
 def _text(clouds: list[Cloud], groups: int) -> str:
@@ -203,8 +188,8 @@ def _text(clouds: list[Cloud], groups: int) -> str:
             "The <b>reference</b> is the distribution that matching aims at; it is drawn again in grey behind every "
             "method. Where coloured points cover the grey ones, that method's latents lie where the reference's do. "
             "Under each picture: how far the two are mixed, in all latent dimensions, not in the picture. It is "
-            "about 100 % where a latent has as many samples of the reference as latents among its neighbours, and a "
-            "sample likewise, and 0 % where the two lie apart or one lies inside the other. "
+            "100 % where the nearest neighbour of every other latent is a sample of the reference, and of every other "
+            "sample a latent, and 0 % where the two lie apart or one lies inside the other. "
         )
     return text + "Latents are normalised per channel, so the map shows their shape and not their scale.</p>"
 
