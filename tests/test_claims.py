@@ -32,6 +32,19 @@ def test_the_same_recipes_run_side_by_side_and_others_after_them(tmp_path, recip
     assert (tmp_path / "run" / RUNNING).exists()
 
 
+def test_what_killed_processes_left_is_removed_by_the_next_one(tmp_path, recipes):
+    run = tmp_path / "run"
+    kept = [run / "kl/pipeline/README.md", run / "stages/latents-1/latents.safetensors"]
+    left = [run / "variants.json.12.part", run / "kl/pipeline.12.part", run / "kl/pipeline/README.md.12.part"]
+    for path in (*kept, *left):
+        path.mkdir(parents=True)
+    with claimed(run, recipes, [], list(recipes)):
+        assert [path for path in (*kept, *left) if path.exists()] == kept
+        left[0].mkdir()
+        with claimed(run, recipes, [], list(recipes)):
+            assert left[0].exists(), "it may be the other process's"
+
+
 def test_other_recipes_are_refused_while_one_runs(tmp_path, recipes):
     names = list(recipes)
     with claimed(tmp_path / "run", recipes, [], names):

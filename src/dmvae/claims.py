@@ -17,9 +17,11 @@ import yaml
 from dmvae import config as configs
 from dmvae.jobs import VARIANTS, Job, record
 from dmvae.recipe import Recipe
-from dmvae.runtime.files import locked, read_json, together
+from dmvae.runtime.files import locked, read_json, sweep, together
 
 RUNNING = ".running"
+LEFT = ("*.part", "*/*.part", "*/pipeline/**/*.part")
+"""Where processes that were killed while they wrote table, page or pipelines left temporary files."""
 
 
 @contextmanager
@@ -38,6 +40,8 @@ def claimed(run_dir: Path, recipes: dict[str, Recipe], jobs: list[Job], variants
                     f"{run_dir}: another process is running {other} there: their results would be mixed. Give another "
                     "--run_dir, or wait for its end"
                 )
+            if alone:
+                sweep(run_dir, LEFT)
             record(recipes, jobs, run_dir, variants)
         yield
 
