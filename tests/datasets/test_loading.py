@@ -172,3 +172,42 @@ def test_a_kill_ends_the_workers_and_frees_the_lock(tmp_path):
     assert gone(workers)
     with locked(tmp_path, wait=False) as mine:
         assert mine
+
+
+ALONE = """
+import os, signal, sys, threading, time, torch
+from dmvae.datasets import loading
+
+loading._LAST = float(sys.argv[2])
+
+class Data:
+    def __len__(self): return 4
+    def __getitem__(self, i):
+        if i == 1:
+            if sys.argv[1] == "is killed":  # whose connections would be broken a moment before
+                threading.Timer(0.3, os.kill, (os.getppid(), signal.SIGKILL)).start()
+            threading.Thread(target=lambda: {}["in a thread"]).start()
+            sys.excepthook(KeyError, KeyError("as multiprocessing tells it"), None)
+            open(sys.argv[3], "w")
+        return torch.zeros(1, 4, 4, dtype=torch.uint8), i
+
+list(loading.passes(Data(), 2, 1, torch.device("cpu")))
+"""
+
+
+@pytest.mark.parametrize("parent", ["lives", "is killed"])
+def test_a_worker_tells_of_errors_in_its_threads_unless_its_parent_is_gone(parent, tmp_path):
+    seconds = "0.3" if parent == "lives" else "60"
+    told = subprocess.run(  # waits until nobody can write any more
+        [sys.executable, "-c", ALONE, parent, seconds, str(tmp_path / "went on")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+    ).stdout
+    if parent == "lives":
+        assert "in a thread" in told
+        assert "as multiprocessing tells it" in told
+    else:
+        assert told == ""
+    assert (tmp_path / "went on").exists() == (parent == "lives")

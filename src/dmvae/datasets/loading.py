@@ -11,12 +11,13 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
+from multiprocessing.process import BaseProcess, parent_process
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, cast
 
@@ -32,6 +33,8 @@ T = TypeVar("T")
 PATIENCE = 600.0
 """Seconds without a batch after which workers count as hung."""
 _POLL = 1.0
+_LAST = 5.0
+"""Seconds from the first that a worker hears of its parent's death to the parent's end; far more than it takes."""
 _IDLE = -1
 _END = object()
 _running: set[_BaseDataLoaderIter] = set()
@@ -232,6 +235,24 @@ def _begin(worker: int) -> None:
     if sys.platform == "linux":
         die_with_parent = 1  # PR_SET_PDEATHSIG
         ctypes.CDLL(None).prctl(die_with_parent, signal.SIGKILL)
+    sys.excepthook = _unless_alone(sys.excepthook)
+    threading.excepthook = _unless_alone(threading.excepthook)
+
+
+def _unless_alone(tell: Callable[..., object]) -> Callable[..., None]:
+    """Tells of an error, unless the parent is gone: its connections break first, in threads that multiprocessing
+    started, and a moment later it has ended, and the worker with it."""
+    parent = parent_process()
+
+    def hook(*error: object) -> None:
+        until = time.monotonic() + _LAST
+        while parent and time.monotonic() < until:
+            if os.getppid() != parent.pid:
+                os._exit(1)
+            time.sleep(0.05)
+        tell(*error)
+
+    return hook
 
 
 def _dead(workers: Sequence[BaseProcess], seconds: float) -> tuple[int, int] | None:
