@@ -41,7 +41,7 @@ PARTS: dict[str, Part] = {
     "recipes": lambda folder, quick, rng: recipes(folder, 50 if quick else 500, rng),
     "hostile": lambda folder, quick, rng: hostile(folder),
     "workers": lambda folder, quick, rng: workers(folder, 0 if quick else 3),
-    "ranks": lambda folder, quick, rng: ranks(folder, 1 if quick else 5),
+    "ranks": lambda folder, quick, rng: ranks(folder, 1 if quick else 6),
     "run": lambda folder, quick, rng: run_folder(folder, 2 if quick else 100, rng),
     "kills": lambda folder, quick, rng: kills(folder, 3 if quick else 100, rng),
     "disks": lambda folder, quick, rng: disks(folder, 1 if quick else 18, rng),

@@ -77,7 +77,8 @@ class RunConfig:
     reshard: bool = True
     """With `shard`: drop gathered weights between forward and backward pass. false: less traffic, more memory."""
     timeout: Annotated[float, Range(1, 1440)] = 20.0
-    """Minutes that GPUs wait for each other before they give up (NCCL). On the CPU ranks wait for a day."""
+    """Minutes that ranks wait for one that does not come to the end of its training step, and GPUs for each other
+    everywhere (NCCL). Outside of steps ranks on the CPU wait for a day."""
     accumulate: Count = 1
     """Parts in which a rank takes its share of a batch, one after another, in the stages whose loss is a mean over
     images (reference, generator): the same weights in less memory. The other stages take it whole."""

@@ -37,8 +37,8 @@ def test_the_first_buckets_are_sent_before_the_backward_pass_ends(monkeypatch):
     happened = []
 
     def all_reduce(x, op=None, async_op=False):
-        happened.append("sent" if async_op else "counted")
-        return SimpleNamespace(wait=lambda: x.mul_(2))
+        happened.append("counted" if op else "sent")
+        return SimpleNamespace(wait=lambda timeout=None: x.mul_(2))
 
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)

@@ -12,6 +12,7 @@ import torch
 import processes
 from dmvae import cli
 from dmvae.runtime import distributed
+from dmvae.runtime.gradients import averaged
 from dmvae.runtime.joined import joined
 
 pytestmark = pytest.mark.slow
@@ -28,6 +29,13 @@ def dies():
 def hangs():
     """In no collective, where no closed connection is noticed."""
     time.sleep(300)
+
+
+def steps():
+    distributed._patience = 0.02
+    weight = torch.nn.Parameter(torch.ones(2))
+    with averaged([weight]):
+        weight.sum().backward()
 
 
 def meets():
@@ -81,6 +89,15 @@ def test_the_rank_that_keeps_them_together_dies(tmp_path):
     (_, _), (second, said) = ended(tmp_path, dies, hangs)
     assert second == 1
     assert said == "dmvae: stopped, because rank 0 ended without a word\n"
+
+
+def test_one_that_hangs_in_a_step_ends_with_those_that_wait(tmp_path):
+    (first, said), (second, own) = ended(tmp_path, steps, hangs)
+    told = "another rank has not come to the end of its step for 0.02 min: it hangs, or needs a larger run.timeout"
+    assert first == 1
+    assert said.startswith(f"dmvae: {told}")
+    assert second == 1
+    assert own.startswith(f"dmvae: stopped, because rank 0 failed: {told}")
 
 
 def test_all_that_fail_alike_say_it_themselves(tmp_path):

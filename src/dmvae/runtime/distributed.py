@@ -18,14 +18,16 @@ T = TypeVar("T")
 
 
 MINUTES = 20.0
-"""After which a GPU that waits for others gives up."""
+"""After which a rank that waits for others within a step gives up."""
+_patience = MINUTES
 _DAY = timedelta(days=1)
 _background: list[dist.ProcessGroup] = []
 
 
 def start(minutes: float = MINUTES) -> torch.device:
-    """Join the process group that torchrun describes, if it does; returns this rank's device. `minutes`: how long GPUs
-    wait for each other; on the CPU ranks wait for a day."""
+    """Join the process group that torchrun describes, if it does; returns this rank's device. `minutes`: how long ranks
+    wait for each other within a training step, and GPUs everywhere; elsewhere ranks wait for a day, on the CPU."""
+    global _patience
     # Weights and moments that decay towards zero pass through denormal numbers, which a CPU adds at a crawl.
     torch.set_flush_denormal(True)
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
@@ -35,6 +37,7 @@ def start(minutes: float = MINUTES) -> torch.device:
     if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1 and not dist.is_initialized():
         # Tensors on the CPU go through gloo, and so do barriers. A rank may wait there for hours while another scans
         # files or evaluates. GPUs meet within a step.
+        _patience = minutes
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
         world = dist.group.WORLD
@@ -81,6 +84,19 @@ def broadcast(value: T) -> T:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def finish(work: dist.Work) -> None:
+    """Wait for what all ranks do in the same step, on the CPU. Raises TimeoutError where one of them does not come."""
+    try:
+        work.wait(timedelta(minutes=_patience))
+    except RuntimeError as error:
+        if "timed out" not in str(error).lower():
+            raise
+        raise TimeoutError(
+            f"another rank has not come to the end of its step for {_patience:g} min: it hangs, or needs a larger "
+            "run.timeout; the same command goes on from the last checkpoint"
+        ) from error
 
 
 class SharedFlag:

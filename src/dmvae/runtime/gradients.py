@@ -47,7 +47,8 @@ def averaged(parameters: Sequence[nn.Parameter], last: bool = True) -> Iterator[
     while ahead:
         ahead.pop().send()
     used = torch.tensor([p.grad is not None for p in mine], dtype=torch.int32)
-    dist.all_reduce(used, dist.ReduceOp.MAX)  # on the CPU: no device has to wait
+    # on the CPU: no device has to wait
+    distributed.finish(dist.all_reduce(used, dist.ReduceOp.MAX, async_op=True))
     here = dict(zip(mine, used.tolist(), strict=True))
     for bucket in buckets:
         bucket.receive(here)
