@@ -14,7 +14,7 @@ from dmvae.interop.pipeline import DMVAEPipeline
 from dmvae.library import Run
 from dmvae.models.artifact import save_network
 from dmvae.runtime import done
-from dmvae.runtime.done import damage, read_done, whole, write_done
+from dmvae.runtime.done import damage, read_done, whole, write_done, write_source
 from dmvae.tokenizers.adapted import load_tokenizer
 from dmvae.tokenizers.autoencoder import Autoencoder
 from dmvae.training.logging import read_figures
@@ -148,6 +148,18 @@ def test_a_tokenizer_of_a_run_is_as_its_stage_wrote_it(tmp_path):
             load_tokenizer(tmp_path / place / "autoencoder")
     shutil.copytree(folder, tmp_path / "copy")  # which no stage vouches for
     load_tokenizer(tmp_path / "copy")
+
+
+def test_a_damaged_list_of_a_pipeline_s_files_is_named(tmp_path):
+    (tmp_path / "x").touch()
+    write_source(tmp_path, {"generator": "here"})
+    assert whole(tmp_path / "x") == tmp_path / "x"
+    good = (tmp_path / "source.json").read_bytes()
+    for text in (b"", b"[" * 5000, b"3", b'{"files": 1}', good[:-9], good.replace(b"here", b"heRe")):
+        (tmp_path / "source.json").write_bytes(text)
+        done._warn.cache_clear()
+        with pytest.warns(UserWarning, match=r"source.json is damaged: .*nothing is known of the files beside it"):
+            assert whole(tmp_path / "x") == tmp_path / "x"
 
 
 def test_lines_of_a_log_that_are_damaged_are_named(tmp_path):

@@ -165,10 +165,11 @@ def report(source: Encoded, classes: Sequence[str], broken: dict[int, str], conf
 
 def _kept(folder: Path) -> dict[int, str] | None:
     """What `_decode_all` returned, where the folder is as it wrote it."""
-    if not (folder / "images.npy").is_file():
+    facts = read_source(folder)
+    if facts is None:
         return None
     try:
-        if wrong := damage(folder, read_source(folder)):
+        if wrong := damage(folder, facts):
             raise ValueError(f"{folder / wrong[0]} {wrong[1]}")
         return {int(index): str(why) for index, why in read_json(folder / "broken.json", dict).items()}
     except (ValueError, OSError) as error:

@@ -28,18 +28,7 @@ def write_done(folder: Path, facts: Values) -> None:
 def read_done(folder: Path) -> Values | None:
     """What done.json says, or None where the stage is not finished: there is no such file, or it is damaged, which
     gives a warning. One that an earlier version wrote has no checksum."""
-    file = folder / NAME
-    try:
-        facts: Values = read_json(file, dict)
-        if not isinstance(facts.get("seconds"), int | float):
-            raise ValueError(f"{file} is damaged: it holds no facts of a stage")
-        _listed(facts)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        _warn(f"{error}: the stage counts as unfinished")
-        return None
-    return facts
+    return _read(folder / NAME, "the stage counts as unfinished")
 
 
 def sealed(folder: Path, without: Iterable[str]) -> dict[str, tuple[int, int]]:
@@ -90,27 +79,36 @@ def write_source(pipeline: Path, source: Values) -> None:
 
 
 def read_source(pipeline: Path) -> Values | None:
-    """What `write_source` wrote; None where there is no such file, or it is damaged."""
+    """What `write_source` wrote; None where there is no such file, or it is damaged, which gives a warning."""
+    return _read(pipeline / PIPELINE, "nothing is known of the files beside it")
+
+
+def _read(file: Path, so: str) -> Values | None:
     try:
-        facts: Values = read_json(pipeline / PIPELINE, dict)
-        _listed(facts)
-    except (OSError, ValueError):
+        facts: Values = read_json(file, dict)
+        if file.name == NAME and not isinstance(facts.get("seconds"), int | float):
+            raise ValueError(f"{file} is damaged: it holds no facts of a stage")
+        _listed(facts, file)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        _warn(f"{error}: {so}")
         return None
     return facts
 
 
-def _listed(facts: Mapping[str, object]) -> dict[str, list[int]]:
+def _listed(facts: Mapping[str, object], file: Path | str = NAME) -> dict[str, list[int]]:
     """The files that facts list. Raises ValueError for a list that is none, or that leads out of the folder: it may be
     anybody's, and damaged files are removed."""
     files = facts.get("files", {})
     if not isinstance(files, dict):
-        raise ValueError(f"{NAME} is damaged: its list of files is none")
+        raise ValueError(f"{file} is damaged: its list of files is none")
     for name, about in files.items():
         place = PurePosixPath(name)
         if place.is_absolute() or ".." in place.parts or not place.name:
-            raise ValueError(f"{NAME} names {name!r}, which is no file of its folder")
+            raise ValueError(f"{file} names {name!r}, which is no file of its folder")
         if not (isinstance(about, list | tuple) and len(about) == 2 and all(isinstance(x, int) for x in about)):
-            raise ValueError(f"{NAME} is damaged: it has no size and checksum of {name!r}")
+            raise ValueError(f"{file} is damaged: it has no size and checksum of {name!r}")
     return files
 
 
@@ -122,4 +120,4 @@ def _crc(file: Path, size: int, mtime_ns: int) -> int:
 @cache
 def _warn(text: str) -> None:
     """Once a process: a folder's state is asked for often."""
-    warnings.warn(text, stacklevel=4)
+    warnings.warn(text, stacklevel=5)
