@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from torch import Tensor, nn
 
 from dmvae.flow.solver import Sampling
-from dmvae.models.artifact import artifact_class
+from dmvae.models.artifact import artifact_class, load_strictly
 from dmvae.models.base import Model
 from dmvae.registry import Registered, find, names
 from dmvae.runtime.done import whole
@@ -63,8 +63,8 @@ class GeneratorConfig(Registered):
 
 
 def load_generator(folder: str | Path) -> Generator:
-    """The generator in an artifact's folder, of any registered class. Raises ValueError where there is none, and where
-    it is not as a run's stage wrote it."""
+    """The generator in an artifact's folder, of any registered class. Raises ValueError where there is none, for
+    weights that are not its config's, and where it is not as a run's stage wrote it."""
     whole(Path(folder))
     known = {find(GeneratorConfig, name).network for name in names(GeneratorConfig)}
-    return artifact_class(folder, known, "generator").from_pretrained(folder)
+    return load_strictly(artifact_class(folder, known, "generator"), folder)

@@ -17,6 +17,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from dmvae.config import Values
+from dmvae.models.artifact import load_strictly
 from dmvae.models.discriminator import PatchGAN
 from dmvae.models.dit import LightningDiT
 from dmvae.runtime.done import whole
@@ -251,4 +252,4 @@ def _saved(folder: Path) -> Autoencoder:
     config = whole(folder) / "config.json"
     if not config.is_file() or read_json(config, dict).get("_class_name") != "Autoencoder":
         raise ValueError(f"{folder}: not a folder that a tokenizer was saved in (no config.json of an Autoencoder)")
-    return Autoencoder.from_pretrained(folder)
+    return load_strictly(Autoencoder, folder)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
+import torch
 from diffusers.models.modeling_utils import ModelMixin
 from safetensors.torch import save_file
 from torch import nn
 
-from dmvae.runtime.files import atomic_write
+from dmvae.runtime.files import atomic_write, read_json
 
-M = TypeVar("M")
+M = TypeVar("M", bound=ModelMixin)
 
 
 def save_network(module: nn.Module, folder: Path) -> None:
@@ -38,9 +38,33 @@ def artifact_class(folder: str | Path, known: Iterable[type[M]], what: str) -> t
             how += ", such as RUN/VARIANT/latents/autoencoder"
         raise ValueError(f"{folder}: no {what} is here: no config.json; {how}")
     try:
-        name = dict(json.loads(file.read_text())).get("_class_name")
-    except (ValueError, TypeError) as error:
+        name = str(read_json(file, dict).get("_class_name"))
+    except ValueError as error:
         raise ValueError(f"{file}: no config of a {what}, or cut off ({error}); copy the folder again") from error
     if name not in classes:
         raise ValueError(f"{folder}: holds {name}, not {' or '.join(classes)}")
     return classes[name]
+
+
+def load_strictly(cls: type[M], path: str | Path, **kwargs: object) -> M:
+    """`cls.from_pretrained` in float32, with a ValueError where diffusers warns, of weights too many or too few, and
+    for whatever a damaged config makes the class's own code raise."""
+    # a pair where it is asked for what did not fit
+    read = cast("Callable[..., tuple[M, dict[str, list[object]]]]", cls.from_pretrained)
+    try:
+        model, info = read(
+            path,
+            torch_dtype=torch.float32,
+            low_cpu_mem_usage=False,  # see Model.from_pretrained
+            ignore_mismatched_sizes=True,  # they are reported below, with the rest
+            output_loading_info=True,
+            **kwargs,
+        )
+    except Exception as error:
+        what = error if isinstance(error, OSError | RuntimeError | ValueError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path}: config and weights do not load as {cls.__name__}: {what}") from error
+    kinds = {"missing": "missing_keys", "unknown": "unexpected_keys", "of another shape": "mismatched_keys"}
+    wrong = [f"{len(info[key])} {kind}, such as {min(map(str, info[key]))}" for kind, key in kinds.items() if info[key]]
+    if wrong:
+        raise ValueError(f"{path}: these are not the weights of this {cls.__name__}: {'; '.join(wrong)}")
+    return model

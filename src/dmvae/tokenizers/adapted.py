@@ -17,12 +17,11 @@ from torch import Tensor
 
 from dmvae import config as configs
 from dmvae.config import Values
-from dmvae.models.artifact import artifact_class
+from dmvae.models.artifact import artifact_class, load_strictly
 from dmvae.models.base import DecoderOutput, EncoderOutput, Parts, PointDistribution, Tokenizer, full_precision
 from dmvae.runtime.done import whole
 from dmvae.tokenizers import Codec, TokenizerSource
 from dmvae.tokenizers.autoencoder import Autoencoder
-from dmvae.tokenizers.files import load_strictly
 
 
 class AdaptedTokenizer(Tokenizer):

@@ -10,9 +10,10 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from dmvae.config import Values
+from dmvae.models.artifact import load_strictly
 from dmvae.models.base import Model
 from dmvae.registry import nearest, register
-from dmvae.tokenizers.files import FileSource, load_strictly
+from dmvae.tokenizers.files import FileSource
 
 # The ones that take images; those of videos and sound fail when their latents are measured.
 IMAGE_CLASSES = (

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
-from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from dmvae.config import Values
 from dmvae.runtime.hashing import sha256_of
 from dmvae.tokenizers import TokenizerSource
 from dmvae.tokenizers.network import Adapter
-
-M = TypeVar("M", bound=ModelMixin)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,25 +59,3 @@ class FileSource(TokenizerSource):
     def place(self) -> Path:
         """The file or folder that `path` means."""
         return Path(self.path).expanduser()
-
-
-def load_strictly(cls: type[M], path: str | Path, **kwargs: object) -> M:
-    """`cls.from_pretrained` in float32, with a ValueError where diffusers warns: weights too many or too few."""
-    model: M
-    read: Callable[..., Any] = cls.from_pretrained  # gives a pair where it is asked for what did not fit
-    try:
-        model, info = read(
-            path,
-            torch_dtype=torch.float32,
-            low_cpu_mem_usage=False,  # see Model.from_pretrained
-            ignore_mismatched_sizes=True,  # they are reported below, with the rest
-            output_loading_info=True,
-            **kwargs,
-        )
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{path}: the weights do not load as {cls.__name__}: {error}") from error
-    kinds = {"missing": "missing_keys", "unknown": "unexpected_keys", "of another shape": "mismatched_keys"}
-    wrong = [f"{len(info[key])} {kind}, such as {min(map(str, info[key]))}" for kind, key in kinds.items() if info[key]]
-    if wrong:
-        raise ValueError(f"{path}: these are not the weights of this {cls.__name__}: {'; '.join(wrong)}")
-    return model
