@@ -26,6 +26,7 @@ from rich.table import Table
 
 from benchmarks.tortures import COUNTS, Row
 from benchmarks.tortures.damage import checkpoints, files, recipes, run_folder
+from benchmarks.tortures.foreign import foreign
 from benchmarks.tortures.hostile import hostile, workers
 from benchmarks.tortures.kills import disks, kills
 from benchmarks.tortures.power import cuts
@@ -38,6 +39,7 @@ PARTS: dict[str, Part] = {
     "images": lambda folder, quick, rng: odd_images(folder),
     "files": lambda folder, quick, rng: files(folder, 100 if quick else 1000, rng),
     "checkpoints": lambda folder, quick, rng: checkpoints(folder, 30 if quick else 300, rng),
+    "foreign": lambda folder, quick, rng: foreign(folder, 30 if quick else 300, rng),
     "recipes": lambda folder, quick, rng: recipes(folder, 50 if quick else 500, rng),
     "hostile": lambda folder, quick, rng: hostile(folder),
     "workers": lambda folder, quick, rng: workers(folder, 0 if quick else 3),

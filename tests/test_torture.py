@@ -2,15 +2,24 @@
 
 import random
 import sys
+import warnings
 
 import pytest
 import torch
 from benchmarks.tortures import Row, attempt
 from benchmarks.tortures.damage import checkpoints, files
+from benchmarks.tortures.foreign import foreign
 from benchmarks.tortures.hostile import hostile
 from benchmarks.tortures.processes import compare, contents, run
 from benchmarks.tortures.values import odd_fields, odd_images
 from safetensors.torch import save_file
+
+
+@pytest.mark.slow
+def test_damaged_files_of_other_programs_end_in_a_line(tmp_path):
+    for row in foreign(tmp_path, 12, random.Random(1)):
+        assert row.tries == 12
+        assert row.notes == []
 
 
 @pytest.mark.parametrize("part", [files, checkpoints])
@@ -54,7 +63,7 @@ def test_what_ends_elsewhere_than_an_undisturbed_run_is_counted(tmp_path):
 
 
 def test_what_fails_is_counted(tmp_path):
-    row = Row("x", 3)
+    row = Row("x", 4)
 
     def crash():
         raise KeyError("x")
@@ -62,10 +71,11 @@ def test_what_fails_is_counted(tmp_path):
     def refuse():
         raise ValueError("in a line")
 
-    assert attempt(row, crash, "crash") == (True, None)
-    assert attempt(row, refuse, "refuse") == (True, None)
-    assert attempt(row, lambda: 3, "pass") == (False, 3)
-    assert (row.tries, row.counts["tracebacks"], row.notes) == (3, 1, ["x: tracebacks: crash: KeyError: 'x'"])
+    assert attempt(row, crash, "crash") == ("KeyError('x')", None)
+    assert attempt(row, refuse, "refuse") == ("ValueError('in a line')", None)
+    assert attempt(row, lambda: 3, "pass") == ("", 3)
+    assert attempt(row, lambda: warnings.warn("one", stacklevel=1), "warn") == ("one", None)
+    assert (row.tries, row.counts["tracebacks"], row.notes) == (4, 1, ["x: tracebacks: crash: KeyError: 'x'"])
 
 
 LEAVES = """

@@ -64,8 +64,8 @@ class Hang(BaseException):
     """No answer in time."""
 
 
-def attempt(row: Row, act: Callable[[], Any], note: str) -> tuple[bool, Any]:
-    """(whether a word was said, what was returned): an error of one line and a warning are words."""
+def attempt(row: Row, act: Callable[[], Any], note: str) -> tuple[str, Any]:
+    """(what was said, what was returned): an error of one line and warnings are said."""
 
     def ring(number: int, frame: object) -> None:
         raise Hang
@@ -79,19 +79,19 @@ def attempt(row: Row, act: Callable[[], Any], note: str) -> tuple[bool, Any]:
             with contextlib.redirect_stderr(said):
                 warnings.simplefilter("always")
                 value = act()
-        return bool(warned), value
+        return "; ".join(str(w.message) for w in warned), value
     except (ValueError, OSError, FloatingPointError) as error:
         if not str(error):
             row.count("tracebacks", f"{note}: {error!r} says nothing")
-        return True, None
+        return repr(error), None
     except SystemExit as stop:
-        return stop.code != 0, None
+        return said.getvalue() if stop.code else "", None
     except Hang:
         row.count("hangs", note)
-        return True, None
+        return "a hang", None
     except Exception as error:
         row.count("tracebacks", f"{note}: {type(error).__name__}: {error}"[:200])
-        return True, None
+        return repr(error), None
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)

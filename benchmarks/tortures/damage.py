@@ -7,7 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -90,8 +90,8 @@ def files(folder: Path, tries: int, rng: random.Random) -> Iterator[Row]:
         yield row
 
 
-def _networks(folder: Path) -> None:
-    """A finished stage with a tokenizer, and a pipeline, as runs leave them."""
+def small_networks() -> tuple[Autoencoder, LightningDiT]:
+    """A tokenizer and a generator on its latents."""
     tokenizer = Autoencoder(
         encoder={"type": "conv", "width": 8, "multipliers": [1], "stride": 4, "out_channels": 8},
         image_size=16,
@@ -99,9 +99,14 @@ def _networks(folder: Path) -> None:
         bottleneck_width=8,
         decoder={"type": "conv", "width": 8, "multipliers": [1], "blocks": 1},
     )
+    return tokenizer, LightningDiT(in_channels=4, input_size=4, width=8, depth=1, heads=2, num_classes=3)
+
+
+def _networks(folder: Path) -> None:
+    """A finished stage with a tokenizer, and a pipeline, as runs leave them."""
+    tokenizer, generator = small_networks()
     save_network(tokenizer, folder / "stage/autoencoder")
     write_done(folder / "stage", {"seconds": 1.0, "config": {"steps": 3}})
-    generator = LightningDiT(in_channels=4, input_size=4, width=8, depth=1, heads=2, num_classes=3)
     build_pipeline(generator, tokenizer, ("a", "b", "c"), "card").save_pretrained(folder / "pipeline")
     (folder / "pipeline/README.md").unlink()  # written anew by every report
     write_source(folder / "pipeline", {"generator": "x"})
@@ -160,13 +165,13 @@ ODD = (
 )
 
 
-def mutated(value: Any, rng: random.Random) -> Any:
-    """The recipe with one of its parts, at any depth, replaced, renamed, or taken away."""
+def mutated(value: Any, rng: random.Random, odd: Sequence[Any] = ODD) -> Any:
+    """The values with one of their parts, at any depth, replaced, renamed, or taken away."""
     if isinstance(value, dict) and value and rng.random() < 0.85:
         key, values = rng.choice(sorted(value)), dict(value)
         what = rng.random()
         if what < 0.8:
-            values[key] = mutated(values[key], rng)
+            values[key] = mutated(values[key], rng, odd)
         elif what < 0.9:
             values[key + "s"] = values.pop(key)
         else:
@@ -174,8 +179,8 @@ def mutated(value: Any, rng: random.Random) -> Any:
         return values
     if isinstance(value, list) and value and rng.random() < 0.5:
         place = rng.randrange(len(value))
-        return [*value[:place], mutated(value[place], rng), *value[place + 1 :]]
-    return rng.choice(ODD)
+        return [*value[:place], mutated(value[place], rng, odd), *value[place + 1 :]]
+    return rng.choice(odd)
 
 
 def recipes(folder: Path, tries: int, rng: random.Random) -> Iterator[Row]:

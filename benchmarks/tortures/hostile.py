@@ -30,6 +30,7 @@ from dmvae.encoders.timm import TimmEncoder
 from dmvae.evaluation.images import npz_images
 from dmvae.evaluation.reference_statistics import read_statistics
 from dmvae.runtime.weights import read_tensors
+from dmvae.tokenizers.adapted import load_tokenizer
 from dmvae.training import checkpoint
 
 
@@ -49,17 +50,17 @@ def hostile(folder: Path) -> Iterator[Row]:
     precious = folder / "precious"
     precious.write_text("mine")
     home = Path.cwd()
-    attacks = list(_attacks(folder, out, ran, precious))
+    attacks = [*_running(out, ran), *_misleading(out, precious)]
     row = Row("hostile files", len(attacks))
-    for name, act in attacks:
+    for name, told, act in attacks:
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir()
         try:
             said, _ = attempt(row, act, name)
         finally:
             os.chdir(home)
-        if not said:
-            row.count("silent uses", name)
+        if told not in said:
+            row.count("silent uses", f"{name}: not said: {said[-200:]}")
         if ran.exists():
             row.count("silent uses", f"{name}: its code ran")
             ran.rmdir()
@@ -68,13 +69,12 @@ def hostile(folder: Path) -> Iterator[Row]:
     yield row
 
 
-def _attacks(folder: Path, out: Path, ran: Path, precious: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
-    def put(name: str, content: bytes | str | dict[str, Any]) -> Path:
-        path = out / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(content) if isinstance(content, dict) else content
-        path.write_bytes(text.encode() if isinstance(text, str) else text)
-        return path
+Attack = tuple[str, str, Callable[[], Any]]
+"""Its name, what is said of it, and what is asked of the program."""
+
+
+def _running(out: Path, ran: Path) -> Iterator[Attack]:
+    """Those whose code would make the folder `ran`."""
 
     def saved(name: str, value: Any) -> Path:
         torch.save(value, out / name)
@@ -84,9 +84,46 @@ def _attacks(folder: Path, out: Path, ran: Path, precious: Path) -> Iterator[tup
         checkpoint.save(out, 1, {"w": torch.ones(2), "step": Evil(ran)})
         checkpoint.load(out, {"w": torch.zeros(2), "step": 0})
 
+    def recipe() -> None:
+        _put(out / "evil.py", f"import os; os.mkdir({str(ran)!r})")
+        _put(out / "main/recipe.yaml", yaml.safe_dump({"plugins": [str(out / "evil.py")], "name": "x"}))
+
+    evaluate = {"kind": "evaluate", "run_dir": str(out), "variant": "main"}
+    yield "weights that run code", "asks for posix.mkdir", lambda: read_tensors(saved("x.pt", {"w": Evil(ran)}))
+    yield (
+        "an old pickle as weights",
+        "asks for posix.mkdir",
+        lambda: read_tensors(_put(out / "x.pt", pickle.dumps(Evil(ran), protocol=2))),
+    )
+    yield "statistics that run code", "asks for posix.mkdir", lambda: read_statistics(saved("x.pt", {"mu": Evil(ran)}))
+    yield "a checkpoint that runs code", "asks for posix.mkdir", forged
+    yield (
+        "a timm encoder's own loader",
+        "checkpoint_path",
+        lambda: TimmEncoder(
+            model="resnet10t", pretrained=False, kwargs={"checkpoint_path": str(saved("x.pth", Evil(ran)))}
+        ).build(size=32, channels=3),
+    )
+    yield (
+        "object arrays",
+        "Object arrays cannot",
+        lambda: (np.savez(out / "x.npz", arr_0=np.array([Evil(ran)])), npz_images(out / "x.npz")),
+    )
+    yield (
+        "a check of a run with plugins",
+        "code that would be run",
+        lambda: (recipe(), check(_put(out / "x.json", {"metrics": {}, "manifest": {"call": evaluate}}))),
+    )
+    yield "a report of a run with plugins", "code that would be run", lambda: (recipe(), cli.main(["report", str(out)]))
+
+
+def _misleading(out: Path, precious: Path) -> Iterator[Attack]:
+    """Those that would write elsewhere, to `precious` say, hang, fill memory or end in a traceback."""
+
     def scored(**call: Any) -> None:
         os.chdir(out)
-        check(put("x.json", {"metrics": {}, "manifest": {"call": {"kind": "folder", "paths": ["a", "b"], **call}}}))
+        call = {"kind": "folder", "paths": ["a", "b"], **call}
+        check(_put(out / "x.json", {"metrics": {}, "manifest": {"call": call}}))
 
     def lying(shape: tuple[int, ...]) -> Path:
         head = io.BytesIO()
@@ -101,7 +138,7 @@ def _attacks(folder: Path, out: Path, ran: Path, precious: Path) -> Iterator[tup
 
     def listing() -> None:
         done = {"seconds": 1, "files": {"../../../precious": [0, 0]}}
-        folder = put("stages/tokenizer-1/done.json", done).parent
+        folder = _put(out / "stages/tokenizer-1/done.json", done).parent
         pipeline._tidy([SimpleNamespace(folder=folder, finished=True)], verify=True)  # type: ignore[list-item]
 
     def fifo() -> None:
@@ -109,38 +146,30 @@ def _attacks(folder: Path, out: Path, ran: Path, precious: Path) -> Iterator[tup
         (out / "y.png").symlink_to("/dev/zero")
         scan(out)
 
-    code = {"plugins": [str(out / "evil.py")], "name": "x"}
-    put_code = lambda: (
-        put("evil.py", f"import os; os.mkdir({str(ran)!r})"),
-        put("main/recipe.yaml", yaml.safe_dump(code)),
-    )
-    evaluate = {"kind": "evaluate", "run_dir": str(out), "variant": "main"}
-    yield "weights that run code", lambda: read_tensors(saved("x.pt", {"w": Evil(ran)}))
-    yield "an old pickle as weights", lambda: read_tensors(put("x.pt", pickle.dumps(Evil(ran), protocol=2)))
-    yield "statistics that run code", lambda: read_statistics(saved("x.pt", {"mu": Evil(ran)}))
-    yield "a checkpoint that runs code", forged
+    deep = "a: " + "[" * 5000 + "]" * 5000
+    yield "an array of a lying shape", "no .npz of samples", lambda: npz_images(lying((10**7, 10**7, 3, 3)))
+    yield "an array of a huge count", "no .npz of samples", lambda: npz_images(lying((10**30,)))
+    yield "a check that writes", "takes no 'save_reference'", lambda: scored(options={"save_reference": str(precious)})
+    yield "a check with options of other types", "is no value for it", lambda: scored(options={"batch_size": {"a": 1}})
+    yield "names that lead out of a folder", "no file below", lambda: escape("../precious.png")
+    yield "an absolute name", "no file below", lambda: escape("/precious.png")
+    yield "a list of a stage's files that leads out of it", "no file of its folder", listing
+    yield "a recipe nested too deep", "nested too deep", lambda: cli.main(["run", str(_put(out / "r.yaml", deep))])
     yield (
-        "a timm encoder's own loader",
-        lambda: TimmEncoder(
-            model="resnet10t", pretrained=False, kwargs={"checkpoint_path": str(saved("x.pth", Evil(ran)))}
-        ).build(size=32, channels=3),
+        "a tokenizer nested too deep",
+        "no config of a tokenizer",
+        lambda: load_tokenizer(_put(out / "t/config.json", "[" * 100_000).parent),
     )
-    yield "object arrays", lambda: (np.savez(out / "x.npz", arr_0=np.array([Evil(ran)])), npz_images(out / "x.npz"))
-    yield "an array of a lying shape", lambda: npz_images(lying((10**7, 10**7, 3, 3)))
-    yield "an array of a huge count", lambda: npz_images(lying((10**30,)))
-    yield "a check that writes", lambda: scored(options={"save_reference": str(precious)})
-    yield "a check with options of other types", lambda: scored(options={"batch_size": {"a": 1}})
-    yield (
-        "a check of a run with plugins",
-        lambda: (put_code(), check(put("x.json", {"metrics": {}, "manifest": {"call": evaluate}}))),
-    )
-    yield "a report of a run with plugins", lambda: (put_code(), cli.main(["report", str(out)]))
-    yield "names that lead out of a folder", lambda: escape("../precious.png")
-    yield "an absolute name", lambda: escape("/precious.png")
-    yield "a list of a stage's files that leads out of it", listing
-    yield "a recipe nested too deep", lambda: cli.main(["run", str(put("r.yaml", "a: " + "[" * 5000 + "]" * 5000))])
-    yield "scores nested too deep", lambda: check(put("x.json", "[" * 100_000))
-    yield "a FIFO and a device among images", fifo
+    yield "scores nested too deep", "not a file of scores", lambda: check(_put(out / "x.json", "[" * 100_000))
+    yield "a FIFO and a device among images", "no images", fifo
+
+
+def _put(path: Path, content: bytes | str | dict[str, Any]) -> Path:
+    """The path, after the content is written there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(content) if isinstance(content, dict) else content
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
 
 
 WORKER = """

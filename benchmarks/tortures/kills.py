@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from benchmarks.tortures import Row, ours
-from benchmarks.tortures.processes import PATIENCE, Commands, compare, finish, kill, start, undisturbed
+from benchmarks.tortures.processes import Commands, compare, finish, kill, start, undisturbed
 from dmvae.datasets.shapes import Shapes
 
 MOST = 6
@@ -85,9 +85,9 @@ def _killed(row: Row, command: Commands, out: Path, wanted: dict[str, Any], seco
                 row.tried()
             kill(one)
             for process in running:  # the others do the work of the one that is gone
-                if finish(process, log, row, f"try {row.tries}, beside a killed one") != 0:
+                if finish(process, log, row, f"try {row.tries}, beside a killed one")[0] != 0:
                     row.count("losses", f"try {row.tries}: the other process failed")
-        code = finish(start(command(out)[0], log), log, row, f"after try {row.tries}")
+        code, _ = finish(start(command(out)[0], log), log, row, f"after try {row.tries}")
         if code != 0:
             row.count("losses", f"after try {row.tries}: exit code {code}")
         else:
@@ -107,15 +107,14 @@ def _filled(row: Row, command: Commands, folder: Path, good: Path, wanted: dict[
         with _disk(folder / "disk", int(share * sum(sizes))) as mounted:
             said = f"try {row.tries}, {share:.0%} of the {'disk' if mounted else 'largest file'}"
             process = start(command(out)[0], log, None if mounted else int(share * max(sizes)))
-            process.join(PATIENCE)
-            lines = log.read_text(errors="replace")
-            if finish(process, log, row, said) == 0:
+            code, lines = finish(process, log, row, said)
+            if code == 0:
                 compare(row, wanted, out, said)  # it needed less than it leaves
             elif not any(word in lines for word in ("No space left", "disk full", "File too large")):
                 row.count("silent uses", f"{said}: not said: {lines[-200:]}")
             if mounted:
                 subprocess.run(["mount", "-o", "remount,size=1G", str(folder / "disk")], check=True)
-            code = finish(start(command(out)[0], log), log, row, f"after {said}")
+            code, _ = finish(start(command(out)[0], log), log, row, f"after {said}")
             if code != 0:
                 row.count("losses", f"after {said}: exit code {code}")
             else:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.tortures import Row
 from benchmarks.tortures.kills import commands
-from benchmarks.tortures.processes import PATIENCE, compare, finish, kill, start, undisturbed
+from benchmarks.tortures.processes import compare, finish, kill, start, undisturbed
 
 SIZE = 256 << 20
 """Bytes of the disk; a run of every stage needs a tenth."""
@@ -47,27 +47,25 @@ def cuts(folder: Path, tries: int, rng: random.Random) -> Iterator[Row]:
             kill(process)
             _copy(image, cut)
         # the log names a stage when it begins: those before the last are finished
-        finished = [stage for stage, _ in _stages(log)][: None if ended else -1]
+        before = log.read_text(errors="replace") if log.exists() else ""
+        finished = [stage for stage, _ in _stages(before)][: None if ended else -1]
         log.unlink(missing_ok=True)
         said = f"try {row.tries}, {f'{after:.1f} s after its end' if ended else 'before its end'}"
         with _mounted(cut, disk):
-            process = start(command(disk / "out")[0], log)
-            process.join(PATIENCE)
-            gone = [stage for stage, how in _stages(log) if how != "skip" and stage in finished]
+            code, lines = finish(start(command(disk / "out")[0], log), log, row, said)
+            gone = [stage for stage, how in _stages(lines) if how != "skip" and stage in finished]
             if gone:
                 row.count("losses", f"{said}: {', '.join(gone)} were finished")
-            lines = log.read_text(errors="replace")
-            if finish(process, log, row, said) != 0:
+            if code != 0:
                 row.count("losses", f"{said}: {lines[-300:]}")
             else:
                 compare(row, wanted, disk / "out", said)
     yield row
 
 
-def _stages(log: Path) -> list[tuple[str, str]]:
+def _stages(log: str) -> list[tuple[str, str]]:
     """(stage, whether it is skipped, run or resumed) in the order of a command's log."""
-    text = log.read_text(errors="replace") if log.exists() else ""
-    return re.findall(r"^main/(\w+): (skip|run|resume) ", text, re.MULTILINE)
+    return re.findall(r"^main/(\w+): (skip|run|resume) ", log, re.MULTILINE)
 
 
 def _can(image: Path, disk: Path) -> bool:

@@ -53,8 +53,9 @@ def kill(process: BaseProcess) -> None:
     process.join()
 
 
-def finish(process: BaseProcess, log: Path, row: Row, note: str) -> int | None:
-    """Wait for the end, and count what should not be: a hang, a traceback, a process that is left. The exit code."""
+def finish(process: BaseProcess, log: Path, row: Row, note: str) -> tuple[int | None, str]:
+    """Wait for the end, and count what should not be: a hang, a traceback, a process that is left. (exit code, what was
+    said)."""
     process.join(PATIENCE)
     code = process.exitcode
     if code is None:
@@ -68,7 +69,7 @@ def finish(process: BaseProcess, log: Path, row: Row, note: str) -> int | None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid or 0, signal.SIGKILL)
     log.unlink()
-    return code
+    return code, text
 
 
 def _group(number: int | None) -> bool:
@@ -154,7 +155,7 @@ Commands = Callable[[Path], list[list[str]]]
 def undisturbed(commands: Commands, folder: Path) -> tuple[dict[str, Any], float]:
     """(contents, seconds) of one command run to its end."""
     row, log, begun = Row("undisturbed", 1), folder.with_suffix(".log"), time.monotonic()
-    code = finish(start(commands(folder)[0], log), log, row, str(folder))
+    code, _ = finish(start(commands(folder)[0], log), log, row, str(folder))
     assert code == 0, f"without any harm: {row.notes or code}"
     assert not row.notes, row.notes
     return contents(folder), time.monotonic() - begun
