@@ -83,6 +83,8 @@ bench: install
 	$(BIN)/python -m benchmarks.steps
 	$(BIN)/python -m benchmarks.steps --compile
 	$(BIN)/python -m benchmarks.steps --recipe recipes/cifar10.yaml
+	$(BIN)/python -m benchmarks.published
+	$(BIN)/python -m benchmarks.published --compile
 	$(BIN)/python -m benchmarks.models --only S/1
 	$(BIN)/python -m benchmarks.decoding
 

@@ -1,5 +1,4 @@
-"""Images per second of each training stage's step, its share of the machine's measured peak of matrix
-products, and the matching stage beside a naive version of the same step:
+"""Images per second of each training stage's step, and its share of the machine's measured peak of matrix products:
 
     python -m benchmarks.steps [--recipe recipes/demo.yaml] [--compile] [--seconds 8] [--device cuda]
                                [--section.field value]
@@ -12,11 +11,8 @@ of one run compare; absolute figures move with the machine.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,15 +27,13 @@ from dmvae.datasets.shapes import Shapes
 from dmvae.evaluation.online import online_proxies
 from dmvae.inputs import Inputs
 from dmvae.jobs import Job, plan
-from dmvae.matching import dmd
 from dmvae.recipe import Recipe, load
 from dmvae.runtime.precision import uses_bf16
-from dmvae.stages.matching import MatchingStage
 from dmvae.training.loop import Trainer
 from dmvae.training.preparing import compile_networks
 from dmvae.training.stage import Batch
 
-CYCLE, TURNS = 15, 3
+CYCLE = 15
 TRAINING = ("encoder", "tokenizer", "reference", "matching", "decoder", "generator")
 
 
@@ -47,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="recipes/demo.yaml")
     parser.add_argument("--seconds", type=float, default=8.0, help="how long each stage is timed")
-    parser.add_argument("--compile", action="store_true", help="as `run.compile: true` does; never the naive version")
+    parser.add_argument("--compile", action="store_true", help="as `run.compile: true` does")
     parser.add_argument("--device", type=torch.device, default="cpu", help="cpu or cuda (default: %(default)s)")
     args, rest = parser.parse_known_args()
     recipe = max(load(args.recipe, parse_overrides(rest)).values(), key=lambda r: len(stages_of(r)))
@@ -70,8 +64,6 @@ def main() -> None:
             if stage == "matching":
                 share = proxy_seconds(steps) / (steps.batch_size / images)
                 print(f"  of which the proxies of gFD {share:.1%}")
-        if "matching" in jobs:
-            compare_matching(jobs["matching"], args.seconds, args.compile, args.device)
 
 
 def stages_of(recipe: Recipe) -> dict[str, Any]:
@@ -170,63 +162,6 @@ def proxy_seconds(steps: Steps, repeat: int = 10) -> float:
         online_proxies(z, steps.labels, lambda z: model.decode(model.denormalize(z)).sample)
 
     return median_seconds(measured, repeat) / (config.proxy_every * config.student_steps)
-
-
-def compare_matching(job: Job, seconds: float, compiles: bool, device: torch.device) -> None:
-    """The matching stage at guidance 5 and 5 student steps (the paper's), and the same done naively: conditional and
-    unconditional velocities in separate calls, the decoder on every step, float32. They take turns, and the best turn
-    of each counts, for other programs only slow what is timed."""
-    ours = Steps(_papers(job), device)
-    plain = dataclasses.replace(job.recipe, run=dataclasses.replace(job.recipe.run, precision="float32"))
-    naive = Steps(_papers(dataclasses.replace(job, recipe=plain)), device)
-    if compiles:
-        ours.compile()
-    ours(), naive()
-    best_ours = best_naive = 0.0
-    for _ in range(TURNS):
-        best_ours = max(best_ours, rate(ours, seconds / TURNS))
-        with naively():
-            best_naive = max(best_naive, rate(naive, seconds / TURNS))
-    print(
-        f"matching, paper's guidance 5 and ratio 5: {best_ours:.0f} images/s; naively {best_naive:.0f}; "
-        f"ratio {best_ours / best_naive:.2f}"
-    )
-
-
-@contextmanager
-def naively() -> Iterator[None]:
-    kept = dmd.guided, MatchingStage.updates
-    dmd.guided, MatchingStage.updates = separate_calls, decoder_always  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        dmd.guided, MatchingStage.updates = kept  # type: ignore[method-assign]
-
-
-def _papers(job: Job) -> Job:
-    section = dataclasses.replace(job.recipe.section("matching"), objective=dmd.DMD(guidance=5.0), student_steps=5)
-    return dataclasses.replace(job, recipe=dataclasses.replace(job.recipe, matching=section))
-
-
-def separate_calls(velocity, scale, null_label, interval=(0.0, 1.0)):
-    """Guidance by two calls of the network."""
-
-    def call(z_t, t, labels):
-        cond = velocity(z_t, t, labels)
-        uncond = velocity(z_t, t, torch.full_like(labels, null_label))
-        return uncond + scale * (cond - uncond)
-
-    return call
-
-
-_updates = MatchingStage.updates
-
-
-def decoder_always(self, networks, batch, rng):
-    """The stage's updates, with a pass through the decoder also on the steps that train the student alone."""
-    if (batch.step - self.config.student_warmup) % self.config.student_steps:
-        networks.autoencoder.decode(networks.autoencoder.encode(batch.data).latents)
-    yield from _updates(self, networks, batch, rng)
 
 
 if __name__ == "__main__":
