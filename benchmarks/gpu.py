@@ -211,7 +211,7 @@ def decodes(scale: Scale, device: torch.device) -> None:
     print(f"decodes with TF32 against float32: PSNR {decibel:.1f} dB ({time.perf_counter() - begun:.0f} s)", flush=True)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # as `dmvae.stages.sample.generate`
 def sampling(scale: Scale, device: torch.device, compiles: bool) -> None:
     count = 125 if scale is FULL else 4
     network = scale.network().to(device).eval()

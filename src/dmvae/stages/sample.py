@@ -122,7 +122,7 @@ def generator_at(step: int | None, inputs: Inputs) -> str:
     return name
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: under it autocast keeps no weight that it has cast, and casts all in every step
 def generate(
     generator: Generator,
     autoencoder: Tokenizer,
