@@ -206,6 +206,16 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly():
     assert subprocess.run(["bash", "-c", closed], capture_output=True, env=processes.environment()).stderr == b""
 
 
+def test_a_command_ends_without_a_search_for_garbage():
+    """What is registered first is called last."""
+    code = (
+        "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 0, len(gc.get_objects()) < 100));"
+        "from dmvae import cli; cli.main(['--version'])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=processes.environment())
+    assert result.stdout.splitlines()[-1] == "True True"
+
+
 def test_no_notice_of_a_library_that_is_not_needed(tmp_path):
     """diffusers logs "pip install accelerate" where a network is loaded as it does by itself."""
     from diffusers.utils import logging
