@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from dmvae.decoders.conv import ConvolutionalDecoder
 from dmvae.models.dit import LightningDiT, lightningdit
 from dmvae.runtime.precision import uses_bf16
+
+CYCLE, TURNS = 15, 5
+"""Steps of which every kind of a stage's steps is one, each in its share; turns that each loop is timed in."""
 
 
 def median_seconds(run: Callable[[], object], repeat: int) -> float:
@@ -31,6 +34,27 @@ def median_seconds(run: Callable[[], object], repeat: int) -> float:
         wait()
         times.append(time.perf_counter() - start)
     return statistics.median(times)
+
+
+def fastest(loops: Sequence[Callable[[int], object]], seconds: float) -> list[float]:
+    """Seconds that a step of each takes. A loop is called with the step's number, `CYCLE` times before it is timed.
+    They take turns, each of so many seconds in all, and the best turn of each counts, for other programs only slow
+    what is timed."""
+    for loop in loops:
+        for step in range(CYCLE):
+            loop(step)
+    best = [float("inf")] * len(loops)
+    for _ in range(TURNS):
+        for i, loop in enumerate(loops):
+            wait()
+            done, begun = 0, time.perf_counter()
+            while time.perf_counter() - begun < seconds / TURNS:
+                for step in range(done, done + CYCLE):
+                    loop(step)
+                wait()
+                done += CYCLE
+            best[i] = min(best[i], (time.perf_counter() - begun) / done)
+    return best
 
 
 def wait() -> None:

@@ -25,13 +25,12 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
-import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.models import wait
+from benchmarks.models import fastest
 from dmvae.commands.parser import parse_overrides
 from dmvae.flow.loss import drop_labels, sample_time
 from dmvae.inputs import Blueprint
@@ -46,7 +45,6 @@ from dmvae.training.loop import Trainer
 from dmvae.training.preparing import compile_networks
 from dmvae.training.stage import Batch
 
-CYCLE, TURNS = 15, 5
 Figures = dict[str, Tensor]
 
 
@@ -103,25 +101,6 @@ def trainer_of(recipe: Recipe, device: torch.device) -> Trainer:
     inputs = Blueprint(recipe, "", reads, 10, fake=False)
     inputs.device = device
     return Trainer(MatchingStage(recipe.section("matching"), inputs))
-
-
-def fastest(loops: list[Callable[[int], object]], seconds: float) -> list[float]:
-    """Seconds that a step of each takes."""
-    for loop in loops:
-        for step in range(CYCLE):  # compiles
-            loop(step)
-    best = [float("inf")] * len(loops)
-    for _ in range(TURNS):
-        for i, loop in enumerate(loops):
-            wait()
-            done, begun = 0, time.perf_counter()
-            while time.perf_counter() - begun < seconds / TURNS:
-                for step in range(done, done + CYCLE):
-                    loop(step)
-                wait()
-                done += CYCLE
-            best[i] = min(best[i], (time.perf_counter() - begun) / done)
-    return best
 
 
 class Published:

@@ -1,11 +1,12 @@
 """Images per second of each training stage's step, and its share of the machine's measured peak of matrix products:
 
-    python -m benchmarks.steps [--recipe recipes/demo.yaml] [--compile] [--seconds 8] [--device cuda]
-                               [--section.field value]
+    python -m benchmarks.steps [--recipe recipes/demo.yaml] [--stage matching] [--compile] [--seconds 8]
+                               [--device cuda] [--section.field value]
 
 The recipe's variant with the most stages is timed. Any field of it is an option, as for `dmvae run`:
---run.precision bfloat16, or --data.root where one is required. Data are procedural, networks are the recipe's. Ratios
-of one run compare; absolute figures move with the machine.
+--run.precision bfloat16, or --data.root where one is required. Data are procedural, networks are the recipe's. With
+--compile, compiled and eager steps take turns, and the seconds of the first 15 compiled steps are printed too, with
+nothing kept from an earlier compilation. Ratios of one run compare; absolute figures move with the machine.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.models import median_seconds, peak_flops, wait
+from benchmarks.models import CYCLE, fastest, median_seconds, peak_flops, wait
 from dmvae import pipeline
 from dmvae.commands.parser import parse_overrides
 from dmvae.datasets.shapes import Shapes
@@ -33,15 +34,16 @@ from dmvae.training.loop import Trainer
 from dmvae.training.preparing import compile_networks
 from dmvae.training.stage import Batch
 
-CYCLE = 15
+HEADING = f"{'times eager':>12} {'first steps, s':>15}"
 TRAINING = ("encoder", "tokenizer", "reference", "matching", "decoder", "generator")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="recipes/demo.yaml")
-    parser.add_argument("--seconds", type=float, default=8.0, help="how long each stage is timed")
-    parser.add_argument("--compile", action="store_true", help="as `run.compile: true` does")
+    parser.add_argument("--stage", choices=TRAINING, help="this stage alone")
+    parser.add_argument("--seconds", type=float, default=8.0, help="how long a stage is timed (default: %(default)s)")
+    parser.add_argument("--compile", action="store_true", help="as `run.compile: true` does, beside eager steps")
     parser.add_argument("--device", type=torch.device, default="cpu", help="cpu or cuda (default: %(default)s)")
     args, rest = parser.parse_known_args()
     recipe = max(load(args.recipe, parse_overrides(rest)).values(), key=lambda r: len(stages_of(r)))
@@ -52,18 +54,22 @@ def main() -> None:
         f"peak of matrix products, {name}, {args.device}, {torch.get_num_threads()} threads: {peak / 1e9:.0f} GFLOP/s"
     )
     with tempfile.TemporaryDirectory() as folder:
-        jobs = prepare(recipe, Path(folder))
-        print(f"{'stage':<10} {'images/s':>9} {'share of peak':>14}")
+        jobs = prepare(recipe, Path(folder), args.stage)
+        print(f"{'stage':<10} {'images/s':>9} {'share of peak':>14}{HEADING if args.compile else ''}")
         for stage in stages_of(recipe):
+            if args.stage not in (None, stage):
+                continue
             steps = Steps(jobs[stage], args.device)
-            operations = flops_per_image(steps)
+            operations, timed, first = flops_per_image(steps), [steps], 0.0
             if args.compile:
-                steps.compile()
-            images = rate(steps, args.seconds)
-            print(f"{stage:<10} {images:>9.0f} {images * operations / peak:>14.0%}", flush=True)
+                timed = [Steps(jobs[stage], args.device), steps]
+                first = timed[0].compile()
+            seconds = fastest(timed, args.seconds)
+            images = steps.batch_size / seconds[0]
+            more = f"{seconds[1] / seconds[0]:>12.2f} {first:>15.1f}" if args.compile else ""
+            print(f"{stage:<10} {images:>9.0f} {images * operations / peak:>14.0%}{more}", flush=True)
             if stage == "matching":
-                share = proxy_seconds(steps) / (steps.batch_size / images)
-                print(f"  of which the proxies of gFD {share:.1%}")
+                print(f"  of which the proxies of gFD {proxy_seconds(steps) / seconds[-1]:.1%}")
 
 
 def stages_of(recipe: Recipe) -> dict[str, Any]:
@@ -71,13 +77,15 @@ def stages_of(recipe: Recipe) -> dict[str, Any]:
     return {name: config for name in TRAINING if (config := recipe.section(name)) is not None}
 
 
-def prepare(recipe: Recipe, folder: Path) -> dict[str, Job]:
-    """The recipe on procedural data, every stage run for one step: what the timed steps read."""
+def prepare(recipe: Recipe, folder: Path, until: str | None) -> dict[str, Job]:
+    """The recipe on procedural data, every stage before `until` run for one step: what the timed steps read."""
     data = Shapes(size=recipe.data.size, channels=recipe.data.channels, count=1024)
     stages = {name: replace(config, steps=1) for name, config in stages_of(recipe).items()}
     recipe = replace(recipe, data=data, run=replace(recipe.run, dir=str(folder), tracker="none"), **stages)
     jobs = {job.stage.name: job for job in plan({"main": recipe}, folder)}
     for name, job in jobs.items():
+        if name == until:
+            break
         if name == "latents" or name in TRAINING[:-1]:
             pipeline.execute(job)
     return jobs
@@ -100,17 +108,21 @@ class Steps:
         # Past the adversary's start, as most of a training is.
         self.step = 60
 
-    def compile(self) -> None:
-        """As `run.compile` does, and run the step once with what comes out."""
+    def compile(self) -> float:
+        """As `run.compile` does; seconds of the first steps with what comes out."""
+        torch._inductor.config.force_disable_caches = True
+        begun = time.perf_counter()
         compile_networks(self.trainer.networks)
         self.cycle()
+        wait()
+        return time.perf_counter() - begun
 
     def cycle(self) -> None:
         """So many steps that every kind of step is among them, each in its share."""
         for _ in range(CYCLE):
             self()
 
-    def __call__(self) -> None:
+    def __call__(self, _: int = 0) -> None:
         trainer = self.trainer
         trainer.step = self.step
         for _ in trainer.train_step(Batch(self.data, self.labels, self.step, self.step + 1)):
@@ -139,17 +151,6 @@ def flops_per_image(steps: Steps) -> float:
     with counter:
         steps.cycle()
     return counter.get_total_flops() / (CYCLE * steps.batch_size)
-
-
-def rate(steps: Steps, seconds: float) -> float:
-    """Images per second."""
-    wait()
-    done, begun = 0, time.perf_counter()
-    while time.perf_counter() - begun < seconds:
-        steps.cycle()
-        wait()
-        done += CYCLE * steps.batch_size
-    return done / (time.perf_counter() - begun)
 
 
 @torch.no_grad()
