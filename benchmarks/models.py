@@ -1,7 +1,9 @@
 """Time the networks on this machine: `python -m benchmarks.models [--threads 2] [--precision auto] [--device cuda]`.
 
 Prints, for forward plus backward: the median time, and the share of this machine's measured peak of
-matrix multiplication that it amounts to (FLOPs as torch counts them: products and convolutions).
+matrix multiplication that it amounts to (FLOPs as torch counts them: products and convolutions). Then what the
+adaptive weight's two gradients at a decoder's last layer take, in backward passes of the decoder. `compile` is what
+`run.compile` does.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dmvae.decoders.conv import ConvolutionalDecoder
 from dmvae.models.dit import LightningDiT, lightningdit
 from dmvae.runtime.precision import uses_bf16
+from dmvae.training.preparing import compile_networks
 
 CYCLE, TURNS = 15, 5
 """Steps of which every kind of a stage's steps is one, each in its share; turns that each loop is timed in."""
@@ -115,6 +118,7 @@ CASES: dict[str, Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]] = {
     "Decoder, channels_last": lambda: decoder_case(True),
     "Decoder, channels_last, no GroupNorm": lambda: decoder_case(True, norm=False),
 }
+WEIGHT = "Adaptive weight's two gradients"
 
 
 def main() -> None:
@@ -140,10 +144,35 @@ def main() -> None:
             model, inputs = model.to(args.device), tuple(x.to(args.device) for x in inputs)
             with FlopCounterMode(display=False) as counter:
                 training_step(model, *inputs)()
-            network = torch.compile(model, fullgraph=True) if mode == "compile" else model
-            seconds = median_seconds(training_step(network, *inputs, dtype=dtype), args.repeat)
+            if mode == "compile":
+                compile_networks(nn.ModuleList([model]))
+            seconds = median_seconds(training_step(model, *inputs, dtype=dtype), args.repeat)
             share = counter.get_total_flops() / seconds / peak
             print(f"{name:42} {mode:8} {seconds * 1e3:8.1f} ms {share:6.0%} of peak", flush=True)
+    if args.only in WEIGHT:
+        for mode in ("eager", "compile") if args.compile else ("eager",):
+            share = weight_share(mode == "compile", args.repeat, args.device)
+            print(f"{WEIGHT:42} {mode:8} {share:8.2f} of a decoder's backward pass", flush=True)
+
+
+def weight_share(compiles: bool, repeat: int, device: torch.device) -> float:
+    """Time of two gradients at the last layer over that of the backward pass through the whole decoder."""
+    model, (z,) = decoder_case(True)
+    model, z = model.to(device), z.to(device)
+    if compiles:
+        compile_networks(nn.ModuleList([model]))
+    images = model(z)
+    gradient, last = torch.randn_like(images), model.last_layer
+    parameters = list(model.parameters())
+
+    def two() -> None:
+        for _ in range(2):
+            torch.autograd.grad(images, last, gradient, retain_graph=True)
+
+    def whole() -> None:
+        torch.autograd.grad(images, parameters, gradient, retain_graph=True)
+
+    return median_seconds(two, repeat) / median_seconds(whole, repeat)
 
 
 if __name__ == "__main__":
