@@ -119,6 +119,34 @@ def test_a_misspelt_command(capsys):
     )
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("plan smoke --gpu 8", "--gpu: no such option; did you mean --gpus?"),
+        ("plan smoke --gpus 8 --memroy=80GB", "--memroy: no such option; did you mean --memory?"),
+        ("plan smoke --variants kl", "--variants: no such option; did you mean --variant?"),
+        ("run smoke --dryrun", "--dryrun: no such option; did you mean --dry-run?"),
+        ("matching smoke --rundir x", "--rundir: no such option; did you mean --run_dir?"),
+        ("run smoke --debgu", "--debgu: no such option; did you mean --debug?"),
+        ("run smoke --variant", "argument --variant: expected one argument; `dmvae run --help` tells"),
+        ("run smoke --sed 4", "smoke.yaml: sed: no such field; did you mean 'seed'?"),
+        ("run smoke --rn.dir x", "smoke.yaml: rn: no such field; did you mean 'run'?"),
+        ("serve x --prot 8", "unrecognized arguments: --prot 8; did you mean --port? `dmvae serve --help` tells"),
+        ("measure folder a b --fetures x", "did you mean --features? `dmvae measure --help` tells"),
+        ("encode x --tokenizer y --out z --batchsize=4", "did you mean --batch-size? `dmvae encode --help` tells"),
+        ("decode x --tokenizer y --out z --foo", "unrecognized arguments: --foo; `dmvae decode --help` tells"),
+        ("import official-vae x --out y --weihgts ema", "did you mean --weights? `dmvae import --help` tells"),
+        ("init demo one two", "unrecognized arguments: two; `dmvae init --help` tells"),
+        ("--vesrion", "no such option: --vesrion; did you mean '--version'?"),
+    ],
+)
+def test_a_misspelt_option(capsys, line, message):
+    code, error = complain(capsys, *line.split())
+    assert code == 2
+    assert message in error
+    assert error.count("\n") == 1
+
+
 def test_no_such_recipe(capsys):
     code, error = complain(capsys, "run", "nothing.yaml")
     assert code == 2

@@ -15,6 +15,7 @@ import warnings
 
 import dmvae
 from dmvae.commands.parser import USAGE, CheckFailed
+from dmvae.registry import nearest
 from dmvae.runtime.console import printable
 
 COMMANDS = {
@@ -71,6 +72,8 @@ def _dispatch(arguments: list[str]) -> None:
         print(f"dmvae {dmvae.__version__}")
         return
     command, *rest = arguments
+    if command.startswith("-"):
+        raise ValueError(f"no such option: {command}{nearest(command, ('--help', '--version'))}")
     if set(rest) in ({"-h"}, {"--help"}) and command in ("run", "study"):
         print(USAGE)  # without the seconds that torch takes to import
         return

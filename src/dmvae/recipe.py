@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from dmvae import config as configs
-from dmvae.config import FieldMissing, NoSuchField, Values
+from dmvae.config import FieldError, FieldMissing, NoSuchField, Values
 from dmvae.options import few, flat, lay
 from dmvae.registry import load_plugins, nearest
 from dmvae.runtime.shipped import recipe_file
@@ -144,7 +144,7 @@ def _asked(values: Values, overrides: Values) -> tuple[Values, Values, object, V
         variants, own = {"main": {}}, {}
     for of in (variants, own):
         if not isinstance(of, dict) or not all(isinstance(over, dict | None) for over in of.values()):
-            raise ValueError("variants: expected a mapping of names to overrides")
+            raise FieldError("variants", "expected a mapping of names to overrides")
     for name in own:
         if name not in variants:
             raise ValueError(f"variants.{name}: the recipe has no variant {name!r}{nearest(name, variants)}")

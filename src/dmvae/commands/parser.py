@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import re
+from collections.abc import Iterable
 from typing import NoReturn
 
 import yaml
@@ -35,10 +37,24 @@ class CheckFailed(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose complaints are a ValueError, like every other mistake in what was asked."""
+    """argparse whose complaints are a ValueError, like every other mistake in what was asked, and name the option that
+    a misspelt one is most like."""
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; `{self.prog} --help` tells the arguments")
+        unknown = re.match(r"unrecognized arguments: .*?--([\w-]+)", message)
+        like = self.like(unknown[1]) if unknown else ""
+        raise ValueError(
+            f"{message}; {f'did you mean --{like}? ' if like else ''}`{self.prog} --help` tells the arguments"
+        )
+
+    def like(self, word: str, others: Iterable[str] = ()) -> str:
+        """The long option that a word, without its dashes, is most like; "" where none is, or one of `others` more."""
+        names = {"debug": "debug"}  # every command has it
+        for action in self._actions:
+            spellings = [name.removeprefix("--") for name in action.option_strings if name.startswith("--")]
+            names |= dict.fromkeys(spellings, *spellings[:1])
+        close = difflib.get_close_matches(word, [*names, *others], n=1, cutoff=0.6)
+        return names.get(close[0], "") if close else ""
 
 
 def add_plugins(parser: argparse.ArgumentParser) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
@@ -13,10 +13,11 @@ from dmvae.commands.help import placeholders, print_fields, print_values
 from dmvae.commands.parser import USAGE, CheckFailed, Parser, parse_overrides
 from dmvae.commands.plan import Machine, bytes_of, print_plan
 from dmvae.commands.trust import require_no_code
+from dmvae.config import FieldError, Values
 from dmvae.fitting import fit
 from dmvae.jobs import Job, jobs_of
 from dmvae.options import few, flat, told
-from dmvae.recipe import Recipe, Recipes, load
+from dmvae.recipe import Recipe, Recipes, load, recipe_class
 from dmvae.registry import nearest
 from dmvae.report import write_report
 from dmvae.report.pipelines import write_pipelines
@@ -30,7 +31,7 @@ from dmvae.stages import stages
 
 def run(command: str, arguments: list[str], commands: Sequence[str] = ("run", "study")) -> None:
     """Run a recipe, or with a stage's name as the command, that stage of it. `commands`: those that are no stages."""
-    parser = argparse.ArgumentParser(prog=f"dmvae {command}", add_help=False, allow_abbrev=False)
+    parser = Parser(prog=f"dmvae {command}", add_help=False, allow_abbrev=False)
     parser.add_argument("recipe", nargs="?")
     parser.add_argument("--run_dir", "--run-dir")
     parser.add_argument("--dry-run", "--dry_run", action="store_true")
@@ -49,7 +50,7 @@ def run(command: str, arguments: list[str], commands: Sequence[str] = ("run", "s
     overrides = parse_overrides(rest)
     if known.run_dir is not None:
         overrides["run.dir"] = known.run_dir
-    read = partial(load, known.recipe)
+    read = partial(_read, parser, known.recipe)
     whole = placeholders(read, overrides) if known.help else read(overrides)
     names = [stage.name for stage in stages()]  # the recipe's plugins may have brought some
     if command not in (*names, *commands):
@@ -104,11 +105,26 @@ def plan(command: str, arguments: list[str]) -> None:
     overrides = parse_overrides(rest)
     if known.run_dir:
         overrides["run.dir"] = known.run_dir
-    obstacles = print_plan(_chosen(load(known.recipe, overrides), known.variant), machine)
+    obstacles = print_plan(_chosen(_read(parser, known.recipe, overrides), known.variant), machine)
     if obstacles:
         raise CheckFailed(
             f"{len(obstacles)} thing{'s' * (len(obstacles) > 1)} stand{'s' * (len(obstacles) == 1)} in the way"
         )
+
+
+def _read(parser: Parser, recipe: str, overrides: Values) -> Recipes:
+    """`load`; an override at the top of the recipe that is no field may be an option of `parser`, misspelt."""
+    try:
+        return load(recipe, overrides)
+    except ValueError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, FieldError):
+            cause = cause.__cause__
+        if cause is not None and cause.place in overrides:
+            like = parser.like(cause.place, (field.name for field in fields(recipe_class())))
+            if like:
+                raise ValueError(f"--{cause.place}: no such option; did you mean --{like}?") from error
+        raise
 
 
 def _chosen(whole: Recipes, names: list[str]) -> dict[str, Recipe]:
