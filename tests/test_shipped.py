@@ -7,13 +7,16 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from benchmarks.wheel import build
+import yaml
+from benchmarks.wheel import ROOT, build
 
 import dmvae
 import processes
 from dmvae import cli
 from dmvae import config as configs
+from dmvae.evaluation.manifest import versions
 from dmvae.recipe import load
+from dmvae.report.summary import environment
 from dmvae.runtime.shipped import about, recipe_file, shipped
 
 
@@ -74,10 +77,21 @@ def test_version_and_help_need_no_recipe_and_no_torch():
         assert wanted in result.stdout
 
 
+def test_files_that_name_the_version_agree():
+    """pyproject.toml takes it from the package; finished stages do not depend on it (tests/test_compatibility.py)."""
+    changelog = re.search(r"^## (\S+?)(,| |$)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert changelog is not None
+    assert changelog[1] == dmvae.__version__
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == dmvae.__version__
+    assert versions()["dmvae"] == environment()["dmvae"] == dmvae.__version__
+
+
 @pytest.mark.slow
 def test_the_wheel_holds_recipes_pages_and_types(tmp_path):
     """`make wheel` also tries it in a fresh environment."""
-    names = set(zipfile.ZipFile(build(tmp_path)).namelist())
+    wheel = build(tmp_path)
+    assert wheel.name.startswith(f"dmvae-{dmvae.__version__}-")
+    names = set(zipfile.ZipFile(wheel).namelist())
     wanted = {f"dmvae/recipes/{name}.yaml" for name in shipped()}
     wanted |= {"dmvae/py.typed", "dmvae/report/page.css", "dmvae/cli.py"}
     assert wanted <= names

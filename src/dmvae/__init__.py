@@ -9,7 +9,9 @@ if TYPE_CHECKING:
     from dmvae.models.dit import LightningDiT
     from dmvae.tokenizers.autoencoder import Autoencoder
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
+"""Also in CITATION.cff, and at the head of CHANGELOG.md; pyproject.toml reads it here."""
+
 __all__ = ["Autoencoder", "DMVAEPipeline", "LightningDiT", "Run", "run"]
 
 _HOMES = {

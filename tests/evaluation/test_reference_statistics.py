@@ -145,3 +145,12 @@ def test_differences_name_their_place():
         require_same(a, b, "these")
     sampled = {"measured": {"steps": 5}}, {"measured": {"steps": 9}}
     require_comparable(*sampled)
+
+
+def test_scores_of_another_version_of_dmvae_compare_with_a_word():
+    a, b = ({"count": 3, "versions": {"dmvae": dmvae, "torch": "2"}} for dmvae in ("0.1.0", "0.2.0"))
+    with pytest.warns(UserWarning, match=r"the scores differ: versions\.dmvae: '0\.1\.0', '0\.2\.0'"):
+        require_comparable(a, b)
+    for other in (b | {"count": 4}, {"count": 3, "versions": {"dmvae": "0.1.0", "torch": "3"}}):
+        with pytest.raises(ValueError, match=r"the scores do not compare: (count|versions\.torch)"):
+            require_comparable(a, other)

@@ -12,6 +12,7 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
+import dmvae
 from dmvae.config import Values
 from dmvae.evaluation.metrics.frechet import distances
 from dmvae.jobs import Job
@@ -128,10 +129,10 @@ def environment() -> dict[str, str]:
     import torch
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    versions = {name: importlib.metadata.version(name) for name in ("dmvae", "torch", "timm", "diffusers")}
     return {
         "python": platform.python_version(),
-        **versions,
+        "dmvae": dmvae.__version__,
+        **{name: importlib.metadata.version(name) for name in ("torch", "timm", "diffusers")},
         "processor": _processor(),
         "cores": str(os.cpu_count()),
         "gpu": gpu,
