@@ -9,6 +9,7 @@ from dmvae.config import Values
 from dmvae.datasets import open_dataset
 from dmvae.recipe import Recipe
 from dmvae.runtime import distributed
+from dmvae.runtime.words import counted
 from dmvae.training.stage import TrainingStage
 
 
@@ -31,7 +32,7 @@ def fit(recipes: dict[str, Recipe], asked: Collection[str] = ()) -> tuple[dict[s
             if not any(option in (place, f"variants.{variant}.{place}") for option in asked):
                 changes[section] = dataclasses.replace(changes.get(section, recipe.section(section)), **{name: value})
                 was = getattr(recipe.section(section), name)
-                said[f"{place} is {value} in place of {was}: there are {items} training images"] = None
+                said[f"{place} is {value} in place of {was}: the training set has {counted(items, 'image')}"] = None
         fitted[variant] = dataclasses.replace(recipe, **changes)
     return fitted, list(said)
 

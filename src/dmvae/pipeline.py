@@ -26,6 +26,7 @@ from dmvae.runtime.console import console
 from dmvae.runtime.done import NAME as DONE
 from dmvae.runtime.done import damage, read_done, write_done
 from dmvae.runtime.files import locked, sweep
+from dmvae.runtime.words import counted
 from dmvae.training.loop import CHECKPOINTS, train
 from dmvae.training.stage import Facts, TrainingStage
 
@@ -129,12 +130,12 @@ def _take(ahead: list[Job], lock: ExitStack) -> tuple[int, str] | None:
 def about_data(recipe: Recipe) -> str:
     """The numbers of training and test images, and how the test images were chosen."""
     train = open_dataset(recipe.data, "train")
-    counts, held_out = f"{len(train):,} training", ""
+    counts, held_out = counted(len(train), "training image"), ""
     if any("test" in stage.splits for stage in recipe.stages()):
-        counts += f" and {len(open_dataset(recipe.data, 'test')):,} test"
+        counts = f"{len(train):,} training and {counted(len(open_dataset(recipe.data, 'test')), 'test image')}"
         held_out = recipe.data.held_out()
     classes = f"{len(train.classes)} classes" if len(train.classes) > 1 else f"one class, {train.classes[0]!r}"
-    return f"data: {counts} images of {classes}{f'; {held_out}' if held_out else ''}"
+    return f"data: {counts} of {classes}{f'; {held_out}' if held_out else ''}"
 
 
 def _left_out(run_dir: Path) -> Iterator[str]:
@@ -155,7 +156,7 @@ def headline(jobs: list[Job], variant: str) -> str:
     ahead = [job.stage.name for job in folders.values() if job.state != "finished"]
     known = [sum(seconds[name]) / len(seconds[name]) for name in ahead if name in seconds]
     left = f", about {sum(known) / 60:.0f} min left" if ahead and len(known) == len(ahead) else ""
-    text = f"{len(done)} of {len(folders)} stages finished{left}"
+    text = f"{len(done)} of {counted(len(folders), 'stage')} finished{left}"
     return f"[{variants.index(variant) + 1}/{len(variants)}] {variant}: {text}"
 
 

@@ -129,9 +129,9 @@ def broken(tmp_path, cell):
 def test_broken_images(tmp_path, cell, why):
     broken(tmp_path, cell)
     place = rf"train-1\.parquet, row 1, column image: .*{why}"
-    fails(tmp_path, rf"1 unreadable images: .*{place}.*on_broken: skip")
+    fails(tmp_path, rf"1 unreadable image: .*{place}.*on_broken: skip")
     for _ in range(2):  # the second time from the cache
-        with pytest.warns(UserWarning, match=rf"skipped 1 unreadable images of 6: .*{place}"):
+        with pytest.warns(UserWarning, match=rf"skipped 1 unreadable image of 6: .*{place}"):
             data = open_split(tmp_path, on_broken="skip")
         assert values(data) == [0, 1, 2, 4, 1]
         assert data.labels.tolist() == [0, 1, 2, 1, 0]
@@ -179,7 +179,7 @@ def test_columns_that_do_not_fit(tmp_path):
     good = table({"image": pixels, "label": numbers})
     fails(good, r"has no column 'lable', which data\.label_column names; did you mean 'label'", label_column="lable")
     fails(good, r"has no column 'img', which data\.image_column", image_column="img")
-    fails(good, r"row 1, column label: label 1 is not one of 1 classes, 0 to 0, of data\.classes", classes=("a",))
+    fails(good, r"row 1, column label: label 1 is not in 0 to 0, the classes of data\.classes", classes=("a",))
     array = {
         "image": {"_type": "Array3D", "shape": [2, 2, 3], "dtype": "uint8"},
         "label": {"_type": "Value", "dtype": "int64"},
@@ -201,7 +201,7 @@ def test_labels_that_the_names_do_not_fit(tmp_path):
         "test",
     )
     rows(tmp_path / "b" / "train.parquet", [0, 1, 2], features(("cat", "dog")))
-    fails(tmp_path / "b", r"row 2, column label: label 2 is not one of 2 classes, 0 to 1, of column label")
+    fails(tmp_path / "b", r"row 2, column label: label 2 is not in 0 to 1, the classes of column label")
 
 
 def test_files_that_cannot_be_read(tmp_path, root):

@@ -39,11 +39,11 @@ def test_a_run_of_few_images_of_many_kinds(tmp_path, capsys):
     data = {"type": "image_folder", "root": str(root), "size": 12, "channels": 3}
     over = WITHOUT | {"data": data, "variants": None, "tokenizer__train_encoder": True, "tokenizer__batch_size": 256}
     path = tiny.write(tmp_path, **over)
-    with pytest.warns(UserWarning, match=r"left out: 1 images in .*\(1 .cr2; the first is "):
+    with pytest.warns(UserWarning, match=r"left out: 1 image in .* that dmvae does not read \(1 .cr2; the first is "):
         cli.main(["run", str(path), "--evaluate.count", "24"])
     out = capsys.readouterr().out
     assert "; the test images are 10% of all, chosen by file name (data.valid_fraction)" in out
-    assert "tokenizer.batch_size is 16 in place of 256: there are " in out
+    assert "tokenizer.batch_size is 16 in place of 256: the training set has " in out
     assert "evaluate.neighbours is " in out
     assert f"data: files were left out; {tmp_path}/run/skipped.txt names them" in out
     lines = (tmp_path / "run/skipped.txt").read_text()
@@ -81,6 +81,6 @@ def test_what_was_asked_for_is_not_made_to_fit(tmp_path):
     fitted, said = fit(recipes, ["generator.batch_size"])
     assert {recipe.tokenizer.batch_size for recipe in fitted.values()} == {32}
     assert {recipe.generator.batch_size for recipe in fitted.values()} == {64}
-    assert said == ["tokenizer.batch_size is 32 in place of 64: there are 48 training images"]
+    assert said == ["tokenizer.batch_size is 32 in place of 64: the training set has 48 images"]
     assert fit(fitted)[0]["kl"].generator.batch_size == 32
     assert [batch_of(48, 1), batch_of(48, 3), batch_of(1, 1), batch_of(7, 4)] == [32, 48, 1, 4]

@@ -74,14 +74,14 @@ def test_names_of_classes(shards, tmp_path):
     assert (data.classes, data.labels.tolist()) == (("cat", "owl"), [1, 0, 1])
     fails(
         tmp_path / "t",
-        r"member 0\.png: its \.txt holds 'owl', neither .* 1 classes",
+        r"member 0\.png: its \.txt holds 'owl', neither a number nor a class; did",
         label_extension="txt",
         classes=("owls",),
     )
     assert open_split(tmp_path / "t", label_extension="none").classes == ("all",)
     fails(
         shards,
-        r"x-train-000\.tar, member 0002\.png: label 2 is not one of 2 classes.*data\.classes",
+        r"x-train-000\.tar, member 0002\.png: label 2 is not in 0 to 1, the classes of data\.classes",
         classes=("a", "b"),
     )
     fails(shards, r"data\.classes: .*nowhere.txt cannot be read", classes="nowhere.txt")
@@ -128,10 +128,10 @@ def test_an_index_that_cannot_be_kept_stops_nothing(shards, private_cache):
 def test_truncated_images(shards, cache_gib):
     tar(shards / "x-train-002.tar", [("a.png", noise()[:900]), ("a.cls", b"1"), *samples([31])])
     if cache_gib:
-        with pytest.warns(UserWarning, match=r"skipped 1 unreadable images of 17: .*x-train-002\.tar, member a\.png: "):
+        with pytest.warns(UserWarning, match=r"skipped 1 unreadable image of 17: .*x-train-002\.tar, member a\.png: "):
             data = open_split(shards, cache_gib=cache_gib)
         assert values(data) == [*range(15), 31]
-        fails(shards, r"1 unreadable images: .*member a\.png.*on_broken: skip", on_broken="error")
+        fails(shards, r"1 unreadable image: .*member a\.png.*on_broken: skip", on_broken="error")
     else:
         data = open_split(shards, cache_gib=cache_gib)
         assert data[15][1] == data[16][1] == 1
@@ -184,7 +184,9 @@ def test_damaged_shards(tmp_path, damage, message):
         end = file.getmembers()[-1].offset_data + 512
     path.write_bytes(damage(path.read_bytes()[:end]))
     with pytest.warns(
-        UserWarning, match=r"skipped \d unusable samples or shards beside [23]: .*train\.tar.*" + f"({message})"
+        UserWarning,
+        match=r"skipped (1 unusable sample or shard|\d unusable samples or shards) beside [23]: .*train\.tar.*"
+        + f"({message})",
     ):
         data = open_split(tmp_path)
     assert values(data) in ([2, 4, 5], [2, 4])
@@ -225,15 +227,13 @@ def test_unclear_layouts_say_what_to_fix(shards, tmp_path):
     fails(tmp_path / "none", r"no \.tar shard in .*none or the folders in it$")
     (tmp_path / "none" / "a.tar.gz").touch()
     fails(tmp_path / "none", "gunzip")
-    fails(f"{shards}/x-train-{{000..009}}.tar", r"8 of 10 shards of .* are not there, first .*x-train-002\.tar")
+    fails(f"{shards}/x-train-{{000..009}}.tar", r"8 of 10 shards of .* not there, first .*x-train-002\.tar")
     fails(
         shards / "x-train-000.tar", "no shard of the test split: of x-train-000.tar, none is called test or val", "test"
     )
     fails(shards, r"none matches 'y-\*'; set data\.train_shards", train_shards="y-*")
     tar(shards / "x-val-000.tar", [("z.png", png(1)), ("z.cls", b"7")])
-    fails(
-        shards, r"x-val-000\.tar, member z\.png: label 7 is not one of 3 classes, 0 to 2, of \.cls of the train", "test"
-    )
+    fails(shards, r"x-val-000\.tar, member z\.png: label 7 is not in 0 to 2, the classes of \.cls of the train", "test")
     with pytest.raises(ValueError, match=r"cache_gib: expected a number, 0 to 10\^6, got -1\.0"):
         configs.read(WebDataset, {"root": ".", "cache_gib": -1})
 

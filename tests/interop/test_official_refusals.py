@@ -142,7 +142,7 @@ def without(state, part):
         ),
         (
             lambda s: s | {"bottle_neck.mlp.2.bias": torch.full_like(s["bottle_neck.mlp.2.bias"], float("nan"))},
-            r"1 tensors hold NaN or infinity, bottle_neck\.mlp\.2\.bias first",
+            r"NaN or infinity in 1 tensor, bottle_neck\.mlp\.2\.bias first",
         ),
         (lambda s: s | {"decoder.conv_out.weight": torch.zeros(3)}, r"missing or misshapen: decoder\.conv_out"),
         (lambda s: s | {"encoder.model.pos_embed": torch.zeros(1, 200, 48)}, "199 tokens, which are no square"),

@@ -192,7 +192,7 @@ def test_the_ratio_follows_the_distance_and_three_in_a_row_are_arrival(monkeypat
         ({"matching.objective.labels": True}, "labels: those of 'gaussian' mean nothing"),
         (
             {"matching.until": "arrived"},
-            "until: 8 steps leave 0 measurements of the distance, and arrival is 3 in a row",
+            "until: 8 steps leave room for 0 measurements of the distance, and arrival is 3 in a row",
         ),
         (
             {"matching.objective": {"type": "velocity_gap"}, "reference.distribution": {"type": "cube"}},

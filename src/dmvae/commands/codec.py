@@ -27,6 +27,7 @@ from dmvae.runtime.console import Bar, console
 from dmvae.runtime.files import atomic_write, locked, sweep
 from dmvae.runtime.hashing import digest
 from dmvae.runtime.precision import Precision, autocast
+from dmvae.runtime.words import counted
 
 Format = Literal["safetensors", "webdataset"]
 
@@ -112,11 +113,13 @@ def encode_images(
                 )
                 count, broken = count + len(kept), broken + len(chosen) - len(kept)
                 if not kept:
-                    raise ValueError(f"none of the {len(chosen)} images from {entries[start].path} on can be read")
+                    raise ValueError(
+                        f"none of {counted(len(chosen), 'image')} from {entries[start].path} on can be read"
+                    )
                 write = write_tar if form == "webdataset" else write_safetensors
                 write(path, z.to(getattr(torch, dtype)), [names[i] for i in kept], [entries[i].label for i in kept])
     left_out = f"; {broken} could not be read and were left out" if broken else ""
-    console.print(f"{count} images in {len(paths)} files below {out}{_of_before(old)}{left_out}")
+    console.print(f"{counted(count, 'image')} in {counted(len(paths), 'file')} below {out}{_of_before(old)}{left_out}")
     return paths
 
 
@@ -207,7 +210,9 @@ def decode_latents(
         for path, named in zip(paths, names, strict=True):
             z = read_latents(path)
             if named and len(named) != len(z):
-                raise ValueError(f"{path}: {len(z)} latents and {len(named)} names: give each a name, or none")
+                raise ValueError(
+                    f"{path}: {counted(len(z), 'latent')} and {counted(len(named), 'name')}: give each a name, or none"
+                )
             if not z.isfinite().all():
                 raise ValueError(f"{path}: latents hold NaN or infinity: a damaged tokenizer made them; encode anew")
             places = [out / f"{next(stems) if named else f'{done + i:06d}'}.png" for i in range(len(z))]
@@ -221,7 +226,7 @@ def decode_latents(
                     _write_png(places[i], image)
             done, old = done + len(places), old + len(places) - len(todo)
             bar.step()
-    console.print(f"{done} images below {out}{_of_before(old)}")
+    console.print(f"{counted(done, 'image')} below {out}{_of_before(old)}")
     return done
 
 

@@ -26,6 +26,7 @@ from dmvae.runtime import distributed
 from dmvae.runtime.console import console
 from dmvae.runtime.files import locked
 from dmvae.runtime.joined import joined
+from dmvae.runtime.words import counted
 from dmvae.stages import stages
 
 
@@ -107,9 +108,7 @@ def plan(command: str, arguments: list[str]) -> None:
         overrides["run.dir"] = known.run_dir
     obstacles = print_plan(_chosen(_read(parser, known.recipe, overrides), known.variant), machine)
     if obstacles:
-        raise CheckFailed(
-            f"{len(obstacles)} thing{'s' * (len(obstacles) > 1)} stand{'s' * (len(obstacles) == 1)} in the way"
-        )
+        raise CheckFailed(counted(len(obstacles), "thing stands", "things stand") + " in the way")
 
 
 def _read(parser: Parser, recipe: str, overrides: Values) -> Recipes:

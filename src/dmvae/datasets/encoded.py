@@ -30,6 +30,7 @@ from dmvae.ranges import Range
 from dmvae.runtime.done import damage, read_source, write_source
 from dmvae.runtime.files import atomic_write, read_json
 from dmvae.runtime.hashing import digest
+from dmvae.runtime.words import counted
 
 OnBroken = Literal["skip", "error"]
 ENDS = 4096
@@ -107,8 +108,8 @@ def check_labels(labels: Tensor, classes: Sequence[str], what: str, where: Calla
         if label == -1:
             fix = "-1 means that this split has no labels: choose another"
         raise ValueError(
-            f"{where(int(bad[0]))}: label {label} is not one of {len(classes)} classes, 0 to {len(classes) - 1}, of "
-            f"{what} ({len(bad)} such labels of {len(labels)}): {fix}"
+            f"{where(int(bad[0]))}: label {label} is not in 0 to {len(classes) - 1}, the classes of {what} "
+            f"({counted(len(bad), 'such label')} of {len(labels):,}): {fix}"
         )
 
 
@@ -151,16 +152,17 @@ def report(source: Encoded, classes: Sequence[str], broken: dict[int, str], conf
         return
     first = list(broken.items())[:3]
     named = "; ".join(f"{source.where(i)}: {why}" for i, why in first) + ("; ..." if len(broken) > 3 else "")
+    told = counted(len(broken), "unreadable image")
     if config.on_broken == "error":
-        raise ValueError(f"{len(broken)} unreadable images: {named}. Fix or delete them, or set on_broken: skip")
+        raise ValueError(f"{told}: {named}. Fix or delete them, or set on_broken: skip")
     left = torch.ones(len(source.labels), dtype=torch.bool)
     left[list(broken)] = False
     if not left.any():
-        raise ValueError(f"none of the {len(broken)} images of this split is readable: {named}")
+        raise ValueError(f"none of {counted(len(broken), 'image')} of this split is readable: {named}")
     if gone := set(source.labels.tolist()) - set(source.labels[left].tolist()):
         raise ValueError(f"no image of class {classes[min(gone)]!r} in this split is readable: {named}")
     note(f"{config.root} {source.where(0)}", [f"{source.where(i)}: {why}" for i, why in broken.items()])
-    warnings.warn(f"skipped {len(broken)} unreadable images of {len(left)}: {named}", stacklevel=4)
+    warnings.warn(f"skipped {told} of {len(left)}: {named}", stacklevel=4)
 
 
 def _kept(folder: Path) -> dict[int, str] | None:

@@ -26,6 +26,7 @@ from dmvae.ranges import Range
 from dmvae.registry import register
 from dmvae.runtime.files import read_sealed, write_sealed
 from dmvae.runtime.hashing import digest
+from dmvae.runtime.words import counted
 
 T = TypeVar("T")
 MEMORY_BYTES = 2 * 2**30
@@ -91,14 +92,17 @@ class ImageFolder(DatasetConfig):
         if not broken:
             return
         named = "; ".join(broken[:3]) + ("; ..." if len(broken) > 3 else "")
+        told = counted(len(broken), "unreadable image")
         if self.on_broken == "error":
-            raise ValueError(f"{len(broken)} unreadable images: {named}. Fix or delete them, or set on_broken: skip")
+            raise ValueError(f"{told}: {named}. Fix or delete them, or set on_broken: skip")
         if not keep:
-            raise ValueError(f"{folder}: none of its {len(broken)} images of this split is readable: {named}")
+            raise ValueError(
+                f"{folder}: none of its {counted(len(broken), 'image')} of this split is readable: {named}"
+            )
         if gone := set(labels.tolist()) - set(labels[keep].tolist()):
             raise ValueError(f"{folder}: no image of class {classes[min(gone)]!r} in this split is readable: {named}")
         note(str(folder), broken)
-        warnings.warn(f"skipped {len(broken)} unreadable images of {len(labels)}: {named}", stacklevel=3)
+        warnings.warn(f"skipped {told} of {len(labels)}: {named}", stacklevel=3)
 
 
 class FolderDataset(DecodedWhenRead):

@@ -14,6 +14,7 @@ from pathlib import Path
 from dmvae.datasets import Split
 from dmvae.datasets.image_file import NEVER, SOMETIMES, SUFFIXES
 from dmvae.datasets.skipped import note
+from dmvae.runtime.words import counted
 
 HELD_OUT = ("test", "val", "valid")
 
@@ -120,8 +121,8 @@ def _tell(folder: Path, others: list[str]) -> None:
         heif = any(suffix.startswith((".hei", ".hif")) for suffix in found)
         mend = "pip install pillow-heif reads HEIC; " if heif else ""
         warnings.warn(
-            f"left out: {len(images)} images in {folder} that are not read here ({told}; the first is {images[0]}); "
-            f"{mend}convert them to PNG or JPEG to use them",
+            f"left out: {counted(len(images), 'image')} in {folder} that dmvae does not read ({told}; the first "
+            f"is {images[0]}); {mend}convert them to PNG or JPEG to use them",
             stacklevel=3,
         )
 

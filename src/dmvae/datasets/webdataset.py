@@ -21,6 +21,7 @@ from dmvae.datasets.tar_index import Samples, read_index
 from dmvae.registry import nearest, register
 from dmvae.runtime.files import read_json, write_json
 from dmvae.runtime.hashing import digest
+from dmvae.runtime.words import counted
 
 INDEX = 1  # changes when the index does
 TESTS = (*HELD_OUT, "validation")
@@ -108,11 +109,12 @@ class WebDataset(EncodedConfig):
         if not broken:
             return
         named = "; ".join(broken[:3]) + ("; ..." if len(broken) > 3 else "")
+        told = counted(len(broken), "unusable sample or shard", "unusable samples or shards")
         if self.on_broken == "error":
-            raise ValueError(f"{len(broken)} unusable samples or shards: {named}. Fix them, or set on_broken: skip")
+            raise ValueError(f"{told}: {named}. Fix them, or set on_broken: skip")
         note(self.root + broken[0], broken)
         total = sum(len(samples.names) for samples in index)
-        warnings.warn(f"skipped {len(broken)} unusable samples or shards beside {total}: {named}", stacklevel=3)
+        warnings.warn(f"skipped {told} beside {total}: {named}", stacklevel=3)
 
 
 class Members:
@@ -139,8 +141,8 @@ class Members:
             number = _number(texts[at])
             if number is None and texts[at] not in places:
                 raise ValueError(
-                    f"{self.where(row)}: its .{extension} holds {texts[at][:60]!r}, neither a number nor one of the "
-                    f"{len(classes)} classes{nearest(texts[at][:60], list(places)[:20])}"
+                    f"{self.where(row)}: its .{extension} holds {texts[at][:60]!r}, neither a number nor a class"
+                    f"{nearest(texts[at][:60], list(places)[:20])}"
                 )
             numbers.append(places[texts[at]] if number is None else number)
         self.labels = torch.tensor(numbers, dtype=torch.int64)
@@ -181,7 +183,9 @@ def _expand(root: str, field: str) -> tuple[list[Path], Path]:
     if "{" in root:
         files = [Path(text).expanduser() for text in _braces(root, field)]
         if gone := [file for file in files if not file.is_file()]:
-            raise ValueError(f"{field}: {len(gone)} of {len(files)} shards of {root} are not there, first {gone[0]}")
+            raise ValueError(
+                f"{field}: {len(gone)} of {counted(len(files), 'shard')} of {root} not there, first {gone[0]}"
+            )
         return files, Path(root[: root.index("{")] + "x").expanduser().parent
     path = Path(root).expanduser()
     if path.is_file():

@@ -24,6 +24,7 @@ from dmvae.registry import nearest, register
 from dmvae.runtime.footprint import built
 from dmvae.runtime.hashing import content_hash
 from dmvae.runtime.weights import pick, read_tensors
+from dmvae.runtime.words import counted
 
 
 @register("timm")
@@ -211,8 +212,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise ValueError(f"{path}: not the weights of this {type(model).__name__}: {error}") from error
     if missing:
         raise ValueError(
-            f"{path}: lacks {len(missing)} tensors of this {type(model).__name__}, {', '.join(missing[:4])} first; its "
-            f"own begin with {', '.join(list(state)[:4])}"
+            f"{path}: lacks {counted(len(missing), 'tensor')} of this {type(model).__name__}, "
+            f"{', '.join(missing[:4])} first; its own begin with {', '.join(list(state)[:4])}"
         )
 
 

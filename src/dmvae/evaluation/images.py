@@ -25,6 +25,7 @@ from dmvae.datasets.pixels import as_uint8
 from dmvae.runtime import distributed
 from dmvae.runtime.console import Bar
 from dmvae.runtime.hashing import digest, sha256_of
+from dmvae.runtime.words import counted
 
 
 class Images(Protocol):
@@ -145,7 +146,9 @@ class FolderImages:
         others = [told for told in found if not told.startswith("unreadable")]
         lines = []
         if broken:
-            lines.append(f"{len(broken)} of {len(self.entries)} images: {_listed(broken)}. Fix or delete them")
+            lines.append(
+                f"{len(broken)} of {counted(len(self.entries), 'image')}: {_listed(broken)}. Fix or delete them"
+            )
         if others:
             lines.append(
                 f"{_listed(others)}, and the first readable one is {self.size}x{self.size}: give --size N to crop and "

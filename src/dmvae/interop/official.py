@@ -23,6 +23,7 @@ from dmvae.models.dit import LightningDiT
 from dmvae.runtime.done import whole
 from dmvae.runtime.files import read_json
 from dmvae.runtime.weights import Shapes, check, count, pick, read_tensors, require_shapes, square, write_tensors
+from dmvae.runtime.words import counted
 from dmvae.tokenizers.autoencoder import Autoencoder
 
 VITS = {384: ("small", 12, 6), 768: ("base", 12, 12), 1024: ("large", 24, 16)}
@@ -130,7 +131,7 @@ def fill(model: M, state: Mapping[str, Tensor], constants: Mapping[str, Tensor],
     check(state, {k: v.shape for k, v in (own | dict(constants)).items()}, where, f"our {type(model).__name__}")
     if bad := [name for name, value in state.items() if not value.is_meta and not value.isfinite().all()]:
         raise ValueError(
-            f"{where}: {len(bad)} tensors hold NaN or infinity, {bad[0]} first: a damaged or diverged file"
+            f"{where}: NaN or infinity in {counted(len(bad), 'tensor')}, {bad[0]} first: a damaged or diverged file"
         )
     for name, expected in constants.items():
         value = state[name].to(expected.dtype)

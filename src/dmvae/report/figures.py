@@ -8,6 +8,7 @@ from dataclasses import replace
 from dmvae.evaluation.metrics import figures
 from dmvae.evaluation.reconstruct import LPIPS
 from dmvae.evaluation.scores import Figure
+from dmvae.runtime.words import counted
 
 CHANCE = "sliced Wasserstein distance to the reference, in multiples of what two samples of it have; 1 is arrival"
 OTHERS = (
@@ -88,9 +89,9 @@ def of_few(counts: Iterable[int]) -> str:
     few = [count for count in counts if count < FEW]
     if not few:
         return ""
-    number = f"{min(few):,}" if min(few) == max(few) else f"{min(few):,} to {max(few):,}"
+    number = ("" if min(few) == max(few) else f"{min(few):,} to ") + counted(max(few), "image")
     return (
-        f"They rest on {number} images: of fewer than about {FEW:,}, Frechet distances are biased upwards by much and "
+        f"They rest on {number}: of fewer than about {FEW:,}, Frechet distances are biased upwards by much and "
         "the other figures are rough; compare them only with figures of as many images."
     )
 

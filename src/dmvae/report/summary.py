@@ -21,6 +21,7 @@ from dmvae.report.figures import shown
 from dmvae.runtime.console import console
 from dmvae.runtime.done import whole
 from dmvae.runtime.files import atomic_write, read_json
+from dmvae.runtime.words import counted
 
 TOKENIZER_UPDATES = ("tokenizer", "decoder", "encoder")
 """Names of the updates whose images count as those that a tokenizer has seen."""
@@ -107,7 +108,7 @@ def print_summary(summary: Values) -> None:
     }
     for method, group in summary.get("seeds", {}).items():
         mean, spread = group["mean"], group["spread"]
-        rows[f"{method}, {group['count']} seeds"] = [
+        rows[f"{method}, {counted(group['count'], 'seed')}"] = [
             f"{figure.show(mean[key])} ± {figure.show_spread(spread[key])}" if key in mean else ""
             for key, figure in columns.items()
         ]

@@ -11,6 +11,7 @@ from dmvae.report.figures import of_few, shown
 from dmvae.report.html import details, duration, listing, prose
 from dmvae.report.run import Run
 from dmvae.report.summary import named
+from dmvae.runtime.words import counted
 
 WIDE = 12
 """Columns above which a table is set closely, so that it fits a window of 1280 pixels."""
@@ -57,7 +58,8 @@ def _table(run: Run, columns: dict[str, Figure]) -> str:
             f"<td>{c.show(means[key])} ± {c.show_spread(spreads[key])}</td>" if key in means else "<td>–</td>"
             for key, c in columns.items()
         )
-        body += f'<tr class="group"><th scope="row">{escape(method)}, {group["count"]} seeds</th>{cells}</tr>\n'
+        seeds = counted(group["count"], "seed")
+        body += f'<tr class="group"><th scope="row">{escape(method)}, {seeds}</th>{cells}</tr>\n'
     head = f"<thead><tr><th>Method</th>{head}</tr></thead>"
     kind = "figures wide" if len(columns) > WIDE else "figures"
     return f'<div class="scroll"><table class="{kind}">{head}<tbody>\n{body}</tbody></table></div>'

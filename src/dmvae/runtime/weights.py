@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dmvae.runtime.files import atomic_write
+from dmvae.runtime.words import counted
 
 T = TypeVar("T")
 Shapes = Mapping[str, Sequence[int]]
@@ -76,7 +77,7 @@ def pick(tensors: Mapping[str, object], wanted: Sequence[str], path: Path) -> di
     bare = _tensors(tensors)
     if bare and not any(name in groups for name in CONTAINERS):
         return _unwrapped(bare)
-    there = ", ".join(f"{name} ({len(group)} tensors)" for name, group in groups.items())
+    there = ", ".join(f"{name} ({counted(len(group), 'tensor')})" for name, group in groups.items())
     if not there:
         raise ValueError(f"{path}: holds no tensors (its keys: {_listed(map(str, tensors)) or 'none'})")
     raise ValueError(f"{path}: holds no weights {' or '.join(wanted)}; ask for what is there: {there}")

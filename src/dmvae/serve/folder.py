@@ -21,6 +21,7 @@ from dmvae.models.base import Tokenizer
 from dmvae.registry import nearest
 from dmvae.report.run import Run
 from dmvae.runtime.precision import Precision, autocast
+from dmvae.runtime.words import counted
 from dmvae.tokenizers.adapted import load_tokenizer
 
 T = TypeVar("T")
@@ -112,7 +113,8 @@ class Folder:
                 why = f"the data set cannot be opened ({error})"
         if kept is None:
             return [], 0, f"no images: {why}, and no stage evaluate is finished"
-        return [(image, -1) for image in kept], len(kept), f"the {len(kept)} test images that the run keeps: {why}"
+        told = f"{counted(len(kept), 'test image')} that the run keeps: {why}"
+        return [(image, -1) for image in kept], len(kept), told
 
     @cached_property
     def pictures(self) -> dict[str, dict[str, Tensor]]:

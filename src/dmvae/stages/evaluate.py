@@ -9,6 +9,7 @@ from dmvae.inputs import Inputs
 from dmvae.losses.perceptual import LPIPSPerceptual
 from dmvae.runtime import distributed
 from dmvae.runtime.files import atomic_write
+from dmvae.runtime.words import counted
 from dmvae.sections import Sections
 from dmvae.stages.measuring import EvaluateConfig, Measuring
 from dmvae.training.stage import Buildable, Facts, Stage, stage
@@ -39,6 +40,6 @@ class EvaluateStage(Stage[EvaluateConfig]):
         latents = min(config.knn_count, len(inputs.train_set))
         if config.neighbours > latents:
             yield (
-                f"evaluate.neighbours: {config.neighbours} neighbours are sought among {latents} latents; "
+                f"evaluate.neighbours: {config.neighbours} neighbours are sought among {counted(latents, 'latent')}; "
                 f"use at most {latents}"
             )

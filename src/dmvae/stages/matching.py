@@ -30,6 +30,7 @@ from dmvae.references import Reference
 from dmvae.runtime import distributed
 from dmvae.runtime.random import Random
 from dmvae.runtime.transfer import send
+from dmvae.runtime.words import counted
 from dmvae.stages.approach import EVERY, IN_A_ROW, Approach, Recent, measurements
 from dmvae.stages.bounds import BOUNDS, spread
 from dmvae.stages.reconstruction import DecoderNetworks, DecoderStage, discriminate, reconstruct
@@ -173,8 +174,8 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         turns = -(-max(0, config.steps - config.student_warmup) // every)
         if config.until is not None and (found := measurements(turns, config.batch_size)) < IN_A_ROW:
             yield (
-                f"matching.until: {config.steps} steps leave {found} measurements of the distance, and arrival is "
-                f"{IN_A_ROW} in a row; raise steps, or set until to null"
+                f"matching.until: {counted(config.steps, 'step')} leave room for {counted(found, 'measurement')} of "
+                f"the distance, and arrival is {IN_A_ROW} in a row; raise steps, or set until to null"
             )
         with torch.device("meta"):
             yield from _unfit(config, first_tokenizer(inputs.sections, weights=False))

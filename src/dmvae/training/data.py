@@ -10,6 +10,7 @@ from torch.utils.data import Sampler
 
 from dmvae.runtime import distributed
 from dmvae.runtime.random import seed_of
+from dmvae.runtime.words import counted
 
 
 class Order(Sampler[list[int]]):
@@ -42,7 +43,7 @@ class Order(Sampler[list[int]]):
 def require_split(stage: str, batch_size: int, ranks: int, parts: int = 1) -> None:
     """ValueError where a stage's batch does not divide over the ranks, and each rank's share into `parts`."""
     if batch_size % (ranks * parts):
-        over = f"{ranks} rank{'s' * (ranks > 1)}" + (f" in {parts} parts each (run.accumulate)" if parts > 1 else "")
+        over = counted(ranks, "rank") + (f" in {parts} parts each (run.accumulate)" if parts > 1 else "")
         raise ValueError(
             f"{stage}.batch_size: {batch_size} does not divide over {over}; use a multiple of {ranks * parts}"
         )
@@ -52,5 +53,6 @@ def require_batch(stage: str, batch_size: int, items: int) -> None:
     """ValueError where a stage's batch is larger than its data set."""
     if batch_size > items:
         raise ValueError(
-            f"{stage}.batch_size: {batch_size} is larger than the data set ({items} images); use at most {items}"
+            f"{stage}.batch_size: {batch_size} is larger than the data set ({counted(items, 'image')}); "
+            f"use at most {items}"
         )
