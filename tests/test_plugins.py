@@ -13,6 +13,7 @@ import tiny
 from dmvae import cli, pipeline
 from dmvae import config as configs
 from dmvae.recipe import load
+from dmvae.registry import load_plugins
 from plugin_source import PLUGIN
 
 
@@ -180,7 +181,7 @@ from dmvae.registry import register
         ),
     ],
 )
-def test_a_plugin_that_cannot_be_imported_is_told_with_its_line(tmp_path, capsys, source, message):
+def test_a_plugin_that_cannot_be_imported_is_told_with_its_line(tmp_path, monkeypatch, capsys, source, message):
     (tmp_path / "wrong.py").write_text(source)
     path = tiny.write(tmp_path, plugins=[str(tmp_path / "wrong.py")])
     for _ in range(2):  # nothing of it is left behind
@@ -190,6 +191,9 @@ def test_a_plugin_that_cannot_be_imported_is_told_with_its_line(tmp_path, capsys
         assert stop.value.code == 2
         assert said.count("\n") == 1
         assert re.search(f"plugin {tmp_path}/wrong.py, {message}", said), said
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"^plugin {tmp_path}/wrong.py, {message}"):
+        load_plugins(["wrong.py"])  # as --plugins of commands without a recipe
 
 
 def test_a_recipe_names_its_plugins_for_any_folder_to_find(tmp_path, monkeypatch):

@@ -131,6 +131,7 @@ def load_plugins(paths: Iterable[str | Path]) -> None:
     for path in map(Path, paths):
         if not path.exists():
             raise ValueError(f"plugins: no such file or folder: {path}")
+        path = path.absolute()  # as tracebacks and classes name it
         for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
             name = PLUGIN + file.resolve().as_posix().replace("/", "_").removesuffix(".py")
             if name in sys.modules:

@@ -394,6 +394,7 @@ def test_pipelines_and_tokenizers(tmp_path, folders, capsys, monkeypatch):
         nothing.setattr("dmvae.commands.measurements.features_of", None)  # told before a sample is drawn
         code, said = complain(capsys, "samples", pipeline, folders[1], "--features", FEATURES)
     assert (code, "draws images of 12 pixels, and those of" in said, "--size 12" in said) == (2, True, True)
+    assert said.count("\n") == 1, "no bar of the pipeline's parts, which a log would hold as one long line"
     monkeypatch.chdir(tmp_path)
     samples = ["measure", "samples", pipeline, "test", "--train", "test", "--count", "12", "--steps", "2"]
     samples += ["--guidance-interval", "0.2", "0.9", *common, tmp_path / "s.json"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from diffusers.utils import logging
+
 from dmvae.commands.check import check, print_scores, side_by_side
 from dmvae.commands.measurements import measure, write_scores
 from dmvae.commands.parser import CheckFailed, Parser, add_plugins
@@ -26,6 +28,8 @@ def measure_command(command: str, arguments: list[str]) -> None:
     kind, paths, file = known.pop("kind", None), known.pop("paths"), known.pop("json", None)
     if kind is None or len(paths) != 2:
         raise ValueError("usage: dmvae measure folder|samples|tokenizer PATH PATH [--features NAME ...] [--json FILE]")
+    if kind == "samples":
+        logging.disable_progress_bar()  # of the pipeline's parts, which are read in a second
     try:
         result = measure(kind, paths, **known)
         if distributed.is_main():
