@@ -32,19 +32,6 @@ def test_the_same_recipes_run_side_by_side_and_others_after_them(tmp_path, recip
     assert (tmp_path / "run" / RUNNING).exists()
 
 
-def test_what_killed_processes_left_is_removed_by_the_next_one(tmp_path, recipes):
-    run = tmp_path / "run"
-    kept = [run / "kl/pipeline/README.md", run / "stages/latents-1/latents.safetensors"]
-    left = [run / "variants.json.12.part", run / "kl/pipeline.12.part", run / "kl/pipeline/README.md.12.part"]
-    for path in (*kept, *left):
-        path.mkdir(parents=True)
-    with claimed(run, recipes, [], list(recipes)):
-        assert [path for path in (*kept, *left) if path.exists()] == kept
-        left[0].mkdir()
-        with claimed(run, recipes, [], list(recipes)):
-            assert left[0].exists(), "it may be the other process's"
-
-
 def test_other_recipes_are_refused_while_one_runs(tmp_path, recipes):
     names = list(recipes)
     with claimed(tmp_path / "run", recipes, [], names):
@@ -57,6 +44,25 @@ def test_other_recipes_are_refused_while_one_runs(tmp_path, recipes):
                 pass
         assert (tmp_path / "run/kl/recipe.yaml").read_text() == before
         assert not (tmp_path / "run/main").exists()
+
+
+def test_what_killed_processes_left_is_swept_at_the_next_start(tmp_path, recipes):
+    run_dir, names = tmp_path / "run", list(recipes)
+    left = (
+        "variants.json.12.part",
+        "kl/recipe.yaml.12.part",
+        "kl/pipeline.12.old.part",
+        "kl/pipeline/README.md.3.part",
+    )
+    for name in left:
+        (run_dir / name).mkdir(parents=True)
+        (run_dir / name / "x").touch()
+    others = ("mine.part", "stages/tokenizer-1/a.12.part")  # of somebody, and of a process that may be at work
+    for name in others:
+        (run_dir / name).mkdir(parents=True)
+    with claimed(run_dir, recipes, [], names):
+        assert not any((run_dir / name).exists() for name in left)
+        assert all((run_dir / name).exists() for name in others)
 
 
 def test_no_table_is_written_over_another_recipes_links(tmp_path, recipes):

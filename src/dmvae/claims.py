@@ -20,8 +20,6 @@ from dmvae.recipe import Recipe
 from dmvae.runtime.files import locked, read_json, sweep, together
 
 RUNNING = ".running"
-LEFT = ("*.part", "*/*.part", "*/pipeline/**/*.part")
-"""Where processes that were killed while they wrote table, page or pipelines left temporary files."""
 
 
 @contextmanager
@@ -40,10 +38,16 @@ def claimed(run_dir: Path, recipes: dict[str, Recipe], jobs: list[Job], variants
                     f"{run_dir}: another process is running {other} there: their results would be mixed. Give another "
                     "--run_dir, or wait for its end"
                 )
-            if alone:
-                sweep(run_dir, LEFT)
+            _sweep(run_dir, variants)
             record(recipes, jobs, run_dir, variants)
         yield
+
+
+def _sweep(run_dir: Path, variants: list[str]) -> None:
+    """Remove what killed processes left beside the stages' folders. Who writes there holds the folder's lock; stages
+    have locks of their own, and are swept by who takes them."""
+    for place in (run_dir, *(run_dir / variant / below for variant in variants for below in ("", "pipeline"))):
+        sweep(place, ("*.[0-9]*.part",))  # no file of somebody else's
 
 
 def require_linked(jobs: list[Job], run_dir: Path) -> None:

@@ -139,7 +139,8 @@ def about_data(recipe: Recipe) -> str:
 
 
 def _left_out(run_dir: Path) -> Iterator[str]:
-    count, path = write_skipped(run_dir)
+    with locked(run_dir):
+        count, path = write_skipped(run_dir)
     if count:
         yield f"data: files were left out; {path} names them"
 
