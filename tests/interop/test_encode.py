@@ -186,7 +186,7 @@ def named(path, *names, count=1):
 
 def test_names_are_one_for_each_latent_and_stay_below_out(tokenizer, tmp_path, capsys):
     error = complaint(capsys, decode, named(tmp_path / "z.safetensors", "a.png", count=3), tokenizer, tmp_path / "y")
-    assert f"{tmp_path}/z.safetensors: 3 latents and 1 names" in error
+    assert f"{tmp_path}/z.safetensors: 3 latents and 1 name" in error
     for name in ("../a.png", "/a.png", "b/../../a.png", "."):
         error = complaint(capsys, decode, named(tmp_path / "z.safetensors", name), tokenizer, tmp_path / "y")
         assert f"{tmp_path}/z.safetensors names an image '{name}'" in error
