@@ -7,7 +7,7 @@
     silent uses  what is damaged or hostile was used without a word
 
 Exit code 1 unless the last four are 0. `--quick` makes a few tries of each kind, in minutes of one core; all of them
-take about an hour of a core. The table is printed after each part, so that a run that is cut short has told what it
+take some hours. The table is printed after each part, so that a run that is cut short has told what it
 found.
 """
 
