@@ -53,6 +53,7 @@ def test_what_killed_processes_left_is_swept_at_the_next_start(tmp_path, recipes
         "kl/recipe.yaml.12.part",
         "kl/pipeline.12.old.part",
         "kl/pipeline/README.md.3.part",
+        "kl/pipeline/pictures/1.png.3.part",
     )
     for name in left:
         (run_dir / name).mkdir(parents=True)

@@ -46,8 +46,8 @@ def claimed(run_dir: Path, recipes: dict[str, Recipe], jobs: list[Job], variants
 def _sweep(run_dir: Path, variants: list[str]) -> None:
     """Remove what killed processes left beside the stages' folders. Who writes there holds the folder's lock; stages
     have locks of their own, and are swept by who takes them."""
-    for place in (run_dir, *(run_dir / variant / below for variant in variants for below in ("", "pipeline"))):
-        sweep(place, ("*.[0-9]*.part",))  # no file of somebody else's
+    for place in (run_dir, *(run_dir / variant for variant in variants)):
+        sweep(place, ("*.[0-9]*.part", "pipeline/**/*.[0-9]*.part"))  # no file of somebody else's
 
 
 def require_linked(jobs: list[Job], run_dir: Path) -> None:

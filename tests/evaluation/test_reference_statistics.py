@@ -36,7 +36,11 @@ def run(*arguments):
 
 def test_a_kept_reference_gives_the_same_figures(folders, tmp_path):
     common = ["--features", FEATURES, "--workers", 0, "--json"]
+    left = [tmp_path / f"{name}.99.part" for name in ("b.safetensors", "one.json", "another")]
+    for part in left:  # of processes that were killed
+        part.mkdir()
     run("folder", *folders, "--save-reference", tmp_path / "b.safetensors", *common, tmp_path / "one.json")
+    assert [part.exists() for part in left] == [False, False, True], "what belongs to these files is swept"
     run("folder", folders[0], tmp_path / "b.safetensors", *common, tmp_path / "two.json")
     one, two = read_scores(tmp_path / "one.json"), read_scores(tmp_path / "two.json")
     assert one["metrics"] == pytest.approx(two["metrics"], rel=1e-9)

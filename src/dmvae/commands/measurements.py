@@ -24,7 +24,7 @@ from dmvae.evaluation.reconstruct import PerceptualDistance, reconstruct, recons
 from dmvae.evaluation.reference_statistics import SUFFIXES, read_statistics
 from dmvae.evaluation.scores import Scores
 from dmvae.runtime import distributed
-from dmvae.runtime.files import atomic_write
+from dmvae.runtime.files import atomic_write, sweep_beside
 from dmvae.runtime.hashing import digest, weights_hash
 from dmvae.runtime.precision import Precision, uses_bf16
 
@@ -105,6 +105,7 @@ class Setting:
         """Features of images that are likely to be met again: they are kept."""
         found = reference_features(self.extractors, images, self.batch_size, title, folder=self.folder)
         if save and self.save_reference and distributed.is_main():
+            sweep_beside(Path(self.save_reference))
             found[0].save(Path(self.save_reference))
         return found
 
@@ -299,6 +300,7 @@ def _cut(features: str) -> tuple[str, str]:
 
 
 def write_scores(result: Values, path: Path) -> None:
+    sweep_beside(path)
     with atomic_write(path) as part:
         part.write_text(json.dumps(result, indent=1))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import json
 import os
 import shutil
@@ -64,6 +65,11 @@ def sweep(folder: Path, patterns: Iterable[str] = ("**/*.part", "**/.tmp??????")
     for pattern in patterns:
         for part in [*folder.glob(pattern)]:
             _remove(part)
+
+
+def sweep_beside(path: Path) -> None:
+    """Remove what processes left that were killed while they wrote this file. It must be nobody else's to write."""
+    sweep(path.parent, (f"{glob.escape(path.name)}.[0-9]*.part",))
 
 
 def within(path: Path, folder: Path) -> Path:
