@@ -1,6 +1,6 @@
 """How fast images are read: every kind of data set on the same images, decoded at each read and from the cache:
 
-    python -m benchmarks.decoding [--count 2000] [--size 64] [--parquet DIR]        (after `make install-dev`)
+    python -m benchmarks.decoding [--count 2000] [--size 64] [--stored 375] [--parquet DIR]
 
 `open` is the first time, which indexes and decodes what is then kept; `again` is what every later stage and run pays;
 `first batch` is from an opened data set. Rates are of batches in random order, in this process and with two workers
@@ -40,7 +40,10 @@ CELL = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=2000, help="images of each kind")
-    parser.add_argument("--size", type=int, default=64, help="height and width of the images, stored and read, pixels")
+    parser.add_argument("--size", type=int, default=64, help="height and width of the images as they are read, pixels")
+    parser.add_argument(
+        "--stored", type=int, help="height as stored, 3 / 4 of the width; as they are read unless given"
+    )
     parser.add_argument("--parquet", help="take the images of this folder or hub id instead of drawing them")
     known = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -48,8 +51,11 @@ def main() -> None:
         os.environ["XDG_CACHE_HOME"] = str(home / "cache")
         os.environ["HF_DATASETS_CACHE"] = str(home / "arrow")
         pictures = drawn(known.count, known.size, known.parquet)
+        if known.stored:
+            wide = (known.stored * 4 // 3, known.stored)
+            pictures = [(picture.resize(wide, Image.Resampling.BICUBIC), label) for picture, label in pictures]
         files = {form: write(home, pictures, form) for form in ("PNG", "JPEG")}
-        print(f"{len(pictures)} images of {known.size}x{known.size}; images/s\n")
+        print(f"{len(pictures)} images of {'x'.join(map(str, pictures[0][0].size))}, read at {known.size}; images/s\n")
         print("| data | cache | KB an image | open, s | again, s | first batch, ms | in process | 2 workers |")
         print("| --- | --- | --- | --- | --- | --- | --- | --- |")
         for form, folder in files.items():

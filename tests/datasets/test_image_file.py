@@ -85,12 +85,27 @@ def test_small_images_are_enlarged(tmp_path):
     assert is_colour(read(tmp_path, flat(size=(3, 5))), RED)
 
 
-def test_it_is_resizing_the_shorter_side_and_cropping(tmp_path):
+@pytest.mark.parametrize("name", ["a.png", "a.jpg"])
+def test_it_is_pillow_s_cropping_and_resizing_within_a_grey_level(tmp_path, name):
     noise = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
     image = Image.fromarray(noise).resize((960, 640))
-    pixels = read(tmp_path, image, size=64)
-    whole = np.asarray(image.resize((96, 64), Image.Resampling.BICUBIC))[:, 16:80]
-    assert np.abs(pixels.permute(1, 2, 0).numpy().astype(int) - whole).max() <= 6  # reducing_gap
+    pixels = read(tmp_path, image, name, size=64)
+    with Image.open(tmp_path / name) as stored:
+        theirs = np.asarray(stored.crop((160, 0, 800, 640)).resize((64, 64), Image.Resampling.BICUBIC))
+    assert np.abs(pixels.permute(1, 2, 0).numpy().astype(int) - theirs).max() <= 1
+
+
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"progressive": True}, {"quality": 20}])
+def test_jpeg_files_have_pillow_s_pixels(tmp_path, options):
+    """Noise in colour, in which another transform or another way to enlarge the colours would show."""
+    noise = np.random.default_rng(0).integers(0, 256, (37, 37, 3), dtype=np.uint8)
+    pixels = read(tmp_path, Image.fromarray(noise), "a.jpg", size=37, **options)
+    with Image.open(tmp_path / "a.jpg") as stored:
+        assert np.array_equal(pixels.permute(1, 2, 0), np.asarray(stored))
+
+
+def test_jpeg_files_of_four_colours_go_to_pillow(tmp_path):
+    assert is_colour(read(tmp_path, flat().convert("CMYK"), "a.jpg", quality=100), RED, 3)
 
 
 def test_a_fine_pattern_is_averaged_not_aliased(tmp_path):

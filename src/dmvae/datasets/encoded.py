@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dmvae.datasets import Dataset, DatasetConfig
 from dmvae.datasets.download import cache_folder
-from dmvae.datasets.image_file import BrokenImage, decode
+from dmvae.datasets.image_file import PIXELS, BrokenImage, decode
 from dmvae.datasets.image_scan import rank
 from dmvae.datasets.memory import MemoryDataset
 from dmvae.datasets.skipped import note
@@ -122,7 +122,7 @@ def open_images(source: Encoded, config: EncodedConfig, classes: tuple[str, ...]
     n, each = len(source.labels), config.channels * config.size**2
     if n * each > config.cache_gib * 2**30:
         return LazyImages(source, classes, fingerprint, config)
-    folder = cache_folder() / "decoded" / digest(content, config.size, config.channels)
+    folder = cache_folder() / "decoded" / digest(content, config.size, config.channels, PIXELS)
     broken = _kept(folder)
     if broken is None:
         try:

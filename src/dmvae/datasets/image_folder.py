@@ -18,7 +18,7 @@ from torch import Tensor
 from dmvae.datasets import Dataset, DatasetConfig, Split
 from dmvae.datasets.download import cache_folder, existing_folder
 from dmvae.datasets.encoded import ENDS, DecodedWhenRead, OnBroken
-from dmvae.datasets.image_file import BrokenImage, check_header, read_image
+from dmvae.datasets.image_file import PIXELS, BrokenImage, check_header, read_image
 from dmvae.datasets.image_scan import HELD_OUT, rank, split_files
 from dmvae.datasets.memory import MemoryDataset
 from dmvae.datasets.skipped import note
@@ -70,7 +70,7 @@ class ImageFolder(DatasetConfig):
             self._report(broken, labels, keep, classes, folder)
             return FolderDataset([paths[i] for i in keep], labels[keep], classes, fingerprint, self)
         # a rewritten file of the same size changes the decoded pixels, hence the times here
-        key = digest(fingerprint, str(folder.resolve()), [f.mtime_ns for f in files])
+        key = digest(fingerprint, str(folder.resolve()), [f.mtime_ns for f in files], PIXELS)
         kept = cache_folder() / "decoded" / f"{key}.safetensors" if self.cache == "auto" else None
         images, keep, broken = _decode_all(paths, self.size, self.channels, kept)
         self._report(broken, labels, keep, classes, folder)
