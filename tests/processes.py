@@ -22,7 +22,8 @@ import torch
 
 IMPORTS = [
     *("dmvae.commands.run", "dmvae.commands.measure", "dmvae.commands.measurements", "dmvae.models.effnet"),
-    *("dmvae.evaluation.features.effnet", "sklearn.manifold", "torch.utils.tensorboard"),
+    *("dmvae.evaluation.features.effnet", "dmvae.interop.pipeline", "dmvae.report.latent_map", "dmvae.report.training"),
+    *("sklearn.manifold", "torch.utils.tensorboard"),
 ]
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(IMPORTS)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import yaml
 
 from dmvae import config as configs
-from dmvae.report import latent_map, pictures, table, training
 from dmvae.report.html import details, duration, prose, section
 from dmvae.report.run import Run
 from dmvae.runtime.files import atomic_write
@@ -27,6 +26,8 @@ def write_report(run_dir: Path, jobs: list[Job]) -> Path:
 
     A section whose files are missing is left out, so that an unfinished run can be looked at too.
     """
+    from dmvae.report import latent_map, pictures, table, training  # matplotlib: no start of a run shall wait for it
+
     run = Run(Path(run_dir), jobs)
     sections = {
         "results": section("results", "Results", table.results(run)),

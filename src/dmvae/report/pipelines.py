@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from dmvae import config as configs
 from dmvae.datasets import open_dataset
 from dmvae.generators import load_generator
-from dmvae.interop.pipeline import build_pipeline
 from dmvae.jobs import Job
 from dmvae.models.base import Model
 from dmvae.report.card import card
@@ -51,6 +50,8 @@ def _write(stages: dict[str, Job], out: Path) -> Path:
     text = card(job, stages, recipe, shows)
     there = read_source(out) or {}
     if any(there.get(name) != value for name, value in source.items()) or damage(out, there):
+        from dmvae.interop.pipeline import build_pipeline  # diffusers' pipelines take two seconds
+
         transformer = load_generator(job.folder / "generator")
         assert isinstance(transformer, Model)
         # for the manifests of what measures its samples
