@@ -2,15 +2,17 @@
 
 import json
 import math
+from functools import partial
 
 import pytest
 
 import tiny
+from dmvae.evaluation.probe import generator_probe
 
 
 @pytest.mark.slow
 def test_proxies_and_probe_stand_beside_the_other_figures(tmp_path, monkeypatch):
-    monkeypatch.setattr("dmvae.evaluation.probe.STEPS", 3)
+    monkeypatch.setattr("dmvae.evaluation.proxies.generator_probe", partial(generator_probe, steps=3))
     monkeypatch.setattr("dmvae.evaluation.probe.SAMPLES", 12)
     tiny.run(tiny.write(tmp_path, evaluate__proxies=True, evaluate__probe=True), "kl")
     metrics = json.loads((tmp_path / "run/kl/evaluate/metrics.json").read_text())
