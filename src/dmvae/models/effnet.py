@@ -9,8 +9,10 @@ Levels of timm's feature_info have 16, 24, 40, 112 and 320 channels at strides 2
 
 from __future__ import annotations
 
+import copy
 import importlib
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -65,7 +67,20 @@ def effnet(version: Version, *, output_stride: Literal[8, 16, 32] = 32, pretrain
 
     Raises ValueError when the package with the weights is not installed.
     """
-    return built(lambda: _effnet(version, output_stride, pretrained))
+    if pretrained:
+        weights_file(version)
+
+    def build() -> EfficientNet:
+        # Without memory, as where a run is checked before it starts: every stage asks, and a copy costs a tenth.
+        blank = torch.empty(0).is_meta
+        return copy.deepcopy(_blank(version, output_stride)) if blank else _effnet(version, output_stride, pretrained)
+
+    return built(build)
+
+
+@cache
+def _blank(version: Version, output_stride: int) -> EfficientNet:
+    return _effnet(version, output_stride, pretrained=False)
 
 
 def _effnet(version: Version, output_stride: int, pretrained: bool) -> EfficientNet:

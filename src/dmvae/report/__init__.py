@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from dmvae import config as configs
+from dmvae.report import pictures, table
 from dmvae.report.html import details, duration, prose, section
 from dmvae.report.run import Run
 from dmvae.runtime.files import atomic_write
@@ -26,7 +27,7 @@ def write_report(run_dir: Path, jobs: list[Job]) -> Path:
 
     A section whose files are missing is left out, so that an unfinished run can be looked at too.
     """
-    from dmvae.report import latent_map, pictures, table, training  # matplotlib: no start of a run shall wait for it
+    from dmvae.report import latent_map, training  # they import matplotlib, which no start of a run shall wait for
 
     run = Run(Path(run_dir), jobs)
     sections = {
