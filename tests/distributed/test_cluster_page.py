@@ -88,5 +88,5 @@ def test_it_trains(tmp_path, word, ranks, times):
 
 def test_a_job_that_has_not_ended_well_is_put_into_the_queue_again(tmp_path):
     (command,) = commands("SBATCH")
-    started(tmp_path, command, recipe="none.yaml")
+    started(tmp_path, command, ranks=1, recipe="none.yaml")
     assert (tmp_path / "requeued").read_text() == "requeue 7\n"
