@@ -121,7 +121,6 @@ SCRIPT = """
 import multiprocessing, sys, time, torch
 from pathlib import Path
 from dmvae.datasets.loading import passes
-from dmvae.latents.store import Part
 from dmvae.runtime.files import locked
 
 class Data:
