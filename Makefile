@@ -50,8 +50,9 @@ demo: install fashion-mnist
 	$(BIN)/dmvae run recipes/demo.yaml
 
 # Files of tests side by side, each in one thread: networks this small gain next to nothing from a second one. One worker
-# more than there are cores, as some tests wait for processes that they kill.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n $$($(BIN)/python -c 'import os; print((os.cpu_count() or 1) + 1)') --maxprocesses 5 --dist loadfile --no-loadscope-reorder
+# more than there are cores, as some tests wait for processes that they kill. What is compiled is kept, whatever the shell
+# says: every worker would rewrite the assertions of all files anew.
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n $$($(BIN)/python -c 'import os; print((os.cpu_count() or 1) + 1)') --maxprocesses 5 --dist loadfile --no-loadscope-reorder
 
 test: install-dev
 	$(PYTEST)

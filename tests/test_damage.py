@@ -182,7 +182,7 @@ def test_lines_of_a_log_that_are_damaged_are_named(tmp_path):
 def test_a_run_s_table_and_pipeline_are_as_they_were_written(tmp_path, capsys):
     """Whatever is damaged in a finished run: `report` names it, `run` makes it anew."""
     path, run_dir = tiny.write(tmp_path, encoder=None, variants=None, matching=None, reference=None), tmp_path / "run"
-    first = processes.command("run", str(path))
+    first = processes.command("run", str(path), **processes.PLAIN)
     assert first.returncode == 0, first.stderr
     shutil.copytree(run_dir, tmp_path / "good", symlinks=True)
     named = {
@@ -210,7 +210,7 @@ def test_a_run_s_table_and_pipeline_are_as_they_were_written(tmp_path, capsys):
         _ = finished.summary
     with pytest.raises(ValueError, match=r"pipeline/\S+ is corrupt: it is not as it was written"):
         DMVAEPipeline.from_pretrained(run_dir / "main/pipeline")
-    second = processes.command("run", str(path))
+    second = processes.command("run", str(path), **processes.PLAIN)
     assert second.returncode == 0, second.stderr
     assert [n for n in files if (run_dir / n).read_bytes() != (tmp_path / "good" / n).read_bytes()] == []
     DMVAEPipeline.from_pretrained(run_dir / "main/pipeline")

@@ -76,7 +76,7 @@ def test_latents_are_normalised_by_what_the_tokenizer_carries(finished):
 def test_a_second_run_does_nothing(finished):
     path, run_dir, _ = finished
     before = {f: f.stat().st_mtime_ns for f in run_dir.glob("stages/*/*") if f.is_file()}
-    result = processes.command("run", str(path))
+    result = processes.command("run", str(path), **processes.PLAIN)
     assert result.returncode == 0
     assert result.stdout.count("skip (finished") == 14
     assert "run (new" not in result.stdout
@@ -198,7 +198,7 @@ def test_killed_at_random_moments_it_ends_in_the_same_weights(finished, tmp_path
     rng = random.Random(0)
     kills = 0
     while kills < 10:
-        process = processes.Command("run", str(path))
+        process = processes.Command("run", str(path), **processes.PLAIN)
         # Counted in files, so that a kill comes as far on on a fast machine and a slow one.
         enough = len(list(tmp_path.glob("run/stages/*/*"))) + rng.randint(1, 4)
         while not process.ended() and len(list(tmp_path.glob("run/stages/*/*"))) < enough:
@@ -210,7 +210,7 @@ def test_killed_at_random_moments_it_ends_in_the_same_weights(finished, tmp_path
         process.result()
         kills += 1
     assert kills >= 5, "the run ended too soon for the test to mean anything"
-    assert processes.command("run", str(path)).returncode == 0
+    assert processes.command("run", str(path), **processes.PLAIN).returncode == 0
     ours, theirs = tiny.weights(tmp_path / "run"), tiny.weights(whole)
     assert set(ours) == set(theirs)
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
@@ -219,7 +219,7 @@ def test_killed_at_random_moments_it_ends_in_the_same_weights(finished, tmp_path
 def test_processes_side_by_side_share_the_stages_out(finished, tmp_path):
     _, whole, _ = finished
     path = tiny.write(tmp_path)
-    both = [processes.Command("run", str(path)) for _ in range(2)]
+    both = [processes.Command("run", str(path), **processes.PLAIN) for _ in range(2)]
     results = [process.result() for process in both]
     assert [result.returncode for result in results] == [0, 0], results
     ran = [line.split(":")[0] for result in results for line in result.stdout.splitlines() if "run (new)" in line]

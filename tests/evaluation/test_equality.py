@@ -1,21 +1,16 @@
-"""Our values beside the established libraries', on the same features and on the same files."""
+"""Our values beside the established libraries', on the same features and on the same files.
+
+Each test imports the library that it asks: together they take seconds, in every worker that collects this file.
+"""
 
 import warnings
 
-import lpips
 import numpy as np
 import pytest
 import random_inception
 import scipy.linalg
 import torch
 from PIL import Image
-from prdc import compute_prdc
-from torch_fidelity import calculate_metrics
-from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-from torch_fidelity.metric_isc import isc_features_to_metric
-from torch_fidelity.metric_kid import kid_features_to_metric
-from torch_fidelity.metric_prc import prc_features_to_metric
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from dmvae.commands.measurements import measure
 from dmvae.datasets.shapes import Shapes
@@ -39,6 +34,8 @@ def sets():
 
 
 def test_frechet_distance_is_torch_fidelitys_and_scipys(sets):
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+
     a, b = (Statistics.of(x) for x in sets)
     ours = frechet_distance(a, b)
     theirs = fid_statistics_to_metric(*(fid_features_to_statistics(x) for x in sets), verbose=False)
@@ -59,6 +56,8 @@ def test_frechet_distance_of_few_is_that_of_singular_covariances(sets):
 
 @pytest.mark.parametrize(("subsets", "size"), [(5, 300), (1, 600)])
 def test_kernel_distance_is_torch_fidelitys(sets, subsets, size):
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
     theirs = kid_features_to_metric(*sets, kid_subsets=subsets, kid_subset_size=size, verbose=False)
     mean, spread = kernel_distance(*sets, subsets=subsets, subset_size=size)
     assert mean == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-6)
@@ -66,6 +65,8 @@ def test_kernel_distance_is_torch_fidelitys(sets, subsets, size):
 
 
 def test_inception_score_is_torch_fidelitys(sets):
+    from torch_fidelity.metric_isc import isc_features_to_metric
+
     theirs = isc_features_to_metric(sets[0] * 3)
     mean, spread = inception_score(sets[0] * 3)
     assert mean == pytest.approx(theirs["inception_score_mean"], rel=1e-6)
@@ -74,6 +75,9 @@ def test_inception_score_is_torch_fidelitys(sets):
 
 @pytest.mark.parametrize("k", [3, 5])
 def test_manifolds_are_prdcs_and_torch_fidelitys(sets, k, capsys):
+    from prdc import compute_prdc
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
     real, fake = sets
     ours = {name: float(values.mean()) for name, values in manifold_values(real, fake, k=k).items()}
     assert ours == pytest.approx(compute_prdc(real.numpy(), fake.numpy(), nearest_k=k), rel=1e-6)
@@ -83,6 +87,8 @@ def test_manifolds_are_prdcs_and_torch_fidelitys(sets, k, capsys):
 
 
 def test_pairs_are_torchmetrics():
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
     generator = torch.Generator().manual_seed(0)
     a = torch.nn.functional.avg_pool2d(torch.rand(6, 3, 32, 40, generator=generator) * 255, 3, 1, 1)
     b = (a + 12 * torch.randn(a.shape, generator=generator)).clamp(0, 255).byte()
@@ -98,6 +104,8 @@ def test_pairs_are_torchmetrics():
 @pytest.mark.slow
 def test_perceptual_distance_is_lpips():
     """In batches, of uint8, with the learned weights that come with the package on a random VGG-16."""
+    import lpips
+
     torch.manual_seed(0)
     network = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).eval()
     a, b = torch.randint(256, (2, 5, 3, 40, 40), dtype=torch.uint8)
@@ -114,6 +122,8 @@ N = 12
 @pytest.mark.slow
 def test_a_folder_is_measured_as_torch_fidelity_does(tmp_path, monkeypatch):
     """End to end: the same files, the same (random) weights of Inception."""
+    from torch_fidelity import calculate_metrics
+
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(features, "CHUNK", N)  # no padding to compute
     folders, taken = [], []
