@@ -1,0 +1,162 @@
+"""`dmvae measure` at its command line: what it refuses, and that it agrees with the run's own stage."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import tiny
+from dmvae import cli
+from dmvae.commands.measurements import read_scores
+from dmvae.datasets.shapes import Shapes
+from dmvae.evaluation.images import FolderImages
+from dmvae.losses.perceptual import LPIPSDistance, LPIPSPerceptual
+from dmvae.report.pipelines import write_pipelines
+
+pytestmark = pytest.mark.usefixtures("cache")
+
+FEATURES = "effnet-lite0@32"
+
+
+def complain(capsys, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["measure", *map(str, arguments)])
+    return stop.value.code, capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_bad_input_is_told_with_its_fix(folders, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    for size in (16, 24):
+        Image.new("RGB", (size, size)).save(mixed / f"{size}.png")
+    wide = tmp_path / "wide"
+    wide.mkdir()
+    Image.new("RGB", (20, 10)).save(wide / "wide.png")
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "x.png").write_bytes(b"")
+    for folder, message in (
+        (tmp_path / "empty", "no images in"),
+        (tmp_path / "absent", "no such folder"),
+        (mixed, "give --size N"),
+        (wide, "not square: give --size N"),
+        (broken, "unreadable image"),
+    ):
+        code, said = complain(capsys, "folder", folder, folders[1], "--features", FEATURES, "--workers", 0)
+        assert (code, message in said) == (2, True), said
+    np.savez(tmp_path / "mu.npz", mu=np.zeros(1280), sigma=np.eye(1280))
+    for arguments, message in (
+        (["--features", "effnet-lite9"], "did you mean 'effnet-lite"),
+        (["--features", "effnet-lite0@big"], "number of pixels"),
+        (["--features", "effnet-lite0=file"], "weights: no such field"),
+        (["--features", f"inception={tmp_path}/absent.pth"], "download https://"),
+        (["--features", f"dinov2={tmp_path}/absent.pth"], f"no weights at {tmp_path}/absent.pth"),
+        (["--count", "3"], "measure folder takes no --count"),
+        (["--batch-size", "0"], "--batch-size must be at least 1, got 0"),
+        (["--limit", "-3"], "--limit must be at least 1, got -3"),
+        (["--features", "effnet-lite0@0"], "number of pixels"),
+        (["--save-reference", "here"], "name it so"),
+        (["--save-reference", "here.safetensors"], "mu.npz holds statistics already"),
+        (["--train", folders[0]], "mu.npz holds statistics alone"),
+    ):
+        reference = tmp_path / "mu.npz" if "mu.npz" in message else folders[1]
+        code, said = complain(capsys, "folder", folders[0], reference, *arguments)
+        assert (code, message in said) == (2, True), said
+
+
+def test_all_bad_files_are_told_at_once(tmp_path):
+    for name, size in (("a", 16), ("b", 16), ("c", 24), ("d", 16)):
+        Image.new("RGB", (size, size)).save(tmp_path / f"{name}.png")
+    for name in ("b", "d"):  # the header is whole, the pixels are cut short
+        (tmp_path / f"{name}.png").write_bytes((tmp_path / "a.png").read_bytes()[:45])
+    (tmp_path / "0.png").touch()
+    for workers in (0, 1):
+        images = FolderImages(tmp_path, workers=workers)
+        with pytest.raises(ValueError, match="3 of 5 images: unreadable image: ") as told:
+            list(images.batches(range(5), 2))
+        for name in ("0.png: cannot identify", "b.png: ", "d.png: ", "c.png is 24x24", "give --size N"):
+            assert name in str(told.value)
+
+
+class MeanDistance(torch.nn.Module):
+    """In LPIPS's place, whose VGG-16 needs larger images, and weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, a, b):
+        return self.scale * (a - b).abs().mean((1, 2, 3))
+
+
+@pytest.mark.slow
+def test_pipelines_and_tokenizers(tmp_path, folders, capsys, monkeypatch):
+    """Both are measured, checked, and agree with what the run's own stage says of the same samples."""
+    monkeypatch.setattr(LPIPSPerceptual, "build", lambda self: LPIPSDistance(1.0, MeanDistance()))
+    over = {"evaluate__metrics": ["frechet", "kernel", "memorisation"], "evaluate__lpips": True}
+    path = tiny.write(tmp_path, run__precision="float32", generator__ema=0.875, **over)
+    jobs = tiny.run(path, "kl")
+    (pipeline,) = write_pipelines(jobs, tmp_path / "run")
+    stage = read_scores(tmp_path / "run/kl/evaluate/metrics.json")
+    assert stage["gfd"] == stage["metrics"][f"gfd_{FEATURES}"]
+    expected = {f"{name}_{FEATURES}" for name in ("gkid", "memorisation", "rfd", "rkid")} | {"psnr", "lpips_vgg16"}
+    assert expected <= set(stage["metrics"])
+    assert stage["lpips"] == stage["metrics"]["lpips_vgg16"]
+    assert stage["manifest"]["measured"]["sampler"]["steps"] == 2
+
+    test = tmp_path / "test"
+    test.mkdir()
+    images, _ = Shapes(size=12, channels=3, num_classes=3, test_count=24).build("test").__getitems__(range(24))
+    for i, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(test / f"{i:03}.png")
+    common = ["--features", FEATURES, "--workers", "0", "--precision", "float32", "--json"]
+    for option, message in (
+        (["--count", "0"], "expected a whole number, 1 to"),
+        (["--time-shift", "0"], "0.001 to 1000, got 0.0"),
+    ):
+        code, said = complain(capsys, "samples", pipeline, test, "--features", FEATURES, *option)
+        assert (code, message in said) == (2, True), said
+    with monkeypatch.context() as nothing:
+        nothing.setattr("dmvae.commands.measurements.features_of", None)  # told before a sample is drawn
+        code, said = complain(capsys, "samples", pipeline, folders[1], "--features", FEATURES)
+    assert (code, "draws images of 12 pixels, and those of" in said, "--size 12" in said) == (2, True, True)
+    assert said.count("\n") == 1, "no bar of the pipeline's parts, which a log would hold as one long line"
+    monkeypatch.chdir(tmp_path)
+    samples = ["measure", "samples", pipeline, "test", "--train", "test", "--count", "12", "--steps", "2"]
+    samples += ["--guidance-interval", "0.2", "0.9", *common, tmp_path / "s.json"]
+    cli.main([str(a) for a in samples])
+    tokenizer = ["measure", "tokenizer", pipeline / "vae", test, "--batch-size", "7", "--lpips"]
+    cli.main([str(a) for a in [*tokenizer, *common, tmp_path / "t.json"]])
+    found = read_scores(tmp_path / "s.json")["metrics"] | read_scores(tmp_path / "t.json")["metrics"]
+    for name in (*(f"{name}_{FEATURES}" for name in ("gfd", "gkid", "rfd", "rkid")), "psnr", "ssim", "lpips_vgg16"):
+        assert found[name] == pytest.approx(stage["metrics"][name], rel=1e-5), name
+    assert read_scores(tmp_path / "s.json")["manifest"]["measured"]["ema"] == 0.875
+    weights = [read_scores(file)["manifest"]["features"]["lpips_vgg16"]["weights"] for file in (
+        tmp_path / "t.json", tmp_path / "run/kl/evaluate/metrics.json"
+    )]  # fmt: skip
+    assert weights[0] == weights[1]
+    sampler = read_scores(tmp_path / "s.json")["manifest"]["measured"]["sampler"]
+    assert sampler["guidance_interval"] == [0.2, 0.9]
+    monkeypatch.chdir("/")
+    for file in (tmp_path / "s.json", tmp_path / "t.json", tmp_path / "run/kl/evaluate/metrics.json"):
+        capsys.readouterr()
+        cli.main(["measure", "--check", str(file)])
+        assert "agrees" in capsys.readouterr().out
+    stage = read_scores(tmp_path / "run/kl/evaluate/metrics.json")
+    stage["knn"] += 0.1
+    stage["latents"]["effective_rank"] *= 2
+    (tmp_path / "run/kl/evaluate/metrics.json").write_text(json.dumps(stage))
+    code, said = complain(capsys, "--check", tmp_path / "run/kl/evaluate/metrics.json")
+    assert code == 1
+    assert "knn was" in said
+    assert "latents.effective_rank was" in said
+    scores = read_scores(tmp_path / "s.json")
+    scores["metrics"][f"gfd_{FEATURES}"] *= 1.01
+    (tmp_path / "s.json").write_text(json.dumps(scores))
+    code, said = complain(capsys, "--check", tmp_path / "s.json")
+    assert code == 1
+    assert f"gfd_{FEATURES} was" in said
