@@ -20,6 +20,13 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: -slow[item.path])
 
 
+@pytest.fixture
+def plain_report(monkeypatch):
+    """No charts in reports that this test makes and does not read, as `processes.PLAIN` for commands."""
+    monkeypatch.setattr("dmvae.report.training.lines", lambda *_, **__: "")
+    monkeypatch.setattr("dmvae.report.latent_map.latent_map", lambda _: "")
+
+
 @pytest.fixture(autouse=True)
 def own_registry():
     """Plugins of one test are not there in the next, of whatever file."""

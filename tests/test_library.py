@@ -42,7 +42,7 @@ class Colours:
 
 
 @pytest.mark.slow
-def test_a_recipe_runs_from_python_on_a_data_set_of_ones_own(tmp_path):
+def test_a_recipe_runs_from_python_on_a_data_set_of_ones_own(tmp_path, plain_report):
     recipe = tiny.RECIPE | {"run": tiny.RECIPE["run"] | {"dir": str(tmp_path / "run")}, "variants": None}
     run = dmvae.run(recipe, train=Colours(48), test=Colours(24), tokenizer={"steps": 2}, **{"generator.steps": 3})
     assert run.variants == ["main"]
@@ -120,7 +120,7 @@ def test_what_an_objective_lacks_is_told():
 
 @pytest.mark.slow
 def test_the_training_loop_of_ones_own(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["own_trainer.py", "--steps", "20"])
+    monkeypatch.setattr(sys, "argv", ["own_trainer.py", "--steps", "10"])
     runpy.run_path(str(EXAMPLES / "own_trainer.py"), run_name="__main__")
     std = [float(line.rsplit("std ", 1)[1]) for line in capsys.readouterr().out.splitlines()]
     assert abs(std[-1] - 1) < abs(std[0] - 1), "the latents' spread approaches the reference's"
@@ -141,7 +141,7 @@ SHORTER = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("notebook", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.stem)
-def test_a_notebook_runs_cell_by_cell(tmp_path, notebook, monkeypatch):
+def test_a_notebook_runs_cell_by_cell(tmp_path, notebook, monkeypatch, plain_report):
     cells = json.loads(notebook.read_text())["cells"]
     sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     for text, shorter in SHORTER[notebook.stem].items():

@@ -270,7 +270,7 @@ def test_a_tokenizer_that_edits_samples_is_no_start(tmp_path):
         tiny.run(write(tmp_path, None, pretrained=source))
 
 
-def test_the_shipped_recipe_runs_from_the_tokenizer_that_its_head_makes(tmp_path, monkeypatch):
+def test_the_shipped_recipe_runs_from_the_tokenizer_that_its_head_makes(tmp_path, monkeypatch, plain_report):
     monkeypatch.chdir(tmp_path)
     head = recipe_file("existing_tokenizer").read_text().replace("\n#", " ")
     exec(re.search(r'python -c "(.*?)"', head)[1])
