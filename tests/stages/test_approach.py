@@ -14,7 +14,6 @@ from dmvae.references.gaussian import Gaussian
 from dmvae.runtime.random import Random
 from dmvae.stages import approach
 from dmvae.stages.matching import MatchingStage
-from dmvae.tokenizers.editor import Editor
 from dmvae.training.loop import Trainer
 from dmvae.training.stage import Batch
 
@@ -61,9 +60,16 @@ def test_every_stage_runs_and_the_log_tells_the_distance(tmp_path, small):
     assert "gfd" in json.loads((run / "evaluate/metrics.json").read_text())
 
 
-@pytest.mark.parametrize("noise", ["reference", "assigned"])
+EDITED = {
+    "reference": {},
+    "assigned": {"matching__noise": "assigned"},
+    "grouped": {"matching__noise": "assigned", "matching__noise_groups": 4},
+}
+
+
+@pytest.mark.parametrize("noise", EDITED)
 def test_an_image_is_encoded_alike_in_any_batch(tmp_path, small, noise):
-    tiny.run(write(tmp_path, matching__noise=noise), until="decoder")
+    tiny.run(write(tmp_path, **EDITED[noise]), until="decoder")
     model = Autoencoder.from_pretrained(tmp_path / "run/main/decoder/autoencoder").eval()
     x = torch.randint(256, (5, 3, 12, 12)).float() / 127.5 - 1
     with torch.no_grad():
@@ -73,13 +79,13 @@ def test_an_image_is_encoded_alike_in_any_batch(tmp_path, small, noise):
         sliced = model.encode(x).latents
     assert torch.allclose(whole, alone, atol=1e-5)
     assert torch.allclose(whole, sliced, atol=1e-5)
-    if noise == "assigned":
-        assert model.editor.prices.std() > 0
-        return
-    taken = model.editor.take(x)
-    assert len({tuple(y.flatten()[:3].tolist()) for y in taken}) > 1, "different images edit different samples"
-    other = model.editor.take(x + 2 / 255)
-    assert not torch.equal(taken, other)
+    editor, mu = model.editor, torch.zeros(5, 4, 3, 3)
+    if noise != "reference":
+        assert editor.prices.std() > 0
+    taken = editor.take(x, mu)
+    choice = {"reference": 16, "assigned": 1, "grouped": 4}[noise]
+    assert len({tuple(y.flatten().tolist()) for y in editor.draw(mu[:1].expand(99, -1, -1, -1), Random(0))}) == choice
+    assert torch.equal(taken, editor.take(x + 2 / 255, mu)) == (choice == 1), "content chooses where there is a choice"
 
 
 def test_an_editor_that_has_not_learned_leaves_the_reference_as_it_is(tmp_path):
@@ -90,17 +96,18 @@ def test_an_editor_that_has_not_learned_leaves_the_reference_as_it_is(tmp_path):
     edited = model.with_editor(bank, mean, std, width=8)
     edited.editor.share.data.zero_()
     x = torch.rand(8, 3, 12, 12)
-    z = edited.encode(x, bank).latents
-    assert torch.allclose((z - mean.view(-1, 1, 1)) / std.view(-1, 1, 1), bank, atol=1e-5)
+    y = edited.editor.draw(torch.zeros(8, 4, 3, 3), Random(0))
+    z = edited.encode(x, Random(0)).latents
+    assert torch.allclose((z - mean.view(-1, 1, 1)) / std.view(-1, 1, 1), y, atol=1e-5)
     assert all(torch.equal(value, edited.state_dict()[name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("noise", ["reference", "assigned"])
+@pytest.mark.parametrize("noise", EDITED)
 def test_killed_and_started_again_it_ends_in_the_same_weights(tmp_path, small, monkeypatch, noise):
     found = []
     for name in ("whole", "stopped"):
         (tmp_path / name).mkdir()
-        path = write(tmp_path / name, matching__noise=noise)
+        path = write(tmp_path / name, **EDITED[noise])
         if name == "stopped":
             updates = MatchingStage.updates
 
@@ -188,6 +195,12 @@ def test_the_ratio_follows_the_distance_and_three_in_a_row_are_arrival(monkeypat
             "anchor: 0.3 holds edits .* set matching.noise: reference",
         ),
         ({"matching.anchor": 0.3, "matching.balance": "fixed"}, "anchor: 0.3 .*balance: gradient or distance"),
+        ({"matching.noise_groups": 4}, "noise_groups: 4 groups are of .* set matching.noise: assigned"),
+        (
+            {"matching.noise": "assigned", "matching.noise_groups": 5},
+            r"noise_groups: 5 groups of 16 samples \(noise_bank\), found in 12 images .* divides those",
+        ),
+        ({"matching.noise": "assigned", "matching.noise_groups": 16}, "noise_groups: 16 groups .* at most these"),
         ({"matching.anchor": 0}, "anchor: expected a number, 0.001 to .* got 0"),
         ({"matching.objective.labels": True}, "labels: those of 'gaussian' mean nothing"),
         (
@@ -220,17 +233,3 @@ def test_only_the_decoded_images_reach_the_decoder(tmp_path, small, monkeypatch)
     update = next(trainer.stage.updates(trainer.networks, batch, Random(0)))
     trainer.apply(update)
     assert seen == [4]
-
-
-def test_assigned_samples_are_taken_alike_and_suit_the_image():
-    """Images on a line near the bank's middle: without prices a few samples would serve all of them."""
-    editor = Editor(features=2, channels=1, grid=1, width=4, bank=64, assigned=True)
-    editor.bank.copy_(torch.linspace(-3, 3, 64).view(-1, 1, 1, 1))
-    mu = 0.1 * torch.randn(4096, 1, 1, 1, generator=torch.Generator().manual_seed(0))
-    assert editor.assign(mu).unique().numel() < 12
-    editor.settle(mu[:2048])
-    fresh = editor.assign(mu[2048:]).flatten()
-    counts = torch.histc(fresh, bins=64, min=-3.05, max=3.05)
-    assert counts.min() > 8, "32 each, if all are taken alike"
-    assert counts.max() < 96
-    assert torch.equal(fresh[mu[2048:].flatten().argsort()], fresh.sort().values), "on a line the plan is monotone"

@@ -15,7 +15,7 @@ from dmvae.transport.energy import energy_distance
 from dmvae.transport.mmd import mmd
 from dmvae.transport.moments import gaussian_transport, moment_matching
 from dmvae.transport.normality import epps_pulley, normality
-from dmvae.transport.sinkhorn import barycentric, plan, sinkhorn_divergence, squares
+from dmvae.transport.sinkhorn import barycentric, divided, plan, potentials, sinkhorn_divergence, squares
 from dmvae.transport.sliced import directions, sliced_wasserstein, wasserstein_1d
 
 
@@ -104,6 +104,22 @@ def test_divergence_of_a_shift_is_half_its_square():
     shift = torch.tensor([3.0, -1.0])
     assert float(sinkhorn_divergence(z, z + shift, eps=0.02, iterations=200)) == pytest.approx(5, rel=0.02)
     assert float(sinkhorn_divergence(z, z)) == pytest.approx(0, abs=1e-5)
+
+
+def test_rows_are_divided_evenly_at_nearly_the_least_cost():
+    rng = torch.Generator().manual_seed(0)
+    rows, centres = torch.randn(120, 3, generator=rng), torch.randn(6, 3, generator=rng) + 1
+    cost = squares(rows, centres)
+    prices = potentials(cost, 0.02, 200)[1]
+    parts = divided(cost - prices)
+    assert parts.shape == (6, 20)
+    assert sorted(parts.flatten().tolist()) == list(range(120))
+    paid = sum(float(cost[part, column].sum()) for column, part in enumerate(parts))
+    repeated = cost.repeat_interleave(20, dim=1).numpy()
+    least = repeated[linear_sum_assignment(repeated)].sum()
+    assert paid == pytest.approx(least, rel=0.01)
+    with pytest.raises(ValueError, match="120 rows cannot be divided evenly among 7 columns"):
+        divided(torch.zeros(120, 7))
 
 
 def test_sinkhorn_gradient_is_that_of_the_assignment():

@@ -44,10 +44,8 @@ class DecoderTrainingStage(DecoderStage[DecoderTraining, DecoderNetworks]):
     def updates(self, networks: DecoderNetworks, batch: Batch, rng: Random) -> Iterator[Update]:
         with torch.no_grad():
             model = networks.autoencoder
-            if isinstance(model, Autoencoder) and model.editor is not None and not model.editor.assigned:
-                z = model.encode(batch.data, model.editor.draw(len(batch.data), rng)).latents
-            else:
-                z = model.encode(batch.data).latents
+            edited = isinstance(model, Autoencoder) and model.editor is not None
+            z = (model.encode(batch.data, rng) if edited else model.encode(batch.data)).latents
         if self.config.noise > 0:
             z = noised(z, self.config.noise, rng)
         recon = networks.autoencoder.decode(z).sample

@@ -23,9 +23,8 @@ from dmvae.losses.pull import Pull, held, precision
 from dmvae.losses.reconstruction import reconstruction_loss
 from dmvae.matching import Context, Matching
 from dmvae.matching.dmd import DMD
-from dmvae.models.base import Tokenizer
 from dmvae.models.velocity import VelocityModel
-from dmvae.ranges import BatchSize, Count, Decay, Range, Rate, Wait, Weight, Width
+from dmvae.ranges import BatchSize, Count, Decay, Range, Rate, Wait, Weight
 from dmvae.references import Reference
 from dmvae.runtime import distributed
 from dmvae.runtime.random import Random
@@ -33,6 +32,7 @@ from dmvae.runtime.transfer import send
 from dmvae.runtime.words import counted
 from dmvae.stages.approach import EVERY, IN_A_ROW, Approach, Recent, measurements
 from dmvae.stages.bounds import BOUNDS, spread
+from dmvae.stages.editing import EDITED, Editing, unfit
 from dmvae.stages.reconstruction import DecoderNetworks, DecoderStage, discriminate, reconstruct
 from dmvae.stages.reference import ReferenceTraining, open_reference
 from dmvae.stages.tokenizer import drawn
@@ -42,12 +42,9 @@ from dmvae.training.health import Bound
 from dmvae.training.stage import Batch, Update, stage
 from dmvae.transport.views import tokens
 
-EDITED = ("reference", "assigned")
-"""Kinds of `noise` that an editor of samples makes latents of."""
-
 
 @dataclass(frozen=True, kw_only=True)
-class MatchingTraining(FlowTraining):
+class MatchingTraining(FlowTraining, Editing):
     """Distribution matching. The student has its teacher's architecture; `model` is the student's where
     the reference has a closed form and so no teacher network. An objective may bring another network instead."""
 
@@ -66,21 +63,6 @@ class MatchingTraining(FlowTraining):
     between two samples of the reference, and of how well a small network tells tokens apart (1 is 55 %, arrival 2)."""
     until: Literal["arrived"] | None = configs.added(None)
     """"arrived": the stage ends when three measurements in a row are at most `target`, or after `steps`."""
-    noise: Literal["none", "posterior", "reference", "assigned"] = configs.added("none")
-    """"none": latents are a function of the image, a variational tokenizer's means. "posterior": they are drawn from
-    its posterior, whose spread learns from all losses; the posteriors of all images together are what is matched.
-    "reference": the encoder writes the image into a sample of the reference (`dmvae.tokenizers.editor`). So latents
-    can fill any distribution and start near it, from any tokenizer of ours. "assigned": the same, with the sample that
-    suits the image, by optimal transport."""
-    noise_width: Width = configs.added(256)
-    """Hidden width of the network that writes the image into the sample."""
-    noise_bank: Count = configs.added(2048)
-    """Samples of the reference that the finished tokenizer keeps for `noise: reference`."""
-    anchor: Annotated[float, Range(1e-3, 1e3)] | None = configs.added(None)
-    """How far an edit may lead away from its sample, in standard deviations of the reference along its principal
-    directions: from about there on the sample pulls it back harder than the objective pulls. This keeps the fine
-    structure of a reference that is thin in some directions, as features are, which sliced distances hardly see. null:
-    no such pull."""
     decoded: BatchSize | None = configs.added(None)
     """Images of a batch that are reconstructed; the others are encoded for the matching loss only, which is cheap and
     needs many. null: all."""
@@ -178,7 +160,13 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
                 f"the distance, and arrival is {IN_A_ROW} in a row; raise steps, or set until to null"
             )
         with torch.device("meta"):
-            yield from _unfit(config, first_tokenizer(inputs.sections, weights=False))
+            model = first_tokenizer(inputs.sections, weights=False)
+        if not config.train_encoder and not model.parts().bottleneck:
+            yield (
+                "matching.train_encoder: with a frozen encoder and no bottleneck, nothing can move the latents; "
+                "set train_encoder: true or give autoencoder.latent_channels"
+            )
+        yield from unfit(config, model, config.batch_size, config.balance != "fixed")
 
     def build(self) -> MatchingNetworks:
         config, inputs = self.config, self.inputs
@@ -187,14 +175,16 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         autoencoder = inputs.autoencoder()
         assigned = config.noise == "assigned"
         if config.noise in EDITED:
-            assert isinstance(autoencoder, Autoencoder)  # see _unfit
-            autoencoder = autoencoder.with_editor(self._bank(), mean, std, config.noise_width, assigned)
+            assert isinstance(autoencoder, Autoencoder)  # see editing.unfit
+            autoencoder = autoencoder.with_editor(
+                self._bank(), mean, std, config.noise_width, assigned=assigned, groups=config.noise_groups
+            )
         nn.ModuleList(autoencoder.parts().encoder).requires_grad_(config.train_encoder)
         autoencoder.latent_mean.copy_(mean)
         autoencoder.latent_std.copy_(std)
         networks = MatchingNetworks(autoencoder)
         if config.anchor is not None:
-            assert isinstance(autoencoder, Autoencoder)  # see _unfit
+            assert isinstance(autoencoder, Autoencoder)  # see editing.unfit
             assert autoencoder.editor is not None
             networks.register_buffer("precision", precision(tokens(autoencoder.editor.bank)), persistent=False)
         networks.approach = Approach(inputs.latent_shape, config.weight, config.target)
@@ -256,7 +246,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
             networks.plan.remember(mu)
             if settle:
                 model.editor.settle(networks.plan.filled)
-            y = model.editor.assign(mu)
+            y = model.editor.draw(mu, rng)
         else:
             y = send(self.reference.sample(len(images), rng.on_cpu())[0], images.device)
         return model.editor(features, latents, y), y
@@ -314,31 +304,3 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         yield Update("tokenizer", loss, figures, terms["reconstruction/total"], late)
         if networks.discriminator is not None:
             yield discriminate(networks.discriminator, self.losses.adversarial, images, recon, context.rng)
-
-
-def _unfit(config: MatchingTraining, model: Tokenizer) -> Iterator[str]:
-    """What a matching asks for that this tokenizer does not have."""
-    if not config.train_encoder and not model.parts().bottleneck:
-        yield (
-            "matching.train_encoder: with a frozen encoder and no bottleneck, nothing can move the latents; "
-            "set train_encoder: true or give autoencoder.latent_channels"
-        )
-    if config.noise == "posterior" and not model.has_spread:
-        yield "matching.noise: 'posterior' needs a tokenizer with one (autoencoder.variational: true); use 'none'"
-    if config.noise in EDITED and not isinstance(model, Autoencoder):
-        yield (
-            f"matching.noise: {config.noise!r} puts another network behind the encoder, for which the files of this "
-            f"`pretrained` ({model.config['source']['type']}) have no place; use 'none' or 'posterior'"
-        )
-    elif config.noise in EDITED and model.has_spread:
-        yield f"matching.noise: {config.noise!r} has no use for a posterior; set autoencoder.variational: false"
-    if config.anchor is not None and (config.noise not in EDITED or config.balance == "fixed"):
-        yield (
-            f"matching.anchor: {config.anchor:g} holds edits of samples of the reference, by a ratio of gradients; set "
-            "matching.noise: reference or assigned, and matching.balance: gradient or distance"
-        )
-    if isinstance(model, Autoencoder) and model.editor is not None:
-        yield (
-            "pretrained: this tokenizer writes images into samples of the reference that it was matched to "
-            "(matching.noise: reference); start from the one before, or train its decoder alone"
-        )

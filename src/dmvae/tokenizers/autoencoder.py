@@ -6,6 +6,7 @@ Shapes: n images, c image channels, h w image height and width, C latent channel
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,8 +35,8 @@ class Autoencoder(Tokenizer):
     many channels those have and a bottleneck_width of None. variational: the bottleneck gives a mean and a
     log-variance; ValueError without one. detail_width: hidden width of an MLP that adds what the pixels of each place
     say to its latent, None for none; it starts at zero, so that latents are those of the encoder's features until it is
-    trained. editor: `width`, `bank` and perhaps `assigned` of an `Editor`, which makes latents of samples of a
-    reference; see `with_editor`.
+    trained. editor: `width`, `bank` and perhaps `assigned` and `groups` of an `Editor`, which makes latents of samples
+    of a reference; see `with_editor`.
     """
 
     _supports_gradient_checkpointing = True
@@ -106,14 +107,11 @@ class Autoencoder(Tokenizer):
         """Image pixels per latent, along each side."""
         return self.encoder.stride
 
-    def with_editor(
-        self, bank: Tensor, mean: Tensor, std: Tensor, width: int = 256, assigned: bool = False
-    ) -> Autoencoder:
+    def with_editor(self, bank: Tensor, mean: Tensor, std: Tensor, width: int = 256, **kind: object) -> Autoencoder:
         """The same tokenizer, whose latents are edited samples of a reference from now on: `bank` [K, C, H, W] are
-        some, normalised by `mean` and `std` [C]. assigned: an image edits the sample that suits it, see `Editor`."""
+        some, normalised by `mean` and `std` [C]. kind: `assigned` and `groups` of an `Editor`."""
         own = {name: value for name, value in self.config.items() if not name.startswith("_")}
-        editor = {"width": width, "bank": len(bank)} | ({"assigned": True} if assigned else {})
-        model = Autoencoder.from_config(own | {"editor": editor})
+        model = Autoencoder.from_config(own | {"editor": {"width": width, "bank": len(bank), **kind}})
         model.load_state_dict(self.state_dict(), strict=False)
         model.editor.bank.copy_(bank)
         model.editor.mean.copy_(mean)
@@ -121,14 +119,11 @@ class Autoencoder(Tokenizer):
         return model
 
     @apply_forward_hook
-    def encode(self, x: Tensor, noise: Tensor | None = None) -> EncoderOutput:
-        """As every tokenizer's. With an editor, `noise` [n, C, H, W] are the samples to edit, normalised; those that
-        the images pick from the bank unless given."""
+    def encode(self, x: Tensor, rng: torch.Generator | None = None) -> EncoderOutput:
+        """As every tokenizer's. With an editor, `rng` draws the samples that the images may choose among; unless given,
+        an image's content says which of them it edits."""
         self.check_images(x)
-        if self.editor is None:
-            out = self._sliced(self._encode, x)
-        else:
-            out = self._sliced(self._edit, x) if noise is None else self._sliced(self._edit, x, noise)
+        out = self._sliced(self._encode if self.editor is None else partial(self._edit, rng=rng), x)
         if self.config["variational"]:
             # Imported here because it brings all of diffusers' networks, a second of start-up.
             from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
@@ -181,13 +176,12 @@ class Autoencoder(Tokenizer):
             z = z + self.detail(torch.cat([tokens, pixels.to(tokens.dtype)], dim=-1))
         return features, z.permute(0, 3, 1, 2)
 
-    def _edit(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+    def _edit(self, x: Tensor, rng: torch.Generator | None = None) -> Tensor:
         assert self.editor is not None
         features, latents = self.describe(x)
-        if noise is None:
-            editor = self.editor
-            noise = editor.assign(editor.normalize(latents)) if editor.assigned else editor.take(x)
-        return self.editor(features, latents, noise)
+        mu = self.editor.normalize(latents)
+        y = self.editor.take(x, mu) if rng is None else self.editor.draw(mu, rng)
+        return self.editor(features, latents, y)
 
     def _encode(self, x: Tensor) -> Tensor:
         return self.describe(x)[1]

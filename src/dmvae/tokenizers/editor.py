@@ -9,8 +9,10 @@ distribution. Knowing y, it can choose its change so that the sum keeps its law,
 Which y? Drawn at random it says nothing of the image, and most of z is y: a generator that is asked for a class finds
 little to learn. Assigned by optimal transport it says what it can: each image gets the sample that its own latent is
 nearest to, at prices that make every sample of the bank be taken as often as any other, so that y keeps its law.
+Between the two lie groups: images and samples are divided among the same centres, each into parts of one size, and an
+image gets a sample drawn from its centre's part. So y tells the kind of image, and is as random as the law asks.
 
-Shapes: n images, d feature channels, C H W of a latent, K samples in the bank.
+Shapes: n images, d feature channels, C H W of a latent, K samples in the bank, G groups of them.
 """
 
 from __future__ import annotations
@@ -19,10 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmvae.transport.sinkhorn import potentials, squares
+from dmvae.transport.sinkhorn import divided, potentials, squares
 
 FIRST, AGAIN = 50, 6
 """Iterations that find the prices at first, and those that follow the images' latents as they move."""
+LLOYD = 2
+"""Steps of k-means that centres of groups make each time."""
 SHARP = 0.1
 """The transport plan's entropy, in standard deviations of what costs say of which sample suits an image."""
 START = 0.1
@@ -33,17 +37,33 @@ class Editor(nn.Module):
     """z = y + a (mu - y) + MLP([features, mu, y]), for each place alone; in latents normalised by `mean` and `std`.
 
     a is learned for each channel, and the MLP's last layer starts at 0. The bank holds samples of the reference, from
-    which y is taken after training: as `assign` says where `assigned`, else by a hash of the image.
+    which y is taken after training. assigned: y suits the image, as one of `groups` parts of the bank, which divide it
+    evenly; None for each sample alone. Else any y.
     """
 
     bank: Tensor
     mean: Tensor
     std: Tensor
     prices: Tensor
-    """[K], where y is assigned: what a sample is cheaper by for having been taken too seldom, mean squares."""
+    """[G], where y is assigned: what a group is cheaper by for having been taken too seldom, mean squares."""
+    centres: Tensor
+    """[G, C, H, W], of the images and the samples of each group."""
+    members: Tensor
+    """[G, K / G], the samples of each group."""
 
-    def __init__(self, features: int, channels: int, grid: int, width: int, bank: int, assigned: bool = False) -> None:
+    def __init__(
+        self,
+        features: int,
+        channels: int,
+        grid: int,
+        width: int,
+        bank: int,
+        assigned: bool = False,
+        groups: int | None = None,
+    ) -> None:
         super().__init__()
+        if groups is not None and bank % groups:
+            raise ValueError(f"{groups} groups of a bank of {bank} samples: give a number that divides it")
         self.assigned = assigned
         self.share = nn.Parameter(torch.full((channels,), START))
         self.first = nn.Linear(features + 2 * channels, width)
@@ -53,8 +73,13 @@ class Editor(nn.Module):
         self.register_buffer("bank", torch.zeros(bank, channels, grid, grid))
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("std", torch.ones(channels))
+        self.grouped = assigned and groups is not None
         if assigned:
-            self.register_buffer("prices", torch.zeros(bank))
+            self.register_buffer("prices", torch.zeros(groups or bank))
+        if self.grouped:
+            assert groups is not None
+            self.register_buffer("centres", torch.zeros(groups, channels, grid, grid))
+            self.register_buffer("members", torch.arange(bank).view(groups, -1))
 
     def forward(self, features: Tensor, latents: Tensor, y: Tensor) -> Tensor:
         """features [n, d, H, W], the bottleneck's raw latents and y, normalised, both [n, C, H, W] -> raw z."""
@@ -69,36 +94,72 @@ class Editor(nn.Module):
         """The bottleneck's raw latents in the reference's units: mu [n, C, H, W]."""
         return (latents - self.mean.view(1, -1, 1, 1)) / self.std.view(1, -1, 1, 1)
 
-    @torch.no_grad()
-    def assign(self, mu: Tensor) -> Tensor:
-        """The y of images with latents mu [n, C, H, W]: argmin_k mean |mu - y_k|^2 - price_k, each alone."""
-        return self.bank[(self._costs(mu) - self.prices).argmin(1)]
-
-    @torch.no_grad()
-    def settle(self, mu: Tensor) -> None:
-        """Set prices at which recent images, mu [n, C, H, W], take all samples alike: the dual variables of the optimal
-        transport between them and the bank (semi-discrete where n is large), with a little entropy."""
-        costs = self._costs(mu)
-        both = costs - costs.mean(0) - costs.mean(1, keepdim=True) + costs.mean()
-        eps = SHARP * float(both.std().clamp_min(1e-12))
-        known = bool(self.prices.any())
-        start = self.prices if known else None
-        self.prices.copy_(potentials(costs, eps, AGAIN if known else FIRST, start)[1])
-
-    def _costs(self, mu: Tensor) -> Tensor:
-        """[n, K], in float32 under autocast too: the differences are small beside the squares."""
-        with torch.autocast(mu.device.type, enabled=False):
-            return squares(mu.float().flatten(1), self.bank.flatten(1)) / self.bank[0].numel()
-
-    def take(self, x: Tensor) -> Tensor:
-        """The y of images [n, c, h, w], by their content: so that an image is encoded alike in any batch and on any
-        rank, and different images have y as if drawn at random."""
+    def take(self, x: Tensor, mu: Tensor) -> Tensor:
+        """The y of images x [n, c, h, w] with latents mu [n, C, H, W]; by their content where there is a choice, so
+        that an image is encoded alike in any batch and on any rank, and different images have y as if drawn."""
         values = ((x.detach().float() + 1) * 127.5).round().long().flatten(1)
         place = torch.arange(1, values.shape[1] + 1, device=x.device)
         mixed = ((values + 1) * (place * 2654435761 % 1000003)).sum(1) * 2654435761
-        return self.bank[(mixed // 65536) % len(self.bank)]
+        return self._chosen(mu, mixed // 65536 % self._choice)
 
-    def draw(self, n: int, rng: torch.Generator) -> Tensor:
-        """y [n, C, H, W] at random."""
-        index = torch.randint(len(self.bank), (n,), generator=rng, device=rng.device)
-        return self.bank[index.to(self.bank.device)]
+    def draw(self, mu: Tensor, rng: torch.Generator) -> Tensor:
+        """The y of images with latents mu [n, C, H, W]; at random where there is a choice."""
+        number = torch.randint(self._choice, (len(mu),), generator=rng, device=rng.device)
+        return self._chosen(mu, number.to(mu.device))
+
+    @property
+    def _choice(self) -> int:
+        """Samples that an image may get."""
+        return len(self.bank) // len(self.prices) if self.assigned else len(self.bank)
+
+    @torch.no_grad()
+    def _chosen(self, mu: Tensor, number: Tensor) -> Tensor:
+        if not self.assigned:
+            return self.bank[number]
+        group = self.assign(mu)
+        return self.bank[self.members[group, number] if self.grouped else group]
+
+    @torch.no_grad()
+    def assign(self, mu: Tensor) -> Tensor:
+        """[n], the groups of images with latents mu [n, C, H, W], each image alone: argmin_g mean |mu - c_g|^2 -
+        price_g. The centres c_g are the samples themselves where each is a group."""
+        return (self._costs(mu) - self.prices).argmin(1)
+
+    @torch.no_grad()
+    def settle(self, mu: Tensor) -> None:
+        """Set prices at which recent images, mu [n, C, H, W], take all groups alike: the dual variables of the optimal
+        transport between them and the centres (semi-discrete where n is large), with a little entropy. Centres move to
+        the means of their images, as in k-means, and divide the bank."""
+        known = bool(self.prices.any())
+        if not self.grouped:
+            self._price(mu, known)
+            return
+        if not known:
+            self.centres.copy_(mu[torch.linspace(0, len(mu) - 1, len(self.centres)).long()])
+        for i in range(LLOYD):
+            self._price(mu, known or i > 0)
+            at = F.one_hot(self.assign(mu), len(self.centres)).to(mu.dtype)
+            images = at.sum(0)
+            means = (at.T @ mu.flatten(1) / images.clamp_min(1)[:, None]).view_as(self.centres)
+            self.centres.copy_(torch.where(images.view(-1, 1, 1, 1) > 0, means, self.centres))
+        self._price(mu, True)
+        costs = self._costs(self.bank)
+        _, prices = potentials(costs, _entropy(costs))
+        self.members.copy_(divided(costs - prices))
+
+    def _price(self, mu: Tensor, known: bool) -> None:
+        costs = self._costs(mu)
+        start = self.prices if known else None
+        self.prices.copy_(potentials(costs, _entropy(costs), AGAIN if known else FIRST, start)[1])
+
+    def _costs(self, mu: Tensor) -> Tensor:
+        """[n, G], in float32 under autocast too: the differences are small beside the squares."""
+        centres = self.centres if self.grouped else self.bank
+        with torch.autocast(mu.device.type, enabled=False):
+            return squares(mu.float().flatten(1), centres.flatten(1)) / self.bank[0].numel()
+
+
+def _entropy(costs: Tensor) -> float:
+    """That of a transport plan which is sharp beside what costs [n, m] say of which column suits a row."""
+    both = costs - costs.mean(0) - costs.mean(1, keepdim=True) + costs.mean()
+    return SHARP * float(both.std().clamp_min(1e-12))

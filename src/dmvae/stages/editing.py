@@ -1,0 +1,73 @@
+"""What latents are made of during matching, of the image alone or of a sample of the reference that it is written into,
+and what speaks against it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from dmvae import config as configs
+from dmvae.models.base import Tokenizer
+from dmvae.ranges import Count, Range, Width
+from dmvae.runtime.words import counted
+from dmvae.tokenizers.autoencoder import Autoencoder
+
+EDITED = ("reference", "assigned")
+"""Kinds of `noise` that an editor of samples makes latents of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Editing:
+    """Fields of a matching that say what latents are made of."""
+
+    noise: Literal["none", "posterior", "reference", "assigned"] = configs.added("none")
+    """"none": latents are a function of the image, a variational tokenizer's means. "posterior": they are drawn from
+    its posterior, whose spread learns from all losses; the posteriors of all images together are what is matched.
+    "reference": the encoder writes the image into a sample of the reference (`dmvae.tokenizers.editor`). So latents
+    can fill any distribution and start near it, from any tokenizer of ours. "assigned": the same, with the sample that
+    suits the image, by optimal transport, or one of the group of samples that does."""
+    noise_groups: Count | None = configs.added(None)
+    """Groups of one size that `noise: assigned` divides images and samples into: fewer leave y more random, and so z
+    nearer to the reference; more let y say more of the image. null: as many as there are samples."""
+    noise_width: Width = configs.added(256)
+    """Hidden width of the network that writes the image into the sample."""
+    noise_bank: Count = configs.added(2048)
+    """Samples of the reference that the finished tokenizer keeps for `noise: reference`."""
+    anchor: Annotated[float, Range(1e-3, 1e3)] | None = configs.added(None)
+    """How far an edit may lead away from its sample, in standard deviations of the reference along its principal
+    directions: from about there on the sample pulls it back harder than the objective pulls. This keeps the fine
+    structure of a reference that is thin in some directions, as features are, which sliced distances hardly see. null:
+    no such pull."""
+
+
+def unfit(config: Editing, model: Tokenizer, batch_size: int, relative: bool) -> Iterator[str]:
+    """What an `Editing` asks for that this tokenizer does not have, or images in batches of so many; relative: the pull
+    is a ratio of gradients."""
+    if config.noise == "posterior" and not model.has_spread:
+        yield "matching.noise: 'posterior' needs a tokenizer with one (autoencoder.variational: true); use 'none'"
+    if config.noise in EDITED and not isinstance(model, Autoencoder):
+        yield (
+            f"matching.noise: {config.noise!r} puts another network behind the encoder, for which the files of this "
+            f"`pretrained` ({model.config['source']['type']}) have no place; use 'none' or 'posterior'"
+        )
+    elif config.noise in EDITED and model.has_spread:
+        yield f"matching.noise: {config.noise!r} has no use for a posterior; set autoencoder.variational: false"
+    groups = config.noise_groups
+    if groups is not None and config.noise != "assigned":
+        yield f"matching.noise_groups: {groups} groups are of samples that images get; set matching.noise: assigned"
+    elif groups is not None and (config.noise_bank % groups or groups > batch_size):
+        yield (
+            f"matching.noise_groups: {counted(groups, 'group')} of {config.noise_bank} samples (noise_bank), found in "
+            f"{counted(batch_size, 'image')} (batch_size); give a number that divides those and is at most these"
+        )
+    if config.anchor is not None and (config.noise not in EDITED or not relative):
+        yield (
+            f"matching.anchor: {config.anchor:g} holds edits of samples of the reference, by a ratio of gradients; set "
+            "matching.noise: reference or assigned, and matching.balance: gradient or distance"
+        )
+    if isinstance(model, Autoencoder) and model.editor is not None:
+        yield (
+            "pretrained: this tokenizer writes images into samples of the reference that it was matched to "
+            "(matching.noise: reference); start from the one before, or train its decoder alone"
+        )

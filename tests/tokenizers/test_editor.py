@@ -1,0 +1,69 @@
+"""Which sample of the reference an image edits: each alone by optimal transport, or one of a group's."""
+
+import pytest
+import torch
+
+from dmvae.tokenizers.editor import Editor
+
+
+def assigned(editor, mu):
+    return editor.draw(mu, torch.Generator().manual_seed(0)).flatten()
+
+
+def test_assigned_samples_are_taken_alike_and_suit_the_image():
+    """Images on a line near the bank's middle: without prices a few samples would serve all of them."""
+    editor = Editor(features=2, channels=1, grid=1, width=4, bank=64, assigned=True)
+    editor.bank.copy_(torch.linspace(-3, 3, 64).view(-1, 1, 1, 1))
+    mu = 0.1 * torch.randn(4096, 1, 1, 1, generator=torch.Generator().manual_seed(0))
+    assert assigned(editor, mu).unique().numel() < 12
+    editor.settle(mu[:2048])
+    fresh = assigned(editor, mu[2048:])
+    counts = torch.histc(fresh, bins=64, min=-3.05, max=3.05)
+    assert counts.min() > 8, "32 each, if all are taken alike"
+    assert counts.max() < 96
+    assert torch.equal(fresh[mu[2048:].flatten().argsort()], fresh.sort().values), "on a line the plan is monotone"
+
+
+def grouped(groups: int, spread: float) -> tuple[Editor, torch.Tensor, torch.Tensor]:
+    """Images of two kinds, far apart in one of eight directions, in unequal number; a bank of white noise."""
+    rng = torch.Generator().manual_seed(0)
+    editor = Editor(features=2, channels=8, grid=1, width=4, bank=1024, assigned=True, groups=groups)
+    editor.bank.copy_(torch.randn(1024, 8, 1, 1, generator=rng))
+    kind = (torch.rand(4096, generator=rng) < 0.25).float()
+    mu = spread * torch.randn(4096, 8, 1, 1, generator=rng)
+    mu[:, 0, 0, 0] += 6 * spread * kind
+    return editor, mu, kind
+
+
+@pytest.mark.parametrize("spread", [0.05, 1.0, 20.0])
+def test_groups_take_images_and_samples_alike_wherever_latents_start(spread):
+    editor, mu, _ = grouped(16, spread)
+    for _ in range(3):
+        editor.settle(mu[:2048])
+    assert sorted(editor.members.flatten().tolist()) == list(range(1024)), "each sample is in one group"
+    counts = editor.assign(mu[2048:]).bincount(minlength=16)
+    assert counts.min() > 80, "128 each, if all are taken alike"
+    assert counts.max() < 190
+    y = editor.draw(mu[2048:], torch.Generator().manual_seed(1)).flatten(1)
+    assert y.mean(0).abs().max() < 0.1
+    assert y.std(0) == pytest.approx(editor.bank.flatten(1).std(0), abs=0.04)
+
+
+def test_a_group_tells_the_kind_of_image_and_leaves_its_samples_random():
+    found = {}
+    for groups in (2, 4, 16):
+        editor, mu, kind = grouped(groups, 1.0)
+        for _ in range(5):
+            editor.settle(mu[:2048])
+        y = editor.draw(mu[2048:], torch.Generator().manual_seed(1)).flatten(1)
+        of = kind[2048:].bool()
+        found[groups] = float(y[of, 0].mean() - y[~of, 0].mean())
+        again = editor.draw(mu[2048:], torch.Generator().manual_seed(2)).flatten(1)
+        assert (y != again).any(1).float().mean() == pytest.approx(1 - groups / 1024, abs=0.01)
+    assert found[4] > 1.0, "the quarter that differs has its own part of the bank"
+    assert found[16] > 1.0
+
+
+def test_groups_divide_the_bank():
+    with pytest.raises(ValueError, match="5 groups of a bank of 16 samples: give a number that divides it"):
+        Editor(features=2, channels=1, grid=1, width=4, bank=16, assigned=True, groups=5)
