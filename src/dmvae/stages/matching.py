@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Subset
 
 from dmvae import config as configs
 from dmvae.evaluation.latents import effective_rank
@@ -41,6 +42,9 @@ from dmvae.training.flow import FlowTraining
 from dmvae.training.health import Bound
 from dmvae.training.stage import Batch, Update, stage
 from dmvae.transport.views import tokens
+
+SETTLING = 4096
+"""Training images by which samples are assigned at the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +124,24 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
     def _bank(self) -> Tensor:
         """Samples of the reference for the finished tokenizer."""
         return self.reference.sample(self.config.noise_bank, Random.alone(self.inputs.seed, self.name, "bank"))[0]
+
+    @property
+    def _settles(self) -> int:
+        """Turns after which images are assigned anew: a few groups follow them at once, single samples cost more."""
+        return 1 if self.config.noise_groups else EVERY
+
+    def finish(self, networks: MatchingNetworks) -> None:
+        model = networks.autoencoder
+        if self.config.noise != "assigned":
+            return
+        assert isinstance(model, Autoencoder)
+        assert model.editor is not None
+        images = self.inputs.train_set
+        some = torch.linspace(0, len(images) - 1, min(len(images), SETTLING)).long().tolist()
+        with torch.no_grad():
+            mu = [model.editor.normalize(model.describe(x)[1]) for x in self.inputs.batches(Subset(images, some))]
+        for _ in range(2):
+            model.editor.settle(torch.cat(mu))
 
     @property
     def measures(self) -> bool:
@@ -213,7 +235,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         turn, off = divmod(batch.step - config.student_warmup, every)
         tokenizer_turn = turn >= 0 and off == 0
         with torch.set_grad_enabled(tokenizer_turn):
-            raw, sample = self._encode(networks, batch.data, rng, settle=tokenizer_turn and turn % EVERY == 0)
+            raw, sample = self._encode(networks, batch.data, rng, settle=tokenizer_turn and turn % self._settles == 0)
         latents = networks.autoencoder.normalize(raw.detach().float())
         context = Context(
             rng,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -200,8 +200,11 @@ class Trainer:
     def save_networks(self, folder: Path) -> None:
         """Write every trained network to folder/NAME, with averaged weights where they are kept. All ranks must call
         it; one writes."""
-        for name, module in self.networks.saved().items():
-            with self.averages[name].applied() if name in self.averages else nullcontext():
+        with ExitStack() as averaged:
+            for average in self.averages.values():
+                averaged.enter_context(average.applied())
+            self.stage.finish(self.networks)
+            for name, module in self.networks.saved().items():
                 whole = distributed.whole_module(module)
                 if distributed.is_main():
                     save_network(whole, folder / name)

@@ -234,6 +234,9 @@ class TrainingStage(Stage[T], Generic[T, N]):
         depend only on what checkpoints hold."""
         return False
 
+    def finish(self, networks: N) -> None:
+        """Adapt to the averaged weights, which are in place, before they are saved. Called on every rank."""
+
 
 AnyTraining = TrainingStage[Any, Any]
 """Some training stage."""
