@@ -64,6 +64,18 @@ def test_a_group_tells_the_kind_of_image_and_leaves_its_samples_random():
     assert found[16] > 1.0
 
 
+def test_a_batch_in_training_is_shared_out_evenly():
+    editor, mu, _ = grouped(16, 1.0)
+    editor.settle(mu[:2048])
+    group = torch.empty(1024, dtype=torch.int64)
+    group[editor.members.flatten()] = torch.arange(16).repeat_interleave(64)
+    rng = torch.Generator().manual_seed(1)
+    y = editor.draw(mu[2048:2096], rng, even=True)
+    at = torch.cdist(y.flatten(1), editor.bank.flatten(1)).argmin(1)
+    assert group[at].bincount().tolist() == [3] * 16
+    assert editor.assign(mu[2048:2096]).bincount(minlength=16).max() > 4, "each alone they would not be"
+
+
 def test_groups_divide_the_bank():
     with pytest.raises(ValueError, match="5 groups of a bank of 16 samples: give a number that divides it"):
         Editor(features=2, channels=1, grid=1, width=4, bank=16, assigned=True, groups=5)

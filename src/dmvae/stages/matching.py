@@ -268,7 +268,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
             networks.plan.remember(mu)
             if settle:
                 model.editor.settle(networks.plan.filled)
-            y = model.editor.draw(mu, rng)
+            y = model.editor.draw(mu, rng, even=True)
         else:
             y = send(self.reference.sample(len(images), rng.on_cpu())[0], images.device)
         return model.editor(features, latents, y), y

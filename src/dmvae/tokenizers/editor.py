@@ -102,10 +102,11 @@ class Editor(nn.Module):
         mixed = ((values + 1) * (place * 2654435761 % 1000003)).sum(1) * 2654435761
         return self._chosen(mu, mixed // 65536 % self._choice)
 
-    def draw(self, mu: Tensor, rng: torch.Generator) -> Tensor:
-        """The y of images with latents mu [n, C, H, W]; at random where there is a choice."""
+    def draw(self, mu: Tensor, rng: torch.Generator, even: bool = False) -> Tensor:
+        """The y of images with latents mu [n, C, H, W]; at random where there is a choice. even: groups share these
+        images out evenly, so that a batch has no more of one part of the reference than of another."""
         number = torch.randint(self._choice, (len(mu),), generator=rng, device=rng.device)
-        return self._chosen(mu, number.to(mu.device))
+        return self._chosen(mu, number.to(mu.device), even)
 
     @property
     def _choice(self) -> int:
@@ -113,11 +114,13 @@ class Editor(nn.Module):
         return len(self.bank) // len(self.prices) if self.assigned else len(self.bank)
 
     @torch.no_grad()
-    def _chosen(self, mu: Tensor, number: Tensor) -> Tensor:
+    def _chosen(self, mu: Tensor, number: Tensor, even: bool = False) -> Tensor:
         if not self.assigned:
             return self.bank[number]
-        group = self.assign(mu)
-        return self.bank[self.members[group, number] if self.grouped else group]
+        if not self.grouped:
+            return self.bank[self.assign(mu)]
+        group = divided(self._costs(mu) - self.prices) if even else self.assign(mu)
+        return self.bank[self.members[group, number]]
 
     @torch.no_grad()
     def assign(self, mu: Tensor) -> Tensor:
@@ -145,7 +148,7 @@ class Editor(nn.Module):
         self._price(mu, True)
         costs = self._costs(self.bank)
         _, prices = potentials(costs, _entropy(costs))
-        self.members.copy_(divided(costs - prices))
+        self.members.copy_(divided(costs - prices).argsort(stable=True).view_as(self.members))
 
     def _price(self, mu: Tensor, known: bool) -> None:
         costs = self._costs(mu)

@@ -50,19 +50,18 @@ def potentials(
 
 
 def divided(costs: Tensor) -> Tensor:
-    """Rows [n, m] divided evenly among the columns: [m, n / m], the rows of each. Near the least sum of costs where
-    these are net of prices (`potentials`): rows choose in turn, those that lose most by a second choice first, the
-    cheapest column that has room."""
+    """[n], the column of each row of costs [n, m], where every column takes n / m rows, rounded up, at most. Near the
+    least sum of costs where these are net of prices (`potentials`): rows choose in turn, those that lose most by a
+    second choice first, the cheapest column that has room."""
     n, m = costs.shape
-    if n % m:
-        raise ValueError(f"{n} rows cannot be divided evenly among {m} columns")
     best = costs.topk(min(2, m), dim=1, largest=False).values
     turn = (best[:, -1] - best[:, 0]).argsort(descending=True, stable=True).tolist()
     choices = costs.argsort(dim=1, stable=True).tolist()
-    parts: list[list[int]] = [[] for _ in range(m)]
+    room, chosen = [-(-n // m)] * m, [0] * n
     for row in turn:
-        next(parts[column] for column in choices[row] if len(parts[column]) < n // m).append(row)
-    return torch.tensor(parts, device=costs.device)
+        chosen[row] = next(column for column in choices[row] if room[column])
+        room[chosen[row]] -= 1
+    return torch.tensor(chosen, device=costs.device)
 
 
 def barycentric(
