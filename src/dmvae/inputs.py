@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dmvae import config as configs
 from dmvae.config import Values
 from dmvae.datasets import Dataset, DatasetConfig, Items, open_dataset
-from dmvae.datasets.loading import passes
+from dmvae.datasets.loading import cuts, loader
 from dmvae.datasets.pixels import as_input
 from dmvae.encoders import Encoder
 from dmvae.generators import Generator, load_generator
@@ -172,9 +172,11 @@ class Inputs:
             mirrored=mirrored,
         )
 
-    def batches(self, dataset: Items) -> Iterator[Tensor]:
-        """Batches of a data set in order, without labels, on the device and scaled as networks take them."""
-        for items, _ in passes(dataset, self.sections.latents.batch_size, self.sections.run.workers, self.device):
+    def batches(self, dataset: Items, every: int = 1) -> Iterator[Tensor]:
+        """Batches of a data set in order, or of every so manieth item, without labels, on the device and scaled as
+        networks take them."""
+        chosen = cuts(range(0, len(dataset), every), self.sections.latents.batch_size)
+        for items, _ in loader(dataset, chosen, self.sections.run.workers, self.device):
             yield as_input(items, self.device)
 
     def place(self, module: nn.Module) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, features
+from PIL import Image, ImageFile, ImageOps, features
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
@@ -77,7 +77,7 @@ def decode(file: Path | BytesIO, size: int, channels: int) -> Tensor:
     return resize(pixels[None], size)[0].contiguous()
 
 
-def _pixels(image: Image.Image, channels: int) -> Tensor:
+def _pixels(image: ImageFile.ImageFile, channels: int) -> Tensor:
     """uint8 [channels, h, w] of an opened image, upright. A plain JPEG file in colour goes to torchvision's decoder,
     the same library with less around it, which gives the same pixels in two thirds of the time; others to Pillow."""
     if (image.format, image.mode, channels) == ("JPEG", "RGB", 3) and image.getexif().get(ORIENTATION, 1) == 1:

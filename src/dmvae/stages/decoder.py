@@ -44,8 +44,10 @@ class DecoderTrainingStage(DecoderStage[DecoderTraining, DecoderNetworks]):
     def updates(self, networks: DecoderNetworks, batch: Batch, rng: Random) -> Iterator[Update]:
         with torch.no_grad():
             model = networks.autoencoder
-            edited = isinstance(model, Autoencoder) and model.editor is not None
-            z = (model.encode(batch.data, rng) if edited else model.encode(batch.data)).latents
+            if isinstance(model, Autoencoder) and model.editor is not None:
+                z = model.encode(batch.data, rng).latents
+            else:
+                z = model.encode(batch.data).latents
         if self.config.noise > 0:
             z = noised(z, self.config.noise, rng)
         recon = networks.autoencoder.decode(z).sample

@@ -13,7 +13,6 @@ from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Subset
 
 from dmvae import config as configs
 from dmvae.evaluation.latents import effective_rank
@@ -44,11 +43,11 @@ from dmvae.training.stage import Batch, Update, stage
 from dmvae.transport.views import tokens
 
 SETTLING = 4096
-"""Training images by which samples are assigned at the end."""
+"""Training images, at most, by which samples are assigned at the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class MatchingTraining(FlowTraining, Editing):
+class MatchingTraining(Editing, FlowTraining):
     """Distribution matching. The student has its teacher's architecture; `model` is the student's where
     the reference has a closed form and so no teacher network. An objective may bring another network instead."""
 
@@ -137,9 +136,9 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         assert isinstance(model, Autoencoder)
         assert model.editor is not None
         images = self.inputs.train_set
-        some = torch.linspace(0, len(images) - 1, min(len(images), SETTLING)).long().tolist()
+        some = self.inputs.batches(images, every=-(-len(images) // SETTLING))
         with torch.no_grad():
-            mu = [model.editor.normalize(model.describe(x)[1]) for x in self.inputs.batches(Subset(images, some))]
+            mu = [model.editor.normalize(model.describe(x)[1]) for x in some]
         for _ in range(2):
             model.editor.settle(torch.cat(mu))
 
