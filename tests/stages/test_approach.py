@@ -14,6 +14,7 @@ from dmvae.references.gaussian import Gaussian
 from dmvae.runtime.random import Random
 from dmvae.stages import approach
 from dmvae.stages.matching import MatchingStage
+from dmvae.tokenizers.editor import Editor
 from dmvae.training.loop import Trainer
 from dmvae.training.stage import Batch
 
@@ -86,6 +87,22 @@ def test_an_image_is_encoded_alike_in_any_batch(tmp_path, small, noise):
     choice = {"reference": 16, "assigned": 1, "grouped": 4}[noise]
     assert len({tuple(y.flatten().tolist()) for y in editor.draw(mu[:1].expand(99, -1, -1, -1), Random(0))}) == choice
     assert torch.equal(taken, editor.take(x + 2 / 255, mu)) == (choice == 1), "content chooses where there is a choice"
+
+
+def test_samples_are_assigned_at_the_end_by_the_weights_that_are_saved(tmp_path, small, monkeypatch):
+    monkeypatch.setattr("dmvae.stages.matching.SETTLING", 20)
+    settled, settle = [], Editor.settle
+    monkeypatch.setattr(Editor, "settle", lambda self, mu: settled.append(mu) or settle(self, mu))
+    jobs = tiny.run(write(tmp_path, matching__ema=0.99, **EDITED["grouped"]), until="matching")
+    job = next(job for job in jobs if job.stage.name == "matching")
+    images = Inputs(job.recipe, job.variant, job.folder, job.reads, torch.device("cpu")).train_set
+    chosen = torch.stack([images[i][0] for i in range(0, len(images), 3)]).float() / 127.5 - 1
+    model = Autoencoder.from_pretrained(job.folder / "autoencoder").eval()
+    with torch.no_grad():
+        mu = model.editor.normalize(model.describe(chosen)[1])
+    assert len(mu) == 16
+    assert torch.allclose(settled[-1], mu, atol=1e-5)
+    assert not torch.allclose(settled[-3][: len(mu)], mu, atol=1e-2), "those of the turns before are of other weights"
 
 
 def test_an_editor_that_has_not_learned_leaves_the_reference_as_it_is(tmp_path):
