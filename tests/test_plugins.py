@@ -140,13 +140,14 @@ def test_a_plugin_that_returns_another_shape_is_told(tmp_path, right):
 @pytest.mark.slow
 def test_the_readme_s_reference_runs(tmp_path):
     readme = (Path(__file__).parents[1] / "README.md").read_text()
-    (tmp_path / "two_points.py").write_text(readme.split("```python\n# two_points.py\n")[1].split("```")[0])
-    over = yaml.safe_load(readme.split("```yaml\nplugins:")[1].split("```")[0].join(["plugins:", ""]))
-    path = tiny.write(tmp_path, plugins=[str(tmp_path / over["plugins"][0])])
+    (tmp_path / "rings.py").write_text(readme.split("```python\n# rings.py\n")[1].split("```")[0])
+    assert "--reference.distribution.type rings" in readme
+    path = tiny.write(tmp_path, plugins=[str(tmp_path / "rings.py")])
     recipe = tmp_path / "mine.yaml"
-    recipe.write_text(yaml.safe_dump({"extends": path.name, "reference": over["reference"] | {"steps": 2}}))
+    over = {"distribution": {"type": "rings", "width": 0.2}, "steps": 2}
+    recipe.write_text(yaml.safe_dump({"extends": path.name, "reference": over}))
     tiny.run(recipe)
-    assert "distance: 3.0" in (tmp_path / "run/main/recipe.yaml").read_text()
+    assert "width: 0.2" in (tmp_path / "run/main/recipe.yaml").read_text()
 
 
 def test_a_plugin_that_takes_a_name_of_ours_is_told_so(tmp_path):

@@ -1,0 +1,49 @@
+"""Two channels of latents beside those of their reference, a point for each place, to see whether they arrived.
+
+python -m benchmarks.channels runs/arrive/arrived docs/pictures/rings.png --channels 0 16
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from safetensors.torch import load_file
+
+from dmvae.latents.store import LatentSet
+
+POINTS = 4000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("variant", type=Path, help="folder of a variant in a run")
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--channels", type=int, nargs=2, default=[0, 1], metavar="N")
+    known = parser.parse_args()
+    reference = load_file(known.variant / "reference/map.safetensors")["latents"]
+    usual = load_file(known.variant / "reference/normalisation.safetensors")
+    latents = LatentSet(known.variant / "latents/latents")
+    mine = latents.__getitems__(range(min(POINTS, len(latents))))[0]
+    raw = mine * latents.std.view(-1, 1, 1) + latents.mean.view(-1, 1, 1)
+    mine = (raw - usual["mean"].view(-1, 1, 1)) / usual["std"].view(-1, 1, 1)
+    picture(known.file, {"reference": reference, "latents": mine}, known.channels)
+
+
+def picture(file: Path, sets: dict[str, torch.Tensor], channels: list[int]) -> None:
+    """Latents [n, C, H, W] of each name in a panel, of equal scales."""
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    axes = figure.subplots(1, len(sets), sharex=True, sharey=True)
+    for axis, (name, z) in zip(axes, sets.items(), strict=True):
+        x, y = (z[:, channel].flatten()[:POINTS] for channel in channels)
+        axis.scatter(x, y, s=1.5, linewidths=0)
+        axis.set(title=name, aspect="equal", xlabel=f"channel {channels[0]}", ylabel=f"channel {channels[1]}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=110)
+    print(f"{file}: {', '.join(sets)}")
+
+
+if __name__ == "__main__":
+    main()
