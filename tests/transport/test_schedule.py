@@ -8,7 +8,8 @@ from dmvae.transport.schedule import next_ratio
 
 
 def test_it_follows_the_distance():
-    assert next_ratio(1.0, 5.0) == pytest.approx(math.exp(0.3))
+    assert next_ratio(1.0, 5.0) == pytest.approx(math.exp(0.6)), "it grows twice as fast as it falls"
+    assert next_ratio(1.0, 0.1) == pytest.approx(math.exp(-0.3))
     assert next_ratio(1.0, 1.1) == 1.0
     assert next_ratio(1.0, 1.0) == pytest.approx(math.exp(-0.12))
     assert next_ratio(9.9, 5.0) == 10.0
