@@ -7,14 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, ImageOps, features
+from PIL import ExifTags, Image, ImageFile, ImageOps, features
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from dmvae.datasets.memory import resize
 
-ORIENTATION = 0x0112
-"""The number of this tag in EXIF; 1 is upright."""
 PIXELS = 2
 """Counts the ways of making pixels of files: in the names of decoded images that are kept, so that two do not mix."""
 ALWAYS = frozenset([".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"])
@@ -80,7 +78,8 @@ def decode(file: Path | BytesIO, size: int, channels: int) -> Tensor:
 def _pixels(image: ImageFile.ImageFile, channels: int) -> Tensor:
     """uint8 [channels, h, w] of an opened image, upright. A plain JPEG file in colour goes to torchvision's decoder,
     the same library with less around it, which gives the same pixels in two thirds of the time; others to Pillow."""
-    if (image.format, image.mode, channels) == ("JPEG", "RGB", 3) and image.getexif().get(ORIENTATION, 1) == 1:
+    upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+    if upright and (image.format, image.mode, channels) == ("JPEG", "RGB", 3):
         assert image.fp is not None
         image.fp.seek(0)
         return decode_jpeg(torch.frombuffer(bytearray(image.fp.read()), dtype=torch.uint8), mode=ImageReadMode.RGB)
