@@ -62,7 +62,7 @@ class Editor(nn.Module):
         groups: int | None = None,
     ) -> None:
         super().__init__()
-        if groups is not None and bank % groups:
+        if groups is not None and (groups < 1 or bank % groups):
             raise ValueError(f"{groups} groups of a bank of {bank} samples: give a number that divides it")
         self.assigned = assigned
         self.share = nn.Parameter(torch.full((channels,), START))
