@@ -47,21 +47,8 @@ def images(tmp_path):
 
 
 def encode(images, tokenizer, out, *more):
-    cli.main(
-        [
-            "encode",
-            str(images),
-            "--tokenizer",
-            str(tokenizer),
-            "--out",
-            str(out),
-            "--workers",
-            "0",
-            "--precision",
-            "float32",
-            *more,
-        ]
-    )
+    given = ["--tokenizer", str(tokenizer), "--out", str(out), "--workers", "0", "--precision", "float32"]
+    cli.main(["encode", str(images), *given, *more])
 
 
 def decode(latents, tokenizer, out, *more):

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from dmvae import Autoencoder
+from dmvae.models.artifact import load_strictly
 from dmvae.tokenizers.editor import Editor
 
 
@@ -79,3 +81,16 @@ def test_a_batch_in_training_is_shared_out_evenly():
 def test_groups_divide_the_bank():
     with pytest.raises(ValueError, match="5 groups of a bank of 16 samples: give a number that divides it"):
         Editor(features=2, channels=1, grid=1, width=4, bank=16, assigned=True, groups=5)
+
+
+@pytest.mark.parametrize("wrong", [-1, 16])
+def test_weights_that_name_a_sample_which_is_not_there_are_refused(tmp_path, wrong):
+    encoder = {"type": "conv", "width": 8, "multipliers": [1, 1], "stride": 4, "out_channels": 8}
+    editor = {"width": 4, "bank": 16, "assigned": True, "groups": 4}
+    model = Autoencoder(encoder=encoder, image_size=8, latent_channels=2, bottleneck_width=4, editor=editor)
+    model.save_pretrained(tmp_path)
+    assert load_strictly(Autoencoder, tmp_path).editor.members.max() == 15
+    model.editor.members[1, 2] = wrong
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=rf"{tmp_path}.*editor.members: samples .*{wrong}.* of 16, which begin at 0"):
+        load_strictly(Autoencoder, tmp_path)

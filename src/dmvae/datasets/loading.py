@@ -235,6 +235,9 @@ def _begin(worker: int) -> None:
     if sys.platform == "linux":
         die_with_parent = 1  # PR_SET_PDEATHSIG
         ctypes.CDLL(None).prctl(die_with_parent, signal.SIGKILL)
+    parent = parent_process()
+    if parent and os.getppid() != parent.pid:
+        os._exit(1)  # it was killed before this worker asked to be told
     sys.excepthook = _unless_alone(sys.excepthook)
     threading.excepthook = _unless_alone(threading.excepthook)
 

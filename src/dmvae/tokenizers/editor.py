@@ -81,6 +81,15 @@ class Editor(nn.Module):
             self.register_buffer("centres", torch.zeros(groups, channels, grid, grid))
             self.register_buffer("members", torch.arange(bank).view(groups, -1))
 
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *args: object) -> None:
+        members = state.get(prefix + "members")
+        if members is not None and not members.is_meta and not 0 <= members.min() <= members.max() < len(self.bank):
+            raise ValueError(
+                f"{prefix}members: samples {members.min()} to {members.max()} of {len(self.bank)}, which begin at 0; "
+                "these weights are damaged, or not of this tokenizer: take others"
+            )
+        super()._load_from_state_dict(state, prefix, *args)
+
     def forward(self, features: Tensor, latents: Tensor, y: Tensor) -> Tensor:
         """features [n, d, H, W], the bottleneck's raw latents and y, normalised, both [n, C, H, W] -> raw z."""
         mean, std = self.mean.view(1, -1, 1, 1), self.std.view(1, -1, 1, 1)
