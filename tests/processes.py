@@ -23,7 +23,7 @@ import torch
 IMPORTS = [
     *("dmvae.commands.run", "dmvae.commands.measure", "dmvae.commands.measurements", "dmvae.models.effnet"),
     *("dmvae.evaluation.features.effnet", "dmvae.interop.pipeline", "dmvae.report.latent_map", "dmvae.report.training"),
-    *("sklearn.manifold", "torch.utils.tensorboard"),
+    *("sklearn.manifold", "torch.utils.tensorboard", "diffusers.models.autoencoders.vae"),
 ]
 PLAIN = {"PLAIN_REPORT": "1"}
 """Environment of a command whose report nobody reads: its charts take as long as all stages of a tiny run."""

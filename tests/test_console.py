@@ -81,7 +81,9 @@ def test_names_of_files_folders_and_classes(tmp_path, capsys, monkeypatch):
         for i in range(8):
             Image.new("RGB", (12, 12), (9 * i, 0, 0)).save(root / label / f"{i}.png")
     (root / "a" / f"{EVIL}.png").write_bytes(b"no image")
-    path = tiny.write(tmp_path, variants=None, data={"type": "image_folder", "root": str(root), "size": 12})
+    stages = dict.fromkeys(("encoder", "reference", "matching", "decoder", "generator", "sample", "evaluate"))
+    data = {"type": "image_folder", "root": str(root), "size": 12}
+    path = tiny.write(tmp_path, variants=None, data=data, tokenizer__train_encoder=True, **stages)
     cli.main(["run", str(path), "--dry-run"])
     for wrong in (["encode", str(root), "--tokenizer", EVIL, "--out", EVIL], ["run", EVIL], [EVIL], ["report", EVIL]):
         with pytest.raises(SystemExit):

@@ -242,7 +242,7 @@ def without_lpips(monkeypatch):
 def test_a_dry_run_tells_what_is_missing(tmp_path, capsys, monkeypatch):
     without_lpips(monkeypatch)
     options = ["--generator.batch_size", "49", "--losses.perceptual", "{type: lpips}"]
-    cli.main(["run", str(tiny.write(tmp_path)), "--dry-run", *options])
+    cli.main(["run", str(tiny.write(tmp_path)), "--dry-run", "--variant", "kl", *options])
     out = capsys.readouterr().out
     assert "missing: generator.batch_size: 49 is larger than the data set (48 images); use at most 48" in out
     assert 'pip install "dmvae[lpips]"' in out
@@ -277,7 +277,8 @@ def test_a_dry_run_tells_what_a_run_would_stop_at(tmp_path, capsys, monkeypatch)
 
 @pytest.mark.slow
 def test_a_dry_run_counts_no_teacher_of_a_closed_form(tmp_path, capsys):
-    path = tiny.write(tmp_path, reference__distribution={"type": "gaussian"})
+    after = dict.fromkeys(("matching", "decoder", "generator", "sample", "evaluate"))
+    path = tiny.write(tmp_path, reference__distribution={"type": "gaussian"}, **after)
     cli.main(["run", str(path), "--dry-run", "--variant", "matched"])
     row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("│ reference"))
     assert "0.00 M" in row.split("│")[5]

@@ -56,7 +56,7 @@ def recipe_with_plugins(folder: Path, source: str = PLUGIN, prefix: str = "") ->
 @pytest.mark.slow
 def test_a_plugin_of_each_kind_runs_from_a_file_outside_the_package(tmp_path):
     path, run_dir = recipe_with_plugins(tmp_path), tmp_path / "run"
-    result = processes.command("run", str(path))
+    result = processes.command("run", str(path), **processes.PLAIN)
     assert result.returncode == 0, result.stderr
     assert "moment/mean" in (run_dir / "main/matching/log.jsonl").read_text()
     assert "sharpen/mean" in (run_dir / "main/sharpen/log.jsonl").read_text()
@@ -70,7 +70,7 @@ def test_a_plugin_of_each_kind_runs_from_a_file_outside_the_package(tmp_path):
     for title in ("brightness gap", "contrast gap", "latent norm"):
         assert title in result.stdout
         assert title in (run_dir / "report.html").read_text()
-    one = processes.command("sharpen", str(path))
+    one = processes.command("sharpen", str(path), **processes.PLAIN)
     assert "main/sharpen: skip (finished)" in one.stdout
     dry = processes.command("run", str(path), "--dry-run")
     assert [line for line in dry.stdout.splitlines() if "sharpen" in line]

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dmvae.datasets import Split, open_dataset
 from dmvae.inputs import Blueprint, Inputs, build_autoencoder, first_tokenizer
@@ -108,7 +107,7 @@ def _checkpointing_problems(recipe: Recipe) -> Iterator[str]:
 def blank_networks(recipe: Recipe, stage: type[AnyTraining], num_classes: int) -> Networks:
     """A stage's networks, of tensors without memory."""
     reads = {name: recipe.section(name) for name in stage.reads if recipe.section(name) is not None}
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with torch.device("meta"):  # a quarter of the time that fake tensors take
         networks: Networks = stage(recipe.section(stage), Blueprint(recipe, "", reads, num_classes)).build()
     return networks
 

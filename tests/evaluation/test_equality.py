@@ -115,7 +115,7 @@ def test_perceptual_distance_is_lpips():
     assert ours.metrics["lpips_vgg16"] == pytest.approx(float(theirs), rel=1e-5)
 
 
-N = 12
+N = 10
 """Images of each folder: more than the ten parts that the Inception Score is taken of."""
 
 

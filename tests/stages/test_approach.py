@@ -17,6 +17,7 @@ from dmvae.stages.matching import MatchingStage
 from dmvae.tokenizers.editor import Editor
 from dmvae.training.loop import Trainer
 from dmvae.training.stage import Batch
+from dmvae.transport import two_sample
 
 pytestmark = pytest.mark.slow
 
@@ -42,6 +43,7 @@ def small(monkeypatch):
     monkeypatch.setattr(approach, "RECENT", 24)
     monkeypatch.setattr(approach, "REST", 8)
     monkeypatch.setattr("dmvae.stages.matching.EVERY", 2)
+    monkeypatch.setattr(two_sample, "STEPS", 20)
 
 
 def write(folder, **over):
@@ -70,8 +72,8 @@ EDITED = {
 
 @pytest.mark.parametrize("noise", EDITED)
 def test_an_image_is_encoded_alike_in_any_batch(tmp_path, small, noise):
-    tiny.run(write(tmp_path, **EDITED[noise]), until="decoder")
-    model = Autoencoder.from_pretrained(tmp_path / "run/main/decoder/autoencoder").eval()
+    tiny.run(write(tmp_path, **EDITED[noise]), until="matching")
+    model = Autoencoder.from_pretrained(tmp_path / "run/main/matching/autoencoder").eval()
     x = torch.randint(256, (5, 3, 12, 12)).float() / 127.5 - 1
     with torch.no_grad():
         whole = model.encode(x).latents
