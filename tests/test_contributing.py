@@ -69,7 +69,7 @@ def test_the_examples_are_short_and_each_kind_has_one():
 
 @pytest.mark.slow
 def test_the_examples_run(recipe):
-    result = processes.command("run", str(recipe))
+    result = processes.command("run", str(recipe), **processes.PLAIN)
     assert result.returncode == 0, result.stderr
     run_dir = recipe.parent / "run"
     assert "two_moments/mean" in (run_dir / "main/matching/log.jsonl").read_text()

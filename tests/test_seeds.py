@@ -38,7 +38,7 @@ def test_mean_and_spread_over_the_seeds_of_a_method():
 
 
 @pytest.mark.slow
-def test_the_report_is_of_the_variants_that_the_recipe_has(tmp_path, capsys):
+def test_the_report_is_of_the_variants_that_the_recipe_has(tmp_path, plain_report):
     """Those run one by one have their place in the table, in the recipe's order; one that was taken out has not."""
     over = {"variants": {name: {"seed": seed} for name, seed in (("a", 0), ("b", 1), ("c", 2))}}
     shared = WITHOUT | {"tokenizer__train_encoder": True}

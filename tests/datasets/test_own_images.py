@@ -29,7 +29,7 @@ def pictures(folder, count, suffix=".png"):
 
 
 @pytest.mark.slow
-def test_a_run_of_few_images_of_many_kinds(tmp_path, capsys):
+def test_a_run_of_few_images_of_many_kinds(tmp_path, capsys, plain_report):
     """One run tells it all: the test share, what was left out, which sizes were made to fit."""
     root = pictures(tmp_path / "own", 20)
     for i in range(5):
