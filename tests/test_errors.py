@@ -47,7 +47,6 @@ def complain(capsys, *arguments):
         (["--plugins", "[/no/file.py]"], "/no/file.py"),
         (["--reference", "null"], "matching: it needs the stage 'reference', which is null"),
         (["--evaluate.features.type", "inceptio"], "did you mean 'inception'"),
-        (["--plugins", "one.py"], "plugins: expected a list of files or folders, got 'one.py'"),
         (["--run.log_every", "0"], "run.log_every: expected a whole number, 1 to 10^9, got 0"),
         (["--tokenizer.clip", "-1"], "tokenizer.clip: expected a number, 0 to 10^6, got -1.0"),
         (["--matching.student_steps", "0"], "matching.student_steps: expected a whole number, 1 to"),
@@ -87,7 +86,10 @@ def complain(capsys, *arguments):
         (["stray"], "unexpected argument 'stray'; options are written --section.field value"),
         (["tokenizer.steps=3"], "unexpected argument 'tokenizer.steps=3'; options are written --tokenizer.steps=3"),
         (["--noise", "0.3"], "stages have it: tokenizer.noise, matching.noise, decoder.noise"),
-        (["--plugins", "one.py"], "; write [one.py]"),
+        (["--plugins", "7"], "plugins: expected a list of files or folders, got 7"),
+        (["--plugins", "one.py"], "plugins: no such file or folder: "),
+        (["--data.limit", "None"], "data.limit: 'None' is text; write null"),
+        (["--generator.steps"], "expected a whole number, got True; an option without a value is true"),
         (["--sample.guidance", "2"], "sample.guidance: expected a list, got 2; write [2]"),
         (
             ["--matching.objective", "dmd"],
@@ -158,6 +160,22 @@ def test_a_recipe_that_is_not_yaml(tmp_path, capsys):
     code, error = complain(capsys, "run", tmp_path / "r.yaml")
     assert code == 2
     assert "not valid YAML" in error
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tokenizer: {steps: 3, noise: 0.1, steps: 4}", "'steps' stands there twice"),
+        ("extends: smoke\ntokenizer: {steps: 3}\ntokenizer: {noise: 0.1}", "'tokenizer' stands there twice"),
+        ("extend: smoke", "extend: no such field; did you mean 'extends'?"),
+        ("extends: smoke\nvariant: {a: {}}", "variant: no such field; did you mean 'variants'?"),
+    ],
+)
+def test_a_mistake_in_a_recipes_keys(tmp_path, capsys, text, message):
+    (tmp_path / "r.yaml").write_text(text)
+    code, error = complain(capsys, "run", tmp_path / "r.yaml")
+    assert code == 2
+    assert message in error
 
 
 def test_a_stage_before_the_one_it_needs(tmp_path, capsys):

@@ -48,6 +48,7 @@ def problems(recipe: Recipe, stages: Stages, ranks: int | None = None) -> Iterat
     """Settings of these stages that do not fit the data, the latents or the number of ranks, which is that of this
     process's group unless given. The data set must be available."""
     yield from run_problems(recipe, stages, ranks or distributed.world_size())
+    yield from _place_problems(recipe)
     items = len(open_dataset(recipe.data, "train"))
     inputs = Inputs(recipe, "", Path(), {}, torch.device("cpu"))
     if any(stage.trains_decoder for stage in stages):
@@ -90,6 +91,18 @@ def run_problems(recipe: Recipe, stages: Stages, ranks: int) -> Iterator[str]:
             )
     if run.checkpointing:
         yield from _checkpointing_problems(recipe)
+
+
+def _place_problems(recipe: Recipe) -> Iterator[str]:
+    place = Path(recipe.run.dir).resolve()
+    for folder in recipe.data.image_folders():
+        if place.is_relative_to(folder.resolve()):
+            inside = place.relative_to(folder.resolve()).parts
+            if not any(part.startswith(".") for part in inside):  # those are not looked into
+                yield (
+                    f"run.dir: {recipe.run.dir} is inside {folder}, where the next run would take this one's pictures "
+                    "for data: give --run_dir another place"
+                )
 
 
 def _checkpointing_problems(recipe: Recipe) -> Iterator[str]:

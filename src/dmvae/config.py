@@ -71,7 +71,8 @@ def read(cls: type[C], values: object, where: str = "") -> C:
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     for key in values:
         if key not in fields:
-            raise NoSuchField(_join(where, key), f"no such field{nearest(str(key), fields)}")
+            known = [name for name in (*fields, *getattr(cls, "beside", ())) if name != key]
+            raise NoSuchField(_join(where, key), f"no such field{nearest(str(key), known)}")
     hints = get_type_hints(cls, include_extras=True)
     kwargs = {key: _value(hints[key], _laid(fields[key], value), _join(where, key)) for key, value in values.items()}
     for name, field in fields.items():
@@ -225,8 +226,10 @@ def _value(hint: object, value: object, where: str, given: Range | None = None) 
 
 
 def _union(args: tuple[object, ...], value: object, where: str) -> object:
-    if value is None and type(None) in args:
-        return None
+    if type(None) in args and value in (None, "None"):
+        if value is None:
+            return None
+        raise ValueError(f"{where}: 'None' is text; write null")
     choices = [a for a in args if a is not type(None)]
     errors = []
     for choice in choices:
@@ -262,8 +265,9 @@ def _scalar(hint: object, value: object, where: str) -> object:
         return int(value)
     if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    quoted = f"""; in quotes it is text: '"{value}"'""" if hint is str else ""
-    raise ValueError(f"{where}: expected {_name(hint)}, got {value!r}{quoted}")
+    how = f"""; in quotes it is text: '"{value}"'""" if hint is str else ""
+    how = "; an option without a value is true" if value is True else how
+    raise ValueError(f"{where}: expected {_name(hint)}, got {value!r}{how}")
 
 
 def _undot(over: Values) -> Values:

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -31,6 +31,9 @@ __all__ = ["Recipe", "Recipes", "load", "method_of", "read_values", "resolve"]
 class Recipe(Sections):
     """One method on one data set: the shared sections, and a section for each stage, null for a stage that the method
     does not have. Recipes are made by `recipe_class`, which knows the stages."""
+
+    beside: ClassVar[tuple[str, ...]] = ("extends", "variants", "seeds")
+    """What a file may have besides these fields."""
 
     def section(self, stage: AnyStage | str) -> Any:
         """The stage's config, or None."""
@@ -101,7 +104,10 @@ def resolve(values: Values, overrides: Values | None = None, path: Path = Path("
     try:
         values = configs.merge({}, values)
         variants, own, seeds, options = _asked(values, overrides or {})
-        load_plugins(_beside(path, options.get("plugins", values.get("plugins"))))
+        for given in (values, options):
+            if given.get("plugins"):
+                given["plugins"] = _beside(path, given["plugins"])
+        load_plugins(options.get("plugins", values.get("plugins")) or ())
         layers = {str(name): configs.merge(values, over or {}) for name, over in _with_seeds(variants, seeds).items()}
 
         def read(name: str, laid: Values) -> Recipe:
@@ -179,10 +185,9 @@ def read_values(path: Path, below: tuple[Path, ...] = ()) -> Values:
 
 def _beside(recipe: Path, plugins: object) -> list[str]:
     """Absolute paths; those that lead nowhere from here are meant from the recipe's folder."""
-    if not isinstance(plugins, list | tuple | None):
-        how = f"; write [{plugins}]" if isinstance(plugins, str) else ""
-        raise ValueError(f"plugins: expected a list of files or folders, got {plugins!r}{how}")
-    plugins = [str(plugin) for plugin in plugins or ()]
+    if not isinstance(plugins, list | tuple | str | None):
+        raise ValueError(f"plugins: expected a list of files or folders, got {plugins!r}")
+    plugins = [plugins] if isinstance(plugins, str) else [str(plugin) for plugin in plugins or ()]
     return [str((Path(p) if Path(p).exists() else recipe.parent / p).absolute()) for p in plugins]
 
 
@@ -211,11 +216,30 @@ def _with_seeds(variants: Values, seeds: object) -> Values:
     }
 
 
+def _require_once(node: yaml.Node | None, seen: set[int]) -> None:
+    """Raise YAMLError where a mapping has a key twice, of which YAML would take the last in silence."""
+    if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+        return
+    seen.add(id(node))  # an anchor's node stands in many places
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _require_once(item, seen)
+        return
+    keys: set[str] = set()
+    for key, value in node.value:
+        if isinstance(key, yaml.ScalarNode) and key.value in keys and key.value != "<<":
+            raise yaml.MarkedYAMLError(problem=f"{key.value!r} stands there twice", problem_mark=key.start_mark)
+        keys.add(str(key.value))
+        _require_once(value, seen)
+
+
 def _read_yaml(path: Path) -> Values:
     if not path.is_file():
         raise ValueError(f"no such recipe: {path}" + (" (that is a folder)" if path.is_dir() else ""))
     try:
-        values = yaml.safe_load(path.read_text())
+        text = path.read_text()
+        _require_once(yaml.compose(text, Loader=yaml.SafeLoader), set())
+        values = yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:

@@ -6,6 +6,7 @@ from PIL import Image, features
 
 import tiny
 from dmvae import cli
+from dmvae.checks import problems
 from dmvae.datasets import skipped
 from dmvae.datasets.image_scan import scan
 from dmvae.fitting import batch_of, fit
@@ -84,3 +85,25 @@ def test_what_was_asked_for_is_not_made_to_fit(tmp_path):
     assert said == ["tokenizer.batch_size is 32 in place of 64: the training set has 48 images"]
     assert fit(fitted)[0]["kl"].generator.batch_size == 32
     assert [batch_of(48, 1), batch_of(48, 3), batch_of(1, 1), batch_of(7, 4)] == [32, 48, 1, 4]
+
+
+@pytest.mark.parametrize(
+    ("splits", "place", "refused"),
+    [
+        (["a"], "runs/x", True),
+        (["a"], ".runs/x", False),
+        (["a"], "../x", False),
+        (["train", "test"], "train/x", True),
+        (["train", "test"], "runs/x", False),
+    ],
+)
+def test_no_run_writes_where_its_images_are_read(tmp_path, splits, place, refused):
+    """Its samples would be a class of the next run's data."""
+    root = tmp_path / "own"
+    root.mkdir()
+    for name in splits:
+        pictures(root / name, 4)
+    data = {"type": "image_folder", "root": str(root), "size": 12, "channels": 3}
+    over = WITHOUT | {"data": data, "variants": None, "tokenizer__train_encoder": True, "tokenizer__batch_size": 2}
+    (recipe,) = load(tiny.write(tmp_path, **over), {"run.dir": str(root / place)}).values()
+    assert any("run.dir: " in problem for problem in problems(recipe, recipe.stages())) == refused

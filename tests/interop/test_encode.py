@@ -69,6 +69,17 @@ def test_a_folder_without_images_is_told_without_a_recipe_s_field(tokenizer, tmp
     assert "dmvae: no images in " in complaint(capsys, encode, tmp_path / "empty", tokenizer, tmp_path / "z")
 
 
+def test_latents_of_another_tokenizer_are_decoded_with_a_warning(images, tokenizer, tmp_path, capsys, recwarn):
+    encode(images, tokenizer, tmp_path / "z")
+    decode(tmp_path / "z", tokenizer, tmp_path / "back")
+    assert not [w for w in recwarn if "other weights" in str(w.message)]
+    other = Autoencoder.from_pretrained(tokenizer)
+    torch.nn.init.zeros_(next(other.parameters()))
+    other.save_pretrained(tmp_path / "other")
+    with pytest.warns(UserWarning, match="was encoded with other weights than this tokenizer's"):
+        decode(tmp_path / "z", tmp_path / "other", tmp_path / "back2")
+
+
 def test_latents_are_the_tokenizers_with_labels_and_names(images, tokenizer, tmp_path):
     encode(images, tokenizer, tmp_path / "z", "--shard-size", "2", "--batch-size", "2")
     shards = sorted((tmp_path / "z").glob("*.safetensors"))

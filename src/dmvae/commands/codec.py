@@ -197,6 +197,8 @@ def decode_latents(
         paths = sorted(path for path in latents.glob("latents-*") if path.suffix in SUFFIXES.values())
     if not paths or not paths[0].exists():
         raise ValueError(f"no latents at {latents}; `dmvae encode` writes latents-NNNNN.safetensors")
+    if latents.is_dir():
+        _warn_of_another(tokenizer, latents)
     names = [read_names(path) for path in paths]
     flat = [name for part in names for name in part]
     stems = iter(_distinct([os.path.splitext(name)[0] for name in flat], flat))
@@ -261,6 +263,20 @@ def _claim(out: Path, plan: Values) -> None:
         raise ValueError(
             f"{out} holds latents that were encoded with another {' and '.join(differ)}; choose another --out, "
             "or delete it"
+        )
+
+
+def _warn_of_another(tokenizer: Tokenizer, latents: Path) -> None:
+    """Another tokenizer's latents are decoded too, for its decoder may be a new one for the same latents."""
+    try:
+        made = dict(json.loads((latents / "encode.json").read_text())).get("tokenizer")
+    except (OSError, ValueError, TypeError, RecursionError):
+        return  # not of `encode`, or damaged, which the latents need not be
+    if made != _digest(tokenizer):
+        warnings.warn(
+            f"{latents} was encoded with other weights than this tokenizer's: the images are right only where it has "
+            "the same latents",
+            stacklevel=3,
         )
 
 

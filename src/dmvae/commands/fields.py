@@ -27,12 +27,12 @@ class Field:
     """Variant -> value."""
 
     def choices(self) -> list[tuple[object, list[str]]]:
-        """Each value with the variants that have it."""
+        """Each value with the variants that have it; null as it is typed."""
         found: list[tuple[object, list[str]]] = []
         for variant, value in self.values.items():
             same = [of for known, of in found if known == value and type(known) is type(value)]
             same[0].append(variant) if same else found.append((value, [variant]))
-        return found
+        return [("null" if value is None else value, variants) for value, variants in found]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
 from torch import Tensor
@@ -64,7 +65,7 @@ class DatasetConfig(Registered):
     channels: Channels = 3
     """1 for grey, 3 for colour: images are converted."""
     limit: Count | None = None
-    """Keep at most this many images of a split, for quick runs; None keeps all."""
+    """Keep at most this many images of a split, for quick runs; null keeps all."""
 
     flip: bool = False
     """Mirror training images left to right at random."""
@@ -76,6 +77,10 @@ class DatasetConfig(Registered):
     def build(self, split: Split) -> Dataset:
         """Open one split. Raises ValueError when the files are missing or unusable."""
         raise NotImplementedError
+
+    def image_folders(self) -> list[Path]:
+        """Those in which every image is taken for one of the data set: no run may write there."""
+        return []
 
     def held_out(self) -> str:
         """Which images the test split has, in words; "" where the data set itself has one."""

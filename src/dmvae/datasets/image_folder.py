@@ -19,7 +19,7 @@ from dmvae.datasets import Dataset, DatasetConfig, Split
 from dmvae.datasets.download import cache_folder, existing_folder
 from dmvae.datasets.encoded import ENDS, DecodedWhenRead, OnBroken
 from dmvae.datasets.image_file import PIXELS, BrokenImage, check_header, read_image
-from dmvae.datasets.image_scan import HELD_OUT, rank, split_files
+from dmvae.datasets.image_scan import HELD_OUT, folders, rank, split_files
 from dmvae.datasets.memory import MemoryDataset
 from dmvae.datasets.skipped import note
 from dmvae.ranges import Range
@@ -77,6 +77,9 @@ class ImageFolder(DatasetConfig):
         if broken:  # these are left out here; a FolderDataset may find a file damaged only when it reads it
             fingerprint = digest(fingerprint, keep)
         return MemoryDataset(images, labels[keep], classes, fingerprint=fingerprint)
+
+    def image_folders(self) -> list[Path]:
+        return folders(existing_folder(self.root, "data.root"))
 
     def held_out(self) -> str:
         root = Path(self.root).expanduser()

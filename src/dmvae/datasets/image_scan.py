@@ -59,6 +59,13 @@ def split_files(root: Path, split: Split, fraction: float) -> tuple[Path, list[E
     return base, sorted(chosen, key=lambda f: f.path), classes
 
 
+def folders(root: Path) -> list[Path]:
+    """Those in which every visible image is taken: train/ and test/ of `root`, or `root` itself."""
+    found = _folders(root)
+    held_out = next((name for name in HELD_OUT if name in found), None)
+    return [root / "train", root / held_out] if "train" in found and held_out else [root]
+
+
 def scan(folder: Path) -> tuple[list[Entry], tuple[str, ...]]:
     """Every image below `folder`, sorted by path, and the class names."""
     others: list[str] = []
