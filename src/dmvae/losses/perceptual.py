@@ -39,6 +39,10 @@ class PerceptualLoss(nn.Module):
         """Unweighted distances [n]."""
         raise NotImplementedError
 
+    def compiled_parts(self) -> list[nn.Module]:
+        """None: compiled, it takes longer (`python -m benchmarks.steps --stage decoder --compile`)."""
+        return []
+
 
 @dataclass(frozen=True, kw_only=True)
 class PerceptualConfig(Registered):

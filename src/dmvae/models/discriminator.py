@@ -52,6 +52,10 @@ class PatchGAN(Model):
             elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
                 nn.init.normal_(module.weight, mean=1.0, std=0.02)
 
+    def compiled_parts(self) -> list[nn.Module]:
+        """None, as of `PerceptualLoss`."""
+        return []
+
     def forward(self, x: Tensor) -> Tensor:
         """x [n, c, h, w] in [-1, 1] -> logits [n, 1, about h / 2**layers, about w / 2**layers]."""
         self.check_images(x)

@@ -86,7 +86,7 @@ def reconstruct(
         fake = augment(image, rng) if config.adversarial.augment else image
         # eval(): batch norm then uses its running statistics, which are of real and fake images together, as in the
         # discriminator's update. Fakes normalised by their own statistics would lose what tells them from real images.
-        # Frozen: the backward pass of a compiled network would else compute its weights' gradients too.
+        # Frozen: nothing is kept for gradients of its weights, which this pass does not need.
         networks.discriminator.eval().requires_grad_(False)
         gan = hinge_generator(networks.discriminator(fake))
         networks.discriminator.train().requires_grad_(True)
