@@ -226,9 +226,9 @@ def _value(hint: object, value: object, where: str, given: Range | None = None) 
 
 
 def _union(args: tuple[object, ...], value: object, where: str) -> object:
-    if type(None) in args and value in (None, "None"):
-        if value is None:
-            return None
+    if type(None) in args and value is None:
+        return None
+    if type(None) in args and value == "None":
         raise ValueError(f"{where}: 'None' is text; write null")
     choices = [a for a in args if a is not type(None)]
     errors = []

@@ -24,7 +24,7 @@ from dmvae.datasets.loading import Loader, cuts
 from dmvae.datasets.pixels import as_input, to_uint8
 from dmvae.models.base import Tokenizer
 from dmvae.runtime.console import Bar, console
-from dmvae.runtime.files import atomic_write, locked, sweep
+from dmvae.runtime.files import atomic_write, locked, read_json, sweep
 from dmvae.runtime.hashing import digest
 from dmvae.runtime.precision import Precision, autocast
 from dmvae.runtime.words import counted
@@ -269,8 +269,8 @@ def _claim(out: Path, plan: Values) -> None:
 def _warn_of_another(tokenizer: Tokenizer, latents: Path) -> None:
     """Another tokenizer's latents are decoded too, for its decoder may be a new one for the same latents."""
     try:
-        made = dict(json.loads((latents / "encode.json").read_text())).get("tokenizer")
-    except (OSError, ValueError, TypeError, RecursionError):
+        made = read_json(latents / "encode.json", dict).get("tokenizer")
+    except (OSError, ValueError):
         return  # not of `encode`, or damaged, which the latents need not be
     if made != _digest(tokenizer):
         warnings.warn(

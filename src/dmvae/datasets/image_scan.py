@@ -39,16 +39,16 @@ def split_files(root: Path, split: Split, fraction: float) -> tuple[Path, list[E
     train/ beside test/ (or val/, valid/) are the splits. Otherwise each file's path decides, so that
     adding files never moves others across: about `fraction` of them are test images.
     """
-    folders = _folders(root)
-    held_out = next((name for name in HELD_OUT if name in folders), None)
-    if held_out and set(folders) <= set(HELD_OUT):
+    found = _folders(root)
+    held_out = _held_out(found)
+    if held_out and set(found) <= set(HELD_OUT):
         raise ValueError(f"data.root: {root} has {held_out}/ but no train/ beside it; add train/")
-    if "train" in folders and held_out:
-        train, classes = scan(root / "train")
+    if len(apart := folders(root)) == 2:
+        train, classes = scan(apart[0])
         if split == "train":
-            return root / "train", train, classes
-        return root / held_out, _relabel(root / held_out, classes), classes
-    base = root / "train" if folders == ["train"] else root
+            return apart[0], train, classes
+        return apart[1], _relabel(apart[1], classes), classes
+    base = root / "train" if found == ["train"] else root
     files, classes = scan(base)
     if len(files) < 2:
         raise ValueError(f"data.root: {base} has one image: it cannot be split; add more, or train/ and test/")
@@ -62,8 +62,12 @@ def split_files(root: Path, split: Split, fraction: float) -> tuple[Path, list[E
 def folders(root: Path) -> list[Path]:
     """Those in which every visible image is taken: train/ and test/ of `root`, or `root` itself."""
     found = _folders(root)
-    held_out = next((name for name in HELD_OUT if name in found), None)
+    held_out = _held_out(found)
     return [root / "train", root / held_out] if "train" in found and held_out else [root]
+
+
+def _held_out(found: list[str]) -> str | None:
+    return next((name for name in HELD_OUT if name in found), None)
 
 
 def scan(folder: Path) -> tuple[list[Entry], tuple[str, ...]]:
