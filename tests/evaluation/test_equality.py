@@ -116,7 +116,7 @@ def test_perceptual_distance_is_lpips():
 
 
 N = 10
-"""Images of each folder: more than the ten parts that the Inception Score is taken of."""
+"""Images of each folder: as many as the parts that the Inception Score is taken of."""
 
 
 @pytest.mark.slow
