@@ -10,9 +10,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
+import processes
 from dmvae import registry
 
 torch.set_num_threads(1)
+processes.trust_the_power()
 
 
 def pytest_collection_finish():

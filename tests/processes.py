@@ -30,6 +30,14 @@ PLAIN = {"PLAIN_REPORT": "1"}
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(IMPORTS)
 
+FSYNC = os.fsync
+
+
+def trust_the_power() -> None:
+    """No fsync in this process: no test cuts the power, and most of what they write is gone before it would reach a
+    disk. Tests of what is flushed, and when, call FSYNC."""
+    os.fsync = lambda _: None
+
 
 def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
@@ -113,6 +121,7 @@ def _worlds(count: int) -> list[dict[str, str]]:
 def _rank(world: dict[str, str], function: Callable[..., None], arguments: tuple[object, ...]) -> None:
     os.environ |= environment() | world
     torch.set_num_threads(1)
+    trust_the_power()
     try:
         function(int(world["RANK"]), *arguments)
     finally:
@@ -125,6 +134,7 @@ def _main(arguments: tuple[str, ...], env: dict[str, str], folder: str, cwd: str
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
+    trust_the_power()
     multiprocessing.set_start_method("fork", force=True)  # of data workers, as in a command that nobody forked
     from dmvae import cli
 

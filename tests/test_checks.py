@@ -68,3 +68,28 @@ def test_every_split_is_looked_at_that_a_stage_reads(tmp_path, monkeypatch):
     monkeypatch.setattr(checks, "_try_data", lambda recipe, split: seen.append(split))
     assert list(checks.problems(recipe, recipe.stages())) == []
     assert sorted(seen) == ["test", "train"]
+
+
+def test_parts_that_have_passed_are_not_tried_again_unless_their_class_or_a_value_is_another(monkeypatch):
+    """As a plugin's classes are, read again after they were edited: of the same name and text."""
+    monkeypatch.setattr(checks, "_passed", set())
+    tried = []
+
+    def check(part):
+        tried.append(part)
+        if part == 3:
+            raise ValueError("no 3")
+
+    def edited():
+        class Plugin:
+            def __repr__(self):
+                return "Plugin()"
+
+        return Plugin
+
+    first, second = edited(), edited()
+    for by in ([1], [1], [2], [first()], [first()], [second()], [first], [first], [second]):
+        assert list(checks._complaint("", checks._once(check, 0, by=by))) == []
+    assert len(tried) == 6
+    for _ in range(2):
+        assert list(checks._complaint("place", checks._once(check, 3, by=[3]))) == ["place: no 3"]

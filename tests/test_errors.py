@@ -253,7 +253,7 @@ def test_a_dry_run_trains_nothing_and_counts_parameters(tmp_path, capsys):
 def without_lpips(monkeypatch):
     """As if it were not installed, and had not been used by an earlier test."""
     monkeypatch.setitem(sys.modules, "lpips", None)
-    monkeypatch.setattr(checks, "_built", set())
+    monkeypatch.setattr(checks, "_passed", set())
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import processes
 from dmvae.runtime.files import atomic_write, flush, locked, read_sealed, sweep, within, write_sealed, write_tensors
 
 
@@ -71,7 +72,7 @@ def test_what_a_killed_safetensors_leaves_is_swept_with_the_rest(tmp_path):
 @pytest.fixture
 def calls(monkeypatch):
     """What reaches the disk and what changes names, in order: ("flush", name) and ("rename", name)."""
-    made, flushed, rename = [], os.fsync, os.replace
+    made, flushed, rename = [], processes.FSYNC, os.replace
 
     def fsync(handle):
         made.append(("flush", Path(os.readlink(f"/proc/self/fd/{handle}")).name))

@@ -20,7 +20,7 @@ from dmvae.training import checkpoint
 
 def recorded(monkeypatch):
     """Names of what is flushed, and "removed NAME" of folders that go, in order."""
-    made, flushed, remove = [], os.fsync, shutil.rmtree
+    made, flushed, remove = [], processes.FSYNC, shutil.rmtree
 
     def fsync(handle):
         made.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)

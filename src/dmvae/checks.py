@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -22,9 +22,8 @@ from dmvae.training.stage import AnyStage, AnyTraining, Buildable, Networks, Tra
 Stages = Sequence[AnyStage]
 TRIED = 8
 """Items of a data set that are looked at before a run."""
-_built: set[str] = set()
-"""Parts that this process has built already: variants share parts, and building takes a second. Failures are not
-remembered."""
+_passed: set[tuple[object, ...]] = set()
+"""What this process has tried and found well: variants share parts, and building one takes up to a second."""
 
 
 def lacking(recipe: Recipe, stages: Stages) -> Iterator[str]:
@@ -35,11 +34,7 @@ def lacking(recipe: Recipe, stages: Stages) -> Iterator[str]:
     for stage in stages:
         parts += stage.parts(recipe.section(stage), recipe)
     for place, part in parts:
-        if repr(part) not in _built:
-            found = list(_complaint(place, part.build))
-            yield from found
-            if not found:
-                _built.add(repr(part))
+        yield from _complaint(place, _once(_build, part, by=[part]))
     if recipe.run.tracker == "wandb" and importlib.util.find_spec("wandb") is None:
         yield 'run.tracker: wandb is not installed: pip install "dmvae[wandb]"'
 
@@ -49,12 +44,15 @@ def problems(recipe: Recipe, stages: Stages, ranks: int | None = None) -> Iterat
     process's group unless given. The data set must be available."""
     yield from run_problems(recipe, stages, ranks or distributed.world_size())
     yield from _place_problems(recipe)
-    items = len(open_dataset(recipe.data, "train"))
+    train = open_dataset(recipe.data, "train")
+    items, classes = len(train), len(train.classes)
+    images = (recipe.data.size, recipe.data.channels)
     inputs = Inputs(recipe, "", Path(), {}, torch.device("cpu"))
     if any(stage.trains_decoder for stage in stages):
-        yield from _complaint("", partial(_try_discriminator, recipe))
+        yield from _complaint("", _once(_try_discriminator, recipe, by=[images, recipe.losses]))
     if recipe.autoencoder is not None:
-        yield from _complaint("autoencoder", partial(_try_autoencoder, recipe))
+        parts = [images, recipe.autoencoder, recipe.autoencoder.encoder, recipe.autoencoder.decoder]
+        yield from _complaint("autoencoder", _once(_try_autoencoder, recipe, by=parts))
     if recipe.pretrained is not None and any(stage.trains_decoder for stage in stages):
         untrainable = list(_complaint("", partial(_try_start, recipe)))
         yield from untrainable
@@ -70,7 +68,8 @@ def problems(recipe: Recipe, stages: Stages, ranks: int | None = None) -> Iterat
         found = list(stage.problems(section, inputs, others))
         yield from found
         if issubclass(stage, TrainingStage) and not found:  # networks may rest on what was asked
-            yield from _complaint("", partial(_try_networks, stage, recipe, others))
+            parts = [stage, section, others, recipe.data, recipe.autoencoder, recipe.pretrained, recipe.losses]
+            yield from _complaint("", _once(blank_networks, recipe, stage, classes, by=parts))
 
 
 def run_problems(recipe: Recipe, stages: Stages, ranks: int) -> Iterator[str]:
@@ -118,7 +117,7 @@ def _checkpointing_problems(recipe: Recipe) -> Iterator[str]:
 
 
 def blank_networks(recipe: Recipe, stage: type[AnyTraining], num_classes: int) -> Networks:
-    """A stage's networks, of tensors without memory."""
+    """A stage's networks, of tensors without memory. Raises ValueError for what the stage finds wrong with them."""
     reads = {name: recipe.section(name) for name in stage.reads if recipe.section(name) is not None}
     with torch.device("meta"):  # a quarter of the time that fake tensors take
         networks: Networks = stage(recipe.section(stage), Blueprint(recipe, "", reads, num_classes)).build()
@@ -162,17 +161,6 @@ def _try_start(recipe: Recipe) -> None:
         first_tokenizer(recipe, weights=False)
 
 
-def _try_networks(stage: type[AnyTraining], recipe: Recipe, others: Mapping[str, object]) -> None:
-    """Raise ValueError for what the stage finds wrong as it builds its networks, without memory."""
-    classes = len(open_dataset(recipe.data, "train").classes)
-    shared = (recipe.data, recipe.autoencoder, recipe.pretrained, recipe.losses)
-    key = repr((stage.name, recipe.section(stage), others, shared))
-    if key in _built:
-        return
-    blank_networks(recipe, stage, classes)
-    _built.add(key)
-
-
 def _try_data(recipe: Recipe, split: Split) -> None:
     """Raise ValueError for a data set whose items, some of them, are not uint8 images of the recipe's shape with labels
     of its classes: one by one and, where it gives many at once, so too."""
@@ -201,6 +189,22 @@ def _try_data(recipe: Recipe, split: Split) -> None:
 
 def _told(value: object) -> str:
     return f"{value.dtype} {list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+
+
+def _build(part: Buildable) -> None:
+    part.build()
+
+
+def _once(check: Callable[..., object], *given: object, by: Sequence[object]) -> Callable[[], None]:
+    """check(*given) for `_complaint`, left out where it has passed for parts of these classes and values."""
+    key = (check, *(part if isinstance(part, type) else (type(part), repr(part)) for part in by))
+
+    def tried() -> None:
+        if key not in _passed:
+            check(*given)
+            _passed.add(key)
+
+    return tried
 
 
 def _complaint(place: str, check: Callable[[], object]) -> Iterator[str]:

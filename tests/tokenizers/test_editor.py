@@ -87,7 +87,9 @@ def test_groups_divide_the_bank():
 def test_weights_that_name_a_sample_which_is_not_there_are_refused(tmp_path, wrong):
     encoder = {"type": "conv", "width": 8, "multipliers": [1, 1], "stride": 4, "out_channels": 8}
     editor = {"width": 4, "bank": 16, "assigned": True, "groups": 4}
-    model = Autoencoder(encoder=encoder, image_size=8, latent_channels=2, bottleneck_width=4, editor=editor)
+    decoder = {"type": "conv", "width": 4, "multipliers": [1, 1], "blocks": 1, "attention": False}
+    parts = {"encoder": encoder, "decoder": decoder, "editor": editor}
+    model = Autoencoder(image_size=8, latent_channels=2, bottleneck_width=4, **parts)
     model.save_pretrained(tmp_path)
     assert load_strictly(Autoencoder, tmp_path).editor.members.max() == 15
     model.editor.members[1, 2] = wrong
