@@ -86,6 +86,13 @@ def test_a_missing_field_is_named():
 
 def test_yaml_writes_1e_4_as_text():
     assert read(rate="1e-4").rate == 1e-4
+    assert [read(steps=text).steps for text in ("1e3", "2.5E+2")] == [1000, 250]
+
+
+@pytest.mark.parametrize("text", ["2.55e1", "1e-3", "3", "1e99", "1e", "e3", "nan", "1e-0 "])
+def test_other_text_is_no_whole_number(text):
+    with pytest.raises(ValueError, match="steps: expected "):
+        read(steps=text)
 
 
 def test_merge_reaches_by_dots_and_replaces_a_section_of_another_type():

@@ -136,6 +136,8 @@ def test_a_misspelt_command(capsys):
         ("serve x --prot 8", "unrecognized arguments: --prot 8; did you mean --port? `dmvae serve --help` tells"),
         ("measure folder a b --fetures x", "did you mean --features? `dmvae measure --help` tells"),
         ("encode x --tokenizer y --out z --batchsize=4", "did you mean --batch-size? `dmvae encode --help` tells"),
+        ("encode x --tokenizr y --out=z", "are required: --tokenizer; did you mean --tokenizer? `dmvae encode --help`"),
+        ("encode x --out y", "are required: --tokenizer; `dmvae encode --help` tells"),
         ("decode x --tokenizer y --out z --foo", "unrecognized arguments: --foo; `dmvae decode --help` tells"),
         ("import official-vae x --out y --weihgts ema", "did you mean --weights? `dmvae import --help` tells"),
         ("init demo one two", "unrecognized arguments: two; `dmvae init --help` tells"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import re
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -259,6 +260,8 @@ def _scalar(hint: object, value: object, where: str) -> object:
             return float(value)
         except ValueError:
             pass
+    if hint is int and isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE]\+?\d{1,2}", value):  # and 1e3
+        value = float(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value) if abs(value) < 2**1000 else math.inf if value > 0 else -math.inf
     if hint is int and isinstance(value, float) and value.is_integer():

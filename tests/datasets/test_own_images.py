@@ -51,7 +51,7 @@ def test_a_run_of_few_images_of_many_kinds(tmp_path, capsys, plain_report):
     for name in ("bad0.jpg: ", "bad4.jpg: ", "photo.cr2: images that end in .cr2 are not read here", "1 of .txt"):
         assert name in lines
     page = (tmp_path / "run/report.html").read_text()
-    assert "images: of fewer than about 2,048, Frechet distances are biased upwards by much" in page
+    assert "They rest on 3 images: of fewer than about 2,048, Frechet distances are biased upwards by much" in page
     assert "kNN" not in page, "all are right where there is one class"
     with pytest.raises(SystemExit):
         cli.main(["run", str(path), "--tokenizer.batch_size", "128"])

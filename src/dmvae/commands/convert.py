@@ -23,7 +23,7 @@ def import_(command: str, arguments: list[str]) -> None:
         "--latent-mean", type=float, default=0.0685, help="mean of the latents (published: %(default)s)"
     )
     parser.add_argument("--latent-scale", type=float, default=0.1763, help="1 / standard deviation (%(default)s)")
-    known = parser.parse_args(arguments)
+    known = parser.read(arguments)
     _require_own(known.out)
     model: nn.Module
     if known.kind == "official-vae":
@@ -49,6 +49,6 @@ def export(command: str, arguments: list[str]) -> None:
     parser.add_argument("kind", choices=["official-vae"])
     parser.add_argument("folder", type=Path, help="folder of the tokenizer")
     parser.add_argument("--out", type=Path, required=True, help="file to write, .pt or .safetensors")
-    known = parser.parse_args(arguments)
+    known = parser.read(arguments)
     official.export_vae(known.folder, known.out)
     console.print(str(known.out))

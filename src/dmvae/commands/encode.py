@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,12 +30,12 @@ def decode(command: str, arguments: list[str]) -> None:
     _codec(parser, arguments, decode_latents)
 
 
-def _codec(parser: argparse.ArgumentParser, arguments: list[str], function: Callable[..., object]) -> None:
+def _codec(parser: Parser, arguments: list[str], function: Callable[..., object]) -> None:
     parser.add_argument("--tokenizer", required=True, help="folder or hub id of the tokenizer")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; what is there is kept")
     parser.add_argument("--batch-size", type=int, default=64, help="images at a time (%(default)s)")
     parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto")
     add_plugins(parser)
-    known = vars(parser.parse_args(arguments))
+    known = vars(parser.read(arguments))
     load_plugins(known.pop("plugins"))
     function(load_tokenizer(known.pop("tokenizer")), **known, device=distributed.start())

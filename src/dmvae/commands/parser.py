@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 import yaml
@@ -40,12 +40,25 @@ class Parser(argparse.ArgumentParser):
     """argparse whose complaints are a ValueError, like every other mistake in what was asked, and name the option that
     a misspelt one is most like."""
 
+    words: Sequence[str] = ()
+
+    def read(self, words: Sequence[str]) -> argparse.Namespace:
+        """`parse_args`, whose complaint of an option that is missing names the misspelt one among these words."""
+        self.words = words
+        return self.parse_args(words)
+
     def error(self, message: str) -> NoReturn:
+        spelt = [word[2:].partition("=")[0] for word in self.words if word.startswith("--")]
         unknown = re.match(r"unrecognized arguments: .*?--([\w-]+)", message)
-        like = self.like(unknown[1]) if unknown else ""
+        tried = [unknown[1]] if unknown else spelt if "are required" in message else []
+        like = next(filter(None, (self.like(word) for word in tried if not self.knows(word))), "")
         raise ValueError(
             f"{message}; {f'did you mean --{like}? ' if like else ''}`{self.prog} --help` tells the arguments"
         )
+
+    def knows(self, word: str) -> bool:
+        """Whether a long option begins so, written without its dashes, as argparse takes it."""
+        return any(name.startswith(f"--{word}") for action in self._actions for name in action.option_strings)
 
     def like(self, word: str, others: Iterable[str] = ()) -> str:
         """The long option that a word, without its dashes, is most like; "" where none is, or one of `others` more."""

@@ -27,7 +27,7 @@ def card(job: Job, stages: dict[str, Job], recipe: str, pictures: dict[str, str]
         metrics = read_json(whole(stages["evaluate"].folder / "metrics.json"), dict)
     figures = shown(key for key in FIGURES if key in metrics)
     rows = "\n".join(f"| {figure.heading} | {figure.show(metrics[key])} |" for key, figure in figures.items())
-    few = of_few([metrics.get("manifest", {}).get("count", math.inf)])
+    few = of_few([metrics.get("manifest", {})])
     table = (
         f"rFD and gFD are {distances(metrics['features'])}.{f' {few}' if few else ''}\n\n"
         f"| figure | value |\n| --- | --- |\n{rows}\n"

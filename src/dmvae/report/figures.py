@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from dmvae.config import Values
 from dmvae.evaluation.metrics import figures
 from dmvae.evaluation.reconstruct import LPIPS
 from dmvae.evaluation.scores import Figure
@@ -84,9 +85,11 @@ def shown(keys: Iterable[str]) -> dict[str, Figure]:
     return found
 
 
-def of_few(counts: Iterable[int]) -> str:
-    """The warning that figures carry which rest on few images, of these numbers; "" without any."""
-    few = [count for count in counts if count < FEW]
+def of_few(manifests: Iterable[Values]) -> str:
+    """The warning that figures of these manifests carry where images are few, generated ones or those that they are
+    compared with; "" where none are."""
+    sides = [[side["count"] for side in (m, m.get("reference", {})) if "count" in side] for m in manifests]
+    few = [min(counts) for counts in sides if min(counts, default=FEW) < FEW]
     if not few:
         return ""
     number = ("" if min(few) == max(few) else f"{min(few):,} to ") + counted(max(few), "image")

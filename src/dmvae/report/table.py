@@ -101,7 +101,7 @@ def _caption(run: Run, columns: dict[str, Figure]) -> str:
         )
         if "inception" not in run.features.lower():
             parts.append("They are not FID, which uses an Inception network: compare them with each other only.")
-    parts.append(escape(of_few(row["count"] for row in run.measured.values() if "count" in row)))
+    parts.append(escape(of_few(run.measured.values())))
     return " ".join(parts)
 
 
