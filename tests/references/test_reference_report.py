@@ -32,11 +32,11 @@ def test_latents_at_another_scale_are_told_so():
     assert report.lines()[1].startswith("warning: ")
 
 
-def test_latents_of_another_shape_are_told_to_train_longer():
+def test_latents_of_another_shape_are_told_of_the_recipe_that_arrives():
     one_sign = torch.randint(2, (800, 1, 1, 1), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
     (advice,) = compare(normal(seed=1), one_sign.expand(-1, 4, 3, 3) + normal(scale=0.01, seed=2)).advice
     assert "in shape and not in scale" in advice
-    assert "more steps" in advice
+    assert "matching.noise: assigned, as in the recipe `arrive`" in advice
 
 
 def test_a_reference_of_few_directions_warns_of_what_is_lost():
