@@ -65,6 +65,7 @@ def curves(
 ) -> None:
     """Distance at the end against the start, medians over seeds; a panel for each group of objectives. found: objective
     -> start -> results."""
+    groups = {title: names for title, names in groups.items() if any(name in found for name in names)}
     figure = Figure(figsize=(10, 3.6 * len(groups)), layout="constrained")
     FigureCanvasAgg(figure)
     apart = [start for start in starts if not start[0].isdigit()]
