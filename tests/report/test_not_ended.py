@@ -46,3 +46,10 @@ def test_a_study_s_table_names_what_has_not_ended():
     assert lines[2].startswith("| a (2 of 3 seeds) | 21.00 ± 1.4 | ")
     assert lines[3] == "| b | not ended |  |  |"
     assert lines[4].startswith("| kl | 30.00 | ")
+
+
+def test_a_run_that_measured_nothing_names_no_features(capsys):
+    print_summary({"name": "mine", "features": "", "methods": {"a": {"seconds": 1.0}}})
+    title, *table = capsys.readouterr().out.splitlines()
+    assert title.strip() == "mine"
+    assert "time, s" in "".join(table)

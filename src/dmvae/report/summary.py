@@ -113,7 +113,8 @@ def print_summary(summary: Values) -> None:
             for key, figure in columns.items()
         ]
     titles, cells = [figure.heading for figure in columns.values()], list(rows.values())
-    table = Table(title=f"{summary['name']}: {distances(summary['features'])}", box=box.SIMPLE_HEAD)
+    of = f": {distances(summary['features'])}" if summary["features"] else ""  # without `evaluate` none
+    table = Table(title=f"{summary['name']}{of}", box=box.SIMPLE_HEAD)
     down = len(rows) >= len(columns)
     table.add_column("method" if down else "")
     for name in titles if down else rows:
