@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 import yaml
 from latex2mathml.converter import convert
@@ -66,6 +67,8 @@ def main() -> None:
         sys.exit(built.returncode)
     for page in SITE.rglob("*.html"):
         page.write_text(typeset(page.read_text()))
+    if lost := dead(SITE):
+        sys.exit("links to what is not there:\n" + "\n".join(lost))
     print(f"{len(pages)} pages: {SITE / 'index.html'}")
 
 
@@ -91,6 +94,18 @@ def stage() -> dict[str, str]:
     return {str(page.relative_to(STAGED).with_suffix("")): title(page.read_text()) for page in found}
 
 
+def dead(site: Path) -> list[str]:
+    """Links of a site's pages to files that it lacks: "PAGE: LINK". Zensical looks at those alone that end in .md."""
+    found = []
+    for page in sorted(site.rglob("*.html")):
+        links = dict.fromkeys(re.findall(r'\b(?:href|src)="([^"#?]+)', page.read_text()))
+        for link in (link for link in links if not re.match(r"[a-z]+:|//", link)):
+            start = site if link.startswith("/") else page.parent
+            if not (start / unquote(link).lstrip("/")).is_file():
+                found.append(f"{page.relative_to(site)}: {link}")
+    return found
+
+
 def put(place: str, words: str) -> None:
     (STAGED / place).parent.mkdir(parents=True, exist_ok=True)
     (STAGED / place).write_text(words)
@@ -107,6 +122,8 @@ def relinked(file: Path) -> tuple[str, list[Path]]:
 
     def moved(match: re.Match[str]) -> str:
         target = Path(os.path.normpath(file.parent / match[1]))
+        if (target / "README.md").is_file():
+            target /= "README.md"
         if ":" in match[1] or not target.is_file():  # of the network, or of a generated page; others are found out
             return match[1]
         linked.append(target)

@@ -112,6 +112,14 @@ def test_a_new_page_comes_into_the_navigation(tmp_path, monkeypatch, generated):
     assert "show_source" in (tmp_path / "equations.md").read_text()
 
 
+def test_links_to_what_the_site_lacks_are_found(tmp_path):
+    (tmp_path / "deep").mkdir()
+    for page, links in (("a", "deep/b.html#x https://x.org /a.html a%20b.png"), ("deep/b", "../a.html /gone ../deep")):
+        (tmp_path / f"{page}.html").write_text("".join(f'<a href="{link}"></a>' for link in links.split()))
+    (tmp_path / "a b.png").touch()
+    assert build.dead(tmp_path) == ["deep/b.html: /gone", "deep/b.html: ../deep"]
+
+
 def test_equations_need_no_script():
     page = r'<p><span class="arithmatex">\(a &lt; b\)</span></p><div class="arithmatex">\[z_t\]</div>'
     made = build.typeset(page)

@@ -19,7 +19,7 @@ import tiny
 from dmvae.datasets.instance import Instance, offer
 from dmvae.flow.loss import flow_matching_loss
 from dmvae.generators.flow import FlowModelConfig
-from dmvae.matching import DMD, Adversarial, Context
+from dmvae.matching import DMD, Adversarial, Context, Transport
 from dmvae.recipe import load
 from dmvae.references.gaussian import Gaussian
 from dmvae.runtime.random import Random
@@ -236,3 +236,26 @@ def test_the_page_s_signatures_are_the_code_s(name):
     if path.startswith("dmvae.flow"):
         assert said == list(parameters)[: len(said)]
         assert [key for key in named if key] == [key for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DMD(divergence="reverse_kll"), "divergence: 'reverse_kll' is not one of 'reverse_kl', "),
+        (lambda: DMD(guidance=1e4), "guidance: expected a number, -1000 to 1000, got 10000"),
+        (lambda: DMD(guidance="much"), "guidance: expected a number, got 'much'"),
+        (lambda: DMD(time_range=(0.0, 1.5)), r"time_range\[1\]: expected a number, 0 to 1, got 1.5"),
+        (lambda: DMD(time_range=(0.5,)), "time_range: expected 2 values, got 1"),
+        (lambda: Transport(views=["hole"]), "views.*'hole' is not one of"),
+        (lambda: Context(Random(0), 4, label_dropout=2.0), "label_dropout: expected a number, 0 to 1, got 2.0"),
+        (lambda: Context(0, 4), r"rng: give a torch.Generator or Random\(seed\), got 0"),
+    ],
+)
+def test_objects_of_ones_own_program_are_held_to_the_same_fields(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_fields_that_fit_are_taken_as_a_recipe_s():
+    made = DMD(guidance=2, time_range=[0.1, 0.9])
+    assert (made.guidance, made.time_range) == (2.0, (0.1, 0.9))

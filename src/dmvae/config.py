@@ -85,6 +85,14 @@ def read(cls: type[C], values: object, where: str = "") -> C:
         raise ValueError(f"{where}: {error}" if where else str(error)) from error
 
 
+def checked(config: DataclassInstance) -> None:
+    """Hold the fields of a frozen dataclass that a program made to what `read` asks of a recipe's, in `__post_init__`:
+    a list becomes a tuple, and ValueError names a field of another type or range."""
+    hints = get_type_hints(type(config), include_extras=True)
+    for field in dataclasses.fields(config):
+        object.__setattr__(config, field.name, _value(hints[field.name], getattr(config, field.name), field.name))
+
+
 def plain(config: object) -> Values:
     """The inverse of `read`: nested dicts, lists and scalars that YAML and JSON can hold."""
     return _fields(config, lambda member, values: values)

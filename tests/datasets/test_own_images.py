@@ -8,6 +8,7 @@ import tiny
 from dmvae import cli
 from dmvae.checks import problems
 from dmvae.datasets import skipped
+from dmvae.datasets.image_folder import ImageFolder
 from dmvae.datasets.image_scan import scan
 from dmvae.fitting import batch_of, fit
 from dmvae.recipe import load
@@ -56,6 +57,20 @@ def test_a_run_of_few_images_of_many_kinds(tmp_path, capsys, plain_report):
     with pytest.raises(SystemExit):
         cli.main(["run", str(path), "--tokenizer.batch_size", "128"])
     assert "tokenizer.batch_size: 128 is larger than the data set" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("cache", ["memory", "none"])
+def test_unreadable_files_of_both_splits_are_named(tmp_path, cache):
+    root = pictures(tmp_path / "own", 40)
+    bad = [root / f"bad{i}.jpg" for i in range(40)]
+    for file in bad:
+        file.write_bytes(b"no image")
+    config = ImageFolder(root=str(root), size=8, channels=3, cache=cache)
+    for split in ("train", "test"):
+        with pytest.warns(UserWarning, match="unreadable images of"):
+            config.build(split)
+    lines = skipped.write_skipped(tmp_path)[1].read_text()
+    assert all(f"{file}: " in lines for file in bad)
 
 
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dmvae.commands.parser import require
 from dmvae.commands.shards import SUFFIXES, read_latents, read_names, write_safetensors, write_tar
 from dmvae.config import Values
 from dmvae.datasets.image_file import BrokenImage, read_image
@@ -73,9 +74,11 @@ def encode_images(
     tar of NAME.npy and NAME.cls, NAME the path without its suffix, or with it where two differ in nothing else.
     Shards that are there are kept. Files that cannot be read are named and left out.
 
-    Raises ValueError for a folder without images, a size that is no multiple of the stride, or an `out` that
-    holds the latents of other images or of another tokenizer.
+    Raises ValueError for a folder without images, a size that is no multiple of the stride, an `out` that holds the
+    latents of other images or of another tokenizer, or a number of images that is not positive.
     """
+    require(1, batch_size=batch_size, shard_size=shard_size, size=size)
+    require(0, workers=workers)
     size = size or tokenizer.config.image_size
     if size % tokenizer.stride:
         raise ValueError(f"--size {size} is not a multiple of the tokenizer's stride {tokenizer.stride}")
@@ -192,6 +195,7 @@ def decode_latents(
     Raises ValueError for files that are damaged or without latents, whose names are not one for each latent or lead
     out of a folder, or whose latents are not finite or do not fit the tokenizer; and where another process decodes.
     """
+    require(1, batch_size=batch_size)
     paths = [latents]
     if latents.is_dir():  # of an encoding that was killed there may be others
         paths = sorted(path for path in latents.glob("latents-*") if path.suffix in SUFFIXES.values())
@@ -260,10 +264,9 @@ def _claim(out: Path, plan: Values) -> None:
         ) from error
     differ = [key for key in now if there.get(key) != now[key]]
     if differ:
-        raise ValueError(
-            f"{out} holds latents that were encoded with another {' and '.join(differ)}; choose another --out, "
-            "or delete it"
-        )
+        other = {"images": "other images", "classes": "other classes"}
+        told = " and ".join(other.get(key, f"another {key.replace('_', ' ')}") for key in differ)
+        raise ValueError(f"{out} holds latents that were encoded with {told}; choose another --out, or delete it")
 
 
 def _warn_of_another(tokenizer: Tokenizer, latents: Path) -> None:

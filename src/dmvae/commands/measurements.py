@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dmvae import config as configs
+from dmvae.commands.parser import require
 from dmvae.config import Values
 from dmvae.evaluation.feature_set import FeatureSet, features_of, reference_features
 from dmvae.evaluation.features import Extractor, parse_features
@@ -48,9 +49,7 @@ class Setting:
         force: bool = False,
         fresh: bool = False,
     ) -> None:
-        for name, value in (("batch-size", batch_size), ("size", size), ("limit", limit)):
-            if value is not None and value < 1:
-                raise ValueError(f"--{name} must be at least 1, got {value}")
+        require(1, batch_size=batch_size, size=size, limit=limit)
         if save_reference and not save_reference.endswith(".safetensors"):
             raise ValueError(f"--save-reference {save_reference}: what is kept is a .safetensors file, name it so")
         # What was computed before is found again, unless it is to be checked.

@@ -70,6 +70,13 @@ class Parser(argparse.ArgumentParser):
         return names.get(close[0], "") if close else ""
 
 
+def require(least: int, **options: int | None) -> None:
+    """Raise ValueError for an option's number that is smaller; None is one that was not given."""
+    for name, value in options.items():
+        if value is not None and value < least:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+
+
 def add_plugins(parser: argparse.ArgumentParser) -> None:
     """--plugins, for the commands that read no recipe: tokenizers and extractors may be somebody's own."""
     parser.add_argument(

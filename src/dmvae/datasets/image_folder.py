@@ -67,13 +67,13 @@ class ImageFolder(DatasetConfig):
         fits = len(files) * self.channels * self.size**2 <= MEMORY_BYTES
         if self.cache == "none" or (self.cache == "auto" and not fits):
             keep, _, broken = _each(paths, check_header)
-            self._report(broken, labels, keep, classes, folder)
+            self._report(broken, labels, keep, classes, folder, split)
             return FolderDataset([paths[i] for i in keep], labels[keep], classes, fingerprint, self)
         # a rewritten file of the same size changes the decoded pixels, hence the times here
         key = digest(fingerprint, str(folder.resolve()), [f.mtime_ns for f in files], PIXELS)
         kept = cache_folder() / "decoded" / f"{key}.safetensors" if self.cache == "auto" else None
         images, keep, broken = _decode_all(paths, self.size, self.channels, kept)
-        self._report(broken, labels, keep, classes, folder)
+        self._report(broken, labels, keep, classes, folder, split)
         if broken:  # these are left out here; a FolderDataset may find a file damaged only when it reads it
             fingerprint = digest(fingerprint, keep)
         return MemoryDataset(images, labels[keep], classes, fingerprint=fingerprint)
@@ -88,7 +88,13 @@ class ImageFolder(DatasetConfig):
         return f"the test images are {self.valid_fraction:.0%} of all, chosen by file name (data.valid_fraction)"
 
     def _report(
-        self, broken: Sequence[str], labels: Tensor, keep: list[int], classes: tuple[str, ...], folder: Path
+        self,
+        broken: Sequence[str],
+        labels: Tensor,
+        keep: list[int],
+        classes: tuple[str, ...],
+        folder: Path,
+        split: Split,
     ) -> None:
         """Say which files were unreadable; ValueError if that is to stop the run, or nothing of a class is left.
         labels: of all files; keep: the readable ones."""
@@ -104,7 +110,7 @@ class ImageFolder(DatasetConfig):
             )
         if gone := set(labels.tolist()) - set(labels[keep].tolist()):
             raise ValueError(f"{folder}: no image of class {classes[min(gone)]!r} in this split is readable: {named}")
-        note(str(folder), broken)
+        note(f"{folder}: {split}", broken)
         warnings.warn(f"skipped {told} of {len(labels)}: {named}", stacklevel=3)
 
 

@@ -167,7 +167,7 @@ class FolderImages:
         """A hash of all files: noise compresses to as many bytes as other noise, so sizes would not tell."""
         paths = [self.folder / entry.path for entry in self.entries]
         with ThreadPoolExecutor(4) as pool:
-            return digest(list(zip((e.path for e in self.entries), pool.map(sha256_of, paths), strict=True)))
+            return digest(list(zip((e.path for e in self.entries), pool.map(_hash, paths), strict=True)))
 
     def _first_size(self) -> int:
         for entry in self.entries:
@@ -184,6 +184,14 @@ class FolderImages:
             return width
         self.resized, self.size = True, 1
         raise ValueError(self._complaint())
+
+
+def _hash(path: Path) -> str:
+    """A file's SHA-256; "" for one that cannot be opened, which is told with the others when it is read."""
+    try:
+        return sha256_of(path)
+    except OSError:
+        return ""
 
 
 class SampleFiles:

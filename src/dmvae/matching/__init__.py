@@ -20,6 +20,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from dmvae import config as configs
 from dmvae.flow.guidance import Velocity
 from dmvae.flow.loss import TimeDistribution, drop_labels, flow_matching_loss, sample_time
 from dmvae.generators.flow import FlowModelConfig
@@ -50,6 +51,10 @@ class Context:
     """How the student's training times are drawn."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.rng, torch.Generator):
+            raise ValueError(f"rng: give a torch.Generator or Random(seed), got {self.rng!r}")
+        if not 0 <= self.label_dropout <= 1:
+            raise ValueError(f"label_dropout: expected a number, 0 to 1, got {self.label_dropout!r}")
         self.rng = Random.of(self.rng, self.rng.device)
 
     @classmethod
@@ -81,6 +86,9 @@ class Matching(Registered):
     """Whether a second network is trained beside the tokenizer."""
     only_for: ClassVar[tuple[str, ...]] = ()
     """The references, by `type`, that it is for; all where there are none."""
+
+    def __post_init__(self) -> None:
+        configs.checked(self)
 
     def problems(self, batch_size: int, num_classes: int, reference: ReferenceConfig) -> Iterator[str]:
         """What does not fit batches of that many images of so many classes, or the reference; before any stage runs."""

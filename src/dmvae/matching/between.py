@@ -43,6 +43,7 @@ class BetweenSamples(Matching):
     """Compare the latents of each class with the reference's samples of that class; false compares all with all."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.views:
             raise ValueError("views: give at least one of whole, token, pair")
 

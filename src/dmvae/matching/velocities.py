@@ -31,6 +31,7 @@ class ByVelocities(Matching):
     """Where given, the range moves linearly from `time_range` to this over the stage."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for low, high in filter(None, (self.time_range, self.time_range_end)):
             if low >= high:
                 raise ValueError(f"time range: its first time has to be before its second, got {[low, high]}")
