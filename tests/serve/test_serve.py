@@ -50,6 +50,7 @@ def test_what_is_not_there_yet_is_named(folder):
     assert found["missing"]["map"] == ["matched: its stage evaluate is not finished"]
     assert found["missing"]["samples"] == ["matched: no generator is finished yet"]
     assert found["missing"]["between"] == found["missing"]["results"] == []
+    assert "Not finished: matched. What the table says of them is" in views.results(folder)["html"]
     assert found["images"] == {"count": 24, "source": "test images of shapes"}
     assert found["classes"] == list(open_dataset(folder.run.recipes["kl"].data, "test").classes)
 
@@ -245,6 +246,8 @@ def test_values_are_no_paths(server):
         ({"count": 1.5}, "use a whole number"),
         ({"guidance": "nan"}, "guidance is nan"),
         ({"seed": "x"}, "seed: 'x' is no number"),
+        ({"seed": ""}, "seed: a number is missing"),
+        ({"seed": -4}, "seed is -4: use 0 to 2147483648"),
         ({"label": -1}, "label is -1"),
         ({"sampler": "eular"}, "no sampler is called 'eular'"),
     ],

@@ -2,6 +2,7 @@
 // fragments that the report's own functions wrote.
 
 const $ = (id) => document.getElementById(id);
+const WAITS = "computes …";
 const SMALL = 96; // images with shorter sides are shown with hard pixels
 
 function make(tag, values = {}, ...children) {
@@ -48,17 +49,18 @@ const any = (count) => Math.floor(Math.random() * count);
 function tiles(place, methods) {
   const built = methods.map((method) => {
     const frame = make("div", { className: "frame" });
-    const note = make("p", { className: "note" }, "computes …");
+    const note = make("p", { className: "note" }, WAITS);
     return { method, frame, note, tile: make("figure", { className: "tile" }, make("figcaption", {}, ...name(method)), frame, note) };
   });
   place.replaceChildren(...built.map((part) => part.tile));
   return built;
 }
 
-function newest() {
+function newest(place = null) {
   let controller = new AbortController();
   return () => {
     controller.abort();
+    for (const note of place?.querySelectorAll(".note") ?? []) if (note.textContent === WAITS) note.textContent = "";
     controller = new AbortController();
     return controller.signal;
   };
@@ -155,7 +157,7 @@ async function map() {
 
 function between(run) {
   const methods = run.methods.filter((method) => method.tokenizer);
-  const turn = newest();
+  const turn = newest($("between-tiles"));
   let parts = [];
 
   function place() {
@@ -203,7 +205,7 @@ function between(run) {
 
 function copies(run) {
   const methods = run.methods.filter((method) => method.tokenizer);
-  const turn = newest();
+  const turn = newest($("copies-tiles"));
   const place = () => $("copies-tiles").style.setProperty("--wipe", `${$("copies-wipe").value}%`);
 
   async function fill() {

@@ -135,9 +135,10 @@ class Asked:
         try:
             value = float(self.text(name))
         except ValueError as error:
-            raise ValueError(f"{name}: {self.values.get(name)!r} is no number") from error
+            told = f"{self.values[name]!r} is no number" if self.values.get(name) else "a number is missing"
+            raise ValueError(f"{name}: {told}") from error
         if not low <= value <= high:  # NaN is not either
-            raise ValueError(f"{name} is {value:g}: use {low:g} to {high:g}")
+            raise ValueError(f"{name} is {value:.12g}: use {low:.12g} to {high:.12g}")
         return value
 
     def whole(self, name: str, low: int = 0, high: int = 2**31) -> int:

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from html import escape
 
 import numpy as np
 import torch
@@ -209,9 +210,11 @@ def _draw(folder: Folder, method: str, labels: Tensor, seeds: list[int], setting
 
 
 def results(folder: Folder) -> Values:
-    """The report's summary and table, as HTML."""
-    found = table.results(folder.run)
-    return {"html": table.summary(folder.run) + found if found else ""}
+    """The report's summary and table, as HTML; while methods train, the table is the one of the run's last end."""
+    found, left = table.results(folder.run), dict.fromkeys(job.variant for job in folder.run.jobs if not job.finished)
+    before = f"Not finished: {', '.join(left)}. What the table says of them is of the last time that the run ended."
+    note = f'<p class="note">{escape(before)}</p>' if left else ""
+    return {"html": table.summary(folder.run) + note + found if found else ""}
 
 
 def progress(folder: Folder) -> Values:
