@@ -133,10 +133,16 @@ def test_a_misspelt_command(capsys):
         ("run smoke --variant", "argument --variant: expected one argument; `dmvae run --help` tells"),
         ("run smoke --sed 4", "smoke.yaml: sed: no such field; did you mean 'seed'?"),
         ("run smoke --rn.dir x", "smoke.yaml: rn: no such field; did you mean 'run'?"),
-        ("serve x --prot 8", "unrecognized arguments: --prot 8; did you mean --port? `dmvae serve --help` tells"),
+        (
+            "serve x --prot 8",
+            "--prot 8; --prot: did you mean --port? `dmvae serve --help` tells",
+        ),
         ("measure folder a b --fetures x", "did you mean --features? `dmvae measure --help` tells"),
         ("encode x --tokenizer y --out z --batchsize=4", "did you mean --batch-size? `dmvae encode --help` tells"),
-        ("encode x --tokenizr y --out=z", "are required: --tokenizer; did you mean --tokenizer? `dmvae encode --help`"),
+        (
+            "encode x --tokenizr y --out=z",
+            "are required: --tokenizer; --tokenizr: did you mean --tokenizer? `",
+        ),
         ("encode x --out y", "are required: --tokenizer; `dmvae encode --help` tells"),
         ("decode x --tokenizer y --out z --foo", "unrecognized arguments: --foo; `dmvae decode --help` tells"),
         ("import official-vae x --out y --weihgts ema", "did you mean --weights? `dmvae import --help` tells"),

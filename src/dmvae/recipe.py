@@ -184,11 +184,21 @@ def read_values(path: Path, below: tuple[Path, ...] = ()) -> Values:
 
 
 def _beside(recipe: Path, plugins: object) -> list[str]:
-    """Absolute paths; those that lead nowhere from here are meant from the recipe's folder."""
+    """Absolute paths; those that lead nowhere from here are meant from the recipe's folder. Raises ValueError for one
+    that leads nowhere from there either."""
     if not isinstance(plugins, list | tuple | str | None):
         raise ValueError(f"plugins: expected a list of files or folders, got {plugins!r}")
     plugins = [plugins] if isinstance(plugins, str) else [str(plugin) for plugin in plugins or ()]
-    return [str((Path(p) if Path(p).exists() else recipe.parent / p).absolute()) for p in plugins]
+    found = []
+    for plugin in plugins:
+        places = [*dict.fromkeys((Path(plugin).absolute(), (recipe.parent / plugin).absolute()))]
+        there = [place for place in places if place.exists()]
+        if not there:
+            known = [file.name for place in places for file in place.parent.glob("*.py")]
+            told = " and no ".join(map(str, places))
+            raise ValueError(f"plugins: no such file or folder: {told}{nearest(Path(plugin).name, known)}")
+        found.append(str(there[0]))
+    return found
 
 
 def method_of(variant: str) -> str:

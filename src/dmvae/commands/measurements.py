@@ -135,6 +135,8 @@ class Setting:
 def measure_folder(setting: Setting, a: str, b: str) -> Values:
     """Images of the folder `a` against those of `b`, or its statistics. Returns {"metrics", "intervals", "per_class",
     "manifest"}, as the files of scores hold it; so do the two below."""
+    if not (Path(b).is_file() and b.endswith(SUFFIXES)):
+        setting.images(b)  # a folder that is not there is told before hours of work
     fakes = features_of(setting.extractors, setting.images(a), setting.batch_size, "images")
     return _result(*setting.compare(b, fakes, ""))
 

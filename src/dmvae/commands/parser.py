@@ -51,10 +51,9 @@ class Parser(argparse.ArgumentParser):
         spelt = [word[2:].partition("=")[0] for word in self.words if word.startswith("--")]
         unknown = re.match(r"unrecognized arguments: .*?--([\w-]+)", message)
         tried = [unknown[1]] if unknown else spelt if "are required" in message else []
-        like = next(filter(None, (self.like(word) for word in tried if not self.knows(word))), "")
-        raise ValueError(
-            f"{message}; {f'did you mean --{like}? ' if like else ''}`{self.prog} --help` tells the arguments"
-        )
+        meant = {word: like for word in tried if not self.knows(word) and (like := self.like(word))}
+        asked = "".join(f"--{word}: did you mean --{like}? " for word, like in [*meant.items()][:1])
+        raise ValueError(f"{message}; {asked}`{self.prog} --help` tells the arguments")
 
     def knows(self, word: str) -> bool:
         """Whether a long option begins so, written without its dashes, as argparse takes it."""
