@@ -9,6 +9,7 @@ from PIL import Image
 
 import tiny
 from dmvae import cli
+from dmvae.commands.codec import decode_latents, encode_images
 from dmvae.commands.measurements import read_scores
 from dmvae.datasets.shapes import Shapes
 from dmvae.evaluation.images import FolderImages
@@ -160,3 +161,24 @@ def test_pipelines_and_tokenizers(tmp_path, folders, capsys, monkeypatch):
     code, said = complain(capsys, "--check", tmp_path / "s.json")
     assert code == 1
     assert f"gfd_{FEATURES} was" in said
+
+
+def test_a_link_that_leads_nowhere_is_told_with_the_others(tmp_path):
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to("gone.png")
+    (tmp_path / "c.png").touch()
+    with pytest.raises(ValueError, match=r"2 of 3 images: unreadable image: .*b\.png.*; .*c\.png"):
+        list(FolderImages(tmp_path).batches(range(3), 2))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"batch_size": -1}, "--batch-size must be at least 1, got -1"), ({"batch_size": 0}, "at least 1, got 0")],
+)
+def test_encode_and_decode_refuse_batches_of_none(tmp_path, wrong, message):
+    for work in (encode_images, decode_latents):
+        with pytest.raises(ValueError, match=message):
+            work(None, tmp_path, tmp_path / "out", device=torch.device("cpu"), **wrong)
+    with pytest.raises(ValueError, match="--shard-size must be at least 1, got 0"):
+        encode_images(None, tmp_path, tmp_path / "out", device=torch.device("cpu"), shard_size=0)
+    assert not (tmp_path / "out").exists()
