@@ -127,3 +127,8 @@ def test_what_is_asked_is_what_the_run_keeps(tmp_path):
     cli.main(["tokenizer", str(path), "--variant", "kl", "--tokenizer.steps", "2", "--tokenizer.kl_weight", "1e-1"])
     kept = yaml.safe_load((tmp_path / "run/kl/recipe.yaml").read_text())["tokenizer"]
     assert (kept["steps"], kept["kl_weight"]) == (2, 0.1)
+
+
+def test_a_section_that_an_option_would_begin_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"'kl', which lacks 'matching' without --variants\.kl\.matching\.weight"):
+        load(tiny.write(tmp_path), {"variants.kl.matching.weight": 3})

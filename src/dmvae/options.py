@@ -37,7 +37,7 @@ def lay(
     options = {_spelling(option): value for option, value in options.items()}
     bases = {name: _modern(values) for name, values in variants.items()}
     reach = {
-        option: [name for name, values in bases.items() if not _lacks(values, option, recipe)] or list(bases)
+        option: [name for name, values in bases.items() if not lacks(values, option, recipe)] or list(bases)
         for option in options
     }
     refused: dict[str, NoSuchField] = {}
@@ -69,7 +69,7 @@ def few(names: list[str]) -> str:
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
-def _lacks(values: Values, option: str, recipe: type) -> bool:
+def lacks(values: Values, option: str, recipe: type) -> bool:
     """Whether the section of an option is null in a variant. A stage that a recipe does not name is null too."""
     first, *parents = option.split(".")[:-1] or [""]
     if first and first not in values:

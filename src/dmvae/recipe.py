@@ -17,7 +17,7 @@ import yaml
 
 from dmvae import config as configs
 from dmvae.config import FieldError, FieldMissing, NoSuchField, Values
-from dmvae.options import few, flat, lay
+from dmvae.options import few, flat, lacks, lay
 from dmvae.registry import load_plugins, nearest
 from dmvae.runtime.shipped import recipe_file
 from dmvae.sections import Sections
@@ -111,13 +111,16 @@ def resolve(values: Values, overrides: Values | None = None, path: Path = Path("
         layers = {str(name): configs.merge(values, over or {}) for name, over in _with_seeds(variants, seeds).items()}
 
         def read(name: str, laid: Values) -> Recipe:
+            over = own.get(name, own.get(method_of(name)))
             try:
-                over = own.get(name, own.get(method_of(name)))
                 return configs.read(recipe_class(), configs.merge(laid, over or {}))
             except NoSuchField:
                 raise
             except ValueError as error:
-                raise ValueError(f"{error}" + (f" (variant {name!r})" if len(layers) > 1 else "")) from error
+                new = [option for option in flat(over or {}) if lacks(laid, option, recipe_class())]
+                more = [f"variant {name!r}"] if len(layers) > 1 else []
+                more += [f"which lacks {new[0].rpartition('.')[0]!r} without --variants.{name}.{new[0]}"] if new else []
+                raise ValueError(f"{error}" + (f" ({', '.join(more)})" if more else "")) from error
 
         found, partial = lay(layers, options, recipe_class(), read)
         recipes = Recipes(found)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dmvae.commands.parser import Parser
 from dmvae.commands.trust import require_no_code
-from dmvae.jobs import jobs_of
+from dmvae.jobs import VARIANTS, jobs_of
 from dmvae.runtime import distributed
 from dmvae.runtime.console import console
 from dmvae.serve.folder import Folder, Networks, links_out
@@ -62,6 +62,8 @@ def read(run_dir: Path, networks: Networks, *, data: bool, trust: bool) -> Folde
     code or holds links that lead out of it."""
     if not run_dir.is_dir():
         raise ValueError(f"{run_dir}: no such folder")
+    if (run_dir.absolute().parent / VARIANTS).is_file():
+        raise ValueError(f"{run_dir} is one variant of a run; give {run_dir.absolute().parent}")
     if not trust:
         require_no_code(sorted(run_dir.glob("*/recipe.yaml")))
         for link in links_out(run_dir):
