@@ -259,3 +259,18 @@ def test_objects_of_ones_own_program_are_held_to_the_same_fields(make, message):
 def test_fields_that_fit_are_taken_as_a_recipe_s():
     made = DMD(guidance=2, time_range=[0.1, 0.9])
     assert (made.guidance, made.time_range) == (2.0, (0.1, 0.9))
+
+
+def test_latents_of_a_trainer_in_bf16_are_matched():
+    teacher = Gaussian((4, 4, 4), 3, 1.0).velocity
+    labels = torch.zeros(8, dtype=torch.int64)
+    losses, pulls = [], []
+    for dtype in (torch.float32, torch.bfloat16):
+        z = torch.randn(8, 4, 4, 4, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+        loss, _ = DMD(guidance=1.0).loss(z, labels, teacher, lambda z_t, t, labels: 0.5 * z_t, Context(Random(1), 3))
+        loss.backward()
+        losses.append(loss.item())
+        pulls.append(z.grad)
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert pulls[1].dtype == torch.bfloat16
+    assert torch.allclose(pulls[1].float(), pulls[0], rtol=0.1, atol=1e-3)

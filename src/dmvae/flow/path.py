@@ -7,6 +7,7 @@ mistaken for each other.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -25,8 +26,9 @@ def as_velocity(velocity: Tensor, z_t: Tensor) -> Tensor:
 
 
 def interpolate(*, noise: Tensor, z: Tensor, t: Tensor) -> Tensor:
-    """z_t = (1 - t) * noise + t * z."""
-    return noise.lerp(z, expand(t, z))
+    """z_t = (1 - t) * noise + t * z, in the wider of their types: a trainer's own latents may be bfloat16."""
+    dtype = torch.promote_types(noise.dtype, z.dtype)
+    return noise.to(dtype).lerp(z.to(dtype), expand(t, z).to(dtype))
 
 
 def velocity_target(*, noise: Tensor, z: Tensor) -> Tensor:
