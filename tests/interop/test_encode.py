@@ -272,7 +272,7 @@ def test_an_image_changed_in_place_is_seen(images, tokenizer, tmp_path, capsys):
     data = bytearray((images / "cat/b.png").read_bytes())
     data[200] ^= 1
     (images / "cat/b.png").write_bytes(data)
-    assert "another images" in complaint(capsys, encode, images, tokenizer, tmp_path / "z")
+    assert "other images" in complaint(capsys, encode, images, tokenizer, tmp_path / "z")
 
 
 def test_a_plan_that_cannot_be_read_is_named(images, tokenizer, tmp_path, capsys):

@@ -78,7 +78,6 @@ def encode_images(
     latents of other images or of another tokenizer, or a number of images that is not positive.
     """
     require(1, batch_size=batch_size, shard_size=shard_size, size=size)
-    require(0, workers=workers)
     size = size or tokenizer.config.image_size
     if size % tokenizer.stride:
         raise ValueError(f"--size {size} is not a multiple of the tokenizer's stride {tokenizer.stride}")
