@@ -44,7 +44,8 @@ class Job:
         """ "finished", "interrupted" or "new"."""
         if self.finished:
             return "finished"
-        return "interrupted" if self.folder.exists() else "new"
+        # another process may have made the folder this moment, to find that this one holds it
+        return "interrupted" if any(self.folder.glob("*")) else "new"
 
     @property
     def finished(self) -> bool:
