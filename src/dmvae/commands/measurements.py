@@ -75,7 +75,7 @@ class Setting:
 
     def reference(self, path: str) -> list[FeatureSet]:
         """Features or statistics of the reference, one for every extractor."""
-        if Path(path).is_file() and path.endswith(SUFFIXES):
+        if is_statistics(path):
             if self.save_reference:
                 raise ValueError(
                     f"--save-reference: {path} holds statistics already; give a folder of images to keep its"
@@ -92,7 +92,7 @@ class Setting:
     def require_size(self, path: str, size: object) -> None:
         """ValueError where the reference has images of another size than those that are about to be drawn, which may
         take hours."""
-        if Path(path).is_file() and path.endswith(SUFFIXES):
+        if is_statistics(path):
             there = read_statistics(Path(path)).manifest["images"].get("size")
         else:
             there = self.images(path).facts["size"]
@@ -132,10 +132,15 @@ class Setting:
         }
 
 
+def is_statistics(path: str) -> bool:
+    """Whether the reference is a file of statistics, and no folder or file of images."""
+    return Path(path).is_file() and path.endswith(SUFFIXES)
+
+
 def measure_folder(setting: Setting, a: str, b: str) -> Values:
     """Images of the folder `a` against those of `b`, or its statistics. Returns {"metrics", "intervals", "per_class",
     "manifest"}, as the files of scores hold it; so do the two below."""
-    if not (Path(b).is_file() and b.endswith(SUFFIXES)):
+    if not is_statistics(b):
         setting.images(b)  # a folder that is not there is told before hours of work
     fakes = features_of(setting.extractors, setting.images(a), setting.batch_size, "images")
     return _result(*setting.compare(b, fakes, ""))
