@@ -1,6 +1,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
 import pytest
 
 from dmvae import config as configs
@@ -77,6 +78,13 @@ def test_round_trip():
 def test_a_mistake_is_named_with_its_place(over, message):
     with pytest.raises(ValueError, match=message):
         read(**over)
+
+
+def test_numbers_of_numpy_are_taken_as_python_s():
+    section = read(steps=np.int64(3), rate=np.float32(0.5))
+    assert (section.steps, section.rate, type(section.steps), type(section.rate)) == (3, 0.5, int, float)
+    with pytest.raises(ValueError, match="on: expected true or false"):
+        read(on=np.float32(1))
 
 
 def test_a_missing_field_is_named():

@@ -68,9 +68,9 @@ def complain(capsys, *arguments):
         ),
         (["--autoencoder.decoder_multipliers", "[]"], "decoder: multipliers: give at least one"),
         (["--sample.time_shift", "inf"], "sample.time_shift: expected a number, 0.001 to 1000, got inf"),
-        (["--losses.adversarial.learning_rate", "-1e-3"], "learning_rate: expected a number, 0 to 1000, got -0.001"),
+        (["--losses.adversarial.learning_rate", "-1e-3"], "learning_rate: expected a number, 0 to 1000, got -1e-3"),
         (["--generator.weight_decay", str(2**63)], "generator.weight_decay: expected a number, 0 to 1000, got 9.22"),
-        (["--losses.l1", "1e400"], "losses.l1: expected a number, 0 to 10^6, got inf"),
+        (["--losses.l1", "1e400"], "losses.l1: expected a number, 0 to 10^6, got 1e400"),
         (["--losses.l1", f"1{400 * '0'}"], "losses.l1: expected a number, 0 to 10^6, got inf"),
         (["--losses.adversarial.consistency", "nan"], "consistency: expected a number, 0 to 10^6, got nan"),
         (["--matching.proxy_every", "-1"], "matching.proxy_every: expected a whole number, 0 to 10^9, got -1"),
@@ -240,6 +240,12 @@ def test_overrides_are_yaml():
         "e": None,
         "f": -1,
     }
+
+
+@pytest.mark.parametrize("words", [["--tokenizer.steps="], ["--tokenizer.steps", ""], ["--tokenizer.steps", " "]])
+def test_an_empty_value_is_refused_and_not_taken_for_null(words):
+    with pytest.raises(ValueError, match=r"--tokenizer\.steps: its value is empty; write null for none"):
+        parse_overrides(words)
 
 
 def test_help_lists_fields_with_their_meaning(tmp_path, capsys):

@@ -40,6 +40,8 @@ class Numbers:
     [
         ({"width": 0}, "width: expected a whole number, 1 to 65536, got 0"),
         ({"width": 1e308}, "width: expected a whole number, 1 to 65536, got 1000000"),
+        ({"width": "1e99"}, "width: expected a whole number, 1 to 65536, got 1e99"),
+        ({"width": 10**60}, "width: expected a whole number, 1 to 65536, got 100000000000000000...0000000000000000000"),
         ({"rate": 0}, "rate: expected a number, above 0, to 1, got 0.0"),
         ({"rate": math.nan}, "rate: expected a number, above 0, to 1, got nan"),
         ({"decays": [0.9, 1]}, "decays[1]: expected a number, 0 to below 1, got 1.0"),

@@ -10,8 +10,10 @@ import dataclasses
 import itertools
 import math
 import re
+import reprlib
 import types
 from collections.abc import Callable
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -230,7 +232,8 @@ def _value(hint: object, value: object, where: str, given: Range | None = None) 
     number = _scalar(hint, value, where)
     if (allowed := given or UNSAID.get(hint)) and number not in allowed:  # type: ignore[call-overload, operator]
         known = f"{_name(hint)}, {allowed}" if given else "a finite number" if hint is float else "64 bits at most"
-        raise OutOfRange(f"{where}: expected {known}, got {number!r}")
+        shown = value if isinstance(value, str) else reprlib.repr(number)  # 1e99 as it was written
+        raise OutOfRange(f"{where}: expected {known}, got {shown}")
     return number
 
 
@@ -263,6 +266,8 @@ def _tuple(args: tuple[object, ...], value: object, where: str) -> tuple[object,
 def _scalar(hint: object, value: object, where: str) -> object:
     if hint is Path and isinstance(value, str):
         return Path(value).expanduser()
+    if isinstance(value, Real) and not isinstance(value, int | float):  # numpy's, from a program
+        value = int(value) if isinstance(value, Integral) else float(value)
     if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as a string
         try:
             return float(value)

@@ -58,6 +58,10 @@ Scale = Annotated[float, Range(0, 1e6, "(]")]
 """A width, a standard deviation, a temperature."""
 Guidance = Annotated[float, Range(-1000, 1000)]
 """A guidance scale."""
+SamplerSteps = Annotated[int, Range(1, 10**6)]
+"""From noise to data."""
+TimeShift = Annotated[float, Range(0.001, 1000)]
+"""Of the time grid towards noise; 1 is none."""
 
 
 def range_of(hint: object) -> Range | None:

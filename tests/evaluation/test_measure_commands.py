@@ -151,6 +151,8 @@ def test_pipelines_and_tokenizers(tmp_path, folders, capsys, monkeypatch):
     stage["knn"] += 0.1
     stage["latents"]["effective_rank"] *= 2
     (tmp_path / "run/kl/evaluate/metrics.json").write_text(json.dumps(stage))
+    code, said = complain(capsys, "--check", tmp_path / "none.json")
+    assert (code, "none.json: no such file; give one that" in said) == (2, True)
     code, said = complain(capsys, "--check", tmp_path / "run/kl/evaluate/metrics.json")
     assert code == 1
     assert "knn was" in said

@@ -113,6 +113,12 @@ def test_gradients_reach_latents_alone_and_what_is_missing_is_named(name):
     needed = [*["teacher"] * objective.needs_teacher, *["student"] * objective.has_student]
     with pytest.raises(ValueError, match=f"{name} asks for velocities: give it a {' and a '.join(needed)}"):
         objective.loss(z, LABELS)
+    for wrong in (LABELS.float(), LABELS[:1], LABELS[:, None]):
+        with pytest.raises(ValueError, match=rf"labels: give whole numbers \[{N}\], one for each latent, got torch"):
+            objective.loss(z, wrong, *networks, Context(Random(1), CLASSES))
+        if objective.has_student:
+            with pytest.raises(ValueError, match=rf"labels: give whole numbers \[{N}\]"):
+                objective.student_loss(networks[1], z.detach(), wrong, Context(Random(1), CLASSES))
 
 
 @pytest.mark.parametrize("name", ["dmd", "loss_difference"])

@@ -43,8 +43,8 @@ def test_shares_are_printed_in_percent_by_measure_too(monkeypatch):
     monkeypatch.setattr(console, "width", 120)
     result = {"metrics": {"coverage_x@64": 0.66, "psnr": 21.5}, "intervals": {"coverage_x@64": (0.5, 0.75)}}
     text = printed(print_scores, result)
-    assert "coverage_x@64 │ 66 % │ 50 % to 75 %" in text
-    assert "psnr │ 21.5 dB │" in text
+    assert "coverage │ 66 % │ 50 % to 75 % │ coverage_x@64" in text
+    assert "PSNR │ 21.5 dB │ │ psnr" in text
     assert in_unit("agreement-real_x@64", 0.724) == "72.4 %"
     assert in_unit("fd_x@64", 0.5) == "0.5"
 

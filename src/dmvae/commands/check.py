@@ -13,7 +13,7 @@ from dmvae.commands.measurements import measure_again, read_scores
 from dmvae.commands.trust import require_no_code
 from dmvae.config import Values
 from dmvae.evaluation.manifest import differences, require_comparable
-from dmvae.evaluation.metrics import unit_of
+from dmvae.evaluation.metrics import figures, unit_of
 from dmvae.inputs import Inputs
 from dmvae.jobs import plan
 from dmvae.recipe import load
@@ -77,11 +77,13 @@ def side_by_side(paths: Iterable[Path], *, force: bool = False) -> Table:
 
 
 def print_scores(result: Values) -> None:
-    """One row a metric, with its interval where it has one."""
-    table = Table("metric", "value", "95 % interval")
+    """One row a metric, by the title that runs print and by its name in files, with its interval where it has one."""
+    known = figures()
+    table = Table("", "value", "95 % interval", "in files")
     for name, value in result["metrics"].items():
+        figure = known.get(name.partition("_")[0])
         low_high = [in_unit(name, end) for end in result.get("intervals", {}).get(name) or ()]
-        table.add_row(name, in_unit(name, value), " to ".join(low_high))
+        table.add_row(figure.title if figure else "", in_unit(name, value), " to ".join(low_high), name)
     console.print(table)
 
 

@@ -312,7 +312,9 @@ def write_scores(result: Values, path: Path) -> None:
 
 
 def read_scores(path: Path) -> Values:
-    """A file of scores. Raises ValueError for another file."""
+    """A file of scores. Raises ValueError for another file, and where none is."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; give one that `dmvae measure --json` or a run's stage evaluate wrote")
     try:
         result = json.loads(path.read_text())
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:

@@ -99,6 +99,8 @@ def parse_overrides(words: list[str]) -> Values:
                 value = words[i]
             else:
                 value = "true"
+        if not value.strip():  # YAML reads it as null, which is rarely meant: a shell's variable is not set
+            raise ValueError(f"--{name}: its value is empty; write null for none, or '\"\"' for an empty text")
         try:
             overrides[name] = yaml.safe_load(value)
         except (yaml.YAMLError, RecursionError) as error:

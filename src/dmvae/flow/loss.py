@@ -19,6 +19,14 @@ def sample_time(n: int, distribution: TimeDistribution, rng: Random) -> Tensor:
     return rng.uniform(n) if distribution == "uniform" else rng.normal(n).sigmoid()
 
 
+def as_labels(labels: Tensor, n: int) -> Tensor:
+    """The labels. Raises ValueError unless they are whole numbers [n]: a trainer may have names, one-hot rows, or those
+    of another batch."""
+    if labels.shape != (n,) or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"labels: give whole numbers [{n}], one for each latent, got {labels.dtype} {[*labels.shape]}")
+    return labels
+
+
 def drop_labels(labels: Tensor, probability: float, null_label: int, rng: Random) -> Tensor:
     """Labels [n] with each replaced by `null_label` with the given probability, for guidance."""
     return torch.where(rng.uniform(len(labels)) < probability, null_label, labels)

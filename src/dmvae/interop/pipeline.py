@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +18,12 @@ from huggingface_hub import snapshot_download
 from PIL import Image
 from torch import Tensor
 
+from dmvae import config as configs
 from dmvae.datasets.pixels import to_uint8
 from dmvae.flow.guidance import guided
 from dmvae.flow.solver import time_grid
 from dmvae.models.base import Model, Tokenizer
+from dmvae.ranges import Guidance, SamplerSteps, Share, TimeShift
 from dmvae.registry import nearest
 from dmvae.runtime.done import whole
 
@@ -31,6 +34,21 @@ OUTPUTS = ("pil", "np", "pt", "latent")
 CARD = "README.md"
 HUB = ("revision", "cache_dir", "token", "force_download", "local_files_only")
 """Options of `from_pretrained` that say how a hub is asked."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """The numbers of a pipeline's call; ValueError names one of another type or out of its range."""
+
+    guidance_scale: Guidance
+    num_inference_steps: SamplerSteps
+    guidance_interval: tuple[Share, Share]
+    time_shift: TimeShift
+
+    def __post_init__(self) -> None:
+        configs.checked(self)
+        if self.guidance_interval[0] > self.guidance_interval[1]:
+            raise ValueError(f"guidance_interval: its first time is after its second, {list(self.guidance_interval)}")
 
 
 class DMVAEPipeline(DiffusionPipeline):
@@ -128,7 +146,7 @@ class DMVAEPipeline(DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable[..., dict[str, Tensor]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-    ) -> ImagePipelineOutput | tuple[object]:
+    ) -> ImagePipelineOutput | Any:  # a tuple without `return_dict`
         """One image for every label.
 
         Args:
@@ -144,14 +162,15 @@ class DMVAEPipeline(DiffusionPipeline):
                 returns go on. Setting `pipeline.interrupt` ends the loop.
 
         Raises:
-            ValueError: a label that the network does not have, or none at all; generators or noise for another number
-                of labels; no fitting scheduler.
+            ValueError: a label that the network does not have, or none at all; a number out of its range; generators
+                or noise for another number of labels; no fitting scheduler.
         """
         if output_type not in OUTPUTS:
             raise ValueError(f"output_type {output_type!r} is not one of {', '.join(OUTPUTS)}")
         unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
         if unknown:
             raise ValueError(f"callback_on_step_end_tensor_inputs: {sorted(unknown)} is not in ['latents']")
+        drawing = Drawing(guidance_scale, num_inference_steps, guidance_interval, time_shift)
         device, config = self._execution_device, self.transformer.config
         labels = torch.tensor(self._label_numbers(class_labels), device=device)
         if isinstance(generator, list) and len(generator) != len(labels):
@@ -167,10 +186,10 @@ class DMVAEPipeline(DiffusionPipeline):
         else:
             z = latents.to(device, torch.float32)
 
-        velocity = guided(self._velocity, guidance_scale, config.num_classes, guidance_interval)
-        self._set_times(num_inference_steps, time_shift, device)
+        velocity = guided(self._velocity, drawing.guidance_scale, config.num_classes, drawing.guidance_interval)
+        self._set_times(drawing, device)
         self.interrupt = False
-        with self.progress_bar(total=num_inference_steps) as bar:
+        with self.progress_bar(total=drawing.num_inference_steps) as bar:
             for i, timestep in enumerate(self.scheduler.timesteps):
                 t = (1 - self.scheduler.sigmas[i]).to(device).expand(len(z))
                 # diffusers' velocity points from data to noise
@@ -187,7 +206,7 @@ class DMVAEPipeline(DiffusionPipeline):
     def _velocity(self, z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         return self.transformer(z_t.to(self.transformer.dtype), t, labels).float()
 
-    def _set_times(self, steps: int, shift: float, device: torch.device) -> None:
+    def _set_times(self, drawing: Drawing, device: torch.device) -> None:
         set_timesteps = getattr(self.scheduler, "set_timesteps", None)
         if set_timesteps is None or "sigmas" not in inspect.signature(set_timesteps).parameters:
             what = f"{type(self.scheduler).__name__} takes no sigmas" if self.scheduler else "it has none"
@@ -195,9 +214,8 @@ class DMVAEPipeline(DiffusionPipeline):
                 f"this pipeline needs a flow-matching scheduler, and {what}; "
                 "set pipeline.scheduler = diffusers.FlowMatchEulerDiscreteScheduler()"
             )
-        if steps < 1:
-            raise ValueError(f"num_inference_steps is {steps}: use 1 or more")
-        set_timesteps(sigmas=(1 - time_grid(steps, shift)[:-1]).tolist(), device=device)
+        times = time_grid(drawing.num_inference_steps, drawing.time_shift)
+        set_timesteps(sigmas=(1 - times[:-1]).tolist(), device=device)
 
     def _decode(self, z: Tensor, output_type: str) -> Any:
         x = self.vae.decode(self.vae.denormalize(z).to(self.vae.dtype)).sample.float()

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from dmvae import config as configs
 from dmvae.flow.guidance import Velocity
-from dmvae.flow.loss import TimeDistribution, drop_labels, flow_matching_loss, sample_time
+from dmvae.flow.loss import TimeDistribution, as_labels, drop_labels, flow_matching_loss, sample_time
 from dmvae.generators.flow import FlowModelConfig
 from dmvae.references import Reference, ReferenceConfig
 from dmvae.registry import Registered, find, names
@@ -131,7 +131,7 @@ class Matching(Registered):
         """The flow-matching loss of a velocity network on samples z [n, C, H, W] of the reference, with a share of the
         labels dropped: (scalar, figures to log). In a recipe the stage `reference` trains teachers by the same loss."""
         context = context or Context.default(z, teacher)
-        labels = drop_labels(labels, context.label_dropout, context.null_label, context.rng)
+        labels = drop_labels(as_labels(labels, len(z)), context.label_dropout, context.null_label, context.rng)
         t = sample_time(len(z), context.time_distribution, context.rng)
         noise = context.rng.normal(*z.shape)
         return flow_matching_loss(teacher, z=z, labels=labels, t=t, noise=noise), {}

@@ -61,7 +61,7 @@ class DMD(ByVelocities):
         h = f''(r) r^2 of the density ratio r = reference / latents at z_t, divided by its mean over the batch: 1 for
         the reverse KL divergence, r for the forward one, r / (1 + r) for Jensen-Shannon.
         """
-        _, context, t, noise = self.asked(z, teacher, student, context)
+        _, context, t, noise = self.asked(z, labels, teacher, student, context)
         assert teacher is not None
         assert student is not None
         with torch.no_grad():

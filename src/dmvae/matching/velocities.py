@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dmvae.flow.guidance import Velocity, guided
+from dmvae.flow.loss import as_labels
 from dmvae.matching import Context, Log, Matching, Student
 from dmvae.ranges import Guidance, Share
 
@@ -45,7 +46,7 @@ class ByVelocities(Matching):
         context: Context | None = None,
     ) -> tuple[Tensor, Log]:
         """`value`, whose gradient reaches z and no network, and what it logs."""
-        velocities, _, t, noise = self.asked(z, teacher, student, context)
+        velocities, _, t, noise = self.asked(z, labels, teacher, student, context)
         log = Log()
         return at_latents(lambda at: self.value(at, labels, velocities, t, noise, log), z), log
 
@@ -57,10 +58,16 @@ class ByVelocities(Matching):
         raise NotImplementedError
 
     def asked(
-        self, z: Tensor, teacher: Velocity | None, student: Student | None, context: Context | None
+        self,
+        z: Tensor,
+        labels: Tensor,
+        teacher: Velocity | None,
+        student: Student | None,
+        context: Context | None,
     ) -> tuple[dict[str, Velocity], Context, Tensor, Tensor]:
         """(guided velocities "teacher" and "student", of which those that it needs are there; context; times [n]; noise
-        like z). Raises ValueError where one that it needs is missing."""
+        like z). Raises ValueError where one that it needs is missing, and for labels that are none."""
+        as_labels(labels, len(z))
         needed: dict[str, Velocity | None] = {"teacher": teacher} if self.needs_teacher else {}
         needed |= {"student": student} if self.has_student else {}
         given = {name: network for name, network in needed.items() if network is not None}

@@ -196,6 +196,8 @@ class Tokenizer(Model):
                 f"images of shape {list(x.shape)} do not fit this tokenizer, which takes "
                 f"[n, {self.config['in_channels']}, height, width]"
             )
+        if not x.is_floating_point():
+            raise ValueError(f"images of {x.dtype} do not fit this tokenizer: give floats in [-1, 1], x / 127.5 - 1")
         for name, length in zip(("height", "width"), x.shape[2:], strict=True):
             if length % self.stride:
                 below = length // self.stride * self.stride

@@ -92,6 +92,18 @@ class MatchingTraining(Editing, FlowTraining):
             raise ValueError(f"decoded: {self.decoded} images of a batch of {self.batch_size}; give at most those")
 
 
+@dataclass
+class Encoded:
+    """A batch's latents, [n, C, H, W]."""
+
+    raw: Tensor
+    """As the decoder takes them, with the graph to the encoder in the tokenizer's turns."""
+    latents: Tensor
+    """Normalised as the reference's samples, detached."""
+    edit: Tensor | None = None
+    """What was written into samples of the reference, where they are edited."""
+
+
 class MatchingNetworks(DecoderNetworks):
     student: nn.Module | None
     teacher: Velocity | None
@@ -234,8 +246,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         turn, off = divmod(batch.step - config.student_warmup, every)
         tokenizer_turn = turn >= 0 and off == 0
         with torch.set_grad_enabled(tokenizer_turn):
-            raw, sample = self._encode(networks, batch.data, rng, settle=tokenizer_turn and turn % self._settles == 0)
-        latents = networks.autoencoder.normalize(raw.detach().float())
+            encoded = self._encode(networks, batch.data, rng, settle=tokenizer_turn and turn % self._settles == 0)
         context = Context(
             rng,
             self.inputs.num_classes,
@@ -245,20 +256,18 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
             config.time_distribution,
         )
         if tokenizer_turn:
-            edit = None if sample is None else latents - sample
-            yield from self._tokenizer_turns(networks, batch, raw, latents, edit, context, turn)
+            yield from self._tokenizer_turns(networks, batch, encoded, context, turn)
         if networks.student is not None:
-            loss, log = config.objective.student_loss(networks.student, latents, batch.labels, context)
+            loss, log = config.objective.student_loss(networks.student, encoded.latents, batch.labels, context)
             yield Update("student", loss, log)
 
-    def _encode(
-        self, networks: MatchingNetworks, images: Tensor, rng: Random, settle: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """Raw latents, of images alone or of samples of the reference that they are written into; and those samples."""
+    def _encode(self, networks: MatchingNetworks, images: Tensor, rng: Random, settle: bool) -> Encoded:
+        """Latents of images alone, or of samples of the reference that they are written into."""
         model = networks.autoencoder
         if self.config.noise not in EDITED:
-            encoded = model.encode(images)
-            return (drawn(encoded.latent_dist, rng) if self.config.noise == "posterior" else encoded.latents), None
+            out = model.encode(images)
+            raw = drawn(out.latent_dist, rng) if self.config.noise == "posterior" else out.latents
+            return Encoded(raw, model.normalize(raw.detach().float()))
         assert isinstance(model, Autoencoder)
         assert model.editor is not None
         features, latents = model.describe(images)
@@ -270,19 +279,15 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
             y = model.editor.draw(mu, rng, even=True)
         else:
             y = send(self.reference.sample(len(images), rng.on_cpu())[0], images.device)
-        return model.editor(features, latents, y), y
+        raw = model.editor(features, latents, y)
+        normalised = model.normalize(raw.detach().float())
+        return Encoded(raw, normalised, normalised - y)
 
     def _tokenizer_turns(
-        self,
-        networks: MatchingNetworks,
-        batch: Batch,
-        raw: Tensor,
-        latents: Tensor,
-        edit: Tensor | None,
-        context: Context,
-        turn: int,
+        self, networks: MatchingNetworks, batch: Batch, encoded: Encoded, context: Context, turn: int
     ) -> Iterator[Update]:
         config, model = self.config, networks.autoencoder
+        raw, latents, edit = encoded.raw, encoded.latents, encoded.edit
         z = latents.requires_grad_()
         matching, log = config.objective.loss(z, batch.labels, networks.teacher, networks.student, context)
         if matching.ndim:

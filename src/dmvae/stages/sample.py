@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from dmvae.flow.samplers import Sampler, Sampling
 from dmvae.generators import Generator
 from dmvae.inputs import Inputs, snapshot
 from dmvae.models.base import Tokenizer
-from dmvae.ranges import BatchSize, Count, Decay, Guidance, Range, Share
+from dmvae.ranges import BatchSize, Count, Decay, Guidance, SamplerSteps, Share, TimeShift
 from dmvae.registry import names, nearest
 from dmvae.runtime import distributed
 from dmvae.runtime.console import Bar
@@ -41,9 +40,9 @@ class SampleConfig:
     """Images at a time, on each rank."""
     method: str = "euler"
     """The sampler: "euler", "midpoint" or "heun" for the ODE, "sde" for Euler-Maruyama."""
-    steps: Annotated[int, Range(1, 10**6)] = 50
+    steps: SamplerSteps = 50
     """Steps of the sampler."""
-    time_shift: Annotated[float, Range(0.001, 1000)] = 1.0
+    time_shift: TimeShift = 1.0
     """Shift of the time grid towards noise; 1 is uniform."""
     last_step: Decay = 0.04
     """Size of the SDE's last, noise-free step, from 0 to below 1; 0 is none."""
