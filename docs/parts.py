@@ -9,7 +9,6 @@ import ast
 import dataclasses
 import importlib
 import inspect
-import json
 import pkgutil
 import re
 import types
@@ -162,11 +161,13 @@ def default(field: dataclasses.Field[Any]) -> str:
     """The default as YAML has it."""
     if field.default_factory is not dataclasses.MISSING:
         value = configs.plain_value(field.default_factory())
-        return f"`{value.get('type', '')}`".replace("``", "") if isinstance(value, dict) else f"`{json.dumps(value)}`"
+        return (
+            f"`{value.get('type', '')}`".replace("``", "") if isinstance(value, dict) else f"`{configs.written(value)}`"
+        )
     if field.default is dataclasses.MISSING:
         return "**required**"
     value = configs.plain_value(field.default)
-    return f"`{value if isinstance(value, str) else json.dumps(value)}`"
+    return f"`{configs.written(value)}`"
 
 
 def about(cls: type) -> str:

@@ -77,7 +77,7 @@ def test_the_help_has_the_values_of_every_variant(tmp_path, capsys):
     cli.main(["run", str(path), "--help"])
     lines = capsys.readouterr().out.splitlines()
     at = next(i for i, line in enumerate(lines) if line.startswith("  --autoencoder.variational"))
-    assert lines[at + 1 : at + 3] == ["      False  (matched)", "      True  (kl)"]
+    assert lines[at + 1 : at + 3] == ["      false  (matched)", "      true  (kl)"]
     assert any(line.startswith("matching (matched): ") for line in lines)
     at = next(i for i, line in enumerate(lines) if line.startswith("  --seed"))
     assert lines[at + 2] == "      1  (kl@1)"
@@ -94,7 +94,7 @@ def test_fields_that_nothing_uses_are_left_out_of_the_help(tmp_path, capsys):
     path = tiny.write(tmp_path, variants=None, matching__objective={"type": "transport"}, reference__teacher=False)
     cli.main(["run", str(path), "--help", "--generator.model.size", "B/1"])
     out = capsys.readouterr().out
-    assert "--reference.teacher False" in out
+    assert "--reference.teacher false" in out
     assert "--reference.steps" not in out, "no teacher is trained"
     assert "--matching.student_steps" not in out, "the objective has no student"
     assert "--generator.model.size B/1" in out
@@ -110,8 +110,8 @@ def test_the_dry_run_has_the_values_of_every_variant(tmp_path, capsys):
     cli.main(["run", str(tiny.write(tmp_path)), "--dry-run", "--tokenizer.steps", "3"])
     out = capsys.readouterr().out.partition("resolved values:")[2]
     assert "  tokenizer: steps 3, batch_size 8" in out
-    assert "      matched: train_encoder False" in out
-    assert "      kl: train_encoder True, kl_weight 0.001" in out
+    assert "      matched: train_encoder false" in out
+    assert "      kl: train_encoder true, kl_weight 0.001" in out
     assert "  matching (matched): steps 8" in out
 
 

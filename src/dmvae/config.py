@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import math
 import re
 import reprlib
@@ -103,6 +104,11 @@ def plain(config: object) -> Values:
 def plain_value(value: object) -> object:
     """A field's value in the same form."""
     return _walk(value, lambda member, values: values)
+
+
+def written(value: object) -> str:
+    """A field's value in that form, as a recipe has it: null, true, 0.1, [a list]; text as it is."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def identity(config: object, more: Callable[[Registered], Values] = lambda member: {}) -> Values:

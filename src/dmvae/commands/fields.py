@@ -26,13 +26,13 @@ class Field:
     values: Values
     """Variant -> value."""
 
-    def choices(self) -> list[tuple[object, list[str]]]:
-        """Each value with the variants that have it; null as it is typed."""
+    def choices(self) -> list[tuple[str, list[str]]]:
+        """Each value, as it is typed, with the variants that have it."""
         found: list[tuple[object, list[str]]] = []
         for variant, value in self.values.items():
             same = [of for known, of in found if known == value and type(known) is type(value)]
             same[0].append(variant) if same else found.append((value, [variant]))
-        return [("null" if value is None else value, variants) for value, variants in found]
+        return [(configs.written(value), variants) for value, variants in found]
 
 
 @dataclasses.dataclass(frozen=True)

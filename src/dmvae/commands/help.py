@@ -69,4 +69,4 @@ def _print_field(field: Field, variants: list[str]) -> None:
         return
     paragraph(Text.assemble(place, f" {field.meaning}"), 6)
     for value, of in choices:
-        console.print(Text.assemble("      ", (str(value), "green"), f"  ({of})" if of else ""))
+        console.print(Text.assemble("      ", (value, "green"), f"  ({of})" if of else ""))

@@ -27,7 +27,7 @@ class CIFAR10(DatasetConfig):
 
     root: str | None = None
     """Folder of train*.parquet and test*.parquet (columns image, label), or the one that holds
-    cifar-10-batches-py. None tries $DMVAE_DATA/cifar10, then downloads into ~/.cache/dmvae."""
+    cifar-10-batches-py. null tries $DMVAE_DATA/cifar10, then downloads into ~/.cache/dmvae."""
 
     def build(self, split: Split) -> MemoryDataset:
         images, labels = self._read(split)

@@ -67,7 +67,7 @@ class EncodedConfig(DatasetConfig):
     root: str
     """Where the data are."""
     classes: tuple[str, ...] | str | None = None
-    """Names of the classes in the order of their numbers: a list, or a text file of one a line. None takes what the
+    """Names of the classes in the order of their numbers: a list, or a text file of one a line. null takes what the
     data say, else the numbers found in the train split."""
     cache_gib: Annotated[float, Range(0, 1e6)] = 16.0
     """Images that take at most this many GiB decoded are decoded once, into a file under ~/.cache/dmvae that is then

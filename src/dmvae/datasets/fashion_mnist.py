@@ -32,7 +32,7 @@ class FashionMNIST(DatasetConfig):
     """Reads the four IDX files, plain or .gz."""
 
     root: str | None = None
-    """Folder of the IDX files. None tries $DMVAE_DATA, then /usr/share/datasets/fashion-mnist (Debian's
+    """Folder of the IDX files. null tries $DMVAE_DATA, then /usr/share/datasets/fashion-mnist (Debian's
     package dataset-fashion-mnist), then downloads into ~/.cache/dmvae with torchvision."""
     size: Pixels = 32
     """28 gives the images as they are; 32 adds a border of 2 zeros; others resize the 32x32 image."""

@@ -39,15 +39,15 @@ class HuggingFace(EncodedConfig):
     subset: str | None = None
     """Which configuration, where the data set has several."""
     revision: str | None = None
-    """Branch, tag or commit on the hub; None is the newest."""
+    """Branch, tag or commit on the hub; null is the newest."""
     train_split: str = "train"
     """Name of the split to train on, also with a slice, such as train[:90%]."""
     test_split: str | None = None
-    """Name of the split to measure on, also with a slice, such as train[90%:]. None takes test, validation or val."""
+    """Name of the split to measure on, also with a slice, such as train[90%:]. null takes test, validation or val."""
     image_column: str | None = None
-    """Column of the images; None finds it by its type."""
+    """Column of the images; null finds it by its type."""
     label_column: str | None = None
-    """Column of the labels, numbers or names; None finds it by its type or name. "none": images without classes."""
+    """Column of the labels, numbers or names; null finds it by its type or name. "none": images without classes."""
     on_broken: OnBroken = "error"
     """Unreadable images: stop with an error, for a table is written by a program; or skip them with one warning."""
 

@@ -43,7 +43,7 @@ class WebDataset(EncodedConfig):
     test_shards: str | None = None
     """Pattern of the names of the shards to measure on; None goes by "test", "val", "valid" or "validation"."""
     image_extension: str | None = None
-    """Extension of the images, such as jpg or input.png; None takes whatever is an image's."""
+    """Extension of the images, such as jpg or input.png; null takes whatever is an image's."""
     label_extension: str = "cls"
     """Extension of the labels, numbers or names. "none": images without classes."""
 

@@ -174,4 +174,4 @@ def _flatten(values: object, where: str = "") -> dict[str, str]:
             for key, part in values.items()
             for k, v in _flatten(part, f"{where}.{key}" if where else str(key)).items()
         }
-    return {where: "null" if values is None else str(values)}
+    return {where: configs.written(values)}
