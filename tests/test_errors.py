@@ -174,6 +174,11 @@ def test_a_recipe_that_is_not_yaml(tmp_path, capsys):
     ("text", "message"),
     [
         ("tokenizer: {steps: 3, noise: 0.1, steps: 4}", "'steps' stands there twice"),
+        ("tokenizer.steps: 3\ntokenizer: {steps: 4}", "'tokenizer.steps' stands there twice"),
+        (
+            "losses: {adversarial: {weight: 1}}\nlosses.adversarial: {start: 0.5, weight: 0}",
+            "'losses.adversarial.weight'",
+        ),
         ("extends: smoke\ntokenizer: {steps: 3}\ntokenizer: {noise: 0.1}", "'tokenizer' stands there twice"),
         ("extend: smoke", "extend: no such field; did you mean 'extends'?"),
         ("extends: smoke\nvariant: {a: {}}", "variant: no such field; did you mean 'variants'?"),

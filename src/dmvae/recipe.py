@@ -8,6 +8,7 @@ each seed, called VARIANT@SEED; the table then has their mean and spread too.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -230,7 +231,8 @@ def _with_seeds(variants: Values, seeds: object) -> Values:
 
 
 def _require_once(node: yaml.Node | None, seen: set[int]) -> None:
-    """Raise YAMLError where a mapping has a key twice, of which YAML would take the last in silence."""
+    """Raise YAMLError where a mapping has a key twice, of which YAML would take the last in silence, or a field under
+    two spellings, `tokenizer.steps` and `tokenizer: {steps: ...}`."""
     if id(node) in seen or not isinstance(node, yaml.CollectionNode):
         return
     seen.add(id(node))  # an anchor's node stands in many places
@@ -240,10 +242,21 @@ def _require_once(node: yaml.Node | None, seen: set[int]) -> None:
         return
     keys: set[str] = set()
     for key, value in node.value:
-        if isinstance(key, yaml.ScalarNode) and key.value in keys and key.value != "<<":
-            raise yaml.MarkedYAMLError(problem=f"{key.value!r} stands there twice", problem_mark=key.start_mark)
-        keys.add(str(key.value))
+        if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+            names = {key.value, *_places(key, value)}
+            if twice := sorted(names & keys):
+                raise yaml.MarkedYAMLError(problem=f"{twice[0]!r} stands there twice", problem_mark=key.start_mark)
+            keys |= names
         _require_once(value, seen)
+
+
+def _places(key: yaml.Node, value: yaml.Node) -> Iterator[str]:
+    """The dotted names of the fields that are written behind a key; what an anchor brings is there to be laid over."""
+    if isinstance(value, yaml.MappingNode) and value.start_mark.index > key.start_mark.index:
+        for inner, deeper in value.value:
+            yield from (f"{key.value}.{place}" for place in _places(inner, deeper))
+    else:
+        yield str(key.value)
 
 
 def _read_yaml(path: Path) -> Values:
