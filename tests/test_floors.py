@@ -5,6 +5,7 @@
 
 import ast
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -49,16 +50,22 @@ def modules(src: Path) -> dict[str, Path]:
     return found
 
 
-def imports(name: str, path: Path, known: dict[str, Path]) -> set[str]:
-    """The package's modules that a file imports anywhere: in functions and under TYPE_CHECKING too."""
+def named(nodes: Iterable[ast.AST], known: dict[str, Path]) -> set[str]:
+    """The modules that the imports among these nodes name."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             for alias in node.names:
                 whole = f"{node.module}.{alias.name}"
                 found.add(whole if whole in known else "dmvae.__init__" if node.module == "dmvae" else node.module)
+    return found
+
+
+def imports(name: str, path: Path, known: dict[str, Path]) -> set[str]:
+    """The package's modules that a file imports anywhere: in functions and under TYPE_CHECKING too."""
+    found = named(ast.walk(ast.parse(path.read_text())), known)
     return {other for other in found if other in known and other != name}
 
 
@@ -115,6 +122,17 @@ def test_no_file_is_part_of_a_circle(edges):
 
 def test_no_floor_imports_one_above_it(edges):
     assert upward(edges) == []
+
+
+def test_what_starts_a_run_waits_for_no_chart():
+    """matplotlib takes half a second, at every start of every stage of every rank."""
+    known, seen, ahead = modules(SRC), {}, ["dmvae.commands.run"]
+    while ahead:
+        if (name := ahead.pop()) in known and name not in seen:
+            seen[name] = named(ast.parse(known[name].read_text()).body, known)
+            ahead += seen[name]
+    assert len(seen) > 100
+    assert [name for name, found in seen.items() if any(other.startswith("matplotlib") for other in found)] == []
 
 
 def test_files_and_functions_stay_readable():

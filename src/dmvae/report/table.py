@@ -6,7 +6,6 @@ from html import escape
 
 from dmvae import config as configs
 from dmvae.evaluation.scores import Figure
-from dmvae.report import charts
 from dmvae.report.figures import of_few, shown
 from dmvae.report.html import details, duration, listing, prose
 from dmvae.report.run import Run
@@ -82,6 +81,8 @@ def _best(run: Run, key: str, column: Figure) -> str | None:
 
 def trade_off(run: Run) -> str:
     """Reconstruction against generation, a dot for each method; empty for fewer than three."""
+    from dmvae.report import charts  # brings matplotlib, see write_report
+
     points = {name: (row["psnr"], row["gfd"]) for name, row in run.methods.items() if "psnr" in row and "gfd" in row}
     if len(points) < 3:
         return ""
