@@ -114,7 +114,7 @@ def test_what_an_objective_lacks_is_told():
         DMD().loss(z, labels)
     with pytest.raises(ValueError, match="no network's config has num_classes"):
         DMD().loss(z, labels, lambda z_t, t, y: z_t, lambda z_t, t, y: z_t)
-    with pytest.raises(ValueError, match=r"give context.reference"):
+    with pytest.raises(ValueError, match=r"give context="):
         Adversarial().student_loss(None, z, labels)
 
 

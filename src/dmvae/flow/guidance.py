@@ -25,7 +25,7 @@ def guided(
     batch may mix times inside and outside the interval. Kynkaanniemi et al., arXiv 2404.07724.
     """
     if scale == 1.0:
-        return velocity
+        return lambda z_t, t, labels: as_velocity(velocity(z_t, t, labels), z_t)
 
     def call(z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         twice = torch.cat([z_t, z_t])

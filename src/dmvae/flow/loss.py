@@ -19,12 +19,18 @@ def sample_time(n: int, distribution: TimeDistribution, rng: Random) -> Tensor:
     return rng.uniform(n) if distribution == "uniform" else rng.normal(n).sigmoid()
 
 
-def as_labels(labels: Tensor, n: int) -> Tensor:
-    """The labels. Raises ValueError unless they are whole numbers [n]: a trainer may have names, one-hot rows, or those
-    of another batch."""
-    if labels.shape != (n,) or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise ValueError(f"labels: give whole numbers [{n}], one for each latent, got {labels.dtype} {[*labels.shape]}")
-    return labels
+def require_batch(z: Tensor, labels: Tensor) -> None:
+    """Raise ValueError unless z are latents [n, C, H, W] and labels whole numbers [n]. A trainer may have tokens, or
+    names, one-hot rows, or the labels of another batch."""
+    if not isinstance(z, Tensor) or z.ndim != 4 or not len(z) or not z.is_floating_point():
+        raise ValueError(f"z: give latents [n, C, H, W], n at least 1, of floats; got {_what(z)}")
+    whole = isinstance(labels, Tensor) and not (labels.is_floating_point() or labels.dtype == torch.bool)
+    if not whole or labels.shape != (len(z),):
+        raise ValueError(f"labels: give a tensor of whole numbers [{len(z)}], one for each latent; got {_what(labels)}")
+
+
+def _what(x: object) -> str:
+    return f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
 
 
 def drop_labels(labels: Tensor, probability: float, null_label: int, rng: Random) -> Tensor:

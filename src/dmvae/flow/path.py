@@ -18,10 +18,13 @@ def expand(t: Tensor, like: Tensor) -> Tensor:
 
 def as_velocity(velocity: Tensor, z_t: Tensor) -> Tensor:
     """The velocity. Raises ValueError unless it has the shape of z_t: another would be spread over it in silence."""
-    if velocity.shape != z_t.shape:
-        raise ValueError(
-            f"a velocity of shape {list(velocity.shape)} for latents {list(z_t.shape)}: give one of theirs"
+    if not isinstance(velocity, Tensor) or velocity.shape != z_t.shape:
+        what = (
+            f"of shape {list(velocity.shape)}"
+            if isinstance(velocity, Tensor)
+            else f"that is a {type(velocity).__name__}"
         )
+        raise ValueError(f"a velocity {what} for latents {list(z_t.shape)}: give a tensor of their shape")
     return velocity
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from dmvae import config as configs
 from dmvae.flow.guidance import Velocity
-from dmvae.flow.loss import TimeDistribution, as_labels, drop_labels, flow_matching_loss, sample_time
+from dmvae.flow.loss import TimeDistribution, drop_labels, flow_matching_loss, require_batch, sample_time
 from dmvae.generators.flow import FlowModelConfig
 from dmvae.references import Reference, ReferenceConfig
 from dmvae.registry import Registered, find, names
@@ -56,6 +56,16 @@ class Context:
         if not 0 <= self.label_dropout <= 1:
             raise ValueError(f"label_dropout: expected a number, 0 to 1, got {self.label_dropout!r}")
         self.rng = Random.of(self.rng, self.rng.device)
+
+    @classmethod
+    def given(cls, context: Context | None, z: Tensor, labels: Tensor, *networks: object) -> Context:
+        """The context, `default` where that is None. Raises ValueError for latents or labels that are none, too."""
+        require_batch(z, labels)
+        if context is None:
+            return cls.default(z, *networks)
+        if not isinstance(context, Context):
+            raise ValueError(f"context: give Context(rng, null_label), got {type(context).__name__}")
+        return context
 
     @classmethod
     def default(cls, z: Tensor, *networks: object, rng: torch.Generator | None = None) -> Context:
@@ -117,7 +127,11 @@ class Matching(Registered):
         or buffers, so that checkpoints hold it."""
         if not self.has_student:
             return None
-        return copy_of(teacher) if isinstance(teacher, nn.Module) else model.build(latent_shape, num_classes)
+        if isinstance(teacher, nn.Module):
+            return copy_of(teacher)
+        if not isinstance(model, FlowModelConfig):
+            raise ValueError(f"model: the teacher is no network to copy; give a FlowModelConfig, got {model!r}")
+        return model.build(latent_shape, num_classes)
 
     def student_loss(
         self, student: Student, z: Tensor, labels: Tensor, context: Context | None = None
@@ -130,11 +144,19 @@ class Matching(Registered):
     ) -> tuple[Tensor, Log]:
         """The flow-matching loss of a velocity network on samples z [n, C, H, W] of the reference, with a share of the
         labels dropped: (scalar, figures to log). In a recipe the stage `reference` trains teachers by the same loss."""
-        context = context or Context.default(z, teacher)
-        labels = drop_labels(as_labels(labels, len(z)), context.label_dropout, context.null_label, context.rng)
+        context = Context.given(context, z, labels, teacher)
+        labels = drop_labels(labels, context.label_dropout, context.null_label, context.rng)
         t = sample_time(len(z), context.time_distribution, context.rng)
         noise = context.rng.normal(*z.shape)
         return flow_matching_loss(teacher, z=z, labels=labels, t=t, noise=noise), {}
+
+
+def compared(what: str, context: Context | None, z: Tensor, labels: Tensor) -> tuple[Context, Reference]:
+    """The context and its reference, for what compares latents with samples. Raises ValueError without."""
+    require_batch(z, labels)
+    if not isinstance(context, Context) or context.reference is None:
+        raise ValueError(f"{what} compares latents with samples: give context=Context(rng, null_label, reference=...)")
+    return context, context.reference
 
 
 def copy_of(network: nn.Module) -> nn.Module:

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmvae.flow.guidance import Velocity
+from dmvae.flow.loss import require_batch
 from dmvae.generators.flow import FlowModelConfig
-from dmvae.matching import Context, Log, Matching, Student
+from dmvae.matching import Context, Log, Matching, Student, compared
 from dmvae.ranges import Range, Weight, Width
 from dmvae.registry import register
 
@@ -50,16 +51,17 @@ class Adversarial(Matching):
         context: Context | None = None,
     ) -> tuple[Tensor, Log]:
         """mean log(1 + exp(-D(z, label))): latents look like the reference where D is large."""
-        assert student is not None, "adversarial matching compares by its critic"
+        require_batch(z, labels)
+        if student is None:
+            raise ValueError("adversarial compares by its critic: give a student that `new_student` made")
         return F.softplus(-student(z, labels)).mean(), {}
 
     def student_loss(
         self, student: Student, z: Tensor, labels: Tensor, context: Context | None = None
     ) -> tuple[Tensor, Log]:
         """mean log(1 + exp(-D(reference))) + mean log(1 + exp(D(z))) + penalty."""
-        if context is None or context.reference is None:
-            raise ValueError("the critic compares latents with samples: give context.reference")
-        real, real_labels = (x.to(z.device) for x in context.reference.sample(len(z), context.rng.on_cpu()))
+        context, reference = compared(self.type, context, z, labels)
+        real, real_labels = (x.to(z.device) for x in reference.sample(len(z), context.rng.on_cpu()))
         real.requires_grad_(self.penalty > 0)
         at_real, at_z = student(real, real_labels), student(z, labels)
         loss = F.softplus(-at_real).mean() + F.softplus(at_z).mean()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dmvae import config as configs
 from dmvae.flow.guidance import Velocity
-from dmvae.matching import Context, Log, Matching, Student
+from dmvae.matching import Context, Log, Matching, Student, compared
 from dmvae.ranges import BatchSize
 from dmvae.references import ReferenceConfig
 from dmvae.runtime import distributed
@@ -60,10 +60,9 @@ class BetweenSamples(Matching):
         context: Context | None = None,
     ) -> tuple[Tensor, Log]:
         """sum over views v of distance(v(z), v(y)), y fresh samples of the reference."""
-        if context is None or context.reference is None:
-            raise ValueError(f"{self.type} compares latents with samples: give context.reference")
+        context, reference = compared(self.type, context, z, labels)
         rng, world = context.rng, distributed.world_size()
-        y, y_labels = context.reference.sample(-(-self.samples // world), rng.on_cpu())
+        y, y_labels = reference.sample(-(-self.samples // world), rng.on_cpu())
         # Every rank compares the whole batch, in the same directions, so that the number of ranks changes nothing.
         z, y = distributed.gather(z), distributed.gather(send(y, z.device))
         if self.labels:

@@ -15,7 +15,7 @@ from dmvae.flow.guidance import Velocity, guided
 from dmvae.flow.loss import sample_time
 from dmvae.flow.path import denoise, expand, interpolate
 from dmvae.generators.flow import FlowModelConfig
-from dmvae.matching import Context, Log, Student
+from dmvae.matching import Context, Log, Student, compared
 from dmvae.matching.adversarial import Critic
 from dmvae.matching.velocities import ByVelocities, binned
 from dmvae.ranges import Depth, Guidance, Width
@@ -92,10 +92,9 @@ class DMD(ByVelocities):
         loss, log = super().student_loss(student, z, labels, context)
         if self.divergence not in WEIGHTS:
             return loss, log
-        if context is None or context.reference is None:
-            raise ValueError(f"divergence: {self.divergence} compares with samples: give context.reference")
+        context, reference = compared(f"divergence: {self.divergence}", context, z, labels)
         assert isinstance(student, WithRatio)
-        y, y_labels = (x.to(z.device) for x in context.reference.sample(len(z), context.rng.on_cpu()))
+        y, y_labels = (x.to(z.device) for x in reference.sample(len(z), context.rng.on_cpu()))
         t = sample_time(len(z), context.time_distribution, context.rng)
         at_y, at_z = (
             student.logit(interpolate(noise=context.rng.normal(*x.shape), z=x, t=t), t, of)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from dmvae.flow.guidance import Velocity, guided
-from dmvae.flow.loss import as_labels
 from dmvae.matching import Context, Log, Matching, Student
 from dmvae.ranges import Guidance, Share
 
@@ -66,14 +65,13 @@ class ByVelocities(Matching):
         context: Context | None,
     ) -> tuple[dict[str, Velocity], Context, Tensor, Tensor]:
         """(guided velocities "teacher" and "student", of which those that it needs are there; context; times [n]; noise
-        like z). Raises ValueError where one that it needs is missing, and for labels that are none."""
-        as_labels(labels, len(z))
+        like z). Raises ValueError where one that it needs is missing, and as `Context.given`."""
         needed: dict[str, Velocity | None] = {"teacher": teacher} if self.needs_teacher else {}
         needed |= {"student": student} if self.has_student else {}
         given = {name: network for name, network in needed.items() if network is not None}
         if missing := [name for name in needed if name not in given]:
             raise ValueError(f"{self.type} asks for velocities: give it a {' and a '.join(missing)}")
-        context = context or Context.default(z, student, teacher)
+        context = Context.given(context, z, labels, student, teacher)
         t = self._times(len(z), context)
         noise = context.rng.normal(*z.shape)
         null = context.null_label
@@ -99,6 +97,6 @@ def at_latents(value: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
 def binned(values: Tensor, t: Tensor) -> dict[str, Tensor]:
     """ "gap/tMIDDLE" -> [sum, count] of the values [n] whose time falls in a bin, of four over [0, 1]."""
     index = (t * BINS).long().clamp_max(BINS - 1)
-    sums = torch.zeros(BINS, device=t.device).index_add_(0, index, values)
-    counts = torch.zeros(BINS, device=t.device).index_add_(0, index, torch.ones_like(values))
+    sums = torch.zeros(BINS, device=t.device).index_add_(0, index, values.float())
+    counts = torch.zeros(BINS, device=t.device).index_add_(0, index, torch.ones_like(t))
     return {f"gap/t{(i + 0.5) / BINS:.2f}": pair for i, pair in enumerate(torch.stack([sums, counts], dim=1))}
