@@ -179,6 +179,7 @@ from dmvae.registry import register
             f'{HEAD}@register("thawed")\n@dataclass\nclass Thawed(ReferenceConfig):\n    def build(self, i): ...\n',
             "line 5: TypeError: cannot inherit non-frozen dataclass from a frozen one",
         ),
+        ("import sys\nsys.exit(3)\n", "line 2: SystemExit: 3"),
     ],
 )
 def test_a_plugin_that_cannot_be_imported_is_told_with_its_line(tmp_path, monkeypatch, capsys, source, message):
@@ -194,6 +195,11 @@ def test_a_plugin_that_cannot_be_imported_is_told_with_its_line(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=f"^plugin {tmp_path}/wrong.py, {message}"):
         load_plugins(["wrong.py"])  # as --plugins of commands without a recipe
+
+
+def test_a_folder_without_plugins_is_told(tmp_path):
+    with pytest.raises(ValueError, match=r"plugins: .* holds no \.py file"):
+        load_plugins([tmp_path])
 
 
 def test_a_recipe_names_its_plugins_for_any_folder_to_find(tmp_path, monkeypatch):

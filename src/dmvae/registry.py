@@ -132,7 +132,10 @@ def load_plugins(paths: Iterable[str | Path]) -> None:
         if not path.exists():
             raise ValueError(f"plugins: no such file or folder: {path}")
         path = path.absolute()  # as tracebacks and classes name it
-        for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
+        files = sorted(path.glob("*.py")) if path.is_dir() else [path]
+        if not files:
+            raise ValueError(f"plugins: {path} holds no .py file")
+        for file in files:
             name = PLUGIN + file.resolve().as_posix().replace("/", "_").removesuffix(".py")
             if name in sys.modules:
                 continue
@@ -145,7 +148,7 @@ def load_plugins(paths: Iterable[str | Path]) -> None:
             except BaseException as error:  # so that it can be loaded again once it is fixed
                 del sys.modules[name]
                 forget(name)
-                if isinstance(error, Exception):
+                if isinstance(error, Exception | SystemExit):
                     raise ValueError(_complaint(file, error)) from error
                 raise
 
@@ -157,7 +160,7 @@ def forget(module: str) -> None:
             del members[name]
 
 
-def _complaint(file: Path, error: Exception) -> str:
+def _complaint(file: Path, error: BaseException) -> str:
     """What is wrong with a plugin, and in which line: of its own where an import or a decorator of ours failed."""
     if isinstance(error, SyntaxError):
         code = f" in {error.text.strip()!r}" if error.text else ""

@@ -37,6 +37,9 @@ def test_bad_input_is_told_with_its_fix(folders, tmp_path, capsys):
     wide = tmp_path / "wide"
     wide.mkdir()
     Image.new("RGB", (20, 10)).save(wide / "wide.png")
+    one = tmp_path / "one"
+    one.mkdir()
+    Image.new("RGB", (16, 16)).save(one / "one.png")
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "x.png").write_bytes(b"")
@@ -46,9 +49,12 @@ def test_bad_input_is_told_with_its_fix(folders, tmp_path, capsys):
         (mixed, "give --size N"),
         (wide, "not square: give --size N"),
         (broken, "unreadable image"),
+        (one, "holds 1 image"),
     ):
         code, said = complain(capsys, "folder", folder, folders[1], "--features", FEATURES, "--workers", 0)
         assert (code, message in said) == (2, True), said
+    code, said = complain(capsys, "folder", folders[0], one, "--features", FEATURES, "--workers", 0, "--force")
+    assert (code, "holds 1 image: sets are compared, of 2 or more" in said) == (2, True), said
     np.savez(tmp_path / "mu.npz", mu=np.zeros(1280), sigma=np.eye(1280))
     for arguments, message in (
         (["--features", "effnet-lite9"], "did you mean 'effnet-lite"),
@@ -58,6 +64,7 @@ def test_bad_input_is_told_with_its_fix(folders, tmp_path, capsys):
         (["--features", f"dinov2={tmp_path}/absent.pth"], f"no weights at {tmp_path}/absent.pth"),
         (["--count", "3"], "measure folder takes no --count"),
         (["--batch-size", "0"], "--batch-size must be at least 1, got 0"),
+        (["--size", "100000000"], "--size must be at most 16384, got 100000000"),
         (["--limit", "-3"], "--limit must be at least 1, got -3"),
         (["--features", "effnet-lite0@0"], "number of pixels"),
         (["--save-reference", "here"], "name it so"),
@@ -153,6 +160,8 @@ def test_pipelines_and_tokenizers(tmp_path, folders, capsys, monkeypatch):
     (tmp_path / "run/kl/evaluate/metrics.json").write_text(json.dumps(stage))
     code, said = complain(capsys, "--check", tmp_path / "none.json")
     assert (code, "none.json: no such file; give one that" in said) == (2, True)
+    code, said = complain(capsys, "--check", tmp_path)
+    assert (code, f"{tmp_path}: that is a folder; give" in said) == (2, True)
     code, said = complain(capsys, "--check", tmp_path / "run/kl/evaluate/metrics.json")
     assert code == 1
     assert "knn was" in said

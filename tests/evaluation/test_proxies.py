@@ -225,6 +225,7 @@ def test_neighbour_distance_knows_repetition_and_dimension():
     z = normal(128, 4, 2, 2)
     assert float(neighbour_distance(torch.cat([z, z]))) == pytest.approx(0, abs=1e-5)
     flat = (normal(128, 2) @ rotation(16)[:2]).view_as(z)
+    assert float(neighbour_distance(z[:1])) == 0
     assert float(neighbour_distance(flat)) < 0.3 * float(neighbour_distance(z)) < 1
 
 

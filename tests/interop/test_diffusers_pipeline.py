@@ -187,6 +187,7 @@ def test_the_parts_load_on_their_own(run):
         ({"class_labels": [0, np.float32(1)]}, r"1\.0.* is no integer, name or None"),
         ({"class_labels": [0, 1], "generator": seeded(1)}, "generator: 1 of them for 2 class_labels"),
         ({"class_labels": 0, "generator": seeded(1, 2)}, "generator: 2 of them for 1 class_labels"),
+        ({"class_labels": 0, "generator": 0}, r"generator: give torch.Generator\(\).manual_seed\(SEED\), .* got 0"),
         ({"class_labels": "sqare red"}, "no class is called 'sqare red'"),
         ({"class_labels": 0, "output_type": "pill"}, "output_type 'pill' is not one of pil"),
         ({"class_labels": 0, "latents": torch.zeros(1, 4, 4, 4)}, r"latents of shape \[1, 4, 4, 4\]"),

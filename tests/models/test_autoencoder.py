@@ -112,7 +112,7 @@ def test_an_image_that_does_not_divide_is_an_error_that_names_the_nearest_sizes(
 
 
 def test_images_in_bytes_are_refused_with_how_to_make_floats_of_them():
-    with pytest.raises(ValueError, match=r"images of torch.uint8 do not fit .*: give floats in \[-1, 1\]"):
+    with pytest.raises(ValueError, match=r"images of torch.uint8 do not fit .*: give float32 in \[-1, 1\]"):
         small().encode((127.5 * images() + 127.5).to(torch.uint8))
 
 

@@ -6,7 +6,7 @@ from html import unescape
 import pytest
 from fake_run import build
 
-from dmvae.commands.check import in_unit, print_scores
+from dmvae.commands.check import in_unit, print_scores, title_of
 from dmvae.evaluation.metrics import figures, unit_of
 from dmvae.report import table
 from dmvae.report.figures import shown
@@ -45,6 +45,9 @@ def test_shares_are_printed_in_percent_by_measure_too(monkeypatch):
     text = printed(print_scores, result)
     assert "coverage │ 66 % │ 50 % to 75 % │ coverage_x@64" in text
     assert "PSNR │ 21.5 dB │ │ psnr" in text
+    assert [title_of(name) for name in ("gfid_inception", "fd_x@64", "gkid-std_x@64", "recall_x@64", "novel_x")] == [
+        *("gFD", "Frechet distance", "KID, spread", "recall", "")
+    ]
     assert in_unit("agreement-real_x@64", 0.724) == "72.4 %"
     assert in_unit("fd_x@64", 0.5) == "0.5"
 

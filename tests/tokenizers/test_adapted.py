@@ -3,8 +3,10 @@
 import importlib.util
 import json
 import shutil
+from pathlib import Path
 
 import foreign
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from dmvae import config as configs
 from dmvae.registry import names
 from dmvae.tokenizers import TokenizerSource
 from dmvae.tokenizers.adapted import AdaptedTokenizer, adapt, load_tokenizer
+from dmvae.tokenizers.autoencoder import Autoencoder
 from dmvae.tokenizers.diffusers import DiffusersTokenizer
 from dmvae.tokenizers.dmvae import DmvaeTokenizer
 from dmvae.tokenizers.identity import IdentityTokenizer
@@ -156,6 +159,36 @@ def test_weights_of_another_model(tmp_path):
     shutil.copy(tmp_path / "kl/diffusion_pytorch_model.safetensors", tmp_path / "tiny")
     with pytest.raises(ValueError, match=r"not the weights of this AutoencoderTiny: .* missing.* unknown"):
         adapt(DiffusersTokenizer(path=str(tmp_path / "tiny")), size=12, channels=3, pretrained=True)
+
+
+@pytest.mark.parametrize("kind", ["AutoencoderKL", "dmvae"])
+def test_weights_that_are_missing_or_cut_off_are_told_before_they_are_read(kind, tmp_path):
+    source = configs.read(TokenizerSource, foreign.source(kind, tmp_path))
+    (weights,) = Path(source.path).glob("*.safetensors")
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-7])
+    with pytest.raises(ValueError, match=r"safetensors: damaged or cut off .*; copy the folder again"):
+        source.resolve()
+    weights.unlink()
+    with pytest.raises(ValueError, match="no weights are here"):
+        source.resolve()
+
+
+def test_an_artifact_of_another_class_is_told_with_its_own(tmp_path):
+    model = adapted("AutoencoderKL", tmp_path)
+    model.save_pretrained(tmp_path / "adapted")
+    with pytest.raises(
+        ValueError, match=r"made by AdaptedTokenizer, not Autoencoder: load it with AdaptedTokenizer.from"
+    ):
+        Autoencoder.from_pretrained(tmp_path / "adapted")
+    with pytest.raises(ValueError, match=r"is a tokenizer of dmvae; write \{type: dmvae, path: ...\}"):
+        adapt(DiffusersTokenizer(path=str(tmp_path / "adapted")), size=12, channels=3, pretrained=True)
+    for wrong, message in (
+        (np.zeros((1, 3, 12, 12)), "give a tensor"),
+        (torch.zeros(1, 3, 12, 12).double(), "float64 do not fit"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.encode(wrong)
 
 
 def test_images_that_do_not_fit(tmp_path):

@@ -75,5 +75,8 @@ def test_errors_list_every_key(tmp_path):
         assert name in str(error.value)
     with pytest.raises(ValueError, match="holds no"):
         network({"weight": torch.zeros(1)}, tmp_path)
+    save_file({"encoder.conv_in.weight": torch.zeros(1)}, tmp_path / "diffusers.safetensors")
+    with pytest.raises(ValueError, match=r"no encoder.down.0; diffusers' own files are read by \{type: diffusers"):
+        VavaeTokenizer(path=str(tmp_path / "diffusers.safetensors")).resolve()
     with pytest.raises(ValueError, match="no such file"):
         VavaeTokenizer(path=str(tmp_path / "nothing.pt")).resolve()

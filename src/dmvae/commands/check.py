@@ -78,13 +78,22 @@ def side_by_side(paths: Iterable[Path], *, force: bool = False) -> Table:
 
 def print_scores(result: Values) -> None:
     """One row a metric, by the title that runs print and by its name in files, with its interval where it has one."""
-    known = figures()
     table = Table("", "value", "95 % interval", "in files")
     for name, value in result["metrics"].items():
-        figure = known.get(name.partition("_")[0])
         low_high = [in_unit(name, end) for end in result.get("intervals", {}).get(name) or ()]
-        table.add_row(figure.title if figure else "", in_unit(name, value), " to ".join(low_high), name)
+        table.add_row(title_of(name), in_unit(name, value), " to ".join(low_high), name)
     console.print(table)
+
+
+def title_of(name: str) -> str:
+    """What tables of runs call the figure of this full name; "" where they do not know it."""
+    titles = {"fd": "Frechet distance", "sfd": "spatial Frechet distance"}
+    titles |= {key: figure.title for key, figure in figures().items()}
+    stem, spread, _ = (
+        name.partition("_")[0].replace("fid", "fd").partition("-std")
+    )  # FID is the one of the published net
+    title = titles.get(stem) or titles.get(stem.lstrip("gr"), "")
+    return f"{title}, spread" if title and spread else title
 
 
 def in_unit(name: str, value: float) -> str:

@@ -17,7 +17,7 @@ from dmvae.runtime.console import console
 
 
 def measure_command(command: str, arguments: list[str]) -> None:
-    known: Values = {k: v for k, v in vars(_parser(command).parse_args(arguments)).items() if v is not None}
+    known: Values = {k: v for k, v in vars(_parser(command).parse_intermixed_args(arguments)).items() if v is not None}
     load_plugins(known.pop("plugins"))
     if "compare" in known:
         return console.print(side_by_side(known["compare"], force=known["force"]))

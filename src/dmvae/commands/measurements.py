@@ -49,7 +49,8 @@ class Setting:
         force: bool = False,
         fresh: bool = False,
     ) -> None:
-        require(1, batch_size=batch_size, size=size, limit=limit)
+        require(1, 16384, size=size)
+        require(1, batch_size=batch_size, limit=limit)
         if save_reference and not save_reference.endswith(".safetensors"):
             raise ValueError(f"--save-reference {save_reference}: what is kept is a .safetensors file, name it so")
         # What was computed before is found again, unless it is to be checked.
@@ -89,19 +90,21 @@ class Setting:
             return [read_statistics(Path(path))]
         return self.features(self.images(path), "reference", save=True)
 
-    def require_size(self, path: str, size: object) -> None:
-        """ValueError where the reference has images of another size than those that are about to be drawn, which may
-        take hours."""
+    def require_size(self, path: str, size: object, what: str) -> None:
+        """ValueError where the reference has images of another size than those that are about to be drawn or read,
+        which may take hours."""
         if is_statistics(path):
             there = read_statistics(Path(path)).manifest["images"].get("size")
         else:
             there = self.images(path).facts["size"]
         if there not in (None, size) and not self.force:
             mend = "" if self.size else f"; --size {size} crops and resizes them"
-            raise ValueError(f"the pipeline draws images of {size} pixels, and those of {path} have {there}{mend}")
+            raise ValueError(f"{what} images of {size} pixels, and those of {path} have {there}{mend}")
 
     def features(self, images: Images, title: str, save: bool = False) -> list[FeatureSet]:
         """Features of images that are likely to be met again: they are kept."""
+        if len(images) < 2:
+            raise ValueError(f"{images.facts['path']} holds {len(images)} image: sets are compared, of 2 or more")
         found = reference_features(self.extractors, images, self.batch_size, title, folder=self.folder)
         if save and self.save_reference and distributed.is_main():
             sweep_beside(Path(self.save_reference))
@@ -142,6 +145,7 @@ def measure_folder(setting: Setting, a: str, b: str) -> Values:
     "manifest"}, as the files of scores hold it; so do the two below."""
     if not is_statistics(b):
         setting.images(b)  # a folder that is not there is told before hours of work
+    setting.require_size(b, setting.images(a).facts["size"], f"{a} holds")
     fakes = features_of(setting.extractors, setting.images(a), setting.batch_size, "images")
     return _result(*setting.compare(b, fakes, ""))
 
@@ -185,7 +189,7 @@ def measure_samples(
         "dtype": "bfloat16" if uses_bf16(setting.device, precision) else "float32",
         "ema": model.transformer.config.get("_ema", "unknown"),
     }
-    setting.require_size(reference, images.facts["size"])
+    setting.require_size(reference, images.facts["size"], "the pipeline draws")
     fakes = features_of(setting.extractors, images, setting.batch_size, "samples")
     return _result(*setting.compare(reference, fakes, "g"))
 
@@ -314,7 +318,8 @@ def write_scores(result: Values, path: Path) -> None:
 def read_scores(path: Path) -> Values:
     """A file of scores. Raises ValueError for another file, and where none is."""
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; give one that `dmvae measure --json` or a run's stage evaluate wrote")
+        what = "that is a folder" if path.is_dir() else "no such file"
+        raise ValueError(f"{path}: {what}; give one that `dmvae measure --json` or a run's stage evaluate wrote")
     try:
         result = json.loads(path.read_text())
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:

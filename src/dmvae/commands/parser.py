@@ -69,11 +69,12 @@ class Parser(argparse.ArgumentParser):
         return names.get(close[0], "") if close else ""
 
 
-def require(least: int, **options: int | None) -> None:
-    """Raise ValueError for an option's number that is smaller; None is one that was not given."""
+def require(least: int, most: int | None = None, **options: int | None) -> None:
+    """Raise ValueError for an option's number that is smaller or larger; None is one that was not given."""
     for name, value in options.items():
-        if value is not None and value < least:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+        if value is not None and not least <= value <= (value if most is None else most):
+            bound = f"at least {least}" if value < least else f"at most {most}"
+            raise ValueError(f"--{name.replace('_', '-')} must be {bound}, got {value}")
 
 
 def add_plugins(parser: argparse.ArgumentParser) -> None:

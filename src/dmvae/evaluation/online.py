@@ -64,11 +64,13 @@ def neighbour_distance(z: Tensor) -> Tensor:
 
     How far apart the data lie in latent space, in units of its size: a generator has this gap to fill, and midway
     across it iFID looks. It falls with the number n of latents and grows with their intrinsic dimension; compare
-    numbers of one n.
+    numbers of one n. 0 for a single latent.
     """
     x = z.detach().flatten(1).float()
     x = x - x.mean(0)
     n = len(x)
+    if n < 2:
+        return x.new_zeros(())
     squares = x.square().sum(1)
     apart = (squares[:, None] + squares - 2 * x @ x.T).clamp_min(0)
     apart = apart + torch.diag(torch.full((n,), torch.inf, device=x.device))

@@ -173,11 +173,7 @@ class DMVAEPipeline(DiffusionPipeline):
         drawing = Drawing(guidance_scale, num_inference_steps, guidance_interval, time_shift)
         device, config = self._execution_device, self.transformer.config
         labels = torch.tensor(self._label_numbers(class_labels), device=device)
-        if isinstance(generator, list) and len(generator) != len(labels):
-            raise ValueError(
-                f"generator: {len(generator)} of them for {len(labels)} class_labels; give one for each label, or one "
-                "alone, not in a list, for all"
-            )
+        _require_generators(generator, len(labels))
         shape = (len(labels), config.in_channels, config.input_size, config.input_size)
         if latents is None:
             z = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
@@ -248,6 +244,17 @@ class DMVAEPipeline(DiffusionPipeline):
         if not 0 <= int(label) < count:
             raise ValueError(f"class_labels: {label} is not a class of this model, which has 0 to {count - 1}")
         return int(label)
+
+
+def _require_generators(given: object, count: int) -> None:
+    generators = given if isinstance(given, list) else [given]
+    if not all(one is None or isinstance(one, torch.Generator) for one in generators):
+        raise ValueError(f"generator: give torch.Generator().manual_seed(SEED), or a list of such, got {given!r}")
+    if isinstance(given, list) and len(given) != count:
+        raise ValueError(
+            f"generator: {len(given)} of them for {count} class_labels; give one for each label, or one alone, not in "
+            "a list, for all"
+        )
 
 
 def _extras(folder: Path) -> list[Path]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
     from typing_extensions import Self
+
+    from dmvae.config import Values
 
 
 class Model(ModelMixin, ConfigMixin):  # type: ignore[misc]
@@ -39,6 +41,14 @@ class Model(ModelMixin, ConfigMixin):  # type: ignore[misc]
         if kwargs.get("device_map") is None:
             kwargs["low_cpu_mem_usage"] = False
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def from_config(cls, config: object = None, return_unused_kwargs: bool = False, **kwargs: object) -> Self:
+        """As diffusers'. Raises ValueError for the config of another class, whose arguments this one does not know."""
+        name = config.get("_class_name", cls.__name__) if isinstance(config, Mapping) else cls.__name__
+        if name != cls.__name__:
+            raise ValueError(f"made by {name}, not {cls.__name__}: load it with {name}.from_pretrained")
+        return cast("Self", super().from_config(cast("Values", config), return_unused_kwargs, **kwargs))
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[object]:
@@ -191,13 +201,16 @@ class Tokenizer(Model):
 
     def check_images(self, x: Tensor) -> None:
         """Raise ValueError unless `encode` takes x."""
+        if not isinstance(x, Tensor):
+            raise ValueError(f"images: give a tensor [n, c, h, w] in [-1, 1], got {type(x).__name__}")
         if x.ndim != 4 or x.shape[1] != self.config["in_channels"]:
             raise ValueError(
                 f"images of shape {list(x.shape)} do not fit this tokenizer, which takes "
                 f"[n, {self.config['in_channels']}, height, width]"
             )
-        if not x.is_floating_point():
-            raise ValueError(f"images of {x.dtype} do not fit this tokenizer: give floats in [-1, 1], x / 127.5 - 1")
+        if not x.is_floating_point() or x.dtype is torch.float64:
+            how = "x.float()" if x.is_floating_point() else "x / 127.5 - 1 of bytes"
+            raise ValueError(f"images of {x.dtype} do not fit this tokenizer: give float32 in [-1, 1], {how}")
         for name, length in zip(("height", "width"), x.shape[2:], strict=True):
             if length % self.stride:
                 below = length // self.stride * self.stride

@@ -28,6 +28,9 @@ IMAGE_CLASSES = (
 )
 
 
+OURS = ("Autoencoder", "AdaptedTokenizer")
+
+
 @register("diffusers")
 @dataclass(frozen=True, kw_only=True)
 class DiffusersTokenizer(FileSource):
@@ -78,6 +81,8 @@ class DiffusersTokenizer(FileSource):
 
         assert self.config is not None
         name = self.model or self.config.get("_class_name", "")
+        if name in OURS:
+            raise ValueError(f"pretrained: {self.path} is a tokenizer of dmvae; write {{type: dmvae, path: ...}}")
         cls = getattr(diffusers, name, None)
         if not (isinstance(cls, type) and issubclass(cls, ModelMixin) and hasattr(cls, "encode")):
             raise ValueError(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from dmvae.config import Values
@@ -38,7 +39,11 @@ class FileSource(TokenizerSource):
         raise NotImplementedError
 
     def resolve(self) -> FileSource:
-        return dataclasses.replace(self, config=self.read_config())
+        found = dataclasses.replace(self, config=self.read_config())
+        if self.place.is_dir():
+            found.model_class()  # a class that there is none of is told first
+            require_weights(self.place)
+        return found
 
     def build(self, *, size: int, channels: int, pretrained: bool = False) -> Adapter:
         source = self if self.config is not None else self.resolve()
@@ -59,3 +64,18 @@ class FileSource(TokenizerSource):
     def place(self) -> Path:
         """The file or folder that `path` means."""
         return Path(self.path).expanduser()
+
+
+def require_weights(folder: Path) -> None:
+    """Raise ValueError where no weights lie beside the config, or a safetensors file of them is cut off; by their names
+    and heads alone, so that a dry run can ask."""
+    files = [file for ending in ("safetensors", "bin") for file in sorted(folder.glob(f"*.{ending}"))]
+    if not files:
+        raise ValueError(f"{folder}: no weights are here: no .safetensors or .bin; copy the folder again")
+    for file in files:
+        if file.suffix == ".safetensors":
+            try:
+                with safe_open(file, "pt"):
+                    pass
+            except SafetensorError as error:
+                raise ValueError(f"{file}: damaged or cut off ({error}); copy the folder again") from error

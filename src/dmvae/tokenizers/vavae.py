@@ -85,6 +85,11 @@ def architecture(weights: Mapping[str, Tensor], path: Path) -> Values:
         return [attended if count(f"{side}.{level}.attn.") else plain for level in levels]
 
     levels = range(count("encoder.down."))
+    if not levels:
+        raise ValueError(
+            f"{path}: not a checkpoint of latent diffusion's autoencoder: it holds no encoder.down.0; diffusers' own "
+            "files are read by {type: diffusers, path: FOLDER}"
+        )
     return {
         "in_channels": width("encoder.conv_in.weight", 1),
         "out_channels": width("decoder.conv_out.weight", 0),
