@@ -5,12 +5,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 import processes
 import tiny
 from dmvae import DMVAEPipeline, checks, cli
 from dmvae.commands.parser import parse_overrides
 from dmvae.evaluation.features import parse_features
+from dmvae.runtime.yaml_text import read_yaml
 from dmvae.tokenizers.adapted import load_tokenizer
 
 
@@ -101,6 +103,7 @@ def complain(capsys, *arguments):
         (["--run_dir", __file__], "is a file; name a folder, to make or to go on in"),
         (["--losses.adversarial", "null"], "losses.adversarial: this section cannot be null; leave it out for its"),
         (["--losses.adversarial", "null"], "defaults, or set losses.adversarial.weight to 0"),
+        (["--tokenizer.steps", "010"], "tokenizer.steps: expected a whole number, got '010'"),
         (["--name", "2024"], """name: expected text, got 2024; in quotes it is text: '"2024"'"""),
     ],
 )
@@ -245,6 +248,15 @@ def test_overrides_are_yaml():
         "e": None,
         "f": -1,
     }
+
+
+def test_a_number_in_another_base_is_text():
+    asked = parse_overrides(
+        ["--a", "010", "--b", "12:30", "--c", "0x1F", "--d", "1_000", "--e", "-5", "--f", "2024-01-01"]
+    )
+    assert asked == {"a": "010", "b": "12:30", "c": 31, "d": 1000, "e": -5, "f": "2024-01-01"}
+    for text in (*asked.values(), "08", "0b11", 0, -0.5, True):  # a resolved recipe is written by PyYAML's own words
+        assert read_yaml(yaml.safe_dump({"x": text})) == {"x": text}
 
 
 @pytest.mark.parametrize("words", [["--tokenizer.steps="], ["--tokenizer.steps", ""], ["--tokenizer.steps", " "]])

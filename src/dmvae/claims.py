@@ -12,12 +12,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import yaml
-
 from dmvae import config as configs
 from dmvae.jobs import VARIANTS, Job, record
 from dmvae.recipe import Recipe
 from dmvae.runtime.files import locked, read_json, sweep, together
+from dmvae.runtime.yaml_text import read_yaml
 
 RUNNING = ".running"
 
@@ -68,7 +67,7 @@ def _difference(run_dir: Path, recipes: dict[str, Recipe], variants: list[str]) 
         return f"the variants {', '.join(there)}"
     for variant, recipe in recipes.items():
         file = run_dir / variant / "recipe.yaml"
-        old = _leaves(yaml.safe_load(file.read_text())) if file.exists() else {}
+        old = _leaves(read_yaml(file.read_text())) if file.exists() else {}
         new = _leaves(json.loads(json.dumps(configs.plain(recipe))))
         for place in dict.fromkeys([*old, *new]) if old else ():
             if old.get(place) != new.get(place) and not place.startswith("run."):  # how to run may differ

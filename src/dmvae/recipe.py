@@ -21,6 +21,7 @@ from dmvae.config import FieldError, FieldMissing, NoSuchField, Values
 from dmvae.options import few, flat, lacks, lay
 from dmvae.registry import load_plugins, nearest
 from dmvae.runtime.shipped import recipe_file
+from dmvae.runtime.yaml_text import read_yaml
 from dmvae.sections import Sections
 from dmvae.stages import stages
 from dmvae.training.stage import AnyStage
@@ -265,7 +266,7 @@ def _read_yaml(path: Path) -> Values:
     try:
         text = path.read_text()
         _require_once(yaml.compose(text, Loader=yaml.SafeLoader), set())
-        values = yaml.safe_load(text)
+        values = read_yaml(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:

@@ -11,6 +11,7 @@ from typing import NoReturn
 import yaml
 
 from dmvae.config import Values
+from dmvae.runtime.yaml_text import read_yaml
 
 USAGE = """usage: dmvae run RECIPE [--variant NAME ...] [--run_dir DIR] [--dry-run]
                         [--help] [--section.field value ...]
@@ -103,7 +104,7 @@ def parse_overrides(words: list[str]) -> Values:
         if not value.strip():  # YAML reads it as null, which is rarely meant: a shell's variable is not set
             raise ValueError(f"--{name}: its value is empty; write null for none, or '\"\"' for an empty text")
         try:
-            overrides[name] = yaml.safe_load(value)
+            overrides[name] = read_yaml(value)
         except (yaml.YAMLError, RecursionError) as error:
             how = (
                 "; put a text that holds one of { } [ ] : # in quotes within it"

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import yaml
 
+from dmvae.runtime.yaml_text import read_yaml
+
 
 def require_no_code(recipes: Iterable[Path]) -> None:
     """ValueError where one of these files names plugins or a `function`, which reading it imports. A run's own recipes
@@ -23,7 +25,7 @@ def _named(file: Path) -> Iterator[str]:
     if not file.is_file():
         return  # told by who reads it
     try:
-        values = yaml.safe_load(file.read_text())
+        values = read_yaml(file.read_text())
         yield from _code(values)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{file}: not valid YAML, or nested too deep: {' '.join(str(error).split())}") from error
