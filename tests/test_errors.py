@@ -103,6 +103,16 @@ def complain(capsys, *arguments):
         (["--run_dir", __file__], "is a file; name a folder, to make or to go on in"),
         (["--losses.adversarial", "null"], "losses.adversarial: this section cannot be null; leave it out for its"),
         (["--losses.adversarial", "null"], "defaults, or set losses.adversarial.weight to 0"),
+        (
+            ["--tokenizer.kl_weight", "0.1"],
+            "to those variants alone that have one: --variants.NAME.tokenizer.kl_weight",
+        ),
+        (
+            ["--run_dir", "/dev/null/x"],
+            "run.dir: /dev/null/x cannot be made (Not a directory); name another, --run_dir DIR",
+        ),
+        (["--run_dir", "x", "--run.dir", "y"], "--run_dir and --run.dir are the same; give one of them"),
+        (["--seeds", "[3, 3]"], "seeds: [3, 3] holds a seed twice"),
         (["--tokenizer.steps", "010"], "tokenizer.steps: expected a whole number, got '010'"),
         (["--name", "2024"], """name: expected text, got 2024; in quotes it is text: '"2024"'"""),
     ],

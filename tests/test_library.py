@@ -108,6 +108,12 @@ def test_an_objective_needs_nothing_but_tensors_and_networks():
     assert torch.equal(loss, expected)
 
 
+@pytest.mark.parametrize("wrong", [{"label_dropout": "0.1"}, {"null_label": -1}, {"null_label": None}, {"progress": 2}])
+def test_a_context_of_no_sense_is_told(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))}: "):
+        Context(**({"rng": Random(0), "null_label": 3} | wrong))
+
+
 def test_what_an_objective_lacks_is_told():
     z, labels = torch.zeros(2, 1, 2, 2), torch.zeros(2, dtype=torch.int64)
     with pytest.raises(ValueError, match="give it a teacher and a student"):

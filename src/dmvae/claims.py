@@ -27,7 +27,12 @@ def claimed(run_dir: Path, recipes: dict[str, Recipe], jobs: list[Job], variants
 
     Raises ValueError where another process is running other recipes in the folder, or other settings of one.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"run.dir: {run_dir} cannot be made ({error.strerror}); name another, --run_dir DIR"
+        ) from error
     with ExitStack() as held:
         with locked(run_dir):
             alone = held.enter_context(together(run_dir / RUNNING))

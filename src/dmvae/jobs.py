@@ -107,6 +107,16 @@ def _at(values: Values, path: str) -> object:
     return values
 
 
+def recipes_of(run_dir: Path) -> list[Path]:
+    """The resolved recipes of a run folder's variants, in the order in which they were written. Raises ValueError where
+    there are none: the folder is not a run's."""
+    files = sorted(run_dir.glob("*/recipe.yaml"), key=lambda file: file.stat().st_mtime_ns)
+    if not files:
+        what = "that is a file" if run_dir.is_file() else "it holds no VARIANT/recipe.yaml"
+        raise ValueError(f"{run_dir}: not a run's folder ({what}); give that of run.dir")
+    return files
+
+
 def jobs_of(run_dir: Path) -> list[Job]:
     """The jobs of a run folder, for the variants of the recipe that was last run there.
 
@@ -114,12 +124,10 @@ def jobs_of(run_dir: Path) -> list[Job]:
     its data, and after an update that would compute other fingerprints. Raises ValueError where the folder is not a
     run's.
     """
-    files = sorted(run_dir.glob("*/recipe.yaml"), key=lambda file: file.stat().st_mtime_ns)
+    files = recipes_of(run_dir)
     if (run_dir / VARIANTS).exists():
         named = [run_dir / str(name) / "recipe.yaml" for name in read_json(run_dir / VARIANTS, list)]
         files = [file for file in named if file in files]
-    if not files:
-        raise ValueError(f"{run_dir}: not a run's folder (it holds no VARIANT/recipe.yaml); give that of run.dir")
     jobs = [job for file in files for job in _linked(run_dir, file.parent.name, load(file)["main"])]
     if not jobs:
         raise ValueError(f"{run_dir}: no links to stages in it; copy a run with its links (`cp -a`, `rsync -a`)")

@@ -222,6 +222,8 @@ def _with_seeds(variants: Values, seeds: object) -> Values:
         if not isinstance(chosen, list) or not chosen or not all(type(seed) is int for seed in chosen):
             how = f"; write [{chosen}]" if type(chosen) is int else ""
             raise ValueError(f"seeds: expected a list of whole numbers, got {chosen!r}{how}")
+        if len(set(chosen)) < len(chosen):
+            raise ValueError(f"seeds: {chosen} holds a seed twice")
     return {
         (name if seed is None else f"{name}@{seed}"): over
         if seed is None

@@ -183,6 +183,7 @@ def test_the_parts_load_on_their_own(run):
         ({"class_labels": [3]}, "class_labels: 3 is not a class of this model, which has 0 to 2"),
         ({"class_labels": [-1]}, "0 to 2"),
         ({"class_labels": []}, "class_labels is empty"),
+        ({"class_labels": [True]}, "class_labels: True is no integer, name or None"),
         ({"class_labels": 1.7}, "class_labels: 1.7 is no integer, name or None"),
         ({"class_labels": [0, np.float32(1)]}, r"1\.0.* is no integer, name or None"),
         ({"class_labels": [0, 1], "generator": seeded(1)}, "generator: 1 of them for 2 class_labels"),

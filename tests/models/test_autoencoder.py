@@ -114,6 +114,8 @@ def test_an_image_that_does_not_divide_is_an_error_that_names_the_nearest_sizes(
 def test_images_in_bytes_are_refused_with_how_to_make_floats_of_them():
     with pytest.raises(ValueError, match=r"images of torch.uint8 do not fit .*: give float32 in \[-1, 1\]"):
         small().encode((127.5 * images() + 127.5).to(torch.uint8))
+    with pytest.raises(ValueError, match=r"latents: give a tensor of floats, got torch.uint8"):
+        small().decode(torch.zeros(1, 4, 4, 4, dtype=torch.uint8))
 
 
 def test_an_encoder_that_does_not_exist_is_an_error_that_says_where():

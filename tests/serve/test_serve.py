@@ -291,7 +291,8 @@ def complain(capsys, monkeypatch):
 
 def test_mistakes_end_in_a_line(run_dir, tmp_path, complain):
     assert "no such folder" in complain(tmp_path / "none")[1]
-    assert f"is one variant of a run; give {run_dir}" in complain(run_dir / "kl")[1]
+    assert f"lies in a run's folder; give {run_dir}" in complain(run_dir / "kl")[1]
+    assert f"lies in a run's folder; give {run_dir}" in complain(run_dir / "variants.json")[1]
     assert "not a run's folder" in complain(tmp_path)[1]
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]

@@ -15,7 +15,7 @@ from dmvae.commands.plan import Machine, bytes_of, print_plan
 from dmvae.commands.trust import require_no_code
 from dmvae.config import FieldError, Values
 from dmvae.fitting import fit
-from dmvae.jobs import Job, jobs_of
+from dmvae.jobs import Job, jobs_of, recipes_of
 from dmvae.options import few, flat, told
 from dmvae.recipe import Recipe, Recipes, load, recipe_class
 from dmvae.registry import nearest
@@ -50,6 +50,8 @@ def run(command: str, arguments: list[str], commands: Sequence[str] = ("run", "s
         raise ValueError(f"usage: dmvae {command} RECIPE [--run_dir DIR] [--variant NAME] [--section.field value ...]")
     overrides = parse_overrides(rest)
     if known.run_dir is not None:
+        if "run.dir" in overrides:
+            raise ValueError("--run_dir and --run.dir are the same; give one of them")
         overrides["run.dir"] = known.run_dir
     read = partial(_read, parser, known.recipe)
     whole = placeholders(read, overrides) if known.help else read(overrides)
@@ -153,7 +155,7 @@ def report(command: str, arguments: list[str]) -> None:
     known = parser.parse_args(arguments)
     run_dir: Path = known.run_dir
     if not known.trust:
-        require_no_code(sorted(run_dir.glob("*/recipe.yaml")))
+        require_no_code(recipes_of(run_dir))
     finish(jobs_of(run_dir), run_dir)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dmvae.commands.parser import Parser
 from dmvae.commands.trust import require_no_code
-from dmvae.jobs import VARIANTS, jobs_of
+from dmvae.jobs import VARIANTS, jobs_of, recipes_of
 from dmvae.runtime import distributed
 from dmvae.runtime.console import console
 from dmvae.serve.folder import Folder, Networks, links_out
@@ -60,12 +60,13 @@ def configured(site: Site, *, local: bool) -> uvicorn.Config:
 def read(run_dir: Path, networks: Networks, *, data: bool, trust: bool) -> Folder:
     """The run as it stands. Raises ValueError for a folder that is no run's, and unless `trust`, for one that names
     code or holds links that lead out of it."""
-    if not run_dir.is_dir():
+    if not run_dir.exists():
         raise ValueError(f"{run_dir}: no such folder")
     if (run_dir.absolute().parent / VARIANTS).is_file():
-        raise ValueError(f"{run_dir} is one variant of a run; give {run_dir.absolute().parent}")
+        raise ValueError(f"{run_dir} lies in a run's folder; give {run_dir.absolute().parent}")
+    recipes = recipes_of(run_dir)
     if not trust:
-        require_no_code(sorted(run_dir.glob("*/recipe.yaml")))
+        require_no_code(recipes)
         for link in links_out(run_dir):
             raise ValueError(
                 f"{link} leads out of the run, to {link.resolve()}: remove it, or add --trust if you trust the folder"

@@ -239,7 +239,7 @@ class DMVAEPipeline(DiffusionPipeline):
             return self.labels[label]
         if isinstance(label, Tensor):
             label = label.item()
-        if not isinstance(label, Integral):
+        if not isinstance(label, Integral) or isinstance(label, bool):
             raise ValueError(f"class_labels: {label!r} is no integer, name or None")
         if not 0 <= int(label) < count:
             raise ValueError(f"class_labels: {label} is not a class of this model, which has 0 to {count - 1}")

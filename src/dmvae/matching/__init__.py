@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import ClassVar
 
 import torch
@@ -53,8 +54,11 @@ class Context:
     def __post_init__(self) -> None:
         if not isinstance(self.rng, torch.Generator):
             raise ValueError(f"rng: give a torch.Generator or Random(seed), got {self.rng!r}")
-        if not 0 <= self.label_dropout <= 1:
-            raise ValueError(f"label_dropout: expected a number, 0 to 1, got {self.label_dropout!r}")
+        for name, value in (("label_dropout", self.label_dropout), ("progress", self.progress)):
+            if not isinstance(value, Real) or not 0 <= value <= 1:
+                raise ValueError(f"{name}: expected a number, 0 to 1, got {value!r}")
+        if not isinstance(self.null_label, Integral) or self.null_label < 0:
+            raise ValueError(f"null_label: give the number of classes, got {self.null_label!r}")
         self.rng = Random.of(self.rng, self.rng.device)
 
     @classmethod

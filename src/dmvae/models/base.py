@@ -222,6 +222,8 @@ class Tokenizer(Model):
 
     def check_latents(self, z: Tensor) -> None:
         """Raise ValueError unless `decode` takes z."""
+        if not isinstance(z, Tensor) or not z.is_floating_point():
+            raise ValueError(f"latents: give a tensor of floats, got {getattr(z, 'dtype', type(z).__name__)}")
         if z.ndim != 4 or z.shape[1] != self.config["latent_channels"]:
             raise ValueError(
                 f"latents of shape {list(z.shape)} do not fit this tokenizer, whose latents are "

@@ -46,6 +46,8 @@ A class-conditional latent flow model on a tokenizer that `dmvae` trained.
 pip install dmvae
 ```
 
+(Where no registry has it, from a wheel of it: `pip wheel --no-deps .` in its checkout makes one.)
+
 ```python
 import torch
 from dmvae import DMVAEPipeline

@@ -117,7 +117,8 @@ def _check(config: TokenizerTraining, inputs: Inputs) -> None:
     shape = inputs.shape
     if config.kl_weight > 0 and not shape.variational:
         raise ValueError(
-            "tokenizer.kl_weight: a KL term needs a variational bottleneck; set autoencoder.variational: true"
+            "tokenizer.kl_weight: a KL term needs a variational bottleneck; set autoencoder.variational: true, or give "
+            "the weight to those variants alone that have one: --variants.NAME.tokenizer.kl_weight"
         )
     if config.train_detail and shape.detail_width is None:
         raise ValueError("tokenizer.train_detail: there is nothing to train; give autoencoder.detail_width")
