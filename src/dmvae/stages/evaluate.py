@@ -38,10 +38,8 @@ class EvaluateStage(Stage[EvaluateConfig]):
     @classmethod
     def problems(cls, config: EvaluateConfig, inputs: Inputs, others: Mapping[str, object]) -> Iterator[str]:
         if len(inputs.test_set) < 2:
-            yield (
-                f"evaluate: sets of images are compared, and there is {counted(len(inputs.test_set), 'test image')}; give "
-                "2 or more, or set evaluate to null"
-            )
+            found = counted(len(inputs.test_set), "test image")
+            yield f"evaluate: sets of images are compared, and there is {found}; give 2 or more, or set evaluate to null"
         latents = min(config.knn_count, len(inputs.train_set))
         if config.neighbours > latents:
             yield (
