@@ -39,7 +39,7 @@ class EvaluateStage(Stage[EvaluateConfig]):
     def problems(cls, config: EvaluateConfig, inputs: Inputs, others: Mapping[str, object]) -> Iterator[str]:
         if len(inputs.test_set) < 2:
             found = counted(len(inputs.test_set), "test image")
-            yield f"evaluate: sets of images are compared, and there is {found}; give 2 or more, or set evaluate to null"
+            yield f"evaluate: sets of images are compared, and there is {found}; give 2 or more, or set evaluate: null"
         latents = min(config.knn_count, len(inputs.train_set))
         if config.neighbours > latents:
             yield (
