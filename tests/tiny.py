@@ -36,7 +36,7 @@ RECIPE = {
     "variants": {
         "matched": {},
         "kl": {
-            "autoencoder.variational": True,
+            "autoencoder": {"variational": True},
             "encoder": None,
             "reference": None,
             "matching": None,
