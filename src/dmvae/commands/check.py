@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from dmvae.commands.measurements import measure_again, read_scores
 from dmvae.commands.trust import require_no_code
@@ -78,7 +78,7 @@ def side_by_side(paths: Iterable[Path], *, force: bool = False) -> Table:
 
 def print_scores(result: Values) -> None:
     """One row a metric, by the title that runs print and by its name in files, with its interval where it has one."""
-    table = Table("", "value", "95 % interval", "in files")
+    table = Table("", "value", "95 % interval", Column("in files", overflow="fold"))
     for name, value in result["metrics"].items():
         low_high = [in_unit(name, end) for end in result.get("intervals", {}).get(name) or ()]
         table.add_row(title_of(name), in_unit(name, value), " to ".join(low_high), name)
