@@ -106,7 +106,7 @@ def test_the_order_of_images_changes_nothing_where_subsets_are_drawn():
 def test_images_prepared_otherwise_are_refused(folders, tmp_path):
     kept = str(tmp_path / "kept.safetensors")
     measure("folder", [folders[0], folders[1]], features=[FEATURES], size=8, save_reference=kept)
-    with pytest.raises(ValueError, match=r"images\.size: 8, 16"):
+    with pytest.raises(ValueError, match=r"images of 16 pixels, and those of .* have 8; --size 8 crops and resizes"):
         measure("folder", [folders[1], kept], features=[FEATURES])
     with pytest.warns(UserWarning, match=r"images\.size: 8, 16"):
         measure("folder", [folders[1], kept], features=[FEATURES], force=True)
@@ -115,7 +115,7 @@ def test_images_prepared_otherwise_are_refused(folders, tmp_path):
 def test_images_of_other_sizes_are_refused_whatever_they_come_from(folders, data, tmp_path):
     small = data[0][0][:, :, ::2, ::2].permute(0, 2, 3, 1).numpy()
     np.savez(tmp_path / "small.npz", arr_0=small)
-    with pytest.raises(ValueError, match=r"images\.size: 16, 8"):
+    with pytest.raises(ValueError, match=r"images of 8 pixels, and those of .* have 16; --size 8 crops and resizes"):
         measure("folder", [str(tmp_path / "small.npz"), folders[1]], features=[FEATURES])
 
 

@@ -98,7 +98,8 @@ class Setting:
         else:
             there = self.images(path).facts["size"]
         if there not in (None, size) and not self.force:
-            mend = "" if self.size else f"; --size {size} crops and resizes them"
+            # statistics are as they are: it is the images beside them that can be resized
+            mend = "" if self.size else f"; --size {there if is_statistics(path) else size} crops and resizes images"
             raise ValueError(f"{what} images of {size} pixels, and those of {path} have {there}{mend}")
 
     def features(self, images: Images, title: str, save: bool = False) -> list[FeatureSet]:
