@@ -65,6 +65,7 @@ def test_bad_input_is_told_with_its_fix(folders, tmp_path, capsys):
         (["--count", "3"], "measure folder takes no --count"),
         (["--batch-size", "0"], "--batch-size must be at least 1, got 0"),
         (["--size", "100000000"], "--size must be at most 16384, got 100000000"),
+        (["--workers", "-2"], "workers must be at least 0, got -2"),
         (["--limit", "-3"], "--limit must be at least 1, got -3"),
         (["--features", "effnet-lite0@0"], "number of pixels"),
         (["--save-reference", "here"], "name it so"),

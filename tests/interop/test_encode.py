@@ -338,6 +338,9 @@ def test_mistakes(images, tokenizer, tmp_path, capsys):
     capsys.readouterr()
     assert "another size" in complaint(capsys, encode, images, tokenizer, tmp_path / "z", "--size", "20")
     assert "18 is not a multiple" in complaint(capsys, encode, images, tokenizer, tmp_path / "y", "--size", "18")
+    assert "workers must be at least 0, got -1" in complaint(
+        capsys, encode, images, tokenizer, tmp_path / "y", "--workers", "-1"
+    )
     assert "/nowhere" in complaint(capsys, encode, "/nowhere", tokenizer, tmp_path / "y")
     assert "/nowhere" in complaint(capsys, encode, images, "/nowhere", tmp_path / "y")
     assert "--out" in complaint(capsys, cli.main, ["encode", str(images), "--tokenizer", str(tokenizer)])

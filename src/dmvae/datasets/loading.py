@@ -219,7 +219,10 @@ class Reader:
 
 
 def usable(workers: int) -> int:
-    """As many worker processes as were asked for, but no more than there are processors: torch warns of more."""
+    """As many worker processes as were asked for, but no more than there are processors: torch warns of more.
+    Raises ValueError for a number below 0."""
+    if workers < 0:
+        raise ValueError(f"workers must be at least 0, got {workers}")
     return min(workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
