@@ -5,14 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 import processes
 import tiny
 from dmvae import DMVAEPipeline, checks, cli
-from dmvae.commands.parser import parse_overrides
 from dmvae.evaluation.features import parse_features
-from dmvae.runtime.yaml_text import read_yaml
 from dmvae.tokenizers.adapted import load_tokenizer
 
 
@@ -249,31 +246,6 @@ def test_features_that_nobody_knows_are_told_in_a_line():
 def test_debug_shows_the_traceback():
     result = processes.command("run", "nothing.yaml", "--debug")
     assert "Traceback" in result.stderr
-
-
-def test_overrides_are_yaml():
-    assert parse_overrides(["--a.b", "1e-3", "--c=[1, 2]", "--d", "--e", "null", "--f", "-1"]) == {
-        "a.b": "1e-3",
-        "c": [1, 2],
-        "d": True,
-        "e": None,
-        "f": -1,
-    }
-
-
-def test_a_number_in_another_base_is_text():
-    asked = parse_overrides(
-        ["--a", "010", "--b", "12:30", "--c", "0x1F", "--d", "1_000", "--e", "-5", "--f", "2024-01-01"]
-    )
-    assert asked == {"a": "010", "b": "12:30", "c": 31, "d": 1000, "e": -5, "f": "2024-01-01"}
-    for text in (*asked.values(), "08", "0b11", 0, -0.5, True):  # a resolved recipe is written by PyYAML's own words
-        assert read_yaml(yaml.safe_dump({"x": text})) == {"x": text}
-
-
-@pytest.mark.parametrize("words", [["--tokenizer.steps="], ["--tokenizer.steps", ""], ["--tokenizer.steps", " "]])
-def test_an_empty_value_is_refused_and_not_taken_for_null(words):
-    with pytest.raises(ValueError, match=r"--tokenizer\.steps: its value is empty; write null for none"):
-        parse_overrides(words)
 
 
 def test_help_lists_fields_with_their_meaning(tmp_path, capsys):

@@ -41,7 +41,8 @@ Count = Annotated[int, Range(1, 10**9)]
 """Items, steps, or turns."""
 Wait = Annotated[int, Range(0, 10**9)]
 """Steps or turns, where 0 means something."""
-Pixels = Annotated[int, Range(1, 16384)]
+MOST_PIXELS = 16384
+Pixels = Annotated[int, Range(1, MOST_PIXELS)]
 """Height and width."""
 Channels = Annotated[int, Range(1, 3)]
 """Of images."""

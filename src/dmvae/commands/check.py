@@ -89,9 +89,8 @@ def title_of(name: str) -> str:
     """What tables of runs call the figure of this full name; "" where they do not know it."""
     titles = {"fd": "Frechet distance", "sfd": "spatial Frechet distance"}
     titles |= {key: figure.title for key, figure in figures().items()}
-    stem, spread, _ = (
-        name.partition("_")[0].replace("fid", "fd").partition("-std")
-    )  # FID is the one of the published net
+    stem = name.partition("_")[0].replace("fid", "fd")  # FID is the one in the published Inception's features
+    stem, spread, _ = stem.partition("-std")
     title = titles.get(stem) or titles.get(stem.lstrip("gr"), "")
     return f"{title}, spread" if title and spread else title
 

@@ -22,8 +22,9 @@ from dmvae.evaluation.images import FolderImages, Images, npz_images
 from dmvae.evaluation.manifest import versions
 from dmvae.evaluation.measure import PROTOCOL, measure_sets
 from dmvae.evaluation.reconstruct import PerceptualDistance, reconstruct, reconstruction_scores
-from dmvae.evaluation.reference_statistics import SUFFIXES, read_statistics
+from dmvae.evaluation.reference_statistics import is_statistics, read_statistics
 from dmvae.evaluation.scores import Scores
+from dmvae.ranges import MOST_PIXELS
 from dmvae.runtime import distributed
 from dmvae.runtime.files import atomic_write, sweep_beside
 from dmvae.runtime.hashing import digest, weights_hash
@@ -49,7 +50,7 @@ class Setting:
         force: bool = False,
         fresh: bool = False,
     ) -> None:
-        require(1, 16384, size=size)
+        require(1, MOST_PIXELS, size=size)
         require(1, batch_size=batch_size, limit=limit)
         if save_reference and not save_reference.endswith(".safetensors"):
             raise ValueError(f"--save-reference {save_reference}: what is kept is a .safetensors file, name it so")
@@ -134,11 +135,6 @@ class Setting:
             "device": self.device.type,
             "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
         }
-
-
-def is_statistics(path: str) -> bool:
-    """Whether the reference is a file of statistics, and no folder or file of images."""
-    return Path(path).is_file() and path.endswith(SUFFIXES)
 
 
 def measure_folder(setting: Setting, a: str, b: str) -> Values:

@@ -48,11 +48,7 @@ def run(command: str, arguments: list[str], commands: Sequence[str] = ("run", "s
         if known.help:
             return print(USAGE)
         raise ValueError(f"usage: dmvae {command} RECIPE [--run_dir DIR] [--variant NAME] [--section.field value ...]")
-    overrides = parse_overrides(rest)
-    if known.run_dir is not None:
-        if "run.dir" in overrides:
-            raise ValueError("--run_dir and --run.dir are the same; give one of them")
-        overrides["run.dir"] = known.run_dir
+    overrides = _overrides(rest, known.run_dir)
     read = partial(_read, parser, known.recipe)
     whole = placeholders(read, overrides) if known.help else read(overrides)
     names = [stage.name for stage in stages()]  # the recipe's plugins may have brought some
@@ -105,12 +101,20 @@ def plan(command: str, arguments: list[str]) -> None:
     machine, speed = Machine.here(), known.peak * known.utilisation * 1e12
     if known.gpus is not None:
         machine = Machine(known.gpus, bytes_of(known.memory), True, speed)
-    overrides = parse_overrides(rest)
-    if known.run_dir:
-        overrides["run.dir"] = known.run_dir
+    overrides = _overrides(rest, known.run_dir)
     obstacles = print_plan(_chosen(_read(parser, known.recipe, overrides), known.variant), machine)
     if obstacles:
         raise CheckFailed(counted(len(obstacles), "thing stands", "things stand") + " in the way")
+
+
+def _overrides(words: list[str], run_dir: str | None) -> Values:
+    """The options, --run_dir among them. Raises ValueError where the folder is given under both its names."""
+    overrides = parse_overrides(words)
+    if run_dir is not None:
+        if "run.dir" in overrides:
+            raise ValueError("--run_dir and --run.dir are the same; give one of them")
+        overrides["run.dir"] = run_dir
+    return overrides
 
 
 def _read(parser: Parser, recipe: str, overrides: Values) -> Recipes:

@@ -39,9 +39,9 @@ class WebDataset(EncodedConfig):
     """Folder of .tar shards, one shard, or a pattern with braces, such as photos/{train,val}-{000..146}.tar. A split is
     the shards that have its name, or whose folder has: train, and test, val, valid or validation."""
     train_shards: str | None = None
-    """Pattern of the names of the shards to train on, such as a-*.tar or a-{00..11}.tar; None goes by "train"."""
+    """Pattern of the names of the shards to train on, such as a-*.tar or a-{00..11}.tar; null goes by "train"."""
     test_shards: str | None = None
-    """Pattern of the names of the shards to measure on; None goes by "test", "val", "valid" or "validation"."""
+    """Pattern of the names of the shards to measure on; null goes by "test", "val", "valid" or "validation"."""
     image_extension: str | None = None
     """Extension of the images, such as jpg or input.png; null takes whatever is an image's."""
     label_extension: str = "cls"

@@ -20,6 +20,11 @@ SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
 SPATIAL_WIDTH = 2023
 
 
+def is_statistics(path: str) -> bool:
+    """Whether it is a file of statistics, and no folder or file of images."""
+    return Path(path).is_file() and path.endswith(SUFFIXES)
+
+
 def read_statistics(path: Path) -> FeatureSet:
     """Statistics from a file, by its suffix:
 

@@ -13,6 +13,12 @@ Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(z_t [b, C, H, W], t [b], labels [b]) -> velocity [b, C, H, W]."""
 
 
+def require_interval(interval: tuple[float, float]) -> None:
+    """Raise ValueError where the second time is before the first: guidance would act nowhere, in silence."""
+    if interval[0] > interval[1]:
+        raise ValueError(f"guidance_interval: its first time is after its second, {list(interval)}")
+
+
 def guided(
     velocity: Velocity,
     scale: float,

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dmvae import config as configs
 from dmvae.datasets.pixels import to_uint8
-from dmvae.flow.guidance import guided
+from dmvae.flow.guidance import guided, require_interval
 from dmvae.flow.solver import time_grid
 from dmvae.models.base import Model, Tokenizer
 from dmvae.ranges import Guidance, SamplerSteps, Share, TimeShift
@@ -47,8 +47,7 @@ class Drawing:
 
     def __post_init__(self) -> None:
         configs.checked(self)
-        if self.guidance_interval[0] > self.guidance_interval[1]:
-            raise ValueError(f"guidance_interval: its first time is after its second, {list(self.guidance_interval)}")
+        require_interval(self.guidance_interval)
 
 
 class DMVAEPipeline(DiffusionPipeline):

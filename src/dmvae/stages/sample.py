@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dmvae import config as configs
 from dmvae.datasets.pixels import to_uint8
+from dmvae.flow.guidance import require_interval
 from dmvae.flow.samplers import Sampler, Sampling
 from dmvae.generators import Generator
 from dmvae.inputs import Inputs, snapshot
@@ -57,9 +58,7 @@ class SampleConfig:
     def __post_init__(self) -> None:
         if self.method not in names(Sampler):
             raise ValueError(f"method: no sampler is called {self.method!r}{nearest(self.method, names(Sampler))}")
-        low, high = self.guidance_interval
-        if low > high:
-            raise ValueError(f"guidance_interval: its first time is after its second, {[low, high]}")
+        require_interval(self.guidance_interval)
         if not self.guidance:
             raise ValueError("guidance needs at least one scale; 1.0 is no guidance")
 

@@ -29,6 +29,7 @@ IMAGE_CLASSES = (
 
 
 OURS = ("Autoencoder", "AdaptedTokenizer")
+"""By name: `adapted.ARTIFACTS` holds these classes, and imports the sources."""
 
 
 @register("diffusers")
