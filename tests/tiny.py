@@ -28,7 +28,7 @@ RECIPE = {
     "encoder": {"steps": 4, "batch_size": 16},
     "tokenizer": {"steps": 6, "batch_size": 8},
     "reference": {"steps": 6, "batch_size": 8, "model": DIT},
-    "matching": {"steps": 8, "batch_size": 8, "student_steps": 2, "health_every": 1},
+    "matching": {"objective": {"type": "dmd"}, "steps": 8, "batch_size": 8, "student_steps": 2, "health_every": 1},
     "decoder": {"steps": 4, "batch_size": 8},
     "generator": {"steps": 6, "batch_size": 8, "model": DIT},
     "sample": {"count": 12, "batch_size": 6, "steps": 2},

@@ -53,7 +53,8 @@ class FieldMissing(FieldError):
 def read(cls: type[C], values: object, where: str = "") -> C:
     """Build the dataclass `cls` from a mapping; `where` is the dotted place used in errors.
 
-    A class with a classmethod `upgrade(values)` reads older spellings of its fields: it gets the mapping first.
+    A class with a classmethod `upgrade(values)` gets the mapping first: it reads older spellings of its fields, and
+    fills in what several fields have for a default together.
     """
     if values is None and where:
         weighed = "weight" in get_type_hints(cls)

@@ -37,6 +37,13 @@ class Recipe(Sections):
     beside: ClassVar[tuple[str, ...]] = ("extends", "variants", "seeds")
     """What a file may have besides these fields."""
 
+    @classmethod
+    def upgrade(cls, values: Values) -> Values:
+        """What the stages make of sections that leave their choices open, see `Stage.usual`."""
+        for stage in stages():
+            values = stage.usual(values)
+        return values
+
     def section(self, stage: AnyStage | str) -> Any:
         """The stage's config, or None."""
         return getattr(self, stage if isinstance(stage, str) else stage.name, None)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import yaml
 
 import tiny
 from dmvae import Autoencoder, pipeline
@@ -61,6 +62,17 @@ def test_every_stage_runs_and_the_log_tells_the_distance(tmp_path, small):
     model = Autoencoder.from_pretrained(run / "latents/autoencoder")
     assert model.editor.bank.shape == (16, 4, 3, 3)
     assert "gfd" in json.loads((run / "evaluate/metrics.json").read_text())
+
+
+def test_a_matching_that_names_no_objective_runs_and_trains_no_teacher(tmp_path, small):
+    section = {"steps": 8, "batch_size": 12, "noise_groups": 4, "noise_bank": 16, "noise_width": 8}
+    path = tiny.write(tmp_path, variants={"main": {}})
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"matching": section}, sort_keys=False))
+    tiny.run(path, until="matching")
+    run = tmp_path / "run/main"
+    keys = {key for line in (run / "matching/log.jsonl").read_text().splitlines() for key in json.loads(line)}
+    assert {"distance/ratio", "transport/token", "matching/edit"} <= keys
+    assert not (run / "reference/teacher").exists()
 
 
 EDITED = {

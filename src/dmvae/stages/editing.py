@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from dmvae import config as configs
+from dmvae.config import Values
 from dmvae.models.base import Tokenizer
 from dmvae.ranges import Count, Range, Width
 from dmvae.runtime.words import counted
@@ -15,6 +16,8 @@ from dmvae.tokenizers.autoencoder import Autoencoder
 
 EDITED = ("reference", "assigned")
 """Kinds of `noise` that an editor of samples makes latents of."""
+_ARRIVING: Values = {"objective": {"type": "transport"}, "balance": "distance", "target": 1.4, "weight": 1.0}
+_EDITED: Values = {"noise": "assigned", "noise_groups": 32, "anchor": 0.3}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,23 @@ class Editing:
     directions: from about there on the sample pulls it back harder than the objective pulls. This keeps the fine
     structure of a reference that is thin in some directions, as features are, which sliced distances hardly see. null:
     no such pull."""
+
+
+def arriving(values: Values) -> Values:
+    """A recipe whose matching names no objective gets the setting by which latents arrive at any reference, whatever
+    the start (docs/results, "Arrival"): samples of the reference, each of the group that suits its image, are edited,
+    held by transport and an anchor, and the pull follows the distance. A tokenizer that has no place for an editor
+    moves its own latents, a variational one draws them. What the section does name, it keeps; one that names an
+    objective gets nothing of this, so `{type: dmd}` is the paper's."""
+    section, reference = values.get("matching"), values.get("reference")
+    if not isinstance(section, dict) or not isinstance(reference, dict) or "objective" in section:
+        return values
+    shape = values.get("autoencoder")
+    drawn = isinstance(shape, dict) and shape.get("variational") is True
+    latents = {"noise": "posterior"} if drawn else {} if values.get("pretrained") else _EDITED
+    if section.get("noise", "assigned") != "assigned":
+        latents = {}
+    return configs.merge({"reference": {"teacher": False}, "matching": _ARRIVING | latents}, values)
 
 
 def unfit(config: Editing, model: Tokenizer, batch_size: int, relative: bool) -> Iterator[str]:

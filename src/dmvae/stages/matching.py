@@ -32,7 +32,7 @@ from dmvae.runtime.transfer import send
 from dmvae.runtime.words import counted
 from dmvae.stages.approach import EVERY, IN_A_ROW, Approach, Recent, measurements
 from dmvae.stages.bounds import BOUNDS, spread
-from dmvae.stages.editing import EDITED, Editing, unfit
+from dmvae.stages.editing import EDITED, Editing, arriving, unfit
 from dmvae.stages.reconstruction import DecoderNetworks, DecoderStage, discriminate, reconstruct
 from dmvae.stages.reference import ReferenceTraining, open_reference
 from dmvae.stages.tokenizer import drawn
@@ -52,7 +52,8 @@ class MatchingTraining(Editing, FlowTraining):
     the reference has a closed form and so no teacher network. An objective may bring another network instead."""
 
     objective: Matching = field(default_factory=DMD)
-    """The matching objective, by `type`."""
+    """The matching objective, by `type`. {type: dmd} alone is the paper's matching. A section that names none is one that
+    arrives: `transport` of edited samples (see `noise`), with `balance: distance`."""
     weight: Weight = 10.0
     """lambda, the weight of the matching loss."""
     balance: Literal["fixed", "gradient", "distance"] = "fixed"
@@ -171,6 +172,10 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
 
     def done(self, networks: MatchingNetworks) -> bool:
         return self.config.until is not None and networks.approach.arrived
+
+    @classmethod
+    def usual(cls, values: configs.Values) -> configs.Values:
+        return arriving(values)
 
     @classmethod
     def problems(cls, config: MatchingTraining, inputs: Inputs, others: Mapping[str, object]) -> Iterator[str]:

@@ -79,6 +79,12 @@ class Stage(Registered, Generic[C]):
         raise NotImplementedError
 
     @classmethod
+    def usual(cls, values: Values) -> Values:
+        """A recipe's values, with what this stage makes of sections that leave its choices open: the defaults that hang
+        together, where a field's own default is not enough. Most stages have none."""
+        return values
+
+    @classmethod
     def parts(cls, config: C, sections: Sections) -> Iterable[tuple[str, Buildable]]:
         """(place in the recipe, config) of everything that the stage will `build()` and that may need a package or
         weights which this machine lacks."""
