@@ -52,7 +52,7 @@ class MatchingTraining(Editing, FlowTraining):
     the reference has a closed form and so no teacher network. An objective may bring another network instead."""
 
     objective: Matching = field(default_factory=DMD)
-    """The matching objective, by `type`; {type: dmd} alone is the paper's matching. A section that names none arrives, by
+    """The matching objective, by `type`; {type: dmd} alone is the paper's matching. A section that names none arrives:
     `transport` of edited samples (see `noise`) with `balance: distance`."""
     weight: Weight = 10.0
     """lambda, the weight of the matching loss."""
