@@ -5,16 +5,22 @@ import torch
 from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 
+import tiny
 from dmvae.decoders.conv import ConvDecoder
+from dmvae.inputs import Blueprint
 from dmvae.losses import AdversarialConfig, LossConfig
 from dmvae.losses.perceptual import PerceptualLoss
+from dmvae.matching.dmd import DMD
 from dmvae.models.discriminator import PatchGAN
 from dmvae.models.dit import LightningDiT
+from dmvae.recipe import load
 from dmvae.runtime.random import Random
+from dmvae.stages.matching import MatchingStage
 from dmvae.stages.reconstruction import DecoderNetworks, discriminate, reconstruct
 from dmvae.tokenizers.autoencoder import Autoencoder
+from dmvae.training.loop import Trainer
 from dmvae.training.preparing import compile_networks
-from dmvae.training.stage import Networks
+from dmvae.training.stage import Batch, Networks
 
 VIT = {"type": "timm", "model": "vit_tiny_patch16_224", "patch_size": 16}
 CONV = {"type": "conv", "width": 8, "multipliers": [1, 2], "blocks": 1, "stride": 4, "out_channels": 8}
@@ -104,3 +110,28 @@ def test_the_end_that_the_adaptive_weight_differentiates_is_not_compiled():
         for layer in ("conv_in.0.conv", "conv_in.1", "norm_out", "conv_out")
         for of in ("weight", "bias")
     }
+
+
+def graphs(tmp_path, **over) -> int:
+    """How many graphs the first steps of a matching compile."""
+    recipe = load(tiny.write(tmp_path, **over))["matched"]
+    reads = {stage: recipe.section(stage) for stage in MatchingStage.reads}
+    trainer = Trainer(MatchingStage(recipe.section("matching"), Blueprint(recipe, "", reads, 4, fake=False)))
+    made = []
+    backend = aot_autograd(fw_compiler=lambda graph, inputs: made.append(graph) or make_boxed_func(graph))
+    compile_networks(trainer.networks, backend=backend)
+    x = torch.randn(8, 3, 12, 12)
+    for step in range(2):  # a turn of the tokenizer, and one of the student alone
+        trainer.step = step
+        for _ in trainer.train_step(Batch(x, torch.arange(8) % 3, step, 4)):
+            pass
+    return len(made)
+
+
+@pytest.mark.slow
+def test_nothing_is_compiled_for_the_teacher_alone_nor_for_what_is_seldom_asked(tmp_path, monkeypatch):
+    few = graphs(tmp_path, matching__proxy_every=0)
+    assert few > 0
+    assert graphs(tmp_path, matching__proxy_every=1) == few
+    monkeypatch.setattr(DMD, "differentiates", True)
+    assert graphs(tmp_path, matching__proxy_every=0) == few + 2

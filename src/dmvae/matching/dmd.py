@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,8 @@ LIMIT = 4.0
 @dataclass(frozen=True, kw_only=True)
 class DMD(ByVelocities):
     """The paper's objective: it descends KL(latents || reference), the reverse KL divergence, or another one."""
+
+    differentiates: ClassVar[bool] = False
 
     guidance: Guidance = 5.0
     """Guidance scale w of teacher and student alike; 1 turns guidance off."""

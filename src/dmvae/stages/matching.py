@@ -39,6 +39,7 @@ from dmvae.stages.tokenizer import drawn
 from dmvae.tokenizers.autoencoder import Autoencoder
 from dmvae.training.flow import FlowTraining
 from dmvae.training.health import Bound
+from dmvae.training.preparing import uncompiled
 from dmvae.training.stage import Batch, Update, stage
 from dmvae.transport.views import tokens
 
@@ -235,7 +236,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         networks.student = config.objective.new_student(
             inputs.latent_shape, inputs.num_classes, networks.teacher, config.model
         )
-        if teacher is not None:
+        if teacher is not None and config.objective.differentiates:
             teacher.requires_grad_(False)
         networks.trains["tokenizer"] = [p for p in autoencoder.parameters() if p.requires_grad]
         if networks.student is not None:
@@ -331,7 +332,8 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
                 "health/mean": latents.mean(dim=(0, 2, 3)).abs().mean(),
             }
         if config.proxy_every > 0 and turn % config.proxy_every == 0:
-            figures |= online_proxies(latents, batch.labels, lambda z: model.decode(model.denormalize(z)).sample)
+            with uncompiled():
+                figures |= online_proxies(latents, batch.labels, lambda z: model.decode(model.denormalize(z)).sample)
         yield Update("tokenizer", loss, figures, terms["reconstruction/total"], late)
         if networks.discriminator is not None:
             yield discriminate(networks.discriminator, self.losses.adversarial, images, recon, context.rng)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -39,6 +40,12 @@ def compile_networks(networks: nn.Module, **options: object) -> None:
     torch._functorch.config.donated_buffer = False
     for part in _compiled_parts(networks):
         part.compile(dynamic=False, **options)
+
+
+def uncompiled() -> AbstractContextManager[object]:
+    """Networks run eagerly within, compiled or not: for what is seldom asked, and would be compiled for it alone."""
+    stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def _compiled_parts(networks: nn.Module) -> Iterator[nn.Module]:
