@@ -71,6 +71,12 @@ def run(path: Path, variant: str | None = None, only: str | None = None, until: 
     return jobs
 
 
+def apply(trainer, update) -> dict:
+    """One update as the loop does it; its figures."""
+    trainer.backward(update)
+    return update.figures() | trainer.move(update.trains)
+
+
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
     """Every tensor of every network that the run saved: VARIANT/STAGE/NETWORK/NAME -> tensor."""
     from safetensors.torch import load_file

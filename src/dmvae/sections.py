@@ -65,7 +65,7 @@ class RunConfig:
     precision: Precision = "auto"
     """"auto" is bf16 autocast where the hardware multiplies bf16, float32 elsewhere."""
     compile: bool = False
-    """torch.compile the networks, block by block: faster steps after a start of up to a minute per stage."""
+    """torch.compile the networks, block by block: faster steps after a start of a minute or so per stage."""
     shard: bool = False
     """On several ranks, spread weights, gradients and optimizer state of the flow networks over them (FSDP2) instead of
     keeping all on each: less memory, more traffic."""

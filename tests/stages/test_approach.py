@@ -262,5 +262,5 @@ def test_only_the_decoded_images_reach_the_decoder(tmp_path, small, monkeypatch)
     monkeypatch.setattr(model, "decode", lambda z: seen.append(len(z)) or decode(z))
     batch = Batch(images.float() / 127.5 - 1, labels, 1, 8)
     update = next(trainer.stage.updates(trainer.networks, batch, Random(0)))
-    trainer.apply(update)
+    tiny.apply(trainer, update)
     assert seen == [4]

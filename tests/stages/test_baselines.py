@@ -61,7 +61,7 @@ def moves(trainer, batch):
         before = {
             name: {k: v.clone() for k, v in m.state_dict().items()} for name, m in trainer.networks.named_children()
         }
-        trainer.apply(update)
+        tiny.apply(trainer, update)
         changed = {
             f"{name}.{key.split('.')[0]}" if name == "autoencoder" else name
             for name, module in trainer.networks.named_children()
@@ -99,7 +99,7 @@ def test_alignment_moves_the_projection_in_its_own_turn_and_never_the_target(fin
 def test_alignment_s_gradient_reaches_the_encoder_at_the_ratio_asked_for(finished):
     trainer, x, y = trainer_of(finished[0]["vavae", "tokenizer"])
     first = next(trainer.stage.updates(trainer.networks, Batch(x, y, 0, 6), Random(0)))
-    log = trainer.apply(first)
+    log = tiny.apply(trainer, first)
     assert log["health/gradient_alignment"] == pytest.approx(
         0.1 * log["health/gradient_reconstruction"].item(), rel=1e-4
     )

@@ -57,7 +57,7 @@ def moved(trainer, update):
         for name, module in trainer.networks.named_children()
         for key, p in module.named_parameters()
     }
-    trainer.apply(update)
+    tiny.apply(trainer, update)
     return {
         f"{name}.{key}"
         for name, module in trainer.networks.named_children()

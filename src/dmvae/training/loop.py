@@ -103,11 +103,6 @@ class Trainer:
                 yield update.figures()
             yield self.move(name)
 
-    def apply(self, update: Update) -> Values:
-        """Backward, clip, step and average for the parameters that the update names; returns its figures."""
-        self.backward(update)
-        return update.figures() | self.move(update.trains)
-
     def backward(self, update: Update, parts: int = 1, last: bool = True) -> None:
         """Add the gradient of the update's loss, one of as many as there are parts, to the parameters that it names;
         with that of the last part, they are averaged over the ranks."""
