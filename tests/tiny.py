@@ -48,8 +48,11 @@ RECIPE = {
 
 
 def write(folder: Path, **over) -> Path:
-    """The recipe with dotted overrides (a__b=1 is a.b: 1), as a file whose run folder is folder/run."""
+    """The recipe with dotted overrides (a__b=1 is a.b: 1), as a file whose run folder is folder/run. `variants` stand
+    in place of the recipe's own."""
     values = configs.merge(RECIPE, {"run.dir": str(folder / "run")})
+    if "variants" in over:
+        values.pop("variants")
     values = configs.merge(values, {key.replace("__", "."): value for key, value in over.items()})
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(values, sort_keys=False))
