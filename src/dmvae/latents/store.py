@@ -40,7 +40,8 @@ def encode_dataset(
     """Write the data set's raw latents and labels to `folder` as safetensors shards of `shard_size`, and their mean and
     standard deviation per channel. Finished shards are kept, so an interrupted pass goes on where it stopped.
 
-    tokenizer: a module with `encode(images in [-1, 1]).latents`, [n, C, H, W]. mirrored: encode the mirror images.
+    tokenizer: a module with `encode(images in [-1, 1]).latents`, [n, C, H, W]; where these are drawn, shards hold the
+    mean and standard deviation of their posteriors too, "means" and "stds". mirrored: encode the mirror images.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.to(device, memory_format=torch.channels_last).eval()
@@ -51,14 +52,18 @@ def encode_dataset(
             path = folder / f"latents-{number:05d}.safetensors"
             place = {"start": str(start), "stop": str(stop)}
             if number % distributed.world_size() == distributed.rank() and _metadata(path) != place:
-                parts: list[Tensor] = []
+                parts: dict[str, list[Tensor]] = {}
                 labels: list[Tensor] = []
                 for images, batch_labels in passes(Part(dataset, start, stop), batch_size, workers, device):
                     x = as_input(images, device)
                     with autocast(device, precision):
-                        z = tokenizer.encode(x.flip(3) if mirrored else x).latents
-                    parts.append(z.to("cpu", getattr(torch, dtype)).contiguous())
-                    if not parts[-1].isfinite().all():
+                        out = tokenizer.encode(x.flip(3) if mirrored else x)
+                    found = {"latents": out.latents}
+                    if getattr(tokenizer, "drawn", False):
+                        found |= {"means": out.latent_dist.mean, "stds": out.latent_dist.std}
+                    for name, z in found.items():
+                        parts.setdefault(name, []).append(z.to("cpu", getattr(torch, dtype)).contiguous())
+                    if not all(part[-1].isfinite().all() for part in parts.values()):
                         first = start + sum(len(part) for part in labels)
                         raise FloatingPointError(
                             f"latents of {len(images)} images from number {first} on are not finite in {dtype}: the "
@@ -66,7 +71,8 @@ def encode_dataset(
                         )
                     labels.append(batch_labels)
                     bar.step(len(images))
-                write_tensors(path, {"latents": torch.cat(parts), "labels": torch.cat(labels)}, place)
+                joined = {name: torch.cat(part) for name, part in parts.items()}
+                write_tensors(path, joined | {"labels": torch.cat(labels)}, place)
             else:
                 bar.step(stop - start)
     distributed.barrier()
@@ -86,13 +92,19 @@ class LatentSet:
 
     Shards are memory-mapped: the operating system keeps in memory what fits. Attributes: `mean` and `std`,
     float32 [C], of the raw latents, and `labels`, int64 [n].
+
+    posteriors: where latents were drawn, item i is the mean and standard deviation of the posterior, [2C, H, W], in the
+    same units, for who draws latents anew each time.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, posteriors: bool = False) -> None:
         statistics = load_file(folder / "statistics.safetensors")
         self.mean, self.std = statistics["mean"], statistics["std"].clamp_min(1e-6)
         shards = [load_file(path) for path in sorted(folder.glob("latents-*.safetensors"))]
-        self.shards = [shard["latents"] for shard in shards]
+        self.drawn = "stds" in shards[0]
+        self.posteriors = posteriors and self.drawn
+        self.shards = [shard["means" if self.posteriors else "latents"] for shard in shards]
+        self.stds = [shard["stds"] for shard in shards] if self.posteriors else []
         self.labels = torch.cat([shard["labels"] for shard in shards])
         self.shard_size = len(self.shards[0])
 
@@ -105,12 +117,20 @@ class LatentSet:
 
     def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         index = torch.as_tensor(indices)
+        scale = self.std.view(-1, 1, 1)
+        z = (self._gathered(self.shards, index) - self.mean.view(-1, 1, 1)) / scale
+        if self.posteriors:
+            z = torch.cat([z, self._gathered(self.stds, index) / scale], dim=1)
+        return z, self.labels[index]
+
+    def _gathered(self, shards: Sequence[Tensor], index: Tensor) -> Tensor:
+        """Rows of these numbers, float32."""
         number, place = index // self.shard_size, index % self.shard_size
-        z = torch.empty(len(index), *self.shards[0].shape[1:])
+        rows = torch.empty(len(index), *shards[0].shape[1:])
         for i in number.unique().tolist():
             here = number == i
-            z[here] = self.shards[i][place[here]].float()
-        return (z - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1), self.labels[index]
+            rows[here] = shards[i][place[here]].float()
+        return rows
 
 
 class MirroredSet:

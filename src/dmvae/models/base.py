@@ -14,6 +14,9 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
+from dmvae.models.drawing import noise
+from dmvae.runtime.random import Random
+
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
     from typing_extensions import Self
@@ -85,7 +88,8 @@ Distribution: TypeAlias = "DiagonalGaussianDistribution | PointDistribution"
 @dataclass
 class EncoderOutput(BaseOutput):
     latents: Tensor
-    """[n, C, H, W], not normalised; the mean where the tokenizer is variational."""
+    """[n, C, H, W], not normalised: the mean of `latent_dist`, or a sample of it where samples were matched
+    (`Tokenizer.drawn`)."""
     latent_dist: Distribution
 
 
@@ -171,9 +175,28 @@ class Tokenizer(Model):
         """H = W of the latents of training images."""
         return self.config["image_size"] // self.stride
 
-    def encode(self, x: Tensor) -> EncoderOutput:
-        """x [n, c, h, w] in [-1, 1]; h and w must be multiples of the stride (ValueError)."""
+    def encode(self, x: Tensor, rng: torch.Generator | None = None) -> EncoderOutput:
+        """x [n, c, h, w] in [-1, 1]; h and w must be multiples of the stride (ValueError). rng: draws the latents where
+        they are drawn; unless given, an image's content does, so that it is encoded alike in any batch."""
         raise NotImplementedError
+
+    @property
+    def drawn(self) -> bool:
+        """Whether latents are samples of the posterior: those are what was matched (`matching.noise: posterior`)."""
+        return bool(self.config.get("drawn"))
+
+    @drawn.setter
+    def drawn(self, drawn: bool) -> None:
+        self.register_to_config(drawn=drawn)
+
+    def _output(self, posterior: Distribution, x: Tensor, rng: torch.Generator | None) -> EncoderOutput:
+        """What `encode` gives for images x with that posterior."""
+        mean = posterior.mean
+        if not self.drawn:
+            return EncoderOutput(latents=mean, latent_dist=posterior)
+        shape = mean.shape
+        normal = noise(x, shape[1:]) if rng is None else Random.of(rng, x.device).normal(*shape)
+        return EncoderOutput(latents=mean + posterior.std * normal.to(mean), latent_dist=posterior)
 
     def decode(self, z: Tensor) -> DecoderOutput:
         """z [n, C, H, W], not normalised -> images [n, c, h, w]. Raises ValueError for another number of channels."""

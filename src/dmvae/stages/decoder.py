@@ -13,7 +13,6 @@ from dmvae.ranges import Decay, Range
 from dmvae.runtime.random import Random
 from dmvae.stages.reconstruction import DecoderNetworks, DecoderStage, discriminate, reconstruct
 from dmvae.stages.tokenizer import noised
-from dmvae.tokenizers.autoencoder import Autoencoder
 from dmvae.training.stage import Batch, TrainingConfig, Update, stage
 
 
@@ -43,11 +42,7 @@ class DecoderTrainingStage(DecoderStage[DecoderTraining, DecoderNetworks]):
 
     def updates(self, networks: DecoderNetworks, batch: Batch, rng: Random) -> Iterator[Update]:
         with torch.no_grad():
-            model = networks.autoencoder
-            if isinstance(model, Autoencoder) and model.editor is not None:
-                z = model.encode(batch.data, rng).latents
-            else:
-                z = model.encode(batch.data).latents
+            z = networks.autoencoder.encode(batch.data, rng).latents
         if self.config.noise > 0:
             z = noised(z, self.config.noise, rng)
         recon = networks.autoencoder.decode(z).sample

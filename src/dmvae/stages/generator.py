@@ -48,16 +48,20 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
 
     def data(self) -> LatentSet | MirroredSet:
         folder = self.inputs.reads["latents"]
-        plain, mirrored = LatentSet(folder / "latents"), folder / MIRRORED
-        return MirroredSet(plain, LatentSet(mirrored)) if mirrored.exists() else plain
+        plain, mirrored = LatentSet(folder / "latents", posteriors=True), folder / MIRRORED
+        return MirroredSet(plain, LatentSet(mirrored, posteriors=True)) if mirrored.exists() else plain
 
     @property
     def item_shape(self) -> tuple[int, ...]:
         return self.inputs.latent_shape
 
     def updates(self, networks: GeneratorNetworks, batch: Batch, rng: Random) -> Iterator[Update]:
+        z = batch.data
+        if z.shape[1] != self.inputs.latent_shape[0]:  # posteriors: a new sample in each epoch
+            mean, std = z.chunk(2, dim=1)
+            z = mean + std * rng.normal(*mean.shape)
         labels = drop_labels(batch.labels, self.config.label_dropout, self.inputs.num_classes, rng)
-        yield Update("generator", networks.generator.loss(batch.data, labels, rng))
+        yield Update("generator", networks.generator.loss(z, labels, rng))
 
     @classmethod
     def problems(cls, config: GeneratorTraining, inputs: Inputs, others: Mapping[str, object]) -> Iterator[str]:

@@ -145,6 +145,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
 
     def finish(self, networks: MatchingNetworks) -> None:
         model = networks.autoencoder
+        model.drawn = self.config.noise == "posterior"
         if self.config.noise != "assigned":
             return
         assert isinstance(model, Autoencoder)
@@ -221,6 +222,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         nn.ModuleList(autoencoder.parts().encoder).requires_grad_(config.train_encoder)
         autoencoder.latent_mean.copy_(mean)
         autoencoder.latent_std.copy_(std)
+        autoencoder.drawn = False  # until `finish`: here samples are asked for where they are wanted
         networks = MatchingNetworks(autoencoder)
         if config.anchor is not None:
             assert isinstance(autoencoder, Autoencoder)  # see editing.unfit

@@ -243,7 +243,8 @@ class Measuring:
         shuffled = torch.randperm(len(here), generator=torch.Generator().manual_seed(self.inputs.seed))
         if len(here) >= ARRIVAL_LEAST:
             found = arrival.measure(here[shuffled], y.float(), self.inputs.seed)
-            self.metrics["arrival"] = asdict(found) | {"verdict": found.verdict}
+            of = " (latents drawn from their posteriors)" if self.tokenizer.drawn else ""
+            self.metrics["arrival"] = asdict(found) | {"verdict": found.verdict + of}
             self.metrics |= {
                 "distance_whole": found.whole,
                 "distance_token": found.token,

@@ -45,12 +45,14 @@ class AdaptedTokenizer(Tokenizer):
         latent_channels: int | None = None,
         scaling_factor: float = 1.0,
         shift_factor: float = 0.0,
+        drawn: bool = False,
     ):
         super().__init__()
         self.network = configs.read(TokenizerSource, dict(source), "source").build(
             size=image_size, channels=in_channels
         )
-        self.register_to_config(latent_channels=self.network.latent_channels)
+        inside = getattr(getattr(self.network, "model", None), "drawn", False)
+        self.register_to_config(latent_channels=self.network.latent_channels, drawn=drawn or inside)
         self.register_statistics(self.network.latent_channels)
 
     @property
@@ -85,11 +87,10 @@ class AdaptedTokenizer(Tokenizer):
         return model
 
     @apply_forward_hook
-    def encode(self, x: Tensor) -> EncoderOutput:
+    def encode(self, x: Tensor, rng: torch.Generator | None = None) -> EncoderOutput:
         self.check_images(x)
         network: Any = self.network
-        posterior = network.posterior(x) if self.has_spread else PointDistribution(network.encode(x))
-        return EncoderOutput(latents=posterior.mean, latent_dist=posterior)
+        return self._output(network.posterior(x) if self.has_spread else PointDistribution(network.encode(x)), x, rng)
 
     @apply_forward_hook
     def decode(self, z: Tensor) -> DecoderOutput:

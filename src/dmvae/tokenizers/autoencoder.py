@@ -36,7 +36,7 @@ class Autoencoder(Tokenizer):
     log-variance; ValueError without one. detail_width: hidden width of an MLP that adds what the pixels of each place
     say to its latent, None for none; it starts at zero, so that latents are those of the encoder's features until it is
     trained. editor: `width`, `bank` and perhaps `assigned` and `groups` of an `Editor`, which makes latents of samples
-    of a reference; see `with_editor`.
+    of a reference; see `with_editor`. drawn: latents are samples of the posterior.
     """
 
     _supports_gradient_checkpointing = True
@@ -59,6 +59,7 @@ class Autoencoder(Tokenizer):
         editor: Values | None = None,
         scaling_factor: float = 1.0,
         shift_factor: float = 0.0,
+        drawn: bool = False,
     ):
         super().__init__()
         self.use_slicing = self.use_tiling = False
@@ -129,7 +130,7 @@ class Autoencoder(Tokenizer):
             from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
             gaussian = DiagonalGaussianDistribution(out)
-            return EncoderOutput(latents=gaussian.mean, latent_dist=gaussian)
+            return self._output(gaussian, x, rng)
         return EncoderOutput(latents=out, latent_dist=PointDistribution(out))
 
     @apply_forward_hook

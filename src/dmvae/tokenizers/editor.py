@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dmvae.models.drawing import numbers
 from dmvae.transport.sinkhorn import divided, potentials, squares
 
 FIRST, AGAIN = 50, 6
@@ -106,10 +107,7 @@ class Editor(nn.Module):
     def take(self, x: Tensor, mu: Tensor) -> Tensor:
         """The y of images x [n, c, h, w] with latents mu [n, C, H, W]; by their content where there is a choice, so
         that an image is encoded alike in any batch and on any rank, and different images have y as if drawn."""
-        values = ((x.detach().float() + 1) * 127.5).round().long().flatten(1)
-        place = torch.arange(1, values.shape[1] + 1, device=x.device)
-        mixed = ((values + 1) * (place * 2654435761 % 1000003)).sum(1) * 2654435761
-        return self._chosen(mu, mixed // 65536 % self._choice)
+        return self._chosen(mu, numbers(x) % self._choice)
 
     def draw(self, mu: Tensor, rng: torch.Generator, even: bool = False) -> Tensor:
         """The y of images with latents mu [n, C, H, W]; at random where there is a choice. even: groups share these

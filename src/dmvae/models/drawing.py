@@ -1,0 +1,29 @@
+"""Randomness that the content of an image decides: alike in any batch and on any rank, and for different images as if
+drawn.
+
+Shapes: images x [n, c, h, w] in [-1, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def numbers(x: Tensor) -> Tensor:
+    """int64 [n], of an image's 256 levels of each pixel; equal images have equal ones."""
+    values = ((x.detach().float() + 1) * 127.5).round().long().flatten(1)
+    place = torch.arange(1, values.shape[1] + 1, device=x.device)
+    mixed = ((values + 1) * (place * 2654435761 % 1000003)).sum(1) * 2654435761
+    return mixed // 65536
+
+
+def noise(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """[n, *shape], standard normal: each image's from a generator of its own, seeded by its number. Of images without
+    data, on torch's meta device, it has only its shape."""
+    if x.is_meta:
+        return x.new_empty(len(x), *shape)
+    parts = [torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) for seed in numbers(x).tolist()]
+    return torch.stack(parts).to(x.device) if parts else x.new_zeros(0, *shape)

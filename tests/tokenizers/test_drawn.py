@@ -1,0 +1,120 @@
+"""A tokenizer that was matched by samples of its posteriors gives samples: to decoder, generator and evaluation too."""
+
+import json
+
+import pytest
+import torch
+
+import tiny
+from dmvae import Autoencoder
+from dmvae.inputs import Inputs
+from dmvae.latents.store import LatentSet, MirroredSet, encode_dataset
+from dmvae.models.drawing import noise
+from dmvae.recipe import load
+from dmvae.runtime.random import Random
+from dmvae.stages.generator import GeneratorStage
+from dmvae.tokenizers.adapted import load_tokenizer
+from dmvae.training.loop import Trainer
+from dmvae.training.stage import Batch
+
+CONV = {"type": "conv", "width": 8, "multipliers": [1, 2], "blocks": 1, "stride": 4, "out_channels": 8}
+DECODER = {"type": "conv", "width": 8, "multipliers": [1, 2], "blocks": 0, "attention": False}
+
+
+def tokenizer(drawn=True):
+    torch.manual_seed(0)
+    shape = {"latent_channels": 4, "bottleneck_width": 0, "variational": True}
+    return Autoencoder(encoder=CONV, image_size=12, decoder=DECODER, drawn=drawn, **shape).eval()
+
+
+def images(n):
+    return torch.randint(256, (n, 3, 12, 12), generator=torch.Generator().manual_seed(1)).float() / 127.5 - 1
+
+
+@torch.no_grad()
+def test_latents_are_samples_by_the_image_and_by_a_generator_where_there_is_one():
+    model, x = tokenizer(), images(400)
+    out = model.encode(x)
+    posterior = out.latent_dist
+    normal = (out.latents - posterior.mean) / posterior.std
+    assert abs(normal.mean()) < 0.02
+    assert abs(normal.std() - 1) < 0.02
+    assert torch.allclose(model.encode(x[3:4]).latents, out.latents[3:4], atol=1e-5), "alike in any batch"
+    one, other, again = (model.encode(x, Random(seed)).latents for seed in (0, 1, 0))
+    assert torch.equal(one, again)
+    assert not torch.allclose(one, other, atol=1e-2)
+    assert torch.equal(tokenizer(drawn=False).encode(x, Random(0)).latents, posterior.mean)
+    assert noise(x[:0], (4, 3, 3)).shape == (0, 4, 3, 3)
+
+
+def test_the_artifact_knows_it(tmp_path):
+    tokenizer().save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path).drawn
+    tokenizer(drawn=False).save_pretrained(tmp_path / "mean")
+    assert not load_tokenizer(tmp_path / "mean").drawn
+
+
+def stored(tmp_path, name="plain", **over) -> LatentSet:
+    inputs = Inputs(load(tiny.write(tmp_path))["kl"], "kl", tmp_path, {}, torch.device("cpu"))
+    how = {"device": inputs.device, "precision": "float32", "batch_size": 8}
+    encode_dataset(tokenizer(), inputs.train_set, tmp_path / name, title="", **how, **over)
+    return LatentSet(tmp_path / name, posteriors=True)
+
+
+def test_shards_hold_the_posteriors_and_statistics_are_those_of_samples(tmp_path):
+    posteriors = stored(tmp_path, shard_size=20)
+    samples = LatentSet(tmp_path / "plain")
+    assert samples.drawn
+    assert not samples.posteriors
+    z, _ = samples.__getitems__(range(48))
+    assert torch.allclose(z.mean((0, 2, 3)), torch.zeros(4), atol=1e-5)
+    assert torch.allclose(z.std((0, 2, 3)), torch.ones(4), atol=2e-2)
+    both, labels = posteriors.__getitems__([41, 0])
+    assert both.shape == (2, 8, 3, 3)
+    mean, std = both.chunk(2, dim=1)
+    x = load(tiny.write(tmp_path))["kl"].data.build("train").__getitems__([41, 0])[0].float() / 127.5 - 1
+    out = tokenizer().encode(x).latent_dist
+    scale, shift = posteriors.std.view(-1, 1, 1), posteriors.mean.view(-1, 1, 1)
+    assert torch.allclose(mean * scale + shift, out.mean, atol=1e-5)
+    assert torch.allclose(std * scale, out.std, atol=1e-5)
+    assert torch.equal(labels, samples.__getitems__([41, 0])[1])
+
+
+def test_mirrored_posteriors_are_one_set(tmp_path):
+    both = MirroredSet(stored(tmp_path), stored(tmp_path, "mirrored", mirrored=True))
+    assert both.__getitems__([0, 48])[0].shape == (2, 8, 3, 3)
+
+
+def test_a_generator_sees_a_new_sample_each_time(tmp_path, monkeypatch):
+    recipe = load(tiny.write(tmp_path))["kl"]
+    latents = stored(tmp_path, "stage/latents")
+    inputs = Inputs(recipe, "kl", tmp_path, {"latents": tmp_path / "stage"}, torch.device("cpu"))
+    trainer = Trainer(GeneratorStage(recipe.generator, inputs))
+    assert trainer.stage.data().posteriors
+    seen = []
+    monkeypatch.setattr(
+        trainer.networks.generator,
+        "loss",
+        lambda z, labels, rng: seen.append(z) or trainer.networks.generator(z, z[:, 0, 0, 0] * 0, labels).mean(),
+    )
+    data, labels = latents.__getitems__(range(8))
+    mean, std = data.chunk(2, dim=1)
+    for step in (0, 1):
+        trainer.step = step
+        for _ in trainer.train_step(Batch(data, labels, step, 2)):
+            pass
+    first, second = ((z - mean) / std for z in seen)
+    assert not torch.allclose(first, second)
+    assert abs(torch.stack([first, second]).std() - 1) < 0.15
+
+
+@pytest.mark.slow
+def test_a_variational_matching_is_measured_by_what_it_matched(tmp_path):
+    over = {"matching": {"noise": "posterior"}, "autoencoder.variational": True}
+    tiny.run(tiny.write(tmp_path, variants={"main": over}))
+    run = tmp_path / "run/main"
+    assert not load_tokenizer(run / "tokenizer/autoencoder").drawn
+    for stage in ("matching", "decoder", "latents"):
+        assert load_tokenizer(run / stage / "autoencoder").drawn, stage
+    assert LatentSet(run / "latents/latents").drawn
+    assert json.loads((run / "evaluate/metrics.json").read_text())["gfd"] > 0
