@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dmvae.transport.arrival import Arrival, effective_rank, measure, mixing, multiples
+from dmvae.transport.arrival import Arrival, effective_rank, measure, mixing, multiples, told_by_class
 from dmvae.transport.two_sample import two_sample_accuracy
 
 pytestmark = pytest.mark.slow
@@ -116,3 +116,16 @@ def test_a_quick_look_needs_enough_samples(reference):
     rng = torch.Generator().manual_seed(0)
     with pytest.raises(ValueError, match="599 samples for 300 latents; give at least 602"):
         multiples(normal(300, 4, 2, 2), reference[:599], rng)
+
+
+def test_classes_that_changed_places_are_told_apart_though_the_whole_is_not():
+    torch.manual_seed(0)
+    labels = torch.arange(600) % 2
+    places = torch.where(labels == 0, 2.0, -2.0).view(-1, 1, 1, 1)
+    z, y = (torch.randn(600, 4, 2, 2) + places for _ in range(2))
+    alike = told_by_class(z, labels, y, labels)
+    swapped = told_by_class(z, labels, y, 1 - labels)
+    assert list(alike) == [0, 1]
+    assert all(abs(value - 0.5) < 0.12 for figures in alike.values() for value in figures.values())
+    assert all(value > 0.95 for figures in swapped.values() for value in figures.values())
+    assert told_by_class(z[:100], labels[:100], y, labels) == {}, "too few of each class"

@@ -18,6 +18,8 @@ RECENT, REST = 1024, 256
 """Recent latents that are compared with 2 RECENT samples of the reference, and REST more samples for directions."""
 EVERY = 10
 """Tokenizer updates between two measurements."""
+SELDOM = 100
+"""The same where nothing depends on the distance, and it is told alone: about 1 % of the time."""
 IN_A_ROW = 3
 """So many measurements in a row must be at most the target, since a single one may be by chance."""
 

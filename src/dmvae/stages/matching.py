@@ -30,7 +30,7 @@ from dmvae.runtime import distributed
 from dmvae.runtime.random import Random
 from dmvae.runtime.transfer import send
 from dmvae.runtime.words import counted
-from dmvae.stages.approach import EVERY, IN_A_ROW, Approach, Recent, measurements
+from dmvae.stages.approach import EVERY, IN_A_ROW, SELDOM, Approach, Recent, measurements
 from dmvae.stages.bounds import BOUNDS, spread
 from dmvae.stages.editing import EDITED, Editing, arriving, unfit
 from dmvae.stages.reconstruction import DecoderNetworks, DecoderStage, discriminate, reconstruct
@@ -309,10 +309,12 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
             figures["matching/edit"] = edit.square().mean().sqrt()
             if config.anchor is not None:
                 pull = held(pull, edit, config.anchor, networks.precision)
-        if self.measures:
-            networks.approach.remember(latents)
-            if turn % EVERY == 0:
-                figures |= networks.approach.measure(self.reference, context.rng)
+        networks.approach.remember(latents)
+        if self.measures and turn % EVERY == 0:
+            figures |= networks.approach.measure(self.reference, context.rng)
+        elif not self.measures and turn % SELDOM == SELDOM - 1:  # to be told alone: with numbers that move nothing
+            own = Random(self.inputs.seed, self.name, "distance", batch.step, device=raw.device)
+            figures |= networks.approach.measure(self.reference, own)
         images = batch.data[: config.decoded and config.decoded // distributed.world_size()]
         # The gradient of a mean over n images, at each image, is proportional to 1 / n.
         share = 1.0 if config.balance == "fixed" else (len(images) / len(raw)) ** 0.5

@@ -47,7 +47,7 @@ from dmvae.runtime.files import write_tensors
 from dmvae.runtime.hashing import weights_hash
 from dmvae.runtime.precision import autocast, uses_bf16
 from dmvae.runtime.random import Random, seed_of
-from dmvae.stages.reference import open_reference
+from dmvae.stages.reference import config_of, open_reference
 from dmvae.stages.sample import generator_at, samples_folder
 from dmvae.tokenizers.adapted import load_tokenizer
 from dmvae.transport import arrival
@@ -139,7 +139,7 @@ class Measuring:
         if "sample" in self.inputs.reads:
             self.samples(reconstructed_sets(rows, self.extractors, self.images), fakes, trains)
         if "reference" in self.inputs.reads and self.inputs.has("reference", "map.safetensors"):
-            self.arrival(rows["z"])
+            self.arrival(rows["z"], latents.test_labels)
         if self.config.proxies or self.config.probe:
             self.metrics["proxies"] = self.proxies(latents)
         maps = {
@@ -233,18 +233,27 @@ class Measuring:
                 found = Scores({f"{name}_w{scale:g}": value for name, value in found.metrics.items()})
             self.scores.add(found)
 
-    def arrival(self, raw: Tensor) -> None:
-        """How far raw test latents [m, C, H, W] are from the reference, in the reference's own units."""
+    def arrival(self, raw: Tensor, labels: Tensor) -> None:
+        """How far raw test latents [m, C, H, W] are from the reference, in the reference's own units; class by class
+        too, where the reference's labels mean something."""
         to = self.inputs.tensors("reference", "normalisation.safetensors")
         here = (raw - to["mean"].view(-1, 1, 1)) / to["std"].view(-1, 1, 1)
         there = self.inputs.tensors("reference", "map.safetensors")["latents"]
         self.metrics["distance_to_reference"] = sliced_wasserstein(there.flatten(1), here[:MAP_POINTS].flatten(1))
-        y, _ = open_reference(self.inputs).sample(ARRIVAL_SAMPLES, Random.alone(self.inputs.seed, "arrival"))
+        y, of = open_reference(self.inputs).sample(ARRIVAL_SAMPLES, Random.alone(self.inputs.seed, "arrival"))
         shuffled = torch.randperm(len(here), generator=torch.Generator().manual_seed(self.inputs.seed))
         if len(here) >= ARRIVAL_LEAST:
             found = arrival.measure(here[shuffled], y.float(), self.inputs.seed)
-            of = " (latents drawn from their posteriors)" if self.tokenizer.drawn else ""
-            self.metrics["arrival"] = asdict(found) | {"verdict": found.verdict + of}
+            verdict = found.verdict + (" (latents drawn from their posteriors)" if self.tokenizer.drawn else "")
+            classes: dict[str, dict[str, float]] = {}
+            if config_of(self.inputs).distribution.labelled:
+                told = arrival.told_by_class(here, labels, y.float(), of, self.inputs.seed)
+                classes = {self.inputs.test_set.classes[label]: figures for label, figures in told.items()}
+            if classes:
+                farthest = max(classes, key=lambda name: classes[name]["token_accuracy"])
+                share = classes[farthest]["token_accuracy"]
+                verdict += f"; of its classes {farthest} is farthest, with {share:.0%} of its tokens told apart"
+            self.metrics["arrival"] = asdict(found) | {"verdict": verdict, "classes": classes}
             self.metrics |= {
                 "distance_whole": found.whole,
                 "distance_token": found.token,

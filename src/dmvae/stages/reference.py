@@ -106,8 +106,14 @@ class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
 
 def open_reference(inputs: Inputs) -> Reference:
     """The reference of the finished stage `reference`. It is built in that stage's folder, where its files are."""
-    config = configs.read(ReferenceTraining, inputs.config_of("reference"), "reference")
-    return build_reference(config, inputs if not inputs.weights else replace(inputs, out=inputs.reads["reference"]))
+    return build_reference(
+        config_of(inputs), inputs if not inputs.weights else replace(inputs, out=inputs.reads["reference"])
+    )
+
+
+def config_of(inputs: Inputs) -> ReferenceTraining:
+    """The config of that stage."""
+    return configs.read(ReferenceTraining, inputs.config_of("reference"), "reference")
 
 
 def build_reference(config: ReferenceTraining, inputs: Inputs) -> Reference:

@@ -19,6 +19,8 @@ from dmvae.transport.views import View, pairs, tokens, whole
 
 LATENTS, VECTORS, SLICES, NEIGHBOURS = 2048, 4096, 256, 1024
 NEAR, TOLD, FILLED = 2.0, 0.6, 0.5
+CLASS = 64
+"""Latents, and samples, that a class needs to be tested by itself: a quarter of them is held out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +99,21 @@ def measure(z: Tensor, y: Tensor, seed: int = 0) -> Arrival:
         reference_rank=effective_rank(y.flatten(1)),
         mixing=mixing(z[few].flatten(1), y[few].flatten(1)),
     )
+
+
+@torch.no_grad()
+def told_by_class(z: Tensor, labels: Tensor, y: Tensor, of: Tensor, seed: int = 0) -> dict[int, dict[str, float]]:
+    """{class: {"accuracy", "token_accuracy"}}, as `Arrival` has them, of latents z [n, C, H, W] with labels [n] and
+    samples y [m, C, H, W] of the reference with labels `of` [m]; of classes with at least 64 of both."""
+    found = {}
+    for label in labels.unique().tolist():
+        a, b = z[labels == label].float(), y[of == label].float()
+        if min(len(a), len(b)) >= CLASS:
+            found[label] = {
+                "accuracy": two_sample_accuracy(a.flatten(1)[:, None], b.flatten(1)[:, None], seed),
+                "token_accuracy": two_sample_accuracy(as_items(a), as_items(b), seed),
+            }
+    return found
 
 
 @torch.no_grad()
