@@ -12,14 +12,14 @@ from torch import Tensor
 WIDTH, STEPS, BATCH, RATE, DECAY = 128, 300, 256, 3e-3, 1e-2
 
 
-def two_sample_accuracy(a: Tensor, b: Tensor, seed: int = 0) -> float:
+def two_sample_accuracy(a: Tensor, b: Tensor, seed: int = 0, steps: int | None = None) -> float:
     """Held-out accuracy of a classifier between sets a and b: 0.5 where it finds no difference, 1 where it is always
     right.
 
     a, b: [n, k, d], n items of k vectors each (k = 1 for whole latents, H W for tokens); equally many of each are used.
     Three quarters of the items are for training and the rest for testing; the vectors of one item stay together. The
-    network (two hidden layers of 128) and its training (300 steps of AdamW) are fixed. The result is a function of data
-    and seed; torch's global random state is not used. Raises ValueError for fewer than 8 items in a set.
+    network (two hidden layers of 128) and its training (300 steps of AdamW, or `steps`) are fixed. The result is a
+    function of data and seed; torch's global random state is not used. Raises ValueError for fewer than 8 items in a set.
     """
     n = min(len(a), len(b))
     if a.ndim != 3 or a.shape[1:] != b.shape[1:] or n < 8:
@@ -33,14 +33,14 @@ def two_sample_accuracy(a: Tensor, b: Tensor, seed: int = 0) -> float:
     train = n * 3 // 4
     mean, std = x[:, :train].mean((0, 1, 2)), x[:, :train].std((0, 1, 2)).clamp_min(1e-6)
     x = (x - mean) / std
-    weights = _train(x[:, :train].flatten(1, 2), rng)
+    weights = _train(x[:, :train].flatten(1, 2), rng, steps or STEPS)
     with torch.no_grad():
         logits = _network(x[:, train:].flatten(1, 2), weights)  # [2, tests]
     right = (logits[0] < 0).float().mean() + (logits[1] > 0).float().mean()
     return float(right / 2)
 
 
-def _train(x: Tensor, rng: torch.Generator) -> list[Tensor]:
+def _train(x: Tensor, rng: torch.Generator, steps: int) -> list[Tensor]:
     """Weights of the network, trained on rows x [2, m, d]; logits are positive for the second set."""
     sizes = [x.shape[2], WIDTH, WIDTH, 1]
     weights = []
@@ -51,8 +51,8 @@ def _train(x: Tensor, rng: torch.Generator) -> list[Tensor]:
     optimizer = torch.optim.AdamW(weights, lr=RATE, weight_decay=DECAY, fused=True)
     size = min(BATCH // 2, x.shape[1])
     with torch.enable_grad():
-        for step in range(STEPS):
-            optimizer.param_groups[0]["lr"] = RATE * 0.5 * (1 + math.cos(math.pi * step / STEPS))
+        for step in range(steps):
+            optimizer.param_groups[0]["lr"] = RATE * 0.5 * (1 + math.cos(math.pi * step / steps))
             chosen = torch.randint(x.shape[1], (2, size), generator=rng)
             logits = _network(torch.stack([x[0, chosen[0]], x[1, chosen[1]]]), weights)
             loss = F.softplus(logits[0]).mean() + F.softplus(-logits[1]).mean()
