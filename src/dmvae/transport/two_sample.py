@@ -19,7 +19,8 @@ def two_sample_accuracy(a: Tensor, b: Tensor, seed: int = 0, steps: int | None =
     a, b: [n, k, d], n items of k vectors each (k = 1 for whole latents, H W for tokens); equally many of each are used.
     Three quarters of the items are for training and the rest for testing; the vectors of one item stay together. The
     network (two hidden layers of 128) and its training (300 steps of AdamW, or `steps`) are fixed. The result is a
-    function of data and seed; torch's global random state is not used. Raises ValueError for fewer than 8 items in a set.
+    function of data and seed; torch's global random state is not used. Raises ValueError for fewer than 8 items in a
+    set.
     """
     n = min(len(a), len(b))
     if a.ndim != 3 or a.shape[1:] != b.shape[1:] or n < 8:
