@@ -20,6 +20,21 @@ def test_each_seed_is_a_variant_of_its_own(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("asked", "planned"),
+    [
+        (["matched"], ["matched@0", "matched@5"]),
+        (["kl", "matched@5"], ["kl", "matched@5"]),
+        (["matched@5", "matched"], ["matched@5", "matched@0"]),
+    ],
+)
+def test_a_method_s_name_stands_for_all_its_seeds(tmp_path, monkeypatch, asked, planned):
+    path, found = tiny.write(tmp_path, seeds={"matched": [0, 5]}), []
+    monkeypatch.setattr("dmvae.commands.run.print_plan", lambda recipes, machine: found.append(list(recipes)))
+    cli.main(["run", str(path), "--dry-run", *(word for name in asked for word in ("--variant", name))])
+    assert found == [planned]
+
+
+@pytest.mark.parametrize(
     ("seeds", "message"),
     [
         ({"matchd": [0]}, "seeds: no variant is called 'matchd'; did you mean 'matched'"),

@@ -76,13 +76,15 @@ def test_a_matching_that_names_no_objective_runs_and_trains_no_teacher(tmp_path,
 
 
 def test_a_matching_that_no_distance_moves_tells_it_all_the_same(tmp_path, small, monkeypatch):
+    monkeypatch.setattr(two_sample, "LEAST", 1)  # held-out items of a class
     found = []
     for name, every in (("told", 2), ("untold", 10**9)):
-        monkeypatch.setattr("dmvae.stages.matching.SELDOM", every)
+        monkeypatch.setattr(approach, "SELDOM", every)
         (tmp_path / name).mkdir()
         tiny.run(tiny.write(tmp_path / name, variants={"matched": {}}, matching__batch_size=12), until="matching")
         rows = (tmp_path / name / "run/matched/matching/log.jsonl").read_text()
-        assert ("distance/token" in rows) == (name == "told")
+        for figure in ("token", "energy", "told", "told_whole", "told/circle", "told_whole/square"):
+            assert (f'"distance/{figure}"' in rows) == (name == "told")
         found.append(tiny.weights(tmp_path / name / "run"))
     assert found[0].keys() == found[1].keys()
     assert all(torch.equal(value, found[1][key]) for key, value in found[0].items())

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from dmvae.transport.arrival import Arrival, effective_rank, measure, mixing, multiples, told_by_class
-from dmvae.transport.two_sample import two_sample_accuracy
+from dmvae.transport.arrival import Arrival, details, effective_rank, measure, mixing, multiples, told_by_class
+from dmvae.transport.two_sample import accuracy_by_class, two_sample_accuracy
 
 pytestmark = pytest.mark.slow
 
@@ -76,6 +76,24 @@ def test_two_samples_told_apart_by_what_they_hide():
     b = 2 * torch.nn.functional.normalize(normal(2000, 1, 4, seed=1), dim=2)
     assert two_sample_accuracy(a, b) > 0.8
     assert two_sample_accuracy(a, normal(2000, 1, 4, seed=2)) == pytest.approx(0.5, abs=0.06)
+
+
+def test_classes_that_have_changed_places_are_told_apart_one_by_one():
+    """All latents together have the reference's distribution: only who is told the class can see it."""
+    labels, sides = torch.arange(2048) % 2, torch.tensor([-1.0, 1.0])
+    y = normal(2048, 4, 2, 2) + sides[labels].view(-1, 1, 1, 1)
+    z, there = normal(1024, 4, 2, 2, seed=1) + sides[labels[:1024]].view(-1, 1, 1, 1), labels[:1024]
+    right, swapped = (details(z, y, (of, labels)) for of in (there, 1 - there))
+    assert max(right.values()) < 2
+    assert min(swapped[f"{view}/{label}"] for view in ("told", "told_whole") for label in (0, 1)) > 4
+    assert swapped["told_whole"] < 2
+    assert swapped["energy"] == right["energy"]
+
+
+def test_a_class_with_few_items_is_left_out():
+    a, b = normal(200, 1, 4), normal(200, 1, 4, seed=1)
+    of = (torch.arange(200) // 180, torch.arange(200) // 100)
+    assert accuracy_by_class(a, b, of, steps=3).keys() == {0}, "5 of 20 items are held out"
 
 
 def test_items_are_not_split_between_training_and_test():

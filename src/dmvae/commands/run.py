@@ -17,7 +17,7 @@ from dmvae.config import FieldError, Values
 from dmvae.fitting import fit
 from dmvae.jobs import Job, jobs_of, recipes_of
 from dmvae.options import few, flat, told
-from dmvae.recipe import Recipe, Recipes, load, recipe_class
+from dmvae.recipe import Recipe, Recipes, load, method_of, recipe_class
 from dmvae.registry import nearest
 from dmvae.report import write_report
 from dmvae.report.pipelines import write_pipelines
@@ -91,7 +91,9 @@ def plan(command: str, arguments: list[str]) -> None:
     parser.add_argument(
         "--utilisation", type=float, default=0.4, help="share of the peak that steps reach (default: 0.4)"
     )
-    parser.add_argument("--variant", action="append", default=[], help="this variant alone")
+    parser.add_argument(
+        "--variant", action="append", default=[], help="this variant alone, or METHOD for all its seeds"
+    )
     parser.add_argument("--run_dir", "--run-dir", help="the folder that would be written")
     known, rest = parser.parse_known_args(arguments)
     if known.gpus is not None and known.gpus < 1:
@@ -133,12 +135,15 @@ def _read(parser: Parser, recipe: str, overrides: Values) -> Recipes:
 
 
 def _chosen(whole: Recipes, names: list[str]) -> dict[str, Recipe]:
-    """The variants of these names, else all. Says which options do not reach all of them; raises ValueError for one
-    that reaches none, and for a name that no variant has."""
+    """The variants of these names, METHOD for all its seeds, else all variants. Says which options do not reach all of
+    them; raises ValueError for one that reaches none, and for a name that no variant has."""
+    seeds = {name: [name] for name in whole}
+    for variant in whole:
+        seeds.setdefault(method_of(variant), [v for v in whole if method_of(v) == method_of(variant)])
     for name in names:
-        if name not in whole:
-            raise ValueError(f"--variant: no variant is called {name!r}{nearest(name, whole)}")
-    recipes = {name: whole[name] for name in names} if names else dict(whole)
+        if name not in seeds:
+            raise ValueError(f"--variant: no variant is called {name!r}{nearest(name, seeds)}")
+    recipes = {variant: whole[variant] for name in names or whole for variant in seeds[name]}
     for option, reached in whole.partial.items():
         mine = [name for name in reached if name in recipes]
         if not mine:

@@ -3,6 +3,7 @@ the matching loss that follows from it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from dmvae.references import Reference
 from dmvae.runtime import distributed
 from dmvae.runtime.random import Random
-from dmvae.transport.arrival import multiples
+from dmvae.transport.arrival import details, multiples
 from dmvae.transport.schedule import next_ratio
 
 RECENT, REST = 1024, 256
@@ -19,9 +20,14 @@ RECENT, REST = 1024, 256
 EVERY = 10
 """Tokenizer updates between two measurements."""
 SELDOM = 100
-"""The same where nothing depends on the distance, and it is told alone: about 1 % of the time."""
+"""The same where nothing depends on what is measured, and it is told alone: about 2 % of the time."""
 IN_A_ROW = 3
 """So many measurements in a row must be at most the target, since a single one may be by chance."""
+
+
+def until_told(turn: int) -> int:
+    """Tokenizer updates after this one until the next of the rare measurements; 0 at one."""
+    return SELDOM - 1 - turn % SELDOM
 
 
 def measurements(turns: int, batch_size: int) -> int:
@@ -57,6 +63,8 @@ class Recent(nn.Module):
 class Approach(Recent):
     """The recent latents, and the strength of the matching loss."""
 
+    labels: Tensor
+    """int64 [RECENT]. Not in checkpoints, so that older ones load; -1 until it is filled again."""
     ratio: Tensor
     multiple: Tensor
     near: Tensor
@@ -66,6 +74,7 @@ class Approach(Recent):
         self.target = target
         self._near: int | None = 0
         """What `near` holds; None where it has to be asked, for which a device would make every step wait."""
+        self.register_buffer("labels", torch.full((RECENT,), -1), persistent=False)
         self.register_buffer("ratio", torch.tensor(float(ratio)))
         self.register_buffer("multiple", torch.tensor(float("inf")))
         self.register_buffer("near", torch.zeros((), dtype=torch.int64))
@@ -81,14 +90,37 @@ class Approach(Recent):
         self._near = None
         super()._load_from_state_dict(*args, **kwargs)
 
+    @torch.no_grad()
+    def remember(self, z: Tensor, labels: Tensor | None = None) -> None:
+        super().remember(z)
+        labels = torch.full((len(z),), -1, device=z.device) if labels is None else labels
+        self.labels = torch.cat([distributed.gather(labels)[:RECENT], self.labels])[:RECENT]
+
+    def _samples(self, reference: Reference, rng: Random) -> tuple[Tensor, Tensor]:
+        """Enough of the reference to compare the recent latents with, and their labels; alike on all ranks."""
+        share = -(-(2 * RECENT + REST) // distributed.world_size())
+        y, of = (distributed.gather(x.to(self.recent.device)) for x in reference.sample(share, rng.on_cpu()))
+        return y, of
+
+    def tell(self, reference: Reference, rng: Random, classes: Sequence[str]) -> dict[str, Tensor | float]:
+        """All that is measured, to log, and it moves nothing: each of `classes` (the labels' names; none where
+        labels mean nothing) too. Empty until enough latents are remembered."""
+        if int(self.count) < RECENT:
+            return {}
+        y, of = self._samples(reference, rng)
+        known = len(classes) > 1 and bool((self.labels >= 0).all())
+        found = multiples(self.recent, y, rng.shared) | details(self.recent, y, (self.labels, of) if known else None)
+        parts = (key.partition("/") for key in found)
+        names = ["/".join(["distance", kind, *([classes[int(label)]] if label else [])]) for kind, _, label in parts]
+        return dict(zip(names, found.values(), strict=True))
+
     def measure(self, reference: Reference, rng: Random) -> dict[str, Tensor | float]:
         """Sliced distances as multiples of chance, to log; sets the ratio of gradients for the next updates. Empty
         until enough latents are remembered."""
         if int(self.count) < RECENT:
             return {}
-        share = -(-(2 * RECENT + REST) // distributed.world_size())
-        y, _ = reference.sample(share, rng.on_cpu())
-        found = multiples(self.recent, distributed.gather(y.to(self.recent.device)), rng.shared)
+        y, _ = self._samples(reference, rng)
+        found = multiples(self.recent, y, rng.shared)
         worst = max(found.values())
         self.multiple.fill_(worst)
         self.near.copy_(self.near + 1 if worst <= self.target else torch.zeros_like(self.near))

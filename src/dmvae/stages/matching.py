@@ -30,11 +30,11 @@ from dmvae.runtime import distributed
 from dmvae.runtime.random import Random
 from dmvae.runtime.transfer import send
 from dmvae.runtime.words import counted
-from dmvae.stages.approach import EVERY, IN_A_ROW, SELDOM, Approach, Recent, measurements
+from dmvae.stages.approach import EVERY, IN_A_ROW, Approach, Recent, measurements, until_told
 from dmvae.stages.bounds import BOUNDS, spread
 from dmvae.stages.editing import EDITED, Editing, arriving, unfit
 from dmvae.stages.reconstruction import DecoderNetworks, DecoderStage, discriminate, reconstruct
-from dmvae.stages.reference import ReferenceTraining, open_reference
+from dmvae.stages.reference import ReferenceTraining, config_of, open_reference
 from dmvae.stages.tokenizer import drawn
 from dmvae.tokenizers.autoencoder import Autoencoder
 from dmvae.training.flow import FlowTraining
@@ -161,6 +161,11 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
     def measures(self) -> bool:
         """Whether anything depends on the distance to the reference."""
         return self.config.balance == "distance" or self.config.until is not None
+
+    @property
+    def _told(self) -> Sequence[str]:
+        """Classes whose distances are told one by one: where the reference's labels mean something."""
+        return self.inputs.train_set.classes if config_of(self.inputs).distribution.labelled else ()
 
     def bounds(self) -> Sequence[Bound]:
         return BOUNDS if self.config.rollback else ()
@@ -309,12 +314,13 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
             figures["matching/edit"] = edit.square().mean().sqrt()
             if config.anchor is not None:
                 pull = held(pull, edit, config.anchor, networks.precision)
-        networks.approach.remember(latents)
+        if self.measures or until_told(turn) * config.batch_size < len(networks.approach.recent):
+            networks.approach.remember(latents, batch.labels)
         if self.measures and turn % EVERY == 0:
             figures |= networks.approach.measure(self.reference, context.rng)
-        elif not self.measures and turn % SELDOM == SELDOM - 1:  # to be told alone: with numbers that move nothing
+        if until_told(turn) == 0:
             own = Random(self.inputs.seed, self.name, "distance", batch.step, device=raw.device)
-            figures |= networks.approach.measure(self.reference, own)
+            figures |= networks.approach.tell(self.reference, own, self._told)
         images = batch.data[: config.decoded and config.decoded // distributed.world_size()]
         # The gradient of a mean over n images, at each image, is proportional to 1 / n.
         share = 1.0 if config.balance == "fixed" else (len(images) / len(raw)) ** 0.5
