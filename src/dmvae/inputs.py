@@ -17,7 +17,7 @@ from dmvae.config import Values
 from dmvae.datasets import Dataset, DatasetConfig, Items, open_dataset
 from dmvae.datasets.loading import cuts, loader
 from dmvae.datasets.pixels import as_input
-from dmvae.encoders import Encoder
+from dmvae.encoders import Encoder, EncoderConfig
 from dmvae.generators import Generator, load_generator
 from dmvae.latents.store import encode_dataset
 from dmvae.losses.perceptual import PerceptualLoss
@@ -93,22 +93,24 @@ class Inputs:
             self._fill(model.encoder)
         return model
 
-    def new_encoder(self) -> Encoder:
-        """The recipe's encoder with random weights."""
-        return self.shape.encoder.build(size=self.data.size, channels=self.data.channels)
+    def new_encoder(self, config: EncoderConfig | None = None) -> Encoder:
+        """The recipe's encoder, or another, with random weights."""
+        return (config or self.shape.encoder).build(size=self.data.size, channels=self.data.channels)
 
-    def frozen_encoder(self) -> Encoder:
-        """The recipe's encoder with self-supervised or public weights, frozen."""
-        encoder = self.new_encoder()
-        self._fill(encoder)
+    def frozen_encoder(self, config: EncoderConfig | None = None) -> Encoder:
+        """The recipe's encoder with self-supervised or public weights, or another with its public ones; frozen."""
+        encoder = self.new_encoder(config)
+        self._fill(encoder, config)
         return encoder.requires_grad_(False).eval()
 
-    def _fill(self, encoder: nn.Module) -> None:
-        """Load the weights of the stage `encoder` where there is one, else the encoder's public weights, if any."""
-        if "encoder" in self.reads:
+    def _fill(self, encoder: nn.Module, config: EncoderConfig | None = None) -> None:
+        """Load an encoder's public weights, if it has any; for the recipe's own those of the stage `encoder`, where
+        there is one."""
+        if config is None and "encoder" in self.reads:
             encoder.load_state_dict(self.tensors("encoder", "encoder/model.safetensors"))
             return
-        trained = self.shape.encoder.build(size=self.data.size, channels=self.data.channels, pretrained=True)
+        config = config or self.shape.encoder
+        trained = config.build(size=self.data.size, channels=self.data.channels, pretrained=True)
         encoder.load_state_dict(trained.state_dict())
 
     @property
@@ -259,7 +261,7 @@ class Blueprint(Inputs):
         channels = self.latent_shape[0]
         return {"mean": torch.zeros(channels), "std": torch.ones(channels)}
 
-    def _fill(self, encoder: nn.Module) -> None:
+    def _fill(self, encoder: nn.Module, config: EncoderConfig | None = None) -> None:
         pass
 
     def autoencoder(self) -> Tokenizer:

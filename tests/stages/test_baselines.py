@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 import tiny
 from dmvae import Autoencoder
+from dmvae.encoders.effnet import EffNetEncoder
 from dmvae.inputs import Inputs
 from dmvae.latents.store import LatentSet
 from dmvae.recipe import load
@@ -19,6 +20,14 @@ from dmvae.training.stage import Batch
 pytestmark = pytest.mark.slow
 
 ALONE = {"reference": None, "matching": None, "decoder": None}
+PUBLIC = {"enlarge": 8, "reduce": 32}
+
+
+def aligned_to(target):
+    alignment = {"target": target}
+    return ALONE | {"encoder": None, "tokenizer": {"train_encoder": True, "kl_weight": 0.0, "alignment": alignment}}
+
+
 VARIANTS = {
     "ae": ALONE | {"encoder": None, "tokenizer": {"train_encoder": True}},
     "vavae": ALONE
@@ -32,6 +41,7 @@ VARIANTS = {
         },
     },
     "vavae_l2": ALONE | {"tokenizer": {"train_encoder": True, "start": "scratch", "alignment": {"kind": "l2"}}},
+    "vavae_public": aligned_to({"type": "effnet"} | PUBLIC),
     "rae": ALONE | {"autoencoder.latent_channels": None, "tokenizer": {"noise": 0.8}, "generator.model.head_width": 16},
     "aae": {"matching.objective": {"type": "adversarial", "width": 8, "depth": 1}},
 }
@@ -113,6 +123,28 @@ def test_the_target_is_the_trained_encoder_and_the_tokenizer_starts_from_scratch
     target, own = trainer.networks.target.state_dict(), trainer.networks.autoencoder.encoder.state_dict()
     assert all(torch.equal(target[name], value) for name, value in trained.items())
     assert not torch.equal(own["layers.0.weight"], trained["layers.0.weight"])
+
+
+def test_latents_are_aligned_to_another_network_than_the_one_that_trains(finished):
+    trainer, x, y = trainer_of(finished[0]["vavae_public", "tokenizer"])
+    trained = EffNetEncoder(**PUBLIC).build(size=12, channels=3, pretrained=True).state_dict()
+    target = trainer.networks.target
+    assert all(torch.equal(trained[name], value) for name, value in target.state_dict().items())
+    assert trainer.networks.projection.weight.shape == (target.channels, 4, 1, 1)
+    assert moves(trainer, Batch(x, y, 0, 6)) == [("tokenizer", TOKENIZER), ("projection", {"projection"})]
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ({"type": "effnet", "enlarge": 4, "reduce": 32}, "target: a feature for 8 pixels, and a latent for 4; give"),
+        ({"type": "conv", "width": 8, "stride": 4, "out_channels": 8}, "alignment: its target, .* would be random"),
+    ],
+)
+def test_a_target_that_cannot_be_one_stops_the_run_before_its_first_stage(tmp_path, target, message):
+    with pytest.raises(ValueError, match=message):
+        tiny.run(tiny.write(tmp_path, variants={"x": aligned_to(target)}))
+    assert not (tmp_path / "run/x/tokenizer").exists()
 
 
 def test_the_artifact_has_no_projection_and_no_target(finished):

@@ -1,4 +1,4 @@
-"""Alignment: each latent vector is pulled towards the frozen encoder's feature vector at its place.
+"""Alignment: each latent vector is pulled towards a frozen encoder's feature vector at its place.
 
 Latents z [n, C, H, W], the frozen encoder's features f [n, F, H, W] at the same places, and z' = projection(z)
 [n, F, H, W], a linear map of each latent to the features' width that trains along.
@@ -12,12 +12,19 @@ from typing import Annotated, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dmvae import config as configs
+from dmvae.encoders import EncoderConfig
 from dmvae.ranges import Range, Weight
 
 
 @dataclass(frozen=True, kw_only=True)
 class AlignmentConfig:
-    """Pointwise alignment of the latents to the encoder's self-supervised or public features, which stay frozen."""
+    """Pointwise alignment of the latents to the self-supervised or public features of an encoder that stays frozen."""
+
+    target: EncoderConfig | None = configs.added(None)
+    """The encoder whose features latents are aligned to, with its public weights: a large one, as VA-VAE has, where the
+    tokenizer's own is small. Its stride must be the tokenizer's. null: the tokenizer's own encoder, as it was before
+    this stage."""
 
     kind: Literal["vf", "l2"] = "vf"
     """"vf": cosine and distance-matrix losses with margins (VA-VAE, arXiv 2501.01423). "l2": mean squared

@@ -39,7 +39,7 @@ class TokenizerTraining(TrainingConfig):
     """Weight of the KL divergence to a standard normal, a mean over latent elements, in nats;
     needs `autoencoder.variational`."""
     alignment: AlignmentConfig | None = None
-    """Pointwise alignment of the latents to the frozen encoder, as in VA-VAE; null is off."""
+    """Pointwise alignment of the latents to a frozen encoder, as in VA-VAE; null is off."""
     noise: Annotated[float, Range(0, 1000)] = 0.0
     """tau of RAE's noise-augmented decoder (0.8 in RAE): it is trained on latents with noise of |N(0, tau^2)| standard
     deviations, so that it can decode the imperfect latents of a generator; 0 is off."""
@@ -80,7 +80,12 @@ class TokenizerStage(DecoderStage[TokenizerTraining, TokenizerNetworks]):
         networks.trains["tokenizer"] = [p for p in autoencoder.parameters() if p.requires_grad]
         networks.add_losses(inputs, None)
         if config.alignment is not None:
-            encoder = inputs.frozen_encoder()
+            encoder = inputs.frozen_encoder(config.alignment.target)
+            if encoder.stride != autoencoder.stride:
+                raise ValueError(
+                    f"tokenizer.alignment.target: a feature for {encoder.stride} pixels, and a latent for "
+                    f"{autoencoder.stride}; give an encoder of the tokenizer's stride"
+                )
             networks.target = encoder
             networks.projection = config.alignment.new_projection(autoencoder.config.latent_channels, encoder.channels)
             networks.trains["projection"] = list(networks.projection.parameters())
@@ -127,10 +132,12 @@ def _check(config: TokenizerTraining, inputs: Inputs) -> None:
             "tokenizer.alignment: with a frozen encoder and no bottleneck, nothing can move the latents; "
             "set train_encoder: true or give autoencoder.latent_channels"
         )
-    if config.alignment is not None and "encoder" not in inputs.reads and shape.encoder.starts_random:
+    target = config.alignment and config.alignment.target
+    random = target.starts_random if target else "encoder" not in inputs.reads and shape.encoder.starts_random
+    if config.alignment is not None and random:
         raise ValueError(
-            "tokenizer.alignment: its target, the frozen encoder, would be random; give the recipe a stage `encoder`, "
-            "or autoencoder.encoder public weights (type: timm)"
+            "tokenizer.alignment: its target, the frozen encoder, would be random; give tokenizer.alignment.target an "
+            "encoder with public weights (type: timm), or the recipe a stage `encoder`"
         )
 
 
