@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import tiny
 from dmvae import Autoencoder
@@ -13,7 +14,8 @@ from dmvae.models.drawing import noise
 from dmvae.recipe import load
 from dmvae.runtime.random import Random
 from dmvae.stages.generator import GeneratorStage
-from dmvae.tokenizers.adapted import load_tokenizer
+from dmvae.tokenizers.adapted import adapt, load_tokenizer
+from dmvae.tokenizers.dmvae import DmvaeTokenizer
 from dmvae.training.loop import Trainer
 from dmvae.training.stage import Batch
 
@@ -21,9 +23,9 @@ CONV = {"type": "conv", "width": 8, "multipliers": [1, 2], "blocks": 1, "stride"
 DECODER = {"type": "conv", "width": 8, "multipliers": [1, 2], "blocks": 0, "attention": False}
 
 
-def tokenizer(drawn=True):
+def tokenizer(drawn=True, variational=True):
     torch.manual_seed(0)
-    shape = {"latent_channels": 4, "bottleneck_width": 0, "variational": True}
+    shape = {"latent_channels": 4, "bottleneck_width": 0, "variational": variational}
     return Autoencoder(encoder=CONV, image_size=12, decoder=DECODER, drawn=drawn, **shape).eval()
 
 
@@ -52,6 +54,28 @@ def test_the_artifact_knows_it(tmp_path):
     assert load_tokenizer(tmp_path).drawn
     tokenizer(drawn=False).save_pretrained(tmp_path / "mean")
     assert not load_tokenizer(tmp_path / "mean").drawn
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("variational", [False, True])
+def test_a_fixed_spread_is_that_of_all_images(tmp_path, variational):
+    std, x = torch.tensor([0.5, 1.0, 2.0, 0.1]), images(400)
+    model = tokenizer(variational=variational)
+    mean = model.encode(x).latent_dist.mean
+    model.fix_spread(std)
+    model.save_pretrained(tmp_path)
+    for same in (
+        model,
+        load_tokenizer(tmp_path),
+        adapt(DmvaeTokenizer(path=str(tmp_path)), size=12, channels=3, pretrained=True),
+    ):
+        assert same.has_spread
+        assert same.drawn
+        out = same.encode(x)
+        assert torch.allclose(out.latent_dist.mean, mean, atol=1e-5)
+        assert torch.allclose(out.latent_dist.std, std.view(-1, 1, 1).expand_as(mean), rtol=1e-5)
+        normal = (out.latents - mean) / std.view(-1, 1, 1)
+        assert torch.allclose(normal.std((0, 2, 3)), torch.ones(4), atol=0.05)
 
 
 def stored(tmp_path, name="plain", **over) -> LatentSet:
@@ -118,3 +142,31 @@ def test_a_variational_matching_is_measured_by_what_it_matched(tmp_path):
         assert load_tokenizer(run / stage / "autoencoder").drawn, stage
     assert LatentSet(run / "latents/latents").drawn
     assert json.loads((run / "evaluate/metrics.json").read_text())["gfd"] > 0
+
+
+@pytest.mark.slow
+def test_a_matching_with_a_fixed_spread_hands_it_on(tmp_path):
+    over = {"matching": {"noise": "fixed", "noise_std": 0.5}}
+    tiny.run(tiny.write(tmp_path, variants={"main": over}))
+    run = tmp_path / "run/main"
+    reference = load_file(run / "reference/normalisation.safetensors")["std"]
+    for stage in ("matching", "decoder", "latents"):
+        model = load_tokenizer(run / stage / "autoencoder")
+        assert model.drawn, stage
+        assert torch.allclose(model.spread, 0.5 * reference), stage
+    shard = load_file(run / "latents/latents/latents-00000.safetensors")
+    assert torch.allclose(shard["stds"], (0.5 * reference).view(-1, 1, 1).expand_as(shard["stds"]), rtol=1e-5)
+    assert LatentSet(run / "latents/latents").drawn
+    assert json.loads((run / "evaluate/metrics.json").read_text())["gfd"] > 0
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"noise": "fixed"}, "matching.noise: 'fixed' needs a spread .* give matching.noise_std"),
+        ({"noise_std": 0.5}, "matching.noise_std: 0.5 is the spread of matching.noise: fixed; leave it out"),
+    ],
+)
+def test_a_fixed_spread_has_a_size_and_a_size_is_of_a_fixed_spread(tmp_path, section, message):
+    with pytest.raises(ValueError, match=message):
+        tiny.run(tiny.write(tmp_path, variants={"main": {"matching": section}}))

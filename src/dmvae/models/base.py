@@ -137,6 +137,8 @@ class Tokenizer(Model):
 
     latent_mean: Tensor
     latent_std: Tensor
+    spread: Tensor | None
+    """[C], of latents about their means, not normalised, where it is the same for all images."""
 
     @property
     def has_spread(self) -> bool:
@@ -164,6 +166,13 @@ class Tokenizer(Model):
     def register_statistics(self, channels: int) -> None:
         self.register_buffer("latent_mean", torch.zeros(channels))
         self.register_buffer("latent_std", torch.ones(channels))
+        fixed = self.config.get("fixed_std")
+        self.register_buffer("spread", None if fixed is None else torch.tensor(fixed), persistent=False)
+
+    def fix_spread(self, std: Tensor) -> None:
+        """Give every posterior the standard deviation std [C], not normalised, whatever the image."""
+        self.spread = std.to(self.latent_std)
+        self.register_to_config(fixed_std=std.tolist())
 
     @property
     def stride(self) -> int:
@@ -182,7 +191,8 @@ class Tokenizer(Model):
 
     @property
     def drawn(self) -> bool:
-        """Whether latents are samples of the posterior: those are what was matched (`matching.noise: posterior`)."""
+        """Whether latents are samples of the posterior: those are what was matched (`matching.noise: posterior` or
+        `fixed`)."""
         return bool(self.config.get("drawn"))
 
     @drawn.setter
@@ -192,6 +202,12 @@ class Tokenizer(Model):
     def _output(self, posterior: Distribution, x: Tensor, rng: torch.Generator | None) -> EncoderOutput:
         """What `encode` gives for images x with that posterior."""
         mean = posterior.mean
+        if self.spread is not None:
+            from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+            mean = mean.float()  # bf16 would round the spread
+            logvar = (2 * self.spread.float().log()).view(1, -1, 1, 1).expand_as(mean)
+            posterior = DiagonalGaussianDistribution(torch.cat([mean, logvar], dim=1))
         if not self.drawn:
             return EncoderOutput(latents=mean, latent_dist=posterior)
         shape = mean.shape

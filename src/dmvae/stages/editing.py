@@ -16,6 +16,8 @@ from dmvae.tokenizers.autoencoder import Autoencoder
 
 EDITED = ("reference", "assigned")
 """Kinds of `noise` that an editor of samples makes latents of."""
+DRAWN = ("posterior", "fixed")
+"""Kinds of `noise` by which latents are drawn about the image's mean."""
 _ARRIVING: Values = {"objective": {"type": "transport"}, "balance": "distance", "target": 1.4, "weight": 1.0}
 _EDITED: Values = {"noise": "assigned", "noise_groups": 32, "anchor": 0.3}
 
@@ -24,12 +26,16 @@ _EDITED: Values = {"noise": "assigned", "noise_groups": 32, "anchor": 0.3}
 class Editing:
     """Fields of a matching that say what latents are made of."""
 
-    noise: Literal["none", "posterior", "reference", "assigned"] = configs.added("none")
+    noise: Literal["none", "posterior", "fixed", "reference", "assigned"] = configs.added("none")
     """"none": latents are a function of the image, a variational tokenizer's means. "posterior": they are drawn from
     its posterior, whose spread learns from all losses; the posteriors of all images together are what is matched.
+    "fixed": the same with one spread for all images, `noise_std`, about what any tokenizer says of the image.
     "reference": the encoder writes the image into a sample of the reference (`dmvae.tokenizers.editor`). So latents
     can fill any distribution and start near it, from any tokenizer of ours. "assigned": the same, with the sample that
     suits the image, by optimal transport, or one of the group of samples that does."""
+    noise_std: Annotated[float, Range(1e-3, 10)] | None = configs.added(None)
+    """The spread of `noise: fixed`, in standard deviations of the latents that the reference is normalised by, per
+    channel: 1 leaves no room for the image in a standard Gaussian."""
     noise_groups: Count | None = configs.added(None)
     """Groups of one size that `noise: assigned` divides images and samples into: fewer leave y more random, and so z
     nearer to the reference; more let y say more of the image. null: as many as there are samples."""
@@ -73,6 +79,10 @@ def unfit(config: Editing, model: Tokenizer, batch_size: int, relative: bool) ->
         )
     elif config.noise in EDITED and model.has_spread:
         yield f"matching.noise: {config.noise!r} has no use for a posterior; set autoencoder.variational: false"
+    if config.noise == "fixed" and config.noise_std is None:
+        yield "matching.noise: 'fixed' needs a spread of latents about means; give matching.noise_std, such as 0.5"
+    if config.noise != "fixed" and config.noise_std is not None:
+        yield f"matching.noise_std: {config.noise_std:g} is the spread of matching.noise: fixed; leave it out"
     groups = config.noise_groups
     if groups is not None and config.noise != "assigned":
         yield f"matching.noise_groups: {groups} groups are of samples that images get; set matching.noise: assigned"

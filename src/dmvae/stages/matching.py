@@ -32,7 +32,7 @@ from dmvae.runtime.transfer import send
 from dmvae.runtime.words import counted
 from dmvae.stages.approach import EVERY, IN_A_ROW, Approach, Recent, measurements, until_told
 from dmvae.stages.bounds import BOUNDS, spread
-from dmvae.stages.editing import EDITED, Editing, arriving, unfit
+from dmvae.stages.editing import DRAWN, EDITED, Editing, arriving, unfit
 from dmvae.stages.reconstruction import DecoderNetworks, DecoderStage, discriminate, reconstruct
 from dmvae.stages.reference import ReferenceTraining, config_of, open_reference
 from dmvae.stages.tokenizer import drawn
@@ -145,7 +145,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
 
     def finish(self, networks: MatchingNetworks) -> None:
         model = networks.autoencoder
-        model.drawn = self.config.noise == "posterior"
+        model.drawn = self.config.noise in DRAWN
         if self.config.noise != "assigned":
             return
         assert isinstance(model, Autoencoder)
@@ -161,11 +161,6 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
     def measures(self) -> bool:
         """Whether anything depends on the distance to the reference."""
         return self.config.balance == "distance" or self.config.until is not None
-
-    @property
-    def _told(self) -> Sequence[str]:
-        """Classes whose distances are told one by one: where the reference's labels mean something."""
-        return self.inputs.train_set.classes if config_of(self.inputs).distribution.labelled else ()
 
     def bounds(self) -> Sequence[Bound]:
         return BOUNDS if self.config.rollback else ()
@@ -227,6 +222,8 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         nn.ModuleList(autoencoder.parts().encoder).requires_grad_(config.train_encoder)
         autoencoder.latent_mean.copy_(mean)
         autoencoder.latent_std.copy_(std)
+        if config.noise_std is not None and inputs.weights:  # whose values a plan does not have
+            autoencoder.fix_spread(config.noise_std * std)
         autoencoder.drawn = False  # until `finish`: here samples are asked for where they are wanted
         networks = MatchingNetworks(autoencoder)
         if config.anchor is not None:
@@ -279,7 +276,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         model = networks.autoencoder
         if self.config.noise not in EDITED:
             out = model.encode(images)
-            raw = drawn(out.latent_dist, rng) if self.config.noise == "posterior" else out.latents
+            raw = drawn(out.latent_dist, rng) if self.config.noise in DRAWN else out.latents
             return Encoded(raw, model.normalize(raw.detach().float()))
         assert isinstance(model, Autoencoder)
         assert model.editor is not None
@@ -320,7 +317,8 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
             figures |= networks.approach.measure(self.reference, context.rng)
         if until_told(turn) == 0:
             own = Random(self.inputs.seed, self.name, "distance", batch.step, device=raw.device)
-            figures |= networks.approach.tell(self.reference, own, self._told)
+            classes = self.inputs.train_set.classes if config_of(self.inputs).distribution.labelled else ()
+            figures |= networks.approach.tell(self.reference, own, classes)
         images = batch.data[: config.decoded and config.decoded // distributed.world_size()]
         # The gradient of a mean over n images, at each image, is proportional to 1 / n.
         share = 1.0 if config.balance == "fixed" else (len(images) / len(raw)) ** 0.5

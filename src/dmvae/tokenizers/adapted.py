@@ -46,6 +46,7 @@ class AdaptedTokenizer(Tokenizer):
         scaling_factor: float = 1.0,
         shift_factor: float = 0.0,
         drawn: bool = False,
+        fixed_std: list[float] | None = None,
     ):
         super().__init__()
         self.network = configs.read(TokenizerSource, dict(source), "source").build(
@@ -62,6 +63,10 @@ class AdaptedTokenizer(Tokenizer):
 
     @property
     def has_spread(self) -> bool:
+        return self.spread is not None or self._network_spreads
+
+    @property
+    def _network_spreads(self) -> bool:
         return bool(getattr(self.network, "has_spread", False))
 
     def parts(self) -> Parts:
@@ -90,7 +95,8 @@ class AdaptedTokenizer(Tokenizer):
     def encode(self, x: Tensor, rng: torch.Generator | None = None) -> EncoderOutput:
         self.check_images(x)
         network: Any = self.network
-        return self._output(network.posterior(x) if self.has_spread else PointDistribution(network.encode(x)), x, rng)
+        known = network.posterior(x) if self._network_spreads else PointDistribution(network.encode(x))
+        return self._output(known, x, rng)
 
     @apply_forward_hook
     def decode(self, z: Tensor) -> DecoderOutput:

@@ -60,6 +60,7 @@ class Autoencoder(Tokenizer):
         scaling_factor: float = 1.0,
         shift_factor: float = 0.0,
         drawn: bool = False,
+        fixed_std: list[float] | None = None,
     ):
         super().__init__()
         self.use_slicing = self.use_tiling = False
@@ -131,7 +132,7 @@ class Autoencoder(Tokenizer):
 
             gaussian = DiagonalGaussianDistribution(out)
             return self._output(gaussian, x, rng)
-        return EncoderOutput(latents=out, latent_dist=PointDistribution(out))
+        return self._output(PointDistribution(out), x, rng)
 
     @apply_forward_hook
     def decode(self, z: Tensor) -> DecoderOutput:
@@ -160,7 +161,7 @@ class Autoencoder(Tokenizer):
 
     @property
     def has_spread(self) -> bool:
-        return bool(self.config["variational"])
+        return self.config["variational"] or self.spread is not None
 
     def parts(self) -> Parts:
         after = [part for part in (self.detail, self.editor) if part is not None]
