@@ -154,6 +154,10 @@ def _log(path: Path, stage: str, v: int, rng: np.random.Generator) -> None:
                     "health/std": 1 - 0.1 * p,
                     "health/mean": 0.02 * noise(),
                 }
+                near = {"whole": 1 + 8 * np.exp(-3 * p), "token": 1 + 5 * np.exp(-4 * p), "energy": 1 + 9 * np.exp(-p)}
+                told = {"told": 10 * np.exp(-3 * p), "told_whole": 10.0}
+                told |= {f"told/{name}": (3 + i) * np.exp(-i * p) for i, name in enumerate(("circle", "bar <b>"))}
+                row |= {f"distance/{name}": value for name, value in (near | told | {"ratio": 1 + p}).items()}
         rows.append(json.dumps(row))
     path.write_text("\n".join(rows) + '\n{"step": 2020, "tok')
 

@@ -50,6 +50,18 @@ def test_a_complete_run_has_every_section(complete):
     Balanced(complete)
 
 
+def test_the_way_to_the_reference_has_a_line_for_each_class_and_no_panel_elsewhere(complete):
+    inside, curves = (
+        complete.split(f'<section id="{name}">')[1].split("</section>")[0] for name in ("matching", "training")
+    )
+    way = inside.split("The way to the reference")[1].split("<h3>")[0]
+    assert "matched, each class" in way
+    for name in ("pairs of tokens", "whole latents told apart", "circle", "bar &lt;b&gt;"):
+        assert name in way, name
+    assert "distance/ratio" in curves
+    assert "distance/told" not in curves
+
+
 def test_nothing_is_loaded_from_elsewhere(complete):
     without_names = re.sub(r'xmlns(:\w+)?="[^"]*"', "", complete)
     assert not re.search(r'(?:src|href)="(?!data:|#)', without_names)

@@ -8,10 +8,13 @@ from pathlib import Path
 
 from dmvae.report.charts import Line, lines
 from dmvae.report.html import details, legend, listing, panel, panels, prose
-from dmvae.report.run import Run, Trained
+from dmvae.report.run import COLOURS, Run, Trained
 from dmvae.training.health import ROLLED_BACK
 
 BINS = ("#5b4fc4", "#3a8fc4", "#2fa37c", "#c79a1c", "#d9652f", "#c2457d", "#8a6fd6", "#7f8791")
+
+DISTANCES = {"whole": "whole latents", "token": "tokens", "pair": "pairs of tokens", "energy": "energy distance"}
+TOLD = {"told": "tokens told apart", "told_whole": "whole latents told apart"}
 
 HOW_TO_READ = (
     "Bold lines are moving averages, faint lines the logged values. Steep first steps may lie above the frame."
@@ -88,6 +91,7 @@ def health(run: Run) -> str:
         for training in trained
         for line in _lines(training.folder / ROLLED_BACK)[-1:]
     ]
+    parts += approach(trained)
     if any(gaps):
         parts += [
             "<h3>Gap between teacher and student</h3>",
@@ -115,6 +119,35 @@ def health(run: Run) -> str:
     return "\n".join(part for part in parts if part)
 
 
+def approach(trained: Sequence[Trained]) -> list[str]:
+    """How far the latents were from the reference while they were matched."""
+    colours = dict(zip((*DISTANCES, *TOLD), BINS, strict=False))
+    classes = sorted({key for t in trained for key in t.keys if key.startswith("distance/told/")})
+    of = {key: COLOURS[i % len(COLOURS)] for i, key in enumerate(classes)}
+    charts = []
+    for training in trained:
+        title = ", ".join(training.variants)
+        for names, what, log in ((DISTANCES, "distances", True), (TOLD, "told apart", False)):
+            series = [Line(name, colours[name], *training.series(f"distance/{name}")) for name in names]
+            charts.append(_panel(f"{title}, {what}", series, log=log))
+        charts.append(_panel(f"{title}, each class", [Line(key, of[key], *training.series(key)) for key in classes]))
+    if not any(charts):
+        return []
+    names = [(name, colours[key]) for key, name in (DISTANCES | TOLD).items()]
+    return [
+        "<h3>The way to the reference</h3>",
+        prose(
+            "Recent latents beside samples of the reference. Distances are multiples of what two samples of the "
+            "reference have, on a logarithmic axis: 1 is equality, and 2 counts as arrived. Then how well a small "
+            "network tells latents and samples apart: 0 is chance, and 2, where it is right 60 times in 100, counts as "
+            "arrived; of all tokens, of whole latents, and of the tokens of each class."
+        ),
+        legend(names),
+        panels(charts),
+        legend((key.removeprefix("distance/told/"), of[key]) for key in classes),
+    ]
+
+
 def _lines(file: Path) -> list[str]:
     return file.read_text().splitlines() if file.exists() else []
 
@@ -129,7 +162,8 @@ def stage_curves(run: Run, stage: str) -> str:
     """One stage's figures, methods overlaid: losses first, the rest under a fold."""
     trained = run.trained(stage)
     keys = list(dict.fromkeys(key for training in trained for key in training.keys))
-    keys = [key for key in keys if not key.startswith(("gap/", "health/"))]
+    elsewhere = ("gap/", "health/", *(f"distance/{name}" for name in (*DISTANCES, *TOLD)))
+    keys = [key for key in keys if not key.startswith(elsewhere)]
     main = [
         key for key in keys if key.endswith("/loss") or key in ("reconstruction/pixel", "reconstruction/perceptual")
     ]
