@@ -133,7 +133,7 @@ def approach(trained: Sequence[Trained]) -> list[str]:
         charts.append(_panel(f"{title}, each class", [Line(key, of[key], *training.series(key)) for key in classes]))
     if not any(charts):
         return []
-    names = [(name, colours[key]) for key, name in (DISTANCES | TOLD).items()]
+    shown = [(name, colours[key]) for key, name in (DISTANCES | TOLD).items()]
     return [
         "<h3>The way to the reference</h3>",
         prose(
@@ -142,7 +142,7 @@ def approach(trained: Sequence[Trained]) -> list[str]:
             "network tells latents and samples apart: 0 is chance, and 2, where it is right 60 times in 100, counts as "
             "arrived; of all tokens, of whole latents, and of the tokens of each class."
         ),
-        legend(names),
+        legend(shown),
         panels(charts),
         legend((key.removeprefix("distance/told/"), of[key]) for key in classes),
     ]
