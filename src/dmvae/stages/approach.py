@@ -102,14 +102,15 @@ class Approach(Recent):
         y, of = (distributed.gather(x.to(self.recent.device)) for x in reference.sample(share, rng.on_cpu()))
         return y, of
 
-    def tell(self, reference: Reference, rng: Random, classes: Sequence[str]) -> dict[str, Tensor | float]:
-        """All that is measured, to log, and it moves nothing: each of `classes` (the labels' names; none where
-        labels mean nothing) too. Empty until enough latents are remembered."""
+    def tell(self, reference: Reference, rng: Random, classes: Sequence[str], whole: bool) -> dict[str, Tensor | float]:
+        """What `measure` leaves out, to log, each of `classes` (the labels' names; none where labels mean nothing)
+        too; whole: what that measures as well. It moves nothing. Empty until enough latents are remembered."""
         if int(self.count) < RECENT:
             return {}
         y, of = self._samples(reference, rng)
         known = len(classes) > 1 and bool((self.labels >= 0).all())
-        found = multiples(self.recent, y, rng.shared) | details(self.recent, y, (self.labels, of) if known else None)
+        found = multiples(self.recent, y, rng.shared) if whole else {}
+        found |= details(self.recent, y, (self.labels, of) if known else None)
         parts = (key.partition("/") for key in found)
         names = ["/".join(["distance", kind, *([classes[int(label)]] if label else [])]) for kind, _, label in parts]
         return dict(zip(names, found.values(), strict=True))

@@ -318,7 +318,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         if until_told(turn) == 0:
             own = Random(self.inputs.seed, self.name, "distance", batch.step, device=raw.device)
             classes = self.inputs.train_set.classes if config_of(self.inputs).distribution.labelled else ()
-            figures |= networks.approach.tell(self.reference, own, classes)
+            figures |= networks.approach.tell(self.reference, own, classes, whole=not self.measures)
         images = batch.data[: config.decoded and config.decoded // distributed.world_size()]
         # The gradient of a mean over n images, at each image, is proportional to 1 / n.
         share = 1.0 if config.balance == "fixed" else (len(images) / len(raw)) ** 0.5
