@@ -100,11 +100,11 @@ def test_each_turn_trains_exactly_what_it_should(folder):
     }
 
 
-@pytest.mark.parametrize("noise", ["none", "posterior"])
+@pytest.mark.parametrize("noise", ["none", "posterior", "fixed"])
 def test_the_spread_learns_where_it_is_asked_for(folder, noise):
     """The last layer's second half gives the log-variance: only draws from the posterior send gradients there."""
     job = jobs_of(folder)["matching"]
-    section = replace(job.recipe.section("matching"), noise=noise)
+    section = replace(job.recipe.section("matching"), noise=noise, noise_std=0.5 if noise == "fixed" else None)
     trainer = Trainer(job.stage(section, trainer_of(job).inputs))
     images, labels = trainer.stage.data().__getitems__(range(8))
     batch = Batch(images.float() / 127.5 - 1, labels, 0, 4)
