@@ -23,7 +23,8 @@ matching, decoder, latents, generator, sample, evaluate.
   --section.field value   any field of the recipe, for all variants that have it
   --variants.NAME.section.field value
                           the same for one variant
-  --variant NAME          run this variant alone, with all its seeds; may be given several times
+  --variant NAME          run this variant alone, all seeds of it; may be given
+                          several times
   --run_dir DIR           the folder that is written (run.dir)
   --dry-run               print stages, sizes, resolved values and what is
                           missing; train nothing

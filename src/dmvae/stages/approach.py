@@ -20,7 +20,7 @@ RECENT, REST = 1024, 256
 EVERY = 10
 """Tokenizer updates between two measurements."""
 SELDOM = 100
-"""The same where nothing depends on what is measured, and it is told alone: about 2 % of the time."""
+"""The same where nothing depends on what is measured, and it is told alone: 3 to 5 % of the demo's time."""
 IN_A_ROW = 3
 """So many measurements in a row must be at most the target, since a single one may be by chance."""
 
