@@ -148,11 +148,10 @@ def details(z: Tensor, y: Tensor, of: tuple[Tensor, Tensor] | None = None, seed:
     one, so they find less than those of `measure`.
     """
     n = len(z)
-    few, other = min(n, NEIGHBOURS), y[n : 2 * n].to(z)
-    y = y[:n].to(z)
+    y, other, few = y[:n].to(z), y[n : 2 * n].to(z), slice(NEIGHBOURS)
     sets = {"told_whole": (z.flatten(1)[:, None], y.flatten(1)[:, None]), "told": (as_items(z), as_items(y))}
     found = {
-        "energy": _ratio(*(_energy(x[:few], y[:few]) for x in (z, other))),
+        "energy": _ratio(*(_energy(x[few], y[few]) for x in (z, other))),
         "told_whole": _told(two_sample_accuracy(*sets["told_whole"], seed, CLASS_STEPS)),
     }
     if of is not None:
