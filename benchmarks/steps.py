@@ -31,7 +31,6 @@ from dmvae.jobs import Job, plan
 from dmvae.recipe import Recipe, load
 from dmvae.runtime.precision import uses_bf16
 from dmvae.training.loop import Trainer
-from dmvae.training.preparing import compile_networks
 from dmvae.training.stage import Batch
 
 HEADING = f"{'times eager':>12} {'first steps, s':>15}"
@@ -62,8 +61,8 @@ def main() -> None:
             steps = Steps(jobs[stage], args.device)
             operations, timed, first = flops_per_image(steps), [steps], 0.0
             if args.compile:
-                timed = [Steps(jobs[stage], args.device), steps]
-                first = timed[0].compile()
+                timed = [Steps(jobs[stage], args.device, compiled=True), steps]
+                first = timed[0].first()
             seconds = fastest(timed, args.seconds)
             images = steps.batch_size / seconds[0]
             more = f"{seconds[1] / seconds[0]:>12.2f} {first:>15.1f}" if args.compile else ""
@@ -94,8 +93,9 @@ def prepare(recipe: Recipe, folder: Path, until: str | None) -> dict[str, Job]:
 class Steps:
     """Runs a stage's steps one after another, as the loop does, without its logging."""
 
-    def __init__(self, job: Job, device: torch.device) -> None:
-        inputs = Inputs(job.recipe, job.variant, job.folder, job.reads, device)
+    def __init__(self, job: Job, device: torch.device, compiled: bool = False) -> None:
+        recipe = replace(job.recipe, run=replace(job.recipe.run, compile=compiled or job.recipe.run.compile))
+        inputs = Inputs(recipe, job.variant, job.folder, job.reads, device)
         self.trainer = Trainer(job.stage(job.recipe.section(job.stage), inputs))
         self.batch_size = self.trainer.config.batch_size
         dataset = self.trainer.stage.data()
@@ -108,11 +108,10 @@ class Steps:
         # Past the adversary's start, as most of a training is.
         self.step = 60
 
-    def compile(self) -> float:
-        """As `run.compile` does; seconds of the first steps with what comes out."""
+    def first(self) -> float:
+        """Seconds of the first steps, in which networks are compiled, with nothing kept from an earlier time."""
         torch._inductor.config.force_disable_caches = True
         begun = time.perf_counter()
-        compile_networks(self.trainer.networks)
         self.cycle()
         wait()
         return time.perf_counter() - begun

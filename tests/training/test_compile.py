@@ -134,3 +134,9 @@ def test_nothing_is_compiled_for_the_teacher_alone_nor_for_what_is_seldom_asked(
     assert found > 0
     monkeypatch.setattr(DMD, "differentiates", True)  # a frozen teacher's block and last layer are two more
     assert graphs(tmp_path, matching__proxy_every=0) == found + 2
+
+
+@pytest.mark.slow
+def test_the_encoder_is_compiled_once_for_both_kinds_of_turns(tmp_path):
+    """Where the stage knows of it, and not where a program compiles its networks."""
+    assert graphs(tmp_path, run__compile=True) == graphs(tmp_path) - 1

@@ -255,7 +255,8 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         every = config.student_steps if networks.student is not None else 1
         turn, off = divmod(batch.step - config.student_warmup, every)
         tokenizer_turn = turn >= 0 and off == 0
-        with torch.set_grad_enabled(tokenizer_turn):
+        # Compiled networks keep a graph for nothing in the student's turns: without, they would be compiled once more.
+        with torch.set_grad_enabled(tokenizer_turn or self.inputs.sections.run.compile):
             encoded = self._encode(networks, batch.data, rng, settle=tokenizer_turn and turn % self._settles == 0)
         context = Context(
             rng,
