@@ -155,7 +155,7 @@ def _log(path: Path, stage: str, v: int, rng: np.random.Generator) -> None:
                     "health/mean": 0.02 * noise(),
                 }
                 near = {"whole": 1 + 8 * np.exp(-3 * p), "token": 1 + 5 * np.exp(-4 * p), "energy": 1 + 9 * np.exp(-p)}
-                told = {"told": 10 * np.exp(-3 * p), "told_whole": 10.0}
+                told = {"told": 10 * np.exp(-3 * p), "told_whole": 10.0, "told_class": 10 - p}
                 told |= {f"told/{name}": (3 + i) * np.exp(-i * p) for i, name in enumerate(("circle", "bar <b>"))}
                 row |= {f"distance/{name}": value for name, value in (near | told | {"ratio": 1 + p}).items()}
         rows.append(json.dumps(row))

@@ -56,7 +56,7 @@ def test_the_way_to_the_reference_has_a_line_for_each_class_and_no_panel_elsewhe
     )
     way = inside.split("The way to the reference")[1].split("<h3>")[0]
     assert "matched, each class" in way
-    for name in ("pairs of tokens", "whole latents told apart", "circle", "bar &lt;b&gt;"):
+    for name in ("pairs of tokens", "whole latents told apart", "tokens, the class known", "circle", "bar &lt;b&gt;"):
         assert name in way, name
     assert "distance/ratio" in curves
     assert "distance/told" not in curves

@@ -83,7 +83,7 @@ def test_a_matching_that_no_distance_moves_tells_it_all_the_same(tmp_path, small
         (tmp_path / name).mkdir()
         tiny.run(tiny.write(tmp_path / name, variants={"matched": {}}, matching__batch_size=12), until="matching")
         rows = (tmp_path / name / "run/matched/matching/log.jsonl").read_text()
-        for figure in ("token", "energy", "told", "told_whole", "told/circle", "told_whole/square"):
+        for figure in ("token", "energy", "told", "told_whole", "told_class", "told/circle", "told_whole/square"):
             assert (f'"distance/{figure}"' in rows) == (name == "told")
         found.append(tiny.weights(tmp_path / name / "run"))
     assert found[0].keys() == found[1].keys()

@@ -3,8 +3,17 @@
 import pytest
 import torch
 
-from dmvae.transport.arrival import Arrival, details, effective_rank, measure, mixing, multiples, told_by_class
-from dmvae.transport.two_sample import accuracy_by_class, two_sample_accuracy
+from dmvae.transport.arrival import (
+    Arrival,
+    details,
+    effective_rank,
+    measure,
+    mixing,
+    multiples,
+    told_by_class,
+    told_with_class,
+)
+from dmvae.transport.two_sample import accuracy_with_class, two_sample_accuracy
 
 pytestmark = pytest.mark.slow
 
@@ -85,7 +94,7 @@ def test_classes_that_have_changed_places_are_told_apart_one_by_one():
     z, there = normal(1024, 4, 2, 2, seed=1) + sides[labels[:1024]].view(-1, 1, 1, 1), labels[:1024]
     right, swapped = (details(z, y, (of, labels)) for of in (there, 1 - there))
     assert max(right.values()) < 2
-    assert min(swapped[f"{view}/{label}"] for view in ("told", "told_whole") for label in (0, 1)) > 4
+    assert min(swapped[f"{view}{of}"] for view in ("told", "told_whole") for of in ("_class", "/0", "/1")) > 4
     assert swapped["told_whole"] < 2
     assert swapped["energy"] == right["energy"]
 
@@ -93,7 +102,20 @@ def test_classes_that_have_changed_places_are_told_apart_one_by_one():
 def test_a_class_with_few_items_is_left_out():
     a, b = normal(200, 1, 4), normal(200, 1, 4, seed=1)
     of = (torch.arange(200) // 180, torch.arange(200) // 100)
-    assert accuracy_by_class(a, b, of, steps=3).keys() == {0}, "5 of 20 items are held out"
+    assert accuracy_with_class(a, b, of, steps=3)[1].keys() == {0}, "5 of 20 items are held out"
+
+
+def test_a_hundred_classes_that_have_changed_places_are_told_apart_though_none_is_by_itself():
+    middles, labels = normal(100, 4, 1, 1, seed=2), torch.arange(2048) % 100
+    y, z = (normal(n, 4, 2, 2, seed=n) + 2 * middles[labels[:n]] for n in (2048, 1024))
+    there = labels[:1024]
+    right, swapped = (details(z, y, (of, labels)) for of in (there, (there + 1) % 100))
+    assert {key for key in right if key.startswith("told")} == {"told_whole", "told_class", "told_whole_class"}
+    assert max(right.values()) < 2
+    assert min(swapped["told_class"], swapped["told_whole_class"]) > 4
+    assert max(swapped["told_whole"], swapped["energy"]) < 2
+    assert told_with_class(z, there, y, labels)["token_accuracy"] < 0.6
+    assert told_with_class(z, (there + 1) % 100, y, labels)["token_accuracy"] > 0.7
 
 
 def test_items_are_not_split_between_training_and_test():

@@ -14,7 +14,12 @@ from dmvae.training.health import ROLLED_BACK
 BINS = ("#5b4fc4", "#3a8fc4", "#2fa37c", "#c79a1c", "#d9652f", "#c2457d", "#8a6fd6", "#7f8791")
 
 DISTANCES = {"whole": "whole latents", "token": "tokens", "pair": "pairs of tokens", "energy": "energy distance"}
-TOLD = {"told": "tokens told apart", "told_whole": "whole latents told apart"}
+TOLD = {
+    "told": "tokens told apart",
+    "told_whole": "whole latents told apart",
+    "told_class": "tokens, the class known",
+    "told_whole_class": "whole latents, the class known",
+}
 
 HOW_TO_READ = (
     "Bold lines are moving averages, faint lines the logged values. Steep first steps may lie above the frame."
@@ -140,7 +145,8 @@ def approach(trained: Sequence[Trained]) -> list[str]:
             "Recent latents beside samples of the reference. Distances are multiples of what two samples of the "
             "reference have, on a logarithmic axis: 1 is equality, and 2 counts as arrived. Then how well a small "
             "network tells latents and samples apart: 0 is chance, and 2, where it is right 60 times in 100, counts as "
-            "arrived; of all tokens, of whole latents, and of the tokens of each class."
+            "arrived; of all tokens, of whole latents, of both where the network is told the class, and of the tokens "
+            "of each class that has enough of them."
         ),
         legend(shown),
         panels(charts),

@@ -245,21 +245,28 @@ class Measuring:
         if len(here) >= ARRIVAL_LEAST:
             found = arrival.measure(here[shuffled], y.float(), self.inputs.seed)
             verdict = found.verdict + (" (latents drawn from their posteriors)" if self.tokenizer.drawn else "")
-            classes: dict[str, dict[str, float]] = {}
-            if config_of(self.inputs).distribution.labelled:
-                told = arrival.told_by_class(here, labels, y.float(), of, self.inputs.seed)
-                classes = {self.inputs.test_set.classes[label]: figures for label, figures in told.items()}
-            if classes:
+            by_class = self._by_class(here, labels, y.float(), of)
+            if classes := by_class["classes"]:
                 farthest = max(classes, key=lambda name: classes[name]["token_accuracy"])
                 share = classes[farthest]["token_accuracy"]
                 verdict += f"; of its classes {farthest} is farthest, with {share:.0%} of its tokens told apart"
-            self.metrics["arrival"] = asdict(found) | {"verdict": verdict, "classes": classes}
+            elif known := by_class["class_known"]:
+                verdict += f"; told the class, a network tells {known['token_accuracy']:.0%} of the tokens apart"
+            self.metrics["arrival"] = asdict(found) | {"verdict": verdict} | by_class
             self.metrics |= {
                 "distance_whole": found.whole,
                 "distance_token": found.token,
                 "token_accuracy": found.token_accuracy,
                 "latent_accuracy": found.accuracy,
             }
+
+    def _by_class(self, z: Tensor, labels: Tensor, y: Tensor, of: Tensor) -> Values:
+        """Latents z [n, C, H, W] beside samples y, with their labels: empty where those mean nothing."""
+        if not config_of(self.inputs).distribution.labelled or len(self.inputs.test_set.classes) < 2:
+            return {"class_known": {}, "classes": {}}
+        told = arrival.told_by_class(z, labels, y, of, self.inputs.seed)
+        classes = {self.inputs.test_set.classes[label]: figures for label, figures in told.items()}
+        return {"class_known": arrival.told_with_class(z, labels, y, of, self.inputs.seed), "classes": classes}
 
     def proxies(self, latents: Latents) -> dict[str, float]:
         """Proxies of gFD."""

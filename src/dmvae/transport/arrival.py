@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dmvae.transport.energy import energy_distance
 from dmvae.transport.sliced import directions, wasserstein_1d
-from dmvae.transport.two_sample import accuracy_by_class, two_sample_accuracy
+from dmvae.transport.two_sample import accuracy_with_class, two_sample_accuracy
 from dmvae.transport.views import View, pairs, tokens, whole
 
 LATENTS, VECTORS, SLICES, NEIGHBOURS = 2048, 4096, 256, 1024
@@ -118,6 +118,16 @@ def told_by_class(z: Tensor, labels: Tensor, y: Tensor, of: Tensor, seed: int = 
 
 
 @torch.no_grad()
+def told_with_class(z: Tensor, labels: Tensor, y: Tensor, of: Tensor, seed: int = 0) -> dict[str, float]:
+    """{"accuracy", "token_accuracy"}, as `Arrival` has them, of networks that are told the class: for data of so many
+    classes that none has enough to be tested by itself. Arguments as for `told_by_class`."""
+    return {
+        "accuracy": accuracy_with_class(z.flatten(1)[:, None], y.flatten(1)[:, None], (labels, of), seed)[0],
+        "token_accuracy": accuracy_with_class(as_items(z), as_items(y), (labels, of), seed)[0],
+    }
+
+
+@torch.no_grad()
 def multiples(z: Tensor, y: Tensor, rng: torch.Generator, slices: int = 64) -> dict[str, float]:
     """What `measure` asks for, fast enough for every tenth update: the sliced distances {"whole", "token", "pair"} as
     multiples of chance, and {"told"}: how well tokens are told apart, 0 by chance, and 2 where arrival ends (60 %).
@@ -140,9 +150,10 @@ def multiples(z: Tensor, y: Tensor, rng: torch.Generator, slices: int = 64) -> d
 
 @torch.no_grad()
 def details(z: Tensor, y: Tensor, of: tuple[Tensor, Tensor] | None = None, seed: int = 0) -> dict[str, float]:
-    """What `measure` and `told_by_class` tell besides, fast enough for every hundredth update: {"energy",
-    "told_whole"}, a multiple of chance and how well whole latents are told apart, as "told" of `multiples`; with labels
-    `of` latents and samples, int64 [n] and [m], "told/CLASS" and "told_whole/CLASS" of classes with enough of both.
+    """What `measure`, `told_with_class` and `told_by_class` tell besides, fast enough for every hundredth update:
+    {"energy", "told_whole"}, a multiple of chance and how well whole latents are told apart, as "told" of `multiples`;
+    with labels `of` latents and samples, int64 [n] and [m], "told_class" and "told_whole_class", by a network that is
+    told the class, and what it tells of each class with enough of both, "told/CLASS" and "told_whole/CLASS".
 
     z [n, C, H, W] and y [m, C, H, W], of which the first 2 n are used. The networks take 100 steps, and classes share
     one, so they find less than those of `measure`.
@@ -156,7 +167,8 @@ def details(z: Tensor, y: Tensor, of: tuple[Tensor, Tensor] | None = None, seed:
     }
     if of is not None:
         for name, (a, b) in sets.items():
-            told = accuracy_by_class(a, b, (of[0], of[1][:n]), seed, CLASS_STEPS)
+            overall, told = accuracy_with_class(a, b, (of[0], of[1][:n]), seed, CLASS_STEPS)
+            found |= {f"{name}_class": _told(overall)}
             found |= {f"{name}/{label}": _told(accuracy) for label, accuracy in told.items()}
     return found
 

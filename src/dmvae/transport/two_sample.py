@@ -27,28 +27,35 @@ def two_sample_accuracy(a: Tensor, b: Tensor, seed: int = 0, steps: int | None =
     set.
     """
     right, _ = _held_out((a, b), None, seed, steps)
-    return float(sum(x.float().mean() for x in right) / 2)
+    return _accuracy(right)
 
 
-def accuracy_by_class(
+def accuracy_with_class(
     a: Tensor, b: Tensor, of: tuple[Tensor, Tensor], seed: int = 0, steps: int | None = None
-) -> dict[int, float]:
-    """{class: accuracy} of one such classifier that is told the class of every item: `of` holds the labels, int64 [n],
-    of a and of b. Of classes with at least 16 items of both sets held out. It costs what the test of all classes does,
-    and sees less of each than a network of its own."""
+) -> tuple[float, dict[int, float]]:
+    """The accuracy of such a classifier that is told the class of every item, and {class: accuracy} of those classes
+    with at least 16 items of both sets held out. `of` holds the labels, int64 [n], of a and of b.
+
+    So it sees sets that are alike as a whole and differ class by class, however many classes there are. It costs what
+    the test without classes does, and sees less of each than a network of its own."""
     right, kinds = _held_out((a, b), of, seed, steps)
     found = {}
     for label in kinds[0].unique().tolist():
         mine = [x[kind == label] for x, kind in zip(right, kinds, strict=True)]
         if min(map(len, mine)) >= LEAST:
-            found[label] = float(sum(x.float().mean() for x in mine) / 2)
-    return found
+            found[label] = _accuracy(mine)
+    return _accuracy(right), found
+
+
+def _accuracy(right: list[Tensor]) -> float:
+    """The mean over the two sets."""
+    return float(sum(x.float().mean() for x in right) / 2)
 
 
 def _held_out(
     sets: tuple[Tensor, Tensor], of: tuple[Tensor, Tensor] | None, seed: int, steps: int | None
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """For each set: whether a network is right about the held-out vectors, bool [tests, k]; and the labels [tests]."""
+    """For each set: whether a network is right about held-out vectors, bool [tests, k]; and their labels [tests]."""
     a, b = sets
     n = min(len(a), len(b))
     if a.ndim != 3 or a.shape[1:] != b.shape[1:] or n < 8:
@@ -62,20 +69,20 @@ def _held_out(
     train = n * 3 // 4
     mean, std = x[:, :train].mean((0, 1, 2)), x[:, :train].std((0, 1, 2)).clamp_min(1e-6)
     x = (x - mean) / std
-    kinds = [torch.zeros(n, dtype=torch.int64)] * 2
+    kinds, classes = torch.zeros(2, n, dtype=torch.int64), 0
     if of is not None:
-        kinds = [labels.cpu()[order] for labels, order in zip(of, orders, strict=True)]
-        told = F.one_hot(torch.stack(kinds)) * LOUD  # [2, n, classes]
-        x = torch.cat([x, told[:, :, None].expand(-1, -1, x.shape[2], -1)], -1)
-    weights = _train(x[:, :train].flatten(1, 2), rng, steps or STEPS)
+        kinds = torch.stack([labels.cpu()[order] for labels, order in zip(of, orders, strict=True)])
+        classes = int(kinds.max()) + 1
+    rows = kinds[:, :, None].expand(x.shape[:3])  # a class for every vector
+    weights = _train(x[:, :train].flatten(1, 2), rows[:, :train].flatten(1), classes, rng, steps or STEPS)
     with torch.no_grad():
-        logits = _network(x[:, train:], weights)  # [2, tests, k]
-    return [logits[0] < 0, logits[1] > 0], [kind[train:] for kind in kinds]
+        logits = _network(x[:, train:], rows[:, train:], weights)  # [2, tests, k]
+    return [logits[0] < 0, logits[1] > 0], list(kinds[:, train:])
 
 
-def _train(x: Tensor, rng: torch.Generator, steps: int) -> list[Tensor]:
-    """Weights of the network, trained on rows x [2, m, d]; logits are positive for the second set."""
-    sizes = [x.shape[2], WIDTH, WIDTH, 1]
+def _train(x: Tensor, kinds: Tensor, classes: int, rng: torch.Generator, steps: int) -> list[Tensor]:
+    """Weights of the network, trained on rows x [2, m, d] of classes [2, m]; logits are positive for the second set."""
+    sizes = [x.shape[2] + classes, WIDTH, WIDTH, 1]
     weights = []
     for fan_in, fan_out in pairwise(sizes):
         weights += [torch.randn(fan_in, fan_out, generator=rng) / math.sqrt(fan_in), torch.zeros(fan_out)]
@@ -87,7 +94,8 @@ def _train(x: Tensor, rng: torch.Generator, steps: int) -> list[Tensor]:
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = RATE * 0.5 * (1 + math.cos(math.pi * step / steps))
             chosen = torch.randint(x.shape[1], (2, size), generator=rng)
-            logits = _network(torch.stack([x[0, chosen[0]], x[1, chosen[1]]]), weights)
+            some, of = (torch.stack([of_both[i, chosen[i]] for i in range(2)]) for of_both in (x, kinds))
+            logits = _network(some, of, weights)
             loss = F.softplus(logits[0]).mean() + F.softplus(-logits[1]).mean()
             optimizer.zero_grad()
             loss.backward()
@@ -95,7 +103,12 @@ def _train(x: Tensor, rng: torch.Generator, steps: int) -> list[Tensor]:
     return [w.detach() for w in weights]
 
 
-def _network(x: Tensor, weights: list[Tensor]) -> Tensor:
-    """[..., d] -> logits [...]."""
+def _network(x: Tensor, kinds: Tensor, weights: list[Tensor]) -> Tensor:
+    """[..., d] and classes [...] -> logits [...]. The rows of the first weights past the d-th are the classes', as if
+    each were one more input, which is `LOUD` or nothing."""
     w1, b1, w2, b2, w3, b3 = weights
-    return (F.gelu(F.gelu(x @ w1 + b1) @ w2 + b2) @ w3 + b3).squeeze(-1)
+    d = x.shape[-1]
+    h = x @ w1[:d] + b1
+    if len(w1) > d:
+        h = h + LOUD * w1[d:][kinds]
+    return (F.gelu(F.gelu(h) @ w2 + b2) @ w3 + b3).squeeze(-1)
