@@ -114,7 +114,6 @@ def test_a_hundred_classes_that_have_changed_places_are_told_apart_though_none_i
     assert max(right.values()) < 2
     assert min(swapped["told_class"], swapped["told_whole_class"]) > 4
     assert max(swapped["told_whole"], swapped["energy"]) < 2
-    assert told_with_class(z, there, y, labels)["token_accuracy"] < 0.6
     assert told_with_class(z, (there + 1) % 100, y, labels)["token_accuracy"] > 0.7
 
 
