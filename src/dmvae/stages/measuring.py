@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from dmvae.evaluation.feature_set import FeatureSet, features_of, reference_feat
 from dmvae.evaluation.features import Extractor, FeaturesConfig
 from dmvae.evaluation.features.effnet import EffNetLite0
 from dmvae.evaluation.images import DatasetImages, SampleFiles
-from dmvae.evaluation.latents import latent_statistics, sliced_wasserstein
+from dmvae.evaluation.latents import latent_statistics
 from dmvae.evaluation.manifest import versions
 from dmvae.evaluation.measure import PROTOCOL, measure_sets
 from dmvae.evaluation.metrics import Latents, Metric, figures, metrics_of
@@ -47,14 +47,12 @@ from dmvae.runtime.files import write_tensors
 from dmvae.runtime.hashing import weights_hash
 from dmvae.runtime.precision import autocast, uses_bf16
 from dmvae.runtime.random import Random, seed_of
-from dmvae.stages.reference import config_of, open_reference
+from dmvae.stages.arrival import at_the_end
+from dmvae.stages.reference import MAP_POINTS
 from dmvae.stages.sample import generator_at, samples_folder
 from dmvae.tokenizers.adapted import load_tokenizer
-from dmvae.transport import arrival
 
-PICTURES, MAP_POINTS = 24, 2000
-ARRIVAL_SAMPLES, ARRIVAL_LEAST = 5120, 64
-"""Samples of the reference that latents are compared with, and latents at least."""
+PICTURES = 24
 LOSS_BLOCK = 250
 
 
@@ -139,7 +137,7 @@ class Measuring:
         if "sample" in self.inputs.reads:
             self.samples(reconstructed_sets(rows, self.extractors, self.images), fakes, trains)
         if "reference" in self.inputs.reads and self.inputs.has("reference", "map.safetensors"):
-            self.arrival(rows["z"], latents.test_labels)
+            self.metrics |= at_the_end(self.inputs, rows["z"], latents.test_labels, self.tokenizer.drawn)
         if self.config.proxies or self.config.probe:
             self.metrics["proxies"] = self.proxies(latents)
         maps = {
@@ -232,41 +230,6 @@ class Measuring:
             if i > 0:
                 found = Scores({f"{name}_w{scale:g}": value for name, value in found.metrics.items()})
             self.scores.add(found)
-
-    def arrival(self, raw: Tensor, labels: Tensor) -> None:
-        """How far raw test latents [m, C, H, W] are from the reference, in the reference's own units; class by class
-        too, where the reference's labels mean something."""
-        to = self.inputs.tensors("reference", "normalisation.safetensors")
-        here = (raw - to["mean"].view(-1, 1, 1)) / to["std"].view(-1, 1, 1)
-        there = self.inputs.tensors("reference", "map.safetensors")["latents"]
-        self.metrics["distance_to_reference"] = sliced_wasserstein(there.flatten(1), here[:MAP_POINTS].flatten(1))
-        y, of = open_reference(self.inputs).sample(ARRIVAL_SAMPLES, Random.alone(self.inputs.seed, "arrival"))
-        shuffled = torch.randperm(len(here), generator=torch.Generator().manual_seed(self.inputs.seed))
-        if len(here) >= ARRIVAL_LEAST:
-            found = arrival.measure(here[shuffled], y.float(), self.inputs.seed)
-            verdict = found.verdict + (" (latents drawn from their posteriors)" if self.tokenizer.drawn else "")
-            by_class = self._by_class(here, labels, y.float(), of)
-            if classes := by_class["classes"]:
-                farthest = max(classes, key=lambda name: classes[name]["token_accuracy"])
-                share = classes[farthest]["token_accuracy"]
-                verdict += f"; of its classes {farthest} is farthest, with {share:.0%} of its tokens told apart"
-            elif known := by_class["class_known"]:
-                verdict += f"; told the class, a network tells {known['token_accuracy']:.0%} of the tokens apart"
-            self.metrics["arrival"] = asdict(found) | {"verdict": verdict} | by_class
-            self.metrics |= {
-                "distance_whole": found.whole,
-                "distance_token": found.token,
-                "token_accuracy": found.token_accuracy,
-                "latent_accuracy": found.accuracy,
-            }
-
-    def _by_class(self, z: Tensor, labels: Tensor, y: Tensor, of: Tensor) -> Values:
-        """Latents z [n, C, H, W] beside samples y, with their labels: empty where those mean nothing."""
-        if not config_of(self.inputs).distribution.labelled or len(self.inputs.test_set.classes) < 2:
-            return {"class_known": {}, "classes": {}}
-        told = arrival.told_by_class(z, labels, y, of, self.inputs.seed)
-        classes = {self.inputs.test_set.classes[label]: figures for label, figures in told.items()}
-        return {"class_known": arrival.told_with_class(z, labels, y, of, self.inputs.seed), "classes": classes}
 
     def proxies(self, latents: Latents) -> dict[str, float]:
         """Proxies of gFD."""

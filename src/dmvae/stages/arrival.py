@@ -1,0 +1,59 @@
+"""How far a finished tokenizer's latents are from the reference that they were matched to."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import torch
+from torch import Tensor
+
+from dmvae.config import Values
+from dmvae.evaluation.latents import sliced_wasserstein
+from dmvae.inputs import Inputs
+from dmvae.runtime.random import Random
+from dmvae.stages.reference import MAP_POINTS, config_of, open_reference
+from dmvae.transport.arrival import measure, told_by_class, told_with_class
+
+SAMPLES, LEAST = 5120, 64
+"""Samples of the reference that latents are compared with, and latents at least."""
+
+
+def at_the_end(inputs: Inputs, raw: Tensor, labels: Tensor, drawn: bool) -> Values:
+    """Metrics of raw test latents [n, C, H, W], in the reference's own units; class by class too, where the reference's
+    labels mean something. drawn: they are drawn from posteriors, which the verdict says."""
+    to = inputs.tensors("reference", "normalisation.safetensors")
+    here = (raw - to["mean"].view(-1, 1, 1)) / to["std"].view(-1, 1, 1)
+    there = inputs.tensors("reference", "map.safetensors")["latents"]
+    figures: Values = {"distance_to_reference": sliced_wasserstein(there.flatten(1), here[:MAP_POINTS].flatten(1))}
+    if len(here) < LEAST:
+        return figures
+    y, of = open_reference(inputs).sample(SAMPLES, Random.alone(inputs.seed, "arrival"))
+    shuffled = torch.randperm(len(here), generator=torch.Generator().manual_seed(inputs.seed))
+    found = measure(here[shuffled], y.float(), inputs.seed)
+    verdict = found.verdict + (" (latents drawn from their posteriors)" if drawn else "")
+    by_class = _by_class(inputs, here, labels, y.float(), of)
+    if classes := by_class["classes"]:
+        farthest = max(classes, key=lambda name: classes[name]["token_accuracy"])
+        share = classes[farthest]["token_accuracy"]
+        verdict += f"; of its classes {farthest} is farthest, with {share:.0%} of its tokens told apart"
+    elif known := by_class["class_known"]:
+        verdict += f"; told the class, a network tells {known['token_accuracy']:.0%} of the tokens apart"
+    return figures | {
+        "arrival": asdict(found) | {"verdict": verdict} | by_class,
+        "distance_whole": found.whole,
+        "distance_token": found.token,
+        "token_accuracy": found.token_accuracy,
+        "latent_accuracy": found.accuracy,
+    }
+
+
+def _by_class(inputs: Inputs, z: Tensor, labels: Tensor, y: Tensor, of: Tensor) -> Values:
+    """Latents z [n, C, H, W] beside samples y, with their labels: empty where those mean nothing."""
+    names = inputs.test_set.classes
+    if not config_of(inputs).distribution.labelled or len(names) < 2:
+        return {"class_known": {}, "classes": {}}
+    told = told_by_class(z, labels, y, of, inputs.seed)
+    return {
+        "class_known": told_with_class(z, labels, y, of, inputs.seed),
+        "classes": {names[label]: figures for label, figures in told.items()},
+    }
