@@ -94,7 +94,7 @@ def _train(x: Tensor, kinds: Tensor, classes: int, rng: torch.Generator, steps: 
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = RATE * 0.5 * (1 + math.cos(math.pi * step / steps))
             chosen = torch.randint(x.shape[1], (2, size), generator=rng)
-            some, of = (torch.stack([of_both[i, chosen[i]] for i in range(2)]) for of_both in (x, kinds))
+            some, of = (torch.stack([both[i, chosen[i]] for i in range(2)]) for both in (x, kinds))
             logits = _network(some, of, weights)
             loss = F.softplus(logits[0]).mean() + F.softplus(-logits[1]).mean()
             optimizer.zero_grad()
