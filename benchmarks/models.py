@@ -1,9 +1,10 @@
 """Time the networks on this machine: `python -m benchmarks.models [--threads 2] [--precision auto] [--device cuda]`.
 
 Prints, for forward plus backward: the median time, and the share of this machine's measured peak of
-matrix multiplication that it amounts to (FLOPs as torch counts them: products and convolutions). Then what the
-adaptive weight's two gradients at a decoder's last layer take, in backward passes of the decoder. `compile` is what
-`run.compile` does.
+matrix multiplication that it amounts to (FLOPs as torch counts them: products and convolutions). Then how many
+times as fast our S/1 is as the same network written as its paper reads (`plain_dit.py`), timed in turn; and what
+the adaptive weight's two gradients at a decoder's last layer take, in backward passes of the decoder. `compile` is
+what `run.compile` does, to either network by the block.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.plain_dit import PlainLightningDiT
 from dmvae.decoders.conv import ConvolutionalDecoder
 from dmvae.models.dit import LightningDiT, lightningdit
 from dmvae.runtime.precision import uses_bf16
@@ -29,14 +32,15 @@ CYCLE, TURNS = 15, 5
 def median_seconds(run: Callable[[], object], repeat: int) -> float:
     """Median time of `run`, after one call that is not counted (it may compile)."""
     run()
-    times = []
-    for _ in range(repeat):
-        wait()
-        start = time.perf_counter()
-        run()
-        wait()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return statistics.median(seconds_of(run) for _ in range(repeat))
+
+
+def seconds_of(run: Callable[[], object]) -> float:
+    wait()
+    start = time.perf_counter()
+    run()
+    wait()
+    return time.perf_counter() - start
 
 
 def fastest(loops: Sequence[Callable[[int], object]], seconds: float) -> list[float]:
@@ -94,6 +98,10 @@ def flow_case(model: LightningDiT, batch: int) -> tuple[nn.Module, tuple[Tensor,
     return model, (torch.randn(batch, c, side, side), torch.rand(batch), torch.randint(10, (batch,)))
 
 
+def s1() -> LightningDiT:
+    return lightningdit("S/1", in_channels=32, input_size=16, num_classes=1000)
+
+
 def decoder_case(channels_last: bool, norm: bool = True) -> tuple[nn.Module, tuple[Tensor, ...]]:
     model = ConvolutionalDecoder(16, 1, width=32, multipliers=(1, 2, 4, 4), stride=8)
     if not norm:
@@ -108,9 +116,7 @@ def decoder_case(channels_last: bool, norm: bool = True) -> tuple[nn.Module, tup
 
 
 CASES: dict[str, Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]] = {
-    "LightningDiT-S/1, 16x16x32, batch 16": lambda: flow_case(
-        lightningdit("S/1", in_channels=32, input_size=16, num_classes=1000), 16
-    ),
+    "LightningDiT-S/1, 16x16x32, batch 16": lambda: flow_case(s1(), 16),
     "LightningDiT 128x4, 4x4x16, batch 256": lambda: flow_case(
         LightningDiT(in_channels=16, input_size=4, width=128, depth=4, heads=4, num_classes=10), 256
     ),
@@ -118,6 +124,7 @@ CASES: dict[str, Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]] = {
     "Decoder, channels_last": lambda: decoder_case(True),
     "Decoder, channels_last, no GroupNorm": lambda: decoder_case(True, norm=False),
 }
+PLAIN = "LightningDiT-S/1 beside its paper's"
 WEIGHT = "Adaptive weight's two gradients"
 
 
@@ -149,10 +156,28 @@ def main() -> None:
             seconds = median_seconds(training_step(model, *inputs, dtype=dtype), args.repeat)
             share = counter.get_total_flops() / seconds / peak
             print(f"{name:42} {mode:8} {seconds * 1e3:8.1f} ms {share:6.0%} of peak", flush=True)
+    if args.only in PLAIN:
+        for mode in ("eager", "compile") if args.compile else ("eager",):
+            ratio = times_as_fast(mode == "compile", args.repeat, args.device, dtype)
+            print(f"{PLAIN:42} {mode:8} {ratio:8.2f} times as fast", flush=True)
     if args.only in WEIGHT:
         for mode in ("eager", "compile") if args.compile else ("eager",):
             share = weight_share(mode == "compile", args.repeat, args.device)
             print(f"{WEIGHT:42} {mode:8} {share:8.2f} of a decoder's backward pass", flush=True)
+
+
+def times_as_fast(compiles: bool, repeat: int, device: torch.device, dtype: torch.dtype) -> float:
+    """Time of a training step of the paper's S/1 over ours: the median of turns, in each of which both make a step."""
+    torch.manual_seed(0)
+    ours, inputs = flow_case(s1(), 16)
+    networks = nn.ModuleList([ours, PlainLightningDiT(cast(LightningDiT, ours))]).to(device)
+    if compiles:
+        compile_networks(networks)
+    inputs = tuple(x.to(device) for x in inputs)
+    mine, theirs = (training_step(network, *inputs, dtype=dtype) for network in networks)
+    for step in (mine, theirs):
+        step()  # compiles
+    return statistics.median(seconds_of(theirs) / seconds_of(mine) for _ in range(repeat))
 
 
 def weight_share(compiles: bool, repeat: int, device: torch.device) -> float:

@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from benchmarks.models import training_step
+from benchmarks.plain_dit import PlainLightningDiT
 from benchmarks.published import Published, trainer_of
 
 import tiny
+from dmvae.models.dit import LightningDiT
 from dmvae.recipe import load
 from dmvae.training.stage import Batch
 
@@ -51,3 +54,21 @@ def test_both_loops_have_the_same_losses_gradients_and_steps(tmp_path, whole):
         *(f"{name}/gradient_norm" for name in ("tokenizer", "discriminator", "student")),
         "adversarial/weight",
     }
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_the_network_written_as_its_paper_reads_is_ours(patch):
+    torch.manual_seed(0)
+    ours = LightningDiT(in_channels=5, input_size=4, width=32, depth=2, heads=2, num_classes=3, patch_size=patch)
+    for parameter in ours.parameters():  # zeros would let no gradient through
+        torch.nn.init.normal_(parameter, std=0.3)
+    plain = PlainLightningDiT(ours)
+    inputs = (torch.randn(6, 5, 4, 4), torch.rand(6), torch.arange(6) % 4)
+    assert ours(*inputs).std() > 0.1
+    torch.testing.assert_close(plain(*inputs), ours(*inputs), rtol=1e-4, atol=1e-5)
+    for network in (ours, plain):
+        training_step(network, *inputs)()
+    theirs = dict(plain.named_parameters())
+    for name, parameter in ours.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(theirs[name].grad, parameter.grad, rtol=1e-3, atol=1e-5)
