@@ -1,6 +1,7 @@
 """Every benchmark can be started: its imports and its arguments are there."""
 
 import importlib
+import re
 import sys
 from pathlib import Path
 
@@ -32,3 +33,16 @@ def test_the_gpu_s_runs_on_a_cpu(monkeypatch, capsys):
         "sampling eager, 2 steps",
     ):
         assert line in out
+
+
+@pytest.mark.slow
+def test_toys_are_reached_and_told_over_seeds(tmp_path, monkeypatch, capsys):
+    asked = "toy2d FOLDER --objectives transport --parts toys starts --turns 60 --points 32 --seeds 2 --workers 1"
+    monkeypatch.setattr(sys, "argv", asked.replace("FOLDER", str(tmp_path)).split())
+    importlib.import_module("benchmarks.toy2d").main()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["distance.png", "objectives.png"]
+    rows = [line.split("|")[2:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("| transport")]
+    assert [len(row) for row in rows] == [6, 11]
+    numbers = [[[float(n) for n in re.findall(r"\d+\.?\d*", cell)[:2]] for cell in row] for row in rows]
+    assert all(0 < median <= farthest for row in numbers for median, farthest in row)
+    assert all(farthest < 2 for _, farthest in [*numbers[0], numbers[1][0]])  # from afar so few turns do not suffice
