@@ -56,6 +56,45 @@ OTHERS = (
     Figure("seconds", "time", "s", 0, "{:.0f}", "all its stages, those shared with others included"),
 )
 """Figures that no metric makes."""
+FOLDED = (
+    Figure(
+        "distance_pair", "distance, pairs", "× chance", -1, "{:.2f}", f"{CHANCE}, over pairs of neighbouring tokens"
+    ),
+    Figure(
+        "distance_energy",
+        "energy distance",
+        "× chance",
+        -1,
+        "{:.2f}",
+        "energy distance of whole latents to the reference, in multiples of what two samples of it have",
+    ),
+    Figure(
+        "spread_to_reference",
+        "spread",
+        "× reference",
+        0,
+        "{:.2f}",
+        "standard deviation of the latents about their mean over the reference's; 1 is arrival",
+    ),
+    Figure(
+        "rank_to_reference",
+        "rank",
+        "× reference",
+        0,
+        "{:.2f}",
+        "effective rank of whole latents over that of as many samples of the reference; 1 is arrival",
+    ),
+    Figure(
+        "mixing",
+        "mixing",
+        "%",
+        1,
+        "{:.1f}",
+        "50 % where the nearest neighbour of a latent, or of a sample of the reference, is of the other kind half of "
+        "the time; 0 where it always or never is",
+    ),
+)
+"""Figures of arrival that stand under a fold of the report alone."""
 ORDER = (
     *("psnr", "ssim", "lpips", "rfd", "gfd", "grfd", "kid", "is"),
     *("precision", "recall", "density", "coverage", "agreement", "gfd-per-class", "memorisation"),

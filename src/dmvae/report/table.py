@@ -6,7 +6,7 @@ from html import escape
 
 from dmvae import config as configs
 from dmvae.evaluation.scores import Figure
-from dmvae.report.figures import of_few, shown
+from dmvae.report.figures import FOLDED, of_few, shown
 from dmvae.report.html import details, duration, listing, prose
 from dmvae.report.run import Run
 from dmvae.report.summary import named
@@ -23,8 +23,11 @@ def results(run: Run) -> str:
     known = shown(keys)
     if not known:
         return ""
-    others = {k: Figure(k, k.replace("_", " "), "", 0, "{:,.5g}", "") for k in sorted(keys - set(known))}
-    meanings = "".join(f"<dt>{escape(c.title)}</dt><dd>{escape(c.meaning)}</dd>" for c in known.values())
+    others = {figure.key: figure for figure in FOLDED if figure.key in keys}
+    rest = sorted(keys - set(known) - set(others))
+    others |= {k: Figure(k, k.replace("_", " "), "", 0, "{:,.5g}", "") for k in rest}
+    told = [c for c in (*known.values(), *others.values()) if c.meaning]
+    meanings = "".join(f"<dt>{escape(c.title)}</dt><dd>{escape(c.meaning)}</dd>" for c in told)
     return "\n".join(
         [
             _table(run, known),

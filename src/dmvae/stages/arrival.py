@@ -30,7 +30,7 @@ def at_the_end(inputs: Inputs, raw: Tensor, labels: Tensor, drawn: bool) -> Valu
     y, of = open_reference(inputs).sample(SAMPLES, Random.alone(inputs.seed, "arrival"))
     shuffled = torch.randperm(len(here), generator=torch.Generator().manual_seed(inputs.seed))
     found = measure(here[shuffled], y.float(), inputs.seed)
-    verdict = found.verdict + (" (latents drawn from their posteriors)" if drawn else "")
+    verdict = found.verdict + (" (of latents with their noise, not of their means)" if drawn else "")
     by_class = _by_class(inputs, here, labels, y.float(), of)
     if classes := by_class["classes"]:
         farthest = max(classes, key=lambda name: classes[name]["token_accuracy"])
@@ -42,6 +42,11 @@ def at_the_end(inputs: Inputs, raw: Tensor, labels: Tensor, drawn: bool) -> Valu
         "arrival": asdict(found) | {"verdict": verdict} | by_class,
         "distance_whole": found.whole,
         "distance_token": found.token,
+        "distance_pair": found.pair,
+        "distance_energy": found.energy,
+        "spread_to_reference": found.spread,
+        "rank_to_reference": found.rank / found.reference_rank,
+        "mixing": found.mixing,
         "token_accuracy": found.token_accuracy,
         "latent_accuracy": found.accuracy,
     }
