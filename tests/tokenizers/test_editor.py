@@ -5,6 +5,8 @@ import torch
 
 from dmvae import Autoencoder
 from dmvae.models.artifact import load_strictly
+from dmvae.tokenizers.adapted import adapt
+from dmvae.tokenizers.dmvae import DmvaeTokenizer
 from dmvae.tokenizers.editor import Editor
 
 
@@ -83,13 +85,27 @@ def test_groups_divide_the_bank():
         Editor(features=2, channels=1, grid=1, width=4, bank=16, assigned=True, groups=5)
 
 
-@pytest.mark.parametrize("wrong", [-1, 16])
-def test_weights_that_name_a_sample_which_is_not_there_are_refused(tmp_path, wrong):
+def own_model(**choice) -> Autoencoder:
     encoder = {"type": "conv", "width": 8, "multipliers": [1, 1], "stride": 4, "out_channels": 8}
-    editor = {"width": 4, "bank": 16, "assigned": True, "groups": 4}
+    editor = {"width": 4, "bank": 16, **choice}
     decoder = {"type": "conv", "width": 4, "multipliers": [1, 1], "blocks": 1, "attention": False}
     parts = {"encoder": encoder, "decoder": decoder, "editor": editor}
-    model = Autoencoder(image_size=8, latent_channels=2, bottleneck_width=4, **parts)
+    return Autoencoder(image_size=8, latent_channels=2, bottleneck_width=4, **parts)
+
+
+@pytest.mark.parametrize("choice", [{}, {"assigned": True}, {"assigned": True, "groups": 4}])
+def test_such_a_tokenizer_is_another_recipe_s_as_it_is(tmp_path, choice):
+    model = own_model(**choice).eval()
+    torch.nn.init.normal_(model.editor.bank, generator=torch.Generator().manual_seed(0))
+    model.save_pretrained(tmp_path)
+    again = adapt(DmvaeTokenizer(path=str(tmp_path)), size=8, channels=3, pretrained=True).eval()
+    x = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    assert torch.equal(again.encode(x).latents, model.encode(x).latents)
+
+
+@pytest.mark.parametrize("wrong", [-1, 16])
+def test_weights_that_name_a_sample_which_is_not_there_are_refused(tmp_path, wrong):
+    model = own_model(assigned=True, groups=4)
     model.save_pretrained(tmp_path)
     assert load_strictly(Autoencoder, tmp_path).editor.members.max() == 15
     model.editor.members[1, 2] = wrong

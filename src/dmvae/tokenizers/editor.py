@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dmvae.models.base import full_precision
 from dmvae.models.drawing import numbers
 from dmvae.transport.sinkhorn import divided, potentials, squares
 
@@ -165,7 +166,7 @@ class Editor(nn.Module):
     def _costs(self, mu: Tensor) -> Tensor:
         """[n, G], in float32 under autocast too: the differences are small beside the squares."""
         centres = self.centres if self.grouped else self.bank
-        with torch.autocast(mu.device.type, enabled=False):
+        with full_precision(mu):
             return squares(mu.float().flatten(1), centres.flatten(1)) / self.bank[0].numel()
 
 
