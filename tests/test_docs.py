@@ -76,7 +76,7 @@ def test_quoted_messages_are_those_of_the_program():
             assert piece.replace('"', '\\"') in FLAT or piece in FLAT, f"{message!r}: no code says {piece!r}"
 
 
-@pytest.mark.parametrize("page", ["references", "balance"])
+@pytest.mark.parametrize("page", ["guide", "references", "balance"])
 def test_quoted_figures_stand_in_the_studies(page):
     told = re.sub(r"```.*?```", "", (DOCS / f"{page}.md").read_text(), flags=re.DOTALL)
     results = set(re.findall(r"\d+(?:\.\d+)?(?:e-\d)?", (DOCS / "results/README.md").read_text()))
