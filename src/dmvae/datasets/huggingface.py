@@ -31,7 +31,8 @@ HUB_FILE = re.compile(r"hf://datasets/([^@]+)@([^/]+)/(.+)")  # id, commit, path
 class HuggingFace(EncodedConfig):
     """A data set that the package `datasets` reads: from the hub, or a local folder or file of parquet.
 
-    Needs the extra `huggingface`. Columns other than the two are never read.
+    Needs the extra `huggingface`. Columns other than the two are never read. Nothing is streamed: the order of rows is
+    a function of (seed, step), so that a run resumes bit for bit; and tables are mapped into memory, not held in it.
     """
 
     PLACES: ClassVar[tuple[str, ...]] = (*EncodedConfig.PLACES, "revision")
