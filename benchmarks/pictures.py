@@ -1,7 +1,7 @@
 """One picture of a run's samples: a row for each class, the first ten, a block of columns for each method, in the run's
-order.
+order, or in that of --methods.
 
-python -m benchmarks.pictures runs/demo docs/pictures/demo_samples.png
+python -m benchmarks.pictures runs/demo docs/pictures/demo_samples.png [--methods matched kl]
 """
 
 from __future__ import annotations
@@ -27,9 +27,14 @@ def main() -> None:
     parser.add_argument("--columns", type=int, default=8, help="images of each class and method (%(default)s)")
     parser.add_argument("--zoom", type=int, default=2, help="pixels per pixel (%(default)s)")
     parser.add_argument("--reconstructions", action="store_true", help="test images, then each method's copies")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="these alone; NAME@SEED where there are several")
     known = parser.parse_args()
     summary = json.loads((known.run / "summary.json").read_text())
-    methods = [name for name in summary["methods"] if name not in summary.get("not_ended", ())]
+    ended = [name for name in summary["methods"] if name not in summary.get("not_ended", ())]
+    methods = known.methods or ended
+    for name in methods:
+        if not (known.run / name).is_dir():
+            parser.error(f"no folder {known.run / name}; methods of the run that have ended: {', '.join(ended)}")
     if known.reconstructions:
         files = [load_file(known.run / method / "evaluate" / "pictures.safetensors") for method in methods]
         rows = [files[0]["originals"], *(file["reconstructions"] for file in files)]

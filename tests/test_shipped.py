@@ -1,5 +1,6 @@
 """From pip: the wheel holds the recipes, and they are found by name."""
 
+import itertools
 import re
 import subprocess
 import sys
@@ -32,6 +33,21 @@ def test_they_are_listed_with_a_line_each(capsys):
     for name, file in shipped().items():
         assert len(about(file)) > 20
         assert f"{name} " in out
+
+
+UNRUN = "not yet run to its end"
+
+
+def test_they_say_what_to_expect_or_that_nobody_has_run_them():
+    """`dmvae recipes` prints the first sentence of the head, so that is where it stands."""
+    for name, file in shipped().items():
+        first, *more = itertools.takewhile(lambda line: line.startswith("#"), file.read_text().splitlines())
+        head = " ".join([first, *more])
+        if re.search(f"{UNRUN}|not been run to its end|dry-run|few steps only", head):
+            assert UNRUN in first, name
+            assert UNRUN in about(file), name
+        else:
+            assert re.search(r"\bexpect\b|docs/results", head, re.IGNORECASE), name
 
 
 def test_a_name_that_is_no_file_is_looked_up(capsys):

@@ -1,6 +1,7 @@
 import hashlib
 import io
 import pickle
+import re
 import sys
 
 import numpy as np
@@ -10,6 +11,7 @@ import torchvision
 from PIL import Image
 
 from dmvae.datasets.cifar10 import CIFAR10
+from dmvae.runtime.shipped import recipe_file
 
 rng = np.random.default_rng(0)
 IMAGES = rng.integers(0, 256, (10, 32, 32, 3), dtype=np.uint8)
@@ -46,6 +48,17 @@ def test_parquet_keeps_pixels_and_labels(tmp_path, column):
     assert torch.equal(data.images, torch.from_numpy(IMAGES).permute(0, 3, 1, 2))
     assert data.labels.tolist() == list(range(10))
     assert data.classes[3] == "cat"
+
+
+def test_the_head_of_the_recipe_of_fid_writes_them_as_files(tmp_path, monkeypatch):
+    write(tmp_path / "DIR" / "train.parquet")
+    (tmp_path / "TRAINING_IMAGES").mkdir()
+    monkeypatch.chdir(tmp_path)
+    head = recipe_file("cifar10_fid").read_text().replace("\n#", " ")
+    exec(re.search(r'python -c "(.*?)"', head)[1], {})
+    files = sorted((tmp_path / "TRAINING_IMAGES").iterdir())
+    assert [file.name for file in files] == [f"{number:05}.png" for number in range(10)]
+    assert np.array_equal(np.stack([np.asarray(Image.open(file)) for file in files]), IMAGES)
 
 
 def test_jpeg_decodes_as_pillow_does(tmp_path):

@@ -8,7 +8,7 @@ import torch
 from packed import IMAGE, animals, features, images, noise, opener, parquet, png, rows, values
 
 from dmvae.datasets.encoded import LazyImages
-from dmvae.datasets.huggingface import HuggingFace
+from dmvae.datasets.huggingface import HuggingFace, Place
 
 open_split, fails = opener(HuggingFace)
 pytestmark = pytest.mark.usefixtures("private_hub")
@@ -202,6 +202,49 @@ def test_labels_that_the_names_do_not_fit(tmp_path):
     )
     rows(tmp_path / "b" / "train.parquet", [0, 1, 2], features(("cat", "dog")))
     fails(tmp_path / "b", r"row 2, column label: label 2 is not in 0 to 1, the classes of column label")
+
+
+def test_files_whose_classes_are_numbered_otherwise(tmp_path):
+    """`datasets` gives all files the names of the first, and leaves their numbers as they are."""
+    rows(tmp_path / "train-0.parquet", [0, 1, 2], features())
+    rows(tmp_path / "train-1.parquet", [0, 1, 2], features())
+    test = rows(tmp_path / "test.parquet", [0, 1, 2], features(("owl", "dog", "cat")))
+    assert open_split(tmp_path).classes == ("cat", "dog", "owl"), "the test split is not read"
+    place = r"column label: class 0 is owl, but cat in .*train-0\.parquet: .*align_labels_with_mapping"
+    fails(tmp_path, rf"/test\.parquet, {place}", "test")
+    fails(tmp_path, rf"/test\.parquet, {place}", train_split="train[:2]+test[1:]")
+    assert open_split(tmp_path, "test", label_column="none").classes == ("all",)
+    rows(test, [0, 1], features(("cat", "dog")))
+    fails(tmp_path, r"/test\.parquet, column label: class 2 is missing, but owl in .*train-0", "test")
+    rows(test, [0, 1, 2])
+    assert open_split(tmp_path, "test").labels.tolist() == [0, 1, 2], "numbers without names contradict none"
+    rows(tmp_path / "train-1.parquet", [0, 1, 2], features(("cat", "owl", "dog")))
+    fails(tmp_path, r"/train-1\.parquet, column label: class 1 is owl, but dog in .*/train-0\.parquet")
+    rows(tmp_path / "train-1.parquet", [0, 1, 2], {"huggingface": "{"})
+    fails(tmp_path, r"/train-1\.parquet: what it says of its columns for `datasets` cannot be read")
+
+
+def test_names_of_other_classes_than_the_columns(root):
+    fails(
+        root,
+        r"train-00000-of-00002\.parquet \(first of 2 files of split train\), column label: has 3 classes, cat, dog, "
+        r"owl, but data\.classes names 2, Katze, Hund: name every class",
+        classes=("Katze", "Hund"),
+    )
+    fails(root, r"but data\.classes names 6, a, b, c, d, e, \.\.\.: ", "test", classes=tuple("abcdef"))
+    test = open_split(root, "test", classes=("Katze", "Hund", "Eule"))
+    assert (test.classes, test.labels.tolist()) == (("Katze", "Hund", "Eule"), [1, 2, 0, 1])
+
+
+def test_what_a_split_lacks_names_its_first_file(root, tmp_path):
+    place = r"animals/train-00000-of-00002\.parquet \(first of 2 files of split {}\): has no column 'x'"
+    fails(root, place.format("train"), image_column="x")
+    fails(root, place.format(r"train\[:9\]"), label_column="x", train_split="train[:9]")
+    fails(root, r"val-00000-of-00001\.parquet: has no column 'x'", "test", image_column="x")
+    parquet(tmp_path / "b" / "train-0.parquet", {"image": images([1])})
+    parquet(tmp_path / "b" / "train-1.parquet", {"image": images([2])})
+    fails(tmp_path / "b", r"/train-0\.parquet \(first of 2 files of split train\): no column holds labels")
+    assert Place("me/it", "train", [], [])() == "me/it, split train", "where the files are not here"
 
 
 def test_files_that_cannot_be_read(tmp_path, root):

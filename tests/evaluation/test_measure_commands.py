@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import random_inception
 import torch
 from PIL import Image
 
@@ -12,6 +13,7 @@ from dmvae import cli
 from dmvae.commands.codec import decode_latents, encode_images
 from dmvae.commands.measurements import read_scores
 from dmvae.datasets.shapes import Shapes
+from dmvae.evaluation import features
 from dmvae.evaluation.images import FolderImages
 from dmvae.losses.perceptual import LPIPSDistance, LPIPSPerceptual
 from dmvae.report.pipelines import write_pipelines
@@ -173,6 +175,26 @@ def test_pipelines_and_tokenizers(tmp_path, folders, capsys, monkeypatch):
     code, said = complain(capsys, "--check", tmp_path / "s.json")
     assert code == 1
     assert f"gfd_{FEATURES} was" in said
+
+
+@pytest.mark.slow
+def test_samples_are_measured_by_inception(tmp_path, folders, monkeypatch, capsys):
+    """The command of recipes/cifar10_fid.yaml, with random weights: named after them, and never the published FID."""
+    monkeypatch.setattr(features, "CHUNK", 6)  # no padding to compute
+    jobs = tiny.run(tiny.write(tmp_path, data__size=16), "kl", until="generator")
+    (pipeline,) = write_pipelines(jobs, tmp_path / "run")
+    weights = random_inception.write(tmp_path / "weights.pth")
+    options = ["--features", f"inception={weights}", "--count", "6", "--steps", "2", "--guidance", "3"]
+    options += ["--limit", "6", "--workers", "0", "--json", tmp_path / "s.json"]
+    cli.main([str(a) for a in ["measure", "samples", pipeline, folders[0], *options]])
+    found = read_scores(tmp_path / "s.json")
+    (name,) = found["manifest"]["features"]
+    assert name.startswith("inception-")
+    assert found["metrics"][f"gfd_{name}"] > 1
+    assert "gfid_inception" not in found["metrics"]
+    assert found["manifest"]["measured"]["count"] == 6
+    assert found["manifest"]["measured"]["sampler"]["guidance"] == [3]
+    assert f"gfd_{name}" in capsys.readouterr().out
 
 
 def test_a_link_that_leads_nowhere_is_told_with_the_others(tmp_path):

@@ -1,4 +1,5 @@
-"""A stand-in for a hub's HTTP interface: it takes what `push_to_hub` sends, and serves it again."""
+"""A stand-in for a hub's HTTP interface: it takes what `push_to_hub` sends, and serves it again, and
+a data set's files, which lie in its top folder."""
 
 import base64
 import json
@@ -62,8 +63,10 @@ class Handler(BaseHTTPRequestHandler):
                 return self._answer(files[name], **about)
             return self._answer({"error": "none"}, 404, X_Error_Code="EntryNotFound")
         if "/tree/" in path:
+            if "/" in path.split("/tree/")[1]:
+                return self._answer({"error": "none"}, 404, X_Error_Code="EntryNotFound")
             return self._answer([{"type": "file", "path": n, "size": len(data), "oid": n} for n, data in files.items()])
-        if path.startswith("/api/models/"):
+        if path.startswith(("/api/models/", "/api/datasets/")):
             found = {"id": "me/it", "sha": COMMIT, "private": False, "siblings": [{"rfilename": n} for n in files]}
             return self._answer(found)
         return self._answer({"error": f"no such address: {path}"}, 404)

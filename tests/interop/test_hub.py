@@ -1,9 +1,11 @@
 """A pipeline's folder as hubs and diffusers read it: the card, the code, and a push to a stand-in."""
 
 import os
+import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import stand_in_hub
 import yaml
@@ -39,20 +41,26 @@ print("from the hub", p(["circle"], num_inference_steps=2).images[0].size)
 @pytest.fixture(scope="module")
 def elsewhere(folder, tmp_path_factory):
     """(what a process of its own prints that loads, pushes and fetches the pipeline, the files that the hub got)."""
-    home, hub = tmp_path_factory.mktemp("home"), stand_in_hub.start()
+    hub = stand_in_hub.start()
+    result = run(hub, tmp_path_factory.mktemp("home"), CODE, str(folder))
+    return result, dict(hub.files)
+
+
+def run(hub, home, code, *arguments):
+    """What a process prints that knows this hub alone; the hub ends with it."""
     env = {
         "HF_HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path), "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_none",
         "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1",
     }  # fmt: skip
     try:
         result = subprocess.run(
-            [sys.executable, "-c", CODE, str(folder)], capture_output=True, text=True, cwd=home,
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=home,
             env=processes.environment() | env,
         )  # fmt: skip
     finally:
         hub.shutdown()
     assert result.returncode == 0, result.stderr
-    return result.stdout, dict(hub.files)
+    return result.stdout
 
 
 def test_the_card_tells_hubs_what_it_is_and_what_it_scored(folder):
@@ -85,3 +93,30 @@ def test_what_is_pushed_to_a_hub_comes_back(folder, elsewhere):
     assert {"README.md", "recipe.yaml", "pipeline.py", "pictures/0.png", "model_index.json"} <= set(files)
     assert files["README.md"] == (folder / "README.md").read_bytes()
     assert "from the hub (12, 12)" in out
+
+
+OPEN = """
+from dmvae.datasets.huggingface import HuggingFace
+for _ in range(2):  # the second time nothing is fetched and nothing converted
+    try:
+        HuggingFace(root="me/it", size=8).build("test")
+    except ValueError as error:
+        print(error)
+print(HuggingFace(root="me/it", size=8).build("train").classes)
+"""
+
+
+def test_a_data_set_of_the_hub_is_looked_at_in_every_file(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    hub = stand_in_hub.start()
+    for split, names in (("train", ["cat", "dog"]), ("test", ["dog", "cat"])):
+        kinds = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=names))
+        pixels = np.zeros((2, 8, 8, 3), np.uint8)
+        file = tmp_path / "file.parquet"
+        datasets.Dataset.from_dict({"image": list(pixels), "label": [0, 1]}, features=kinds).to_parquet(file)
+        hub.files[f"{split}.parquet"] = file.read_bytes()
+    *errors, classes = run(hub, tmp_path, OPEN).splitlines()
+    assert classes == "('cat', 'dog')"
+    assert len(errors) == 2
+    for error in errors:
+        assert re.search(r"me--it.*/test\.parquet, column label: class 0 is dog, but cat in .*/train\.parquet", error)

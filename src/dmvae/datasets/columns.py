@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -120,6 +121,33 @@ def names_of(table: datasets.Dataset, column: str, given: tuple[str, ...] | None
         return given or tuple(sorted(text for text in texts if text is not None))
     names = getattr(table.features[column], "names", None)
     return None if names is None else tuple(names)
+
+
+def check_same_names(files: Sequence[Path], column: str) -> None:
+    """ValueError where the ClassLabel of a parquet file has other names than that of a file before it: `datasets` takes
+    the first names for all files, and leaves the numbers as they are."""
+    named = [(file, names) for file in files if (names := _names_in(file, column))]
+    for file, names in named[1:]:
+        first, expected = named[0]
+        if names != expected:
+            both = enumerate(zip_longest(names, expected, fillvalue="missing"))
+            number, (here, there) = next((n, pair) for n, pair in both if pair[0] != pair[1])
+            raise ValueError(
+                f"{file}, column {column}: class {number} is {here}, but {there} in {first}: number the classes alike "
+                "in all files, as Dataset.align_labels_with_mapping of the package datasets does"
+            )
+
+
+def _names_in(file: Path, column: str) -> list[str] | None:
+    """The names of a column's ClassLabel as the file itself says; None where it is none."""
+    import pyarrow.parquet as pq
+
+    from datasets import Features
+
+    try:
+        return getattr(Features.from_arrow_schema(pq.read_schema(file)).get(column), "names", None)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # of what is not JSON, or says other things
+        raise ValueError(f"{file}: what it says of its columns for `datasets` cannot be read ({error})") from error
 
 
 def labels_of(

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from dmvae.datasets import Dataset, Split
-from dmvae.datasets.columns import Columns, image_column, label_column, labels_of, names_of
+from dmvae.datasets.columns import Columns, check_same_names, image_column, label_column, labels_of, names_of
 from dmvae.datasets.encoded import EncodedConfig, OnBroken, check_labels, choose, ends, numbered, open_images
 from dmvae.datasets.image_scan import HELD_OUT
 from dmvae.registry import register
 from dmvae.runtime.hashing import bytes_hash
+from dmvae.runtime.words import counted
 
 if TYPE_CHECKING:
     import datasets
 
 TESTS = ("test", "validation", *HELD_OUT[1:])
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_FILE = re.compile(r"hf://datasets/([^@]+)@([^/]+)/(.+)")  # id, commit, path
 
 
 @register("huggingface")
@@ -28,7 +31,8 @@ HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 class HuggingFace(EncodedConfig):
     """A data set that the package `datasets` reads: from the hub, or a local folder or file of parquet.
 
-    Needs the extra `huggingface`. Columns other than the two are never read.
+    Needs the extra `huggingface`. Columns other than the two are never read. Nothing is streamed: the order of rows is
+    a function of (seed, step), so that a run resumes bit for bit; and tables are mapped into memory, not held in it.
     """
 
     PLACES: ClassVar[tuple[str, ...]] = (*EncodedConfig.PLACES, "revision")
@@ -64,8 +68,15 @@ class HuggingFace(EncodedConfig):
             first = self._split("train", prepared)
             train = table if first == name else prepared.table(first)
             label_column(train, label, prepared.where(first)())
+            check_same_names(prepared.files_of(f"{first}+{name}"), label)
             given = self.given_classes()
             own = names_of(train, label, given)
+            if given and own and len(given) != len(own):
+                raise ValueError(
+                    f"{prepared.where(first)()}, column {label}: has {counted(len(own), 'class', 'classes')}, "
+                    f"{_some(own)}, but data.classes names {len(given)}, {_some(given)}: name every class, in the "
+                    "column's order, or leave data.classes out"
+                )
             source.labels = labels_of(table, label, own, where)[list(source.rows)]
             classes = given or own or _numbers(train, label, prepared.where(first))
             of = "data.classes" if given else f"column {label} of the train split"
@@ -86,12 +97,21 @@ class HuggingFace(EncodedConfig):
                     "train[:90%], test_split: train[90%:]"
                 )
         for part in given.split("+"):
-            if part.split("[")[0] not in there:
+            if _whole(part) not in there:
                 raise ValueError(
                     f"{self.root}: has no split {part!r}, only {', '.join(there)}: set data.{split}_split to one of "
                     "these"
                 )
         return given
+
+
+def _whole(part: str) -> str:
+    """The name of the split that train[:90%] is a slice of."""
+    return part.split("[")[0]
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _numbers(train: datasets.Dataset, label: str, where: Place) -> tuple[str, ...]:
@@ -124,14 +144,24 @@ class Prepared:
                 builder = datasets.load_dataset_builder(root, subset, revision=revision)
         except errors as error:
             raise ValueError(_failed(root, path, subset, error)) from error
-        self.files = {str(name): _local(files) for name, files in (builder.config.data_files or {}).items()}
-        self.rows = _check_parquet([file for files in self.files.values() for file in files])
+        self._look(builder.config.data_files)  # before `datasets` does, which does not name the file that is damaged
         try:
             builder.download_and_prepare()
         except errors as error:
             raise ValueError(_failed(root, path, subset, error)) from error
+        if not path.exists():  # those of the hub are here only now
+            self._look(builder.config.data_files)
         self.builder = builder
         self.splits = list(builder.info.splits)
+
+    def _look(self, named: Mapping[object, list[str]] | None) -> None:
+        self.files = {str(split): _local(files) for split, files in (named or {}).items()}
+        self.rows = _check_parquet([file for files in self.files.values() for file in files])
+
+    def files_of(self, split: str) -> list[Path]:
+        """The files here that a split, or a sum of slices, is read from; none where they are not known."""
+        names = dict.fromkeys(_whole(part) for part in split.split("+"))
+        return [file for name in names for file in self.files.get(name, [])]
 
     def table(self, split: str) -> datasets.Dataset:
         """A split, perhaps a slice, as a `datasets.Dataset`. Raises ValueError for a slice that is none, or without a
@@ -145,19 +175,22 @@ class Prepared:
         return table
 
     def where(self, split: str) -> Place:
-        return Place(self.root, split, [(file, self.rows[file]) for file in self.files.get(split, [])])
+        rows = [self.rows[file] for file in self.files.get(split, [])]  # none of a slice, which counts from elsewhere
+        return Place(self.root, split, self.files_of(split), rows)
 
 
 class Place:
-    """Names a row of a split by its file, where that is known, and the split as a whole when called without."""
+    """Names a row of a split by its file, where that is known; called without one, the split by its first file."""
 
-    def __init__(self, root: str, split: str, files: list[tuple[Path, int]]):
-        self.root, self.split, self.files = root, split, [file for file, _ in files]
-        self.starts = list(accumulate((rows for _, rows in files), initial=0))
+    def __init__(self, root: str, split: str, files: list[Path], rows: list[int]):
+        self.root, self.split, self.files = root, split, files
+        self.starts = list(accumulate(rows, initial=0))
 
     def __call__(self, row: int | None = None) -> str:
+        if row is None and len(self.files) > 1:
+            return f"{self.files[0]} (first of {len(self.files)} files of split {self.split})"
         if row is None:
-            return str(self.files[0]) if len(self.files) == 1 else f"{self.root}, split {self.split}"
+            return str(self.files[0]) if self.files else f"{self.root}, split {self.split}"
         if row < self.starts[-1]:
             number = bisect_right(self.starts, row) - 1
             return f"{self.files[number]}, row {row - self.starts[number]}"
@@ -165,7 +198,18 @@ class Place:
 
 
 def _local(files: list[str]) -> list[Path]:
-    return [Path(file) for file in files if file.endswith(".parquet") and Path(file).is_file()]
+    """The parquet files of a split, where all are here: those of the hub in its cache."""
+    found = [path for file in files if (path := _here(file)).suffix == ".parquet" and path.is_file()]
+    return found if len(found) == len(files) else []
+
+
+def _here(file: str) -> Path:
+    if not (address := HUB_FILE.fullmatch(file)):
+        return Path(file)
+    from huggingface_hub import try_to_load_from_cache
+
+    kept = try_to_load_from_cache(address[1], address[3], revision=address[2], repo_type="dataset")
+    return Path(kept if isinstance(kept, str) else file)
 
 
 def _check_parquet(files: list[Path]) -> dict[Path, int]:
