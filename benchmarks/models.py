@@ -2,7 +2,7 @@
 
 Prints, for forward plus backward: the median time, and the share of this machine's measured peak of
 matrix multiplication that it amounts to (FLOPs as torch counts them: products and convolutions). Then how many
-times as fast our S/1 is as the same network written as its paper reads (`plain_dit.py`), timed in turn; and what
+times as fast our S/1 is as the same network written as its paper reads (`peers/lightningdit.py`), timed in turn; and what
 the adaptive weight's two gradients at a decoder's last layer take, in backward passes of the decoder. `compile` is
 what `run.compile` does, to either network by the block.
 """
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.plain_dit import PlainLightningDiT
+from benchmarks.peers.lightningdit import PlainLightningDiT
 from dmvae.decoders.conv import ConvolutionalDecoder
 from dmvae.models.dit import LightningDiT, lightningdit
 from dmvae.runtime.precision import uses_bf16

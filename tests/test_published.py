@@ -3,7 +3,7 @@
 import pytest
 import torch
 from benchmarks.models import training_step
-from benchmarks.plain_dit import PlainLightningDiT
+from benchmarks.peers.lightningdit import PlainLightningDiT
 from benchmarks.published import Published, trainer_of
 
 import tiny
