@@ -2,9 +2,9 @@
 
 Prints, for forward plus backward: the median time, and the share of this machine's measured peak of
 matrix multiplication that it amounts to (FLOPs as torch counts them: products and convolutions). Then how many
-times as fast our S/1 is as the same network written as its paper reads (`peers/lightningdit.py`), timed in turn; and what
-the adaptive weight's two gradients at a decoder's last layer take, in backward passes of the decoder. `compile` is
-what `run.compile` does, to either network by the block.
+times as fast our S/1 is as the same network written as its paper reads (`peers/lightningdit.py`), timed in turn;
+and what the adaptive weight's two gradients at a decoder's last layer take, in backward passes of the decoder.
+`compile` is what `run.compile` does, to either network by the block.
 """
 
 from __future__ import annotations
