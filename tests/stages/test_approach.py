@@ -52,11 +52,12 @@ def write(folder, **over):
 
 
 def test_every_stage_runs_and_the_log_tells_the_distance(tmp_path, small):
-    tiny.run(write(tmp_path))
+    tiny.run(write(tmp_path, matching__objective__views=["whole", "token", "pair", "convolution"]))
     run = tmp_path / "run/main"
     rows = [json.loads(line) for line in (run / "matching/log.jsonl").read_text().splitlines()]
     keys = {key for row in rows for key in row}
-    assert {"distance/whole", "distance/token", "distance/pair", "distance/ratio", "transport/token"} <= keys
+    assert {"distance/whole", "distance/token", "distance/pair", "distance/ratio"} <= keys
+    assert {"transport/whole", "transport/token", "transport/pair", "transport/convolution"} <= keys
     assert not (run / "matching/student").exists()
     assert not (run / "reference/teacher").exists()
     model = Autoencoder.from_pretrained(run / "latents/autoencoder")

@@ -81,7 +81,7 @@ def test_moments_reach_those_of_the_reference(loss):
 @pytest.mark.parametrize("view", [whole, tokens, pairs, "convolution"])
 def test_views_carry_gradients_to_latents_and_none_to_queue_or_reference(view):
     g = rng()
-    view = random_convolution((3, 2, 2), g, 8) if view == "convolution" else view
+    view = random_convolution(3, g, 8) if view == "convolution" else view
     z, y, queue = (torch.randn(n, 3, 2, 2, generator=g).requires_grad_() for n in (8, 40, 20))
     sliced_wasserstein(view(z), view(y.detach()), g, 16, queue=view(queue)).backward()
     assert bool((z.grad != 0).all())

@@ -237,6 +237,6 @@ def test_views_are_what_they_say():
     assert pairs.shape == (8, 6)
     assert torch.equal(pairs[0], torch.cat([z[0, :, 0, 0], z[0, :, 0, 1]]))
     assert torch.equal(pairs[2], torch.cat([z[0, :, 0, 0], z[0, :, 1, 0]]))
-    view = views.random_convolution((3, 2, 2), rng(), 8)
+    view = views.random_convolution(3, rng(), 8)
     assert view(z).shape == (8, 8)
     assert bool((view(z)[:, 4:] >= 0).all())

@@ -18,7 +18,7 @@ from dmvae.references import ReferenceConfig
 from dmvae.runtime import distributed
 from dmvae.runtime.transfer import send
 from dmvae.transport.classes import by_class
-from dmvae.transport.views import View, pairs, tokens, whole
+from dmvae.transport.views import View, pairs, random_convolution, tokens, whole
 
 EACH = 4
 """Latents of a class in a turn, on average, that matching class by class takes at least."""
@@ -33,8 +33,9 @@ class BetweenSamples(Matching):
     needs_reference: ClassVar[bool] = True
     has_student: ClassVar[bool] = False
 
-    views: tuple[Literal["whole", "token", "pair"], ...] = ("whole", "token", "pair")
-    """What is compared: whole latents, their tokens, pairs of neighbouring tokens. The distances are added."""
+    views: tuple[Literal["whole", "token", "pair", "convolution"], ...] = ("whole", "token", "pair")
+    """What is compared: whole latents, their tokens, pairs of neighbouring tokens, or what a random 3x3 convolution, a
+    new one in each update, makes of each place and its neighbours. The distances are added."""
     samples: BatchSize = 512
     """Samples of the reference per update, over all ranks."""
     vectors: BatchSize = 2048
@@ -45,7 +46,7 @@ class BetweenSamples(Matching):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.views:
-            raise ValueError("views: give at least one of whole, token, pair")
+            raise ValueError("views: give at least one of whole, token, pair, convolution")
 
     def distance(self, a: Tensor, b: Tensor, rng: torch.Generator, progress: float) -> Tensor:
         """A scalar whose gradient at latents' vectors a [n, d] moves them towards the reference's b [m, d]."""
@@ -71,10 +72,14 @@ class BetweenSamples(Matching):
         for name in self.views:
             if name == "pair" and z.shape[2] * z.shape[3] == 1:
                 continue
-            compare = partial(self._between, VIEWS[name], context)
+            # One for latents and samples, and for all classes.
+            view = VIEWS[name] if name != "convolution" else random_convolution(z.shape[1], rng.shared)
+            compare = partial(self._between, view, context)
             distance = by_class(compare, z, labels, y, y_labels) if self.labels else compare(z, y)
             total = total + distance
             log[f"{self.type}/{name}"] = distance.detach()
+        if not log:
+            raise ValueError("views: latents with a single token have no pairs of neighbours; give whole or token too")
         return total, log
 
     def problems(self, batch_size: int, num_classes: int, reference: ReferenceConfig) -> Iterator[str]:
