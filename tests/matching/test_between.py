@@ -97,6 +97,85 @@ def test_class_by_class_latents_go_where_their_class_is(name):
     assert found[1] < -1.5
 
 
+class TwoModes:
+    """Vectors at -3 and, as many, at +3."""
+
+    def sample(self, n, rng):
+        return 6.0 * (torch.arange(n) % 2).view(-1, 1, 1, 1) - 3 + 0.1 * rng.normal(n, 2, 1, 1), torch.arange(n) % 2
+
+
+def at(place, n=16, seed=0):
+    return place + 0.1 * Random(seed).normal(n, 2, 1, 1)
+
+
+def moved(name, z, recent=None, of=None, **fields):
+    """By how much a step along the gradient moves a latent of labels `of`, on average: [2]."""
+    z = z.clone().requires_grad_()
+    objective = find(Matching, name)(views=("whole",), samples=64, **fields)
+    context = Context(Random(0), 2, reference=TwoModes(), recent=recent)
+    of = torch.zeros(len(z), dtype=torch.int64) if of is None else of
+    objective.loss(z, of, context=context)[0].backward()
+    return -len(z) * z.grad.mean((0, 2, 3))
+
+
+def unlabelled(z):
+    return z, torch.zeros(len(z), dtype=torch.int64)
+
+
+SLICED = {"along": ("random",), "slices": 512}
+
+
+@pytest.mark.parametrize(("name", "fields"), [("sinkhorn", {}), ("transport", SLICED)])
+def test_a_queue_balances_a_batch_of_one_mode(name, fields):
+    """A batch in one of two modes is half of a balanced assignment, whose other half is the queue's. Without one, half
+    of the batch is sent over to the mode that looks empty, which is 3 on average: the mean over directions u of
+    2 (u . v) u is v in two dimensions, too."""
+    z, other = at(-3.0), unlabelled(at(3.0, seed=1))
+    assert moved(name, z, **fields) == pytest.approx(torch.full((2,), 3.0), abs=0.5)
+    assert moved(name, z, other, queue=16, **fields) == pytest.approx(torch.zeros(2), abs=0.1)
+
+
+@pytest.mark.parametrize(("name", "fields"), [("sinkhorn", {}), ("transport", SLICED), ("moments", {})])
+def test_a_queue_of_the_batch_s_kind_leaves_the_pull_as_long_as_it_was(name, fields):
+    z = at(-3.0)
+    with_it = moved(name, z, unlabelled(z), queue=16, **fields)
+    assert with_it == pytest.approx(moved(name, z, **fields), rel=0.05)
+
+
+def test_a_queue_is_the_newest_latents_and_gets_no_gradient():
+    z, new, old = at(-3.0), at(3.0, seed=1).requires_grad_(), at(90.0, seed=2)
+    alone = moved("sinkhorn", z, unlabelled(new), queue=16)
+    assert torch.equal(moved("sinkhorn", z, unlabelled(torch.cat([new, old])), queue=16), alone)
+    assert not torch.equal(moved("sinkhorn", z, unlabelled(torch.cat([new, old])), queue=32), alone)
+    assert torch.equal(moved("sinkhorn", z, unlabelled(z[:0]), queue=16), moved("sinkhorn", z)), "none at first"
+    assert torch.equal(moved("sinkhorn", z, unlabelled(new)), moved("sinkhorn", z)), "none is asked for"
+    assert new.grad is None
+
+
+def test_class_by_class_a_queue_is_of_the_class():
+    z, ones = at(0.0), torch.ones(16, dtype=torch.int64)
+    found = [moved("sinkhorn", z, (at(-3.0, seed=1), label * ones), of=ones, labels=True, queue=16) for label in (0, 1)]
+    alone = moved("sinkhorn", z, of=ones, labels=True)
+    assert torch.equal(found[0], alone)
+    assert not torch.equal(found[1], alone)
+
+
+@pytest.mark.parametrize(
+    ("recent", "message"),
+    [
+        (
+            None,
+            r"queue: 16 latents of the turns before are remembered by who calls: give context=Context\(..., recent=",
+        ),
+        (unlabelled(torch.zeros(4, 3, 1, 1)), r"recent: latents \[4, 3, 1, 1\] .* for latents \[16, 2, 1, 1\]; give"),
+        ((torch.zeros(4, 2, 1, 1), torch.zeros(3)), r"recent: latents \[4, 2, 1, 1\] with labels \[3\]"),
+    ],
+)
+def test_a_queue_that_is_none_says_so(recent, message):
+    with pytest.raises(ValueError, match=message):
+        moved("energy", at(0.0), recent, queue=16)
+
+
 class Texture:
     """Tokens that are normal, as white noise's are, each with a correlation of 1/2 to its right neighbour."""
 
@@ -175,4 +254,4 @@ def test_what_does_goes_without_a_word():
     assert list(objective.problems(256, 10, FeaturesReference())) == []
     assert list(objective.problems(256, 10, MixtureReference())) == []
     assert list(objective.problems(256, 10, MixtureReference(conditional=False))) != []
-    assert "labels" not in configs.identity(find(Matching, "transport")())
+    assert {"labels", "queue"}.isdisjoint(configs.identity(find(Matching, "transport")()))

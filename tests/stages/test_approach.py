@@ -48,7 +48,7 @@ def small(monkeypatch):
 
 
 def write(folder, **over):
-    return tiny.write(folder, variants={"main": {}}, **{key.replace(".", "__"): v for key, v in OVER.items()}, **over)
+    return tiny.write(folder, variants={"main": {}}, **{key.replace(".", "__"): v for key, v in OVER.items()} | over)
 
 
 def test_every_stage_runs_and_the_log_tells_the_distance(tmp_path, small):
@@ -149,12 +149,22 @@ def test_an_editor_that_has_not_learned_leaves_the_reference_as_it_is(tmp_path):
     assert all(torch.equal(value, edited.state_dict()[name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("noise", EDITED)
-def test_killed_and_started_again_it_ends_in_the_same_weights(tmp_path, small, monkeypatch, noise):
+QUEUED = {
+    "queue": {"matching__objective": {"type": "sinkhorn", "queue": 30, "iterations": 5, "views": ["whole"]}},
+    "queue of a class": {
+        "matching__objective": {"type": "transport", "queue": 30, "labels": True, "slices": 6, "samples": 32},
+        "reference__distribution": {"type": "features"},
+    },
+}
+"""More latents than the turns have between the checkpoint and the power cut."""
+
+
+@pytest.mark.parametrize("how", EDITED | QUEUED)
+def test_killed_and_started_again_it_ends_in_the_same_weights(tmp_path, small, monkeypatch, how):
     found = []
     for name in ("whole", "stopped"):
         (tmp_path / name).mkdir()
-        path = write(tmp_path / name, **EDITED[noise])
+        path = write(tmp_path / name, **(EDITED | QUEUED)[how])
         if name == "stopped":
             updates = MatchingStage.updates
 
@@ -207,6 +217,19 @@ def test_arrival_ends_the_stage(tmp_path, small, monkeypatch):
     assert 4 <= facts["steps"] < 20
     (tmp_path / "run/main/matching/done.json").unlink()
     tiny.run(write(tmp_path, matching__until="arrived", matching__steps=40), only="matching")
+
+
+def test_the_newest_latents_are_remembered_with_their_labels():
+    memory = approach.Recent((1, 1, 1), size=3, with_labels=True)
+    for batch in ([1, 2], [3, 4]):
+        memory.remember(torch.tensor(batch).float().view(-1, 1, 1, 1), torch.tensor(batch))
+    z, labels = memory.newest(9)
+    assert labels.tolist() == z.flatten().tolist() == [3, 4, 1]
+    assert memory.newest(1)[1].tolist() == [3]
+    assert set(memory.state_dict()) == {"recent", "count", "labels"}
+    # Checkpoints of older versions have no labels of these.
+    assert {"recent", "count"} == set(approach.Recent((1, 1, 1)).state_dict())
+    assert {"recent", "count", "ratio", "multiple", "near"} == set(approach.Approach((1, 1, 1), 1.0, 1.1).state_dict())
 
 
 def test_the_ratio_follows_the_distance_and_three_in_a_row_are_arrival(monkeypatch):
