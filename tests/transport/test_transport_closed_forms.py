@@ -61,17 +61,6 @@ def test_slices_agree_with_the_evaluation():
     assert float(mine) == pytest.approx(measured(z, y, 1024), rel=0.05)
 
 
-def test_a_queue_ranks_the_batch_among_recent_latents():
-    """One latent at 0 belongs in the middle of the reference alone, but at its upper end among lower ones."""
-    y = normal(400, 1)
-    z = torch.zeros(1, 1, requires_grad=True)
-    pull = lambda queue: torch.autograd.grad(
-        sliced_wasserstein(z, y, rng(), 4, ("random",), queue), z, retain_graph=True
-    )[0]
-    assert float(pull(-1 - normal(99, 1, seed=1).abs())) < 0  # descent moves it up
-    assert abs(float(pull(normal(99, 1, seed=1)))) < 0.01
-
-
 def test_directions_of_a_reference_lie_where_it_varies():
     y = normal(200, 10) * torch.tensor([5.0] + [0.1] * 9)
     for kind in ("reference", "principal"):
@@ -125,14 +114,6 @@ def test_sinkhorn_gradient_is_that_of_the_assignment():
     (mine,) = torch.autograd.grad(barycentric(z, y, eps=1e-4, iterations=2000), z)
     columns = torch.from_numpy(linear_sum_assignment(squares(z.detach(), y).numpy())[1])
     torch.testing.assert_close(mine, (z.detach() - y[columns]) / 8, atol=1e-3, rtol=0)
-
-
-def test_a_queue_keeps_the_batch_out_of_the_mode_that_it_fills():
-    """Two modes, the queue in the one: the batch belongs to the other, though it is as near to both."""
-    y = torch.cat([normal(50, 2) * 0.1 - 3, normal(50, 2, seed=1) * 0.1 + 3])
-    z = (0.1 * normal(20, 2, seed=2)).requires_grad_()
-    (gradient,) = torch.autograd.grad(barycentric(z, y, queue=0.1 * normal(20, 2, seed=3) - 3), z)
-    assert bool((gradient < 0).all())  # all of the batch moves up
 
 
 def test_energy_distance_of_two_points():
