@@ -13,9 +13,9 @@ from dmvae.transport.classes import by_class
 from dmvae.transport.drift import drift, kernel_drift
 from dmvae.transport.energy import energy_distance
 from dmvae.transport.mmd import mmd
-from dmvae.transport.moments import gaussian_transport, moment_matching
+from dmvae.transport.moments import moment_matching
 from dmvae.transport.normality import epps_pulley, normality
-from dmvae.transport.sinkhorn import barycentric, divided, plan, potentials, sinkhorn_divergence, squares
+from dmvae.transport.sinkhorn import divided, plan, potentials, sinkhorn_divergence, squares
 from dmvae.transport.sliced import directions, sliced_wasserstein, wasserstein_1d
 
 
@@ -33,9 +33,7 @@ DISTANCES = {
     "mmd": mmd,
     "mmd, gaussian": lambda z, y: mmd(z, y, kernel="gaussian"),
     "sinkhorn": sinkhorn_divergence,
-    "barycentric": barycentric,
     "moments": moment_matching,
-    "gaussian transport": gaussian_transport,
     "drift": kernel_drift,
 }
 
@@ -77,15 +75,15 @@ def test_small_eps_gives_the_assignment(n):
     rows, columns = linear_sum_assignment(cost.numpy())
     expected = torch.zeros(n, n)
     expected[rows, columns] = 1 / n
-    torch.testing.assert_close(plan(cost, 1e-3, 3000), expected, atol=0.05 / n, rtol=0)
+    torch.testing.assert_close(plan(cost, 1e-3, 3000)[0], expected, atol=0.05 / n, rtol=0)
 
 
 def test_a_plan_has_its_margins_and_large_eps_is_independence():
     cost = squares(normal(30, 2), normal(50, 2, seed=1))
-    p = plan(cost, 0.5, 200)
+    p, _ = plan(cost, 0.5, 200)
     torch.testing.assert_close(p.sum(1), torch.full((30,), 1 / 30))
     torch.testing.assert_close(p.sum(0), torch.full((50,), 1 / 50), rtol=1e-3, atol=0)
-    torch.testing.assert_close(plan(cost, 1e6), torch.full((30, 50), 1 / 1500), rtol=1e-3, atol=0)
+    torch.testing.assert_close(plan(cost, 1e6)[0], torch.full((30, 50), 1 / 1500), rtol=1e-3, atol=0)
 
 
 def test_divergence_of_a_shift_is_half_its_square():
@@ -111,7 +109,7 @@ def test_rows_are_divided_evenly_at_nearly_the_least_cost():
 
 def test_sinkhorn_gradient_is_that_of_the_assignment():
     z, y = normal(8, 2).requires_grad_(), normal(8, 2, seed=1)
-    (mine,) = torch.autograd.grad(barycentric(z, y, eps=1e-4, iterations=2000), z)
+    (mine,) = torch.autograd.grad(sinkhorn_divergence(z, y, eps=1e-4, iterations=2000), z)
     columns = torch.from_numpy(linear_sum_assignment(squares(z.detach(), y).numpy())[1])
     torch.testing.assert_close(mine, (z.detach() - y[columns]) / 8, atol=1e-3, rtol=0)
 
@@ -156,15 +154,7 @@ def test_moments_of_equal_moments_are_no_distance():
     z = (z - z.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(z.T))).T
     z = z @ torch.linalg.cholesky(torch.cov(y.T)).T
     assert float(moment_matching(z, y)) == pytest.approx(0, abs=1e-5)
-    assert float(gaussian_transport(z, y)) == pytest.approx(0, abs=1e-5)
     assert float(sliced_wasserstein(z, y, rng(), along=("random",))) > 0.01
-
-
-def test_gaussian_transport_is_the_distance_between_gaussians():
-    """N(0, 1) and N(2, 3^2) in one component, equal in the other: (2^2 + 2^2) / d."""
-    z, y = normal(20000, 2), normal(20000, 2, seed=1)
-    y = y * torch.tensor([3.0, 1.0]) + torch.tensor([2.0, 0.0])
-    assert float(gaussian_transport(z, y, ridge=1e-6)) == pytest.approx(4, rel=0.03)
 
 
 def test_normality_is_its_integral():
@@ -193,7 +183,7 @@ def test_nearer_is_less(name):
     z, y = normal(200, 3), normal(200, 3, seed=1)
     values = [float(DISTANCES[name](z + shift, y)) for shift in (0.0, 1.0, 4.0)]
     assert values == sorted(values)
-    assert values[0] < 0.2 * values[2] or name in ("barycentric", "mmd", "mmd, gaussian")
+    assert values[0] < 0.2 * values[2] or name in ("mmd", "mmd, gaussian")
 
 
 def test_by_class_weighs_classes_by_their_latents():

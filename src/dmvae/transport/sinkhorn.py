@@ -15,15 +15,16 @@ from dmvae.transport.checks import require_positive, require_vectors
 ITERATIONS = 50
 
 
-def plan(cost: Tensor, eps: float, iterations: int = ITERATIONS) -> Tensor:
-    """The coupling P [n, m] of least sum P cost + eps sum P (log P - 1), rows sum to 1 / n and columns to 1 / m.
+def plan(cost: Tensor, eps: float, iterations: int = ITERATIONS) -> tuple[Tensor, Tensor]:
+    """The coupling P [n, m] of least sum P cost + eps sum P (log P - 1), rows sum to 1 / n and columns to 1 / m; and
+    the cost of the regularised transport.
 
     Sinkhorn's iterations in log space, so that a small eps does not underflow; the last one makes the rows exact. For
     eps -> 0 and n = m it is 1 / n times the permutation of the assignment problem. eps is in units of the cost.
     """
     require_positive(eps=eps, iterations=iterations)
     f, g = potentials(cost, eps, iterations)
-    return ((f[:, None] + g - cost) / eps - math.log(cost.numel())).exp()
+    return ((f[:, None] + g - cost) / eps - math.log(cost.numel())).exp(), f.mean() + g.mean()
 
 
 def potentials(
@@ -64,26 +65,13 @@ def divided(costs: Tensor) -> Tensor:
     return torch.tensor(chosen, device=costs.device)
 
 
-def barycentric(z: Tensor, y: Tensor, eps: float = 0.05, iterations: int = ITERATIONS) -> Tensor:
-    """mean |z_i - T(z_i)|^2 / 2, T(z_i) = sum_j P_ij y_j / sum_j P_ij: each latent moves to the mean of the samples
-    that it is assigned.
-
-    eps is relative to the mean squared distance of z and y. A large eps moves all latents to the mean of y.
-    """
-    require_vectors(z, y)
-    y = y.to(z)
-    cost = squares(z.detach(), y)
-    p = plan(cost, eps * float(cost.mean().clamp_min(1e-12)), iterations)
-    target = p @ y / p.sum(1, keepdim=True).clamp_min(1e-30)
-    return 0.5 * (z - target).square().sum(1).mean()
-
-
 def sinkhorn_divergence(z: Tensor, y: Tensor, eps: float = 0.05, iterations: int = ITERATIONS) -> Tensor:
     """S(z, y) = OT(z, y) - OT(z, z) / 2 - OT(y, y) / 2 with cost |z - y|^2 / 2 (Feydy et al., arXiv 1810.08278).
 
     Without the terms OT(z, z) and OT(y, y), latents would shrink towards the means of the samples that they are
     assigned; with them, S is 0 for equal sets and positive for others. Its gradient at z_i is (T_zz(z_i) - T_zy(z_i)) /
-    n, where T_zy is the barycentric map of `barycentric`, and T_zz that of z to itself. eps is relative to the mean
+    n, where T_zy(z_i) = sum_j P_ij y_j / sum_j P_ij is the mean of the samples that z_i is assigned by the plan P, and
+    T_zz that of the latents. eps is relative to the mean
     squared distance of z and y.
     """
     require_vectors(z, y)
@@ -97,9 +85,7 @@ def _cost(a: Tensor, b: Tensor, eps: float, iterations: int) -> Tensor:
     """OT_eps(a, b), whose gradient is that of the cost at the plan (the envelope theorem: potentials are optimal)."""
     cost = 0.5 * squares(a, b)
     with torch.no_grad():
-        f, g = potentials(cost, eps, iterations)
-        p = ((f[:, None] + g - cost) / eps - math.log(cost.numel())).exp()
-        value = f.mean() + g.mean()
+        p, value = plan(cost, eps, iterations)
     moved = (p * cost).sum()
     return value + moved - moved.detach()
 
