@@ -17,8 +17,11 @@ from dmvae.transport.normality import normality
 @register("normality")
 @dataclass(frozen=True, kw_only=True)
 class Normality(BetweenSamples):
-    """The Epps-Pulley statistic of random projections (SIGReg, arXiv 2511.08544), only for the reference
-    `gaussian`."""
+    """The Epps-Pulley statistic of random projections (SIGReg, arXiv 2511.08544), only for the reference `gaussian`.
+
+    Gradient at z_i of n: (2 / (n std)) mean_u u integral of t (b cos(t x_i) - a sin(t x_i)) exp(-t^2 / 2) dt, where
+    x = u . z / std, and a + i b = mean_k exp(i t x_k) - exp(-t^2 / 2) is what the slice has too much at frequency t.
+    """
 
     only_for: ClassVar[tuple[str, ...]] = ("gaussian",)
 

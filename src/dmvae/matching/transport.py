@@ -22,7 +22,11 @@ from dmvae.transport.sliced import MIXED, Along, sliced_wasserstein
 @register("transport")
 @dataclass(frozen=True, kw_only=True)
 class Transport(BetweenSamples):
-    """mean over directions u of W2^2(u . z, u . y) (sliced Wasserstein distance)."""
+    """mean over directions u of W2^2(u . z, u . y) (sliced Wasserstein distance).
+
+    Gradient at z_i of n: (2 / n) mean_u (u . z_i - q_i(u)) u, where q_i(u) is the mean of the quantiles of u . y that
+    the rank of z_i along u stands for: its place in the reference.
+    """
 
     slices: Width = 48
     """Directions per view and update."""
