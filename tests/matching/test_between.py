@@ -1,6 +1,7 @@
 """Objectives between samples: each takes points to a reference that they start apart from, without a teacher."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -309,19 +310,34 @@ def test_a_single_token_has_no_pairs():
         ({"labels": True}, 64, 20, FeaturesReference(), "batch_size: 64 for 20 classes; .* give at least 80"),
         ({"labels": True, "samples": 40}, 80, 20, FeaturesReference(), "samples: 40 for 20 classes"),
         ({"slices": 300}, 8, 3, FeaturesReference(), "slices: 300, of which 100 lie along .* at most 192"),
+        (
+            {"labels": True, "slices": 90},
+            256,
+            10,
+            FeaturesReference(),
+            "slices: 90, of which 30 lie along .* have 28 such gaps in each of 10 classes: .* at most 84",
+        ),
+        ({"labels": True, "samples": 24}, 12, 3, FeaturesReference(), "have 1 such gap in each of 3 classes"),
         ({}, 1, 3, FeaturesReference(), "batch_size: 1; transport compares sets"),
+        ({"type": "normality"}, 1, 3, GaussianReference(), "batch_size: 1; normality compares sets"),
+        ({"type": "normality"}, 2, 3, GaussianReference(), "batch_size: 2; .* on 2 latents is least .* of 0.44 times"),
+        ({"type": "normality", "queue": 4}, 2, 3, GaussianReference(), "on 6 latents .* and of 0.87 on 8: give at"),
     ],
 )
 def test_batches_and_labels_that_do_not_do_are_found_before_anything_runs(
     fields, batch_size, classes, reference, message
 ):
-    (found,) = find(Matching, "transport")(**fields).problems(batch_size, classes, reference)
+    objective = configs.read(Matching, {"type": "transport"} | fields)
+    (found,) = objective.problems(batch_size, classes, reference)
     assert re.search(message, found)
 
 
 def test_what_does_goes_without_a_word():
     objective = find(Matching, "transport")(labels=True)
     assert list(objective.problems(256, 10, FeaturesReference())) == []
+    assert list(replace(objective, slices=84).problems(256, 10, FeaturesReference())) == []
+    for fields, batch_size in (({}, 8), ({"queue": 6}, 2), ({"views": ("token",)}, 2)):
+        assert list(find(Matching, "normality")(**fields).problems(batch_size, 10, GaussianReference())) == []
     assert list(objective.problems(256, 10, MixtureReference())) == []
     assert list(objective.problems(256, 10, MixtureReference(conditional=False))) != []
     assert {"labels", "queue"}.isdisjoint(configs.identity(find(Matching, "transport")()))

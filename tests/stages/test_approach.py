@@ -274,6 +274,17 @@ def test_the_ratio_follows_the_distance_and_three_in_a_row_are_arrival(monkeypat
         ({"matching.anchor": 0}, "anchor: expected a number, 0.001 to .* got 0"),
         ({"matching.objective.labels": True}, "labels: those of 'gaussian' mean nothing"),
         (
+            {
+                "matching.objective": {"type": "transport", "labels": True, "slices": 9, "samples": 32},
+                "reference.distribution": {"type": "features"},
+            },
+            "slices: 9, of which 3 .* have 2 such gaps in each of 3 classes: .* at most 6",
+        ),
+        (
+            {"matching.objective": {"type": "normality"}, "matching.batch_size": 4},
+            "batch_size: 4; a test of normality on 4 latents",
+        ),
+        (
             {"matching.until": "arrived"},
             "until: 8 steps leave room for 0 measurements of the distance, and arrival is 3 in a row",
         ),

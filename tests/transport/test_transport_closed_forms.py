@@ -14,7 +14,7 @@ from dmvae.transport.drift import drift, kernel_drift
 from dmvae.transport.energy import energy_distance
 from dmvae.transport.mmd import mmd
 from dmvae.transport.moments import moment_matching
-from dmvae.transport.normality import epps_pulley, normality
+from dmvae.transport.normality import epps_pulley, narrowed, normality
 from dmvae.transport.sinkhorn import divided, plan, potentials, sinkhorn_divergence, squares
 from dmvae.transport.sliced import directions, sliced_wasserstein, wasserstein_1d
 
@@ -164,6 +164,16 @@ def test_normality_is_its_integral():
     normal_, uniform = normal(4096, 8), 3**0.5 * (2 * torch.rand(4096, 1, generator=rng()) - 1)
     assert float(normality(normal_, rng())) < 1e-3 < float(normality(uniform, rng()))
     assert float(normality(2 * normal_, rng(), std=2.0)) == pytest.approx(float(normality(normal_, rng())))
+
+
+@pytest.mark.parametrize("n", [2, 4, 16])
+def test_few_draws_of_a_narrower_normal_have_the_least_statistic(n):
+    """The mean over many sets of the statistic's slope in their scale, for n draws of N(0, s^2), is 0 at `narrowed`."""
+    scale = torch.tensor(narrowed(n), requires_grad=True)
+    draws = normal(100_000 // n, n)
+    (slope,) = torch.autograd.grad(epps_pulley(scale * draws).mean(), scale)
+    (at_one,) = torch.autograd.grad(epps_pulley(scale / narrowed(n) * draws).mean(), scale)
+    assert abs(float(slope)) < 0.1 * float(at_one)
 
 
 @pytest.mark.parametrize("name", DISTANCES)

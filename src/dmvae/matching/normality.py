@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,8 +11,12 @@ from torch import Tensor
 
 from dmvae.matching.between import BetweenSamples
 from dmvae.ranges import Scale, Width
+from dmvae.references import ReferenceConfig
 from dmvae.registry import register
-from dmvae.transport.normality import normality
+from dmvae.transport.normality import narrowed, normality
+
+FEWEST = 8
+"""Latents whose least statistic is that of a distribution of 0.87 times the reference's deviation."""
 
 
 @register("normality")
@@ -29,6 +34,17 @@ class Normality(BetweenSamples):
     """Random directions per view and update."""
     std: Scale = 1.0
     """Standard deviation of the reference."""
+
+    def problems(self, batch_size: int, num_classes: int, reference: ReferenceConfig) -> Iterator[str]:
+        found = list(super().problems(batch_size, num_classes, reference))
+        yield from found
+        together = batch_size + self.queue
+        if "whole" in self.views and together < FEWEST and not found:
+            yield (
+                f"matching.batch_size: {batch_size}; a test of normality on {together} latents is least for latents of "
+                f"{narrowed(together):.2f} times the reference's deviation, and of {narrowed(FEWEST):.2f} on {FEWEST}: "
+                "give at least those, or a matching.objective.queue"
+            )
 
     def distance(self, a: Tensor, b: Tensor, rng: torch.Generator, progress: float) -> Tensor:
         return normality(a, rng, self.slices, self.std)
