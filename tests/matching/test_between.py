@@ -1,6 +1,7 @@
 """Objectives between samples: each takes points to a reference that they start apart from, without a teacher."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -70,6 +71,76 @@ def test_fields_that_make_no_sense_are_refused(name, fields, message):
         configs.read(Matching, {"type": name} | fields)
 
 
+def others(n):
+    """[n, n], an average over all but oneself."""
+    return (1 - torch.eye(n, dtype=torch.float64)) / (n - 1)
+
+
+def unit(v):
+    return v / v.norm(dim=2, keepdim=True).clamp_min(1e-9)
+
+
+def inverse_multiquadric(v, y):
+    """The kernel's gradient at vectors v [n, m, d], of bandwidths 0.5 and 2."""
+    s = torch.pdist(y).square().mean()
+    square = v.square().sum(2, keepdim=True)
+    return sum(-2 * v / (b * s * (1 + square / (b * s)) ** 2) for b in (0.5, 2.0)) / 2
+
+
+def mean_shift(z, x, h, share):
+    weight = (-(z[:, None] - x).norm(dim=2) / h).exp() * share
+    return (weight / weight.sum(1, keepdim=True)) @ x
+
+
+def of_energy(z, y):
+    return 2 * unit(z[:, None] - y).mean(1) - 2 * (others(len(z))[..., None] * unit(z[:, None] - z)).sum(1)
+
+
+def of_mmd(z, y):
+    among = (others(len(z))[..., None] * inverse_multiquadric(z[:, None] - z, y)).sum(1)
+    return 2 * (among - inverse_multiquadric(z[:, None] - y, y).mean(1))
+
+
+def of_moments(z, y):
+    n, d = z.shape
+    return 2 * (z.mean(0) - y.mean(0)) / d + 4 * n / (n - 1) / d * (z - z.mean(0)) @ (torch.cov(z.T) - torch.cov(y.T))
+
+
+def of_drift(z, y):
+    h = 0.5 * (z[:, None] - y).norm(dim=2).mean()
+    return mean_shift(z, z, h, others(len(z))) - mean_shift(z, y, h, torch.ones(len(z), len(y)))
+
+
+def of_transport(z, y):
+    """In one dimension all directions are one: the i-th of the latents belongs where the i-th of the samples is."""
+    return 2 * (z - y.sort(0).values[z.flatten().argsort().argsort()])
+
+
+def of_normality(z, y):
+    t, x = torch.linspace(-5, 5, 4001, dtype=torch.float64), z / 2.0
+    a, b = (t * x).cos().mean(0) - (-0.5 * t.square()).exp(), (t * x).sin().mean(0)
+    return torch.trapezoid(t * (b * (t * x).cos() - a * (t * x).sin()) * (-0.5 * t.square()).exp(), t)[:, None]
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "d", "expected"),
+    [
+        ("transport", {"along": ("random",)}, 1, of_transport),
+        ("energy", {}, 2, of_energy),
+        ("mmd", {"bandwidths": (0.5, 2.0)}, 2, of_mmd),
+        ("moments", {}, 2, of_moments),
+        ("drift", {"bandwidths": (0.5, 0.05)}, 2, of_drift),
+        ("normality", {"std": 2.0}, 1, of_normality),
+    ],
+)
+def test_the_gradient_is_the_docstring_s(name, fields, d, expected):
+    """Times the number of latents. That of `sinkhorn` is in tests/transport, as an assignment."""
+    z, y = Random(0).normal(7, d).double().requires_grad_(), 0.5 + Random(1).normal(7, d).double()
+    distance = find(Matching, name)(**fields).distance(z, y, Random(2), 0.0)
+    (mine,) = torch.autograd.grad(distance, z)
+    torch.testing.assert_close(7 * mine, expected(z.detach(), y), rtol=1e-3, atol=1e-5)
+
+
 class Halves:
     """Latents about +2 under label 1 and about -2 under label 0."""
 
@@ -97,6 +168,140 @@ def test_class_by_class_latents_go_where_their_class_is(name):
     assert found[1] < -1.5
 
 
+class TwoModes:
+    """Vectors at -3 and, as many, at +3."""
+
+    def sample(self, n, rng):
+        return 6.0 * (torch.arange(n) % 2).view(-1, 1, 1, 1) - 3 + 0.1 * rng.normal(n, 2, 1, 1), torch.arange(n) % 2
+
+
+def at(place, n=16, seed=0):
+    return place + 0.1 * Random(seed).normal(n, 2, 1, 1)
+
+
+def moved(name, z, recent=None, of=None, **fields):
+    """By how much a step along the gradient moves a latent of labels `of`, on average: [2]."""
+    z = z.clone().requires_grad_()
+    objective = find(Matching, name)(views=("whole",), samples=64, **fields)
+    context = Context(Random(0), 2, reference=TwoModes(), recent=recent)
+    of = torch.zeros(len(z), dtype=torch.int64) if of is None else of
+    objective.loss(z, of, context=context)[0].backward()
+    return -len(z) * z.grad.mean((0, 2, 3))
+
+
+def unlabelled(z):
+    return z, torch.zeros(len(z), dtype=torch.int64)
+
+
+SLICED = {"along": ("random",), "slices": 512}
+
+
+@pytest.mark.parametrize(("name", "fields"), [("sinkhorn", {}), ("transport", SLICED)])
+def test_a_queue_balances_a_batch_of_one_mode(name, fields):
+    """A batch in one of two modes is half of a balanced assignment, whose other half is the queue's. Without one, half
+    of the batch is sent over to the mode that looks empty, which is 3 on average: the mean over directions u of
+    2 (u . v) u is v in two dimensions, too."""
+    z, other = at(-3.0), unlabelled(at(3.0, seed=1))
+    assert moved(name, z, **fields) == pytest.approx(torch.full((2,), 3.0), abs=0.5)
+    assert moved(name, z, other, queue=16, **fields) == pytest.approx(torch.zeros(2), abs=0.1)
+
+
+@pytest.mark.parametrize(("name", "fields"), [("sinkhorn", {}), ("transport", SLICED), ("moments", {})])
+def test_a_queue_of_the_batch_s_kind_leaves_the_pull_as_long_as_it_was(name, fields):
+    z = at(-3.0)
+    with_it = moved(name, z, unlabelled(z), queue=16, **fields)
+    assert with_it == pytest.approx(moved(name, z, **fields), rel=0.05)
+
+
+def test_a_queue_is_the_newest_latents_and_gets_no_gradient():
+    z, new, old = at(-3.0), at(3.0, seed=1).requires_grad_(), at(90.0, seed=2)
+    alone = moved("sinkhorn", z, unlabelled(new), queue=16)
+    assert torch.equal(moved("sinkhorn", z, unlabelled(torch.cat([new, old])), queue=16), alone)
+    assert not torch.equal(moved("sinkhorn", z, unlabelled(torch.cat([new, old])), queue=32), alone)
+    assert torch.equal(moved("sinkhorn", z, unlabelled(z[:0]), queue=16), moved("sinkhorn", z)), "none at first"
+    assert torch.equal(moved("sinkhorn", z, unlabelled(new)), moved("sinkhorn", z)), "none is asked for"
+    assert new.grad is None
+
+
+def test_class_by_class_a_queue_is_of_the_class():
+    z, ones = at(0.0), torch.ones(16, dtype=torch.int64)
+    found = [moved("sinkhorn", z, (at(-3.0, seed=1), label * ones), of=ones, labels=True, queue=16) for label in (0, 1)]
+    alone = moved("sinkhorn", z, of=ones, labels=True)
+    assert torch.equal(found[0], alone)
+    assert not torch.equal(found[1], alone)
+
+
+@pytest.mark.parametrize(
+    ("recent", "message"),
+    [
+        (
+            None,
+            r"queue: 16 latents of the turns before are remembered by who calls: give context=Context\(..., recent=",
+        ),
+        (unlabelled(torch.zeros(4, 3, 1, 1)), r"recent: latents \[4, 3, 1, 1\] .* for latents \[16, 2, 1, 1\]; give"),
+        ((torch.zeros(4, 2, 1, 1), torch.zeros(3)), r"recent: latents \[4, 2, 1, 1\] with labels \[3\]"),
+    ],
+)
+def test_a_queue_that_is_none_says_so(recent, message):
+    with pytest.raises(ValueError, match=message):
+        moved("energy", at(0.0), recent, queue=16)
+
+
+class Texture:
+    """Tokens that are normal, as white noise's are, each with a correlation of 1/2 to its right neighbour."""
+
+    def sample(self, n, rng):
+        x = rng.normal(n, 1, 8, 9)
+        return (x[..., 1:] + x[..., :-1]) / 2**0.5, torch.zeros(n, dtype=torch.int64)
+
+
+def of_texture(z, *views, step=0, reference=None):
+    """Transport along few random directions, from latents z to a texture."""
+    objective = find(Matching, "transport")(views=views, slices=4, along=("random",), samples=64)
+    context = Context(Random(1, step), 1, reference=reference or Texture())
+    return objective.loss(z, torch.zeros(len(z), dtype=torch.int64), context=context)
+
+
+def correlation(z):
+    return float((z[..., 1:] * z[..., :-1]).mean() / z.square().mean())
+
+
+@pytest.mark.parametrize(("view", "expected"), [("token", 0.0), ("whole", 0.0), ("convolution", 0.5)])
+def test_random_convolutions_see_a_texture_that_tokens_and_few_whole_slices_do_not(view, expected):
+    z = Random(0).normal(32, 1, 8, 8).requires_grad_()
+    optimizer = torch.optim.Adam([z], lr=0.05)
+    for step in range(60):
+        optimizer.zero_grad()
+        of_texture(z, view, step=step)[0].backward()
+        optimizer.step()
+    assert correlation(z.detach()) == pytest.approx(expected, abs=0.08)
+
+
+def test_a_convolution_is_one_for_both_sets_and_a_new_one_in_each_update():
+    z = Random(0).normal(32, 1, 8, 8).requires_grad_()
+
+    class Same:
+        def sample(self, n, rng):
+            return z.detach(), torch.zeros(n, dtype=torch.int64)
+
+    distances = [float(of_texture(z, "convolution", step=step)[0].detach()) for step in (0, 0, 1)]
+    assert distances[0] == distances[1] != distances[2]
+    loss, log = of_texture(z, "convolution", reference=Same())
+    assert float(loss.detach()) == pytest.approx(0, abs=1e-8)
+    assert set(log) == {"transport/convolution"}
+
+
+def test_a_single_token_has_no_pairs():
+    z = Random(0).normal(8, 1, 1, 1).requires_grad_()
+    point = Gaussian((1, 1, 1), 1, 1.0)
+    assert set(of_texture(z, "token", "pair", "convolution", reference=point)[1]) == {
+        "transport/token",
+        "transport/convolution",
+    }
+    with pytest.raises(ValueError, match=r"views: latents with a single token have no pairs .* give whole or token"):
+        of_texture(z, "pair", reference=point)
+
+
 @pytest.mark.parametrize(
     ("fields", "batch_size", "classes", "reference", "message"),
     [
@@ -105,19 +310,34 @@ def test_class_by_class_latents_go_where_their_class_is(name):
         ({"labels": True}, 64, 20, FeaturesReference(), "batch_size: 64 for 20 classes; .* give at least 80"),
         ({"labels": True, "samples": 40}, 80, 20, FeaturesReference(), "samples: 40 for 20 classes"),
         ({"slices": 300}, 8, 3, FeaturesReference(), "slices: 300, of which 100 lie along .* at most 192"),
+        (
+            {"labels": True, "slices": 90},
+            256,
+            10,
+            FeaturesReference(),
+            "slices: 90, of which 30 lie along .* have 28 such gaps in each of 10 classes: .* at most 84",
+        ),
+        ({"labels": True, "samples": 24}, 12, 3, FeaturesReference(), "have 1 such gap in each of 3 classes"),
         ({}, 1, 3, FeaturesReference(), "batch_size: 1; transport compares sets"),
+        ({"type": "normality"}, 1, 3, GaussianReference(), "batch_size: 1; normality compares sets"),
+        ({"type": "normality"}, 2, 3, GaussianReference(), "batch_size: 2; .* on 2 latents is least .* of 0.44 times"),
+        ({"type": "normality", "queue": 4}, 2, 3, GaussianReference(), "on 6 latents .* and of 0.87 on 8: give at"),
     ],
 )
 def test_batches_and_labels_that_do_not_do_are_found_before_anything_runs(
     fields, batch_size, classes, reference, message
 ):
-    (found,) = find(Matching, "transport")(**fields).problems(batch_size, classes, reference)
+    objective = configs.read(Matching, {"type": "transport"} | fields)
+    (found,) = objective.problems(batch_size, classes, reference)
     assert re.search(message, found)
 
 
 def test_what_does_goes_without_a_word():
     objective = find(Matching, "transport")(labels=True)
     assert list(objective.problems(256, 10, FeaturesReference())) == []
+    assert list(replace(objective, slices=84).problems(256, 10, FeaturesReference())) == []
+    for fields, batch_size in (({}, 8), ({"queue": 6}, 2), ({"views": ("token",)}, 2)):
+        assert list(find(Matching, "normality")(**fields).problems(batch_size, 10, GaussianReference())) == []
     assert list(objective.problems(256, 10, MixtureReference())) == []
     assert list(objective.problems(256, 10, MixtureReference(conditional=False))) != []
-    assert "labels" not in configs.identity(find(Matching, "transport")())
+    assert {"labels", "queue"}.isdisjoint(configs.identity(find(Matching, "transport")()))

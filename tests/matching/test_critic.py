@@ -102,6 +102,25 @@ def test_the_pull_is_on_latents_alone():
     assert all(p.grad is None for p in critic.parameters())
 
 
+def test_a_perfect_critic_s_gradient_descends_the_softened_reverse_divergence():
+    """p = N(0, 1) and q = N(shift, 1): d / d shift of 2 KL((p + q) / 2 || p), by quadrature, is the mean over latents
+    of n times the gradient."""
+    x = torch.linspace(-12, 12, 20001, dtype=torch.float64)
+    density = lambda mean: (-0.5 * (x - mean).square()).exp() / (2 * torch.pi) ** 0.5
+
+    def divergence(shift):
+        both = density(0.0) + density(shift)
+        return float(torch.trapezoid(both * (both / 2 / density(0.0)).log(), x))
+
+    shift = 1.5
+    z = (shift + Random(0).normal(40000, 1, 1, 1)).requires_grad_()
+    critic = lambda z, labels: (shift**2 / 2 - shift * z).flatten()
+    loss, _ = Adversarial().loss(z, torch.zeros(len(z), dtype=torch.int64), None, critic)
+    (gradient,) = torch.autograd.grad(loss, z)
+    slope = (divergence(shift + 1e-3) - divergence(shift - 1e-3)) / 2e-3
+    assert float(gradient.sum()) == pytest.approx(slope, rel=0.02)
+
+
 def test_impossible_numbers_are_refused():
     with pytest.raises(ValueError, match="width: expected a whole number, 1 to"):
         configs.read(Adversarial, {"width": 0})

@@ -48,15 +48,16 @@ def small(monkeypatch):
 
 
 def write(folder, **over):
-    return tiny.write(folder, variants={"main": {}}, **{key.replace(".", "__"): v for key, v in OVER.items()}, **over)
+    return tiny.write(folder, variants={"main": {}}, **{key.replace(".", "__"): v for key, v in OVER.items()} | over)
 
 
 def test_every_stage_runs_and_the_log_tells_the_distance(tmp_path, small):
-    tiny.run(write(tmp_path))
+    tiny.run(write(tmp_path, matching__objective__views=["whole", "token", "pair", "convolution"]))
     run = tmp_path / "run/main"
     rows = [json.loads(line) for line in (run / "matching/log.jsonl").read_text().splitlines()]
     keys = {key for row in rows for key in row}
-    assert {"distance/whole", "distance/token", "distance/pair", "distance/ratio", "transport/token"} <= keys
+    assert {"distance/whole", "distance/token", "distance/pair", "distance/ratio"} <= keys
+    assert {"transport/whole", "transport/token", "transport/pair", "transport/convolution"} <= keys
     assert not (run / "matching/student").exists()
     assert not (run / "reference/teacher").exists()
     model = Autoencoder.from_pretrained(run / "latents/autoencoder")
@@ -148,12 +149,22 @@ def test_an_editor_that_has_not_learned_leaves_the_reference_as_it_is(tmp_path):
     assert all(torch.equal(value, edited.state_dict()[name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("noise", EDITED)
-def test_killed_and_started_again_it_ends_in_the_same_weights(tmp_path, small, monkeypatch, noise):
+QUEUED = {
+    "queue": {"matching__objective": {"type": "sinkhorn", "queue": 30, "iterations": 5, "views": ["whole"]}},
+    "queue of a class": {
+        "matching__objective": {"type": "transport", "queue": 30, "labels": True, "slices": 6, "samples": 32},
+        "reference__distribution": {"type": "features"},
+    },
+}
+"""More latents than the turns have between the checkpoint and the power cut."""
+
+
+@pytest.mark.parametrize("how", EDITED | QUEUED)
+def test_killed_and_started_again_it_ends_in_the_same_weights(tmp_path, small, monkeypatch, how):
     found = []
     for name in ("whole", "stopped"):
         (tmp_path / name).mkdir()
-        path = write(tmp_path / name, **EDITED[noise])
+        path = write(tmp_path / name, **(EDITED | QUEUED)[how])
         if name == "stopped":
             updates = MatchingStage.updates
 
@@ -208,6 +219,19 @@ def test_arrival_ends_the_stage(tmp_path, small, monkeypatch):
     tiny.run(write(tmp_path, matching__until="arrived", matching__steps=40), only="matching")
 
 
+def test_the_newest_latents_are_remembered_with_their_labels():
+    memory = approach.Recent((1, 1, 1), size=3, with_labels=True)
+    for batch in ([1, 2], [3, 4]):
+        memory.remember(torch.tensor(batch).float().view(-1, 1, 1, 1), torch.tensor(batch))
+    z, labels = memory.newest(9)
+    assert labels.tolist() == z.flatten().tolist() == [3, 4, 1]
+    assert memory.newest(1)[1].tolist() == [3]
+    assert set(memory.state_dict()) == {"recent", "count", "labels"}
+    # Checkpoints of older versions have no labels of these.
+    assert {"recent", "count"} == set(approach.Recent((1, 1, 1)).state_dict())
+    assert {"recent", "count", "ratio", "multiple", "near"} == set(approach.Approach((1, 1, 1), 1.0, 1.1).state_dict())
+
+
 def test_the_ratio_follows_the_distance_and_three_in_a_row_are_arrival(monkeypatch):
     found = iter([3.0, 1.05, 1.05, 2.0, 1.0, 1.0, 1.0])
     monkeypatch.setattr(approach, "multiples", lambda *_: {"whole": next(found)})
@@ -249,6 +273,17 @@ def test_the_ratio_follows_the_distance_and_three_in_a_row_are_arrival(monkeypat
         ({"matching.noise": "assigned", "matching.noise_groups": 16}, "noise_groups: 16 groups .* at most these"),
         ({"matching.anchor": 0}, "anchor: expected a number, 0.001 to .* got 0"),
         ({"matching.objective.labels": True}, "labels: those of 'gaussian' mean nothing"),
+        (
+            {
+                "matching.objective": {"type": "transport", "labels": True, "slices": 9, "samples": 32},
+                "reference.distribution": {"type": "features"},
+            },
+            "slices: 9, of which 3 .* have 2 such gaps in each of 3 classes: .* at most 6",
+        ),
+        (
+            {"matching.objective": {"type": "normality"}, "matching.batch_size": 4},
+            "batch_size: 4; a test of normality on 4 latents",
+        ),
         (
             {"matching.until": "arrived"},
             "until: 8 steps leave room for 0 measurements of the distance, and arrival is 3 in a row",

@@ -13,9 +13,9 @@ from dmvae.transport.classes import by_class
 from dmvae.transport.drift import drift, kernel_drift
 from dmvae.transport.energy import energy_distance
 from dmvae.transport.mmd import mmd
-from dmvae.transport.moments import gaussian_transport, moment_matching
-from dmvae.transport.normality import epps_pulley, normality
-from dmvae.transport.sinkhorn import barycentric, divided, plan, potentials, sinkhorn_divergence, squares
+from dmvae.transport.moments import moment_matching
+from dmvae.transport.normality import epps_pulley, narrowed, normality
+from dmvae.transport.sinkhorn import divided, plan, potentials, sinkhorn_divergence, squares
 from dmvae.transport.sliced import directions, sliced_wasserstein, wasserstein_1d
 
 
@@ -33,9 +33,7 @@ DISTANCES = {
     "mmd": mmd,
     "mmd, gaussian": lambda z, y: mmd(z, y, kernel="gaussian"),
     "sinkhorn": sinkhorn_divergence,
-    "barycentric": barycentric,
     "moments": moment_matching,
-    "gaussian transport": gaussian_transport,
     "drift": kernel_drift,
 }
 
@@ -61,17 +59,6 @@ def test_slices_agree_with_the_evaluation():
     assert float(mine) == pytest.approx(measured(z, y, 1024), rel=0.05)
 
 
-def test_a_queue_ranks_the_batch_among_recent_latents():
-    """One latent at 0 belongs in the middle of the reference alone, but at its upper end among lower ones."""
-    y = normal(400, 1)
-    z = torch.zeros(1, 1, requires_grad=True)
-    pull = lambda queue: torch.autograd.grad(
-        sliced_wasserstein(z, y, rng(), 4, ("random",), queue), z, retain_graph=True
-    )[0]
-    assert float(pull(-1 - normal(99, 1, seed=1).abs())) < 0  # descent moves it up
-    assert abs(float(pull(normal(99, 1, seed=1)))) < 0.01
-
-
 def test_directions_of_a_reference_lie_where_it_varies():
     y = normal(200, 10) * torch.tensor([5.0] + [0.1] * 9)
     for kind in ("reference", "principal"):
@@ -88,15 +75,15 @@ def test_small_eps_gives_the_assignment(n):
     rows, columns = linear_sum_assignment(cost.numpy())
     expected = torch.zeros(n, n)
     expected[rows, columns] = 1 / n
-    torch.testing.assert_close(plan(cost, 1e-3, 3000), expected, atol=0.05 / n, rtol=0)
+    torch.testing.assert_close(plan(cost, 1e-3, 3000)[0], expected, atol=0.05 / n, rtol=0)
 
 
 def test_a_plan_has_its_margins_and_large_eps_is_independence():
     cost = squares(normal(30, 2), normal(50, 2, seed=1))
-    p = plan(cost, 0.5, 200)
+    p, _ = plan(cost, 0.5, 200)
     torch.testing.assert_close(p.sum(1), torch.full((30,), 1 / 30))
     torch.testing.assert_close(p.sum(0), torch.full((50,), 1 / 50), rtol=1e-3, atol=0)
-    torch.testing.assert_close(plan(cost, 1e6), torch.full((30, 50), 1 / 1500), rtol=1e-3, atol=0)
+    torch.testing.assert_close(plan(cost, 1e6)[0], torch.full((30, 50), 1 / 1500), rtol=1e-3, atol=0)
 
 
 def test_divergence_of_a_shift_is_half_its_square():
@@ -122,17 +109,9 @@ def test_rows_are_divided_evenly_at_nearly_the_least_cost():
 
 def test_sinkhorn_gradient_is_that_of_the_assignment():
     z, y = normal(8, 2).requires_grad_(), normal(8, 2, seed=1)
-    (mine,) = torch.autograd.grad(barycentric(z, y, eps=1e-4, iterations=2000), z)
+    (mine,) = torch.autograd.grad(sinkhorn_divergence(z, y, eps=1e-4, iterations=2000), z)
     columns = torch.from_numpy(linear_sum_assignment(squares(z.detach(), y).numpy())[1])
     torch.testing.assert_close(mine, (z.detach() - y[columns]) / 8, atol=1e-3, rtol=0)
-
-
-def test_a_queue_keeps_the_batch_out_of_the_mode_that_it_fills():
-    """Two modes, the queue in the one: the batch belongs to the other, though it is as near to both."""
-    y = torch.cat([normal(50, 2) * 0.1 - 3, normal(50, 2, seed=1) * 0.1 + 3])
-    z = (0.1 * normal(20, 2, seed=2)).requires_grad_()
-    (gradient,) = torch.autograd.grad(barycentric(z, y, queue=0.1 * normal(20, 2, seed=3) - 3), z)
-    assert bool((gradient < 0).all())  # all of the batch moves up
 
 
 def test_energy_distance_of_two_points():
@@ -175,15 +154,7 @@ def test_moments_of_equal_moments_are_no_distance():
     z = (z - z.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(z.T))).T
     z = z @ torch.linalg.cholesky(torch.cov(y.T)).T
     assert float(moment_matching(z, y)) == pytest.approx(0, abs=1e-5)
-    assert float(gaussian_transport(z, y)) == pytest.approx(0, abs=1e-5)
     assert float(sliced_wasserstein(z, y, rng(), along=("random",))) > 0.01
-
-
-def test_gaussian_transport_is_the_distance_between_gaussians():
-    """N(0, 1) and N(2, 3^2) in one component, equal in the other: (2^2 + 2^2) / d."""
-    z, y = normal(20000, 2), normal(20000, 2, seed=1)
-    y = y * torch.tensor([3.0, 1.0]) + torch.tensor([2.0, 0.0])
-    assert float(gaussian_transport(z, y, ridge=1e-6)) == pytest.approx(4, rel=0.03)
 
 
 def test_normality_is_its_integral():
@@ -193,6 +164,16 @@ def test_normality_is_its_integral():
     normal_, uniform = normal(4096, 8), 3**0.5 * (2 * torch.rand(4096, 1, generator=rng()) - 1)
     assert float(normality(normal_, rng())) < 1e-3 < float(normality(uniform, rng()))
     assert float(normality(2 * normal_, rng(), std=2.0)) == pytest.approx(float(normality(normal_, rng())))
+
+
+@pytest.mark.parametrize("n", [2, 4, 16])
+def test_few_draws_of_a_narrower_normal_have_the_least_statistic(n):
+    """The mean over many sets of the statistic's slope in their scale, for n draws of N(0, s^2), is 0 at `narrowed`."""
+    scale = torch.tensor(narrowed(n), requires_grad=True)
+    draws = normal(100_000 // n, n)
+    (slope,) = torch.autograd.grad(epps_pulley(scale * draws).mean(), scale)
+    (at_one,) = torch.autograd.grad(epps_pulley(scale / narrowed(n) * draws).mean(), scale)
+    assert abs(float(slope)) < 0.1 * float(at_one)
 
 
 @pytest.mark.parametrize("name", DISTANCES)
@@ -212,7 +193,7 @@ def test_nearer_is_less(name):
     z, y = normal(200, 3), normal(200, 3, seed=1)
     values = [float(DISTANCES[name](z + shift, y)) for shift in (0.0, 1.0, 4.0)]
     assert values == sorted(values)
-    assert values[0] < 0.2 * values[2] or name in ("barycentric", "mmd", "mmd, gaussian")
+    assert values[0] < 0.2 * values[2] or name in ("mmd", "mmd, gaussian")
 
 
 def test_by_class_weighs_classes_by_their_latents():
@@ -237,6 +218,6 @@ def test_views_are_what_they_say():
     assert pairs.shape == (8, 6)
     assert torch.equal(pairs[0], torch.cat([z[0, :, 0, 0], z[0, :, 0, 1]]))
     assert torch.equal(pairs[2], torch.cat([z[0, :, 0, 0], z[0, :, 1, 0]]))
-    view = views.random_convolution((3, 2, 2), rng(), 8)
+    view = views.random_convolution(3, rng(), 8)
     assert view(z).shape == (8, 8)
     assert bool((view(z)[:, 4:] >= 0).all())

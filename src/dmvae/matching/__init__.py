@@ -50,6 +50,9 @@ class Context:
     """Share of labels that the student learns without, for guidance."""
     time_distribution: TimeDistribution = "uniform"
     """How the student's training times are drawn."""
+    recent: tuple[Tensor, Tensor] | None = None
+    """Latents [k, C, H, W] of the turns before, of all ranks, newest first, and their labels int64 [k], for objectives
+    that need them; none at first."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.rng, torch.Generator):
@@ -106,6 +109,11 @@ class Matching(Registered):
 
     def __post_init__(self) -> None:
         configs.checked(self)
+
+    @property
+    def needs_recent(self) -> int:
+        """How many latents of the turns before `loss` wants: `context.recent`."""
+        return 0
 
     def problems(self, batch_size: int, num_classes: int, reference: ReferenceConfig) -> Iterator[str]:
         """What does not fit batches of that many images of so many classes, or the reference; before any stage runs."""

@@ -24,7 +24,12 @@ from dmvae.registry import register
 @register("adversarial")
 @dataclass(frozen=True, kw_only=True)
 class Adversarial(Matching):
-    """The non-saturating adversarial loss. With a perfect critic it descends the Jensen-Shannon divergence."""
+    """The non-saturating adversarial loss. With a perfect critic, D = log p / q of the reference p and the latents q,
+    it descends 2 KL((p + q) / 2 || p), the softened reverse KL divergence (arXiv 2010.08029).
+
+    Gradient at z_i of n: -(1 - s) grad D(z_i) / n, s = 1 / (1 + exp(-D(z_i))) the critic's belief that z_i is of the
+    reference: who fools it already is left alone.
+    """
 
     needs_teacher: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -13,12 +13,12 @@ from torch import Tensor
 from dmvae import config as configs
 from dmvae.flow.guidance import Velocity
 from dmvae.matching import Context, Log, Matching, Student, compared
-from dmvae.ranges import BatchSize
+from dmvae.ranges import BatchSize, Range
 from dmvae.references import ReferenceConfig
 from dmvae.runtime import distributed
 from dmvae.runtime.transfer import send
 from dmvae.transport.classes import by_class
-from dmvae.transport.views import View, pairs, tokens, whole
+from dmvae.transport.views import View, pairs, random_convolution, tokens, whole
 
 EACH = 4
 """Latents of a class in a turn, on average, that matching class by class takes at least."""
@@ -33,19 +33,27 @@ class BetweenSamples(Matching):
     needs_reference: ClassVar[bool] = True
     has_student: ClassVar[bool] = False
 
-    views: tuple[Literal["whole", "token", "pair"], ...] = ("whole", "token", "pair")
-    """What is compared: whole latents, their tokens, pairs of neighbouring tokens. The distances are added."""
+    views: tuple[Literal["whole", "token", "pair", "convolution"], ...] = ("whole", "token", "pair")
+    """What is compared: whole latents, their tokens, pairs of neighbouring tokens, or what a random 3x3 convolution, a
+    new one in each update, makes of each place and its neighbours. The distances are added."""
     samples: BatchSize = 512
     """Samples of the reference per update, over all ranks."""
     vectors: BatchSize = 2048
     """At most so many vectors of a view are compared, drawn at random, since there are many tokens."""
     labels: bool = configs.added(False)
     """Compare the latents of each class with the reference's samples of that class; false compares all with all."""
+    queue: Annotated[int, Range(0, 2**20)] = configs.added(0)
+    """Latents of the turns before that are compared together with the batch's, without gradient: a small batch is then
+    given its own places in the reference, and not all of them. 0 is none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.views:
-            raise ValueError("views: give at least one of whole, token, pair")
+            raise ValueError("views: give at least one of whole, token, pair, convolution")
+
+    @property
+    def needs_recent(self) -> int:
+        return self.queue
 
     def distance(self, a: Tensor, b: Tensor, rng: torch.Generator, progress: float) -> Tensor:
         """A scalar whose gradient at latents' vectors a [n, d] moves them towards the reference's b [m, d]."""
@@ -59,22 +67,32 @@ class BetweenSamples(Matching):
         student: Student | None = None,
         context: Context | None = None,
     ) -> tuple[Tensor, Log]:
-        """sum over views v of distance(v(z), v(y)), y fresh samples of the reference."""
+        """sum over views v of distance(v(x), v(y)), x the latents z and those of the queue, y fresh samples of the
+        reference. The gradient reaches z alone, times (n + k) / n for n latents and k of the queue: a pull's length is
+        that of a batch without one."""
         context, reference = compared(self.type, context, z, labels)
         rng, world = context.rng, distributed.world_size()
         y, y_labels = reference.sample(-(-self.samples // world), rng.on_cpu())
         # Every rank compares the whole batch, in the same directions, so that the number of ranks changes nothing.
         z, y = distributed.gather(z), distributed.gather(send(y, z.device))
+        queue = self._remembered(context, z)
         if self.labels:
             labels, y_labels = distributed.gather(labels), distributed.gather(send(y_labels, labels.device))
         total, log = z.new_zeros(()), Log()
         for name in self.views:
             if name == "pair" and z.shape[2] * z.shape[3] == 1:
                 continue
-            compare = partial(self._between, VIEWS[name], context)
-            distance = by_class(compare, z, labels, y, y_labels) if self.labels else compare(z, y)
+            # One for latents and samples, and for all classes.
+            view = VIEWS[name] if name != "convolution" else random_convolution(z.shape[1], rng.shared)
+            compare = partial(self._between, view, context)
+            if self.labels:
+                distance = by_class(compare, z, labels, y, y_labels, queue=queue)
+            else:
+                distance = compare(z, y, queue[0])
             total = total + distance
             log[f"{self.type}/{name}"] = distance.detach()
+        if not log:
+            raise ValueError("views: latents with a single token have no pairs of neighbours; give whole or token too")
         return total, log
 
     def problems(self, batch_size: int, num_classes: int, reference: ReferenceConfig) -> Iterator[str]:
@@ -90,10 +108,32 @@ class BetweenSamples(Matching):
             what = "the data have a single class" if num_classes < 2 else f"those of {reference.type!r} mean nothing"
             yield f"matching.objective.labels: {what}, so there are no classes to match one by one; set it to false"
 
-    def _between(self, view: View, context: Context, z: Tensor, y: Tensor) -> Tensor:
+    def _remembered(self, context: Context, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The queue's latents, as many as there are yet, and their labels."""
+        if not self.queue:
+            return z[:0].detach(), torch.zeros(0, dtype=torch.int64)
+        if context.recent is None:
+            raise ValueError(
+                f"queue: {self.queue} latents of the turns before are remembered by who calls: give "
+                "context=Context(..., recent=(latents, labels)), of no latents at first"
+            )
+        latents, labels = (x[: self.queue].detach().to(z.device) for x in context.recent)
+        if latents.shape[1:] != z.shape[1:] or labels.shape != latents.shape[:1]:
+            raise ValueError(
+                f"recent: latents {list(latents.shape)} with labels {list(labels.shape)}, for latents {list(z.shape)}; "
+                "give [k, ...] of the same shape, and a label to each"
+            )
+        return latents, labels
+
+    def _between(self, view: View, context: Context, z: Tensor, y: Tensor, queue: Tensor) -> Tensor:
         rng = context.rng.shared
         a, b = (self._some(view(x), rng) for x in (z, y))
-        return self.distance(a, b, rng, context.progress)
+        if not len(queue):
+            return self.distance(a, b, rng, context.progress)
+        recent = self._some(view(queue), rng)
+        distance = self.distance(torch.cat([a, recent]), b, rng, context.progress)
+        # A distance's gradient at one of its vectors falls with their number. The queue makes a pull right, not weak.
+        return distance + len(recent) / len(a) * (distance - distance.detach())
 
     def _some(self, vectors: Tensor, rng: torch.Generator) -> Tensor:
         if len(vectors) <= self.vectors:

@@ -15,7 +15,10 @@ from dmvae.transport.energy import energy_distance
 @register("energy")
 @dataclass(frozen=True, kw_only=True)
 class Energy(BetweenSamples):
-    """2 E|z - y| - E|z - z'| - E|y - y'|, which is 0 only for equal distributions."""
+    """2 E|z - y| - E|z - z'| - E|y - y'|, which is 0 only for equal distributions.
+
+    Gradient at z_i of n: (2 / n) (mean_j e(z_i - y_j) - mean_(k != i) e(z_i - z_k)), e(v) = v / |v|.
+    """
 
     def distance(self, a: Tensor, b: Tensor, rng: torch.Generator, progress: float) -> Tensor:
         return energy_distance(a, b)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,15 +11,22 @@ from torch import Tensor
 
 from dmvae.matching.between import BetweenSamples
 from dmvae.ranges import Scale, Width
+from dmvae.references import ReferenceConfig
 from dmvae.registry import register
-from dmvae.transport.normality import normality
+from dmvae.transport.normality import narrowed, normality
+
+FEWEST = 8
+"""Latents whose least statistic is that of a distribution of 0.87 times the reference's deviation."""
 
 
 @register("normality")
 @dataclass(frozen=True, kw_only=True)
 class Normality(BetweenSamples):
-    """The Epps-Pulley statistic of random projections (SIGReg, arXiv 2511.08544), only for the reference
-    `gaussian`."""
+    """The Epps-Pulley statistic of random projections (SIGReg, arXiv 2511.08544), only for the reference `gaussian`.
+
+    Gradient at z_i of n: (2 / (n std)) mean_u u integral of t (b cos(t x_i) - a sin(t x_i)) exp(-t^2 / 2) dt, where
+    x = u . z / std, and a + i b = mean_k exp(i t x_k) - exp(-t^2 / 2) is what the slice has too much at frequency t.
+    """
 
     only_for: ClassVar[tuple[str, ...]] = ("gaussian",)
 
@@ -26,6 +34,17 @@ class Normality(BetweenSamples):
     """Random directions per view and update."""
     std: Scale = 1.0
     """Standard deviation of the reference."""
+
+    def problems(self, batch_size: int, num_classes: int, reference: ReferenceConfig) -> Iterator[str]:
+        found = list(super().problems(batch_size, num_classes, reference))
+        yield from found
+        together = batch_size + self.queue
+        if "whole" in self.views and together < FEWEST and not found:
+            yield (
+                f"matching.batch_size: {batch_size}; a test of normality on {together} latents is least for latents of "
+                f"{narrowed(together):.2f} times the reference's deviation, and of {narrowed(FEWEST):.2f} on {FEWEST}: "
+                "give at least those, or a matching.objective.queue"
+            )
 
     def distance(self, a: Tensor, b: Tensor, rng: torch.Generator, progress: float) -> Tensor:
         return normality(a, rng, self.slices, self.std)

@@ -16,13 +16,18 @@ from dmvae.matching.between import BetweenSamples
 from dmvae.ranges import Width
 from dmvae.references import ReferenceConfig
 from dmvae.registry import register
+from dmvae.runtime.words import counted
 from dmvae.transport.sliced import MIXED, Along, sliced_wasserstein
 
 
 @register("transport")
 @dataclass(frozen=True, kw_only=True)
 class Transport(BetweenSamples):
-    """mean over directions u of W2^2(u . z, u . y) (sliced Wasserstein distance)."""
+    """mean over directions u of W2^2(u . z, u . y) (sliced Wasserstein distance).
+
+    Gradient at z_i of n: (2 / n) mean_u (u . z_i - q_i(u)) u, where q_i(u) is the mean of the quantiles of u . y that
+    the rank of z_i along u stands for: its place in the reference.
+    """
 
     slices: Width = 48
     """Directions per view and update."""
@@ -36,14 +41,18 @@ class Transport(BetweenSamples):
             raise ValueError(f"slices: {self.slices} for {len(self.along)} kinds of directions; give each one")
 
     def problems(self, batch_size: int, num_classes: int, reference: ReferenceConfig) -> Iterator[str]:
-        yield from super().problems(batch_size, num_classes, reference)
-        # Directions between latents and samples are drawn from an eighth of each, which are not compared.
-        pairs, wanted = -(-batch_size // 8) * -(-self.samples // 8), self.slices // len(self.along)
-        if "gap" in self.along and "whole" in self.views and wanted > pairs:
+        found = list(super().problems(batch_size, num_classes, reference))
+        yield from found
+        # Directions between latents and samples are drawn from an eighth of each, which are not compared; class by
+        # class, of those of each class.
+        sets = num_classes if self.labels else 1
+        gaps, wanted = -(-(batch_size // sets) // 8) * -(-(self.samples // sets) // 8), self.slices // len(self.along)
+        if "gap" in self.along and "whole" in self.views and wanted > gaps and not found:
+            where = f" in each of {sets} classes" if self.labels else ""
             yield (
                 f"matching.objective.slices: {self.slices}, of which {wanted} lie along gaps between a latent and a "
-                f"sample; batches of {batch_size} and {self.samples} samples have {pairs} such gaps: raise "
-                f"matching.batch_size, or set slices to at most {pairs * len(self.along)}"
+                f"sample; batches of {batch_size} and {self.samples} samples have {counted(gaps, 'such gap')}{where}: "
+                f"raise matching.batch_size, set slices to at most {gaps * len(self.along)}, or leave gap out of along"
             )
 
     def distance(self, a: Tensor, b: Tensor, rng: torch.Generator, progress: float) -> Tensor:

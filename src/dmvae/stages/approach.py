@@ -37,34 +37,44 @@ def measurements(turns: int, batch_size: int) -> int:
 
 
 class Recent(nn.Module):
-    """The newest latents of all ranks, as buffers, so that checkpoints hold them."""
+    """The newest latents of all ranks, `RECENT` or `size` of them, as buffers, so that checkpoints hold them."""
 
     recent: Tensor
     count: Tensor
+    labels: Tensor
+    """int64 [size]; -1 where none were given. Only `with_labels` does a checkpoint hold them."""
 
-    def __init__(self, latent_shape: tuple[int, int, int]) -> None:
+    def __init__(self, latent_shape: tuple[int, int, int], size: int | None = None, with_labels: bool = False) -> None:
         super().__init__()
-        self.register_buffer("recent", torch.zeros(RECENT, *latent_shape))
+        self.size = RECENT if size is None else size
+        self.register_buffer("recent", torch.zeros(self.size, *latent_shape))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("labels", torch.full((self.size,), -1), persistent=with_labels)
 
     @property
     def filled(self) -> Tensor:
-        """[n, C, H, W], newest first; n is at most `RECENT`."""
+        """[n, C, H, W], newest first; n is at most `size`."""
         return self.recent[: int(self.count)]
 
+    def newest(self, n: int) -> tuple[Tensor, Tensor]:
+        """The newest n latents [n, C, H, W] and their labels [n], or as many as there is room for. Who knows how many
+        were remembered says it: to ask `count` a device would make every turn wait."""
+        return self.recent[:n], self.labels[:n]
+
     @torch.no_grad()
-    def remember(self, z: Tensor) -> None:
-        """Take this rank's newest latents [n, C, H, W], normalised as the reference's samples."""
-        z = distributed.gather(z.detach())[:RECENT]
-        self.recent = torch.cat([z.to(self.recent.dtype), self.recent])[:RECENT]
+    def remember(self, z: Tensor, labels: Tensor | None = None) -> None:
+        """Take this rank's newest latents [n, C, H, W], normalised as the reference's samples, and their labels."""
+        z = distributed.gather(z.detach())[: self.size]
+        of = self.labels.new_full((len(z),), -1) if labels is None else distributed.gather(labels)[: self.size]
+        self.recent = torch.cat([z.to(self.recent.dtype), self.recent])[: self.size]
+        self.labels = torch.cat([of, self.labels])[: self.size]
         self.count += len(z)
 
 
 class Approach(Recent):
-    """The recent latents, and the strength of the matching loss."""
+    """The recent latents, and the strength of the matching loss. Labels are not in its checkpoints, so that older ones
+    load: they are -1 until they are filled again."""
 
-    labels: Tensor
-    """int64 [RECENT]. Not in checkpoints, so that older ones load; -1 until it is filled again."""
     ratio: Tensor
     multiple: Tensor
     near: Tensor
@@ -74,7 +84,6 @@ class Approach(Recent):
         self.target = target
         self._near: int | None = 0
         """What `near` holds; None where it has to be asked, for which a device would make every step wait."""
-        self.register_buffer("labels", torch.full((RECENT,), -1), persistent=False)
         self.register_buffer("ratio", torch.tensor(float(ratio)))
         self.register_buffer("multiple", torch.tensor(float("inf")))
         self.register_buffer("near", torch.zeros((), dtype=torch.int64))
@@ -89,12 +98,6 @@ class Approach(Recent):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._near = None
         super()._load_from_state_dict(*args, **kwargs)
-
-    @torch.no_grad()
-    def remember(self, z: Tensor, labels: Tensor | None = None) -> None:
-        super().remember(z)
-        labels = torch.full((len(z),), -1, device=z.device) if labels is None else labels
-        self.labels = torch.cat([distributed.gather(labels)[:RECENT], self.labels])[:RECENT]
 
     def _samples(self, reference: Reference, rng: Random) -> tuple[Tensor, Tensor]:
         """Enough of the reference to compare the recent latents with, and their labels; alike on all ranks."""

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from torch import Tensor
+
 from dmvae import config as configs
 from dmvae.config import Values
 from dmvae.models.base import Tokenizer
@@ -48,6 +50,18 @@ class Editing:
     directions: from about there on the sample pulls it back harder than the objective pulls. This keeps the fine
     structure of a reference that is thin in some directions, as features are, which sliced distances hardly see. null:
     no such pull."""
+
+
+@dataclass
+class Encoded:
+    """A batch's latents, [n, C, H, W]."""
+
+    raw: Tensor
+    """As the decoder takes them, with the graph to the encoder in the tokenizer's turns."""
+    latents: Tensor
+    """Normalised as the reference's samples, detached."""
+    edit: Tensor | None = None
+    """What was written into samples of the reference, where they are edited."""
 
 
 def arriving(values: Values) -> Values:

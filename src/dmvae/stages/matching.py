@@ -32,7 +32,7 @@ from dmvae.runtime.transfer import send
 from dmvae.runtime.words import counted
 from dmvae.stages.approach import EVERY, IN_A_ROW, Approach, Recent, measurements, until_told
 from dmvae.stages.bounds import BOUNDS, spread
-from dmvae.stages.editing import DRAWN, EDITED, Editing, arriving, unfit
+from dmvae.stages.editing import DRAWN, EDITED, Editing, Encoded, arriving, unfit
 from dmvae.stages.reconstruction import DecoderNetworks, DecoderStage, discriminate, reconstruct
 from dmvae.stages.reference import ReferenceTraining, config_of, open_reference
 from dmvae.stages.tokenizer import drawn
@@ -94,18 +94,6 @@ class MatchingTraining(Editing, FlowTraining):
             raise ValueError(f"decoded: {self.decoded} images of a batch of {self.batch_size}; give at most those")
 
 
-@dataclass
-class Encoded:
-    """A batch's latents, [n, C, H, W]."""
-
-    raw: Tensor
-    """As the decoder takes them, with the graph to the encoder in the tokenizer's turns."""
-    latents: Tensor
-    """Normalised as the reference's samples, detached."""
-    edit: Tensor | None = None
-    """What was written into samples of the reference, where they are edited."""
-
-
 class MatchingNetworks(DecoderNetworks):
     student: nn.Module | None
     teacher: Velocity | None
@@ -115,6 +103,8 @@ class MatchingNetworks(DecoderNetworks):
     """[C, C], that of the reference's tokens, where an anchor holds edits."""
     plan: Recent
     """Of the images' own latents, where samples of the reference are assigned to them."""
+    queue: Recent
+    """Of the turns before, for an objective that `needs_recent`."""
 
 
 @stage("matching")
@@ -232,8 +222,10 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
             networks.register_buffer("precision", precision(tokens(autoencoder.editor.bank)), persistent=False)
         networks.approach = Approach(inputs.latent_shape, config.weight, config.target)
         networks.plan = Recent(inputs.latent_shape)
+        networks.queue = Recent(inputs.latent_shape, config.objective.needs_recent, with_labels=True)
         # No more than is used: checkpoints of runs without it must still load.
-        networks.remembers = (*(("approach",) if self.measures else ()), *(("plan",) if assigned else ()))
+        used = {"approach": self.measures, "plan": assigned, "queue": config.objective.needs_recent > 0}
+        networks.remembers = tuple(name for name in used if used[name])
         teacher = inputs.generator("reference", "teacher") if inputs.has("reference", "teacher") else None
         assert teacher is None or isinstance(teacher, VelocityModel)
         networks.teacher = teacher if teacher is not None else self.reference.velocity
@@ -300,12 +292,15 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         config, model = self.config, networks.autoencoder
         raw, latents, edit = encoded.raw, encoded.latents, encoded.edit
         z = latents.requires_grad_()
+        context.recent = networks.queue.newest(turn * config.batch_size)
         matching, log = config.objective.loss(z, batch.labels, networks.teacher, networks.student, context)
         if matching.ndim:
             shape = list(matching.shape)
             raise ValueError(f"matching.objective: {config.objective.type!r} gives a loss of shape {shape}, no scalar")
         (pull,) = torch.autograd.grad(matching, z)
         z.requires_grad_(False)
+        if config.objective.needs_recent:
+            networks.queue.remember(latents, batch.labels)
         late: dict[str, Tensor | float] = {}
         figures: dict[str, Tensor | float] = {**log, "matching/loss": matching.detach()}
         if edit is not None:

@@ -1,9 +1,9 @@
 """Distances between two sets of samples, differentiable in the first.
 
 Each is a pure function of latents z, samples y of a reference and, where it draws random numbers, a generator `rng`; it
-returns a scalar whose gradient moves z towards the reference. No teacher, no student, no state: a queue of recent
-latents is kept by the caller and passed in. A `dmvae.runtime.random.Random` given as `rng` differs between ranks: each
-rank then has its own slices, and their average has more of them.
+returns a scalar whose gradient moves z towards the reference. No teacher, no student, no state: who keeps a queue of
+recent latents joins it to z, without gradient (`dmvae.matching.between`). A `dmvae.runtime.random.Random` given as
+`rng` differs between ranks: each rank then has its own slices, and their average has more of them.
 
-Shapes: z [n, C, H, W] latents or [n, d] vectors; y [m, ...] likewise; q queue [k, ...] likewise.
+Shapes: z [n, C, H, W] latents or [n, d] vectors; y [m, ...] likewise.
 """

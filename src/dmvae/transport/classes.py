@@ -9,13 +9,20 @@ from torch import Tensor
 
 
 def by_class(
-    distance: Callable[[Tensor, Tensor], Tensor], z: Tensor, labels: Tensor, y: Tensor, y_labels: Tensor, least: int = 2
+    distance: Callable[..., Tensor],
+    z: Tensor,
+    labels: Tensor,
+    y: Tensor,
+    y_labels: Tensor,
+    least: int = 2,
+    queue: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """sum over classes c of n_c / n distance(z of class c, y of class c), a scalar.
 
     z [n, ...] with labels int64 [n], y [m, ...] with y_labels int64 [m]. A class may have different numbers of items in
     z and in y, so `distance` must take sets of different sizes. Classes with fewer than `least` items in z or in y are
-    left out. Raises ValueError where all are.
+    left out. Raises ValueError where all are. With a queue (latents [k, ...], their labels int64 [k]) the distance is
+    called with those of class c as a third set, which may be empty.
     """
     for name, x, of in (("labels", labels, z), ("y_labels", y_labels, y)):
         if x.shape != (len(of),):
@@ -24,7 +31,8 @@ def by_class(
     for c in labels.unique().tolist():
         mine, theirs = labels == c, y_labels == c
         if min(int(mine.sum()), int(theirs.sum())) >= least:
-            terms.append(distance(z[mine.to(z.device)], y[theirs.to(y.device)]))
+            more = () if queue is None else (queue[0][(queue[1] == c).to(queue[0].device)],)
+            terms.append(distance(z[mine.to(z.device)], y[theirs.to(y.device)], *more))
             weights.append(mine.sum())
     if not terms:
         raise ValueError(

@@ -9,33 +9,26 @@ from dmvae.transport.checks import require_positive, require_vectors
 from dmvae.transport.sinkhorn import squares
 
 
-def drift(z: Tensor, y: Tensor, bandwidth: float, queue: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def drift(z: Tensor, y: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
     """The drift V [n, d] of z [n, d], and the bandwidth h used, a scalar in the units of z.
 
         V(z_i) = mean of y weighted by k(z_i, y)  -  mean of x weighted by k(z_i, x),   k(a, b) = exp(-|a - b| / h)
 
-    x are the other latents and the queue [k, d]. Both are mean shifts, the gradient of a log-density smoothed by the
+    x are the other latents. Both are mean shifts, the gradient of a log-density smoothed by the
     kernel, so V is 0 where the two sets have the same distribution, and latents that crowd push each other away.
     Weights are a softmax, so that V does not vanish however far z is from y. `bandwidth` is relative to the mean
     distance between z and y, so that the kernel's width fits sets that are far apart.
     """
     require_vectors(z, y, least=2)
     require_positive(bandwidth=bandwidth)
-    z = z.detach()
-    x, y = (z if queue is None else torch.cat([z, queue.detach().to(z)])), y.to(z)
-    to_y, to_x = squares(z, y).sqrt(), squares(z, x).sqrt()
+    z, y = z.detach(), y.to(z)
+    to_y, to_z = squares(z, y).sqrt(), squares(z, z).sqrt()
     h = bandwidth * to_y.mean().clamp_min(1e-12)
-    to_x[:, : len(z)].fill_diagonal_(torch.inf)
-    return (-to_y / h).softmax(1) @ y - (-to_x / h).softmax(1) @ x, h
+    to_z.fill_diagonal_(torch.inf)
+    return (-to_y / h).softmax(1) @ y - (-to_z / h).softmax(1) @ z, h
 
 
-def kernel_drift(
-    z: Tensor,
-    y: Tensor,
-    progress: float = 1.0,
-    bandwidths: tuple[float, float] = (0.5, 0.05),
-    queue: Tensor | None = None,
-) -> Tensor:
+def kernel_drift(z: Tensor, y: Tensor, progress: float = 1.0, bandwidths: tuple[float, float] = (0.5, 0.05)) -> Tensor:
     """mean |z - stop_grad(z + V(z))|^2 / 2, whose gradient at z_i is -V(z_i) / n; see `drift`.
 
     The bandwidth moves geometrically from the first to the second of `bandwidths` as `progress` goes from 0 to 1: wide
@@ -45,5 +38,5 @@ def kernel_drift(
         raise ValueError(f"progress is {progress}; give the share of the run that is done, from 0 to 1")
     require_positive(bandwidths=min(bandwidths))
     wide, narrow = bandwidths
-    v, _ = drift(z, y, wide * (narrow / wide) ** progress, queue)
+    v, _ = drift(z, y, wide * (narrow / wide) ** progress)
     return 0.5 * (z - (z.detach() + v)).square().sum(1).mean()

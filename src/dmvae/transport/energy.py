@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from dmvae.transport.checks import require_vectors
 
 
-def energy_distance(z: Tensor, y: Tensor, queue: Tensor | None = None, unbiased: bool = True) -> Tensor:
-    """2 mean |x - y| - mean |x - x'| - mean |y - y'|, x = z and the queue together; gradient reaches z alone.
+def energy_distance(z: Tensor, y: Tensor, unbiased: bool = True) -> Tensor:
+    """2 mean |z - y| - mean |z - z'| - mean |y - y'|.
 
-    z [n, d], y [m, d], queue [k, d]. Between distributions it is 0 if they are equal, and positive otherwise. With
+    z [n, d], y [m, d]. Between distributions it is 0 if they are equal, and positive otherwise. With
     `unbiased`, a vector is not compared with itself: two samples of one distribution have expectation 0, and single
     values may be negative. Without, it is the distance between the two sets, never negative, and 0 for equal sets. Its
     gradient has a length of order 1 however far z is, so it neither explodes nor vanishes.
     """
     require_vectors(z, y, least=2)
-    x = z if queue is None else torch.cat([z, queue.detach().to(z)])
     y = y.to(z)
-    return 2 * distances(x, y).mean() - _among(x, unbiased) - _among(y, unbiased)
+    return 2 * distances(z, y).mean() - _among(z, unbiased) - _among(y, unbiased)
 
 
 def _among(x: Tensor, unbiased: bool) -> Tensor:

@@ -20,11 +20,10 @@ def mmd(
     y: Tensor,
     bandwidths: Sequence[float] = BANDWIDTHS,
     kernel: Kernel = "multiquadric",
-    queue: Tensor | None = None,
 ) -> Tensor:
-    """mean k(x, x') + mean k(y, y') - 2 mean k(x, y), x = z and the queue together; gradient reaches z alone.
+    """mean k(z, z') + mean k(y, y') - 2 mean k(z, y).
 
-    z [n, d], y [m, d], queue [k, d]. k is the mean over bandwidths b of exp(-r / 2 b) or 1 / (1 + r / b), r the squared
+    z [n, d], y [m, d]. k is the mean over bandwidths b of exp(-r / 2 b) or 1 / (1 + r / b), r the squared
     distance divided by its mean between samples of y, so that bandwidths mean the same for every reference. Unbiased: a
     vector is not compared with itself. The Gaussian kernel gives no gradient beyond its widest bandwidth; the inverse
     multiquadric (Wasserstein autoencoders, arXiv 1711.01558) has longer tails, whose gradient gets small but not zero.
@@ -36,7 +35,7 @@ def mmd(
         raise ValueError(f"kernel is {kernel!r}; choose gaussian or multiquadric")
     for b in bandwidths:
         require_positive(bandwidths=b)
-    x, y = (z if queue is None else torch.cat([z, queue.detach().to(z)])), y.to(z)
+    y = y.to(z)
     among_y = squares(y, y)
     scale = (among_y.sum() / (len(y) * (len(y) - 1))).clamp_min(1e-12)
 
@@ -46,4 +45,4 @@ def mmd(
         total = torch.stack(parts).mean(0).sum()
         return (total - n) / (n * (n - 1)) if same else total / r.numel()  # k(x, x) is 1
 
-    return mean(squares(x, x), len(x), True) + mean(among_y, len(y), True) - 2 * mean(squares(x, y), 0, False)
+    return mean(squares(z, z), len(z), True) + mean(among_y, len(y), True) - 2 * mean(squares(z, y), 0, False)

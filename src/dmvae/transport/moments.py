@@ -1,54 +1,24 @@
-"""Moment matching: mean and covariance only, by their squared difference or by optimal transport between Gaussians."""
+"""Moment matching: mean and covariance only, by their squared difference."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from dmvae.transport.checks import require_positive, require_vectors
+from dmvae.transport.checks import require_vectors
 
 
-def moment_matching(z: Tensor, y: Tensor, queue: Tensor | None = None) -> Tensor:
-    """|mean x - mean y|^2 / d + |cov x - cov y|^2 / d, x = z and the queue together; gradient reaches z alone.
+def moment_matching(z: Tensor, y: Tensor) -> Tensor:
+    """|mean z - mean y|^2 / d + |cov z - cov y|^2 / d.
 
-    z [n, d], y [m, d], queue [k, d]; squared Frobenius norms. It is 0 for any two sets with the same mean and
+    z [n, d], y [m, d]; squared Frobenius norms. It is 0 for any two sets with the same mean and
     covariance, whatever else differs, such as modes or a manifold. The covariance of n vectors has rank n - 1 at most,
-    so give more than d vectors, in the batch or in the queue.
+    so give more than d vectors.
     """
     require_vectors(z, y, least=2)
-    x, y = (z if queue is None else torch.cat([z, queue.detach().to(z)])), y.to(z)
-    d = z.shape[1]
-    mean = (x.mean(0) - y.mean(0)).square().sum()
-    covariance = (_covariance(x) - _covariance(y)).square().sum()
+    y, d = y.to(z), z.shape[1]
+    mean = (z.mean(0) - y.mean(0)).square().sum()
+    covariance = (_covariance(z) - _covariance(y)).square().sum()
     return (mean + covariance) / d
-
-
-def gaussian_transport(z: Tensor, y: Tensor, queue: Tensor | None = None, ridge: float = 1e-3) -> Tensor:
-    """mean |z_i - T(z_i)|^2 / d, T the optimal transport between the Gaussians of x's and of y's moments:
-
-        T(z) = m_y + A (z - m_x),  A = S_y^(1/2) (S_y^(1/2) S_x S_y^(1/2))^(-1/2) S_y^(1/2)
-
-    T is held fixed, so the gradient is that of the squared Bures distance / d. Random slices give each of d directions
-    a weight of about 1 / d; T brings every direction, also one in which x hardly varies, to its variance. `ridge`, a
-    share of the mean variance, is added to both covariances, so that no direction is stretched by more than
-    ridge^(-1/2). z [n, d], y [m, d], queue [k, d]; n + k should be several times d.
-    """
-    require_vectors(z, y, least=2)
-    require_positive(ridge=ridge)
-    with torch.no_grad():
-        x, y = (z if queue is None else torch.cat([z, queue.to(z)])), y.to(z)
-        s_x, s_y = _covariance(x), _covariance(y)
-        eye = ridge * s_y.diagonal().mean() * torch.eye(len(s_y), device=z.device, dtype=z.dtype)
-        root = _power(s_y + eye, 0.5)
-        a = root @ _power(root @ (s_x + eye) @ root, -0.5) @ root
-        target = y.mean(0) + (z - x.mean(0)) @ a
-    return (z - target).square().sum(1).mean() / z.shape[1]
-
-
-def _power(matrix: Tensor, exponent: float) -> Tensor:
-    """A symmetric positive matrix to a power."""
-    values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * values.clamp_min(1e-12 * float(values[-1])) ** exponent) @ vectors.T
 
 
 def _covariance(x: Tensor) -> Tensor:

@@ -25,6 +25,17 @@ def epps_pulley(x: Tensor) -> Tensor:
     return torch.trapezoid((real.square() + imaginary.square()) * normal, t, dim=1)
 
 
+def narrowed(n: int) -> float:
+    """The standard deviation s of the normal distribution for which the statistic of n >= 2 draws is least on average.
+
+    A draw is not repelled by itself, so the mean of |phi_n|^2 is (1 - 1 / n) exp(-s^2 t^2) + 1 / n, and that of
+    integral of (|phi_n|^2 - 2 phi_n g) g dt, g = exp(-t^2 / 2), has its minimum at s^2 = (2 - r) / (2 r - 1) with
+    r = (1 - 1 / n)^(-2/3). 1 for many draws, 0.44 for two.
+    """
+    r = (1 - 1 / n) ** (-2 / 3)
+    return float(((2 - r) / (2 * r - 1)) ** 0.5)
+
+
 def normality(z: Tensor, rng: torch.Generator, slices: int = 256, std: float = 1.0) -> Tensor:
     """mean over random directions u of Epps and Pulley's statistic of z u / std, for vectors z [n, d].
 

@@ -1,6 +1,6 @@
 """Entropic optimal transport: a balanced assignment of latents to samples of the reference (Cuturi 2013).
 
-Shapes: z [n, d], y [m, d], queue [k, d]; x [n + k, d] is z and the queue together. All rows weigh the same.
+Shapes: z [n, d], y [m, d]. All rows weigh the same.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from dmvae.transport.checks import require_positive, require_vectors
 ITERATIONS = 50
 
 
-def plan(cost: Tensor, eps: float, iterations: int = ITERATIONS) -> Tensor:
-    """The coupling P [n, m] of least sum P cost + eps sum P (log P - 1), rows sum to 1 / n and columns to 1 / m.
+def plan(cost: Tensor, eps: float, iterations: int = ITERATIONS) -> tuple[Tensor, Tensor]:
+    """The coupling P [n, m] of least sum P cost + eps sum P (log P - 1), rows sum to 1 / n and columns to 1 / m; and
+    the cost of the regularised transport.
 
     Sinkhorn's iterations in log space, so that a small eps does not underflow; the last one makes the rows exact. For
     eps -> 0 and n = m it is 1 / n times the permutation of the assignment problem. eps is in units of the cost.
     """
     require_positive(eps=eps, iterations=iterations)
     f, g = potentials(cost, eps, iterations)
-    return ((f[:, None] + g - cost) / eps - math.log(cost.numel())).exp()
+    return ((f[:, None] + g - cost) / eps - math.log(cost.numel())).exp(), f.mean() + g.mean()
 
 
 def potentials(
@@ -64,55 +65,27 @@ def divided(costs: Tensor) -> Tensor:
     return torch.tensor(chosen, device=costs.device)
 
 
-def barycentric(
-    z: Tensor,
-    y: Tensor,
-    eps: float = 0.05,
-    iterations: int = ITERATIONS,
-    queue: Tensor | None = None,
-) -> Tensor:
-    """mean |z_i - T(z_i)|^2 / 2, T(z_i) = sum_j P_ij y_j / sum_j P_ij: each latent moves to the mean of the samples
-    that it is assigned. The queue is assigned its share of the samples, so that the batch does not gather where the
-    queue already is.
+def sinkhorn_divergence(z: Tensor, y: Tensor, eps: float = 0.05, iterations: int = ITERATIONS) -> Tensor:
+    """S(z, y) = OT(z, y) - OT(z, z) / 2 - OT(y, y) / 2 with cost |z - y|^2 / 2 (Feydy et al., arXiv 1810.08278).
 
-    eps is relative to the mean squared distance of x and y. A large eps moves all latents to the mean of y.
+    Without the terms OT(z, z) and OT(y, y), latents would shrink towards the means of the samples that they are
+    assigned; with them, S is 0 for equal sets and positive for others. Its gradient at z_i is (T_zz(z_i) - T_zy(z_i)) /
+    n, where T_zy(z_i) = sum_j P_ij y_j / sum_j P_ij is the mean of the samples that z_i is assigned by the plan P, and
+    T_zz that of the latents. eps is relative to the mean
+    squared distance of z and y.
     """
     require_vectors(z, y)
-    x, y = _joined(z, queue).detach(), y.to(z)
-    cost = squares(x, y)
-    p = plan(cost, eps * float(cost.mean().clamp_min(1e-12)), iterations)[: len(z)]
-    target = p @ y / p.sum(1, keepdim=True).clamp_min(1e-30)
-    return 0.5 * (z - target).square().sum(1).mean()
-
-
-def sinkhorn_divergence(
-    z: Tensor,
-    y: Tensor,
-    eps: float = 0.05,
-    iterations: int = ITERATIONS,
-    queue: Tensor | None = None,
-) -> Tensor:
-    """S(x, y) = OT(x, y) - OT(x, x) / 2 - OT(y, y) / 2 with cost |x - y|^2 / 2 (Feydy et al., arXiv 1810.08278).
-
-    Without the terms OT(x, x) and OT(y, y), latents would shrink towards the means of the samples that they are
-    assigned; with them, S is 0 for equal sets and positive for others. Its gradient at x_i is (T_xx(x_i) - T_xy(x_i)) /
-    (n + k), where T_xy is the barycentric map of `barycentric`, and T_xx that of x to itself. eps is relative to the
-    mean squared distance of x and y.
-    """
-    require_vectors(z, y)
-    x, y = _joined(z, queue), y.to(z)
-    scale = eps * float(0.5 * squares(x.detach(), y).mean().clamp_min(1e-12))
+    y = y.to(z)
+    scale = eps * float(0.5 * squares(z.detach(), y).mean().clamp_min(1e-12))
     require_positive(eps=eps, iterations=iterations)
-    return _cost(x, y, scale, iterations) - 0.5 * _cost(x, x, scale, iterations) - 0.5 * _cost(y, y, scale, iterations)
+    return _cost(z, y, scale, iterations) - 0.5 * _cost(z, z, scale, iterations) - 0.5 * _cost(y, y, scale, iterations)
 
 
 def _cost(a: Tensor, b: Tensor, eps: float, iterations: int) -> Tensor:
     """OT_eps(a, b), whose gradient is that of the cost at the plan (the envelope theorem: potentials are optimal)."""
     cost = 0.5 * squares(a, b)
     with torch.no_grad():
-        f, g = potentials(cost, eps, iterations)
-        p = ((f[:, None] + g - cost) / eps - math.log(cost.numel())).exp()
-        value = f.mean() + g.mean()
+        p, value = plan(cost, eps, iterations)
     moved = (p * cost).sum()
     return value + moved - moved.detach()
 
@@ -120,7 +93,3 @@ def _cost(a: Tensor, b: Tensor, eps: float, iterations: int) -> Tensor:
 def squares(a: Tensor, b: Tensor) -> Tensor:
     """Squared distances [n, m]."""
     return (a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T).clamp_min(0)
-
-
-def _joined(z: Tensor, queue: Tensor | None) -> Tensor:
-    return z if queue is None else torch.cat([z, queue.detach().to(z)])

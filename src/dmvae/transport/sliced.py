@@ -1,6 +1,6 @@
 """Sliced Wasserstein distance between two sets of vectors, of any sizes.
 
-Shapes: z [n, d], y [m, d], queue [k, d]; directions [s, d], unit vectors.
+Shapes: z [n, d], y [m, d]; directions [s, d], unit vectors.
 """
 
 from __future__ import annotations
@@ -20,29 +20,19 @@ MIXED: tuple[Along, ...] = ("random", "reference", "gap")
 
 
 def sliced_wasserstein(
-    z: Tensor,
-    y: Tensor,
-    rng: torch.Generator,
-    slices: int = 256,
-    along: Sequence[Along] = MIXED,
-    queue: Tensor | None = None,
+    z: Tensor, y: Tensor, rng: torch.Generator, slices: int = 256, along: Sequence[Along] = MIXED
 ) -> Tensor:
-    """mean over directions u of W2^2(u.x, u.y), x = z and the queue together; gradient reaches z alone.
+    """mean over directions u of W2^2(u.z, u.y).
 
-    The queue holds recent latents, without gradient: ranked among many, each vector of a small batch is assigned its
-    right place in the reference. `along` are kinds of `directions`, in equal shares. Directions made of samples use a
-    random eighth of y and, for "gap", of the queue, or of z where there is no queue. That eighth is then not compared:
-    a sample lies far out along a direction made from itself, which would look like a difference.
+    `along` are kinds of `directions`, in equal shares. Directions made of samples use a random eighth of y and, for
+    "gap", of z. That eighth is then not compared: a sample lies far out along a direction made from itself, which would
+    look like a difference.
     """
-    require_vectors(z, y, least=1 if queue is not None else 2)
+    require_vectors(z, y, least=2)
     y, seen_y = _hold_out(y.to(z), rng, bool(set(along) & {"reference", "gap"}))
-    if queue is None:
-        x, seen_x = _hold_out(z, rng, "gap" in along)
-    else:
-        others, seen_x = _hold_out(queue.detach().to(z), rng, "gap" in along)
-        x = torch.cat([z, others])
-    u = directions(seen_x.detach(), seen_y, rng, slices, along)
-    return wasserstein_1d(u @ x.T, u @ y.T).mean()
+    z, seen_z = _hold_out(z, rng, "gap" in along)
+    u = directions(seen_z.detach(), seen_y, rng, slices, along)
+    return wasserstein_1d(u @ z.T, u @ y.T).mean()
 
 
 def _hold_out(x: Tensor, rng: torch.Generator, some: bool) -> tuple[Tensor, Tensor]:

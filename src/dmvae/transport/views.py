@@ -38,19 +38,20 @@ def pairs(z: Tensor) -> Tensor:
     return torch.cat([across, down], dim=2).transpose(1, 2).flatten(0, 1)
 
 
-def random_convolution(shape: tuple[int, int, int], rng: torch.Generator, channels: int = 32) -> View:
-    """A view through one random 3x3 convolution to `channels`, for latents of shape (C, H, W).
+def random_convolution(inputs: int, rng: torch.Generator, channels: int = 32) -> View:
+    """A view through one random 3x3 convolution from `inputs` channels to `channels`.
 
-    [n, C, H, W] -> [n H W, channels]. Each output channel's kernel has unit norm, the padding is zeros, and half of the
-    channels pass through |x|, so that slices see dependence between components that a linear map hides.
+    [n, C, H, W] -> [n H W, channels], C the inputs. Each output channel's kernel has unit norm, the padding is zeros,
+    and half of the channels pass through |x|, so that slices see dependence between components that a linear map hides.
     Use the same view for z and y, and a new one for each update.
     """
-    kernel = torch.randn(channels, shape[0] * 9, generator=rng, device=rng.device)
-    kernel = F.normalize(kernel, dim=1).view(channels, shape[0], 3, 3)
+    kernel = torch.randn(channels, inputs * 9, generator=rng, device=rng.device)
+    kernel = F.normalize(kernel, dim=1).view(channels, inputs, 3, 3)
 
     def view(z: Tensor) -> Tensor:
         _require_latents(z)
-        x = F.conv2d(z, kernel.to(z), padding=1)
+        with torch.autocast(z.device.type, enabled=False):  # vectors that are compared keep their digits
+            x = F.conv2d(z, kernel.to(z), padding=1)
         folded = torch.cat([x[:, : channels // 2], x[:, channels // 2 :].abs()], dim=1)
         return tokens(folded)
 
