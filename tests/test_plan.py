@@ -1,10 +1,16 @@
 """`dmvae plan`: what a recipe needs, and what stands in its way."""
 
+import shutil
+from types import SimpleNamespace
+
 import pytest
 
 import tiny
 from dmvae.cli import main
+from dmvae.commands import plan
 from dmvae.commands.plan import bytes_of
+from dmvae.recipe import load
+from dmvae.training.counting import Cost
 
 pytestmark = pytest.mark.slow
 
@@ -60,3 +66,78 @@ def test_what_is_no_machine(recipe, capsys, arguments, message):
 
 def test_amounts_of_memory():
     assert [bytes_of(text) for text in ("80GB", "1 GiB", "12")] == [80 * 10**9, 2**30, 12]
+
+
+LINE = """
+from torch import nn
+from dmvae.training.stage import Networks, TrainingConfig, TrainingStage, Update, stage
+
+@stage("line", after="tokenizer")
+class Line(TrainingStage):
+    Config = TrainingConfig
+    draws = True
+
+    def build(self):
+        networks = Networks()
+        networks.line = nn.Linear(1024, 512, bias=False)
+        networks.trains["line"] = list(networks.line.parameters())
+        networks.averaged = ("line",)
+        return networks
+
+    def updates(self, networks, batch, rng):
+        yield Update("line", networks.line(rng.normal(len(batch.data), 1024)).mean())
+"""
+MIB = 2**20
+COST = Cost(
+    trained=1, frozen=0, weights=2, state=2**31, working=4, saved=2**30, spread=0, spread_gradients=0, flops=1.0
+)
+
+
+def test_operations_time_and_disk_of_one_product(tmp_path, capsys):
+    """A matrix of 2 MiB, on 4 images a rank: every column but the peak by hand."""
+    (tmp_path / "line.py").write_text(LINE)
+    line = {"steps": 6, "batch_size": 8, "keep_at": [2, 3]}
+    path = tiny.write(tmp_path, plugins=[str(tmp_path / "line.py")], line=line, run__keep_every=3)
+    flops = 2 * (2 * 4 * 1024 * 512)  # forward, and the matrix's gradient
+    main(["plan", str(path), *PLAN, "80GB", "--peak", f"{6 * flops / 7200 / 0.5 / 1e12}", "--utilisation", "0.5"])
+    first, second = rows(capsys.readouterr().out, "line")
+    assert first[4] == f"{1024 * 512 / 1e6:.2f} M"
+    state = 4 * 2  # the matrix, two moments, the average
+    disk = 3 * state + 3 * 2 + 2  # three checkpoints; it as it is after steps 2, 3 and 6; it
+    assert [second[1], *second[4:]] == [f"{state}.0 MiB", f"{flops / 1e12:.3g}", "2.0 h", f"{disk}.0 MiB"]
+
+
+def test_shards_are_what_a_rank_holds_of_the_flow_networks(tmp_path, capsys):
+    model = {"width": 128, "depth": 3, "heads": 2}
+    path = str(tiny.write(tmp_path, generator__model=model))
+    network = load(path)["kl"].section("generator").model.build((4, 3, 3), 3)
+    mib = 4 * sum(p.numel() for p in network.parameters() if p.requires_grad) / MIB
+    found = {}
+    for shard in ("false", "true"):
+        main(["plan", path, "--gpus", "4", "--variant", "kl", "--memory", "80GB", "--run.shard", shard])
+        _, row = rows(capsys.readouterr().out, "generator")
+        found[shard] = [float(cell.split()[0]) for cell in row[1:4]]
+    (state, step, peak), (part, rest, less) = found["false"], found["true"]
+    assert state == pytest.approx(4 * mib, abs=0.2)  # weights, two moments, the average
+    assert state - part == pytest.approx(0.75 * 4 * mib, abs=0.2)
+    assert step - rest == pytest.approx(0.75 * mib, abs=0.2)  # gradients
+    assert peak - less == pytest.approx(0.75 * 5 * mib, abs=0.3)
+
+
+@pytest.mark.parametrize("data", [True, False])
+def test_a_disk_without_room_is_told_and_what_variants_share_counts_once(tmp_path, capsys, monkeypatch, data):
+    kl = tiny.RECIPE["variants"]["kl"]
+    variants = {"one": kl, "two": kl | {"sample": {"count": 24}}}
+    over = {} if data else {"data": {"type": "image_folder", "root": str(tmp_path / "nowhere"), "size": 12}}
+    path = str(tiny.write(tmp_path, variants=variants, latents__mirrored=True, **over))
+    monkeypatch.setattr(plan, "_counted", lambda *_: COST)
+    trained = 3 * (COST.saved + COST.state) + COST.saved
+    latents = 2 * 48 * 4 * 3 * 3 * 4 if data else 0  # of images and mirror images, float32
+    needed = 2 * trained + latents + (12 + 24) * 3 * 12 * 12
+    for free in (needed, needed - 1):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        recipes = load(path)
+        told = [line for line in plan.print_plan(recipes, plan.Machine(1, 2**40, False)) if line.startswith("disk:")]
+        assert len(told) == (free < needed)
+    gib = needed / 2**30
+    assert told == [f"disk: the run may need {gib:.1f} GiB, and {tmp_path} has {gib:.1f} free; see run.dir"]

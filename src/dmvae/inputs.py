@@ -195,6 +195,11 @@ def snapshot(step: int) -> str:
     return f"snapshots/step-{step:08d}"
 
 
+def generator_of(step: int | None) -> str:
+    """Where in its stage's folder the generator of that step is; None is the finished one."""
+    return "generator" if step is None else f"{snapshot(step)}/generator"
+
+
 def build_autoencoder(sections: Sections) -> Autoencoder:
     """The tokenizer that the recipe trains, with random weights."""
     shape = configs.plain(sections.autoencoder)

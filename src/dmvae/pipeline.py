@@ -106,6 +106,18 @@ def _check(jobs: list[Job]) -> None:
         stages = [job.stage for job in jobs if job.variant == variant]
         for problem in (*checks.lacking(recipe, stages), *checks.problems(recipe, stages)):
             raise ValueError(f"{variant}: {problem}")
+    first: dict[Path, Job] = {}
+    for job in jobs:
+        other = first.setdefault(job.folder, job)
+        if issubclass(job.stage, TrainingStage) and _keep_at(job) != _keep_at(other):
+            raise ValueError(
+                f"{job.variant}: {job.stage.name}.keep_at is {_keep_at(job)}, and {_keep_at(other)} in variant "
+                f"{other.variant}, which shares this training; give both the same"
+            )
+
+
+def _keep_at(job: Job) -> list[int]:
+    return list(job.recipe.section(job.stage).keep_at)
 
 
 def _take(ahead: list[Job], lock: ExitStack) -> tuple[int, str] | None:

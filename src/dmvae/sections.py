@@ -90,8 +90,8 @@ class RunConfig:
     save_every: Count = 500
     """Steps between checkpoints."""
     keep_every: Wait = 0
-    """Steps between snapshots of a stage's networks, averaged where they are, that are kept in STAGE/snapshots; 0 keeps
-    none. `sample.snapshot` draws from one: figures after 64, 400 and 800 epochs come from one training."""
+    """Steps between snapshots of every stage's networks, averaged where they are, that are kept in STAGE/snapshots; 0
+    keeps none. A stage's `keep_at` names single steps. `sample.snapshot` draws from one."""
     log_every: Count = 20
     """Steps between rows of log.jsonl."""
     tracker: Tracker = "tensorboard"

@@ -1,34 +1,151 @@
 """Snapshots: networks of earlier steps are kept, and sampled from."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import tiny
+from dmvae import config as configs
 from dmvae import pipeline
+from dmvae.jobs import plan
+from dmvae.library import Run
 from dmvae.recipe import load
+from dmvae.report.pipelines import write_pipelines
+from dmvae.stages.generator import GeneratorStage, GeneratorTraining
 
-KEPT = {"run__keep_every": 3, "generator__learning_rate": 1e-2, "generator__ema": 0.5}
+FAST = {"generator__learning_rate": 1e-2, "generator__ema": 0.5}
+ROWS = {"early": {"sample": {"snapshot": 2}}, "middle": {"sample": {"snapshot": 3}}, "last": {}}
+WEIGHTS = "generator/diffusion_pytorch_model.safetensors"
+
+
+def rows(folder, keep_at=(2, 3), **over):
+    """The recipe of one training with a row for each of its snapshots and one for its end."""
+    kl = tiny.RECIPE["variants"]["kl"]
+    variants = {name: configs.merge(kl, row) for name, row in ROWS.items()}
+    return tiny.write(folder, variants=variants, generator__keep_at=list(keep_at), **(FAST | over))
+
+
+def same(one, two):
+    return all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.slow
+def test_one_training_gives_a_row_for_each_snapshot(tmp_path):
+    jobs = tiny.run(rows(tmp_path))
+    run_dir = tmp_path / "run"
+    (folder,) = run_dir.glob("stages/generator-*")
+    kept = {step: load_file(folder / f"snapshots/step-{step:08d}" / WEIGHTS) for step in (2, 3)}
+    assert {f.name for f in folder.glob("snapshots/*")} == {"step-00000002", "step-00000003"}
+    (tmp_path / "short").mkdir()
+    tiny.run(tiny.write(tmp_path / "short", generator__steps=3, **FAST), "kl", until="generator")
+    assert same(kept[3], load_file(next(tmp_path.glob("short/run/stages/generator-*")) / WEIGHTS))
+    found = [json.loads((job.folder / "metrics.json").read_text()) for job in jobs if job.stage.name == "evaluate"]
+    for figure in ("gfd", "generator_loss"):
+        assert len({row[figure] for row in found}) == 3
+    write_pipelines(jobs, run_dir)
+    for name, wanted in (("early", kept[2]), ("middle", kept[3]), ("last", load_file(folder / WEIGHTS))):
+        assert same(wanted, Run(run_dir).pipeline(name).transformer.state_dict()), f"{name}'s pipeline made its samples"
 
 
 @pytest.mark.slow
 def test_samples_come_from_the_step_that_is_asked_for(tmp_path):
-    tiny.run(tiny.write(tmp_path, **KEPT), "kl", until="generator")
+    kept = FAST | {"run__keep_every": 3}
+    tiny.run(tiny.write(tmp_path, **kept), "kl", until="generator")
     (generator,) = tmp_path.glob("run/stages/generator-*")
     early, late, final = (
-        load_file(generator / folder / "generator/diffusion_pytorch_model.safetensors")
+        load_file(generator / folder / WEIGHTS)
         for folder in ("snapshots/step-00000003", "snapshots/step-00000006", ".")
     )
-    assert all(torch.equal(late[name], final[name]) for name in final)
-    assert not all(torch.equal(early[name], final[name]) for name in final)
+    assert same(late, final)
+    assert not same(early, final)
     found = {}
     for step in (None, 3, 6):
-        recipes = {"kl": load(tiny.write(tmp_path, **KEPT, sample__snapshot=step))["kl"]}
+        recipes = {"kl": load(tiny.write(tmp_path, **kept, sample__snapshot=step))["kl"]}
         jobs = pipeline.run(recipes, tmp_path / "run", "sample")
         folder = next(job.folder for job in jobs if job.stage.name == "sample")
         found[step] = load_file(folder / "guidance-1/samples-00000.safetensors")["images"]
     assert torch.equal(found[None], found[6])
     assert not torch.equal(found[3], found[6])
-    recipes = {"kl": load(tiny.write(tmp_path, **KEPT, sample__snapshot=4))["kl"]}
-    with pytest.raises(ValueError, match="of step 4 was not kept, there are those of 3, 6; see run"):
+    recipes = {"kl": load(tiny.write(tmp_path, **kept, generator__keep_at=[4], sample__snapshot=4))["kl"]}
+    with pytest.raises(ValueError, match=r"of step 4 was not kept, there are those of 3, 6; remove .*generator-\w+ to"):
         pipeline.run(recipes, tmp_path / "run", "sample")
+
+
+@pytest.mark.parametrize(
+    ("over", "message"),
+    [
+        ({"sample__snapshot": 4}, r"step 4 is none of those that are kept: generator.keep_at is \[2, 3\], .*add it"),
+        ({"sample__snapshot": 12, "run__keep_every": 4}, "step 12 is none of those that are kept: .*generator.steps 6"),
+        (
+            {"variants__last__generator__keep_at": [2]},
+            r"last: generator.keep_at is \[2\], and \[2, 3\] in variant early",
+        ),
+    ],
+)
+def test_a_step_that_nothing_keeps_is_told_before_any_stage_runs(tmp_path, over, message):
+    recipes = load(rows(tmp_path, **over))
+    with pytest.raises(ValueError, match=message):
+        pipeline.run(recipes, tmp_path / "run")
+    assert not list(tmp_path.glob("run/stages/*"))
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([3, 2], r"generator: keep_at: \[3, 2\] does not ascend"),
+        ([2, 2], r"keep_at: \[2, 2\] does not ascend"),
+        ([2, 7], "keep_at: step 7 comes after the last of 6"),
+        ([0, 2], r"generator.keep_at\[0\]: expected a whole number, 1 to 10\^9, got 0"),
+        (3, "generator.keep_at: expected a list, got 3"),
+    ],
+)
+@pytest.mark.parametrize("stage", ["generator", "tokenizer", "matching"])
+def test_steps_that_are_not_steps_are_told_as_the_recipe_is_read(tmp_path, steps, message, stage):
+    path = tiny.write(tmp_path, **{f"{stage}__keep_at": steps, f"{stage}__steps": 6})
+    with pytest.raises(ValueError, match=message.replace("generator", stage)):
+        load(path)
+
+
+@pytest.mark.slow
+def test_a_step_may_be_added_while_training_has_not_come_to_it(tmp_path, capsys, monkeypatch):
+    updates = GeneratorStage.updates
+
+    def stops(self, networks, batch, rng):
+        if batch.step == 4:
+            raise RuntimeError("stopped")
+        return updates(self, networks, batch, rng)
+
+    path = tiny.write(tmp_path, generator__keep_at=[2])
+    with monkeypatch.context() as patch:
+        patch.setattr(GeneratorStage, "updates", stops)
+        with pytest.raises(RuntimeError, match="stopped"):
+            tiny.run(path, "kl", until="generator")
+    tiny.run(tiny.write(tmp_path, generator__keep_at=[2, 3, 5]), "kl", "generator")
+    (folder,) = tmp_path.glob("run/stages/generator-*")
+    assert {f.name for f in folder.glob("snapshots/*")} == {"step-00000002", "step-00000005"}
+    out = capsys.readouterr().out
+    assert "resumes at step 3 of 6" in out
+    assert "keep_at: [3] came before that and were not kept" in out
+
+
+def test_a_snapshot_more_changes_no_address(tmp_path):
+    with_some, without = (plan(load(rows(tmp_path, steps)), tmp_path) for steps in ((2, 3), ()))
+    assert [job.folder for job in with_some] == [job.folder for job in without]
+    config = GeneratorTraining(steps=6, keep_at=(2,))
+    assert configs.read(GeneratorTraining, configs.plain(config)) == config
+
+
+def test_the_paper_s_three_rows_are_of_one_training():
+    recipes = load("imagenet256")
+    assert {name: recipe.section("sample").snapshot for name, recipe in recipes.items()} == {
+        "epochs64": 80000,
+        "epochs400": 500000,
+        "epochs800": None,
+    }
+    first, *others = recipes.values()
+    assert all(other.section("generator") == first.section("generator") for other in others)
+    generator, images = first.section("generator"), 1_281_167
+    epochs = [step * generator.batch_size / images for step in (*generator.keep_at, generator.steps)]
+    assert epochs == pytest.approx([64, 400, 800], rel=0.002)

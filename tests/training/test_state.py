@@ -11,7 +11,11 @@ import zlib
 import pytest
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
+import processes
+from dmvae.runtime import distributed
 from dmvae.runtime.random import Random
 from dmvae.training import checkpoint
 from dmvae.training.data import Order
@@ -114,6 +118,65 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
     with pytest.warns(UserWarning, match="step-00000002.*trying the checkpoint before it"):
         assert checkpoint.load(tmp_path, into) == 1
     assert torch.equal(into["networks"]["a"]["w"], torch.full((4,), 1.0))
+
+
+def test_files_are_listed_as_they_lie_there_and_none_is_read_again(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "crc", None)
+        checkpoint.save(tmp_path, 1, state(1.0, size=700_000) | {"text": "x", "empty": torch.zeros(0)})
+    folder = tmp_path / "step-00000001"
+    listed = json.loads((folder / "files.json").read_text())
+    there = {file.name: file.read_bytes() for file in folder.iterdir() if file.name != "files.json"}
+    assert set(there) == {".metadata", "__0_0.distcp"}
+    assert listed == {name: [len(data), zlib.crc32(data)] for name, data in there.items()}
+
+
+def test_a_file_that_changes_before_it_is_listed_is_told(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, 1, state(1.0))
+    collect = checkpoint.distributed.collect
+
+    def meddles(value, group):
+        with (tmp_path / "step-00000002.part/__0_0.distcp").open("a") as file:
+            file.write("x")
+        return collect(value, group)
+
+    monkeypatch.setattr(checkpoint.distributed, "collect", meddles)
+    with pytest.raises(OSError, match=r"__0_0\.distcp not as written a moment ago"):
+        checkpoint.save(tmp_path, 2, state(2.0))
+    assert checkpoint.steps(tmp_path) == [1]
+
+
+def saved_by_two(rank, folder):
+    """Two checkpoints of a tensor of which each rank has a half; then rank 1's half of the second is damaged."""
+    distributed.start()
+    checkpoint.crc, crc = None, checkpoint.crc
+    for step in (1, 2):
+        whole = torch.full((6, 1000), float(step))
+        sharded = distribute_tensor(whole, init_device_mesh("cpu", (2,)), [Shard(0)])
+        checkpoint.save(folder, step, {"w": sharded} | ({"step": step} if rank == 0 else {}))
+    checkpoint.crc = crc
+    into = {"w": torch.zeros(6, 1000)}
+    assert checkpoint.load(folder, into) == 2
+    assert into["w"].unique().tolist() == [2.0]
+    distributed.barrier()
+    if rank == 0:
+        file = folder / "step-00000002/__1_0.distcp"
+        data = bytearray(file.read_bytes())
+        data[-2000] ^= 1
+        file.write_bytes(data)
+    with pytest.warns(UserWarning, match=r"__1_0\.distcp is corrupt"):
+        assert checkpoint.load(folder, into) == 1
+    assert into["w"].unique().tolist() == [1.0]
+    distributed.stop()
+
+
+@pytest.mark.slow
+def test_each_of_two_ranks_lists_its_own_files(tmp_path):
+    assert processes.on_ranks(saved_by_two, tmp_path) == [0, 0]
+    folder = tmp_path / "step-00000002"
+    listed = json.loads((folder / "files.json").read_text())
+    assert set(listed) == {".metadata", "__0_0.distcp", "__1_0.distcp"}
+    assert all(listed[name][0] == (folder / name).stat().st_size for name in listed)
 
 
 class Runs:

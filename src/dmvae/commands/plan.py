@@ -17,6 +17,7 @@ from rich.table import Table
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from dmvae import checks, pipeline
+from dmvae import config as configs
 from dmvae.datasets import open_dataset
 from dmvae.inputs import Blueprint, build_tokenizer, latent_shape
 from dmvae.jobs import plan
@@ -73,7 +74,7 @@ def print_plan(recipes: dict[str, Recipe], machine: Machine) -> list[str]:
     console.print(f"for {machine}")
     obstacles: dict[str, None] = {}
     states = _states(recipes)
-    disk: dict[tuple[str, str], int] = {}
+    disk: dict[str, int] = {}
     for variant, recipe in recipes.items():
         items, classes, text, found = _data(recipe)
         shape = "x".join(map(str, latent_shape(recipe)))
@@ -89,7 +90,7 @@ def print_plan(recipes: dict[str, Recipe], machine: Machine) -> list[str]:
                     console.print(f"{stage.name}: not counted, for its step depends on the values of tensors")
         sizes = {stage.name: _disk(stage.name, recipe, costs.get(stage.name), items) for stage in recipe.stages()}
         folders = states.get(variant, {})
-        disk |= {(folders.get(name, ("", variant))[1], name): size for name, size in sizes.items()}
+        disk |= {folders[name][1] if folders else _without_data(recipe, name): size for name, size in sizes.items()}
         console.print(_stages(recipe, items, costs, {name: state for name, (state, _) in folders.items()}))
         console.print(_needs(recipe, machine, costs, sizes))
         found += _lacking(recipe, machine, items is not None)
@@ -122,6 +123,15 @@ def _states(recipes: dict[str, Recipe]) -> dict[str, dict[str, tuple[str, str]]]
             continue
         found[variant] = {job.stage.name: (job.state, job.folder.name) for job in jobs}
     return found
+
+
+def _without_data(recipe: Recipe, name: str) -> str:
+    """What stands for a stage's folder where the data are not here to name it: variants that have a stage and all
+    before it in common share it."""
+    stages = [stage.name for stage in recipe.stages()]
+    upto = [configs.identity(recipe.section(stage)) for stage in stages[: stages.index(name) + 1]]
+    parts = (recipe.data, recipe.autoencoder, recipe.pretrained, recipe.losses, recipe.latents)
+    return repr([name, recipe.seed, *parts, *upto])
 
 
 def _cost(stage: type[AnyTraining], recipe: Recipe, classes: int, machine: Machine) -> Cost:
@@ -232,7 +242,8 @@ def _disk(name: str, recipe: Recipe, cost: Cost | None, items: int | None) -> in
     """Bytes that a stage's folder holds at most: networks and checkpoints, latents, or images."""
     section = recipe.section(name)
     if cost is not None:  # two checkpoints and one being written, snapshots, and at last the networks
-        kept = section.steps // recipe.run.keep_every if recipe.run.keep_every else 0
+        every = recipe.run.keep_every
+        kept = (section.steps // every if every else 0) + sum(not every or step % every > 0 for step in section.keep_at)
         return 3 * (cost.saved + cost.state) + (kept + 1) * cost.saved
     if name == "latents":
         size = 2 if recipe.latents.dtype == "float16" else 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,17 +20,21 @@ from dmvae.datasets import Dataset, DatasetConfig, Split
 from dmvae.datasets.download import cache_folder, existing_folder
 from dmvae.datasets.encoded import ENDS, DecodedWhenRead, OnBroken
 from dmvae.datasets.image_file import PIXELS, BrokenImage, check_header, read_image
-from dmvae.datasets.image_scan import HELD_OUT, folders, rank, split_files
+from dmvae.datasets.image_scan import HELD_OUT, Entry, folders, rank, split_files
 from dmvae.datasets.memory import MemoryDataset
 from dmvae.datasets.skipped import note
 from dmvae.ranges import Range
 from dmvae.registry import register
-from dmvae.runtime.files import read_sealed, write_sealed
+from dmvae.runtime.files import read_json, read_sealed, write_json, write_sealed
 from dmvae.runtime.hashing import digest
 from dmvae.runtime.words import counted
 
 T = TypeVar("T")
 MEMORY_BYTES = 2 * 2**30
+INDEX = 1  # changes when the index does
+SETTLED = 2.0
+"""Seconds: files that have changed so short a time ago may change again at what is the same time, which is coarse on
+some file systems. Their index is not kept."""
 UNCOMPRESSED = (".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 
 
@@ -50,8 +55,9 @@ class ImageFolder(DatasetConfig):
     """Unreadable files: skip them with one warning, or stop with an error."""
     cache: Literal["auto", "memory", "none"] = "auto"
     """auto: up to 2 GiB of decoded images are held in memory, and kept under ~/.cache/dmvae so that the
-    next stage opens at once; larger sets are decoded at every read. memory: held, nothing kept on disk.
-    none: decoded at every read."""
+    next stage opens at once; larger sets are decoded at every read. memory: held, none kept on disk.
+    none: decoded at every read. An index of the files is kept there in any case, so that the next start opens none of
+    them."""
 
     def build(self, split: Split) -> Dataset:
         root = existing_folder(self.root, "data.root")
@@ -60,13 +66,14 @@ class ImageFolder(DatasetConfig):
             files = sorted(sorted(files, key=lambda f: rank(f.path))[: self.limit], key=lambda f: f.path)
         paths = [folder / f.path for f in files]
         labels = torch.tensor([f.label for f in files])
-        config = (self.size, self.channels, self.valid_fraction, self.on_broken, split, classes)
-        with _threads() as pool:
-            fingerprint = digest(config, [(f.path, f.label) for f in files], list(pool.map(ends, paths)))
-
         fits = len(files) * self.channels * self.size**2 <= MEMORY_BYTES
-        if self.cache == "none" or (self.cache == "auto" and not fits):
-            keep, _, broken = _each(paths, check_header)
+        held = self.cache == "memory" or (self.cache == "auto" and fits)
+        place = digest(str(folder.resolve()), split, self.limit, self.valid_fraction, held)
+        index = cache_folder() / "folder_index" / f"{place}.json"
+        contents, keep, broken = _look(folder, files, index, headers=not held)
+        config = (self.size, self.channels, self.valid_fraction, self.on_broken, split, classes)
+        fingerprint = digest(config, [(f.path, f.label) for f in files], contents)
+        if not held:
             self._report(broken, labels, keep, classes, folder, split)
             return FolderDataset([paths[i] for i in keep], labels[keep], classes, fingerprint, self)
         # a rewritten file of the same size changes the decoded pixels, hence the times here
@@ -148,6 +155,44 @@ def ends(path: Path) -> str:
             return digest(size, head, file.read())
     except OSError:
         return ""
+
+
+def _look(folder: Path, files: Sequence[Entry], kept: Path, *, headers: bool) -> tuple[list[str], list[int], list[str]]:
+    """(`ends` of every file; the indices of those that start like images, of all where `headers` are not looked at; the
+    messages of the others).
+
+    It is kept, and holds as long as all paths, sizes and times are what they were. What could not be read is looked at
+    anew each time.
+    """
+    paths, now = [folder / f.path for f in files], time.time_ns()
+    seen = digest(INDEX, [(f.path, f.bytes, f.mtime_ns, f.ctime_ns) for f in files])
+    contents, doubtful = _known(kept, seen, folder) or ([""] * len(files), list(range(len(files))))
+    opened = [paths[i] for i in doubtful]
+    with _threads() as pool:
+        for i, found in zip(doubtful, pool.map(ends, opened), strict=True):
+            contents[i] = found
+    good, _, broken = _each(opened, check_header) if headers else (range(len(opened)), [], [])
+    bad = set(doubtful) - {doubtful[i] for i in good}
+    still = [i for i in doubtful if i in bad or not contents[i]]
+    if still != doubtful and all(abs(now - f.ctime_ns) > SETTLED * 1e9 for f in files):
+        try:
+            write_json(kept, {"seen": seen, "ends": contents, "doubtful": still})
+        except OSError as error:  # a folder that is full or not ours costs the next start some time and no more
+            where = f"{kept.parent} ({error.strerror or error})"
+            warnings.warn(f"indices of folders cannot be kept in {where}: each start opens all files", stacklevel=3)
+    return contents, [i for i in range(len(files)) if i not in bad], broken
+
+
+def _known(kept: Path, seen: str, folder: Path) -> tuple[list[str], list[int]] | None:
+    """(`ends` of every file, the indices of those that could not be read), where they are kept of the same files."""
+    try:
+        found = read_json(kept, dict)
+    except OSError:
+        return None
+    except ValueError as error:
+        warnings.warn(f"{error}: the index of {folder} is made anew", stacklevel=4)
+        return None
+    return (found["ends"], found["doubtful"]) if found.get("seen") == seen else None
 
 
 def _threads() -> ThreadPoolExecutor:

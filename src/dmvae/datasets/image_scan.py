@@ -8,7 +8,7 @@ import stat
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dmvae.datasets import Split
@@ -31,6 +31,8 @@ class Entry:
     """Size of the file."""
     mtime_ns: int
     """When it was last written."""
+    ctime_ns: int
+    """When it was last written, renamed, or given other rights or times."""
 
 
 def split_files(root: Path, split: Split, fraction: float) -> tuple[Path, list[Entry], tuple[str, ...]]:
@@ -111,7 +113,7 @@ def _relabel(folder: Path, classes: tuple[str, ...]) -> list[Entry]:
         raise ValueError(
             f"data.root: {folder} has class {unknown[0]!r}, which train/ has not: rename it or add it there"
         )
-    return [Entry(e.path, classes.index(own[e.label]), e.bytes, e.mtime_ns) for e in entries]
+    return [replace(e, label=classes.index(own[e.label])) for e in entries]
 
 
 def _folders(folder: Path) -> list[str]:
@@ -165,7 +167,7 @@ def _walk(folder: Path, others: list[str], nested: bool = True) -> Iterator[os.D
 
 def _entry(entry: os.DirEntry, path: str, label: int) -> Entry:
     found = _stat(entry.path)
-    return Entry(path, label, found.st_size, found.st_mtime_ns)
+    return Entry(path, label, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 def _stat(path: str) -> os.stat_result:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from dmvae import config as configs
 from dmvae.datasets import open_dataset
 from dmvae.generators import load_generator
+from dmvae.inputs import generator_of
 from dmvae.jobs import Job
 from dmvae.models.base import Model
 from dmvae.report.card import card
@@ -45,14 +46,17 @@ def write_pipelines(jobs: list[Job], run_dir: Path) -> list[Path]:
 def _write(stages: dict[str, Job], out: Path) -> Path:
     job = stages["generator"]
     source = {name: stages[name].folder.name for name in ("latents", "generator")}
+    step = stages["sample"].recipe.section("sample").snapshot if "sample" in stages else None
+    if step is not None:
+        source["snapshot"] = str(step)
     recipe = yaml.safe_dump(configs.plain(job.recipe), sort_keys=False)
     pictures, shows = _pictures(stages)
     text = card(job, stages, recipe, shows)
     there = read_source(out) or {}
-    if any(there.get(name) != value for name, value in source.items()) or damage(out, there):
+    if any(there.get(name) != source.get(name) for name in (*source, "snapshot")) or damage(out, there):
         from dmvae.interop.pipeline import build_pipeline  # diffusers' pipelines take two seconds
 
-        transformer = load_generator(job.folder / "generator")
+        transformer = load_generator(job.folder / generator_of(step))
         assert isinstance(transformer, Model)
         # for the manifests of what measures its samples
         transformer.register_to_config(_ema=job.recipe.section("generator").ema)

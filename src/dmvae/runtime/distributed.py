@@ -86,6 +86,15 @@ def broadcast(value: T) -> T:
     return box[0]
 
 
+def collect(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
+    """Every rank's value of a picklable object, on rank 0; [] on the others. All ranks must call."""
+    if not dist.is_initialized():
+        return [value]
+    found = [value] * world_size() if is_main() else None
+    dist.gather_object(value, found, dst=0, group=group)
+    return found or []
+
+
 def finish(work: dist.Work) -> None:
     """Wait for what all ranks do in the same step, on the CPU. Raises TimeoutError where one of them does not come."""
     try:

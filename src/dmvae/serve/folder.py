@@ -16,6 +16,7 @@ from torch import Tensor
 from dmvae.datasets import open_dataset
 from dmvae.datasets.pixels import as_input, to_uint8
 from dmvae.generators import Generator, load_generator
+from dmvae.inputs import generator_of
 from dmvae.jobs import Job
 from dmvae.models.base import Tokenizer
 from dmvae.registry import nearest
@@ -83,7 +84,8 @@ class Folder:
         folder = self.finished(method, "generator")
         if not folder or not self.finished(method, "latents"):
             raise ValueError(f"{method} has no generator yet: its stage generator is not finished")
-        return self.networks.get(folder / "generator", load_generator)
+        sample = self.run.recipes[method].section("sample")
+        return self.networks.get(folder / generator_of(sample.snapshot if sample else None), load_generator)
 
     @cached_property
     def classes(self) -> list[str]:

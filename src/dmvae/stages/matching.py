@@ -90,6 +90,7 @@ class MatchingTraining(Editing, FlowTraining):
     """Decay of the averaged tokenizer that is saved, per tokenizer update."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.decoded is not None and self.decoded > self.batch_size:
             raise ValueError(f"decoded: {self.decoded} images of a batch of {self.batch_size}; give at most those")
 

@@ -6,6 +6,7 @@ number of ranks, and the diffusers pipeline draws the same image from that seed.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from dmvae.datasets.pixels import to_uint8
 from dmvae.flow.guidance import require_interval
 from dmvae.flow.samplers import Sampler, Sampling
 from dmvae.generators import Generator
-from dmvae.inputs import Inputs, snapshot
+from dmvae.inputs import Inputs, generator_of
 from dmvae.models.base import Tokenizer
 from dmvae.ranges import BatchSize, Count, Decay, Guidance, SamplerSteps, Share, TimeShift
 from dmvae.registry import names, nearest
@@ -28,7 +29,7 @@ from dmvae.runtime.precision import autocast, uses_bf16
 from dmvae.runtime.transfer import send
 from dmvae.tokenizers.adapted import load_tokenizer
 from dmvae.training.preparing import compile_networks
-from dmvae.training.stage import Facts, Stage, stage
+from dmvae.training.stage import Facts, Stage, TrainingConfig, stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,8 @@ class SampleConfig:
     """The range of times, in [0, 1], in which guidance is used."""
 
     snapshot: Count | None = configs.added(None)
-    """Step of the generator's snapshot to draw from, of those that `run.keep_every` kept; null is the finished one."""
+    """Step of the generator's snapshot to draw from, of those that `generator.keep_at` or `run.keep_every` keep; null
+    is the finished one."""
 
     def __post_init__(self) -> None:
         if self.method not in names(Sampler):
@@ -106,17 +108,30 @@ class SampleStage(Stage[SampleConfig]):
         distributed.barrier()
         return {"images": config.count, "bf16": uses_bf16(inputs.device, inputs.sections.run.precision)}
 
+    @classmethod
+    def problems(cls, config: SampleConfig, inputs: Inputs, others: Mapping[str, object]) -> Iterator[str]:
+        training, step, every = others["generator"], config.snapshot, inputs.sections.run.keep_every
+        assert isinstance(training, TrainingConfig)
+        if step is not None and not (step <= training.steps and training.keeps(step, every)):
+            yield (
+                f"sample.snapshot: step {step} is none of those that are kept: generator.keep_at is "
+                f"{list(training.keep_at)}, run.keep_every {every}, generator.steps {training.steps}; add it to "
+                "generator.keep_at, or set snapshot to null for the finished generator"
+            )
+
 
 def generator_at(step: int | None, inputs: Inputs) -> str:
     """Where in its stage's folder the generator of that step is; None is the finished one. Raises ValueError where no
     snapshot was kept then."""
-    if step is None:
-        return "generator"
-    name = f"{snapshot(step)}/generator"
-    if not inputs.has("generator", name):
-        kept = sorted(int(f.name[5:]) for f in inputs.reads["generator"].glob("snapshots/step-*"))
+    name = generator_of(step)
+    if step is not None and not inputs.has("generator", name):
+        folder = inputs.reads["generator"]
+        kept = sorted(int(f.name[5:]) for f in folder.glob("snapshots/step-*"))
         there = f"there are those of {', '.join(map(str, kept))}" if kept else "there are none"
-        raise ValueError(f"sample.snapshot: the generator of step {step} was not kept, {there}; see run.keep_every")
+        raise ValueError(
+            f"sample.snapshot: the generator of step {step} was not kept, {there}; remove {folder} to train it anew "
+            "with generator.keep_at"
+        )
     return name
 
 

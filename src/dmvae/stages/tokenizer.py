@@ -47,6 +47,7 @@ class TokenizerTraining(TrainingConfig):
     """Decay of the averaged weights that are saved."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.start == "scratch" and not self.train_encoder:
             raise ValueError("start: 'scratch' would leave a frozen encoder random; set train_encoder: true")
 

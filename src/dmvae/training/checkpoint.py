@@ -1,7 +1,8 @@
 """Training state as torch.distributed.checkpoint folders: atomic, verified, the last few kept.
 
 A folder is written beside its final name, listed with the size and CRC of every file, flushed to
-disk and renamed; a reader checks the list before it trusts the folder.
+disk and renamed; a reader checks the list before it trusts the folder. Every rank takes the CRC of
+what it writes as it writes it; nothing is read again.
 """
 
 from __future__ import annotations
@@ -12,16 +13,21 @@ import pickle
 import re
 import shutil
 import warnings
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from copy import deepcopy
+from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
+from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import ReadItem
 
@@ -29,6 +35,9 @@ from dmvae.config import Values
 from dmvae.runtime import distributed
 from dmvae.runtime.files import flush, sync
 from dmvae.runtime.hashing import crc
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 _LIST = "files.json"
 _REFUSED = "refused the name "
@@ -46,6 +55,7 @@ _PLAIN = {
 }  # fmt: skip
 """What the pickled part of a checkpoint may name, by module."""
 _KEEP = 2
+_BUFFER = 1 << 20
 
 
 class Background:
@@ -53,6 +63,10 @@ class Background:
 
     The state is copied to the CPU first; of what ranks have alike, by rank 0 alone. What kills the process while one is
     written leaves those before it.
+
+    Not `dcp.async_save`: it copies what ranks have alike on each of them, which for XL/1 takes up to 10 GiB of a node's
+    memory for each of its GPUs; and its future ends when the files are written, so that to list, flush and rename them
+    and to drop older ones would need a thread besides.
     """
 
     def __init__(self) -> None:
@@ -103,17 +117,23 @@ def save(folder: Path, step: int, state: Values, back: int = 0) -> None:
         part.mkdir(parents=True)
     group = distributed.background()  # not among the collectives of a training that goes on
     distributed.barrier(group)
+    writer = FileSystemWriter(part)
+    writer.fs = files = _Listing()
     try:
-        _quietly(dcp.save, state, checkpoint_id=part, process_group=group)
+        _quietly(dcp.save, state, storage_writer=writer, process_group=group)
     except CheckpointException as error:  # torch hides what the file system said in it
         reason = str(error).strip().splitlines()[-1]
         raise OSError(
             f"the checkpoint of step {step} could not be written to {folder} ({reason}); is the disk full? "
             "Free some space and start the same command again: it goes on from the checkpoint before"
         ) from error
+    listed = distributed.collect(files.written, group)
     if distributed.is_main():
-        files = {f.name: [f.stat().st_size, crc(f)] for f in part.iterdir()}
-        (part / _LIST).write_text(json.dumps(files))
+        written = {name: about for of_rank in listed for name, about in of_rank.items()}
+        there, sizes = {f.name: f.stat().st_size for f in part.iterdir()}, {name: n for name, (n, _) in written.items()}
+        if wrong := sorted(dict(there.items() ^ sizes.items())):
+            raise OSError(f"{part}: {', '.join(wrong)} not as written a moment ago; does another process write there?")
+        (part / _LIST).write_text(json.dumps(written))
         flush(part)
         shutil.rmtree(final, ignore_errors=True)
         part.rename(final)
@@ -174,6 +194,35 @@ def load(folder: Path, state: Values, optional: tuple[str, ...] = ()) -> int | N
         state.update(wanted)
         return step
     return None
+
+
+class _Listing(FileSystem):
+    """What torch writes through, and how it renames; keeps the size and the CRC of each file that is written."""
+
+    def __init__(self) -> None:
+        self.written: dict[str, tuple[int, int]] = {}
+
+    @contextmanager
+    def create_stream(self, path: str | PathLike[str], mode: str) -> Iterator[io.IOBase]:
+        file = _Counted(path, mode)
+        with io.BufferedWriter(file, _BUFFER) as stream:
+            yield stream
+        self.written[Path(path).name] = file.size, file.crc
+
+    def rename(self, path: str | PathLike[str], new_path: str | PathLike[str]) -> None:
+        super().rename(path, new_path)
+        self.written[Path(new_path).name] = self.written.pop(Path(path).name)
+
+
+class _Counted(io.FileIO):
+    """A file that is written from its beginning to its end, and counted."""
+
+    size = crc = 0
+
+    def write(self, data: Buffer) -> int:
+        written = super().write(data)
+        self.crc, self.size = zlib.crc32(memoryview(data)[:written], self.crc), self.size + written
+        return written
 
 
 class _Unpickler(pickle.Unpickler):

@@ -215,6 +215,9 @@ def train(stage: AnyTraining) -> Facts:
     trainer = Trainer(stage)
     if trainer.resume(folder):
         stage.inputs.say(f"resumes at step {trainer.step} of {stage.config.steps}")
+        passed = [step for step in stage.config.keep_at if step <= trainer.step]
+        if missed := [step for step in passed if not (stage.inputs.out / snapshot(step)).exists()]:
+            stage.inputs.say(f"keep_at: {missed} came before that and were not kept; remove the folder to train anew")
     while True:
         try:
             return _to_the_end(trainer, folder)
@@ -284,7 +287,7 @@ def _to_the_end(trainer: Trainer, folder: Path) -> Facts:
             row = None
             if logs or saves:
                 row = figures.write(trainer.step, seconds=round(trainer.seconds, 3))
-            keeps = run.keep_every > 0 and trainer.step % run.keep_every == 0
+            keeps = config.keeps(trainer.step, run.keep_every)
             if stops or saves or keeps or last:
                 trainer.require_finite()
             if keeps:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from torch import Tensor, nn
@@ -123,6 +124,25 @@ class TrainingConfig:
     """Largest gradient norm of one update; 0 turns clipping off."""
     ema: Decay = 0.9999
     """Decay of the averaged weights that are saved; early on min(ema, (1 + n) / (10 + n)) is used."""
+    keep_at: tuple[Count, ...] = ()
+    """Steps, ascending, at which a snapshot of the networks, averaged where they are, is kept in STAGE/snapshots,
+    besides those of `run.keep_every`. `sample.snapshot` draws from one: so one training gives figures after 64, 400 and
+    800 epochs."""
+
+    def __post_init__(self) -> None:
+        if any(later <= step for step, later in pairwise(self.keep_at)):
+            raise ValueError(f"keep_at: {list(self.keep_at)} does not ascend; give each step once, in order")
+        if self.keep_at and self.keep_at[-1] > self.steps:
+            last = self.keep_at[-1]
+            raise ValueError(f"keep_at: step {last} comes after the last of {self.steps}; leave it out, or raise steps")
+
+    def identity(self, values: Values) -> Values:
+        """Which steps are kept changes none of them: a training that has begun goes on where one is added."""
+        return {name: value for name, value in values.items() if name != "keep_at"}
+
+    def keeps(self, step: int, every: int) -> bool:
+        """Whether a snapshot is kept after that step. every: `run.keep_every`."""
+        return step in self.keep_at or (every > 0 and step % every == 0)
 
 
 class Networks(nn.Module):
