@@ -261,6 +261,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         )
         if tokenizer_turn:
             yield from self._tokenizer_turns(networks, batch, encoded, context, turn)
+        encoded.raw = encoded.raw.detach()  # what the encoder keeps for its gradient is not the student's to hold
         if networks.student is not None:
             loss, log = config.objective.student_loss(networks.student, encoded.latents, batch.labels, context)
             yield Update("student", loss, log)
