@@ -126,13 +126,16 @@ class SharedFlag:
         return bool(x)
 
 
+def total(x: Tensor) -> Tensor:
+    """Sum of a tensor over the ranks."""
+    if world_size() > 1:
+        dist.all_reduce(x := x.clone())
+    return x
+
+
 def average(x: Tensor) -> Tensor:
     """Mean of a tensor over the ranks."""
-    if world_size() > 1:
-        x = x.clone()
-        dist.all_reduce(x)
-        x /= world_size()
-    return x
+    return total(x) / world_size() if world_size() > 1 else x
 
 
 def gather(x: Tensor) -> Tensor:
