@@ -69,8 +69,8 @@ class Latents:
 
 
 class Metric(Registered):
-    """One metric; `type` is its name in `evaluate.metrics`. Subclasses define whichever of the three they measure; every
-    rank calls them, with the same sets and latents, and a batch of pairs of its own."""
+    """One metric; `type` is its name in `evaluate.metrics`. Subclasses define whichever of the three they measure.
+    Every rank calls them: of sets and latents with the same ones, of pairs with its own."""
 
     required: ClassVar[tuple[str, ...]] = ("sets|pairs|latents",)
 
