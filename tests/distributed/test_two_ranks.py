@@ -123,10 +123,11 @@ def test_two_sharded_ranks_are_stopped_and_one_process_goes_on(one, tmp_path):
         assert not any(rank.ended() for rank in ranks), "it ended before it could be stopped"
         assert time.monotonic() < until
         time.sleep(0.01)
+    until = time.monotonic() + 30  # after as long torchrun and SLURM kill
     for rank in ranks:  # as torchrun sends it
         rank.signal(signal.SIGTERM)
         time.sleep(0.02)
-    assert [rank.result().returncode for rank in ranks] == [130, 130]
+    assert [rank.result(timeout=until - time.monotonic()).returncode for rank in ranks] == [130, 130]
     result = processes.command("generator", recipes[1], *longer, "--run.shard", "false")
     assert "resumes at step" in result.stdout, result.stderr
     a, b = (
