@@ -9,12 +9,14 @@ import processes
 from dmvae.models.dit import LightningDiT
 from dmvae.runtime import distributed
 from dmvae.runtime.precision import autocast
+from dmvae.training.preparing import compile_networks
 
 WAYS = {
     "plain": {},
     "bf16": {"bf16": True},
     "in_node": {"in_node": True},
     "kept": {"reshard": False},
+    "compiled": {},
 }
 CPU = torch.device("cpu")
 
@@ -44,12 +46,16 @@ def sharded(rank, folder):
     distributed.start()
     for name, options in WAYS.items():
         model = network()
+        torch._dynamo.utils.counters.clear()
+        if name == "compiled":  # before it is sharded, as the trainer does; inductor would take a minute
+            compile_networks(torch.nn.ModuleList([model]), backend="aot_eager")
         assert len(distributed.shard(model, **options)) == len(list(model.parameters()))
         backward(model, slice(2 * rank, 2 * rank + 2), "bfloat16" if "bf16" in options else "float32")
         local = sum(p.to_local().numel() for p in model.parameters())
         whole = sum(p.numel() for p in model.parameters())
         gradients = {n: distributed.whole_tensor(p.grad) for n, p in trained(model)}
-        torch.save((local / whole, gradients), f"{folder}/{name}-{rank}")
+        graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        torch.save((local / whole, gradients, graphs), f"{folder}/{name}-{rank}")
     distributed.stop()
 
 
@@ -66,7 +72,8 @@ def test_the_gradient_is_that_of_the_whole_network(found, way):
     model = network()
     backward(model, slice(None), "bfloat16" if way == "bf16" else "float32")
     whole = torch.cat([p.grad.flatten() for _, p in trained(model)])
-    for share, gradients in found[way]:
+    for share, gradients, graphs in found[way]:
+        assert (graphs > 0) == (way == "compiled")
         assert all(g.dtype is torch.float32 for g in gradients.values())
         here = torch.cat([gradients[name].flatten() for name, _ in trained(model)])
         assert (here - whole).norm() < (0.02 if way == "bf16" else 1e-5) * whole.norm()
