@@ -266,6 +266,13 @@ def shard(
     return dict(zip(before, module.parameters(), strict=True))
 
 
+def sum_first(module: nn.Module, waits: bool) -> None:
+    """Whether the gradients of a sharded module stay whole on this rank after a backward pass, and later ones add to
+    them, or go to the ranks that keep their parts; nothing to any other module."""
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(not waits)
+
+
 def is_sharded(x: Tensor) -> bool:
     return isinstance(x, DTensor)
 
