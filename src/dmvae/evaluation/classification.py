@@ -36,7 +36,9 @@ def knn_accuracy(
     def classify(rows: slice) -> list[Tensor]:
         similarity, neighbours = (test[rows] @ train.T).topk(k, dim=1)
         votes = torch.zeros(len(similarity), classes, device=test.device)
-        votes.scatter_add_(1, train_labels[neighbours], (similarity / temperature).exp())
+        weights = (similarity / temperature).exp()
+        for label, weight in zip(train_labels[neighbours].split(1, 1), weights.split(1, 1), strict=True):
+            votes.scatter_add_(1, label, weight)  # one a row at a time, for a GPU adds in no order
         return [votes.argmax(1)]
 
     (found,) = by_rows(classify, test, CHUNK, shared=shared)
