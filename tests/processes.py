@@ -94,10 +94,12 @@ def ranks(count: int, *arguments: str, **env: str) -> list[subprocess.CompletedP
     return [rank.result() for rank in all_of_them]
 
 
-def on_ranks(function: Callable[..., None], *arguments: object, timeout: float = 120) -> list[int | None]:
-    """Exit codes of function(rank, *arguments) on two ranks, which find each other by the environment; None for one
+def on_ranks(
+    function: Callable[..., None], *arguments: object, timeout: float = 120, count: int = 2
+) -> list[int | None]:
+    """Exit codes of function(rank, *arguments) on so many ranks, which find each other by the environment; None for one
     that has not ended after `timeout` seconds."""
-    started = [FORKS.Process(target=_rank, args=(world, function, arguments)) for world in _worlds(2)]
+    started = [FORKS.Process(target=_rank, args=(world, function, arguments)) for world in _worlds(count)]
     for process in started:
         process.start()
     until = time.monotonic() + timeout

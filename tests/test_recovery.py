@@ -100,7 +100,7 @@ def test_a_signal_while_a_worker_hangs_saves_and_leaves_nothing_running(tmp_path
         time.sleep(0.05)
     time.sleep(1)  # by now the training waits for the batch
     process.signal(signal.SIGTERM)
-    result = process.result(timeout=60)
+    result = process.result(timeout=30)
     assert result.returncode == 130
     assert "the state was saved" in result.stderr
     assert list(tmp_path.glob("run/stages/tokenizer*/checkpoints/step-*"))

@@ -27,7 +27,8 @@ def commands(word):
     """The page's commands with that word in them, each in one string."""
     blocks = re.findall(r"```(?:sh|bash)\n(.*?)```", PAGE, flags=re.S)
     lines = [b for block in blocks for b in ([block] if block.startswith("#!") else re.split(r"(?<!\\)\n", block))]
-    return [line for line in lines if word in line]
+    told = [re.sub(r"\s+", " ", text) for text in re.findall(r"`(dmvae [^`]+)`", PAGE)]  # in a sentence
+    return [line for line in lines + told if word in line]
 
 
 def started(folder, command, ranks=2, recipe=None, times=1):
@@ -64,8 +65,8 @@ def started(folder, command, ranks=2, recipe=None, times=1):
 
 
 def test_all_commands_are_tried():
-    found = commands("dmvae run") + commands("dmvae study")
-    assert len(found) == len(commands("recipe.yaml")) == 5
+    found = commands("dmvae run") + commands("dmvae study") + commands("dmvae plan")
+    assert len(found) == len(commands("recipe.yaml")) == 7
 
 
 @pytest.mark.parametrize(
@@ -90,3 +91,15 @@ def test_a_job_that_has_not_ended_well_is_put_into_the_queue_again(tmp_path):
     (command,) = commands("SBATCH")
     started(tmp_path, command, ranks=1, recipe="none.yaml")
     assert (tmp_path / "requeued").read_text() == "requeue 7\n"
+
+
+@pytest.mark.parametrize(("word", "machine"), [("--dry-run", "1 process"), ("dmvae plan", "16 GPUs")])
+def test_it_tells_what_a_run_would_take(tmp_path, word, machine):
+    (command,) = commands(word)
+    over = {"tokenizer__train_encoder": True, "tokenizer__batch_size": 16}
+    recipe = tiny.write(tmp_path, variants=None, **over, **dict.fromkeys(STAGES))
+    codes, said = started(tmp_path, command, recipe=recipe)
+    assert codes == [0], said
+    assert said.startswith(f"for {machine} of ")
+    assert re.search(r"tokenizer .* MiB (?s:.*)memory of each rank(?s:.*)nothing is missing", said), said
+    assert not (tmp_path / "run").exists()

@@ -1,20 +1,29 @@
 """Ways to shard a network over two ranks give the gradient of the whole one."""
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
 
 import processes
+import tiny
+from dmvae.inputs import Inputs
+from dmvae.jobs import plan
 from dmvae.models.dit import LightningDiT
+from dmvae.recipe import load
 from dmvae.runtime import distributed
 from dmvae.runtime.precision import autocast
+from dmvae.training.loop import Trainer
+from dmvae.training.preparing import compile_networks
+from dmvae.training.stage import Batch
 
 WAYS = {
     "plain": {},
     "bf16": {"bf16": True},
     "in_node": {"in_node": True},
     "kept": {"reshard": False},
+    "compiled": {},
 }
 CPU = torch.device("cpu")
 
@@ -44,12 +53,16 @@ def sharded(rank, folder):
     distributed.start()
     for name, options in WAYS.items():
         model = network()
+        torch._dynamo.utils.counters.clear()
+        if name == "compiled":  # before it is sharded, as the trainer does; inductor would take a minute
+            compile_networks(torch.nn.ModuleList([model]), backend="aot_eager")
         assert len(distributed.shard(model, **options)) == len(list(model.parameters()))
         backward(model, slice(2 * rank, 2 * rank + 2), "bfloat16" if "bf16" in options else "float32")
         local = sum(p.to_local().numel() for p in model.parameters())
         whole = sum(p.numel() for p in model.parameters())
         gradients = {n: distributed.whole_tensor(p.grad) for n, p in trained(model)}
-        torch.save((local / whole, gradients), f"{folder}/{name}-{rank}")
+        graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        torch.save((local / whole, gradients, graphs), f"{folder}/{name}-{rank}")
     distributed.stop()
 
 
@@ -66,8 +79,62 @@ def test_the_gradient_is_that_of_the_whole_network(found, way):
     model = network()
     backward(model, slice(None), "bfloat16" if way == "bf16" else "float32")
     whole = torch.cat([p.grad.flatten() for _, p in trained(model)])
-    for share, gradients in found[way]:
+    for share, gradients, graphs in found[way]:
+        assert (graphs > 0) == (way == "compiled")
         assert all(g.dtype is torch.float32 for g in gradients.values())
         here = torch.cat([gradients[name].flatten() for name, _ in trained(model)])
         assert (here - whole).norm() < (0.02 if way == "bf16" else 1e-5) * whole.norm()
         assert share == 1 if way == "in_node" else 0.45 < share < 0.55
+
+
+def stepped(job, rank=0, world=1, **run):
+    """The generator's whole weights after three steps on this rank's share of eight latents."""
+    recipe = replace(job.recipe, run=replace(job.recipe.run, **run))
+    inputs = Inputs(recipe, job.variant, job.folder.parent / "unused", job.reads, CPU)
+    trainer = Trainer(job.stage(recipe.section(job.stage), inputs))
+    share = 8 // world
+    z, labels = trainer.stage.data().__getitems__(range(rank * share, (rank + 1) * share))
+    for step in range(3):
+        for _ in trainer.train_step(Batch(z, labels, step, 3)):
+            pass
+        trainer.step += 1
+    return [distributed.whole_tensor(p.detach()) for p in trainer.networks.trains["generator"]]
+
+
+def generator_of(path):
+    jobs = plan({"kl": load(path)["kl"]}, path.parent / "run")
+    return next(job for job in jobs if job.stage.name == "generator")
+
+
+PARTS = [(1, True), (2, True), (2, False), (4, False)]
+"""run.accumulate, and run.reshard."""
+
+
+def sharded_in_parts(rank, path, folder):
+    distributed.start()
+    name = "reduce_scatter_single" if hasattr(torch.distributed, "reduce_scatter_single") else "reduce_scatter_tensor"
+    send, sent = getattr(torch.distributed, name), []
+    setattr(torch.distributed, name, lambda *x, **options: sent.append(x) or send(*x, **options))
+    found = []
+    for accumulate, reshard in PARTS:
+        sent.clear()
+        weights = stepped(generator_of(path), rank, 2, shard=True, accumulate=accumulate, reshard=reshard)
+        found.append((weights, len(sent)))
+    torch.save(found, f"{folder}/{rank}")
+    distributed.stop()
+
+
+@pytest.mark.slow
+def test_parts_of_a_sharded_batch_end_at_the_weights_of_the_whole(tmp_path):
+    """And where gathered weights are kept for less traffic, gradients are sent once for all parts."""
+    path = tiny.write(tmp_path, generator__learning_rate=1e-4, run__precision="float32")
+    tiny.run(path, "kl", until="latents")
+    whole = stepped(generator_of(path))
+    assert processes.on_ranks(sharded_in_parts, path, str(tmp_path)) == [0, 0]
+    for rank in range(2):
+        found = torch.load(tmp_path / str(rank))
+        for weights, _ in found:
+            assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(weights, whole, strict=True))
+        once = found[0][1]
+        assert once > 0
+        assert [sent for _, sent in found] == [once, 2 * once, once, once]

@@ -4,11 +4,13 @@ import json
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
 import processes
 import tiny
+from dmvae.evaluation import classification, manifolds, neighbours, rows
 from dmvae.runtime.joined import joined
 
 pytestmark = pytest.mark.slow
@@ -34,6 +36,8 @@ STILL = {f"{stage}__learning_rate": 0.0 for stage in TRAINING}
 LIMITS = {"discriminator": 0.1, "autoencoder": 0.3, "vae": 0.3, "initial": 0.05}
 """How far apart networks may end, as a share of the way that they went. Those whose gradients come through the
 adversary meet Adam's full steps; all others, the flow networks among them, stay below 0.005."""
+DISTANCES = (manifolds, neighbours, classification)
+"""What computes distances, by rows."""
 FLOWS = ("reference", "matching", "decoder", "latents", "generator", "sample")
 """Stages with flow networks, which are sharded, and those that read what they made."""
 
@@ -119,10 +123,11 @@ def test_two_sharded_ranks_are_stopped_and_one_process_goes_on(one, tmp_path):
         assert not any(rank.ended() for rank in ranks), "it ended before it could be stopped"
         assert time.monotonic() < until
         time.sleep(0.01)
+    until = time.monotonic() + 30  # after as long torchrun and SLURM kill
     for rank in ranks:  # as torchrun sends it
         rank.signal(signal.SIGTERM)
         time.sleep(0.02)
-    assert [rank.result().returncode for rank in ranks] == [130, 130]
+    assert [rank.result(timeout=until - time.monotonic()).returncode for rank in ranks] == [130, 130]
     result = processes.command("generator", recipes[1], *longer, "--run.shard", "false")
     assert "resumes at step" in result.stdout, result.stderr
     a, b = (
@@ -131,14 +136,45 @@ def test_two_sharded_ranks_are_stopped_and_one_process_goes_on(one, tmp_path):
     assert (a - b).abs().max() < 1e-4 < a.abs().max() / 10
 
 
+def measure(rank, path, note):
+    """The stage `evaluate` on this rank, few rows of distances at a time; the note says how many rows it computed."""
+    computed = {module.__name__: 0 for module in DISTANCES}
+
+    def counted(module):
+        def by_rows(compute, x, chunk, *, shared=False):
+            def count(chosen):
+                computed[module.__name__] += chosen.stop - chosen.start
+                return compute(chosen)
+
+            return rows.by_rows(count, x, chunk, shared=shared)
+
+        return by_rows
+
+    for module in DISTANCES:
+        module.CHUNK, module.by_rows = 5, counted(module)
+    with joined():
+        tiny.run(path, "matched", "evaluate")
+    Path(note, str(rank)).write_text(json.dumps(computed))
+
+
 def test_two_ranks_measure_what_one_measures(one, tmp_path):
-    """Each takes half of the images, on the same networks: not a digit differs, but for what names the call."""
-    found = []
+    """Each takes half of the images, on the same networks, and half of the distances: not a digit differs, but for what
+    names the call."""
+    found, computed = [], []
     for count in (1, 2):
         folder = tmp_path / str(count)
         shutil.copytree(one, folder / "run", symlinks=True)
-        for result in processes.ranks(count, "evaluate", str(tiny.write(folder, **OVER)), "--variant", "matched"):
-            assert result.returncode == 0, result.stderr[-3000:]
+        path = tiny.write(
+            folder, **OVER, evaluate__metrics=["frechet", "kernel", "manifold", "per-class", "memorisation"]
+        )
+        assert processes.on_ranks(measure, path, str(folder), count=count) == [0] * count
         (metrics,) = (folder / "run" / "stages").glob("evaluate-*/metrics.json")
         found.append({k: v for k, v in json.loads(metrics.read_text()).items() if k != "manifest"})
+        computed.append([json.loads((folder / str(rank)).read_text()) for rank in range(count)])
     assert found[0] == found[1]
+    assert found[0].keys() >= {"precision", "recall", "density", "coverage", "agreement", "memorisation", "knn"}
+    ((whole,), halves) = computed
+    for name, n in whole.items():
+        shares = [half[name] for half in halves]
+        assert sum(shares) == n, name
+        assert 0.3 * n < min(shares), name

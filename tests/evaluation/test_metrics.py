@@ -1,13 +1,18 @@
 """Metrics against scikit-image, brute force and cases with a known answer."""
 
+import importlib
+
 import numpy as np
 import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from dmvae.datasets.pixels import to_uint8
+from dmvae.evaluation import manifolds
 from dmvae.evaluation.classification import knn_accuracy
+from dmvae.evaluation.feature_set import FeatureSet
 from dmvae.evaluation.manifolds import agreement_values, manifold_values
+from dmvae.evaluation.metrics import Latents, Sets, metrics_of
 from dmvae.evaluation.pairs import psnr, ssim
 
 
@@ -133,3 +138,33 @@ def test_agreement_is_the_share_of_near_images_of_the_class_asked_for():
     real = torch.tensor([[-1.0], [-1.1], [1.01], [1.02], [1.03], [9.0]])
     values = agreement_values(real, torch.tensor([0, 0, 1, 1, 1, 1]), torch.zeros(2, 1), torch.tensor([0, 1]), k=5)
     assert values.tolist() == pytest.approx([2 / 5, 3 / 5])
+
+
+class Seen(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", ["manifold", "memorisation", "knn", "linear_probe"])
+def test_distances_are_computed_on_the_device(monkeypatch, name):
+    """And over the ranks, where these measure together. The device is `meta`, where nothing can be looked at."""
+
+    def see(*tensors, shared=None, **_):
+        raise Seen({x.device.type for x in tensors if isinstance(x, torch.Tensor)}, shared)
+
+    module = importlib.import_module(f"dmvae.evaluation.metrics.{name}")
+    for function in ("linear_probe", "knn_accuracy", "manifold_values"):
+        monkeypatch.setattr(module, function, see, raising=False)
+    monkeypatch.setattr(manifolds, "by_rows", see)
+    where = {"device": torch.device("meta"), "shared": True}
+    labels = torch.arange(12) % 3
+    rows = FeatureSet({"features": {"name": "x"}}, {"pool": torch.randn(12, 4)}, labels=labels)
+    z = torch.randn(12, 4, 1, 1)
+    (metric,) = metrics_of([name])
+    measure, of = (
+        (metric.sets, Sets(rows, rows, train=rows, **where))
+        if metric.of_sets
+        else (metric.latents, Latents(z, labels, z, labels, 3, **where))
+    )
+    with pytest.raises(Seen) as seen:
+        measure(of)
+    assert seen.value.args == ({"meta"}, None if name == "linear_probe" else True)

@@ -3,8 +3,12 @@
 import pytest
 import torch
 
+import tiny
 from dmvae.models import transformer
 from dmvae.runtime.precision import kind, pretend, tuned, uses_bf16, without_tf32
+from dmvae.tokenizers import adapted, autoencoder
+from dmvae.tokenizers.identity import IdentityTokenizer
+from dmvae.training.loop import Trainer
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -32,6 +36,57 @@ def test_cudnn_looks_for_the_fastest_kernels_in_training_alone():
     assert not torch.backends.cudnn.benchmark
     with tuned():
         assert torch.backends.cudnn.benchmark
+    assert not torch.backends.cudnn.benchmark
+
+
+@pytest.fixture
+def tf32():
+    """TF32 wherever it is not forbidden."""
+    flags = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [flag.allow_tf32 for flag in flags]
+    for flag in flags:
+        flag.allow_tf32 = True
+    yield
+    for flag, value in zip(flags, before, strict=True):
+        flag.allow_tf32 = value
+
+
+@pytest.mark.usefixtures("tf32")
+@pytest.mark.parametrize("module", [autoencoder, adapted])
+def test_images_are_decoded_without_tf32(monkeypatch, module):
+    """Of every tokenizer, but in training, where it is left as torch has it."""
+    if module is autoencoder:
+        model = autoencoder.Autoencoder.from_config(tiny.RECIPE["autoencoder"] | {"image_size": 12})
+        z, network, name = torch.zeros(1, 4, 3, 3), model.decoder, "forward"
+    else:
+        model = adapted.adapt(IdentityTokenizer(patch=4), size=12, channels=3, pretrained=True)
+        z, network, name = torch.zeros(1, 48, 3, 3), model.network, "decode"
+    inside, decode = [], getattr(network, name)
+
+    def recorded(z):
+        inside.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        return decode(z)
+
+    monkeypatch.setattr(network, name, recorded)
+    monkeypatch.setattr(module, "without_tf32", lambda device: without_tf32(torch.device("cuda")))
+    with torch.no_grad():
+        model.decode(z)
+    model.decode(z)
+    assert inside == [(False, False), (True, True)]
+
+
+@pytest.mark.slow
+def test_every_training_step_is_tuned(tmp_path, monkeypatch):
+    """So is none of what a stage does besides."""
+    inside, step = [], Trainer.train_step
+
+    def recorded(trainer, batch):
+        inside.append(torch.backends.cudnn.benchmark)
+        return step(trainer, batch)
+
+    monkeypatch.setattr(Trainer, "train_step", recorded)
+    tiny.run(tiny.write(tmp_path), "kl", "tokenizer")
+    assert inside == [True] * tiny.RECIPE["tokenizer"]["steps"]
     assert not torch.backends.cudnn.benchmark
 
 

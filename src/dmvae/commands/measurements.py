@@ -10,6 +10,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +121,11 @@ class Setting:
         if self.train:
             trains = self.features(self.images(self.train), "training images")
         scores = Scores()
+        measured = partial(
+            measure_sets, prefix=prefix, parts=self.parts, force=self.force, device=self.device, shared=True
+        )
         for real, fake, train in zip(reals, fakes, trains, strict=True):
-            scores.add(measure_sets(real, fake, prefix=prefix, parts=self.parts, train=train, force=self.force))
+            scores.add(measured(real, fake, train=train))
         return scores, self.manifest(reals[0].manifest["images"], fakes[0].manifest["images"])
 
     def manifest(self, reference: Values, measured: Values) -> Values:

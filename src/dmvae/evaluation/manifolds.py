@@ -9,14 +9,18 @@ import torch
 from torch import Tensor
 
 from dmvae.evaluation.neighbours import nearest
+from dmvae.evaluation.rows import by_rows
+from dmvae.runtime import distributed
 
 NEIGHBOURS = 5
 """k of all of them."""
 CHUNK = 256
 """Rows of a distance matrix at a time."""
+PIECE = 65536
+"""Training images at a time: those of a large data set would not fit a GPU beside the networks."""
 
 
-def manifold_values(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, Tensor]:
+def manifold_values(real: Tensor, fake: Tensor, k: int = 5, *, shared: bool = False) -> dict[str, Tensor]:
     """How the manifolds of two sets of features [n, d] and [m, d] overlap (arXiv 1904.06991, 2002.09797), float64: of
     each fake point [m] for precision and density, of each real point [n] for recall and coverage.
 
@@ -27,35 +31,42 @@ def manifold_values(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, Tensor]
         density     number of real balls that a fake point lies in, divided by k
         coverage    whether a real ball holds a fake point
 
+    On the features' device. shared: all ranks call, with the same features, and divide the distances among them.
     Raises ValueError where a set has no more than k points.
     """
     if min(len(real), len(fake)) <= k:
         raise ValueError(f"sets of {len(real)} and {len(fake)} features are too small for {k} neighbours")
     real, fake = _centred(real, fake)
-    real_radius, fake_radius = _radii(real, k), _radii(fake, k)
+    real_radius, fake_radius = _radii(real, k, shared), _radii(fake, k, shared)
     in_real = torch.zeros(len(fake), dtype=torch.long, device=real.device)
-    recalled, covered = [], []
-    for i in range(0, len(real), CHUNK):
-        distance = torch.cdist(real[i : i + CHUNK], fake)
-        in_ball = distance <= real_radius[i : i + CHUNK, None]
-        in_real += in_ball.sum(0)
-        covered.append(in_ball.any(1))
-        recalled.append((distance <= fake_radius).any(1))
+
+    def overlap(rows: slice) -> tuple[Tensor, Tensor]:
+        distance = torch.cdist(real[rows], fake)
+        in_ball = distance <= real_radius[rows, None]
+        in_real.add_(in_ball.sum(0))
+        return (distance <= fake_radius).any(1).double(), in_ball.any(1).double()
+
+    recalled, covered = by_rows(overlap, real, CHUNK, shared=shared)
+    if shared:
+        in_real = distributed.total(in_real)
     return {
         "precision": (in_real > 0).double(),
-        "recall": torch.cat(recalled).double(),
+        "recall": recalled,
         "density": in_real.double() / k,
-        "coverage": torch.cat(covered).double(),
+        "coverage": covered,
     }
 
 
-def agreement_values(real: Tensor, real_labels: Tensor, fake: Tensor, fake_labels: Tensor, k: int = 5) -> Tensor:
+def agreement_values(
+    real: Tensor, real_labels: Tensor, fake: Tensor, fake_labels: Tensor, k: int = 5, *, shared: bool = False
+) -> Tensor:
     """Of each sample the share of its k nearest real images that are of the class it was asked to be, float64 [m].
 
     Frechet distance, precision and coverage are blind to labels: a generator that draws good boots for bags has them
-    all. Labels int64 [n] and [m]. Raises ValueError where there are fewer than k real images.
+    all. Labels int64 [n] and [m], on whose device the result is. shared: as in `manifold_values`. Raises ValueError
+    where there are fewer than k real images.
     """
-    _, neighbours = nearest(fake, real, k)
+    neighbours = nearest(fake, real, k, shared=shared)[1].to(real_labels.device)
     return (real_labels[neighbours] == fake_labels[:, None]).double().mean(1)
 
 
@@ -69,10 +80,15 @@ def memorisation(train: Tensor, test: Tensor, fake: Tensor) -> float:
     return float(memorisation_values(train, test, fake).mean())
 
 
-def memorisation_values(train: Tensor, test: Tensor, fake: Tensor) -> Tensor:
-    """What `memorisation` is the mean of: of each sample the share of test images that lie further, float64 [m]."""
-    train, test, fake = _centred(train, test, fake)
-    of_test, of_fake = _nearest(test, train).sort().values, _nearest(fake, train)
+def memorisation_values(train: Tensor, test: Tensor, fake: Tensor, *, shared: bool = False) -> Tensor:
+    """What `memorisation` is the mean of: of each sample the share of test images that lie further, float64 [m].
+
+    On the device of test and fake features; those of the training images may be elsewhere. shared: as in
+    `manifold_values`.
+    """
+    centre = train.mean(0)
+    of_test, of_fake = (_nearest(x, train, centre, shared) for x in (test, fake))
+    of_test = of_test.sort().values
     n = len(of_test)
     further = n - torch.searchsorted(of_test, of_fake, right=True)
     equal = torch.searchsorted(of_test, of_fake, right=True) - torch.searchsorted(of_test, of_fake)
@@ -85,11 +101,21 @@ def _centred(*sets: Tensor) -> list[Tensor]:
     return [x - centre for x in sets]
 
 
-def _nearest(x: Tensor, among: Tensor) -> Tensor:
-    """Distance [n] of each point of x to the nearest of `among`."""
-    return torch.cat([torch.cdist(part, among).min(1).values for part in x.split(CHUNK)])
+def _nearest(x: Tensor, among: Tensor, centre: Tensor, shared: bool) -> Tensor:
+    """Distance [n] of each point of x to the nearest of `among`, which may be on another device; taken from the centre
+    as in `_centred`."""
+    x, found = x - centre.to(x.device), []
+    for piece in among.split(PIECE):
+        points = (piece - centre).to(x.device)
+
+        def search(rows: slice, points: Tensor = points) -> list[Tensor]:
+            return [torch.cdist(x[rows], points).min(1).values]
+
+        found += by_rows(search, x, CHUNK, shared=shared)
+    return torch.stack(found).min(0).values
 
 
-def _radii(x: Tensor, k: int) -> Tensor:
+def _radii(x: Tensor, k: int, shared: bool) -> Tensor:
     """Distance [n] of each point to its k-th nearest neighbour; the point itself is the 0-th."""
-    return torch.cat([torch.cdist(part, x).kthvalue(k + 1, dim=1).values for part in x.split(CHUNK)])
+    (radii,) = by_rows(lambda rows: [torch.cdist(x[rows], x).kthvalue(k + 1, 1).values], x, CHUNK, shared=shared)
+    return radii

@@ -82,11 +82,15 @@ def measure_sets(
     parts: Sequence[str] | None = None,
     train: FeatureSet | None = None,
     force: bool = False,
+    device: torch.device | None = None,
+    shared: bool = False,
 ) -> Scores:
     """Every metric of `parts`, of all by default, that the two sets allow, in the features that they share.
 
     Manifold metrics and the kernel distance need the rows of both, per-class distances labels too, memorisation the
     training images' rows. `prefix` stands before the names of distances: "r" of reconstructions, "g" of generated ones.
+    device: where distances between rows are computed, by default where the rows are. shared: all ranks call, with the
+    same sets, and divide these distances among them.
     Raises ValueError where the two are of different extractors, unless `force`.
     """
     metrics = metrics_of(all_parts() if parts is None else parts)
@@ -99,7 +103,7 @@ def measure_sets(
             for s, images in zip((other, fake), both, strict=True)
         )
         require_same(a, b, "the features of the two sets", force=force)
-    scores, sets = Scores(), Sets(real, fake, prefix, train)
+    scores, sets = Scores(), Sets(real, fake, prefix, train, device, shared)
     for metric in metrics:
         scores.add(metric.sets(sets))
     return scores

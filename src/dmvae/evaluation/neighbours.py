@@ -9,15 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dmvae.evaluation.rows import by_rows
+
 CHUNK = 512
 """Rows of the distance matrix at a time."""
 
 
-def nearest(queries: Tensor, points: Tensor | None = None, k: int = 1, cosine: bool = False) -> tuple[Tensor, Tensor]:
+def nearest(
+    queries: Tensor, points: Tensor | None = None, k: int = 1, cosine: bool = False, *, shared: bool = False
+) -> tuple[Tensor, Tensor]:
     """Distances [n, k] of the k nearest points [m, d] to each query [n, d], ascending, and their indices int64 [n, k].
 
     Without `points`, neighbours are sought among the queries, each one itself left out. Nearness is Euclidean, or
-    the angle's with `cosine` (distances are then those of the vectors scaled to length 1).
+    the angle's with `cosine` (distances are then those of the vectors scaled to length 1). On the vectors' device.
+    shared: all ranks call, with the same vectors, and divide the queries among them.
     Raises ValueError when there are fewer than k points.
     """
     others = points is not None
@@ -27,18 +32,19 @@ def nearest(queries: Tensor, points: Tensor | None = None, k: int = 1, cosine: b
     # Distances come from products, which lose their digits far from the origin.
     x, y = (F.normalize(x, dim=1), F.normalize(y, dim=1)) if cosine else (x - y.mean(0), y - y.mean(0))
     squares = y.square().sum(1)
-    distances, indices = [], []
-    for start in range(0, len(x), CHUNK):
-        rows = x[start : start + CHUNK]
+
+    def search(chosen: slice) -> tuple[Tensor, Tensor]:
+        rows = x[chosen]
         apart = torch.addmm(squares, rows, y.T, alpha=-2)  # without the row's own square, which orders nothing
         if not others:
-            apart[:, start:].fill_diagonal_(torch.inf)
+            apart[:, chosen.start :].fill_diagonal_(torch.inf)
         index = apart.topk(k, largest=False).indices
         # A small distance keeps few digits all the same, so it is taken again from the difference.
         exact, order = (rows[:, None] - y[index]).norm(dim=-1).sort(1)
-        distances.append(exact)
-        indices.append(index.gather(1, order))
-    return torch.cat(distances), torch.cat(indices)
+        return exact, index.gather(1, order)
+
+    distances, indices = by_rows(search, x, CHUNK, shared=shared)
+    return distances, indices
 
 
 def intrinsic_dimension(z: Tensor, k: int = 20) -> float:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
+import time
 import warnings
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -12,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
@@ -22,6 +25,7 @@ MINUTES = 20.0
 _patience = MINUTES
 _DAY = timedelta(days=1)
 _background: list[dist.ProcessGroup] = []
+_names: list[str] = []
 
 
 def start(minutes: float = MINUTES) -> torch.device:
@@ -39,13 +43,46 @@ def start(minutes: float = MINUTES) -> torch.device:
         # files or evaluates. GPUs meet within a step.
         _patience = minutes
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
+        timeout = timedelta(minutes=minutes)
+        store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+        _names.append(_agreed(store, rank, world_size, minutes))
+        store = dist.PrefixStore(this_start(), store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
         world = dist.group.WORLD
         assert world is not None
         world._get_backend(torch.device("cpu"))._set_default_timeout(_DAY)
     if dist.is_initialized() and not _background:
         _background.append(dist.new_group(backend="gloo", timeout=_DAY))
     return device
+
+
+def this_start() -> str:
+    """A name of this start of the ranks, the same on all of them, that no other start has; "" for a single process."""
+    return _names[-1] if _names else ""
+
+
+def _agreed(store: dist.Store, rank: int, world_size: int, minutes: float) -> str:
+    """Such a name. Raises TimeoutError where not all ranks have come after so many minutes.
+
+    `torchrun --max-restarts` starts ranks again with the store of those that ended, where their addresses still are,
+    and its count of restarts is another on each node (pytorch issue 135712). So each rank leaves a new name for itself
+    there. The first one answers under that name, until the rank has confirmed it.
+    """
+    own, until = secrets.token_hex(8), time.monotonic() + 60 * minutes
+    if rank > 0:
+        store.set(f"dmvae/{rank}", own)
+        found = store.get(f"dmvae/{own}").decode()
+        store.set(f"dmvae/{found}/{rank}", "")
+        return found
+    missing = [*range(1, world_size)]
+    while missing := [other for other in missing if not store.check([f"dmvae/{own}/{other}"])]:
+        if time.monotonic() > until:
+            raise TimeoutError(f"ranks {', '.join(map(str, missing))} have not come for {minutes:g} min")
+        for other in missing:
+            if store.check([f"dmvae/{other}"]):  # its own name, or that of one that has ended, who reads no answer
+                store.set(f"dmvae/{store.get(f'dmvae/{other}').decode()}", own)
+        time.sleep(0.01)
+    return own
 
 
 def stop() -> None:
@@ -135,13 +172,16 @@ class SharedFlag:
         return bool(x)
 
 
+def total(x: Tensor) -> Tensor:
+    """Sum of a tensor over the ranks."""
+    if world_size() > 1:
+        dist.all_reduce(x := x.clone())
+    return x
+
+
 def average(x: Tensor) -> Tensor:
     """Mean of a tensor over the ranks."""
-    if world_size() > 1:
-        x = x.clone()
-        dist.all_reduce(x)
-        x /= world_size()
-    return x
+    return total(x) / world_size() if world_size() > 1 else x
 
 
 def gather(x: Tensor) -> Tensor:
@@ -233,6 +273,13 @@ def shard(
     # FSDP2 warns against changing outputs in place; nothing here does.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
     return dict(zip(before, module.parameters(), strict=True))
+
+
+def sum_first(module: nn.Module, waits: bool) -> None:
+    """Whether the gradients of a sharded module stay whole on this rank after a backward pass, and later ones add to
+    them, or go to the ranks that keep their parts; nothing to any other module."""
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(not waits)
 
 
 def is_sharded(x: Tensor) -> bool:

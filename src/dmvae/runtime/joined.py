@@ -58,7 +58,7 @@ def _store() -> dist.Store:
     """Where ranks found each other, for this start of them: an elastic launch may start them again."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False)
-    return dist.PrefixStore(f"dmvae/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    return dist.PrefixStore(distributed.this_start(), store)
 
 
 def _tell(store: dist.Store, text: str) -> str:

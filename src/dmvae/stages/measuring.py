@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -95,7 +96,8 @@ class EvaluateConfig:
 
 class Measuring:
     """One variant, measured: each method adds its figures to `metrics` (short names, for tables) and `scores` (full
-    names, which carry the features'). Ranks share the passes over images; the first one does the rest."""
+    names, which carry the features'). Ranks share the passes over images and the distances between all of a set; of the
+    rest each does the same, but for what the first one does alone."""
 
     def __init__(self, config: EvaluateConfig, inputs: Inputs) -> None:
         self.config, self.inputs = config, inputs
@@ -127,15 +129,18 @@ class Measuring:
         """
         rows, pictures = self.reconstructions()
         fakes, trains = self.sample_features() if "sample" in self.inputs.reads else ([], [])
+        with warnings.catch_warnings():
+            if not distributed.is_main():
+                warnings.simplefilter("ignore")  # the first rank says it
+            self.pairs(rows)
+            latents = self.latents(rows["z"])
+            if "sample" in self.inputs.reads:
+                self.samples(reconstructed_sets(rows, self.extractors, self.images), fakes, trains)
         if not distributed.is_main():
             return {}
         assert pictures is not None
-        self.pairs(rows)
-        latents = self.latents(rows["z"])
         if "generator" in self.inputs.reads:
             self.metrics["generator_loss"] = generator_loss(latents.test, latents.test_labels, self.inputs)
-        if "sample" in self.inputs.reads:
-            self.samples(reconstructed_sets(rows, self.extractors, self.images), fakes, trains)
         if "reference" in self.inputs.reads and self.inputs.has("reference", "map.safetensors"):
             self.metrics |= at_the_end(self.inputs, rows["z"], latents.test_labels, self.tokenizer.drawn)
         if self.config.proxies or self.config.probe:
@@ -185,7 +190,10 @@ class Measuring:
         stored = LatentSet(self.inputs.reads["latents"] / "latents")
         z = (raw - stored.mean.view(-1, 1, 1)) / stored.std.view(-1, 1, 1)
         spaced = torch.linspace(0, len(stored) - 1, min(self.config.knn_count, len(stored))).long()
-        latents = Latents(*stored.__getitems__(spaced), z, self.images.labels, self.config.neighbours)
+        train, labels = stored.__getitems__(spaced)
+        latents = Latents(
+            train, labels, z, self.images.labels, self.config.neighbours, device=self.inputs.device, shared=True
+        )
         self.metrics["latents"] = latent_statistics(z)
         for metric in self.measured:
             self.metrics |= metric.latents(latents)
@@ -221,7 +229,10 @@ class Measuring:
             found = Scores()
             for real, copy, fake, train in zip(self.reals, copies, fakes[i], trains, strict=True):
                 parts = self.parts if i == 0 else ["frechet"]
-                found.add(measure_sets(real, fake, prefix="g", parts=parts, train=train))
+                scores = measure_sets(
+                    real, fake, prefix="g", parts=parts, train=train, device=self.inputs.device, shared=True
+                )
+                found.add(scores)
                 if i == 0:
                     found.add(measure_sets(copy, fake, prefix="gr", parts=["frechet"]))
             named = short_names(self.measured, "g", first, found) | short_names(self.measured, "gr", first, found)

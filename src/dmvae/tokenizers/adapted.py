@@ -20,6 +20,7 @@ from dmvae.config import Values
 from dmvae.models.artifact import artifact_class, load_strictly
 from dmvae.models.base import DecoderOutput, EncoderOutput, Parts, PointDistribution, Tokenizer, full_precision
 from dmvae.runtime.done import whole
+from dmvae.runtime.precision import without_tf32
 from dmvae.tokenizers import Codec, TokenizerSource
 from dmvae.tokenizers.autoencoder import Autoencoder
 
@@ -103,7 +104,7 @@ class AdaptedTokenizer(Tokenizer):
         self.check_latents(z)
         if torch.is_grad_enabled():
             return DecoderOutput(sample=self.network.decode(z))
-        with full_precision(z):  # as our Autoencoder's, or figures would not compare
+        with full_precision(z), without_tf32(z.device):  # as our Autoencoder's, or figures would not compare
             return DecoderOutput(sample=self.network.decode(z.to(self.dtype)))
 
 

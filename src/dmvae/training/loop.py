@@ -113,6 +113,8 @@ class Trainer:
         # The graph of a sharded network holds its gathered weights, not the shards, so `inputs` cannot name them.
         # Nothing else trains in that graph: the latents of a flow network are detached.
         sharded = distributed.is_sharded(parameters[0])
+        for module in self.networks.children():  # less traffic for the memory of a whole gradient
+            distributed.sum_first(module, waits=not last and not self.inputs.sections.run.reshard)
         with averaged(parameters, last):
             (update.loss / parts).backward(inputs=None if sharded else parameters)
         self.health.add(update.figures())

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from dmvae.evaluation.feature_set import FeatureSet
@@ -29,6 +30,10 @@ class Sets:
     """Stands before the names of distances: "r" of reconstructions, "g" of generated images, "gr" of generated ones
     against reconstructions."""
     train: FeatureSet | None = None
+    device: torch.device | None = None
+    """Where distances between rows are to be computed; None for where the rows are."""
+    shared: bool = False
+    """Whether all ranks measure this, and so can divide such distances among them (`evaluation/rows.py`)."""
 
     @property
     def features(self) -> str:
@@ -53,10 +58,19 @@ class Latents:
     test_labels: Tensor
     neighbours: int
     """k of what looks at neighbours."""
+    device: torch.device | None = None
+    shared: bool = False
+    """As of `Sets`."""
+
+    def vectors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(training vectors [n, C H W], their labels, those of the test images), on the device."""
+        train, test = (x.flatten(1).to(device=self.device) for x in (self.train, self.test))
+        return train, self.train_labels.to(train.device), test, self.test_labels.to(test.device)
 
 
 class Metric(Registered):
-    """One metric; `type` is its name in `evaluate.metrics`. Subclasses define whichever of the three they measure."""
+    """One metric; `type` is its name in `evaluate.metrics`. Subclasses define whichever of the three they measure.
+    Every rank calls them: of sets and latents with the same ones, of pairs with its own."""
 
     required: ClassVar[tuple[str, ...]] = ("sets|pairs|latents",)
 

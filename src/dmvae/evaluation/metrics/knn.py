@@ -15,5 +15,4 @@ class KNN(Metric):
     def latents(self, latents: Latents) -> dict[str, float]:
         if len(latents.train_labels.unique()) < 2:
             return {}  # of one class all are right
-        train, test = latents.train.flatten(1), latents.test.flatten(1)
-        return {"knn": knn_accuracy(train, latents.train_labels, test, latents.test_labels, k=latents.neighbours)}
+        return {"knn": knn_accuracy(*latents.vectors(), k=latents.neighbours, shared=latents.shared)}

@@ -17,5 +17,4 @@ class LinearProbe(Metric):
     def latents(self, latents: Latents) -> dict[str, float]:
         if len(latents.train_labels.unique()) < 2:
             return {}  # of one class all are right
-        accuracy = linear_probe(latents.train, latents.train_labels, latents.test, latents.test_labels)
-        return {"linear_probe": accuracy}
+        return {"linear_probe": linear_probe(*latents.vectors())}

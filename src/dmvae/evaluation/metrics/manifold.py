@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dmvae.evaluation.feature_set import FeatureSet, same_classes
+from dmvae.evaluation.feature_set import same_classes
 from dmvae.evaluation.manifolds import NEIGHBOURS, agreement_values, manifold_values
 from dmvae.evaluation.metrics import Figure, Metric, Scores, Sets
 from dmvae.evaluation.neighbours import nearest
@@ -35,22 +35,25 @@ class Manifold(Metric):
         if real is None or fake is None:
             return scores
         if min(len(real), len(fake)) > NEIGHBOURS:
-            values = manifold_values(real, fake, NEIGHBOURS)
+            x, y = real.to(device=sets.device), fake.to(device=sets.device)
+            values = manifold_values(x, y, NEIGHBOURS, shared=sets.shared)
             scores.add_means({f"{name}_{sets.features}": value for name, value in values.items()})
         if sets.labelled and len(real) > NEIGHBOURS and same_classes(sets.real, sets.fake):
-            found = agreement(sets.real, sets.fake)
+            found = agreement(sets)
             scores.add_means({f"{name}_{sets.features}": value for name, value in found.items()})
         return scores
 
 
-def agreement(real: FeatureSet, fake: FeatureSet) -> dict[str, Tensor]:
+def agreement(sets: Sets) -> dict[str, Tensor]:
     """`agreement_values` of the fake images, and of the real ones, each among the others."""
+    real, fake = sets.real, sets.fake
     assert real.pool is not None
     assert fake.pool is not None
     assert real.labels is not None
     assert fake.labels is not None
-    _, neighbours = nearest(real.pool, k=NEIGHBOURS)
+    x, y = real.pool.to(device=sets.device), fake.pool.to(device=sets.device)
+    neighbours = nearest(x, k=NEIGHBOURS, shared=sets.shared)[1].to(real.labels.device)
     return {
-        "agreement": agreement_values(real.pool, real.labels, fake.pool, fake.labels, NEIGHBOURS),
+        "agreement": agreement_values(x, real.labels, y, fake.labels, NEIGHBOURS, shared=sets.shared),
         "agreement-real": (real.labels[neighbours] == real.labels[:, None]).double().mean(1),
     }

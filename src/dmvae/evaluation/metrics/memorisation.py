@@ -24,5 +24,7 @@ class Memorisation(Metric):
     def sets(self, sets: Sets) -> Scores:
         scores, (real, fake, train) = Scores(), (sets.real.pool, sets.fake.pool, sets.train)
         if real is not None and fake is not None and train is not None and train.pool is not None:
-            scores.add_means({f"memorisation_{sets.features}": memorisation_values(train.pool, real, fake)})
+            real, fake = real.to(device=sets.device), fake.to(device=sets.device)
+            values = memorisation_values(train.pool, real, fake, shared=sets.shared)
+            scores.add_means({f"memorisation_{sets.features}": values})
         return scores

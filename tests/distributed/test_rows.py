@@ -1,0 +1,70 @@
+"""Distances that two ranks divide are, bit for bit, those of one."""
+
+import pytest
+import torch
+
+import processes
+from dmvae.evaluation import classification, manifolds, neighbours
+from dmvae.evaluation.rows import by_rows
+from dmvae.runtime import distributed
+
+
+def sets():
+    """Features, and labels, of test images, samples and training images, in each other's balls."""
+    generator = torch.Generator().manual_seed(0)
+    features = [torch.randn(n, 3, generator=generator) for n in (43, 38, 61)]
+    return features, [torch.randint(3, (len(x),), generator=generator) for x in features]
+
+
+def found(shared=False):
+    """All that is divided."""
+    (real, fake, train), (real_labels, fake_labels, train_labels) = sets()
+    return [
+        *manifolds.manifold_values(real, fake, shared=shared).values(),
+        manifolds.agreement_values(real, real_labels, fake, fake_labels, shared=shared),
+        manifolds.memorisation_values(train, real, fake, shared=shared),
+        *neighbours.nearest(real, k=4, shared=shared),
+        *neighbours.nearest(fake, real, k=4, cosine=True, shared=shared),
+        torch.tensor(classification.knn_accuracy(train, train_labels, real, real_labels, k=5, shared=shared)),
+    ]
+
+
+def divided(rank, folder, chunk):
+    distributed.start()
+    for module in (manifolds, neighbours, classification):
+        module.CHUNK = chunk
+    torch.save((found(), found(shared=True)), f"{folder}/{rank}")
+    distributed.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk", [4, 50])
+def test_all_ranks_have_what_one_finds(tmp_path, chunk):
+    """Of 43 rows, 50 at a time, the second rank has none."""
+    assert processes.on_ranks(divided, str(tmp_path), chunk) == [0, 0]
+    for rank in range(2):
+        alone, shared = torch.load(tmp_path / str(rank))
+        assert [torch.equal(a, b) for a, b in zip(alone, shared, strict=True)] == [True] * len(alone)
+        assert all(values.float().mean() > 0 for values in alone)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+def test_every_row_is_of_one_rank(monkeypatch, world):
+    """And all but the last chunk are whole, the same ones for any number of ranks."""
+    x, asked = torch.arange(43.0), []
+    monkeypatch.setattr(distributed, "world_size", lambda: world)
+    monkeypatch.setattr(distributed, "gather", lambda own: own)
+    for rank in range(world):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        by_rows(lambda rows: asked.append(rows) or [x[rows]], x, 5, shared=True)
+    assert [(rows.start, rows.stop) for rows in asked if rows.start < rows.stop] == [
+        (i, min(i + 5, 43)) for i in range(0, 43, 5)
+    ]
+    assert len(asked) >= world  # a rank without rows was asked for their shape
+
+
+def test_training_images_come_in_pieces(monkeypatch):
+    (real, fake, train), _ = sets()
+    whole = manifolds.memorisation_values(train, real, fake)
+    monkeypatch.setattr(manifolds, "PIECE", 7)
+    assert torch.equal(manifolds.memorisation_values(train, real, fake), whole)
