@@ -51,6 +51,8 @@ class Trainer:
         for module in self.networks.children():
             self.inputs.place(module)
             distributed.replicate(module)
+        for name, value in self.networks.named_buffers(recurse=False):  # its own, in no network
+            setattr(self.networks, name, value.to(self.inputs.device))
         if run.compile:
             compile_networks(self.networks)
         if run.shard:
