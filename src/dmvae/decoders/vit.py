@@ -18,6 +18,7 @@ from dmvae.models.base import run_part
 from dmvae.models.transformer import sincos_positions
 from dmvae.ranges import Range, Width
 from dmvae.registry import register
+from dmvae.runtime.transfer import send
 
 
 @register("vit")
@@ -66,7 +67,7 @@ class TransformerDecoder(Decoder):
     def forward(self, z: Tensor) -> Tensor:
         height, width = z.shape[2:]
         x = self.embed(z.flatten(2).transpose(1, 2))
-        x = x + positions(height, width, x.shape[-1]).to(x)
+        x = x + send(positions(height, width, x.shape[-1]), x.device).to(x.dtype)
         for block in self.blocks:
             x = run_part(self, block, x)
         patches = self.head(self.norm(x)).transpose(1, 2).unflatten(2, (height, width))

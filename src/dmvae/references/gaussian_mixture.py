@@ -28,12 +28,13 @@ class GaussianMixture:
         assert joint.shape[1] == len(means)
         self.means, self.variances, self.joint = means, variances, joint
         self.mean, self.std = mean, std
+        self._kept: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor, Tensor]] = {}
 
     def sample(self, n: int, rng: Random) -> tuple[Tensor, Tensor]:
         pair = _pick(self.joint.flatten(), rng.uniform(n).cpu())
         labels, k = pair // len(self.means), pair % len(self.means)
         noise = rng.normal(n, *self.means.shape[1:]).cpu()
-        means, variances = (x[k.to(x.device)].float().cpu() for x in (self.means, self.variances))
+        means, variances = (x[k].float() for x in (self.means, self.variances))
         return means + variances.sqrt() * noise, labels
 
     def log_prob(self, z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
@@ -52,26 +53,29 @@ class GaussianMixture:
     def _velocity(self, z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         log_terms, difference, v = self._log_terms(z_t, t, labels)
         t = expand(t, difference)
-        means, variances = (x.to(z_t) for x in (self.means, self.variances))
+        means, variances, _ = self._at(z_t)
         each = means + (t * variances - (1 - t)) / v * difference
         share = log_terms.softmax(1).view(*log_terms.shape, 1, 1, 1)
         return (share * each).sum(1)  # not a matrix product: autocast would round it to bf16
 
     def _log_terms(self, z_t: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(log p(k | label) + log N(z_t; t m_k, v_k) [b, K], z_t - t m_k [b, K, C, H, W], v_k likewise)."""
-        if self.means.device != z_t.device:  # moved once, then kept there
-            self.means, self.variances = self.means.to(z_t.device), self.variances.to(z_t.device)
-        means, variances = (x.to(z_t) for x in (self.means, self.variances))
+        means, variances, log_weights = self._at(z_t)
         t = t.to(z_t).view(-1, *[1] * means.ndim)
         difference = z_t[:, None] - t * means
         v = t.square() * variances + (1 - t).square()
         log_normal = -0.5 * (difference.square() / v + v.log() + math.log(2 * math.pi)).flatten(2).sum(2)
-        return log_normal + self._log_weights(z_t)[labels], difference, v
+        return log_normal + log_weights[labels], difference, v
 
-    def _log_weights(self, like: Tensor) -> Tensor:
-        """log p(k | c), [num_classes + 1, K]; the last row is log p(k)."""
-        joint = torch.cat([self.joint, self.joint.sum(0, keepdim=True)])
-        return (joint / joint.sum(1, keepdim=True)).log().to(like)
+    def _at(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(means, variances, log p(k | c) [num_classes + 1, K], whose last row is log p(k)), in the dtype and on the
+        device of `like`; moved once."""
+        key = like.device, like.dtype
+        if key not in self._kept:
+            joint = torch.cat([self.joint, self.joint.sum(0, keepdim=True)])
+            weights = (joint / joint.sum(1, keepdim=True)).log()
+            self._kept[key] = self.means.to(like), self.variances.to(like), weights.to(like)
+        return self._kept[key]
 
 
 def joint_weights(weights: Tensor, labels: Tensor | None, num_classes: int) -> Tensor:
