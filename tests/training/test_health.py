@@ -24,6 +24,7 @@ def judged(bound, windows):
     for i, window in enumerate(windows):
         for value in window:
             health.add({"other": 9.0} if value is None else {bound.figure: torch.tensor(float(value))})
+        health.end_window(i)
         try:
             health.judge()
         except Unwell:
@@ -50,15 +51,36 @@ def test_two_windows_out_of_bounds_are_not_well(bound, windows, found):
 def test_ranks_are_judged_together_and_a_checkpoint_has_it_all():
     health = Health([LOSS], torch.device("cpu"))
     health.add({"loss": 1.0})
+    health.end_window(1)
     health.judge()
     health.add({"loss": 3.0})
     again = Health([LOSS], torch.device("cpu"))
     again.state.copy_(health.state)
     for one in (health, again):
+        one.end_window(2)
         one.judge()
         one.add({"loss": 3.0})
+        one.end_window(3)
         with pytest.raises(Unwell):
             one.judge()
+
+
+def test_windows_that_are_judged_late_are_judged_as_they_were():
+    """Trouble of the second and the third window is told of the third, although the fourth is well."""
+    soon, late = (Health([LOSS], torch.device("cpu")) for _ in range(2))
+    for step, value in enumerate([1.0, 3.0, 4.0, 1.0], 1):
+        for health in (soon, late):
+            health.add({"loss": torch.tensor(value)})
+            health.end_window(step)
+        if step < 3:
+            soon.judge()
+        elif step == 3:
+            with pytest.raises(Unwell, match="loss is 4, and was 1 at the start"):
+                soon.judge()
+    with pytest.raises(Unwell, match="loss is 4, and was 1 at the start") as error:
+        late.judge()
+    assert error.value.step == 3
+    assert torch.equal(soon.state[:, 2:], late.state[:, 2:])
 
 
 def test_a_checkpoint_that_does_not_know_of_health_is_read(tmp_path):
@@ -163,6 +185,29 @@ def test_killed_before_and_after_it_went_back_it_ends_the_same(prepared, quick, 
             scales(patch, 0.2, once=True)
             tiny.run(path, only="matching")
         assert "step 12: " in done(prepared)["rolled_back"]
+        found.append(tiny.weights(prepared / "run"))
+        for name in ("done.json", loop.ROLLED_BACK):
+            (prepared / "run/main/matching" / name).unlink()
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+
+
+def test_it_goes_back_as_far_where_it_is_noticed_late(prepared, quick, monkeypatch):
+    """Two windows are out of bounds by step 12, from which it goes back past 9; a row of the log may come later."""
+    scales(monkeypatch, 0.2, once=True)
+    found = []
+    for every in (2, 100):
+        path = tiny.write(
+            prepared,
+            variants={"main": {}},
+            run__log_every=every,
+            run__save_every=9,
+            matching__steps=16,
+            matching__student_steps=1,
+            matching__weight=0.13,
+        )
+        tiny.run(path, only="matching")
+        assert "step 12: " in done(prepared)["rolled_back"]
+        assert "it goes back to step 0" in done(prepared)["rolled_back"]
         found.append(tiny.weights(prepared / "run"))
         for name in ("done.json", loop.ROLLED_BACK):
             (prepared / "run/main/matching" / name).unlink()

@@ -1,32 +1,131 @@
-"""Between two rows of the log nothing waits for the device: a step reads no value of a tensor."""
+"""Between two rows of the log nothing waits for the device, but for what docs/performance.md lists: in a step no value
+of a tensor is read, and nothing goes to the device by a copy that waits."""
+
+import re
+import traceback
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import tiny
+from dmvae.decoders.vit import ViTDecoder
+from dmvae.evaluation.latents import scatter
 from dmvae.inputs import Blueprint
+from dmvae.matching import Matching
 from dmvae.recipe import load
-from dmvae.runtime.transfer import covariance
+from dmvae.references.gaussian_mixture import GaussianMixture, joint_weights
+from dmvae.registry import names
+from dmvae.runtime.random import Random, seed_of
+from dmvae.runtime.transfer import covariance, listed, waits
+from dmvae.stages import approach
+from dmvae.training import loop
+from dmvae.training.logging import Figures
 from dmvae.training.loop import Trainer
 from dmvae.training.stage import Batch, TrainingStage
 
-READS = {torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.is_nonzero, torch.ops.aten.equal}
-"""Operations whose result depends on values, so that a device must be waited for: item, float(x), if x, x[mask]."""
+STAGES = ("encoder", "tokenizer", "reference", "matching", "decoder", "generator")
+READS = {
+    *("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "bincount", "histc", "multinomial"),
+    *("_unique", "_unique2", "unique_dim", "unique_consecutive", "unique_dim_consecutive"),
+    *("_linalg_eigh", "linalg_eig", "_linalg_eigvals", "linalg_eigvals", "_linalg_svd", "_linalg_check_errors"),
+    *("linalg_lstsq", "linalg_matrix_exp"),
+}
+"""Operations that a GPU must have done before this process goes on: their result's size depends on values, or they look
+whether they have succeeded. float(x), `if x` and torch.linalg's inverses and roots are made of these."""
+METHODS = ("tolist", "cpu", "numpy", "__array__")
+"""The same that are no operations to a tensor on the CPU, as `x.to("cpu")` is not."""
+INDEXED = ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index")
+EDITED = {"matching__objective": {"type": "transport"}, "matching__anchor": 0.3, "matching__balance": "gradient"}
 
 
 class Reads(TorchDispatchMode):
-    def __init__(self):
+    """Finds what reads values: in `found`, or in `listed` within `waits`."""
+
+    def __init__(self) -> None:
         super().__init__()
-        self.found = []
+        self.found: list[str] = []
+        self.listed: set[str] = set()
+        self.methods = ExitStack()
+
+    def __enter__(self):
+        for name in (*METHODS, "to"):
+            self.methods.enter_context(patch.object(torch.Tensor, name, self.seen(name)))
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        self.methods.close()
+        return super().__exit__(*error)
+
+    def seen(self, name):
+        own = getattr(torch.Tensor, name)
+
+        def method(tensor, *args, **kwargs):
+            if name != "to" or "cpu" in (*args[:1], kwargs.get("device")):
+                self.note(name)
+            return own(tensor, *args, **kwargs)
+
+        return method
+
+    def note(self, what):
+        if listed():
+            self.listed.add(listed())
+        else:
+            self.found.append(f"{what}, {place()}")
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        masks = func._overloadpacket is torch.ops.aten.index and any(
-            i is not None and i.dtype is torch.bool for i in args[1]
-        )
-        if masks or func._overloadpacket in READS:
-            self.found.append(str(func))
-        return func(*args, **(kwargs or {}))
+        name, kwargs = func._overloadpacket.__name__, kwargs or {}
+        # one value is filled in where a mask is true, without a look at how often it is
+        masks = name in INDEXED and any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
+        filled = len(args) > 2 and isinstance(args[2], torch.Tensor) and args[2].numel() == 1
+        repeats = name == "repeat_interleave" and not kwargs.get("output_size")
+        if name in READS or (masks and not filled) or repeats:
+            self.note(name)
+        return func(*args, **kwargs)
+
+
+def place():
+    """The line of the package that this was asked in."""
+    frames = [frame for frame in traceback.extract_stack() if "/dmvae/" in frame.filename]
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "here"
+
+
+def trainer_of(folder, stage, device="cpu", **over):
+    recipe = load(tiny.write(folder, **over))["matched"]
+    kind = next(s for s in recipe.stages() if s.name == stage)
+    assert issubclass(kind, TrainingStage)
+    reads = {name: recipe.section(name) for name in kind.reads if recipe.section(name) is not None}
+    inputs = Blueprint(recipe, "", reads, 3, fake=False)
+    inputs.device = torch.device(device)
+    return Trainer(kind(recipe.section(kind), inputs))
+
+
+def batch_of(trainer, step, steps=1000):
+    device = trainer.inputs.device
+    data = torch.randn(8, *trainer.stage.item_shape, device=device)
+    return Batch(data, (torch.arange(8) % 3).to(device), step, steps)
+
+
+def waited(folder, stage, steps, **over):
+    """{step: why} of the listed waits in so many steps of the loop; there are no others."""
+    trainer, found = trainer_of(folder, stage, **over), {}
+    figures = Figures(folder, "none", 0, "")
+    assert len(trainer.inputs.train_set)  # open, as in a run
+    for step in range(steps):
+        batch = batch_of(trainer, step)
+        with Reads() as reads:
+            assert not trainer.advance(batch, figures)
+        assert reads.found == [], f"step {step}"
+        if reads.listed:
+            found[step] = reads.listed
+        if step % 20 == 19:
+            trainer.health.judge()
+            assert figures.write(step)
+    return found
 
 
 def test_the_covariance_is_torch_s_bit_for_bit():
@@ -35,26 +134,234 @@ def test_the_covariance_is_torch_s_bit_for_bit():
     assert torch.equal(covariance(x[:, :1].float()), torch.cov(x[:, :1].float().T).reshape(1, 1))
 
 
-def test_the_count_sees_what_waits():
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x: float(x.sum()),
+        lambda x: bool(x[0, 0]),
+        lambda x: x[0, 0].item(),
+        lambda x: x.tolist(),
+        lambda x: x.cpu(),
+        lambda x: x.to("cpu"),
+        lambda x: x.to(device="cpu", dtype=torch.float64),
+        lambda x: x.numpy(),
+        lambda x: x[x > 0],
+        lambda x: x.masked_select(x > 0),
+        lambda x: x.nonzero(),
+        lambda x: x.unique(),
+        lambda x: x.unique_consecutive(),
+        lambda x: x.long().flatten().bincount(),
+        lambda x: x.__setitem__(x > 0, torch.zeros(9)),
+        lambda x: x.repeat_interleave(torch.ones(3, dtype=torch.int64), dim=0),
+        lambda x: torch.equal(x, x),
+        lambda x: torch.linalg.eigvalsh(x),
+        lambda x: torch.linalg.eigh(x),
+        lambda x: torch.linalg.svdvals(x),
+        lambda x: torch.linalg.inv(x + torch.eye(3)),
+        lambda x: torch.linalg.cholesky(x + torch.eye(3)),
+        lambda x: torch.multinomial(x, 1),
+    ],
+)
+def test_the_count_sees_what_waits(read):
     with Reads() as reads:
-        x = torch.ones(3)
-        float(x.sum()), bool(x[0]), x[x > 0], x.mean()
-    assert len(reads.found) == 3
+        read(torch.ones(3, 3))
+    assert len(reads.found) >= 1
+    with Reads() as reads, waits("why"):
+        read(torch.ones(3, 3))
+    assert (reads.found, reads.listed) == ([], {"why"})
 
 
-@pytest.mark.parametrize("stage", ["encoder", "tokenizer", "reference", "matching", "decoder", "generator"])
-def test_no_step_waits(tmp_path, stage):
-    # figures of latents' health and proxies at every turn
-    recipe = load(tiny.write(tmp_path, matching__health_every=1, matching__proxy_every=1))["matched"]
-    kind = next(s for s in recipe.stages() if s.name == stage)
-    assert issubclass(kind, TrainingStage)
-    reads = {name: recipe.section(name) for name in kind.reads if recipe.section(name) is not None}
-    trainer = Trainer(kind(recipe.section(kind), Blueprint(recipe, "", reads, 3, fake=False)))
-    data = torch.randn(8, *trainer.stage.item_shape) if not kind.draws else torch.zeros(8)
-    with Reads() as found:
-        for step in range(3):
-            trainer.step = step
-            for figures in trainer.train_step(Batch(data, torch.arange(8) % 3, step, 3)):
-                assert figures
-            assert not trainer.stage.done(trainer.networks)
-    assert found.found == []
+def test_the_count_lets_pass_what_does_not():
+    with Reads() as reads:
+        x = torch.ones(3, 3)
+        x[x > 0] = 2.0
+        x.mean(), x[torch.tensor([0, 1])], x.to(torch.float64), x.masked_fill(x > 0, 1), torch.where(x > 0, x, 0)
+    assert reads.found == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_step_waits(tmp_path, monkeypatch, stage):
+    """100 of every stage; of matching, the last is one in which the distance is told."""
+    monkeypatch.setattr(approach, "RECENT", 64)
+    over = {"matching__student_steps": 1, "matching__health_every": 3} if stage == "matching" else {}
+    found = waited(tmp_path, stage, 100, **over)
+    assert found == ({99: {"the distance, told"}} if stage == "matching" else {})
+
+
+@pytest.mark.slow
+def test_a_matching_that_follows_the_distance_waits_when_it_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(approach, "RECENT", 64)
+    over = EDITED | {"matching__noise": "reference", "matching__balance": "distance"}
+    found = waited(tmp_path, "matching", 30, **over)
+    assert found == {step: {"the distance, measured"} for step in (0, 10, 20)}
+
+
+@pytest.mark.slow
+def test_a_matching_that_assigns_samples_waits_for_them(tmp_path):
+    over = EDITED | {"matching__noise": "assigned", "matching__noise_bank": 16, "matching__noise_groups": 4}
+    assert waited(tmp_path, "matching", 2, **over) == {step: {"noise: assigned"} for step in range(2)}
+
+
+def reads_of_matching(folder, objective):
+    """What a step of matching with this objective reads, without those that are listed by place."""
+    trainer = trainer_of(folder, "matching", matching__objective=objective)
+    with Reads() as reads:
+        for step in range(2):
+            trainer.advance(batch_of(trainer, step), Figures(folder, "none", 0, ""))
+    return reads.found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", names(Matching))
+def test_of_the_objectives_those_wait_that_are_listed(tmp_path, objective):
+    page = (Path(__file__).parents[2] / "docs/performance.md").read_text()
+    rows = re.findall(r"^\| .*`objective: (\w+)` .*\| each turn", page, re.MULTILINE)
+    assert bool(reads_of_matching(tmp_path, {"type": objective})) == (objective in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("option", [{"labels": True}, {"along": ["principal"]}])
+def test_so_do_options_of_theirs(tmp_path, option):
+    page = (Path(__file__).parents[2] / "docs/performance.md").read_text()
+    assert f"`objective.{next(iter(option))}" in page
+    assert reads_of_matching(tmp_path, {"type": "transport", **option})
+
+
+def test_a_figure_that_waits_is_made_with_the_row(tmp_path):
+    asked = []
+    figures = Figures(tmp_path, "none", 0, "")
+    for value in (1.0, 2.0):
+        figures.add({"rank": lambda value=value: asked.append(value) or torch.tensor(value), "loss": torch.ones(())})
+    assert asked == []
+    assert figures.write(2) == {"rank": 1.5, "loss": 1.0}
+    assert asked == [1.0, 2.0]
+    z = torch.full((4, 2, 2, 2), torch.nan)
+    figures.add({"rank": scatter(z, "channels").effective_rank})
+    with pytest.raises(FloatingPointError, match="rank became nan by step 3"):
+        figures.write(3)
+
+
+META = torch.device("meta")
+
+
+class There(Random):
+    """Random numbers on the device "meta"."""
+
+    device = property(lambda self: META)
+
+    def __new__(cls, *key, device="cpu", part=(0, 1)):
+        return torch.Generator.__new__(cls)
+
+    def __init__(self, *key, device="cpu", part=(0, 1)):
+        super().__init__(*key, device="cpu", part=part)
+        self.shared = Plain().manual_seed(seed_of(*key))
+
+
+class Plain(torch.Generator):
+    device = property(lambda self: META)
+
+
+class Copies(TorchDispatchMode):
+    """Finds what goes from the CPU to a device by a copy that waits: all but `send`'s."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.numbers = patch.object(torch, "tensor", self.tensor)
+        self.make = torch.tensor
+
+    def __enter__(self):
+        self.numbers.start()
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        self.numbers.stop()
+        return super().__exit__(*error)
+
+    def tensor(self, data, *args, device=None, **kwargs):
+        if device is not None and torch.device(device).type != "cpu":
+            self.found.append(f"numbers, {place()}")
+        return self.make(data, *args, device=device, **kwargs)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name, kwargs = func._overloadpacket.__name__, kwargs or {}
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        kinds = {x.device.type for x in tensors if x.ndim}  # a scalar on the CPU goes along with the operation
+        if name == "_to_copy" and kwargs.get("device") is not None:
+            kinds = {torch.device(kwargs["device"]).type, tensors[0].device.type}
+        elif name == "copy_":
+            kinds = {x.device.type for x in tensors}
+        if len(kinds) > 1 and not any(f.name == "send" for f in traceback.extract_stack(limit=12)):
+            self.found.append(f"{name}, {place()}")
+        return func(*args, **kwargs)
+
+
+def copies(folder, monkeypatch, stage, **over):
+    """What a stage on the device "meta", which has no values, copies to it in three steps."""
+    monkeypatch.setattr(loop, "Random", There)
+    monkeypatch.setattr(loop, "adamw", plain_optimizer)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # it does not know the device
+    trainer = trainer_of(folder, stage, META, **over)
+    found = []
+    for step in range(3):
+        batch = batch_of(trainer, step, 3)
+        with Copies() as seen:
+            trainer.advance(batch, Figures(folder, "none", 0, ""))
+        found += seen.found
+    return found
+
+
+def plain_optimizer(parameters, config, learning_rate):
+    """In place of a fused one, which the device does not have."""
+    optimizer = torch.optim.SGD(parameters, learning_rate)
+    optimizer.param_groups[0]["base_lr"] = learning_rate
+    return optimizer
+
+
+def test_the_count_sees_what_is_copied():
+    with Copies() as seen:
+        x = torch.ones(3).to(META)
+        x + x * torch.tensor(2.0)
+        torch.ones(3, device=META).copy_(torch.ones(3))
+        torch.einsum("ij,j->i", torch.ones(3, 3), x)
+        torch.tensor(2.0, device=META)
+    assert [what.split(",")[0] for what in seen.found] == ["_to_copy", "copy_", "bmm", "numbers"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "over"),
+    [
+        *((stage, {}) for stage in STAGES),
+        *(("matching", {"matching__objective": {"type": name}}) for name in names(Matching) if name != "sinkhorn"),
+        ("matching", {"matching__objective": {"type": "dmd", "divergence": "forward_kl"}}),
+        ("matching", EDITED | {"matching__noise": "reference"}),
+        ("matching", EDITED | {"matching__noise": "fixed", "matching__noise_std": 0.5, "matching__anchor": None}),
+        ("tokenizer", {"tokenizer__alignment": {"kind": "l2"}, "tokenizer__noise": 0.8}),
+        ("tokenizer", {"autoencoder__variational": True, "tokenizer__kl_weight": 0.01}),
+        ("tokenizer", {"autoencoder__detail_width": 8, "tokenizer__train_detail": True}),
+        ("decoder", {"decoder__noise": 0.8}),
+    ],
+    ids=str,
+)
+def test_no_copy_to_the_device_waits(tmp_path, monkeypatch, stage, over):
+    assert copies(tmp_path, monkeypatch, stage, **over) == []
+
+
+def test_a_mixture_moves_to_the_device_once():
+    means, one = torch.randn(3, 4, 2, 2), torch.ones(4)
+    mixture = GaussianMixture(means, torch.ones_like(means), joint_weights(torch.ones(3), None, 2), one, one)
+    state = torch.zeros(5, 4, 2, 2, device=META), torch.zeros(5, device=META), torch.zeros(5, device=META).long()
+    for count in (3, 0):
+        with Copies() as seen:
+            assert mixture.velocity(*state).shape == (5, 4, 2, 2)
+            assert mixture.sample(2, Random(0))[0].device.type == "cpu"
+        assert len(seen.found) == count
+
+
+def test_positions_of_a_transformer_decoder_are_sent():
+    decoder = ViTDecoder(width=16, depth=1, heads=2).build(latent_channels=4, channels=3, stride=4).to(META)
+    with Copies() as seen:
+        assert decoder(torch.zeros(2, 4, 3, 3, device=META)).shape == (2, 3, 12, 12)
+    assert seen.found == []

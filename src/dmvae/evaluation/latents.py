@@ -5,6 +5,7 @@ Shapes: latents [n, C, H, W]; d components of a vector. A latent's channel vecto
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -62,22 +63,39 @@ def spectrum(z: Tensor, over: Over = "all") -> Tensor:
     On the latents' device, without gradient; float64 where the device has it. Those of more than WIDE components and
     fewer vectors are taken of the vectors' products, in n^2 of memory instead of (C H W)^2.
     """
+    return scatter(z, over).spectrum()
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """What eigenvalues follow from. It is made without a wait for the device, and small, so it can be kept until there
+    is time for one: eigenvalues need it."""
+
+    matrix: Tensor
+    """The covariance [d, d] of d components, or the products [n, n] of n wide vectors: X^T X and X X^T have the same
+    eigenvalues but for zeros."""
+    components: int
+    """d."""
+
+    def spectrum(self) -> Tensor:
+        """[d], descending."""
+        return F.pad(_eigenvalues(self.matrix), (0, self.components - len(self.matrix)))
+
+    def effective_rank(self) -> Tensor:
+        """See the function of this name."""
+        return _effective_rank(self.spectrum())
+
+
+def scatter(z: Tensor, over: Over = "all") -> Scatter:
+    """That of the covariance of latents [n, C, H, W], as `spectrum` takes it."""
     x = vectors(z.detach(), over)
-    if is_wide(x):
-        return wide_spectrum(x, max(1, len(x) - 1))
-    x = exact(x)
-    return _eigenvalues(covariance(x))
+    matrix = products(x, x) / max(1, len(x) - 1) if is_wide(x) else covariance(exact(x))
+    return Scatter(matrix, x.shape[1])
 
 
 def is_wide(x: Tensor) -> bool:
     """Whether vectors [n, d] are fewer than their components, and these too many for a covariance."""
     return x.shape[1] > max(len(x), WIDE)
-
-
-def wide_spectrum(x: Tensor, free: Tensor | int) -> Tensor:
-    """Eigenvalues [d], descending, of the covariance of wide vectors [n, d], n <= d, of which `free` are independent:
-    X^T X and X X^T have the same ones but for zeros."""
-    return F.pad(_eigenvalues(products(x, x) / free), (0, x.shape[1] - len(x)))
 
 
 def products(y: Tensor, x: Tensor) -> Tensor:
@@ -103,7 +121,7 @@ def effective_rank(z: Tensor, over: Over = "channels") -> Tensor:
     Between 1, all variance in one direction, and the number of components, variance equal in all. A scalar on the
     latents' device, without gradient; 0 where nothing varies.
     """
-    return _effective_rank(spectrum(z, over))
+    return scatter(z, over).effective_rank()
 
 
 def _eigenvalues(covariance: Tensor) -> Tensor:

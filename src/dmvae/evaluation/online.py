@@ -9,14 +9,15 @@ Shapes: latents [n, C, H, W], labels int64 [n].
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from dmvae.config import Values
 from dmvae.evaluation.interpolation import Decode
-from dmvae.evaluation.latents import Over, effective_rank, exact, is_wide, spectrum, vectors, wide_spectrum
+from dmvae.evaluation.latents import Over, Scatter, exact, is_wide, products, scatter, vectors
 from dmvae.evaluation.sensitivity import NOISE, smoothness_tensors
+from dmvae.runtime.transfer import Figure, made
 
 
 def linear_flow_loss(z: Tensor, labels: Tensor | None = None, over: Over = "channels") -> Tensor:
@@ -32,22 +33,27 @@ def linear_flow_loss(z: Tensor, labels: Tensor | None = None, over: Over = "chan
     Gaussian about the classes.
     """
     z = z.detach()
-    whole = spectrum(z, over)
-    values = whole if labels is None else _within(z, labels, over, whole)
-    return math.pi / 2 * (values / whole.mean().clamp_min(1e-30)).sqrt().mean()
+    return _loss(scatter(z, over), *(_within(z, labels, over) if labels is not None else (None, None)))
 
 
-def _within(z: Tensor, labels: Tensor, over: Over, whole: Tensor) -> Tensor:
-    """Eigenvalues of the covariance within classes; those of the whole where no class has two latents."""
+def _loss(whole: Scatter, within: Scatter | None, free: Tensor | None) -> Tensor:
+    """That of the scatter within classes, of which `free` latents are independent; of the whole where none are, as no
+    class has two."""
+    values = spectrum = whole.spectrum()
+    if within is not None and free is not None:
+        values = torch.where(free > 0.5, within.spectrum(), spectrum)
+    return math.pi / 2 * (values / spectrum.mean().clamp_min(1e-30)).sqrt().mean()
+
+
+def _within(z: Tensor, labels: Tensor, over: Over) -> tuple[Scatter, Tensor]:
+    """(the scatter within classes, the number of latents less that of classes)."""
     rest, free = _residuals(z, labels)
     x = vectors(rest, over)
     free_vectors = free.clamp_min(1) * (len(x) // len(z))
     if is_wide(x):
-        values = wide_spectrum(x, free_vectors)
-    else:
-        x = exact(x)
-        values = torch.linalg.eigvalsh(x.T @ x / free_vectors).clamp_min(0).flip(0)
-    return torch.where(free > 0.5, values, whole)
+        return Scatter(products(x, x) / free_vectors, x.shape[1]), free
+    x = exact(x)
+    return Scatter(x.T @ x / free_vectors, x.shape[1]), free
 
 
 def _residuals(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,21 +97,26 @@ def class_share(z: Tensor, labels: Tensor) -> Tensor:
     return 1 - rest.square().sum() / free.clamp_min(1) / total.clamp_min(1e-30)
 
 
-@torch.no_grad()
-def online_proxies(z: Tensor, labels: Tensor, decode: Decode | None = None, images: int = 16) -> Values:
+def online_proxies(z: Tensor, labels: Tensor, decode: Decode | None = None, images: int = 16) -> dict[str, Tensor]:
     """All of the above of one batch of latents [n, C, H, W], under the names that are logged.
 
     Each channel is first brought to mean 0 and variance 1, as a generator will see it. With `decode`, of latents as
     they are given here, also the decoder's smoothness, of the first `images` of them: that decodes twice as many.
-    Tensors that stay on the device until they are written.
     """
+    return {name: torch.as_tensor(made(x)) for name, x in proxies_to_log(z, labels, decode, images).items()}
+
+
+@torch.no_grad()
+def proxies_to_log(z: Tensor, labels: Tensor, decode: Decode | None = None, images: int = 16) -> dict[str, Figure]:
+    """The same, without a wait for the device: what needs eigenvalues is made when it is written."""
     with torch.autocast(z.device.type, enabled=False):
         z = z.float()
         mean, std = z.mean((0, 2, 3), keepdim=True), z.std((0, 2, 3), keepdim=True).clamp_min(1e-6)
         x = (z - mean) / std
-        log: Values = {
-            "proxy/effective_rank": effective_rank(x),
-            "proxy/linear_flow_loss": linear_flow_loss(x, labels),
+        whole = scatter(x, "channels")
+        log: dict[str, Figure] = {
+            "proxy/effective_rank": whole.effective_rank,
+            "proxy/linear_flow_loss": partial(_loss, whole, *_within(x, labels, "channels")),
             "proxy/neighbour_distance": neighbour_distance(x),
             "proxy/class_share": class_share(x, labels),
         }

@@ -2,8 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
+
+Figure = Tensor | float | Callable[[], Tensor]
+"""A figure to log: a scalar, or what makes one when the row is written, where to make it waits for the device."""
+_listed: list[str] = []
+
+
+@contextmanager
+def waits(why: str) -> Iterator[None]:
+    """Around what waits for the device between two rows of the log: docs/performance.md lists it under `why`. Where all
+    else that waits raises, by torch.cuda.set_sync_debug_mode("error"), this does not."""
+    cuda = torch.cuda.is_initialized()
+    before = torch.cuda.get_sync_debug_mode() if cuda else 0
+    if cuda:
+        torch.cuda.set_sync_debug_mode(0)
+    _listed.append(why)
+    try:
+        yield
+    finally:
+        _listed.pop()
+        if cuda:
+            torch.cuda.set_sync_debug_mode(before)
+
+
+def listed() -> str | None:
+    """Why the device may be waited for here; None where it may not."""
+    return _listed[-1] if _listed else None
+
+
+def made(figure: Figure) -> Tensor | float:
+    """The figure's value."""
+    return figure() if callable(figure) else figure
 
 
 def send(x: Tensor, device: torch.device) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dmvae.references import Reference
 from dmvae.runtime import distributed
 from dmvae.runtime.random import Random
+from dmvae.runtime.transfer import waits
 from dmvae.transport.arrival import details, multiples
 from dmvae.transport.schedule import next_ratio
 
@@ -52,6 +53,7 @@ class Recent(nn.Module):
         self.register_buffer("labels", torch.full((self.size,), -1), persistent=with_labels)
 
     @property
+    @waits("noise: assigned")
     def filled(self) -> Tensor:
         """[n, C, H, W], newest first; n is at most `size`."""
         return self.recent[: int(self.count)]
@@ -105,6 +107,7 @@ class Approach(Recent):
         y, of = (distributed.gather(x.to(self.recent.device)) for x in reference.sample(share, rng.on_cpu()))
         return y, of
 
+    @waits("the distance, told")
     def tell(self, reference: Reference, rng: Random, classes: Sequence[str], whole: bool) -> dict[str, Tensor | float]:
         """What `measure` leaves out, to log, each of `classes` (the labels' names; none where labels mean nothing)
         too; whole: what that measures as well. It moves nothing. Empty until enough latents are remembered."""
@@ -118,6 +121,7 @@ class Approach(Recent):
         names = ["/".join(["distance", kind, *([classes[int(label)]] if label else [])]) for kind, _, label in parts]
         return dict(zip(names, found.values(), strict=True))
 
+    @waits("the distance, measured")
     def measure(self, reference: Reference, rng: Random) -> dict[str, Tensor | float]:
         """Sliced distances as multiples of chance, to log; sets the ratio of gradients for the next updates. Empty
         until enough latents are remembered."""
@@ -128,6 +132,6 @@ class Approach(Recent):
         worst = max(found.values())
         self.multiple.fill_(worst)
         self.near.copy_(self.near + 1 if worst <= self.target else torch.zeros_like(self.near))
-        self._near = None
+        self._near = int(self.near)
         self.ratio.fill_(next_ratio(float(self.ratio), worst, self.target))
         return {"distance/ratio": float(self.ratio), **{f"distance/{name}": value for name, value in found.items()}}

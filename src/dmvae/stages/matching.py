@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from dmvae import config as configs
-from dmvae.evaluation.latents import effective_rank
-from dmvae.evaluation.online import online_proxies
+from dmvae.evaluation.latents import scatter
+from dmvae.evaluation.online import proxies_to_log
 from dmvae.flow.guidance import Velocity
 from dmvae.inputs import Inputs, first_tokenizer
 from dmvae.losses.pull import Pull, held, precision
@@ -28,7 +28,7 @@ from dmvae.ranges import BatchSize, Count, Decay, Range, Rate, Wait, Weight
 from dmvae.references import Reference
 from dmvae.runtime import distributed
 from dmvae.runtime.random import Random
-from dmvae.runtime.transfer import send
+from dmvae.runtime.transfer import Figure, send
 from dmvae.runtime.words import counted
 from dmvae.stages.approach import EVERY, IN_A_ROW, Approach, Recent, measurements, until_told
 from dmvae.stages.bounds import BOUNDS, spread
@@ -304,7 +304,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         if config.objective.needs_recent:
             networks.queue.remember(latents, batch.labels)
         late: dict[str, Tensor | float] = {}
-        figures: dict[str, Tensor | float] = {**log, "matching/loss": matching.detach()}
+        figures: dict[str, Figure] = {**log, "matching/loss": matching.detach()}
         if edit is not None:
             figures["matching/edit"] = edit.square().mean().sqrt()
             if config.anchor is not None:
@@ -333,13 +333,13 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         figures["health/spread"] = spread(latents) / self._usual_spread
         if turn % config.health_every == 0:
             figures |= {
-                "health/effective_rank": effective_rank(latents),
+                "health/effective_rank": scatter(latents, "channels").effective_rank,
                 "health/std": latents.std(dim=(0, 2, 3)).mean(),
                 "health/mean": latents.mean(dim=(0, 2, 3)).abs().mean(),
             }
         if config.proxy_every > 0 and turn % config.proxy_every == 0:
             with uncompiled():
-                figures |= online_proxies(latents, batch.labels, lambda z: model.decode(model.denormalize(z)).sample)
+                figures |= proxies_to_log(latents, batch.labels, lambda z: model.decode(model.denormalize(z)).sample)
         yield Update("tokenizer", loss, figures, terms["reconstruction/total"], late)
         if networks.discriminator is not None:
             yield discriminate(networks.discriminator, self.losses.adversarial, images, recon, context.rng)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from dmvae.models.base import full_precision
 from dmvae.models.drawing import numbers
+from dmvae.runtime.transfer import waits
 from dmvae.transport.sinkhorn import divided, potentials, squares
 
 FIRST, AGAIN = 50, 6
@@ -127,8 +128,10 @@ class Editor(nn.Module):
             return self.bank[number]
         if not self.grouped:
             return self.bank[self.assign(mu)]
-        group = divided(self._costs(mu) - self.prices) if even else self.assign(mu)
-        return self.bank[self.members[group, number]]
+        if not even:
+            return self.bank[self.members[self.assign(mu), number]]
+        with waits("noise: assigned"):  # images choose one after the other
+            return self.bank[self.members[divided(self._costs(mu) - self.prices), number]]
 
     @torch.no_grad()
     def assign(self, mu: Tensor) -> Tensor:
@@ -137,6 +140,7 @@ class Editor(nn.Module):
         return (self._costs(mu) - self.prices).argmin(1)
 
     @torch.no_grad()
+    @waits("noise: assigned")
     def settle(self, mu: Tensor) -> None:
         """Set prices at which recent images, mu [n, C, H, W], take all groups alike: the dual variables of the optimal
         transport between them and the centres (semi-discrete where n is large), with a little entropy. Centres move to

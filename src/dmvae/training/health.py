@@ -1,6 +1,7 @@
-"""Health of a training: figures that must stay within bounds, judged every 50 steps.
+"""Health of a training: figures that must stay within bounds, in means of 50 steps each.
 
-A stage says the bounds (`TrainingStage.bounds`). The loop collects these figures, and where one has left its bounds
+A stage says the bounds (`TrainingStage.bounds`). The loop collects these figures, judges them when it writes a row of
+the log, for which the device is waited for anyway, and where one has left its bounds
 goes back to a checkpoint that is older than the trouble, once, with smaller learning rates; the second time it is an
 error.
 Nothing here changes a training that is well.
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dmvae.runtime import distributed
+from dmvae.runtime.transfer import Figure, made
 
 WINDOW = 50
 """Steps whose mean is judged."""
@@ -54,26 +56,30 @@ class Bound:
 
 
 class Unwell(FloatingPointError):
-    """A figure has left its bounds."""
+    """A figure has left its bounds by a step."""
 
-    def __init__(self, bound: Bound, value: float, first: float) -> None:
+    def __init__(self, bound: Bound, value: float, first: float, step: int) -> None:
         super().__init__(f"{bound.means}: {bound.figure} is {value:.3g}, and was {first:.3g} at the start")
-        self.bound = bound
+        self.bound, self.step = bound, step
 
 
 class Health:
     """The means so far. `state` [bounds, 4] is what checkpoints hold: sum and count of the current window, the first
-    window's mean (NaN before it), and how many windows in a row were out of bounds."""
+    window's mean (NaN before it), and how many windows in a row were out of bounds. A checkpoint is written when all
+    windows that have ended are judged."""
 
     def __init__(self, bounds: Sequence[Bound], device: torch.device) -> None:
         self.bounds = tuple(bounds)
         self.state = torch.tensor([0.0, 0.0, math.nan, 0.0], device=device).repeat(len(self.bounds), 1)
+        self.ended: list[tuple[int, Tensor]] = []
+        """(last step, sums and counts [bounds, 2]) of the windows that are not judged yet."""
 
-    def add(self, figures: Mapping[str, Tensor | float]) -> None:
+    def add(self, figures: Mapping[str, Figure]) -> None:
         """Take the figures of one update; nothing waits for the device."""
         for row, bound in zip(self.state, self.bounds, strict=True):
             if bound.figure in figures:
-                row[0] += torch.as_tensor(figures[bound.figure]).detach().to(row)
+                value = made(figures[bound.figure])
+                row[0] += value.detach().to(row) if isinstance(value, Tensor) else value
                 row[1] += 1
 
     def join(self) -> None:
@@ -81,20 +87,27 @@ class Health:
         if self.bounds:
             self.state[:, :2] = distributed.average(self.state[:, :2])
 
-    def judge(self) -> None:
-        """End the window. Raises Unwell for a bound that is broken for the second time in a row, or not finite."""
+    def end_window(self, step: int) -> None:
+        """The window ends with the step; nothing waits for the device."""
         self.join()
-        rows = self.state.tolist()
+        self.ended.append((step, self.state[:, :2].clone()))
         self.state[:, :2] = 0
-        for row, bound, (total, count, first, broken) in zip(self.state, self.bounds, rows, strict=True):
-            if not count:
-                continue
-            value = total / count
-            first = value if math.isnan(first) else first
-            broken = 0 if bound.holds(value, first) else broken + 1
-            row[2], row[3] = first, broken
-            if broken >= IN_A_ROW or not math.isfinite(value):
-                raise Unwell(bound, value, first)
+
+    def judge(self) -> None:
+        """Judge the windows that have ended. Raises Unwell for a bound that is broken for the second time in a row, or
+        not finite."""
+        ended, self.ended = self.ended, []
+        for step, window in ended:
+            rows = torch.cat([window, self.state[:, 2:]], 1).tolist()
+            for row, bound, (total, count, first, broken) in zip(self.state, self.bounds, rows, strict=True):
+                if not count:
+                    continue
+                value = total / count
+                first = value if math.isnan(first) else first
+                broken = 0 if bound.holds(value, first) else broken + 1
+                row[2], row[3] = first, broken
+                if broken >= IN_A_ROW or not math.isfinite(value):
+                    raise Unwell(bound, value, first, step)
 
 
 def went_back(folder: Path) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dmvae.runtime import distributed
 from dmvae.runtime.files import atomic_write
+from dmvae.runtime.transfer import Figure, made
 
 T = TypeVar("T")
 Tracker = Literal["tensorboard", "wandb", "none"]
@@ -22,12 +23,12 @@ class Figures:
     """Collects figures and writes their means at every interval. A figure is a scalar, or [sum, count] for a figure
     that some steps lack; an interval with count 0 has no value for it.
 
-    Tensors stay on the device until `write`, the only method that waits for the device.
+    Tensors stay on the device until `write`, the only method that waits for the device, and makes what waits too.
     """
 
     def __init__(self, folder: Path, tracker: Tracker, start: int, name: str) -> None:
         self.path = folder / "log.jsonl"
-        self.pending: dict[str, list[Tensor | float]] = {}
+        self.pending: dict[str, list[Figure]] = {}
         self.writer: Any = None
         if not distributed.is_main():
             return
@@ -43,7 +44,7 @@ class Figures:
                 raise ValueError('run.tracker: wandb is not installed: pip install "dmvae[wandb]"') from error
             self.writer = wandb.init(project="dmvae", name=name, id=folder.name, resume="allow", dir=str(folder))
 
-    def add(self, figures: dict[str, Tensor | float]) -> None:
+    def add(self, figures: dict[str, Figure]) -> None:
         for name, value in figures.items():
             self.pending.setdefault(name, []).append(value.detach() if isinstance(value, Tensor) else value)
 
@@ -52,10 +53,10 @@ class Figures:
 
         Raises FloatingPointError naming a figure that is not finite.
         """
-        names = list(self.pending)
+        names, values = list(self.pending), [[_made(v) for v in vs] for vs in self.pending.values()]
         if names:
-            device = next((v.device for vs in self.pending.values() for v in vs if isinstance(v, Tensor)), None)
-            sums = [torch.stack([_sum_and_count(v, device) for v in vs]).sum(0) for vs in self.pending.values()]
+            device = next((v.device for vs in values for v in vs if isinstance(v, Tensor)), None)
+            sums = [torch.stack([_sum_and_count(v, device) for v in vs]).sum(0) for vs in values]
             found = distributed.average(torch.stack(sums)).tolist()
         else:
             found = []
@@ -77,6 +78,13 @@ class Figures:
     def close(self) -> None:
         if self.writer is not None:
             self.writer.close() if hasattr(self.writer, "close") else self.writer.finish()
+
+
+def _made(figure: Figure) -> Tensor | float:
+    try:
+        return made(figure)
+    except torch.linalg.LinAlgError:  # of a matrix that is not finite
+        return math.nan
 
 
 def _sum_and_count(value: Tensor | float, device: torch.device | None) -> Tensor:

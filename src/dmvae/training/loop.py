@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from dmvae.runtime.gradients import averaged
 from dmvae.runtime.precision import autocast, tuned, uses_bf16
 from dmvae.runtime.random import Random, seed_of
 from dmvae.runtime.signals import Interrupted, signals
+from dmvae.runtime.transfer import Figure
 from dmvae.training import checkpoint
 from dmvae.training.augment import random_flip
 from dmvae.training.data import Order, require_batch, require_split
@@ -79,7 +80,18 @@ class Trainer:
         for name, parameters in trains.items():
             trains[name] = [new.get(p, p) for p in parameters]
 
-    def train_step(self, batch: Batch) -> Iterator[Values]:
+    def advance(self, batch: Batch, figures: Figures) -> bool:
+        """One step; returns whether it was the last. Nothing in it waits for the device, but for what `waits` is
+        around: a row of the log does, and is written between two steps."""
+        for found in self.train_step(batch):
+            figures.add(found)
+        self.step += 1
+        last = self.step == batch.steps or self.stage.done(self.networks)
+        if self.step % WINDOW == 0 or last:
+            self.health.end_window(self.step)
+        return last
+
+    def train_step(self, batch: Batch) -> Iterator[dict[str, Figure]]:
         """All turns of one step on this rank's share of the batch; yields figures to log. With `run.accumulate`, each
         turn goes through the share's parts one after another before it moves its parameters."""
         run, device = self.inputs.sections.run, self.inputs.device
@@ -121,7 +133,7 @@ class Trainer:
             (update.loss / parts).backward(inputs=None if sharded else parameters)
         self.health.add(update.figures())
 
-    def move(self, name: str) -> Values:
+    def move(self, name: str) -> dict[str, Figure]:
         """Clip, step and average for the parameters `name`, whose gradients are there; returns the gradient's norm."""
         parameters = self.networks.trains[name]
         clip = self.config.clip or float("inf")
@@ -228,7 +240,7 @@ def train(stage: AnyTraining) -> Facts:
         except (FloatingPointError, torch.linalg.LinAlgError) as error:
             if trainer.slowed or not trainer.health.bounds:
                 raise FloatingPointError(hopeless(stage.name, stage.inputs.out, error, trainer.slowed)) from error
-            trouble, step = error.with_traceback(None), trainer.step
+            trouble, step = error.with_traceback(None), error.step if isinstance(error, Unwell) else trainer.step
         trainer.saved()
         del trainer  # before the next takes its memory
         trainer = _rolled_back(stage, folder, trouble, step)
@@ -275,21 +287,19 @@ def _to_the_end(trainer: Trainer, folder: Path) -> Facts:
                 batch = Batch(*next(data), trainer.step, steps)
             except KeyboardInterrupt:  # while waiting for a batch; several ranks would wait for each other to save
                 if distributed.world_size() == 1:
-                    trainer.save(folder)
-                    trainer.saved()
+                    with suppress(Unwell):  # what is not saved is found again
+                        trainer.health.judge()
+                        trainer.save(folder)
+                        trainer.saved()
                 raise Interrupted from None
-            for found in trainer.train_step(batch):
-                figures.add(found)
-            trainer.step += 1
+            last = trainer.advance(batch, figures)
             trainer.seconds = time.monotonic() - begun
-            last = trainer.step == steps or stage.done(trainer.networks)
-            if trainer.step % WINDOW == 0 or last:
-                trainer.health.judge()
             logs = trainer.step % run.log_every == 0 or last
             stops = any_rank(bool(signalled), now=last)
             saves = trainer.step % run.save_every == 0 or stops
             row = None
             if logs or saves:
+                trainer.health.judge()
                 row = figures.write(trainer.step, seconds=round(trainer.seconds, 3))
             keeps = config.keeps(trainer.step, run.keep_every)
             if stops or saves or keeps or last:

@@ -19,6 +19,7 @@ from dmvae.inputs import Inputs
 from dmvae.ranges import BatchSize, Count, Decay, Rate, Wait, Weight
 from dmvae.registry import Registered, register
 from dmvae.runtime.random import Random
+from dmvae.runtime.transfer import Figure
 from dmvae.sections import Sections
 from dmvae.training.health import Bound
 
@@ -196,14 +197,14 @@ class Update:
     trains: str
     loss: Tensor
     """The scalar that is differentiated."""
-    log: Mapping[str, Tensor | float] = field(default_factory=dict)
-    """Scalars to log; tensors stay on the device until the loop writes them."""
+    log: Mapping[str, Figure] = field(default_factory=dict)
+    """Scalars to log; tensors stay on the device until the loop writes them, and a function is called then."""
     value: Tensor | None = None
     """Logged as NAME/loss instead of `loss`, where `loss` has the right gradient but not the right value."""
-    late: Mapping[str, Tensor | float] = field(default_factory=dict)
+    late: Mapping[str, Figure] = field(default_factory=dict)
     """More scalars to log: a mapping that the backward pass fills."""
 
-    def figures(self) -> dict[str, Tensor | float]:
+    def figures(self) -> dict[str, Figure]:
         """Everything to log, once the backward pass has run."""
         shown = self.loss if self.value is None else self.value
         return {f"{self.trains}/loss": shown, **self.log, **self.late}
