@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess, parent_process
@@ -28,10 +28,13 @@ from torch.utils.data._utils.signal_handling import _remove_worker_pids
 from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 
 from dmvae.datasets import Items
+from dmvae.runtime.ahead import ahead
 
 T = TypeVar("T")
 PATIENCE = 600.0
 """Seconds without a batch after which workers count as hung."""
+AHEAD = ("cuda",)
+"""Devices for which a batch of data in memory is read while the one before is in use; a CPU has no time to spare."""
 _POLL = 1.0
 _LAST = 5.0
 """Seconds from the first that a worker hears of its parent's death to the parent's end; far more than it takes."""
@@ -60,9 +63,10 @@ def collate(items: tuple[Tensor, Tensor] | list[tuple[Tensor, int]]) -> tuple[Te
 def loader(
     dataset: Items, batches: Batches, workers: int, device: torch.device, stops: Callable[[], bool] = lambda: False
 ) -> Loader[tuple[Tensor, Tensor]]:
-    """Batches over a list or sampler of index batches; data in memory needs no workers."""
-    workers = 0 if hasattr(dataset, "__getitems__") else workers
-    return Loader(dataset, batches, workers, collate, pin=device.type == "cuda", stops=stops)
+    """Batches over a list or sampler of index batches; data in memory needs no workers, but for a GPU a thread."""
+    memory = hasattr(dataset, "__getitems__")
+    pin, soon = device.type == "cuda", memory and device.type in AHEAD
+    return Loader(dataset, batches, 0 if memory else workers, collate, pin=pin, soon=soon, stops=stops)
 
 
 def passes(
@@ -78,7 +82,8 @@ def cuts(chosen: range, batch_size: int) -> list[range]:
 
 
 class Loader(Generic[T]):
-    """Batches, a pass over them each time that it is iterated. Workers end with the pass, however it ends.
+    """Batches, a pass over them each time that it is iterated. Workers end with the pass, however it ends, and so does
+    the thread by which each batch is read while the one before is in use, where `soon` asks for it.
 
     Raises ValueError for an item that cannot be read, ChildProcessError where a worker died, TimeoutError where one
     hangs, and KeyboardInterrupt where `stops` is true while a batch does not come.
@@ -92,15 +97,20 @@ class Loader(Generic[T]):
         collate: Collate[T],
         *,
         pin: bool = False,
+        soon: bool = False,
         stops: Callable[[], bool] = lambda: False,
     ) -> None:
         self.batches, self.workers, self.pin, self.stops = batches, usable(workers), pin, stops
+        self.soon = soon
         self.reader = Reader(dataset, collate, torch.full([self.workers + 1], _IDLE).share_memory_())
 
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[T]:
+    def __iter__(self) -> Generator[T]:
+        return ahead(self._read()) if self.soon else self._read()
+
+    def _read(self) -> Generator[T]:
         iterator = iter(
             DataLoader(
                 self.reader,  # type: ignore[arg-type]  # it has what DataLoader asks for

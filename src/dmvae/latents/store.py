@@ -20,6 +20,7 @@ from dmvae.runtime import distributed
 from dmvae.runtime.console import Bar
 from dmvae.runtime.files import write_tensors
 from dmvae.runtime.precision import Precision, autocast
+from dmvae.runtime.transfer import send
 
 
 @torch.no_grad()  # not inference_mode: what moves to a device under it cannot be written to afterwards
@@ -116,45 +117,64 @@ class LatentSet:
         return z[0], int(labels[0])
 
     def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        z, labels = self.stored(indices)
+        return self.normalise(z), labels
+
+    def stored(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        """The same items as they lie on disk: raw, in the dtype of the shards, and so in few bytes. `normalise` makes
+        latents of them on the device that they are brought to."""
         index = torch.as_tensor(indices)
-        scale = self.std.view(-1, 1, 1)
-        z = (self._gathered(self.shards, index) - self.mean.view(-1, 1, 1)) / scale
-        if self.posteriors:
-            z = torch.cat([z, self._gathered(self.stds, index) / scale], dim=1)
-        return z, self.labels[index]
+        with torch.autocast("cpu", enabled=False):  # it refuses to stack float16
+            parts = [self._rows(shards, index) for shards in (self.shards, self.stds) if shards]
+            return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), self.labels[index]
 
-    def _gathered(self, shards: Sequence[Tensor], index: Tensor) -> Tensor:
-        """Rows of these numbers, float32."""
-        number, place = index // self.shard_size, index % self.shard_size
-        rows = torch.empty(len(index), *shards[0].shape[1:])
-        for i in number.unique().tolist():
-            here = number == i
-            rows[here] = shards[i][place[here]].float()
-        return rows
+    def normalise(self, z: Tensor) -> Tensor:
+        """What is stored as float32 latents in the set's units, on the device of z."""
+        mean, scale = (send(x.view(-1, 1, 1), z.device) for x in (self.mean, self.std))
+        if not self.posteriors:
+            return (z.float() - mean) / scale
+        means, stds = z.float().chunk(2, dim=1)
+        return torch.cat([(means - mean) / scale, stds / scale], dim=1)
+
+    def _rows(self, shards: Sequence[Tensor], index: Tensor) -> Tensor:
+        if len(shards) == 1:
+            return shards[0][index]
+        return torch.stack([shards[i][j] for i, j in map(self._place, index.tolist())])
+
+    def _place(self, item: int) -> tuple[int, int]:
+        """Its shard, and its place there."""
+        return divmod(item, self.shard_size)
 
 
-class MirroredSet:
+class MirroredSet(LatentSet):
     """Latents of images and of their mirror images, of equal statistics, as one data set [2n]. A shuffled pass draws
     every image once each way, so half of the draws are mirrored."""
 
     def __init__(self, plain: LatentSet, mirrored: LatentSet) -> None:
-        self.plain, self.mirrored = plain, mirrored
-        self.mirrored.mean, self.mirrored.std = plain.mean, plain.std
+        self.mean, self.std, self.drawn, self.posteriors = plain.mean, plain.std, plain.drawn, plain.posteriors
+        self.shards, self.stds = plain.shards + mirrored.shards, plain.stds + mirrored.stds
+        self.labels = torch.cat([plain.labels, plain.labels])
+        self.shard_size, self._turn = plain.shard_size, len(plain.shards)
+
+    def _place(self, item: int) -> tuple[int, int]:
+        mirrored, item = divmod(item, len(self) // 2)
+        shard, place = super()._place(item)
+        return mirrored * self._turn + shard, place
+
+
+class Stored:
+    """The items of a set of latents as they are stored: what goes to a device that normalises them."""
+
+    def __init__(self, latents: LatentSet) -> None:
+        self.latents = latents
+        self.__getitems__ = latents.stored
 
     def __len__(self) -> int:
-        return 2 * len(self.plain)
+        return len(self.latents)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        z, labels = self.__getitems__([index])
+        z, labels = self.latents.stored([index])
         return z[0], int(labels[0])
-
-    def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
-        index, n = torch.as_tensor(indices), len(self.plain)
-        z, labels = self.plain.__getitems__(index % n)
-        turned = index >= n
-        if turned.any():
-            z[turned] = self.mirrored.__getitems__(index[turned] - n)[0]
-        return z, labels
 
 
 class Part:

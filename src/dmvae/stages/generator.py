@@ -46,7 +46,7 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
             networks.generator.time_distribution = self.config.time_distribution
         return networks
 
-    def data(self) -> LatentSet | MirroredSet:
+    def data(self) -> LatentSet:
         folder = self.inputs.reads["latents"]
         plain, mirrored = LatentSet(folder / "latents", posteriors=True), folder / MIRRORED
         return MirroredSet(plain, LatentSet(mirrored, posteriors=True)) if mirrored.exists() else plain

@@ -15,6 +15,7 @@ from dmvae.config import Values
 from dmvae.datasets.loading import loader
 from dmvae.datasets.pixels import as_input
 from dmvae.inputs import snapshot
+from dmvae.latents.store import LatentSet, Stored
 from dmvae.models.artifact import save_network
 from dmvae.runtime import distributed
 from dmvae.runtime.console import Bar
@@ -332,10 +333,13 @@ def _batches(
     require_batch(stage.name, config.batch_size, len(dataset))
     order = Order(len(dataset), config.batch_size, trainer.key, trainer.step, steps)
     flips = inputs.data.flip and stage.flips
-    for step, (data, labels) in enumerate(
-        loader(dataset, order, inputs.sections.run.workers, inputs.device, lambda: bool(signalled)), trainer.step
-    ):
+    latents = dataset if isinstance(dataset, LatentSet) else None
+    items = dataset if latents is None else Stored(latents)
+    batches = loader(items, order, inputs.sections.run.workers, inputs.device, lambda: bool(signalled))
+    for step, (data, labels) in enumerate(batches, trainer.step):
         x = as_input(data, inputs.device)
+        if latents is not None:
+            x = latents.normalise(x)
         if flips:
             x = random_flip(x, Random(*trainer.key, "flip", step, device=inputs.device))
         yield x, labels.to(inputs.device, non_blocking=True)
