@@ -10,8 +10,11 @@ import tiny
 from dmvae.datasets import loading
 from dmvae.datasets.loading import loader
 from dmvae.latents.store import LatentSet, MirroredSet, Stored
+from dmvae.references import draw
+from dmvae.references.data import Samples
 from dmvae.runtime.ahead import ahead
 from dmvae.runtime.files import write_tensors
+from dmvae.runtime.random import Random
 from dmvae.stages.generator import GeneratorStage
 from dmvae.training.data import Order
 
@@ -67,6 +70,19 @@ def test_latents_go_to_the_device_as_they_are_stored(tmp_path, many):
     assert torch.equal(data.normalise(raw.float()), expected)
     assert torch.equal(data.__getitems__(torch.tensor(index))[0], expected)
     assert torch.equal(data[index[0]][0], expected[0])
+
+
+def test_samples_of_a_reference_are_normalised_where_they_go(tmp_path):
+    latents(tmp_path)
+    samples = Samples(LatentSet(tmp_path), 30, torch.zeros(3), torch.ones(3))  # ten classes have no latents
+    z, labels = samples.sample(16, Random(1))
+    assert 0 < (labels >= 20).sum() < 16
+    there, same = draw(samples, 16, Random(1), CPU)
+    assert torch.equal(there, z)
+    assert torch.equal(same, labels)
+    rows = samples.latents.__getitems__(Random(1).integers(20, 16))[0]
+    assert torch.equal(z, rows)
+    assert draw(samples, 16, Random(1), torch.device("meta"))[0].device.type == "meta"
 
 
 def test_posteriors_and_mirror_images_do_too(tmp_path):

@@ -18,8 +18,8 @@ from dmvae.flow.loss import require_batch
 from dmvae.generators.flow import FlowModelConfig
 from dmvae.matching import Context, Log, Matching, Student, compared
 from dmvae.ranges import Range, Weight, Width
+from dmvae.references import draw
 from dmvae.registry import register
-from dmvae.runtime.transfer import send
 
 
 @register("adversarial")
@@ -67,7 +67,7 @@ class Adversarial(Matching):
     ) -> tuple[Tensor, Log]:
         """mean log(1 + exp(-D(reference))) + mean log(1 + exp(D(z))) + penalty."""
         context, reference = compared(self.type, context, z, labels)
-        real, real_labels = (send(x, z.device) for x in reference.sample(len(z), context.rng.on_cpu()))
+        real, real_labels = draw(reference, len(z), context.rng, z.device)
         real.requires_grad_(self.penalty > 0)
         at_real, at_z = student(real, real_labels), student(z, labels)
         loss = F.softplus(-at_real).mean() + F.softplus(at_z).mean()

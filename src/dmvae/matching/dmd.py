@@ -19,9 +19,9 @@ from dmvae.matching import Context, Log, Student, compared
 from dmvae.matching.adversarial import Critic
 from dmvae.matching.velocities import ByVelocities, binned
 from dmvae.ranges import Depth, Guidance, Width
+from dmvae.references import draw
 from dmvae.registry import register
 from dmvae.runtime import distributed
-from dmvae.runtime.transfer import send
 
 WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {"forward_kl": torch.exp, "jensen_shannon": torch.sigmoid}
 """Divergence -> h of log r."""
@@ -97,7 +97,7 @@ class DMD(ByVelocities):
             return loss, log
         context, reference = compared(f"divergence: {self.divergence}", context, z, labels)
         assert isinstance(student, WithRatio)
-        y, y_labels = (send(x, z.device) for x in reference.sample(len(z), context.rng.on_cpu()))
+        y, y_labels = draw(reference, len(z), context.rng, z.device)
         t = sample_time(len(z), context.time_distribution, context.rng)
         at_y, at_z = (
             student.logit(interpolate(noise=context.rng.normal(*x.shape), z=x, t=t), t, of)

@@ -13,7 +13,7 @@ tokenizer's raw latents. Which mean and std:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
@@ -27,6 +27,7 @@ from dmvae.flow.guidance import Velocity
 from dmvae.models.base import Encodes, Tokenizer
 from dmvae.registry import Registered
 from dmvae.runtime.random import Random
+from dmvae.runtime.transfer import send
 
 
 class Surroundings(Protocol):
@@ -92,6 +93,16 @@ class Reference(Protocol):
         teacher about every class. Where labels carry no information, or a class has no samples of its own, draw that
         label's samples from the whole reference."""
         ...
+
+
+def draw(reference: Reference, n: int, rng: Random, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What `sample` gives, drawn on the CPU, on the device, without a wait for it. A reference of stored latents has a
+    `sample_on(n, rng, device)`, which sends them as they are stored."""
+    on: Callable[[int, Random, torch.device], tuple[Tensor, Tensor]] | None = getattr(reference, "sample_on", None)
+    if on is not None:
+        return on(n, rng.on_cpu(), device)
+    z, labels = reference.sample(n, rng.on_cpu())
+    return send(z, device), send(labels, device)
 
 
 @dataclass(frozen=True, kw_only=True)

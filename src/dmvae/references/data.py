@@ -23,6 +23,7 @@ from dmvae.registry import nearest
 from dmvae.runtime import distributed
 from dmvae.runtime.files import write_tensors
 from dmvae.runtime.random import Random, seed_of
+from dmvae.runtime.transfer import send
 
 INITIAL_IMAGES = 2048
 FIT_VECTORS = 1 << 16
@@ -115,13 +116,17 @@ class Samples:
         self.missing = (~has).nonzero().flatten()
 
     def sample(self, n: int, rng: Random) -> tuple[Tensor, Tensor]:
+        return self.sample_on(n, rng, torch.device("cpu"))
+
+    def sample_on(self, n: int, rng: Random, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Samples and labels on the device, where they are normalised: as they are stored, they are half the bytes."""
         index = rng.integers(len(self.latents), n).cpu()
-        z, labels = self.latents.__getitems__(index)
+        stored, labels = self.latents.stored(index)
         if len(self.missing):
             stands_for_all = rng.uniform(n).cpu() < len(self.missing) / self.num_classes
             other = self.missing[rng.integers(len(self.missing), n).cpu()]
             labels = torch.where(stands_for_all, other, labels)
-        return z, labels
+        return self.latents.normalise(send(stored, device)), send(labels, device)
 
 
 class Chosen:

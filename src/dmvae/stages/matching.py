@@ -25,10 +25,10 @@ from dmvae.matching import Context, Matching
 from dmvae.matching.dmd import DMD
 from dmvae.models.velocity import VelocityModel
 from dmvae.ranges import BatchSize, Count, Decay, Range, Rate, Wait, Weight
-from dmvae.references import Reference
+from dmvae.references import Reference, draw
 from dmvae.runtime import distributed
 from dmvae.runtime.random import Random
-from dmvae.runtime.transfer import Figure, send
+from dmvae.runtime.transfer import Figure
 from dmvae.runtime.words import counted
 from dmvae.stages.approach import EVERY, IN_A_ROW, Approach, Recent, measurements, until_told
 from dmvae.stages.bounds import BOUNDS, spread
@@ -283,7 +283,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
                 model.editor.settle(networks.plan.filled)
             y = model.editor.draw(mu, rng, even=True)
         else:
-            y = send(self.reference.sample(len(images), rng.on_cpu())[0], images.device)
+            y = draw(self.reference, len(images), rng, images.device)[0]
         raw = model.editor(features, latents, y)
         normalised = model.normalize(raw.detach().float())
         return Encoded(raw, normalised, normalised - y)

@@ -19,14 +19,13 @@ from dmvae.flow.guidance import Velocity
 from dmvae.inputs import Inputs
 from dmvae.models.dit import LightningDiT
 from dmvae.ranges import Decay
-from dmvae.references import Reference, ReferenceConfig
+from dmvae.references import Reference, ReferenceConfig, draw
 from dmvae.references.data import initial_latents
 from dmvae.references.features import FeaturesReference
 from dmvae.references.report import compare
 from dmvae.runtime import distributed
 from dmvae.runtime.files import atomic_write, write_tensors
 from dmvae.runtime.random import Random
-from dmvae.runtime.transfer import send
 from dmvae.training.flow import FlowTraining, flow_loss
 from dmvae.training.stage import Batch, Networks, TrainingStage, Update, stage
 
@@ -92,9 +91,8 @@ class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
         """None: batches are drawn from the reference."""
 
     def updates(self, networks: ReferenceNetworks, batch: Batch, rng: Random) -> Iterator[Update]:
-        z, labels = self.reference.sample(len(batch.labels), rng.on_cpu())
-        device = batch.labels.device
-        yield Update("teacher", flow_loss(networks.teacher, send(z, device), send(labels, device), self.config, rng))
+        z, labels = draw(self.reference, len(batch.labels), rng, batch.labels.device)
+        yield Update("teacher", flow_loss(networks.teacher, z, labels, self.config, rng))
 
     @classmethod
     def problems(cls, config: ReferenceTraining, inputs: Inputs, others: Mapping[str, object]) -> Iterator[str]:
