@@ -4,7 +4,9 @@ Prints, for forward plus backward: the median time, and the share of this machin
 matrix multiplication that it amounts to (FLOPs as torch counts them: products and convolutions). Then how many
 times as fast our S/1 is as the same network written as its paper reads (`peers/lightningdit.py`), timed in turn;
 and what the adaptive weight's two gradients at a decoder's last layer take, in backward passes of the decoder.
-`compile` is what `run.compile` does, to either network by the block.
+`compile` is what `run.compile` does, to either network by the block. On a GPU also the most memory that was taken,
+and the paper's LightningDiT-XL/1 and decoder; on a CPU these take minutes a step, and run where `--only XL/1` names
+no other.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from dmvae.models.dit import LightningDiT, lightningdit
 from dmvae.runtime.precision import uses_bf16
 from dmvae.training.preparing import compile_networks
 
+GIB = 2**30
 CYCLE, TURNS = 15, 5
 """Steps of which every kind of a stage's steps is one, each in its share; turns that each loop is timed in."""
 
@@ -68,6 +71,16 @@ def wait() -> None:
     """Until a GPU has done what it was given."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
+
+
+def memory(device: torch.device, reset: bool = False) -> str:
+    """The most memory that a GPU had to give since the last reset, for a line of figures; nothing for a CPU."""
+    if device.type != "cuda":
+        return ""
+    text = f" {torch.cuda.max_memory_allocated(device) / GIB:7.2f} GiB"
+    if reset:
+        torch.cuda.reset_peak_memory_stats(device)
+    return text
 
 
 def peak_flops(dtype: torch.dtype, repeat: int, device: torch.device = torch.device("cpu")) -> float:
@@ -124,6 +137,12 @@ CASES: dict[str, Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]] = {
     "Decoder, channels_last": lambda: decoder_case(True),
     "Decoder, channels_last, no GroupNorm": lambda: decoder_case(True, norm=False),
 }
+LARGE: dict[str, Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]] = {
+    "LightningDiT-XL/1, 16x16x32, batch 32": lambda: flow_case(
+        lightningdit("XL/1", in_channels=32, input_size=16, num_classes=1000), 32
+    ),
+    "Paper's decoder, 256x256, batch 8": lambda: (ConvolutionalDecoder(32, 3), (torch.randn(8, 32, 16, 16),)),
+}
 PLAIN = "LightningDiT-S/1 beside its paper's"
 WEIGHT = "Adaptive weight's two gradients"
 
@@ -142,11 +161,10 @@ def main() -> None:
     peak = peak_flops(dtype, args.repeat, args.device)
     name = str(dtype).removeprefix("torch.")
     print(f"peak of matrix multiplication, {name}, {args.device}, {args.threads} threads: {peak / 1e9:.0f} GFLOP/s")
-    for name, make in CASES.items():
-        if args.only not in name:
-            continue
+    for name, make in chosen(args.only, args.device).items():
         for mode in ("eager", "compile") if args.compile else ("eager",):
             torch.manual_seed(0)
+            memory(args.device, reset=True)
             model, inputs = make()
             model, inputs = model.to(args.device), tuple(x.to(args.device) for x in inputs)
             with FlopCounterMode(display=False) as counter:
@@ -155,7 +173,8 @@ def main() -> None:
                 compile_networks(nn.ModuleList([model]))
             seconds = median_seconds(training_step(model, *inputs, dtype=dtype), args.repeat)
             share = counter.get_total_flops() / seconds / peak
-            print(f"{name:42} {mode:8} {seconds * 1e3:8.1f} ms {share:6.0%} of peak", flush=True)
+            taken = memory(args.device)
+            print(f"{name:42} {mode:8} {seconds * 1e3:8.1f} ms {share:6.0%} of peak{taken}", flush=True)
     if args.only in PLAIN:
         for mode in ("eager", "compile") if args.compile else ("eager",):
             ratio = times_as_fast(mode == "compile", args.repeat, args.device, dtype)
@@ -164,6 +183,12 @@ def main() -> None:
         for mode in ("eager", "compile") if args.compile else ("eager",):
             share = weight_share(mode == "compile", args.repeat, args.device)
             print(f"{WEIGHT:42} {mode:8} {share:8.2f} of a decoder's backward pass", flush=True)
+
+
+def chosen(only: str, device: torch.device) -> dict[str, Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]]:
+    """The cases whose name contains `only`; the large ones on a GPU, or where no other has such a name."""
+    small, large = ({name: make for name, make in cases.items() if only in name} for cases in (CASES, LARGE))
+    return small | large if device.type == "cuda" or not small else small
 
 
 def times_as_fast(compiles: bool, repeat: int, device: torch.device, dtype: torch.dtype) -> float:

@@ -6,7 +6,8 @@
 The recipe's variant with the most stages is timed. Any field of it is an option, as for `dmvae run`:
 --run.precision bfloat16, or --data.root where one is required. Data are procedural, networks are the recipe's. With
 --compile, compiled and eager steps take turns, and the seconds of the first 15 compiled steps are printed too, with
-nothing kept from an earlier compilation. Ratios of one run compare; absolute figures move with the machine.
+nothing kept from an earlier compilation. On a GPU also the most memory that eager steps take. Ratios of one run
+compare; absolute figures move with the machine.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.models import CYCLE, fastest, median_seconds, peak_flops, wait
+from benchmarks.models import CYCLE, fastest, median_seconds, memory, peak_flops, wait
 from dmvae import pipeline
 from dmvae.commands.parser import parse_overrides
 from dmvae.datasets.shapes import Shapes
@@ -58,15 +59,17 @@ def main() -> None:
         for stage in stages_of(recipe):
             if args.stage not in (None, stage):
                 continue
+            memory(args.device, reset=True)
             steps = Steps(jobs[stage], args.device)
             operations, timed, first = flops_per_image(steps), [steps], 0.0
+            taken = memory(args.device)
             if args.compile:
                 timed = [Steps(jobs[stage], args.device, compiled=True), steps]
                 first = timed[0].first()
             seconds = fastest(timed, args.seconds)
             images = steps.batch_size / seconds[0]
             more = f"{seconds[1] / seconds[0]:>12.2f} {first:>15.1f}" if args.compile else ""
-            print(f"{stage:<10} {images:>9.0f} {images * operations / peak:>14.0%}{more}", flush=True)
+            print(f"{stage:<10} {images:>9.0f} {images * operations / peak:>14.0%}{more}{taken}", flush=True)
             if stage == "matching":
                 print(f"  of which the proxies of gFD {proxy_seconds(steps) / seconds[-1]:.1%}")
 

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from benchmarks import gpu, models
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,9 +32,40 @@ def test_the_gpu_s_runs_on_a_cpu(monkeypatch, capsys):
         "LightningDiT eager",
         "decoder eager",
         "TF32",
-        "sampling eager, 2 steps",
+        "sampling eager, 2 steps at batch 4",
     ):
         assert line in out
+    for stage in ("encoder", "tokenizer", "reference", "matching", "decoder", "generator"):
+        assert f"\n{stage} " in out
+
+
+def test_what_a_gpu_missed_is_told():
+    memory = {
+        "tokenizer": (10.9, 10.0),
+        "matching": (11.2, 10.0),
+        "decoder": (8.9, 10.0),
+        "encoder": (float("nan"), 1.0),
+    }
+    shares = {"LightningDiT eager": 0.2, "LightningDiT compiled": 0.39, "decoder eager": 0.01, "decoder compiled": 0.35}
+    assert gpu.missed(memory, shares) == [
+        "matching takes 11.20 GiB, and not 10.00",
+        "decoder takes 8.90 GiB, and not 10.00",
+        "LightningDiT compiled reaches 39% of the peak, and not 40%",
+    ]
+    assert gpu.missed({}, {"LightningDiT eager": 0.3}) == []
+    assert gpu.missed({}, {"decoder compiled": 0.34}) == ["decoder compiled reaches 34% of the peak, and not 35%"]
+
+
+def test_large_networks_are_for_a_gpu_or_for_who_asks():
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert models.chosen("", cpu) == models.CASES
+    assert models.chosen("LightningDiT", cpu).keys() < models.CASES.keys()
+    assert [*models.chosen("XL/1", cpu)] == ["LightningDiT-XL/1, 16x16x32, batch 32"]
+    assert models.chosen("", cuda) == models.CASES | models.LARGE
+    with torch.device("meta"):
+        for make in models.LARGE.values():
+            model, inputs = make()
+            assert model(*inputs).shape[0] == len(inputs[0])
 
 
 @pytest.mark.slow

@@ -171,6 +171,21 @@ def test_the_count_sees_what_waits(read):
     assert (reads.found, reads.listed) == ([], {"why"})
 
 
+@pytest.mark.parametrize("raises", [False, True])
+def test_on_a_gpu_a_listed_wait_does_not_raise(monkeypatch, raises):
+    mode = ["error"]
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: mode[0])
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda new: mode.__setitem__(0, new))
+    seen = []
+    with pytest.raises(KeyError) if raises else nullcontext(), waits("why"):
+        seen.append((listed(), mode[0]))
+        if raises:
+            raise KeyError
+    assert seen == [("why", 0)]
+    assert (listed(), mode) == (None, ["error"])
+
+
 def test_the_count_lets_pass_what_does_not():
     with Reads() as reads:
         x = torch.ones(3, 3)
@@ -336,6 +351,7 @@ def test_the_count_sees_what_is_copied():
         *((stage, {}) for stage in STAGES),
         *(("matching", {"matching__objective": {"type": name}}) for name in names(Matching) if name != "sinkhorn"),
         ("matching", {"matching__objective": {"type": "dmd", "divergence": "forward_kl"}}),
+        ("matching", {"matching__objective": {"type": "transport", "queue": 16, "views": ["whole", "convolution"]}}),
         ("matching", EDITED | {"matching__noise": "reference"}),
         ("matching", EDITED | {"matching__noise": "fixed", "matching__noise_std": 0.5, "matching__anchor": None}),
         ("tokenizer", {"tokenizer__alignment": {"kind": "l2"}, "tokenizer__noise": 0.8}),

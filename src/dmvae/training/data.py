@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from dmvae.datasets.loading import loader
+from dmvae.datasets.pixels import as_input
+from dmvae.latents.store import LatentSet, Stored
 from dmvae.runtime import distributed
-from dmvae.runtime.random import seed_of
+from dmvae.runtime.random import Random, seed_of
 from dmvae.runtime.words import counted
+from dmvae.training.augment import random_flip
+from dmvae.training.stage import N, T, TrainingStage
 
 
 class Order(Sampler[list[int]]):
@@ -38,6 +43,33 @@ class Order(Sampler[list[int]]):
             self._passes = {e: p for e, p in self._passes.items() if e >= epoch - 1}
             self._passes[epoch] = torch.randperm(self.n, generator=generator)
         return int(self._passes[epoch][position % self.n])
+
+
+def batches(
+    stage: TrainingStage[T, N], key: tuple[object, ...], start: int, steps: int, stops: Callable[[], bool]
+) -> Generator[tuple[Tensor, Tensor], None, None]:
+    """(data, labels) on the device from step `start` on; empty tensors for a stage without a data set. Raises
+    KeyboardInterrupt where `stops` is true while a batch does not come."""
+    config, inputs, world = stage.config, stage.inputs, distributed.world_size()
+    require_split(stage.name, config.batch_size, world, inputs.sections.run.accumulate if stage.takes_parts else 1)
+    dataset = stage.data()
+    if dataset is None:
+        local, device = config.batch_size // world, inputs.device
+        while True:
+            yield torch.empty(local, device=device), torch.empty(local, dtype=torch.int64, device=device)
+    require_batch(stage.name, config.batch_size, len(dataset))
+    order = Order(len(dataset), config.batch_size, key, start, steps)
+    flips = inputs.data.flip and stage.flips
+    latents = dataset if isinstance(dataset, LatentSet) else None
+    items = dataset if latents is None else Stored(latents)
+    found = loader(items, order, inputs.sections.run.workers, inputs.device, stops)
+    for step, (data, labels) in enumerate(found, start):
+        x = as_input(data, inputs.device)
+        if latents is not None:
+            x = latents.normalise(x)
+        if flips:
+            x = random_flip(x, Random(*key, "flip", step, device=inputs.device))
+        yield x, labels.to(inputs.device, non_blocking=True)
 
 
 def require_split(stage: str, batch_size: int, ranks: int, parts: int = 1) -> None:

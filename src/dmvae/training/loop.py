@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +12,7 @@ import torch
 from torch import nn
 
 from dmvae.config import Values
-from dmvae.datasets.loading import loader
-from dmvae.datasets.pixels import as_input
 from dmvae.inputs import snapshot
-from dmvae.latents.store import LatentSet, Stored
 from dmvae.models.artifact import save_network
 from dmvae.runtime import distributed
 from dmvae.runtime.console import Bar
@@ -25,8 +22,7 @@ from dmvae.runtime.random import Random, seed_of
 from dmvae.runtime.signals import Interrupted, signals
 from dmvae.runtime.transfer import Figure
 from dmvae.training import checkpoint
-from dmvae.training.augment import random_flip
-from dmvae.training.data import Order, require_batch, require_split
+from dmvae.training.data import batches
 from dmvae.training.ema import Average
 from dmvae.training.health import LOOKBACK, ROLLED_BACK, SLOWER, WINDOW, Health, Unwell, hopeless, told, went_back
 from dmvae.training.logging import Figures
@@ -279,7 +275,7 @@ def _to_the_end(trainer: Trainer, folder: Path) -> Facts:
         closing(Figures(inputs.out, run.tracker, trainer.step, f"{inputs.variant}/{stage.name}")) as figures,
         tuned(),
         signals() as signalled,
-        closing(_batches(trainer, steps, signalled)) as data,
+        closing(batches(stage, trainer.key, trainer.step, steps, lambda: bool(signalled))) as data,
         Bar(title, steps, "images", trainer.step) as bar,
     ):
         last = stage.done(trainer.networks)
@@ -317,32 +313,6 @@ def _to_the_end(trainer: Trainer, folder: Path) -> Facts:
     trainer.save_networks(inputs.out)
     facts = {"steps": trainer.step, "images_seen": trainer.images_seen, "seconds": round(trainer.seconds, 2)}
     return facts | ({"rolled_back": went_back(inputs.out)} if trainer.slowed else {})
-
-
-def _batches(
-    trainer: Trainer, steps: int, signalled: list[int]
-) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
-    """(data, labels) on the device from the current step on; empty tensors for a stage without a data set."""
-    stage, config, inputs, world = trainer.stage, trainer.config, trainer.inputs, distributed.world_size()
-    require_split(stage.name, config.batch_size, world, inputs.sections.run.accumulate if stage.takes_parts else 1)
-    dataset = stage.data()
-    if dataset is None:
-        local, device = config.batch_size // world, inputs.device
-        while True:
-            yield torch.empty(local, device=device), torch.empty(local, dtype=torch.int64, device=device)
-    require_batch(stage.name, config.batch_size, len(dataset))
-    order = Order(len(dataset), config.batch_size, trainer.key, trainer.step, steps)
-    flips = inputs.data.flip and stage.flips
-    latents = dataset if isinstance(dataset, LatentSet) else None
-    items = dataset if latents is None else Stored(latents)
-    batches = loader(items, order, inputs.sections.run.workers, inputs.device, lambda: bool(signalled))
-    for step, (data, labels) in enumerate(batches, trainer.step):
-        x = as_input(data, inputs.device)
-        if latents is not None:
-            x = latents.normalise(x)
-        if flips:
-            x = random_flip(x, Random(*trainer.key, "flip", step, device=inputs.device))
-        yield x, labels.to(inputs.device, non_blocking=True)
 
 
 def _losses(row: dict[str, float] | None) -> str | None:
