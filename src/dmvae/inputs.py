@@ -23,6 +23,7 @@ from dmvae.latents.store import encode_dataset
 from dmvae.losses.perceptual import PerceptualLoss
 from dmvae.models.base import Encodes, Tokenizer
 from dmvae.models.discriminator import PatchGAN
+from dmvae.runtime import distributed
 from dmvae.runtime.console import console
 from dmvae.runtime.done import read_done
 from dmvae.sections import AutoencoderShape, Sections
@@ -186,8 +187,9 @@ class Inputs:
         module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def say(self, text: str) -> None:
-        """Print a line that begins with the stage's name."""
-        console.print(f"  {self.out.name.rsplit('-', 1)[0]}: {text}")
+        """Print a line that begins with the stage's name; one rank does."""
+        if distributed.is_main():
+            console.print(f"  {self.out.name.rsplit('-', 1)[0]}: {text}")
 
 
 def snapshot(step: int) -> str:

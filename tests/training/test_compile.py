@@ -130,9 +130,10 @@ def graphs(tmp_path, **over) -> int:
 
 @pytest.mark.slow
 def test_nothing_is_compiled_for_the_teacher_alone_nor_twice_nor_for_what_is_seldom_asked(tmp_path, monkeypatch):
-    found = graphs(tmp_path, matching__proxy_every=1)
+    known = {"run__compile": True}  # by which the stage knows that it is compiled
+    found = graphs(tmp_path, matching__proxy_every=1, **known)
     assert found > 1
-    # the encoder has one graph for both kinds of turns, where the stage knows that it is compiled
-    assert graphs(tmp_path, run__compile=True) == found - 1
-    monkeypatch.setattr(DMD, "differentiates", True)  # a frozen teacher's block and last layer are two more
-    assert graphs(tmp_path, matching__proxy_every=0) == found + 2
+    # else the teacher is frozen, whose block and last layer are two more, and the encoder has one for each kind of turn
+    assert graphs(tmp_path) == found + 3
+    monkeypatch.setattr(DMD, "differentiates", True)
+    assert graphs(tmp_path, matching__proxy_every=0, **known) == found + 2

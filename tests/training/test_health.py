@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -46,6 +47,16 @@ def judged(bound, windows):
 )
 def test_two_windows_out_of_bounds_are_not_well(bound, windows, found):
     assert judged(bound, windows) == found
+
+
+def test_what_is_halfway_out_of_bounds_is_told_once():
+    bound = replace(SPREAD, warns=0.5, warning="it is thin")
+    health, told = Health([bound], torch.device("cpu")), []
+    for step, value in enumerate([1.0, 0.4, 0.6, 0.4, 0.4, 0.4, 0.9, 0.3, 0.3], 1):
+        health.add({"spread": value})
+        health.end_window(step)
+        told += health.judge()
+    assert told == ["warning: it is thin: spread is 0.4 by step 5"]
 
 
 def test_ranks_are_judged_together_and_a_checkpoint_has_it_all():
@@ -165,11 +176,21 @@ def test_latents_that_collapse_once_are_taken_back(prepared, quick, monkeypatch,
     assert facts["steps"] == 16
     for told in (facts["rolled_back"], out):
         assert "the latents have collapsed" in told
-        assert "it goes back to step 6, with all learning rates times 0.25" in " ".join(told.split())
+        assert "it goes back to step 6, with all learning rates times 0.25. So that" in " ".join(told.split())
+        assert "lower matching.weight or matching.learning_rate" in " ".join(told.split())
     log = (prepared / "run/main/matching/log.jsonl").read_text().splitlines()
     steps = [json.loads(row)["step"] for row in log]
     assert steps == sorted(set(steps))
     assert json.loads(log[-1])["health/spread"] > 0.2
+
+
+def test_latents_that_shrink_are_told_and_not_taken_back(prepared, quick, monkeypatch, capsys):
+    scales(monkeypatch, 0.85, once=False)
+    tiny.run(write(prepared, weight=0.14), only="matching")
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("warning: the latents have shrunk") == 1
+    assert "raise matching.student_steps" in said
+    assert "rolled_back" not in done(prepared)
 
 
 def test_killed_before_and_after_it_went_back_it_ends_the_same(prepared, quick, monkeypatch):

@@ -102,8 +102,8 @@ class Matching(Registered):
     has_student: ClassVar[bool] = True
     """Whether a second network is trained beside the tokenizer."""
     differentiates: ClassVar[bool] = True
-    """Whether `loss` differentiates the teacher, and so needs it frozen. Else it is left like the student, and the two
-    share what is compiled for them."""
+    """Whether `loss` differentiates the teacher, and so needs it frozen. Else it is left like the student where
+    networks are compiled, and the two share what is."""
     only_for: ClassVar[tuple[str, ...]] = ()
     """The references, by `type`, that it is for; all where there are none."""
 

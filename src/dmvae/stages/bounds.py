@@ -13,6 +13,10 @@ BOUNDS = (
         below=0.2,
         means="the latents have collapsed: their spread is a small part of the reference's",
         advice="lower matching.weight or matching.learning_rate, or raise matching.student_steps or student_warmup",
+        warns=0.5,
+        warning="the latents have shrunk, as they do where they are far from the reference and the student lags "
+        "behind, so that they are pulled to its mean; raise matching.student_steps, or name no objective, for the "
+        "setting that arrives",
     ),
     Bound(
         figure="health/spread",

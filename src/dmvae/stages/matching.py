@@ -233,7 +233,9 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         networks.student = config.objective.new_student(
             inputs.latent_shape, inputs.num_classes, networks.teacher, config.model
         )
-        if teacher is not None and config.objective.differentiates:
+        # Autocast keeps copies of weights that are not frozen. Compiled parts make their own, and share the student's
+        # graphs where these are alike.
+        if teacher is not None and (config.objective.differentiates or not inputs.sections.run.compile):
             teacher.requires_grad_(False)
         networks.trains["tokenizer"] = [p for p in autoencoder.parameters() if p.requires_grad]
         if networks.student is not None:

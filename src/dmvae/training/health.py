@@ -48,6 +48,9 @@ class Bound:
     """What the user can change."""
     slows: tuple[str, ...] = ()
     """The updates whose learning rate is lowered; all where there are none."""
+    warns: float = 0.0
+    """Below so many times the smaller of the two, `warning` is told, once; it is no reason to go back."""
+    warning: str = ""
 
     def holds(self, value: float, first: float) -> bool:
         """Whether the mean `value` is in bounds. One that is not finite never is."""
@@ -73,6 +76,9 @@ class Health:
         self.state = torch.tensor([0.0, 0.0, math.nan, 0.0], device=device).repeat(len(self.bounds), 1)
         self.ended: list[tuple[int, Tensor]] = []
         """(last step, sums and counts [bounds, 2]) of the windows that are not judged yet."""
+        self.low: dict[Bound, int] = {}
+        self.warned: set[Bound] = set()
+        """Windows in a row that call for a warning, and what was warned of. A training that goes on warns again."""
 
     def add(self, figures: Mapping[str, Figure]) -> None:
         """Take the figures of one update; nothing waits for the device."""
@@ -93,9 +99,10 @@ class Health:
         self.ended.append((step, self.state[:, :2].clone()))
         self.state[:, :2] = 0
 
-    def judge(self) -> None:
-        """Judge the windows that have ended. Raises Unwell for a bound that is broken for the second time in a row, or
-        not finite."""
+    def judge(self) -> list[str]:
+        """Judge the windows that have ended; returns new warnings. Raises Unwell for a bound that is broken for the
+        second time in a row, or not finite."""
+        warnings: list[str] = []
         ended, self.ended = self.ended, []
         for step, window in ended:
             rows = torch.cat([window, self.state[:, 2:]], 1).tolist()
@@ -108,6 +115,12 @@ class Health:
                 row[2], row[3] = first, broken
                 if broken >= IN_A_ROW or not math.isfinite(value):
                     raise Unwell(bound, value, first, step)
+                low = value < bound.warns * min(first, bound.usual)
+                self.low[bound] = self.low.get(bound, 0) + 1 if low else 0
+                if self.low[bound] == IN_A_ROW and bound not in self.warned:
+                    self.warned.add(bound)
+                    warnings.append(f"warning: {bound.warning}: {bound.figure} is {value:.3g} by step {step}")
+        return warnings
 
 
 def went_back(folder: Path) -> str:
@@ -121,9 +134,14 @@ def told(error: Exception) -> object:
     return error if isinstance(error, FloatingPointError) else "a matrix became NaN or infinite (no eigenvalues)"
 
 
+def advice(name: str, error: Exception) -> str:
+    """What the user can change so that a stage is well."""
+    if isinstance(error, Unwell):
+        return error.bound.advice
+    return f"give a lower --{name}.learning_rate or a longer --{name}.warmup, with which the stage begins again"
+
+
 def hopeless(name: str, folder: Path, error: Exception, slowed: bool) -> str:
     """What to say of a stage that stops for good: the same settings end there again; a changed field starts anew."""
     again = f", although it went back before with smaller learning rates ({went_back(folder)})" if slowed else ""
-    advice = f"give a lower --{name}.learning_rate or a longer --{name}.warmup, with which the stage begins again"
-    advice = error.bound.advice if isinstance(error, Unwell) else advice
-    return f"{name}: {told(error)}{again}; from the same settings it always will: {advice}"
+    return f"{name}: {told(error)}{again}; from the same settings it always will: {advice(name, error)}"

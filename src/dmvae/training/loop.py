@@ -24,7 +24,18 @@ from dmvae.runtime.transfer import Figure
 from dmvae.training import checkpoint
 from dmvae.training.data import batches
 from dmvae.training.ema import Average
-from dmvae.training.health import LOOKBACK, ROLLED_BACK, SLOWER, WINDOW, Health, Unwell, hopeless, told, went_back
+from dmvae.training.health import (
+    LOOKBACK,
+    ROLLED_BACK,
+    SLOWER,
+    WINDOW,
+    Health,
+    Unwell,
+    advice,
+    hopeless,
+    told,
+    went_back,
+)
 from dmvae.training.logging import Figures
 from dmvae.training.optim import adamw, learning_rate_factor
 from dmvae.training.preparing import checkpoint_activations, compile_networks
@@ -253,7 +264,8 @@ def _rolled_back(stage: AnyTraining, folder: Path, trouble: Exception, step: int
     names = trouble.bound.slows if isinstance(trouble, Unwell) else ()
     trainer.slow(names)
     what = f"the learning rate of {', '.join(names)}" if names else "all learning rates"
-    text = f"step {step}: {told(trouble)}; it goes back to step {trainer.step}, with {what} times {SLOWER:g}"
+    text = f"step {step}: {told(trouble)}; it goes back to step {trainer.step}, with {what} times {SLOWER:g}. "
+    text += f"So that it need not: {advice(stage.name, trouble)}"
     inputs.say(text)
     if distributed.is_main():
         with (inputs.out / ROLLED_BACK).open("a") as file:
@@ -296,7 +308,8 @@ def _to_the_end(trainer: Trainer, folder: Path) -> Facts:
             saves = trainer.step % run.save_every == 0 or stops
             row = None
             if logs or saves:
-                trainer.health.judge()
+                for warning in trainer.health.judge():
+                    inputs.say(warning)
                 row = figures.write(trainer.step, seconds=round(trainer.seconds, 3))
             keeps = config.keeps(trainer.step, run.keep_every)
             if stops or saves or keeps or last:
