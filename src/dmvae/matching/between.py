@@ -14,9 +14,8 @@ from dmvae import config as configs
 from dmvae.flow.guidance import Velocity
 from dmvae.matching import Context, Log, Matching, Student, compared
 from dmvae.ranges import BatchSize, Range
-from dmvae.references import ReferenceConfig
+from dmvae.references import ReferenceConfig, draw
 from dmvae.runtime import distributed
-from dmvae.runtime.transfer import send
 from dmvae.transport.classes import by_class
 from dmvae.transport.views import View, pairs, random_convolution, tokens, whole
 
@@ -72,12 +71,12 @@ class BetweenSamples(Matching):
         that of a batch without one."""
         context, reference = compared(self.type, context, z, labels)
         rng, world = context.rng, distributed.world_size()
-        y, y_labels = reference.sample(-(-self.samples // world), rng.on_cpu())
+        y, y_labels = draw(reference, -(-self.samples // world), rng, z.device)
         # Every rank compares the whole batch, in the same directions, so that the number of ranks changes nothing.
-        z, y = distributed.gather(z), distributed.gather(send(y, z.device))
+        z, y = distributed.gather(z), distributed.gather(y)
         queue = self._remembered(context, z)
         if self.labels:
-            labels, y_labels = distributed.gather(labels), distributed.gather(send(y_labels, labels.device))
+            labels, y_labels = distributed.gather(labels), distributed.gather(y_labels)
         total, log = z.new_zeros(()), Log()
         for name in self.views:
             if name == "pair" and z.shape[2] * z.shape[3] == 1:
