@@ -70,7 +70,7 @@ FOLDED = (
     ),
     Figure(
         "spread_to_reference",
-        "spread",
+        "spread, latents",
         "× reference",
         0,
         "{:.2f}",
@@ -78,7 +78,7 @@ FOLDED = (
     ),
     Figure(
         "rank_to_reference",
-        "rank",
+        "rank, latents",
         "× reference",
         0,
         "{:.2f}",
