@@ -212,11 +212,12 @@ def test_an_anchor_keeps_edits_small(tmp_path, small):
 
 def test_arrival_ends_the_stage(tmp_path, small, monkeypatch):
     monkeypatch.setattr(approach, "multiples", lambda *_: {"whole": 1.0, "token": 1.05, "pair": 1.0})
-    jobs = tiny.run(write(tmp_path, matching__until="arrived", matching__steps=40), until="matching")
+    ends = {"matching__until": "arrived", "matching__steps": 40, "matching__noise": "none"}
+    jobs = tiny.run(write(tmp_path, **ends), until="matching")
     facts = next(job for job in jobs if job.stage.name == "matching").facts()
     assert 4 <= facts["steps"] < 20
     (tmp_path / "run/main/matching/done.json").unlink()
-    tiny.run(write(tmp_path, matching__until="arrived", matching__steps=40), only="matching")
+    tiny.run(write(tmp_path, **ends), only="matching")
 
 
 def test_the_newest_latents_are_remembered_with_their_labels():
@@ -287,6 +288,10 @@ def test_the_ratio_follows_the_distance_and_three_in_a_row_are_arrival(monkeypat
         (
             {"matching.until": "arrived"},
             "until: 8 steps leave room for 0 measurements of the distance, and arrival is 3 in a row",
+        ),
+        (
+            {"matching.until": "arrived", "matching.noise": "reference", "matching.steps": 200},
+            "until: arrived: samples that are edited are at the reference from the first turn",
         ),
         (
             {"matching.objective": {"type": "velocity_gap"}, "reference.distribution": {"type": "cube"}},

@@ -81,9 +81,14 @@ def arriving(values: Values) -> Values:
     return configs.merge({"reference": {"teacher": False}, "matching": _ARRIVING | latents}, values)
 
 
-def unfit(config: Editing, model: Tokenizer, batch_size: int, relative: bool) -> Iterator[str]:
+def unfit(config: Editing, model: Tokenizer, batch_size: int, relative: bool, until: str | None) -> Iterator[str]:
     """What an `Editing` asks for that this tokenizer does not have, or images in batches of so many; relative: the pull
-    is a ratio of gradients."""
+    is a ratio of gradients; until: when the stage ends before its last step."""
+    if config.noise in EDITED and until is not None:
+        yield (
+            f"matching.until: {until}: samples that are edited are at the reference from the first turn, so it would "
+            f"end before images are written into them; set until to null, or matching.noise ({config.noise}) to another"
+        )
     if config.noise == "posterior" and not model.has_spread:
         yield "matching.noise: 'posterior' needs a tokenizer with one (autoencoder.variational: true); use 'none'"
     if config.noise in EDITED and not isinstance(model, Autoencoder):

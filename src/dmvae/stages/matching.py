@@ -67,7 +67,8 @@ class MatchingTraining(Editing, FlowTraining):
     latents: the largest of the sliced distances of whole latents, tokens and pairs of tokens, of which 1 is that
     between two samples of the reference, and of how well a small network tells tokens apart (1 is 55 %, arrival 2)."""
     until: Literal["arrived"] | None = configs.added(None)
-    """"arrived": the stage ends when three measurements in a row are at most `target`, or after `steps`."""
+    """"arrived": the stage ends when three measurements in a row are at most `target`, or after `steps`. Not for edited
+    samples, which are there from the start."""
     decoded: BatchSize | None = configs.added(None)
     """Images of a batch that are reconstructed; the others are encoded for the matching loss only, which is cheap and
     needs many. null: all."""
@@ -197,7 +198,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
                 "matching.train_encoder: with a frozen encoder and no bottleneck, nothing can move the latents; "
                 "set train_encoder: true or give autoencoder.latent_channels"
             )
-        yield from unfit(config, model, config.batch_size, config.balance != "fixed")
+        yield from unfit(config, model, config.batch_size, config.balance != "fixed", config.until)
 
     def build(self) -> MatchingNetworks:
         config, inputs = self.config, self.inputs
