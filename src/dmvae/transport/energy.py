@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dmvae.transport.checks import require_vectors
+from dmvae.transport.sinkhorn import squares
 
 
 def energy_distance(z: Tensor, y: Tensor, unbiased: bool = True) -> Tensor:
@@ -29,7 +30,7 @@ def _among(x: Tensor, unbiased: bool) -> Tensor:
 def distances(a: Tensor, b: Tensor, same: bool = False) -> Tensor:
     """Euclidean distances [n, m], with gradient 0 where two vectors are the same. same: b is a, so that no vector has a
     distance to itself: rounding gives it one, whose root's steep slope makes up to a third of the gradient."""
-    square = (a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T).clamp_min(0)
+    square = squares(a, b)
     if same:
         square = square.masked_fill(torch.eye(len(a), dtype=torch.bool, device=a.device), 0)
     return (square + 1e-12).sqrt()
