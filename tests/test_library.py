@@ -132,6 +132,34 @@ def test_the_training_loop_of_ones_own(monkeypatch, capsys):
     assert abs(std[-1] - 1) < abs(std[0] - 1), "the latents' spread approaches the reference's"
 
 
+def pulled(objective, labels, **shape):
+    """(gradient at latents near and far, student after it, figures)."""
+    z = (torch.arange(1, 9.0).view(8, 1, 1, 1) * Random(0).normal(8, 2, 2, 2)).requires_grad_()
+    velocity = FlowModelConfig(width=8, depth=1, heads=1)
+    torch.manual_seed(0)
+    student = objective.new_student((2, 2, 2), 3, None, velocity)
+    loss, log = objective.loss(z, labels, Gaussian((2, 2, 2), 3, 1.0).velocity, student, Context(Random(1), 3))
+    loss.backward()
+    return z.grad.flatten(1), student, log
+
+
+def test_the_example_of_an_objective_that_remembers():
+    methods = load(EXAMPLES / "dmd_following.yaml")
+    example = type(methods["all"].matching.objective)
+    assert [methods[name].matching.student_steps for name in ("following", "all")] == [2, 10]
+    labels = torch.zeros(8, dtype=torch.int64)
+    plain, student, log = pulled(example(guidance=1.0, follow=False, clip=None), labels)
+    assert torch.equal(plain, pulled(DMD(guidance=1.0), labels)[0])
+    assert log["gap/clipped"] == 0
+    assert not torch.equal(student.gaps, torch.ones(8)), "which the student's checkpoints hold"
+    clipped, _, log = pulled(example(guidance=1.0, follow=False, clip=1.0), labels)
+    assert log["gap/clipped"] > 0.3
+    lengths = plain.norm(dim=1)
+    assert clipped.norm(dim=1) == pytest.approx(lengths.clamp_max(lengths.median()), rel=1e-5)
+    followed, _, _ = pulled(example(guidance=1.0, clip=None), labels)
+    assert not torch.equal(followed, plain)
+
+
 SHORTER = {
     "evaluation": {"N = 200": "N = 40"},
     "own_images": {'"steps": 60': '"steps": 6'},

@@ -1,5 +1,6 @@
 """The report of complete, partial and oddly named runs: what stands in it, and that it needs nothing else."""
 
+import json
 import re
 from html.parser import HTMLParser
 
@@ -60,6 +61,17 @@ def test_the_way_to_the_reference_has_a_line_for_each_class_and_no_panel_elsewhe
         assert name in way, name
     assert "distance/ratio" in curves
     assert "distance/told" not in curves
+
+
+def test_the_way_to_the_reference_shows_where_it_was_handed_over(tmp_path, complete):
+    jobs = build(tmp_path)
+    log = next(job.folder for job in jobs if job.stage.name == "matching") / "log.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines()[:-1]]  # whose last is cut
+    log.write_text("".join(json.dumps(row | {"matching/refines": float(i > 5)}) + "\n" for i, row in enumerate(rows)))
+    way = write_report(tmp_path, jobs).read_text().split("The way to the reference")[1].split("<h3>")[0]
+    assert "matched, handed over" in way
+    assert "the share of turns in which the objective that refines" in way
+    assert "handed over" not in complete
 
 
 def test_nothing_is_loaded_from_elsewhere(complete):

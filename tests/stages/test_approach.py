@@ -157,14 +157,32 @@ QUEUED = {
     },
 }
 """More latents than the turns have between the checkpoint and the power cut."""
+HANDED = {
+    "handed over": {
+        "matching__objective": {"type": "hand_over", "far": {"type": "transport", "slices": 6}, "below": 1e5},
+        "matching__model": {"width": 8, "depth": 1, "heads": 1},
+        "matching__student_steps": 1,
+        "matching__balance": "gradient",
+        "matching__noise": "none",
+    }
+}
+"""Which measures the distance though no weight follows it."""
 
 
-@pytest.mark.parametrize("how", EDITED | QUEUED)
+def test_a_distance_that_was_measured_hands_over(tmp_path, small):
+    tiny.run(write(tmp_path, **HANDED["handed over"]), until="matching")
+    rows = [json.loads(line) for line in (tmp_path / "run/main/matching/log.jsonl").read_text().splitlines()]
+    found = {row["step"]: row["matching/refines"] for row in rows if "matching/refines" in row}
+    assert found == {step: float(step > 3) for step in (2, 3, 4, 6, 8)}, "the distance is measured in the third turn"
+    assert {"transport/token", "gap/t0.12", "distance/token"} <= {key for row in rows for key in row}
+
+
+@pytest.mark.parametrize("how", EDITED | QUEUED | HANDED)
 def test_killed_and_started_again_it_ends_in_the_same_weights(tmp_path, small, monkeypatch, how):
     found = []
     for name in ("whole", "stopped"):
         (tmp_path / name).mkdir()
-        path = write(tmp_path / name, **(EDITED | QUEUED)[how])
+        path = write(tmp_path / name, **(EDITED | QUEUED | HANDED)[how])
         if name == "stopped":
             updates = MatchingStage.updates
 

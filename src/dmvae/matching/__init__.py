@@ -53,6 +53,9 @@ class Context:
     recent: tuple[Tensor, Tensor] | None = None
     """Latents [k, C, H, W] of the turns before, of all ranks, newest first, and their labels int64 [k], for objectives
     that need them; none at first."""
+    distance: float | None = None
+    """The largest sliced distance of recent latents to the reference, a multiple of chance, infinity until it is
+    measured, for objectives that go by it."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.rng, torch.Generator):
@@ -104,6 +107,8 @@ class Matching(Registered):
     differentiates: ClassVar[bool] = True
     """Whether `loss` differentiates the teacher, and so needs it frozen. Else it is left like the student where
     networks are compiled, and the two share what is."""
+    needs_distance: ClassVar[bool] = False
+    """Whether `loss` goes by the measured distance: `context.distance`."""
     only_for: ClassVar[tuple[str, ...]] = ()
     """The references, by `type`, that it is for; all where there are none."""
 

@@ -21,6 +21,13 @@ TOLD = {
     "told_whole_class": "whole latents, the class known",
 }
 
+REFINES = "matching/refines"
+"""Where an objective hands over to another: the share of turns that the second moves."""
+HANDED_OVER = (
+    " At the end the share of turns in which the objective that refines moved the latents: 0 while they are far, 1 where it "
+    "has taken over."
+)
+
 HOW_TO_READ = (
     "Bold lines are moving averages, faint lines the logged values. Steep first steps may lie above the frame."
 )
@@ -135,6 +142,7 @@ def approach(trained: Sequence[Trained]) -> list[str]:
         for names, what, log in ((DISTANCES, "distances", True), (TOLD, "told apart", False)):
             series = [Line(name, colours[name], *training.series(f"distance/{name}")) for name in names]
             charts.append(_panel(f"{title}, {what}", series, log=log))
+        charts.append(_panel(f"{title}, handed over", [Line("refines", BINS[0], *training.series(REFINES))]))
         charts.append(_panel(f"{title}, each class", [Line(key, of[key], *training.series(key)) for key in classes]))
     if not any(charts):
         return []
@@ -146,7 +154,7 @@ def approach(trained: Sequence[Trained]) -> list[str]:
             "reference have, on a logarithmic axis: 1 is equality, and 2 counts as arrived. Then how well a small "
             "network tells latents and samples apart: 0 is chance, and 2, where it is right 60 times in 100, counts as "
             "arrived; of all tokens, of whole latents, of both where the network is told the class, and of the tokens "
-            "of each class that has enough of them."
+            "of each class that has enough of them." + (HANDED_OVER if any(REFINES in t.keys for t in trained) else "")
         ),
         legend(shown),
         panels(charts),
@@ -168,7 +176,7 @@ def stage_curves(run: Run, stage: str) -> str:
     """One stage's figures, methods overlaid: losses first, the rest under a fold."""
     trained = run.trained(stage)
     keys = list(dict.fromkeys(key for training in trained for key in training.keys))
-    elsewhere = ("gap/", "health/", *(f"distance/{name}" for name in (*DISTANCES, *TOLD)))
+    elsewhere = ("gap/", "health/", REFINES, *(f"distance/{name}" for name in (*DISTANCES, *TOLD)))
     keys = [key for key in keys if not key.startswith(elsewhere)]
     main = [
         key for key in keys if key.endswith("/loss") or key in ("reconstruction/pixel", "reconstruction/perceptual")

@@ -85,7 +85,9 @@ class Approach(Recent):
         super().__init__(latent_shape)
         self.target = target
         self._near: int | None = 0
-        """What `near` holds; None where it has to be asked, for which a device would make every step wait."""
+        self._multiple: float | None = float("inf")
+        """What `near` and `multiple` hold; None where they have to be asked, for which a device would make every step
+        wait."""
         self.register_buffer("ratio", torch.tensor(float(ratio)))
         self.register_buffer("multiple", torch.tensor(float("inf")))
         self.register_buffer("near", torch.zeros((), dtype=torch.int64))
@@ -97,8 +99,15 @@ class Approach(Recent):
             self._near = int(self.near)
         return self._near >= IN_A_ROW
 
+    @property
+    def distance(self) -> float:
+        """The largest sliced distance as last measured, a multiple of chance; infinity before."""
+        if self._multiple is None:
+            self._multiple = float(self.multiple)
+        return self._multiple
+
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._near = None
+        self._near = self._multiple = None
         super()._load_from_state_dict(*args, **kwargs)
 
     def _samples(self, reference: Reference, rng: Random) -> tuple[Tensor, Tensor]:
@@ -130,7 +139,8 @@ class Approach(Recent):
         y, _ = self._samples(reference, rng)
         found = multiples(self.recent, y, rng.shared)
         worst = max(found.values())
-        self.multiple.fill_(worst)
+        self.multiple.fill_(max(value for name, value in found.items() if name != "told"))
+        self._multiple = float(self.multiple)  # the buffer's own digits, which a run that goes on finds
         self.near.copy_(self.near + 1 if worst <= self.target else torch.zeros_like(self.near))
         self._near = int(self.near)
         self.ratio.fill_(next_ratio(float(self.ratio), worst, self.target))

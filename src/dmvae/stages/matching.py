@@ -152,7 +152,8 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
     @property
     def measures(self) -> bool:
         """Whether anything depends on the distance to the reference."""
-        return self.config.balance == "distance" or self.config.until is not None
+        config = self.config
+        return config.balance == "distance" or config.until is not None or config.objective.needs_distance
 
     def bounds(self) -> Sequence[Bound]:
         return BOUNDS if self.config.rollback else ()
@@ -298,6 +299,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         raw, latents, edit = encoded.raw, encoded.latents, encoded.edit
         z = latents.requires_grad_()
         context.recent = networks.queue.newest(turn * config.batch_size)
+        context.distance = networks.approach.distance
         matching, log = config.objective.loss(z, batch.labels, networks.teacher, networks.student, context)
         if matching.ndim:
             shape = list(matching.shape)
