@@ -214,6 +214,8 @@ def test_an_anchor_measures_edits_by_the_reference_s_own_spread():
     back = held(pull, edit, 0.3, inverse) - alone
     assert back[0, :, 0, 0] @ turn[2] == pytest.approx(2, rel=0.05), "0.3 of its deviation 0.5 costs 1 / 0.5"
     assert back == pytest.approx(2 * (held(pull, edit, 0.6, inverse) - alone), abs=1e-4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(held(pull, edit, 0.3, inverse), back + alone)
 
 
 def test_an_anchor_keeps_edits_small(tmp_path, small):
@@ -266,6 +268,20 @@ def test_the_ratio_follows_the_distance_and_three_in_a_row_are_arrival(monkeypat
     assert not memory.arrived
     memory.measure(reference, Random(7))
     assert memory.arrived
+
+
+def test_autocast_leaves_the_measured_distance_as_it_is(monkeypatch):
+    monkeypatch.setattr(approach, "RECENT", 64)
+    monkeypatch.setattr(two_sample, "STEPS", 20)
+    memory, found = approach.Approach((2, 2, 2), 1.0, 1.1), []
+    memory.remember(Random(0).normal(64, 2, 2, 2))
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            memory.ratio.fill_(1.0)
+            found.append(memory.measure(Gaussian((2, 2, 2), 3, 1.0), Random(1)))
+            found[-1] |= memory.tell(Gaussian((2, 2, 2), 3, 1.0), Random(1), (), whole=True)
+    assert found[0] == found[1]
+    assert len(found[0]) == 7
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dmvae.config import Values
+from dmvae.models.base import full_precision
 from dmvae.runtime import distributed
 
 THIN = 0.03
@@ -30,7 +31,8 @@ def held(pull: Tensor, edit: Tensor, anchor: float, precision: Tensor) -> Tensor
     features are in most directions, small edits lead away from it already.
     """
     scale = distributed.average(pull.square().mean()).sqrt().clamp_min(1e-12)
-    return pull / scale + torch.einsum("cd,ndhw->nchw", precision, edit) / anchor
+    with full_precision(edit):  # along thin directions bf16 would round it to another
+        return pull / scale + torch.einsum("cd,ndhw->nchw", precision, edit) / anchor
 
 
 class Pull(torch.autograd.Function):

@@ -13,6 +13,7 @@ from torch import Tensor
 from dmvae import config as configs
 from dmvae.flow.guidance import Velocity
 from dmvae.matching import Context, Log, Matching, Student, compared
+from dmvae.models.base import full_precision
 from dmvae.ranges import BatchSize, Range
 from dmvae.references import ReferenceConfig, draw
 from dmvae.runtime import distributed
@@ -78,18 +79,19 @@ class BetweenSamples(Matching):
         if self.labels:
             labels, y_labels = distributed.gather(labels), distributed.gather(y_labels)
         total, log = z.new_zeros(()), Log()
-        for name in self.views:
-            if name == "pair" and z.shape[2] * z.shape[3] == 1:
-                continue
-            # One for latents and samples, and for all classes.
-            view = VIEWS[name] if name != "convolution" else random_convolution(z.shape[1], rng.shared)
-            compare = partial(self._between, view, context)
-            if self.labels:
-                distance = by_class(compare, z, labels, y, y_labels, queue=queue)
-            else:
-                distance = compare(z, y, queue[0])
-            total = total + distance
-            log[f"{self.type}/{name}"] = distance.detach()
+        with full_precision(z):
+            for name in self.views:
+                if name == "pair" and z.shape[2] * z.shape[3] == 1:
+                    continue
+                # One for latents and samples, and for all classes.
+                view = VIEWS[name] if name != "convolution" else random_convolution(z.shape[1], rng.shared)
+                compare = partial(self._between, view, context)
+                if self.labels:
+                    distance = by_class(compare, z, labels, y, y_labels, queue=queue)
+                else:
+                    distance = compare(z, y, queue[0])
+                total = total + distance
+                log[f"{self.type}/{name}"] = distance.detach()
         if not log:
             raise ValueError("views: latents with a single token have no pairs of neighbours; give whole or token too")
         return total, log

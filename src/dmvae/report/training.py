@@ -24,8 +24,8 @@ TOLD = {
 REFINES = "matching/refines"
 """Where an objective hands over to another: the share of turns that the second moves."""
 HANDED_OVER = (
-    " At the end the share of turns in which the objective that refines moved the latents: 0 while they are far, 1 where it "
-    "has taken over."
+    " At the end the share of turns in which the objective that refines moved the latents: 0 while they are far, 1 "
+    "where it has taken over."
 )
 
 HOW_TO_READ = (

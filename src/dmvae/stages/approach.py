@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dmvae.models.base import full_precision
 from dmvae.references import Reference
 from dmvae.runtime import distributed
 from dmvae.runtime.random import Random
@@ -124,8 +125,9 @@ class Approach(Recent):
             return {}
         y, of = self._samples(reference, rng)
         known = len(classes) > 1 and bool((self.labels >= 0).all())
-        found = multiples(self.recent, y, rng.shared) if whole else {}
-        found |= details(self.recent, y, (self.labels, of) if known else None)
+        with full_precision(y):
+            found = multiples(self.recent, y, rng.shared) if whole else {}
+            found |= details(self.recent, y, (self.labels, of) if known else None)
         parts = (key.partition("/") for key in found)
         names = ["/".join(["distance", kind, *([classes[int(label)]] if label else [])]) for kind, _, label in parts]
         return dict(zip(names, found.values(), strict=True))
@@ -137,7 +139,8 @@ class Approach(Recent):
         if int(self.count) < RECENT:
             return {}
         y, _ = self._samples(reference, rng)
-        found = multiples(self.recent, y, rng.shared)
+        with full_precision(y):
+            found = multiples(self.recent, y, rng.shared)
         worst = max(found.values())
         self.multiple.fill_(max(value for name, value in found.items() if name != "told"))
         self._multiple = float(self.multiple)  # the buffer's own digits, which a run that goes on finds

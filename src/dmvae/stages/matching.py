@@ -23,6 +23,7 @@ from dmvae.losses.pull import Pull, held, precision
 from dmvae.losses.reconstruction import reconstruction_loss
 from dmvae.matching import Context, Matching
 from dmvae.matching.dmd import DMD
+from dmvae.models.base import full_precision
 from dmvae.models.velocity import VelocityModel
 from dmvae.ranges import BatchSize, Count, Decay, Range, Rate, Wait, Weight
 from dmvae.references import Reference, draw
@@ -255,13 +256,9 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         # Compiled networks keep a graph for nothing in the student's turns: without, they would be compiled once more.
         with torch.set_grad_enabled(tokenizer_turn or self.inputs.sections.run.compile):
             encoded = self._encode(networks, batch.data, rng, settle=tokenizer_turn and turn % self._settles == 0)
+        progress, reference = batch.step / batch.steps, self.reference if config.objective.needs_reference else None
         context = Context(
-            rng,
-            self.inputs.num_classes,
-            batch.step / batch.steps,
-            self.reference if config.objective.needs_reference else None,
-            config.label_dropout,
-            config.time_distribution,
+            rng, self.inputs.num_classes, progress, reference, config.label_dropout, config.time_distribution
         )
         if tokenizer_turn:
             yield from self._tokenizer_turns(networks, batch, encoded, context, turn)
@@ -304,7 +301,8 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         if matching.ndim:
             shape = list(matching.shape)
             raise ValueError(f"matching.objective: {config.objective.type!r} gives a loss of shape {shape}, no scalar")
-        (pull,) = torch.autograd.grad(matching, z)
+        with full_precision(z):  # products of a backward pass are cast as well
+            (pull,) = torch.autograd.grad(matching, z)
         z.requires_grad_(False)
         if config.objective.needs_recent:
             networks.queue.remember(latents, batch.labels)
