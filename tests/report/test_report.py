@@ -74,6 +74,16 @@ def test_the_way_to_the_reference_shows_where_it_was_handed_over(tmp_path, compl
     assert "handed over" not in complete
 
 
+def test_methods_show_different_images_on_the_map():
+    reference, first, second = (
+        latent_map.Cloud(name, name, np.zeros((count, 3)), np.zeros(count), is_reference=name == "reference")
+        for name, count in (("reference", 40), ("first", 40), ("second", 41))
+    )
+    (group,) = latent_map.planes([reference, first, second])
+    assert [cloud.places.tolist() for cloud in group] == [[*range(40)], [*range(0, 40, 2)], [*range(1, 41, 2)]]
+    assert len(second.latents) == len(second.labels) == 20
+
+
 def test_nothing_is_loaded_from_elsewhere(complete):
     without_names = re.sub(r'xmlns(:\w+)?="[^"]*"', "", complete)
     assert not re.search(r'(?:src|href)="(?!data:|#)', without_names)

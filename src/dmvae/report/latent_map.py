@@ -89,15 +89,23 @@ def clouds_of(run: Run) -> list[Cloud]:
 
 
 def planes(clouds: list[Cloud]) -> list[list[Cloud]]:
-    """The clouds that are drawn in one plane, thinned to what its embedding takes."""
+    """The clouds that are drawn in one plane, thinned to what its embedding takes, each method's to other images.
+
+    Where latents are drawn, an image's content draws them, alike for all methods: t-SNE would put such twins side by
+    side and away from the reference.
+    """
     groups: dict[tuple[int, int], list[Cloud]] = {}
     for cloud in clouds:  # latents of different sizes have no common plane
         of = id(cloud.reference or cloud) if len(clouds) > TOGETHER else 0
         groups.setdefault((cloud.latents.shape[1], of), []).append(cloud)
     for group in groups.values():
         count = min(POINTS, TOTAL // len(group))
+        methods = [cloud for cloud in group if not cloud.is_reference]
         for cloud in group:
-            keep = np.unique(np.linspace(0, len(cloud.latents) - 1, min(count, len(cloud.latents))).round().astype(int))
+            own = np.arange(len(cloud.latents))
+            if cloud in methods and len(own) > 2 * len(methods):
+                own = own[methods.index(cloud) :: len(methods)]
+            keep = own[np.unique(np.linspace(0, len(own) - 1, min(count, len(own))).round().astype(int))]
             cloud.latents, cloud.labels, cloud.places = cloud.latents[keep], cloud.labels[keep], keep
     return list(groups.values())
 
