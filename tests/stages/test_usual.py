@@ -6,6 +6,7 @@ import yaml
 import tiny
 from dmvae import config as configs
 from dmvae.matching.dmd import DMD
+from dmvae.matching.hand_over import HandOver
 from dmvae.matching.transport import Transport
 from dmvae.recipe import load, read_values, resolve
 from dmvae.runtime.shipped import recipe_file
@@ -62,9 +63,20 @@ def test_what_the_section_names_it_keeps(section, kept):
     assert matching(**{"reference.teacher": True}).reference.teacher
 
 
-def test_a_variational_tokenizer_draws_its_latents():
-    section = matching(**{"autoencoder.variational": True}).matching
+@pytest.mark.parametrize("named", [{}, {"noise": "posterior"}])
+def test_a_variational_tokenizer_draws_its_latents_and_hands_them_over(named):
+    recipe = matching(OPEN | named, **{"autoencoder.variational": True})
+    section = recipe.matching
     assert (section.noise, section.noise_groups, section.anchor) == ("posterior", None, None)
+    assert section.objective == HandOver()
+    assert (section.balance, section.target, section.student_steps) == ("distance", 2.5, 2)
+    assert recipe.reference.teacher, "which the objective that refines asks"
+
+
+def test_its_means_are_moved_where_the_section_says_so():
+    recipe = matching(OPEN | {"noise": "none"}, **{"autoencoder.variational": True})
+    assert (recipe.matching.objective, recipe.matching.noise) == (Transport(), "none")
+    assert not recipe.reference.teacher
 
 
 def test_a_finished_tokenizer_moves_its_own_latents(tmp_path):

@@ -22,6 +22,7 @@ DRAWN = ("posterior", "fixed")
 """Kinds of `noise` by which latents are drawn about the image's mean."""
 _ARRIVING: Values = {"objective": {"type": "transport"}, "balance": "distance", "target": 1.4, "weight": 1.0}
 _EDITED: Values = {"noise": "assigned", "noise_groups": 32, "anchor": 0.3}
+_DRAWN: Values = {"noise": "posterior", "objective": {"type": "hand_over"}, "target": 2.5, "student_steps": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,18 +68,18 @@ class Encoded:
 def arriving(values: Values) -> Values:
     """A recipe whose matching names no objective gets the setting by which latents arrive at any reference, whatever
     the start (docs/results, "Arrival"): samples of the reference, each of the group that suits its image, are edited,
-    held by transport and an anchor, and the pull follows the distance. A tokenizer that has no place for an editor
-    moves its own latents, a variational one draws them. What the section does name, it keeps; one that names an
+    held by transport and an anchor, and the pull follows the distance. A variational tokenizer draws its latents, which
+    transport brings near and the paper's objective refines: for that the reference needs its teacher. A `pretrained`
+    one has no place for an editor and moves its own latents. What the section does name, it keeps; one that names an
     objective gets nothing of this, so `{type: dmd}` is the paper's."""
     section, reference = values.get("matching"), values.get("reference")
     if not isinstance(section, dict) or not isinstance(reference, dict) or "objective" in section:
         return values
-    shape = values.get("autoencoder")
-    drawn = isinstance(shape, dict) and shape.get("variational") is True
-    latents = {"noise": "posterior"} if drawn else {} if values.get("pretrained") else _EDITED
-    if section.get("noise", "assigned") != "assigned":
-        latents = {}
-    return configs.merge({"reference": {"teacher": False}, "matching": _ARRIVING | latents}, values)
+    shape, noise = values.get("autoencoder"), section.get("noise")
+    if isinstance(shape, dict) and shape.get("variational") is True and noise in (None, "posterior"):
+        return configs.merge({"matching": _ARRIVING | _DRAWN}, values)
+    edited = noise in (None, "assigned") and not values.get("pretrained")
+    return configs.merge({"reference": {"teacher": False}, "matching": _ARRIVING | (_EDITED if edited else {})}, values)
 
 
 def unfit(config: Editing, model: Tokenizer, batch_size: int, relative: bool, until: str | None) -> Iterator[str]:

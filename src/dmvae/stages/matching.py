@@ -55,7 +55,7 @@ class MatchingTraining(Editing, FlowTraining):
 
     objective: Matching = field(default_factory=DMD)
     """The matching objective, by `type`; {type: dmd} alone is the paper's matching. A section that names none arrives:
-    `transport` of edited samples (see `noise`) with `balance: distance`."""
+    `transport` of edited samples, or `hand_over` of a posterior's (see `noise`), with `balance: distance`."""
     weight: Weight = 10.0
     """lambda, the weight of the matching loss."""
     balance: Literal["fixed", "gradient", "distance"] = "fixed"
