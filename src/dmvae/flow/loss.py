@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -12,6 +13,8 @@ from dmvae.flow.path import as_velocity, interpolate, velocity_target
 from dmvae.runtime.random import Random
 
 TimeDistribution = Literal["uniform", "logit_normal"]
+QUANTILES = 64
+"""Times, in equal shares of a distribution, over which a mean is taken."""
 
 
 def sample_time(n: int, distribution: TimeDistribution, rng: Random) -> Tensor:
@@ -42,3 +45,17 @@ def flow_matching_loss(velocity: Velocity, *, z: Tensor, labels: Tensor, t: Tens
     """mean |v(z_t, t, label) - (z - noise)|^2, a scalar; z and noise [n, C, H, W], t [n]."""
     predicted = as_velocity(velocity(interpolate(noise=noise, z=z, t=t), t, labels), z)
     return (predicted.float() - velocity_target(noise=noise, z=z)).square().mean()
+
+
+def gaussian_loss(z: Tensor, distribution: TimeDistribution) -> Tensor:
+    """The flow-matching loss, a scalar, of the best velocity that knows of latents z [n, C, H, W] no more than the mean
+    and the standard deviation s of each element: the mean over elements and times of s^2 / (t^2 s^2 + (1 - t)^2), the
+    variance of z - noise that is left where z_t is known; s pi / 2 for uniform times."""
+    s = z.detach().float().std(0) if len(z) > 1 else z.detach().float().std()
+    mean: Tensor = math.pi / 2 * s.mean()
+    if distribution == "uniform":
+        return mean
+    t = torch.special.ndtri((torch.arange(QUANTILES, device=z.device) + 0.5) / QUANTILES).sigmoid()
+    t = t.view(-1, *[1] * s.ndim)
+    mean = (s**2 / ((t * s) ** 2 + (1 - t) ** 2)).mean()
+    return mean

@@ -23,13 +23,22 @@ from torch import Tensor, nn
 
 from dmvae import config as configs
 from dmvae.flow.guidance import Velocity
-from dmvae.flow.loss import TimeDistribution, drop_labels, flow_matching_loss, require_batch, sample_time
+from dmvae.flow.loss import (
+    TimeDistribution,
+    drop_labels,
+    flow_matching_loss,
+    gaussian_loss,
+    require_batch,
+    sample_time,
+)
 from dmvae.generators.flow import FlowModelConfig
 from dmvae.references import Reference, ReferenceConfig
 from dmvae.registry import Registered, find, names
 from dmvae.runtime.random import Random
 
 Log = dict[str, Tensor]
+LAG = "student/lag"
+"""The figure of how little a flow student knows of the latents."""
 Student = Callable[..., Tensor]
 """What `new_student` made, called as the objective itself knows."""
 
@@ -156,8 +165,14 @@ class Matching(Registered):
     def student_loss(
         self, student: Student, z: Tensor, labels: Tensor, context: Context | None = None
     ) -> tuple[Tensor, Log]:
-        """(scalar loss of the student, figures to log), on detached latents z [n, C, H, W]."""
-        return self.teacher_loss(student, z, labels, context)
+        """(scalar loss of the student, figures to log), on detached latents z [n, C, H, W].
+
+        "student/lag" is the loss over that of a velocity which knows no more of z than a mean and a spread: above 1 the
+        student knows less of the latents as they are now.
+        """
+        loss, log = self.teacher_loss(student, z, labels, context)
+        times = context.time_distribution if context is not None else "uniform"
+        return loss, log | {LAG: loss.detach() / gaussian_loss(z, times).clamp_min(1e-12)}
 
     def teacher_loss(
         self, teacher: Student, z: Tensor, labels: Tensor, context: Context | None = None

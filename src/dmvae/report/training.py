@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from dmvae.matching import LAG
 from dmvae.report.charts import Line, lines
 from dmvae.report.html import details, legend, listing, panel, panels, prose
 from dmvae.report.run import COLOURS, Run, Trained
@@ -96,6 +97,11 @@ def health(run: Run) -> str:
             ),
             ("health/std", "standard deviation", "spread of the latents in the reference's units"),
             ("health/mean", "mean", "mean offset of the channels in the reference's units; 0 is centred"),
+            (
+                LAG,
+                "the student's lag",
+                "its error over that of a guess from mean and spread; above 1 it does not know the latents",
+            ),
         )
     ]
     parts = [
@@ -117,7 +123,7 @@ def health(run: Run) -> str:
             panels(gaps),
         ]
     if any(spread):
-        parts += ["<h3>Rank and spread of the latents</h3>", _names(run, trained), panels(spread)]
+        parts += ["<h3>Rank and spread of the latents, and who follows them</h3>", _names(run, trained), panels(spread)]
     if any(norms):
         parts += [
             "<h3>The two forces</h3>",
@@ -176,7 +182,7 @@ def stage_curves(run: Run, stage: str) -> str:
     """One stage's figures, methods overlaid: losses first, the rest under a fold."""
     trained = run.trained(stage)
     keys = list(dict.fromkeys(key for training in trained for key in training.keys))
-    elsewhere = ("gap/", "health/", REFINES, *(f"distance/{name}" for name in (*DISTANCES, *TOLD)))
+    elsewhere = ("gap/", "health/", REFINES, LAG, *(f"distance/{name}" for name in (*DISTANCES, *TOLD)))
     keys = [key for key in keys if not key.startswith(elsewhere)]
     main = [
         key for key in keys if key.endswith("/loss") or key in ("reconstruction/pixel", "reconstruction/perceptual")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from dmvae.matching import LAG
 from dmvae.training.health import Bound
 
 BOUNDS = (
@@ -14,9 +15,9 @@ BOUNDS = (
         means="the latents have collapsed: their spread is a small part of the reference's",
         advice="lower matching.weight or matching.learning_rate, or raise matching.student_steps or student_warmup",
         warns=0.5,
-        warning="the latents have shrunk, as they do where they are far from the reference and the student lags "
-        "behind, so that they are pulled to its mean; raise matching.student_steps, or name no objective, for the "
-        "setting that arrives",
+        warning="the latents have shrunk, as they do where they are far from the reference, which pulls them to its "
+        "mean first; name no objective, for the setting that arrives, or hand_over; raise matching.student_steps where "
+        "student/lag is above 1",
     ),
     Bound(
         figure="health/spread",
@@ -33,9 +34,9 @@ BOUNDS = (
         advice="lower matching.learning_rate or matching.weight",
     ),
     Bound(
-        figure="student/loss",
-        usual=1.6,  # pi / 2: flow matching of a Gaussian, which latents may well become from something thinner
-        above=2.0,
+        figure=LAG,
+        usual=1.0,
+        above=1.5,  # of one that knows a standard Gaussian, 1.67 where latents have a third or three times its spread
         means="the student does not keep up with the latents",
         advice="raise matching.student_steps or student_learning_rate, or lower matching.learning_rate",
         slows=("tokenizer",),

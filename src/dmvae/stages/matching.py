@@ -21,7 +21,7 @@ from dmvae.flow.guidance import Velocity
 from dmvae.inputs import Inputs, first_tokenizer
 from dmvae.losses.pull import Pull, held, precision
 from dmvae.losses.reconstruction import reconstruction_loss
-from dmvae.matching import Context, Matching
+from dmvae.matching import LAG, Context, Matching
 from dmvae.matching.dmd import DMD
 from dmvae.models.base import full_precision
 from dmvae.models.velocity import VelocityModel
@@ -265,6 +265,8 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         encoded.raw = encoded.raw.detach()  # what the encoder keeps for its gradient is not the student's to hold
         if networks.student is not None:
             loss, log = config.objective.student_loss(networks.student, encoded.latents, batch.labels, context)
+            if turn < 0:
+                log.pop(LAG, None)  # while latents stay, there is nothing to keep up with
             yield Update("student", loss, log)
 
     def _encode(self, networks: MatchingNetworks, images: Tensor, rng: Random, settle: bool) -> Encoded:
