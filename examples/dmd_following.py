@@ -18,6 +18,7 @@ from dmvae.flow.guidance import Velocity
 from dmvae.generators.flow import FlowModelConfig
 from dmvae.matching import Context, Log, Student
 from dmvae.matching.dmd import DMD, gradient
+from dmvae.matching.velocities import binned
 from dmvae.ranges import Range
 from dmvae.registry import register
 from dmvae.runtime import distributed
@@ -34,6 +35,11 @@ class DMDFollowing(DMD):
     """Draw times so; false draws them evenly, as DMD does."""
     clip: Annotated[float, Range(1, 1e6)] | None = 1.5
     """A sample's gradient is at most so many times as long as the median sample's; null: as long as it is."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.divergence != "reverse_kl":
+            raise ValueError(f"divergence: {self.divergence} is not for this example; leave it out")
 
     def new_student(
         self, latent_shape: tuple[int, int, int], num_classes: int, teacher: object, model: FlowModelConfig
@@ -57,19 +63,20 @@ class DMDFollowing(DMD):
         assert teacher is not None
         assert isinstance(student, nn.Module)
         gaps: Tensor = student.gaps
+        low, high = self.time_range
         if self.follow:
             share = gaps.sqrt().cumsum(0)
-            bins = torch.searchsorted(share / share[-1], t).clamp_max(BINS - 1)
-            t = (bins + context.rng.uniform(len(z))) / BINS
-            t = t.clamp(*self.time_range)
+            bins = torch.searchsorted(share / share[-1], context.rng.uniform(len(z))).clamp_max(BINS - 1)
+            t = low + (high - low) * (bins + context.rng.uniform(len(z))) / BINS
         with torch.no_grad():
             g, gap = gradient(z.detach(), noise, t, labels, teacher, student, self.guidance, context.null_label)
-            at = nn.functional.one_hot((t * BINS).long().clamp_max(BINS - 1), BINS).float()
-            total, count = distributed.average(torch.stack([gap.float() @ at, at.sum(0)]))  # of all ranks
+            place = (BINS * (t - low) / (high - low)).long().clamp(0, BINS - 1)
+            at = nn.functional.one_hot(place, BINS).float()
+            total, count = distributed.average(torch.stack([gap.float() @ at, at.sum(0)]))  # of all ranks, as below
             gaps.copy_(torch.where(count > 0, DECAY * gaps + (1 - DECAY) * total / count, gaps))
             length = g.flatten(1).norm(dim=1)
-            longest = float("inf") if self.clip is None else self.clip * length.median()
+            longest = float("inf") if self.clip is None else self.clip * distributed.gather(length).median()
             factor = (longest / length.clamp_min(1e-12)).clamp_max(1.0)
             g = factor.view(-1, 1, 1, 1) * g
-        log = {"gap/clipped": (factor < 1).float().mean()}
+        log = binned(gap, t) | {"matching/clipped": (factor < 1).float().mean()}
         return 0.5 * (z - (z.detach() - g)).square().mean(), log

@@ -150,14 +150,17 @@ def test_the_example_of_an_objective_that_remembers():
     labels = torch.zeros(8, dtype=torch.int64)
     plain, student, log = pulled(example(guidance=1.0, follow=False, clip=None), labels)
     assert torch.equal(plain, pulled(DMD(guidance=1.0), labels)[0])
-    assert log["gap/clipped"] == 0
+    assert log["matching/clipped"] == 0
     assert not torch.equal(student.gaps, torch.ones(8)), "which the student's checkpoints hold"
     clipped, _, log = pulled(example(guidance=1.0, follow=False, clip=1.0), labels)
-    assert log["gap/clipped"] > 0.3
+    assert log["matching/clipped"] > 0.3
     lengths = plain.norm(dim=1)
     assert clipped.norm(dim=1) == pytest.approx(lengths.clamp_max(lengths.median()), rel=1e-5)
-    followed, _, _ = pulled(example(guidance=1.0, clip=None), labels)
+    followed, _, log = pulled(example(guidance=1.0, clip=None, time_range=(0.76, 0.98)), labels)
     assert not torch.equal(followed, plain)
+    assert log["gap/t0.88"][1] == 8, "all times are in the range"
+    with pytest.raises(ValueError, match="divergence: forward_kl is not for this example"):
+        example(divergence="forward_kl")
 
 
 SHORTER = {

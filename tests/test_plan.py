@@ -107,6 +107,15 @@ def test_operations_time_and_disk_of_one_product(tmp_path, capsys):
     assert [second[1], *second[4:]] == [f"{state}.0 MiB", f"{flops / 1e12:.3g}", "2.0 h", f"{disk}.0 MiB"]
 
 
+def test_of_an_objective_that_hands_over_the_dear_turns_are_counted(tmp_path, capsys):
+    path, found = str(tiny.write(tmp_path, variants={"matched": {}}, matching__batch_size=48)), {}
+    once = ["--matching.student_steps", "1", "--matching.steps", "40"]
+    for name, over in (("dmd", ["--matching.objective.guidance", "1"]), ("hand_over", []), ("transport", [])):
+        main(["plan", path, *PLAN[:2], "--memory", "80GB", "--matching.objective.type", name, *once, *over])
+        found[name] = float(rows(capsys.readouterr().out, "matching")[1][5])
+    assert found["hand_over"] == found["dmd"] > found["transport"]
+
+
 def test_shards_are_what_a_rank_holds_of_the_flow_networks(tmp_path, capsys):
     model = {"width": 128, "depth": 3, "heads": 2}
     path = str(tiny.write(tmp_path, generator__model=model))

@@ -7,11 +7,15 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import processes
 import tiny
 from dmvae.evaluation import classification, manifolds, neighbours, rows
+from dmvae.references.gaussian import Gaussian
 from dmvae.runtime.joined import joined
+from dmvae.runtime.random import Random
+from dmvae.stages import approach
 
 pytestmark = pytest.mark.slow
 
@@ -178,3 +182,21 @@ def test_two_ranks_measure_what_one_measures(one, tmp_path):
         shares = [half[name] for half in halves]
         assert sum(shares) == n, name
         assert 0.3 * n < min(shares), name
+
+
+def told(rank, folder):
+    """What a rank takes for the distance where its processor has another last digit."""
+    approach.RECENT = 32
+    approach.multiples = lambda *_: {"whole": 1.5 + 1e-12 * rank, "told": 3.0}
+    with joined():
+        memory = approach.Approach((2, 2, 2), 1.0, 1.1)
+        memory.remember(torch.randn(16, 2, 2, 2))
+        found = memory.measure(Gaussian((2, 2, 2), 3, 1.0), Random(0))
+        (folder / f"{rank}.txt").write_text(repr((memory.distance, found)))
+
+
+def test_ranks_take_one_distance_for_the_measured(tmp_path):
+    assert processes.on_ranks(told, tmp_path, timeout=100) == [0, 0]
+    first, second = ((tmp_path / f"{rank}.txt").read_text() for rank in (0, 1))
+    assert first == second
+    assert first.startswith("(1.5, ")

@@ -43,7 +43,8 @@ OVER = {
 def small(monkeypatch):
     monkeypatch.setattr(approach, "RECENT", 24)
     monkeypatch.setattr(approach, "REST", 8)
-    monkeypatch.setattr("dmvae.stages.matching.EVERY", 2)
+    for where in ("approach", "matching"):
+        monkeypatch.setattr(f"dmvae.stages.{where}.EVERY", 2)
     monkeypatch.setattr(two_sample, "STEPS", 20)
 
 
@@ -322,6 +323,10 @@ def test_autocast_leaves_the_measured_distance_as_it_is(monkeypatch):
         (
             {"matching.until": "arrived"},
             "until: 8 steps leave room for 0 measurements of the distance, and arrival is 3 in a row",
+        ),
+        (
+            {"matching.objective": {"type": "hand_over"}},
+            "objective: 8 steps leave room for 0 measurements of the distance, by which 'hand_over' goes; raise steps",
         ),
         (
             {"matching.until": "arrived", "matching.noise": "reference", "matching.steps": 200},

@@ -10,9 +10,12 @@ import tiny
 from dmvae import Autoencoder
 from dmvae.inputs import Inputs
 from dmvae.latents.store import LatentSet, MirroredSet, encode_dataset
+from dmvae.matching import Matching
 from dmvae.models.drawing import noise
 from dmvae.recipe import load
+from dmvae.registry import names
 from dmvae.runtime.random import Random
+from dmvae.stages import approach
 from dmvae.stages.generator import GeneratorStage
 from dmvae.tokenizers.adapted import adapt, load_tokenizer
 from dmvae.tokenizers.dmvae import DmvaeTokenizer
@@ -152,6 +155,36 @@ def test_a_variational_matching_is_measured_by_what_it_matched(tmp_path, objecti
         assert load_tokenizer(run / stage / "autoencoder").drawn, stage
     assert LatentSet(run / "latents/latents").drawn
     assert json.loads((run / "evaluate/metrics.json").read_text())["gfd"] > 0
+
+
+@pytest.fixture(scope="module")
+def variational(tmp_path_factory):
+    """A folder whose run has all that a matching of posteriors reads."""
+    folder = tmp_path_factory.mktemp("drawn")
+    tiny.run(posteriors(folder, {"type": "dmd"}), until="reference")
+    return folder
+
+
+def posteriors(folder, objective, **over):
+    section = {"noise": "posterior", "steps": 2, "student_steps": 1, "batch_size": 16, "objective": objective}
+    over |= {"matching": section, "autoencoder.variational": True}
+    return tiny.write(folder, variants={"main": over}, reference__distribution={"type": "gaussian"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", names(Matching))
+def test_the_spread_of_a_posterior_learns_by_every_objective(variational, monkeypatch, name):
+    monkeypatch.setattr(approach, "RECENT", 16)
+    monkeypatch.setattr(approach, "REST", 8)
+    small = {"hand_over": {"far": {"type": "transport", "slices": 6}}, "sinkhorn": {"iterations": 5}}
+    tiny.run(posteriors(variational, {"type": name} | small.get(name, {})), only="matching")
+    run = variational / "run/main"
+    before, after = (load_tokenizer(run / stage / "autoencoder") for stage in ("tokenizer", "matching"))
+    x = images(4)
+    with torch.no_grad():
+        first, second = (model.encode(x).latent_dist.std for model in (before, after))
+    assert not torch.equal(first, second)
+    assert second.isfinite().all()
 
 
 @pytest.mark.slow

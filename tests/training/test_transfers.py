@@ -258,6 +258,8 @@ def test_a_figure_that_waits_is_made_with_the_row(tmp_path):
 
 
 META = torch.device("meta")
+WAIT = ("sinkhorn", "hand_over")
+"""Objectives of which each turn, or each tenth, waits."""
 
 
 class There(Random):
@@ -349,7 +351,7 @@ def test_the_count_sees_what_is_copied():
     ("stage", "over"),
     [
         *((stage, {}) for stage in STAGES),
-        *(("matching", {"matching__objective": {"type": name}}) for name in names(Matching) if name != "sinkhorn"),
+        *(("matching", {"matching__objective": {"type": name}}) for name in names(Matching) if name not in WAIT),
         ("matching", {"matching__objective": {"type": "dmd", "divergence": "forward_kl"}}),
         ("matching", {"matching__objective": {"type": "transport", "queue": 16, "views": ["whole", "convolution"]}}),
         ("matching", EDITED | {"matching__noise": "reference"}),

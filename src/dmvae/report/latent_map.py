@@ -29,8 +29,8 @@ TOGETHER = 6
 class Cloud:
     """Normalised latents [n, d] of one panel, with their classes [n]; `reference` is the cloud to compare with.
 
-    variant: the method whose latents they are, or, for a reference, the first that has it. places [n]: which of the
-    file's latents are left after thinning.
+    variant: the method whose latents they are, or, for a reference, the first that has it. places: which of them are
+    drawn, after thinning.
     """
 
     title: str
@@ -39,8 +39,10 @@ class Cloud:
     labels: np.ndarray
     reference: Cloud | None = None
     plane: np.ndarray | None = None
-    places: np.ndarray | None = None
     is_reference: bool = False
+
+    def __post_init__(self) -> None:
+        self.places = np.arange(len(self.latents))
 
 
 def latent_map(run: Run) -> str:
@@ -105,16 +107,15 @@ def planes(clouds: list[Cloud]) -> list[list[Cloud]]:
             own = np.arange(len(cloud.latents))
             if cloud in methods and len(own) > 2 * len(methods):
                 own = own[methods.index(cloud) :: len(methods)]
-            keep = own[np.unique(np.linspace(0, len(own) - 1, min(count, len(own))).round().astype(int))]
-            cloud.latents, cloud.labels, cloud.places = cloud.latents[keep], cloud.labels[keep], keep
+            cloud.places = own[np.unique(np.linspace(0, len(own) - 1, min(count, len(own))).round().astype(int))]
     return list(groups.values())
 
 
 def embed(clouds: list[Cloud]) -> str:
     """Place all points of the clouds in one plane; returns the name of the method."""
-    joined = np.concatenate([cloud.latents for cloud in clouds]).astype(np.float64)
-    plane, how = project(joined)
-    ends = np.cumsum([len(cloud.latents) for cloud in clouds])
+    drawn = [cloud.latents[cloud.places] for cloud in clouds]
+    plane, how = project(np.concatenate(drawn).astype(np.float64))
+    ends = np.cumsum([len(points) for points in drawn])
     for cloud, part in zip(clouds, np.split(plane, ends[:-1]), strict=True):
         cloud.plane = part
     return how
@@ -162,7 +163,7 @@ def draw(cloud: Cloud, group: list[Cloud], palette: dict[int, str]) -> Image.Ima
         x, y = cloud.reference.plane.T
         axes.scatter(x, y, s=16, c="#8a8f98", alpha=0.18, linewidths=0)
     x, y = cloud.plane.T
-    axes.scatter(x, y, s=7, c=[palette[int(label)] for label in cloud.labels], alpha=0.85, linewidths=0)
+    axes.scatter(x, y, s=7, c=[palette[int(label)] for label in cloud.labels[cloud.places]], alpha=0.85, linewidths=0)
     every = np.concatenate([other.plane for other in group if other.plane is not None])
     low, high = every.min(axis=0), every.max(axis=0)
     pad = 0.03 * (high - low) + 1e-6
@@ -184,7 +185,7 @@ def _panel(cloud: Cloud, group: list[Cloud], palette: dict[int, str]) -> str:
 def _note(cloud: Cloud, group: list[Cloud]) -> str:
     if cloud.reference is None or cloud.reference not in group:
         return ""
-    n = min(len(cloud.latents), len(cloud.reference.latents))
+    n = min(len(cloud.latents), len(cloud.reference.latents), POINTS)
     pair = (torch.from_numpy(x.latents[:n]).double() for x in (cloud, cloud.reference))
     return f"mixed with the reference: {200 * mixing(*pair):.0f} %"
 

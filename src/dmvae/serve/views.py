@@ -99,7 +99,6 @@ def latents(folder: Folder) -> Values:
         low, span = every.min(axis=0), np.ptp(every, axis=0) + 1e-9
         for cloud in group:
             assert cloud.plane is not None
-            assert cloud.places is not None
             place_of[id(cloud)] = len(panels)
             panels.append(
                 {
@@ -109,7 +108,7 @@ def latents(folder: Folder) -> Values:
                     "plane": number,
                     "behind": place_of.get(id(cloud.reference)) if cloud.reference in group else None,
                     "points": ((cloud.plane - low) / span).round(4).tolist(),
-                    "labels": cloud.labels.tolist(),
+                    "labels": cloud.labels[cloud.places].tolist(),
                     "places": cloud.places.tolist(),
                 }
             )

@@ -3,17 +3,20 @@ the matching loss that follows from it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dmvae.matching import Matching
 from dmvae.models.base import full_precision
 from dmvae.references import Reference
 from dmvae.runtime import distributed
 from dmvae.runtime.random import Random
 from dmvae.runtime.transfer import waits
+from dmvae.runtime.words import counted
 from dmvae.transport.arrival import details, multiples
 from dmvae.transport.schedule import next_ratio
 
@@ -36,6 +39,16 @@ def measurements(turns: int, batch_size: int) -> int:
     """How often the distance is measured in so many turns: at every 10th, once enough latents are remembered."""
     first = -(-RECENT // batch_size) - 1  # turns are counted from 0, and a turn's own latents are among those
     return len(range(-(-first // EVERY) * EVERY, turns, EVERY))
+
+
+def unmeasured(objective: Matching, until: str | None, steps: int, turns: int, batch_size: int) -> Iterator[str]:
+    """What asks for more measurements than so many steps, with so many turns of the tokenizer, leave room for."""
+    found = measurements(turns, batch_size)
+    room = f"{counted(steps, 'step')} leave room for {counted(found, 'measurement')} of the distance"
+    if until is not None and found < IN_A_ROW:
+        yield f"matching.until: {room}, and arrival is {IN_A_ROW} in a row; raise steps, or set until to null"
+    if objective.needs_distance and not found:
+        yield f"matching.objective: {room}, by which {objective.type!r} goes; raise steps or batch_size"
 
 
 class Recent(nn.Module):
@@ -82,15 +95,18 @@ class Approach(Recent):
     multiple: Tensor
     near: Tensor
 
-    def __init__(self, latent_shape: tuple[int, int, int], ratio: float, target: float) -> None:
+    def __init__(
+        self, latent_shape: tuple[int, int, int], ratio: float, target: float, distance: float = math.inf
+    ) -> None:
+        """distance: what it is taken for until it is measured."""
         super().__init__(latent_shape)
         self.target = target
         self._near: int | None = 0
-        self._multiple: float | None = float("inf")
+        self._multiple: float | None = distance
         """What `near` and `multiple` hold; None where they have to be asked, for which a device would make every step
         wait."""
         self.register_buffer("ratio", torch.tensor(float(ratio)))
-        self.register_buffer("multiple", torch.tensor(float("inf")))
+        self.register_buffer("multiple", torch.tensor(float(distance)))
         self.register_buffer("near", torch.zeros((), dtype=torch.int64))
 
     @property
@@ -141,6 +157,9 @@ class Approach(Recent):
         y, _ = self._samples(reference, rng)
         with full_precision(y):
             found = multiples(self.recent, y, rng.shared)
+        # Alike on all ranks to the last digit: it decides what they do together.
+        values = distributed.average(torch.tensor(list(found.values()), dtype=torch.float64, device=y.device))
+        found = dict(zip(found, values.tolist(), strict=True))
         worst = max(found.values())
         self.multiple.fill_(max(value for name, value in found.items() if name != "told"))
         self._multiple = float(self.multiple)  # the buffer's own digits, which a run that goes on finds

@@ -6,6 +6,7 @@ steps run the decoder.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -30,8 +31,7 @@ from dmvae.references import Reference, draw
 from dmvae.runtime import distributed
 from dmvae.runtime.random import Random
 from dmvae.runtime.transfer import Figure
-from dmvae.runtime.words import counted
-from dmvae.stages.approach import EVERY, IN_A_ROW, Approach, Recent, measurements, until_told
+from dmvae.stages.approach import EVERY, Approach, Recent, unmeasured, until_told
 from dmvae.stages.bounds import BOUNDS, spread
 from dmvae.stages.editing import DRAWN, EDITED, Editing, Encoded, arriving, unfit
 from dmvae.stages.reconstruction import DecoderNetworks, DecoderStage, discriminate, reconstruct
@@ -188,11 +188,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         yield from config.objective.problems(config.batch_size, inputs.num_classes, reference.distribution)
         every = config.student_steps if config.objective.has_student else 1
         turns = -(-max(0, config.steps - config.student_warmup) // every)
-        if config.until is not None and (found := measurements(turns, config.batch_size)) < IN_A_ROW:
-            yield (
-                f"matching.until: {counted(config.steps, 'step')} leave room for {counted(found, 'measurement')} of "
-                f"the distance, and arrival is {IN_A_ROW} in a row; raise steps, or set until to null"
-            )
+        yield from unmeasured(config.objective, config.until, config.steps, turns, config.batch_size)
         with torch.device("meta"):
             model = first_tokenizer(inputs.sections, weights=False)
         if not config.train_encoder and not model.parts().bottleneck:
@@ -224,7 +220,8 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
             assert isinstance(autoencoder, Autoencoder)  # see editing.unfit
             assert autoencoder.editor is not None
             networks.register_buffer("precision", precision(tokens(autoencoder.editor.bank)), persistent=False)
-        networks.approach = Approach(inputs.latent_shape, config.weight, config.target)
+        far = math.inf if inputs.weights else 0.0  # a plan counts turns that ask for teacher and student
+        networks.approach = Approach(inputs.latent_shape, config.weight, config.target, far)
         networks.plan = Recent(inputs.latent_shape)
         networks.queue = Recent(inputs.latent_shape, config.objective.needs_recent, with_labels=True)
         # No more than is used: checkpoints of runs without it must still load.
@@ -318,6 +315,8 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
             networks.approach.remember(latents, batch.labels)
         if self.measures and turn % EVERY == 0:
             figures |= networks.approach.measure(self.reference, context.rng)
+            if config.balance != "distance":
+                figures.pop("distance/ratio", None)  # no pull follows it
         if until_told(turn) == 0:
             own = Random(self.inputs.seed, self.name, "distance", batch.step, device=raw.device)
             classes = self.inputs.train_set.classes if config_of(self.inputs).distribution.labelled else ()

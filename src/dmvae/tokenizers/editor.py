@@ -155,7 +155,8 @@ class Editor(nn.Module):
             self._price(mu, known or i > 0)
             at = F.one_hot(self.assign(mu), len(self.centres)).to(mu.dtype)
             images = at.sum(0)
-            means = (at.T @ mu.flatten(1) / images.clamp_min(1)[:, None]).view_as(self.centres)
+            with full_precision(mu):
+                means = (at.T @ mu.flatten(1) / images.clamp_min(1)[:, None]).view_as(self.centres)
             self.centres.copy_(torch.where(images.view(-1, 1, 1, 1) > 0, means, self.centres))
         self._price(mu, True)
         costs = self._costs(self.bank)
