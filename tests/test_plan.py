@@ -112,7 +112,7 @@ def test_of_an_objective_that_hands_over_the_dear_turns_are_counted(tmp_path, ca
     once = ["--matching.student_steps", "1", "--matching.steps", "40"]
     for name, over in (("dmd", ["--matching.objective.guidance", "1"]), ("hand_over", []), ("transport", [])):
         main(["plan", path, *PLAN[:2], "--memory", "80GB", "--matching.objective.type", name, *once, *over])
-        found[name] = float(rows(capsys.readouterr().out, "matching")[1][5])
+        found[name] = float(rows(capsys.readouterr().out, "matching")[1][4])
     assert found["hand_over"] == found["dmd"] > found["transport"]
 
 

@@ -83,6 +83,8 @@ def test_a_finished_tokenizer_moves_its_own_latents(tmp_path):
     values = {"pretrained": {"type": "diffusers", "path": str(tmp_path)}, "encoder": None, "tokenizer": None}
     section = matching(**values).matching
     assert (section.objective, section.noise) == (Transport(), "none")
+    section = matching(OPEN | {"noise": "posterior"}, **values).matching
+    assert (section.objective, section.noise) == (HandOver(), "posterior"), "of an AutoencoderKL, for instance"
 
 
 def test_sections_that_are_null_or_no_mapping_stay_what_they_are():

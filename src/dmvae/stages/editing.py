@@ -68,15 +68,17 @@ class Encoded:
 def arriving(values: Values) -> Values:
     """A recipe whose matching names no objective gets the setting by which latents arrive at any reference, whatever
     the start (docs/results, "Arrival"): samples of the reference, each of the group that suits its image, are edited,
-    held by transport and an anchor, and the pull follows the distance. A variational tokenizer draws its latents, which
-    transport brings near and the paper's objective refines: for that the reference needs its teacher. A `pretrained`
-    one has no place for an editor and moves its own latents. What the section does name, it keeps; one that names an
-    objective gets nothing of this, so `{type: dmd}` is the paper's."""
+    held by transport and an anchor, and the pull follows the distance. A variational tokenizer draws its latents, and
+    so does any where the section says `noise: posterior`; transport brings these near and the paper's objective
+    refines them, for which the reference needs its teacher. A `pretrained` one has no place for an editor and moves its
+    own latents. What the section does name, it keeps; one that names an objective gets nothing of this, so `{type:
+    dmd}` is the paper's."""
     section, reference = values.get("matching"), values.get("reference")
     if not isinstance(section, dict) or not isinstance(reference, dict) or "objective" in section:
         return values
     shape, noise = values.get("autoencoder"), section.get("noise")
-    if isinstance(shape, dict) and shape.get("variational") is True and noise in (None, "posterior"):
+    variational = isinstance(shape, dict) and shape.get("variational") is True
+    if noise == "posterior" or (noise is None and variational):
         return configs.merge({"matching": _ARRIVING | _DRAWN}, values)
     edited = noise in (None, "assigned") and not values.get("pretrained")
     return configs.merge({"reference": {"teacher": False}, "matching": _ARRIVING | (_EDITED if edited else {})}, values)
