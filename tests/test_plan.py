@@ -107,6 +107,14 @@ def test_operations_time_and_disk_of_one_product(tmp_path, capsys):
     assert [second[1], *second[4:]] == [f"{state}.0 MiB", f"{flops / 1e12:.3g}", "2.0 h", f"{disk}.0 MiB"]
 
 
+def test_variants_that_train_the_same_have_one_table(tmp_path, capsys):
+    variants = {"one": {}, "two": {"sample.steps": 3}, "three": {"generator.steps": 7}}
+    main(["plan", str(tiny.write(tmp_path, variants=variants)), *PLAN[:2], "--memory", "80GB"])
+    out = capsys.readouterr().out
+    assert "two: trains the same as one" in out
+    assert [row[1] for row in rows(out, "generator")[::2]] == ["6", "7"]
+
+
 def test_of_an_objective_that_hands_over_the_dear_turns_are_counted(tmp_path, capsys):
     path, found = str(tiny.write(tmp_path, variants={"matched": {}}, matching__batch_size=48)), {}
     once = ["--matching.student_steps", "1", "--matching.steps", "40"]

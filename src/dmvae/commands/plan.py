@@ -70,15 +70,20 @@ def bytes_of(text: str) -> int:
 
 
 def print_plan(recipes: dict[str, Recipe], machine: Machine) -> list[str]:
-    """Print a table per variant and, below all of them, what stands in the way; returns these obstacles."""
+    """Print a table per variant, those that train the same once, and below all of them what stands in the way; returns
+    these obstacles."""
     console.print(f"for {machine}")
     obstacles: dict[str, None] = {}
     states = _states(recipes)
     disk: dict[str, int] = {}
+    alike: dict[str, str] = {}
     for variant, recipe in recipes.items():
         items, classes, text, found = _data(recipe)
         shape = "x".join(map(str, latent_shape(recipe)))
-        console.print(f"\n{variant}: {text}; latents {shape} (stride {build_tokenizer(recipe).stride})")
+        last = [stage.name for stage in recipe.stages() if issubclass(stage, TrainingStage)][-1:]
+        first = alike.setdefault("".join(_without_data(recipe, name) for name in last), variant)
+        about = f"{text}; latents {shape} (stride {build_tokenizer(recipe).stride})"
+        console.print(f"\n{variant}: {about if first == variant else f'trains the same as {first}'}")
         costs: dict[str, Cost] = {}
         for stage in recipe.stages():
             if issubclass(stage, TrainingStage):
@@ -91,8 +96,9 @@ def print_plan(recipes: dict[str, Recipe], machine: Machine) -> list[str]:
         sizes = {stage.name: _disk(stage.name, recipe, costs.get(stage.name), items) for stage in recipe.stages()}
         folders = states.get(variant, {})
         disk |= {folders[name][1] if folders else _without_data(recipe, name): size for name, size in sizes.items()}
-        console.print(_stages(recipe, items, costs, {name: state for name, (state, _) in folders.items()}))
-        console.print(_needs(recipe, machine, costs, sizes))
+        if first == variant:
+            console.print(_stages(recipe, items, costs, {name: state for name, (state, _) in folders.items()}))
+            console.print(_needs(recipe, machine, costs, sizes))
         found += _lacking(recipe, machine, items is not None)
         found += _too_much(recipe, machine, costs)
         obstacles |= dict.fromkeys(found)

@@ -52,10 +52,10 @@ def gaussian_loss(z: Tensor, distribution: TimeDistribution) -> Tensor:
     and the standard deviation s of each element: the mean over elements and times of s^2 / (t^2 s^2 + (1 - t)^2), the
     variance of z - noise that is left where z_t is known; s pi / 2 for uniform times."""
     s = z.detach().float().std(0) if len(z) > 1 else z.detach().float().std()
-    mean: Tensor = math.pi / 2 * s.mean()
     if distribution == "uniform":
-        return mean
-    t = torch.special.ndtri((torch.arange(QUANTILES, device=z.device) + 0.5) / QUANTILES).sigmoid()
-    t = t.view(-1, *[1] * s.ndim)
-    mean = (s**2 / ((t * s) ** 2 + (1 - t) ** 2)).mean()
+        mean: Tensor = math.pi / 2 * s.mean()
+    else:
+        t = torch.special.ndtri((torch.arange(QUANTILES, device=z.device) + 0.5) / QUANTILES).sigmoid()
+        t = t.view(-1, *[1] * s.ndim)
+        mean = (s**2 / ((t * s) ** 2 + (1 - t) ** 2)).mean()
     return mean
