@@ -1,4 +1,4 @@
-"""An objective of your own that remembers: DMD whose times follow the measured gap, and whose pull is clipped.
+"""An objective of your own that remembers: DMD whose times follow the measured gap, whose pull is clipped, or waits.
 
 It comes no nearer to a reference that is far away than DMD without (docs/results, "Arrival"), so it stays an example:
 of an objective that extends another, and that keeps something from step to step.
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dmvae.flow.guidance import Velocity
 from dmvae.generators.flow import FlowModelConfig
-from dmvae.matching import Context, Log, Student
+from dmvae.matching import LAG, Context, Log, Student
 from dmvae.matching.dmd import DMD, gradient
 from dmvae.matching.velocities import binned
 from dmvae.ranges import Range
@@ -24,6 +24,8 @@ from dmvae.registry import register
 from dmvae.runtime import distributed
 
 BINS, DECAY = 8, 0.95
+SMOOTH = 0.8
+"""Decay of the mean of the lag, over some ten steps of the student."""
 
 
 @register("dmd_following")
@@ -35,6 +37,8 @@ class DMDFollowing(DMD):
     """Draw times so; false draws them evenly, as DMD does."""
     clip: Annotated[float, Range(1, 1e6)] | None = 1.5
     """A sample's gradient is at most so many times as long as the median sample's; null: as long as it is."""
+    wait: Annotated[float, Range(0.1, 10)] | None = None
+    """Do not pull while the student's lag is above this, so that it takes as many steps for a pull as it needs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,7 +52,16 @@ class DMDFollowing(DMD):
         student = super().new_student(latent_shape, num_classes, teacher, model)
         assert student is not None
         student.register_buffer("gaps", torch.ones(BINS))
+        student.register_buffer("lag", torch.ones(()))
         return student
+
+    def student_loss(
+        self, student: Student, z: Tensor, labels: Tensor, context: Context | None = None
+    ) -> tuple[Tensor, Log]:
+        loss, log = super().student_loss(student, z, labels, context)
+        assert isinstance(student, nn.Module)
+        student.lag.lerp_(distributed.average(log[LAG]), 1 - SMOOTH)
+        return loss, log
 
     def loss(
         self,
@@ -78,5 +91,7 @@ class DMDFollowing(DMD):
             longest = float("inf") if self.clip is None else self.clip * distributed.gather(length).median()
             factor = (longest / length.clamp_min(1e-12)).clamp_max(1.0)
             g = factor.view(-1, 1, 1, 1) * g
-        log = binned(gap, t) | {"matching/clipped": (factor < 1).float().mean()}
+            waits = student.lag > self.wait if self.wait is not None else torch.zeros_like(student.lag)
+            g = torch.where(waits.bool(), 0.0, g)
+        log = binned(gap, t) | {"matching/clipped": (factor < 1).float().mean(), "matching/waits": waits.float()}
         return 0.5 * (z - (z.detach() - g)).square().mean(), log

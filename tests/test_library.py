@@ -159,6 +159,11 @@ def test_the_example_of_an_objective_that_remembers():
     followed, _, log = pulled(example(guidance=1.0, clip=None, time_range=(0.76, 0.98)), labels)
     assert not torch.equal(followed, plain)
     assert log["gap/t0.88"][1] == 8, "all times are in the range"
+    held, student, log = pulled(example(guidance=1.0, clip=None, wait=0.9), labels)
+    assert log["matching/waits"] == 1, "a lag of 1, until the student has learned"
+    assert not held.any()
+    example().student_loss(student, torch.randn(8, 2, 2, 2), labels, Context(Random(1), 3))
+    assert student.lag != 1
     with pytest.raises(ValueError, match="divergence: forward_kl is not for this example"):
         example(divergence="forward_kl")
 
