@@ -91,7 +91,7 @@ class DMDFollowing(DMD):
             longest = float("inf") if self.clip is None else self.clip * distributed.gather(length).median()
             factor = (longest / length.clamp_min(1e-12)).clamp_max(1.0)
             g = factor.view(-1, 1, 1, 1) * g
-            waits = student.lag > self.wait if self.wait is not None else torch.zeros_like(student.lag)
-            g = torch.where(waits.bool(), 0.0, g)
+            waits = student.lag > (float("inf") if self.wait is None else self.wait)
+            g = torch.where(waits, 0.0, g)
         log = binned(gap, t) | {"matching/clipped": (factor < 1).float().mean(), "matching/waits": waits.float()}
         return 0.5 * (z - (z.detach() - g)).square().mean(), log
