@@ -12,8 +12,12 @@ from dmvae.evaluation.features import Extractor, FeaturesConfig, extract, parse_
 from dmvae.evaluation.features.effnet import EffNetLite0, EffNetLite2
 from dmvae.evaluation.features.inception import Inception
 from dmvae.evaluation.features.timm import TimmFeatures
+from dmvae.models.artifact import save_network
 from dmvae.models.effnet import VERSIONS, effnet, rename, weights_file
 from dmvae.registry import find, names
+from dmvae.tokenizers import TokenizerSource
+from dmvae.tokenizers.adapted import adapt
+from dmvae.tokenizers.autoencoder import Autoencoder
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +170,50 @@ def test_weights_of_a_timm_model_from_a_file(tmp_path, images):
     assert (
         once.weights == again.weights != TimmFeatures(model="resnet18", resolution=48, pretrained=False).build().weights
     )
+
+
+def kept(folder: Path, seed: int = 0, channels: int = 3) -> tuple[Autoencoder, Path]:
+    """A small tokenizer of random weights, and the folder that it was saved in."""
+    encoder = {"type": "conv", "width": 8, "multipliers": [1, 2], "blocks": 1, "stride": 4, "out_channels": 8}
+    torch.manual_seed(seed)
+    model = Autoencoder(encoder=encoder, image_size=12, in_channels=channels, latent_channels=4, bottleneck_width=8)
+    save_network(model, folder)
+    return model, folder
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_tokenizer_s_encoder_judges(tmp_path, images, channels):
+    model, folder = kept(tmp_path / "own", channels=channels)
+    grey = images[:40, :channels]
+    extractor = parse_features(f"tokenizer@32={folder}").build()
+    assert extractor(grey).shape == (40, extractor.dim) == (40, 8)
+    with torch.no_grad():
+        expected = model.encoder(grey.float() / 127.5 - 1).mean((2, 3))
+    torch.testing.assert_close(extractor(grey), expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(extractor(grey)[:7], extractor(grey[:7]))
+
+
+def test_tokenizers_that_judge_have_names_of_their_own(tmp_path):
+    (_, folder), (_, other) = kept(tmp_path / "own"), kept(tmp_path / "other", seed=1)
+    first, second = (parse_features(f"tokenizer@32={path}") for path in (folder, other))
+    assert first.name != second.name
+    assert first.name == parse_features(f"tokenizer@32={folder}").build().name
+    assert first.name.startswith("tokenizer-")
+    assert first.name.endswith("@32")
+    assert first.build().weights != second.build().weights
+
+
+def test_a_folder_without_an_encoder_of_ours_does_not_judge(tmp_path):
+    with pytest.raises(ValueError, match="no tokenizer is here"):
+        parse_features(f"tokenizer@32={tmp_path}").build()
+    from diffusers import AutoencoderKL
+
+    source = tmp_path / "kl"
+    AutoencoderKL(block_out_channels=(32,), norm_num_groups=32, latent_channels=2).save_pretrained(source)
+    adapted = adapt(find(TokenizerSource, "diffusers")(path=str(source)), size=16, channels=3, pretrained=True)
+    save_network(adapted, tmp_path / "own")
+    with pytest.raises(ValueError, match="own: holds AdaptedTokenizer, and"):
+        parse_features(f"tokenizer@32={tmp_path / 'own'}").build()
 
 
 def test_names_of_features():

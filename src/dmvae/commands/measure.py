@@ -57,7 +57,8 @@ def _parser(command: str) -> Parser:
     parser.add_argument("kind", nargs="?", choices=["folder", "samples", "tokenizer"])
     parser.add_argument("paths", nargs="*", metavar="PATH")
     parser.add_argument("--features", nargs="+", action="extend", metavar="NAME", help=(
-        "NAME[@RESOLUTION][=WEIGHTS]: effnet-lite0, inception, dinov2 or a timm model (effnet-lite0)"))  # fmt: skip
+        "NAME[@RESOLUTION][=WEIGHTS]: effnet-lite0, inception, dinov2, a timm model, or "
+        "tokenizer=FOLDER (effnet-lite0)"))  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=64, help="images at a time (%(default)s)")
     parser.add_argument(
         "--size", type=int, help="crop and resize to this; images are square and of one size unless given"
