@@ -29,7 +29,15 @@ NAV = {
     "": ["index"],
     "Guides": ["guide", "references", "balance", "small_data", "recipes", "cluster", "troubleshooting"],
     "Lists": [f"parts/{page}" for page in (parts.FIELDS, *parts.FAMILIES)],
-    "Method": ["equations", "method", "results/README"],
+    "Method": ["equations", "method"],
+    "Studies": [
+        "results/README",
+        "results/arriving",
+        "results/fashion_mnist",
+        "results/channels",
+        "results/more_images",
+        "results/toys",
+    ],
     "Build on it": [
         "contracts",
         "CONTRIBUTING",
@@ -42,7 +50,7 @@ NAV = {
     "API": ["api/dmvae", *(f"api/{name}" for name in parts.API)],
 }
 """Heading -> pages, by their place in the site without the ending."""
-LABELS = {"balance": "Lambda and the rest", "method": "The method", "results/README": "Studies"}
+LABELS = {"balance": "Lambda and the rest", "method": "The method", "results/README": "Where the claim is decided"}
 """What the navigation calls pages with long headings."""
 REST = "Guides"
 """Where pages that are not named come."""
