@@ -50,6 +50,34 @@ def test_one_training_gives_a_row_for_each_snapshot(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "matching",
+    [
+        {"noise": "none"},
+        {"noise": "assigned", "noise_groups": 4, "noise_bank": 16, "noise_width": 8, "balance": "gradient"},
+        {"noise": "fixed", "noise_std": 0.5},
+    ],
+    ids=lambda matching: matching["noise"],
+)
+def test_a_snapshot_changes_nothing_in_the_training_that_goes_on(tmp_path, matching):
+    found = {}
+    for keep_at in ([], [4], [4, 8]):
+        over = {f"matching__{name}": value for name, value in matching.items()}
+        path = tiny.write(tmp_path, run__dir=str(tmp_path / f"run{len(keep_at)}"), **over, matching__keep_at=keep_at)
+        tiny.run(path, "matched", until="matching")
+        (folder,) = tmp_path.glob(f"run{len(keep_at)}/stages/matching-*")
+        weights = "autoencoder/diffusion_pytorch_model.safetensors"
+        found[len(keep_at)] = load_file(folder / weights)
+        for step in keep_at:
+            config = f"snapshots/step-{step:08d}/autoencoder/config.json"
+            drawn = json.loads((folder / config).read_text()).get("drawn", False)
+            assert drawn == (matching["noise"] == "fixed"), "a snapshot is what the finished stage would be"
+    assert same(found[0], found[1])
+    assert same(found[0], found[2])
+    assert same(found[2], load_file(folder / "snapshots/step-00000008" / weights))
+
+
+@pytest.mark.slow
 def test_samples_come_from_the_step_that_is_asked_for(tmp_path):
     kept = FAST | {"run__keep_every": 3}
     tiny.run(tiny.write(tmp_path, **kept), "kl", until="generator")

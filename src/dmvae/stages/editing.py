@@ -3,10 +3,12 @@ and what speaks against it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import torch
 from torch import Tensor
 
 from dmvae import config as configs
@@ -63,6 +65,28 @@ class Encoded:
     """Normalised as the reference's samples, detached."""
     edit: Tensor | None = None
     """What was written into samples of the reference, where they are edited."""
+
+
+@contextmanager
+def as_saved(model: Tokenizer, drawn: bool, images: Iterable[Tensor] | None) -> Iterator[None]:
+    """Within it the tokenizer is as its artifact has it: it draws latents or not, and its groups and prices are those
+    of these images [n, c, h, w]; None where none are assigned. Afterwards it is as before."""
+    editor = model.editor if isinstance(model, Autoencoder) and images is not None else None
+    kept = [] if editor is None else [(buffer, buffer.clone()) for buffer in editor.buffers()]
+    model.drawn = drawn
+    if editor is not None:
+        assert isinstance(model, Autoencoder)
+        assert images is not None
+        with torch.no_grad():
+            mu = torch.cat([editor.normalize(model.describe(x)[1]) for x in images])
+        for _ in range(2):
+            editor.settle(mu)
+    try:
+        yield
+    finally:
+        model.drawn = False
+        for buffer, value in kept:
+            buffer.copy_(value)
 
 
 def arriving(values: Values) -> Values:

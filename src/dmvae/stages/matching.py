@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Literal
@@ -33,7 +34,7 @@ from dmvae.runtime.random import Random
 from dmvae.runtime.transfer import Figure
 from dmvae.stages.approach import EVERY, Approach, Recent, unmeasured, until_told
 from dmvae.stages.bounds import BOUNDS, spread
-from dmvae.stages.editing import DRAWN, EDITED, Editing, Encoded, arriving, unfit
+from dmvae.stages.editing import DRAWN, EDITED, Editing, Encoded, arriving, as_saved, unfit
 from dmvae.stages.reconstruction import DecoderNetworks, DecoderStage, discriminate, reconstruct
 from dmvae.stages.reference import ReferenceTraining, config_of, open_reference
 from dmvae.stages.tokenizer import drawn
@@ -136,19 +137,12 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         """Turns after which images are assigned anew: a few groups follow them at once, single samples cost more."""
         return 1 if self.config.noise_groups else EVERY
 
-    def finish(self, networks: MatchingNetworks) -> None:
-        model = networks.autoencoder
-        model.drawn = self.config.noise in DRAWN
-        if self.config.noise != "assigned":
-            return
-        assert isinstance(model, Autoencoder)
-        assert model.editor is not None
-        images = self.inputs.train_set
-        some = self.inputs.batches(images, every=-(-len(images) // SETTLING))
-        with torch.no_grad():
-            mu = [model.editor.normalize(model.describe(x)[1]) for x in some]
-        for _ in range(2):
-            model.editor.settle(torch.cat(mu))
+    @contextmanager
+    def finished(self, networks: MatchingNetworks) -> Iterator[None]:
+        images, assigned = self.inputs.train_set, self.config.noise == "assigned"
+        some = self.inputs.batches(images, every=-(-len(images) // SETTLING)) if assigned else None
+        with as_saved(networks.autoencoder, self.config.noise in DRAWN, some):
+            yield
 
     @property
     def measures(self) -> bool:
@@ -214,7 +208,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         autoencoder.latent_std.copy_(std)
         if config.noise_std is not None and inputs.weights:  # whose values a plan does not have
             autoencoder.fix_spread(config.noise_std * std)
-        autoencoder.drawn = False  # until `finish`: here samples are asked for where they are wanted
+        autoencoder.drawn = False  # until it is saved: here samples are asked for where they are wanted
         networks = MatchingNetworks(autoencoder)
         if config.anchor is not None:
             assert isinstance(autoencoder, Autoencoder)  # see editing.unfit

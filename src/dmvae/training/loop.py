@@ -219,10 +219,10 @@ class Trainer:
     def save_networks(self, folder: Path) -> None:
         """Write every trained network to folder/NAME, with averaged weights where they are kept. All ranks must call
         it; one writes."""
-        with ExitStack() as averaged:
+        with ExitStack() as saved:
             for average in self.averages.values():
-                averaged.enter_context(average.applied())
-            self.stage.finish(self.networks)
+                saved.enter_context(average.applied())
+            saved.enter_context(self.stage.finished(self.networks))
             for name, module in self.networks.saved().items():
                 whole = distributed.whole_module(module)
                 if distributed.is_main():

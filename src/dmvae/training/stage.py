@@ -7,6 +7,7 @@ A stage is a class decorated with `@stage("name")`; the name is that of its sect
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
@@ -261,8 +262,11 @@ class TrainingStage(Stage[T], Generic[T, N]):
         depend only on what checkpoints hold."""
         return False
 
-    def finish(self, networks: N) -> None:
-        """Adapt to the averaged weights, which are in place, before they are saved. Called on every rank."""
+    @contextmanager
+    def finished(self, networks: N) -> Iterator[None]:
+        """Within it networks are as they are saved, adapted to the averaged weights, which are in place; afterwards
+        they are as before, for a training that goes on from a snapshot. Entered on every rank."""
+        yield
 
 
 AnyTraining = TrainingStage[Any, Any]
