@@ -84,10 +84,11 @@ def run_problems(recipe: Recipe, stages: Stages, ranks: int) -> Iterator[str]:
         yield "run.accumulate: no stage of this recipe takes its batches in parts; see run.checkpointing"
     for stage in stages:
         if issubclass(stage, TrainingStage):
-            parts = run.accumulate if stage.takes_parts else 1
-            yield from _complaint(
-                "", partial(require_split, stage.name, recipe.section(stage).batch_size, ranks, parts)
-            )
+            parts, section = run.accumulate if stage.takes_parts else 1, recipe.section(stage)
+            split = {"batch_size": (section.batch_size, parts), "decoded": (getattr(section, "decoded", None), 1)}
+            for name, (images, into) in split.items():
+                if images is not None:
+                    yield from _complaint("", partial(require_split, f"{stage.name}.{name}", images, ranks, into))
     if run.checkpointing:
         yield from _checkpointing_problems(recipe)
 

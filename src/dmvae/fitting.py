@@ -12,6 +12,9 @@ from dmvae.runtime import distributed
 from dmvae.runtime.words import counted
 from dmvae.training.stage import TrainingStage
 
+WITHIN = ("decoded", "noise_groups")
+"""Fields that are no larger than their section's batch."""
+
 
 def fit(recipes: dict[str, Recipe], asked: Collection[str] = ()) -> tuple[dict[str, Recipe], list[str]]:
     """(the recipes with batches, and neighbours, no larger than their training sets; a line on each change).
@@ -42,12 +45,17 @@ def _too_large(recipe: Recipe, items: int) -> Iterator[tuple[str, str, int]]:
     for stage in recipe.stages():
         section = recipe.section(stage)
         if issubclass(stage, TrainingStage) and not stage.draws and section.batch_size > items:
-            yield stage.name, "batch_size", batch_of(items, distributed.world_size())
+            parts = recipe.run.accumulate if stage.takes_parts else 1
+            size = batch_of(items, distributed.world_size() * parts)
+            for name in WITHIN:
+                if (getattr(section, name, None) or 0) > size:
+                    yield stage.name, name, batch_of(size, 1)
+            yield stage.name, "batch_size", size
         if stage.name == "evaluate" and section.neighbours > items:
             yield stage.name, "neighbours", items
 
 
-def batch_of(items: int, ranks: int) -> int:
-    """The largest power of two that is no more than `items` and divides over the ranks, else all that divide."""
+def batch_of(items: int, parts: int) -> int:
+    """The largest power of two that is no more than `items` and divides into so many parts, else all that divide."""
     power = 1 << (max(items, 1).bit_length() - 1)
-    return power if power % ranks == 0 else max(items - items % ranks, ranks)
+    return power if power % parts == 0 else max(items - items % parts, parts)

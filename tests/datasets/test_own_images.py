@@ -92,6 +92,21 @@ def test_heic_without_its_package_is_told_with_the_mend(tmp_path, monkeypatch):
     assert not file.exists(), "nothing was left out of the run that came last"
 
 
+def test_what_is_within_a_batch_shrinks_with_it(tmp_path):
+    over = {"batch_size": 96, "decoded": 64, "noise": "assigned", "noise_groups": 48, "noise_bank": 96}
+    path = tiny.write(tmp_path, **{f"matching__{name}": value for name, value in over.items()}, run__accumulate=3)
+    (matched, said), section = fit({"matched": load(path)["matched"]}), "matching"
+    found = matched["matched"].section(section)
+    assert (found.batch_size, found.decoded, found.noise_groups) == (32, 32, 32)
+    assert [line.partition(":")[0] for line in said] == [
+        "matching.decoded is 32 in place of 64",
+        "matching.noise_groups is 32 in place of 48",
+        "matching.batch_size is 32 in place of 96",
+    ]
+    parted = load(tiny.write(tmp_path, generator__batch_size=96, run__accumulate=3))
+    assert fit(parted)[0]["kl"].generator.batch_size == 48, "it divides into the parts"
+
+
 def test_what_was_asked_for_is_not_made_to_fit(tmp_path):
     recipes = load(tiny.write(tmp_path, tokenizer__batch_size=64, generator__batch_size=64))
     fitted, said = fit(recipes, ["generator.batch_size"])

@@ -271,6 +271,23 @@ def test_the_ratio_follows_the_distance_and_three_in_a_row_are_arrival(monkeypat
     assert memory.arrived
 
 
+def test_a_distance_that_is_measured_for_another_end_moves_no_ratio(monkeypatch):
+    monkeypatch.setattr(approach, "multiples", lambda *_: {"whole": 3.0})
+    memory = approach.Approach((2, 2, 2), 0.05, 1.1)
+    memory.remember(torch.randn(1024, 2, 2, 2))
+    assert memory.measure(Gaussian((2, 2, 2), 3, 1.0), Random(0), follow=False) == {"distance/whole": 3.0}
+    assert (memory.ratio.item(), memory.distance) == (pytest.approx(0.05), 3.0)
+
+
+def test_latents_that_are_not_finite_are_trouble_and_no_mistake_of_the_user_s():
+    memory = approach.Approach((2, 2, 2), 1.0, 1.1)
+    memory.remember(torch.randn(1024, 2, 2, 2))
+    memory.recent[3, 0, 0, 0] = torch.nan
+    for follow in (True, False):
+        with pytest.raises(FloatingPointError, match="distance to the reference is not finite"):
+            memory.measure(Gaussian((2, 2, 2), 3, 1.0), Random(0), follow)
+
+
 def test_autocast_leaves_the_measured_distance_as_it_is(monkeypatch):
     monkeypatch.setattr(approach, "RECENT", 64)
     monkeypatch.setattr(two_sample, "STEPS", 20)
@@ -294,6 +311,7 @@ def test_autocast_leaves_the_measured_distance_as_it_is(monkeypatch):
         ),
         ({"matching.decoded": 13}, "decoded: 13 images of a batch of 12"),
         ({"matching.target": 0.5}, "target: expected a number, 1 to .* got 0.5"),
+        ({"matching.weight": 20}, "weight: 20 is where balance: distance starts; give 0.2 to 10"),
         ({"matching.objective.slices": 2}, "slices: 2 for 3 kinds of directions"),
         ({"matching.student_warmup": 3}, "'transport' has no student"),
         (

@@ -64,6 +64,20 @@ def test_parts_draw_what_the_whole_draws():
         assert torch.equal(draw(whole, 8), torch.cat([draw(rng.on_cpu(), 4) for rng in parts]))
 
 
+def test_draws_on_the_cpu_go_on_whatever_the_device():
+    """The second draw is not the first again."""
+    here, elsewhere = Random(0, 3), Random(0, 3)
+    elsewhere._cpu = None  # as on a GPU
+    for _ in range(2):
+        assert torch.equal(here.on_cpu().normal(8, 2), elsewhere.on_cpu().normal(8, 2))
+        assert torch.rand(3, generator=here.on_cpu()).tolist() == torch.rand(3, generator=elsewhere.on_cpu()).tolist()
+    assert elsewhere.on_cpu() is elsewhere.on_cpu()
+    assert elsewhere.on_cpu() is not elsewhere
+    for made in (Random.alone(0, 3), Random(0, 3, part=(1, 2))):
+        made._cpu = None
+        assert (made.on_cpu().place, made.on_cpu().parts) == (made.place, made.parts)
+
+
 @pytest.mark.parametrize(
     ("over", "ranks", "message"),
     [
@@ -73,6 +87,7 @@ def test_parts_draw_what_the_whole_draws():
             2,
             r"reference.batch_size: 8 does not divide over 2 ranks in 3 parts each \(run.accumulate\).*multiple of 6",
         ),
+        ({"matching__decoded": 5}, 2, "matching.decoded: 5 does not divide over 2 ranks; use a multiple of 2"),
         ({"run__shard": True}, 1, "run.shard: a single rank has no other to share its weights with"),
         ({"run__checkpointing": ["discriminator"]}, 1, "run.checkpointing: 'discriminator', a PatchGAN, has no blocks"),
         ({"run__checkpointing": ["generater"]}, 1, "no stage of this recipe trains a network 'generater'.*generator"),

@@ -31,18 +31,20 @@ class Random(torch.Generator):
         return super().__new__(cls, device=device)  # type: ignore[call-arg]
 
     def __init__(self, *key: object, device: torch.device | str = "cpu", part: tuple[int, int] = (0, 1)) -> None:
-        self.key, self.part = key, part
-        self.place = distributed.rank() * part[1] + part[0]
-        self.parts = distributed.world_size() * part[1]
-        self.manual_seed(seed_of(*key, "rank", self.place))
+        self.key = key
+        self._seat(distributed.rank() * part[1] + part[0], distributed.world_size() * part[1])
         self.shared = torch.Generator(device).manual_seed(seed_of(*key))
+        self._cpu: Random | None = self if self.device.type == "cpu" else None
+
+    def _seat(self, place: int, parts: int) -> None:
+        self.place, self.parts = place, parts
+        self.manual_seed(seed_of(*self.key, "rank", place))
 
     @classmethod
     def alone(cls, *key: object, device: torch.device | str = "cpu") -> Random:
         """Randomness as a single process draws it, for what one rank does by itself, or all do alike."""
         made = cls(*key, device=device)
-        made.place, made.parts = 0, 1
-        made.manual_seed(seed_of(*key, "rank", 0))
+        made._seat(0, 1)
         return made
 
     @classmethod
@@ -54,8 +56,12 @@ class Random(torch.Generator):
         return cls(int(torch.randint(2**62, (), generator=generator, device=where)), device=device)
 
     def on_cpu(self) -> Random:
-        """The same step's randomness, drawn on the CPU whatever device the networks are on."""
-        return self if self.device.type == "cpu" else Random(*self.key, part=self.part)
+        """The same step's randomness, drawn on the CPU whatever device the networks are on: one stream, which goes on
+        from call to call."""
+        if self._cpu is None:
+            self._cpu = Random(*self.key)
+            self._cpu._seat(self.place, self.parts)
+        return self._cpu
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normal [n, ...], float32."""

@@ -149,9 +149,9 @@ class Approach(Recent):
         return dict(zip(names, found.values(), strict=True))
 
     @waits("the distance, measured")
-    def measure(self, reference: Reference, rng: Random) -> dict[str, Tensor | float]:
-        """Sliced distances as multiples of chance, to log; sets the ratio of gradients for the next updates. Empty
-        until enough latents are remembered."""
+    def measure(self, reference: Reference, rng: Random, follow: bool = True) -> dict[str, Tensor | float]:
+        """Sliced distances as multiples of chance, to log. Empty until enough latents are remembered. follow: it sets
+        the ratio of gradients for the next updates. Raises FloatingPointError for latents that are not finite."""
         if int(self.count) < RECENT:
             return {}
         y, _ = self._samples(reference, rng)
@@ -160,10 +160,15 @@ class Approach(Recent):
         # Alike on all ranks to the last digit: it decides what they do together.
         values = distributed.average(torch.tensor(list(found.values()), dtype=torch.float64, device=y.device))
         found = dict(zip(found, values.tolist(), strict=True))
+        if not all(map(math.isfinite, found.values())):
+            raise FloatingPointError(f"the distance to the reference is not finite: {found}")
         worst = max(found.values())
         self.multiple.fill_(max(value for name, value in found.items() if name != "told"))
         self._multiple = float(self.multiple)  # the buffer's own digits, which a run that goes on finds
         self.near.copy_(self.near + 1 if worst <= self.target else torch.zeros_like(self.near))
         self._near = int(self.near)
+        figures: dict[str, Tensor | float] = {f"distance/{name}": value for name, value in found.items()}
+        if not follow:
+            return figures
         self.ratio.fill_(next_ratio(float(self.ratio), worst, self.target))
-        return {"distance/ratio": float(self.ratio), **{f"distance/{name}": value for name, value in found.items()}}
+        return {"distance/ratio": float(self.ratio)} | figures

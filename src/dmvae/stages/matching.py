@@ -43,6 +43,7 @@ from dmvae.training.flow import FlowTraining
 from dmvae.training.health import Bound
 from dmvae.training.preparing import uncompiled
 from dmvae.training.stage import Batch, Update, stage
+from dmvae.transport.schedule import LIMITS
 from dmvae.transport.views import tokens
 
 SETTLING = 4096
@@ -63,7 +64,7 @@ class MatchingTraining(Editing, FlowTraining):
     """"fixed": loss = reconstruction + lambda * matching, as in the paper. "gradient": the matching loss is scaled so
     that lambda is the ratio of its gradient's norm to the reconstruction gradient's, both at the latents, each a root
     mean square over images. "distance": that ratio starts at lambda; then it grows while the measured distance is above
-    `target`, and falls below it."""
+    `target`, and falls below it, within 0.2 and 10."""
     target: Annotated[float, Range(1, 1e6)] = configs.added(1.1)
     """Distance to the reference that `balance: distance` aims at and `until` waits for. It is measured on 1024 recent
     latents: the largest of the sliced distances of whole latents, tokens and pairs of tokens, of which 1 is that
@@ -179,6 +180,9 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
             yield f"matching.objective: {name!r} is for {', '.join(config.objective.only_for)}, and not for {kind!r}"
         if config.student_warmup and not config.objective.has_student:
             yield f"matching.student_warmup: {name!r} has no student to warm up; leave it out"
+        low, high = LIMITS
+        if config.balance == "distance" and not low <= config.weight <= high:
+            yield f"matching.weight: {config.weight:g} is where balance: distance starts; give {low:g} to {high:g}"
         yield from config.objective.problems(config.batch_size, inputs.num_classes, reference.distribution)
         every = config.student_steps if config.objective.has_student else 1
         turns = -(-max(0, config.steps - config.student_warmup) // every)
@@ -308,9 +312,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         if self.measures or until_told(turn) * config.batch_size < len(networks.approach.recent):
             networks.approach.remember(latents, batch.labels)
         if self.measures and turn % EVERY == 0:
-            figures |= networks.approach.measure(self.reference, context.rng)
-            if config.balance != "distance":
-                figures.pop("distance/ratio", None)  # no pull follows it
+            figures |= networks.approach.measure(self.reference, context.rng, follow=config.balance == "distance")
         if until_told(turn) == 0:
             own = Random(self.inputs.seed, self.name, "distance", batch.step, device=raw.device)
             classes = self.inputs.train_set.classes if config_of(self.inputs).distribution.labelled else ()

@@ -51,7 +51,8 @@ def batches(
     """(data, labels) on the device from step `start` on; empty tensors for a stage without a data set. Raises
     KeyboardInterrupt where `stops` is true while a batch does not come."""
     config, inputs, world = stage.config, stage.inputs, distributed.world_size()
-    require_split(stage.name, config.batch_size, world, inputs.sections.run.accumulate if stage.takes_parts else 1)
+    parts = inputs.sections.run.accumulate if stage.takes_parts else 1
+    require_split(f"{stage.name}.batch_size", config.batch_size, world, parts)
     dataset = stage.data()
     if dataset is None:
         local, device = config.batch_size // world, inputs.device
@@ -72,13 +73,11 @@ def batches(
         yield x, labels.to(inputs.device, non_blocking=True)
 
 
-def require_split(stage: str, batch_size: int, ranks: int, parts: int = 1) -> None:
-    """ValueError where a stage's batch does not divide over the ranks, and each rank's share into `parts`."""
-    if batch_size % (ranks * parts):
+def require_split(field: str, images: int, ranks: int, parts: int = 1) -> None:
+    """ValueError where a batch of so many does not divide over the ranks, and each rank's share into `parts`."""
+    if images % (ranks * parts):
         over = counted(ranks, "rank") + (f" in {parts} parts each (run.accumulate)" if parts > 1 else "")
-        raise ValueError(
-            f"{stage}.batch_size: {batch_size} does not divide over {over}; use a multiple of {ranks * parts}"
-        )
+        raise ValueError(f"{field}: {images} does not divide over {over}; use a multiple of {ranks * parts}")
 
 
 def require_batch(stage: str, batch_size: int, items: int) -> None:

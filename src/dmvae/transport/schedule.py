@@ -7,6 +7,8 @@ import math
 from dmvae.transport.checks import require_positive
 
 GAIN = 4.0
+LIMITS = (0.2, 10.0)
+"""Of the ratio."""
 
 
 def next_ratio(
@@ -14,7 +16,7 @@ def next_ratio(
     multiple: float,
     target: float = 1.1,
     step: float = 0.3,
-    limits: tuple[float, float] = (0.2, 10.0),
+    limits: tuple[float, float] = LIMITS,
 ) -> float:
     """ratio * exp(step * clip(4 (multiple - target), -1, 2)), kept within the limits.
 
