@@ -25,7 +25,6 @@ class Clouds:
 
 
 def inputs_of(cloud, labelled, monkeypatch):
-    monkeypatch.setattr(arrival, "open_reference", lambda inputs: cloud)
     config = SimpleNamespace(distribution=SimpleNamespace(labelled=labelled))
     monkeypatch.setattr(arrival, "config_of", lambda inputs: config)
     of = {
@@ -48,7 +47,7 @@ def test_the_verdict_says_of_classes_that_have_changed_places(classes, labelled,
     cloud = Clouds(classes)
     inputs = inputs_of(cloud, labelled, monkeypatch)
     z, labels = cloud.sample(1000, Random(2))
-    found = arrival.at_the_end(inputs, 3 * z + 1, (labels + 1) % classes, drawn=False)
+    found = arrival.at_the_end(inputs, cloud, 3 * z + 1, (labels + 1) % classes, drawn=False)
     assert found["distance_whole"] < 2
     assert re.fullmatch("arrived" + ending, found["arrival"]["verdict"])
     assert bool(found["arrival"]["class_known"]) == labelled
@@ -57,5 +56,5 @@ def test_the_verdict_says_of_classes_that_have_changed_places(classes, labelled,
 def test_too_few_latents_have_a_distance_and_no_verdict(monkeypatch):
     cloud = Clouds(2)
     z, labels = cloud.sample(63, Random(2))
-    found = arrival.at_the_end(inputs_of(cloud, True, monkeypatch), 3 * z + 1, labels, drawn=False)
+    found = arrival.at_the_end(inputs_of(cloud, True, monkeypatch), cloud, 3 * z + 1, labels, drawn=False)
     assert found.keys() == {"distance_to_reference"}

@@ -21,6 +21,7 @@ from dmvae.datasets import Dataset
 from dmvae.datasets.image_file import BrokenImage, read_image
 from dmvae.datasets.image_scan import rank, scan
 from dmvae.datasets.loading import Loader, cuts, passes
+from dmvae.datasets.mixed import mixed
 from dmvae.datasets.pixels import as_uint8
 from dmvae.runtime import distributed
 from dmvae.runtime.console import Bar
@@ -57,12 +58,13 @@ class TensorImages:
 
 
 class DatasetImages:
-    """The first `count` images of a data set."""
+    """`count` images of a data set: the first, where its classes are mixed, else a fixed choice (see `mixed`)."""
 
     def __init__(self, dataset: Dataset, count: int | None = None, workers: int = 0) -> None:
-        self.dataset, self.count, self.workers = dataset, min(count or len(dataset), len(dataset)), workers
-        self.labels: Tensor | None = dataset.labels[: self.count]
-        facts = {"kind": "data set", "fingerprint": dataset.fingerprint, "classes": digest(tuple(dataset.classes))}
+        self.dataset, self.count, self.workers = mixed(dataset), min(count or len(dataset), len(dataset)), workers
+        self.labels: Tensor | None = self.dataset.labels[: self.count]
+        of = dataset if self.count == len(dataset) else self.dataset  # the order is nothing to a set of all
+        facts = {"kind": "data set", "fingerprint": of.fingerprint, "classes": digest(tuple(dataset.classes))}
         self.facts = facts | _size(dataset[0][0].shape)
 
     def __len__(self) -> int:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dmvae.datasets import open_dataset
+from dmvae.datasets.mixed import mixed
 from dmvae.datasets.pixels import as_input, to_uint8
 from dmvae.generators import Generator, load_generator
 from dmvae.inputs import generator_of
@@ -107,9 +108,10 @@ class Folder:
         recipe = next(iter(self.run.recipes.values()))
         if self.data:
             try:
-                found = open_dataset(recipe.data, "test")
-                if kept is None or torch.equal(torch.as_tensor(found[0][0]), kept[0]):
-                    return found, len(found), f"test images of {recipe.data.type}"
+                dataset = open_dataset(recipe.data, "test")
+                for found in (mixed(dataset), dataset):  # in the run's order, or that of a run of version 0.1
+                    if kept is None or torch.equal(torch.as_tensor(found[0][0]), kept[0]):
+                        return found, len(found), f"test images of {recipe.data.type}"
                 why = f"{recipe.data.type} does not hold the run's images any more"
             except (ValueError, OSError, ImportError) as error:  # a run is shown where its data are not, too
                 why = f"the data set cannot be opened ({error})"

@@ -10,15 +10,16 @@ from torch import Tensor
 from dmvae.config import Values
 from dmvae.evaluation.latents import sliced_wasserstein
 from dmvae.inputs import Inputs
+from dmvae.references import Reference
 from dmvae.runtime.random import Random
-from dmvae.stages.reference import MAP_POINTS, config_of, open_reference
+from dmvae.stages.reference import MAP_POINTS, config_of
 from dmvae.transport.arrival import measure, told_by_class, told_with_class
 
 SAMPLES, LEAST = 5120, 64
 """Samples of the reference that latents are compared with, and latents at least."""
 
 
-def at_the_end(inputs: Inputs, raw: Tensor, labels: Tensor, drawn: bool) -> Values:
+def at_the_end(inputs: Inputs, reference: Reference, raw: Tensor, labels: Tensor, drawn: bool) -> Values:
     """Metrics of raw test latents [n, C, H, W], in the reference's own units; class by class too, where the reference's
     labels mean something. drawn: they are drawn from posteriors, which the verdict says."""
     to = inputs.tensors("reference", "normalisation.safetensors")
@@ -27,7 +28,7 @@ def at_the_end(inputs: Inputs, raw: Tensor, labels: Tensor, drawn: bool) -> Valu
     figures: Values = {"distance_to_reference": sliced_wasserstein(there.flatten(1), here[:MAP_POINTS].flatten(1))}
     if len(here) < LEAST:
         return figures
-    y, of = open_reference(inputs).sample(SAMPLES, Random.alone(inputs.seed, "arrival"))
+    y, of = reference.sample(SAMPLES, Random.alone(inputs.seed, "arrival"))
     shuffled = torch.randperm(len(here), generator=torch.Generator().manual_seed(inputs.seed))
     found = measure(here[shuffled], y.float(), inputs.seed)
     verdict = found.verdict + (" (of latents with their noise, not of their means)" if drawn else "")

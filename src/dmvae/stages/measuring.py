@@ -49,7 +49,7 @@ from dmvae.runtime.hashing import weights_hash
 from dmvae.runtime.precision import autocast, uses_bf16
 from dmvae.runtime.random import Random, seed_of
 from dmvae.stages.arrival import at_the_end
-from dmvae.stages.reference import MAP_POINTS
+from dmvae.stages.reference import MAP_POINTS, open_reference
 from dmvae.stages.sample import generator_at, samples_folder
 from dmvae.tokenizers.adapted import load_tokenizer
 
@@ -136,13 +136,16 @@ class Measuring:
             latents = self.latents(rows["z"])
             if "sample" in self.inputs.reads:
                 self.samples(reconstructed_sets(rows, self.extractors, self.images), fakes, trains)
+        reference = None
+        if "reference" in self.inputs.reads and self.inputs.has("reference", "map.safetensors"):
+            reference = open_reference(self.inputs)  # a reference is built on all ranks
         if not distributed.is_main():
             return {}
         assert pictures is not None
         if "generator" in self.inputs.reads:
             self.metrics["generator_loss"] = generator_loss(latents.test, latents.test_labels, self.inputs)
-        if "reference" in self.inputs.reads and self.inputs.has("reference", "map.safetensors"):
-            self.metrics |= at_the_end(self.inputs, rows["z"], latents.test_labels, self.tokenizer.drawn)
+        if reference is not None:
+            self.metrics |= at_the_end(self.inputs, reference, rows["z"], latents.test_labels, self.tokenizer.drawn)
         if self.config.proxies or self.config.probe:
             self.metrics["proxies"] = self.proxies(latents)
         maps = {

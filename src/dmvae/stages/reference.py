@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dmvae import config as configs
+from dmvae.datasets.mixed import fair_order
 from dmvae.flow.guidance import Velocity
 from dmvae.inputs import Inputs
 from dmvae.models.dit import LightningDiT
@@ -71,7 +72,7 @@ class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
         inputs.out.mkdir(parents=True, exist_ok=True)
         write_tensors(inputs.out / "normalisation.safetensors", {"mean": reference.mean, "std": reference.std})
         write_tensors(inputs.out / "map.safetensors", {"latents": z.contiguous(), "labels": labels})
-        some = initial.__getitems__(range(min(MAP_POINTS, len(initial))))[0]
+        some = initial.__getitems__(fair_order(initial.labels)[:MAP_POINTS])[0]
         raw = some * _column(initial.std) + _column(initial.mean)
         report = compare(z, (raw - _column(reference.mean)) / _column(reference.std))
         with atomic_write(inputs.out / "report.json") as part:
