@@ -85,7 +85,7 @@ def complain(capsys, *arguments):
         (["stray"], "unexpected argument 'stray'; options are written --section.field value"),
         (["tokenizer.steps=3"], "unexpected argument 'tokenizer.steps=3'; options are written --tokenizer.steps=3"),
         (["--noise", "0.3"], "stages have it: tokenizer.noise, matching.noise, decoder.noise"),
-        (["--plugins", "7"], "plugins: expected a list of files or folders, got 7"),
+        (["--plugins", "7"], "plugins: expected a list of files, folders or modules, got 7"),
         (["--plugins", "one.py"], "plugins: no such file or folder: "),
         (["--data.limit", "None"], "data.limit: 'None' is text; write null"),
         (["--generator.steps"], "expected a whole number, got True; an option without a value is true"),
@@ -238,7 +238,7 @@ def test_a_folder_that_holds_no_tokenizer_or_pipeline_itself(tmp_path):
 
 
 def test_features_that_nobody_knows_are_told_in_a_line():
-    with pytest.raises(ValueError, match=r"nor a timm model; known: .*inception, timm$"):
+    with pytest.raises(ValueError, match=r"nor a timm model; known: .*inception, timm, tokenizer$"):
         parse_features("fid")
 
 

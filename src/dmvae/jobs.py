@@ -9,8 +9,11 @@ and those that depend on it again, and no others.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
+import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +23,10 @@ from dmvae import config as configs
 from dmvae.config import Values
 from dmvae.datasets import Split, open_dataset
 from dmvae.recipe import Recipe, load
-from dmvae.registry import Registered, plugin_of
+from dmvae.registry import Registered, is_ours
 from dmvae.runtime.done import read_done
 from dmvae.runtime.files import atomic_write, read_json
-from dmvae.runtime.hashing import content_hash
+from dmvae.runtime.hashing import content_hash, digest
 from dmvae.training.stage import AnyStage, Facts
 
 VARIANTS = "variants.json"
@@ -90,15 +93,29 @@ def _fingerprint(
         "uses": {path: value for path, value in uses.items() if value is not None},
         "reads": reads,
     }
+    if own := [code for cls in stage.code(recipe.section(stage)) if (code := code_of(cls))]:
+        key["code"] = own
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _content(member: Registered) -> Values:
     """What counts in the fingerprint besides the fields: the content of the files that they name, and that of the
-    plugin that defines the class."""
-    plugin = plugin_of(member)
-    parts = [member.fingerprint(), content_hash([plugin]) if plugin else ""]
+    file that defines the class, where it is not ours."""
+    parts = [member.fingerprint(), code_of(type(member))]
     return {"content": parts} if any(parts) else {}
+
+
+def code_of(cls: type) -> str:
+    """A hash of the file that defines a class which is not ours: of a plugin, or of a module of an installed package.
+    Of a class that a program or a notebook defines, of its own lines, where they can be had. "" for ours."""
+    if is_ours(cls):
+        return ""
+    if cls.__module__ == "__main__":
+        with suppress(OSError, TypeError):
+            return digest(inspect.getsource(cls))
+        return ""
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    return content_hash([Path(file)]) if file else ""
 
 
 def _at(values: Values, path: str) -> object:

@@ -19,7 +19,7 @@ import yaml
 from dmvae import config as configs
 from dmvae.config import FieldError, FieldMissing, NoSuchField, Values
 from dmvae.options import few, flat, lacks, lay
-from dmvae.registry import load_plugins, nearest
+from dmvae.registry import importable, load_plugins, nearest
 from dmvae.runtime.shipped import recipe_file
 from dmvae.runtime.yaml_text import read_yaml
 from dmvae.sections import Sections
@@ -196,15 +196,18 @@ def read_values(path: Path, below: tuple[Path, ...] = ()) -> Values:
 
 
 def _beside(recipe: Path, plugins: object) -> list[str]:
-    """Absolute paths; those that lead nowhere from here are meant from the recipe's folder. Raises ValueError for one
-    that leads nowhere from there either."""
+    """Absolute paths; those that lead nowhere from here are meant from the recipe's folder, and else are names of
+    modules. Raises ValueError for what is none of these."""
     if not isinstance(plugins, list | tuple | str | None):
-        raise ValueError(f"plugins: expected a list of files or folders, got {plugins!r}")
+        raise ValueError(f"plugins: expected a list of files, folders or modules, got {plugins!r}")
     plugins = [plugins] if isinstance(plugins, str) else [str(plugin) for plugin in plugins or ()]
     found = []
     for plugin in plugins:
         places = [*dict.fromkeys((Path(plugin).absolute(), (recipe.parent / plugin).absolute()))]
         there = [place for place in places if place.exists()]
+        if not there and importable(plugin):
+            found.append(plugin)
+            continue
         if not there:
             known = [file.name for place in places for file in place.parent.glob("*.py")]
             told = " and no ".join(map(str, places))

@@ -3,7 +3,7 @@ reference, a matching objective or a feature extractor without an edit elsewhere
 
 A family is a direct subclass of `Registered`; its members are the classes below it that carry
 `@register("name")`. Members live in the family's own folder (every file there is imported on the
-first look-up) or in a plugin file that a recipe names.
+first look-up), or in a plugin that a recipe names: a file, a folder of files, or a module of an installed package.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import difflib
 import importlib
 import importlib.util
 import pkgutil
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable
@@ -23,6 +24,8 @@ T = TypeVar("T", bound="type[Registered]")
 F = TypeVar("F")
 
 _members: dict[type, dict[str, type]] = {}
+_contents: dict[str, bytes] = {}
+"""Of the plugins' files as they were imported, by module."""
 PLUGIN = "dmvae_plugin_"
 """How the names of modules begin that were loaded as plugins."""
 
@@ -53,7 +56,7 @@ def register(name: str) -> Callable[[T], T]:
 
     def add(cls: T) -> T:
         family = family_of(cls)
-        if cls.__module__.startswith(PLUGIN):
+        if not is_ours(cls):
             names(family)  # register ours first, so that a plugin which takes one of their names is an error
         _require_complete(cls, family, name)
         members = _members.setdefault(family, {})
@@ -106,51 +109,78 @@ def find(family: type[F], name: str) -> type[F]:
     """The class registered as `name`; ValueError with the nearest names when there is none."""
     known = names(family)
     if name not in known:
-        raise ValueError(f"no {family.__name__} is called {name!r}{nearest(name, known)}")
+        own = "; one of your own is found where `plugins` names its file or module" if not close(name, known) else ""
+        raise ValueError(f"no {family.__name__} is called {name!r}{nearest(name, known)}{own}")
     return _members[family][name]
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """'; did you mean ...?' or the full list, to close an error about an unknown word."""
     known = list(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known) or 'none'}"
+    found = close(word, known)
+    return f"; did you mean {found[0]!r}?" if found else f"; known: {', '.join(known) or 'none'}"
 
 
-def plugin_of(member: Registered) -> Path | None:
-    """The file of the plugin that defines the member's class; None for our own."""
-    module = type(member).__module__
-    return Path(str(sys.modules[module].__file__)) if module.startswith(PLUGIN) else None
+def close(word: str, known: Iterable[str]) -> list[str]:
+    """The known word that is most like this one, if any is."""
+    return difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
 
 
-def load_plugins(paths: Iterable[str | Path]) -> None:
-    """Import each file (`*.py`) or every file of each folder, so that what it registers is found.
+def is_ours(cls: type) -> bool:
+    """Whether a class comes with this package."""
+    return cls.__module__.partition(".")[0] == __name__.partition(".")[0]
 
-    Raises ValueError for a path that is none, and for a file that cannot be imported, with its line.
+
+def importable(name: str) -> bool:
+    """Whether that is the name of a module which can be imported."""
+    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name):
+        return False
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def load_plugins(plugins: Iterable[str | Path]) -> None:
+    """Import each file (`*.py`), every file of each folder, or the module of that name, so that what it registers is
+    found. A file that has changed since is read again.
+
+    Raises ValueError for what is none of these, and for a file that cannot be imported, with its line.
     """
-    for path in map(Path, paths):
+    for plugin in plugins:
+        path = Path(plugin).absolute()  # as tracebacks and classes name it
         if not path.exists():
-            raise ValueError(f"plugins: no such file or folder: {path}")
-        path = path.absolute()  # as tracebacks and classes name it
+            if not importable(str(plugin)):
+                raise ValueError(f"plugins: no such file or folder, and no module of that name: {plugin}")
+            importlib.import_module(str(plugin))
+            continue
         files = sorted(path.glob("*.py")) if path.is_dir() else [path]
         if not files:
             raise ValueError(f"plugins: {path} holds no .py file")
         for file in files:
-            name = PLUGIN + file.resolve().as_posix().replace("/", "_").removesuffix(".py")
-            if name in sys.modules:
-                continue
-            spec = importlib.util.spec_from_file_location(name, file)
-            assert spec is not None
-            assert spec.loader is not None
-            module = sys.modules[name] = importlib.util.module_from_spec(spec)
-            try:
-                spec.loader.exec_module(module)
-            except BaseException as error:  # so that it can be loaded again once it is fixed
-                del sys.modules[name]
-                forget(name)
-                if isinstance(error, Exception | SystemExit):
-                    raise ValueError(_complaint(file, error)) from error
-                raise
+            _load(file)
+
+
+def _load(file: Path) -> None:
+    name, content = PLUGIN + file.resolve().as_posix().replace("/", "_").removesuffix(".py"), file.read_bytes()
+    if name in sys.modules:
+        if _contents.get(name) == content:
+            return
+        forget(name)
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        # Not by its bytecode, which is looked up by size and second: an edit may have both.
+        exec(compile(content, str(file), "exec"), module.__dict__)
+    except BaseException as error:  # so that it can be loaded again once it is fixed
+        del sys.modules[name]
+        forget(name)
+        if isinstance(error, Exception | SystemExit):
+            raise ValueError(_complaint(file, error)) from error
+        raise
+    _contents[name] = content
 
 
 def forget(module: str) -> None:

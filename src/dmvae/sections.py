@@ -125,7 +125,7 @@ class Sections:
     seed: Seed = 0
     """Seed of all randomness."""
     plugins: tuple[str, ...] = ()
-    """Files or folders of Python files that register more members of any family, or stages."""
+    """Files, folders of files or installed modules that register more members of any family, or stages."""
     run: RunConfig = field(default_factory=RunConfig)
     """How to run."""
     data: DatasetConfig

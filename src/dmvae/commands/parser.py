@@ -82,7 +82,7 @@ def require(least: int, most: int | None = None, **options: int | None) -> None:
 def add_plugins(parser: argparse.ArgumentParser) -> None:
     """--plugins, for the commands that read no recipe: tokenizers and extractors may be somebody's own."""
     parser.add_argument(
-        "--plugins", nargs="+", action="extend", default=[], metavar="FILE", help="files or folders of Python to import"
+        "--plugins", nargs="+", action="extend", default=[], metavar="FILE", help="files, folders or modules to import"
     )
 
 

@@ -36,6 +36,10 @@ class EvaluateStage(Stage[EvaluateConfig]):
             yield "evaluate.lpips", LPIPSPerceptual()
 
     @classmethod
+    def code(cls, config: EvaluateConfig) -> tuple[type, ...]:
+        return (cls, *map(type, config.measured()))
+
+    @classmethod
     def problems(cls, config: EvaluateConfig, inputs: Inputs, others: Mapping[str, object]) -> Iterator[str]:
         if len(inputs.test_set) < 2:
             found = counted(len(inputs.test_set), "test image")

@@ -21,7 +21,7 @@ from dmvae.generators import Generator
 from dmvae.inputs import Inputs, generator_of
 from dmvae.models.base import Tokenizer
 from dmvae.ranges import BatchSize, Count, Decay, Guidance, SamplerSteps, Share, TimeShift
-from dmvae.registry import names, nearest
+from dmvae.registry import find, names, nearest
 from dmvae.runtime import distributed
 from dmvae.runtime.console import Bar
 from dmvae.runtime.files import write_tensors
@@ -81,6 +81,10 @@ class SampleStage(Stage[SampleConfig]):
     Config = SampleConfig
     reads = ("latents", "generator")
     needs = ("generator",)
+
+    @classmethod
+    def code(cls, config: SampleConfig) -> tuple[type, ...]:
+        return (cls, find(Sampler, config.method))
 
     def run(self) -> Facts:
         config, inputs = self.config, self.inputs

@@ -94,6 +94,12 @@ class Stage(Registered, Generic[C]):
         return ()
 
     @classmethod
+    def code(cls, config: C) -> Iterable[type]:
+        """Classes whose code decides what comes out, besides those of the config's sections: where one is not ours, its
+        file counts in the stage's fingerprint."""
+        return (cls,)
+
+    @classmethod
     def problems(cls, config: C, inputs: Inputs, others: Mapping[str, object]) -> Iterator[str]:
         """Settings that do not fit the data, the latents, or the stages that this one reads, whose configs are
         `others`: a sentence each. Asked before any stage has run, so `inputs` has no folders of other stages yet."""
