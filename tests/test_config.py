@@ -111,6 +111,23 @@ def test_merge_reaches_by_dots_and_replaces_a_section_of_another_type():
     assert configs.merge(base, {"inner": None})["inner"] is None
 
 
+@pytest.mark.parametrize(
+    "over",
+    [
+        {"shape.radius": 5, "shape.type": "round"},
+        {"shape.type": "round", "shape.radius": 5},
+        {"shape": {"radius": 5}, "shape.type": "round"},
+        {"shape.type": "round", "shape": {"radius": 5}},
+    ],
+)
+def test_the_order_in_which_a_section_s_fields_are_given_is_nothing(over):
+    base = {"shape": {"type": "square", "side": 4}}
+    assert configs.merge(base, over) == {"shape": {"type": "round", "radius": 5}}
+    assert configs.merge({}, {f"inner.{key}": value for key, value in over.items()}) == {
+        "inner": {"shape": {"type": "round", "radius": 5}}
+    }
+
+
 def test_docstrings_under_fields_are_found():
     assert configs.describe(Round) == {"radius": "Radius in pixels."}
 

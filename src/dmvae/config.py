@@ -294,12 +294,19 @@ def _scalar(hint: object, value: object, where: str) -> object:
 
 
 def _undot(over: Values) -> Values:
+    """Dotted keys as sections. Of one layer: what stands before a section's `type` belongs to it as what stands behind
+    does."""
     result: Values = {}
     for key, value in over.items():
         head, _, rest = str(key).partition(".")
-        item = {rest: value} if rest else value
-        result[head] = _merged(result[head], item) if isinstance(result.get(head), dict) else item
+        result[head] = _joined(result.get(head), {rest: value} if rest else value)
     return result
+
+
+def _joined(before: object, item: object) -> object:
+    if not (isinstance(before, dict) and isinstance(item, dict)):
+        return item
+    return before | {key: _joined(before.get(key), value) for key, value in _undot(item).items()}
 
 
 def _join(where: str, key: object) -> str:
