@@ -80,6 +80,27 @@ def test_latents_of_another_tokenizer_are_decoded_with_a_warning(images, tokeniz
         decode(tmp_path / "z", tmp_path / "other", tmp_path / "back2")
 
 
+def test_images_of_other_latents_are_not_taken_for_these(images, tokenizer, tmp_path, capsys):
+    encode(images, tokenizer, tmp_path / "z")
+    decode(tmp_path / "z", tokenizer, tmp_path / "back")
+    decode(tmp_path / "z", tokenizer, tmp_path / "back")
+    assert "5 images below" in (told := capsys.readouterr().out)
+    assert "(5 of them from before)" in told
+    other = Autoencoder.from_pretrained(tokenizer)
+    torch.nn.init.zeros_(next(other.parameters()))
+    other.save_pretrained(tmp_path / "other")
+    np.save(tmp_path / "one.npy", np.zeros((1, 3, 4, 4), np.float32))
+    for arguments, told in (
+        ((tmp_path / "z", tmp_path / "other", tmp_path / "back"), "decoded with another tokenizer;"),
+        ((tmp_path / "one.npy", tokenizer, tmp_path / "back"), "decoded with other latents;"),
+        ((tmp_path / "z", tokenizer, tmp_path / "back", "--normalized"), "decoded with --normalized off;"),
+    ):
+        assert told in complaint(capsys, decode, *arguments)
+    (tmp_path / "back/decode.json").unlink()
+    said = complaint(capsys, decode, tmp_path / "z", tokenizer, tmp_path / "back")
+    assert "holds images of these names, and no decode.json says of what" in said
+
+
 def test_latents_are_the_tokenizers_with_labels_and_names(images, tokenizer, tmp_path):
     encode(images, tokenizer, tmp_path / "z", "--shard-size", "2", "--batch-size", "2")
     shards = sorted((tmp_path / "z").glob("*.safetensors"))
@@ -168,13 +189,13 @@ def test_images_that_differ_by_their_suffix_are_all_kept(form, tokenizer, tmp_pa
         Image.new("RGB", (16, 16), (40 * i, 0, 0)).save(tmp_path / "images" / name)
     encode(tmp_path / "images", tokenizer, tmp_path / "z", "--format", form, "--shard-size", "4")
     decode(tmp_path / "z", tokenizer, tmp_path / "back")
-    found = sorted(p.name for p in (tmp_path / "back").iterdir())
+    found = sorted(p.name for p in (tmp_path / "back").glob("*.png"))
     if form == "safetensors":
         assert found == ["a.1.png", "a_1.png", "cat.jpg.png", "cat.jpg.webp.png", "cat.png.png", "dog.png"]
     else:
         assert found == ["a_1_png.png", "a_1_png_.png", "cat_jpg.png", "cat_jpg_webp.png", "cat_png.png", "dog.png"]
     decode(tmp_path / "z", tokenizer, tmp_path / "back")
-    assert len(list((tmp_path / "back").iterdir())) == len(names)
+    assert len(list((tmp_path / "back").glob("*.png"))) == len(names)
 
 
 def named(path, *names, count=1):
@@ -192,7 +213,7 @@ def test_names_are_one_for_each_latent_and_stay_below_out(tokenizer, tmp_path, c
     with tarfile.open(tmp_path / "z.tar", "w") as tar:
         tar.add(tmp_path / "a.npy", "../a.npy")
     assert "z.tar names an image '../a'" in complaint(capsys, decode, tmp_path / "z.tar", tokenizer, tmp_path / "y")
-    assert not list((tmp_path / "y").glob("*"))
+    assert not list((tmp_path / "y").glob("*.png"))
 
 
 def test_the_same_name_twice_is_two_images(tokenizer, tmp_path, capsys):
@@ -201,7 +222,7 @@ def test_the_same_name_twice_is_two_images(tokenizer, tmp_path, capsys):
         named(tmp_path / f"z/latents-{number}.safetensors", "a.png", "b.png" if number else "./a.png", count=2)
     decode(tmp_path / "z", tokenizer, tmp_path / "y")
     assert "4 images" in capsys.readouterr().out
-    assert len(list((tmp_path / "y").iterdir())) == 4
+    assert len(list((tmp_path / "y").glob("*.png"))) == 4
 
 
 def test_damaged_files_are_named(images, tokenizer, tmp_path, capsys):

@@ -26,7 +26,7 @@ from dmvae.datasets.pixels import as_input, to_uint8
 from dmvae.models.base import Tokenizer
 from dmvae.runtime.console import Bar, console
 from dmvae.runtime.files import atomic_write, locked, read_json, sweep
-from dmvae.runtime.hashing import digest
+from dmvae.runtime.hashing import digest, sha256_of
 from dmvae.runtime.precision import Precision, autocast
 from dmvae.runtime.words import counted
 
@@ -98,7 +98,7 @@ def encode_images(
         if not mine:
             raise ValueError(f"{out}: another process is encoding into it; wait for its end, or choose another --out")
         sweep(out, ("latents-*.part", "encode.json.*.part"))
-        _claim(out, plan | {"classes": classes})
+        _claim(out / "encode.json", plan | {"classes": classes}, "latents that were encoded")
         tokenizer.to(device, memory_format=torch.channels_last).eval()
         names = _tar_names(entries) if form == "webdataset" else [entry.path for entry in entries]
         paths, count, old, broken = [], 0, 0, 0
@@ -192,7 +192,8 @@ def decode_latents(
     latents: a folder that `encode_images` wrote, or one .safetensors (its tensor "latents"), .npy or .tar file.
     normalized: they are as flow models make them, to be denormalised first.
     Raises ValueError for files that are damaged or without latents, whose names are not one for each latent or lead
-    out of a folder, or whose latents are not finite or do not fit the tokenizer; and where another process decodes.
+    out of a folder, or whose latents are not finite or do not fit the tokenizer; for an `out` that holds images of other
+    latents or by another tokenizer; and where another process decodes.
     """
     require(1, batch_size=batch_size)
     paths = [latents]
@@ -211,7 +212,11 @@ def decode_latents(
     with locked(out, wait=False) as mine, Bar("decode", len(paths), "files") as bar:
         if not mine:
             raise ValueError(f"{out}: another process is decoding into it; wait for its end, or choose another --out")
-        sweep(out, ("**/*.png.*.part",))
+        sweep(out, ("**/*.png.*.part", "decode.json.*.part"))
+        if next(out.rglob("*.png"), None) is None:
+            (out / "decode.json").unlink(missing_ok=True)  # of a call that came to nothing
+        plan = {"latents": digest([sha256_of(path) for path in paths]), "tokenizer": _digest(tokenizer)}
+        unknown = _claim(out / "decode.json", plan | {"normalized": normalized}, "images that were decoded")
         for path, named in zip(paths, names, strict=True):
             z = read_latents(path)
             if named and len(named) != len(z):
@@ -222,6 +227,12 @@ def decode_latents(
                 raise ValueError(f"{path}: latents hold NaN or infinity: a damaged tokenizer made them; encode anew")
             places = [out / f"{next(stems) if named else f'{done + i:06d}'}.png" for i in range(len(z))]
             todo = [i for i, place in enumerate(places) if not place.exists()]
+            if unknown and len(todo) < len(places):
+                (out / "decode.json").unlink()
+                raise ValueError(
+                    f"{out} holds images of these names, and no decode.json says of what; choose another --out, or "
+                    "delete it"
+                )
             for start in range(0, len(todo), batch_size):
                 chosen = todo[start : start + batch_size]
                 part = z[chosen].to(device, torch.float32)
@@ -247,13 +258,14 @@ def _distinct(short: Sequence[str], long: Sequence[str]) -> list[str]:
     return list(chosen)
 
 
-def _claim(out: Path, plan: Values) -> None:
-    """Write out/encode.json, or compare with the one that is there."""
-    file, text = out / "encode.json", json.dumps(plan, indent=1)
+def _claim(file: Path, plan: Values, what: str) -> bool:
+    """Write the plan to a file of the folder that holds `what` was made by it, and return True; or compare it with the
+    one that is there."""
+    out, text = file.parent, json.dumps(plan, indent=1)
     if not file.exists():
         with atomic_write(file) as part:
             part.write_text(text)
-        return
+        return True
     try:
         there, now = dict(json.loads(file.read_text())), json.loads(text)
     except (ValueError, TypeError, RecursionError) as error:
@@ -263,9 +275,11 @@ def _claim(out: Path, plan: Values) -> None:
         ) from error
     differ = [key for key in now if there.get(key) != now[key]]
     if differ:
-        other = {"images": "other images", "classes": "other classes"}
+        other = {"images": "other images", "classes": "other classes", "latents": "other latents"}
+        other["normalized"] = f"--normalized {'off' if now.get('normalized') else 'on'}"
         told = " and ".join(other.get(key, f"another {key.replace('_', ' ')}") for key in differ)
-        raise ValueError(f"{out} holds latents that were encoded with {told}; choose another --out, or delete it")
+        raise ValueError(f"{out} holds {what} with {told}; choose another --out, or delete it")
+    return False
 
 
 def _warn_of_another(tokenizer: Tokenizer, latents: Path) -> None:
