@@ -108,7 +108,10 @@ def test_an_objective_needs_nothing_but_tensors_and_networks():
     assert torch.equal(loss, expected)
 
 
-@pytest.mark.parametrize("wrong", [{"label_dropout": "0.1"}, {"null_label": -1}, {"null_label": None}, {"progress": 2}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"label_dropout": "0.1"}, {"null_label": -1}, {"null_label": None}, {"progress": 2}, {"time_distribution": "foo"}],
+)
 def test_a_context_of_no_sense_is_told(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}: "):
         Context(**({"rng": Random(0), "null_label": 3} | wrong))

@@ -53,6 +53,21 @@ def velocity_gap(stop):
     return formula
 
 
+def test_labels_and_their_number_are_those_of_the_networks():
+    """A wrong one would train the wrong class as "no label", or end in torch's own words."""
+    network = FlowModelConfig(width=16, depth=1, heads=2).build(SHAPE, CLASSES)
+    z = torch.zeros(N, *SHAPE)
+    for objective_loss in (DMD().student_loss, DMD().teacher_loss):
+        objective_loss(network, z, LABELS, Context(Random(1), CLASSES))
+        for wrong in (CLASSES - 1, CLASSES + 2):
+            with pytest.raises(ValueError, match=rf"null_label: {wrong} is not the network's number of classes, 3"):
+                objective_loss(network, z, LABELS, Context(Random(1), wrong))
+        for labels, told in ((LABELS - 1, "-1 to -1"), (LABELS + CLASSES + 1, "4 to 4")):
+            for context in (Context(Random(1), CLASSES), None):
+                with pytest.raises(ValueError, match=f"labels: they go from {told}; the classes are 0 to 2, and 3 is"):
+                    objective_loss(network, z, labels, context)
+
+
 @pytest.mark.parametrize(
     ("name", "stop", "formula"),
     [

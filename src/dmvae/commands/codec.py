@@ -192,8 +192,8 @@ def decode_latents(
     latents: a folder that `encode_images` wrote, or one .safetensors (its tensor "latents"), .npy or .tar file.
     normalized: they are as flow models make them, to be denormalised first.
     Raises ValueError for files that are damaged or without latents, whose names are not one for each latent or lead
-    out of a folder, or whose latents are not finite or do not fit the tokenizer; for an `out` that holds images of other
-    latents or by another tokenizer; and where another process decodes.
+    out of a folder, or whose latents are not finite or do not fit the tokenizer; for an `out` that holds images of
+    other latents or by another tokenizer; and where another process decodes.
     """
     require(1, batch_size=batch_size)
     paths = [latents]

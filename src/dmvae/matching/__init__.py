@@ -12,11 +12,11 @@ examples/match_autoencoder_kl.py is such a loop, and docs/own_trainer.md has all
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -74,30 +74,51 @@ class Context:
                 raise ValueError(f"{name}: expected a number, 0 to 1, got {value!r}")
         if not isinstance(self.null_label, Integral) or self.null_label < 0:
             raise ValueError(f"null_label: give the number of classes, got {self.null_label!r}")
+        if self.time_distribution not in get_args(TimeDistribution):
+            known = " or ".join(map(repr, get_args(TimeDistribution)))
+            raise ValueError(f"time_distribution: give {known}, got {self.time_distribution!r}")
         self.rng = Random.of(self.rng, self.rng.device)
 
     @classmethod
     def given(cls, context: Context | None, z: Tensor, labels: Tensor, *networks: object) -> Context:
-        """The context, `default` where that is None. Raises ValueError for latents or labels that are none, too."""
+        """The context, `default` where that is None. Raises ValueError for latents or labels that are none, for a
+        `null_label` that is not a network's number of classes, and on a CPU, where to look costs nothing, for labels of
+        no class."""
         require_batch(z, labels)
         if context is None:
-            return cls.default(z, *networks)
+            context = cls.default(z, *networks)
         if not isinstance(context, Context):
             raise ValueError(f"context: give Context(rng, null_label), got {type(context).__name__}")
+        for count in _numbers_of_classes(networks):
+            if count != context.null_label:
+                raise ValueError(
+                    f"null_label: {context.null_label} is not the network's number of classes, {count}, whose label "
+                    '"no label" is; give that'
+                )
+        if labels.device.type == "cpu" and not 0 <= labels.min() <= labels.max() <= context.null_label:
+            raise ValueError(
+                f"labels: they go from {labels.min()} to {labels.max()}; the classes are 0 to "
+                f'{context.null_label - 1}, and {context.null_label} is "no label"'
+            )
         return context
 
     @classmethod
     def default(cls, z: Tensor, *networks: object, rng: torch.Generator | None = None) -> Context:
         """For your own training loop: randomness from `rng` or torch's global generator, and the number of classes from
         a network's config (`config.num_classes`). Raises ValueError where no network has that."""
-        configs: list[object] = [getattr(network, "config", None) for network in networks]
-        counts = [config.num_classes for config in configs if hasattr(config, "num_classes")]
+        counts = _numbers_of_classes(networks)
         if not counts:
             raise ValueError(
                 'the label that means "no label" is not known, for no network\'s config has num_classes; give '
                 "context=Context(rng=Random(seed), null_label=NUMBER_OF_CLASSES)"
             )
-        return cls(Random.of(rng, z.device), int(counts[0]))
+        return cls(Random.of(rng, z.device), counts[0])
+
+
+def _numbers_of_classes(networks: Sequence[object]) -> list[int]:
+    """Of the networks that say it."""
+    found: list[object] = [getattr(network, "config", None) for network in networks]
+    return [int(config.num_classes) for config in found if hasattr(config, "num_classes")]
 
 
 @dataclass(frozen=True, kw_only=True)
