@@ -18,6 +18,7 @@ from dmvae.jobs import plan
 from dmvae.recipe import load
 from dmvae.registry import load_plugins
 from dmvae.runtime.random import Random
+from dmvae.stages.reference import require_form, require_samples
 from plugin_source import PLUGIN
 
 
@@ -123,9 +124,12 @@ SHAPES = {
     "dtype=torch.uint8)": ("dtype=torch.uint8).flip(3)[..., :8]", r"data: '.*noise_images': item 0 is torch.uint8"),
     "return (2.0 * (labels % 2) - 1).view(-1, 1, 1, 1).expand(n, *self.shape).clone(), labels": (
         "return labels.float(), labels",
-        r"two_points' returned samples \[2000\] for 2000 labels; give finite latents",
+        r"two_points' returned samples \[2000\] \(torch.float32\) and labels \[2000\]; give finite float32 latents",
     ),
-    "return z.square().mean(), {": ("return z.square(), {", r"scalar"),
+    "return z.square().mean(), {": (
+        "return z.square(), {",
+        r"moment' gives a loss that is a tensor of shape \[8, 4, 3, 3\]; give a scalar",
+    ),
 }
 
 
@@ -139,6 +143,44 @@ def test_a_plugin_that_returns_another_shape_is_told(tmp_path, right):
     path = recipe_with_plugins(tmp_path, source.replace(right, wrong), prefix)
     with pytest.raises(ValueError, match=message):
         tiny.run(path, "main")
+
+
+RETURNS = {
+    "latents.double(), labels": r"samples \[2000, 4, 3, 3\] \(torch.float64\) and labels \[2000\]; give finite float32",
+    "latents, labels.float()": r"labels from 0 to 2 \(torch.float32\); the data has classes 0 to 2, int64",
+    "latents.numpy(), labels": r"\['ndarray', 'Tensor'\]; give two tensors",
+    "latents": "Tensor; give two tensors",
+    "None": "NoneType; give two tensors",
+    "latents[1:], labels[1:]": "1999 samples, where 2000 were asked for",
+    "latents, labels + 1": r"labels from 1 to 3 \(torch.int64\); the data has classes 0 to 2",
+    "latents / 0, labels": "finite float32 latents",
+}
+FORMS = {
+    "std=torch.zeros(4)": r"a reference whose `std` is \[0.0, 0.0, 0.0, 0.0\]; all of it has to be finite and above 0",
+    "std=1.0": r"a reference whose `std` is 1.0; give a float32 tensor \[4\]",
+    "mean=torch.zeros(5)": r"a reference whose `mean` is torch.float32 \[5\]; give a float32 tensor \[4\]",
+    "mean=torch.zeros(4).double()": r"a reference whose `mean` is torch.float64 \[4\]",
+    "sample=None": "a SimpleNamespace, which has no `sample`",
+}
+
+
+@pytest.mark.parametrize("returned", RETURNS)
+def test_samples_of_another_form_are_told(returned):
+    inputs = SimpleNamespace(latent_shape=(4, 3, 3), num_classes=3)
+    latents, labels = torch.zeros(2000, 4, 3, 3), torch.arange(2000) % 3
+    require_samples("mine", (latents, labels), 2000, inputs)
+    with pytest.raises(
+        ValueError, match=f"reference.distribution: 'mine' returned {RETURNS[returned]}|{RETURNS[returned]}"
+    ):
+        require_samples("mine", eval(returned, {"latents": latents, "labels": labels}), 2000, inputs)
+
+
+@pytest.mark.parametrize("wrong", FORMS)
+def test_a_reference_of_another_form_is_told(wrong):
+    whole = {"mean": torch.zeros(4), "std": torch.ones(4), "sample": lambda n, rng: None}
+    require_form("mine", SimpleNamespace(**whole), 4)
+    with pytest.raises(ValueError, match=f"reference.distribution: 'mine' returned {FORMS[wrong]}"):
+        require_form("mine", SimpleNamespace(**(whole | eval(f"dict({wrong})"))), 4)
 
 
 @pytest.mark.slow

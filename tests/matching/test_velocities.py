@@ -6,7 +6,7 @@ from torch import nn
 
 from dmvae.flow.path import expand, interpolate
 from dmvae.generators.flow import FlowModelConfig
-from dmvae.matching import Context, Matching
+from dmvae.matching import Context, Matching, as_promised
 from dmvae.matching.dmd import DMD, WithRatio, gradient
 from dmvae.references.gaussian import Gaussian
 from dmvae.references.gaussian_mixture import GaussianMixture, joint_weights
@@ -51,6 +51,29 @@ def velocity_gap(stop):
         return t * {"none": a - b, "teacher": -b, "student": a}[stop] * d
 
     return formula
+
+
+Z = torch.zeros(2, requires_grad=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (Z.mean(), r"'mine' gives a tensor of shape \[\]; give a pair"),
+        (None, "gives a NoneType; give a pair"),
+        ((0.5, {}), "gives a loss that is a float; give a scalar tensor"),
+        ((Z, {}), r"gives a loss that is a tensor of shape \[2\]; give a scalar tensor"),
+        ((Z.detach().mean(), {}), "depends on nothing that is trained; is it detached"),
+        ((Z.mean(), None), "figures that are a NoneType; give a dict"),
+        ((Z.mean(), {"a": torch.zeros(3)}), r"a figure 'a' that is a tensor of shape \[3\]; give a scalar"),
+        ((Z.mean(), {"a": "b"}), "a figure 'a' that is a str"),
+    ],
+)
+def test_what_an_objective_gives_is_what_it_promises(given, message):
+    with pytest.raises(ValueError, match=message):
+        as_promised("mine", given)
+    loss, log = as_promised("mine", (Z.mean(), {"a": torch.zeros(2), "b": 1.0, "c": torch.zeros(())}))
+    assert (loss.item(), list(log)) == (0.0, ["a", "b", "c"])
 
 
 def test_labels_and_their_number_are_those_of_the_networks():

@@ -207,6 +207,29 @@ class Matching(Registered):
         return flow_matching_loss(teacher, z=z, labels=labels, t=t, noise=noise), {}
 
 
+def as_promised(name: str, given: object) -> tuple[Tensor, Log]:
+    """What the objective of that name gave for a loss and its figures. Raises ValueError where it is not that: the
+    objective may be a plugin's."""
+    what = f"matching.objective: {name!r} gives"
+    if not isinstance(given, tuple) or len(given) != 2:
+        raise ValueError(f"{what} {_named(given)}; give a pair, (loss, figures to log)")
+    loss, log = given
+    if not isinstance(loss, Tensor) or loss.ndim:
+        raise ValueError(f"{what} a loss that is {_named(loss)}; give a scalar tensor, such as its mean")
+    if torch.is_grad_enabled() and not loss.requires_grad:
+        raise ValueError(f"{what} a loss that depends on nothing that is trained; is it detached?")
+    if not isinstance(log, dict):
+        raise ValueError(f"{what} figures that are {_named(log)}; give a dict, {{}} for none")
+    for figure, value in log.items():
+        if not isinstance(value, Real) and not (isinstance(value, Tensor) and value.shape in ((), (2,))):
+            raise ValueError(f"{what} a figure {figure!r} that is {_named(value)}; give a scalar, or [sum, count]")
+    return loss, log
+
+
+def _named(value: object) -> str:
+    return f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
 def compared(what: str, context: Context | None, z: Tensor, labels: Tensor) -> tuple[Context, Reference]:
     """The context and its reference, for what compares latents with samples. Raises ValueError without."""
     require_batch(z, labels)

@@ -23,7 +23,7 @@ from dmvae.flow.guidance import Velocity
 from dmvae.inputs import Inputs, first_tokenizer
 from dmvae.losses.pull import Pull, held, precision
 from dmvae.losses.reconstruction import reconstruction_loss
-from dmvae.matching import LAG, Context, Matching
+from dmvae.matching import LAG, Context, Matching, as_promised
 from dmvae.matching.dmd import DMD
 from dmvae.models.base import full_precision
 from dmvae.models.velocity import VelocityModel
@@ -259,7 +259,8 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
             yield from self._tokenizer_turns(networks, batch, encoded, context, turn)
         encoded.raw = encoded.raw.detach()  # what the encoder keeps for its gradient is not the student's to hold
         if networks.student is not None:
-            loss, log = config.objective.student_loss(networks.student, encoded.latents, batch.labels, context)
+            found = config.objective.student_loss(networks.student, encoded.latents, batch.labels, context)
+            loss, log = as_promised(config.objective.type, found)
             if turn < 0:
                 log.pop(LAG, None)  # while latents stay, there is nothing to keep up with
             yield Update("student", loss, log)
@@ -294,10 +295,8 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         z = latents.requires_grad_()
         context.recent = networks.queue.newest(turn * config.batch_size)
         context.distance = networks.approach.distance
-        matching, log = config.objective.loss(z, batch.labels, networks.teacher, networks.student, context)
-        if matching.ndim:
-            shape = list(matching.shape)
-            raise ValueError(f"matching.objective: {config.objective.type!r} gives a loss of shape {shape}, no scalar")
+        found = config.objective.loss(z, batch.labels, networks.teacher, networks.student, context)
+        matching, log = as_promised(config.objective.type, found)
         with full_precision(z):  # products of a backward pass are cast as well
             (pull,) = torch.autograd.grad(matching, z)
         z.requires_grad_(False)

@@ -64,8 +64,10 @@ class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
     def prepare(self) -> None:
         """Write the normalisation of latents and some samples; print how the reference and the latents compare."""
         inputs, reference = self.inputs, self.reference
-        z, labels = reference.sample(MAP_POINTS, Random.alone(inputs.seed, self.name, "map"))
-        require_samples(self.config.distribution.type, z, labels, inputs)
+        name = self.config.distribution.type
+        require_form(name, reference, inputs.latent_shape[0])
+        found = reference.sample(MAP_POINTS, Random.alone(inputs.seed, self.name, "map"))
+        z, labels = require_samples(name, found, MAP_POINTS, inputs)
         initial = initial_latents(inputs)
         if not distributed.is_main():
             return
@@ -134,18 +136,45 @@ class Unopened:
         return rng.normal(n, *self.inputs.latent_shape), rng.integers(self.inputs.num_classes, n)
 
 
-def require_samples(name: str, z: Tensor, labels: Tensor, inputs: Inputs) -> None:
-    """Raise ValueError for samples that do not have the latents' shape, and for labels outside the data's classes."""
-    if tuple(z.shape) != (len(labels), *inputs.latent_shape) or not z.isfinite().all():
+def require_form(name: str, reference: object, channels: int) -> None:
+    """Raise ValueError for what a distribution's `build` returned and is no reference of latents with so many
+    channels."""
+    what = f"reference.distribution: {name!r} returned"
+    if not callable(getattr(reference, "sample", None)):
         raise ValueError(
-            f"reference.distribution: {name!r} returned samples {list(z.shape)} for {len(labels)} labels; give finite "
-            f"latents [n, {', '.join(map(str, inputs.latent_shape))}]"
+            f"{what} a {type(reference).__name__}, which has no `sample`; CONTRIBUTING.md shows a reference"
         )
-    if not 0 <= int(labels.min()) <= int(labels.max()) < inputs.num_classes:
+    for part in ("mean", "std"):
+        value = getattr(reference, part, None)
+        if not isinstance(value, Tensor) or value.shape != (channels,) or value.dtype != torch.float32:
+            shown = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
+            raise ValueError(f"{what} a reference whose `{part}` is {shown}; give a float32 tensor [{channels}]")
+        if not value.isfinite().all() or (part == "std" and not (value > 0).all()):
+            rule = "finite and above 0" if part == "std" else "finite"
+            raise ValueError(f"{what} a reference whose `{part}` is {value.tolist()[:8]}; all of it has to be {rule}")
+
+
+def require_samples(name: str, found: object, n: int, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """n samples and their labels. Raises ValueError for samples that do not have the latents' shape, for labels outside
+    the data's classes, and for what is neither."""
+    shape, what = inputs.latent_shape, f"reference.distribution: {name!r} returned"
+    if not (isinstance(found, tuple) and len(found) == 2 and all(isinstance(x, Tensor) for x in found)):
+        told = [type(x).__name__ for x in found] if isinstance(found, tuple) else type(found).__name__
+        raise ValueError(f"{what} {told}; give two tensors, latents and labels")
+    z, labels = found
+    if labels.ndim != 1 or z.shape != (len(labels), *shape) or z.dtype != torch.float32 or not z.isfinite().all():
         raise ValueError(
-            f"reference.distribution: {name!r} returned labels from {int(labels.min())} to {int(labels.max())}; the "
-            f"data has classes 0 to {inputs.num_classes - 1}"
+            f"{what} samples {list(z.shape)} ({z.dtype}) and labels {list(labels.shape)}; give finite float32 latents "
+            f"[n, {', '.join(map(str, shape))}] and labels [n]"
         )
+    if len(z) != n:
+        raise ValueError(f"{what} {len(z)} samples, where {n} were asked for")
+    if labels.dtype != torch.int64 or not 0 <= int(labels.min()) <= int(labels.max()) < inputs.num_classes:
+        raise ValueError(
+            f"{what} labels from {labels.min().item():g} to {labels.max().item():g} ({labels.dtype}); the data has "
+            f"classes 0 to {inputs.num_classes - 1}, int64"
+        )
+    return z, labels
 
 
 def _column(x: Tensor) -> Tensor:
