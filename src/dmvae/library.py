@@ -84,8 +84,9 @@ def run(
 
     recipe: a file, the name of one that comes with the package (`dmvae recipes`), or a mapping with a file's content.
     train, test: data sets of (image, label) items, used in place of the recipe's `data`; its size and channels still
-    count. overrides: fields that replace the recipe's, as on the command line: a section as a mapping
-    (`tokenizer={"steps": 30}`), or a dotted name (`**{"tokenizer.steps": 30}`).
+    count. They are known again by their lengths, `targets` or `labels`, `classes` and 64 images of each: where others
+    have changed, give another `run.dir`. overrides: fields that replace the recipe's, as on the command line: a
+    section as a mapping (`tokenizer={"steps": 30}`), or a dotted name (`**{"tokenizer.steps": 30}`).
 
     Raises ValueError for what is wrong with the recipe or the data, before any stage runs.
     """

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, SupportsIndex
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from dmvae.registry import register
 from dmvae.runtime.hashing import digest
 
 HASHED = 64
+"""Images of each set that tell it from others."""
 
 
 class Pairs(Protocol):
@@ -32,8 +34,9 @@ _offered: dict[str, Pairs] = {}
 def offer(train: Pairs, test: Pairs) -> str:
     """Make two data sets known to this process; returns the key under which a recipe finds them.
 
-    The key is a digest of their lengths and of some of their items, so that the same data find the stages that they
-    finished before.
+    The key is a digest of their lengths, of `targets` or `labels` and `classes` where they have these, and of HASHED
+    items, so that the same data find the stages that they finished before. Raises ValueError for a set or an item that
+    is none.
     """
     key = digest(*(part for data in (train, test) for part in _sketch(data)))
     for split, data in (("train", train), ("test", test)):
@@ -42,8 +45,19 @@ def offer(train: Pairs, test: Pairs) -> str:
 
 
 def _sketch(data: Pairs) -> list[object]:
+    if len(data) == 0:
+        raise ValueError("data: a data set without items; give (image, label) items")
     chosen = np.linspace(0, len(data) - 1, min(HASHED, len(data))).astype(int).tolist()
-    return [len(data), *(part for i in chosen for part in (as_image(data[i][0], f"item {i}"), int(data[i][1])))]
+    known = [told for told in (_known_labels(data), getattr(data, "classes", None)) if told is not None]
+    return [len(data), *known, *(part for i in chosen for part in as_item(data, i))]
+
+
+def _known_labels(data: Pairs) -> list[int] | None:
+    """Those that a data set names, where they are numbers, one for each item."""
+    known = getattr(data, "targets", getattr(data, "labels", None))
+    if known is None or len(known) != len(data):
+        return None
+    return [as_label(label, i) for i, label in enumerate(known)]
 
 
 @register("instance")
@@ -76,18 +90,55 @@ class InstanceDataset:
 
     def _labels(self) -> Tensor:
         """Those that the data set names, else those of its items, which are read once for it."""
-        known = getattr(self.data, "targets", getattr(self.data, "labels", None))
+        known = _known_labels(self.data)
         if known is None:
-            known = [int(self.data[i][1]) for i in range(self.count)]
-        return torch.as_tensor(known, dtype=torch.int64)[: self.count]
+            known = [as_label(_pair(self.data, i)[1], i) for i in range(self.count)]
+        labels = torch.tensor(known, dtype=torch.int64)[: self.count]
+        there, named = len(labels.unique()), int(labels.max()) + 1
+        if named > 2 * there + 10:
+            warnings.warn(
+                f"data: labels up to {named - 1} make {named} classes, of which {there} have images; number them from "
+                "0 on unless you mean that",
+                stacklevel=4,
+            )
+        return labels
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image, label = self.data[index][:2]
-        pixels = to_channels(as_image(image, f"item {index}")[None], self.config.channels)
-        return resize(pixels, self.config.size)[0], int(label)
+        image, label = as_item(self.data, index)
+        return resize(to_channels(image[None], self.config.channels), self.config.size)[0], label
+
+
+def as_item(data: Pairs, index: int) -> tuple[Tensor, int]:
+    """Item `index`: (uint8 image [1 or 3, h, w], label). Raises ValueError, naming it, for what is none."""
+    image, label = _pair(data, index)
+    return as_image(image, f"item {index}"), as_label(label, index)
+
+
+def _pair(data: Pairs, index: int) -> tuple[object, object]:
+    item = data[index]
+    if isinstance(item, Mapping):
+        raise ValueError(
+            f"data: item {index} is a mapping of {', '.join(map(str, item))}, not (image, label); wrap the data set, "
+            "or name its columns in a recipe (data: {type: huggingface})"
+        )
+    try:
+        return item[0], item[1]
+    except (TypeError, IndexError, KeyError) as error:
+        raise ValueError(f"data: item {index} is a {type(item).__name__}, not (image, label)") from error
+
+
+def as_label(label: object, index: int) -> int:
+    """A whole number, 0 or more: Python's, numpy's or a tensor's. Raises ValueError for anything else."""
+    try:
+        number = label.__index__() if isinstance(label, SupportsIndex) else -1
+    except TypeError:  # a tensor of a fraction, or of several numbers
+        number = -1
+    if number < 0:
+        raise ValueError(f"data: the label of item {index} is {label!r}; give a whole number, 0 or more")
+    return number
 
 
 def as_image(image: object, what: str) -> Tensor:
@@ -95,9 +146,21 @@ def as_image(image: object, what: str) -> Tensor:
 
     Raises ValueError for anything else, naming `what`.
     """
-    if not isinstance(image, Tensor):
+    if isinstance(image, Tensor):
+        shape, pixels = list(image.shape), image
+    else:
         array = np.array(image)  # a copy: torch warns of memory that cannot be written to
-        image = torch.from_numpy(array if array.ndim == 3 else array[..., None]).movedim(-1, 0)
-    if image.ndim != 3 or image.shape[0] not in (1, 3):
-        raise ValueError(f"data: {what} has shape {list(image.shape)}; give 1 or 3 channels, tensors as [c, h, w]")
-    return as_uint8(image[None])[0]
+        if array.dtype.kind not in "uif" or array.ndim not in (2, 3):
+            raise ValueError(f"data: {what} is a {type(image).__name__}, which is no image [h, w, c] of numbers")
+        shape, pixels = (
+            list(array.shape),
+            torch.from_numpy(array if array.ndim == 3 else array[..., None]).movedim(-1, 0),
+        )
+    if pixels.ndim != 3 or pixels.shape[0] not in (1, 3):
+        raise ValueError(
+            f"data: {what} has shape {shape}; give 1 or 3 channels, arrays as [h, w, c] and tensors as [c, h, w]"
+        )
+    try:
+        return as_uint8(pixels[None])[0]
+    except ValueError as error:
+        raise ValueError(f"data: {what}: {error}") from error

@@ -29,7 +29,7 @@ def as_uint8(images: Tensor) -> Tensor:
     low, high = (float(v) for v in torch.aminmax(images)) if images.numel() else (0.0, 0.0)
     if not images.is_floating_point() or not (low >= 0 and high <= 1):  # `not`: NaN is outside too
         raise ValueError(
-            f"images to measure are uint8 or floats in [0, 1], not {images.dtype} from {low:g} to {high:g}; for "
-            "[-1, 1] use dmvae.datasets.pixels.to_uint8, others divide and clamp first"
+            f"images are uint8 or floats in [0, 1], not {images.dtype} from {low:g} to {high:g}; for [-1, 1] use "
+            "dmvae.datasets.pixels.to_uint8, others divide and clamp first"
         )
     return (images * 255).round().to(torch.uint8)

@@ -1,0 +1,97 @@
+"""Data sets that a program holds: what its items may be, and by what they are known again."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dmvae.datasets.instance import Instance, offer
+
+
+class Own(list):
+    """A list of items, which may name its labels."""
+
+
+def made(n=100, **items):
+    data = Own((torch.full((3, 8, 8), i % 256, dtype=torch.uint8), i % 3) for i in range(n))
+    for i, item in items.items():
+        data[int(i.removeprefix("at"))] = item
+    return data
+
+
+def build(data):
+    return Instance(key=offer(data, made()), size=8).build("train")
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image.new("L", (8, 8), 7),
+        Image.new("RGB", (8, 8), (7, 7, 7)),
+        np.full((8, 8), 7, np.uint8),
+        np.full((8, 8, 3), 7, np.uint8),
+        np.full((8, 8, 1), 7 / 255, np.float32),
+        torch.full((1, 8, 8), 7 / 255),
+    ],
+    ids=lambda image: f"{type(image).__name__}{getattr(image, 'shape', '')}",
+)
+@pytest.mark.parametrize("label", [2, np.int64(2), torch.tensor(2), True])
+def test_items_of_any_usual_form(image, label):
+    found, number = build(made(at0=(image, label)))[0]
+    assert (found.shape, found.dtype, int(number)) == ((3, 8, 8), torch.uint8, int(label))
+    assert found.unique().tolist() == [7]
+
+
+GOOD = torch.zeros(3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ({"image": GOOD, "label": 1}, r"item 0 is a mapping of image, label, not \(image, label\)"),
+        (7, r"item 0 is a int, not \(image, label\)"),
+        ((GOOD,), r"item 0 is a tuple, not \(image, label\)"),
+        ((GOOD, "cat"), "the label of item 0 is 'cat'; give a whole number"),
+        ((GOOD, -1), "the label of item 0 is -1"),
+        ((GOOD, torch.zeros(3)), "the label of item 0 is tensor"),
+        ((GOOD, 0.5), "the label of item 0 is 0.5"),
+        (("a.png", 1), "item 0 is a str, which is no image"),
+        ((np.zeros((3, 8, 12)), 1), r"item 0 has shape \[3, 8, 12\]; give .* arrays as \[h, w, c\]"),
+        ((torch.zeros(8, 12, 3), 1), r"item 0 has shape \[8, 12, 3\]; give .* tensors as \[c, h, w\]"),
+        ((GOOD - 1, 1), r"item 0: images are uint8 or floats in \[0, 1\], not torch.float32 from -1 to -1"),
+        ((GOOD / 0, 1), r"item 0: images are uint8 or floats in \[0, 1\], not torch.float32 from nan"),
+    ],
+)
+def test_an_item_that_is_none_is_named(item, message):
+    with pytest.raises(ValueError, match=message):
+        offer(made(at0=item), made())
+
+
+def test_an_empty_set_is_told():
+    with pytest.raises(ValueError, match="a data set without items"):
+        offer(made(), Own())
+
+
+def test_an_item_between_those_that_are_looked_at_is_named_when_it_is_read():
+    data = build(made(1000, at5=({"image": GOOD}, 1)))
+    with pytest.raises(ValueError, match="item 5 is a dict, which is no image"):
+        data[5]
+    with pytest.raises(ValueError, match="the label of item 5 is None"):
+        build(made(1000, at5=(GOOD, None)))
+
+
+def test_labels_that_skip_most_classes_are_told():
+    with pytest.warns(UserWarning, match="labels up to 1002 make 1003 classes, of which 4 have images"):
+        build(made(at5=(GOOD, 1002)))
+
+
+def test_data_are_known_again_and_others_are_others():
+    test, data = made(), made(1000)
+    data.targets, data.classes = [label for _, label in data], ["a", "b", "c"]
+    first = offer(data, test)
+    assert offer(data, test) == first
+    data.targets[5] = (data.targets[5] + 1) % 3
+    changed = offer(data, test)
+    assert changed != first, "an item that is not looked at has another label"
+    data.classes = ["a", "b", "d"]
+    assert offer(data, test) not in (first, changed)
