@@ -1,9 +1,11 @@
 """`dmvae plan`: what a recipe needs, and what stands in its way."""
 
+import re
 import shutil
 from types import SimpleNamespace
 
 import pytest
+from diffusers import AutoencoderKL
 
 import tiny
 from dmvae.cli import main
@@ -40,13 +42,42 @@ def test_it_tells_what_each_stage_needs(recipe, capsys):
 
 def test_everything_that_stands_in_the_way_is_told_at_once(recipe, capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["plan", recipe, *PLAN, "1kB", "--generator.batch_size", "9", "--tokenizer.batch_size", "50"])
+        main(["plan", recipe, *PLAN, "1MB", "--generator.batch_size", "9", "--tokenizer.batch_size", "50"])
     out, error = capsys.readouterr()
     assert stop.value.code == 1
     assert "generator.batch_size: 9 does not divide over 2 ranks" in out
     assert "tokenizer.batch_size: 50 is larger than the data set (48 images)" in out
     assert "memory: tokenizer needs about" in out
-    assert "4 things stand in the way" in error
+    assert "3 things stand in the way" in error
+
+
+def test_what_cannot_be_built_is_told_and_the_rest_is_counted(tmp_path, capsys):
+    kind = {"block_out_channels": (8,), "norm_num_groups": 4, "latent_channels": 2, "sample_size": 12}
+    AutoencoderKL(**kind).save_pretrained(tmp_path / "kl")
+    over = {"autoencoder": None, "encoder": None, "tokenizer": None, "pretrained__path": str(tmp_path / "kl")}
+    path = tiny.write(
+        tmp_path, variants={"main": {}}, pretrained__type="diffusers", matching__noise="reference", **over
+    )
+    main(["run", str(path), "--dry-run"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "missing: matching.noise: 'reference' puts another network behind the encoder" in out
+    assert re.search(r"│ matching │ │ │ │ │ │ new │ │ decoder │ 4 │ 8 │", out)
+
+
+def test_an_obstacle_of_some_variants_names_them(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(
+            [
+                "plan",
+                str(tiny.write(tmp_path)),
+                *PLAN[:2],
+                "--memory",
+                "80GB",
+                "--variants.kl.generator.batch_size",
+                "9",
+            ]
+        )
+    assert "generator.batch_size: 9 does not divide over 2 ranks; use a multiple of 2 (kl)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -54,6 +85,7 @@ def test_everything_that_stands_in_the_way_is_told_at_once(recipe, capsys):
     [
         (["--gpus", "0"], "--gpus: 0; give 1 or more"),
         (["--gpus", "1", "--memory", "much"], "--memory: 'much' is not an amount of memory such as 80GB"),
+        (["--gpus", "1", "--memory", "80"], "--memory: 80 is 80 bytes; give it with its unit, such as 80GB"),
         (["--gpus", "1", "--utilisation", "2"], "give a share up to 1"),
     ],
 )
@@ -65,7 +97,7 @@ def test_what_is_no_machine(recipe, capsys, arguments, message):
 
 
 def test_amounts_of_memory():
-    assert [bytes_of(text) for text in ("80GB", "1 GiB", "12")] == [80 * 10**9, 2**30, 12]
+    assert [bytes_of(text) for text in ("80GB", "1 GiB", "2000000")] == [80 * 10**9, 2**30, 2 * 10**6]
 
 
 LINE = """

@@ -126,7 +126,10 @@ def _at(values: Values, path: str) -> object:
 
 def recipes_of(run_dir: Path) -> list[Path]:
     """The resolved recipes of a run folder's variants, in the order in which they were written. Raises ValueError where
-    there are none: the folder is not a run's."""
+    there are none: the folder is not a run's, or one within."""
+    for folder in (run_dir.absolute().parent, run_dir.absolute().parent.parent):
+        if (folder / VARIANTS).is_file():
+            raise ValueError(f"{run_dir} lies in a run's folder; give {folder}")
     files = sorted(run_dir.glob("*/recipe.yaml"), key=lambda file: file.stat().st_mtime_ns)
     if not files:
         what = "that is a file" if run_dir.is_file() else "it holds no VARIANT/recipe.yaml"

@@ -21,6 +21,7 @@ from dmvae import config as configs
 from dmvae.datasets import open_dataset
 from dmvae.inputs import Blueprint, build_tokenizer, latent_shape
 from dmvae.jobs import plan
+from dmvae.options import few
 from dmvae.recipe import Recipe
 from dmvae.runtime import distributed
 from dmvae.runtime.console import console, paragraph
@@ -66,14 +67,17 @@ def bytes_of(text: str) -> int:
     if not found or float(found[1]) <= 0:
         raise ValueError(f"--memory: {text!r} is not an amount of memory such as 80GB or 80GiB")
     power = " kMGT".index(found[2] or " ")
-    return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
+    amount = int(float(found[1]) * (1024 if found[3] else 1000) ** power)
+    if amount < 1e6:
+        raise ValueError(f"--memory: {text} is {amount} bytes; give it with its unit, such as 80GB or 80GiB")
+    return amount
 
 
 def print_plan(recipes: dict[str, Recipe], machine: Machine) -> list[str]:
     """Print a table per variant, those that train the same once, and below all of them what stands in the way; returns
     these obstacles."""
     console.print(f"for {machine}")
-    obstacles: dict[str, None] = {}
+    obstacles: dict[str, list[str]] = {}
     states = _states(recipes)
     disk: dict[str, int] = {}
     alike: dict[str, str] = {}
@@ -84,6 +88,7 @@ def print_plan(recipes: dict[str, Recipe], machine: Machine) -> list[str]:
         first = alike.setdefault("".join(_without_data(recipe, name) for name in last), variant)
         about = f"{text}; latents {shape} (stride {build_tokenizer(recipe).stride})"
         console.print(f"\n{variant}: {about if first == variant else f'trains the same as {first}'}")
+        found += _lacking(recipe, machine, items is not None)
         costs: dict[str, Cost] = {}
         for stage in recipe.stages():
             if issubclass(stage, TrainingStage):
@@ -91,6 +96,9 @@ def print_plan(recipes: dict[str, Recipe], machine: Machine) -> list[str]:
                     costs[stage.name] = _cost(stage, recipe, classes, machine)
                 except ValueError as error:  # what the stage would stop at
                     found.append(str(error))
+                except AssertionError:  # what does not fit together cannot be built
+                    if not any(line.startswith(f"{stage.name}.") for line in found):
+                        raise
                 except DataDependentOutputException:
                     console.print(f"{stage.name}: not counted, for its step depends on the values of tensors")
         sizes = {stage.name: _disk(stage.name, recipe, costs.get(stage.name), items) for stage in recipe.stages()}
@@ -99,12 +107,12 @@ def print_plan(recipes: dict[str, Recipe], machine: Machine) -> list[str]:
         if first == variant:
             console.print(_stages(recipe, items, costs, {name: state for name, (state, _) in folders.items()}))
             console.print(_needs(recipe, machine, costs, sizes))
-        found += _lacking(recipe, machine, items is not None)
         found += _too_much(recipe, machine, costs)
-        obstacles |= dict.fromkeys(found)
-    obstacles |= dict.fromkeys(_disk_problems(recipes, sum(disk.values())))
-    for line in obstacles:
-        paragraph(f"  missing: {line}", 4)
+        for line in dict.fromkeys(found):
+            obstacles.setdefault(line, []).append(variant)
+    obstacles |= {line: list(recipes) for line in _disk_problems(recipes, sum(disk.values()))}
+    for line, where in obstacles.items():
+        paragraph(f"  missing: {line}" + (f" ({few(where)})" if len(where) < len(recipes) else ""), 4)
     if not obstacles:
         console.print("  nothing is missing")
     return list(obstacles)

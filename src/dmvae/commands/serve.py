@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dmvae.commands.parser import Parser
 from dmvae.commands.trust import require_no_code
-from dmvae.jobs import VARIANTS, jobs_of, recipes_of
+from dmvae.jobs import jobs_of, recipes_of
 from dmvae.runtime import distributed
 from dmvae.runtime.console import console
 from dmvae.serve.folder import Folder, Networks, links_out
@@ -62,8 +62,6 @@ def read(run_dir: Path, networks: Networks, *, data: bool, trust: bool) -> Folde
     code or holds links that lead out of it."""
     if not run_dir.exists():
         raise ValueError(f"{run_dir}: no such folder")
-    if (run_dir.absolute().parent / VARIANTS).is_file():
-        raise ValueError(f"{run_dir} lies in a run's folder; give {run_dir.absolute().parent}")
     recipes = recipes_of(run_dir)
     if not trust:
         require_no_code(recipes)

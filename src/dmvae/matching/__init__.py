@@ -95,7 +95,8 @@ class Context:
                     f"null_label: {context.null_label} is not the network's number of classes, {count}, whose label "
                     '"no label" is; give that'
                 )
-        if labels.device.type == "cpu" and not 0 <= labels.min() <= labels.max() <= context.null_label:
+        here = type(labels) is Tensor and labels.device.type == "cpu"  # and not one that a plan counts with
+        if here and not 0 <= labels.min() <= labels.max() <= context.null_label:
             raise ValueError(
                 f"labels: they go from {labels.min()} to {labels.max()}; the classes are 0 to "
                 f'{context.null_label - 1}, and {context.null_label} is "no label"'
