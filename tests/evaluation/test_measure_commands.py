@@ -134,7 +134,12 @@ def test_pipelines_and_tokenizers(tmp_path, folders, capsys, monkeypatch):
     with monkeypatch.context() as nothing:
         nothing.setattr("dmvae.commands.measurements.features_of", None)  # told before a sample is drawn
         code, said = complain(capsys, "samples", pipeline, folders[1], "--features", FEATURES)
-    assert (code, "draws images of 12 pixels, and those of" in said, "--size 12" in said) == (2, True, True)
+        assert (code, "draws images of 12 pixels, and those of" in said, "--size 12" in said) == (2, True, True)
+        (tmp_path / "cut").mkdir()
+        for i in range(3):
+            (tmp_path / f"cut/{i}.png").write_bytes((test / f"{i:03}.png").read_bytes()[: 60 if i == 1 else None])
+        code, broken = complain(capsys, "samples", pipeline, tmp_path / "cut", "--features", FEATURES, "--workers", 0)
+        assert (code, "1 of 3 images: unreadable image" in broken) == (2, True), broken
     assert said.count("\n") == 1, "no bar of the pipeline's parts, which a log would hold as one long line"
     monkeypatch.chdir(tmp_path)
     samples = ["measure", "samples", pipeline, "test", "--train", "test", "--count", "12", "--steps", "2"]
@@ -194,7 +199,9 @@ def test_samples_are_measured_by_inception(tmp_path, folders, monkeypatch, capsy
     assert "gfid_inception" not in found["metrics"]
     assert found["manifest"]["measured"]["count"] == 6
     assert found["manifest"]["measured"]["sampler"]["guidance"] == [3]
-    assert f"gfd_{name}" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"features: {name}" in out
+    assert "│ gfd " in out
 
 
 def test_a_link_that_leads_nowhere_is_told_with_the_others(tmp_path):

@@ -69,25 +69,43 @@ def side_by_side(paths: Iterable[Path], *, force: bool = False) -> Table:
     first, *rest = files.values()
     for other in rest:
         require_comparable(first["manifest"], other["manifest"], force=force)
-    table = Table("metric", *files)
+    table = Table("metric", *(Column(name, overflow="fold") for name in _short(list(files))))
     for name in dict.fromkeys(name for scores in files.values() for name in scores["metrics"]):
         values = (scores["metrics"].get(name) for scores in files.values())
         table.add_row(name, *("" if value is None else in_unit(name, value) for value in values))
     return table
 
 
+def _short(paths: list[str]) -> list[str]:
+    """What of the paths differs, without what all begin and end with."""
+    parts = [list(Path(path).parts) for path in paths]
+    for end in (0, -1):
+        while len(parts) > 1 and all(len(one) > 1 for one in parts) and len({one[end] for one in parts}) == 1:
+            parts = [one[1:] if end == 0 else one[:-1] for one in parts]
+    return [str(Path(*one)) for one in parts]
+
+
 def print_scores(result: Values) -> None:
-    """One row a metric, by the title that runs print and by its name in files, with its interval where it has one."""
+    """One row a metric, by the title that runs print and by its name in files, with its interval where it has one. The
+    features, which are in these names, stand above where they are the same in all."""
+    features = {name.partition("_")[2] for name in result["metrics"]} - {""}
+    shared = f"_{features.pop()}" if len(features) == 1 else ""
     table = Table("", "value", "95 % interval", Column("in files", overflow="fold"))
+    table.title = f"features: {shared[1:]}, which stand behind the names in files" if shared else None
     for name, value in result["metrics"].items():
         low_high = [in_unit(name, end) for end in result.get("intervals", {}).get(name) or ()]
-        table.add_row(title_of(name), in_unit(name, value), " to ".join(low_high), name)
+        table.add_row(title_of(name), in_unit(name, value), " to ".join(low_high), name.removesuffix(shared))
     console.print(table)
 
 
 def title_of(name: str) -> str:
     """What tables of runs call the figure of this full name; "" where they do not know it."""
-    titles = {"fd": "Frechet distance", "sfd": "spatial Frechet distance"}
+    titles = {
+        "fd": "Frechet distance",
+        "sfd": "spatial Frechet distance",
+        "fd-per-class": "Frechet distance within classes",
+        "agreement-real": "class agreement, real images",
+    }
     titles |= {key: figure.title for key, figure in figures().items()}
     stem = name.partition("_")[0].replace("fid", "fd")  # FID is the one in the published Inception's features
     stem, spread, _ = stem.partition("-std")

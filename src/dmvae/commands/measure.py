@@ -67,7 +67,9 @@ def _parser(command: str) -> Parser:
     parser.add_argument("--workers", type=int, default=4, help="processes that read images (%(default)s)")
     parser.add_argument("--train", metavar="FOLDER", help="training images, for the check of memorisation")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores and their manifest")
-    parser.add_argument("--save-reference", metavar="FILE", help="keep the reference's features and statistics")
+    parser.add_argument(
+        "--save-reference", metavar="FILE", help="keep the reference's features and statistics (.safetensors)"
+    )
     parser.add_argument("--force", action="store_true", help="compare what was made differently, with a warning")
     parser.add_argument("--check", type=Path, metavar="FILE", help=argparse.SUPPRESS)
     parser.add_argument("--trust", action="store_true", help=argparse.SUPPRESS)

@@ -20,7 +20,7 @@ from dmvae.config import Values
 from dmvae.evaluation.feature_set import FeatureSet, features_of, reference_features
 from dmvae.evaluation.features import Extractor, parse_features
 from dmvae.evaluation.images import FolderImages, Images, npz_images
-from dmvae.evaluation.manifest import versions
+from dmvae.evaluation.manifest import differences, require_same, versions
 from dmvae.evaluation.measure import PROTOCOL, measure_sets
 from dmvae.evaluation.reconstruct import PerceptualDistance, reconstruct, reconstruction_scores
 from dmvae.evaluation.reference_statistics import is_statistics, read_statistics
@@ -114,9 +114,18 @@ class Setting:
             found[0].save(Path(self.save_reference))
         return found
 
-    def compare(self, reference: str, fakes: list[FeatureSet], prefix: str) -> tuple[Scores, Values]:
-        """(scores in every extractor's features, manifest)."""
+    def comparable(self, reference: str) -> list[FeatureSet]:
+        """`reference`, before anything is drawn or read to be compared with it. Raises ValueError where it is of other
+        features."""
         reals = self.reference(reference)
+        for real, extractor in zip(reals, self.extractors, strict=True):
+            theirs, ours = {"features": real.manifest.get("features", {})}, {"features": extractor.manifest()}
+            if not self.force and differences(theirs, ours):
+                require_same(theirs, ours, f"the features of {reference} and those that are asked for")
+        return reals
+
+    def compare(self, reals: list[FeatureSet], fakes: list[FeatureSet], prefix: str) -> tuple[Scores, Values]:
+        """(scores in every extractor's features, manifest)."""
         trains: Sequence[FeatureSet | None] = [None] * len(reals)
         if self.train:
             trains = self.features(self.images(self.train), "training images")
@@ -147,8 +156,9 @@ def measure_folder(setting: Setting, a: str, b: str) -> Values:
     if not is_statistics(b):
         setting.images(b)  # a folder that is not there is told before hours of work
     setting.require_size(b, setting.images(a).facts["size"], f"{a} holds")
+    reals = setting.comparable(b)
     fakes = features_of(setting.extractors, setting.images(a), setting.batch_size, "images")
-    return _result(*setting.compare(b, fakes, ""))
+    return _result(*setting.compare(reals, fakes, ""))
 
 
 def measure_samples(
@@ -191,8 +201,9 @@ def measure_samples(
         "ema": model.transformer.config.get("_ema", "unknown"),
     }
     setting.require_size(reference, images.facts["size"], "the pipeline draws")
+    reals = setting.comparable(reference)  # hours of drawing would be lost to a broken image there
     fakes = features_of(setting.extractors, images, setting.batch_size, "samples")
-    return _result(*setting.compare(reference, fakes, "g"))
+    return _result(*setting.compare(reals, fakes, "g"))
 
 
 def measure_tokenizer(

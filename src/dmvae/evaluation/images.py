@@ -222,6 +222,8 @@ class SampleFiles:
 
 def npz_images(path: Path) -> TensorImages:
     """The uint8 images [n, h, w, 3] of a sample batch as ADM writes it, `arr_0`."""
+    if not path.is_file():
+        raise ValueError(f"no such file of samples: {path}")
     try:
         with np.load(path, allow_pickle=False) as file:
             if "arr_0" not in file:
