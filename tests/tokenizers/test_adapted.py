@@ -13,7 +13,7 @@ import torch
 from dmvae import config as configs
 from dmvae.registry import names
 from dmvae.tokenizers import TokenizerSource
-from dmvae.tokenizers.adapted import AdaptedTokenizer, adapt, load_tokenizer
+from dmvae.tokenizers.adapted import AdaptedTokenizer, adapt, load_tokenizer, open_tokenizer
 from dmvae.tokenizers.autoencoder import Autoencoder
 from dmvae.tokenizers.diffusers import DiffusersTokenizer
 from dmvae.tokenizers.dmvae import DmvaeTokenizer
@@ -151,6 +151,28 @@ def test_models_that_are_not_there(tmp_path):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(ValueError, match=r"config\.json: no config of a tokenizer, or cut off"):
             load_tokenizer(tmp_path)
+
+
+def test_a_folder_of_diffusers_opens_as_it_is(tmp_path):
+    """As `dmvae measure tokenizer` and `encode` take it: adapted, at its own size or at the one that is asked for."""
+    foreign.diffusers_model("AutoencoderKL").save_pretrained(tmp_path / "kl")
+    found = open_tokenizer(str(tmp_path / "kl"))
+    expected = adapt(DiffusersTokenizer(path=str(tmp_path / "kl")), size=32, channels=3, pretrained=True)
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    assert torch.equal(found.encode(images).latents, expected.encode(images).latents)
+    assert (found.config.image_size, open_tokenizer(str(tmp_path / "kl"), 64).config.image_size) == (32, 64)
+    foreign.own_model().save_pretrained(tmp_path / "own")
+    assert type(open_tokenizer(str(tmp_path / "own"))).__name__ == "Autoencoder"
+    foreign.diffusers_model("AutoencoderTiny").save_pretrained(tmp_path / "tiny")
+    with pytest.raises(ValueError, match="its config has no sample_size; give --size"):
+        open_tokenizer(str(tmp_path / "tiny"))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/config.json").write_text('{"_class_name": "UNet2DModel"}')
+    with pytest.raises(ValueError, match="has no autoencoder 'UNet2DModel'"):
+        open_tokenizer(str(tmp_path / "other"), 16)
+    for nowhere in ("nothing", "/nothing", "./no/thing"):
+        with pytest.raises(ValueError, match="no tokenizer is here"):
+            open_tokenizer(nowhere)
 
 
 def test_weights_of_another_model(tmp_path):

@@ -9,7 +9,7 @@ from dmvae.commands.codec import decode_latents, encode_images
 from dmvae.commands.parser import Parser, add_plugins
 from dmvae.registry import load_plugins
 from dmvae.runtime import distributed
-from dmvae.tokenizers.adapted import load_tokenizer
+from dmvae.tokenizers.adapted import open_tokenizer
 
 
 def encode(command: str, arguments: list[str]) -> None:
@@ -31,11 +31,13 @@ def decode(command: str, arguments: list[str]) -> None:
 
 
 def _codec(parser: Parser, arguments: list[str], function: Callable[..., object]) -> None:
-    parser.add_argument("--tokenizer", required=True, help="folder or hub id of the tokenizer")
+    parser.add_argument(
+        "--tokenizer", required=True, help="folder of a tokenizer, or folder or hub id of one of diffusers"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write; what is there is kept")
     parser.add_argument("--batch-size", type=int, default=64, help="images at a time (%(default)s)")
     parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto")
     add_plugins(parser)
     known = vars(parser.read(arguments))
     load_plugins(known.pop("plugins"))
-    function(load_tokenizer(known.pop("tokenizer")), **known, device=distributed.start())
+    function(open_tokenizer(known.pop("tokenizer"), known.get("size")), **known, device=distributed.start())

@@ -210,13 +210,13 @@ def measure_tokenizer(
     setting: Setting, tokenizer: str, images: str, *, lpips: bool = False, precision: Precision = "auto"
 ) -> Values:
     """Reconstructions by the tokenizer of that folder, against the folder of images themselves."""
-    from dmvae.tokenizers.adapted import load_tokenizer
+    from dmvae.tokenizers.adapted import open_tokenizer
 
     for name, value in (("train", setting.train), ("force", setting.force)):
         if value:
             raise ValueError(f"measure tokenizer takes no --{name}: it sets reconstructions beside their own images")
     device = setting.device
-    model = load_tokenizer(tokenizer)
+    model = open_tokenizer(tokenizer, setting.size)
     size, channels = setting.size or model.config.image_size, model.config.in_channels
     folder = FolderImages(Path(images), size=size, channels=channels, limit=setting.limit, workers=setting.workers)
     perceptual = PerceptualDistance(device) if lpips else None

@@ -5,6 +5,7 @@ Shapes: n images, c channels, h w height and width, C latent channels, H W = h /
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from dmvae.config import Values
 from dmvae.models.artifact import artifact_class, load_strictly
 from dmvae.models.base import DecoderOutput, EncoderOutput, Parts, PointDistribution, Tokenizer, full_precision
 from dmvae.runtime.done import whole
+from dmvae.runtime.files import read_json
 from dmvae.runtime.precision import without_tf32
 from dmvae.tokenizers import Codec, TokenizerSource
 from dmvae.tokenizers.autoencoder import Autoencoder
@@ -108,6 +110,7 @@ class AdaptedTokenizer(Tokenizer):
             return DecoderOutput(sample=self.network.decode(z.to(self.dtype)))
 
 
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 ARTIFACTS: tuple[type[Tokenizer], ...] = (Autoencoder, AdaptedTokenizer)
 
 
@@ -149,6 +152,28 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     """
     whole(Path(folder))
     return load_strictly(tokenizer_class(folder), folder)
+
+
+def open_tokenizer(place: str, size: int | None = None) -> Tokenizer:
+    """What `load_tokenizer` gives; or, of another folder with a config.json, or of a hub's id, an autoencoder of
+    diffusers as `adapt` gives it, for images of `size` pixels, its own `sample_size` unless given.
+
+    Raises ValueError where neither is there.
+    """
+    file = Path(place) / "config.json"
+    if Path(place).is_dir() or not HUB_ID.fullmatch(place):
+        ours = {cls.__name__ for cls in ARTIFACTS}
+        if not file.is_file() or read_json(file, dict).get("_class_name") in ours:
+            return load_tokenizer(place)
+    try:
+        source = configs.read(TokenizerSource, {"type": "diffusers", "path": place}, "source").resolve()
+        config: Values = getattr(source, "config", None) or {}
+        found = size or config.get("sample_size")
+        if not isinstance(found, int):
+            raise ValueError(f"{place}: its config has no sample_size; give --size")
+        return adapt(source, size=found, channels=int(config.get("in_channels", 3)), pretrained=True)
+    except ValueError as error:
+        raise ValueError(str(error).replace("pretrained.path: ", "").replace("pretrained: ", "")) from error
 
 
 def tokenizer_class(folder: str | Path) -> type[Tokenizer]:
