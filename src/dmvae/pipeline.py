@@ -200,7 +200,8 @@ def _finish(job: Job, facts: Facts) -> None:
 
 def _tidy(jobs: list[Job], verify: bool) -> None:
     """Remove what a finished stage left behind if it was killed at its very end; mark stages with damaged files as
-    unfinished, so that they run again. A stage is deterministic, so it gives the same result."""
+    unfinished, so that they run again. On a CPU a stage gives the same result to the bit; a GPU's may round
+    otherwise, and what later stages made of it stays."""
     for folder in {job.folder for job in jobs if job.finished}:
         with locked(folder, wait=False) as mine:
             if not mine:

@@ -12,7 +12,8 @@ from PIL import Image
 
 import processes
 from dmvae.commands.generated import Generated
-from dmvae.commands.measurements import measure, read_scores
+from dmvae.commands.measurements import measure
+from dmvae.commands.score_files import read_scores
 from dmvae.datasets.pixels import as_uint8
 from dmvae.evaluation.bootstrap import interval
 from dmvae.evaluation.feature_set import FeatureSet, features_of, reference_features

@@ -11,7 +11,7 @@ from PIL import Image
 import tiny
 from dmvae import cli
 from dmvae.commands.codec import decode_latents, encode_images
-from dmvae.commands.measurements import read_scores
+from dmvae.commands.score_files import read_scores
 from dmvae.datasets.shapes import Shapes
 from dmvae.evaluation import features
 from dmvae.evaluation.images import FolderImages

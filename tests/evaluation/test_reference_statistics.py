@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from dmvae import cli
-from dmvae.commands.measurements import read_scores
+from dmvae.commands.score_files import read_scores
 from dmvae.evaluation.feature_set import FeatureSet
 from dmvae.evaluation.features import POOL, SPATIAL
 from dmvae.evaluation.frechet import Statistics, frechet_distance

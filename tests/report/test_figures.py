@@ -6,7 +6,7 @@ from html import unescape
 import pytest
 from fake_run import build
 
-from dmvae.commands.check import in_unit, print_scores, title_of
+from dmvae.commands.check import _short, in_unit, print_scores, title_of
 from dmvae.evaluation.metrics import figures, unit_of
 from dmvae.report import table
 from dmvae.report.figures import shown
@@ -43,8 +43,14 @@ def test_shares_are_printed_in_percent_by_measure_too(monkeypatch):
     monkeypatch.setattr(console, "width", 120)
     result = {"metrics": {"coverage_x@64": 0.66, "psnr": 21.5}, "intervals": {"coverage_x@64": (0.5, 0.75)}}
     text = printed(print_scores, result)
-    assert "coverage │ 66 % │ 50 % to 75 % │ coverage_x@64" in text
+    assert "features: x@64, which stand behind the names in files" in text
+    assert "coverage │ 66 % │ 50 % to 75 % │ coverage" in text
     assert "PSNR │ 21.5 dB │ │ psnr" in text
+    both = printed(print_scores, {"metrics": {"fd_x@64": 1.0, "fd_y@64": 2.0}})
+    assert "Frechet distance │ 2 │ │ fd_y@64" in both
+    assert _short(["runs/a/kl/evaluate/metrics.json", "runs/a/matched/evaluate/metrics.json"]) == ["kl", "matched"]
+    assert _short(["one.json", "two.json"]) == ["one.json", "two.json"]
+    assert _short(["a/b.json"]) == ["a/b.json"]
     assert [title_of(name) for name in ("gfid_inception", "fd_x@64", "gkid-std_x@64", "recall_x@64", "novel_x")] == [
         *("gFD", "Frechet distance", "KID, spread", "recall", "")
     ]

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from rich.table import Column, Table
 
-from dmvae.commands.measurements import measure_again, read_scores
+from dmvae.commands.measurements import measure_again
+from dmvae.commands.score_files import read_scores
 from dmvae.commands.trust import require_no_code
 from dmvae.config import Values
 from dmvae.evaluation.manifest import differences, require_comparable

@@ -8,8 +8,9 @@ from pathlib import Path
 from diffusers.utils import logging
 
 from dmvae.commands.check import check, print_scores, side_by_side
-from dmvae.commands.measurements import measure, write_scores
+from dmvae.commands.measurements import measure
 from dmvae.commands.parser import CheckFailed, Parser, add_plugins
+from dmvae.commands.score_files import write_scores
 from dmvae.config import Values
 from dmvae.registry import load_plugins
 from dmvae.runtime import distributed

@@ -1,4 +1,4 @@
-"""`dmvae measure`: folders, samples and tokenizers against reference images, and its files of scores.
+"""`dmvae measure`: folders, samples and tokenizers against reference images.
 
 Each function takes plain arguments, which the manifest repeats under "call": so a file of scores can be measured again.
 """
@@ -6,7 +6,6 @@ Each function takes plain arguments, which the manifest repeats under "call": so
 from __future__ import annotations
 
 import inspect
-import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -27,7 +26,7 @@ from dmvae.evaluation.reference_statistics import is_statistics, read_statistics
 from dmvae.evaluation.scores import Scores
 from dmvae.ranges import MOST_PIXELS
 from dmvae.runtime import distributed
-from dmvae.runtime.files import atomic_write, sweep_beside
+from dmvae.runtime.files import sweep_beside
 from dmvae.runtime.hashing import digest, weights_hash
 from dmvae.runtime.precision import Precision, uses_bf16
 
@@ -319,37 +318,6 @@ def _cut(features: str) -> tuple[str, str]:
     """NAME[@RESOLUTION]=, WEIGHTS."""
     name, equals, weights = features.partition("=")
     return name + equals, weights
-
-
-def write_scores(result: Values, path: Path) -> None:
-    sweep_beside(path)
-    with atomic_write(path) as part:
-        part.write_text(json.dumps(result, indent=1))
-
-
-def read_scores(path: Path) -> Values:
-    """A file of scores. Raises ValueError for another file, and where none is."""
-    if not path.is_file():
-        what = "that is a folder" if path.is_dir() else "no such file"
-        raise ValueError(f"{path}: {what}; give one that `dmvae measure --json` or a run's stage evaluate wrote")
-    try:
-        result = json.loads(path.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not a file of scores: {error}") from error
-    if not isinstance(result, dict) or not all(isinstance(result.get(key), dict) for key in ("metrics", "manifest")):
-        raise ValueError(
-            f"{path} is not a file of scores: it needs metrics and manifest, as `dmvae measure --json` writes"
-        )
-    parts = [
-        ("manifest", key, result["manifest"].get(key)) for key in ("reference", "measured", "features", "versions")
-    ]
-    for where, key, value in (*parts, ("", "intervals", result.get("intervals"))):
-        if not isinstance(value, dict | None):
-            raise ValueError(f"{path} is not a file of scores: {where} {key} is no mapping")
-    for name, value in result["metrics"].items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"{path} is not a file of scores: metrics.{name} is {value!r}, no number")
-    return result
 
 
 def _result(scores: Scores, manifest: Values) -> Values:

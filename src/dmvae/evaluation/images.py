@@ -23,6 +23,7 @@ from dmvae.datasets.image_scan import rank, scan
 from dmvae.datasets.loading import Loader, cuts, passes
 from dmvae.datasets.mixed import mixed
 from dmvae.datasets.pixels import as_uint8
+from dmvae.evaluation.rows import gathered
 from dmvae.runtime import distributed
 from dmvae.runtime.console import Bar
 from dmvae.runtime.hashing import digest, sha256_of
@@ -268,16 +269,11 @@ def _size(shape: Sequence[int]) -> Values:
 
 
 def _gathered(own: dict[str, Tensor], share: int, n: int) -> dict[str, Tensor]:
-    """Every rank's rows: all but the last ranks have `share` of them, so padding can only stand at the end."""
+    """Every rank's rows; a rank without images has none."""
     device = distributed.start()
     shapes = distributed.broadcast({name: (values.shape[1:], values.dtype) for name, values in own.items()})
-    whole = {}
-    for name, (shape, dtype) in shapes.items():
-        padded = torch.zeros(share, *shape, dtype=dtype)
-        if name in own:
-            padded[: len(own[name])] = own[name]
-        whole[name] = distributed.gather(padded.to(device))[:n].cpu()
-    return whole
+    rows = {name: own.get(name, torch.zeros(0, *shape, dtype=dtype)) for name, (shape, dtype) in shapes.items()}
+    return {name: gathered(values.to(device), share)[:n].cpu() for name, values in rows.items()}
 
 
 def _shape(path: Path, name: str) -> list[int]:

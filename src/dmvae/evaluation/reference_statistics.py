@@ -17,7 +17,6 @@ from dmvae.runtime.hashing import sha256_of
 from dmvae.runtime.weights import guarded
 
 SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
-SPATIAL_WIDTH = 2023
 
 
 def is_statistics(path: str) -> bool:

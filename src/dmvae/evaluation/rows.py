@@ -27,10 +27,10 @@ def by_rows(
         # A rank for which nothing is left computes no row, to know the shapes.
         parts = [compute(slice(i, min(i + chunk, last))) for i in range(first, last, chunk) or [first]]
     own = [torch.cat(column) for column in zip(*parts, strict=True)]
-    return own if world == 1 else [_gathered(rows, share)[:n] for rows in own]
+    return own if world == 1 else [gathered(rows, share)[:n] for rows in own]
 
 
-def _gathered(own: Tensor, share: int) -> Tensor:
+def gathered(own: Tensor, share: int) -> Tensor:
     """Every rank's rows: all but the last ranks have `share` of them, so padding can only stand at the end."""
     padded = own.new_zeros(share, *own.shape[1:])
     padded[: len(own)] = own

@@ -58,7 +58,7 @@ def latent_map(run: Run) -> str:
     drawn = [panels((_panel(cloud, group, palette) for cloud in group), "maps") for group in groups]
     names = legend((run.class_name(label), palette[label]) for label in labels[:24])
     more = f'<p class="note">and {len(labels) - 24} more classes</p>' if len(labels) > 24 else ""
-    return "\n".join([_text(clouds, len(groups)), names, more, *drawn, f'<p class="note">{_how(how, len(groups))}</p>'])
+    return "\n".join([_text(clouds), names, more, *drawn, f'<p class="note">{_how(how, len(groups))}</p>'])
 
 
 def clouds_of(run: Run) -> list[Cloud]:
@@ -190,7 +190,7 @@ def _note(cloud: Cloud, group: list[Cloud]) -> str:
     return f"mixed with the reference: {200 * mixing(*pair):.0f} %"
 
 
-def _text(clouds: list[Cloud], groups: int) -> str:
+def _text(clouds: list[Cloud]) -> str:
     text = "<p>A point is the latent of one image, its colour the image's class. "
     if any(cloud.reference for cloud in clouds):
         text += (

@@ -6,7 +6,7 @@ import json
 import math
 import warnings
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +14,7 @@ from torch import Tensor
 from dmvae.runtime import distributed
 from dmvae.runtime.files import atomic_write
 from dmvae.runtime.transfer import Figure, made
-
-T = TypeVar("T")
-Tracker = Literal["tensorboard", "wandb", "none"]
+from dmvae.sections import Tracker
 
 
 class Figures:

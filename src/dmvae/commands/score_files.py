@@ -1,0 +1,40 @@
+"""Files of scores, which `dmvae measure --json` and the stage `evaluate` write."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from dmvae.config import Values
+from dmvae.runtime.files import atomic_write, sweep_beside
+
+
+def write_scores(result: Values, path: Path) -> None:
+    sweep_beside(path)
+    with atomic_write(path) as part:
+        part.write_text(json.dumps(result, indent=1))
+
+
+def read_scores(path: Path) -> Values:
+    """A file of scores. Raises ValueError for another file, and where none is."""
+    if not path.is_file():
+        what = "that is a folder" if path.is_dir() else "no such file"
+        raise ValueError(f"{path}: {what}; give one that `dmvae measure --json` or a run's stage evaluate wrote")
+    try:
+        result = json.loads(path.read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is not a file of scores: {error}") from error
+    if not isinstance(result, dict) or not all(isinstance(result.get(key), dict) for key in ("metrics", "manifest")):
+        raise ValueError(
+            f"{path} is not a file of scores: it needs metrics and manifest, as `dmvae measure --json` writes"
+        )
+    parts = [
+        ("manifest", key, result["manifest"].get(key)) for key in ("reference", "measured", "features", "versions")
+    ]
+    for where, key, value in (*parts, ("", "intervals", result.get("intervals"))):
+        if not isinstance(value, dict | None):
+            raise ValueError(f"{path} is not a file of scores: {where} {key} is no mapping")
+    for name, value in result["metrics"].items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{path} is not a file of scores: metrics.{name} is {value!r}, no number")
+    return result
