@@ -206,6 +206,8 @@ def test_tokenizers_that_judge_have_names_of_their_own(tmp_path):
 def test_a_folder_without_an_encoder_of_ours_does_not_judge(tmp_path):
     with pytest.raises(ValueError, match="no tokenizer is here"):
         parse_features(f"tokenizer@32={tmp_path}").build()
+    with pytest.raises(ValueError, match="--features tokenizer@32: it needs a file or folder: tokenizer@32=PATH"):
+        parse_features("tokenizer@32")
     from diffusers import AutoencoderKL
 
     source = tmp_path / "kl"

@@ -96,6 +96,19 @@ def test_images_are_decoded_in_full_precision_under_autocast_too(tmp_path):
             assert not torch.equal(model.decode(z).sample, images)
 
 
+def test_slicing_and_tiling_are_the_network_s(tmp_path):
+    model = adapted("AutoencoderKL", tmp_path)
+    inner = model.network.model
+    model.enable_slicing()
+    model.enable_tiling()
+    assert (inner.use_slicing, inner.use_tiling) == (True, True)
+    model.disable_slicing()
+    model.disable_tiling()
+    assert (inner.use_slicing, inner.use_tiling) == (False, False)
+    with pytest.raises(ValueError, match="has no enable_slicing"):
+        adapt(IdentityTokenizer(patch=3), size=12, channels=1, pretrained=True).enable_slicing()
+
+
 @torch.no_grad()
 def test_grey_images_pass_through_three_channels(tmp_path):
     grey = adapted("AutoencoderKL", tmp_path, channels=1)

@@ -192,7 +192,8 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         if not config.train_encoder and not model.parts().bottleneck:
             yield (
                 "matching.train_encoder: with a frozen encoder and no bottleneck, nothing can move the latents; "
-                "set train_encoder: true or give autoencoder.latent_channels"
+                "set train_encoder: true"
+                + (" or give autoencoder.latent_channels" if inputs.sections.pretrained is None else "")
             )
         yield from unfit(config, model, config.batch_size, config.balance != "fixed", config.until)
 

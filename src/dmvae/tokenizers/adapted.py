@@ -80,6 +80,26 @@ class AdaptedTokenizer(Tokenizer):
             )
         return find()
 
+    def enable_slicing(self) -> None:
+        """As the network's own class does; so the three below. Raises ValueError for a class that does not."""
+        self._told("enable_slicing")
+
+    def disable_slicing(self) -> None:
+        self._told("disable_slicing")
+
+    def enable_tiling(self) -> None:
+        self._told("enable_tiling")
+
+    def disable_tiling(self) -> None:
+        self._told("disable_tiling")
+
+    def _told(self, name: str) -> None:
+        model = getattr(self.network, "model", None)
+        known = getattr(model, name, None)
+        if known is None:
+            raise ValueError(f"{type(model or self.network).__name__} has no {name}")
+        known()
+
     def as_diffusers(self) -> ModelMixin | None:
         """The network in its own class of diffusers, for code that knows nothing of this package: the latents'
         statistics as its scaling_factor, and shift_factor where the class has that. None for a network of another kind.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ class FileSource(TokenizerSource):
 
     def build(self, *, size: int, channels: int, pretrained: bool = False) -> Adapter:
         source = self if self.config is not None else self.resolve()
-        model = source.read_model() if pretrained else source.model_class().from_config(source.config)
+        model = source.read_model() if pretrained else _blank(source.model_class(), source.config or {})
         return Adapter(model, size=size, channels=channels)
 
     def fingerprint(self) -> str:
@@ -64,6 +65,13 @@ class FileSource(TokenizerSource):
     def place(self) -> Path:
         """The file or folder that `path` means."""
         return Path(self.path).expanduser()
+
+
+def _blank(cls: Any, config: Values) -> nn.Module:
+    """A model of random weights, of what its class takes of the config: diffusers warns of the rest, which some of its
+    own classes write there."""
+    takes = inspect.signature(cls.__init__).parameters
+    return cls.from_config({name: value for name, value in config.items() if name in takes or name.startswith("_")})
 
 
 def require_weights(folder: Path) -> None:

@@ -167,4 +167,7 @@ def parse_features(text: str) -> FeaturesConfig:
         values["resolution"] = int(resolution)
     if weights:
         values["weights"] = weights
-    return configs.read(FeaturesConfig, values, f"--features {text}")
+    try:
+        return configs.read(FeaturesConfig, values, f"--features {text}")
+    except configs.FieldMissing as error:
+        raise ValueError(f"--features {text}: it needs a file or folder: {head}=PATH") from error
