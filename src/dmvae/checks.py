@@ -181,8 +181,14 @@ def _try_data(recipe: Recipe, split: Split) -> None:
             raise ValueError(
                 f"{data.type!r}: item {i} is {_told(image)}; give a uint8 image {list(wanted)}, values 0 to 255"
             )
-        if not 0 <= int(label) < classes:  # type: ignore[call-overload]
+        number = int(label)  # type: ignore[call-overload]
+        if not 0 <= number < classes:
             raise ValueError(f"{data.type!r}: item {i} has the label {label}; there are {classes} classes")
+        if number != int(labels[i]):
+            raise ValueError(
+                f"{data.type!r}: item {i} of the {split} split has the label {label}, and .labels says {labels[i]}; a "
+                "transform of labels has to change both"
+            )
     low, high = int(labels.min()), int(labels.max())
     if not 0 <= low <= high < classes:
         raise ValueError(f"{data.type!r}: labels run from {low} to {high}; there are {classes} classes")

@@ -10,6 +10,7 @@ from dmvae import config as configs
 from dmvae import pipeline
 from dmvae.commands.run import finish
 from dmvae.config import Values
+from dmvae.datasets import look_again
 from dmvae.datasets.instance import Pairs, offer
 from dmvae.interop.pipeline import DMVAEPipeline
 from dmvae.jobs import jobs_of
@@ -99,6 +100,7 @@ def run(
         overrides = {key: value for key, value in overrides.items() if key.partition(".")[0] != "data"}
         shape = {key: value for key, value in data.items() if key in SHAPE}
         overrides["data"] = {"type": "instance", "key": offer(train, test)} | shape
+    look_again()
     recipes = resolve(values, overrides, path)
     how = next(iter(recipes.values())).run
     run_dir = Path(how.dir)

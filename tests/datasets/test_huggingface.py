@@ -7,6 +7,7 @@ import pytest
 import torch
 from packed import IMAGE, animals, features, images, noise, opener, parquet, png, rows, values
 
+from dmvae.datasets import columns
 from dmvae.datasets.encoded import LazyImages
 from dmvae.datasets.huggingface import HuggingFace, Place
 
@@ -84,7 +85,11 @@ def test_columns_are_found_by_type(tmp_path):
 
 def test_splits(root):
     assert values(open_split(root, train_split="train[:20%]")) == [0, 1, 2]
-    assert values(open_split(root, "test", test_split="train[80%:]+validation")) == [12, 13, 14, 100, 101, 102, 103]
+    both = {"train_split": "train[:80%]", "test_split": "train[80%:]+validation"}
+    assert values(open_split(root, "test", **both)) == [12, 13, 14, 100, 101, 102, 103]
+    message = r"3 rows of the test split train\[80%:\]\+validation are of the train split train too; cut both"
+    fails(root, message, "test", test_split=both["test_split"])
+    fails(root, r"1 row of the test split", "test", train_split="train[:14]", test_split="train[13:]")
     fails(root, r"has no split 'tset', only train, validation: set data\.test_split", "test", test_split="tset")
     fails(root, r"split 'train\[x\]' cannot be read", train_split="train[x]")
     fails(root, r"split train\[:0\] has no row|cannot be read", train_split="train[:0]")
@@ -93,6 +98,17 @@ def test_splits(root):
     fails(
         one, r"has no split called test, .* or valid, only train: name one in data\.test_split, or cut one off", "test"
     )
+
+
+def test_what_a_table_holds_is_hashed_once(root, monkeypatch):
+    passes = []
+    monkeypatch.setattr(columns.Columns, "all", lambda self, all=columns.Columns.all: passes.append(1) or all(self))
+    first = open_split(root).fingerprint
+    assert (open_split(root).fingerprint, len(passes)) == (first, 1)
+    assert open_split(root, limit=3).fingerprint != first
+    assert len(passes) == 2
+    parquet(root / "train-00000-of-00002.parquet", {"image": images(range(20, 26)), "label": pa.array([0] * 6)})
+    assert open_split(root).fingerprint != first
 
 
 def test_the_test_split_is_labelled_as_the_train_split(tmp_path):

@@ -1,11 +1,16 @@
 """Data sets that a program holds: what its items may be, and by what they are known again."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import tiny
+from dmvae.checks import problems
 from dmvae.datasets.instance import Instance, offer
+from dmvae.recipe import load
 
 
 class Own(list):
@@ -83,6 +88,23 @@ def test_an_item_between_those_that_are_looked_at_is_named_when_it_is_read():
 def test_labels_that_skip_most_classes_are_told():
     with pytest.warns(UserWarning, match="labels up to 1002 make 1003 classes, of which 4 have images"):
         build(made(at5=(GOOD, 1002)))
+
+
+def test_a_limit_keeps_a_fixed_choice_of_all():
+    data = Own((torch.full((3, 8, 8), i, dtype=torch.uint8), i // 10) for i in range(100))
+    part = Instance(key=offer(data, data), size=8, limit=20).build("train")
+    assert len(part.labels.unique()) > 5, "and not the first classes alone"
+    assert [int(part[i][1]) for i in range(20)] == part.labels.tolist()
+    assert [int(part[i][0][0, 0, 0]) // 10 for i in range(20)] == part.labels.tolist()
+
+
+def test_labels_that_a_transform_changes_in_items_alone_are_told(tmp_path):
+    data = made(100)
+    data.targets = [2 - label for _, label in data]
+    recipe = load(tiny.write(tmp_path))["kl"]
+    recipe = dataclasses.replace(recipe, data=Instance(key=offer(data, data), size=12))
+    found = "".join(problems(recipe, recipe.stages(), 1))
+    assert "item 0 of the train split has the label 0, and .labels says 2; a transform of labels has to" in found
 
 
 def test_data_are_known_again_and_others_are_others():

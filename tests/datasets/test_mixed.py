@@ -55,6 +55,8 @@ def test_items_are_named_as_they_lie(folder):
         (torch.randint(10, (500,), generator=torch.Generator().manual_seed(0)), True),
         (torch.cat([torch.arange(100) // 10, torch.arange(100) // 10]), False),
         ((torch.rand(500, generator=torch.Generator().manual_seed(0)) < 0.02).long(), True),
+        (torch.cat([torch.randint(5, (99,)), 5 + torch.randint(5, (99,))]), False),
+        (torch.randint(100, (5000,), generator=torch.Generator().manual_seed(0)), True),
         (torch.zeros(50, dtype=torch.int64), False),
         (torch.zeros(1, dtype=torch.int64), True),
         (torch.zeros(0, dtype=torch.int64), True),

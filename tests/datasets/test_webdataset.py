@@ -30,6 +30,11 @@ def test_shards_by_pattern(shards, fields):
     assert values(open_split(**(fields | {"root": f"{shards}/{fields['root']}"}))) == list(range(6))
 
 
+def test_shards_of_both_splits_are_told(shards):
+    message = r"1 shard, such as x-train-000.tar, are of the train split and of the test split"
+    fails(shards, message, "test", train_shards="*.tar", test_shards="x-train-000.tar")
+
+
 def test_shards_by_folder(tmp_path):
     tar(tmp_path / "train" / "0.tar", samples(range(3)))
     tar(tmp_path / "test" / "0.tar", samples(range(3, 5)))

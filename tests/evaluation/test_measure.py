@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
+from safetensors.torch import save_file
 
 import processes
 from dmvae.commands.generated import Generated
@@ -72,6 +73,20 @@ def test_a_set_beside_itself(extractor, data):
 
 
 @pytest.mark.slow
+def test_samples_of_a_run_are_measured_as_the_same_images_in_a_folder(tmp_path, folders):
+    images = FolderImages(folders[0])
+    pixels = torch.stack([images[i] for i in range(len(images))])
+    (tmp_path / "guidance-1").mkdir()
+    for number, part in enumerate(pixels.split(5)):
+        labels = torch.zeros(len(part), dtype=torch.int64)
+        save_file({"images": part, "labels": labels}, tmp_path / f"guidance-1/samples-{number:05d}.safetensors")
+    parts = {"features": [FEATURES], "parts": ["frechet", "kernel"]}
+    ours = measure("folder", [str(tmp_path / "guidance-1"), str(folders[1])], **parts)
+    assert ours["metrics"] == measure("folder", [str(folders[0]), str(folders[1])], **parts)["metrics"]
+    with pytest.raises(ValueError, match="holds samples of a run, which may be measured, and not be the reference"):
+        measure("folder", [str(folders[1]), str(tmp_path / "guidance-1")], **parts)
+
+
 @pytest.mark.parametrize("size", [1, 7, 64])
 def test_batches_change_nothing(extractor, data, size):
     near(measure_sets(*sets(extractor, data, size)).metrics, measure_sets(*sets(extractor, data)).metrics)

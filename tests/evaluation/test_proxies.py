@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dmvae.datasets.pixels import to_uint8
-from dmvae.evaluation import probe
+from dmvae.evaluation import probe, proxies
 from dmvae.evaluation.frechet import Statistics, frechet_distance
 from dmvae.evaluation.interpolation import interpolated_frechet, slerp
 from dmvae.evaluation.neighbours import intrinsic_dimension, nearest
@@ -302,6 +302,18 @@ def test_latent_proxies_are_numbers():
     assert figures["linear_probe"] == 1
     collapsed = latent_proxies(torch.zeros(50, 4, 2, 2), labels[:50], torch.zeros(9, 4, 2, 2), labels[:9])
     assert all(math.isfinite(value) for value in collapsed.values())
+
+
+def test_latent_proxies_are_of_all_classes_where_these_follow_one_another(monkeypatch):
+    """Of 90 latents, class by class, 50 are taken: 5 or 6 of each class, and not the first five classes."""
+    monkeypatch.setattr(proxies, "POINTS", 50)
+    seen = []
+    monkeypatch.setattr(proxies, "class_share", lambda z, labels: seen.append(labels) or torch.zeros(()))
+    labels = torch.arange(90) // 10
+    z = torch.randn(90, 2, 2, 2, generator=torch.Generator().manual_seed(0)) + labels.view(-1, 1, 1, 1)
+    latent_proxies(z, labels, z, labels)
+    assert set(seen[0].bincount(minlength=9).tolist()) == {5, 6}
+    assert len(seen[0]) == 50
 
 
 def test_latent_proxies_of_very_wide_latents_take_no_square_of_their_width():

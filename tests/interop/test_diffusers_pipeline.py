@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from PIL import Image
 from safetensors.torch import load_file
 
 import tiny
@@ -138,6 +139,9 @@ def test_the_card_tells_the_figures_and_the_recipe_and_travels_with_the_weights(
     metrics = json.loads((run_dir / "kl/evaluate/metrics.json").read_text())
     assert f"| gFD ↓ | {metrics['gfd']:.4g} |" in card
     assert "guidance_scale=2.0" in card
+    shown = torch.from_numpy(np.array(Image.open(folder / "pictures/0.png"))).permute(2, 0, 1)
+    first = load_file(run_dir / "kl/sample/guidance-2/samples-00000.safetensors")["images"][0]
+    assert torch.equal(shown, first), "the card's pictures are of the scale of its code and its figures"
     assert "kl_weight: 0.001" in card
     pipeline.save_pretrained(tmp_path / "copy")
     assert (tmp_path / "copy" / "README.md").read_text() == card

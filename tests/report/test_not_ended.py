@@ -5,6 +5,7 @@ import json
 from benchmarks import results
 
 import tiny
+from dmvae import config as configs
 from dmvae.jobs import plan
 from dmvae.recipe import load
 from dmvae.report import table
@@ -37,6 +38,34 @@ def test_a_method_that_has_not_ended_says_so_on_the_terminal_and_on_the_page(tmp
         assert (f"{name}, not ended" in out) is (f"{name}, not ended" in page) is not ended
         assert name in out
         assert name in page
+
+
+def test_a_method_that_was_measured_otherwise_says_so_and_is_not_ranked(tmp_path, capsys):
+    kl = tiny.RECIPE["variants"]["kl"]
+    variants = {name: configs.merge(kl, {"tokenizer.kl_weight": 0.1 * i}) for i, name in enumerate("abcd", 1)}
+    jobs = plan(load(tiny.write(tmp_path, variants=variants, seeds={"a": [0, 1, 2]})), tmp_path / "run")
+    how = {
+        "a@2": {"features": "inception"},
+        "c": {"count": 500},
+        "d": {"manifest": {"reference": {"fingerprint": "0123456789"}}},
+    }
+    for number, name in enumerate(("a@0", "a@1", "a@2", "b", "c", "d")):
+        for job in (job for job in jobs if job.variant == name):
+            finish(job, 20.0)
+            if job.stage.name == "evaluate":
+                own = {"features": "x", "count": 2500, "psnr": 20.0, "gfd": 100.0 - 10 * number} | how.get(name, {})
+                (job.folder / "metrics.json").write_text(json.dumps(own))
+                write_done(job.folder, {"seconds": 1.0})
+    summary = write_summary(jobs, tmp_path / "run")
+    told = {"a@2": "inception, 2500 images", "c": "x, 500 images", "d": "x, 2500 images of 01234567"}
+    assert (summary["features"], summary["unlike"]) == ("x", told)
+    assert summary["seeds"]["a"]["count"] == 2
+    print_summary(summary)
+    assert "c (by x, 500 images)" in " ".join(capsys.readouterr().out.split())
+    page = table.results(Run(tmp_path / "run", jobs))
+    assert "a@2 (by inception, 2500 images)" in page
+    assert '<td class="best">70' in page, "of those that compare b is the best"
+    assert '<td class="best">50' not in page
 
 
 def test_a_study_s_table_names_what_has_not_ended():

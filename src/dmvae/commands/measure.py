@@ -53,7 +53,8 @@ def _parser(command: str) -> Parser:
         "                                 code that a run's recipe names\n"
         "  --compare FILE FILE ...        files of scores side by side, if they compare\n\n"
         "Where a folder of reference images stands, a file of statistics may: ours, ADM's or JiT's .npz, or\n"
-        "torch-fidelity's .pt. Where measured images stand, an .npz of samples (arr_0) may.",
+        "torch-fidelity's .pt. Where measured images stand, an .npz of samples (arr_0) may, or a run's samples\n"
+        "(RUN/VARIANT/sample/guidance-1).",
     )
     parser.add_argument("kind", nargs="?", choices=["folder", "samples", "tokenizer"])
     parser.add_argument("paths", nargs="*", metavar="PATH")

@@ -18,7 +18,7 @@ from dmvae.commands.parser import require
 from dmvae.config import Values
 from dmvae.evaluation.feature_set import FeatureSet, features_of, reference_features
 from dmvae.evaluation.features import Extractor, parse_features
-from dmvae.evaluation.images import FolderImages, Images, npz_images
+from dmvae.evaluation.images import FolderImages, Images, SampleFiles, npz_images
 from dmvae.evaluation.manifest import differences, require_same, versions
 from dmvae.evaluation.measure import PROTOCOL, measure_sets
 from dmvae.evaluation.reconstruct import PerceptualDistance, reconstruct, reconstruction_scores
@@ -67,6 +67,8 @@ class Setting:
 
     def images(self, path: str) -> Images:
         """A folder of images, or an .npz of samples."""
+        if path not in self.opened and any(Path(path).glob("samples-*.safetensors")):
+            raise ValueError(f"{path} holds samples of a run, which may be measured, and not be the reference")
         if path not in self.opened:  # its files are hashed as it is opened
             self.opened[path] = (
                 npz_images(Path(path))
@@ -74,6 +76,14 @@ class Setting:
                 else FolderImages(Path(path), size=self.size, limit=self.limit, workers=self.workers)
             )
         return self.opened[path]
+
+    def measured(self, path: str) -> Images:
+        """The same, or the samples that a run's stage `sample` wrote to a folder."""
+        if any(Path(path).glob("samples-*.safetensors")):
+            samples = SampleFiles(Path(path).resolve())
+            samples.labels = None  # numbers of classes whose names are not told there
+            return samples
+        return self.images(path)
 
     def reference(self, path: str) -> list[FeatureSet]:
         """Features or statistics of the reference, one for every extractor."""
@@ -154,9 +164,10 @@ def measure_folder(setting: Setting, a: str, b: str) -> Values:
     "manifest"}, as the files of scores hold it; so do the two below."""
     if not is_statistics(b):
         setting.images(b)  # a folder that is not there is told before hours of work
-    setting.require_size(b, setting.images(a).facts["size"], f"{a} holds")
+    images = setting.measured(a)
+    setting.require_size(b, images.facts["size"], f"{a} holds")
     reals = setting.comparable(b)
-    fakes = features_of(setting.extractors, setting.images(a), setting.batch_size, "images")
+    fakes = features_of(setting.extractors, images, setting.batch_size, "images")
     return _result(*setting.compare(reals, fakes, ""))
 
 

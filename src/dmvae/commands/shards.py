@@ -35,9 +35,8 @@ def read_latents(path: Path) -> Tensor:
                 members = [(m.name, tar.extractfile(m).read()) for m in tar.getmembers() if m.isfile()]  # type: ignore[union-attr]
                 if _differs(tar.pax_headers.get("comment", ""), members):
                     raise ValueError("damaged: its checksum is another; copy it again, or delete it and encode anew")
-                arrays = [
-                    np.load(io.BytesIO(data), allow_pickle=False) for name, data in members if name in _arrays(tar)
-                ]
+                named = set(_arrays(tar))
+                arrays = [np.load(io.BytesIO(data), allow_pickle=False) for name, data in members if name in named]
             z = torch.from_numpy(np.stack(arrays))
         else:
             raise ValueError("they are read from .safetensors, .npy and .tar files")

@@ -99,6 +99,11 @@ def open_dataset(config: DatasetConfig, split: Split) -> Dataset:
     return _open[key]
 
 
+def look_again() -> None:
+    """Open data sets anew from now on: of a program that runs another recipe the data may have changed."""
+    _open.clear()
+
+
 def opened() -> dict[str, Dataset]:
     """The open data sets that are indexes of files, for other ranks. Not those of plugins, which may not travel."""
     mine = {key: data for key, data in _open.items() if type(data).__module__.startswith("dmvae.")}

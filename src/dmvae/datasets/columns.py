@@ -33,6 +33,8 @@ class Columns:
     def __init__(self, table: datasets.Dataset, image: str, rows: range | list[int], where: Callable[[int], str]):
         self.table, self.image, self.rows, self._where = table, image, rows, where
         self.labels = torch.zeros(len(rows), dtype=torch.int64)
+        self.outside = False
+        """Whether an image was read from a file that the table names."""
         self._cells: pyarrow.ChunkedArray | None = None
 
     def __getstate__(self) -> Values:
@@ -44,6 +46,7 @@ class Columns:
         cell = self._cells[self.rows[index]].as_py()
         data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
         if data is None and path:
+            self.outside = True
             try:
                 return Path(path).read_bytes()
             except OSError as error:

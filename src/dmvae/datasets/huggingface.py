@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -12,15 +13,18 @@ from typing import TYPE_CHECKING, ClassVar
 
 from dmvae.datasets import Dataset, Split
 from dmvae.datasets.columns import Columns, check_same_names, image_column, label_column, labels_of, names_of
+from dmvae.datasets.download import cache_folder
 from dmvae.datasets.encoded import EncodedConfig, OnBroken, check_labels, choose, ends, numbered, open_images
 from dmvae.datasets.image_scan import HELD_OUT
 from dmvae.registry import register
-from dmvae.runtime.hashing import bytes_hash
+from dmvae.runtime.files import read_json, write_json
+from dmvae.runtime.hashing import bytes_hash, digest
 from dmvae.runtime.words import counted
 
 if TYPE_CHECKING:
     import datasets
 
+HASHES = 1  # changes when what is kept of a table does
 TESTS = ("test", "validation", *HELD_OUT[1:])
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 HUB_FILE = re.compile(r"hf://datasets/([^@]+)@([^/]+)/(.+)")  # id, commit, path
@@ -58,6 +62,11 @@ class HuggingFace(EncodedConfig):
     def build(self, split: Split) -> Dataset:
         prepared = Prepared(self.root, self.subset, self.revision)
         name = self._split(split, prepared)
+        if split != "train" and (both := prepared.shared(name, self._split("train", prepared))):
+            raise ValueError(
+                f"{self.root}: {counted(both, 'row')} of the test split {name} are of the train split "
+                f"{self._split('train', prepared)} too; cut both: train_split: train[:90%], test_split: train[90%:]"
+            )
         table, where = prepared.table(name), prepared.where(name)
         image = image_column(table, self.image_column, where())
         label = label_column(table, self.label_column, where())
@@ -81,7 +90,7 @@ class HuggingFace(EncodedConfig):
             classes = given or own or _numbers(train, label, prepared.where(first))
             of = "data.classes" if given else f"column {label} of the train split"
             check_labels(source.labels, classes, of, lambda index: source.where(index, label))
-        content = bytes_hash(ends(data) for data in source.all())
+        content = _content(source, [name, image, self.limit])
         return open_images(source, self, classes, content)
 
     def _split(self, split: Split, prepared: Prepared) -> str:
@@ -103,6 +112,23 @@ class HuggingFace(EncodedConfig):
                     "these"
                 )
         return given
+
+
+def _content(source: Columns, what: list[object]) -> str:
+    """A hash of the images' ends, kept where the table's files are as they were: else it takes a pass over all. Of
+    images in files that the table names nothing is kept."""
+    files = [Path(file["filename"]) for file in source.table.cache_files]
+    stats = [file.stat() for file in files]
+    key = digest(HASHES, *what, [(str(f), s.st_size, s.st_mtime_ns) for f, s in zip(files, stats, strict=True)])
+    kept = cache_folder() / "table_hash" / f"{key}.json"
+    if files and kept.is_file():
+        with suppress(ValueError, KeyError):
+            return str(read_json(kept, dict)["content"])
+    content = bytes_hash(ends(data) for data in source.all())
+    if files and not source.outside:
+        with suppress(OSError):  # a folder that is full or not ours costs the next start a pass and no more
+            write_json(kept, {"content": content})
+    return content
 
 
 def _whole(part: str) -> str:
@@ -173,6 +199,23 @@ class Prepared:
         if not len(table):
             raise ValueError(f"{self.root}: split {split} has no row")
         return table
+
+    def shared(self, a: str, b: str) -> int:
+        """How many rows two splits, or sums of slices, have in common; none of what cannot be read, which is told when
+        it is."""
+        import datasets
+
+        lengths = {name: info.num_examples for name, info in self.builder.info.splits.items()}
+
+        def rows(split: str) -> list[tuple[str, int, int]]:
+            parts = datasets.ReadInstruction.from_spec(split).to_absolute(lengths)
+            return [(part.splitname, part.from_, part.to) for part in parts]
+
+        try:
+            pairs = [(x, y) for x in rows(a) for y in rows(b) if x[0] == y[0]]
+        except (ValueError, AssertionError):
+            return 0
+        return sum(max(0, min(x[2], y[2]) - max(x[1], y[1])) for x, y in pairs)
 
     def where(self, split: str) -> Place:
         rows = [self.rows[file] for file in self.files.get(split, [])]  # none of a slice, which counts from elsewhere

@@ -124,7 +124,8 @@ def _folders(folder: Path) -> list[str]:
 def _tell(folder: Path, others: list[str]) -> None:
     """Of files that are not read, name those that are images by their endings, and count the rest."""
     images = [path for path in others if _suffix(path) in SOMETIMES | NEVER]
-    counts = Counter(_suffix(path) or "no ending" for path in others if path not in set(images))
+    known = set(images)
+    counts = Counter(_suffix(path) or "no ending" for path in others if path not in known)
     lines = [f"{path}: images that end in {_suffix(path)} are not read here" for path in images]
     rest = ", ".join(f"{count} of {suffix}" for suffix, count in sorted(counts.items()))
     note(f"{folder}: others", lines + ([f"{folder}: files that are no images: {rest}"] if rest else []))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dmvae.datasets import DatasetConfig, Split
+from dmvae.datasets.encoded import choose
 from dmvae.datasets.memory import resize, to_channels
 from dmvae.datasets.pixels import as_uint8
 from dmvae.registry import register
@@ -80,20 +81,23 @@ class InstanceDataset:
 
     def __init__(self, data: Pairs, config: Instance, split: Split) -> None:
         self.data, self.config = data, config
-        self.count = min(len(data), config.limit or len(data))
+        self.rows = choose(len(data), config.limit)
+        self.count = len(self.rows)
         self.labels = self._labels()
         names = getattr(data, "classes", None)
         self.classes: tuple[str, ...] = (
             tuple(map(str, names)) if names is not None else tuple(map(str, range(int(self.labels.max()) + 1)))
         )
-        self.fingerprint = digest(config.key, split, self.count, config.size, config.channels)
+        limited = () if config.limit is None else ("chosen",)
+        self.fingerprint = digest(config.key, split, self.count, config.size, config.channels, *limited)
 
     def _labels(self) -> Tensor:
         """Those that the data set names, else those of its items, which are read once for it."""
         known = _known_labels(self.data)
         if known is None:
-            known = [as_label(_pair(self.data, i)[1], i) for i in range(self.count)]
-        labels = torch.tensor(known, dtype=torch.int64)[: self.count]
+            labels = torch.tensor([as_label(_pair(self.data, i)[1], i) for i in self.rows])
+        else:
+            labels = torch.tensor(known, dtype=torch.int64)[list(self.rows)]
         there, named = len(labels.unique()), int(labels.max()) + 1
         if named > 2 * there + 10:
             warnings.warn(
@@ -107,7 +111,7 @@ class InstanceDataset:
         return self.count
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image, label = as_item(self.data, index)
+        image, label = as_item(self.data, self.rows[index])
         return resize(to_channels(image[None], self.config.channels), self.config.size)[0], label
 
 

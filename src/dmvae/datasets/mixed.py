@@ -13,13 +13,19 @@ from dmvae.datasets import Dataset
 
 def fair_order(labels: Tensor) -> Tensor:
     """int64 [n]: the items with these labels [n] as they come where classes are mixed already, else shuffled, always
-    alike. Mixed are those whose neighbours differ at least half as often as by chance."""
+    alike. Mixed are those whose neighbours differ at least half as often as by chance, and whose halves have at least
+    half of their classes in common."""
     n = len(labels)
-    shares = labels.bincount().double() / max(n, 1) if n else labels.new_zeros(0).double()
-    by_chance = 1 - float(shares.square().sum())
-    if n > 1 and 0 < by_chance <= 2 * float((labels[1:] != labels[:-1]).double().mean()):
-        return torch.arange(n)
+    if n > 1:
+        whole, first, second = (_shares(part, int(labels.max())) for part in (labels, *labels.tensor_split(2)))
+        by_chance, found = 1 - whole.square().sum(), (labels[1:] != labels[:-1]).double().mean()
+        if 0 < by_chance <= 2 * found and torch.minimum(first, second).sum() >= 0.5:
+            return torch.arange(n)
     return torch.randperm(n, generator=torch.Generator().manual_seed(0))
+
+
+def _shares(labels: Tensor, highest: int) -> Tensor:
+    return labels.bincount(minlength=highest + 1).double() / len(labels)
 
 
 def mixed(dataset: Dataset) -> Dataset:

@@ -77,6 +77,11 @@ class WebDataset(EncodedConfig):
         else:
             names = ("train",) if split == "train" else TESTS
             found = next((some for name in names if (some := [f for f in files if name in _words(f, top)])), [])
+        if split != "train" and (self.train_shards or pattern) and (both := set(found) & set(self._shards("train"))):
+            raise ValueError(
+                f"data.root: {self.root}: {counted(len(both), 'shard')}, such as {_below(min(both), top)}, are of the "
+                "train split and of the test split; name shards in data.train_shards and data.test_shards that differ"
+            )
         if not found:
             there = ", ".join(_below(f, top) for f in files[:4]) + (", ..." if len(files) > 4 else "")
             why = f"none matches {pattern!r}" if pattern is not None else f"none is called {' or '.join(names)}"

@@ -205,11 +205,11 @@ class SampleFiles:
         if not self.paths:
             raise ValueError(f"no samples in {folder}; `dmvae sample RECIPE` writes samples-NNNNN.safetensors")
         self.labels: Tensor | None = torch.cat([_tensor(path, "labels") for path in self.paths])
+        self.count = len(self.labels)
         self.facts = {"kind": "samples", "path": str(folder)} | _size(_shape(self.paths[0], "images")) | facts
 
     def __len__(self) -> int:
-        assert self.labels is not None
-        return len(self.labels)
+        return self.count
 
     def batches(self, chosen: range, batch_size: int) -> Iterator[Tensor]:
         start = 0

@@ -92,8 +92,9 @@ def codec(tokenizer: Tokenizer, device: torch.device, precision: Precision = "au
 def latent_proxies(train_z: Tensor, train_labels: Tensor, z: Tensor, labels: Tensor) -> dict[str, float]:
     """What latents alone tell, of training and test latents with their labels, beside the evaluation's kNN accuracy
     and statistics. All but the linear probe are taken of at most POINTS training latents."""
-    every = max(1, len(train_z) // POINTS)
-    some, some_labels = train_z[::every][:POINTS], train_labels[::every][:POINTS]
+    count = min(POINTS, len(train_z))
+    spaced = torch.arange(count) * len(train_z) // count  # over the whole, whose classes may follow one another
+    some, some_labels = train_z[spaced], train_labels[spaced]
     values = spectrum(some)
     return {
         "linear_probe": linear_probe(train_z, train_labels, z, labels),

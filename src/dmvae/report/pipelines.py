@@ -18,6 +18,7 @@ from dmvae.models.base import Model
 from dmvae.report.card import card
 from dmvae.runtime.done import damage, read_source, whole, write_source
 from dmvae.runtime.files import atomic_write, within
+from dmvae.stages.sample import samples_folder
 from dmvae.tokenizers.adapted import load_tokenizer
 
 PICTURES = 4
@@ -76,10 +77,13 @@ def _write(stages: dict[str, Job], out: Path) -> Path:
 
 def _pictures(stages: dict[str, Job]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """The first samples of a run, of different classes: pictures beside the card, and their captions."""
-    files = sorted(stages["sample"].folder.glob("*/samples-00000.safetensors")) if "sample" in stages else []
-    if not files:
+    if "sample" not in stages:
         return {}, {}
-    tensors = load_file(whole(files[0]))
+    job = stages["sample"]  # its first scale is that of the card's figures and of its code
+    file = samples_folder(job.folder, job.recipe.section("sample").guidance[0]) / "samples-00000.safetensors"
+    if not file.is_file():
+        return {}, {}
+    tensors = load_file(whole(file))
     try:
         classes = open_dataset(stages["sample"].recipe.data, "train").classes
     except (ValueError, OSError):  # a run is reported where its data is not, too

@@ -29,11 +29,12 @@ TOKENIZER_UPDATES = ("tokenizer", "decoder", "encoder")
 
 def write_summary(jobs: list[Job], run_dir: Path) -> Values:
     """Gather the finished stages of `jobs` into run_dir/summary.json; returns what it holds. "not_ended" are the
-    methods that have a stage that is not finished; their rows in "methods" hold what there is."""
+    methods that have a stage that is not finished; their rows in "methods" hold what there is. "unlike" are those that
+    were measured in other features than most, or on other images: their figures do not compare."""
     methods: dict[str, Values] = {}
     seconds: dict[str, float] = {}
     stages, seen = [], set()
-    features, verdicts = "", dict[str, str]()
+    measured, verdicts = dict[str, tuple[str, str]](), dict[str, str]()
     not_ended: list[str] = []
     for job in jobs:
         row = methods.setdefault(job.variant, {})
@@ -52,25 +53,34 @@ def write_summary(jobs: list[Job], run_dir: Path) -> Values:
         )
         if job.stage.name == "evaluate":
             metrics = read_json(whole(job.folder / "metrics.json"), dict)
-            features = metrics["features"]
+            measured[job.variant] = metrics["features"], _how(metrics)
             if "arrival" in metrics:
                 verdicts[job.variant] = metrics["arrival"]["verdict"]
             for part in (metrics, metrics.get("latents", {})):
                 row |= {key: value for key, value in part.items() if isinstance(value, float)}
+    usual = statistics.mode(measured.values()) if measured else ("", "")
+    unlike = {name: f"{how[0]}, {how[1]}" for name, how in measured.items() if how != usual}
     summary = {
         "name": jobs[0].recipe.name,
         "methods": methods,
         "not_ended": not_ended,
-        "seeds": over_seeds({name: row for name, row in methods.items() if name not in not_ended}),
+        "seeds": over_seeds({n: row for n, row in methods.items() if n not in not_ended and n not in unlike}),
         "arrival": verdicts,
         "seconds": seconds,
-        "features": features,
+        "features": usual[0],
+        "unlike": unlike,
         "stages": stages,
         "environment": environment(),
     }
     with atomic_write(run_dir / "summary.json") as part:
         part.write_text(json.dumps(summary, indent=1))
     return summary
+
+
+def _how(metrics: Values) -> str:
+    """On what images a method was measured, so far as its figures tell."""
+    reference = metrics.get("manifest", {}).get("reference", {})
+    return f"{metrics.get('count', '?')} images" + (f" of {reference['fingerprint'][:8]}" if reference else "")
 
 
 def over_seeds(methods: dict[str, Values]) -> dict[str, Values]:
@@ -96,7 +106,9 @@ def _common(rows: list[Values]) -> list[str]:
 
 def named(method: str, summary: Values) -> str:
     """What tables call a method."""
-    return f"{method}, not ended" if method in summary.get("not_ended", ()) else method
+    if method in summary.get("not_ended", ()):
+        return f"{method}, not ended"
+    return f"{method} (by {how})" if (how := summary.get("unlike", {}).get(method)) else method
 
 
 def print_summary(summary: Values) -> None:

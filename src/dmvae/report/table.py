@@ -51,7 +51,8 @@ def _table(run: Run, columns: dict[str, Figure]) -> str:
         cells = ""
         for key, column in columns.items():
             text = column.show(row[key]) if key in row else "–"
-            cells += f'<td class="best">{text}</td>' if text == best[key] else f"<td>{text}</td>"
+            marked = text == best[key] and name not in run.summary.get("unlike", {})
+            cells += f'<td class="best">{text}</td>' if marked else f"<td>{text}</td>"
         title = f'<i style="background:{run.colour(name)}"></i>{escape(named(name, run.summary))}'
         body += f'<tr><th scope="row">{title}</th>{cells}</tr>\n'
     for method, group in run.summary.get("seeds", {}).items():
@@ -75,8 +76,10 @@ def _verdicts(run: Run) -> str:
 
 
 def _best(run: Run, key: str, column: Figure) -> str | None:
-    """The best value as it is printed, so that what looks equal is equally marked; None where all are equal."""
-    values = [row[key] for row in run.methods.values() if key in row]
+    """The best value as it is printed, so that what looks equal is equally marked; None where all are equal. Methods
+    that were measured otherwise than most have no part in it."""
+    unlike = run.summary.get("unlike", {})
+    values = [row[key] for name, row in run.methods.items() if key in row and name not in unlike]
     if column.better == 0 or len({column.show(value) for value in values}) < 2:
         return None
     return column.show(max(values, key=lambda value: column.better * value))
