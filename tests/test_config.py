@@ -128,6 +128,11 @@ def test_the_order_in_which_a_section_s_fields_are_given_is_nothing(over):
     }
 
 
+def test_a_second_type_in_one_layer_replaces_the_first():
+    over = {"shape": {"type": "square", "side": 4}, "shape.type": "round", "shape.radius": 5}
+    assert configs.merge({}, over) == {"shape": {"type": "round", "radius": 5}}
+
+
 def test_docstrings_under_fields_are_found():
     assert configs.describe(Round) == {"radius": "Radius in pixels."}
 

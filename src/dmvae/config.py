@@ -306,6 +306,8 @@ def _undot(over: Values) -> Values:
 def _joined(before: object, item: object) -> object:
     if not (isinstance(before, dict) and isinstance(item, dict)):
         return item
+    if "type" in item and before.get("type", item["type"]) != item["type"]:  # a second one, which replaces the first
+        return item
     return before | {key: _joined(before.get(key), value) for key, value in _undot(item).items()}
 
 

@@ -41,6 +41,8 @@ class Inputs:
     reads: dict[str, Path]
     """Finished stages that this one may read: name -> folder."""
     device: torch.device
+    drawn: bool = False
+    """Whether the tokenizer before matching gives samples of its posteriors."""
     weights: ClassVar[bool] = True
     """Whether networks are loaded with their weights; False in a plan."""
 
@@ -124,10 +126,14 @@ class Inputs:
         """The tokenizer as the last stage left it, to be trained further: the recipe's `pretrained` one where none has
         trained it yet."""
         folder = self.tokenizer_folder
-        if folder is not None:
-            return load_tokenizer(folder / "autoencoder")
-        assert self.sections.pretrained is not None, "a stage that takes the tokenizer reads 'tokenizer'"
-        return first_tokenizer(self.sections, weights=True)
+        if folder is None:
+            assert self.sections.pretrained is not None, "a stage that takes the tokenizer reads 'tokenizer'"
+            model = first_tokenizer(self.sections, weights=True)
+        else:
+            model = load_tokenizer(folder / "autoencoder")
+        if self.drawn:
+            model.drawn = True
+        return model
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that `latents` and the stages after it use. One that nothing trains here need not be of a kind

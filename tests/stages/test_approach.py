@@ -141,7 +141,8 @@ def test_an_editor_that_has_not_learned_leaves_the_reference_as_it_is(tmp_path):
     model = Inputs(recipe, "main", tmp_path, {}, torch.device("cpu")).new_autoencoder(pretrained=False)
     bank = torch.randn(8, 4, 3, 3)
     mean, std = torch.tensor([1.0, 2, 3, 4]), torch.tensor([0.5, 1, 2, 4])
-    edited = model.with_editor(bank, mean, std, width=8)
+    edited = model.eval().with_editor(bank, mean, std, width=8)
+    assert not any(module.training for module in edited.modules()), "no norm of batches, and no dropout"
     edited.editor.share.data.zero_()
     x = torch.rand(8, 3, 12, 12)
     y = edited.editor.draw(torch.zeros(8, 4, 3, 3), Random(0))

@@ -95,6 +95,24 @@ class Reference(Protocol):
         ...
 
 
+class Unlabelled:
+    """A reference whose labels mean nothing, for who would take them to mean something: all are "no label", the number
+    of classes."""
+
+    def __init__(self, reference: Reference, null_label: int) -> None:
+        self.of, self.null_label = reference, null_label
+        self.mean, self.std, self.velocity = reference.mean, reference.std, reference.velocity
+
+    def sample(self, n: int, rng: Random) -> tuple[Tensor, Tensor]:
+        return self._without(self.of.sample(n, rng))
+
+    def sample_on(self, n: int, rng: Random, device: torch.device) -> tuple[Tensor, Tensor]:
+        return self._without(draw(self.of, n, rng, device))
+
+    def _without(self, found: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return found[0], torch.full_like(found[1], self.null_label)
+
+
 def draw(reference: Reference, n: int, rng: Random, device: torch.device) -> tuple[Tensor, Tensor]:
     """What `sample` gives, drawn on the CPU, on the device, without a wait for it. A reference of stored latents has a
     `sample_on(n, rng, device)`, which sends them as they are stored."""

@@ -63,6 +63,8 @@ class Encoded:
     """As the decoder takes them, with the graph to the encoder in the tokenizer's turns."""
     latents: Tensor
     """Normalised as the reference's samples, detached."""
+    labels: Tensor
+    """int64 [n], as the objective is told them."""
     edit: Tensor | None = None
     """What was written into samples of the reference, where they are edited."""
 
@@ -96,14 +98,17 @@ def arriving(values: Values) -> Values:
     so does any where the section says `noise: posterior`; transport brings these near and the paper's objective
     refines them, for which the reference needs its teacher. A `pretrained` one has no place for an editor and moves its
     own latents. What the section does name, it keeps; one that names an objective gets nothing of this, so `{type:
-    dmd}` is the paper's."""
+    dmd}` is the paper's. Latents that are drawn are normalised as they are drawn."""
     section, reference = values.get("matching"), values.get("reference")
-    if not isinstance(section, dict) or not isinstance(reference, dict) or "objective" in section:
+    if not isinstance(section, dict) or not isinstance(reference, dict):
         return values
-    shape, noise = values.get("autoencoder"), section.get("noise")
+    shape, noise, named = values.get("autoencoder"), section.get("noise"), "objective" in section
     variational = isinstance(shape, dict) and shape.get("variational") is True
-    if noise == "posterior" or (noise is None and variational):
-        return configs.merge({"matching": _ARRIVING | _DRAWN}, values)
+    if noise == "posterior" or (noise is None and variational and not named):
+        default: Values = {} if named else _ARRIVING | _DRAWN
+        return configs.merge({"matching": default, "reference": {"drawn": True}}, values)
+    if named:
+        return values
     edited = noise in (None, "assigned") and not values.get("pretrained")
     return configs.merge({"reference": {"teacher": False}, "matching": _ARRIVING | (_EDITED if edited else {})}, values)
 

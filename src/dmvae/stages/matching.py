@@ -28,7 +28,7 @@ from dmvae.matching.dmd import DMD
 from dmvae.models.base import full_precision
 from dmvae.models.velocity import VelocityModel
 from dmvae.ranges import BatchSize, Count, Decay, Range, Rate, Wait, Weight
-from dmvae.references import Reference, draw
+from dmvae.references import Reference, Unlabelled, draw
 from dmvae.runtime import distributed
 from dmvae.runtime.random import Random
 from dmvae.runtime.transfer import Figure
@@ -122,6 +122,10 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
     @cached_property
     def reference(self) -> Reference:
         return open_reference(self.inputs)
+
+    @cached_property
+    def _labelled(self) -> bool:
+        return config_of(self.inputs).distribution.labelled
 
     def kinds(self) -> dict[int, float]:
         """A step with a tokenizer's turn, the second, in which nothing is measured; and one of the student alone."""
@@ -249,30 +253,31 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         every = config.student_steps if networks.student is not None else 1
         turn, off = divmod(batch.step - config.student_warmup, every)
         tokenizer_turn = turn >= 0 and off == 0
+        progress, reference = batch.step / batch.steps, self.reference if config.objective.needs_reference else None
+        null, labels = self.inputs.num_classes, batch.labels
+        if not self._labelled:  # each class by itself would come to lie as the reference: latents would lose the class
+            labels, reference = torch.full_like(labels, null), reference and Unlabelled(reference, null)
         # Compiled networks keep a graph for nothing in the student's turns: without, they would be compiled once more.
         with torch.set_grad_enabled(tokenizer_turn or self.inputs.sections.run.compile):
-            encoded = self._encode(networks, batch.data, rng, settle=tokenizer_turn and turn % self._settles == 0)
-        progress, reference = batch.step / batch.steps, self.reference if config.objective.needs_reference else None
-        context = Context(
-            rng, self.inputs.num_classes, progress, reference, config.label_dropout, config.time_distribution
-        )
+            encoded = self._encode(networks, batch.data, labels, rng, tokenizer_turn and turn % self._settles == 0)
+        context = Context(rng, null, progress, reference, config.label_dropout, config.time_distribution)
         if tokenizer_turn:
             yield from self._tokenizer_turns(networks, batch, encoded, context, turn)
         encoded.raw = encoded.raw.detach()  # what the encoder keeps for its gradient is not the student's to hold
         if networks.student is not None:
-            found = config.objective.student_loss(networks.student, encoded.latents, batch.labels, context)
+            found = config.objective.student_loss(networks.student, encoded.latents, labels, context)
             loss, log = as_promised(config.objective.type, found)
             if turn < 0:
                 log.pop(LAG, None)  # while latents stay, there is nothing to keep up with
             yield Update("student", loss, log)
 
-    def _encode(self, networks: MatchingNetworks, images: Tensor, rng: Random, settle: bool) -> Encoded:
+    def _encode(self, networks: MatchingNetworks, images: Tensor, labels: Tensor, rng: Random, settle: bool) -> Encoded:
         """Latents of images alone, or of samples of the reference that they are written into."""
         model = networks.autoencoder
         if self.config.noise not in EDITED:
             out = model.encode(images)
             raw = drawn(out.latent_dist, rng) if self.config.noise in DRAWN else out.latents
-            return Encoded(raw, model.normalize(raw.detach().float()))
+            return Encoded(raw, model.normalize(raw.detach().float()), labels)
         assert isinstance(model, Autoencoder)
         assert model.editor is not None
         features, latents = model.describe(images)
@@ -286,7 +291,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
             y = draw(self.reference, len(images), rng, images.device)[0]
         raw = model.editor(features, latents, y)
         normalised = model.normalize(raw.detach().float())
-        return Encoded(raw, normalised, normalised - y)
+        return Encoded(raw, normalised, labels, normalised - y)
 
     def _tokenizer_turns(
         self, networks: MatchingNetworks, batch: Batch, encoded: Encoded, context: Context, turn: int
@@ -296,7 +301,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         z = latents.requires_grad_()
         context.recent = networks.queue.newest(turn * config.batch_size)
         context.distance = networks.approach.distance
-        found = config.objective.loss(z, batch.labels, networks.teacher, networks.student, context)
+        found = config.objective.loss(z, encoded.labels, networks.teacher, networks.student, context)
         matching, log = as_promised(config.objective.type, found)
         with full_precision(z):  # products of a backward pass are cast as well
             (pull,) = torch.autograd.grad(matching, z)
@@ -315,7 +320,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
             figures |= networks.approach.measure(self.reference, context.rng, follow=config.balance == "distance")
         if until_told(turn) == 0:
             own = Random(self.inputs.seed, self.name, "distance", batch.step, device=raw.device)
-            classes = self.inputs.train_set.classes if config_of(self.inputs).distribution.labelled else ()
+            classes = self.inputs.train_set.classes if self._labelled else ()
             figures |= networks.approach.tell(self.reference, own, classes, whole=not self.measures)
         images = batch.data[: config.decoded and config.decoded // distributed.world_size()]
         # The gradient of a mean over n images, at each image, is proportional to 1 / n.

@@ -41,6 +41,9 @@ class ReferenceTraining(FlowTraining):
     """The distribution that latents should have, by `type`."""
     teacher: bool = configs.added(True)
     """Train the teacher; false for a matching objective that needs none."""
+    drawn: bool = configs.added(False)
+    """Normalise latents by samples of the tokenizer's posteriors, as `matching.noise: posterior` matches them, and not
+    by their means. Such a matching sets it."""
     ema: Decay = 0.999
     """Decay of the averaged weights that are saved."""
 
@@ -59,7 +62,11 @@ class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
 
     @cached_property
     def reference(self) -> Reference:
-        return build_reference(self.config, self.inputs)
+        return build_reference(self.config, self._before)
+
+    @cached_property
+    def _before(self) -> Inputs:
+        return replace(self.inputs, drawn=True) if self.config.drawn and self.inputs.weights else self.inputs
 
     def prepare(self) -> None:
         """Write the normalisation of latents and some samples; print how the reference and the latents compare."""
@@ -68,7 +75,7 @@ class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
         require_form(name, reference, inputs.latent_shape[0])
         found = reference.sample(MAP_POINTS, Random.alone(inputs.seed, self.name, "map"))
         z, labels = require_samples(name, found, MAP_POINTS, inputs)
-        initial = initial_latents(inputs)
+        initial = initial_latents(self._before)
         if not distributed.is_main():
             return
         inputs.out.mkdir(parents=True, exist_ok=True)

@@ -118,7 +118,7 @@ class Autoencoder(Tokenizer):
         model.editor.bank.copy_(bank)
         model.editor.mean.copy_(mean)
         model.editor.std.copy_(std)
-        return model
+        return model.train(self.training)  # a new module trains, and would normalise by batches
 
     @apply_forward_hook
     def encode(self, x: Tensor, rng: torch.Generator | None = None) -> EncoderOutput:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dmvae.models.base import full_precision
 from dmvae.runtime.random import Random
 
 
@@ -26,7 +27,8 @@ def random_view(x: Tensor, rng: Random, min_crop: float = 0.3, jitter: float = 0
     theta[:, 1, 1] = h
     theta[:, 0, 2] = (2 * dx - 1) * (1 - w)
     theta[:, 1, 2] = (2 * dy - 1) * (1 - h)
-    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    with full_precision(x):  # autocast would round places to a quarter of a pixel
+        grid = F.affine_grid(theta, list(x.shape), align_corners=False)
     view = F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
     gain = (1 + jitter * (2 * contrast - 1)).view(-1, 1, 1, 1)
     return view * gain + (jitter * (bright - 0.5)).view(-1, 1, 1, 1)

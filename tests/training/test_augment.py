@@ -1,0 +1,26 @@
+"""Random views of a batch, in whatever precision the step is."""
+
+import torch
+
+from dmvae.runtime.random import Random
+from dmvae.training.augment import random_view
+
+
+def test_autocast_moves_no_crop():
+    x = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = random_view(x, Random(0))
+    assert torch.equal(cast, random_view(x, Random(0)))
+
+
+def test_a_crop_lies_within_its_image():
+    """Of a slope from left to right a view is a slope, between the image's ends but for brightness and contrast."""
+    x = torch.linspace(-0.5, 0.5, 64).expand(16, 1, 64, 64)
+    view = random_view(x, Random(1), jitter=0.0)
+    assert view.min() >= -0.5
+    assert view.max() <= 0.5
+    steps = view[..., 0, 1:-1].diff(dim=-1)
+    assert (steps.std(-1) < 1e-3).all()
+    assert set(steps.mean(-1).sign().flatten().tolist()) == {-1.0, 1.0}, "half of them are mirrored"
+    span = (view[..., 0, -1] - view[..., 0, 0]).abs().flatten()
+    assert 0.25 < span.min() < span.max() <= 1.0
