@@ -1,7 +1,7 @@
 """All randomness of a run is a function of (seed, stage, step), and never of what happened before.
 
-So a resumed run draws the same numbers, and the number of ranks does not change them, where they are drawn by `Random`'s own
-methods.
+So a resumed run draws the same numbers, and the number of ranks does not change them, where they are drawn by
+`Random`'s own methods.
 """
 
 from __future__ import annotations
