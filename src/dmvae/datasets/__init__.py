@@ -88,19 +88,19 @@ class DatasetConfig(Registered):
 
 
 _open: dict[str, Dataset] = {}
-_kinds: dict[str, type] = {}
 
 
 def open_dataset(config: DatasetConfig, split: Split) -> Dataset:
     """`config.build(split)`, opened once per process: every stage reads the same data."""
     key = f"{split} {type(config).__module__} {config!r}"  # two plugins may have a class of one name
-    if key not in _open or _kinds.setdefault(key, type(config)) is not type(config):  # of a plugin that was edited
-        _open[key], _kinds[key] = config.build(split), type(config)
+    if key not in _open:
+        _open[key] = config.build(split)
     return _open[key]
 
 
 def look_again() -> None:
-    """Open data sets anew from now on: of a program that runs another recipe the data may have changed."""
+    """Open data sets anew from now on: of a program that runs another recipe the data, or the plugin that reads them,
+    may have changed."""
     _open.clear()
 
 

@@ -61,11 +61,11 @@ class HuggingFace(EncodedConfig):
 
     def build(self, split: Split) -> Dataset:
         prepared = Prepared(self.root, self.subset, self.revision)
-        name = self._split(split, prepared)
-        if split != "train" and (both := prepared.shared(name, self._split("train", prepared))):
+        name, first = self._split(split, prepared), self._split("train", prepared)
+        if split != "train" and (both := prepared.shared(name, first)):
             raise ValueError(
-                f"{self.root}: {counted(both, 'row')} of the test split {name} are of the train split "
-                f"{self._split('train', prepared)} too; cut both: train_split: train[:90%], test_split: train[90%:]"
+                f"{self.root}: {counted(both, 'row')} of the test split {name} are of the train split {first} too; cut "
+                f"both: train_split: train[:90%], test_split: train[90%:]"
             )
         table, where = prepared.table(name), prepared.where(name)
         image = image_column(table, self.image_column, where())
@@ -74,7 +74,6 @@ class HuggingFace(EncodedConfig):
         classes: tuple[str, ...] = ("all",)
         if label is not None:
             # of the train split, so that both splits count and name alike
-            first = self._split("train", prepared)
             train = table if first == name else prepared.table(first)
             label_column(train, label, prepared.where(first)())
             check_same_names(prepared.files_of(f"{first}+{name}"), label)

@@ -156,10 +156,8 @@ def as_image(image: object, what: str) -> Tensor:
         array = np.array(image)  # a copy: torch warns of memory that cannot be written to
         if array.dtype.kind not in "uif" or array.ndim not in (2, 3):
             raise ValueError(f"data: {what} is a {type(image).__name__}, which is no image [h, w, c] of numbers")
-        shape, pixels = (
-            list(array.shape),
-            torch.from_numpy(array if array.ndim == 3 else array[..., None]).movedim(-1, 0),
-        )
+        shape = list(array.shape)
+        pixels = torch.from_numpy(array if array.ndim == 3 else array[..., None]).movedim(-1, 0)
     if pixels.ndim != 3 or pixels.shape[0] not in (1, 3):
         raise ValueError(
             f"data: {what} has shape {shape}; give 1 or 3 channels, arrays as [h, w, c] and tensors as [c, h, w]"
