@@ -24,6 +24,7 @@ from dmvae.evaluation.features import FeaturesConfig
 from dmvae.evaluation.metrics import Metric
 from dmvae.flow.samplers import Sampler
 from dmvae.generators import GeneratorConfig
+from dmvae.losses.alignment import AlignmentConfig
 from dmvae.losses.perceptual import PerceptualConfig
 from dmvae.matching import Matching
 from dmvae.references import ReferenceConfig
@@ -42,6 +43,7 @@ FAMILIES: dict[str, tuple[type[Registered], str, str]] = {
     "samplers": (Sampler, "Samplers", "sample.method"),
     "metrics": (Metric, "Metrics", "evaluate.metrics"),
     "features": (FeaturesConfig, "Feature extractors", "evaluate.features"),
+    "alignments": (AlignmentConfig, "Alignments", "tokenizer.alignment"),
     "perceptual": (PerceptualConfig, "Perceptual losses", "losses.perceptual"),
     "tokenizers": (TokenizerSource, "Finished tokenizers", "pretrained"),
 }

@@ -202,7 +202,7 @@ def _laid(field: dataclasses.Field[object], value: object) -> object:
 
 
 def _member(cls: type, values: Values, where: str) -> type:
-    name = values.pop("type", None)
+    name = values.pop("type", None if "type" in vars(cls) else getattr(cls, "unnamed", None))
     if name is not None:
         try:
             found: type = find(family_of(cls), str(name))

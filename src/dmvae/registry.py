@@ -36,6 +36,8 @@ class Registered:
     type: ClassVar[str]
     required: ClassVar[tuple[str, ...]] = ()
     """Attributes that a member must define; "a|b" means at least one of the two."""
+    unnamed: ClassVar[str | None] = None
+    """The member that a section without a `type` means; None: it must say one."""
 
     def fingerprint(self) -> str:
         """A hash of the files that the config names, "" without any. Stages that use the member run again when it

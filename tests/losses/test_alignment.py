@@ -5,7 +5,15 @@ import torch
 from torch import nn
 
 from dmvae import config as configs
-from dmvae.losses.alignment import AlignmentConfig, cosines, marginal_cosine, marginal_distance, squared_difference
+from dmvae.losses.alignment import AlignmentConfig
+from dmvae.losses.alignment.pointwise import (
+    Pointwise,
+    cosines,
+    marginal_cosine,
+    marginal_distance,
+    squared_difference,
+)
+from dmvae.runtime.random import Random
 
 
 def features(channels: int = 6, seed: int = 0):
@@ -56,16 +64,26 @@ def test_the_squared_difference_is_zero_at_equality():
 
 @pytest.mark.parametrize(("kind", "terms"), [("vf", {"cosine", "distance"}), ("l2", {"l2"})])
 def test_gradients_reach_latents_and_projection(kind, terms):
-    config = AlignmentConfig(kind=kind, m1=0.0, m2=0.0)
-    projection = config.new_projection(4, 6)
+    config = Pointwise(kind=kind, m1=0.0, m2=0.0)
+    projection = config.projection((4, 2, 4), 3, 6)
     assert isinstance(projection, nn.Conv2d)
     assert (projection.bias is not None) == (kind == "l2")
     z = features(4, 1).requires_grad_()
-    loss, log = config.loss(z, projection(z), features())
+    loss, own, log = config.losses(projection, z, torch.zeros(3).long(), features(), Random(0))
+    assert own is loss
     loss.backward()
     assert z.grad.abs().sum() > 0
     assert projection.weight.grad.abs().sum() > 0
     assert set(log) == {f"alignment/{term}" for term in terms}
+
+
+def test_a_section_without_type_is_pointwise_and_counts_as_it_did_before_there_were_others():
+    read = configs.read(AlignmentConfig, {"kind": "l2"})
+    assert read == configs.read(AlignmentConfig, {"type": "pointwise", "kind": "l2"}) == Pointwise(kind="l2")
+    kept = {"weight": 0.1, "balance": "gradient", "kind": "l2", "m1": 0.5, "m2": 0.25}
+    assert configs.identity(read) == kept
+    with pytest.raises(ValueError, match="no AlignmentConfig is called 'repa'; did you mean 'repa_e'"):
+        configs.read(AlignmentConfig, {"type": "repa"})
 
 
 def test_a_negative_margin_is_refused():

@@ -41,6 +41,14 @@ VARIANTS = {
         },
     },
     "vavae_l2": ALONE | {"tokenizer": {"train_encoder": True, "start": "scratch", "alignment": {"kind": "l2"}}},
+    "repa_e": ALONE
+    | {
+        "tokenizer": {
+            "train_encoder": True,
+            "start": "scratch",
+            "alignment": {"type": "repa_e", "width": 8, "model": tiny.DIT},
+        },
+    },
     "vavae_public": aligned_to({"type": "effnet"} | PUBLIC),
     "rae": ALONE | {"autoencoder.latent_channels": None, "tokenizer": {"noise": 0.8}, "generator.model.head_width": 16},
     "aae": {"matching.objective": {"type": "adversarial", "width": 8, "depth": 1}},
@@ -95,7 +103,7 @@ def test_a_plain_autoencoder_trains_whole_and_has_no_kl(finished):
     assert first.log["tokenizer/kl"] == 0
 
 
-@pytest.mark.parametrize("variant", ["vavae", "vavae_l2"])
+@pytest.mark.parametrize("variant", ["vavae", "vavae_l2", "repa_e"])
 def test_alignment_moves_the_projection_in_its_own_turn_and_never_the_target(finished, variant):
     trainer, x, y = trainer_of(finished[0][variant, "tokenizer"])
     assert moves(trainer, Batch(x, y, 5, 6)) == [
@@ -153,6 +161,22 @@ def test_the_artifact_has_no_projection_and_no_target(finished):
         Autoencoder.from_pretrained(run_dir / "vavae/latents/autoencoder").state_dict()
     )
     assert not (run_dir / "vavae/tokenizer/target").exists()
+
+
+def test_a_flow_model_that_trains_along_weighs_as_repa_e_has_it(finished):
+    """The alignment's gradient at the latents is `weight` times its own, whatever the reconstruction's."""
+    trainer, x, y = trainer_of(finished[0]["repa_e", "tokenizer"])
+    job = finished[0]["repa_e", "tokenizer"]
+    for parameter in trainer.networks.projection.parameters():  # zeros would let no gradient through
+        torch.nn.init.normal_(parameter, std=0.2)
+    z = trainer.networks.autoencoder.encode(x).latents.detach().requires_grad_()
+    alignment = job.recipe.section(job.stage).alignment
+    loss, _, _ = alignment.losses(trainer.networks.projection, z, y, trainer.networks.target(x), Random(0))
+    (pull,) = torch.autograd.grad(loss, z)
+    first = next(trainer.stage.updates(trainer.networks, Batch(x, y, 0, 6), Random(0)))
+    log = tiny.apply(trainer, first)
+    assert log["health/gradient_alignment"] == pytest.approx(1.5 * pull.norm().item(), rel=1e-4)
+    assert log["alignment/cosine"] == pytest.approx(loss.item())
 
 
 @pytest.mark.parametrize("start", ["pretrained", None])

@@ -357,6 +357,7 @@ def test_the_count_sees_what_is_copied():
         ("matching", EDITED | {"matching__noise": "reference"}),
         ("matching", EDITED | {"matching__noise": "fixed", "matching__noise_std": 0.5, "matching__anchor": None}),
         ("tokenizer", {"tokenizer__alignment": {"kind": "l2"}, "tokenizer__noise": 0.8}),
+        ("tokenizer", {"tokenizer__alignment": {"type": "repa_e", "width": 8, "model": tiny.DIT}}),
         ("tokenizer", {"autoencoder__variational": True, "tokenizer__kl_weight": 0.01}),
         ("tokenizer", {"autoencoder__detail_width": 8, "tokenizer__train_detail": True}),
         ("decoder", {"decoder__noise": 0.8}),

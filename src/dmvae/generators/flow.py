@@ -43,6 +43,11 @@ class FlowModelConfig(GeneratorConfig):
             near = max(1, round(self.width / unit)) * unit
             raise ValueError(f"width {self.width} must be a multiple of 4 * heads, {unit}; use {near}")
 
+    @property
+    def patch(self) -> int:
+        """Latents along each side that a token holds."""
+        return self.patch_size if self.size is None else published(self.size)["patch_size"]
+
     def identity(self, values: Values) -> Values:
         """Version 0.1 had no other generator, and so no `type`."""
         return {name: value for name, value in values.items() if name != "type"}

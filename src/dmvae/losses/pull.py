@@ -55,7 +55,8 @@ class Pull(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         (gradient,), (pull,) = gradients, ctx.saved_tensors
         squares = torch.stack([gradient.float().square().sum(), pull.square().sum()])
-        reconstruction, other = distributed.average(squares).sqrt()
+        # Each rank's gradients are those of a mean over its own images.
+        reconstruction, other = (distributed.average(squares) / distributed.world_size()).sqrt()
         scale = ctx.weight * (reconstruction / other.clamp_min(1e-12) if ctx.relative else 1.0)
         ctx.late["health/gradient_reconstruction"] = reconstruction
         ctx.late[f"health/gradient_{ctx.name}"] = scale * other

@@ -9,7 +9,7 @@ with RMSNorm, SwiGLU, normalised queries and keys, and rotary positions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,22 +148,28 @@ class LightningDiT(VelocityModel):
 
     def forward(self, z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """z_t [b, C, H, W], t [b] in [0, 1] (0 noise, 1 data), labels [b] int64 -> velocity [b, C, H, W], float32."""
+        return self.with_tokens(z_t, t, labels, 0)[0]
+
+    def with_tokens(self, z_t: Tensor, t: Tensor, labels: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+        """(the velocity, as `forward` has it; the tokens [b, n, d] behind the first `depth` blocks)."""
         x_bnd = self.x_embedder(z_t) + self.pos_embed
         # Every modulation starts with SiLU of the same condition: once here instead of in each block.
         c_b1d = F.silu(self.t_embedder(t) + self.y_embedder(labels))[:, None]
-        x_bnd = self._run(self.blocks, x_bnd, c_b1d, self.rope_cos, self.rope_sin)
+        blocks = [*self.blocks]
+        tokens = x_bnd = self._run(blocks[:depth], x_bnd, c_b1d, self.rope_cos, self.rope_sin)
+        x_bnd = self._run(blocks[depth:], x_bnd, c_b1d, self.rope_cos, self.rope_sin)
         if self.config["head_width"] is None:
-            return self.unpatchify(self.final_layer(x_bnd, c_b1d))
+            return self.unpatchify(self.final_layer(x_bnd, c_b1d)), tokens
         c_bnd = self.head.condition(x_bnd, c_b1d)
         x_bnd = self._run(self.head.blocks, self.head.x_embedder(z_t), c_bnd, self.head.rope_cos, self.head.rope_sin)
-        return self.unpatchify(self.final_layer(x_bnd, c_bnd))
+        return self.unpatchify(self.final_layer(x_bnd, c_bnd)), tokens
 
     def compiled_parts(self) -> list[nn.Module]:
         """What `run.compile` compiles: each block by itself, for blocks of one shape share what is compiled once."""
         head: list[nn.Module] = [*self.head.blocks] if self.config["head_width"] is not None else []
         return [*self.blocks, *head, self.final_layer]
 
-    def _run(self, blocks: nn.ModuleList, x_bnd: Tensor, c: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def _run(self, blocks: Iterable[nn.Module], x_bnd: Tensor, c: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         for block in blocks:
             x_bnd = run_part(self, block, x_bnd, c, cos, sin)
         return x_bnd

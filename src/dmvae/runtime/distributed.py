@@ -218,8 +218,9 @@ class BatchNorm2d(nn.BatchNorm2d):
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
             assert self.num_batches_tracked is not None
             self.num_batches_tracked += 1
-        scale = (variance + self.eps).rsqrt() * self.weight
-        shift = self.bias - mean * scale
+        scale = (variance + self.eps).rsqrt()
+        scale = scale * self.weight if self.affine else scale
+        shift = self.bias - mean * scale if self.affine else -mean * scale
         return torch.addcmul(shift[:, None, None], wide, scale[:, None, None]).to(x.dtype)
 
 

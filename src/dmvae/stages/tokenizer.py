@@ -39,7 +39,8 @@ class TokenizerTraining(TrainingConfig):
     """Weight of the KL divergence to a standard normal, a mean over latent elements, in nats;
     needs `autoencoder.variational`."""
     alignment: AlignmentConfig | None = None
-    """Pointwise alignment of the latents to a frozen encoder, as in VA-VAE; null is off."""
+    """Alignment of the latents to a frozen encoder, by `type`: pointwise (VA-VAE), where none is said, or repa_e,
+    through a flow model's tokens; null is off."""
     noise: Annotated[float, Range(0, 1000)] = 0.0
     """tau of RAE's noise-augmented decoder (0.8 in RAE): it is trained on latents with noise of |N(0, tau^2)| standard
     deviations, so that it can decode the imperfect latents of a generator; 0 is off."""
@@ -55,9 +56,9 @@ class TokenizerTraining(TrainingConfig):
 class TokenizerNetworks(DecoderNetworks):
     autoencoder: Autoencoder
     target: nn.Module
-    """The frozen encoder that latents are aligned to, where there is an alignment; `projection` maps latents to its
-    width."""
+    """The frozen encoder that latents are aligned to, where there is an alignment."""
     projection: nn.Module
+    """What brings latents to its features."""
 
 
 @stage("tokenizer")
@@ -81,15 +82,17 @@ class TokenizerStage(DecoderStage[TokenizerTraining, TokenizerNetworks]):
         networks.trains["tokenizer"] = [p for p in autoencoder.parameters() if p.requires_grad]
         networks.add_losses(inputs, None)
         if config.alignment is not None:
-            encoder = inputs.frozen_encoder(config.alignment.target)
-            if encoder.stride != autoencoder.stride:
+            alignment, encoder = config.alignment, inputs.frozen_encoder(config.alignment.target)
+            stride = autoencoder.stride * alignment.patch
+            if encoder.stride != stride:
+                what = f"a patch of {alignment.patch} latents" if alignment.patch > 1 else "a latent"
                 raise ValueError(
-                    f"tokenizer.alignment.target: a feature for {encoder.stride} pixels, and a latent for "
-                    f"{autoencoder.stride}; give an encoder of the tokenizer's stride"
+                    f"tokenizer.alignment.target: a feature for {encoder.stride} pixels, and {what} for {stride}; give "
+                    f"an encoder of stride {stride}"
                 )
             networks.target = encoder
-            networks.projection = config.alignment.new_projection(autoencoder.config.latent_channels, encoder.channels)
-            networks.trains["projection"] = list(networks.projection.parameters())
+            networks.projection = alignment.projection(inputs.latent_shape, inputs.num_classes, encoder.channels)
+            networks.trains["projection"] = [p for p in networks.projection.parameters() if p.requires_grad]
         return networks
 
     def updates(self, networks: TokenizerNetworks, batch: Batch, rng: Random) -> Iterator[Update]:
@@ -105,7 +108,7 @@ class TokenizerStage(DecoderStage[TokenizerTraining, TokenizerNetworks]):
         log: dict[str, Tensor | float] = {}
         late: dict[str, Tensor | float] = {}
         if config.alignment is not None:
-            z, alignment = align(config.alignment, networks, batch.data, z, log, late)
+            z, alignment = align(config.alignment, networks, batch, z, rng, log, late)
         seen = noised(z, config.noise, rng) if config.noise > 0 else z
         recon = networks.autoencoder.decode(seen).sample
         loss, terms = reconstruct(networks, self.losses, batch.data, recon, rng, adversarial)
@@ -145,21 +148,22 @@ def _check(config: TokenizerTraining, inputs: Inputs) -> None:
 def align(
     config: AlignmentConfig,
     networks: TokenizerNetworks,
-    x: Tensor,
+    batch: Batch,
     z: Tensor,
+    rng: Random,
     log: dict[str, Tensor | float],
     late: dict[str, Tensor | float],
 ) -> tuple[Tensor, Tensor]:
-    """(latents z of images x, the alignment loss). The backward pass through z adds the alignment's gradient; the loss
-    itself trains the projection. Tokenizer and projection have an optimizer each, so that each gradient is clipped by
-    its own norm."""
+    """(latents z of a batch's images, the loss that trains the projection). The backward pass through z adds the
+    alignment's gradient. Tokenizer and projection have an optimizer each, so that each gradient is clipped by its own
+    norm."""
     with torch.no_grad():
-        features = networks.target(x).float()
+        features = networks.target(batch.data).float()
     held = z.detach().float().requires_grad_()
-    loss, terms = config.loss(held, networks.projection(held).float(), features)
+    loss, own, terms = config.losses(networks.projection, held, batch.labels, features, rng)
     (pull,) = torch.autograd.grad(loss, held, retain_graph=True)
     log |= terms
-    return Pull.apply(z, pull, config.weight, config.balance == "gradient", late, "alignment"), loss
+    return Pull.apply(z, pull, config.weight, config.balance == "gradient", late, "alignment"), own
 
 
 def noised(z: Tensor, tau: float, rng: Random) -> Tensor:

@@ -1,7 +1,6 @@
-"""Alignment: each latent vector is pulled towards a frozen encoder's feature vector at its place.
+"""Alignment `pointwise`: each latent vector is pulled towards the feature vector at its place (VA-VAE).
 
-Latents z [n, C, H, W], the frozen encoder's features f [n, F, H, W] at the same places, and z' = projection(z)
-[n, F, H, W], a linear map of each latent to the features' width that trains along.
+z' = projection(z) [n, F, H, W] is a linear map of each latent to the features' width.
 """
 
 from __future__ import annotations
@@ -12,47 +11,46 @@ from typing import Annotated, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmvae import config as configs
-from dmvae.encoders import EncoderConfig
-from dmvae.ranges import Range, Weight
+from dmvae.config import Values
+from dmvae.losses.alignment import AlignmentConfig
+from dmvae.ranges import Range
+from dmvae.registry import register
+from dmvae.runtime.random import Random
 
 
+@register("pointwise")
 @dataclass(frozen=True, kw_only=True)
-class AlignmentConfig:
-    """Pointwise alignment of the latents to the self-supervised or public features of an encoder that stays frozen."""
-
-    target: EncoderConfig | None = configs.added(None)
-    """The encoder whose features latents are aligned to, with its public weights: a large one, as VA-VAE has, where the
-    tokenizer's own is small. Its stride must be the tokenizer's. null: the tokenizer's own encoder, as it was before
-    this stage."""
+class Pointwise(AlignmentConfig):
+    """Each latent vector to the feature vector at its place."""
 
     kind: Literal["vf", "l2"] = "vf"
     """"vf": cosine and distance-matrix losses with margins (VA-VAE, arXiv 2501.01423). "l2": mean squared
     difference (DMVAE, arXiv 2512.07778, eq. 4)."""
-    weight: Weight = 0.1
-    """Weight of the alignment loss."""
     m1: Annotated[float, Range(0, 2)] = 0.5
     """Margin of the cosine loss: a cosine of 1 - m1 is close enough."""
     m2: Annotated[float, Range(0, 2)] = 0.25
     """Margin of the distance-matrix loss: so large a difference of two cosines is small enough."""
-    balance: Literal["fixed", "gradient"] = "gradient"
-    """"gradient": the weight is the ratio of the alignment gradient's norm to the reconstruction gradient's. The
-    paper takes both norms at the encoder's last layer; here it is at the latents, where they cost nothing.
-    "fixed": loss = reconstruction + weight * alignment."""
 
-    def new_projection(self, channels: int, width: int) -> nn.Module:
-        """The map z -> z' from C = `channels` to F = `width`."""
+    def identity(self, values: Values) -> Values:
+        """It was the only alignment once, and had no `type`."""
+        return {name: value for name, value in values.items() if name != "type"}
+
+    def projection(self, latent_shape: tuple[int, int, int], num_classes: int, width: int) -> nn.Module:
         # A bias would let every latent reach a good cosine by the features' mean alone; a squared difference needs it.
-        return nn.Conv2d(channels, width, 1, bias=self.kind == "l2")
+        return nn.Conv2d(latent_shape[0], width, 1, bias=self.kind == "l2")
 
-    def loss(self, z: Tensor, projected: Tensor, features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The unweighted loss, a scalar, and its terms to log."""
+    def losses(
+        self, projection: nn.Module, z: Tensor, labels: Tensor, features: Tensor, rng: Random
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """One loss for both."""
+        projected = projection(z).float()
         if self.kind == "l2":
             loss = squared_difference(projected, features)
-            return loss, {"alignment/l2": loss.detach()}
+            return loss, loss, {"alignment/l2": loss.detach()}
         cosine = marginal_cosine(projected, features, self.m1)
         distance = marginal_distance(z, features, self.m2)
-        return cosine + distance, {"alignment/cosine": cosine.detach(), "alignment/distance": distance.detach()}
+        loss = cosine + distance
+        return loss, loss, {"alignment/cosine": cosine.detach(), "alignment/distance": distance.detach()}
 
 
 def marginal_cosine(projected: Tensor, features: Tensor, margin: float) -> Tensor:

@@ -1,0 +1,127 @@
+"""Alignment `repa_e`: the features are those that a generator's hidden tokens point to (REPA-E, arXiv 2504.10483).
+
+A flow model trains along on the latents, as REPA (arXiv 2410.06940) trains one: by flow matching, and with tokens from
+inside it aligned to the frozen encoder's features of the image without noise. The tokenizer follows the second loss
+only, through the flow model's first blocks: by the first it would make latents that are easy to denoise because they
+say nothing.
+
+    h [n, F, h, w] = projector(tokens of v(z_t, t, label) behind block `depth`)
+    alignment = mean(1 - cos(h, f))                       moves the tokenizer, by `weight`
+    flow + flow_weight * alignment                        moves flow model and projector, on detached latents
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from dmvae.config import Values
+from dmvae.flow.loss import TimeDistribution, drop_labels, flow_matching_loss, sample_time
+from dmvae.generators.flow import FlowModelConfig
+from dmvae.losses.alignment import AlignmentConfig
+from dmvae.models.base import Model
+from dmvae.models.dit import LightningDiT
+from dmvae.ranges import Depth, Share, Weight, Width
+from dmvae.registry import register
+from dmvae.runtime.distributed import BatchNorm2d
+from dmvae.runtime.random import Random
+
+
+@register("repa_e")
+@dataclass(frozen=True, kw_only=True)
+class RepaE(AlignmentConfig):
+    """Through a flow model that trains along: REPA-E. Times and noise are the same in both losses, so one pass of the
+    flow model serves them."""
+
+    weight: Weight = 1.5
+    """Weight of the alignment loss in the tokenizer's; 1.5 is REPA-E's."""
+    balance: Literal["fixed", "gradient"] = "fixed"
+    """As for the other alignments; REPA-E's is "fixed"."""
+    flow_weight: Weight = 0.5
+    """Weight of the alignment loss in the flow model's; 0.5 is REPA's."""
+    depth: Depth | None = None
+    """Blocks of the flow model behind which its tokens are aligned; null is a third of them, rounded up (REPA: 8 of
+    28)."""
+    width: Width = 2048
+    """Hidden channels of the projector from tokens to features, of three layers."""
+    model: FlowModelConfig = field(default_factory=FlowModelConfig)
+    """The flow model. It is not the one that the stage `generator` trains."""
+    label_dropout: Share = 0.1
+    """Share of labels replaced by "no label"."""
+    time_distribution: TimeDistribution = "uniform"
+    """How training times are drawn."""
+
+    @property
+    def patch(self) -> int:
+        return self.model.patch
+
+    def projection(self, latent_shape: tuple[int, int, int], num_classes: int, width: int) -> FlowProjection:
+        with torch.device("meta"):
+            built = self.model.build(latent_shape, num_classes)
+        blocks = len(built.blocks)
+        depth = -(-blocks // 3) if self.depth is None else self.depth
+        if depth > blocks:
+            raise ValueError(
+                f"tokenizer.alignment.depth: {depth}, and the flow model has {blocks} blocks; give at most those"
+            )
+        network = {name: value for name, value in built.config.items() if not name.startswith("_")}
+        return FlowProjection(network=network, depth=depth, hidden=self.width, width=width)
+
+    def losses(
+        self, projection: nn.Module, z: Tensor, labels: Tensor, features: Tensor, rng: Random
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        assert isinstance(projection, FlowProjection)
+        labels = drop_labels(labels, self.label_dropout, projection.flow.config.num_classes, rng)
+        t = sample_time(len(z), self.time_distribution, rng)
+        flow, projected = projection(z, labels, t, rng.normal(*z.shape))
+        alignment = (1 - F.cosine_similarity(projected.float(), features, dim=1)).mean()
+        log = {"alignment/cosine": alignment.detach(), "alignment/flow": flow.detach()}
+        return alignment, flow + self.flow_weight * alignment, log
+
+
+class FlowProjection(Model):
+    """A flow model on normalised latents, and the way from its tokens to the features.
+
+    network: what `LightningDiT` takes. depth: blocks behind which tokens are taken. hidden: the projector's inner
+    channels. width: F, those of the features.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = LightningDiT._no_split_modules
+
+    @register_to_config
+    def __init__(self, *, network: Values, depth: int, hidden: int, width: int):
+        super().__init__()
+        self.flow = LightningDiT(**network)
+        # Latents move, and the flow model is to see them with mean 0 and spread 1 at every step.
+        self.norm = BatchNorm2d(network["in_channels"], affine=False)
+        self.projector = nn.Sequential(
+            nn.Linear(network["width"], hidden),
+            nn.SiLU(),
+            nn.Linear(hidden, hidden),
+            nn.SiLU(),
+            nn.Linear(hidden, width),
+        )
+
+    def forward(self, z: Tensor, labels: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents and noise [n, C, H, W], labels and times [n] -> the flow-matching loss, a scalar, and the projected
+        tokens [n, F, h, w]."""
+        tokens: list[Tensor] = []
+
+        def velocity(z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+            found, hidden = self.flow.with_tokens(z_t, t, labels, self.config["depth"])
+            tokens.append(hidden)
+            return found
+
+        loss = flow_matching_loss(velocity, z=self.norm(z), labels=labels, t=t, noise=noise)
+        side = self.flow.config.input_size // self.flow.config.patch_size
+        return loss, self.projector(tokens[0]).transpose(1, 2).unflatten(2, (side, side))
+
+    def compiled_parts(self) -> list[nn.Module]:
+        """As the flow model's."""
+        return self.flow.compiled_parts()
