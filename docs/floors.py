@@ -18,8 +18,8 @@ ROWS = [
     ("method", ["stages", "matching", "references"], "what is computed"),
     ("training", ["training", "inputs", "latents"], "the loop; what a stage is given; encoded data"),
     ("shared", ["interop", "sections", "evaluation"], "other projects' files, shared settings, measuring"),
-    ("tokenizers", ["generators", "tokenizers", "transport"], "models that are trained; distances of sample sets"),
-    ("parts", ["losses", "decoders", "encoders", "datasets"], "one file per member"),
+    ("tokenizers", ["tokenizers", "transport"], "models that are trained; distances of sample sets"),
+    ("parts", ["losses", "generators", "decoders", "encoders", "datasets"], "one file per member"),
     ("networks", ["models", "flow"], "networks; the maths of flows"),
     ("ground", ["runtime", "config", "registry", "ranges"], "ranks, files, randomness; dataclasses; names"),
 ]
