@@ -58,11 +58,11 @@ class Recipe(Sections):
                 if self.section(name) is None:
                     raise ValueError(f"{name}: this field is required, unless `pretrained` names a finished tokenizer")
         else:
-            trained = [stage.name for stage in self.stages() if stage.makes_tokenizer]
+            trained = [stage.name for stage in self.stages() if stage.makes_encoder]
             if trained:
                 raise ValueError(
-                    "pretrained: a finished tokenizer stands in for the stages that train one from the beginning; "
-                    f"set {', '.join(trained)} to null, or remove `pretrained`"
+                    "pretrained: a finished tokenizer has an encoder, and needs no stage that trains one from the "
+                    f"beginning; set {', '.join(trained)} to null, or remove `pretrained`"
                 )
         for stage in self.stages():
             for name in stage.needs:

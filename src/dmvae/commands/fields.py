@@ -104,13 +104,13 @@ def _unused(recipe: Recipe) -> set[str]:
     used = {place.partition(".")[0] for stage in recipe.stages() for place in stage.uses}
     found = {"losses", "autoencoder"} - used
     if recipe.pretrained is not None:
-        found.add("autoencoder")
+        found |= {"autoencoder", "tokenizer.start"}
     reference = recipe.section("reference")
     copied = reference is not None and reference.teacher and not reference.distribution.closed_form
     if reference is not None and not copied:  # no teacher is trained
         asked = ("distribution",) if reference.teacher else ("distribution", "teacher")
         found |= {f"reference.{field.name}" for field in dataclasses.fields(reference) if field.name not in asked}
-    tokenizer, shape = recipe.section("tokenizer"), recipe.autoencoder
+    tokenizer, shape = recipe.section("tokenizer"), recipe.autoencoder if recipe.pretrained is None else None
     if tokenizer is not None and shape is not None and not shape.variational:
         found.add("tokenizer.kl_weight")
     matching = recipe.section("matching")

@@ -45,7 +45,7 @@ class EncoderNetworks(Networks):
 class EncoderStage(TrainingStage[EncoderTraining, EncoderNetworks]):
     Config = EncoderTraining
     uses = ("autoencoder.encoder",)
-    makes_tokenizer = True
+    makes_encoder = True
 
     def build(self) -> EncoderNetworks:
         networks = EncoderNetworks()

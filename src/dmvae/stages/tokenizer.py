@@ -1,4 +1,5 @@
-"""Stage `tokenizer`: bottleneck, decoder and discriminator, on an encoder that is frozen or trains with them."""
+"""Stage `tokenizer`: bottleneck, decoder and discriminator, on an encoder that is frozen or trains with them; or a
+`pretrained` tokenizer, trained further in the same ways."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from dmvae import config as configs
 from dmvae.inputs import Inputs
 from dmvae.losses.alignment import AlignmentConfig
 from dmvae.losses.pull import Pull
-from dmvae.models.base import Distribution
+from dmvae.models.base import Distribution, PointDistribution, Tokenizer
 from dmvae.ranges import Decay, Range, Weight
 from dmvae.runtime import distributed
 from dmvae.runtime.random import Random
@@ -34,7 +35,7 @@ class TokenizerTraining(TrainingConfig):
     start: Literal["pretrained", "scratch"] | None = None
     """"pretrained": the encoder starts with its self-supervised weights (stage `encoder`) or its public ones;
     "scratch": with random ones. null: "scratch" if it is trained here and there is no stage `encoder`, else
-    "pretrained"."""
+    "pretrained". A `pretrained` tokenizer starts as it is."""
     kl_weight: Weight = 0.0
     """Weight of the KL divergence to a standard normal, a mean over latent elements, in nats;
     needs `autoencoder.variational`."""
@@ -54,7 +55,6 @@ class TokenizerTraining(TrainingConfig):
 
 
 class TokenizerNetworks(DecoderNetworks):
-    autoencoder: Autoencoder
     target: nn.Module
     """The frozen encoder that latents are aligned to, where there is an alignment."""
     projection: nn.Module
@@ -65,25 +65,21 @@ class TokenizerNetworks(DecoderNetworks):
 class TokenizerStage(DecoderStage[TokenizerTraining, TokenizerNetworks]):
     Config = TokenizerTraining
     reads = ("encoder",)
-    uses = ("autoencoder", "losses")
-    makes_tokenizer = True
+    uses = ("autoencoder", "losses", "pretrained")
 
     def build(self) -> TokenizerNetworks:
         config, inputs = self.config, self.inputs
-        _check(config, inputs)
-        start = config.start
-        if start is None:
-            start = "scratch" if config.train_encoder and "encoder" not in inputs.reads else "pretrained"
-        networks = TokenizerNetworks(inputs.new_autoencoder(pretrained=start == "pretrained"))
-        autoencoder = networks.autoencoder
-        autoencoder.encoder.requires_grad_(config.train_encoder).train(config.train_encoder)
-        if autoencoder.detail is not None:
-            autoencoder.detail.requires_grad_(config.train_detail)
-        networks.trains["tokenizer"] = [p for p in autoencoder.parameters() if p.requires_grad]
+        networks = TokenizerNetworks(self._tokenizer())
+        model = networks.autoencoder
+        _check(config, inputs, model)
+        nn.ModuleList(model.parts().encoder).requires_grad_(config.train_encoder).train(config.train_encoder)
+        if isinstance(model, Autoencoder) and model.detail is not None:
+            model.detail.requires_grad_(config.train_detail)
+        networks.trains["tokenizer"] = [p for p in model.parameters() if p.requires_grad]
         networks.add_losses(inputs, None)
         if config.alignment is not None:
             alignment, encoder = config.alignment, inputs.frozen_encoder(config.alignment.target)
-            stride = autoencoder.stride * alignment.patch
+            stride = model.stride * alignment.patch
             if encoder.stride != stride:
                 what = f"a patch of {alignment.patch} latents" if alignment.patch > 1 else "a latent"
                 raise ValueError(
@@ -95,14 +91,25 @@ class TokenizerStage(DecoderStage[TokenizerTraining, TokenizerNetworks]):
             networks.trains["projection"] = [p for p in networks.projection.parameters() if p.requires_grad]
         return networks
 
+    def _tokenizer(self) -> Tokenizer:
+        """The recipe's `pretrained` one, or a new one."""
+        config, inputs = self.config, self.inputs
+        if inputs.sections.pretrained is not None:
+            return inputs.autoencoder()
+        start = config.start
+        if start is None:
+            start = "scratch" if config.train_encoder and "encoder" not in inputs.reads else "pretrained"
+        return inputs.new_autoencoder(pretrained=start == "pretrained")
+
     def updates(self, networks: TokenizerNetworks, batch: Batch, rng: Random) -> Iterator[Update]:
         config, adversary = self.config, self.losses.adversarial
         adversarial = networks.discriminator is not None and batch.step >= adversary.start * batch.steps
         encoded = networks.autoencoder.encode(batch.data)
         kl = torch.zeros((), device=batch.data.device)
         z = encoded.latents
-        if networks.autoencoder.config.variational:
+        if networks.autoencoder.has_spread:
             posterior = encoded.latent_dist
+            assert not isinstance(posterior, PointDistribution)
             z = drawn(posterior, rng)
             kl = divergence(posterior.mean.float(), posterior.logvar.float())
         log: dict[str, Tensor | float] = {}
@@ -121,24 +128,43 @@ class TokenizerStage(DecoderStage[TokenizerTraining, TokenizerNetworks]):
             yield discriminate(networks.discriminator, adversary, batch.data, recon, rng)
 
 
-def _check(config: TokenizerTraining, inputs: Inputs) -> None:
+def _check(config: TokenizerTraining, inputs: Inputs, model: Tokenizer) -> None:
     """Raise ValueError for settings that do not fit the tokenizer's architecture."""
-    shape = inputs.shape
-    if config.kl_weight > 0 and not shape.variational:
+    source, parts = inputs.sections.pretrained, model.parts()
+    if source is not None and config.start is not None:
         raise ValueError(
-            "tokenizer.kl_weight: a KL term needs a variational bottleneck; set autoencoder.variational: true, or give "
-            "the weight to those variants alone that have one: --variants.NAME.tokenizer.kl_weight"
+            f"tokenizer.start: {config.start!r} is of an encoder, and `pretrained` has one; set it to null"
         )
-    if config.train_detail and shape.detail_width is None:
+    if isinstance(model, Autoencoder) and model.editor is not None:
+        raise ValueError(
+            "pretrained: this tokenizer writes images into samples of the reference that it was matched to "
+            "(matching.noise); start from the one before, or train its decoder alone"
+        )
+    if config.kl_weight > 0 and not model.has_spread:
+        raise ValueError(
+            "tokenizer.kl_weight: a KL term needs a variational bottleneck; "
+            + (
+                "this `pretrained` tokenizer has none: set it to 0"
+                if source is not None
+                else "set autoencoder.variational: true, or give the weight to those variants alone that have one: "
+                "--variants.NAME.tokenizer.kl_weight"
+            )
+        )
+    if config.train_detail and not (isinstance(model, Autoencoder) and model.detail is not None):
         raise ValueError("tokenizer.train_detail: there is nothing to train; give autoencoder.detail_width")
-    if config.alignment is not None and shape.latent_channels is None and not config.train_encoder:
+    if config.alignment is not None and not parts.bottleneck and not config.train_encoder:
         raise ValueError(
             "tokenizer.alignment: with a frozen encoder and no bottleneck, nothing can move the latents; "
-            "set train_encoder: true or give autoencoder.latent_channels"
+            "set train_encoder: true" + ("" if source is not None else " or give autoencoder.latent_channels")
         )
     target = config.alignment and config.alignment.target
-    random = target.starts_random if target else "encoder" not in inputs.reads and shape.encoder.starts_random
-    if config.alignment is not None and random:
+    if config.alignment is not None and target is None and source is not None:
+        raise ValueError(
+            "tokenizer.alignment.target: a `pretrained` tokenizer is aligned to another network's features; give an "
+            "encoder with public weights (type: timm)"
+        )
+    own = source is None and "encoder" not in inputs.reads and inputs.shape.encoder.starts_random
+    if config.alignment is not None and (target.starts_random if target else own):
         raise ValueError(
             "tokenizer.alignment: its target, the frozen encoder, would be random; give tokenizer.alignment.target an "
             "encoder with public weights (type: timm), or the recipe a stage `encoder`"

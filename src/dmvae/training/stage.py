@@ -69,7 +69,7 @@ class Stage(Registered, Generic[C]):
     """The recipe's shared sections that it depends on, besides `data` and `seed`; dotted names reach into them."""
     splits: ClassVar[tuple[Split, ...]] = ("train",)
     """The splits of the data set that it reads."""
-    makes_tokenizer: ClassVar[bool] = False
+    makes_encoder: ClassVar[bool] = False
     """Whether the stage is left out of recipes that take a finished tokenizer (`pretrained`)."""
     trains_decoder: ClassVar[bool] = False
     """Whether it uses the reconstruction loss, and so the networks of that loss."""
