@@ -7,6 +7,7 @@ import torch
 
 from dmvae.flow.loss import flow_matching_loss, gaussian_loss, sample_time
 from dmvae.matching import DMD, LAG, Context
+from dmvae.models.velocity import VelocityModel
 from dmvae.references.gaussian import Gaussian
 from dmvae.runtime.random import Random
 
@@ -14,22 +15,50 @@ SHAPE = (2, 2, 2)
 LABELS = torch.zeros(20000, dtype=torch.int64)
 
 
+@pytest.mark.parametrize("shift", [1.0, 4.0])
 @pytest.mark.parametrize("distribution", ["uniform", "logit_normal"])
 @pytest.mark.parametrize("std", [0.5, 1.0, 2.0])
-def test_it_is_the_loss_of_the_closed_form_of_a_gaussian(distribution, std):
+def test_it_is_the_loss_of_the_closed_form_of_a_gaussian(distribution, std, shift):
     rng = Random(0)
     z = std * rng.normal(len(LABELS), *SHAPE) + 7 * Random(1).normal(1, *SHAPE)
-    t, noise = sample_time(len(z), distribution, rng), rng.normal(*z.shape)
+    t, noise = sample_time(len(z), distribution, rng, shift), rng.normal(*z.shape)
     centre = z.mean(0)
 
     def velocity(z_t, t, labels):  # of the Gaussian about its mean: E[z - noise | z_t]
         t = t.view(-1, 1, 1, 1)
         return centre + (t * std**2 - (1 - t)) / ((t * std) ** 2 + (1 - t) ** 2) * (z_t - t * centre)
 
-    least = float(gaussian_loss(z, distribution))
+    least = float(gaussian_loss(z, distribution, shift))
     assert least == pytest.approx(float(flow_matching_loss(velocity, z=z, labels=LABELS, t=t, noise=noise)), rel=0.02)
-    if distribution == "uniform":
+    if distribution == "uniform" and shift == 1:
         assert least == pytest.approx(math.pi / 2 * std, rel=0.02)
+
+
+@pytest.mark.parametrize("shift", [0.25, 1.0, 4.0])
+def test_shifted_times_lie_nearer_to_noise(shift):
+    """The share below u / (u + shift (1 - u)) is u, for uniform times; the order stays."""
+    t, plain = sample_time(20000, "uniform", Random(0), shift), sample_time(20000, "uniform", Random(0))
+    for u in (0.1, 0.5, 0.9):
+        assert (t < u / (u + shift * (1 - u))).float().mean().item() == pytest.approx(u, abs=0.01)
+    assert (t[plain.argsort()].diff() >= 0).all()
+    assert torch.equal(t, plain) == (shift == 1)
+
+
+def test_a_generator_and_a_student_train_at_shifted_times():
+    seen = []
+
+    def velocity(z_t, t, labels):
+        seen.append(t)
+        return torch.zeros_like(z_t)
+
+    class Network(torch.nn.Module):
+        forward = staticmethod(velocity)
+        time_distribution, time_shift = "uniform", 9.0
+
+    z = torch.zeros(20000, 1, 1, 1)
+    VelocityModel.loss(Network(), z, LABELS, Random(0))
+    DMD().student_loss(velocity, z, LABELS, Context(Random(0), 3, time_shift=9.0))
+    assert [float(t.median()) for t in seen] == pytest.approx([0.1, 0.1], abs=0.01)
 
 
 @pytest.mark.parametrize(("std", "lag"), [(1.0, 1.0), (0.5, 1.25), (2.0, 1.25), (0.2, 2.6)])

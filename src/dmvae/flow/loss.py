@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dmvae.flow.guidance import Velocity
-from dmvae.flow.path import as_velocity, interpolate, velocity_target
+from dmvae.flow.path import as_velocity, interpolate, shift_time, velocity_target
 from dmvae.runtime.random import Random
 
 TimeDistribution = Literal["uniform", "logit_normal"]
@@ -17,9 +17,11 @@ QUANTILES = 64
 """Times, in equal shares of a distribution, over which a mean is taken."""
 
 
-def sample_time(n: int, distribution: TimeDistribution, rng: Random) -> Tensor:
-    """Times [n] in (0, 1): uniform, or the logistic of a standard normal (Stable Diffusion 3)."""
-    return rng.uniform(n) if distribution == "uniform" else rng.normal(n).sigmoid()
+def sample_time(n: int, distribution: TimeDistribution, rng: Random, shift: float = 1.0) -> Tensor:
+    """Times [n] in (0, 1): uniform, or the logistic of a standard normal (Stable Diffusion 3); then shifted towards
+    noise, which 1 does not do."""
+    t = rng.uniform(n) if distribution == "uniform" else rng.normal(n).sigmoid()
+    return t if shift == 1 else shift_time(t, shift)
 
 
 def require_batch(z: Tensor, labels: Tensor) -> None:
@@ -47,15 +49,16 @@ def flow_matching_loss(velocity: Velocity, *, z: Tensor, labels: Tensor, t: Tens
     return (predicted.float() - velocity_target(noise=noise, z=z)).square().mean()
 
 
-def gaussian_loss(z: Tensor, distribution: TimeDistribution) -> Tensor:
+def gaussian_loss(z: Tensor, distribution: TimeDistribution, shift: float = 1.0) -> Tensor:
     """The flow-matching loss, a scalar, of the best velocity that knows of latents z [n, C, H, W] no more than the mean
     and the standard deviation s of each element: the mean over elements and times of s^2 / (t^2 s^2 + (1 - t)^2), the
-    variance of z - noise that is left where z_t is known; s pi / 2 for uniform times."""
+    variance of z - noise that is left where z_t is known; s pi / 2 for uniform times that are not shifted."""
     s = z.detach().float().std(0) if len(z) > 1 else z.detach().float().std()
-    if distribution == "uniform":
+    if distribution == "uniform" and shift == 1:
         mean: Tensor = math.pi / 2 * s.mean()
     else:
-        t = torch.special.ndtri((torch.arange(QUANTILES, device=z.device) + 0.5) / QUANTILES).sigmoid()
+        share = (torch.arange(QUANTILES, device=z.device) + 0.5) / QUANTILES
+        t = shift_time(share if distribution == "uniform" else torch.special.ndtri(share).sigmoid(), shift)
         t = t.view(-1, *[1] * s.ndim)
         mean = (s**2 / ((t * s) ** 2 + (1 - t) ** 2)).mean()
     return mean

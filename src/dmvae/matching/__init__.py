@@ -65,6 +65,8 @@ class Context:
     distance: float | None = None
     """The largest sliced distance of recent latents to the reference, a multiple of chance, infinity until it is
     measured, for objectives that go by it."""
+    time_shift: float = 1.0
+    """Shift of the student's training times towards noise; 1 is none."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.rng, torch.Generator):
@@ -186,8 +188,8 @@ class Matching(Registered):
         student knows less of the latents as they are now.
         """
         loss, log = self.teacher_loss(student, z, labels, context)
-        times = context.time_distribution if context is not None else "uniform"
-        return loss, log | {LAG: loss.detach() / gaussian_loss(z, times).clamp_min(1e-12)}
+        times, shift = (context.time_distribution, context.time_shift) if context is not None else ("uniform", 1.0)
+        return loss, log | {LAG: loss.detach() / gaussian_loss(z, times, shift).clamp_min(1e-12)}
 
     def teacher_loss(
         self, teacher: Student, z: Tensor, labels: Tensor, context: Context | None = None
@@ -196,7 +198,7 @@ class Matching(Registered):
         labels dropped: (scalar, figures to log). In a recipe the stage `reference` trains teachers by the same loss."""
         context = Context.given(context, z, labels, teacher)
         kept = drop_labels(labels, context.label_dropout, context.null_label, context.rng)
-        t = sample_time(len(z), context.time_distribution, context.rng)
+        t = sample_time(len(z), context.time_distribution, context.rng, context.time_shift)
         noise = context.rng.normal(*z.shape)
         try:
             return flow_matching_loss(teacher, z=z, labels=kept, t=t, noise=noise), {}

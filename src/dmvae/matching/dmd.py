@@ -98,7 +98,7 @@ class DMD(ByVelocities):
         context, reference = compared(f"divergence: {self.divergence}", context, z, labels)
         assert isinstance(student, WithRatio)
         y, y_labels = draw(reference, len(z), context.rng, z.device)
-        t = sample_time(len(z), context.time_distribution, context.rng)
+        t = sample_time(len(z), context.time_distribution, context.rng, context.time_shift)
         at_y, at_z = (
             student.logit(interpolate(noise=context.rng.normal(*x.shape), z=x, t=t), t, of)
             for x, of in ((y, y_labels), (z, labels))

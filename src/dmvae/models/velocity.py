@@ -22,10 +22,12 @@ class VelocityModel(Model):
 
     time_distribution: TimeDistribution = "uniform"
     """How training times are drawn; a setting of the training, which no artifact keeps."""
+    time_shift: float = 1.0
+    """Their shift towards noise; the same."""
 
     def loss(self, z: Tensor, labels: Tensor, rng: Random) -> Tensor:
         """The flow-matching loss at random times and noise: z [n, C, H, W], labels int64 [n] -> a scalar."""
-        t = sample_time(len(z), self.time_distribution, rng)
+        t = sample_time(len(z), self.time_distribution, rng, self.time_shift)
         return flow_matching_loss(self, z=z, labels=labels, t=t, noise=rng.normal(*z.shape))
 
     def sample(

@@ -44,6 +44,7 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
         networks.averaged = ("generator",)
         if isinstance(networks.generator, VelocityModel):
             networks.generator.time_distribution = self.config.time_distribution
+            networks.generator.time_shift = self.config.time_shift
         return networks
 
     def data(self) -> LatentSet:
@@ -66,5 +67,6 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
     @classmethod
     def problems(cls, config: GeneratorTraining, inputs: Inputs, others: Mapping[str, object]) -> Iterator[str]:
         flow = issubclass(config.model.network, VelocityModel)
-        if config.time_distribution != "uniform" and not flow:
-            yield f"generator.time_distribution: {config.model.type!r} is no flow and draws no times; leave it out"
+        for name, usual in (("time_distribution", "uniform"), ("time_shift", 1.0)):
+            if getattr(config, name) != usual and not flow:
+                yield f"generator.{name}: {config.model.type!r} is no flow and draws no times; leave it out"

@@ -261,6 +261,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         with torch.set_grad_enabled(tokenizer_turn or self.inputs.sections.run.compile):
             encoded = self._encode(networks, batch.data, labels, rng, tokenizer_turn and turn % self._settles == 0)
         context = Context(rng, null, progress, reference, config.label_dropout, config.time_distribution)
+        context.time_shift = config.time_shift
         if tokenizer_turn:
             yield from self._tokenizer_turns(networks, batch, encoded, context, turn)
         encoded.raw = encoded.raw.detach()  # what the encoder keeps for its gradient is not the student's to hold
@@ -297,8 +298,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         self, networks: MatchingNetworks, batch: Batch, encoded: Encoded, context: Context, turn: int
     ) -> Iterator[Update]:
         config, model = self.config, networks.autoencoder
-        raw, latents, edit = encoded.raw, encoded.latents, encoded.edit
-        z = latents.requires_grad_()
+        raw, z, edit = encoded.raw, encoded.latents.requires_grad_(), encoded.edit
         context.recent = networks.queue.newest(turn * config.batch_size)
         context.distance = networks.approach.distance
         found = config.objective.loss(z, encoded.labels, networks.teacher, networks.student, context)
@@ -307,7 +307,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
             (pull,) = torch.autograd.grad(matching, z)
         z.requires_grad_(False)
         if config.objective.needs_recent:
-            networks.queue.remember(latents, batch.labels)
+            networks.queue.remember(z, batch.labels)
         late: dict[str, Tensor | float] = {}
         figures: dict[str, Figure] = {**log, "matching/loss": matching.detach()}
         if edit is not None:
@@ -315,7 +315,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
             if config.anchor is not None:
                 pull = held(pull, edit, config.anchor, networks.precision)
         if self.measures or until_told(turn) * config.batch_size < len(networks.approach.recent):
-            networks.approach.remember(latents, batch.labels)
+            networks.approach.remember(z, batch.labels)
         if self.measures and turn % EVERY == 0:
             figures |= networks.approach.measure(self.reference, context.rng, follow=config.balance == "distance")
         if until_told(turn) == 0:
@@ -335,16 +335,16 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         figures |= terms
         grey = reconstruction_loss(images, torch.zeros_like(images), l1=self.losses.l1, l2=self.losses.l2)
         figures["health/error"] = terms["reconstruction/pixel"] / grey.clamp_min(1e-6)
-        figures["health/spread"] = spread(latents) / self._usual_spread
+        figures["health/spread"] = spread(z) / self._usual_spread
         if turn % config.health_every == 0:
             figures |= {
-                "health/effective_rank": scatter(latents, "channels").effective_rank,
-                "health/std": latents.std(dim=(0, 2, 3)).mean(),
-                "health/mean": latents.mean(dim=(0, 2, 3)).abs().mean(),
+                "health/effective_rank": scatter(z, "channels").effective_rank,
+                "health/std": z.std(dim=(0, 2, 3)).mean(),
+                "health/mean": z.mean(dim=(0, 2, 3)).abs().mean(),
             }
         if config.proxy_every > 0 and turn % config.proxy_every == 0:
             with uncompiled():
-                figures |= proxies_to_log(latents, batch.labels, lambda z: model.decode(model.denormalize(z)).sample)
+                figures |= proxies_to_log(z, batch.labels, lambda x: model.decode(model.denormalize(x)).sample)
         yield Update("tokenizer", loss, figures, terms["reconstruction/total"], late)
         if networks.discriminator is not None:
             yield discriminate(networks.discriminator, self.losses.adversarial, images, recon, context.rng)

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from dmvae import config as configs
 from dmvae.flow.loss import TimeDistribution, drop_labels
 from dmvae.generators.flow import FlowModelConfig
 from dmvae.models.velocity import VelocityModel
-from dmvae.ranges import Share
+from dmvae.ranges import Share, TimeShift
 from dmvae.runtime.random import Random
 from dmvae.training.stage import TrainingConfig
 
@@ -22,6 +23,9 @@ class LatentTraining(TrainingConfig):
     """Share of labels replaced by "no label" in training, for guidance."""
     time_distribution: TimeDistribution = "uniform"
     """How a flow model's training times are drawn."""
+    time_shift: TimeShift = configs.added(1.0)
+    """Shift of these times towards noise, t / (t + shift (1 - t)); 1 is none. What noise leaves to be seen of latents
+    grows with their number d = C H W; RAE takes sqrt(d / 4096) (arXiv 2510.11690), here and in `sample`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,5 +39,5 @@ class FlowTraining(LatentTraining):
 def flow_loss(network: VelocityModel, z: Tensor, labels: Tensor, config: FlowTraining, rng: Random) -> Tensor:
     """The flow-matching loss of one update on latents z [n, C, H, W], normalised per channel: a scalar."""
     labels = drop_labels(labels, config.label_dropout, network.config.num_classes, rng)
-    network.time_distribution = config.time_distribution
+    network.time_distribution, network.time_shift = config.time_distribution, config.time_shift
     return network.loss(z, labels, rng)

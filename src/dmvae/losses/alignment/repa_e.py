@@ -26,7 +26,7 @@ from dmvae.generators.flow import FlowModelConfig
 from dmvae.losses.alignment import AlignmentConfig
 from dmvae.models.base import Model
 from dmvae.models.dit import LightningDiT
-from dmvae.ranges import Depth, Share, Weight, Width
+from dmvae.ranges import Depth, Share, TimeShift, Weight, Width
 from dmvae.registry import register
 from dmvae.runtime.distributed import BatchNorm2d
 from dmvae.runtime.random import Random
@@ -55,6 +55,8 @@ class RepaE(AlignmentConfig):
     """Share of labels replaced by "no label"."""
     time_distribution: TimeDistribution = "uniform"
     """How training times are drawn."""
+    time_shift: TimeShift = 1.0
+    """Their shift towards noise, as `generator.time_shift`; 1 is none."""
 
     @property
     def patch(self) -> int:
@@ -77,7 +79,7 @@ class RepaE(AlignmentConfig):
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         assert isinstance(projection, FlowProjection)
         labels = drop_labels(labels, self.label_dropout, projection.flow.config.num_classes, rng)
-        t = sample_time(len(z), self.time_distribution, rng)
+        t = sample_time(len(z), self.time_distribution, rng, self.time_shift)
         flow, projected = projection(z, labels, t, rng.normal(*z.shape))
         alignment = (1 - F.cosine_similarity(projected.float(), features, dim=1)).mean()
         log = {"alignment/cosine": alignment.detach(), "alignment/flow": flow.detach()}
