@@ -37,7 +37,7 @@ CONFIG = RepaE(model=MODEL, width=8, depth=2)
 
 def test_it_is_zero_where_tokens_point_to_the_features_and_two_where_they_point_away():
     projection = projection_of(CONFIG)
-    last = projection.projector[-1]
+    last = projection.projector.layers[-1]
     torch.nn.init.zeros_(last.weight)
     feature = last.bias.detach().view(1, WIDTH, 1, 1).expand(5, WIDTH, 4, 4)
     assert found(CONFIG, projection, Z, 7 * feature)[0].item() == pytest.approx(0, abs=1e-6)
@@ -50,7 +50,7 @@ def test_tokens_and_features_meet_at_their_places():
     with torch.no_grad():
         rng = Random(3)
         labels = torch.where(rng.uniform(5) < 0.1, CLASSES, LABELS)
-        _, tokens = projection(Z, labels, rng.uniform(5), rng.normal(5, *SHAPE))
+        _, tokens = projection(Z, labels, rng)
     assert found(CONFIG, projection, Z, tokens)[0].item() == pytest.approx(0, abs=1e-5)
     assert found(CONFIG, projection, Z, tokens.transpose(2, 3))[0] > 1e-3
 

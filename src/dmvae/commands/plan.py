@@ -229,9 +229,10 @@ def _time(seconds: float) -> str:
 def _lacking(recipe: Recipe, machine: Machine, data: bool) -> Iterator[str]:
     if recipe.autoencoder and recipe.pretrained is None:
         yield from recipe.autoencoder.encoder.missing()
-    training = recipe.section("tokenizer")
-    if training and training.alignment and training.alignment.target:
-        yield from training.alignment.target.missing()
+    for name in ("tokenizer", "generator"):
+        alignment = getattr(recipe.section(name), "alignment", None)
+        if alignment is not None and alignment.target is not None:
+            yield from alignment.target.missing()
     yield from checks.lacking(recipe, recipe.stages())
     if data:
         yield from checks.problems(recipe, recipe.stages(), machine.ranks)

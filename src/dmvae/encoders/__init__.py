@@ -26,6 +26,17 @@ class Encoder(nn.Module):
             ...
 
 
+def require_stride(encoder: Encoder, stride: int, patch: int, place: str) -> None:
+    """Raise ValueError, naming the field, unless there is a feature for each patch of latents along each side, each of
+    `stride` pixels."""
+    if encoder.stride != stride * patch:
+        what = f"a patch of {patch} latents" if patch > 1 else "a latent"
+        raise ValueError(
+            f"{place}: a feature for {encoder.stride} pixels, and {what} for {stride * patch}; give an encoder of "
+            f"stride {stride * patch}"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig(Registered):
     """Fields that every encoder has."""

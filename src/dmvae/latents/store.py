@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -160,6 +160,35 @@ class MirroredSet(LatentSet):
         mirrored, item = divmod(item, len(self) // 2)
         shard, place = super()._place(item)
         return mirrored * self._turn + shard, place
+
+
+class BothWays:
+    """The images of a `MirroredSet`, item by item: those of a data set, and after them their mirror images."""
+
+    def __init__(self, dataset: Items) -> None:
+        self.dataset, self.n = dataset, len(dataset)
+        many = getattr(dataset, "__getitems__", None)
+        if many is not None:
+            self.__getitems__ = lambda indices: self._both(many, indices)
+
+    def __len__(self) -> int:
+        return 2 * self.n
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = cast("tuple[Tensor, int]", self.dataset[index % self.n])
+        return image.flip(-1) if index >= self.n else image, label
+
+    def _both(
+        self, many: Callable[[Sequence[int]], tuple[Tensor, Tensor]], indices: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        images, labels = many([index % self.n for index in indices])
+        turned = (torch.tensor(list(indices)) >= self.n).view(-1, 1, 1, 1)
+        return torch.where(turned, images.flip(-1), images), labels
+
+    def name(self, index: int) -> str:
+        """Of an item's file, where the data set tells it."""
+        known = getattr(self.dataset, "name", None)
+        return known(index % self.n) if known is not None else f"item {index % self.n}"
 
 
 class Stored:

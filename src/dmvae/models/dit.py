@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
@@ -84,7 +84,7 @@ class LightningDiT(VelocityModel):
 
     _supports_gradient_checkpointing = True
     __module__ = "dmvae"  # the name under which artifacts find the class, wherever this file moves
-    _no_split_modules = ["Block"]  # type: ignore[assignment]  # noqa: RUF012
+    _no_split_modules = cast("None", ["Block"])  # as ModelMixin declares it
     _gradient_checkpointing_func: Callable[..., Tensor] | None = None
 
     @register_to_config
@@ -146,23 +146,23 @@ class LightningDiT(VelocityModel):
             nn.init.zeros_(part.adaLN_modulation[1].weight)
         nn.init.zeros_(self.final_layer.linear.weight)
 
-    def forward(self, z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """z_t [b, C, H, W], t [b] in [0, 1] (0 noise, 1 data), labels [b] int64 -> velocity [b, C, H, W], float32."""
-        return self.with_tokens(z_t, t, labels, 0)[0]
-
-    def with_tokens(self, z_t: Tensor, t: Tensor, labels: Tensor, depth: int) -> tuple[Tensor, Tensor]:
-        """(the velocity, as `forward` has it; the tokens [b, n, d] behind the first `depth` blocks)."""
+    def forward(
+        self, z_t: Tensor, t: Tensor, labels: Tensor, depth: int | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """z_t [b, C, H, W], t [b] in [0, 1] (0 noise, 1 data), labels [b] int64 -> velocity [b, C, H, W], float32; with
+        `depth`, also the tokens [b, n, d] behind so many blocks."""
         x_bnd = self.x_embedder(z_t) + self.pos_embed
         # Every modulation starts with SiLU of the same condition: once here instead of in each block.
         c_b1d = F.silu(self.t_embedder(t) + self.y_embedder(labels))[:, None]
-        blocks = [*self.blocks]
-        tokens = x_bnd = self._run(blocks[:depth], x_bnd, c_b1d, self.rope_cos, self.rope_sin)
-        x_bnd = self._run(blocks[depth:], x_bnd, c_b1d, self.rope_cos, self.rope_sin)
-        if self.config["head_width"] is None:
-            return self.unpatchify(self.final_layer(x_bnd, c_b1d)), tokens
-        c_bnd = self.head.condition(x_bnd, c_b1d)
-        x_bnd = self._run(self.head.blocks, self.head.x_embedder(z_t), c_bnd, self.head.rope_cos, self.head.rope_sin)
-        return self.unpatchify(self.final_layer(x_bnd, c_bnd)), tokens
+        blocks, first = [*self.blocks], depth or 0
+        tokens = x_bnd = self._run(blocks[:first], x_bnd, c_b1d, self.rope_cos, self.rope_sin)
+        x_bnd = self._run(blocks[first:], x_bnd, c_b1d, self.rope_cos, self.rope_sin)
+        if self.config["head_width"] is not None:
+            c_b1d = self.head.condition(x_bnd, c_b1d)
+            x_bnd = self.head.x_embedder(z_t)
+            x_bnd = self._run(self.head.blocks, x_bnd, c_b1d, self.head.rope_cos, self.head.rope_sin)
+        velocity = self.unpatchify(self.final_layer(x_bnd, c_b1d))
+        return velocity if depth is None else (velocity, tokens)
 
     def compiled_parts(self) -> list[nn.Module]:
         """What `run.compile` compiles: each block by itself, for blocks of one shape share what is compiled once."""

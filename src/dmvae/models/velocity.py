@@ -30,6 +30,20 @@ class VelocityModel(Model):
         t = sample_time(len(z), self.time_distribution, rng, self.time_shift)
         return flow_matching_loss(self, z=z, labels=labels, t=t, noise=rng.normal(*z.shape))
 
+    def loss_and_tokens(self, z: Tensor, labels: Tensor, rng: Random, depth: int) -> tuple[Tensor, Tensor]:
+        """As `loss`, by the same draws, and the tokens [n, N, d] behind the first `depth` blocks, of networks that take
+        a `depth`."""
+        tokens: list[Tensor] = []
+
+        def velocity(z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+            found, hidden = self(z_t, t, labels, depth)
+            tokens.append(hidden)
+            return found
+
+        t = sample_time(len(z), self.time_distribution, rng, self.time_shift)
+        loss = flow_matching_loss(velocity, z=z, labels=labels, t=t, noise=rng.normal(*z.shape))
+        return loss, tokens[0]
+
     def sample(
         self, noise: Tensor, labels: Tensor, settings: Sampling, normal: Callable[[], Tensor] | None = None
     ) -> Tensor:

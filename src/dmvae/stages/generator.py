@@ -6,11 +6,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+import torch
+from torch import nn
+
+from dmvae import config as configs
+from dmvae.datasets import Items
+from dmvae.encoders import require_stride
 from dmvae.flow.loss import drop_labels
 from dmvae.generators import Generator, GeneratorConfig
 from dmvae.generators.flow import FlowModelConfig
 from dmvae.inputs import Inputs
-from dmvae.latents.store import LatentSet, MirroredSet
+from dmvae.latents.store import BothWays, LatentSet, MirroredSet
+from dmvae.losses.tokens import TokenAlignment, away, depth_of, projector
+from dmvae.models.dit import LightningDiT
+from dmvae.models.projector import Projector
 from dmvae.models.velocity import VelocityModel
 from dmvae.runtime.random import Random
 from dmvae.stages.latents import MIRRORED
@@ -24,10 +33,18 @@ class GeneratorTraining(LatentTraining):
 
     model: GeneratorConfig = field(default_factory=FlowModelConfig)
     """The generator, by `type`."""
+    alignment: TokenAlignment | None = configs.added(None)
+    """Alignment of the generator's tokens to an encoder's features of the images, as in REPA; null is off."""
 
 
 class GeneratorNetworks(Networks):
     generator: Generator
+    target: nn.Module
+    """The frozen encoder that tokens are aligned to, where there is an alignment."""
+    projector: Projector
+    """From tokens to its features."""
+    depth: int
+    """Blocks behind which tokens are taken."""
 
 
 @stage("generator")
@@ -45,12 +62,33 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
         if isinstance(networks.generator, VelocityModel):
             networks.generator.time_distribution = self.config.time_distribution
             networks.generator.time_shift = self.config.time_shift
+        if self.config.alignment is not None:
+            self._align(networks, self.config.alignment)
         return networks
+
+    def _align(self, networks: GeneratorNetworks, alignment: TokenAlignment) -> None:
+        inputs, generator, place = self.inputs, networks.generator, "generator.alignment"
+        assert isinstance(generator, LightningDiT)  # see problems
+        encoder = inputs.frozen_encoder(alignment.target)
+        stride = inputs.data.size // inputs.latent_shape[-1]
+        require_stride(encoder, stride, generator.config.patch_size, f"{place}.target")
+        networks.depth = depth_of(alignment.depth, generator, f"{place}.depth")
+        networks.target = encoder
+        networks.projector = projector(generator, alignment.width, encoder.channels)
+        networks.trains["generator"] += list(networks.projector.parameters())
 
     def data(self) -> LatentSet:
         folder = self.inputs.reads["latents"]
         plain, mirrored = LatentSet(folder / "latents", posteriors=True), folder / MIRRORED
         return MirroredSet(plain, LatentSet(mirrored, posteriors=True)) if mirrored.exists() else plain
+
+    @property
+    def sees_images(self) -> bool:
+        return self.config.alignment is not None
+
+    def images(self) -> Items:
+        images, mirrored = self.inputs.train_set, self.inputs.has("latents", MIRRORED)
+        return BothWays(images) if mirrored else images
 
     @property
     def item_shape(self) -> tuple[int, ...]:
@@ -62,11 +100,24 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
             mean, std = z.chunk(2, dim=1)
             z = mean + std * rng.normal(*mean.shape)
         labels = drop_labels(batch.labels, self.config.label_dropout, self.inputs.num_classes, rng)
-        yield Update("generator", networks.generator.loss(z, labels, rng))
+        alignment, generator = self.config.alignment, networks.generator
+        if alignment is None:
+            yield Update("generator", generator.loss(z, labels, rng))
+            return
+        assert isinstance(generator, LightningDiT)
+        assert batch.images is not None
+        with torch.no_grad():
+            features = networks.target(batch.images).float()
+        flow, tokens = generator.loss_and_tokens(z, labels, rng, networks.depth)
+        apart = away(networks.projector(tokens), features)
+        # Tables and curves compare generators by their flow loss, with the alignment or without.
+        yield Update("generator", flow + alignment.weight * apart, {"alignment/cosine": apart.detach()}, flow.detach())
 
     @classmethod
     def problems(cls, config: GeneratorTraining, inputs: Inputs, others: Mapping[str, object]) -> Iterator[str]:
         flow = issubclass(config.model.network, VelocityModel)
+        if config.alignment is not None and not issubclass(config.model.network, LightningDiT):
+            yield f"generator.alignment: {config.model.type!r} has no tokens to align; set it to null"
         for name, usual in (("time_distribution", "uniform"), ("time_shift", 1.0)):
             if getattr(config, name) != usual and not flow:
                 yield f"generator.{name}: {config.model.type!r} is no flow and draws no times; leave it out"

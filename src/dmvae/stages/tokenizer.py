@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dmvae import config as configs
+from dmvae.encoders import require_stride
 from dmvae.inputs import Inputs
 from dmvae.losses.alignment import AlignmentConfig
 from dmvae.losses.pull import Pull
@@ -79,13 +80,7 @@ class TokenizerStage(DecoderStage[TokenizerTraining, TokenizerNetworks]):
         networks.add_losses(inputs, None)
         if config.alignment is not None:
             alignment, encoder = config.alignment, inputs.frozen_encoder(config.alignment.target)
-            stride = model.stride * alignment.patch
-            if encoder.stride != stride:
-                what = f"a patch of {alignment.patch} latents" if alignment.patch > 1 else "a latent"
-                raise ValueError(
-                    f"tokenizer.alignment.target: a feature for {encoder.stride} pixels, and {what} for {stride}; give "
-                    f"an encoder of stride {stride}"
-                )
+            require_stride(encoder, model.stride, alignment.patch, "tokenizer.alignment.target")
             networks.target = encoder
             networks.projection = alignment.projection(inputs.latent_shape, inputs.num_classes, encoder.channels)
             networks.trains["projection"] = [p for p in networks.projection.parameters() if p.requires_grad]

@@ -63,9 +63,11 @@ def cost_of(stage: type[AnyTraining], inputs: Blueprint, *, ranks: int = 1, gpu:
             before, count.peak = count.flops, count.alive
             trainer.step = step
             local = max(1, trainer.config.batch_size // ranks)
-            batch = Batch(
-                torch.zeros(local, *trainer.stage.item_shape), torch.zeros(local, dtype=torch.int64), step, step
-            )
+            shape, labels = trainer.stage.item_shape, torch.zeros(local, dtype=torch.int64)
+            batch = Batch(torch.zeros(local, *shape), labels, step, step)
+            if trainer.stage.sees_images:
+                data = inputs.data
+                batch.images = torch.zeros(local, data.channels, data.size, data.size)
             if trainer.networks.trains:
                 for _ in trainer.train_step(batch):
                     pass

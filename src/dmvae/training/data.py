@@ -15,7 +15,7 @@ from dmvae.runtime import distributed
 from dmvae.runtime.random import Random, seed_of
 from dmvae.runtime.words import counted
 from dmvae.training.augment import random_flip
-from dmvae.training.stage import N, T, TrainingStage
+from dmvae.training.stage import Batch, N, T, TrainingStage
 
 
 class Order(Sampler[list[int]]):
@@ -47,8 +47,8 @@ class Order(Sampler[list[int]]):
 
 def batches(
     stage: TrainingStage[T, N], key: tuple[object, ...], start: int, steps: int, stops: Callable[[], bool]
-) -> Generator[tuple[Tensor, Tensor], None, None]:
-    """(data, labels) on the device from step `start` on; empty tensors for a stage without a data set. Raises
+) -> Generator[Batch, None, None]:
+    """Batches on the device from step `start` on; of empty tensors for a stage without a data set. Raises
     KeyboardInterrupt where `stops` is true while a batch does not come."""
     config, inputs, world = stage.config, stage.inputs, distributed.world_size()
     parts = inputs.sections.run.accumulate if stage.takes_parts else 1
@@ -56,21 +56,29 @@ def batches(
     dataset = stage.data()
     if dataset is None:
         local, device = config.batch_size // world, inputs.device
-        while True:
-            yield torch.empty(local, device=device), torch.empty(local, dtype=torch.int64, device=device)
+        for step in range(start, steps):
+            labels = torch.empty(local, dtype=torch.int64, device=device)
+            yield Batch(torch.empty(local, device=device), labels, step, steps)
+        return
     require_batch(stage.name, config.batch_size, len(dataset))
     order = Order(len(dataset), config.batch_size, key, start, steps)
     flips = inputs.data.flip and stage.flips
     latents = dataset if isinstance(dataset, LatentSet) else None
     items = dataset if latents is None else Stored(latents)
     found = loader(items, order, inputs.sections.run.workers, inputs.device, stops)
+    beside = (
+        iter(loader(stage.images(), order, inputs.sections.run.workers, inputs.device, stops))
+        if stage.sees_images
+        else None
+    )
     for step, (data, labels) in enumerate(found, start):
         x = as_input(data, inputs.device)
         if latents is not None:
             x = latents.normalise(x)
         if flips:
             x = random_flip(x, Random(*key, "flip", step, device=inputs.device))
-        yield x, labels.to(inputs.device, non_blocking=True)
+        images = as_input(next(beside)[0], inputs.device) if beside is not None else None
+        yield Batch(x, labels.to(inputs.device, non_blocking=True), step, steps, images)
 
 
 def require_split(field: str, images: int, ranks: int, parts: int = 1) -> None:

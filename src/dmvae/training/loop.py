@@ -106,10 +106,11 @@ class Trainer:
         torch.manual_seed(seed_of(*self.key, self.step, "global", distributed.rank()))  # for an encoder's dropout
         count = run.accumulate if self.stage.takes_parts else 1
         data, labels = batch.data.chunk(count), batch.labels.chunk(count)
+        images = [None] * count if batch.images is None else batch.images.chunk(count)
         parts = [
             self.stage.updates(
                 self.networks,
-                replace(batch, data=data[i], labels=labels[i]),
+                replace(batch, data=data[i], labels=labels[i], images=images[i]),
                 Random(*self.key, self.step, device=device, part=(i, count)),
             )
             for i in range(count)
@@ -293,7 +294,7 @@ def _to_the_end(trainer: Trainer, folder: Path) -> Facts:
         last = stage.done(trainer.networks)
         while trainer.step < steps and not last:
             try:
-                batch = Batch(*next(data), trainer.step, steps)
+                batch = next(data)
             except KeyboardInterrupt:  # while waiting for a batch; several ranks would wait for each other to save
                 if distributed.world_size() == 1:
                     with suppress(Unwell):  # what is not saved is found again

@@ -192,6 +192,8 @@ class Batch:
     """0 at the first step."""
     steps: Count
     """Steps of the whole stage."""
+    images: Tensor | None = None
+    """The images of the latents, [n, c, h, w] in [-1, 1], for a stage that `sees_images`."""
 
 
 @dataclass
@@ -243,6 +245,15 @@ class TrainingStage(Stage[T], Generic[T, N]):
     def data(self) -> Items | None:
         """The data set of its batches, or None for a stage that draws its own."""
         return self.inputs.train_set
+
+    @property
+    def sees_images(self) -> bool:
+        """Whether its losses look at the images of its items too: `Batch.images`."""
+        return False
+
+    def images(self) -> Items:
+        """The images of the items of `data`, item by item, for a stage that `sees_images`."""
+        raise NotImplementedError
 
     @property
     def item_shape(self) -> tuple[int, ...]:

@@ -16,14 +16,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from dmvae.config import Values
-from dmvae.flow.loss import TimeDistribution, drop_labels, flow_matching_loss, sample_time
+from dmvae.flow.loss import TimeDistribution, drop_labels
 from dmvae.generators.flow import FlowModelConfig
 from dmvae.losses.alignment import AlignmentConfig
+from dmvae.losses.tokens import away, depth_of, projector
 from dmvae.models.base import Model
 from dmvae.models.dit import LightningDiT
 from dmvae.ranges import Depth, Share, TimeShift, Weight, Width
@@ -65,23 +65,19 @@ class RepaE(AlignmentConfig):
     def projection(self, latent_shape: tuple[int, int, int], num_classes: int, width: int) -> FlowProjection:
         with torch.device("meta"):
             built = self.model.build(latent_shape, num_classes)
-        blocks = len(built.blocks)
-        depth = -(-blocks // 3) if self.depth is None else self.depth
-        if depth > blocks:
-            raise ValueError(
-                f"tokenizer.alignment.depth: {depth}, and the flow model has {blocks} blocks; give at most those"
-            )
+        depth = depth_of(self.depth, built, "tokenizer.alignment.depth")
         network = {name: value for name, value in built.config.items() if not name.startswith("_")}
-        return FlowProjection(network=network, depth=depth, hidden=self.width, width=width)
+        projection = FlowProjection(network=network, depth=depth, hidden=self.width, width=width)
+        projection.flow.time_distribution, projection.flow.time_shift = self.time_distribution, self.time_shift
+        return projection
 
     def losses(
         self, projection: nn.Module, z: Tensor, labels: Tensor, features: Tensor, rng: Random
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         assert isinstance(projection, FlowProjection)
         labels = drop_labels(labels, self.label_dropout, projection.flow.config.num_classes, rng)
-        t = sample_time(len(z), self.time_distribution, rng, self.time_shift)
-        flow, projected = projection(z, labels, t, rng.normal(*z.shape))
-        alignment = (1 - F.cosine_similarity(projected.float(), features, dim=1)).mean()
+        flow, projected = projection(z, labels, rng)
+        alignment = away(projected, features)
         log = {"alignment/cosine": alignment.detach(), "alignment/flow": flow.detach()}
         return alignment, flow + self.flow_weight * alignment, log
 
@@ -102,27 +98,13 @@ class FlowProjection(Model):
         self.flow = LightningDiT(**network)
         # Latents move, and the flow model is to see them with mean 0 and spread 1 at every step.
         self.norm = BatchNorm2d(network["in_channels"], affine=False)
-        self.projector = nn.Sequential(
-            nn.Linear(network["width"], hidden),
-            nn.SiLU(),
-            nn.Linear(hidden, hidden),
-            nn.SiLU(),
-            nn.Linear(hidden, width),
-        )
+        self.projector = projector(self.flow, hidden, width)
 
-    def forward(self, z: Tensor, labels: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents and noise [n, C, H, W], labels and times [n] -> the flow-matching loss, a scalar, and the projected
-        tokens [n, F, h, w]."""
-        tokens: list[Tensor] = []
-
-        def velocity(z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-            found, hidden = self.flow.with_tokens(z_t, t, labels, self.config["depth"])
-            tokens.append(hidden)
-            return found
-
-        loss = flow_matching_loss(velocity, z=self.norm(z), labels=labels, t=t, noise=noise)
-        side = self.flow.config.input_size // self.flow.config.patch_size
-        return loss, self.projector(tokens[0]).transpose(1, 2).unflatten(2, (side, side))
+    def forward(self, z: Tensor, labels: Tensor, rng: Random) -> tuple[Tensor, Tensor]:
+        """Latents [n, C, H, W] and labels [n] -> the flow-matching loss, a scalar, and the projected tokens
+        [n, F, h, w]."""
+        loss, tokens = self.flow.loss_and_tokens(self.norm(z), labels, rng, self.config["depth"])
+        return loss, self.projector(tokens)
 
     def compiled_parts(self) -> list[nn.Module]:
         """As the flow model's."""
