@@ -119,8 +119,10 @@ def _unused(recipe: Recipe) -> set[str]:
             found |= {f"matching.{of}" for of in ("student_steps", "student_warmup", "student_learning_rate", "model")}
         elif copied:  # the student is one of the teacher
             found.add("matching.model")
-    for place in ("reference.model", "matching.model", "generator.model"):
-        section = recipe.section(place.partition(".")[0])
-        if getattr(getattr(section, "model", None), "size", None) is not None:  # it says these
+    for place in ("reference.model", "matching.model", "generator.model", "tokenizer.alignment.model"):
+        part: object = recipe
+        for name in place.split("."):
+            part = getattr(part, name, None)
+        if getattr(part, "size", None) is not None:  # it says these
             found |= {f"{place}.{name}" for name in ("width", "depth", "heads", "patch_size")}
     return found
