@@ -32,7 +32,7 @@ class Generated:
         pipeline.set_progress_bar_config(disable=True)
         self.labels: Tensor | None = balanced_labels(sample.count, pipeline.transformer.config.num_classes)
         sampler = configs.plain(sample) | {"seed": seed}
-        del sampler["batch_size"]  # which changes nothing
+        del sampler["batch_size"], sampler["guide"]  # the first changes nothing, the second is the pipeline's
         classes = sorted(pipeline.labels, key=pipeline.labels.__getitem__)
         self.facts = {"kind": "generated", "sampler": sampler, "labels": "balanced", "classes": digest(tuple(classes))}
         self.facts["size"] = pipeline.transformer.config.input_size * pipeline.vae.stride

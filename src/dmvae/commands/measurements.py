@@ -204,7 +204,7 @@ def measure_samples(
     images = Generated(model, sample, seed=seed, device=setting.device, precision=precision)
     images.facts |= {
         "path": pipeline,
-        "weights": digest(weights_hash(model.transformer), weights_hash(model.vae)),
+        "weights": digest(*(weights_hash(part) for part in (model.transformer, model.vae, model.guide) if part)),
         "scheduler": {"class": type(model.scheduler).__name__}
         | {k: v for k, v in model.scheduler.config.items() if not k.startswith("_")},
         "dtype": "bfloat16" if uses_bf16(setting.device, precision) else "float32",

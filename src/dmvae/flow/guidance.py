@@ -1,4 +1,4 @@
-"""Classifier-free guidance: one batched call for the conditional and the unconditional velocity."""
+"""Guidance: classifier-free, by one batched call for both velocities, or by another network."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ def guided(
     scale: float,
     null_label: int,
     interval: tuple[float, float] = (0.0, 1.0),
+    guide: Velocity | None = None,
 ) -> Velocity:
-    """v_uncond + scale * (v_cond - v_uncond) for times inside `interval`, v_cond outside of it.
+    """v_guide + scale * (v - v_guide) for times inside `interval`, v outside of it. v_guide is the velocity without a
+    label, or that of another network, a weaker one, with it (autoguidance, arXiv 2406.02507).
 
     `scale` = 1 calls the network once, on the labels given. Times are compared per sample, so a
     batch may mix times inside and outside the interval. Kynkaanniemi et al., arXiv 2404.07724.
@@ -34,11 +36,14 @@ def guided(
         return lambda z_t, t, labels: as_velocity(velocity(z_t, t, labels), z_t)
 
     def call(z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        twice = torch.cat([z_t, z_t])
-        both = velocity(twice, torch.cat([t, t]), torch.cat([labels, torch.full_like(labels, null_label)]))
-        cond, uncond = as_velocity(both, twice).chunk(2)
+        if guide is None:
+            twice = torch.cat([z_t, z_t])
+            both = velocity(twice, torch.cat([t, t]), torch.cat([labels, torch.full_like(labels, null_label)]))
+            cond, other = as_velocity(both, twice).chunk(2)
+        else:
+            cond, other = (as_velocity(network(z_t, t, labels), z_t) for network in (velocity, guide))
         inside = (t >= interval[0]) & (t <= interval[1])
         w = torch.where(inside, scale, 1.0).to(cond.dtype).view(-1, *[1] * (z_t.ndim - 1))
-        return uncond + w * (cond - uncond)
+        return other + w * (cond - other)
 
     return call

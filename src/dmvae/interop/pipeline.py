@@ -6,6 +6,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from dmvae import config as configs
 from dmvae.datasets.pixels import to_uint8
-from dmvae.flow.guidance import guided, require_interval
+from dmvae.flow.guidance import Velocity, guided, require_interval
 from dmvae.flow.solver import time_grid
 from dmvae.models.base import Model, Tokenizer
 from dmvae.ranges import Guidance, SamplerSteps, Share, TimeShift
@@ -55,7 +56,8 @@ class DMVAEPipeline(DiffusionPipeline):
 
     transformer: LightningDiT. vae: a tokenizer with `decode` and `denormalize`. scheduler: a diffusers scheduler
     for flow matching that takes `sigmas`, such as FlowMatchEulerDiscreteScheduler. id2label: class names.
-    card: text of the model card that is saved beside the weights.
+    card: text of the model card that is saved beside the weights. guide: a weaker LightningDiT, which guides in place
+    of the transformer without a label (autoguidance).
 
     Raises ValueError where the transformer's latents are not the tokenizer's.
     """
@@ -64,10 +66,12 @@ class DMVAEPipeline(DiffusionPipeline):
     transformer: Model
     vae: Tokenizer
     scheduler: Any
+    guide: Model | None
     config: Any
-    model_cpu_offload_seq: Any = "transformer->vae"
+    model_cpu_offload_seq: Any = "transformer->guide->vae"
     _callback_tensor_inputs = ("latents",)
-    _optional_components = ["scheduler"]  # noqa: RUF012  # its absence is told with the fix, when images are asked for
+    # the absence of a scheduler is told with the fix, when images are asked for
+    _optional_components = ["scheduler", "guide"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -76,6 +80,7 @@ class DMVAEPipeline(DiffusionPipeline):
         scheduler: Any = None,
         id2label: dict[str, str] | None = None,
         card: str | None = None,
+        guide: Model | None = None,
     ):
         super().__init__()
         channels, side = transformer.config.in_channels, transformer.config.input_size
@@ -84,7 +89,7 @@ class DMVAEPipeline(DiffusionPipeline):
                 f"the transformer generates latents {channels}x{side}x{side}, the tokenizer's are "
                 f"{vae.config.latent_channels}x{vae.latent_size}x{vae.latent_size}: they were not trained together"
             )
-        self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler)
+        self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler, guide=guide)
         self.register_to_config(id2label=id2label or {})
         self.card = card
         self.extras: dict[str, bytes] = {}
@@ -150,8 +155,8 @@ class DMVAEPipeline(DiffusionPipeline):
 
         Args:
             class_labels: numbers or names; None is "no class".
-            guidance_scale: 1 is no guidance; v_uncond + scale * (v_cond - v_uncond) within guidance_interval,
-                times from 0 (noise) to 1 (data).
+            guidance_scale: 1 is no guidance; v_guide + scale * (v - v_guide) within guidance_interval, times from 0
+                (noise) to 1 (data). v_guide is the guide's, or the transformer's without a label.
             num_inference_steps: steps from noise to data.
             time_shift: moves the steps towards noise, see `dmvae.flow.path.shift_time`.
             generator: one for the batch, or one for every image: then image i does not depend on the others.
@@ -181,7 +186,7 @@ class DMVAEPipeline(DiffusionPipeline):
         else:
             z = latents.to(device, torch.float32)
 
-        velocity = guided(self._velocity, drawing.guidance_scale, config.num_classes, drawing.guidance_interval)
+        velocity = self._guided(drawing)
         self._set_times(drawing, device)
         self.interrupt = False
         with self.progress_bar(total=drawing.num_inference_steps) as bar:
@@ -198,8 +203,14 @@ class DMVAEPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _velocity(self, z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        return self.transformer(z_t.to(self.transformer.dtype), t, labels).float()
+    def _guided(self, drawing: Drawing) -> Velocity:
+        own, guide = (partial(self._velocity, part) if part else None for part in (self.transformer, self.guide))
+        assert own is not None
+        null, interval = self.transformer.config.num_classes, drawing.guidance_interval
+        return guided(own, drawing.guidance_scale, null, interval, guide)
+
+    def _velocity(self, network: Model, z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        return network(z_t.to(network.dtype), t, labels).float()
 
     def _set_times(self, drawing: Drawing, device: torch.device) -> None:
         set_timesteps = getattr(self.scheduler, "set_timesteps", None)
@@ -262,7 +273,11 @@ def _extras(folder: Path) -> list[Path]:
     return [file for file in files if file.is_file()]
 
 
-def build_pipeline(transformer: Model, vae: Tokenizer, classes: Sequence[str], card: str) -> DMVAEPipeline:
+def build_pipeline(
+    transformer: Model, vae: Tokenizer, classes: Sequence[str], card: str, guide: Model | None = None
+) -> DMVAEPipeline:
     """The pipeline with the scheduler that takes the same Euler steps as `dmvae.flow.solver`."""
     id2label = {str(i): name for i, name in enumerate(classes)}
-    return DMVAEPipeline(transformer.eval(), vae.eval(), FlowMatchEulerDiscreteScheduler(), id2label, card)
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    guide = guide.eval() if guide is not None else None
+    return DMVAEPipeline(transformer.eval(), vae.eval(), scheduler, id2label, card, guide)

@@ -57,5 +57,6 @@ class VelocityModel(Model):
         self, noise: Tensor, labels: Tensor, settings: Sampling, normal: Callable[[], Tensor] | None = None
     ) -> Iterator[Tensor]:
         """The state after every step of `sample`, the last of which is what it returns."""
-        velocity = guided(self, settings.guidance, self.config.num_classes, settings.guidance_interval)
+        null, interval = self.config.num_classes, settings.guidance_interval
+        velocity = guided(self, settings.guidance, null, interval, settings.guide)
         return trajectory(velocity, noise, labels, settings, normal)

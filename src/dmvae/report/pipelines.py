@@ -22,6 +22,8 @@ from dmvae.stages.sample import samples_folder
 from dmvae.tokenizers.adapted import load_tokenizer
 
 PICTURES = 4
+STEPS = ("snapshot", "guide")
+"""Fields of `sample` that name the step of a generator which the pipeline holds."""
 CODE = '''"""For diffusers: DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER, trust_remote_code=True).
 
 `pip install dmvae` first.
@@ -47,24 +49,27 @@ def write_pipelines(jobs: list[Job], run_dir: Path) -> list[Path]:
 def _write(stages: dict[str, Job], out: Path) -> Path:
     job = stages["generator"]
     source = {name: stages[name].folder.name for name in ("latents", "generator")}
-    step = stages["sample"].recipe.section("sample").snapshot if "sample" in stages else None
-    if step is not None:
-        source["snapshot"] = str(step)
+    steps: dict[str, int | None] = dict.fromkeys(STEPS)
+    if "sample" in stages:
+        steps = {name: getattr(stages["sample"].recipe.section("sample"), name) for name in STEPS}
+    source |= {name: str(step) for name, step in steps.items() if step is not None}
     recipe = yaml.safe_dump(configs.plain(job.recipe), sort_keys=False)
     pictures, shows = _pictures(stages)
     text = card(job, stages, recipe, shows)
     there = read_source(out) or {}
-    if any(there.get(name) != source.get(name) for name in (*source, "snapshot")) or damage(out, there):
+    if any(there.get(name) != source.get(name) for name in (*source, *STEPS)) or damage(out, there):
         from dmvae.interop.pipeline import build_pipeline  # diffusers' pipelines take two seconds
 
-        transformer = load_generator(job.folder / generator_of(step))
+        transformer = load_generator(job.folder / generator_of(steps["snapshot"]))
         assert isinstance(transformer, Model)
+        guide = load_generator(job.folder / generator_of(steps["guide"])) if steps["guide"] is not None else None
+        assert guide is None or isinstance(guide, Model)
         # for the manifests of what measures its samples
         transformer.register_to_config(_ema=job.recipe.section("generator").ema)
         vae = load_tokenizer(stages["latents"].folder / "autoencoder")
         classes = open_dataset(job.recipe.data, "train").classes
         with atomic_write(out) as part:
-            build_pipeline(transformer, vae, classes, text).save_pretrained(part)
+            build_pipeline(transformer, vae, classes, text, guide).save_pretrained(part)
             write_source(part, source)
     for name, content in (("README.md", text), ("recipe.yaml", recipe), ("pipeline.py", CODE)):
         with atomic_write(out / name) as part:

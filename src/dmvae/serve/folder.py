@@ -20,6 +20,7 @@ from dmvae.generators import Generator, load_generator
 from dmvae.inputs import generator_of
 from dmvae.jobs import Job
 from dmvae.models.base import Tokenizer
+from dmvae.models.velocity import VelocityModel
 from dmvae.registry import nearest
 from dmvae.report.run import Run
 from dmvae.runtime.precision import Precision, autocast
@@ -87,6 +88,15 @@ class Folder:
             raise ValueError(f"{method} has no generator yet: its stage generator is not finished")
         sample = self.run.recipes[method].section("sample")
         return self.networks.get(folder / generator_of(sample.snapshot if sample else None), load_generator)
+
+    def guide(self, method: str) -> VelocityModel | None:
+        """The network that guides the method's samples in place of the velocity without a label, if any does."""
+        sample, folder = self.run.recipes[method].section("sample"), self.finished(method, "generator")
+        if not folder or sample is None or sample.guide is None:
+            return None
+        guide = self.networks.get(folder / generator_of(sample.guide), load_generator)
+        assert isinstance(guide, VelocityModel)
+        return guide
 
     @cached_property
     def classes(self) -> list[str]:

@@ -182,7 +182,7 @@ def samples(
     generator, section = folder.generator(method), folder.run.recipes[method].section("sample") or SampleConfig()
     if not 0 <= label <= generator.config.num_classes:
         raise ValueError(f"class {label} is not one of {method}'s generator, which has {generator.config.num_classes}")
-    settings = replace(section, method=sampler, steps=steps).settings(guidance)
+    settings = replace(section, method=sampler, steps=steps).settings(guidance, folder.guide(method))
     return _draw(folder, method, torch.full((count,), label), [image_seed(seed, i) for i in range(count)], settings)
 
 

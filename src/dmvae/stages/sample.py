@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from dmvae import config as configs
 from dmvae.datasets.pixels import to_uint8
-from dmvae.flow.guidance import require_interval
+from dmvae.flow.guidance import Velocity, require_interval
 from dmvae.flow.samplers import Sampler, Sampling
 from dmvae.generators import Generator
 from dmvae.inputs import Inputs, generator_of
 from dmvae.models.base import Tokenizer
+from dmvae.models.velocity import VelocityModel
 from dmvae.ranges import BatchSize, Count, Decay, Guidance, SamplerSteps, Share, TimeShift
 from dmvae.registry import find, names, nearest
 from dmvae.runtime import distributed
@@ -27,9 +28,10 @@ from dmvae.runtime.console import Bar
 from dmvae.runtime.files import write_tensors
 from dmvae.runtime.precision import autocast, uses_bf16
 from dmvae.runtime.transfer import send
+from dmvae.stages.generator import GeneratorTraining
 from dmvae.tokenizers.adapted import load_tokenizer
 from dmvae.training.preparing import compile_networks
-from dmvae.training.stage import Facts, Stage, TrainingConfig, stage
+from dmvae.training.stage import Facts, Stage, stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,9 @@ class SampleConfig:
     snapshot: Count | None = configs.added(None)
     """Step of the generator's snapshot to draw from, of those that `generator.keep_at` or `run.keep_every` keep; null
     is the finished one."""
+    guide: Count | None = configs.added(None)
+    """Step of the snapshot that guides in place of the velocity without a label, an early and so a weaker one
+    (autoguidance, arXiv 2406.02507), at scales other than 1; null is classifier-free guidance."""
 
     def __post_init__(self) -> None:
         if self.method not in names(Sampler):
@@ -64,8 +69,8 @@ class SampleConfig:
         if not self.guidance:
             raise ValueError("guidance needs at least one scale; 1.0 is no guidance")
 
-    def settings(self, scale: float) -> Sampling:
-        """The sampler's settings at one guidance scale."""
+    def settings(self, scale: float, guide: Velocity | None = None) -> Sampling:
+        """The sampler's settings at one guidance scale, and the network that guides, if any."""
         return Sampling(
             method=self.method,
             steps=self.steps,
@@ -73,6 +78,7 @@ class SampleConfig:
             last_step=self.last_step,
             guidance=scale,
             guidance_interval=self.guidance_interval,
+            guide=guide,
         )
 
 
@@ -89,10 +95,13 @@ class SampleStage(Stage[SampleConfig]):
     def run(self) -> Facts:
         config, inputs = self.config, self.inputs
         autoencoder = load_tokenizer(inputs.reads["latents"] / "autoencoder").to(inputs.device).eval()
-        generator = inputs.generator("generator", generator_at(config.snapshot, inputs)).to(inputs.device).eval()
+        generator = self._generator(config.snapshot, "snapshot")
+        guide = self._generator(config.guide, "guide") if config.guide is not None else None
+        assert guide is None or isinstance(guide, VelocityModel)
         if inputs.sections.run.compile:  # not the decoder, which runs once where the generator runs in every step
             assert isinstance(generator, nn.Module)
-            compile_networks(nn.ModuleDict({"generator": generator}))
+            networks = {"generator": generator} if guide is None else {"generator": generator, "guide": guide}
+            compile_networks(nn.ModuleDict(networks))
         labels = balanced_labels(config.count, inputs.num_classes)
         with Bar(f"{inputs.variant}  {self.name}", config.count * len(config.guidance), "images") as bar:
             for scale in config.guidance:
@@ -105,35 +114,46 @@ class SampleStage(Stage[SampleConfig]):
                         seeds = [image_seed(inputs.seed, i) for i in range(start, start + len(chunk))]
                         with autocast(inputs.device, inputs.sections.run.precision):
                             images = generate(
-                                generator, autoencoder, chunk, seeds, config.settings(scale), inputs.device
+                                generator, autoencoder, chunk, seeds, config.settings(scale, guide), inputs.device
                             )
                         write_tensors(path, {"images": images, "labels": chunk, "seeds": torch.tensor(seeds)})
                     bar.step(len(chunk))
         distributed.barrier()
         return {"images": config.count, "bf16": uses_bf16(inputs.device, inputs.sections.run.precision)}
 
+    def _generator(self, step: int | None, field: str) -> Generator:
+        """The generator of that step, on the device."""
+        name = generator_at(step, self.inputs, field)
+        return self.inputs.generator("generator", name).to(self.inputs.device).eval()
+
     @classmethod
     def problems(cls, config: SampleConfig, inputs: Inputs, others: Mapping[str, object]) -> Iterator[str]:
-        training, step, every = others["generator"], config.snapshot, inputs.sections.run.keep_every
-        assert isinstance(training, TrainingConfig)
-        if step is not None and not (step <= training.steps and training.keeps(step, every)):
-            yield (
-                f"sample.snapshot: step {step} is none of those that are kept: generator.keep_at is "
-                f"{list(training.keep_at)}, run.keep_every {every}, generator.steps {training.steps}; add it to "
-                "generator.keep_at, or set snapshot to null for the finished generator"
-            )
+        training, every = others["generator"], inputs.sections.run.keep_every
+        assert isinstance(training, GeneratorTraining)
+        for name, otherwise in (("snapshot", "for the finished generator"), ("guide", "for the one without a label")):
+            step = getattr(config, name)
+            if step is not None and not (step <= training.steps and training.keeps(step, every)):
+                yield (
+                    f"sample.{name}: step {step} is none of those that are kept: generator.keep_at is "
+                    f"{list(training.keep_at)}, run.keep_every {every}, generator.steps {training.steps}; add it to "
+                    f"generator.keep_at, or set {name} to null {otherwise}"
+                )
+        if config.guide is not None and set(config.guidance) == {1.0}:
+            yield "sample.guide: a guidance scale of 1 asks nothing to guide; add others to sample.guidance"
+        if config.guide is not None and not issubclass(training.model.network, VelocityModel):
+            yield f"sample.guide: {training.model.type!r} has no velocity to guide; set it to null"
 
 
-def generator_at(step: int | None, inputs: Inputs) -> str:
-    """Where in its stage's folder the generator of that step is; None is the finished one. Raises ValueError where no
-    snapshot was kept then."""
+def generator_at(step: int | None, inputs: Inputs, field: str = "snapshot") -> str:
+    """Where in its stage's folder the generator of that step is; None is the finished one. Raises ValueError, naming
+    the field that asks, where no snapshot was kept then."""
     name = generator_of(step)
     if step is not None and not inputs.has("generator", name):
         folder = inputs.reads["generator"]
         kept = sorted(int(f.name[5:]) for f in folder.glob("snapshots/step-*"))
         there = f"there are those of {', '.join(map(str, kept))}" if kept else "there are none"
         raise ValueError(
-            f"sample.snapshot: the generator of step {step} was not kept, {there}; remove {folder} to train it anew "
+            f"sample.{field}: the generator of step {step} was not kept, {there}; remove {folder} to train it anew "
             "with generator.keep_at"
         )
     return name

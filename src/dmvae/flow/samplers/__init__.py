@@ -30,6 +30,8 @@ class Sampling:
     """Guidance scale; 1 is none."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     """Times in which guidance acts."""
+    guide: Velocity | None = None
+    """The network that guides in place of the velocity without a label; None is that."""
 
 
 class Sampler(Registered):
