@@ -6,6 +6,7 @@ import torch
 import processes
 from dmvae.generators.flow import FlowModelConfig
 from dmvae.losses.alignment.repa_e import RepaE
+from dmvae.losses.pull import Pull
 from dmvae.runtime import distributed
 
 CONFIG = RepaE(model=FlowModelConfig(width=16, depth=2, heads=2), width=8, depth=1)
@@ -38,16 +39,18 @@ def network():
 
 
 def gradients(projection, part):
-    """(at the latents; at the projection's parameters, averaged over ranks)."""
+    """(at the latents; at the projection's parameters, averaged over ranks; the norm of the first that is told)."""
     z, labels = numbers(0)[part].requires_grad_(), torch.tensor([0, 1, 2, 1])[part]
     alignment, own, _ = CONFIG.losses(projection, z, labels, numbers(1, 6)[part], Given(part))
     (pull,) = torch.autograd.grad(alignment, z, retain_graph=True)
     own.backward()
+    late: dict = {}
+    Pull.apply(z, pull, 1.5, False, late, "alignment").square().mean().backward()
     parameters = {name: p for name, p in projection.named_parameters() if p.requires_grad}
     whole = {name: distributed.whole_tensor(p.grad) for name, p in parameters.items()}
     if not distributed.is_sharded(next(iter(parameters.values()))):
         whole = {name: distributed.average(gradient) for name, gradient in whole.items()}
-    return pull, whole
+    return pull, whole, late["health/gradient_alignment"]
 
 
 def on_rank(rank, folder):
@@ -66,12 +69,14 @@ def on_rank(rank, folder):
 def test_the_gradients_are_those_of_the_whole_batch(tmp_path):
     assert processes.on_ranks(on_rank, str(tmp_path)) == [0, 0]
     projection = network()
-    pull, whole = gradients(projection, slice(None))
+    pull, whole, norm = gradients(projection, slice(None))
+    assert norm.item() == pytest.approx(1.5 * pull.norm().item())
     for way in ("whole", "sharded"):
         found = [torch.load(tmp_path / f"{way}-{rank}") for rank in range(2)]
         # of a mean over two images each, and not over four
         assert torch.allclose(torch.cat([f[0] for f in found]) / 2, pull, atol=1e-6)
-        for _, of_rank, weights in found:
+        for _, of_rank, told, weights in found:
+            assert told.item() == pytest.approx(norm.item(), rel=1e-4)
             assert set(of_rank) == set(whole)
             assert all(torch.allclose(of_rank[name], gradient, atol=1e-5) for name, gradient in whole.items())
             assert set(weights) == set(projection.state_dict())
