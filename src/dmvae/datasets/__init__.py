@@ -22,6 +22,12 @@ class Items(Protocol):
     def __getitem__(self, index: int, /) -> object: ...
 
 
+def name_of(items: Items, index: int) -> str:
+    """What errors call an item: its file, where the data set tells it, else its number."""
+    known = getattr(items, "name", None)
+    return known(index) if known is not None else f"item {index}"
+
+
 class Labelled(Items, Protocol):
     """Items whose labels are known without reading them."""
 

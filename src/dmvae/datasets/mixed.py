@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from dmvae.datasets import Dataset
+from dmvae.datasets import Dataset, name_of
 
 
 def fair_order(labels: Tensor) -> Tensor:
@@ -52,9 +52,8 @@ class Shuffled:
         return self.dataset[int(self.order[index])]
 
     def name(self, index: int) -> str:
-        """Of an item's file, where the data set tells it."""
-        known = getattr(self.dataset, "name", None)
-        return known(int(self.order[index])) if known is not None else f"item {int(self.order[index])}"
+        """As the data set names it."""
+        return name_of(self.dataset, int(self.order[index]))
 
 
 class ShuffledInMemory(Shuffled):

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dmvae.datasets import Items
+from dmvae.datasets import Items, name_of
 from dmvae.datasets.loading import passes
 from dmvae.datasets.pixels import as_input
 from dmvae.evaluation.latents import ChannelMoments
@@ -186,9 +186,8 @@ class BothWays:
         return torch.where(turned, images.flip(-1), images), labels
 
     def name(self, index: int) -> str:
-        """Of an item's file, where the data set tells it."""
-        known = getattr(self.dataset, "name", None)
-        return known(index % self.n) if known is not None else f"item {index % self.n}"
+        """As the data set names it."""
+        return name_of(self.dataset, index % self.n)
 
 
 class Stored:
