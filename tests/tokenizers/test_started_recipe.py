@@ -281,6 +281,7 @@ def test_the_shipped_recipe_runs_from_the_tokenizer_that_its_head_makes(tmp_path
     exec(re.search(r'python -c "(.*?)"', head)[1])
     short = {f"{stage}.{name}": n for stage in ("reference", "matching", "decoder") for name, n in TINY.items()}
     shapes = {"type": "shapes", "size": 16, "channels": 3, "num_classes": 2, "count": 16, "test_count": 8}
+    short |= {f"variants.reconstructed.tokenizer.{name}": n for name, n in TINY.items()}
     off = dict.fromkeys(("losses.perceptual", "generator", "sample", "evaluate"))
     run = dmvae.run("existing_tokenizer", **{"pretrained.path": "vae", "data": shapes}, **short, **off)
     assert run.tokenizer("matched").config["source"]["type"] == "diffusers"

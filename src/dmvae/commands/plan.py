@@ -229,10 +229,11 @@ def _time(seconds: float) -> str:
 def _lacking(recipe: Recipe, machine: Machine, data: bool) -> Iterator[str]:
     if recipe.autoencoder and recipe.pretrained is None:
         yield from recipe.autoencoder.encoder.missing()
-    for name in ("tokenizer", "generator"):
-        alignment = getattr(recipe.section(name), "alignment", None)
-        if alignment is not None and alignment.target is not None:
-            yield from alignment.target.missing()
+    stages = [recipe.section(name) for name in ("encoder", "tokenizer", "generator")]
+    for section in (*stages, *(getattr(stage, "alignment", None) for stage in stages)):
+        target = getattr(section, "target", None)
+        if target is not None:
+            yield from target.missing()
     yield from checks.lacking(recipe, recipe.stages())
     if data:
         yield from checks.problems(recipe, recipe.stages(), machine.ranks)

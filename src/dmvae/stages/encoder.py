@@ -1,12 +1,14 @@
-"""Stage `encoder`: a small self-supervised encoder, where no pretrained one is used.
+"""Stage `encoder`: a small encoder, which learns from the images alone or from a large one.
 
-SimCLR (Chen et al., arXiv 2002.05709): its loss is one matrix product, without a second network or a momentum schedule.
-On small images its features tell classes apart after minutes on a CPU.
+From the images: SimCLR (Chen et al., arXiv 2002.05709). Its loss is one matrix product, without a second network or a
+momentum schedule. On small images its features tell classes apart after minutes on a CPU.
+From a large encoder with public weights: its features of the same views, place by place (Beyer et al., arXiv
+2106.05237: both networks are shown one crop). Only the small one is needed afterwards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -14,7 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmvae.encoders import Encoder
+from dmvae import config as configs
+from dmvae.encoders import Encoder, EncoderConfig, require_stride
+from dmvae.inputs import Inputs
 from dmvae.ranges import Decay, Range, Scale, Width
 from dmvae.runtime import distributed
 from dmvae.runtime.random import Random
@@ -24,12 +28,15 @@ from dmvae.training.stage import Batch, Networks, TrainingConfig, TrainingStage,
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderTraining(TrainingConfig):
-    """Self-supervised training of the encoder."""
+    """Training of the encoder, self-supervised or by another encoder."""
 
+    target: EncoderConfig | None = configs.added(None)
+    """An encoder with public weights whose features this one learns: what a large network knows, in a small one that
+    then encodes. Its stride must be this one's. null: SimCLR, from the images alone."""
     temperature: Scale = 0.2
-    """Temperature of the contrastive loss's softmax."""
+    """Temperature of the contrastive loss's softmax; of SimCLR alone."""
     projection: Width = 128
-    """Width of the space in which views are compared."""
+    """Width of the space in which views are compared; of SimCLR alone."""
     min_crop: Annotated[float, Range(0, 1, "(]")] = 0.3
     """Smallest share of an image's area in a view."""
     ema: Decay = 0.99
@@ -38,7 +45,10 @@ class EncoderTraining(TrainingConfig):
 
 class EncoderNetworks(Networks):
     encoder: Encoder
-    projector: nn.Sequential
+    projector: nn.Module
+    """From features to the space in which they are compared."""
+    target: nn.Module
+    """The frozen encoder that is learnt from, where there is one."""
 
 
 @stage("encoder")
@@ -51,17 +61,54 @@ class EncoderStage(TrainingStage[EncoderTraining, EncoderNetworks]):
         networks = EncoderNetworks()
         networks.encoder = self.inputs.new_encoder()
         width = networks.encoder.channels
-        networks.projector = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, self.config.projection))
+        if self.config.target is None:
+            networks.projector = nn.Sequential(
+                nn.Linear(width, width), nn.ReLU(), nn.Linear(width, self.config.projection)
+            )
+        else:
+            networks.target = target = self.inputs.frozen_encoder(self.config.target)
+            require_stride(target, networks.encoder.stride, 1, "encoder.target")
+            # Linear, so that the features hold what the target's hold, and not a network behind them.
+            networks.projector = nn.Conv2d(width, target.channels, 1)
         networks.trains["encoder"] = [*networks.encoder.parameters(), *networks.projector.parameters()]
         networks.averaged = ("encoder",)
         return networks
 
     def updates(self, networks: EncoderNetworks, batch: Batch, rng: Random) -> Iterator[Update]:
-        views = torch.cat([random_view(batch.data, rng, self.config.min_crop) for _ in range(2)])
-        features = networks.encoder(views).float().mean(dim=(2, 3))
-        a, b = F.normalize(networks.projector(features), dim=1).chunk(2)
-        loss, accuracy = contrast(distributed.gather(a), distributed.gather(b), self.config.temperature)
-        yield Update("encoder", loss, {"encoder/pairs_found": accuracy})
+        def view() -> Tensor:
+            return random_view(batch.data, rng, self.config.min_crop)
+
+        if self.config.target is None:
+            features = networks.encoder(torch.cat([view(), view()])).float().mean(dim=(2, 3))
+            a, b = F.normalize(networks.projector(features), dim=1).chunk(2)
+            loss, accuracy = contrast(distributed.gather(a), distributed.gather(b), self.config.temperature)
+            yield Update("encoder", loss, {"encoder/pairs_found": accuracy})
+        else:
+            seen = view()
+            with torch.no_grad():
+                features = standardized(networks.target(seen).float())
+            yield Update("encoder", F.mse_loss(networks.projector(networks.encoder(seen)).float(), features))
+
+    @classmethod
+    def problems(cls, config: EncoderTraining, inputs: Inputs, others: Mapping[str, object]) -> Iterator[str]:
+        if config.target is None:
+            return
+        if config.target.starts_random:
+            yield (
+                f"encoder.target: {config.target.type!r} would be random, and there is nothing to learn from it; give "
+                "an encoder with public weights (type: timm)"
+            )
+        for name in ("temperature", "projection"):
+            if getattr(config, name) != getattr(EncoderTraining, name):
+                yield f"encoder.{name}: it is SimCLR's, and with encoder.target there is none; leave one of both out"
+
+
+def standardized(features: Tensor) -> Tensor:
+    """Features [n, F, h, w] with mean 0 and variance 1 in each channel, over the places of all ranks' images: so the
+    mean square of what is left of them is a share of variance, and no few channels of a large spread decide it."""
+    moments = torch.stack([features.mean(dim=(0, 2, 3)), features.square().mean(dim=(0, 2, 3))])
+    mean, square = distributed.average(moments)[:, :, None, None].unbind()
+    return (features - mean) * (square - mean.square()).clamp_min(1e-12).rsqrt()
 
 
 def contrast(a: Tensor, b: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
