@@ -25,6 +25,7 @@ from dmvae.evaluation.metrics import Metric
 from dmvae.flow.samplers import Sampler
 from dmvae.generators import GeneratorConfig
 from dmvae.losses.alignment import AlignmentConfig
+from dmvae.losses.discriminators import AdversarialConfig
 from dmvae.losses.perceptual import PerceptualConfig
 from dmvae.matching import Matching
 from dmvae.references import ReferenceConfig
@@ -44,6 +45,7 @@ FAMILIES: dict[str, tuple[type[Registered], str, str]] = {
     "metrics": (Metric, "Metrics", "evaluate.metrics"),
     "features": (FeaturesConfig, "Feature extractors", "evaluate.features"),
     "alignments": (AlignmentConfig, "Alignments", "tokenizer.alignment"),
+    "discriminators": (AdversarialConfig, "Discriminators", "losses.adversarial"),
     "perceptual": (PerceptualConfig, "Perceptual losses", "losses.perceptual"),
     "tokenizers": (TokenizerSource, "Finished tokenizers", "pretrained"),
 }

@@ -53,7 +53,7 @@ def test_the_examples_load_as_one_plugin(recipe):
     main = load(recipe)["main"]
     chosen = (
         *(main.data, main.autoencoder.encoder, main.autoencoder.decoder, main.reference.distribution),
-        *(main.matching.objective, main.generator.model, main.tokenizer.alignment),
+        *(main.matching.objective, main.generator.model, main.tokenizer.alignment, main.losses.adversarial),
     )
     assert {type(part).__module__.startswith(PLUGIN) for part in chosen} == {True}
     assert {part.type for part in chosen} == NAMES - {"damped", "brightness", "sharpen"}
@@ -64,7 +64,7 @@ def test_the_examples_load_as_one_plugin(recipe):
 
 def test_the_examples_are_short_and_each_kind_has_one():
     assert [block for block in BLOCKS if len([line for line in block.splitlines() if line]) > 25] == []
-    assert len(BLOCKS) == len(CHOICES) == len(NAMES) == 10
+    assert len(BLOCKS) == len(CHOICES) == len(NAMES) == 11
 
 
 @pytest.mark.slow
@@ -74,6 +74,7 @@ def test_the_examples_run(recipe):
     run_dir = recipe.parent / "run"
     assert "two_moments/mean" in (run_dir / "main/matching/log.jsonl").read_text()
     assert "pooled/cosine" in (run_dir / "main/tokenizer/log.jsonl").read_text()
+    assert json.loads((run_dir / "main/decoder/discriminator/config.json").read_text())["_class_name"] == "Patches"
     assert "sharpen/mean" in (run_dir / "main/sharpen/log.jsonl").read_text()
     methods = json.loads((run_dir / "summary.json").read_text())["methods"]
     assert {"brightness", "contrast", "latent_norm"} <= set(methods["main"])

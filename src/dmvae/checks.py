@@ -14,7 +14,6 @@ from dmvae.inputs import Blueprint, Inputs, build_autoencoder, first_tokenizer
 from dmvae.recipe import Recipe
 from dmvae.registry import nearest
 from dmvae.runtime import distributed
-from dmvae.stages.reconstruction import new_discriminator
 from dmvae.training.data import require_batch, require_split
 from dmvae.training.preparing import checkpoint_activations
 from dmvae.training.stage import AnyStage, AnyTraining, Buildable, Networks, TrainingStage
@@ -128,7 +127,7 @@ def blank_networks(recipe: Recipe, stage: type[AnyTraining], num_classes: int) -
 def _try_discriminator(recipe: Recipe) -> None:
     data = recipe.data
     with torch.device("meta"):
-        discriminator = new_discriminator(recipe.losses, data.channels)
+        discriminator = Blueprint(recipe, "", {}, 1).new_discriminator()
         if discriminator is not None:
             discriminator(torch.empty(2, data.channels, data.size, data.size))
 

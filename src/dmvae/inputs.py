@@ -22,7 +22,7 @@ from dmvae.generators import Generator, load_generator
 from dmvae.latents.store import encode_dataset
 from dmvae.losses.perceptual import PerceptualLoss
 from dmvae.models.base import Encodes, Tokenizer
-from dmvae.models.discriminator import PatchGAN
+from dmvae.models.discriminator import Discriminator
 from dmvae.runtime import distributed
 from dmvae.runtime.console import console
 from dmvae.runtime.done import read_done
@@ -143,12 +143,19 @@ class Inputs:
             return adapt(source, size=self.data.size, channels=self.data.channels, pretrained=True)
         return self.autoencoder()
 
-    def discriminator(self) -> PatchGAN | None:
+    def discriminator(self) -> Discriminator | None:
         """The discriminator as the last stage left it, to go on training, or None without one."""
         folder = self.tokenizer_folder
         if folder is None or not (folder / "discriminator").exists():
             return None
-        return PatchGAN.from_pretrained(folder / "discriminator").train()
+        return self.sections.losses.adversarial.network.from_pretrained(folder / "discriminator").train()
+
+    def new_discriminator(self) -> Discriminator | None:
+        """The recipe's discriminator, which has not learnt yet, or None where the adversary has no weight."""
+        config, data = self.sections.losses.adversarial, self.data
+        if config.weight == 0:
+            return None
+        return config.build(size=data.size, channels=data.channels, pretrained=self.weights)
 
     def perceptual(self) -> PerceptualLoss | None:
         """The recipe's perceptual loss, or None without one."""

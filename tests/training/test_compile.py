@@ -8,7 +8,8 @@ from torch._dynamo.backends.common import aot_autograd
 import tiny
 from dmvae.decoders.conv import ConvDecoder
 from dmvae.inputs import Blueprint
-from dmvae.losses import AdversarialConfig, LossConfig
+from dmvae.losses import LossConfig
+from dmvae.losses.discriminators.patchgan import PatchGANConfig
 from dmvae.losses.perceptual import PerceptualLoss
 from dmvae.matching.dmd import DMD
 from dmvae.models.discriminator import PatchGAN
@@ -83,7 +84,7 @@ def adversarial_step(backend=None):
     if backend is not None:
         compile_networks(networks, backend=counting.backend)
     x, rng = torch.randn(2, 3, 16, 16), Random(0)
-    config = LossConfig(adversarial=AdversarialConfig(augment=False))
+    config = LossConfig(adversarial=PatchGANConfig(augment=False))
     recon = model.decode(torch.randn(2, 4, 4, 4)).sample
     loss, _ = reconstruct(networks, config, x, recon, rng)
     early = counting.backward

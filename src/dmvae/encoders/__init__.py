@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -24,6 +25,13 @@ class Encoder(nn.Module):
         def __call__(self, images: Tensor) -> Tensor:
             """images [n, c, h, w] in [-1, 1] -> features [n, channels, h / stride, w / stride]."""
             ...
+
+
+def levels(encoder: Encoder, images: Tensor) -> list[Tensor]:
+    """Features [n, c', h', w'] of images [n, c, h, w] at several depths of an encoder that gives them by a method
+    `levels`, shallow ones first; of another one its features alone."""
+    of: Callable[[Tensor], list[Tensor]] | None = getattr(encoder, "levels", None)
+    return [encoder(images)] if of is None else of(images)
 
 
 def require_stride(encoder: Encoder, stride: int, patch: int, place: str) -> None:

@@ -60,9 +60,22 @@ class Features(Encoder):
         self.stem, self.act, self.blocks = network.conv_stem, network.bn1, network.blocks
         self.enlarge, self.stride = enlarge, stride
         self.channels: int = network.feature_info[-1]["num_chs"]
+        self.named = {info["module"] for info in network.feature_info}
 
     def forward(self, images: Tensor) -> Tensor:
+        return self.blocks(self._begun(images))
+
+    def levels(self, images: Tensor) -> list[Tensor]:
+        """The last features of each width that timm names: five levels."""
+        x, found = self._begun(images), []
+        for i, stage in enumerate(self.blocks):
+            x = stage(x)
+            if f"blocks.{i}" in self.named:
+                found.append(x)
+        return found
+
+    def _begun(self, images: Tensor) -> Tensor:
         images = images.expand(-1, 3, -1, -1)
         if self.enlarge > 1:
             images = F.interpolate(images, scale_factor=self.enlarge, mode="bilinear", align_corners=False)
-        return self.blocks(self.act(self.stem(images)))
+        return self.act(self.stem(images))

@@ -137,17 +137,36 @@ class Features(Encoder):
 
     def forward(self, images: Tensor) -> Tensor:
         height, width = images.shape[2:]
+        out = self.model.forward_features(self._scaled(images))
+        if out.ndim == 4:
+            return out if self.channels_first else out.permute(0, 3, 1, 2)
+        grid = (height // self.stride, width // self.stride)
+        return out[:, self.prefix :].unflatten(1, grid).permute(0, 3, 1, 2)
+
+    def levels(self, images: Tensor) -> list[Tensor]:
+        """Features at four depths: at each quarter of a transformer's blocks, of the last four levels of another
+        network. Of a model for which timm gives none, those of `forward`."""
+        if not hasattr(self.model, "forward_intermediates"):
+            return [self(images)]
+        depth = len(self.model.blocks) if hasattr(self.model, "num_prefix_tokens") else 0
+        found: list[Tensor] = self.model.forward_intermediates(
+            self._scaled(images),
+            indices=sorted({-(-depth * i // 4) - 1 for i in range(1, 5)}) if depth else 4,
+            intermediates_only=True,
+            output_fmt="NCHW",
+        )
+        return found
+
+    def _scaled(self, images: Tensor) -> Tensor:
+        """In the model's own range. Raises ValueError for a size that it does not take."""
+        height, width = images.shape[2:]
         if self.size is not None and (height, width) != (self.size, self.size):
             raise ValueError(
                 f"this encoder takes images of {self.size}x{self.size} and no others, not {height}x{width}; resize or "
                 "crop them, or train the tokenizer on a plain vision transformer or a convolutional network"
             )
         # A grey image broadcasts to the model's three channels here.
-        out = self.model.forward_features(torch.addcmul(self.shift, images, self.scale))
-        if out.ndim == 4:
-            return out if self.channels_first else out.permute(0, 3, 1, 2)
-        grid = (height // self.stride, width // self.stride)
-        return out[:, self.prefix :].unflatten(1, grid).permute(0, 3, 1, 2)
+        return torch.addcmul(self.shift, images, self.scale)
 
     @property
     def gradient_checkpointing(self) -> bool:

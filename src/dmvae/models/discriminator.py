@@ -1,4 +1,4 @@
-"""PatchGAN (pix2pix, arXiv 1611.07004): a realness logit for each patch of an image."""
+"""What tells images from reconstructions, and PatchGAN (pix2pix, arXiv 1611.07004), which does so for each patch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,15 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
-class PatchGAN(Model):
+class Discriminator(Model):
+    """`forward(x)`: images [n, c, h, w] in [-1, 1] -> logits of any shape, higher for what looks real."""
+
+    def compiled_parts(self) -> list[nn.Module]:
+        """None, as of `PerceptualLoss`."""
+        return []
+
+
+class PatchGAN(Discriminator):
     """Strided 4x4 convolutions. Each of `layers` halves the image; one logit sees 16, 34 or 70 pixels
     across with 1, 2 or 3 of them.
 
@@ -51,10 +59,6 @@ class PatchGAN(Model):
                 nn.init.constant_(module.bias, 0.0)  # type: ignore[arg-type]
             elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
                 nn.init.normal_(module.weight, mean=1.0, std=0.02)
-
-    def compiled_parts(self) -> list[nn.Module]:
-        """None, as of `PerceptualLoss`."""
-        return []
 
     def forward(self, x: Tensor) -> Tensor:
         """x [n, c, h, w] in [-1, 1] -> logits [n, 1, about h / 2**layers, about w / 2**layers]."""

@@ -8,26 +8,16 @@ import torch
 from torch import Tensor
 
 from dmvae.inputs import Inputs
-from dmvae.losses import AdversarialConfig, LossConfig
+from dmvae.losses import LossConfig
 from dmvae.losses.adversarial import adaptive_weight, augment, consistency, hinge_discriminator, hinge_generator
+from dmvae.losses.discriminators import AdversarialConfig
 from dmvae.losses.perceptual import PerceptualLoss
 from dmvae.losses.reconstruction import reconstruction_loss
 from dmvae.models.base import Tokenizer
-from dmvae.models.discriminator import PatchGAN
+from dmvae.models.discriminator import Discriminator
 from dmvae.runtime import distributed
 from dmvae.runtime.random import Random
 from dmvae.training.stage import N, Networks, T, TrainingStage, Update
-
-
-def new_discriminator(config: LossConfig, channels: int) -> PatchGAN | None:
-    """A fresh discriminator, or None when the adversarial weight is 0."""
-    adversary = config.adversarial
-    if adversary.weight == 0:
-        return None
-    model: PatchGAN = PatchGAN(
-        in_channels=channels, width=adversary.width, layers=adversary.layers, norm=adversary.norm
-    )
-    return model
 
 
 class DecoderNetworks(Networks):
@@ -35,21 +25,21 @@ class DecoderNetworks(Networks):
 
     autoencoder: Tokenizer
     perceptual: PerceptualLoss | None
-    discriminator: PatchGAN | None
+    discriminator: Discriminator | None
 
     def __init__(self, autoencoder: Tokenizer) -> None:
         super().__init__()
         self.autoencoder = autoencoder
         self.averaged = ("autoencoder",)
 
-    def add_losses(self, inputs: Inputs, discriminator: PatchGAN | None) -> None:
+    def add_losses(self, inputs: Inputs, discriminator: Discriminator | None) -> None:
         """Add the networks of the recipe's losses; a new discriminator where none is given and the recipe uses one."""
         losses = inputs.sections.losses
         perceptual = inputs.perceptual()
         self.perceptual = perceptual.requires_grad_(False) if perceptual is not None else None
-        self.discriminator = discriminator or new_discriminator(losses, inputs.data.channels)
+        self.discriminator = discriminator or inputs.new_discriminator()
         if self.discriminator is not None:
-            self.trains["discriminator"] = list(self.discriminator.parameters())
+            self.trains["discriminator"] = [p for p in self.discriminator.parameters() if p.requires_grad]
             if losses.adversarial.learning_rate is not None:
                 self.learning_rates["discriminator"] = losses.adversarial.learning_rate
 
@@ -105,7 +95,9 @@ def reconstruct(
     return (recon.float() * gradient).sum(), {name: value.detach() for name, value in log.items()}
 
 
-def discriminate(discriminator: PatchGAN, config: AdversarialConfig, x: Tensor, recon: Tensor, rng: Random) -> Update:
+def discriminate(
+    discriminator: Discriminator, config: AdversarialConfig, x: Tensor, recon: Tensor, rng: Random
+) -> Update:
     """The discriminator's update on images x and their reconstructions, both [n, c, h, w]."""
     images = torch.cat([x, recon.detach().float()])
     seen = torch.cat([augment(part, rng) for part in images.chunk(2)]) if config.augment else images

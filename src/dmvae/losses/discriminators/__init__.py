@@ -1,0 +1,44 @@
+"""Discriminators: one file each. They tell images from reconstructions, and the decoder learns to deceive them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from dmvae.models.discriminator import Discriminator
+from dmvae.ranges import Rate, Share, Weight
+from dmvae.registry import Registered
+
+DiscriminatorClass = type[Discriminator]
+"""Under a name, for in a registered class `type` is the word that recipes know it by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdversarialConfig(Registered):
+    """A discriminator, with hinge loss and the adaptive weight of VQGAN (arXiv 2012.09841)."""
+
+    required: ClassVar[tuple[str, ...]] = ("build", "network")
+    unnamed: ClassVar[str] = "patchgan"
+
+    network: ClassVar[DiscriminatorClass]
+    """The class of what `build` returns, by which a later stage loads it."""
+
+    weight: Weight = 0.5
+    """Generator term's weight on top of the adaptive one; 0 trains no discriminator."""
+    start: Share = 0.5
+    """Share of the tokenizer stage after which the adversary joins; later stages have it from their start."""
+    augment: bool = True
+    """Differentiable augmentation of what the discriminator sees (arXiv 2006.10738)."""
+    consistency: Weight = 0.0
+    """Weight of the squared difference between its answers with and without augmentation (arXiv 1910.12027)."""
+    learning_rate: Rate | None = None
+    """The discriminator's learning rate; null is the stage's."""
+
+    def missing(self) -> list[str]:
+        """What `build(pretrained=True)` would have to fetch, or lacks, for a dry run to tell."""
+        return []
+
+    def build(self, *, size: int, channels: int, pretrained: bool = False) -> Discriminator:
+        """The network for images [n, channels, size, size], with random weights where it trains; with `pretrained`,
+        with public ones where it does not."""
+        raise NotImplementedError
