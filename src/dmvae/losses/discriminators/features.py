@@ -19,6 +19,7 @@ from dmvae import config as configs
 from dmvae.config import Values
 from dmvae.encoders import EncoderConfig, levels
 from dmvae.losses.discriminators import AdversarialConfig, DiscriminatorClass
+from dmvae.models.base import full_precision
 from dmvae.models.discriminator import Discriminator
 from dmvae.ranges import Range, Width
 from dmvae.registry import register
@@ -42,10 +43,11 @@ class FeatureGAN(Discriminator):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [n, c, h, w] in [-1, 1] -> logits [n, levels, h', w'], h' w' being the finest level's places."""
-        logits = []
-        for level, layers in zip(levels(self.frozen, x), self.heads, strict=True):
+        seen = levels(self.frozen, x)
+        with full_precision(x):  # a spectral norm's power iteration rounds badly, and heads are small
             # Of length sqrt(channels) everywhere: levels and encoders differ in scale.
-            logits.append(layers(F.normalize(level.float(), dim=1) * level.shape[1] ** 0.5))
+            units = [F.normalize(level.float(), dim=1) * level.shape[1] ** 0.5 for level in seen]
+            logits = [layers(unit) for unit, layers in zip(units, self.heads, strict=True)]
         finest = max((answer.shape[-2:] for answer in logits), key=lambda size: size[0] * size[1])
         # A level counts as much as any other, however few places it has.
         return torch.cat([F.interpolate(answer, finest) for answer in logits], dim=1)
