@@ -45,8 +45,18 @@ OLD = {
 
 
 def test_stages_that_version_0_1_finished_are_found(tmp_path):
-    jobs = plan(load(tiny.write(tmp_path)), Path("x"))
+    for name in FOLDERS.values():
+        (tmp_path / "run/stages" / name).mkdir(parents=True)
+    jobs = plan(load(tiny.write(tmp_path)), tmp_path / "run")
     assert {f"{job.variant}/{job.stage.name}": job.folder.name for job in jobs} == FOLDERS
+
+
+def test_what_it_did_not_run_has_the_same_address_but_for_a_generator_behind_a_decoder(tmp_path):
+    """Which no longer depends on that decoder."""
+    jobs = plan(load(tiny.write(tmp_path)), Path("x"))
+    found = {f"{job.variant}/{job.stage.name}": job.folder.name for job in jobs}
+    others = {name for name in FOLDERS if found[name] != FOLDERS[name]}
+    assert others == {f"matched/{stage}" for stage in ("generator", "sample", "evaluate")}
 
 
 def test_the_new_spelling_of_the_same_has_the_same_address(tmp_path):

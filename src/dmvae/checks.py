@@ -11,6 +11,7 @@ import torch
 
 from dmvae.datasets import Split, open_dataset
 from dmvae.inputs import Blueprint, Inputs, build_autoencoder, first_tokenizer
+from dmvae.losses.discriminators import AdversarialConfig
 from dmvae.recipe import Recipe
 from dmvae.registry import nearest
 from dmvae.runtime import distributed
@@ -38,6 +39,15 @@ def lacking(recipe: Recipe, stages: Stages) -> Iterator[str]:
         yield 'run.tracker: wandb is not installed: pip install "dmvae[wandb]"'
 
 
+def adversaries(recipe: Recipe, stages: Stages) -> Iterator[AdversarialConfig]:
+    """The adversaries of these stages."""
+    if any(stage.trains_decoder for stage in stages):
+        yield recipe.losses.adversarial
+    own = getattr(recipe.section("decoder"), "adversarial", None)
+    if own is not None and any(stage.name == "decoder" for stage in stages):
+        yield own
+
+
 def problems(recipe: Recipe, stages: Stages, ranks: int | None = None) -> Iterator[str]:
     """Settings of these stages that do not fit the data, the latents or the number of ranks, which is that of this
     process's group unless given. The data set must be available."""
@@ -47,8 +57,8 @@ def problems(recipe: Recipe, stages: Stages, ranks: int | None = None) -> Iterat
     items, classes = len(train), len(train.classes)
     images = (recipe.data.size, recipe.data.channels)
     inputs = Inputs(recipe, "", Path(), {}, torch.device("cpu"))
-    if any(stage.trains_decoder for stage in stages):
-        yield from _complaint("", _once(_try_discriminator, recipe, by=[images, recipe.losses]))
+    for adversary in adversaries(recipe, stages):
+        yield from _complaint("", _once(_try_discriminator, inputs, adversary, by=[images, adversary]))
     if recipe.autoencoder is not None:
         parts = [images, recipe.autoencoder, recipe.autoencoder.encoder, recipe.autoencoder.decoder]
         yield from _complaint("autoencoder", _once(_try_autoencoder, recipe, by=parts))
@@ -124,12 +134,12 @@ def blank_networks(recipe: Recipe, stage: type[AnyTraining], num_classes: int) -
     return networks
 
 
-def _try_discriminator(recipe: Recipe) -> None:
-    data = recipe.data
-    with torch.device("meta"):
-        discriminator = Blueprint(recipe, "", {}, 1).new_discriminator()
-        if discriminator is not None:
-            discriminator(torch.empty(2, data.channels, data.size, data.size))
+def _try_discriminator(inputs: Inputs, adversary: AdversarialConfig) -> None:
+    data = inputs.data
+    if adversary.weight > 0:
+        with torch.device("meta"):
+            network = adversary.build(size=data.size, channels=data.channels)
+            network(torch.empty(2, data.channels, data.size, data.size))
 
 
 def _try_autoencoder(recipe: Recipe) -> None:

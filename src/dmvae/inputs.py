@@ -20,6 +20,7 @@ from dmvae.datasets.pixels import as_input
 from dmvae.encoders import Encoder, EncoderConfig
 from dmvae.generators import Generator, load_generator
 from dmvae.latents.store import encode_dataset
+from dmvae.losses.discriminators import AdversarialConfig
 from dmvae.losses.perceptual import PerceptualLoss
 from dmvae.models.base import Encodes, Tokenizer
 from dmvae.models.discriminator import Discriminator
@@ -150,12 +151,11 @@ class Inputs:
             return None
         return self.sections.losses.adversarial.network.from_pretrained(folder / "discriminator").train()
 
-    def new_discriminator(self) -> Discriminator | None:
-        """The recipe's discriminator, which has not learnt yet, or None where the adversary has no weight."""
-        config, data = self.sections.losses.adversarial, self.data
+    def new_discriminator(self, config: AdversarialConfig) -> Discriminator | None:
+        """A discriminator that has learnt nothing yet, or None where the adversary has no weight."""
         if config.weight == 0:
             return None
-        return config.build(size=data.size, channels=data.channels, pretrained=self.weights)
+        return config.build(size=self.data.size, channels=self.data.channels, pretrained=self.weights)
 
     def perceptual(self) -> PerceptualLoss | None:
         """The recipe's perceptual loss, or None without one."""

@@ -3,7 +3,7 @@
 A stage's folder is `run_dir/stages/NAME-FINGERPRINT`; `run_dir/VARIANT/NAME` is a link to it. The
 fingerprint covers the stage's config, the recipe sections that it uses, the content of the data set, of the
 files that a config names and of plugins, and the fingerprints of what it reads: so a changed field runs that stage
-and those that depend on it again, and no others.
+and those that depend on it again, and no others. A generator depends on the encoder, and on no decoder.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -72,17 +73,23 @@ def plan(recipes: dict[str, Recipe], run_dir: Path) -> list[Job]:
         if recipe.pretrained is not None:
             everything["autoencoder"] = None  # which then stands in the recipe for other variants
         folders: dict[str, Path] = {}
+        encoded: dict[str, str] = {}  # a stage's address as if no stage but those that change latents had run before
         for stage in recipe.stages():
             reads = {name: folders[name] for name in stage.reads if name in folders}
-            fingerprint = _fingerprint(stage, recipe, everything, splits, [folder.name for folder in reads.values()])
-            folders[stage.name] = run_dir / "stages" / f"{stage.name}-{fingerprint}"
+            address = partial(_address, stage, recipe, everything, splits)
+            name = address([folder.name for folder in reads.values()])
+            if not stage.keeps_latents:
+                encoded[stage.name] = address([encoded[of] for of in reads if of in encoded])
+            # Before version 0.2 every stage had the first address.
+            if stage.of_latents and not (run_dir / "stages" / name).exists():
+                name = encoded[stage.name]
+            folders[stage.name] = run_dir / "stages" / name
             jobs.append(Job(variant, stage, recipe, folders[stage.name], reads))
     return jobs
 
 
-def _fingerprint(
-    stage: AnyStage, recipe: Recipe, everything: Values, splits: dict[Split, str], reads: list[str]
-) -> str:
+def _address(stage: AnyStage, recipe: Recipe, everything: Values, splits: dict[Split, str], reads: list[str]) -> str:
+    """The name of a stage's folder, which reads stages of those addresses."""
     uses = {path: _at(everything, path) for path in stage.uses}
     data = {name: value for name, value in everything["data"].items() if name not in recipe.data.PLACES}
     key = {
@@ -95,7 +102,8 @@ def _fingerprint(
     }
     if own := [code for cls in stage.code(recipe.section(stage)) if (code := code_of(cls))]:
         key["code"] = own
-    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+    fingerprint = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+    return f"{stage.name}-{fingerprint}"
 
 
 def _content(member: Registered) -> Values:

@@ -229,8 +229,8 @@ def _time(seconds: float) -> str:
 def _lacking(recipe: Recipe, machine: Machine, data: bool) -> Iterator[str]:
     if recipe.autoencoder and recipe.pretrained is None:
         yield from recipe.autoencoder.encoder.missing()
-    if any(stage.trains_decoder for stage in recipe.stages()):
-        yield from recipe.losses.adversarial.missing()
+    for adversary in checks.adversaries(recipe, recipe.stages()):
+        yield from adversary.missing()
     stages = [recipe.section(name) for name in ("encoder", "tokenizer", "generator")]
     for section in (*stages, *(getattr(stage, "alignment", None) for stage in stages)):
         target = getattr(section, "target", None)

@@ -72,6 +72,6 @@ class PatchGAN(Discriminator):
         least = max(4, 3 * 2**layers)
         if min(height, width) < least:
             raise ValueError(
-                f"images of {height}x{width} pixels are too small for a discriminator with losses.adversarial.layers "
-                f"= {layers}, which needs {least}; use fewer layers (n of them need 3 * 2^n pixels)"
+                f"images of {height}x{width} pixels are too small for a discriminator with adversarial.layers = "
+                f"{layers}, which needs {least}; use fewer layers (n of them need 3 * 2^n pixels)"
             )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
 from torch import nn
 
+from dmvae import config as configs
+from dmvae.losses import LossConfig
+from dmvae.losses.discriminators import AdversarialConfig
 from dmvae.ranges import Decay, Range
 from dmvae.runtime.random import Random
 from dmvae.stages.reconstruction import DecoderNetworks, DecoderStage, discriminate, reconstruct
@@ -22,6 +25,9 @@ class DecoderTraining(TrainingConfig):
 
     noise: Annotated[float, Range(0, 1000)] = 0.0
     """As `tokenizer.noise`: the decoder is trained on latents with noise of this many standard deviations."""
+    adversarial: AdversarialConfig | None = configs.added(None)
+    """The adversary of this stage, by `type`, which has learnt nothing before; its `start` is a share of this stage.
+    null: that of `losses`, as the stages before left it."""
     ema: Decay = 0.999
     """Decay of the averaged weights that are saved."""
 
@@ -31,13 +37,21 @@ class DecoderTrainingStage(DecoderStage[DecoderTraining, DecoderNetworks]):
     Config = DecoderTraining
     reads = ("tokenizer", "matching")
     uses = ("losses", "pretrained")
+    keeps_latents = True
+
+    @property
+    def losses(self) -> LossConfig:
+        own = self.config.adversarial
+        return super().losses if own is None else replace(super().losses, adversarial=own)
 
     def build(self) -> DecoderNetworks:
         networks = DecoderNetworks(self.inputs.autoencoder())
         networks.autoencoder.requires_grad_(False)
         decoder = nn.ModuleList(networks.autoencoder.parts().decoder).requires_grad_(True)
         networks.trains["decoder"] = list(decoder.parameters())
-        networks.add_losses(self.inputs, self.inputs.discriminator())
+        own = self.config.adversarial
+        before = self.inputs.discriminator() if own is None else None
+        networks.add_losses(self.inputs, self.losses, before)
         return networks
 
     def updates(self, networks: DecoderNetworks, batch: Batch, rng: Random) -> Iterator[Update]:
@@ -46,7 +60,9 @@ class DecoderTrainingStage(DecoderStage[DecoderTraining, DecoderNetworks]):
         if self.config.noise > 0:
             z = noised(z, self.config.noise, rng)
         recon = networks.autoencoder.decode(z).sample
-        loss, log = reconstruct(networks, self.losses, batch.data, recon, rng)
+        own = self.config.adversarial
+        joined = own is None or batch.step >= own.start * batch.steps
+        loss, log = reconstruct(networks, self.losses, batch.data, recon, rng, joined)
         yield Update("decoder", loss, log, value=log["reconstruction/total"])
-        if networks.discriminator is not None:
+        if joined and networks.discriminator is not None:
             yield discriminate(networks.discriminator, self.losses.adversarial, batch.data, recon, rng)

@@ -53,6 +53,7 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
     reads = ("latents",)
     flips = False
     takes_parts = True
+    of_latents = True
 
     def build(self) -> GeneratorNetworks:
         networks = GeneratorNetworks()

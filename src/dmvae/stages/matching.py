@@ -245,7 +245,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
             networks.trains["student"] = [p for p in networks.student.parameters() if p.requires_grad]
         if config.student_learning_rate is not None:
             networks.learning_rates["student"] = config.student_learning_rate
-        networks.add_losses(inputs, inputs.discriminator())
+        networks.add_losses(inputs, self.losses, inputs.discriminator())
         return networks
 
     def updates(self, networks: MatchingNetworks, batch: Batch, rng: Random) -> Iterator[Update]:

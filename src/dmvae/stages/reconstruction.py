@@ -32,12 +32,11 @@ class DecoderNetworks(Networks):
         self.autoencoder = autoencoder
         self.averaged = ("autoencoder",)
 
-    def add_losses(self, inputs: Inputs, discriminator: Discriminator | None) -> None:
-        """Add the networks of the recipe's losses; a new discriminator where none is given and the recipe uses one."""
-        losses = inputs.sections.losses
+    def add_losses(self, inputs: Inputs, losses: LossConfig, discriminator: Discriminator | None) -> None:
+        """Add the networks of a stage's losses; a new discriminator where none is given and the losses use one."""
         perceptual = inputs.perceptual()
         self.perceptual = perceptual.requires_grad_(False) if perceptual is not None else None
-        self.discriminator = discriminator or inputs.new_discriminator()
+        self.discriminator = discriminator or inputs.new_discriminator(losses.adversarial)
         if self.discriminator is not None:
             self.trains["discriminator"] = [p for p in self.discriminator.parameters() if p.requires_grad]
             if losses.adversarial.learning_rate is not None:

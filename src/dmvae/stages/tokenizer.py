@@ -77,7 +77,7 @@ class TokenizerStage(DecoderStage[TokenizerTraining, TokenizerNetworks]):
         if isinstance(model, Autoencoder) and model.detail is not None:
             model.detail.requires_grad_(config.train_detail)
         networks.trains["tokenizer"] = [p for p in model.parameters() if p.requires_grad]
-        networks.add_losses(inputs, None)
+        networks.add_losses(inputs, self.losses, None)
         if config.alignment is not None:
             alignment, encoder = config.alignment, inputs.frozen_encoder(config.alignment.target)
             require_stride(encoder, model.stride, alignment.patch, "tokenizer.alignment.target")

@@ -73,6 +73,11 @@ class Stage(Registered, Generic[C]):
     """Whether the stage is left out of recipes that take a finished tokenizer (`pretrained`)."""
     trains_decoder: ClassVar[bool] = False
     """Whether it uses the reconstruction loss, and so the networks of that loss."""
+    keeps_latents: ClassVar[bool] = False
+    """Whether latents are the same before and after it."""
+    of_latents: ClassVar[bool] = False
+    """Whether it depends on latents alone, not on what decodes them: then it does not run again where a stage that
+    `keeps_latents` has changed."""
 
     def __init__(self, config: C, inputs: Inputs) -> None:
         self.config, self.inputs = config, inputs

@@ -93,8 +93,7 @@ class FeatureGANConfig(AdversarialConfig):
         """Raises ValueError for an encoder that would be random."""
         if self.encoder.starts_random:
             raise ValueError(
-                f"losses.adversarial.encoder: {self.encoder.type!r} would be random; give one with public weights "
-                "(type: timm)"
+                f"adversarial.encoder: {self.encoder.type!r} would be random; give one with public weights (type: timm)"
             )
         network = FeatureGAN(
             encoder=configs.plain(self.encoder),
