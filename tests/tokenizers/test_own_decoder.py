@@ -2,6 +2,7 @@
 
 import json
 
+import foreign
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -35,6 +36,15 @@ def folders(path, stage):
     return {job.variant: job.folder for job in plan(load(path), path.parent / "run") if job.stage.name == stage}
 
 
+def same_latents(one, other):
+    files = sorted(file.name for file in (one / "latents").glob("*.safetensors"))
+    assert files
+    for file in files:
+        here, there = (load_file(folder / "latents" / file) for folder in (one, other))
+        assert here.keys() == there.keys()
+        assert all(torch.equal(here[key], there[key]) for key in there)
+
+
 def test_decoders_of_one_encoder_share_its_generator_and_no_samples(finished):
     generators, samples = folders(finished, "generator"), folders(finished, "sample")
     assert generators["matched"] == generators["longer"] == generators["judged"]
@@ -45,11 +55,7 @@ def test_decoders_of_one_encoder_share_its_generator_and_no_samples(finished):
 def test_their_latents_are_the_same_bit_for_bit(finished):
     found = folders(finished, "latents")
     for name, other in (("longer", "matched"), ("judged", "matched"), ("kl_decoder", "kl")):
-        files = sorted(file.name for file in (found[name] / "latents").glob("*.safetensors"))
-        assert files
-        for file in files:
-            here, there = (load_file(found[which] / "latents" / file) for which in (name, other))
-            assert all(torch.equal(here[key], there[key]) for key in there)
+        same_latents(found[name], found[other])
 
 
 def test_one_s_samples_are_its_own_decoder_s(finished):
@@ -77,3 +83,20 @@ def test_a_random_one_is_refused_before_anything_runs(tmp_path):
     with pytest.raises(ValueError, match=r"adversarial\.encoder: 'conv' would be random"):
         tiny.run(path)
     assert not (tmp_path / "run/matched").exists()
+
+
+@pytest.mark.parametrize("kind", ["AutoencoderKL", "AutoencoderTiny", "AutoencoderDC", "vavae", "dmvae"])
+def test_a_finished_tokenizer_whose_decoder_is_trained_shares_the_generator_of_the_one_as_it_is(tmp_path, kind):
+    alone = dict.fromkeys(("reference", "matching"))
+    over = dict.fromkeys(("encoder", "tokenizer", "autoencoder", "generator", "sample", "evaluate"))
+    over |= {
+        "pretrained": foreign.source(kind, tmp_path),
+        "generator": {"steps": 1, "batch_size": 8, "model": tiny.DIT},
+    }
+    path = tiny.write(tmp_path, variants={"as_it_is": alone | {"decoder": None}, "trained": alone}, **over)
+    for name in ("as_it_is", "trained"):
+        tiny.run(path, name, until="latents")
+    assert len(set(folders(path, "generator").values())) == 1
+    found = folders(path, "latents")
+    assert found["trained"] != found["as_it_is"]
+    same_latents(found["trained"], found["as_it_is"])
