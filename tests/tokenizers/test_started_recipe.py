@@ -195,13 +195,16 @@ def test_what_was_trained_or_used_here_before_is_a_start_again(folder, tmp_path)
 
 def test_the_page_s_recipes_are_some():
     page = (Path(__file__).parents[2] / "docs/existing_tokenizer.md").read_text()
-    matched, further = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", page, re.DOTALL))
+    matched, further, decoded = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", page, re.DOTALL))
     names = [stage.name for stage in resolve(matched)["main"].stages()]
     assert names[:4] == ["reference", "matching", "decoder", "latents"]
     recipe = resolve(matched | dict.fromkeys(("reference", "matching", "decoder")) | further)["main"]
     assert [stage.name for stage in recipe.stages()][:2] == ["tokenizer", "latents"]
     alignment = recipe.section("tokenizer").alignment
     assert alignment.target.patch_size == 8 * alignment.patch, "a feature for each patch of the autoencoder's latents"
+    recipe = resolve(matched | dict.fromkeys(("reference", "matching")) | decoded)["main"]
+    assert [stage.name for stage in recipe.stages()][:2] == ["decoder", "latents"]
+    assert not recipe.section("decoder").adversarial.encoder.starts_random
     assert all(re.search(rf"`{name}`", page) for name in TRAINED)
 
 
