@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dmvae.flow.loss import flow_matching_loss, gaussian_loss, sample_time
+from dmvae.flow.loss import FlowPass, flow_matching_loss, gaussian_loss, sample_time
 from dmvae.matching import DMD, LAG, Context
 from dmvae.models.velocity import VelocityModel
 from dmvae.references.gaussian import Gaussian
@@ -51,12 +51,12 @@ def test_a_generator_and_a_student_train_at_shifted_times():
         seen.append(t)
         return torch.zeros_like(z_t)
 
-    class Network(torch.nn.Module):
+    class Network(VelocityModel):
         forward = staticmethod(velocity)
         time_distribution, time_shift = "uniform", 9.0
 
     z = torch.zeros(20000, 1, 1, 1)
-    VelocityModel.loss(Network(), z, LABELS, Random(0))
+    Network().loss(z, LABELS, Random(0))
     DMD().student_loss(velocity, z, LABELS, Context(Random(0), 3, time_shift=9.0))
     assert [float(t.median()) for t in seen] == pytest.approx([0.1, 0.1], abs=0.01)
 
@@ -68,3 +68,13 @@ def test_a_student_of_latents_that_have_moved_on_lags(std, lag):
     z = std * Random(2).normal(len(LABELS), *SHAPE)
     _, log = DMD().student_loss(stale, z, LABELS, Context(Random(3), 3))
     assert float(log[LAG]) == pytest.approx(lag, rel=0.02)
+
+
+def test_directions_are_compared_place_by_place_whatever_their_length():
+    target = Random(0).normal(4, 6, 3, 3)
+    long = 1 + Random(1).uniform(4, 1, 3, 3)
+    assert FlowPass(long * target, target).direction.item() == pytest.approx(0, abs=1e-6)
+    assert FlowPass(-long * target, target).direction.item() == pytest.approx(2, abs=1e-6)
+    half = torch.where(torch.arange(3) < 1, -1.0, 1.0)  # a third of the places point away
+    assert FlowPass(half * target, target).direction.item() == pytest.approx(2 / 3, abs=1e-6)
+    assert FlowPass(2 * target, target).flow.item() == pytest.approx(target.square().mean().item())

@@ -93,6 +93,20 @@ def test_the_loss_that_is_told_is_the_flow_s_by_the_same_draws(encoded, tmp_path
     assert update.value.item() == pytest.approx(trainer.networks.generator.loss(batch.data, labels, rng).item())
 
 
+def test_the_direction_adds_to_the_loss_and_not_to_what_is_told(encoded, tmp_path):
+    path = write(tmp_path, generator__alignment=None, generator__direction=2.0, latents={"mirrored": True})
+    tiny.run(path, only="latents")
+    trainer = trainer_of(path)
+    generator, batch = trainer.networks.generator, batches_of(trainer)[0]
+    (update,) = trainer.stage.updates(trainer.networks, batch, Random(0))
+    rng = Random(0)
+    found = generator.at_random_times(batch.data, torch.where(rng.uniform(8) < 0.1, 3, batch.labels), rng)
+    assert update.value.item() == pytest.approx(found.flow.item())
+    assert update.loss.item() == pytest.approx((found.flow + 2 * found.direction).item())
+    assert update.log["generator/direction"].item() == pytest.approx(found.direction.item())
+    assert 0.5 < found.direction < 1.5  # a new network says nothing yet
+
+
 def test_cut_and_resumed_it_ends_as_uncut(encoded, tmp_path, monkeypatch):
     trainer = trainer_of(encoded)
     stage = trainer.stage

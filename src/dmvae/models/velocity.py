@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from torch import Tensor
 
 from dmvae.flow.guidance import guided
-from dmvae.flow.loss import TimeDistribution, flow_matching_loss, sample_time
+from dmvae.flow.loss import FlowPass, TimeDistribution, sample_time
+from dmvae.flow.path import as_velocity, interpolate, velocity_target
 from dmvae.flow.solver import Sampling, trajectory
 from dmvae.models.base import Model
 from dmvae.runtime.random import Random
@@ -27,22 +28,16 @@ class VelocityModel(Model):
 
     def loss(self, z: Tensor, labels: Tensor, rng: Random) -> Tensor:
         """The flow-matching loss at random times and noise: z [n, C, H, W], labels int64 [n] -> a scalar."""
+        return self.at_random_times(z, labels, rng).flow
+
+    def at_random_times(self, z: Tensor, labels: Tensor, rng: Random, depth: int | None = None) -> FlowPass:
+        """The pass of which `loss` is the loss; with `depth`, of networks that take one, also the tokens [n, N, d]
+        behind so many blocks."""
         t = sample_time(len(z), self.time_distribution, rng, self.time_shift)
-        return flow_matching_loss(self, z=z, labels=labels, t=t, noise=rng.normal(*z.shape))
-
-    def loss_and_tokens(self, z: Tensor, labels: Tensor, rng: Random, depth: int) -> tuple[Tensor, Tensor]:
-        """As `loss`, by the same draws, and the tokens [n, N, d] behind the first `depth` blocks, of networks that take
-        a `depth`."""
-        tokens: list[Tensor] = []
-
-        def velocity(z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-            found, hidden = self(z_t, t, labels, depth)
-            tokens.append(hidden)
-            return found
-
-        t = sample_time(len(z), self.time_distribution, rng, self.time_shift)
-        loss = flow_matching_loss(velocity, z=z, labels=labels, t=t, noise=rng.normal(*z.shape))
-        return loss, tokens[0]
+        noise = rng.normal(*z.shape)
+        z_t = interpolate(noise=noise, z=z, t=t)
+        velocity, tokens = (self(z_t, t, labels), None) if depth is None else self(z_t, t, labels, depth)
+        return FlowPass(as_velocity(velocity, z), velocity_target(noise=noise, z=z), tokens)
 
     def sample(
         self, noise: Tensor, labels: Tensor, settings: Sampling, normal: Callable[[], Tensor] | None = None

@@ -103,8 +103,8 @@ class FlowProjection(Model):
     def forward(self, z: Tensor, labels: Tensor, rng: Random) -> tuple[Tensor, Tensor]:
         """Latents [n, C, H, W] and labels [n] -> the flow-matching loss, a scalar, and the projected tokens
         [n, F, h, w]."""
-        loss, tokens = self.flow.loss_and_tokens(self.norm(z), labels, rng, self.config["depth"])
-        return loss, self.projector(tokens)
+        found = self.flow.at_random_times(self.norm(z), labels, rng, self.config["depth"])
+        return found.flow, self.projector(found.tokens)
 
     def compiled_parts(self) -> list[nn.Module]:
         """As the flow model's."""
