@@ -40,12 +40,11 @@ def lacking(recipe: Recipe, stages: Stages) -> Iterator[str]:
 
 
 def adversaries(recipe: Recipe, stages: Stages) -> Iterator[AdversarialConfig]:
-    """The adversaries of these stages."""
-    if any(stage.trains_decoder for stage in stages):
-        yield recipe.losses.adversarial
-    own = getattr(recipe.section("decoder"), "adversarial", None)
-    if own is not None and any(stage.name == "decoder" for stage in stages):
-        yield own
+    """The adversaries of these stages, but for those without weight."""
+    found = [recipe.losses.adversarial] if any(stage.trains_decoder for stage in stages) else []
+    if any(stage.name == "decoder" for stage in stages) and recipe.section("decoder").adversarial is not None:
+        found.append(recipe.section("decoder").adversarial)
+    yield from (adversary for adversary in found if adversary.weight > 0)
 
 
 def problems(recipe: Recipe, stages: Stages, ranks: int | None = None) -> Iterator[str]:
@@ -136,10 +135,9 @@ def blank_networks(recipe: Recipe, stage: type[AnyTraining], num_classes: int) -
 
 def _try_discriminator(inputs: Inputs, adversary: AdversarialConfig) -> None:
     data = inputs.data
-    if adversary.weight > 0:
-        with torch.device("meta"):
-            network = adversary.build(size=data.size, channels=data.channels)
-            network(torch.empty(2, data.channels, data.size, data.size))
+    with torch.device("meta"):
+        network = adversary.build(size=data.size, channels=data.channels)
+        network(torch.empty(2, data.channels, data.size, data.size))
 
 
 def _try_autoencoder(recipe: Recipe) -> None:

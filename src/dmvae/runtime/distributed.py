@@ -184,6 +184,12 @@ def average(x: Tensor) -> Tensor:
     return total(x) / world_size() if world_size() > 1 else x
 
 
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance [C] of each channel of x [n, C, H, W], over the images and places of all ranks."""
+    mean, square = average(torch.stack([x.mean(dim=(0, 2, 3)), x.square().mean(dim=(0, 2, 3))])).unbind()
+    return mean, (square - mean.square()).clamp_min(0)
+
+
 def gather(x: Tensor) -> Tensor:
     """Concatenate [n, ...] over the ranks to [world * n, ...]; gradients flow to this rank's part.
 

@@ -106,9 +106,8 @@ class EncoderStage(TrainingStage[EncoderTraining, EncoderNetworks]):
 def standardized(features: Tensor) -> Tensor:
     """Features [n, F, h, w] with mean 0 and variance 1 in each channel, over the places of all ranks' images: so the
     mean square of what is left of them is a share of variance, and no few channels of a large spread decide it."""
-    moments = torch.stack([features.mean(dim=(0, 2, 3)), features.square().mean(dim=(0, 2, 3))])
-    mean, square = distributed.average(moments)[:, :, None, None].unbind()
-    return (features - mean) * (square - mean.square()).clamp_min(1e-12).rsqrt()
+    mean, variance = (of[:, None, None] for of in distributed.moments(features))
+    return (features - mean) * variance.clamp_min(1e-12).rsqrt()
 
 
 def contrast(a: Tensor, b: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -190,10 +190,8 @@ def align(
 def noised(z: Tensor, tau: float, rng: Random) -> Tensor:
     """z + s * std * noise, with s = |N(0, tau^2)| per image and std the batch's per channel: [n, C, H, W]
     (RAE, arXiv 2510.11690, whose latents are normalised and so have std 1)."""
-    held = z.detach().float()
-    moments = torch.stack([held.mean(dim=(0, 2, 3)), held.square().mean(dim=(0, 2, 3))])
-    mean, square = distributed.average(moments)
-    std: Tensor = (square - mean.square()).clamp_min(0).sqrt().view(1, -1, 1, 1)
+    _, variance = distributed.moments(z.detach().float())
+    std = variance.sqrt().view(1, -1, 1, 1)
     strength = tau * rng.normal(len(z)).abs().view(-1, 1, 1, 1)
     return z + strength * std * rng.normal(*z.shape)
 
