@@ -17,7 +17,7 @@ from dmvae.config import Values
 from dmvae.datasets import Dataset, DatasetConfig, Items, open_dataset
 from dmvae.datasets.loading import cuts, loader
 from dmvae.datasets.pixels import as_input
-from dmvae.encoders import Encoder, EncoderConfig
+from dmvae.encoders import Encoder, EncoderConfig, load_public
 from dmvae.generators import Generator, load_generator
 from dmvae.latents.store import encode_dataset
 from dmvae.losses.discriminators import AdversarialConfig
@@ -113,9 +113,7 @@ class Inputs:
         if config is None and "encoder" in self.reads:
             encoder.load_state_dict(self.tensors("encoder", "encoder/model.safetensors"))
             return
-        config = config or self.shape.encoder
-        trained = config.build(size=self.data.size, channels=self.data.channels, pretrained=True)
-        encoder.load_state_dict(trained.state_dict())
+        load_public(encoder, config or self.shape.encoder, size=self.data.size, channels=self.data.channels)
 
     @property
     def tokenizer_folder(self) -> Path | None:

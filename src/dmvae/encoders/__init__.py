@@ -67,3 +67,8 @@ class EncoderConfig(Registered):
         from scratch ignores it). An artifact is always rebuilt with `pretrained=False` and then loaded.
         """
         raise NotImplementedError
+
+
+def load_public(encoder: nn.Module, config: EncoderConfig, *, size: int, channels: int) -> None:
+    """Give an encoder that `config` built for such images its public weights; random ones where it has none."""
+    encoder.load_state_dict(config.build(size=size, channels=channels, pretrained=True).state_dict())

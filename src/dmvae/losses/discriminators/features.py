@@ -17,7 +17,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from dmvae import config as configs
 from dmvae.config import Values
-from dmvae.encoders import EncoderConfig, levels
+from dmvae.encoders import EncoderConfig, levels, load_public
 from dmvae.losses.discriminators import AdversarialConfig, DiscriminatorClass
 from dmvae.models.base import full_precision
 from dmvae.models.discriminator import Discriminator
@@ -103,6 +103,5 @@ class FeatureGANConfig(AdversarialConfig):
             layers=self.layers,
         )
         if pretrained:
-            trained = self.encoder.build(size=size, channels=channels, pretrained=True)
-            network.frozen.load_state_dict(trained.state_dict())
+            load_public(network.frozen, self.encoder, size=size, channels=channels)
         return network
