@@ -4,7 +4,8 @@
 
 Methods of several seeds are a row of means and standard deviations. "gFD ratio" is a method's gFD over the baseline's,
 seed by seed where both have several. Seeds and methods that have not ended are left out of it, and named. The folder
-gets tradeoff.svg (reconstruction against generation), maps.png (each reference beside the latents matched to it) and
+gets tradeoff.svg (reconstruction against generation), parts.svg (what of gFD is the decoder's, against what is the
+generator's), maps.png (each reference beside the latents matched to it) and
 samples.png (a row a class, a block of columns for each of --samples).
 """
 
@@ -46,7 +47,8 @@ def main() -> None:
     print(table(methods, known.baseline or next(reversed(methods), ""), Counter(map(method_of, run.variants))))
     if known.folder is not None:
         known.folder.mkdir(parents=True, exist_ok=True)
-        trade_off(methods, known.folder / "tradeoff.svg")
+        scatter(methods, "psnr", "gfd", known.folder / "tradeoff.svg")
+        scatter(methods, "rfd", "grfd", known.folder / "parts.svg")
         maps(run, known.folder / "maps.png")
         if known.samples:
             samples_picture(known.run, known.samples, known.folder / "samples.png")
@@ -96,13 +98,15 @@ def cell(values: list[float], figure: scores.Figure) -> str:
     return f"{figure.show(statistics.fmean(values))} ± {figure.show_spread(statistics.stdev(values))}"
 
 
-def trade_off(methods: dict[str, Values], file: Path) -> None:
+def scatter(methods: dict[str, Values], x: str, y: str, file: Path) -> None:
+    """A dot for each method that has both figures."""
     dots = [
-        charts.Dot(name, COLOURS[i % len(COLOURS)], statistics.fmean(row["psnr"]), statistics.fmean(row["gfd"]))
+        charts.Dot(name, COLOURS[i % len(COLOURS)], statistics.fmean(row[x]), statistics.fmean(row[y]))
         for i, (name, row) in enumerate(methods.items())
-        if "psnr" in row and "gfd" in row
+        if x in row and y in row
     ]
-    svg = charts.scatter(dots, "PSNR, dB", "gFD")
+    across, up = (shown([key])[key].label for key in (x, y))
+    svg = charts.scatter(dots, across, up)
     alone = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
     file.write_text(svg.replace("<svg ", f'{alone}style="background:#fff;color:#222;font-family:sans-serif" ', 1))
     print(file)

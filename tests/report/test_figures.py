@@ -39,6 +39,28 @@ def test_the_page_and_the_terminal_have_the_same_names_units_and_values(run, mon
             assert figure.show(row[key]) in terminal
 
 
+@pytest.mark.parametrize("methods", [10, 40])
+@pytest.mark.parametrize("width", [80, 200])
+def test_on_a_terminal_no_number_and_no_name_is_cut(monkeypatch, methods, width):
+    """Fewer methods than figures stand side by side, more of them below each other."""
+    monkeypatch.setattr(console, "width", width)
+    known = list(shown(figures()))
+    rows = {f"method_{i}@0": dict.fromkeys(known, 1000.25 + 17 * i) for i in range(methods)}
+    with console.capture() as text:
+        print_summary({"name": "mine", "features": "", "methods": rows})
+    lines = text.get().splitlines()
+    assert max(map(len, lines)) <= width
+    words = text.get().split()
+    for name in rows:
+        assert words.count(name) >= 1
+    for key, figure in shown(known).items():
+        for row in rows.values():
+            assert figure.show(row[key]) in words
+        if methods < len(known):
+            assert any(line.strip().startswith(figure.heading) for line in lines)
+    assert sum(line.strip() == "mine" for line in lines) == 1
+
+
 def test_shares_are_printed_in_percent_by_measure_too(monkeypatch):
     monkeypatch.setattr(console, "width", 120)
     result = {"metrics": {"coverage_x@64": 0.66, "psnr": 21.5}, "intervals": {"coverage_x@64": (0.5, 0.75)}}

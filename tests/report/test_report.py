@@ -3,12 +3,13 @@
 import json
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from fake_run import Section, build, latents
 
-from dmvae.report import latent_map, write_report
+from dmvae.report import latent_map, table, write_report
 
 pytestmark = pytest.mark.slow
 
@@ -82,6 +83,19 @@ def test_methods_show_different_images_on_the_map():
     )
     (group,) = latent_map.planes([reference, first, second])
     assert [cloud.places.tolist() for cloud in group] == [[*range(40)], [*range(0, 40, 2)], [*range(1, 41, 2)]]
+
+
+def test_three_methods_are_set_beside_each_other_by_every_pair_of_figures_that_they_have():
+    rows = {name: {"psnr": 20.0 + i, "gfd": 400.0 - i, "rfd": 300.0} for i, name in enumerate("abc")}
+    run = SimpleNamespace(methods=rows, colour=lambda name: "#123456")
+    names = r'aria-label="([^"]*)"'
+    assert re.findall(names, table.trade_off(run)) == ["gFD against PSNR, dB: a 20, 400; b 21, 399; c 22, 398"]
+    for row in rows.values():
+        row["grfd"] = 100.0
+    both = re.findall(names, table.trade_off(run))
+    assert both[1] == "gFD to reconstructions against rFD: a 300, 100; b 300, 100; c 300, 100"
+    del rows["c"]
+    assert table.trade_off(run) == ""
 
 
 def test_nothing_is_loaded_from_elsewhere(complete):

@@ -7,7 +7,9 @@ import json
 import os
 import platform
 import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 
 from rich import box
 from rich.table import Table
@@ -126,16 +128,33 @@ def print_summary(summary: Values) -> None:
         ]
     titles, cells = [figure.heading for figure in columns.values()], list(rows.values())
     of = f": {distances(summary['features'])}" if summary["features"] else ""  # without `evaluate` none
-    table = Table(title=f"{summary['name']}{of}", box=box.SIMPLE_HEAD)
     down = len(rows) >= len(columns)
-    table.add_column("method" if down else "")
-    for name in titles if down else rows:
-        table.add_column(name, justify="right", overflow="fold")
-    for i, name in enumerate(rows if down else titles):
-        table.add_row(name, *(cells[i] if down else [row[i] for row in cells]))
-    console.print(table)
+    beside: dict[str, Sequence[str]] = {**rows}
+    if down:
+        beside = dict(zip(titles, zip(*cells, strict=True), strict=True))
+    title = f"{summary['name']}{of}"
+    while beside:
+        table, count = widest(list(rows) if down else titles, beside, title)
+        console.print(table)
+        beside, title = dict(list(beside.items())[count:]), ""
     for method, verdict in summary.get("arrival", {}).items():
         console.print(f"reference of {method}: {verdict}")
+
+
+def widest(names: Sequence[str], columns: Mapping[str, Sequence[str]], title: str) -> tuple[Table, int]:
+    """A table of as many columns as fit beside each other on the terminal with no number cut, one at least; and their
+    count."""
+    for count in range(len(columns), 0, -1):
+        table = Table(title=title, box=box.SIMPLE_HEAD)
+        table.add_column("", no_wrap=True)
+        chosen = list(columns)[:count]
+        for heading in chosen:
+            table.add_column(fill(heading, 14, break_long_words=False), justify="right", no_wrap=True, overflow="fold")
+        for name, *cells in zip(names, *(columns[heading] for heading in chosen), strict=True):
+            table.add_row(name, *cells)
+        if console.measure(table, options=console.options.update(width=1_000_000)).maximum <= console.width:
+            break
+    return table, count
 
 
 def environment() -> dict[str, str]:

@@ -85,17 +85,31 @@ def _best(run: Run, key: str, column: Figure) -> str | None:
     return column.show(max(values, key=lambda value: column.better * value))
 
 
+TRADES = (
+    ("psnr", "gfd", "The best tokenizer would lie at the lower right: faithful copies, easy to generate."),
+    (
+        "rfd",
+        "grfd",
+        "What makes a sample unlike an image: to the right the decoder, which reconstructions show alone; upwards the "
+        "generator, measured against reconstructions. Best is the lower left.",
+    ),
+)
+"""Two figures of a method and what it means to be good at both."""
+
+
 def trade_off(run: Run) -> str:
-    """Reconstruction against generation, a dot for each method; empty for fewer than three."""
+    """Each of `TRADES`, a dot for each method; of fewer than three methods none."""
     from dmvae.report import charts  # brings matplotlib, see write_report
 
-    points = {name: (row["psnr"], row["gfd"]) for name, row in run.methods.items() if "psnr" in row and "gfd" in row}
-    if len(points) < 3:
-        return ""
-    dots = [charts.Dot(name, run.colour(name), *point) for name, point in points.items()]
-    x, y = (figure.label for figure in shown(["psnr", "gfd"]).values())
-    text = "A dot for each method. The best tokenizer would lie at the lower right: faithful copies, easy to generate."
-    return f'{prose(text)}<div style="max-width:44rem">{charts.scatter(dots, x, y)}</div>'
+    parts = []
+    for x, y, text in TRADES:
+        points = {name: (row[x], row[y]) for name, row in run.methods.items() if x in row and y in row}
+        if len(points) < 3:
+            continue
+        dots = [charts.Dot(name, run.colour(name), *point) for name, point in points.items()]
+        across, up = (shown([key])[key].label for key in (x, y))
+        parts.append(f'{prose(text)}<div style="max-width:44rem">{charts.scatter(dots, across, up)}</div>')
+    return "\n".join(parts)
 
 
 def _caption(run: Run, columns: dict[str, Figure]) -> str:
