@@ -296,7 +296,7 @@ def test_a_dry_run_tells_what_a_run_would_stop_at(tmp_path, capsys, monkeypatch)
     out = capsys.readouterr().out
     assert "missing: evaluate.lpips: " in out
     assert "missing: evaluate.neighbours: 49 neighbours are sought among 48 latents; use at most 48" in out
-    assert "missing: images of 12x12 pixels are too small for a discriminator with adversarial.layers = 5" in out
+    assert "missing: losses.adversarial: images of 12x12 pixels are too small for a discriminator with layers" in out
     assert "missing: reference.distribution: " in out
     for _ in range(out.count("missing: ")):
         code, error = complain(capsys, "run", path, *options)

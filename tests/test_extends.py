@@ -28,6 +28,30 @@ def test_what_the_file_says_is_laid_over_the_recipe_that_it_extends(tmp_path):
     assert list(load(path)) == ["more"], "variants are not inherited"
 
 
+CASES = {  # a section without its type, that type, a field which stands in the base
+    "losses.adversarial": ("patchgan", {"weight": 0.3, "layers": 1}),
+    "tokenizer.alignment": ("pointwise", {"weight": 0.02}),
+    "generator.model": ("flow", {"width": 16, "depth": 1, "heads": 2}),
+}
+
+
+@pytest.mark.parametrize("section", CASES)
+def test_a_type_that_a_section_had_already_changes_nothing_else_in_it(tmp_path, section):
+    """A type that is the default is as good as one that is named, in a variant, an option or a recipe laid over."""
+    kind, own = CASES[section]
+    base = tiny.write(tmp_path, variants={"plain": {}, "named": {f"{section}.type": kind}}, **{section: own})
+    found = load(base)
+    assert configs.plain(found["named"]) == configs.plain(found["plain"])
+    assert configs.plain(load(base, {f"{section}.type": kind})["plain"]) == configs.plain(found["plain"])
+    path = over(tmp_path, extends=base.name, variants={"plain": {}}, **{f"{section}.type": kind})
+    assert configs.plain(load(path)["plain"]) == configs.plain(found["plain"])
+    for key, value in own.items():
+        part = configs.plain(found["named"])
+        for name in section.split("."):
+            part = part[name]
+        assert part[key] == value
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -39,12 +39,14 @@ def lacking(recipe: Recipe, stages: Stages) -> Iterator[str]:
         yield 'run.tracker: wandb is not installed: pip install "dmvae[wandb]"'
 
 
-def adversaries(recipe: Recipe, stages: Stages) -> Iterator[AdversarialConfig]:
-    """The adversaries of these stages, but for those without weight."""
-    found = [recipe.losses.adversarial] if any(stage.trains_decoder for stage in stages) else []
-    if any(stage.name == "decoder" for stage in stages) and recipe.section("decoder").adversarial is not None:
-        found.append(recipe.section("decoder").adversarial)
-    yield from (adversary for adversary in found if adversary.weight > 0)
+def adversaries(recipe: Recipe, stages: Stages) -> dict[str, AdversarialConfig]:
+    """Place in the recipe -> the adversary that these stages have from there, but for those without weight."""
+    found = {}
+    for stage in stages:
+        if stage.trains_decoder:
+            own = getattr(recipe.section(stage), "adversarial", None)
+            found["losses" if own is None else stage.name] = recipe.losses.adversarial if own is None else own
+    return {f"{section}.adversarial": adversary for section, adversary in found.items() if adversary.weight > 0}
 
 
 def problems(recipe: Recipe, stages: Stages, ranks: int | None = None) -> Iterator[str]:
@@ -56,8 +58,8 @@ def problems(recipe: Recipe, stages: Stages, ranks: int | None = None) -> Iterat
     items, classes = len(train), len(train.classes)
     images = (recipe.data.size, recipe.data.channels)
     inputs = Inputs(recipe, "", Path(), {}, torch.device("cpu"))
-    for adversary in adversaries(recipe, stages):
-        yield from _complaint("", _once(_try_discriminator, inputs, adversary, by=[images, adversary]))
+    for place, adversary in adversaries(recipe, stages).items():
+        yield from _complaint(place, _once(_try_discriminator, inputs, adversary, by=[images, adversary]))
     if recipe.autoencoder is not None:
         parts = [images, recipe.autoencoder, recipe.autoencoder.encoder, recipe.autoencoder.decoder]
         yield from _complaint("autoencoder", _once(_try_autoencoder, recipe, by=parts))

@@ -201,6 +201,26 @@ def _laid(field: dataclasses.Field[object], value: object) -> object:
     return value
 
 
+def named(cls: type, values: Values) -> Values:
+    """Values of a `cls` in which every section of a family says its `type`, with the fields of the field's default. So
+    a layer that names the same type is laid over such a section, and does not replace it. What `read` refuses stays
+    as it is."""
+    found, hints = dict(values), get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        value, hint = _laid(field, values.get(field.name)), hints[field.name]
+        kinds = [kind for kind in (hint, *get_args(hint)) if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
+        if not (kinds and isinstance(value, dict)):
+            continue
+        kind: type = kinds[0]
+        if issubclass(kind, Registered) and "type" not in vars(kind):
+            value = ({"type": kind.unnamed} if kind.unnamed else {}) | value
+            if value.get("type") not in names(family_of(kind)):
+                continue
+            kind = find(family_of(kind), value["type"])
+        found[field.name] = named(kind, value)
+    return found
+
+
 def _member(cls: type, values: Values, where: str) -> type:
     name = values.pop("type", None if "type" in vars(cls) else getattr(cls, "unnamed", None))
     if name is not None:

@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterator
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
+import torch
+
 from dmvae import checks, datasets
 from dmvae import config as configs
 from dmvae.claims import claimed
@@ -108,6 +110,12 @@ def _check(jobs: list[Job]) -> None:
             raise ValueError(f"{variant}: {problem}")
     first: dict[Path, Job] = {}
     for job in jobs:
+        finished = {name: folder for name, folder in job.reads.items() if read_done(folder) is not None}
+        inputs = Inputs(job.recipe, job.variant, job.folder, finished, torch.device("cpu"))
+        try:
+            job.stage.require(job.recipe.section(job.stage), inputs)
+        except ValueError as error:
+            raise ValueError(f"{job.variant}: {error}") from error
         other = first.setdefault(job.folder, job)
         if issubclass(job.stage, TrainingStage) and _keep_at(job) != _keep_at(other):
             raise ValueError(

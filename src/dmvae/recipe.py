@@ -117,21 +117,23 @@ def resolve(values: Values, overrides: Values | None = None, path: Path = Path("
             if given.get("plugins"):
                 given["plugins"] = _beside(path, given["plugins"])
         load_plugins(options.get("plugins", values.get("plugins")) or ())
-        layers = {str(name): configs.merge(values, over or {}) for name, over in _with_seeds(variants, seeds).items()}
+        recipe, laid = recipe_class(), _with_seeds(variants, seeds)
+        values = configs.named(recipe, values)
+        layers = {str(name): configs.named(recipe, configs.merge(values, over or {})) for name, over in laid.items()}
 
         def read(name: str, laid: Values) -> Recipe:
             over = own.get(name, own.get(method_of(name)))
             try:
-                return configs.read(recipe_class(), configs.merge(laid, over or {}))
+                return configs.read(recipe, configs.merge(laid, over or {}))
             except NoSuchField:
                 raise
             except ValueError as error:
-                new = [option for option in flat(over or {}) if lacks(laid, option, recipe_class())]
+                new = [option for option in flat(over or {}) if lacks(laid, option, recipe)]
                 more = [f"variant {name!r}"] if len(layers) > 1 else []
                 more += [f"which lacks {new[0].rpartition('.')[0]!r} without --variants.{name}.{new[0]}"] if new else []
                 raise ValueError(f"{error}" + (f" ({', '.join(more)})" if more else "")) from error
 
-        found, partial = lay(layers, options, recipe_class(), read)
+        found, partial = lay(layers, options, recipe, read)
         recipes = Recipes(found)
         recipes.partial = partial
         return recipes
@@ -192,7 +194,8 @@ def read_values(path: Path, below: tuple[Path, ...] = ()) -> Values:
     inherited = read_values(
         recipe_file(base) if not beside.exists() and not Path(base).suffix else beside, (*below, path)
     )
-    return configs.merge({key: value for key, value in inherited.items() if key not in ("variants", "seeds")}, values)
+    inherited = {key: value for key, value in inherited.items() if key not in ("variants", "seeds")}
+    return configs.merge(configs.named(recipe_class(), configs.merge({}, inherited)), values)
 
 
 def _beside(recipe: Path, plugins: object) -> list[str]:

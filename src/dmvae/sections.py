@@ -133,8 +133,8 @@ class Sections:
     autoencoder: AutoencoderShape | None = None
     """The architecture of a tokenizer that is trained here."""
     pretrained: TokenizerSource | None = None
-    """A finished tokenizer, by `type`, instead of the stages `encoder` and `tokenizer`; `matching` and `decoder`, where
-    the recipe has them, train it further."""
+    """A finished tokenizer, by `type`, in place of a new one; `tokenizer`, `matching` and `decoder`, where the recipe
+    has them, train it further."""
     losses: LossConfig = field(default_factory=LossConfig)
     """The reconstruction loss of the stages that train a decoder."""
     latents: LatentsConfig = field(default_factory=LatentsConfig)

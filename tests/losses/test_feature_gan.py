@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from diffusers.configuration_utils import register_to_config
 
 import tiny
 from dmvae import config as configs
@@ -13,7 +14,7 @@ from dmvae.encoders.timm import TimmEncoder
 from dmvae.losses.adversarial import hinge_discriminator
 from dmvae.losses.discriminators import AdversarialConfig
 from dmvae.losses.discriminators.features import FeatureGAN
-from dmvae.models.discriminator import PatchGAN
+from dmvae.models.discriminator import Discriminator, PatchGAN
 from dmvae.runtime.random import Random
 from dmvae.stages.decoder import DecoderTrainingStage
 
@@ -98,6 +99,32 @@ def test_saved_and_loaded_it_answers_the_same(tmp_path):
     assert torch.allclose(FeatureGAN.from_pretrained(tmp_path)(x), network(x), atol=1e-5)  # another memory layout
 
 
+class Half(Discriminator):
+    frozen_parts = ("body",)
+
+    @register_to_config
+    def __init__(self):
+        super().__init__()
+        self.body = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
+        self.head = torch.nn.Conv2d(4, 1, 1)
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+def test_parts_that_a_discriminator_names_stay_as_they_are(tmp_path):
+    Half().save_pretrained(tmp_path)
+    for network in (Half(), Half.from_pretrained(tmp_path)):
+        before = {name: value.clone() for name, value in network.state_dict().items()}
+        network.train().requires_grad_(True)
+        optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], 0.1)
+        network(images()).mean().backward()
+        optimizer.step()
+        moved = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+        assert moved == {"head.weight", "head.bias"}
+        assert not any(p.requires_grad for p in network.requires_grad_(False).parameters())
+
+
 @pytest.mark.slow
 def test_a_run_trains_it_through_its_stages_and_a_cut_one_ends_the_same(tmp_path, monkeypatch):
     found, updates = {}, DecoderTrainingStage.updates
@@ -124,8 +151,16 @@ def test_a_run_trains_it_through_its_stages_and_a_cut_one_ends_the_same(tmp_path
     assert len(folders) == 3
 
 
+def test_an_encoder_that_cannot_take_images_of_that_size_is_refused_before_anything_runs(tmp_path):
+    vit = {"type": "timm", "model": "vit_small_patch14_dinov2.lvd142m", "kwargs": {"depth": 1}}
+    path = tiny.write(tmp_path, losses__adversarial=ADVERSARY | {"encoder": vit}, losses__perceptual=None)
+    with pytest.raises(ValueError, match=r"losses\.adversarial: encoder: 'timm' cannot be run on images of 12 pix"):
+        tiny.run(path)
+    assert not (tmp_path / "run/matched").exists()
+
+
 def test_a_random_encoder_is_refused_before_anything_runs(tmp_path):
     path = tiny.write(tmp_path, losses__adversarial=ADVERSARY | {"encoder": VIT})
-    with pytest.raises(ValueError, match=r"adversarial\.encoder: 'timm' would be random; give one with public"):
+    with pytest.raises(ValueError, match=r"losses\.adversarial: encoder: 'timm' would be random; give one with public"):
         tiny.run(path)
     assert not (tmp_path / "run/matched").exists()

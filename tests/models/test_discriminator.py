@@ -38,5 +38,5 @@ def test_an_unknown_norm_is_an_error():
 def test_images_that_are_too_small_are_an_error_that_names_the_field(layers, least):
     model = PatchGAN(in_channels=1, width=4, layers=layers, norm="none")
     assert model(torch.zeros(1, 1, least, least + 9)).shape[2] == 1
-    with pytest.raises(ValueError, match=rf"x{least - 1} .* adversarial.layers = {layers}, which needs {least}"):
+    with pytest.raises(ValueError, match=rf"x{least - 1} .* layers = {layers}, which needs {least}"):
         model(torch.zeros(1, 1, least + 9, least - 1))

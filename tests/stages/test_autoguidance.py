@@ -78,3 +78,15 @@ def test_what_would_guide_nothing_is_refused_before_any_stage(tmp_path, over, me
     with pytest.raises(ValueError, match=message):
         pipelines.run(load(write(tmp_path, **over)), tmp_path / "run")
     assert not list(tmp_path.glob("run/stages/*"))
+
+
+@pytest.mark.slow
+def test_snapshots_that_a_finished_generator_did_not_keep_are_missed_before_any_stage(tmp_path):
+    """A variant with another decoder shares the generator."""
+    guided = configs.merge(KL, {"sample": ROWS["guided"], "decoder": {"steps": 2, "batch_size": 8}})
+    tiny.run(write(tmp_path, keep_at=(), variants={"plain": KL}), until="generator")
+    path = write(tmp_path, variants={"plain": KL, "guided": guided})
+    before = {f.name for f in tmp_path.glob("run/stages/*")}
+    with pytest.raises(ValueError, match=r"guided: sample\.guide: the generator of step 2 was not kept.*remove "):
+        tiny.run(path)
+    assert {f.name for f in tmp_path.glob("run/stages/*")} == before

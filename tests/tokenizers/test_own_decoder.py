@@ -80,7 +80,7 @@ def test_an_adversary_of_its_own_starts_anew_and_joins_when_it_says(finished):
 def test_a_random_one_is_refused_before_anything_runs(tmp_path):
     judge = JUDGE | {"encoder": {"type": "conv", "stride": 4}}
     path = tiny.write(tmp_path, decoder__adversarial=judge)
-    with pytest.raises(ValueError, match=r"adversarial\.encoder: 'conv' would be random"):
+    with pytest.raises(ValueError, match=r"matched: decoder\.adversarial: encoder: 'conv' would be random"):
         tiny.run(path)
     assert not (tmp_path / "run/matched").exists()
 

@@ -94,8 +94,8 @@ def print_plan(recipes: dict[str, Recipe], machine: Machine) -> list[str]:
             if issubclass(stage, TrainingStage):
                 try:
                     costs[stage.name] = _cost(stage, recipe, classes, machine)
-                except ValueError as error:  # what the stage would stop at
-                    found.append(str(error))
+                except ValueError as error:  # what the stage would stop at, told perhaps with its place before
+                    found += [] if any(line.endswith(str(error)) for line in found) else [str(error)]
                 except AssertionError:  # what does not fit together cannot be built
                     if not any(line.startswith(f"{stage.name}.") for line in found):
                         raise
@@ -229,7 +229,7 @@ def _time(seconds: float) -> str:
 def _lacking(recipe: Recipe, machine: Machine, data: bool) -> Iterator[str]:
     if recipe.autoencoder and recipe.pretrained is None:
         yield from recipe.autoencoder.encoder.missing()
-    for adversary in checks.adversaries(recipe, recipe.stages()):
+    for adversary in checks.adversaries(recipe, recipe.stages()).values():
         yield from adversary.missing()
     stages = [recipe.section(name) for name in ("encoder", "tokenizer", "generator")]
     for section in (*stages, *(getattr(stage, "alignment", None) for stage in stages)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
@@ -12,6 +12,9 @@ from dmvae.models.base import Model
 from dmvae.models.layers import group_norm
 from dmvae.registry import nearest
 from dmvae.runtime.distributed import BatchNorm2d
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": BatchNorm2d,
@@ -22,6 +25,21 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 
 class Discriminator(Model):
     """`forward(x)`: images [n, c, h, w] in [-1, 1] -> logits of any shape, higher for what looks real."""
+
+    frozen_parts: tuple[str, ...] = ()
+    """Names of the modules that stay as they are: they get no gradient, and their batch norms do not count."""
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for name in self.frozen_parts:
+            self.get_submodule(name).eval()
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        super().requires_grad_(requires_grad)
+        for name in self.frozen_parts:
+            self.get_submodule(name).requires_grad_(False)
+        return self
 
     def compiled_parts(self) -> list[nn.Module]:
         """None, as of `PerceptualLoss`."""
@@ -72,6 +90,6 @@ class PatchGAN(Discriminator):
         least = max(4, 3 * 2**layers)
         if min(height, width) < least:
             raise ValueError(
-                f"images of {height}x{width} pixels are too small for a discriminator with adversarial.layers = "
+                f"images of {height}x{width} pixels are too small for a discriminator with layers = "
                 f"{layers}, which needs {least}; use fewer layers (n of them need 3 * 2^n pixels)"
             )

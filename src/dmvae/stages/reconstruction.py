@@ -38,6 +38,7 @@ class DecoderNetworks(Networks):
         self.perceptual = perceptual.requires_grad_(False) if perceptual is not None else None
         self.discriminator = discriminator or inputs.new_discriminator(losses.adversarial)
         if self.discriminator is not None:
+            self.discriminator.train().requires_grad_(True)
             self.trains["discriminator"] = [p for p in self.discriminator.parameters() if p.requires_grad]
             if losses.adversarial.learning_rate is not None:
                 self.learning_rates["discriminator"] = losses.adversarial.learning_rate

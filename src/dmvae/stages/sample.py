@@ -143,6 +143,12 @@ class SampleStage(Stage[SampleConfig]):
         if config.guide is not None and not issubclass(training.model.network, VelocityModel):
             yield f"sample.guide: {training.model.type!r} has no velocity to guide; set it to null"
 
+    @classmethod
+    def require(cls, config: SampleConfig, inputs: Inputs) -> None:
+        if "generator" in inputs.reads:
+            generator_at(config.snapshot, inputs, "snapshot")
+            generator_at(config.guide, inputs, "guide")
+
 
 def generator_at(step: int | None, inputs: Inputs, field: str = "snapshot") -> str:
     """Where in its stage's folder the generator of that step is; None is the finished one. Raises ValueError, naming

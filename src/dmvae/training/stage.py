@@ -110,6 +110,11 @@ class Stage(Registered, Generic[C]):
         `others`: a sentence each. Asked before any stage has run, so `inputs` has no folders of other stages yet."""
         yield from ()
 
+    @classmethod
+    def require(cls, config: C, inputs: Inputs) -> None:
+        """Raise ValueError for what finished stages lack that this one needs of them: those in `inputs.reads`. Asked
+        before any stage runs."""
+
 
 AnyStage = type[Stage[Any]]
 """The class of some stage."""

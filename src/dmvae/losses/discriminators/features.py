@@ -32,13 +32,21 @@ class FeatureGAN(Discriminator):
     of a head. layers: its 3x3 convolutions.
     """
 
+    frozen_parts = ("frozen",)
+
     @register_to_config
     def __init__(self, *, encoder: Values, image_size: int, in_channels: int = 3, width: int = 64, layers: int = 1):
         super().__init__()
         config = configs.read(EncoderConfig, dict(encoder), "encoder")
         self.frozen = config.build(size=image_size, channels=in_channels).requires_grad_(False).eval()
-        with torch.no_grad():
-            found = levels(self.frozen, torch.zeros(1, in_channels, image_size, image_size))
+        try:
+            with torch.no_grad():
+                found = levels(self.frozen, torch.zeros(1, in_channels, image_size, image_size))
+        except (AssertionError, RuntimeError, TypeError) as error:  # networks say it each in a way of its own
+            raise ValueError(
+                f"encoder: {config.type!r} cannot be run on images of {image_size} pixels: {error}; give "
+                "another encoder, or one with another patch_size"
+            ) from error
         self.heads = nn.ModuleList(head(features.shape[1], width, layers) for features in found)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,17 +59,6 @@ class FeatureGAN(Discriminator):
         finest = max((answer.shape[-2:] for answer in logits), key=lambda size: size[0] * size[1])
         # A level counts as much as any other, however few places it has.
         return torch.cat([F.interpolate(answer, finest) for answer in logits], dim=1)
-
-    def train(self, mode: bool = True) -> FeatureGAN:
-        """The heads alone train."""
-        super().train(mode)
-        self.frozen.eval()
-        return self
-
-    def requires_grad_(self, requires_grad: bool = True) -> FeatureGAN:
-        """Of the heads: the encoder stays frozen."""
-        self.heads.requires_grad_(requires_grad)
-        return self
 
 
 def head(channels: int, width: int, layers: int) -> nn.Sequential:
@@ -93,7 +90,7 @@ class FeatureGANConfig(AdversarialConfig):
         """Raises ValueError for an encoder that would be random."""
         if self.encoder.starts_random:
             raise ValueError(
-                f"adversarial.encoder: {self.encoder.type!r} would be random; give one with public weights (type: timm)"
+                f"encoder: {self.encoder.type!r} would be random; give one with public weights (type: timm)"
             )
         network = FeatureGAN(
             encoder=configs.plain(self.encoder),
