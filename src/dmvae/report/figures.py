@@ -12,6 +12,10 @@ from dmvae.evaluation.scores import Figure
 from dmvae.runtime.words import counted
 
 CHANCE = "sliced Wasserstein distance to the reference, in multiples of what two samples of it have; 1 is arrival"
+SAMPLED = (
+    "sliced Wasserstein distance from the generator's latents to the data's, in multiples of what two sets of the "
+    "data's have; 1 is a perfect generator, and no decoder has a part in it"
+)
 OTHERS = (
     LPIPS,
     Figure(
@@ -23,6 +27,8 @@ OTHERS = (
         "loss of the generator on test latents; lower means latents that are easier to model, which is not in itself "
         "a better picture, so it is not ranked",
     ),
+    Figure("sampled_whole", "sampled latents", "× chance", -1, "{:.2f}", f"{SAMPLED}, over whole latents"),
+    Figure("sampled_token", "sampled tokens", "× chance", -1, "{:.2f}", f"{SAMPLED}, over tokens"),
     Figure(
         "effective_rank",
         "effective rank",
@@ -57,6 +63,31 @@ OTHERS = (
 )
 """Figures that no metric makes."""
 FOLDED = (
+    Figure(
+        "sampled_told",
+        "sampled latents told apart",
+        "%",
+        -1,
+        "{:.1f}",
+        "how often a small network tells a sampled latent from one of the data; 50 % is a perfect generator",
+    ),
+    Figure("sampled_token_told", "sampled tokens told apart", "%", -1, "{:.1f}", "the same of single tokens"),
+    Figure(
+        "sampled_spread",
+        "spread, sampled latents",
+        "× data",
+        0,
+        "{:.2f}",
+        "standard deviation of sampled latents about their mean over the data's; below 1 samples are too alike",
+    ),
+    Figure(
+        "sampled_rank",
+        "rank, sampled latents",
+        "× data",
+        0,
+        "{:.2f}",
+        "effective rank of sampled latents over that of as many of the data's",
+    ),
     Figure(
         "distance_pair", "distance, pairs", "× chance", -1, "{:.2f}", f"{CHANCE}, over pairs of neighbouring tokens"
     ),
@@ -94,12 +125,12 @@ FOLDED = (
         "the time; 0 where it always or never is",
     ),
 )
-"""Figures of arrival that stand under a fold of the report alone."""
+"""Figures that stand under a fold of the report alone."""
 ORDER = (
     *("psnr", "ssim", "lpips", "rfd", "gfd", "grfd", "kid", "is"),
     *("precision", "recall", "density", "coverage", "agreement", "gfd-per-class", "memorisation"),
-    *("generator_loss", "knn", "linear_probe", "effective_rank", "distance_to_reference"),
-    *("distance_whole", "distance_token", "token_accuracy", "latent_accuracy"),
+    *("generator_loss", "sampled_whole", "sampled_token", "knn", "linear_probe", "effective_rank"),
+    *("distance_to_reference", "distance_whole", "distance_token", "token_accuracy", "latent_accuracy"),
 )
 """Those of a plugin's metrics come after these, and the time last."""
 

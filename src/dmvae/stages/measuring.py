@@ -49,6 +49,7 @@ from dmvae.runtime.hashing import weights_hash
 from dmvae.runtime.precision import autocast, uses_bf16
 from dmvae.runtime.random import Random, seed_of
 from dmvae.stages.arrival import at_the_end
+from dmvae.stages.modelled import kept_latents, modelled
 from dmvae.stages.reference import MAP_POINTS, open_reference
 from dmvae.stages.sample import generator_at, samples_folder
 from dmvae.tokenizers.adapted import load_tokenizer
@@ -144,6 +145,10 @@ class Measuring:
         assert pictures is not None
         if "generator" in self.inputs.reads:
             self.metrics["generator_loss"] = generator_loss(latents.test, latents.test_labels, self.inputs)
+        if "sample" in self.inputs.reads:
+            scale = self.inputs.config_of("sample")["guidance"][0]
+            sampled = kept_latents(samples_folder(self.inputs.reads["sample"], scale))
+            self.metrics |= modelled(sampled, latents.train, self.inputs.seed)
         if reference is not None:
             self.metrics |= at_the_end(self.inputs, reference, rows["z"], latents.test_labels, self.tokenizer.drawn)
         if self.config.proxies or self.config.probe:

@@ -1,7 +1,8 @@
 """Stage `sample`: images from the generator, the same number of every class.
 
 Image i has a random generator and a seed of its own (`image_seed`). So it does not depend on the batch size or the
-number of ranks, and the diffusers pipeline draws the same image from that seed.
+number of ranks, and the diffusers pipeline draws the same image from that seed. Of the first guidance scale the first
+latents are kept too, for `evaluate` to compare with the data's.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from dmvae.stages.generator import GeneratorTraining
 from dmvae.tokenizers.adapted import load_tokenizer
 from dmvae.training.preparing import compile_networks
 from dmvae.training.stage import Facts, Stage, stage
+from dmvae.transport.arrival import LATENTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,10 +115,13 @@ class SampleStage(Stage[SampleConfig]):
                     if number % distributed.world_size() == distributed.rank() and not path.exists():
                         seeds = [image_seed(inputs.seed, i) for i in range(start, start + len(chunk))]
                         with autocast(inputs.device, inputs.sections.run.precision):
-                            images = generate(
+                            images, z = generate(
                                 generator, autoencoder, chunk, seeds, config.settings(scale, guide), inputs.device
                             )
-                        write_tensors(path, {"images": images, "labels": chunk, "seeds": torch.tensor(seeds)})
+                        drawn = {"images": images, "labels": chunk, "seeds": torch.tensor(seeds)}
+                        if scale == config.guidance[0] and start < LATENTS:
+                            drawn["latents"] = z
+                        write_tensors(path, drawn)
                     bar.step(len(chunk))
         distributed.barrier()
         return {"images": config.count, "bf16": uses_bf16(inputs.device, inputs.sections.run.precision)}
@@ -173,8 +178,9 @@ def generate(
     seeds: list[int],
     settings: Sampling,
     device: torch.device,
-) -> Tensor:
-    """uint8 images [n, c, h, w] on the CPU, one per label and seed."""
+) -> tuple[Tensor, Tensor]:
+    """(uint8 images [n, c, h, w], their latents [n, C, H, W], normalised, float32), on the CPU: one per label and
+    seed."""
     shape = (generator.config.in_channels, generator.config.input_size, generator.config.input_size)
     sources = [torch.Generator().manual_seed(seed) for seed in seeds]
 
@@ -183,7 +189,7 @@ def generate(
 
     z = generator.sample(normal(), labels.to(device), settings, normal)
     images = autoencoder.decode(autoencoder.denormalize(z)).sample
-    return to_uint8(images.float()).cpu().contiguous()
+    return to_uint8(images.float()).cpu().contiguous(), z.float().cpu().contiguous()
 
 
 def image_seed(seed: int, i: int) -> int:

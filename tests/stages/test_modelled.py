@@ -1,0 +1,65 @@
+"""How well a generator models its latents: of sets whose distance is known, and in a run."""
+
+import json
+
+import pytest
+import torch
+from benchmarks import modelled as again
+from safetensors.torch import load_file
+
+import tiny
+from dmvae.datasets.pixels import to_uint8
+from dmvae.runtime.random import Random
+from dmvae.stages.modelled import kept_latents, modelled
+from dmvae.tokenizers.adapted import load_tokenizer
+
+
+def latents(n, scale=1.0):
+    return Random(0, n).normal(n, 4, 2, 2) * scale
+
+
+def test_of_one_distribution_nothing_is_told_apart():
+    found = modelled(latents(1000), latents(2500), 0)
+    assert found["sampled_whole"] < 1.3
+    assert found["sampled_token"] < 1.3
+    assert abs(found["sampled_told"] - 0.5) < 0.06
+    assert found["sampled_spread"] == pytest.approx(1, abs=0.03)
+    assert found["sampled_rank"] == pytest.approx(1, abs=0.02)
+
+
+def test_samples_that_are_too_alike_are_told():
+    found = modelled(latents(1000, 0.7), latents(2500), 0)
+    assert found["sampled_whole"] > 3
+    assert found["sampled_told"] > 0.7
+    assert found["sampled_spread"] == pytest.approx(0.7, abs=0.03)
+
+
+def test_the_order_of_the_data_and_of_the_samples_says_nothing():
+    """Those of a class may follow one another."""
+    data = torch.cat([latents(2500) + 5, latents(2501) - 5])
+    sampled = torch.cat([latents(500) + 5, latents(501) - 5])
+    assert modelled(sampled, data, 0)["sampled_whole"] < 2
+
+
+def test_too_few_have_no_figures():
+    assert modelled(latents(63), latents(2500), 0) == modelled(latents(100), latents(159), 0) == {}
+
+
+@pytest.mark.slow
+def test_a_run_keeps_latents_of_its_first_scale_and_a_benchmark_draws_the_same(tmp_path):
+    sizes = {"data__count": 200, "sample__count": 66, "sample__batch_size": 33, "sample__guidance": [1.0, 2.0]}
+    jobs = tiny.run(tiny.write(tmp_path, run__precision="float32", **sizes), "kl")
+    folder = tmp_path / "run/kl"
+    shard = load_file(folder / "sample/guidance-1/samples-00001.safetensors")
+    tokenizer = load_tokenizer(folder / "latents/autoencoder").eval()
+    with torch.no_grad():
+        images = to_uint8(tokenizer.decode(tokenizer.denormalize(shard["latents"])).sample)
+    assert (images.int() - shard["images"].int()).abs().max() <= 1
+    assert "latents" not in load_file(folder / "sample/guidance-2/samples-00001.safetensors")
+    assert kept_latents(folder / "sample/guidance-1").shape == (66, *shard["latents"].shape[1:])
+    assert len(kept_latents(folder / "sample/guidance-2")) == 0
+    metrics = json.loads((folder / "evaluate/metrics.json").read_text())
+    found = again.figures(next(job for job in jobs if job.stage.name == "sample"))
+    for name in again.COLUMNS:
+        assert metrics[name] == pytest.approx(found[name], rel=1e-3)
+    assert metrics["modelled"]["whole"] == metrics["sampled_whole"] > 0
