@@ -142,7 +142,7 @@ def test_a_misspelt_command(capsys):
         ("matching smoke --rundir x", "--rundir: no such option; did you mean --run_dir?"),
         ("run smoke --debgu", "--debgu: no such option; did you mean --debug?"),
         ("run smoke --variant", "argument --variant: expected one argument; `dmvae run --help` tells"),
-        ("run smoke --sed 4", "smoke.yaml: sed: no such field; did you mean 'seed'?"),
+        ("run smoke --sed 4", "dmvae: --sed: no such field; did you mean 'seed'?"),
         ("run smoke --rn.dir x", "smoke.yaml: rn: no such field; did you mean 'run'?"),
         (
             "serve x --prot 8",

@@ -124,8 +124,14 @@ SHAPES = {
     "dtype=torch.uint8)": ("dtype=torch.uint8).flip(3)[..., :8]", r"data: '.*noise_images': item 0 is torch.uint8"),
     "return (2.0 * (labels % 2) - 1).view(-1, 1, 1, 1).expand(n, *self.shape).clone(), labels": (
         "return labels.float(), labels",
-        r"two_points' returned samples \[2000\] \(torch.float32\) and labels \[2000\]; give finite float32 latents",
+        r"two_points' returned samples \[8\] \(torch.float32\) and labels \[8\]; give finite float32 latents",
     ),
+    "    velocity = None\n": ("", r"two_points' returned a reference without `velocity`; set it to None"),
+    "b.double().std(dim=(1, 2, 3))).abs()}": (
+        "b.double().std()).abs().mean()}",
+        r"metric '.*brightness': pairs returned a tensor \[\] for 2 pairs; give \{name: tensor \[2\]\}",
+    ),
+    "return self.shuffle(self.out": ("return None, self.shuffle(self.out", r"decoder: '.*blocks' returns a tuple"),
     "return z.square().mean(), {": (
         "return z.square(), {",
         r"moment' gives a loss that is a tensor of shape \[8, 4, 3, 3\]; give a scalar",
@@ -177,7 +183,7 @@ def test_samples_of_another_form_are_told(returned):
 
 @pytest.mark.parametrize("wrong", FORMS)
 def test_a_reference_of_another_form_is_told(wrong):
-    whole = {"mean": torch.zeros(4), "std": torch.ones(4), "sample": lambda n, rng: None}
+    whole = {"mean": torch.zeros(4), "std": torch.ones(4), "velocity": None, "sample": lambda n, rng: None}
     require_form("mine", SimpleNamespace(**whole), 4)
     with pytest.raises(ValueError, match=f"reference.distribution: 'mine' returned {FORMS[wrong]}"):
         require_form("mine", SimpleNamespace(**(whole | eval(f"dict({wrong})"))), 4)

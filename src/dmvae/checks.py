@@ -136,10 +136,21 @@ def blank_networks(recipe: Recipe, stage: type[AnyTraining], num_classes: int) -
 
 
 def _try_discriminator(inputs: Inputs, adversary: AdversarialConfig) -> None:
+    """Raise ValueError for what is no discriminator of the recipe's images."""
     data = inputs.data
     with torch.device("meta"):
         network = adversary.build(size=data.size, channels=data.channels)
-        network(torch.empty(2, data.channels, data.size, data.size))
+        if not isinstance(network, adversary.network):
+            wanted, told = adversary.network.__name__, type(network).__name__
+            raise ValueError(f"{adversary.type!r}: build returned a {told}, no {wanted}")
+        try:
+            logits = network(torch.empty(2, data.channels, data.size, data.size))
+        except (RuntimeError, TypeError, AssertionError) as error:
+            raise ValueError(
+                f"{adversary.type!r} cannot be run on images [n, {data.channels}, {data.size}, {data.size}]: {error}"
+            ) from error
+    if not isinstance(logits, torch.Tensor) or logits.numel() == 0 or not logits.is_floating_point():
+        raise ValueError(f"{adversary.type!r} returns {_told(logits)} for two images; give their logits, of any shape")
 
 
 def _try_autoencoder(recipe: Recipe) -> None:
@@ -158,11 +169,10 @@ def _try_autoencoder(recipe: Recipe) -> None:
         ("encoder", features, (2, model.encoder.channels, side, side)),
         ("decoder", images, (2, data.channels, data.size, data.size)),
     ):
-        if tuple(found.shape) != wanted:
+        if not isinstance(found, torch.Tensor) or tuple(found.shape) != wanted:
             kind = getattr(recipe.autoencoder, part).type
-            raise ValueError(
-                f"{part}: {kind!r} returns {list(found.shape)}; its stride and channels say {list(wanted)}"
-            )
+            told = list(found.shape) if isinstance(found, torch.Tensor) else f"a {type(found).__name__}"
+            raise ValueError(f"{part}: {kind!r} returns {told}; its stride and channels say {list(wanted)}")
 
 
 def _try_start(recipe: Recipe) -> None:

@@ -7,6 +7,7 @@ same strict reader, so the same names, types and errors hold in all three.
 from __future__ import annotations
 
 import atexit
+import errno
 import gc
 import importlib
 import os
@@ -36,6 +37,13 @@ COMMANDS = {
 """Name -> (module of `dmvae.commands`, function, what it does). Any other word is a stage's name."""
 
 
+FIXES = {
+    errno.ENOSPC: "; free some space, or give --run_dir or --out another disk; the same command then goes on",
+    errno.EDQUOT: "; free some of your quota, or give --run_dir or --out another disk; the same command then goes on",
+    errno.EROFS: "; give --run_dir or --out a place that can be written, or copy the folder there",
+}
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `dmvae` command. Exit code 2: a mistake in what was asked; 1: the run failed; 130: stopped."""
     # Python's end would look through the half a million objects of torch and diffusers, which takes 1.5 s.
@@ -59,7 +67,8 @@ def main(arguments: list[str] | None = None) -> None:
     except FloatingPointError as error:
         _fail(str(error), 1, debug)
     except OSError as error:
-        _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 1, debug)
+        fix = FIXES.get(error.errno or 0, "")
+        _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": ") + fix, 1, debug)
     except CheckFailed as error:
         _fail(str(error), 1, debug)
 

@@ -138,7 +138,9 @@ def resolve(values: Values, overrides: Values | None = None, path: Path = Path("
         recipes.partial = partial
         return recipes
     except ValueError as error:
-        raise ValueError(f"{path}: {error}{_how(error)}") from error
+        asked = next((option for option in flat(overrides or {}) if str(error).startswith(f"{option}:")), None)
+        where = f"{path}: " if asked is None else "--"  # the file has no part in what an option says
+        raise ValueError(f"{where}{error}{_how(error)}") from error
 
 
 def _how(error: BaseException | None) -> str:
@@ -214,7 +216,8 @@ def _beside(recipe: Path, plugins: object) -> list[str]:
         if not there:
             known = [file.name for place in places for file in place.parent.glob("*.py")]
             told = " and no ".join(map(str, places))
-            raise ValueError(f"plugins: no such file or folder: {told}{nearest(Path(plugin).name, known)}")
+            also = "" if "/" in plugin or plugin.endswith(".py") else f", nor an installed module {plugin!r}"
+            raise ValueError(f"plugins: no such file or folder: {told}{also}{nearest(Path(plugin).name, known)}")
         found.append(str(there[0]))
     return found
 

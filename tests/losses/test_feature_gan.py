@@ -1,6 +1,7 @@
 """The discriminator on a frozen encoder's features: what it sees, what learns, artifacts, in a run, what is refused."""
 
 import json
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from dmvae.losses.adversarial import hinge_discriminator
 from dmvae.losses.discriminators import AdversarialConfig
 from dmvae.losses.discriminators.features import FeatureGAN
 from dmvae.models.discriminator import Discriminator, PatchGAN
+from dmvae.registry import register
 from dmvae.runtime.random import Random
 from dmvae.stages.decoder import DecoderTrainingStage
 
@@ -157,6 +159,47 @@ def test_an_encoder_that_cannot_take_images_of_that_size_is_refused_before_anyth
     with pytest.raises(ValueError, match=r"losses\.adversarial: encoder: 'timm' cannot be run on images of 12 pix"):
         tiny.run(path)
     assert not (tmp_path / "run/matched").exists()
+
+
+class Wrong(Half):
+    def forward(self, x):
+        return ANSWERS[kind](super().forward(x))
+
+
+kind = ""
+ANSWERS = {
+    "a pair": lambda x: (x, x),
+    "empty": lambda x: x[:0],
+    "whole": lambda x: x.long(),
+    "narrow": lambda x: x @ torch.empty(3, 1, device=x.device),
+}
+
+
+@register("wrong_discriminator")
+@dataclass(frozen=True, kw_only=True)
+class WrongConfig(AdversarialConfig):
+    network = Wrong
+
+    def build(self, *, size, channels, pretrained=False):
+        return Wrong() if kind else None
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ("", "build returned a NoneType, no Wrong"),
+        ("a pair", "returns tuple for two images; give their logits"),
+        ("empty", r"returns torch.float32 \[0, 1, 12, 12\] for two images; give their logits"),
+        ("whole", "returns torch.int64 .*give their logits"),
+        ("narrow", r"cannot be run on images \[n, 3, 12, 12\]: "),
+    ],
+)
+def test_what_is_no_discriminator_is_told_before_anything_runs(tmp_path, monkeypatch, answer, message):
+    monkeypatch.setattr(f"{__name__}.kind", answer)
+    path = tiny.write(tmp_path, losses__adversarial={"type": "wrong_discriminator"})
+    with pytest.raises(ValueError, match=f"losses.adversarial: 'wrong_discriminator'.* {message}"):
+        tiny.run(path)
+    assert not list(tmp_path.glob("run/stages/*"))
 
 
 def test_a_random_encoder_is_refused_before_anything_runs(tmp_path):

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from dmvae.commands.parser import require
-from dmvae.commands.shards import SUFFIXES, read_latents, read_names, write_safetensors, write_tar
+from dmvae.commands.shards import SUFFIXES, count_latents, read_latents, read_names, write_safetensors, write_tar
 from dmvae.config import Values
 from dmvae.datasets.image_file import BrokenImage, read_image
 from dmvae.datasets.image_folder import ends
@@ -203,13 +203,13 @@ def decode_latents(
         raise ValueError(f"no latents at {latents}; `dmvae encode` writes latents-NNNNN.safetensors")
     if latents.is_dir():
         _warn_of_another(tokenizer, latents)
-    names = [read_names(path) for path in paths]
+    names, total = [read_names(path) for path in paths], sum(map(count_latents, paths))
     flat = [name for part in names for name in part]
     stems = iter(_distinct([os.path.splitext(name)[0] for name in flat], flat))
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.to(device, memory_format=torch.channels_last).eval()
     done = old = 0
-    with locked(out, wait=False) as mine, Bar("decode", len(paths), "files") as bar:
+    with locked(out, wait=False) as mine, Bar("decode", total, "images") as bar:
         if not mine:
             raise ValueError(f"{out}: another process is decoding into it; wait for its end, or choose another --out")
         sweep(out, ("**/*.png.*.part", "decode.json.*.part"))
@@ -240,8 +240,9 @@ def decode_latents(
                     x = tokenizer.decode(tokenizer.denormalize(part) if normalized else part).sample
                 for i, image in zip(chosen, to_uint8(x.float()).cpu(), strict=True):
                     _write_png(places[i], image)
+                bar.step(len(chosen))
             done, old = done + len(places), old + len(places) - len(todo)
-            bar.step()
+            bar.step(len(places) - len(todo))
     console.print(f"{counted(done, 'image')} below {out}{_of_before(old)}")
     return done
 

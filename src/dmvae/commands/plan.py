@@ -63,10 +63,10 @@ class Machine:
 
 def bytes_of(text: str) -> int:
     """ "80GB", "80 GiB" or a number of bytes. Raises ValueError for anything else."""
-    found = re.fullmatch(r"([\d.]+)\s*(?:([kMGT])(i?)B)?", text.strip())
+    found = re.fullmatch(r"([\d.]+)\s*(?:([KMGT])(I?)B)?", text.strip().upper())
     if not found or float(found[1]) <= 0:
         raise ValueError(f"--memory: {text!r} is not an amount of memory such as 80GB or 80GiB")
-    power = " kMGT".index(found[2] or " ")
+    power = " KMGT".index(found[2] or " ")
     amount = int(float(found[1]) * (1024 if found[3] else 1000) ** power)
     if amount < 1e6:
         raise ValueError(f"--memory: {text} is {amount} bytes; give it with its unit, such as 80GB or 80GiB")
@@ -93,7 +93,8 @@ def print_plan(recipes: dict[str, Recipe], machine: Machine) -> list[str]:
         for stage in recipe.stages():
             if issubclass(stage, TrainingStage):
                 try:
-                    costs[stage.name] = _cost(stage, recipe, classes, machine)
+                    with console.status(f"counts a step of {stage.name}"):  # tens of seconds for large networks
+                        costs[stage.name] = _cost(stage, recipe, classes, machine)
                 except ValueError as error:  # what the stage would stop at, told perhaps with its place before
                     found += [] if any(line.endswith(str(error)) for line in found) else [str(error)]
                 except AssertionError:  # what does not fit together cannot be built
@@ -123,7 +124,7 @@ def _data(recipe: Recipe) -> tuple[int | None, int, str, list[str]]:
     try:
         train, _ = open_dataset(recipe.data, "train"), open_dataset(recipe.data, "test")
     except ValueError as error:
-        return None, CLASSES, f"data {recipe.data.type} is not here", [str(error)]
+        return None, CLASSES, f"data {recipe.data.type} cannot be opened here", [str(error)]
     return len(train), len(train.classes), pipeline.about_data(recipe).removeprefix("data: "), []
 
 

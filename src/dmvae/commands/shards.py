@@ -45,6 +45,18 @@ def read_latents(path: Path) -> Tensor:
     return z
 
 
+def count_latents(path: Path) -> int:
+    """How many latents a file holds, without reading them where its head says so."""
+    with _reading(path):
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                return file.get_slice("latents").get_shape()[0] if "latents" in file.keys() else 0  # noqa: SIM118
+        if path.suffix == ".tar":
+            with tarfile.open(path, "r:") as tar:
+                return len(_arrays(tar))
+    return len(read_latents(path))
+
+
 def read_names(path: Path) -> list[str]:
     """The names of the latents' images, relative paths; none where the file has no names. Raises ValueError for a file
     that cannot be read, and for a name that leads out of the folder it is relative to."""

@@ -113,7 +113,8 @@ class ImageFolder(DatasetConfig):
             raise ValueError(f"{told}: {named}. Fix or delete them, or set on_broken: skip")
         if not keep:
             raise ValueError(
-                f"{folder}: none of its {counted(len(broken), 'image')} of this split is readable: {named}"
+                f"{folder}: none of its {counted(len(broken), 'image')} of this split is readable: {named}; "
+                "copy them anew"
             )
         if gone := set(labels.tolist()) - set(labels[keep].tolist()):
             raise ValueError(f"{folder}: no image of class {classes[min(gone)]!r} in this split is readable: {named}")

@@ -80,7 +80,11 @@ def scan(folder: Path) -> tuple[list[Entry], tuple[str, ...]]:
     _tell(folder, others)
     full = [name for name, entries in by_class.items() if entries]
     if not loose and not full:
-        raise ValueError(f"data.root: no images in {folder}; looked for {' '.join(sorted(SUFFIXES))}")
+        tables = any(path.endswith(".parquet") for path in others)
+        raise ValueError(
+            f"data.root: no images in {folder}; looked for {' '.join(sorted(SUFFIXES))}"
+            + ("; for its .parquet files set data.type to huggingface" if tables else "")
+        )
     if loose and full:
         raise ValueError(
             f"data.root: {folder} holds both loose images ({loose[0].name}, {len(loose)} in all) and class "
@@ -90,7 +94,9 @@ def scan(folder: Path) -> tuple[list[Entry], tuple[str, ...]]:
         return [_entry(e, e.name, 0) for e in sorted(loose, key=lambda e: e.name)], ("all",)
     empty = [name for name in by_class if name not in full]
     if empty:
-        raise ValueError(f"data.root: class folder {folder / empty[0]} has no image: delete it or fill it")
+        one = len(empty) == 1
+        told = f"class folder {folder / empty[0]} has" if one else f"class folders {', '.join(empty)} of {folder} have"
+        raise ValueError(f"data.root: {told} no image: delete {'it or fill it' if one else 'them or fill them'}")
     classes = tuple(full)
     entries = [
         _entry(e, Path(e.path).relative_to(folder).as_posix(), label)
@@ -117,7 +123,7 @@ def _relabel(folder: Path, classes: tuple[str, ...]) -> list[Entry]:
 
 
 def _folders(folder: Path) -> list[str]:
-    found = (e for e in os.scandir(folder) if not e.name.startswith("."))
+    found = (e for e in os.scandir(folder) if not e.name.startswith((".", "__MACOSX")))  # the latter of a Mac's .zip
     return sorted(e.name for e in found if stat.S_ISDIR(_stat(e.path).st_mode))
 
 

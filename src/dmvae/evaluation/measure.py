@@ -26,7 +26,7 @@ from dmvae.evaluation.feature_set import FeatureSet
 from dmvae.evaluation.kernel import SEED, SPLITS, SUBSET_SIZE, SUBSETS
 from dmvae.evaluation.manifest import PREPARED, require_same
 from dmvae.evaluation.manifolds import NEIGHBOURS
-from dmvae.evaluation.metrics import Metric, Sets, metrics_of
+from dmvae.evaluation.metrics import Metric, Sets, measured_pairs, metrics_of
 from dmvae.evaluation.metrics.psnr import PSNR
 from dmvae.evaluation.metrics.ssim import SSIM
 from dmvae.evaluation.scores import Scores
@@ -58,7 +58,7 @@ def pair_values(
     Images uint8, or float in [0, 1], [n, C, h, w]. lpips(a, b) takes images in [-1, 1] and gives distances [n].
     """
     a, b = as_uint8(originals).to(device), as_uint8(reconstructions).to(device)
-    values = {name: value.cpu() for metric in metrics for name, value in metric.pairs(a, b).items()}
+    values = {name: value.cpu() for metric in metrics for name, value in measured_pairs(metric, a, b).items()}
     if lpips is not None:
         with torch.inference_mode():
             values["lpips_vgg16"] = lpips(as_input(a, device), as_input(b, device)).double().cpu()
@@ -105,5 +105,9 @@ def measure_sets(
         require_same(a, b, "the features of the two sets", force=force)
     scores, sets = Scores(), Sets(real, fake, prefix, train, device, shared)
     for metric in metrics:
-        scores.add(metric.sets(sets))
+        found: object = metric.sets(sets)
+        if not isinstance(found, Scores):
+            told = type(found).__name__
+            raise ValueError(f"metric {metric.type!r}: sets returned {told}; give Scores({{name: number}})")
+        scores.add(found)
     return scores

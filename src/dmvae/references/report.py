@@ -73,9 +73,10 @@ def _advice(z: Tensor, z0: Tensor, rank: float, initial_rank: float, distance: f
         else:
             advice.append(
                 "the initial latents are far from the reference, in shape and not in scale: a pull alone hardly gets "
-                "them there. Samples of the reference that are edited do (matching.noise: assigned, as in the recipe "
-                "`arrive`, which `dmvae init arrive` copies), at a price in PSNR; or choose a reference nearer to the "
-                "encoder's features"
+                "them there. At a price in PSNR samples of the reference that are edited do (matching.noise: assigned, "
+                "as in the recipe `arrive`, which `dmvae init arrive` copies), or, on a variational or a `pretrained` "
+                "tokenizer, latents that are drawn (noise: posterior or fixed, objective: hand_over); or choose a "
+                "reference nearer to the encoder's features"
             )
     if rank < RANK * min(initial_rank, z.shape[1]):
         advice.append(

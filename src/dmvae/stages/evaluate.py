@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 
+import torch
+
+from dmvae.evaluation.metrics import measured_pairs
 from dmvae.inputs import Inputs
 from dmvae.losses.perceptual import LPIPSPerceptual
+from dmvae.registry import is_ours
 from dmvae.runtime import distributed
 from dmvae.runtime.files import atomic_write
 from dmvae.runtime.words import counted
@@ -44,6 +48,13 @@ class EvaluateStage(Stage[EvaluateConfig]):
         if len(inputs.test_set) < 2:
             found = counted(len(inputs.test_set), "test image")
             yield f"evaluate: sets of images are compared, and there is {found}; give 2 or more, or set evaluate: null"
+        blank = torch.zeros(2, inputs.data.channels, inputs.data.size, inputs.data.size, dtype=torch.uint8)
+        for metric in config.measured():
+            if not is_ours(type(metric)):  # a mistake there would show at the very end
+                try:
+                    measured_pairs(metric, blank, blank)
+                except ValueError as error:
+                    yield f"evaluate.metrics: {error}"
         latents = min(config.knn_count, len(inputs.train_set))
         if config.neighbours > latents:
             yield (

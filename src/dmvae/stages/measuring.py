@@ -19,7 +19,7 @@ from dmvae.evaluation.images import DatasetImages, SampleFiles
 from dmvae.evaluation.latents import latent_statistics
 from dmvae.evaluation.manifest import versions
 from dmvae.evaluation.measure import PROTOCOL, measure_sets
-from dmvae.evaluation.metrics import Latents, Metric, figures, metrics_of
+from dmvae.evaluation.metrics import Latents, Metric, figures, measured_latents, metrics_of
 from dmvae.evaluation.proxies import (
     IMAGES,
     OF_FEATURES,
@@ -204,7 +204,7 @@ class Measuring:
         )
         self.metrics["latents"] = latent_statistics(z)
         for metric in self.measured:
-            self.metrics |= metric.latents(latents)
+            self.metrics |= measured_latents(metric, latents)
         return latents
 
     def sample_features(self) -> tuple[list[list[FeatureSet]], Sequence[FeatureSet | None]]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +26,7 @@ from dmvae.references import Reference, ReferenceConfig, draw
 from dmvae.references.data import initial_latents
 from dmvae.references.features import FeaturesReference
 from dmvae.references.report import compare
+from dmvae.registry import is_ours
 from dmvae.runtime import distributed
 from dmvae.runtime.files import atomic_write, write_tensors
 from dmvae.runtime.random import Random
@@ -31,6 +34,7 @@ from dmvae.training.flow import FlowTraining, flow_loss
 from dmvae.training.stage import Batch, Networks, TrainingStage, Update, stage
 
 MAP_POINTS = 2000
+TRIED = 8  # samples, before a run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +114,37 @@ class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
             config.distribution.check(inputs)
         except ValueError as error:
             yield f"reference.distribution: {error}"
+            return
+        try:
+            if not is_ours(type(config.distribution)):
+                _try(config.distribution, inputs)
+        except ValueError as error:
+            yield str(error)
+
+
+class Later(Exception):
+    """What is not there before stages have run was asked for."""
+
+
+class Beforehand:
+    """What of `Surroundings` is known before any stage has run."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self.latent_shape, self.num_classes = inputs.latent_shape, inputs.num_classes
+        self.seed, self.device, self.data = inputs.seed, inputs.device, inputs.data
+
+    def __getattr__(self, name: str) -> Any:
+        raise Later(name)
+
+
+def _try(config: ReferenceConfig, inputs: Inputs) -> None:
+    """Raise ValueError for a distribution that builds no reference, or one of other samples than latents. One that
+    needs images or the tokenizer is tried when its stage runs."""
+    with suppress(Later):
+        reference = config.build(Beforehand(inputs))
+        require_form(config.type, reference, inputs.latent_shape[0])
+        found = reference.sample(TRIED, Random.alone(inputs.seed, "tried"))
+        require_samples(config.type, found, TRIED, inputs)
 
 
 def open_reference(inputs: Inputs) -> Reference:
@@ -151,6 +186,8 @@ def require_form(name: str, reference: object, channels: int) -> None:
         raise ValueError(
             f"{what} a {type(reference).__name__}, which has no `sample`; CONTRIBUTING.md shows a reference"
         )
+    if not hasattr(reference, "velocity"):
+        raise ValueError(f"{what} a reference without `velocity`; set it to None, or to its closed form")
     for part in ("mean", "std"):
         value = getattr(reference, part, None)
         if not isinstance(value, Tensor) or value.shape != (channels,) or value.dtype != torch.float32:

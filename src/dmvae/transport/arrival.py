@@ -182,12 +182,21 @@ def _sliced(
     view: View, z: Tensor, y: Tensor, other: Tensor, rest: Tensor, seed: int, slices: int = SLICES, count: int = VECTORS
 ) -> float:
     """W2 over a view's vectors, z to y as a multiple of other to y, in the same directions and as many vectors."""
+    return _ratio(*distances(view, z, y, other, rest, seed, slices, count))
+
+
+def distances(
+    view: View, z: Tensor, y: Tensor, other: Tensor, rest: Tensor, seed: int, slices: int = SLICES, count: int = VECTORS
+) -> tuple[Tensor, Tensor]:
+    """Sliced W2 over a view's vectors of latents [n, C, H, W]: (z to y, other to y), along the same directions, random
+    and of pairs in `rest`."""
     rng = torch.Generator().manual_seed(seed)
     vectors = [view(x) for x in (z, y, other)]
     chosen = torch.randperm(len(vectors[0]), generator=rng)[:count].to(z.device)
     a, b, c = (x[chosen] for x in vectors)
     u = directions(a, view(rest), rng, slices, ("random", "reference"))
-    return _ratio(*(wasserstein_1d(u @ x.T, u @ b.T).mean().clamp_min(0).sqrt() for x in (a, c)))
+    here, there = (wasserstein_1d(u @ x.T, u @ b.T).mean().clamp_min(0).sqrt() for x in (a, c))
+    return here, there
 
 
 def as_items(z: Tensor) -> Tensor:

@@ -3,9 +3,10 @@ figures are called wherever they are shown."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from dmvae.evaluation.scores import Figure, Scores
 from dmvae.registry import Registered, find, names, nearest
 
 __all__ = ["Figure", "Latents", "Metric", "Scores", "Sets", "figures", "metrics_of", "unit_of"]
+T = TypeVar("T")
 
 INCEPTION = "inception"
 """The features' name where the weights are the published ones."""
@@ -108,6 +110,40 @@ def metrics_of(chosen: Sequence[str]) -> list[Metric]:
         if name not in known:
             raise ValueError(f"no metric is called {name!r}{nearest(name, known)}")
     return [find(Metric, name)() for name in chosen]
+
+
+def measured_pairs(metric: Metric, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+    """`metric.pairs(a, b)`. Raises ValueError for anything but {name: tensor [n]}."""
+    found: object = metric.pairs(a, b)
+    values = list(found.values()) if isinstance(found, dict) else [found]
+    if not (isinstance(found, dict) and all(isinstance(x, Tensor) and x.shape == (len(a),) for x in values)):
+        told = ", ".join(f"a tensor {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__ for x in values)
+        raise ValueError(
+            f"metric {metric.type!r}: pairs returned {told} for {len(a)} pairs; give {{name: tensor [{len(a)}]}}"
+        )
+    return _shown(metric, found)
+
+
+def measured_latents(metric: Metric, latents: Latents) -> dict[str, float]:
+    """`metric.latents(latents)`. Raises ValueError for anything but {name: number}."""
+    found: object = metric.latents(latents)
+    values = list(found.values()) if isinstance(found, dict) else [found]
+    if not (isinstance(found, dict) and all(isinstance(x, int | float) for x in values)):
+        told = ", ".join(type(x).__name__ for x in values)
+        raise ValueError(f"metric {metric.type!r}: latents returned {told}; give {{name: number}}")
+    return _shown(metric, found)
+
+
+def _shown(metric: Metric, found: dict[str, T]) -> dict[str, T]:
+    """What a metric found, with a warning of what no table will show."""
+    known = [figure.key for figure in metric.figures]
+    for name in (name for name in found if name not in known):
+        warnings.warn(
+            f"metric {metric.type!r} measures {name!r}, which is none of its figures{nearest(name, known)}: no table "
+            "shows it",
+            stacklevel=3,
+        )
+    return found
 
 
 def figures() -> dict[str, Figure]:
