@@ -182,11 +182,11 @@ def test_a_disk_without_room_is_told_and_what_variants_share_counts_once(tmp_pat
     monkeypatch.setattr(plan, "_counted", lambda *_: COST)
     trained = 3 * (COST.saved + COST.state) + COST.saved
     latents = 2 * 48 * 4 * 3 * 3 * 4 if data else 0  # of images and mirror images, float32
-    needed = 2 * trained + latents + (12 + 24) * 3 * 12 * 12
+    needed = 2 * trained + latents + (12 + 24) * (3 * 12 * 12 + 4 * 3 * 3 * 4)  # images, and what they are decoded from
     for free in (needed, needed - 1):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
         recipes = load(path)
         told = [line for line in plan.print_plan(recipes, plan.Machine(1, 2**40, False)) if line.startswith("disk:")]
         assert len(told) == (free < needed)
     gib = needed / 2**30
-    assert told == [f"disk: the run may need {gib:.1f} GiB, and {tmp_path} has {gib:.1f} free; see run.dir"]
+    assert told == [f"disk: the run may need {gib:.1f} GiB, and {tmp_path} has {gib:.1f} GiB free; see run.dir"]

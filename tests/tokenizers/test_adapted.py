@@ -147,12 +147,16 @@ def test_the_fingerprint_is_the_content(tmp_path):
     assert a.fingerprint() != before
 
 
-def test_models_that_are_not_there(tmp_path):
+def test_models_that_are_not_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_vae").mkdir()
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderTimy"}))
     for source, message in (
         (DiffusersTokenizer(path=str(tmp_path)), "did you mean 'AutoencoderTiny'"),
         (DiffusersTokenizer(path=str(tmp_path), model="AutoencoderXYZ123"), "no autoencoder 'AutoencoderXYZ123'"),
         (DiffusersTokenizer(path=str(tmp_path / "nothing")), "no such folder: .*nothing"),
+        (DiffusersTokenizer(path="my_vea"), "no such folder: my_vea; did you mean 'my_vae'"),
+        (DiffusersTokenizer(path="config.json"), "config.json is a file; name the folder that holds it"),
         (DmvaeTokenizer(path=str(tmp_path / "nothing")), "nothing: no tokenizer is here"),
         (DmvaeTokenizer(path=str(tmp_path)), "holds AutoencoderTimy, not Autoencoder or AdaptedTokenizer"),
     ):

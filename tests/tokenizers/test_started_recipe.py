@@ -166,6 +166,15 @@ def test_a_dry_run_counts_what_trains(tmp_path, capsys):
     assert "latents 4x6x6 (stride 2)" in out
 
 
+def test_a_dry_run_tells_of_a_tokenizer_that_is_not_there_and_of_all_else(tmp_path):
+    gone = {"type": "diffusers", "path": str(tmp_path / "gone")}
+    variants = {"here": {"pretrained": foreign.source("AutoencoderKL", tmp_path)}, "gone": {"pretrained": gone}}
+    recipes = load(tiny.write(tmp_path, **(STARTED | SHORT | {"variants": variants, "evaluate__neighbours": 49})))
+    told = print_plan(recipes, Machine(1, 2**40, False))
+    assert any("no such folder" in line for line in told)
+    assert any("49 neighbours are sought among 48" in line for line in told)
+
+
 @pytest.mark.parametrize("kind", ["vavae", "AutoencoderDC", "AutoencoderTiny", "dmvae"])
 def test_the_parts_are_all_there_is_and_gradients_reach_them(kind, tmp_path):
     source = configs.read(TokenizerSource, foreign.source(kind, tmp_path))

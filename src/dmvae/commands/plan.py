@@ -27,6 +27,7 @@ from dmvae.runtime import distributed
 from dmvae.runtime.console import console, paragraph
 from dmvae.training.counting import Cost, cost_of
 from dmvae.training.stage import AnyTraining, TrainingStage
+from dmvae.transport.arrival import LATENTS
 
 GIB = 2**30
 MARGIN = 1.1
@@ -83,7 +84,12 @@ def print_plan(recipes: dict[str, Recipe], machine: Machine) -> list[str]:
     alike: dict[str, str] = {}
     for variant, recipe in recipes.items():
         items, classes, text, found = _data(recipe)
-        shape = "x".join(map(str, latent_shape(recipe)))
+        try:
+            shape = "x".join(map(str, latent_shape(recipe)))
+        except ValueError as error:  # without its tokenizer there is nothing to count
+            for line in (*found, str(error)):
+                obstacles.setdefault(line, []).append(variant)
+            continue
         last = [stage.name for stage in recipe.stages() if issubclass(stage, TrainingStage)][-1:]
         first = alike.setdefault("".join(_without_data(recipe, name) for name in last), variant)
         about = f"{text}; latents {shape} (stride {build_tokenizer(recipe).stride})"
@@ -268,7 +274,8 @@ def _disk(name: str, recipe: Recipe, cost: Cost | None, items: int | None) -> in
         size = 2 if recipe.latents.dtype == "float16" else 4
         return (items or 0) * (1 + recipe.latents.mirrored) * prod(latent_shape(recipe)) * size
     if name == "sample":
-        return section.count * len(section.guidance) * recipe.data.channels * recipe.data.size**2
+        images = section.count * len(section.guidance) * recipe.data.channels * recipe.data.size**2
+        return images + min(section.count, LATENTS) * prod(latent_shape(recipe)) * 4
     return 0
 
 
@@ -279,4 +286,4 @@ def _disk_problems(recipes: dict[str, Recipe], needed: int) -> Iterator[str]:
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if needed > free:
-        yield f"disk: the run may need {needed / GIB:.1f} GiB, and {folder} has {free / GIB:.1f} free; see run.dir"
+        yield f"disk: the run may need {_size(needed)}, and {folder} has {_size(free) or 'nothing'} free; see run.dir"

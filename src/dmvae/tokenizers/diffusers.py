@@ -12,7 +12,7 @@ from torch import nn
 from dmvae.config import Values
 from dmvae.models.artifact import load_strictly
 from dmvae.models.base import Model
-from dmvae.registry import nearest, register
+from dmvae.registry import close, nearest, register
 from dmvae.tokenizers.files import FileSource
 
 # The ones that take images; those of videos and sound fail when their latents are measured.
@@ -53,8 +53,13 @@ class DiffusersTokenizer(FileSource):
 
     def read_config(self) -> Values:
         path, place = self._origin()
-        if Path(path).is_absolute() and not Path(path).is_dir():
-            raise ValueError(f"pretrained.path: no such folder: {path}")
+        here = Path(path)
+        if here.is_file():
+            raise ValueError(f"pretrained.path: {path} is a file; name the folder that holds it")
+        if not here.is_dir() and (here.is_absolute() or "/" not in path):  # a hub's models are called owner/name
+            known = [folder.name for folder in here.parent.glob("*/")]
+            like = nearest(here.name, known) if close(here.name, known) else ""
+            raise ValueError(f"pretrained.path: no such folder: {path}{like}")
         try:
             config = Model.load_config(path, **place)
         except (OSError, ValueError) as error:
