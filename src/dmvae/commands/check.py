@@ -20,6 +20,7 @@ from dmvae.jobs import plan
 from dmvae.recipe import load
 from dmvae.runtime import distributed
 from dmvae.runtime.console import console
+from dmvae.runtime.words import counted
 from dmvae.stages.evaluate import EvaluateStage
 from dmvae.stages.measuring import Measuring
 
@@ -96,6 +97,10 @@ def print_scores(result: Values) -> None:
     for name, value in result["metrics"].items():
         low_high = [in_unit(name, end) for end in result.get("intervals", {}).get(name) or ()]
         table.add_row(title_of(name), in_unit(name, value), " to ".join(low_high), name.removesuffix(shared))
+    manifest = result.get("manifest", {})
+    if "count" in manifest:
+        against = manifest["reference"].get("count")
+        table.caption = counted(manifest["count"], "image") + (f" against {against:,}" if against else "")
     console.print(table)
 
 
