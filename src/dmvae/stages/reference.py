@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -129,11 +130,13 @@ class Later(Exception):
 class Beforehand:
     """What of `Surroundings` is known before any stage has run."""
 
+    out: Path
+
     def __init__(self, inputs: Inputs) -> None:
         self.latent_shape, self.num_classes = inputs.latent_shape, inputs.num_classes
         self.seed, self.device, self.data = inputs.seed, inputs.device, inputs.data
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> NoReturn:
         raise Later(name)
 
 
