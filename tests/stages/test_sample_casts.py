@@ -38,7 +38,7 @@ def drawn(steps, function=generate):
     tokenizer = Autoencoder(encoder=CONV, image_size=8, latent_channels=4, bottleneck_width=0, decoder=DECODER).eval()
     settings = Sampling(steps=steps, method="sde", guidance=2.0)
     with autocast(CPU, "bfloat16"), Casts(generator.parameters()) as casts:
-        images = function(generator, tokenizer, torch.arange(3), [0, 1, 2], settings, CPU)
+        images, _ = function(generator, tokenizer, torch.arange(3), [0, 1, 2], settings, CPU)
     return images, casts.found
 
 
