@@ -38,17 +38,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("variants", nargs="*", metavar="VARIANT", help="all that have samples, unless given")
+    parser.add_argument("--seed", type=int, help="of other samples and other sets of the data; the recipe's by default")
     known = parser.parse_args()
     jobs = [job for job in jobs_of(known.run) if job.stage.name == "sample" and job.finished]
     print(f"| method | {' | '.join(COLUMNS.values())} |\n{'| --- ' * (len(COLUMNS) + 1)}|")
     for job in jobs:
         if job.variant in (known.variants or [job.variant]):
-            found = figures(job)
+            found = figures(job, job.recipe.seed if known.seed is None else known.seed)
             print(f"| {job.variant} | {' | '.join(f'{found[key]:.2f}' for key in COLUMNS)} |", flush=True)
 
 
-def figures(job: Job) -> dict[str, float]:
-    """Those of the samples of a finished stage `sample`."""
+def figures(job: Job, seed: int) -> dict[str, float]:
+    """Those of the samples of a finished stage `sample`, drawn by that seed."""
     section = job.recipe.section("sample")
     generator = load_generator(job.reads["generator"] / generator_of(section.snapshot)).eval()
     stored = LatentSet(job.reads["latents"] / "latents")
@@ -59,7 +60,7 @@ def figures(job: Job) -> dict[str, float]:
         for start in range(0, len(labels), section.batch_size):
             chunk = labels[start : start + section.batch_size]
             seeds = range(start, start + len(chunk))
-            sources = [torch.Generator().manual_seed(image_seed(job.recipe.seed, i)) for i in seeds]
+            sources = [torch.Generator().manual_seed(image_seed(seed, i)) for i in seeds]
 
             def normal(sources: list[torch.Generator] = sources) -> Tensor:
                 return torch.stack([torch.randn(shape, generator=source) for source in sources])
@@ -68,7 +69,7 @@ def figures(job: Job) -> dict[str, float]:
             bar.step(len(chunk))
     chosen = torch.linspace(0, len(stored) - 1, min(job.recipe.section("evaluate").knn_count, len(stored))).long()
     data, _ = stored.__getitems__(chosen)
-    return modelled(torch.cat(drawn), data, job.recipe.seed)
+    return modelled(torch.cat(drawn), data, seed)
 
 
 if __name__ == "__main__":
