@@ -20,7 +20,8 @@ from dmvae.transport.views import View, tokens, whole
 LEAST = 64
 """Sampled latents at least."""
 REPEATS = 8
-"""Sets of the data's latents that samples are compared with: with one alone, chance makes 20 % of a multiple."""
+"""Sets of the data's latents that samples are compared with. With one alone a multiple changes by a fifth from set to
+set; what is left is the samples' own chance, which other samples show."""
 NUMBERS = 2**28
 """Numbers of the data's latents that are looked at, where that is enough for two sets: a GiB."""
 
