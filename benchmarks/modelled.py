@@ -21,9 +21,10 @@ from dmvae.jobs import Job, jobs_of
 from dmvae.latents.store import LatentSet
 from dmvae.runtime.console import Bar
 from dmvae.stages.modelled import modelled
-from dmvae.stages.sample import balanced_labels, image_seed
+from dmvae.stages.sample import balanced_labels, generate_latents, image_seed
 from dmvae.transport.arrival import LATENTS
 
+CPU = torch.device("cpu")
 COLUMNS = {
     "sampled_whole": "sampled latents, × chance ↓",
     "sampled_token": "sampled tokens, × chance ↓",
@@ -54,18 +55,13 @@ def figures(job: Job, seed: int) -> dict[str, float]:
     generator = load_generator(job.reads["generator"] / generator_of(section.snapshot)).eval()
     stored = LatentSet(job.reads["latents"] / "latents")
     labels = balanced_labels(min(section.count, LATENTS), generator.config.num_classes)
-    shape = (generator.config.in_channels, generator.config.input_size, generator.config.input_size)
+    settings = section.settings(section.guidance[0])
     drawn: list[Tensor] = []
     with torch.no_grad(), Bar(f"{job.variant}  draw", len(labels), "latents") as bar:
         for start in range(0, len(labels), section.batch_size):
             chunk = labels[start : start + section.batch_size]
-            seeds = range(start, start + len(chunk))
-            sources = [torch.Generator().manual_seed(image_seed(seed, i)) for i in seeds]
-
-            def normal(sources: list[torch.Generator] = sources) -> Tensor:
-                return torch.stack([torch.randn(shape, generator=source) for source in sources])
-
-            drawn.append(generator.sample(normal(), chunk, section.settings(section.guidance[0]), normal))
+            seeds = [image_seed(seed, i) for i in range(start, start + len(chunk))]
+            drawn.append(generate_latents(generator, chunk, seeds, settings, CPU))
             bar.step(len(chunk))
     chosen = torch.linspace(0, len(stored) - 1, min(job.recipe.section("evaluate").knn_count, len(stored))).long()
     data, _ = stored.__getitems__(chosen)

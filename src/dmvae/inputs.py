@@ -147,7 +147,7 @@ class Inputs:
         folder = self.tokenizer_folder
         if folder is None or not (folder / "discriminator").exists():
             return None
-        return self.sections.losses.adversarial.network.from_pretrained(folder / "discriminator").train()
+        return self.sections.losses.adversarial.network.from_pretrained(folder / "discriminator")
 
     def new_discriminator(self, config: AdversarialConfig) -> Discriminator | None:
         """A discriminator that has learnt nothing yet, or None where the adversary has no weight."""

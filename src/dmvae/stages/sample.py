@@ -181,15 +181,22 @@ def generate(
 ) -> tuple[Tensor, Tensor]:
     """(uint8 images [n, c, h, w], their latents [n, C, H, W], normalised, float32), on the CPU: one per label and
     seed."""
+    z = generate_latents(generator, labels, seeds, settings, device)
+    images = autoencoder.decode(autoencoder.denormalize(z)).sample
+    return to_uint8(images.float()).cpu().contiguous(), z.float().cpu().contiguous()
+
+
+def generate_latents(
+    generator: Generator, labels: Tensor, seeds: list[int], settings: Sampling, device: torch.device
+) -> Tensor:
+    """Normalised latents [n, C, H, W] on the device, one per label and seed."""
     shape = (generator.config.in_channels, generator.config.input_size, generator.config.input_size)
     sources = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def normal() -> Tensor:
         return send(torch.stack([torch.randn(shape, generator=source) for source in sources]), device)
 
-    z = generator.sample(normal(), labels.to(device), settings, normal)
-    images = autoencoder.decode(autoencoder.denormalize(z)).sample
-    return to_uint8(images.float()).cpu().contiguous(), z.float().cpu().contiguous()
+    return generator.sample(normal(), labels.to(device), settings, normal)
 
 
 def image_seed(seed: int, i: int) -> int:
