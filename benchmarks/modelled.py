@@ -1,25 +1,32 @@
-"""How well generators model their latents, before any decoder: the figures "sampled latents" of a run's table, for runs
-whose samples were drawn before `dmvae sample` kept latents.
+"""How well generators model their latents, before any decoder: the figures "sampled latents" of a run's table.
 
     python -m benchmarks.modelled runs/tiny32 [VARIANT ...]
+    python -m benchmarks.modelled runs/tiny32 matched@0 kl_3e-1@0 --count 8192 --steps 250 500 1000 2000 --picture FILE
 
 Draws again, from the same seeds, what the stage `sample` drew at its first guidance scale, and compares as `evaluate`
-does.
+does. With --steps, also from the generators' snapshots of those steps (`generator.keep_at`): how soon latents are
+learned. With --count, more than a table's 2048: less of the figures is chance, and multiples of it are larger. Decoders
+need not have been trained.
 """
 
 from __future__ import annotations
 
 import argparse
+from itertools import cycle
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
-from dmvae.generators import load_generator
+from dmvae.generators import Generator, load_generator
 from dmvae.inputs import generator_of
 from dmvae.jobs import Job, jobs_of
 from dmvae.latents.store import LatentSet
+from dmvae.models.velocity import VelocityModel
+from dmvae.report.run import COLOURS
 from dmvae.runtime.console import Bar
+from dmvae.runtime.precision import autocast
 from dmvae.stages.modelled import modelled
 from dmvae.stages.sample import balanced_labels, generate_latents, image_seed
 from dmvae.transport.arrival import LATENTS
@@ -33,39 +40,96 @@ COLUMNS = {
     "sampled_spread": "spread",
     "sampled_rank": "rank",
 }
+TICKS = (1, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 70, 100)
+Curve = dict[int, dict[str, float]]
+"""Generator's step -> its figures there."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
-    parser.add_argument("variants", nargs="*", metavar="VARIANT", help="all that have samples, unless given")
+    parser.add_argument("variants", nargs="*", metavar="VARIANT", help="all that have generators, unless given")
     parser.add_argument("--seed", type=int, help="of other samples and other sets of the data; the recipe's by default")
+    parser.add_argument(
+        "--count", type=int, help=f"latents to compare; as many as a table's, at most {LATENTS}, by default"
+    )
+    parser.add_argument("--steps", type=int, nargs="*", default=[], help="snapshots, besides the finished generator")
+    parser.add_argument("--picture", type=Path, help="file for the curves over --steps, as .svg or .png")
     known = parser.parse_args()
-    jobs = [job for job in jobs_of(known.run) if job.stage.name == "sample" and job.finished]
-    print(f"| method | {' | '.join(COLUMNS.values())} |\n{'| --- ' * (len(COLUMNS) + 1)}|")
-    for job in jobs:
-        if job.variant in (known.variants or [job.variant]):
-            found = figures(job, job.recipe.seed if known.seed is None else known.seed)
-            print(f"| {job.variant} | {' | '.join(f'{found[key]:.2f}' for key in COLUMNS)} |", flush=True)
+    print(f"| method | steps | {' | '.join(COLUMNS.values())} |\n{'| --- ' * (len(COLUMNS) + 2)}|")
+    curves: dict[str, Curve] = {}
+    jobs = sampled_by(jobs_of(known.run))
+    if missing := set(known.variants) - set(jobs):
+        parser.error(f"no finished generator of {', '.join(sorted(missing))}; there are {', '.join(jobs)}")
+    for variant in known.variants or jobs:
+        job = jobs[variant]
+        seed = job.recipe.seed if known.seed is None else known.seed
+        for step in [*known.steps, job.recipe.section("sample").snapshot]:
+            found = figures(job, seed, known.count, step)
+            named = step or job.recipe.section("generator").steps
+            curves.setdefault(variant, {})[named] = found
+            cells = " | ".join(f"{found[key]:.2f}" for key in COLUMNS)
+            print(f"| {variant} | {named:,} | {cells} |", flush=True)
+    if known.picture is not None:
+        draw(curves, known.picture)
 
 
-def figures(job: Job, seed: int) -> dict[str, float]:
-    """Those of the samples of a finished stage `sample`, drawn by that seed."""
-    section = job.recipe.section("sample")
-    generator = load_generator(job.reads["generator"] / generator_of(section.snapshot)).eval()
+def sampled_by(jobs: list[Job]) -> dict[str, Job]:
+    """Variant -> its stage `sample`, of those whose generator and latents are there."""
+    there = {job.folder for job in jobs if job.finished}
+    needed = ("generator", "latents")
+    return {
+        job.variant: job for job in jobs if job.stage.name == "sample" and there.issuperset(map(job.reads.get, needed))
+    }
+
+
+def figures(job: Job, seed: int, count: int | None = None, step: int | None = None) -> dict[str, float]:
+    """Those of that many samples of a stage `sample`, or as many as it keeps, drawn by that seed from the generator of
+    that step."""
+    section, precision = job.recipe.section("sample"), job.recipe.run.precision
+    generator = _generator(job, step)
+    guide = None if section.guide is None else _generator(job, section.guide)
+    assert guide is None or isinstance(guide, VelocityModel)
     stored = LatentSet(job.reads["latents"] / "latents")
-    labels = balanced_labels(min(section.count, LATENTS), generator.config.num_classes)
-    settings = section.settings(section.guidance[0])
+    labels = balanced_labels(count or min(section.count, LATENTS), generator.config.num_classes)
+    settings = section.settings(section.guidance[0], guide)
     drawn: list[Tensor] = []
-    with torch.no_grad(), Bar(f"{job.variant}  draw", len(labels), "latents") as bar:
+    with torch.no_grad(), autocast(CPU, precision), Bar(f"{job.variant}  draw", len(labels), "latents") as bar:
         for start in range(0, len(labels), section.batch_size):
             chunk = labels[start : start + section.batch_size]
             seeds = [image_seed(seed, i) for i in range(start, start + len(chunk))]
-            drawn.append(generate_latents(generator, chunk, seeds, settings, CPU))
+            drawn.append(generate_latents(generator, chunk, seeds, settings, CPU).float())
             bar.step(len(chunk))
-    chosen = torch.linspace(0, len(stored) - 1, min(job.recipe.section("evaluate").knn_count, len(stored))).long()
-    data, _ = stored.__getitems__(chosen)
-    return modelled(torch.cat(drawn), data, seed)
+    most = max(job.recipe.section("evaluate").knn_count, 6 * (count or 0))
+    data, _ = stored.__getitems__(torch.linspace(0, len(stored) - 1, min(most, len(stored))).long())
+    return modelled(torch.cat(drawn), data, seed, count or LATENTS)
+
+
+def _generator(job: Job, step: int | None) -> Generator:
+    """Raises ValueError where no snapshot of that step was kept."""
+    return load_generator(job.reads["generator"] / generator_of(step)).eval()
+
+
+def draw(curves: dict[str, Curve], file: Path) -> None:
+    """Distances over the generator's steps, both axes logarithmic: of whole latents left, of tokens right."""
+    figure = Figure(figsize=(8.4, 3.4), layout="constrained")
+    for axes, key in zip(figure.subplots(1, 2), ("sampled_whole", "sampled_token"), strict=True):
+        for colour, (variant, curve) in zip(cycle(COLOURS), curves.items(), strict=False):
+            steps = sorted(curve)
+            axes.loglog(steps, [curve[step][key] for step in steps], "o-", color=colour, label=variant)
+        steps = sorted({step for curve in curves.values() for step in curve})
+        axes.set_xticks(steps, [f"{step:,}" for step in steps], fontsize=7)
+        axes.minorticks_off()
+        low, high = (of(curve[step][key] for curve in curves.values() for step in curve) for of in (min, max))
+        ticks = [tick for tick in TICKS if 0.9 * low <= tick <= 1.1 * high]
+        axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.set_xlabel("generator training steps")
+        axes.set_ylabel(COLUMNS[key].removesuffix(" ↓"))
+        axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
+    print(file)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """One thread: the networks here are so small that more threads only slow them."""
 
 import gc
+import logging
 import os
 import sys
 from collections import Counter
@@ -15,6 +16,7 @@ from dmvae import registry
 
 torch.set_num_threads(1)
 processes.trust_the_power()
+logging.disable(logging.DEBUG)  # else torch's twenty lines about each checkpoint bury a failure
 
 
 def pytest_collection_finish():

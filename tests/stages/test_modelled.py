@@ -61,8 +61,9 @@ def test_too_few_have_no_figures():
 
 
 @pytest.mark.slow
-def test_a_run_keeps_latents_of_its_first_scale_and_a_benchmark_draws_the_same(tmp_path):
+def test_a_run_keeps_latents_of_its_first_scale_and_a_benchmark_draws_the_same(tmp_path, monkeypatch, capsys):
     sizes = {"data__count": 200, "sample__count": 66, "sample__batch_size": 33, "sample__guidance": [1.0, 2.0]}
+    sizes["generator__keep_at"] = [1]
     jobs = tiny.run(tiny.write(tmp_path, run__precision="float32", **sizes), "kl")
     folder = tmp_path / "run/kl"
     shard = load_file(folder / "sample/guidance-1/samples-00001.safetensors")
@@ -74,7 +75,23 @@ def test_a_run_keeps_latents_of_its_first_scale_and_a_benchmark_draws_the_same(t
     assert kept_latents(folder / "sample/guidance-1").shape == (66, *shard["latents"].shape[1:])
     assert len(kept_latents(folder / "sample/guidance-2")) == 0
     metrics = json.loads((folder / "evaluate/metrics.json").read_text())
-    found = again.figures(next(job for job in jobs if job.stage.name == "sample"), seed=0)
+    sample = next(job for job in jobs if job.stage.name == "sample")
+    found = again.figures(sample, seed=0)
     for name in again.COLUMNS:
         assert metrics[name] == pytest.approx(found[name], rel=1e-3)
     assert metrics["sampled_whole"] > 0
+
+    def table(*options):
+        monkeypatch.setattr("sys.argv", ["modelled", str(tmp_path / "run"), *options])
+        again.main()
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+        return [[cell.strip() for cell in line.split("|")[1:4]] for line in lines[2:]]
+
+    early = again.figures(sample, seed=0, step=1)
+    assert early["sampled_whole"] != found["sampled_whole"]
+    rows = table("--steps", "1", "--picture", str(tmp_path / "curves.svg"))
+    assert rows == [["kl", step, f"{of['sampled_whole']:.2f}"] for step, of in (("1", early), ("6", found))]
+    assert "<svg" in (tmp_path / "curves.svg").read_text()
+    with pytest.raises(SystemExit):
+        table("k1")
+    assert "no finished generator of k1; there are kl" in capsys.readouterr().err

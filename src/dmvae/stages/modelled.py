@@ -26,10 +26,10 @@ NUMBERS = 2**28
 """Numbers of the data's latents that are looked at, where that is enough for two sets: a GiB."""
 
 
-def modelled(sampled: Tensor, data: Tensor, seed: int) -> dict[str, float]:
-    """Figures of sampled latents [n, C, H, W] beside the data's [m, C, H, W], both normalised, in any order. 2048 of
-    each are compared, or 2 m / 5. Empty for too few of either."""
-    n = min(len(sampled), LATENTS, 2 * len(data) // 5)
+def modelled(sampled: Tensor, data: Tensor, seed: int, count: int = LATENTS) -> dict[str, float]:
+    """Figures of sampled latents [n, C, H, W] beside the data's [m, C, H, W], both normalised, in any order. `count` of
+    each are compared, or 2 m / 5; multiples of chance grow with them. Empty for too few of either."""
+    n = min(len(sampled), count, 2 * len(data) // 5)
     if n < LEAST:
         return {}
     rng = torch.Generator().manual_seed(seed)
