@@ -1,6 +1,7 @@
 """What a finished run found, for a page: its table as Markdown on the terminal, and pictures into a folder.
 
     python -m benchmarks.results runs/references docs/results/references --baseline kl [--samples ssl@0 kl@0]
+    python -m benchmarks.results runs/references --baseline kl --columns psnr rfd gfd gfd@2 knn
 
 Methods of several seeds are a row of means and standard deviations. "gFD ratio" is a method's gFD over the baseline's,
 seed by seed where both have several. Seeds and methods that have not ended are left out of it, and named. The folder
@@ -39,12 +40,16 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("folder", type=Path, nargs="?", help="where pictures go; none are made without it")
     parser.add_argument("--baseline", help="method whose gFD the others' are divided by; the last one unless given")
+    parser.add_argument(
+        "--columns", nargs="+", metavar="FIGURE", help="of summary.json; all that tables show, unless given"
+    )
     parser.add_argument("--samples", nargs="+", default=[], metavar="VARIANT", help="variants to show samples of")
     known = parser.parse_args()
     run = Run(known.run, jobs_of(known.run))
     waiting = {job.variant for job in run.jobs if not job.finished}
     methods = by_method({name: row for name, row in run.methods.items() if name not in waiting})
-    print(table(methods, known.baseline or next(reversed(methods), ""), Counter(map(method_of, run.variants))))
+    baseline = known.baseline or next(reversed(methods), "")
+    print(table(methods, baseline, Counter(map(method_of, run.variants)), known.columns))
     if known.folder is not None:
         known.folder.mkdir(parents=True, exist_ok=True)
         scatter(methods, "psnr", "gfd", known.folder / "tradeoff.svg")
@@ -65,11 +70,15 @@ def by_method(rows: dict[str, dict[str, Any]]) -> dict[str, Values]:
     }
 
 
-def table(methods: dict[str, Values], baseline: str, asked: Mapping[str, int]) -> str:
-    """`asked`: every method of the recipe, with the number of its seeds; `methods` has those that ended."""
+def table(methods: dict[str, Values], baseline: str, asked: Mapping[str, int], wanted: list[str] | None = None) -> str:
+    """`asked`: every method of the recipe, with the number of its seeds; `methods` has those that ended. `wanted`: keys
+    of the columns, in order. Raises ValueError for a baseline or a column that is not there."""
     if baseline not in methods:
         raise ValueError(f"--baseline: no method that has ended is called {baseline!r}; there are {', '.join(methods)}")
     columns = shown({key for row in methods.values() for key in row})
+    if unknown := [key for key in wanted or () if key not in columns]:
+        raise ValueError(f"--columns: no method has {', '.join(unknown)}; there are {', '.join(columns)}")
+    columns = {key: columns[key] for key in wanted or columns}
     lines = [
         "| method | " + " | ".join(figure.heading for figure in columns.values()) + " | gFD ratio |",
         "| --- " * (len(columns) + 2) + "|",

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from benchmarks import results
 
 import tiny
@@ -75,6 +76,11 @@ def test_a_study_s_table_names_what_has_not_ended():
     assert lines[2].startswith("| a (2 of 3 seeds) | 21.00 ± 1.4 | ")
     assert lines[3] == "| b | not ended |  |  |"
     assert lines[4].startswith("| kl | 30.00 | ")
+    title, _, *rows = results.table(methods, "kl", {"a": 3, "kl": 1}, ["gfd", "psnr"]).splitlines()
+    assert title == "| method | gFD ↓ | PSNR, dB ↑ | gFD ratio |"
+    assert rows[1] == "| kl | 40 | 30.00 | 1.00 |"
+    with pytest.raises(ValueError, match=r"--columns: no method has pnsr; there are psnr, gfd"):
+        results.table(methods, "kl", {"a": 3}, ["pnsr"])
 
 
 def test_a_run_that_measured_nothing_names_no_features(capsys):
