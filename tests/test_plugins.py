@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,9 +11,8 @@ import yaml
 
 import processes
 import tiny
-from dmvae import cli, pipeline, registry
+from dmvae import cli, pipeline
 from dmvae import config as configs
-from dmvae.jobs import plan
 from dmvae.recipe import load
 from dmvae.registry import load_plugins
 from dmvae.runtime.random import Random
@@ -282,22 +280,16 @@ def test_an_encoder_with_dropout_resumes_to_the_same_weights(tmp_path, monkeypat
     assert [name for name, value in found[0].items() if not torch.equal(value, found[1][name])] == []
 
 
-def folders_of(path) -> dict[str, str]:
-    """Stage -> the name of its folder, with its fingerprint."""
-    recipes = load(path)
-    return {job.stage.name: job.folder.name for job in plan({"main": recipes["main"]}, Path("run"))}
-
-
 def test_a_plugin_that_is_edited_runs_its_new_code_under_a_new_address(tmp_path):
     """In the same process, as in a notebook: what uses it runs again, by the code that is there."""
     path = recipe_with_plugins(tmp_path, renamed("edit_"), "edit_")
-    before = folders_of(path)
-    assert folders_of(path) == before
+    before = tiny.folders_of(path)
+    assert tiny.folders_of(path) == before
     source = (tmp_path / "mine.py").read_text()
     old = "return (2.0 * (labels % 2) - 1)"
     assert old in source
     (tmp_path / "mine.py").write_text(source.replace(old, "return (3.0 * (labels % 2) - 1)"))
-    after = folders_of(path)
+    after = tiny.folders_of(path)
     # every kind of part is in this one file
     assert {name for name in before if before[name] == after[name]} == set()
     distribution = load(path)["main"].reference.distribution
@@ -318,50 +310,10 @@ def test_stages_metrics_and_samplers_of_plugins_count_where_they_are_used(tmp_pa
         (tmp_path / "mine.py").write_text(renamed("part_") + edit)
         for name, values in over.items():
             path = tiny.write(tmp_path, plugins=[str(tmp_path / "mine.py")], variants={"main": {}}, **values)
-            found[name, edit] = folders_of(path)
+            found[name, edit] = tiny.folders_of(path)
     for name, changed in {"nothing": set(), "metric": {"evaluate"}, "sampler": {"sample", "evaluate"}}.items():
         a, b = found[name, ""], found[name, "\n# edited\n"]
         assert {stage for stage in a if a[stage] != b[stage]} == changed, name
     a, b = found["stage", ""], found["stage", "\n# edited\n"]
     assert a["part_sharpen"] != b["part_sharpen"]
     assert a["tokenizer"] == b["tokenizer"]
-
-
-PACKAGED = f"""{HEAD}import torch
-from .scale import SCALE
-@register("packaged")
-@dataclass(frozen=True, kw_only=True)
-class Packaged(ReferenceConfig):
-    def build(self, inputs):
-        return self
-"""
-
-
-def test_a_module_of_an_installed_package_is_a_plugin(tmp_path, monkeypatch):
-    package = tmp_path / "site" / "my_references"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text("")
-    (package / "scale.py").write_text("SCALE = 2\n")
-    (package / "points.py").write_text(PACKAGED)
-    monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    over = {"reference__distribution": {"type": "packaged"}, "variants": {"main": {}}}
-    path = tiny.write(tmp_path, plugins=["my_references.points"], **over)
-    try:
-        recipe = load(path)["main"]
-        assert recipe.plugins == ("my_references.points",)
-        before = folders_of(path)
-        (package / "points.py").write_text(PACKAGED + "# edited\n")
-        after = folders_of(path)
-    finally:
-        registry.forget("my_references")
-        for name in [name for name in sys.modules if name.startswith("my_references")]:
-            del sys.modules[name]
-    assert before["tokenizer"] == after["tokenizer"]
-    assert before["reference"] != after["reference"], "its file counts as a plugin's does"
-    with pytest.raises(ValueError, match=r"plugins: no such file or folder: .*my_referencez.points"):
-        load(tiny.write(tmp_path, plugins=["my_referencez.points"], **over))
-    message = (
-        "no ReferenceConfig is called 'packaged'.*one of your own is found where `plugins` names its file or module"
-    )
-    with pytest.raises(ValueError, match=message):
-        load(tiny.write(tmp_path, **over))

@@ -80,6 +80,12 @@ def apply(trainer, update) -> dict:
     return update.figures() | trainer.move(update.trains)
 
 
+def folders_of(path: Path) -> dict[str, str]:
+    """Stage -> the name of its folder, with its fingerprint."""
+    recipes = load(path)
+    return {job.stage.name: job.folder.name for job in plan({"main": recipes["main"]}, Path("run"))}
+
+
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
     """Every tensor of every network that the run saved: VARIANT/STAGE/NETWORK/NAME -> tensor."""
     from safetensors.torch import load_file

@@ -134,13 +134,17 @@ def is_ours(cls: type) -> bool:
 
 
 def importable(name: str) -> bool:
-    """Whether that is the name of a module which can be imported."""
+    """Whether that is the name of a module, of one whose package fails on import too."""
     if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name):
         return False
     try:
         return importlib.util.find_spec(name) is not None
-    except (ImportError, ValueError):
+    except ModuleNotFoundError as error:
+        return not f"{name}.".startswith(f"{error.name}.")
+    except ValueError:
         return False
+    except Exception:
+        return True
 
 
 def load_plugins(plugins: Iterable[str | Path]) -> None:
@@ -154,13 +158,21 @@ def load_plugins(plugins: Iterable[str | Path]) -> None:
         if not path.exists():
             if not importable(str(plugin)):
                 raise ValueError(f"plugins: no such file or folder, and no module of that name: {plugin}")
-            importlib.import_module(str(plugin))
+            _import(str(plugin))
             continue
         files = sorted(path.glob("*.py")) if path.is_dir() else [path]
         if not files:
             raise ValueError(f"plugins: {path} holds no .py file")
         for file in files:
             _load(file)
+
+
+def _import(name: str) -> None:
+    try:
+        importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        spec = importlib.util.find_spec(name.partition(".")[0])  # that of what is inside would import it again
+        raise ValueError(_complaint(Path(spec.origin if spec and spec.origin else name), error)) from error
 
 
 def _load(file: Path) -> None:
@@ -197,7 +209,15 @@ def _complaint(file: Path, error: BaseException) -> str:
     if isinstance(error, SyntaxError):
         code = f" in {error.text.strip()!r}" if error.text else ""
         return f"plugin {error.filename or file}, line {error.lineno}: {error.msg}{code}"
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(_own(file))
+    ]
+    place = (frames[-1].filename, frames[-1].lineno) if frames else (file, 1)
     what = str(error).removeprefix(f"{file}: ")
     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-    return f"plugin {file}, line {lines[-1] if lines else 1}: {kind}{what}"
+    return f"plugin {place[0]}, line {place[1]}: {kind}{what}"
+
+
+def _own(file: Path) -> Path:
+    """Where a plugin's code lies: beside the __init__.py of a package, else the file alone."""
+    return file.parent if file.name == "__init__.py" else file

@@ -1,0 +1,72 @@
+"""Plugins that are modules of installed packages."""
+
+import sys
+
+import pytest
+
+import tiny
+from dmvae import registry
+from dmvae.recipe import load
+
+PACKAGED = """from dataclasses import dataclass
+from dmvae.references import ReferenceConfig
+from dmvae.registry import register
+from .scale import SCALE
+@register("packaged")
+@dataclass(frozen=True, kw_only=True)
+class Packaged(ReferenceConfig):
+    def build(self, inputs):
+        return self
+"""
+
+
+def test_a_module_of_an_installed_package_is_a_plugin(tmp_path, monkeypatch):
+    package = tmp_path / "site" / "my_references"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "scale.py").write_text("SCALE = 2\n")
+    (package / "points.py").write_text(PACKAGED)
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    over = {"reference__distribution": {"type": "packaged"}, "variants": {"main": {}}}
+    path = tiny.write(tmp_path, plugins=["my_references.points"], **over)
+    try:
+        recipe = load(path)["main"]
+        assert recipe.plugins == ("my_references.points",)
+        before = tiny.folders_of(path)
+        (package / "points.py").write_text(PACKAGED + "# edited\n")
+        after = tiny.folders_of(path)
+    finally:
+        registry.forget("my_references")
+        for name in [name for name in sys.modules if name.startswith("my_references")]:
+            del sys.modules[name]
+    assert before["tokenizer"] == after["tokenizer"]
+    assert before["reference"] != after["reference"], "its file counts as a plugin's does"
+    with pytest.raises(ValueError, match=r"plugins: no such file or folder: .*my_referencez.points"):
+        load(tiny.write(tmp_path, plugins=["my_referencez.points"], **over))
+    message = (
+        "no ReferenceConfig is called 'packaged'.*one of your own is found where `plugins` names its file or module"
+    )
+    with pytest.raises(ValueError, match=message):
+        load(tiny.write(tmp_path, **over))
+
+
+@pytest.mark.parametrize(
+    ("files", "plugin", "complaint"),
+    [
+        (
+            {"__init__.py": "", "parts.py": "import torch\nx = torch.nosuch\n"},
+            "parts",
+            "parts.py, line 2: AttributeErr",
+        ),
+        ({"__init__.py": "import nosuchlib\n"}, "parts", "__init__.py, line 1: ModuleNotFoundError: .*nosuchlib"),
+        ({"__init__.py": "from . import parts", "parts.py": "def f(:\n"}, None, "parts.py, line 1: invalid syntax"),
+    ],
+)
+def test_a_module_that_fails_on_import_is_told_by_file_and_line(tmp_path, monkeypatch, files, plugin, complaint):
+    name = f"faulty_{len(files)}_{plugin}"
+    (tmp_path / name).mkdir()
+    for file, source in files.items():
+        (tmp_path / name / file).write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ValueError, match=rf"plugin .*{name}/{complaint}"):
+        load(tiny.write(tmp_path, plugins=[f"{name}.{plugin}" if plugin else name]))
