@@ -13,8 +13,9 @@ import inspect
 import json
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -162,6 +163,53 @@ def jobs_of(run_dir: Path) -> list[Job]:
     return jobs
 
 
+def merge(run_dirs: Sequence[Path], out: Path) -> list[Job]:
+    """Make `out` a run of the variants of all these, by links to their stages; its jobs.
+
+    A variant that two runs have by the same name comes once where its stages are the same; else each is called
+    RUN.VARIANT, by its run's folder. Raises ValueError where these are the same too."""
+    runs = {run_dir: _by_variant(jobs_of(run_dir)) for run_dir in run_dirs}
+    found: dict[str, list[Job]] = {}
+    for run_dir, variants in runs.items():
+        for variant, jobs in variants.items():
+            same = [others[variant] for others in runs.values() if variant in others]
+            unlike = any(_addresses(one) != _addresses(jobs) for one in same)
+            name = f"{run_dir.absolute().name}.{variant}" if unlike else variant
+            if name not in found or sum(job.finished for job in jobs) > sum(job.finished for job in found[name]):
+                found[name] = jobs
+            elif _addresses(found[name]) != _addresses(jobs):
+                raise ValueError(
+                    f"two runs in folders called {run_dir.absolute().name!r} have a {variant!r}; rename one"
+                )
+    stages = out / "stages"
+    stages.mkdir(parents=True, exist_ok=True)
+    beside = stages.resolve()
+    for folder in {job.folder for jobs in found.values() for job in jobs if job.folder.exists()}:
+        place = beside / folder.name
+        if not place.is_dir() or place.is_symlink():
+            _point(place, folder.resolve())
+    merged = [
+        replace(
+            job, variant=name, folder=stages / job.folder.name, reads={n: stages / f.name for n, f in job.reads.items()}
+        )
+        for name, jobs in found.items()
+        for job in jobs
+    ]
+    record({name: jobs[0].recipe for name, jobs in found.items()}, merged, out, list(found))
+    return merged
+
+
+def _by_variant(jobs: list[Job]) -> dict[str, list[Job]]:
+    found: dict[str, list[Job]] = {}
+    for job in jobs:
+        found.setdefault(job.variant, []).append(job)
+    return found
+
+
+def _addresses(jobs: list[Job]) -> list[str]:
+    return [job.folder.name for job in jobs]
+
+
 def _linked(run_dir: Path, variant: str, recipe: Recipe) -> list[Job]:
     stages = recipe.stages()
     links = {stage.name: run_dir / variant / stage.name for stage in stages}
@@ -190,7 +238,11 @@ def record(recipes: dict[str, Recipe], jobs: list[Job], run_dir: Path, variants:
 def _link(job: Job, run_dir: Path) -> None:
     link = run_dir / job.variant / job.stage.name
     link.parent.mkdir(parents=True, exist_ok=True)
-    target = os.path.relpath(job.folder, link.parent)
+    _point(link, job.folder)
+
+
+def _point(link: Path, folder: Path) -> None:
+    target = os.path.relpath(folder, link.parent)
     if not (link.is_symlink() and os.readlink(link) == target):
         link.unlink(missing_ok=True)
         link.symlink_to(target)

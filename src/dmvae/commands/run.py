@@ -15,7 +15,7 @@ from dmvae.commands.plan import Machine, bytes_of, print_plan
 from dmvae.commands.trust import require_no_code
 from dmvae.config import FieldError, Values
 from dmvae.fitting import fit
-from dmvae.jobs import Job, jobs_of, recipes_of
+from dmvae.jobs import Job, jobs_of, merge, recipes_of
 from dmvae.options import few, flat, told
 from dmvae.recipe import Recipe, Recipes, load, method_of, recipe_class
 from dmvae.registry import nearest
@@ -157,24 +157,41 @@ def _chosen(whole: Recipes, names: list[str]) -> dict[str, Recipe]:
 
 
 def report(command: str, arguments: list[str]) -> None:
-    """Write the table and the report of a run again."""
-    parser = Parser(prog=f"dmvae {command}", description="Write the table and the report of a run again.")
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
-    parser.add_argument("--trust", action="store_true", help="run the code that the run's recipes name")
+    """Write the table and the report of a run again, or of several as one."""
+    parser = Parser(
+        prog=f"dmvae {command}",
+        description="Write the table and the report of a run again, or of several as one.",
+        epilog="With --out that folder becomes a run of all variants, by links to their stages. Where runs have other "
+        "variants by the same name, these are called RUN.VARIANT.",
+    )
+    parser.add_argument("run_dirs", type=Path, metavar="RUN_DIR", nargs="+")
+    parser.add_argument("--out", type=Path, help="folder to write to; the run's own by default, asked for with several")
+    parser.add_argument("--trust", action="store_true", help="run the code that the runs' recipes name")
     known = parser.parse_args(arguments)
-    run_dir: Path = known.run_dir
+    run_dirs: list[Path] = known.run_dirs
     if not known.trust:
-        require_no_code(recipes_of(run_dir))
-    finish(jobs_of(run_dir), run_dir)
+        for run_dir in run_dirs:
+            require_no_code(recipes_of(run_dir))
+    if known.out is not None:
+        tell(merge(run_dirs, known.out), known.out)
+    elif len(run_dirs) > 1:
+        raise ValueError("a table of several runs needs a folder: --out DIR")
+    else:
+        finish(jobs_of(run_dirs[0]), run_dirs[0])
 
 
 def finish(jobs: list[Job], run_dir: Path) -> None:
     """Write what a run leaves for people: summary.json, the report, a pipeline for every generator."""
     with locked(run_dir):  # from other processes that have done the same run's other stages
         require_linked(jobs, run_dir)
-        summary = write_summary(jobs, run_dir)
-        path = write_report(run_dir, jobs)
-        print_summary(summary)
-        console.print(f"summary:  {run_dir / 'summary.json'}\nreport:   {path}")
+        tell(jobs, run_dir)
         for folder in write_pipelines(jobs, run_dir):
             console.print(f"pipeline: {folder}")
+
+
+def tell(jobs: list[Job], out: Path) -> None:
+    """Write summary.json and the report into a folder, and print the table."""
+    summary = write_summary(jobs, out)
+    path = write_report(out, jobs)
+    print_summary(summary)
+    console.print(f"summary:  {out / 'summary.json'}\nreport:   {path}")

@@ -63,7 +63,7 @@ def write_summary(jobs: list[Job], run_dir: Path) -> Values:
     usual = statistics.mode(measured.values()) if measured else ("", "")
     unlike = {name: f"{how[0]}, {how[1]}" for name, how in measured.items() if how != usual}
     summary = {
-        "name": jobs[0].recipe.name,
+        "name": " and ".join(dict.fromkeys(job.recipe.name for job in jobs)),
         "methods": methods,
         "not_ended": not_ended,
         "seeds": over_seeds({n: row for n, row in methods.items() if n not in not_ended and n not in unlike}),

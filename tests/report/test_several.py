@@ -1,0 +1,94 @@
+"""One table and one report of several runs, written where the runs are not."""
+
+import json
+
+import pytest
+
+import tiny
+from dmvae import cli
+from dmvae import config as configs
+from dmvae.jobs import jobs_of, plan, record
+from dmvae.recipe import load
+from dmvae.runtime.done import write_done
+
+KL = tiny.RECIPE["variants"]["kl"]
+
+
+@pytest.fixture
+def run(tmp_path, plain_report):
+    """A run that ended, with the PSNR of each variant: KL-VAEs of that weight, but for those called own_PSNR."""
+
+    def make(name, psnr, weight=0.1, **over):
+        folder = tmp_path / name
+        folder.mkdir()
+        weights = {
+            variant.partition("@")[0]: weight + value * variant.startswith("own") for variant, value in psnr.items()
+        }
+        variants = {variant: configs.merge(KL, {"tokenizer.kl_weight": weights[variant]}) for variant in weights}
+        recipes = load(tiny.write(folder, name=name, variants=variants, **over))
+        jobs = plan(recipes, folder / "run")
+        for job in jobs:
+            job.folder.mkdir(parents=True, exist_ok=True)
+            if job.stage.name == "evaluate":
+                (job.folder / "metrics.json").write_text(json.dumps({"features": "x", "psnr": psnr[job.variant]}))
+            write_done(job.folder, {"seconds": 1.0})
+        record(recipes, jobs, folder / "run", list(recipes))
+        moved = tmp_path / f"{name}_run"
+        (folder / "run").rename(moved)
+        return moved
+
+    return make
+
+
+def table(*arguments):
+    cli.main(["report", *map(str, arguments)])
+
+
+def test_variants_of_several_runs_stand_in_one_table(run, tmp_path, capsys):
+    a, b = run("a", {"kl": 20.0, "own_1": 21.0}), run("b", {"kl": 22.0, "own_2": 23.0}, weight=0.5)
+    before = sorted(path for folder in (a, b) for path in folder.rglob("*"))
+    table(a, b, a, "--out", tmp_path / "both")
+    summary = json.loads((tmp_path / "both/summary.json").read_text())
+    assert {name: row["psnr"] for name, row in summary["methods"].items()} == {
+        "a_run.kl": 20.0,
+        "own_1": 21.0,
+        "b_run.kl": 22.0,
+        "own_2": 23.0,
+    }
+    assert summary["name"] == "a and b"
+    assert "b_run.kl" in (tmp_path / "both/report.html").read_text()
+    assert sorted(path for folder in (a, b) for path in folder.rglob("*")) == before
+    assert "b_run.kl" in capsys.readouterr().out
+    assert list(dict.fromkeys(job.variant for job in jobs_of(tmp_path / "both"))) == list(summary["methods"])
+    assert all(job.finished for job in jobs_of(tmp_path / "both"))
+
+
+def test_seeds_of_two_machines_are_one_method_and_what_both_ran_comes_once(run, tmp_path):
+    first, second = (
+        run("a", {"kl@0": 20.0}, seeds={"kl": [0]}),
+        run("b", {"kl@0": 20.0, "kl@1": 22.0}, seeds={"kl": [0, 1]}),
+    )
+    table(first, second, "--out", tmp_path / "both")
+    summary = json.loads((tmp_path / "both/summary.json").read_text())
+    assert list(summary["methods"]) == ["kl@0", "kl@1"]
+    assert summary["seeds"]["kl"]["mean"]["psnr"] == 21.0
+
+
+def test_a_run_that_may_not_be_written_is_told_elsewhere(run, tmp_path):
+    folder = run("a", {"kl": 20.0})
+    table(folder, "--out", tmp_path / "elsewhere")
+    assert (tmp_path / "elsewhere/report.html").exists()
+    assert not (folder / "summary.json").exists()
+
+
+def test_several_runs_need_a_folder_and_names_that_differ(run, tmp_path, capsys):
+    a = run("a", {"kl": 20.0})
+    with pytest.raises(SystemExit):
+        table(a, a)
+    assert "a table of several runs needs a folder: --out DIR" in capsys.readouterr().err
+    b = run("b", {"kl": 22.0}, weight=0.5)
+    (tmp_path / "c").mkdir()
+    b.rename(tmp_path / "c/a_run")
+    with pytest.raises(SystemExit):
+        table(a, tmp_path / "c/a_run", "--out", tmp_path / "both")
+    assert "two runs in folders called 'a_run' have a 'kl'; rename one" in capsys.readouterr().err
