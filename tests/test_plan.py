@@ -176,13 +176,15 @@ def test_shards_are_what_a_rank_holds_of_the_flow_networks(tmp_path, capsys):
 @pytest.mark.parametrize("data", [True, False])
 def test_a_disk_without_room_is_told_and_what_variants_share_counts_once(tmp_path, capsys, monkeypatch, data):
     kl = tiny.RECIPE["variants"]["kl"]
-    variants = {"one": kl, "two": kl | {"sample": {"count": 24}}}
+    sharper = kl | {"decoder": {"steps": 4, "batch_size": 8}}
+    variants = {"one": kl, "two": kl | {"sample": {"count": 24}}, "sharper": sharper}
     over = {} if data else {"data": {"type": "image_folder", "root": str(tmp_path / "nowhere"), "size": 12}}
     path = str(tiny.write(tmp_path, variants=variants, latents__mirrored=True, **over))
     monkeypatch.setattr(plan, "_counted", lambda *_: COST)
     trained = 3 * (COST.saved + COST.state) + COST.saved
     latents = 2 * 48 * 4 * 3 * 3 * 4 if data else 0  # of images and mirror images, float32
-    needed = 2 * trained + latents + (12 + 24) * (3 * 12 * 12 + 4 * 3 * 3 * 4)  # images, and what they are decoded from
+    needed = 3 * trained + 2 * latents  # one tokenizer, decoder and generator
+    needed += (12 + 24 + 12) * (3 * 12 * 12 + 4 * 3 * 3 * 4)  # images, and what they are decoded from
     for free in (needed, needed - 1):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
         recipes = load(path)

@@ -148,9 +148,12 @@ def _states(recipes: dict[str, Recipe]) -> dict[str, dict[str, tuple[str, str]]]
 
 def _without_data(recipe: Recipe, name: str) -> str:
     """What stands for a stage's folder where the data are not here to name it: variants that have a stage and all
-    before it in common share it."""
-    stages = [stage.name for stage in recipe.stages()]
-    upto = [configs.identity(recipe.section(stage)) for stage in stages[: stages.index(name) + 1]]
+    before it in common share it, a generator whatever decoder there is."""
+    stages = {stage.name: stage for stage in recipe.stages()}
+    before = list(stages.values())[: list(stages).index(name)]
+    if stages[name].of_latents:
+        before = [stage for stage in before if not stage.keeps_latents]
+    upto = [configs.identity(recipe.section(stage)) for stage in (*before, stages[name])]
     parts = (recipe.data, recipe.autoencoder, recipe.pretrained, recipe.losses, recipe.latents)
     return repr([name, recipe.seed, *parts, *upto])
 
