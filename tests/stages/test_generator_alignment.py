@@ -168,6 +168,15 @@ def test_in_parts_and_on_sharded_ranks_it_ends_where_it_does_whole(tmp_path):
             r"generator\.alignment\.target: a feature for 8 pixels, and a latent for 4; give an encoder of stride 4",
         ),
         ({"generator__alignment": {"weight": 0.5}}, r"generator\.alignment\.target: this field is required"),
+        (
+            {
+                "generator__direction": 0.5,
+                "generator__alignment": None,
+                "data": {"type": "shapes", "size": 12, "channels": 1, "num_classes": 3, "count": 48, "test_count": 24},
+                "pretrained": {"type": "identity", "patch": 1},
+            },
+            r"generator\.direction: latents of one channel have no direction",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_runs(tmp_path, over, message):

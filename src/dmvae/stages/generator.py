@@ -135,3 +135,5 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
         for name, usual in (("time_distribution", "uniform"), ("time_shift", 1.0), ("direction", 0.0)):
             if getattr(config, name) != usual and not flow:
                 yield f"generator.{name}: {config.model.type!r} is no flow; leave it out"
+        if config.direction > 0 and inputs.latent_shape[0] == 1:
+            yield "generator.direction: latents of one channel have no direction but their sign; leave it out"
