@@ -170,24 +170,25 @@ def merge(run_dirs: Sequence[Path], out: Path) -> list[Job]:
     RUN.VARIANT, by its run's folder. Raises ValueError where these are the same too."""
     runs = {run_dir: _by_variant(jobs_of(run_dir)) for run_dir in run_dirs}
     found: dict[str, list[Job]] = {}
+    folders: dict[str, Path] = {}
     for run_dir, variants in runs.items():
         for variant, jobs in variants.items():
             same = [others[variant] for others in runs.values() if variant in others]
             unlike = any(_addresses(one) != _addresses(jobs) for one in same)
             name = f"{run_dir.absolute().name}.{variant}" if unlike else variant
-            if name not in found or sum(job.finished for job in jobs) > sum(job.finished for job in found[name]):
-                found[name] = jobs
-            elif _addresses(found[name]) != _addresses(jobs):
+            there = found.setdefault(name, jobs)
+            if _addresses(there) != _addresses(jobs):
                 raise ValueError(
                     f"two runs in folders called {run_dir.absolute().name!r} have a {variant!r}; rename one"
                 )
+            # a stage that two runs have is the one that has finished
+            folders |= {j.folder.name: j.folder for j in jobs if j.finished or j.folder.name not in folders}
     stages = out / "stages"
     stages.mkdir(parents=True, exist_ok=True)
     beside = stages.resolve()
-    for folder in {job.folder for jobs in found.values() for job in jobs if job.folder.exists()}:
-        place = beside / folder.name
-        if not place.is_dir() or place.is_symlink():
-            _point(place, folder.resolve())
+    for name, folder in folders.items():
+        if folder.exists() and (not (beside / name).is_dir() or (beside / name).is_symlink()):
+            _point(beside / name, folder.resolve())
     merged = [
         replace(
             job, variant=name, folder=stages / job.folder.name, reads={n: stages / f.name for n, f in job.reads.items()}

@@ -68,9 +68,11 @@ def test_seeds_of_two_machines_are_one_method_and_what_both_ran_comes_once(run, 
         run("a", {"kl@0": 20.0}, seeds={"kl": [0]}),
         run("b", {"kl@0": 20.0, "kl@1": 22.0}, seeds={"kl": [0, 1]}),
     )
+    (second / "kl@0/evaluate/done.json").unlink()  # the second machine was stopped there
     table(first, second, "--out", tmp_path / "both")
     summary = json.loads((tmp_path / "both/summary.json").read_text())
     assert list(summary["methods"]) == ["kl@0", "kl@1"]
+    assert summary["not_ended"] == []
     assert summary["seeds"]["kl"]["mean"]["psnr"] == 21.0
 
 
