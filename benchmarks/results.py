@@ -4,15 +4,16 @@
     python -m benchmarks.results runs/references --baseline kl --columns psnr rfd gfd gfd@2 knn
 
 Methods of several seeds are a row of means and standard deviations. "gFD ratio" is a method's gFD over the baseline's,
-seed by seed where both have several. Seeds and methods that have not ended are left out of it, and named. The folder
-gets tradeoff.svg (reconstruction against generation), parts.svg (what of gFD is the decoder's, against what is the
-generator's), maps.png (each reference beside the latents matched to it) and
-samples.png (a row a class, a block of columns for each of --samples).
+that of METHOD_2000 over BASELINE_2000 where there is one, seed by seed where both have several. Seeds and methods that
+have not ended are left out of it, and named. The folder gets tradeoff.svg (reconstruction against generation),
+parts.svg (what of gFD is the decoder's, against what is the generator's), maps.png (each reference beside the latents
+matched to it) and samples.png (a row a class, a block of columns for each of --samples).
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 from collections import Counter
 from collections.abc import Mapping
@@ -87,12 +88,20 @@ def table(methods: dict[str, Values], baseline: str, asked: Mapping[str, int], w
         row = methods.get(name, {})
         ended = max((len(values) for values in row.values()), default=0)
         cells = [cell(row[key], figure) if key in row else "" for key, figure in columns.items()]
-        cells.append(cell(ratios(row["gfd"], methods[baseline]["gfd"]), RATIO) if "gfd" in row else "")
+        beside = methods[like(name, baseline, methods)]
+        cells.append(cell(ratios(row["gfd"], beside["gfd"]), RATIO) if "gfd" in row else "")
         seeds = f" ({ended} of {count} seeds)" if ended < count else f" ({count} seeds)"
         if not ended:
             cells[0] = "not ended"
         lines.append(f"| {name}{seeds if count > 1 and ended else ''} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def like(name: str, baseline: str, methods: Mapping[str, Values]) -> str:
+    """The baseline of as many generator steps as a method METHOD_STEPS has, if that has ended."""
+    steps = re.search(r"_\d+$", name)
+    same = f"{baseline}{steps[0]}" if steps else baseline
+    return same if "gfd" in methods.get(same, {}) else baseline
 
 
 def ratios(values: list[float], baseline: list[float]) -> list[float]:

@@ -5,6 +5,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from benchmarks import half_of_the_classes
 from packed import IMAGE, animals, features, images, noise, opener, parquet, png, rows, values
 
 from dmvae.datasets import columns
@@ -81,6 +82,18 @@ def test_columns_are_found_by_type(tmp_path):
     )
     data = open_split(tmp_path / "c")
     assert (data.classes, values(data)) == (("a", "b"), [0, 1, 2]), "sounds are never read"
+
+
+def test_every_second_class_of_a_set_is_a_set(root, tmp_path, monkeypatch, capsys):
+    """As the published study's Tiny ImageNet was made of the whole one."""
+    monkeypatch.setattr("sys.argv", ["half", str(tmp_path / "half"), "--root", str(root)])
+    half_of_the_classes.main()
+    assert "train.parquet: 10 images of 2 classes" in capsys.readouterr().out
+    train, test = (open_split(tmp_path / "half", split) for split in ("train", "test"))
+    assert train.classes == test.classes == ("cat", "owl")
+    assert values(train) == [v for v in range(15) if v % 3 != 1]
+    assert train.labels.tolist() == [(v % 3) // 2 for v in values(train)]
+    assert values(test) == [101, 102]
 
 
 def test_splits(root):

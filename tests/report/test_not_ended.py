@@ -83,6 +83,14 @@ def test_a_study_s_table_names_what_has_not_ended():
         results.table(methods, "kl", {"a": 3}, ["pnsr"])
 
 
+def test_a_ratio_is_over_the_baseline_of_as_many_steps():
+    methods = {
+        name: {"gfd": [gfd]} for name, gfd in {"a": 30.0, "a_2": 60.0, "a_9": 20.0, "kl": 40.0, "kl_2": 80.0}.items()
+    }
+    rows = results.table(methods, "kl", dict.fromkeys(methods, 1)).splitlines()[2:]
+    assert [row.split("|")[-2].strip() for row in rows] == ["0.75", "0.75", "0.50", "1.00", "1.00"]
+
+
 def test_a_run_that_measured_nothing_names_no_features(capsys):
     print_summary({"name": "mine", "features": "", "methods": {"a": {"seconds": 1.0}}})
     title, *table = capsys.readouterr().out.splitlines()
