@@ -40,7 +40,6 @@ COLUMNS = {
     "sampled_spread": "spread",
     "sampled_rank": "rank",
 }
-TICKS = (1, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 70, 100)
 Curve = dict[int, dict[str, float]]
 """Generator's step -> its figures there."""
 
@@ -111,18 +110,15 @@ def _generator(job: Job, step: int | None) -> Generator:
 
 
 def draw(curves: dict[str, Curve], file: Path) -> None:
-    """Distances over the generator's steps, both axes logarithmic: of whole latents left, of tokens right."""
+    """Over the generator's steps: how often whole latents are told apart, left, and their distance, right."""
     figure = Figure(figsize=(8.4, 3.4), layout="constrained")
-    for axes, key in zip(figure.subplots(1, 2), ("sampled_whole", "sampled_token"), strict=True):
+    for axes, key in zip(figure.subplots(1, 2), ("sampled_told", "sampled_whole"), strict=True):
         for colour, (variant, curve) in zip(cycle(COLOURS), curves.items(), strict=False):
             steps = sorted(curve)
-            axes.loglog(steps, [curve[step][key] for step in steps], "o-", color=colour, label=variant)
+            axes.semilogx(steps, [curve[step][key] for step in steps], "o-", color=colour, label=variant)
         steps = sorted({step for curve in curves.values() for step in curve})
         axes.set_xticks(steps, [f"{step:,}" for step in steps], fontsize=7)
         axes.minorticks_off()
-        low, high = (of(curve[step][key] for curve in curves.values() for step in curve) for of in (min, max))
-        ticks = [tick for tick in TICKS if 0.9 * low <= tick <= 1.1 * high]
-        axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.set_xlabel("generator training steps")
         axes.set_ylabel(COLUMNS[key].removesuffix(" ↓"))
         axes.spines[["top", "right"]].set_visible(False)
