@@ -140,11 +140,12 @@ def test_operations_time_and_disk_of_one_product(tmp_path, capsys):
 
 
 def test_variants_that_train_the_same_have_one_table(tmp_path, capsys):
-    variants = {"one": {}, "two": {"sample.steps": 3}, "three": {"generator.steps": 7}}
+    variants = {"one": {}, "two": {"sample.steps": 3}, "three": {"generator.steps": 7}, "four": {"decoder.steps": 9}}
     main(["plan", str(tiny.write(tmp_path, variants=variants)), *PLAN[:2], "--memory", "80GB"])
     out = capsys.readouterr().out
     assert "two: trains the same as one" in out
-    assert [row[1] for row in rows(out, "generator")[::2]] == ["6", "7"]
+    assert [row[1] for row in rows(out, "generator")[::2]] == ["6", "7", "6"]
+    assert [row[1] for row in rows(out, "decoder")[::2]] == ["4", "4", "9"]
 
 
 def test_of_an_objective_that_hands_over_the_dear_turns_are_counted(tmp_path, capsys):

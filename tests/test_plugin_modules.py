@@ -33,8 +33,9 @@ def test_a_module_of_an_installed_package_is_a_plugin(tmp_path, monkeypatch):
         recipe = load(path)["main"]
         assert recipe.plugins == ("my_references.points",)
         before = tiny.folders_of(path)
-        (package / "points.py").write_text(PACKAGED + "# edited\n")
+        (package / "points.py").write_text(PACKAGED + "EDITED = True\n")
         after = tiny.folders_of(path)
+        assert sys.modules["my_references.points"].EDITED, "what runs is what counts"
     finally:
         registry.forget("my_references")
         for name in [name for name in sys.modules if name.startswith("my_references")]:
@@ -59,6 +60,7 @@ def test_a_module_of_an_installed_package_is_a_plugin(tmp_path, monkeypatch):
             "parts.py, line 2: AttributeErr",
         ),
         ({"__init__.py": "import nosuchlib\n"}, "parts", "__init__.py, line 1: ModuleNotFoundError: .*nosuchlib"),
+        ({"__init__.py": "raise SystemExit", "sub.py": ""}, "sub", "__init__.py, line 1: SystemExit"),
         ({"__init__.py": "from . import parts", "parts.py": "def f(:\n"}, None, "parts.py, line 1: invalid syntax"),
     ],
 )

@@ -12,6 +12,7 @@ import hashlib
 import inspect
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -24,7 +25,7 @@ import yaml
 from dmvae import config as configs
 from dmvae.config import Values
 from dmvae.datasets import Split, open_dataset
-from dmvae.recipe import Recipe, load
+from dmvae.recipe import Recipe, load, method_of
 from dmvae.registry import Registered, is_ours
 from dmvae.runtime.done import read_done
 from dmvae.runtime.files import atomic_write, read_json
@@ -32,6 +33,8 @@ from dmvae.runtime.hashing import content_hash, digest
 from dmvae.training.stage import AnyStage, Facts
 
 VARIANTS = "variants.json"
+MERGED = "merged.json"
+"""In a folder that is made of other runs' stages: which."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,7 @@ def _at(values: Values, path: str) -> object:
 def recipes_of(run_dir: Path) -> list[Path]:
     """The resolved recipes of a run folder's variants, in the order in which they were written. Raises ValueError where
     there are none: the folder is not a run's, or one within."""
-    for folder in (run_dir.absolute().parent, run_dir.absolute().parent.parent):
+    for folder in run_dir.resolve().parents[:2]:
         if (folder / VARIANTS).is_file():
             raise ValueError(f"{run_dir} lies in a run's folder; give {folder}")
     files = sorted(run_dir.glob("*/recipe.yaml"), key=lambda file: file.stat().st_mtime_ns)
@@ -166,29 +169,36 @@ def jobs_of(run_dir: Path) -> list[Job]:
 def merge(run_dirs: Sequence[Path], out: Path) -> list[Job]:
     """Make `out` a run of the variants of all these, by links to their stages; its jobs.
 
-    A variant that two runs have by the same name comes once where its stages are the same; else each is called
-    RUN.VARIANT, by its run's folder. Raises ValueError where these are the same too."""
-    runs = {run_dir: _by_variant(jobs_of(run_dir)) for run_dir in run_dirs}
+    Seeds of one method that two runs have with the same settings are one method, and the same variant of two comes
+    once, from the run where more of it has finished. Methods that only share their name are called RUN.METHOD, by their
+    run's folder. Raises ValueError where those names are the same too, and for an `out` that is, holds or lies in a
+    run."""
+    runs = {run_dir.resolve(): _by_variant(jobs_of(run_dir)) for run_dir in run_dirs}
+    _require_apart(list(runs), out)
     found: dict[str, list[Job]] = {}
-    folders: dict[str, Path] = {}
     for run_dir, variants in runs.items():
         for variant, jobs in variants.items():
-            same = [others[variant] for others in runs.values() if variant in others]
-            unlike = any(_addresses(one) != _addresses(jobs) for one in same)
-            name = f"{run_dir.absolute().name}.{variant}" if unlike else variant
-            there = found.setdefault(name, jobs)
-            if _addresses(there) != _addresses(jobs):
-                raise ValueError(
-                    f"two runs in folders called {run_dir.absolute().name!r} have a {variant!r}; rename one"
-                )
-            # a stage that two runs have is the one that has finished
-            folders |= {j.folder.name: j.folder for j in jobs if j.finished or j.folder.name not in folders}
+            named = {
+                (name, _settings(one)) for of in runs.values() for name, one in of.items() if _alike(name, variant)
+            }
+            there = [of[variant] for of in runs.values() if variant in of]
+            unlike = len({how for _, how in named}) > 1 or any(_addresses(one) != _addresses(jobs) for one in there)
+            name = f"{re.sub(r'[^a-zA-Z0-9_+=-]', '_', run_dir.name)}.{variant}" if unlike else variant
+            first = found.setdefault(name, jobs)
+            if _addresses(first) != _addresses(jobs):
+                raise ValueError(f"two runs in folders called {run_dir.name!r} have a {variant!r}; rename one")
+            if _finished(jobs) > _finished(first):
+                found[name] = jobs
     stages = out / "stages"
     stages.mkdir(parents=True, exist_ok=True)
-    beside = stages.resolve()
-    for name, folder in folders.items():
-        if folder.exists() and (not (beside / name).is_dir() or (beside / name).is_symlink()):
-            _point(beside / name, folder.resolve())
+    with atomic_write(out / MERGED) as part:
+        part.write_text(json.dumps([str(run_dir) for run_dir in runs]))
+    sources: dict[str, Path] = {}
+    for job in (job for jobs in found.values() for job in jobs if job.folder.exists()):
+        if job.finished or job.folder.name not in sources:
+            sources[job.folder.name] = job.folder
+    for name, folder in sources.items():
+        _point(stages.resolve() / name, folder.resolve())
     merged = [
         replace(
             job, variant=name, folder=stages / job.folder.name, reads={n: stages / f.name for n, f in job.reads.items()}
@@ -198,6 +208,36 @@ def merge(run_dirs: Sequence[Path], out: Path) -> list[Job]:
     ]
     record({name: jobs[0].recipe for name, jobs in found.items()}, merged, out, list(found))
     return merged
+
+
+def _require_apart(runs: Sequence[Path], out: Path) -> None:
+    place = out.resolve()
+    if place.exists() and not place.is_dir():
+        raise ValueError(f"--out: {out} is a file; give a folder")
+    inside = [folder for folder in (place, *place.parents[:2]) if (folder / VARIANTS).is_file()]
+    inside = [folder for folder in inside if folder != place or not (place / MERGED).is_file()]
+    if inside or place in runs:
+        raise ValueError(f"--out: {out} is a run's folder, or lies in one; give a folder of its own")
+    for run in runs:
+        if place in run.parents[:2]:
+            raise ValueError(f"--out: {out} holds the run {run}; give a folder of its own")
+
+
+def _alike(one: str, other: str) -> bool:
+    return method_of(one) == method_of(other)
+
+
+def _settings(jobs: list[Job]) -> str:
+    """A variant's recipe, but for its seed, its name, and where and how it was run."""
+    recipe = jobs[0].recipe
+    values = configs.plain(recipe)
+    own = {name: value for name, value in values.items() if name not in ("seed", "name", "run", "plugins")}
+    own["data"] = {name: value for name, value in values["data"].items() if name not in recipe.data.PLACES}
+    return json.dumps(own, sort_keys=True, default=str)
+
+
+def _finished(jobs: list[Job]) -> int:
+    return sum(job.finished for job in jobs)
 
 
 def _by_variant(jobs: list[Job]) -> dict[str, list[Job]]:
@@ -217,6 +257,12 @@ def _linked(run_dir: Path, variant: str, recipe: Recipe) -> list[Job]:
     folders = {
         name: run_dir / "stages" / Path(os.readlink(link)).name for name, link in links.items() if link.is_symlink()
     }
+    for folder in folders.values():
+        if folder.is_symlink() and not folder.exists():
+            raise ValueError(
+                f"{folder} is a link to {os.readlink(folder)}, which is not there; make the folder anew with `dmvae "
+                "report RUNS --out DIR`"
+            )
     return [
         Job(variant, stage, recipe, folders[stage.name], {n: folders[n] for n in stage.reads if n in folders})
         for stage in stages
@@ -245,5 +291,7 @@ def _link(job: Job, run_dir: Path) -> None:
 def _point(link: Path, folder: Path) -> None:
     target = os.path.relpath(folder, link.parent)
     if not (link.is_symlink() and os.readlink(link) == target):
+        if link.exists() and not link.is_symlink():
+            raise ValueError(f"{link} is no link; move it away")
         link.unlink(missing_ok=True)
         link.symlink_to(target)

@@ -21,7 +21,7 @@ from dmvae.datasets import open_dataset
 from dmvae.datasets.skipped import write_skipped
 from dmvae.fitting import fit
 from dmvae.inputs import Inputs, latent_shape
-from dmvae.jobs import Job, plan
+from dmvae.jobs import MERGED, Job, plan
 from dmvae.recipe import Recipe
 from dmvae.runtime import distributed
 from dmvae.runtime.console import console
@@ -56,6 +56,10 @@ def run(
     """
     if run_dir.exists() and not run_dir.is_dir():
         raise ValueError(f"run.dir: {run_dir} is a file; name a folder, to make or to go on in")
+    if (run_dir / MERGED).is_file():
+        raise ValueError(
+            f"run.dir: {run_dir} is made of stages of other runs (`dmvae report --out`); go on in one of them"
+        )
     if not distributed.is_main():  # rank 0 looks through the files and fills their caches first
         datasets.give(distributed.broadcast({}))
     said: list[str] = []

@@ -143,7 +143,7 @@ def importable(name: str) -> bool:
         return not f"{name}.".startswith(f"{error.name}.")
     except ValueError:
         return False
-    except Exception:
+    except (Exception, SystemExit):
         return True
 
 
@@ -169,10 +169,21 @@ def load_plugins(plugins: Iterable[str | Path]) -> None:
 
 def _import(name: str) -> None:
     try:
+        content = _source(name)
+        if name in sys.modules and _contents.get(name, content) != content:
+            forget(name)
+            importlib.reload(sys.modules[name])
         importlib.import_module(name)
+        _contents[name] = _source(name)
     except (Exception, SystemExit) as error:
         spec = importlib.util.find_spec(name.partition(".")[0])  # that of what is inside would import it again
         raise ValueError(_complaint(Path(spec.origin if spec and spec.origin else name), error)) from error
+
+
+def _source(module: str) -> bytes:
+    """What the file of an imported module holds."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return Path(file).read_bytes() if file else b""
 
 
 def _load(file: Path) -> None:

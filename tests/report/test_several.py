@@ -5,7 +5,7 @@ import json
 import pytest
 
 import tiny
-from dmvae import cli
+from dmvae import cli, pipeline
 from dmvae import config as configs
 from dmvae.jobs import jobs_of, plan, record
 from dmvae.recipe import load
@@ -74,6 +74,33 @@ def test_seeds_of_two_machines_are_one_method_and_what_both_ran_comes_once(run, 
     assert list(summary["methods"]) == ["kl@0", "kl@1"]
     assert summary["not_ended"] == []
     assert summary["seeds"]["kl"]["mean"]["psnr"] == 21.0
+
+
+def test_methods_that_share_but_their_name_are_not_seeds_of_one(run, tmp_path):
+    first = run("a@1", {"kl@0": 20.0, "kl@1": 21.0}, seeds={"kl": [0, 1]})
+    second = run("b", {"kl@0": 22.0, "kl@2": 24.0}, weight=0.5, seeds={"kl": [0, 2]})
+    table(first, second, "--out", tmp_path / "both")
+    summary = json.loads((tmp_path / "both/summary.json").read_text())
+    assert set(summary["seeds"]) == {"a_1_run.kl", "b_run.kl"}
+    assert summary["seeds"]["b_run.kl"]["mean"]["psnr"] == 23.0
+
+
+def test_a_merged_folder_is_apart_from_runs_and_trains_nothing(run, tmp_path, capsys):
+    a, b = run("a", {"kl": 20.0}), run("b", {"own_1": 22.0})
+    before = {path: path.read_bytes() for path in a.rglob("*") if path.is_file()}
+    for out in (a, b, a / "both", a / "kl", tmp_path, a / "variants.json"):
+        with pytest.raises(SystemExit):
+            table(a, b, "--out", out)
+        assert "give a folder" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in a.rglob("*") if path.is_file()} == before
+    table(a, b, "--out", tmp_path / "both")
+    table(a, "--out", tmp_path / "both")
+    assert {job.variant for job in jobs_of(tmp_path / "both")} == {"kl"}
+    with pytest.raises(ValueError, match="made of stages of other runs"):
+        pipeline.run(load(tmp_path / "a/recipe.yaml"), tmp_path / "both")
+    a.rename(tmp_path / "moved")
+    with pytest.raises(ValueError, match="which is not there; make the folder anew"):
+        jobs_of(tmp_path / "both")
 
 
 def test_a_run_that_may_not_be_written_is_told_elsewhere(run, tmp_path):

@@ -90,8 +90,8 @@ def print_plan(recipes: dict[str, Recipe], machine: Machine) -> list[str]:
             for line in (*found, str(error)):
                 obstacles.setdefault(line, []).append(variant)
             continue
-        last = [stage.name for stage in recipe.stages() if issubclass(stage, TrainingStage)][-1:]
-        first = alike.setdefault("".join(_without_data(recipe, name) for name in last), variant)
+        trained = [stage.name for stage in recipe.stages() if issubclass(stage, TrainingStage)]
+        first = alike.setdefault("".join(_without_data(recipe, name) for name in trained), variant)
         about = f"{text}; latents {shape} (stride {build_tokenizer(recipe).stride})"
         console.print(f"\n{variant}: {about if first == variant else f'trains the same as {first}'}")
         found += _lacking(recipe, machine, items is not None)
