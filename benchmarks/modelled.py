@@ -27,7 +27,8 @@ from dmvae.models.velocity import VelocityModel
 from dmvae.report.run import COLOURS
 from dmvae.runtime.console import Bar
 from dmvae.runtime.precision import autocast
-from dmvae.stages.modelled import modelled
+from dmvae.stages.measuring import EvaluateConfig
+from dmvae.stages.modelled import LEAST, modelled
 from dmvae.stages.sample import balanced_labels, generate_latents, image_seed
 from dmvae.transport.arrival import LATENTS
 
@@ -54,14 +55,11 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, nargs="*", default=[], help="snapshots, besides the finished generator")
     parser.add_argument("--picture", type=Path, help="file for the curves over --steps, as .svg or .png")
-    known = parser.parse_args()
+    known = parser.parse_intermixed_args()
+    jobs = _chosen(parser, known)
     print(f"| method | steps | {' | '.join(COLUMNS.values())} |\n{'| --- ' * (len(COLUMNS) + 2)}|")
     curves: dict[str, Curve] = {}
-    jobs = sampled_by(jobs_of(known.run))
-    if missing := set(known.variants) - set(jobs):
-        parser.error(f"no finished generator of {', '.join(sorted(missing))}; there are {', '.join(jobs)}")
-    for variant in known.variants or jobs:
-        job = jobs[variant]
+    for variant, job in jobs.items():
         seed = job.recipe.seed if known.seed is None else known.seed
         for step in [*known.steps, job.recipe.section("sample").snapshot]:
             found = figures(job, seed, known.count, step)
@@ -71,6 +69,25 @@ def main() -> None:
             print(f"| {variant} | {named:,} | {cells} |", flush=True)
     if known.picture is not None:
         draw(curves, known.picture)
+
+
+def _chosen(parser: argparse.ArgumentParser, known: argparse.Namespace) -> dict[str, Job]:
+    """Variant -> its stage `sample`. Ends the program where something asked for is not there, before drawing."""
+    jobs = sampled_by(jobs_of(known.run))
+    if known.count is not None and known.count < LEAST:
+        parser.error(f"--count: {known.count}; give {LEAST} or more")
+    if known.picture is not None and known.picture.suffix not in (".svg", ".png"):
+        parser.error(f"--picture: {known.picture}; give a name that ends in .svg or .png")
+    if not jobs or not set(known.variants) <= set(jobs):
+        missing = sorted(set(known.variants) - set(jobs)) or ["any variant"]
+        parser.error(f"no finished generator of {', '.join(missing)}; there are {', '.join(jobs) or 'none'}")
+    chosen = {variant: jobs[variant] for variant in known.variants or jobs}
+    for variant, job in chosen.items():
+        for step in known.steps:
+            if not (job.reads["generator"] / generator_of(step)).is_dir():
+                kept = sorted(int(folder.name[5:]) for folder in job.reads["generator"].glob("snapshots/step-*"))
+                parser.error(f"--steps: {variant} kept none of step {step}; there are {kept}")
+    return chosen
 
 
 def sampled_by(jobs: list[Job]) -> dict[str, Job]:
@@ -99,9 +116,13 @@ def figures(job: Job, seed: int, count: int | None = None, step: int | None = No
             seeds = [image_seed(seed, i) for i in range(start, start + len(chunk))]
             drawn.append(generate_latents(generator, chunk, seeds, settings, CPU).float())
             bar.step(len(chunk))
-    most = max(job.recipe.section("evaluate").knn_count, 6 * (count or 0))
+    measured = job.recipe.section("evaluate") or EvaluateConfig()
+    most = max(measured.knn_count, 6 * (count or 0))
     data, _ = stored.__getitems__(torch.linspace(0, len(stored) - 1, min(most, len(stored))).long())
-    return modelled(torch.cat(drawn), data, seed, count or LATENTS)
+    found = modelled(torch.cat(drawn), data, seed, count or LATENTS)
+    if not found:
+        raise ValueError(f"{job.variant}: {len(labels)} samples and {len(data)} latents are too few to compare")
+    return found
 
 
 def _generator(job: Job, step: int | None) -> Generator:

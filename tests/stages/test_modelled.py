@@ -92,6 +92,12 @@ def test_a_run_keeps_latents_of_its_first_scale_and_a_benchmark_draws_the_same(t
     rows = table("--steps", "1", "--picture", str(tmp_path / "curves.svg"))
     assert rows == [["kl", step, f"{of['sampled_whole']:.2f}"] for step, of in (("1", early), ("6", found))]
     assert "<svg" in (tmp_path / "curves.svg").read_text()
-    with pytest.raises(SystemExit):
-        table("k1")
-    assert "no finished generator of k1; there are kl" in capsys.readouterr().err
+    for options, message in {
+        ("k1",): "no finished generator of k1; there are kl",
+        ("--steps", "1", "5"): "--steps: kl kept none of step 5; there are [1]",
+        ("--count", "0"): "--count: 0; give 64 or more",
+        ("--picture", "curves"): "give a name that ends in .svg or .png",
+    }.items():
+        with pytest.raises(SystemExit):
+            table(*options)
+        assert message in capsys.readouterr().err
