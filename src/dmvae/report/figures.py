@@ -27,6 +27,14 @@ OTHERS = (
         "loss of the generator on test latents; lower means latents that are easier to model, which is not in itself "
         "a better picture, so it is not ranked",
     ),
+    Figure(
+        "sampled_told",
+        "sampled latents told apart",
+        "%",
+        -1,
+        "{:.1f}",
+        "how often a small network tells a sampled latent from one of the data; 50 % is a perfect generator",
+    ),
     Figure("sampled_whole", "sampled latents", "× chance", -1, "{:.2f}", f"{SAMPLED}, over whole latents"),
     Figure("sampled_token", "sampled tokens", "× chance", -1, "{:.2f}", f"{SAMPLED}, over tokens"),
     Figure(
@@ -63,15 +71,7 @@ OTHERS = (
 )
 """Figures that no metric makes."""
 FOLDED = (
-    Figure(
-        "sampled_told",
-        "sampled latents told apart",
-        "%",
-        -1,
-        "{:.1f}",
-        "how often a small network tells a sampled latent from one of the data; 50 % is a perfect generator",
-    ),
-    Figure("sampled_token_told", "sampled tokens told apart", "%", -1, "{:.1f}", "the same of single tokens"),
+    Figure("sampled_token_told", "sampled tokens told apart", "%", -1, "{:.1f}", "sampled latents told apart, of single tokens"),
     Figure(
         "sampled_spread",
         "spread, sampled latents",
@@ -129,7 +129,7 @@ FOLDED = (
 ORDER = (
     *("psnr", "ssim", "lpips", "rfd", "gfd", "grfd", "kid", "is"),
     *("precision", "recall", "density", "coverage", "agreement", "gfd-per-class", "memorisation"),
-    *("generator_loss", "sampled_whole", "sampled_token", "knn", "linear_probe", "effective_rank"),
+    *("generator_loss", "sampled_told", "sampled_whole", "sampled_token", "knn", "linear_probe", "effective_rank"),
     *("distance_to_reference", "distance_whole", "distance_token", "token_accuracy", "latent_accuracy"),
 )
 """Those of a plugin's metrics come after these, and the time last."""
