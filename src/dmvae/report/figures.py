@@ -71,7 +71,14 @@ OTHERS = (
 )
 """Figures that no metric makes."""
 FOLDED = (
-    Figure("sampled_token_told", "sampled tokens told apart", "%", -1, "{:.1f}", "sampled latents told apart, of single tokens"),
+    Figure(
+        "sampled_token_told",
+        "sampled tokens told apart",
+        "%",
+        -1,
+        "{:.1f}",
+        "sampled latents told apart, of single tokens",
+    ),
     Figure(
         "sampled_spread",
         "spread, sampled latents",
