@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from dmvae.generators import Generator, load_generator
-from dmvae.inputs import generator_of
+from dmvae.inputs import generator_of, kept_steps
 from dmvae.jobs import Job, jobs_of
 from dmvae.latents.store import LatentSet
 from dmvae.models.velocity import VelocityModel
@@ -85,7 +85,7 @@ def _chosen(parser: argparse.ArgumentParser, known: argparse.Namespace) -> dict[
     for variant, job in chosen.items():
         for step in known.steps:
             if not (job.reads["generator"] / generator_of(step)).is_dir():
-                kept = sorted(int(folder.name[5:]) for folder in job.reads["generator"].glob("snapshots/step-*"))
+                kept = kept_steps(job.reads["generator"])
                 parser.error(f"--steps: {variant} kept none of step {step}; there are {kept}")
     return chosen
 

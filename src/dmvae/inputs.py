@@ -208,6 +208,11 @@ def snapshot(step: int) -> str:
     return f"snapshots/step-{step:08d}"
 
 
+def kept_steps(folder: Path) -> list[int]:
+    """The steps, ascending, whose networks a stage's folder keeps besides the last."""
+    return sorted(int(kept.name[5:]) for kept in folder.glob("snapshots/step-*"))
+
+
 def generator_of(step: int | None) -> str:
     """Where in its stage's folder the generator of that step is; None is the finished one."""
     return "generator" if step is None else f"{snapshot(step)}/generator"

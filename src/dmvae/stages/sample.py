@@ -19,7 +19,7 @@ from dmvae.datasets.pixels import to_uint8
 from dmvae.flow.guidance import Velocity, require_interval
 from dmvae.flow.samplers import Sampler, Sampling
 from dmvae.generators import Generator
-from dmvae.inputs import Inputs, generator_of
+from dmvae.inputs import Inputs, generator_of, kept_steps
 from dmvae.models.base import Tokenizer
 from dmvae.models.velocity import VelocityModel
 from dmvae.ranges import BatchSize, Count, Decay, Guidance, SamplerSteps, Share, TimeShift
@@ -161,7 +161,7 @@ def generator_at(step: int | None, inputs: Inputs, field: str = "snapshot") -> s
     name = generator_of(step)
     if step is not None and not inputs.has("generator", name):
         folder = inputs.reads["generator"]
-        kept = sorted(int(f.name[5:]) for f in folder.glob("snapshots/step-*"))
+        kept = kept_steps(folder)
         there = f"there are those of {', '.join(map(str, kept))}" if kept else "there are none"
         raise ValueError(
             f"sample.{field}: the generator of step {step} was not kept, {there}; remove {folder} to train it anew "
