@@ -42,6 +42,6 @@ def plain_report(monkeypatch):
 def own_registry():
     """Plugins of one test are not there in the next, of whatever file."""
     yield
-    registry.forget(registry.PLUGIN)
     for module in [module for module in sys.modules if module.startswith(registry.PLUGIN)]:
+        registry.forget(module)
         del sys.modules[module]

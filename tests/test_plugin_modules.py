@@ -7,6 +7,7 @@ import pytest
 import tiny
 from dmvae import registry
 from dmvae.recipe import load
+from dmvae.references import ReferenceConfig
 
 PACKAGED = """from dataclasses import dataclass
 from dmvae.references import ReferenceConfig
@@ -49,6 +50,29 @@ def test_a_module_of_an_installed_package_is_a_plugin(tmp_path, monkeypatch):
     )
     with pytest.raises(ValueError, match=message):
         load(tiny.write(tmp_path, **over))
+
+
+def test_plugins_of_like_names_are_kept_apart(tmp_path, monkeypatch):
+    """An edited module takes back what it registered, and not what one registered whose name begins like its own; files
+    whose paths differ in a slash alone are two."""
+    source = PACKAGED.replace("from .scale import SCALE\n", "")
+    for name in ("alike", "alike_too"):
+        (tmp_path / f"{name}.py").write_text(source.replace('"packaged"', f'"{name}"'))
+    for file in ("here/own.py", "here_own.py"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(source.replace('"packaged"', f'"{file}"'))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    plugins = ["alike", "alike_too", tmp_path / "here/own.py", tmp_path / "here_own.py"]
+    try:
+        registry.load_plugins(plugins)
+        with (tmp_path / "alike.py").open("a") as file:
+            file.write("EDITED = True\n")
+        registry.load_plugins(["alike"])
+        assert {"alike", "alike_too", "here/own.py", "here_own.py"} <= set(registry.names(ReferenceConfig))
+    finally:
+        for name in ("alike", "alike_too"):
+            registry.forget(name)
+            sys.modules.pop(name, None)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 import importlib
 import importlib.util
+import os
 import pkgutil
 import re
 import sys
@@ -186,8 +188,13 @@ def _source(module: str) -> bytes:
     return Path(file).read_bytes() if file else b""
 
 
+def module_of(file: Path) -> str:
+    """The name of the module that a plugin's file becomes: another for each path."""
+    return f"{PLUGIN}{file.stem}_{hashlib.sha256(os.fsencode(file.resolve())).hexdigest()[:12]}"
+
+
 def _load(file: Path) -> None:
-    name, content = PLUGIN + file.resolve().as_posix().replace("/", "_").removesuffix(".py"), file.read_bytes()
+    name, content = module_of(file), file.read_bytes()
     if name in sys.modules:
         if _contents.get(name) == content:
             return
@@ -209,9 +216,9 @@ def _load(file: Path) -> None:
 
 
 def forget(module: str) -> None:
-    """Take back what modules have registered whose names begin like this."""
+    """Take back what a module has registered, and what those inside it have."""
     for members in _members.values():
-        for name in [name for name, cls in members.items() if cls.__module__.startswith(module)]:
+        for name in [name for name, cls in members.items() if f"{cls.__module__}.".startswith(f"{module}.")]:
             del members[name]
 
 

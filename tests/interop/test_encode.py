@@ -148,7 +148,7 @@ def test_a_tokenizer_with_an_encoder_of_ones_own(images, tmp_path, monkeypatch, 
     ).save_pretrained(tmp_path / "t")
     monkeypatch.setattr(registry, "_members", {k: v.copy() for k, v in registry._members.items()})
     registry._members[EncoderConfig].pop("own_pool")
-    monkeypatch.delitem(sys.modules, registry.PLUGIN + str(source).replace("/", "_").removesuffix(".py"))
+    monkeypatch.delitem(sys.modules, registry.module_of(source))
     assert "no EncoderConfig is called 'own_pool'" in complaint(capsys, encode, images, tmp_path / "t", tmp_path / "z")
     encode(images, tmp_path / "t", tmp_path / "z", "--plugins", str(source))
     assert "5 images" in capsys.readouterr().out
