@@ -73,7 +73,10 @@ def main() -> None:
 
 def _chosen(parser: argparse.ArgumentParser, known: argparse.Namespace) -> dict[str, Job]:
     """Variant -> its stage `sample`. Ends the program where something asked for is not there, before drawing."""
-    jobs = sampled_by(jobs_of(known.run))
+    try:
+        jobs = sampled_by(jobs_of(known.run))
+    except ValueError as error:
+        parser.error(str(error))
     if known.count is not None and known.count < LEAST:
         parser.error(f"--count: {known.count}; give {LEAST} or more")
     if known.picture is not None and known.picture.suffix not in (".svg", ".png"):

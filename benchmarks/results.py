@@ -46,11 +46,14 @@ def main() -> None:
     )
     parser.add_argument("--samples", nargs="+", default=[], metavar="VARIANT", help="variants to show samples of")
     known = parser.parse_args()
-    run = Run(known.run, jobs_of(known.run))
-    waiting = {job.variant for job in run.jobs if not job.finished}
-    methods = by_method({name: row for name, row in run.methods.items() if name not in waiting})
-    baseline = known.baseline or next(reversed(methods), "")
-    print(table(methods, baseline, Counter(map(method_of, run.variants)), known.columns))
+    try:
+        run = Run(known.run, jobs_of(known.run))
+        waiting = {job.variant for job in run.jobs if not job.finished}
+        methods = by_method({name: row for name, row in run.methods.items() if name not in waiting})
+        baseline = known.baseline or next(reversed(methods), "")
+        print(table(methods, baseline, Counter(map(method_of, run.variants)), known.columns))
+    except ValueError as error:
+        parser.error(str(error))
     if known.folder is not None:
         known.folder.mkdir(parents=True, exist_ok=True)
         scatter(methods, "psnr", "gfd", known.folder / "tradeoff.svg")
