@@ -127,9 +127,7 @@ def scatter(methods: dict[str, Values], x: str, y: str, file: Path) -> None:
         if x in row and y in row
     ]
     across, up = (shown([key])[key].label for key in (x, y))
-    svg = charts.scatter(dots, across, up)
-    alone = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-    file.write_text(svg.replace("<svg ", f'{alone}style="background:#fff;color:#222;font-family:sans-serif" ', 1))
+    file.write_text(charts.alone(charts.scatter(dots, across, up)))
     print(file)
 
 

@@ -87,36 +87,57 @@ def scatter(dots: Sequence[Dot], x: str, y: str, size: tuple[float, float] = (6.
         for dot in dots:
             axes.plot([dot.x], [dot.y], "o", color=dot.colour, markersize=6)
         axes.margins(0.12)
-        left, right = axes.get_xlim()
-        low, high = axes.get_ylim()
-        wide, line = 0.0125 * (right - left), 0.045 * (high - low)
-        taken: list[tuple[float, float, float]] = [(d.x - wide, d.x + wide, d.y) for d in dots]
-        for dot in sorted(dots, key=lambda d: d.y):  # names that would overlap move up, in steps of a line
-            end = dot.x > left + 0.75 * (right - left)
-            start = dot.x + (-1 - len(dot.name) if end else 1.2) * wide
-            stop = start + len(dot.name) * wide
-            place = dot.y
-            while any(
-                abs(place - y) < line and start < x1 and stop > x0
-                for x0, x1, y in taken
-                if (x0 + x1, y) != (2 * dot.x, dot.y)
-            ):
-                place += line / 4
-            taken.append((start, stop, place))
-            axes.annotate(
-                dot.name,
-                (dot.x, dot.y),
-                (stop if end else start, place),
-                ha="right" if end else "left",
-                va="center",
-                fontsize=8,
-            )
+        _name_dots(axes, dots)
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         axes.grid(color=INK, alpha=0.1, linewidth=0.6)
         axes.set_axisbelow(True)
         axes.tick_params(length=2.5, pad=3)
         return _svg(figure, f"{y} against {x}: " + "; ".join(f"{d.name} {d.x:.4g}, {d.y:.4g}" for d in dots))
+
+
+def _name_dots(axes: Axes, dots: Sequence[Dot]) -> None:
+    """Each name at its dot where there is room: right or left of it, else the nearest line above or below, with a
+    stroke from one to the other."""
+    left, right = axes.get_xlim()
+    low, high = axes.get_ylim()
+    wide, line = 0.0125 * (right - left), 0.045 * (high - low)
+    taken = [(dot.x - wide, dot.x + wide, dot.y) for dot in dots]
+    for dot in sorted(dots, key=lambda d: d.y):
+        reach = (1.2 + len(dot.name)) * wide
+        spans = [(dot.x + 1.2 * wide, dot.x + reach, "left"), (dot.x - reach, dot.x - 1.2 * wide, "right")]
+        inside = [span for span in spans if left <= span[0] and span[1] <= right] or spans[:1]
+        places = [
+            (start, stop, side, dot.y + sign * step * line / 4)
+            for step in range(4 * len(dots) + 1)
+            for start, stop, side in inside
+            for sign in (1, -1)
+        ]
+        own = (dot.x - wide, dot.x + wide, dot.y)
+        start, stop, side, place = next(
+            (p for p in places if not any(_meet(p, other, line) for other in taken if other != own)), places[0]
+        )
+        taken.append((start, stop, place))
+        near = abs(place - dot.y) < line
+        axes.annotate(
+            dot.name,
+            (dot.x, dot.y),
+            (start if side == "left" else stop, place),
+            ha=side,
+            va="center",
+            fontsize=8,
+            arrowprops=None if near else {"arrowstyle": "-", "color": dot.colour, "linewidth": 0.6},
+        )
+
+
+def _meet(place: tuple[float, float, str, float], other: tuple[float, float, float], line: float) -> bool:
+    return abs(place[3] - other[2]) < line and place[0] < other[1] and place[1] > other[0]
+
+
+def alone(svg: str) -> str:
+    """The same as a file of its own, on white."""
+    names = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+    return svg.replace("<svg ", f'{names}style="background:#fff;color:#222;font-family:sans-serif" ', 1)
 
 
 def _clean(line: Line, log: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,80 @@
+"""Rows of a page's table as dots, one column against another: of runs of several sittings and machines too.
+
+    python -m benchmarks.tradeoff docs/results/hundred_classes.md docs/results/tiny_imagenet_32/tradeoff.svg \\
+        --x "PSNR, dB" --y gFD --rows matched detailed_split ssl vavae_split kl_1e-2_split kl_3e-1_split
+
+Takes the widest table of the page that has both columns; their headings are given without the arrow. Of "mean ± spread"
+the mean is drawn. Methods that share the first part of their name share a colour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from dmvae.report import charts
+from dmvae.report.run import COLOURS
+
+Row = dict[str, str]
+"""Heading without its arrow -> what the cell says."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("page", type=Path, help="a file with a table as benchmarks.results prints it")
+    parser.add_argument("file", type=Path, help="the picture, .svg")
+    parser.add_argument("--x", default="PSNR, dB", help="column across (%(default)s)")
+    parser.add_argument("--y", default="gFD", help="column upwards (%(default)s)")
+    parser.add_argument("--rows", nargs="+", metavar="METHOD", help="these alone")
+    known = parser.parse_args()
+    try:
+        shown = dots(table_of(known.page.read_text(), known.x, known.y), known.x, known.y, known.rows)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    known.file.parent.mkdir(parents=True, exist_ok=True)
+    known.file.write_text(charts.alone(charts.scatter(shown, known.x, known.y)))
+    print(known.file)
+
+
+def table_of(text: str, *columns: str) -> dict[str, Row]:
+    """Method -> its row, of the widest table with all these columns. Raises ValueError where there is none."""
+    tables = [rows for block in re.findall(r"(?:^\|.*\n?)+", text, re.MULTILINE) if (rows := _rows(block))]
+    fitting = [rows for rows in tables if set(columns) <= set(next(iter(rows.values())))]
+    if not fitting:
+        there = sorted({heading for rows in tables for row in rows.values() for heading in row})
+        raise ValueError(f"no table with the columns {', '.join(columns)}; there are {', '.join(there) or 'none'}")
+    return max(fitting, key=lambda rows: len(next(iter(rows.values()))))
+
+
+def _rows(block: str) -> dict[str, Row]:
+    first, *others = ([cell.strip(" *") for cell in line.strip().strip("|").split("|")] for line in block.splitlines())
+    headings = [heading.rstrip(" ↑↓") for heading in first[1:]]
+    return {
+        re.sub(r" \(.* seeds\)$", "", name): dict(zip(headings, cells, strict=False))
+        for name, *cells in others
+        if not set(name) <= set("- ")
+    }
+
+
+def dots(rows: dict[str, Row], x: str, y: str, wanted: list[str] | None) -> list[charts.Dot]:
+    """Raises ValueError for a method that has no row, or no number in it."""
+    if missing := [name for name in wanted or () if name not in rows]:
+        raise ValueError(f"--rows: no row of {', '.join(missing)}; there are {', '.join(rows)}")
+    chosen = {name: row for name, row in rows.items() if name in (wanted or rows) and row.get(x) and row.get(y)}
+    if unlike := [name for name in wanted or () if name not in chosen]:
+        raise ValueError(f"--rows: {', '.join(unlike)} lack {x} or {y}")
+    families = list(dict.fromkeys(name.partition("_")[0] for name in chosen))
+    colours = {family: COLOURS[i % len(COLOURS)] for i, family in enumerate(families)}
+    return [
+        charts.Dot(name, colours[name.partition("_")[0]], _number(row[x]), _number(row[y]))
+        for name, row in chosen.items()
+    ]
+
+
+def _number(cell: str) -> float:
+    return float(cell.partition("±")[0].replace(",", ""))
+
+
+if __name__ == "__main__":
+    main()
