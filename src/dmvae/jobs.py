@@ -169,11 +169,12 @@ def jobs_of(run_dir: Path) -> list[Job]:
 def merge(run_dirs: Sequence[Path], out: Path) -> list[Job]:
     """Make `out` a run of the variants of all these, by links to their stages; its jobs.
 
-    Seeds of one method that two runs have with the same settings are one method, and the same variant of two comes
-    once, from the run where more of it has finished. Methods that only share their name are called RUN.METHOD, by their
-    run's folder. Raises ValueError where those names are the same too, and for an `out` that is, holds or lies in a
-    run."""
-    runs = {run_dir.resolve(): _by_variant(jobs_of(run_dir)) for run_dir in run_dirs}
+    A merged folder among them stands for the runs that it was made of. Seeds of one method that two runs have with the
+    same settings are one method, and the same variant of two comes once, from the run where more of it has finished.
+    Methods that only share their name are called RUN.METHOD, by their run's folder. Raises ValueError where those names
+    are the same too, and for an `out` that is, holds or lies in a run."""
+    sources = [source for run_dir in run_dirs for source in _sources(run_dir.resolve())]
+    runs = {run_dir: _by_variant(jobs_of(run_dir)) for run_dir in sources}
     _require_apart(list(runs), out)
     found: dict[str, list[Job]] = {}
     for run_dir, variants in runs.items():
@@ -193,11 +194,11 @@ def merge(run_dirs: Sequence[Path], out: Path) -> list[Job]:
     stages.mkdir(parents=True, exist_ok=True)
     with atomic_write(out / MERGED) as part:
         part.write_text(json.dumps([str(run_dir) for run_dir in runs]))
-    sources: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     for job in (job for jobs in found.values() for job in jobs if job.folder.exists()):
-        if job.finished or job.folder.name not in sources:
-            sources[job.folder.name] = job.folder
-    for name, folder in sources.items():
+        if job.finished or job.folder.name not in folders:
+            folders[job.folder.name] = job.folder
+    for name, folder in folders.items():
         _point(stages.resolve() / name, folder.resolve())
     merged = [
         replace(
@@ -208,6 +209,12 @@ def merge(run_dirs: Sequence[Path], out: Path) -> list[Job]:
     ]
     record({name: jobs[0].recipe for name, jobs in found.items()}, merged, out, list(found))
     return merged
+
+
+def _sources(run_dir: Path) -> list[Path]:
+    """The runs whose stages a merged folder has; any other run alone."""
+    file = run_dir / MERGED
+    return [Path(str(name)) for name in read_json(file, list)] if file.is_file() else [run_dir]
 
 
 def _require_apart(runs: Sequence[Path], out: Path) -> None:

@@ -85,6 +85,16 @@ def test_methods_that_share_but_their_name_are_not_seeds_of_one(run, tmp_path):
     assert summary["seeds"]["b_run.kl"]["mean"]["psnr"] == 23.0
 
 
+def test_a_merged_folder_may_be_merged_again(run, tmp_path):
+    a, b = run("a", {"kl": 20.0}), run("b", {"kl": 22.0, "own": 23.0}, weight=0.5)
+    table(a, b, "--out", tmp_path / "two")
+    table(tmp_path / "two", run("c", {"third": 24.0}, weight=0.7), b, "--out", tmp_path / "three")
+    rows = json.loads((tmp_path / "three/summary.json").read_text())["methods"]
+    assert {name: row["psnr"] for name, row in rows.items()} == {
+        "a_run.kl": 20.0, "b_run.kl": 22.0, "own": 23.0, "third": 24.0
+    }  # fmt: skip
+
+
 def test_a_merged_folder_is_apart_from_runs_and_trains_nothing(run, tmp_path, capsys):
     a, b = run("a", {"kl": 20.0}), run("b", {"own_1": 22.0})
     before = {path: path.read_bytes() for path in a.rglob("*") if path.is_file()}
