@@ -32,6 +32,7 @@ NAV = {
     "Method": ["equations", "method"],
     "Studies": [
         "results/README",
+        "results/hundred_classes",
         "results/arriving",
         "results/fashion_mnist",
         "results/channels",
