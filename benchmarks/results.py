@@ -76,7 +76,9 @@ def by_method(rows: dict[str, dict[str, Any]]) -> dict[str, Values]:
 
 def table(methods: dict[str, Values], baseline: str, asked: Mapping[str, int], wanted: list[str] | None = None) -> str:
     """`asked`: every method of the recipe, with the number of its seeds; `methods` has those that ended. `wanted`: keys
-    of the columns, in order. Raises ValueError for a baseline or a column that is not there."""
+    of the columns, in order. Raises ValueError where none has ended, for a baseline or a column that is not there."""
+    if not methods:
+        raise ValueError("no method has ended; the command that started the run goes on with it")
     if baseline not in methods:
         raise ValueError(f"--baseline: no method that has ended is called {baseline!r}; there are {', '.join(methods)}")
     columns = shown({key for row in methods.values() for key in row})
