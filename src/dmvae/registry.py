@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import hashlib
 import importlib
 import importlib.util
-import os
 import pkgutil
 import re
 import sys
@@ -21,6 +19,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import ClassVar, TypeVar
+from urllib.parse import quote
 
 T = TypeVar("T", bound="type[Registered]")
 F = TypeVar("F")
@@ -189,8 +188,9 @@ def _source(module: str) -> bytes:
 
 
 def module_of(file: Path) -> str:
-    """The name of the module that a plugin's file becomes: another for each path."""
-    return f"{PLUGIN}{file.stem}_{hashlib.sha256(os.fsencode(file.resolve())).hexdigest()[:12]}"
+    """The name of the module that a plugin's file becomes: its path, without dots, so that none lies inside another."""
+    path = file.resolve().as_posix().removesuffix(".py")
+    return PLUGIN + quote(path, safe="", errors="surrogateescape").replace(".", "%2E")
 
 
 def _load(file: Path) -> None:

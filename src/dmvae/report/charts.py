@@ -113,10 +113,8 @@ def _name_dots(axes: Axes, dots: Sequence[Dot]) -> None:
             for start, stop, side in inside
             for sign in (1, -1)
         ]
-        own = (dot.x - wide, dot.x + wide, dot.y)
-        start, stop, side, place = next(
-            (p for p in places if not any(_meet(p, other, line) for other in taken if other != own)), places[0]
-        )
+        free = (p for p in places if not any(_meet(p, other, line) for other in taken))
+        start, stop, side, place = next(free, places[0])
         taken.append((start, stop, place))
         near = abs(place - dot.y) < line
         axes.annotate(
