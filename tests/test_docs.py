@@ -14,6 +14,7 @@ from dmvae.training.stage import Stage
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "examples").glob("*.md")]
+RESULTS = DOCS / "results/README.md"
 SOURCE = "".join(path.read_text() for path in sorted((ROOT / "src").rglob("*.py")))
 FLAT = re.sub(r'"\s*\n\s*f?[\'"]', "", SOURCE)
 """The source with messages of several lines in one piece."""
@@ -84,6 +85,11 @@ def test_quoted_figures_stand_in_the_studies(page):
     for row in re.findall(r"^\|.*\|$", told, re.MULTILINE):
         for figure in re.findall(r"(?<![\w.-])\d+\.\d+(?![\w.])", re.sub(r"`[^`]*`", "", row)):
             assert figure in results, f"docs/{page}.md: {figure} in {row}"
+
+
+def test_the_table_that_decides_the_claim_is_one():
+    tables = [re.findall(r"(?:^\|.*\n)+", page.read_text(), re.MULTILINE)[0] for page in (ROOT / "README.md", RESULTS)]
+    assert tables[0] == tables[1]
 
 
 def test_options_of_documented_commands_exist(generated):
