@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def draw(curves: dict[str, dict[int, float]], floors: dict[str, float], file: Path) -> None:
-    """Logarithmic axes; a dashed line is the distance that reconstructions keep, below which no generator gets."""
+    """Logarithmic axes; a dashed line is the distance of reconstructions, which a long training comes down to."""
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.add_subplot()
     for colour, (method, curve) in zip(COLOURS, curves.items(), strict=False):
