@@ -14,7 +14,7 @@ import tiny
 from dmvae import cli, pipeline
 from dmvae import config as configs
 from dmvae.recipe import load
-from dmvae.registry import load_plugins
+from dmvae.registry import forget, load_plugins, module_of
 from dmvae.runtime.random import Random
 from dmvae.stages.reference import require_form, require_samples
 from plugin_source import PLUGIN
@@ -245,6 +245,15 @@ def test_a_plugin_that_cannot_be_imported_is_told_with_its_line(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=f"^plugin {tmp_path}/wrong.py, {message}"):
         load_plugins(["wrong.py"])  # as --plugins of commands without a recipe
+
+
+def test_a_plugin_that_forgot_to_register_is_named_where_its_name_is_looked_up(tmp_path):
+    file = tmp_path / "rings.py"
+    file.write_text("class Rings:\n    pass\n")
+    path = tiny.write(tmp_path, plugins=[str(file)], reference__distribution={"type": "rings"})
+    with pytest.raises(ValueError, match=rf"is called 'rings'.*{re.escape(str(file))} registers nothing: @register"):
+        load(path)
+    forget(module_of(file))
 
 
 def test_a_folder_without_plugins_is_told(tmp_path):

@@ -112,9 +112,17 @@ def find(family: type[F], name: str) -> type[F]:
     """The class registered as `name`; ValueError with the nearest names when there is none."""
     known = names(family)
     if name not in known:
-        own = "; one of your own is found where `plugins` names its file or module" if not close(name, known) else ""
-        raise ValueError(f"no {family.__name__} is called {name!r}{nearest(name, known)}{own}")
+        own = "one of your own is found where `plugins` names its file or module"
+        told = "" if close(name, known) else f"; {_without_members() or own}"
+        raise ValueError(f"no {family.__name__} is called {name!r}{nearest(name, known)}{told}")
     return _members[family][name]
+
+
+def _without_members() -> str:
+    """Which plugins have registered nothing, "" where all have."""
+    used = {cls.__module__ for members in _members.values() for cls in members.values()}
+    found = [_file_of(plugin) for plugin in _contents if not any(_inside(module, plugin) for module in used)]
+    return f"{', '.join(found)} registers nothing: @register(NAME) belongs above a class" if found else ""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -217,9 +225,15 @@ def _load(file: Path) -> None:
 
 def forget(module: str) -> None:
     """Take back what a module has registered, and what those inside it have."""
+    for loaded in [loaded for loaded in _contents if _inside(loaded, module)]:
+        del _contents[loaded]
     for members in _members.values():
-        for name in [name for name, cls in members.items() if f"{cls.__module__}.".startswith(f"{module}.")]:
+        for name in [name for name, cls in members.items() if _inside(cls.__module__, module)]:
             del members[name]
+
+
+def _inside(module: str, package: str) -> bool:
+    return f"{module}.".startswith(f"{package}.")
 
 
 def _complaint(file: Path, error: BaseException) -> str:
