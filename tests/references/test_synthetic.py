@@ -1,12 +1,16 @@
 """Synthetic references: norms, bounds, moments, what the mixture takes from files and from fits."""
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from dmvae import config as configs
+from dmvae.matching import Matching
 from dmvae.references.data import initial_latents
 from dmvae.references.mixture_fit import fit_mixture
 from dmvae.runtime.random import Random
+from dmvae.stages.unmet import unmet
 
 CLASSES, SHAPE = 3, (4, 3, 3)  # of the tiny recipe
 
@@ -141,6 +145,41 @@ def test_fitted_mixture_has_the_classes_moments(make):
 def test_a_mixture_is_fitted_to_data_only(make):
     with pytest.raises(ValueError, match="made from data, which 'sphere' is not"):
         make.build(type="mixture", fit={"type": "sphere"})
+
+
+@pytest.mark.parametrize(("names", "labelled"), [(None, False), ("labels.npy", True)])
+def test_a_mixture_has_the_labels_of_what_it_is_fitted_to(make, tmp_path, names, labelled):
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "latents.npy", rng.normal(size=(60, *SHAPE)))
+    np.save(tmp_path / "labels.npy", np.arange(60) % CLASSES)
+    array = {"type": "array", "path": str(tmp_path / "latents.npy"), "labels": names and str(tmp_path / names)}
+    assert make.read(type="mixture", fit=array).labelled == labelled
+    assert not make.read(type="mixture", fit=array, conditional=False).labelled
+    joint = make.build(type="mixture", fit=array).joint
+    assert bool((joint == joint[0]).all()) == (not labelled)
+
+
+def test_a_function_has_labels_where_it_returns_some(make, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "def bare(n, shape, num_classes, rng):\n"
+        "    return rng.normal(n, *shape)\n"
+        "def none(n, shape, num_classes, rng):\n"
+        "    return rng.normal(n, *shape), None\n"
+        "def both(n, shape, num_classes, rng):\n"
+        "    return rng.normal(n, *shape), rng.integers(num_classes, n)\n"
+        "def three(n, shape, num_classes, rng):\n"
+        "    return 1, 2, 3\n"
+    )
+    for name, labelled in {"bare": False, "none": False, "both": True}.items():
+        own = {"type": "function", "function": f"{tmp_path / 'mine.py'}:{name}"}
+        for distribution in (own, {"type": "noise_states", "of": own}):
+            assert make.read(**distribution).labelled_for(make(**distribution)) == labelled
+        inputs = make(**own)
+        classwise = configs.read(Matching, {"type": "transport", "labels": True})
+        found = list(unmet(classwise, make.read(**own), inputs))
+        assert [problem.partition(":")[0] for problem in found] == ([] if labelled else ["matching.objective.labels"])
+    with pytest.raises(ValueError, match=r"three returned 3 values; give latents alone, or \(latents, labels\)"):
+        make.build(type="function", function=f"{tmp_path / 'mine.py'}:three")
 
 
 def test_function_from_a_file(make, tmp_path):

@@ -55,6 +55,7 @@ def test_its_samples_come_without_labels():
         ({"type": "mixture", "conditional": False}, False),
         ({"type": "mixture"}, True),
         ({"type": "features"}, True),
+        ({"type": "function", "function": "fixed_reference:zeros"}, False),
     ],
     ids=str,
 )

@@ -139,6 +139,10 @@ class ReferenceConfig(Registered):
         """Whether the labels of its samples mean something, as far as that is known before it is built."""
         return True
 
+    def labelled_for(self, inputs: Surroundings) -> bool:
+        """The same where the latents' shape is known, for a reference that only its samples tell of."""
+        return self.labelled
+
     def check(self, inputs: Surroundings) -> None:
         """Raise ValueError for what is wrong with the reference, as far as that is known before any stage has run."""
 

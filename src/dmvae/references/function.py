@@ -31,8 +31,15 @@ class FunctionReference(SyntheticConfig):
     function: str
     """The function: `package.module:name`, or `path/to/file.py:name`."""
 
+    def labelled_for(self, inputs: Surroundings) -> bool:
+        """Whether two samples come with labels."""
+        try:
+            return self._open(inputs).returned(2, _trial())[1] is not None
+        except ValueError:
+            return True  # `check` says what is wrong with the function
+
     def check(self, inputs: Surroundings) -> None:
-        self._open(inputs).sample(2, Random(seed_of("trial")))
+        self._open(inputs).sample(2, _trial())
 
     def build(self, inputs: Surroundings) -> Function:
         self.check(inputs)
@@ -81,9 +88,17 @@ class Function:
         self.name, self.function, self.shape, self.num_classes = config.function, function, shape, num_classes
         self.mean, self.std = torch.zeros(shape[0]), torch.ones(shape[0])
 
+    def returned(self, n: int, rng: Random) -> tuple[object, object]:
+        """(latents, labels or None), as the function gives them."""
+        found = self.function(n, self.shape, self.num_classes, rng)
+        if not isinstance(found, tuple):
+            return found, None
+        if len(found) != 2:
+            raise ValueError(f"{self.name} returned {len(found)} values; give latents alone, or (latents, labels)")
+        return found
+
     def sample(self, n: int, rng: Random) -> tuple[Tensor, Tensor]:
-        returned = self.function(n, self.shape, self.num_classes, rng)
-        z, labels = returned if isinstance(returned, tuple) else (returned, None)
+        z, labels = self.returned(n, rng)
         if labels is None:
             labels = rng.integers(self.num_classes, n)
         z, labels = torch.as_tensor(z).float(), torch.as_tensor(labels).long()
@@ -100,6 +115,10 @@ class Function:
                 f"has classes 0 to {self.num_classes - 1}"
             )
         return z, labels
+
+
+def _trial() -> Random:
+    return Random(seed_of("trial"))
 
 
 def _load_file(path: Path) -> ModuleType:

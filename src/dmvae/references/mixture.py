@@ -34,7 +34,7 @@ class MixtureReference(SyntheticConfig):
     components: Annotated[int, Range(1, 10**5)] = 1
     """Gaussians per class in a conditional mixture; in total otherwise."""
     conditional: bool = True
-    """Each class has components of its own; otherwise labels carry no information."""
+    """Each class has components of its own; otherwise, and where `fit` has no labels, labels carry no information."""
     std: Annotated[float, Range(0, 1, "()")] = 0.5
     """Standard deviation around random centres. The centres have variance 1 - std^2, so that the whole has 1."""
     fit: ReferenceConfig | None = None
@@ -61,7 +61,7 @@ class MixtureReference(SyntheticConfig):
     @property
     def labelled(self) -> bool:
         if self.file is None:
-            return self.conditional
+            return self.conditional and (self.fit is None or self.fit.labelled)
         try:
             with safe_open(Path(self.file).expanduser(), "pt") as file:
                 return "labels" in file.keys()  # noqa: SIM118  # it is no mapping

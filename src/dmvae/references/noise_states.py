@@ -35,6 +35,9 @@ class NoiseStatesReference(ReferenceConfig):
     def labelled(self) -> bool:
         return self.of.labelled
 
+    def labelled_for(self, inputs: Surroundings) -> bool:
+        return self.of.labelled_for(inputs)
+
     def check(self, inputs: Surroundings) -> None:
         self.of.check(inputs)
 

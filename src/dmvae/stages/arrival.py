@@ -56,7 +56,7 @@ def at_the_end(inputs: Inputs, reference: Reference, raw: Tensor, labels: Tensor
 def _by_class(inputs: Inputs, z: Tensor, labels: Tensor, y: Tensor, of: Tensor) -> Values:
     """Latents z [n, C, H, W] beside samples y, with their labels: empty where those mean nothing."""
     names = inputs.test_set.classes
-    if not config_of(inputs).distribution.labelled or len(names) < 2:
+    if not config_of(inputs).distribution.labelled_for(inputs) or len(names) < 2:
         return {"class_known": {}, "classes": {}}
     told = told_by_class(z, labels, y, of, inputs.seed)
     return {

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from dmvae.evaluation.latents import scatter
 from dmvae.matching import LAG
+from dmvae.runtime.transfer import Figure
 from dmvae.training.health import Bound
 
 BOUNDS = (
@@ -60,3 +62,12 @@ def spread(z: Tensor) -> Tensor:
     """Standard deviation of latents z [n, C, H, W] about their mean, a root mean square over places and channels: a
     scalar. Of a single latent, that over places and channels."""
     return (z.var(0) if len(z) > 1 else z.var()).mean().sqrt()
+
+
+def shape_of(z: Tensor) -> dict[str, Figure]:
+    """Rank, spread and mean of latents z [n, C, H, W] over images and places."""
+    return {
+        "health/effective_rank": scatter(z, "channels").effective_rank,
+        "health/std": z.std(dim=(0, 2, 3)).mean(),
+        "health/mean": z.mean(dim=(0, 2, 3)).abs().mean(),
+    }

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from dmvae import config as configs
-from dmvae.evaluation.latents import scatter
 from dmvae.evaluation.online import proxies_to_log
 from dmvae.flow.guidance import Velocity
 from dmvae.inputs import Inputs, first_tokenizer
@@ -33,11 +32,12 @@ from dmvae.runtime import distributed
 from dmvae.runtime.random import Random
 from dmvae.runtime.transfer import Figure
 from dmvae.stages.approach import EVERY, Approach, Recent, unmeasured, until_told
-from dmvae.stages.bounds import BOUNDS, spread
+from dmvae.stages.bounds import BOUNDS, shape_of, spread
 from dmvae.stages.editing import DRAWN, EDITED, Editing, Encoded, arriving, as_saved, unfit
 from dmvae.stages.reconstruction import DecoderNetworks, DecoderStage, discriminate, reconstruct
 from dmvae.stages.reference import ReferenceTraining, config_of, open_reference
 from dmvae.stages.tokenizer import drawn
+from dmvae.stages.unmet import unmet
 from dmvae.tokenizers.autoencoder import Autoencoder
 from dmvae.training.flow import FlowTraining
 from dmvae.training.health import Bound
@@ -125,7 +125,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
 
     @cached_property
     def _labelled(self) -> bool:
-        return config_of(self.inputs).distribution.labelled
+        return config_of(self.inputs).distribution.labelled_for(self.inputs)
 
     def kinds(self) -> dict[int, float]:
         """A step with a tokenizer's turn, the second, in which nothing is measured; and one of the student alone."""
@@ -188,6 +188,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         if config.balance == "distance" and not low <= config.weight <= high:
             yield f"matching.weight: {config.weight:g} is where balance: distance starts; give {low:g} to {high:g}"
         yield from config.objective.problems(config.batch_size, inputs.num_classes, reference.distribution)
+        yield from unmet(config.objective, reference.distribution, inputs)
         every = config.student_steps if config.objective.has_student else 1
         turns = -(-max(0, config.steps - config.student_warmup) // every)
         yield from unmeasured(config.objective, config.until, config.steps, turns, config.batch_size)
@@ -337,11 +338,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         figures["health/error"] = terms["reconstruction/pixel"] / grey.clamp_min(1e-6)
         figures["health/spread"] = spread(z) / self._usual_spread
         if turn % config.health_every == 0:
-            figures |= {
-                "health/effective_rank": scatter(z, "channels").effective_rank,
-                "health/std": z.std(dim=(0, 2, 3)).mean(),
-                "health/mean": z.mean(dim=(0, 2, 3)).abs().mean(),
-            }
+            figures |= shape_of(z)
         if config.proxy_every > 0 and turn % config.proxy_every == 0:
             with uncompiled():
                 figures |= proxies_to_log(z, batch.labels, lambda x: model.decode(model.denormalize(x)).sample)

@@ -1,0 +1,29 @@
+"""What a matching objective asks of labels that the recipe does not give; told before any stage runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dmvae.inputs import Inputs
+from dmvae.matching import Matching
+from dmvae.matching.hand_over import HandOver
+from dmvae.references import ReferenceConfig
+
+
+def parts_of(objective: Matching) -> dict[str, Matching]:
+    """Place in the recipe -> the objective that stands there: a hand-over's two, or the one itself."""
+    place = "matching.objective"
+    if isinstance(objective, HandOver):
+        return {f"{place}.far": objective.far, f"{place}.near": objective.near}
+    return {place: objective}
+
+
+def unmet(objective: Matching, distribution: ReferenceConfig, inputs: Inputs) -> Iterator[str]:
+    """The problems of an objective with that reference."""
+    labelled = distribution.labelled_for(inputs)
+    for place, part in parts_of(objective).items():
+        if getattr(part, "labels", False) and distribution.labelled and not labelled:  # else its own `problems` say so
+            yield (
+                f"{place}.labels: {distribution.type!r} gives latents without labels, so there are no classes to match "
+                "one by one; set it to false"
+            )
