@@ -44,3 +44,14 @@ def test_channels_last_changes_nothing():
     plain = model(z)
     fast = model.to(memory_format=torch.channels_last)(z.contiguous(memory_format=torch.channels_last))
     assert torch.allclose(plain, fast, atol=1e-5)
+
+
+def test_a_stride_that_is_no_power_of_two_runs_under_autocast():
+    torch.manual_seed(0)
+    decoder = ConvolutionalDecoder(4, 3, width=8, multipliers=[1, 2], blocks=1, stride=3, attention=False)
+    z = torch.randn(2, 4, 4, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = decoder(z)
+    rounded.float().mean().backward()
+    assert rounded.dtype == torch.bfloat16
+    assert torch.allclose(rounded.float(), decoder(z), atol=0.05)

@@ -127,7 +127,8 @@ class ConvolutionalDecoder(Decoder):
         """Images x resized to z's size times the stride, where powers of two do not reach it."""
         if self.resizes:
             size = (z.shape[2] * self.stride, z.shape[3] * self.stride)
-            x = F.interpolate(x, size, mode="bilinear", antialias=True)
+            # In float32: there is no kernel for bfloat16 on a CPU.
+            x = F.interpolate(x.float(), size, mode="bilinear", antialias=True).to(x.dtype)
         return x
 
 
