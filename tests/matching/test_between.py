@@ -333,6 +333,7 @@ def test_a_single_token_has_no_pairs():
         ({}, 1, 3, FeaturesReference(), "batch_size: 1; transport compares sets"),
         ({"type": "normality"}, 1, 3, GaussianReference(), "batch_size: 1; normality compares sets"),
         ({"type": "normality"}, 2, 3, GaussianReference(), "batch_size: 2; .* on 2 latents is least .* of 0.44 times"),
+        ({"type": "normality"}, 64, 3, GaussianReference(std=2.0), "std: 1, and reference.distribution.std is 2, .* same"),
         ({"type": "normality", "queue": 4}, 2, 3, GaussianReference(), "on 6 latents .* and of 0.87 on 8: give at"),
     ],
 )
@@ -350,6 +351,7 @@ def test_what_does_goes_without_a_word():
     assert list(replace(objective, slices=84).problems(256, 10, FeaturesReference())) == []
     for fields, batch_size in (({}, 8), ({"queue": 6}, 2), ({"views": ("token",)}, 2)):
         assert list(find(Matching, "normality")(**fields).problems(batch_size, 10, GaussianReference())) == []
+    assert list(find(Matching, "normality")(std=2.0).problems(8, 10, GaussianReference(std=2.0))) == []
     assert list(objective.problems(256, 10, MixtureReference())) == []
     assert list(objective.problems(256, 10, MixtureReference(conditional=False))) != []
     assert {"labels", "queue"}.isdisjoint(configs.identity(find(Matching, "transport")()))

@@ -12,6 +12,7 @@ from torch import Tensor
 from dmvae.matching.between import BetweenSamples
 from dmvae.ranges import Scale, Width
 from dmvae.references import ReferenceConfig
+from dmvae.references.gaussian import GaussianReference
 from dmvae.registry import register
 from dmvae.transport.normality import narrowed, normality
 
@@ -33,11 +34,16 @@ class Normality(BetweenSamples):
     slices: Width = 256
     """Random directions per view and update."""
     std: Scale = 1.0
-    """Standard deviation of the reference."""
+    """Standard deviation of the reference, as `reference.distribution.std` says it."""
 
     def problems(self, batch_size: int, num_classes: int, reference: ReferenceConfig) -> Iterator[str]:
         found = list(super().problems(batch_size, num_classes, reference))
         yield from found
+        if isinstance(reference, GaussianReference) and reference.std != self.std:
+            yield (
+                f"matching.objective.std: {self.std:g}, and reference.distribution.std is {reference.std:g}, to which "
+                "latents would not go; give both the same"
+            )
         together = batch_size + self.queue
         if "whole" in self.views and together < FEWEST and not found:
             yield (
