@@ -333,7 +333,13 @@ def test_a_single_token_has_no_pairs():
         ({}, 1, 3, FeaturesReference(), "batch_size: 1; transport compares sets"),
         ({"type": "normality"}, 1, 3, GaussianReference(), "batch_size: 1; normality compares sets"),
         ({"type": "normality"}, 2, 3, GaussianReference(), "batch_size: 2; .* on 2 latents is least .* of 0.44 times"),
-        ({"type": "normality"}, 64, 3, GaussianReference(std=2.0), "std: 1, and reference.distribution.std is 2, .* same"),
+        (
+            {"type": "normality"},
+            64,
+            3,
+            GaussianReference(std=2.0),
+            "std: 1, and reference.distribution.std is 2, .* same",
+        ),
         ({"type": "normality", "queue": 4}, 2, 3, GaussianReference(), "on 6 latents .* and of 0.87 on 8: give at"),
     ],
 )

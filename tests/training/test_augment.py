@@ -1,8 +1,11 @@
 """Random views of a batch, in whatever precision the step is."""
 
+import pytest
 import torch
 
+from dmvae import config as configs
 from dmvae.runtime.random import Random
+from dmvae.stages.encoder import EncoderTraining
 from dmvae.training.augment import random_view
 
 
@@ -24,3 +27,16 @@ def test_a_crop_lies_within_its_image():
     assert set(steps.mean(-1).sign().flatten().tolist()) == {-1.0, 1.0}, "half of them are mirrored"
     span = (view[..., 0, -1] - view[..., 0, 0]).abs().flatten()
     assert 0.25 < span.min() < span.max() <= 1.0
+
+
+@pytest.mark.parametrize(("min_crop", "smallest"), [(0.1, 0.1), (0.5625, 0.5625), (0.8, 0.75 * 0.8**0.5), (1.0, 0.75)])
+def test_aspect_and_area_are_as_the_docstring_says(monkeypatch, min_crop, smallest):
+    drawn, own = [], torch.nn.functional.affine_grid
+    monkeypatch.setattr(torch.nn.functional, "affine_grid", lambda *x, **more: drawn.append(x[0]) or own(*x, **more))
+    random_view(torch.zeros(20000, 1, 2, 2), Random(0), min_crop)
+    w, h = drawn[0][:, 0, 0].abs(), drawn[0][:, 1, 1]
+    assert smallest - 1e-4 <= float((w * h).min()) < smallest + 0.01
+    assert 9 / 16 - 1e-3 < float((w / h).min()) < float((w / h).max()) < 16 / 9 + 1e-3
+    if min_crop < 0.5:
+        assert float((w / h).min()) < 0.58
+    assert "9/16" in configs.describe(EncoderTraining)["min_crop"]
