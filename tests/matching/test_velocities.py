@@ -241,6 +241,12 @@ def test_other_divergences_weigh_by_the_density_ratio(divergence, h):
     assert log["ratio/weight_std"] > 0
 
 
+def test_one_image_s_weight_has_no_spread():
+    given = TEACHER.velocity, WithRatio(Flow(), Exact()), Context(Random(1), CLASSES)
+    _, log = DMD(guidance=1.0, divergence="forward_kl").loss(Random(0).normal(1, *SHAPE), LABELS[:1], *given)
+    assert all(value.isfinite().all() for value in log.values())
+
+
 def test_the_ratio_is_learned_beside_the_student():
     torch.manual_seed(0)
     objective = DMD(divergence="jensen_shannon", ratio_width=16, ratio_depth=1)

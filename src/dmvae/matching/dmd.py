@@ -74,7 +74,8 @@ class DMD(ByVelocities):
                 if not isinstance(student, WithRatio):
                     raise ValueError(f"divergence: {self.divergence} needs a student that `new_student` made")
                 h = WEIGHTS[self.divergence](student.log_ratio(interpolate(noise=noise, z=z.detach(), t=t), t, labels))
-                log["ratio/weight_std"] = (h / h.mean()).std()
+                if len(h) > 1:  # of a single image it is no number
+                    log["ratio/weight_std"] = (h / h.mean()).std()
                 g = expand(h / distributed.average(h.mean()), g) * g
         loss = 0.5 * (z - (z.detach() - g)).square().mean()
         return loss, log

@@ -60,14 +60,16 @@ times health/error."""
 
 def spread(z: Tensor) -> Tensor:
     """Standard deviation of latents z [n, C, H, W] about their mean, a root mean square over places and channels: a
-    scalar. Of a single latent, that over places and channels."""
+    scalar. Of a single latent, that over places and channels; of a single number its absolute value."""
+    if z.numel() == 1:
+        return z.abs().squeeze()
     return (z.var(0) if len(z) > 1 else z.var()).mean().sqrt()
 
 
 def shape_of(z: Tensor) -> dict[str, Figure]:
-    """Rank, spread and mean of latents z [n, C, H, W] over images and places."""
-    return {
-        "health/effective_rank": scatter(z, "channels").effective_rank,
-        "health/std": z.std(dim=(0, 2, 3)).mean(),
-        "health/mean": z.mean(dim=(0, 2, 3)).abs().mean(),
-    }
+    """Rank, spread and mean of latents z [n, C, H, W] over images and places: of one place of one image its mean."""
+    figures: dict[str, Figure] = {"health/mean": z.mean(dim=(0, 2, 3)).abs().mean()}
+    if z[:, 0].numel() > 1:
+        figures["health/effective_rank"] = scatter(z, "channels").effective_rank
+        figures["health/std"] = z.std(dim=(0, 2, 3)).mean()
+    return figures
