@@ -56,6 +56,8 @@ def test_trajectory_ends_where_sample_ends():
 
 
 def test_bad_arguments_are_named():
+    with pytest.raises(ValueError, match=r"'sde' draws fresh noise in every step: give normal="):
+        solver.sample(reference.velocity, start()[:1], labels[:1], Sampling(method="sde"))
     with pytest.raises(ValueError, match="'rk9'"):
         solver.sample(reference.velocity, start()[:1], labels[:1], Sampling(method="rk9"))
     with pytest.raises(ValueError, match="got 0"):

@@ -1,4 +1,4 @@
-"""What a matching objective asks of labels that the recipe does not give; told before any stage runs."""
+"""What a matching objective asks that the recipe does not give; told before any stage runs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from dmvae.inputs import Inputs
 from dmvae.matching import Matching
+from dmvae.matching.between import BetweenSamples
 from dmvae.matching.hand_over import HandOver
 from dmvae.references import ReferenceConfig
 
@@ -26,4 +27,9 @@ def unmet(objective: Matching, distribution: ReferenceConfig, inputs: Inputs) ->
             yield (
                 f"{place}.labels: {distribution.type!r} gives latents without labels, so there are no classes to match "
                 "one by one; set it to false"
+            )
+        if isinstance(part, BetweenSamples) and set(part.views) == {"pair"} and inputs.latent_shape[1:] == (1, 1):
+            yield (
+                f"{place}.views: latents of this tokenizer have a single token (data.size {inputs.data.size}), and so "
+                "no pairs of neighbours; give whole or token"
             )

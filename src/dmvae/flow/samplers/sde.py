@@ -35,7 +35,11 @@ class EulerMaruyama(Sampler):
         settings: Sampling,
         normal: Callable[[], Tensor] | None = None,
     ) -> Iterator[Tensor]:
-        assert normal is not None, "the SDE needs a source of noise"
+        if normal is None:
+            raise ValueError(
+                "method 'sde' draws fresh noise in every step: give normal=, a function that returns some like the "
+                "first, such as lambda: torch.randn_like(noise); or another method (euler, heun)"
+            )
         grid = (time_grid(settings.steps, settings.time_shift) * (1 - settings.last_step)).tolist()
         z_t = noise
         for t0, t1 in itertools.pairwise(grid):
