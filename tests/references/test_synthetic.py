@@ -176,7 +176,7 @@ def test_a_function_has_labels_where_it_returns_some(make, tmp_path):
             assert make.read(**distribution).labelled_for(make(**distribution)) == labelled
         inputs = make(**own)
         classwise = configs.read(Matching, {"type": "transport", "labels": True})
-        found = list(unmet(classwise, make.read(**own), inputs))
+        found = list(unmet(classwise, inputs.sections.reference, 0.1, inputs))
         assert [problem.partition(":")[0] for problem in found] == ([] if labelled else ["matching.objective.labels"])
     with pytest.raises(ValueError, match=r"three returned 3 values; give latents alone, or \(latents, labels\)"):
         make.build(type="function", function=f"{tmp_path / 'mine.py'}:three")

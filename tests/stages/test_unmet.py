@@ -31,3 +31,48 @@ def test_a_single_token_has_no_pairs(tmp_path, objective, place):
     found = told(tmp_path, autoencoder__encoder=ONE, losses__adversarial__weight=0.0, **over)
     assert [problem.partition(":")[0] for problem in found] == ([place] if place else [])
     assert all(re.search("a single token .*data.size 12.* give whole or token", problem) for problem in found)
+
+
+FEATURES, MIXTURE, CUBE = {"type": "features"}, {"type": "mixture"}, {"type": "cube"}
+
+
+@pytest.mark.parametrize(
+    ("objective", "distribution", "dropouts", "named"),
+    [
+        ({"type": "dmd"}, FEATURES, (0.1, 0.1), []),
+        ({"type": "dmd"}, FEATURES, (0.0, 0.1), ["reference"]),
+        ({"type": "dmd"}, FEATURES, (0.1, 0.0), ["matching"]),
+        ({"type": "dmd"}, FEATURES, (0.0, 0.0), ["reference", "matching"]),
+        ({"type": "dmd", "guidance": 1.0}, FEATURES, (0.0, 0.0), []),
+        ({"type": "dmd"}, MIXTURE, (0.0, 0.1), []),  # a closed form knows all labels
+        ({"type": "dmd"}, CUBE, (0.1, 0.0), []),
+        ({"type": "teacher_loss", "guidance": 2.0}, FEATURES, (0.1, 0.0), []),
+        ({"type": "adversarial"}, FEATURES, (0.0, 0.0), []),
+        ({"type": "hand_over", "near": {"type": "dmd", "guidance": 3.0}}, FEATURES, (0.1, 0.0), ["matching"]),
+    ],
+    ids=str,
+)
+def test_guidance_needs_labels_to_be_dropped(tmp_path, objective, distribution, dropouts, named):
+    over = {"reference__distribution": distribution, "reference__label_dropout": dropouts[0]}
+    section = {"objective": objective, "batch_size": 16, "steps": 900, "label_dropout": dropouts[1], "model": tiny.DIT}
+    found = told(tmp_path, matching=section, **over)
+    assert len(found) == len(named)
+    for problem, stage in zip(found, named, strict=True):
+        assert re.match(r"matching\.objective\.(near\.)?guidance: [35] asks", problem)
+        assert f"{stage}.label_dropout: 0 teaches" in problem
+
+
+@pytest.mark.parametrize(
+    ("dropout", "sample", "refused"),
+    [
+        (0.1, {"guidance": [1.0, 3.0]}, False),
+        (0.0, {"guidance": [1.0]}, False),
+        (0.0, {"guidance": [1.0, 3.0]}, True),
+        (0.0, {"guidance": [3.0], "guide": 2}, False),
+    ],
+)
+def test_so_does_that_of_the_stage_sample(tmp_path, dropout, sample, refused):
+    generator = {"generator__label_dropout": dropout, "generator__keep_at": [2]}
+    found = told(tmp_path, **generator, **{f"sample__{name}": value for name, value in sample.items()})
+    assert len(found) == refused
+    assert all(re.match(r"sample\.guidance: .*generator\.label_dropout: 0", problem) for problem in found)

@@ -188,7 +188,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         if config.balance == "distance" and not low <= config.weight <= high:
             yield f"matching.weight: {config.weight:g} is where balance: distance starts; give {low:g} to {high:g}"
         yield from config.objective.problems(config.batch_size, inputs.num_classes, reference.distribution)
-        yield from unmet(config.objective, reference.distribution, inputs)
+        yield from unmet(config.objective, reference, config.label_dropout, inputs)
         every = config.student_steps if config.objective.has_student else 1
         turns = -(-max(0, config.steps - config.student_warmup) // every)
         yield from unmeasured(config.objective, config.until, config.steps, turns, config.batch_size)

@@ -143,9 +143,16 @@ class SampleStage(Stage[SampleConfig]):
                     f"{list(training.keep_at)}, run.keep_every {every}, generator.steps {training.steps}; add it to "
                     f"generator.keep_at, or set {name} to null {otherwise}"
                 )
+        flow = issubclass(training.model.network, VelocityModel)
+        if config.guide is None and flow and training.label_dropout == 0 and set(config.guidance) != {1.0}:
+            yield (
+                f"sample.guidance: {list(config.guidance)} asks for velocities without a label, which "
+                "generator.label_dropout: 0 teaches nobody; give that a share such as 0.1, guidance [1.0], or a "
+                "sample.guide"
+            )
         if config.guide is not None and set(config.guidance) == {1.0}:
             yield "sample.guide: a guidance scale of 1 asks nothing to guide; add others to sample.guidance"
-        if config.guide is not None and not issubclass(training.model.network, VelocityModel):
+        if config.guide is not None and not flow:
             yield f"sample.guide: {training.model.type!r} has no velocity to guide; set it to null"
 
     @classmethod

@@ -8,7 +8,7 @@ from dmvae.inputs import Inputs
 from dmvae.matching import Matching
 from dmvae.matching.between import BetweenSamples
 from dmvae.matching.hand_over import HandOver
-from dmvae.references import ReferenceConfig
+from dmvae.stages.reference import ReferenceTraining
 
 
 def parts_of(objective: Matching) -> dict[str, Matching]:
@@ -19,8 +19,9 @@ def parts_of(objective: Matching) -> dict[str, Matching]:
     return {place: objective}
 
 
-def unmet(objective: Matching, distribution: ReferenceConfig, inputs: Inputs) -> Iterator[str]:
-    """The problems of an objective with that reference."""
+def unmet(objective: Matching, reference: ReferenceTraining, label_dropout: float, inputs: Inputs) -> Iterator[str]:
+    """The problems of an objective with that reference, of a matching with that `label_dropout`."""
+    distribution = reference.distribution
     labelled = distribution.labelled_for(inputs)
     for place, part in parts_of(objective).items():
         if getattr(part, "labels", False) and distribution.labelled and not labelled:  # else its own `problems` say so
@@ -33,3 +34,16 @@ def unmet(objective: Matching, distribution: ReferenceConfig, inputs: Inputs) ->
                 f"{place}.views: latents of this tokenizer have a single token (data.size {inputs.data.size}), and so "
                 "no pairs of neighbours; give whole or token"
             )
+        guidance = getattr(part, "guidance", 1.0)
+        if guidance == 1 or not labelled:  # an unlabelled reference is matched as "no label" alone
+            continue
+        learned = {
+            "reference.label_dropout": (reference.label_dropout, part.needs_teacher and not distribution.closed_form),
+            "matching.label_dropout": (label_dropout, part.has_student),
+        }
+        for name, (share, asked) in learned.items():
+            if asked and share == 0:
+                yield (
+                    f"{place}.guidance: {guidance:g} asks for velocities without a label, which {name}: 0 teaches "
+                    f"nobody; give {name} a share such as 0.1, or guidance 1"
+                )
