@@ -154,8 +154,11 @@ def _try_discriminator(inputs: Inputs, adversary: AdversarialConfig) -> None:
 
 
 def _try_autoencoder(recipe: Recipe) -> None:
-    """Raise ValueError for an encoder or a decoder that returns another shape than it says."""
+    """Raise ValueError for an encoder that does not fit the images, and for an encoder or a decoder that returns
+    another shape than it says."""
     data = recipe.data
+    assert recipe.autoencoder is not None
+    recipe.autoencoder.encoder.check(size=data.size)
     with torch.device("meta"):
         model = build_autoencoder(recipe)
         side = data.size // model.stride

@@ -11,12 +11,15 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+import tiny
+from dmvae import checks
 from dmvae import config as configs
 from dmvae.encoders import EncoderConfig
 from dmvae.encoders.conv import ConvEncoder
 from dmvae.encoders.effnet import EffNetEncoder
 from dmvae.encoders.timm import TimmEncoder
 from dmvae.models.effnet import effnet, weights_file
+from dmvae.recipe import load
 from dmvae.registry import find, names
 
 
@@ -237,3 +240,23 @@ def test_arguments_that_make_no_timm_network_are_named(kwargs):
     encoder = TimmEncoder(model="vit_tiny_patch16_224", pretrained=False, patch_size=4, kwargs=kwargs)
     with pytest.raises(ValueError, match=f"does not take .*{next(iter(kwargs))}="):
         encoder.build(size=12, channels=3)
+
+
+@pytest.mark.parametrize(
+    ("width", "size", "constant"), [(8, 8, True), (16, 8, True), (24, 8, False), (32, 8, False), (8, 16, False)]
+)
+def test_a_norm_of_one_value_is_told_before_a_run(tmp_path, width, size, constant):
+    encoder = ConvEncoder(width=width, stride=8, out_channels=8)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        features = encoder.build(size=size, channels=3)(torch.rand(4, 3, size, size))
+    assert (float(features.std(0).max()) < 1e-4) == constant
+    over = {"type": "conv", "width": width, "multipliers": [1, 2], "stride": 8}
+    recipe = load(tiny.write(tmp_path, autoencoder__encoder=over, data__size=size, losses__adversarial__weight=0.0))
+    found = list(checks.problems(recipe["kl"], recipe["kl"].stages()))
+    assert len(found) == constant
+    for problem in found:
+        assert re.match(
+            f"autoencoder: encoder: one feature for an image of 8 pixels .stride 8., and {2 * width} channels", problem
+        )
+        assert problem.endswith("more than 32 channels there, or a stride below 8")

@@ -60,6 +60,9 @@ class EncoderConfig(Registered):
         """What `build(pretrained=True)` would have to fetch, or lacks, for a dry run to tell."""
         return []
 
+    def check(self, *, size: int) -> None:
+        """Raise ValueError for what does not fit images of `size` pixels along each side; before anything runs."""
+
     def build(self, *, size: int, channels: int, pretrained: bool = False) -> Encoder:
         """The network for `size` x `size` images of `channels` channels.
 

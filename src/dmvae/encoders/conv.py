@@ -42,6 +42,16 @@ class ConvEncoder(EncoderConfig):
     def starts_random(self) -> bool:
         return True
 
+    def check(self, *, size: int) -> None:
+        """A group norm of a single value gives its shift, whatever the value is."""
+        channels = self.width * self.multipliers[-1]
+        if size == self.stride and group_norm(channels).num_groups == channels:
+            raise ValueError(
+                f"encoder: one feature for an image of {size} pixels (stride {self.stride}), and {channels} channels "
+                f"of the last level (width {self.width} times {self.multipliers[-1]}), each normalised by itself, give "
+                f"all images the same features; give a width with more than 32 channels there, or a stride below {size}"
+            )
+
     def build(self, *, size: int, channels: int, pretrained: bool = False) -> ConvNet:
         return ConvNet(self, channels)
 
