@@ -181,7 +181,8 @@ def test_lines_of_a_log_that_are_damaged_are_named(tmp_path):
 @pytest.mark.filterwarnings("ignore:.*log.jsonl, line 1 is damaged")
 def test_a_run_s_table_and_pipeline_are_as_they_were_written(tmp_path, capsys):
     """Whatever is damaged in a finished run: `report` names it, `run` makes it anew."""
-    path, run_dir = tiny.write(tmp_path, encoder=None, variants=None, matching=None, reference=None), tmp_path / "run"
+    over = {"encoder": None, "tokenizer__train_encoder": True, "variants": None, "matching": None, "reference": None}
+    path, run_dir = tiny.write(tmp_path, **over), tmp_path / "run"
     first = processes.command("run", str(path), **processes.PLAIN)
     assert first.returncode == 0, first.stderr
     shutil.copytree(run_dir, tmp_path / "good", symlinks=True)

@@ -116,7 +116,7 @@ def complain(capsys, *arguments):
     ],
 )
 def test_a_mistake_in_a_recipe(tmp_path, capsys, arguments, message):
-    path = tiny.write(tmp_path, encoder=None, variants__kl={"tokenizer.train_encoder": True})
+    path = tiny.write(tmp_path, encoder=None, tokenizer__train_encoder=True)
     code, error = complain(capsys, "run", path, *arguments)
     assert code == 2
     assert message in error

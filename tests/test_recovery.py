@@ -93,7 +93,8 @@ def test_a_signal_while_a_worker_hangs_saves_and_leaves_nothing_running(tmp_path
     note = tmp_path / "note"
     data = {"type": "hangs", "size": 12, "note": str(note)}
     over = {"plugins": [str(tmp_path / "hangs.py")], "variants": None, "encoder": None, "run__workers": 1}
-    path = tiny.write(tmp_path, data=data, run__save_every=10**6, tokenizer__steps=10**6, **over)
+    training = {"tokenizer__steps": 10**6, "tokenizer__train_encoder": True}
+    path = tiny.write(tmp_path, data=data, run__save_every=10**6, **training, **over)
     process = processes.Command("tokenizer", str(path))
     while not (note.exists() and note.read_text()):
         assert not process.ended(), process.result().stderr

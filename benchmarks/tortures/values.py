@@ -123,7 +123,8 @@ def nans(folder: Path) -> Iterator[Row]:
         row.tried()
         shutil.rmtree(folder / "run", ignore_errors=True)
         log = folder / "run.log"
-        code, said = finish(start(["run", str(write(encoder=None, **over))], log), log, row, name)
+        path = write(encoder=None, tokenizer__train_encoder=True, **over)
+        code, said = finish(start(["run", str(path)], log), log, row, name)
         if code == 0:
             row.count("silent uses", f"a run with NaN in {name}")
         elif not NAMED.search(said):
@@ -212,7 +213,7 @@ def ranks(folder: Path, harms: int) -> Iterator[Row]:
         data = {"type": "harm_data", "size": 12, "how": HARMS[how]}
         over = {"plugins": [str(folder / "plugin.py")], "variants": None, "encoder": None, "run__workers": where}
         over["run__timeout"] = 1 if (how, where) == ("hangs", 0) else 20
-        path = tiny.write(folder, data=data, tokenizer__batch_size=16, **over)
+        path = tiny.write(folder, data=data, tokenizer__batch_size=16, tokenizer__train_encoder=True, **over)
         shutil.rmtree(folder / "run", ignore_errors=True)
         note = f"{how}, {'in a worker' if where else 'itself'}"
         said = run([*torchrun, "-m", "dmvae", "tokenizer", str(path)], row, note, PATIENCE)

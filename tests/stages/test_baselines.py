@@ -1,13 +1,14 @@
 """The baselines: which networks move, what their latents are, and that each runs and resumes."""
 
 import json
+import re
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import tiny
-from dmvae import Autoencoder
+from dmvae import Autoencoder, checks
 from dmvae.encoders.effnet import EffNetEncoder
 from dmvae.inputs import Inputs
 from dmvae.latents.store import LatentSet
@@ -291,6 +292,24 @@ def test_a_frozen_encoder_without_a_bottleneck_has_nothing_to_align(tmp_path):
     over = ALONE | {"autoencoder.latent_channels": None, "tokenizer.alignment": {"kind": "vf"}}
     with pytest.raises(ValueError, match="nothing can move the latents"):
         tiny.run(tiny.write(tmp_path, variants={"x": over}), "x", until="tokenizer")
+
+
+@pytest.mark.parametrize("start", ["pretrained", None])
+def test_a_frozen_encoder_that_nobody_trains_is_refused(tmp_path, start):
+    """One whose weights are public is not, nor one that the stage `encoder` trains."""
+    timm = {"type": "timm", "model": "vit_tiny_patch16_224", "patch_size": 4, "pretrained": False}
+    effnet = {"type": "effnet", "enlarge": 4, "reduce": 16}
+    for over, message in (
+        ({"encoder": None}, "at its random weights; give the recipe a stage `encoder`, set train_encoder"),
+        ({"encoder": None, "autoencoder.encoder": timm}, "the encoder, 'timm', at its random weights"),
+        ({"encoder": None, "autoencoder.encoder": effnet}, None),
+        ({"encoder": None, "tokenizer.train_encoder": True}, None),
+        ({}, None),
+    ):
+        recipe = load(tiny.write(tmp_path, variants={"x": ALONE | {"tokenizer.start": start} | over}))["x"]
+        found = [problem for problem in checks.problems(recipe, recipe.stages()) if "random" in problem]
+        assert len(found) == (message is not None)
+        assert message is None or re.match(f"tokenizer.train_encoder: false would leave .*{message}", found[0])
 
 
 def test_alignment_to_a_random_encoder_is_refused(tmp_path):

@@ -164,6 +164,12 @@ def _check(config: TokenizerTraining, inputs: Inputs, model: Tokenizer) -> None:
             "tokenizer.alignment: its target, the frozen encoder, would be random; give tokenizer.alignment.target an "
             "encoder with public weights (type: timm), or the recipe a stage `encoder`"
         )
+    if own and not config.train_encoder:
+        raise ValueError(
+            f"tokenizer.train_encoder: false would leave the encoder, {inputs.shape.encoder.type!r}, at its random "
+            "weights; give the recipe a stage `encoder`, set train_encoder: true, or take an autoencoder.encoder with "
+            "public weights (type: timm or effnet)"
+        )
 
 
 def align(
