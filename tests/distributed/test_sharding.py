@@ -8,12 +8,17 @@ import torch
 
 import processes
 import tiny
+from dmvae.generators.flow import FlowModelConfig
 from dmvae.inputs import Inputs
 from dmvae.jobs import plan
+from dmvae.matching import Context
+from dmvae.matching.dmd import DMD
 from dmvae.models.dit import LightningDiT
 from dmvae.recipe import load
+from dmvae.references.gaussian import Gaussian
 from dmvae.runtime import distributed
 from dmvae.runtime.precision import autocast
+from dmvae.runtime.random import Random
 from dmvae.training.loop import Trainer
 from dmvae.training.preparing import compile_networks
 from dmvae.training.stage import Batch
@@ -85,6 +90,56 @@ def test_the_gradient_is_that_of_the_whole_network(found, way):
         here = torch.cat([gradients[name].flatten() for name, _ in trained(model)])
         assert (here - whole).norm() < (0.02 if way == "bf16" else 1e-5) * whole.norm()
         assert share == 1 if way == "in_node" else 0.45 < share < 0.55
+
+
+def with_ratio():
+    """The student of a divergence other than the reverse one."""
+    torch.manual_seed(1)
+    objective = DMD(divergence="forward_kl", ratio_width=8, ratio_depth=1)
+    student = objective.new_student((4, 4, 4), 3, network(), FlowModelConfig())
+    for parameter in student.critic.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return objective, student
+
+
+def learned(objective, student, part=slice(None), precision="float32"):
+    """Its gradients, where a loss of the tokenizer has asked it before."""
+    context = Context(Random(0), 3, reference=Gaussian((4, 4, 4), 3, 1.0))
+    z, labels = torch.randn(4, 4, 4, 4, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 2, 1])
+    with autocast(CPU, precision):
+        objective.loss(z[part], labels[part], Gaussian((4, 4, 4), 3, 1.0).velocity, student, context)
+        loss, _ = objective.student_loss(student, z[part], labels[part], context)
+    loss.backward()
+    return {name: distributed.whole_tensor(p.grad) for name, p in student.named_parameters() if p.requires_grad}
+
+
+def sharded_with_ratio(rank, folder):
+    distributed.start()
+    for precision in ("float32", "bfloat16"):
+        objective, student = with_ratio()
+        student.to(memory_format=torch.channels_last)  # as the trainer places it
+        assert len(distributed.shard(student, bf16=precision == "bfloat16")) == len(list(student.parameters()))
+        found = learned(objective, student, slice(2 * rank, 2 * rank + 2), precision)
+        share = sum(p.to_local().numel() for p in student.parameters()) / sum(p.numel() for p in student.parameters())
+        weights = distributed.whole_module(student).state_dict()
+        torch.save((found, share, weights), f"{folder}/{precision}-{rank}")
+    distributed.stop()
+
+
+@pytest.mark.slow
+def test_a_student_with_a_density_ratio_is_sharded_too(tmp_path):
+    """The flow, and the critic beside it, which one optimizer moves."""
+    assert processes.on_ranks(sharded_with_ratio, str(tmp_path)) == [0, 0]
+    objective, student = with_ratio()
+    whole = learned(objective, student)
+    for precision, near in (("float32", 1e-5), ("bfloat16", 0.05)):
+        for rank in range(2):
+            gradients, share, weights = torch.load(tmp_path / f"{precision}-{rank}")
+            for part in ("flow", "critic"):
+                a, b = (torch.cat([g[n].flatten() for n in whole if n.startswith(part)]) for g in (gradients, whole))
+                assert (a - b).norm() < near * b.norm()
+            assert share < 0.6
+            assert all(torch.equal(weights[name], value) for name, value in student.state_dict().items())
 
 
 def stepped(job, rank=0, world=1, **run):

@@ -11,7 +11,10 @@ from dmvae.matching.dmd import DMD, WithRatio, gradient
 from dmvae.references.gaussian import Gaussian
 from dmvae.references.gaussian_mixture import GaussianMixture, joint_weights
 from dmvae.registry import find
+from dmvae.runtime import distributed
 from dmvae.runtime.random import Random
+from dmvae.training.preparing import checkpoint_activations
+from dmvae.training.stage import Networks
 
 SHAPE, CLASSES, N = (2, 2, 2), 3, 6
 TEACHER, STUDENT = Gaussian(SHAPE, CLASSES, 1.0), Gaussian(SHAPE, CLASSES, 0.4)
@@ -269,6 +272,33 @@ def test_the_ratio_is_learned_beside_the_student():
         objective.student_loss(student, z, labels, Context(Random(0), CLASSES))
     with pytest.raises(ValueError, match="jensen_shannon needs a student that `new_student` made"):
         objective.loss(z, labels, TEACHER.velocity, STUDENT.velocity, Context(Random(0), CLASSES))
+
+
+def test_the_student_with_a_ratio_can_be_sharded_and_compute_activations_again():
+    objective = DMD(divergence="forward_kl", ratio_width=8, ratio_depth=1)
+    model = FlowModelConfig(width=16, depth=2, heads=2)
+    student, labels = objective.new_student(SHAPE, CLASSES, None, model), torch.zeros(8, dtype=torch.int64)
+    for parameter in student.flow.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    assert distributed.shardable(student) == [student.flow, student.critic]
+    assert distributed.shardable(WithRatio(Flow(), Exact())) == []
+    assert distributed.shard(student) == {}
+    assert distributed.whole_module(student) is student
+    found = []
+    for again in (False, True):
+        if again:
+            networks = Networks()
+            networks.student = student
+            checkpoint_activations(networks, ["student"])
+        assert student.flow.gradient_checkpointing == again
+        student.zero_grad()
+        context = Context(Random(1), CLASSES, reference=TEACHER)
+        objective.student_loss(student, Random(0).normal(8, *SHAPE), labels, context)[0].backward()
+        found.append([p.grad.clone() for p in student.parameters() if p.grad is not None])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    networks.student = WithRatio(Flow(), Exact())
+    with pytest.raises(ValueError, match="'student', a WithRatio, has no blocks that can be computed again"):
+        checkpoint_activations(networks, ["student"])
 
 
 def test_the_plain_divergence_asks_for_nothing_new():

@@ -86,7 +86,7 @@ class DMD(ByVelocities):
         student = super().new_student(latent_shape, num_classes, teacher, model)
         if student is None or self.divergence not in WEIGHTS:
             return student
-        return WithRatio(student, Critic(latent_shape[0] + 1, num_classes, self.ratio_width, self.ratio_depth))
+        return WithRatio(student, Ratio(latent_shape[0] + 1, num_classes, self.ratio_width, self.ratio_depth))
 
     def student_loss(
         self, student: Student, z: Tensor, labels: Tensor, context: Context | None = None
@@ -106,6 +106,13 @@ class DMD(ByVelocities):
         )
         log["ratio/accuracy"] = 0.5 * ((at_y > 0).float().mean() + (at_z < 0).float().mean())
         return loss + F.softplus(-at_y).mean() + F.softplus(at_z).mean(), log
+
+
+class Ratio(Critic):
+    """A critic that is sharded where the student is, since their optimizer takes no mixture; float32 runs in it."""
+
+    _no_split_modules = ("Sequential",)
+    gathers_bf16 = False
 
 
 class WithRatio(nn.Module):
@@ -138,6 +145,17 @@ class WithRatio(nn.Module):
     def compiled_parts(self) -> list[nn.Module]:
         """The flow alone, as in a student without a ratio."""
         return [self.flow]
+
+    def sharded_parts(self) -> list[nn.Module]:
+        """Both, each by itself: the critic is called beside `forward`."""
+        return [self.flow, self.critic]
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Of the flow, which is the large one. Raises ValueError for one without blocks."""
+        enable: Callable[[], None] | None = getattr(self.flow, "enable_gradient_checkpointing", None)
+        if enable is None:
+            raise ValueError(f"a {type(self.flow).__name__} has no blocks that can be computed again")
+        enable()
 
 
 def gradient(

@@ -6,6 +6,7 @@ import os
 import secrets
 import time
 import warnings
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -254,19 +255,35 @@ def replicate(module: nn.Module) -> None:
 def shard(
     module: nn.Module, *, bf16: bool = False, in_node: bool = False, reshard: bool = True
 ) -> dict[Tensor, nn.Parameter]:
-    """Shard a module over the ranks with FSDP2. Returns old parameter -> new parameter; empty where nothing was done.
+    """Shard a module over the ranks with FSDP2, or those of its parts that its method `sharded_parts` names, each by
+    itself. Returns old parameter -> new parameter; empty where nothing was done.
 
     Each rank keeps its part of the weights, gradients, optimizer state and averages; a block's weights are gathered
     while it runs. Only modules that name their blocks in `_no_split_modules`, as diffusers' do, are sharded: the flow
     networks, which are the large ones. All others stay replicated; so does everything in a single process.
 
-    bf16: gather weights in bf16; what is kept, gradients and their sums stay float32. in_node: shard over the ranks of
+    bf16: gather weights in bf16, but for modules with `gathers_bf16 = False`; what is kept, gradients and their sums
+    stay float32. in_node: shard over the ranks of
     a node, and keep a copy on every node (HSDP). reshard: drop gathered weights between forward and backward pass.
     """
-    names = getattr(module, "_no_split_modules", None)
-    if world_size() == 1 or not names:
+    if world_size() == 1:
         return {}
+    found = (_sharded(part, bf16, in_node, reshard) for part in shardable(module))
+    return {old: new for part in found for old, new in part.items()}
+
+
+def shardable(module: nn.Module) -> list[nn.Module]:
+    """What `shard` would shard of a module, each by itself."""
+    parts: Callable[[], list[nn.Module]] | None = getattr(module, "sharded_parts", None)
+    return [part for part in (parts() if parts else [module]) if getattr(part, "_no_split_modules", None)]
+
+
+def _sharded(module: nn.Module, bf16: bool, in_node: bool, reshard: bool) -> dict[Tensor, nn.Parameter]:
+    names = getattr(module, "_no_split_modules", ())
+    bf16 = bf16 and getattr(module, "gathers_bf16", True)
     before = list(module.parameters())
+    for p in before:  # FSDP2 takes no other layout, and convolutions may have one
+        p.data = p.data.contiguous()
     device = before[0].device.type
     if in_node:  # on two axes, the first is the one that is not sharded over
         local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
@@ -285,8 +302,9 @@ def shard(
 def sum_first(module: nn.Module, waits: bool) -> None:
     """Whether the gradients of a sharded module stay whole on this rank after a backward pass, and later ones add to
     them, or go to the ranks that keep their parts; nothing to any other module."""
-    if isinstance(module, FSDPModule):
-        module.set_requires_gradient_sync(not waits)
+    for part in shardable(module):
+        if isinstance(part, FSDPModule):
+            part.set_requires_gradient_sync(not waits)
 
 
 def is_sharded(x: Tensor) -> bool:
@@ -299,11 +317,30 @@ def whole_tensor(x: Tensor) -> Tensor:
 
 
 def whole_module(module: nn.Module) -> nn.Module:
-    """The module itself, or an unsharded copy on the CPU; all ranks must call."""
-    if not isinstance(module, FSDPModule):
+    """The module itself, or an unsharded copy on the CPU, of one with `sharded_parts` what holds its tensors; all ranks
+    must call."""
+    sharded = any(isinstance(part, FSDPModule) for part in shardable(module))
+    if not sharded:
         return module
+    whole = {name: whole_tensor(value).cpu() for name, value in module.state_dict().items()}
+    if not isinstance(module, FSDPModule):
+        return _holding(whole)
     # fully_shard derives a class from the module's own, which is its second base.
     own: Any = type(module).__bases__[1]
     copy = own.from_config(module.config)
-    copy.load_state_dict({name: whole_tensor(value).cpu() for name, value in module.state_dict().items()})
+    copy.load_state_dict(whole)
     return copy
+
+
+def _holding(state: dict[str, Tensor]) -> nn.Module:
+    """A module that has these tensors under these names, for who saves them."""
+    holder = nn.Module()
+    for name, value in state.items():
+        *path, last = name.split(".")
+        at = holder
+        for step in path:
+            if step not in at._modules:
+                at.add_module(step, nn.Module())
+            at = at.get_submodule(step)
+        at.register_buffer(last, value)
+    return holder

@@ -9,6 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dmvae.inputs import Blueprint
+from dmvae.runtime import distributed
 from dmvae.runtime.footprint import Footprint, as_on_a_gpu
 from dmvae.training.loop import Trainer
 from dmvae.training.stage import AnyTraining, Batch
@@ -96,8 +97,8 @@ def _spread(trainer: Trainer) -> tuple[int, int]:
     averaged = {p for average in trainer.averages.values() for p in average.parameters}
     held = gradients = 0
     for module in trainer.networks.children():
-        if getattr(module, "_no_split_modules", None):
-            for p in module.parameters():
+        for part in distributed.shardable(module):
+            for p in part.parameters():
                 held += p.nbytes * (1 + 2 * (p in moving) + (p in averaged))
                 gradients += p.nbytes * (p in moving)
     return held, gradients
