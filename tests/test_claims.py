@@ -9,6 +9,7 @@ from dmvae.claims import RUNNING, claimed
 from dmvae.commands.run import finish
 from dmvae.jobs import plan
 from dmvae.recipe import load
+from dmvae.runtime.done import write_source
 
 
 @pytest.fixture
@@ -64,6 +65,21 @@ def test_what_killed_processes_left_is_swept_at_the_next_start(tmp_path, recipes
     with claimed(run_dir, recipes, [], names):
         assert not any((run_dir / name).exists() for name in left)
         assert all((run_dir / name).exists() for name in others)
+
+
+def test_a_pipeline_of_earlier_settings_goes_when_the_links_change(tmp_path, recipes, capsys):
+    """`dmvae encode --tokenizer RUN/VARIANT/pipeline/vae` would take the old tokenizer for that of the new settings."""
+    run_dir, own = tmp_path / "run", {"kl": recipes["kl"]}
+    jobs = {job.stage.name: job for job in plan(own, run_dir)}
+    (run_dir / "kl/pipeline/vae").mkdir(parents=True)
+    write_source(run_dir / "kl/pipeline", {name: jobs[name].folder.name for name in ("latents", "generator")})
+    for same in (own, {"kl": dataclasses.replace(recipes["kl"], evaluate=None)}):
+        with claimed(run_dir, same, plan(same, run_dir), ["kl"]):
+            assert (run_dir / "kl/pipeline").exists()
+    other = {"kl": dataclasses.replace(recipes["kl"], seed=1)}
+    with claimed(run_dir, other, plan(other, run_dir), ["kl"]):
+        assert not (run_dir / "kl/pipeline").exists()
+    assert "kl/pipeline: removed, it was of earlier settings" in " ".join(capsys.readouterr().out.split())
 
 
 def test_no_table_is_written_over_another_recipes_links(tmp_path, recipes):

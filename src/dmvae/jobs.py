@@ -14,7 +14,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,14 +27,18 @@ from dmvae.config import Values
 from dmvae.datasets import Split, open_dataset
 from dmvae.recipe import Recipe, load, method_of
 from dmvae.registry import Registered, is_ours
-from dmvae.runtime.done import read_done
-from dmvae.runtime.files import atomic_write, read_json
+from dmvae.runtime.console import console
+from dmvae.runtime.done import read_done, read_source
+from dmvae.runtime.files import atomic_write, read_json, remove
 from dmvae.runtime.hashing import content_hash, digest
 from dmvae.training.stage import AnyStage, Facts
 
 VARIANTS = "variants.json"
 MERGED = "merged.json"
 """In a folder that is made of other runs' stages: which."""
+PIPELINE = "pipeline"
+STEPS = ("snapshot", "guide")
+"""Fields of `sample` that name the step of a generator which the pipeline holds."""
 
 
 @dataclass(frozen=True)
@@ -279,7 +283,8 @@ def _linked(run_dir: Path, variant: str, recipe: Recipe) -> list[Job]:
 
 def record(recipes: dict[str, Recipe], jobs: list[Job], run_dir: Path, variants: list[str]) -> None:
     """Write what `jobs_of` reads: the names of all variants, the resolved recipe of every variant that is run, as YAML
-    that `dmvae run` takes, and a link to the folder of every job."""
+    that `dmvae run` takes, and a link to the folder of every job. A pipeline of other stages is removed first."""
+    _remove_stale(jobs, run_dir)
     with atomic_write(run_dir / VARIANTS) as part:
         part.write_text(json.dumps(variants))
     for variant, recipe in recipes.items():
@@ -287,6 +292,30 @@ def record(recipes: dict[str, Recipe], jobs: list[Job], run_dir: Path, variants:
             part.write_text(yaml.safe_dump(configs.plain(recipe), sort_keys=False))
     for job in jobs:
         _link(job, run_dir)
+
+
+def _remove_stale(jobs: list[Job], run_dir: Path) -> None:
+    """Beside links to stages of new settings, a pipeline of the old ones would be taken for theirs."""
+    for variant, own in _by_variant(jobs).items():
+        folder = run_dir / variant / PIPELINE
+        there = read_source(folder)
+        if there is not None and other_source(there, source_of({job.stage.name: job for job in own})):
+            remove(folder)
+            console.print(f"{folder}: removed, it was of earlier settings; it is written again when the run ends")
+
+
+def source_of(stages: Mapping[str, Job]) -> dict[str, str]:
+    """What the pipeline of a variant with these stages is made of, as its source.json says."""
+    source = {name: stages[name].folder.name for name in ("latents", "generator") if name in stages}
+    if "sample" in stages:
+        steps = {name: getattr(stages["sample"].recipe.section("sample"), name) for name in STEPS}
+        source |= {name: str(step) for name, step in steps.items() if step is not None}
+    return source
+
+
+def other_source(there: Values, source: dict[str, str]) -> bool:
+    """Whether a pipeline with this source.json is made of something else than `source`."""
+    return any(there.get(name) != source.get(name) for name in ("latents", "generator", *STEPS))
 
 
 def _link(job: Job, run_dir: Path) -> None:

@@ -13,7 +13,7 @@ from dmvae import config as configs
 from dmvae.datasets import open_dataset
 from dmvae.generators import load_generator
 from dmvae.inputs import generator_of
-from dmvae.jobs import Job
+from dmvae.jobs import PIPELINE, STEPS, Job, other_source, source_of
 from dmvae.models.base import Model
 from dmvae.report.card import card
 from dmvae.runtime.done import damage, read_source, whole, write_source
@@ -22,8 +22,6 @@ from dmvae.stages.sample import samples_folder
 from dmvae.tokenizers.adapted import load_tokenizer
 
 PICTURES = 4
-STEPS = ("snapshot", "guide")
-"""Fields of `sample` that name the step of a generator which the pipeline holds."""
 CODE = '''"""For diffusers: DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER, trust_remote_code=True).
 
 `pip install dmvae` first.
@@ -40,7 +38,7 @@ def write_pipelines(jobs: list[Job], run_dir: Path) -> list[Path]:
         if job.finished:
             folders.setdefault(job.variant, {})[job.stage.name] = job
     return [
-        _write(stages, within(run_dir / variant / "pipeline", run_dir))
+        _write(stages, within(run_dir / variant / PIPELINE, run_dir))
         for variant, stages in folders.items()
         if "generator" in stages
     ]
@@ -48,16 +46,13 @@ def write_pipelines(jobs: list[Job], run_dir: Path) -> list[Path]:
 
 def _write(stages: dict[str, Job], out: Path) -> Path:
     job = stages["generator"]
-    source = {name: stages[name].folder.name for name in ("latents", "generator")}
-    steps: dict[str, int | None] = dict.fromkeys(STEPS)
-    if "sample" in stages:
-        steps = {name: getattr(stages["sample"].recipe.section("sample"), name) for name in STEPS}
-    source |= {name: str(step) for name, step in steps.items() if step is not None}
+    source = source_of(stages)
+    steps = {name: int(source[name]) if name in source else None for name in STEPS}
     recipe = yaml.safe_dump(configs.plain(job.recipe), sort_keys=False)
     pictures, shows = _pictures(stages)
     text = card(job, stages, recipe, shows)
     there = read_source(out) or {}
-    if any(there.get(name) != source.get(name) for name in (*source, *STEPS)) or damage(out, there):
+    if other_source(there, source) or damage(out, there):
         from dmvae.interop.pipeline import build_pipeline  # diffusers' pipelines take two seconds
 
         transformer = load_generator(job.folder / generator_of(steps["snapshot"]))

@@ -35,7 +35,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f"{path.name}.{os.getpid()}.part")  # nobody else's, where two write the same
     old = path.with_name(f"{path.name}.{os.getpid()}.old.part")
-    _remove(scratch)
+    remove(scratch)
     scratch.mkdir()  # a folder, so that the temporary files of who writes, such as safetensors, lie in it too
     part = scratch / path.name
     try:
@@ -46,11 +46,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
             path.replace(old)
         part.replace(path)
         sync(path.parent)
-        _remove(old)
+        remove(old)
     except SafetensorError as error:
         raise OSError(f"{path} could not be written ({error}); is the disk full?") from error
     finally:
-        _remove(scratch)
+        remove(scratch)
 
 
 def flush(path: Path) -> None:
@@ -64,7 +64,7 @@ def sweep(folder: Path, patterns: Iterable[str] = ("**/*.part", "**/.tmp??????")
     pattern is that of safetensors' own temporary files."""
     for pattern in patterns:
         for part in [*folder.glob(pattern)]:
-            _remove(part)
+            remove(part)
 
 
 def sweep_beside(path: Path) -> None:
@@ -192,7 +192,8 @@ def _checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
     return f"{crc:08x}"
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with all that is in it."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
