@@ -76,15 +76,6 @@ def test_the_way_to_the_reference_shows_where_it_was_handed_over(tmp_path, compl
     assert "handed over" not in complete
 
 
-def test_methods_show_different_images_on_the_map():
-    reference, first, second = (
-        latent_map.Cloud(name, name, np.zeros((count, 3)), np.zeros(count), is_reference=name == "reference")
-        for name, count in (("reference", 40), ("first", 40), ("second", 41))
-    )
-    (group,) = latent_map.planes([reference, first, second])
-    assert [cloud.places.tolist() for cloud in group] == [[*range(40)], [*range(0, 40, 2)], [*range(1, 41, 2)]]
-
-
 def test_three_methods_are_set_beside_each_other_by_every_pair_of_figures_that_they_have():
     rows = {name: {"psnr": 20.0 + i, "gfd": 400.0 - i, "rfd": 300.0} for i, name in enumerate("abc")}
     run = SimpleNamespace(methods=rows, colour=lambda name: "#123456")

@@ -94,7 +94,7 @@ def planes(clouds: list[Cloud]) -> list[list[Cloud]]:
     """The clouds that are drawn in one plane, thinned to what its embedding takes, each method's to other images.
 
     Where latents are drawn, an image's content draws them, alike for all methods: t-SNE would put such twins side by
-    side and away from the reference.
+    side and away from the reference. Which images a method has is drawn, since classes may follow one another in turn.
     """
     groups: dict[tuple[int, int], list[Cloud]] = {}
     for cloud in clouds:  # latents of different sizes have no common plane
@@ -103,10 +103,11 @@ def planes(clouds: list[Cloud]) -> list[list[Cloud]]:
     for group in groups.values():
         count = min(POINTS, TOTAL // len(group))
         methods = [cloud for cloud in group if not cloud.is_reference]
+        drawn = np.random.default_rng(0).permutation(max((len(cloud.latents) for cloud in methods), default=0))
         for cloud in group:
             own = np.arange(len(cloud.latents))
             if cloud in methods and len(own) > 2 * len(methods):
-                own = own[methods.index(cloud) :: len(methods)]
+                own = own[drawn[: len(own)] % len(methods) == methods.index(cloud)]
             cloud.places = own[np.unique(np.linspace(0, len(own) - 1, min(count, len(own))).round().astype(int))]
     return list(groups.values())
 
