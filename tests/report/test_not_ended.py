@@ -6,8 +6,9 @@ import pytest
 from benchmarks import results
 
 import tiny
+from dmvae import cli
 from dmvae import config as configs
-from dmvae.jobs import plan
+from dmvae.jobs import plan, record
 from dmvae.recipe import load
 from dmvae.report import table
 from dmvae.report.run import Run
@@ -39,6 +40,18 @@ def test_a_method_that_has_not_ended_says_so_on_the_terminal_and_on_the_page(tmp
         assert (f"{name}, not ended" in out) is (f"{name}, not ended" in page) is not ended
         assert name in out
         assert name in page
+
+
+def test_of_a_run_without_a_finished_stage_it_is_told_where_it_stands(tmp_path, capsys, plain_report):
+    recipes = load(tiny.write(tmp_path, seeds={"kl": [0, 1]}))
+    jobs = plan(recipes, tmp_path / "run")
+    record(recipes, jobs, tmp_path / "run", list(recipes))
+    (jobs[0].folder / "checkpoints").mkdir(parents=True)
+    cli.main(["report", str(tmp_path / "run")])
+    lines = capsys.readouterr().out.splitlines()
+    told = ["not ended, at stage encoder (begun): matched", "not ended, at stage tokenizer (not begun): kl@0, kl@1"]
+    assert lines[:2] == told
+    assert ". ".join(f"N{line[1:]}" for line in told) in (tmp_path / "run/report.html").read_text()
 
 
 def test_a_method_that_was_measured_otherwise_says_so_and_is_not_ranked(tmp_path, capsys):

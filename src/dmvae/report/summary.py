@@ -31,17 +31,19 @@ TOKENIZER_UPDATES = ("tokenizer", "decoder", "encoder")
 
 def write_summary(jobs: list[Job], run_dir: Path) -> Values:
     """Gather the finished stages of `jobs` into run_dir/summary.json; returns what it holds. "not_ended" are the
-    methods that have a stage that is not finished; their rows in "methods" hold what there is. "unlike" are those that
-    were measured in other features than most, or on other images: their figures do not compare."""
+    methods that have a stage that is not finished, "not_ended_at" which; their rows in "methods" hold what there is.
+    "unlike" are those that were measured in other features than most, or on other images: their figures do not
+    compare."""
     methods: dict[str, Values] = {}
     seconds: dict[str, float] = {}
     stages, seen = [], set()
     measured, verdicts = dict[str, tuple[str, str]](), dict[str, str]()
-    not_ended: list[str] = []
+    stand: dict[str, str] = {}
     for job in jobs:
         row = methods.setdefault(job.variant, {})
         if not job.finished:
-            not_ended += [job.variant] if job.variant not in not_ended else []
+            begun = {"new": "not begun", "interrupted": "begun"}
+            stand.setdefault(job.variant, f"{job.stage.name} ({begun.get(job.state, job.state)})")
             continue
         facts = job.facts()
         images = facts.get("images_seen", {})
@@ -65,8 +67,9 @@ def write_summary(jobs: list[Job], run_dir: Path) -> Values:
     summary = {
         "name": " and ".join(dict.fromkeys(job.recipe.name for job in jobs)),
         "methods": methods,
-        "not_ended": not_ended,
-        "seeds": over_seeds({n: row for n, row in methods.items() if n not in not_ended and n not in unlike}),
+        "not_ended": list(stand),
+        "not_ended_at": stand,
+        "seeds": over_seeds({n: row for n, row in methods.items() if n not in stand and n not in unlike}),
         "arrival": verdicts,
         "seconds": seconds,
         "features": usual[0],
@@ -113,8 +116,17 @@ def named(method: str, summary: Values) -> str:
     return f"{method} (by {how})" if (how := summary.get("unlike", {}).get(method)) else method
 
 
+def standing(summary: Values) -> list[str]:
+    """Where methods stand that have not ended, a line for each stage."""
+    names: dict[str, list[str]] = {}
+    for method, stage in summary.get("not_ended_at", {}).items():
+        names.setdefault(stage, []).append(method)
+    return [f"not ended, at stage {stage}: {', '.join(methods)}" for stage, methods in names.items()]
+
+
 def print_summary(summary: Values) -> None:
-    """The table; the long side of methods and figures runs down."""
+    """The table; the long side of methods and figures runs down. Below it verdicts, and where methods stand that have
+    not ended: of a run without a finished stage there is no more to print."""
     columns = shown({key for row in summary["methods"].values() for key in row})
     rows = {
         named(method, summary): [figure.show(row[key]) if key in row else "" for key, figure in columns.items()]
@@ -139,6 +151,8 @@ def print_summary(summary: Values) -> None:
         beside, title = dict(list(beside.items())[count:]), ""
     for method, verdict in summary.get("arrival", {}).items():
         console.print(f"reference of {method}: {verdict}")
+    for line in standing(summary):
+        console.print(line)
 
 
 def widest(names: Sequence[str], columns: Mapping[str, Sequence[str]], title: str) -> tuple[Table, int]:
