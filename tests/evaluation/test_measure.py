@@ -54,7 +54,7 @@ def test_every_name_carries_its_features(extractor, data):
     assert set(scores.metrics) == {
         f"{name}_{FEATURES}"
         for name in (
-            "gfd", "gkid", "gkid-std", "precision", "recall", "density", "coverage", "agreement", "agreement-real",
+            "gfd", "gkid", "precision", "recall", "density", "coverage", "agreement", "agreement-real",
             "gfd-per-class", "memorisation",
         )
     }  # fmt: skip
@@ -62,6 +62,14 @@ def test_every_name_carries_its_features(extractor, data):
     means = ("precision", "recall", "density", "coverage", "agreement", "agreement-real", "memorisation")
     assert set(scores.intervals) == {f"{name}_{FEATURES}" for name in means}
     assert set(measure_pairs(data[0][0], data[1][0]).metrics) == {"psnr", "ssim"}
+
+
+def test_a_kernel_distance_of_whole_sets_has_no_spread(extractor, data):
+    """Every subset would be the same, and a spread of 0 would look exact."""
+    (real, fake), few = sets(extractor, data), 50
+    assert f"kid-std_{FEATURES}" not in measure_sets(real, fake, parts=["kernel"]).metrics
+    (fewer,) = sets(extractor, [(data[1][0][:few], data[1][1][:few])])
+    assert measure_sets(real, fewer, parts=["kernel"]).metrics[f"kid-std_{FEATURES}"] > 0
 
 
 def test_a_set_beside_itself(extractor, data):

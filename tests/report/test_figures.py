@@ -76,8 +76,10 @@ def test_shares_are_printed_in_percent_by_measure_too(monkeypatch):
     assert _short(["one.json", "two.json"]) == ["one.json", "two.json"]
     assert _short(["a/b.json"]) == ["a/b.json"]
     assert [title_of(name) for name in ("gfid_inception", "fd_x@64", "gkid-std_x@64", "recall_x@64", "novel_x")] == [
-        *("gFD", "Frechet distance", "KID, spread", "recall", "")
+        *("gFD", "Frechet distance", "gKID, spread", "recall", "")
     ]
+    assert [title_of(name) for name in ("kid", "kid_x@64", "rkid_x@64")] == ["KID", "KID", "rKID"]
+    assert shown(["kid"])["kid"].title == "gKID"
     assert in_unit("agreement-real_x@64", 0.724) == "72.4 %"
     assert in_unit("fd_x@64", 0.5) == "0.5"
 

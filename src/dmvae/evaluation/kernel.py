@@ -15,11 +15,12 @@ SUBSETS, SUBSET_SIZE, SPLITS, SEED = 100, 1000, 10, 2020
 
 def kernel_distance(
     a: Tensor, b: Tensor, *, subsets: int = SUBSETS, subset_size: int = SUBSET_SIZE, seed: int = SEED
-) -> tuple[float, float]:
+) -> tuple[float, float | None]:
     """(mean, standard deviation) over random subsets of the squared maximum mean discrepancy, unbiased, with the
     kernel (x . y / d + 1)^3.
 
-    Sets smaller than `subset_size` are used whole. The subsets are torch-fidelity's, so the figures are too.
+    Sets smaller than `subset_size` are used whole; where both are, there is one subset, and None for the deviation. The
+    subsets are torch-fidelity's, so the figures are too.
     Raises ValueError for fewer than 2 vectors or different numbers of components.
     """
     size = min(len(a), len(b), subset_size)
@@ -34,7 +35,7 @@ def kernel_distance(
     for _ in range(subsets):
         x, y = (s[torch.from_numpy(chance.choice(len(s), size, replace=False)).to(s.device)] for s in (a, b))
         values.append(_squared_discrepancy(x, y))
-    return float(np.mean(values)), float(np.std(values))
+    return float(np.mean(values)), float(np.std(values)) if subsets > 1 else None
 
 
 def _squared_discrepancy(x: Tensor, y: Tensor) -> float:

@@ -4,7 +4,7 @@
 are means over images, and per-class numbers.
 
     fd_X          Frechet distance in features X; fid_inception and sfid_inception where X is the published Inception
-    kid_X, kid-std_X    kernel distance and its spread over subsets
+    kid_X, kid-std_X    kernel distance and its spread over subsets, where there are several
     is_inception, is-std_inception    Inception Score of the measured set
     precision_X, recall_X, density_X, coverage_X
     agreement_X    share of the images near a sample that are of the sample's class; agreement-real_X is the same of the
