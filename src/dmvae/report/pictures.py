@@ -18,6 +18,8 @@ from dmvae.report.run import Run
 LARGEST = 96
 """Images with longer sides are reduced to this, so that the page stays a few megabytes."""
 CLASS_ROWS = 12
+ONE_CLASS_ROWS = 4
+"""Rows of samples where there is one class."""
 STRIP = 8
 
 
@@ -59,8 +61,11 @@ def samples(run: Run) -> str:
     count = max(1, len(run.classes))
     shown = len(_rows(run))
     some = f" {shown} of {count} classes are shown, evenly spaced in the list of classes." if shown < count else ""
+    what, of = "Each row is one class, each block of columns one method.", " of each class"
+    if len(run.classes) == 1:
+        what, of = "Each block of columns is one method.", ""
     head = (
-        f"<p>Each row is one class, each block of columns one method.{some} The samples are the first of each class, "
+        f"<p>{what}{some} The samples are the first{of}, "
         f"not picked by hand. Guidance scale w = {scales[0]:g}{', no guidance' if scales[0] == 1 else ''}.</p>"
     )
     folded = [details(f"Guidance scale w = {s:g}", grid) for s, grid in zip(scales[1:], grids[1:], strict=True)]
@@ -75,18 +80,20 @@ def _rows(run: Run) -> list[int]:
 def _sample_grid(run: Run, scale: float) -> str:
     slots = {1: 16, 2: 8, 3: 6}.get(len(run.folders("sample")), 5)
     rows = _rows(run)
-    found = {variant: run.samples(variant, scale, rows, slots) for variant in run.folders("sample")}
+    lines = ONE_CLASS_ROWS if len(rows) == 1 else 1
+    found = {variant: run.samples(variant, scale, rows, lines * slots) for variant in run.folders("sample")}
     found = {variant: by_label for variant, by_label in found.items() if any(by_label.values())}
     rows = [label for label in rows if any(by_label[label] for by_label in found.values())]
     if not rows:
         return ""
     cells = ['<span class="corner"></span>', *(_name(run, variant) for variant in found)]
-    for label in rows:
+    longest = max(len(images) for by_label in found.values() for images in by_label.values())
+    for label, start in ((label, start) for label in rows for start in range(0, longest, slots)):
         name = run.class_name(label)
-        cells.append(f'<span class="class">{escape(name)}</span>')
+        cells.append(f'<span class="class">{escape(name if start == 0 else "")}</span>')
         for variant, by_label in found.items():
-            row = strip(by_label[label], slots, f"{variant}: samples of {name}", run.colour(variant))
-            cells.append(row or "<span></span>")
+            images = by_label[label][start : start + slots]
+            cells.append(strip(images, slots, f"{variant}: samples of {name}", run.colour(variant)) or "<span></span>")
     grid = "\n".join(cells)
     return f'<div class="scroll"><div class="grid" style="--methods:{len(found)}">\n{grid}\n</div></div>'
 
