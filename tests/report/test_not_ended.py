@@ -82,6 +82,23 @@ def test_a_method_that_was_measured_otherwise_says_so_and_is_not_ranked(tmp_path
     assert '<td class="best">50' not in page
 
 
+@pytest.mark.parametrize("count", [24, 1, 64])
+def test_a_reference_to_which_too_few_images_are_compared_has_no_verdict_and_says_so(tmp_path, capsys, count):
+    jobs = plan(load(tiny.write(tmp_path)), tmp_path / "run")
+    for job in jobs:
+        finish(job, 20.0)
+        if job.stage.name == "evaluate":
+            own = {"features": "x", "count": count, "psnr": 20.0}
+            own |= {"distance_to_reference": 1.0} if job.variant == "matched" else {}
+            (job.folder / "metrics.json").write_text(json.dumps(own))
+            write_done(job.folder, {"seconds": 1.0})
+    print_summary(write_summary(jobs, tmp_path / "run"))
+    told = f"not measured, {'1 test image is' if count == 1 else '24 test images are'} too few (64 needed)"
+    out, page = capsys.readouterr().out, table.results(Run(tmp_path / "run", jobs))
+    assert (f"reference of matched: {told}" in out) == (f"<b>matched</b>: {told}" in page) == (count < 64)
+    assert "reference of kl" not in out
+
+
 def test_a_study_s_table_names_what_has_not_ended():
     methods = {"a": {"psnr": [20.0, 22.0], "gfd": [10.0, 20.0]}, "kl": {"psnr": [30.0], "gfd": [40.0]}}
     lines = results.table(methods, "kl", {"a": 3, "b": 2, "kl": 1}).splitlines()

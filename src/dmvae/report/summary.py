@@ -24,6 +24,7 @@ from dmvae.runtime.console import console
 from dmvae.runtime.done import whole
 from dmvae.runtime.files import atomic_write, read_json
 from dmvae.runtime.words import counted
+from dmvae.stages.arrival import LEAST
 
 TOKENIZER_UPDATES = ("tokenizer", "decoder", "encoder")
 """Names of the updates whose images count as those that a tokenizer has seen."""
@@ -58,8 +59,8 @@ def write_summary(jobs: list[Job], run_dir: Path) -> Values:
         if job.stage.name == "evaluate":
             metrics = read_json(whole(job.folder / "metrics.json"), dict)
             measured[job.variant] = metrics["features"], _how(metrics)
-            if "arrival" in metrics:
-                verdicts[job.variant] = metrics["arrival"]["verdict"]
+            if (verdict := _verdict(metrics)) is not None:
+                verdicts[job.variant] = verdict
             for part in (metrics, metrics.get("latents", {})):
                 row |= {key: value for key, value in part.items() if isinstance(value, float)}
     usual = statistics.mode(measured.values()) if measured else ("", "")
@@ -80,6 +81,17 @@ def write_summary(jobs: list[Job], run_dir: Path) -> Values:
     with atomic_write(run_dir / "summary.json") as part:
         part.write_text(json.dumps(summary, indent=1))
     return summary
+
+
+def _verdict(metrics: Values) -> str | None:
+    """Whether latents reached their reference, in words; None where they have none."""
+    if "arrival" in metrics:
+        return str(metrics["arrival"]["verdict"])
+    count = metrics.get("count", LEAST)
+    if "distance_to_reference" in metrics and count < LEAST:
+        images = counted(count, "test image is", "test images are")
+        return f"not measured, {images} too few ({LEAST} needed)"
+    return None
 
 
 def _how(metrics: Values) -> str:
