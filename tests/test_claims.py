@@ -9,6 +9,7 @@ from dmvae.claims import RUNNING, claimed
 from dmvae.commands.run import finish
 from dmvae.jobs import plan
 from dmvae.recipe import load
+from dmvae.report.summary import write_summary
 from dmvae.runtime.done import write_source
 
 
@@ -80,6 +81,24 @@ def test_a_pipeline_of_earlier_settings_goes_when_the_links_change(tmp_path, rec
     with claimed(run_dir, other, plan(other, run_dir), ["kl"]):
         assert not (run_dir / "kl/pipeline").exists()
     assert "kl/pipeline: removed, it was of earlier settings" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_table_of_another_recipe_is_not_replaced_without_a_word(tmp_path, recipes, capsys):
+    run_dir, names = tmp_path / "run", list(recipes)
+    one = {"main": dataclasses.replace(recipes["kl"], name="other")}
+    for changed, variants, held in (
+        (recipes, [*names, "more"], ""),  # an edit of the recipe
+        (recipes, ["kl"], "tiny (variants matched, kl)"),
+        (one, ["main"], "tiny (variants matched, kl)"),
+    ):
+        run_dir.mkdir(exist_ok=True)
+        write_summary(plan(recipes, run_dir), run_dir)
+        with claimed(run_dir, changed, [], variants):
+            out = " ".join(capsys.readouterr().out.split())
+            assert (f"run held {held}: its summary and report are replaced" in out) if held else not out
+    (run_dir / "summary.json").write_text("{")
+    with claimed(run_dir, recipes, [], names):
+        assert capsys.readouterr().out == ""
 
 
 def test_no_table_is_written_over_another_recipes_links(tmp_path, recipes):

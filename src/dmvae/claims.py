@@ -13,8 +13,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from dmvae import config as configs
+from dmvae.config import Values
 from dmvae.jobs import VARIANTS, Job, record
+from dmvae.options import few
 from dmvae.recipe import Recipe
+from dmvae.runtime.console import console
 from dmvae.runtime.files import locked, read_json, sweep, together
 from dmvae.runtime.yaml_text import read_yaml
 
@@ -43,6 +46,11 @@ def claimed(run_dir: Path, recipes: dict[str, Recipe], jobs: list[Job], variants
                     "--run_dir, or wait for its end"
                 )
             _sweep(run_dir, variants)
+            if (before := _replaced(run_dir, recipes, variants)) is not None:
+                console.print(
+                    f"{run_dir} held {before}: its summary and report are replaced, its finished stages stay; another "
+                    "--run_dir keeps all"
+                )
             record(recipes, jobs, run_dir, variants)
         yield
 
@@ -63,6 +71,18 @@ def require_linked(jobs: list[Job], run_dir: Path) -> None:
                 f"{run_dir}: another recipe has been run there meanwhile, so no table of this one is written; its "
                 "finished stages are kept, and `dmvae run` of this recipe writes the table"
             )
+
+
+def _replaced(run_dir: Path, recipes: dict[str, Recipe], variants: list[str]) -> str | None:
+    """Another recipe whose table is in the folder, in words; None where it is of an earlier state of this one."""
+    try:
+        there: Values = read_json(run_dir / "summary.json", dict)
+    except (OSError, ValueError):  # none, or a damaged one, which is no loss
+        return None
+    name, methods = there.get("name"), list(there.get("methods", {}))
+    if name == next(iter(recipes.values())).name and set(methods) <= set(variants):
+        return None
+    return f"{name} (variants {few(methods)})"
 
 
 def _difference(run_dir: Path, recipes: dict[str, Recipe], variants: list[str]) -> str | None:
