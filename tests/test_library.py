@@ -19,6 +19,7 @@ import tiny
 from dmvae.datasets.instance import Instance, offer
 from dmvae.flow.loss import flow_matching_loss
 from dmvae.generators.flow import FlowModelConfig
+from dmvae.jobs import plan, record
 from dmvae.matching import DMD, Adversarial, Context, Transport
 from dmvae.recipe import load
 from dmvae.references.gaussian import Gaussian
@@ -62,6 +63,17 @@ def test_a_recipe_runs_from_python_on_a_data_set_of_ones_own(tmp_path, plain_rep
         dmvae.run(recipe, train=Colours(48), test=Colours(24), **{"generator.stepz": 3})
     with pytest.raises(ValueError, match="give both data sets, or neither"):
         dmvae.run(recipe, train=Colours(48))
+
+
+def test_a_run_is_printed_in_short_and_tells_the_method_that_is_meant(tmp_path):
+    recipes = load(tiny.write(tmp_path))
+    record(recipes, plan(recipes, tmp_path / "run"), tmp_path / "run", list(recipes))
+    run = dmvae.Run(tmp_path / "run")
+    assert repr(run) == f"Run('{tmp_path}/run': matched, kl)"
+    with pytest.raises(ValueError, match=r"run: no method is called 'mached'; did you mean 'matched'\?"):
+        run.pipeline("mached")
+    with pytest.raises(ValueError, match="'kl' has no finished stage 'generator'; methods: matched, kl"):
+        run.pipeline("kl")
 
 
 def test_items_become_uint8_squares_of_the_recipe_s_size():

@@ -18,6 +18,7 @@ from dmvae.latents.store import LatentSet
 from dmvae.models.base import Tokenizer
 from dmvae.options import flat
 from dmvae.recipe import read_values, resolve
+from dmvae.registry import nearest
 from dmvae.runtime import distributed
 from dmvae.runtime.files import read_json
 from dmvae.runtime.joined import joined
@@ -36,6 +37,9 @@ class Run:
         self.dir = Path(folder)
         self.jobs = jobs_of(self.dir)
 
+    def __repr__(self) -> str:
+        return f"Run({str(self.dir)!r}: {', '.join(self.variants)})"
+
     @property
     def variants(self) -> list[str]:
         """The methods, in the recipe's order."""
@@ -52,8 +56,11 @@ class Run:
         return self.dir / "report.html"
 
     def folder(self, stage: str, variant: str | None = None) -> Path:
-        """The folder of a stage. Raises ValueError where the method has no such stage, or it is not finished."""
+        """The folder of a stage. Raises ValueError for a method that is not there, and where the stage is not there or not
+        finished."""
         variant = variant or self.variants[0]
+        if variant not in self.variants:
+            raise ValueError(f"{self.dir}: no method is called {variant!r}{nearest(variant, self.variants)}")
         for job in self.jobs:
             if (job.variant, job.stage.name) == (variant, stage) and job.state == "finished":
                 return job.folder
