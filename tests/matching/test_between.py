@@ -57,6 +57,26 @@ def test_autocast_leaves_distances_as_they_are(name):
     assert torch.equal(*found)
 
 
+@pytest.mark.parametrize("name", ["drift", "energy", "moments", "sinkhorn"])
+def test_no_vector_of_many_is_compared_with_its_own_copy(name, monkeypatch):
+    """Drawn twice, it would repel itself, or nothing."""
+    seen, z = [], Random(0).normal(16, *SHAPE)
+    kind = find(Matching, name)
+    monkeypatch.setattr(kind, "distance", lambda self, a, b, *_: seen.extend((a, b)) or a.sum())
+    context = Context(Random(1), 3, reference=Gaussian(SHAPE, 3, 1.0))
+    kind(views=("token",), vectors=48, samples=24).loss(z, torch.zeros(16, dtype=torch.int64), context=context)
+    assert [len(x) for x in seen] == [len(x.unique(dim=0)) for x in seen] == [48, 48]
+
+
+def test_narrow_kernels_leave_tokens_of_the_reference_s_spread_as_they_are():
+    """Half of 4,096 tokens are compared. Each would stay near its own copies, and the pull towards samples be alone."""
+    z = Random(0).normal(256, 16, 4, 4).requires_grad_()
+    context = Context(Random(1), 3, progress=0.999, reference=Gaussian((16, 4, 4), 3, 1.0))
+    objective = find(Matching, "drift")(views=("token",))
+    objective.loss(z, torch.zeros(256, dtype=torch.int64), context=context)[0].backward()
+    assert float((z.grad * z.detach()).sum() / z.detach().square().mean() / 16) == pytest.approx(0, abs=0.05)
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_it_says_what_it_lacks(name):
     objective = find(Matching, name)()

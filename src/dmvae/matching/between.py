@@ -32,6 +32,9 @@ class BetweenSamples(Matching):
     needs_teacher: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = True
     has_student: ClassVar[bool] = False
+    repeats: ClassVar[bool] = False
+    """Whether a vector may be drawn twice where a view has more than `vectors`. Where latents repel each other it must
+    not: a vector beside its own copy, at distance 0, would be repelled by nothing else, or by a slope of rounding."""
 
     views: tuple[Literal["whole", "token", "pair", "convolution"], ...] = ("whole", "token", "pair")
     """What is compared: whole latents, their tokens, pairs of neighbouring tokens, or what a random 3x3 convolution, a
@@ -139,5 +142,8 @@ class BetweenSamples(Matching):
     def _some(self, vectors: Tensor, rng: torch.Generator) -> Tensor:
         if len(vectors) <= self.vectors:
             return vectors
-        chosen = torch.randint(len(vectors), (self.vectors,), generator=rng, device=rng.device)
+        if self.repeats:
+            chosen = torch.randint(len(vectors), (self.vectors,), generator=rng, device=rng.device)
+        else:
+            chosen = torch.randperm(len(vectors), generator=rng, device=rng.device)[: self.vectors]
         return vectors[chosen.to(vectors.device)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ class MMD(BetweenSamples):
     Gradient at z_i of n: (2 / n) (mean_(k != i) g(z_i - z_k) - mean_j g(z_i - y_j)), with the kernel's gradient
     g(v) = -mean_b 2 v / (b s (1 + |v|^2 / b s)^2), b the bandwidths and s the mean squared distance between samples.
     """
+
+    repeats: ClassVar[bool] = True
 
     bandwidths: tuple[Scale, ...] = (0.2, 0.5, 1.0, 2.0, 5.0)
     """Widths of the kernels, in units of the spread that vectors of the reference have."""

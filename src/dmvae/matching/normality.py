@@ -30,6 +30,7 @@ class Normality(BetweenSamples):
     """
 
     only_for: ClassVar[tuple[str, ...]] = ("gaussian",)
+    repeats: ClassVar[bool] = True
 
     slices: Width = 256
     """Random directions per view and update."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ class Transport(BetweenSamples):
     Gradient at z_i of n: (2 / n) mean_u (u . z_i - q_i(u)) u, where q_i(u) is the mean of the quantiles of u . y that
     the rank of z_i along u stands for: its place in the reference.
     """
+
+    repeats: ClassVar[bool] = True
 
     slices: Width = 48
     """Directions per view and update."""
