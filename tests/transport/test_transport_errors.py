@@ -34,7 +34,7 @@ def test_sets_of_other_shapes(name):
         TWO_SETS[name](torch.zeros(5, 3, 2, 2), torch.zeros(5, 3, 2, 2))
 
 
-@pytest.mark.parametrize("name", ["sliced", "energy", "mmd", "moments", "drift"])
+@pytest.mark.parametrize("name", ["sliced", "energy", "mmd", "sinkhorn", "moments", "drift"])
 def test_a_batch_too_small(name):
     with pytest.raises(ValueError, match=r"z has 1 vectors; at least 2.*larger batch"):
         TWO_SETS[name](torch.zeros(1, 3), torch.zeros(5, 3))
