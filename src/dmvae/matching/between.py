@@ -36,6 +36,9 @@ class BetweenSamples(Matching):
     """Whether a vector may be drawn twice where a view has more than `vectors`. Where latents repel each other it must
     not: a vector beside its own copy, at distance 0, would be repelled by nothing else, or by a slope of rounding."""
 
+    least: ClassVar[int] = 2
+    """Vectors that `distance` takes at least, of either set."""
+
     views: tuple[Literal["whole", "token", "pair", "convolution"], ...] = ("whole", "token", "pair")
     """What is compared: whole latents, their tokens, pairs of neighbouring tokens, or what a random 3x3 convolution, a
     new one in each update, makes of each place and its neighbours. The distances are added."""
@@ -90,7 +93,7 @@ class BetweenSamples(Matching):
                 view = VIEWS[name] if name != "convolution" else random_convolution(z.shape[1], rng.shared)
                 compare = partial(self._between, view, context)
                 if self.labels:
-                    distance = by_class(compare, z, labels, y, y_labels, queue=queue)
+                    distance = by_class(compare, z, labels, y, y_labels, self.least, queue)
                 else:
                     distance = compare(z, y, queue[0])
                 total = total + distance
@@ -101,8 +104,8 @@ class BetweenSamples(Matching):
 
     def problems(self, batch_size: int, num_classes: int, reference: ReferenceConfig) -> Iterator[str]:
         for name, count in (("matching.batch_size", batch_size), ("matching.objective.samples", self.samples)):
-            if count < 2:
-                yield f"{name}: {count}; {self.type} compares sets, so give at least 2"
+            if count < self.least:
+                yield f"{name}: {count}; {self.type} compares sets, so give at least {self.least}"
             elif self.labels and num_classes > 1 and count < EACH * num_classes:
                 yield (
                     f"{name}: {count} for {num_classes} classes; matching class by class takes {EACH} of each in a "
