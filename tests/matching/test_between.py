@@ -57,6 +57,22 @@ def test_autocast_leaves_distances_as_they_are(name):
     assert torch.equal(*found)
 
 
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_latents_of_a_trainer_in_bf16_are_compared_in_float32(name):
+    """As they are, rounded, beside rounded ones of the turns before: the pull is the same, to the digits it has."""
+    z, queue = (Random(i).normal(64, 16, 2, 2).bfloat16() for i in (0, 1))
+    reference, labels, found = Gaussian((16, 2, 2), 3, 1.0), torch.zeros(64, dtype=torch.int64), []
+    for kind in (torch.bfloat16, torch.float32):
+        x = z.to(kind).requires_grad_()
+        context = Context(Random(2), 3, progress=0.5, reference=reference, recent=(queue.to(kind), labels))
+        loss, _ = find(Matching, name)(samples=64, queue=64, **FEWER.get(name, {})).loss(x, labels, context=context)
+        found.append((loss, *torch.autograd.grad(loss, x)))
+    (loss, pull), (expected, expected_pull) = found
+    assert torch.equal(loss, expected)
+    assert pull.dtype is torch.bfloat16
+    assert torch.equal(pull, expected_pull.bfloat16())
+
+
 @pytest.mark.parametrize("name", ["drift", "energy", "moments", "sinkhorn"])
 def test_no_vector_of_many_is_compared_with_its_own_copy(name, monkeypatch):
     """Drawn twice, it would repel itself, or nothing."""

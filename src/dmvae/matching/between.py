@@ -79,8 +79,10 @@ class BetweenSamples(Matching):
         context, reference = compared(self.type, context, z, labels)
         rng, world = context.rng, distributed.world_size()
         y, y_labels = draw(reference, -(-self.samples // world), rng, z.device)
+        # Distances are small differences of large numbers: latents of a trainer in bf16 are compared in float32.
+        z = z.to(torch.promote_types(z.dtype, torch.float32))
         # Every rank compares the whole batch, in the same directions, so that the number of ranks changes nothing.
-        z, y = distributed.gather(z), distributed.gather(y)
+        z, y = distributed.gather(z), distributed.gather(y.to(z.dtype))
         queue = self._remembered(context, z)
         if self.labels:
             labels, y_labels = distributed.gather(labels), distributed.gather(y_labels)
@@ -125,6 +127,7 @@ class BetweenSamples(Matching):
                 "context=Context(..., recent=(latents, labels)), of no latents at first"
             )
         latents, labels = (x[: self.queue].detach().to(z.device) for x in context.recent)
+        latents = latents.to(z.dtype)
         if latents.shape[1:] != z.shape[1:] or labels.shape != latents.shape[:1]:
             raise ValueError(
                 f"recent: latents {list(latents.shape)} with labels {list(labels.shape)}, for latents {list(z.shape)}; "
