@@ -21,7 +21,8 @@ def moment_matching(z: Tensor, y: Tensor) -> Tensor:
         U = (n - 1) / (n (n - 2) (n - 3)) ((n - 1) (n - 2) |S|^2 + (tr S)^2 - n sum |x|^4 / (n - 1))
 
     The distance is 0 on average between samples of distributions of the same mean and covariance, whatever else
-    differs, such as modes or a manifold, but for the variance of the means. Single values may be negative.
+    differs, such as modes or a manifold, but for the variance of the means. Single values may be negative. It is for
+    new latents in each turn: of one small set that is compared whole in every turn, some go ever farther out.
     """
     require_vectors(z, y, least=FEWEST)
     y, d = y.to(z), z.shape[1]

@@ -78,7 +78,8 @@ def sinkhorn_divergence(z: Tensor, y: Tensor, eps: float = 0.05, iterations: int
     equal sets. But samples are not equal sets. In many dimensions each is nearest to itself by far, T_zz(z_i) is about
     z_i while T_zy(z_i) is a mean of strangers nearer the middle, and latents that follow the reference already would
     shrink to 0.3 of its spread. Without these pairs both are means of strangers, and two samples of one distribution
-    are about 0 apart, where single values may be negative.
+    are about 0 apart, where single values may be negative. It is for new latents in each turn: of one small set that is
+    compared whole in every turn, the same few push each other out (docs/results/toys.md).
     """
     require_vectors(z, y, least=2)
     y = y.to(z)
