@@ -81,6 +81,20 @@ def test_the_result_loads_in_its_own_class_and_is_the_same(folder):
     assert torch.allclose(ours.normalize(z).std(dim=(0, 2, 3)), torch.ones(4), atol=1e-2)
 
 
+@torch.no_grad()
+def test_the_page_s_lines_give_latents_of_standard_deviation_1(folder):
+    """docs/existing_tokenizer.md, "The result": of latents that were drawn, samples and not means."""
+    page = (Path(__file__).parents[2] / "docs/existing_tokenizer.md").read_text()
+    (lines,) = (code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "scaling_factor" in code)
+    data = jobs_of(folder)["latents"]
+    images = Inputs(data.recipe, "main", data.folder, {}, torch.device("cpu")).train_set.__getitems__(range(48))[0]
+    there = {"images": images.float() / 127.5 - 1}
+    torch.manual_seed(0)
+    exec(lines.replace("runs/x/", f"{folder}/run/"), there)
+    assert there["z"].mean().abs() < 0.05
+    assert abs(there["z"].std() - 1) < 0.05
+
+
 def test_each_turn_trains_exactly_what_it_should(folder):
     def trained(trainer: Trainer, name: str) -> set[str]:
         own = {id(p): key for key, p in trainer.networks.named_parameters()}
