@@ -47,7 +47,7 @@ def main() -> None:
         z = encoder(x)
         reconstruction = F.l1_loss(decoder(z), x)
         # Matching: its loss is added to yours ...
-        matching, _ = objective.loss(z, labels, teacher, student)
+        matching, log = objective.loss(z, labels, teacher, student)
         loss = reconstruction + known.weight * matching
         ours.zero_grad()
         loss.backward()
@@ -59,7 +59,10 @@ def main() -> None:
             student_loss.backward()
             its.step()
         if step % 50 == 0 or step == known.steps - 1:
-            print(f"{step:5d}  reconstruction {reconstruction:.3f}  latents: mean {z.mean():.2f}, std {z.std():.2f}")
+            # Figures to log are scalars, or [sum, count]: DMD's gaps are pairs, one for each quarter of time
+            total, count = torch.stack([pair for name, pair in log.items() if name.startswith("gap/")]).sum(0)
+            say = f"gap {total / count:.3f}  latents: mean {z.mean():.2f}, std {z.std():.2f}"
+            print(f"{step:5d}  reconstruction {reconstruction:.3f}  {say}")
 
 
 if __name__ == "__main__":

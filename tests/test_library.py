@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 import json
+import math
 import pkgutil
 import re
 import runpy
@@ -143,7 +144,9 @@ def test_what_an_objective_lacks_is_told():
 def test_the_training_loop_of_ones_own(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["own_trainer.py", "--steps", "10"])
     runpy.run_path(str(EXAMPLES / "own_trainer.py"), run_name="__main__")
-    std = [float(line.rsplit("std ", 1)[1]) for line in capsys.readouterr().out.splitlines()]
+    lines = capsys.readouterr().out.splitlines()
+    assert all(float(re.search(r"gap ([\d.]+)", line)[1]) > 0 for line in lines)
+    std = [float(line.rsplit("std ", 1)[1]) for line in lines]
     assert abs(std[-1] - 1) < abs(std[0] - 1), "the latents' spread approaches the reference's"
 
 
@@ -261,6 +264,19 @@ def test_a_plain_generator_is_randomness_enough():
 
 
 PAGE = (EXAMPLES.parent / "docs/own_trainer.md").read_text()
+
+
+def test_the_page_s_line_gives_figures_their_values():
+    student = FlowModelConfig(width=8, depth=1, heads=1).build((2, 2, 2), 3)
+    z, labels = Random(0).normal(8, 2, 2, 2), torch.zeros(8, dtype=torch.int64)
+    teacher = Gaussian((2, 2, 2), 3, 1.0).velocity
+    _, log = DMD(time_range=(0.3, 0.9)).loss(z, labels, teacher, student, Context(Random(1), 3))
+    there = {"log": log}
+    exec(next(line for line in PAGE.splitlines() if line.startswith("values = ")), there)
+    sums, counts = torch.stack([log[name] for name in log]).unbind(1)
+    assert counts.sum() == 8
+    assert math.isnan(there["values"]["gap/t0.12"])
+    assert there["values"]["gap/t0.62"] == pytest.approx(float(sums[2] / counts[2]))
 
 
 def test_the_page_s_objective_runs_as_a_plugin(tmp_path):

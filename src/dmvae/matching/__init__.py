@@ -37,6 +37,8 @@ from dmvae.registry import Registered, find, names
 from dmvae.runtime.random import Random
 
 Log = dict[str, Tensor]
+"""Figures by name. A figure is a scalar, or [sum, count] where not every step has it: its value is sum / count, and
+there is none at count 0. Pairs of several steps are added first."""
 LAG = "student/lag"
 """The figure of how little a flow student knows of the latents."""
 Student = Callable[..., Tensor]
@@ -161,7 +163,7 @@ class Matching(Registered):
         """(scalar loss, figures to log). Its gradient with respect to z moves the tokenizer; no gradient may reach
         teacher or student. z [n, C, H, W] is normalised as the reference's samples are; labels are int64 [n].
 
-        A figure is a scalar tensor, or [sum, count] for a figure that not every step has.
+        A figure is a scalar tensor, or [sum, count] for a figure that not every step has (`Log`).
         """
         raise NotImplementedError
 
