@@ -1,11 +1,15 @@
 """Two recipes do not mix in one run folder."""
 
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 
 import tiny
-from dmvae.claims import RUNNING, claimed
+from dmvae import pipeline
+from dmvae.claims import RUNNING, begun_anew, claimed
+from dmvae.commands.plan import Machine, print_plan
 from dmvae.commands.run import finish
 from dmvae.jobs import plan
 from dmvae.recipe import load
@@ -46,6 +50,46 @@ def test_other_recipes_are_refused_while_one_runs(tmp_path, recipes):
                 pass
         assert (tmp_path / "run/kl/recipe.yaml").read_text() == before
         assert not (tmp_path / "run/main").exists()
+
+
+def interrupted(tmp_path, **over):
+    """A run whose tokenizers were begun, with a checkpoint and no more; what of it is run next."""
+    recipes = dict(load(tiny.write(tmp_path)))
+    jobs = plan(recipes, tmp_path / "run")
+    with claimed(tmp_path / "run", recipes, jobs, list(recipes)):
+        for job in jobs:
+            if job.stage.name == "tokenizer":
+                (job.folder / "checkpoints").mkdir(parents=True)
+    return plan(load(tiny.write(tmp_path, **over)), tmp_path / "run")
+
+
+def test_a_stage_that_begins_anew_beside_an_unfinished_one_says_why(tmp_path):
+    over = {"tokenizer__learning_rate": 0.5, "generator__steps": 7, "run__save_every": 5}
+    jobs = interrupted(tmp_path, **over)
+    told = begun_anew(tmp_path / "run", jobs)
+    assert len(told) == 2
+    for variant, line in zip(("matched", "kl"), told, strict=True):
+        assert line.startswith(f"{variant}/tokenizer: begins anew, for tokenizer.learning_rate is 0.5 and was 0.0001;")
+        (there,) = re.findall(r"the earlier command goes on with (\S+), which is not finished", line)
+        assert (Path(there) / "checkpoints").is_dir()
+        assert "generator" not in line, "which comes after it"
+
+
+def test_a_run_and_a_dry_run_say_so(tmp_path, capsys, monkeypatch):
+    interrupted(tmp_path, losses__l1=0.5)
+    recipes = load(tmp_path / "recipe.yaml")
+    print_plan(recipes, Machine.here())
+    monkeypatch.setattr(pipeline, "_run", lambda *_: None)
+    pipeline.run(recipes, tmp_path / "run")
+    out = "".join(capsys.readouterr().out.split())
+    assert out.count("kl/tokenizer:beginsanew,forlosses.l1is0.5andwas1.0;") == 2
+    pipeline.run(recipes, tmp_path / "run")
+    assert "anew" not in capsys.readouterr().out, "links and recipes are of this one now"
+
+
+@pytest.mark.parametrize("over", [{}, {"run__save_every": 5}, {"generator__steps": 7}])
+def test_nothing_is_said_where_the_stage_goes_on(tmp_path, over):
+    assert begun_anew(tmp_path / "run", interrupted(tmp_path, **over)) == []
 
 
 def test_what_killed_processes_left_is_swept_at_the_next_start(tmp_path, recipes):

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from dmvae import config as configs
@@ -91,13 +92,43 @@ def _difference(run_dir: Path, recipes: dict[str, Recipe], variants: list[str]) 
     if there != variants:
         return f"the variants {', '.join(there)}"
     for variant, recipe in recipes.items():
-        file = run_dir / variant / "recipe.yaml"
-        old = _leaves(read_yaml(file.read_text())) if file.exists() else {}
-        new = _leaves(json.loads(json.dumps(configs.plain(recipe))))
-        for place in dict.fromkeys([*old, *new]) if old else ():
-            if old.get(place) != new.get(place) and not place.startswith("run."):  # how to run may differ
-                return f"the variant {variant!r} with {place} {old.get(place)!r}, not {new.get(place)!r},"
+        for place, old, new in _changed(run_dir, variant, recipe):
+            return f"the variant {variant!r} with {place} {old!r}, not {new!r},"
     return None
+
+
+def _changed(run_dir: Path, variant: str, recipe: Recipe) -> Iterator[tuple[str, object, object]]:
+    """(place, value there, value here) of the fields in which a variant's recipe in the folder is another one; how to
+    run may differ."""
+    file = run_dir / variant / "recipe.yaml"
+    old = _leaves(read_yaml(file.read_text())) if file.exists() else {}
+    new = _leaves(json.loads(json.dumps(configs.plain(recipe))))
+    for place in dict.fromkeys([*old, *new]) if old else ():
+        if old.get(place) != new.get(place) and not place.startswith("run."):
+            yield place, old.get(place), new.get(place)
+
+
+def begun_anew(run_dir: Path, jobs: Sequence[Job]) -> list[str]:
+    """A line for each stage that begins anew though the variant's link leads to an unfinished one, of other settings.
+    To be asked before `claimed` replaces links and recipes."""
+    told: dict[Path, str] = {}
+    for job in jobs:
+        link = run_dir / job.variant / job.stage.name
+        there = run_dir / "stages" / Path(os.readlink(link)).name if link.is_symlink() else job.folder
+        if job.state != "new" or replace(job, folder=there).state != "interrupted" or there in told:
+            continue
+        order = [stage.name for stage in job.recipe.stages()]
+        after = (*order[order.index(job.stage.name) + 1 :], "name")
+        fields = [
+            f"{place} is {configs.written(new)} and was {configs.written(old)}"
+            for place, old, new in _changed(run_dir, job.variant, job.recipe)
+            if place.partition(".")[0] not in after
+        ]
+        told[there] = (
+            f"{job.variant}/{job.stage.name}: begins anew, for {few(fields) or 'its data or a plugin have changed'}; "
+            f"the earlier command goes on with {there}, which is not finished"
+        )
+    return list(told.values())
 
 
 def _leaves(values: object, where: str = "") -> dict[str, object]:

@@ -16,7 +16,7 @@ import torch
 
 from dmvae import checks, datasets
 from dmvae import config as configs
-from dmvae.claims import claimed
+from dmvae.claims import begun_anew, claimed
 from dmvae.datasets import open_dataset
 from dmvae.datasets.skipped import write_skipped
 from dmvae.fitting import fit
@@ -73,6 +73,7 @@ def run(
     if not chosen:
         raise ValueError(f"no variant of this recipe has the stage {only!r}")
     _check([job for job in chosen if job.state != "finished"])
+    said += begun_anew(run_dir, chosen) if distributed.is_main() else []
     with claimed(run_dir, recipes, jobs, variants or list(recipes)) if distributed.is_main() else nullcontext():
         if distributed.is_main():
             for line in (*dict.fromkeys(map(about_data, recipes.values())), *said, *_left_out(run_dir)):

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
@@ -18,9 +19,10 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from dmvae import checks, pipeline
 from dmvae import config as configs
+from dmvae.claims import begun_anew
 from dmvae.datasets import open_dataset
 from dmvae.inputs import Blueprint, build_tokenizer, latent_shape
-from dmvae.jobs import plan
+from dmvae.jobs import Job, plan
 from dmvae.options import few
 from dmvae.recipe import Recipe
 from dmvae.runtime import distributed
@@ -79,7 +81,9 @@ def print_plan(recipes: dict[str, Recipe], machine: Machine) -> list[str]:
     these obstacles."""
     console.print(f"for {machine}")
     obstacles: dict[str, list[str]] = {}
-    states = _states(recipes)
+    jobs = _jobs(recipes)
+    for line in begun_anew(Path(next(iter(recipes.values())).run.dir), [job for of in jobs.values() for job in of]):
+        console.print(line)
     disk: dict[str, int] = {}
     alike: dict[str, str] = {}
     for variant, recipe in recipes.items():
@@ -109,7 +113,7 @@ def print_plan(recipes: dict[str, Recipe], machine: Machine) -> list[str]:
                 except DataDependentOutputException:
                     console.print(f"{stage.name}: not counted, for its step depends on the values of tensors")
         sizes = {stage.name: _disk(stage.name, recipe, costs.get(stage.name), items) for stage in recipe.stages()}
-        folders = states.get(variant, {})
+        folders = {job.stage.name: (job.state, job.folder.name) for job in jobs.get(variant, ())}
         disk |= {folders[name][1] if folders else _without_data(recipe, name): size for name, size in sizes.items()}
         if first == variant:
             console.print(_stages(recipe, items, costs, {name: state for name, (state, _) in folders.items()}))
@@ -134,15 +138,12 @@ def _data(recipe: Recipe) -> tuple[int | None, int, str, list[str]]:
     return len(train), len(train.classes), pipeline.about_data(recipe).removeprefix("data: "), []
 
 
-def _states(recipes: dict[str, Recipe]) -> dict[str, dict[str, tuple[str, str]]]:
-    """Variant -> stage -> ("finished", "interrupted" or "new"; its folder's name), of variants whose data are here."""
-    found: dict[str, dict[str, tuple[str, str]]] = {}
+def _jobs(recipes: dict[str, Recipe]) -> dict[str, list[Job]]:
+    """Those of each variant whose data are here."""
+    found: dict[str, list[Job]] = {}
     for variant, recipe in recipes.items():
-        try:
-            jobs = plan({variant: recipe}, Path(recipe.run.dir))
-        except ValueError:  # told by _data
-            continue
-        found[variant] = {job.stage.name: (job.state, job.folder.name) for job in jobs}
+        with suppress(ValueError):  # told by _data
+            found[variant] = plan({variant: recipe}, Path(recipe.run.dir))
     return found
 
 
