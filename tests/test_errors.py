@@ -10,6 +10,7 @@ import processes
 import tiny
 from dmvae import DMVAEPipeline, checks, cli
 from dmvae.evaluation.features import parse_features
+from dmvae.recipe import load
 from dmvae.tokenizers.adapted import load_tokenizer
 
 
@@ -23,7 +24,7 @@ def complain(capsys, *arguments):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--tokenizr.steps", "3"], "tokenizr: no such field; did you mean 'tokenizer'"),
+        (["--tokenizr.steps", "3"], "dmvae: --tokenizr.steps: no such field; did you mean 'tokenizer'"),
         (["--tokenizer.stepz", "3"], "tokenizer.stepz: no such field; did you mean 'steps'"),
         (["--tokenizer.steps", "many"], "tokenizer.steps: expected a whole number, got 'many'"),
         (["--tokenizer.steps", "0"], "tokenizer.steps: expected a whole number, 1 to 10^9, got 0"),
@@ -41,7 +42,7 @@ def complain(capsys, *arguments):
         (["--variant", "matchd"], "no variant is called 'matchd'; did you mean 'matched'"),
         (
             ["--variants.matchd.seed", "3"],
-            "variants.matchd: the recipe has no variant 'matchd'; did you mean 'matched'",
+            "dmvae: --variants.matchd.seed: the recipe has no variant 'matchd'; did you mean 'matched'",
         ),
         (["--plugins", "[/no/file.py]"], "/no/file.py"),
         (["--reference", "null"], "matching: it needs the stage 'reference', which is null"),
@@ -60,12 +61,15 @@ def complain(capsys, *arguments):
         (["--generator.model.patch_size", "0"], "generator.model.patch_size: expected a whole number, 1 to 256, got 0"),
         (["--generator.model.depth", "-1"], "generator.model.depth: expected a whole number, 1 to 1024, got -1"),
         (["--reference.model.width", "0"], "reference.model.width: expected a whole number, 1 to 65536, got 0"),
-        (["--generator.model.size", "XL/0"], "generator.model: no network size is called 'XL/0'; did you mean 'XL/1'?"),
+        (
+            ["--generator.model.size", "XL/0"],
+            "--generator.model.size: no network size is called 'XL/0'; did you mean 'XL/1'?",
+        ),
         (
             ["--autoencoder.latent_channels", "-1"],
             "autoencoder.latent_channels: expected a whole number, 1 to 65536",
         ),
-        (["--autoencoder.decoder_multipliers", "[]"], "decoder: multipliers: give at least one"),
+        (["--autoencoder.decoder_multipliers", "[]"], "--autoencoder.decoder.multipliers: give at least one"),
         (["--sample.time_shift", "inf"], "sample.time_shift: expected a number, 0.001 to 1000, got inf"),
         (["--losses.adversarial.learning_rate", "-1e-3"], "learning_rate: expected a number, 0 to 1000, got -1e-3"),
         (["--generator.weight_decay", str(2**63)], "generator.weight_decay: expected a number, 0 to 1000, got 9.22"),
@@ -80,8 +84,8 @@ def complain(capsys, *arguments):
             ["--generator.model.width", "1.0e+308"],
             "generator.model.width: expected a whole number, 1 to 65536, got 1000",
         ),
-        (["--run_dir", ""], "run: dir: '' names no folder"),
-        (["--run.dir", "' '"], "run: dir: ' ' names no folder"),
+        (["--run_dir", ""], "--run.dir: '' names no folder"),
+        (["--run.dir", "' '"], "--run.dir: ' ' names no folder"),
         (["stray"], "unexpected argument 'stray'; options are written --section.field value"),
         (["tokenizer.steps=3"], "unexpected argument 'tokenizer.steps=3'; options are written --tokenizer.steps=3"),
         (["--noise", "0.3"], "stages have it: tokenizer.noise, matching.noise, decoder.noise"),
@@ -96,7 +100,10 @@ def complain(capsys, *arguments):
         ),
         (["--seeds", "3"], "seeds: expected a list of whole numbers, got 3; write [3]"),
         (["--data", "{root: a-{0..3}.tar}"], "is not a YAML value; put a text that holds one of { } [ ] : # in quotes"),
-        (["--generator.model.width", "30"], "generator.model: width 30 must be a multiple of 4 * heads, 8; use 32"),
+        (
+            ["--generator.model.width", "30"],
+            "--generator.model.width: width 30 must be a multiple of 4 * heads, 8; use 32",
+        ),
         (["--run_dir", __file__], "is a file; name a folder, to make or to go on in"),
         (["--losses.adversarial", "null"], "losses.adversarial: this section cannot be null; leave it out for its"),
         (["--losses.adversarial", "null"], "defaults, or set losses.adversarial.weight to 0"),
@@ -125,6 +132,32 @@ def test_a_mistake_in_a_recipe(tmp_path, capsys, arguments, message):
     assert "Traceback" not in error
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("evaluate.metrics", ["frechett"], "--evaluate.metrics: no metric is called 'frechett'"),
+        ("sample.method", "eulr", "--sample.method: no sampler is called 'eulr'"),
+        ("sample.guidance", [1, "x"], "--sample.guidance[1]: expected a number, got 'x'"),
+        ("matching.objective", {"type": "dmdd"}, "--matching.objective.type: no Matching is called 'dmdd'"),
+        ("variants.kl.tokenizer.step", 3, "--variants.kl.tokenizer.step: no such field; did you mean 'steps'?"),
+        ("seeds.kll", [1], "--seeds.kll: no variant is called 'kll'; did you mean 'kl'?"),
+        ("seed", 1, "--seed: this recipe's `seeds` give it"),
+    ],
+)
+def test_what_an_option_said_is_not_the_file_s_mistake(tmp_path, option, value, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        load(tiny.write(tmp_path, seeds=[0]), {option: value, "tokenizer.steps": 3})
+
+
+def test_what_the_file_said_is_not_an_option_s_mistake(tmp_path):
+    path = tiny.write(tmp_path, evaluate__metrics=["frechett"], tokenizer__step=3)
+    with pytest.raises(ValueError, match=r"^\S+recipe.yaml: tokenizer.step: no such field"):
+        load(path, {"tokenizer.steps": 3, "tokenizer": {"steps": 3}})
+    path = tiny.write(tmp_path, evaluate__metrics=["frechett"])
+    with pytest.raises(ValueError, match=r"^\S+recipe.yaml: evaluate: no metric is called 'frechett'"):
+        load(path, {"evaluate.count": 8})
+
+
 def test_a_misspelt_command(capsys):
     assert complain(capsys, "tokeniser", "x.yaml") == (
         2,
@@ -143,7 +176,7 @@ def test_a_misspelt_command(capsys):
         ("run smoke --debgu", "--debgu: no such option; did you mean --debug?"),
         ("run smoke --variant", "argument --variant: expected one argument; `dmvae run --help` tells"),
         ("run smoke --sed 4", "dmvae: --sed: no such field; did you mean 'seed'?"),
-        ("run smoke --rn.dir x", "smoke.yaml: rn: no such field; did you mean 'run'?"),
+        ("run smoke --rn.dir x", "dmvae: --rn.dir: no such field; did you mean 'run'?"),
         (
             "serve x --prot 8",
             "--prot 8; --prot: did you mean --port? `dmvae serve --help` tells",

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -62,6 +63,24 @@ def told(option: str, reached: list[str], variants: list[str]) -> str:
     """One line on whom an option reaches."""
     others = [name for name in variants if name not in reached]
     return f"--{option} reaches {few(reached)}, not {few(others)}: no such section or field there"
+
+
+def of_option(error: str, options: Values, without: Callable[[str], str]) -> str | None:
+    """The error's text as one of the option that is at fault, None where the file is: `PLACE: what is wrong` with a
+    place in the option's, or above it, and another error, or none, without this option: `without(option)` tells."""
+    if error.startswith("--"):
+        return error
+    places = re.match(r"(?:[^\s:]+: )*", error)
+    assert places is not None
+    place, wrong = places[0].replace(": ", ".").rstrip("."), error[places.end() :]
+    for option in options if place else ():
+        variant = "".join(re.findall(r"^variants\.[^.]+\.", option))
+        path = option.removeprefix(variant)
+        inside = re.match(rf"{re.escape(_spelling(path))}(?![^.\[])", place)
+        above = f"{path}.".startswith(f"{place}.") or option.startswith(f"{place}.")
+        if (inside or above) and without(option) != error:
+            return f"--{variant}{place}: {wrong}" if inside else f"--{option}: {wrong}"
+    return None
 
 
 def few(names: list[str]) -> str:

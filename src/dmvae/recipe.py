@@ -18,7 +18,7 @@ import yaml
 
 from dmvae import config as configs
 from dmvae.config import FieldError, FieldMissing, NoSuchField, Values
-from dmvae.options import few, flat, lacks, lay
+from dmvae.options import few, flat, lacks, lay, of_option
 from dmvae.registry import importable, load_plugins, nearest
 from dmvae.runtime.shipped import recipe_file
 from dmvae.runtime.yaml_text import read_yaml
@@ -110,43 +110,62 @@ def load(path: str | Path, overrides: Values | None = None) -> Recipes:
 
 def resolve(values: Values, overrides: Values | None = None, path: Path = Path("recipe")) -> Recipes:
     """`load` of values that are no file's; relative plugins are sought beside `path`, which also stands in errors."""
+    asked = flat(overrides or {})
+
+    def without(option: str) -> str:
+        try:
+            _resolve(values, {name: value for name, value in asked.items() if name != option}, path)
+        except ValueError as error:
+            return str(error)
+        return ""
+
     try:
-        values = configs.merge({}, values)
-        variants, own, seeds, options = _asked(values, overrides or {})
-        for given in (values, options):
-            if given.get("plugins"):
-                given["plugins"] = _beside(path, given["plugins"])
-        load_plugins(options.get("plugins", values.get("plugins")) or ())
-        recipe, laid = recipe_class(), _with_seeds(variants, seeds)
-        values = configs.named(recipe, values)
-        layers = {str(name): configs.named(recipe, configs.merge(values, over or {})) for name, over in laid.items()}
-
-        def read(name: str, laid: Values) -> Recipe:
-            over = own.get(name, own.get(method_of(name)))
-            try:
-                return configs.read(recipe, configs.merge(laid, over or {}))
-            except NoSuchField:
-                raise
-            except ValueError as error:
-                new = [option for option in flat(over or {}) if lacks(laid, option, recipe)]
-                more = [f"variant {name!r}"] if len(layers) > 1 else []
-                more += [f"which lacks {new[0].rpartition('.')[0]!r} without --variants.{name}.{new[0]}"] if new else []
-                raise ValueError(f"{error}" + (f" ({', '.join(more)})" if more else "")) from error
-
-        found, partial = lay(layers, options, recipe, read)
-        recipes = Recipes(found)
-        recipes.partial = partial
-        return recipes
+        return _resolve(values, asked, path)
     except ValueError as error:
-        asked = next((option for option in flat(overrides or {}) if str(error).startswith(f"{option}:")), None)
-        where = f"{path}: " if asked is None else "--"  # the file has no part in what an option says
-        raise ValueError(f"{where}{error}{_how(error)}") from error
+        cause = _cause(error)
+        told = None if isinstance(cause, FieldMissing) else of_option(str(error), asked, without)
+        raise ValueError(f"{told or f'{path}: {error}'}{_how(cause)}") from error
 
 
-def _how(error: BaseException | None) -> str:
-    """How to give the field that is missing, or where the one is that is not at the top, if that is what is wrong."""
+def _resolve(values: Values, asked: Values, path: Path) -> Recipes:
+    """`resolve`, whose errors do not say whether the file or an option is at fault."""
+    values = configs.merge({}, values)
+    variants, own, seeds, options = _asked(values, asked)
+    for given in (values, options):
+        if given.get("plugins"):
+            given["plugins"] = _beside(path, given["plugins"])
+    load_plugins(options.get("plugins", values.get("plugins")) or ())
+    recipe, laid = recipe_class(), _with_seeds(variants, seeds)
+    values = configs.named(recipe, values)
+    layers = {str(name): configs.named(recipe, configs.merge(values, over or {})) for name, over in laid.items()}
+
+    def read(name: str, laid: Values) -> Recipe:
+        over = own.get(name, own.get(method_of(name)))
+        try:
+            return configs.read(recipe, configs.merge(laid, over or {}))
+        except NoSuchField:
+            raise
+        except ValueError as error:
+            new = [option for option in flat(over or {}) if lacks(laid, option, recipe)]
+            more = [f"variant {name!r}"] if len(layers) > 1 else []
+            more += [f"which lacks {new[0].rpartition('.')[0]!r} without --variants.{name}.{new[0]}"] if new else []
+            raise ValueError(f"{error}" + (f" ({', '.join(more)})" if more else "")) from error
+
+    found, partial = lay(layers, options, recipe, read)
+    recipes = Recipes(found)
+    recipes.partial = partial
+    return recipes
+
+
+def _cause(error: BaseException | None) -> FieldError | None:
+    """The mistake about a field that is missing or unknown, if that is what is wrong."""
     while error is not None and not isinstance(error, FieldMissing | NoSuchField):
         error = error.__cause__
+    return error
+
+
+def _how(error: FieldError | None) -> str:
+    """How to give the field that is missing, or where the one is that is not at the top."""
     if isinstance(error, FieldMissing):
         return f"; give it in the recipe, or as --{error.place} VALUE"
     name = error.place if error is not None else ""
@@ -154,10 +173,9 @@ def _how(error: BaseException | None) -> str:
     return f"; stages have it: {few(owners)}" if owners else ""
 
 
-def _asked(values: Values, overrides: Values) -> tuple[Values, Values, object, Values]:
+def _asked(values: Values, asked: Values) -> tuple[Values, Values, object, Values]:
     """(variants, what is asked of single variants, seeds, what is asked of all); takes the first and third off
-    `values`."""
-    asked = flat(overrides)
+    `values`. asked: the options, `flat`."""
     split = {key: {k: v for k, v in asked.items() if k.split(".")[0] == key} for key in ("variants", "seeds")}
     options = {key: value for key, value in asked.items() if key.split(".")[0] not in split}
     variants, seeds = values.pop("variants", None) or {"main": {}}, values.pop("seeds", None)
