@@ -205,8 +205,16 @@ def test_a_plugin_that_takes_a_name_of_ours_is_told_so(tmp_path):
     (tmp_path / "mine.py").write_text(source.replace("TwoPoints", "GaussianReference"))
     path = tiny.write(tmp_path, plugins=[str(tmp_path / "mine.py")])
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"the name 'gaussian' is taken by dmvae.references.gaussian"):
+        with pytest.raises(ValueError, match=r"the name 'gaussian' is taken by class \w+ of \S+/references/gaussian.py"):
             load(path)
+
+
+def test_two_plugins_that_take_one_name_are_told_by_class_and_file(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.py").write_text(renamed("both_"))
+    path = tiny.write(tmp_path, plugins=["one.py", "two.py"])
+    with pytest.raises(ValueError, match=rf"two.py, .* is taken by class (\w+) of {re.escape(str(tmp_path))}/one.py"):
+        load(path)
 
 
 HEAD = """from dataclasses import dataclass

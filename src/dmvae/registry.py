@@ -66,8 +66,8 @@ def register(name: str) -> Callable[[T], T]:
         there = members.get(name)
         if there is not None and (there.__module__, there.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ValueError(
-                f"{_file_of(cls.__module__)}: class {cls.__qualname__}: the name {name!r} is taken by "
-                f"{there.__module__}.{there.__qualname__}"
+                f"{_file_of(cls.__module__)}: class {cls.__qualname__}: the name {name!r} is taken by class "
+                f"{there.__qualname__} of {_file_of(there.__module__)}"
             )
         cls.type = name
         members[name] = cls
