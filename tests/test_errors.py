@@ -311,6 +311,7 @@ def test_a_dry_run_tells_what_is_missing(tmp_path, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "missing: generator.batch_size: 49 is larger than the data set (48 images); use at most 48" in out
     assert 'pip install "dmvae[lpips]"' in out
+    assert out.splitlines()[-1] == "2 things are missing, as said above the values"
 
 
 def test_an_option_before_the_recipe(tmp_path, capsys):

@@ -61,9 +61,12 @@ def run(command: str, arguments: list[str], commands: Sequence[str] = ("run", "s
         recipes, said = fit(recipes, flat(overrides))
         for line in said:
             console.print(line)
-        print_plan(recipes, Machine.here())
+        obstacles = print_plan(recipes, Machine.here())
         console.print("\nresolved values:")
-        return print_values(recipes)
+        print_values(recipes)
+        if obstacles:
+            console.print(f"\n{counted(len(obstacles), 'thing is', 'things are')} missing, as said above the values")
+        return
     how = next(iter(recipes.values())).run
     with joined(how.timeout):
         run_dir = Path(how.dir)
