@@ -205,7 +205,9 @@ def test_a_plugin_that_takes_a_name_of_ours_is_told_so(tmp_path):
     (tmp_path / "mine.py").write_text(source.replace("TwoPoints", "GaussianReference"))
     path = tiny.write(tmp_path, plugins=[str(tmp_path / "mine.py")])
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"the name 'gaussian' is taken by class \w+ of \S+/references/gaussian.py"):
+        with pytest.raises(
+            ValueError, match=r"the name 'gaussian' is taken by class \w+ of \S+/references/gaussian.py"
+        ):
             load(path)
 
 
