@@ -135,6 +135,10 @@ def test_pipelines_and_tokenizers(tmp_path, folders, capsys, monkeypatch):
         nothing.setattr("dmvae.commands.measurements.features_of", None)  # told before a sample is drawn
         code, said = complain(capsys, "samples", pipeline, folders[1], "--features", FEATURES)
         assert (code, "draws images of 12 pixels, and those of" in said, "--size 12" in said) == (2, True, True)
+        (tmp_path / "wide").mkdir()
+        Image.new("RGB", (20, 12)).save(tmp_path / "wide/0.png")
+        code, wide = complain(capsys, "samples", pipeline, tmp_path / "wide", "--features", FEATURES)
+        assert (code, "not square: give --size 12, the pipeline's, to crop" in wide) == (2, True), wide
         (tmp_path / "cut").mkdir()
         for i in range(3):
             (tmp_path / f"cut/{i}.png").write_bytes((test / f"{i:03}.png").read_bytes()[: 60 if i == 1 else None])

@@ -183,6 +183,8 @@ def test_a_folder_of_diffusers_opens_as_it_is(tmp_path):
     foreign.diffusers_model("AutoencoderTiny").save_pretrained(tmp_path / "tiny")
     with pytest.raises(ValueError, match="its config has no sample_size; give --size"):
         open_tokenizer(str(tmp_path / "tiny"))
+    with pytest.raises(ValueError, match=r"image size 31 is not a multiple of 2, the stride .*; give --size 30 or 32$"):
+        open_tokenizer(str(tmp_path / "kl"), 31)
     (tmp_path / "other").mkdir()
     (tmp_path / "other/config.json").write_text('{"_class_name": "UNet2DModel"}')
     with pytest.raises(ValueError, match="has no autoencoder 'UNet2DModel'"):

@@ -210,8 +210,11 @@ def measure_samples(
         "dtype": "bfloat16" if uses_bf16(setting.device, precision) else "float32",
         "ema": model.transformer.config.get("_ema", "unknown"),
     }
-    setting.require_size(reference, images.facts["size"], "the pipeline draws")
-    reals = setting.comparable(reference)  # hours of drawing would be lost to a broken image there
+    try:  # hours of drawing would be lost to a broken image there
+        setting.require_size(reference, images.facts["size"], "the pipeline draws")
+        reals = setting.comparable(reference)
+    except ValueError as error:
+        raise ValueError(str(error).replace("--size N", f"--size {images.facts['size']}, the pipeline's,")) from error
     fakes = features_of(setting.extractors, images, setting.batch_size, "samples")
     return _result(*setting.compare(reals, fakes, "g"))
 

@@ -193,7 +193,8 @@ def open_tokenizer(place: str, size: int | None = None) -> Tokenizer:
             raise ValueError(f"{place}: its config has no sample_size; give --size")
         return adapt(source, size=found, channels=int(config.get("in_channels", 3)), pretrained=True)
     except ValueError as error:
-        raise ValueError(str(error).replace("pretrained.path: ", "").replace("pretrained: ", "")) from error
+        told = str(error).replace("pretrained.path: ", "").replace("pretrained: ", "")
+        raise ValueError(told.replace("set data.size to", "give --size")) from error
 
 
 def tokenizer_class(folder: str | Path) -> type[Tokenizer]:
