@@ -56,8 +56,8 @@ class Run:
         return self.dir / "report.html"
 
     def folder(self, stage: str, variant: str | None = None) -> Path:
-        """The folder of a stage. Raises ValueError for a method that is not there, and where the stage is not there or not
-        finished."""
+        """The folder of a stage. Raises ValueError for a method that is not there, and for a stage that is not there or
+        not finished."""
         variant = variant or self.variants[0]
         if variant not in self.variants:
             raise ValueError(f"{self.dir}: no method is called {variant!r}{nearest(variant, self.variants)}")
