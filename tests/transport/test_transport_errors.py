@@ -34,9 +34,9 @@ def test_sets_of_other_shapes(name):
         TWO_SETS[name](torch.zeros(5, 3, 2, 2), torch.zeros(5, 3, 2, 2))
 
 
-@pytest.mark.parametrize("name", TWO_SETS)
+@pytest.mark.parametrize("name", ["sliced", "energy", "mmd", "moments", "drift"])
 def test_a_batch_too_small(name):
-    least = 4 if name == "moments" else 2
+    least = 3 if name == "moments" else 2
     with pytest.raises(ValueError, match=f"z has 1 vectors; at least {least}.*larger batch"):
         TWO_SETS[name](torch.zeros(1, 3), torch.zeros(5, 3))
 

@@ -17,10 +17,13 @@ from dmvae.transport.sinkhorn import sinkhorn_divergence
 @register("sinkhorn")
 @dataclass(frozen=True, kw_only=True)
 class Sinkhorn(BetweenSamples):
-    """The debiased Sinkhorn divergence (arXiv 1810.08278), where no vector is assigned to itself.
+    """The debiased Sinkhorn divergence (arXiv 1810.08278).
 
     Gradient at z_i of n: (T_zz(z_i) - T_zy(z_i)) / n, where T_zy(z_i) = n sum_j P_ij y_j is the mean of the samples
-    that z_i is assigned by the balanced plan P, and T_zz(z_i) that of the other latents in a plan of z to itself.
+    that z_i is assigned by the balanced plan P, and T_zz(z_i) that of the latents in a plan of z to itself, near z_i.
+
+    For views of few dimensions, as tokens of few channels. In many, each latent is nearest to itself by far and samples
+    are strangers, whose mean is nearer the middle: latents that follow the reference already shrink.
     """
 
     vectors: BatchSize = 512

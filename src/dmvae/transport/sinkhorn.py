@@ -20,8 +20,7 @@ def plan(cost: Tensor, eps: float, iterations: int = ITERATIONS) -> tuple[Tensor
     the cost of the regularised transport.
 
     Sinkhorn's iterations in log space, so that a small eps does not underflow; the last one makes the rows exact. For
-    eps -> 0 and n = m it is 1 / n times the permutation of the assignment problem. eps is in units of the cost. A pair
-    of infinite cost is never coupled; every row and column needs one that is not.
+    eps -> 0 and n = m it is 1 / n times the permutation of the assignment problem. eps is in units of the cost.
     """
     require_positive(eps=eps, iterations=iterations)
     f, g = potentials(cost, eps, iterations)
@@ -41,7 +40,7 @@ def potentials(
     f, g = cost.new_zeros(n), cost.new_zeros(m)
     first = eps
     if start is None:
-        first = max(eps, float(cost.masked_fill(cost.isinf(), -math.inf).max() - cost.min()))
+        first = max(eps, float(cost.max() - cost.min()))
     else:
         f = -eps * (((start - cost) / eps).logsumexp(1) - math.log(m))
     for i in range(iterations):
@@ -67,35 +66,26 @@ def divided(costs: Tensor) -> Tensor:
 
 
 def sinkhorn_divergence(z: Tensor, y: Tensor, eps: float = 0.05, iterations: int = ITERATIONS) -> Tensor:
-    """S(z, y) = OT(z, y) - OT(z, z) / 2 - OT(y, y) / 2 with cost |z - y|^2 / 2 (Feydy et al., arXiv 1810.08278), where
-    no vector is assigned to itself.
+    """S(z, y) = OT(z, y) - OT(z, z) / 2 - OT(y, y) / 2 with cost |z - y|^2 / 2 (Feydy et al., arXiv 1810.08278).
 
-    Its gradient at z_i is (T_zz(z_i) - T_zy(z_i)) / n, where T_zy(z_i) = sum_j P_ij y_j / sum_j P_ij is the mean of the
-    samples that z_i is assigned by the plan P, and T_zz that of the other latents. eps is relative to the mean squared
-    distance of z and y.
-
-    The published divergence has the pairs of a vector with itself, at cost 0, in OT(z, z) and OT(y, y): it is 0 for
-    equal sets. But samples are not equal sets. In many dimensions each is nearest to itself by far, T_zz(z_i) is about
-    z_i while T_zy(z_i) is a mean of strangers nearer the middle, and latents that follow the reference already would
-    shrink to 0.3 of its spread. Without these pairs both are means of strangers, and two samples of one distribution
-    are about 0 apart, where single values may be negative. It is for new latents in each turn: of one small set that is
-    compared whole in every turn, the same few push each other out (docs/results/toys.md).
+    Without the terms OT(z, z) and OT(y, y), latents would shrink towards the means of the samples that they are
+    assigned; with them, S is 0 for equal sets and positive for others. Its gradient at z_i is (T_zz(z_i) - T_zy(z_i)) /
+    n, where T_zy(z_i) = sum_j P_ij y_j / sum_j P_ij is the mean of the samples that z_i is assigned by the plan P, and
+    T_zz that of the latents. eps is relative to the mean
+    squared distance of z and y.
     """
-    require_vectors(z, y, least=2)
+    require_vectors(z, y)
     y = y.to(z)
     scale = eps * float(0.5 * squares(z.detach(), y).mean().clamp_min(1e-12))
     require_positive(eps=eps, iterations=iterations)
-    among = [_cost(x, x, scale, iterations, same=True) for x in (z, y)]
-    return _cost(z, y, scale, iterations) - 0.5 * among[0] - 0.5 * among[1]
+    return _cost(z, y, scale, iterations) - 0.5 * _cost(z, z, scale, iterations) - 0.5 * _cost(y, y, scale, iterations)
 
 
-def _cost(a: Tensor, b: Tensor, eps: float, iterations: int, same: bool = False) -> Tensor:
-    """OT_eps(a, b), whose gradient is that of the cost at the plan (the envelope theorem: potentials are optimal).
-    same: b is a, and no vector is assigned to itself."""
+def _cost(a: Tensor, b: Tensor, eps: float, iterations: int) -> Tensor:
+    """OT_eps(a, b), whose gradient is that of the cost at the plan (the envelope theorem: potentials are optimal)."""
     cost = 0.5 * squares(a, b)
-    itself = torch.eye(len(a), dtype=torch.bool, device=a.device) if same else None
     with torch.no_grad():
-        p, value = plan(cost if itself is None else cost.masked_fill(itself, math.inf), eps, iterations)
+        p, value = plan(cost, eps, iterations)
     moved = (p * cost).sum()
     return value + moved - moved.detach()
 
