@@ -1,6 +1,7 @@
 """A reference whose labels mean nothing: what is matched is the distribution of all latents, not that of each class."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from dmvae.references.gaussian_mixture import GaussianMixture, joint_weights
 from dmvae.runtime.random import Random
 
 SHAPE, CLASSES = (4, 1, 1), 2
+FUNCTIONS = Path(__file__).parents[1] / "references" / "fixed_reference.py"
 MEANS = torch.stack([torch.full(SHAPE, -1.0), torch.full(SHAPE, 1.0)])
 
 
@@ -55,7 +57,7 @@ def test_its_samples_come_without_labels():
         ({"type": "mixture", "conditional": False}, False),
         ({"type": "mixture"}, True),
         ({"type": "features"}, True),
-        ({"type": "function", "function": "fixed_reference:zeros"}, False),
+        ({"type": "function", "function": f"{FUNCTIONS}:zeros"}, False),
     ],
     ids=str,
 )
