@@ -25,7 +25,7 @@ class Clouds:
 
 
 def inputs_of(cloud, labelled, monkeypatch):
-    config = SimpleNamespace(distribution=SimpleNamespace(labelled=labelled))
+    config = SimpleNamespace(distribution=SimpleNamespace(labelled_for=lambda _: labelled))
     monkeypatch.setattr(arrival, "config_of", lambda inputs: config)
     of = {
         "normalisation.safetensors": {"mean": torch.ones(SHAPE[0]), "std": torch.full((SHAPE[0],), 3.0)},
