@@ -69,7 +69,7 @@ def test_a_stage_that_begins_anew_beside_an_unfinished_one_says_why(tmp_path):
     told = begun_anew(tmp_path / "run", jobs)
     assert len(told) == 2
     for variant, line in zip(("matched", "kl"), told, strict=True):
-        assert line.startswith(f"{variant}/tokenizer: begins anew, for tokenizer.learning_rate is 0.5 and was 0.0001;")
+        assert line.startswith(f"{variant}/tokenizer: begins anew, as tokenizer.learning_rate is 0.5 and was 0.0001;")
         (there,) = re.findall(r"the earlier command goes on with (\S+), which is not finished", line)
         assert (Path(there) / "checkpoints").is_dir()
         assert "generator" not in line, "which comes after it"

@@ -125,7 +125,7 @@ def begun_anew(run_dir: Path, jobs: Sequence[Job]) -> list[str]:
             if place.partition(".")[0] not in after
         ]
         told[there] = (
-            f"{job.variant}/{job.stage.name}: begins anew, for {few(fields) or 'its data or a plugin have changed'}; "
+            f"{job.variant}/{job.stage.name}: begins anew, as {few(fields) or 'its data or a plugin have changed'}; "
             f"the earlier command goes on with {there}, which is not finished"
         )
     return list(told.values())
