@@ -82,7 +82,7 @@ def test_a_run_and_a_dry_run_say_so(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(pipeline, "_run", lambda *_: None)
     pipeline.run(recipes, tmp_path / "run")
     out = "".join(capsys.readouterr().out.split())
-    assert out.count("kl/tokenizer:beginsanew,forlosses.l1is0.5andwas1.0;") == 2
+    assert out.count("kl/tokenizer:beginsanew,aslosses.l1is0.5andwas1.0;") == 2
     pipeline.run(recipes, tmp_path / "run")
     assert "anew" not in capsys.readouterr().out, "links and recipes are of this one now"
 
