@@ -148,6 +148,10 @@ class Matching(Registered):
         """How many latents of the turns before `loss` wants: `context.recent`."""
         return 0
 
+    def parts(self) -> dict[str, Matching]:
+        """The objectives that pull, by their place below this one's: itself, where it has no others."""
+        return {"": self}
+
     def problems(self, batch_size: int, num_classes: int, reference: ReferenceConfig) -> Iterator[str]:
         """What does not fit batches of that many images of so many classes, or the reference; before any stage runs."""
         yield from ()

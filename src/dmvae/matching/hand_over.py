@@ -62,10 +62,13 @@ class HandOver(Matching):
     def needs_recent(self) -> int:
         return max(self.far.needs_recent, self.near.needs_recent)
 
+    def parts(self) -> dict[str, Matching]:
+        return {".far": self.far, ".near": self.near}
+
     def problems(self, batch_size: int, num_classes: int, reference: ReferenceConfig) -> Iterator[str]:
-        for name, part in (("far", self.far), ("near", self.near)):
+        for name, part in self.parts().items():
             for problem in part.problems(batch_size, num_classes, reference):
-                yield problem.replace("matching.objective.", f"matching.objective.{name}.")
+                yield problem.replace("matching.objective.", f"matching.objective{name}.")
 
     def loss(
         self,

@@ -7,23 +7,15 @@ from collections.abc import Iterator
 from dmvae.inputs import Inputs
 from dmvae.matching import Matching
 from dmvae.matching.between import BetweenSamples
-from dmvae.matching.hand_over import HandOver
 from dmvae.stages.reference import ReferenceTraining
-
-
-def parts_of(objective: Matching) -> dict[str, Matching]:
-    """Place in the recipe -> the objective that stands there: a hand-over's two, or the one itself."""
-    place = "matching.objective"
-    if isinstance(objective, HandOver):
-        return {f"{place}.far": objective.far, f"{place}.near": objective.near}
-    return {place: objective}
 
 
 def unmet(objective: Matching, reference: ReferenceTraining, label_dropout: float, inputs: Inputs) -> Iterator[str]:
     """The problems of an objective with that reference, of a matching with that `label_dropout`."""
     distribution = reference.distribution
     labelled = distribution.labelled_for(inputs)
-    for place, part in parts_of(objective).items():
+    for name, part in objective.parts().items():
+        place = f"matching.objective{name}"
         if getattr(part, "labels", False) and distribution.labelled and not labelled:  # else its own `problems` say so
             yield (
                 f"{place}.labels: {distribution.type!r} gives latents without labels, so there are no classes to match "
@@ -41,9 +33,9 @@ def unmet(objective: Matching, reference: ReferenceTraining, label_dropout: floa
             "reference.label_dropout": (reference.label_dropout, part.needs_teacher and not distribution.closed_form),
             "matching.label_dropout": (label_dropout, part.has_student),
         }
-        for name, (share, asked) in learned.items():
+        for field, (share, asked) in learned.items():
             if asked and share == 0:
                 yield (
-                    f"{place}.guidance: {guidance:g} asks for velocities without a label, which {name}: 0 teaches "
-                    f"nobody; give {name} a share such as 0.1, or guidance 1"
+                    f"{place}.guidance: {guidance:g} asks for velocities without a label, which {field}: 0 teaches "
+                    f"nobody; give {field} a share such as 0.1, or guidance 1"
                 )
