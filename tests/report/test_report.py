@@ -151,6 +151,14 @@ def test_names_are_escaped(tmp_path):
     Balanced(text)
 
 
+def test_the_generators_losses_are_told_and_not_ranked(tmp_path):
+    for count, told in ((2, "for <b>m0</b>, "), (5, " to ")):
+        jobs = build(tmp_path / str(count), tuple(f"m{i}" for i in range(count)), ("tokenizer", "generator"))
+        text = write_report(tmp_path / str(count), jobs).read_text()
+        words = text.partition("Mean over the last tenth of training: ")[2].partition("</p>")[0]
+        assert told in words
+
+
 def test_a_report_is_the_same_when_written_again(tmp_path):
     jobs = build(tmp_path, ("one", "two"), ("tokenizer", "generator"))
     assert write_report(tmp_path, jobs).read_text() == write_report(tmp_path, jobs).read_text()

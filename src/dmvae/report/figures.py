@@ -24,8 +24,8 @@ OTHERS = (
         "",
         0,
         "{:.3f}",
-        "loss of the generator on test latents; lower means latents that are easier to model, which is not in itself "
-        "a better picture, so it is not ranked",
+        "loss of the generator on test latents; a part of it cannot be learned away, which is small where latents fill "
+        "few dimensions, so it is not ranked: sampled latents say how well they are modelled",
     ),
     Figure(
         "sampled_told",
