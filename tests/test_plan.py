@@ -139,6 +139,12 @@ def test_operations_time_and_disk_of_one_product(tmp_path, capsys):
     assert [second[1], *second[4:]] == [f"{state}.0 MiB", f"{flops / 1e12:.3g}", "2.0 h", f"{disk}.0 MiB"]
 
 
+def test_a_stage_that_trains_no_network_has_no_steps(tmp_path, capsys):
+    path = str(tiny.write(tmp_path, variants={"matched": {}}, reference__distribution={"type": "gaussian"}))
+    main(["plan", path, *PLAN[:2], "--memory", "80GB"])
+    assert [row[1:-1] for row in rows(capsys.readouterr().out, "reference")] == [[""] * 5, [""] * 5]
+
+
 def test_variants_that_train_the_same_have_one_table(tmp_path, capsys):
     variants = {"one": {}, "two": {"sample.steps": 3}, "three": {"generator.steps": 7}, "four": {"decoder.steps": 9}}
     main(["plan", str(tiny.write(tmp_path, variants=variants)), *PLAN[:2], "--memory", "80GB"])

@@ -104,7 +104,9 @@ def print_plan(recipes: dict[str, Recipe], machine: Machine) -> list[str]:
             if issubclass(stage, TrainingStage):
                 try:
                     with console.status(f"counts a step of {stage.name}"):  # tens of seconds for large networks
-                        costs[stage.name] = _cost(stage, recipe, classes, machine)
+                        cost = _cost(stage, recipe, classes, machine)
+                    if cost.trained:  # a reference in closed form, or one without a teacher, takes no steps
+                        costs[stage.name] = cost
                 except ValueError as error:  # what the stage would stop at, told perhaps with its place before
                     found += [] if any(line.endswith(str(error)) for line in found) else [str(error)]
                 except AssertionError:  # what does not fit together cannot be built
