@@ -1,5 +1,7 @@
 """Synthetic references: norms, bounds, moments, what the mixture takes from files and from fits."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -178,6 +180,9 @@ def test_a_function_has_labels_where_it_returns_some(make, tmp_path):
         classwise = configs.read(Matching, {"type": "transport", "labels": True})
         found = list(unmet(classwise, inputs.sections.reference, 0.1, inputs))
         assert [problem.partition(":")[0] for problem in found] == ([] if labelled else ["matching.objective.labels"])
+        always = replace(inputs.sections.reference, label_dropout=0.0)
+        found = list(unmet(configs.read(Matching, {"type": "dmd", "guidance": 1.0}), always, 0.0, inputs))
+        assert [problem.partition(":")[0] for problem in found] == ([] if labelled else ["reference.label_dropout"])
     with pytest.raises(ValueError, match=r"three returned 3 values; give latents alone, or \(latents, labels\)"):
         make.build(type="function", function=f"{tmp_path / 'mine.py'}:three")
 

@@ -27,14 +27,20 @@ def unmet(objective: Matching, reference: ReferenceTraining, label_dropout: floa
                 "no pairs of neighbours; give whole or token"
             )
         guidance = getattr(part, "guidance", 1.0)
-        if guidance == 1 or not labelled:  # an unlabelled reference is matched as "no label" alone
+        teacher = part.needs_teacher and not distribution.closed_form
+        if not labelled:  # then teacher and student are asked without a label alone, and the student learns no other
+            if teacher and reference.label_dropout == 0:
+                yield (
+                    f"reference.label_dropout: labels of {distribution.type!r} mean nothing, so its teacher is asked "
+                    "without one, and 0 teaches it no such velocities; give a share such as 0.1"
+                )
             continue
         learned = {
-            "reference.label_dropout": (reference.label_dropout, part.needs_teacher and not distribution.closed_form),
+            "reference.label_dropout": (reference.label_dropout, teacher),
             "matching.label_dropout": (label_dropout, part.has_student),
         }
         for field, (share, asked) in learned.items():
-            if asked and share == 0:
+            if asked and share == 0 and guidance != 1:
                 yield (
                     f"{place}.guidance: {guidance:g} asks for velocities without a label, which {field}: 0 teaches "
                     f"nobody; give {field} a share such as 0.1, or guidance 1"
