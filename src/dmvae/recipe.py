@@ -278,13 +278,27 @@ def _require_once(node: yaml.Node | None, seen: set[int]) -> None:
             _require_once(item, seen)
         return
     keys: set[str] = set()
+    inherited = set(_inherited(node))
     for key, value in node.value:
         if isinstance(key, yaml.ScalarNode) and key.value != "<<":
             names = {key.value, *_places(key, value)}
             if twice := sorted(names & keys):
                 raise yaml.MarkedYAMLError(problem=f"{twice[0]!r} stands there twice", problem_mark=key.start_mark)
+            if hidden := sorted((names - {key.value}) & inherited):  # YAML would put what is inherited last
+                problem = f"{hidden[0]!r} is inherited by << under that name, and would hide this one; write it so"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
             keys |= names
         _require_once(value, seen)
+
+
+def _inherited(node: yaml.MappingNode) -> Iterator[str]:
+    """The keys that a mapping has by << from others."""
+    for key, value in node.value:
+        if isinstance(key, yaml.ScalarNode) and key.value == "<<":
+            for base in value.value if isinstance(value, yaml.SequenceNode) else (value,):
+                if isinstance(base, yaml.MappingNode):
+                    yield from (str(inner.value) for inner, _ in base.value if inner.value != "<<")
+                    yield from _inherited(base)
 
 
 def _places(key: yaml.Node, value: yaml.Node) -> Iterator[str]:
