@@ -345,15 +345,6 @@ def test_a_dry_run_tells_what_a_run_would_stop_at(tmp_path, capsys, monkeypatch)
     assert not list(tmp_path.glob("run/stages/*"))
 
 
-@pytest.mark.slow
-def test_a_dry_run_counts_no_teacher_of_a_closed_form(tmp_path, capsys):
-    after = dict.fromkeys(("matching", "decoder", "generator", "sample", "evaluate"))
-    path = tiny.write(tmp_path, reference__distribution={"type": "gaussian"}, **after)
-    cli.main(["run", str(path), "--dry-run", "--variant", "matched"])
-    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("│ reference"))
-    assert "0.00 M" in row.split("│")[5]
-
-
 def test_importing_replaces_nothing_but_an_artifact(tmp_path, capsys):
     (tmp_path / "precious.txt").touch()
     code, error = complain(capsys, "import", "official-vae", "vae.pt", "--out", tmp_path)

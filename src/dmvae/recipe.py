@@ -270,12 +270,13 @@ def _with_seeds(variants: Values, seeds: object) -> Values:
 def _require_once(node: yaml.Node | None, seen: set[int]) -> None:
     """Raise YAMLError where a mapping has a key twice, of which YAML would take the last in silence, or a field under
     two spellings, `tokenizer.steps` and `tokenizer: {steps: ...}`."""
-    if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+    if id(node) in seen:  # an anchor's node stands in many places
         return
-    seen.add(id(node))  # an anchor's node stands in many places
+    seen.add(id(node))
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
             _require_once(item, seen)
+    if not isinstance(node, yaml.MappingNode):
         return
     keys: set[str] = set()
     inherited = set(_inherited(node))
