@@ -45,7 +45,8 @@ class TokenizerTraining(TrainingConfig):
     through a flow model's tokens; null is off."""
     noise: Annotated[float, Range(0, 1000)] = 0.0
     """tau of RAE's noise-augmented decoder (0.8 in RAE): it is trained on latents with noise of |N(0, tau^2)| standard
-    deviations, so that it can decode the imperfect latents of a generator; 0 is off."""
+    deviations, so that it can decode the imperfect latents of a generator; 0 is off. An encoder that trains along
+    keeps fewer directions then; `decoder.noise` leaves it as it is."""
     ema: Decay = 0.999
     """Decay of the averaged weights that are saved."""
 
