@@ -36,7 +36,7 @@ def write_report(run_dir: Path, jobs: list[Job]) -> Path:
         "samples": section("samples", "Generated images", pictures.samples(run)),
         "copies": section("copies", "Reconstructions", pictures.reconstructions(run)),
         "map": section("map", "Where the latents lie", latent_map.latent_map(run)),
-        "generator": section("generator", "How hard the latents are to model", training.generator(run)),
+        "generator": section("generator", "How the generators learn", training.generator(run)),
         "matching": section("matching", "Inside matching", training.health(run)),
         "training": section("training", "Training curves", training.curves(run)),
         "run": section("run", "What was run", what_was_run(run)),
