@@ -226,7 +226,7 @@ def test_a_recipe_that_is_not_yaml(tmp_path, capsys):
         ("extends: smoke\ntokenizer: {steps: 3}\ntokenizer: {noise: 0.1}", "'tokenizer' stands there twice"),
         (
             "variants: {a: &a {tokenizer.steps: 3}, b: {<<: *a, tokenizer: {steps: 4}}}",
-            "'tokenizer.steps' is inherited by << under that name, and would hide this one",
+            "'tokenizer.steps' is inherited by << and would hide this one; write tokenizer.steps: here too",
         ),
         ("extend: smoke", "extend: no such field; did you mean 'extends'?"),
         ("extends: smoke\nvariant: {a: {}}", "variant: no such field; did you mean 'variants'?"),

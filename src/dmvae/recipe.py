@@ -286,7 +286,7 @@ def _require_once(node: yaml.Node | None, seen: set[int]) -> None:
             if twice := sorted(names & keys):
                 raise yaml.MarkedYAMLError(problem=f"{twice[0]!r} stands there twice", problem_mark=key.start_mark)
             if hidden := sorted((names - {key.value}) & inherited):  # YAML would put what is inherited last
-                problem = f"{hidden[0]!r} is inherited by << under that name, and would hide this one; write it so"
+                problem = f"{hidden[0]!r} is inherited by << and would hide this one; write {hidden[0]}: here too"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
             keys |= names
         _require_once(value, seen)
