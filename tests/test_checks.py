@@ -63,6 +63,15 @@ def test_items_and_labels_are_looked_at(tmp_path, monkeypatch, data, message):
         checks._try_data(recipe, "test")
 
 
+def test_splits_that_name_classes_differently_are_told(tmp_path, monkeypatch):
+    recipe, test = load(tiny.write(tmp_path))["kl"], Own()
+    test.classes = ("b", "a", "c")
+    monkeypatch.setattr(checks, "open_dataset", lambda config, split: test if split == "test" else Own())
+    checks._try_data(recipe, "train")
+    with pytest.raises(ValueError, match="the test split has the classes b, a, c, not a, b, c"):
+        checks._try_data(recipe, "test")
+
+
 def test_every_split_is_looked_at_that_a_stage_reads(tmp_path, monkeypatch):
     recipe, seen = load(tiny.write(tmp_path))["kl"], []
     monkeypatch.setattr(checks, "_try_data", lambda recipe, split: seen.append(split))

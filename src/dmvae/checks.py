@@ -15,6 +15,7 @@ from dmvae.losses.discriminators import AdversarialConfig
 from dmvae.recipe import Recipe
 from dmvae.registry import nearest
 from dmvae.runtime import distributed
+from dmvae.runtime.words import few
 from dmvae.training.data import require_batch, require_split
 from dmvae.training.preparing import checkpoint_activations
 from dmvae.training.stage import AnyStage, AnyTraining, Buildable, Networks, TrainingStage
@@ -211,6 +212,9 @@ def _try_data(recipe: Recipe, split: Split) -> None:
                 f"{data.type!r}: item {i} of the {split} split has the label {label}, and .labels says {labels[i]}; a "
                 "transform of labels has to change both"
             )
+    named = tuple(open_dataset(data, "train").classes)
+    if tuple(dataset.classes) != named:
+        raise ValueError(f"{data.type!r}: the {split} split has the classes {few(dataset.classes)}, not {few(named)}")
     low, high = int(labels.min()), int(labels.max())
     if not 0 <= low <= high < classes:
         raise ValueError(f"{data.type!r}: labels run from {low} to {high}; there are {classes} classes")

@@ -3,6 +3,7 @@ import shutil
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from benchmarks import half_of_the_classes
@@ -274,6 +275,12 @@ def test_what_a_split_lacks_names_its_first_file(root, tmp_path):
     parquet(tmp_path / "b" / "train-1.parquet", {"image": images([2])})
     fails(tmp_path / "b", r"/train-0\.parquet \(first of 2 files of split train\): no column holds labels")
     assert Place("me/it", "train", [], [])() == "me/it, split train", "where the files are not here"
+
+
+def test_a_file_without_a_row_is_named(root):
+    table = pq.read_table(next(root.glob("train*.parquet")))
+    pq.write_table(table.slice(0, 0), root / "train-00009.parquet")
+    fails(root, r"train-00009\.parquet: has no row, or a group without one: delete it")
 
 
 def test_files_that_cannot_be_read(tmp_path, root):

@@ -104,6 +104,14 @@ def test_jpeg_files_have_pillow_s_pixels(tmp_path, options):
         assert np.array_equal(pixels.permute(1, 2, 0), np.asarray(stored))
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.webp", "a.jpg"])
+def test_an_image_whose_exif_block_is_damaged_counts_as_upright(tmp_path, name):
+    pixels = read(
+        tmp_path, flat(), name, exif=b"Exif\0\0xxxxnonsense", **({"lossless": True} if "webp" in name else {})
+    )
+    assert is_colour(pixels, RED, 3)
+
+
 def test_jpeg_files_of_four_colours_go_to_pillow(tmp_path):
     assert is_colour(read(tmp_path, flat().convert("CMYK"), "a.jpg", quality=100), RED, 3)
 
@@ -129,6 +137,8 @@ def test_broken_files_are_named(tmp_path):
     for name in ("cut.jpg", "empty.png", "text.png", "float.tif", "absent.png"):
         with pytest.raises(BrokenImage, match=name):
             read_image(tmp_path / name, 8, 3)
+    with pytest.raises(BrokenImage, match=r"cut\.jpg: image file is truncated"):
+        read_image(tmp_path / "cut.jpg", 8, 3)
     with pytest.raises(BrokenImage, match="empty file"):
         check_header(tmp_path / "empty.png")
     check_header(tmp_path / "cut.jpg")  # the damage is behind the header

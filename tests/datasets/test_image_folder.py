@@ -91,7 +91,7 @@ def test_no_split_is_empty(tmp_path, fraction):
     assert sum(sizes) == 3
 
 
-@pytest.mark.parametrize("held_out", ["test", "val", "valid"])
+@pytest.mark.parametrize("held_out", ["test", "val", "valid", "validation"])
 def test_split_folders_are_used(tmp_path, held_out):
     classes(tmp_path / "train")
     picture(tmp_path / held_out / "dog" / "a.png", 77)
@@ -190,6 +190,13 @@ def test_layout_errors_say_what_to_fix(tmp_path):
     classes(tmp_path / "odd" / "train")
     picture(tmp_path / "odd" / "test" / "fish" / "a.png", 1)
     fails(tmp_path / "odd", "class 'fish', which train/ has not", split="test")
+    classes(tmp_path / "bare" / "train")
+    picture(tmp_path / "bare" / "test" / "a.png", 1)
+    fails(tmp_path / "bare", "bare/test holds loose images, and train/ class folders: sort them", split="test")
+    for k, (one, other) in enumerate([("Train", "Test"), ("training", "testing"), ("train", "dev")]):
+        classes(tmp_path / f"called{k}" / one)
+        classes(tmp_path / f"called{k}" / other)
+        fails(tmp_path / f"called{k}", rf"has ({one}/, {other}|{other}/, {one})/: call its two splits train/ and test/")
     for i in range(3):
         (tmp_path / "junk" / "x").mkdir(parents=True, exist_ok=True)
         (tmp_path / "junk" / "x" / f"{i}.png").touch()

@@ -35,10 +35,15 @@ def build(data):
         Image.new("RGB", (8, 8), (7, 7, 7)),
         np.full((8, 8), 7, np.uint8),
         np.full((8, 8, 3), 7, np.uint8),
+        Image.new("RGB", (8, 8), (7, 7, 7)).quantize(4),
+        Image.new("RGBA", (8, 8), (7, 7, 7, 255)),
+        Image.new("LA", (8, 8), (7, 255)),
+        Image.fromarray(np.full((8, 8), 7 * 256, np.uint16)),
+        Image.fromarray(np.full((8, 8), 7 / 255, np.float32)),
         np.full((8, 8, 1), 7 / 255, np.float32),
         torch.full((1, 8, 8), 7 / 255),
     ],
-    ids=lambda image: f"{type(image).__name__}{getattr(image, 'shape', '')}",
+    ids=lambda image: f"{type(image).__name__}{getattr(image, 'shape', getattr(image, 'mode', ''))}",
 )
 @pytest.mark.parametrize("label", [2, np.int64(2), torch.tensor(2), True])
 def test_items_of_any_usual_form(image, label):
@@ -96,6 +101,38 @@ def test_a_limit_keeps_a_fixed_choice_of_all():
     assert len(part.labels.unique()) > 5, "and not the first classes alone"
     assert [int(part[i][1]) for i in range(20)] == part.labels.tolist()
     assert [int(part[i][0][0, 0, 0]) // 10 for i in range(20)] == part.labels.tolist()
+
+
+def test_both_sets_count_classes_alike():
+    """Without names: of a set that lacks the last class, and of few of many."""
+    train, test = made(30), Own((GOOD, label) for label in (0, 4))
+    key = offer(train, test)
+    assert [Instance(key=key).build(split).classes for split in ("train", "test")] == [tuple("01234")] * 2
+    train.targets, test.targets = [label for _, label in train], [0, 4]
+    key = offer(train, test)
+    assert Instance(key=key, limit=1).build("train").classes == tuple("01234")
+    train.classes = list("abcde")
+    key = offer(train, test)
+    assert Instance(key=key).build("test").classes == tuple("abcde")
+
+
+def test_sets_that_name_classes_differently_are_told():
+    train, test = made(30), made(30)
+    train.classes, test.classes = ["cat", "dog", "owl"], ["dog", "owl"]
+    with pytest.raises(
+        ValueError, match=r"train and test differ \(cat, dog, owl; dog, owl\), so a label would mean two"
+    ):
+        offer(train, test)
+
+
+def test_random_transforms_are_told():
+    class Turned(Own):
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            return image + torch.randint(3, image.shape, dtype=torch.uint8), label
+
+    with pytest.raises(ValueError, match=r"item 0 is another one each time it is read.*leave random transforms out"):
+        offer(Turned(made()), made())
 
 
 def test_labels_that_a_transform_changes_in_items_alone_are_told(tmp_path):

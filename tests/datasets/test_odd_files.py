@@ -42,6 +42,17 @@ def test_a_link_to_itself_is_as_one_that_leads_nowhere(images):
     assert len(data) == 5  # one is the test split
 
 
+def test_a_link_to_a_folder_above_it_counts_nothing_twice(images):
+    (images / "a/latest").symlink_to(".")
+    (images / "b/deep").mkdir()
+    (images / "b/deep/up").symlink_to("../..")
+    (images / "b/other").symlink_to("../a")
+    with pytest.warns(UserWarning, match=r"left out: .* leads back to a folder that it lies in") as warned:
+        entries, _ = scan(images)
+    assert len(entries) == 6 + 3, "a link to another folder is followed"
+    assert {str(w.message).split()[2].rpartition("/")[2] for w in warned} == {"latest", "up"}
+
+
 def test_a_cache_that_cannot_be_written_stops_nothing(images, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))

@@ -84,6 +84,11 @@ def test_names_of_classes(shards, tmp_path):
         classes=("owls",),
     )
     assert open_split(tmp_path / "t", label_extension="none").classes == ("all",)
+    assert open_split(tmp_path / "t", label_extension=".TXT", image_extension=".PNG").classes == ("cat", "owl")
+    tar(tmp_path / "j" / "train.tar", [("a.png", png(1)), ("a.json", b'{"label": 3}')])
+    fails(
+        tmp_path / "j", r"\.json of the train split: holds '{\"label\": 3}', JSON and no class", label_extension="json"
+    )
     fails(
         shards,
         r"x-train-000\.tar, member 0002\.png: label 2 is not in 0 to 1, the classes of data\.classes",

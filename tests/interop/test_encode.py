@@ -347,6 +347,32 @@ def test_a_broken_image_is_named_and_left_out(images, tokenizer, tmp_path, recwa
     assert any("cat/b.png" in str(w.message) for w in recwarn)
 
 
+def test_a_shard_of_broken_images_alone_is_left_out(images, tokenizer, tmp_path, capsys):
+    (images / "dog/e.png").write_bytes(b"broken")
+    for _ in range(2):
+        encode(images, tokenizer, tmp_path / "z", "--shard-size", "2")
+        assert "4 images in 2 files" in capsys.readouterr().out.replace("\n", " ")
+    for path in images.rglob("*.??g"):
+        path.write_bytes(b"broken")
+    assert "none of 5 images in" in complaint(capsys, encode, images, tokenizer, tmp_path / "y")
+
+
+def test_latents_too_large_for_their_type_are_told(images, tokenizer, tmp_path, capsys):
+    model = Autoencoder.from_pretrained(tokenizer)
+    [*model.bottleneck.parameters()][-1].data.fill_(1e6)
+    model.save_pretrained(tmp_path / "large")
+    encode(images, tmp_path / "large", tmp_path / "wide")
+    error = complaint(capsys, encode, images, tmp_path / "large", tmp_path / "y", "--dtype", "float16")
+    assert "latents are not finite in float16: its weights are damaged, or --dtype" in error
+
+
+def test_names_as_long_as_a_file_system_takes(images, tokenizer, tmp_path):
+    (images / "cat/b.png").rename(images / "cat" / ("\u732b" * 83 + ".png"))
+    encode(images, tokenizer, tmp_path / "z")
+    decode(tmp_path / "z", tokenizer, tmp_path / "back")
+    assert (tmp_path / "back/cat" / ("\u732b" * 83 + ".png")).is_file()
+
+
 def decoded_names(path):
     from safetensors import safe_open
 

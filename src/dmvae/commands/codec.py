@@ -71,8 +71,9 @@ def encode_images(
 
     A safetensors shard holds "latents" [n, C, H, W], not normalised, and "labels" int64 [n] (the class folder's
     number, 0 without class folders), its metadata "names": the relative paths, as JSON. A webdataset shard is a
-    tar of NAME.npy and NAME.cls, NAME the path without its suffix, or with it where two differ in nothing else.
-    Shards that are there are kept. Files that cannot be read are named and left out.
+    tar of NAME.npy and NAME.cls, NAME the path without its suffix, or with it where two differ in nothing else, with _
+    for each dot in it. Shards that are there are kept. Files that cannot be read are named and left out, and so is a
+    shard of nothing else.
 
     Raises ValueError for a folder without images, a size that is no multiple of the stride, an `out` that holds the
     latents of other images or of another tokenizer, or a number of images that is not positive.
@@ -83,10 +84,8 @@ def encode_images(
         raise ValueError(f"--size {size} is not a multiple of the tokenizer's stride {tokenizer.stride}")
     entries, classes = _images_in(images)
     files = Files(images, entries, size, tokenizer.config.in_channels)
-    with ThreadPoolExecutor(4) as pool:
-        contents = list(pool.map(ends, (images / e.path for e in entries)))
     plan = {
-        "images": digest([(e.path, e.bytes) for e in entries], contents),
+        "images": _contents(images, entries),
         "tokenizer": _digest(tokenizer),
         "size": size,
         "shard_size": shard_size,
@@ -110,19 +109,25 @@ def encode_images(
                     count, old, broken = count + there, old + there, broken + len(chosen) - there
                     bar.step(len(chosen))
                     continue
-                z, kept = _encoded(
-                    tokenizer, Loader(files, cuts(chosen, batch_size), workers, list), device, precision, bar
-                )
+                loader = Loader(files, cuts(chosen, batch_size), workers, list)
+                z, kept = _encoded(tokenizer, loader, device, precision, getattr(torch, dtype), bar)
                 count, broken = count + len(kept), broken + len(chosen) - len(kept)
                 if not kept:
-                    raise ValueError(
-                        f"none of {counted(len(chosen), 'image')} from {entries[start].path} on can be read"
-                    )
+                    paths.pop()
+                    continue
                 write = write_tar if form == "webdataset" else write_safetensors
-                write(path, z.to(getattr(torch, dtype)), [names[i] for i in kept], [entries[i].label for i in kept])
+                write(path, z, [names[i] for i in kept], [entries[i].label for i in kept])
+        if not paths:
+            raise ValueError(f"none of {counted(len(files), 'image')} in {images} can be read")
     left_out = f"; {broken} could not be read and were left out" if broken else ""
     console.print(f"{counted(count, 'image')} in {counted(len(paths), 'file')} below {out}{_of_before(old)}{left_out}")
     return paths
+
+
+def _contents(images: Path, entries: list[Entry]) -> str:
+    """A digest of what is encoded."""
+    with ThreadPoolExecutor(4) as pool:
+        return digest([(e.path, e.bytes) for e in entries], list(pool.map(ends, (images / e.path for e in entries))))
 
 
 def _encoded(
@@ -130,6 +135,7 @@ def _encoded(
     batches: Loader[list[tuple[Tensor | str, int]]],
     device: torch.device,
     precision: Precision,
+    dtype: torch.dtype,
     bar: Bar,
 ) -> tuple[Tensor, list[int]]:
     """(latents of the readable images, their numbers); the others are named in warnings."""
@@ -140,10 +146,11 @@ def _encoded(
             warnings.warn(f"left out: {message}", stacklevel=3)
         if good:
             with autocast(device, precision):
-                z = tokenizer.encode(as_input(torch.stack([x for x, _ in good]), device)).latents.cpu()
+                z = tokenizer.encode(as_input(torch.stack([x for x, _ in good]), device)).latents.cpu().to(dtype)
             if not z.isfinite().all():
                 raise ValueError(
-                    "the tokenizer's latents are not finite: its weights are damaged, or --precision too low"
+                    f"the tokenizer's latents are not finite in {str(dtype).removeprefix('torch.')}: its weights are "
+                    "damaged, or --dtype or --precision is too narrow for them"
                 )
             parts.append(z)
             kept += [i for _, i in good]

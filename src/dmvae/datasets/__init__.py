@@ -8,6 +8,7 @@ from typing import ClassVar, Literal, Protocol
 
 from torch import Tensor
 
+from dmvae.datasets import skipped
 from dmvae.ranges import Channels, Count, Pixels
 from dmvae.registry import Registered
 
@@ -108,6 +109,7 @@ def look_again() -> None:
     """Open data sets anew from now on: of a program that runs another recipe the data, or the plugin that reads them,
     may have changed."""
     _open.clear()
+    skipped.forget()
 
 
 def opened() -> dict[str, Dataset]:

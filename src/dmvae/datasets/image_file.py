@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import struct
 from io import BytesIO
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,7 +16,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from dmvae.datasets.memory import resize
 
-PIXELS = 2
+PIXELS = 3
 """Counts the ways of making pixels of files: in the names of decoded images that are kept, so that two do not mix."""
 ALWAYS = frozenset([".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"])
 SOMETIMES = frozenset([
@@ -78,14 +81,25 @@ def decode(file: Path | BytesIO, size: int, channels: int) -> Tensor:
 def _pixels(image: ImageFile.ImageFile, channels: int) -> Tensor:
     """uint8 [channels, h, w] of an opened image, upright. A plain JPEG file in colour goes to torchvision's decoder,
     the same library with less around it, which gives the same pixels in two thirds of the time; others to Pillow."""
-    upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+    upright = _orientation(image) == 1
     if upright and (image.format, image.mode, channels) == ("JPEG", "RGB", 3):
         assert image.fp is not None
         image.fp.seek(0)
-        return decode_jpeg(torch.frombuffer(bytearray(image.fp.read()), dtype=torch.uint8), mode=ImageReadMode.RGB)
-    ImageOps.exif_transpose(image, in_place=True)
-    values = torch.from_numpy(np.array(_flatten(image, "L" if channels == 1 else "RGB")))
+        data = torch.frombuffer(bytearray(image.fp.read()), dtype=torch.uint8)
+        with contextlib.suppress(RuntimeError):  # Pillow forgives more, and tells the rest
+            return decode_jpeg(data, mode=ImageReadMode.RGB)
+    if not upright:
+        ImageOps.exif_transpose(image, in_place=True)
+    values = torch.from_numpy(np.array(flatten(image, "L" if channels == 1 else "RGB")))
     return values[None] if channels == 1 else values.permute(2, 0, 1)
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 is upright, which is what an image counts as whose EXIF block is damaged: its pixels need not be."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except (SyntaxError, ValueError, struct.error, OSError):
+        return 1
 
 
 def check_header(path: Path) -> None:
@@ -103,7 +117,8 @@ def _broken(path: Path, error: Exception) -> BrokenImage:
     return BrokenImage(f"{path}: {why}")
 
 
-def _flatten(image: Image.Image, mode: str) -> Image.Image:
+def flatten(image: Image.Image, mode: Literal["L", "RGB"]) -> Image.Image:
+    """An image of any mode as grey or colour, as `decode` says. Raises ValueError for floats."""
     if image.mode.startswith("I"):  # "I" and "I;16*": Pillow itself would clip at 255
         pixels = np.asarray(image).astype(np.int64).clip(0, 65535)
         image = Image.fromarray((pixels >> 8).astype(np.uint8))

@@ -16,7 +16,9 @@ from dmvae.datasets.image_file import NEVER, SOMETIMES, SUFFIXES
 from dmvae.datasets.skipped import note
 from dmvae.runtime.words import counted
 
-HELD_OUT = ("test", "val", "valid")
+HELD_OUT = ("test", "val", "valid", "validation")
+ALMOST = frozenset(["train", "training", "trainset", "test", "testing", "testset", "dev", "eval", *HELD_OUT])
+"""What folders of splits are called, in small letters. Where a folder has nothing else they are no classes."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +40,17 @@ class Entry:
 def split_files(root: Path, split: Split, fraction: float) -> tuple[Path, list[Entry], tuple[str, ...]]:
     """(folder, files sorted by path, classes) of one split. Raises ValueError on an unclear layout.
 
-    train/ beside test/ (or val/, valid/) are the splits. Otherwise each file's path decides, so that
+    train/ beside test/ (or val/, valid/, validation/) are the splits. Otherwise each file's path decides, so that
     adding files never moves others across: about `fraction` of them are test images.
     """
     found = _folders(root)
     held_out = _held_out(found)
     if held_out and set(found) <= set(HELD_OUT):
         raise ValueError(f"data.root: {root} has {held_out}/ but no train/ beside it; add train/")
-    if len(apart := folders(root)) == 2:
+    apart = folders(root)
+    if len(apart) == 1 and len(found) > 1 and {name.lower() for name in found} <= ALMOST:
+        raise ValueError(f"data.root: {root} has {'/, '.join(found)}/: call its two splits train/ and test/")
+    if len(apart) == 2:
         train, classes = scan(apart[0])
         if split == "train":
             return apart[0], train, classes
@@ -76,7 +81,7 @@ def scan(folder: Path) -> tuple[list[Entry], tuple[str, ...]]:
     """Every image below `folder`, sorted by path, and the class names."""
     others: list[str] = []
     loose = list(_walk(folder, others, nested=False))
-    by_class = {name: list(_walk(folder / name, others)) for name in _folders(folder)}
+    by_class = {name: list(_walk(folder / name, others, above=(_place(folder),))) for name in _folders(folder)}
     _tell(folder, others)
     full = [name for name, entries in by_class.items() if entries]
     if not loose and not full:
@@ -114,6 +119,11 @@ def rank(path: str) -> float:
 def _relabel(folder: Path, classes: tuple[str, ...]) -> list[Entry]:
     """The held-out files, labelled as the training classes are."""
     entries, own = scan(folder)
+    if own == ("all",) and "all" not in classes:
+        raise ValueError(
+            f"data.root: {folder} holds loose images, and train/ class folders: sort them into such folders, or move "
+            f"{folder.name}/ away, and a tenth of train/, or another held-out folder beside it, is taken"
+        )
     unknown = [name for name in own if name not in classes]
     if unknown:
         raise ValueError(
@@ -151,17 +161,22 @@ def _suffix(path: str) -> str:
     return os.path.splitext(path)[1].lower()
 
 
-def _walk(folder: Path, others: list[str], nested: bool = True) -> Iterator[os.DirEntry]:
+def _walk(
+    folder: Path, others: list[str], nested: bool = True, above: tuple[tuple[int, int], ...] = ()
+) -> Iterator[os.DirEntry]:
     """The visible image files, links followed. What can be no image and would never end, such as a FIFO or a device, is
-    left out with a warning; a link that leads nowhere is taken along, to be told as an unreadable image. `others` gets
-    the files with other endings."""
+    left out with a warning, and so is a link to one of the folders `above` it; a link that leads nowhere is taken
+    along, to be told as an unreadable image. `others` gets the files with other endings."""
+    above = (*above, _place(folder))
     for entry in os.scandir(folder):
         if entry.name.startswith("."):
             continue
         mode = _stat(entry.path).st_mode
         if stat.S_ISDIR(mode):
-            if nested:
-                yield from _walk(Path(entry.path), others)
+            if nested and _place(entry.path) in above:
+                warnings.warn(f"left out: {entry.path} leads back to a folder that it lies in", stacklevel=2)
+            elif nested:
+                yield from _walk(Path(entry.path), others, above=above)
         elif _suffix(entry.name) not in SUFFIXES:
             others.append(entry.path)
         else:
@@ -175,6 +190,12 @@ def _walk(folder: Path, others: list[str], nested: bool = True) -> Iterator[os.D
 def _entry(entry: os.DirEntry, path: str, label: int) -> Entry:
     found = _stat(entry.path)
     return Entry(path, label, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def _place(folder: Path | str) -> tuple[int, int]:
+    """One for each folder, whatever links lead there."""
+    found = _stat(str(folder))
+    return found.st_dev, found.st_ino
 
 
 def _stat(path: str) -> os.stat_result:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol, SupportsIndex
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from dmvae.datasets import DatasetConfig, Split
 from dmvae.datasets.encoded import choose
+from dmvae.datasets.image_file import flatten
 from dmvae.datasets.memory import resize, to_channels
 from dmvae.datasets.pixels import as_uint8
 from dmvae.registry import register
 from dmvae.runtime.hashing import digest
+from dmvae.runtime.words import few
 
 HASHED = 64
 """Images of each set that tell it from others."""
@@ -37,9 +41,16 @@ def offer(train: Pairs, test: Pairs) -> str:
 
     The key is a digest of their lengths, of `targets` or `labels` and `classes` where they have these, and of HASHED
     items, so that the same data find the stages that they finished before. Raises ValueError for a set or an item that
-    is none.
+    is none, for items that change from one reading to the next, and for two sets that name classes differently.
     """
+    ours, theirs = (getattr(data, "classes", None) for data in (train, test))
+    if ours is not None and theirs is not None and list(ours) != list(theirs):
+        raise ValueError(
+            f"data: classes of train and test differ ({few(ours)}; {few(theirs)}), so a label would mean two things: "
+            "give both sets the classes of train, and number the labels of test so"
+        )
     key = digest(*(part for data in (train, test) for part in _sketch(data)))
+    _labels.cache_clear()
     for split, data in (("train", train), ("test", test)):
         _offered[f"{key} {split}"] = data
     return key
@@ -50,7 +61,14 @@ def _sketch(data: Pairs) -> list[object]:
         raise ValueError("data: a data set without items; give (image, label) items")
     chosen = np.linspace(0, len(data) - 1, min(HASHED, len(data))).astype(int).tolist()
     known = [told for told in (_known_labels(data), getattr(data, "classes", None)) if told is not None]
-    return [len(data), *known, *(part for i in chosen for part in as_item(data, i))]
+    items = [as_item(data, i) for i in chosen]
+    for i, item in zip(chosen, items, strict=True):
+        if digest(*as_item(data, i)) != digest(*item):
+            raise ValueError(
+                f"data: item {i} is another one each time it is read, so no run could be repeated or go on: leave "
+                "random transforms out (data.flip mirrors training images)"
+            )
+    return [len(data), *known, *(part for item in items for part in item)]
 
 
 def _known_labels(data: Pairs) -> list[int] | None:
@@ -70,42 +88,47 @@ class Instance(DatasetConfig):
     """What `offer` returned."""
 
     def build(self, split: Split) -> InstanceDataset:
-        data = _offered.get(f"{self.key} {split}")
-        if data is None:
+        if f"{self.key} {split}" not in _offered:
             raise ValueError("data: this data set lives in the program that made it; call dmvae.run there again")
-        return InstanceDataset(data, self, split)
+        return InstanceDataset(self, split)
+
+
+@cache
+def _labels(key: str, split: Split, limit: int | None) -> tuple[Tensor, int]:
+    """(labels of the items that `limit` leaves, how many classes those of all make): those that the data set names,
+    else those of its items, which are read once for it."""
+    data = _offered[f"{key} {split}"]
+    rows, known = choose(len(data), limit), _known_labels(data)
+    if known is None:
+        labels = all_labels = torch.tensor([as_label(_pair(data, i)[1], i) for i in rows])
+    else:
+        all_labels = torch.tensor(known, dtype=torch.int64)
+        labels = all_labels[list(rows)]
+    there, named = len(all_labels.unique()), int(all_labels.max()) + 1
+    if named > 2 * there + 10:
+        warnings.warn(
+            f"data: labels up to {named - 1} make {named} classes, of which {there} have images; number them from 0 on "
+            "unless you mean that",
+            stacklevel=5,
+        )
+    return labels, named
 
 
 class InstanceDataset:
     """The items as every data set here has them."""
 
-    def __init__(self, data: Pairs, config: Instance, split: Split) -> None:
-        self.data, self.config = data, config
-        self.rows = choose(len(data), config.limit)
+    def __init__(self, config: Instance, split: Split) -> None:
+        train, test = (_offered[f"{config.key} {name}"] for name in ("train", "test"))
+        self.data, self.config = train if split == "train" else test, config
+        self.rows = choose(len(self.data), config.limit)
         self.count = len(self.rows)
-        self.labels = self._labels()
-        names = getattr(data, "classes", None)
-        self.classes: tuple[str, ...] = (
-            tuple(map(str, names)) if names is not None else tuple(map(str, range(int(self.labels.max()) + 1)))
-        )
+        self.labels, _ = _labels(config.key, split, config.limit)
+        names = getattr(train, "classes", getattr(test, "classes", None))
+        if names is None:  # both splits count alike
+            names = range(max(_labels(config.key, name, config.limit)[1] for name in ("train", "test")))
+        self.classes = tuple(map(str, names))
         limited = () if config.limit is None else ("chosen",)
         self.fingerprint = digest(config.key, split, self.count, config.size, config.channels, *limited)
-
-    def _labels(self) -> Tensor:
-        """Those that the data set names, else those of its items, which are read once for it."""
-        known = _known_labels(self.data)
-        if known is None:
-            labels = torch.tensor([as_label(_pair(self.data, i)[1], i) for i in self.rows])
-        else:
-            labels = torch.tensor(known, dtype=torch.int64)[list(self.rows)]
-        there, named = len(labels.unique()), int(labels.max()) + 1
-        if named > 2 * there + 10:
-            warnings.warn(
-                f"data: labels up to {named - 1} make {named} classes, of which {there} have images; number them from "
-                "0 on unless you mean that",
-                stacklevel=4,
-            )
-        return labels
 
     def __len__(self) -> int:
         return self.count
@@ -150,6 +173,11 @@ def as_image(image: object, what: str) -> Tensor:
 
     Raises ValueError for anything else, naming `what`.
     """
+    if isinstance(image, Image.Image) and image.mode != "F":  # floats in [0, 1], as an array of them
+        try:
+            image = flatten(image, "L" if image.mode in ("1", "L", "LA", "La") or image.mode[0] == "I" else "RGB")
+        except ValueError as error:
+            raise ValueError(f"data: {what}: {error}") from error
     if isinstance(image, Tensor):
         shape, pixels = list(image.shape), image
     else:

@@ -17,6 +17,11 @@ def note(place: str, told: Sequence[str]) -> None:
         _skipped[place] = tuple(told)
 
 
+def forget() -> None:
+    """For a program that runs another recipe, whose data these are not."""
+    _skipped.clear()
+
+
 def write_skipped(run_dir: Path) -> tuple[int, Path]:
     """Write run_dir/skipped.txt, or remove the one of before where nothing was left out; (lines, file)."""
     path = run_dir / NAME

@@ -24,7 +24,6 @@ from dmvae.runtime.hashing import digest
 from dmvae.runtime.words import counted
 
 INDEX = 1  # changes when the index does
-TESTS = (*HELD_OUT, "validation")
 
 
 @register("webdataset")
@@ -49,7 +48,7 @@ class WebDataset(EncodedConfig):
 
     def build(self, split: Split) -> Dataset:
         shards = self._shards(split)
-        label = None if self.label_extension == "none" else self.label_extension
+        label = None if self.label_extension == "none" else _ending(self.label_extension)
         index = [self._index(shard, label) for shard in shards]
         self._report(index)
         source = Members(shards, index, self.limit)
@@ -75,7 +74,7 @@ class WebDataset(EncodedConfig):
             patterns = _braces(pattern, f"webdataset.{split}_shards")
             found = [f for f in files if any(fnmatch(_below(f, top), p) or fnmatch(f.name, p) for p in patterns)]
         else:
-            names = ("train",) if split == "train" else TESTS
+            names = ("train",) if split == "train" else HELD_OUT
             found = next((some for name in names if (some := [f for f in files if name in _words(f, top)])), [])
         if split != "train" and (self.train_shards or pattern) and (both := set(found) & set(self._shards("train"))):
             raise ValueError(
@@ -101,7 +100,7 @@ class WebDataset(EncodedConfig):
                 return Samples(**read_json(kept, dict))
         except (ValueError, TypeError) as error:
             warnings.warn(f"{error}: the index of {shard} is made anew", stacklevel=3)
-        samples = read_index(shard, self.image_extension and self.image_extension.lower(), label)
+        samples = read_index(shard, self.image_extension and _ending(self.image_extension), label)
         try:
             write_json(kept, asdict(samples))
         except OSError as error:  # a folder that is full or not ours costs the next stage some time and no more
@@ -166,6 +165,11 @@ class Members:
         return f"{self.shards[self.shard[index]]}, member {self.names[index].decode(errors='surrogateescape')}"
 
 
+def _ending(text: str) -> str:
+    """As members' are: without the dot before it, in small letters."""
+    return text.removeprefix(".").lower()
+
+
 def _number(text: str) -> int | None:
     """The number of a class, for which a few digits are enough."""
     return int(text) if re.fullmatch(r"[+-]?\d{1,18}", text) else None
@@ -175,6 +179,8 @@ def _classes(texts: Sequence[list[str]], where: str) -> tuple[str, ...]:
     """Names of the classes of the train split: those in the labels, sorted, or the numbers 0 to the largest."""
     found = {text for some in texts for text in some}
     numbers = [number for number in map(_number, found) if number is not None]
+    if (other := min((text for text in found if text.startswith(("{", "["))), default=None)) is not None:
+        raise ValueError(f"{where}: holds {other[:60]!r}, JSON and no class: write the class's number or name to .cls")
     if not numbers:
         return tuple(sorted(found))
     if len(numbers) < len(found):

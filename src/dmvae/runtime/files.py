@@ -19,6 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dmvae.runtime.hashing import digest
+
 T = TypeVar("T")
 SEAL = "crc32"
 """The name of a sealed file's checksum in it."""
@@ -33,8 +35,10 @@ def atomic_write(path: Path) -> Iterator[Path]:
     `path` is replaced, not followed. Raises OSError, also for the disk-full error that safetensors has of its own.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f"{path.name}.{os.getpid()}.part")  # nobody else's, where two write the same
-    old = path.with_name(f"{path.name}.{os.getpid()}.old.part")
+    # file systems take names of 255 bytes, and these are longer
+    name = path.name if len(os.fsencode(path.name)) < 220 else digest(path.name) + path.suffix[-8:]
+    scratch = path.with_name(f"{name}.{os.getpid()}.part")  # nobody else's, where two write the same
+    old = path.with_name(f"{name}.{os.getpid()}.old.part")
     remove(scratch)
     scratch.mkdir()  # a folder, so that the temporary files of who writes, such as safetensors, lie in it too
     part = scratch / path.name
