@@ -57,13 +57,15 @@ def write(blocks: Sequence[torch.Tensor], file: Path, zoom: int, names: Sequence
 
 
 def by_class(folder: Path, columns: int) -> torch.Tensor:
-    """uint8 [classes, columns, c, h, w]: first samples of the first classes, at the first guidance scale measured."""
-    scales = sorted(folder.glob("guidance-*"))
+    """uint8 [classes, columns, c, h, w]: first samples of the first classes, at the lowest guidance scale; fewer
+    columns where a class has fewer."""
+    scales = sorted(folder.glob("guidance-*"), key=lambda path: float(path.name.removeprefix("guidance-")))
     if not scales:
         raise ValueError(f"no samples in {folder}; a variant of several seeds is called NAME@SEED")
     shards = [load_file(path) for path in sorted(scales[0].glob("samples-*"))]
     images, labels = (torch.cat([shard[key] for shard in shards]) for key in ("images", "labels"))
-    return torch.stack([images[labels == label][:columns] for label in labels.unique()[:CLASSES]])
+    chosen = [images[labels == label] for label in labels.unique()[:CLASSES]]
+    return torch.stack([part[: min(columns, *map(len, chosen))] for part in chosen])
 
 
 def tile(block: torch.Tensor) -> torch.Tensor:

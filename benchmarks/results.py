@@ -4,10 +4,11 @@
     python -m benchmarks.results runs/references --baseline kl --columns psnr rfd gfd gfd@2 knn
 
 Methods of several seeds are a row of means and standard deviations. "gFD ratio" is a method's gFD over the baseline's,
-that of METHOD_2000 over BASELINE_2000 where there is one, seed by seed where both have several. Seeds and methods that
-have not ended are left out of it, and named. The folder gets tradeoff.svg (reconstruction against generation),
-parts.svg (what of gFD is the decoder's, against what is the generator's), maps.png (each reference beside the latents
-matched to it) and samples.png (a row a class, a block of columns for each of --samples).
+that of METHOD_2000 over BASELINE_2000 where there is one, seed by seed where both have several; a method that was
+measured otherwise than most has none. Seeds and methods that have not ended are left out of it, and named. The folder
+gets tradeoff.svg (reconstruction against generation), parts.svg (what of gFD is the decoder's, against what is the
+generator's), maps.png (each reference beside the latents matched to it) and samples.png (a row a class, a block of
+columns for each of --samples).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import argparse
 import re
 import statistics
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ from dmvae.report.run import COLOURS, Run
 
 RATIO = scores.Figure("ratio", "gFD ratio", "", -1, "{:.2f}", "gFD over the baseline's")
 Values = dict[str, list[float]]
-"""Figure -> its value at each seed."""
+"""Figure -> its value at each seed, and SEEDS -> which these are."""
+SEEDS = "@"
 
 
 def main() -> None:
@@ -51,7 +53,8 @@ def main() -> None:
         waiting = {job.variant for job in run.jobs if not job.finished}
         methods = by_method({name: row for name, row in run.methods.items() if name not in waiting})
         baseline = known.baseline or next(reversed(methods), "")
-        print(table(methods, baseline, Counter(map(method_of, run.variants)), known.columns))
+        unlike = set(map(method_of, run.summary.get("unlike", {})))
+        print(table(methods, baseline, Counter(map(method_of, run.variants)), known.columns, unlike))
     except ValueError as error:
         parser.error(str(error))
     if known.folder is not None:
@@ -67,16 +70,23 @@ def by_method(rows: dict[str, dict[str, Any]]) -> dict[str, Values]:
     """Method -> the figures that all of its seeds have."""
     grouped: dict[str, list[dict[str, Any]]] = {}
     for name, row in rows.items():
-        grouped.setdefault(method_of(name), []).append(row)
+        grouped.setdefault(method_of(name), []).append(row | {SEEDS: float(name.partition("@")[2] or 0)})
     return {
         method: {key: [row[key] for row in seeds] for key in seeds[0] if all(key in row for row in seeds)}
         for method, seeds in grouped.items()
     }
 
 
-def table(methods: dict[str, Values], baseline: str, asked: Mapping[str, int], wanted: list[str] | None = None) -> str:
+def table(
+    methods: dict[str, Values],
+    baseline: str,
+    asked: Mapping[str, int],
+    wanted: list[str] | None = None,
+    unlike: Container[str] = (),
+) -> str:
     """`asked`: every method of the recipe, with the number of its seeds; `methods` has those that ended. `wanted`: keys
-    of the columns, in order. Raises ValueError where none has ended, for a baseline or a column that is not there."""
+    of the columns, in order. `unlike`: methods whose distances compare with no other's. Raises ValueError where none
+    has ended, for a baseline or a column that is not there."""
     if not methods:
         raise ValueError("no method has ended; the command that started the run goes on with it")
     if baseline not in methods:
@@ -93,8 +103,9 @@ def table(methods: dict[str, Values], baseline: str, asked: Mapping[str, int], w
         row = methods.get(name, {})
         ended = max((len(values) for values in row.values()), default=0)
         cells = [cell(row[key], figure) if key in row else "" for key, figure in columns.items()]
-        beside = methods[like(name, baseline, methods)]
-        cells.append(cell(ratios(row["gfd"], beside["gfd"]), RATIO) if "gfd" in row else "")
+        beside = like(name, baseline, methods)
+        compared = "gfd" in row and "gfd" in methods[beside] and name not in unlike and beside not in unlike
+        cells.append(cell(ratios(row, methods[beside]), RATIO) if compared else "")
         seeds = f" ({ended} of {count} seeds)" if ended < count else f" ({count} seeds)"
         if not ended:
             cells[0] = "not ended"
@@ -109,10 +120,12 @@ def like(name: str, baseline: str, methods: Mapping[str, Values]) -> str:
     return same if "gfd" in methods.get(same, {}) else baseline
 
 
-def ratios(values: list[float], baseline: list[float]) -> list[float]:
-    if len(values) == len(baseline):
-        return [a / b for a, b in zip(values, baseline, strict=True)]
-    return [value / statistics.fmean(baseline) for value in values]
+def ratios(row: Values, baseline: Values) -> list[float]:
+    """gFD over the baseline's of the same seed where both have several and some in common, else over its mean."""
+    ours, theirs = (dict(zip(values[SEEDS], values["gfd"], strict=True)) for values in (row, baseline))
+    if min(len(ours), len(theirs)) > 1 and (both := ours.keys() & theirs.keys()):
+        return [ours[seed] / theirs[seed] for seed in sorted(both)]
+    return [value / statistics.fmean(theirs.values()) for value in ours.values()]
 
 
 def cell(values: list[float], figure: scores.Figure) -> str:

@@ -3,6 +3,7 @@
 import gc
 import json
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,8 +24,10 @@ from dmvae.evaluation.frechet import Statistics, frechet_distance
 from dmvae.evaluation.images import FolderImages, TensorImages
 from dmvae.evaluation.manifolds import memorisation
 from dmvae.evaluation.measure import measure_pairs, measure_sets
+from dmvae.evaluation.metrics import Figure, Metric, Scores, Sets, measured_latents, measured_sets
 from dmvae.interop.pipeline import DMVAEPipeline
 from dmvae.models.dit import LightningDiT
+from dmvae.runtime import distributed
 from dmvae.stages.sample import SampleConfig
 from dmvae.tokenizers.autoencoder import Autoencoder
 
@@ -256,6 +259,44 @@ def test_reference_features_are_computed_once(extractor, folders, cache, monkeyp
     assert again.manifest["features"]["weights"]
 
 
+def one_has(rank, folder, images):
+    """The first rank's folder has the features, the second one's has not."""
+    distributed.start()
+    extractor = parse_features(FEATURES).build()
+    (found,) = reference_features([extractor], FolderImages(images), 16, "x", folder=Path(folder) / f"of-{rank}")
+    torch.save(found.pool, Path(folder) / f"{rank}.pt")
+    distributed.stop()
+
+
+@pytest.mark.slow
+def test_ranks_whose_folders_differ_all_have_the_features(folders, tmp_path):
+    (first,) = reference_features(
+        [parse_features(FEATURES).build()], FolderImages(folders[1]), 16, "x", folder=tmp_path / "of-0"
+    )
+    assert processes.on_ranks(one_has, str(tmp_path), folders[1]) == [0, 0]
+    for rank in range(2):
+        assert torch.equal(torch.load(tmp_path / f"{rank}.pt"), first.pool)
+
+
+def test_a_metric_s_numbers_of_any_kind_become_floats_and_others_are_told():
+    class Own(Metric):
+        type = "own"
+        figures = (Figure("own", "own", "", 0, "{}", ""),)
+
+    own, sets = Own(), Sets(None, None, "", None, None, False)
+    for number in (3, np.float32(3), np.int64(3), True + 2):
+        own.latents = lambda latents, number=number: {"own": number}
+        own.sets = lambda sets, number=number: Scores({"own_x": number})
+        for found in (measured_latents(own, None), measured_sets(own, sets).metrics):
+            assert [(type(x), x) for x in found.values()] == [(float, 3.0)]
+    own.sets = lambda sets: Scores({"own_x": torch.zeros(())})
+    with pytest.raises(ValueError, match=r"metric 'own': sets returned Scores of Tensor; give numbers"):
+        measured_sets(own, sets)
+    own.latents = lambda latents: {"own": torch.zeros(())}
+    with pytest.raises(ValueError, match=r"metric 'own': latents returned Tensor; give \{name: number\}"):
+        measured_latents(own, None)
+
+
 def test_memorisation_tells_copies_from_news():
     generator = torch.Generator().manual_seed(0)
     train, test, news = (torch.randn(400, 8, generator=generator) for _ in range(3))
@@ -275,7 +316,7 @@ def test_intervals_are_those_of_a_mean():
 def test_floats_outside_their_range_are_refused():
     x = torch.tensor([[[[0.0, 1.0]]]])
     assert as_uint8(x).tolist() == [[[[0, 255]]]]
-    for wrong in (x * 2 - 1, x * 255, x / 0, x.long()):
+    for wrong in (x * 2 - 1, x * 255, x / 0, x.long(), x.to(torch.uint16)):
         with pytest.raises(ValueError, match=r"floats in \[0, 1\]"):
             as_uint8(wrong)
 

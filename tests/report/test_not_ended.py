@@ -80,6 +80,11 @@ def test_a_method_that_was_measured_otherwise_says_so_and_is_not_ranked(tmp_path
     assert "a@2 (by inception, 2500 images)" in page
     assert '<td class="best">70' in page, "of those that compare b is the best"
     assert '<td class="best">50' not in page
+    words = table.summary(Run(tmp_path / "run", jobs))
+    assert "those of <b>b</b> have the lowest gFD: 70, against 90 for <b>a@1</b>, 100 for <b>a@0</b>" in words
+    chart = table.trade_off(Run(tmp_path / "run", jobs))
+    assert "gFD against PSNR, dB: a@0 20, 100; a@1 20, 90; b 20, 70" in chart
+    assert "c 20, 60" not in chart, "no dot beside those that it does not compare with"
 
 
 @pytest.mark.parametrize("count", [24, 1, 64])
@@ -100,7 +105,8 @@ def test_a_reference_to_which_too_few_images_are_compared_has_no_verdict_and_say
 
 
 def test_a_study_s_table_names_what_has_not_ended():
-    methods = {"a": {"psnr": [20.0, 22.0], "gfd": [10.0, 20.0]}, "kl": {"psnr": [30.0], "gfd": [40.0]}}
+    rows = {"a@0": {"psnr": 20.0, "gfd": 10.0}, "a@1": {"psnr": 22.0, "gfd": 20.0}, "kl": {"psnr": 30.0, "gfd": 40.0}}
+    methods = results.by_method(rows)
     lines = results.table(methods, "kl", {"a": 3, "b": 2, "kl": 1}).splitlines()
     assert [line.count("|") for line in lines] == [5] * 5
     assert lines[2].startswith("| a (2 of 3 seeds) | 21.00 ± 1.4 | ")
@@ -114,11 +120,25 @@ def test_a_study_s_table_names_what_has_not_ended():
 
 
 def test_a_ratio_is_over_the_baseline_of_as_many_steps():
-    methods = {
-        name: {"gfd": [gfd]} for name, gfd in {"a": 30.0, "a_2": 60.0, "a_9": 20.0, "kl": 40.0, "kl_2": 80.0}.items()
-    }
-    rows = results.table(methods, "kl", dict.fromkeys(methods, 1)).splitlines()[2:]
-    assert [row.split("|")[-2].strip() for row in rows] == ["0.75", "0.75", "0.50", "1.00", "1.00"]
+    found = ratios({"a": 30.0, "a_2": 60.0, "a_9": 20.0, "kl": 40.0, "kl_2": 80.0})
+    assert found == ["0.75", "0.75", "0.50", "1.00", "1.00"]
+
+
+def ratios(gfd, **more):
+    methods = results.by_method({name: {"psnr": 20.0} | ({"gfd": x} if x else {}) for name, x in gfd.items()})
+    rows = results.table(methods, "kl", dict.fromkeys(methods, 1), **more).splitlines()[2:]
+    return [row.split("|")[-2].strip() for row in rows]
+
+
+def test_a_ratio_is_seed_by_seed_where_seeds_are_the_same():
+    assert ratios({"a@0": 100.0, "a@1": 200.0, "kl@1": 400.0, "kl@2": 1000.0})[0] == "0.50"
+    assert ratios({"a@0": 100.0, "a@1": 200.0, "kl@1": 400.0, "kl@0": 1000.0})[0] == "0.30 ± 0.28"
+    assert ratios({"a@3": 100.0, "kl@1": 400.0, "kl@0": 1000.0})[0] == "0.14"
+
+
+def test_what_does_not_compare_has_no_ratio():
+    assert ratios({"a": 30.0, "kl": None}) == ["", ""]
+    assert ratios({"a": 30.0, "b": 20.0, "kl": 40.0}, unlike={"a"}) == ["", "0.50", "1.00"]
 
 
 def test_a_run_that_measured_nothing_names_no_features(capsys):

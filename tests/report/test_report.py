@@ -78,7 +78,7 @@ def test_the_way_to_the_reference_shows_where_it_was_handed_over(tmp_path, compl
 
 def test_three_methods_are_set_beside_each_other_by_every_pair_of_figures_that_they_have():
     rows = {name: {"psnr": 20.0 + i, "gfd": 400.0 - i, "rfd": 300.0} for i, name in enumerate("abc")}
-    run = SimpleNamespace(methods=rows, colour=lambda name: "#123456")
+    run = SimpleNamespace(methods=rows, summary={}, colour=lambda name: "#123456")
     names = r'aria-label="([^"]*)"'
     assert re.findall(names, table.trade_off(run)) == ["gFD against PSNR, dB: a 20, 400; b 21, 399; c 22, 398"]
     for row in rows.values():

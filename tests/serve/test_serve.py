@@ -128,6 +128,8 @@ def test_a_point_of_the_map_shows_its_own_image(folder, run_dir):
     for method, message in (("kl", "no point 24"), ("matched", "matched has no map")):
         with pytest.raises(ValueError, match=message):
             views.point(folder, method, 24, reference=False)
+    with pytest.raises(ValueError, match="kl has no reference"):
+        views.point(folder, "kl", 0, reference=True)
 
 
 def test_curves_of_a_training_that_goes_on(folder):

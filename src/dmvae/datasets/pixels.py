@@ -26,10 +26,13 @@ def as_uint8(images: Tensor) -> Tensor:
     """Images [n, C, h, w], uint8 or float in [0, 1], -> uint8. Raises ValueError for values outside."""
     if images.dtype == torch.uint8:
         return images
-    low, high = (float(v) for v in torch.aminmax(images)) if images.numel() else (0.0, 0.0)
+    low = high = 0.0
+    if images.is_floating_point() and images.numel():
+        low, high = (float(v) for v in torch.aminmax(images))
     if not images.is_floating_point() or not (low >= 0 and high <= 1):  # `not`: NaN is outside too
+        span = f" from {low:g} to {high:g}" if images.is_floating_point() else ""
         raise ValueError(
-            f"images are uint8 or floats in [0, 1], not {images.dtype} from {low:g} to {high:g}; for [-1, 1] use "
+            f"images are uint8 or floats in [0, 1], not {images.dtype}{span}; for [-1, 1] use "
             "dmvae.datasets.pixels.to_uint8, others divide and clamp first"
         )
     return (images * 255).round().to(torch.uint8)

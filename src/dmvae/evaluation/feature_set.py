@@ -123,9 +123,10 @@ def reference_features(
     paths = [folder / f"features-{digest(json.dumps(m, sort_keys=True))}.safetensors" for m in manifests]
     with _alone(folder) if alone else nullcontext():  # ranks are one process here
         kept = [_kept(path) for path in paths]
-        missing = [i for i, found in enumerate(kept) if found is None]
-        if not alone:
-            missing = distributed.broadcast(missing)
+        lacks = torch.tensor([found is None for found in kept], dtype=torch.int64)
+        if not alone:  # what any rank lacks, whose folder may be another
+            lacks = distributed.total(lacks)
+        missing: list[int] = lacks.nonzero().flatten().tolist()
         fresh = features_of([extractors[i] for i in missing], images, batch_size, title, alone=alone)
         for i, found in zip(missing, fresh, strict=True):
             kept[i] = found
@@ -172,6 +173,9 @@ def same_classes(real: FeatureSet, fake: FeatureSet) -> bool:
     """Whether the sets' classes have the same names, as far as both tell them; warns where they have not."""
     a, b = (s.manifest["images"].get("classes") for s in (real, fake))
     if a is not None and b is not None and a != b:
-        warnings.warn("distances within classes left out: the two sets have classes of other names", stacklevel=4)
+        warnings.warn(
+            "distances within classes left out: the two sets have classes of other names or in another order",
+            stacklevel=4,
+        )
         return False
     return True

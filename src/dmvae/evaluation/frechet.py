@@ -145,10 +145,15 @@ def frechet_distance_of_few(a: Tensor, b: Tensor) -> float:
 def _warn_of_few(n: int | None, m: int | None, d: int) -> None:
     if min(d + 1 if count is None else count for count in (n, m)) <= d:
         warnings.warn(
-            f"a Frechet distance of {n} and {m} vectors with {d} components each: so few give a singular covariance, "
-            "and the distance is biased upwards by much; compare it only with distances of as many vectors",
+            f"a Frechet distance of {_count(n)} and {_count(m)} vectors with {d} components each: so few give a "
+            "singular covariance, and the distance is biased upwards by much; compare it only with distances of as "
+            "many vectors",
             stacklevel=3,
         )
+
+
+def _count(n: int | None) -> str:
+    return "an unknown number" if n is None else str(n)
 
 
 def _trace_of_root(a: Tensor, b: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from dmvae.evaluation.feature_set import FeatureSet
 from dmvae.evaluation.kernel import SEED, SPLITS, SUBSET_SIZE, SUBSETS
 from dmvae.evaluation.manifest import PREPARED, require_same
 from dmvae.evaluation.manifolds import NEIGHBOURS
-from dmvae.evaluation.metrics import Metric, Sets, measured_pairs, metrics_of
+from dmvae.evaluation.metrics import Metric, Sets, measured_pairs, measured_sets, metrics_of
 from dmvae.evaluation.metrics.psnr import PSNR
 from dmvae.evaluation.metrics.ssim import SSIM
 from dmvae.evaluation.scores import Scores
@@ -105,9 +105,5 @@ def measure_sets(
         require_same(a, b, "the features of the two sets", force=force)
     scores, sets = Scores(), Sets(real, fake, prefix, train, device, shared)
     for metric in metrics:
-        found: object = metric.sets(sets)
-        if not isinstance(found, Scores):
-            told = type(found).__name__
-            raise ValueError(f"metric {metric.type!r}: sets returned {told}; give Scores({{name: number}})")
-        scores.add(found)
+        scores.add(measured_sets(metric, sets))
     return scores

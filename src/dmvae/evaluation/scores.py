@@ -65,4 +65,5 @@ class Figure:
 
     def show_spread(self, value: float) -> str:
         """A standard deviation of the figure."""
-        return f"{self.in_unit(value):.2g}"
+        shown = self.in_unit(value)
+        return f"{shown:.0f}" if shown >= 99.5 else f"{shown:.2g}"

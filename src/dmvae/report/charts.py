@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -58,7 +58,7 @@ def lines(series: Sequence[Line], *, log: bool = False, size: tuple[float, float
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=size)
         width, height = size
-        axes = figure.add_axes((0.5 / width, 0.4 / height, 1 - 0.56 / width, 1 - 0.46 / height))
+        axes = figure.add_axes((0, 0, 1, 1))
         for order, (line, x, y) in enumerate(kept):
             colour = INK if line.colour == "currentColor" else line.colour
             smooth = np.exp(_smooth(np.log(y))) if log else _smooth(y)
@@ -68,6 +68,8 @@ def lines(series: Sequence[Line], *, log: bool = False, size: tuple[float, float
             axes.plot(*_thin(x, y), color=colour, linewidth=0.7, alpha=0.28, zorder=2)
             axes.plot(*_thin(x, smooth), color=colour, linewidth=1.6, solid_capstyle="round", zorder=3 + order)
         _dress(axes, [y for _, _, y in kept], log)
+        left = max(0.5, 0.12 + 0.08 * max(map(len, _labels(axes))))
+        axes.set_position((left / width, 0.4 / height, 1 - (left + 0.06) / width, 1 - 0.46 / height))
         return _svg(figure, label or ", ".join(line.name for line in series))
 
 
@@ -182,7 +184,8 @@ def _dress(axes: Axes, values: list[np.ndarray], log: bool) -> None:
         low, high = min(low, *(y[-1] for y in values)), max(high, *(y[-1] for y in values))
         pad = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
         low, high = low - pad, high + pad
-        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_locator(locator := MaxNLocator(5))
+        axes.yaxis.set_major_formatter(_plain(locator.tick_values(low, high)))
     axes.set_ylim(low, high)
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if abs(x) >= 1000 else f"{x:g}")
@@ -192,6 +195,25 @@ def _dress(axes: Axes, values: list[np.ndarray], log: bool) -> None:
     axes.annotate(
         "steps", (1, 0), (0, -17), "axes fraction", "offset points", ha="right", va="top", fontsize=8, alpha=0.6
     )
+
+
+def _plain(ticks: Sequence[float]) -> Callable[[float, object], str]:
+    """Writes ticks with as many digits as it takes, and none of them apart, as a power of ten or an offset."""
+    step = ticks[1] - ticks[0]
+    digits = next(n for n in range(1, 18) if all(abs(float(f"{y:.{n}g}") - y) < step / 100 for y in ticks) or n == 17)
+
+    def write(y: float, _: object) -> str:
+        y = 0.0 if abs(y) < step / 100 else float(f"{y:.{digits}g}")
+        small = y != 0 and not 1e-4 <= abs(y) < 1e7
+        return f"{y:.{digits - 1}e}" if small else np.format_float_positional(y, trim="-")
+
+    return write
+
+
+def _labels(axes: Axes) -> list[str]:
+    """The texts at the axis upwards, each without what matplotlib puts around numbers."""
+    low, high = axes.get_ylim()
+    return axes.yaxis.get_major_formatter().format_ticks([y for y in axes.get_yticks() if low <= y <= high]) or [""]
 
 
 def _svg(figure: Figure, label: str) -> str:

@@ -75,11 +75,16 @@ def _verdicts(run: Run) -> str:
     return prose(f"Did latents reach their reference? {'; '.join(lines)}.") if found else ""
 
 
+def _alike(run: Run) -> dict[str, dict[str, float]]:
+    """The rows of methods that were measured as most were: others' figures compare with these by name alone."""
+    unlike = run.summary.get("unlike", {})
+    return {name: row for name, row in run.methods.items() if name not in unlike}
+
+
 def _best(run: Run, key: str, column: Figure) -> str | None:
     """The best value as it is printed, so that what looks equal is equally marked; None where all are equal. Methods
     that were measured otherwise than most have no part in it."""
-    unlike = run.summary.get("unlike", {})
-    values = [row[key] for name, row in run.methods.items() if key in row and name not in unlike]
+    values = [row[key] for row in _alike(run).values() if key in row]
     if column.better == 0 or len({column.show(value) for value in values}) < 2:
         return None
     return column.show(max(values, key=lambda value: column.better * value))
@@ -103,7 +108,7 @@ def trade_off(run: Run) -> str:
 
     parts = []
     for x, y, text in TRADES:
-        points = {name: (row[x], row[y]) for name, row in run.methods.items() if x in row and y in row}
+        points = {name: (row[x], row[y]) for name, row in _alike(run).items() if x in row and y in row}
         if len(points) < 3:
             continue
         dots = [charts.Dot(name, run.colour(name), *point) for name, point in points.items()]
@@ -150,7 +155,7 @@ def summary(run: Run) -> str:
 def _compare(run: Run, key: str, start: str) -> str:
     column = shown([key])[key]
     what = f"{'highest' if column.better > 0 else 'lowest'} {column.title}"
-    values = {name: row[key] for name, row in run.methods.items() if key in row}
+    values = {name: row[key] for name, row in _alike(run).items() if key in row}
     unit = f" {column.unit}" if column.unit else ""
     if len(values) == 1:
         ((name, value),) = values.items()

@@ -106,12 +106,11 @@ async function map() {
       dot(point, 2.2);
       pen.fill();
     });
-    const ringed = chosen && (chosen.panel === panel ? chosen.i : !chosen.panel.reference && !panel.reference ? panel.places.indexOf(chosen.place) : -1);
-    if (chosen && ringed >= 0) {
+    if (chosen && chosen.panel === panel) {
       pen.globalAlpha = 1;
       pen.lineWidth = 2.5;
       pen.strokeStyle = getComputedStyle(document.body).color;
-      dot(panel.points[ringed], 6);
+      dot(panel.points[chosen.i], 6);
       pen.stroke();
     }
   }

@@ -124,7 +124,9 @@ def point(folder: Folder, method: str, place: int, reference: bool) -> Values:
     model = folder.tokenizer(method)
     shape = (1, model.config.latent_channels, model.latent_size, model.latent_size)
     if reference:
-        home = folder.run.folders("reference")[method]
+        home = folder.run.folders("reference").get(method)
+        if home is None:
+            raise ValueError(f"{method} has no reference")
         to = load_file(whole(home / "normalisation.safetensors"))
         z = _row(load_file(whole(home / "map.safetensors"))["latents"].flatten(1), place).view(shape)
         z = z * to["std"].view(-1, 1, 1) + to["mean"].view(-1, 1, 1)

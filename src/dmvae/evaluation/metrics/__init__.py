@@ -6,6 +6,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import ClassVar, TypeVar
 
 import torch
@@ -126,12 +127,26 @@ def measured_pairs(metric: Metric, a: Tensor, b: Tensor) -> dict[str, Tensor]:
 
 def measured_latents(metric: Metric, latents: Latents) -> dict[str, float]:
     """`metric.latents(latents)`. Raises ValueError for anything but {name: number}."""
-    found: object = metric.latents(latents)
+    return _shown(metric, _numbers(metric, "latents returned", metric.latents(latents), "{name: number}"))
+
+
+def measured_sets(metric: Metric, sets: Sets) -> Scores:
+    """`metric.sets(sets)`. Raises ValueError for anything but Scores of numbers."""
+    found: object = metric.sets(sets)
+    if not isinstance(found, Scores):
+        told = type(found).__name__
+        raise ValueError(f"metric {metric.type!r}: sets returned {told}; give Scores({{name: number}})")
+    found.metrics = _numbers(metric, "sets returned Scores of", found.metrics, "numbers")
+    return found
+
+
+def _numbers(metric: Metric, what: str, found: object, wanted: str) -> dict[str, float]:
+    """Python's own floats of any kind of number, which files and tables take."""
     values = list(found.values()) if isinstance(found, dict) else [found]
-    if not (isinstance(found, dict) and all(isinstance(x, int | float) for x in values)):
+    if not (isinstance(found, dict) and all(isinstance(x, Real) for x in values)):
         told = ", ".join(type(x).__name__ for x in values)
-        raise ValueError(f"metric {metric.type!r}: latents returned {told}; give {{name: number}}")
-    return _shown(metric, found)
+        raise ValueError(f"metric {metric.type!r}: {what} {told}; give {wanted}")
+    return {name: float(x) for name, x in found.items()}
 
 
 def _shown(metric: Metric, found: dict[str, T]) -> dict[str, T]:
