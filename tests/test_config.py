@@ -1,4 +1,7 @@
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import numpy as np
@@ -6,6 +9,7 @@ import pytest
 
 from dmvae import config as configs
 from dmvae.registry import Registered, register
+from dmvae.report.card import _claim
 
 
 class Shape(Registered):
@@ -43,6 +47,8 @@ class Section:
     inner: Round = field(default_factory=Round)
     other: Shape = field(default_factory=lambda: Round(radius=2.0))
     on: bool = False
+    widths: list[int] = field(default_factory=list)
+    ranks: Sequence[float] = ()
 
 
 def read(**over):
@@ -70,6 +76,8 @@ def test_round_trip():
         ({"sizes": 3}, "sizes: expected a list, got 3"),
         ({"sizes": [1, "x"]}, r"sizes\[1\]: expected a whole number"),
         ({"pair": [1]}, "pair: expected 2 values, got 1"),
+        ({"pair": 0.9}, r"pair: expected a list, got 0.9; write \[0.9, ...\]"),
+        ({"widths": [1, "x"]}, r"widths\[1\]: expected a whole number"),
         ({"on": "yes"}, "on: expected true or false, got 'yes'"),
         ({"inner": 4}, "inner: expected a mapping"),
         ({"shape": {"type": "square", "side": 0}}, "shape: side must be positive, got 0"),
@@ -137,9 +145,26 @@ def test_docstrings_under_fields_are_found():
     assert configs.describe(Round) == {"radius": "Radius in pixels."}
 
 
-def test_a_path_is_read_from_text_and_written_as_text():
-    from pathlib import Path
+def test_lists_and_paths_of_a_program_s_own_section():
+    found = read(widths=[1, 2], ranks=(1, 2.5), name=Path("a/b"))
+    assert (found.widths, found.ranks, found.name) == ([1, 2], [1.0, 2.5], "a/b")
 
+
+def test_a_field_of_a_type_that_is_not_there_is_told():
+    @dataclass(frozen=True)
+    class Own:
+        width: "Undefined"  # noqa: F821
+
+    with pytest.raises(ValueError, match="own: the type of a field of Own: name 'Undefined' is not defined"):
+        configs.read(Own, {"width": 1}, "own")
+
+
+def test_a_card_claims_no_samples_that_were_not_drawn():
+    recipe = SimpleNamespace(section=lambda name: None)
+    assert _claim(SimpleNamespace(recipe=recipe)).startswith("The recipe below draws no samples")
+
+
+def test_a_path_is_read_from_text_and_written_as_text():
     from dmvae.encoders.timm import TimmEncoder
 
     encoder = configs.read(TimmEncoder, {"model": "resnet18", "checkpoint": "~/weights.pt"})

@@ -7,7 +7,7 @@ import yaml
 
 import tiny
 from dmvae import config as configs
-from dmvae.recipe import load
+from dmvae.recipe import extended, load, resolve
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -80,3 +80,52 @@ def test_variants_are_named_by_text_that_is_a_folder(tmp_path):
         path.write_text(f"{{extends: recipe.yaml, variants: {{{name}: {{}}}}}}")
         with pytest.raises(ValueError, match=f"variants: {name!r} names a folder"):
             load(path)
+    for name in ("on", "off", "null"):  # which YAML has a meaning of its own for
+        path.write_text(f"{{extends: recipe.yaml, variants: {{{name}: {{}}}}}}")
+        with pytest.raises(
+            ValueError, match=r"variants: YAML reads a name here as (True|False|None); write it in quotes"
+        ):
+            load(path)
+
+
+def test_a_home_folder_is_found_and_no_folder_is_called_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "own.py").write_text("")
+    tiny.write(tmp_path)
+    (tmp_path / "deep").mkdir()
+    path = tmp_path / "deep" / "study.yaml"
+    path.write_text("{extends: ~/recipe.yaml, plugins: [~/own.py], run.dir: ~/runs/x}")
+    recipe = load(path)["main"]
+    assert recipe.run.dir == f"{tmp_path}/runs/x"
+    assert recipe.plugins == (f"{tmp_path}/own.py",)
+
+
+@pytest.mark.parametrize(
+    ("variants", "message"),
+    [
+        ({"a": {}, "b": {"plugins": ["nope.py"]}}, r"variants\.b\.plugins: plugins are loaded for all variants"),
+        ({"a": {}, "b": {"run.dir": "other"}}, r"run\.dir: variants name .*other.*; a run has one folder for all"),
+    ],
+)
+def test_what_is_one_for_all_variants(tmp_path, variants, message):
+    with pytest.raises(ValueError, match=message):
+        load(tiny.write(tmp_path, variants=variants))
+
+
+@pytest.mark.parametrize("over", [{"variants.kl": None}, {"variants": {}}, {"variants.kl": {}}])
+def test_an_option_that_says_nothing_is_told(tmp_path, over):
+    with pytest.raises(ValueError, match="it says nothing; --variant NAME chooses one, --variants null does without"):
+        load(tiny.write(tmp_path), over)
+
+
+def test_an_anchor_that_holds_itself_is_no_recipe(tmp_path):
+    path = tmp_path / "round.yaml"
+    path.write_text("tokenizer: &a {b: *a}")
+    with pytest.raises(ValueError, match="not valid YAML: an anchor that holds itself"):
+        load(path)
+
+
+def test_a_mapping_extends_as_a_file_does(tmp_path):
+    path = over(tmp_path, extends=str(tiny.write(tmp_path)), seed=7)
+    values = {"extends": str(tmp_path / "recipe.yaml"), "seed": 7}
+    assert resolve(extended(values, Path("recipe"))) == load(path)

@@ -62,6 +62,11 @@ def test_a_recipe_runs_from_python_on_a_data_set_of_ones_own(tmp_path, plain_rep
         run.folder("encoding")
     with pytest.raises(ValueError, match=r"generator.stepz: no such field; did you mean 'steps'\?"):
         dmvae.run(recipe, train=Colours(48), test=Colours(24), **{"generator.stepz": 3})
+    with pytest.raises(ValueError, match=r"data.sizes: with train and test, data has only size.*did you mean 'size'"):
+        dmvae.run(recipe, train=Colours(48), test=Colours(24), data={"sizes": 8})
+    (tmp_path / "run/main/pipeline").rename(tmp_path / "away")
+    with pytest.raises(ValueError, match="main/pipeline: no pipeline is here; `dmvae report` writes them"):
+        run.pipeline()
     with pytest.raises(ValueError, match="give both data sets, or neither"):
         dmvae.run(recipe, train=Colours(48))
 

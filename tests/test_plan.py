@@ -87,6 +87,8 @@ def test_an_obstacle_of_some_variants_names_them(tmp_path, capsys):
         (["--gpus", "1", "--memory", "much"], "--memory: 'much' is not an amount of memory such as 80GB"),
         (["--gpus", "1", "--memory", "80"], "--memory: 80 is 80 bytes; give it with its unit, such as 80GB"),
         (["--gpus", "1", "--utilisation", "2"], "give a share up to 1"),
+        (["--gpus", "1", "--peak", "nan"], "give a share up to 1"),
+        (["--gpus", "1", "--peak", "inf"], "give a share up to 1"),
     ],
 )
 def test_what_is_no_machine(recipe, capsys, arguments, message):

@@ -67,6 +67,7 @@ def test_a_plugin_of_each_kind_runs_from_a_file_outside_the_package(tmp_path):
     tokenizer = json.loads((run_dir / "main/latents/autoencoder/config.json").read_text())
     assert tokenizer["decoder"] == {"type": "blocks", "width": 8}
     assert json.loads((run_dir / "means/generator/generator/config.json").read_text())["_class_name"] == "ClassMeans"
+    assert not (run_dir / "means/pipeline").exists(), "which nothing could load"
     summary = json.loads((run_dir / "summary.json").read_text())
     assert {"brightness", "contrast", "latent_norm", "gfd"} <= set(summary["methods"]["means"])
     assert summary["methods"]["leaps"]["gfd"] != summary["methods"]["main"]["gfd"]

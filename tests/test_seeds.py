@@ -40,11 +40,18 @@ def test_a_method_s_name_stands_for_all_its_seeds(tmp_path, monkeypatch, asked, 
         ({"matchd": [0]}, "seeds: no variant is called 'matchd'; did you mean 'matched'"),
         (["one"], "seeds: expected a list of whole numbers, got"),
         ([], "seeds: expected a list of whole numbers, got"),
+        ({"matched": [3, 4], "matched@4": [1]}, "seeds: no variant is called 'matched@4'"),
     ],
 )
 def test_a_mistake_in_the_seeds(tmp_path, seeds, message):
     with pytest.raises(ValueError, match=message):
         load(tiny.write(tmp_path, seeds=seeds))
+
+
+def test_a_seed_takes_no_variant_s_name(tmp_path):
+    variants = {"a@1": {"seed": 9}, "a": {}}
+    with pytest.raises(ValueError, match="seeds: 'a@1' is a variant already"):
+        load(tiny.write(tmp_path, variants=variants, seeds={"a": [0, 1]}))
 
 
 def test_mean_and_spread_over_the_seeds_of_a_method():

@@ -16,10 +16,10 @@ from pathlib import Path
 from dmvae import config as configs
 from dmvae.config import Values
 from dmvae.jobs import VARIANTS, Job, record
-from dmvae.options import few
 from dmvae.recipe import Recipe
 from dmvae.runtime.console import console
 from dmvae.runtime.files import locked, read_json, sweep, together
+from dmvae.runtime.words import few
 from dmvae.runtime.yaml_text import read_yaml
 
 RUNNING = ".running"

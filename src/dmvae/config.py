@@ -13,7 +13,7 @@ import math
 import re
 import reprlib
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -78,7 +78,10 @@ def read(cls: type[C], values: object, where: str = "") -> C:
         if key not in fields:
             known = [name for name in (*fields, *getattr(cls, "beside", ())) if name != key]
             raise NoSuchField(_join(where, key), f"no such field{nearest(str(key), known)}")
-    hints = get_type_hints(cls, include_extras=True)
+    try:
+        hints = get_type_hints(cls, include_extras=True)
+    except NameError as error:
+        raise ValueError(f"{where or cls.__name__}: the type of a field of {cls.__name__}: {error}") from error
     kwargs = {key: _value(hints[key], _laid(fields[key], value), _join(where, key)) for key, value in values.items()}
     for name, field in fields.items():
         if name not in kwargs and field.default is _MISSING and field.default_factory is _MISSING:
@@ -252,6 +255,8 @@ def _value(hint: object, value: object, where: str, given: Range | None = None) 
         return value if isinstance(value, hint) else read(hint, value, where)  # type: ignore[arg-type]
     if origin is tuple:
         return _tuple(args, value, where)
+    if origin in (list, Sequence):
+        return list(_tuple((args[0], ...), value, where))
     if origin is dict or hint is dict:
         if not isinstance(value, dict):
             raise ValueError(f"{where}: expected a mapping, got {value!r}")
@@ -283,7 +288,8 @@ def _union(args: tuple[object, ...], value: object, where: str) -> object:
 
 def _tuple(args: tuple[object, ...], value: object, where: str) -> tuple[object, ...]:
     if not isinstance(value, list | tuple):
-        raise ValueError(f"{where}: expected a list, got {value!r}; write [{value}]")
+        many = len(args) - 1 if args[-1] is not Ellipsis else 0
+        raise ValueError(f"{where}: expected a list, got {value!r}; write [{value}{', ...' if many else ''}]")
     hints = [args[0]] * len(value) if len(args) == 2 and args[1] is Ellipsis else list(args)
     if len(hints) != len(value):
         raise ValueError(f"{where}: expected {len(hints)} values, got {len(value)}")
@@ -293,6 +299,8 @@ def _tuple(args: tuple[object, ...], value: object, where: str) -> tuple[object,
 def _scalar(hint: object, value: object, where: str) -> object:
     if hint is Path and isinstance(value, str):
         return Path(value).expanduser()
+    if hint is str and isinstance(value, Path):  # a program's
+        return str(value)
     if isinstance(value, Real) and not isinstance(value, int | float):  # numpy's, from a program
         value = int(value) if isinstance(value, Integral) else float(value)
     if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as a string

@@ -13,16 +13,17 @@ from dmvae.config import Values
 from dmvae.datasets import look_again
 from dmvae.datasets.instance import Pairs, offer
 from dmvae.interop.pipeline import DMVAEPipeline
-from dmvae.jobs import jobs_of
+from dmvae.jobs import PIPELINE, jobs_of
 from dmvae.latents.store import LatentSet
 from dmvae.models.base import Tokenizer
 from dmvae.options import flat
-from dmvae.recipe import read_values, resolve
+from dmvae.recipe import extended, read_values, resolve
 from dmvae.registry import nearest
 from dmvae.runtime import distributed
 from dmvae.runtime.files import read_json
 from dmvae.runtime.joined import joined
 from dmvae.runtime.shipped import recipe_file
+from dmvae.runtime.words import few
 from dmvae.tokenizers.adapted import load_tokenizer
 
 SHAPE = ("size", "channels", "limit", "flip")
@@ -76,9 +77,16 @@ class Run:
         return LatentSet(self.folder("latents", variant) / "latents")
 
     def pipeline(self, variant: str | None = None) -> DMVAEPipeline:
-        """The diffusers pipeline of a method that has a generator."""
+        """The diffusers pipeline of a method that has a generator. Raises ValueError where the run has none of it, as
+        one that stands for several has not, and one whose generator is a plugin's."""
         self.folder("generator", variant)
-        return DMVAEPipeline.from_pretrained(self.dir / (variant or self.variants[0]) / "pipeline")
+        folder = self.dir / (variant or self.variants[0]) / PIPELINE
+        if not folder.is_dir():
+            raise ValueError(
+                f"{folder}: no pipeline is here; `dmvae report` writes them into the folder of each run, for "
+                "generators that are dmvae's own"
+            )
+        return DMVAEPipeline.from_pretrained(folder)
 
 
 def run(
@@ -101,8 +109,12 @@ def run(
     if (train is None) != (test is None):
         raise ValueError("train and test: give both data sets, or neither")
     path = Path("recipe") if isinstance(recipe, Mapping) else recipe_file(recipe)
-    values = deepcopy(dict(recipe)) if isinstance(recipe, Mapping) else read_values(path)
+    values = extended(deepcopy(dict(recipe)), path) if isinstance(recipe, Mapping) else read_values(path)
     if train is not None and test is not None:
+        for option in flat(overrides):
+            section, _, name = option.partition(".")
+            if section == "data" and name not in SHAPE:
+                raise ValueError(f"{option}: with train and test, data has only {few(SHAPE)}{nearest(name, SHAPE)}")
         data = configs.merge(values, overrides).get("data") or {}
         overrides = {key: value for key, value in overrides.items() if key.partition(".")[0] != "data"}
         shape = {key: value for key, value in data.items() if key in SHAPE}

@@ -13,6 +13,7 @@ from typing import TypeVar
 from dmvae import config as configs
 from dmvae.config import NoSuchField, Values
 from dmvae.decoders import decoder_section
+from dmvae.runtime.words import few
 
 T = TypeVar("T")
 
@@ -81,11 +82,6 @@ def of_option(error: str, options: Values, without: Callable[[str], str]) -> str
         if (inside or above) and without(option) != error:
             return f"--{variant}{place}: {wrong}" if inside else f"--{option}: {wrong}"
     return None
-
-
-def few(names: list[str]) -> str:
-    """The names, at most six of them."""
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
 def lacks(values: Values, option: str, recipe: type) -> bool:

@@ -8,7 +8,6 @@ each seed, called VARIANT@SEED; the table then has their mean and spread too.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,10 +17,11 @@ import yaml
 
 from dmvae import config as configs
 from dmvae.config import FieldError, FieldMissing, NoSuchField, Values
-from dmvae.options import few, flat, lacks, lay, of_option
+from dmvae.options import flat, lacks, lay, of_option
 from dmvae.registry import importable, load_plugins, nearest
 from dmvae.runtime.shipped import recipe_file
-from dmvae.runtime.yaml_text import read_yaml
+from dmvae.runtime.words import few
+from dmvae.runtime.yaml_text import read_yaml, require_once
 from dmvae.sections import Sections
 from dmvae.stages import stages
 from dmvae.training.stage import AnyStage
@@ -131,6 +131,9 @@ def _resolve(values: Values, asked: Values, path: Path) -> Recipes:
     """`resolve`, whose errors do not say whether the file or an option is at fault."""
     values = configs.merge({}, values)
     variants, own, seeds, options = _asked(values, asked)
+    for name, over in (*variants.items(), *own.items()):
+        if "plugins" in (over or {}):
+            raise ValueError(f"variants.{name}.plugins: plugins are loaded for all variants; name them at the top")
     for given in (values, options):
         if given.get("plugins"):
             given["plugins"] = _beside(path, given["plugins"])
@@ -152,6 +155,8 @@ def _resolve(values: Values, asked: Values, path: Path) -> Recipes:
             raise ValueError(f"{error}" + (f" ({', '.join(more)})" if more else "")) from error
 
     found, partial = lay(layers, options, recipe, read)
+    if len(places := {each.run.dir for each in found.values()}) > 1:
+        raise ValueError(f"run.dir: variants name {' and '.join(sorted(places))}; a run has one folder for all")
     recipes = Recipes(found)
     recipes.partial = partial
     return recipes
@@ -185,6 +190,10 @@ def _asked(values: Values, asked: Values) -> tuple[Values, Values, object, Value
     for of in (variants, own):
         if not isinstance(of, dict) or not all(isinstance(over, dict | None) for over in of.values()):
             raise FieldError("variants", "expected a mapping of names to overrides")
+    if empty := [
+        f"--{option}" for option, over in split["variants"].items() if over == {} or (over is None and "." in option)
+    ]:
+        raise ValueError(f"{empty[0]}: it says nothing; --variant NAME chooses one, --variants null does without them")
     for name in own:
         if name not in variants:
             raise ValueError(f"variants.{name}: the recipe has no variant {name!r}{nearest(name, variants)}")
@@ -202,7 +211,12 @@ def read_values(path: Path, below: tuple[Path, ...] = ()) -> Values:
     """The file's values, laid over those of the recipe that it `extends`, whose variants and seeds are its own."""
     if path in below:
         raise ValueError(f"{below[-1]}: extends: {path} extends this file in turn")
-    values = _read_yaml(path)
+    return extended(_read_yaml(path), path, below)
+
+
+def extended(values: Values, path: Path, below: tuple[Path, ...] = ()) -> Values:
+    """`read_values` of what a file at `path` would hold, less its `extends`."""
+    values = dict(values)
     if values.get("plugins"):
         values["plugins"] = _beside(path, values["plugins"])
     base = values.pop("extends", None)
@@ -210,7 +224,7 @@ def read_values(path: Path, below: tuple[Path, ...] = ()) -> Values:
         return values
     if not isinstance(base, str):
         raise ValueError(f"{path}: extends: expected the path of a recipe, beside this one, got {base!r}")
-    beside = (path.parent / base).resolve()
+    beside = (path.parent / Path(base).expanduser()).resolve()
     inherited = read_values(
         recipe_file(base) if not beside.exists() and not Path(base).suffix else beside, (*below, path)
     )
@@ -226,7 +240,8 @@ def _beside(recipe: Path, plugins: object) -> list[str]:
     plugins = [plugins] if isinstance(plugins, str) else [str(plugin) for plugin in plugins or ()]
     found = []
     for plugin in plugins:
-        places = [*dict.fromkeys((Path(plugin).absolute(), (recipe.parent / plugin).absolute()))]
+        named = Path(plugin).expanduser()
+        places = [*dict.fromkeys((named.absolute(), (recipe.parent / named).absolute()))]
         there = [place for place in places if place.exists()]
         if not there and importable(plugin):
             found.append(plugin)
@@ -253,11 +268,13 @@ def _with_seeds(variants: Values, seeds: object) -> Values:
     for name, chosen in lists.items():
         if name not in variants:
             raise ValueError(f"seeds: no variant is called {name!r}{nearest(str(name), map(str, variants))}")
-        if not isinstance(chosen, list) or not chosen or not all(type(seed) is int for seed in chosen):
+        if not isinstance(chosen, list | tuple) or not chosen or not all(type(seed) is int for seed in chosen):
             how = f"; write [{chosen}]" if type(chosen) is int else ""
             raise ValueError(f"seeds: expected a list of whole numbers, got {chosen!r}{how}")
         if len(set(chosen)) < len(chosen):
             raise ValueError(f"seeds: {chosen} holds a seed twice")
+        if there := [f"{name}@{seed}" for seed in chosen if f"{name}@{seed}" in variants]:
+            raise ValueError(f"seeds: {there[0]!r} is a variant already; call that one otherwise")
     return {
         (name if seed is None else f"{name}@{seed}"): over
         if seed is None
@@ -267,56 +284,12 @@ def _with_seeds(variants: Values, seeds: object) -> Values:
     }
 
 
-def _require_once(node: yaml.Node | None, seen: set[int]) -> None:
-    """Raise YAMLError where a mapping has a key twice, of which YAML would take the last in silence, or a field under
-    two spellings, `tokenizer.steps` and `tokenizer: {steps: ...}`."""
-    if id(node) in seen:  # an anchor's node stands in many places
-        return
-    seen.add(id(node))
-    if isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _require_once(item, seen)
-    if not isinstance(node, yaml.MappingNode):
-        return
-    keys: set[str] = set()
-    inherited = set(_inherited(node))
-    for key, value in node.value:
-        if isinstance(key, yaml.ScalarNode) and key.value != "<<":
-            names = {key.value, *_places(key, value)}
-            if twice := sorted(names & keys):
-                raise yaml.MarkedYAMLError(problem=f"{twice[0]!r} stands there twice", problem_mark=key.start_mark)
-            if hidden := sorted((names - {key.value}) & inherited):  # YAML would put what is inherited last
-                problem = f"{hidden[0]!r} is inherited by << and would hide this one; write {hidden[0]}: here too"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-            keys |= names
-        _require_once(value, seen)
-
-
-def _inherited(node: yaml.MappingNode) -> Iterator[str]:
-    """The keys that a mapping has by << from others."""
-    for key, value in node.value:
-        if isinstance(key, yaml.ScalarNode) and key.value == "<<":
-            for base in value.value if isinstance(value, yaml.SequenceNode) else (value,):
-                if isinstance(base, yaml.MappingNode):
-                    yield from (str(inner.value) for inner, _ in base.value if inner.value != "<<")
-                    yield from _inherited(base)
-
-
-def _places(key: yaml.Node, value: yaml.Node) -> Iterator[str]:
-    """The dotted names of the fields that are written behind a key; what an anchor brings is there to be laid over."""
-    if isinstance(value, yaml.MappingNode) and value.start_mark.index > key.start_mark.index:
-        for inner, deeper in value.value:
-            yield from (f"{key.value}.{place}" for place in _places(inner, deeper))
-    else:
-        yield str(key.value)
-
-
 def _read_yaml(path: Path) -> Values:
     if not path.is_file():
         raise ValueError(f"no such recipe: {path}" + (" (that is a folder)" if path.is_dir() else ""))
     try:
         text = path.read_text()
-        _require_once(yaml.compose(text, Loader=yaml.SafeLoader), set())
+        require_once(text)
         values = read_yaml(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
@@ -326,6 +299,8 @@ def _read_yaml(path: Path) -> Values:
         raise ValueError(f"{path}: expected a mapping of sections")
     for key in ("variants", "seeds"):  # YAML reads a name of digits as a number
         if isinstance(values.get(key), dict):
+            if odd := [name for name in values[key] if isinstance(name, bool | None)]:
+                raise ValueError(f"{path}: {key}: YAML reads a name here as {odd[0]}; write it in quotes, as 'on'")
             values[key] = {str(name): value for name, value in values[key].items()}
             for name in values[key]:
                 if not re.fullmatch(r"[\w@+=-]+", name) or name == "stages":

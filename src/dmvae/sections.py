@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -100,6 +101,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not self.dir.strip():
             raise ValueError(f"dir: {self.dir!r} names no folder; give one, such as runs/NAME")
+        object.__setattr__(self, "dir", os.path.expanduser(self.dir))
 
 
 @dataclass(frozen=True, kw_only=True)

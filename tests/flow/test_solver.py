@@ -64,6 +64,27 @@ def test_bad_arguments_are_named():
         solver.sample(reference.velocity, start()[:1], labels[:1], Sampling(steps=0))
 
 
+@pytest.mark.parametrize("method", ["euler", "midpoint", "heun", "sde"])
+def test_a_velocity_of_another_shape_is_refused(method):
+    labels = torch.zeros(2, dtype=torch.int64)
+    noise = torch.randn(2, 3, 4, 4)
+    with pytest.raises(ValueError, match=r"a velocity of shape \[2, 1, 4, 4\] for latents \[2, 3, 4, 4\]"):
+        solver.sample(
+            lambda z, t, y: z.mean(1, keepdim=True), noise, labels, Sampling(method=method), lambda: torch.zeros(1)
+        )
+
+
+@pytest.mark.parametrize("steps", [5, 10, 20, 50, 100])
+@pytest.mark.parametrize("ends", [(0, 10), (1, 9), (2, 8), (3, 7), (4, 6), (5, 5)])
+def test_a_guidance_interval_holds_both_its_ends(steps, ends):
+    """Of the times that a sampler has, which are rounded: those within it in whole numbers."""
+    times = solver.time_grid(steps, 1.0)
+    z, y = torch.ones(len(times), 1, 1, 1), torch.ones(len(times), dtype=torch.int64)
+    out = guided(toy, 3.0, 0, interval=(ends[0] / 10, ends[1] / 10))(z, times, y)
+    inside = [ends[0] * steps <= 10 * i <= ends[1] * steps for i in range(len(times))]
+    assert (out != toy(z, times, y)).flatten().tolist() == inside
+
+
 def toy(z_t, t, y):
     return z_t * (1 + y.view(-1, 1, 1, 1)) + t.view(-1, 1, 1, 1)
 

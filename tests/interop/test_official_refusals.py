@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from dmvae import cli
 from dmvae.interop.official import export_vae, import_generator, import_vae
 from dmvae.tokenizers.autoencoder import Autoencoder
 
@@ -164,6 +165,11 @@ def test_a_tokenizer_that_does_not_fit_is_an_error_that_lists_where(tmp_path, va
         (lambda s: without(s, "blocks.1.mlp.w3"), r"2 missing: blocks\.1\.mlp\.w3"),
         (lambda s: without(s, "q_norm"), r"missing or misshapen: blocks\.0\.attn\.q_norm\.weight"),
         (lambda s: s | {"head.weight": torch.zeros(1)}, r"1 unknown: head\.weight"),
+        (lambda s: s | {"blocks.0.attn.q_norm.weight": torch.ones(0)}, r"misshapen: blocks\.0\.attn\.q_norm\.weight"),
+        (lambda s: s | {"x_embedder.proj.weight": torch.ones(0, 4, 1, 1)}, r"misshapen: x_embedder\.proj\.weight"),
+        (lambda s: s | {"y_embedder.embedding_table.weight": torch.ones(0, 48)}, "misshapen: y_embedder"),
+        (lambda s: s | {"pos_embed": s["pos_embed"].to_sparse()}, "pos_embed has the layout torch.sparse_coo"),
+        (lambda s: s | {"pos_embed": s["pos_embed"].to("meta")}, "pos_embed has no values"),
         (lambda s: s | {"blocks.0.attn.q_norm.weight": torch.ones(13)}, "no multiple of the head width 13"),
         (lambda s: s | {"final_layer.linear.bias": torch.ones(16)}, r"1 misshapen: final_layer\.linear\.bias"),
         (lambda s: s | {"feat_rope.freqs_sin": s["feat_rope.freqs_cos"]}, r"freqs_sin .*differs by up to 1"),
@@ -183,8 +189,16 @@ def test_heads_that_the_width_does_not_tell_or_divide_by_are_errors_that_name_th
 
 
 def test_statistics_that_cannot_be_are_an_error():
-    with pytest.raises(ValueError, match="latent_scale 0"):
-        import_vae(GOLDEN / "vae.safetensors", heads=3, latent_scale=0)
+    for name, value in (("scale", 0), ("scale", 1e-320), ("mean", float("nan")), ("mean", float("inf"))):
+        with pytest.raises(ValueError, match=f"latent_{name} {value}"):
+            import_vae(GOLDEN / "vae.safetensors", heads=3, **{f"latent_{name}": value})
+
+
+def test_options_of_a_tokenizer_have_no_place_at_a_generator(tmp_path, capsys):
+    for option in ("--latent-mean", "--latent-scale", "--encoder-heads"):
+        with pytest.raises(SystemExit):
+            cli.main(["import", "official-generator", "x.pt", "--out", str(tmp_path / "out"), option, "3"])
+        assert f"{option} is of a tokenizer; a generator has none" in capsys.readouterr().err
 
 
 VIT = {"type": "timm", "model": "vit_small_patch14_dinov2", "patch_size": 8, "kwargs": {"embed_dim": 48, "depth": 1}}

@@ -75,6 +75,15 @@ def test_errors_list_every_key(tmp_path):
         assert name in str(error.value)
     with pytest.raises(ValueError, match="holds no"):
         network({"weight": torch.zeros(1)}, tmp_path)
+    whole = ldm.random_checkpoint()
+    for wrong, message in (
+        (torch.zeros(()), r"missing or misshapen: encoder\.conv_in\.weight \(4-d\)"),
+        (whole["encoder.conv_in.weight"].to_sparse(), r"encoder\.conv_in\.weight has the layout torch.sparse_coo"),
+        (torch.zeros(1, device="meta"), r"encoder\.conv_in\.weight has no values \(a meta tensor\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            network(whole | {"encoder.conv_in.weight": wrong}, tmp_path)
+    network(whole | {3: torch.zeros(1)}, tmp_path)
     save_file({"encoder.conv_in.weight": torch.zeros(1)}, tmp_path / "diffusers.safetensors")
     with pytest.raises(ValueError, match=r"no encoder.down.0; diffusers' own files are read by \{type: diffusers"):
         VavaeTokenizer(path=str(tmp_path / "diffusers.safetensors")).resolve()

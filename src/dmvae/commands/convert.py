@@ -19,16 +19,18 @@ def import_(command: str, arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--encoder-heads", type=int, help="heads of the ViT; 64 channels per head unless given")
     parser.add_argument("--weights", help="which of the file's networks: ema or model; for a tokenizer ema or wo_ddp")
-    parser.add_argument(
-        "--latent-mean", type=float, default=0.0685, help="mean of the latents (published: %(default)s)"
-    )
-    parser.add_argument("--latent-scale", type=float, default=0.1763, help="1 / standard deviation (%(default)s)")
+    parser.add_argument("--latent-mean", type=float, help="mean of the latents (0.0685, as published)")
+    parser.add_argument("--latent-scale", type=float, help="1 / their standard deviation (0.1763)")
     known = parser.read(arguments)
     _require_own(known.out)
     model: nn.Module
+    given = {"heads": known.encoder_heads, "latent_mean": known.latent_mean, "latent_scale": known.latent_scale}
+    given = {name: value for name, value in given.items() if value is not None}
     if known.kind == "official-vae":
-        statistics = {"latent_mean": known.latent_mean, "latent_scale": known.latent_scale}
-        model = official.import_vae(known.file, heads=known.encoder_heads, weights=known.weights, **statistics)
+        model = official.import_vae(known.file, weights=known.weights, **given)
+    elif given:
+        option = "encoder-heads" if "heads" in given else next(iter(given)).replace("_", "-")
+        raise ValueError(f"--{option} is of a tokenizer; a generator has none")
     else:
         model = official.import_generator(known.file, weights=known.weights or "ema")
     save_network(model, known.out)

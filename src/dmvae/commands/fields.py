@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from dmvae import config as configs
 from dmvae.config import Values
-from dmvae.options import few
 from dmvae.recipe import Recipe, method_of
 from dmvae.registry import Registered, family_of, names
+from dmvae.runtime.words import few
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -23,10 +23,10 @@ from dmvae.claims import begun_anew
 from dmvae.datasets import open_dataset
 from dmvae.inputs import Blueprint, build_tokenizer, latent_shape
 from dmvae.jobs import Job, plan
-from dmvae.options import few
 from dmvae.recipe import Recipe
 from dmvae.runtime import distributed
 from dmvae.runtime.console import console, paragraph
+from dmvae.runtime.words import few
 from dmvae.training.counting import Cost, cost_of
 from dmvae.training.stage import AnyTraining, TrainingStage
 from dmvae.transport.arrival import LATENTS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 from dmvae.commands.parser import Parser
@@ -39,7 +40,7 @@ def init(command: str, arguments: list[str]) -> None:
         raise ValueError(f"{out} exists; name another file: dmvae init {known.name} FILE")
     with atomic_write(out) as part:
         part.write_text(_moved(source, names, out))
-    console.print(f"{out}: edit it, then `dmvae run {out}`")
+    console.print(f"{out}: edit it, then `dmvae run {shlex.quote(str(out))}`")
 
 
 def _moved(source: Path, names: dict[Path, str], out: Path) -> str:

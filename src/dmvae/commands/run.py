@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
@@ -16,7 +17,7 @@ from dmvae.commands.trust import require_no_code
 from dmvae.config import FieldError, Values
 from dmvae.fitting import fit
 from dmvae.jobs import Job, jobs_of, merge, recipes_of
-from dmvae.options import few, flat, told
+from dmvae.options import flat, told
 from dmvae.recipe import Recipe, Recipes, load, method_of, recipe_class
 from dmvae.registry import nearest
 from dmvae.report import write_report
@@ -26,7 +27,7 @@ from dmvae.runtime import distributed
 from dmvae.runtime.console import console
 from dmvae.runtime.files import locked
 from dmvae.runtime.joined import joined
-from dmvae.runtime.words import counted
+from dmvae.runtime.words import counted, few
 from dmvae.stages import stages
 
 
@@ -101,7 +102,7 @@ def plan(command: str, arguments: list[str]) -> None:
     known, rest = parser.parse_known_args(arguments)
     if known.gpus is not None and known.gpus < 1:
         raise ValueError(f"--gpus: {known.gpus}; give 1 or more, or leave it out to plan for this machine")
-    if not 0 < known.utilisation <= 1 or known.peak <= 0:
+    if not (0 < known.utilisation <= 1 and 0 < known.peak < math.inf):
         raise ValueError(f"--utilisation {known.utilisation:g} of --peak {known.peak:g} TFLOP/s: give a share up to 1")
     machine, speed = Machine.here(), known.peak * known.utilisation * 1e12
     if known.gpus is not None:

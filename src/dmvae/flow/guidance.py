@@ -13,6 +13,10 @@ Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(z_t [b, C, H, W], t [b], labels [b]) -> velocity [b, C, H, W]."""
 
 
+ROUNDING = 2**-20
+"""What a sampler's time may lack of the number that it stands for, such as an interval's end."""
+
+
 def require_interval(interval: tuple[float, float]) -> None:
     """Raise ValueError where the second time is before the first: guidance would act nowhere, in silence."""
     if interval[0] > interval[1]:
@@ -42,7 +46,7 @@ def guided(
             cond, other = as_velocity(both, twice).chunk(2)
         else:
             cond, other = (as_velocity(network(z_t, t, labels), z_t) for network in (velocity, guide))
-        inside = (t >= interval[0]) & (t <= interval[1])
+        inside = (t >= interval[0] - ROUNDING) & (t <= interval[1] + ROUNDING)
         w = torch.where(inside, scale, 1.0).to(cond.dtype).view(-1, *[1] * (z_t.ndim - 1))
         return other + w * (cond - other)
 

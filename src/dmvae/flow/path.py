@@ -47,7 +47,7 @@ def denoise(*, z_t: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
 def score(*, z_t: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
     """grad log p_t(z_t) = (t * v(z_t, t) - z_t) / (1 - t); t < 1."""
     t = expand(t, z_t)
-    return (t * velocity - z_t) / (1 - t)
+    return (t * as_velocity(velocity, z_t) - z_t) / (1 - t)
 
 
 def shift_time(t: Tensor, shift: float) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from torch import Tensor
 
 from dmvae.flow.guidance import Velocity
+from dmvae.flow.path import as_velocity
 from dmvae.flow.samplers import Sampler, Sampling, time_grid
 from dmvae.flow.samplers.sde import sde_drift
 from dmvae.registry import find
@@ -26,12 +27,16 @@ def trajectory(
     is: `settings.guidance` is for models, which guide theirs.
 
     Raises:
-        ValueError: an unknown method, or fewer than one step.
+        ValueError: an unknown method, fewer than one step, or a velocity of another shape than the state.
     """
     if settings.steps < 1:
         raise ValueError(f"sampler steps must be at least 1, got {settings.steps}")
     sampler = find(Sampler, settings.method)()
-    yield from sampler.trajectory(velocity, noise, labels, settings, normal)
+
+    def checked(z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        return as_velocity(velocity(z_t, t, labels), z_t)
+
+    yield from sampler.trajectory(checked, noise, labels, settings, normal)
 
 
 def sample(

@@ -53,8 +53,10 @@ def import_vae(
     or "wo_ddp" (`vae_wo_ddp`, what the authors sample with; the default where the file has it) or "ema" (`vae_ema`).
     latent_mean, latent_scale: the statistics published with the weights, over all channels; scale is 1 / std.
     """
-    if not 0 < latent_scale < math.inf:
+    if not 1e-30 < latent_scale < 1e30:
         raise ValueError(f"latent_scale {latent_scale}: must be positive, 1 / the latents' standard deviation")
+    if not abs(latent_mean) < 1e30:
+        raise ValueError(f"latent_mean {latent_mean}: must be a finite number, the latents' mean")
     known = {"wo_ddp": "vae_wo_ddp", "model": "vae_wo_ddp", "ema": "vae_ema"}
     state = _open(file, (known.get(weights, weights),) if weights else tuple(known.values()), "tokenizer")
     model = build_vae(state, file, heads=heads)

@@ -27,6 +27,7 @@ from dmvae.models.base import Model, Tokenizer
 from dmvae.ranges import Guidance, SamplerSteps, Share, TimeShift
 from dmvae.registry import nearest
 from dmvae.runtime.done import whole
+from dmvae.tokenizers.adapted import HUB_ID
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -101,6 +102,8 @@ class DMVAEPipeline(DiffusionPipeline):
         # our models are built in memory, see dmvae.models.base
         kwargs = {"low_cpu_mem_usage": False} | kwargs
         folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir() and not HUB_ID.fullmatch(os.fspath(pretrained_model_name_or_path)):
+            raise ValueError(f"{folder}: no such folder, from {Path.cwd()}, and no hub's id, which is OWNER/NAME")
         if not folder.is_dir():  # diffusers takes from a hub only what its own classes load, and ours it does not know
             asked: Any = {name: kwargs.pop(name) for name in HUB if name in kwargs}
             folder = Path(snapshot_download(os.fspath(pretrained_model_name_or_path), **asked))
@@ -232,7 +235,8 @@ class DMVAEPipeline(DiffusionPipeline):
         return x.permute(0, 2, 3, 1).cpu().numpy() if output_type == "np" else x
 
     def _label_numbers(self, class_labels: object) -> list[int]:
-        if isinstance(class_labels, str) or not isinstance(class_labels, Iterable):
+        one = isinstance(class_labels, str) or getattr(class_labels, "ndim", None) == 0
+        if one or not isinstance(class_labels, Iterable):
             class_labels = [class_labels]
         numbers = [self._label_number(label) for label in class_labels]
         if not numbers:

@@ -112,10 +112,11 @@ def _arguments(job: Job) -> str:
 
 def _claim(job: Job) -> str:
     sample = job.recipe.section("sample")
-    method = sample.method if sample else "euler"
-    if method == "euler":
+    if sample is None:
+        return "The recipe below draws no samples: the arguments are the pipeline's own."
+    if sample.method == "euler":
         return "With these arguments it is the first image that `dmvae sample` made of the recipe below."
-    return f"The pipeline takes Euler steps; the samples measured below were made with the {method} sampler."
+    return f"The pipeline takes Euler steps; the samples measured below were made with the {sample.method} sampler."
 
 
 def _autocast(stages: dict[str, Job]) -> str:

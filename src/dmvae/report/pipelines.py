@@ -15,7 +15,9 @@ from dmvae.generators import load_generator
 from dmvae.inputs import generator_of
 from dmvae.jobs import PIPELINE, STEPS, Job, other_source, source_of
 from dmvae.models.base import Model
+from dmvae.models.velocity import VelocityModel
 from dmvae.report.card import card
+from dmvae.runtime.console import console
 from dmvae.runtime.done import damage, read_source, whole, write_source
 from dmvae.runtime.files import atomic_write, within
 from dmvae.stages.sample import samples_folder
@@ -32,19 +34,21 @@ from dmvae import DMVAEPipeline
 
 
 def write_pipelines(jobs: list[Job], run_dir: Path) -> list[Path]:
-    """Write the pipeline of every finished generator, unless it is there and whole; its card is always written anew."""
+    """Write the pipeline of every finished generator, unless it is there and whole; its card is always written anew.
+    One that diffusers could not load, since its class is a plugin's or no `VelocityModel`, is told and left out."""
     folders: dict[str, dict[str, Job]] = {}
     for job in jobs:
         if job.finished:
             folders.setdefault(job.variant, {})[job.stage.name] = job
-    return [
+    written = [
         _write(stages, within(run_dir / variant / PIPELINE, run_dir))
         for variant, stages in folders.items()
         if "generator" in stages
     ]
+    return [out for out in written if out is not None]
 
 
-def _write(stages: dict[str, Job], out: Path) -> Path:
+def _write(stages: dict[str, Job], out: Path) -> Path | None:
     job = stages["generator"]
     source = source_of(stages)
     steps = {name: int(source[name]) if name in source else None for name in STEPS}
@@ -56,7 +60,9 @@ def _write(stages: dict[str, Job], out: Path) -> Path:
         from dmvae.interop.pipeline import build_pipeline  # diffusers' pipelines take two seconds
 
         transformer = load_generator(job.folder / generator_of(steps["snapshot"]))
-        assert isinstance(transformer, Model)
+        if not isinstance(transformer, VelocityModel) or type(transformer).__module__.partition(".")[0] != "dmvae":
+            console.print(f"pipeline: none of {job.variant}: diffusers cannot load a {type(transformer).__name__}")
+            return None
         guide = load_generator(job.folder / generator_of(steps["guide"])) if steps["guide"] is not None else None
         assert guide is None or isinstance(guide, Model)
         # for the manifests of what measures its samples

@@ -10,7 +10,7 @@ import argparse
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -59,6 +59,10 @@ def read_tensors(path: Path) -> dict[str, object]:
             f"{path}: neither a safetensors file nor one that torch.save wrote (it starts with {head!r}); "
             "download it again: a git-lfs pointer or an error page in its place looks like this"
         )
+    for name, value in _all_tensors(saved):
+        if value.layout is not torch.strided or value.is_meta:
+            kind = "no values (a meta tensor)" if value.is_meta else f"the layout {value.layout}"
+            raise ValueError(f"{path}: {name} has {kind}; save a model's state_dict() of dense tensors")
     if not isinstance(saved, Mapping):
         raise ValueError(f"{path}: holds a {type(saved).__name__}, not a dict of tensors; save a model's state_dict()")
     return dict(saved)
@@ -105,8 +109,9 @@ def check(given: Mapping[str, Tensor], expected: Shapes, where: object, what: st
 
 def require_shapes(shapes: Shapes, telling: Mapping[str, int], where: object) -> list[Sequence[int]]:
     """The shapes of the tensors named in `telling` (name -> number of dimensions), in its order. Raises ValueError,
-    which lists those that are missing or have another number of dimensions."""
-    wrong = [f"{name} ({dims}-d)" for name, dims in telling.items() if len(shapes.get(name, ())) != dims]
+    which lists those that are missing, are empty, or have another number of dimensions."""
+    found = {name: shapes.get(name, ()) for name in telling}
+    wrong = [f"{name} ({dims}-d)" for name, dims in telling.items() if len(found[name]) != dims or 0 in found[name]]
     if wrong:
         raise ValueError(f"{where}: the tensors that tell the sizes are missing or misshapen: {_listed(wrong)}")
     return [shapes[name] for name in telling]
@@ -164,6 +169,15 @@ def guarded(
             f"{path}: damaged, cut short or not made of plain tensors ({type(error).__name__}: {next(lines, '')}); "
             f"download or copy it again, or {fix}"
         ) from error
+
+
+def _all_tensors(saved: object, name: str = "it") -> Iterator[tuple[str, Tensor]]:
+    """Those of a file, nested or not, with their names."""
+    if isinstance(saved, Tensor):
+        yield name, saved
+    elif isinstance(saved, Mapping):
+        for key, value in saved.items():
+            yield from _all_tensors(value, str(key))
 
 
 def _tensors(values: Mapping[str, object], prefix: str = "") -> dict[str, Tensor]:

@@ -11,5 +11,5 @@ def counted(count: int, one: str, many: str = "") -> str:
 
 
 def few(names: Sequence[object]) -> str:
-    """The first five."""
-    return ", ".join(map(str, names[:5])) + (", ..." if len(names) > 5 else "")
+    """The names, at most six of them."""
+    return ", ".join(map(str, names[:6])) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 import yaml
 
@@ -21,5 +22,64 @@ Loader.add_implicit_resolver(INT, re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA
 
 
 def read_yaml(text: str) -> object:
-    """What the text holds. Raises yaml.YAMLError, and RecursionError where it is nested too deep."""
+    """What the text holds. Raises yaml.YAMLError, also where a part holds itself, and RecursionError where it is nested
+    too deep."""
+    _require_finite(yaml.compose(text, Loader), ())
     return yaml.load(text, Loader)  # a safe one
+
+
+def _require_finite(node: yaml.Node | None, above: tuple[int, ...]) -> None:
+    if id(node) in above and node is not None:
+        raise yaml.MarkedYAMLError(problem="an anchor that holds itself", problem_mark=node.start_mark)
+    if isinstance(node, yaml.CollectionNode):
+        for item in node.value:
+            for part in item if isinstance(item, tuple) else (item,):
+                _require_finite(part, (*above, id(node)))
+
+
+def require_once(text: str) -> None:
+    """Raise YAMLError where a mapping of the text has a key twice, of which YAML would take the last in silence, or a
+    field under two spellings, `tokenizer.steps` and `tokenizer: {steps: ...}`."""
+    _require_once(yaml.compose(text, Loader), set())
+
+
+def _require_once(node: yaml.Node | None, seen: set[int]) -> None:
+    if id(node) in seen:  # an anchor's node stands in many places
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _require_once(item, seen)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    keys: set[str] = set()
+    inherited = set(_inherited(node))
+    for key, value in node.value:
+        if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+            names = {key.value, *_places(key, value)}
+            if twice := sorted(names & keys):
+                raise yaml.MarkedYAMLError(problem=f"{twice[0]!r} stands there twice", problem_mark=key.start_mark)
+            if hidden := sorted((names - {key.value}) & inherited):  # YAML would put what is inherited last
+                problem = f"{hidden[0]!r} is inherited by << and would hide this one; write {hidden[0]}: here too"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            keys |= names
+        _require_once(value, seen)
+
+
+def _inherited(node: yaml.MappingNode) -> Iterator[str]:
+    """The keys that a mapping has by << from others."""
+    for key, value in node.value:
+        if isinstance(key, yaml.ScalarNode) and key.value == "<<":
+            for base in value.value if isinstance(value, yaml.SequenceNode) else (value,):
+                if isinstance(base, yaml.MappingNode):
+                    yield from (str(inner.value) for inner, _ in base.value if inner.value != "<<")
+                    yield from _inherited(base)
+
+
+def _places(key: yaml.Node, value: yaml.Node) -> Iterator[str]:
+    """The dotted names of the fields that are written behind a key; what an anchor brings is there to be laid over."""
+    if isinstance(value, yaml.MappingNode) and value.start_mark.index > key.start_mark.index:
+        for inner, deeper in value.value:
+            yield from (f"{key.value}.{place}" for place in _places(inner, deeper))
+    else:
+        yield str(key.value)

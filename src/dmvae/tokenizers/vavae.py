@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dmvae.config import Values
 from dmvae.registry import register
-from dmvae.runtime.weights import check, read_tensors
+from dmvae.runtime.weights import check, read_tensors, require_shapes
 from dmvae.tokenizers.files import FileSource
 
 # Of the training: the discriminator, and the vision model to which the latents were aligned.
@@ -63,7 +63,8 @@ class VavaeTokenizer(FileSource):
         saved = read_tensors(self.place)
         inner = saved.get("state_dict")
         state = inner if isinstance(inner, dict) else saved
-        return {k: v for k, v in state.items() if isinstance(v, Tensor) and not str(k).startswith(LEFTOVERS)}
+        named = {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)}
+        return {k: v for k, v in named.items() if not k.startswith(LEFTOVERS)}
 
 
 def architecture(weights: Mapping[str, Tensor], path: Path) -> Values:
@@ -78,7 +79,7 @@ def architecture(weights: Mapping[str, Tensor], path: Path) -> Values:
     def width(name: str, dim: int) -> int:
         if name not in weights:
             raise ValueError(f"{path}: not a checkpoint of latent diffusion's autoencoder: it holds no {name}")
-        return weights[name].shape[dim]
+        return require_shapes({name: weights[name].shape}, {name: 4}, path)[0][dim]
 
     def kinds(side: str, part: str, levels: Iterable[int]) -> list[str]:
         plain, attended = f"{part}Block2D", f"Attn{part}Block2D"
