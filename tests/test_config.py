@@ -48,7 +48,7 @@ class Section:
     other: Shape = field(default_factory=lambda: Round(radius=2.0))
     on: bool = False
     widths: list[int] = field(default_factory=list)
-    ranks: Sequence[float] = ()
+    ranks: Sequence[float] = field(default_factory=list)
 
 
 def read(**over):
