@@ -112,6 +112,12 @@ def test_what_is_one_for_all_variants(tmp_path, variants, message):
         load(tiny.write(tmp_path, variants=variants))
 
 
+def test_a_misspelt_field_of_one_variant_is_told_with_its_name(tmp_path):
+    path = tiny.write(tmp_path, variants={"a": {}, "b": {"tokenizer.stpes": 3}})
+    with pytest.raises(ValueError, match=r"tokenizer\.stpes: no such field; did you mean 'steps'\? \(variant 'b'\)"):
+        load(path)
+
+
 @pytest.mark.parametrize("over", [{"variants.kl": None}, {"variants": {}}, {"variants.kl": {}}])
 def test_an_option_that_says_nothing_is_told(tmp_path, over):
     with pytest.raises(ValueError, match="it says nothing; --variant NAME chooses one, --variants null does without"):

@@ -35,7 +35,7 @@ class FieldError(ValueError):
 
     def __init__(self, place: str, message: str) -> None:
         super().__init__(f"{place}: {message}")
-        self.place = place
+        self.place, self.message = place, message
 
 
 class NoSuchField(FieldError):

@@ -138,15 +138,17 @@ def _resolve(values: Values, asked: Values, path: Path) -> Recipes:
         if given.get("plugins"):
             given["plugins"] = _beside(path, given["plugins"])
     load_plugins(options.get("plugins", values.get("plugins")) or ())
-    recipe, laid = recipe_class(), _with_seeds(variants, seeds)
+    recipe, by_variant = recipe_class(), _with_seeds(variants, seeds)
     values = configs.named(recipe, values)
-    layers = {str(name): configs.named(recipe, configs.merge(values, over or {})) for name, over in laid.items()}
+    layers = {str(name): configs.named(recipe, configs.merge(values, over or {})) for name, over in by_variant.items()}
 
     def read(name: str, laid: Values) -> Recipe:
         over = own.get(name, own.get(method_of(name)))
         try:
             return configs.read(recipe, configs.merge(laid, over or {}))
-        except NoSuchField:
+        except NoSuchField as error:
+            if len(layers) > 1 and error.place in flat(by_variant[name] or {}):
+                raise NoSuchField(error.place, f"{error.message} (variant {name!r})") from error
             raise
         except ValueError as error:
             new = [option for option in flat(over or {}) if lacks(laid, option, recipe)]
