@@ -51,6 +51,15 @@ def test_everything_that_stands_in_the_way_is_told_at_once(recipe, capsys):
     assert "3 things stand in the way" in error
 
 
+def test_matching_class_by_class_is_told_as_not_counted(tmp_path, capsys):
+    over = {"type": "transport", "labels": True, "slices": 6, "samples": 96, "along": ["random"]}
+    path = tiny.write(
+        tmp_path, matching__objective=over, matching__student_warmup=0, matching__batch_size=12, variants={"kl": {}}
+    )
+    main(["plan", str(path), *PLAN, "80GB"])
+    assert "matching: not counted, for its step depends on the values of tensors" in capsys.readouterr().out
+
+
 def test_what_cannot_be_built_is_told_and_the_rest_is_counted(tmp_path, capsys):
     kind = {"block_out_channels": (8,), "norm_num_groups": 4, "latent_channels": 2, "sample_size": 12}
     AutoencoderKL(**kind).save_pretrained(tmp_path / "kl")

@@ -49,7 +49,7 @@ def _too_large(recipe: Recipe, items: int) -> Iterator[tuple[str, str, int]]:
             size = batch_of(items, distributed.world_size() * parts)
             for name in WITHIN:
                 if (getattr(section, name, None) or 0) > size:
-                    yield stage.name, name, batch_of(size, 1)
+                    yield stage.name, name, batch_of(size, distributed.world_size() if name == "decoded" else 1)
             yield stage.name, "batch_size", size
         if stage.name == "evaluate" and section.neighbours > items:
             yield stage.name, "neighbours", items

@@ -92,7 +92,7 @@ def test_heic_without_its_package_is_told_with_the_mend(tmp_path, monkeypatch):
     assert not file.exists(), "nothing was left out of the run that came last"
 
 
-def test_what_is_within_a_batch_shrinks_with_it(tmp_path):
+def test_what_is_within_a_batch_shrinks_with_it(tmp_path, monkeypatch):
     over = {"batch_size": 96, "decoded": 64, "noise": "assigned", "noise_groups": 48, "noise_bank": 96}
     path = tiny.write(tmp_path, **{f"matching__{name}": value for name, value in over.items()}, run__accumulate=3)
     (matched, said), section = fit({"matched": load(path)["matched"]}), "matching"
@@ -103,6 +103,11 @@ def test_what_is_within_a_batch_shrinks_with_it(tmp_path):
         "matching.noise_groups is 32 in place of 48",
         "matching.batch_size is 32 in place of 96",
     ]
+    monkeypatch.setattr("dmvae.runtime.distributed.world_size", lambda: 3)
+    path = tiny.write(tmp_path, matching__batch_size=96, matching__decoded=64)
+    found = fit({"matched": load(path)["matched"]})[0]["matched"].matching
+    assert (found.batch_size, found.decoded) == (48, 48), "both divide over three ranks"
+    monkeypatch.undo()
     parted = load(tiny.write(tmp_path, generator__batch_size=96, run__accumulate=3))
     assert fit(parted)[0]["kl"].generator.batch_size == 48, "it divides into the parts"
 

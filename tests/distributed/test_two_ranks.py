@@ -201,6 +201,19 @@ def told(rank, folder):
         (folder / f"{rank}.txt").write_text(repr((memory.distance, found)))
 
 
+def normed(rank, folder):
+    """Features whose mean is ten thousand deviations, in float32."""
+    with joined():
+        norm = distributed.BatchNorm2d(2).train()
+        x = 10 + 1e-3 * torch.randn(8, 2, 4, 4, generator=torch.Generator().manual_seed(rank))
+        (folder / f"{rank}.txt").write_text(str(bool(norm(x).isfinite().all() and norm.running_var.isfinite().all())))
+
+
+def test_batch_norm_of_ranks_is_finite_where_rounding_is_larger_than_the_variance(tmp_path):
+    assert processes.on_ranks(normed, tmp_path, timeout=100) == [0, 0]
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)] == ["True", "True"]
+
+
 def test_ranks_take_one_distance_for_the_measured(tmp_path):
     assert processes.on_ranks(told, tmp_path, timeout=100) == [0, 0]
     first, second = ((tmp_path / f"{rank}.txt").read_text() for rank in (0, 1))

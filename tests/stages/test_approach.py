@@ -169,6 +169,16 @@ HANDED = {
     }
 }
 """Which measures the distance though no weight follows it."""
+TOLD = {
+    "told alone": {
+        "matching__objective": {"type": "dmd"},
+        "matching__model": {"width": 8, "depth": 1, "heads": 1},
+        "matching__student_steps": 1,
+        "matching__balance": "gradient",
+        "matching__noise": "none",
+    }
+}
+"""Of which the distance moves nothing, and is told of latents from both sides of the power cut."""
 
 
 def test_a_distance_that_was_measured_hands_over(tmp_path, small):
@@ -179,12 +189,15 @@ def test_a_distance_that_was_measured_hands_over(tmp_path, small):
     assert {"transport/token", "gap/t0.12", "distance/token"} <= {key for row in rows for key in row}
 
 
-@pytest.mark.parametrize("how", EDITED | QUEUED | HANDED)
-def test_killed_and_started_again_it_ends_in_the_same_weights(tmp_path, small, monkeypatch, how):
-    found = []
+@pytest.mark.parametrize("how", EDITED | QUEUED | HANDED | TOLD)
+def test_killed_and_started_again_it_ends_in_the_same_weights_and_log(tmp_path, small, monkeypatch, how):
+    found, logs = [], []
+    if how in TOLD:
+        monkeypatch.setattr(approach, "RECENT", 36)
+        monkeypatch.setattr(approach, "SELDOM", 8)
     for name in ("whole", "stopped"):
         (tmp_path / name).mkdir()
-        path = write(tmp_path / name, **(EDITED | QUEUED | HANDED)[how])
+        path = write(tmp_path / name, **(EDITED | QUEUED | HANDED | TOLD)[how])
         if name == "stopped":
             updates = MatchingStage.updates
 
@@ -199,6 +212,10 @@ def test_killed_and_started_again_it_ends_in_the_same_weights(tmp_path, small, m
             monkeypatch.setattr(MatchingStage, "updates", updates)
         tiny.run(path, until="matching")
         found.append(tiny.weights(tmp_path / name / "run"))
+        rows = (tmp_path / name / "run/main/matching/log.jsonl").read_text().splitlines()
+        logs.append([{k: v for k, v in json.loads(row).items() if k != "seconds"} for row in rows])
+    assert logs[0] == logs[1]
+    assert how not in TOLD or "distance/whole" in logs[0][-1]
     assert found[0].keys() == found[1].keys()
     assert [name for name, value in found[0].items() if not torch.equal(value, found[1][name])] == []
 
@@ -250,9 +267,10 @@ def test_the_newest_latents_are_remembered_with_their_labels():
     assert labels.tolist() == z.flatten().tolist() == [3, 4, 1]
     assert memory.newest(1)[1].tolist() == [3]
     assert set(memory.state_dict()) == {"recent", "count", "labels"}
-    # Checkpoints of older versions have no labels of these.
+    # Checkpoints of older versions have no labels of the first; of the second they are `LATER`.
     assert {"recent", "count"} == set(approach.Recent((1, 1, 1)).state_dict())
-    assert {"recent", "count", "ratio", "multiple", "near"} == set(approach.Approach((1, 1, 1), 1.0, 1.1).state_dict())
+    state = approach.Approach((1, 1, 1), 1.0, 1.1).state_dict()
+    assert set(state) == {"recent", "count", "labels", "ratio", "multiple", "near"}
 
 
 def test_the_ratio_follows_the_distance_and_three_in_a_row_are_arrival(monkeypatch):
@@ -314,7 +332,12 @@ def test_autocast_leaves_the_measured_distance_as_it_is(monkeypatch):
         ({"matching.target": 0.5}, "target: expected a number, 1 to .* got 0.5"),
         ({"matching.weight": 20}, "weight: 20 is where balance: distance starts; give 0.2 to 10"),
         ({"matching.objective.slices": 2}, "slices: 2 for 3 kinds of directions"),
-        ({"matching.student_warmup": 3}, "'transport' has no student"),
+        ({"matching.student_warmup": 3}, "student_warmup: 'transport' has no student"),
+        ({"matching.student_learning_rate": 1e-3}, "student_learning_rate: 'transport' has no student"),
+        (
+            {"matching.objective": {"type": "dmd"}, "reference.teacher": True, "matching.student_warmup": 8},
+            "student_warmup: 8 of 8 steps leave the tokenizer none",
+        ),
         (
             {"matching.anchor": 0.3, "matching.noise": "none"},
             "anchor: 0.3 holds edits .* set matching.noise: reference",

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import tiny
+from dmvae.runtime.signals import Interrupted
 from dmvae.stages.bounds import BOUNDS, spread
 from dmvae.stages.matching import MatchingStage, MatchingTraining
 from dmvae.training import checkpoint, loop
@@ -94,12 +95,18 @@ def test_windows_that_are_judged_late_are_judged_as_they_were():
     assert torch.equal(soon.state[:, 2:], late.state[:, 2:])
 
 
-def test_a_checkpoint_that_does_not_know_of_health_is_read(tmp_path):
-    checkpoint.save(tmp_path, 1, {"networks": {"w": torch.ones(2)}})
-    state = {"networks": {"w": torch.zeros(2)}, "health": {"state": torch.full((1, 4), 7.0)}}
-    assert checkpoint.load(tmp_path, state, optional=("health",)) == 1
+@pytest.mark.parametrize("before", [{}, {"approach": {"recent": torch.ones(3)}}])
+def test_a_checkpoint_that_does_not_know_of_health_or_of_what_was_measured_is_read(tmp_path, before):
+    checkpoint.save(tmp_path, 1, {"networks": {"w": torch.ones(2), **before}})
+    state = {
+        "networks": {"w": torch.zeros(2), "approach": {"recent": torch.zeros(3), "labels": torch.full((3,), -1)}},
+        "health": {"state": torch.full((1, 4), 7.0)},
+    }
+    assert checkpoint.load(tmp_path, state, optional=loop.LATER) == 1
     assert torch.equal(state["networks"]["w"], torch.ones(2))
     assert torch.equal(state["health"]["state"], torch.full((1, 4), 7.0))
+    assert state["networks"]["approach"]["recent"].tolist() == [float(bool(before))] * 3
+    assert state["networks"]["approach"]["labels"].tolist() == [-1] * 3
     with pytest.raises(ValueError, match="another architecture"):
         checkpoint.load(tmp_path, state)
 
@@ -241,12 +248,52 @@ def test_it_goes_back_as_far_where_it_is_noticed_late(prepared, quick, monkeypat
         (0.2, {}, "the latents have collapsed.*although it went back before.*lower matching.weight"),
         (1.25, {"student_learning_rate": 0.0}, "student does not keep up.*of tokenizer times.*raise matching.stud"),
         (1.0, {"learning_rate": 1e3, "warmup": 0}, "matching: .*although it went back before.*lower"),
+        (0.2, {"learning_rate": 0.0}, "the latents have collapsed: [^(]*; from the same settings it always will"),
     ],
 )
 def test_what_does_not_get_well_is_an_error_the_second_time(prepared, quick, monkeypatch, factor, over, message):
     scales(monkeypatch, factor, once=False)
     with pytest.raises(FloatingPointError, match=message):
         tiny.run(write(prepared, steps=30, **over), only="matching")
+
+
+def test_what_is_not_finite_is_not_saved_where_a_batch_is_waited_for(prepared, monkeypatch):
+    """Ctrl-C between two rows of the log, after a weight has become NaN."""
+
+    class Interrupting:
+        def __init__(self, data):
+            self.data = data
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            if not self.left:
+                raise KeyboardInterrupt
+            self.left -= 1
+            return next(self.data)
+
+        def close(self):
+            self.data.close()
+
+    batches, advance = loop.batches, loop.Trainer.advance
+
+    def poisoned(trainer, *given):
+        last = advance(trainer, *given)
+        if trainer.step == 3 and Interrupting.poison:
+            next(trainer.networks.autoencoder.parameters()).data.fill_(float("nan"))
+        return last
+
+    monkeypatch.setattr(loop, "batches", lambda *given: Interrupting(batches(*given)))
+    monkeypatch.setattr(loop.Trainer, "advance", poisoned)
+    own = {"steps": 16, "student_steps": 1, "weight": 0.17}
+    own = {f"matching__{name}": value for name, value in own.items()}
+    path = tiny.write(prepared, variants={"main": {}}, run__save_every=100, run__log_every=100, **own)
+    for poison in (True, False):
+        Interrupting.left, Interrupting.poison = 3, poison
+        with pytest.raises(Interrupted):
+            tiny.run(path, only="matching")
+        assert bool(list(prepared.glob("run/main/matching/checkpoints/step-*"))) is not poison
 
 
 def test_a_training_that_is_well_is_the_same_without(prepared, quick):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from rich.table import Table
-from torch._subclasses.fake_tensor import DataDependentOutputException
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from dmvae import checks, pipeline
 from dmvae import config as configs
@@ -112,7 +112,7 @@ def print_plan(recipes: dict[str, Recipe], machine: Machine) -> list[str]:
                 except AssertionError:  # what does not fit together cannot be built
                     if not any(line.startswith(f"{stage.name}.") for line in found):
                         raise
-                except DataDependentOutputException:
+                except (DataDependentOutputException, DynamicOutputShapeException):
                     console.print(f"{stage.name}: not counted, for its step depends on the values of tensors")
         sizes = {stage.name: _disk(stage.name, recipe, costs.get(stage.name), items) for stage in recipe.stages()}
         folders = {job.stage.name: (job.state, job.folder.name) for job in jobs.get(variant, ())}

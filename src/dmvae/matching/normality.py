@@ -1,4 +1,4 @@
-"""A test of normality along random slices, for a Gaussian reference: it draws no samples."""
+"""A test of normality along random slices, for a Gaussian reference: it compares with no samples of it."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ FEWEST = 8
 @dataclass(frozen=True, kw_only=True)
 class Normality(BetweenSamples):
     """The Epps-Pulley statistic of random projections (SIGReg, arXiv 2511.08544), only for the reference `gaussian`.
+    It compares with no samples: how many `samples` names changes nothing but the random numbers that follow.
 
     Gradient at z_i of n: (2 / (n std)) mean_u u integral of t (b cos(t x_i) - a sin(t x_i)) exp(-t^2 / 2) dt, where
     x = u . z / std, and a + i b = mean_k exp(i t x_k) - exp(-t^2 / 2) is what the slice has too much at frequency t.

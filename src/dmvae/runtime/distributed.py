@@ -218,7 +218,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         assert self.momentum is not None
         wide = x.float()
         moments = _Sum.apply(torch.stack([wide.mean((0, 2, 3)), wide.square().mean((0, 2, 3))])) / world_size()
-        mean, variance = moments[0], moments[1] - moments[0].square()
+        mean, variance = moments[0], (moments[1] - moments[0].square()).clamp_min(0)
         with torch.no_grad():
             count = x.numel() // x.shape[1] * world_size()
             self.running_mean.lerp_(mean, self.momentum)

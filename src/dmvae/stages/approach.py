@@ -88,8 +88,7 @@ class Recent(nn.Module):
 
 
 class Approach(Recent):
-    """The recent latents, and the strength of the matching loss. Labels are not in its checkpoints, so that older ones
-    load: they are -1 until they are filled again."""
+    """The recent latents, and the strength of the matching loss."""
 
     ratio: Tensor
     multiple: Tensor
@@ -99,7 +98,7 @@ class Approach(Recent):
         self, latent_shape: tuple[int, int, int], ratio: float, target: float, distance: float = math.inf
     ) -> None:
         """distance: what it is taken for until it is measured."""
-        super().__init__(latent_shape)
+        super().__init__(latent_shape, with_labels=True)
         self.target = target
         self._near: int | None = 0
         self._multiple: float | None = distance

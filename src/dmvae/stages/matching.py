@@ -182,8 +182,9 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         kind = reference.distribution.type
         if config.objective.only_for and kind not in config.objective.only_for:
             yield f"matching.objective: {name!r} is for {', '.join(config.objective.only_for)}, and not for {kind!r}"
-        if config.student_warmup and not config.objective.has_student:
-            yield f"matching.student_warmup: {name!r} has no student to warm up; leave it out"
+        for field_name in ("student_warmup", "student_learning_rate"):
+            if getattr(config, field_name) and not config.objective.has_student:
+                yield f"matching.{field_name}: {name!r} has no student; leave it out"
         low, high = LIMITS
         if config.balance == "distance" and not low <= config.weight <= high:
             yield f"matching.weight: {config.weight:g} is where balance: distance starts; give {low:g} to {high:g}"
@@ -191,6 +192,8 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         yield from unmet(config.objective, reference, config.label_dropout, inputs)
         every = config.student_steps if config.objective.has_student else 1
         turns = -(-max(0, config.steps - config.student_warmup) // every)
+        if not turns:
+            yield f"matching.student_warmup: {config.student_warmup} of {config.steps} steps leave the tokenizer none"
         yield from unmeasured(config.objective, config.until, config.steps, turns, config.batch_size)
         with torch.device("meta"):
             model = first_tokenizer(inputs.sections, weights=False)
@@ -229,7 +232,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         networks.plan = Recent(inputs.latent_shape)
         networks.queue = Recent(inputs.latent_shape, config.objective.needs_recent, with_labels=True)
         # No more than is used: checkpoints of runs without it must still load.
-        used = {"approach": self.measures, "plan": assigned, "queue": config.objective.needs_recent > 0}
+        used = {"approach": True, "plan": assigned, "queue": config.objective.needs_recent > 0}
         networks.remembers = tuple(name for name in used if used[name])
         teacher = inputs.generator("reference", "teacher") if inputs.has("reference", "teacher") else None
         assert teacher is None or isinstance(teacher, VelocityModel)

@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from os import PathLike
 from pathlib import Path
@@ -166,7 +166,7 @@ def forget(folder: Path, after: int) -> None:
 
 def load(folder: Path, state: Values, optional: tuple[str, ...] = ()) -> int | None:
     """Fill `state` in place from the newest intact checkpoint; returns its step, or None without any. Entries that are
-    `optional` are left as they are where the checkpoint is of a version that did not have them.
+    `optional`, dotted, are left as they are where the checkpoint is of a version that did not have them.
 
     A damaged checkpoint is skipped with a warning. Raises ValueError where tensors have other shapes, or where the file
     would run code.
@@ -178,9 +178,12 @@ def load(folder: Path, state: Values, optional: tuple[str, ...] = ()) -> int | N
             warnings.warn(f"{path}: {damage}; trying the checkpoint before it", stacklevel=2)
             continue
         try:
-            there = {name.partition(".")[0] for name in _Reader(path).read_metadata().state_dict_metadata}
-            wanted = {name: part for name, part in state.items() if name in there or name not in optional}
-            _quietly(dcp.load, wanted, storage_reader=_Reader(path), planner=_Planner())
+            there = _Reader(path).read_metadata().state_dict_metadata
+            lacking = [place for place in optional if not any(f"{name}.".startswith(f"{place}.") for name in there)]
+            with ExitStack() as without:
+                for place in lacking:
+                    without.enter_context(_without(state, place))
+                _quietly(dcp.load, state, storage_reader=_Reader(path), planner=_Planner())
         except (CheckpointException, RuntimeError, ValueError, pickle.UnpicklingError) as error:
             if refused := _refusal(error):
                 raise ValueError(
@@ -191,9 +194,22 @@ def load(folder: Path, state: Values, optional: tuple[str, ...] = ()) -> int | N
             raise ValueError(
                 f"{path}: holds the state of another architecture ({reason}); remove the folder"
             ) from error
-        state.update(wanted)
         return step
     return None
+
+
+@contextmanager
+def _without(state: Values, place: str) -> Iterator[None]:
+    """The state without the part at a dotted place, if it has one, for as long as the block lasts."""
+    *parents, last = place.split(".")
+    for name in parents:
+        state = state.get(name, {})
+    part = state.pop(last, None)
+    try:
+        yield
+    finally:
+        if part is not None:
+            state[last] = part
 
 
 class _Listing(FileSystem):

@@ -43,6 +43,8 @@ from dmvae.training.stage import AnyTraining, Batch, Facts, Networks, TrainingCo
 
 CHECKPOINTS = "checkpoints"
 """Where in a stage's folder its state is kept until the stage is finished."""
+LATER = ("health", "networks.approach", "networks.approach.labels")
+"""What checkpoints of older versions lack."""
 
 
 class Trainer:
@@ -165,6 +167,12 @@ class Trainer:
         rates = {name: self.networks.learning_rates.get(name, self.config.learning_rate) for name in self.optimizers}
         return any(o.param_groups[0]["base_lr"] < rates[name] for name, o in self.optimizers.items())
 
+    def moves(self, names: Sequence[str]) -> bool:
+        """Whether one of these updates, of all where none are named, has a learning rate that could be lower."""
+        return any(
+            o.param_groups[0]["base_lr"] > 0 for name, o in self.optimizers.items() if not names or name in names
+        )
+
     def slow(self, names: Sequence[str]) -> None:
         """Lower the learning rates of these updates, of all where none are named."""
         for name, optimizer in self.optimizers.items():
@@ -203,7 +211,7 @@ class Trainer:
     def resume(self, folder: Path) -> bool:
         """Continue from the newest intact checkpoint in `folder`; False where there is none."""
         state = self.state_dict()
-        if checkpoint.load(folder, state, optional=("health",)) is None:
+        if checkpoint.load(folder, state, optional=LATER) is None:
             return False
         for name, module in self.networks.state().items():
             module.load_state_dict(state["networks"][name])
@@ -247,7 +255,8 @@ def train(stage: AnyTraining) -> Facts:
         try:
             return _to_the_end(trainer, folder)
         except (FloatingPointError, torch.linalg.LinAlgError) as error:
-            if trainer.slowed or not trainer.health.bounds:
+            named = error.bound.slows if isinstance(error, Unwell) else ()
+            if trainer.slowed or not trainer.health.bounds or not trainer.moves(named):
                 raise FloatingPointError(hopeless(stage.name, stage.inputs.out, error, trainer.slowed)) from error
             trouble, step = error.with_traceback(None), error.step if isinstance(error, Unwell) else trainer.step
         trainer.saved()
@@ -297,8 +306,9 @@ def _to_the_end(trainer: Trainer, folder: Path) -> Facts:
                 batch = next(data)
             except KeyboardInterrupt:  # while waiting for a batch; several ranks would wait for each other to save
                 if distributed.world_size() == 1:
-                    with suppress(Unwell):  # what is not saved is found again
+                    with suppress(FloatingPointError):  # what is not saved is found again
                         trainer.health.judge()
+                        trainer.require_finite()
                         trainer.save(folder)
                         trainer.saved()
                 raise Interrupted from None

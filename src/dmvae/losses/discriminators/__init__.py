@@ -34,6 +34,10 @@ class AdversarialConfig(Registered):
     learning_rate: Rate | None = None
     """The discriminator's learning rate; null is the stage's."""
 
+    def __post_init__(self) -> None:
+        if self.consistency and not self.augment:
+            raise ValueError("consistency: it compares answers with and without augmentation; set augment: true")
+
     def missing(self) -> list[str]:
         """What `build(pretrained=True)` would have to fetch, or lacks, for a dry run to tell."""
         return []
