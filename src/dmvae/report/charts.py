@@ -198,16 +198,15 @@ def _dress(axes: Axes, values: list[np.ndarray], log: bool) -> None:
 
 
 def _plain(ticks: Sequence[float]) -> Callable[[float, object], str]:
-    """Writes ticks with as many digits as it takes, and none of them apart, as a power of ten or an offset."""
-    step = ticks[1] - ticks[0]
-    digits = next(n for n in range(1, 18) if all(abs(float(f"{y:.{n}g}") - y) < step / 100 for y in ticks) or n == 17)
+    """Writes ticks whole, with as many digits as it takes, the same for all: no power of ten or offset stands apart."""
+    step, largest = ticks[1] - ticks[0], max(map(abs, ticks))
+    kind = "f" if 1e-4 <= largest < 1e7 else "e"
 
-    def write(y: float, _: object) -> str:
-        y = 0.0 if abs(y) < step / 100 else float(f"{y:.{digits}g}")
-        small = y != 0 and not 1e-4 <= abs(y) < 1e7
-        return f"{y:.{digits - 1}e}" if small else np.format_float_positional(y, trim="-")
+    def exact(digits: int) -> bool:
+        return all(abs(float(f"{y:.{digits}{kind}}") - y) < step / 100 for y in ticks)
 
-    return write
+    digits = next((n for n in range(17) if exact(n)), 17)
+    return lambda y, _: f"{0.0 if abs(y) < step / 100 else y:.{digits}{kind}}"
 
 
 def _labels(axes: Axes) -> list[str]:
