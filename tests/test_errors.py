@@ -120,6 +120,8 @@ def complain(capsys, *arguments):
         (["--seeds", "[3, 3]"], "seeds: [3, 3] holds a seed twice"),
         (["--tokenizer.steps", "010"], "tokenizer.steps: expected a whole number, got '010'"),
         (["--name", "2024"], """name: expected text, got 2024; in quotes it is text: '"2024"'"""),
+        (["--name", "no"], """name: expected text, got False; in quotes it is text: '"no"'"""),
+        (["--generator", "null"], "--generator null: sample: it needs the stage 'generator', which is null"),
     ],
 )
 def test_a_mistake_in_a_recipe(tmp_path, capsys, arguments, message):

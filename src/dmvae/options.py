@@ -68,7 +68,8 @@ def told(option: str, reached: list[str], variants: list[str]) -> str:
 
 def of_option(error: str, options: Values, without: Callable[[str], str]) -> str | None:
     """The error's text as one of the option that is at fault, None where the file is: `PLACE: what is wrong` with a
-    place in the option's, or above it, and another error, or none, without this option: `without(option)` tells."""
+    place in the option's, or above it, and another error, or none, without this option: `without(option)` tells. Of any
+    other place too, where without it there is none."""
     if error.startswith("--"):
         return error
     places = re.match(r"(?:[^\s:]+: )*", error)
@@ -81,6 +82,9 @@ def of_option(error: str, options: Values, without: Callable[[str], str]) -> str
         above = f"{path}.".startswith(f"{place}.") or option.startswith(f"{place}.")
         if (inside or above) and without(option) != error:
             return f"--{variant}{place}: {wrong}" if inside else f"--{option}: {wrong}"
+    for option, value in options.items():  # of another section, such as a stage that needs the one that is null
+        if not without(option):
+            return f"--{option} {configs.written(configs.plain_value(value))}: {error}"
     return None
 
 
