@@ -33,7 +33,7 @@ from dmvae.report.figures import shown
 from dmvae.report.run import COLOURS, Run
 
 RATIO = scores.Figure("ratio", "gFD ratio", "", -1, "{:.2f}", "gFD over the baseline's")
-Values = dict[str, list[float]]
+Values = dict[str, list[Any]]
 """Figure -> its value at each seed, and SEEDS -> which these are."""
 SEEDS = "@"
 
@@ -70,7 +70,7 @@ def by_method(rows: dict[str, dict[str, Any]]) -> dict[str, Values]:
     """Method -> the figures that all of its seeds have."""
     grouped: dict[str, list[dict[str, Any]]] = {}
     for name, row in rows.items():
-        grouped.setdefault(method_of(name), []).append(row | {SEEDS: float(name.partition("@")[2] or 0)})
+        grouped.setdefault(method_of(name), []).append(row | {SEEDS: name.rpartition("@")[2]})
     return {
         method: {key: [row[key] for row in seeds] for key in seeds[0] if all(key in row for row in seeds)}
         for method, seeds in grouped.items()

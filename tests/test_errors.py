@@ -120,6 +120,8 @@ def complain(capsys, *arguments):
         (["--seeds", "[3, 3]"], "seeds: [3, 3] holds a seed twice"),
         (["--tokenizer.steps", "010"], "tokenizer.steps: expected a whole number, got '010'"),
         (["--name", "2024"], """name: expected text, got 2024; in quotes it is text: '"2024"'"""),
+        (["--name", "0"], """name: expected text, got 0; in quotes it is text: '"0"'"""),
+        (["--name", "null"], """name: expected text, got None; in quotes it is text: '"null"'"""),
         (["--name", "no"], """name: expected text, got False; in quotes it is text: '"no"'"""),
         (["--generator", "null"], "--generator null: sample: it needs the stage 'generator', which is null"),
     ],

@@ -124,6 +124,12 @@ def test_an_option_that_says_nothing_is_told(tmp_path, over):
         load(tiny.write(tmp_path), over)
 
 
+def test_a_stage_of_one_variant_is_taken_off_and_put_back(tmp_path):
+    path = tiny.write(tmp_path)
+    assert load(path, {"variants.matched.matching": None})["matched"].matching is None
+    assert load(path, {"variants.kl.latents": {}})["kl"].latents is not None
+
+
 def test_an_anchor_that_holds_itself_is_no_recipe(tmp_path):
     path = tmp_path / "round.yaml"
     path.write_text("tokenizer: &a {b: *a}")

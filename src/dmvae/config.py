@@ -316,7 +316,8 @@ def _scalar(hint: object, value: object, where: str) -> object:
         return int(value)
     if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    how = f"""; in quotes it is text: '"{"no" if value in (False, None) else value}"'""" if hint is str else ""
+    text = "no" if value is False else "null" if value is None else value
+    how = f"""; in quotes it is text: '"{text}"'""" if hint is str else ""
     how = "; an option without a value is true" if value is True else how
     raise ValueError(f"{where}: expected {_name(hint)}, got {value!r}{how}")
 

@@ -111,10 +111,9 @@ def run(
     path = Path("recipe") if isinstance(recipe, Mapping) else recipe_file(recipe)
     values = extended(deepcopy(dict(recipe)), path) if isinstance(recipe, Mapping) else read_values(path)
     if train is not None and test is not None:
-        for option in flat(overrides):
-            section, _, name = option.partition(".")
-            if section == "data" and name not in SHAPE:
-                raise ValueError(f"{option}: with train and test, data has only {few(SHAPE)}{nearest(name, SHAPE)}")
+        for name in configs.merge({}, overrides).get("data") or {}:
+            if name not in SHAPE:
+                raise ValueError(f"data.{name}: with train and test, data has only {few(SHAPE)}{nearest(name, SHAPE)}")
         data = configs.merge(values, overrides).get("data") or {}
         overrides = {key: value for key, value in overrides.items() if key.partition(".")[0] != "data"}
         shape = {key: value for key, value in data.items() if key in SHAPE}

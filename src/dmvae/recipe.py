@@ -192,10 +192,11 @@ def _asked(values: Values, asked: Values) -> tuple[Values, Values, object, Value
     for of in (variants, own):
         if not isinstance(of, dict) or not all(isinstance(over, dict | None) for over in of.values()):
             raise FieldError("variants", "expected a mapping of names to overrides")
-    if empty := [
-        f"--{option}" for option, over in split["variants"].items() if over == {} or (over is None and "." in option)
-    ]:
-        raise ValueError(f"{empty[0]}: it says nothing; --variant NAME chooses one, --variants null does without them")
+    for option, over in split["variants"].items():
+        if option.count(".") < 2 and (over == {} or (over is None and "." in option)):
+            raise ValueError(
+                f"--{option}: it says nothing; --variant NAME chooses one, --variants null does without them"
+            )
     for name in own:
         if name not in variants:
             raise ValueError(f"variants.{name}: the recipe has no variant {name!r}{nearest(name, variants)}")

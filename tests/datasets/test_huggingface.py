@@ -280,7 +280,11 @@ def test_what_a_split_lacks_names_its_first_file(root, tmp_path):
 def test_a_file_without_a_row_is_named(root):
     table = pq.read_table(next(root.glob("train*.parquet")))
     pq.write_table(table.slice(0, 0), root / "train-00009.parquet")
-    fails(root, r"train-00009\.parquet: has no row, or a group without one: delete it")
+    fails(root, r"train-00009\.parquet: has no row, or none in its first group: delete it")
+    with pq.ParquetWriter(root / "train-00009.parquet", table.schema) as file:
+        file.write_table(table)
+        file.write_table(table.slice(0, 0))
+    assert len(open_split(root)) > len(table), "an empty group behind another is read"
 
 
 def test_files_that_cannot_be_read(tmp_path, root):

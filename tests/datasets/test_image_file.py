@@ -104,6 +104,19 @@ def test_jpeg_files_have_pillow_s_pixels(tmp_path, options):
         assert np.array_equal(pixels.permute(1, 2, 0), np.asarray(stored))
 
 
+@pytest.mark.parametrize("at", [0.3, 0.5, 0.9])
+@pytest.mark.parametrize("mode", ["RGB", "P"])
+def test_pixels_that_are_damaged_are_no_damaged_exif_block(tmp_path, mode, at):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).convert(mode)
+    noise.save(tmp_path / "a.png")
+    data = bytearray((tmp_path / "a.png").read_bytes())
+    for i in range(8):
+        data[int(at * len(data)) + i] ^= 0xFF
+    (tmp_path / "a.png").write_bytes(data)
+    with pytest.raises(BrokenImage, match=r"a\.png"):
+        read_image(tmp_path / "a.png", 8, 3)
+
+
 @pytest.mark.parametrize("name", ["a.png", "a.webp", "a.jpg"])
 def test_an_image_whose_exif_block_is_damaged_counts_as_upright(tmp_path, name):
     pixels = read(

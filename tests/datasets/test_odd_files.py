@@ -51,6 +51,12 @@ def test_a_link_to_a_folder_above_it_counts_nothing_twice(images):
         entries, _ = scan(images)
     assert len(entries) == 6 + 3, "a link to another folder is followed"
     assert {str(w.message).split()[2].rpartition("/")[2] for w in warned} == {"latest", "up"}
+    (images / "b/deep/up").unlink()
+    (images / "b/deep/up").symlink_to("../../..")
+    assert len(scan(images)[0]) == 6 + 3, "nor what lies beside the folder that is scanned"
+    (images / "all").symlink_to(".")
+    with pytest.raises(ValueError, match=r"class folder .*/all has no image"):
+        scan(images)
 
 
 def test_a_cache_that_cannot_be_written_stops_nothing(images, monkeypatch, tmp_path):

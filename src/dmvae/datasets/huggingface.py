@@ -271,8 +271,8 @@ def _check_parquet(files: list[Path]) -> dict[Path, int]:
                 f"{file}: has columns {', '.join(names)}, but {files[0]} has {', '.join(columns)}: give all files the "
                 "same ones"
             )
-        if 0 in (footer.row_group(i).num_rows for i in range(footer.num_row_groups)):
-            raise ValueError(f"{file}: has no row, or a group without one: delete it, or write it again")
+        if footer.num_row_groups and not footer.row_group(0).num_rows:  # `datasets` reads as many rows at a time
+            raise ValueError(f"{file}: has no row, or none in its first group: delete it, or write it again")
         columns = columns or names
         rows[file] = footer.num_rows
     return rows

@@ -16,7 +16,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from dmvae.datasets.memory import resize
 
-PIXELS = 3
+PIXELS = 4
 """Counts the ways of making pixels of files: in the names of decoded images that are kept, so that two do not mix."""
 ALWAYS = frozenset([".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"])
 SOMETIMES = frozenset([
@@ -96,6 +96,8 @@ def _pixels(image: ImageFile.ImageFile, channels: int) -> Tensor:
 
 def _orientation(image: Image.Image) -> int:
     """1 is upright, which is what an image counts as whose EXIF block is damaged: its pixels need not be."""
+    if image.format != "JPEG":  # to find the block Pillow reads some images' pixels, whose errors are not the block's
+        image.load()
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     except (SyntaxError, ValueError, struct.error, OSError):

@@ -48,7 +48,7 @@ class ImageFolder(DatasetConfig):
     """
 
     root: str
-    """Folder of class folders, or of images. train/ beside test/ (or val/, valid/) are taken as the splits."""
+    """Folder of class folders, or of images. train/ beside test/ (or val/, valid/, validation/) are the splits."""
     valid_fraction: Annotated[float, Range(0, 1, "()")] = 0.1
     """Share of images in the test split where the folder has no such subfolders; chosen by file name."""
     on_broken: OnBroken = "skip"

@@ -81,7 +81,8 @@ def scan(folder: Path) -> tuple[list[Entry], tuple[str, ...]]:
     """Every image below `folder`, sorted by path, and the class names."""
     others: list[str] = []
     loose = list(_walk(folder, others, nested=False))
-    by_class = {name: list(_walk(folder / name, others, above=(_place(folder),))) for name in _folders(folder)}
+    above = tuple(map(_place, (folder, *folder.resolve().parents)))
+    by_class = {name: list(_walk(folder / name, others, above=above)) for name in _folders(folder)}
     _tell(folder, others)
     full = [name for name, entries in by_class.items() if entries]
     if not loose and not full:
@@ -167,16 +168,17 @@ def _walk(
     """The visible image files, links followed. What can be no image and would never end, such as a FIFO or a device, is
     left out with a warning, and so is a link to one of the folders `above` it; a link that leads nowhere is taken
     along, to be told as an unreadable image. `others` gets the files with other endings."""
-    above = (*above, _place(folder))
+    here = _place(folder)
+    if here in above:
+        warnings.warn(f"left out: {folder} leads back to a folder that it lies in", stacklevel=2)
+        return
     for entry in os.scandir(folder):
         if entry.name.startswith("."):
             continue
         mode = _stat(entry.path).st_mode
         if stat.S_ISDIR(mode):
-            if nested and _place(entry.path) in above:
-                warnings.warn(f"left out: {entry.path} leads back to a folder that it lies in", stacklevel=2)
-            elif nested:
-                yield from _walk(Path(entry.path), others, above=above)
+            if nested:
+                yield from _walk(Path(entry.path), others, above=(*above, here))
         elif _suffix(entry.name) not in SUFFIXES:
             others.append(entry.path)
         else:

@@ -24,17 +24,26 @@ Loader.add_implicit_resolver(INT, re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA
 def read_yaml(text: str) -> object:
     """What the text holds. Raises yaml.YAMLError, also where a part holds itself, and RecursionError where it is nested
     too deep."""
-    _require_finite(yaml.compose(text, Loader), ())
-    return yaml.load(text, Loader)  # a safe one
+    loader = Loader(text)
+    try:
+        node = loader.get_single_node()
+        _require_finite(node, set(), set())
+        return None if node is None else loader.construct_document(node)
+    finally:
+        loader.dispose()
 
 
-def _require_finite(node: yaml.Node | None, above: tuple[int, ...]) -> None:
-    if id(node) in above and node is not None:
+def _require_finite(node: yaml.Node | None, above: set[int], done: set[int]) -> None:
+    """Raise YAMLError where a node holds itself. above: the nodes that this one lies in; done: those that are known to
+    end, for an anchor's node stands in many places."""
+    if not isinstance(node, yaml.CollectionNode) or id(node) in done:
+        return
+    if id(node) in above:
         raise yaml.MarkedYAMLError(problem="an anchor that holds itself", problem_mark=node.start_mark)
-    if isinstance(node, yaml.CollectionNode):
-        for item in node.value:
-            for part in item if isinstance(item, tuple) else (item,):
-                _require_finite(part, (*above, id(node)))
+    for item in node.value:
+        for part in item if isinstance(item, tuple) else (item,):
+            _require_finite(part, above | {id(node)}, done)
+    done.add(id(node))
 
 
 def require_once(text: str) -> None:

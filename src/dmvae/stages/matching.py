@@ -231,7 +231,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         networks.approach = Approach(inputs.latent_shape, config.weight, config.target, far)
         networks.plan = Recent(inputs.latent_shape)
         networks.queue = Recent(inputs.latent_shape, config.objective.needs_recent, with_labels=True)
-        # No more than is used: checkpoints of runs without it must still load.
+        # No more than is used: checkpoints of runs without it must still load. Of the first see `loop.LATER`.
         used = {"approach": True, "plan": assigned, "queue": config.objective.needs_recent > 0}
         networks.remembers = tuple(name for name in used if used[name])
         teacher = inputs.generator("reference", "teacher") if inputs.has("reference", "teacher") else None
