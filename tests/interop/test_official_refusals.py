@@ -104,6 +104,12 @@ def test_content_that_is_no_state_dict_is_an_error_that_says_what_it_is(tmp_path
         import_vae(save(tmp_path / "b.pt", {"epoch": 3}))
 
 
+def test_a_file_that_holds_itself_is_looked_at_as_deep_as_state_dicts_lie(tmp_path, dit_state):
+    around = {"ema": dit_state}
+    around["again"] = around
+    import_generator(save(tmp_path / "round.pt", around))
+
+
 def test_another_networks_file_is_an_error_that_says_whose_it_is(ep64, tmp_path, vae_state):
     with pytest.raises(ValueError, match="holds the weights of a generator, not of a tokenizer"):
         import_vae(ep64)

@@ -10,7 +10,7 @@ import argparse
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -59,12 +59,13 @@ def read_tensors(path: Path) -> dict[str, object]:
             f"{path}: neither a safetensors file nor one that torch.save wrote (it starts with {head!r}); "
             "download it again: a git-lfs pointer or an error page in its place looks like this"
         )
-    for name, value in _all_tensors(saved):
-        if value.layout is not torch.strided or value.is_meta:
-            kind = "no values (a meta tensor)" if value.is_meta else f"the layout {value.layout}"
-            raise ValueError(f"{path}: {name} has {kind}; save a model's state_dict() of dense tensors")
     if not isinstance(saved, Mapping):
         raise ValueError(f"{path}: holds a {type(saved).__name__}, not a dict of tensors; save a model's state_dict()")
+    for part in (saved, *(inner for inner in saved.values() if isinstance(inner, Mapping))):
+        for name, value in part.items():
+            if isinstance(value, Tensor) and (value.layout is not torch.strided or value.is_meta):
+                kind = "no values (a meta tensor)" if value.is_meta else f"the layout {value.layout}"
+                raise ValueError(f"{path}: {name} has {kind}; save a model's state_dict() of dense tensors")
     return dict(saved)
 
 
@@ -169,15 +170,6 @@ def guarded(
             f"{path}: damaged, cut short or not made of plain tensors ({type(error).__name__}: {next(lines, '')}); "
             f"download or copy it again, or {fix}"
         ) from error
-
-
-def _all_tensors(saved: object, name: str = "it") -> Iterator[tuple[str, Tensor]]:
-    """Those of a file, nested or not, with their names."""
-    if isinstance(saved, Tensor):
-        yield name, saved
-    elif isinstance(saved, Mapping):
-        for key, value in saved.items():
-            yield from _all_tensors(value, str(key))
 
 
 def _tensors(values: Mapping[str, object], prefix: str = "") -> dict[str, Tensor]:
