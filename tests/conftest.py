@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test downloads, nor waits for an answer
 
 import pytest
 import torch

@@ -18,6 +18,7 @@ from dmvae.datasets.encoded import EncodedConfig, OnBroken, check_labels, choose
 from dmvae.registry import register
 from dmvae.runtime.files import read_json, write_json
 from dmvae.runtime.hashing import bytes_hash, digest
+from dmvae.runtime.hub import hub
 from dmvae.runtime.words import counted
 
 if TYPE_CHECKING:
@@ -165,7 +166,8 @@ class Prepared:
             elif path.is_dir():
                 builder = datasets.load_dataset_builder(str(path.resolve()), subset)
             else:
-                builder = datasets.load_dataset_builder(root, subset, revision=revision)
+                with hub():
+                    builder = datasets.load_dataset_builder(root, subset, revision=revision)
         except errors as error:
             raise ValueError(_failed(root, path, subset, error)) from error
         self._look(builder.config.data_files)  # before `datasets` does, which does not name the file that is damaged
@@ -298,7 +300,7 @@ def _failed(root: str, path: Path, subset: str | None, error: Exception) -> str:
 
 
 def _line(error: Exception) -> str:
-    """The first line of an error, or of the one that brought it about, which says more."""
+    """The first line of an error, or of the one that caused it, which says more."""
     deepest: BaseException = error
     while deepest.__cause__ is not None:
         deepest = deepest.__cause__

@@ -23,6 +23,7 @@ from dmvae.ranges import Pixels
 from dmvae.registry import nearest, register
 from dmvae.runtime.footprint import built
 from dmvae.runtime.hashing import content_hash
+from dmvae.runtime.hub import hub
 from dmvae.runtime.weights import pick, read_tensors
 from dmvae.runtime.words import counted
 
@@ -104,7 +105,8 @@ class TimmEncoder(EncoderConfig):
             load_weights(model, self.checkpoint)
             return model
         try:
-            return self.create(kwargs, pretrained=True)
+            with hub():
+                return self.create(kwargs, pretrained=True)
         except ValueError:  # an argument the model does not take
             raise
         except Exception as error:  # no network: each version of the hub client has a class of its own

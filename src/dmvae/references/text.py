@@ -18,6 +18,7 @@ from dmvae.references.data import DataConfig
 from dmvae.references.files import parquet_files, read_column
 from dmvae.registry import register
 from dmvae.runtime.hashing import content_hash
+from dmvae.runtime.hub import hub
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -160,8 +161,9 @@ def load_encoder(model: str | None) -> tuple[PreTrainedTokenizerBase, PreTrained
             ) from error
         model = str(get_model_path())
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(model, padding_side="right")
-        encoder = transformers.AutoModel.from_pretrained(model, dtype=torch.float32)
+        with hub(model):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(model, padding_side="right")
+            encoder = transformers.AutoModel.from_pretrained(model, dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise ValueError(f"model: {model!r} is not a text encoder that transformers can load ({error})") from error
     return tokenizer, getattr(encoder, "text_model", encoder).eval()  # of CLIP or SigLIP, the text half

@@ -13,6 +13,7 @@ from dmvae.config import Values
 from dmvae.models.artifact import load_strictly
 from dmvae.models.base import Model
 from dmvae.registry import close, nearest, register
+from dmvae.runtime.hub import hub
 from dmvae.tokenizers.files import FileSource
 
 # The ones that take images; those of videos and sound fail when their latents are measured.
@@ -61,7 +62,8 @@ class DiffusersTokenizer(FileSource):
             like = nearest(here.name, known) if close(here.name, known) else ""
             raise ValueError(f"pretrained.path: no such folder: {path}{like}")
         try:
-            config = Model.load_config(path, **place)
+            with hub(here):
+                config = Model.load_config(path, **place)
         except (OSError, ValueError) as error:
             of = f" (subfolder {self.subfolder})" if self.subfolder else ""
             raise ValueError(
@@ -75,7 +77,8 @@ class DiffusersTokenizer(FileSource):
 
     def read_model(self) -> nn.Module:
         path, place = self._origin()
-        return load_strictly(self.model_class(), path, **place)
+        with hub(path):
+            return load_strictly(self.model_class(), path, **place)
 
     def _origin(self) -> tuple[str, dict[str, str | None]]:
         """What from_pretrained is to read: a folder here, or a hub's model and its subfolder."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dmvae.evaluation.features import LOGITS, SPATIAL, Extractor, FeaturesConfig
 from dmvae.registry import register
 from dmvae.runtime.hashing import content_hash, sha256_of
+from dmvae.runtime.hub import hub
 from dmvae.runtime.weights import guarded
 
 PUBLISHED = "6726825d"
@@ -58,7 +59,8 @@ class Inception(FeaturesConfig):
 
             repository, _, file = self.weights.rpartition("/")
             try:
-                return Path(hf_hub_download(repository, file))
+                with hub():
+                    return Path(hf_hub_download(repository, file))
             except Exception as error:  # no network: each version of the hub client has a class of its own
                 raise ValueError(f"features inception: {self.weights} is no file, and on the hub: {error}") from error
         raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from dmvae.evaluation.features import Extractor, FeaturesConfig
 from dmvae.ranges import Pixels
 from dmvae.registry import nearest, register
 from dmvae.runtime.hashing import content_hash, weights_hash
+from dmvae.runtime.hub import hub
 
 
 @register("timm")
@@ -47,7 +49,7 @@ class TimmFeatures(FeaturesConfig):
             raise ValueError(f"features {self.model}: no weights at {self.weights}")
         published = self.pretrained and self.weights is None
         try:
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=[]), hub() if published else nullcontext():
                 torch.default_generator.manual_seed(0)  # random weights, too, are one network under one name
                 network = timm.create_model(self.model, pretrained=published, num_classes=0)
         except Exception as error:  # no network: each version of the hub client has a class of its own
