@@ -77,6 +77,17 @@ def test_a_matching_that_names_no_objective_runs_and_trains_no_teacher(tmp_path,
     assert not (run / "reference/teacher").exists()
 
 
+def test_a_training_too_short_to_measure_says_that_its_weight_stays(tmp_path, small, monkeypatch, capsys):
+    told = "matching.weight stays as it is: the distance is first measured after"
+    for recent, said in ((96, True), (24, False)):  # 8 turns of 12 images; measured at turns 0, 2, 4 and 6
+        monkeypatch.setattr(approach, "RECENT", recent)
+        (tmp_path / str(recent)).mkdir()
+        tiny.run(write(tmp_path / str(recent)), until="matching")
+        assert (f"{told} {recent} images" in " ".join(capsys.readouterr().out.split())) == said
+        rows = (tmp_path / str(recent) / "run/main/matching/log.jsonl").read_text()
+        assert ('"distance/ratio"' in rows) != said
+
+
 def test_a_matching_that_no_distance_moves_tells_it_all_the_same(tmp_path, small, monkeypatch):
     monkeypatch.setattr(two_sample, "LEAST", 1)  # held-out items of a class
     found = []

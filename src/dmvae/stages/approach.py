@@ -4,7 +4,7 @@ the matching loss that follows from it."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -49,6 +49,12 @@ def unmeasured(objective: Matching, until: str | None, steps: int, turns: int, b
         yield f"matching.until: {room}, and arrival is {IN_A_ROW} in a row; raise steps, or set until to null"
     if objective.needs_distance and not found:
         yield f"matching.objective: {room}, by which {objective.type!r} goes; raise steps or batch_size"
+
+
+def never_followed(say: Callable[[str], None], turns: int, batch_size: int) -> None:
+    """Tell of `balance: distance` where the training ends before its first measurement: a short trial may."""
+    if not measurements(turns, batch_size):
+        say(f"matching.weight stays as it is: the distance is first measured after {counted(RECENT, 'image')}")
 
 
 class Recent(nn.Module):

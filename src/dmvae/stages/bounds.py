@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from dmvae.evaluation.latents import scatter
+from dmvae.inputs import Inputs
 from dmvae.matching import LAG
 from dmvae.runtime.transfer import Figure
 from dmvae.training.health import Bound
@@ -64,6 +65,13 @@ def spread(z: Tensor) -> Tensor:
     if z.numel() == 1:
         return z.abs().squeeze()
     return (z.var(0) if len(z) > 1 else z.var()).mean().sqrt()
+
+
+def usual_spread(inputs: Inputs) -> float:
+    """That of samples of the reference; 1 where they are all the same, or not there yet."""
+    name = "map.safetensors"
+    here = inputs.weights and inputs.has("reference", name)
+    return float(spread(inputs.tensors("reference", name)["latents"])) or 1.0 if here else 1.0
 
 
 def shape_of(z: Tensor) -> dict[str, Figure]:

@@ -31,8 +31,8 @@ from dmvae.references import Reference, Unlabelled, draw
 from dmvae.runtime import distributed
 from dmvae.runtime.random import Random
 from dmvae.runtime.transfer import Figure
-from dmvae.stages.approach import EVERY, Approach, Recent, unmeasured, until_told
-from dmvae.stages.bounds import BOUNDS, shape_of, spread
+from dmvae.stages.approach import EVERY, Approach, Recent, never_followed, unmeasured, until_told
+from dmvae.stages.bounds import BOUNDS, shape_of, spread, usual_spread
 from dmvae.stages.editing import DRAWN, EDITED, Editing, Encoded, arriving, as_saved, unfit
 from dmvae.stages.reconstruction import DecoderNetworks, DecoderStage, discriminate, reconstruct
 from dmvae.stages.reference import ReferenceTraining, config_of, open_reference
@@ -98,6 +98,15 @@ class MatchingTraining(Editing, FlowTraining):
         if self.decoded is not None and self.decoded > self.batch_size:
             raise ValueError(f"decoded: {self.decoded} images of a batch of {self.batch_size}; give at most those")
 
+    @property
+    def every(self) -> int:
+        """Steps for each turn of the tokenizer."""
+        return self.student_steps if self.objective.has_student else 1
+
+    @property
+    def turns(self) -> int:
+        return -(-max(0, self.steps - self.student_warmup) // self.every)
+
 
 class MatchingNetworks(DecoderNetworks):
     student: nn.Module | None
@@ -129,18 +138,9 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
 
     def kinds(self) -> dict[int, float]:
         """A step with a tokenizer's turn, the second, in which nothing is measured; and one of the student alone."""
-        every = self.config.student_steps if self.config.objective.has_student else 1
+        every = self.config.every
         first = self.config.student_warmup + every
         return {first: 1 / every} | ({first + 1: 1 - 1 / every} if every > 1 else {})
-
-    def _bank(self) -> Tensor:
-        """Samples of the reference for the finished tokenizer."""
-        return self.reference.sample(self.config.noise_bank, Random.alone(self.inputs.seed, self.name, "bank"))[0]
-
-    @property
-    def _settles(self) -> int:
-        """Turns after which images are assigned anew: a few groups follow them at once, single samples cost more."""
-        return 1 if self.config.noise_groups else EVERY
 
     @contextmanager
     def finished(self, networks: MatchingNetworks) -> Iterator[None]:
@@ -160,10 +160,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
 
     @cached_property
     def _usual_spread(self) -> float:
-        """That of samples of the reference; 1 where they are all the same."""
-        name = "map.safetensors"
-        here = self.inputs.weights and self.inputs.has("reference", name)
-        return float(spread(self.inputs.tensors("reference", name)["latents"])) or 1.0 if here else 1.0
+        return usual_spread(self.inputs)
 
     def done(self, networks: MatchingNetworks) -> bool:
         return self.config.until is not None and networks.approach.arrived
@@ -190,11 +187,9 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
             yield f"matching.weight: {config.weight:g} is where balance: distance starts; give {low:g} to {high:g}"
         yield from config.objective.problems(config.batch_size, inputs.num_classes, reference.distribution)
         yield from unmet(config.objective, reference, config.label_dropout, inputs)
-        every = config.student_steps if config.objective.has_student else 1
-        turns = -(-max(0, config.steps - config.student_warmup) // every)
-        if not turns:
+        if not config.turns:
             yield f"matching.student_warmup: {config.student_warmup} of {config.steps} steps leave the tokenizer none"
-        yield from unmeasured(config.objective, config.until, config.steps, turns, config.batch_size)
+        yield from unmeasured(config.objective, config.until, config.steps, config.turns, config.batch_size)
         with torch.device("meta"):
             model = first_tokenizer(inputs.sections, weights=False)
         if not config.train_encoder and not model.parts().bottleneck:
@@ -213,8 +208,9 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         assigned = config.noise == "assigned"
         if config.noise in EDITED:
             assert isinstance(autoencoder, Autoencoder)  # see editing.unfit
+            bank = self.reference.sample(config.noise_bank, Random.alone(inputs.seed, self.name, "bank"))[0]
             autoencoder = autoencoder.with_editor(
-                self._bank(), mean, std, config.noise_width, assigned=assigned, groups=config.noise_groups
+                bank, mean, std, config.noise_width, assigned=assigned, groups=config.noise_groups
             )
         nn.ModuleList(autoencoder.parts().encoder).requires_grad_(config.train_encoder)
         autoencoder.latent_mean.copy_(mean)
@@ -228,6 +224,8 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
             assert autoencoder.editor is not None
             networks.register_buffer("precision", precision(tokens(autoencoder.editor.bank)), persistent=False)
         far = math.inf if inputs.weights else 0.0  # a plan counts turns that ask for teacher and student
+        if inputs.weights and config.balance == "distance":
+            never_followed(inputs.say, config.turns, config.batch_size)
         networks.approach = Approach(inputs.latent_shape, config.weight, config.target, far)
         networks.plan = Recent(inputs.latent_shape)
         networks.queue = Recent(inputs.latent_shape, config.objective.needs_recent, with_labels=True)
@@ -254,16 +252,17 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
 
     def updates(self, networks: MatchingNetworks, batch: Batch, rng: Random) -> Iterator[Update]:
         config = self.config
-        every = config.student_steps if networks.student is not None else 1
-        turn, off = divmod(batch.step - config.student_warmup, every)
+        turn, off = divmod(batch.step - config.student_warmup, config.every)
         tokenizer_turn = turn >= 0 and off == 0
         progress, reference = batch.step / batch.steps, self.reference if config.objective.needs_reference else None
         null, labels = self.inputs.num_classes, batch.labels
         if not self._labelled:  # each class by itself would come to lie as the reference: latents would lose the class
             labels, reference = torch.full_like(labels, null), reference and Unlabelled(reference, null)
+        # Images are assigned anew: a few groups follow them at once, single samples cost more.
+        settle = tokenizer_turn and turn % (1 if config.noise_groups else EVERY) == 0
         # Compiled networks keep a graph for nothing in the student's turns: without, they would be compiled once more.
         with torch.set_grad_enabled(tokenizer_turn or self.inputs.sections.run.compile):
-            encoded = self._encode(networks, batch.data, labels, rng, tokenizer_turn and turn % self._settles == 0)
+            encoded = self._encode(networks, batch.data, labels, rng, settle)
         context = Context(rng, null, progress, reference, config.label_dropout, config.time_distribution)
         context.time_shift = config.time_shift
         if tokenizer_turn:
