@@ -29,6 +29,11 @@ def rows(text, word):
     return [[c.strip() for c in line.split("│")[1:-1]] for line in text.splitlines() if line.startswith(f"│ {word} ")]
 
 
+def test_it_says_once_what_its_columns_are(recipe, capsys):
+    main(["run", recipe, "--dry-run"])  # of two variants
+    assert capsys.readouterr().out.count("memory of each rank: state is weights") == 1
+
+
 def test_it_tells_what_each_stage_needs(recipe, capsys):
     main(["plan", recipe, *PLAN, "80GB"])
     out = capsys.readouterr().out

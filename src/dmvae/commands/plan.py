@@ -36,6 +36,10 @@ MARGIN = 1.1
 """Of memory that the tensors of a step are only a part of: a GPU's context, the libraries' scratch, fragments."""
 CLASSES = 1000
 """Taken for data that are not here."""
+LEGEND = (
+    "memory of each rank: state is weights, moments and averages; step is activations and gradients; "
+    "TFLOP are operations of a step, forward and backward; disk is at most"
+)
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,8 @@ def print_plan(recipes: dict[str, Recipe], machine: Machine) -> list[str]:
         found += _too_much(recipe, machine, costs)
         for line in dict.fromkeys(found):
             obstacles.setdefault(line, []).append(variant)
+    if alike:
+        console.print(f"\n{LEGEND}")
     obstacles |= {line: list(recipes) for line in _disk_problems(recipes, sum(disk.values()))}
     for line, where in obstacles.items():
         paragraph(f"  missing: {line}" + (f" ({few(where)})" if len(where) < len(recipes) else ""), 4)
@@ -219,12 +225,8 @@ def _needs(recipe: Recipe, machine: Machine, costs: dict[str, Cost], sizes: dict
             total += seconds
             row = [*map(_size, (held, working, held + working)), f"{cost.flops / 1e12:.3g}", _time(seconds)]
         table.add_row(stage.name, *row, _size(sizes[stage.name]))
-    table.caption = (
-        "memory of each rank: state is weights, moments and averages; step is activations and gradients; "
-        "TFLOP are operations of a step, forward and backward; disk is at most"
-    )
     if machine.speed:
-        table.caption += f"; {_time(total)} of training at {machine.speed / 1e12:.0f} TFLOP/s a GPU"
+        table.caption = f"{_time(total)} of training at {machine.speed / 1e12:.0f} TFLOP/s a GPU"
     return table
 
 
