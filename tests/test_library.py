@@ -334,6 +334,12 @@ def test_objects_of_ones_own_program_are_held_to_the_same_fields(make, message):
         make()
 
 
+def test_randomness_on_another_device_than_the_latents_is_told():
+    z, labels = torch.zeros(2, 4, 4, 4, device="meta"), torch.zeros(2, dtype=torch.int64, device="meta")
+    with pytest.raises(ValueError, match="rng: it draws on cpu, latents are on meta; give a generator there"):
+        Context.given(Context(Random(0), 3), z, labels)
+
+
 def test_fields_that_fit_are_taken_as_a_recipe_s():
     made = DMD(guidance=2, time_range=[0.1, 0.9])
     assert (made.guidance, made.time_range) == (2.0, (0.1, 0.9))

@@ -94,6 +94,14 @@ def test_an_obstacle_of_some_variants_names_them(tmp_path, capsys):
     assert "generator.batch_size: 9 does not divide over 2 ranks; use a multiple of 2 (kl)" in capsys.readouterr().out
 
 
+def test_a_batch_that_does_not_divide_into_parts_is_told_and_no_crash(recipe, capsys):
+    with pytest.raises(SystemExit):
+        main(["plan", recipe, *PLAN, "80GB", "--run.accumulate", "3"])
+    out = capsys.readouterr().out
+    assert "generator.batch_size: 8 does not divide over 2 ranks in 3 parts each" in out
+    assert len(rows(out, "generator")) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -29,6 +29,27 @@ class Net(nn.Module):
         return (once(hidden) + pictures + (one(x) if rank == 0 else 0)).square().mean()
 
 
+def rows_of_three(rank, folder):
+    distributed.start()
+    x = torch.randn(3, 2, 5, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    mine = x[rank].clone().requires_grad_()
+    whole = distributed.gather(mine)
+    (whole.float() * torch.arange(30.0).view(6, 5)).sum().backward()
+    torch.save((whole.detach(), mine.grad), folder / f"{rank}.pt")
+    distributed.stop()
+
+
+def test_gathered_rows_are_the_same_on_every_rank_to_the_last_digit(tmp_path):
+    """In bf16 too, of which a product with three ranks has no digits to spare."""
+    assert processes.on_ranks(rows_of_three, tmp_path, count=3) == [0, 0, 0]
+    x = torch.randn(3, 2, 5, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    for rank in range(3):
+        whole, gradient = torch.load(tmp_path / f"{rank}.pt")
+        assert torch.equal(whole, x.flatten(0, 1))
+        # three times, for gradients are averaged over the ranks afterwards
+        assert torch.equal(gradient, 3 * torch.arange(30.0).view(3, 2, 5)[rank].to(torch.bfloat16))
+
+
 X = torch.randn(8, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 

@@ -7,7 +7,7 @@ import processes
 from dmvae.generators.flow import FlowModelConfig
 from dmvae.losses.alignment.repa_e import RepaE
 from dmvae.losses.pull import Pull
-from dmvae.runtime import distributed
+from dmvae.runtime import distributed, sharding
 
 CONFIG = RepaE(model=FlowModelConfig(width=16, depth=2, heads=2), width=8, depth=1)
 
@@ -47,8 +47,8 @@ def gradients(projection, part):
     late: dict = {}
     Pull.apply(z, pull, 1.5, False, late, "alignment").square().mean().backward()
     parameters = {name: p for name, p in projection.named_parameters() if p.requires_grad}
-    whole = {name: distributed.whole_tensor(p.grad) for name, p in parameters.items()}
-    if not distributed.is_sharded(next(iter(parameters.values()))):
+    whole = {name: sharding.whole_tensor(p.grad) for name, p in parameters.items()}
+    if not sharding.is_sharded(next(iter(parameters.values()))):
         whole = {name: distributed.average(gradient) for name, gradient in whole.items()}
     return pull, whole, late["health/gradient_alignment"]
 
@@ -58,9 +58,9 @@ def on_rank(rank, folder):
     for way in ("whole", "sharded"):
         projection = network()
         if way == "sharded":
-            assert distributed.shard(projection)
+            assert sharding.shard(projection)
         found = gradients(projection, slice(2 * rank, 2 * rank + 2))
-        weights = distributed.whole_module(projection).state_dict()
+        weights = sharding.whole_module(projection).state_dict()
         torch.save((*found, weights), f"{folder}/{way}-{rank}")
     distributed.stop()
 

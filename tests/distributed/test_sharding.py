@@ -16,7 +16,7 @@ from dmvae.matching.dmd import DMD
 from dmvae.models.dit import LightningDiT
 from dmvae.recipe import load
 from dmvae.references.gaussian import Gaussian
-from dmvae.runtime import distributed
+from dmvae.runtime import distributed, sharding
 from dmvae.runtime.precision import autocast
 from dmvae.runtime.random import Random
 from dmvae.training.loop import Trainer
@@ -61,11 +61,11 @@ def sharded(rank, folder):
         torch._dynamo.utils.counters.clear()
         if name == "compiled":  # before it is sharded, as the trainer does; inductor would take a minute
             compile_networks(torch.nn.ModuleList([model]), backend="aot_eager")
-        assert len(distributed.shard(model, **options)) == len(list(model.parameters()))
+        assert len(sharding.shard(model, **options)) == len(list(model.parameters()))
         backward(model, slice(2 * rank, 2 * rank + 2), "bfloat16" if "bf16" in options else "float32")
         local = sum(p.to_local().numel() for p in model.parameters())
         whole = sum(p.numel() for p in model.parameters())
-        gradients = {n: distributed.whole_tensor(p.grad) for n, p in trained(model)}
+        gradients = {n: sharding.whole_tensor(p.grad) for n, p in trained(model)}
         graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
         torch.save((local / whole, gradients, graphs), f"{folder}/{name}-{rank}")
     distributed.stop()
@@ -110,7 +110,7 @@ def learned(objective, student, part=slice(None), precision="float32"):
         objective.loss(z[part], labels[part], Gaussian((4, 4, 4), 3, 1.0).velocity, student, context)
         loss, _ = objective.student_loss(student, z[part], labels[part], context)
     loss.backward()
-    return {name: distributed.whole_tensor(p.grad) for name, p in student.named_parameters() if p.requires_grad}
+    return {name: sharding.whole_tensor(p.grad) for name, p in student.named_parameters() if p.requires_grad}
 
 
 def sharded_with_ratio(rank, folder):
@@ -118,10 +118,10 @@ def sharded_with_ratio(rank, folder):
     for precision in ("float32", "bfloat16"):
         objective, student = with_ratio()
         student.to(memory_format=torch.channels_last)  # as the trainer places it
-        assert len(distributed.shard(student, bf16=precision == "bfloat16")) == len(list(student.parameters()))
+        assert len(sharding.shard(student, bf16=precision == "bfloat16")) == len(list(student.parameters()))
         found = learned(objective, student, slice(2 * rank, 2 * rank + 2), precision)
         share = sum(p.to_local().numel() for p in student.parameters()) / sum(p.numel() for p in student.parameters())
-        weights = distributed.whole_module(student).state_dict()
+        weights = sharding.whole_module(student).state_dict()
         torch.save((found, share, weights), f"{folder}/{precision}-{rank}")
     distributed.stop()
 
@@ -153,7 +153,7 @@ def stepped(job, rank=0, world=1, **run):
         for _ in trainer.train_step(Batch(z, labels, step, 3)):
             pass
         trainer.step += 1
-    return [distributed.whole_tensor(p.detach()) for p in trainer.networks.trains["generator"]]
+    return [sharding.whole_tensor(p.detach()) for p in trainer.networks.trains["generator"]]
 
 
 def generator_of(path):

@@ -17,6 +17,7 @@ from dmvae.datasets.pixels import as_input
 from dmvae.encoders import EncoderConfig
 from dmvae.registry import load_plugins
 from dmvae.runtime.files import locked
+from dmvae.runtime.hashing import weights_hash
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,15 @@ def complaint(capsys, function, *arguments):
 def test_a_folder_without_images_is_told_without_a_recipe_s_field(tokenizer, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert "dmvae: no images in " in complaint(capsys, encode, tmp_path / "empty", tokenizer, tmp_path / "z")
+
+
+def test_latents_name_the_weights_whatever_their_layout(images, tokenizer, tmp_path):
+    encode(images, tokenizer, tmp_path / "z")
+    named = json.loads((tmp_path / "z/encode.json").read_text())["tokenizer"]
+    model = Autoencoder.from_pretrained(tokenizer)
+    assert named == weights_hash(model) == weights_hash(model.to(memory_format=torch.channels_last))
+    torch.nn.init.zeros_(next(model.parameters()))
+    assert named != weights_hash(model)
 
 
 def test_latents_of_another_tokenizer_are_decoded_with_a_warning(images, tokenizer, tmp_path, capsys, recwarn):

@@ -122,7 +122,7 @@ def test_a_tokenizers_weights_are_those_the_authors_sample_with_unless_the_avera
         assert torch.equal(bias, state["decoder.conv_out.bias"].float())
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "model.", "ema.module."])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module.", "module._orig_mod.", "model.", "ema.module."])
 @pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy", "nested"])
 def test_state_dicts_are_read_bare_nested_or_prefixed_from_every_kind_of_file(tmp_path, dit_state, prefix, kind):
     file = tmp_path / "weights.pt"  # the content tells the kind, not the suffix

@@ -11,7 +11,7 @@ from dmvae.matching.dmd import DMD, WithRatio, gradient
 from dmvae.references.gaussian import Gaussian
 from dmvae.references.gaussian_mixture import GaussianMixture, joint_weights
 from dmvae.registry import find
-from dmvae.runtime import distributed
+from dmvae.runtime import sharding
 from dmvae.runtime.random import Random
 from dmvae.training.preparing import checkpoint_activations
 from dmvae.training.stage import Networks
@@ -280,10 +280,10 @@ def test_the_student_with_a_ratio_can_be_sharded_and_compute_activations_again()
     student, labels = objective.new_student(SHAPE, CLASSES, None, model), torch.zeros(8, dtype=torch.int64)
     for parameter in student.flow.parameters():
         nn.init.normal_(parameter, std=0.2)
-    assert distributed.shardable(student) == [student.flow, student.critic]
-    assert distributed.shardable(WithRatio(Flow(), Exact())) == []
-    assert distributed.shard(student) == {}
-    assert distributed.whole_module(student) is student
+    assert sharding.shardable(student) == [student.flow, student.critic]
+    assert sharding.shardable(WithRatio(Flow(), Exact())) == []
+    assert sharding.shard(student) == {}
+    assert sharding.whole_module(student) is student
     found = []
     for again in (False, True):
         if again:

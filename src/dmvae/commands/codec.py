@@ -26,7 +26,7 @@ from dmvae.datasets.pixels import as_input, to_uint8
 from dmvae.models.base import Tokenizer
 from dmvae.runtime.console import Bar, console
 from dmvae.runtime.files import atomic_write, locked, read_json, sweep
-from dmvae.runtime.hashing import digest, sha256_of
+from dmvae.runtime.hashing import digest, sha256_of, weights_hash
 from dmvae.runtime.precision import Precision, autocast
 from dmvae.runtime.words import counted
 
@@ -86,7 +86,7 @@ def encode_images(
     files = Files(images, entries, size, tokenizer.config.in_channels)
     plan = {
         "images": _contents(images, entries),
-        "tokenizer": _digest(tokenizer),
+        "tokenizer": weights_hash(tokenizer),
         "size": size,
         "shard_size": shard_size,
         "dtype": dtype,
@@ -222,7 +222,7 @@ def decode_latents(
         sweep(out, ("**/*.png.*.part", "decode.json.*.part"))
         if next(out.rglob("*.png"), None) is None:
             (out / "decode.json").unlink(missing_ok=True)  # of a call that came to nothing
-        plan = {"latents": digest([sha256_of(path) for path in paths]), "tokenizer": _digest(tokenizer)}
+        plan = {"latents": digest([sha256_of(path) for path in paths]), "tokenizer": weights_hash(tokenizer)}
         unknown = _claim(out / "decode.json", plan | {"normalized": normalized}, "images that were decoded")
         for path, named in zip(paths, names, strict=True):
             z = read_latents(path)
@@ -296,18 +296,12 @@ def _warn_of_another(tokenizer: Tokenizer, latents: Path) -> None:
         made = read_json(latents / "encode.json", dict).get("tokenizer")
     except (OSError, ValueError):
         return  # not of `encode`, or damaged, which the latents need not be
-    if made != _digest(tokenizer):
+    if made != weights_hash(tokenizer):
         warnings.warn(
             f"{latents} was encoded with other weights than this tokenizer's: the images are right only where it has "
             "the same latents",
             stacklevel=3,
         )
-
-
-def _digest(tokenizer: Tokenizer) -> str:
-    """Changes with the weights: of each tensor, the sum and the sum of squares."""
-    sums = [(k, float(v.double().sum()), float(v.double().square().sum())) for k, v in tokenizer.state_dict().items()]
-    return digest(sums)
 
 
 def _tar_names(entries: list[Entry]) -> list[str]:

@@ -56,19 +56,20 @@ def generator_probe(
     _, channels, height, width = latents.shape
     if height != width or len(latents) < 2 * HELD_OUT:
         raise ValueError(f"the probe needs square latents, at least {2 * HELD_OUT} of them, not {[*latents.shape]}")
+    labels = labels.to(latents.device)
     with torch.inference_mode(False), torch.enable_grad():
         held = torch.arange(len(latents), device=latents.device) % HELD_OUT == 0
         classes = int(labels.max()) + 1
-        network = _train(latents[~held].float(), labels[~held].to(latents.device), classes, seed, steps)
+        network = _train(latents[~held].float(), labels[~held], classes, seed, steps)
         network.requires_grad_(False)
         kept = held.nonzero()[:, 0]
         some = kept[
             torch.linspace(0, len(kept) - 1, min(len(kept), HELD_OUT_MOST)).long()
         ]  # data may be in class order
-        result = {"probe_loss": _loss(network, latents[some].float(), labels.to(latents.device)[some], seed)}
+        result = {"probe_loss": _loss(network, latents[some].float(), labels[some], seed)}
         if decode is not None and extractor is not None and real is not None:
             moments = Moments()
-            for part in _samples(network, (channels, height, width), labels.to(latents.device), seed):
+            for part in _samples(network, (channels, height, width), labels, seed):
                 moments.add(extractor(to_uint8(decode(part).float())))
             result["probe_gfd"] = frechet_distance(real, moments.statistics())
     return result

@@ -58,7 +58,7 @@ def linear_probe(train: Tensor, train_labels: Tensor, test: Tensor, test_labels:
 
 def _primal(train: Tensor, targets: Tensor, test: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(X^T X, X^T Y, what a solution is applied to) of vectors [n, d] and [m, d]."""
-    mean = train.double().mean(0)
+    mean = train.mean(0, dtype=torch.float64)
     gram, cross = mean.new_zeros(len(mean), len(mean)), mean.new_zeros(len(mean), targets.shape[1])
     for z, y in zip(train.split(4096), targets.split(4096), strict=True):
         x = z.double() - mean

@@ -62,8 +62,7 @@ def import_vae(
     model = build_vae(state, file, heads=heads)
     model.latent_mean.fill_(latent_mean)
     model.latent_std.fill_(1 / latent_scale)
-    if "scaling_factor" in model.config:
-        model.register_to_config(scaling_factor=latent_scale, shift_factor=latent_mean)
+    model.register_to_config(scaling_factor=latent_scale, shift_factor=latent_mean)
     return model
 
 

@@ -86,12 +86,16 @@ class Context:
     @classmethod
     def given(cls, context: Context | None, z: Tensor, labels: Tensor, *networks: object) -> Context:
         """The context, `default` where that is None. Raises ValueError for latents or labels that are none, for a
-        `null_label` that is not a network's number of classes."""
+        `null_label` that is not a network's number of classes, for an `rng` on another kind of device."""
         require_batch(z, labels)
         if context is None:
             context = cls.default(z, *networks)
         if not isinstance(context, Context):
             raise ValueError(f"context: give Context(rng, null_label), got {type(context).__name__}")
+        if context.rng.device.type != z.device.type:
+            raise ValueError(
+                f"rng: it draws on {context.rng.device}, latents are on {z.device}; give a generator there"
+            )
         for count in _numbers_of_classes(networks):
             if count != context.null_label:
                 raise ValueError(
@@ -108,7 +112,7 @@ class Context:
         if not counts:
             raise ValueError(
                 'the label that means "no label" is not known, for no network\'s config has num_classes; give '
-                "context=Context(rng=Random(seed), null_label=NUMBER_OF_CLASSES)"
+                "context=Context(rng=Random(seed, device=z.device), null_label=NUMBER_OF_CLASSES)"
             )
         return cls(Random.of(rng, z.device), counts[0])
 

@@ -135,7 +135,7 @@ def learn_bottleneck(rows: Tensor, channels: int, width: int, steps: int, seed: 
     mean, std = rows.mean(0), rows.std(0).clamp_min(1e-6)
     d = rows.shape[1]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would move the GPUs' generators too
         down, up = bottleneck(d, width, channels).to(device), bottleneck(channels, width, d).to(device)
     optimizer = torch.optim.AdamW([*down.parameters(), *up.parameters()], lr=1e-3, betas=(0.9, 0.95), weight_decay=0)
     generator = torch.Generator().manual_seed(seed)

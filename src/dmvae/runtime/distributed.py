@@ -5,18 +5,13 @@ from __future__ import annotations
 import os
 import secrets
 import time
-import warnings
-from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.rendezvous import rendezvous
-from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
 
@@ -199,11 +194,22 @@ def gather(x: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return x
-    parts = [torch.empty_like(x) for _ in range(world_size())]
-    dist.all_gather(parts, x.detach().contiguous())
-    # Scaling rounds, and every rank must hold the same values: so x is taken as it is where it needs no gradient.
-    parts[rank()] = x * world_size() - x.detach() * (world_size() - 1) if x.requires_grad else x
-    return torch.cat(parts)
+    gathered: Tensor = _Gathered.apply(x)
+    return gathered
+
+
+class _Gathered(torch.autograd.Function):
+    """The rows of all ranks, to the last digit, whose gradient is `gather`'s."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: object, *gradients: Tensor) -> Tensor:
+        return gradients[0].chunk(world_size())[rank()] * world_size()
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -250,97 +256,3 @@ def replicate(module: nn.Module) -> None:
     if world_size() > 1:
         for tensor in [*module.parameters(), *module.buffers()]:
             dist.broadcast(tensor.data, src=0)
-
-
-def shard(
-    module: nn.Module, *, bf16: bool = False, in_node: bool = False, reshard: bool = True
-) -> dict[Tensor, nn.Parameter]:
-    """Shard a module over the ranks with FSDP2, or those of its parts that its method `sharded_parts` names, each by
-    itself. Returns old parameter -> new parameter; empty where nothing was done.
-
-    Each rank keeps its part of the weights, gradients, optimizer state and averages; a block's weights are gathered
-    while it runs. Only modules that name their blocks in `_no_split_modules`, as diffusers' do, are sharded: the flow
-    networks, which are the large ones. All others stay replicated; so does everything in a single process.
-
-    bf16: gather weights in bf16, but for modules with `gathers_bf16 = False`; what is kept, gradients and their sums
-    stay float32. in_node: shard over the ranks of
-    a node, and keep a copy on every node (HSDP). reshard: drop gathered weights between forward and backward pass.
-    """
-    if world_size() == 1:
-        return {}
-    found = (_sharded(part, bf16, in_node, reshard) for part in shardable(module))
-    return {old: new for part in found for old, new in part.items()}
-
-
-def shardable(module: nn.Module) -> list[nn.Module]:
-    """What `shard` would shard of a module, each by itself."""
-    parts: Callable[[], list[nn.Module]] | None = getattr(module, "sharded_parts", None)
-    return [part for part in (parts() if parts else [module]) if getattr(part, "_no_split_modules", None)]
-
-
-def _sharded(module: nn.Module, bf16: bool, in_node: bool, reshard: bool) -> dict[Tensor, nn.Parameter]:
-    names = getattr(module, "_no_split_modules", ())
-    bf16 = bf16 and getattr(module, "gathers_bf16", True)
-    before = list(module.parameters())
-    for p in before:  # FSDP2 takes no other layout, and convolutions may have one
-        p.data = p.data.contiguous()
-    device = before[0].device.type
-    if in_node:  # on two axes, the first is the one that is not sharded over
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
-        mesh = init_device_mesh(device, (world_size() // local, local), mesh_dim_names=("nodes", "ranks"))
-    else:
-        mesh = init_device_mesh(device, (world_size(),))
-    # Inputs keep their precision: a time in bf16 has three digits. So do the sums of gradients.
-    policy = MixedPrecisionPolicy(torch.bfloat16 if bf16 else None, torch.float32, cast_forward_inputs=False)
-    for part in [*(m for m in module.modules() if type(m).__name__ in names), module]:
-        fully_shard(part, mesh=mesh, reshard_after_forward=reshard, mp_policy=policy)
-    # FSDP2 warns against changing outputs in place; nothing here does.
-    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
-    return dict(zip(before, module.parameters(), strict=True))
-
-
-def sum_first(module: nn.Module, waits: bool) -> None:
-    """Whether the gradients of a sharded module stay whole on this rank after a backward pass, and later ones add to
-    them, or go to the ranks that keep their parts; nothing to any other module."""
-    for part in shardable(module):
-        if isinstance(part, FSDPModule):
-            part.set_requires_gradient_sync(not waits)
-
-
-def is_sharded(x: Tensor) -> bool:
-    return isinstance(x, DTensor)
-
-
-def whole_tensor(x: Tensor) -> Tensor:
-    """The full tensor, gathered if it is sharded; all ranks must call."""
-    return x.full_tensor() if isinstance(x, DTensor) else x
-
-
-def whole_module(module: nn.Module) -> nn.Module:
-    """The module itself, or an unsharded copy on the CPU, of one with `sharded_parts` what holds its tensors; all ranks
-    must call."""
-    sharded = any(isinstance(part, FSDPModule) for part in shardable(module))
-    if not sharded:
-        return module
-    whole = {name: whole_tensor(value).cpu() for name, value in module.state_dict().items()}
-    if not isinstance(module, FSDPModule):
-        return _holding(whole)
-    # fully_shard derives a class from the module's own, which is its second base.
-    own: Any = type(module).__bases__[1]
-    copy = own.from_config(module.config)
-    copy.load_state_dict(whole)
-    return copy
-
-
-def _holding(state: dict[str, Tensor]) -> nn.Module:
-    """A module that has these tensors under these names, for who saves them."""
-    holder = nn.Module()
-    for name, value in state.items():
-        *path, last = name.split(".")
-        at = holder
-        for step in path:
-            if step not in at._modules:
-                at.add_module(step, nn.Module())
-            at = at.get_submodule(step)
-        at.register_buffer(last, value)
-    return holder

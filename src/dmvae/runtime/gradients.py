@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dmvae.runtime import distributed
+from dmvae.runtime import distributed, sharding
 
 BUCKET = 25 << 20
 """Bytes that are sent at a time, as in DDP."""
@@ -27,7 +27,7 @@ def averaged(parameters: Sequence[nn.Parameter], last: bool = True) -> Iterator[
     several times, or not at all, and the adaptive adversarial weight differentiates the same graph twice, where DDP's
     reducer expects exactly one backward pass per forward pass of the wrapped module. FSDP2 averages what it shards.
     """
-    mine = [p for p in parameters if not distributed.is_sharded(p)]
+    mine = [p for p in parameters if not sharding.is_sharded(p)]
     if distributed.world_size() == 1 or not mine or not last:
         yield
         return

@@ -32,7 +32,7 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import ReadItem
 
 from dmvae.config import Values
-from dmvae.runtime import distributed
+from dmvae.runtime import distributed, sharding
 from dmvae.runtime.files import flush, sync
 from dmvae.runtime.hashing import crc
 
@@ -98,7 +98,7 @@ def _copied(state: Values) -> Values:
             if (part := _copied(value)) or distributed.is_main():
                 mine[name] = part
         elif isinstance(value, torch.Tensor):
-            if distributed.is_sharded(value) or distributed.is_main():
+            if sharding.is_sharded(value) or distributed.is_main():
                 mine[name] = value.detach().to("cpu", copy=True)
         elif distributed.is_main():
             mine[name] = deepcopy(value)
@@ -117,7 +117,8 @@ def save(folder: Path, step: int, state: Values, back: int = 0) -> None:
         part.mkdir(parents=True)
     group = distributed.background()  # not among the collectives of a training that goes on
     distributed.barrier(group)
-    writer = FileSystemWriter(part)
+    # nothing copied ahead: for that torch takes a stream of the first GPU, on every rank
+    writer = FileSystemWriter(part, per_thread_copy_ahead=0)
     writer.fs = files = _Listing()
     try:
         _quietly(dcp.save, state, storage_writer=writer, process_group=group)

@@ -9,7 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dmvae.inputs import Blueprint
-from dmvae.runtime import distributed
+from dmvae.runtime import sharding
 from dmvae.runtime.footprint import Footprint, as_on_a_gpu
 from dmvae.training.loop import Trainer
 from dmvae.training.stage import AnyTraining, Batch
@@ -63,7 +63,8 @@ def cost_of(stage: type[AnyTraining], inputs: Blueprint, *, ranks: int = 1, gpu:
         for step, share in trainer.stage.kinds().items():
             before, count.peak = count.flops, count.alive
             trainer.step = step
-            local = max(1, trainer.config.batch_size // ranks)
+            parts = sections.run.accumulate if trainer.stage.takes_parts else 1
+            local = max(1, trainer.config.batch_size // ranks // parts) * parts
             shape, labels = trainer.stage.item_shape, torch.zeros(local, dtype=torch.int64)
             batch = Batch(torch.zeros(local, *shape), labels, step, step)
             if trainer.stage.sees_images:
@@ -97,7 +98,7 @@ def _spread(trainer: Trainer) -> tuple[int, int]:
     averaged = {p for average in trainer.averages.values() for p in average.parameters}
     held = gradients = 0
     for module in trainer.networks.children():
-        for part in distributed.shardable(module):
+        for part in sharding.shardable(module):
             for p in part.parameters():
                 held += p.nbytes * (1 + 2 * (p in moving) + (p in averaged))
                 gradients += p.nbytes * (p in moving)

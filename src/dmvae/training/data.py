@@ -61,13 +61,16 @@ def batches(
             yield Batch(torch.empty(local, device=device), labels, step, steps)
         return
     require_batch(stage.name, config.batch_size, len(dataset))
-    order = Order(len(dataset), config.batch_size, key, start, steps)
+
+    def order() -> Order:  # one for each loader, which reads on in a thread of its own
+        return Order(len(dataset), config.batch_size, key, start, steps)
+
     flips = inputs.data.flip and stage.flips
     latents = dataset if isinstance(dataset, LatentSet) else None
     items = dataset if latents is None else Stored(latents)
-    found = loader(items, order, inputs.sections.run.workers, inputs.device, stops)
+    found = loader(items, order(), inputs.sections.run.workers, inputs.device, stops)
     beside = (
-        iter(loader(stage.images(), order, inputs.sections.run.workers, inputs.device, stops))
+        iter(loader(stage.images(), order(), inputs.sections.run.workers, inputs.device, stops))
         if stage.sees_images
         else None
     )

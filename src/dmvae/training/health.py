@@ -1,10 +1,9 @@
 """Health of a training: figures that must stay within bounds, in means of 50 steps each.
 
 A stage says the bounds (`TrainingStage.bounds`). The loop collects these figures, judges them when it writes a row of
-the log, for which the device is waited for anyway, and where one has left its bounds
-goes back to a checkpoint that is older than the trouble, once, with smaller learning rates; the second time it is an
-error.
-Nothing here changes a training that is well.
+the log, for which the device is waited for anyway, and where one has left its bounds goes back to a checkpoint that is
+older than the trouble, once, with smaller learning rates; the second time it is an error. Nothing here changes a
+training that is well.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from torch import nn
 from dmvae.config import Values
 from dmvae.inputs import snapshot
 from dmvae.models.artifact import save_network
-from dmvae.runtime import distributed
+from dmvae.runtime import distributed, sharding
 from dmvae.runtime.console import Bar
 from dmvae.runtime.gradients import averaged
 from dmvae.runtime.precision import autocast, tuned, uses_bf16
@@ -73,8 +73,8 @@ class Trainer:
             name: adamw(parameters, self.config, rates.get(name, self.config.learning_rate))
             for name, parameters in self.networks.trains.items()
         }
-        averaged = {name: getattr(self.networks, name) for name in self.networks.averaged}
-        self.averages = {name: Average(network, self.config.ema) for name, network in averaged.items()}
+        networks = {name: getattr(self.networks, name) for name in self.networks.averaged}
+        self.averages = {name: Average(network, self.config.ema) for name, network in networks.items()}
         self.health = Health(stage.bounds(), self.inputs.device)
         self.background = checkpoint.Background()
         self.step, self.seconds = 0, 0.0
@@ -85,7 +85,7 @@ class Trainer:
         trains, run = self.networks.trains, self.inputs.sections.run
         bf16 = run.shard_bf16 and uses_bf16(self.inputs.device, run.precision)
         options = {"bf16": bf16, "in_node": run.shard_in_node, "reshard": run.reshard}
-        parts = [distributed.shard(module, **options) for module in self.networks.children()]
+        parts = [sharding.shard(module, **options) for module in self.networks.children()]
         new = {old: p for part in parts for old, p in part.items()}
         for name, parameters in trains.items():
             trains[name] = [new.get(p, p) for p in parameters]
@@ -137,9 +137,9 @@ class Trainer:
             raise ValueError(f"{self.stage.name}: the loss of {update.trains!r} has shape {shape}; give a scalar")
         # The graph of a sharded network holds its gathered weights, not the shards, so `inputs` cannot name them.
         # Nothing else trains in that graph: the latents of a flow network are detached.
-        sharded = distributed.is_sharded(parameters[0])
+        sharded = sharding.is_sharded(parameters[0])
         for module in self.networks.children():  # less traffic for the memory of a whole gradient
-            distributed.sum_first(module, waits=not last and not self.inputs.sections.run.reshard)
+            sharding.sum_first(module, waits=not last and not self.inputs.sections.run.reshard)
         with averaged(parameters, last):
             (update.loss / parts).backward(inputs=None if sharded else parameters)
         self.health.add(update.figures())
@@ -148,7 +148,7 @@ class Trainer:
         """Clip, step and average for the parameters `name`, whose gradients are there; returns the gradient's norm."""
         parameters = self.networks.trains[name]
         clip = self.config.clip or float("inf")
-        norm = distributed.whole_tensor(nn.utils.clip_grad_norm_(parameters, clip, foreach=True))
+        norm = sharding.whole_tensor(nn.utils.clip_grad_norm_(parameters, clip, foreach=True))
         optimizer = self.optimizers[name]
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * learning_rate_factor(self.config, self.step)
@@ -185,9 +185,9 @@ class Trainer:
         for name, module in self.networks.saved().items():
             held = [*module.parameters(), *(b for b in module.buffers() if b.is_floating_point() and b.numel())]
             # of sharded tensors and of whole ones: together they cannot be
-            kinds = ([x.detach() for x in held if distributed.is_sharded(x) == sharded] for sharded in (True, False))
+            kinds = ([x.detach() for x in held if sharding.is_sharded(x) == sharded] for sharded in (True, False))
             norms = [norm for kind in kinds if kind for norm in torch._foreach_norm(kind)]
-            if not torch.stack([distributed.whole_tensor(norm).float() for norm in norms]).isfinite().all():
+            if not torch.stack([sharding.whole_tensor(norm).float() for norm in norms]).isfinite().all():
                 raise FloatingPointError(f"weights of {name!r} became infinite or NaN by step {self.step}")
 
     def state_dict(self) -> Values:
@@ -233,7 +233,7 @@ class Trainer:
                 saved.enter_context(average.applied())
             saved.enter_context(self.stage.finished(self.networks))
             for name, module in self.networks.saved().items():
-                whole = distributed.whole_module(module)
+                whole = sharding.whole_module(module)
                 if distributed.is_main():
                     save_network(whole, folder / name)
 

@@ -94,9 +94,9 @@ def _draw(kind: Along, z: Tensor, y: Tensor, rng: torch.Generator, count: int) -
     if kind not in ("reference", "gap"):
         raise ValueError(f"along: there is no kind {kind!r} of directions; choose of random, reference, gap, principal")
     first = z if kind == "gap" else y
-    difference = y[_pick(len(y), count, rng)] - first[_pick(len(first), count, rng)]
+    difference = y[_pick(y, count, rng)] - first[_pick(first, count, rng)]
     return difference + 1e-6 * noise  # the same sample twice has no direction of its own
 
 
-def _pick(size: int, count: int, rng: torch.Generator) -> Tensor:
-    return torch.randint(size, (count,), generator=rng, device=rng.device)
+def _pick(x: Tensor, count: int, rng: torch.Generator) -> Tensor:
+    return torch.randint(len(x), (count,), generator=rng, device=rng.device).to(x.device)
