@@ -1,12 +1,20 @@
 """What a data set of somebody's own gives is looked at before the first stage."""
 
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 import tiny
-from dmvae import checks
+from dmvae import checks, generators, jobs
+from dmvae.datasets import look_again, open_dataset
 from dmvae.datasets.memory import MemoryDataset
+from dmvae.datasets.shapes import Shapes
+from dmvae.models.base import Model
 from dmvae.recipe import load
+from dmvae.references import ReferenceConfig
 
 IMAGES = torch.zeros(48, 3, 12, 12, dtype=torch.uint8)
 LABELS = torch.arange(48) % 3
@@ -102,3 +110,47 @@ def test_parts_that_have_passed_are_not_tried_again_unless_their_class_or_a_valu
     assert len(tried) == 6
     for _ in range(2):
         assert list(checks._complaint("place", checks._once(check, 3, by=[3]))) == ["place: no 3"]
+
+
+def test_a_data_set_that_does_not_keep_to_its_limit_is_told(monkeypatch):
+    config = Shapes(size=12, count=48, limit=8)
+    assert len(open_dataset(config, "train")) == 8
+    monkeypatch.setattr(Shapes, "build", lambda self, split: Own())
+    look_again()
+    with pytest.raises(ValueError, match=r"data\.limit: 8, and 'shapes' gives 48 images of train"):
+        open_dataset(config, "train")
+    look_again()
+
+
+def test_the_content_of_files_in_fields_counts_in_fingerprints(tmp_path):
+    @dataclass(frozen=True, kw_only=True)
+    class Mine(ReferenceConfig):
+        file: Path
+        words: str = ""
+
+    file = tmp_path / "points.npz"
+    file.write_bytes(b"one")
+    before = jobs._content(Mine(file=file))
+    assert before == jobs._content(Mine(file=file, words="other"))
+    file.write_bytes(b"two")
+    assert jobs._content(Mine(file=file)) != before
+
+
+def test_two_generators_whose_networks_have_one_name_are_told(monkeypatch):
+    """What one has saved would be loaded as the other."""
+
+    def made(weight):
+        class Net(Model):
+            w = weight
+
+        return SimpleNamespace(network=Net)
+
+    kinds = {"a": made(1), "b": made(2)}
+    monkeypatch.setattr(generators, "names", lambda _: [*kinds])
+    monkeypatch.setattr(generators, "find", lambda _, name: kinds[name])
+    with pytest.raises(
+        ValueError, match="generator 'b': its network is called Net, as is one of test_checks; give"
+    ):
+        generators.networks()
+    kinds["b"] = kinds["a"]
+    assert [*generators.networks()] == ["Net"]

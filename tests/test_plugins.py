@@ -150,6 +150,110 @@ def test_a_plugin_that_returns_another_shape_is_told(tmp_path, right):
         tiny.run(path, "main")
 
 
+DECLARED = [
+    (
+        'reads = ("tokenizer", "matching", "decoder")',
+        'reads = ("tokeniser",)',
+        "reads names 'tokeniser', .*mean 'tokenizer'",
+    ),
+    (
+        'reads = ("tokenizer", "matching", "decoder")',
+        'reads = ("latents",)',
+        "reads names 'latents', which is no stage before it",
+    ),
+    (
+        'reads = ("tokenizer", "matching", "decoder")',
+        'reads = "tokenizer"',
+        "reads is 'tokenizer'; give a tuple of names",
+    ),
+    (
+        "    Config = SharpenConfig",
+        '    Config, uses = SharpenConfig, ("loses",)',
+        "uses names 'loses', .*mean 'losses'",
+    ),
+    (
+        "    Config = SharpenConfig",
+        '    Config, splits = SharpenConfig, ("val",)',
+        "splits names 'val', which is no split",
+    ),
+    ("    Config = SharpenConfig", "    Config = dict", "its Config needs @dataclass"),
+    (
+        'sharpen", after',
+        'sharp-en", after',
+        "sharp-en': the name is one of a section and of a command; use a-z, 0-9 and _",
+    ),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("right", "wrong", "message"), DECLARED)
+def test_a_stage_that_declares_what_there_is_not_is_told(tmp_path, right, wrong, message):
+    source = renamed("declared_")
+    assert right in source
+    (tmp_path / "mine.py").write_text(source.replace(right, wrong))
+    with pytest.raises(ValueError, match=message):
+        load(tiny.write(tmp_path, plugins=[str(tmp_path / "mine.py")]))
+
+
+@pytest.mark.parametrize("name", ["section", "stages", "data", "variants"])
+def test_a_stage_cannot_be_called_as_what_recipes_have_already(tmp_path, name):
+    source = renamed("").replace('@stage("sharpen"', f'@stage("{name}"')
+    (tmp_path / "mine.py").write_text(source)
+    with pytest.raises(ValueError, match=f"stage '{name}': that word has a meaning in recipes already"):
+        load(tiny.write(tmp_path, plugins=[str(tmp_path / "mine.py")]))
+
+
+TRAINS = 'networks.trains["sharpener"] = '
+NETWORKS = [
+    ("    @register_to_config\n", "", "means", "generator, a ClassMeans, cannot be made from its config"),
+    (
+        "        return ClassMeans(",
+        "        made = ClassMeans(",
+        "means",
+        "generator: a ClassMeans made from its config has other",
+    ),
+    (
+        TRAINS + "list(",
+        TRAINS + "[nn.Parameter(torch.zeros(3))] + list(",
+        "main",
+        "1 parameter .*'sharpener' would not be",
+    ),
+    (
+        TRAINS + "list(networks.sharpener.parameters())",
+        TRAINS + "[]",
+        "main",
+        "nothing trains in the update 'sharpener'",
+    ),
+    (TRAINS + "list(", TRAINS + "iter(", "main", r"trains\['sharpener'\] is list_iterator|generator; give a list"),
+    (
+        "        return networks\n",
+        "        networks.averaged = ('blur',)\n        return networks\n",
+        "main",
+        "averaged names 'blur'",
+    ),
+    ("        return networks\n", "        return None\n", "main", "build returned NoneType; give Networks"),
+    ('"contrast", "contrast gap"', '"psnr", "contrast gap"', "main", "both have a figure 'psnr'; give one another key"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("right", "wrong", "variant", "message"), NETWORKS)
+def test_networks_that_would_not_be_saved_are_told_before_any_stage(tmp_path, right, wrong, variant, message):
+    source = (
+        renamed("nets_").replace(
+            "num_classes=num_classes)\n",
+            "num_classes=num_classes)\n        made.means = nn.Parameter(torch.zeros(9))\n        return made\n",
+        )
+        if "made" in wrong
+        else renamed("nets_")
+    )
+    assert right in source
+    path = recipe_with_plugins(tmp_path, source.replace(right, wrong), "nets_")
+    with pytest.raises(ValueError, match=message):
+        tiny.run(path, variant)
+    assert not [*(tmp_path / "run").glob("stages/*/done.json")]
+
+
 RETURNS = {
     "latents.double(), labels": r"samples \[2000, 4, 3, 3\] \(torch.float64\) and labels \[2000\]; give finite float32",
     "latents, labels.float()": r"labels from 0 to 2 \(torch.float32\); the data has classes 0 to 2, int64",

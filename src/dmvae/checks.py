@@ -10,12 +10,15 @@ from pathlib import Path
 import torch
 
 from dmvae.datasets import Split, open_dataset
+from dmvae.evaluation.metrics import figures
+from dmvae.generators import networks as networks_of_generators
 from dmvae.inputs import Blueprint, Inputs, build_autoencoder, first_tokenizer
 from dmvae.losses.discriminators import AdversarialConfig
+from dmvae.models.base import Model
 from dmvae.recipe import Recipe
-from dmvae.registry import nearest
+from dmvae.registry import is_ours, nearest
 from dmvae.runtime import distributed
-from dmvae.runtime.words import few
+from dmvae.runtime.words import counted, few
 from dmvae.training.data import require_batch, require_split
 from dmvae.training.preparing import checkpoint_activations
 from dmvae.training.stage import AnyStage, AnyTraining, Buildable, Networks, TrainingStage
@@ -55,6 +58,8 @@ def problems(recipe: Recipe, stages: Stages, ranks: int | None = None) -> Iterat
     process's group unless given. The data set must be available."""
     yield from run_problems(recipe, stages, ranks or distributed.world_size())
     yield from _place_problems(recipe)
+    yield from _complaint("", networks_of_generators)
+    yield from _complaint("", figures)
     train = open_dataset(recipe.data, "train")
     items, classes = len(train), len(train.classes)
     images = (recipe.data.size, recipe.data.channels)
@@ -133,7 +138,54 @@ def blank_networks(recipe: Recipe, stage: type[AnyTraining], num_classes: int) -
     reads = {name: recipe.section(name) for name in stage.reads if recipe.section(name) is not None}
     with torch.device("meta"):  # a quarter of the time that fake tensors take
         networks: Networks = stage(recipe.section(stage), Blueprint(recipe, "", reads, num_classes)).build()
+        for wrong in _unlike_networks(networks):
+            raise ValueError(f"stage {stage.name}: {wrong}")
     return networks
+
+
+def _unlike_networks(networks: object) -> Iterator[str]:
+    """What is wrong with what a stage's `build` returned: what trains must be saved, and saved so that it can be
+    loaded."""
+    if not isinstance(networks, Networks):
+        yield f"build returned {_told(networks)}; give Networks"
+        return
+    saved = networks.saved()
+    held = {p for module in saved.values() for p in module.parameters()}
+    for update, parameters in networks.trains.items():
+        if not isinstance(parameters, list) or not all(isinstance(p, torch.nn.Parameter) for p in parameters):
+            yield f"trains[{update!r}] is {_told(parameters)}; give a list of parameters"
+        elif not parameters:
+            yield f"nothing trains in the update {update!r}: no parameter of it requires a gradient"
+        elif loose := [p for p in parameters if p not in held]:
+            yield (
+                f"{counted(len(loose), 'parameter')} of the update {update!r} would not be saved: put them into a "
+                "module that is an attribute of Networks"
+            )
+    known = {name for name, _ in networks.named_children()}
+    for what, names, there in (
+        ("learning_rates", networks.learning_rates, set(networks.trains)),
+        ("averaged", networks.averaged, known),
+        ("remembers", networks.remembers, known),
+    ):
+        for name in (name for name in names if name not in there):
+            yield f"{what} names {name!r}, which there is not{nearest(name, there)}"
+    for name, module in saved.items():
+        if isinstance(module, Model) and not is_ours(type(module)):
+            yield from _not_remade(name, module)
+
+
+def _not_remade(name: str, module: Model) -> Iterator[str]:
+    """What is wrong with a plugin's network, of which its folder would give back another."""
+    fix = "; put @register_to_config above the __init__ of its class, whose arguments JSON can hold"
+    try:
+        module.to_json_string()
+        again = type(module).from_config(module.config)
+    except Exception as error:
+        yield f"{name}, a {type(module).__name__}, cannot be made from its config ({error}){fix}"
+        return
+    shapes, others = ({k: v.shape for k, v in m.state_dict().items()} for m in (module, again))
+    if shapes != others:
+        yield f"{name}: a {type(module).__name__} made from its config has other weights{fix}"
 
 
 def _try_discriminator(inputs: Inputs, adversary: AdversarialConfig) -> None:
@@ -144,6 +196,9 @@ def _try_discriminator(inputs: Inputs, adversary: AdversarialConfig) -> None:
         if not isinstance(network, adversary.network):
             wanted, told = adversary.network.__name__, type(network).__name__
             raise ValueError(f"{adversary.type!r}: build returned a {told}, no {wanted}")
+        if not is_ours(type(network)):
+            for wrong in _not_remade(adversary.type, network):
+                raise ValueError(wrong)
         try:
             logits = network(torch.empty(2, data.channels, data.size, data.size))
         except (RuntimeError, TypeError, AssertionError) as error:

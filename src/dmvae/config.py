@@ -244,7 +244,7 @@ def _value(hint: object, value: object, where: str, given: Range | None = None) 
     if hint is Any:
         return value
     if origin is Annotated:
-        return _value(args[0], value, where, next(a for a in args if isinstance(a, Range)))
+        return _value(args[0], value, where, next((a for a in args if isinstance(a, Range)), given))
     if origin in (Union, types.UnionType):
         return _union(args, value, where)
     if origin is Literal:

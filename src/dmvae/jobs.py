@@ -16,7 +16,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -117,7 +117,11 @@ def _address(stage: AnyStage, recipe: Recipe, everything: Values, splits: dict[S
 def _content(member: Registered) -> Values:
     """What counts in the fingerprint besides the fields: the content of the files that they name, and that of the
     file that defines the class, where it is not ours."""
-    parts = [member.fingerprint(), code_of(type(member))]
+    content = member.fingerprint()
+    if type(member).fingerprint is Registered.fingerprint and is_dataclass(member):
+        files = [value for f in fields(member) if isinstance(value := getattr(member, f.name), Path)]
+        content = content_hash(files) if files else ""
+    parts = [content, code_of(type(member))]
     return {"content": parts} if any(parts) else {}
 
 

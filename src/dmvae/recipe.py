@@ -78,6 +78,9 @@ def recipe_class() -> type[Recipe]:
 @lru_cache
 def _recipe_class(known: tuple[AnyStage, ...]) -> type[Recipe]:
     shared = {f.name for f in fields(Sections)}
+    for stage in known:
+        if stage.after is not None and (hasattr(Recipe, stage.name) or stage.name in {*shared, *Recipe.beside}):
+            raise ValueError(f"stage {stage.name!r}: that word has a meaning in recipes already; call it otherwise")
     own = [
         (stage.name, stage.Config | None, field(default=None, metadata={"doc": _sentence(stage.Config)}))
         for stage in known

@@ -42,7 +42,7 @@ class Registered:
 
     def fingerprint(self) -> str:
         """A hash of the files that the config names, "" without any. Stages that use the member run again when it
-        changes."""
+        changes. A class that defines none has that of the files in its fields of type Path."""
         return ""
 
 
@@ -170,8 +170,8 @@ def load_plugins(plugins: Iterable[str | Path]) -> None:
             _import(str(plugin))
             continue
         files = sorted(path.glob("*.py")) if path.is_dir() else [path]
-        if not files:
-            raise ValueError(f"plugins: {path} holds no .py file")
+        if not files or (files == [path] and path.suffix != ".py"):
+            raise ValueError(f"plugins: {path} {'holds' if path.is_dir() else 'is'} no .py file")
         for file in files:
             _load(file)
 

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -110,3 +112,19 @@ def test_guidance_interval_is_per_sample_and_scale_one_is_the_network():
     assert torch.allclose(out[[0, 2]], cond[[0, 2]], atol=1e-5)
     assert not torch.allclose(out[1], cond[1])
     assert torch.equal(guided(toy, 1.0, 9)(z, t, y), toy(z, t, y))
+
+
+@pytest.mark.parametrize(
+    ("states", "message"),
+    [
+        ([], "sampler 'euler' yielded no state in 3 steps"),
+        ([torch.zeros(8, 2, 3, 2)], r"yielded a tensor \[8, 2, 3, 2\]; give states \[8, 2, 3, 3\]"),
+        ([None], "yielded NoneType; give states"),
+    ],
+)
+def test_a_sampler_that_gives_no_samples_is_told(monkeypatch, states, message):
+    """Of a plugin's, which else leaves the noise for samples."""
+    sampler = SimpleNamespace(trajectory=lambda *_: iter(states))
+    monkeypatch.setattr(solver, "find", lambda *_: lambda: sampler)
+    with pytest.raises(ValueError, match=message):
+        solver.sample(reference.velocity, start()[:8], labels[:8], Sampling(steps=3))

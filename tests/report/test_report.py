@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from fake_run import Section, build, latents
 
+from dmvae.evaluation.scores import Figure
 from dmvae.report import latent_map, table, write_report
 
 pytestmark = pytest.mark.slow
@@ -181,3 +182,22 @@ def test_few_points_are_projected_by_pca_in_either_count_of_dimensions():
         plane, how = latent_map.project(rng.normal(size=(12, dims)))
         assert plane.shape == (12, 2)
         assert how == "PCA"
+
+
+def test_points_that_are_all_the_same_are_projected_to_one():
+    """Of a reference that is one point, or latents that have collapsed: t-SNE ends the process."""
+    plane, how = latent_map.project(np.ones((200, 8)))
+    assert how == "PCA"
+    assert not plane.any()
+
+
+def test_a_figure_that_is_no_number_is_not_the_best():
+    column = Figure("k", "k", "", 1, "{:.2f}", "of a test")
+    run = SimpleNamespace(summary={}, methods={"a": {"k": float("nan")}, "b": {"k": 1.0}, "c": {"k": 2.0}})
+    assert table._best(run, "k", column) == "2.00"
+
+
+@pytest.mark.parametrize(("form", "message"), [("{:d}", "does not format a number"), ("%.3f", "no place for a number")])
+def test_a_form_that_shows_no_number_is_refused_at_once(form, message):
+    with pytest.raises(ValueError, match=f"figure 'k': its form .* {message}"):
+        Figure("k", "k", "", 1, form, "of a test")

@@ -81,6 +81,10 @@ class DatasetConfig(Registered):
         if self.channels not in (1, 3):
             raise ValueError(f"data.channels is {self.channels}: use 1 (grey) or 3 (colour)")
 
+    def fingerprint(self) -> str:
+        """What `build` returns has one, of all that is read."""
+        return ""
+
     def build(self, split: Split) -> Dataset:
         """Open one split. Raises ValueError when the files are missing or unusable."""
         raise NotImplementedError
@@ -98,10 +102,14 @@ _open: dict[str, Dataset] = {}
 
 
 def open_dataset(config: DatasetConfig, split: Split) -> Dataset:
-    """`config.build(split)`, opened once per process: every stage reads the same data."""
+    """`config.build(split)`, opened once per process: every stage reads the same data. Raises ValueError for one that
+    does not keep to `limit`."""
     key = f"{split} {type(config).__module__} {config!r}"  # two plugins may have a class of one name
     if key not in _open:
-        _open[key] = config.build(split)
+        found = config.build(split)
+        if config.limit is not None and len(found) > config.limit:
+            raise ValueError(f"data.limit: {config.limit}, and {config.type!r} gives {len(found)} images of {split}")
+        _open[key] = found
     return _open[key]
 
 

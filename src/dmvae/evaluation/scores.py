@@ -45,6 +45,16 @@ class Figure:
     """A format for `str.format`."""
     meaning: str
 
+    def __post_init__(self) -> None:
+        try:
+            told = self.form.format(0.5)
+        except (ValueError, LookupError) as error:
+            raise ValueError(
+                f"figure {self.key!r}: its form {self.form!r} does not format a number: {error}"
+            ) from error
+        if told == self.form:
+            raise ValueError(f"figure {self.key!r}: its form {self.form!r} has no place for a number, such as {{:.3f}}")
+
     @property
     def label(self) -> str:
         """Title and unit: "PSNR, dB"."""

@@ -27,7 +27,7 @@ def trajectory(
     is: `settings.guidance` is for models, which guide theirs.
 
     Raises:
-        ValueError: an unknown method, fewer than one step, or a velocity of another shape than the state.
+        ValueError: an unknown method, fewer than one step, a velocity or a state of another shape, or no state.
     """
     if settings.steps < 1:
         raise ValueError(f"sampler steps must be at least 1, got {settings.steps}")
@@ -36,7 +36,15 @@ def trajectory(
     def checked(z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         return as_velocity(velocity(z_t, t, labels), z_t)
 
-    yield from sampler.trajectory(checked, noise, labels, settings, normal)
+    yielded = False
+    for state in sampler.trajectory(checked, noise, labels, settings, normal):
+        yielded = True
+        if not isinstance(state, Tensor) or state.shape != noise.shape:
+            told = f"a tensor {list(state.shape)}" if isinstance(state, Tensor) else type(state).__name__
+            raise ValueError(f"sampler {settings.method!r} yielded {told}; give states {list(noise.shape)}")
+        yield state
+    if not yielded:  # the noise would be taken for the samples
+        raise ValueError(f"sampler {settings.method!r} yielded no state in {settings.steps} steps; give one after each")
 
 
 def sample(

@@ -62,9 +62,22 @@ class GeneratorConfig(Registered):
         raise NotImplementedError
 
 
+def networks() -> dict[str, ModelClass]:
+    """The networks of all registered generators by the name of their class, under which artifacts are found. Raises
+    ValueError where two have one name."""
+    found: dict[str, ModelClass] = {}
+    for name in names(GeneratorConfig):
+        network = find(GeneratorConfig, name).network
+        if (there := found.setdefault(network.__name__, network)) is not network:
+            raise ValueError(
+                f"generator {name!r}: its network is called {network.__name__}, as is one of {there.__module__}; give "
+                "it another name, by which what is saved is found"
+            )
+    return found
+
+
 def load_generator(folder: str | Path) -> Generator:
     """The generator in an artifact's folder, of any registered class. Raises ValueError where there is none, for
     weights that are not its config's, and where it is not as a run's stage wrote it."""
     whole(Path(folder))
-    known = {find(GeneratorConfig, name).network for name in names(GeneratorConfig)}
-    return load_strictly(artifact_class(folder, known, "generator"), folder)
+    return load_strictly(artifact_class(folder, networks().values(), "generator"), folder)

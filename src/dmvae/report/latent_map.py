@@ -133,7 +133,8 @@ def project(points: np.ndarray) -> tuple[np.ndarray, str]:
         from threadpoolctl import threadpool_limits
     except ImportError:
         TSNE = None
-    if TSNE is None or len(points) < 50 or components.shape[1] < 3:
+    # t-SNE divides by the spread along the first component, and crashes without one
+    if TSNE is None or len(points) < 50 or components.shape[1] < 3 or not components[:, 0].std() > 0:
         flat = np.zeros((len(points), 2))
         flat[:, : min(2, components.shape[1])] = components[:, :2]
         return flat, "PCA"

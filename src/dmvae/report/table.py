@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from html import escape
 
 from dmvae import config as configs
@@ -84,7 +85,7 @@ def _alike(run: Run) -> dict[str, dict[str, float]]:
 def _best(run: Run, key: str, column: Figure) -> str | None:
     """The best value as it is printed, so that what looks equal is equally marked; None where all are equal. Methods
     that were measured otherwise than most have no part in it."""
-    values = [row[key] for row in _alike(run).values() if key in row]
+    values = [row[key] for row in _alike(run).values() if not math.isnan(row.get(key, math.nan))]
     if column.better == 0 or len({column.show(value) for value in values}) < 2:
         return None
     return column.show(max(values, key=lambda value: column.better * value))

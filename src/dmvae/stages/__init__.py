@@ -5,7 +5,13 @@ A recipe's plugins may bring more (`@stage("name", after="decoder")`): `stages()
 
 from __future__ import annotations
 
-from dmvae.registry import find, names
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import get_args
+
+from dmvae.datasets import Split
+from dmvae.registry import find, names, nearest
+from dmvae.sections import Sections
 from dmvae.stages.decoder import DecoderTrainingStage
 from dmvae.stages.encoder import EncoderStage
 from dmvae.stages.evaluate import EvaluateStage
@@ -33,7 +39,7 @@ STAGES: tuple[AnyStage, ...] = (
 def stages() -> tuple[AnyStage, ...]:
     """STAGES and the stages of plugins, each behind the stage that it comes after.
 
-    Raises ValueError for a plugin's stage whose `after` names no stage.
+    Raises ValueError for a plugin's stage whose `after` names no stage, or that reads, uses or sees what there is not.
     """
     order = list(STAGES)
     waiting = [found for name in names(Stage) if (found := find(Stage, name)) not in STAGES]
@@ -47,4 +53,24 @@ def stages() -> tuple[AnyStage, ...]:
             )
         order.insert(*ready[0])
         waiting.remove(ready[0][1])
+    for place, new in enumerate(order):
+        if new not in STAGES:
+            _require_known(new, [known.name for known in order[:place]])
     return tuple(order)
+
+
+def _require_known(new: type[Stage[object]], before: Sequence[str]) -> None:
+    """ValueError for names in a stage's declarations that mean nothing, and would leave it with results of old."""
+    sections = [section.name for section in fields(Sections)]
+    for what, known, kind in (
+        ("reads", before, "stage before it"),
+        ("needs", before, "stage before it"),
+        ("uses", sections, "section of recipes"),
+        ("splits", get_args(Split), "split"),
+    ):
+        given: object = getattr(new, what)
+        if not isinstance(given, tuple):
+            raise ValueError(f"stage {new.name!r}: {what} is {given!r}; give a tuple of names")
+        for name in given:
+            if name.partition(".")[0] not in known:
+                raise ValueError(f"stage {new.name!r}: {what} names {name!r}, which is no {kind}{nearest(name, known)}")

@@ -18,6 +18,7 @@ from dmvae.generators.flow import FlowModelConfig
 from dmvae.inputs import Inputs
 from dmvae.latents.store import BothWays, LatentSet, MirroredSet
 from dmvae.losses.tokens import TokenAlignment, away, depth_of, projector
+from dmvae.models.base import Model
 from dmvae.models.dit import LightningDiT
 from dmvae.models.projector import Projector
 from dmvae.models.velocity import VelocityModel
@@ -60,8 +61,13 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
     of_latents = True
 
     def build(self) -> GeneratorNetworks:
-        networks = GeneratorNetworks()
-        networks.generator = self.config.model.build(self.inputs.latent_shape, self.inputs.num_classes)
+        networks, model = GeneratorNetworks(), self.config.model
+        networks.generator = model.build(self.inputs.latent_shape, self.inputs.num_classes)
+        if not (isinstance(networks.generator, model.network) and issubclass(model.network, Model)):
+            raise ValueError(
+                f"generator.model: {model.type!r}: build returned a {type(networks.generator).__name__}; give what its "
+                f"`network` names, {model.network.__name__}, a dmvae.models.base.Model"
+            )
         networks.trains["generator"] = [p for p in networks.generator.parameters() if p.requires_grad]
         networks.averaged = ("generator",)
         if isinstance(networks.generator, VelocityModel):

@@ -203,7 +203,14 @@ def generate_latents(
     def normal() -> Tensor:
         return send(torch.stack([torch.randn(shape, generator=source) for source in sources]), device)
 
-    return generator.sample(normal(), labels.to(device), settings, normal)
+    noise = normal()
+    found: object = generator.sample(noise, labels.to(device), settings, normal)
+    if not isinstance(found, Tensor) or found.shape != noise.shape:
+        told = f"a tensor {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(
+            f"{type(generator).__name__} sampled {told} for {len(noise)} labels; give latents {list(noise.shape)}"
+        )
+    return found
 
 
 def image_seed(seed: int, i: int) -> int:

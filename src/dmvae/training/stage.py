@@ -6,10 +6,12 @@ A stage is a class decorated with `@stage("name")`; the name is that of its sect
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from itertools import pairwise
+from keyword import iskeyword
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from torch import Tensor, nn
@@ -43,9 +45,13 @@ S = TypeVar("S", bound="type[Stage[Any]]")
 
 def stage(name: str, *, after: str | None = None) -> Callable[[S], S]:
     """Class decorator: register a `Stage` as the section and the command `name`. A plugin's stage names the stage that
-    it comes `after`. Raises ValueError for a name that is taken, and for a class that lacks a required member."""
+    it comes `after`. Raises ValueError for a name that is none or taken, and for a class that lacks what it needs."""
+    if not re.fullmatch(r"[a-z]\w*", name) or iskeyword(name):
+        raise ValueError(f"stage {name!r}: the name is one of a section and of a command; use a-z, 0-9 and _")
 
     def add(cls: S) -> S:
+        if not is_dataclass(getattr(cls, "Config", TrainingConfig)):
+            raise ValueError(f"stage {name!r}: its Config needs @dataclass(frozen=True, kw_only=True) above it")
         cls.name, cls.after = name, after
         return register(name)(cls)
 

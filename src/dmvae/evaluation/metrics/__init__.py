@@ -162,8 +162,14 @@ def _shown(metric: Metric, found: dict[str, T]) -> dict[str, T]:
 
 
 def figures() -> dict[str, Figure]:
-    """The figures of all metrics, plugins' too, by key."""
-    return {figure.key: figure for name in names(Metric) for figure in find(Metric, name).figures}
+    """The figures of all metrics, plugins' too, by key. Raises ValueError for a key that two metrics have."""
+    found: dict[str, Figure] = {}
+    for metric in (find(Metric, name) for name in names(Metric)):
+        if taken := [figure.key for figure in metric.figures if figure.key in found]:
+            owners = [name for name in names(Metric) if taken[0] in {of.key for of in find(Metric, name).figures}]
+            raise ValueError(f"metrics {' and '.join(owners)}: both have a figure {taken[0]!r}; give one another key")
+        found |= {figure.key: figure for figure in metric.figures}
+    return found
 
 
 def unit_of(name: str) -> Figure | None:
