@@ -148,9 +148,7 @@ def test_two_generators_whose_networks_have_one_name_are_told(monkeypatch):
     kinds = {"a": made(1), "b": made(2)}
     monkeypatch.setattr(generators, "names", lambda _: [*kinds])
     monkeypatch.setattr(generators, "find", lambda _, name: kinds[name])
-    with pytest.raises(
-        ValueError, match="generator 'b': its network is called Net, as is one of test_checks; give"
-    ):
+    with pytest.raises(ValueError, match="generator 'b': its network is called Net, as is one of test_checks; give"):
         generators.networks()
     kinds["b"] = kinds["a"]
     assert [*generators.networks()] == ["Net"]

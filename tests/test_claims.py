@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from dmvae.commands.run import finish
 from dmvae.jobs import plan
 from dmvae.recipe import load
 from dmvae.report.summary import write_summary
-from dmvae.runtime.done import write_source
+from dmvae.runtime.done import write_done, write_source
 
 
 @pytest.fixture
@@ -73,6 +74,28 @@ def test_a_stage_that_begins_anew_beside_an_unfinished_one_says_why(tmp_path):
         (there,) = re.findall(r"the earlier command goes on with (\S+), which is not finished", line)
         assert (Path(there) / "checkpoints").is_dir()
         assert "generator" not in line, "which comes after it"
+
+
+def test_finished_stages_that_other_data_begin_anew_are_named_once(tmp_path):
+    """A file more or less in a folder of images, and days of training would be done again without a word."""
+
+    def finished(folder, jobs):
+        with claimed(folder, recipes, jobs, list(recipes)):
+            for job in jobs:
+                job.folder.mkdir(parents=True, exist_ok=True)
+                write_done(job.folder, {"stage": job.stage.name, "seconds": 1.0})
+
+    recipes = dict(load(tiny.write(tmp_path)))
+    jobs, run_dir = plan(recipes, tmp_path / "run"), tmp_path / "run"
+    finished(run_dir, jobs)
+    assert begun_anew(run_dir, plan(recipes, run_dir)) == []
+    others = [replace(job, folder=job.folder.with_name(f"{job.folder.name}0")) for job in jobs]
+    told = begun_anew(run_dir, others)
+    assert [line.partition(": ")[0] for line in told] == ["matched/encoder", "kl/tokenizer"]
+    assert "begins anew, as its data or a plugin have changed; " in told[1]
+    assert told[1].endswith(f"{run_dir}/stages/{(run_dir / 'kl/tokenizer').resolve().name} is finished, and not used")
+    new = dict(load(tiny.write(tmp_path, tokenizer__learning_rate=0.5, encoder__steps=3)))
+    assert begun_anew(run_dir, plan(new, run_dir)) == [], "which was asked for"
 
 
 def test_a_run_and_a_dry_run_say_so(tmp_path, capsys, monkeypatch):

@@ -1,6 +1,7 @@
 """What reaches the terminal: names of files and recipes are shown, and not obeyed."""
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -206,6 +207,45 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly():
         assert len(result.stdout.splitlines()) == 1
     closed = f"{sys.executable} -m dmvae --help | true"
     assert subprocess.run(["bash", "-c", closed], capture_output=True, env=processes.environment()).stderr == b""
+
+
+class Full(io.StringIO):
+    """A log on a disk without room."""
+
+    def write(self, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+class Left(io.StringIO):
+    """A pipe that nobody reads any more."""
+
+    def write(self, text):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+
+@pytest.mark.parametrize("log", [Full, Left])
+def test_what_cannot_be_printed_ends_no_training(monkeypatch, log):
+    monkeypatch.setattr(sys, "stdout", log())
+    monkeypatch.setattr(terminal.time, "monotonic", iter(range(0, 10_000, 20)).__next__)  # so every step is told
+    console.print("data: 3 images")
+    with Bar("stage", 2, "images") as bar:
+        bar.step()
+        bar.step()
+    assert bar.done == 2
+
+
+def test_a_log_in_ascii_has_no_arrows_and_no_error(monkeypatch):
+    log = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", log)
+    monkeypatch.setattr(cli, "_dispatch", lambda _: console.print("gFD \u2193 in bild\u00e4r"))
+    cli.main([])
+    assert log.buffer.getvalue() == b"gFD ? in bild?r\n"
+
+
+def test_without_a_stdout_a_command_ends_well(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(cli, "_dispatch", lambda _: None)
+    cli.main([])
 
 
 def test_a_command_ends_without_a_search_for_garbage():

@@ -107,6 +107,10 @@ def test_a_batch_that_does_not_divide_into_parts_is_told_and_no_crash(recipe, ca
     [
         (["--gpus", "0"], "--gpus: 0; give 1 or more"),
         (["--gpus", "1", "--memory", "much"], "--memory: 'much' is not an amount of memory such as 80GB"),
+        (["--gpus", "1", "--memory", "1.2.3GB"], "--memory: '1.2.3GB' is not an amount of memory such as 80GB"),
+        (["--gpus", "1", "--memory", f"{'9' * 400}GB"], "is not an amount of memory such as 80GB"),
+        (["--memory", "80GB"], "--memory: it is of the GPUs to plan for; give --gpus N too"),
+        (["--peak", "100"], "--peak: it is of the GPUs to plan for; give --gpus N too"),
         (["--gpus", "1", "--memory", "80"], "--memory: 80 is 80 bytes; give it with its unit, such as 80GB"),
         (["--gpus", "1", "--utilisation", "2"], "give a share up to 1"),
         (["--gpus", "1", "--peak", "nan"], "give a share up to 1"),
@@ -121,7 +125,12 @@ def test_what_is_no_machine(recipe, capsys, arguments, message):
 
 
 def test_amounts_of_memory():
-    assert [bytes_of(text) for text in ("80GB", "1 GiB", "2000000")] == [80 * 10**9, 2**30, 2 * 10**6]
+    assert [bytes_of(text) for text in ("80GB", "1 GiB", "2000000", "80g")] == [
+        80 * 10**9,
+        2**30,
+        2 * 10**6,
+        80 * 10**9,
+    ]
 
 
 LINE = """

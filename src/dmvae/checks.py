@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -110,7 +111,7 @@ def run_problems(recipe: Recipe, stages: Stages, ranks: int) -> Iterator[str]:
 
 
 def _place_problems(recipe: Recipe) -> Iterator[str]:
-    place = Path(recipe.run.dir).resolve()
+    place = Path(os.path.realpath(recipe.run.dir))  # which does not raise for a link to itself
     for folder in recipe.data.image_folders():
         if place.is_relative_to(folder.resolve()):
             inside = place.relative_to(folder.resolve()).parts

@@ -34,9 +34,8 @@ def claimed(run_dir: Path, recipes: dict[str, Recipe], jobs: list[Job], variants
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(
-            f"run.dir: {run_dir} cannot be made ({error.strerror}); name another, --run_dir DIR"
-        ) from error
+        why = "it is a link that leads nowhere" if run_dir.is_symlink() else error.strerror
+        raise ValueError(f"run.dir: {run_dir} cannot be made ({why}); name another, --run_dir DIR") from error
     with ExitStack() as held:
         with locked(run_dir):
             alone = held.enter_context(together(run_dir / RUNNING))
@@ -109,13 +108,16 @@ def _changed(run_dir: Path, variant: str, recipe: Recipe) -> Iterator[tuple[str,
 
 
 def begun_anew(run_dir: Path, jobs: Sequence[Job]) -> list[str]:
-    """A line for each stage that begins anew though the variant's link leads to an unfinished one, of other settings.
-    To be asked before `claimed` replaces links and recipes."""
+    """A line for each stage that begins anew though the variant's link leads to an unfinished one, of other settings,
+    and for the first that does so beside a finished one without a change of settings. To be asked before `claimed`
+    replaces links and recipes."""
     told: dict[Path, str] = {}
+    anew: set[str] = set()
     for job in jobs:
         link = run_dir / job.variant / job.stage.name
         there = run_dir / "stages" / Path(os.readlink(link)).name if link.is_symlink() else job.folder
-        if job.state != "new" or replace(job, folder=there).state != "interrupted" or there in told:
+        state = replace(job, folder=there).state
+        if job.state != "new" or state not in ("interrupted", "finished") or there in told:
             continue
         order = [stage.name for stage in job.recipe.stages()]
         after = (*order[order.index(job.stage.name) + 1 :], "name")
@@ -124,9 +126,15 @@ def begun_anew(run_dir: Path, jobs: Sequence[Job]) -> list[str]:
             for place, old, new in _changed(run_dir, job.variant, job.recipe)
             if place.partition(".")[0] not in after
         ]
+        goes_on = f"the earlier command goes on with {there}, which is not finished"
+        if state == "finished":
+            if fields or job.variant in anew:  # asked for; or told of a stage before
+                continue
+            goes_on = f"{there} is finished, and not used"
+        anew.add(job.variant)
         told[there] = (
             f"{job.variant}/{job.stage.name}: begins anew, as {few(fields) or 'its data or a plugin have changed'}; "
-            f"the earlier command goes on with {there}, which is not finished"
+            + goes_on
         )
     return list(told.values())
 

@@ -10,6 +10,7 @@ import atexit
 import errno
 import gc
 import importlib
+import io
 import os
 import sys
 import warnings
@@ -38,8 +39,9 @@ COMMANDS = {
 
 
 FIXES = {
-    errno.ENOSPC: "; free some space, or give --run_dir or --out another disk; the same command then goes on",
-    errno.EDQUOT: "; free some of your quota, or give --run_dir or --out another disk; the same command then goes on",
+    errno.ENOSPC: "; free some space, and the same command goes on; or move the folder to another disk, and name it",
+    errno.EDQUOT: "; free some of your quota, and the same command goes on; or move the folder to another disk, and "
+    "name it",
     errno.EROFS: "; give --run_dir or --out a place that can be written, or copy the folder there",
 }
 
@@ -52,9 +54,13 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
     warnings.formatwarning = lambda message, *_: f"warning: {printable(str(message))}\n"
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a log in ascii gets a ? for an arrow
+            stream.reconfigure(errors="replace")
     try:
         _dispatch(arguments)
-        sys.stdout.flush()  # what a pipe's reader has left shows here, and not at the interpreter's end
+        if sys.stdout is not None:
+            sys.stdout.flush()  # what a pipe's reader has left shows here, and not at the interpreter's end
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

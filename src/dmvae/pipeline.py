@@ -28,6 +28,7 @@ from dmvae.runtime.console import console
 from dmvae.runtime.done import NAME as DONE
 from dmvae.runtime.done import damage, read_done, write_done
 from dmvae.runtime.files import locked, sweep
+from dmvae.runtime.signals import stop_if_asked
 from dmvae.runtime.words import counted
 from dmvae.training.loop import CHECKPOINTS, train
 from dmvae.training.stage import Facts, TrainingStage
@@ -187,7 +188,8 @@ def headline(jobs: list[Job], variant: str) -> str:
 
 
 def execute(job: Job) -> None:
-    """Run one stage to its end and write its done.json."""
+    """Run one stage to its end and write its done.json. Raises Interrupted after it for a signal that came too late to
+    interrupt a training."""
     begun = time.monotonic()
     device = distributed.start()
     job.folder.mkdir(parents=True, exist_ok=True)
@@ -203,6 +205,7 @@ def execute(job: Job) -> None:
     if distributed.is_main():
         _finish(job, facts | {"config": configs.plain(section)})
     distributed.barrier()
+    stop_if_asked()
 
 
 def _finish(job: Job, facts: Facts) -> None:

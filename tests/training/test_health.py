@@ -291,8 +291,9 @@ def test_what_is_not_finite_is_not_saved_where_a_batch_is_waited_for(prepared, m
     path = tiny.write(prepared, variants={"main": {}}, run__save_every=100, run__log_every=100, **own)
     for poison in (True, False):
         Interrupting.left, Interrupting.poison = 3, poison
-        with pytest.raises(Interrupted):
+        with pytest.raises(KeyboardInterrupt) as stop:
             tiny.run(path, only="matching")
+        assert isinstance(stop.value, Interrupted) is not poison, "which says that the state was saved"
         assert bool(list(prepared.glob("run/main/matching/checkpoints/step-*"))) is not poison
 
 

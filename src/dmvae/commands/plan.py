@@ -70,8 +70,8 @@ class Machine:
 
 def bytes_of(text: str) -> int:
     """ "80GB", "80 GiB" or a number of bytes. Raises ValueError for anything else."""
-    found = re.fullmatch(r"([\d.]+)\s*(?:([KMGT])(I?)B)?", text.strip().upper())
-    if not found or float(found[1]) <= 0:
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d*)?|\.\d+)\s*(?:([KMGT])(I?)B?)?", text.strip().upper())
+    if not found:
         raise ValueError(f"--memory: {text!r} is not an amount of memory such as 80GB or 80GiB")
     power = " KMGT".index(found[2] or " ")
     amount = int(float(found[1]) * (1024 if found[3] else 1000) ** power)

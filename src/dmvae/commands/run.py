@@ -90,11 +90,10 @@ def plan(command: str, arguments: list[str]) -> None:
     )
     parser.add_argument("recipe", help="a file, or a name that `dmvae recipes` lists")
     parser.add_argument("--gpus", type=int, help="how many GPUs to plan for (default: this machine as it is)")
-    parser.add_argument("--memory", default="80GB", help="of each GPU (default: %(default)s)")
-    parser.add_argument("--peak", type=float, default=989, help="TFLOP/s of a GPU in bf16 (default: an H100's)")
-    parser.add_argument(
-        "--utilisation", type=float, default=0.4, help="share of the peak that steps reach (default: 0.4)"
-    )
+    of_gpus = {"memory": "80GB", "peak": 989.0, "utilisation": 0.4}
+    parser.add_argument("--memory", help="of each GPU (default: 80GB)")
+    parser.add_argument("--peak", type=float, help="TFLOP/s of a GPU in bf16 (default: 989, an H100's)")
+    parser.add_argument("--utilisation", type=float, help="share of the peak that steps reach (default: 0.4)")
     parser.add_argument(
         "--variant", action="append", default=[], help="this variant alone, or METHOD for all its seeds"
     )
@@ -102,6 +101,11 @@ def plan(command: str, arguments: list[str]) -> None:
     known, rest = parser.parse_known_args(arguments)
     if known.gpus is not None and known.gpus < 1:
         raise ValueError(f"--gpus: {known.gpus}; give 1 or more, or leave it out to plan for this machine")
+    for name, usual in of_gpus.items():
+        if getattr(known, name) is None:
+            setattr(known, name, usual)
+        elif known.gpus is None:
+            raise ValueError(f"--{name}: it is of the GPUs to plan for; give --gpus N too, or leave it out")
     if not (0 < known.utilisation <= 1 and 0 < known.peak < math.inf):
         raise ValueError(f"--utilisation {known.utilisation:g} of --peak {known.peak:g} TFLOP/s: give a share up to 1")
     machine, speed = Machine.here(), known.peak * known.utilisation * 1e12

@@ -29,6 +29,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDat
 
 from dmvae.datasets import Items
 from dmvae.runtime.ahead import ahead
+from dmvae.runtime.signals import SIGNALS
 
 T = TypeVar("T")
 PATIENCE = 600.0
@@ -244,7 +245,7 @@ def _as_it_is(batch: T) -> T:
 def _begin(worker: int) -> None:
     """Ctrl-C, and torchrun's SIGTERM, reach every process; the training still wants to save its state, for which its
     workers must be there. They end with it, also where it is killed while they hang."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         die_with_parent = 1  # PR_SET_PDEATHSIG

@@ -43,9 +43,9 @@ def write_report(run_dir: Path, jobs: list[Job]) -> Path:
     }
     short = ("Results", "Trade-off", "Samples", "Reconstructions", "Map", "Generator", "Matching", "Training", "Run")
     titles = dict(zip(sections, short, strict=True))
-    page = Template((HERE / "page.html").read_text()).substitute(
+    page = Template((HERE / "page.html").read_text(encoding="utf-8")).substitute(
         title=escape(run.name),
-        style=(HERE / "page.css").read_text(),
+        style=(HERE / "page.css").read_text(encoding="utf-8"),
         summary=table.summary(run),
         menu="".join(f'<a href="#{key}">{titles[key]}</a>' for key, body in sections.items() if body),
         body="\n".join(filter(None, sections.values())),

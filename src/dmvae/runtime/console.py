@@ -6,7 +6,8 @@ import sys
 import time
 import unicodedata
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from contextlib import suppress
+from typing import Any, TextIO, TypeVar, cast
 
 from rich.console import Console
 from rich.progress import (
@@ -37,6 +38,25 @@ def printable(text: str) -> str:
 _CONTROL = ("Cc", "Cf", "Cs", "Zl", "Zp")  # these include marks that reverse the writing direction, and invalid bytes
 
 
+class _Out:
+    """Standard output. That its disk is full, or that nobody reads it any more, ends no training."""
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, AttributeError):  # there may be none
+            sys.stdout.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, AttributeError):
+            sys.stdout.flush()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(sys.stdout, name)
+
+
+_OUT = cast("TextIO", _Out())
+
+
 class _Console(Console):
     """rich's console; every text that it prints, in tables too, is made `printable` first."""
 
@@ -44,7 +64,7 @@ class _Console(Console):
         return super().render_str(printable(text), **options)
 
 
-console = _Console(highlight=False, soft_wrap=True, markup=False)
+console = _Console(file=_OUT, highlight=False, soft_wrap=True, markup=False)
 
 
 def paragraph(text: Text | str, indent: int = 0) -> None:
@@ -149,7 +169,7 @@ class Bar:
         left = spent * (self.total - self.done) / max(1, self.done - self.start)
         print(
             f"  {self.title:<28} {self.done}/{self.total}  {self.text}  {spent:.0f}s, {left:.0f}s left",
-            file=sys.stdout,
+            file=_OUT,
             flush=True,
         )
 

@@ -1,29 +1,41 @@
-"""Ctrl-C and SIGTERM, taken as a wish to save and stop."""
+"""Ctrl-C, SIGTERM, SIGHUP (a terminal closes) and SIGUSR1 (a queue's warning), taken as a wish to save and stop."""
 
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+AGAIN = 3.0
+"""Seconds after which another signal is another wish: who stops all processes of a job reaches torchrun too, which
+sends the signal on."""
+_late: list[int] = []
+
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM arrived; the state was saved."""
+    """One of the signals arrived; the state was saved."""
 
 
 @contextmanager
 def signals() -> Iterator[list[int]]:
-    """Yields a list that is filled by the first Ctrl-C or SIGTERM; the loop then ends its step and saves. A second
-    signal stops the process at once."""
+    """Yields a list that is filled by the first of `SIGNALS`; the loop then ends its step and saves. One that comes
+    `AGAIN` seconds later stops the process at once. SIGHUP stays ignored where it was, as by nohup."""
     received: list[int] = []
+    first = 0.0
 
     def handler(number: int, frame: object) -> None:
-        if received:
+        nonlocal first
+        if not received:
+            first = time.monotonic()
+            received.append(number)
+        elif time.monotonic() - first > AGAIN:
             raise KeyboardInterrupt
-        received.append(number)
 
+    ours = [s for s in SIGNALS if s != signal.SIGHUP or signal.getsignal(s) is not signal.SIG_IGN]
     try:
-        before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
+        before = {s: signal.signal(s, handler) for s in ours}
     except ValueError:  # only the main thread may set signal handlers
         before = {}
     try:
@@ -31,3 +43,15 @@ def signals() -> Iterator[list[int]]:
     finally:
         for number, old in before.items():
             signal.signal(number, old)
+
+
+def stop_later(asked: bool) -> None:
+    """Remember whether a signal came when nothing was left to interrupt, until `stop_if_asked`."""
+    _late[:] = [1] if asked else []
+
+
+def stop_if_asked() -> None:
+    """Raises Interrupted for a signal that came so late."""
+    if _late:
+        _late.clear()
+        raise Interrupted

@@ -19,7 +19,7 @@ from dmvae.runtime.console import Bar
 from dmvae.runtime.gradients import averaged
 from dmvae.runtime.precision import autocast, tuned, uses_bf16
 from dmvae.runtime.random import Random, seed_of
-from dmvae.runtime.signals import Interrupted, signals
+from dmvae.runtime.signals import Interrupted, signals, stop_later
 from dmvae.runtime.transfer import Figure
 from dmvae.training import checkpoint
 from dmvae.training.data import batches
@@ -289,29 +289,30 @@ def _to_the_end(trainer: Trainer, folder: Path) -> Facts:
     """The steps from the trainer's on."""
     stage, config, inputs = trainer.stage, trainer.config, trainer.inputs
     run = inputs.sections.run
-    steps = config.steps if trainer.networks.trains else 0
+    steps, alone = config.steps if trainer.networks.trains else 0, distributed.world_size() == 1
     begun, any_rank = time.monotonic() - trainer.seconds, distributed.SharedFlag()
     title = f"{inputs.variant}  {stage.name}"
     with (
+        signals() as signalled,
         closing(trainer.background),
         closing(Figures(inputs.out, run.tracker, trainer.step, f"{inputs.variant}/{stage.name}")) as figures,
         tuned(),
-        signals() as signalled,
-        closing(batches(stage, trainer.key, trainer.step, steps, lambda: bool(signalled))) as data,
+        closing(batches(stage, trainer.key, trainer.step, steps, lambda: alone and bool(signalled))) as data,
         Bar(title, steps, "images", trainer.step) as bar,
     ):
         last = stage.done(trainer.networks)
         while trainer.step < steps and not last:
             try:
                 batch = next(data)
-            except KeyboardInterrupt:  # while waiting for a batch; several ranks would wait for each other to save
-                if distributed.world_size() == 1:
+            except KeyboardInterrupt:
+                if alone:  # no batch comes; several ranks wait for theirs, and save in the same step
                     with suppress(FloatingPointError):  # what is not saved is found again
                         trainer.health.judge()
                         trainer.require_finite()
                         trainer.save(folder)
                         trainer.saved()
-                raise Interrupted from None
+                        raise Interrupted from None
+                raise
             last = trainer.advance(batch, figures)
             trainer.seconds = time.monotonic() - begun
             logs = trainer.step % run.log_every == 0 or last
@@ -333,8 +334,9 @@ def _to_the_end(trainer: Trainer, folder: Path) -> Facts:
                 trainer.saved()
                 raise Interrupted
             bar.step(per_step=config.batch_size, note=_losses(row))
-    trainer.saved()
-    trainer.save_networks(inputs.out)
+        trainer.saved()
+        trainer.save_networks(inputs.out)
+        stop_later(any_rank(bool(signalled), now=True))
     facts = {"steps": trainer.step, "images_seen": trainer.images_seen, "seconds": round(trainer.seconds, 2)}
     return facts | ({"rolled_back": went_back(inputs.out)} if trainer.slowed else {})
 
