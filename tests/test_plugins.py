@@ -130,6 +130,8 @@ SHAPES = {
         "b.double().std()).abs().mean()}",
         r"metric '.*brightness': pairs returned a tensor \[\] for 2 pairs; give \{name: tensor \[2\]\}",
     ),
+    "    @property\n    def last_layer": ("    def last_layer", r"decoder: '.*blocks' needs a property last_layer"),
+    "return self.out.weight": ("return torch.zeros(3)", r"decoder: '.*blocks' needs a property last_layer"),
     "return self.shuffle(self.out": ("return None, self.shuffle(self.out", r"decoder: '.*blocks' returns a tuple"),
     "return z.square().mean(), {": (
         "return z.square(), {",

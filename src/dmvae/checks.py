@@ -225,6 +225,8 @@ def _try_autoencoder(recipe: Recipe) -> None:
             images = model.decoder(latents)
         except RuntimeError as error:  # torch's own, of shapes that do not fit together
             raise ValueError(f"it cannot be run on images of {data.size} pixels: {error}") from error
+    if not is_ours(type(model.decoder)):
+        _require_last_layer(recipe.autoencoder.decoder.type, model.decoder)
     for part, found, wanted in (
         ("encoder", features, (2, model.encoder.channels, side, side)),
         ("decoder", images, (2, data.channels, data.size, data.size)),
@@ -233,6 +235,15 @@ def _try_autoencoder(recipe: Recipe) -> None:
             kind = getattr(recipe.autoencoder, part).type
             told = list(found.shape) if isinstance(found, torch.Tensor) else f"a {type(found).__name__}"
             raise ValueError(f"{part}: {kind!r} returns {told}; its stride and channels say {list(wanted)}")
+
+
+def _require_last_layer(kind: str, decoder: torch.nn.Module) -> None:
+    last, names = getattr(decoder, "last_layer", None), dict(decoder.named_parameters(remove_duplicate=False))
+    if "last_layer" in names or not any(last is p for p in names.values()):
+        raise ValueError(
+            f"decoder: {kind!r} needs a property last_layer (@property above it) that returns one of its weights, the "
+            "one that makes the image"
+        )
 
 
 def _try_start(recipe: Recipe) -> None:

@@ -200,6 +200,8 @@ def execute(job: Job) -> None:
     section = job.recipe.section(job.stage)
     stage = job.stage(section, inputs)
     facts = train(stage) if isinstance(stage, TrainingStage) else stage.run()
+    if not isinstance(facts, dict):
+        raise ValueError(f"stage {job.stage.name}: run returned {type(facts).__name__}; give a dict, for done.json")
     wall = round(time.monotonic() - begun, 2)
     facts = {"stage": job.stage.name} | facts | {"seconds": max(wall, facts.get("seconds", 0.0))}
     if distributed.is_main():
