@@ -50,7 +50,7 @@ def run(hub, home, code, *arguments):
     """What a process prints that knows this hub alone; the hub ends with it."""
     env = {
         "HF_HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path), "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_none",
-        "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1",
+        "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1", "HF_HUB_OFFLINE": "0",
     }  # fmt: skip
     try:
         result = subprocess.run(

@@ -18,8 +18,16 @@ def send(number):
     time.sleep(0.01)
 
 
+@pytest.fixture
+def heard():
+    """SIGHUP, also where nohup began these tests."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
-def test_one_wish_may_come_several_times_at_once(number, monkeypatch):
+def test_one_wish_may_come_several_times_at_once(number, monkeypatch, heard):
     """torchrun sends on what it gets: where all processes of a job are stopped, ranks are told twice."""
     before = [signal.getsignal(s) for s in module.SIGNALS]
     with signals() as received:
