@@ -275,3 +275,33 @@ def test_no_notice_of_a_library_that_is_not_needed(tmp_path):
     finally:
         logging.remove_handler(handler)
     assert "accelerate" not in said.getvalue()
+
+
+def test_a_terminal_that_closes_while_a_bar_is_shown_ends_no_training(monkeypatch):
+    """rich puts a stand-in of its own in the place of standard output then."""
+
+    class Terminal(io.StringIO):
+        closed_by_user = False
+
+        def isatty(self):
+            return True
+
+        def write(self, text):
+            if self.closed_by_user:
+                raise OSError(errno.EIO, "Input/output error")
+            return super().write(text)
+
+    shown = Terminal()
+    monkeypatch.setattr(sys, "stdout", shown)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    with Bar("stage", 2, "images") as bar:
+        assert bar.progress
+        bar.step()
+        console.print("a warning")
+        print("of somebody else")
+        shown.closed_by_user = True
+        console.print("another")
+        bar.step()
+    assert "a warning" in shown.getvalue()
+    assert "of somebody else" in shown.getvalue()
+    assert "another" not in shown.getvalue()

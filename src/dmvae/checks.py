@@ -239,7 +239,8 @@ def _try_autoencoder(recipe: Recipe) -> None:
 
 def _require_last_layer(kind: str, decoder: torch.nn.Module) -> None:
     last, names = getattr(decoder, "last_layer", None), dict(decoder.named_parameters(remove_duplicate=False))
-    if "last_layer" in names or not any(last is p for p in names.values()):
+    twice = "last_layer" in names and sum(last is p for p in names.values()) > 1  # which cannot be saved
+    if twice or not isinstance(last, torch.Tensor) or not last.requires_grad:
         raise ValueError(
             f"decoder: {kind!r} needs a property last_layer (@property above it) that returns one of its weights, the "
             "one that makes the image"

@@ -117,7 +117,10 @@ def begun_anew(run_dir: Path, jobs: Sequence[Job]) -> list[str]:
         link = run_dir / job.variant / job.stage.name
         there = run_dir / "stages" / Path(os.readlink(link)).name if link.is_symlink() else job.folder
         state = replace(job, folder=there).state
-        if job.state != "new" or state not in ("interrupted", "finished") or there in told:
+        if job.state != "new" or state not in ("interrupted", "finished"):
+            continue
+        if there in told:
+            anew.add(job.variant)
             continue
         order = [stage.name for stage in job.recipe.stages()]
         after = (*order[order.index(job.stage.name) + 1 :], "name")

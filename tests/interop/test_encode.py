@@ -72,7 +72,7 @@ def test_a_folder_without_images_is_told_without_a_recipe_s_field(tokenizer, tmp
 
 def test_latents_name_the_weights_whatever_their_layout(images, tokenizer, tmp_path):
     encode(images, tokenizer, tmp_path / "z")
-    named = json.loads((tmp_path / "z/encode.json").read_text())["tokenizer"]
+    named = json.loads((tmp_path / "z/encode.json").read_text())["weights"]
     model = Autoencoder.from_pretrained(tokenizer)
     assert named == weights_hash(model) == weights_hash(model.to(memory_format=torch.channels_last))
     torch.nn.init.zeros_(next(model.parameters()))

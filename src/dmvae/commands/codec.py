@@ -86,7 +86,7 @@ def encode_images(
     files = Files(images, entries, size, tokenizer.config.in_channels)
     plan = {
         "images": _contents(images, entries),
-        "tokenizer": weights_hash(tokenizer),
+        "weights": weights_hash(tokenizer),
         "size": size,
         "shard_size": shard_size,
         "dtype": dtype,
@@ -222,7 +222,7 @@ def decode_latents(
         sweep(out, ("**/*.png.*.part", "decode.json.*.part"))
         if next(out.rglob("*.png"), None) is None:
             (out / "decode.json").unlink(missing_ok=True)  # of a call that came to nothing
-        plan = {"latents": digest([sha256_of(path) for path in paths]), "tokenizer": weights_hash(tokenizer)}
+        plan = {"latents": digest([sha256_of(path) for path in paths]), "weights": weights_hash(tokenizer)}
         unknown = _claim(out / "decode.json", plan | {"normalized": normalized}, "images that were decoded")
         for path, named in zip(paths, names, strict=True):
             z = read_latents(path)
@@ -281,9 +281,10 @@ def _claim(file: Path, plan: Values, what: str) -> bool:
             f"{file} cannot be read ({error}), so what {out} holds is not known: delete that folder, or choose another "
             "--out"
         ) from error
-    differ = [key for key in now if there.get(key) != now[key]]
+    # what an older version left does not tell the weights
+    differ = [key for key in now if there.get(key) != now[key] and (key in there or "tokenizer" not in there)]
     if differ:
-        other = {"images": "other images", "classes": "other classes", "latents": "other latents"}
+        other = {key: f"other {key}" for key in ("images", "classes", "latents")} | {"weights": "another tokenizer"}
         other["normalized"] = f"--normalized {'off' if now.get('normalized') else 'on'}"
         told = " and ".join(other.get(key, f"another {key.replace('_', ' ')}") for key in differ)
         raise ValueError(f"{out} holds {what} with {told}; choose another --out, or delete it")
@@ -293,10 +294,10 @@ def _claim(file: Path, plan: Values, what: str) -> bool:
 def _warn_of_another(tokenizer: Tokenizer, latents: Path) -> None:
     """Another tokenizer's latents are decoded too, for its decoder may be a new one for the same latents."""
     try:
-        made = read_json(latents / "encode.json", dict).get("tokenizer")
+        made = read_json(latents / "encode.json", dict).get("weights")
     except (OSError, ValueError):
         return  # not of `encode`, or damaged, which the latents need not be
-    if made != weights_hash(tokenizer):
+    if made is not None and made != weights_hash(tokenizer):
         warnings.warn(
             f"{latents} was encoded with other weights than this tokenizer's: the images are right only where it has "
             "the same latents",

@@ -43,14 +43,20 @@ class _Out:
 
     def write(self, text: str) -> int:
         with suppress(OSError, AttributeError):  # there may be none
-            sys.stdout.write(text)
+            self._there().write(text)
         return len(text)
 
     def flush(self) -> None:
         with suppress(OSError, AttributeError):
-            sys.stdout.flush()
+            self._there().flush()
+
+    def _there(self) -> TextIO:
+        """Not rich's own stand-in for it while a bar is shown, which writes here."""
+        return getattr(sys.stdout, "rich_proxied_file", sys.stdout)
 
     def __getattr__(self, name: str) -> object:
+        if name == "rich_proxied_file":  # rich would write to that, past this
+            raise AttributeError(name)
         return getattr(sys.stdout, name)
 
 

@@ -21,7 +21,8 @@ class Interrupted(KeyboardInterrupt):
 @contextmanager
 def signals() -> Iterator[list[int]]:
     """Yields a list that is filled by the first of `SIGNALS`; the loop then ends its step and saves. One that comes
-    `AGAIN` seconds later stops the process at once. SIGHUP stays ignored where it was, as by nohup."""
+    `AGAIN` seconds later stops the process at once. SIGHUP and SIGUSR1 stay as they are where somebody has set them, as
+    nohup or a program's own handler."""
     received: list[int] = []
     first = 0.0
 
@@ -33,7 +34,7 @@ def signals() -> Iterator[list[int]]:
         elif time.monotonic() - first > AGAIN:
             raise KeyboardInterrupt
 
-    ours = [s for s in SIGNALS if s != signal.SIGHUP or signal.getsignal(s) is not signal.SIG_IGN]
+    ours = [s for s in SIGNALS if s in SIGNALS[:2] or signal.getsignal(s) is signal.SIG_DFL]
     try:
         before = {s: signal.signal(s, handler) for s in ours}
     except ValueError:  # only the main thread may set signal handlers

@@ -65,7 +65,7 @@ def _require_known(new: type[Stage[object]], before: Sequence[str]) -> None:
     for what, known, kind in (
         ("reads", before, "stage before it"),
         ("needs", before, "stage before it"),
-        ("uses", sections, "section of recipes"),
+        ("uses", [*sections, *before], "section of recipes"),
         ("splits", get_args(Split), "split"),
     ):
         given: object = getattr(new, what)

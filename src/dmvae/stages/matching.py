@@ -245,8 +245,8 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         networks.trains["tokenizer"] = [p for p in autoencoder.parameters() if p.requires_grad]
         if networks.student is not None:
             networks.trains["student"] = [p for p in networks.student.parameters() if p.requires_grad]
-        if config.student_learning_rate is not None:
-            networks.learning_rates["student"] = config.student_learning_rate
+            if config.student_learning_rate is not None:
+                networks.learning_rates["student"] = config.student_learning_rate
         networks.add_losses(inputs, self.losses, inputs.discriminator())
         return networks
 
