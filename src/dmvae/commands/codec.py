@@ -208,8 +208,9 @@ def decode_latents(
         paths = sorted(path for path in latents.glob("latents-*") if path.suffix in SUFFIXES.values())
     if not paths or not paths[0].exists():
         raise ValueError(f"no latents at {latents}; `dmvae encode` writes latents-NNNNN.safetensors")
+    weights = weights_hash(tokenizer)
     if latents.is_dir():
-        _warn_of_another(tokenizer, latents)
+        _warn_of_another(weights, latents)
     names, total = [read_names(path) for path in paths], sum(map(count_latents, paths))
     flat = [name for part in names for name in part]
     stems = iter(_distinct([os.path.splitext(name)[0] for name in flat], flat))
@@ -222,7 +223,7 @@ def decode_latents(
         sweep(out, ("**/*.png.*.part", "decode.json.*.part"))
         if next(out.rglob("*.png"), None) is None:
             (out / "decode.json").unlink(missing_ok=True)  # of a call that came to nothing
-        plan = {"latents": digest([sha256_of(path) for path in paths]), "weights": weights_hash(tokenizer)}
+        plan = {"latents": digest([sha256_of(path) for path in paths]), "weights": weights}
         unknown = _claim(out / "decode.json", plan | {"normalized": normalized}, "images that were decoded")
         for path, named in zip(paths, names, strict=True):
             z = read_latents(path)
@@ -291,13 +292,13 @@ def _claim(file: Path, plan: Values, what: str) -> bool:
     return False
 
 
-def _warn_of_another(tokenizer: Tokenizer, latents: Path) -> None:
+def _warn_of_another(weights: str, latents: Path) -> None:
     """Another tokenizer's latents are decoded too, for its decoder may be a new one for the same latents."""
     try:
         made = read_json(latents / "encode.json", dict).get("weights")
     except (OSError, ValueError):
         return  # not of `encode`, or damaged, which the latents need not be
-    if made is not None and made != weights_hash(tokenizer):
+    if made is not None and made != weights:
         warnings.warn(
             f"{latents} was encoded with other weights than this tokenizer's: the images are right only where it has "
             "the same latents",

@@ -16,6 +16,13 @@ def expand(t: Tensor, like: Tensor) -> Tensor:
     return t.view(-1, *[1] * (like.ndim - 1))
 
 
+def unlike(found: object, like: Tensor) -> str:
+    """What something is, in words, that is no tensor of the shape of `like`; "" for one."""
+    if not isinstance(found, Tensor):
+        return type(found).__name__
+    return "" if found.shape == like.shape else f"a tensor {list(found.shape)}"
+
+
 def as_velocity(velocity: Tensor, z_t: Tensor) -> Tensor:
     """The velocity. Raises ValueError unless it has the shape of z_t: another would be spread over it in silence."""
     if not isinstance(velocity, Tensor) or velocity.shape != z_t.shape:

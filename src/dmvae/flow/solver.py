@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from torch import Tensor
 
 from dmvae.flow.guidance import Velocity
-from dmvae.flow.path import as_velocity
+from dmvae.flow.path import as_velocity, unlike
 from dmvae.flow.samplers import Sampler, Sampling, time_grid
 from dmvae.flow.samplers.sde import sde_drift
 from dmvae.registry import find
@@ -39,8 +39,7 @@ def trajectory(
     yielded = False
     for state in sampler.trajectory(checked, noise, labels, settings, normal):
         yielded = True
-        if not isinstance(state, Tensor) or state.shape != noise.shape:
-            told = f"a tensor {list(state.shape)}" if isinstance(state, Tensor) else type(state).__name__
+        if told := unlike(state, noise):
             raise ValueError(f"sampler {settings.method!r} yielded {told}; give states {list(noise.shape)}")
         yield state
     if not yielded:  # the noise would be taken for the samples

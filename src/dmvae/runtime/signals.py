@@ -7,7 +7,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+ALWAYS = (signal.SIGINT, signal.SIGTERM)
+"""Those that are taken whatever was done with them before."""
+SIGNALS = (*ALWAYS, signal.SIGHUP, signal.SIGUSR1)
 AGAIN = 3.0
 """Seconds after which another signal is another wish: who stops all processes of a job reaches torchrun too, which
 sends the signal on."""
@@ -34,7 +36,7 @@ def signals() -> Iterator[list[int]]:
         elif time.monotonic() - first > AGAIN:
             raise KeyboardInterrupt
 
-    ours = [s for s in SIGNALS if s in SIGNALS[:2] or signal.getsignal(s) is signal.SIG_DFL]
+    ours = [s for s in SIGNALS if s in ALWAYS or signal.getsignal(s) is signal.SIG_DFL]
     try:
         before = {s: signal.signal(s, handler) for s in ours}
     except ValueError:  # only the main thread may set signal handlers

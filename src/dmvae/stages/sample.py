@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dmvae import config as configs
 from dmvae.datasets.pixels import to_uint8
 from dmvae.flow.guidance import Velocity, require_interval
+from dmvae.flow.path import unlike
 from dmvae.flow.samplers import Sampler, Sampling
 from dmvae.generators import Generator
 from dmvae.inputs import Inputs, generator_of, kept_steps
@@ -204,9 +205,8 @@ def generate_latents(
         return send(torch.stack([torch.randn(shape, generator=source) for source in sources]), device)
 
     noise = normal()
-    found: object = generator.sample(noise, labels.to(device), settings, normal)
-    if not isinstance(found, Tensor) or found.shape != noise.shape:
-        told = f"a tensor {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+    found = generator.sample(noise, labels.to(device), settings, normal)
+    if told := unlike(found, noise):
         raise ValueError(
             f"{type(generator).__name__} sampled {told} for {len(noise)} labels; give latents {list(noise.shape)}"
         )
