@@ -18,13 +18,15 @@ NOBODY = "http://127.0.0.1:9"
 @pytest.fixture(autouse=True)
 def asked(monkeypatch):
     """The hub is asked, without waiting between questions; how often it was."""
-    questions, session = [], huggingface_hub.get_session()
+    questions = []
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    getattr(huggingface_hub.utils, "reset_sessions", lambda: None)()  # before 1.0 what was made offline stays so
+    session = huggingface_hub.get_session()
 
     def head(url, **options):
         questions.append(url)
         return session.head(url, **options)
 
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(module, "WAITS", (0.0, 0.0))
     monkeypatch.setattr(huggingface_hub, "get_session", lambda: type("Session", (), {"head": staticmethod(head)}))
     module._answers.cache_clear()

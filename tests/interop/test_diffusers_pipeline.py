@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -18,6 +19,9 @@ from dmvae.interop.pipeline import build_pipeline
 from dmvae.report.pipelines import write_pipelines
 
 pytestmark = pytest.mark.slow
+
+DTYPE = "dtype" if tuple(map(int, diffusers.__version__.split(".")[:2])) >= (0, 40) else "torch_dtype"
+"""What diffusers calls the precision that it is to load weights in."""
 
 
 @pytest.fixture(scope="module", params=["float32"])
@@ -98,7 +102,7 @@ def test_labels_may_be_numbers_of_numpy_and_torch(pipeline):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_makes_nearly_the_same_picture(run, pipeline, dtype):
     kwargs = {"class_labels": [0, 1], "num_inference_steps": 3, "output_type": "pt"}
-    half = DMVAEPipeline.from_pretrained(run[2], dtype=dtype)
+    half = DMVAEPipeline.from_pretrained(run[2], **{DTYPE: dtype})
     half.set_progress_bar_config(disable=True)
     assert half.vae.dtype == half.transformer.dtype == dtype
     difference = half(generator=seeded(1, 2), **kwargs).images - pipeline(generator=seeded(1, 2), **kwargs).images

@@ -20,7 +20,7 @@ def folder(tmp_path_factory):
     """A BERT of random weights that knows a dozen words."""
     path = tmp_path_factory.mktemp("bert")
     (path / "vocab.txt").write_text("\n".join(WORDS))
-    transformers.BertTokenizerFast(vocab=str(path / "vocab.txt")).save_pretrained(path)
+    transformers.BertTokenizerFast(str(path / "vocab.txt")).save_pretrained(path)
     torch.manual_seed(0)
     config = transformers.BertConfig(
         vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
