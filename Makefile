@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install install-dev demo fashion-mnist chromium test test-fast torture wheel docs lint format bench bench-gpu clean
+.PHONY: help install install-dev demo fashion-mnist chromium test test-fast test-oldest torture wheel docs lint format bench bench-gpu clean
 
 help:
 	@echo "make install   a virtual environment in .venv with dmvae and what the demo needs"
 	@echo "make demo      Fashion-MNIST, two tokenizers and their generators, a table and a report (runs/demo)"
 	@echo "make test      the tests"
 	@echo "make test-fast those that take less than a second or two each: about a minute"
+	@echo "make test-oldest  the tests with the oldest versions of torch, diffusers and the others that are allowed"
 	@echo "make torture   kills, damage, hostile files: what is lost, hangs, or is used in silence"
 	@echo "make docs      the documentation as a site in build/site; broken links are errors"
 	@echo "make wheel     build the wheel and try it in a fresh environment"
@@ -59,6 +60,15 @@ test: install-dev
 
 test-fast: install-dev
 	$(PYTEST) -m "not slow"
+
+# The oldest versions that pyproject.toml allows, in an environment of its own; on Linux torch comes with CUDA, some gigabytes.
+OLDEST = build/oldest/bin
+
+test-oldest:
+	$(PYTHON) -m venv build/oldest
+	$(OLDEST)/pip install --quiet uv
+	$(OLDEST)/uv pip install --python $(OLDEST)/python --resolution lowest-direct --editable ".[dev,text]"
+	OMP_NUM_THREADS=1 $(OLDEST)/python -m pytest
 
 torture: install-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.torture

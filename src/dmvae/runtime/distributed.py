@@ -48,7 +48,9 @@ def start(minutes: float = MINUTES) -> torch.device:
         assert world is not None
         world._get_backend(torch.device("cpu"))._set_default_timeout(_DAY)
     if dist.is_initialized() and not _background:
-        _background.append(dist.new_group(backend="gloo", timeout=_DAY))
+        group = dist.new_group(backend="gloo", timeout=_DAY)
+        assert isinstance(group, dist.ProcessGroup)  # a number where a rank is not in it
+        _background.append(group)
     return device
 
 
