@@ -1,0 +1,67 @@
+"""Rows of a page's table beside one another, the first over the second: of runs of several sittings and machines too.
+
+    python -m benchmarks.beside docs/results/hundred_classes.md ssl/ssl_late matched_1e-1/detailed_late
+
+PSNR is the difference, distances are ratios, and what is in percent stands as it is in both rows. A ratio's ± is that
+of independent errors, from the spreads of both rows, where both have one. Takes the widest table of the page that has
+PSNR and gFD.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+from benchmarks.tradeoff import Row, table_of
+
+PSNR = "PSNR, dB"
+RATIOS = ("rFD", "gFD", "gFD w=1.5", "gFD w=2")
+AS_THEY_ARE = ("class agreement, %", "kNN, %")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("page", type=Path, help="a file with a table as benchmarks.results prints it")
+    parser.add_argument("pairs", nargs="+", metavar="METHOD/METHOD")
+    known = parser.parse_args()
+    try:
+        print(beside(table_of(known.page.read_text(), PSNR, "gFD"), known.pairs))
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+
+
+def beside(rows: dict[str, Row], pairs: list[str]) -> str:
+    """A table in Markdown, a row a pair. Raises ValueError for a pair that is none, and for a method without a row."""
+    there = next(iter(rows.values()))
+    ratios, both = ([name for name in names if name in there] for names in (RATIOS, AS_THEY_ARE))
+    lines = [["method / method", f"{PSNR} more", *ratios, *both]]
+    lines.append(["---"] * len(lines[0]))
+    for pair in pairs:
+        names = pair.split("/")
+        if len(names) != 2:
+            raise ValueError(f"{pair}: give two methods with a / between them")
+        if missing := [name for name in names if name not in rows]:
+            raise ValueError(f"{pair}: no row of {', '.join(missing)}; there are {', '.join(rows)}")
+        one, other = (rows[name] for name in names)
+        told = [f"{_value(one[PSNR])[0] - _value(other[PSNR])[0]:+.1f}"]
+        told += [_ratio(one[name], other[name]) for name in ratios]
+        told += [" / ".join(f"{_value(row[name])[0]:.1f}" for row in (one, other)) for name in both]
+        lines.append([" / ".join(names), *told])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _ratio(one: str, other: str) -> str:
+    (a, a_spread), (b, b_spread) = _value(one), _value(other)
+    spread = a / b * math.hypot(a_spread / a, b_spread / b)
+    return f"{a / b:.2f}" + (f" ± {spread:.2f}" if a_spread and b_spread else "")
+
+
+def _value(cell: str) -> tuple[float, float]:
+    """Mean and spread; 0 is no spread told."""
+    mean, _, spread = cell.replace(",", "").partition("±")
+    return float(mean), float(spread or 0)
+
+
+if __name__ == "__main__":
+    main()
