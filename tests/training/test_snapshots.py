@@ -14,6 +14,7 @@ from dmvae.library import Run
 from dmvae.recipe import load
 from dmvae.report.pipelines import write_pipelines
 from dmvae.stages.generator import GeneratorStage, GeneratorTraining
+from dmvae.stages.tokenizer import TokenizerStage
 
 FAST = {"generator__learning_rate": 1e-2, "generator__ema": 0.5}
 ROWS = {"early": {"sample": {"snapshot": 2}}, "middle": {"sample": {"snapshot": 3}}, "last": {}}
@@ -134,6 +135,13 @@ def test_steps_that_are_not_steps_are_told_as_the_recipe_is_read(tmp_path, steps
     path = tiny.write(tmp_path, **{f"{stage}__keep_at": steps, f"{stage}__steps": 6})
     with pytest.raises(ValueError, match=message.replace("generator", stage)):
         load(path)
+
+
+def test_a_stage_that_trains_nothing_is_told_in_its_first_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(TokenizerStage, "updates", lambda self, networks, batch, rng: iter(()))
+    with pytest.raises(ValueError, match="stage tokenizer: updates yielded no Update; give at least one a step"):
+        tiny.run(tiny.write(tmp_path), "kl", until="tokenizer")
+    assert not [*tmp_path.glob("run/stages/tokenizer-*/done.json")]
 
 
 @pytest.mark.slow

@@ -114,3 +114,12 @@ def _forget_from(path: Path, start: int) -> None:
     rows = [row for row in read_figures(path) if row["step"] <= start]
     with atomic_write(path) as part:
         part.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def losses(row: dict[str, float] | None) -> str | None:
+    """The losses of a row of figures, for the bar; None keeps what the bar shows."""
+    if row is None:
+        return None
+    return "loss " + ", ".join(
+        f"{name.removesuffix('/loss')} {value:.3f}" for name, value in row.items() if name.endswith("/loss")
+    )

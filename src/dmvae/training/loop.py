@@ -36,7 +36,7 @@ from dmvae.training.health import (
     told,
     went_back,
 )
-from dmvae.training.logging import Figures
+from dmvae.training.logging import Figures, losses
 from dmvae.training.optim import adamw, learning_rate_factor
 from dmvae.training.preparing import checkpoint_activations, compile_networks
 from dmvae.training.stage import AnyTraining, Batch, Facts, Networks, TrainingConfig, Update
@@ -95,6 +95,8 @@ class Trainer:
         around: a row of the log does, and is written between two steps."""
         for found in self.train_step(batch):
             figures.add(found)
+        if not any(self.images_seen.values()):
+            raise ValueError(f"stage {self.stage.name}: updates yielded no Update; give at least one a step")
         self.step += 1
         last = self.step == batch.steps or self.stage.done(self.networks)
         if self.step % WINDOW == 0 or last:
@@ -333,18 +335,9 @@ def _to_the_end(trainer: Trainer, folder: Path) -> Facts:
             if stops:
                 trainer.saved()
                 raise Interrupted
-            bar.step(per_step=config.batch_size, note=_losses(row))
+            bar.step(per_step=config.batch_size, note=losses(row))
         trainer.saved()
         trainer.save_networks(inputs.out)
         stop_later(any_rank(bool(signalled), now=True))
     facts = {"steps": trainer.step, "images_seen": trainer.images_seen, "seconds": round(trainer.seconds, 2)}
     return facts | ({"rolled_back": went_back(inputs.out)} if trainer.slowed else {})
-
-
-def _losses(row: dict[str, float] | None) -> str | None:
-    """The losses of a row of figures, for the bar; None keeps what the bar shows."""
-    if row is None:
-        return None
-    return "loss " + ", ".join(
-        f"{name.removesuffix('/loss')} {value:.3f}" for name, value in row.items() if name.endswith("/loss")
-    )
