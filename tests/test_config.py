@@ -49,10 +49,21 @@ class Section:
     on: bool = False
     widths: list[int] = field(default_factory=list)
     ranks: Sequence[float] = field(default_factory=list)
+    rates: dict[str, float] = field(default_factory=dict)
+    shapes: dict[str, Round] = field(default_factory=dict)
+    rest: dict = field(default_factory=dict)
 
 
 def read(**over):
     return configs.read(Section, {"shape": {"type": "square"}, "steps": 3} | over)
+
+
+def test_what_a_mapping_holds_is_read_as_its_type():
+    section = read(rates={"a": "1e-4", "b": 2}, shapes={"x": {"radius": 3}}, rest={"c": "1e-4"})
+    assert section.rates == {"a": 1e-4, "b": 2.0}
+    assert section.shapes == {"x": Round(radius=3.0)}
+    assert section.rest == {"c": "1e-4"}
+    assert configs.read(Section, configs.plain(section)) == section
 
 
 def test_round_trip():
@@ -80,6 +91,10 @@ def test_round_trip():
         ({"widths": [1, "x"]}, r"widths\[1\]: expected a whole number"),
         ({"on": "yes"}, "on: expected true or false, got 'yes'"),
         ({"inner": 4}, "inner: expected a mapping"),
+        ({"rates": {"a": "fast"}}, "rates.a: expected a number, got 'fast'"),
+        ({"rates": {1: 2.0}}, "rates: expected text, got 1"),
+        ({"rates": [1.0]}, r"rates: expected a mapping, got \[1.0\]"),
+        ({"shapes": {"x": {"radios": 3}}}, "shapes.x.radios"),
         ({"shape": {"type": "square", "side": 0}}, "shape: side must be positive, got 0"),
     ],
 )

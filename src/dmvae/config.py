@@ -260,7 +260,8 @@ def _value(hint: object, value: object, where: str, given: Range | None = None) 
     if origin is dict or hint is dict:
         if not isinstance(value, dict):
             raise ValueError(f"{where}: expected a mapping, got {value!r}")
-        return value
+        key, item = args or (object, object)
+        return {_value(key, k, where): _value(item, v, _join(where, k)) for k, v in value.items()}
     number = _scalar(hint, value, where)
     if (allowed := given or UNSAID.get(hint)) and number not in allowed:  # type: ignore[call-overload, operator]
         known = f"{_name(hint)}, {allowed}" if given else "a finite number" if hint is float else "64 bits at most"
@@ -323,8 +324,7 @@ def _scalar(hint: object, value: object, where: str) -> object:
 
 
 def _undot(over: Values) -> Values:
-    """Dotted keys as sections. Of one layer: what stands before a section's `type` belongs to it as what stands behind
-    does."""
+    """Dotted keys as sections. Of one layer: what stands before a section's `type` belongs to it, as what follows."""
     result: Values = {}
     for key, value in over.items():
         head, _, rest = str(key).partition(".")
