@@ -104,7 +104,7 @@ _open: dict[str, Dataset] = {}
 def open_dataset(config: DatasetConfig, split: Split) -> Dataset:
     """`config.build(split)`, opened once per process: every stage reads the same data. Raises ValueError for one that
     does not keep to `limit`."""
-    key = f"{split} {type(config).__module__} {config!r}"  # two plugins may have a class of one name
+    key = f"{split} {type(config).__module__} {config.type} {config!r}"  # two plugins may have a class of one name
     if key not in _open:
         found = config.build(split)
         if config.limit is not None and len(found) > config.limit:

@@ -164,9 +164,8 @@ def guarded(
                 f"{path}: refused, because it asks for {asked[1]}, which is no tensor: loading it would run code that "
                 f"the file names. Where you trust its source, {fix}"
             ) from error
-        # torch advises weights_only=False, bad advice for a downloaded file; its reason may follow in that line
-        said = (line.rpartition("WeightsUnpickler error: ")[2] for line in str(error).splitlines())
-        lines = (line for line in said if line and "weights_only" not in line)
+        # torch advises weights_only=False, which is bad advice for a downloaded file
+        lines = (line for line in str(error).splitlines() if line and "weights_only" not in line)
         raise ValueError(
             f"{path}: damaged, cut short or not made of plain tensors ({type(error).__name__}: {next(lines, '')}); "
             f"download or copy it again, or {fix}"
