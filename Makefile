@@ -67,7 +67,7 @@ OLDEST = build/oldest/bin
 test-oldest:
 	$(PYTHON) -m venv build/oldest
 	$(OLDEST)/pip install --quiet uv
-	$(OLDEST)/uv pip install --python $(OLDEST)/python --resolution lowest-direct --editable ".[dev,text]"
+	$(OLDEST)/uv pip install --python $(OLDEST)/python --resolution lowest-direct --editable ".[dev]"
 	OMP_NUM_THREADS=1 $(OLDEST)/python -m pytest
 
 torture: install-dev
