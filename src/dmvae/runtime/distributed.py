@@ -219,7 +219,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     nn.SyncBatchNorm does the same, but only on GPUs."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or world_size() == 1:
+        if not self.training or world_size() == 1 or x.is_meta:  # which ranks cannot sum
             return super().forward(x)
         assert self.running_mean is not None
         assert self.running_var is not None
