@@ -3,14 +3,13 @@
     python -m benchmarks.wheel
 
 The environment sees the packages of the Python that runs this, but not its dmvae: nothing is downloaded but setuptools,
-where it is not here. With the oldest and the newest other Python of this machine that pyproject.toml allows, every file
-is compiled and the commands that need no torch are tried; PyYAML and rich are downloaded for them.
+where it is not here or too old. With the oldest and the newest other Python of this machine that pyproject.toml allows,
+every file is compiled and the commands that need no torch are tried; PyYAML and rich are downloaded for them.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import re
 import shutil
@@ -18,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import venv
+from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -38,11 +38,22 @@ def build(place: Path) -> Path:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     shutil.copytree(ROOT / "src", source / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    isolation = ["--no-build-isolation"] if importlib.util.find_spec("setuptools") else []
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", *isolation, "--wheel-dir", str(place)]
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(place)]
+    if has_setuptools():
+        pip.append("--no-build-isolation")
     subprocess.run([*pip, str(source)], check=True)
     (wheel,) = place.glob("*.whl")
     return wheel
+
+
+def has_setuptools() -> bool:
+    """Whether the setuptools that pyproject.toml asks for is here; a new environment may have an older one."""
+    found = re.search(r'"setuptools>=(\d+)"', (ROOT / "pyproject.toml").read_text())
+    assert found is not None
+    try:
+        return int(metadata.version("setuptools").partition(".")[0]) >= int(found[1])
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def oldest() -> int:

@@ -213,6 +213,7 @@ def latent_statistics(z: Tensor) -> dict[str, float]:
     effective_rank   of the channel vectors, between 1 and C
     kurtosis         mean over channels of the fourth standardised moment; 3 for a Gaussian
     """
+    z = z.contiguous()  # sums follow the order in memory, and several ranks' latents come in this one
     moments = ChannelMoments()
     moments.add(z)
     mean, std, covariance = moments.mean, moments.std, moments.covariance
