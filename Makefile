@@ -61,7 +61,8 @@ test: install-dev
 test-fast: install-dev
 	$(PYTEST) -m "not slow"
 
-# The oldest versions that pyproject.toml allows, in an environment of its own; on Linux torch comes with CUDA, some gigabytes.
+# The oldest versions that pyproject.toml allows, in an environment of its own; PYTHON is 3.10 to 3.12, as NumPy 1.26 was built
+# for no newer one. On Linux torch comes with CUDA, some gigabytes.
 OLDEST = build/oldest/bin
 
 test-oldest:
