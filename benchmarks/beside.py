@@ -13,7 +13,7 @@ import argparse
 import math
 from pathlib import Path
 
-from benchmarks.tradeoff import Row, table_of
+from benchmarks.tradeoff import Row, table_of, value
 
 PSNR = "PSNR, dB"
 RATIOS = ("rFD", "gFD", "gFD w=1.5", "gFD w=2")
@@ -44,23 +44,17 @@ def beside(rows: dict[str, Row], pairs: list[str]) -> str:
         if missing := [name for name in names if name not in rows]:
             raise ValueError(f"{pair}: no row of {', '.join(missing)}; there are {', '.join(rows)}")
         one, other = (rows[name] for name in names)
-        told = [f"{_value(one[PSNR])[0] - _value(other[PSNR])[0]:+.1f}"]
+        told = [f"{value(one[PSNR])[0] - value(other[PSNR])[0]:+.1f}"]
         told += [_ratio(one[name], other[name]) for name in ratios]
-        told += [" / ".join(f"{_value(row[name])[0]:.1f}" for row in (one, other)) for name in both]
+        told += [" / ".join(f"{value(row[name])[0]:.1f}" for row in (one, other)) for name in both]
         lines.append([" / ".join(names), *told])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _ratio(one: str, other: str) -> str:
-    (a, a_spread), (b, b_spread) = _value(one), _value(other)
+    (a, a_spread), (b, b_spread) = value(one), value(other)
     spread = a / b * math.hypot(a_spread / a, b_spread / b)
     return f"{a / b:.2f}" + (f" ± {spread:.2f}" if a_spread and b_spread else "")
-
-
-def _value(cell: str) -> tuple[float, float]:
-    """Mean and spread; 0 is no spread told."""
-    mean, _, spread = cell.replace(",", "").partition("±")
-    return float(mean), float(spread or 0)
 
 
 if __name__ == "__main__":

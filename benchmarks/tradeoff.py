@@ -67,13 +67,15 @@ def dots(rows: dict[str, Row], x: str, y: str, wanted: list[str] | None) -> list
     families = list(dict.fromkeys(name.partition("_")[0] for name in chosen))
     colours = {family: COLOURS[i % len(COLOURS)] for i, family in enumerate(families)}
     return [
-        charts.Dot(name, colours[name.partition("_")[0]], _number(row[x]), _number(row[y]))
+        charts.Dot(name, colours[name.partition("_")[0]], value(row[x])[0], value(row[y])[0])
         for name, row in chosen.items()
     ]
 
 
-def _number(cell: str) -> float:
-    return float(cell.partition("±")[0].replace(",", ""))
+def value(cell: str) -> tuple[float, float]:
+    """Mean and spread of a cell; 0 is no spread told."""
+    mean, _, spread = cell.replace(",", "").partition("±")
+    return float(mean), float(spread or 0)
 
 
 if __name__ == "__main__":
