@@ -2,11 +2,12 @@
 
     python -m benchmarks.modelled runs/tiny32 [VARIANT ...]
     python -m benchmarks.modelled runs/tiny32 matched@0 kl_3e-1@0 --count 8192 --steps 250 500 1000 2000 --picture FILE
+    python -m benchmarks.modelled runs/tiny64 --seed 0 1 2
 
 Draws again, from the same seeds, what the stage `sample` drew at its first guidance scale, and compares as `evaluate`
-does. With --steps, also from the generators' snapshots of those steps (`generator.keep_at`): how soon latents are
-learned. With --count, more than a table's 2048: less of the figures is chance, and multiples of it are larger. Decoders
-need not have been trained.
+does. Of several seeds it prints means and standard deviations. With --steps, also from the generators' snapshots of
+those steps (`generator.keep_at`): how soon latents are learned. With --count, more than a table's 2048: less of the
+figures is chance, and multiples of it are larger. Decoders need not have been trained.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 from itertools import cycle
 from pathlib import Path
+from statistics import fmean, stdev
 
 import torch
 from matplotlib.figure import Figure
@@ -49,7 +51,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("variants", nargs="*", metavar="VARIANT", help="all that have generators, unless given")
-    parser.add_argument("--seed", type=int, help="of other samples and other sets of the data; the recipe's by default")
+    parser.add_argument(
+        "--seed", type=int, nargs="+", help="of other samples and other sets of the data; the recipe's by default"
+    )
     parser.add_argument(
         "--count", type=int, help=f"latents to compare; as many as a table's, at most {LATENTS}, by default"
     )
@@ -60,15 +64,18 @@ def main() -> None:
     print(f"| method | steps | {' | '.join(COLUMNS.values())} |\n{'| --- ' * (len(COLUMNS) + 2)}|")
     curves: dict[str, Curve] = {}
     for variant, job in jobs.items():
-        seed = job.recipe.seed if known.seed is None else known.seed
         for step in [*known.steps, job.recipe.section("sample").snapshot]:
-            found = figures(job, seed, known.count, step)
+            drawn = [figures(job, seed, known.count, step) for seed in known.seed or [job.recipe.seed]]
+            found = {key: [one[key] for one in drawn] for key in COLUMNS}
             named = step or job.recipe.section("generator").steps
-            curves.setdefault(variant, {})[named] = found
-            cells = " | ".join(f"{found[key]:.2f}" for key in COLUMNS)
-            print(f"| {variant} | {named:,} | {cells} |", flush=True)
+            curves.setdefault(variant, {})[named] = {key: fmean(values) for key, values in found.items()}
+            print(f"| {variant} | {named:,} | {' | '.join(map(_cell, found.values()))} |", flush=True)
     if known.picture is not None:
         draw(curves, known.picture)
+
+
+def _cell(values: list[float]) -> str:
+    return f"{fmean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def _chosen(parser: argparse.ArgumentParser, known: argparse.Namespace) -> dict[str, Job]:

@@ -3,12 +3,12 @@
     python -m benchmarks.results runs/references docs/results/references --baseline kl [--samples ssl@0 kl@0]
     python -m benchmarks.results runs/references --baseline kl --columns psnr rfd gfd gfd@2 knn
 
-Methods of several seeds are a row of means and standard deviations. "gFD ratio" is a method's gFD over the baseline's,
-that of METHOD_2000 over BASELINE_2000 where there is one, seed by seed where both have several; a method that was
-measured otherwise than most has none. Seeds and methods that have not ended are left out of it, and named. The folder
-gets tradeoff.svg (reconstruction against generation), parts.svg (what of gFD is the decoder's, against what is the
-generator's), maps.png (each reference beside the latents matched to it) and samples.png (a row a class, a block of
-columns for each of --samples).
+Methods of several seeds are a row of means and standard deviations, and with --each a row for each seed. "gFD ratio" is
+a method's gFD over the baseline's, that of METHOD_2000 over BASELINE_2000 where there is one, seed by seed where both
+have several; a method that was measured otherwise than most has none. Seeds and methods that have not ended are left
+out of it, and named. The folder gets tradeoff.svg (reconstruction against generation), parts.svg (what of gFD is the
+decoder's, against what is the generator's), maps.png (each reference beside the latents matched to it) and samples.png
+(a row a class, a block of columns for each of --samples).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import argparse
 import re
 import statistics
 from collections import Counter
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +46,17 @@ def main() -> None:
     parser.add_argument(
         "--columns", nargs="+", metavar="FIGURE", help="of summary.json; all that tables show, unless given"
     )
+    parser.add_argument("--each", action="store_true", help="a row for each seed; then --baseline names one, as kl@0")
     parser.add_argument("--samples", nargs="+", default=[], metavar="VARIANT", help="variants to show samples of")
     known = parser.parse_args()
     try:
         run = Run(known.run, jobs_of(known.run))
         waiting = {job.variant for job in run.jobs if not job.finished}
-        methods = by_method({name: row for name, row in run.methods.items() if name not in waiting})
+        grouped = str if known.each else method_of
+        methods = by_method({name: row for name, row in run.methods.items() if name not in waiting}, grouped)
         baseline = known.baseline or next(reversed(methods), "")
-        unlike = set(map(method_of, run.summary.get("unlike", {})))
-        print(table(methods, baseline, Counter(map(method_of, run.variants)), known.columns, unlike))
+        unlike = set(map(grouped, run.summary.get("unlike", {})))
+        print(table(methods, baseline, Counter(map(grouped, run.variants)), known.columns, unlike))
     except ValueError as error:
         parser.error(str(error))
     if known.folder is not None:
@@ -66,14 +68,14 @@ def main() -> None:
             samples_picture(known.run, known.samples, known.folder / "samples.png")
 
 
-def by_method(rows: dict[str, dict[str, Any]]) -> dict[str, Values]:
-    """Method -> the figures that all of its seeds have."""
-    grouped: dict[str, list[dict[str, Any]]] = {}
+def by_method(rows: dict[str, dict[str, Any]], grouped: Callable[[str], str] = method_of) -> dict[str, Values]:
+    """Method -> the figures that all of its seeds have. `grouped`: variant -> the method whose row it is in."""
+    found: dict[str, list[dict[str, Any]]] = {}
     for name, row in rows.items():
-        grouped.setdefault(method_of(name), []).append(row | {SEEDS: name.rpartition("@")[2]})
+        found.setdefault(grouped(name), []).append(row | {SEEDS: name.rpartition("@")[2]})
     return {
         method: {key: [row[key] for row in seeds] for key in seeds[0] if all(key in row for row in seeds)}
-        for method, seeds in grouped.items()
+        for method, seeds in found.items()
     }
 
 

@@ -119,6 +119,12 @@ def test_a_study_s_table_names_what_has_not_ended():
         results.table(methods, "kl", {"a": 3}, ["pnsr"])
 
 
+def test_a_study_s_table_may_have_a_row_for_each_seed():
+    rows = {"a@0": {"psnr": 20.0, "gfd": 10.0}, "a@1": {"psnr": 22.0, "gfd": 20.0}, "kl@0": {"psnr": 30.0, "gfd": 40.0}}
+    lines = results.table(results.by_method(rows, str), "kl@0", dict.fromkeys(rows, 1), ["gfd"]).splitlines()
+    assert lines[2:] == ["| a@0 | 10 | 0.25 |", "| a@1 | 20 | 0.50 |", "| kl@0 | 40 | 1.00 |"]
+
+
 def test_a_ratio_is_over_the_baseline_of_as_many_steps():
     found = ratios({"a": 30.0, "a_2": 60.0, "a_9": 20.0, "kl": 40.0, "kl_2": 80.0})
     assert found == ["0.75", "0.75", "0.50", "1.00", "1.00"]

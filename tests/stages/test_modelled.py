@@ -92,6 +92,9 @@ def test_a_run_keeps_latents_of_its_first_scale_and_a_benchmark_draws_the_same(t
     rows = table("--steps", "1", "--picture", str(tmp_path / "curves.svg"))
     assert rows == [["kl", step, f"{of['sampled_whole']:.2f}"] for step, of in (("1", early), ("6", found))]
     assert "<svg" in (tmp_path / "curves.svg").read_text()
+    pair = found["sampled_whole"], again.figures(sample, seed=1)["sampled_whole"]
+    told = f"{(pair[0] + pair[1]) / 2:.2f} ± {abs(pair[0] - pair[1]) / 2**0.5:.2f}"
+    assert table("--seed", "0", "1") == [["kl", "6", told]]
     for options, message in {
         ("k1",): "no finished generator of k1; there are kl",
         ("--steps", "1", "5"): "--steps: kl kept none of step 5; there are [1]",
