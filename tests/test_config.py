@@ -156,6 +156,13 @@ def test_a_second_type_in_one_layer_replaces_the_first():
     assert configs.merge({}, over) == {"shape": {"type": "round", "radius": 5}}
 
 
+@pytest.mark.parametrize("key", ["shape.", ".shape", "shape..side", "."])
+def test_a_dot_without_a_name_beside_it_is_refused(key):
+    for over in ({key: 9}, {"shape": {key: 9}}, {"inner": 2, "inner.shape": {key: 9}}):
+        with pytest.raises(ValueError, match="a dot has a name on both sides"):
+            configs.merge({}, over)
+
+
 def test_docstrings_under_fields_are_found():
     assert configs.describe(Round) == {"radius": "Radius in pixels."}
 

@@ -17,6 +17,13 @@ CODE = {
     "plugins": {"plugins": ["evil.py"]},
     "extends": {"extends": "evil.yaml"},
     "function": {"reference": {"distribution": {"type": "function", "function": "evil.py:sample"}}},
+    "function in dotted keys": {"reference.distribution": {"type": "function", "function": "evil.py:sample"}},
+    "function by dots": {
+        "reference.distribution.type": "function",
+        "reference": {"distribution.function": "evil.py:sample"},
+    },
+    "plugins and a dot": {"plugins.": ["evil.py"]},
+    "plugins of a variant": {"variants.main.plugins": ["evil.py"]},
     "function in a list": {"reference": {"distribution": {"type": "mixture", "of": [{"type": "function"}]}}},
 }
 
@@ -44,8 +51,8 @@ def write_recipe(run_dir, over):
     recipe = {key: value for key, value in tiny.RECIPE.items() if key != "variants"}
     if "extends" in over:
         over = {"extends": str(run_dir.parent / "evil.yaml")}
-    if "plugins" in over:
-        over = {"plugins": [str(run_dir.parent / "evil.py")]}
+    for key in {"plugins", "plugins."} & over.keys():
+        over = {key: [str(run_dir.parent / "evil.py")]}
     (run_dir / "main/recipe.yaml").write_text(yaml.safe_dump(recipe | over))
 
 

@@ -162,10 +162,8 @@ def _default(field: dataclasses.Field[object]) -> object:
 
 
 def merge(base: Values, over: Values) -> Values:
-    """`base` with `over` laid on top, key by key; dotted keys reach into sections.
-
-    A section that changes its `type` is replaced, not merged: the old type's fields mean nothing there.
-    """
+    """`base` with `over` laid on top, key by key; dotted keys reach into sections. A section that changes its `type` is
+    replaced, not merged: the old type's fields mean nothing there. Raises ValueError for a key such as "a." or "a..b"."""
     over = _undot(over)
     if "type" in over and over["type"] != base.get("type"):
         base = {}
@@ -327,7 +325,9 @@ def _undot(over: Values) -> Values:
     """Dotted keys as sections. Of one layer: what stands before a section's `type` belongs to it, as what follows."""
     result: Values = {}
     for key, value in over.items():
-        head, _, rest = str(key).partition(".")
+        head, dot, rest = str(key).partition(".")
+        if dot and not (head and rest):
+            raise ValueError(f"{key}: a dot has a name on both sides")
         result[head] = _joined(result.get(head), {rest: value} if rest else value)
     return result
 

@@ -34,10 +34,11 @@ def _named(file: Path) -> Iterator[str]:
 def _code(values: object, key: str = "") -> Iterator[str]:
     if isinstance(values, dict):
         for name, value in values.items():
-            if name in ("plugins", "extends") and value:
+            parts = str(name).split(".")  # a recipe's dotted keys are sections, at any depth
+            if value and not {"plugins", "extends"}.isdisjoint(parts):
                 yield f"{name}: {value!r}"
-            elif name == "function" or (name == "type" and value == "function"):
-                yield f"a {key or 'section'} of type function"
+            elif "function" in parts or ("type" in parts and value == "function"):
+                yield f"a {'.'.join(parts[:-1]) or key or 'section'} of type function"
             else:
                 yield from _code(value, str(name))
     elif isinstance(values, list):
