@@ -222,7 +222,10 @@ def read_values(path: Path, below: tuple[Path, ...] = ()) -> Values:
 
 def extended(values: Values, path: Path, below: tuple[Path, ...] = ()) -> Values:
     """`read_values` of what a file at `path` would hold, less its `extends`."""
-    values = dict(values)
+    try:
+        values = configs.merge({}, values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     if values.get("plugins"):
         values["plugins"] = _beside(path, values["plugins"])
     base = values.pop("extends", None)
