@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 from dataclasses import replace
 
 import pytest
@@ -240,6 +242,28 @@ def test_it_goes_back_as_far_where_it_is_noticed_late(prepared, quick, monkeypat
         for name in ("done.json", loop.ROLLED_BACK):
             (prepared / "run/main/matching" / name).unlink()
     assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+
+
+def test_a_signal_that_comes_with_trouble_stops_it_once_it_has_gone_back(prepared, quick, monkeypatch):
+    advance = loop.Trainer.advance
+
+    def troubled(trainer, batch, figures):
+        last = advance(trainer, batch, figures)
+        if trainer.step == 12 and not trainer.slowed:
+            os.kill(os.getpid(), signal.SIGTERM)
+            figures.add({"loss": torch.tensor(math.nan)})
+        return last
+
+    path = write(prepared, weight=0.18)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Trainer, "advance", troubled)
+        with pytest.raises(Interrupted):
+            tiny.run(path, only="matching")
+    folder = prepared / "run/main/matching"
+    assert (folder / loop.ROLLED_BACK).exists()
+    assert not (folder / "done.json").exists()
+    tiny.run(path, only="matching")
+    assert "rolled_back" in done(prepared)
 
 
 @pytest.mark.parametrize(

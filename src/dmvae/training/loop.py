@@ -253,17 +253,18 @@ def train(stage: AnyTraining) -> Facts:
         passed = [step for step in stage.config.keep_at if step <= trainer.step]
         if missed := [step for step in passed if not (stage.inputs.out / snapshot(step)).exists()]:
             stage.inputs.say(f"keep_at: {missed} came before that and were not kept; remove the folder to train anew")
-    while True:
-        try:
-            return _to_the_end(trainer, folder)
-        except (FloatingPointError, torch.linalg.LinAlgError) as error:
-            named = error.bound.slows if isinstance(error, Unwell) else ()
-            if trainer.slowed or not trainer.health.bounds or not trainer.moves(named):
-                raise FloatingPointError(hopeless(stage.name, stage.inputs.out, error, trainer.slowed)) from error
-            trouble, step = error.with_traceback(None), error.step if isinstance(error, Unwell) else trainer.step
-        trainer.saved()
-        del trainer  # before the next takes its memory
-        trainer = _rolled_back(stage, folder, trouble, step)
+    with signals() as signalled:  # over what goes back too, where a wish to stop is kept
+        while True:
+            try:
+                return _to_the_end(trainer, folder, signalled)
+            except (FloatingPointError, torch.linalg.LinAlgError) as error:
+                named = error.bound.slows if isinstance(error, Unwell) else ()
+                if trainer.slowed or not trainer.health.bounds or not trainer.moves(named):
+                    raise FloatingPointError(hopeless(stage.name, stage.inputs.out, error, trainer.slowed)) from error
+                trouble, step = error.with_traceback(None), error.step if isinstance(error, Unwell) else trainer.step
+            trainer.saved()
+            del trainer  # before the next takes its memory
+            trainer = _rolled_back(stage, folder, trouble, step)
 
 
 def _rolled_back(stage: AnyTraining, folder: Path, trouble: Exception, step: int) -> Trainer:
@@ -287,15 +288,14 @@ def _rolled_back(stage: AnyTraining, folder: Path, trouble: Exception, step: int
     return trainer
 
 
-def _to_the_end(trainer: Trainer, folder: Path) -> Facts:
-    """The steps from the trainer's on."""
+def _to_the_end(trainer: Trainer, folder: Path, signalled: list[int]) -> Facts:
+    """The steps from the trainer's on, until one of `signals` comes."""
     stage, config, inputs = trainer.stage, trainer.config, trainer.inputs
     run = inputs.sections.run
     steps, alone = config.steps if trainer.networks.trains else 0, distributed.world_size() == 1
     begun, any_rank = time.monotonic() - trainer.seconds, distributed.SharedFlag()
     title = f"{inputs.variant}  {stage.name}"
     with (
-        signals() as signalled,
         closing(trainer.background),
         closing(Figures(inputs.out, run.tracker, trainer.step, f"{inputs.variant}/{stage.name}")) as figures,
         tuned(),
