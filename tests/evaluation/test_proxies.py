@@ -249,6 +249,11 @@ def test_online_proxies_are_functions_of_the_batch_without_gradient():
     assert all(v.isfinite() for v in online_proxies(torch.zeros(4, 2, 2, 2), torch.arange(4)).values())
 
 
+def test_one_vector_has_no_online_proxies():
+    assert online_proxies(torch.randn(1, 8, 1, 1), torch.zeros(1, dtype=torch.long)) == {}
+    assert all(map(torch.isfinite, online_proxies(torch.randn(1, 8, 1, 2), torch.zeros(1, dtype=torch.long)).values()))
+
+
 def test_online_smoothness_is_that_of_normalised_latents():
     z, labels = clustered(32, shape=(2, 2, 2))
     z = (z - z.mean((0, 2, 3), keepdim=True)) / z.std((0, 2, 3), keepdim=True)

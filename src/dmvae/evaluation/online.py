@@ -108,7 +108,10 @@ def online_proxies(z: Tensor, labels: Tensor, decode: Decode | None = None, imag
 
 @torch.no_grad()
 def proxies_to_log(z: Tensor, labels: Tensor, decode: Decode | None = None, images: int = 16) -> dict[str, Figure]:
-    """The same, without a wait for the device: what needs eigenvalues is made when it is written."""
+    """The same, without a wait for the device: what needs eigenvalues is made when it is written. Empty of a single
+    vector, which has no spread: one image on a rank, of one token."""
+    if z[:, 0].numel() < 2:
+        return {}
     with torch.autocast(z.device.type, enabled=False):
         z = z.float()
         mean, std = z.mean((0, 2, 3), keepdim=True), z.std((0, 2, 3), keepdim=True).clamp_min(1e-6)
