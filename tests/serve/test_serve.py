@@ -264,6 +264,10 @@ def test_what_cannot_be_drawn_is_told(server, over, message):
 
 def test_other_sites_are_refused(server):
     assert server("/api/run", host="evil.example")[0] == 403
+    for here in ("localhost", "127.0.0.2:7860", "[::1]", "[::1]:80"):
+        assert server("/", host=here)[0] == 200
+    for other in ("[::2]:80", "[::1]evil.example", "::1", "", "10.0.0.1:7860"):
+        assert server("/", host=other)[0] == 403
     assert server("/", host="127.0.0.1.evil.example:7860")[0] == 403
     assert server("/api/run", sec_fetch_site="cross-site")[0] == 403
     assert server("/api/run", sec_fetch_site="same-origin")[0] == 200

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import re
 import socket
 import threading
 from collections.abc import Callable, Mapping
@@ -35,7 +36,8 @@ HEADERS = {
     "referrer-policy": "no-referrer",
     "cache-control": "no-store",
 }
-LOCAL = ("localhost", "127.0.0.1", "::1")
+HOST = re.compile(r"(\[.*\]|[^:]*)(?::\d+)?")
+"""A host header: a name or an address, an IPv6 one in brackets, and maybe a port."""
 
 
 class Site:
@@ -158,7 +160,7 @@ class Guard:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         asked = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        host = asked.get("host", "").rpartition(":")[0] or asked.get("host", "")
+        host = HOST.fullmatch(asked.get("host", ""))
 
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -170,7 +172,7 @@ class Guard:
             "none",
             "same-origin",
         )
-        if foreign or (self.local and host.strip("[]") not in LOCAL):
+        if foreign or (self.local and not (host and is_local(host[1].strip("[]")))):
             await guarded({"type": "http.response.start", "status": 403, "headers": []})
             await guarded({"type": "http.response.body", "body": b"this page is not for other sites\n"})
             return None
