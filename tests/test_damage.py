@@ -111,6 +111,16 @@ def test_a_list_of_somebody_else_s_files_removes_nothing(stage, files):
     assert precious.read_text() == "mine"
 
 
+def test_a_damaged_file_that_a_link_leads_to_is_left_where_it_is(stage, tmp_path):
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others/thesis.tex").write_text("years of work")
+    (stage / "link").symlink_to(tmp_path / "others")
+    (stage / "done.json").write_text(json.dumps({"seconds": 1.0, "files": {"link/thesis.tex": [1, 1]}}))
+    with pytest.raises(ValueError, match=r"thesis\.tex leads to .*, out of .*remove the link"):
+        pipeline._tidy([SimpleNamespace(folder=stage, finished=True)], verify=True)
+    assert (tmp_path / "others/thesis.tex").read_text() == "years of work"
+
+
 def test_a_finished_stage_with_a_damaged_file_is_named_and_unfinished(stage, capsys):
     job = SimpleNamespace(folder=stage, finished=True)
     (stage / "checkpoints/step-00000003").mkdir(parents=True)  # a kill at the very end leaves these

@@ -27,7 +27,7 @@ from dmvae.runtime import distributed
 from dmvae.runtime.console import console
 from dmvae.runtime.done import NAME as DONE
 from dmvae.runtime.done import damage, read_done, write_done
-from dmvae.runtime.files import locked, sweep
+from dmvae.runtime.files import locked, sweep, within
 from dmvae.runtime.signals import stop_if_asked
 from dmvae.runtime.words import counted
 from dmvae.training.loop import CHECKPOINTS, train
@@ -229,8 +229,9 @@ def _tidy(jobs: list[Job], verify: bool) -> None:
             wrong = damage(folder, read_done(folder)) if verify else None
             if wrong:
                 console.print(f"{folder}: {' '.join(wrong)}; the stage is run again")
+                file = within(folder / wrong[0], folder)  # a folder may be a link, and the list anybody's
                 (folder / DONE).unlink()
-                (folder / wrong[0]).unlink(missing_ok=True)
+                file.unlink(missing_ok=True)
 
 
 def _check_inputs(job: Job) -> None:
