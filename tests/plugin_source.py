@@ -117,7 +117,6 @@ class Leap(Sampler):
 
 @register("brightness")
 class Brightness(Metric):
-    of_sets = True
     figures = (
         Figure("brightness", "brightness gap", "", -1, "{:.3f}", "how much brighter or darker samples are"),
         Figure("contrast", "contrast gap", "", -1, "{:.3f}", "of reconstructions"),

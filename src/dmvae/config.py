@@ -163,7 +163,7 @@ def _default(field: dataclasses.Field[object]) -> object:
 
 def merge(base: Values, over: Values) -> Values:
     """`base` with `over` laid on top, key by key; dotted keys reach into sections. A section that changes its `type` is
-    replaced, not merged: the old type's fields mean nothing there. Raises ValueError for a key such as "a." or "a..b"."""
+    replaced, not merged: the old type's fields mean nothing there. Raises ValueError for a key "a." or "a..b"."""
     over = _undot(over)
     if "type" in over and over["type"] != base.get("type"):
         base = {}

@@ -12,7 +12,7 @@ from dmvae.evaluation import manifolds
 from dmvae.evaluation.classification import knn_accuracy
 from dmvae.evaluation.feature_set import FeatureSet
 from dmvae.evaluation.manifolds import agreement_values, manifold_values
-from dmvae.evaluation.metrics import Latents, Sets, metrics_of
+from dmvae.evaluation.metrics import Latents, Sets, metrics_of, of_sets
 from dmvae.evaluation.pairs import psnr, ssim
 
 
@@ -162,7 +162,7 @@ def test_distances_are_computed_on_the_device(monkeypatch, name):
     (metric,) = metrics_of([name])
     measure, of = (
         (metric.sets, Sets(rows, rows, train=rows, **where))
-        if metric.of_sets
+        if of_sets(type(metric))
         else (metric.latents, Latents(z, labels, z, labels, 3, **where))
     )
     with pytest.raises(Seen) as seen:

@@ -26,7 +26,7 @@ from dmvae.evaluation.feature_set import FeatureSet
 from dmvae.evaluation.kernel import SEED, SPLITS, SUBSET_SIZE, SUBSETS
 from dmvae.evaluation.manifest import PREPARED, require_same
 from dmvae.evaluation.manifolds import NEIGHBOURS
-from dmvae.evaluation.metrics import Metric, Sets, measured_pairs, measured_sets, metrics_of
+from dmvae.evaluation.metrics import Metric, Sets, measured_pairs, measured_sets, metrics_of, of_sets
 from dmvae.evaluation.metrics.psnr import PSNR
 from dmvae.evaluation.metrics.ssim import SSIM
 from dmvae.evaluation.scores import Scores
@@ -42,7 +42,7 @@ PROTOCOL = {
 
 def all_parts() -> tuple[str, ...]:
     """The names of the metrics of sets."""
-    return tuple(name for name in names(Metric) if find(Metric, name).of_sets)
+    return tuple(name for name in names(Metric) if of_sets(find(Metric, name)))
 
 
 def pair_values(

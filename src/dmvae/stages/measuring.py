@@ -19,7 +19,7 @@ from dmvae.evaluation.images import DatasetImages, SampleFiles
 from dmvae.evaluation.latents import latent_statistics
 from dmvae.evaluation.manifest import versions
 from dmvae.evaluation.measure import PROTOCOL, measure_sets
-from dmvae.evaluation.metrics import Latents, Metric, figures, measured_latents, metrics_of
+from dmvae.evaluation.metrics import Latents, Metric, figures, measured_latents, metrics_of, of_sets
 from dmvae.evaluation.proxies import (
     IMAGES,
     OF_FEATURES,
@@ -103,7 +103,7 @@ class Measuring:
     def __init__(self, config: EvaluateConfig, inputs: Inputs) -> None:
         self.config, self.inputs = config, inputs
         self.measured = config.measured()
-        self.parts = [metric.type for metric in self.measured if metric.of_sets]
+        self.parts = [metric.type for metric in self.measured if of_sets(type(metric))]
         self.tokenizer: Tokenizer = load_tokenizer(inputs.reads["latents"] / "autoencoder")
         self.extractors = [features.build().to(inputs.device) for features in (config.features, *config.also)]
         self.lpips = PerceptualDistance(inputs.device) if config.lpips else None

@@ -81,8 +81,6 @@ class Metric(Registered):
     """What is shown of it, in order."""
     always: ClassVar[bool] = False
     """Whether the stage `evaluate` measures it without being asked."""
-    of_sets: ClassVar[bool] = False
-    """Whether it measures sets, and so can be asked for in `dmvae measure`."""
     of_reconstructions: ClassVar[bool] = False
     """Whether it is also taken of the set of reconstructions, and not of generated images alone."""
 
@@ -102,6 +100,11 @@ class Metric(Registered):
     def short(self, prefix: str, features: str) -> dict[str, str]:
         """Short name -> full name of what `sets` finds with this prefix: how the table finds its figures."""
         return {figure.key: f"{figure.key}_{features}" for figure in self.figures} if prefix == "g" else {}
+
+
+def of_sets(metric: type[Metric]) -> bool:
+    """Whether a metric measures sets, and so can be asked for in `dmvae measure`."""
+    return metric.sets is not Metric.sets
 
 
 def metrics_of(chosen: Sequence[str]) -> list[Metric]:

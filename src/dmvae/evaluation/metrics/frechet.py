@@ -13,7 +13,7 @@ from dmvae.registry import register
 
 @register("frechet")
 class Frechet(Metric):
-    of_sets = of_reconstructions = True
+    of_reconstructions = True
     figures = (
         Figure("rfd", "rFD", "", -1, "{:.4g}", "Frechet distance from reconstructions to test images"),
         Figure("gfd", "gFD", "", -1, "{:.4g}", "Frechet distance from generated images to test images"),

@@ -10,7 +10,7 @@ from dmvae.registry import register
 
 @register("kernel")
 class Kernel(Metric):
-    of_sets = of_reconstructions = True
+    of_reconstructions = True
     figures = (
         Figure("kid", "gKID", "", -1, "{:.4g}", "kernel distance from generated to test images; can be below 0"),
     )

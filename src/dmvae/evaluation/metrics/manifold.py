@@ -13,7 +13,6 @@ from dmvae.registry import register
 
 @register("manifold")
 class Manifold(Metric):
-    of_sets = True
     figures = (
         Figure("precision", "precision", "%", 1, "{:.1f}", "share of samples that lie among the test images"),
         Figure("recall", "recall", "%", 1, "{:.1f}", "share of test images that lie among the samples"),

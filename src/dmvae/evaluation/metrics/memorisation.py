@@ -9,7 +9,6 @@ from dmvae.registry import register
 
 @register("memorisation")
 class Memorisation(Metric):
-    of_sets = True
     figures = (
         Figure(
             "memorisation",

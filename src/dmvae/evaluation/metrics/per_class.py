@@ -15,7 +15,6 @@ from dmvae.registry import register
 
 @register("per-class")
 class PerClass(Metric):
-    of_sets = True
     figures = (Figure("gfd-per-class", "gFD per class", "", -1, "{:.4g}", "mean over classes of gFD within each"),)
 
     def sets(self, sets: Sets) -> Scores:

@@ -11,7 +11,6 @@ from dmvae.registry import register
 
 @register("score")
 class InceptionScore(Metric):
-    of_sets = True
     figures = (
         Figure(
             "is",
