@@ -88,7 +88,7 @@ def recipe_fields() -> str:
     parts = [
         "# Fields of a recipe",
         "Sections of one stage each come after those that every stage may read. A stage whose section is left out "
-        "is not run. `dmvae run RECIPE --help` prints the same with the values of that recipe.",
+        "is not run, but for `latents`. `dmvae run RECIPE --help` prints the same with the values of that recipe.",
         "## Top level {#top}",
         field_table(Sections),
     ]
