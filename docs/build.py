@@ -27,7 +27,19 @@ ROOT = Path(__file__).parents[1]
 DOCS, STAGED, SITE = ROOT / "docs", ROOT / "build" / "docs", ROOT / "build" / "site"
 NAV = {
     "": ["index"],
-    "Guides": ["guide", "references", "balance", "small_data", "recipes", "plan", "cluster", "performance", "measure", "serve", "troubleshooting"],
+    "Guides": [
+        "guide",
+        "references",
+        "balance",
+        "small_data",
+        "recipes",
+        "plan",
+        "cluster",
+        "performance",
+        "measure",
+        "serve",
+        "troubleshooting",
+    ],
     "Lists": [f"parts/{page}" for page in (parts.FIELDS, *parts.FAMILIES)],
     "Method": ["equations", "method"],
     "Studies": [

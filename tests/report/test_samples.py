@@ -3,9 +3,11 @@
 import pytest
 from fake_run import build
 
+from dmvae.datasets import open_dataset
 from dmvae.datasets.shapes import Shapes
 from dmvae.report.pictures import samples
 from dmvae.report.run import Run
+from dmvae.report.table import summary
 
 
 @pytest.mark.parametrize(("classes", "rows"), [(1, 4), (3, 3)])
@@ -17,3 +19,17 @@ def test_one_class_has_several_rows_of_samples(tmp_path, classes, rows):
     assert page.count('alt="matched: samples of') == page.count('alt="kl: samples of') == rows
     assert page.count('<span class="class"></span>') == rows - classes
     assert ("Each row is one class" in page) == (classes > 1)
+
+
+def test_methods_of_other_data_have_rows_and_names_of_their_own(tmp_path):
+    data = [Shapes(size=16, num_classes=n, count=8, test_count=40) for n in (3, 4)]
+    jobs = [job for n, of in zip("ab", data, strict=True) for job in build(tmp_path / n, (n,), ("sample",), data=of)]
+    run = Run(tmp_path, jobs)
+    assert run.class_name(0) == "class 0", "which has two names"
+    a, b = samples(run).split("Each row is one class")[1:]
+    for page, own, other, classes in ((a, "a", "b", data[0]), (b, "b", "a", data[1])):
+        assert f'alt="{other}: ' not in page
+        names = open_dataset(classes, "test").classes
+        assert all(f'<span class="class">{name}</span>' in page for name in names)
+        assert f'alt="{own}: samples of {names[-1]}"' in page
+    assert "(16 × 16 pixels, 3 classes) and <b>shapes</b> (16 × 16 pixels, 4 classes): <b>a</b>" in summary(run)

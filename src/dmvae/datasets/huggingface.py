@@ -51,7 +51,7 @@ class HuggingFace(EncodedConfig):
     train_split: str = "train"
     """Name of the split to train on, also with a slice, such as train[:90%]."""
     test_split: str | None = None
-    """Name of the split to measure on, also with a slice, such as train[90%:]. null takes test, validation, val or valid."""
+    """Name of the split to measure on, or a slice, such as train[90%:]. null finds test, validation, val, valid."""
     image_column: str | None = None
     """Column of the images; null finds it by its type."""
     label_column: str | None = None

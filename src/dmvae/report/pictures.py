@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from dmvae.report.html import details
-from dmvae.report.run import Run
+from dmvae.report.run import Run, class_name
 
 LARGEST = 96
 """Images with longer sides are reduced to this, so that the page stays a few megabytes."""
@@ -53,35 +53,41 @@ def _tile(image: Tensor) -> Image.Image:
 
 
 def samples(run: Run) -> str:
-    """Class rows, a strip of samples a method: the first guidance scale open, the others under a fold."""
-    scales = run.scales()
-    grids = [_sample_grid(run, scale) for scale in scales]
-    if not any(grids):
+    """Class rows, a strip of samples a method, for each list of classes: the first scale open, others folded."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for variant in run.folders("sample"):
+        alike.setdefault(run.classes_of[variant], []).append(variant)
+    return "\n".join(filter(None, (_samples(run, classes, variants) for classes, variants in alike.items())))
+
+
+def _samples(run: Run, classes: Sequence[str], variants: list[str]) -> str:
+    grids = {scale: grid for scale in run.scales() if (grid := _sample_grid(run, scale, classes, variants))}
+    if not grids:
         return ""
-    count = max(1, len(run.classes))
-    shown = len(_rows(run))
+    (scale, first), *others = grids.items()
+    count = max(1, len(classes))
+    shown = len(_rows(classes))
     some = f" {shown} of {count} classes are shown, evenly spaced in the list of classes." if shown < count else ""
     what, of = "Each row is one class, each block of columns one method.", " of each class"
-    if len(run.classes) == 1:
+    if len(classes) == 1:
         what, of = "Each block of columns is one method.", ""
     head = (
         f"<p>{what}{some} The samples are the first{of}, "
-        f"not picked by hand. Guidance scale w = {scales[0]:g}{', no guidance' if scales[0] == 1 else ''}.</p>"
+        f"not picked by hand. Guidance scale w = {scale:g}{', no guidance' if scale == 1 else ''}.</p>"
     )
-    folded = [details(f"Guidance scale w = {s:g}", grid) for s, grid in zip(scales[1:], grids[1:], strict=True)]
-    return "\n".join([head, grids[0], *folded])
+    return "\n".join([head, first, *(details(f"Guidance scale w = {s:g}", grid) for s, grid in others)])
 
 
-def _rows(run: Run) -> list[int]:
-    count = len(run.classes) or CLASS_ROWS
+def _rows(classes: Sequence[str]) -> list[int]:
+    count = len(classes) or CLASS_ROWS
     return np.linspace(0, count - 1, min(count, CLASS_ROWS)).round().astype(int).tolist()
 
 
-def _sample_grid(run: Run, scale: float) -> str:
-    slots = {1: 16, 2: 8, 3: 6}.get(len(run.folders("sample")), 5)
-    rows = _rows(run)
+def _sample_grid(run: Run, scale: float, classes: Sequence[str], variants: list[str]) -> str:
+    slots = {1: 16, 2: 8, 3: 6}.get(len(variants), 5)
+    rows = _rows(classes)
     lines = ONE_CLASS_ROWS if len(rows) == 1 else 1
-    found = {variant: run.samples(variant, scale, rows, lines * slots) for variant in run.folders("sample")}
+    found = {variant: run.samples(variant, scale, rows, lines * slots) for variant in variants}
     found = {variant: by_label for variant, by_label in found.items() if any(by_label.values())}
     rows = [label for label in rows if any(by_label[label] for by_label in found.values())]
     if not rows:
@@ -89,7 +95,7 @@ def _sample_grid(run: Run, scale: float) -> str:
     cells = ['<span class="corner"></span>', *(_name(run, variant) for variant in found)]
     longest = max(len(images) for by_label in found.values() for images in by_label.values())
     for label, start in ((label, start) for label in rows for start in range(0, longest, slots)):
-        name = run.class_name(label)
+        name = class_name(classes, label)
         cells.append(f'<span class="class">{escape(name if start == 0 else "")}</span>')
         for variant, by_label in found.items():
             images = by_label[label][start : start + slots]

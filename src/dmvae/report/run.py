@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dmvae.config import Values
-from dmvae.datasets import open_dataset
+from dmvae.datasets import DatasetConfig, open_dataset
 from dmvae.jobs import Job
 from dmvae.runtime.done import whole
 from dmvae.runtime.files import read_json
@@ -83,17 +84,20 @@ class Run:
         return str(self.summary.get("features") or next(filter(None, named), ""))
 
     @cached_property
+    def classes_of(self) -> dict[str, tuple[str, ...]]:
+        """Variant -> names of its classes; empty where the data set is no longer there to ask."""
+        data = {repr(recipe.data): recipe.data for recipe in self.recipes.values()}
+        asked = {key: _classes(of) for key, of in data.items()}
+        return {variant: asked[repr(recipe.data)] for variant, recipe in self.recipes.items()}
+
+    @cached_property
     def classes(self) -> tuple[str, ...]:
-        """Class names; empty where the data set is no longer there to ask."""
-        for recipe in self.recipes.values():
-            try:
-                return tuple(open_dataset(recipe.data, "test").classes)
-            except (ValueError, OSError, ImportError):  # a report can be written where the data is not
-                return ()
-        return ()
+        """Names of the classes of all methods; empty where theirs differ, as runs of several data sets have."""
+        named = set(self.classes_of.values())
+        return named.pop() if len(named) == 1 else ()
 
     def class_name(self, label: int) -> str:
-        return self.classes[label] if label < len(self.classes) else f"class {label}"
+        return class_name(self.classes, label)
 
     def colour(self, variant: str) -> str:
         return COLOURS[self.variants.index(variant) % len(COLOURS)] if variant in self.variants else "currentColor"
@@ -154,6 +158,17 @@ class Run:
         order = self.stages()
         rows = [(stage, tuple(names), float(seconds)) for (stage, _), (names, seconds) in times.items()]
         return sorted(rows, key=lambda row: order.index(row[0]))
+
+
+def class_name(classes: Sequence[str], label: int) -> str:
+    return classes[label] if label < len(classes) else f"class {label}"
+
+
+def _classes(data: DatasetConfig) -> tuple[str, ...]:
+    try:
+        return tuple(open_dataset(data, "test").classes)
+    except (ValueError, OSError, ImportError):  # a report can be written where the data is not
+        return ()
 
 
 def _topological(orders: list[list[str]]) -> list[str]:

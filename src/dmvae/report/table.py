@@ -134,15 +134,9 @@ def _caption(run: Run, columns: dict[str, Figure]) -> str:
 
 def summary(run: Run) -> str:
     """What the run was and what came of it, in a paragraph whose every clause is read from the data."""
-    recipe = next(iter(run.recipes.values()), None)
-    data = getattr(getattr(recipe, "data", None), "type", None)
-    size = getattr(getattr(recipe, "data", None), "size", None)
-    on = f" on <b>{escape(str(data))}</b>" if data else ""
-    facts = [f"{size} × {size} pixels"] if size else []
-    facts += [f"{len(run.classes)} classes"] if len(run.classes) > 1 else []
-    on += f" ({', '.join(facts)})" if on and facts else ""
+    on = " and ".join(dict.fromkeys(_data(run, variant) for variant in run.variants))
     count = "one method" if len(run.variants) == 1 else f"{len(run.variants)} methods"
-    text = [f"This run has {count}{on}: {listing(run.variants)}."]
+    text = [f"This run has {count} on {on}: {listing(run.variants)}."]
     text += [
         _compare(run, "gfd", "Of the generated images, those of"),
         _compare(run, "psnr", "Of the reconstructions, those of"),
@@ -151,6 +145,12 @@ def summary(run: Run) -> str:
     text.append(f"The finished stages took {duration(total)} in all." if total else "")
     text += [f"{escape(line[0].upper() + line[1:])}." for line in standing(run.summary)]
     return prose(" ".join(filter(None, text)))
+
+
+def _data(run: Run, variant: str) -> str:
+    data, classes = run.recipes[variant].data, run.classes_of[variant]
+    named = f", {len(classes)} classes" if len(classes) > 1 else ""
+    return f"<b>{escape(data.type)}</b> ({data.size} × {data.size} pixels{named})"
 
 
 def _compare(run: Run, key: str, start: str) -> str:
