@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
@@ -232,3 +233,17 @@ def test_a_disk_without_room_is_told_and_what_variants_share_counts_once(tmp_pat
         assert len(told) == (free < needed)
     gib = needed / 2**30
     assert told == [f"disk: the run may need {gib:.1f} GiB, and {tmp_path} has {gib:.1f} GiB free; see run.dir"]
+
+
+def test_a_batch_above_the_data_is_made_smaller_as_in_a_run(tmp_path, capsys):
+    """48 training images, over the ranks that are planned for."""
+    path = tiny.write(tmp_path, variants={"kl": tiny.RECIPE["variants"]["kl"]}, generator__batch_size=64)
+    for ranks, size in ((2, 32), (3, 48)):
+        with suppress(SystemExit):  # other batches do not divide over three
+            main(["plan", str(path), "--gpus", str(ranks)])
+        out = capsys.readouterr().out
+        assert f"generator.batch_size is {size} in place of 64: the training set has 48 images" in out
+        assert "missing: generator" not in out
+    with pytest.raises(SystemExit):
+        main(["plan", str(path), "--gpus", "3", "--generator.batch_size", "96"])
+    assert "generator.batch_size: 96 is larger than the data set (48 images); use at most 48" in capsys.readouterr().out

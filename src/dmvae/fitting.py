@@ -16,8 +16,11 @@ WITHIN = ("decoded", "noise_groups")
 """Fields that are no larger than their section's batch."""
 
 
-def fit(recipes: dict[str, Recipe], asked: Collection[str] = ()) -> tuple[dict[str, Recipe], list[str]]:
-    """(the recipes with batches, and neighbours, no larger than their training sets; a line on each change).
+def fit(
+    recipes: dict[str, Recipe], asked: Collection[str] = (), ranks: int | None = None
+) -> tuple[dict[str, Recipe], list[str]]:
+    """(the recipes with batches, and neighbours, no larger than their training sets; a line on each change). Batches
+    divide over so many ranks, those of this job unless given.
 
     What is `asked` on the command line, such as "tokenizer.batch_size", is left as it is: it is an error where it does
     not fit. So is everything where the data cannot be opened, which is told elsewhere.
@@ -30,7 +33,7 @@ def fit(recipes: dict[str, Recipe], asked: Collection[str] = ()) -> tuple[dict[s
             fitted[variant] = recipe
             continue
         changes: Values = {}
-        for section, name, value in _too_large(recipe, items):
+        for section, name, value in _too_large(recipe, items, ranks or distributed.world_size()):
             place = f"{section}.{name}"
             if not any(option in (place, f"variants.{variant}.{place}") for option in asked):
                 changes[section] = dataclasses.replace(changes.get(section, recipe.section(section)), **{name: value})
@@ -40,16 +43,16 @@ def fit(recipes: dict[str, Recipe], asked: Collection[str] = ()) -> tuple[dict[s
     return fitted, list(said)
 
 
-def _too_large(recipe: Recipe, items: int) -> Iterator[tuple[str, str, int]]:
+def _too_large(recipe: Recipe, items: int, ranks: int) -> Iterator[tuple[str, str, int]]:
     """(section, field, value that fits) of what is larger than the training set."""
     for stage in recipe.stages():
         section = recipe.section(stage)
         if issubclass(stage, TrainingStage) and not stage.draws and section.batch_size > items:
             parts = recipe.run.accumulate if stage.takes_parts else 1
-            size = batch_of(items, distributed.world_size() * parts)
+            size = batch_of(items, ranks * parts)
             for name in WITHIN:
                 if (getattr(section, name, None) or 0) > size:
-                    yield stage.name, name, batch_of(size, distributed.world_size() if name == "decoded" else 1)
+                    yield stage.name, name, batch_of(size, ranks if name == "decoded" else 1)
             yield stage.name, "batch_size", size
         if stage.name == "evaluate" and section.neighbours > items:
             yield stage.name, "neighbours", items

@@ -59,10 +59,7 @@ def run(command: str, arguments: list[str], commands: Sequence[str] = ("run", "s
     if known.help:
         return print_fields(recipes)
     if known.dry_run:
-        recipes, said = fit(recipes, flat(overrides))
-        for line in said:
-            console.print(line)
-        obstacles = print_plan(recipes, Machine.here())
+        recipes, obstacles = _planned(recipes, overrides, Machine.here())
         console.print("\nresolved values:")
         print_values(recipes)
         if obstacles:
@@ -112,9 +109,17 @@ def plan(command: str, arguments: list[str]) -> None:
     if known.gpus is not None:
         machine = Machine(known.gpus, bytes_of(known.memory), True, speed)
     overrides = _overrides(rest, known.run_dir)
-    obstacles = print_plan(_chosen(_read(parser, known.recipe, overrides), known.variant), machine)
+    _, obstacles = _planned(_chosen(_read(parser, known.recipe, overrides), known.variant), overrides, machine)
     if obstacles:
         raise CheckFailed(counted(len(obstacles), "thing stands", "things stand") + " in the way")
+
+
+def _planned(recipes: dict[str, Recipe], overrides: Values, machine: Machine) -> tuple[dict[str, Recipe], list[str]]:
+    """(the recipes as they would run on that machine, what stands in their way); prints the plan."""
+    recipes, said = fit(recipes, flat(overrides), machine.ranks)
+    for line in said:
+        console.print(line)
+    return recipes, print_plan(recipes, machine)
 
 
 def _overrides(words: list[str], run_dir: str | None) -> Values:
