@@ -20,6 +20,7 @@ from dmvae.claims import begun_anew, claimed
 from dmvae.datasets import open_dataset
 from dmvae.datasets.skipped import write_skipped
 from dmvae.fitting import fit
+from dmvae.idle import idle
 from dmvae.inputs import Inputs, latent_shape
 from dmvae.jobs import MERGED, Job, plan
 from dmvae.recipe import Recipe
@@ -74,6 +75,7 @@ def run(
     if not chosen:
         raise ValueError(f"no variant of this recipe has the stage {only!r}")
     _check([job for job in chosen if job.state != "finished"])
+    said += idle(recipes)
     said += begun_anew(run_dir, chosen) if distributed.is_main() else []
     with claimed(run_dir, recipes, jobs, variants or list(recipes)) if distributed.is_main() else nullcontext():
         if distributed.is_main():

@@ -16,6 +16,7 @@ from dmvae.commands.plan import Machine, bytes_of, print_plan
 from dmvae.commands.trust import require_no_code
 from dmvae.config import FieldError, Values
 from dmvae.fitting import fit
+from dmvae.idle import idle
 from dmvae.jobs import Job, jobs_of, merge, recipes_of
 from dmvae.options import flat, told
 from dmvae.recipe import Recipe, Recipes, load, method_of, recipe_class
@@ -117,7 +118,7 @@ def plan(command: str, arguments: list[str]) -> None:
 def _planned(recipes: dict[str, Recipe], overrides: Values, machine: Machine) -> tuple[dict[str, Recipe], list[str]]:
     """(the recipes as they would run on that machine, what stands in their way); prints the plan."""
     recipes, said = fit(recipes, flat(overrides), machine.ranks)
-    for line in said:
+    for line in (*said, *idle(recipes)):
         console.print(line)
     return recipes, print_plan(recipes, machine)
 

@@ -1,0 +1,79 @@
+"""Fields that are given and change nothing are told, and those of the recipes that come with the package do something."""
+
+from pathlib import Path
+
+import pytest
+
+import tiny
+from dmvae import cli
+from dmvae.idle import IDLE, idle
+from dmvae.recipe import load
+from dmvae.stages import stages
+
+RECIPES = sorted((Path(cli.__file__).parent / "recipes").rglob("*.yaml"))
+DMD = {"objective": {"type": "dmd"}, "balance": "gradient", "noise": "none"}
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"run.shard_bf16": True}, "run.shard_bf16: True changes nothing: it is of run.shard"),
+        ({"run.reshard": False}, "run.reshard: False changes nothing"),
+        ({"matching.model.width": 48}, "matching.model: what is given changes nothing: the student is a copy"),
+        ({"matching.target": 1.2}, "matching.target: 1.2 changes nothing: it is of matching.balance: distance"),
+        ({"matching.objective.ratio_width": 64}, "matching.objective.ratio_width: 64 changes nothing"),
+        ({"sample.last_step": 0.1}, "sample.last_step: 0.1 changes nothing: it is of sample.method: sde"),
+        ({"sample.guidance_interval": [0.2, 0.5]}, "sample.guidance_interval: [0.2, 0.5] changes nothing"),
+    ],
+)
+def test_what_nothing_reads_is_told(tmp_path, given, told):
+    path = tiny.write(tmp_path, variants={"main": {"matching": DMD}}, sample__guidance=[1.0])
+    assert idle(load(path)) == []
+    (line,) = idle(load(path, given))
+    assert line.startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("given", "beside"),
+    [
+        ({"run.shard_bf16": True}, {"run.shard": True}),
+        ({"matching.target": 1.2}, {"matching.balance": "distance"}),
+        ({"matching.target": 1.2}, {"matching.until": "arrived"}),
+        ({"matching.objective.ratio_width": 64}, {"matching.objective.divergence": "forward_kl"}),
+        ({"matching.model.width": 48}, {"reference.distribution": {"type": "gaussian"}}),
+        ({"sample.last_step": 0.1}, {"sample.method": "sde"}),
+        ({"sample.guidance_interval": [0.2, 0.5]}, {"sample.guidance": [1.0, 2.0]}),
+    ],
+)
+def test_what_something_reads_is_not(tmp_path, given, beside):
+    path = tiny.write(tmp_path, variants={"main": {"matching": DMD}}, sample__guidance=[1.0])
+    assert idle(load(path, given | beside)) == []
+
+
+def test_variants_are_named_where_they_are_not_all(tmp_path):
+    path = tiny.write(tmp_path, variants={"a": {}, "b": {"sample.last_step": 0.1}, "c": {"sample.last_step": 0.1}})
+    (line,) = idle(load(path))
+    assert line.endswith("(b, c)") or line.endswith("(b and c)")
+
+
+def test_a_dry_run_says_it(tmp_path, capsys):
+    cli.main(["run", str(tiny.write(tmp_path)), "--variant", "kl", "--dry-run", "--sample.last_step", "0.1"])
+    assert "sample.last_step: 0.1 changes nothing" in " ".join(capsys.readouterr().out.split())
+
+
+def test_every_field_is_there():
+    fields = {stage.name: stage.Config.__dataclass_fields__ for stage in stages()}
+    for place in IDLE:
+        section, name = place.split(".")[:2]
+        assert section == "run" or name in fields[section]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_that_come_with_the_package_have_none(path):
+    told = [
+        line for line in idle(load(path, {"data.root": "/"} if path.stem in ROOTS else None)) if "size_" not in line
+    ]
+    assert told == []
+
+
+ROOTS = [path.stem for path in RECIPES if "--data.root" in path.read_text().split("name:")[0]]
