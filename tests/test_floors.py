@@ -22,6 +22,7 @@ FLOORS = [
         "options",
         "recipe",
         "fitting",
+        "idle",
         "checks",
         "jobs",
         "claims",

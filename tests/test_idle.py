@@ -1,4 +1,4 @@
-"""Fields that are given and change nothing are told, and those of the recipes that come with the package do something."""
+"""Fields that are given and change nothing are told; those of the recipes of the package all do something."""
 
 from pathlib import Path
 
