@@ -26,6 +26,17 @@ def test_a_file_and_a_folder_take_the_place_of_what_was_there(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["deep", "folder"]
 
 
+def test_a_file_takes_the_place_of_no_folder(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("years of work")
+    with pytest.raises(IsADirectoryError, match="that is a folder"), atomic_write(tmp_path / "mine") as part:
+        part.write_text("{}")
+    with pytest.raises(IsADirectoryError):
+        write_tensors(tmp_path / "mine", {"a": torch.zeros(1)})
+    assert (tmp_path / "mine/thesis.txt").read_text() == "years of work"
+    assert os.listdir(tmp_path) == ["mine"]
+
+
 def half(path):
     path.write_text("half")
     raise RuntimeError

@@ -75,6 +75,18 @@ def test_a_check_runs_no_code_of_the_run_that_it_names(run_dir, capsys, code):
     assert "code that would be run" in error
 
 
+def test_a_merged_folder_names_no_run_whose_code_is_run(run_dir, tmp_path, capsys):
+    write_recipe(run_dir, {})
+    inner = run_dir / "stages/x/inner"
+    (inner / "main").mkdir(parents=True)
+    recipe = {key: value for key, value in tiny.RECIPE.items() if key != "variants"}
+    (inner / "main/recipe.yaml").write_text(yaml.safe_dump(recipe | {"plugins": [str(run_dir.parent / "evil.py")]}))
+    (run_dir / "merged.json").write_text(json.dumps([str(inner)]))
+    status, error = complain(capsys, "report", run_dir, "--out", tmp_path / "table")
+    assert status == 2
+    assert "inner/main/recipe.yaml names plugins" in error
+
+
 def test_trust_runs_it(tmp_path, capsys):
     (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     (tmp_path / "run/main").mkdir(parents=True)

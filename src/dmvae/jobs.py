@@ -168,10 +168,17 @@ def jobs_of(run_dir: Path) -> list[Job]:
     if (run_dir / VARIANTS).exists():
         named = [run_dir / str(name) / "recipe.yaml" for name in read_json(run_dir / VARIANTS, list)]
         files = [file for file in named if file in files]
-    jobs = [job for file in files for job in _linked(run_dir, file.parent.name, load(file)["main"])]
+    jobs = [job for file in files for job in _linked(run_dir, file.parent.name, _main(file))]
     if not jobs:
         raise ValueError(f"{run_dir}: no links to stages in it; copy a run with its links (`cp -a`, `rsync -a`)")
     return jobs
+
+
+def _main(file: Path) -> Recipe:
+    recipes = load(file)
+    if list(recipes) != ["main"]:
+        raise ValueError(f"{file}: it has variants or seeds; a run writes one recipe for each of its variants")
+    return recipes["main"]
 
 
 def merge(run_dirs: Sequence[Path], out: Path) -> list[Job]:
@@ -181,8 +188,8 @@ def merge(run_dirs: Sequence[Path], out: Path) -> list[Job]:
     same settings are one method, and the same variant of two comes once, from the run where more of it has finished.
     Methods that only share their name are called RUN.METHOD, by their run's folder. Raises ValueError where those names
     are the same too, and for an `out` that is, holds or lies in a run."""
-    sources = [source for run_dir in run_dirs for source in _sources(run_dir.resolve())]
-    runs = {run_dir: _by_variant(jobs_of(run_dir)) for run_dir in sources}
+    folders_of = [source for run_dir in run_dirs for source in sources(run_dir.resolve())]
+    runs = {run_dir: _by_variant(jobs_of(run_dir)) for run_dir in folders_of}
     _require_apart(list(runs), out)
     found: dict[str, list[Job]] = {}
     for run_dir, variants in runs.items():
@@ -219,7 +226,7 @@ def merge(run_dirs: Sequence[Path], out: Path) -> list[Job]:
     return merged
 
 
-def _sources(run_dir: Path) -> list[Path]:
+def sources(run_dir: Path) -> list[Path]:
     """The runs whose stages a merged folder has; any other run alone."""
     file = run_dir / MERGED
     return [Path(str(name)) for name in read_json(file, list)] if file.is_file() else [run_dir]

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 
 import numpy as np
@@ -171,6 +172,14 @@ def test_broken_images(tmp_path, cell, why):
     lazy = open_split(tmp_path, cache_gib=0.0, on_broken="skip")
     with pytest.warns(UserWarning, match=rf"another of its class .*{place}"):
         assert (int(lazy[3][0].float().mean()), lazy[3][1]) == (1, 0)
+
+
+def test_a_row_that_names_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    cells = pa.array([{"bytes": png(0), "path": None}, {"bytes": None, "path": str(tmp_path / "pipe")}], IMAGE)
+    parquet(tmp_path / "train-0.parquet", {"image": cells, "label": pa.array([0, 0])}, features(["cat"]))
+    with pytest.warns(UserWarning, match=r"which cannot be read: .*pipe is no file"):
+        assert len(open_split(tmp_path, on_broken="skip")) == 1
 
 
 def test_columns_that_do_not_fit(tmp_path):

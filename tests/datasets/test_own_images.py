@@ -1,5 +1,7 @@
 """Somebody's own few images: what is left out is named, sizes fit, and figures say how few they rest on."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image, features
@@ -142,3 +144,14 @@ def test_no_run_writes_where_its_images_are_read(tmp_path, splits, place, refuse
     over = WITHOUT | {"data": data, "variants": None, "tokenizer__train_encoder": True, "tokenizer__batch_size": 2}
     (recipe,) = load(tiny.write(tmp_path, **over), {"run.dir": str(root / place)}).values()
     assert any("run.dir: " in problem for problem in problems(recipe, recipe.stages())) == refused
+
+
+def test_a_class_in_another_encoding_has_a_name_that_text_can_hold(tmp_path):
+    """As folders of an archive of another age have."""
+    root = tmp_path / "own"
+    root.mkdir()
+    for name in (b"a", b"caf\xe9"):
+        pictures(root / os.fsdecode(name), 4)
+    train, test = (ImageFolder(root=str(root), size=8).build(split) for split in ("train", "test"))
+    assert train.classes == test.classes == ("a", r"caf\xe9")
+    assert len(train) + len(test) == 8

@@ -1,3 +1,4 @@
+import errno
 import gzip
 import json
 import tarfile
@@ -33,6 +34,20 @@ def test_shards_by_pattern(shards, fields):
 def test_shards_of_both_splits_are_told(shards):
     message = r"1 shard, such as x-train-000.tar, are of the train split and of the test split"
     fails(shards, message, "test", train_shards="*.tar", test_shards="x-train-000.tar")
+
+
+def test_a_shard_whose_names_are_of_both_splits_is_told(tmp_path):
+    tar(tmp_path / "shards_test/train-0.tar", samples(range(3)))
+    tar(tmp_path / "shards_test/val-0.tar", samples(range(3, 5)))
+    fails(tmp_path, r"1 shard, such as shards_test/train-0.tar, are of the train split and of the test split", "test")
+
+
+def test_a_disk_that_fails_is_not_taken_for_the_cache(shards, monkeypatch):
+    def read(self, index):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("dmvae.datasets.webdataset.Members.read", read)
+    fails(shards, r"data\.root: .*x-train-000\.tar.* cannot be read: .*Input/output error")
 
 
 def test_shards_by_folder(tmp_path):

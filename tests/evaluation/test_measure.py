@@ -259,6 +259,14 @@ def test_reference_features_are_computed_once(extractor, folders, cache, monkeyp
     assert again.manifest["features"]["weights"]
 
 
+def test_features_of_grey_readings_are_not_those_of_colour(extractor, folders, cache):
+    found = [
+        reference_features([extractor], FolderImages(folders[1], channels=channels), 16, "reference")[0].pool
+        for channels in (1, 3)
+    ]
+    assert not torch.equal(*found)
+
+
 def one_has(rank, folder, images):
     """The first rank's folder has the features, the second one's has not."""
     distributed.start()

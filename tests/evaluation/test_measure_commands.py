@@ -79,6 +79,18 @@ def test_bad_input_is_told_with_its_fix(folders, tmp_path, capsys):
         assert (code, message in said) == (2, True), said
 
 
+def test_what_would_change_nothing_and_what_would_replace_a_folder_is_refused(folders, tmp_path, capsys):
+    a, b = tmp_path / "a.json", tmp_path / "b.json"
+    for arguments, message in (
+        (["--compare", a, b, "--json", tmp_path / "c.json"], "--compare: json would change nothing"),
+        (["--check", a, "--limit", "3"], "--check: limit would change nothing"),
+        (["folder", *folders, "--features", FEATURES, "--json", tmp_path], "that is a folder"),
+    ):
+        code, said = complain(capsys, *arguments)
+        assert (code, message in said) == (2, True), said
+    assert tmp_path.is_dir()
+
+
 def test_all_bad_files_are_told_at_once(tmp_path):
     for name, size in (("a", 16), ("b", 16), ("c", 24), ("d", 16)):
         Image.new("RGB", (size, size)).save(tmp_path / f"{name}.png")

@@ -306,6 +306,15 @@ def test_an_image_changed_in_place_is_seen(images, tokenizer, tmp_path, capsys):
     assert "other images" in complaint(capsys, encode, images, tokenizer, tmp_path / "z")
 
 
+def test_samples_of_a_posterior_and_its_means_are_not_kept_together(images, tokenizer, tmp_path, capsys):
+    drawn = Autoencoder.from_pretrained(tokenizer)
+    drawn.drawn = True
+    drawn.save_pretrained(tmp_path / "drawn")
+    encode(images, tokenizer, tmp_path / "z")
+    told = complaint(capsys, encode, images, tmp_path / "drawn", tmp_path / "z")
+    assert "latents that were encoded with another spread about their means" in told
+
+
 def test_a_plan_that_cannot_be_read_is_named(images, tokenizer, tmp_path, capsys):
     encode(images, tokenizer, tmp_path / "z")
     for text in ("", "3", "[" * 5000):

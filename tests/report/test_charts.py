@@ -51,3 +51,9 @@ def test_a_spread_is_written_without_a_power_of_ten():
     figure = Score("gfd", "gFD", "", -1, "{:.4g}", "")
     assert [figure.show_spread(x) for x in (0.0312, 4.44, 12.7, 112.7, 2611.0)] == ["0.031", "4.4", "13", "113", "2611"]
     assert not re.search("e", figure.show_spread(99.9))
+
+
+def test_a_label_is_text_and_no_pattern():
+    assert r'aria-label="\lambda/a\d"' in charts.lines(
+        [charts.Line("a", "#123456", [1, 2], [1, 2])], label=r"\lambda/a\d"
+    )

@@ -87,6 +87,7 @@ def encode_images(
     plan = {
         "images": _contents(images, entries),
         "weights": weights_hash(tokenizer),
+        "spread": _spread(tokenizer),
         "size": size,
         "shard_size": shard_size,
         "dtype": dtype,
@@ -267,6 +268,12 @@ def _distinct(short: Sequence[str], long: Sequence[str]) -> list[str]:
     return list(chosen)
 
 
+def _spread(tokenizer: Tokenizer) -> str:
+    """What stands for samples of a posterior, which the weights do not tell from means."""
+    fixed = tokenizer.config.get("fixed_std")
+    return digest("drawn", None if fixed is None else list(fixed)) if tokenizer.drawn else ""
+
+
 def _claim(file: Path, plan: Values, what: str) -> bool:
     """Write the plan to a file of the folder that holds `what` was made by it, and return True; or compare it with the
     one that is there."""
@@ -276,7 +283,7 @@ def _claim(file: Path, plan: Values, what: str) -> bool:
             part.write_text(text)
         return True
     try:
-        there, now = dict(json.loads(file.read_text())), json.loads(text)
+        there, now = {"spread": ""} | dict(json.loads(file.read_text())), json.loads(text)
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{file} cannot be read ({error}), so what {out} holds is not known: delete that folder, or choose another "
@@ -286,6 +293,7 @@ def _claim(file: Path, plan: Values, what: str) -> bool:
     differ = [key for key in now if there.get(key) != now[key] and (key in there or "tokenizer" not in there)]
     if differ:
         other = {key: f"other {key}" for key in ("images", "classes", "latents")} | {"weights": "another tokenizer"}
+        other["spread"] = "another spread about their means"
         other["normalized"] = f"--normalized {'off' if now.get('normalized') else 'on'}"
         told = " and ".join(other.get(key, f"another {key.replace('_', ' ')}") for key in differ)
         raise ValueError(f"{out} holds {what} with {told}; choose another --out, or delete it")

@@ -18,8 +18,13 @@ from dmvae.runtime.console import console
 
 
 def measure_command(command: str, arguments: list[str]) -> None:
-    known: Values = {k: v for k, v in vars(_parser(command).parse_intermixed_args(arguments)).items() if v is not None}
+    parser = _parser(command)
+    known: Values = {k: v for k, v in vars(parser.parse_intermixed_args(arguments)).items() if v is not None}
     load_plugins(known.pop("plugins"))
+    for mode, beside in {"compare": ("force",), "check": ("trust",)}.items():
+        given = [name for name, value in known.items() if value and value != parser.get_default(name)]
+        if mode in known and (idle := [name for name in given if name not in (mode, *beside)]):
+            raise ValueError(f"--{mode}: {', '.join(idle)} would change nothing; leave it out")
     if "compare" in known:
         return console.print(side_by_side(known["compare"], force=known["force"]))
     if "check" in known:
@@ -27,6 +32,9 @@ def measure_command(command: str, arguments: list[str]) -> None:
     if known.pop("trust"):
         raise ValueError("--trust goes with --check, where a run's recipe names code")
     kind, paths, file = known.pop("kind", None), known.pop("paths"), known.pop("json", None)
+    for option, written in {"json": file, "save-reference": known.get("save_reference")}.items():
+        if written is not None and Path(written).is_dir():  # before hours of work
+            raise ValueError(f"--{option} {written}: that is a folder; name a file to write")
     if kind is None or len(paths) != 2:
         raise ValueError("usage: dmvae measure folder|samples|tokenizer PATH PATH [--features NAME ...] [--json FILE]")
     if kind == "samples":

@@ -17,7 +17,7 @@ from dmvae.commands.trust import require_no_code
 from dmvae.config import FieldError, Values
 from dmvae.fitting import fit
 from dmvae.idle import idle
-from dmvae.jobs import Job, jobs_of, merge, recipes_of
+from dmvae.jobs import Job, jobs_of, merge, recipes_of, sources
 from dmvae.options import flat, told
 from dmvae.recipe import Recipe, Recipes, load, method_of, recipe_class
 from dmvae.registry import nearest
@@ -185,7 +185,8 @@ def report(command: str, arguments: list[str]) -> None:
     run_dirs: list[Path] = known.run_dirs
     if not known.trust:
         for run_dir in run_dirs:
-            require_no_code(recipes_of(run_dir))
+            for folder in dict.fromkeys([run_dir, *sources(run_dir.resolve())]):  # which a merged folder may name
+                require_no_code(recipes_of(folder))
     if known.out is not None:
         tell(merge(run_dirs, known.out), known.out)
     elif len(run_dirs) > 1:

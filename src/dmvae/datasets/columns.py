@@ -48,6 +48,8 @@ class Columns:
         if data is None and path:
             self.outside = True
             try:
+                if Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for
+                    raise OSError(f"{path} is no file")
                 return Path(path).read_bytes()
             except OSError as error:
                 raise BrokenImage(

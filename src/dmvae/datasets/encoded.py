@@ -71,7 +71,8 @@ class EncodedConfig(DatasetConfig):
     data say, else the numbers found in the train split."""
     cache_gib: Annotated[float, Range(0, 1e6)] = 16.0
     """Images that take at most this many GiB decoded are decoded once, into a file under ~/.cache/dmvae that is then
-    mapped into memory; larger sets are decoded whenever they are read, as all are with 0."""
+    mapped into memory; larger sets are decoded whenever they are read, as all are with 0. An unreadable image is then
+    no longer left out: the next readable one of its class stands in its place."""
     on_broken: OnBroken = "skip"
     """Unreadable images: skip them with one warning, or stop with an error."""
 
@@ -191,6 +192,8 @@ def _decode_all(source: Encoded, config: EncodedConfig, folder: Path) -> dict[in
             return decode(BytesIO(source.read(index)), config.size, config.channels)
         except BrokenImage as error:
             return str(error)
+        except OSError as error:  # of the data, not of the cache
+            raise ValueError(f"data.root: {source.where(index)} cannot be read: {error}") from error
 
     n = len(source.labels)
     broken: dict[int, str] = {}

@@ -103,12 +103,13 @@ def scan(folder: Path) -> tuple[list[Entry], tuple[str, ...]]:
         one = len(empty) == 1
         told = f"class folder {folder / empty[0]} has" if one else f"class folders {', '.join(empty)} of {folder} have"
         raise ValueError(f"data.root: {told} no image: delete {'it or fill it' if one else 'them or fill them'}")
-    classes = tuple(full)
     entries = [
         _entry(e, Path(e.path).relative_to(folder).as_posix(), label)
-        for label, name in enumerate(classes)
+        for label, name in enumerate(full)
         for e in by_class[name]
     ]
+    # a name in another encoding, out of an old archive: no page or file of text could hold it as it is
+    classes = tuple(os.fsencode(name).decode(errors="backslashreplace") for name in full)
     return sorted(entries, key=lambda e: e.path), classes
 
 

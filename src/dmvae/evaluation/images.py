@@ -115,6 +115,7 @@ class FolderImages:
             "fingerprint": self._content(),
             "classes": digest(self.classes),
             "size": self.size,
+            **({} if channels == 3 else {"channels": channels}),  # caches of before are of colour
             "resize": "central square, antialiased bicubic (Pillow)" if self.resized else "none",
         }
 

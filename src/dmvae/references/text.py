@@ -84,6 +84,8 @@ class TextReference(DataConfig):
             return texts, torch.arange(len(names)).repeat_interleave(len(self.templates))
         files = parquet_files(Path(self.captions).expanduser())
         texts = read_column(files, self.column)
+        if len(texts) > MOST_CAPTIONS:
+            raise ValueError(f"captions: {len(texts):,} are more than {MOST_CAPTIONS:,}; leave some files out")
         for row, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"column: {self.column!r} holds {text!r} in row {row}, no caption; leave it out")
@@ -96,6 +98,10 @@ class TextReference(DataConfig):
                 f"label_column: {self.label_column!r} holds {wrong[0]!r}; classes are 0 to {inputs.num_classes - 1}"
             )
         return texts, torch.tensor(labels, dtype=torch.int64)
+
+
+MOST_CAPTIONS = 2**24
+"""Their numbers travel as float32, which is exact up to this."""
 
 
 class CaptionNumbers:

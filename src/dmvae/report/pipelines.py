@@ -17,6 +17,7 @@ from dmvae.jobs import PIPELINE, STEPS, Job, other_source, source_of
 from dmvae.models.base import Model
 from dmvae.models.velocity import VelocityModel
 from dmvae.report.card import card
+from dmvae.report.run import class_name
 from dmvae.runtime.console import console
 from dmvae.runtime.done import damage, read_source, whole, write_source
 from dmvae.runtime.files import atomic_write, within
@@ -68,7 +69,11 @@ def _write(stages: dict[str, Job], out: Path) -> Path | None:
         # for the manifests of what measures its samples
         transformer.register_to_config(_ema=job.recipe.section("generator").ema)
         vae = load_tokenizer(stages["latents"].folder / "autoencoder")
-        classes = open_dataset(job.recipe.data, "train").classes
+        try:
+            classes = open_dataset(job.recipe.data, "train").classes
+        except (ValueError, OSError) as error:
+            console.print(f"pipeline: none of {job.variant}, for its data are not here to name the classes: {error}")
+            return None
         with atomic_write(out) as part:
             build_pipeline(transformer, vae, classes, text, guide).save_pretrained(part)
             write_source(part, source)
@@ -98,4 +103,5 @@ def _pictures(stages: dict[str, Job]) -> tuple[dict[str, np.ndarray], dict[str, 
     chosen = sorted(first.items(), key=lambda item: item[1])[:PICTURES]
     names = {f"pictures/{i}.png": (label, i) for label, i in chosen}
     images = {name: tensors["images"][i].permute(1, 2, 0).numpy() for name, (_, i) in names.items()}
-    return images, {name: classes[label] if len(classes) > 1 else "a sample" for name, (label, _) in names.items()}
+    captions = {name: class_name(classes, label) for name, (label, _) in names.items()}
+    return images, captions if len(classes) > 1 else dict.fromkeys(names, "a sample")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -130,7 +131,7 @@ class Run:
             float(path.name.removeprefix("guidance-"))
             for folder in self.folders("sample").values()
             for path in folder.glob("guidance-*")
-            if any(path.glob("samples-*.safetensors"))
+            if re.fullmatch(r"guidance-[\d.e+-]+", path.name) and any(path.glob("samples-*.safetensors"))
         }
         return [scale for scale in dict.fromkeys([*asked, *sorted(there)]) if scale in there]
 

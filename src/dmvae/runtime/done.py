@@ -62,7 +62,7 @@ def damage(folder: Path, facts: Mapping[str, object] | None, within: str = "") -
 def whole(path: Path) -> Path:
     """The path, of a file or a folder that a finished stage wrote, or of a pipeline's. Raises ValueError where it is
     not as it was written. What belongs to neither is taken as it is."""
-    for folder in (path, *path.parents[:2]):
+    for folder in (path, *path.parents[:3]):  # snapshots/step-N/generator lies so deep
         facts = read_done(folder) if (folder / NAME).is_file() else read_source(folder)
         if facts is not None:
             within = path.relative_to(folder).as_posix()

@@ -32,7 +32,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
     Readers find all of it, or what was there before: also after a kill, a full disk or a power cut. A folder is
     replaced by two renames; a process killed between them leaves the previous folder as NAME.PID.old.part. A link at
-    `path` is replaced, not followed. Raises OSError, also for the disk-full error that safetensors has of its own.
+    `path` is replaced, not followed. Raises OSError, also for the disk-full error that safetensors has of its own, and
+    for a file that would replace a folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # file systems take names of 255 bytes, and these are longer
@@ -47,6 +48,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
         _share(part)
         flush(part)
         if path.is_dir():
+            if not (part.is_dir() or path.is_symlink()):
+                raise IsADirectoryError(errno.EISDIR, "that is a folder; name a file to write", str(path))
             path.replace(old)
         part.replace(path)
         sync(path.parent)
