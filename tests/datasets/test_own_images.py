@@ -26,7 +26,7 @@ def _fresh(tmp_path, monkeypatch):
 
 def pictures(folder, count, suffix=".png"):
     rng = np.random.default_rng(0)
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True, parents=True)
     for i in range(count):
         Image.fromarray(rng.integers(256, size=(20, 24, 3), dtype=np.uint8)).save(folder / f"{i:02}{suffix}")
     return folder
@@ -144,6 +144,16 @@ def test_no_run_writes_where_its_images_are_read(tmp_path, splits, place, refuse
     over = WITHOUT | {"data": data, "variants": None, "tokenizer__train_encoder": True, "tokenizer__batch_size": 2}
     (recipe,) = load(tiny.write(tmp_path, **over), {"run.dir": str(root / place)}).values()
     assert any("run.dir: " in problem for problem in problems(recipe, recipe.stages())) == refused
+
+
+def test_broken_files_are_named_from_where_the_run_is(tmp_path, monkeypatch):
+    root = pictures(tmp_path / "deep/own", 4)
+    (root / "bad.png").write_bytes(b"no image")
+    for place, named in ((tmp_path, "deep/own"), (root.parent, "own")):
+        monkeypatch.chdir(place)
+        with pytest.warns(UserWarning, match=rf"skipped 1 unreadable image of \d: {named}/bad\.png: ") as told:
+            [ImageFolder(root=named, size=8).build(split) for split in ("train", "test")]
+        assert f": {named}/bad.png: " in str(told[0].message)
 
 
 def test_a_class_in_another_encoding_has_a_name_that_text_can_hold(tmp_path):

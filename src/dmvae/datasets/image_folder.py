@@ -222,19 +222,29 @@ def _each(paths: list[Path], read: Callable[[Path], T]) -> tuple[list[int], list
     return keep, results, broken
 
 
+def _others(paths: list[Path], keep: list[int]) -> list[Path]:
+    kept = set(keep)
+    return [path for i, path in enumerate(paths) if i not in kept]
+
+
 def _decode_all(paths: list[Path], size: int, channels: int, kept: Path | None) -> tuple[Tensor, list[int], list[str]]:
     """(images [n, C, size, size], indices of the readable files, messages of the others)."""
     if kept is not None and kept.is_file():
         try:
             tensors, about = read_sealed(kept)
-            return tensors["images"], tensors["keep"].tolist(), json.loads(about["broken"])
+            keep = tensors["keep"].tolist()
+            reasons = zip(_others(paths, keep), json.loads(about["why"]), strict=True)  # by the paths of this call
+            return tensors["images"], keep, [f"{path}: {reason}" for path, reason in reasons]
+        except KeyError:  # of a version that kept paths
+            pass
         except ValueError as error:
             warnings.warn(f"{error}: the images are decoded anew", stacklevel=2)
     keep, results, broken = _each(paths, lambda path: read_image(path, size, channels))
     images = torch.stack(results) if results else torch.empty(0, channels, size, size, dtype=torch.uint8)
     if kept is not None and keep:
         try:  # ranks may do so at the same time
-            write_sealed(kept, {"images": images, "keep": torch.tensor(keep)}, {"broken": json.dumps(broken)})
+            why = [text.removeprefix(f"{path}: ") for path, text in zip(_others(paths, keep), broken, strict=True)]
+            write_sealed(kept, {"images": images, "keep": torch.tensor(keep)}, {"why": json.dumps(why)})
         except OSError as error:  # a folder that is full or not ours costs the next stage some time and no more
             warnings.warn(f"the decoded images cannot be kept ({error}): each stage decodes them anew", stacklevel=2)
     return images, keep, broken
