@@ -123,7 +123,7 @@ SHAPES = {
     "dtype=torch.uint8)": ("dtype=torch.uint8).flip(3)[..., :8]", r"data: '.*noise_images': item 0 is torch.uint8"),
     "return (2.0 * (labels % 2) - 1).view(-1, 1, 1, 1).expand(n, *self.shape).clone(), labels": (
         "return labels.float(), labels",
-        r"two_points' returned samples \[8\] \(torch.float32\) and labels \[8\]; give finite float32 latents",
+        r"two_points' returned samples \[8\] \(torch.float32\) and labels \[8\]; give float32 latents",
     ),
     "    velocity = None\n": ("", r"two_points' returned a reference without `velocity`; set it to None"),
     "b.double().std(dim=(1, 2, 3))).abs()}": (
@@ -257,14 +257,14 @@ def test_networks_that_would_not_be_saved_are_told_before_any_stage(tmp_path, ri
 
 
 RETURNS = {
-    "latents.double(), labels": r"samples \[2000, 4, 3, 3\] \(torch.float64\) and labels \[2000\]; give finite float32",
+    "latents.double(), labels": r"samples \[2000, 4, 3, 3\] \(torch.float64\) and labels \[2000\]; give float32",
     "latents, labels.float()": r"labels from 0 to 2 \(torch.float32\); the data has classes 0 to 2, int64",
     "latents.numpy(), labels": r"\['ndarray', 'Tensor'\]; give two tensors",
     "latents": "Tensor; give two tensors",
     "None": "NoneType; give two tensors",
     "latents[1:], labels[1:]": "1999 samples, where 2000 were asked for",
     "latents, labels + 1": r"labels from 1 to 3 \(torch.int64\); the data has classes 0 to 2",
-    "latents / 0, labels": "finite float32 latents",
+    "latents / 0, labels": "samples that are not finite: ",
 }
 FORMS = {
     "std=torch.zeros(4)": r"a reference whose `std` is \[0.0, 0.0, 0.0, 0.0\]; all of it has to be finite and above 0",
@@ -272,6 +272,7 @@ FORMS = {
     "mean=torch.zeros(5)": r"a reference whose `mean` is torch.float32 \[5\]; give a float32 tensor \[4\]",
     "mean=torch.zeros(4).double()": r"a reference whose `mean` is torch.float64 \[4\]",
     "sample=None": "a SimpleNamespace, which has no `sample`",
+    "sample=lambda n: None": "a reference whose `sample` cannot be called as sample.n, rng.: too many positional",
 }
 
 
@@ -341,6 +342,11 @@ from dmvae.registry import register
         (
             f'{HEAD}@register("bare")\nclass Bare(ReferenceConfig):\n    a: int = 1\n    def build(self, i): ...\n',
             r"line 4: class Bare, registered as 'bare' .*: its annotations are no fields without @dataclass",
+        ),
+        (
+            f'{HEAD}@register("near")\n@dataclass(frozen=True)\nclass Near(ReferenceConfig):\n    labeled = False\n'
+            "    def build(self, i): ...\n",
+            r"line 4: class Near, registered as 'near' .*: nothing reads its 'labeled'; did you mean 'labelled'\?",
         ),
         (
             f'{HEAD}@register("thawed")\n@dataclass\nclass Thawed(ReferenceConfig):\n    def build(self, i): ...\n',

@@ -94,6 +94,12 @@ def _require_complete(cls: type, family: type, name: str) -> None:
         raise ValueError(
             f"{where}: its annotations are no fields without @dataclass(frozen=True, kw_only=True) below @register"
         )
+    known = [name for name in dir(family) if name[0] != "_" and not callable(getattr(family, name))]
+    own = vars(cls).keys() - vars(cls).get("__annotations__", {}).keys() - set(dir(family))
+    for attribute in sorted(own):
+        meant = difflib.get_close_matches(attribute, known, n=1, cutoff=0.85)
+        if meant and not is_ours(cls):
+            raise ValueError(f"{where}: nothing reads its {attribute!r}; did you mean {meant[0]!r}?")
 
 
 def _file_of(module: str) -> str:

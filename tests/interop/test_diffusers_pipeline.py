@@ -61,6 +61,12 @@ def test_the_same_seeds_give_the_pictures_of_the_command_line(run, pipeline, sca
     assert torch.equal(to_uint8(out.images * 2 - 1), shard["images"])
 
 
+def test_a_model_of_a_pipeline_is_asked_for_by_its_subfolder(run):
+    with pytest.raises(ValueError, match="is a pipeline's: give subfolder='transformer' or 'vae'"):
+        Autoencoder.from_pretrained(run[2])
+    Autoencoder.from_pretrained(run[2], subfolder="vae")
+
+
 def test_each_kind_of_output(pipeline):
     outputs = {
         kind: pipeline([0, 1], generator=seeded(1, 2), num_inference_steps=3, output_type=kind).images

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 import torch
@@ -40,7 +41,12 @@ class Model(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, **kwargs: object) -> Self:
         """As diffusers', but built in memory and then filled: its meta-device start would leave buffers that no
         file holds (rotary tables, normalisation of pixels) without values. DiffusionPipeline asks for that start of
-        its own accord, so it is not followed, but for a `device_map`, which is a user's wish."""
+        its own accord, so it is not followed, but for a `device_map`, which is a user's wish. Raises ValueError for the
+        folder of a pipeline, whose models lie in subfolders."""
+        folder = Path(pretrained_model_name_or_path or "")
+        if not kwargs.get("subfolder") and (folder / "model_index.json").is_file():
+            known = sorted(file.parent.name for file in folder.glob("*/config.json"))
+            raise ValueError(f"{folder} is a pipeline's: give subfolder={' or '.join(map(repr, known))}")
         if kwargs.get("device_map") is None:
             kwargs["low_cpu_mem_usage"] = False
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from inspect import signature
 from pathlib import Path
 from typing import NoReturn
 
@@ -31,6 +32,7 @@ from dmvae.registry import is_ours
 from dmvae.runtime import distributed
 from dmvae.runtime.files import atomic_write, write_tensors
 from dmvae.runtime.random import Random
+from dmvae.runtime.words import counted
 from dmvae.training.flow import FlowTraining, flow_loss
 from dmvae.training.stage import Batch, Networks, TrainingStage, Update, stage
 
@@ -185,10 +187,17 @@ def require_form(name: str, reference: object, channels: int) -> None:
     """Raise ValueError for what a distribution's `build` returned and is no reference of latents with so many
     channels."""
     what = f"reference.distribution: {name!r} returned"
-    if not callable(getattr(reference, "sample", None)):
+    sample = getattr(reference, "sample", None)
+    if not callable(sample):
         raise ValueError(
             f"{what} a {type(reference).__name__}, which has no `sample`; CONTRIBUTING.md shows a reference"
         )
+    try:
+        signature(sample).bind(1, None)
+    except TypeError as error:
+        raise ValueError(
+            f"{what} a reference whose `sample` cannot be called as sample(n, rng): {error}; define it so"
+        ) from error
     if not hasattr(reference, "velocity"):
         raise ValueError(f"{what} a reference without `velocity`; set it to None, or to its closed form")
     for part in ("mean", "std"):
@@ -209,11 +218,13 @@ def require_samples(name: str, found: object, n: int, inputs: Inputs) -> tuple[T
         told = [type(x).__name__ for x in found] if isinstance(found, tuple) else type(found).__name__
         raise ValueError(f"{what} {told}; give two tensors, latents and labels")
     z, labels = found
-    if labels.ndim != 1 or z.shape != (len(labels), *shape) or z.dtype != torch.float32 or not z.isfinite().all():
+    if labels.ndim != 1 or z.shape != (len(labels), *shape) or z.dtype != torch.float32:
         raise ValueError(
-            f"{what} samples {list(z.shape)} ({z.dtype}) and labels {list(labels.shape)}; give finite float32 latents "
+            f"{what} samples {list(z.shape)} ({z.dtype}) and labels {list(labels.shape)}; give float32 latents "
             f"[n, {', '.join(map(str, shape))}] and labels [n]"
         )
+    if not z.isfinite().all():
+        raise ValueError(f"{what} samples that are not finite: {counted(int((~z.isfinite()).sum()), 'value')}")
     if len(z) != n:
         raise ValueError(f"{what} {len(z)} samples, where {n} were asked for")
     if labels.dtype != torch.int64 or not 0 <= int(labels.min()) <= int(labels.max()) < inputs.num_classes:
