@@ -34,6 +34,16 @@ def test_it_is_the_loss_of_the_closed_form_of_a_gaussian(distribution, std, shif
         assert least == pytest.approx(math.pi / 2 * std, rel=0.02)
 
 
+@pytest.mark.parametrize("shift", [1.0, 4.0])
+def test_two_ranks_know_as_much_of_a_batch_as_one(monkeypatch, shift):
+    z = 3 + 0.5 * Random(2).normal(4, *SHAPE)
+    whole = gaussian_loss(z, "uniform", shift)
+    both = torch.stack([z.mean(0), z.square().mean(0)])
+    monkeypatch.setattr("dmvae.runtime.distributed.world_size", lambda: 2)
+    monkeypatch.setattr("dmvae.runtime.distributed.average", lambda own: both)
+    assert float(gaussian_loss(z[:2], "uniform", shift)) == pytest.approx(float(whole), rel=1e-4)
+
+
 @pytest.mark.parametrize("shift", [0.25, 1.0, 4.0])
 def test_shifted_times_lie_nearer_to_noise(shift):
     """The share below u / (u + shift (1 - u)) is u, for uniform times; the order stays."""

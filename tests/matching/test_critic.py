@@ -95,11 +95,25 @@ def test_the_pull_is_on_latents_alone():
     critic, _, z = play(Random(0).normal(8, *SHAPE), Gaussian(SHAPE, CLASSES, 1.0), steps=1)
     matching = Adversarial()
     z.requires_grad_()
-    loss, _ = matching.loss(z, torch.zeros(8, dtype=torch.int64), None, critic, Context(Random(0), CLASSES))
+    labels = torch.zeros(8, dtype=torch.int64)
+    loss, _ = matching.loss(z, labels, None, critic, Context(Random(0), CLASSES))
     critic.zero_grad()
-    (pull,) = torch.autograd.grad(loss, z)
-    assert pull.abs().sum() > 0
+    loss.backward()
+    assert torch.equal(loss, torch.nn.functional.softplus(-critic(z, labels)).mean())
+    assert z.grad.abs().sum() > 0
     assert all(p.grad is None for p in critic.parameters())
+
+
+def test_the_penalty_is_half_the_square_of_the_slope():
+    critic, _, z = play(Random(0).normal(8, *SHAPE), Gaussian(SHAPE, CLASSES, 1.0), steps=1)
+    found = []
+    for penalty in (0.0, 1.0, 3.0):
+        context = Context(Random(2), CLASSES, reference=Gaussian(SHAPE, CLASSES, 1.0))
+        labels = torch.zeros(8, dtype=torch.int64)
+        found.append(Adversarial(penalty=penalty).student_loss(critic, z, labels, context))
+    slope = float(found[1][1]["critic/slope"])
+    assert float(found[1][0] - found[0][0]) == pytest.approx(0.5 * slope, rel=1e-4)
+    assert float(found[2][0] - found[0][0]) == pytest.approx(1.5 * slope, rel=1e-4)
 
 
 def test_a_perfect_critic_s_gradient_descends_the_softened_reverse_divergence():

@@ -69,6 +69,19 @@ def test_ema_of_constant_weights_is_the_weights_and_it_is_put_back():
     assert torch.equal(net.weight, moved)
 
 
+def test_ema_follows_weights_by_its_decay_which_begins_low():
+    net = nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        net.weight.fill_(0.0)
+    average, expected = Average(net, 0.25), 0.0
+    for n, decay in enumerate((0.1, 2 / 11, 0.25, 0.25)):
+        with torch.no_grad():
+            net.weight.fill_(n + 1.0)
+        average.update()
+        expected = decay * expected + (1 - decay) * (n + 1)
+        assert float(average.tensors[0]) == pytest.approx(expected)
+
+
 def test_learning_rate_warms_up_and_falls():
     config = TrainingConfig(steps=100, warmup=10, schedule="cosine")
     factors = [learning_rate_factor(config, s) for s in range(100)]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dmvae.flow.guidance import Velocity
 from dmvae.flow.path import as_velocity, interpolate, shift_time, velocity_target
+from dmvae.runtime import distributed
 from dmvae.runtime.random import Random
 
 TimeDistribution = Literal["uniform", "logit_normal"]
@@ -71,11 +72,22 @@ def flow_matching_loss(velocity: Velocity, *, z: Tensor, labels: Tensor, t: Tens
     return FlowPass(predicted, velocity_target(noise=noise, z=z)).flow
 
 
+def _spread(z: Tensor) -> Tensor:
+    """The standard deviation of each element of z [n, C, H, W] over the images of all ranks; of a single image that of
+    its elements."""
+    n = len(z) * distributed.world_size()
+    if n == len(z) or n == 1:
+        return z.std(0) if n > 1 else z.std()
+    mean, square = distributed.average(torch.stack([z.mean(0), z.square().mean(0)])).unbind()
+    return ((square - mean.square()).clamp_min(0) * n / (n - 1)).sqrt()
+
+
 def gaussian_loss(z: Tensor, distribution: TimeDistribution, shift: float = 1.0) -> Tensor:
     """The flow-matching loss, a scalar, of the best velocity that knows of latents z [n, C, H, W] no more than the mean
     and the standard deviation s of each element: the mean over elements and times of s^2 / (t^2 s^2 + (1 - t)^2), the
-    variance of z - noise that is left where z_t is known; s pi / 2 for uniform times that are not shifted."""
-    s = z.detach().float().std(0) if len(z) > 1 else z.detach().float().std()
+    variance of z - noise that is left where z_t is known; s pi / 2 for uniform times that are not shifted. Over the
+    images of all ranks: few of them have too small a spread on average."""
+    s = _spread(z.detach().float())
     if distribution == "uniform" and shift == 1:
         mean: Tensor = math.pi / 2 * s.mean()
     else:

@@ -17,6 +17,7 @@ from dmvae.flow.guidance import Velocity
 from dmvae.flow.loss import require_batch
 from dmvae.generators.flow import FlowModelConfig
 from dmvae.matching import Context, Log, Matching, Student, compared
+from dmvae.matching.velocities import at_latents
 from dmvae.ranges import Range, Weight, Width
 from dmvae.references import draw
 from dmvae.registry import register
@@ -60,7 +61,7 @@ class Adversarial(Matching):
         require_batch(z, labels)
         if student is None:
             raise ValueError("adversarial compares by its critic: give a student that `new_student` made")
-        return F.softplus(-student(z, labels)).mean(), {}
+        return at_latents(lambda at: F.softplus(-student(at, labels)).mean(), z), {}
 
     def student_loss(
         self, student: Student, z: Tensor, labels: Tensor, context: Context | None = None

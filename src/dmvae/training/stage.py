@@ -143,7 +143,7 @@ class TrainingConfig:
     warmup: Wait = 0
     """Steps over which the learning rate rises linearly from zero."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """What the learning rate does after warm-up; "cosine" falls to zero at the last step."""
+    """What the learning rate does after warm-up; "cosine" falls to zero, which the step after the last would have."""
     clip: Weight = 1.0
     """Largest gradient norm of one update; 0 turns clipping off."""
     ema: Decay = 0.9999

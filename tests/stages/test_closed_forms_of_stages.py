@@ -1,0 +1,139 @@
+"""What stages compute in a line or two of their own, beside its closed form; and settings that must reach what reads
+them."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import Normal, kl_divergence
+
+import tiny
+from dmvae.inputs import Inputs
+from dmvae.jobs import plan
+from dmvae.matching.dmd import DMD
+from dmvae.models.drawing import numbers
+from dmvae.recipe import load
+from dmvae.runtime.random import Random
+from dmvae.stages.encoder import contrast
+from dmvae.stages.sample import SampleConfig
+from dmvae.stages.tokenizer import divergence
+from dmvae.training.data import batches
+from dmvae.training.loop import Trainer
+from dmvae.training.stage import Batch
+
+
+def test_the_kl_term_is_that_of_two_gaussians():
+    mean, logvar = Random(0).normal(5, 4, 2, 2), Random(1).normal(5, 4, 2, 2)
+    expected = kl_divergence(Normal(mean, (0.5 * logvar).exp()), Normal(0.0, 1.0)).mean()
+    assert float(divergence(mean, logvar)) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_simclr_of_perfect_pairs_and_of_pairs_exchanged():
+    """Orthogonal images: of 2n - 1 other views one is at 1, the rest at 0."""
+    x, temperature = torch.eye(4), 0.5
+    loss, found = contrast(x, x, temperature)
+    assert float(loss) == pytest.approx(-math.log(math.exp(2) / (math.exp(2) + 6)), rel=1e-5)
+    assert float(found) == 1.0
+    loss, found = contrast(x, x.roll(1, 0), temperature)
+    assert float(loss) == pytest.approx(-math.log(1 / (math.exp(2) + 6)), rel=1e-5)
+    assert float(found) == 0.0
+
+
+def test_the_interval_of_guidance_reaches_the_sampler():
+    settings = SampleConfig(guidance=(1.0, 2.0), guidance_interval=(0.2, 0.8)).settings(2.0)
+    assert settings.guidance_interval == (0.2, 0.8)
+
+
+def test_an_image_and_its_mirror_image_have_other_noise():
+    x = torch.rand(3, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    assert not torch.equal(numbers(x), numbers(x.flip(3)))
+
+
+def trainer_of(tmp_path, variant, stage, **over):
+    path = tiny.write(tmp_path, **over)
+    tiny.run(path, variant, until=stage)
+    jobs = {job.stage.name: job for job in plan({variant: load(path)[variant]}, tmp_path / "run")}
+    job = jobs[stage]
+    inputs = Inputs(job.recipe, job.variant, job.folder, job.reads, torch.device("cpu"))
+    return Trainer(job.stage(job.recipe.section(job.stage), inputs))
+
+
+def batch_of(trainer, step=0):
+    images, labels = trainer.stage.data().__getitems__(range(8))
+    return Batch(images.float() / 127.5 - 1, labels, step, 8)
+
+
+@pytest.mark.slow
+def test_the_kl_term_is_in_the_loss_by_its_weight(tmp_path):
+    found = {}
+    for weight in (0.5, 2.0):
+        trainer = trainer_of(tmp_path, "kl", "tokenizer", variants__kl__tokenizer__kl_weight=weight)
+        turns = trainer.stage.updates(trainer.networks, batch_of(trainer), Random(0))
+        found[weight] = next(turns)
+    kl = float(found[2.0].log["tokenizer/kl"])
+    assert kl > 0
+    assert float(found[2.0].loss - found[0.5].loss) == pytest.approx(1.5 * kl, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_training_s_shift_of_times_reaches_objective_and_generator(tmp_path, monkeypatch):
+    seen, own = [], DMD.loss
+    monkeypatch.setattr(DMD, "loss", lambda self, *given: seen.append(given[4].time_shift) or own(self, *given))
+    over = {"matching__time_shift": 3.0, "generator__time_shift": 2.0, "matching__objective": {"type": "dmd"}}
+    trainer = trainer_of(tmp_path, "matched", "generator", **over)
+    assert set(seen) == {3.0}
+    assert trainer.networks.generator.time_shift == 2.0
+
+
+@pytest.mark.slow
+def test_the_pull_on_raw_latents_is_that_on_normalised_ones_over_their_spread(tmp_path, monkeypatch):
+    """d loss / d raw = weight x (d loss / d normalised) / std where the pull is not balanced."""
+    over = {"type": "dmd"}
+    trainer = trainer_of(tmp_path, "matched", "matching", matching__objective=over, matching__balance="fixed")
+    model, raws, pulls = trainer.networks.autoencoder, [], []
+    model.latent_std.copy_(torch.linspace(0.5, 2, len(model.latent_std)))
+    with torch.no_grad():
+        for p in trainer.networks.student.parameters():  # which is the teacher at first, and nothing is to be done
+            p.add_(0.1)
+    own = type(trainer.stage)._encode
+    monkeypatch.setattr(type(trainer.stage), "_encode", lambda self, *given: raws.append(own(self, *given)) or raws[-1])
+    monkeypatch.setattr(
+        "dmvae.stages.matching.Pull.apply", lambda raw, pull, *rest: pulls.append((raw, pull, rest[0])) or raw
+    )
+    loss = DMD.loss
+    slopes = []
+
+    def recorded(self, z, *given):
+        value, log = loss(self, z, *given)
+        slopes.append(torch.autograd.grad(value, z, retain_graph=True)[0])
+        return value, log
+
+    monkeypatch.setattr(DMD, "loss", recorded)
+    next(trainer.stage.updates(trainer.networks, batch_of(trainer), Random(0)))
+    ((_, pull, weight),) = pulls
+    assert weight == trainer.config.weight
+    assert pull.abs().sum() > 0
+    torch.testing.assert_close(pull, slopes[0] / model.latent_std.view(1, -1, 1, 1))
+
+
+@pytest.mark.slow
+def test_a_decoder_sees_new_samples_of_a_drawn_tokenizer_in_each_step(tmp_path, monkeypatch):
+    trainer = trainer_of(tmp_path, "matched", "decoder")
+    asked, own = [], type(trainer.networks.autoencoder).encode
+    monkeypatch.setattr(
+        type(trainer.networks.autoencoder), "encode", lambda self, x, *rng: asked.append(rng) or own(self, x, *rng)
+    )
+    rng = Random(0)
+    next(trainer.stage.updates(trainer.networks, batch_of(trainer), rng))
+    assert asked == [(rng,)], "which draws them; without it an image's content does"
+
+
+@pytest.mark.slow
+def test_images_are_mirrored_anew_in_each_step(tmp_path):
+    """One image, alone in its batch: 24 steps mirror it now and then."""
+    trainer = trainer_of(tmp_path, "kl", "tokenizer", data__flip=True, data__count=1, tokenizer__batch_size=1)
+    seen = [batch.data for batch in batches(trainer.stage, trainer.key, 0, 24, lambda: False)]
+    first = seen[0]
+    same = [torch.equal(x, first) for x in seen]
+    assert {torch.equal(x, first) or torch.equal(x, first.flip(3)) for x in seen} == {True}
+    assert 2 < sum(same) < 22
