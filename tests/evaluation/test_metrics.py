@@ -1,6 +1,7 @@
 """Metrics against scikit-image, brute force and cases with a known answer."""
 
 import importlib
+import math
 
 import numpy as np
 import pytest
@@ -14,6 +15,16 @@ from dmvae.evaluation.feature_set import FeatureSet
 from dmvae.evaluation.manifolds import agreement_values, manifold_values
 from dmvae.evaluation.metrics import Latents, Sets, metrics_of, of_sets
 from dmvae.evaluation.pairs import psnr, ssim
+
+
+def test_the_psnr_of_an_exact_copy_is_that_of_a_single_step():
+    a = torch.randint(256, (3, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert psnr(a, a) == pytest.approx(10 * math.log10(255**2 * 3 * 16 * 16))
+
+
+def test_samples_that_are_the_test_images_are_neither_nearer_nor_farther():
+    x = torch.randn(60, 5, generator=torch.Generator().manual_seed(0))
+    assert manifolds.memorisation(x[:20], x[20:40], x[20:40]) == 0.5
 
 
 def manifold_means(real, fake, k=5):

@@ -134,6 +134,24 @@ def test_equivariant_encoders_have_no_error():
     assert figures == {"equivariance_flip": 0, "equivariance_shift": 0}
 
 
+def test_borders_are_left_out_and_both_axes_count():
+    def edges(x):  # which adds the place at the borders alone
+        z = torch.nn.functional.avg_pool2d(x.float(), 4)
+        z[..., 0, :] += 9999
+        z[..., -1, :] -= 9999
+        z[..., 0] += 9999
+        z[..., -1] -= 9999
+        return z
+
+    assert equivariance(edges, images(), stride=4)["equivariance_shift"] == 0
+
+    def rows(x):  # and one that knows the row
+        z = torch.nn.functional.avg_pool2d(x.float(), 4)
+        return z + 100 * torch.arange(4.0).view(4, 1)
+
+    assert equivariance(rows, images(), stride=4)["equivariance_shift"] > 0.1
+
+
 def test_encoders_that_depend_on_position_do_not_commute():
     weight = normal(256, 3 * 16)
     figures = equivariance(

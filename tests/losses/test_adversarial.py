@@ -79,6 +79,23 @@ def test_translation_moves_each_image_by_its_own_whole_pixels():
     assert len(seen) > 15
 
 
+@pytest.mark.parametrize(("size", "reach"), [(8, 1), (12, 2), (16, 2), (20, 3)])
+def test_translation_reaches_an_eighth_rounded(size, reach):
+    """A single bright column tells by how much its image has moved."""
+    x = torch.zeros(400, 1, 1, size)
+    x[..., size // 2] = 1
+    moved = translation(x, generator())
+    places = moved.amax(2)[:, 0].argmax(1)[moved.sum((1, 2, 3)) > 0] - size // 2
+    assert (int(places.min()), int(places.max())) == (-reach, reach)
+
+
+@pytest.mark.parametrize("size", [6, 8, 10, 12])
+def test_a_cut_is_centred_on_every_place_alike(size):
+    """So rows are cut as often from above as from below."""
+    cut = (cutout(torch.ones(6000, 1, size, size), generator()) == 0)[:, 0].any(2).float().mean(0)
+    assert torch.allclose(cut, cut.flip(0), atol=0.04)
+
+
 def test_cutout_blanks_one_rectangle():
     blank = cutout(torch.ones(50, 3, 16, 12), generator()) == 0
     for image in blank:

@@ -70,6 +70,25 @@ def test_each_level_answers_and_counts_as_much_as_any_other():
     assert found.mean(dim=(0, 2, 3)).tolist() == [0, 1, 2, 3, 4]
 
 
+def test_the_scale_of_a_level_says_nothing_and_each_place_weighs_alike(monkeypatch):
+    from dmvae.losses.discriminators import features as module
+
+    network, x = build().eval(), images()
+    before = network(x)
+    monkeypatch.setattr(module, "levels", lambda frozen, x: [10 * level for level in levels(frozen, x)])
+    torch.testing.assert_close(network(x), before)
+    monkeypatch.undo()
+    coarse = [head(level) for head, level in zip(network.heads, _units(network, x), strict=True)]
+    for found, own in zip(before.unbind(1), coarse, strict=True):
+        times = found.shape[-1] // own.shape[-1]
+        torch.testing.assert_close(found, own[:, 0].repeat_interleave(times, 1).repeat_interleave(times, 2))
+
+
+def _units(network, x):
+    found = [level.float() for level in levels(network.frozen, x)]
+    return [level / level.norm(dim=1, keepdim=True) * level.shape[1] ** 0.5 for level in found]
+
+
 def test_levels_of_a_transformer_are_at_the_quarters_of_its_depth():
     encoder = configs.read(TimmEncoder, {k: v for k, v in VIT.items() if k != "type"}, "encoder")
     encoder = encoder.build(size=16, channels=3).eval()

@@ -31,6 +31,11 @@ def noisy(x, scale):
     return x + scale * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
 
 
+def test_features_are_of_length_one_at_every_place(loss, images):
+    for features in loss.features(images):
+        torch.testing.assert_close(features.norm(dim=1), torch.ones_like(features[:, 0]), atol=1e-3, rtol=0)
+
+
 def test_zero_at_identity_and_growing_with_damage(loss, images):
     assert float(loss(images, images)) == 0
     for damage, amounts in [(blurred, (3, 5, 9)), (noisy, (0.02, 0.1, 0.4))]:

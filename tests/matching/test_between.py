@@ -154,6 +154,15 @@ def of_moments(z, y):
     return 2 * (z.mean(0) - y.mean(0)) / d + 4 * n / (n - 1) / d * c @ (own - s_y)
 
 
+def test_half_of_the_run_is_half_of_the_way_from_wide_to_narrow_kernels():
+    from dmvae.transport.drift import drift, kernel_drift
+
+    z, y = torch.randn(12, 3, generator=torch.Generator().manual_seed(0)), torch.randn(9, 3)
+    for progress, bandwidth in ((0.0, 0.5), (0.5, 0.05**0.5 * 0.5**0.5), (1.0, 0.05)):
+        v, _ = drift(z, y, bandwidth)
+        assert float(kernel_drift(z, y, progress)) == pytest.approx(float(0.5 * v.square().sum(1).mean()), rel=1e-4)
+
+
 def of_drift(z, y):
     h = 0.5 * (z[:, None] - y).norm(dim=2).mean()
     return mean_shift(z, z, h, others(len(z))) - mean_shift(z, y, h, torch.ones(len(z), len(y)))

@@ -8,9 +8,13 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 import tiny
+from dmvae.flow.loss import gaussian_loss
+from dmvae.generators.flow import FlowModelConfig
 from dmvae.inputs import Inputs
 from dmvae.jobs import plan
+from dmvae.matching import Context
 from dmvae.matching.dmd import DMD
+from dmvae.matching.velocities import binned
 from dmvae.models.drawing import numbers
 from dmvae.recipe import load
 from dmvae.runtime.random import Random
@@ -20,6 +24,7 @@ from dmvae.stages.tokenizer import divergence
 from dmvae.training.data import batches
 from dmvae.training.loop import Trainer
 from dmvae.training.stage import Batch
+from dmvae.transport.sliced import _hold_out
 
 
 def test_the_kl_term_is_that_of_two_gaussians():
@@ -47,6 +52,37 @@ def test_the_interval_of_guidance_reaches_the_sampler():
 def test_an_image_and_its_mirror_image_have_other_noise():
     x = torch.rand(3, 3, 12, 12, generator=torch.Generator().manual_seed(0))
     assert not torch.equal(numbers(x), numbers(x.flip(3)))
+
+
+@pytest.mark.parametrize("shift", [1.0, 9.0])
+def test_a_student_s_lag_is_measured_at_the_times_that_it_learns_at(shift):
+    z, labels = Random(3).normal(64, 4, 2, 2), torch.zeros(64, dtype=torch.int64)
+    context = Context(Random(4), 1)
+    context.time_shift = shift
+    loss, log = DMD().student_loss(lambda z_t, t, labels: torch.zeros_like(z_t), z, labels, context)
+    assert float(log["student/lag"]) == pytest.approx(float(loss / gaussian_loss(z, "uniform", shift)), rel=1e-5)
+
+
+def test_gaps_are_named_by_the_middles_of_their_bins():
+    found = binned(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0.1, 0.2, 0.9]))
+    assert {name: pair.tolist() for name, pair in found.items()} == {
+        "gap/t0.12": [3, 2], "gap/t0.38": [0, 0], "gap/t0.62": [0, 0], "gap/t0.88": [4, 1]
+    }  # fmt: skip
+
+
+def test_a_wide_head_sees_the_backbone_s_tokens_and_its_condition():
+    head = FlowModelConfig(width=16, depth=1, heads=2, head_width=24).build((24, 3, 3), 3).head
+    tokens, condition = (Random(i).normal(2, n, 16).requires_grad_() for i, n in enumerate((9, 1)))
+    for gradient in torch.autograd.grad(head.condition(tokens, condition).square().sum(), (tokens, condition)):
+        assert gradient.abs().min() > 0
+
+
+def test_an_eighth_is_held_out():
+    x = torch.arange(20.0).view(20, 1)
+    kept, seen = _hold_out(x, torch.Generator().manual_seed(0), True)
+    assert (len(kept), len(seen)) == (17, 3)
+    assert sorted([*kept.flatten().tolist(), *seen.flatten().tolist()]) == list(range(20))
+    assert _hold_out(x, torch.Generator(), False) == (x, x)
 
 
 def trainer_of(tmp_path, variant, stage, **over):
