@@ -25,6 +25,7 @@ FLOORS = [
         "fitting",
         "checks",
         "jobs",
+        "merging",
         "claims",
         "pipeline",
         "report",

@@ -12,11 +12,10 @@ import hashlib
 import inspect
 import json
 import os
-import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +24,7 @@ import yaml
 from dmvae import config as configs
 from dmvae.config import Values
 from dmvae.datasets import Split, open_dataset
-from dmvae.recipe import Recipe, load, method_of
+from dmvae.recipe import Recipe, load
 from dmvae.registry import Registered, is_ours
 from dmvae.runtime.console import console
 from dmvae.runtime.done import read_done, read_source
@@ -181,96 +180,11 @@ def _main(file: Path) -> Recipe:
     return recipes["main"]
 
 
-def merge(run_dirs: Sequence[Path], out: Path) -> list[Job]:
-    """Make `out` a run of the variants of all these, by links to their stages; its jobs.
-
-    A merged folder among them stands for the runs that it was made of. Seeds of one method that two runs have with the
-    same settings are one method, and the same variant of two comes once, from the run where more of it has finished.
-    Methods that only share their name are called RUN.METHOD, by their run's folder. Raises ValueError where those names
-    are the same too, and for an `out` that is, holds or lies in a run."""
-    folders_of = [source for run_dir in run_dirs for source in sources(run_dir.resolve())]
-    runs = {run_dir: _by_variant(jobs_of(run_dir)) for run_dir in folders_of}
-    _require_apart(list(runs), out)
-    found: dict[str, list[Job]] = {}
-    for run_dir, variants in runs.items():
-        for variant, jobs in variants.items():
-            named = {
-                (name, _settings(one)) for of in runs.values() for name, one in of.items() if _alike(name, variant)
-            }
-            there = [of[variant] for of in runs.values() if variant in of]
-            unlike = len({how for _, how in named}) > 1 or any(_addresses(one) != _addresses(jobs) for one in there)
-            name = f"{re.sub(r'[^a-zA-Z0-9_+=-]', '_', run_dir.name)}.{variant}" if unlike else variant
-            first = found.setdefault(name, jobs)
-            if _addresses(first) != _addresses(jobs):
-                raise ValueError(f"two runs in folders called {run_dir.name!r} have a {variant!r}; rename one")
-            if _finished(jobs) > _finished(first):
-                found[name] = jobs
-    stages = out / "stages"
-    stages.mkdir(parents=True, exist_ok=True)
-    with atomic_write(out / MERGED) as part:
-        part.write_text(json.dumps([str(run_dir) for run_dir in runs]))
-    folders: dict[str, Path] = {}
-    for job in (job for jobs in found.values() for job in jobs if job.folder.exists()):
-        if job.finished or job.folder.name not in folders:
-            folders[job.folder.name] = job.folder
-    for name, folder in folders.items():
-        _point(stages.resolve() / name, folder.resolve())
-    merged = [
-        replace(
-            job, variant=name, folder=stages / job.folder.name, reads={n: stages / f.name for n, f in job.reads.items()}
-        )
-        for name, jobs in found.items()
-        for job in jobs
-    ]
-    record({name: jobs[0].recipe for name, jobs in found.items()}, merged, out, list(found))
-    return merged
-
-
-def sources(run_dir: Path) -> list[Path]:
-    """The runs whose stages a merged folder has; any other run alone."""
-    file = run_dir / MERGED
-    return [Path(str(name)) for name in read_json(file, list)] if file.is_file() else [run_dir]
-
-
-def _require_apart(runs: Sequence[Path], out: Path) -> None:
-    place = out.resolve()
-    if place.exists() and not place.is_dir():
-        raise ValueError(f"--out: {out} is a file; give a folder")
-    inside = [folder for folder in (place, *place.parents[:2]) if (folder / VARIANTS).is_file()]
-    inside = [folder for folder in inside if folder != place or not (place / MERGED).is_file()]
-    if inside or place in runs:
-        raise ValueError(f"--out: {out} is a run's folder, or lies in one; give a folder of its own")
-    for run in runs:
-        if place in run.parents[:2]:
-            raise ValueError(f"--out: {out} holds the run {run}; give a folder of its own")
-
-
-def _alike(one: str, other: str) -> bool:
-    return method_of(one) == method_of(other)
-
-
-def _settings(jobs: list[Job]) -> str:
-    """A variant's recipe, but for its seed, its name, and where and how it was run."""
-    recipe = jobs[0].recipe
-    values = configs.plain(recipe)
-    own = {name: value for name, value in values.items() if name not in ("seed", "name", "run", "plugins")}
-    own["data"] = {name: value for name, value in values["data"].items() if name not in recipe.data.PLACES}
-    return json.dumps(own, sort_keys=True, default=str)
-
-
-def _finished(jobs: list[Job]) -> int:
-    return sum(job.finished for job in jobs)
-
-
-def _by_variant(jobs: list[Job]) -> dict[str, list[Job]]:
+def by_variant(jobs: list[Job]) -> dict[str, list[Job]]:
     found: dict[str, list[Job]] = {}
     for job in jobs:
         found.setdefault(job.variant, []).append(job)
     return found
-
-
-def _addresses(jobs: list[Job]) -> list[str]:
-    return [job.folder.name for job in jobs]
 
 
 def _linked(run_dir: Path, variant: str, recipe: Recipe) -> list[Job]:
@@ -307,7 +221,7 @@ def record(recipes: dict[str, Recipe], jobs: list[Job], run_dir: Path, variants:
 
 def _remove_stale(jobs: list[Job], run_dir: Path) -> None:
     """Beside links to stages of new settings, a pipeline of the old ones would be taken for theirs."""
-    for variant, own in _by_variant(jobs).items():
+    for variant, own in by_variant(jobs).items():
         folder = run_dir / variant / PIPELINE
         there = read_source(folder)
         if there is not None and other_source(there, source_of({job.stage.name: job for job in own})):
@@ -332,10 +246,10 @@ def other_source(there: Values, source: dict[str, str]) -> bool:
 def _link(job: Job, run_dir: Path) -> None:
     link = run_dir / job.variant / job.stage.name
     link.parent.mkdir(parents=True, exist_ok=True)
-    _point(link, job.folder)
+    point(link, job.folder)
 
 
-def _point(link: Path, folder: Path) -> None:
+def point(link: Path, folder: Path) -> None:
     target = os.path.relpath(folder, link.parent)
     if not (link.is_symlink() and os.readlink(link) == target):
         if link.exists() and not link.is_symlink():

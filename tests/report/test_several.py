@@ -63,6 +63,21 @@ def test_variants_of_several_runs_stand_in_one_table(run, tmp_path, capsys):
     assert all(job.finished for job in jobs_of(tmp_path / "both"))
 
 
+def test_a_stage_that_two_runs_have_done_is_each_run_s_own(run, tmp_path):
+    """On two machines it takes other times, and rounds otherwise."""
+    runs = [run("a", {"own_1": 21.0, "kl": 20.0}), run("b", {"own_1": 21.0, "kl": 20.0, "own_2": 22.0}, weight=0.5)]
+    for folder, seconds in zip(runs, (2.0, 3.0), strict=True):
+        (latents,) = {(folder / variant / "latents").resolve() for variant in ("kl",)}
+        shared = latents.with_name("latents-000000000000")
+        latents.rename(shared)
+        write_done(shared, {"seconds": seconds})
+        (folder / "kl/latents").unlink()
+        (folder / "kl/latents").symlink_to(f"../stages/{shared.name}")
+    table(*runs, "--out", tmp_path / "both")
+    seconds = {job.variant: job.facts()["seconds"] for job in jobs_of(tmp_path / "both") if job.stage.name == "latents"}
+    assert (seconds["a_run.kl"], seconds["b_run.kl"]) == (2.0, 3.0)
+
+
 def test_seeds_of_two_machines_are_one_method_and_what_both_ran_comes_once(run, tmp_path):
     first, second = (
         run("a", {"kl@0": 20.0}, seeds={"kl": [0]}),

@@ -17,7 +17,8 @@ from dmvae.commands.trust import require_no_code
 from dmvae.config import FieldError, Values
 from dmvae.fitting import fit
 from dmvae.idle import idle
-from dmvae.jobs import Job, jobs_of, merge, recipes_of, sources
+from dmvae.jobs import Job, jobs_of, recipes_of
+from dmvae.merging import merge, sources
 from dmvae.options import flat, told
 from dmvae.recipe import Recipe, Recipes, load, method_of, recipe_class
 from dmvae.registry import nearest

@@ -1,0 +1,111 @@
+"""Several runs as one: a folder with links to their stages, which tables and reports read like a run's."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from dmvae import config as configs
+from dmvae.jobs import MERGED, VARIANTS, Job, by_variant, jobs_of, point, record
+from dmvae.recipe import method_of
+from dmvae.runtime.files import atomic_write, read_json
+
+
+def merge(run_dirs: Sequence[Path], out: Path) -> list[Job]:
+    """Make `out` a run of the variants of all these, by links to their stages; its jobs.
+
+    A merged folder among them stands for the runs that it was made of. Seeds of one method that two runs have with the
+    same settings are one method, and the same variant of two comes once, from the run where more of it has finished.
+    Methods that only share their name are called RUN.METHOD, by their run's folder. Raises ValueError where those names
+    are the same too, and for an `out` that is, holds or lies in a run."""
+    folders_of = [source for run_dir in run_dirs for source in sources(run_dir.resolve())]
+    runs = {run_dir: by_variant(jobs_of(run_dir)) for run_dir in folders_of}
+    _require_apart(list(runs), out)
+    found: dict[str, list[Job]] = {}
+    for run_dir, variants in runs.items():
+        for variant, jobs in variants.items():
+            named = {
+                (name, _settings(one)) for of in runs.values() for name, one in of.items() if _alike(name, variant)
+            }
+            there = [of[variant] for of in runs.values() if variant in of]
+            unlike = len({how for _, how in named}) > 1 or any(_addresses(one) != _addresses(jobs) for one in there)
+            name = f"{re.sub(r'[^a-zA-Z0-9_+=-]', '_', run_dir.name)}.{variant}" if unlike else variant
+            first = found.setdefault(name, jobs)
+            if _addresses(first) != _addresses(jobs):
+                raise ValueError(f"two runs in folders called {run_dir.name!r} have a {variant!r}; rename one")
+            if _finished(jobs) > _finished(first):
+                found[name] = jobs
+    stages = out / "stages"
+    stages.mkdir(parents=True, exist_ok=True)
+    with atomic_write(out / MERGED) as part:
+        part.write_text(json.dumps([str(run_dir) for run_dir in runs]))
+    links = _links([job for jobs in found.values() for job in jobs])
+    for folder, name in links.items():
+        point(stages.resolve() / name, folder)
+
+    def linked(folder: Path) -> Path:
+        return stages / links.get(folder.resolve(), folder.name)
+
+    merged = [
+        replace(job, variant=name, folder=linked(job.folder), reads={n: linked(f) for n, f in job.reads.items()})
+        for name, jobs in found.items()
+        for job in jobs
+    ]
+    record({name: jobs[0].recipe for name, jobs in found.items()}, merged, out, list(found))
+    return merged
+
+
+def _links(jobs: list[Job]) -> dict[Path, str]:
+    """Folder of a stage, where it really lies -> its name in a merged folder: its own, with a number where several runs
+    have done the same stage. Those that have only begun are left out where a run has finished it."""
+    ended = {job.folder.name for job in jobs if job.finished}
+    names: dict[Path, str] = {}
+    for job in jobs:
+        place, name = job.folder.resolve(), job.folder.name
+        if place not in names and job.folder.exists() and (job.finished or name not in ended):
+            before = sum(known.partition("+")[0] == name for known in names.values())
+            names[place] = f"{name}+{before}" if before else name
+    return names
+
+
+def sources(run_dir: Path) -> list[Path]:
+    """The runs whose stages a merged folder has; any other run alone."""
+    file = run_dir / MERGED
+    return [Path(str(name)) for name in read_json(file, list)] if file.is_file() else [run_dir]
+
+
+def _require_apart(runs: Sequence[Path], out: Path) -> None:
+    place = out.resolve()
+    if place.exists() and not place.is_dir():
+        raise ValueError(f"--out: {out} is a file; give a folder")
+    inside = [folder for folder in (place, *place.parents[:2]) if (folder / VARIANTS).is_file()]
+    inside = [folder for folder in inside if folder != place or not (place / MERGED).is_file()]
+    if inside or place in runs:
+        raise ValueError(f"--out: {out} is a run's folder, or lies in one; give a folder of its own")
+    for run in runs:
+        if place in run.parents[:2]:
+            raise ValueError(f"--out: {out} holds the run {run}; give a folder of its own")
+
+
+def _alike(one: str, other: str) -> bool:
+    return method_of(one) == method_of(other)
+
+
+def _settings(jobs: list[Job]) -> str:
+    """A variant's recipe, but for its seed, its name, and where and how it was run."""
+    recipe = jobs[0].recipe
+    values = configs.plain(recipe)
+    own = {name: value for name, value in values.items() if name not in ("seed", "name", "run", "plugins")}
+    own["data"] = {name: value for name, value in values["data"].items() if name not in recipe.data.PLACES}
+    return json.dumps(own, sort_keys=True, default=str)
+
+
+def _finished(jobs: list[Job]) -> int:
+    return sum(job.finished for job in jobs)
+
+
+def _addresses(jobs: list[Job]) -> list[str]:
+    return [job.folder.name for job in jobs]
