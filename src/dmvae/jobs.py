@@ -181,6 +181,7 @@ def _main(file: Path) -> Recipe:
 
 
 def by_variant(jobs: list[Job]) -> dict[str, list[Job]]:
+    """Variant -> its jobs, in their order."""
     found: dict[str, list[Job]] = {}
     for job in jobs:
         found.setdefault(job.variant, []).append(job)
@@ -250,6 +251,7 @@ def _link(job: Job, run_dir: Path) -> None:
 
 
 def point(link: Path, folder: Path) -> None:
+    """Make a relative link to a folder, in place of another link. Raises ValueError for what is no link."""
     target = os.path.relpath(folder, link.parent)
     if not (link.is_symlink() and os.readlink(link) == target):
         if link.exists() and not link.is_symlink():
