@@ -10,20 +10,31 @@ from dmvae.recipe import Recipe
 from dmvae.registry import is_ours
 from dmvae.runtime.words import few
 
+
+def _copied(recipe: Recipe) -> bool:
+    reference, objective = recipe.section("reference"), recipe.section("matching").objective
+    copies = reference.teacher and not reference.distribution.closed_form
+    return is_ours(type(objective)) and (copies or not objective.has_student)
+
+
+def _of_one_density(recipe: Recipe) -> bool:
+    return getattr(recipe.section("matching").objective, "divergence", None) == "reverse_kl"
+
+
 IDLE: Mapping[str, tuple[Callable[[Recipe], bool], str]] = {
     "run.shard_bf16": (lambda r: not r.run.shard, "it is of run.shard"),
     "run.shard_in_node": (lambda r: not r.run.shard, "it is of run.shard"),
     "run.reshard": (lambda r: not r.run.shard, "it is of run.shard"),
     "matching.model": (
-        lambda r: _copied(r),
+        _copied,
         "the student is a copy of the teacher (reference.model), or there is none",
     ),
     "matching.target": (
         lambda r: r.section("matching").balance != "distance" and r.section("matching").until is None,
         "it is of matching.balance: distance, and of matching.until",
     ),
-    "matching.objective.ratio_width": (lambda r: _of_one_density(r), "it is of other divergences than reverse_kl"),
-    "matching.objective.ratio_depth": (lambda r: _of_one_density(r), "it is of other divergences than reverse_kl"),
+    "matching.objective.ratio_width": (_of_one_density, "it is of other divergences than reverse_kl"),
+    "matching.objective.ratio_depth": (_of_one_density, "it is of other divergences than reverse_kl"),
     "sample.last_step": (
         lambda r: r.section("sample").method in ("euler", "heun", "midpoint"),
         "it is of sample.method: sde",
@@ -60,13 +71,3 @@ def _idle(recipe: Recipe) -> Iterator[str]:
             if value != default and not (place == "matching.model" and value == recipe.section("reference").model):
                 shown = value if isinstance(value, bool | int | float | tuple) else "what is given"
                 yield f"{place}: {list(shown) if isinstance(shown, tuple) else shown} changes nothing: {why}"
-
-
-def _copied(recipe: Recipe) -> bool:
-    reference, objective = recipe.section("reference"), recipe.section("matching").objective
-    copies = reference.teacher and not reference.distribution.closed_form
-    return is_ours(type(objective)) and (copies or not objective.has_student)
-
-
-def _of_one_density(recipe: Recipe) -> bool:
-    return getattr(recipe.section("matching").objective, "divergence", None) == "reverse_kl"
