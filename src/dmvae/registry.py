@@ -18,6 +18,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import ClassVar, TypeVar
 from urllib.parse import quote
 
@@ -26,9 +27,11 @@ F = TypeVar("F")
 
 _members: dict[type, dict[str, type]] = {}
 _contents: dict[str, bytes] = {}
-"""Of the plugins' files as they were imported, by module."""
+"""Of files as they were imported, by module."""
+_plugins: set[str] = set()
+"""Those of them that a recipe names as plugins, which have something to register."""
 PLUGIN = "dmvae_plugin_"
-"""How the names of modules begin that were loaded as plugins."""
+"""How the names of modules begin that were loaded from a file."""
 
 
 class Registered:
@@ -127,7 +130,8 @@ def find(family: type[F], name: str) -> type[F]:
 def _without_members() -> str:
     """Which plugins have registered nothing, "" where all have."""
     used = {cls.__module__ for members in _members.values() for cls in members.values()}
-    found = [_file_of(plugin) for plugin in _contents if not any(_inside(module, plugin) for module in used)]
+    asked = [module for module in _contents if module in _plugins]
+    found = [_file_of(plugin) for plugin in asked if not any(_inside(module, plugin) for module in used)]
     return f"{', '.join(found)} registers nothing: @register(NAME) belongs above a class" if found else ""
 
 
@@ -173,16 +177,25 @@ def load_plugins(plugins: Iterable[str | Path]) -> None:
         if not path.exists():
             if not importable(str(plugin)):
                 raise ValueError(f"plugins: no such file or folder, and no module of that name: {plugin}")
-            _import(str(plugin))
+            _plugins.add(_import(str(plugin)))
             continue
         files = sorted(path.glob("*.py")) if path.is_dir() else [path]
         if not files or (files == [path] and path.suffix != ".py"):
             raise ValueError(f"plugins: {path} {'holds' if path.is_dir() else 'is'} no .py file")
-        for file in files:
-            _load(file)
+        _plugins.update(map(_load, files))
 
 
-def _import(name: str) -> None:
+def load_module(place: str) -> ModuleType:
+    """The module of an installed package that is called so, or that a file `*.py` holds; a file that has changed since
+    is read again. Raises ValueError as `load_plugins` does."""
+    file = Path(place).absolute()
+    if place.endswith(".py") and not file.is_file():
+        raise ValueError(f"no such file: {file}")
+    return sys.modules[_load(file) if place.endswith(".py") else _import(place)]
+
+
+def _import(name: str) -> str:
+    """Import a module; its name."""
     try:
         content = _source(name)
         if name in sys.modules and _contents.get(name, content) != content:
@@ -193,6 +206,7 @@ def _import(name: str) -> None:
     except (Exception, SystemExit) as error:
         spec = importlib.util.find_spec(name.partition(".")[0])  # that of what is inside would import it again
         raise ValueError(_complaint(Path(spec.origin if spec and spec.origin else name), error)) from error
+    return name
 
 
 def _source(module: str) -> bytes:
@@ -207,11 +221,12 @@ def module_of(file: Path) -> str:
     return PLUGIN + quote(path, safe="", errors="surrogateescape").replace(".", "%2E")
 
 
-def _load(file: Path) -> None:
+def _load(file: Path) -> str:
+    """Import a file; the name of its module."""
     name, content = module_of(file), file.read_bytes()
     if name in sys.modules:
         if _contents.get(name) == content:
-            return
+            return name
         forget(name)
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
@@ -227,6 +242,7 @@ def _load(file: Path) -> None:
             raise ValueError(_complaint(file, error)) from error
         raise
     _contents[name] = content
+    return name
 
 
 def forget(module: str) -> None:

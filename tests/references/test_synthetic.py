@@ -218,6 +218,35 @@ def test_function_from_a_file(make, tmp_path):
             make.build(type="function", function=function)
 
 
+def test_a_function_s_file_is_read_once_and_again_when_it_changes(make, tmp_path):
+    for place in (tmp_path / "a" / "b.py", tmp_path / "a_b.py"):  # as one name, were / written as _
+        place.parent.mkdir(exist_ok=True)
+        place.write_text(f"open({str(tmp_path / 'read')!r}, 'a').write('{place.name}\\n')\nimport torch\n{CONSTANT}")
+    here, there = (make.read(type="function", function=f"{p}:constant") for p in (tmp_path / "a/b.py", place))
+    inputs = make(type="gaussian")
+    for config in (here, there, here, there):
+        config.check(inputs)
+        assert config.labelled_for(inputs) is False
+        assert config.fingerprint()
+        assert draw(config.build(inputs), 3)[0].unique().tolist() == [1.0]
+    assert (tmp_path / "read").read_text().split() == ["b.py", "a_b.py"]
+    before = there.fingerprint()
+    place.write_text(place.read_text().replace("torch.ones", "torch.zeros"))
+    assert draw(there.build(inputs), 3)[0].unique().tolist() == [0.0]
+    assert there.fingerprint() != before
+
+
+CONSTANT = "def constant(n, shape, num_classes, rng):\n    return torch.ones(n, *shape)\n"
+
+
+@pytest.mark.parametrize("wrong", ["boom", "raise SystemExit(3)", "1 +", "import nowhere_at_all"])
+def test_a_function_s_file_that_fails_is_told_with_its_line(make, tmp_path, wrong):
+    (tmp_path / "mine.py").write_text(f"\n{wrong}\n")
+    with pytest.raises(ValueError, match=r"^function: '.*mine\.py' cannot be imported \(.*mine\.py, line 2: ") as told:
+        make.build(type="function", function=f"{tmp_path / 'mine.py'}:draw")
+    assert "plugin" not in str(told.value)
+
+
 def test_function_by_import_path(make):
     reference = make.build(type="function", function="fixed_reference:zeros")
     z, _ = draw(reference, 3)

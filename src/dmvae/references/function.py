@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from dmvae.references import Surroundings
 from dmvae.references.synthetic import SyntheticConfig
-from dmvae.registry import nearest, register
+from dmvae.registry import load_module, nearest, register
 from dmvae.runtime.hashing import content_hash
 from dmvae.runtime.random import Random, seed_of
 
@@ -56,10 +53,11 @@ class FunctionReference(SyntheticConfig):
         if not place or not name:
             raise ValueError(f"function: {self.function!r} is not package.module:name or path/to/file.py:name")
         try:
-            module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-        except (ImportError, FileNotFoundError, SyntaxError) as error:
+            module = load_module(place)
+        except ValueError as error:
+            why = str(error).removeprefix("plugin ")
             raise ValueError(
-                f"function: {place!r} cannot be imported ({error}); give an installed module or a file's path"
+                f"function: {place!r} cannot be imported ({why}); give an installed module or a file's path"
             ) from error
         found: Callable[..., object] | None = getattr(module, name, None)
         if not callable(found):
@@ -119,13 +117,3 @@ class Function:
 
 def _trial() -> Random:
     return Random(seed_of("trial"))
-
-
-def _load_file(path: Path) -> ModuleType:
-    name = "dmvae_function_" + path.resolve().as_posix().replace("/", "_").removesuffix(".py")
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
