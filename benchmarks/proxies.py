@@ -24,12 +24,12 @@ from torch import Tensor
 
 from dmvae.datasets import open_dataset
 from dmvae.datasets.loading import passes
-from dmvae.evaluation.features import Extractor, extract
+from dmvae.evaluation.features import Extractor
 from dmvae.evaluation.frechet import Statistics
 from dmvae.evaluation.interpolation import Decode
 from dmvae.evaluation.online import online_proxies
-from dmvae.evaluation.probe import VERSION
-from dmvae.evaluation.proxies import codec, decoder_proxies, latent_proxies, probe_proxies
+from dmvae.evaluation.probe import VERSION, generator_probe
+from dmvae.evaluation.proxies import codec, decoder_proxies, latent_proxies, linear_probe
 from dmvae.latents.store import LatentSet
 from dmvae.recipe import Recipe, load
 from dmvae.tokenizers.adapted import load_tokenizer
@@ -99,11 +99,12 @@ def measure(folder: Path, count: int, batch: int, probe: bool, alone: bool) -> d
     figures: dict[str, float] = {}
     if alone:
         z = torch.cat([encode(part) for part in images.split(250)])
-        figures |= latent_proxies(train_z, train_labels, z, labels)
+        figures["linear_probe"] = linear_probe(train_z, train_labels, z, labels)
+        figures |= latent_proxies(train_z, train_labels)
         figures |= decoder_proxies(encode, decode, tokenizer.stride, images, z, train_z, real, extractor)
         figures |= of_batches(train_z, train_labels, batch, decode)
     if probe:
-        figures |= probe_proxies(train_z, train_labels, decode, real, extractor)
+        figures |= generator_probe(train_z, train_labels, decode=decode, extractor=extractor, real=real)
     return figures
 
 
@@ -124,7 +125,7 @@ _real: dict[str, Statistics] = {}
 def real_statistics(extractor: Extractor, images: Tensor, key: str) -> Statistics:
     """Statistics of the test images' features, taken once for all tokenizers."""
     if key not in _real:
-        _real[key] = Statistics.of(extract(extractor, images.split(250)))
+        _real[key] = Statistics.of(extractor(part).float() for part in images.split(250))
     return _real[key]
 
 

@@ -19,7 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from dmvae.evaluation.latents import sliced_wasserstein
+from dmvae.evaluation.latents import sliced_distance
 from dmvae.flow.path import expand
 from dmvae.generators.flow import FlowModelConfig
 from dmvae.matching import Context
@@ -55,7 +55,7 @@ def main() -> None:
     print("| points | distance to the reference, by class | spread |\n| --- | --- | --- |")
     for name, points in clouds.items():
         pairs = [(points[labels == c], target[target_labels == c]) for c in range(CLASSES)]
-        distance = sum(sliced_wasserstein(a, b) for a, b in pairs) / CLASSES
+        distance = sum(sliced_distance(a, b) for a, b in pairs) / CLASSES
         spread = sum(float((a.var(0).sum() / b.var(0).sum()).sqrt()) for a, b in pairs) / CLASSES
         print(f"| {name} | {distance:.3f} | {spread:.2f} |")
     known.file.parent.mkdir(parents=True, exist_ok=True)

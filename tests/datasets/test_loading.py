@@ -12,7 +12,7 @@ import torch
 
 from dmvae.datasets import loading
 from dmvae.datasets.loading import passes
-from dmvae.latents.store import Part
+from dmvae.datasets.mixed import Chosen
 from dmvae.runtime.files import locked
 
 pytestmark = pytest.mark.slow
@@ -71,9 +71,12 @@ def test_a_value_error_keeps_its_words(workers):
         read(refused, workers, name="cat.png")
 
 
-def test_an_item_of_a_part_is_told_by_its_place_in_the_whole():
-    with pytest.raises(ValueError, match=r"item 1 of the data \(number 5 of all\)"):
-        list(passes(Part(Bad(refused), 4, 12), 2, 0, CPU))
+@pytest.mark.parametrize(("name", "told"), [("", "item 5"), ("cat.png", "cat.png")])
+def test_a_chosen_item_is_told_by_its_file_or_its_place_in_the_whole(name, told):
+    bad = Bad(refused, name)
+    bad.labels = torch.zeros(len(bad), dtype=torch.int64)
+    with pytest.raises(ValueError, match=rf"^unreadable image: delete it \(in item 1 of the data \({told}\)\)$"):
+        list(passes(Chosen(bad, torch.tensor([4, 5, 7])), 2, 0, CPU))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -121,6 +124,7 @@ SCRIPT = """
 import multiprocessing, sys, time, torch
 from pathlib import Path
 from dmvae.datasets.loading import passes
+from dmvae.datasets.mixed import Chosen
 from dmvae.runtime.files import locked
 
 class Data:

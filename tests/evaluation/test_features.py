@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from skimage.io import imread
 
-from dmvae.evaluation.features import Extractor, FeaturesConfig, extract, parse_features
+from dmvae.evaluation.features import Extractor, FeaturesConfig, parse_features
 from dmvae.evaluation.features.effnet import EffNetLite0, EffNetLite2
 from dmvae.evaluation.features.inception import Inception
 from dmvae.evaluation.features.timm import TimmFeatures
@@ -102,15 +102,6 @@ def test_resizing_shrinks_without_aliasing():
     stripes[..., ::2] = 255
     seen = Extractor(torch.nn.Identity(), 1, 16, (0.0,) * 3, (1.0,) * 3).prepare(stripes)
     assert (seen[..., 2:-2] - 0.5).abs().max() < 0.05
-
-
-def test_extract_joins_batches_and_tells_progress(extractor, images):
-    done = []
-    features = extract(extractor, images.split(30), done.append)
-    assert torch.equal(features, extractor(images))
-    assert done == [30, 30, 10]
-    with pytest.raises(ValueError, match="no images"):
-        extract(extractor, [])
 
 
 @pytest.mark.parametrize(("model", "dim"), [("resnet18", 512), ("vit_tiny_patch16_224", 192)])

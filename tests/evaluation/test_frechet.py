@@ -90,15 +90,6 @@ def test_too_few_vectors_are_warned_of():
         frechet_distance(enough, enough)
 
 
-def test_saved_statistics_come_back(tmp_path):
-    s = Statistics.of(random_features(50, 4, 1))
-    s.save(tmp_path / "s.safetensors")
-    back = Statistics.load(tmp_path / "s.safetensors")
-    assert back.n == s.n
-    assert torch.equal(back.mean, s.mean)
-    assert torch.equal(back.covariance, s.covariance)
-
-
 def test_unusable_features_are_refused():
     with pytest.raises(ValueError, match="at least 2"):
         Statistics.of(torch.zeros(1, 3))

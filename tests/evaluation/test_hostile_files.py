@@ -72,10 +72,9 @@ def test_features_go_on_without_a_cache(tmp_path):
     extractor = parse_features("effnet-lite0@32").build()
     images = TensorImages(torch.zeros(2, 3, 16, 16, dtype=torch.uint8))
     (tmp_path / "file").touch()
-    for alone in (True, False):
-        with pytest.warns(UserWarning, match="features cannot be kept"):
-            (found,) = reference_features([extractor], images, 2, "x", folder=tmp_path / "file/features", alone=alone)
-        assert len(found.pool) == 2
+    with pytest.warns(UserWarning, match="features cannot be kept"):
+        (found,) = reference_features([extractor], images, 2, "x", folder=tmp_path / "file/features")
+    assert len(found.pool) == 2
 
 
 def test_damaged_features_are_computed_anew(tmp_path):

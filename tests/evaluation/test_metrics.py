@@ -24,7 +24,7 @@ def test_the_psnr_of_an_exact_copy_is_that_of_a_single_step():
 
 def test_samples_that_are_the_test_images_are_neither_nearer_nor_farther():
     x = torch.randn(60, 5, generator=torch.Generator().manual_seed(0))
-    assert manifolds.memorisation(x[:20], x[20:40], x[20:40]) == 0.5
+    assert manifolds.memorisation_values(x[:20], x[20:40], x[20:40]).mean() == 0.5
 
 
 def manifold_means(real, fake, k=5):
@@ -165,7 +165,7 @@ def test_distances_are_computed_on_the_device(monkeypatch, name):
     module = importlib.import_module(f"dmvae.evaluation.metrics.{name}")
     for function in ("linear_probe", "knn_accuracy", "manifold_values"):
         monkeypatch.setattr(module, function, see, raising=False)
-    monkeypatch.setattr(manifolds, "by_rows", see)
+    monkeypatch.setattr(manifolds, "nearest", see)
     where = {"device": torch.device("meta"), "shared": True}
     labels = torch.arange(12) % 3
     rows = FeatureSet({"features": {"name": "x"}}, {"pool": torch.randn(12, 4)}, labels=labels)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from dmvae.datasets import Dataset, name_of
+from dmvae.datasets import Dataset, Labelled, name_of
 
 
 def fair_order(labels: Tensor) -> Tensor:
@@ -31,37 +31,32 @@ def _shares(labels: Tensor, highest: int) -> Tensor:
 def mixed(dataset: Dataset) -> Dataset:
     """The data set in that order: itself where classes are mixed already."""
     order = fair_order(dataset.labels)
-    if torch.equal(order, torch.arange(len(order))):
-        return dataset
-    many: Callable[[Sequence[int]], tuple[Tensor, Tensor]] | None = getattr(dataset, "__getitems__", None)
-    return Shuffled(dataset, order) if many is None else ShuffledInMemory(dataset, order, many)
+    return dataset if torch.equal(order, torch.arange(len(order))) else Shuffled(dataset, order)
 
 
-class Shuffled:
+class Chosen:
+    """The items of a data set that an index [n] names, in its order."""
+
+    def __init__(self, dataset: Labelled, index: Tensor) -> None:
+        self.dataset, self.index, self.labels = dataset, index, dataset.labels[index]
+        many: Callable[[Sequence[int]], tuple[Tensor, Tensor]] | None = getattr(dataset, "__getitems__", None)
+        if many is not None:
+            self.__getitems__ = lambda items: many(index[torch.as_tensor(items)].tolist())
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, item: int) -> tuple[Tensor, int]:
+        return self.dataset[int(self.index[item])]
+
+    def name(self, item: int) -> str:
+        """As the data set names it."""
+        return name_of(self.dataset, int(self.index[item]))
+
+
+class Shuffled(Chosen):
     """The items of a data set in another order [n]."""
 
     def __init__(self, dataset: Dataset, order: Tensor) -> None:
-        self.dataset, self.order = dataset, order
-        self.classes, self.labels = dataset.classes, dataset.labels[order]
-        self.fingerprint = f"{dataset.fingerprint} shuffled"
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.dataset[int(self.order[index])]
-
-    def name(self, index: int) -> str:
-        """As the data set names it."""
-        return name_of(self.dataset, int(self.order[index]))
-
-
-class ShuffledInMemory(Shuffled):
-    """The same, read `many` at once."""
-
-    def __init__(self, dataset: Dataset, order: Tensor, many: Callable[[Sequence[int]], tuple[Tensor, Tensor]]) -> None:
         super().__init__(dataset, order)
-        self.many = many
-
-    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        return self.many(self.order[torch.as_tensor(list(indices))].tolist())
+        self.classes, self.fingerprint = dataset.classes, f"{dataset.fingerprint} shuffled"

@@ -92,16 +92,14 @@ def describe(extractor: Extractor, images: Images) -> Values:
     return {"images": facts, "features": extractor.manifest(), "versions": versions()}
 
 
-def features_of(
-    extractors: Sequence[Extractor], images: Images, batch_size: int, title: str, *, alone: bool = False
-) -> list[FeatureSet]:
+def features_of(extractors: Sequence[Extractor], images: Images, batch_size: int, title: str) -> list[FeatureSet]:
     """The features of images in several spaces, in one pass. The images are never all in memory, their features are:
     50,000 of Inception's are 1 GB."""
 
     def compute(batch: Tensor) -> dict[str, Tensor]:
         return {f"{i}.{head}": x for i, e in enumerate(extractors) for head, x in e.heads(batch).items()}
 
-    rows = over_images(images, batch_size, compute, title, alone=alone) if extractors else {}
+    rows = over_images(images, batch_size, compute, title) if extractors else {}
     return [
         FeatureSet(describe(e, images), {head: rows[f"{i}.{head}"] for head in e.widths}, labels=images.labels)
         for i, e in enumerate(extractors)
@@ -115,22 +113,22 @@ def reference_features(
     title: str,
     *,
     folder: Path | None = None,
-    alone: bool = False,
 ) -> list[FeatureSet]:
     """The same, computed once: what `folder` (~/.cache/dmvae/features) holds under an equal manifest is read."""
+    # several ranks are one process here, and what everybody measures by is nobody's to lock
+    alone = _alone(folder) if folder is not None and distributed.world_size() == 1 else nullcontext()
     folder = folder or cache_folder() / "features"
     manifests = [describe(e, images) for e in extractors]
     paths = [folder / f"features-{digest(json.dumps(m, sort_keys=True))}.safetensors" for m in manifests]
-    with _alone(folder) if alone else nullcontext():  # ranks are one process here
+    with alone:
         kept = [_kept(path) for path in paths]
         lacks = torch.tensor([found is None for found in kept], dtype=torch.int64)
-        if not alone:  # what any rank lacks, whose folder may be another
-            lacks = distributed.total(lacks)
-        missing: list[int] = lacks.nonzero().flatten().tolist()
-        fresh = features_of([extractors[i] for i in missing], images, batch_size, title, alone=alone)
+        # what any rank lacks, whose folder may be another
+        missing: list[int] = distributed.total(lacks).nonzero().flatten().tolist()
+        fresh = features_of([extractors[i] for i in missing], images, batch_size, title)
         for i, found in zip(missing, fresh, strict=True):
             kept[i] = found
-            if alone or distributed.is_main():
+            if distributed.is_main():
                 found.moments(SPATIAL)
                 _keep(found, paths[i])
     return kept  # type: ignore[return-value]  # none is None by now

@@ -8,13 +8,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
-
-from dmvae.runtime.files import write_tensors
 
 BLOCK = 1024
 REGULAR = 1e-5
@@ -96,20 +92,10 @@ class Statistics:
             moments.add(rows)
         return moments.statistics()
 
-    def save(self, path: str | Path) -> None:
-        """Write a safetensors file."""
-        tensors = {"mean": self.mean.contiguous(), "covariance": self.covariance.contiguous()}
-        write_tensors(Path(path), tensors, {"n": str(self.n or 0)})
-
-    @classmethod
-    def load(cls, path: str | Path) -> Statistics:
-        """Read what `save` wrote."""
-        with safe_open(path, "pt") as file:
-            return cls(
-                n=int(file.metadata()["n"]) or None,
-                mean=file.get_tensor("mean"),
-                covariance=file.get_tensor("covariance"),
-            )
+    @property
+    def std(self) -> Tensor:
+        """float64 [d]."""
+        return self.covariance.diagonal().sqrt()
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:

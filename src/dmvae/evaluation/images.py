@@ -239,15 +239,13 @@ def npz_images(path: Path) -> TensorImages:
 
 
 def over_images(
-    images: Images, batch_size: int, compute: Callable[[Tensor], dict[str, Tensor]], title: str, *, alone: bool = False
+    images: Images, batch_size: int, compute: Callable[[Tensor], dict[str, Tensor]], title: str
 ) -> dict[str, Tensor]:
     """What `compute` gives for every image, in their order, on the CPU: each rank takes a share, and all get the whole.
-
-    alone: this process does it all, whatever other ranks do. `compute` maps a batch to named rows [n, ...].
-    """
-    n, (rank_, world) = len(images), (0, 1) if alone else (distributed.rank(), distributed.world_size())
+    `compute` maps a batch to named rows [n, ...]."""
+    n, rank, world = len(images), distributed.rank(), distributed.world_size()
     share = -(-n // world)
-    chosen = range(min(rank_ * share, n), min((rank_ + 1) * share, n))
+    chosen = range(min(rank * share, n), min((rank + 1) * share, n))
     rows: dict[str, list[Tensor]] = {}
     with Bar(title, n, "images") as bar:
         for batch in images.batches(chosen, batch_size):

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dmvae.evaluation.frechet import Moments
+from dmvae.evaluation.frechet import Statistics
 from dmvae.runtime.transfer import covariance
+from dmvae.transport.sliced import wasserstein_1d
 
 Over = Literal["channels", "all"]
 WIDE = 8192
@@ -21,35 +22,6 @@ WIDE = 8192
 another instead, [n, n], which has the same eigenvalues and serves the same regression (`products`)."""
 CUT = 4096
 """Components at a time of such vectors."""
-
-
-class ChannelMoments:
-    """Per-channel mean and standard deviation, and the covariance between channels, of latents that arrive in batches.
-
-    Float64, on the CPU, and the same however the latents are cut into batches.
-    """
-
-    def __init__(self) -> None:
-        self._moments = Moments()
-
-    def add(self, z: Tensor) -> None:
-        """Take up latents [n, C, H, W]. Raises ValueError for values that are not finite."""
-        self._moments.add(vectors(z, "channels"))
-
-    @property
-    def mean(self) -> Tensor:
-        """float64 [C]."""
-        return self._moments.statistics().mean
-
-    @property
-    def std(self) -> Tensor:
-        """float64 [C]."""
-        return self.covariance.diagonal().sqrt()
-
-    @property
-    def covariance(self) -> Tensor:
-        """float64 [C, C], between channels at the same position."""
-        return self._moments.statistics().covariance
 
 
 def vectors(z: Tensor, over: Over) -> Tensor:
@@ -149,38 +121,22 @@ def spectral_slope(values: Tensor) -> float:
     return float(-(weight * x) @ y / ((weight * x) @ x))
 
 
-def spatial_spectrum(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Frequencies and power of latents [n, C, H, W] over the grid: two float64 [k], frequencies ascending.
-
-        power(f) = mean over n, C and all (fy, fx) with |(fy, fx)| = f of |F[z - mean z]|^2 / (H W)
-
-    F is the discrete Fourier transform, frequencies are in cycles per latent (0 to 0.71), the mean is each component's
-    over the set. Latents that are independent everywhere with variance 1 have power 1 at all frequencies.
-    """
-    frequency, power, inverse, counts = _power(z)
-    return frequency, torch.zeros_like(frequency).scatter_add_(0, inverse, power) / counts
-
-
 def high_frequency_share(z: Tensor) -> float:
-    """Share of the latents' power over the grid at frequencies above 1/4 cycle per latent; see `spatial_spectrum`.
+    """Share of the power of latents [n, C, H, W] over the grid at frequencies above 1/4 cycle per latent.
 
-    11/16 for independent components on a 4x4 grid, 0 where all positions of a latent are equal or there is but one.
+        power(fy, fx) = mean over n and C of |F[z - mean z](fy, fx)|^2
+
+    F is the discrete Fourier transform, the mean each component's over the set; a frequency is |(fy, fx)|. 11/16 for
+    independent components on a 4x4 grid, 0 where all positions of a latent are equal or there is but one.
     """
-    frequency, power, inverse, _ = _power(z)
-    return float(power[frequency[inverse] > 0.25 + 1e-9].sum() / power.sum().clamp_min(1e-300))
-
-
-def _power(z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(distinct frequencies [k], power [H W], each one's frequency as an index [H W], how many have each [k])."""
     x = z.detach().cpu().double()
-    power = torch.fft.fft2(x - x.mean(0), norm="ortho").abs().square().mean((0, 1)).flatten()
+    power = torch.fft.fft2(x - x.mean(0)).abs().square().mean((0, 1))
     rows, columns = torch.fft.fftfreq(x.shape[2]).double(), torch.fft.fftfreq(x.shape[3]).double()
-    radius = torch.hypot(rows[:, None], columns).flatten()
-    frequency, inverse, counts = radius.mul(1e6).round().unique(return_inverse=True, return_counts=True)
-    return frequency / 1e6, power, inverse, counts
+    high = torch.hypot(rows[:, None], columns) > 0.25 + 1e-9
+    return float(power[high].sum() / power.sum().clamp_min(1e-300))
 
 
-def sliced_wasserstein(a: Tensor, b: Tensor, projections: int = 256, seed: int = 0) -> float:
+def sliced_distance(a: Tensor, b: Tensor, projections: int = 256, seed: int = 0) -> float:
     """Sliced 2-Wasserstein distance between vectors a [n, d] and b [m, d].
 
         ( mean over random unit directions u of integral_0^1 (quantile_a.u(q) - quantile_b.u(q))^2 dq )^(1/2)
@@ -193,15 +149,9 @@ def sliced_wasserstein(a: Tensor, b: Tensor, projections: int = 256, seed: int =
     if b.shape[1] != d:
         raise ValueError(f"the sets have vectors of {d} and {b.shape[1]} components")
     generator = torch.Generator().manual_seed(seed)
-    directions = torch.nn.functional.normalize(torch.randn(d, projections, generator=generator), dim=0).to(a.device)
-    sorted_a, sorted_b = (a @ directions).sort(0).values, (b.to(a.device) @ directions).sort(0).values
-    # Both quantile functions are steps; between neighbouring steps of either, the difference is constant.
-    n, m = len(a), len(b)
-    steps = torch.cat([torch.arange(1, n + 1) * m, torch.arange(1, m + 1) * n]).unique()  # in units of 1 / (n m)
-    width = steps.diff(prepend=steps.new_zeros(1)).double().to(a.device) / (n * m)
-    at_a, at_b = ((steps - 1) // m).to(a.device), ((steps - 1) // n).to(a.device)
-    squared = (sorted_a[at_a] - sorted_b[at_b]).double().square().mean(1)
-    return float((squared * width).sum().sqrt())
+    directions = F.normalize(torch.randn(d, projections, generator=generator), dim=0).to(a.device)
+    of_a, of_b = (exact(x.to(a.device) @ directions).T for x in (a, b))
+    return float(wasserstein_1d(of_a, of_b).mean().clamp_min(0).sqrt())
 
 
 def latent_statistics(z: Tensor) -> dict[str, float]:
@@ -214,9 +164,8 @@ def latent_statistics(z: Tensor) -> dict[str, float]:
     kurtosis         mean over channels of the fourth standardised moment; 3 for a Gaussian
     """
     z = z.contiguous()  # sums follow the order in memory, and several ranks' latents come in this one
-    moments = ChannelMoments()
-    moments.add(z)
-    mean, std, covariance = moments.mean, moments.std, moments.covariance
+    channels = Statistics.of(vectors(z, "channels"))
+    mean, std, covariance = channels.mean, channels.std, channels.covariance
     shape = (1, -1, 1, 1)
     standard = (z.detach().cpu().double() - mean.view(shape)) / std.clamp_min(1e-12).view(shape)
     return {

@@ -70,24 +70,15 @@ def agreement_values(
     return (real_labels[neighbours] == fake_labels[:, None]).double().mean(1)
 
 
-def memorisation(train: Tensor, test: Tensor, fake: Tensor) -> float:
-    """How much nearer to the training images [t, d] samples [m, d] lie than test images [n, d] do.
-
-    The share of pairs (sample, test image) in which the sample is the one whose nearest training image is nearer,
-    ties counted half (the test statistic of arXiv 2004.05675): 0.5 where samples are as new as test images are, 1
-    where every one is a copy of a training image.
-    """
-    return float(memorisation_values(train, test, fake).mean())
-
-
 def memorisation_values(train: Tensor, test: Tensor, fake: Tensor, *, shared: bool = False) -> Tensor:
-    """What `memorisation` is the mean of: of each sample the share of test images that lie further, float64 [m].
+    """How much nearer to the training images [t, d] samples [m, d] lie than test images [n, d] do: of each sample the
+    share of test images whose nearest training image is further than its own, ties counted half, float64 [m].
 
-    On the device of test and fake features; those of the training images may be elsewhere. shared: as in
-    `manifold_values`.
+    Their mean is 0.5 where samples are as new as test images are, 1 where every one is a copy of a training image (the
+    test statistic of arXiv 2004.05675). On the device of test and fake features; those of the training images may be
+    elsewhere. shared: as in `manifold_values`.
     """
-    centre = train.mean(0)
-    of_test, of_fake = (_nearest(x, train, centre, shared) for x in (test, fake))
+    of_test, of_fake = (_to_nearest(x, train, shared) for x in (test, fake))
     of_test = of_test.sort().values
     n = len(of_test)
     further = n - torch.searchsorted(of_test, of_fake, right=True)
@@ -101,18 +92,10 @@ def _centred(*sets: Tensor) -> list[Tensor]:
     return [x - centre for x in sets]
 
 
-def _nearest(x: Tensor, among: Tensor, centre: Tensor, shared: bool) -> Tensor:
-    """Distance [n] of each point of x to the nearest of `among`, which may be on another device; taken from the centre
-    as in `_centred`."""
-    x, found = x - centre.to(x.device), []
-    for piece in among.split(PIECE):
-        points = (piece - centre).to(x.device)
-
-        def search(rows: slice, points: Tensor = points) -> list[Tensor]:
-            return [torch.cdist(x[rows], points).min(1).values]
-
-        found += by_rows(search, x, CHUNK, shared=shared)
-    return torch.stack(found).min(0).values
+def _to_nearest(x: Tensor, among: Tensor, shared: bool) -> Tensor:
+    """Distance [n] of each point of x to the nearest of `among`, which may be on another device."""
+    pieces = [nearest(x, piece.to(x.device), shared=shared)[0][:, 0] for piece in among.split(PIECE)]
+    return torch.stack(pieces).min(0).values
 
 
 def _radii(x: Tensor, k: int, shared: bool) -> Tensor:

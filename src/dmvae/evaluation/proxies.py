@@ -18,7 +18,6 @@ from dmvae.evaluation.interpolation import Decode, interpolated_frechet
 from dmvae.evaluation.latents import WIDE, effective_rank, high_frequency_share, products, spectral_slope, spectrum
 from dmvae.evaluation.neighbours import intrinsic_dimension
 from dmvae.evaluation.online import class_share, linear_flow_loss, neighbour_distance
-from dmvae.evaluation.probe import generator_probe
 from dmvae.evaluation.sensitivity import Encode, equivariance, smoothness
 from dmvae.models.base import Tokenizer
 from dmvae.runtime.precision import Precision, autocast
@@ -89,15 +88,14 @@ def codec(tokenizer: Tokenizer, device: torch.device, precision: Precision = "au
     return encode, decode
 
 
-def latent_proxies(train_z: Tensor, train_labels: Tensor, z: Tensor, labels: Tensor) -> dict[str, float]:
-    """What latents alone tell, of training and test latents with their labels, beside the evaluation's kNN accuracy
-    and statistics. All but the linear probe are taken of at most POINTS training latents."""
-    count = min(POINTS, len(train_z))
-    spaced = torch.arange(count) * len(train_z) // count  # over the whole, whose classes may follow one another
-    some, some_labels = train_z[spaced], train_labels[spaced]
+def latent_proxies(z: Tensor, labels: Tensor) -> dict[str, float]:
+    """What training latents alone tell with their labels, of at most POINTS, beside the evaluation's kNN accuracy,
+    linear probe and statistics."""
+    count = min(POINTS, len(z))
+    spaced = torch.arange(count) * len(z) // count  # over the whole, whose classes may follow one another
+    some, some_labels = z[spaced], labels[spaced]
     values = spectrum(some)
     return {
-        "linear_probe": linear_probe(train_z, train_labels, z, labels),
         "class_share": float(class_share(some, some_labels)),
         "effective_rank_all": float(effective_rank(some, "all")),
         "intrinsic_dimension": intrinsic_dimension(some),
@@ -126,10 +124,3 @@ def decoder_proxies(
         **smoothness(decode, z[:IMAGES], extractor=extractor),
         **equivariance(encode, images[:IMAGES], stride),
     }
-
-
-def probe_proxies(
-    train_z: Tensor, train_labels: Tensor, decode: Decode, real: Statistics, extractor: Callable[[Tensor], Tensor]
-) -> dict[str, float]:
-    """The generator probe's loss and gFD; see `dmvae.evaluation.probe`."""
-    return generator_probe(train_z, train_labels, decode=decode, extractor=extractor, real=real)

@@ -55,7 +55,6 @@ def reconstruct(
     lpips: Callable[[Tensor, Tensor], Tensor] | None = None,
     pictures: int = 0,
     latents: bool = False,
-    alone: bool = False,
     metrics: Sequence[Metric] = (),
 ) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor] | None]:
     """(rows, pictures). Rows are of every image, in order: the figures of the pair (see `pair_values`), the
@@ -82,7 +81,7 @@ def reconstruct(
             | ({"z": z} if latents else {})
         )
 
-    rows = over_images(images, batch_size, compute, title, alone=alone)
+    rows = over_images(images, batch_size, compute, title)
     if not kept:
         return rows, None
     originals, recon = (torch.cat(column)[:pictures] for column in zip(*kept, strict=True))

@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dmvae.datasets import Items, name_of
-from dmvae.datasets.loading import passes
+from dmvae.datasets.loading import cuts, loader
 from dmvae.datasets.pixels import as_input
-from dmvae.evaluation.latents import ChannelMoments
+from dmvae.evaluation.frechet import Statistics
+from dmvae.evaluation.latents import vectors
 from dmvae.models.base import Encodes
 from dmvae.runtime import distributed
 from dmvae.runtime.console import Bar
@@ -49,43 +50,45 @@ def encode_dataset(
     starts = range(0, len(dataset), shard_size)
     with Bar(title, len(dataset), "images") as bar:
         for number, start in enumerate(starts):
-            stop = min(start + shard_size, len(dataset))
+            chosen = range(start, min(start + shard_size, len(dataset)))
             path = folder / f"latents-{number:05d}.safetensors"
-            place = {"start": str(start), "stop": str(stop)}
-            if number % distributed.world_size() == distributed.rank() and _metadata(path) != place:
-                parts: dict[str, list[Tensor]] = {}
-                labels: list[Tensor] = []
-                for images, batch_labels in passes(Part(dataset, start, stop), batch_size, workers, device):
-                    x = as_input(images, device)
-                    with autocast(device, precision):
-                        out = tokenizer.encode(x.flip(3) if mirrored else x)
-                    found = {"latents": out.latents}
-                    if getattr(tokenizer, "drawn", False):
-                        found |= {"means": out.latent_dist.mean, "stds": out.latent_dist.std}
-                    for name, z in found.items():
-                        parts.setdefault(name, []).append(z.to("cpu", getattr(torch, dtype)).contiguous())
-                    if not all(part[-1].isfinite().all() for part in parts.values()):
-                        first = start + sum(len(part) for part in labels)
-                        raise FloatingPointError(
-                            f"latents of {len(images)} images from number {first} on are not finite in {dtype}: the "
-                            "weights of what encodes them are damaged, or its latents are too large"
-                        )
-                    labels.append(batch_labels)
-                    bar.step(len(images))
-                joined = {name: torch.cat(part) for name, part in parts.items()}
-                write_tensors(path, joined | {"labels": torch.cat(labels)}, place)
-            else:
-                bar.step(stop - start)
+            place = {"start": str(chosen.start), "stop": str(chosen.stop)}
+            if number % distributed.world_size() != distributed.rank() or _metadata(path) == place:
+                bar.step(len(chosen))
+                continue
+            parts: dict[str, list[Tensor]] = {}
+            for images, labels in loader(dataset, cuts(chosen, batch_size), workers, device):
+                x = as_input(images, device)
+                found = _encoded(tokenizer, x.flip(3) if mirrored else x, precision, getattr(torch, dtype))
+                if not all(z.isfinite().all() for z in found.values()):
+                    first = start + sum(map(len, parts.get("labels", [])))
+                    raise FloatingPointError(
+                        f"latents of {len(images)} images from number {first} on are not finite in {dtype}: the "
+                        "weights of what encodes them are damaged, or its latents are too large"
+                    )
+                for name, values in (found | {"labels": labels}).items():
+                    parts.setdefault(name, []).append(values)
+                bar.step(len(images))
+            write_tensors(path, {name: torch.cat(part) for name, part in parts.items()}, place)
     distributed.barrier()
     if distributed.is_main():  # of an interrupted pass with smaller shards
         for path in sorted(folder.glob("latents-*.safetensors"))[len(starts) :]:
             path.unlink()
     if distributed.is_main() and not (folder / "statistics.safetensors").exists():
-        moments = ChannelMoments()
-        for path in sorted(folder.glob("latents-*.safetensors")):
-            moments.add(load_file(path)["latents"])
-        write_tensors(folder / "statistics.safetensors", {"mean": moments.mean.float(), "std": moments.std.float()})
+        paths = sorted(folder.glob("latents-*.safetensors"))
+        whole = Statistics.of(vectors(load_file(path)["latents"], "channels") for path in paths)
+        write_tensors(folder / "statistics.safetensors", {"mean": whole.mean.float(), "std": whole.std.float()})
     distributed.barrier()
+
+
+def _encoded(tokenizer: Encodes, x: Tensor, precision: Precision, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What a shard holds of images: their latents, and the posteriors of drawn ones, on the CPU."""
+    with autocast(x.device, precision):
+        out = tokenizer.encode(x)
+    found = {"latents": out.latents}
+    if getattr(tokenizer, "drawn", False):
+        found |= {"means": out.latent_dist.mean, "stds": out.latent_dist.std}
+    return {name: z.to("cpu", dtype).contiguous() for name, z in found.items()}
 
 
 class LatentSet:
@@ -203,26 +206,6 @@ class Stored:
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         z, labels = self.latents.stored([index])
         return z[0], int(labels[0])
-
-
-class Part:
-    """Items start .. stop - 1 of a data set."""
-
-    def __init__(self, dataset: Items, start: int, stop: int) -> None:
-        self.dataset, self.start, self.stop = dataset, start, stop
-        if hasattr(dataset, "__getitems__"):
-            self.__getitems__ = lambda indices: dataset.__getitems__([start + i for i in indices])
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def __getitem__(self, index: int) -> object:
-        return self.dataset[self.start + index]
-
-    def name(self, index: int) -> str:
-        """What an error calls an item: its file, or its place in the whole data set."""
-        place = self.start + index
-        return self.dataset.name(place) if hasattr(self.dataset, "name") else f"number {place} of all"
 
 
 def _metadata(path: Path) -> dict[str, str] | None:

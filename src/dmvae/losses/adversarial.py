@@ -5,8 +5,6 @@ Images are [n, C, h, w] in [-1, 1]; logits of any shape, higher for what looks r
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -38,26 +36,14 @@ def consistency(logits_plain: Tensor, logits_aug: Tensor) -> Tensor:
     return F.mse_loss(logits_plain, logits_aug)
 
 
-def augment(x: Tensor, rng: torch.Generator, policy: str = "color,translation,cutout") -> Tensor:
-    """DiffAugment (arXiv 2006.10738): each image changed at random, differentiably. Same shape as x, [n, C, h, w].
-
-    `policy` names what is done, in order, separated by commas:
-
-        color        brightness, saturation (left out for grey images) and contrast
-        translation  by up to 1/8 of the size each way; what comes in is 0
-        cutout       a square of half the size, anywhere, becomes 0
-
-    All randomness is the generator's; it may live on another device than x. Raises ValueError for an unknown name.
-    """
-    for name in filter(None, policy.replace(" ", "").split(",")):
-        if name not in AUGMENTATIONS:
-            raise ValueError(f"no augmentation is called {name!r}; known: {', '.join(AUGMENTATIONS)}")
-        x = AUGMENTATIONS[name](x, rng)
-    return x
+def augment(x: Tensor, rng: torch.Generator) -> Tensor:
+    """DiffAugment (arXiv 2006.10738): colours, place and a hole of each image at random, differentiably. Same shape as
+    x, [n, C, h, w]; all randomness is the generator's, which may live on another device than x."""
+    return cutout(translation(color(x, rng), rng), rng)
 
 
 def color(x: Tensor, rng: torch.Generator) -> Tensor:
-    """Brightness shifted by up to 1/2, saturation scaled by 0 to 2, contrast scaled by 1/2 to 3/2."""
+    """Brightness shifted by up to 1/2, saturation scaled by 0 to 2 (grey images have none), contrast by 1/2 to 3/2."""
     brightness, saturation, contrast = (_uniform(x, rng)[:, None, None, None] for _ in range(3))
     x = x + (brightness - 0.5)
     if x.shape[1] > 1:
@@ -68,7 +54,7 @@ def color(x: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def translation(x: Tensor, rng: torch.Generator, ratio: float = 0.125) -> Tensor:
-    """Whole pixels, up to `ratio` of the height and the width."""
+    """Moved by whole pixels, up to `ratio` of the height and the width; what comes in is 0."""
     for axis in (2, 3):
         size = x.shape[axis]
         reach = int(size * ratio + 0.5)
@@ -82,7 +68,7 @@ def translation(x: Tensor, rng: torch.Generator, ratio: float = 0.125) -> Tensor
 
 
 def cutout(x: Tensor, rng: torch.Generator, ratio: float = 0.5) -> Tensor:
-    """A rectangle of `ratio` of the height and the width, centred anywhere in the image."""
+    """0 in a rectangle of `ratio` of the height and the width, centred anywhere in the image."""
     held = []
     for axis in (2, 3):
         size = x.shape[axis]
@@ -92,13 +78,6 @@ def cutout(x: Tensor, rng: torch.Generator, ratio: float = 0.5) -> Tensor:
         held.append((place >= start[:, None]) & (place < start[:, None] + width))
     rows, columns = held
     return x * ~(rows[:, None, :, None] & columns[:, None, None, :])
-
-
-AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
-    "color": color,
-    "translation": translation,
-    "cutout": cutout,
-}
 
 
 def _uniform(x: Tensor, rng: torch.Generator) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmvae.models.effnet import effnet_lite0
+from dmvae.models.effnet import effnet
 from dmvae.ranges import Pixels, Range, Weight
 from dmvae.registry import Registered, register
 from dmvae.runtime.footprint import built
@@ -94,7 +94,7 @@ class EffNetDistance(PerceptualLoss):
     def __init__(self, weight: float, resolution: int, stages: int):
         super().__init__(weight)
         self.resolution = resolution
-        network = effnet_lite0()
+        network = effnet("lite0")
         self.stem = nn.Sequential(network.conv_stem, network.bn1)
         self.stages = nn.ModuleList(list(network.blocks.children())[:stages])
 

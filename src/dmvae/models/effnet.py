@@ -94,11 +94,6 @@ def _effnet(version: Version, output_stride: int, pretrained: bool) -> Efficient
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def effnet_lite0() -> EfficientNet:
-    """The smallest, which the perceptual loss, a reference and the default features use."""
-    return effnet("lite0")
-
-
 def weights_file(version: Version = "lite0") -> Path:
     """Where the package keeps its file; ValueError with the fix when it is not installed."""
     known = VERSIONS[version]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dmvae.datasets import Labelled
+from dmvae.datasets.mixed import Chosen
 from dmvae.latents.store import LatentSet
 from dmvae.ranges import Count, Range, Width
 from dmvae.references import ReferenceConfig, Surroundings
@@ -73,7 +74,7 @@ class DataConfig(ReferenceConfig):
             self._fit(reducer, data, inputs)
             inputs.encode(reducer, data, inputs.out / "latents", "reference data")
         initial = initial_latents(inputs)
-        return Samples(open_latents(inputs), inputs.num_classes, initial.mean, initial.std)
+        return Samples(LatentSet(inputs.out / "latents"), inputs.num_classes, initial.mean, initial.std)
 
     def chosen(self, inputs: Surroundings) -> Labelled:
         """The data of the classes that are kept. Raises ValueError for a class that the data does not have."""
@@ -129,21 +130,6 @@ class Samples:
         return self.latents.normalise(send(stored, device)), send(labels, device)
 
 
-class Chosen:
-    """The subset of a data set given by an index [n]."""
-
-    def __init__(self, dataset: Labelled, index: Tensor) -> None:
-        self.dataset, self.index, self.labels = dataset, index, dataset.labels[index]
-        if hasattr(dataset, "__getitems__"):
-            self.__getitems__ = lambda items: dataset.__getitems__(index[torch.as_tensor(items)].tolist())
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def __getitem__(self, item: int) -> tuple[Tensor, int]:
-        return self.dataset[int(self.index[item])]
-
-
 def initial_latents(inputs: Surroundings) -> LatentSet:
     """The latents of some training images before matching, stored in files. `mean` and `std` are those of the raw
     latents."""
@@ -152,11 +138,6 @@ def initial_latents(inputs: Surroundings) -> LatentSet:
         data = some(inputs.train_set, INITIAL_IMAGES, inputs)
         inputs.encode(inputs.autoencoder(), data, folder, "initial latents")
     return LatentSet(folder)
-
-
-def open_latents(inputs: Surroundings) -> LatentSet:
-    """The reference's samples, as `inputs.encode` wrote them."""
-    return LatentSet(inputs.out / "latents")
 
 
 def encoded(folder: Path) -> bool:

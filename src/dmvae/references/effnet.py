@@ -9,7 +9,7 @@ from timm.models import EfficientNet
 from torch import Tensor, nn
 
 from dmvae import config as configs
-from dmvae.models.effnet import effnet, effnet_lite0
+from dmvae.models.effnet import effnet
 from dmvae.ranges import Pixels
 from dmvae.references import Surroundings
 from dmvae.references.data import DataConfig
@@ -33,7 +33,7 @@ class EffNetReference(DataConfig):
 
     def network(self, inputs: Surroundings) -> nn.Module:
         side = inputs.latent_shape[1]
-        network = effnet("lite0", output_stride=self.stride) if self.dilated else effnet_lite0()
+        network = effnet("lite0", output_stride=self.stride if self.dilated else 32)
         level = len(network.feature_info) - 1 if self.dilated else LEVELS[self.stride]
         return AtResolution(Level(network, level), self.resolution or side * self.stride)
 

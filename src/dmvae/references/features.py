@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from dmvae.latents.store import LatentSet
 from dmvae.references import Surroundings
-from dmvae.references.data import DataConfig, Samples, encoded, open_latents
+from dmvae.references.data import DataConfig, Samples, encoded
 from dmvae.references.reduction import Reduction, require_channels
 from dmvae.registry import register
 
@@ -35,7 +36,7 @@ class FeaturesReference(DataConfig):
             return super().build(inputs)
         if not encoded(inputs.out / "latents"):
             inputs.encode(inputs.autoencoder(), self.chosen(inputs), inputs.out / "latents", "reference data")
-        latents = open_latents(inputs)
+        latents = LatentSet(inputs.out / "latents")
         return Samples(latents, inputs.num_classes, latents.mean, latents.std)
 
     def network(self, inputs: Surroundings) -> nn.Module:

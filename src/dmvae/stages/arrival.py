@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dmvae.config import Values
-from dmvae.evaluation.latents import sliced_wasserstein
+from dmvae.evaluation.latents import sliced_distance
 from dmvae.inputs import Inputs
 from dmvae.references import Reference
 from dmvae.runtime.random import Random
@@ -25,7 +25,7 @@ def at_the_end(inputs: Inputs, reference: Reference, raw: Tensor, labels: Tensor
     to = inputs.tensors("reference", "normalisation.safetensors")
     here = (raw - to["mean"].view(-1, 1, 1)) / to["std"].view(-1, 1, 1)
     there = inputs.tensors("reference", "map.safetensors")["latents"]
-    figures: Values = {"distance_to_reference": sliced_wasserstein(there.flatten(1), here[:MAP_POINTS].flatten(1))}
+    figures: Values = {"distance_to_reference": sliced_distance(there.flatten(1), here[:MAP_POINTS].flatten(1))}
     if len(here) < LEAST:
         return figures
     y, of = reference.sample(SAMPLES, Random.alone(inputs.seed, "arrival"))

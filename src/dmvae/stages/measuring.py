@@ -20,13 +20,13 @@ from dmvae.evaluation.latents import latent_statistics
 from dmvae.evaluation.manifest import versions
 from dmvae.evaluation.measure import PROTOCOL, measure_sets
 from dmvae.evaluation.metrics import Latents, Metric, figures, measured_latents, metrics_of, of_sets
+from dmvae.evaluation.probe import generator_probe
 from dmvae.evaluation.proxies import (
     IMAGES,
     OF_FEATURES,
     codec,
     decoder_proxies,
     latent_proxies,
-    probe_proxies,
 )
 from dmvae.evaluation.reconstruct import (
     LPIPS,
@@ -55,6 +55,8 @@ from dmvae.stages.sample import generator_at, samples_folder
 from dmvae.tokenizers.adapted import load_tokenizer
 
 PICTURES = 24
+ALSO = ("linear_probe",)
+"""Figures of the latents that are proxies too, taken once."""
 LOSS_BLOCK = 250
 
 
@@ -109,7 +111,6 @@ class Measuring:
         self.lpips = PerceptualDistance(inputs.device) if config.lpips else None
         self.images = DatasetImages(inputs.test_set, config.count, inputs.sections.run.workers)
         self.title = f"{inputs.variant}  evaluate"
-        self.alone = distributed.world_size() == 1
         self.reals = self._reference_features(self.images, "test images")
         self.metrics: Values = {"features": self.extractors[0].name, "count": len(self.images)}
         self.scores = Scores()
@@ -118,7 +119,7 @@ class Measuring:
         """Features of images; kept in the run's folder, so that other variants need not compute them."""
         folder = self.inputs.out.parent
         return reference_features(
-            self.extractors, images, self.config.batch_size, f"{self.title} {title}", folder=folder, alone=self.alone
+            self.extractors, images, self.config.batch_size, f"{self.title} {title}", folder=folder
         )
 
     def all(self) -> Values:
@@ -179,13 +180,13 @@ class Measuring:
             lpips=self.lpips,
             pictures=PICTURES,
             latents=True,
-            alone=self.alone,
             metrics=self.measured,
         )
 
     def pairs(self, rows: dict[str, Tensor]) -> None:
         """Figures of the test images' reconstructions."""
-        scores = reconstruction_scores(rows, self.reals, self.extractors, self.images, {"frechet", *self.parts})
+        parts = list(dict.fromkeys(["frechet", *self.parts]))  # not a set, whose order another process would not have
+        scores = reconstruction_scores(rows, self.reals, self.extractors, self.images, parts)
         self.metrics |= {name: scores.metrics[name] for name in scores.intervals if name in figures()}
         if self.lpips is not None:
             self.metrics[LPIPS.key] = scores.metrics[self.lpips.name]
@@ -217,7 +218,7 @@ class Measuring:
         for scale in self.inputs.config_of("sample")["guidance"]:
             files = SampleFiles(samples_folder(self.inputs.reads["sample"], scale))
             title = f"{self.title} guidance {scale:g}"
-            fakes.append(features_of(self.extractors, files, self.config.batch_size, title, alone=self.alone))
+            fakes.append(features_of(self.extractors, files, self.config.batch_size, title))
         return fakes, trains
 
     def samples(
@@ -256,14 +257,17 @@ class Measuring:
         encode, decode = codec(self.tokenizer, inputs.device, inputs.sections.run.precision)
         moments = self.reals[0].moments()
         assert moments is not None
-        train, test = (latents.train, latents.train_labels), (latents.test, latents.test_labels)
+        train, labels = latents.train, latents.train_labels
         found: dict[str, float] = {}
         if config.proxies:
             some = torch.cat(list(self.images.batches(range(min(IMAGES, len(self.images))), config.batch_size)))
-            found |= latent_proxies(*train, *test)
-            found |= decoder_proxies(encode, decode, self.tokenizer.stride, some, test[0], train[0], moments, extractor)
+            found |= {name: self.metrics[name] for name in ALSO if name in self.metrics}
+            found |= latent_proxies(train, labels)
+            found |= decoder_proxies(
+                encode, decode, self.tokenizer.stride, some, latents.test, train, moments, extractor
+            )
         if config.probe:
-            found |= probe_proxies(train[0].to(inputs.device), train[1], decode, moments, extractor)
+            found |= generator_probe(train.to(inputs.device), labels, decode=decode, extractor=extractor, real=moments)
         return {f"{name}_{extractor.name}" if name in OF_FEATURES else name: value for name, value in found.items()}
 
     def manifest(self) -> Values:

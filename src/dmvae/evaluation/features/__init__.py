@@ -6,7 +6,7 @@ distances in different feature spaces do not compare.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import ClassVar
@@ -111,20 +111,6 @@ def in_chunks(network: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 def padded(x: Tensor) -> Tensor:
     """Up to CHUNK rows [n, ...], with zeros up to CHUNK."""
     return F.pad(x, (0, 0) * (x.ndim - 1) + (0, CHUNK - len(x)))
-
-
-def extract(
-    extractor: Callable[[Tensor], Tensor], batches: Iterable[Tensor], progress: Callable[[int], object] | None = None
-) -> Tensor:
-    """float32 features [n, d], on the CPU, of all batches; `progress(images)` is called after each batch."""
-    rows = []
-    for images in batches:
-        rows.append(extractor(images).float().cpu())
-        if progress is not None:
-            progress(len(images))
-    if not rows:
-        raise ValueError("there are no images to take features of")
-    return torch.cat(rows)
 
 
 @dataclass(frozen=True, kw_only=True)
