@@ -11,6 +11,7 @@ from dmvae.recipe import load
 from dmvae.stages import stages
 
 RECIPES = sorted((Path(cli.__file__).parent / "recipes").rglob("*.yaml"))
+PLAIN = {"size": "Mini/1", "head_width": 64, "width": 384, "depth": 12, "heads": 6}
 DMD = {"objective": {"type": "dmd"}, "balance": "gradient", "noise": "none"}
 
 
@@ -24,6 +25,10 @@ DMD = {"objective": {"type": "dmd"}, "balance": "gradient", "noise": "none"}
         ({"matching.objective.ratio_width": 64}, "matching.objective.ratio_width: 64 changes nothing"),
         ({"sample.last_step": 0.1}, "sample.last_step: 0.1 changes nothing: it is of sample.method: sde"),
         ({"sample.guidance_interval": [0.2, 0.5]}, "sample.guidance_interval: [0.2, 0.5] changes nothing"),
+        (
+            {"generator.model": {"size": "Mini/1", "heads": 3}},
+            "generator.model.width: 16, depth: 1, heads: 3 change nothing: generator.model.size says it",
+        ),
     ],
 )
 def test_what_nothing_reads_is_told(tmp_path, given, told):
@@ -43,6 +48,8 @@ def test_what_nothing_reads_is_told(tmp_path, given, told):
         ({"matching.model.width": 48}, {"reference.distribution": {"type": "gaussian"}}),
         ({"sample.last_step": 0.1}, {"sample.method": "sde"}),
         ({"sample.guidance_interval": [0.2, 0.5]}, {"sample.guidance": [1.0, 2.0]}),
+        ({"generator.model": {"width": 48, "heads": 3}}, {}),
+        ({"generator.model": {"size": "Mini/1", "head_width": 64}}, {"generator.model": PLAIN}),
     ],
 )
 def test_what_something_reads_is_not(tmp_path, given, beside):

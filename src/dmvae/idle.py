@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 from dmvae.recipe import Recipe
 from dmvae.registry import is_ours
@@ -12,15 +13,30 @@ from dmvae.runtime.words import few
 
 
 def _copied(recipe: Recipe) -> bool:
-    reference, objective = recipe.section("reference"), recipe.section("matching").objective
-    copies = reference.teacher and not reference.distribution.closed_form
-    return is_ours(type(objective)) and (copies or not objective.has_student)
+    matching, reference = recipe.section("matching"), recipe.section("reference")
+    unused = reference.trains_teacher or not matching.objective.has_student
+    return is_ours(type(matching.objective)) and unused and matching.model != reference.model
+
+
+def part(recipe: Recipe, place: str) -> object:
+    """What a recipe has in a place like "matching.model"; None without it."""
+    found: object = recipe
+    for name in place.split("."):
+        found = getattr(found, name, None)
+    return found
+
+
+def sized(recipe: Recipe, place: str) -> bool:
+    """Whether a flow model's `size` says its numbers."""
+    return getattr(part(recipe, place), "size", None) is not None
 
 
 def _of_one_density(recipe: Recipe) -> bool:
     return getattr(recipe.section("matching").objective, "divergence", None) == "reverse_kl"
 
 
+MODELS = ("reference.model", "matching.model", "generator.model", "tokenizer.alignment.model")
+"""Where a recipe has flow models."""
 IDLE: Mapping[str, tuple[Callable[[Recipe], bool], str]] = {
     "run.shard_bf16": (lambda r: not r.run.shard, "it is of run.shard"),
     "run.shard_in_node": (lambda r: not r.run.shard, "it is of run.shard"),
@@ -43,9 +59,13 @@ IDLE: Mapping[str, tuple[Callable[[Recipe], bool], str]] = {
         lambda r: set(r.section("sample").guidance) == {1.0},
         "a guidance scale of 1 guides at no time",
     ),
+    **{
+        f"{place}.width|depth|heads|patch_size": (partial(sized, place=place), f"{place}.size says it")
+        for place in MODELS
+    },
 }
-"""Field -> (whether nothing reads it in a recipe that has its section, why). Fields whose default is null are refused
-instead, by the `problems` of their stages."""
+"""Field, or some of one section -> (whether nothing reads it in a recipe that has its section, why). Fields whose
+default is null are refused instead, by the `problems` of their stages."""
 
 
 def idle(recipes: Mapping[str, Recipe]) -> list[str]:
@@ -59,15 +79,26 @@ def idle(recipes: Mapping[str, Recipe]) -> list[str]:
 
 def _idle(recipe: Recipe) -> Iterator[str]:
     for place, (unread, why) in IDLE.items():
-        *sections, name = place.split(".")
-        owner: object = recipe
-        for section in sections:
-            owner = getattr(owner, section, None)
-        given = {field.name: field for field in dataclasses.fields(owner)} if dataclasses.is_dataclass(owner) else {}
-        if name in given and unread(recipe):
-            value, default = getattr(owner, name), given[name].default
-            if default is dataclasses.MISSING and callable(factory := given[name].default_factory):
-                default = factory()
-            if value != default and not (place == "matching.model" and value == recipe.section("reference").model):
-                shown = value if isinstance(value, bool | int | float | tuple) else "what is given"
-                yield f"{place}: {list(shown) if isinstance(shown, tuple) else shown} changes nothing: {why}"
+        section, _, names = place.rpartition(".")
+        owner = part(recipe, section)
+        told = [f"{name}: {_shown(owner, name)}" for name in names.split("|") if _given(owner, name)]
+        if told and unread(recipe):
+            yield f"{section}.{', '.join(told)} {'change' if told[1:] else 'changes'} nothing: {why}"
+
+
+def _given(owner: object, name: str) -> bool:
+    """Whether a section has the field, and not at its default."""
+    field = {f.name: f for f in dataclasses.fields(owner)}.get(name) if dataclasses.is_dataclass(owner) else None
+    if field is None:
+        return False
+    default = field.default
+    if default is dataclasses.MISSING and callable(field.default_factory):
+        default = field.default_factory()
+    return bool(getattr(owner, name) != default)
+
+
+def _shown(owner: object, name: str) -> object:
+    value = getattr(owner, name)
+    if isinstance(value, tuple):
+        return list(value)
+    return value if isinstance(value, bool | int | float) else "what is given"

@@ -302,8 +302,7 @@ class Blueprint(Inputs):
             return None
 
     def has(self, stage: str, name: str) -> bool:
-        reference = self.configs[stage]
-        return name != "teacher" or (reference.teacher and not reference.distribution.closed_form)
+        return name != "teacher" or self.configs[stage].trains_teacher
 
     def generator(self, stage: str, name: str) -> Generator:
         return self.configs[stage].model.build(self.latent_shape, self.classes)

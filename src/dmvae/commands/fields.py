@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from dmvae import config as configs
 from dmvae.config import Values
+from dmvae.idle import MODELS, sized
 from dmvae.recipe import Recipe, method_of
 from dmvae.registry import Registered, family_of, names
 from dmvae.runtime.words import few
@@ -106,7 +107,7 @@ def _unused(recipe: Recipe) -> set[str]:
     if recipe.pretrained is not None:
         found |= {"autoencoder", "tokenizer.start"}
     reference = recipe.section("reference")
-    copied = reference is not None and reference.teacher and not reference.distribution.closed_form
+    copied = reference is not None and reference.trains_teacher
     if reference is not None and not copied:  # no teacher is trained
         asked = ("distribution",) if reference.teacher else ("distribution", "teacher")
         found |= {f"reference.{field.name}" for field in dataclasses.fields(reference) if field.name not in asked}
@@ -119,10 +120,7 @@ def _unused(recipe: Recipe) -> set[str]:
             found |= {f"matching.{of}" for of in ("student_steps", "student_warmup", "student_learning_rate", "model")}
         elif copied:  # the student is one of the teacher
             found.add("matching.model")
-    for place in ("reference.model", "matching.model", "generator.model", "tokenizer.alignment.model"):
-        part: object = recipe
-        for name in place.split("."):
-            part = getattr(part, name, None)
-        if getattr(part, "size", None) is not None:  # it says these
+    for place in MODELS:
+        if sized(recipe, place):  # it says these
             found |= {f"{place}.{name}" for name in ("width", "depth", "heads", "patch_size")}
     return found

@@ -22,7 +22,6 @@ from dmvae.encoders import Encoder, EncoderConfig
 from dmvae.ranges import Pixels
 from dmvae.registry import nearest, register
 from dmvae.runtime.footprint import built
-from dmvae.runtime.hashing import content_hash
 from dmvae.runtime.hub import hub
 from dmvae.runtime.weights import pick, read_tensors
 from dmvae.runtime.words import counted
@@ -45,9 +44,6 @@ class TimmEncoder(EncoderConfig):
     """Local weights to start from instead: a .safetensors file, or one that torch.save wrote."""
     kwargs: Values = field(default_factory=dict)
     """Arguments of the network's own class, such as depth: numbers, switches, names of layers, or lists of those."""
-
-    def fingerprint(self) -> str:
-        return "" if self.checkpoint is None else content_hash([self.checkpoint])
 
     @property
     def starts_random(self) -> bool:

@@ -54,6 +54,11 @@ class ReferenceTraining(FlowTraining):
     ema: Decay = 0.999
     """Decay of the averaged weights that are saved."""
 
+    @property
+    def trains_teacher(self) -> bool:
+        """Whether a network learns the reference, whose velocity is not known in closed form."""
+        return self.teacher and not self.distribution.closed_form
+
 
 class ReferenceNetworks(Networks):
     teacher: LightningDiT

@@ -15,7 +15,7 @@ from dmvae.encoders.timm import load_weights
 from dmvae.evaluation.features import Extractor, FeaturesConfig
 from dmvae.ranges import Pixels
 from dmvae.registry import nearest, register
-from dmvae.runtime.hashing import content_hash, weights_hash
+from dmvae.runtime.hashing import weights_hash
 from dmvae.runtime.hub import hub
 
 
@@ -30,22 +30,19 @@ class TimmFeatures(FeaturesConfig):
     """Images are resized to this height and width, pixels."""
     pretrained: bool = True
     """Public weights; random ones, always the same, otherwise."""
-    weights: str | None = None
+    weights: Path | None = None
     """A file of weights for the model; null takes timm's, from the hub or its cache."""
 
     @property
     def name(self) -> str:
         if not self.pretrained:
             return f"{self.model}-random@{self.resolution}"
-        return f"{self.model}{f'({Path(self.weights).stem})' if self.weights else ''}@{self.resolution}"
-
-    def fingerprint(self) -> str:
-        return "" if self.weights is None else content_hash([Path(self.weights)])
+        return f"{self.model}{f'({self.weights.stem})' if self.weights else ''}@{self.resolution}"
 
     def build(self) -> Extractor:
         if not timm.is_model(self.model):
             raise ValueError(f"timm has no model {self.model!r}{nearest(self.model, timm.list_models())[:200]}")
-        if self.weights is not None and not Path(self.weights).is_file():
+        if self.weights is not None and not self.weights.is_file():
             raise ValueError(f"features {self.model}: no weights at {self.weights}")
         published = self.pretrained and self.weights is None
         try:
@@ -59,7 +56,7 @@ class TimmFeatures(FeaturesConfig):
                 f"`--features {self.model}=FILE`, `weights: FILE` in a recipe"
             ) from error
         if self.pretrained and self.weights is not None:
-            load_weights(network, Path(self.weights))
+            load_weights(network, self.weights)
         weights = weights_hash(network)  # before position embeddings are resampled, which rounds
         resize: Callable[..., object] | None = getattr(network, "set_input_size", None)
         if resize is not None:
