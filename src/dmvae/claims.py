@@ -100,8 +100,8 @@ def _changed(run_dir: Path, variant: str, recipe: Recipe) -> Iterator[tuple[str,
     """(place, value there, value here) of the fields in which a variant's recipe in the folder is another one; how to
     run may differ."""
     file = run_dir / variant / "recipe.yaml"
-    old = _leaves(read_yaml(file.read_text())) if file.exists() else {}
-    new = _leaves(json.loads(json.dumps(configs.plain(recipe))))
+    old = leaves(read_yaml(file.read_text())) if file.exists() else {}
+    new = leaves(json.loads(json.dumps(configs.plain(recipe))))
     for place in dict.fromkeys([*old, *new]) if old else ():
         if old.get(place) != new.get(place) and not place.startswith("run."):
             yield place, old.get(place), new.get(place)
@@ -142,12 +142,12 @@ def begun_anew(run_dir: Path, jobs: Sequence[Job]) -> list[str]:
     return list(told.values())
 
 
-def _leaves(values: object, where: str = "") -> dict[str, object]:
+def leaves(values: object, where: str = "") -> dict[str, object]:
     """Dotted place -> value."""
     if not isinstance(values, dict) or not values:
         return {where: values}
     return {
         place: leaf
         for key, value in values.items()
-        for place, leaf in _leaves(value, f"{where}.{key}" if where else str(key)).items()
+        for place, leaf in leaves(value, f"{where}.{key}" if where else str(key)).items()
     }

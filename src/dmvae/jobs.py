@@ -28,7 +28,7 @@ from dmvae.recipe import Recipe, load
 from dmvae.registry import Registered, is_ours
 from dmvae.runtime.console import console
 from dmvae.runtime.done import read_done, read_source
-from dmvae.runtime.files import atomic_write, read_json, remove
+from dmvae.runtime.files import read_json, remove, write_text
 from dmvae.runtime.hashing import content_hash, digest
 from dmvae.training.stage import AnyStage, Facts
 
@@ -211,11 +211,9 @@ def record(recipes: dict[str, Recipe], jobs: list[Job], run_dir: Path, variants:
     """Write what `jobs_of` reads: the names of all variants, the resolved recipe of every variant that is run, as YAML
     that `dmvae run` takes, and a link to the folder of every job. A pipeline of other stages is removed first."""
     _remove_stale(jobs, run_dir)
-    with atomic_write(run_dir / VARIANTS) as part:
-        part.write_text(json.dumps(variants))
+    write_text(run_dir / VARIANTS, json.dumps(variants))
     for variant, recipe in recipes.items():
-        with atomic_write(run_dir / variant / "recipe.yaml") as part:
-            part.write_text(yaml.safe_dump(configs.plain(recipe), sort_keys=False))
+        write_text(run_dir / variant / "recipe.yaml", yaml.safe_dump(configs.plain(recipe), sort_keys=False))
     for job in jobs:
         _link(job, run_dir)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from dmvae import config as configs
 from dmvae.jobs import MERGED, VARIANTS, Job, by_variant, jobs_of, point, record
 from dmvae.recipe import method_of
-from dmvae.runtime.files import atomic_write, read_json
+from dmvae.runtime.files import read_json, write_text
 
 
 def merge(run_dirs: Sequence[Path], out: Path) -> list[Job]:
@@ -40,8 +40,7 @@ def merge(run_dirs: Sequence[Path], out: Path) -> list[Job]:
                 found[name] = jobs
     stages = out / "stages"
     stages.mkdir(parents=True, exist_ok=True)
-    with atomic_write(out / MERGED) as part:
-        part.write_text(json.dumps([str(run_dir) for run_dir in runs]))
+    write_text(out / MERGED, json.dumps([str(run_dir) for run_dir in runs]))
     links = _links([job for jobs in found.values() for job in jobs])
     for folder, name in links.items():
         point(stages.resolve() / name, folder)

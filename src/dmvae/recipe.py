@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 
@@ -25,6 +25,8 @@ from dmvae.runtime.yaml_text import read_yaml, require_once
 from dmvae.sections import Sections
 from dmvae.stages import stages
 from dmvae.training.stage import AnyStage
+
+E = TypeVar("E", bound=BaseException)
 
 __all__ = ["Recipe", "Recipes", "load", "method_of", "read_values", "resolve"]
 
@@ -125,7 +127,7 @@ def resolve(values: Values, overrides: Values | None = None, path: Path = Path("
     try:
         return _resolve(values, asked, path)
     except ValueError as error:
-        cause = _cause(error)
+        cause = cause_of(error, FieldMissing, NoSuchField)
         told = None if isinstance(cause, FieldMissing) else of_option(str(error), asked, without)
         raise ValueError(f"{told or f'{path}: {error}'}{_how(cause)}") from error
 
@@ -167,9 +169,9 @@ def _resolve(values: Values, asked: Values, path: Path) -> Recipes:
     return recipes
 
 
-def _cause(error: BaseException | None) -> FieldError | None:
-    """The mistake about a field that is missing or unknown, if that is what is wrong."""
-    while error is not None and not isinstance(error, FieldMissing | NoSuchField):
+def cause_of(error: BaseException | None, *kinds: type[E]) -> E | None:
+    """The first of an error's causes, itself included, of these classes; None without."""
+    while error is not None and not isinstance(error, kinds):
         error = error.__cause__
     return error
 

@@ -9,7 +9,7 @@ import yaml
 import tiny
 from dmvae import Autoencoder, pipeline
 from dmvae.inputs import Inputs
-from dmvae.losses.pull import held, precision
+from dmvae.losses.pull import held, inverse_covariance
 from dmvae.recipe import load
 from dmvae.references.gaussian import Gaussian
 from dmvae.runtime.random import Random
@@ -235,7 +235,7 @@ def test_an_anchor_measures_edits_by_the_reference_s_own_spread():
     rng = torch.Generator().manual_seed(0)
     turn, _ = torch.linalg.qr(torch.randn(4, 4, generator=rng))
     spread = torch.tensor([2.0, 1.0, 0.5, 1e-4])
-    inverse = precision(torch.randn(20000, 4, generator=rng) * spread @ turn)
+    inverse = inverse_covariance(torch.randn(20000, 4, generator=rng) * spread @ turn)
     assert turn @ inverse @ turn.T == pytest.approx(torch.diag(torch.tensor([0.25, 1, 4, 846])), rel=0.05, abs=0.5)
     pull = 1e-5 * torch.randn(8, 4, 3, 3, generator=rng)
     alone = held(pull, torch.zeros_like(pull), 0.3, inverse)

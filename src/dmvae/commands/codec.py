@@ -25,7 +25,7 @@ from dmvae.datasets.loading import Loader, cuts
 from dmvae.datasets.pixels import as_input, to_uint8
 from dmvae.models.base import Tokenizer
 from dmvae.runtime.console import Bar, console
-from dmvae.runtime.files import atomic_write, locked, read_json, sweep
+from dmvae.runtime.files import atomic_write, locked, read_json, sweep, write_text
 from dmvae.runtime.hashing import digest, sha256_of, weights_hash
 from dmvae.runtime.precision import Precision, autocast
 from dmvae.runtime.words import counted
@@ -279,8 +279,7 @@ def _claim(file: Path, plan: Values, what: str) -> bool:
     one that is there."""
     out, text = file.parent, json.dumps(plan, indent=1)
     if not file.exists():
-        with atomic_write(file) as part:
-            part.write_text(text)
+        write_text(file, text)
         return True
     try:
         there, now = {"spread": ""} | dict(json.loads(file.read_text())), json.loads(text)

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from dmvae.commands.fields import Field, label, sections
 from dmvae.config import FieldMissing, Values
-from dmvae.recipe import Recipe, Recipes
+from dmvae.recipe import Recipe, Recipes, cause_of
 from dmvae.runtime.console import console, paragraph
 
 REQUIRED = "REQUIRED"
@@ -53,9 +53,7 @@ def placeholders(load: Callable[[Values], Recipes], overrides: Values) -> Recipe
         try:
             return load(overrides)
         except ValueError as error:
-            cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, FieldMissing):
-                cause = cause.__cause__
+            cause = cause_of(error, FieldMissing)
             if cause is None or cause.place in overrides:
                 raise
             overrides = overrides | {cause.place: REQUIRED}

@@ -23,7 +23,7 @@ def recipes(command: str, arguments: list[str]) -> None:
 
 def init(command: str, arguments: list[str]) -> None:
     """Copy one to edit. Raises ValueError where the file is there already."""
-    from dmvae.runtime.files import atomic_write  # here, for to list them needs no torch
+    from dmvae.runtime.files import write_text  # here, for to list them needs no torch
 
     parser = Parser(prog=f"dmvae {command}", description="Copy a recipe that comes with dmvae, to edit it.")
     parser.add_argument("name", help="as `dmvae recipes` lists them")
@@ -38,8 +38,7 @@ def init(command: str, arguments: list[str]) -> None:
         out = out / source.name
     if out.exists():
         raise ValueError(f"{out} exists; name another file: dmvae init {known.name} FILE")
-    with atomic_write(out) as part:
-        part.write_text(_moved(source, names, out))
+    write_text(out, _moved(source, names, out))
     console.print(f"{out}: edit it, then `dmvae run {shlex.quote(str(out))}`")
 
 

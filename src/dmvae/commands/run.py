@@ -20,7 +20,7 @@ from dmvae.idle import idle
 from dmvae.jobs import Job, jobs_of, recipes_of
 from dmvae.merging import merge, sources
 from dmvae.options import flat, told
-from dmvae.recipe import Recipe, Recipes, load, method_of, recipe_class
+from dmvae.recipe import Recipe, Recipes, cause_of, load, method_of, recipe_class
 from dmvae.registry import nearest
 from dmvae.report import write_report
 from dmvae.report.pipelines import write_pipelines
@@ -139,9 +139,7 @@ def _read(parser: Parser, recipe: str, overrides: Values) -> Recipes:
     try:
         return load(recipe, overrides)
     except ValueError as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, FieldError):
-            cause = cause.__cause__
+        cause = cause_of(error, FieldError)
         if cause is not None and cause.place in overrides:
             like = parser.like(cause.place, (field.name for field in fields(recipe_class())))
             if like:

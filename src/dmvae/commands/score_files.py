@@ -6,13 +6,12 @@ import json
 from pathlib import Path
 
 from dmvae.config import Values
-from dmvae.runtime.files import atomic_write, sweep_beside
+from dmvae.runtime.files import sweep_beside, write_text
 
 
 def write_scores(result: Values, path: Path) -> None:
     sweep_beside(path)
-    with atomic_write(path) as part:
-        part.write_text(json.dumps(result, indent=1))
+    write_text(path, json.dumps(result, indent=1))
 
 
 def read_scores(path: Path) -> Values:

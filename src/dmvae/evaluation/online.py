@@ -17,6 +17,7 @@ from torch import Tensor
 from dmvae.evaluation.interpolation import Decode
 from dmvae.evaluation.latents import Over, Scatter, exact, is_wide, products, scatter, vectors
 from dmvae.evaluation.sensitivity import NOISE, smoothness_tensors
+from dmvae.runtime.precision import full_precision
 from dmvae.runtime.transfer import Figure, made
 
 
@@ -112,7 +113,7 @@ def proxies_to_log(z: Tensor, labels: Tensor, decode: Decode | None = None, imag
     vector, which has no spread: one image on a rank, of one token."""
     if z[:, 0].numel() < 2:
         return {}
-    with torch.autocast(z.device.type, enabled=False):
+    with full_precision(z):
         z = z.float()
         mean, std = z.mean((0, 2, 3), keepdim=True), z.std((0, 2, 3), keepdim=True).clamp_min(1e-6)
         x = (z - mean) / std

@@ -19,6 +19,7 @@ from dmvae.evaluation.interpolation import Decode
 from dmvae.flow.loss import flow_matching_loss
 from dmvae.flow.solver import Sampling, sample
 from dmvae.models.dit import LightningDiT
+from dmvae.runtime.precision import full_precision
 
 VERSION = 1
 """Goes up when a constant below does."""
@@ -95,7 +96,7 @@ def _train(z: Tensor, labels: Tensor, classes: int, seed: int, steps: int) -> Li
         index = torch.randint(len(z), (BATCH,), generator=draw.generator).to(z.device)
         batch = z[index]
         t, noise = draw.uniform(BATCH), draw.normal(*batch.shape)
-        with torch.autocast(z.device.type, enabled=False):
+        with full_precision(z):
             loss = flow_matching_loss(network, z=batch, labels=labels[index], t=t, noise=noise)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, CLIP, foreach=True)
@@ -116,7 +117,7 @@ def _loss(network: LightningDiT, z: Tensor, labels: Tensor, seed: int) -> float:
     for part, label, time in zip(
         z.split(SAMPLING_BATCH), labels.split(SAMPLING_BATCH), t.split(SAMPLING_BATCH), strict=True
     ):
-        with torch.autocast(z.device.type, enabled=False):
+        with full_precision(z):
             loss = flow_matching_loss(network, z=part, labels=label, t=time, noise=draw.normal(*part.shape))
         total += float(loss) * len(part)
     return total / len(z)
@@ -128,7 +129,7 @@ def _samples(network: LightningDiT, shape: tuple[int, int, int], labels: Tensor,
     draw = _Draw(seed + 2, labels.device)
     spaced = torch.linspace(0, len(labels) - 1, SAMPLES, device=labels.device).long()
     for label in labels[spaced].split(SAMPLING_BATCH):
-        with torch.autocast(labels.device.type, enabled=False):
+        with full_precision(labels):
             yield sample(network, draw.normal(len(label), *shape), label, Sampling(steps=SAMPLING_STEPS))
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 
 from dmvae.config import Values
 from dmvae.generators import GeneratorConfig, ModelClass
-from dmvae.models.dit import LightningDiT, lightningdit, published
+from dmvae.models.dit import LightningDiT, published
 from dmvae.ranges import Depth, Range, Width
 from dmvae.registry import register
 
@@ -56,13 +56,15 @@ class FlowModelConfig(GeneratorConfig):
         """The network for latents (C, H, W). Warns where it is too narrow for them."""
         channels, side, other = latent_shape
         assert side == other, "latents are square"
-        common: Values = {"in_channels": channels, "input_size": side, "num_classes": num_classes}
-        common |= {"head_width": self.head_width, "head_depth": self.head_depth}
-        if self.size is not None:
-            model = lightningdit(self.size, **common)
-        else:
-            numbers = {"width": self.width, "depth": self.depth, "heads": self.heads, "patch_size": self.patch_size}
-            model = LightningDiT(**numbers, **common)
+        numbers: Values = {"width": self.width, "depth": self.depth, "heads": self.heads, "patch_size": self.patch_size}
+        model = LightningDiT(
+            **(numbers if self.size is None else published(self.size)),
+            in_channels=channels,
+            input_size=side,
+            num_classes=num_classes,
+            head_width=self.head_width,
+            head_depth=self.head_depth,
+        )
         shape = model.config
         held, wide = channels * shape.patch_size**2, shape.head_width or shape.width
         if wide < held:

@@ -8,31 +8,32 @@ import torch
 from torch import Tensor
 
 from dmvae.config import Values
-from dmvae.models.base import full_precision
 from dmvae.runtime import distributed
+from dmvae.runtime.precision import full_precision
 
 THIN = 0.03
 """Directions in which a reference is thinner than this share of its spread are held as if they were as thick."""
 
 
-def precision(tokens: Tensor) -> Tensor:
-    """The inverse of the covariance of tokens [m, C], every direction at least `THIN` of their spread: [C, C]."""
+def inverse_covariance(tokens: Tensor) -> Tensor:
+    """That of tokens [m, C], every direction held at `THIN` of their spread at least: [C, C]."""
     centred = (tokens - tokens.mean(0)).double()
     values, directions = torch.linalg.eigh(centred.T @ centred / len(tokens))
     thick = torch.maximum(values, THIN**2 * values.mean().clamp_min(1e-30))
     return (directions / thick @ directions.T).float()
 
 
-def held(pull: Tensor, edit: Tensor, anchor: float, precision: Tensor) -> Tensor:
+def held(pull: Tensor, edit: Tensor, anchor: float, inverse: Tensor) -> Tensor:
     """A pull on edited samples [n, C, H, W], scaled to a root mean square of 1 over all ranks, and beside it the
-    gradient of edit . precision edit / (2 anchor), with one edit for each token.
+    gradient of edit . inverse edit / (2 anchor), with one edit for each token and the inverse covariance [C, C] of the
+    reference's.
 
     So edits are measured in standard deviations of the reference along its own directions: where it is thin, as
     features are in most directions, small edits lead away from it already.
     """
     scale = distributed.average(pull.square().mean()).sqrt().clamp_min(1e-12)
     with full_precision(edit):  # along thin directions bf16 would round it to another
-        return pull / scale + torch.einsum("cd,ndhw->nchw", precision, edit) / anchor
+        return pull / scale + torch.einsum("cd,ndhw->nchw", inverse, edit) / anchor
 
 
 class Pull(torch.autograd.Function):

@@ -21,6 +21,7 @@ from dmvae.matching.velocities import at_latents
 from dmvae.ranges import Range, Weight, Width
 from dmvae.references import draw
 from dmvae.registry import register
+from dmvae.runtime.precision import full_precision
 
 
 @register("adversarial")
@@ -104,9 +105,7 @@ class Critic(nn.Module):
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:
         """z [n, C, H, W], labels int64 [n] in 0 .. num_classes -> logits [n], float32, higher for the reference."""
-        with torch.autocast(
-            z.device.type, enabled=False
-        ):  # the penalty differentiates twice, and is too small for bf16
+        with full_precision(z):  # the penalty differentiates twice, and is too small for bf16
             x = self.embed(z.float())
             for block in self.blocks:
                 x = x + block(F.leaky_relu(x, 0.2))

@@ -13,10 +13,10 @@ from torch import Tensor
 from dmvae import config as configs
 from dmvae.flow.guidance import Velocity
 from dmvae.matching import Context, Log, Matching, Student, compared
-from dmvae.models.base import full_precision
 from dmvae.ranges import BatchSize, Range
 from dmvae.references import ReferenceConfig, draw
 from dmvae.runtime import distributed
+from dmvae.runtime.precision import full_precision
 from dmvae.transport.classes import by_class
 from dmvae.transport.views import View, pairs, random_convolution, tokens, whole
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
@@ -58,11 +57,6 @@ class Model(ModelMixin, ConfigMixin):  # type: ignore[misc]
         if name != cls.__name__:
             raise ValueError(f"made by {name}, not {cls.__name__}: load it with {name}.from_pretrained")
         return cast("Self", super().from_config(cast("Values", config), return_unused_kwargs, **kwargs))
-
-
-def full_precision(x: Tensor) -> AbstractContextManager[object]:
-    """A context without autocast on x's device; the meta device, which knows none, is left alone."""
-    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 class PointDistribution:

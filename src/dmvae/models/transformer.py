@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from dmvae.models.base import full_precision
-from dmvae.runtime.precision import kind
+from dmvae.runtime.precision import full_precision, kind
 
 
 class Block(nn.Module):

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dmvae.models.base import EncoderOutput, PointDistribution
+from dmvae.runtime.precision import full_precision
 from dmvae.tokenizers.autoencoder import bottleneck
 
 Reduction = Literal["pca", "random", "bottleneck"]
@@ -51,7 +52,7 @@ class Reducer(nn.Module):
 
     def encode(self, x: Tensor) -> EncoderOutput:
         features = self.features(x)
-        with torch.autocast(features.device.type, enabled=False):  # bf16 would undo the whitening
+        with full_precision(features):  # bf16 would undo the whitening
             z = self.reduce(features.movedim(1, -1)).movedim(-1, 1)
         z = z.reshape(len(z), *self.shape)
         return EncoderOutput(latents=z, latent_dist=PointDistribution(z))

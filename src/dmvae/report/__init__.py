@@ -14,7 +14,7 @@ from dmvae import config as configs
 from dmvae.report import pictures, table
 from dmvae.report.html import details, duration, prose, section
 from dmvae.report.run import Run
-from dmvae.runtime.files import atomic_write
+from dmvae.runtime.files import write_text
 
 if TYPE_CHECKING:
     from dmvae.jobs import Job
@@ -51,8 +51,7 @@ def write_report(run_dir: Path, jobs: list[Job]) -> Path:
         body="\n".join(filter(None, sections.values())),
     )
     path = Path(run_dir) / "report.html"
-    with atomic_write(path) as part:
-        part.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return path
 
 

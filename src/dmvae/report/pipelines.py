@@ -20,7 +20,7 @@ from dmvae.report.card import card
 from dmvae.report.run import class_name
 from dmvae.runtime.console import console
 from dmvae.runtime.done import damage, read_source, whole, write_source
-from dmvae.runtime.files import atomic_write, within
+from dmvae.runtime.files import atomic_write, within, write_text
 from dmvae.stages.sample import samples_folder
 from dmvae.tokenizers.adapted import load_tokenizer
 
@@ -78,8 +78,7 @@ def _write(stages: dict[str, Job], out: Path) -> Path | None:
             build_pipeline(transformer, vae, classes, text, guide).save_pretrained(part)
             write_source(part, source)
     for name, content in (("README.md", text), ("recipe.yaml", recipe), ("pipeline.py", CODE)):
-        with atomic_write(out / name) as part:
-            part.write_text(content)
+        write_text(out / name, content)
     for name, picture in pictures.items():
         with atomic_write(within(out / name, out)) as part:
             Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture).save(part, format="PNG")

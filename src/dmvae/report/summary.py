@@ -22,7 +22,7 @@ from dmvae.recipe import method_of
 from dmvae.report.figures import shown
 from dmvae.runtime.console import console
 from dmvae.runtime.done import whole
-from dmvae.runtime.files import atomic_write, read_json
+from dmvae.runtime.files import read_json, write_text
 from dmvae.runtime.words import counted
 from dmvae.stages.arrival import LEAST
 
@@ -78,8 +78,7 @@ def write_summary(jobs: list[Job], run_dir: Path) -> Values:
         "stages": stages,
         "environment": environment(),
     }
-    with atomic_write(run_dir / "summary.json") as part:
-        part.write_text(json.dumps(summary, indent=1))
+    write_text(run_dir / "summary.json", json.dumps(summary, indent=1))
     return summary
 
 

@@ -6,6 +6,7 @@ import math
 from html import escape
 
 from dmvae import config as configs
+from dmvae.claims import leaves
 from dmvae.evaluation.scores import Figure
 from dmvae.report.figures import FOLDED, of_few, shown
 from dmvae.report.html import details, duration, listing, prose
@@ -176,7 +177,10 @@ def _compare(run: Run, key: str, start: str) -> str:
 
 def differences(run: Run) -> str:
     """Fields in which the methods' recipes differ, a table; empty for one method."""
-    flat = {name: _flatten(configs.plain(recipe)) for name, recipe in run.recipes.items()}
+    flat = {
+        name: {place: configs.written(value) for place, value in leaves(configs.plain(recipe)).items()}
+        for name, recipe in run.recipes.items()
+    }
     keys = list(dict.fromkeys(key for fields in flat.values() for key in fields))
     sections = {key for key in keys if any(other.startswith(f"{key}.") for other in keys)}
     for fields in flat.values():  # where a method lacks a whole section, one row says so
@@ -193,13 +197,3 @@ def differences(run: Run) -> str:
     )  # fmt: skip
     head = f"<thead><tr><th>Field</th>{head}</tr></thead>"
     return f'<div class="scroll"><table class="text">{head}<tbody>{body}</tbody></table></div>'
-
-
-def _flatten(values: object, where: str = "") -> dict[str, str]:
-    if isinstance(values, dict) and values:
-        return {
-            k: v
-            for key, part in values.items()
-            for k, v in _flatten(part, f"{where}.{key}" if where else str(key)).items()
-        }
-    return {where: configs.written(values)}

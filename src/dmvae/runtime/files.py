@@ -140,10 +140,15 @@ def _drop_locks() -> None:
 os.register_at_fork(after_in_child=_drop_locks)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file."""
+    with atomic_write(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
 def write_json(path: Path, values: Mapping[str, object]) -> None:
     """Write a JSON file with a checksum of all that is in it."""
-    with atomic_write(path) as part:
-        part.write_text(json.dumps({**values, SEAL: _json_checksum(values)}, indent=1))
+    write_text(path, json.dumps({**values, SEAL: _json_checksum(values)}, indent=1))
 
 
 def read_json(path: Path, kind: type[T]) -> T:

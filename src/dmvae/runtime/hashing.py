@@ -1,4 +1,4 @@
-"""Hashes of files, tensors and networks: the only place that hashes."""
+"""Hashes of files, tensors and networks."""
 
 from __future__ import annotations
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -32,6 +33,11 @@ def kind(device: torch.device) -> str:
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """The context under which networks run forward."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=uses_bf16(device, precision))
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[object]:
+    """A context without autocast on x's device; the meta device, which knows none, is left alone."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def uses_bf16(device: torch.device, precision: Precision) -> bool:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from dmvae.matching import Matching
-from dmvae.models.base import full_precision
 from dmvae.references import Reference
 from dmvae.runtime import distributed
+from dmvae.runtime.precision import full_precision
 from dmvae.runtime.random import Random
 from dmvae.runtime.transfer import waits
 from dmvae.runtime.words import counted

@@ -12,7 +12,7 @@ from dmvae.inputs import Inputs
 from dmvae.losses.perceptual import LPIPSPerceptual
 from dmvae.registry import is_ours
 from dmvae.runtime import distributed
-from dmvae.runtime.files import atomic_write
+from dmvae.runtime.files import write_text
 from dmvae.runtime.words import counted
 from dmvae.sections import Sections
 from dmvae.stages.measuring import EvaluateConfig, Measuring
@@ -28,8 +28,7 @@ class EvaluateStage(Stage[EvaluateConfig]):
     def run(self) -> Facts:
         metrics = Measuring(self.config, self.inputs).all()
         if distributed.is_main():
-            with atomic_write(self.inputs.out / "metrics.json") as part:
-                part.write_text(json.dumps(metrics, indent=1))
+            write_text(self.inputs.out / "metrics.json", json.dumps(metrics, indent=1))
         distributed.barrier()
         return {}
 

@@ -20,15 +20,15 @@ from dmvae import config as configs
 from dmvae.evaluation.online import proxies_to_log
 from dmvae.flow.guidance import Velocity
 from dmvae.inputs import Inputs, first_tokenizer
-from dmvae.losses.pull import Pull, held, precision
+from dmvae.losses.pull import Pull, held, inverse_covariance
 from dmvae.losses.reconstruction import reconstruction_loss
 from dmvae.matching import LAG, Context, Matching, as_promised
 from dmvae.matching.dmd import DMD
-from dmvae.models.base import full_precision
 from dmvae.models.velocity import VelocityModel
 from dmvae.ranges import BatchSize, Count, Decay, Range, Rate, Wait, Weight
 from dmvae.references import Reference, Unlabelled, draw
 from dmvae.runtime import distributed
+from dmvae.runtime.precision import full_precision
 from dmvae.runtime.random import Random
 from dmvae.runtime.transfer import Figure
 from dmvae.stages.approach import EVERY, Approach, Recent, never_followed, unmeasured, until_told
@@ -113,7 +113,7 @@ class MatchingNetworks(DecoderNetworks):
     teacher: Velocity | None
     """The reference's velocity: a frozen network, or a function in closed form; None where it is not needed."""
     approach: Approach
-    precision: Tensor
+    inverse: Tensor
     """[C, C], that of the reference's tokens, where an anchor holds edits."""
     plan: Recent
     """Of the images' own latents, where samples of the reference are assigned to them."""
@@ -222,7 +222,8 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         if config.anchor is not None:
             assert isinstance(autoencoder, Autoencoder)  # see editing.unfit
             assert autoencoder.editor is not None
-            networks.register_buffer("precision", precision(tokens(autoencoder.editor.bank)), persistent=False)
+            inverse = inverse_covariance(tokens(autoencoder.editor.bank))
+            networks.register_buffer("inverse", inverse, persistent=False)
         far = math.inf if inputs.weights else 0.0  # a plan counts turns that ask for teacher and student
         if inputs.weights and config.balance == "distance":
             never_followed(inputs.say, config.turns, config.batch_size)
@@ -316,7 +317,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         if edit is not None:
             figures["matching/edit"] = edit.square().mean().sqrt()
             if config.anchor is not None:
-                pull = held(pull, edit, config.anchor, networks.precision)
+                pull = held(pull, edit, config.anchor, networks.inverse)
         if self.measures or until_told(turn) * config.batch_size < len(networks.approach.recent):
             networks.approach.remember(z, batch.labels)
         if self.measures and turn % EVERY == 0:

@@ -30,7 +30,7 @@ from dmvae.references.features import FeaturesReference
 from dmvae.references.report import compare
 from dmvae.registry import is_ours
 from dmvae.runtime import distributed
-from dmvae.runtime.files import atomic_write, write_tensors
+from dmvae.runtime.files import write_tensors, write_text
 from dmvae.runtime.random import Random
 from dmvae.runtime.words import counted
 from dmvae.training.flow import FlowTraining, flow_loss
@@ -96,8 +96,7 @@ class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
         some = initial.__getitems__(fair_order(initial.labels)[:MAP_POINTS])[0]
         raw = some * _column(initial.std) + _column(initial.mean)
         report = compare(z, (raw - _column(reference.mean)) / _column(reference.std))
-        with atomic_write(inputs.out / "report.json") as part:
-            part.write_text(json.dumps(asdict(report), indent=1))
+        write_text(inputs.out / "report.json", json.dumps(asdict(report), indent=1))
         for line in report.lines():
             inputs.say(line)
 

@@ -19,10 +19,10 @@ from torch import Tensor
 from dmvae import config as configs
 from dmvae.config import Values
 from dmvae.models.artifact import artifact_class, load_strictly
-from dmvae.models.base import DecoderOutput, EncoderOutput, Parts, PointDistribution, Tokenizer, full_precision
+from dmvae.models.base import DecoderOutput, EncoderOutput, Parts, PointDistribution, Tokenizer
 from dmvae.runtime.done import whole
 from dmvae.runtime.files import read_json
-from dmvae.runtime.precision import without_tf32
+from dmvae.runtime.precision import full_precision, without_tf32
 from dmvae.tokenizers import Codec, TokenizerSource
 from dmvae.tokenizers.autoencoder import Autoencoder
 

@@ -20,8 +20,8 @@ from dmvae.config import Values
 from dmvae.decoders import Decoder, DecoderConfig, decoder_section
 from dmvae.decoders.conv import ConvDecoder
 from dmvae.encoders import Encoder, EncoderConfig
-from dmvae.models.base import DecoderOutput, EncoderOutput, Parts, PointDistribution, Tokenizer, full_precision
-from dmvae.runtime.precision import without_tf32
+from dmvae.models.base import DecoderOutput, EncoderOutput, Parts, PointDistribution, Tokenizer
+from dmvae.runtime.precision import full_precision, without_tf32
 from dmvae.tokenizers.editor import Editor
 
 
@@ -198,10 +198,8 @@ class Autoencoder(Tokenizer):
             z = z.to(self.decoder.last_layer.dtype)
             return self.decoder.decode_tiled(z, self.tile) if self.use_tiling else self.decoder(z)
 
-    def _sliced(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        if self.use_slicing and len(inputs[0]) > 1:
-            return torch.cat([function(*one) for one in zip(*(x.split(1) for x in inputs), strict=True)])
-        return function(*inputs)
+    def _sliced(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        return torch.cat([function(one) for one in x.split(1)]) if self.use_slicing else function(x)
 
 
 def bottleneck(channels: int, width: int, out_channels: int) -> nn.Sequential:

@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmvae.models.base import full_precision
 from dmvae.models.drawing import numbers
+from dmvae.runtime.precision import full_precision
 from dmvae.runtime.transfer import waits
 from dmvae.transport.sinkhorn import divided, potentials, squares
 

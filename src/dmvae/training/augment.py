@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dmvae.models.base import full_precision
+from dmvae.runtime.precision import full_precision
 from dmvae.runtime.random import Random
 
 

@@ -76,8 +76,9 @@ class Health:
         self.ended: list[tuple[int, Tensor]] = []
         """(last step, sums and counts [bounds, 2]) of the windows that are not judged yet."""
         self.low: dict[Bound, int] = {}
+        """Windows in a row that call for a warning."""
         self.warned: set[Bound] = set()
-        """Windows in a row that call for a warning, and what was warned of. A training that goes on warns again."""
+        """What was warned of. A training that goes on warns again."""
 
     def add(self, figures: Mapping[str, Figure]) -> None:
         """Take the figures of one update; nothing waits for the device."""

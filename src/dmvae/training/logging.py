@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dmvae.runtime import distributed
-from dmvae.runtime.files import atomic_write
+from dmvae.runtime.files import write_text
 from dmvae.runtime.transfer import Figure, made
 from dmvae.sections import Tracker
 
@@ -112,8 +112,7 @@ def _forget_from(path: Path, start: int) -> None:
     """Drop the rows of steps that will run again, so that the log reads like that of an uninterrupted run."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [row for row in read_figures(path) if row["step"] <= start]
-    with atomic_write(path) as part:
-        part.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def losses(row: dict[str, float] | None) -> str | None:

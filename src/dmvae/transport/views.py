@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dmvae.runtime.precision import full_precision
+
 View = Callable[[Tensor], Tensor]
 
 
@@ -50,7 +52,7 @@ def random_convolution(inputs: int, rng: torch.Generator, channels: int = 32) ->
 
     def view(z: Tensor) -> Tensor:
         _require_latents(z)
-        with torch.autocast(z.device.type, enabled=False):  # vectors that are compared keep their digits
+        with full_precision(z):  # vectors that are compared keep their digits
             x = F.conv2d(z, kernel.to(z), padding=1)
         folded = torch.cat([x[:, : channels // 2], x[:, channels // 2 :].abs()], dim=1)
         return tokens(folded)

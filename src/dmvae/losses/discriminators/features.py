@@ -19,10 +19,10 @@ from dmvae import config as configs
 from dmvae.config import Values
 from dmvae.encoders import EncoderConfig, levels, load_public
 from dmvae.losses.discriminators import AdversarialConfig, DiscriminatorClass
-from dmvae.models.base import full_precision
 from dmvae.models.discriminator import Discriminator
 from dmvae.ranges import Range, Width
 from dmvae.registry import register
+from dmvae.runtime.precision import full_precision
 
 
 class FeatureGAN(Discriminator):

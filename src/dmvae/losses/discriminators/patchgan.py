@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from dmvae.config import Values
 from dmvae.losses.discriminators import AdversarialConfig, DiscriminatorClass
@@ -23,8 +23,8 @@ class PatchGANConfig(AdversarialConfig):
     """Channels of the discriminator's first layer."""
     layers: Annotated[int, Range(1, 8)] = 3
     """Its strided layers; n of them need images of 3 * 2^n pixels."""
-    norm: str = "batch"
-    """"batch" (over all ranks), "group" or "none"."""
+    norm: Literal["batch", "group", "none"] = "batch"
+    """"batch", over all ranks, is the published one; "group" depends on no other image."""
 
     def identity(self, values: Values) -> Values:
         """It was the only discriminator once, and had no `type`."""
