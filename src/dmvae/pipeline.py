@@ -30,7 +30,7 @@ from dmvae.runtime.done import NAME as DONE
 from dmvae.runtime.done import damage, read_done, write_done
 from dmvae.runtime.files import locked, sweep, within
 from dmvae.runtime.signals import stop_if_asked
-from dmvae.runtime.words import counted
+from dmvae.runtime.words import counted, few
 from dmvae.training.loop import CHECKPOINTS, train
 from dmvae.training.stage import Facts, TrainingStage
 
@@ -163,6 +163,9 @@ def about_data(recipe: Recipe) -> str:
         counts = f"{len(train):,} training and {counted(len(open_dataset(recipe.data, 'test')), 'test image')}"
         held_out = recipe.data.held_out()
     classes = f"{len(train.classes)} classes" if len(train.classes) > 1 else f"one class, {train.classes[0]!r}"
+    there = set(train.labels.unique().tolist())
+    if empty := [str(name) for label, name in enumerate(train.classes) if label not in there]:
+        classes += f", {len(empty)} of them without a training image ({few(empty)}), of which none is sampled"
     return f"data: {counts} of {classes}{f'; {held_out}' if held_out else ''}"
 
 

@@ -66,8 +66,8 @@ def _samples(run: Run, classes: Sequence[str], variants: list[str]) -> str:
         return ""
     (scale, first), *others = grids.items()
     count = max(1, len(classes))
-    shown = len(_rows(classes))
-    some = f" {shown} of {count} classes are shown, evenly spaced in the list of classes." if shown < count else ""
+    shown = len(_rows(run, scale, variants))
+    some = f" {shown} of {count} classes are shown, evenly spaced among those sampled." if shown < count else ""
     what, of = "Each row is one class, each block of columns one method.", " of each class"
     if len(classes) == 1:
         what, of = "Each block of columns is one method.", ""
@@ -78,14 +78,15 @@ def _samples(run: Run, classes: Sequence[str], variants: list[str]) -> str:
     return "\n".join([head, first, *(details(f"Guidance scale w = {s:g}", grid) for s, grid in others)])
 
 
-def _rows(classes: Sequence[str]) -> list[int]:
-    count = len(classes) or CLASS_ROWS
-    return np.linspace(0, count - 1, min(count, CLASS_ROWS)).round().astype(int).tolist()
+def _rows(run: Run, scale: float, variants: Sequence[str]) -> list[int]:
+    """Some of the classes that samples are of, evenly spaced."""
+    there = sorted(set().union(*(run.sampled(variant, scale) for variant in variants)))
+    return [there[i] for i in np.linspace(0, len(there) - 1, min(len(there), CLASS_ROWS)).round().astype(int)]
 
 
 def _sample_grid(run: Run, scale: float, classes: Sequence[str], variants: list[str]) -> str:
     slots = {1: 16, 2: 8, 3: 6}.get(len(variants), 5)
-    rows = _rows(classes)
+    rows = _rows(run, scale, variants)
     lines = ONE_CLASS_ROWS if len(rows) == 1 else 1
     found = {variant: run.samples(variant, scale, rows, lines * slots) for variant in variants}
     found = {variant: by_label for variant, by_label in found.items() if any(by_label.values())}

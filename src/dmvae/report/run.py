@@ -135,11 +135,18 @@ class Run:
         }
         return [scale for scale in dict.fromkeys([*asked, *sorted(there)]) if scale in there]
 
+    def sampled(self, variant: str, scale: float) -> set[int]:
+        """The labels that samples were drawn of."""
+        found: set[int] = set()
+        for path in self._shards(variant, scale):
+            with safe_open(whole(path), "pt") as file:
+                found.update(file.get_tensor("labels").tolist())
+        return found
+
     def samples(self, variant: str, scale: float, labels: list[int], count: int) -> dict[int, list[Tensor]]:
         """Label -> its first `count` samples, uint8 [c, h, w]."""
         found: dict[int, list[Tensor]] = {label: [] for label in labels}
-        folder = self.folders("sample").get(variant, self.dir / "none") / f"guidance-{scale:g}"
-        for path in sorted(folder.glob("samples-*.safetensors")):
+        for path in self._shards(variant, scale):
             with safe_open(whole(path), "pt") as file:  # images one by one: a shard of large ones may be gigabytes
                 images = file.get_slice("images")
                 for i, label in enumerate(file.get_tensor("labels").tolist()):
@@ -148,6 +155,10 @@ class Run:
             if all(len(images) == count for images in found.values()):
                 break
         return found
+
+    def _shards(self, variant: str, scale: float) -> list[Path]:
+        folder = self.folders("sample").get(variant, self.dir / "none") / f"guidance-{scale:g}"
+        return sorted(folder.glob("samples-*.safetensors"))
 
     def seconds(self) -> list[tuple[str, tuple[str, ...], float]]:
         """(stage, the methods that share it, seconds) of every finished stage folder, in stage order."""

@@ -21,6 +21,7 @@ from dmvae.flow.path import unlike
 from dmvae.flow.samplers import Sampler, Sampling
 from dmvae.generators import Generator
 from dmvae.inputs import Inputs, generator_of, kept_steps
+from dmvae.latents.store import LatentSet
 from dmvae.models.base import Tokenizer
 from dmvae.models.velocity import VelocityModel
 from dmvae.ranges import BatchSize, Count, Decay, Guidance, SamplerSteps, Share, TimeShift
@@ -105,7 +106,9 @@ class SampleStage(Stage[SampleConfig]):
             assert isinstance(generator, nn.Module)
             networks = {"generator": generator} if guide is None else {"generator": generator, "guide": guide}
             compile_networks(nn.ModuleDict(networks))
-        labels = balanced_labels(config.count, inputs.num_classes)
+        # of a class without an image the generator knows nothing
+        known = LatentSet(inputs.reads["latents"] / "latents").labels.unique()
+        labels = known[balanced_labels(config.count, len(known))]
         with Bar(f"{inputs.variant}  {self.name}", config.count * len(config.guidance), "images") as bar:
             for scale in config.guidance:
                 folder = samples_folder(inputs.out, scale)

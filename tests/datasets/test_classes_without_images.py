@@ -1,0 +1,46 @@
+"""Classes that no training image has, as a subset of a larger data set keeps them: they are told, and nothing is sampled
+of what nothing has learned."""
+
+import packed
+import pytest
+
+import tiny
+from dmvae import cli
+from dmvae.datasets import open_dataset
+from dmvae.jobs import jobs_of
+from dmvae.pipeline import about_data
+from dmvae.recipe import load
+from dmvae.report.run import Run
+
+NAMES = ("ant", "bee", "cat", "dog", "eel")
+
+
+@pytest.fixture
+def path(tmp_path, monkeypatch):
+    """A recipe on parquet files of bees and dogs alone."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for split, count in (("train", 40), ("val", 24)):
+        labels = packed.pa.array([1 + 2 * (i % 2) for i in range(count)])
+        columns = {"image": packed.images(range(count)), "label": labels}
+        packed.parquet(tmp_path / f"data/{split}-00000-of-00001.parquet", columns, packed.features(NAMES))
+    data = {"type": "huggingface", "root": str(tmp_path / "data"), "size": 12}
+    return tiny.write(tmp_path, data=data)
+
+
+def test_they_are_told(path):
+    recipe = load(path)["kl"]
+    told = "of 5 classes, 3 of them without a training image (ant, cat, eel), of which none is sampled"
+    assert told in about_data(recipe)
+    assert open_dataset(recipe.data, "train").classes == NAMES
+
+
+@pytest.mark.slow
+def test_nothing_is_sampled_of_them(path, tmp_path, capsys):
+    cli.main(["run", str(path), "--variant", "kl", "--sample.count", "10"])
+    assert "without a training image (ant, cat, eel)" in " ".join(capsys.readouterr().out.split())
+    run = Run(tmp_path / "run", jobs_of(tmp_path / "run"))
+    assert run.sampled("kl", 1.0) == {1, 3}
+    assert {label: len(images) for label, images in run.samples("kl", 1.0, [1, 3], 9).items()} == {1: 5, 3: 5}
+    page = (tmp_path / "run/report.html").read_text()
+    assert 'alt="kl: samples of bee"' in page
+    assert 'alt="kl: samples of ant"' not in page
