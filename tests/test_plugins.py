@@ -132,7 +132,7 @@ SHAPES = {
     ),
     "    @property\n    def last_layer": ("    def last_layer", r"decoder: '.*blocks' needs a property last_layer"),
     "return self.out.weight": ("return torch.zeros(3)", r"decoder: '.*blocks' needs a property last_layer"),
-    "return self.shuffle(self.out": ("return None, self.shuffle(self.out", r"decoder: '.*blocks' returns a tuple"),
+    "return self.shuffle(self.out": ("return None, self.shuffle(self.out", r"decoder: '.*blocks' returns tuple"),
     "return z.square().mean(), {": (
         "return z.square(), {",
         r"moment' gives a loss that is a tensor of shape \[8, 4, 3, 3\]; give a scalar",

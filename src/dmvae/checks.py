@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,6 +21,7 @@ from dmvae.recipe import Recipe
 from dmvae.registry import is_ours, nearest
 from dmvae.runtime import distributed
 from dmvae.runtime.words import counted, few
+from dmvae.tokenizers.adapted import adapt
 from dmvae.training.data import require_batch, require_split
 from dmvae.training.preparing import checkpoint_activations
 from dmvae.training.stage import AnyStage, AnyTraining, Buildable, Networks, TrainingStage
@@ -70,6 +72,8 @@ def problems(recipe: Recipe, stages: Stages, ranks: int | None = None) -> Iterat
     if recipe.autoencoder is not None:
         parts = [images, recipe.autoencoder, recipe.autoencoder.encoder, recipe.autoencoder.decoder]
         yield from _complaint("autoencoder", _once(_try_autoencoder, recipe, by=parts))
+    if recipe.pretrained is not None and not is_ours(type(recipe.pretrained)):
+        yield from _complaint("pretrained", _once(_try_codec, recipe, by=[images, recipe.pretrained]))
     if recipe.pretrained is not None and any(stage.trains_decoder for stage in stages):
         untrainable = list(_complaint("", partial(_try_start, recipe)))
         yield from untrainable
@@ -233,8 +237,39 @@ def _try_autoencoder(recipe: Recipe) -> None:
     ):
         if not isinstance(found, torch.Tensor) or tuple(found.shape) != wanted:
             kind = getattr(recipe.autoencoder, part).type
-            told = list(found.shape) if isinstance(found, torch.Tensor) else f"a {type(found).__name__}"
-            raise ValueError(f"{part}: {kind!r} returns {told}; its stride and channels say {list(wanted)}")
+            raise ValueError(f"{part}: {kind!r} returns {_told(found)}; its stride and channels say {list(wanted)}")
+
+
+def _try_codec(recipe: Recipe) -> None:
+    """Raise ValueError for a finished tokenizer that does not take the recipe's images, or that returns other shapes
+    than it says."""
+    source, data = recipe.pretrained, recipe.data
+    assert source is not None
+    shape = (2, data.channels, data.size, data.size)
+
+    def require(name: str, found: object, wanted: tuple[int, ...]) -> None:
+        if not isinstance(found, torch.Tensor) or tuple(found.shape) != wanted:
+            raise ValueError(f"{source.type!r}: {name} returns {_told(found)}; its sizes say {list(wanted)}")
+
+    def through() -> None:
+        network: Any = adapt(source, size=data.size, channels=data.channels, pretrained=False).network
+        side, images = data.size // network.stride, torch.zeros(shape)
+        latents = (2, network.latent_channels, side, side)
+        require("encode", network.encode(images), latents)
+        if getattr(network, "has_spread", False):
+            require("posterior(images).mean", network.posterior(images).mean, latents)
+        require("decode", network.decode(torch.zeros(latents)), shape)
+
+    for device in ("meta", "cpu"):  # of tensors without memory not all is known that a network may ask
+        try:
+            with torch.device(device), torch.no_grad():
+                return through()
+        except ValueError:
+            raise
+        except Exception as error:
+            if device == "cpu":
+                told = f"({type(error).__name__}: {error})"
+                raise ValueError(f"{source.type!r} cannot be run on images {list(shape)} {told}") from error
 
 
 def _require_last_layer(kind: str, decoder: torch.nn.Module) -> None:

@@ -11,22 +11,20 @@ import re
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import yaml
 
 from dmvae import config as configs
 from dmvae.config import FieldError, FieldMissing, NoSuchField, Values
 from dmvae.options import flat, lacks, lay, of_option
-from dmvae.registry import importable, load_plugins, nearest
+from dmvae.registry import cause_of, importable, load_plugins, nearest
 from dmvae.runtime.shipped import recipe_file
 from dmvae.runtime.words import few
 from dmvae.runtime.yaml_text import read_yaml, require_once
 from dmvae.sections import Sections
 from dmvae.stages import stages
 from dmvae.training.stage import AnyStage
-
-E = TypeVar("E", bound=BaseException)
 
 __all__ = ["Recipe", "Recipes", "load", "method_of", "read_values", "resolve"]
 
@@ -167,13 +165,6 @@ def _resolve(values: Values, asked: Values, path: Path) -> Recipes:
     recipes = Recipes(found)
     recipes.partial = partial
     return recipes
-
-
-def cause_of(error: BaseException | None, *kinds: type[E]) -> E | None:
-    """The first of an error's causes, itself included, of these classes; None without."""
-    while error is not None and not isinstance(error, kinds):
-        error = error.__cause__
-    return error
 
 
 def _how(error: FieldError | None) -> str:

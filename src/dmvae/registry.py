@@ -24,6 +24,7 @@ from urllib.parse import quote
 
 T = TypeVar("T", bound="type[Registered]")
 F = TypeVar("F")
+E = TypeVar("E", bound=BaseException)
 
 _members: dict[type, dict[str, type]] = {}
 _contents: dict[str, bytes] = {}
@@ -32,6 +33,17 @@ _plugins: set[str] = set()
 """Those of them that a recipe names as plugins, which have something to register."""
 PLUGIN = "dmvae_plugin_"
 """How the names of modules begin that were loaded from a file."""
+
+
+class NoMember(ValueError):
+    """A name that nothing is registered under."""
+
+
+def cause_of(error: BaseException | None, *kinds: type[E]) -> E | None:
+    """The first of an error's causes, itself included, of these classes; None without."""
+    while error is not None and not isinstance(error, kinds):
+        error = error.__cause__
+    return error
 
 
 class Registered:
@@ -109,6 +121,14 @@ def _file_of(module: str) -> str:
     return getattr(sys.modules.get(module), "__file__", None) or module
 
 
+def require_members(config: Registered, built: object, members: Iterable[str]) -> None:
+    """Raise ValueError where what a config's `build` returned lacks one of these attributes."""
+    lacks = [name for name in members if not hasattr(built, name)]
+    if lacks:
+        what = "None" if built is None else f"{type(built).__name__}, which lacks {', '.join(lacks)}"
+        raise ValueError(f"{config.type!r}: build returned {what}; give an object with {', '.join(members)}")
+
+
 def names(family: type) -> list[str]:
     """Every registered name of the family, sorted."""
     module = importlib.import_module(family.__module__)
@@ -123,7 +143,7 @@ def find(family: type[F], name: str) -> type[F]:
     if name not in known:
         own = "one of your own is found where `plugins` names its file or module"
         told = "" if close(name, known) else f"; {_without_members() or own}"
-        raise ValueError(f"no {family.__name__} is called {name!r}{nearest(name, known)}{told}")
+        raise NoMember(f"no {family.__name__} is called {name!r}{nearest(name, known)}{told}")
     return _members[family][name]
 
 

@@ -1,5 +1,4 @@
-"""Classes that no training image has, as a subset of a larger data set keeps them: they are told, and nothing is sampled
-of what nothing has learned."""
+"""Classes that no training image has, as in a subset of a larger data set: they are told, and none is sampled."""
 
 import packed
 import pytest

@@ -8,7 +8,8 @@ from rich.text import Text
 
 from dmvae.commands.fields import Field, label, sections
 from dmvae.config import FieldMissing, Values
-from dmvae.recipe import Recipe, Recipes, cause_of
+from dmvae.recipe import Recipe, Recipes
+from dmvae.registry import cause_of
 from dmvae.runtime.console import console, paragraph
 
 REQUIRED = "REQUIRED"

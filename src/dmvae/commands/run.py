@@ -20,8 +20,8 @@ from dmvae.idle import idle
 from dmvae.jobs import Job, jobs_of, recipes_of
 from dmvae.merging import merge, sources
 from dmvae.options import flat, told
-from dmvae.recipe import Recipe, Recipes, cause_of, load, method_of, recipe_class
-from dmvae.registry import nearest
+from dmvae.recipe import Recipe, Recipes, load, method_of, recipe_class
+from dmvae.registry import cause_of, nearest
 from dmvae.report import write_report
 from dmvae.report.pipelines import write_pipelines
 from dmvae.report.summary import print_summary, write_summary

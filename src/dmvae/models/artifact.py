@@ -11,6 +11,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from safetensors.torch import save_file
 from torch import nn
 
+from dmvae.registry import NoMember, cause_of
 from dmvae.runtime.files import atomic_write, read_json
 
 M = TypeVar("M", bound=ModelMixin)
@@ -62,6 +63,8 @@ def load_strictly(cls: type[M], path: str | Path, **kwargs: object) -> M:
         )
     except Exception as error:
         what = error if isinstance(error, OSError | RuntimeError | ValueError) else f"{type(error).__name__}: {error}"
+        if cause_of(error, NoMember):
+            what = f"{error}. One of a plugin is found once its file is named: --plugins FILE, or load_plugins([FILE])"
         raise ValueError(f"{path}: config and weights do not load as {cls.__name__}: {what}") from error
     kinds = {"missing": "missing_keys", "unknown": "unexpected_keys", "of another shape": "mismatched_keys"}
     wrong = [f"{len(info[key])} {kind}, such as {min(map(str, info[key]))}" for kind, key in kinds.items() if info[key]]

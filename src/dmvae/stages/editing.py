@@ -122,7 +122,10 @@ def unfit(config: Editing, model: Tokenizer, batch_size: int, relative: bool, un
             f"end before images are written into them; set until to null, or matching.noise ({config.noise}) to another"
         )
     if config.noise == "posterior" and not model.has_spread:
-        yield "matching.noise: 'posterior' needs a tokenizer with one (autoencoder.variational: true); use 'none'"
+        how = " (autoencoder.variational: true); use 'none'"
+        if not isinstance(model, Autoencoder):
+            how = ", which this `pretrained` has not; use 'fixed', one spread for all images, or 'none'"
+        yield f"matching.noise: 'posterior' needs a tokenizer with one{how}"
     if config.noise in EDITED and not isinstance(model, Autoencoder):
         yield (
             f"matching.noise: {config.noise!r} puts another network behind the encoder, for which the files of this "

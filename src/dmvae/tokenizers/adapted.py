@@ -20,6 +20,7 @@ from dmvae import config as configs
 from dmvae.config import Values
 from dmvae.models.artifact import artifact_class, load_strictly
 from dmvae.models.base import DecoderOutput, EncoderOutput, Parts, PointDistribution, Tokenizer
+from dmvae.registry import require_members
 from dmvae.runtime.done import whole
 from dmvae.runtime.files import read_json
 from dmvae.runtime.precision import full_precision, without_tf32
@@ -52,9 +53,7 @@ class AdaptedTokenizer(Tokenizer):
         fixed_std: list[float] | None = None,
     ):
         super().__init__()
-        self.network = configs.read(TokenizerSource, dict(source), "source").build(
-            size=image_size, channels=in_channels
-        )
+        self.network = _built(configs.read(TokenizerSource, dict(source), "source"), image_size, in_channels)
         inside = getattr(getattr(self.network, "model", None), "drawn", False)
         self.register_to_config(latent_channels=self.network.latent_channels, drawn=drawn or inside)
         self.register_statistics(self.network.latent_channels)
@@ -76,7 +75,8 @@ class AdaptedTokenizer(Tokenizer):
         find: Callable[[], Parts] | None = getattr(self.network, "parts", None)
         if find is None:
             raise ValueError(
-                f"a tokenizer of type {self.config['source']['type']!r} can be used but not trained further"
+                f"a tokenizer of type {self.config['source']['type']!r} can be used but not trained further: what its "
+                "build returns has no parts(), see dmvae.tokenizers.Codec"
             )
         return find()
 
@@ -142,8 +142,14 @@ def adapt(source: TokenizerSource, *, size: int, channels: int, pretrained: bool
     source = source.resolve()
     model = AdaptedTokenizer(source=configs.plain(source), image_size=size, in_channels=channels)
     if pretrained:
-        model.network = source.build(size=size, channels=channels, pretrained=True)
+        model.network = _built(source, size, channels, pretrained=True)
     return model
+
+
+def _built(source: TokenizerSource, size: int, channels: int, pretrained: bool = False) -> Codec:
+    network = source.build(size=size, channels=channels, pretrained=pretrained)
+    require_members(source, network, ("encode", "decode", "latent_channels", "stride"))
+    return network
 
 
 def start(source: TokenizerSource, *, size: int, channels: int, pretrained: bool) -> Tokenizer:

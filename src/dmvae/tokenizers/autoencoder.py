@@ -21,6 +21,7 @@ from dmvae.decoders import Decoder, DecoderConfig, decoder_section
 from dmvae.decoders.conv import ConvDecoder
 from dmvae.encoders import Encoder, EncoderConfig
 from dmvae.models.base import DecoderOutput, EncoderOutput, Parts, PointDistribution, Tokenizer
+from dmvae.registry import require_members
 from dmvae.runtime.precision import full_precision, without_tf32
 from dmvae.tokenizers.editor import Editor
 
@@ -67,6 +68,7 @@ class Autoencoder(Tokenizer):
         self.tile = 64
         encoder_config = configs.read(EncoderConfig, dict(encoder), "encoder")
         self.encoder = encoder_config.build(size=image_size, channels=in_channels)
+        require_members(encoder_config, self.encoder, ("channels", "stride"))
         if latent_channels is None or bottleneck_width is None:
             if variational:
                 raise ValueError("variational: it is the bottleneck that gives a log-variance; give latent_channels")
