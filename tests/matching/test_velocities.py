@@ -159,12 +159,36 @@ def test_gradients_reach_latents_alone_and_what_is_missing_is_named(name):
 FLOW = FlowModelConfig(width=16, depth=1, heads=2)
 
 
+def test_a_student_of_a_compiled_teacher_is_a_copy_of_the_network_itself():
+    network = FLOW.build(SHAPE, CLASSES)
+    compiled = torch.compile(network, backend="eager")
+    student = DMD().new_student(SHAPE, CLASSES, compiled, None)
+    assert type(student) is type(network)
+    assert all(torch.equal(a, b) for a, b in zip(student.parameters(), network.parameters(), strict=True))
+    loss, _ = DMD().loss(torch.randn(N, *SHAPE, requires_grad=True), LABELS, compiled, student)
+    assert loss.isfinite()
+
+
+@pytest.mark.parametrize("name", ["dmd", "student_loss", "velocity_gap", "loss_difference"])
+@pytest.mark.parametrize("shift", [-1, 9])
+def test_labels_that_no_network_has_are_told(name, shift):
+    objective, network = find(Matching, name)(), FLOW.build(SHAPE, CLASSES)
+    with pytest.raises(ValueError, match=f"labels: they go from {shift} to {shift}; the classes are 0 to 2"):
+        objective.loss(torch.zeros(N, *SHAPE), LABELS + shift, network, FLOW.build(SHAPE, CLASSES))
+
+
+def test_latents_that_are_not_square_are_told():
+    with pytest.raises(ValueError, match=r"latents \[2, 4, 2\]: this network takes square ones"):
+        FLOW.build((2, 4, 2), CLASSES)
+
+
 @pytest.mark.parametrize("name", ["dmd", "student_loss", "adversarial", "sinkhorn"])
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"labels": LABELS.float()}, rf"labels: give a tensor of whole numbers \[{N}\], .* got torch.float32 \[{N}\]"),
+        ({"labels": LABELS.float()}, rf"labels: give a tensor int64 \[{N}\], .* got torch.float32 \[{N}\]"),
         ({"labels": LABELS[:1]}, "labels: .* got torch.int64"),
+        ({"labels": LABELS.to(torch.uint8)}, "labels: .* got torch.uint8"),
         ({"labels": LABELS.tolist()}, "labels: .* got list"),
         ({"labels": None}, "labels: .* got NoneType"),
         ({"z": torch.zeros(0, *SHAPE), "labels": LABELS[:0]}, "z: give latents .* n at least 1"),

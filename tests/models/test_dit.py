@@ -53,6 +53,13 @@ def test_numbers_below_one_are_an_error(name):
         small(**{name: 0})
 
 
+@pytest.mark.parametrize("t", [0.5, torch.tensor(0.5), torch.rand(2), None])
+def test_times_that_are_not_one_a_latent_are_told(t):
+    z, _, labels = inputs()
+    with pytest.raises(ValueError, match=r"t: give times \[3\], one for each latent; got "):
+        small()(z, t, labels)
+
+
 def test_a_new_model_predicts_zero_and_learns():
     model = LightningDiT(in_channels=8, input_size=4, width=48, depth=2, heads=3, num_classes=10)
     out = model(*inputs())

@@ -27,13 +27,13 @@ def sample_time(n: int, distribution: TimeDistribution, rng: Random, shift: floa
 
 
 def require_batch(z: Tensor, labels: Tensor) -> None:
-    """Raise ValueError unless z are latents [n, C, H, W] and labels whole numbers [n]. A trainer may have tokens, or
-    names, one-hot rows, or the labels of another batch."""
+    """Raise ValueError unless z are latents [n, C, H, W] and labels int64 or int32 [n]. A trainer may have tokens, or
+    names, one-hot rows, bytes, or the labels of another batch."""
     if not isinstance(z, Tensor) or z.ndim != 4 or not len(z) or not z.is_floating_point():
         raise ValueError(f"z: give latents [n, C, H, W], n at least 1, of floats; got {_what(z)}")
-    whole = isinstance(labels, Tensor) and not (labels.is_floating_point() or labels.dtype == torch.bool)
+    whole = isinstance(labels, Tensor) and labels.dtype in (torch.int64, torch.int32)  # what an embedding takes
     if not whole or labels.shape != (len(z),):
-        raise ValueError(f"labels: give a tensor of whole numbers [{len(z)}], one for each latent; got {_what(labels)}")
+        raise ValueError(f"labels: give a tensor int64 [{len(z)}], one for each latent; got {_what(labels)}")
 
 
 def _what(x: object) -> str:

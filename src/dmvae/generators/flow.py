@@ -55,7 +55,8 @@ class FlowModelConfig(GeneratorConfig):
     def build(self, latent_shape: tuple[int, int, int], num_classes: int) -> LightningDiT:
         """The network for latents (C, H, W). Warns where it is too narrow for them."""
         channels, side, other = latent_shape
-        assert side == other, "latents are square"
+        if side != other:
+            raise ValueError(f"latents {list(latent_shape)}: this network takes square ones; bring one of your own")
         numbers: Values = {"width": self.width, "depth": self.depth, "heads": self.heads, "patch_size": self.patch_size}
         model = LightningDiT(
             **(numbers if self.size is None else published(self.size)),

@@ -224,7 +224,7 @@ class DMVAEPipeline(DiffusionPipeline):
                 "set pipeline.scheduler = diffusers.FlowMatchEulerDiscreteScheduler()"
             )
         times = time_grid(drawing.num_inference_steps, drawing.time_shift)
-        set_timesteps(sigmas=(1 - times[:-1]).tolist(), device=device)
+        set_timesteps(sigmas=(1 - times[:-1]).numpy(), device=device)  # some compute with them
 
     def _decode(self, z: Tensor, output_type: str) -> Any:
         x = self.vae.decode(self.vae.denormalize(z).to(self.vae.dtype)).sample.float()

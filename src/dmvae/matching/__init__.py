@@ -13,6 +13,7 @@ examples/match_autoencoder_kl.py is such a loop, and docs/own_trainer.md has all
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -20,6 +21,7 @@ from typing import ClassVar, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from dmvae import config as configs
 from dmvae.flow.guidance import Velocity
@@ -117,9 +119,30 @@ class Context:
         return cls(Random.of(rng, z.device), counts[0])
 
 
+def bare(network: object) -> object:
+    """A network without what torch.compile and DistributedDataParallel put around it."""
+    inner = network.module if isinstance(network, DistributedDataParallel) else getattr(network, "_orig_mod", None)
+    return network if inner is None else bare(inner)
+
+
+@contextmanager
+def known_labels(labels: Tensor, null_label: int) -> Iterator[None]:
+    """Where an embedding has no such label, its IndexError becomes a ValueError that says which there are: to look at
+    labels beforehand would make a GPU wait."""
+    try:
+        yield
+    except IndexError as error:
+        if 0 <= labels.min() <= labels.max() <= null_label:
+            raise
+        raise ValueError(
+            f"labels: they go from {labels.min()} to {labels.max()}; the classes are 0 to {null_label - 1}, and "
+            f'{null_label} is "no label"'
+        ) from error
+
+
 def _numbers_of_classes(networks: Sequence[object]) -> list[int]:
     """Of the networks that say it."""
-    found: list[object] = [getattr(network, "config", None) for network in networks]
+    found: list[object] = [getattr(bare(network), "config", None) for network in networks]
     return [int(config.num_classes) for config in found if hasattr(config, "num_classes")]
 
 
@@ -183,6 +206,7 @@ class Matching(Registered):
         or buffers, so that checkpoints hold it."""
         if not self.has_student:
             return None
+        teacher = bare(teacher)
         if isinstance(teacher, nn.Module):
             return copy_of(teacher)
         if not isinstance(model, FlowModelConfig):
@@ -210,15 +234,8 @@ class Matching(Registered):
         kept = drop_labels(labels, context.label_dropout, context.null_label, context.rng)
         t = sample_time(len(z), context.time_distribution, context.rng, context.time_shift)
         noise = context.rng.normal(*z.shape)
-        try:
+        with known_labels(labels, context.null_label):
             return flow_matching_loss(teacher, z=z, labels=kept, t=t, noise=noise), {}
-        except IndexError as error:  # of an embedding: to look at labels beforehand would make a GPU wait
-            if 0 <= labels.min() <= labels.max() <= context.null_label:
-                raise
-            raise ValueError(
-                f"labels: they go from {labels.min()} to {labels.max()}; the classes are 0 to "
-                f'{context.null_label - 1}, and {context.null_label} is "no label"'
-            ) from error
 
 
 def as_promised(name: str, given: object) -> tuple[Tensor, Log]:

@@ -15,7 +15,7 @@ from dmvae.flow.guidance import Velocity, guided
 from dmvae.flow.loss import sample_time
 from dmvae.flow.path import denoise, expand, interpolate
 from dmvae.generators.flow import FlowModelConfig
-from dmvae.matching import Context, Log, Student, compared
+from dmvae.matching import Context, Log, Student, compared, known_labels
 from dmvae.matching.adversarial import Critic
 from dmvae.matching.velocities import ByVelocities, binned
 from dmvae.ranges import Depth, Guidance, Width
@@ -67,7 +67,7 @@ class DMD(ByVelocities):
         _, context, t, noise = self.asked(z, labels, teacher, student, context)
         assert teacher is not None
         assert student is not None
-        with torch.no_grad():
+        with torch.no_grad(), known_labels(labels, context.null_label):
             g, gap = gradient(z.detach(), noise, t, labels, teacher, student, self.guidance, context.null_label)
             log = binned(gap, t)
             if self.divergence in WEIGHTS:

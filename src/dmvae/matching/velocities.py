@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dmvae.flow.guidance import Velocity, guided
-from dmvae.matching import Context, Log, Matching, Student
+from dmvae.matching import Context, Log, Matching, Student, known_labels
 from dmvae.ranges import Guidance, Share
 
 BINS = 4
@@ -75,7 +75,8 @@ class ByVelocities(Matching):
         t = self._times(len(z), context)
         noise = context.rng.normal(*z.shape)
         null = context.null_label
-        return {name: guided(network, self.guidance, null) for name, network in given.items()}, context, t, noise
+        asked = {name: _of_classes(guided(network, self.guidance, null), null) for name, network in given.items()}
+        return asked, context, t, noise
 
     def _times(self, n: int, context: Context) -> Tensor:
         low, high = self.time_range
@@ -83,6 +84,14 @@ class ByVelocities(Matching):
             p = context.progress
             low, high = ((1 - p) * a + p * b for a, b in zip((low, high), self.time_range_end, strict=True))
         return low + (high - low) * context.rng.uniform(n)
+
+
+def _of_classes(velocity: Velocity, null_label: int) -> Velocity:
+    def asked(z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        with known_labels(labels, null_label):
+            return velocity(z_t, t, labels)
+
+    return asked
 
 
 def at_latents(value: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:

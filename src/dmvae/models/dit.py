@@ -151,6 +151,9 @@ class LightningDiT(VelocityModel):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """z_t [b, C, H, W], t [b] in [0, 1] (0 noise, 1 data), labels [b] int64 -> velocity [b, C, H, W], float32; with
         `depth`, also the tokens [b, n, d] behind so many blocks."""
+        if not isinstance(t, Tensor) or t.shape != z_t.shape[:1]:
+            told = list(t.shape) if isinstance(t, Tensor) else repr(t)
+            raise ValueError(f"t: give times [{len(z_t)}], one for each latent; got {told}")
         x_bnd = self.x_embedder(z_t) + self.pos_embed
         # Every modulation starts with SiLU of the same condition: once here instead of in each block.
         c_b1d = F.silu(self.t_embedder(t) + self.y_embedder(labels))[:, None]
