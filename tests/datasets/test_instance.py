@@ -60,7 +60,8 @@ GOOD = torch.zeros(3, 8, 8)
     [
         ({"image": GOOD, "label": 1}, r"item 0 is a mapping of image, label, not \(image, label\)"),
         (7, r"item 0 is a int, not \(image, label\)"),
-        ((GOOD,), r"item 0 is a tuple, not \(image, label\)"),
+        ((GOOD,), r"item 0 is a tuple of 1, not \(image, label\); images without classes have the label 0"),
+        (GOOD, r"item 0 is a Tensor, not \(image, label\)"),
         ((GOOD, "cat"), "the label of item 0 is 'cat'; give a whole number"),
         ((GOOD, -1), "the label of item 0 is -1"),
         ((GOOD, torch.zeros(3)), "the label of item 0 is tensor"),
@@ -75,6 +76,15 @@ GOOD = torch.zeros(3, 8, 8)
 def test_an_item_that_is_none_is_named(item, message):
     with pytest.raises(ValueError, match=message):
         offer(made(at0=item), made())
+
+
+def test_a_set_that_is_read_in_order_alone_is_told():
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            yield GOOD, 0
+
+    with pytest.raises(ValueError, match="data: a Stream has no length, or no items by their number; give a map-style"):
+        offer(Stream(), made())
 
 
 def test_an_empty_set_is_told():

@@ -215,6 +215,15 @@ def test_weights_that_are_missing_or_cut_off_are_told_before_they_are_read(kind,
         source.resolve()
 
 
+def test_weights_of_a_variant_alone_are_told(tmp_path):
+    model = foreign.diffusers_model("AutoencoderKL")
+    model.save_pretrained(tmp_path, variant="fp16")
+    with pytest.raises(ValueError, match=r"_model.fp16.safetensors is of the variant 'fp16'.*save_pretrained"):
+        DiffusersTokenizer(path=str(tmp_path)).resolve()
+    model.save_pretrained(tmp_path)
+    DiffusersTokenizer(path=str(tmp_path)).resolve()
+
+
 def test_an_artifact_of_another_class_is_told_with_its_own(tmp_path):
     model = adapted("AutoencoderKL", tmp_path)
     model.save_pretrained(tmp_path / "adapted")

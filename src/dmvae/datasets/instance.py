@@ -57,6 +57,10 @@ def offer(train: Pairs, test: Pairs) -> str:
 
 
 def _sketch(data: Pairs) -> list[object]:
+    if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
+        raise ValueError(
+            f"data: a {type(data).__name__} has no length, or no items by their number; give a map-style data set"
+        )
     if len(data) == 0:
         raise ValueError("data: a data set without items; give (image, label) items")
     chosen = np.linspace(0, len(data) - 1, min(HASHED, len(data))).astype(int).tolist()
@@ -151,10 +155,10 @@ def _pair(data: Pairs, index: int) -> tuple[object, object]:
             f"data: item {index} is a mapping of {', '.join(map(str, item))}, not (image, label); wrap the data set, "
             "or name its columns in a recipe (data: {type: huggingface})"
         )
-    try:
-        return item[0], item[1]
-    except (TypeError, IndexError, KeyError) as error:
-        raise ValueError(f"data: item {index} is a {type(item).__name__}, not (image, label)") from error
+    if isinstance(item, Tensor | np.ndarray) or not hasattr(item, "__getitem__") or len(item) < 2:
+        what = f"a {type(item).__name__}" + (f" of {len(item)}" if isinstance(item, tuple | list) else "")
+        raise ValueError(f"data: item {index} is {what}, not (image, label); images without classes have the label 0")
+    return item[0], item[1]
 
 
 def as_label(label: object, index: int) -> int:

@@ -69,9 +69,11 @@ def read_index(shard: Path, image: str | None, label: str | None) -> Samples:
         raise ValueError(f"{shard}: cannot be read ({error})") from error
     if not samples.names:
         why = f": {samples.broken[0]}" if samples.broken else ""
+        if label is None:
+            raise ValueError(f"{shard}: holds no image{why}. Fetch the shard again, or leave it out")
         raise ValueError(
-            f"{shard}: holds no sample{why}; a sample is an image and NAME.{label or 'jpg'}. Fetch the shard again, or "
-            "leave it out"
+            f"{shard}: holds no sample{why}; a sample is an image and NAME.{label}. Give data.label_extension the "
+            'ending of its labels, "none" for images without classes; or fetch the shard again, or leave it out'
         )
     samples.content = bytes_hash(hashed)
     return samples

@@ -80,6 +80,12 @@ def require_weights(folder: Path) -> None:
     files = [file for ending in ("safetensors", "bin") for file in sorted(folder.glob(f"*.{ending}"))]
     if not files:
         raise ValueError(f"{folder}: no weights are here: no .safetensors or .bin; copy the folder again")
+    if all("." in file.stem for file in files):  # as diffusers names those of a variant, model.fp16.safetensors
+        variant = files[0].stem.partition(".")[2].partition("-")[0]
+        raise ValueError(
+            f"{folder}: {files[0].name} is of the variant {variant!r}, and no others are here: load it in diffusers "
+            f"with variant={variant!r}, save_pretrained it to another folder, and name that one"
+        )
     for file in files:
         if file.suffix == ".safetensors":
             try:
