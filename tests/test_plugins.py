@@ -16,7 +16,7 @@ from dmvae import config as configs
 from dmvae.recipe import load
 from dmvae.registry import forget, load_plugins, module_of
 from dmvae.runtime.random import Random
-from dmvae.stages.reference import require_form, require_samples
+from dmvae.stages.reference import require_form, require_samples, require_velocity
 from plugin_source import PLUGIN
 
 
@@ -117,7 +117,7 @@ def test_a_stage_that_comes_after_none_is_told(tmp_path):
 SHAPES = {
     "nn.AvgPool2d(4)": (
         "nn.AvgPool2d(2)",
-        r"encoder: '.*pool' returns \[2, 8, 6, 6\]; its stride and channels say \[2, 8, 3, 3\]",
+        r"encoder: '.*pool' returns torch.float32 \[2, 8, 6, 6\]; its stride and channels say \[2, 8, 3, 3\]",
     ),
     "nn.PixelShuffle(stride)": ("nn.Identity()", r"decoder: '.*blocks' returns"),
     "dtype=torch.uint8)": ("dtype=torch.uint8).flip(3)[..., :8]", r"data: '.*noise_images': item 0 is torch.uint8"),
@@ -293,6 +293,27 @@ def test_a_reference_of_another_form_is_told(wrong):
     require_form("mine", SimpleNamespace(**whole), 4)
     with pytest.raises(ValueError, match=f"reference.distribution: 'mine' returned {FORMS[wrong]}"):
         require_form("mine", SimpleNamespace(**(whole | eval(f"dict({wrong})"))), 4)
+
+
+@pytest.mark.parametrize(
+    ("velocity", "closed_form", "told"),
+    [
+        (None, True, "has no velocity, and its closed_form, .* is True; let the two agree"),
+        (lambda z, t, labels: z, False, "has a velocity, and its closed_form, .* is False"),
+        (
+            lambda z, t, labels: z[:, :1],
+            True,
+            r"has a velocity that gives a tensor \[8, 1, 3, 3\]; give velocities \[8, 4, 3, 3\]",
+        ),
+        (lambda z, t, labels: None, True, r"has a velocity that gives NoneType"),
+    ],
+)
+def test_a_closed_form_that_is_none_is_told(velocity, closed_form, told):
+    config, z, labels = SimpleNamespace(type="mine", closed_form=closed_form), torch.zeros(8, 4, 3, 3), torch.zeros(8)
+    with pytest.raises(ValueError, match=f"reference.distribution: 'mine' {told}"):
+        require_velocity(config, SimpleNamespace(velocity=velocity), z, labels)
+    good = (lambda z, t, labels: t.view(-1, 1, 1, 1) * z) if closed_form else None
+    require_velocity(config, SimpleNamespace(velocity=good), z, labels)
 
 
 @pytest.mark.slow

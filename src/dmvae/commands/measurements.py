@@ -116,7 +116,9 @@ class Setting:
     def features(self, images: Images, title: str, save: bool = False) -> list[FeatureSet]:
         """Features of images that are likely to be met again: they are kept."""
         if len(images) < 2:
-            raise ValueError(f"{images.facts['path']} holds {len(images)} image: sets are compared, of 2 or more")
+            told = f"{images.facts['path']} holds {len(images)} image"
+            told = told if self.limit is None else f"--limit {self.limit} leaves {len(images)} image"
+            raise ValueError(f"{told}: sets are compared, of 2 or more")
         found = reference_features(self.extractors, images, self.batch_size, title, folder=self.folder)
         if save and self.save_reference and distributed.is_main():
             sweep_beside(Path(self.save_reference))

@@ -21,6 +21,7 @@ from torch import Tensor
 from dmvae import config as configs
 from dmvae.datasets.mixed import fair_order
 from dmvae.flow.guidance import Velocity
+from dmvae.flow.path import unlike
 from dmvae.inputs import Inputs
 from dmvae.models.dit import LightningDiT
 from dmvae.ranges import Decay
@@ -87,6 +88,7 @@ class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
         require_form(name, reference, inputs.latent_shape[0])
         found = reference.sample(MAP_POINTS, Random.alone(inputs.seed, self.name, "map"))
         z, labels = require_samples(name, found, MAP_POINTS, inputs)
+        require_velocity(self.config.distribution, reference, z[:TRIED], labels[:TRIED])
         initial = initial_latents(self._before)
         if not distributed.is_main():
             return
@@ -153,7 +155,7 @@ def _try(config: ReferenceConfig, inputs: Inputs) -> None:
         reference = config.build(Beforehand(inputs))
         require_form(config.type, reference, inputs.latent_shape[0])
         found = reference.sample(TRIED, Random.alone(inputs.seed, "tried"))
-        require_samples(config.type, found, TRIED, inputs)
+        require_velocity(config, reference, *require_samples(config.type, found, TRIED, inputs))
 
 
 def open_reference(inputs: Inputs) -> Reference:
@@ -237,6 +239,19 @@ def require_samples(name: str, found: object, n: int, inputs: Inputs) -> tuple[T
             f"classes 0 to {inputs.num_classes - 1}, int64"
         )
     return z, labels
+
+
+def require_velocity(config: ReferenceConfig, reference: Reference, z: Tensor, labels: Tensor) -> None:
+    """Raise ValueError where a closed form gives no velocities of latents z at times between, and where the config says
+    otherwise of it than the reference."""
+    what, velocity = f"reference.distribution: {config.type!r}", reference.velocity
+    if (velocity is not None) != config.closed_form:
+        raise ValueError(
+            f"{what} has {'no' if velocity is None else 'a'} velocity, and its closed_form, by which training is "
+            f"planned, is {config.closed_form}; let the two agree"
+        )
+    if velocity is not None and (told := unlike(velocity(z, torch.full((len(z),), 0.5), labels), z)):
+        raise ValueError(f"{what} has a velocity that gives {told}; give velocities {list(z.shape)} of such latents")
 
 
 def _column(x: Tensor) -> Tensor:
