@@ -15,6 +15,7 @@ import dmvae
 import processes
 from dmvae import cli
 from dmvae import config as configs
+from dmvae.claims import leaves
 from dmvae.evaluation.manifest import versions
 from dmvae.recipe import load
 from dmvae.report.summary import environment
@@ -33,6 +34,17 @@ def test_they_are_listed_with_a_line_each(capsys):
     for name, file in shipped().items():
         assert len(about(file)) > 20
         assert f"{name} " in out
+
+
+@pytest.mark.parametrize(
+    ("study", "matched"), [("tiny_imagenet_32", "ssl"), ("tiny_imagenet_32", "matched"), ("references", "ssl")]
+)
+def test_a_study_s_control_differs_from_what_is_matched_by_the_pull_alone(study, matched):
+    """So a table can say what matching does, and not what steps, rates or a start do."""
+    recipes = load(recipe_file(f"studies/{study}"))
+    ours, control = (leaves(configs.plain(recipes[f"{matched}{of}@1"])) for of in ("", "_zero"))
+    assert {place for place in ours | control if ours.get(place) != control.get(place)} == {"matching.weight"}
+    assert control["matching.weight"] == 0
 
 
 UNRUN = "not yet run to its end"

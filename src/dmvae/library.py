@@ -108,6 +108,8 @@ def run(
     """
     if (train is None) != (test is None):
         raise ValueError("train and test: give both data sets, or neither")
+    if not isinstance(recipe, str | Path | Mapping):
+        raise ValueError(f"recipe: give a file, a recipe's name or a mapping, not {type(recipe).__name__}")
     path = Path("recipe") if isinstance(recipe, Mapping) else recipe_file(recipe)
     values = extended(deepcopy(dict(recipe)), path) if isinstance(recipe, Mapping) else read_values(path)
     if train is not None and test is not None:

@@ -123,7 +123,7 @@ def test_callbacks_see_every_step_may_change_the_latents_and_may_stop(pipeline):
 
     def note(pipe, step, timestep, tensors):
         steps.append((step, round(float(timestep))))
-        return {"latents": torch.zeros_like(tensors["latents"])} if step == 3 else {}
+        return {"latents": torch.zeros_like(tensors["latents"])} if step == 3 else None
 
     out = pipeline(0, num_inference_steps=4, output_type="latent", callback_on_step_end=note).images
     assert steps == [(0, 1000), (1, 750), (2, 500), (3, 250)]

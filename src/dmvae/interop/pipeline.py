@@ -198,7 +198,7 @@ class DMVAEPipeline(DiffusionPipeline):
                 # diffusers' velocity points from data to noise
                 z = self.scheduler.step(-velocity(z, t, labels), timestep, z, return_dict=False)[0]
                 if callback_on_step_end is not None:
-                    z = callback_on_step_end(self, i, timestep, {"latents": z}).get("latents", z)
+                    z = (callback_on_step_end(self, i, timestep, {"latents": z}) or {}).get("latents", z)
                 bar.update()
                 if self.interrupt:
                     break

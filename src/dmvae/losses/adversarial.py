@@ -32,7 +32,8 @@ def adaptive_weight(rec_grad: Tensor, gan_grad: Tensor, eps: float = 1e-4, max: 
 
 
 def consistency(logits_plain: Tensor, logits_aug: Tensor) -> Tensor:
-    """mean (plain - augmented)^2 of the discriminator's answers on the same images (arXiv 1910.12027): a scalar."""
+    """mean (plain - augmented)^2 of the discriminator's answers on the same images, real and generated alike (balanced
+    consistency, arXiv 2002.04724): a scalar."""
     return F.mse_loss(logits_plain, logits_aug)
 
 

@@ -96,7 +96,8 @@ class ArrayReference(DataConfig):
     def _files(self) -> list[Path]:
         files = parquet_files(Path(self.path).expanduser())
         if files[0].suffix not in SUFFIXES:
-            raise ValueError(f"path: {self.path} is none of {', '.join(SUFFIXES)}; convert it, e.g. with numpy.save")
+            what = f"reference.distribution.path: {self.path} is none of {', '.join(SUFFIXES)}"
+            raise ValueError(f"{what}; convert it, e.g. with numpy.save")
         return files
 
     def _read(self, key: str) -> NDArray[np.number]:

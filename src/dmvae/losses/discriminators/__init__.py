@@ -30,7 +30,7 @@ class AdversarialConfig(Registered):
     augment: bool = True
     """Differentiable augmentation of what the discriminator sees (arXiv 2006.10738)."""
     consistency: Weight = 0.0
-    """Weight of the squared difference between its answers with and without augmentation (arXiv 1910.12027)."""
+    """Weight of the squared difference between its answers with and without augmentation (arXiv 2002.04724)."""
     learning_rate: Rate | None = None
     """The discriminator's learning rate; null is the stage's."""
 
