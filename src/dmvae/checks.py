@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -252,7 +251,7 @@ def _try_codec(recipe: Recipe) -> None:
             raise ValueError(f"{source.type!r}: {name} returns {_told(found)}; its sizes say {list(wanted)}")
 
     def through() -> None:
-        network: Any = adapt(source, size=data.size, channels=data.channels, pretrained=False).network
+        network = adapt(source, size=data.size, channels=data.channels, pretrained=False).network
         side, images = data.size // network.stride, torch.zeros(shape)
         latents = (2, network.latent_channels, side, side)
         require("encode", network.encode(images), latents)

@@ -13,7 +13,7 @@ from dmvae.losses.pull import held, inverse_covariance
 from dmvae.recipe import load
 from dmvae.references.gaussian import Gaussian
 from dmvae.runtime.random import Random
-from dmvae.stages import approach
+from dmvae.stages import approach, matching
 from dmvae.stages.matching import MatchingStage
 from dmvae.tokenizers.editor import Editor
 from dmvae.training.loop import Trainer
@@ -86,6 +86,20 @@ def test_a_training_too_short_to_measure_says_that_its_weight_stays(tmp_path, sm
         assert (f"{told} {recent} images" in " ".join(capsys.readouterr().out.split())) == said
         rows = (tmp_path / str(recent) / "run/main/matching/log.jsonl").read_text()
         assert ('"distance/ratio"' in rows) != said
+
+
+def test_few_images_that_repeat_among_the_recent_latents_are_told(tmp_path, small, monkeypatch, capsys):
+    told = "of 48 images that repeat among them: it does not come down to 1, and matching.weight grows too far"
+    for name, recent, noise, said in (
+        ("few", 64, "none", True),
+        ("enough", 48, "none", False),
+        ("edited", 64, "reference", False),
+    ):
+        monkeypatch.setattr(approach, "RECENT", recent)
+        monkeypatch.setattr(matching, "RECENT", recent)
+        (tmp_path / name).mkdir()
+        tiny.run(write(tmp_path / name, matching__noise=noise), until="matching")
+        assert (told in " ".join(capsys.readouterr().out.split())) == said, name
 
 
 def test_a_matching_that_no_distance_moves_tells_it_all_the_same(tmp_path, small, monkeypatch):

@@ -51,10 +51,16 @@ def unmeasured(objective: Matching, until: str | None, steps: int, turns: int, b
         yield f"matching.objective: {room}, by which {objective.type!r} goes; raise steps or batch_size"
 
 
-def never_followed(say: Callable[[str], None], turns: int, batch_size: int) -> None:
-    """Tell of `balance: distance` where the training ends before its first measurement: a short trial may."""
+def hard_to_follow(say: Callable[[str], None], turns: int, batch_size: int, images: int) -> None:
+    """Tell of `balance: distance` where the training ends before its first measurement, as a short trial may, and where
+    so few images repeat among the recent latents, which then look farther than they are."""
     if not measurements(turns, batch_size):
         say(f"matching.weight stays as it is: the distance is first measured after {counted(RECENT, 'image')}")
+    elif images < RECENT:
+        say(
+            f"the distance is measured on {RECENT:,} latents, of {counted(images, 'image')} that repeat among them: it "
+            "does not come down to 1, and matching.weight grows too far"
+        )
 
 
 class Recent(nn.Module):

@@ -31,7 +31,7 @@ from dmvae.runtime import distributed
 from dmvae.runtime.precision import full_precision
 from dmvae.runtime.random import Random
 from dmvae.runtime.transfer import Figure
-from dmvae.stages.approach import EVERY, Approach, Recent, never_followed, unmeasured, until_told
+from dmvae.stages.approach import EVERY, RECENT, Approach, Recent, hard_to_follow, unmeasured, until_told
 from dmvae.stages.bounds import BOUNDS, shape_of, spread, usual_spread
 from dmvae.stages.editing import DRAWN, EDITED, Editing, Encoded, arriving, as_saved, unfit
 from dmvae.stages.reconstruction import DecoderNetworks, DecoderStage, discriminate, reconstruct
@@ -222,11 +222,11 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         if config.anchor is not None:
             assert isinstance(autoencoder, Autoencoder)  # see editing.unfit
             assert autoencoder.editor is not None
-            inverse = inverse_covariance(tokens(autoencoder.editor.bank))
-            networks.register_buffer("inverse", inverse, persistent=False)
+            networks.register_buffer("inverse", inverse_covariance(tokens(autoencoder.editor.bank)), persistent=False)
         far = math.inf if inputs.weights else 0.0  # a plan counts turns that ask for teacher and student
         if inputs.weights and config.balance == "distance":
-            never_followed(inputs.say, config.turns, config.batch_size)
+            images = RECENT if config.noise in EDITED else len(inputs.train_set)  # edited ones are there from the start
+            hard_to_follow(inputs.say, config.turns, config.batch_size, images)
         networks.approach = Approach(inputs.latent_shape, config.weight, config.target, far)
         networks.plan = Recent(inputs.latent_shape)
         networks.queue = Recent(inputs.latent_shape, config.objective.needs_recent, with_labels=True)

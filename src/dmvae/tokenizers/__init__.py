@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from dmvae.models.base import Distribution
 from dmvae.registry import Registered
 
 
@@ -20,8 +21,7 @@ class Codec(nn.Module):
     stride: int
     """Image pixels per latent, along each side."""
     has_spread: bool = False
-    """Whether it also has `posterior(images)`, a distribution with `mean`, `std` and `sample()`, whose mean `encode`
-    gives."""
+    """Whether it has `posterior` too."""
 
     def encode(self, images: Tensor) -> Tensor:
         """[n, c, h, w] in [-1, 1] -> [n, latent_channels, h / stride, w / stride]."""
@@ -29,6 +29,10 @@ class Codec(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """The inverse."""
+        raise NotImplementedError
+
+    def posterior(self, images: Tensor) -> Distribution:
+        """A distribution with `mean`, `std` and `sample()`, whose mean `encode` gives."""
         raise NotImplementedError
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -117,8 +116,8 @@ class AdaptedTokenizer(Tokenizer):
     @apply_forward_hook
     def encode(self, x: Tensor, rng: torch.Generator | None = None) -> EncoderOutput:
         self.check_images(x)
-        network: Any = self.network
-        known = network.posterior(x) if self._network_spreads else PointDistribution(network.encode(x))
+        spreads = self._network_spreads
+        known = self.network.posterior(x) if spreads else PointDistribution(self.network.encode(x))
         return self._output(known, x, rng)
 
     @apply_forward_hook
