@@ -37,12 +37,19 @@ def test_they_are_listed_with_a_line_each(capsys):
 
 
 @pytest.mark.parametrize(
-    ("study", "matched"), [("tiny_imagenet_32", "ssl"), ("tiny_imagenet_32", "matched"), ("references", "ssl")]
+    ("study", "matched", "seed"),
+    [
+        ("tiny_imagenet_32", "ssl", "@1"),
+        ("tiny_imagenet_32", "matched", "@1"),
+        ("tiny_imagenet", "ssl", ""),
+        ("tiny_imagenet", "matched", ""),
+        ("references", "ssl", "@1"),
+    ],
 )
-def test_a_study_s_control_differs_from_what_is_matched_by_the_pull_alone(study, matched):
+def test_a_study_s_control_differs_from_what_is_matched_by_the_pull_alone(study, matched, seed):
     """So a table can say what matching does, and not what steps, rates or a start do."""
     recipes = load(recipe_file(f"studies/{study}"))
-    ours, control = (leaves(configs.plain(recipes[f"{matched}{of}@1"])) for of in ("", "_zero"))
+    ours, control = (leaves(configs.plain(recipes[f"{matched}{of}{seed}"])) for of in ("", "_zero"))
     assert {place for place in ours | control if ours.get(place) != control.get(place)} == {"matching.weight"}
     assert control["matching.weight"] == 0
 
