@@ -234,9 +234,7 @@ def _try_autoencoder(recipe: Recipe) -> None:
         ("encoder", features, (2, model.encoder.channels, side, side)),
         ("decoder", images, (2, data.channels, data.size, data.size)),
     ):
-        if not isinstance(found, torch.Tensor) or tuple(found.shape) != wanted:
-            kind = getattr(recipe.autoencoder, part).type
-            raise ValueError(f"{part}: {kind!r} returns {_told(found)}; its stride and channels say {list(wanted)}")
+        _require_shape(f"{part}: {getattr(recipe.autoencoder, part).type!r}", found, wanted, "stride and channels")
 
 
 def _try_codec(recipe: Recipe) -> None:
@@ -246,18 +244,15 @@ def _try_codec(recipe: Recipe) -> None:
     assert source is not None
     shape = (2, data.channels, data.size, data.size)
 
-    def require(name: str, found: object, wanted: tuple[int, ...]) -> None:
-        if not isinstance(found, torch.Tensor) or tuple(found.shape) != wanted:
-            raise ValueError(f"{source.type!r}: {name} returns {_told(found)}; its sizes say {list(wanted)}")
-
     def through() -> None:
         network = adapt(source, size=data.size, channels=data.channels, pretrained=False).network
         side, images = data.size // network.stride, torch.zeros(shape)
         latents = (2, network.latent_channels, side, side)
-        require("encode", network.encode(images), latents)
+        _require_shape(f"{source.type!r}: encode", network.encode(images), latents, "sizes")
         if getattr(network, "has_spread", False):
-            require("posterior(images).mean", network.posterior(images).mean, latents)
-        require("decode", network.decode(torch.zeros(latents)), shape)
+            mean = network.posterior(images).mean
+            _require_shape(f"{source.type!r}: posterior(images).mean", mean, latents, "sizes")
+        _require_shape(f"{source.type!r}: decode", network.decode(torch.zeros(latents)), shape, "sizes")
 
     for device in ("meta", "cpu"):  # of tensors without memory not all is known that a network may ask
         try:
@@ -269,6 +264,11 @@ def _try_codec(recipe: Recipe) -> None:
             if device == "cpu":
                 told = f"({type(error).__name__}: {error})"
                 raise ValueError(f"{source.type!r} cannot be run on images {list(shape)} {told}") from error
+
+
+def _require_shape(what: str, found: object, wanted: tuple[int, ...], by: str) -> None:
+    if not isinstance(found, torch.Tensor) or tuple(found.shape) != wanted:
+        raise ValueError(f"{what} returns {_told(found)}; its {by} say {list(wanted)}")
 
 
 def _require_last_layer(kind: str, decoder: torch.nn.Module) -> None:
