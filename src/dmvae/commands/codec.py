@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
 
 from dmvae.commands.parser import require
 from dmvae.commands.shards import SUFFIXES, count_latents, read_latents, read_names, write_safetensors, write_tar
@@ -320,9 +320,8 @@ def _tar_names(entries: list[Entry]) -> list[str]:
 
 
 def _write_png(path: Path, image: Tensor) -> None:
-    array = image.permute(1, 2, 0).numpy()
     with atomic_write(path) as part:
-        Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(part, format="PNG")
+        to_pil_image(image).save(part, format="PNG")
 
 
 def _of_before(old: int) -> str:

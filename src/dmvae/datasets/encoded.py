@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Protocol
+from typing import Annotated, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -25,14 +25,13 @@ from dmvae.datasets.download import cache_folder
 from dmvae.datasets.image_file import PIXELS, BrokenImage, decode
 from dmvae.datasets.image_scan import rank
 from dmvae.datasets.memory import MemoryDataset
-from dmvae.datasets.skipped import note
+from dmvae.datasets.skipped import OnBroken, tell
 from dmvae.ranges import Range
 from dmvae.runtime.done import damage, read_source, write_source
 from dmvae.runtime.files import atomic_write, read_json
 from dmvae.runtime.hashing import digest
 from dmvae.runtime.words import counted
 
-OnBroken = Literal["skip", "error"]
 ENDS = 4096
 UNCOMPRESSED = (b"BM", b"P5", b"P6", b"II*\0", b"MM\0*")  # BMP, PGM, PPM, TIFF
 MOST_CLASSES = 100_000
@@ -138,32 +137,14 @@ def open_images(source: Encoded, config: EncodedConfig, classes: tuple[str, ...]
                 stacklevel=3,
             )
             return LazyImages(source, classes, fingerprint, config)
-    report(source, classes, broken, config)
-    keep = torch.tensor([index for index in range(n) if index not in broken]) if broken else torch.arange(n)
+    keep = [index for index in range(n) if index not in broken]
     if broken:
+        told = [f"{source.where(index)}: {why}" for index, why in broken.items()]
+        tell(told, source.labels, keep, classes, f"{config.root}, from {source.where(0)} on", config.on_broken)
         fingerprint = digest(fingerprint, sorted(broken))
     # copy on write: PyTorch warns of arrays that cannot be written
     images = torch.from_numpy(np.load(folder / "images.npy", mmap_mode="c"))
-    return MemoryDataset(images, source.labels[keep], classes, fingerprint=fingerprint)
-
-
-def report(source: Encoded, classes: Sequence[str], broken: dict[int, str], config: EncodedConfig) -> None:
-    """Say which images are unreadable; ValueError if that is to stop the run, or nothing of a class is left."""
-    if not broken:
-        return
-    first = list(broken.items())[:3]
-    named = "; ".join(f"{source.where(i)}: {why}" for i, why in first) + ("; ..." if len(broken) > 3 else "")
-    told = counted(len(broken), "unreadable image")
-    if config.on_broken == "error":
-        raise ValueError(f"{told}: {named}. Fix or delete them, or set on_broken: skip")
-    left = torch.ones(len(source.labels), dtype=torch.bool)
-    left[list(broken)] = False
-    if not left.any():
-        raise ValueError(f"none of {counted(len(broken), 'image')} of this split is readable: {named}")
-    if gone := set(source.labels.tolist()) - set(source.labels[left].tolist()):
-        raise ValueError(f"no image of class {classes[min(gone)]!r} in this split is readable: {named}")
-    note(f"{config.root} {source.where(0)}", [f"{source.where(i)}: {why}" for i, why in broken.items()])
-    warnings.warn(f"skipped {told} of {len(left)}: {named}", stacklevel=4)
+    return MemoryDataset(images, source.labels[keep] if broken else source.labels, classes, fingerprint=fingerprint)
 
 
 def _kept(folder: Path) -> dict[int, str] | None:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, ClassVar
 from dmvae.datasets import Dataset, Split
 from dmvae.datasets.columns import Columns, check_same_names, image_column, label_column, labels_of, names_of
 from dmvae.datasets.download import cache_folder
-from dmvae.datasets.encoded import EncodedConfig, OnBroken, check_labels, choose, ends, numbered, open_images
+from dmvae.datasets.encoded import EncodedConfig, check_labels, choose, ends, numbered, open_images
+from dmvae.datasets.skipped import OnBroken
 from dmvae.registry import register
 from dmvae.runtime.files import read_json, write_json
 from dmvae.runtime.hashing import bytes_hash, digest

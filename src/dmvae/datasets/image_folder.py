@@ -18,16 +18,15 @@ from torch import Tensor
 
 from dmvae.datasets import Dataset, DatasetConfig, Split
 from dmvae.datasets.download import cache_folder, existing_folder
-from dmvae.datasets.encoded import ENDS, DecodedWhenRead, OnBroken
+from dmvae.datasets.encoded import ENDS, DecodedWhenRead
 from dmvae.datasets.image_file import PIXELS, BrokenImage, check_header, read_image
 from dmvae.datasets.image_scan import HELD_OUT, Entry, folders, rank, split_files
 from dmvae.datasets.memory import MemoryDataset
-from dmvae.datasets.skipped import note
+from dmvae.datasets.skipped import OnBroken, tell
 from dmvae.ranges import Range
 from dmvae.registry import register
 from dmvae.runtime.files import read_json, read_sealed, write_json, write_sealed
 from dmvae.runtime.hashing import digest
-from dmvae.runtime.words import counted
 
 T = TypeVar("T")
 MEMORY_BYTES = 2 * 2**30
@@ -66,6 +65,7 @@ class ImageFolder(DatasetConfig):
             files = sorted(sorted(files, key=lambda f: rank(f.path))[: self.limit], key=lambda f: f.path)
         paths = [folder / f.path for f in files]
         labels = torch.tensor([f.label for f in files])
+        where = f"{folder}: {split}"
         fits = len(files) * self.channels * self.size**2 <= MEMORY_BYTES
         held = self.cache == "memory" or (self.cache == "auto" and fits)
         place = digest(str(folder.resolve()), split, self.limit, self.valid_fraction, held)
@@ -74,13 +74,13 @@ class ImageFolder(DatasetConfig):
         config = (self.size, self.channels, self.valid_fraction, self.on_broken, split, classes)
         fingerprint = digest(config, [(f.path, f.label) for f in files], contents)
         if not held:
-            self._report(broken, labels, keep, classes, folder, split)
+            tell(broken, labels, keep, classes, where, self.on_broken)
             return FolderDataset([paths[i] for i in keep], labels[keep], classes, fingerprint, self)
         # a rewritten file of the same size changes the decoded pixels, hence the times here
         key = digest(fingerprint, str(folder.resolve()), [f.mtime_ns for f in files], PIXELS)
         kept = cache_folder() / "decoded" / f"{key}.safetensors" if self.cache == "auto" else None
         images, keep, broken = _decode_all(paths, self.size, self.channels, kept)
-        self._report(broken, labels, keep, classes, folder, split)
+        tell(broken, labels, keep, classes, where, self.on_broken)
         if broken:  # these are left out here; a FolderDataset may find a file damaged only when it reads it
             fingerprint = digest(fingerprint, keep)
         return MemoryDataset(images, labels[keep], classes, fingerprint=fingerprint)
@@ -93,33 +93,6 @@ class ImageFolder(DatasetConfig):
         if any((root / name).is_dir() for name in HELD_OUT) and (root / "train").is_dir():
             return "the folder has train and test images apart"
         return f"the test images are {self.valid_fraction:.0%} of all, chosen by file name (data.valid_fraction)"
-
-    def _report(
-        self,
-        broken: Sequence[str],
-        labels: Tensor,
-        keep: list[int],
-        classes: tuple[str, ...],
-        folder: Path,
-        split: Split,
-    ) -> None:
-        """Say which files were unreadable; ValueError if that is to stop the run, or nothing of a class is left.
-        labels: of all files; keep: the readable ones."""
-        if not broken:
-            return
-        named = "; ".join(broken[:3]) + ("; ..." if len(broken) > 3 else "")
-        told = counted(len(broken), "unreadable image")
-        if self.on_broken == "error":
-            raise ValueError(f"{told}: {named}. Fix or delete them, or set on_broken: skip")
-        if not keep:
-            raise ValueError(
-                f"{folder}: none of its {counted(len(broken), 'image')} of this split is readable: {named}; "
-                "copy them anew"
-            )
-        if gone := set(labels.tolist()) - set(labels[keep].tolist()):
-            raise ValueError(f"{folder}: no image of class {classes[min(gone)]!r} in this split is readable: {named}")
-        note(f"{folder}: {split}", broken)
-        warnings.warn(f"skipped {told} of {len(labels)}: {named}", stacklevel=3)
 
 
 class FolderDataset(DecodedWhenRead):

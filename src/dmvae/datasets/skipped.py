@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
 
 from dmvae.runtime.files import atomic_write
+from dmvae.runtime.words import counted
 
+OnBroken = Literal["skip", "error"]
 NAME = "skipped.txt"
 _skipped: dict[str, tuple[str, ...]] = {}
 
@@ -15,6 +21,27 @@ def note(place: str, told: Sequence[str]) -> None:
     """Keep what was left out of a folder or split: a line of FILE: REASON each."""
     if told:
         _skipped[place] = tuple(told)
+
+
+def tell(
+    broken: Sequence[str], labels: Tensor, keep: Sequence[int], classes: Sequence[str], where: str, on_broken: OnBroken
+) -> None:
+    """Warn of the unreadable images of a split, lines of FILE: REASON, and keep them for skipped.txt. labels: of all
+    images; keep: the readable ones; where: names the split. Raises ValueError if `on_broken` is "error", or where
+    nothing of a class is left."""
+    if not broken:
+        return
+    named = "; ".join(broken[:3]) + ("; ..." if len(broken) > 3 else "")
+    told = counted(len(broken), "unreadable image")
+    if on_broken == "error":
+        raise ValueError(f"{told}: {named}. Fix or delete them, or set on_broken: skip")
+    if not keep:
+        images = counted(len(broken), "image")
+        raise ValueError(f"{where}: none of its {images} of this split is readable: {named}; copy them anew")
+    if gone := set(labels.tolist()) - set(labels[list(keep)].tolist()):
+        raise ValueError(f"{where}: no image of class {classes[min(gone)]!r} in this split is readable: {named}")
+    note(where, broken)
+    warnings.warn(f"skipped {told} of {len(labels)}: {named}", stacklevel=3)
 
 
 def forget() -> None:

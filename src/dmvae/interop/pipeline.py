@@ -16,8 +16,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import snapshot_download
-from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
 
 from dmvae import config as configs
 from dmvae.datasets.pixels import to_uint8
@@ -229,8 +229,7 @@ class DMVAEPipeline(DiffusionPipeline):
     def _decode(self, z: Tensor, output_type: str) -> Any:
         x = self.vae.decode(self.vae.denormalize(z).to(self.vae.dtype)).sample.float()
         if output_type == "pil":
-            pixels = to_uint8(x).permute(0, 2, 3, 1).cpu().numpy()
-            return [Image.fromarray(image[..., 0] if image.shape[2] == 1 else image) for image in pixels]
+            return [to_pil_image(image) for image in to_uint8(x).cpu()]
         x = (x / 2 + 0.5).clamp(0, 1)
         return x.permute(0, 2, 3, 1).cpu().numpy() if output_type == "np" else x
 

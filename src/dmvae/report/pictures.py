@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
 
 from dmvae.report.html import details
 from dmvae.report.run import Run, class_name
@@ -45,8 +46,7 @@ def strip(images: Sequence[Tensor], slots: int, label: str, colour: str = "trans
 
 
 def _tile(image: Tensor) -> Image.Image:
-    array = image.permute(1, 2, 0).contiguous().numpy()
-    picture = Image.fromarray(np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array).convert("RGB")
+    picture = to_pil_image(image).convert("RGB")
     if max(picture.size) > LARGEST:
         picture.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
     return picture

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import yaml
-from PIL import Image
 from safetensors.torch import load_file
+from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
 
 from dmvae import config as configs
 from dmvae.datasets import open_dataset
@@ -81,11 +81,11 @@ def _write(stages: dict[str, Job], out: Path) -> Path | None:
         write_text(out / name, content)
     for name, picture in pictures.items():
         with atomic_write(within(out / name, out)) as part:
-            Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture).save(part, format="PNG")
+            to_pil_image(picture).save(part, format="PNG")
     return out
 
 
-def _pictures(stages: dict[str, Job]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def _pictures(stages: dict[str, Job]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The first samples of a run, of different classes: pictures beside the card, and their captions."""
     if "sample" not in stages:
         return {}, {}
@@ -101,6 +101,6 @@ def _pictures(stages: dict[str, Job]) -> tuple[dict[str, np.ndarray], dict[str, 
     first = {int(label): i for i, label in reversed(list(enumerate(tensors["labels"].tolist())))}
     chosen = sorted(first.items(), key=lambda item: item[1])[:PICTURES]
     names = {f"pictures/{i}.png": (label, i) for label, i in chosen}
-    images = {name: tensors["images"][i].permute(1, 2, 0).numpy() for name, (_, i) in names.items()}
+    images = {name: tensors["images"][i] for name, (_, i) in names.items()}
     captions = {name: class_name(classes, label) for name, (label, _) in names.items()}
     return images, captions if len(classes) > 1 else dict.fromkeys(names, "a sample")

@@ -11,9 +11,9 @@ from html import escape
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
 
 from dmvae.config import Values
 from dmvae.evaluation.interpolation import slerp
@@ -83,8 +83,7 @@ def _sampling(folder: Folder, method: str) -> Values | None:
 
 def picture(image: Tensor) -> str:
     """A uint8 image [c, h, w] as the URI of a PNG."""
-    array = image.permute(1, 2, 0).contiguous().numpy()
-    return data_uri(Image.fromarray(array[..., 0] if array.shape[2] == 1 else array))
+    return data_uri(to_pil_image(image))
 
 
 def latents(folder: Folder) -> Values:
