@@ -1,4 +1,11 @@
-"""The source of a plugin that brings one of everything."""
+"""The source of a plugin that brings one of everything, and recipes that use it."""
+
+from pathlib import Path
+
+import yaml
+
+import tiny
+from dmvae import config as configs
 
 PLUGIN = """
 from dataclasses import dataclass
@@ -161,3 +168,39 @@ class Sharpen(TrainingStage):
         loss = (networks.sharpener(batch.data) - self.config.strength * batch.data).square().mean()
         yield Update("sharpener", loss, {"sharpen/mean": batch.data.mean()})
 """
+
+
+def renamed(prefix):
+    """The plugin under names that no other test's plugin has taken in this process."""
+    return PLUGIN.replace('@register("', f'@register("{prefix}').replace('@stage("', f'@stage("{prefix}')
+
+
+def over(prefix: str) -> dict:
+    """What puts every part of the plugin into the tiny recipe."""
+    return {
+        "data": {"type": f"{prefix}noise_images", "size": 12, "channels": 3},
+        "autoencoder": {
+            "encoder": {"type": f"{prefix}pool"},
+            "latent_channels": 4,
+            "bottleneck_width": 8,
+            "decoder": {"type": f"{prefix}blocks"},
+        },
+        "reference.distribution": {"type": f"{prefix}two_points"},
+        "matching.objective": {"type": f"{prefix}moment"},
+        "evaluate.metrics": ["frechet", f"{prefix}brightness"],
+        f"{prefix}sharpen": {"steps": 2, "batch_size": 8},
+        "variants": {
+            "main": {},
+            "means": {"generator.model": {"type": f"{prefix}class_means"}},
+            "leaps": {"sample.method": f"{prefix}leap"},
+        },
+    }
+
+
+def recipe_with_plugins(folder: Path, source: str = PLUGIN, prefix: str = "") -> Path:
+    (folder / "mine.py").write_text(source)
+    base = {key: value for key, value in tiny.RECIPE.items() if key not in ("autoencoder", "variants", "data")}
+    values = configs.merge(base, over(prefix) | {"run.dir": str(folder / "run"), "plugins": [str(folder / "mine.py")]})
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path

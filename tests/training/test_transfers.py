@@ -1,34 +1,23 @@
 """Between two rows of the log nothing waits for the device, but for what docs/performance.md lists: in a step no value
-of a tensor is read, and nothing goes to the device by a copy that waits."""
+of a tensor is read."""
 
 import re
-import traceback
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 import torch
+from steps import EDITED, STAGES, batch_of, place, trainer_of
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-import tiny
-from dmvae.decoders.vit import ViTDecoder
 from dmvae.evaluation.latents import scatter
-from dmvae.inputs import Blueprint
 from dmvae.matching import Matching
-from dmvae.recipe import load
-from dmvae.references.gaussian_mixture import GaussianMixture, joint_weights
 from dmvae.registry import names
-from dmvae.runtime.random import Random, seed_of
 from dmvae.runtime.transfer import covariance, listed, waits
 from dmvae.stages import approach
-from dmvae.training import loop
 from dmvae.training.logging import Figures
-from dmvae.training.loop import Trainer
-from dmvae.training.stage import Batch, TrainingStage
 
-STAGES = ("encoder", "tokenizer", "reference", "matching", "decoder", "generator")
 READS = {
     *("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "bincount", "histc", "multinomial"),
     *("_unique", "_unique2", "unique_dim", "unique_consecutive", "unique_dim_consecutive"),
@@ -40,7 +29,6 @@ whether they have succeeded. float(x), `if x` and torch.linalg's inverses and ro
 METHODS = ("tolist", "cpu", "numpy", "__array__")
 """The same that are no operations to a tensor on the CPU, as `x.to("cpu")` is not."""
 INDEXED = ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index")
-EDITED = {"matching__objective": {"type": "transport"}, "matching__anchor": 0.3, "matching__balance": "gradient"}
 
 
 class Reads(TorchDispatchMode):
@@ -86,28 +74,6 @@ class Reads(TorchDispatchMode):
         if name in READS or (masks and not filled) or repeats:
             self.note(name)
         return func(*args, **kwargs)
-
-
-def place():
-    """The line of the package that this was asked in."""
-    frames = [frame for frame in traceback.extract_stack() if "/dmvae/" in frame.filename]
-    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "here"
-
-
-def trainer_of(folder, stage, device="cpu", **over):
-    recipe = load(tiny.write(folder, **over))["matched"]
-    kind = next(s for s in recipe.stages() if s.name == stage)
-    assert issubclass(kind, TrainingStage)
-    reads = {name: recipe.section(name) for name in kind.reads if recipe.section(name) is not None}
-    inputs = Blueprint(recipe, "", reads, 3, fake=False)
-    inputs.device = torch.device(device)
-    return Trainer(kind(recipe.section(kind), inputs))
-
-
-def batch_of(trainer, step, steps=1000):
-    device = trainer.inputs.device
-    data = torch.randn(8, *trainer.stage.item_shape, device=device)
-    return Batch(data, (torch.arange(8) % 3).to(device), step, steps)
 
 
 def waited(folder, stage, steps, **over):
@@ -255,132 +221,3 @@ def test_a_figure_that_waits_is_made_with_the_row(tmp_path):
     figures.add({"rank": scatter(z, "channels").effective_rank})
     with pytest.raises(FloatingPointError, match="rank became nan by step 3"):
         figures.write(3)
-
-
-META = torch.device("meta")
-WAIT = ("sinkhorn", "hand_over")
-"""Objectives of which each turn, or each tenth, waits."""
-
-
-class There(Random):
-    """Random numbers on the device "meta"."""
-
-    device = property(lambda self: META)
-
-    def __new__(cls, *key, device="cpu", part=(0, 1)):
-        return torch.Generator.__new__(cls)
-
-    def __init__(self, *key, device="cpu", part=(0, 1)):
-        super().__init__(*key, device="cpu", part=part)
-        self.shared = Plain().manual_seed(seed_of(*key))
-
-
-class Plain(torch.Generator):
-    device = property(lambda self: META)
-
-
-class Copies(TorchDispatchMode):
-    """Finds what goes from the CPU to a device by a copy that waits: all but `send`'s."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-        self.numbers = patch.object(torch, "tensor", self.tensor)
-        self.make = torch.tensor
-
-    def __enter__(self):
-        self.numbers.start()
-        return super().__enter__()
-
-    def __exit__(self, *error):
-        self.numbers.stop()
-        return super().__exit__(*error)
-
-    def tensor(self, data, *args, device=None, **kwargs):
-        if device is not None and torch.device(device).type != "cpu":
-            self.found.append(f"numbers, {place()}")
-        return self.make(data, *args, device=device, **kwargs)
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name, kwargs = func._overloadpacket.__name__, kwargs or {}
-        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
-        kinds = {x.device.type for x in tensors if x.ndim}  # a scalar on the CPU goes along with the operation
-        if name == "_to_copy" and kwargs.get("device") is not None:
-            kinds = {torch.device(kwargs["device"]).type, tensors[0].device.type}
-        elif name == "copy_":
-            kinds = {x.device.type for x in tensors}
-        if len(kinds) > 1 and not any(f.name == "send" for f in traceback.extract_stack(limit=12)):
-            self.found.append(f"{name}, {place()}")
-        return func(*args, **kwargs)
-
-
-def copies(folder, monkeypatch, stage, **over):
-    """What a stage on the device "meta", which has no values, copies to it in three steps."""
-    monkeypatch.setattr(loop, "Random", There)
-    monkeypatch.setattr(loop, "adamw", plain_optimizer)
-    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # it does not know the device
-    trainer = trainer_of(folder, stage, META, **over)
-    found = []
-    for step in range(3):
-        batch = batch_of(trainer, step, 3)
-        with Copies() as seen:
-            trainer.advance(batch, Figures(folder, "none", 0, ""))
-        found += seen.found
-    return found
-
-
-def plain_optimizer(parameters, config, learning_rate):
-    """In place of a fused one, which the device does not have."""
-    optimizer = torch.optim.SGD(parameters, learning_rate)
-    optimizer.param_groups[0]["base_lr"] = learning_rate
-    return optimizer
-
-
-def test_the_count_sees_what_is_copied():
-    with Copies() as seen:
-        x = torch.ones(3).to(META)
-        x + x * torch.tensor(2.0)
-        torch.ones(3, device=META).copy_(torch.ones(3))
-        torch.einsum("ij,j->i", torch.ones(3, 3), x)
-        torch.tensor(2.0, device=META)
-    assert [what.split(",")[0] for what in seen.found] == ["_to_copy", "copy_", "bmm", "numbers"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("stage", "over"),
-    [
-        *((stage, {}) for stage in STAGES),
-        *(("matching", {"matching__objective": {"type": name}}) for name in names(Matching) if name not in WAIT),
-        ("matching", {"matching__objective": {"type": "dmd", "divergence": "forward_kl"}}),
-        ("matching", {"matching__objective": {"type": "transport", "queue": 16, "views": ["whole", "convolution"]}}),
-        ("matching", EDITED | {"matching__noise": "reference"}),
-        ("matching", EDITED | {"matching__noise": "fixed", "matching__noise_std": 0.5, "matching__anchor": None}),
-        ("tokenizer", {"tokenizer__alignment": {"kind": "l2"}, "tokenizer__noise": 0.8}),
-        ("tokenizer", {"tokenizer__alignment": {"type": "repa_e", "width": 8, "model": tiny.DIT}}),
-        ("tokenizer", {"autoencoder__variational": True, "tokenizer__kl_weight": 0.01}),
-        ("tokenizer", {"autoencoder__detail_width": 8, "tokenizer__train_detail": True}),
-        ("decoder", {"decoder__noise": 0.8}),
-    ],
-    ids=str,
-)
-def test_no_copy_to_the_device_waits(tmp_path, monkeypatch, stage, over):
-    assert copies(tmp_path, monkeypatch, stage, **over) == []
-
-
-def test_a_mixture_moves_to_the_device_once():
-    means, one = torch.randn(3, 4, 2, 2), torch.ones(4)
-    mixture = GaussianMixture(means, torch.ones_like(means), joint_weights(torch.ones(3), None, 2), one, one)
-    state = torch.zeros(5, 4, 2, 2, device=META), torch.zeros(5, device=META), torch.zeros(5, device=META).long()
-    for count in (3, 0):
-        with Copies() as seen:
-            assert mixture.velocity(*state).shape == (5, 4, 2, 2)
-            assert mixture.sample(2, Random(0))[0].device.type == "cpu"
-        assert len(seen.found) == count
-
-
-def test_positions_of_a_transformer_decoder_are_sent():
-    decoder = ViTDecoder(width=16, depth=1, heads=2).build(latent_channels=4, channels=3, stride=4).to(META)
-    with Copies() as seen:
-        assert decoder(torch.zeros(2, 4, 3, 3, device=META)).shape == (2, 3, 12, 12)
-    assert seen.found == []
