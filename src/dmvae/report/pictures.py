@@ -61,12 +61,13 @@ def samples(run: Run) -> str:
 
 
 def _samples(run: Run, classes: Sequence[str], variants: list[str]) -> str:
-    grids = {scale: grid for scale in run.scales() if (grid := _sample_grid(run, scale, classes, variants))}
+    rows = {scale: _rows(run, scale, variants) for scale in run.scales()}
+    grids = {scale: grid for scale in rows if (grid := _sample_grid(run, scale, classes, variants, rows[scale]))}
     if not grids:
         return ""
     (scale, first), *others = grids.items()
     count = max(1, len(classes))
-    shown = len(_rows(run, scale, variants))
+    shown = len(rows[scale])
     some = f" {shown} of {count} classes are shown, evenly spaced among those sampled." if shown < count else ""
     what, of = "Each row is one class, each block of columns one method.", " of each class"
     if len(classes) == 1:
@@ -84,9 +85,8 @@ def _rows(run: Run, scale: float, variants: Sequence[str]) -> list[int]:
     return [there[i] for i in np.linspace(0, len(there) - 1, min(len(there), CLASS_ROWS)).round().astype(int)]
 
 
-def _sample_grid(run: Run, scale: float, classes: Sequence[str], variants: list[str]) -> str:
+def _sample_grid(run: Run, scale: float, classes: Sequence[str], variants: list[str], rows: list[int]) -> str:
     slots = {1: 16, 2: 8, 3: 6}.get(len(variants), 5)
-    rows = _rows(run, scale, variants)
     lines = ONE_CLASS_ROWS if len(rows) == 1 else 1
     found = {variant: run.samples(variant, scale, rows, lines * slots) for variant in variants}
     found = {variant: by_label for variant, by_label in found.items() if any(by_label.values())}
