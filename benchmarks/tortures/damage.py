@@ -108,7 +108,7 @@ def _networks(folder: Path) -> None:
     tokenizer, generator = small_networks()
     save_network(tokenizer, folder / "stage/autoencoder")
     write_done(folder / "stage", {"seconds": 1.0, "config": {"steps": 3}})
-    build_pipeline(generator, tokenizer, ("a", "b", "c"), "card").save_pretrained(folder / "pipeline")
+    build_pipeline(generator, tokenizer, dict(enumerate("abc")), "card").save_pretrained(folder / "pipeline")
     (folder / "pipeline/README.md").unlink()  # written anew by every report
     write_source(folder / "pipeline", {"generator": "x"})
 

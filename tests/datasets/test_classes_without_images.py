@@ -1,15 +1,21 @@
 """Classes that no training image has, as in a subset of a larger data set: they are told, and none is sampled."""
 
+from types import SimpleNamespace
+
 import packed
 import pytest
+import torch
 
 import tiny
-from dmvae import cli
+from dmvae import DMVAEPipeline, cli
+from dmvae.commands.generated import Generated
 from dmvae.datasets import open_dataset
 from dmvae.jobs import jobs_of
 from dmvae.pipeline import about_data
 from dmvae.recipe import load
 from dmvae.report.run import Run
+from dmvae.runtime.hashing import digest
+from dmvae.stages.sample import SampleConfig
 
 NAMES = ("ant", "bee", "cat", "dog", "eel")
 
@@ -43,3 +49,23 @@ def test_nothing_is_sampled_of_them(path, tmp_path, capsys):
     page = (tmp_path / "run/report.html").read_text()
     assert 'alt="kl: samples of bee"' in page
     assert 'alt="kl: samples of ant"' not in page
+    assert "pipeline(class_labels=[1], " in (tmp_path / "run/kl/pipeline/README.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_pipeline_draws_none_of_them(path, tmp_path):
+    cli.main(["run", str(path), "--variant", "kl", "--sample.count", "4"])
+    pipeline = DMVAEPipeline.from_pretrained(tmp_path / "run/kl/pipeline")
+    assert pipeline.classes == {1: "bee", 3: "dog"}
+    for label, told in (("ant", "no class is called 'ant'"), (2, "class 2 had no training image; .* are 1, 3")):
+        with pytest.raises(ValueError, match=f"class_labels: {told}"):
+            pipeline(label)
+    drawn = Generated(pipeline, SampleConfig(count=4, steps=1), seed=0, device=torch.device("cpu"))
+    assert drawn.labels.tolist() == [0, 1, 0, 1], "as folders of bees and dogs alone count them"
+    assert drawn.facts["classes"] == digest(("bee", "dog"))
+    asked = []
+    drawn.pipeline = lambda class_labels, **_: (
+        asked.extend(class_labels) or SimpleNamespace(images=torch.zeros(64, 3, 12, 12))
+    )
+    assert sum(len(batch) for batch in drawn.batches(range(4), 4)) == 4
+    assert set(asked) == {1, 3}

@@ -241,7 +241,7 @@ def test_a_scheduler_that_is_missing_or_does_not_fit_is_named_with_the_fix(run, 
     pipeline.scheduler = DDIMScheduler()
     with pytest.raises(ValueError, match=r"DDIMScheduler takes no sigmas; set .*FlowMatchEulerDiscreteScheduler"):
         pipeline(0)
-    without = build_pipeline(pipeline.transformer, pipeline.vae, ("a", "b", "c"), "")
+    without = build_pipeline(pipeline.transformer, pipeline.vae, dict(enumerate("abc")), "")
     without.scheduler = None
     without.save_pretrained(tmp_path / "without")
     with pytest.raises(ValueError, match="it has none; set"):

@@ -19,8 +19,8 @@ BLOCK = 64
 
 
 class Generated:
-    """`sample.count` images of a DMVAEPipeline, the same number of every class, image i from a seed of its own: so
-    neither batches nor ranks change it. The pipeline takes Euler steps.
+    """`sample.count` images of a DMVAEPipeline, the same number of every class that it has learned, image i from a seed
+    of its own: so neither batches nor ranks change it. The pipeline takes Euler steps. `labels` count its classes.
     """
 
     def __init__(
@@ -30,10 +30,11 @@ class Generated:
             raise ValueError(f"a pipeline takes Euler steps, not {sample.method!r}")
         self.pipeline, self.sample, self.seed, self.device, self.precision = pipeline, sample, seed, device, precision
         pipeline.set_progress_bar_config(disable=True)
-        self.labels: Tensor | None = balanced_labels(sample.count, pipeline.transformer.config.num_classes)
+        self.learned = torch.tensor(sorted(pipeline.classes) or range(pipeline.transformer.config.num_classes))
+        self.labels: Tensor | None = balanced_labels(sample.count, len(self.learned))
         sampler = configs.plain(sample) | {"seed": seed}
         del sampler["batch_size"], sampler["guide"]  # the first changes nothing, the second is the pipeline's
-        classes = sorted(pipeline.labels, key=pipeline.labels.__getitem__)
+        classes = [name for _, name in sorted(pipeline.classes.items())]
         self.facts = {"kind": "generated", "sampler": sampler, "labels": "balanced", "classes": digest(tuple(classes))}
         self.facts["size"] = pipeline.transformer.config.input_size * pipeline.vae.stride
 
@@ -48,7 +49,7 @@ class Generated:
             part = [i % len(self) for i in range(start, start + BLOCK)]
             with autocast(self.device, self.precision):
                 images = self.pipeline(
-                    class_labels=self.labels[part].tolist(),
+                    class_labels=self.learned[self.labels[part]].tolist(),
                     generator=[torch.Generator().manual_seed(image_seed(self.seed, i)) for i in part],
                     num_inference_steps=self.sample.steps,
                     guidance_scale=self.sample.guidance[0],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
@@ -27,6 +27,7 @@ from dmvae.models.base import Model, Tokenizer
 from dmvae.ranges import Guidance, SamplerSteps, Share, TimeShift
 from dmvae.registry import nearest
 from dmvae.runtime.done import whole
+from dmvae.runtime.words import few
 from dmvae.tokenizers.adapted import HUB_ID
 
 if TYPE_CHECKING:
@@ -134,9 +135,14 @@ class DMVAEPipeline(DiffusionPipeline):
             path.write_bytes(content)
 
     @property
+    def classes(self) -> dict[int, str]:
+        """Label -> class name, of the classes that had training images; empty where the pipeline has no names."""
+        return {int(i): name for i, name in self.config["id2label"].items()}
+
+    @property
     def labels(self) -> dict[str, int]:
         """Class name -> label."""
-        return {name: int(i) for i, name in self.config["id2label"].items()}
+        return {name: label for label, name in self.classes.items()}
 
     @torch.no_grad()
     def __call__(
@@ -256,6 +262,9 @@ class DMVAEPipeline(DiffusionPipeline):
             raise ValueError(f"class_labels: {label!r} is no integer, name or None")
         if not 0 <= int(label) < count:
             raise ValueError(f"class_labels: {label} is not a class of this model, which has 0 to {count - 1}")
+        if self.classes and int(label) not in self.classes:
+            learned = few(list(self.classes))
+            raise ValueError(f"class_labels: class {label} had no training image; those that had are {learned}")
         return int(label)
 
 
@@ -277,10 +286,11 @@ def _extras(folder: Path) -> list[Path]:
 
 
 def build_pipeline(
-    transformer: Model, vae: Tokenizer, classes: Sequence[str], card: str, guide: Model | None = None
+    transformer: Model, vae: Tokenizer, classes: Mapping[int, str], card: str, guide: Model | None = None
 ) -> DMVAEPipeline:
-    """The pipeline with the scheduler that takes the same Euler steps as `dmvae.flow.solver`."""
-    id2label = {str(i): name for i, name in enumerate(classes)}
+    """The pipeline with the scheduler that takes the same Euler steps as `dmvae.flow.solver`. classes: names of the
+    labels that the transformer has learned."""
+    id2label = {str(label): name for label, name in classes.items()}
     scheduler = FlowMatchEulerDiscreteScheduler()
     guide = guide.eval() if guide is not None else None
     return DMVAEPipeline(transformer.eval(), vae.eval(), scheduler, id2label, card, guide)

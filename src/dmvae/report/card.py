@@ -20,8 +20,8 @@ FIGURES = ("psnr", "ssim", "rfd", "gfd", "coverage", "agreement", "generator_los
 TASK = "unconditional-image-generation"
 
 
-def card(job: Job, stages: dict[str, Job], recipe: str, pictures: dict[str, str] | None = None) -> str:
-    """The card as Markdown. pictures: a picture's file beside the card -> what it shows."""
+def card(job: Job, stages: dict[str, Job], recipe: str, pictures: dict[str, str] | None = None, label: int = 0) -> str:
+    """The card as Markdown. pictures: a picture's file beside the card -> what it shows. label: of the first sample."""
     metrics: Values = {}
     if "evaluate" in stages:
         metrics = read_json(whole(stages["evaluate"].folder / "metrics.json"), dict)
@@ -54,7 +54,7 @@ from dmvae import DMVAEPipeline
 
 pipeline = DMVAEPipeline.from_pretrained(FOLDER_OR_HUB_ID)
 generator = [torch.Generator().manual_seed({_first_seed(job)})]
-{_autocast(stages)}image = pipeline(class_labels=[0], generator=generator{_arguments(job)}).images[0]
+{_autocast(stages)}image = pipeline(class_labels=[{label}], generator=generator{_arguments(job)}).images[0]
 ```
 
 {_claim(job)} With `dmvae` installed,

@@ -14,6 +14,7 @@ from dmvae.datasets import open_dataset
 from dmvae.generators import load_generator
 from dmvae.inputs import generator_of
 from dmvae.jobs import PIPELINE, STEPS, Job, other_source, source_of
+from dmvae.latents.store import LatentSet
 from dmvae.models.base import Model
 from dmvae.models.velocity import VelocityModel
 from dmvae.report.card import card
@@ -54,8 +55,10 @@ def _write(stages: dict[str, Job], out: Path) -> Path | None:
     source = source_of(stages)
     steps = {name: int(source[name]) if name in source else None for name in STEPS}
     recipe = yaml.safe_dump(configs.plain(job.recipe), sort_keys=False)
-    pictures, shows = _pictures(stages)
-    text = card(job, stages, recipe, shows)
+    samples = _samples(stages)
+    pictures, shows = _pictures(stages, samples) if samples else ({}, {})
+    first = int(samples["labels"][0]) if samples else 0
+    text = card(job, stages, recipe, shows, first)
     there = read_source(out) or {}
     if other_source(there, source) or damage(out, there):
         from dmvae.interop.pipeline import build_pipeline  # diffusers' pipelines take two seconds
@@ -70,10 +73,12 @@ def _write(stages: dict[str, Job], out: Path) -> Path | None:
         transformer.register_to_config(_ema=job.recipe.section("generator").ema)
         vae = load_tokenizer(stages["latents"].folder / "autoencoder")
         try:
-            classes = open_dataset(job.recipe.data, "train").classes
+            names = open_dataset(job.recipe.data, "train").classes
         except (ValueError, OSError) as error:
             console.print(f"pipeline: none of {job.variant}, for its data are not here to name the classes: {error}")
             return None
+        learned = LatentSet(stages["latents"].folder / "latents").labels.unique().tolist()
+        classes = {label: names[label] for label in learned}
         with atomic_write(out) as part:
             build_pipeline(transformer, vae, classes, text, guide).save_pretrained(part)
             write_source(part, source)
@@ -85,22 +90,24 @@ def _write(stages: dict[str, Job], out: Path) -> Path | None:
     return out
 
 
-def _pictures(stages: dict[str, Job]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The first samples of a run, of different classes: pictures beside the card, and their captions."""
+def _samples(stages: dict[str, Job]) -> dict[str, Tensor] | None:
+    """The first of the run's samples, where there are any."""
     if "sample" not in stages:
-        return {}, {}
+        return None
     job = stages["sample"]  # its first scale is that of the card's figures and of its code
     file = samples_folder(job.folder, job.recipe.section("sample").guidance[0]) / "samples-00000.safetensors"
-    if not file.is_file():
-        return {}, {}
-    tensors = load_file(whole(file))
+    return load_file(whole(file)) if file.is_file() else None
+
+
+def _pictures(stages: dict[str, Job], samples: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The first samples of different classes: pictures beside the card, and their captions."""
     try:
         classes = open_dataset(stages["sample"].recipe.data, "train").classes
     except (ValueError, OSError):  # a run is reported where its data is not, too
         return {}, {}
-    first = {int(label): i for i, label in reversed(list(enumerate(tensors["labels"].tolist())))}
+    first = {int(label): i for i, label in reversed(list(enumerate(samples["labels"].tolist())))}
     chosen = sorted(first.items(), key=lambda item: item[1])[:PICTURES]
     names = {f"pictures/{i}.png": (label, i) for label, i in chosen}
-    images = {name: tensors["images"][i] for name, (_, i) in names.items()}
+    images = {name: samples["images"][i] for name, (_, i) in names.items()}
     captions = {name: class_name(classes, label) for name, (label, _) in names.items()}
     return images, captions if len(classes) > 1 else dict.fromkeys(names, "a sample")
