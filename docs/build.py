@@ -63,7 +63,12 @@ NAV = {
     "API": ["api/dmvae", *(f"api/{name}" for name in parts.API)],
 }
 """Heading -> pages, by their place in the site without the ending."""
-LABELS = {"balance": "Lambda and the rest", "method": "The method", "results/README": "Where the claim is decided"}
+LABELS = {
+    "balance": "Lambda and the rest",
+    "diffusers": "Use with diffusers",
+    "method": "The method",
+    "results/README": "Where the claim is decided",
+}
 """What the navigation calls pages with long headings."""
 REST = "Guides"
 """Where pages that are not named come."""
