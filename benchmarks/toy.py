@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from rich.progress import track
 from torch import Tensor
 
 from dmvae.evaluation.latents import sliced_distance
@@ -27,7 +28,6 @@ from dmvae.matching.adversarial import Adversarial
 from dmvae.matching.dmd import DMD
 from dmvae.references.gaussian_mixture import GaussianMixture
 from dmvae.references.mixture import joint_weights
-from dmvae.runtime.console import track
 from dmvae.runtime.random import Random
 
 POINTS, CLASSES, EVERY = 1024, 2, 2
@@ -88,7 +88,7 @@ def matched(name: str, reference: GaussianMixture, start: Tensor, labels: Tensor
     moves = torch.optim.Adam([points], lr=0.02, betas=(0.5, 0.95))
     assert student is not None
     learns = torch.optim.Adam(student.parameters(), lr=2e-3)
-    for step in track(range(steps), name, steps, "steps"):
+    for step in track(range(steps), name):
         rng = Random(seed, name, step)
         context = Context(rng, CLASSES, progress=step / steps, reference=reference)
         learned, _ = objective.student_loss(student, points.detach(), labels, context)

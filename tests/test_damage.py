@@ -14,7 +14,7 @@ from dmvae.interop.pipeline import DMVAEPipeline
 from dmvae.library import Run
 from dmvae.models.artifact import save_network
 from dmvae.runtime import done
-from dmvae.runtime.done import damage, read_done, whole, write_done, write_source
+from dmvae.runtime.done import damage, read_done, require_intact, write_done, write_source
 from dmvae.tokenizers.adapted import load_tokenizer
 from dmvae.tokenizers.autoencoder import Autoencoder
 from dmvae.training.logging import read_figures
@@ -66,7 +66,7 @@ def test_done_json_of_before_has_no_checksum(stage):
     assert read_done(stage) == facts
     (stage / "done.json").write_text(json.dumps({"seconds": 2}))
     assert damage(stage, read_done(stage)) is None
-    assert whole(stage) == stage
+    assert require_intact(stage) == stage
 
 
 def test_the_first_file_that_is_not_as_it_was_written_is_told(stage):
@@ -165,22 +165,22 @@ def test_a_snapshot_is_as_its_stage_wrote_it(tmp_path):
     folder.mkdir(parents=True)
     (folder / "weights").write_bytes(b"weights")
     write_done(tmp_path / "stage", {"seconds": 1.0})
-    assert whole(folder) == folder
+    assert require_intact(folder) == folder
     flip(folder / "weights")
     with pytest.raises(ValueError, match="generator/weights is corrupt"):
-        whole(folder)
+        require_intact(folder)
 
 
 def test_a_damaged_list_of_a_pipeline_s_files_is_named(tmp_path):
     (tmp_path / "x").touch()
     write_source(tmp_path, {"generator": "here"})
-    assert whole(tmp_path / "x") == tmp_path / "x"
+    assert require_intact(tmp_path / "x") == tmp_path / "x"
     good = (tmp_path / "source.json").read_bytes()
     for text in (b"", b"[" * 5000, b"3", b'{"files": 1}', good[:-9], good.replace(b"here", b"heRe")):
         (tmp_path / "source.json").write_bytes(text)
         done._warn.cache_clear()
         with pytest.warns(UserWarning, match=r"source.json is damaged: .*nothing is known of the files beside it"):
-            assert whole(tmp_path / "x") == tmp_path / "x"
+            assert require_intact(tmp_path / "x") == tmp_path / "x"
 
 
 def test_lines_of_a_log_that_are_damaged_are_named(tmp_path):

@@ -18,12 +18,15 @@ DMD = {"objective": {"type": "dmd"}, "balance": "gradient", "noise": "none"}
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"run.shard_bf16": True}, "run.shard_bf16: True changes nothing: it is of run.shard"),
+        ({"run.shard_bf16": True}, "run.shard_bf16: True changes nothing: it only acts with run.shard: true"),
         ({"run.reshard": False}, "run.reshard: False changes nothing"),
         ({"matching.model.width": 48}, "matching.model: what is given changes nothing: the student is a copy"),
-        ({"matching.target": 1.2}, "matching.target: 1.2 changes nothing: it is of matching.balance: distance"),
+        (
+            {"matching.target": 1.2},
+            "matching.target: 1.2 changes nothing: it only acts with matching.balance: distance",
+        ),
         ({"matching.objective.ratio_width": 64}, "matching.objective.ratio_width: 64 changes nothing"),
-        ({"sample.last_step": 0.1}, "sample.last_step: 0.1 changes nothing: it is of sample.method: sde"),
+        ({"sample.last_step": 0.1}, "sample.last_step: 0.1 changes nothing: it only acts with sample.method: sde"),
         ({"sample.guidance_interval": [0.2, 0.5]}, "sample.guidance_interval: [0.2, 0.5] changes nothing"),
         (
             {"generator.model": {"size": "Mini/1", "heads": 3}},

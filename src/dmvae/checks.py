@@ -138,7 +138,8 @@ def _checkpointing_problems(recipe: Recipe) -> Iterator[str]:
 
 
 def blank_networks(recipe: Recipe, stage: type[AnyTraining], num_classes: int) -> Networks:
-    """A stage's networks, of tensors without memory. Raises ValueError for what the stage finds wrong with them."""
+    """A stage's networks on the meta device. Raises ValueError where the stage refuses its section, or where what its
+    `build` returned is not `Networks` whose trained parameters are all saved."""
     reads = {name: recipe.section(name) for name in stage.reads if recipe.section(name) is not None}
     with torch.device("meta"):  # a quarter of the time that fake tensors take
         networks: Networks = stage(recipe.section(stage), Blueprint(recipe, "", reads, num_classes)).build()

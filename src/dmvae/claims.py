@@ -108,9 +108,9 @@ def _changed(run_dir: Path, variant: str, recipe: Recipe) -> Iterator[tuple[str,
 
 
 def begun_anew(run_dir: Path, jobs: Sequence[Job]) -> list[str]:
-    """A line for each stage that begins anew though the variant's link leads to an unfinished one, of other settings,
-    and for the first that does so beside a finished one without a change of settings. To be asked before `claimed`
-    replaces links and recipes."""
+    """Messages about stages that start from scratch although the variant's link leads to an earlier folder: those whose
+    earlier folder is unfinished and, for each variant, the first whose earlier folder is finished and no field has
+    changed (so its data or a plugin has). Call it before `claimed`, which replaces links and recipes."""
     told: dict[Path, str] = {}
     anew: set[str] = set()
     for job in jobs:

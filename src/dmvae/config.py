@@ -93,8 +93,8 @@ def read(cls: type[C], values: object, where: str = "") -> C:
 
 
 def checked(config: DataclassInstance) -> None:
-    """Hold the fields of a frozen dataclass that a program made to what `read` asks of a recipe's, in `__post_init__`:
-    a list becomes a tuple, and ValueError names a field of another type or range."""
+    """Validate a frozen dataclass made in Python as `read` validates a recipe's section; call it in `__post_init__`.
+    Lists become tuples. Raises ValueError that names the first field of a wrong type or out of its range."""
     hints = get_type_hints(type(config), include_extras=True)
     for field in dataclasses.fields(config):
         object.__setattr__(config, field.name, _value(hints[field.name], getattr(config, field.name), field.name))

@@ -19,11 +19,11 @@ WITHIN = ("decoded", "noise_groups")
 def fit(
     recipes: dict[str, Recipe], asked: Collection[str] = (), ranks: int | None = None
 ) -> tuple[dict[str, Recipe], list[str]]:
-    """(the recipes with batches, and neighbours, no larger than their training sets; a line on each change). Batches
-    divide over so many ranks, those of this job unless given.
+    """(recipes whose batch sizes and `evaluate.neighbours` are lowered to the size of their training sets; messages on
+    the changes). Lowered batches divide over `ranks`, by default the number of this job's.
 
-    What is `asked` on the command line, such as "tokenizer.batch_size", is left as it is: it is an error where it does
-    not fit. So is everything where the data cannot be opened, which is told elsewhere.
+    Fields in `asked`, such as "tokenizer.batch_size", come from the command line and stay: where they do not fit,
+    `checks` gives the error. A recipe whose data cannot be opened is returned as it is.
     """
     fitted, said = {}, dict[str, None]()
     for variant, recipe in recipes.items():

@@ -38,22 +38,22 @@ def _of_one_density(recipe: Recipe) -> bool:
 MODELS = ("reference.model", "matching.model", "generator.model", "tokenizer.alignment.model")
 """Where a recipe has flow models."""
 IDLE: Mapping[str, tuple[Callable[[Recipe], bool], str]] = {
-    "run.shard_bf16": (lambda r: not r.run.shard, "it is of run.shard"),
-    "run.shard_in_node": (lambda r: not r.run.shard, "it is of run.shard"),
-    "run.reshard": (lambda r: not r.run.shard, "it is of run.shard"),
+    "run.shard_bf16": (lambda r: not r.run.shard, "it only acts with run.shard: true"),
+    "run.shard_in_node": (lambda r: not r.run.shard, "it only acts with run.shard: true"),
+    "run.reshard": (lambda r: not r.run.shard, "it only acts with run.shard: true"),
     "matching.model": (
         _copied,
         "the student is a copy of the teacher (reference.model), or there is none",
     ),
     "matching.target": (
         lambda r: r.section("matching").balance != "distance" and r.section("matching").until is None,
-        "it is of matching.balance: distance, and of matching.until",
+        "it only acts with matching.balance: distance or matching.until: arrived",
     ),
-    "matching.objective.ratio_width": (_of_one_density, "it is of other divergences than reverse_kl"),
-    "matching.objective.ratio_depth": (_of_one_density, "it is of other divergences than reverse_kl"),
+    "matching.objective.ratio_width": (_of_one_density, "it only acts with a divergence other than reverse_kl"),
+    "matching.objective.ratio_depth": (_of_one_density, "it only acts with a divergence other than reverse_kl"),
     "sample.last_step": (
         lambda r: r.section("sample").method in ("euler", "heun", "midpoint"),
-        "it is of sample.method: sde",
+        "it only acts with sample.method: sde",
     ),
     "sample.guidance_interval": (
         lambda r: set(r.section("sample").guidance) == {1.0},

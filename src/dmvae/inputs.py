@@ -187,8 +187,8 @@ class Inputs:
         )
 
     def batches(self, dataset: Items, every: int = 1) -> Iterator[Tensor]:
-        """Batches of a data set in order, or of every so manieth item, without labels, on the device and scaled as
-        networks take them."""
+        """Batches of every `every`-th item of a data set, in order and without labels, on the device: images
+        [n, c, h, w] in [-1, 1], or other data as float32."""
         chosen = cuts(range(0, len(dataset), every), self.sections.latents.batch_size)
         for items, _ in loader(dataset, chosen, self.sections.run.workers, self.device):
             yield as_input(items, self.device)

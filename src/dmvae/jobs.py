@@ -87,7 +87,7 @@ def plan(recipes: dict[str, Recipe], run_dir: Path) -> list[Job]:
             name = address([folder.name for folder in reads.values()])
             if not stage.keeps_latents:
                 encoded[stage.name] = address([encoded[of] for of in reads if of in encoded])
-            # Before version 0.2 every stage had the first address.
+            # Version 0.1 gave every stage the address `name` above: a folder that has it is kept, not computed anew.
             if stage.of_latents and not (run_dir / "stages" / name).exists():
                 name = encoded[stage.name]
             folders[stage.name] = run_dir / "stages" / name

@@ -77,8 +77,8 @@ class Run:
         return LatentSet(self.folder("latents", variant) / "latents")
 
     def pipeline(self, variant: str | None = None) -> DMVAEPipeline:
-        """The diffusers pipeline of a method that has a generator. Raises ValueError where the run has none of it, as
-        one that stands for several has not, and one whose generator is a plugin's."""
+        """The diffusers pipeline of a method that has a generator. Raises ValueError where none was written: for a
+        folder that merges several runs (`dmvae report --out`), and for a generator of a plugin's class."""
         self.folder("generator", variant)
         folder = self.dir / (variant or self.variants[0]) / PIPELINE
         if not folder.is_dir():
@@ -96,15 +96,17 @@ def run(
     test: Pairs | None = None,
     **overrides: object,
 ) -> Run:
-    """Run a recipe's stages that are not finished, and write its table, report and pipelines, as `dmvae run` does.
+    """Run a recipe's unfinished stages, write table, report and pipelines as `dmvae run` does, and return the `Run`.
 
     recipe: a file, the name of one that comes with the package (`dmvae recipes`), or a mapping with a file's content.
-    train, test: data sets of (image, label) items, used in place of the recipe's `data`; its size and channels still
-    count. They are known again by their lengths, `targets` or `labels`, `classes` and 64 images of each: where others
-    have changed, give another `run.dir`. overrides: fields that replace the recipe's, as on the command line: a
-    section as a mapping (`tokenizer={"steps": 30}`), or a dotted name (`**{"tokenizer.steps": 30}`).
+    train, test: map-style data sets of (image, label), used in place of the recipe's `data`, of which only `size`,
+    `channels`, `limit` and `flip` still count. A later call finds the finished stages again if lengths, `targets` or
+    `labels`, `classes` and 64 sampled images of each set are unchanged; after a change of other images, give another
+    `run.dir`. overrides: fields that replace the recipe's, as on the command line: a section as a mapping
+    (`tokenizer={"steps": 30}`), or a dotted name (`**{"tokenizer.steps": 30}`).
 
-    Raises ValueError for what is wrong with the recipe or the data, before any stage runs.
+    Raises ValueError for mistakes in the recipe or the data, before any stage runs; FloatingPointError for a training
+    that diverges.
     """
     if (train is None) != (test is None):
         raise ValueError("train and test: give both data sets, or neither")

@@ -63,7 +63,7 @@ def run(
             f"run.dir: {run_dir} is made of stages of other runs (`dmvae report --out`); go on in one of them"
         )
     if not distributed.is_main():  # rank 0 looks through the files and fills their caches first
-        datasets.give(distributed.broadcast({}))
+        datasets.adopt(distributed.broadcast({}))
     said: list[str] = []
     if asked is not None:
         recipes, said = fit(recipes, asked)
@@ -73,7 +73,8 @@ def run(
         distributed.broadcast(datasets.opened())
     chosen = [job for job in jobs if only in (None, job.stage.name)]
     if not chosen:
-        raise ValueError(f"no variant of this recipe has the stage {only!r}")
+        known = ", ".join(dict.fromkeys(job.stage.name for job in jobs))
+        raise ValueError(f"no variant of this recipe has the stage {only!r}: give it a section {only}; it has {known}")
     _check([job for job in chosen if job.state != "finished"])
     said += idle(recipes)
     said += begun_anew(run_dir, chosen) if distributed.is_main() else []

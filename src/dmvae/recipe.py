@@ -112,7 +112,7 @@ def load(path: str | Path, overrides: Values | None = None) -> Recipes:
 
 
 def resolve(values: Values, overrides: Values | None = None, path: Path = Path("recipe")) -> Recipes:
-    """`load` of values that are no file's; relative plugins are sought beside `path`, which also stands in errors."""
+    """`load` for a mapping instead of a file. path: named in errors; relative plugins are also sought in its folder."""
     asked = flat(overrides or {})
 
     def without(option: str) -> str:

@@ -78,14 +78,14 @@ class RunConfig:
     reshard: bool = True
     """With `shard`: drop gathered weights between forward and backward pass. false: less traffic, more memory."""
     timeout: Annotated[float, Range(1, 1440)] = 20.0
-    """Minutes that ranks wait for one that does not come to the end of its training step, and GPUs for each other
-    everywhere (NCCL). Outside of steps ranks on the CPU wait for a day."""
+    """Minutes after which ranks give up on one that does not finish its training step; also the timeout of every
+    collective between GPUs (NCCL). Outside of training steps, collectives on the CPU (gloo) wait for a day."""
     accumulate: Count = 1
-    """Parts in which a rank takes its share of a batch, one after another, in the stages whose loss is a mean over
-    images (reference, generator): the same weights in less memory. The other stages take it whole."""
+    """Gradient accumulation: micro-batches into which each rank splits its share of a batch, in the stages whose loss
+    is a mean over images (reference, generator): the same weights in less memory. The other stages do not split."""
     checkpointing: tuple[str, ...] = ()
-    """Networks that compute their activations again in the backward pass instead of keeping them: the same weights in
-    far less memory, for a third more time. Of autoencoder, teacher, student, generator."""
+    """Networks with activation checkpointing: they recompute activations in the backward pass instead of keeping them.
+    The same weights in far less memory, for a third more time. Of autoencoder, teacher, student, generator."""
     workers: Annotated[int, Range(0, 512)] = 4
     """Processes that decode images; data sets held in memory use none."""
     save_every: Count = 500

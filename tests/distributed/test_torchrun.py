@@ -111,5 +111,5 @@ def test_a_start_has_a_name_of_its_own_where_ranks_before_have_left_theirs():
 def test_ranks_that_do_not_come_are_named():
     store = dist.HashStore()
     store.set("dmvae/1", "one that has ended")
-    with pytest.raises(TimeoutError, match=r"ranks 1, 2 have not come for 0\.001 min"):
+    with pytest.raises(TimeoutError, match=r"ranks 1, 2 did not join within 0\.001 min \(run.timeout\)"):
         distributed._agreed(store, 0, 3, 0.001)

@@ -16,7 +16,7 @@ import processes
 from dmvae.commands.generated import Generated
 from dmvae.commands.measurements import measure
 from dmvae.commands.score_files import read_scores
-from dmvae.datasets.pixels import as_uint8
+from dmvae.datasets.pixels import unit_to_uint8
 from dmvae.evaluation.bootstrap import interval
 from dmvae.evaluation.feature_set import FeatureSet, features_of, reference_features
 from dmvae.evaluation.features import in_chunks, parse_features
@@ -322,10 +322,10 @@ def test_intervals_are_those_of_a_mean():
 
 def test_floats_outside_their_range_are_refused():
     x = torch.tensor([[[[0.0, 1.0]]]])
-    assert as_uint8(x).tolist() == [[[[0, 255]]]]
+    assert unit_to_uint8(x).tolist() == [[[[0, 255]]]]
     for wrong in (x * 2 - 1, x * 255, x / 0, x.long(), x.to(torch.uint16)):
         with pytest.raises(ValueError, match=r"floats in \[0, 1\]"):
-            as_uint8(wrong)
+            unit_to_uint8(wrong)
 
 
 def test_a_mixed_folder_is_measured_at_one_size(folders, tmp_path):

@@ -295,7 +295,7 @@ def test_class_by_class_a_queue_is_of_the_class():
     [
         (
             None,
-            r"queue: 16 latents of the turns before are remembered by who calls: give context=Context\(..., recent=",
+            r"queue: 16, but context.recent is None: the caller keeps .*; give context=Context\(..., recent=",
         ),
         (unlabelled(torch.zeros(4, 3, 1, 1)), r"recent: latents \[4, 3, 1, 1\] .* for latents \[16, 2, 1, 1\]; give"),
         ((torch.zeros(4, 2, 1, 1), torch.zeros(3)), r"recent: latents \[4, 2, 1, 1\] with labels \[3\]"),

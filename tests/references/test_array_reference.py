@@ -72,7 +72,7 @@ def test_what_is_wrong_with_an_array(make, tmp_path, name):
         make.build(**fields)
     with pytest.raises(ValueError, match=r"labels: .* values 0 to 9; needed is \[5\] with values 0 to 2"):
         make.build(**write(tmp_path, name, np.ones((5, 36), dtype=np.float32), [0, 1, 2, 1, 9]))
-    with pytest.raises(ValueError, match="classes of an array needs its labels"):
+    with pytest.raises(ValueError, match=r"classes: \[0\] cannot be chosen without labels; set `labels`"):
         make.build(**fields, classes=[0])
     with pytest.raises(ValueError, match="no such file"):
         make.build(type="array", path=str(tmp_path / "none.npy"))

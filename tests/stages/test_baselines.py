@@ -146,7 +146,10 @@ def test_latents_are_aligned_to_another_network_than_the_one_that_trains(finishe
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ({"type": "effnet", "enlarge": 4, "reduce": 32}, "target: a feature for 8 pixels, and a latent for 4; give"),
+        (
+            {"type": "effnet", "enlarge": 4, "reduce": 32},
+            "target: this encoder has one feature per 8 pixels along each side, but a latent covers 4; give",
+        ),
         ({"type": "conv", "width": 8, "stride": 4, "out_channels": 8}, "alignment: its target, .* would be random"),
     ],
 )

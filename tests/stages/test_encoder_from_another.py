@@ -73,7 +73,10 @@ def test_it_learns_a_part_of_what_the_target_says_of_images_beyond_their_mean(tm
 @pytest.mark.parametrize(
     ("over", "message"),
     [
-        ({"encoder__target": TARGET | {"enlarge": 4}}, r"encoder\.target: a feature for 8 pixels, and a latent for 4"),
+        (
+            {"encoder__target": TARGET | {"enlarge": 4}},
+            r"encoder\.target: this encoder has one feature per 8 pixels along each side, but a latent covers 4",
+        ),
         (
             {"encoder__target": {"type": "conv", "stride": 4}},
             r"encoder\.target: 'conv' would be random, and there is nothing to learn from it",

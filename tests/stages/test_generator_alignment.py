@@ -165,7 +165,7 @@ def test_in_parts_and_on_sharded_ranks_it_ends_where_it_does_whole(tmp_path):
         ({"generator__alignment": ALIGNED | {"depth": 2}}, r"alignment\.depth: 2, and the flow model has 1 blocks"),
         (
             {"generator__alignment": ALIGNED | {"target": {"type": "effnet", "enlarge": 4, "reduce": 32}}},
-            r"generator\.alignment\.target: a feature for 8 pixels, and a latent for 4; give an encoder of stride 4",
+            r"generator\.alignment\.target: this encoder has one feature per 8 pixels .* give an encoder of stride 4",
         ),
         ({"generator__alignment": {"weight": 0.5}}, r"generator\.alignment\.target: this field is required"),
         (

@@ -15,7 +15,7 @@ from dmvae.transport.energy import energy_distance
 from dmvae.transport.mmd import mmd
 from dmvae.transport.moments import moment_matching
 from dmvae.transport.normality import epps_pulley, narrowed, normality
-from dmvae.transport.sinkhorn import divided, plan, potentials, sinkhorn_divergence, squares
+from dmvae.transport.sinkhorn import balanced_assignment, plan, potentials, sinkhorn_divergence, squares
 from dmvae.transport.sliced import directions, sliced_wasserstein, wasserstein_1d
 
 
@@ -97,12 +97,12 @@ def test_rows_are_divided_evenly_at_nearly_the_least_cost():
     rows, centres = torch.randn(120, 3, generator=rng), torch.randn(6, 3, generator=rng) + 1
     cost = squares(rows, centres)
     prices = potentials(cost, 0.02, 200)[1]
-    columns = divided(cost - prices)
+    columns = balanced_assignment(cost - prices)
     assert columns.bincount().tolist() == [20] * 6
     repeated = cost.repeat_interleave(20, dim=1).numpy()
     least = repeated[linear_sum_assignment(repeated)].sum()
     assert float(cost[torch.arange(120), columns].sum()) == pytest.approx(least, rel=0.01)
-    some = divided(cost[:50] - prices)
+    some = balanced_assignment(cost[:50] - prices)
     assert some.bincount(minlength=6).max() == 9, "50 / 6, rounded up"
 
 

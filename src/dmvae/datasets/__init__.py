@@ -126,6 +126,6 @@ def opened() -> dict[str, Dataset]:
     return {key: data for key, data in mine.items() if getattr(data, "is_index", False)}
 
 
-def give(opened: dict[str, Dataset]) -> None:
-    """Take what another rank has `opened`, on the same files."""
+def adopt(opened: dict[str, Dataset]) -> None:
+    """Use the data sets that another rank has `opened`, on the same files, instead of opening them here."""
     _open.update(opened)

@@ -26,8 +26,9 @@ class CIFAR10(DatasetConfig):
     """Reads parquet files as `datasets` writes them, or the original python batches."""
 
     root: str | None = None
-    """Folder of train*.parquet and test*.parquet (columns image, label), or the one that holds
-    cifar-10-batches-py. null tries $DMVAE_DATA/cifar10, then downloads into ~/.cache/dmvae."""
+    """Folder of train*.parquet and test*.parquet (columns image or img, and label), or cifar-10-batches-py, or the
+    folder that holds it; a subfolder cifar10 of it is looked into too. null tries $DMVAE_DATA, then downloads into
+    ~/.cache/dmvae."""
 
     def build(self, split: Split) -> MemoryDataset:
         images, labels = self._read(split)

@@ -23,7 +23,7 @@ from torch import Tensor
 from dmvae.datasets import Dataset, DatasetConfig
 from dmvae.datasets.download import cache_folder
 from dmvae.datasets.image_file import PIXELS, BrokenImage, decode
-from dmvae.datasets.image_scan import rank
+from dmvae.datasets.image_scan import path_fraction
 from dmvae.datasets.memory import MemoryDataset
 from dmvae.datasets.skipped import OnBroken, tell
 from dmvae.ranges import Range
@@ -215,7 +215,7 @@ def choose(n: int, limit: int | None) -> range | list[int]:
     """The rows that `limit` keeps of n: a fixed pseudo-random choice, in order, for rows are often sorted by class."""
     if limit is None or limit >= n:
         return range(n)
-    return sorted(sorted(range(n), key=lambda row: rank(str(row)))[:limit])
+    return sorted(sorted(range(n), key=lambda row: path_fraction(str(row)))[:limit])
 
 
 class DecodedWhenRead:
@@ -246,7 +246,7 @@ class DecodedWhenRead:
         except BrokenImage as error:
             place = str(error)
             if self.on_broken == "error":
-                raise ValueError(f"unreadable image: {error}. Fix or delete it, or set on_broken: skip") from error
+                raise ValueError(f"unreadable image: {error}. Fix or delete it, or set data.on_broken: skip") from error
             warnings.warn(f"unreadable image, another of its class takes its place: {error}", stacklevel=2)
         for step in range(1, len(self)):
             other = (index + step) % len(self)

@@ -20,7 +20,7 @@ from dmvae.datasets import Dataset, DatasetConfig, Split
 from dmvae.datasets.download import cache_folder, existing_folder
 from dmvae.datasets.encoded import ENDS, DecodedWhenRead
 from dmvae.datasets.image_file import PIXELS, BrokenImage, check_header, read_image
-from dmvae.datasets.image_scan import HELD_OUT, Entry, folders, rank, split_files
+from dmvae.datasets.image_scan import HELD_OUT, Entry, folders, path_fraction, split_files
 from dmvae.datasets.memory import MemoryDataset
 from dmvae.datasets.skipped import OnBroken, tell
 from dmvae.ranges import Range
@@ -62,7 +62,7 @@ class ImageFolder(DatasetConfig):
         root = existing_folder(self.root, "data.root")
         folder, files, classes = split_files(root, split, self.valid_fraction)
         if self.limit is not None:
-            files = sorted(sorted(files, key=lambda f: rank(f.path))[: self.limit], key=lambda f: f.path)
+            files = sorted(sorted(files, key=lambda f: path_fraction(f.path))[: self.limit], key=lambda f: f.path)
         paths = [folder / f.path for f in files]
         labels = torch.tensor([f.label for f in files])
         where = f"{folder}: {split}"

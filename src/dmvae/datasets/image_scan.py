@@ -59,8 +59,8 @@ def split_files(root: Path, split: Split, fraction: float) -> tuple[Path, list[E
     files, classes = scan(base)
     if len(files) < 2:
         raise ValueError(f"data.root: {base} has one image: it cannot be split; add more, or train/ and test/")
-    ranked = sorted(files, key=lambda f: rank(f.path))
-    n_test = sum(rank(f.path) < fraction for f in files)
+    ranked = sorted(files, key=lambda f: path_fraction(f.path))
+    n_test = sum(path_fraction(f.path) < fraction for f in files)
     n_test = min(max(n_test, 1), len(files) - 1)  # neither split is ever empty
     chosen = ranked[:n_test] if split == "test" else ranked[n_test:]
     return base, sorted(chosen, key=lambda f: f.path), classes
@@ -113,8 +113,8 @@ def scan(folder: Path) -> tuple[list[Entry], tuple[str, ...]]:
     return sorted(entries, key=lambda e: e.path), classes
 
 
-def rank(path: str) -> float:
-    """A fixed pseudo-random number in [0, 1) of a path."""
+def path_fraction(path: str) -> float:
+    """A pseudo-random number in [0, 1) that depends on the path alone: it orders files and splits them."""
     return int.from_bytes(hashlib.sha256(path.encode(errors="surrogateescape")).digest()[:6], "big") / 2**48
 
 

@@ -17,7 +17,7 @@ from dmvae.datasets import DatasetConfig, Split
 from dmvae.datasets.encoded import choose
 from dmvae.datasets.image_file import flatten
 from dmvae.datasets.memory import resize, to_channels
-from dmvae.datasets.pixels import as_uint8
+from dmvae.datasets.pixels import unit_to_uint8
 from dmvae.registry import register
 from dmvae.runtime.hashing import digest
 from dmvae.runtime.words import few
@@ -195,6 +195,6 @@ def as_image(image: object, what: str) -> Tensor:
             f"data: {what} has shape {shape}; give 1 or 3 channels, arrays as [h, w, c] and tensors as [c, h, w]"
         )
     try:
-        return as_uint8(pixels[None])[0]
+        return unit_to_uint8(pixels[None])[0]
     except ValueError as error:
         raise ValueError(f"data: {what}: {error}") from error

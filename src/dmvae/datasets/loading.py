@@ -64,8 +64,9 @@ def collate(items: tuple[Tensor, Tensor] | list[tuple[Tensor, int]]) -> tuple[Te
 def loader(
     dataset: Items, batches: Batches, workers: int, device: torch.device, stops: Callable[[], bool] = lambda: False
 ) -> Loader[tuple[Tensor, Tensor]]:
-    """Batches over a list or sampler of index batches; data in memory needs no workers, but for a GPU a thread, so it
-    must not draw from torch's global generator."""
+    """A `Loader` of (data [n, ...], labels [n]) over lists of indices. Data sets with `__getitems__` count as in memory
+    and get no worker processes; for a GPU, a thread reads one batch ahead, so items must not draw from torch's
+    global generator. stops: asked while a batch is late; True ends the pass with KeyboardInterrupt."""
     memory = hasattr(dataset, "__getitems__")
     pin, soon = device.type == "cuda", memory and device.type in AHEAD
     return Loader(dataset, batches, 0 if memory else workers, collate, pin=pin, soon=soon, stops=stops)

@@ -12,9 +12,9 @@ from dmvae.datasets import Dataset, Labelled, name_of
 
 
 def fair_order(labels: Tensor) -> Tensor:
-    """int64 [n]: the items with these labels [n] as they come where classes are mixed already, else shuffled, always
-    alike. Mixed are those whose neighbours differ at least half as often as by chance, and whose halves have at least
-    half of their classes in common."""
+    """int64 [n], an order of items with labels int64 [n] in which classes are mixed: 0 .. n - 1 if they are so already,
+    else a shuffle of fixed seed. They count as mixed if neighbours differ in class at least half as often as by chance,
+    and the class shares of the two halves overlap by at least one half."""
     n = len(labels)
     if n > 1:
         whole, first, second = (_shares(part, int(labels.max())) for part in (labels, *labels.tensor_split(2)))

@@ -22,8 +22,9 @@ def to_uint8(x: Tensor) -> Tensor:
     return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
-def as_uint8(images: Tensor) -> Tensor:
-    """Images [n, C, h, w], uint8 or float in [0, 1], -> uint8. Raises ValueError for values outside."""
+def unit_to_uint8(images: Tensor) -> Tensor:
+    """Images [n, C, h, w], float in [0, 1] or uint8 already -> uint8. Raises ValueError for values outside; for images
+    in [-1, 1] see `to_uint8`."""
     if images.dtype == torch.uint8:
         return images
     low = high = 0.0

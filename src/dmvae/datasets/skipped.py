@@ -34,7 +34,7 @@ def tell(
     named = "; ".join(broken[:3]) + ("; ..." if len(broken) > 3 else "")
     told = counted(len(broken), "unreadable image")
     if on_broken == "error":
-        raise ValueError(f"{told}: {named}. Fix or delete them, or set on_broken: skip")
+        raise ValueError(f"{told}: {named}. Fix or delete them, or set data.on_broken: skip")
     if not keep:
         images = counted(len(broken), "image")
         raise ValueError(f"{where}: none of its {images} of this split is readable: {named}; copy them anew")

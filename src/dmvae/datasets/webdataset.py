@@ -71,7 +71,7 @@ class WebDataset(EncodedConfig):
         files, top = _expand(self.root, "data.root")
         pattern = self.train_shards if split == "train" else self.test_shards
         if pattern is not None:
-            patterns = _braces(pattern, f"webdataset.{split}_shards")
+            patterns = _braces(pattern, f"data.{split}_shards")
             found = [f for f in files if any(fnmatch(_below(f, top), p) or fnmatch(f.name, p) for p in patterns)]
         else:
             names = ("train",) if split == "train" else HELD_OUT
@@ -115,7 +115,7 @@ class WebDataset(EncodedConfig):
         named = "; ".join(broken[:3]) + ("; ..." if len(broken) > 3 else "")
         told = counted(len(broken), "unusable sample or shard", "unusable samples or shards")
         if self.on_broken == "error":
-            raise ValueError(f"{told}: {named}. Fix them, or set on_broken: skip")
+            raise ValueError(f"{told}: {named}. Fix them, or set data.on_broken: skip")
         note(self.root + broken[0], broken)
         total = sum(len(samples.names) for samples in index)
         warnings.warn(f"skipped {told} beside {total}: {named}", stacklevel=3)

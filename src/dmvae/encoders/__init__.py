@@ -40,8 +40,8 @@ def require_stride(encoder: Encoder, stride: int, patch: int, place: str) -> Non
     if encoder.stride != stride * patch:
         what = f"a patch of {patch} latents" if patch > 1 else "a latent"
         raise ValueError(
-            f"{place}: a feature for {encoder.stride} pixels, and {what} for {stride * patch}; give an encoder of "
-            f"stride {stride * patch}"
+            f"{place}: this encoder has one feature per {encoder.stride} pixels along each side, but {what} covers "
+            f"{stride * patch}; give an encoder of stride {stride * patch}"
         )
 
 

@@ -19,10 +19,10 @@ from torch import Tensor
 from dmvae.config import Values
 from dmvae.datasets import Dataset
 from dmvae.datasets.image_file import BrokenImage, read_image
-from dmvae.datasets.image_scan import rank, scan
+from dmvae.datasets.image_scan import path_fraction, scan
 from dmvae.datasets.loading import Loader, cuts, passes
 from dmvae.datasets.mixed import mixed
-from dmvae.datasets.pixels import as_uint8
+from dmvae.datasets.pixels import unit_to_uint8
 from dmvae.evaluation.rows import gathered
 from dmvae.runtime import distributed
 from dmvae.runtime.console import Bar
@@ -46,7 +46,7 @@ class TensorImages:
     def __init__(self, images: Tensor, labels: Tensor | None = None, **facts: object) -> None:
         if images.ndim != 4 or len(images) == 0:
             raise ValueError(f"images to measure have the shape [n, C, h, w] with n at least 1, not {[*images.shape]}")
-        self.images, self.labels = as_uint8(images), labels
+        self.images, self.labels = unit_to_uint8(images), labels
         self.facts = (
             {"kind": "tensor", "fingerprint": digest(self.images, self.labels)} | _size(self.images.shape) | facts
         )
@@ -105,7 +105,7 @@ class FolderImages:
         except ValueError as error:
             raise ValueError(str(error).removeprefix("data.root: ")) from error
         if limit is not None:
-            entries = sorted(sorted(entries, key=lambda e: rank(e.path))[:limit], key=lambda e: e.path)
+            entries = sorted(sorted(entries, key=lambda e: path_fraction(e.path))[:limit], key=lambda e: e.path)
         self.folder, self.entries, self.channels, self.workers = folder, entries, channels, workers
         self.labels = torch.tensor([e.label for e in entries]) if len(self.classes) > 1 else None
         self.resized, self.size = size is not None, size or self._first_size()

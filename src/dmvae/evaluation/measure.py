@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from dmvae.datasets.pixels import as_input, as_uint8
+from dmvae.datasets.pixels import as_input, unit_to_uint8
 from dmvae.evaluation.feature_set import FeatureSet
 from dmvae.evaluation.kernel import SEED, SPLITS, SUBSET_SIZE, SUBSETS
 from dmvae.evaluation.manifest import PREPARED, require_same
@@ -57,7 +57,7 @@ def pair_values(
 
     Images uint8, or float in [0, 1], [n, C, h, w]. lpips(a, b) takes images in [-1, 1] and gives distances [n].
     """
-    a, b = as_uint8(originals).to(device), as_uint8(reconstructions).to(device)
+    a, b = unit_to_uint8(originals).to(device), unit_to_uint8(reconstructions).to(device)
     values = {name: value.cpu() for metric in metrics for name, value in measured_pairs(metric, a, b).items()}
     if lpips is not None:
         with torch.inference_mode():

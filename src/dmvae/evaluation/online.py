@@ -18,7 +18,7 @@ from dmvae.evaluation.interpolation import Decode
 from dmvae.evaluation.latents import Over, Scatter, exact, is_wide, products, scatter, vectors
 from dmvae.evaluation.sensitivity import NOISE, smoothness_tensors
 from dmvae.runtime.precision import full_precision
-from dmvae.runtime.transfer import Figure, made
+from dmvae.runtime.transfer import Loggable, made
 
 
 def linear_flow_loss(z: Tensor, labels: Tensor | None = None, over: Over = "channels") -> Tensor:
@@ -99,16 +99,17 @@ def class_share(z: Tensor, labels: Tensor) -> Tensor:
 
 
 def online_proxies(z: Tensor, labels: Tensor, decode: Decode | None = None, images: int = 16) -> dict[str, Tensor]:
-    """All of the above of one batch of latents [n, C, H, W], under the names that are logged.
+    """{"proxy/effective_rank", "proxy/linear_flow_loss", "proxy/neighbour_distance", "proxy/class_share"} of one batch
+    of latents z [n, C, H, W] with labels int64 [n]: scalar tensors; {} for a single vector.
 
-    Each channel is first brought to mean 0 and variance 1, as a generator will see it. With `decode`, of latents as
-    they are given here, also the decoder's smoothness, of the first `images` of them: that decodes twice as many.
+    Channels are first standardised over the batch, as a generator will see them. With `decode`, which takes latents in
+    the units of z, also "proxy/smoothness" of the first `images` latents: that decodes twice as many.
     """
     return {name: torch.as_tensor(made(x)) for name, x in proxies_to_log(z, labels, decode, images).items()}
 
 
 @torch.no_grad()
-def proxies_to_log(z: Tensor, labels: Tensor, decode: Decode | None = None, images: int = 16) -> dict[str, Figure]:
+def proxies_to_log(z: Tensor, labels: Tensor, decode: Decode | None = None, images: int = 16) -> dict[str, Loggable]:
     """The same, without a wait for the device: what needs eigenvalues is made when it is written. Empty of a single
     vector, which has no spread: one image on a rank, of one token."""
     if z[:, 0].numel() < 2:
@@ -118,7 +119,7 @@ def proxies_to_log(z: Tensor, labels: Tensor, decode: Decode | None = None, imag
         mean, std = z.mean((0, 2, 3), keepdim=True), z.std((0, 2, 3), keepdim=True).clamp_min(1e-6)
         x = (z - mean) / std
         whole = scatter(x, "channels")
-        log: dict[str, Figure] = {
+        log: dict[str, Loggable] = {
             "proxy/effective_rank": whole.effective_rank,
             "proxy/linear_flow_loss": partial(_loss, whole, *_within(x, labels, "channels")),
             "proxy/neighbour_distance": neighbour_distance(x),

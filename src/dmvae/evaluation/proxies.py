@@ -117,7 +117,9 @@ def decoder_proxies(
     real: Statistics,
     extractor: Callable[[Tensor], Tensor],
 ) -> dict[str, float]:
-    """What it takes the tokenizer to tell, of test images uint8 with their latents z, and training latents."""
+    """Proxies that run the tokenizer: "ifd", "ifd_slerp", "smoothness", "smoothness_features", "equivariance_flip" and
+    "equivariance_shift". images: uint8 test images [n, c, h, w]; z [n, C, H, W]: their latents; train_z: those of
+    training images; real: statistics of the test images' features in `extractor`."""
     return {
         "ifd": interpolated_frechet(decode, z, train_z, real, extractor),
         "ifd_slerp": interpolated_frechet(decode, z, train_z, real, extractor, path="slerp"),

@@ -83,10 +83,10 @@ def _spread(z: Tensor) -> Tensor:
 
 
 def gaussian_loss(z: Tensor, distribution: TimeDistribution, shift: float = 1.0) -> Tensor:
-    """The flow-matching loss, a scalar, of the best velocity that knows of latents z [n, C, H, W] no more than the mean
-    and the standard deviation s of each element: the mean over elements and times of s^2 / (t^2 s^2 + (1 - t)^2), the
-    variance of z - noise that is left where z_t is known; s pi / 2 for uniform times that are not shifted. Over the
-    images of all ranks: few of them have too small a spread on average."""
+    """Flow-matching loss of the best velocity that knows only the mean and the standard deviation s of each element of
+    latents z [n, C, H, W]: a scalar, the baseline of "student/lag". It is the mean over elements and times of
+    s^2 / (t^2 s^2 + (1 - t)^2), the variance of z - noise given z_t; for uniform times without shift, s pi / 2. s is
+    taken over the images of all ranks; from few images it is too small on average."""
     s = _spread(z.detach().float())
     if distribution == "uniform" and shift == 1:
         mean: Tensor = math.pi / 2 * s.mean()

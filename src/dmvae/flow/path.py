@@ -24,7 +24,7 @@ def unlike(found: object, like: Tensor) -> str:
 
 
 def as_velocity(velocity: Tensor, z_t: Tensor) -> Tensor:
-    """The velocity. Raises ValueError unless it has the shape of z_t: another would be spread over it in silence."""
+    """The velocity. Raises ValueError unless it has the shape of z_t: another shape might broadcast unnoticed."""
     if not isinstance(velocity, Tensor) or velocity.shape != z_t.shape:
         what = (
             f"of shape {list(velocity.shape)}"

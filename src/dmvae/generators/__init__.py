@@ -13,14 +13,14 @@ from dmvae.flow.solver import Sampling
 from dmvae.models.artifact import artifact_class, load_strictly
 from dmvae.models.base import Model
 from dmvae.registry import Registered, find, names
-from dmvae.runtime.done import whole
+from dmvae.runtime.done import require_intact
 from dmvae.runtime.random import Random
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 ModelClass = type[Model]
-"""Under a name, for in a registered class `type` is the word that recipes know it by."""
+"""An alias, because in the body of a registered class `type` is the class attribute, not the builtin."""
 
 
 class Generator(Protocol):
@@ -77,7 +77,7 @@ def networks() -> dict[str, ModelClass]:
 
 
 def load_generator(folder: str | Path) -> Generator:
-    """The generator in an artifact's folder, of any registered class. Raises ValueError where there is none, for
-    weights that are not its config's, and where it is not as a run's stage wrote it."""
-    whole(Path(folder))
+    """The generator in an artifact's folder, of any registered class. Raises ValueError where there is none, where the
+    weights do not fit the config, and where a file differs from the checksum that its stage recorded (done.json)."""
+    require_intact(Path(folder))
     return load_strictly(artifact_class(folder, networks().values(), "generator"), folder)

@@ -53,7 +53,8 @@ class FlowModelConfig(GeneratorConfig):
         return {name: value for name, value in values.items() if name != "type"}
 
     def build(self, latent_shape: tuple[int, int, int], num_classes: int) -> LightningDiT:
-        """The network for latents (C, H, W). Warns where it is too narrow for them."""
+        """The network, with random weights, for latents (C, H, W). Raises ValueError unless H = W; warns where a token
+        holds more values than the last layers have channels."""
         channels, side, other = latent_shape
         if side != other:
             raise ValueError(f"latents {list(latent_shape)}: this network takes square ones; bring one of your own")

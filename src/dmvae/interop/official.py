@@ -20,9 +20,9 @@ from dmvae.config import Values
 from dmvae.models.artifact import load_strictly
 from dmvae.models.discriminator import PatchGAN
 from dmvae.models.dit import LightningDiT
-from dmvae.runtime.done import whole
+from dmvae.runtime.done import require_intact
 from dmvae.runtime.files import read_json
-from dmvae.runtime.weights import Shapes, check, count, pick, read_tensors, require_shapes, square, write_tensors
+from dmvae.runtime.weights import Shapes, check, count, pick, read_tensors, require_shapes, square, write_state_dict
 from dmvae.runtime.words import counted
 from dmvae.tokenizers.autoencoder import Autoencoder
 
@@ -52,6 +52,9 @@ def import_vae(
     heads: of the encoder's attention, which no shape tells; width / 64 unless given. weights: "model"
     or "wo_ddp" (`vae_wo_ddp`, what the authors sample with; the default where the file has it) or "ema" (`vae_ema`).
     latent_mean, latent_scale: the statistics published with the weights, over all channels; scale is 1 / std.
+
+    Raises ValueError for a file of other weights, listing the names and shapes that differ, and for a mean or a scale
+    that is out of range.
     """
     if not 1e-30 < latent_scale < 1e30:
         raise ValueError(f"latent_scale {latent_scale}: must be positive, 1 / the latents' standard deviation")
@@ -101,7 +104,7 @@ def export_vae(autoencoder: Autoencoder | Path, file: Path) -> None:
     with torch.device("meta"):  # what could not be read back is not written
         vit: Any = model.encoder.model
         build_vae({k: v.to("meta") for k, v in state.items()}, where, heads=vit.blocks[0].attn.num_heads)
-    write_tensors(Path(file), "vae_wo_ddp", state)
+    write_state_dict(Path(file), "vae_wo_ddp", state)
 
 
 def build_vae(state: Mapping[str, Tensor], where: object, *, heads: int | None = None) -> Autoencoder:
@@ -251,7 +254,7 @@ def _open(file: Path, wanted: tuple[str, ...], what: str) -> dict[str, Tensor]:
 
 
 def _saved(folder: Path) -> Autoencoder:
-    config = whole(folder) / "config.json"
+    config = require_intact(folder) / "config.json"
     if not config.is_file() or read_json(config, dict).get("_class_name") != "Autoencoder":
         raise ValueError(f"{folder}: not a folder that a tokenizer was saved in (no config.json of an Autoencoder)")
     return load_strictly(Autoencoder, folder)

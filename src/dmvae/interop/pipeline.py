@@ -26,7 +26,7 @@ from dmvae.flow.solver import time_grid
 from dmvae.models.base import Model, Tokenizer
 from dmvae.ranges import Guidance, SamplerSteps, Share, TimeShift
 from dmvae.registry import nearest
-from dmvae.runtime.done import whole
+from dmvae.runtime.done import require_intact
 from dmvae.runtime.words import few
 from dmvae.tokenizers.adapted import HUB_ID
 
@@ -112,7 +112,7 @@ class DMVAEPipeline(DiffusionPipeline):
             near = folder / "pipeline"
             how = f"did you mean {near}?" if near.is_dir() else "give a folder such as RUN/VARIANT/pipeline"
             raise ValueError(f"{folder}: no pipeline is here: no model_index.json; {how}")
-        pipeline = super().from_pretrained(str(whole(folder)), **kwargs)
+        pipeline = super().from_pretrained(str(require_intact(folder)), **kwargs)
         card = folder / CARD
         pipeline.card = card.read_text() if card.is_file() else None
         pipeline.extras = {str(file.relative_to(card.parent)): file.read_bytes() for file in _extras(card.parent)}

@@ -44,6 +44,8 @@ def encode_dataset(
 
     tokenizer: a module with `encode(images in [-1, 1]).latents`, [n, C, H, W]; where these are drawn, shards hold the
     mean and standard deviation of their posteriors too, "means" and "stds". mirrored: encode the mirror images.
+
+    Raises FloatingPointError, with the first item of the batch, for latents that are not finite in `dtype`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.to(device, memory_format=torch.channels_last).eval()
@@ -63,8 +65,8 @@ def encode_dataset(
                 if not all(z.isfinite().all() for z in found.values()):
                     first = start + sum(map(len, parts.get("labels", [])))
                     raise FloatingPointError(
-                        f"latents of {len(images)} images from number {first} on are not finite in {dtype}: the "
-                        "weights of what encodes them are damaged, or its latents are too large"
+                        f"{folder}: latents of {len(images)} images from number {first} on are not finite in {dtype}: "
+                        "the encoder's weights are damaged, or its latents too large (then set latents.dtype: float32)"
                     )
                 for name, values in (found | {"labels": labels}).items():
                     parts.setdefault(name, []).append(values)

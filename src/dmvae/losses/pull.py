@@ -24,9 +24,9 @@ def inverse_covariance(tokens: Tensor) -> Tensor:
 
 
 def held(pull: Tensor, edit: Tensor, anchor: float, inverse: Tensor) -> Tensor:
-    """A pull on edited samples [n, C, H, W], scaled to a root mean square of 1 over all ranks, and beside it the
-    gradient of edit . inverse edit / (2 anchor), with one edit for each token and the inverse covariance [C, C] of the
-    reference's.
+    """pull / rms(pull) + inverse edit / anchor, [n, C, H, W]: the matching gradient, scaled to a root mean square of 1
+    over all ranks, plus a spring that pulls each token's edit back to 0. inverse [C, C] is the inverse covariance of
+    the reference's tokens.
 
     So edits are measured in standard deviations of the reference along its own directions: where it is thin, as
     features are in most directions, small edits lead away from it already.
@@ -37,7 +37,10 @@ def held(pull: Tensor, edit: Tensor, anchor: float, inverse: Tensor) -> Tensor:
 
 
 class Pull(torch.autograd.Function):
-    """The identity on latents whose backward pass adds another loss's gradient to the reconstruction's.
+    """The identity on latents z whose backward pass adds another loss's gradient to the reconstruction's.
+
+    `Pull.apply(z, pull, weight, relative, late, name)`: pull, shaped as z, is the other loss's gradient at z. It is
+    multiplied by weight; with `relative`, scaled so that weight is the ratio of its norm to the reconstruction's.
 
     The two meet where both are known: their norms are written into `late` there (`health/gradient_reconstruction`,
     `health/gradient_NAME`; see `Update.late`), and the weight can be a ratio of them without a second backward pass

@@ -160,8 +160,8 @@ class Matching(Registered):
     has_student: ClassVar[bool] = True
     """Whether a second network is trained beside the tokenizer."""
     differentiates: ClassVar[bool] = True
-    """Whether `loss` differentiates the teacher, and so needs it frozen. Else it is left like the student where
-    networks are compiled, and the two share what is."""
+    """Whether `loss` backpropagates through the teacher, whose weights are then frozen. False: with `run.compile` they
+    stay unfrozen, like the student's, so that teacher and student share compiled graphs."""
     needs_distance: ClassVar[bool] = False
     """Whether `loss` goes by the measured distance: `context.distance`."""
     only_for: ClassVar[tuple[str, ...]] = ()
@@ -239,8 +239,8 @@ class Matching(Registered):
 
 
 def as_promised(name: str, given: object) -> tuple[Tensor, Log]:
-    """What the objective of that name gave for a loss and its figures. Raises ValueError where it is not that: the
-    objective may be a plugin's."""
+    """`given` as (loss, figures), checked. Raises ValueError, naming the objective, unless the loss is a scalar tensor
+    with a gradient and the figures are a dict of scalars or [sum, count]: the objective may be a plugin's."""
     what = f"matching.objective: {name!r} gives"
     if not isinstance(given, tuple) or len(given) != 2:
         raise ValueError(f"{what} {_named(given)}; give a pair, (loss, figures to log)")

@@ -123,8 +123,8 @@ class BetweenSamples(Matching):
             return z[:0].detach(), torch.zeros(0, dtype=torch.int64)
         if context.recent is None:
             raise ValueError(
-                f"queue: {self.queue} latents of the turns before are remembered by who calls: give "
-                "context=Context(..., recent=(latents, labels)), of no latents at first"
+                f"queue: {self.queue}, but context.recent is None: the caller keeps the latents of earlier turns; give "
+                "context=Context(..., recent=(latents [k, C, H, W], labels [k])), with k = 0 at first"
             )
         latents, labels = (x[: self.queue].detach().to(z.device) for x in context.recent)
         latents = latents.to(z.dtype)

@@ -26,7 +26,7 @@ class MMD(BetweenSamples):
     repeats: ClassVar[bool] = True
 
     bandwidths: tuple[Scale, ...] = (0.2, 0.5, 1.0, 2.0, 5.0)
-    """Widths of the kernels, in units of the spread that vectors of the reference have."""
+    """b of the kernels 1 / (1 + |v|^2 / (b s)), s the mean squared distance between samples of the reference."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

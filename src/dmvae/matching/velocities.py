@@ -64,8 +64,8 @@ class ByVelocities(Matching):
         student: Student | None,
         context: Context | None,
     ) -> tuple[dict[str, Velocity], Context, Tensor, Tensor]:
-        """(guided velocities "teacher" and "student", of which those that it needs are there; context; times [n]; noise
-        like z). Raises ValueError where one that it needs is missing, and as `Context.given`."""
+        """({"teacher": guided velocity, "student": ...}, only those that the objective needs; the context; times [n];
+        noise [n, C, H, W]). Raises ValueError where a network that it needs is missing, and as `Context.given`."""
         needed: dict[str, Velocity | None] = {"teacher": teacher} if self.needs_teacher else {}
         needed |= {"student": student} if self.has_student else {}
         given = {name: network for name, network in needed.items() if network is not None}

@@ -138,7 +138,7 @@ class Tokenizer(Model):
     latent_mean: Tensor
     latent_std: Tensor
     spread: Tensor | None
-    """[C], of latents about their means, not normalised, where it is the same for all images."""
+    """[C], the standard deviation of every posterior, in raw units (`fix_spread`); None where each has its own."""
 
     @property
     def has_spread(self) -> bool:

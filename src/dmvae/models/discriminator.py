@@ -27,7 +27,7 @@ class Discriminator(Model):
     """`forward(x)`: images [n, c, h, w] in [-1, 1] -> logits of any shape, higher for what looks real."""
 
     frozen_parts: tuple[str, ...] = ()
-    """Names of the modules that stay as they are: they get no gradient, and their batch norms do not count."""
+    """Names of submodules that never train: they get no gradients and stay in eval mode, batch norms included."""
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)

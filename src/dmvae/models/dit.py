@@ -149,8 +149,9 @@ class LightningDiT(VelocityModel):
     def forward(
         self, z_t: Tensor, t: Tensor, labels: Tensor, depth: int | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """z_t [b, C, H, W], t [b] in [0, 1] (0 noise, 1 data), labels [b] int64 -> velocity [b, C, H, W], float32; with
-        `depth`, also the tokens [b, n, d] behind so many blocks."""
+        """z_t [b, C, H, W], t [b] in [0, 1] (0 noise, 1 data), labels int64 [b] in 0 .. num_classes -> velocity
+        [b, C, H, W], float32; with `depth`, also the tokens [b, n, d] after that many blocks. Raises ValueError for t
+        of another shape."""
         if not isinstance(t, Tensor) or t.shape != z_t.shape[:1]:
             told = list(t.shape) if isinstance(t, Tensor) else repr(t)
             raise ValueError(f"t: give times [{len(z_t)}], one for each latent; got {told}")

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 
-def numbers(x: Tensor) -> Tensor:
-    """int64 [n], of an image's 256 levels of each pixel; equal images have equal ones."""
+def content_hashes(x: Tensor) -> Tensor:
+    """int64 [n], a hash of each image of x, its pixels rounded to 256 levels: equal images have equal hashes."""
     values = ((x.detach().float() + 1) * 127.5).round().long().flatten(1)
     place = torch.arange(1, values.shape[1] + 1, device=x.device)
     mixed = ((values + 1) * (place * 2654435761 % 1000003)).sum(1) * 2654435761
@@ -25,5 +25,5 @@ def noise(x: Tensor, shape: Sequence[int]) -> Tensor:
     data, on torch's meta device, it has only its shape."""
     if x.is_meta:
         return x.new_empty(len(x), *shape)
-    parts = [torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) for seed in numbers(x).tolist()]
+    parts = [torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) for seed in content_hashes(x).tolist()]
     return torch.stack(parts).to(x.device) if parts else x.new_zeros(0, *shape)

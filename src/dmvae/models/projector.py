@@ -11,7 +11,7 @@ from dmvae.models.base import Model
 
 
 class Projector(Model):
-    """tokens [n, h * w, width] -> features [n, out, h, w]: three layers for each token by itself."""
+    """Tokens [n, h * w, width] of a square grid, h = w -> features [n, out, h, w]: a 3-layer MLP on each token."""
 
     _no_split_modules = cast("None", ["Linear"])  # as ModelMixin declares it
 

@@ -24,7 +24,7 @@ class VelocityModel(Model):
     time_distribution: TimeDistribution = "uniform"
     """How training times are drawn; a setting of the training, which no artifact keeps."""
     time_shift: float = 1.0
-    """Their shift towards noise; the same."""
+    """Shift of the training times towards noise; 1 is none. Like `time_distribution`, no artifact keeps it."""
 
     def loss(self, z: Tensor, labels: Tensor, rng: Random) -> Tensor:
         """The flow-matching loss at random times and noise: z [n, C, H, W], labels int64 [n] -> a scalar."""

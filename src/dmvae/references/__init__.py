@@ -114,8 +114,8 @@ class Unlabelled:
 
 
 def draw(reference: Reference, n: int, rng: Random, device: torch.device) -> tuple[Tensor, Tensor]:
-    """What `sample` gives, drawn on the CPU, on the device, without a wait for it. A reference of stored latents has a
-    `sample_on(n, rng, device)`, which sends them as they are stored."""
+    """`reference.sample(n, rng)`, drawn on the CPU and copied to the device without waiting for the device. A reference
+    with `sample_on(n, rng, device)` is asked by that: it can copy stored latents first and normalise them there."""
     on: Callable[[int, Random, torch.device], tuple[Tensor, Tensor]] | None = getattr(reference, "sample_on", None)
     if on is not None:
         return on(n, rng.on_cpu(), device)
@@ -140,7 +140,7 @@ class ReferenceConfig(Registered):
         return True
 
     def labelled_for(self, inputs: Surroundings) -> bool:
-        """The same where the latents' shape is known, for a reference that only its samples tell of."""
+        """As `labelled`, with the latents' shape known. Override it where only drawing samples tells."""
         return self.labelled
 
     def check(self, inputs: Surroundings) -> None:

@@ -75,7 +75,10 @@ class ArrayReference(DataConfig):
         rows = self._read(self.key)
         if self.labels is None:
             if self.classes is not None:
-                raise ValueError("classes: choosing classes of an array needs its labels; set reference.labels")
+                raise ValueError(
+                    f"classes: {list(self.classes)} cannot be chosen without labels; set `labels` in the same section, "
+                    "or leave classes out"
+                )
             return ArrayData(rows, torch.full((len(rows),), -1))
         read = np.asarray(self._read(self.labels))
         if (read != np.round(read)).any():

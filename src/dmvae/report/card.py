@@ -10,7 +10,7 @@ from dmvae.config import Values
 from dmvae.evaluation.metrics.frechet import distances
 from dmvae.jobs import Job
 from dmvae.report.figures import of_few, shown
-from dmvae.runtime.done import whole
+from dmvae.runtime.done import require_intact
 from dmvae.runtime.files import read_json
 from dmvae.stages.sample import image_seed
 from dmvae.tokenizers.adapted import tokenizer_class
@@ -24,7 +24,7 @@ def card(job: Job, stages: dict[str, Job], recipe: str, pictures: dict[str, str]
     """The card as Markdown. pictures: a picture's file beside the card -> what it shows. label: of the first sample."""
     metrics: Values = {}
     if "evaluate" in stages:
-        metrics = read_json(whole(stages["evaluate"].folder / "metrics.json"), dict)
+        metrics = read_json(require_intact(stages["evaluate"].folder / "metrics.json"), dict)
     figures = shown(key for key in FIGURES if key in metrics)
     rows = "\n".join(f"| {figure.heading} | {figure.show(metrics[key])} |" for key, figure in figures.items())
     few = of_few([metrics.get("manifest", {})])
@@ -130,4 +130,4 @@ def _first_seed(job: Job) -> int:
 
 
 def _tokenizer_class(stages: dict[str, Job]) -> str:
-    return tokenizer_class(whole(stages["latents"].folder / "autoencoder")).__name__
+    return tokenizer_class(require_intact(stages["latents"].folder / "autoencoder")).__name__

@@ -20,7 +20,7 @@ from dmvae.models.velocity import VelocityModel
 from dmvae.report.card import card
 from dmvae.report.run import class_name
 from dmvae.runtime.console import console
-from dmvae.runtime.done import damage, read_source, whole, write_source
+from dmvae.runtime.done import damage, read_source, require_intact, write_source
 from dmvae.runtime.files import atomic_write, within, write_text
 from dmvae.stages.sample import samples_folder
 from dmvae.tokenizers.adapted import load_tokenizer
@@ -96,7 +96,7 @@ def _samples(stages: dict[str, Job]) -> dict[str, Tensor] | None:
         return None
     job = stages["sample"]  # its first scale is that of the card's figures and of its code
     file = samples_folder(job.folder, job.recipe.section("sample").guidance[0]) / "samples-00000.safetensors"
-    return load_file(whole(file)) if file.is_file() else None
+    return load_file(require_intact(file)) if file.is_file() else None
 
 
 def _pictures(stages: dict[str, Job], samples: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from dmvae.config import Values
 from dmvae.datasets import DatasetConfig, open_dataset
 from dmvae.jobs import Job
-from dmvae.runtime.done import whole
+from dmvae.runtime.done import require_intact
 from dmvae.runtime.files import read_json
 from dmvae.training.logging import read_figures
 
@@ -122,7 +122,7 @@ class Run:
     def tensors(self, stage: str, file: str) -> dict[str, dict[str, Tensor]]:
         """Variant -> the tensors of a file in the stage's folder, where it exists."""
         paths = {variant: folder / file for variant, folder in self.folders(stage).items()}
-        return {variant: load_file(whole(path)) for variant, path in paths.items() if path.exists()}
+        return {variant: load_file(require_intact(path)) for variant, path in paths.items() if path.exists()}
 
     def scales(self) -> list[float]:
         """Guidance scales that were sampled, the one that the table ranks by first."""
@@ -139,7 +139,7 @@ class Run:
         """The labels that samples were drawn of."""
         found: set[int] = set()
         for path in self._shards(variant, scale):
-            with safe_open(whole(path), "pt") as file:
+            with safe_open(require_intact(path), "pt") as file:
                 found.update(file.get_tensor("labels").tolist())
         return found
 
@@ -147,7 +147,8 @@ class Run:
         """Label -> its first `count` samples, uint8 [c, h, w]."""
         found: dict[int, list[Tensor]] = {label: [] for label in labels}
         for path in self._shards(variant, scale):
-            with safe_open(whole(path), "pt") as file:  # images one by one: a shard of large ones may be gigabytes
+            with safe_open(require_intact(path), "pt") as file:
+                # one image at a time: a shard of large ones may be gigabytes
                 images = file.get_slice("images")
                 for i, label in enumerate(file.get_tensor("labels").tolist()):
                     if label in found and len(found[label]) < count:
@@ -196,7 +197,7 @@ def _topological(orders: list[list[str]]) -> list[str]:
 
 
 def _json(path: Path) -> Values:
-    return read_json(whole(path), dict) if path.exists() else {}
+    return read_json(require_intact(path), dict) if path.exists() else {}
 
 
 def _is_number(value: object) -> bool:

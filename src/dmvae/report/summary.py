@@ -21,7 +21,7 @@ from dmvae.jobs import Job
 from dmvae.recipe import method_of
 from dmvae.report.figures import shown
 from dmvae.runtime.console import console
-from dmvae.runtime.done import whole
+from dmvae.runtime.done import require_intact
 from dmvae.runtime.files import read_json, write_text
 from dmvae.runtime.words import counted
 from dmvae.stages.arrival import LEAST
@@ -57,7 +57,7 @@ def write_summary(jobs: list[Job], run_dir: Path) -> Values:
             {"variant": job.variant, "stage": job.stage.name, "seconds": facts["seconds"], "folder": str(job.folder)}
         )
         if job.stage.name == "evaluate":
-            metrics = read_json(whole(job.folder / "metrics.json"), dict)
+            metrics = read_json(require_intact(job.folder / "metrics.json"), dict)
             measured[job.variant] = metrics["features"], _how(metrics)
             if (verdict := _verdict(metrics)) is not None:
                 verdicts[job.variant] = verdict

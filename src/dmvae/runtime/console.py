@@ -5,9 +5,8 @@ from __future__ import annotations
 import sys
 import time
 import unicodedata
-from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from typing import Any, TextIO, TypeVar, cast
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 from rich.progress import (
@@ -22,8 +21,6 @@ from rich.progress import (
 )
 from rich.table import Column
 from rich.text import Text
-
-T = TypeVar("T")
 
 
 def printable(text: str) -> str:
@@ -178,11 +175,3 @@ class Bar:
             file=_OUT,
             flush=True,
         )
-
-
-def track(items: Iterable[T], title: str, total: int, unit: str = "images", per_step: float = 1) -> Iterator[T]:
-    """Yield the items under a bar."""
-    with Bar(title, total, unit) as bar:
-        for item in items:
-            yield item
-            bar.step(per_step=per_step)

@@ -75,7 +75,10 @@ def _agreed(store: dist.Store, rank: int, world_size: int, minutes: float) -> st
     missing = [*range(1, world_size)]
     while missing := [other for other in missing if not store.check([f"dmvae/{own}/{other}"])]:
         if time.monotonic() > until:
-            raise TimeoutError(f"ranks {', '.join(map(str, missing))} have not come for {minutes:g} min")
+            raise TimeoutError(
+                f"ranks {', '.join(map(str, missing))} did not join within {minutes:g} min (run.timeout); check that "
+                "their processes started and can reach MASTER_ADDR"
+            )
         for other in missing:
             if store.check([f"dmvae/{other}"]):  # its own name, or that of one that has ended, who reads no answer
                 store.set(f"dmvae/{store.get(f'dmvae/{other}').decode()}", own)

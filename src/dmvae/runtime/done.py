@@ -12,7 +12,7 @@ from dmvae.runtime.files import flush, read_json, write_json
 from dmvae.runtime.hashing import crc
 
 NAME = "done.json"
-PIPELINE = "source.json"
+SOURCE = "source.json"
 """In a pipeline's folder, and in one of kept images: what it was made of, and its files."""
 UNSEALED = ("log.jsonl", "tensorboard", "wandb", "checkpoints")
 """Not checksummed: what only people read, and checkpoints, which are removed when the stage is finished."""
@@ -59,9 +59,9 @@ def damage(folder: Path, facts: Mapping[str, object] | None, within: str = "") -
     return None
 
 
-def whole(path: Path) -> Path:
-    """The path, of a file or a folder that a finished stage wrote, or of a pipeline's. Raises ValueError where it is
-    not as it was written. What belongs to neither is taken as it is."""
+def require_intact(path: Path) -> Path:
+    """`path`, a file or folder of a finished stage or of a pipeline. Raises ValueError where a file of it is missing or
+    differs from the size and checksum that were recorded. A path that belongs to neither is returned unchecked."""
     for folder in (path, *path.parents[:3]):  # snapshots/step-N/generator lies so deep
         facts = read_done(folder) if (folder / NAME).is_file() else read_source(folder)
         if facts is not None:
@@ -75,12 +75,12 @@ def whole(path: Path) -> Path:
 
 def write_source(pipeline: Path, source: Values) -> None:
     """Say in a folder, of a pipeline or of kept images, what it was made of, and which files it has by now."""
-    write_json(pipeline / PIPELINE, source | {"files": sealed(pipeline, ("README.md",))})
+    write_json(pipeline / SOURCE, source | {"files": sealed(pipeline, ("README.md",))})
 
 
 def read_source(pipeline: Path) -> Values | None:
     """What `write_source` wrote; None where there is no such file, or it is damaged, which gives a warning."""
-    return _read(pipeline / PIPELINE, "nothing is known of the files beside it")
+    return _read(pipeline / SOURCE, "nothing is known of the files beside it")
 
 
 def _read(file: Path, so: str) -> Values | None:

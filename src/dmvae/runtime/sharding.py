@@ -72,12 +72,12 @@ def _mesh(device: str, in_node: bool, group: dist.ProcessGroup | None) -> Device
     return init_device_mesh(device, (ranks // local, local), mesh_dim_names=("nodes", "ranks"))
 
 
-def sum_first(module: nn.Module, waits: bool) -> None:
-    """Whether the gradients of a sharded module stay whole on this rank after a backward pass, and later ones add to
-    them, or go to the ranks that keep their parts; nothing to any other module."""
+def defer_gradient_sync(module: nn.Module, defer: bool) -> None:
+    """Let backward passes of a sharded module add up whole gradients on this rank (defer: for all but the last part of
+    an accumulated batch), or reduce-scatter them at once. Does nothing to a module that is not sharded."""
     for part in shardable(module):
         if isinstance(part, FSDPModule):
-            part.set_requires_gradient_sync(not waits)
+            part.set_requires_gradient_sync(not defer)
 
 
 def is_sharded(x: Tensor) -> bool:

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-Figure = Tensor | float | Callable[[], Tensor]
-"""A figure to log: a scalar, or what makes one when the row is written, where to make it waits for the device."""
+Loggable = Tensor | float | Callable[[], Tensor]
+"""A value to log: a scalar, or a function called when the row is written, if computing it waits for the device."""
 _listed: list[str] = []
 
 
@@ -35,7 +35,7 @@ def listed() -> str | None:
     return _listed[-1] if _listed else None
 
 
-def made(figure: Figure) -> Tensor | float:
+def made(figure: Loggable) -> Tensor | float:
     """The figure's value."""
     return figure() if callable(figure) else figure
 

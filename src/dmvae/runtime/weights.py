@@ -132,7 +132,7 @@ def square(tokens: int, name: str, where: object) -> int:
     return side
 
 
-def write_tensors(path: Path, name: str, state: Mapping[str, Tensor]) -> None:
+def write_state_dict(path: Path, name: str, state: Mapping[str, Tensor]) -> None:
     """Write `{name: state}` as torch.save does, or flat (`name.key`) where the suffix is .safetensors."""
     with atomic_write(path) as part:
         if path.suffix == ".safetensors":

@@ -26,7 +26,7 @@ from dmvae.registry import names, nearest
 from dmvae.report import latent_map, table, training
 from dmvae.report.html import duration
 from dmvae.report.pictures import data_uri
-from dmvae.runtime.done import whole
+from dmvae.runtime.done import require_intact
 from dmvae.runtime.precision import autocast
 from dmvae.serve.folder import Folder
 from dmvae.stages.sample import SampleConfig, image_seed
@@ -126,8 +126,8 @@ def point(folder: Folder, method: str, place: int, reference: bool) -> Values:
         home = folder.run.folders("reference").get(method)
         if home is None:
             raise ValueError(f"{method} has no reference")
-        to = load_file(whole(home / "normalisation.safetensors"))
-        z = _row(load_file(whole(home / "map.safetensors"))["latents"].flatten(1), place).view(shape)
+        to = load_file(require_intact(home / "normalisation.safetensors"))
+        z = _row(load_file(require_intact(home / "map.safetensors"))["latents"].flatten(1), place).view(shape)
         z = z * to["std"].view(-1, 1, 1) + to["mean"].view(-1, 1, 1)
         return {"copy": picture(folder.decode(method, z, raw=True)[0])}
     if method not in folder.pictures:

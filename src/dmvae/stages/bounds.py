@@ -7,7 +7,7 @@ from torch import Tensor
 from dmvae.evaluation.latents import scatter
 from dmvae.inputs import Inputs
 from dmvae.matching import LAG
-from dmvae.runtime.transfer import Figure
+from dmvae.runtime.transfer import Loggable
 from dmvae.training.health import Bound
 
 BOUNDS = (
@@ -74,9 +74,9 @@ def usual_spread(inputs: Inputs) -> float:
     return float(spread(inputs.tensors("reference", name)["latents"])) or 1.0 if here else 1.0
 
 
-def shape_of(z: Tensor) -> dict[str, Figure]:
+def shape_of(z: Tensor) -> dict[str, Loggable]:
     """Rank, spread and mean of latents z [n, C, H, W] over images and places: of one place of one image its mean."""
-    figures: dict[str, Figure] = {"health/mean": z.mean(dim=(0, 2, 3)).abs().mean()}
+    figures: dict[str, Loggable] = {"health/mean": z.mean(dim=(0, 2, 3)).abs().mean()}
     if z[:, 0].numel() > 1:
         figures["health/effective_rank"] = scatter(z, "channels").effective_rank
         figures["health/std"] = z.std(dim=(0, 2, 3)).mean()

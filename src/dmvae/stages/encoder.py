@@ -38,8 +38,8 @@ class EncoderTraining(TrainingConfig):
     projection: Width = 128
     """Width of the space in which views are compared; of SimCLR alone."""
     min_crop: Annotated[float, Range(0, 1, "(]")] = 0.3
-    """Smallest share of an image's area in a view; of one above 9/16 it is 3/4 of the root, for a side of a
-    view is up to 16/9 of the other, and is cut where it is longer than the image's."""
+    """Smallest share of the image's area in a random crop. If it is above 9/16, the smallest share is 0.75 *
+    sqrt(min_crop) instead: aspect ratios run from 9/16 to 16/9, and a side longer than the image's is cut."""
     ema: Decay = 0.99
     """Decay of the averaged weights that are saved."""
 

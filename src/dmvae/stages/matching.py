@@ -30,7 +30,7 @@ from dmvae.references import Reference, Unlabelled, draw
 from dmvae.runtime import distributed
 from dmvae.runtime.precision import full_precision
 from dmvae.runtime.random import Random
-from dmvae.runtime.transfer import Figure
+from dmvae.runtime.transfer import Loggable
 from dmvae.stages.approach import EVERY, RECENT, Approach, Recent, hard_to_follow, unmeasured, until_told
 from dmvae.stages.bounds import BOUNDS, shape_of, spread, usual_spread
 from dmvae.stages.editing import DRAWN, EDITED, Editing, Encoded, arriving, as_saved, unfit
@@ -56,8 +56,8 @@ class MatchingTraining(Editing, FlowTraining):
     the reference has a closed form and so no teacher network. An objective may bring another network instead."""
 
     objective: Matching = field(default_factory=DMD)
-    """The matching objective, by `type`; {type: dmd} alone is the paper's matching. A section that names none arrives:
-    `transport` of edited samples, or `hand_over` of a posterior's (see `noise`), with `balance: distance`."""
+    """The matching objective, by `type`; {type: dmd} alone is the paper's matching. If the section names none, its fields
+    have defaults by which latents reach any reference: `transport` on edited samples, or `hand_over` on drawn latents."""
     weight: Weight = 10.0
     """lambda, the weight of the matching loss."""
     balance: Literal["fixed", "gradient", "distance"] = "fixed"
@@ -66,9 +66,9 @@ class MatchingTraining(Editing, FlowTraining):
     mean square over images. "distance": that ratio starts at lambda; then it grows while the measured distance is above
     `target`, and falls below it, within 0.2 and 10."""
     target: Annotated[float, Range(1, 1e6)] = configs.added(1.1)
-    """Distance to the reference that `balance: distance` aims at and `until` waits for. It is measured on 1024 recent
-    latents: the largest of the sliced distances of whole latents, tokens and pairs of tokens, of which 1 is that
-    between two samples of the reference, and of how well a small network tells tokens apart (1 is 55 %, arrival 2)."""
+    """Distance to the reference that `balance: distance` aims at and `until` waits for: the largest of four numbers on
+    1024 recent latents. Three are sliced distances (whole latents, tokens, pairs of tokens), as multiples of that
+    between two samples of the reference; the fourth is (accuracy - 0.5) / 0.05 of a network that tells tokens apart."""
     until: Literal["arrived"] | None = configs.added(None)
     """"arrived": the stage ends when three measurements in a row are at most `target`, or after `steps`. Not for edited
     samples, which are there from the start."""
@@ -114,7 +114,7 @@ class MatchingNetworks(DecoderNetworks):
     """The reference's velocity: a frozen network, or a function in closed form; None where it is not needed."""
     approach: Approach
     inverse: Tensor
-    """[C, C], that of the reference's tokens, where an anchor holds edits."""
+    """[C, C], the inverse covariance of the reference's tokens; only with `matching.anchor`."""
     plan: Recent
     """Of the images' own latents, where samples of the reference are assigned to them."""
     queue: Recent
@@ -313,7 +313,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         if config.objective.needs_recent:
             networks.queue.remember(z, batch.labels)
         late: dict[str, Tensor | float] = {}
-        figures: dict[str, Figure] = {**log, "matching/loss": matching.detach()}
+        figures: dict[str, Loggable] = {**log, "matching/loss": matching.detach()}
         if edit is not None:
             figures["matching/edit"] = edit.square().mean().sqrt()
             if config.anchor is not None:

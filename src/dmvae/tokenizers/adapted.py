@@ -20,7 +20,7 @@ from dmvae.config import Values
 from dmvae.models.artifact import artifact_class, load_strictly
 from dmvae.models.base import DecoderOutput, EncoderOutput, Parts, PointDistribution, Tokenizer
 from dmvae.registry import require_members
-from dmvae.runtime.done import whole
+from dmvae.runtime.done import require_intact
 from dmvae.runtime.files import read_json
 from dmvae.runtime.precision import full_precision, without_tf32
 from dmvae.tokenizers import Codec, TokenizerSource
@@ -172,18 +172,19 @@ def start(source: TokenizerSource, *, size: int, channels: int, pretrained: bool
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The Autoencoder or AdaptedTokenizer in an artifact's folder, in evaluation mode.
 
-    Raises ValueError for a folder that holds neither, weights that are not its config's, and where it is not as a
-    run's stage wrote it.
+    Raises ValueError for a folder that holds neither, where the weights do not fit the config, and where a file differs
+    from the checksum that its stage recorded (done.json).
     """
-    whole(Path(folder))
+    require_intact(Path(folder))
     return load_strictly(tokenizer_class(folder), folder)
 
 
 def open_tokenizer(place: str, size: int | None = None) -> Tokenizer:
-    """What `load_tokenizer` gives; or, of another folder with a config.json, or of a hub's id, an autoencoder of
-    diffusers as `adapt` gives it, for images of `size` pixels, its own `sample_size` unless given.
+    """The tokenizer at `place`: a folder of ours (`load_tokenizer`), or a diffusers autoencoder (`adapt`), given as a
+    folder with config.json or as a hub id. size: pixels that a diffusers one is adapted to; its config's `sample_size`
+    unless given.
 
-    Raises ValueError where neither is there.
+    Raises ValueError where there is neither, or no size is known.
     """
     file = Path(place) / "config.json"
     if Path(place).is_dir() or not HUB_ID.fullmatch(place):

@@ -37,7 +37,9 @@ class Autoencoder(Tokenizer):
     log-variance; ValueError without one. detail_width: hidden width of an MLP that adds what the pixels of each place
     say to its latent, None for none; it starts at zero, so that latents are those of the encoder's features until it is
     trained. editor: `width`, `bank` and perhaps `assigned` and `groups` of an `Editor`, which makes latents of samples
-    of a reference; see `with_editor`. drawn: latents are samples of the posterior.
+    of a reference; see `with_editor`. drawn: `encode` gives samples of the posterior, not its mean. scaling_factor,
+    shift_factor: as in diffusers' autoencoders; `set_statistics` fills them in. fixed_std: C standard deviations, in
+    raw units, that every posterior gets (`fix_spread`); None: each has its own.
     """
 
     _supports_gradient_checkpointing = True

@@ -21,17 +21,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmvae.models.drawing import numbers
+from dmvae.models.drawing import content_hashes
 from dmvae.runtime.precision import full_precision
 from dmvae.runtime.transfer import waits
-from dmvae.transport.sinkhorn import divided, potentials, squares
+from dmvae.transport.sinkhorn import balanced_assignment, potentials, squares
 
 FIRST, AGAIN = 50, 6
 """Iterations that find the prices at first, and those that follow the images' latents as they move."""
 LLOYD = 2
 """Steps of k-means that centres of groups make each time."""
 SHARP = 0.1
-"""The transport plan's entropy, in standard deviations of what costs say of which sample suits an image."""
+"""Entropic regularisation eps of the transport plan, in standard deviations of the double-centred costs."""
 START = 0.1
 """The share of the encoder's own latent in z before training."""
 
@@ -109,7 +109,7 @@ class Editor(nn.Module):
     def take(self, x: Tensor, mu: Tensor) -> Tensor:
         """The y of images x [n, c, h, w] with latents mu [n, C, H, W]; by their content where there is a choice, so
         that an image is encoded alike in any batch and on any rank, and different images have y as if drawn."""
-        return self._chosen(mu, numbers(x) % self._choice)
+        return self._chosen(mu, content_hashes(x) % self._choice)
 
     def draw(self, mu: Tensor, rng: torch.Generator, even: bool = False) -> Tensor:
         """The y of images with latents mu [n, C, H, W]; at random where there is a choice. even: groups share these
@@ -131,7 +131,7 @@ class Editor(nn.Module):
         if not even:
             return self.bank[self.members[self.assign(mu), number]]
         with waits("noise: assigned"):  # images choose one after the other
-            return self.bank[self.members[divided(self._costs(mu) - self.prices), number]]
+            return self.bank[self.members[balanced_assignment(self._costs(mu) - self.prices), number]]
 
     @torch.no_grad()
     def assign(self, mu: Tensor) -> Tensor:
@@ -161,7 +161,7 @@ class Editor(nn.Module):
         self._price(mu, True)
         costs = self._costs(self.bank)
         _, prices = potentials(costs, _entropy(costs))
-        self.members.copy_(divided(costs - prices).argsort(stable=True).view_as(self.members))
+        self.members.copy_(balanced_assignment(costs - prices).argsort(stable=True).view_as(self.members))
 
     def _price(self, mu: Tensor, known: bool) -> None:
         costs = self._costs(mu)

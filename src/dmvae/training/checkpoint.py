@@ -74,24 +74,24 @@ class Background:
         self.running: Future[None] | None = None
 
     def save(self, folder: Path, step: int, state: Values, back: int = 0) -> None:
-        """As the function `save`, whose end `wait` awaits; first that of the one before."""
+        """Wait for the checkpoint before, copy the state to the CPU, and start the function `save` in the thread."""
         self.wait()
         self.running = self.thread.submit(save, folder, step, _copied(state), back)
 
     def wait(self) -> None:
-        """Until the last one is whole. Raises OSError where it could not be written."""
+        """Wait until the last checkpoint is written. Raises OSError where it could not be."""
         running, self.running = self.running, None
         if running is not None:
             running.result()
 
     def close(self) -> None:
-        """Until the last one is written, well or not: an error that ends the training is the one to tell."""
+        """Wait for the last checkpoint and ignore its error, which would hide the one that ended the training."""
         if self.running is not None:
             futures.wait([self.running])
 
 
 def _copied(state: Values) -> Values:
-    """Of nested dicts, this rank's part: the tensors copied to the CPU; those that no other rank has on rank 0 only."""
+    """What this rank writes of nested dicts, copied to the CPU: shards on every rank, all else on rank 0 alone."""
     mine: Values = {}
     for name, value in state.items():
         if isinstance(value, dict):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dmvae.runtime import distributed
-from dmvae.runtime.transfer import Figure, made
+from dmvae.runtime.transfer import Loggable, made
 
 WINDOW = 50
 """Steps whose mean is judged."""
@@ -33,8 +33,8 @@ ROLLED_BACK = "rolled_back.txt"
 
 @dataclass(frozen=True, kw_only=True)
 class Bound:
-    """The mean of a figure may be at most `above` times the larger, or must be at least `below` times the smaller, of
-    what it began with, the mean of its first 50 steps, and `usual`."""
+    """The allowed range of a logged figure's mean over 50 steps: from below * min(first, usual) to
+    above * max(first, usual), where `first` is its mean over the first 50 steps."""
 
     figure: str
     """Its name among those that an update logs; a scalar."""
@@ -80,7 +80,7 @@ class Health:
         self.warned: set[Bound] = set()
         """What was warned of. A training that goes on warns again."""
 
-    def add(self, figures: Mapping[str, Figure]) -> None:
+    def add(self, figures: Mapping[str, Loggable]) -> None:
         """Take the figures of one update; nothing waits for the device."""
         for row, bound in zip(self.state, self.bounds, strict=True):
             if bound.figure in figures:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dmvae.runtime import distributed
 from dmvae.runtime.files import write_text
-from dmvae.runtime.transfer import Figure, made
+from dmvae.runtime.transfer import Loggable, made
 from dmvae.sections import Tracker
 
 
@@ -26,7 +26,7 @@ class Figures:
 
     def __init__(self, folder: Path, tracker: Tracker, start: int, name: str) -> None:
         self.path = folder / "log.jsonl"
-        self.pending: dict[str, list[Figure]] = {}
+        self.pending: dict[str, list[Loggable]] = {}
         self.writer: Any = None
         if not distributed.is_main():
             return
@@ -42,7 +42,7 @@ class Figures:
                 raise ValueError('run.tracker: wandb is not installed: pip install "dmvae[wandb]"') from error
             self.writer = wandb.init(project="dmvae", name=name, id=folder.name, resume="allow", dir=str(folder))
 
-    def add(self, figures: dict[str, Figure]) -> None:
+    def add(self, figures: dict[str, Loggable]) -> None:
         for name, value in figures.items():
             self.pending.setdefault(name, []).append(value.detach() if isinstance(value, Tensor) else value)
 
@@ -78,7 +78,7 @@ class Figures:
             self.writer.close() if hasattr(self.writer, "close") else self.writer.finish()
 
 
-def _made(figure: Figure) -> Tensor | float:
+def _made(figure: Loggable) -> Tensor | float:
     try:
         return made(figure)
     except torch.linalg.LinAlgError:  # of a matrix that is not finite

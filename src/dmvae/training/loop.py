@@ -20,7 +20,7 @@ from dmvae.runtime.gradients import averaged
 from dmvae.runtime.precision import autocast, tuned, uses_bf16
 from dmvae.runtime.random import Random, seed_of
 from dmvae.runtime.signals import Interrupted, signals, stop_later
-from dmvae.runtime.transfer import Figure
+from dmvae.runtime.transfer import Loggable
 from dmvae.training import checkpoint
 from dmvae.training.data import batches
 from dmvae.training.ema import Average
@@ -103,7 +103,7 @@ class Trainer:
             self.health.end_window(self.step)
         return last
 
-    def train_step(self, batch: Batch) -> Iterator[dict[str, Figure]]:
+    def train_step(self, batch: Batch) -> Iterator[dict[str, Loggable]]:
         """All turns of one step on this rank's share of the batch; yields figures to log. With `run.accumulate`, each
         turn goes through the share's parts one after another before it moves its parameters."""
         run, device = self.inputs.sections.run, self.inputs.device
@@ -141,12 +141,12 @@ class Trainer:
         # Nothing else trains in that graph: the latents of a flow network are detached.
         sharded = sharding.is_sharded(parameters[0])
         for module in self.networks.children():  # less traffic for the memory of a whole gradient
-            sharding.sum_first(module, waits=not last and not self.inputs.sections.run.reshard)
+            sharding.defer_gradient_sync(module, defer=not last and not self.inputs.sections.run.reshard)
         with averaged(parameters, last):
             (update.loss / parts).backward(inputs=None if sharded else parameters)
         self.health.add(update.figures())
 
-    def move(self, name: str) -> dict[str, Figure]:
+    def move(self, name: str) -> dict[str, Loggable]:
         """Clip, step and average for the parameters `name`, whose gradients are there; returns the gradient's norm."""
         parameters = self.networks.trains[name]
         clip = self.config.clip or float("inf")
@@ -206,8 +206,8 @@ class Trainer:
         """Write a checkpoint into `folder`, while training goes on."""
         self.background.save(folder, self.step, self.state_dict(), LOOKBACK if self.health.bounds else 0)
 
-    def saved(self) -> None:
-        """Wait until the last checkpoint is whole. Raises OSError where it could not be written."""
+    def wait_until_saved(self) -> None:
+        """Wait until the last checkpoint is written. Raises OSError where it could not be."""
         self.background.wait()
 
     def resume(self, folder: Path) -> bool:
@@ -262,7 +262,7 @@ def train(stage: AnyTraining) -> Facts:
                 if trainer.slowed or not trainer.health.bounds or not trainer.moves(named):
                     raise FloatingPointError(hopeless(stage.name, stage.inputs.out, error, trainer.slowed)) from error
                 trouble, step = error.with_traceback(None), error.step if isinstance(error, Unwell) else trainer.step
-            trainer.saved()
+            trainer.wait_until_saved()
             del trainer  # before the next takes its memory
             trainer = _rolled_back(stage, folder, trouble, step)
 
@@ -284,7 +284,7 @@ def _rolled_back(stage: AnyTraining, folder: Path, trouble: Exception, step: int
         with (inputs.out / ROLLED_BACK).open("a") as file:
             file.write(text + "\n")
     trainer.save(folder)
-    trainer.saved()
+    trainer.wait_until_saved()
     return trainer
 
 
@@ -312,7 +312,7 @@ def _to_the_end(trainer: Trainer, folder: Path, signalled: list[int]) -> Facts:
                         trainer.health.judge()
                         trainer.require_finite()
                         trainer.save(folder)
-                        trainer.saved()
+                        trainer.wait_until_saved()
                         raise Interrupted from None
                 raise
             last = trainer.advance(batch, figures)
@@ -333,10 +333,10 @@ def _to_the_end(trainer: Trainer, folder: Path, signalled: list[int]) -> Facts:
             if stops or (saves and not last):
                 trainer.save(folder)
             if stops:
-                trainer.saved()
+                trainer.wait_until_saved()
                 raise Interrupted
             bar.step(per_step=config.batch_size, note=losses(row))
-        trainer.saved()
+        trainer.wait_until_saved()
         trainer.save_networks(inputs.out)
         stop_later(any_rank(bool(signalled), now=True))
     facts = {"steps": trainer.step, "images_seen": trainer.images_seen, "seconds": round(trainer.seconds, 2)}

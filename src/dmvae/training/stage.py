@@ -22,7 +22,7 @@ from dmvae.inputs import Inputs
 from dmvae.ranges import BatchSize, Count, Decay, Rate, Wait, Weight
 from dmvae.registry import Registered, register
 from dmvae.runtime.random import Random
-from dmvae.runtime.transfer import Figure
+from dmvae.runtime.transfer import Loggable
 from dmvae.sections import Sections
 from dmvae.training.health import Bound
 
@@ -94,8 +94,8 @@ class Stage(Registered, Generic[C]):
 
     @classmethod
     def usual(cls, values: Values) -> Values:
-        """A recipe's values, with what this stage makes of sections that leave its choices open: the defaults that hang
-        together, where a field's own default is not enough. Most stages have none."""
+        """A recipe's values with this stage's joint defaults filled in: those that depend on other fields or sections,
+        which a field's own default cannot. Called before the values are read; most stages change nothing."""
         return values
 
     @classmethod
@@ -222,14 +222,14 @@ class Update:
     trains: str
     loss: Tensor
     """The scalar that is differentiated."""
-    log: Mapping[str, Figure] = field(default_factory=dict)
+    log: Mapping[str, Loggable] = field(default_factory=dict)
     """Scalars to log; tensors stay on the device until the loop writes them, and a function is called then."""
     value: Tensor | None = None
     """Logged as NAME/loss instead of `loss`, where `loss` has the right gradient but not the right value."""
-    late: Mapping[str, Figure] = field(default_factory=dict)
+    late: Mapping[str, Loggable] = field(default_factory=dict)
     """More scalars to log: a mapping that the backward pass fills."""
 
-    def figures(self) -> dict[str, Figure]:
+    def figures(self) -> dict[str, Loggable]:
         """Everything to log, once the backward pass has run."""
         shown = self.loss if self.value is None else self.value
         return {f"{self.trains}/loss": shown, **self.log, **self.late}
@@ -278,7 +278,7 @@ class TrainingStage(Stage[T], Generic[T, N]):
         return () if self.draws else (data.channels, data.size, data.size)
 
     def kinds(self) -> dict[int, float]:
-        """Steps that stand for all others, and the share of each: a plan counts what these take."""
+        """{step: share of all steps that cost the same}, of sum 1: `dmvae plan` counts the work of these alone."""
         return {1: 1.0}
 
     def updates(self, networks: N, batch: Batch, rng: Random) -> Iterator[Update]:

@@ -129,8 +129,10 @@ def told_with_class(z: Tensor, labels: Tensor, y: Tensor, of: Tensor, seed: int 
 
 @torch.no_grad()
 def multiples(z: Tensor, y: Tensor, rng: torch.Generator, slices: int = 64) -> dict[str, float]:
-    """What `measure` asks for, fast enough for every tenth update: the sliced distances {"whole", "token", "pair"} as
-    multiples of chance, and {"told"}: how well tokens are told apart, 0 by chance, and 2 where arrival ends (60 %).
+    """The figures that decide arrival, fast enough for every tenth update: {"whole", "token", "pair", "told"}.
+
+    The first three are sliced W2 distances as multiples of chance ("pair" is missing on a 1x1 grid). "told" is
+    (accuracy - 0.5) / 0.05 of a classifier between tokens of z and of y: 0 is chance; up to 2 (60 %) counts as arrived.
 
     z [n, C, H, W], recent latents, for example 1024; y [m, C, H, W], of which the first 2 n are compared and the rest,
     at least 2, give directions. With fewer vectors a multiple is smaller: for a distance D it is sqrt(1 + D^2 n / c),
@@ -150,10 +152,11 @@ def multiples(z: Tensor, y: Tensor, rng: torch.Generator, slices: int = 64) -> d
 
 @torch.no_grad()
 def details(z: Tensor, y: Tensor, of: tuple[Tensor, Tensor] | None = None, seed: int = 0) -> dict[str, float]:
-    """What `measure`, `told_with_class` and `told_by_class` tell besides, fast enough for every hundredth update:
-    {"energy", "told_whole"}, a multiple of chance and how well whole latents are told apart, as "told" of `multiples`;
-    with labels `of` latents and samples, int64 [n] and [m], "told_class" and "told_whole_class", by a network that is
-    told the class, and what it tells of each class with enough of both, "told/CLASS" and "told_whole/CLASS".
+    """The other figures of `measure`, `told_with_class` and `told_by_class`, fast enough for every hundredth update.
+
+    "energy": energy distance as a multiple of chance. "told_whole": as "told" of `multiples`, of a classifier of whole
+    latents. With `of`, labels int64 [n] and [m] of z and y, also "told_class" and "told_whole_class", of classifiers
+    that get the class as input, and of each class with enough of both "told/CLASS" and "told_whole/CLASS".
 
     z [n, C, H, W] and y [m, C, H, W], of which the first 2 n are used. The networks take 100 steps, and classes share
     one, so they find less than those of `measure`.

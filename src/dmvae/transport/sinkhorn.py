@@ -50,10 +50,10 @@ def potentials(
     return f, g
 
 
-def divided(costs: Tensor) -> Tensor:
-    """[n], the column of each row of costs [n, m], where every column takes n / m rows, rounded up, at most. Near the
-    least sum of costs where these are net of prices (`potentials`): rows choose in turn, those that lose most by a
-    second choice first, the cheapest column that has room."""
+def balanced_assignment(costs: Tensor) -> Tensor:
+    """int64 [n], a column for each row of costs [n, m], at most ceil(n / m) rows to a column. Greedy: rows take the
+    cheapest column that has room, and the rows whose second choice costs most more go first. Near the optimum if the
+    prices g of `potentials` were subtracted from the costs."""
     n, m = costs.shape
     best = costs.topk(min(2, m), dim=1, largest=False).values
     turn = (best[:, -1] - best[:, 0]).argsort(descending=True, stable=True).tolist()

@@ -31,7 +31,7 @@ class Sampling:
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     """Times in which guidance acts."""
     guide: Velocity | None = None
-    """The network that guides in place of the velocity without a label; None is that."""
+    """A weaker network for autoguidance; None: classifier-free, by the same network's velocity without a label."""
 
 
 class Sampler(Registered):
