@@ -56,8 +56,8 @@ class MatchingTraining(Editing, FlowTraining):
     the reference has a closed form and so no teacher network. An objective may bring another network instead."""
 
     objective: Matching = field(default_factory=DMD)
-    """The matching objective, by `type`; {type: dmd} alone is the paper's matching. If the section names none, its fields
-    have defaults by which latents reach any reference: `transport` on edited samples, or `hand_over` on drawn latents."""
+    """The matching objective, by `type`; {type: dmd} alone is the paper's matching. If the section names none, fields
+    have defaults by which latents reach any reference: `transport` of edited samples, `hand_over` of drawn latents."""
     weight: Weight = 10.0
     """lambda, the weight of the matching loss."""
     balance: Literal["fixed", "gradient", "distance"] = "fixed"
