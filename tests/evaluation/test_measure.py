@@ -28,7 +28,7 @@ from dmvae.evaluation.metrics import Figure, Metric, Scores, Sets, measured_late
 from dmvae.interop.pipeline import DMVAEPipeline
 from dmvae.models.dit import LightningDiT
 from dmvae.runtime import distributed
-from dmvae.stages.sample import SampleConfig
+from dmvae.stages.sample import SampleConfig, image_seed
 from dmvae.tokenizers.autoencoder import Autoencoder
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -178,21 +178,56 @@ def test_spatial_features_of_inception_give_sfid():
     }
 
 
-def test_batches_of_generated_images_change_nothing(tmp_path):
+def small_pipeline():
     torch.manual_seed(0)
     transformer = LightningDiT(in_channels=4, input_size=3, num_classes=3, width=16, depth=1, heads=2)
     torch.nn.init.normal_(transformer.final_layer.linear.weight, std=0.1)
+    for p in transformer.parameters():  # zeros would let no label through
+        if not p.any():
+            torch.nn.init.normal_(p, std=0.1)
     encoder = {"type": "conv", "width": 8, "stride": 4, "out_channels": 8}
     shape = {"latent_channels": 4, "decoder": DECODER, "image_size": 12}
     vae = Autoencoder(encoder=encoder, bottleneck_width=8, **shape)
-    pipeline = DMVAEPipeline(transformer, vae, FlowMatchEulerDiscreteScheduler(), {str(i): str(i) for i in range(3)})
-    images = Generated(pipeline, SampleConfig(count=70, steps=2), seed=0, device=torch.device("cpu"))
+    return DMVAEPipeline(transformer, vae, FlowMatchEulerDiscreteScheduler(), {str(i): str(i) for i in range(3)})
+
+
+def test_batches_of_generated_images_change_nothing():
+    images = Generated(small_pipeline(), SampleConfig(count=70, steps=2), seed=0, device=torch.device("cpu"))
     whole = torch.cat(list(images.batches(range(70), 70)))
     assert whole.shape == (70, 3, 12, 12)
     for size in (1, 7):
         assert torch.equal(torch.cat(list(images.batches(range(70), size))), whole)
     parts = [torch.cat(list(images.batches(part, 16))) for part in (range(30), range(30, 70))]
     assert torch.equal(torch.cat(parts), whole), "two ranks draw what one draws"
+
+
+def test_generated_images_are_the_pipeline_s_with_every_option():
+    pipeline = small_pipeline()
+    options = {"steps": 4, "guidance": (3.0,), "guidance_interval": (0.2, 0.9), "time_shift": 2.0}
+
+    def drawn(seed=5, **over):
+        images = Generated(pipeline, SampleConfig(count=3, **options | over), seed=seed, device=torch.device("cpu"))
+        return torch.cat(list(images.batches(range(3), 3)))
+
+    images = drawn()
+    direct = pipeline(
+        [0, 1, 2],
+        generator=[torch.Generator().manual_seed(image_seed(5, i)) for i in range(3)],
+        num_inference_steps=4,
+        guidance_scale=3.0,
+        guidance_interval=(0.2, 0.9),
+        time_shift=2.0,
+        output_type="pt",
+    ).images
+    assert (images.float() - 255 * direct).abs().max() <= 1
+    for over in (
+        {"steps": 5},
+        {"guidance": (1.0,)},
+        {"guidance_interval": (0.0, 1.0)},
+        {"time_shift": 1.0},
+        {"seed": 6},
+    ):
+        assert not torch.equal(drawn(**over), images), over
 
 
 def test_float32_features_lose_nothing_to_float64_ones(extractor, data):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from dmvae import Autoencoder, cli, registry
 from dmvae.datasets.image_file import read_image
-from dmvae.datasets.pixels import as_input
+from dmvae.datasets.pixels import as_input, to_uint8
 from dmvae.encoders import EncoderConfig
 from dmvae.registry import load_plugins
 from dmvae.runtime.files import locked
@@ -127,7 +127,14 @@ def test_decoded_images_have_the_names_of_the_originals(images, tokenizer, tmp_p
     decode(tmp_path / "z", tokenizer, tmp_path / "back")
     found = sorted(p.relative_to(tmp_path / "back").as_posix() for p in (tmp_path / "back").rglob("*.png"))
     assert found == ["cat/a.1.png", "cat/b.png", "dog/c.png", "dog/d.png", "dog/e.png"]
-    assert Image.open(tmp_path / "back/cat/b.png").size == (16, 16)
+    model = Autoencoder.from_pretrained(tokenizer)
+    for name in found:  # each from its own latents, in the channels' order
+        (original,) = images.glob(f"{name.removesuffix('.png')}.*")
+        with torch.no_grad():
+            z = model.encode(as_input(read_image(original, 16, 3)[None], torch.device("cpu"))).latents
+            x = to_uint8(model.decode(z).sample)[0]
+        decoded = torch.from_numpy(np.array(Image.open(tmp_path / "back" / name))).permute(2, 0, 1)
+        assert (decoded.int() - x.int()).abs().max() <= 1, name
 
 
 def test_a_second_call_counts_as_the_first_one_did(images, tokenizer, tmp_path, capsys):
@@ -186,6 +193,8 @@ def test_a_tar_holds_the_same_latents(images, tokenizer, tmp_path):
     with tarfile.open(tmp_path / "tar/latents-00000.tar") as tar:
         assert tar.getnames()[:2] == ["cat/a_1.npy", "cat/a_1.cls"]
         z = np.stack([np.load(io.BytesIO(tar.extractfile(n).read())) for n in tar.getnames() if n.endswith(".npy")])
+        labels = [int(tar.extractfile(n).read()) for n in tar.getnames() if n.endswith(".cls")]
+    assert labels == [0, 0, 1, 1, 1]
     assert np.array_equal(z, load_file(tmp_path / "z/latents-00000.safetensors")["latents"].numpy())
     decode(tmp_path / "tar", tokenizer, tmp_path / "back")
     assert (tmp_path / "back/cat/a_1.png").exists()

@@ -25,6 +25,7 @@ def test_sphere_of_channel_vectors(make):
     z, labels = draw(make.build(type="sphere"))
     assert torch.allclose(z.square().sum(1), torch.full((4000, 3, 3), 4.0), atol=1e-4)
     assert torch.allclose(z.var((0, 2, 3)), torch.ones(4), atol=0.05)
+    assert z.pow(4).mean() == pytest.approx(3 * 4 / (4 + 2), rel=0.03), "uniform on it: E z^4 = 3 C / (C + 2)"
     assert torch.bincount(labels).tolist() == pytest.approx([1333] * CLASSES, rel=0.1)
 
 
@@ -37,6 +38,7 @@ def test_cube(make):
     z, _ = draw(make.build(type="cube"))
     assert z.abs().max() <= 3**0.5
     assert z.var() == pytest.approx(1, abs=0.02)
+    assert z.pow(4).mean() == pytest.approx(9 / 5, rel=0.03), "uniform in it"
     assert draw(make.build(type="cube", half_width=0.5))[0].abs().max() <= 0.5
 
 

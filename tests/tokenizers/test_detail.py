@@ -5,7 +5,8 @@ import torch
 from safetensors.torch import load_file
 
 import tiny
-from dmvae import cli
+from dmvae import checks
+from dmvae.recipe import load
 from dmvae.tokenizers.autoencoder import Autoencoder
 
 CONV = {"type": "conv", "width": 8, "multipliers": [1], "stride": 4, "out_channels": 8}
@@ -62,8 +63,7 @@ def test_it_can_be_trained_at_once(tmp_path):
     assert load_file(file)["detail.2.weight"].any()
 
 
-def test_training_what_is_not_there_is_refused(tmp_path, capsys):
-    path = tiny.write(tmp_path, tokenizer__train_detail=True)
-    assert cli.main(["run", str(path), "--dry-run"]) != 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "tokenizer.train_detail: there is nothing to train; give autoencoder.detail_width" in said
+def test_training_what_is_not_there_is_refused(tmp_path):
+    recipe = load(tiny.write(tmp_path, tokenizer__train_detail=True))["matched"]
+    told = "tokenizer.train_detail: there is nothing to train; give autoencoder.detail_width"
+    assert [problem for problem in checks.problems(recipe, recipe.stages()) if told in problem]

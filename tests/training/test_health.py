@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import tiny
+from dmvae.runtime import distributed
 from dmvae.runtime.signals import Interrupted
 from dmvae.stages.bounds import BOUNDS, spread
 from dmvae.stages.matching import MatchingStage, MatchingTraining
@@ -62,7 +63,23 @@ def test_what_is_halfway_out_of_bounds_is_told_once():
     assert told == ["warning: it is thin: spread is 0.4 by step 5"]
 
 
-def test_ranks_are_judged_together_and_a_checkpoint_has_it_all():
+def test_ranks_are_judged_together(monkeypatch):
+    """One is well, at 1.5 times its start; the mean with another's 3 is not."""
+    for other, well in ((1.0, True), (3.0, False)):
+        health = Health([LOSS], torch.device("cpu"))
+        for step, (own, theirs) in enumerate([(1.0, 1.0), (1.5, other), (1.5, other)], 1):
+            sums = torch.tensor([[theirs, 1.0]])
+            monkeypatch.setattr(distributed, "average", lambda x, sums=sums: (x + sums) / 2)
+            health.add({"loss": own})
+            health.end_window(step)
+            if well or step < 3:  # two windows in a row
+                health.judge()
+            else:
+                with pytest.raises(Unwell, match=r"loss is 2\.25"):
+                    health.judge()
+
+
+def test_a_checkpoint_has_all_that_is_judged():
     health = Health([LOSS], torch.device("cpu"))
     health.add({"loss": 1.0})
     health.end_window(1)
