@@ -28,28 +28,36 @@ def build(data):
     return Instance(key=offer(data, made()), size=8).build("train")
 
 
-@pytest.mark.parametrize(
-    "image",
-    [
-        Image.new("L", (8, 8), 7),
-        Image.new("RGB", (8, 8), (7, 7, 7)),
-        np.full((8, 8), 7, np.uint8),
-        np.full((8, 8, 3), 7, np.uint8),
-        Image.new("RGB", (8, 8), (7, 7, 7)).quantize(4),
-        Image.new("RGBA", (8, 8), (7, 7, 7, 255)),
-        Image.new("LA", (8, 8), (7, 255)),
-        Image.fromarray(np.full((8, 8), 7 * 256, np.uint16)),
-        Image.fromarray(np.full((8, 8), 7 / 255, np.float32)),
-        np.full((8, 8, 1), 7 / 255, np.float32),
-        torch.full((1, 8, 8), 7 / 255),
-    ],
-    ids=lambda image: f"{type(image).__name__}{getattr(image, 'shape', getattr(image, 'mode', ''))}",
-)
+GREY = np.arange(64, dtype=np.uint8).reshape(8, 8) * 3
+COLOUR = np.stack([GREY, GREY // 2, GREY.T], axis=2)
+REPEATED = GREY[..., None].repeat(3, 2)
+FORMS = {
+    "PIL, grey": (Image.fromarray(GREY), REPEATED),
+    "PIL, colour": (Image.fromarray(COLOUR), COLOUR),
+    "PIL, palette": (Image.fromarray(GREY // 64 * 64).convert("P"), (GREY // 64 * 64)[..., None].repeat(3, 2)),
+    "PIL, alpha": (Image.fromarray(np.concatenate([COLOUR, np.full((8, 8, 1), 255, np.uint8)], 2)), COLOUR),
+    "PIL, grey with alpha": (Image.merge("LA", (Image.fromarray(GREY), Image.new("L", (8, 8), 255))), REPEATED),
+    "PIL, 16 bits": (Image.fromarray(GREY.astype(np.uint16) * 256), REPEATED),
+    "PIL, floats": (Image.fromarray(GREY.astype(np.float32) / 255), REPEATED),
+    "array [h, w]": (GREY, REPEATED),
+    "array [h, w, 3]": (COLOUR, COLOUR),
+    "array [h, w, 1], floats": (GREY[..., None].astype(np.float32) / 255, REPEATED),
+    "tensor [3, h, w]": (torch.from_numpy(COLOUR).permute(2, 0, 1), COLOUR),
+    "tensor [1, h, w], floats": (torch.from_numpy(GREY)[None] / 255, REPEATED),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_items_of_any_usual_form(form):
+    image, expected = FORMS[form]
+    found, _ = build(made(at0=(image, 2)))[0]
+    assert found.dtype == torch.uint8
+    assert torch.equal(found, torch.from_numpy(expected).permute(2, 0, 1))
+
+
 @pytest.mark.parametrize("label", [2, np.int64(2), torch.tensor(2), True])
-def test_items_of_any_usual_form(image, label):
-    found, number = build(made(at0=(image, label)))[0]
-    assert (found.shape, found.dtype, int(number)) == ((3, 8, 8), torch.uint8, int(label))
-    assert found.unique().tolist() == [7]
+def test_labels_of_any_usual_form(label):
+    assert int(build(made(at0=(GOOD, label)))[0][1]) == int(label)
 
 
 GOOD = torch.zeros(3, 8, 8)

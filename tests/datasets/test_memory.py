@@ -81,6 +81,10 @@ def test_resize_takes_the_central_square():
     assert (resize(images, 4) == 200).all()
     assert (resize(images, 9) == 200).all()
     assert (resize(images, 2) == 200).all()
+    assert (resize(images.mT, 4) == 200).all()
+    corner = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    corner[0, 0, :4, 4:] = 200
+    assert (resize(corner, 4)[0, 0] > 100).tolist() == [[False, False, True, True]] * 2 + [[False] * 4] * 2
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,16 @@ def test_gradients_reach_latents_alone_and_what_is_missing_is_named(name):
 FLOW = FlowModelConfig(width=16, depth=1, heads=2)
 
 
+def test_a_teacher_in_ddp_is_known_as_the_network_itself():
+    network = FlowModelConfig(width=16, depth=1, heads=2).build(SHAPE, CLASSES)
+    wrapped = nn.parallel.DistributedDataParallel.__new__(nn.parallel.DistributedDataParallel)  # without its processes
+    nn.Module.__init__(wrapped)
+    wrapped.module = network
+    student = DMD().new_student(SHAPE, CLASSES, wrapped, None)
+    assert all(torch.equal(a, b) for a, b in zip(student.parameters(), network.parameters(), strict=True))
+    assert Context.default(torch.zeros(N, *SHAPE), wrapped).null_label == CLASSES
+
+
 def test_a_student_of_a_compiled_teacher_is_a_copy_of_the_network_itself():
     network = FLOW.build(SHAPE, CLASSES)
     compiled = torch.compile(network, backend="eager")

@@ -100,10 +100,12 @@ def test_checkpointing_changes_no_gradient():
         model(images()).sample.square().mean().backward()
         return [p.grad for p in model.parameters()]
 
-    saving = small()
+    saving, calls = small(), []
     saving.enable_gradient_checkpointing()
+    saving.decoder.up[0].register_forward_pre_hook(lambda *_: calls.append(None))
     for a, b in zip(gradients(saving), gradients(small()), strict=True):
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-8)
+    assert len(calls) == 2, "once more in the backward pass"
 
 
 def test_an_image_that_does_not_divide_is_an_error_that_names_the_nearest_sizes():

@@ -63,14 +63,20 @@ def test_a_part_of_the_grid_has_the_places_of_the_whole():
 
 
 def test_checkpointing_gives_the_same_gradients():
-    grads = []
+    grads, calls = [], {False: 0, True: 0}
     for checkpointing in (False, True):
         model = tokenizer().train()
         if checkpointing:
             model.enable_gradient_checkpointing()
+
+        def count(*_, checkpointing=checkpointing):
+            calls[checkpointing] += 1
+
+        model.decoder.blocks[0].register_forward_pre_hook(count)
         model.decode(torch.ones(1, 4, 4, 4)).sample.square().mean().backward()
         grads.append(model.decoder.embed.weight.grad)
     assert torch.equal(*grads)
+    assert calls == {False: 1, True: 2}, "once more in the backward pass"
 
 
 def test_a_saved_tokenizer_loads(tmp_path):

@@ -158,7 +158,6 @@ def test_samples_are_assigned_at_the_end_by_the_weights_that_are_saved(tmp_path,
         mu = model.editor.normalize(model.describe(chosen)[1])
     assert len(mu) == 16
     assert torch.allclose(settled[-1], mu, atol=1e-5)
-    assert not torch.allclose(settled[-3][: len(mu)], mu, atol=1e-2), "those of the turns before are of other weights"
 
 
 def test_an_editor_that_has_not_learned_leaves_the_reference_as_it_is(tmp_path):
@@ -280,8 +279,6 @@ def test_arrival_ends_the_stage(tmp_path, small, monkeypatch):
     jobs = tiny.run(write(tmp_path, **ends), until="matching")
     facts = next(job for job in jobs if job.stage.name == "matching").facts()
     assert 4 <= facts["steps"] < 20
-    (tmp_path / "run/main/matching/done.json").unlink()
-    tiny.run(write(tmp_path, **ends), only="matching")
 
 
 def test_the_newest_latents_are_remembered_with_their_labels():

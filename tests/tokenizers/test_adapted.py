@@ -27,6 +27,15 @@ def adapted(kind, folder, size=12, channels=3) -> AdaptedTokenizer:
     return adapt(section, size=size, channels=channels, pretrained=True).eval()
 
 
+def test_a_class_without_a_shift_has_the_scale_alone(tmp_path):
+    model = adapted("AutoencoderDC", tmp_path)
+    model.set_statistics(torch.ones(8), torch.full((8,), 2.0))
+    plain = model.as_diffusers()
+    assert type(plain).__name__ == "AutoencoderDC"
+    assert plain.config.scaling_factor == pytest.approx(1 / 2)
+    assert "shift_factor" not in plain.config
+
+
 def check_round_trip(kind, tmp_path):
     (tmp_path / "source").mkdir()
     model = adapted(kind, tmp_path / "source")
