@@ -137,6 +137,15 @@ def test_a_finished_stage_with_a_damaged_file_is_named_and_unfinished(stage, cap
     assert not (stage / "sub/with space.json").exists()
 
 
+@pytest.mark.parametrize("options", [[], ["--no-verify"]])
+def test_the_check_of_finished_stages_can_be_left_out(tmp_path, monkeypatch, options):
+    asked = []
+    monkeypatch.setattr(pipeline, "run", lambda *_, verify, **__: asked.append(verify) or [])
+    monkeypatch.setattr("dmvae.commands.run.finish", lambda *_: None)
+    cli.main(["run", str(tiny.write(tmp_path)), *options])
+    assert asked == [not options]
+
+
 def test_a_tokenizer_of_a_run_is_as_its_stage_wrote_it(tmp_path):
     model = Autoencoder(
         encoder={"type": "conv", "width": 8, "multipliers": [1], "stride": 4, "out_channels": 8},

@@ -84,6 +84,9 @@ def test_it_trains(tmp_path, word, ranks, times):
     codes, said = started(tmp_path, command, ranks, times=times)
     assert codes == [0] * times, said
     assert len([*tmp_path.glob("run/stages/tokenizer-*/done.json")]) == 1
+    assert said.count("tokenizer: run (new)") == 1, said  # not once for each rank
+    assert "Traceback" not in said
+    assert ("waits for stages" in said or "skip (finished)" in said) == (word == "dmvae study"), said
     assert not (tmp_path / "requeued").exists()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import processes
 import tiny
@@ -32,6 +33,8 @@ OVER = {
     # A student that has not moved yet equals its teacher up to rounding, which the balance would blow up.
     "matching__student_warmup": 2,
     "losses__adversarial__norm": "batch",
+    "latents__shard_size": 20,  # so that each rank has a part
+    "sample__batch_size": 5,
     "run__precision": "float32",  # bf16 would round the different order of additions up to what it can see
 }
 
@@ -100,6 +103,23 @@ def apart(one, other, ways):
 
 def test_the_weights_agree(one, two, ways):
     assert apart(one, two, ways) == {}
+
+
+def test_what_is_encoded_and_drawn_agrees(one, two):
+    """Of networks that differ by rounding: in the same files, of the same labels and seeds."""
+    for pattern, several in (("*/latents/latents/latents-*.safetensors", 3), ("*/sample/guidance-*/samples-*", 2)):
+        files = [sorted(file.relative_to(run) for file in run.glob(pattern)) for run in (one, two)]
+        assert files[0] == files[1]
+        assert len(files[0]) >= 2 * several, "so that each rank has a part"
+        for file in files[0]:
+            a, b = (load_file(run / file) for run in (one, two))
+            assert a.keys() == b.keys()
+            for name in a:
+                if name in ("labels", "seeds"):
+                    assert torch.equal(a[name], b[name]), file
+                else:
+                    x, y = a[name].double(), b[name].double()
+                    assert (x - y).norm() <= 0.02 * x.norm(), (file, name)
 
 
 def test_the_weights_of_sharded_flow_networks_agree(one, two, ways, tmp_path):

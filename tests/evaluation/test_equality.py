@@ -43,6 +43,7 @@ def test_frechet_distance_is_torch_fidelitys_and_scipys(sets):
     root = scipy.linalg.sqrtm(a.covariance.numpy() @ b.covariance.numpy()).real
     scipys = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * np.trace(root)
     assert ours == pytest.approx(float(scipys), rel=1e-6)
+    assert ours == pytest.approx(frechet_distance(b, a), rel=1e-9)
     assert ours == pytest.approx(frechet_distance_of_few(*sets), rel=1e-6)
 
 

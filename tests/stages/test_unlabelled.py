@@ -49,6 +49,14 @@ def test_its_samples_come_without_labels():
     assert draw(bare, 8, Random(0), torch.device("cpu"))[1].tolist() == [3] * 8
 
 
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """A folder whose run has a tokenizer, whatever its reference will be."""
+    folder = tmp_path_factory.mktemp("begun")
+    tiny.run(tiny.write(folder, variants={"main": {}}), until="tokenizer")
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("distribution", "labelled"),
@@ -62,7 +70,7 @@ def test_its_samples_come_without_labels():
     ids=str,
 )
 @pytest.mark.parametrize("objective", [DMD, Adversarial])
-def test_objectives_are_told_labels_that_mean_something_alone(tmp_path, monkeypatch, objective, distribution, labelled):
+def test_objectives_are_told_labels_that_mean_something_alone(begun, monkeypatch, objective, distribution, labelled):
     told = []
     for name in ("loss", "student_loss"):
 
@@ -72,7 +80,7 @@ def test_objectives_are_told_labels_that_mean_something_alone(tmp_path, monkeypa
 
         monkeypatch.setattr(objective, name, noted)
     kind = {"type": objective.type} | ({"width": 8, "depth": 1} if objective is Adversarial else {})
-    path = tiny.write(tmp_path, variants={"main": {}}, matching__objective=kind, reference__distribution=distribution)
+    path = tiny.write(begun, variants={"main": {}}, matching__objective=kind, reference__distribution=distribution)
     tiny.run(path, until="matching")
     labels = torch.cat(told)
     assert len(told) == 12  # 8 of the student and 4 of the tokenizer

@@ -9,15 +9,18 @@ import pytest
 import tiny
 from dmvae.cli import main
 from dmvae.runtime.console import console
+from dmvae.transport import arrival, two_sample
 
 OF_DRAWN = "(of latents with their noise, not of their means)"
 
 
 @pytest.mark.slow
-def test_the_verdict_stands_in_summary_table_and_report(tmp_path):
+def test_the_verdict_stands_in_summary_table_and_report(tmp_path, monkeypatch):
+    monkeypatch.setattr(two_sample, "STEPS", 20)
+    monkeypatch.setattr(arrival, "CLASS_STEPS", 10)
     over = {"matching": {"noise": "posterior"}, "autoencoder.variational": True}
     images = {"data__test_count": 72, "evaluate__count": 72}  # 64 at least are judged
-    recipe = tiny.write(tmp_path, variants={"matched": {}, "drawn": over}, **images)
+    recipe = tiny.write(tmp_path, variants={"matched": {}, "drawn": over}, generator=None, sample=None, **images)
     with console.capture() as text:
         main(["run", str(recipe)])
     terminal = " ".join(text.get().split())

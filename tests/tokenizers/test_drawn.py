@@ -135,18 +135,9 @@ def test_a_generator_sees_a_new_sample_each_time(tmp_path, monkeypatch):
     assert abs(torch.stack([first, second]).std() - 1) < 0.15
 
 
-OBJECTIVES = {
-    "dmd": {},
-    "transport": {"slices": 6, "samples": 32},
-    "adversarial": {"width": 8, "depth": 1},
-    "sinkhorn": {"samples": 32, "iterations": 5},
-}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_a_variational_matching_is_measured_by_what_it_matched(tmp_path, objective):
-    section = {"noise": "posterior", "objective": {"type": objective} | OBJECTIVES[objective]}
+def test_a_variational_matching_is_measured_by_what_it_matched(tmp_path):
+    section = {"noise": "posterior", "objective": {"type": "dmd"}}
     over = {"matching": section, "autoencoder.variational": True}
     tiny.run(tiny.write(tmp_path, variants={"main": over}))
     run = tmp_path / "run/main"

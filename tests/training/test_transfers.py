@@ -16,6 +16,7 @@ from dmvae.matching import Matching
 from dmvae.registry import names
 from dmvae.runtime.transfer import covariance, listed, waits
 from dmvae.stages import approach
+from dmvae.training import loop
 from dmvae.training.logging import Figures
 
 READS = {
@@ -163,11 +164,13 @@ def test_the_count_lets_pass_what_does_not():
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_no_step_waits(tmp_path, monkeypatch, stage):
-    """100 of every stage; of matching, the last is one in which the distance is told."""
+    """Also those in which a matching tells the distance, and in which its health is judged."""
     monkeypatch.setattr(approach, "RECENT", 64)
+    monkeypatch.setattr(approach, "SELDOM", 10)
+    monkeypatch.setattr(loop, "WINDOW", 5)
     over = {"matching__student_steps": 1, "matching__health_every": 3} if stage == "matching" else {}
-    found = waited(tmp_path, stage, 100, **over)
-    assert found == ({99: {"the distance, told"}} if stage == "matching" else {})
+    found = waited(tmp_path, stage, 20, **over)
+    assert found == ({step: {"the distance, told"} for step in (9, 19)} if stage == "matching" else {})
 
 
 @pytest.mark.slow
