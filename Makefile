@@ -16,6 +16,7 @@ help:
 	@echo "make wheel     build the wheel and try it in a fresh environment"
 	@echo "make lint      formatting, lint and types"
 	@echo "make bench     speed of every stage's step against the machine's peak, and of reading images"
+	@echo "make install-dev  what the tests and linters need too; make format, make clean"
 	@echo "make bench-gpu the same on a GPU, at the paper's sizes, beside what dmvae plan says"
 
 install: $(BIN)/.installed
@@ -91,7 +92,7 @@ format: install-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: install
+bench: install-dev
 	$(BIN)/python -m benchmarks.steps
 	$(BIN)/python -m benchmarks.steps --compile
 	$(BIN)/python -m benchmarks.steps --recipe recipes/cifar10.yaml
@@ -105,4 +106,4 @@ bench-gpu:
 	PYTHONPATH=src $(PYTHON) -m benchmarks.gpu
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache

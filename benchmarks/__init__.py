@@ -1,1 +1,2 @@
-"""Timings and quality tables, each a command that prints its table: `python -m benchmarks.NAME`."""
+"""Commands beside the package: timings, tables and pictures of finished runs, toys, torture, a trial of the wheel.
+`python -m benchmarks.NAME --help` says what each prints."""

@@ -1,4 +1,4 @@
-"""Rows of a page's table beside one another, the first over the second: of runs of several sittings and machines too.
+"""Compare pairs of rows of a table in a page, the first over the second. Rows may come from several runs and machines.
 
     python -m benchmarks.beside docs/results/hundred_classes.md ssl/ssl_late matched_1e-1/detailed_late
 
@@ -44,6 +44,8 @@ def beside(rows: dict[str, Row], pairs: list[str]) -> str:
         if missing := [name for name in names if name not in rows]:
             raise ValueError(f"{pair}: no row of {', '.join(missing)}; there are {', '.join(rows)}")
         one, other = (rows[name] for name in names)
+        if empty := [f"{name}, {key}" for name in names for key in (PSNR, *ratios, *both) if not rows[name][key]]:
+            raise ValueError(f"{pair}: no figure of {'; '.join(empty)}")
         told = [f"{value(one[PSNR])[0] - value(other[PSNR])[0]:+.1f}"]
         told += [_ratio(one[name], other[name]) for name in ratios]
         told += [" / ".join(f"{value(row[name])[0]:.1f}" for row in (one, other)) for name in both]

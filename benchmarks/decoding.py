@@ -138,7 +138,7 @@ def row(name: str, cache: str, each: float, config: DatasetConfig, step: float) 
     try:
         first, data = timed(lambda: config.build("train"))
     except ValueError as error:  # a package is not there
-        print(f"| {name} | {cache} | {error} |")
+        print(f"| {name} | {cache} | {error} |{' |' * 7}")
         return
     again, data = timed(lambda: config.build("train"))
     batch, _ = timed(lambda: next(iter(loader(data, [range(BATCH)], 0, torch.device("cpu")))))
@@ -156,7 +156,7 @@ def rate(data: Any, workers: int) -> float:
     """Images a second over some seconds, after the first batch: workers take a while to start."""
     order = torch.Generator().manual_seed(0)
     n = len(data)
-    batches = [torch.randint(n, (BATCH,), generator=order).tolist() for _ in range(100_000)]
+    batches = [torch.randint(n, (BATCH,), generator=order).tolist() for _ in range(500)] * 200
     stream = iter(loader(data, batches, workers, torch.device("cpu")))
     next(stream)
     begun, seen = time.perf_counter(), 0

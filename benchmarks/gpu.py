@@ -180,7 +180,9 @@ def time_stage(
         torch.cuda.reset_peak_memory_stats(device)
     trainer = Trainer(stage(section, inputs))
     data = torch.randn(scale.batch, *trainer.stage.item_shape, device=device)
-    labels = torch.zeros(scale.batch, dtype=torch.int64, device=device)
+    labels, images = torch.zeros(scale.batch, dtype=torch.int64, device=device), None
+    if trainer.stage.sees_images:
+        images = torch.randn(scale.batch, recipe.data.channels, recipe.data.size, recipe.data.size, device=device)
     with tempfile.TemporaryDirectory() as folder:
         figures = Figures(Path(folder), "none", 0, stage.name)
         for step in range(WARM + scale.steps):
@@ -189,7 +191,9 @@ def time_stage(
                 begun = time.perf_counter()
             with no_waiting(device if step >= WARM else torch.device("cpu")):
                 # as one past the last: every adversary has begun
-                trainer.advance(Batch(data, labels, step, max(1, step)), figures)
+                batch = Batch(data, labels, step, max(1, step))
+                batch.images = images
+                trainer.advance(batch, figures)
             if trainer.step % recipe.run.log_every == 0:
                 trainer.health.judge()
                 figures.write(trainer.step)

@@ -3,16 +3,14 @@ that the published study is of.
 
     python -m benchmarks.half_of_the_classes DIR [--root zh-plus/tiny-imagenet]
 
-They are the first, third, fifth ... in the order of the labels, which is that of the wnids. Needs the extra
-`huggingface`. Rows stay in the data set's order; another order is to a training what another seed is.
+They are the first, third, fifth ... in the order of the labels, which is that of the WordNet ids. Needs the
+extra `huggingface`. Rows keep the data set's order; in another order a training would differ as with another seed.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-
-import datasets
 
 PLACES = {"train": "train", "valid": "validation", "val": "validation", "validation": "validation", "test": "test"}
 """Split -> the name of its file, by which `data: {type: huggingface}` finds it."""
@@ -24,6 +22,10 @@ def main() -> None:
     parser.add_argument("--root", default="zh-plus/tiny-imagenet", help="hub id or folder (default: %(default)s)")
     parser.add_argument("--label", default="label", help="column of the labels (default: %(default)s)")
     known = parser.parse_args()
+    try:
+        import datasets
+    except ImportError:
+        parser.error('the package datasets is not installed: pip install "dmvae[huggingface]"')
     known.folder.mkdir(parents=True, exist_ok=True)
     for split, rows in datasets.load_dataset(known.root).items():
         if split not in PLACES:

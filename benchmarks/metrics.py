@@ -2,9 +2,10 @@
 
     python -m benchmarks.metrics --root DIR        (after `make install-dev`; DIR as for recipes/cifar10.yaml)
 
-The first `count` training images are measured against the first `count` test images, and the pairs are test images
-and their JPEG copies. Networks whose weights need a download are drawn at random: equality does not need their
-weights, and the values of those rows mean nothing by themselves. A few minutes on 2 cores.
+Sets: the second `count` training images stand for the samples, the first `count` test images are the reference, the
+first `count` training images are those that memorisation asks about; through Inception the first training images stand
+for the samples. Pairs: test images and their JPEG copies. Networks whose weights need a download are drawn at random:
+equality does not need their weights, and the values of those rows mean nothing by themselves. A few minutes on 2 cores.
 """
 
 from __future__ import annotations

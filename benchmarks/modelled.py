@@ -5,9 +5,10 @@
     python -m benchmarks.modelled runs/tiny64 --seed 0 1 2
 
 Draws again, from the same seeds, what the stage `sample` drew at its first guidance scale, and compares as `evaluate`
-does. Of several seeds it prints means and standard deviations. With --steps, also from the generators' snapshots of
-those steps (`generator.keep_at`): how soon latents are learned. With --count, more than a table's 2048: less of the
-figures is chance, and multiples of it are larger. Decoders need not have been trained.
+does; of a run that drew more than it compares, others of them. Of several seeds it prints means and standard
+deviations. With --steps, also from the generators' snapshots of those steps (`generator.keep_at`): how soon latents are
+learned. With --count, more than a table's 2048: less of the figures is chance, and multiples of it are larger. Decoders
+need not have been trained.
 """
 
 from __future__ import annotations
@@ -117,7 +118,8 @@ def figures(job: Job, seed: int, count: int | None = None, step: int | None = No
     guide = None if section.guide is None else _generator(job, section.guide)
     assert guide is None or isinstance(guide, VelocityModel)
     stored = LatentSet(job.reads["latents"] / "latents")
-    labels = balanced_labels(count or min(section.count, LATENTS), generator.config.num_classes)
+    known = stored.labels.unique()  # of a class without an image the generator knows nothing
+    labels = known[balanced_labels(count or min(section.count, LATENTS), len(known))]
     settings = section.settings(section.guidance[0], guide)
     drawn: list[Tensor] = []
     with torch.no_grad(), autocast(CPU, precision), Bar(f"{job.variant}  draw", len(labels), "latents") as bar:

@@ -29,7 +29,7 @@ from dmvae.training.preparing import compile_networks
 
 GIB = 2**30
 CYCLE, TURNS = 15, 5
-"""Steps of which every kind of a stage's steps is one, each in its share; turns that each loop is timed in."""
+"""Steps that are timed in one go, some of every kind of a stage's among them; turns that each loop is timed in."""
 
 
 def median_seconds(run: Callable[[], object], repeat: int) -> float:

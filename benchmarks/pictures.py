@@ -24,7 +24,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("file", type=Path)
-    parser.add_argument("--columns", type=int, default=8, help="images of each class and method (%(default)s)")
+    parser.add_argument(
+        "--columns",
+        type=int,
+        default=8,
+        help="images of each class and method, or half of a row of --reconstructions (%(default)s)",
+    )
     parser.add_argument("--zoom", type=int, default=2, help="pixels per pixel (%(default)s)")
     parser.add_argument("--reconstructions", action="store_true", help="test images, then each method's copies")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="these alone; NAME@SEED where there are several")

@@ -50,13 +50,14 @@ def main() -> None:
     args = parser.parse_args()
     rows: dict[str, dict[str, float]] = {}
     matched: dict[str, bool] = {}
-    for folder in variants(args.runs):
+    folders = variants(args.runs)
+    if len(folders) < 3:
+        parser.error(f"{len(folders)} finished tokenizers cannot be ranked: give runs with 3 or more in all")
+    for folder in folders:
         name = f"{folder.parent.name}/{folder.name}"
         rows[name] = proxies(folder, args.count, args.batch, not args.no_probe)
         matched[name] = (folder / "matching").exists()
         print(name, *(f"{key} {value:.4g}" for key, value in rows[name].items()), flush=True)
-    if len(rows) < 3:
-        raise ValueError(f"{len(rows)} finished tokenizers cannot be ranked: give runs with 3 or more in all")
     show(rows, matched)
 
 

@@ -52,7 +52,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="recipes/demo.yaml")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each loop (default: %(default)s)")
-    parser.add_argument("--compile", action="store_true", help="compile all networks, as `run.compile: true` does")
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the parts that `run.compile: true` compiles, of both loops' networks",
+    )
     parser.add_argument("--device", type=torch.device, default="cpu", help="cpu or cuda (default: %(default)s)")
     args, rest = parser.parse_known_args()
     recipes = load(args.recipe, parse_overrides(rest)).values()
@@ -80,7 +84,7 @@ def main() -> None:
     print(
         f"matching, guidance 5, 5 steps of the student, {'compiled' if args.compile else 'eager'}, {args.device}, "
         f"{torch.get_num_threads()} threads: {mine:.0f} images/s\n"
-        f"  {mine / theirs:.2f} times the authors' loop ({theirs:.0f} images/s)\n"
+        f"  {mine / theirs:.2f} times the paper's loop ({theirs:.0f} images/s)\n"
         f"  {mine / without:.2f} times the same without the decoder in the student's steps ({without:.0f} images/s)"
     )
 

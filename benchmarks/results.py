@@ -4,21 +4,21 @@
     python -m benchmarks.results runs/references --baseline kl --columns psnr rfd gfd gfd@2 knn
 
 Methods of several seeds are a row of means and standard deviations, and with --each a row for each seed. "gFD ratio" is
-a method's gFD over the baseline's, that of METHOD_2000 over BASELINE_2000 where there is one, seed by seed where both
-have several; a method that was measured otherwise than most has none. Seeds and methods that have not ended are left
-out of it, and named. The folder gets tradeoff.svg (reconstruction against generation), parts.svg (what of gFD is the
-decoder's, against what is the generator's), maps.png (each reference beside the latents matched to it) and samples.png
-(a row a class, a block of columns for each of --samples).
+a method's gFD over the baseline's, or over that of BASELINE_2000 for a generator of 2,000 steps where there is one,
+seed by seed where both have several; a method that was measured otherwise than most has none. Seeds and methods that
+have not ended are left out of it, and named. The folder gets tradeoff.svg (reconstruction against generation),
+parts.svg (what of gFD is the decoder's, against what is the generator's), maps.png (each reference beside the latents
+matched to it) and samples.png (a row a class, a block of columns for each of --samples).
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 import statistics
 from collections import Counter
 from collections.abc import Callable, Container, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from benchmarks.pictures import samples_picture
 from dmvae.evaluation import scores
 from dmvae.jobs import jobs_of
-from dmvae.recipe import method_of
+from dmvae.recipe import Recipe, method_of
 from dmvae.report import charts, latent_map
 from dmvae.report.figures import shown
 from dmvae.report.run import COLOURS, Run
@@ -56,7 +56,10 @@ def main() -> None:
         methods = by_method({name: row for name, row in run.methods.items() if name not in waiting}, grouped)
         baseline = known.baseline or next(reversed(methods), "")
         unlike = set(map(grouped, run.summary.get("unlike", {})))
-        print(table(methods, baseline, Counter(map(grouped, run.variants)), known.columns, unlike))
+        steps = {grouped(name): generator_steps(recipe) for name, recipe in run.recipes.items()}
+        print(table(methods, baseline, Counter(map(grouped, run.variants)), known.columns, unlike, steps))
+        if wrong := [name for name in known.samples if name not in run.variants]:
+            raise ValueError(f"--samples: no variant is called {', '.join(wrong)}; there are {', '.join(run.variants)}")
     except ValueError as error:
         parser.error(str(error))
     if known.folder is not None:
@@ -85,10 +88,11 @@ def table(
     asked: Mapping[str, int],
     wanted: list[str] | None = None,
     unlike: Container[str] = (),
+    steps: Mapping[str, int | None] = MappingProxyType({}),
 ) -> str:
     """`asked`: every method of the recipe, with the number of its seeds; `methods` has those that ended. `wanted`: keys
-    of the columns, in order. `unlike`: methods whose distances compare with no other's. Raises ValueError where none
-    has ended, for a baseline or a column that is not there."""
+    of the columns, in order. `unlike`: methods whose distances compare with no other's. `steps`: of their generators.
+    Raises ValueError where none has ended, for a baseline or a column that is not there."""
     if not methods:
         raise ValueError("no method has ended; the command that started the run goes on with it")
     if baseline not in methods:
@@ -105,7 +109,7 @@ def table(
         row = methods.get(name, {})
         ended = max((len(values) for values in row.values()), default=0)
         cells = [cell(row[key], figure) if key in row else "" for key, figure in columns.items()]
-        beside = like(name, baseline, methods)
+        beside = like(name, baseline, methods, steps)
         compared = "gfd" in row and "gfd" in methods[beside] and name not in unlike and beside not in unlike
         cells.append(cell(ratios(row, methods[beside]), RATIO) if compared else "")
         seeds = f" ({ended} of {count} seeds)" if ended < count else f" ({count} seeds)"
@@ -115,11 +119,17 @@ def table(
     return "\n".join(lines)
 
 
-def like(name: str, baseline: str, methods: Mapping[str, Values]) -> str:
-    """The baseline of as many generator steps as a method METHOD_STEPS has, if that has ended."""
-    steps = re.search(r"_\d+$", name)
-    same = f"{baseline}{steps[0]}" if steps else baseline
-    return same if "gfd" in methods.get(same, {}) else baseline
+def like(name: str, baseline: str, methods: Mapping[str, Values], steps: Mapping[str, int | None]) -> str:
+    """The baseline, or BASELINE_STEPS where that alone has a generator of as many steps as the method's."""
+    same = f"{baseline}_{steps.get(name)}"
+    other = steps.get(name) != steps.get(baseline)
+    return same if other and "gfd" in methods.get(same, {}) else baseline
+
+
+def generator_steps(recipe: Recipe) -> int | None:
+    """Those after which it draws the samples that are measured."""
+    sample, generator = recipe.section("sample"), recipe.section("generator")
+    return (sample and sample.snapshot) or (generator and generator.steps)
 
 
 def ratios(row: Values, baseline: Values) -> list[float]:

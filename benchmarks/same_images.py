@@ -23,7 +23,12 @@ def main() -> None:
     parser.add_argument("method", type=Path, help="RUN/VARIANT")
     folder = parser.parse_args().method
     logging.disable_progress_bar()
+    for needed in ("recipe.yaml", "sample/done.json", "pipeline/model_index.json"):
+        if not (folder / needed).is_file():
+            parser.error(f"no {folder / needed}; give RUN/VARIANT of a run that has ended")
     sample = yaml.safe_load((folder / "recipe.yaml").read_text())["sample"]
+    if sample["method"] != "euler":
+        parser.error(f"its samples were drawn by {sample['method']}, and a pipeline takes Euler steps")
     scale = sample["guidance"][0]
     shard = load_file(folder / f"sample/guidance-{scale:g}/samples-00000.safetensors")
     pipeline = DMVAEPipeline.from_pretrained(folder / "pipeline")

@@ -20,16 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.models import CYCLE, fastest, median_seconds, memory, peak_flops, wait
 from dmvae import pipeline
 from dmvae.commands.parser import parse_overrides
+from dmvae.datasets.pixels import as_input
 from dmvae.datasets.shapes import Shapes
 from dmvae.evaluation.online import online_proxies
 from dmvae.inputs import Inputs
 from dmvae.jobs import Job, plan
 from dmvae.recipe import Recipe, load
+from dmvae.runtime.footprint import Footprint
 from dmvae.runtime.precision import uses_bf16
 from dmvae.training.loop import Trainer
 from dmvae.training.stage import Batch
@@ -70,7 +71,7 @@ def main() -> None:
             images = steps.batch_size / seconds[0]
             more = f"{seconds[1] / seconds[0]:>12.2f} {first:>15.1f}" if args.compile else ""
             print(f"{stage:<10} {images:>9.0f} {images * operations / peak:>14.0%}{more}{taken}", flush=True)
-            if stage == "matching":
+            if stage == "matching" and steps.trainer.config.proxy_every:
                 print(f"  of which the proxies of gFD {proxy_seconds(steps) / seconds[-1]:.1%}")
 
 
@@ -105,10 +106,11 @@ class Steps:
         self.data, self.labels = torch.empty(self.batch_size), torch.zeros(self.batch_size, dtype=torch.int64)
         if dataset is not None:
             self.data, self.labels = dataset.__getitems__([i % len(dataset) for i in range(self.batch_size)])
-        if self.data.dtype is torch.uint8:
-            self.data = (self.data.float() / 127.5 - 1).to(memory_format=torch.channels_last)
-        self.data, self.labels = self.data.to(device), self.labels.to(device)
-        # Past the adversary's start, as most of a training is.
+        self.data, self.labels = as_input(self.data, device), self.labels.to(device)
+        self.images = None  # beside latents, for a generator that is aligned to features
+        if self.trainer.stage.sees_images:
+            of = recipe.data
+            self.images = torch.zeros(self.batch_size, of.channels, of.size, of.size, device=device)
         self.step = 60
 
     def first(self) -> float:
@@ -120,39 +122,33 @@ class Steps:
         return time.perf_counter() - begun
 
     def cycle(self) -> None:
-        """So many steps that every kind of step is among them, each in its share."""
+        """So many steps that every kind of step is among them."""
         for _ in range(CYCLE):
             self()
 
     def __call__(self, _: int = 0) -> None:
-        trainer = self.trainer
-        trainer.step = self.step
-        for _ in trainer.train_step(Batch(self.data, self.labels, self.step, self.step + 1)):
-            pass
+        self.at(self.step)
         self.step += 1
 
-
-class NoModules:
-    """Counts per module are of no use here, and their hooks do not survive a stage's own calls of autograd.grad."""
-
-    parents = frozenset({"Global"})
-
-    def __enter__(self) -> NoModules:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
+    def at(self, step: int) -> None:
+        """A step of that number, as one past a training's last: the adversary acts, as in most of a training."""
+        self.trainer.step = step
+        batch = Batch(self.data, self.labels, step, max(1, step))
+        batch.images = self.images
+        for _ in self.trainer.train_step(batch):
+            pass
 
 
 def flops_per_image(steps: Steps) -> float:
     """Operations of products and convolutions, forward and backward; of eager networks, for the counter does not see
     into compiled ones."""
     steps()
-    counter = FlopCounterMode(display=False)
-    counter.mod_tracker = NoModules()  # type: ignore[assignment]
-    with counter:
-        steps.cycle()
-    return counter.get_total_flops() / (CYCLE * steps.batch_size)
+    total = 0.0
+    for step, share in steps.trainer.stage.kinds().items():
+        with Footprint() as count:
+            steps.at(step)
+        total += share * count.flops
+    return total / steps.batch_size
 
 
 @torch.no_grad()
@@ -164,7 +160,7 @@ def proxy_seconds(steps: Steps, repeat: int = 10) -> float:
     def measured() -> None:
         online_proxies(z, steps.labels, lambda z: model.decode(model.denormalize(z)).sample)
 
-    return median_seconds(measured, repeat) / (config.proxy_every * config.student_steps)
+    return median_seconds(measured, repeat) / (config.proxy_every * config.every)
 
 
 if __name__ == "__main__":

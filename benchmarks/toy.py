@@ -91,8 +91,9 @@ def matched(name: str, reference: GaussianMixture, start: Tensor, labels: Tensor
     for step in track(range(steps), name):
         rng = Random(seed, name, step)
         context = Context(rng, CLASSES, progress=step / steps, reference=reference)
-        learned, _ = objective.student_loss(student, points.detach(), labels, context)
-        descend(learns, learned)
+        if name != ALONE:
+            learned, _ = objective.student_loss(student, points.detach(), labels, context)
+            descend(learns, learned)
         if step % EVERY == 0:
             asked = alone(points.detach()) if name == ALONE else student
             loss, _ = objective.loss(points, labels, closed, asked, context)

@@ -5,7 +5,7 @@
 Writes FOLDER/objectives.png, a page of panels of the first seed: start, pull at several times, end; and
 FOLDER/distance.png: the distance at the end against the start. Prints both as tables, over five seeds. Distances are
 sliced Wasserstein, as multiples of what two samples of the toy have: 1 is arrival. In a turn the student learns twice
-and the points move once, both by Adam. Ten minutes on two cores.
+and the points move once, both by Adam. Minutes on two cores.
 """
 
 from __future__ import annotations

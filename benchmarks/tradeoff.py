@@ -1,6 +1,6 @@
-"""Rows of a page's table as dots, one column against another: of runs of several sittings and machines too.
+"""Draw rows of a table in a page as dots, one column against another. The rows may come from several runs and machines.
 
-    python -m benchmarks.tradeoff docs/results/hundred_classes.md docs/results/tiny_imagenet_32/tradeoff.svg \\
+    python -m benchmarks.tradeoff docs/results/hundred_classes.md OUT.svg \\
         --x "PSNR, dB" --y gFD --rows matched detailed_split ssl vavae_split kl_1e-2_split kl_3e-1_split
 
 Takes the widest table of the page that has both columns; their headings are given without the arrow. Of "mean ± spread"

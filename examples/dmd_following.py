@@ -1,7 +1,7 @@
 """An objective of your own that remembers: DMD whose times follow the measured gap, whose pull is clipped, or waits.
 
-It comes no nearer to a reference that is far away than DMD without (docs/results, "Arrival"), so it stays an example:
-of an objective that extends another, and that keeps something from step to step.
+It comes no nearer to a far reference than plain DMD (docs/results/arriving.md, "References that are reached"), so it
+stays an example: of an objective that extends another, and that keeps something from step to step.
 
     dmvae run examples/dmd_following.yaml
 """

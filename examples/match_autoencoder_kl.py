@@ -4,8 +4,8 @@ A teacher learns the velocity of the reference; then the autoencoder is trained 
 its latents, and teacher and student together say where the latents must go. The lines of the method are marked (1) to
 (4); everything else is any trainer.
 
-    python examples/match_autoencoder_kl.py --out vae                                     # random weights
-    python examples/match_autoencoder_kl.py --model stabilityai/sd-vae-ft-ema --out vae   # a hub's, or a folder
+    python examples/match_autoencoder_kl.py --out vae  # random weights; else a hub's id, or a folder:
+    python examples/match_autoencoder_kl.py --model stabilityai/sd-vae-ft-ema --learning-rate 2e-5 --out vae
 """
 
 import argparse
@@ -62,7 +62,9 @@ def train_teacher(objective: DMD, shape: tuple[int, int, int], steps: int, gener
     return teacher.requires_grad_(False).eval()
 
 
-def match(vae: AutoencoderKL, steps: int, teacher_steps: int, weight: float, seed: int = 0):
+def match(
+    vae: AutoencoderKL, steps: int, teacher_steps: int, weight: float, learning_rate: float = 1e-3, seed: int = 0
+):
     """Train `vae` in place; returns the teacher and the student."""
     generator = torch.Generator().manual_seed(seed)
     data = Shapes(size=SIZE, channels=3, count=IMAGES).build("train")
@@ -85,7 +87,7 @@ def match(vae: AutoencoderKL, steps: int, teacher_steps: int, weight: float, see
     objective = DMD(guidance=1.0, time_range=(0.02, 0.98))
     teacher = train_teacher(objective, shape, teacher_steps, generator)
     student = objective.new_student(shape, CLASSES, teacher, FlowModelConfig())  # a copy of the teacher that trains
-    ours = torch.optim.AdamW(vae.parameters(), lr=1e-3)
+    ours = torch.optim.AdamW(vae.parameters(), lr=learning_rate)
     its = torch.optim.AdamW(student.parameters(), lr=2e-3)
 
     for step in range(steps):
@@ -129,11 +131,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--teacher-steps", type=int, default=300)
     parser.add_argument("--weight", type=float, default=1.0, help="lambda of the matching loss")
+    rate = "of the autoencoder; a trained one needs less than the default of %(default)s, such as 2e-5"
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help=rate)
     parser.add_argument("--out", help="folder to save the autoencoder in")
     known = parser.parse_args()
     torch.manual_seed(0)
     vae = autoencoder(known.model, known.subfolder)
-    match(vae, known.steps, known.teacher_steps, known.weight)
+    match(vae, known.steps, known.teacher_steps, known.weight, known.learning_rate)
     if known.out:
         vae.save_pretrained(known.out)
         print(f"AutoencoderKL.from_pretrained({known.out!r}) loads it")

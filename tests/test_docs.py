@@ -7,6 +7,7 @@ import pytest
 from docs import build, parts
 
 from dmvae.commands import parser
+from dmvae.recipe import load
 from dmvae.registry import Registered, names
 from dmvae.stages import stages
 from dmvae.training.stage import Stage
@@ -103,6 +104,38 @@ def test_options_of_documented_commands_exist(generated):
             for option in re.findall(r"(?<!\S)--[A-Za-z][\w.-]*", words):
                 last = f"--{option.rpartition('.')[2].removeprefix('--')}"
                 assert option in options or last in fields or "section.field" in option, f"{page}: {line}: {option}"
+
+
+def test_documented_benchmarks_have_the_options_that_pages_give_them():
+    told = 0
+    for page in PAGES:
+        code = re.findall(r"```sh\n(.*?)```|`([^`\n]+)`", page.read_text(), re.DOTALL)
+        for line in "\n".join(map("".join, code)).replace("\\\n", " ").splitlines():
+            if not (found := re.search(r"python -m benchmarks\.([\w.]+)([^#]*)", line)):
+                continue
+            file = ROOT / "benchmarks" / f"{found[1].replace('.', '/')}.py"
+            assert file.is_file(), f"{page}: {line}"
+            for option in re.findall(r"(?<!\S)--[A-Za-z][\w.-]*", found[2]):
+                assert f'"{option}"' in file.read_text() or "." in option, f"{page}: {line}: {option}"
+            told += 1
+    assert told > 30
+
+
+def test_documented_pictures_are_of_variants_that_the_recipe_has():
+    """As `benchmarks.results` and `benchmarks.pictures` after a study in one block of a page."""
+    told = 0
+    for page in PAGES:
+        for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL):
+            recipes = re.findall(r"dmvae (?:study|run) (recipes/\S+\.yaml)", block)
+            if not recipes:
+                continue
+            data = {"data.root": "."} if "--data.root" in block else {}
+            variants = {name for recipe in recipes for name in load(ROOT / "src/dmvae" / recipe, data)}
+            for line in re.findall(r"--(?:samples|methods) ((?:[\w@-]+\s*)+)", block.replace("\\\n", " ")):
+                chosen = line.splitlines()[0].split()
+                assert set(chosen) <= variants, f"{page}: {sorted(set(chosen) - variants)}"
+                told += len(chosen)
+    assert told > 10
 
 
 def test_a_new_page_comes_into_the_navigation(tmp_path, monkeypatch, generated):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,4 @@ def curves(
 
 def median(results: Sequence[Result]) -> float:
     """Of the distances; infinite ones are far."""
-    ordered = sorted(result.distance for result in results)
-    middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2 or math.inf
+    return statistics.median(result.distance for result in results)
