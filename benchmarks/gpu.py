@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.models import GIB, training_step, wait
 from dmvae.decoders.conv import ConvolutionalDecoder
 from dmvae.inputs import Blueprint, first_tokenizer
 from dmvae.models.dit import LightningDiT, lightningdit
@@ -39,7 +40,6 @@ from dmvae.training.loop import Trainer
 from dmvae.training.preparing import compile_networks
 from dmvae.training.stage import AnyTraining, Batch, TrainingStage
 
-GIB = 2**30
 GOALS = {"LightningDiT eager": 0.2, "LightningDiT compiled": 0.4, "decoder compiled": 0.35}
 """Shares of the peak that are to be reached at full size."""
 WARM = 2
@@ -104,7 +104,7 @@ def main() -> None:
     recipe = next(iter(load(scale.recipe, {"losses.perceptual": None}).values()))
     with tuned():
         memory = stages(recipe, scale, device, peak)
-        shares = networks(scale, device, peak, compiles=not args.no_compile)
+        shares = networks(scale, device, dtype, peak, compiles=not args.no_compile)
     decodes(scale, device)
     sampling(recipe, scale, device, compiles=not args.no_compile)
     if found := missed(memory, shares if scale is FULL else {}):
@@ -122,27 +122,22 @@ def missed(memory: Mapping[str, tuple[float, float]], shares: Mapping[str, float
     ]
 
 
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def seconds(run: Callable[[], object], repeat: int, device: torch.device) -> float:
+def seconds(run: Callable[[], object], repeat: int) -> float:
     """Mean time of `run`, after two calls that are not counted."""
     for _ in range(2):
         run()
-    wait(device)
+    wait()
     begun = time.perf_counter()
     for _ in range(repeat):
         run()
-    wait(device)
+    wait()
     return (time.perf_counter() - begun) / repeat
 
 
 def product_speed(n: int, dtype: torch.dtype, device: torch.device) -> float:
     """Operations a second of an n x n matrix product, the best of five tries: other programs only slow it."""
     a, b = (torch.randn(n, n, dtype=dtype, device=device) for _ in range(2))
-    return 2 * n**3 / min(seconds(lambda: a @ b, 5, device) for _ in range(5))
+    return 2 * n**3 / min(seconds(lambda: a @ b, 5) for _ in range(5))
 
 
 @contextmanager
@@ -187,7 +182,7 @@ def time_stage(
         figures = Figures(Path(folder), "none", 0, stage.name)
         for step in range(WARM + scale.steps):
             if step == WARM:
-                wait(device)
+                wait()
                 begun = time.perf_counter()
             with no_waiting(device if step >= WARM else torch.device("cpu")):
                 # as one past the last: every adversary has begun
@@ -197,7 +192,7 @@ def time_stage(
             if trainer.step % recipe.run.log_every == 0:
                 trainer.health.judge()
                 figures.write(trainer.step)
-        wait(device)
+        wait()
     taken = (time.perf_counter() - begun) / scale.steps
     used = torch.cuda.max_memory_allocated(device) / GIB if device.type == "cuda" else float("nan")
     share, planned = plan.flops / taken / peak, plan.peak / GIB
@@ -205,45 +200,39 @@ def time_stage(
     return used, planned
 
 
-def networks(scale: Scale, device: torch.device, peak: float, compiles: bool) -> dict[str, float]:
+def latents(scale: Scale, device: torch.device) -> Tensor:
+    with torch.device("meta"):
+        channels = scale.network().config.in_channels
+    return torch.randn(scale.batch, channels, scale.side, scale.side, device=device)
+
+
+def networks(scale: Scale, device: torch.device, dtype: torch.dtype, peak: float, compiles: bool) -> dict[str, float]:
     """Time forward and backward of the two large networks; {"NAME eager": share of the peak}."""
     found = {}
-    z = torch.randn(scale.batch, 4 if scale is TINY else 32, scale.side, scale.side, device=device)
+    z = latents(scale, device)
     t, labels = torch.rand(len(z), device=device), torch.zeros(len(z), dtype=torch.int64, device=device)
     for name, make, inputs in (("LightningDiT", scale.network, (z, t, labels)), ("decoder", scale.decoder, (z,))):
         for mode in ("eager", "compiled") if compiles else ("eager",):
             network = make().to(device, memory_format=torch.channels_last)
-            step = training_step(network, inputs, device)
+            step = training_step(network, *inputs, dtype=dtype)
             with FlopCounterMode(display=False) as counter:
                 step()
             if mode == "compiled":
-                for part in network.compiled_parts():
-                    part.compile(dynamic=False)
-            taken = seconds(step, scale.steps, device)
+                compile_networks(torch.nn.ModuleList([network]))
+            taken = seconds(step, scale.steps)
             share = counter.get_total_flops() / taken / peak
             print(f"{name} {mode}, batch {len(z)}: {taken * 1e3:.1f} ms, {share:.0%} of peak", flush=True)
             found[f"{name} {mode}"] = share
     return found
 
 
-def training_step(network: torch.nn.Module, inputs: tuple[Tensor, ...], device: torch.device) -> Callable[[], None]:
-    def step() -> None:
-        network.zero_grad(set_to_none=True)
-        with autocast(device, "auto"):
-            out = network(*inputs)
-        out.float().square().mean().backward()
-
-    return step
-
-
 @torch.inference_mode()
 def decodes(scale: Scale, device: torch.device) -> None:
     """How far TF32 takes a decode in float32, in dB of images in [-1, 1]."""
     decoder = scale.decoder().to(device)
-    channels = 4 if scale is TINY else 32
     errors, begun = [], time.perf_counter()
     for _ in range(0, scale.images, scale.batch):
-        z = torch.randn(scale.batch, channels, scale.side, scale.side, device=device)
+        z = latents(scale, device)
         rounded = decoder(z)
         with without_tf32(device):
             errors.append((decoder(z) - rounded).square().mean(dim=(1, 2, 3)))
@@ -268,7 +257,7 @@ def sampling(recipe: Recipe, scale: Scale, device: torch.device, compiles: bool)
             run()
         begun = time.perf_counter()
         run()
-        wait(device)
+        wait()
         taken = time.perf_counter() - begun
         speed = f"{scale.sampled / taken:.2f} images/s"
         print(f"sampling {mode}, {scale.sampling} steps at batch {scale.sampled}: {speed}", flush=True)
