@@ -53,7 +53,7 @@ def test_cached_and_uncached_agree(tmp_path, private_cache):
 
 
 def test_large_sets_are_decoded_when_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("dmvae.datasets.image_folder.MEMORY_BYTES", 100)
+    monkeypatch.setattr("dmvae.datasets.image_folder.CACHED_BYTES", 100)
     assert isinstance(open_split(classes(tmp_path)), FolderDataset)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from packed import ANIMALS, animals, features, opener, rows, samples, shards_of, tar, values
 
-from dmvae.datasets import encoded
+from dmvae.datasets import decoded
 from dmvae.datasets.encoded import LazyImages
 from dmvae.datasets.huggingface import HuggingFace
 from dmvae.datasets.loading import loader
@@ -102,7 +102,7 @@ def test_a_disk_that_fills_while_images_are_decoded_stops_nothing(packed, monkey
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(encoded, "_header", full)
+    monkeypatch.setattr(decoded, "_header", full)
     with pytest.warns(UserWarning, match=r"cannot be kept in .*No space left on device.*decoded whenever"):
         assert values(open_split(root)) == list(range(15))
 

@@ -5,37 +5,29 @@ Shapes: n images, C channels, H height, W width.
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Annotated, ClassVar, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dmvae.datasets import Dataset, DatasetConfig
-from dmvae.datasets.download import cache_folder
+from dmvae.datasets.decoded import decoded
 from dmvae.datasets.image_file import PIXELS, BrokenImage, decode
 from dmvae.datasets.image_scan import path_fraction
 from dmvae.datasets.memory import MemoryDataset
 from dmvae.datasets.skipped import OnBroken, tell
 from dmvae.ranges import Range
-from dmvae.runtime.done import damage, read_source, write_source
-from dmvae.runtime.files import atomic_write, read_json
 from dmvae.runtime.hashing import digest
 from dmvae.runtime.words import counted
 
 ENDS = 4096
 UNCOMPRESSED = (b"BM", b"P5", b"P6", b"II*\0", b"MM\0*")  # BMP, PGM, PPM, TIFF
 MOST_CLASSES = 100_000
-_CHUNK = 2048  # images decoded at a time
 
 
 class Encoded(Protocol):
@@ -122,53 +114,8 @@ def open_images(source: Encoded, config: EncodedConfig, classes: tuple[str, ...]
     n, each = len(source.labels), config.channels * config.size**2
     if n * each > config.cache_gib * 2**30:
         return LazyImages(source, classes, fingerprint, config)
-    folder = cache_folder() / "decoded" / digest(content, config.size, config.channels, PIXELS)
-    broken = _kept(folder)
-    if broken is None:
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            if n * each > (free := shutil.disk_usage(folder.parent).free):
-                raise OSError(f"{n * each / 2**30:.1f} GiB do not fit, {free / 2**30:.1f} GiB are free")
-            broken = _decode_all(source, config, folder)
-        except OSError as error:  # a folder that is full or not ours costs time and no more
-            warnings.warn(
-                f"decoded images cannot be kept in {folder.parent} ({error}), so images are decoded whenever they are "
-                "read; set XDG_CACHE_HOME to a larger disk",
-                stacklevel=3,
-            )
-            return LazyImages(source, classes, fingerprint, config)
-    keep = [index for index in range(n) if index not in broken]
-    if broken:
-        told = [f"{source.where(index)}: {why}" for index, why in broken.items()]
-        tell(told, source.labels, keep, classes, f"{config.root}, from {source.where(0)} on", config.on_broken)
-        fingerprint = digest(fingerprint, sorted(broken))
-    # copy on write: PyTorch warns of arrays that cannot be written
-    images = torch.from_numpy(np.load(folder / "images.npy", mmap_mode="c"))
-    return MemoryDataset(images, source.labels[keep] if broken else source.labels, classes, fingerprint=fingerprint)
 
-
-def _kept(folder: Path) -> dict[int, str] | None:
-    """What `_decode_all` returned, where the folder is as it wrote it."""
-    facts = read_source(folder)
-    if facts is None:
-        return None
-    try:
-        if wrong := damage(folder, facts):
-            raise ValueError(f"{folder / wrong[0]} {wrong[1]}")
-        return {int(index): str(why) for index, why in read_json(folder / "broken.json", dict).items()}
-    except (ValueError, OSError) as error:
-        warnings.warn(f"{error}: the images are decoded anew", stacklevel=4)
-        return None
-
-
-def _decode_all(source: Encoded, config: EncodedConfig, folder: Path) -> dict[int, str]:
-    """Write images.npy, uint8 [n, C, H, W] of the readable images, and broken.json, index -> reason of the others; that
-    is returned.
-
-    Written one chunk after the other: a full disk is an OSError here, and would be a crash in a mapped file.
-    """
-
-    def attempt(index: int) -> Tensor | str:
+    def read(index: int) -> Tensor | str:
         try:
             return decode(BytesIO(source.read(index)), config.size, config.channels)
         except BrokenImage as error:
@@ -176,31 +123,17 @@ def _decode_all(source: Encoded, config: EncodedConfig, folder: Path) -> dict[in
         except OSError as error:  # of the data, not of the cache
             raise ValueError(f"data.root: {source.where(index)} cannot be read: {error}") from error
 
-    n = len(source.labels)
-    broken: dict[int, str] = {}
-    with atomic_write(folder) as part, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        part.mkdir()
-        with (part / "images.npy").open("wb") as file:
-            start = _header(file, (0, config.channels, config.size, config.size))
-            for begin in range(0, n, _CHUNK):
-                for index, result in enumerate(pool.map(attempt, range(begin, min(begin + _CHUNK, n))), begin):
-                    if isinstance(result, str):
-                        broken[index] = result
-                    else:
-                        file.write(result.numpy().tobytes())
-            file.seek(0)
-            # NumPy leaves room for the count to grow, so the header keeps its length
-            same = _header(file, (n - len(broken), config.channels, config.size, config.size))
-            assert same == start
-        (part / "broken.json").write_text(json.dumps(broken))
-        write_source(part, {})
-    return broken
-
-
-def _header(file, shape: tuple[int, ...]) -> int:
-    """Write the head of a .npy file of uint8; where the data start."""
-    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-    return file.tell()
+    key = digest(content, config.size, config.channels, PIXELS)
+    found = decoded(key, (n, config.channels, config.size, config.size), read)
+    if found is None:
+        return LazyImages(source, classes, fingerprint, config)
+    images, broken = found
+    keep = [index for index in range(n) if index not in broken]
+    if broken:
+        told = [f"{source.where(index)}: {why}" for index, why in broken.items()]
+        tell(told, source.labels, keep, classes, f"{config.root}, from {source.where(0)} on", config.on_broken)
+        fingerprint = digest(fingerprint, sorted(broken))
+    return MemoryDataset(images, source.labels[keep] if broken else source.labels, classes, fingerprint=fingerprint)
 
 
 def ends(data: bytes) -> bytes:

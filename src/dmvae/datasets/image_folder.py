@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 import warnings
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dmvae.datasets import Dataset, DatasetConfig, Split
+from dmvae.datasets.decoded import decoded
 from dmvae.datasets.download import cache_folder, existing_folder
 from dmvae.datasets.encoded import ENDS, DecodedWhenRead
 from dmvae.datasets.image_file import PIXELS, BrokenImage, check_header, read_image
@@ -25,11 +25,11 @@ from dmvae.datasets.memory import MemoryDataset
 from dmvae.datasets.skipped import OnBroken, tell
 from dmvae.ranges import Range
 from dmvae.registry import register
-from dmvae.runtime.files import read_json, read_sealed, write_json, write_sealed
+from dmvae.runtime.files import read_json, write_json
 from dmvae.runtime.hashing import digest
 
 T = TypeVar("T")
-MEMORY_BYTES = 2 * 2**30
+CACHED_BYTES = 16 * 2**30
 INDEX = 1  # changes when the index does
 SETTLED = 2.0
 """Seconds: files that have changed so short a time ago may change again at what is the same time, which is coarse on
@@ -53,10 +53,9 @@ class ImageFolder(DatasetConfig):
     on_broken: OnBroken = "skip"
     """Unreadable files: skip them with one warning, or stop with an error."""
     cache: Literal["auto", "memory", "none"] = "auto"
-    """auto: up to 2 GiB of decoded images are held in memory, and kept under ~/.cache/dmvae so that the
-    next stage opens at once; larger sets are decoded at every read. memory: held, none kept on disk.
-    none: decoded at every read. An index of the files is kept there in any case, so that the next start opens none of
-    them."""
+    """auto: images that take at most 16 GiB decoded are decoded once, into a file under ~/.cache/dmvae that is then
+    mapped into memory; larger sets are decoded at every read. memory: decoded by each process, and held. none: decoded
+    at every read. An index of the files is kept there in any case, so that the next start opens none of them."""
 
     def build(self, split: Split) -> Dataset:
         root = existing_folder(self.root, "data.root")
@@ -66,24 +65,45 @@ class ImageFolder(DatasetConfig):
         paths = [folder / f.path for f in files]
         labels = torch.tensor([f.label for f in files])
         where = f"{folder}: {split}"
-        fits = len(files) * self.channels * self.size**2 <= MEMORY_BYTES
+        fits = len(files) * self.channels * self.size**2 <= CACHED_BYTES
         held = self.cache == "memory" or (self.cache == "auto" and fits)
         place = digest(str(folder.resolve()), split, self.limit, self.valid_fraction, held)
         index = cache_folder() / "folder_index" / f"{place}.json"
         contents, keep, broken = _look(folder, files, index, headers=not held)
         config = (self.size, self.channels, self.valid_fraction, self.on_broken, split, classes)
         fingerprint = digest(config, [(f.path, f.label) for f in files], contents)
-        if not held:
-            tell(broken, labels, keep, classes, where, self.on_broken)
-            return FolderDataset([paths[i] for i in keep], labels[keep], classes, fingerprint, self)
         # a rewritten file of the same size changes the decoded pixels, hence the times here
         key = digest(fingerprint, str(folder.resolve()), [f.mtime_ns for f in files], PIXELS)
-        kept = cache_folder() / "decoded" / f"{key}.safetensors" if self.cache == "auto" else None
-        images, keep, broken = _decode_all(paths, self.size, self.channels, kept)
+        images = None
+        if held and (found := self._decoded(paths, key)):
+            images, keep, broken = found
         tell(broken, labels, keep, classes, where, self.on_broken)
+        if images is None:
+            return FolderDataset([paths[i] for i in keep], labels[keep], classes, fingerprint, self)
         if broken:  # these are left out here; a FolderDataset may find a file damaged only when it reads it
             fingerprint = digest(fingerprint, keep)
         return MemoryDataset(images, labels[keep], classes, fingerprint=fingerprint)
+
+    def _decoded(self, paths: list[Path], key: str) -> tuple[Tensor, list[int], list[str]] | None:
+        """(images [n, C, size, size], indices of the readable files, messages of the others); None where they are to be
+        kept and cannot be."""
+        if self.cache == "memory":
+            keep, results, broken = _each(paths, lambda path: read_image(path, self.size, self.channels))
+            shape = (0, self.channels, self.size, self.size)
+            return torch.stack(results) if results else torch.empty(shape, dtype=torch.uint8), keep, broken
+
+        def read(index: int) -> Tensor | str:
+            try:
+                return read_image(paths[index], self.size, self.channels)
+            except BrokenImage as error:
+                return str(error).removeprefix(f"{paths[index]}: ")  # the folder may lie elsewhere the next time
+
+        found = decoded(key, (len(paths), self.channels, self.size, self.size), read)
+        if found is None:
+            return None
+        images, why = found
+        keep = [index for index in range(len(paths)) if index not in why]
+        return images, keep, [f"{paths[index]}: {reason}" for index, reason in why.items()]
 
     def image_folders(self) -> list[Path]:
         return folders(existing_folder(self.root, "data.root"))
@@ -193,31 +213,3 @@ def _each(paths: list[Path], read: Callable[[Path], T]) -> tuple[list[int], list
                 keep.append(i)
                 results.append(result)  # type: ignore[arg-type]  # check_header's result is None
     return keep, results, broken
-
-
-def _others(paths: list[Path], keep: list[int]) -> list[Path]:
-    kept = set(keep)
-    return [path for i, path in enumerate(paths) if i not in kept]
-
-
-def _decode_all(paths: list[Path], size: int, channels: int, kept: Path | None) -> tuple[Tensor, list[int], list[str]]:
-    """(images [n, C, size, size], indices of the readable files, messages of the others)."""
-    if kept is not None and kept.is_file():
-        try:
-            tensors, about = read_sealed(kept)
-            keep = tensors["keep"].tolist()
-            reasons = zip(_others(paths, keep), json.loads(about["why"]), strict=True)  # by the paths of this call
-            return tensors["images"], keep, [f"{path}: {reason}" for path, reason in reasons]
-        except KeyError:  # of a version that kept paths
-            pass
-        except ValueError as error:
-            warnings.warn(f"{error}: the images are decoded anew", stacklevel=2)
-    keep, results, broken = _each(paths, lambda path: read_image(path, size, channels))
-    images = torch.stack(results) if results else torch.empty(0, channels, size, size, dtype=torch.uint8)
-    if kept is not None and keep:
-        try:  # ranks may do so at the same time
-            why = [text.removeprefix(f"{path}: ") for path, text in zip(_others(paths, keep), broken, strict=True)]
-            write_sealed(kept, {"images": images, "keep": torch.tensor(keep)}, {"why": json.dumps(why)})
-        except OSError as error:  # a folder that is full or not ours costs the next stage some time and no more
-            warnings.warn(f"the decoded images cannot be kept ({error}): each stage decodes them anew", stacklevel=2)
-    return images, keep, broken
