@@ -126,7 +126,7 @@ def readers(top: Path, size: int) -> list[tuple[str, str, DatasetConfig]]:
     folder, parquet, shards = (str(top / kind) for kind in ("folder", "parquet", "shards"))
     return [
         ("image_folder", "none", ImageFolder(root=folder, size=size, valid_fraction=1e-9, cache="none")),
-        ("image_folder", "memory", ImageFolder(root=folder, size=size, valid_fraction=1e-9)),
+        ("image_folder", "memory map", ImageFolder(root=folder, size=size, valid_fraction=1e-9)),
         ("huggingface", "none", HuggingFace(root=parquet, size=size, cache_gib=0)),
         ("huggingface", "memory map", HuggingFace(root=parquet, size=size)),
         ("webdataset", "none", WebDataset(root=shards, size=size, cache_gib=0)),
