@@ -86,7 +86,10 @@ def test_what_comes_after_reads_what_was_trained(tmp_path):
     [
         ({"tokenizer__start": "pretrained"}, "start: 'pretrained' is of an encoder, and `pretrained` has one"),
         ({"tokenizer__alignment": {"weight": 0.1}}, "alignment.target: a `pretrained` tokenizer is aligned to another"),
-        ({"tokenizer__alignment": ALIGNED | {"target": TARGET | {"enlarge": 4}}}, "for 4 pixels, and a latent for 2"),
+        (
+            {"tokenizer__alignment": ALIGNED | {"target": TARGET | {"enlarge": 4}}},
+            "one feature per 4 pixels along each side, but a latent covers 2",
+        ),
         ({"tokenizer__train_detail": True}, "train_detail: there is nothing to train"),
         ({"encoder": {}}, "needs no stage that trains one from the beginning; set encoder to null"),
     ],
