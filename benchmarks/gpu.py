@@ -186,9 +186,7 @@ def time_stage(
                 begun = time.perf_counter()
             with no_waiting(device if step >= WARM else torch.device("cpu")):
                 # as one past the last: every adversary has begun
-                batch = Batch(data, labels, step, max(1, step))
-                batch.images = images
-                trainer.advance(batch, figures)
+                trainer.advance(Batch(data, labels, step, max(1, step), images), figures)
             if trainer.step % recipe.run.log_every == 0:
                 trainer.health.judge()
                 figures.write(trainer.step)

@@ -133,9 +133,7 @@ class Steps:
     def at(self, step: int) -> None:
         """A step of that number, as one past a training's last: the adversary acts, as in most of a training."""
         self.trainer.step = step
-        batch = Batch(self.data, self.labels, step, max(1, step))
-        batch.images = self.images
-        for _ in self.trainer.train_step(batch):
+        for _ in self.trainer.train_step(Batch(self.data, self.labels, step, max(1, step), self.images)):
             pass
 
 

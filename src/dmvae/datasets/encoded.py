@@ -128,12 +128,13 @@ def open_images(source: Encoded, config: EncodedConfig, classes: tuple[str, ...]
     if found is None:
         return LazyImages(source, classes, fingerprint, config)
     images, broken = found
-    keep = [index for index in range(n) if index not in broken]
+    labels = source.labels
     if broken:
+        keep = [index for index in range(n) if index not in broken]
         told = [f"{source.where(index)}: {why}" for index, why in broken.items()]
-        tell(told, source.labels, keep, classes, f"{config.root}, from {source.where(0)} on", config.on_broken)
-        fingerprint = digest(fingerprint, sorted(broken))
-    return MemoryDataset(images, source.labels[keep] if broken else source.labels, classes, fingerprint=fingerprint)
+        tell(told, labels, keep, classes, f"{config.root}, from {source.where(0)} on", config.on_broken)
+        labels, fingerprint = labels[keep], digest(fingerprint, sorted(broken))
+    return MemoryDataset(images, labels, classes, fingerprint=fingerprint)
 
 
 def ends(data: bytes) -> bytes:

@@ -72,11 +72,11 @@ class ImageFolder(DatasetConfig):
         contents, keep, broken = _look(folder, files, index, headers=not held)
         config = (self.size, self.channels, self.valid_fraction, self.on_broken, split, classes)
         fingerprint = digest(config, [(f.path, f.label) for f in files], contents)
-        # a rewritten file of the same size changes the decoded pixels, hence the times here
-        key = digest(fingerprint, str(folder.resolve()), [f.mtime_ns for f in files], PIXELS)
         images = None
-        if held and (found := self._decoded(paths, key)):
-            images, keep, broken = found
+        if held:
+            # a rewritten file of the same size changes the decoded pixels, hence the times here
+            key = digest(fingerprint, str(folder.resolve()), [f.mtime_ns for f in files], PIXELS)
+            images, keep, broken = self._decoded(paths, key) or (None, keep, broken)
         tell(broken, labels, keep, classes, where, self.on_broken)
         if images is None:
             return FolderDataset([paths[i] for i in keep], labels[keep], classes, fingerprint, self)
