@@ -262,7 +262,8 @@ class DMVAEPipeline(DiffusionPipeline):
             raise ValueError(f"class_labels: {label!r} is no integer, name or None")
         if not 0 <= int(label) < count:
             raise ValueError(f"class_labels: {label} is not a class of this model, which has 0 to {count - 1}")
-        if self.classes and int(label) not in self.classes:
+        names = self.config["id2label"]
+        if names and str(int(label)) not in names:  # `classes` would be built anew for each label
             learned = few(list(self.classes))
             raise ValueError(f"class_labels: class {label} had no training image; those that had are {learned}")
         return int(label)
