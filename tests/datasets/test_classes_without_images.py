@@ -9,12 +9,15 @@ import torch
 import tiny
 from dmvae import DMVAEPipeline, cli
 from dmvae.commands.generated import Generated
+from dmvae.commands.serve import read
 from dmvae.datasets import open_dataset
 from dmvae.jobs import jobs_of
 from dmvae.pipeline import about_data
 from dmvae.recipe import load
 from dmvae.report.run import Run
 from dmvae.runtime.hashing import digest
+from dmvae.serve import views
+from dmvae.serve.folder import Networks
 from dmvae.stages.sample import SampleConfig
 
 NAMES = ("ant", "bee", "cat", "dog", "eel")
@@ -53,7 +56,7 @@ def test_nothing_is_sampled_of_them(path, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_pipeline_draws_none_of_them(path, tmp_path):
+def test_neither_a_pipeline_nor_the_page_draws_any_of_them(path, tmp_path):
     cli.main(["run", str(path), "--variant", "kl", "--sample.count", "4"])
     pipeline = DMVAEPipeline.from_pretrained(tmp_path / "run/kl/pipeline")
     assert pipeline.classes == {1: "bee", 3: "dog"}
@@ -69,3 +72,8 @@ def test_a_pipeline_draws_none_of_them(path, tmp_path):
     )
     assert sum(len(batch) for batch in drawn.batches(range(4), 4)) == 4
     assert set(asked) == {1, 3}
+
+    page = read(tmp_path / "run", Networks(torch.device("cpu")), data=True, trust=False)
+    assert views.overview(page)["classes"] == [{"label": 1, "name": "bee"}, {"label": 3, "name": "dog"}]
+    with pytest.raises(ValueError, match="class 2 is none that kl's generator has learned; those are 1, 3"):
+        views.samples(page, "kl", 2, count=1, guidance=1.0, steps=1, seed=0, sampler="euler")

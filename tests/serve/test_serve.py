@@ -52,7 +52,8 @@ def test_what_is_not_there_yet_is_named(folder):
     assert found["missing"]["between"] == found["missing"]["results"] == []
     assert "Not finished: matched. What the table says of them is" in views.results(folder)["html"]
     assert found["images"] == {"count": 24, "source": "test images of shapes"}
-    assert found["classes"] == list(open_dataset(folder.run.recipes["kl"].data, "test").classes)
+    names = open_dataset(folder.run.recipes["kl"].data, "test").classes
+    assert found["classes"] == [{"label": label, "name": name} for label, name in enumerate(names)]
 
 
 def test_a_run_that_has_not_begun_is_shown_with_all_that_it_lacks(run_dir, tmp_path):
@@ -99,11 +100,11 @@ def test_samples_are_those_of_the_stage_and_come_with_their_steps(folder, run_di
     assert close(first, made["images"][0])
     assert not torch.equal(first, second)
     other = list(
-        views.samples(folder, "kl", 3, **asked | {"seed": 1, "sampler": "sde", "guidance": 2.0})
-    )  # 3: no class
+        views.samples(folder, "kl", None, **asked | {"seed": 1, "sampler": "sde", "guidance": 2.0})
+    )  # of no class
     assert other[-2] == {"step": 3, "of": 3}  # its last step, without noise, comes on top
     for wrong, message in (
-        ({"label": 4}, "class 4 is not one"),
+        ({"label": 3}, "class 3 is none that kl's generator has learned; those are 0, 1, 2"),
         ({"method": "matched"}, "matched has no generator yet"),
         ({"method": "k"}, "no method is called 'k'"),
         ({"sampler": "eul"}, "did you mean 'euler'"),
@@ -147,7 +148,7 @@ def test_curves_of_a_training_that_goes_on(folder):
 
 def test_without_the_data_set_the_pictures_that_the_run_keeps(run_dir, folder):
     shut = opened(run_dir, data=False)
-    assert views.overview(shut)["classes"] == ["class 0", "class 1", "class 2"]
+    assert shut.classes == {0: "class 0", 1: "class 1", 2: "class 2"}
     assert "the data set is not opened" in shut.image_source
     assert torch.equal(shut.image(3), kept(run_dir)["originals"][3])
     assert views.copies(shut, "kl", 3) == views.copies(folder, "kl", 3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from dmvae.datasets.pixels import as_input, to_uint8
 from dmvae.generators import Generator, load_generator
 from dmvae.inputs import generator_of
 from dmvae.jobs import Job
+from dmvae.latents.store import LatentSet
 from dmvae.models.base import Tokenizer
 from dmvae.models.velocity import VelocityModel
 from dmvae.registry import nearest
@@ -99,16 +99,17 @@ class Folder:
         return guide
 
     @cached_property
-    def classes(self) -> list[str]:
-        """Names of the classes; numbers where the data set is not opened."""
-        if self.run.classes:
-            return list(self.run.classes)
-        folders = (self.finished(method, "generator") for method in self.run.variants)
-        configs = [folder / "generator" / "config.json" for folder in folders if folder]
-        count = max(
-            (json.loads(file.read_text()).get("num_classes", 0) for file in configs if file.is_file()), default=0
-        )
-        return [self.run.class_name(label) for label in range(count)]
+    def learned(self) -> dict[str, list[int]]:
+        """Method -> the labels that its generator has learned; a class without a training image has none."""
+        ready = (m for m in self.run.variants if self.finished(m, "generator") and self.finished(m, "latents"))
+        folders = {method: self.finished(method, "latents") for method in ready}
+        return {m: LatentSet(home / "latents").labels.unique().tolist() for m, home in folders.items() if home}
+
+    @cached_property
+    def classes(self) -> dict[int, str]:
+        """Label -> name of the classes that a generator has learned; numbers where the data set is not opened."""
+        labels = sorted({label for labels in self.learned.values() for label in labels})
+        return {label: self.run.class_name(label) for label in labels}
 
     @cached_property
     def _images(self) -> tuple[object, int, str]:

@@ -248,7 +248,7 @@ function samples(run) {
     return;
   }
   const option = (text, value) => make("option", { value }, text);
-  $("samples-label").replaceChildren(...run.classes.map(option), option("no class", run.classes.length));
+  $("samples-label").replaceChildren(...run.classes.map((c) => option(c.name, c.label)), option("no class", ""));
   $("samples-sampler").replaceChildren(...run.samplers.map((sampler) => option(sampler, sampler)));
   const { method, steps, guidance } = methods[0].sampling;
   Object.assign($("samples-steps"), { value: steps, max: run.most.steps });

@@ -85,7 +85,7 @@ def application(site: Site, *, local: bool) -> Starlette:
         values = views.samples(
             site.folder,
             asked.text("method"),
-            asked.whole("label"),
+            asked.whole("label") if asked.values.get("label") else None,
             count=asked.whole("count", 1, views.MOST["count"]),
             guidance=asked.number("guidance", 0, 100),
             steps=asked.whole("steps", 1, views.MOST["steps"]),

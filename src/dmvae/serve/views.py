@@ -28,6 +28,7 @@ from dmvae.report.html import duration
 from dmvae.report.pictures import data_uri
 from dmvae.runtime.done import require_intact
 from dmvae.runtime.precision import autocast
+from dmvae.runtime.words import few
 from dmvae.serve.folder import Folder
 from dmvae.stages.sample import SampleConfig, image_seed
 from dmvae.training.logging import read_figures
@@ -56,7 +57,7 @@ def overview(folder: Folder) -> Values:
         "name": run.name,
         "folder": str(run.dir),
         "methods": methods,
-        "classes": folder.classes,
+        "classes": [{"label": label, "name": name} for label, name in folder.classes.items()],
         "images": {"count": folder.image_count, "source": folder.image_source},
         "samplers": names(Sampler),
         "most": MOST,
@@ -172,17 +173,20 @@ def between(folder: Folder, method: str, a: int, b: int, path: str) -> Values:
 
 
 def samples(
-    folder: Folder, method: str, label: int, *, count: int, guidance: float, steps: int, seed: int, sampler: str
+    folder: Folder, method: str, label: int | None, *, count: int, guidance: float, steps: int, seed: int, sampler: str
 ) -> Iterator[Values]:
     """Draw `count` images of a class: {"step", "of"} after every step, then {"images": [...]}.
 
-    label: the number of classes is "no class". Image i starts from the noise that the stage `sample` gives image i of a
+    label: None is "no class". Image i starts from the noise that the stage `sample` gives image i of a
     recipe with this seed, so rows of several methods start from the same noise. Raises ValueError for what the
     generator does not take, before the first value.
     """
     generator, section = folder.generator(method), folder.run.recipes[method].section("sample") or SampleConfig()
-    if not 0 <= label <= generator.config.num_classes:
-        raise ValueError(f"class {label} is not one of {method}'s generator, which has {generator.config.num_classes}")
+    learned = folder.learned[method]
+    if label is None:
+        label = generator.config.num_classes
+    elif label not in learned:
+        raise ValueError(f"class {label} is none that {method}'s generator has learned; those are {few(learned)}")
     settings = replace(section, method=sampler, steps=steps).settings(guidance, folder.guide(method))
     return _draw(folder, method, torch.full((count,), label), [image_seed(seed, i) for i in range(count)], settings)
 
