@@ -13,7 +13,7 @@ import argparse
 import math
 from pathlib import Path
 
-from benchmarks.tradeoff import Row, table_of, value
+from benchmarks.tables import Row, header, line, table_of, value
 
 PSNR = "PSNR, dB"
 RATIOS = ("rFD", "gFD", "gFD w=1.5", "gFD w=2")
@@ -35,8 +35,7 @@ def beside(rows: dict[str, Row], pairs: list[str]) -> str:
     """A table in Markdown, a row a pair. Raises ValueError for a pair that is none, and for a method without a row."""
     there = next(iter(rows.values()))
     ratios, both = ([name for name in names if name in there] for names in (RATIOS, AS_THEY_ARE))
-    lines = [["method / method", f"{PSNR} more", *ratios, *both]]
-    lines.append(["---"] * len(lines[0]))
+    lines = [header(["method / method", f"{PSNR} more", *ratios, *both])]
     for pair in pairs:
         names = pair.split("/")
         if len(names) != 2:
@@ -49,8 +48,8 @@ def beside(rows: dict[str, Row], pairs: list[str]) -> str:
         told = [f"{value(one[PSNR])[0] - value(other[PSNR])[0]:+.1f}"]
         told += [_ratio(one[name], other[name]) for name in ratios]
         told += [" / ".join(f"{value(row[name])[0]:.1f}" for row in (one, other)) for name in both]
-        lines.append([" / ".join(names), *told])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        lines.append(line([" / ".join(names), *told]))
+    return "\n".join(lines)
 
 
 def _ratio(one: str, other: str) -> str:

@@ -17,6 +17,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from benchmarks.results import by_method
+from benchmarks.tables import header, line
 from dmvae.report.run import COLOURS
 
 
@@ -39,11 +40,11 @@ def main() -> None:
     baseline = known.baseline or list(curves)[-1]
     others = [method for method in curves if method != baseline]
     titles = ["generator steps", *(f"{method} gFD" for method in curves), *(f"{m} / {baseline}" for m in others)]
-    print(f"| {' | '.join(titles)} |\n{'| --- ' * len(titles)}|")
+    print(header(titles))
     for steps in sorted({steps for curve in curves.values() for steps in curve}):
         cells = [f"{curve[steps]:.4g}" for curve in curves.values()]
         cells += [f"{curves[method][steps] / curves[baseline][steps]:.2f}" for method in others]
-        print(f"| {steps} | {' | '.join(cells)} |")
+        print(line([steps, *cells]))
     draw(curves, floors, known.file)
 
 

@@ -30,6 +30,7 @@ from PIL import Image
 
 from benchmarks.models import seconds_of
 from benchmarks.steps import Steps, prepare
+from benchmarks.tables import header, line
 from dmvae.commands.parser import parse_overrides
 from dmvae.datasets import DatasetConfig
 from dmvae.datasets.huggingface import HuggingFace
@@ -68,7 +69,7 @@ def main() -> None:
         times = "times the fastest step"
         head = ["data", "cache", "KB an image", "open, s", "again, s", "first batch, ms"]
         head += ["in process", times, "2 workers", times]
-        print(f"| {' | '.join(head)} |\n{'| --- ' * len(head)}|")
+        print(header(head))
         for form, folder in files.items():
             each = sum(f.stat().st_size for f in (folder / "folder").rglob("*.*")) / len(pictures) / 1000
             for name, cache, build in readers(folder, known.size):
@@ -138,7 +139,7 @@ def row(name: str, cache: str, each: float, config: DatasetConfig, step: float) 
     try:
         first, data = timed(lambda: config.build("train"))
     except ValueError as error:  # a package is not there
-        print(f"| {name} | {cache} | {error} |{' |' * 7}")
+        print(line([name, cache, error, *[""] * 7]))
         return
     again, data = timed(lambda: config.build("train"))
     batch, _ = timed(lambda: next(iter(loader(data, [range(BATCH)], 0, torch.device("cpu")))))
@@ -149,7 +150,7 @@ def row(name: str, cache: str, each: float, config: DatasetConfig, step: float) 
             continue
         images = rate(data, workers)
         cells += [f"{images:.0f}", f"{images / step:.0f}"]
-    print(f"| {' | '.join(cells)} |", flush=True)
+    print(line(cells), flush=True)
 
 
 def rate(data: Any, workers: int) -> float:

@@ -25,6 +25,7 @@ from PIL import Image
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "evaluation"))
 
+from benchmarks.tables import header, line
 from dmvae.datasets.shapes import Shapes
 from dmvae.evaluation.feature_set import features_of
 from dmvae.evaluation.features import CHUNK, Extractor
@@ -43,7 +44,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6, help="how long a timing of the network takes")
     parser.add_argument("--size", type=int, default=64, help="height and width of the images, pixels")
     known = parser.parse_args()
-    print("| features | network, images/s | from memory | from PNG files, 2 workers |\n| --- | --- | --- | --- |")
+    print(header(["features", "network, images/s", "from memory", "from PNG files, 2 workers"]))
     for name, build in EXTRACTORS.items():
         extractor = build()
         side = RESOLUTION.get(name) or extractor.resolution or known.size
@@ -67,7 +68,7 @@ def compare(name: str, extractor: Extractor, x: torch.Tensor, chunks: int, sourc
         best = [min(known, seconds(job)) for known, job in zip(best, jobs, strict=True)]
     rates = [chunks * CHUNK / s for s in best]
     shares = [f"{rate:.4g} ({rate / rates[0]:.0%})" for rate in rates[1:]]
-    print(f"| {name} | {rates[0]:.4g} | {' | '.join(shares)} |", flush=True)
+    print(line([name, f"{rates[0]:.4g}", *shares]), flush=True)
 
 
 @torch.inference_mode()

@@ -27,6 +27,7 @@ from torch import Tensor
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "evaluation"))
 
+from benchmarks.tables import header, line
 from dmvae.commands.measurements import measure
 from dmvae.datasets.cifar10 import CIFAR10
 from dmvae.evaluation.feature_set import FeatureSet, features_of
@@ -53,12 +54,12 @@ def main() -> None:
     data = [CIFAR10(root=known.root, limit=2 * known.count).build(split) for split in ("train", "test")]
     train, test = ((d.images, d.labels) for d in data)
     warnings.simplefilter("ignore")  # few images, on purpose
-    print("| metric | features | ours | theirs | by | relative difference |\n| --- | --- | --- | --- | --- | --- |")
+    print(header(["metric", "features", "ours", "theirs", "by", "relative difference"]))
     for table in (pairs, effnet, dinov2, inception):
         count = known.inception_count if table is inception else known.count
         for name, features, ours, by, theirs in table(train, test, count):
             apart = abs(ours - theirs) / max(abs(theirs), 1e-300)
-            print(f"| {name} | {features} | {ours:.8g} | {theirs:.8g} | {by} | {apart:.1e} |", flush=True)
+            print(line([name, features, f"{ours:.8g}", f"{theirs:.8g}", by, f"{apart:.1e}"]), flush=True)
 
 
 def pairs(train: Any, test: Any, count: int) -> list[Row]:

@@ -22,6 +22,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from benchmarks.tables import header, line
 from dmvae.generators import Generator, load_generator
 from dmvae.inputs import generator_of, kept_steps
 from dmvae.jobs import Job, jobs_of
@@ -62,7 +63,7 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="file for the curves over --steps, as .svg or .png")
     known = parser.parse_intermixed_args()
     jobs = _chosen(parser, known)
-    print(f"| method | steps | {' | '.join(COLUMNS.values())} |\n{'| --- ' * (len(COLUMNS) + 2)}|")
+    print(header(["method", "steps", *COLUMNS.values()]))
     curves: dict[str, Curve] = {}
     for variant, job in jobs.items():
         for step in [*known.steps, job.recipe.section("sample").snapshot]:
@@ -70,7 +71,7 @@ def main() -> None:
             found = {key: [one[key] for one in drawn] for key in COLUMNS}
             named = step or job.recipe.section("generator").steps
             curves.setdefault(variant, {})[named] = {key: fmean(values) for key, values in found.items()}
-            print(f"| {variant} | {named:,} | {' | '.join(map(_cell, found.values()))} |", flush=True)
+            print(line([variant, f"{named:,}", *map(_cell, found.values())]), flush=True)
     if known.picture is not None:
         draw(curves, known.picture)
 

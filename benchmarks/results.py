@@ -25,6 +25,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.pictures import samples_picture
+from benchmarks.tables import header, line
 from dmvae.evaluation import scores
 from dmvae.jobs import jobs_of
 from dmvae.recipe import Recipe, method_of
@@ -101,10 +102,7 @@ def table(
     if unknown := [key for key in wanted or () if key not in columns]:
         raise ValueError(f"--columns: no method has {', '.join(unknown)}; there are {', '.join(columns)}")
     columns = {key: columns[key] for key in wanted or columns}
-    lines = [
-        "| method | " + " | ".join(figure.heading for figure in columns.values()) + " | gFD ratio |",
-        "| --- " * (len(columns) + 2) + "|",
-    ]
+    lines = [header(["method", *(figure.heading for figure in columns.values()), "gFD ratio"])]
     for name, count in asked.items():
         row = methods.get(name, {})
         ended = max((len(values) for values in row.values()), default=0)
@@ -115,7 +113,7 @@ def table(
         seeds = f" ({ended} of {count} seeds)" if ended < count else f" ({count} seeds)"
         if not ended:
             cells[0] = "not ended"
-        lines.append(f"| {name}{seeds if count > 1 and ended else ''} | {' | '.join(cells)} |")
+        lines.append(line([name + (seeds if count > 1 and ended else ""), *cells]))
     return "\n".join(lines)
 
 
@@ -177,8 +175,8 @@ def maps(run: Run, file: Path) -> None:
     grid = figure.subplots(len(rows), width, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
-    for line, row in zip(grid, rows, strict=True):
-        for axes, (cloud, group) in zip(line, row, strict=False):
+    for places, row in zip(grid, rows, strict=True):
+        for axes, (cloud, group) in zip(places, row, strict=False):
             axes.imshow(np.asarray(latent_map.draw(cloud, group, palette).resize((340, 340))))
             axes.set_title(cloud.title, fontsize=8)
     figure.savefig(file)

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from rich.progress import track
 from torch import Tensor
 
+from benchmarks.tables import header, line
 from dmvae.evaluation.latents import sliced_distance
 from dmvae.flow.path import expand
 from dmvae.generators.flow import FlowModelConfig
@@ -52,12 +53,12 @@ def main() -> None:
     clouds = {"start": start} | {
         name: matched(name, reference, start, labels, known.steps, known.seed) for name in METHODS
     }
-    print("| points | distance to the reference, by class | spread |\n| --- | --- | --- |")
+    print(header(["points", "distance to the reference, by class", "spread"]))
     for name, points in clouds.items():
         pairs = [(points[labels == c], target[target_labels == c]) for c in range(CLASSES)]
         distance = sum(sliced_distance(a, b) for a, b in pairs) / CLASSES
         spread = sum(float((a.var(0).sum() / b.var(0).sum()).sqrt()) for a, b in pairs) / CLASSES
-        print(f"| {name} | {distance:.3f} | {spread:.2f} |")
+        print(line([name, f"{distance:.3f}", f"{spread:.2f}"]))
     known.file.parent.mkdir(parents=True, exist_ok=True)
     draw(clouds, labels, target, known.file)
 

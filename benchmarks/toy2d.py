@@ -22,6 +22,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
+from benchmarks.tables import header, line
 from benchmarks.toys.moving import BEYOND, OBJECTIVES, PAPER, Moved, Result, Run, judge
 from benchmarks.toys.pictures import curves, median, page
 from benchmarks.toys.targets import STARTS, TOYS
@@ -55,12 +56,12 @@ def all_toys(asked: argparse.Namespace) -> None:
         "On each toy, from a normal cloud of its mean and spread: distance, the median of "
         f"{asked.seeds} seeds (the farthest; mean coverage, mean spread).\n"
     )
-    print(f"| objective | {' | '.join(TOYS)} |\n{'| --- ' * (len(TOYS) + 1)}|")
+    print(header(["objective", *TOYS]))
     rows, work = {}, partial(on_all_toys, turns=asked.turns, seeds=asked.seeds)
     try:  # what there is, is drawn, also where it is interrupted
         for name, (start, fields, ends, results) in each(asked.objectives, work, asked.workers):
             rows[name] = (start, fields, ends)
-            print(f"| {name} | {' | '.join(map(cell, results))} |", flush=True)
+            print(line([name, *map(cell, results)]), flush=True)
     finally:
         if rows:
             page(rows, SHOWN, asked.folder / "objectives.png")
@@ -69,14 +70,14 @@ def all_toys(asked: argparse.Namespace) -> None:
 def all_starts(asked: argparse.Namespace) -> None:
     """The curves, and their table."""
     print(f"\nOn the {SHOWN}, from each start: distance, the median of {asked.seeds} seeds (and the farthest).\n")
-    print(f"| objective | {' | '.join(STARTS)} |\n{'| --- ' * (len(STARTS) + 1)}|")
+    print(header(["objective", *STARTS]))
     found: dict[str, dict[str, list[Result]]] = {}
     work = partial(from_all_starts, turns=asked.turns, seeds=asked.seeds, points=asked.points)
     try:
         for name, by_start in each(asked.objectives, work, asked.workers):
             found[name] = by_start
             cells = (f"{told(median(by_start[s]))} ({told(max(r.distance for r in by_start[s]))})" for s in STARTS)
-            print(f"| {name} | {' | '.join(cells)} |", flush=True)
+            print(line([name, *cells]), flush=True)
     finally:
         if found:
             curves(found, GROUPS, list(STARTS), asked.folder / "distance.png")

@@ -10,14 +10,11 @@ the mean is drawn. Methods that share the first part of their name share a colou
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 
+from benchmarks.tables import Row, table_of, value
 from dmvae.report import charts
 from dmvae.report.run import COLOURS
-
-Row = dict[str, str]
-"""Heading without its arrow -> what the cell says."""
 
 
 def main() -> None:
@@ -37,26 +34,6 @@ def main() -> None:
     print(known.file)
 
 
-def table_of(text: str, *columns: str) -> dict[str, Row]:
-    """Method -> its row, of the widest table with all these columns. Raises ValueError where there is none."""
-    tables = [rows for block in re.findall(r"(?:^\|.*\n?)+", text, re.MULTILINE) if (rows := _rows(block))]
-    fitting = [rows for rows in tables if set(columns) <= set(next(iter(rows.values())))]
-    if not fitting:
-        there = sorted({heading for rows in tables for row in rows.values() for heading in row})
-        raise ValueError(f"no table with the columns {', '.join(columns)}; there are {', '.join(there) or 'none'}")
-    return max(fitting, key=lambda rows: len(next(iter(rows.values()))))
-
-
-def _rows(block: str) -> dict[str, Row]:
-    first, *others = ([cell.strip(" *") for cell in line.strip().strip("|").split("|")] for line in block.splitlines())
-    headings = [heading.rstrip(" ↑↓") for heading in first[1:]]
-    return {
-        re.sub(r" \(.* seeds\)$", "", name): dict(zip(headings, cells, strict=False))
-        for name, *cells in others
-        if not set(name) <= set("- ")
-    }
-
-
 def dots(rows: dict[str, Row], x: str, y: str, wanted: list[str] | None) -> list[charts.Dot]:
     """Raises ValueError for a method that has no row, or no number in it."""
     if missing := [name for name in wanted or () if name not in rows]:
@@ -70,12 +47,6 @@ def dots(rows: dict[str, Row], x: str, y: str, wanted: list[str] | None) -> list
         charts.Dot(name, colours[name.partition("_")[0]], value(row[x])[0], value(row[y])[0])
         for name, row in chosen.items()
     ]
-
-
-def value(cell: str) -> tuple[float, float]:
-    """Mean and spread of a cell; 0 is no spread told."""
-    mean, _, spread = cell.replace(",", "").partition("±")
-    return float(mean), float(spread or 0)
 
 
 if __name__ == "__main__":

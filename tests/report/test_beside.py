@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from benchmarks.beside import beside, main
-from benchmarks.tradeoff import table_of
+from benchmarks.tables import table_of
 
 PAGE = """
 | method | PSNR, dB ↑ | rFD ↓ | gFD ↓ | kNN, % ↑ |

@@ -4,7 +4,8 @@ import random
 from itertools import combinations
 
 import pytest
-from benchmarks.tradeoff import dots, main, table_of
+from benchmarks.tables import table_of
+from benchmarks.tradeoff import dots, main
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
