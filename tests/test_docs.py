@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from benchmarks.tables import table_of, value
 from docs import build, parts
 
 from dmvae.commands import parser
@@ -91,6 +92,32 @@ def test_quoted_figures_stand_in_the_studies(page):
 def test_the_table_that_decides_the_claim_is_one():
     tables = [re.findall(r"(?:^\|.*\n)+", page.read_text(), re.MULTILINE)[0] for page in (ROOT / "README.md", RESULTS)]
     assert tables[0] == tables[1]
+
+
+def test_the_table_that_decides_the_claim_has_the_figures_of_the_study():
+    study = table_of((DOCS / "results/hundred_classes.md").read_text(), "PSNR, dB", "gFD")
+    table = re.findall(r"(?:^\|.*\n)+", RESULTS.read_text(), re.MULTILINE)[0]
+    first, _, *others = ([cell.strip(" *↑↓") for cell in line.strip("|").split("|")] for line in table.splitlines())
+    steps = {"gFD ↓ after 8,000 generator steps": "", "2,000": "_2000", "32,000": "_32000"}
+    for row in (dict(zip(first, cells, strict=True)) for cells in others):
+        for heading, cell in row.items():
+            if heading in ("encoder", "what shapes its latents", "variant") or not cell:
+                continue
+            there = study[row["variant"].strip("`") + steps.get(heading, "")]["gFD" if heading in steps else heading]
+            half = 0.5 * 10.0 ** -len(cell.partition(" ")[0].partition(".")[2]) + 1e-9
+            for told, exact in zip(value(cell), value(there), strict=True):
+                assert abs(told - exact) <= half, f"{row['variant']}, {heading}: {cell}, the study's page has {there}"
+
+
+def test_a_page_s_short_table_is_part_of_its_whole_one():
+    page = (DOCS / "results/hundred_classes.md").read_text()
+    whole, short = (
+        table_of(page, "PSNR, dB", "SSIM"),
+        table_of(page.partition("## All columns")[0], "PSNR, dB", "kNN, %"),
+    )
+    assert short.keys() == whole.keys()
+    for name, row in short.items():
+        assert row.items() <= whole[name].items(), name
 
 
 def test_options_of_documented_commands_exist(generated):
