@@ -164,11 +164,11 @@ def main() -> None:
     for name, make in chosen(args.only, args.device).items():
         for mode in ("eager", "compile") if args.compile else ("eager",):
             torch.manual_seed(0)
-            memory(args.device, reset=True)
             model, inputs = make()
             model, inputs = model.to(args.device), tuple(x.to(args.device) for x in inputs)
             with FlopCounterMode(display=False) as counter:
                 training_step(model, *inputs)()
+            memory(args.device, reset=True)  # what was counted was in float32 and eager
             if mode == "compile":
                 compile_networks(nn.ModuleList([model]))
             seconds = median_seconds(training_step(model, *inputs, dtype=dtype), args.repeat)

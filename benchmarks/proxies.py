@@ -32,6 +32,7 @@ from dmvae.evaluation.probe import VERSION, generator_probe
 from dmvae.evaluation.proxies import codec, decoder_proxies, latent_proxies, linear_probe
 from dmvae.latents.store import LatentSet
 from dmvae.recipe import Recipe, load
+from dmvae.runtime.hashing import digest
 from dmvae.tokenizers.adapted import load_tokenizer
 from dmvae.training.logging import read_figures
 
@@ -53,6 +54,8 @@ def main() -> None:
     folders = variants(args.runs)
     if len(folders) < 3:
         parser.error(f"{len(folders)} finished tokenizers cannot be ranked: give runs with 3 or more in all")
+    if len(kinds := {_measured_by(folder) for folder in folders}) > 1:
+        parser.error(f"their gFDs do not compare: {' and '.join(sorted(kinds))}; give runs of one kind at a time")
     for folder in folders:
         name = f"{folder.parent.name}/{folder.name}"
         rows[name] = proxies(folder, args.count, args.batch, not args.no_probe)
@@ -71,10 +74,17 @@ def variants(runs: list[Path]) -> list[Path]:
     return list(found.values())
 
 
+def _measured_by(folder: Path) -> str:
+    """In which features a variant was measured, and on which images."""
+    metrics = json.loads((folder / "evaluate/metrics.json").read_text())
+    images = metrics.get("manifest", {}).get("reference", {}).get("fingerprint", "unknown")
+    return f"{metrics['features']} on images {images[:8]}"
+
+
 def proxies(folder: Path, count: int, batch: int, probe: bool) -> dict[str, float]:
     """gFD and every proxy of one tokenizer; what is not yet in its file is taken now."""
     # Beside the latents, whose folder is named by all that they rest on: another tokenizer's are not taken for these.
-    path = folder / "latents" / f"proxies-{count}-{batch}-{VERSION}.json"
+    path = folder / "latents" / f"proxies-{count}-{batch}-{VERSION}-{digest(_measured_by(folder))}.json"
     kept: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
     if "ifd" not in kept or (probe and "probe_loss" not in kept):
         kept |= measure(folder, count, batch, probe, alone="ifd" not in kept)

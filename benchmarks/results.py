@@ -54,11 +54,22 @@ def main() -> None:
         run = Run(known.run, jobs_of(known.run))
         waiting = {job.variant for job in run.jobs if not job.finished}
         grouped = str if known.each else method_of
-        methods = by_method({name: row for name, row in run.methods.items() if name not in waiting}, grouped)
+        unlike = run.summary.get("unlike", {})
+        rows = {name: row for name, row in run.methods.items() if name not in waiting}
+        alike = by_method({name: row for name, row in rows.items() if name not in unlike}, grouped)
+        methods = by_method(rows, grouped) | alike  # a mean has no seed in it that was measured otherwise
         baseline = known.baseline or next(reversed(methods), "")
-        unlike = set(map(grouped, run.summary.get("unlike", {})))
         steps = {grouped(name): generator_steps(recipe) for name, recipe in run.recipes.items()}
-        print(table(methods, baseline, Counter(map(grouped, run.variants)), known.columns, unlike, steps))
+        print(
+            table(
+                methods,
+                baseline,
+                Counter(map(grouped, run.variants)),
+                known.columns,
+                methods.keys() - alike.keys(),
+                steps,
+            )
+        )
         if wrong := [name for name in known.samples if name not in run.variants]:
             raise ValueError(f"--samples: no variant is called {', '.join(wrong)}; there are {', '.join(run.variants)}")
     except ValueError as error:

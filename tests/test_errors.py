@@ -354,6 +354,15 @@ def test_importing_replaces_nothing_but_an_artifact(tmp_path, capsys):
     code, error = complain(capsys, "import", "official-vae", "vae.pt", "--out", tmp_path)
     assert code == 2
     assert f"--out {tmp_path} would replace 'precious.txt'" in error
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    mine = weights / "my_statistics.safetensors"
+    mine.touch()
+    _, error = complain(capsys, "import", "official-vae", "x", "--out", weights)
+    assert "would replace 'my_statistics.safetensors'" in error
+    mine = mine.rename(weights / "diffusion_pytorch_model.safetensors")
+    assert f"would replace '{mine.name}'" in complain(capsys, "import", "official-vae", mine, "--out", weights)[1]
+    assert mine.exists()
 
 
 def test_a_worker_s_traceback_is_left_out(capsys, monkeypatch):

@@ -10,6 +10,7 @@ import yaml
 
 import tiny
 from dmvae import cli
+from dmvae.commands import check as checking
 from dmvae.commands import measurements
 from dmvae.commands.check import check, side_by_side
 
@@ -136,7 +137,7 @@ def test_every_option_that_is_written_down_can_be_asked_for_again():
     takes = {
         name for f in (*measurements.KINDS.values(), measurements.Setting) for name in inspect.signature(f).parameters
     }
-    assert takes - known - {"save_reference", "fresh"} == set(measurements.READING)
+    assert takes - known - {"save_reference", "fresh"} == set(checking.READING)
 
 
 def mutations(value, rng):

@@ -15,6 +15,7 @@ from dmvae.evaluation.features.timm import TimmFeatures
 from dmvae.models.artifact import save_network
 from dmvae.models.effnet import VERSIONS, effnet, rename, weights_file
 from dmvae.registry import find, names
+from dmvae.runtime.hashing import content_hash
 from dmvae.tokenizers import TokenizerSource
 from dmvae.tokenizers.adapted import adapt
 from dmvae.tokenizers.autoencoder import Autoencoder
@@ -155,7 +156,7 @@ def test_weights_of_a_timm_model_from_a_file(tmp_path, images):
 
     torch.save(timm.create_model("resnet18", pretrained=False).state_dict(), tmp_path / "mine.pth")
     config = parse_features(f"resnet18@48={tmp_path}/mine.pth")
-    assert config.name == "resnet18(mine)@48"
+    assert config.name == f"resnet18(mine-{content_hash([tmp_path / 'mine.pth'])[:8]})@48"
     once, again = config.build(), config.build()
     assert torch.equal(once(images[:2]), again(images[:2]))
     assert (

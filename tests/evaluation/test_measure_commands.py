@@ -1,6 +1,7 @@
 """`dmvae measure` at its command line: what it refuses, and that it agrees with the run's own stage."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -11,10 +12,13 @@ from PIL import Image
 import tiny
 from dmvae import cli
 from dmvae.commands.codec import decode_latents, encode_images
+from dmvae.commands.measurements import measure
 from dmvae.commands.score_files import read_scores
 from dmvae.datasets.shapes import Shapes
 from dmvae.evaluation import features
+from dmvae.evaluation.features import parse_features
 from dmvae.evaluation.images import FolderImages
+from dmvae.evaluation.manifest import require_comparable
 from dmvae.losses.perceptual import LPIPSDistance, LPIPSPerceptual
 from dmvae.report.pipelines import write_pipelines
 
@@ -57,7 +61,7 @@ def test_bad_input_is_told_with_its_fix(folders, tmp_path, capsys):
         assert (code, message in said) == (2, True), said
     code, said = complain(capsys, "folder", folders[0], one, "--features", FEATURES, "--workers", 0, "--force")
     assert (code, "holds 1 image: sets are compared, of 2 or more" in said) == (2, True), said
-    np.savez(tmp_path / "mu.npz", mu=np.zeros(1280), sigma=np.eye(1280))
+    np.savez(tmp_path / "mu.npz", mu=np.zeros(99), sigma=np.eye(99))
     for arguments, message in (
         (["--features", "effnet-lite9"], "did you mean 'effnet-lite"),
         (["--features", "effnet-lite0@big"], "number of pixels"),
@@ -73,6 +77,7 @@ def test_bad_input_is_told_with_its_fix(folders, tmp_path, capsys):
         (["--save-reference", "here"], "name it so"),
         (["--save-reference", "here.safetensors"], "mu.npz holds statistics already"),
         (["--train", folders[0]], "mu.npz holds statistics alone"),
+        (["--features", "effnet-lite0@32"], "mu.npz is of features with 99 components, and effnet-lite0@32 has 1280"),
     ):
         reference = tmp_path / "mu.npz" if "mu.npz" in message else folders[1]
         code, said = complain(capsys, "folder", folders[0], reference, *arguments)
@@ -156,6 +161,9 @@ def test_pipelines_and_tokenizers(tmp_path, folders, capsys, monkeypatch):
             (tmp_path / f"cut/{i}.png").write_bytes((test / f"{i:03}.png").read_bytes()[: 60 if i == 1 else None])
         code, broken = complain(capsys, "samples", pipeline, tmp_path / "cut", "--features", FEATURES, "--workers", 0)
         assert (code, "1 of 3 images: unreadable image" in broken) == (2, True), broken
+        for train, message in ((tmp_path / "absent", "no such folder"), (folders[1], "draws images of 12 pixels")):
+            code, missed = complain(capsys, "samples", pipeline, test, "--train", train, "--features", FEATURES)
+            assert (code, message in missed) == (2, True), missed
     assert said.count("\n") == 1, "no bar of the pipeline's parts, which a log would hold as one long line"
     monkeypatch.chdir(tmp_path)
     samples = ["measure", "samples", pipeline, "test", "--train", "test", "--count", "12", "--steps", "2"]
@@ -196,6 +204,55 @@ def test_pipelines_and_tokenizers(tmp_path, folders, capsys, monkeypatch):
     code, said = complain(capsys, "--check", tmp_path / "s.json")
     assert code == 1
     assert f"gfd_{FEATURES} was" in said
+
+
+@pytest.mark.slow
+def test_copies_of_any_training_image_are_found_and_other_training_images_do_not_compare(folders, tmp_path):
+    """A limit is of the images that are compared."""
+    images, _ = Shapes(size=24, channels=3, test_count=40).build("test").__getitems__(range(40))
+    for name, chosen in (
+        ("train", range(30)),
+        ("few", range(12)),
+        ("copies", range(0, 30, 3)),
+        ("test", range(30, 40)),
+    ):
+        (tmp_path / name).mkdir()
+        for i in chosen:
+            Image.fromarray(images[i].permute(1, 2, 0).numpy()).save(tmp_path / name / f"{i:03}.png")
+    paths = [str(tmp_path / name) for name in ("copies", "test")]
+    found = {
+        train: measure("folder", paths, features=[FEATURES], limit=8, train=str(tmp_path / train))
+        for train in ("train", "few")
+    }
+    assert found["train"]["metrics"][f"memorisation_{FEATURES}"] == 1
+    assert found["few"]["metrics"][f"memorisation_{FEATURES}"] < 1
+    assert found["train"]["manifest"]["train"]["count"] == 30
+    a, b = (scores["manifest"] for scores in found.values())
+    with pytest.raises(ValueError, match=r"the scores do not compare: train\."):
+        require_comparable(a, b)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        require_comparable(a, {key: value for key, value in b.items() if key != "train"})
+
+
+def test_weights_of_one_file_name_are_told_apart(tmp_path):
+    named = []
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "model.pth").write_text(folder)
+        named.append(parse_features(f"vit_tiny_patch16_224={tmp_path / folder}/model.pth").name)
+    assert named[0] != named[1]
+    assert all(name.startswith("vit_tiny_patch16_224(model-") for name in named)
+
+
+def test_an_image_that_is_too_large_to_open_is_told_like_a_broken_one(tmp_path, monkeypatch):
+    for name, size in (("a", 64), ("b", 16)):
+        Image.new("RGB", (size, size)).save(tmp_path / f"{name}.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    images = FolderImages(tmp_path)
+    assert images.size == 16
+    with pytest.raises(ValueError, match=r"1 of 2 images: unreadable image: .*a\.png: .*exceeds limit"):
+        list(images.batches(range(2), 2))
 
 
 @pytest.mark.slow

@@ -70,6 +70,16 @@ def test_a_folder_without_images_is_told_without_a_recipe_s_field(tokenizer, tmp
     assert "dmvae: no images in " in complaint(capsys, encode, tmp_path / "empty", tokenizer, tmp_path / "z")
 
 
+def test_latents_of_another_precision_are_not_kept(images, tokenizer, tmp_path, capsys):
+    encode(images, tokenizer, tmp_path / "z", "--precision", "bfloat16")
+    told = complaint(capsys, encode, images, tokenizer, tmp_path / "z", "--precision", "float32")
+    assert "holds latents that were encoded with another precision;" in told
+    plan = json.loads((tmp_path / "z/encode.json").read_text())
+    assert plan.pop("precision") == "bfloat16"
+    (tmp_path / "z/encode.json").write_text(json.dumps(plan))  # as an older version left it
+    encode(images, tokenizer, tmp_path / "z", "--precision", "float32")
+
+
 def test_latents_name_the_weights_whatever_their_layout(images, tokenizer, tmp_path):
     encode(images, tokenizer, tmp_path / "z")
     named = json.loads((tmp_path / "z/encode.json").read_text())["weights"]
@@ -100,10 +110,13 @@ def test_images_of_other_latents_are_not_taken_for_these(images, tokenizer, tmp_
     torch.nn.init.zeros_(next(other.parameters()))
     other.save_pretrained(tmp_path / "other")
     np.save(tmp_path / "one.npy", np.zeros((1, 3, 4, 4), np.float32))
+    here = json.loads((tmp_path / "back/decode.json").read_text())["precision"]
+    other_precision = "float32" if here == "bfloat16" else "bfloat16"
     for arguments, told in (
         ((tmp_path / "z", tmp_path / "other", tmp_path / "back"), "decoded with another tokenizer;"),
         ((tmp_path / "one.npy", tokenizer, tmp_path / "back"), "decoded with other latents;"),
         ((tmp_path / "z", tokenizer, tmp_path / "back", "--normalized"), "decoded with --normalized off;"),
+        ((tmp_path / "z", tokenizer, tmp_path / "back", "--precision", other_precision), "with another precision;"),
     ):
         assert told in complaint(capsys, decode, *arguments)
     (tmp_path / "back/decode.json").unlink()

@@ -1,6 +1,8 @@
 """Tables of a run that has not ended: its methods are named as such, and their figures are not averaged."""
 
 import json
+import math
+import sys
 
 import pytest
 from benchmarks import results
@@ -12,7 +14,7 @@ from dmvae.jobs import plan, record
 from dmvae.recipe import load
 from dmvae.report import table
 from dmvae.report.run import Run
-from dmvae.report.summary import print_summary, write_summary
+from dmvae.report.summary import over_seeds, print_summary, write_summary
 from dmvae.runtime.done import write_done
 
 
@@ -54,16 +56,19 @@ def test_of_a_run_without_a_finished_stage_it_is_told_where_it_stands(tmp_path, 
     assert ". ".join(f"N{line[1:]}" for line in told) in (tmp_path / "run/report.html").read_text()
 
 
-def test_a_method_that_was_measured_otherwise_says_so_and_is_not_ranked(tmp_path, capsys):
+def test_a_method_that_was_measured_otherwise_says_so_and_is_not_ranked(tmp_path, capsys, monkeypatch):
     kl = tiny.RECIPE["variants"]["kl"]
-    variants = {name: configs.merge(kl, {"tokenizer.kl_weight": 0.1 * i}) for i, name in enumerate("abcd", 1)}
-    jobs = plan(load(tiny.write(tmp_path, variants=variants, seeds={"a": [0, 1, 2]})), tmp_path / "run")
+    variants = {name: configs.merge(kl, {"tokenizer.kl_weight": 0.1 * i}) for i, name in enumerate("abcde", 1)}
+    recipes = load(tiny.write(tmp_path, variants=variants, seeds={"a": [0, 1, 2]}))
+    jobs = plan(recipes, tmp_path / "run")
+    record(recipes, jobs, tmp_path / "run", list(recipes))
     how = {
         "a@2": {"features": "inception"},
         "c": {"count": 500},
         "d": {"manifest": {"reference": {"fingerprint": "0123456789"}}},
+        "e": {"manifest": {"measured": {"count": 500}}},
     }
-    for number, name in enumerate(("a@0", "a@1", "a@2", "b", "c", "d")):
+    for number, name in enumerate(("a@0", "a@1", "a@2", "b", "c", "d", "e")):
         for job in (job for job in jobs if job.variant == name):
             finish(job, 20.0)
             if job.stage.name == "evaluate":
@@ -72,6 +77,7 @@ def test_a_method_that_was_measured_otherwise_says_so_and_is_not_ranked(tmp_path
                 write_done(job.folder, {"seconds": 1.0})
     summary = write_summary(jobs, tmp_path / "run")
     told = {"a@2": "inception, 2500 images", "c": "x, 500 images", "d": "x, 2500 images of 01234567"}
+    told["e"] = "x, 2500 images, 500 samples"
     assert (summary["features"], summary["unlike"]) == ("x", told)
     assert summary["seeds"]["a"]["count"] == 2
     print_summary(summary)
@@ -85,6 +91,17 @@ def test_a_method_that_was_measured_otherwise_says_so_and_is_not_ranked(tmp_path
     chart = table.trade_off(Run(tmp_path / "run", jobs))
     assert "gFD against PSNR, dB: a@0 20, 100; a@1 20, 90; b 20, 70" in chart
     assert "c 20, 60" not in chart, "no dot beside those that it does not compare with"
+    monkeypatch.setattr(sys, "argv", ["results", str(tmp_path / "run"), "--baseline", "b", "--columns", "gfd"])
+    results.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert "| a (2 of 3 seeds) | 95 ± 7.1 | 1.36 ± 0.1 |" in lines, "of the seeds that compare"
+    assert "| e | 40 |  |" in lines
+
+
+def test_a_figure_that_is_no_number_ends_no_table():
+    spread = over_seeds({"a@0": {"gfd": math.nan, "psnr": 20.0}, "a@1": {"gfd": 1.0, "psnr": 22.0}})["a"]["spread"]
+    assert math.isnan(spread["gfd"])
+    assert spread["psnr"] == pytest.approx(2**0.5)
 
 
 @pytest.mark.parametrize("count", [24, 1, 64])

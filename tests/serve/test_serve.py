@@ -7,6 +7,7 @@ import json
 import shutil
 import socket
 import sys
+from dataclasses import replace
 from urllib.parse import urlencode
 
 import pytest
@@ -152,6 +153,21 @@ def test_without_the_data_set_the_pictures_that_the_run_keeps(run_dir, folder):
     assert "the data set is not opened" in shut.image_source
     assert torch.equal(shut.image(3), kept(run_dir)["originals"][3])
     assert views.copies(shut, "kl", 3) == views.copies(folder, "kl", 3)
+
+
+def test_without_the_data_set_it_is_not_opened_for_the_table_either(run_dir, monkeypatch):
+    shut = opened(run_dir, data=False)
+    monkeypatch.setattr("dmvae.report.run.open_dataset", lambda *_: pytest.fail("the data set is opened"))
+    assert "This run has 2 methods" in views.results(shut)["html"]
+
+
+def test_a_point_of_a_method_with_data_of_its_own_has_no_image_of_another_s(run_dir):
+    other = opened(run_dir)
+    data = other.run.recipes["kl"].data
+    other.run.recipes["matched"] = replace(other.run.recipes["matched"], data=replace(data, seed=data.seed + 1))
+    first = next(iter(other.run.recipes))
+    assert first == "matched"
+    assert views.point(other, "kl", 9, reference=False)["original"] is None
 
 
 # ------------------------------------------------------------------ over HTTP

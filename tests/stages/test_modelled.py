@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 from benchmarks import modelled as again
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import tiny
 from dmvae.datasets.pixels import to_uint8
 from dmvae.runtime.random import Random
-from dmvae.stages.modelled import _multiple, kept_latents, modelled
+from dmvae.stages.modelled import KEPT, _multiple, kept_latents, modelled
 from dmvae.tokenizers.adapted import load_tokenizer
 from dmvae.transport.views import whole
 
@@ -54,6 +54,17 @@ def test_the_order_of_the_data_and_of_the_samples_says_nothing():
     data = torch.cat([latents(2500) + 5, latents(2501) - 5])
     sampled = torch.cat([latents(500) + 5, latents(501) - 5])
     assert modelled(sampled, data, 0)["sampled_whole"] < 2
+
+
+def test_the_batches_in_which_samples_were_drawn_say_nothing(tmp_path):
+    z = latents(2500)
+    for batch in (64, 250, 2500):
+        home = tmp_path / str(batch)
+        home.mkdir()
+        for number, start in enumerate(range(0, 2500, batch)):
+            named = {"latents": z[start : start + batch].clone()} if start < KEPT else {"labels": torch.zeros(1)}
+            save_file(named, home / f"samples-{number:05d}.safetensors")
+        assert torch.equal(kept_latents(home), z[:KEPT])
 
 
 def test_too_few_have_no_figures():

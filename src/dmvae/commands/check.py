@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.table import Column, Table
 
-from dmvae.commands.measurements import measure_again
+from dmvae.commands.measurements import KINDS, measure
 from dmvae.commands.score_files import read_scores
 from dmvae.commands.trust import require_no_code
 from dmvae.config import Values
@@ -23,6 +23,26 @@ from dmvae.runtime.console import console
 from dmvae.runtime.words import counted
 from dmvae.stages.evaluate import EvaluateStage
 from dmvae.stages.measuring import Measuring
+
+READING: dict[str, tuple[type, ...]] = {
+    "features": (list, tuple),
+    "batch_size": (int,),
+    "size": (int,),
+    "limit": (int,),
+    "workers": (int,),
+    "parts": (list, tuple),
+    "train": (str,),
+    "force": (bool,),
+    "lpips": (bool,),
+    "precision": (str,),
+    "count": (int,),
+    "steps": (int,),
+    "guidance": (int, float),
+    "guidance_interval": (list, tuple),
+    "time_shift": (int, float),
+    "seed": (int,),
+}
+"""The options that only read, with what they may be: those that a file of scores may ask for."""
 
 TOLERANCE = 1e-4
 """Relative; below it two runs agree. Other processors and batch shapes round differently by about 1e-6."""
@@ -40,7 +60,7 @@ def check(path: Path, *, trust: bool = False) -> tuple[dict[str, tuple[float, fl
     if not isinstance(call, dict):
         raise ValueError(f"{path} does not say how it was made (manifest.call): it cannot be measured again")
     try:
-        now = _evaluate(call, trust) if call.get("kind") == "evaluate" else measure_again(call)
+        now = _evaluate(call, trust) if call.get("kind") == "evaluate" else _measure_again(call)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     values = _figures(now)
@@ -63,8 +83,10 @@ def _figures(scores: object, where: str = "") -> dict[str, float]:
 
 
 def agree(a: float, b: float | None) -> bool:
-    """Equal to TOLERANCE, relative or, near zero, absolute."""
-    return b is not None and math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=TOLERANCE * 1e-2)
+    """Equal to TOLERANCE, relative or, near zero, absolute; NaN agrees with NaN."""
+    if b is None or math.isnan(a) or math.isnan(b):
+        return b is not None and math.isnan(a) and math.isnan(b)
+    return math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=TOLERANCE * 1e-2)
 
 
 def side_by_side(paths: Iterable[Path], *, force: bool = False) -> Table:
@@ -126,6 +148,27 @@ def in_unit(name: str, value: float) -> str:
     """The value in the unit in which the tables of runs print it; files keep shares from 0 to 1."""
     figure = unit_of(name)
     return f"{figure.in_unit(value):.6g} {figure.unit}".rstrip() if figure else f"{value:.6g}"
+
+
+def _measure_again(call: Values) -> Values:
+    """What a file of scores says was measured ("call" of its manifest), anew. Raises ValueError for a call that is
+    none, or that asks for more than to read: the file may be anybody's."""
+    kind, paths, options = (call.get(key) for key in ("kind", "paths", "options"))
+    if not (isinstance(kind, str) and kind in KINDS and isinstance(options, dict)):
+        raise ValueError(f"manifest.call: it has no kind of {', '.join(KINDS)}, or no options")
+    if not (isinstance(paths, list) and len(paths) == 2 and all(isinstance(path, str) for path in paths)):
+        raise ValueError("manifest.call.paths: expected two paths")
+    for name, value in options.items():
+        if name not in READING:
+            raise ValueError(f"manifest.call.options: a check only reads, and takes no {name!r}; remove it")
+        texts = [x for x in value if not isinstance(x, str)] if name in ("features", "parts") and value else []
+        if (
+            not isinstance(value, (*READING[name], type(None)))
+            or (value is True and bool not in READING[name])
+            or texts
+        ):
+            raise ValueError(f"manifest.call.options.{name}: {value!r} is no value for it")
+    return measure(kind, paths, fresh=True, **{name: value for name, value in options.items() if value is not None})
 
 
 def _evaluate(call: Values, trust: bool) -> Values:

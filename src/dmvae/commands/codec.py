@@ -27,8 +27,9 @@ from dmvae.models.base import Tokenizer
 from dmvae.runtime.console import Bar, console
 from dmvae.runtime.files import atomic_write, locked, read_json, sweep, write_text
 from dmvae.runtime.hashing import digest, sha256_of, weights_hash
-from dmvae.runtime.precision import Precision, autocast
+from dmvae.runtime.precision import Precision, autocast, uses_bf16
 from dmvae.runtime.words import counted
+from dmvae.tokenizers.adapted import spread_of
 
 Format = Literal["safetensors", "webdataset"]
 
@@ -86,8 +87,8 @@ def encode_images(
     files = Files(images, entries, size, tokenizer.config.in_channels)
     plan = {
         "images": _contents(images, entries),
-        "weights": weights_hash(tokenizer),
-        "spread": _spread(tokenizer),
+        **_network(tokenizer, device, precision),
+        "spread": spread_of(tokenizer),
         "size": size,
         "shard_size": shard_size,
         "dtype": dtype,
@@ -209,9 +210,9 @@ def decode_latents(
         paths = sorted(path for path in latents.glob("latents-*") if path.suffix in SUFFIXES.values())
     if not paths or not paths[0].exists():
         raise ValueError(f"no latents at {latents}; `dmvae encode` writes latents-NNNNN.safetensors")
-    weights = weights_hash(tokenizer)
+    network = _network(tokenizer, device, precision)
     if latents.is_dir():
-        _warn_of_another(weights, latents)
+        _warn_of_another(network["weights"], latents)
     names, total = [read_names(path) for path in paths], sum(map(count_latents, paths))
     flat = [name for part in names for name in part]
     stems = iter(_distinct([os.path.splitext(name)[0] for name in flat], flat))
@@ -224,7 +225,7 @@ def decode_latents(
         sweep(out, ("**/*.png.*.part", "decode.json.*.part"))
         if next(out.rglob("*.png"), None) is None:
             (out / "decode.json").unlink(missing_ok=True)  # of a call that came to nothing
-        plan = {"latents": digest([sha256_of(path) for path in paths]), "weights": weights}
+        plan = {"latents": digest([sha256_of(path) for path in paths]), **network}
         unknown = _claim(out / "decode.json", plan | {"normalized": normalized}, "images that were decoded")
         for path, named in zip(paths, names, strict=True):
             z = read_latents(path)
@@ -268,10 +269,12 @@ def _distinct(short: Sequence[str], long: Sequence[str]) -> list[str]:
     return list(chosen)
 
 
-def _spread(tokenizer: Tokenizer) -> str:
-    """What stands for samples of a posterior, which the weights do not tell from means."""
-    fixed = tokenizer.config.get("fixed_std")
-    return digest("drawn", None if fixed is None else list(fixed)) if tokenizer.drawn else ""
+def _network(tokenizer: Tokenizer, device: torch.device, precision: Precision) -> Values:
+    """What of the network decides over latents and images, for a plan."""
+    return {
+        "weights": weights_hash(tokenizer),
+        "precision": "bfloat16" if uses_bf16(device, precision) else "float32",
+    }
 
 
 def _claim(file: Path, plan: Values, what: str) -> bool:
@@ -282,7 +285,9 @@ def _claim(file: Path, plan: Values, what: str) -> bool:
         write_text(file, text)
         return True
     try:
-        there, now = {"spread": ""} | dict(json.loads(file.read_text())), json.loads(text)
+        now = json.loads(text)
+        # what older versions left does not tell these
+        there = {"spread": "", "precision": now["precision"]} | dict(json.loads(file.read_text()))
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{file} cannot be read ({error}), so what {out} holds is not known: delete that folder, or choose another "

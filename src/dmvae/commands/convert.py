@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from torch import nn
@@ -10,6 +11,9 @@ from dmvae.commands.parser import Parser
 from dmvae.interop import official
 from dmvae.models.artifact import save_network
 from dmvae.runtime.console import console
+
+ARTIFACT = re.compile(r"config\.json|diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+"""Files of a folder that `save_pretrained` wrote."""
 
 
 def import_(command: str, arguments: list[str]) -> None:
@@ -22,7 +26,7 @@ def import_(command: str, arguments: list[str]) -> None:
     parser.add_argument("--latent-mean", type=float, help="mean of the latents (0.0685, as published)")
     parser.add_argument("--latent-scale", type=float, help="1 / their standard deviation (0.1763)")
     known = parser.read(arguments)
-    _require_own(known.out)
+    _require_own(known.out, known.file)
     model: nn.Module
     given = {"heads": known.encoder_heads, "latent_mean": known.latent_mean, "latent_scale": known.latent_scale}
     given = {name: value for name, value in given.items() if value is not None}
@@ -38,10 +42,11 @@ def import_(command: str, arguments: list[str]) -> None:
     console.print(f"{type(model).__name__}, {count:.2f} M parameters: {known.out}")
 
 
-def _require_own(out: Path) -> None:
-    """ValueError for an `out` that holds, or is, anything but an artifact of before: it would be lost."""
+def _require_own(out: Path, read: Path) -> None:
+    """ValueError for an `out` that holds, or is, anything but an artifact of before, or that holds what is `read`: it
+    would be lost."""
     there = list(out.iterdir()) if out.is_dir() else [out] * out.exists()
-    other = [path.name for path in there if path.name != "config.json" and ".safetensors" not in path.name]
+    other = [path.name for path in there if not ARTIFACT.fullmatch(path.name) or path.resolve() == read.resolve()]
     if other:
         raise ValueError(f"--out {out} would replace {other[0]!r}; name a new folder")
 

@@ -73,7 +73,7 @@ def _parser(command: str) -> Parser:
     parser.add_argument(
         "--size", type=int, help="crop and resize to this; images are square and of one size unless given"
     )
-    parser.add_argument("--limit", type=int, help="images of a folder at most")
+    parser.add_argument("--limit", type=int, help="images of a folder at most; training images are all taken")
     parser.add_argument("--workers", type=int, default=4, help="processes that read images (%(default)s)")
     parser.add_argument("--train", metavar="FOLDER", help="training images, for the check of memorisation")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores and their manifest")

@@ -59,23 +59,25 @@ class Setting:
         self.folder = Path(self.scratch.name) if self.scratch else None
         self.batch_size, self.size, self.limit, self.workers = batch_size, size, limit, workers
         self.parts, self.train, self.save_reference, self.force = parts, train, save_reference, force
-        self.opened: dict[str, Images] = {}
+        self.opened: dict[tuple[str, int | None], Images] = {}
+        self.trains: list[FeatureSet] = []
         self.device = distributed.start()
         self.extractors: list[Extractor] = [parse_features(text).build().to(self.device) for text in features]
         if save_reference and len(self.extractors) != 1:
             raise ValueError("--save-reference keeps the statistics of one extractor: name one under --features")
 
-    def images(self, path: str) -> Images:
-        """A folder of images, or an .npz of samples."""
-        if path not in self.opened and any(Path(path).glob("samples-*.safetensors")):
+    def images(self, path: str, *, whole: bool = False) -> Images:
+        """A folder of images, or an .npz of samples. whole: without the limit."""
+        key = path, None if whole else self.limit
+        if key not in self.opened and any(Path(path).glob("samples-*.safetensors")):
             raise ValueError(f"{path} holds samples of a run, which may be measured, and not be the reference")
-        if path not in self.opened:  # its files are hashed as it is opened
-            self.opened[path] = (
+        if key not in self.opened:  # its files are hashed as it is opened
+            self.opened[key] = (
                 npz_images(Path(path))
                 if path.endswith(".npz")
-                else FolderImages(Path(path), size=self.size, limit=self.limit, workers=self.workers)
+                else FolderImages(Path(path), size=self.size, limit=key[1], workers=self.workers)
             )
-        return self.opened[path]
+        return self.opened[key]
 
     def measured(self, path: str) -> Images:
         """The same, or the samples that a run's stage `sample` wrote to a folder."""
@@ -101,17 +103,20 @@ class Setting:
             return [read_statistics(Path(path))]
         return self.features(self.images(path), "reference", save=True)
 
-    def require_size(self, path: str, size: object, what: str) -> None:
-        """ValueError where the reference has images of another size than those that are about to be drawn or read,
-        which may take hours."""
-        if is_statistics(path):
-            there = read_statistics(Path(path)).manifest["images"].get("size")
-        else:
-            there = self.images(path).facts["size"]
-        if there not in (None, size) and not self.force:
-            # statistics are as they are: it is the images beside them that can be resized
-            mend = "" if self.size else f"; --size {there if is_statistics(path) else size} crops and resizes images"
-            raise ValueError(f"{what} images of {size} pixels, and those of {path} have {there}{mend}")
+    def require_size(self, reference: str, size: object, what: str) -> None:
+        """ValueError where the reference, or the training images, are of another size than those that are about to be
+        drawn or read, which may take hours."""
+        for path in filter(None, (reference, self.train)):
+            if is_statistics(path):
+                there = read_statistics(Path(path)).manifest["images"].get("size")
+            else:
+                there = self.images(path, whole=path != reference).facts["size"]
+            if there not in (None, size) and not self.force:
+                # statistics are as they are: it is the images beside them that can be resized
+                mend = (
+                    "" if self.size else f"; --size {there if is_statistics(path) else size} crops and resizes images"
+                )
+                raise ValueError(f"{what} images of {size} pixels, and those of {path} have {there}{mend}")
 
     def features(self, images: Images, title: str, save: bool = False) -> list[FeatureSet]:
         """Features of images that are likely to be met again: they are kept."""
@@ -126,20 +131,26 @@ class Setting:
         return found
 
     def comparable(self, reference: str) -> list[FeatureSet]:
-        """`reference`, before anything is drawn or read to be compared with it. Raises ValueError where it is of other
-        features."""
+        """`reference`, and the training images, before anything is drawn or read to be compared with them. Raises
+        ValueError where the reference is of other features."""
         reals = self.reference(reference)
         for real, extractor in zip(reals, self.extractors, strict=True):
             theirs, ours = {"features": real.manifest.get("features", {})}, {"features": extractor.manifest()}
             if not self.force and differences(theirs, ours):
                 require_same(theirs, ours, f"the features of {reference} and those that are asked for")
+            moments = real.moments()
+            if moments is not None and len(moments.mean) != extractor.dim:
+                count, asked = len(moments.mean), f"{extractor.name} has {extractor.dim}"
+                raise ValueError(
+                    f"{reference} is of features with {count} components, and {asked}: name its --features"
+                )
+        if self.train:  # all of them: a sample may be a copy of any
+            self.trains = self.features(self.images(self.train, whole=True), "training images")
         return reals
 
     def compare(self, reals: list[FeatureSet], fakes: list[FeatureSet], prefix: str) -> tuple[Scores, Values]:
         """(scores in every extractor's features, manifest)."""
-        trains: Sequence[FeatureSet | None] = [None] * len(reals)
-        if self.train:
-            trains = self.features(self.images(self.train), "training images")
+        trains: Sequence[FeatureSet | None] = self.trains or [None] * len(reals)
         scores = Scores()
         measured = partial(
             measure_sets, prefix=prefix, parts=self.parts, force=self.force, device=self.device, shared=True
@@ -152,6 +163,7 @@ class Setting:
         return {
             "reference": reference,
             "measured": measured,
+            **({"train": self.trains[0].manifest["images"]} if self.trains else {}),
             "count": measured["count"],
             "features": {e.name: e.manifest() for e in self.extractors},
             "protocol": PROTOCOL,
@@ -225,7 +237,7 @@ def measure_tokenizer(
     setting: Setting, tokenizer: str, images: str, *, lpips: bool = False, precision: Precision = "auto"
 ) -> Values:
     """Reconstructions by the tokenizer of that folder, against the folder of images themselves."""
-    from dmvae.tokenizers.adapted import open_tokenizer
+    from dmvae.tokenizers.adapted import open_tokenizer, spread_of
 
     for name, value in (("train", setting.train), ("force", setting.force)):
         if value:
@@ -251,6 +263,7 @@ def measure_tokenizer(
     measured = {
         "path": tokenizer,
         "weights": weights_hash(model),
+        "spread": spread_of(model),
         "dtype": "bfloat16" if uses_bf16(setting.device, precision) else "float32",
         "count": len(folder),
     }
@@ -265,48 +278,6 @@ KINDS: dict[str, Callable[..., Values]] = {
     "samples": measure_samples,
     "tokenizer": measure_tokenizer,
 }
-
-
-READING: dict[str, tuple[type, ...]] = {
-    "features": (list, tuple),
-    "batch_size": (int,),
-    "size": (int,),
-    "limit": (int,),
-    "workers": (int,),
-    "parts": (list, tuple),
-    "train": (str,),
-    "force": (bool,),
-    "lpips": (bool,),
-    "precision": (str,),
-    "count": (int,),
-    "steps": (int,),
-    "guidance": (int, float),
-    "guidance_interval": (list, tuple),
-    "time_shift": (int, float),
-    "seed": (int,),
-}
-"""The options that only read, with what they may be: those that a file of scores may ask for."""
-
-
-def measure_again(call: Values) -> Values:
-    """What a file of scores says was measured ("call" of its manifest), anew. Raises ValueError for a call that is
-    none, or that asks for more than to read: the file may be anybody's."""
-    kind, paths, options = (call.get(key) for key in ("kind", "paths", "options"))
-    if not (isinstance(kind, str) and kind in KINDS and isinstance(options, dict)):
-        raise ValueError(f"manifest.call: it has no kind of {', '.join(KINDS)}, or no options")
-    if not (isinstance(paths, list) and len(paths) == 2 and all(isinstance(path, str) for path in paths)):
-        raise ValueError("manifest.call.paths: expected two paths")
-    for name, value in options.items():
-        if name not in READING:
-            raise ValueError(f"manifest.call.options: a check only reads, and takes no {name!r}; remove it")
-        texts = [x for x in value if not isinstance(x, str)] if name in ("features", "parts") and value else []
-        if (
-            not isinstance(value, (*READING[name], type(None)))
-            or (value is True and bool not in READING[name])
-            or texts
-        ):
-            raise ValueError(f"manifest.call.options.{name}: {value!r} is no value for it")
-    return measure(kind, paths, fresh=True, **{name: value for name, value in options.items() if value is not None})
 
 
 def measure(kind: str, paths: Sequence[str], **options: Any) -> Values:

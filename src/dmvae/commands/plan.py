@@ -27,9 +27,9 @@ from dmvae.recipe import Recipe
 from dmvae.runtime import distributed
 from dmvae.runtime.console import console, paragraph
 from dmvae.runtime.words import few
+from dmvae.stages.modelled import KEPT
 from dmvae.training.counting import Cost, cost_of
 from dmvae.training.stage import AnyTraining, TrainingStage
-from dmvae.transport.arrival import LATENTS
 
 GIB = 2**30
 MARGIN = 1.1
@@ -283,7 +283,7 @@ def _disk(name: str, recipe: Recipe, cost: Cost | None, items: int | None) -> in
         return (items or 0) * (1 + recipe.latents.mirrored) * prod(latent_shape(recipe)) * size
     if name == "sample":
         images = section.count * len(section.guidance) * recipe.data.channels * recipe.data.size**2
-        return images + min(section.count, LATENTS) * prod(latent_shape(recipe)) * 4
+        return images + min(section.count, KEPT) * prod(latent_shape(recipe)) * 4
     return 0
 
 

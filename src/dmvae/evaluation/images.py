@@ -139,7 +139,7 @@ class FolderImages:
             return read_image(path, self.size, self.channels)
         except BrokenImage as error:
             return f"unreadable image: {error}"
-        except OSError as error:
+        except Exception as error:  # of an image too large, say, which is no OSError
             return f"unreadable image: {path}: {error}"
 
     def _complaint(self) -> str:
@@ -179,7 +179,7 @@ class FolderImages:
             try:
                 with Image.open(path) as image:
                     width, height = image.size
-            except OSError:
+            except Exception:
                 continue  # told with the others of its kind, when it is read
             if width != height:
                 raise ValueError(

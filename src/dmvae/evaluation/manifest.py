@@ -73,6 +73,8 @@ def require_comparable(a: Values, b: Values, *, force: bool = False) -> None:
     """`require_same` of what two scores' manifests share when one may be set beside the other."""
     x, y = ({key: manifest[key] for key in COMPARABLE if key in manifest} for manifest in (a, b))
     for kept, manifest in ((x, a), (y, b)):
+        if "train" in a and "train" in b:  # of what one alone was measured by, the other has no figure
+            kept["train"] = manifest["train"]
         kept["measured"] = {key: value for key, value in manifest.get("measured", {}).items() if key in PREPARED}
     require_same(x, y, "the scores", force=force)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import statistics
@@ -33,8 +34,8 @@ TOKENIZER_UPDATES = ("tokenizer", "decoder", "encoder")
 def write_summary(jobs: list[Job], run_dir: Path) -> Values:
     """Gather the finished stages of `jobs` into run_dir/summary.json; returns what it holds. "not_ended" are the
     methods that have a stage that is not finished, "not_ended_at" which; their rows in "methods" hold what there is.
-    "unlike" are those that were measured in other features than most, or on other images: their figures do not
-    compare."""
+    "unlike" are those that were measured in other features than most, on other images, or by another number of
+    samples: their figures do not compare."""
     methods: dict[str, Values] = {}
     seconds: dict[str, float] = {}
     stages, seen = [], set()
@@ -94,9 +95,11 @@ def _verdict(metrics: Values) -> str | None:
 
 
 def _how(metrics: Values) -> str:
-    """On what images a method was measured, so far as its figures tell."""
-    reference = metrics.get("manifest", {}).get("reference", {})
-    return f"{metrics.get('count', '?')} images" + (f" of {reference['fingerprint'][:8]}" if reference else "")
+    """On what images a method was measured, and by how many samples, so far as its figures tell."""
+    manifest = metrics.get("manifest", {})
+    reference, samples = manifest.get("reference", {}), manifest.get("measured", {}).get("count")
+    images = f"{metrics.get('count', '?')} images" + (f" of {reference['fingerprint'][:8]}" if reference else "")
+    return images + (f", {counted(samples, 'sample')}" if samples else "")
 
 
 def over_seeds(methods: dict[str, Values]) -> dict[str, Values]:
@@ -109,11 +112,16 @@ def over_seeds(methods: dict[str, Values]) -> dict[str, Values]:
         method: {
             "count": len(rows),
             "mean": {key: statistics.fmean(row[key] for row in rows) for key in _common(rows)},
-            "spread": {key: statistics.stdev(row[key] for row in rows) for key in _common(rows)},
+            "spread": {key: _spread([row[key] for row in rows]) for key in _common(rows)},
         }
         for method, rows in groups.items()
         if len(rows) > 1
     }
+
+
+def _spread(values: list[float]) -> float:
+    """Standard deviation; NaN where a value is not finite."""
+    return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
 
 
 def _common(rows: list[Values]) -> list[str]:

@@ -7,6 +7,7 @@ from html import escape
 
 from dmvae import config as configs
 from dmvae.claims import leaves
+from dmvae.evaluation.metrics import INCEPTION
 from dmvae.evaluation.scores import Figure
 from dmvae.report.figures import FOLDED, of_few, shown
 from dmvae.report.html import details, duration, listing, prose
@@ -127,7 +128,7 @@ def _caption(run: Run, columns: dict[str, Figure]) -> str:
         parts.append(
             f"Frechet distances (rFD of reconstructions, gFD of generated images) compare <b>{features}</b> features. "
         )
-        if "inception" not in run.features.lower():
+        if run.features != INCEPTION:
             parts.append("They are not FID, which uses an Inception network: compare them with each other only.")
     parts.append(escape(of_few(run.measured.values())))
     return " ".join(parts)
@@ -157,7 +158,7 @@ def _data(run: Run, variant: str) -> str:
 def _compare(run: Run, key: str, start: str) -> str:
     column = shown([key])[key]
     what = f"{'highest' if column.better > 0 else 'lowest'} {column.title}"
-    values = {name: row[key] for name, row in _alike(run).items() if key in row}
+    values = {name: row[key] for name, row in _alike(run).items() if not math.isnan(row.get(key, math.nan))}
     unit = f" {column.unit}" if column.unit else ""
     if len(values) == 1:
         ((name, value),) = values.items()

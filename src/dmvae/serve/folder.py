@@ -57,7 +57,7 @@ class Folder:
     def __init__(self, run_dir: Path, jobs: list[Job], networks: Networks, *, data: bool = True) -> None:
         self.run, self.networks, self.data = Run(run_dir, jobs), networks, data
         if not data:
-            self.run.classes = ()
+            self.run.classes_of = dict.fromkeys(self.run.variants, ())
 
     def finished(self, method: str, stage: str) -> Path | None:
         """The folder of a method's stage, if it is finished. Raises ValueError for a method that the run lacks."""

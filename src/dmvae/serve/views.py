@@ -134,7 +134,9 @@ def point(folder: Folder, method: str, place: int, reference: bool) -> Values:
     if method not in folder.pictures:
         raise ValueError(f"{method} has no map: its stage evaluate is not finished")
     z = _row(folder.pictures[method]["map_latents"], place).view(shape)
-    original = picture(folder.image(place)) if place < folder.image_count else None
+    recipes = folder.run.recipes  # test images are those of the first method's data set
+    own = recipes[method].data == next(iter(recipes.values())).data
+    original = picture(folder.image(place)) if own and place < folder.image_count else None
     return {"original": original, "copy": picture(folder.decode(method, z)[0])}
 
 

@@ -52,7 +52,7 @@ from dmvae.stages.arrival import at_the_end
 from dmvae.stages.modelled import kept_latents, modelled
 from dmvae.stages.reference import MAP_POINTS, open_reference
 from dmvae.stages.sample import generator_at, samples_folder
-from dmvae.tokenizers.adapted import load_tokenizer
+from dmvae.tokenizers.adapted import load_tokenizer, spread_of
 
 PICTURES = 24
 ALSO = ("linear_probe",)
@@ -114,6 +114,7 @@ class Measuring:
         self.reals = self._reference_features(self.images, "test images")
         self.metrics: Values = {"features": self.extractors[0].name, "count": len(self.images)}
         self.scores = Scores()
+        self.train: Values = {}
 
     def _reference_features(self, images: DatasetImages, title: str) -> list[FeatureSet]:
         """Features of images; kept in the run's folder, so that other variants need not compute them."""
@@ -213,7 +214,8 @@ class Measuring:
         trains: Sequence[FeatureSet | None] = [None] * len(self.reals)
         if "memorisation" in self.parts:
             everything = DatasetImages(self.inputs.train_set, None, self.inputs.sections.run.workers)
-            trains = self._reference_features(everything, "training images")
+            trains = found = self._reference_features(everything, "training images")
+            self.train = {"train": found[0].manifest["images"]}
         fakes = []
         for scale in self.inputs.config_of("sample")["guidance"]:
             files = SampleFiles(samples_folder(self.inputs.reads["sample"], scale))
@@ -277,6 +279,7 @@ class Measuring:
         measured: Values = {
             "kind": "run",
             "weights": weights_hash(self.tokenizer),
+            "spread": spread_of(self.tokenizer),
             "stages": {name: folder.name for name, folder in inputs.reads.items()},
             "dtype": "bfloat16" if uses_bf16(inputs.device, inputs.sections.run.precision) else "float32",
             "seed": inputs.seed,
@@ -290,6 +293,7 @@ class Measuring:
         return {
             "reference": images.facts | {"count": len(images), "data": data},
             "measured": measured,
+            **self.train,
             "count": measured.get("count", len(images)),
             "features": {network.name: network.manifest() for network in networks},
             "protocol": PROTOCOL | ({"probe": probe.VERSION} if config.probe else {}),

@@ -22,6 +22,9 @@ LEAST = 64
 REPEATS = 8
 """Sets of the data's latents that samples are compared with. With one alone a multiple changes by a fifth from set to
 set; what is left is the samples' own chance, which other samples show."""
+KEPT = 2250
+"""Sampled latents that an evaluation chooses from, whatever the batches in which they were drawn: nine of the default
+size, as it has always been with that."""
 NUMBERS = 2**28
 """Numbers of the data's latents that are looked at, where that is enough for two sets: a GiB."""
 
@@ -56,11 +59,11 @@ def _multiple(view: View, z: Tensor, sets: tuple[Tensor, ...], rest: Tensor, see
 
 
 def kept_latents(folder: Path) -> Tensor:
-    """The latents [n, C, H, W] in a folder of samples; none where an earlier version drew them."""
+    """The first KEPT latents [n, C, H, W] in a folder of samples; none where an earlier version drew them."""
     parts = []
     for path in sorted(folder.glob("samples-*.safetensors")):
         with safe_open(path, "pt") as file:
             if "latents" not in file.keys():  # noqa: SIM118, which no mapping is
                 break
             parts.append(file.get_tensor("latents"))
-    return torch.cat(parts) if parts else torch.empty(0)
+    return torch.cat(parts)[:KEPT] if parts else torch.empty(0)

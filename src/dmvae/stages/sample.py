@@ -32,10 +32,10 @@ from dmvae.runtime.files import write_tensors
 from dmvae.runtime.precision import autocast, uses_bf16
 from dmvae.runtime.transfer import send
 from dmvae.stages.generator import GeneratorTraining
+from dmvae.stages.modelled import KEPT
 from dmvae.tokenizers.adapted import load_tokenizer
 from dmvae.training.preparing import compile_networks
 from dmvae.training.stage import Facts, Stage, stage
-from dmvae.transport.arrival import LATENTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +123,7 @@ class SampleStage(Stage[SampleConfig]):
                                 generator, autoencoder, chunk, seeds, config.settings(scale, guide), inputs.device
                             )
                         drawn = {"images": images, "labels": chunk, "seeds": torch.tensor(seeds)}
-                        if scale == config.guidance[0] and start < LATENTS:
+                        if scale == config.guidance[0] and start < KEPT:
                             drawn["latents"] = z
                         write_tensors(path, drawn)
                     bar.step(len(chunk))

@@ -22,9 +22,16 @@ from dmvae.models.base import DecoderOutput, EncoderOutput, Parts, PointDistribu
 from dmvae.registry import require_members
 from dmvae.runtime.done import require_intact
 from dmvae.runtime.files import read_json
+from dmvae.runtime.hashing import digest
 from dmvae.runtime.precision import full_precision, without_tf32
 from dmvae.tokenizers import Codec, TokenizerSource
 from dmvae.tokenizers.autoencoder import Autoencoder
+
+
+def spread_of(tokenizer: Tokenizer) -> str:
+    """What stands for samples of a posterior, which the weights do not tell from means; "" for means."""
+    fixed = tokenizer.config.get("fixed_std")
+    return digest("drawn", None if fixed is None else list(fixed)) if tokenizer.drawn else ""
 
 
 class AdaptedTokenizer(Tokenizer):

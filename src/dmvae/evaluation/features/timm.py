@@ -15,7 +15,7 @@ from dmvae.encoders.timm import load_weights
 from dmvae.evaluation.features import Extractor, FeaturesConfig
 from dmvae.ranges import Pixels
 from dmvae.registry import nearest, register
-from dmvae.runtime.hashing import weights_hash
+from dmvae.runtime.hashing import content_hash, weights_hash
 from dmvae.runtime.hub import hub
 
 
@@ -37,7 +37,9 @@ class TimmFeatures(FeaturesConfig):
     def name(self) -> str:
         if not self.pretrained:
             return f"{self.model}-random@{self.resolution}"
-        return f"{self.model}{f'({self.weights.stem})' if self.weights else ''}@{self.resolution}"
+        # two files may share a name
+        file = f"({self.weights.stem}-{content_hash([self.weights])[:8]})" if self.weights else ""
+        return f"{self.model}{file}@{self.resolution}"
 
     def build(self) -> Extractor:
         if not timm.is_model(self.model):
