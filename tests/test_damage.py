@@ -6,6 +6,8 @@ import warnings
 from types import SimpleNamespace
 
 import pytest
+import torch
+from safetensors.torch import load, load_file
 
 import processes
 import tiny
@@ -135,6 +137,29 @@ def test_a_finished_stage_with_a_damaged_file_is_named_and_unfinished(stage, cap
     assert "sub/with space.json is corrupt; the stage is run again" in capsys.readouterr().out
     assert read_done(stage) is None
     assert not (stage / "sub/with space.json").exists()
+
+
+@pytest.mark.slow
+def test_whatever_is_damaged_at_once_is_made_anew(tmp_path, capsys):
+    """What of a stage's files is whole is kept, and no other."""
+    path = tiny.write(tmp_path, run__precision="float32", latents__shard_size=16, sample__count=12)
+    jobs = {job.stage.name: job for job in tiny.run(path, "matched")}
+    below = {"reference": "latents", "latents": "latents", "sample": "guidance-1"}
+    files = [file for name, part in below.items() for file in sorted((jobs[name].folder / part).glob("*-0*"))]
+    before = {file: load(file.read_bytes()) for file in files}  # not mapped, as the files are written to
+    assert len(files) == 8
+    for file in files:
+        if file != jobs["reference"].folder / "latents/latents-00002.safetensors":
+            flip(file)
+    capsys.readouterr()
+    tiny.run(path, "matched")
+    out = capsys.readouterr().out
+    assert "latents-00000.safetensors is corrupt, 1 other file too; the stage is run again" in out
+    assert "latents-00000.safetensors is corrupt, 2 other files too; the stage is run again" in out
+    for file, tensors in before.items():
+        again = load_file(file)
+        assert all(torch.equal(again[name], tensor) for name, tensor in tensors.items()), file
+    assert not [job for job in jobs.values() if damage(job.folder, read_done(job.folder))]
 
 
 @pytest.mark.parametrize("options", [[], ["--no-verify"]])

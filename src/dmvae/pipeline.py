@@ -23,11 +23,12 @@ from dmvae.fitting import fit
 from dmvae.idle import idle
 from dmvae.inputs import Inputs, latent_shape
 from dmvae.jobs import MERGED, Job, plan
+from dmvae.latents.store import STATISTICS
 from dmvae.recipe import Recipe
 from dmvae.runtime import distributed
 from dmvae.runtime.console import console
 from dmvae.runtime.done import NAME as DONE
-from dmvae.runtime.done import damage, read_done, write_done
+from dmvae.runtime.done import damages, read_done, write_done
 from dmvae.runtime.files import locked, sweep, within
 from dmvae.runtime.signals import stop_if_asked
 from dmvae.runtime.words import counted, few
@@ -232,12 +233,16 @@ def _tidy(jobs: list[Job], verify: bool) -> None:
                 continue
             shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
             sweep(folder)
-            wrong = damage(folder, read_done(folder)) if verify else None
+            wrong = list(damages(folder, read_done(folder))) if verify else []
             if wrong:
-                console.print(f"{folder}: {' '.join(wrong)}; the stage is run again")
-                file = within(folder / wrong[0], folder)  # a folder may be a link, and the list anybody's
-                (folder / DONE).unlink()
-                file.unlink(missing_ok=True)
+                more = f", {counted(len(wrong) - 1, 'other file')} too" if len(wrong) > 1 else ""
+                console.print(f"{folder}: {' '.join(wrong[0])}{more}; the stage is run again")
+                # a folder may be a link, and the list anybody's
+                for file in [within(folder / name, folder) for name, _ in wrong]:
+                    # they say that all shards beside them are there
+                    within(file.parent / STATISTICS, folder).unlink(missing_ok=True)
+                    file.unlink(missing_ok=True)
+                (folder / DONE).unlink()  # last: of a stage that is killed before, what is missing is seen again
 
 
 def _check_inputs(job: Job) -> None:

@@ -23,6 +23,9 @@ from dmvae.runtime.files import write_tensors
 from dmvae.runtime.precision import Precision, autocast
 from dmvae.runtime.transfer import send
 
+STATISTICS = "statistics.safetensors"
+"""Mean and standard deviation per channel. They are written last: with them all shards are there."""
+
 
 @torch.no_grad()  # not inference_mode: what moves to a device under it cannot be written to afterwards
 def encode_dataset(
@@ -76,10 +79,10 @@ def encode_dataset(
     if distributed.is_main():  # of an interrupted pass with smaller shards
         for path in sorted(folder.glob("latents-*.safetensors"))[len(starts) :]:
             path.unlink()
-    if distributed.is_main() and not (folder / "statistics.safetensors").exists():
+    if distributed.is_main() and not (folder / STATISTICS).exists():
         paths = sorted(folder.glob("latents-*.safetensors"))
         whole = Statistics.of(vectors(load_file(path)["latents"], "channels") for path in paths)
-        write_tensors(folder / "statistics.safetensors", {"mean": whole.mean.float(), "std": whole.std.float()})
+        write_tensors(folder / STATISTICS, {"mean": whole.mean.float(), "std": whole.std.float()})
     distributed.barrier()
 
 
@@ -104,7 +107,7 @@ class LatentSet:
     """
 
     def __init__(self, folder: Path, posteriors: bool = False) -> None:
-        statistics = load_file(folder / "statistics.safetensors")
+        statistics = load_file(folder / STATISTICS)
         self.mean, self.std = statistics["mean"], statistics["std"].clamp_min(1e-6)
         shards = [load_file(path) for path in sorted(folder.glob("latents-*.safetensors"))]
         self.drawn = "stds" in shards[0]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dmvae.datasets import Labelled
 from dmvae.datasets.mixed import Chosen
-from dmvae.latents.store import LatentSet
+from dmvae.latents.store import STATISTICS, LatentSet
 from dmvae.ranges import Count, Range, Width
 from dmvae.references import ReferenceConfig, Surroundings
 from dmvae.references.reduction import Reducer, Reduction, fit_linear, learn_bottleneck, load, require_channels
@@ -143,7 +143,7 @@ def initial_latents(inputs: Surroundings) -> LatentSet:
 
 def encoded(folder: Path) -> bool:
     """Whether `inputs.encode` has finished there: it writes the statistics last."""
-    return (folder / "statistics.safetensors").exists()
+    return (folder / STATISTICS).exists()
 
 
 def some(data: Labelled, count: int, inputs: Surroundings) -> Chosen:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path, PurePosixPath
 
@@ -43,20 +43,23 @@ def sealed(folder: Path, without: Iterable[str]) -> dict[str, tuple[int, int]]:
 
 
 def damage(folder: Path, facts: Mapping[str, object] | None, within: str = "") -> tuple[str, str] | None:
-    """(name, what is wrong) of the first file that is not as it was written, or None. Only those `within`, a file or a
-    folder, where that is given. A process reads a file once. Facts of versions that kept no checksums tell nothing."""
+    """The first of `damages`, or None."""
+    return next(damages(folder, facts, within), None)
+
+
+def damages(folder: Path, facts: Mapping[str, object] | None, within: str = "") -> Iterator[tuple[str, str]]:
+    """(name, what is wrong) of every file that is not as it was written. Only those `within`, a file or a folder, where
+    that is given. A process reads a file once. Facts of versions that kept no checksums tell nothing."""
     for name, (size, checksum) in _listed(facts or {}).items():
         file = folder / name
         if within and not PurePosixPath(name).is_relative_to(within):
             continue
         if not file.is_file():
-            return name, "is missing"
-        stat = file.stat()
-        if stat.st_size != size:
-            return name, f"has {stat.st_size} bytes of {size}"
-        if _crc(file, size, stat.st_mtime_ns) != checksum:
-            return name, "is corrupt"
-    return None
+            yield name, "is missing"
+        elif (stat := file.stat()).st_size != size:
+            yield name, f"has {stat.st_size} bytes of {size}"
+        elif _crc(file, size, stat.st_mtime_ns) != checksum:
+            yield name, "is corrupt"
 
 
 def require_intact(path: Path) -> Path:
