@@ -12,7 +12,7 @@ from dmvae import pipeline
 from dmvae.claims import RUNNING, begun_anew, claimed
 from dmvae.commands.plan import Machine, print_plan
 from dmvae.commands.run import finish
-from dmvae.jobs import plan
+from dmvae.jobs import jobs_of, plan
 from dmvae.recipe import load
 from dmvae.report.summary import write_summary
 from dmvae.runtime.done import write_done, write_source
@@ -51,6 +51,43 @@ def test_other_recipes_are_refused_while_one_runs(tmp_path, recipes):
                 pass
         assert (tmp_path / "run/kl/recipe.yaml").read_text() == before
         assert not (tmp_path / "run/main").exists()
+
+
+def test_a_variant_that_nobody_runs_may_be_another_beside_one_that_somebody_does(tmp_path, recipes):
+    """After an edit of the recipe, or an update: one variant on each GPU."""
+    names = list(recipes)
+    with claimed(tmp_path / "run", recipes, [], names):
+        pass
+    edited = {name: dataclasses.replace(recipe, seed=1) for name, recipe in recipes.items()}
+    with claimed(tmp_path / "run", {"matched": edited["matched"]}, [], names):
+        with claimed(tmp_path / "run", {"kl": edited["kl"]}, [], names):
+            assert "seed: 1\n" in (tmp_path / "run/kl/recipe.yaml").read_text()
+            with pytest.raises(ValueError, match=r"is running the variant 'kl' with seed 1, not 0, there"):
+                with claimed(tmp_path / "run", {"kl": recipes["kl"]}, [], names):
+                    pass
+
+
+def test_a_variant_whose_recipe_of_before_cannot_be_read_costs_no_table_of_another(tmp_path, recipes, capsys):
+    jobs = plan(recipes, tmp_path / "run")
+    with claimed(tmp_path / "run", recipes, jobs, list(recipes)):
+        pass
+    file = tmp_path / "run/kl/recipe.yaml"
+    file.write_text(file.read_text() + "plugins: [gone.py]\n")
+    with pytest.raises(ValueError, match=r"kl/recipe.yaml: .*gone.py"):
+        jobs_of(tmp_path / "run")
+    mine = [job for job in jobs if job.variant == "matched"]
+    assert jobs_of(tmp_path / "run", mine) == mine
+    assert "left out of the table: kl, whose recipe of before cannot be read" in capsys.readouterr().out
+
+
+def test_a_run_in_another_s_folder_is_read_as_it_was_written(tmp_path, recipes):
+    for place in (tmp_path / "run", tmp_path / "run/inner"):
+        jobs = plan(recipes, place)
+        with claimed(place, recipes, jobs, list(recipes)):
+            pass
+        assert [job.folder for job in jobs_of(place)] == [job.folder for job in jobs]
+    with pytest.raises(ValueError, match="lies in a run's folder"):
+        jobs_of(tmp_path / "run/inner/kl")
 
 
 def interrupted(tmp_path, **over):

@@ -88,6 +88,36 @@ def test_variants_are_named_by_text_that_is_a_folder(tmp_path):
             load(path)
 
 
+@pytest.mark.parametrize("name", ["lr/1e-4", "v1.5", "stages"])
+def test_variants_of_a_mapping_are_named_so_too(tmp_path, name):
+    values = yaml.safe_load(tiny.write(tmp_path, variants={"main": {}}).read_text())
+    with pytest.raises(ValueError, match=f"variants: {name!r} names a folder"):
+        resolve(values | {"variants": {name: {}}})
+    assert list(resolve(values | {"variants": {8: {}}})) == ["8"]
+
+
+def test_a_plugin_s_section_is_laid_over_like_any_other(tmp_path):
+    """The first time that the recipe is read, too, when the plugin is not known yet."""
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass, field\n"
+        "from dmvae.references import ReferenceConfig\nfrom dmvae.references.mixture import MixtureReference\n"
+        "from dmvae.registry import register\n\n\n"
+        '@register("wrapped")\n@dataclass(frozen=True, kw_only=True)\nclass Wrapped(ReferenceConfig):\n'
+        "    of: ReferenceConfig = field(default_factory=MixtureReference)\n\n"
+        "    def build(self, inputs):\n        return self.of.build(inputs)\n"
+    )
+    tiny.write(
+        tmp_path,
+        plugins=["mine.py"],
+        variants={"main": {}},
+        reference__distribution={"type": "wrapped", "of": {"components": 7}},
+    )
+    path = over(tmp_path, extends="recipe.yaml", **{"reference.distribution.of": {"type": "mixture", "std": 0.3}})
+    for _ in range(2):
+        of = load(path)["main"].reference.distribution.of
+        assert (of.components, of.std) == (7, 0.3)
+
+
 def test_a_home_folder_is_found_and_no_folder_is_called_so(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "own.py").write_text("")

@@ -5,13 +5,16 @@ import shutil
 from contextlib import suppress
 from types import SimpleNamespace
 
+import packed
 import pytest
 from diffusers import AutoencoderKL
 
 import tiny
+from dmvae import config as configs
 from dmvae.cli import main
 from dmvae.commands import plan
 from dmvae.commands.plan import bytes_of
+from dmvae.jobs import _at
 from dmvae.recipe import load
 from dmvae.training.counting import Cost
 
@@ -77,6 +80,26 @@ def test_what_cannot_be_built_is_told_and_the_rest_is_counted(tmp_path, capsys):
     out = " ".join(capsys.readouterr().out.split())
     assert "missing: matching.noise: 'reference' puts another network behind the encoder" in out
     assert re.search(r"│ matching │ │ │ │ │ │ new │ │ decoder │ 4 │ 8 │", out)
+
+
+def test_a_split_that_no_stage_reads_is_not_missed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    packed.parquet(tmp_path / "data/train-0.parquet", {"image": packed.images(range(16)), "label": [0, 1] * 8})
+    data = {"type": "huggingface", "root": str(tmp_path / "data"), "size": 12}
+    batches = {f"{stage}__batch_size": 8 for stage in ("encoder", "tokenizer", "reference", "matching", "generator")}
+    path = tiny.write(tmp_path, data=data, evaluate=None, sample=None, **batches)
+    main(["plan", str(path)])
+    assert "nothing is missing" in capsys.readouterr().out
+
+
+def test_a_stage_whose_uses_lead_through_a_null_section_or_nowhere(tmp_path):
+    recipe = load(tiny.write(tmp_path))["kl"]
+    everything = configs.plain(recipe)
+    assert recipe.matching is None
+    assert _at(everything, "matching.weight", "mine") is None
+    assert _at(everything, "tokenizer.kl_weight", "mine") == 1e-3
+    with pytest.raises(ValueError, match=r"stage 'mine': uses names 'tokenizer.kl_wieght': .*did you mean 'kl_weight'"):
+        _at(everything, "tokenizer.kl_wieght", "mine")
 
 
 def test_an_obstacle_of_some_variants_names_them(tmp_path, capsys):

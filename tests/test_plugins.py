@@ -146,3 +146,11 @@ def test_stages_metrics_and_samplers_of_plugins_count_where_they_are_used(tmp_pa
     a, b = found["stage", ""], found["stage", "\n# edited\n"]
     assert a["part_sharpen"] != b["part_sharpen"]
     assert a["tokenizer"] == b["tokenizer"]
+
+
+def test_a_copy_of_a_plugin_counts_as_the_same(tmp_path):
+    """As runs of two checkouts name them."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine.py").write_text(renamed("twice_"))
+        load_plugins([tmp_path / name / "mine.py"])

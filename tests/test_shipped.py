@@ -75,6 +75,14 @@ def test_a_name_that_is_no_file_is_looked_up(capsys):
     assert recipe_file("cifar10").parent.name == "recipes", "the recipe goes before the study of that name"
     with pytest.raises(ValueError, match="no such recipe: dmo; did you mean 'demo'"):
         load("dmo")
+    Path("demo").mkdir()
+    assert load("demo")["kl"].name == "Fashion-MNIST demo", "a folder of data, or of a run, may be called so"
+    Path("over.yaml").write_text("extends: demo")
+    assert load("over.yaml")["main"].name == "Fashion-MNIST demo"
+    Path("data").mkdir()
+    with pytest.raises(ValueError, match=r"no such recipe: data \(that is a folder\)"):
+        load("data")
+    Path("demo").rmdir()
     Path("demo").write_text("name: mine")
     with pytest.raises(ValueError, match="demo: data: this field is required"):
         load("demo")

@@ -39,7 +39,11 @@ def claimed(run_dir: Path, recipes: dict[str, Recipe], jobs: list[Job], variants
     with ExitStack() as held:
         with locked(run_dir):
             alone = held.enter_context(together(run_dir / RUNNING))
-            other = None if alone else _difference(run_dir, recipes, variants)
+            other = None if alone else _other_variants(run_dir, variants)
+            for variant, recipe in () if other else recipes.items():
+                (run_dir / variant).mkdir(exist_ok=True)
+                if not held.enter_context(together(run_dir / variant / RUNNING)):  # what has ended refuses nothing
+                    other = other or _difference(run_dir, variant, recipe)
             if other is not None:
                 raise ValueError(
                     f"{run_dir}: another process is running {other} there: their results would be mixed. Give another "
@@ -85,14 +89,16 @@ def _replaced(run_dir: Path, recipes: dict[str, Recipe], variants: list[str]) ->
     return f"{name} (variants {few(methods)})"
 
 
-def _difference(run_dir: Path, recipes: dict[str, Recipe], variants: list[str]) -> str | None:
-    """What the recipes in the folder have that these have not, in words; None where they are the same."""
+def _other_variants(run_dir: Path, variants: list[str]) -> str | None:
+    """The variants of the recipe in the folder, in words; None where they are these."""
     there = read_json(run_dir / VARIANTS, list)
-    if there != variants:
-        return f"the variants {', '.join(there)}"
-    for variant, recipe in recipes.items():
-        for place, old, new in _changed(run_dir, variant, recipe):
-            return f"the variant {variant!r} with {place} {old!r}, not {new!r},"
+    return f"the variants {', '.join(there)}" if there != variants else None
+
+
+def _difference(run_dir: Path, variant: str, recipe: Recipe) -> str | None:
+    """What the variant's recipe in the folder has that this has not, in words; None where they are the same."""
+    for place, old, new in _changed(run_dir, variant, recipe):
+        return f"the variant {variant!r} with {place} {old!r}, not {new!r},"
     return None
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 
 from dmvae.config import Values
 from dmvae.datasets import open_dataset
-from dmvae.recipe import Recipe
+from dmvae.recipe import Recipe, method_of
 from dmvae.runtime import distributed
 from dmvae.runtime.words import counted
 from dmvae.training.stage import TrainingStage
@@ -35,7 +35,8 @@ def fit(
         changes: Values = {}
         for section, name, value in _too_large(recipe, items, ranks or distributed.world_size()):
             place = f"{section}.{name}"
-            if not any(option in (place, f"variants.{variant}.{place}") for option in asked):
+            given = (place, *(f"variants.{name}.{place}" for name in (variant, method_of(variant))))
+            if not any(option in given for option in asked):
                 changes[section] = dataclasses.replace(changes.get(section, recipe.section(section)), **{name: value})
                 was = getattr(recipe.section(section), name)
                 said[f"{place} is {value} in place of {was}: the training set has {counted(items, 'image')}"] = None

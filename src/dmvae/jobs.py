@@ -13,7 +13,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
@@ -25,7 +25,7 @@ from dmvae import config as configs
 from dmvae.config import Values
 from dmvae.datasets import Split, open_dataset
 from dmvae.recipe import Recipe, load
-from dmvae.registry import Registered, is_ours
+from dmvae.registry import Registered, is_ours, nearest
 from dmvae.runtime.console import console
 from dmvae.runtime.done import read_done, read_source
 from dmvae.runtime.files import read_json, remove, write_text
@@ -97,7 +97,7 @@ def plan(recipes: dict[str, Recipe], run_dir: Path) -> list[Job]:
 
 def _address(stage: AnyStage, recipe: Recipe, everything: Values, splits: dict[Split, str], reads: list[str]) -> str:
     """The name of a stage's folder, which reads stages of those addresses."""
-    uses = {path: _at(everything, path) for path in stage.uses}
+    uses = {path: _at(everything, path, stage.name) for path in stage.uses}
     data = {name: value for name, value in everything["data"].items() if name not in recipe.data.PLACES}
     key = {
         "stage": stage.name,
@@ -137,17 +137,25 @@ def code_of(cls: type) -> str:
     return content_hash([Path(file)]) if file else ""
 
 
-def _at(values: Values, path: str) -> object:
+def _at(values: Values, path: str, stage: str) -> object:
+    """The value at a dotted place; None where a section on the way is null. Raises ValueError for a place that is not
+    there, which `stage` uses."""
+    found: object = values
     for name in path.split("."):
-        values = values[name]
-    return values
+        if found is None:
+            return None
+        if not isinstance(found, dict) or name not in found:
+            known = found if isinstance(found, dict) else {}
+            raise ValueError(f"stage {stage!r}: uses names {path!r}: no field {name!r} is there{nearest(name, known)}")
+        found = found[name]
+    return found
 
 
 def recipes_of(run_dir: Path) -> list[Path]:
     """The resolved recipes of a run folder's variants, in the order in which they were written. Raises ValueError where
     there are none: the folder is not a run's, or one within."""
     for folder in run_dir.resolve().parents[:2]:
-        if (folder / VARIANTS).is_file():
+        if (folder / VARIANTS).is_file() and not (run_dir / VARIANTS).is_file():  # a run may lie in another's folder
             raise ValueError(f"{run_dir} lies in a run's folder; give {folder}")
     files = sorted(run_dir.glob("*/recipe.yaml"), key=lambda file: file.stat().st_mtime_ns)
     if not files:
@@ -156,31 +164,45 @@ def recipes_of(run_dir: Path) -> list[Path]:
     return files
 
 
-def jobs_of(run_dir: Path) -> list[Job]:
-    """The jobs of a run folder, for the variants of the recipe that was last run there.
+def jobs_of(run_dir: Path, mine: Sequence[Job] = ()) -> list[Job]:
+    """The jobs of a run folder, for the variants of the recipe that was last run there. `mine`: those that this process
+    has run; what of the others' recipes cannot be read is told then, and left out.
 
     Stages are found by their links, not by fingerprints computed anew: so a run can be reported on a machine without
     its data, and after an update that would compute other fingerprints. Raises ValueError where the folder is not a
     run's.
     """
+    own = by_variant(mine)
     files = recipes_of(run_dir)
     if (run_dir / VARIANTS).exists():
         named = [run_dir / str(name) / "recipe.yaml" for name in read_json(run_dir / VARIANTS, list)]
         files = [file for file in named if file in files]
-    jobs = [job for file in files for job in _linked(run_dir, file.parent.name, _main(file))]
+    jobs: list[Job] = []
+    for file in files:
+        variant = file.parent.name
+        try:
+            jobs += own[variant] if variant in own else _linked(run_dir, variant, _main(file))
+        except ValueError as error:
+            if not mine:
+                raise
+            console.print(f"left out of the table: {variant}, whose recipe of before cannot be read: {error}")
     if not jobs:
         raise ValueError(f"{run_dir}: no links to stages in it; copy a run with its links (`cp -a`, `rsync -a`)")
     return jobs
 
 
 def _main(file: Path) -> Recipe:
-    recipes = load(file)
+    try:
+        recipes = load(file)
+    except ValueError as error:
+        told = str(error)
+        raise ValueError(told if str(file) in told else f"{file}: {told}") from error
     if list(recipes) != ["main"]:
         raise ValueError(f"{file}: it has variants or seeds; a run writes one recipe for each of its variants")
     return recipes["main"]
 
 
-def by_variant(jobs: list[Job]) -> dict[str, list[Job]]:
+def by_variant(jobs: Sequence[Job]) -> dict[str, list[Job]]:
     """Variant -> its jobs, in their order."""
     found: dict[str, list[Job]] = {}
     for job in jobs:

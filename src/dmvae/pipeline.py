@@ -17,6 +17,7 @@ import torch
 from dmvae import checks, datasets
 from dmvae import config as configs
 from dmvae.claims import begun_anew, claimed
+from dmvae.config import Values
 from dmvae.datasets import open_dataset
 from dmvae.datasets.skipped import write_skipped
 from dmvae.fitting import fit
@@ -127,15 +128,20 @@ def _check(jobs: list[Job]) -> None:
         except ValueError as error:
             raise ValueError(f"{job.variant}: {error}") from error
         other = first.setdefault(job.folder, job)
-        if issubclass(job.stage, TrainingStage) and _keep_at(job) != _keep_at(other):
-            raise ValueError(
-                f"{job.variant}: {job.stage.name}.keep_at is {_keep_at(job)}, and {_keep_at(other)} in variant "
-                f"{other.variant}, which shares this training; give both the same"
-            )
+        if not issubclass(job.stage, TrainingStage):
+            continue
+        for (place, own), theirs in zip(_kept(job).items(), _kept(other).values(), strict=True):
+            if own != theirs:
+                raise ValueError(
+                    f"{job.variant}: {place} is {own}, and {theirs} in variant {other.variant}, which shares the "
+                    f"training of stage {job.stage.name}; give both the same"
+                )
 
 
-def _keep_at(job: Job) -> list[int]:
-    return list(job.recipe.section(job.stage).keep_at)
+def _kept(job: Job) -> Values:
+    """What decides over the snapshots of a training."""
+    section = job.recipe.section(job.stage)
+    return {f"{job.stage.name}.keep_at": list(section.keep_at), "run.keep_every": job.recipe.run.keep_every}
 
 
 def _take(ahead: list[Job], lock: ExitStack) -> tuple[int, str] | None:

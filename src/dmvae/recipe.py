@@ -8,6 +8,7 @@ each seed, called VARIANT@SEED; the table then has their mean and spread too.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -132,7 +133,7 @@ def resolve(values: Values, overrides: Values | None = None, path: Path = Path("
 
 def _resolve(values: Values, asked: Values, path: Path) -> Recipes:
     """`resolve`, whose errors do not say whether the file or an option is at fault."""
-    values = configs.merge({}, values)
+    values = configs.merge({}, _with_names(values))
     variants, own, seeds, options = _asked(values, asked)
     for name, over in (*variants.items(), *own.items()):
         if "plugins" in (over or {}):
@@ -216,7 +217,7 @@ def read_values(path: Path, below: tuple[Path, ...] = ()) -> Values:
 def extended(values: Values, path: Path, below: tuple[Path, ...] = ()) -> Values:
     """`read_values` of what a file at `path` would hold, less its `extends`."""
     try:
-        values = configs.merge({}, values)
+        values = configs.merge({}, _with_names(values))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if values.get("plugins"):
@@ -228,9 +229,10 @@ def extended(values: Values, path: Path, below: tuple[Path, ...] = ()) -> Values
         raise ValueError(f"{path}: extends: expected the path of a recipe, beside this one, got {base!r}")
     beside = (path.parent / Path(base).expanduser()).resolve()
     inherited = read_values(
-        recipe_file(base) if not beside.exists() and not Path(base).suffix else beside, (*below, path)
+        recipe_file(base) if not beside.is_file() and not Path(base).suffix else beside, (*below, path)
     )
     inherited = {key: value for key, value in inherited.items() if key not in ("variants", "seeds")}
+    load_plugins(values.get("plugins", inherited.get("plugins")) or ())  # whose types `named` looks into
     return configs.merge(configs.named(recipe_class(), configs.merge({}, inherited)), values)
 
 
@@ -299,15 +301,24 @@ def _read_yaml(path: Path) -> Values:
         raise ValueError(f"{path}: nested too deep to be a recipe") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a mapping of sections")
+    try:
+        return _with_names(values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _with_names(values: Values) -> Values:
+    """`values`, names of variants as text. Raises ValueError for a name that no folder and no option can have."""
+    found = dict(values)
     for key in ("variants", "seeds"):  # YAML reads a name of digits as a number
-        if isinstance(values.get(key), dict):
+        if isinstance(values.get(key), Mapping):
             if odd := [name for name in values[key] if isinstance(name, bool | None)]:
-                raise ValueError(f"{path}: {key}: YAML reads a name here as {odd[0]}; write it in quotes, as 'on'")
-            values[key] = {str(name): value for name, value in values[key].items()}
-            for name in values[key]:
+                raise ValueError(f"{key}: YAML reads a name here as {odd[0]}; write it in quotes, as 'on'")
+            found[key] = {str(name): value for name, value in values[key].items()}
+            for name in found[key]:
                 if not re.fullmatch(r"[\w@+=-]+", name) or name == "stages":
                     raise ValueError(
-                        f"{path}: {key}: {name!r} names a folder beside `stages` and is part of options: use letters, "
-                        "digits and _ @ + = -"
+                        f"{key}: {name!r} names a folder beside `stages` and is part of options: use letters, digits "
+                        "and _ @ + = -"
                     )
-    return values
+    return found

@@ -121,6 +121,13 @@ def test_what_was_asked_for_is_not_made_to_fit(tmp_path):
     assert {recipe.generator.batch_size for recipe in fitted.values()} == {64}
     assert said == ["tokenizer.batch_size is 32 in place of 64: the training set has 48 images"]
     assert fit(fitted)[0]["kl"].generator.batch_size == 32
+    seeds = load(tiny.write(tmp_path, generator__batch_size=64, seeds={"kl": [0, 1]}))
+    seeded, said = fit(seeds, ["variants.kl.generator.batch_size"])
+    assert {name: recipe.generator.batch_size for name, recipe in seeded.items()} == {
+        "matched": 32,
+        "kl@0": 64,
+        "kl@1": 64,
+    }
     assert [batch_of(48, 1), batch_of(48, 3), batch_of(1, 1), batch_of(7, 4)] == [32, 48, 1, 4]
 
 

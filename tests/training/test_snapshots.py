@@ -111,6 +111,10 @@ def test_samples_come_from_the_step_that_is_asked_for(tmp_path):
             {"variants__last__generator__keep_at": [2]},
             r"last: generator.keep_at is \[2\], and \[2, 3\] in variant early",
         ),
+        (
+            {"variants__last__run__keep_every": 2},
+            "last: run.keep_every is 2, and 0 in variant early, which shares the training of stage tokenizer",
+        ),
     ],
 )
 def test_a_step_that_nothing_keeps_is_told_before_any_stage_runs(tmp_path, over, message):

@@ -140,7 +140,9 @@ def print_plan(recipes: dict[str, Recipe], machine: Machine) -> list[str]:
 def _data(recipe: Recipe) -> tuple[int | None, int, str, list[str]]:
     """(training images or None where the data are not here, classes, a line about them, what is missing)."""
     try:
-        train, _ = open_dataset(recipe.data, "train"), open_dataset(recipe.data, "test")
+        train = open_dataset(recipe.data, "train")
+        for split in {split for stage in recipe.stages() for split in stage.splits}:
+            open_dataset(recipe.data, split)
     except ValueError as error:
         return None, CLASSES, f"data {recipe.data.type} cannot be opened here", [str(error)]
     return len(train), len(train.classes), pipeline.about_data(recipe).removeprefix("data: "), []

@@ -75,7 +75,7 @@ def run(command: str, arguments: list[str], commands: Sequence[str] = ("run", "s
         jobs = pipeline.run(recipes, run_dir, only=only, variants=names, verify=verify, asked=list(flat(overrides)))
         if only is None and distributed.is_main():
             # The other variants of the recipe have their place in the table too, as far as they were run.
-            finish(jobs_of(run_dir) if known.variant else jobs, run_dir)
+            finish(jobs_of(run_dir, jobs) if known.variant else jobs, run_dir)
 
 
 def plan(command: str, arguments: list[str]) -> None:

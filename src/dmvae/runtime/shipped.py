@@ -19,12 +19,14 @@ def recipe_file(name: str | Path) -> Path:
     """The file of that path, else the shipped recipe of that name, a study's without its folder too. Raises ValueError
     where there is neither."""
     path = Path(name)
-    if path.exists():
+    if path.is_file():
         return path
     known = shipped()
     short = {key.rpartition("/")[2]: file for key, file in known.items()} | known
     if str(name) in short:
-        return short[str(name)]
+        return short[str(name)]  # beside a folder of data that is called so, too
+    if path.exists():
+        raise ValueError(f"no such recipe: {name} (that is a folder)")
     told = f"{nearest(str(name), known)}; `dmvae recipes` lists those that come with dmvae"
     if path.suffix:
         told = f": no such file, from {Path.cwd()}; `dmvae init NAME {name}` copies one that comes with dmvae"
