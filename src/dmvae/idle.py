@@ -7,7 +7,9 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
+from dmvae.matching import Matching
 from dmvae.recipe import Recipe
+from dmvae.references.mixture import MixtureReference
 from dmvae.registry import is_ours
 from dmvae.runtime.words import few
 
@@ -35,6 +37,17 @@ def _of_one_density(recipe: Recipe) -> bool:
     return getattr(recipe.section("matching").objective, "divergence", None) == "reverse_kl"
 
 
+def _objective(recipe: Recipe) -> Matching:
+    found: Matching = recipe.section("matching").objective
+    return found
+
+
+def _mixed(recipe: Recipe, *by: str) -> bool:
+    """Whether the reference is a mixture that one of these fields says."""
+    found = part(recipe, "reference.distribution")
+    return isinstance(found, MixtureReference) and any(getattr(found, name) for name in by)
+
+
 MODELS = ("reference.model", "matching.model", "generator.model", "tokenizer.alignment.model")
 """Where a recipe has flow models."""
 IDLE: Mapping[str, tuple[Callable[[Recipe], bool], str]] = {
@@ -51,6 +64,22 @@ IDLE: Mapping[str, tuple[Callable[[Recipe], bool], str]] = {
     ),
     "matching.objective.ratio_width": (_of_one_density, "it only acts with a divergence other than reverse_kl"),
     "matching.objective.ratio_depth": (_of_one_density, "it only acts with a divergence other than reverse_kl"),
+    "matching.label_dropout": (
+        lambda r: is_ours(type(_objective(r))) and not _objective(r).has_student,
+        "its objective has no student",
+    ),
+    "matching.time_shift|time_distribution": (
+        lambda r: is_ours(type(_objective(r))) and not (_objective(r).has_student or _objective(r).needs_teacher),
+        "its objective asks no velocities",
+    ),
+    "reference.distribution.std|scale": (
+        lambda r: _mixed(r, "fit"),
+        "a mixture with `fit` has what it is fitted to",
+    ),
+    "reference.distribution.components|std|conditional": (
+        lambda r: _mixed(r, "file"),
+        "the file says it",
+    ),
     "sample.last_step": (
         lambda r: r.section("sample").method in ("euler", "heun", "midpoint"),
         "it only acts with sample.method: sde",

@@ -42,7 +42,7 @@ class Inputs:
     reads: dict[str, Path]
     """Finished stages that this one may read: name -> folder."""
     device: torch.device
-    drawn: bool = False
+    drawn: bool | None = None
     """Whether the tokenizer before matching gives samples of its posteriors."""
     weights: ClassVar[bool] = True
     """Whether networks are loaded with their weights; False in a plan."""
@@ -130,8 +130,8 @@ class Inputs:
             model = first_tokenizer(self.sections, weights=True)
         else:
             model = load_tokenizer(folder / "autoencoder")
-        if self.drawn:
-            model.drawn = True
+        if self.drawn is not None:
+            model.drawn = self.drawn
         return model
 
     def tokenizer(self) -> Tokenizer:

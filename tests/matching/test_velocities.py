@@ -301,6 +301,12 @@ def test_the_ratio_is_learned_beside_the_student():
         optimizer.step()
     assert log["ratio/accuracy"] > 0.65
     late = torch.full((64,), 0.9)
+    wrapped = torch.compile(student, backend="eager")
+    for loss in (
+        lambda of: objective.student_loss(of, z, labels, Context(Random(0), CLASSES, reference=TEACHER)),
+        lambda of: objective.loss(z, labels, TEACHER.velocity, of, Context(Random(0), CLASSES)),
+    ):
+        torch.testing.assert_close(loss(wrapped)[0], loss(student)[0])
     assert student.log_ratio(0.9 * z, late, labels).mean() < -1 < 1 < student.log_ratio(0 * z, late, labels).mean()
     with pytest.raises(ValueError, match=r"jensen_shannon compares latents with samples: give context="):
         objective.student_loss(student, z, labels, Context(Random(0), CLASSES))

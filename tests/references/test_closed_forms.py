@@ -10,7 +10,7 @@ from dmvae.flow.path import score
 from dmvae.flow.solver import Sampling, sample
 from dmvae.references.gaussian import Gaussian
 from dmvae.references.gaussian_mixture import GaussianMixture, joint_weights
-from dmvae.references.noise_states import NoiseStates
+from dmvae.references.noise_states import NoiseStates, NoiseStatesReference
 from dmvae.runtime.random import Random
 
 SHAPE = (2, 1, 2)
@@ -154,6 +154,13 @@ def test_a_class_without_components_stands_for_the_whole_mixture():
     assert torch.allclose(joint[1], joint.sum(0) / 4)
     assert torch.allclose(joint[3], joint.sum(0) / 4)
     assert (joint.sum(1) > 0).all()
+
+
+def test_labels_of_noise_alone_say_nothing():
+    of = NoiseStatesReference().of
+    for time in (0.0, 0.01, 1.0):
+        assert NoiseStatesReference(of=of, time=time).labelled == (time > 0)
+        assert NoiseStatesReference(of=of, time=time).labelled_for(None) == (time > 0)
 
 
 def test_the_ends_of_noise_states():

@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+import tiny
 from dmvae.evaluation.latents import vectors
 from dmvae.references.data import initial_latents
 from dmvae.references.reduction import fit_linear, learn_bottleneck, random_orthogonal, resize
 from dmvae.runtime.random import Random
+from dmvae.tokenizers.autoencoder import Autoencoder
 
 CLASSES, SHAPE = 3, (4, 3, 3)  # of the tiny recipe
 
@@ -113,6 +115,21 @@ def test_latents_of_another_tokenizer(make):
     z, labels = stored(make.build(type="tokenizer", source={"type": "identity", "patch": 2}))
     assert z.shape == (48, *SHAPE)
     assert torch.equal(labels.unique(), torch.arange(CLASSES))
+
+
+def test_latents_of_another_tokenizer_are_its_samples_where_it_draws(make, tmp_path):
+    model = Autoencoder.from_config(tiny.RECIPE["autoencoder"] | {"image_size": 12, "variational": True})
+    found = {}
+    for drawn in (False, True):
+        model.drawn = drawn
+        model.save_pretrained(tmp_path / f"drawn-{drawn}")
+        inputs = make(type="tokenizer", source={"type": "dmvae", "path": str(tmp_path / f"drawn-{drawn}")})
+        images = inputs.train_set.images[:8].float() / 127.5 - 1
+        network = inputs.sections.reference.distribution.network(inputs).eval()
+        with torch.no_grad():
+            found[drawn] = network(images)
+            torch.testing.assert_close(found[drawn], model.eval().encode(images).latents)
+    assert found[True].std() > 2 * found[False].std()
 
 
 def test_a_second_build_finds_what_the_first_made(make):

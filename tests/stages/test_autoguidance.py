@@ -72,6 +72,11 @@ def test_a_snapshot_guides_the_stage_and_the_pipeline_alike(tmp_path):
     [
         ({"generator__keep_at": []}, r"sample\.guide: step 2 is none of those that are kept: .*set guide to null"),
         ({"variants__guided__sample__guidance": [1.0]}, r"sample\.guide: a guidance scale of 1 asks nothing to guide"),
+        (
+            {"variants__guided__sample__snapshot": 2},
+            r"sample\.guide: step 2 is no earlier than the network",
+        ),
+        ({"generator__steps": 2}, r"sample\.guide: step 2 is no earlier than .*, of step 2; give an earlier one"),
     ],
 )
 def test_what_would_guide_nothing_is_refused_before_any_stage(tmp_path, over, message):

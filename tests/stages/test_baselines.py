@@ -306,13 +306,20 @@ def test_a_frozen_encoder_that_nobody_trains_is_refused(tmp_path, start):
         ({"encoder": None}, "at its random weights; give the recipe a stage `encoder`, set train_encoder"),
         ({"encoder": None, "autoencoder.encoder": timm}, "the encoder, 'timm', at its random weights"),
         ({"encoder": None, "autoencoder.encoder": effnet}, None),
-        ({"encoder": None, "tokenizer.train_encoder": True}, None),
+        ({"encoder": None, "tokenizer.train_encoder": True, "tokenizer.start": None}, None),
         ({}, None),
     ):
         recipe = load(tiny.write(tmp_path, variants={"x": ALONE | {"tokenizer.start": start} | over}))["x"]
         found = [problem for problem in checks.problems(recipe, recipe.stages()) if "random" in problem]
         assert len(found) == (message is not None)
         assert message is None or re.match(f"tokenizer.train_encoder: false would leave .*{message}", found[0])
+
+
+def test_a_start_with_weights_that_there_are_not_is_refused(tmp_path):
+    over = ALONE | {"encoder": None, "tokenizer.train_encoder": True, "tokenizer.start": "pretrained"}
+    recipe = load(tiny.write(tmp_path, variants={"x": over}))["x"]
+    (problem,) = checks.problems(recipe, recipe.stages())
+    assert problem.startswith("tokenizer.start: the encoder, 'conv', has no public weights and the recipe no stage")
 
 
 def test_alignment_to_a_random_encoder_is_refused(tmp_path):

@@ -110,3 +110,30 @@ def test_latents_are_normalised_as_they_are_matched(tmp_path, noise):
     torch.testing.assert_close(to["std"], spread.sqrt(), rtol=0.15, atol=0)
     assert (posterior.var.mean((0, 2, 3)) > 0.5 * posterior.mean.var((0, 2, 3))).all(), "so that the two differ"
     assert json.loads((folder / "done.json").read_text())["config"]["drawn"] == (noise == "posterior")
+
+
+def test_means_of_a_tokenizer_that_draws_are_normalised_by_their_own_spread(tmp_path):
+    """One that another run matched as drawn, whose means are matched here."""
+    torch.manual_seed(0)
+    settings = {"autoencoder": tiny.RECIPE["autoencoder"] | {"variational": True}}
+    model = dmvae.Autoencoder.from_config(settings["autoencoder"] | {"image_size": 12})
+    model.drawn = True
+    model.save_pretrained(tmp_path / "model")
+    over = {
+        "variants": {"main": {}},
+        "autoencoder": None,
+        "encoder": None,
+        "tokenizer": None,
+        "pretrained": {"type": "dmvae", "path": str(tmp_path / "model")},
+        "matching__objective": {"type": "transport"},
+        "matching__noise": "none",
+        "reference__distribution": {"type": "gaussian"},
+    }
+    jobs = tiny.run(tiny.write(tmp_path, **over), until="reference")
+    folder = next(job.folder for job in jobs if job.stage.name == "reference")
+    images = jobs[0].recipe.data.build("train").images
+    with torch.no_grad():
+        means = model.eval().encode(images.float() / 127.5 - 1).latent_dist.mean
+    std = load_file(folder / "normalisation.safetensors")["std"]
+    torch.testing.assert_close(std, means.std((0, 2, 3)), rtol=0.15, atol=0)
+    assert model.encode(images.float() / 127.5 - 1).latents.std() > 2 * means.std()

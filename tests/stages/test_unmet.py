@@ -62,6 +62,16 @@ def test_guidance_needs_labels_to_be_dropped(tmp_path, objective, distribution, 
         assert f"{stage}.label_dropout: 0 teaches" in problem
 
 
+@pytest.mark.parametrize("stage", ["reference", "matching", "generator"])
+def test_labels_that_are_never_kept_are_not_asked_for(tmp_path, stage):
+    section = {"objective": {"type": "dmd"}, "batch_size": 16, "steps": 900, "model": tiny.DIT}
+    (found,) = told(tmp_path, matching=section, **{f"{stage}__label_dropout": 1.0})
+    assert found.startswith(f"{stage}.label_dropout: 1 teaches no velocity with a label")
+    # where labels mean nothing, nobody asks for one
+    section |= {"label_dropout": 1.0}
+    assert told(tmp_path, matching=section, reference__distribution=CUBE, reference__label_dropout=1.0) == []
+
+
 @pytest.mark.parametrize(
     ("dropout", "sample", "refused"),
     [

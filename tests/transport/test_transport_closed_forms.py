@@ -8,6 +8,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from dmvae.evaluation.latents import sliced_distance as measured
+from dmvae.runtime.transfer import covariance
 from dmvae.transport import views
 from dmvae.transport.classes import by_class
 from dmvae.transport.drift import drift, kernel_drift
@@ -65,6 +66,15 @@ def test_directions_of_a_reference_lie_where_it_varies():
     gap = directions(y, y + 100 * torch.eye(10)[3], rng(), 64, ("gap",))
     assert float(gap[:, 3].mean()) > 0.99
     torch.testing.assert_close(gap.norm(dim=1), torch.ones(64))
+
+
+def test_principal_directions_are_of_all_samples_beside_others_that_are_held_out(monkeypatch):
+    """Of few samples an eighth has no covariance."""
+    seen = []
+    monkeypatch.setattr("dmvae.transport.sliced.covariance", lambda y: seen.append(len(y)) or covariance(y))
+    for count in (4, 64):
+        assert sliced_wasserstein(normal(40, 6), normal(count, 6), rng(), 64, ("principal", "reference")).isfinite()
+    assert seen == [4, 64]
 
 
 @pytest.mark.parametrize("n", [4, 12])

@@ -273,8 +273,10 @@ def copy_of(network: nn.Module) -> nn.Module:
     """A trainable copy of the network."""
     make: Callable[[object], nn.Module] | None = getattr(network, "from_config", None)
     if make is not None:  # a diffusers model knows which of its parameters train
-        copy = make(network.config)
-        copy.load_state_dict(network.state_dict())
+        weights = network.state_dict()
+        like = next((w for w in weights.values() if w.is_floating_point()), torch.empty(()))
+        copy = make(network.config).to(like.device, like.dtype)
+        copy.load_state_dict(weights)
         return copy
     return deepcopy(network).requires_grad_(True)
 

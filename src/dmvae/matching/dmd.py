@@ -15,7 +15,7 @@ from dmvae.flow.guidance import Velocity, guided
 from dmvae.flow.loss import sample_time
 from dmvae.flow.path import denoise, expand, interpolate
 from dmvae.generators.flow import FlowModelConfig
-from dmvae.matching import Context, Log, Student, compared, known_labels
+from dmvae.matching import Context, Log, Student, bare, compared, known_labels
 from dmvae.matching.adversarial import Critic
 from dmvae.matching.velocities import ByVelocities, binned
 from dmvae.ranges import Depth, Guidance, Width
@@ -71,9 +71,8 @@ class DMD(ByVelocities):
             g, gap = gradient(z.detach(), noise, t, labels, teacher, student, self.guidance, context.null_label)
             log = binned(gap, t)
             if self.divergence in WEIGHTS:
-                if not isinstance(student, WithRatio):
-                    raise ValueError(f"divergence: {self.divergence} needs a student that `new_student` made")
-                h = WEIGHTS[self.divergence](student.log_ratio(interpolate(noise=noise, z=z.detach(), t=t), t, labels))
+                ratio = self._ratio(student)
+                h = WEIGHTS[self.divergence](ratio.log_ratio(interpolate(noise=noise, z=z.detach(), t=t), t, labels))
                 if len(h) > 1:  # of a single image it is no number
                     log["ratio/weight_std"] = (h / h.mean()).std()
                 g = expand(h / distributed.average(h.mean()), g) * g
@@ -97,15 +96,21 @@ class DMD(ByVelocities):
         if self.divergence not in WEIGHTS:
             return loss, log
         context, reference = compared(f"divergence: {self.divergence}", context, z, labels)
-        assert isinstance(student, WithRatio)
+        ratio = self._ratio(student)
         y, y_labels = draw(reference, len(z), context.rng, z.device)
         t = sample_time(len(z), context.time_distribution, context.rng, context.time_shift)
         at_y, at_z = (
-            student.logit(interpolate(noise=context.rng.normal(*x.shape), z=x, t=t), t, of)
+            ratio.logit(interpolate(noise=context.rng.normal(*x.shape), z=x, t=t), t, of)
             for x, of in ((y, y_labels), (z, labels))
         )
         log["ratio/accuracy"] = 0.5 * ((at_y > 0).float().mean() + (at_z < 0).float().mean())
         return loss + F.softplus(-at_y).mean() + F.softplus(at_z).mean(), log
+
+    def _ratio(self, student: object) -> WithRatio:
+        inner = bare(student)
+        if not isinstance(inner, WithRatio):
+            raise ValueError(f"divergence: {self.divergence} needs a student that `new_student` made")
+        return inner
 
 
 class Ratio(Critic):

@@ -33,10 +33,10 @@ class NoiseStatesReference(ReferenceConfig):
 
     @property
     def labelled(self) -> bool:
-        return self.of.labelled
+        return self.time > 0 and self.of.labelled  # of noise alone labels say nothing
 
     def labelled_for(self, inputs: Surroundings) -> bool:
-        return self.of.labelled_for(inputs)
+        return self.time > 0 and self.of.labelled_for(inputs)
 
     def check(self, inputs: Surroundings) -> None:
         self.of.check(inputs)

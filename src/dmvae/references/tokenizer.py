@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from dmvae.models.base import Tokenizer
 from dmvae.ranges import Pixels
 from dmvae.references import Surroundings
 from dmvae.references.data import DataConfig
 from dmvae.references.reduction import AtResolution
 from dmvae.registry import register
-from dmvae.tokenizers import Codec, TokenizerSource
+from dmvae.tokenizers import TokenizerSource
+from dmvae.tokenizers.adapted import adapt
 
 
 @register("tokenizer")
@@ -27,7 +29,7 @@ class TokenizerReference(DataConfig):
     def network(self, inputs: Surroundings) -> nn.Module:
         data = inputs.data
         size = self.resolution or data.size
-        network = self.source.resolve().build(size=size, channels=data.channels, pretrained=True)
+        network = adapt(self.source, size=size, channels=data.channels, pretrained=True)
         return AtResolution(Encode(network), size)
 
     def fingerprint(self) -> str:
@@ -35,11 +37,11 @@ class TokenizerReference(DataConfig):
 
 
 class Encode(nn.Module):
-    """A tokenizer's encoder as a feature network."""
+    """A tokenizer's encoder as a feature network: its means, or samples where these are its latents."""
 
-    def __init__(self, tokenizer: Codec) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__()
         self.tokenizer = tokenizer
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.tokenizer.encode(images)
+        return self.tokenizer.encode(images).latents

@@ -79,7 +79,7 @@ class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
 
     @cached_property
     def _before(self) -> Inputs:
-        return replace(self.inputs, drawn=True) if self.config.drawn and self.inputs.weights else self.inputs
+        return replace(self.inputs, drawn=self.config.drawn) if self.inputs.weights else self.inputs
 
     def prepare(self) -> None:
         """Write the normalisation of latents and some samples; print how the reference and the latents compare."""

@@ -147,6 +147,16 @@ class SampleStage(Stage[SampleConfig]):
                     f"{list(training.keep_at)}, run.keep_every {every}, generator.steps {training.steps}; add it to "
                     f"generator.keep_at, or set {name} to null {otherwise}"
                 )
+        if config.guide is not None and config.guide >= (config.snapshot or training.steps):
+            yield (
+                f"sample.guide: step {config.guide} is no earlier than the network that it guides, of step "
+                f"{config.snapshot or training.steps}; give an earlier one"
+            )
+        if training.label_dropout == 1:
+            yield (
+                "generator.label_dropout: 1 teaches no velocity with a label, and samples are asked for by label; give "
+                "a share such as 0.1"
+            )
         flow = issubclass(training.model.network, VelocityModel)
         if config.guide is None and flow and training.label_dropout == 0 and set(config.guidance) != {1.0}:
             yield (

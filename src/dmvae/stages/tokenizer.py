@@ -165,6 +165,11 @@ def _check(config: TokenizerTraining, inputs: Inputs, model: Tokenizer) -> None:
             "tokenizer.alignment: its target, the frozen encoder, would be random; give tokenizer.alignment.target an "
             "encoder with public weights (type: timm), or the recipe a stage `encoder`"
         )
+    if own and config.start == "pretrained" and config.train_encoder:
+        raise ValueError(
+            f"tokenizer.start: the encoder, {inputs.shape.encoder.type!r}, has no public weights and the recipe no "
+            "stage `encoder` that trains it; add that stage, or set start to scratch"
+        )
     if own and not config.train_encoder:
         raise ValueError(
             f"tokenizer.train_encoder: false would leave the encoder, {inputs.shape.encoder.type!r}, at its random "

@@ -71,7 +71,7 @@ def sinkhorn_divergence(z: Tensor, y: Tensor, eps: float = 0.05, iterations: int
     Without the terms OT(z, z) and OT(y, y), latents would shrink towards the means of the samples that they are
     assigned; with them, S is 0 for equal sets and positive for others. Its gradient at z_i is (T_zz(z_i) - T_zy(z_i)) /
     n, where T_zy(z_i) = sum_j P_ij y_j / sum_j P_ij is the mean of the samples that z_i is assigned by the plan P, and
-    T_zz that of the latents. eps is relative to the mean squared distance of z and y.
+    T_zz that of the latents. eps is relative to the mean cost of z and y, half their mean squared distance.
     """
     require_vectors(z, y)
     y = y.to(z)

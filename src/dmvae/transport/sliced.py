@@ -29,9 +29,10 @@ def sliced_wasserstein(
     look like a difference.
     """
     require_vectors(z, y, least=2)
-    y, seen_y = _hold_out(y.to(z), rng, bool(set(along) & {"reference", "gap"}))
+    whole = y.to(z)
+    y, seen_y = _hold_out(whole, rng, bool(set(along) & {"reference", "gap"}))
     z, seen_z = _hold_out(z, rng, "gap" in along)
-    u = directions(seen_z.detach(), seen_y, rng, slices, along)
+    u = directions(seen_z.detach(), seen_y, rng, slices, along, whole)
     return wasserstein_1d(u @ z.T, u @ y.T).mean()
 
 
@@ -66,20 +67,27 @@ def _quantile_means(b: Tensor, n: int) -> Tensor:
     return centre + (integral.diff(dim=1) * n / m).to(b.dtype)
 
 
-def directions(z: Tensor, y: Tensor, rng: torch.Generator, slices: int, along: Sequence[Along] = MIXED) -> Tensor:
+def directions(
+    z: Tensor, y: Tensor, rng: torch.Generator, slices: int, along: Sequence[Along] = MIXED, whole: Tensor | None = None
+) -> Tensor:
     """Unit vectors [slices, d], in equal shares of the kinds:
 
     random      uniform on the sphere: all directions have their say, each little of it where d is large
     reference   between two samples of y: where the reference varies, its modes above all
     gap         from a vector of z to one of y: where the two differ
-    principal   eigenvectors of y's covariance, drawn with probability proportional to their variance
+    principal   eigenvectors of y's covariance, drawn with probability proportional to their variance; that of the
+                `whole` [k, d], where y is a small part of it
     """
     if slices < len(along) or not along:
         raise ValueError(
             f"slices is {slices} for {len(along)} kinds of directions; give at least one slice to one kind"
         )
     counts = [slices // len(along) + (i < slices % len(along)) for i in range(len(along))]
-    parts = [_draw(kind, z, y, rng, count) for kind, count in zip(along, counts, strict=True)]
+    whole = y if whole is None else whole
+    parts = [
+        _draw(kind, z, whole if kind == "principal" else y, rng, count)
+        for kind, count in zip(along, counts, strict=True)
+    ]
     return F.normalize(torch.cat(parts), dim=1)
 
 
