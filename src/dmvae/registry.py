@@ -249,9 +249,10 @@ def _load(file: Path) -> str:
             return name
         forget(name)
     # a copy, as of another checkout, counts as the same: fingerprints do not tell them apart either
-    copies = (other for other, text in _contents.items() if text == content and other.startswith(PLUGIN))
-    if same := next((other for other in copies if other.rpartition("%2F")[2] == name.rpartition("%2F")[2]), None):
-        return same
+    for other, text in _contents.items():
+        alike = text == content and other.rpartition("%2F")[2] == name.rpartition("%2F")[2]
+        if alike and other.startswith(PLUGIN) and other in sys.modules:
+            return other
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None

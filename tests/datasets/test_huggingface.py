@@ -218,6 +218,10 @@ def test_columns_that_do_not_fit(tmp_path):
     good = table({"image": pixels, "label": numbers})
     fails(good, r"has no column 'lable', which data\.label_column names; did you mean 'label'", label_column="lable")
     fails(good, r"has no column 'img', which data\.image_column", image_column="img")
+    named = table({"image": pixels, "label": numbers}, features(("dog", "cat")))
+    other = "its classes are dog, cat, in this order, and data.classes names the same in another"
+    fails(named, other, classes=("cat", "dog"))
+    assert open_split(named, classes=("hound", "kitten")).classes == ("hound", "kitten")
     fails(good, r"row 1, column label: label 1 is not in 0 to 0, the classes of data\.classes", classes=("a",))
     array = {
         "image": {"_type": "Array3D", "shape": [2, 2, 3], "dtype": "uint8"},

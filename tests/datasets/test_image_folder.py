@@ -1,5 +1,6 @@
 """Folders of images: labels, splits, ways of reading and the errors of their layout."""
 
+import errno
 import os
 import shutil
 import signal
@@ -8,8 +9,10 @@ from multiprocessing import active_children
 import pytest
 import torch
 from folders import BOTH, classes, open_split, picture, values
+from PIL import Image
 
 from dmvae import config as configs
+from dmvae.datasets import image_folder
 from dmvae.datasets.image_folder import FolderDataset, ImageFolder, ends
 from dmvae.datasets.loading import loader, passes
 from dmvae.datasets.memory import MemoryDataset
@@ -217,3 +220,50 @@ def test_workers_outlive_the_signals_that_stop_a_training(tmp_path):
     for number in (signal.SIGTERM, signal.SIGINT):
         os.kill(active_children()[0].pid, number)
     assert sum(len(labels) for _, labels in batches) == 39
+
+
+def test_a_root_above_the_data_is_told(tmp_path):
+    for name in ("train", "test"):
+        classes(tmp_path / "zip" / "photos" / name)
+    with pytest.raises(ValueError, match=r"zip has photos/ alone, which has the splits; give .*zip/photos"):
+        open_split(tmp_path / "zip")
+    classes(tmp_path / "beside" / "train")
+    picture(tmp_path / "beside" / "extra" / "a.png", 1)
+    with pytest.raises(ValueError, match=r"has train/ with folders of its own, and extra/ beside it: call the"):
+        open_split(tmp_path / "beside")
+    for name in ("train", "ship", "car"):  # which may be a class
+        for i in range(4):
+            picture(tmp_path / "vehicles" / name / f"{i}.png", i)
+    assert open_split(tmp_path / "vehicles").classes == ("car", "ship", "train")
+    classes(tmp_path / "nested" / "photos")
+    with pytest.warns(UserWarning, match=r"nested has photos/ alone, and so one class; where cat, dog .* are classes"):
+        assert open_split(tmp_path / "nested").classes == ("photos",)
+
+
+def test_a_disk_that_fails_for_a_while_takes_no_image_out_of_the_set(tmp_path, monkeypatch):
+    classes(tmp_path / "data")
+    there = len(open_split(tmp_path / "data", valid_fraction=0.01, cache="none"))
+    opened = Image.open
+
+    def failing(file, *arguments, **named):
+        if str(file).endswith("cat/1.png"):
+            raise OSError(errno.EIO, "Input/output error")
+        return opened(file, *arguments, **named)
+
+    with monkeypatch.context() as bad:
+        bad.setattr(Image, "open", failing)
+        with pytest.raises(ValueError, match=r"cat/1\.png cannot be read: Input/output error"):
+            open_split(tmp_path / "data", valid_fraction=0.01)
+    assert len(open_split(tmp_path / "data", valid_fraction=0.01)) == there
+
+
+def test_what_could_not_be_read_is_tried_again_where_a_decoder_has_come(tmp_path, monkeypatch):
+    classes(tmp_path / "data")
+    (tmp_path / "data/cat/1.png").write_bytes(b"a format of tomorrow")
+    whole = open_split(tmp_path / "data", valid_fraction=0.01)
+    read = image_folder.read_image
+    grey = torch.full((3, 8, 8), 7, dtype=torch.uint8)
+    monkeypatch.setattr(image_folder, "read_image", lambda path, *of: grey if path.name == "1.png" else read(path, *of))
+    assert len(open_split(tmp_path / "data", valid_fraction=0.01)) == len(whole), "it is kept"
+    monkeypatch.setattr(image_folder, "PIXELS", (4, ".tomorrow"))
+    assert len(open_split(tmp_path / "data", valid_fraction=0.01)) == len(whole) + 1

@@ -260,3 +260,45 @@ def test_a_norm_of_one_value_is_told_before_a_run(tmp_path, width, size, constan
             f"autoencoder: encoder: one feature for an image of 8 pixels .stride 8., and {2 * width} channels", problem
         )
         assert problem.endswith("more than 32 channels there, or a stride below 8")
+
+
+@pytest.mark.parametrize(
+    ("made", "read", "first"),
+    [
+        ({"depth": 2}, {"depth": 1}, r"has 12 tensors that this VisionTransformer lacks, blocks\.1\."),
+        ({"depth": 1, "init_values": 1e-5}, {"depth": 1}, r"blocks\.0\.ls1\.gamma"),
+    ],
+)
+def test_weights_of_more_than_the_model_has_are_another_model_s(tmp_path, made, read, first):
+    """Without them its features would be others; a head is not of the features."""
+    model = timm.create_model("vit_tiny_patch16_224", patch_size=4, img_size=16, num_classes=5, **made)
+    state = model.state_dict() | {"mask_token": torch.zeros(1, 1, 192), "decoder_blocks.0.weight": torch.zeros(3)}
+    for name, kwargs in (("same", made), ("less", read)):
+        path = tmp_path / f"{name}.safetensors"
+        save_file(state, path)
+        encoder = TimmEncoder(model="vit_tiny_patch16_224", patch_size=4, kwargs=kwargs, checkpoint=path)
+        if name == "same":
+            assert encoder.build(size=16, channels=3, pretrained=True).channels == 192
+            continue
+        with pytest.raises(ValueError, match=first):
+            encoder.build(size=16, channels=3, pretrained=True)
+
+
+def test_heads_of_convolutional_networks_may_be_there(tmp_path):
+    path = tmp_path / "resnet.safetensors"
+    save_file(timm.create_model("resnet10t", pretrained=False).state_dict(), path)
+    assert TimmEncoder(model="resnet10t", checkpoint=path).build(size=32, channels=3, pretrained=True).stride == 32
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("coat_tiny", "CoaT gives a .*, and not one grid of .* features; choose another model"),
+        ("pit_ti_224", "PoolingVisionTransformer gives features of shape .*, and not one grid of 2x2 features"),
+    ],
+)
+def test_models_without_one_grid_of_features_are_told(model, message):
+    with torch.device("meta"), torch.inference_mode():
+        encoder = TimmEncoder(model=model, pretrained=False).build(size=64, channels=3).eval()
+        with pytest.raises(ValueError, match=message):
+            encoder(torch.zeros(1, 3, 64, 64))

@@ -127,3 +127,42 @@ def test_attention_by_products_and_by_the_fused_kernel_agree(tokens):
     assert torch.allclose(attend(q, k, v), fused, atol=1e-6)
     half = attend(q.bfloat16(), k.bfloat16(), v.bfloat16())
     assert (half.float() - fused).norm() < 1e-2 * fused.norm()
+
+
+def test_weights_may_come_and_go_with_each_call_of_a_module():
+    """As diffusers' offloading has it, by hooks: nobody may look at the weights of a module that is not called."""
+    torch.manual_seed(0)
+    model = LightningDiT(
+        input_size=4, in_channels=4, num_classes=3, width=32, depth=2, heads=2, head_width=16, head_depth=1
+    )
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    asked = torch.randn(2, 4, 4, 4), torch.tensor([0.3, 0.7]), torch.tensor([0, 3])
+    with torch.no_grad():
+        expected = model(*asked)
+    for module in model.modules():
+        if module is model or not (own := dict(module.named_parameters(recurse=False))):
+            continue
+
+        def put(module, own=own):
+            for name, value in own.items():
+                setattr(module, name, value)
+
+        def take(module, own=own):
+            for name, value in own.items():
+                setattr(module, name, torch.nn.Parameter(value.to("meta"), requires_grad=False))
+
+        module.register_forward_pre_hook(lambda module, _, put=put: put(module))
+        module.register_forward_hook(lambda module, *_, take=take: take(module))
+        take(module)
+    with torch.no_grad():
+        assert torch.equal(model(*asked), expected)
+
+
+def test_weights_may_be_kept_in_eight_bits():
+    torch.manual_seed(0)
+    model = LightningDiT(input_size=4, in_channels=4, num_classes=3, width=32, depth=2, heads=2).to(torch.bfloat16)
+    asked = torch.randn(2, 4, 4, 4).bfloat16(), torch.tensor([0.3, 0.7]), torch.tensor([0, 3])
+    model.enable_layerwise_casting(torch.float8_e4m3fn, torch.bfloat16)
+    with torch.no_grad():
+        assert model(*asked).isfinite().all()

@@ -97,3 +97,19 @@ def test_a_plan_for_gpus_decides_as_on_one():
         assert uses_bf16(cpu, "auto")
         assert not uses_bf16(cpu, "float32")
     assert kind(cpu) == "cpu"
+
+
+@pytest.mark.parametrize("fixed_std", [None, [0.1] * 4])
+def test_a_tokenizer_in_half_precision_decodes_what_it_encodes_with_gradients_and_without(fixed_std):
+    drawn = {"fixed_std": fixed_std, "drawn": fixed_std is not None}
+    model = autoencoder.Autoencoder.from_config(tiny.RECIPE["autoencoder"] | {"image_size": 12} | drawn).bfloat16()
+    x = (torch.rand(2, 3, 12, 12) * 2 - 1).bfloat16()
+    z = model.encode(x).latents
+    with torch.no_grad():
+        plain = model.decode(z).sample
+    kept = model.decode(z.requires_grad_() if z.is_leaf else z).sample
+    assert kept.requires_grad
+    torch.testing.assert_close(kept.detach().float(), plain.float(), atol=0.05, rtol=0)
+    model.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.decode(model.encode(x.float()).latents).sample.requires_grad

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import tiny
 from dmvae import Autoencoder
 from dmvae.models.artifact import load_strictly
 from dmvae.tokenizers.adapted import adapt
@@ -112,3 +113,28 @@ def test_weights_that_name_a_sample_which_is_not_there_are_refused(tmp_path, wro
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=rf"{tmp_path}.*editor.members: samples .*{wrong}.* of 16, which begin at 0"):
         load_strictly(Autoencoder, tmp_path)
+
+
+@pytest.mark.parametrize("groups", [None, 4])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_tokenizer_that_assigns_samples_encodes_in_half_precision(tmp_path, groups, dtype):
+    torch.manual_seed(0)
+    model = Autoencoder.from_config(tiny.RECIPE["autoencoder"] | {"image_size": 12}).eval()
+    bank = torch.randn(16, 4, 3, 3)
+    edited = model.with_editor(bank, torch.zeros(4), torch.ones(4), width=8, assigned=True, groups=groups)
+    edited.save_pretrained(tmp_path)
+    half = Autoencoder.from_pretrained(tmp_path, torch_dtype=dtype).eval()
+    x = torch.rand(2, 3, 12, 12) * 2 - 1
+    with torch.no_grad():
+        z = half.encode(x.to(dtype)).latents
+    assert z.dtype == dtype
+    assert z.isfinite().all()
+
+
+def test_images_of_another_size_are_told_where_samples_are_edited():
+    model = Autoencoder.from_config(tiny.RECIPE["autoencoder"] | {"image_size": 12}).eval()
+    edited = model.with_editor(torch.randn(16, 4, 3, 3), torch.zeros(4), torch.ones(4), width=8)
+    assert edited.encode(torch.zeros(1, 3, 12, 12)).latents.shape == (1, 4, 3, 3)
+    with pytest.raises(ValueError, match="edits samples of its reference, which are of images of 12x12, not 24x12"):
+        edited.encode(torch.zeros(1, 3, 24, 12))
+    assert model.encode(torch.zeros(1, 3, 24, 12)).latents.shape == (1, 4, 6, 3)

@@ -86,6 +86,11 @@ class HuggingFace(EncodedConfig):
                     f"{_some(own)}, but data.classes names {len(given)}, {_some(given)}: name every class, in the "
                     "column's order, or leave data.classes out"
                 )
+            if given and own and set(given) == set(own) and tuple(given) != tuple(own):
+                raise ValueError(
+                    f"{prepared.where(first)()}, column {label}: its classes are {_some(own)}, in this order, and "
+                    "data.classes names the same in another: leave it out, or give the column's order"
+                )
             source.labels = labels_of(table, label, own, where)[list(source.rows)]
             classes = given or own or _numbers(train, label, prepared.where(first))
             of = "data.classes" if given else f"column {label} of the train split"

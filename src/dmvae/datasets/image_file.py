@@ -16,8 +16,6 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from dmvae.datasets.memory import resize
 
-PIXELS = 4
-"""Counts the ways of making pixels of files: in the names of decoded images that are kept, so that two do not mix."""
 ALWAYS = frozenset([".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"])
 SOMETIMES = frozenset([
     ".apng", ".avif", ".avifs", ".dib", ".heic", ".heics", ".heif", ".heifs", ".hif", ".ico", ".j2k", ".jp2", ".jpe",
@@ -48,6 +46,9 @@ def _readable() -> frozenset[str]:
 
 SUFFIXES = _readable()
 """Endings of the images that are read."""
+PIXELS = (4, *sorted(SUFFIXES))
+"""Counts the ways of making pixels of files, and says what is read here: in the names of what is kept of images, so
+that two do not mix, and what a decoder is installed for later is looked at anew."""
 
 
 class BrokenImage(ValueError):
@@ -89,6 +90,7 @@ def _pixels(image: ImageFile.ImageFile, channels: int) -> Tensor:
         with contextlib.suppress(RuntimeError):  # Pillow forgives more, and tells the rest
             return decode_jpeg(data, mode=ImageReadMode.RGB)
     if not upright:
+        image.info.pop("exif", None)  # it has been read, and would be written anew, which a damaged block cannot be
         ImageOps.exif_transpose(image, in_place=True)
     values = torch.from_numpy(np.array(flatten(image, "L" if channels == 1 else "RGB")))
     return values[None] if channels == 1 else values.permute(2, 0, 1)

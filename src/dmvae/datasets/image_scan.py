@@ -48,8 +48,24 @@ def split_files(root: Path, split: Split, fraction: float) -> tuple[Path, list[E
     if held_out and set(found) <= set(HELD_OUT):
         raise ValueError(f"data.root: {root} has {held_out}/ but no train/ beside it; add train/")
     apart = folders(root)
+    if len(found) == 1 and found != ["train"]:
+        below = _folders(root / found[0])
+        if "train" in below and _held_out(below):
+            raise ValueError(f"data.root: {root} has {found[0]}/ alone, which has the splits; give {root / found[0]}")
+        if len(below) > 1 and not _loose(root / found[0]):
+            warnings.warn(
+                f"{root} has {found[0]}/ alone, and so one class; where {', '.join(below[:3])} ... are classes, give "
+                f"{root / found[0]}",
+                stacklevel=3,
+            )
     if len(apart) == 1 and len(found) > 1 and {name.lower() for name in found} <= ALMOST:
         raise ValueError(f"data.root: {root} has {'/, '.join(found)}/: call its two splits train/ and test/")
+    if "train" in found and not held_out and len(found) > 1 and _folders(root / "train") and not _loose(root / "train"):
+        others = "/, ".join(name for name in found if name != "train")
+        raise ValueError(
+            f"data.root: {root} has train/ with folders of its own, and {others}/ beside it: call the held-out images "
+            "test/, or move what is no split away"
+        )
     if len(apart) == 2:
         train, classes = scan(apart[0])
         if split == "train":
@@ -71,6 +87,11 @@ def folders(root: Path) -> list[Path]:
     found = _folders(root)
     held_out = _held_out(found)
     return [root / "train", root / held_out] if "train" in found and held_out else [root]
+
+
+def _loose(folder: Path) -> bool:
+    """Whether images lie in the folder itself."""
+    return any(_suffix(entry.name) in SUFFIXES for entry in os.scandir(folder) if not entry.name.startswith("."))
 
 
 def _held_out(found: list[str]) -> str | None:

@@ -15,6 +15,7 @@ import torch
 from dmvae.datasets import Dataset, Split
 from dmvae.datasets.download import cache_folder
 from dmvae.datasets.encoded import EncodedConfig, check_labels, choose, numbered, open_images
+from dmvae.datasets.image_file import PIXELS
 from dmvae.datasets.image_scan import HELD_OUT
 from dmvae.datasets.skipped import note
 from dmvae.datasets.tar_index import Samples, read_index
@@ -93,7 +94,7 @@ class WebDataset(EncodedConfig):
     def _index(self, shard: Path, label: str | None) -> Samples:
         """The samples of a shard, from the kept index where the shard is as it was. Raises ValueError."""
         stat = shard.stat()
-        key = digest(INDEX, str(shard.resolve()), stat.st_size, stat.st_mtime_ns, self.image_extension, label)
+        key = digest(INDEX, PIXELS, str(shard.resolve()), stat.st_size, stat.st_mtime_ns, self.image_extension, label)
         kept = cache_folder() / "tar_index" / f"{key}.json"
         try:
             if kept.is_file():

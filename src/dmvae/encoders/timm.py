@@ -135,11 +135,17 @@ class Features(Encoder):
 
     def forward(self, images: Tensor) -> Tensor:
         height, width = images.shape[2:]
-        out = self.model.forward_features(self._scaled(images))
-        if out.ndim == 4:
-            return out if self.channels_first else out.permute(0, 3, 1, 2)
         grid = (height // self.stride, width // self.stride)
-        return out[:, self.prefix :].unflatten(1, grid).permute(0, 3, 1, 2)
+        out = self.model.forward_features(self._scaled(images))
+        if isinstance(out, Tensor) and out.ndim == 3 and out.shape[1] - self.prefix == grid[0] * grid[1]:
+            return out[:, self.prefix :].unflatten(1, grid).permute(0, 3, 1, 2)
+        if not isinstance(out, Tensor) or out.ndim != 4:
+            what = f"features of shape {list(out.shape)}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
+            raise ValueError(
+                f"timm's {type(self.model).__name__} gives {what}, and not one grid of {grid[0]}x{grid[1]} features; "
+                "choose another model"
+            )
+        return out if self.channels_first else out.permute(0, 3, 1, 2)
 
     def levels(self, images: Tensor) -> list[Tensor]:
         """Features at four depths: at each quarter of a transformer's blocks, of the last four levels of another
@@ -211,8 +217,14 @@ def model_stride(model: Any) -> int:
     """Image pixels per feature, along each side."""
     patches: Any = getattr(model, "patch_embed", None)
     if getattr(model, "num_prefix_tokens", None) is not None and hasattr(patches, "patch_size"):
-        return patches.patch_size[0]
-    return model.feature_info[-1]["reduction"]
+        size = patches.patch_size
+        return size if isinstance(size, int) else size[0]
+    try:
+        return model.feature_info[-1]["reduction"]
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"timm does not say how many pixels a feature of {type(model).__name__} stands for; choose another model"
+        ) from error
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -223,14 +235,22 @@ def load_weights(model: nn.Module, path: Path) -> None:
     state = pick(read_tensors(path), ("model", "state_dict"), path)
     fit = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     try:
-        # A head that the model does not have may be there.
-        missing = model.load_state_dict(fit(state, model) if fit else state, strict=False).missing_keys
+        missing, beyond = model.load_state_dict(fit(state, model) if fit else state, strict=False)
     except (RuntimeError, KeyError) as error:
         raise ValueError(f"{path}: not the weights of this {type(model).__name__}: {error}") from error
     if missing:
         raise ValueError(
             f"{path}: lacks {counted(len(missing), 'tensor')} of this {type(model).__name__}, "
             f"{', '.join(missing[:4])} first; its own begin with {', '.join(list(state)[:4])}"
+        )
+    # a head, or a decoder, that the model does not have may be there, but not more of what it has
+    head = getattr(model, "default_cfg", {}).get("classifier") or ()
+    heads = {name.partition(".")[0] for name in ([head] if isinstance(head, str) else head)} | {"fc_norm", "pre_logits"}
+    own = {name for name, _ in model.named_children()} | {"cls_token", "dist_token", "reg_token"}
+    if more := [name for name in beyond if name.partition(".")[0] in own - heads]:
+        raise ValueError(
+            f"{path}: has {counted(len(more), 'tensor')} that this {type(model).__name__} lacks, {', '.join(more[:4])} "
+            "first, and without them its features are others: name the model that these weights are of"
         )
 
 

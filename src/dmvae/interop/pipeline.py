@@ -101,7 +101,8 @@ class DMVAEPipeline(DiffusionPipeline):
         """As diffusers', from a folder or a hub id; the model card comes along. Raises ValueError where none is, and
         for a pipeline of a run that is not as it was written."""
         # our models are built in memory, see dmvae.models.base
-        kwargs = {"low_cpu_mem_usage": False} | kwargs
+        if kwargs.get("device_map") is None:
+            kwargs = {"low_cpu_mem_usage": False} | kwargs
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir() and not HUB_ID.fullmatch(os.fspath(pretrained_model_name_or_path)):
             raise ValueError(f"{folder}: no such folder, from {Path.cwd()}, and no hub's id, which is OWNER/NAME")
@@ -255,6 +256,10 @@ class DMVAEPipeline(DiffusionPipeline):
         if isinstance(label, str):
             if label not in self.labels:
                 raise ValueError(f"class_labels: no class is called {label!r}{nearest(label, self.labels)}")
+            if len(alike := [number for number, name in self.classes.items() if name == label]) > 1:
+                raise ValueError(
+                    f"class_labels: {len(alike)} classes are called {label!r}: give a number, {few(alike)}"
+                )
             return self.labels[label]
         if isinstance(label, Tensor):
             label = label.item()

@@ -218,4 +218,4 @@ class Head(nn.Module):
 
     def condition(self, x_bnd: Tensor, c_b1d: Tensor) -> Tensor:
         """The backbone's tokens and its own condition -> the head's, one per token: [b, n, head width]."""
-        return F.silu(self.projection(normalised(x_bnd) * self.norm.weight + c_b1d))
+        return F.silu(self.projection(normalised(x_bnd) * self.norm() + c_b1d))

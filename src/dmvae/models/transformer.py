@@ -29,8 +29,8 @@ class Block(nn.Module):
 
     def forward(self, x_bnd: Tensor, c: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation[1](c).chunk(6, dim=-1)
-        x_bnd = torch.addcmul(x_bnd, gate1, self.attn(modulated(x_bnd, self.norm1.weight, scale1, shift1), cos, sin))
-        return torch.addcmul(x_bnd, gate2, self.mlp(modulated(x_bnd, self.norm2.weight, scale2, shift2)))
+        x_bnd = torch.addcmul(x_bnd, gate1, self.attn(modulated(x_bnd, self.norm1(), scale1, shift1), cos, sin))
+        return torch.addcmul(x_bnd, gate2, self.mlp(modulated(x_bnd, self.norm2(), scale2, shift2)))
 
 
 class Attention(nn.Module):
@@ -48,7 +48,7 @@ class Attention(nn.Module):
         # Queries and keys go through norm and rotation together: half as many operations, each on twice the values.
         qk, v = self.qkv(x_bnd).unflatten(-1, (3, self.heads, -1)).split((2, 1), dim=2)  # [b, n, 2 and 1, h, e]
         # In their own precision: float32 weights would make float32 of bf16 queries and keys, at twice the memory.
-        weight = torch.stack((self.q_norm.weight, self.k_norm.weight))[:, None].to(qk.dtype)
+        weight = torch.stack((self.q_norm(), self.k_norm()))[:, None].to(qk.dtype)
         q, k = rotate(normalised(qk) * weight, cos, sin).unbind(2)
         out = attend(q.transpose(1, 2), k.transpose(1, 2), v.squeeze(2).transpose(1, 2))
         return self.proj(out.transpose(1, 2).flatten(2))
@@ -68,11 +68,15 @@ class SwiGLU(nn.Module):
 
 
 class RMSScale(nn.Module):
-    """The learned scale of an RMSNorm; `normalised` is its other half, so that callers can fold the scale."""
+    """The learned scale of an RMSNorm; `normalised` is its other half, so that callers can fold the scale. It is called
+    for, and not looked up: what moves weights to a device for each call of a module has its turn."""
 
     def __init__(self, width: int):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self) -> Tensor:
+        return self.weight
 
 
 class PatchEmbedder(nn.Module):
@@ -93,12 +97,12 @@ class TimeEmbedder(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp = nn.Sequential(CastingLinear(256, width), nn.SiLU(), nn.Linear(width, width))
         self.register_buffer("frequencies", 10000.0 ** (-torch.arange(128) / 128), persistent=False)
 
     def forward(self, t: Tensor) -> Tensor:
         angles = t[:, None].to(self.frequencies.dtype) * self.frequencies
-        return self.mlp(torch.cat((angles.cos(), angles.sin()), dim=-1).to(next(self.mlp.parameters()).dtype))
+        return self.mlp(torch.cat((angles.cos(), angles.sin()), dim=-1))
 
 
 class LabelEmbedder(nn.Module):
@@ -118,20 +122,29 @@ class FinalLayer(nn.Module):
     def __init__(self, width: int, out_width: int):
         super().__init__()
         self.norm_final = RMSScale(width)
-        self.linear = nn.Linear(width, out_width)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.linear = Linear32(width, out_width)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear32(width, 2 * width))
 
     def forward(self, x_bnd: Tensor, c: Tensor) -> Tensor:
         # float32 under autocast too: guidance multiplies the difference of two outputs that are nearly equal, and with
         # it their rounding. At scale 5 this takes the error of bf16 from 2e-2 to 2e-3, and the layer is small.
         with full_precision(x_bnd):
-            shift, scale = linear32(self.adaLN_modulation[1], c).chunk(2, dim=-1)
-            return linear32(self.linear, modulated(x_bnd.float(), self.norm_final.weight.float(), scale, shift))
+            shift, scale = self.adaLN_modulation[1](c).chunk(2, dim=-1)
+            return self.linear(modulated(x_bnd.float(), self.norm_final().float(), scale, shift))
 
 
-def linear32(layer: Any, x: Tensor) -> Tensor:
-    """`layer(x)` of a Linear in float32, whatever its weights are kept in."""
-    return F.linear(x.float(), layer.weight.float(), layer.bias.float())
+class Linear32(nn.Linear):
+    """A Linear in float32, whatever its weights are kept in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.float(), self.weight.float(), self.bias.float())
+
+
+class CastingLinear(nn.Linear):
+    """A Linear that takes numbers of any precision, and computes in its weights'."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
 
 
 def attend(q_bhne: Tensor, k_bhne: Tensor, v_bhne: Tensor) -> Tensor:

@@ -131,7 +131,8 @@ class AdaptedTokenizer(Tokenizer):
     def decode(self, z: Tensor) -> DecoderOutput:
         self.check_latents(z)
         if torch.is_grad_enabled():
-            return DecoderOutput(sample=self.network.decode(z))
+            held = z if torch.is_autocast_enabled(z.device.type) else z.to(self.dtype)
+            return DecoderOutput(sample=self.network.decode(held))
         with full_precision(z), without_tf32(z.device):  # as our Autoencoder's, or figures would not compare
             return DecoderOutput(sample=self.network.decode(z.to(self.dtype)))
 

@@ -129,6 +129,12 @@ class Autoencoder(Tokenizer):
         """As every tokenizer's. With an editor, `rng` draws the samples that the images may choose among; unless given,
         an image's content says which of them it edits."""
         self.check_images(x)
+        side = self.config["image_size"]
+        if self.editor is not None and x.shape[2:] != (side, side):
+            raise ValueError(
+                f"this tokenizer edits samples of its reference, which are of images of {side}x{side}, not "
+                f"{x.shape[2]}x{x.shape[3]}: resize or crop them"
+            )
         out = self._sliced(self._encode if self.editor is None else partial(self._edit, rng=rng), x)
         if self.config["variational"]:
             # Imported here because it brings all of diffusers' networks, a second of start-up.
@@ -193,8 +199,8 @@ class Autoencoder(Tokenizer):
         return self.describe(x)[1]
 
     def _decode(self, z: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
-            return self.decoder(z)
+        if torch.is_grad_enabled():  # latents of a spread are float32, of weights in half precision too
+            return self.decoder(z if torch.is_autocast_enabled(z.device.type) else z.to(self.decoder.last_layer.dtype))
         # Images to look at and to measure are decoded in the weights' own precision, under autocast too: some thirty
         # convolutions that each round to bf16 cost 1 to 2 grey levels, and would make PSNR depend on the hardware.
         # TF32, which rounds to 11 bits, is off for the same reason.

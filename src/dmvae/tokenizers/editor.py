@@ -172,7 +172,7 @@ class Editor(nn.Module):
         """[n, G], in float32 under autocast too: the differences are small beside the squares."""
         centres = self.centres if self.grouped else self.bank
         with full_precision(mu):
-            return squares(mu.float().flatten(1), centres.flatten(1)) / self.bank[0].numel()
+            return squares(mu.float().flatten(1), centres.float().flatten(1)) / self.bank[0].numel()
 
 
 def _entropy(costs: Tensor) -> float:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from dmvae.config import Values
+from dmvae.models.base import Model
 from dmvae.runtime.hashing import sha256_of
 from dmvae.tokenizers import TokenizerSource
 from dmvae.tokenizers.network import Adapter
@@ -70,6 +71,8 @@ class FileSource(TokenizerSource):
 def _blank(cls: Any, config: Values) -> nn.Module:
     """A model of random weights, of what its class takes of the config: diffusers warns of the rest, which some of its
     own classes write there."""
+    if issubclass(cls, Model):  # ours reads configs of before too, by fields that it no longer takes
+        return cls.from_config(config)
     takes = inspect.signature(cls.__init__).parameters
     return cls.from_config({name: value for name, value in config.items() if name in takes or name.startswith("_")})
 
