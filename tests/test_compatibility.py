@@ -15,6 +15,8 @@ from dmvae.jobs import plan
 from dmvae.recipe import load
 from dmvae.sections import AutoencoderShape
 from dmvae.stages.matching import MatchingStage, MatchingTraining
+from dmvae.tokenizers.adapted import adapt, load_tokenizer
+from dmvae.tokenizers.dmvae import DmvaeTokenizer
 from dmvae.training.loop import LATER
 
 # The stages of the tiny recipe, which is written with version 0.1's keys, as commit 96a0fb0 addressed them.
@@ -88,6 +90,9 @@ def test_an_artifact_of_version_0_1_loads(tmp_path):
     again = Autoencoder.from_pretrained(tmp_path).eval()
     x = torch.rand(2, 3, 16, 16) * 2 - 1
     assert torch.equal(again(x).sample, model.eval()(x).sample)
+    adapted = adapt(DmvaeTokenizer(path=str(tmp_path)), size=16, channels=3, pretrained=True).eval()
+    adapted.save_pretrained(tmp_path / "adapted")
+    assert torch.equal(load_tokenizer(tmp_path / "adapted").eval()(x).sample, adapted(x).sample)
 
 
 def test_a_field_that_came_later_counts_where_it_is_used():

@@ -132,9 +132,8 @@ def test_attention_by_products_and_by_the_fused_kernel_agree(tokens):
 def test_weights_may_come_and_go_with_each_call_of_a_module():
     """As diffusers' offloading has it, by hooks: nobody may look at the weights of a module that is not called."""
     torch.manual_seed(0)
-    model = LightningDiT(
-        input_size=4, in_channels=4, num_classes=3, width=32, depth=2, heads=2, head_width=16, head_depth=1
-    )
+    shape = {"input_size": 4, "in_channels": 4, "num_classes": 3, "width": 32, "depth": 2, "heads": 2}
+    model = LightningDiT(**shape, head_width=16, head_depth=1)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     asked = torch.randn(2, 4, 4, 4), torch.tensor([0.3, 0.7]), torch.tensor([0, 3])
