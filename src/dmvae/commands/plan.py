@@ -277,9 +277,10 @@ def _disk(name: str, recipe: Recipe, cost: Cost | None, items: int | None) -> in
     """Bytes that a stage's folder holds at most: networks and checkpoints, latents, or images."""
     section = recipe.section(name)
     if cost is not None:  # two checkpoints and one being written, snapshots, and at last the networks
+        held = 5 if getattr(section, "rollback", False) else 3  # two more are kept to go back to
         every = recipe.run.keep_every
         kept = (section.steps // every if every else 0) + sum(not every or step % every > 0 for step in section.keep_at)
-        return 3 * (cost.saved + cost.state) + (kept + 1) * cost.saved
+        return held * (cost.saved + cost.state) + (kept + 1) * cost.saved
     if name == "latents":
         size = 2 if recipe.latents.dtype == "float16" else 4
         return (items or 0) * (1 + recipe.latents.mirrored) * prod(latent_shape(recipe)) * size
