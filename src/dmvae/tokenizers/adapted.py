@@ -131,8 +131,7 @@ class AdaptedTokenizer(Tokenizer):
     def decode(self, z: Tensor) -> DecoderOutput:
         self.check_latents(z)
         if torch.is_grad_enabled():
-            held = z if torch.is_autocast_enabled(z.device.type) else z.to(self.dtype)
-            return DecoderOutput(sample=self.network.decode(held))
+            return DecoderOutput(sample=self.network.decode(z if self.dtype is torch.float32 else z.to(self.dtype)))
         with full_precision(z), without_tf32(z.device):  # as our Autoencoder's, or figures would not compare
             return DecoderOutput(sample=self.network.decode(z.to(self.dtype)))
 

@@ -199,13 +199,14 @@ class Autoencoder(Tokenizer):
         return self.describe(x)[1]
 
     def _decode(self, z: Tensor) -> Tensor:
+        dtype = self.decoder.last_layer.dtype
         if torch.is_grad_enabled():  # latents of a spread are float32, of weights in half precision too
-            return self.decoder(z if torch.is_autocast_enabled(z.device.type) else z.to(self.decoder.last_layer.dtype))
+            return self.decoder(z if dtype is torch.float32 else z.to(dtype))
         # Images to look at and to measure are decoded in the weights' own precision, under autocast too: some thirty
         # convolutions that each round to bf16 cost 1 to 2 grey levels, and would make PSNR depend on the hardware.
         # TF32, which rounds to 11 bits, is off for the same reason.
         with full_precision(z), without_tf32(z.device):
-            z = z.to(self.decoder.last_layer.dtype)
+            z = z.to(dtype)
             return self.decoder.decode_tiled(z, self.tile) if self.use_tiling else self.decoder(z)
 
     def _sliced(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
