@@ -284,6 +284,16 @@ def test_weights_of_more_than_the_model_has_are_another_model_s(tmp_path, made, 
             encoder.build(size=16, channels=3, pretrained=True)
 
 
+def test_statistics_of_batches_are_not_taken_twice():
+    """As they would be where activations are computed again."""
+    encoder = TimmEncoder(model="resnet10t", pretrained=False).build(size=32, channels=3)
+    with pytest.raises(ValueError, match="ResNet has batch norms, whose statistics would be taken twice"):
+        encoder.gradient_checkpointing = True
+    encoder.requires_grad_(False)
+    encoder.gradient_checkpointing = True
+    assert encoder.gradient_checkpointing
+
+
 def test_heads_of_convolutional_networks_may_be_there(tmp_path):
     path = tmp_path / "resnet.safetensors"
     save_file(timm.create_model("resnet10t", pretrained=False).state_dict(), path)

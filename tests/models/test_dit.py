@@ -165,3 +165,10 @@ def test_weights_may_be_kept_in_eight_bits():
     model.enable_layerwise_casting(torch.float8_e4m3fn, torch.bfloat16)
     with torch.no_grad():
         assert model(*asked).isfinite().all()
+
+
+def test_the_norm_s_gradient_has_one_of_its_own():
+    """For penalties on gradients through a flow network."""
+    x = torch.randn(3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    assert torch.autograd.gradcheck(normalised, (x,))
+    assert torch.autograd.gradgradcheck(normalised, (x,))

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import tiny
+from dmvae.inputs import kept_steps
 from dmvae.runtime import distributed
 from dmvae.runtime.signals import Interrupted
 from dmvae.stages.bounds import BOUNDS, spread
@@ -208,6 +209,22 @@ def test_latents_that_collapse_once_are_taken_back(prepared, quick, monkeypatch,
     steps = [json.loads(row)["step"] for row in log]
     assert steps == sorted(set(steps))
     assert json.loads(log[-1])["health/spread"] > 0.2
+
+
+def test_snapshots_of_what_is_taken_back_go_too(prepared, quick, monkeypatch):
+    scales(monkeypatch, 0.2, once=True)
+    rolled_back, found = loop._rolled_back, []
+
+    def going_back(stage, *asked):
+        there = kept_steps(stage.inputs.out)
+        trainer = rolled_back(stage, *asked)
+        found.append((there, kept_steps(stage.inputs.out)))
+        return trainer
+
+    monkeypatch.setattr(loop, "_rolled_back", going_back)
+    tiny.run(write(prepared, weight=0.15, keep_at=[5, 8, 10]), only="matching")
+    assert found == [([5, 8, 10], [5])]
+    assert kept_steps(prepared / "run/main/matching") == [5, 8, 10]
 
 
 def test_latents_that_shrink_are_told_and_not_taken_back(prepared, quick, monkeypatch, capsys):

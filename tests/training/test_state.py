@@ -5,8 +5,10 @@ import pickle
 import re
 import resource
 import shutil
+import sys
 import threading
 import zlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -301,8 +303,6 @@ def test_tensorboard_keeps_the_row_of_the_checkpoint(tmp_path):
 
 
 def test_ranks_hear_of_each_other_one_step_later_and_in_the_last_at_once(monkeypatch):
-    from types import SimpleNamespace
-
     from dmvae.runtime import distributed
 
     others = iter([False, True, False, True])
@@ -347,3 +347,22 @@ def test_what_goes_wrong_in_the_background_is_raised_once(tmp_path):
     with pytest.raises(OSError, match="file"):
         background.wait()
     background.wait()
+
+
+def test_rows_of_wandb_have_their_own_axis_and_a_folder_is_a_run(tmp_path, monkeypatch):
+    """Its steps only grow: rows that come again, after a kill or where a training goes back, would be dropped."""
+    opened, rows, axes = [], [], []
+    run = SimpleNamespace(
+        log=rows.append, finish=lambda: None, define_metric=lambda *a, **named: axes.append((a, named))
+    )
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **named: opened.append(named["id"]) or run))
+    for folder in ("a/matching-0123", "a/matching-0123", "b/matching-0123"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        figures = Figures(tmp_path / folder, "wandb", 0, "x")
+        figures.add({"loss": 2.0})
+        figures.write(4)
+        figures.close()
+    assert opened[0] == opened[1] != opened[2]
+    assert all(name.startswith("matching-0123-") for name in opened)
+    assert rows == [{"step": 4, "loss": 2.0}] * 3
+    assert axes == [(("*",), {"step_metric": "step"})] * 3

@@ -180,6 +180,11 @@ class Features(Encoder):
 
     @gradient_checkpointing.setter
     def gradient_checkpointing(self, enable: bool) -> None:
+        trains = any(parameter.requires_grad for parameter in self.model.parameters())
+        norms = (module for module in self.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+        if enable and trains and next(norms, None) is not None:
+            name = type(self.model).__name__
+            raise ValueError(f"timm's {name} has batch norms, whose statistics would be taken twice of each batch")
         try:
             self.model.set_grad_checkpointing(enable)
         except (AttributeError, AssertionError) as error:

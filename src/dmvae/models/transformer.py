@@ -160,7 +160,7 @@ def attend(q_bhne: Tensor, k_bhne: Tensor, v_bhne: Tensor) -> Tensor:
 
 def normalised(x: Tensor) -> Tensor:
     """x / rms(x) over the last dimension, its mean square in float32 whatever x is."""
-    return _Normalised.apply(x)
+    return _Normalised.apply(x)[0]
 
 
 class _Normalised(torch.autograd.Function):
@@ -168,18 +168,23 @@ class _Normalised(torch.autograd.Function):
     than autograd's, and than F.rms_norm's on a CPU."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, x: Tensor) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(x.dtype, torch.float32)
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
         r = (norm.square() / x.shape[-1] + 1e-6).rsqrt().to(x.dtype)
         y = x * r
-        ctx.save_for_backward(y, r)
-        return y
+        ctx.save_for_backward(y, r)  # both are outputs, so that the gradient has one too
+        ctx.set_materialize_grads(False)
+        return y, r
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Tensor:
+    def backward(ctx: Any, g: Tensor | None, g_r: Tensor | None) -> Tensor | None:
         y, r = ctx.saved_tensors
-        return torch.addcmul(g, y, (g * y).mean(-1, keepdim=True), value=-1) * r
+        own = None if g is None else torch.addcmul(g, y, (g * y).mean(-1, keepdim=True), value=-1) * r
+        if g_r is None:
+            return own
+        of_r = -g_r * r.square() * y / y.shape[-1]
+        return of_r if own is None else own + of_r
 
 
 def modulated(x_bnd: Tensor, weight_d: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import secrets
 import warnings
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,9 @@ class Figures:
                 import wandb
             except ImportError as error:
                 raise ValueError('run.tracker: wandb is not installed: pip install "dmvae[wandb]"') from error
-            self.writer = wandb.init(project="dmvae", name=name, id=folder.name, resume="allow", dir=str(folder))
+            self.writer = wandb.init(project="dmvae", name=name, id=_run_id(folder), resume="allow", dir=str(folder))
+            # our own axis: W&B's step only grows, and rows of a training that went back, or was killed, come again
+            self.writer.define_metric("*", step_metric="step")
 
     def add(self, figures: dict[str, Loggable]) -> None:
         for name, value in figures.items():
@@ -70,12 +73,20 @@ class Figures:
                 for name, value in (row | more).items():
                     self.writer.add_scalar(name, value, step)
             elif self.writer is not None:
-                self.writer.log(row | more, step=step)
+                self.writer.log({"step": step} | row | more)
         return row
 
     def close(self) -> None:
         if self.writer is not None:
             self.writer.close() if hasattr(self.writer, "close") else self.writer.finish()
+
+
+def _run_id(folder: Path) -> str:
+    """W&B's name of the run of a stage's folder: another folder of the same stage, elsewhere, is another run."""
+    file = folder / "wandb" / "run_id.txt"
+    if not file.is_file():
+        write_text(file, f"{folder.name}-{secrets.token_hex(4)}")
+    return file.read_text()
 
 
 def _made(figure: Loggable) -> Tensor | float:

@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from dmvae.config import Values
-from dmvae.inputs import snapshot
+from dmvae.inputs import kept_steps, snapshot
 from dmvae.models.artifact import save_network
 from dmvae.runtime import distributed, sharding
 from dmvae.runtime.console import Bar
+from dmvae.runtime.files import remove
 from dmvae.runtime.gradients import averaged
 from dmvae.runtime.precision import autocast, tuned, uses_bf16
 from dmvae.runtime.random import Random, seed_of
@@ -272,6 +273,11 @@ def _rolled_back(stage: AnyTraining, folder: Path, trouble: Exception, step: int
     old enough, or at its start. It is saved at once, so that a kill does not undo this."""
     inputs, back = stage.inputs, distributed.broadcast(checkpoint.newest(folder, step - LOOKBACK))
     checkpoint.forget(folder, after=-1 if back is None else back)
+    if distributed.is_main():  # of what is taken back
+        for kept in kept_steps(inputs.out):
+            if kept > (back or 0):
+                remove(inputs.out / snapshot(kept))
+    distributed.barrier()
     trainer = Trainer(stage)
     trainer.resume(folder)
     names = trouble.bound.slows if isinstance(trouble, Unwell) else ()
