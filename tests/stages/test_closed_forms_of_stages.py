@@ -20,7 +20,7 @@ from dmvae.recipe import load
 from dmvae.runtime.random import Random
 from dmvae.stages.encoder import contrast
 from dmvae.stages.sample import SampleConfig
-from dmvae.stages.tokenizer import divergence
+from dmvae.stages.tokenizer import divergence, log_variance
 from dmvae.training.data import batches
 from dmvae.training.loop import Trainer
 from dmvae.training.stage import Batch
@@ -173,3 +173,10 @@ def test_images_are_mirrored_anew_in_each_step(tmp_path):
     same = [torch.equal(x, first) for x in seen]
     assert {torch.equal(x, first) or torch.equal(x, first.flip(3)) for x in seen} == {True}
     assert 2 < sum(same) < 22
+
+
+def test_a_deviation_tells_its_log_variance():
+    """Of a tokenizer of one's own, whose posteriors need have no more."""
+    std = torch.tensor([0.5, 1.0, 3.0])
+    torch.testing.assert_close(log_variance(std), std.square().log())
+    assert log_variance(torch.zeros(1)).isfinite()

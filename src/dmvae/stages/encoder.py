@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmvae import config as configs
-from dmvae.encoders import Encoder, EncoderConfig, require_stride
+from dmvae.encoders import Encoder, EncoderConfig, load_public, require_stride
 from dmvae.inputs import Inputs
 from dmvae.ranges import Decay, Range, Scale, Width
 from dmvae.runtime import distributed
@@ -28,7 +28,7 @@ from dmvae.training.stage import Batch, Networks, TrainingConfig, TrainingStage,
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderTraining(TrainingConfig):
-    """Training of the encoder, self-supervised or by another encoder."""
+    """Training of the encoder, self-supervised or by another encoder, from its public weights where it has them."""
 
     target: EncoderConfig | None = configs.added(None)
     """An encoder with public weights whose features this one learns: what a large network knows, in a small one that
@@ -61,6 +61,9 @@ class EncoderStage(TrainingStage[EncoderTraining, EncoderNetworks]):
     def build(self) -> EncoderNetworks:
         networks = EncoderNetworks()
         networks.encoder = self.inputs.new_encoder()
+        data, own = self.inputs.data, self.inputs.shape.encoder
+        if self.inputs.weights and not own.starts_random:
+            load_public(networks.encoder, own, size=data.size, channels=data.channels)
         width = networks.encoder.channels
         if self.config.target is None:
             networks.projector = nn.Sequential(

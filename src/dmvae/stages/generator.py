@@ -138,6 +138,11 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
         flow = issubclass(config.model.network, VelocityModel)
         if config.alignment is not None and not issubclass(config.model.network, LightningDiT):
             yield f"generator.alignment: {config.model.type!r} has no tokens to align; set it to null"
+        if config.alignment is not None and config.alignment.target.starts_random:
+            yield (
+                f"generator.alignment.target: {config.alignment.target.type!r} would be random; give an encoder with "
+                "public weights (type: timm)"
+            )
         for name, usual in (("time_distribution", "uniform"), ("time_shift", 1.0), ("direction", 0.0)):
             if getattr(config, name) != usual and not flow:
                 yield f"generator.{name}: {config.model.type!r} is no flow; leave it out"

@@ -192,7 +192,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         yield from unmeasured(config.objective, config.until, config.steps, config.turns, config.batch_size)
         with torch.device("meta"):
             model = first_tokenizer(inputs.sections, weights=False)
-        if not config.train_encoder and not model.parts().bottleneck:
+        if not config.train_encoder and not model.parts().bottleneck and config.noise not in EDITED:
             yield (
                 "matching.train_encoder: with a frozen encoder and no bottleneck, nothing can move the latents; "
                 "set train_encoder: true"

@@ -107,7 +107,8 @@ class TokenizerStage(DecoderStage[TokenizerTraining, TokenizerNetworks]):
             posterior = encoded.latent_dist
             assert not isinstance(posterior, PointDistribution)
             z = drawn(posterior, rng)
-            kl = divergence(posterior.mean.float(), posterior.logvar.float())
+            logvar = getattr(posterior, "logvar", None)  # a tokenizer of one's own may tell the deviation alone
+            kl = divergence(posterior.mean.float(), log_variance(posterior.std) if logvar is None else logvar.float())
         log: dict[str, Tensor | float] = {}
         late: dict[str, Tensor | float] = {}
         if config.alignment is not None:
@@ -148,10 +149,12 @@ def _check(config: TokenizerTraining, inputs: Inputs, model: Tokenizer) -> None:
         )
     if config.train_detail and not (isinstance(model, Autoencoder) and model.detail is not None):
         raise ValueError("tokenizer.train_detail: there is nothing to train; give autoencoder.detail_width")
-    if config.alignment is not None and not parts.bottleneck and not config.train_encoder:
+    moves = [part for part in parts.bottleneck if config.train_detail or part is not getattr(model, "detail", None)]
+    if config.alignment is not None and not moves and not config.train_encoder:
+        detail = " or train_detail: true" if parts.bottleneck else ""
         raise ValueError(
             "tokenizer.alignment: with a frozen encoder and no bottleneck, nothing can move the latents; "
-            "set train_encoder: true" + ("" if source is not None else " or give autoencoder.latent_channels")
+            f"set train_encoder: true{detail}" + ("" if source is not None else " or give autoencoder.latent_channels")
         )
     target = config.alignment and config.alignment.target
     if config.alignment is not None and target is None and source is not None:
@@ -206,6 +209,11 @@ def noised(z: Tensor, tau: float, rng: Random) -> Tensor:
     std = variance.sqrt().view(1, -1, 1, 1)
     strength = tau * rng.normal(len(z)).abs().view(-1, 1, 1, 1)
     return z + strength * std * rng.normal(*z.shape)
+
+
+def log_variance(std: Tensor) -> Tensor:
+    """That of a standard deviation; 0 counts as one too small to be told from it."""
+    return 2 * std.float().clamp_min(1e-15).log()
 
 
 def drawn(posterior: Distribution, rng: Random) -> Tensor:

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmvae.models.drawing import content_hashes
+from dmvae.runtime import distributed
 from dmvae.runtime.precision import full_precision
 from dmvae.runtime.transfer import waits
 from dmvae.transport.sinkhorn import balanced_assignment, potentials, squares
@@ -113,7 +114,8 @@ class Editor(nn.Module):
 
     def draw(self, mu: Tensor, rng: torch.Generator, even: bool = False) -> Tensor:
         """The y of images with latents mu [n, C, H, W]; at random where there is a choice. even: groups share these
-        images out evenly, so that a batch has no more of one part of the reference than of another."""
+        images and those of the other ranks out evenly, so that a batch has no more of one part of the reference than of
+        another."""
         number = torch.randint(self._choice, (len(mu),), generator=rng, device=rng.device)
         return self._chosen(mu, number.to(mu.device), even)
 
@@ -130,8 +132,10 @@ class Editor(nn.Module):
             return self.bank[self.assign(mu)]
         if not even:
             return self.bank[self.members[self.assign(mu), number]]
-        with waits("noise: assigned"):  # images choose one after the other
-            return self.bank[self.members[balanced_assignment(self._costs(mu) - self.prices), number]]
+        with waits("noise: assigned"):  # images choose one after the other, those of all ranks
+            groups = balanced_assignment(distributed.gather(self._costs(mu) - self.prices))
+            own = groups[distributed.rank() * len(mu) : (distributed.rank() + 1) * len(mu)]
+            return self.bank[self.members[own, number]]
 
     @torch.no_grad()
     def assign(self, mu: Tensor) -> Tensor:
