@@ -64,10 +64,6 @@ IDLE: Mapping[str, tuple[Callable[[Recipe], bool], str]] = {
     ),
     "matching.objective.ratio_width": (_of_one_density, "it only acts with a divergence other than reverse_kl"),
     "matching.objective.ratio_depth": (_of_one_density, "it only acts with a divergence other than reverse_kl"),
-    "matching.warmup": (
-        lambda r: 0 < r.section("matching").warmup <= r.section("matching").student_warmup,
-        "the tokenizer's first turn comes after it (matching.student_warmup)",
-    ),
     "matching.label_dropout": (
         lambda r: is_ours(type(_objective(r))) and not _objective(r).has_student,
         "its objective has no student",

@@ -229,12 +229,16 @@ def test_a_root_above_the_data_is_told(tmp_path):
         open_split(tmp_path / "zip")
     classes(tmp_path / "beside" / "train")
     picture(tmp_path / "beside" / "extra" / "a.png", 1)
-    with pytest.raises(ValueError, match=r"has train/ with folders of its own, and extra/ beside it: call the"):
+    with pytest.raises(ValueError, match=r"has train/ with folders of its own, and extra/ without beside it"):
         open_split(tmp_path / "beside")
     for name in ("train", "ship", "car"):  # which may be a class
         for i in range(4):
             picture(tmp_path / "vehicles" / name / f"{i}.png", i)
     assert open_split(tmp_path / "vehicles").classes == ("car", "ship", "train")
+    for name in ("train/steam", "ship/sail", "car/sedan"):
+        for i in range(4):
+            picture(tmp_path / "kinds" / name / f"{i}.png", i)
+    assert open_split(tmp_path / "kinds").classes == ("car", "ship", "train")
     classes(tmp_path / "nested" / "photos")
     with pytest.warns(UserWarning, match=r"nested has photos/ alone, and so one class; where cat, dog .* are classes"):
         assert open_split(tmp_path / "nested").classes == ("photos",)

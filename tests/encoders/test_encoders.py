@@ -17,7 +17,7 @@ from dmvae import config as configs
 from dmvae.encoders import EncoderConfig
 from dmvae.encoders.conv import ConvEncoder
 from dmvae.encoders.effnet import EffNetEncoder
-from dmvae.encoders.timm import TimmEncoder
+from dmvae.encoders.timm import TimmEncoder, load_weights
 from dmvae.models.effnet import effnet, weights_file
 from dmvae.recipe import load
 from dmvae.registry import find, names
@@ -262,36 +262,22 @@ def test_a_norm_of_one_value_is_told_before_a_run(tmp_path, width, size, constan
         assert problem.endswith("more than 32 channels there, or a stride below 8")
 
 
-@pytest.mark.parametrize(
-    ("made", "read", "first"),
-    [
-        ({"depth": 2}, {"depth": 1}, r"has 12 tensors that this VisionTransformer lacks, blocks\.1\."),
-        ({"depth": 1, "init_values": 1e-5}, {"depth": 1}, r"blocks\.0\.ls1\.gamma"),
-    ],
-)
-def test_weights_of_more_than_the_model_has_are_another_model_s(tmp_path, made, read, first):
-    """Without them its features would be others; a head is not of the features."""
-    model = timm.create_model("vit_tiny_patch16_224", patch_size=4, img_size=16, num_classes=5, **made)
-    state = model.state_dict() | {"mask_token": torch.zeros(1, 1, 192), "decoder_blocks.0.weight": torch.zeros(3)}
-    for name, kwargs in (("same", made), ("less", read)):
-        path = tmp_path / f"{name}.safetensors"
-        save_file(state, path)
-        encoder = TimmEncoder(model="vit_tiny_patch16_224", patch_size=4, kwargs=kwargs, checkpoint=path)
-        if name == "same":
-            assert encoder.build(size=16, channels=3, pretrained=True).channels == 192
-            continue
-        with pytest.raises(ValueError, match=first):
-            encoder.build(size=16, channels=3, pretrained=True)
+def vit(**changes):
+    return timm.create_model("vit_tiny_patch16_224", patch_size=4, img_size=16, num_classes=5, **changes)
 
 
-def test_statistics_of_batches_are_not_taken_twice():
-    """As they would be where activations are computed again."""
-    encoder = TimmEncoder(model="resnet10t", pretrained=False).build(size=32, channels=3)
-    with pytest.raises(ValueError, match="ResNet has batch norms, whose statistics would be taken twice"):
-        encoder.gradient_checkpointing = True
-    encoder.requires_grad_(False)
-    encoder.gradient_checkpointing = True
-    assert encoder.gradient_checkpointing
+def test_weights_of_more_than_the_model_has_are_another_model_s(tmp_path):
+    """Without them its features would be others; a head is not of the features, nor is what only a training had."""
+    beside = {"mask_token": torch.zeros(1, 1, 192), "decoder_blocks.0.weight": torch.zeros(3)}
+    path = tmp_path / "deep.safetensors"
+    save_file(vit(depth=2).state_dict() | beside, path)
+    with pytest.raises(ValueError, match=r"has 12 tensors that this VisionTransformer lacks, blocks\.1\..*depth: N"):
+        load_weights(vit(depth=1), path)
+    first = TimmEncoder(model="vit_tiny_patch16_224", patch_size=4, kwargs={"depth": 1}, checkpoint=path)
+    assert first.build(size=16, channels=3, pretrained=True).channels == 192, "its first block, as asked for"
+    save_file(vit(depth=1, init_values=1e-5).state_dict() | beside, path)
+    with pytest.raises(ValueError, match=r"blocks\.0\.ls1\.gamma"):
+        first.build(size=16, channels=3, pretrained=True)
 
 
 def test_heads_of_convolutional_networks_may_be_there(tmp_path):

@@ -263,17 +263,3 @@ def test_a_name_of_two_classes_is_asked_for_by_number(pipeline):
     pipeline.register_to_config(id2label=names | {"2": names["0"]})
     with pytest.raises(ValueError, match="2 classes are called 'circle': give a number, 0, 2"):
         pipeline("circle")
-
-
-def test_where_the_networks_go_is_the_user_s_to_say(run, monkeypatch):
-    asked = []
-
-    def loads(folder, **given):
-        asked.append(given)
-        raise ZeroDivisionError
-
-    monkeypatch.setattr("diffusers.DiffusionPipeline.from_pretrained", loads)
-    for given in ({"device_map": "cuda"}, {}):
-        with pytest.raises(ZeroDivisionError):
-            DMVAEPipeline.from_pretrained(run[2], **given)
-    assert asked == [{"device_map": "cuda"}, {"low_cpu_mem_usage": False}]

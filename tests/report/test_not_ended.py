@@ -64,6 +64,7 @@ def test_a_method_that_was_measured_otherwise_says_so_and_is_not_ranked(tmp_path
     record(recipes, jobs, tmp_path / "run", list(recipes))
     how = {
         "a@2": {"features": "inception"},
+        "b": {"manifest": {}},  # without samples, whose count is then no difference
         "c": {"count": 500},
         "d": {"manifest": {"reference": {"fingerprint": "0123456789"}}},
         "e": {"manifest": {"measured": {"count": 500}}},
@@ -72,18 +73,19 @@ def test_a_method_that_was_measured_otherwise_says_so_and_is_not_ranked(tmp_path
         for job in (job for job in jobs if job.variant == name):
             finish(job, 20.0)
             if job.stage.name == "evaluate":
-                own = {"features": "x", "count": 2500, "psnr": 20.0, "gfd": 100.0 - 10 * number} | how.get(name, {})
+                own = {"features": "x", "count": 2500, "psnr": 20.0, "gfd": 100.0 - 10 * number}
+                own |= {"manifest": {"measured": {"count": 2500}}} | how.get(name, {})
                 (job.folder / "metrics.json").write_text(json.dumps(own))
                 write_done(job.folder, {"seconds": 1.0})
     summary = write_summary(jobs, tmp_path / "run")
-    told = {"a@2": "inception, 2500 images", "c": "x, 500 images", "d": "x, 2500 images of 01234567"}
-    told["e"] = "x, 2500 images, 500 samples"
+    told = {"a@2": "inception, 2500 images, 2,500 samples", "c": "x, 500 images, 2,500 samples"}
+    told |= {"d": "x, 2500 images of 01234567", "e": "x, 2500 images, 500 samples"}
     assert (summary["features"], summary["unlike"]) == ("x", told)
     assert summary["seeds"]["a"]["count"] == 2
     print_summary(summary)
-    assert "c (by x, 500 images)" in " ".join(capsys.readouterr().out.split())
+    assert "c (by x, 500 images, 2,500 samples)" in " ".join(capsys.readouterr().out.split())
     page = table.results(Run(tmp_path / "run", jobs))
-    assert "a@2 (by inception, 2500 images)" in page
+    assert "a@2 (by inception, 2500 images, 2,500 samples)" in page
     assert '<td class="best">70' in page, "of those that compare b is the best"
     assert '<td class="best">50' not in page
     words = table.summary(Run(tmp_path / "run", jobs))

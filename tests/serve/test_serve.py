@@ -155,6 +155,14 @@ def test_without_the_data_set_the_pictures_that_the_run_keeps(run_dir, folder):
     assert views.copies(shut, "kl", 3) == views.copies(folder, "kl", 3)
 
 
+def test_a_run_that_was_copied_without_its_latents_is_shown(run_dir, tmp_path):
+    shutil.copytree(run_dir, tmp_path / "run", symlinks=True)
+    for shard in (tmp_path / "run").glob("stages/latents-*/latents/*"):
+        shard.unlink()
+    found = views.overview(opened(tmp_path / "run"))
+    assert [known["label"] for known in found["classes"]] == [0, 1, 2]
+
+
 def test_without_the_data_set_it_is_not_opened_for_the_table_either(run_dir, monkeypatch):
     shut = opened(run_dir, data=False)
     monkeypatch.setattr("dmvae.report.run.open_dataset", lambda *_: pytest.fail("the data set is opened"))

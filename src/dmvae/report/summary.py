@@ -35,11 +35,11 @@ def write_summary(jobs: list[Job], run_dir: Path) -> Values:
     """Gather the finished stages of `jobs` into run_dir/summary.json; returns what it holds. "not_ended" are the
     methods that have a stage that is not finished, "not_ended_at" which; their rows in "methods" hold what there is.
     "unlike" are those that were measured in other features than most, on other images, or by another number of
-    samples: their figures do not compare."""
+    samples (where they have any): their figures do not compare."""
     methods: dict[str, Values] = {}
     seconds: dict[str, float] = {}
     stages, seen = [], set()
-    measured, verdicts = dict[str, tuple[str, str]](), dict[str, str]()
+    measured, samples, verdicts = dict[str, tuple[str, str]](), dict[str, int](), dict[str, str]()
     stand: dict[str, str] = {}
     for job in jobs:
         row = methods.setdefault(job.variant, {})
@@ -60,12 +60,19 @@ def write_summary(jobs: list[Job], run_dir: Path) -> Values:
         if job.stage.name == "evaluate":
             metrics = read_json(require_intact(job.folder / "metrics.json"), dict)
             measured[job.variant] = metrics["features"], _how(metrics)
+            if count := metrics.get("manifest", {}).get("measured", {}).get("count"):
+                samples[job.variant] = count
             if (verdict := _verdict(metrics)) is not None:
                 verdicts[job.variant] = verdict
             for part in (metrics, metrics.get("latents", {})):
                 row |= {key: value for key, value in part.items() if isinstance(value, float)}
     usual = statistics.mode(measured.values()) if measured else ("", "")
-    unlike = {name: f"{how[0]}, {how[1]}" for name, how in measured.items() if how != usual}
+    usually = statistics.mode(samples.values()) if samples else 0
+    unlike = {
+        name: f"{how[0]}, {how[1]}" + (f", {counted(samples[name], 'sample')}" if name in samples else "")
+        for name, how in measured.items()
+        if how != usual or samples.get(name, usually) != usually
+    }
     summary = {
         "name": " and ".join(dict.fromkeys(job.recipe.name for job in jobs)),
         "methods": methods,
@@ -95,11 +102,9 @@ def _verdict(metrics: Values) -> str | None:
 
 
 def _how(metrics: Values) -> str:
-    """On what images a method was measured, and by how many samples, so far as its figures tell."""
-    manifest = metrics.get("manifest", {})
-    reference, samples = manifest.get("reference", {}), manifest.get("measured", {}).get("count")
-    images = f"{metrics.get('count', '?')} images" + (f" of {reference['fingerprint'][:8]}" if reference else "")
-    return images + (f", {counted(samples, 'sample')}" if samples else "")
+    """On what images a method was measured, so far as its figures tell."""
+    reference = metrics.get("manifest", {}).get("reference", {})
+    return f"{metrics.get('count', '?')} images" + (f" of {reference['fingerprint'][:8]}" if reference else "")
 
 
 def over_seeds(methods: dict[str, Values]) -> dict[str, Values]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from dmvae.datasets.pixels import as_input, to_uint8
 from dmvae.generators import Generator, load_generator
 from dmvae.inputs import generator_of
 from dmvae.jobs import Job
-from dmvae.latents.store import LatentSet
+from dmvae.latents.store import labels_of
 from dmvae.models.base import Tokenizer
 from dmvae.models.velocity import VelocityModel
 from dmvae.registry import nearest
@@ -101,9 +102,17 @@ class Folder:
     @cached_property
     def learned(self) -> dict[str, list[int]]:
         """Method -> the labels that its generator has learned; a class without a training image has none."""
-        ready = (m for m in self.run.variants if self.finished(m, "generator") and self.finished(m, "latents"))
-        folders = {method: self.finished(method, "latents") for method in ready}
-        return {m: LatentSet(home / "latents").labels.unique().tolist() for m, home in folders.items() if home}
+        found = {}
+        for method in self.run.variants:
+            folder, latents = self.finished(method, "generator"), self.finished(method, "latents")
+            config = folder and folder / "generator" / "config.json"
+            if not (latents and config and config.is_file()):
+                continue
+            labels = labels_of(latents / "latents")
+            # of a run that was copied without its latents, all
+            classes = range(json.loads(config.read_text()).get("num_classes", 0))
+            found[method] = labels.unique().tolist() if len(labels) else list(classes)
+        return found
 
     @cached_property
     def classes(self) -> dict[int, str]:

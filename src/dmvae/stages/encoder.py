@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,10 @@ from dmvae.training.stage import Batch, Networks, TrainingConfig, TrainingStage,
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderTraining(TrainingConfig):
-    """Training of the encoder, self-supervised or by another encoder, from its public weights where it has them."""
+    """Training of the encoder, self-supervised or by another encoder."""
+
+    start: Literal["public", "scratch"] | None = configs.added(None)
+    """Begin with the encoder's public weights, or with random ones: to be said where it has public ones."""
 
     target: EncoderConfig | None = configs.added(None)
     """An encoder with public weights whose features this one learns: what a large network knows, in a small one that
@@ -62,7 +65,7 @@ class EncoderStage(TrainingStage[EncoderTraining, EncoderNetworks]):
         networks = EncoderNetworks()
         networks.encoder = self.inputs.new_encoder()
         data, own = self.inputs.data, self.inputs.shape.encoder
-        if self.inputs.weights and not own.starts_random:
+        if self.inputs.weights and self.config.start == "public":
             load_public(networks.encoder, own, size=data.size, channels=data.channels)
         width = networks.encoder.channels
         if self.config.target is None:
@@ -95,6 +98,14 @@ class EncoderStage(TrainingStage[EncoderTraining, EncoderNetworks]):
 
     @classmethod
     def problems(cls, config: EncoderTraining, inputs: Inputs, others: Mapping[str, object]) -> Iterator[str]:
+        own = inputs.shape.encoder
+        if config.start == "public" and own.starts_random:
+            yield f"encoder.start: {own.type!r} has no public weights; leave it out"
+        if config.start is None and not own.starts_random:
+            yield (
+                f"encoder.start: {own.type!r} has public weights: say whether this stage begins with them, public, or "
+                "with random ones, scratch; or set encoder to null, to take them as they are"
+            )
         if config.target is None:
             return
         if config.target.starts_random:

@@ -152,10 +152,10 @@ class SampleStage(Stage[SampleConfig]):
                 f"sample.guide: step {config.guide} is no earlier than the network that it guides, of step "
                 f"{config.snapshot or training.steps}; give an earlier one"
             )
-        if training.label_dropout == 1:
+        if training.label_dropout == 1 and (set(config.guidance) != {0.0} or config.guidance_interval != (0.0, 1.0)):
             yield (
                 "generator.label_dropout: 1 teaches no velocity with a label, and samples are asked for by label; give "
-                "a share such as 0.1"
+                "a share such as 0.1, or sample.guidance [0.0]"
             )
         flow = issubclass(training.model.network, VelocityModel)
         if config.guide is None and flow and training.label_dropout == 0 and set(config.guidance) != {1.0}:

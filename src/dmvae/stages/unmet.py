@@ -40,7 +40,7 @@ def unmet(objective: Matching, reference: ReferenceTraining, label_dropout: floa
             "matching.label_dropout": (label_dropout, part.has_student),
         }
         for field, (share, asked) in learned.items():
-            if asked and share == 1:
+            if asked and share == 1 and guidance != 0:
                 yield f"{field}: 1 teaches no velocity with a label, and those are asked for; give a share such as 0.1"
             if asked and share == 0 and guidance != 1:
                 yield (
