@@ -92,7 +92,7 @@ def folders(root: Path) -> list[Path]:
 
 def _loose(folder: Path) -> bool:
     """Whether images lie in the folder itself."""
-    return any(_suffix(entry.name) in SUFFIXES for entry in os.scandir(folder) if not entry.name.startswith("."))
+    return any(_suffix(name) in SUFFIXES for name in os.listdir(folder) if not name.startswith("."))
 
 
 def _held_out(found: list[str]) -> str | None:

@@ -20,6 +20,7 @@ from dmvae import config as configs
 from dmvae.encoders import Encoder, EncoderConfig, load_public, require_stride
 from dmvae.inputs import Inputs
 from dmvae.ranges import Decay, Range, Scale, Width
+from dmvae.registry import is_ours
 from dmvae.runtime import distributed
 from dmvae.runtime.random import Random
 from dmvae.training.augment import random_view
@@ -101,7 +102,7 @@ class EncoderStage(TrainingStage[EncoderTraining, EncoderNetworks]):
         own = inputs.shape.encoder
         if config.start == "public" and own.starts_random:
             yield f"encoder.start: {own.type!r} has no public weights; leave it out"
-        if config.start is None and not own.starts_random:
+        if config.start is None and not own.starts_random and is_ours(type(own)):  # a plugin's may have none
             yield (
                 f"encoder.start: {own.type!r} has public weights: say whether this stage begins with them, public, or "
                 "with random ones, scratch; or set encoder to null, to take them as they are"
