@@ -301,10 +301,7 @@ def _read_yaml(path: Path) -> Values:
         raise ValueError(f"{path}: nested too deep to be a recipe") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a mapping of sections")
-    try:
-        return _with_names(values)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    return values
 
 
 def _with_names(values: Values) -> Values:

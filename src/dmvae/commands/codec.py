@@ -27,7 +27,7 @@ from dmvae.models.base import Tokenizer
 from dmvae.runtime.console import Bar, console
 from dmvae.runtime.files import atomic_write, locked, read_json, sweep, write_text
 from dmvae.runtime.hashing import digest, sha256_of, weights_hash
-from dmvae.runtime.precision import Precision, autocast, uses_bf16
+from dmvae.runtime.precision import Precision, autocast, name_of
 from dmvae.runtime.words import counted
 from dmvae.tokenizers.adapted import spread_of
 
@@ -273,7 +273,7 @@ def _network(tokenizer: Tokenizer, device: torch.device, precision: Precision) -
     """What of the network decides over latents and images, for a plan."""
     return {
         "weights": weights_hash(tokenizer),
-        "precision": "bfloat16" if uses_bf16(device, precision) else "float32",
+        "precision": name_of(device, precision),
     }
 
 

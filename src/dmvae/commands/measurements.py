@@ -28,7 +28,7 @@ from dmvae.ranges import MOST_PIXELS
 from dmvae.runtime import distributed
 from dmvae.runtime.files import sweep_beside
 from dmvae.runtime.hashing import digest, weights_hash
-from dmvae.runtime.precision import Precision, uses_bf16
+from dmvae.runtime.precision import Precision, name_of
 
 DEFAULT_FEATURES = ("effnet-lite0",)
 
@@ -221,7 +221,7 @@ def measure_samples(
         "weights": digest(*(weights_hash(part) for part in (model.transformer, model.vae, model.guide) if part)),
         "scheduler": {"class": type(model.scheduler).__name__}
         | {k: v for k, v in model.scheduler.config.items() if not k.startswith("_")},
-        "dtype": "bfloat16" if uses_bf16(setting.device, precision) else "float32",
+        "dtype": name_of(setting.device, precision),
         "ema": model.transformer.config.get("_ema", "unknown"),
     }
     try:  # hours of drawing would be lost to a broken image there
@@ -264,7 +264,7 @@ def measure_tokenizer(
         "path": tokenizer,
         "weights": weights_hash(model),
         "spread": spread_of(model),
-        "dtype": "bfloat16" if uses_bf16(setting.device, precision) else "float32",
+        "dtype": name_of(setting.device, precision),
         "count": len(folder),
     }
     manifest = setting.manifest(facts, {"kind": "reconstructions"} | measured)

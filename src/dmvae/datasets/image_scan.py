@@ -49,24 +49,25 @@ def split_files(root: Path, split: Split, fraction: float) -> tuple[Path, list[E
         raise ValueError(f"data.root: {root} has {held_out}/ but no train/ beside it; add train/")
     apart = folders(root)
     if len(found) == 1 and found != ["train"]:
-        below = _folders(root / found[0])
-        if "train" in below and _held_out(below):
-            raise ValueError(f"data.root: {root} has {found[0]}/ alone, which has the splits; give {root / found[0]}")
-        if len(below) > 1 and not _loose(root / found[0]):
+        inside = root / found[0]
+        if (inside / "train").is_dir() and any((inside / name).is_dir() for name in HELD_OUT):
+            raise ValueError(f"data.root: {root} has {found[0]}/ alone, which has the splits; give {inside}")
+        if not _loose(inside) and len(below := _folders(inside)) > 1:
             warnings.warn(
                 f"{root} has {found[0]}/ alone, and so one class; where {', '.join(below[:3])} ... are classes, give "
-                f"{root / found[0]}",
+                f"{inside}",
                 stacklevel=3,
             )
     if len(apart) == 1 and len(found) > 1 and {name.lower() for name in found} <= ALMOST:
         raise ValueError(f"data.root: {root} has {'/, '.join(found)}/: call its two splits train/ and test/")
-    others = [name for name in found if name != "train"]
-    nested = [name for name in found if _folders(root / name) and not _loose(root / name)]
-    if nested == ["train"] and others and not held_out:
-        raise ValueError(
-            f"data.root: {root} has train/ with folders of its own, and {'/, '.join(others)}/ without beside it: call "
-            "the held-out images test/, or move what is no split away"
-        )
+    if "train" in found and len(found) > 1 and not held_out:
+        nested = [name for name in found if not _loose(root / name) and _folders(root / name)]
+        if nested == ["train"]:
+            others = "/, ".join(name for name in found if name != "train")
+            raise ValueError(
+                f"data.root: {root} has train/ with folders of its own, and {others}/ without beside it: call the "
+                "held-out images test/, or move what is no split away"
+            )
     if len(apart) == 2:
         train, classes = scan(apart[0])
         if split == "train":

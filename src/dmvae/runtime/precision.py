@@ -40,6 +40,11 @@ def full_precision(x: Tensor) -> AbstractContextManager[object]:
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
+def name_of(device: torch.device, precision: Precision) -> str:
+    """The dtype in which networks compute on the device, for manifests and plans."""
+    return "bfloat16" if uses_bf16(device, precision) else "float32"
+
+
 def uses_bf16(device: torch.device, precision: Precision) -> bool:
     """Whether networks run in bf16 on this device."""
     return has_bf16(device) if precision == "auto" else precision == "bfloat16"

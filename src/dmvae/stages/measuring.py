@@ -46,7 +46,7 @@ from dmvae.registry import find, names
 from dmvae.runtime import distributed
 from dmvae.runtime.files import write_tensors
 from dmvae.runtime.hashing import weights_hash
-from dmvae.runtime.precision import autocast, uses_bf16
+from dmvae.runtime.precision import autocast, name_of
 from dmvae.runtime.random import Random, seed_of
 from dmvae.stages.arrival import at_the_end
 from dmvae.stages.modelled import kept_latents, modelled
@@ -281,7 +281,7 @@ class Measuring:
             "weights": weights_hash(self.tokenizer),
             "spread": spread_of(self.tokenizer),
             "stages": {name: folder.name for name, folder in inputs.reads.items()},
-            "dtype": "bfloat16" if uses_bf16(inputs.device, inputs.sections.run.precision) else "float32",
+            "dtype": name_of(inputs.device, inputs.sections.run.precision),
             "seed": inputs.seed,
         }
         if "sample" in inputs.reads:
