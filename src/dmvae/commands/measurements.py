@@ -138,7 +138,7 @@ class Setting:
             theirs, ours = {"features": real.manifest.get("features", {})}, {"features": extractor.manifest()}
             if not self.force and differences(theirs, ours):
                 require_same(theirs, ours, f"the features of {reference} and those that are asked for")
-            moments = real.moments()
+            moments = real.moments() if is_statistics(reference) else None  # of our own features it is so
             if moments is not None and len(moments.mean) != extractor.dim:
                 count, asked = len(moments.mean), f"{extractor.name} has {extractor.dim}"
                 raise ValueError(

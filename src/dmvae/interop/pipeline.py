@@ -253,13 +253,14 @@ class DMVAEPipeline(DiffusionPipeline):
         if label is None:
             return count
         if isinstance(label, str):
-            if label not in self.labels:
+            alike = [number for number, name in self.classes.items() if name == label]
+            if not alike:
                 raise ValueError(f"class_labels: no class is called {label!r}{nearest(label, self.labels)}")
-            if len(alike := [number for number, name in self.classes.items() if name == label]) > 1:
+            if len(alike) > 1:
                 raise ValueError(
                     f"class_labels: {len(alike)} classes are called {label!r}: give a number, {few(alike)}"
                 )
-            return self.labels[label]
+            return alike[0]
         if isinstance(label, Tensor):
             label = label.item()
         if not isinstance(label, Integral) or isinstance(label, bool):
