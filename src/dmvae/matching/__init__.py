@@ -275,7 +275,8 @@ def copy_of(network: nn.Module) -> nn.Module:
     if make is not None:  # a diffusers model knows which of its parameters train
         weights = network.state_dict()
         like = next((w for w in weights.values() if w.is_floating_point()), torch.empty(()))
-        copy = make(network.config).to(like.device, like.dtype)
+        # torch's own `to`: that of diffusers 0.42 warns at every cast of float32 modules, also where a model names none
+        copy = nn.Module.to(make(network.config), like.device, like.dtype)
         copy.load_state_dict(weights)
         return copy
     return deepcopy(network).requires_grad_(True)

@@ -80,7 +80,8 @@ class Adversarial(Matching):
         }
         if self.penalty > 0:
             (slope,) = torch.autograd.grad(at_real.sum(), real, create_graph=True)
-            log["critic/slope"] = square = slope.square().sum(dim=(1, 2, 3)).mean()
+            square = slope.square().sum(dim=(1, 2, 3)).mean()
+            log["critic/slope"] = square.detach()
             loss = loss + 0.5 * self.penalty * square
         return loss, log
 
