@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="recipes/demo.yaml")
     args, rest = parser.parse_known_args()
     cost = Cost()
-    done.crc = checkpoint.crc = cost.counted(hashing.crc)  # type: ignore[assignment]
+    done.crc = cost.counted(hashing.crc)  # type: ignore[assignment]
     checkpoint.zlib = SimpleNamespace(crc32=cost.counted_bytes(zlib.crc32))  # type: ignore[attr-defined]
     with tempfile.TemporaryDirectory() as folder:
         recipes = load(args.recipe, parse_overrides(rest) | {"run.dir": folder})

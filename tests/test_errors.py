@@ -296,15 +296,6 @@ def test_help_lists_fields_with_their_meaning(tmp_path, capsys):
     assert "Student updates per tokenizer update." in out
 
 
-@pytest.mark.slow
-def test_a_dry_run_trains_nothing_and_counts_parameters(tmp_path, capsys):
-    cli.main(["run", str(tiny.write(tmp_path)), "--dry-run"])
-    out = capsys.readouterr().out
-    assert "48 training and 24 test images of 3 classes" in out
-    assert "matching" in out
-    assert not (tmp_path / "run").exists()
-
-
 def without_lpips(monkeypatch):
     """As if it were not installed, and had not been used by an earlier test."""
     monkeypatch.setitem(sys.modules, "lpips", None)
@@ -363,11 +354,3 @@ def test_importing_replaces_nothing_but_an_artifact(tmp_path, capsys):
     mine = mine.rename(weights / "diffusion_pytorch_model.safetensors")
     assert f"would replace '{mine.name}'" in complain(capsys, "import", "official-vae", mine, "--out", weights)[1]
     assert mine.exists()
-
-
-def test_a_worker_s_traceback_is_left_out(capsys, monkeypatch):
-    def fail(command, arguments, commands):
-        raise ValueError("Caught ValueError in DataLoader worker process 0.\nOriginal Traceback\nValueError: no image")
-
-    monkeypatch.setattr("dmvae.commands.run.run", fail)
-    assert complain(capsys, "run", "x.yaml") == (2, "dmvae: no image\n")

@@ -106,9 +106,12 @@ def test_fields_that_nothing_uses_are_left_out_of_the_help(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_the_dry_run_has_the_values_of_every_variant(tmp_path, capsys):
+def test_the_dry_run_has_the_values_of_every_variant_and_trains_nothing(tmp_path, capsys):
     cli.main(["run", str(tiny.write(tmp_path)), "--dry-run", "--tokenizer.steps", "3"])
-    out = capsys.readouterr().out.partition("resolved values:")[2]
+    table, _, out = capsys.readouterr().out.partition("resolved values:")
+    assert table.count("48 training and 24 test images of 3 classes") == 2
+    assert table.count("memory of each rank: state is weights") == 1, "once for both"
+    assert not (tmp_path / "run").exists()
     assert "  tokenizer: steps 3, batch_size 8" in out
     assert "      matched: train_encoder false" in out
     assert "      kl: train_encoder true, kl_weight 0.001" in out

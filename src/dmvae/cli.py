@@ -68,14 +68,11 @@ def main(arguments: list[str] | None = None) -> None:
         saved = "; the state was saved, the same command goes on" if type(stop).__name__ == "Interrupted" else ""
         _fail(f"stopped{saved}", 130, debug)
     except ValueError as error:
-        # a DataLoader's worker puts its whole traceback before the message
-        _fail(str(error).rpartition("\nValueError: ")[2], 2, debug)
-    except FloatingPointError as error:
-        _fail(str(error), 1, debug)
+        _fail(str(error), 2, debug)
     except OSError as error:
         fix = FIXES.get(error.errno or 0, "")
         _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": ") + fix, 1, debug)
-    except CheckFailed as error:
+    except (FloatingPointError, CheckFailed) as error:
         _fail(str(error), 1, debug)
 
 

@@ -125,7 +125,7 @@ def identity(config: object, more: Callable[[Registered], Values] = lambda membe
 
     def head(member: DataclassInstance, values: Values) -> Values:
         for field in dataclasses.fields(member):
-            if field.metadata.get("added") and getattr(member, field.name) == _default(field):
+            if field.metadata.get("added") and getattr(member, field.name) == default_of(field):
                 values.pop(field.name, None)
         if hasattr(member, "identity"):
             values = member.identity(values)
@@ -157,7 +157,7 @@ def _walk(config: object, finish: Callable[[DataclassInstance, Values], Values])
     return str(config) if isinstance(config, Path) else config
 
 
-def _default(field: dataclasses.Field[object]) -> object:
+def default_of(field: dataclasses.Field[Any]) -> object:
     return field.default_factory() if field.default_factory is not _MISSING else field.default
 
 

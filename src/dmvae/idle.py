@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
+from dmvae.config import default_of
 from dmvae.matching import Matching
 from dmvae.recipe import Recipe
 from dmvae.references.mixture import MixtureReference
@@ -51,19 +52,16 @@ def _mixed(recipe: Recipe, *by: str) -> bool:
 MODELS = ("reference.model", "matching.model", "generator.model", "tokenizer.alignment.model")
 """Where a recipe has flow models."""
 IDLE: Mapping[str, tuple[Callable[[Recipe], bool], str]] = {
-    "run.shard_bf16": (lambda r: not r.run.shard, "it only acts with run.shard: true"),
-    "run.shard_in_node": (lambda r: not r.run.shard, "it only acts with run.shard: true"),
-    "run.reshard": (lambda r: not r.run.shard, "it only acts with run.shard: true"),
-    "matching.model": (
-        _copied,
-        "the student is a copy of the teacher (reference.model), or there is none",
-    ),
+    "run.shard_bf16|shard_in_node|reshard": (lambda r: not r.run.shard, "it only acts with run.shard: true"),
+    "matching.model": (_copied, "the student is a copy of the teacher (reference.model), or there is none"),
     "matching.target": (
         lambda r: r.section("matching").balance != "distance" and r.section("matching").until is None,
         "it only acts with matching.balance: distance or matching.until: arrived",
     ),
-    "matching.objective.ratio_width": (_of_one_density, "it only acts with a divergence other than reverse_kl"),
-    "matching.objective.ratio_depth": (_of_one_density, "it only acts with a divergence other than reverse_kl"),
+    "matching.objective.ratio_width|ratio_depth": (
+        _of_one_density,
+        "it only acts with a divergence other than reverse_kl",
+    ),
     "matching.label_dropout": (
         lambda r: is_ours(type(_objective(r))) and not _objective(r).has_student,
         "its objective has no student",
@@ -118,12 +116,7 @@ def _idle(recipe: Recipe) -> Iterator[str]:
 def _given(owner: object, name: str) -> bool:
     """Whether a section has the field, and not at its default."""
     field = {f.name: f for f in dataclasses.fields(owner)}.get(name) if dataclasses.is_dataclass(owner) else None
-    if field is None:
-        return False
-    default = field.default
-    if default is dataclasses.MISSING and callable(field.default_factory):
-        default = field.default_factory()
-    return bool(getattr(owner, name) != default)
+    return field is not None and bool(getattr(owner, name) != default_of(field))
 
 
 def _shown(owner: object, name: str) -> object:

@@ -237,7 +237,7 @@ def record(recipes: dict[str, Recipe], jobs: list[Job], run_dir: Path, variants:
     for variant, recipe in recipes.items():
         write_text(run_dir / variant / "recipe.yaml", yaml.safe_dump(configs.plain(recipe), sort_keys=False))
     for job in jobs:
-        _link(job, run_dir)
+        point(run_dir / job.variant / job.stage.name, job.folder)
 
 
 def _remove_stale(jobs: list[Job], run_dir: Path) -> None:
@@ -262,12 +262,6 @@ def source_of(stages: Mapping[str, Job]) -> dict[str, str]:
 def other_source(there: Values, source: dict[str, str]) -> bool:
     """Whether a pipeline with this source.json is made of something else than `source`."""
     return any(there.get(name) != source.get(name) for name in ("latents", "generator", *STEPS))
-
-
-def _link(job: Job, run_dir: Path) -> None:
-    link = run_dir / job.variant / job.stage.name
-    link.parent.mkdir(parents=True, exist_ok=True)
-    point(link, job.folder)
 
 
 def point(link: Path, folder: Path) -> None:

@@ -52,6 +52,12 @@ def test_16_bit_grey_keeps_its_upper_bits(tmp_path, name, dtype):
     assert is_colour(pixels, (0x7B,) * 3)
 
 
+def test_a_transparent_16_bit_grey_is_white(tmp_path):
+    pixels = np.full((20, 20), 0x7B12, np.uint16)
+    assert is_colour(read(tmp_path, Image.fromarray(pixels), transparency=0x7B12), (255,) * 3)
+    assert is_colour(read(tmp_path, Image.fromarray(pixels), transparency=0x7B13), (0x7B,) * 3)
+
+
 def test_grey_output_is_luma(tmp_path):
     pixels = read(tmp_path, flat(), channels=1)
     assert pixels.shape == (1, 8, 8)

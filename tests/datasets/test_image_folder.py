@@ -244,9 +244,12 @@ def test_a_root_above_the_data_is_told(tmp_path):
         assert open_split(tmp_path / "nested").classes == ("photos",)
 
 
-def test_a_disk_that_fails_for_a_while_takes_no_image_out_of_the_set(tmp_path, monkeypatch):
+@pytest.mark.parametrize("cache", ["auto", "memory", "none"])
+def test_a_disk_that_fails_for_a_while_takes_no_image_out_of_the_set(tmp_path, monkeypatch, cache):
     classes(tmp_path / "data")
-    there = len(open_split(tmp_path / "data", valid_fraction=0.01, cache="none"))
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+        whole = open_split(tmp_path / "data", valid_fraction=0.01, cache="none")
     opened = Image.open
 
     def failing(file, *arguments, **named):
@@ -257,8 +260,26 @@ def test_a_disk_that_fails_for_a_while_takes_no_image_out_of_the_set(tmp_path, m
     with monkeypatch.context() as bad:
         bad.setattr(Image, "open", failing)
         with pytest.raises(ValueError, match=r"cat/1\.png cannot be read: Input/output error"):
-            open_split(tmp_path / "data", valid_fraction=0.01)
-    assert len(open_split(tmp_path / "data", valid_fraction=0.01)) == there
+            open_split(tmp_path / "data", valid_fraction=0.01, cache=cache)
+        with pytest.raises(ValueError, match=r"cat/1\.png cannot be read: Input/output error"):
+            [whole[i] for i in range(len(whole))]
+    assert len(open_split(tmp_path / "data", valid_fraction=0.01, cache=cache)) == len(whole)
+
+
+@pytest.mark.parametrize("cache", ["auto", "none"])
+def test_the_same_files_are_another_set_where_another_number_is_read(tmp_path, monkeypatch, cache):
+    """A decoder that has come makes images of what was left out; latents and images go together by their places."""
+    classes(tmp_path / "data")
+    (tmp_path / "data/cat/1.png").write_bytes(b"a format of tomorrow")
+    without = open_split(tmp_path / "data", valid_fraction=0.01, cache=cache)
+    read = image_folder.read_image
+    grey = torch.full((3, 8, 8), 7, dtype=torch.uint8)
+    monkeypatch.setattr(image_folder, "read_image", lambda path, *of: grey if path.name == "1.png" else read(path, *of))
+    monkeypatch.setattr(image_folder, "check_header", lambda path: None)
+    monkeypatch.setattr(image_folder, "PIXELS", (4, ".tomorrow"))
+    every = open_split(tmp_path / "data", valid_fraction=0.01, cache=cache)
+    assert len(every) == len(without) + 1
+    assert every.fingerprint != without.fingerprint
 
 
 def test_what_could_not_be_read_is_tried_again_where_a_decoder_has_come(tmp_path, monkeypatch):

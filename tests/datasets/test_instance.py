@@ -132,6 +132,8 @@ def test_both_sets_count_classes_alike():
     train.classes = list("abcde")
     key = offer(train, test)
     assert Instance(key=key).build("test").classes == tuple("abcde")
+    train.classes = [("tench", "Tinca tinca"), *"bcde"]  # as in torchvision's ImageNet
+    assert Instance(key=key).build("test").classes == ("tench, Tinca tinca", *"bcde")
 
 
 def test_sets_that_name_classes_differently_are_told():

@@ -6,7 +6,6 @@ import warnings
 
 import pytest
 import torch
-from packed import ANIMALS, animals, features, opener, rows, samples, shards_of, tar, values
 
 from dmvae.datasets import decoded
 from dmvae.datasets.encoded import LazyImages
@@ -14,6 +13,7 @@ from dmvae.datasets.huggingface import HuggingFace
 from dmvae.datasets.loading import loader
 from dmvae.datasets.memory import MemoryDataset
 from dmvae.datasets.webdataset import WebDataset
+from packed import ANIMALS, animals, features, opener, rows, samples, shards_of, tar, values
 
 KINDS = {
     "huggingface": (

@@ -4,11 +4,11 @@ import json
 import tarfile
 
 import pytest
-from packed import noise, opener, png, samples, shards_of, tar, values
 
 from dmvae import config as configs
 from dmvae.datasets.tar_index import NAME
 from dmvae.datasets.webdataset import WebDataset
+from packed import noise, opener, png, samples, shards_of, tar, values
 
 open_split, fails = opener(WebDataset)
 
@@ -71,6 +71,7 @@ def test_what_lies_beside_a_sample_is_left_alone(tmp_path):
         (f"./deep/{v}.{e}", d) for v in range(3) for e, d in (("JSON", b"{}"), ("cls", b" 0\n"), ("PNG", png(v)))
     ]
     tar(tmp_path / "train.tar", [*members, ("__info__.json", b"{}"), (".hidden/a.png", png(9)), ("README", b"text")])
+    (tmp_path / "._train.tar").write_bytes(b"of a Mac")
     assert values(open_split(tmp_path)) == [0, 1, 2]
     two = [("a.input.png", png(1)), ("a.target.png", png(2)), ("a.cls", b"0")]
     tar(tmp_path / "b" / "train.tar", two)
@@ -81,7 +82,7 @@ def test_what_lies_beside_a_sample_is_left_alone(tmp_path):
 
 
 def test_names_of_classes(shards, tmp_path):
-    (tmp_path / "names.txt").write_text("cat\ndog\n\nowl\n")
+    (tmp_path / "names.txt").write_text("\ufeffcat\ndog\n\nowl\n", encoding="utf-8")  # as Windows' editor saves it
     for classes in (("cat", "dog", "owl"), str(tmp_path / "names.txt")):
         data = open_split(shards, classes=classes)
         assert data.classes == ("cat", "dog", "owl")
@@ -193,6 +194,9 @@ def link(name):
         (lambda good: good[:-700], r"damaged after byte \d+"),
         (lambda good: good[:-1500], r"cut off, the file ends before it"),
         (lambda good: good + b"garbage!" * 64, r"damaged after byte \d+"),
+        (lambda good: good, r"has no end: cut off at byte \d+"),
+        (lambda good: good[:-1024] + bytes(1024) + good, r"damaged after byte \d+, or tars put together"),
+        (lambda good: good + bytes(10240) + good, r"damaged after byte \d+, or tars put together"),
         (lambda good: good + header("../../z.png", 10**12), r"'\.\./\.\./z\.png': cut off"),
         (lambda good: good + negative("z.png"), r"damaged"),
         (lambda good: good + link("z.png"), r"'z\.png': a link"),

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import processes
-from dmvae.evaluation import classification, manifolds, neighbours
+from dmvae.datasets.memory import MemoryDataset
+from dmvae.evaluation import classification, images, manifolds, neighbours
 from dmvae.evaluation.rows import by_rows
 from dmvae.runtime import distributed
 from dmvae.tokenizers.editor import Editor
@@ -47,6 +48,22 @@ def test_all_ranks_have_what_one_finds(tmp_path, chunk):
         alone, shared = torch.load(tmp_path / str(rank))
         assert [torch.equal(a, b) for a, b in zip(alone, shared, strict=True)] == [True] * len(alone)
         assert all(values.float().mean() > 0 for values in alone)
+
+
+@pytest.mark.parametrize("count", [4, 10])
+def test_a_rank_without_images_is_asked_for_none(monkeypatch, count):
+    """Of 4 images each of 3 ranks would have 2; metrics of pairs refuse a batch of none."""
+    data = MemoryDataset(torch.zeros(10, 3, 4, 4, dtype=torch.uint8), torch.zeros(10, dtype=torch.int64), ["all"])
+    sizes = []
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    monkeypatch.setattr(images, "_gathered", lambda own, share, n: own)
+    for rank in range(3):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        images.over_images(
+            images.DatasetImages(data, count), 2, lambda batch: sizes.append(len(batch)) or {"x": batch.float()}, "test"
+        )
+    assert sum(sizes) == count
+    assert min(sizes) > 0
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])

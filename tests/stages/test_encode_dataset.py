@@ -11,7 +11,7 @@ from dmvae.recipe import load
 from dmvae.sections import LatentsConfig
 from dmvae.stages.generator import GeneratorStage
 from dmvae.tokenizers.adapted import load_tokenizer
-from dmvae.training.data import Order
+from dmvae.training.data import order
 
 CPU = torch.device("cpu")
 
@@ -35,6 +35,9 @@ def test_shards_of_an_interrupted_pass_of_another_size_are_made_again(tmp_path):
         again = encode(folder, 20)
         assert [len(shard) for shard in again.shards] == [20, 20, 8]
         assert torch.equal(again.__getitems__(range(48))[0], expected.__getitems__(range(48))[0])
+    z, labels = expected[-41]  # counted from the end, where the last shard is the shortest
+    assert torch.equal(z, expected[7][0])
+    assert labels == expected[7][1]
     kept = tmp_path / "whole/latents-00000.safetensors"
     before = kept.stat().st_mtime_ns
     (tmp_path / "whole/latents-00001.safetensors").write_bytes(b"")
@@ -77,7 +80,7 @@ def test_half_of_what_a_generator_draws_is_the_latents_of_mirror_images(tmp_path
     with torch.no_grad():
         assert torch.allclose(z[1::2], tokenizer.normalize(tokenizer.encode(images).latents), atol=1e-4)
         assert not torch.allclose(z[::2], z[1::2], atol=1e-1)
-    drawn = torch.tensor(next(iter(Order(len(data), 96, ("k",), 0, 1))))
+    drawn = torch.tensor(next(iter(order(len(data), 96, ("k",), 0, 1))))
     assert (drawn >= 48).sum() == 48
 
 

@@ -16,7 +16,7 @@ from dmvae.runtime.ahead import ahead
 from dmvae.runtime.files import write_tensors
 from dmvae.runtime.random import Random
 from dmvae.stages.generator import GeneratorStage
-from dmvae.training.data import Order
+from dmvae.training.data import order
 
 CPU = torch.device("cpu")
 
@@ -105,8 +105,8 @@ def test_batches_are_the_same_and_in_the_same_order(tmp_path, monkeypatch):
     data, found = Stored(LatentSet(tmp_path)), []
     for devices in ((), ("cpu",)):
         monkeypatch.setattr(loading, "AHEAD", devices)
-        order = Order(len(data), 6, ("key",), 2, 9)  # from step 2 on, over more than one pass
-        batches = loader(data, order, 0, CPU)
+        chosen = order(len(data), 6, ("key",), 2, 9)  # from step 2 on, over more than one pass
+        batches = loader(data, chosen, 0, CPU)
         assert batches.soon == bool(devices)
         found.append(list(batches))
     assert len(found[0]) == 7

@@ -17,10 +17,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 import processes
-from dmvae.runtime import distributed
+from dmvae.runtime import distributed, done
 from dmvae.runtime.random import Random
 from dmvae.training import checkpoint
-from dmvae.training.data import Order
+from dmvae.training.data import order
 from dmvae.training.ema import Average
 from dmvae.training.health import hopeless
 from dmvae.training.logging import Figures, read_figures
@@ -49,12 +49,12 @@ def test_two_ranks_draw_what_one_draws(monkeypatch):
 
 
 def test_order_shows_every_item_once_a_pass_and_resumes_anywhere():
-    whole = list(Order(10, 4, ("k",), 0, 10))
+    whole = list(order(10, 4, ("k",), 0, 10))
     seen = [i for batch in whole for i in batch]
     assert sorted(seen[:10]) == list(range(10))
     assert sorted(seen[10:20]) == list(range(10))
     assert seen[:10] != seen[10:20]
-    assert list(Order(10, 4, ("k",), 3, 10)) == whole[3:]
+    assert list(order(10, 4, ("k",), 3, 10)) == whole[3:]
 
 
 def test_ema_of_constant_weights_is_the_weights_and_it_is_put_back():
@@ -137,7 +137,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
 
 def test_files_are_listed_as_they_lie_there_and_none_is_read_again(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "crc", None)
+        patch.setattr(done, "crc", None)
         checkpoint.save(tmp_path, 1, state(1.0, size=700_000) | {"text": "x", "empty": torch.zeros(0)})
     folder = tmp_path / "step-00000001"
     listed = json.loads((folder / "files.json").read_text())
@@ -164,12 +164,12 @@ def test_a_file_that_changes_before_it_is_listed_is_told(tmp_path, monkeypatch):
 def saved_by_two(rank, folder):
     """Two checkpoints of a tensor of which each rank has a half; then rank 1's half of the second is damaged."""
     distributed.start()
-    checkpoint.crc, crc = None, checkpoint.crc
+    done.crc, crc = None, done.crc
     for step in (1, 2):
         whole = torch.full((6, 1000), float(step))
         sharded = distribute_tensor(whole, init_device_mesh("cpu", (2,)), [Shard(0)])
         checkpoint.save(folder, step, {"w": sharded} | ({"step": step} if rank == 0 else {}))
-    checkpoint.crc = crc
+    done.crc = crc
     into = {"w": torch.zeros(6, 1000)}
     assert checkpoint.load(folder, into) == 2
     assert into["w"].unique().tolist() == [2.0]

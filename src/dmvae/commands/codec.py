@@ -20,9 +20,10 @@ from dmvae.commands.shards import SUFFIXES, count_latents, read_latents, read_na
 from dmvae.config import Values
 from dmvae.datasets.image_file import BrokenImage, read_image
 from dmvae.datasets.image_folder import ends
-from dmvae.datasets.image_scan import Entry, scan
+from dmvae.datasets.image_scan import Entry
 from dmvae.datasets.loading import Loader, cuts
 from dmvae.datasets.pixels import as_input, to_uint8
+from dmvae.evaluation.images import images_in
 from dmvae.models.base import Tokenizer
 from dmvae.runtime.console import Bar, console
 from dmvae.runtime.files import atomic_write, locked, read_json, sweep, write_text
@@ -83,7 +84,7 @@ def encode_images(
     size = size or tokenizer.config.image_size
     if size % tokenizer.stride:
         raise ValueError(f"--size {size} is not a multiple of the tokenizer's stride {tokenizer.stride}")
-    entries, classes = _images_in(images)
+    entries, classes = images_in(images)
     files = Files(images, entries, size, tokenizer.config.in_channels)
     plan = {
         "images": _contents(images, entries),
@@ -158,16 +159,6 @@ def _encoded(
             kept += [i for _, i in good]
         bar.step(len(batch))
     return torch.cat(parts) if parts else torch.empty(0), kept
-
-
-def _images_in(folder: Path) -> tuple[list[Entry], tuple[str, ...]]:
-    """`scan`, whose errors name the field of a recipe: there is none here."""
-    if not folder.is_dir():
-        raise ValueError(f"no such folder of images: {folder}")
-    try:
-        return scan(folder)
-    except ValueError as error:
-        raise ValueError(str(error).removeprefix("data.root: ")) from error
 
 
 def _finished(path: Path) -> int | None:

@@ -148,8 +148,8 @@ class Setting:
             self.trains = self.features(self.images(self.train, whole=True), "training images")
         return reals
 
-    def compare(self, reals: list[FeatureSet], fakes: list[FeatureSet], prefix: str) -> tuple[Scores, Values]:
-        """(scores in every extractor's features, manifest)."""
+    def compare(self, reals: list[FeatureSet], fakes: list[FeatureSet], prefix: str) -> Values:
+        """Scores in every extractor's features, and the manifest."""
         trains: Sequence[FeatureSet | None] = self.trains or [None] * len(reals)
         scores = Scores()
         measured = partial(
@@ -157,7 +157,7 @@ class Setting:
         )
         for real, fake, train in zip(reals, fakes, trains, strict=True):
             scores.add(measured(real, fake, train=train))
-        return scores, self.manifest(reals[0].manifest["images"], fakes[0].manifest["images"])
+        return vars(scores) | {"manifest": self.manifest(reals[0].manifest["images"], fakes[0].manifest["images"])}
 
     def manifest(self, reference: Values, measured: Values) -> Values:
         return {
@@ -182,7 +182,7 @@ def measure_folder(setting: Setting, a: str, b: str) -> Values:
     setting.require_size(b, images.facts["size"], f"{a} holds")
     reals = setting.comparable(b)
     fakes = features_of(setting.extractors, images, setting.batch_size, "images")
-    return _result(*setting.compare(reals, fakes, ""))
+    return setting.compare(reals, fakes, "")
 
 
 def measure_samples(
@@ -230,7 +230,7 @@ def measure_samples(
     except ValueError as error:
         raise ValueError(str(error).replace("--size N", f"--size {images.facts['size']}, the pipeline's,")) from error
     fakes = features_of(setting.extractors, images, setting.batch_size, "samples")
-    return _result(*setting.compare(reals, fakes, "g"))
+    return setting.compare(reals, fakes, "g")
 
 
 def measure_tokenizer(
@@ -270,7 +270,7 @@ def measure_tokenizer(
     manifest = setting.manifest(facts, {"kind": "reconstructions"} | measured)
     if perceptual is not None:
         manifest["features"][perceptual.name] = perceptual.manifest()
-    return _result(scores, manifest)
+    return vars(scores) | {"manifest": manifest}
 
 
 KINDS: dict[str, Callable[..., Values]] = {
@@ -305,12 +305,3 @@ def _cut(features: str) -> tuple[str, str]:
     """NAME[@RESOLUTION]=, WEIGHTS."""
     name, equals, weights = features.partition("=")
     return name + equals, weights
-
-
-def _result(scores: Scores, manifest: Values) -> Values:
-    return {
-        "metrics": scores.metrics,
-        "intervals": scores.intervals,
-        "per_class": scores.per_class,
-        "manifest": manifest,
-    }

@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from math import prod
 from pathlib import Path
 
@@ -169,32 +168,19 @@ def _without_data(recipe: Recipe, name: str) -> str:
     return repr([name, recipe.seed, *parts, *upto])
 
 
+_counted: dict[str, Cost] = {}
+
+
 def _cost(stage: type[AnyTraining], recipe: Recipe, classes: int, machine: Machine) -> Cost:
     """What a step takes; a stage that variants share is counted once."""
     reads = {name: recipe.section(name) for name in stage.reads if recipe.section(name) is not None}
     run = replace(recipe.run, dir="-")  # which changes no cost
-    key = repr([stage, reads, recipe.section(stage), recipe.losses, recipe.autoencoder, recipe.pretrained, run])
-    return _counted(Known(key, (stage, Blueprint(recipe, "", reads, classes))), machine.ranks, machine.gpu)
-
-
-class Known:
-    """What is counted, known by its text."""
-
-    def __init__(self, key: str, what: tuple[type[AnyTraining], Blueprint]) -> None:
-        data = what[1].data
-        self.key, self.what = (key, data.size, data.channels, what[1].num_classes), what
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Known) and self.key == other.key
-
-
-@lru_cache(maxsize=256)
-def _counted(known: Known, ranks: int, gpu: bool) -> Cost:
-    stage, blueprint = known.what
-    return cost_of(stage, blueprint, ranks=ranks, gpu=gpu)
+    parts = (recipe.section(stage), recipe.losses, recipe.autoencoder, recipe.pretrained, run)
+    key = repr([stage, reads, *parts, recipe.data.size, recipe.data.channels, classes, machine.ranks, machine.gpu])
+    if key not in _counted:
+        inputs = Blueprint(recipe, "", reads, classes)
+        _counted[key] = cost_of(stage, inputs, ranks=machine.ranks, gpu=machine.gpu)
+    return _counted[key]
 
 
 def _memory(recipe: Recipe, cost: Cost, machine: Machine) -> tuple[float, float]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dmvae.config import Values
-from dmvae.datasets.image_file import BrokenImage
+from dmvae.datasets.image_file import BrokenImage, require_disk
 from dmvae.registry import nearest
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class Columns:
                     raise OSError(f"{path} is no file")
                 return Path(path).read_bytes()
             except OSError as error:
+                require_disk(error, path)
                 raise BrokenImage(
                     f"the row names a file instead of its bytes, which cannot be read: {error}"
                 ) from error

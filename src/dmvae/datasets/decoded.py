@@ -22,7 +22,7 @@ from dmvae.datasets.download import cache_folder
 from dmvae.runtime.done import damage, read_source, write_source
 from dmvae.runtime.files import atomic_write, read_json
 
-_CHUNK = 2048  # images decoded at a time
+_CHUNK = 2**28  # bytes decoded at a time, which may all wait for the disk
 
 Read = Callable[[int], Tensor | str]
 """Index -> the image, uint8 [C, H, W], or why it cannot be read. Errors end the decoding; OSError is the cache's."""
@@ -72,12 +72,13 @@ def _decode_all(shape: tuple[int, int, int, int], read: Read, folder: Path) -> d
     Written one chunk after the other: a full disk is an OSError here, and would be a crash in a mapped file.
     """
     n, broken = shape[0], dict[int, str]()
+    chunk = max(16, _CHUNK // int(np.prod(shape[1:])))
     with atomic_write(folder) as part, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         part.mkdir()
         with (part / "images.npy").open("wb") as file:
             start = _header(file, (0, *shape[1:]))
-            for begin in range(0, n, _CHUNK):
-                for index, result in enumerate(pool.map(read, range(begin, min(begin + _CHUNK, n))), begin):
+            for begin in range(0, n, chunk):
+                for index, result in enumerate(pool.map(read, range(begin, min(begin + chunk, n))), begin):
                     if isinstance(result, str):
                         broken[index] = result
                     else:

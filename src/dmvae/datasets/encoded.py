@@ -72,7 +72,7 @@ class EncodedConfig(DatasetConfig):
         names = self.classes
         if isinstance(names, str):
             try:
-                text = Path(names).expanduser().read_text(encoding="utf-8")
+                text = Path(names).expanduser().read_text(encoding="utf-8-sig")
             except (OSError, UnicodeDecodeError) as error:
                 raise ValueError(
                     f"data.classes: {names} cannot be read ({error}); give a text file of one class name a line"

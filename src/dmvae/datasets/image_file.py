@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import struct
 from io import BytesIO
 from pathlib import Path
@@ -16,6 +17,12 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from dmvae.datasets.memory import resize
 
+PASSING = frozenset([
+    errno.EIO, errno.ENXIO, errno.ENODEV, errno.EAGAIN, errno.EBUSY, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
+    errno.ESTALE, errno.ETIMEDOUT, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.ENOTCONN,
+    errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETRESET, errno.ENETUNREACH,
+])  # fmt: skip
+"""Errors of a disk or a network that may be well again, and not of a file."""
 ALWAYS = frozenset([".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"])
 SOMETIMES = frozenset([
     ".apng", ".avif", ".avifs", ".dib", ".heic", ".heics", ".heif", ".heifs", ".hif", ".ico", ".j2k", ".jp2", ".jpe",
@@ -56,7 +63,8 @@ class BrokenImage(ValueError):
 
 
 def read_image(path: Path, size: int, channels: int) -> Tensor:
-    """uint8 [channels, size, size] of a file; `decode` says how. Raises BrokenImage naming the file."""
+    """uint8 [channels, size, size] of a file; `decode` says how. Raises BrokenImage naming the file, and ValueError
+    where it is the disk that fails."""
     try:
         return decode(path, size, channels)
     except BrokenImage as error:
@@ -67,7 +75,7 @@ def decode(file: Path | BytesIO, size: int, channels: int) -> Tensor:
     """uint8 [channels, size, size]: upright, central square, antialiased bicubic.
 
     Transparent pixels are laid over white; 16-bit grey keeps its upper 8 bits; colour profiles are
-    ignored; of an animation the first frame counts. Raises BrokenImage.
+    ignored; of an animation the first frame counts. Raises BrokenImage, and ValueError where it is the disk that fails.
     """
     try:
         with Image.open(file) as opened:
@@ -75,6 +83,7 @@ def decode(file: Path | BytesIO, size: int, channels: int) -> Tensor:
     except MemoryError:
         raise
     except Exception as error:  # decoders raise almost any type on damaged bytes
+        require_disk(error, file)
         raise BrokenImage(str(error) or type(error).__name__) from error
     return resize(pixels[None], size)[0].contiguous()
 
@@ -113,7 +122,14 @@ def check_header(path: Path) -> None:
     except MemoryError:
         raise
     except Exception as error:
+        require_disk(error, path)
         raise _broken(path, error) from error
+
+
+def require_disk(error: Exception, what: object) -> None:
+    """ValueError for an error that tells nothing of the file: no image is left out, or kept as broken, for it."""
+    if isinstance(error, OSError) and error.errno in PASSING:
+        raise ValueError(f"{what} cannot be read: {error.strerror}") from error
 
 
 def _broken(path: Path, error: Exception) -> BrokenImage:
@@ -124,8 +140,8 @@ def _broken(path: Path, error: Exception) -> BrokenImage:
 def flatten(image: Image.Image, mode: Literal["L", "RGB"]) -> Image.Image:
     """An image of any mode as grey or colour, as `decode` says. Raises ValueError for floats."""
     if image.mode.startswith("I"):  # "I" and "I;16*": Pillow itself would clip at 255
-        pixels = np.asarray(image).astype(np.int64).clip(0, 65535)
-        image = Image.fromarray((pixels >> 8).astype(np.uint8))
+        pixels, clear = np.asarray(image).astype(np.int64).clip(0, 65535), image.info.get("transparency")
+        image = Image.fromarray(np.where(pixels == clear, 255, pixels >> 8).astype(np.uint8))
     if image.mode == "F":
         raise ValueError("float pixels have no known range; save it with 8 or 16 bits")
     if image.has_transparency_data:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 import warnings
@@ -25,15 +24,13 @@ from dmvae.datasets.image_scan import HELD_OUT, Entry, folders, path_fraction, s
 from dmvae.datasets.memory import MemoryDataset
 from dmvae.datasets.skipped import OnBroken, tell
 from dmvae.ranges import Range
-from dmvae.registry import cause_of, register
+from dmvae.registry import register
 from dmvae.runtime.files import read_json, write_json
 from dmvae.runtime.hashing import digest
 
 T = TypeVar("T")
 CACHED_BYTES = 16 * 2**30
 INDEX = 1  # changes when the index does
-LASTING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM)
-"""Errors of a file that is so, and not of a disk or a network that may be well again."""
 SETTLED = 2.0
 """Seconds: files that have changed so short a time ago may change again at what is the same time, which is coarse on
 some file systems. Their index is not kept."""
@@ -81,10 +78,10 @@ class ImageFolder(DatasetConfig):
             key = digest(fingerprint, str(folder.resolve()), [f.mtime_ns for f in files], PIXELS)
             images, keep, broken = self._decoded(paths, key) or (None, keep, broken)
         tell(broken, labels, keep, classes, where, self.on_broken)
+        if broken:
+            fingerprint = digest(fingerprint, keep)
         if images is None:
             return FolderDataset([paths[i] for i in keep], labels[keep], classes, fingerprint, self)
-        if broken:  # these are left out here; a FolderDataset may find a file damaged only when it reads it
-            fingerprint = digest(fingerprint, keep)
         return MemoryDataset(images, labels[keep], classes, fingerprint=fingerprint)
 
     def _decoded(self, paths: list[Path], key: str) -> tuple[Tensor, list[int], list[str]] | None:
@@ -99,9 +96,6 @@ class ImageFolder(DatasetConfig):
             try:
                 return read_image(paths[index], self.size, self.channels)
             except BrokenImage as error:
-                failed = cause_of(error, OSError)
-                if failed is not None and failed.errno not in (None, *LASTING):  # which is not kept as the file's fault
-                    raise ValueError(f"data.root: {paths[index]} cannot be read: {failed.strerror}") from error
                 return str(error).removeprefix(f"{paths[index]}: ")  # the folder may lie elsewhere the next time
 
         found = decoded(key, (len(paths), self.channels, self.size, self.size), read)

@@ -14,12 +14,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess, parent_process
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -46,13 +46,6 @@ Collate = Callable[[Any], T]
 """Makes a batch from a list of items, or from what `__getitems__` returned."""
 
 
-class Batches(Protocol):
-    """A list or sampler of lists of indices."""
-
-    def __len__(self) -> int: ...
-    def __iter__(self) -> Iterator[Sequence[int]]: ...
-
-
 def collate(items: tuple[Tensor, Tensor] | list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
     """A batch from what `__getitems__` returned whole, or from a list of (image, label)."""
     if isinstance(items, tuple):
@@ -62,7 +55,11 @@ def collate(items: tuple[Tensor, Tensor] | list[tuple[Tensor, int]]) -> tuple[Te
 
 
 def loader(
-    dataset: Items, batches: Batches, workers: int, device: torch.device, stops: Callable[[], bool] = lambda: False
+    dataset: Items,
+    batches: Iterable[Sequence[int]],
+    workers: int,
+    device: torch.device,
+    stops: Callable[[], bool] = lambda: False,
 ) -> Loader[tuple[Tensor, Tensor]]:
     """A `Loader` of (data [n, ...], labels [n]) over lists of indices. Data sets with `__getitems__` count as in memory
     and get no worker processes; for a GPU, a thread reads one batch ahead, so items must not draw from torch's
@@ -95,7 +92,7 @@ class Loader(Generic[T]):
     def __init__(
         self,
         dataset: Items,
-        batches: Batches,
+        batches: Iterable[Sequence[int]],
         workers: int,
         collate: Collate[T],
         *,
@@ -106,9 +103,6 @@ class Loader(Generic[T]):
         self.batches, self.workers, self.pin, self.stops = batches, usable(workers), pin, stops
         self.soon = soon
         self.reader = Reader(dataset, collate, torch.full([self.workers + 1], _IDLE).share_memory_())
-
-    def __len__(self) -> int:
-        return len(self.batches)
 
     def __iter__(self) -> Generator[T]:
         return ahead(self._read()) if self.soon else self._read()

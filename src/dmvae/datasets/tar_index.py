@@ -9,6 +9,7 @@ import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -121,10 +122,12 @@ def _members(shard: Path, file: BinaryIO, broken: list[str]) -> Iterator[tarfile
             return
         else:
             yield member
-    # tarfile takes a damaged header for the end
+    # tarfile takes a damaged header for the end, and one of zeros: behind the true end is nothing else
     file.seek(tar.offset)
-    if any(file.read(tarfile.BLOCKSIZE)):
-        broken.append(f"{shard}: damaged after byte {tar.offset}; the rest of it is left out")
+    if tar.offset >= end:
+        broken.append(f"{shard}: has no end: cut off at byte {end}, or still being written")
+    elif any(block.strip(b"\0") for block in iter(partial(file.read, 2**20), b"")):
+        broken.append(f"{shard}: damaged after byte {tar.offset}, or tars put together; the rest of it is left out")
 
 
 def _grouped(members: Iterator[tarfile.TarInfo]) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
@@ -163,7 +166,7 @@ def _label(file: BinaryIO, member: tarfile.TarInfo | None, extension: str) -> tu
         return "", f".{extension} has {member.size} bytes, which is no label"
     file.seek(member.offset_data)
     try:
-        text = file.read(member.size).decode().strip()
+        text = file.read(member.size).decode("utf-8-sig").strip()
     except UnicodeDecodeError:
         return "", f".{extension} holds no text"
     return text, "" if text else f".{extension} is empty"

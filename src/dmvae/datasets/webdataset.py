@@ -24,7 +24,7 @@ from dmvae.runtime.files import read_json, write_json
 from dmvae.runtime.hashing import digest
 from dmvae.runtime.words import counted
 
-INDEX = 1  # changes when the index does
+INDEX = 2  # changes when the index does
 
 
 @register("webdataset")
@@ -204,7 +204,8 @@ def _expand(root: str, field: str) -> tuple[list[Path], Path]:
         return [path], path.parent
     if not path.is_dir():
         raise ValueError(f"{field}: {path} does not exist (looked from {Path.cwd()}): give a folder of .tar shards")
-    files = sorted([*path.glob("*.tar"), *path.glob("*/*.tar")])
+    # hidden ones are what a Mac lays beside each file
+    files = sorted(file for below in ("*.tar", "*/*.tar") for file in path.glob(below) if file.name[0] != ".")
     if not files:
         more = "; unpack the .tar.gz with gunzip" if [*path.glob("*.tar.gz"), *path.glob("*.tgz")] else ""
         raise ValueError(f"{field}: no .tar shard in {path} or the folders in it{more}")

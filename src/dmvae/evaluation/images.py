@@ -19,7 +19,7 @@ from torch import Tensor
 from dmvae.config import Values
 from dmvae.datasets import Dataset
 from dmvae.datasets.image_file import BrokenImage, read_image
-from dmvae.datasets.image_scan import path_fraction, scan
+from dmvae.datasets.image_scan import Entry, path_fraction, scan
 from dmvae.datasets.loading import Loader, cuts, passes
 from dmvae.datasets.mixed import mixed
 from dmvae.datasets.pixels import unit_to_uint8
@@ -80,6 +80,16 @@ class DatasetImages:
                 return
 
 
+def images_in(folder: Path) -> tuple[list[Entry], tuple[str, ...]]:
+    """`scan`, whose errors name the field of a recipe: there is none here."""
+    if not folder.is_dir():
+        raise ValueError(f"no such folder of images: {folder}")
+    try:
+        return scan(folder)
+    except ValueError as error:
+        raise ValueError(str(error).removeprefix("data.root: ")) from error
+
+
 class FolderImages:
     """The images of a folder or of its class folders, as colour. `size`: height and width after a central crop and
     resize; None takes them as they are, square and all of one size. `limit`: as many at most, a fixed choice.
@@ -98,12 +108,7 @@ class FolderImages:
         limit: int | None = None,
     ) -> None:
         folder = Path(folder)
-        if not folder.is_dir():
-            raise ValueError(f"no such folder of images: {folder}")
-        try:
-            entries, self.classes = scan(folder)
-        except ValueError as error:
-            raise ValueError(str(error).removeprefix("data.root: ")) from error
+        entries, self.classes = images_in(folder)
         if limit is not None:
             entries = sorted(sorted(entries, key=lambda e: path_fraction(e.path))[:limit], key=lambda e: e.path)
         self.folder, self.entries, self.channels, self.workers = folder, entries, channels, workers
@@ -248,7 +253,7 @@ def over_images(
     chosen = range(min(rank * share, n), min((rank + 1) * share, n))
     rows: dict[str, list[Tensor]] = {}
     with Bar(title, n, "images") as bar:
-        for batch in images.batches(chosen, batch_size):
+        for batch in images.batches(chosen, batch_size) if len(chosen) else ():
             for name, values in compute(batch).items():
                 rows.setdefault(name, []).append(values.cpu())
             bar.step(len(batch) * world)

@@ -38,6 +38,8 @@ PROTOCOL = {
     "score": f"{SPLITS} parts, seed {SEED}",
 }
 """What the metrics' definitions leave open."""
+PAIRS: tuple[Metric, ...] = (PSNR(), SSIM())
+"""The metrics of pairs that need not be asked for."""
 
 
 def all_parts() -> tuple[str, ...]:
@@ -50,7 +52,7 @@ def pair_values(
     reconstructions: Tensor,
     lpips: Callable[[Tensor, Tensor], Tensor] | None = None,
     device: torch.device = torch.device("cpu"),
-    metrics: Sequence[Metric] = (PSNR(), SSIM()),
+    metrics: Sequence[Metric] = PAIRS,
 ) -> dict[str, Tensor]:
     """psnr, ssim (where images are 11 pixels or more), or what other `metrics` find, and, with `lpips`, lpips_vgg16 of
     each pair, [n], computed on the device and returned on the CPU.

@@ -12,7 +12,7 @@ from dmvae.datasets.pixels import as_input, to_uint8
 from dmvae.evaluation.feature_set import FeatureSet, describe
 from dmvae.evaluation.features import CHUNK, Extractor, in_chunks, padded
 from dmvae.evaluation.images import Images, over_images
-from dmvae.evaluation.measure import all_parts, measure_sets, pair_values
+from dmvae.evaluation.measure import PAIRS, all_parts, measure_sets, pair_values
 from dmvae.evaluation.metrics import Figure, Metric, metrics_of
 from dmvae.evaluation.scores import Scores
 from dmvae.losses.perceptual import LPIPSPerceptual
@@ -20,8 +20,6 @@ from dmvae.models.base import Tokenizer
 from dmvae.runtime.hashing import weights_hash
 from dmvae.runtime.precision import Precision, autocast
 
-PAIRS = ("psnr", "ssim")
-"""The metrics of pairs that need not be asked for."""
 LPIPS = Figure("lpips", "LPIPS", "", -1, "{:.3f}", "how far reconstructions are from their originals in VGG-16's eyes")
 
 
@@ -55,7 +53,7 @@ def reconstruct(
     lpips: Callable[[Tensor, Tensor], Tensor] | None = None,
     pictures: int = 0,
     latents: bool = False,
-    metrics: Sequence[Metric] = (),
+    metrics: Sequence[Metric] = PAIRS,
 ) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor] | None]:
     """(rows, pictures). Rows are of every image, in order: the figures of the pair (see `pair_values`), the
     reconstruction's features, "0.pool" and so on, and with `latents` its raw latent "z". Pictures are the first ones,
@@ -75,11 +73,7 @@ def reconstruct(
         if sum(len(a) for a, _ in kept) < pictures:
             kept.append((batch[:pictures], recon[:pictures]))
         features = {f"{i}.{head}": x for i, e in enumerate(extractors) for head, x in e.heads(recon).items()}
-        return (
-            pair_values(batch, recon, lpips, device, metrics or metrics_of(PAIRS))
-            | features
-            | ({"z": z} if latents else {})
-        )
+        return pair_values(batch, recon, lpips, device, metrics) | features | ({"z": z} if latents else {})
 
     rows = over_images(images, batch_size, compute, title)
     if not kept:

@@ -25,13 +25,8 @@ def unlike(found: object, like: Tensor) -> str:
 
 def as_velocity(velocity: Tensor, z_t: Tensor) -> Tensor:
     """The velocity. Raises ValueError unless it has the shape of z_t: another shape might broadcast unnoticed."""
-    if not isinstance(velocity, Tensor) or velocity.shape != z_t.shape:
-        what = (
-            f"of shape {list(velocity.shape)}"
-            if isinstance(velocity, Tensor)
-            else f"that is a {type(velocity).__name__}"
-        )
-        raise ValueError(f"a velocity {what} for latents {list(z_t.shape)}: give a tensor of their shape")
+    if told := unlike(velocity, z_t):
+        raise ValueError(f"a velocity that is {told} for latents {list(z_t.shape)}: give a tensor of their shape")
     return velocity
 
 

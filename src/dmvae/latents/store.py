@@ -141,6 +141,7 @@ class LatentSet:
         """The same items as they lie on disk: raw, in the dtype of the shards, and so in few bytes. `normalise` makes
         latents of them on the device that they are brought to."""
         index = torch.as_tensor(indices)
+        index = torch.where(index < 0, index + len(self), index)  # the last shard may be shorter than the others
         with torch.autocast("cpu", enabled=False):  # it refuses to stack float16
             parts = [self._rows(shards, index) for shards in (self.shards, self.stds) if shards]
             return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), self.labels[index]

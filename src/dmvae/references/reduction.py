@@ -160,11 +160,8 @@ def load(path: Path) -> nn.Module:
     if "weight" in state:
         channels, d = state["weight"].shape
         module: nn.Module = nn.Linear(d, channels)
-    elif "2.weight" in state:
+    else:
         width, d = state["0.weight"].shape
         module = bottleneck(d, width, len(state["2.weight"]))
-    else:
-        channels, d = state["0.weight"].shape
-        module = bottleneck(d, 0, channels)
     module.load_state_dict(state)
     return module.requires_grad_(False)

@@ -53,7 +53,7 @@ import torch
 from dmvae import DMVAEPipeline
 
 pipeline = DMVAEPipeline.from_pretrained(FOLDER_OR_HUB_ID)
-generator = [torch.Generator().manual_seed({_first_seed(job)})]
+generator = [torch.Generator().manual_seed({image_seed(job.recipe.seed, 0)})]
 {_autocast(stages)}image = pipeline(class_labels=[{label}], generator=generator{_arguments(job)}).images[0]
 ```
 
@@ -123,10 +123,6 @@ def _autocast(stages: dict[str, Job]) -> str:
     """The context in which the recipe's samples were made, where it was not float32."""
     bf16 = "sample" in stages and stages["sample"].facts().get("bf16")
     return "with torch.autocast(pipeline.device.type, torch.bfloat16):\n    " if bf16 else ""
-
-
-def _first_seed(job: Job) -> int:
-    return image_seed(job.recipe.seed, 0)
 
 
 def _tokenizer_class(stages: dict[str, Job]) -> str:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 
 from dmvae.matching import LAG
 from dmvae.report.charts import Line, lines
 from dmvae.report.html import details, legend, listing, panel, panels, prose
 from dmvae.report.run import COLOURS, Run, Trained
-from dmvae.training.health import ROLLED_BACK
+from dmvae.training.health import went_back
 
 BINS = ("#5b4fc4", "#3a8fc4", "#2fa37c", "#c79a1c", "#d9652f", "#c2457d", "#8a6fd6", "#7f8791")
 
@@ -99,7 +98,7 @@ def health(run: Run) -> str:
     parts = [
         prose(f"<strong>{escape(', '.join(training.variants))} went back once</strong>: {escape(line)}.")
         for training in trained
-        for line in _lines(training.folder / ROLLED_BACK)[-1:]
+        if (line := went_back(training.folder))
     ]
     parts += approach(trained)
     if any(gaps):
@@ -158,10 +157,6 @@ def approach(trained: Sequence[Trained]) -> list[str]:
         panels(charts),
         legend((key.removeprefix("distance/told/"), of[key]) for key in classes),
     ]
-
-
-def _lines(file: Path) -> list[str]:
-    return file.read_text().splitlines() if file.exists() else []
 
 
 def curves(run: Run) -> str:

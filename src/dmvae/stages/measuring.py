@@ -161,12 +161,7 @@ class Measuring:
         }
         named = dict(zip(("originals", "reconstructions"), pictures, strict=True)) | maps
         write_tensors(self.inputs.out / "pictures.safetensors", {k: v.contiguous() for k, v in named.items()})
-        return self.metrics | {
-            "metrics": self.scores.metrics,
-            "intervals": self.scores.intervals,
-            "per_class": self.scores.per_class,
-            "manifest": self.manifest(),
-        }
+        return self.metrics | vars(self.scores) | {"manifest": self.manifest()}
 
     def reconstructions(self) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor] | None]:
         """The test images' reconstructions; see `reconstruct` for what is returned."""

@@ -110,9 +110,6 @@ class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
             networks.averaged = ("teacher",)
         return networks
 
-    def data(self) -> None:
-        """None: batches are drawn from the reference."""
-
     def updates(self, networks: ReferenceNetworks, batch: Batch, rng: Random) -> Iterator[Update]:
         z, labels = draw(self.reference, len(batch.labels), rng, batch.labels.device)
         yield Update("teacher", flow_loss(networks.teacher, z, labels, self.config, rng))

@@ -33,8 +33,8 @@ from torch.distributed.checkpoint.planner import ReadItem
 
 from dmvae.config import Values
 from dmvae.runtime import distributed, sharding
+from dmvae.runtime.done import damage
 from dmvae.runtime.files import flush, sync
-from dmvae.runtime.hashing import crc
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -174,9 +174,9 @@ def load(folder: Path, state: Values, optional: tuple[str, ...] = ()) -> int | N
     """
     for step in reversed(distributed.broadcast(steps(folder))):
         path = folder / f"step-{step:08d}"
-        damage = distributed.broadcast(_damage(path) if distributed.is_main() else None)
-        if damage:
-            warnings.warn(f"{path}: {damage}; trying the checkpoint before it", stacklevel=2)
+        broken = distributed.broadcast(_damage(path) if distributed.is_main() else None)
+        if broken:
+            warnings.warn(f"{path}: {broken}; trying the checkpoint before it", stacklevel=2)
             continue
         try:
             there = _Reader(path).read_metadata().state_dict_metadata
@@ -278,21 +278,13 @@ def _refusal(error: BaseException) -> str | None:
 def _damage(path: Path) -> str | None:
     """What is wrong with the folder's files, or None."""
     try:
-        listed = {
-            str(name): (int(size), int(found)) for name, (size, found) in json.loads((path / _LIST).read_text()).items()
-        }
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        listed = json.loads((path / _LIST).read_text())
+        wrong = damage(path, {"files": listed})
+    except (OSError, ValueError, RecursionError):
         return f"{_LIST} is missing or unreadable"
-    there = {file.name for file in path.iterdir()} - {_LIST}
-    for name in sorted(there ^ listed.keys()):
-        return f"{name} is missing" if name in listed else f"{name} is not in {_LIST}"
-    for name, (size, checksum) in listed.items():
-        file = path / name
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size} bytes of {size}"
-        if crc(file) != checksum:
-            return f"{name} is corrupt"
-    return None
+    for name in sorted({file.name for file in path.iterdir()} - {_LIST, *listed}):
+        return f"{name} is not in {_LIST}"
+    return " ".join(wrong) if wrong else None
 
 
 def _quietly(function: Callable[..., object], *args: object, **kwargs: object) -> None:

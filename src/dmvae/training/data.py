@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler
 
 from dmvae.datasets.loading import loader
 from dmvae.datasets.pixels import as_input
@@ -18,31 +18,20 @@ from dmvae.training.augment import random_flip
 from dmvae.training.stage import Batch, N, T, TrainingStage
 
 
-class Order(Sampler[list[int]]):
+def order(n: int, batch_size: int, key: tuple[object, ...], start: int, steps: int) -> Iterator[list[int]]:
     """Indices of every batch from step `start` on. Shuffled passes over the data follow one another and are cut into
     batches, of which this rank gets its part; so a batch may contain the end of one pass and the start of the next."""
+    local = batch_size // distributed.world_size()
+    passes: dict[int, Tensor] = {}
+    for step in range(start, steps):
+        first = step * batch_size + distributed.rank() * local
+        met = range(first // n, (first + local - 1) // n + 1)
+        passes = {epoch: passes[epoch] if epoch in passes else _shuffled(n, *key, "order", epoch) for epoch in met}
+        yield [int(passes[position // n][position % n]) for position in range(first, first + local)]
 
-    def __init__(self, n: int, batch_size: int, key: tuple[object, ...], start: int, steps: int) -> None:
-        self.n, self.batch_size, self.key = n, batch_size, key
-        self.start, self.steps = start, steps
-        self._passes: dict[int, Tensor] = {}
 
-    def __len__(self) -> int:
-        return self.steps - self.start
-
-    def __iter__(self) -> Iterator[list[int]]:
-        local = self.batch_size // distributed.world_size()
-        for step in range(self.start, self.steps):
-            first = step * self.batch_size + distributed.rank() * local
-            yield [self._at(position) for position in range(first, first + local)]
-
-    def _at(self, position: int) -> int:
-        epoch = position // self.n
-        if epoch not in self._passes:
-            generator = torch.Generator().manual_seed(seed_of(*self.key, "order", epoch))
-            self._passes = {e: p for e, p in self._passes.items() if e >= epoch - 1}
-            self._passes[epoch] = torch.randperm(self.n, generator=generator)
-        return int(self._passes[epoch][position % self.n])
+def _shuffled(n: int, *key: object) -> Tensor:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed_of(*key)))
 
 
 def batches(
@@ -53,24 +42,22 @@ def batches(
     config, inputs, world = stage.config, stage.inputs, distributed.world_size()
     parts = inputs.sections.run.accumulate if stage.takes_parts else 1
     require_split(f"{stage.name}.batch_size", config.batch_size, world, parts)
-    dataset = stage.data()
-    if dataset is None:
+    if stage.draws:
         local, device = config.batch_size // world, inputs.device
         for step in range(start, steps):
             labels = torch.empty(local, dtype=torch.int64, device=device)
             yield Batch(torch.empty(local, device=device), labels, step, steps)
         return
+    dataset = stage.data()
     require_batch(stage.name, config.batch_size, len(dataset))
 
-    def order() -> Order:  # one for each loader, which reads on in a thread of its own
-        return Order(len(dataset), config.batch_size, key, start, steps)
-
+    indices = partial(order, len(dataset), config.batch_size, key, start, steps)  # one for each loader
     flips = inputs.data.flip and stage.flips
     latents = dataset if isinstance(dataset, LatentSet) else None
     items = dataset if latents is None else Stored(latents)
-    found = loader(items, order(), inputs.sections.run.workers, inputs.device, stops)
+    found = loader(items, indices(), inputs.sections.run.workers, inputs.device, stops)
     beside = (
-        iter(loader(stage.images(), order(), inputs.sections.run.workers, inputs.device, stops))
+        iter(loader(stage.images(), indices(), inputs.sections.run.workers, inputs.device, stops))
         if stage.sees_images
         else None
     )

@@ -126,7 +126,7 @@ class Health:
 def went_back(folder: Path) -> str:
     """What was written of a stage that went back; a kill between two of its acts has it written twice."""
     file = folder / ROLLED_BACK
-    return file.read_text().splitlines()[-1] if file.exists() else ""
+    return ["", *file.read_text().splitlines()][-1] if file.exists() else ""
 
 
 def told(error: Exception) -> object:

@@ -207,10 +207,6 @@ class Trainer:
         """Write a checkpoint into `folder`, while training goes on."""
         self.background.save(folder, self.step, self.state_dict(), LOOKBACK if self.health.bounds else 0)
 
-    def wait_until_saved(self) -> None:
-        """Wait until the last checkpoint is written. Raises OSError where it could not be."""
-        self.background.wait()
-
     def resume(self, folder: Path) -> bool:
         """Continue from the newest intact checkpoint in `folder`; False where there is none."""
         state = self.state_dict()
@@ -263,7 +259,7 @@ def train(stage: AnyTraining) -> Facts:
                 if trainer.slowed or not trainer.health.bounds or not trainer.moves(named):
                     raise FloatingPointError(hopeless(stage.name, stage.inputs.out, error, trainer.slowed)) from error
                 trouble, step = error.with_traceback(None), error.step if isinstance(error, Unwell) else trainer.step
-            trainer.wait_until_saved()
+            trainer.background.wait()
             del trainer  # before the next takes its memory
             trainer = _rolled_back(stage, folder, trouble, step)
 
@@ -290,7 +286,7 @@ def _rolled_back(stage: AnyTraining, folder: Path, trouble: Exception, step: int
         with (inputs.out / ROLLED_BACK).open("a") as file:
             file.write(text + "\n")
     trainer.save(folder)
-    trainer.wait_until_saved()
+    trainer.background.wait()
     return trainer
 
 
@@ -318,7 +314,7 @@ def _to_the_end(trainer: Trainer, folder: Path, signalled: list[int]) -> Facts:
                         trainer.health.judge()
                         trainer.require_finite()
                         trainer.save(folder)
-                        trainer.wait_until_saved()
+                        trainer.background.wait()
                         raise Interrupted from None
                 raise
             last = trainer.advance(batch, figures)
@@ -339,10 +335,10 @@ def _to_the_end(trainer: Trainer, folder: Path, signalled: list[int]) -> Facts:
             if stops or (saves and not last):
                 trainer.save(folder)
             if stops:
-                trainer.wait_until_saved()
+                trainer.background.wait()
                 raise Interrupted
             bar.step(per_step=config.batch_size, note=losses(row))
-        trainer.wait_until_saved()
+        trainer.background.wait()
         trainer.save_networks(inputs.out)
         stop_later(any_rank(bool(signalled), now=True))
     facts = {"steps": trainer.step, "images_seen": trainer.images_seen, "seconds": round(trainer.seconds, 2)}

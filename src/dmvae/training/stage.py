@@ -258,8 +258,8 @@ class TrainingStage(Stage[T], Generic[T, N]):
         """The networks. A dry run calls this on the meta device, with `inputs` that load no weights."""
         raise NotImplementedError
 
-    def data(self) -> Items | None:
-        """The data set of its batches, or None for a stage that draws its own."""
+    def data(self) -> Items:
+        """The data set of its batches; not asked of a stage that `draws` its own."""
         return self.inputs.train_set
 
     @property
