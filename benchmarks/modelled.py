@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from benchmarks.tables import header, line
+from dmvae.datasets.mixed import stratified
 from dmvae.generators import Generator, load_generator
 from dmvae.inputs import generator_of, kept_steps
 from dmvae.jobs import Job, jobs_of
@@ -32,7 +33,7 @@ from dmvae.report.run import COLOURS
 from dmvae.runtime.console import Bar
 from dmvae.runtime.precision import autocast
 from dmvae.stages.measuring import EvaluateConfig
-from dmvae.stages.modelled import LEAST, modelled
+from dmvae.stages.modelled import LEAST, evenly, modelled
 from dmvae.stages.sample import balanced_labels, generate_latents, image_seed
 from dmvae.transport.arrival import LATENTS
 
@@ -131,8 +132,8 @@ def figures(job: Job, seed: int, count: int | None = None, step: int | None = No
             bar.step(len(chunk))
     measured = job.recipe.section("evaluate") or EvaluateConfig()
     most = max(measured.knn_count, 6 * (count or 0))
-    data, _ = stored.__getitems__(torch.linspace(0, len(stored) - 1, min(most, len(stored))).long())
-    found = modelled(torch.cat(drawn), data, seed, count or LATENTS)
+    data, of = stored.__getitems__(stratified(stored.labels, most))
+    found = modelled(torch.cat(drawn), data[evenly(of)], seed, count or LATENTS)
     if not found:
         raise ValueError(f"{job.variant}: {len(labels)} samples and {len(data)} latents are too few to compare")
     return found

@@ -16,6 +16,7 @@ from dmvae import config as configs
 from dmvae.config import Values
 from dmvae.datasets import Dataset, DatasetConfig, Items, open_dataset
 from dmvae.datasets.loading import cuts, loader
+from dmvae.datasets.mixed import Chosen, stratified
 from dmvae.datasets.pixels import as_input
 from dmvae.encoders import Encoder, EncoderConfig, load_public
 from dmvae.generators import Generator, load_generator
@@ -186,10 +187,14 @@ class Inputs:
             mirrored=mirrored,
         )
 
-    def batches(self, dataset: Items, every: int = 1) -> Iterator[Tensor]:
-        """Batches of every `every`-th item of a data set, in order and without labels, on the device: images
-        [n, c, h, w] in [-1, 1], or other data as float32."""
-        chosen = cuts(range(0, len(dataset), every), self.sections.latents.batch_size)
+    def some_images(self, most: int) -> Iterator[Tensor]:
+        """Batches of so many training images, or of all; of every class its share."""
+        return self.batches(Chosen(self.train_set, stratified(self.train_set.labels, most)))
+
+    def batches(self, dataset: Items) -> Iterator[Tensor]:
+        """Batches of a data set, in order and without labels, on the device: images [n, c, h, w] in [-1, 1], or other
+        data as float32."""
+        chosen = cuts(range(len(dataset)), self.sections.latents.batch_size)
         for items, _ in loader(dataset, chosen, self.sections.run.workers, self.device):
             yield as_input(items, self.device)
 

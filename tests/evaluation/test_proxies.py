@@ -325,12 +325,23 @@ def test_latent_proxies_are_numbers():
     assert all(math.isfinite(value) for value in collapsed.values())
 
 
-def test_latent_proxies_are_of_all_classes_where_these_follow_one_another(monkeypatch):
-    """Of 90 latents, class by class, 50 are taken: 5 or 6 of each class, and not the first five classes."""
+@pytest.mark.parametrize("take_turns", [False, True])
+def test_the_probe_learns_all_classes_and_is_tested_on_all(monkeypatch, take_turns):
+    seen = []
+    monkeypatch.setattr(probe, "_train", lambda z, labels, *of: seen.append(labels) or torch.nn.Identity())
+    monkeypatch.setattr(probe, "_loss", lambda network, z, labels, seed: seen.append(labels) or 0.0)
+    labels = torch.arange(128) % 8 if take_turns else torch.arange(128) // 16
+    generator_probe(torch.randn(128, 2, 2, 2), labels)
+    assert [part.bincount(minlength=8).tolist() for part in seen] == [[14] * 8, [2] * 8]
+
+
+@pytest.mark.parametrize("take_turns", [False, True])
+def test_latent_proxies_are_of_all_classes(monkeypatch, take_turns):
+    """Of 90 latents, 50 are taken: 5 or 6 of each class, whether classes follow one another or take turns."""
     monkeypatch.setattr(proxies, "POINTS", 50)
     seen = []
     monkeypatch.setattr(proxies, "class_share", lambda z, labels: seen.append(labels) or torch.zeros(()))
-    labels = torch.arange(90) // 10
+    labels = torch.arange(90) % 9 if take_turns else torch.arange(90) // 10
     z = torch.randn(90, 2, 2, 2, generator=torch.Generator().manual_seed(0)) + labels.view(-1, 1, 1, 1)
     latent_proxies(z, labels)
     assert set(seen[0].bincount(minlength=9).tolist()) == {5, 6}

@@ -1,7 +1,10 @@
 """Which images of each method the map of latents shows."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 
 from dmvae.report import latent_map
 
@@ -14,6 +17,24 @@ def places_of(counts, classes=10):
     ]
     (group,) = latent_map.planes(clouds)
     return [cloud.places for cloud in group]
+
+
+def test_a_reference_in_units_of_its_own_is_drawn_in_those_of_the_latents():
+    """Latents of the reference's own law, which are normalised, lie where its samples do."""
+    z = torch.randn(400, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    labels = torch.zeros(400, dtype=torch.int64)
+    there = {
+        "reference": {"a": {"latents": 3 + 5 * z[:200], "labels": labels[:200]}},
+        "evaluate": {"a": {"map_latents": z[200:].flatten(1), "map_labels": labels[200:]}},
+    }
+    run = SimpleNamespace(variants=["a"], folders=lambda stage: {"a": "here"}, tensors=lambda stage, name: there[stage])
+    reference, own = latent_map.clouds_of(run)
+    assert own.reference is reference
+    assert np.abs(reference.latents.mean(0)).max() < 0.3
+    assert reference.latents.std() == pytest.approx(own.latents.std(), rel=0.05)
+    assert latent_map._note(own, [reference, own]) in [
+        f"mixed with the reference: {share} %" for share in range(90, 101)
+    ]
 
 
 def test_methods_show_different_images():

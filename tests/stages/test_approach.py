@@ -8,6 +8,7 @@ import yaml
 
 import tiny
 from dmvae import Autoencoder, pipeline
+from dmvae.datasets.mixed import stratified
 from dmvae.inputs import Inputs
 from dmvae.losses.pull import held, inverse_covariance
 from dmvae.recipe import load
@@ -152,11 +153,13 @@ def test_samples_are_assigned_at_the_end_by_the_weights_that_are_saved(tmp_path,
     jobs = tiny.run(write(tmp_path, matching__ema=0.99, **EDITED["grouped"]), until="matching")
     job = next(job for job in jobs if job.stage.name == "matching")
     images = Inputs(job.recipe, job.variant, job.folder, job.reads, torch.device("cpu")).train_set
-    chosen = torch.stack([images[i][0] for i in range(0, len(images), 3)]).float() / 127.5 - 1
+    index = stratified(images.labels, 20)
+    assert images.labels[index].bincount().min() >= 6, "of all three classes, which take turns"
+    chosen = torch.stack([images[int(i)][0] for i in index]).float() / 127.5 - 1
     model = Autoencoder.from_pretrained(job.folder / "autoencoder").eval()
     with torch.no_grad():
         mu = model.editor.normalize(model.describe(chosen)[1])
-    assert len(mu) == 16
+    assert len(mu) == 20
     assert torch.allclose(settled[-1], mu, atol=1e-5)
 
 

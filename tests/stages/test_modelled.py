@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 import tiny
 from dmvae.datasets.pixels import to_uint8
 from dmvae.runtime.random import Random
-from dmvae.stages.modelled import KEPT, _multiple, kept_latents, modelled
+from dmvae.stages.modelled import KEPT, _multiple, evenly, kept_latents, modelled
 from dmvae.tokenizers.adapted import load_tokenizer
 from dmvae.transport.views import whole
 
@@ -54,6 +54,18 @@ def test_the_order_of_the_data_and_of_the_samples_says_nothing():
     data = torch.cat([latents(2500) + 5, latents(2501) - 5])
     sampled = torch.cat([latents(500) + 5, latents(501) - 5])
     assert modelled(sampled, data, 0)["sampled_whole"] < 2
+
+
+def test_classes_that_the_data_has_more_of_are_no_fault_of_the_samples():
+    """Nine of ten images are of one class, and half of the samples, as always."""
+    many, few = latents(4500) + 5, latents(500) - 5
+    data, labels = torch.cat([many, few]), torch.cat([torch.zeros(4500), torch.ones(500)]).long()
+    sampled = torch.cat([latents(300) + 5, latents(301) - 5])
+    assert modelled(sampled, data, 0)["sampled_whole"] > 5
+    alike = evenly(labels)
+    assert labels[alike].bincount().tolist() == [500, 500]
+    assert modelled(sampled, data[alike], 0)["sampled_whole"] < 2
+    assert torch.equal(evenly(torch.tensor([3, 1, 3, 1])), torch.arange(4))
 
 
 def test_the_batches_in_which_samples_were_drawn_say_nothing(tmp_path):

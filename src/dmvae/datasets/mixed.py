@@ -34,6 +34,13 @@ def mixed(dataset: Dataset) -> Dataset:
     return dataset if torch.equal(order, torch.arange(len(order))) else Shuffled(dataset, order)
 
 
+def stratified(labels: Tensor, count: int) -> Tensor:
+    """int64, ascending: `count` of the items with labels int64 [n], or all; of every class its share, whether classes
+    follow one another or take turns."""
+    order, count = labels.cpu().argsort(stable=True), min(count, len(labels))
+    return order[torch.arange(count) * len(order) // count].sort().values
+
+
 class Chosen:
     """The items of a data set that an index [n] names, in its order."""
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dmvae.datasets.mixed import stratified
 from dmvae.datasets.pixels import as_input
 from dmvae.evaluation.frechet import Statistics
 from dmvae.evaluation.interpolation import Decode, interpolated_frechet
@@ -91,9 +92,8 @@ def codec(tokenizer: Tokenizer, device: torch.device, precision: Precision = "au
 def latent_proxies(z: Tensor, labels: Tensor) -> dict[str, float]:
     """What training latents alone tell with their labels, of at most POINTS, beside the evaluation's kNN accuracy,
     linear probe and statistics."""
-    count = min(POINTS, len(z))
-    spaced = torch.arange(count) * len(z) // count  # over the whole, whose classes may follow one another
-    some, some_labels = z[spaced], labels[spaced]
+    chosen = stratified(labels, POINTS)
+    some, some_labels = z[chosen], labels[chosen]
     values = spectrum(some)
     return {
         "class_share": float(class_share(some, some_labels)),

@@ -78,7 +78,9 @@ def clouds_of(run: Run) -> list[Cloud]:
         if key not in references:
             several = len({folders[v] for v in maps}) > 1
             title = f"reference of {variant}" if several else "reference"
-            latents, labels = tensors["latents"].flatten(1).float().numpy(), tensors["labels"].numpy()
+            z = tensors["latents"].float()  # in the reference's own units, and latents are in theirs
+            z = (z - z.mean((0, 2, 3), keepdim=True)) / z.std((0, 2, 3), keepdim=True).clamp_min(1e-6)
+            latents, labels = z.flatten(1).numpy(), tensors["labels"].numpy()
             references[key] = Cloud(title, variant, latents, labels, is_reference=True)
     clouds = list(references.values())
     for variant, tensors in run.tensors("evaluate", "pictures.safetensors").items():

@@ -144,8 +144,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
 
     @contextmanager
     def finished(self, networks: MatchingNetworks) -> Iterator[None]:
-        images, assigned = self.inputs.train_set, self.config.noise == "assigned"
-        some = self.inputs.batches(images, every=-(-len(images) // SETTLING)) if assigned else None
+        some = self.inputs.some_images(SETTLING) if self.config.noise == "assigned" else None
         with as_saved(networks.autoencoder, self.config.noise in DRAWN, some):
             yield
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dmvae import config as configs
 from dmvae.config import Values
+from dmvae.datasets.mixed import stratified
 from dmvae.evaluation import probe
 from dmvae.evaluation.feature_set import FeatureSet, features_of, reference_features
 from dmvae.evaluation.features import Extractor, FeaturesConfig
@@ -49,7 +50,7 @@ from dmvae.runtime.hashing import weights_hash
 from dmvae.runtime.precision import autocast, name_of
 from dmvae.runtime.random import Random, seed_of
 from dmvae.stages.arrival import at_the_end
-from dmvae.stages.modelled import kept_latents, modelled
+from dmvae.stages.modelled import evenly, kept_latents, modelled
 from dmvae.stages.reference import MAP_POINTS, open_reference
 from dmvae.stages.sample import generator_at, samples_folder
 from dmvae.tokenizers.adapted import load_tokenizer, spread_of
@@ -150,7 +151,8 @@ class Measuring:
         if "sample" in self.inputs.reads:
             scale = self.inputs.config_of("sample")["guidance"][0]
             sampled = kept_latents(samples_folder(self.inputs.reads["sample"], scale))
-            self.metrics |= modelled(sampled, latents.train, self.inputs.seed)
+            alike = latents.train[evenly(latents.train_labels)]
+            self.metrics |= modelled(sampled, alike, self.inputs.seed)
         if reference is not None:
             self.metrics |= at_the_end(self.inputs, reference, rows["z"], latents.test_labels, self.tokenizer.drawn)
         if self.config.proxies or self.config.probe:
@@ -194,8 +196,7 @@ class Measuring:
         assert self.images.labels is not None
         stored = LatentSet(self.inputs.reads["latents"] / "latents")
         z = (raw - stored.mean.view(-1, 1, 1)) / stored.std.view(-1, 1, 1)
-        spaced = torch.linspace(0, len(stored) - 1, min(self.config.knn_count, len(stored))).long()
-        train, labels = stored.__getitems__(spaced)
+        train, labels = stored.__getitems__(stratified(stored.labels, self.config.knn_count))
         latents = Latents(
             train, labels, z, self.images.labels, self.config.neighbours, device=self.inputs.device, shared=True
         )

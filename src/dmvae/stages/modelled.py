@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from dmvae.transport.arrival import LATENTS, as_items, distances, effective_rank
-from dmvae.transport.two_sample import two_sample_accuracy
+from dmvae.transport.two_sample import some_of_each, two_sample_accuracy
 from dmvae.transport.views import View, tokens, whole
 
 LEAST = 64
@@ -29,9 +29,17 @@ NUMBERS = 2**28
 """Numbers of the data's latents that are looked at, where that is enough for two sets: a GiB."""
 
 
+def evenly(labels: Tensor) -> Tensor:
+    """int64, ascending: equally many items of every class that has any, as samples are drawn; all, where they are so.
+    The data's own shares would look like a fault of a generator that is without one."""
+    least = min(count for count in labels.bincount().tolist() if count)
+    return some_of_each(labels, dict.fromkeys(labels.unique().tolist(), least), 0)
+
+
 def modelled(sampled: Tensor, data: Tensor, seed: int, count: int = LATENTS) -> dict[str, float]:
-    """Figures of sampled latents [n, C, H, W] beside the data's [m, C, H, W], both normalised, in any order. `count` of
-    each are compared, or 2 m / 5; multiples of chance grow with them. Empty for too few of either."""
+    """Figures of sampled latents [n, C, H, W] beside the data's [m, C, H, W], both normalised, in any order, with
+    classes in like shares (see `evenly`). `count` of each are compared, or 2 m / 5; multiples of chance grow with them.
+    Empty for too few of either."""
     n = min(len(sampled), count, 2 * len(data) // 5)
     if n < LEAST:
         return {}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dmvae.transport.energy import energy_distance
 from dmvae.transport.sliced import directions, wasserstein_1d
-from dmvae.transport.two_sample import accuracy_with_class, two_sample_accuracy
+from dmvae.transport.two_sample import FEWEST, accuracy_with_class, in_common, two_sample_accuracy
 from dmvae.transport.views import View, pairs, tokens, whole
 
 LATENTS, VECTORS, SLICES, NEIGHBOURS = 2048, 4096, 256, 1024
@@ -70,9 +70,9 @@ def measure(z: Tensor, y: Tensor, seed: int = 0) -> Arrival:
     """How far latents z [n, C, H, W] are from a reference with samples y [m, C, H, W].
 
     Normalise z as the reference's samples are. n latents are compared with n samples, and for the level of chance these
-    with n other samples; n is at most 2048 and 2 m / 5, so give 5120 samples. The first n latents are used, so shuffle
-    them. The rest of y gives directions to slice along, besides random ones. Deterministic in its arguments. About 5 s
-    on one core for 32x4x4. For one class, call it with that class's latents and samples.
+    with n other samples; n is at most 2048 and 2 m / 5, so give 5120 samples, none of them twice. The first n latents
+    are used, so shuffle them. The rest of y gives directions to slice along, besides random ones. Deterministic in its
+    arguments. About 5 s on one core for 32x4x4. For one class, call it with that class's latents and samples.
 
     Raises ValueError for too few samples, shapes that differ, or values that are not finite.
     """
@@ -102,6 +102,16 @@ def measure(z: Tensor, y: Tensor, seed: int = 0) -> Arrival:
     )
 
 
+def distinct(y: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
+    """Samples y [m, C, H, W] with labels [m], each once. A stored reference repeats its items: one that is in two of
+    the sets compared, or that a classifier knows by heart, would make chance small and other latents look far."""
+    first: dict[bytes, int] = {}
+    for i, row in enumerate(y.flatten(1).cpu()):
+        first.setdefault(row.numpy().tobytes(), i)
+    kept = torch.tensor([*first.values()], device=y.device)
+    return (y, of) if len(kept) == len(y) else (y[kept], of[kept])
+
+
 @torch.no_grad()
 def told_by_class(z: Tensor, labels: Tensor, y: Tensor, of: Tensor, seed: int = 0) -> dict[int, dict[str, float]]:
     """{class: {"accuracy", "token_accuracy"}}, as `Arrival` has them, of latents z [n, C, H, W] with labels [n] and
@@ -120,7 +130,9 @@ def told_by_class(z: Tensor, labels: Tensor, y: Tensor, of: Tensor, seed: int = 
 @torch.no_grad()
 def told_with_class(z: Tensor, labels: Tensor, y: Tensor, of: Tensor, seed: int = 0) -> dict[str, float]:
     """{"accuracy", "token_accuracy"}, as `Arrival` has them, of networks that are told the class: for data of so many
-    classes that none has enough to be tested by itself. Arguments as for `told_by_class`."""
+    classes that none has enough to be tested by itself. Arguments as for `told_by_class`. Empty for too few."""
+    if in_common(labels, of) < FEWEST:
+        return {}
     return {
         "accuracy": accuracy_with_class(z.flatten(1)[:, None], y.flatten(1)[:, None], (labels, of), seed)[0],
         "token_accuracy": accuracy_with_class(as_items(z), as_items(y), (labels, of), seed)[0],
@@ -169,7 +181,7 @@ def details(z: Tensor, y: Tensor, of: tuple[Tensor, Tensor] | None = None, seed:
         "told_whole": _told(two_sample_accuracy(*sets["told_whole"], seed, CLASS_STEPS)),
     }
     if of is not None:
-        for name, (a, b) in sets.items():
+        for name, (a, b) in sets.items() if in_common(of[0], of[1][:n]) >= FEWEST else ():
             overall, told = accuracy_with_class(a, b, (of[0], of[1][:n]), seed, CLASS_STEPS)
             found |= {f"{name}_class": _told(overall)}
             found |= {f"{name}/{label}": _told(accuracy) for label, accuracy in told.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from itertools import pairwise
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 WIDTH, STEPS, BATCH, RATE, DECAY = 128, 300, 256, 3e-3, 1e-2
 LOUD = 3.0
 """Input of an item's class, in standard deviations of the vectors: one of many inputs, and it matters to all."""
+FEWEST = 8
+"""Items of each set at least."""
 LEAST = 16
 """Held-out items of a class, in each set, without which its accuracy is no more than chance."""
 
@@ -37,14 +40,37 @@ def accuracy_with_class(
     with at least 16 items of both sets held out. `of` holds the labels, int64 [n], of a and of b.
 
     So it sees sets that are alike as a whole and differ class by class, however many classes there are. It costs what
-    the test without classes does, and sees less of each than a network of its own."""
-    right, kinds = _held_out((a, b), of, seed, steps)
+    the test without classes does, and sees less of each than a network of its own. Both sets have equally many of each
+    class in it: how often a class occurs would tell them apart."""
+    chosen = [some_of_each(labels, _in_both(*of), seed) for labels in of]
+    pick = lambda pair: (pair[0][chosen[0]], pair[1][chosen[1]])
+    right, kinds = _held_out(pick((a, b)), pick(of), seed, steps)
     found = {}
     for label in kinds[0].unique().tolist():
         mine = [x[kind == label] for x, kind in zip(right, kinds, strict=True)]
         if min(map(len, mine)) >= LEAST:
             found[label] = _accuracy(mine)
     return _accuracy(right), found
+
+
+def in_common(a: Tensor, b: Tensor) -> int:
+    """How many items of each class two sets with these labels have both, all classes together: what
+    `accuracy_with_class` uses."""
+    return sum(_in_both(a, b).values())
+
+
+def _in_both(a: Tensor, b: Tensor) -> dict[int, int]:
+    counts = [labels.unique(return_counts=True) for labels in (a, b)]
+    first, second = (dict(zip(names.tolist(), found.tolist(), strict=True)) for names, found in counts)
+    return {label: min(count, second[label]) for label, count in first.items() if label in second}
+
+
+def some_of_each(labels: Tensor, counts: Mapping[int, int], seed: int) -> Tensor:
+    """int64, ascending: of each class so many of the items with labels int64 [n], chosen by the seed; all that it has,
+    where these are fewer."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    found = labels.cpu()[order]
+    return torch.cat([order[found == label][:count] for label, count in counts.items()] or [order[:0]]).sort().values
 
 
 def _accuracy(right: list[Tensor]) -> float:
@@ -58,7 +84,7 @@ def _held_out(
     """For each set: whether a network is right about held-out vectors, bool [tests, k]; and their labels [tests]."""
     a, b = sets
     n = min(len(a), len(b))
-    if a.ndim != 3 or a.shape[1:] != b.shape[1:] or n < 8:
+    if a.ndim != 3 or a.shape[1:] != b.shape[1:] or n < FEWEST:
         raise ValueError(
             f"the sets have shapes {list(a.shape)} and {list(b.shape)}; give [n, k, d] of equal k and d, with at least "
             "8 items in each"
