@@ -203,9 +203,9 @@ def has_public(module: str) -> bool:
 
 def sentence(words: str) -> str:
     """The first sentence, for a cell."""
-    words = " ".join(words.split())
-    end = words.find(". ")
-    return cell(words if end < 0 else words[: end + 1])
+    words = " ".join(words.strip().split("\n\n")[0].split())
+    found = re.match(r".*?\.(?= [A-Z])", words)  # and not at the dot of a product, u . z
+    return cell(found[0] if found else words)
 
 
 def text(words: str) -> str:

@@ -152,6 +152,7 @@ def _log(path: Path, stage: str, v: int, rng: np.random.Generator) -> None:
                 row |= {
                     "health/effective_rank": 9 + 2 * p + v,
                     "health/std": 1 - 0.1 * p,
+                    "health/error": 0.1 + 0.1 * p,
                     "health/mean": 0.02 * noise(),
                 }
                 near = {"whole": 1 + 8 * np.exp(-3 * p), "token": 1 + 5 * np.exp(-4 * p), "energy": 1 + 9 * np.exp(-p)}

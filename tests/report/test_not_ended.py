@@ -44,6 +44,20 @@ def test_a_method_that_has_not_ended_says_so_on_the_terminal_and_on_the_page(tmp
         assert name in page
 
 
+def test_stages_that_were_run_again_by_themselves_are_what_the_table_tells(tmp_path):
+    """`dmvae evaluate` writes no summary; while something is left to do, the table is that of the run's last end."""
+    psnr = lambda jobs: Run(tmp_path / "run", jobs).methods["kl"]["psnr"]
+    first, other, unmeasured = (
+        plan({"kl": load(tiny.write(tmp_path, **over))["kl"]}, tmp_path / "run")
+        for over in ({}, {"sample__steps": 3}, {"sample__steps": 5})
+    )
+    for jobs, value in ((first, 20.0), (other, 21.0)):
+        for job in jobs:
+            finish(job, value)
+    write_summary(first, tmp_path / "run")
+    assert [psnr(jobs) for jobs in (first, other, unmeasured)] == [20.0, 21.0, 20.0]
+
+
 def test_of_a_run_without_a_finished_stage_it_is_told_where_it_stands(tmp_path, capsys, plain_report):
     recipes = load(tiny.write(tmp_path, seeds={"kl": [0, 1]}))
     jobs = plan(recipes, tmp_path / "run")

@@ -58,7 +58,9 @@ def test_the_way_to_the_reference_has_a_line_for_each_class_and_no_panel_elsewhe
         complete.split(f'<section id="{name}">')[1].split("</section>")[0] for name in ("matching", "training")
     )
     way = inside.split("The way to the reference")[1].split("<h3>")[0]
-    assert "matched, each class" in way
+    assert "matched, tokens of each class" in way
+    assert "health/error" in curves, "what matching goes back by has a chart, too"
+    assert "health/effective_rank" not in curves
     for name in ("pairs of tokens", "whole latents told apart", "tokens, the class known", "circle", "bar &lt;b&gt;"):
         assert name in way, name
     assert "distance/ratio" in curves
@@ -88,6 +90,8 @@ def test_three_methods_are_set_beside_each_other_by_every_pair_of_figures_that_t
     assert both[1] == "gFD to reconstructions against rFD: a 300, 100; b 300, 100; c 300, 100"
     del rows["c"]
     assert table.trade_off(run) == ""
+    rows["c"] = {"psnr": 20.0, "gfd": float("nan"), "rfd": 300.0}
+    assert table.trade_off(run) == "", "two with a figure"
 
 
 def test_nothing_is_loaded_from_elsewhere(complete):

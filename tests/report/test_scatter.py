@@ -51,10 +51,13 @@ def test_what_is_not_there_is_told(tmp_path, capsys, monkeypatch):
     assert "kl_1e-2" in (tmp_path / "a.svg").read_text()
 
 
-@pytest.mark.parametrize("count", [3, 12, 24])
-def test_names_do_not_lie_over_one_another_and_stay_in_the_picture(count):
+@pytest.mark.parametrize(("count", "on_a_line"), [(3, False), (12, False), (24, False), (20, True)])
+def test_names_do_not_lie_over_one_another_and_stay_in_the_picture(count, on_a_line):
     draw = random.Random(count)
-    crowd = [Dot(f"method_{i:02}", "k", draw.gauss(0, 1), draw.gauss(0, 1)) for i in range(count)]
+    if on_a_line:
+        crowd = [Dot(f"method_{i:02}_of_a_long_name", "k", float(i), -float(i)) for i in range(count)]
+    else:
+        crowd = [Dot(f"method_{i:02}", "k", draw.gauss(0, 1), draw.gauss(0, 1)) for i in range(count)]
     figure = Figure(figsize=(6.4, 3.8))
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_axes((0.1, 0.14, 0.88, 0.82))
@@ -66,3 +69,4 @@ def test_names_do_not_lie_over_one_another_and_stay_in_the_picture(count):
     assert len(boxes) == count
     assert not any(a.shrunk(0.98, 0.9).overlaps(b.shrunk(0.98, 0.9)) for a, b in combinations(boxes, 2))
     assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 + 1 for box in boxes)
+    assert all(figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1 for box in boxes)

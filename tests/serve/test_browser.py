@@ -53,8 +53,8 @@ def test_a_hovered_point_shows_its_image_and_its_reconstruction(tab):
     canvas.wait_for()
     assert "matched: its stage evaluate is not finished" in page.locator("#map .missing").inner_text()
     box = canvas.bounding_box()
-    for i in range(1, 40):  # along the diagonal, until a point is near
-        page.mouse.move(box["x"] + box["width"] * i / 40, box["y"] + box["height"] * i / 40)
+    for i in range(200):  # row by row, over some points
+        page.mouse.move(box["x"] + box["width"] * (i % 20) / 20, box["y"] + box["height"] * (i // 20) / 10)
     page.wait_for_selector("#map-point img[alt='kl: reconstruction']")
     assert page.locator("#map-point img").count() == 2
     assert page.locator("#map-point img").evaluate_all("all => all.every((image) => image.naturalWidth === 12)")
@@ -106,6 +106,23 @@ def test_curves_and_states_of_a_run_that_goes_on(tab):
     assert page.locator("#training-choice .chosen").inner_text() == "matching"
     page.locator("#training-choice button", has_text="tokenizer").click()
     page.wait_for_selector("#training-curves figcaption:has-text('reconstruction/pixel')")
+
+
+def test_the_page_goes_on_looking_after_a_request_that_failed_and_keeps_what_another_tab_tells(tab):
+    page = tab("training")
+    page.wait_for_selector("#training-curves svg")
+    page.route("**/api/progress*", lambda route: route.fulfill(json={}))
+    page.wait_for_selector("#error:visible")
+    page.unroute("**/api/progress*")
+    page.wait_for_selector("#error", state="hidden")
+    page.route("**/api/copies*", lambda route: route.fulfill(body="no JSON"))
+    page.evaluate("location.hash = 'copies'")
+    page.wait_for_selector("#error:visible")
+    page.wait_for_timeout(6000)
+    assert "JSON" in page.locator("#error").inner_text()
+    page.unroute("**/api/copies*")
+    page.locator("#copies-index").dispatch_event("change")
+    page.wait_for_selector("#error", state="hidden")
 
 
 def test_the_table(tab):

@@ -119,7 +119,11 @@ def print_plan(recipes: dict[str, Recipe], machine: Machine) -> list[str]:
                     console.print(f"{stage.name}: not counted, for its step depends on the values of tensors")
         sizes = {stage.name: _disk(stage.name, recipe, costs.get(stage.name), items) for stage in recipe.stages()}
         folders = {job.stage.name: (job.state, job.folder.name) for job in jobs.get(variant, ())}
-        disk |= {folders[name][1] if folders else _without_data(recipe, name): size for name, size in sizes.items()}
+        disk |= {
+            folders[name][1] if folders else _without_data(recipe, name): size
+            for name, size in sizes.items()
+            if folders.get(name, ("new",))[0] != "finished"
+        }
         if first == variant:
             console.print(_stages(recipe, items, costs, {name: state for name, (state, _) in folders.items()}))
             console.print(_needs(recipe, machine, costs, sizes))

@@ -114,6 +114,7 @@ def _name_dots(axes: Axes, dots: Sequence[Dot]) -> None:
             for step in range(4 * len(dots) + 1)
             for start, stop, side in inside
             for sign in (1, -1)
+            if step == 0 or low < dot.y + sign * step * line / 4 < high
         ]
         free = (p for p in places if not any(_meet(p, other, line) for other in taken))
         start, stop, side, place = next(free, places[0])

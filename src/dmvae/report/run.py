@@ -15,6 +15,7 @@ from torch import Tensor
 from dmvae.config import Values
 from dmvae.datasets import DatasetConfig, open_dataset
 from dmvae.jobs import Job
+from dmvae.report.summary import as_it_stands
 from dmvae.runtime.done import require_intact
 from dmvae.runtime.files import read_json
 from dmvae.training.logging import read_figures
@@ -51,7 +52,7 @@ class Run:
 
     def __init__(self, run_dir: Path, jobs: list[Job]) -> None:
         self.dir, self.jobs = run_dir, jobs
-        self.summary: Values = _json(run_dir / "summary.json")
+        self.summary: Values = as_it_stands(_json(run_dir / "summary.json"), jobs)
         self.recipes: Values = {job.variant: job.recipe for job in jobs}
         self.variants = list(self.recipes)
 

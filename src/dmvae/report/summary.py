@@ -32,10 +32,25 @@ TOKENIZER_UPDATES = ("tokenizer", "decoder", "encoder")
 
 
 def write_summary(jobs: list[Job], run_dir: Path) -> Values:
-    """Gather the finished stages of `jobs` into run_dir/summary.json; returns what it holds. "not_ended" are the
-    methods that have a stage that is not finished, "not_ended_at" which; their rows in "methods" hold what there is.
-    "unlike" are those that were measured in other features than most, on other images, or by another number of
-    samples (where they have any): their figures do not compare."""
+    """Write `summary_of` the jobs to run_dir/summary.json, and return it."""
+    summary = summary_of(jobs)
+    write_text(run_dir / "summary.json", json.dumps(summary, indent=1))
+    return summary
+
+
+def as_it_stands(summary: Values, jobs: list[Job]) -> Values:
+    """A run's summary, made again where stages have been finished since it was written, by themselves, and none is left
+    to do: while methods train, it tells of the run's last end."""
+    told = {(of["variant"], of["stage"], Path(of["folder"]).name) for of in summary.get("stages", ())}
+    now = {(job.variant, job.stage.name, job.folder.name) for job in jobs}
+    return summary_of(jobs) if told and told != now and all(job.finished for job in jobs) else summary
+
+
+def summary_of(jobs: list[Job]) -> Values:
+    """What the finished stages of `jobs` say together. "not_ended" are the methods that have a stage that is not
+    finished, "not_ended_at" which; their rows in "methods" hold what there is. "unlike" are those that were measured in
+    other features than most, on other images, or by another number of samples (where they have any): their figures do
+    not compare."""
     methods: dict[str, Values] = {}
     seconds: dict[str, float] = {}
     stages, seen = [], set()
@@ -73,7 +88,7 @@ def write_summary(jobs: list[Job], run_dir: Path) -> Values:
         for name, how in measured.items()
         if how != usual or samples.get(name, usually) != usually
     }
-    summary = {
+    return {
         "name": " and ".join(dict.fromkeys(job.recipe.name for job in jobs)),
         "methods": methods,
         "not_ended": list(stand),
@@ -86,8 +101,6 @@ def write_summary(jobs: list[Job], run_dir: Path) -> Values:
         "stages": stages,
         "environment": environment(),
     }
-    write_text(run_dir / "summary.json", json.dumps(summary, indent=1))
-    return summary
 
 
 def _verdict(metrics: Values) -> str | None:

@@ -111,7 +111,8 @@ def trade_off(run: Run) -> str:
 
     parts = []
     for x, y, text in TRADES:
-        points = {name: (row[x], row[y]) for name, row in _alike(run).items() if x in row and y in row}
+        points = {name: (row.get(x, math.nan), row.get(y, math.nan)) for name, row in _alike(run).items()}
+        points = {name: point for name, point in points.items() if all(map(math.isfinite, point))}
         if len(points) < 3:
             continue
         dots = [charts.Dot(name, run.colour(name), *point) for name, point in points.items()]

@@ -21,6 +21,7 @@ TOLD = {
     "told_whole_class": "whole latents, the class known",
 }
 
+EACH = {"distance/told/": "tokens of each class", "distance/told_whole/": "whole latents of each class"}
 REFINES = "matching/refines"
 """Where an objective hands over to another: the share of turns that the second moves."""
 HANDED_OVER = (
@@ -28,6 +29,14 @@ HANDED_OVER = (
     "where it has taken over."
 )
 
+INSIDE = (
+    *(f"health/{name}" for name in ("effective_rank", "std", "mean", "gradient_reconstruction", "gradient_matching")),
+    *(f"distance/{name}" for name in (*DISTANCES, *TOLD)),
+    REFINES,
+    LAG,
+)
+INSIDE_EACH = ("gap/", *EACH)
+"""Figures of matching that `health` draws, and beginnings of others; all other figures are drawn with their stage's."""
 LISTED = 4  # methods whose figures are told one by one
 HOW_TO_READ = (
     "Bold lines are moving averages, faint lines the logged values. Steep first steps may lie above the frame."
@@ -131,8 +140,8 @@ def health(run: Run) -> str:
 def approach(trained: Sequence[Trained]) -> list[str]:
     """How far the latents were from the reference while they were matched."""
     colours = dict(zip((*DISTANCES, *TOLD), BINS, strict=False))
-    classes = sorted({key for t in trained for key in t.keys if key.startswith("distance/told/")})
-    of = {key: COLOURS[i % len(COLOURS)] for i, key in enumerate(classes)}
+    classes = {prefix: sorted({key for t in trained for key in t.keys if key.startswith(prefix)}) for prefix in EACH}
+    of = {key: COLOURS[i % len(COLOURS)] for keys in classes.values() for i, key in enumerate(keys)}
     charts = []
     for training in trained:
         title = ", ".join(training.variants)
@@ -140,7 +149,9 @@ def approach(trained: Sequence[Trained]) -> list[str]:
             series = [Line(name, colours[name], *training.series(f"distance/{name}")) for name in names]
             charts.append(_panel(f"{title}, {what}", series, log=log))
         charts.append(_panel(f"{title}, handed over", [Line("refines", BINS[0], *training.series(REFINES))]))
-        charts.append(_panel(f"{title}, each class", [Line(key, of[key], *training.series(key)) for key in classes]))
+        for prefix, what in EACH.items():
+            series = [Line(key, of[key], *training.series(key)) for key in classes[prefix]]
+            charts.append(_panel(f"{title}, {what}", series))
     if not any(charts):
         return []
     shown = [(name, colours[key]) for key, name in (DISTANCES | TOLD).items()]
@@ -151,11 +162,12 @@ def approach(trained: Sequence[Trained]) -> list[str]:
             "reference have, on a logarithmic axis: 1 is equality, and 2 counts as arrived. Then how well a small "
             "network tells latents and samples apart: 0 is chance, and 2, where it is right 60 times in 100, counts as "
             "arrived; of all tokens, of whole latents, of both where the network is told the class, and of the tokens "
-            "of each class that has enough of them." + (HANDED_OVER if any(REFINES in t.keys for t in trained) else "")
+            "and the latents of each class that has enough of them."
+            + (HANDED_OVER if any(REFINES in t.keys for t in trained) else "")
         ),
         legend(shown),
         panels(charts),
-        legend((key.removeprefix("distance/told/"), of[key]) for key in classes),
+        legend({key.rpartition("/")[2]: colour for key, colour in of.items()}.items()),
     ]
 
 
@@ -169,8 +181,7 @@ def stage_curves(run: Run, stage: str) -> str:
     """One stage's figures, methods overlaid: losses first, the rest under a fold."""
     trained = run.trained(stage)
     keys = list(dict.fromkeys(key for training in trained for key in training.keys))
-    elsewhere = ("gap/", "health/", REFINES, LAG, *(f"distance/{name}" for name in (*DISTANCES, *TOLD)))
-    keys = [key for key in keys if not key.startswith(elsewhere)]
+    keys = [key for key in keys if stage != "matching" or not (key in INSIDE or key.startswith(INSIDE_EACH))]
     main = [
         key for key in keys if key.endswith("/loss") or key in ("reconstruction/pixel", "reconstruction/perceptual")
     ]

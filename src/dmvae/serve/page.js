@@ -342,10 +342,11 @@ async function training() {
     return left;
   }
   async function again() {
-    if (location.hash === "#training" && !document.hidden && !(await look())) return;
-    setTimeout(quietly(again), 5000);
+    let left = 1;
+    if (location.hash === "#training" && !document.hidden) await quietly(async () => (left = await look()))();
+    if (left) setTimeout(again, 5000);
   }
-  if (await look()) setTimeout(quietly(again), 5000);
+  if (await look()) setTimeout(again, 5000);
 }
 
 async function results() {

@@ -184,7 +184,8 @@ def samples(
     generator does not take, before the first value.
     """
     generator, section = folder.generator(method), folder.run.recipes[method].section("sample") or SampleConfig()
-    learned = folder.learned[method]
+    if (learned := folder.learned.get(method)) is None:
+        raise ValueError(f"{method}'s generator has been finished since this page was loaded: load it again")
     if label is None:
         label = generator.config.num_classes
     elif label not in learned:
