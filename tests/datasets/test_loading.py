@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from multiprocessing import active_children
 
@@ -214,3 +215,22 @@ def test_a_worker_tells_of_errors_in_its_threads_unless_its_parent_is_gone(paren
     else:
         assert told == ""
     assert (tmp_path / "went on").exists() == (parent == "lives")
+
+
+def test_a_pass_for_a_gpu_that_ends_early_ends_the_thread_that_pins_before_the_workers(monkeypatch):
+    """Killed first, they would leave it half a message, and it a traceback on the terminal."""
+    accelerator, told = torch.accelerator, []
+    monkeypatch.setattr(accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(accelerator, "current_device_index", lambda: 0)
+    monkeypatch.setattr(accelerator, "set_device_index", lambda index: None)
+    monkeypatch.setattr(accelerator, "current_accelerator", lambda *_, **__: torch.device("cuda"))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self, device=None: time.sleep(0.03) or self)
+    monkeypatch.setattr(threading, "excepthook", told.append)
+    cuts = [[0, 1, 2, 3]] * 60
+    for _ in range(3):
+        batches = iter(loading.loader(Bad(None), cuts, 2, torch.device("cuda")))
+        for _ in range(4):
+            next(batches)
+        batches.close()
+    assert told == []
+    assert not active_children()

@@ -1,5 +1,8 @@
 """In which precision networks compute."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -30,6 +33,44 @@ def test_tf32_is_off_where_float32_is_meant_and_on_again_after():
         assert not torch.backends.cudnn.allow_tf32
         assert not torch.backends.cuda.matmul.allow_tf32
     assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
+
+
+SETTINGS = {
+    "nothing": "",
+    "products": "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+    "convolutions": "torch.backends.cudnn.conv.fp32_precision = 'ieee'",
+    "all": "torch.backends.fp32_precision = 'tf32'",
+    "all exact": "torch.backends.fp32_precision = 'ieee'",
+    "products, by the older name": "torch.backends.cuda.matmul.allow_tf32 = True",
+    "convolutions, by the older name": "torch.backends.cudnn.allow_tf32 = False",
+    "high": "torch.set_float32_matmul_precision('high')",
+    "medium": "torch.set_float32_matmul_precision('medium')",
+}
+LOOK = """
+import torch
+from dmvae.evaluation.features import in_chunks
+from dmvae.runtime.precision import without_tf32
+
+places = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.mkldnn.matmul)
+look = lambda: [place.fp32_precision for place in places]
+{setting}
+before = look()
+with without_tf32(torch.device("cuda")):
+    assert "tf32" not in look() and "bf16" not in look(), look()
+x = torch.ones(3, 2)
+assert torch.equal(in_chunks(lambda y: y @ torch.eye(2), x), x)
+assert look() == before, (look(), before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_exact_products_leave_what_the_caller_has_set_by_either_of_torch_s_names(setting):
+    """These are of the whole process, and torch raises where older and newer names are mixed."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOOK.format(setting=SETTINGS[setting])], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-600:]
 
 
 def test_cudnn_looks_for_the_fastest_kernels_in_training_alone():

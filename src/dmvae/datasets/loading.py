@@ -280,6 +280,11 @@ def _dead(workers: Sequence[BaseProcess], seconds: float) -> tuple[int, int] | N
 
 def _end(iterator: _BaseDataLoaderIter) -> None:
     if isinstance(iterator, _MultiProcessingDataLoaderIter):
+        pins = getattr(iterator, "_pin_memory_thread", None)  # for a GPU; it reads what workers have sent
+        if pins is not None:
+            iterator._pin_memory_thread_done_event.set()
+            iterator._worker_result_queue.put((None, None))
+            pins.join(6)  # it looks up every 5 s
         for worker in iterator._workers:
             worker.kill()
         for worker in iterator._workers:

@@ -66,13 +66,33 @@ def without_tf32(device: torch.device) -> Iterator[None]:
     if device.type != "cuda" or torch.compiler.is_compiling():  # a compiled decode keeps what is set around it
         yield
         return
-    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = convolutions.allow_tf32, products.allow_tf32
-    convolutions.allow_tf32 = products.allow_tf32 = False
+    with exact():
+        yield
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """Products and convolutions in all of float32's 24 bits, on every kind of device."""
+    cudnn = torch.backends.cudnn
+    places = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn, torch.backends.mkldnn.matmul)
+    kept = [place.fp32_precision for place in places]
+    try:
+        before = torch.get_float32_matmul_precision(), cudnn.allow_tf32
+    except RuntimeError:  # the caller has set the newer `fp32_precision`, which torch does not let these mix with
+        before = None
+        for place in places:
+            place.fp32_precision = "ieee"
+    else:
+        torch.set_float32_matmul_precision("highest")
+        cudnn.allow_tf32 = False
     try:
         yield
     finally:
-        convolutions.allow_tf32, products.allow_tf32 = before
+        if before is not None:
+            torch.set_float32_matmul_precision(before[0])
+            cudnn.allow_tf32 = before[1]
+        for place, precision in zip(places, kept, strict=True):
+            place.fp32_precision = precision
 
 
 def has_bf16(device: torch.device) -> bool:

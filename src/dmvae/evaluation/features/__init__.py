@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dmvae.config import Values
 from dmvae.registry import Registered, names, nearest
+from dmvae.runtime.precision import exact, full_precision
 
 # Convolution kernels are chosen by batch size and round differently, so networks only ever see this many images at
 # once: then an image's features do not depend on how a caller cuts its batches.
@@ -95,16 +96,15 @@ class Extractor(nn.Module):
 def in_chunks(network: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """network(*inputs), rows [n, ...] of every input, on the network's device, so that a row depends neither on n nor
     on the precision that is switched on around it: always CHUNK of them, padded, in float32."""
-    device = inputs[0].device
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic
+    cudnn.benchmark, cudnn.deterministic = False, True
     try:
-        with torch.autocast(device.type, enabled=False), exact:
+        with full_precision(inputs[0]), exact():
             parts = zip(*(x.split(CHUNK) for x in inputs), strict=True)
             rows = [network(*map(padded, part))[: len(part[0])] for part in parts]
     finally:
-        torch.set_float32_matmul_precision(precision)
+        cudnn.benchmark, cudnn.deterministic = before
     return torch.cat(rows)
 
 
