@@ -4,11 +4,13 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import processes
 import tiny
-from dmvae import DMVAEPipeline, checks, cli
+from dmvae import Autoencoder, DMVAEPipeline, checks, cli
 from dmvae.evaluation.features import parse_features
 from dmvae.recipe import load
 from dmvae.tokenizers.adapted import load_tokenizer
@@ -354,3 +356,33 @@ def test_importing_replaces_nothing_but_an_artifact(tmp_path, capsys):
     mine = mine.rename(weights / "diffusion_pytorch_model.safetensors")
     assert f"would replace '{mine.name}'" in complain(capsys, "import", "official-vae", mine, "--out", weights)[1]
     assert mine.exists()
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "encode {images} --tokenizer {model} --out {place}",
+        "decode {latents} --tokenizer {model} --out {place}",
+        "init smoke {place}",
+        "measure folder {images} {images} --json {place}",
+        "measure folder {images} {images} --save-reference {place}",
+    ],
+)
+def test_a_place_that_cannot_be_written_is_told_at_once(tmp_path, capsys, monkeypatch, line, place):
+    if place == "file" and ("init" in line or "measure" in line):
+        place = "folder/"  # they write a file
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("mine")
+    Image.new("RGB", (12, 12)).save(tmp_path / "folder/a.png")
+    model = Autoencoder.from_config(tiny.RECIPE["autoencoder"] | {"image_size": 12})
+    model.save_pretrained(tmp_path / "model")
+    np.save(tmp_path / "z.npy", np.zeros((1, 4, 3, 3), np.float32))
+    monkeypatch.chdir(tmp_path)
+    if "init" in line and place == "folder/":
+        (tmp_path / "folder/smoke.yaml").write_text("mine")
+    names = {"images": "folder", "latents": "z.npy", "model": "model", "place": place}
+    code, error = complain(capsys, *line.format(**names).split())
+    assert code == 2
+    assert place.rstrip("/") in error
+    assert (tmp_path / "file").read_text() == "mine"

@@ -55,7 +55,12 @@ def test_a_type_that_a_section_had_already_changes_nothing_else_in_it(tmp_path, 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"extends": "nowhere.yaml"}, "no such recipe: .*nowhere.yaml"),
+        ({"extends": "nowhere.yaml"}, r"over\.yaml: extends: no such recipe: .*nowhere.yaml"),
+        ({"extends": "smokee"}, r"over\.yaml: extends: no such recipe: smokee; did you mean 'smoke'"),
+        ({"extends": "."}, r"over\.yaml: extends: .* is a folder\)"),
+        ({"extends": ""}, r"over\.yaml: extends: expected the path of a recipe"),
+        ({"plugins": "nope.py"}, r"over\.yaml: plugins: no such file or folder"),
+        ({"plugins": [" "]}, r"over\.yaml: plugins: an empty name"),
         ({"extends": "over.yaml"}, "over.yaml extends this file in turn"),
         ({"extends": ["a.yaml"]}, "expected the path of a recipe"),
     ],

@@ -131,9 +131,9 @@ def test_a_batch_that_does_not_divide_into_parts_is_told_and_no_crash(recipe, ca
         (["--memory", "80GB"], "--memory: it is of the GPUs to plan for; give --gpus N too"),
         (["--peak", "100"], "--peak: it is of the GPUs to plan for; give --gpus N too"),
         (["--gpus", "1", "--memory", "80"], "--memory: 80 is 80 bytes; give it with its unit, such as 80GB"),
-        (["--gpus", "1", "--utilisation", "2"], "give a share up to 1"),
-        (["--gpus", "1", "--peak", "nan"], "give a share up to 1"),
-        (["--gpus", "1", "--peak", "inf"], "give a share up to 1"),
+        (["--gpus", "1", "--utilisation", "2"], "--utilisation 2: give the share of --peak that is reached, up to 1"),
+        (["--gpus", "1", "--peak", "nan"], "--peak nan: give the operations of a GPU in TFLOP/s"),
+        (["--gpus", "1", "--peak", "inf"], "--peak inf: give the operations of a GPU in TFLOP/s"),
     ],
 )
 def test_what_is_no_machine(recipe, capsys, arguments, message):

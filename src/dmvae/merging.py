@@ -11,7 +11,7 @@ from pathlib import Path
 from dmvae import config as configs
 from dmvae.jobs import MERGED, VARIANTS, Job, by_variant, jobs_of, point, record
 from dmvae.recipe import method_of
-from dmvae.runtime.files import read_json, write_text
+from dmvae.runtime.files import read_json, require_place, write_text
 
 
 def merge(run_dirs: Sequence[Path], out: Path) -> list[Job]:
@@ -24,6 +24,7 @@ def merge(run_dirs: Sequence[Path], out: Path) -> list[Job]:
     folders_of = [source for run_dir in run_dirs for source in sources(run_dir.resolve())]
     runs = {run_dir: by_variant(jobs_of(run_dir)) for run_dir in folders_of}
     _require_apart(list(runs), out)
+    require_place("--out", out, folder=True)
     found: dict[str, list[Job]] = {}
     for run_dir, variants in runs.items():
         for variant, jobs in variants.items():

@@ -218,22 +218,33 @@ def extended(values: Values, path: Path, below: tuple[Path, ...] = ()) -> Values
     """`read_values` of what a file at `path` would hold, less its `extends`."""
     try:
         values = configs.merge({}, _with_names(values))
+        if values.get("plugins"):
+            values["plugins"] = _beside(path, values["plugins"])
+        base = values.pop("extends", None)
+        if base is None:
+            return values
+        file = _extended(path, base)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    if values.get("plugins"):
-        values["plugins"] = _beside(path, values["plugins"])
-    base = values.pop("extends", None)
-    if base is None:
-        return values
-    if not isinstance(base, str):
-        raise ValueError(f"{path}: extends: expected the path of a recipe, beside this one, got {base!r}")
-    beside = (path.parent / Path(base).expanduser()).resolve()
-    inherited = read_values(
-        recipe_file(base) if not beside.is_file() and not Path(base).suffix else beside, (*below, path)
-    )
+    inherited = read_values(file, (*below, path))
     inherited = {key: value for key, value in inherited.items() if key not in ("variants", "seeds")}
     load_plugins(values.get("plugins", inherited.get("plugins")) or ())  # whose types `named` looks into
     return configs.merge(configs.named(recipe_class(), configs.merge({}, inherited)), values)
+
+
+def _extended(recipe: Path, base: object) -> Path:
+    """The file that a recipe names to extend: one beside it, or one that comes with the package. Raises ValueError."""
+    if not isinstance(base, str) or not base.strip():
+        raise ValueError(f"extends: expected the path of a recipe, beside this one, got {base!r}")
+    beside = (recipe.parent / Path(base).expanduser()).resolve()
+    if beside.is_file():
+        return beside
+    try:
+        if Path(base).suffix:
+            raise ValueError(f"no such recipe: {beside}")
+        return recipe_file(base)
+    except ValueError as error:
+        raise ValueError(f"extends: {error}" + (f" ({beside} is a folder)" if beside.is_dir() else "")) from error
 
 
 def _beside(recipe: Path, plugins: object) -> list[str]:
@@ -244,6 +255,8 @@ def _beside(recipe: Path, plugins: object) -> list[str]:
     plugins = [plugins] if isinstance(plugins, str) else [str(plugin) for plugin in plugins or ()]
     found = []
     for plugin in plugins:
+        if not plugin.strip():
+            raise ValueError("plugins: an empty name; name a file, a folder or a module")
         named = Path(plugin).expanduser()
         places = [*dict.fromkeys((named.absolute(), (recipe.parent / named).absolute()))]
         there = [place for place in places if place.exists()]
@@ -295,7 +308,7 @@ def _read_yaml(path: Path) -> Values:
         text = path.read_text()
         require_once(text)
         values = read_yaml(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # of text that is none, or a number of thousands of digits
         raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:
         raise ValueError(f"{path}: nested too deep to be a recipe") from error

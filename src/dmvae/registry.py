@@ -193,6 +193,8 @@ def load_plugins(plugins: Iterable[str | Path]) -> None:
     Raises ValueError for what is none of these, and for a file that cannot be imported, with its line.
     """
     for plugin in plugins:
+        if not str(plugin).strip():  # whose path would be the current folder's
+            raise ValueError("plugins: an empty name; name a file, a folder or a module")
         path = Path(plugin).absolute()  # as tracebacks and classes name it
         if not path.exists():
             if not importable(str(plugin)):

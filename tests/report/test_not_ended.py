@@ -58,6 +58,15 @@ def test_stages_that_were_run_again_by_themselves_are_what_the_table_tells(tmp_p
     assert [psnr(jobs) for jobs in (first, other, unmeasured)] == [20.0, 21.0, 20.0]
 
 
+def test_methods_that_have_an_at_in_their_names_are_no_seeds_of_one(tmp_path):
+    kl = tiny.RECIPE["variants"]["kl"]
+    variants = {"steps@4": kl | {"sample": {"steps": 4}}, "steps@16": kl | {"sample": {"steps": 16}}}
+    jobs = plan(load(tiny.write(tmp_path, variants=variants)), tmp_path / "run")
+    for job in jobs:
+        finish(job, 20.0 + len(job.variant))
+    assert write_summary(jobs, tmp_path / "run")["seeds"] == {}
+
+
 def test_of_a_run_without_a_finished_stage_it_is_told_where_it_stands(tmp_path, capsys, plain_report):
     recipes = load(tiny.write(tmp_path, seeds={"kl": [0, 1]}))
     jobs = plan(recipes, tmp_path / "run")

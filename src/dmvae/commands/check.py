@@ -177,6 +177,8 @@ def _evaluate(call: Values, trust: bool) -> Values:
     if not (isinstance(run_dir, str) and isinstance(variant, str)):
         raise ValueError("manifest.call: expected run_dir and variant of the run that was evaluated")
     file = Path(run_dir, variant, "recipe.yaml")
+    if not file.is_file():
+        raise ValueError(f"manifest.call.run_dir: there is no {file}; move the run back there, or name its new place")
     if not trust:
         require_no_code([file])
     recipe = load(file)["main"]

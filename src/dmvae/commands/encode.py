@@ -9,6 +9,7 @@ from dmvae.commands.codec import decode_latents, encode_images
 from dmvae.commands.parser import Parser, add_plugins
 from dmvae.registry import load_plugins
 from dmvae.runtime import distributed
+from dmvae.runtime.files import require_place
 from dmvae.tokenizers.adapted import open_tokenizer
 
 
@@ -40,4 +41,5 @@ def _codec(parser: Parser, arguments: list[str], function: Callable[..., object]
     add_plugins(parser)
     known = vars(parser.read(arguments))
     load_plugins(known.pop("plugins"))
+    require_place("--out", known["out"], folder=True)
     function(open_tokenizer(known.pop("tokenizer"), known.get("size")), **known, device=distributed.start())

@@ -15,13 +15,14 @@ from dmvae.config import Values
 from dmvae.registry import load_plugins
 from dmvae.runtime import distributed
 from dmvae.runtime.console import console
+from dmvae.runtime.files import require_place
 
 
 def measure_command(command: str, arguments: list[str]) -> None:
     parser = _parser(command)
     known: Values = {k: v for k, v in vars(parser.parse_intermixed_args(arguments)).items() if v is not None}
     load_plugins(known.pop("plugins"))
-    given = [name for name, value in known.items() if value and value != parser.get_default(name)]
+    given = [name for name, value in known.items() if value not in ([], False, parser.get_default(name))]
     for mode, beside in {"compare": ("force",), "check": ("trust",)}.items():
         if mode in known and (idle := [name for name in given if name not in (mode, *beside)]):
             raise ValueError(f"--{mode}: {', '.join(idle)} would change nothing; leave it out")
@@ -33,8 +34,8 @@ def measure_command(command: str, arguments: list[str]) -> None:
         raise ValueError("--trust goes with --check, where a run's recipe names code")
     kind, paths, file = known.pop("kind", None), known.pop("paths"), known.pop("json", None)
     for option, written in {"json": file, "save-reference": known.get("save_reference")}.items():
-        if written is not None and Path(written).is_dir():  # before hours of work
-            raise ValueError(f"--{option} {written}: that is a folder; name a file to write")
+        if written is not None:
+            require_place(f"--{option}", Path(written))
     if kind is None or len(paths) != 2:
         raise ValueError("usage: dmvae measure folder|samples|tokenizer PATH PATH [--features NAME ...] [--json FILE]")
     if kind == "samples":

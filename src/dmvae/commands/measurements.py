@@ -113,9 +113,8 @@ class Setting:
                 there = self.images(path, whole=path != reference).facts["size"]
             if there not in (None, size) and not self.force:
                 # statistics are as they are: it is the images beside them that can be resized
-                mend = (
-                    "" if self.size else f"; --size {there if is_statistics(path) else size} crops and resizes images"
-                )
+                wanted = there if is_statistics(path) else size
+                mend = f"; --size {wanted} crops and resizes images" if self.size != wanted else ""
                 raise ValueError(f"{what} images of {size} pixels, and those of {path} have {there}{mend}")
 
     def features(self, images: Images, title: str, save: bool = False) -> list[FeatureSet]:

@@ -23,7 +23,7 @@ def recipes(command: str, arguments: list[str]) -> None:
 
 def init(command: str, arguments: list[str]) -> None:
     """Copy one to edit. Raises ValueError where the file is there already."""
-    from dmvae.runtime.files import write_text  # here, for to list them needs no torch
+    from dmvae.runtime.files import require_place, write_text  # here, for to list them needs no torch
 
     parser = Parser(prog=f"dmvae {command}", description="Copy a recipe that comes with dmvae, to edit it.")
     parser.add_argument("name", help="as `dmvae recipes` lists them")
@@ -36,6 +36,7 @@ def init(command: str, arguments: list[str]) -> None:
     out: Path = known.file or Path(source.name)
     if out.is_dir():
         out = out / source.name
+    require_place("FILE", out)
     if out.exists():
         raise ValueError(f"{out} exists; name another file: dmvae init {known.name} FILE")
     write_text(out, _moved(source, names, out))
@@ -44,7 +45,7 @@ def init(command: str, arguments: list[str]) -> None:
 
 def _moved(source: Path, names: dict[Path, str], out: Path) -> str:
     """The recipe's text as it stands elsewhere: what it extends by name, and its own path in the commands above it."""
-    text = source.read_text().replace(f"recipes/{names[source]}.yaml", str(out))
+    text = source.read_text().replace(f"recipes/{names[source]}.yaml", shlex.quote(str(out)))
 
     def base(match: re.Match[str]) -> str:
         return f"extends: {names[(source.parent / match[1]).resolve()]}"

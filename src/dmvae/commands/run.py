@@ -105,8 +105,10 @@ def plan(command: str, arguments: list[str]) -> None:
             setattr(known, name, usual)
         elif known.gpus is None:
             raise ValueError(f"--{name}: it is of the GPUs to plan for; give --gpus N too, or leave it out")
-    if not (0 < known.utilisation <= 1 and 0 < known.peak < math.inf):
-        raise ValueError(f"--utilisation {known.utilisation:g} of --peak {known.peak:g} TFLOP/s: give a share up to 1")
+    if not 0 < known.utilisation <= 1:
+        raise ValueError(f"--utilisation {known.utilisation:g}: give the share of --peak that is reached, up to 1")
+    if not 0 < known.peak < math.inf:
+        raise ValueError(f"--peak {known.peak:g}: give the operations of a GPU in TFLOP/s, such as 312")
     machine, speed = Machine.here(), known.peak * known.utilisation * 1e12
     if known.gpus is not None:
         machine = Machine(known.gpus, bytes_of(known.memory), True, speed)

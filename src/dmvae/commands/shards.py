@@ -42,6 +42,8 @@ def read_latents(path: Path) -> Tensor:
             raise ValueError("they are read from .safetensors, .npy and .tar files")
         if z.ndim != 4:
             raise ValueError(f"they have the shape [n, C, H, W], not {list(z.shape)}")
+        if z.is_complex() or z.dtype == torch.bool or not z.numel():
+            raise ValueError(f"they are real numbers, and at least one, not {list(z.shape)} of {z.dtype}")
     return z
 
 

@@ -88,12 +88,15 @@ def summary_of(jobs: list[Job]) -> Values:
         for name, how in measured.items()
         if how != usual or samples.get(name, usually) != usually
     }
+    # and not those whose name has an @ of its own
+    seeded = {job.variant for job in jobs if job.variant == f"{method_of(job.variant)}@{job.recipe.seed}"}
+    ended = seeded - stand.keys() - unlike.keys()
     return {
         "name": " and ".join(dict.fromkeys(job.recipe.name for job in jobs)),
         "methods": methods,
         "not_ended": list(stand),
         "not_ended_at": stand,
-        "seeds": over_seeds({n: row for n, row in methods.items() if n not in stand and n not in unlike}),
+        "seeds": over_seeds({name: row for name, row in methods.items() if name in ended}),
         "arrival": verdicts,
         "seconds": seconds,
         "features": usual[0],

@@ -75,13 +75,13 @@ def exact() -> Iterator[None]:
     """Products and convolutions in all of float32's 24 bits, on every kind of device."""
     cudnn = torch.backends.cudnn
     places = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn, torch.backends.mkldnn.matmul)
-    kept = [place.fp32_precision for place in places]
+    kept = [place.fp32_precision for place in places]  # type: ignore[union-attr]
     try:
         before = torch.get_float32_matmul_precision(), cudnn.allow_tf32
     except RuntimeError:  # the caller has set the newer `fp32_precision`, which torch does not let these mix with
         before = None
         for place in places:
-            place.fp32_precision = "ieee"
+            place.fp32_precision = "ieee"  # type: ignore[union-attr]
     else:
         torch.set_float32_matmul_precision("highest")
         cudnn.allow_tf32 = False
@@ -92,7 +92,7 @@ def exact() -> Iterator[None]:
             torch.set_float32_matmul_precision(before[0])
             cudnn.allow_tf32 = before[1]
         for place, precision in zip(places, kept, strict=True):
-            place.fp32_precision = precision
+            place.fp32_precision = precision  # type: ignore[union-attr]
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -190,11 +190,11 @@ def is_local(host: str) -> bool:
 def listen(host: str, port: int) -> socket.socket:
     """A socket that waits for browsers; port 0 is any that is free. Raises ValueError where it is taken, or is not this
     machine's."""
+    if not 0 <= port <= 65535:
+        raise ValueError(f"--port {port}: use 0 to 65535")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
-    except OverflowError as error:
-        raise ValueError(f"--port {port}: use 0 to 65535") from error
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise ValueError(f"port {port} of {host} is taken; use another: --port {port + 1}, or 0 for any") from error

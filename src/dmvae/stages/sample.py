@@ -72,6 +72,8 @@ class SampleConfig:
         require_interval(self.guidance_interval)
         if not self.guidance:
             raise ValueError("guidance needs at least one scale; 1.0 is no guidance")
+        if len({f"{scale:g}" for scale in self.guidance}) < len(self.guidance):  # which names their folders
+            raise ValueError(f"guidance: {list(self.guidance)} holds a scale twice")
 
     def settings(self, scale: float, guide: Velocity | None = None) -> Sampling:
         """The sampler's settings at one guidance scale, and the network that guides, if any."""
