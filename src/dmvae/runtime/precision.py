@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal
+from operator import attrgetter
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -70,18 +71,23 @@ def without_tf32(device: torch.device) -> Iterator[None]:
         yield
 
 
+class _Place(Protocol):
+    fp32_precision: str
+
+
 @contextmanager
 def exact() -> Iterator[None]:
     """Products and convolutions in all of float32's 24 bits, on every kind of device."""
     cudnn = torch.backends.cudnn
-    places = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn, torch.backends.mkldnn.matmul)
-    kept = [place.fp32_precision for place in places]  # type: ignore[union-attr]
+    names = ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul")
+    places: tuple[_Place, ...] = attrgetter(*names)(torch.backends)
+    kept = [place.fp32_precision for place in places]
     try:
         before = torch.get_float32_matmul_precision(), cudnn.allow_tf32
     except RuntimeError:  # the caller has set the newer `fp32_precision`, which torch does not let these mix with
         before = None
         for place in places:
-            place.fp32_precision = "ieee"  # type: ignore[union-attr]
+            place.fp32_precision = "ieee"
     else:
         torch.set_float32_matmul_precision("highest")
         cudnn.allow_tf32 = False
@@ -92,7 +98,7 @@ def exact() -> Iterator[None]:
             torch.set_float32_matmul_precision(before[0])
             cudnn.allow_tf32 = before[1]
         for place, precision in zip(places, kept, strict=True):
-            place.fp32_precision = precision  # type: ignore[union-attr]
+            place.fp32_precision = precision
 
 
 def has_bf16(device: torch.device) -> bool:
