@@ -1,5 +1,7 @@
 """Files are there whole or not at all."""
 
+import errno
+import fcntl
 import os
 import resource
 import signal
@@ -11,7 +13,17 @@ import torch
 from safetensors.torch import save_file
 
 import processes
-from dmvae.runtime.files import atomic_write, flush, locked, read_sealed, sweep, within, write_sealed, write_tensors
+from dmvae.runtime.files import (
+    atomic_write,
+    flush,
+    locked,
+    read_sealed,
+    sweep,
+    together,
+    within,
+    write_sealed,
+    write_tensors,
+)
 
 
 def test_a_file_and_a_folder_take_the_place_of_what_was_there(tmp_path):
@@ -24,6 +36,34 @@ def test_a_file_and_a_folder_take_the_place_of_what_was_there(tmp_path):
     assert (tmp_path / "deep/file").read_text() == "two"
     assert os.listdir(tmp_path / "folder") == ["two"]
     assert sorted(os.listdir(tmp_path)) == ["deep", "folder"]
+
+
+def test_two_processes_of_one_number_write_the_same_file_whole(tmp_path, monkeypatch):
+    """In containers the first process has the number 1."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    with atomic_write(tmp_path / "x") as mine:
+        mine.write_text("half of mine, ")
+        with atomic_write(tmp_path / "x") as theirs:
+            theirs.write_text("theirs")
+        assert (tmp_path / "x").read_text() == "theirs"
+        mine.write_text("mine")
+    assert (tmp_path / "x").read_text() == "mine"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_a_lock_file_can_be_locked_over_nfs(tmp_path, monkeypatch):
+    """Which refuses an exclusive lock of a file that is open to be read alone (EBADF)."""
+    flock = fcntl.flock
+
+    def strict(handle, how):
+        writes = fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+        if how & fcntl.LOCK_EX and not writes:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        return flock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", strict)
+    with together(tmp_path / "lock") as alone:
+        assert alone
 
 
 def test_a_file_takes_the_place_of_no_folder(tmp_path):

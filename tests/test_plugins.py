@@ -126,6 +126,45 @@ def test_a_plugin_that_is_edited_runs_its_new_code_under_a_new_address(tmp_path)
     assert set(samples.unique().tolist()) == {-1.0, 2.0}
 
 
+DERIVED = """
+from dataclasses import dataclass
+
+from dmvae.decoders.conv import ConvDecoder
+from dmvae.generators.flow import FlowModelConfig
+from dmvae.losses.alignment.pointwise import Pointwise
+from dmvae.losses.discriminators.patchgan import PatchGANConfig
+from dmvae.registry import register
+
+for base in (ConvDecoder, FlowModelConfig, Pointwise, PatchGANConfig):
+    for name in ("derived_a", "derived_b"):
+        cls = type(f"{base.__name__}_{name}", (base,), {"__doc__": "One.", "__module__": __name__})
+        register(name)(dataclass(frozen=True, kw_only=True)(cls))
+"""
+
+
+@pytest.mark.parametrize(
+    ("place", "stage"),
+    [
+        ("autoencoder.decoder", "tokenizer"),
+        ("losses.adversarial", "decoder"),
+        ("generator.model", "generator"),
+        ("tokenizer.alignment", "tokenizer"),
+    ],
+)
+def test_two_classes_that_derive_from_one_of_ours_have_stages_of_their_own(tmp_path, place, stage):
+    (tmp_path / "mine.py").write_text(DERIVED)
+    found = set()
+    for name in ("derived_a", "derived_b"):
+        path = tiny.write(tmp_path, variants={"main": {}}, plugins=[str(tmp_path / "mine.py")])
+        values = yaml.safe_load(path.read_text())
+        section, field = place.split(".")
+        values[section] = {key: value for key, value in values[section].items() if not key.startswith("decoder_")}
+        values[section][field] = (values[section].get(field) or {}) | {"type": name}
+        path.write_text(yaml.safe_dump(values))
+        found.add(tiny.folders_of(path)[stage])
+    assert len(found) == 2
+
+
 def test_stages_metrics_and_samplers_of_plugins_count_where_they_are_used(tmp_path):
     (tmp_path / "mine.py").write_text(renamed("part_"))
     over = {

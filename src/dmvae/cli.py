@@ -42,6 +42,7 @@ FIXES = {
     errno.ENOSPC: "; free some space, and the same command goes on; or move the folder to another disk, and name it",
     errno.EDQUOT: "; free some of your quota, and the same command goes on; or move the folder to another disk, and "
     "name it",
+    errno.ENOLCK: "; this file system has no locks, so two processes could write one stage: name a folder on another",
     errno.EROFS: "; give --run_dir or --out a place that can be written, or copy the folder there",
 }
 

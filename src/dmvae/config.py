@@ -118,9 +118,8 @@ def written(value: object) -> str:
 def identity(config: object, more: Callable[[Registered], Values] = lambda member: {}) -> Values:
     """What a fingerprint is made of: `plain`, and of each registered member also the keys that `more(member)` gives.
 
-    A new spelling of the same thing, or a new field that is left at its default, must not redo stages that are
-    finished: so fields declared with `added` are left out at their default, and a dataclass with a method
-    `identity(values)` says itself how its fields count.
+    A new spelling of the same, or a new field at its default, must not redo finished stages: so fields declared with
+    `added` are left out at their default, and a dataclass's method `identity(values)` says how its own count.
     """
 
     def head(member: DataclassInstance, values: Values) -> Values:
@@ -128,7 +127,8 @@ def identity(config: object, more: Callable[[Registered], Values] = lambda membe
             if field.metadata.get("added") and getattr(member, field.name) == default_of(field):
                 values.pop(field.name, None)
         if hasattr(member, "identity"):
-            values = member.identity(values)
+            derived = "type" in values and "identity" not in vars(type(member))  # a class that derives is another
+            values = member.identity(values) | ({"type": values["type"]} if derived else {})
         return (more(member) if isinstance(member, Registered) else {}) | values
 
     return _fields(config, head)

@@ -22,8 +22,8 @@ from dmvae.datasets import open_dataset
 from dmvae.datasets.skipped import write_skipped
 from dmvae.fitting import fit
 from dmvae.idle import idle
-from dmvae.inputs import Inputs, latent_shape
-from dmvae.jobs import MERGED, Job, plan
+from dmvae.inputs import Inputs, latent_shape, snapshot
+from dmvae.jobs import MERGED, STEPS, Job, plan
 from dmvae.latents.store import STATISTICS
 from dmvae.recipe import Recipe
 from dmvae.runtime import distributed
@@ -33,6 +33,7 @@ from dmvae.runtime.done import damages, read_done, write_done
 from dmvae.runtime.files import locked, sweep, within
 from dmvae.runtime.signals import stop_if_asked
 from dmvae.runtime.words import counted, few
+from dmvae.training.checkpoint import steps
 from dmvae.training.loop import CHECKPOINTS, train
 from dmvae.training.stage import Facts, TrainingStage
 
@@ -60,6 +61,10 @@ def run(
     """
     if run_dir.exists() and not run_dir.is_dir():
         raise ValueError(f"run.dir: {run_dir} is a file; name a folder, to make or to go on in")
+    try:
+        str(run_dir.resolve()).encode()
+    except UnicodeEncodeError as error:  # safetensors writes such a path, and does not read it
+        raise ValueError(f"run.dir: the name of {run_dir!r} is no UTF-8; name another folder") from error
     if (run_dir / MERGED).is_file():
         raise ValueError(
             f"run.dir: {run_dir} is made of stages of other runs (`dmvae report --out`); go on in one of them"
@@ -127,6 +132,7 @@ def _check(jobs: list[Job]) -> None:
             job.stage.require(job.recipe.section(job.stage), inputs)
         except ValueError as error:
             raise ValueError(f"{job.variant}: {error}") from error
+        _require_kept(job)
         other = first.setdefault(job.folder, job)
         if not issubclass(job.stage, TrainingStage):
             continue
@@ -137,6 +143,21 @@ def _check(jobs: list[Job]) -> None:
                     f"training of stage {job.stage.name}; give both the same, or name steps in the keep_at of a stage "
                     "that they do not share"
                 )
+
+
+def _require_kept(job: Job) -> None:
+    """ValueError where it asks for the generator of a step that a training, which has begun, passed without keeping."""
+    folder = job.reads.get("generator")
+    if folder is None or read_done(folder) is not None:
+        return
+    reached = max(steps(folder / CHECKPOINTS), default=0)
+    for name in STEPS:
+        step = getattr(job.recipe.section(job.stage), name, None)
+        if step is not None and step <= reached and not (folder / snapshot(step)).exists():
+            raise ValueError(
+                f"{job.variant}: {job.stage.name}.{name}: the generator is at step {reached}, and that of step {step} "
+                f"was not kept; remove {folder} to train it anew, or ask for another step"
+            )
 
 
 def _kept(job: Job) -> Values:

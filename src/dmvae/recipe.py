@@ -80,7 +80,8 @@ def recipe_class() -> type[Recipe]:
 def _recipe_class(known: tuple[AnyStage, ...]) -> type[Recipe]:
     shared = {f.name for f in fields(Sections)}
     for stage in known:
-        if stage.after is not None and (hasattr(Recipe, stage.name) or stage.name in {*shared, *Recipe.beside}):
+        taken = {*shared, *Recipe.beside, "pipeline"}  # the last is a folder beside the stages'
+        if stage.after is not None and (hasattr(Recipe, stage.name) or stage.name in taken):
             raise ValueError(f"stage {stage.name!r}: that word has a meaning in recipes already; call it otherwise")
     own = [
         (stage.name, stage.Config | None, field(default=None, metadata={"doc": _sentence(stage.Config)}))

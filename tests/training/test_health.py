@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 from dataclasses import replace
 
@@ -140,6 +141,38 @@ def test_one_checkpoint_is_kept_that_is_older_than_trouble_can_be(tmp_path):
     checkpoint.forget(tmp_path, after=kept)
     assert checkpoint.steps(tmp_path) == [kept]
     assert checkpoint.newest(tmp_path, kept - 1) is None
+
+
+def test_where_it_goes_back_to_does_not_depend_on_when_it_was_stopped(tmp_path):
+    """What a signal saved, here at steps 7 and 13, is to go on from, and not to go back to."""
+    for step in (3, 6, 7, 9, 12, 13, 15, 18):
+        checkpoint.save(tmp_path, step, {"w": torch.ones(1)}, back=6, every=3)
+    assert checkpoint.steps(tmp_path) == [12, 15, 18]
+    assert checkpoint.newest(tmp_path, 14, 3) == 12
+
+
+def test_the_first_step_that_is_not_finite_is_known_however_late_it_is_told():
+    health = Health([Bound(figure="x", usual=1.0, means="", advice="")], torch.device("cpu"))
+    for step, value in enumerate((1.0, math.inf, math.nan, 2.0), 1):
+        assert health.ill_since() == (None if step < 3 else 2)
+        health.see(torch.tensor(value), step)
+    assert health.ill_since() == 2
+
+
+@pytest.mark.parametrize("every", [1, 7, 100])
+def test_a_loss_that_is_not_finite_counts_from_its_step(prepared, quick, monkeypatch, every):
+    updates = MatchingStage.updates
+
+    def breaks(self, networks, batch, rng):
+        for update in updates(self, networks, batch, rng):
+            ill = batch.step == 11 and not (self.inputs.out / loop.ROLLED_BACK).exists()
+            yield replace(update, loss=update.loss * (math.nan if ill else 1.0))
+
+    monkeypatch.setattr(MatchingStage, "updates", breaks)
+    over = {"run__log_every": every, "run__save_every": 5, "matching__weight": 0.17 + every / 1000}
+    values = {"matching__steps": 16, "matching__student_steps": 1} | over
+    tiny.run(tiny.write(prepared, variants={"main": {}}, **values), only="matching")
+    assert re.match("step (11|12): .*it goes back to step 5, with all", done(prepared)["rolled_back"])
 
 
 def test_the_spread_is_that_about_the_mean_of_each_place():

@@ -8,6 +8,7 @@ import shutil
 import sys
 import threading
 import zlib
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -133,6 +134,29 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
     with pytest.warns(UserWarning, match="step-00000002.*trying the checkpoint before it"):
         assert checkpoint.load(tmp_path, into) == 1
     assert torch.equal(into["networks"]["a"]["w"], torch.full((4,), 1.0))
+
+
+def test_a_kill_while_a_checkpoint_takes_another_s_place_loses_neither(tmp_path, monkeypatch):
+    """As a training that goes back saves its step once more."""
+    checkpoint.save(tmp_path, 1, state(1.0))
+    rename = Path.rename
+
+    def killed(path, to):
+        if path.suffix == ".part":
+            raise KeyboardInterrupt
+        return rename(path, to)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.save(tmp_path, 1, state(2.0))
+    into = state(0.0)
+    assert checkpoint.load(tmp_path, into) == 1
+    assert into["networks"]["a"]["w"].unique().tolist() == [1.0]
+    checkpoint.save(tmp_path, 1, state(2.0))
+    assert checkpoint.load(tmp_path, into) == 1
+    assert into["networks"]["a"]["w"].unique().tolist() == [2.0]
+    assert [path.name for path in tmp_path.glob("*.old")] == []
 
 
 def test_files_are_listed_as_they_lie_there_and_none_is_read_again(tmp_path, monkeypatch):

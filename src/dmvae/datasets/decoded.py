@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dmvae.datasets.download import cache_folder
 from dmvae.runtime.done import damage, read_source, write_source
-from dmvae.runtime.files import atomic_write, read_json
+from dmvae.runtime.files import atomic_write, locked, read_json, sweep_beside
 
 _CHUNK = 2**28  # bytes decoded at a time, which may all wait for the disk
 
@@ -37,9 +37,13 @@ def decoded(key: str, shape: tuple[int, int, int, int], read: Read) -> tuple[Ten
     if broken is None:
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            if (needed := int(np.prod(shape))) > (free := shutil.disk_usage(folder.parent).free):
-                raise OSError(f"{needed / 2**30:.1f} GiB do not fit, {free / 2**30:.1f} GiB are free")
-            broken = _decode_all(shape, read, folder)
+            with locked(folder.parent):  # another process may be at the same images
+                broken = _kept(folder)
+                if broken is None:
+                    sweep_beside(folder)
+                    if (needed := int(np.prod(shape))) > (free := shutil.disk_usage(folder.parent).free):
+                        raise OSError(f"{needed / 2**30:.1f} GiB do not fit, {free / 2**30:.1f} GiB are free")
+                    broken = _decode_all(shape, read, folder)
         except OSError as error:  # a folder that is full or not ours costs time and no more
             warnings.warn(
                 f"decoded images cannot be kept in {folder.parent} ({error}), so images are decoded whenever they are "

@@ -20,7 +20,7 @@ from dmvae.evaluation.frechet import Statistics
 from dmvae.evaluation.images import Images, over_images
 from dmvae.evaluation.manifest import versions
 from dmvae.runtime import distributed
-from dmvae.runtime.files import locked, read_sealed, write_sealed
+from dmvae.runtime.files import locked, read_sealed, sweep_beside, write_sealed
 from dmvae.runtime.hashing import digest
 
 
@@ -116,7 +116,8 @@ def reference_features(
 ) -> list[FeatureSet]:
     """The same, computed once: what `folder` (~/.cache/dmvae/features) holds under an equal manifest is read."""
     # several ranks are one process here, and what everybody measures by is nobody's to lock
-    alone = _alone(folder) if folder is not None and distributed.world_size() == 1 else nullcontext()
+    locks = folder is not None and distributed.world_size() == 1
+    alone = _alone(folder) if folder is not None and locks else nullcontext()
     folder = folder or cache_folder() / "features"
     manifests = [describe(e, images) for e in extractors]
     paths = [folder / f"features-{digest(json.dumps(m, sort_keys=True))}.safetensors" for m in manifests]
@@ -129,6 +130,8 @@ def reference_features(
         for i, found in zip(missing, fresh, strict=True):
             kept[i] = found
             if distributed.is_main():
+                if locks:
+                    sweep_beside(paths[i])
                 found.moments(SPATIAL)
                 _keep(found, paths[i])
     return kept  # type: ignore[return-value]  # none is None by now

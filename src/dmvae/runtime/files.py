@@ -7,6 +7,7 @@ import fcntl
 import glob
 import json
 import os
+import secrets
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -31,16 +32,15 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """Atomic write: yields a temporary path; the file or folder written there replaces `path` when the block ends.
 
     Readers find all of it, or what was there before: also after a kill, a full disk or a power cut. A folder is
-    replaced by two renames; a process killed between them leaves the previous folder as NAME.PID.old.part. A link at
+    replaced by two renames; a process killed between them leaves the previous folder as NAME.*.old.part. A link at
     `path` is replaced, not followed. Raises OSError, also for the disk-full error that safetensors has of its own, and
     for a file that would replace a folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # file systems take names of 255 bytes, and these are longer
     name = path.name if len(os.fsencode(path.name)) < 220 else digest(path.name) + path.suffix[-8:]
-    scratch = path.with_name(f"{name}.{os.getpid()}.part")  # nobody else's, where two write the same
-    old = path.with_name(f"{name}.{os.getpid()}.old.part")
-    remove(scratch)
+    own = f"{os.getpid()}-{secrets.token_hex(4)}"  # nobody else's, where two write the same: containers share numbers
+    scratch, old = path.with_name(f"{name}.{own}.part"), path.with_name(f"{name}.{own}.old.part")
     scratch.mkdir()  # a folder, so that the temporary files of who writes, such as safetensors, lie in it too
     part = scratch / path.name
     try:
@@ -127,7 +127,7 @@ def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
 @contextmanager
 def together(path: Path) -> Iterator[bool]:
     """Hold a lock file along with other processes until the block ends: yields True where no other one holds it now."""
-    handle = os.open(path, os.O_RDONLY | os.O_CREAT, 0o666)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # NFS locks for itself alone only what can be written
     _locks.add(handle)
     try:
         try:

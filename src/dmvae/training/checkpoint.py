@@ -73,10 +73,10 @@ class Background:
         self.thread = ThreadPoolExecutor(1)
         self.running: Future[None] | None = None
 
-    def save(self, folder: Path, step: int, state: Values, back: int = 0) -> None:
+    def save(self, folder: Path, step: int, state: Values, back: int = 0, every: int = 1) -> None:
         """Wait for the checkpoint before, copy the state to the CPU, and start the function `save` in the thread."""
         self.wait()
-        self.running = self.thread.submit(save, folder, step, _copied(state), back)
+        self.running = self.thread.submit(save, folder, step, _copied(state), back, every)
 
     def wait(self) -> None:
         """Wait until the last checkpoint is written. Raises OSError where it could not be."""
@@ -105,9 +105,9 @@ def _copied(state: Values) -> Values:
     return mine
 
 
-def save(folder: Path, step: int, state: Values, back: int = 0) -> None:
-    """Write `state` (nested dicts of tensors and numbers) as folder/step-N, then drop all but the newest two, the
-    newest that is at least `back` steps older, and the one that will be that next.
+def save(folder: Path, step: int, state: Values, back: int = 0, every: int = 1) -> None:
+    """Write `state` (nested dicts of tensors and numbers) as folder/step-N, then drop all but the newest two; the
+    newest that is at least `back` steps older and the one that will be that next, of the multiples of `every`.
 
     Raises OSError when the disk is full: what was saved before stays whole.
     """
@@ -136,11 +136,14 @@ def save(folder: Path, step: int, state: Values, back: int = 0) -> None:
             raise OSError(f"{part}: {', '.join(wrong)} not as written a moment ago; does another process write there?")
         (part / _LIST).write_text(json.dumps(written))
         flush(part)
-        shutil.rmtree(final, ignore_errors=True)
+        aside = final.with_suffix(".old")  # what is there of that step is lost only when this one has its name
+        if final.exists():
+            final.rename(aside)
         part.rename(final)
+        shutil.rmtree(aside, ignore_errors=True)
         sync(folder)
-        known, older = steps(folder), newest(folder, step - back)
-        following = next((s for s in known if older is None or s > older), None)
+        known, older = steps(folder), newest(folder, step - back, every)
+        following = next((s for s in known if s % every == 0 and (older is None or s > older)), None)
         for old in set(known) - {*known[-_KEEP:], older, following}:
             shutil.rmtree(folder / f"step-{old:08d}")
     distributed.barrier(group)
@@ -151,9 +154,9 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(f.name[5:]) for f in folder.glob("step-*") if f.name[5:].isdigit())
 
 
-def newest(folder: Path, until: int) -> int | None:
-    """The newest checkpoint of the steps until that one, or None."""
-    return max((step for step in steps(folder) if step <= until), default=None)
+def newest(folder: Path, until: int, every: int = 1) -> int | None:
+    """The newest checkpoint of the steps until that one that are multiples of `every`, or None."""
+    return max((step for step in steps(folder) if step <= until and step % every == 0), default=None)
 
 
 def forget(folder: Path, after: int) -> None:
@@ -172,6 +175,10 @@ def load(folder: Path, state: Values, optional: tuple[str, ...] = ()) -> int | N
     A damaged checkpoint is skipped with a warning. Raises ValueError where tensors have other shapes, or where the file
     would run code.
     """
+    if distributed.is_main():
+        for aside in folder.glob("step-*.old"):  # of a process that was killed between two names
+            final = aside.with_suffix("")
+            shutil.rmtree(aside) if final.exists() else aside.rename(final)
     for step in reversed(distributed.broadcast(steps(folder))):
         path = folder / f"step-{step:08d}"
         broken = distributed.broadcast(_damage(path) if distributed.is_main() else None)

@@ -27,6 +27,7 @@ LOOKBACK = 200
 """Steps after which trouble has surely been noticed: a checkpoint that is older than that is from before it."""
 SLOWER = 0.25
 """What learning rates are multiplied by."""
+_NEVER = 2**62
 ROLLED_BACK = "rolled_back.txt"
 """Where in a stage's folder it is written that it went back, and why."""
 
@@ -73,6 +74,7 @@ class Health:
     def __init__(self, bounds: Sequence[Bound], device: torch.device) -> None:
         self.bounds = tuple(bounds)
         self.state = torch.tensor([0.0, 0.0, math.nan, 0.0], device=device).repeat(len(self.bounds), 1)
+        self._ill = torch.full((), _NEVER, device=device)
         self.ended: list[tuple[int, Tensor]] = []
         """(last step, sums and counts [bounds, 2]) of the windows that are not judged yet."""
         self.low: dict[Bound, int] = {}
@@ -87,6 +89,17 @@ class Health:
                 value = made(figures[bound.figure])
                 row[0] += value.detach().to(row) if isinstance(value, Tensor) else value
                 row[1] += 1
+
+    def see(self, value: Tensor, step: int) -> None:
+        """Remember the first step at which a loss or a norm is not finite, where a stage would go back for it, however
+        late a row of the log tells of it; nothing waits for the device."""
+        if self.bounds:
+            self._ill = torch.where(value.detach().isfinite(), self._ill, self._ill.clamp(max=step))
+
+    def ill_since(self) -> int | None:
+        """That step, or None."""
+        step = int(self._ill)
+        return None if step == _NEVER else step
 
     def join(self) -> None:
         """Give all ranks the mean of their sums, so that a checkpoint of one is that of all."""
@@ -127,6 +140,14 @@ def went_back(folder: Path) -> str:
     """What was written of a stage that went back; a kill between two of its acts has it written twice."""
     file = folder / ROLLED_BACK
     return ["", *file.read_text().splitlines()][-1] if file.exists() else ""
+
+
+def going_back(name: str, trouble: Exception, step: int, to: int) -> str:
+    """What is told of a stage that goes back from one step to another."""
+    slowed = trouble.bound.slows if isinstance(trouble, Unwell) else ()
+    what = f"the learning rate of {', '.join(slowed)}" if slowed else "all learning rates"
+    text = f"step {step}: {told(trouble)}; it goes back to step {to}, with {what} times {SLOWER:g}. "
+    return text + f"So that it need not: {advice(name, trouble)}"
 
 
 def told(error: Exception) -> object:

@@ -22,6 +22,7 @@ from dmvae.runtime.precision import autocast, tuned, uses_bf16
 from dmvae.runtime.random import Random, seed_of
 from dmvae.runtime.signals import Interrupted, signals, stop_later
 from dmvae.runtime.transfer import Loggable
+from dmvae.runtime.words import few
 from dmvae.training import checkpoint
 from dmvae.training.data import batches
 from dmvae.training.ema import Average
@@ -32,9 +33,8 @@ from dmvae.training.health import (
     WINDOW,
     Health,
     Unwell,
-    advice,
+    going_back,
     hopeless,
-    told,
     went_back,
 )
 from dmvae.training.logging import Figures, losses
@@ -146,12 +146,14 @@ class Trainer:
         with averaged(parameters, last):
             (update.loss / parts).backward(inputs=None if sharded else parameters)
         self.health.add(update.figures())
+        self.health.see(update.loss, self.step + 1)
 
     def move(self, name: str) -> dict[str, Loggable]:
         """Clip, step and average for the parameters `name`, whose gradients are there; returns the gradient's norm."""
         parameters = self.networks.trains[name]
         clip = self.config.clip or float("inf")
         norm = sharding.whole_tensor(nn.utils.clip_grad_norm_(parameters, clip, foreach=True))
+        self.health.see(norm, self.step + 1)
         optimizer = self.optimizers[name]
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * learning_rate_factor(self.config, self.step)
@@ -205,7 +207,8 @@ class Trainer:
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint into `folder`, while training goes on."""
-        self.background.save(folder, self.step, self.state_dict(), LOOKBACK if self.health.bounds else 0)
+        back = LOOKBACK if self.health.bounds else 0
+        self.background.save(folder, self.step, self.state_dict(), back, self.inputs.sections.run.save_every)
 
     def resume(self, folder: Path) -> bool:
         """Continue from the newest intact checkpoint in `folder`; False where there is none."""
@@ -247,18 +250,21 @@ def train(stage: AnyTraining) -> Facts:
     trainer = Trainer(stage)
     if trainer.resume(folder):
         stage.inputs.say(f"resumes at step {trainer.step} of {stage.config.steps}")
-        passed = [step for step in stage.config.keep_at if step <= trainer.step]
-        if missed := [step for step in passed if not (stage.inputs.out / snapshot(step)).exists()]:
-            stage.inputs.say(f"keep_at: {missed} came before that and were not kept; remove the folder to train anew")
+        if missed := stage.missed(trainer.step):
+            told = f"{few(missed)} of keep_at or run.keep_every came before that and were not kept"
+            stage.inputs.say(f"{told}; remove {stage.inputs.out} to train anew")
     with signals() as signalled:  # over what goes back too, where a wish to stop is kept
         while True:
             try:
                 return _to_the_end(trainer, folder, signalled)
-            except (FloatingPointError, torch.linalg.LinAlgError) as error:
+            except (FloatingPointError, torch.linalg.LinAlgError) as found:
+                since = trainer.health.ill_since()  # from there on no bound says anything
+                error = FloatingPointError(str(found)) if since and isinstance(found, Unwell) else found
                 named = error.bound.slows if isinstance(error, Unwell) else ()
                 if trainer.slowed or not trainer.health.bounds or not trainer.moves(named):
-                    raise FloatingPointError(hopeless(stage.name, stage.inputs.out, error, trainer.slowed)) from error
-                trouble, step = error.with_traceback(None), error.step if isinstance(error, Unwell) else trainer.step
+                    raise FloatingPointError(hopeless(stage.name, stage.inputs.out, error, trainer.slowed)) from found
+                step = error.step if isinstance(error, Unwell) else since or trainer.step
+                trouble = error.with_traceback(None)
             trainer.background.wait()
             del trainer  # before the next takes its memory
             trainer = _rolled_back(stage, folder, trouble, step)
@@ -266,8 +272,10 @@ def train(stage: AnyTraining) -> Facts:
 
 def _rolled_back(stage: AnyTraining, folder: Path, trouble: Exception, step: int) -> Trainer:
     """The training as it was well before the trouble, with smaller learning rates: at the newest checkpoint that is
-    old enough, or at its start. It is saved at once, so that a kill does not undo this."""
-    inputs, back = stage.inputs, distributed.broadcast(checkpoint.newest(folder, step - LOOKBACK))
+    old enough, or at its start. What a stop has saved between two is none of them: it would decide the result. It is
+    saved at once, so that a kill does not undo this."""
+    inputs, every = stage.inputs, stage.inputs.sections.run.save_every
+    back = distributed.broadcast(checkpoint.newest(folder, step - LOOKBACK, every))
     checkpoint.forget(folder, after=-1 if back is None else back)
     if distributed.is_main():  # of what is taken back
         for kept in kept_steps(inputs.out):
@@ -276,11 +284,8 @@ def _rolled_back(stage: AnyTraining, folder: Path, trouble: Exception, step: int
     distributed.barrier()
     trainer = Trainer(stage)
     trainer.resume(folder)
-    names = trouble.bound.slows if isinstance(trouble, Unwell) else ()
-    trainer.slow(names)
-    what = f"the learning rate of {', '.join(names)}" if names else "all learning rates"
-    text = f"step {step}: {told(trouble)}; it goes back to step {trainer.step}, with {what} times {SLOWER:g}. "
-    text += f"So that it need not: {advice(stage.name, trouble)}"
+    trainer.slow(trouble.bound.slows if isinstance(trouble, Unwell) else ())
+    text = going_back(stage.name, trouble, step, trainer.step)
     inputs.say(text)
     if distributed.is_main():
         with (inputs.out / ROLLED_BACK).open("a") as file:
