@@ -33,7 +33,7 @@ from dmvae.report.run import COLOURS
 from dmvae.runtime.console import Bar
 from dmvae.runtime.precision import autocast
 from dmvae.stages.measuring import EvaluateConfig
-from dmvae.stages.modelled import LEAST, evenly, modelled
+from dmvae.stages.modelled import LEAST, in_shares, modelled
 from dmvae.stages.sample import balanced_labels, generate_latents, image_seed
 from dmvae.transport.arrival import LATENTS
 
@@ -133,7 +133,7 @@ def figures(job: Job, seed: int, count: int | None = None, step: int | None = No
     measured = job.recipe.section("evaluate") or EvaluateConfig()
     most = max(measured.knn_count, 6 * (count or 0))
     data, of = stored.__getitems__(stratified(stored.labels, most))
-    found = modelled(torch.cat(drawn), data[evenly(of)], seed, count or LATENTS)
+    found = modelled(torch.cat(drawn)[in_shares(labels, of)], data, seed, count or LATENTS)
     if not found:
         raise ValueError(f"{job.variant}: {len(labels)} samples and {len(data)} latents are too few to compare")
     return found

@@ -254,7 +254,7 @@ def test_a_disk_that_fails_for_a_while_takes_no_image_out_of_the_set(tmp_path, m
 
     def failing(file, *arguments, **named):
         if str(file).endswith("cat/1.png"):
-            raise OSError(errno.EIO, "Input/output error")
+            raise OSError(errno.EREMOTEIO if cache == "memory" else errno.EIO, "Input/output error")
         return opened(file, *arguments, **named)
 
     with monkeypatch.context() as bad:

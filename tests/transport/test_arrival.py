@@ -6,7 +6,6 @@ import torch
 from dmvae.transport.arrival import (
     Arrival,
     details,
-    distinct,
     effective_rank,
     measure,
     mixing,
@@ -127,18 +126,6 @@ def test_how_often_a_class_occurs_does_not_tell_two_sets_apart():
     assert two_sample_accuracy(z.flatten(1)[:, None], y.flatten(1)[:, None]) > 0.6
     assert told_with_class(z, labels, y, of + 2) == {}, "no class in common"
     assert "told_class" not in details(z[:400], y, (labels[:400], of + 2))
-
-
-def test_samples_that_a_small_reference_repeats_do_not_make_others_look_far():
-    stored = normal(400, 4, 2, 2, seed=5)
-    drawn = torch.randint(400, (2304,), generator=torch.Generator().manual_seed(0))
-    y, of = distinct(stored[drawn], drawn)
-    assert torch.equal(y, stored[of])
-    assert len(y) == len(drawn.unique())
-    z, n = normal(1024, 4, 2, 2, seed=6), (len(y) - 2) // 2
-    rng = torch.Generator().manual_seed(0)
-    assert multiples(z[:n], y, rng)["told"] < 1
-    assert details(z[:n], y)["told_whole"] < 2 < details(z, stored[drawn])["told_whole"]
 
 
 def test_items_are_not_split_between_training_and_test():

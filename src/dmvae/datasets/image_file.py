@@ -17,12 +17,11 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from dmvae.datasets.memory import resize
 
-PASSING = frozenset([
-    errno.EIO, errno.ENXIO, errno.ENODEV, errno.EAGAIN, errno.EBUSY, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
-    errno.ESTALE, errno.ETIMEDOUT, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.ENOTCONN,
-    errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETRESET, errno.ENETUNREACH,
+LASTING = frozenset([
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EINVAL,
 ])  # fmt: skip
-"""Errors of a disk or a network that may be well again, and not of a file."""
+"""Errors of a file that is so, or whose bytes lead a decoder astray. Others are of a disk or a network, which may be
+well again."""
 ALWAYS = frozenset([".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"])
 SOMETIMES = frozenset([
     ".apng", ".avif", ".avifs", ".dib", ".heic", ".heics", ".heif", ".heifs", ".hif", ".ico", ".j2k", ".jp2", ".jpe",
@@ -128,7 +127,7 @@ def check_header(path: Path) -> None:
 
 def require_disk(error: Exception, what: object) -> None:
     """ValueError for an error that tells nothing of the file: no image is left out, or kept as broken, for it."""
-    if isinstance(error, OSError) and error.errno in PASSING:
+    if isinstance(error, OSError) and error.errno not in (None, *LASTING):
         raise ValueError(f"{what} cannot be read: {error.strerror}") from error
 
 

@@ -131,7 +131,9 @@ class InstanceDataset:
         if names is None:  # both splits count alike
             names = range(max(_labels(config.key, name, config.limit)[1] for name in ("train", "test")))
         # torchvision's ImageNet has a tuple of words for each
-        self.classes = tuple(", ".join(name) if isinstance(name, tuple | list) else str(name) for name in names)
+        self.classes = tuple(
+            ", ".join(map(str, name)) if isinstance(name, tuple | list) else str(name) for name in names
+        )
         limited = () if config.limit is None else ("chosen",)
         self.fingerprint = digest(config.key, split, self.count, config.size, config.channels, *limited)
 

@@ -17,9 +17,8 @@ from dmvae.runtime.precision import full_precision
 from dmvae.runtime.random import Random
 from dmvae.runtime.transfer import waits
 from dmvae.runtime.words import counted
-from dmvae.transport.arrival import details, distinct, multiples
+from dmvae.transport.arrival import details, multiples
 from dmvae.transport.schedule import next_ratio
-from dmvae.transport.two_sample import FEWEST
 
 RECENT, REST = 1024, 256
 """Recent latents that are compared with 2 RECENT samples of the reference, and REST more samples for directions."""
@@ -139,13 +138,11 @@ class Approach(Recent):
         self._near = self._multiple = None
         super()._load_from_state_dict(*args, **kwargs)
 
-    def _samples(self, reference: Reference, rng: Random) -> tuple[Tensor, Tensor, int]:
-        """Of the reference enough to compare the recent latents with, each sample once, and their labels; and how many
-        of the latents these are enough for. Alike on all ranks."""
+    def _samples(self, reference: Reference, rng: Random) -> tuple[Tensor, Tensor]:
+        """Enough of the reference to compare the recent latents with, and their labels; alike on all ranks."""
         share = -(-(2 * RECENT + REST) // distributed.world_size())
-        drawn = (distributed.gather(x.to(self.recent.device)) for x in reference.sample(share, rng.on_cpu()))
-        y, of = distinct(*drawn)
-        return y, of, min(RECENT, (len(y) - 2) // 2)
+        y, of = (distributed.gather(x.to(self.recent.device)) for x in reference.sample(share, rng.on_cpu()))
+        return y, of
 
     @waits("the distance, told")
     def tell(self, reference: Reference, rng: Random, classes: Sequence[str], whole: bool) -> dict[str, Tensor | float]:
@@ -153,13 +150,11 @@ class Approach(Recent):
         too; whole: what that measures as well. It moves nothing. Empty until enough latents are remembered."""
         if int(self.count) < RECENT:
             return {}
-        y, of, n = self._samples(reference, rng)
-        if n < FEWEST:
-            return {}
+        y, of = self._samples(reference, rng)
         known = len(classes) > 1 and bool((self.labels >= 0).all())
         with full_precision(y):
-            found = multiples(self.recent[:n], y, rng.shared) if whole else {}
-            found |= details(self.recent[:n], y, (self.labels[:n], of) if known else None)
+            found = multiples(self.recent, y, rng.shared) if whole else {}
+            found |= details(self.recent, y, (self.labels, of) if known else None)
         parts = (key.partition("/") for key in found)
         names = ["/".join(["distance", kind, *([classes[int(label)]] if label else [])]) for kind, _, label in parts]
         return dict(zip(names, found.values(), strict=True))
@@ -170,11 +165,9 @@ class Approach(Recent):
         the ratio of gradients for the next updates. Raises FloatingPointError for latents that are not finite."""
         if int(self.count) < RECENT:
             return {}
-        y, _, n = self._samples(reference, rng)
-        if n < FEWEST:
-            return {}
+        y, _ = self._samples(reference, rng)
         with full_precision(y):
-            found = multiples(self.recent[:n], y, rng.shared)
+            found = multiples(self.recent, y, rng.shared)
         # Alike on all ranks to the last digit: it decides what they do together.
         values = distributed.average(torch.tensor(list(found.values()), dtype=torch.float64, device=y.device))
         found = dict(zip(found, values.tolist(), strict=True))

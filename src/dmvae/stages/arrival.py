@@ -13,10 +13,10 @@ from dmvae.inputs import Inputs
 from dmvae.references import Reference
 from dmvae.runtime.random import Random
 from dmvae.stages.reference import MAP_POINTS, config_of
-from dmvae.transport.arrival import distinct, measure, told_by_class, told_with_class
+from dmvae.transport.arrival import measure, told_by_class, told_with_class
 
 SAMPLES, LEAST = 5120, 64
-"""Samples of the reference that latents are compared with, and latents at least: as many as 2 in 5 of the samples."""
+"""Samples of the reference that latents are compared with, and latents at least."""
 
 
 def at_the_end(inputs: Inputs, reference: Reference, raw: Tensor, labels: Tensor, drawn: bool) -> Values:
@@ -28,9 +28,7 @@ def at_the_end(inputs: Inputs, reference: Reference, raw: Tensor, labels: Tensor
     figures: Values = {"distance_to_reference": sliced_distance(there.flatten(1), here[:MAP_POINTS].flatten(1))}
     if len(here) < LEAST:
         return figures
-    y, of = distinct(*reference.sample(SAMPLES, Random.alone(inputs.seed, "arrival")))
-    if 2 * len(y) // 5 < LEAST:
-        return figures
+    y, of = reference.sample(SAMPLES, Random.alone(inputs.seed, "arrival"))
     shuffled = torch.randperm(len(here), generator=torch.Generator().manual_seed(inputs.seed))
     found = measure(here[shuffled], y.float(), inputs.seed)
     verdict = found.verdict + (" (of latents with their noise, not of their means)" if drawn else "")

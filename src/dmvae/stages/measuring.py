@@ -50,7 +50,7 @@ from dmvae.runtime.hashing import weights_hash
 from dmvae.runtime.precision import autocast, name_of
 from dmvae.runtime.random import Random, seed_of
 from dmvae.stages.arrival import at_the_end
-from dmvae.stages.modelled import evenly, kept_latents, modelled
+from dmvae.stages.modelled import in_shares, kept_latents, modelled
 from dmvae.stages.reference import MAP_POINTS, open_reference
 from dmvae.stages.sample import generator_at, samples_folder
 from dmvae.tokenizers.adapted import load_tokenizer, spread_of
@@ -150,9 +150,9 @@ class Measuring:
             self.metrics["generator_loss"] = generator_loss(latents.test, latents.test_labels, self.inputs)
         if "sample" in self.inputs.reads:
             scale = self.inputs.config_of("sample")["guidance"][0]
-            sampled = kept_latents(samples_folder(self.inputs.reads["sample"], scale))
-            alike = latents.train[evenly(latents.train_labels)]
-            self.metrics |= modelled(sampled, alike, self.inputs.seed)
+            sampled, of = kept_latents(samples_folder(self.inputs.reads["sample"], scale))
+            alike = sampled[in_shares(of, latents.train_labels)]
+            self.metrics |= modelled(alike, latents.train, self.inputs.seed)
         if reference is not None:
             self.metrics |= at_the_end(self.inputs, reference, rows["z"], latents.test_labels, self.tokenizer.drawn)
         if self.config.proxies or self.config.probe:

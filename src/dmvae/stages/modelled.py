@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from dmvae.transport.arrival import LATENTS, as_items, distances, effective_rank
-from dmvae.transport.two_sample import some_of_each, two_sample_accuracy
+from dmvae.transport.two_sample import two_sample_accuracy
 from dmvae.transport.views import View, tokens, whole
 
 LEAST = 64
@@ -29,17 +29,20 @@ NUMBERS = 2**28
 """Numbers of the data's latents that are looked at, where that is enough for two sets: a GiB."""
 
 
-def evenly(labels: Tensor) -> Tensor:
-    """int64, ascending: equally many items of every class that has any, as samples are drawn; all, where they are so.
-    The data's own shares would look like a fault of a generator that is without one."""
-    least = min(count for count in labels.bincount().tolist() if count)
-    return some_of_each(labels, dict.fromkeys(labels.unique().tolist(), least), 0)
+def in_shares(labels: Tensor, of_data: Tensor) -> Tensor:
+    """int64, ascending: of samples with these labels, drawn of all classes alike, some in the shares that classes have
+    among the data's labels; all where these are even. Other shares would look like a fault of the generator."""
+    if not len(labels):
+        return labels
+    shares = of_data.bincount(minlength=int(labels.max()) + 1)
+    drawn = torch.rand(len(labels), generator=torch.Generator().manual_seed(0))
+    return (drawn < (shares / shares.max())[labels]).nonzero()[:, 0]
 
 
 def modelled(sampled: Tensor, data: Tensor, seed: int, count: int = LATENTS) -> dict[str, float]:
-    """Figures of sampled latents [n, C, H, W] beside the data's [m, C, H, W], both normalised, in any order, with
-    classes in like shares (see `evenly`). `count` of each are compared, or 2 m / 5; multiples of chance grow with them.
-    Empty for too few of either."""
+    """Figures of sampled latents [n, C, H, W] beside the data's [m, C, H, W], both normalised, in any order, classes in
+    like shares (see `in_shares`). `count` of each are compared, or 2 m / 5; multiples of chance grow with them. Empty
+    for too few of either."""
     n = min(len(sampled), count, 2 * len(data) // 5)
     if n < LEAST:
         return {}
@@ -66,12 +69,14 @@ def _multiple(view: View, z: Tensor, sets: tuple[Tensor, ...], rest: Tensor, see
     return math.sqrt(here / max(there, 1e-24))
 
 
-def kept_latents(folder: Path) -> Tensor:
-    """The first KEPT latents [n, C, H, W] in a folder of samples; none where an earlier version drew them."""
-    parts = []
+def kept_latents(folder: Path) -> tuple[Tensor, Tensor]:
+    """The first KEPT latents [n, C, H, W] in a folder of samples, and their labels [n]; none where an earlier version
+    drew them."""
+    parts, labels = list[Tensor](), [torch.empty(0, dtype=torch.int64)]
     for path in sorted(folder.glob("samples-*.safetensors")):
         with safe_open(path, "pt") as file:
             if "latents" not in file.keys():  # noqa: SIM118, which no mapping is
                 break
             parts.append(file.get_tensor("latents"))
-    return torch.cat(parts)[:KEPT] if parts else torch.empty(0)
+            labels.append(file.get_tensor("labels"))
+    return torch.cat(parts)[:KEPT] if parts else torch.empty(0), torch.cat(labels)[:KEPT]

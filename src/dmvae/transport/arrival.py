@@ -70,9 +70,9 @@ def measure(z: Tensor, y: Tensor, seed: int = 0) -> Arrival:
     """How far latents z [n, C, H, W] are from a reference with samples y [m, C, H, W].
 
     Normalise z as the reference's samples are. n latents are compared with n samples, and for the level of chance these
-    with n other samples; n is at most 2048 and 2 m / 5, so give 5120 samples, none of them twice. The first n latents
-    are used, so shuffle them. The rest of y gives directions to slice along, besides random ones. Deterministic in its
-    arguments. About 5 s on one core for 32x4x4. For one class, call it with that class's latents and samples.
+    with n other samples; n is at most 2048 and 2 m / 5, so give 5120 samples. The first n latents are used, so shuffle
+    them. The rest of y gives directions to slice along, besides random ones. Deterministic in its arguments. About 5 s
+    on one core for 32x4x4. For one class, call it with that class's latents and samples.
 
     Raises ValueError for too few samples, shapes that differ, or values that are not finite.
     """
@@ -100,16 +100,6 @@ def measure(z: Tensor, y: Tensor, seed: int = 0) -> Arrival:
         reference_rank=effective_rank(y.flatten(1)),
         mixing=mixing(z[few].flatten(1), y[few].flatten(1)),
     )
-
-
-def distinct(y: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
-    """Samples y [m, C, H, W] with labels [m], each once. A stored reference repeats its items: one that is in two of
-    the sets compared, or that a classifier knows by heart, would make chance small and other latents look far."""
-    first: dict[bytes, int] = {}
-    for i, row in enumerate(y.flatten(1).cpu()):
-        first.setdefault(row.numpy().tobytes(), i)
-    kept = torch.tensor([*first.values()], device=y.device)
-    return (y, of) if len(kept) == len(y) else (y[kept], of[kept])
 
 
 @torch.no_grad()
