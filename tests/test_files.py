@@ -18,6 +18,7 @@ from dmvae.runtime.files import (
     flush,
     locked,
     read_sealed,
+    require_place,
     sweep,
     together,
     within,
@@ -49,6 +50,16 @@ def test_two_processes_of_one_number_write_the_same_file_whole(tmp_path, monkeyp
         mine.write_text("mine")
     assert (tmp_path / "x").read_text() == "mine"
     assert os.listdir(tmp_path) == ["x"]
+
+
+def test_a_place_that_may_not_be_written_is_refused_before_it_is_asked_for(tmp_path, monkeypatch):
+    require_place("--out", Path("/"), folder=True)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "s.json").touch()
+    monkeypatch.setattr(os, "access", lambda place, how: place not in (tmp_path, tmp_path / "out"))
+    for what, folder in (("s.json", False), ("new.json", False), ("out", True), ("new/deep", True)):
+        with pytest.raises(ValueError, match=r"^--x .*cannot be written; name a"):
+            require_place("--x", tmp_path / what, folder)
 
 
 def test_a_lock_file_can_be_locked_over_nfs(tmp_path, monkeypatch):

@@ -43,6 +43,7 @@ SETTINGS = {
     "all exact": "torch.backends.fp32_precision = 'ieee'",
     "products, by the older name": "torch.backends.cuda.matmul.allow_tf32 = True",
     "convolutions, by the older name": "torch.backends.cudnn.allow_tf32 = False",
+    "convolutions on the CPU": "torch.backends.mkldnn.conv.fp32_precision = 'bf16'",
     "high": "torch.set_float32_matmul_precision('high')",
     "medium": "torch.set_float32_matmul_precision('medium')",
 }
@@ -51,7 +52,8 @@ import torch
 from dmvae.evaluation.features import in_chunks
 from dmvae.runtime.precision import without_tf32
 
-places = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.mkldnn.matmul)
+cuda, cudnn, mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
+places = (cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn)
 look = lambda: [place.fp32_precision for place in places]
 {setting}
 before = look()

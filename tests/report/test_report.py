@@ -3,6 +3,7 @@
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 from fake_run import Section, build, latents
 
 from dmvae.evaluation.scores import Figure
-from dmvae.report import latent_map, table, write_report
+from dmvae.report import latent_map, table, training, write_report
+from dmvae.report.run import Trained
 
 pytestmark = pytest.mark.slow
 
@@ -65,6 +67,14 @@ def test_the_way_to_the_reference_has_a_line_for_each_class_and_no_panel_elsewhe
         assert name in way, name
     assert "distance/ratio" in curves
     assert "distance/told" not in curves
+
+
+def test_classes_that_end_alike_have_a_colour_each():
+    keys = [f"distance/{told}/{name}" for told in ("told", "told_whole") for name in ("a/outdoor", "b/outdoor")]
+    trained = Trained(("m",), Path(), [{"step": step, **dict.fromkeys(keys, 1.0 + step)} for step in range(3)])
+    named = re.findall(r'background:(#\w+)"></i>([ab]/outdoor)', training.approach([trained])[-1])
+    assert [name for _, name in named] == ["a/outdoor", "b/outdoor"]
+    assert len({colour for colour, _ in named}) == 2
 
 
 def test_the_way_to_the_reference_shows_where_it_was_handed_over(tmp_path, complete, monkeypatch):

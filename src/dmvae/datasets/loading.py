@@ -82,8 +82,9 @@ def cuts(chosen: range, batch_size: int) -> list[range]:
 
 
 class Loader(Generic[T]):
-    """Batches, a pass over them each time that it is iterated. Workers end with the pass, however it ends, and so does
-    the thread by which each batch is read while the one before is in use, where `soon` asks for it.
+    """Batches, a pass over them each time that it is iterated (once, where they are an iterator). Workers end with the
+    pass, however it ends, and so does the thread by which each batch is read while the one before is in use, where
+    `soon` asks for it.
 
     Raises ValueError for an item that cannot be read, ChildProcessError where a worker died, TimeoutError where one
     hangs, and KeyboardInterrupt where `stops` is true while a batch does not come.

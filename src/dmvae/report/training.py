@@ -141,7 +141,8 @@ def approach(trained: Sequence[Trained]) -> list[str]:
     """How far the latents were from the reference while they were matched."""
     colours = dict(zip((*DISTANCES, *TOLD), BINS, strict=False))
     classes = {prefix: sorted({key for t in trained for key in t.keys if key.startswith(prefix)}) for prefix in EACH}
-    of = {key: COLOURS[i % len(COLOURS)] for keys in classes.values() for i, key in enumerate(keys)}
+    every = sorted({key.removeprefix(prefix) for prefix, keys in classes.items() for key in keys})
+    of = {f"{prefix}{name}": COLOURS[i % len(COLOURS)] for i, name in enumerate(every) for prefix in EACH}
     charts = []
     for training in trained:
         title = ", ".join(training.variants)
@@ -167,7 +168,7 @@ def approach(trained: Sequence[Trained]) -> list[str]:
         ),
         legend(shown),
         panels(charts),
-        legend({key.rpartition("/")[2]: colour for key, colour in of.items()}.items()),
+        legend({key.removeprefix(prefix): of[key] for prefix in EACH for key in classes[prefix]}.items()),
     ]
 
 

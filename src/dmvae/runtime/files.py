@@ -63,14 +63,15 @@ def atomic_write(path: Path) -> Iterator[Path]:
 def require_place(what: str, path: Path, folder: bool = False) -> None:
     """Raise ValueError, saying what asks for it, unless a file can be written at `path`, or a folder made there, with
     those above it: to be asked before hours of work."""
-    above = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    above = next((parent for parent in path.absolute().parents if os.path.lexists(parent)), path)
+    into = path if folder and path.is_dir() else above
     why = ""
     if path.is_dir() if not folder else path.exists() and not path.is_dir():
         why = f"that is a {'file' if folder else 'folder'}"
     elif not above.is_dir():
         why = f"{above} is no folder"
-    elif not path.exists() and not os.access(above, os.W_OK):
-        why = f"{above} cannot be written"
+    elif not os.access(into, os.W_OK):
+        why = f"{into} cannot be written"
     if why:
         raise ValueError(f"{what} {path}: {why}; name {'another folder' if folder else 'a file to write'}")
 

@@ -79,18 +79,18 @@ class _Place(Protocol):
 def exact() -> Iterator[None]:
     """Products and convolutions in all of float32's 24 bits, on every kind of device."""
     cudnn = torch.backends.cudnn
-    names = ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul")
+    names = ("mkldnn.conv", "mkldnn.rnn", "mkldnn.matmul", "cuda.matmul", "cudnn.conv", "cudnn.rnn")
     places: tuple[_Place, ...] = attrgetter(*names)(torch.backends)
     kept = [place.fp32_precision for place in places]
     try:
         before = torch.get_float32_matmul_precision(), cudnn.allow_tf32
     except RuntimeError:  # the caller has set the newer `fp32_precision`, which torch does not let these mix with
         before = None
-        for place in places:
-            place.fp32_precision = "ieee"
     else:
         torch.set_float32_matmul_precision("highest")
         cudnn.allow_tf32 = False
+    for place in places if before is None else places[:2]:  # of which the older names say nothing
+        place.fp32_precision = "ieee"
     try:
         yield
     finally:
