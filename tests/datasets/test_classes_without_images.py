@@ -2,10 +2,10 @@
 
 from types import SimpleNamespace
 
-import packed
 import pytest
 import torch
 
+import packed
 import tiny
 from dmvae import DMVAEPipeline, cli
 from dmvae.commands.generated import Generated

@@ -8,11 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from benchmarks import half_of_the_classes
-from packed import IMAGE, animals, features, images, noise, opener, parquet, png, rows, values
 
 from dmvae.datasets import columns
 from dmvae.datasets.encoded import LazyImages
 from dmvae.datasets.huggingface import HuggingFace, Place
+from packed import IMAGE, animals, features, images, noise, opener, parquet, png, rows, values
 
 open_split, fails = opener(HuggingFace)
 pytestmark = pytest.mark.usefixtures("private_hub")
