@@ -52,6 +52,49 @@ def test_a_module_of_an_installed_package_is_a_plugin(tmp_path, monkeypatch):
         load(tiny.write(tmp_path, **over))
 
 
+PART = """from dataclasses import dataclass
+from dmvae.references import ReferenceConfig
+from dmvae.registry import register
+@register("part_{name}")
+@dataclass(frozen=True, kw_only=True)
+class Part(ReferenceConfig):
+    value = {value}
+    def build(self, inputs):
+        return self
+"""
+
+
+def test_a_package_is_read_again_whole_where_a_file_of_it_changes(tmp_path, monkeypatch):
+    """What runs is what the fingerprint is of: the files as they are."""
+    package = tmp_path / "my_package"
+    package.mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    init, part = package / "__init__.py", package / "part.py"
+    init.write_text("from . import part\n")
+    part.write_text(PART.format(name="of_package", value=1))
+
+    def value():
+        registry.load_plugins(["my_package"])
+        return registry.find(ReferenceConfig, "part_of_package").value
+
+    try:
+        assert value() == 1
+        cls = registry.find(ReferenceConfig, "part_of_package")
+        assert value() == 1
+        assert registry.find(ReferenceConfig, "part_of_package") is cls, "what has not changed stays"
+        part.write_text(PART.format(name="of_package", value=2))
+        assert value() == 2
+        init.write_text("from . import part\n# a comment\n")
+        assert value() == 2
+        part.write_text("def (")
+        with pytest.raises(ValueError, match=r"plugin .*part\.py, line 1: invalid syntax"):
+            value()
+        part.write_text(PART.format(name="of_package", value=3))
+        assert value() == 3
+    finally:
+        registry._drop("my_package")
+
+
 def test_plugins_of_like_names_are_kept_apart(tmp_path, monkeypatch):
     """An edited module takes back what it registered, and not what one registered whose name begins like its own; files
     whose paths differ in a slash alone are two."""

@@ -217,18 +217,29 @@ def load_module(place: str) -> ModuleType:
 
 
 def _import(name: str) -> str:
-    """Import a module; its name."""
+    """Import a module; its name. It is read again, with all modules inside it, where a file of these has changed."""
     try:
-        content = _source(name)
-        if name in sys.modules and _contents.get(name, content) != content:
-            forget(name)
-            importlib.reload(sys.modules[name])
+        if any(_contents.get(module, now := _source(module)) != now for module in _loaded(name)):
+            _drop(name)
         importlib.import_module(name)
-        _contents[name] = _source(name)
+        _contents.update({module: _source(module) for module in _loaded(name)})
     except (Exception, SystemExit) as error:
+        _drop(name)  # so that it can be loaded again once it is fixed
         spec = importlib.util.find_spec(name.partition(".")[0])  # that of what is inside would import it again
         raise ValueError(_complaint(Path(spec.origin if spec and spec.origin else name), error)) from error
     return name
+
+
+def _loaded(name: str) -> list[str]:
+    """The module, and those inside it, that are imported."""
+    return [module for module in sys.modules if _inside(module, name)]
+
+
+def _drop(name: str) -> None:
+    forget(name)
+    for module in _loaded(name):
+        del sys.modules[module]
+    importlib.invalidate_caches()
 
 
 def _source(module: str) -> bytes:

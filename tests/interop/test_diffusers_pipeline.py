@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers.training_utils import EMAModel
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -263,3 +264,36 @@ def test_a_name_of_two_classes_is_asked_for_by_number(pipeline):
     pipeline.register_to_config(id2label=names | {"2": names["0"]})
     with pytest.raises(ValueError, match="2 classes are called 'circle': give a number, 0, 2"):
         pipeline("circle")
+
+
+def test_a_pipeline_from_a_pipeline_draws_the_same(pipeline):
+    draw = lambda pipe: pipe([1], generator=seeded(3), num_inference_steps=2, output_type="pt").images
+    other = DMVAEPipeline.from_pipe(pipeline)
+    other.set_progress_bar_config(disable=True)
+    assert torch.equal(draw(other), draw(pipeline))
+
+
+def test_a_device_map_is_left_to_diffusers(run, monkeypatch):
+    """Which refuses it beside `low_cpu_mem_usage=False`."""
+    asked = []
+    base = DMVAEPipeline.__mro__[1]
+    monkeypatch.setattr(base, "from_pretrained", classmethod(lambda cls, path, **options: asked.append(options) or cls))
+    DMVAEPipeline.from_pretrained(run[2], device_map="cpu")
+    DMVAEPipeline.from_pretrained(run[2])
+    assert asked == [{"device_map": "cpu"}, {"low_cpu_mem_usage": False}]
+
+
+def test_a_cast_to_half_precision_warns_of_nothing(pipeline, capfd):
+    """As diffusers 0.42 would, of networks that name no module to keep in float32."""
+    assert pipeline.to(torch.bfloat16).transformer.dtype == torch.bfloat16
+    assert capfd.readouterr().err == ""
+
+
+def test_an_average_of_diffusers_is_saved_and_loaded(pipeline, tmp_path):
+    vae = pipeline.vae
+    assert Autoencoder.from_config(vae.config).config.scaling_factor == vae.config.scaling_factor != 1.0
+    average = EMAModel(vae.parameters(), model_cls=Autoencoder, model_config=vae.config)
+    average.save_pretrained(tmp_path)
+    assert Autoencoder.from_pretrained(tmp_path).config.scaling_factor == vae.config.scaling_factor
+    again = EMAModel.from_pretrained(tmp_path, Autoencoder)
+    assert all(torch.equal(a, b) for a, b in zip(again.shadow_params, vae.parameters(), strict=True))

@@ -1,8 +1,11 @@
 """Objectives that ask teacher and student for velocities: their gradients are the equations in their docstrings."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from dmvae.flow.path import expand, interpolate
 from dmvae.generators.flow import FlowModelConfig
@@ -159,14 +162,38 @@ def test_gradients_reach_latents_alone_and_what_is_missing_is_named(name):
 FLOW = FlowModelConfig(width=16, depth=1, heads=2)
 
 
-def test_a_teacher_in_ddp_is_known_as_the_network_itself():
+@pytest.mark.parametrize("kind", [nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel])
+def test_a_teacher_in_ddp_is_known_as_the_network_itself(kind):
     network = FlowModelConfig(width=16, depth=1, heads=2).build(SHAPE, CLASSES)
-    wrapped = nn.parallel.DistributedDataParallel.__new__(nn.parallel.DistributedDataParallel)  # without its processes
+    wrapped = kind.__new__(kind)  # without its processes
     nn.Module.__init__(wrapped)
     wrapped.module = network
     student = DMD().new_student(SHAPE, CLASSES, wrapped, None)
     assert all(torch.equal(a, b) for a, b in zip(student.parameters(), network.parameters(), strict=True))
     assert Context.default(torch.zeros(N, *SHAPE), wrapped).null_label == CLASSES
+
+
+def test_a_network_of_one_s_own_may_have_a_from_config_and_a_config_of_its_own():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+            self.config = SimpleNamespace(num_classes=None)
+
+        @classmethod
+        def from_config(cls, path):
+            raise AssertionError("that is not ours to call")
+
+        def forward(self, z_t, t, labels):
+            return self.weight * z_t
+
+    teacher = Own().requires_grad_(False)
+    student = DMD().new_student(SHAPE, CLASSES, teacher, None)
+    assert student is not teacher
+    assert student.weight.requires_grad
+    context = Context(torch.Generator(), null_label=CLASSES)
+    loss, _ = find(Matching, "teacher_loss")().loss(torch.ones(N, *SHAPE), LABELS, teacher, None, context)
+    assert loss.isfinite()
 
 
 def test_a_student_of_a_compiled_teacher_is_a_copy_of_the_network_itself():

@@ -28,6 +28,10 @@ WRONG = {
         "",
         "build returned None; give an object with encode, decode, latent_ch",
     ),
+    "return network\n": (
+        "return type('Mine', (), {'encode': 0, 'decode': 0, 'latent_channels': 4, 'stride': 4})()\n",
+        "build returned a Mine, which is no nn.Module: its weights would not be saved",
+    ),
     "self.down(images)": ("self.down(images)[..., 1:]", "encode returns torch.float32 [2, 4, 3, 2]; its sizes say"),
     "return self.down(images)": ("return self", "encode returns MyVAE; its sizes say [2, 4, 3, 3]"),
     "return self.up(z)": ("return (self.up(z),)", "decode returns tuple; its sizes say [2, 3, 12, 12]"),

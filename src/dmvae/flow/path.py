@@ -26,6 +26,7 @@ def unlike(found: object, like: Tensor) -> str:
 def as_velocity(velocity: Tensor, z_t: Tensor) -> Tensor:
     """The velocity. Raises ValueError unless it has the shape of z_t: another shape might broadcast unnoticed."""
     if told := unlike(velocity, z_t):
+        told = told if isinstance(velocity, Tensor) else f"a {told}"
         raise ValueError(f"a velocity that is {told} for latents {list(z_t.shape)}: give a tensor of their shape")
     return velocity
 

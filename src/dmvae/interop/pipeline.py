@@ -24,11 +24,13 @@ from dmvae.datasets.pixels import to_uint8
 from dmvae.flow.guidance import Velocity, guided, require_interval
 from dmvae.flow.solver import time_grid
 from dmvae.models.base import Model, Tokenizer
+from dmvae.models.dit import LightningDiT
 from dmvae.ranges import Guidance, SamplerSteps, Share, TimeShift
 from dmvae.registry import nearest
 from dmvae.runtime.done import require_intact
 from dmvae.runtime.words import few
-from dmvae.tokenizers.adapted import HUB_ID
+from dmvae.tokenizers.adapted import HUB_ID, AdaptedTokenizer
+from dmvae.tokenizers.autoencoder import Autoencoder
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -77,12 +79,12 @@ class DMVAEPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        transformer: Model,
-        vae: Tokenizer,
+        transformer: LightningDiT | Model,  # diffusers looks for these very classes, and not for derived ones
+        vae: Autoencoder | AdaptedTokenizer | Tokenizer,
         scheduler: Any = None,
         id2label: dict[str, str] | None = None,
         card: str | None = None,
-        guide: Model | None = None,
+        guide: LightningDiT | Model | None = None,
     ):
         super().__init__()
         channels, side = transformer.config.in_channels, transformer.config.input_size
@@ -100,8 +102,8 @@ class DMVAEPipeline(DiffusionPipeline):
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: object) -> Self:
         """As diffusers', from a folder or a hub id; the model card comes along. Raises ValueError where none is, and
         for a pipeline of a run that is not as it was written."""
-        # our models are built in memory, see dmvae.models.base
-        kwargs = {"low_cpu_mem_usage": False} | kwargs
+        if kwargs.get("device_map") is None:  # our models are built in memory, see dmvae.models.base
+            kwargs = {"low_cpu_mem_usage": False} | kwargs
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir() and not HUB_ID.fullmatch(os.fspath(pretrained_model_name_or_path)):
             raise ValueError(f"{folder}: no such folder, from {Path.cwd()}, and no hub's id, which is OWNER/NAME")

@@ -20,8 +20,10 @@ from numbers import Integral, Real
 from typing import ClassVar, get_args
 
 import torch
+from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from dmvae import config as configs
 from dmvae.flow.guidance import Velocity
@@ -120,8 +122,9 @@ class Context:
 
 
 def bare(network: object) -> object:
-    """A network without what torch.compile and DistributedDataParallel put around it."""
-    inner = network.module if isinstance(network, DistributedDataParallel) else getattr(network, "_orig_mod", None)
+    """A network without what torch.compile, averages and parallel ones put around it."""
+    wrapped = isinstance(network, (DistributedDataParallel, nn.DataParallel, AveragedModel))
+    inner = getattr(network, "module" if wrapped else "_orig_mod", None)
     return network if inner is None else bare(inner)
 
 
@@ -142,8 +145,8 @@ def known_labels(labels: Tensor, null_label: int) -> Iterator[None]:
 
 def _numbers_of_classes(networks: Sequence[object]) -> list[int]:
     """Of the networks that say it."""
-    found: list[object] = [getattr(bare(network), "config", None) for network in networks]
-    return [int(config.num_classes) for config in found if hasattr(config, "num_classes")]
+    found = (getattr(getattr(bare(network), "config", None), "num_classes", None) for network in networks)
+    return [int(number) for number in found if number is not None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,12 +274,10 @@ def compared(what: str, context: Context | None, z: Tensor, labels: Tensor) -> t
 
 def copy_of(network: nn.Module) -> nn.Module:
     """A trainable copy of the network."""
-    make: Callable[[object], nn.Module] | None = getattr(network, "from_config", None)
-    if make is not None:  # a diffusers model knows which of its parameters train
+    if isinstance(network, ModelMixin):  # which knows what of its parameters trains
         weights = network.state_dict()
         like = next((w for w in weights.values() if w.is_floating_point()), torch.empty(()))
-        # torch's own `to`: that of diffusers 0.42 warns at every cast of float32 modules, also where a model names none
-        copy = nn.Module.to(make(network.config), like.device, like.dtype)
+        copy: nn.Module = network.from_config(network.config).to(like.device, like.dtype)
         copy.load_state_dict(weights)
         return copy
     return deepcopy(network).requires_grad_(True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from dmvae.config import Values
+
+
+# diffusers 0.42 warns at each cast to a dtype of modules that should stay in float32, also where a class names none
+logging.getLogger(ModelMixin.__module__).addFilter(lambda record: "in float32: []" not in record.getMessage())
 
 
 class Model(ModelMixin, ConfigMixin):  # type: ignore[misc]

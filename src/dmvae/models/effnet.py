@@ -89,6 +89,8 @@ def _effnet(version: Version, output_stride: int, pretrained: bool) -> Efficient
     if pretrained:
         weights = torch.load(weights_file(version), map_location="cpu", weights_only=True)
         network.load_state_dict(rename(weights, [len(list(stage.children())) for stage in network.blocks.children()]))
+    if next(network.parameters()).is_meta:  # accelerate leaves the norms' statistics elsewhere
+        network.to("meta")
     fold_batch_norms(network)
     network.requires_grad_(False)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -13,7 +13,7 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
-from torch import Tensor
+from torch import Tensor, nn
 
 from dmvae import config as configs
 from dmvae.config import Values
@@ -104,7 +104,10 @@ class AdaptedTokenizer(Tokenizer):
         known = getattr(model, name, None)
         if known is None:
             raise ValueError(f"{type(model or self.network).__name__} has no {name}")
-        known()
+        try:
+            known()
+        except NotImplementedError as error:  # since diffusers 0.42 every class has the method
+            raise ValueError(str(error)) from error
 
     def as_diffusers(self) -> ModelMixin | None:
         """The network in its own class of diffusers, for code that knows nothing of this package: the latents'
@@ -155,6 +158,9 @@ def adapt(source: TokenizerSource, *, size: int, channels: int, pretrained: bool
 def _built(source: TokenizerSource, size: int, channels: int, pretrained: bool = False) -> Codec:
     network = source.build(size=size, channels=channels, pretrained=pretrained)
     require_members(source, network, ("encode", "decode", "latent_channels", "stride"))
+    if not isinstance(network, nn.Module):
+        what = f"{type(network).__name__}, which is no nn.Module: its weights would not be saved"
+        raise ValueError(f"{source.type!r}: build returned a {what}")
     return network
 
 

@@ -5,7 +5,7 @@ Shapes: n images, c image channels, h w image height and width, C latent channel
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -105,8 +105,11 @@ class Autoencoder(Tokenizer):
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: object) -> Any:
-        """As diffusers'; artifacts of version 0.1 name the decoder's fields decoder_*."""
-        return super().from_config(decoder_section(config), return_unused_kwargs, **kwargs)
+        """As diffusers', from a config or a folder of one; artifacts of version 0.1 name the decoder's fields
+        decoder_*."""
+        if isinstance(config, Mapping):  # diffusers would reset what was registered in place of a default
+            config = decoder_section({key: value for key, value in config.items() if key != "_use_default_values"})
+        return super().from_config(config, return_unused_kwargs, **kwargs)
 
     @property
     def stride(self) -> int:
