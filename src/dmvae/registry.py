@@ -12,11 +12,13 @@ import dataclasses
 import difflib
 import importlib
 import importlib.util
+import os
 import pkgutil
 import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import ClassVar, TypeVar
@@ -236,9 +238,14 @@ def _loaded(name: str) -> list[str]:
 
 
 def _drop(name: str) -> None:
+    """Forget a module and those inside it, and their bytecode, which is looked up by size and second: an edit may have
+    both."""
     forget(name)
     for module in _loaded(name):
-        del sys.modules[module]
+        file = getattr(sys.modules.pop(module), "__file__", None)
+        if file and file.endswith(".py"):
+            with suppress(OSError, NotImplementedError):
+                os.unlink(importlib.util.cache_from_source(file))
     importlib.invalidate_caches()
 
 
