@@ -23,7 +23,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from benchmarks.tables import header, line
-from dmvae.datasets.mixed import stratified
 from dmvae.generators import Generator, load_generator
 from dmvae.inputs import generator_of, kept_steps
 from dmvae.jobs import Job, jobs_of
@@ -132,7 +131,7 @@ def figures(job: Job, seed: int, count: int | None = None, step: int | None = No
             bar.step(len(chunk))
     measured = job.recipe.section("evaluate") or EvaluateConfig()
     most = max(measured.knn_count, 6 * (count or 0))
-    data, of = stored.__getitems__(stratified(stored.labels, most))
+    data, of = stored.__getitems__(torch.linspace(0, len(stored) - 1, min(most, len(stored))).long())
     found = modelled(torch.cat(drawn)[in_shares(labels, of)], data, seed, count or LATENTS)
     if not found:
         raise ValueError(f"{job.variant}: {len(labels)} samples and {len(data)} latents are too few to compare")

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from dmvae import config as configs
 from dmvae.config import Values
-from dmvae.datasets.mixed import stratified
 from dmvae.evaluation import probe
 from dmvae.evaluation.feature_set import FeatureSet, features_of, reference_features
 from dmvae.evaluation.features import Extractor, FeaturesConfig
@@ -196,7 +195,8 @@ class Measuring:
         assert self.images.labels is not None
         stored = LatentSet(self.inputs.reads["latents"] / "latents")
         z = (raw - stored.mean.view(-1, 1, 1)) / stored.std.view(-1, 1, 1)
-        train, labels = stored.__getitems__(stratified(stored.labels, self.config.knn_count))
+        spaced = torch.linspace(0, len(stored) - 1, min(self.config.knn_count, len(stored))).long()
+        train, labels = stored.__getitems__(spaced)
         latents = Latents(
             train, labels, z, self.images.labels, self.config.neighbours, device=self.inputs.device, shared=True
         )
