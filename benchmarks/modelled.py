@@ -131,8 +131,8 @@ def figures(job: Job, seed: int, count: int | None = None, step: int | None = No
             bar.step(len(chunk))
     measured = job.recipe.section("evaluate") or EvaluateConfig()
     most = max(measured.knn_count, 6 * (count or 0))
-    data, of = stored.__getitems__(torch.linspace(0, len(stored) - 1, min(most, len(stored))).long())
-    found = modelled(torch.cat(drawn)[in_shares(labels, of)], data, seed, count or LATENTS)
+    data, _ = stored.__getitems__(torch.linspace(0, len(stored) - 1, min(most, len(stored))).long())
+    found = modelled(torch.cat(drawn)[in_shares(labels, stored.labels)], data, seed, count or LATENTS)
     if not found:
         raise ValueError(f"{job.variant}: {len(labels)} samples and {len(data)} latents are too few to compare")
     return found

@@ -38,7 +38,7 @@ from dmvae.evaluation.reconstruct import (
 from dmvae.evaluation.scores import Scores
 from dmvae.flow.loss import flow_matching_loss
 from dmvae.inputs import Inputs
-from dmvae.latents.store import LatentSet
+from dmvae.latents.store import LatentSet, labels_of
 from dmvae.models.base import Tokenizer
 from dmvae.models.velocity import VelocityModel
 from dmvae.ranges import BatchSize, Count
@@ -150,7 +150,7 @@ class Measuring:
         if "sample" in self.inputs.reads:
             scale = self.inputs.config_of("sample")["guidance"][0]
             sampled, of = kept_latents(samples_folder(self.inputs.reads["sample"], scale))
-            alike = sampled[in_shares(of, latents.train_labels)]
+            alike = sampled[in_shares(of, labels_of(self.inputs.reads["latents"] / "latents"))]
             self.metrics |= modelled(alike, latents.train, self.inputs.seed)
         if reference is not None:
             self.metrics |= at_the_end(self.inputs, reference, rows["z"], latents.test_labels, self.tokenizer.drawn)
