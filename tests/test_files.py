@@ -17,6 +17,7 @@ from dmvae.runtime.files import (
     atomic_write,
     flush,
     locked,
+    locked_if_it_can,
     read_sealed,
     require_place,
     sweep,
@@ -60,6 +61,31 @@ def test_a_place_that_may_not_be_written_is_refused_before_it_is_asked_for(tmp_p
     for what, folder in (("s.json", False), ("new.json", False), ("out", True), ("new/deep", True)):
         with pytest.raises(ValueError, match=r"^--x .*cannot be written; name a"):
             require_place("--x", tmp_path / what, folder)
+
+
+def test_a_file_system_without_locks_costs_no_more_than_time(tmp_path, monkeypatch):
+    def none(handle, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    with locked_if_it_can(tmp_path) as mine:
+        assert mine
+    monkeypatch.setattr(fcntl, "flock", none)
+    with locked_if_it_can(tmp_path) as mine:
+        assert not mine
+
+
+def test_a_lock_file_of_another_user_is_held_along(tmp_path, monkeypatch):
+    (tmp_path / "lock").touch()
+    real = os.open
+
+    def denied(path, flags, *mode):
+        if flags & os.O_RDWR:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", denied)
+    with together(tmp_path / "lock") as alone:
+        assert alone
 
 
 def test_a_lock_file_can_be_locked_over_nfs(tmp_path, monkeypatch):

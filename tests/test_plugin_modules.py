@@ -1,6 +1,8 @@
 """Plugins that are modules of installed packages."""
 
+import importlib
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -91,6 +93,13 @@ def test_a_package_is_read_again_whole_where_a_file_of_it_changes(tmp_path, monk
             value()
         part.write_text(PART.format(name="of_package", value=3))
         assert value() == 3
+        sys.modules["my_package.ops"] = SimpleNamespace(__file__="_ops.py")  # as torch has some
+        late = package / "late.py"
+        late.write_text("value = 1\n")
+        importlib.import_module("my_package.late")
+        late.write_text("value = 2\n")
+        assert value() == 3
+        assert importlib.import_module("my_package.late").value == 2, "of what was imported later, too"
     finally:
         registry._drop("my_package")
 

@@ -16,6 +16,7 @@ import os
 import pkgutil
 import re
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -33,6 +34,8 @@ _contents: dict[str, bytes] = {}
 """Of files as they were imported, by module."""
 _plugins: set[str] = set()
 """Those of them that a recipe names as plugins, which have something to register."""
+STDLIB = sysconfig.get_path("stdlib")
+"""Where Python's own modules lie."""
 PLUGIN = "dmvae_plugin_"
 """How the names of modules begin that were loaded from a file."""
 
@@ -221,7 +224,7 @@ def load_module(place: str) -> ModuleType:
 def _import(name: str) -> str:
     """Import a module; its name. It is read again, with all modules inside it, where a file of these has changed."""
     try:
-        if any(_contents.get(module, now := _source(module)) != now for module in _loaded(name)):
+        if name in _contents and any(_contents.get(module, b"") != _source(module) for module in _loaded(name)):
             _drop(name)
         importlib.import_module(name)
         _contents.update({module: _source(module) for module in _loaded(name)})
@@ -250,9 +253,14 @@ def _drop(name: str) -> None:
 
 
 def _source(module: str) -> bytes:
-    """What the file of an imported module holds."""
-    file = getattr(sys.modules.get(module), "__file__", None)
-    return Path(file).read_bytes() if file else b""
+    """What the file of an imported module holds; of installed ones, which nobody edits and which are many, nothing."""
+    file = Path(getattr(sys.modules.get(module), "__file__", None) or "")
+    if file.is_relative_to(STDLIB) or {"site-packages", "dist-packages"} & {*file.parts}:
+        return b""
+    try:
+        return file.read_bytes()
+    except OSError:  # some name a file that is none, as torch.ops does
+        return b""
 
 
 def module_of(file: Path) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dmvae.datasets.download import cache_folder
 from dmvae.runtime.done import damage, read_source, write_source
-from dmvae.runtime.files import atomic_write, locked, read_json, sweep_beside
+from dmvae.runtime.files import atomic_write, locked_if_it_can, read_json, sweep_beside
 
 _CHUNK = 2**28  # bytes decoded at a time, which may all wait for the disk
 
@@ -37,10 +37,11 @@ def decoded(key: str, shape: tuple[int, int, int, int], read: Read) -> tuple[Ten
     if broken is None:
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with locked(folder.parent):  # another process may be at the same images
+            with locked_if_it_can(folder.parent) as mine:  # another process may be at the same images
                 broken = _kept(folder)
                 if broken is None:
-                    sweep_beside(folder)
+                    if mine:
+                        sweep_beside(folder)
                     if (needed := int(np.prod(shape))) > (free := shutil.disk_usage(folder.parent).free):
                         raise OSError(f"{needed / 2**30:.1f} GiB do not fit, {free / 2**30:.1f} GiB are free")
                     broken = _decode_all(shape, read, folder)

@@ -20,7 +20,7 @@ from dmvae.evaluation.frechet import Statistics
 from dmvae.evaluation.images import Images, over_images
 from dmvae.evaluation.manifest import versions
 from dmvae.runtime import distributed
-from dmvae.runtime.files import locked, read_sealed, sweep_beside, write_sealed
+from dmvae.runtime.files import locked_if_it_can, read_sealed, sweep_beside, write_sealed
 from dmvae.runtime.hashing import digest
 
 
@@ -121,7 +121,7 @@ def reference_features(
     folder = folder or cache_folder() / "features"
     manifests = [describe(e, images) for e in extractors]
     paths = [folder / f"features-{digest(json.dumps(m, sort_keys=True))}.safetensors" for m in manifests]
-    with alone:
+    with alone as mine:
         kept = [_kept(path) for path in paths]
         lacks = torch.tensor([found is None for found in kept], dtype=torch.int64)
         # what any rank lacks, whose folder may be another
@@ -130,7 +130,7 @@ def reference_features(
         for i, found in zip(missing, fresh, strict=True):
             kept[i] = found
             if distributed.is_main():
-                if locks:
+                if mine:
                     sweep_beside(paths[i])
                 found.moments(SPATIAL)
                 _keep(found, paths[i])
@@ -141,7 +141,7 @@ def _alone(folder: Path) -> AbstractContextManager[object]:
     """Keep other processes of the same run from computing the same, where they share a folder to keep it in."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return locked(folder)
+        return locked_if_it_can(folder)
     except OSError:
         return nullcontext()
 

@@ -11,7 +11,7 @@ import secrets
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -126,9 +126,23 @@ def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
 
 
 @contextmanager
+def locked_if_it_can(folder: Path) -> Iterator[bool]:
+    """As `locked`, where two processes cost no more than time: yields False where a file system has no locks."""
+    with ExitStack() as held:
+        try:
+            mine = held.enter_context(locked(folder))
+        except OSError:
+            mine = False
+        yield mine
+
+
+@contextmanager
 def together(path: Path) -> Iterator[bool]:
     """Hold a lock file along with other processes until the block ends: yields True where no other one holds it now."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # NFS locks for itself alone only what can be written
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # NFS locks for itself alone only what can be written
+    except PermissionError:  # another user's, in a folder of a group
+        handle = os.open(path, os.O_RDONLY)
     _locks.add(handle)
     try:
         try:

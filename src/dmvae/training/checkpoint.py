@@ -138,6 +138,7 @@ def save(folder: Path, step: int, state: Values, back: int = 0, every: int = 1) 
         flush(part)
         aside = final.with_suffix(".old")  # what is there of that step is lost only when this one has its name
         if final.exists():
+            shutil.rmtree(aside, ignore_errors=True)
             final.rename(aside)
         part.rename(final)
         shutil.rmtree(aside, ignore_errors=True)

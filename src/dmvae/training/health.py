@@ -91,8 +91,8 @@ class Health:
                 row[1] += 1
 
     def see(self, value: Tensor, step: int) -> None:
-        """Remember the first step at which a loss or a norm is not finite, where a stage would go back for it, however
-        late a row of the log tells of it; nothing waits for the device."""
+        """Remember the first step at which the norm of a gradient, which ranks have alike, is not finite, where a stage
+        would go back for it, however late a row of the log tells of it; nothing waits for the device."""
         if self.bounds:
             self._ill = torch.where(value.detach().isfinite(), self._ill, self._ill.clamp(max=step))
 

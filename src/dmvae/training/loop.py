@@ -146,7 +146,6 @@ class Trainer:
         with averaged(parameters, last):
             (update.loss / parts).backward(inputs=None if sharded else parameters)
         self.health.add(update.figures())
-        self.health.see(update.loss, self.step + 1)
 
     def move(self, name: str) -> dict[str, Loggable]:
         """Clip, step and average for the parameters `name`, whose gradients are there; returns the gradient's norm."""
@@ -259,7 +258,8 @@ def train(stage: AnyTraining) -> Facts:
                 return _to_the_end(trainer, folder, signalled)
             except (FloatingPointError, torch.linalg.LinAlgError) as found:
                 since = trainer.health.ill_since()  # from there on no bound says anything
-                error = FloatingPointError(str(found)) if since and isinstance(found, Unwell) else found
+                late = isinstance(found, Unwell) and since is not None and since <= found.step
+                error = FloatingPointError(str(found)) if late else found
                 named = error.bound.slows if isinstance(error, Unwell) else ()
                 if trainer.slowed or not trainer.health.bounds or not trainer.moves(named):
                     raise FloatingPointError(hopeless(stage.name, stage.inputs.out, error, trainer.slowed)) from found
