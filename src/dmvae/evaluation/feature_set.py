@@ -116,8 +116,7 @@ def reference_features(
 ) -> list[FeatureSet]:
     """The same, computed once: what `folder` (~/.cache/dmvae/features) holds under an equal manifest is read."""
     # several ranks are one process here, and what everybody measures by is nobody's to lock
-    locks = folder is not None and distributed.world_size() == 1
-    alone = _alone(folder) if folder is not None and locks else nullcontext()
+    alone = _alone(folder) if folder is not None and distributed.world_size() == 1 else nullcontext()
     folder = folder or cache_folder() / "features"
     manifests = [describe(e, images) for e in extractors]
     paths = [folder / f"features-{digest(json.dumps(m, sort_keys=True))}.safetensors" for m in manifests]
