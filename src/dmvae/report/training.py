@@ -142,7 +142,7 @@ def approach(trained: Sequence[Trained]) -> list[str]:
     colours = dict(zip((*DISTANCES, *TOLD), BINS, strict=False))
     classes = {prefix: sorted({key for t in trained for key in t.keys if key.startswith(prefix)}) for prefix in EACH}
     every = sorted({key.removeprefix(prefix) for prefix, keys in classes.items() for key in keys})
-    of = {f"{prefix}{name}": COLOURS[i % len(COLOURS)] for i, name in enumerate(every) for prefix in EACH}
+    of = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(every)}
     charts = []
     for training in trained:
         title = ", ".join(training.variants)
@@ -151,7 +151,7 @@ def approach(trained: Sequence[Trained]) -> list[str]:
             charts.append(_panel(f"{title}, {what}", series, log=log))
         charts.append(_panel(f"{title}, handed over", [Line("refines", BINS[0], *training.series(REFINES))]))
         for prefix, what in EACH.items():
-            series = [Line(key, of[key], *training.series(key)) for key in classes[prefix]]
+            series = [Line(key, of[key.removeprefix(prefix)], *training.series(key)) for key in classes[prefix]]
             charts.append(_panel(f"{title}, {what}", series))
     if not any(charts):
         return []
@@ -168,7 +168,7 @@ def approach(trained: Sequence[Trained]) -> list[str]:
         ),
         legend(shown),
         panels(charts),
-        legend({key.removeprefix(prefix): of[key] for prefix in EACH for key in classes[prefix]}.items()),
+        legend(of.items()),
     ]
 
 
