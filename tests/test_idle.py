@@ -34,11 +34,23 @@ DMD = {"objective": {"type": "dmd"}, "balance": "gradient", "noise": "none"}
         ),
         (
             {"matching.objective": {"type": "transport"}, "matching.label_dropout": 0.2},
-            "matching.label_dropout: 0.2 changes nothing: its objective has no student",
+            "matching.label_dropout: 0.2 changes nothing: its objective trains no velocity",
         ),
         (
             {"matching.objective": {"type": "transport"}, "matching.time_shift": 3.0},
             "matching.time_shift: 3.0 changes nothing: its objective asks no velocities",
+        ),
+        (
+            {"matching.objective": {"type": "adversarial"}, "matching.time_shift": 3.0},
+            "matching.time_shift: 3.0 changes nothing: its objective asks no velocities",
+        ),
+        (
+            {"matching.objective": {"type": "adversarial"}, "matching.label_dropout": 1.0},
+            "matching.label_dropout: 1.0 changes nothing: its objective trains no velocity",
+        ),
+        (
+            {"matching.objective": {"type": "adversarial"}, "matching.model.width": 48},
+            "matching.model: what is given changes nothing: the student is a copy of the teacher",
         ),
         (
             {"reference.distribution": {"type": "mixture", "fit": {"type": "features"}, "scale": "raw", "std": 0.9}},
@@ -70,6 +82,10 @@ def test_what_nothing_reads_is_told(tmp_path, given, told):
         ({"generator.model": {"width": 48, "heads": 3}}, {}),
         ({"matching.time_shift": 3.0}, {"matching.objective": {"type": "teacher_loss"}}),
         ({"matching.label_dropout": 0.2}, {}),
+        (
+            {"matching.time_shift": 3.0},
+            {"matching.objective": {"type": "hand_over", "far": {"type": "transport"}, "near": {"type": "dmd"}}},
+        ),
         ({"reference.distribution": {"type": "mixture", "std": 0.9, "scale": "raw"}}, {}),
         ({"reference.distribution": {"type": "gaussian", "scale": "raw"}}, {}),
         ({"generator.model": {"size": "Mini/1", "head_width": 64}}, {"generator.model": PLAIN}),

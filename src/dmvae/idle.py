@@ -17,8 +17,7 @@ from dmvae.runtime.words import few
 
 def _copied(recipe: Recipe) -> bool:
     matching, reference = recipe.section("matching"), recipe.section("reference")
-    unused = reference.trains_teacher or not matching.objective.has_student
-    return is_ours(type(matching.objective)) and unused and matching.model != reference.model
+    return matching.model != reference.model and (_no_velocity(recipe) or (_ours(recipe) and reference.trains_teacher))
 
 
 def part(recipe: Recipe, place: str) -> object:
@@ -32,6 +31,16 @@ def part(recipe: Recipe, place: str) -> object:
 def sized(recipe: Recipe, place: str) -> bool:
     """Whether a flow model's `size` says its numbers."""
     return getattr(part(recipe, place), "size", None) is not None
+
+
+def _no_velocity(recipe: Recipe) -> bool:
+    """Whether the matching trains no velocity."""
+    parts = _objective(recipe).parts().values()
+    return _ours(recipe) and not any(part.has_student and part.learns_velocity for part in parts)
+
+
+def _ours(recipe: Recipe) -> bool:
+    return is_ours(type(_objective(recipe)))
 
 
 def _of_one_density(recipe: Recipe) -> bool:
@@ -53,7 +62,7 @@ MODELS = ("reference.model", "matching.model", "generator.model", "tokenizer.ali
 """Where a recipe has flow models."""
 IDLE: Mapping[str, tuple[Callable[[Recipe], bool], str]] = {
     "run.shard_bf16|shard_in_node|reshard": (lambda r: not r.run.shard, "it only acts with run.shard: true"),
-    "matching.model": (_copied, "the student is a copy of the teacher (reference.model), or there is none"),
+    "matching.model": (_copied, "the student is a copy of the teacher (reference.model), or no velocity is trained"),
     "matching.target": (
         lambda r: r.section("matching").balance != "distance" and r.section("matching").until is None,
         "it only acts with matching.balance: distance or matching.until: arrived",
@@ -62,12 +71,9 @@ IDLE: Mapping[str, tuple[Callable[[Recipe], bool], str]] = {
         _of_one_density,
         "it only acts with a divergence other than reverse_kl",
     ),
-    "matching.label_dropout": (
-        lambda r: is_ours(type(_objective(r))) and not _objective(r).has_student,
-        "its objective has no student",
-    ),
+    "matching.label_dropout": (_no_velocity, "its objective trains no velocity"),
     "matching.time_shift|time_distribution": (
-        lambda r: is_ours(type(_objective(r))) and not (_objective(r).has_student or _objective(r).needs_teacher),
+        lambda r: _no_velocity(r) and not _objective(r).needs_teacher,
         "its objective asks no velocities",
     ),
     "reference.distribution.std|scale": (

@@ -162,6 +162,8 @@ class Matching(Registered):
     """Whether `loss` or `student_loss` needs samples of the reference: `context.reference`."""
     has_student: ClassVar[bool] = True
     """Whether a second network is trained beside the tokenizer."""
+    learns_velocity: ClassVar[bool] = True
+    """Whether that network is a velocity: what `matching.model`, its label dropout and its times are for."""
     differentiates: ClassVar[bool] = True
     """Whether `loss` backpropagates through the teacher, whose weights are then frozen. False: with `run.compile` they
     stay unfrozen, like the student's, so that teacher and student share compiled graphs."""

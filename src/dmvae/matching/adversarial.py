@@ -36,6 +36,7 @@ class Adversarial(Matching):
 
     needs_teacher: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = True
+    learns_velocity: ClassVar[bool] = False
 
     width: Width = 128
     """Channels of the critic."""

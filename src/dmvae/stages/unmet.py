@@ -37,7 +37,7 @@ def unmet(objective: Matching, reference: ReferenceTraining, label_dropout: floa
             continue
         learned = {
             "reference.label_dropout": (reference.label_dropout, teacher),
-            "matching.label_dropout": (label_dropout, part.has_student),
+            "matching.label_dropout": (label_dropout, part.has_student and part.learns_velocity),
         }
         for field, (share, asked) in learned.items():
             if asked and share == 1 and guidance != 0:
