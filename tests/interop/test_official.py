@@ -166,14 +166,25 @@ def test_a_tokenizers_sizes_are_read_off_its_shapes(model, kwargs, changes):
     assert found == config
 
 
-@pytest.mark.parametrize("changes", [{"patch_size": 2}, {"mlp_ratio": 2.7}, {"mlp_ratio": 1.0}, {"width": 60}])
+@pytest.mark.parametrize(
+    "changes", [{"patch_size": 2}, {"mlp_ratio": 2.7}, {"mlp_ratio": 1.0}, {"width": 60}, {"qk_norm": False}]
+)
 def test_a_generators_sizes_are_read_off_its_shapes(changes):
     config = {"in_channels": 4, "input_size": 8, "width": 72, "depth": 2, "heads": 3, "num_classes": 7, "patch_size": 1}
-    config |= {"mlp_ratio": 4.0} | changes
+    config |= {"mlp_ratio": 4.0, "qk_norm": True} | changes
     made = LightningDiT(**config)
-    read = official.generator_config({k: v.shape for k, v in made.state_dict().items()}, "here")
+    tables = {"feat_rope.freqs_cos": made.rope_cos.flatten(1).shape}
+    read = official.generator_config({k: v.shape for k, v in made.state_dict().items()} | tables, "here")
     assert {k: v for k, v in read.items() if k != "mlp_ratio"} == {k: v for k, v in config.items() if k != "mlp_ratio"}
     assert LightningDiT(**read).blocks[0].mlp.w12.weight.shape == made.blocks[0].mlp.w12.weight.shape
+
+
+def test_a_generator_without_normalised_queries_and_keys_is_read_whole(tmp_path, dit_state, dit_data):
+    plain = {k: v for k, v in dit_state.items() if "q_norm" not in k and "k_norm" not in k}
+    model = import_generator(save(tmp_path / "lightningdit.pt", {"ema": {f"module.{k}": v for k, v in plain.items()}}))
+    loaded = model.state_dict()
+    assert model.config["qk_norm"] is False
+    assert all(torch.equal(loaded[k], v.float()) for k, v in plain.items() if "feat_rope" not in k)
 
 
 def test_the_authors_pixel_normalisation_is_our_encoders(vae):

@@ -169,7 +169,9 @@ def test_a_tokenizer_that_does_not_fit_is_an_error_that_lists_where(tmp_path, va
     ("edit", "message"),
     [
         (lambda s: without(s, "blocks.1.mlp.w3"), r"2 missing: blocks\.1\.mlp\.w3"),
-        (lambda s: without(s, "q_norm"), r"missing or misshapen: blocks\.0\.attn\.q_norm\.weight"),
+        (lambda s: without(s, "q_norm"), r"unknown: blocks\.0\.attn\.k_norm\.weight"),
+        (lambda s: without(s, "blocks.1.attn.q_norm"), r"1 missing: blocks\.1\.attn\.q_norm\.weight"),
+        (lambda s: without(without(s, "_norm.weight"), "feat_rope"), r"missing or misshapen: feat_rope\.freqs_cos"),
         (lambda s: s | {"head.weight": torch.zeros(1)}, r"1 unknown: head\.weight"),
         (lambda s: s | {"blocks.0.attn.q_norm.weight": torch.ones(0)}, r"misshapen: blocks\.0\.attn\.q_norm\.weight"),
         (lambda s: s | {"x_embedder.proj.weight": torch.ones(0, 4, 1, 1)}, r"misshapen: x_embedder\.proj\.weight"),

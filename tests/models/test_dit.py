@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from dmvae.models.dit import LightningDiT, lightningdit
-from dmvae.models.transformer import attend, normalised
+from dmvae.models.transformer import Attention, attend, normalised, rope_tables
 
 
 def small(**changes) -> LightningDiT:
@@ -127,6 +127,20 @@ def test_attention_by_products_and_by_the_fused_kernel_agree(tokens):
     assert torch.allclose(attend(q, k, v), fused, atol=1e-6)
     half = attend(q.bfloat16(), k.bfloat16(), v.bfloat16())
     assert (half.float() - fused).norm() < 1e-2 * fused.norm()
+
+
+@pytest.mark.parametrize("qk_norm", [True, False])
+def test_attention_is_its_definition_with_and_without_norms(qk_norm):
+    torch.manual_seed(0)
+    layer, x = Attention(12, 3, qk_norm), torch.randn(2, 9, 12)
+    cos, sin = rope_tables(3, 4)
+    q, k, v = layer.qkv(x).view(2, 9, 3, 3, 4).permute(2, 0, 3, 1, 4)  # [b, h, n, e] each
+    q, k = (F.rms_norm(y, (4,), eps=1e-6) for y in (q, k)) if qk_norm else (q, k)
+    at = torch.complex(cos, sin.unflatten(-1, (-1, 2))[..., 1:].expand(9, 1, 1, 2, 2).flatten(-2))[:, 0, 0, ::2]
+    turned = [torch.view_as_real(torch.view_as_complex(y.unflatten(-1, (2, 2)).contiguous()) * at) for y in (q, k)]
+    q, k = (y.flatten(-2) for y in turned)
+    out = torch.softmax(q @ k.mT / 2, -1) @ v
+    assert torch.allclose(layer(x, cos, sin), layer.proj(out.transpose(1, 2).flatten(2)), atol=1e-6)
 
 
 def test_weights_may_come_and_go_with_each_call_of_a_module():

@@ -6,7 +6,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from dmvae.config import Values
+from dmvae.config import Values, added
 from dmvae.generators import GeneratorConfig, ModelClass
 from dmvae.models.dit import LightningDiT, published
 from dmvae.ranges import Depth, Range, Width
@@ -35,6 +35,9 @@ class FlowModelConfig(GeneratorConfig):
     the network's tokens have (RAE, arXiv 2510.11690); null is none."""
     head_depth: Depth = 2
     """Transformer blocks of the head."""
+    qk_norm: bool = added(True)
+    """Whether attention normalises queries and keys, which keeps bf16 stable over long trainings; the networks released
+    with LightningDiT do not."""
 
     def __post_init__(self) -> None:
         if self.size is not None:
@@ -66,6 +69,7 @@ class FlowModelConfig(GeneratorConfig):
             num_classes=num_classes,
             head_width=self.head_width,
             head_depth=self.head_depth,
+            qk_norm=self.qk_norm,
         )
         shape = model.config
         held, wide = channels * shape.patch_size**2, shape.head_width or shape.width

@@ -218,13 +218,15 @@ def vae_config(shapes: Shapes, where: object, *, heads: int | None = None) -> Va
 
 def generator_config(shapes: Shapes, where: object) -> Values:
     """LightningDiT's arguments for a state dict of these shapes; the label table's last row is "no label"."""
-    telling = {"x_embedder.proj.weight": 4, "pos_embed": 3, "blocks.0.attn.q_norm.weight": 1}
+    qk_norm = any(name.endswith("attn.q_norm.weight") for name in shapes)
+    of_head, axes = ("blocks.0.attn.q_norm.weight", 1) if qk_norm else ("feat_rope.freqs_cos", 2)
+    telling = {"x_embedder.proj.weight": 4, "pos_embed": 3, of_head: axes}
     telling |= {"blocks.0.mlp.w3.weight": 2, "y_embedder.embedding_table.weight": 2}
-    (width, channels, patch, _), (_, tokens, _), (head_width,), (_, hidden), (rows, _) = require_shapes(
+    (width, channels, patch, _), (_, tokens, _), (*_, head_width), (_, hidden), (rows, _) = require_shapes(
         shapes, telling, where
     )
     if width % head_width:
-        raise ValueError(f"{where}: width {width} is no multiple of the head width {head_width} (q_norm.weight)")
+        raise ValueError(f"{where}: width {width} is no multiple of the head width {head_width} ({of_head})")
     return {
         "in_channels": channels,
         "input_size": square(tokens, "pos_embed", where) * patch,
@@ -234,6 +236,7 @@ def generator_config(shapes: Shapes, where: object) -> Values:
         "num_classes": rows - 1,
         "patch_size": patch,
         "mlp_ratio": mlp_ratio(width, hidden, 2 / 3),
+        "qk_norm": qk_norm,
     }
 
 

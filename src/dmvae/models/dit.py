@@ -4,7 +4,7 @@ Shapes: b batch, C latent channels, H W latent height and width, n tokens, d wid
 
 Parameter names and layouts are those of the published LightningDiT weights, so that these load as they
 are. Source: "Reconstruction vs. Generation" (arXiv 2501.01423), whose block is DiT's (arXiv 2212.09748)
-with RMSNorm, SwiGLU, normalised queries and keys, and rotary positions.
+with RMSNorm, SwiGLU, rotary positions and, in some of them, normalised queries and keys.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ def published(size: str) -> dict[str, int]:
 
 
 def lightningdit(
-    size: str = "XL/1", *, in_channels: int, input_size: int, num_classes: int, **head: int | None
+    size: str = "XL/1", *, in_channels: int, input_size: int, num_classes: int, **more: int | None
 ) -> LightningDiT:
-    """The network of a published size, `SIZE/PATCH`. `head` is head_width and head_depth, which the published
-    networks lack.
+    """The network of a published size, `SIZE/PATCH`. `more` is head_width and head_depth, which the published
+    networks lack, and qk_norm.
 
     Raises ValueError for a name that is no size.
     """
-    numbers: Values = published(size) | head
+    numbers: Values = published(size) | more
     return LightningDiT(in_channels=in_channels, input_size=input_size, num_classes=num_classes, **numbers)
 
 
@@ -79,7 +79,8 @@ class LightningDiT(VelocityModel):
     in_channels: C. input_size: H = W of the latents, a multiple of patch_size. num_classes: labels are
     0 .. num_classes - 1, and num_classes itself stands for "no label". mlp_ratio: the SwiGLU's hidden
     width is 2/3 of mlp_ratio * width, which costs as much as a plain MLP of mlp_ratio * width. head_width: width
-    of a head of head_depth blocks (see `Head`); None is no head, which is the published network.
+    of a head of head_depth blocks (see `Head`); None is no head, which is the published network. qk_norm: whether
+    queries and keys are RMS-normalised, as in the paper's generators and not in LightningDiT's own released ones.
     """
 
     _supports_gradient_checkpointing = True
@@ -101,6 +102,7 @@ class LightningDiT(VelocityModel):
         mlp_ratio: float = 4.0,
         head_width: int | None = None,
         head_depth: int = 2,
+        qk_norm: bool = True,
     ):
         super().__init__()
         for name, value in (("patch_size", patch_size), ("depth", depth), ("heads", heads)):
@@ -121,10 +123,10 @@ class LightningDiT(VelocityModel):
         cos, sin = rope_tables(side, width // heads)
         self.register_buffer("rope_cos", cos, persistent=False)
         self.register_buffer("rope_sin", sin, persistent=False)
-        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, qk_norm) for _ in range(depth))
         if head_width is not None:
             embedder = PatchEmbedder(in_channels, patch_size, head_width)
-            self.head = Head(embedder, width, head_width, head_depth, heads, mlp_ratio, side)
+            self.head = Head(embedder, width, head_width, head_depth, heads, mlp_ratio, side, qk_norm)
         self.final_layer = FinalLayer(head_width or width, patch_size**2 * in_channels)
         self.initialize()
 
@@ -206,12 +208,13 @@ class Head(nn.Module):
         heads: int,
         mlp_ratio: float,
         side: int,
+        qk_norm: bool = True,
     ):
         super().__init__()
         self.x_embedder = x_embedder
         self.norm = RMSScale(width)
         self.projection = nn.Linear(width, head_width)
-        self.blocks = nn.ModuleList(Block(head_width, heads, mlp_ratio) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(head_width, heads, mlp_ratio, qk_norm) for _ in range(depth))
         cos, sin = rope_tables(side, head_width // heads)
         self.register_buffer("rope_cos", cos, persistent=False)
         self.register_buffer("rope_sin", sin, persistent=False)

@@ -19,10 +19,10 @@ class Block(nn.Module):
     """x + gate * attention(modulated x), then the same with the MLP. The condition c is [b, 1 or n, d]: one for all
     tokens, or one for each."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float):
+    def __init__(self, width: int, heads: int, mlp_ratio: float, qk_norm: bool = True):
         super().__init__()
         self.norm1 = RMSScale(width)
-        self.attn = Attention(width, heads)
+        self.attn = Attention(width, heads, qk_norm)
         self.norm2 = RMSScale(width)
         self.mlp = SwiGLU(width, int(2 / 3 * int(width * mlp_ratio)))
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
@@ -34,22 +34,25 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention with RMS-normalised queries and keys and rotary positions."""
+    """Self-attention with rotary positions, its queries and keys RMS-normalised where `qk_norm` is set."""
 
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int, qk_norm: bool = True):
         super().__init__()
-        self.heads = heads
+        self.heads, self.qk_norm = heads, qk_norm
         self.qkv = nn.Linear(width, 3 * width)
-        self.q_norm = RMSScale(width // heads)
-        self.k_norm = RMSScale(width // heads)
+        if qk_norm:
+            self.q_norm = RMSScale(width // heads)
+            self.k_norm = RMSScale(width // heads)
         self.proj = nn.Linear(width, width)
 
     def forward(self, x_bnd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         # Queries and keys go through norm and rotation together: half as many operations, each on twice the values.
         qk, v = self.qkv(x_bnd).unflatten(-1, (3, self.heads, -1)).split((2, 1), dim=2)  # [b, n, 2 and 1, h, e]
-        # In their own precision: float32 weights would make float32 of bf16 queries and keys, at twice the memory.
-        weight = torch.stack((self.q_norm(), self.k_norm()))[:, None].to(qk.dtype)
-        q, k = rotate(normalised(qk) * weight, cos, sin).unbind(2)
+        if self.qk_norm:
+            # In their own precision: float32 weights would make float32 of bf16 queries and keys, at twice the memory.
+            weight = torch.stack((self.q_norm(), self.k_norm()))[:, None].to(qk.dtype)
+            qk = normalised(qk) * weight
+        q, k = rotate(qk, cos, sin).unbind(2)
         out = attend(q.transpose(1, 2), k.transpose(1, 2), v.squeeze(2).transpose(1, 2))
         return self.proj(out.transpose(1, 2).flatten(2))
 
