@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 from pathlib import Path
 
@@ -42,9 +43,10 @@ def main() -> None:
     titles = ["generator steps", *(f"{method} gFD" for method in curves), *(f"{m} / {baseline}" for m in others)]
     print(header(titles))
     for steps in sorted({steps for curve in curves.values() for steps in curve}):
-        cells = [f"{curve[steps]:.4g}" for curve in curves.values()]
-        cells += [f"{curves[method][steps] / curves[baseline][steps]:.2f}" for method in others]
-        print(line([steps, *cells]))
+        at = {method: curve.get(steps, math.nan) for method, curve in curves.items()}  # nan: has not ended
+        cells = [f"{gfd:.4g}" for gfd in at.values()]
+        cells += [f"{at[method] / at[baseline]:.2f}" for method in others]
+        print(line([steps, *(cell.replace("nan", "") for cell in cells)]))
     draw(curves, floors, known.file)
 
 

@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from benchmarks.tables import header, line
+from dmvae.datasets.mixed import spaced
 from dmvae.generators import Generator, load_generator
 from dmvae.inputs import generator_of, kept_steps
 from dmvae.jobs import Job, jobs_of
@@ -131,7 +132,8 @@ def figures(job: Job, seed: int, count: int | None = None, step: int | None = No
             bar.step(len(chunk))
     measured = job.recipe.section("evaluate") or EvaluateConfig()
     most = max(measured.knn_count, 6 * (count or 0))
-    data, _ = stored.__getitems__(torch.linspace(0, len(stored) - 1, min(most, len(stored))).long())
+    data, of = stored.__getitems__(spaced(stored.labels, most))
+    data = data[torch.isin(of, labels)]
     found = modelled(torch.cat(drawn)[in_shares(labels, stored.labels)], data, seed, count or LATENTS)
     if not found:
         raise ValueError(f"{job.variant}: {len(labels)} samples and {len(data)} latents are too few to compare")

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from dmvae.datasets import open_dataset
 from dmvae.datasets.loading import passes
+from dmvae.datasets.mixed import mixed
 from dmvae.evaluation.features import Extractor
 from dmvae.evaluation.frechet import Statistics
 from dmvae.evaluation.interpolation import Decode
@@ -120,9 +121,9 @@ def measure(folder: Path, count: int, batch: int, probe: bool, alone: bool) -> d
 
 
 def test_images(recipe: Recipe, count: int) -> tuple[Tensor, Tensor]:
-    """(uint8 images, labels) of the first test images."""
+    """(uint8 images, labels) of the first test images, in the order that an evaluation takes them in."""
     rows, device = [], torch.device("cpu")
-    for images, labels in passes(open_dataset(recipe.data, "test"), 250, recipe.run.workers, device):
+    for images, labels in passes(mixed(open_dataset(recipe.data, "test")), 250, recipe.run.workers, device):
         rows.append((images, labels))
         if sum(len(part) for part, _ in rows) >= count:
             break

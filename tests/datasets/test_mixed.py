@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from dmvae.datasets.image_folder import ImageFolder
-from dmvae.datasets.mixed import fair_order, mixed
+from dmvae.datasets.mixed import fair_order, mixed, spaced, stratified
 from dmvae.evaluation.images import DatasetImages
 
 
@@ -67,3 +67,14 @@ def test_an_order_that_is_fair_already_stays(labels, kept):
     assert torch.equal(order.sort().values, torch.arange(len(labels)))
     assert torch.equal(order, torch.arange(len(labels))) == kept
     assert torch.equal(order, fair_order(labels))
+
+
+def test_some_items_are_evenly_spaced_unless_that_would_be_a_choice_of_classes():
+    by_turns, in_rows = torch.arange(4000) % 10, torch.arange(4000) // 400
+    at_random = torch.randint(10, (4000,), generator=torch.Generator().manual_seed(0))
+    assert by_turns[spaced(by_turns, 2000)].bincount().tolist() == [200] * 10
+    for labels in (in_rows, at_random):
+        assert torch.equal(spaced(labels, 2000), torch.linspace(0, 3999, 2000).long())
+    assert torch.equal(spaced(by_turns, 9000), torch.arange(4000)), "all, where there are no more"
+    assert len(spaced(by_turns, 2000)) == len(stratified(by_turns, 2000)) == 2000
+    assert len(spaced(by_turns[:0], 5)) == 0

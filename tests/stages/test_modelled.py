@@ -135,3 +135,12 @@ def test_a_run_keeps_latents_of_its_first_scale_and_a_benchmark_draws_the_same(t
         with pytest.raises(SystemExit):
             table(*options)
         assert message in capsys.readouterr().err
+
+
+def test_the_first_samples_of_many_classes_are_weighed_as_if_each_had_as_many():
+    """2250 of a thousand classes in turns: the first 250 have three, the others two."""
+    drawn, data = torch.arange(2250) % 1000, torch.arange(50000) % 1000
+    kept = drawn[in_shares(drawn, data)].bincount(minlength=1000)
+    expected = len(drawn[in_shares(drawn, data)]) / 1000
+    assert abs(kept[:250].sum() / 250 - expected) < 0.15 * expected
+    assert torch.equal(in_shares(drawn % 100, data % 100), torch.arange(2250)), "23 and 22 count as equally many"

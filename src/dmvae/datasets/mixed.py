@@ -10,6 +10,10 @@ from torch import Tensor
 
 from dmvae.datasets import Dataset, Labelled, name_of
 
+UNLIKE = 0.3
+"""Where shares of classes among some items differ from those among all by so much, summed over classes, the choice
+goes by class. A class left out adds twice its share."""
+
 
 def fair_order(labels: Tensor) -> Tensor:
     """int64 [n], an order of items with labels int64 [n] in which classes are mixed: 0 .. n - 1 if they are so already,
@@ -39,6 +43,15 @@ def stratified(labels: Tensor, count: int) -> Tensor:
     follow one another or take turns."""
     order, count = labels.cpu().argsort(stable=True), min(count, len(labels))
     return order[torch.arange(count) * len(order) // count].sort().values
+
+
+def spaced(labels: Tensor, count: int) -> Tensor:
+    """int64, ascending: `count` of the items with labels int64 [n], evenly spaced, or all. Where classes take turns, so
+    that every k-th item is of a few of them alone, those of `stratified`."""
+    found = torch.linspace(0, len(labels) - 1, min(count, len(labels))).long()
+    highest = int(labels.max()) if len(labels) else 0
+    gap = _shares(labels[found], highest) - _shares(labels, highest)
+    return found if gap.abs().sum() < UNLIKE else stratified(labels, count)
 
 
 class Chosen:

@@ -19,7 +19,7 @@ def to_uint8(x: Tensor) -> Tensor:
     NaN, which would pass for a grey level."""
     if x.isnan().any():
         raise FloatingPointError("images hold NaN: look at the losses and the weights of what made them")
-    return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def unit_to_uint8(images: Tensor) -> Tensor:

@@ -46,6 +46,8 @@ class TensorImages:
     def __init__(self, images: Tensor, labels: Tensor | None = None, **facts: object) -> None:
         if images.ndim != 4 or len(images) == 0:
             raise ValueError(f"images to measure have the shape [n, C, h, w] with n at least 1, not {[*images.shape]}")
+        if labels is not None and len(labels) != len(images):
+            raise ValueError(f"{len(labels)} labels for {len(images)} images; give one for each")
         self.images, self.labels = unit_to_uint8(images), labels
         self.facts = (
             {"kind": "tensor", "fingerprint": digest(self.images, self.labels)} | _size(self.images.shape) | facts

@@ -1,4 +1,6 @@
-"""Nearest neighbours, exactly, and what they tell of a set of vectors.
+"""Nearest neighbours, all compared, and what they tell of a set of vectors.
+
+Distances are float32's: points that are nearer to each other than 1e-4 of the spread of all may change places.
 
 Shapes: n queries, m points, d components, k neighbours.
 """

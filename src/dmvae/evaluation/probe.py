@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from dmvae.datasets.mixed import stratified
+from dmvae.datasets.mixed import spaced, stratified
 from dmvae.datasets.pixels import to_uint8
 from dmvae.evaluation.frechet import Moments, Statistics, frechet_distance
 from dmvae.evaluation.interpolation import Decode
@@ -127,8 +127,8 @@ def _loss(network: LightningDiT, z: Tensor, labels: Tensor, seed: int) -> float:
 def _samples(network: LightningDiT, shape: tuple[int, int, int], labels: Tensor, seed: int) -> Iterator[Tensor]:
     """Batches of SAMPLES latents in all."""
     draw = _Draw(seed + 2, labels.device)
-    spaced = torch.linspace(0, len(labels) - 1, SAMPLES, device=labels.device).long()
-    for label in labels[spaced].split(SAMPLING_BATCH):
+    chosen = torch.linspace(0, len(labels) - 1, SAMPLES).long() if len(labels) < SAMPLES else spaced(labels, SAMPLES)
+    for label in labels[chosen.to(labels.device)].split(SAMPLING_BATCH):
         with full_precision(labels):
             yield sample(network, draw.normal(len(label), *shape), label, Sampling(steps=SAMPLING_STEPS))
 

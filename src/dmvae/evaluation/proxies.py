@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dmvae.datasets.mixed import stratified
+from dmvae.datasets.mixed import spaced, stratified
 from dmvae.datasets.pixels import as_input
 from dmvae.evaluation.frechet import Statistics
 from dmvae.evaluation.interpolation import Decode, interpolated_frechet
@@ -40,11 +40,11 @@ def linear_probe(train: Tensor, train_labels: Tensor, test: Tensor, test_labels:
     there is nothing to draw or to tune, and rotations and changes of scale of the latents change nothing.
 
     Latents of more than WIDE components, whose X^T X would not fit, are fitted in the dual form, which is the same W:
-    X^T (X X^T + ridge n s^2 I)^-1 Y, and to at most WIDE training latents, evenly spaced.
+    X^T (X X^T + ridge n s^2 I)^-1 Y, and to at most WIDE training latents (`spaced`).
     """
     wide = train[0].numel() > WIDE
     if wide and len(train) > WIDE:
-        some = torch.linspace(0, len(train) - 1, WIDE).long()
+        some = spaced(train_labels, WIDE)
         train, train_labels = train[some], train_labels[some]
     classes = int(torch.maximum(train_labels.max(), test_labels.max())) + 1
     targets = F.one_hot(train_labels, classes).double()

@@ -16,7 +16,7 @@ from dmvae.evaluation.measure import PAIRS, all_parts, measure_sets, pair_values
 from dmvae.evaluation.metrics import Figure, Metric, metrics_of
 from dmvae.evaluation.scores import Scores
 from dmvae.losses.perceptual import LPIPSPerceptual
-from dmvae.models.base import Tokenizer
+from dmvae.models.base import Tokenizer, evaluating
 from dmvae.runtime.hashing import weights_hash
 from dmvae.runtime.precision import Precision, autocast
 
@@ -58,7 +58,7 @@ def reconstruct(
     """(rows, pictures). Rows are of every image, in order: the figures of the pair (see `pair_values`), the
     reconstruction's features, "0.pool" and so on, and with `latents` its raw latent "z". Pictures are the first ones,
     originals and reconstructions, uint8; None for 0 of them."""
-    tokenizer.to(device, memory_format=torch.channels_last).eval()
+    tokenizer.to(device, memory_format=torch.channels_last)
     kept: list[tuple[Tensor, Tensor]] = []
 
     def codec(part: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,7 +75,8 @@ def reconstruct(
         features = {f"{i}.{head}": x for i, e in enumerate(extractors) for head, x in e.heads(recon).items()}
         return pair_values(batch, recon, lpips, device, metrics) | features | ({"z": z} if latents else {})
 
-    rows = over_images(images, batch_size, compute, title)
+    with evaluating(tokenizer):
+        rows = over_images(images, batch_size, compute, title)
     if not kept:
         return rows, None
     originals, recon = (torch.cat(column)[:pictures] for column in zip(*kept, strict=True))

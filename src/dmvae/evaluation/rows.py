@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dmvae.runtime import distributed
-from dmvae.runtime.precision import without_tf32
+from dmvae.runtime.precision import full_precision, without_tf32
 
 
 def by_rows(
@@ -23,7 +23,7 @@ def by_rows(
     n, (rank, world) = len(x), (distributed.rank(), distributed.world_size()) if shared else (0, 1)
     share = -(-n // (chunk * world)) * chunk
     first, last = min(rank * share, n), min((rank + 1) * share, n)
-    with without_tf32(x.device):
+    with without_tf32(x.device), full_precision(x):
         # A rank for which nothing is left computes no row, to know the shapes.
         parts = [compute(slice(i, min(i + chunk, last))) for i in range(first, last, chunk) or [first]]
     own = [torch.cat(column) for column in zip(*parts, strict=True)]

@@ -16,7 +16,7 @@ from dmvae.datasets.loading import cuts, loader
 from dmvae.datasets.pixels import as_input
 from dmvae.evaluation.frechet import Statistics
 from dmvae.evaluation.latents import vectors
-from dmvae.models.base import Encodes
+from dmvae.models.base import Encodes, evaluating
 from dmvae.runtime import distributed
 from dmvae.runtime.console import Bar
 from dmvae.runtime.files import write_tensors
@@ -51,9 +51,9 @@ def encode_dataset(
     Raises FloatingPointError, with the first item of the batch, for latents that are not finite in `dtype`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.to(device, memory_format=torch.channels_last).eval()
+    tokenizer.to(device, memory_format=torch.channels_last)
     starts = range(0, len(dataset), shard_size)
-    with Bar(title, len(dataset), "images") as bar:
+    with evaluating(tokenizer), Bar(title, len(dataset), "images") as bar:
         for number, start in enumerate(starts):
             chosen = range(start, min(start + shard_size, len(dataset)))
             path = folder / f"latents-{number:05d}.safetensors"

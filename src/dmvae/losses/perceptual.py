@@ -155,6 +155,12 @@ class LPIPSDistance(PerceptualLoss):
         super().__init__(weight)
         self.network = network.eval().requires_grad_(False)
 
+    def train(self, mode: bool = True) -> LPIPSDistance:
+        """The network, which has dropout, stays in evaluation mode."""
+        super().train(mode)
+        self.network.eval()
+        return self
+
     def per_sample(self, recon: Tensor, target: Tensor) -> Tensor:
         recon, target = (x.expand(-1, 3, -1, -1) for x in (recon, target.detach()))
         return self.network(recon, target).flatten()

@@ -20,7 +20,6 @@ from numbers import Integral, Real
 from typing import ClassVar, get_args
 
 import torch
-from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
@@ -36,6 +35,7 @@ from dmvae.flow.loss import (
     sample_time,
 )
 from dmvae.generators.flow import FlowModelConfig
+from dmvae.models.base import Model
 from dmvae.references import Reference, ReferenceConfig
 from dmvae.registry import Registered, find, names
 from dmvae.runtime.random import Random
@@ -276,13 +276,13 @@ def compared(what: str, context: Context | None, z: Tensor, labels: Tensor) -> t
 
 def copy_of(network: nn.Module) -> nn.Module:
     """A trainable copy of the network."""
-    if isinstance(network, ModelMixin):  # which knows what of its parameters trains
+    if isinstance(network, Model):  # which knows what of its parameters trains
         weights = network.state_dict()
         like = next((w for w in weights.values() if w.is_floating_point()), torch.empty(()))
         copy: nn.Module = network.from_config(network.config).to(like.device, like.dtype)
         copy.load_state_dict(weights)
         return copy
-    return deepcopy(network).requires_grad_(True)
+    return deepcopy(network).requires_grad_(True).train()
 
 
 def __getattr__(name: str) -> type:

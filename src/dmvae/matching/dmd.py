@@ -85,7 +85,8 @@ class DMD(ByVelocities):
         student = super().new_student(latent_shape, num_classes, teacher, model)
         if student is None or self.divergence not in WEIGHTS:
             return student
-        return WithRatio(student, Ratio(latent_shape[0] + 1, num_classes, self.ratio_width, self.ratio_depth))
+        ratio = Ratio(latent_shape[0] + 1, num_classes, self.ratio_width, self.ratio_depth)
+        return WithRatio(student, ratio.to(next(student.parameters()).device))
 
     def student_loss(
         self, student: Student, z: Tensor, labels: Tensor, context: Context | None = None

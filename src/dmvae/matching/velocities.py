@@ -96,6 +96,7 @@ def _of_classes(velocity: Velocity, null_label: int) -> Velocity:
 
 def at_latents(value: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     """value(z), a scalar, with its gradient at z: none goes on to the networks that `value` asks."""
+    z = z.to(torch.promote_types(z.dtype, torch.float32))  # float16 would lose the pull before a trainer scales it
     with torch.enable_grad():
         at = z.detach().requires_grad_()
         found = value(at)

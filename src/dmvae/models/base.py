@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
@@ -114,9 +115,26 @@ class Encodes(Protocol):
 
     def eval(self) -> Self: ...
 
+    def modules(self) -> Iterator[nn.Module]:
+        """As nn.Module's."""
+        ...
+
     def encode(self, x: Tensor, /) -> EncoderOutput:
         """x [n, c, h, w] in [-1, 1], or data of another kind; latents [n, C, H, W]."""
         ...
+
+
+@contextmanager
+def evaluating(network: Encodes) -> Iterator[None]:
+    """The network is in evaluation mode in the block. Afterwards each of its modules has the mode that it had: a
+    training goes on, and what is frozen within it stays so."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 @dataclass

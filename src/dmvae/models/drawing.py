@@ -25,5 +25,6 @@ def noise(x: Tensor, shape: Sequence[int]) -> Tensor:
     data, on torch's meta device, it has only its shape."""
     if x.is_meta:
         return x.new_empty(len(x), *shape)
-    parts = [torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) for seed in content_hashes(x).tolist()]
+    generators = (torch.Generator().manual_seed(seed) for seed in content_hashes(x).tolist())
+    parts = [torch.randn(*shape, generator=generator, device="cpu") for generator in generators]
     return torch.stack(parts).to(x.device) if parts else x.new_zeros(0, *shape)

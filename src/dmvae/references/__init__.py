@@ -115,12 +115,14 @@ class Unlabelled:
 
 def draw(reference: Reference, n: int, rng: Random, device: torch.device) -> tuple[Tensor, Tensor]:
     """`reference.sample(n, rng)`, drawn on the CPU and copied to the device without waiting for the device. A reference
-    with `sample_on(n, rng, device)` is asked by that: it can copy stored latents first and normalise them there."""
+    with `sample_on(n, rng, device)` is asked by that: it can copy stored latents first and normalise them there. No
+    gradient reaches what samples."""
     on: Callable[[int, Random, torch.device], tuple[Tensor, Tensor]] | None = getattr(reference, "sample_on", None)
     if on is not None:
-        return on(n, rng.on_cpu(), device)
-    z, labels = reference.sample(n, rng.on_cpu())
-    return send(z, device), send(labels, device)
+        z, labels = on(n, rng.on_cpu(), device)
+    else:
+        z, labels = (send(x, device) for x in reference.sample(n, rng.on_cpu()))
+    return z.detach(), labels
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,9 +72,10 @@ class GaussianMixture:
         device of `like`; moved once."""
         key = like.device, like.dtype
         if key not in self._kept:
-            joint = torch.cat([self.joint, self.joint.sum(0, keepdim=True)])
-            weights = (joint / joint.sum(1, keepdim=True)).log()
-            self._kept[key] = self.means.to(like), self.variances.to(like), weights.to(like)
+            with torch.inference_mode(False):  # they outlive this call, and a later one may want a gradient
+                joint = torch.cat([self.joint, self.joint.sum(0, keepdim=True)])
+                weights = (joint / joint.sum(1, keepdim=True)).log()
+                self._kept[key] = self.means.to(like), self.variances.to(like), weights.to(like)
         return self._kept[key]
 
 

@@ -39,7 +39,31 @@ class Random(torch.Generator):
 
     def _seat(self, place: int, parts: int) -> None:
         self.place, self.parts = place, parts
-        self.manual_seed(seed_of(*self.key, "rank", place))
+        super().manual_seed(seed_of(*self.key, "rank", place))
+
+    def manual_seed(self, seed: int) -> Random:
+        """As a torch.Generator's, for its methods too."""
+        for generator in self._all():
+            torch.Generator.manual_seed(generator, seed)
+        return self
+
+    def get_state(self) -> Tensor:
+        """uint8, of all that it draws from."""
+        return torch.cat([torch.Generator.get_state(generator) for generator in self._all()])
+
+    def set_state(self, new_state: Tensor) -> Random:
+        """Go on from what `get_state` gave."""
+        sizes = [len(torch.Generator.get_state(generator)) for generator in self._all()]
+        for generator, state in zip(self._all(), new_state.split(sizes), strict=True):
+            torch.Generator.set_state(generator, state.clone())
+        return self
+
+    def _all(self) -> list[torch.Generator]:
+        beside = [] if self.device.type == "cpu" else self.on_cpu()._all()
+        return [self, self.shared, *beside]
+
+    def __reduce__(self) -> tuple[object, ...]:  # type: ignore[override]  # torch's names its own class
+        return _remade, (self.key, str(self.device), self.place, self.parts, self.get_state())
 
     @classmethod
     def alone(cls, *key: object, device: torch.device | str = "cpu") -> Random:
@@ -81,3 +105,10 @@ class Random(torch.Generator):
 
     def _mine(self, x: Tensor, n: int) -> Tensor:
         return x[self.place * n : (self.place + 1) * n]
+
+
+def _remade(key: tuple[object, ...], device: str, place: int, parts: int, state: Tensor) -> Random:
+    """A copy, for pickle and deepcopy."""
+    made = Random(*key, device=device)
+    made._seat(place, parts)
+    return made.set_state(state)

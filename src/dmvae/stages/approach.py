@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from dmvae.matching import Matching
 from dmvae.references import Reference
 from dmvae.runtime import distributed
-from dmvae.runtime.precision import full_precision
 from dmvae.runtime.random import Random
 from dmvae.runtime.transfer import waits
 from dmvae.runtime.words import counted
@@ -152,9 +151,8 @@ class Approach(Recent):
             return {}
         y, of = self._samples(reference, rng)
         known = len(classes) > 1 and bool((self.labels >= 0).all())
-        with full_precision(y):
-            found = multiples(self.recent, y, rng.shared) if whole else {}
-            found |= details(self.recent, y, (self.labels, of) if known else None)
+        found = multiples(self.recent, y, rng.shared) if whole else {}
+        found |= details(self.recent, y, (self.labels, of) if known else None)
         parts = (key.partition("/") for key in found)
         names = ["/".join(["distance", kind, *([classes[int(label)]] if label else [])]) for kind, _, label in parts]
         return dict(zip(names, found.values(), strict=True))
@@ -166,8 +164,7 @@ class Approach(Recent):
         if int(self.count) < RECENT:
             return {}
         y, _ = self._samples(reference, rng)
-        with full_precision(y):
-            found = multiples(self.recent, y, rng.shared)
+        found = multiples(self.recent, y, rng.shared)
         # Alike on all ranks to the last digit: it decides what they do together.
         values = distributed.average(torch.tensor(list(found.values()), dtype=torch.float64, device=y.device))
         found = dict(zip(found, values.tolist(), strict=True))

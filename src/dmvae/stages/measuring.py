@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dmvae import config as configs
 from dmvae.config import Values
+from dmvae.datasets.mixed import spaced
 from dmvae.evaluation import probe
 from dmvae.evaluation.feature_set import FeatureSet, features_of, reference_features
 from dmvae.evaluation.features import Extractor, FeaturesConfig
@@ -151,7 +152,8 @@ class Measuring:
             scale = self.inputs.config_of("sample")["guidance"][0]
             sampled, of = kept_latents(samples_folder(self.inputs.reads["sample"], scale))
             alike = sampled[in_shares(of, labels_of(self.inputs.reads["latents"] / "latents"))]
-            self.metrics |= modelled(alike, latents.train, self.inputs.seed)
+            known = latents.train[torch.isin(latents.train_labels, of)]  # of many classes some have no sample here
+            self.metrics |= modelled(alike, known, self.inputs.seed)
         if reference is not None:
             self.metrics |= at_the_end(self.inputs, reference, rows["z"], latents.test_labels, self.tokenizer.drawn)
         if self.config.proxies or self.config.probe:
@@ -195,8 +197,7 @@ class Measuring:
         assert self.images.labels is not None
         stored = LatentSet(self.inputs.reads["latents"] / "latents")
         z = (raw - stored.mean.view(-1, 1, 1)) / stored.std.view(-1, 1, 1)
-        spaced = torch.linspace(0, len(stored) - 1, min(self.config.knn_count, len(stored))).long()
-        train, labels = stored.__getitems__(spaced)
+        train, labels = stored.__getitems__(spaced(stored.labels, self.config.knn_count))
         latents = Latents(
             train, labels, z, self.images.labels, self.config.neighbours, device=self.inputs.device, shared=True
         )

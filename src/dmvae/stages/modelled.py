@@ -25,16 +25,21 @@ set; what is left is the samples' own chance, which other samples show."""
 KEPT = 2250
 """Sampled latents that an evaluation chooses from, whatever the batches in which they were drawn: nine of the default
 size, as it has always been with that."""
+UNEVEN = 1.2
+"""Up to this ratio the samples of two classes count as equally many: 12 and 11 do, 3 and 2 do not."""
 NUMBERS = 2**28
 """Numbers of the data's latents that are looked at, where that is enough for two sets: a GiB."""
 
 
 def in_shares(labels: Tensor, of_data: Tensor) -> Tensor:
-    """int64, ascending: of samples with these labels, drawn of all classes alike, some in the shares that classes have
-    among the data's labels; all where these are even. Other shares would look like a fault of the generator."""
+    """int64, ascending: of samples with these labels some, in the shares that their classes have among the data's
+    labels; all where both are even. Other shares would look like a fault of the generator."""
     if not len(labels):
         return labels
-    shares = of_data.bincount(minlength=int(labels.max()) + 1)
+    there = labels.bincount()
+    shares = of_data.bincount(minlength=len(there))[: len(there)] * (there > 0)
+    if there.max() > UNEVEN * there[there > 0].min():  # the first samples of many classes, of which some have one more
+        shares = shares / there.clamp_min(1)
     drawn = torch.rand(len(labels), generator=torch.Generator().manual_seed(0))
     return (drawn < (shares / shares.max())[labels]).nonzero()[:, 0]
 

@@ -5,5 +5,5 @@ returns a scalar whose gradient moves z towards the reference. No teacher, no st
 recent latents joins it to z, without gradient (`dmvae.matching.between`). A `dmvae.runtime.random.Random` given as
 `rng` differs between ranks: each rank then has its own slices, and their average has more of them.
 
-Shapes: z [n, C, H, W] latents or [n, d] vectors; y [m, ...] likewise.
+Shapes: vectors z [n, d] and y [m, d]. `dmvae.transport.views` makes them of latents [n, C, H, W].
 """

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dmvae.runtime.precision import full_precision
 from dmvae.transport.energy import energy_distance
 from dmvae.transport.sliced import directions, wasserstein_1d
 from dmvae.transport.two_sample import FEWEST, accuracy_with_class, in_common, two_sample_accuracy
@@ -82,7 +83,7 @@ def measure(z: Tensor, y: Tensor, seed: int = 0) -> Arrival:
     if n < 32:
         raise ValueError(f"{len(z)} latents and {len(y)} samples of the reference: give at least 32 and 80")
     z, (y, other, rest) = z[:n].float(), (x.to(z.device).float() for x in (y[:n], y[n : 2 * n], y[2 * n :]))
-    if not (z.isfinite().all() and y.isfinite().all()):
+    if not all(x.isfinite().all() for x in (z, y, other, rest)):
         raise ValueError("latents or reference hold NaN or infinity: the run has diverged; lower the learning rate")
     single = z.shape[2] * z.shape[3] == 1
     token = _sliced(tokens, z, y, other, rest, seed)
@@ -140,7 +141,7 @@ def multiples(z: Tensor, y: Tensor, rng: torch.Generator, slices: int = 64) -> d
     at least 2, give directions. With fewer vectors a multiple is smaller: for a distance D it is sqrt(1 + D^2 n / c),
     so 1.1 with 1024 latents is about 1.2 with 2048. Raises ValueError for too few samples.
     """
-    n = len(z)
+    z, n = z.float(), len(z)
     if len(y) < 2 * n + 2:
         raise ValueError(f"y has {len(y)} samples for {n} latents; give at least {2 * n + 2}")
     views: dict[str, View] = {"whole": whole, "token": tokens}
@@ -163,7 +164,7 @@ def details(z: Tensor, y: Tensor, of: tuple[Tensor, Tensor] | None = None, seed:
     z [n, C, H, W] and y [m, C, H, W], of which the first 2 n are used. The networks take 100 steps, and classes share
     one, so they find less than those of `measure`.
     """
-    n = len(z)
+    z, n = z.float(), len(z)
     y, other, few = y[:n].to(z), y[n : 2 * n].to(z), slice(NEIGHBOURS)
     sets = {"told_whole": (z.flatten(1)[:, None], y.flatten(1)[:, None]), "told": (as_items(z), as_items(y))}
     found = {
@@ -197,10 +198,11 @@ def distances(
     and of pairs in `rest`."""
     rng = torch.Generator().manual_seed(seed)
     vectors = [view(x) for x in (z, y, other)]
-    chosen = torch.randperm(len(vectors[0]), generator=rng)[:count].to(z.device)
+    chosen = torch.randperm(len(vectors[0]), generator=rng, device="cpu")[:count].to(z.device)
     a, b, c = (x[chosen] for x in vectors)
     u = directions(a, view(rest), rng, slices, ("random", "reference"))
-    here, there = (wasserstein_1d(u @ x.T, u @ b.T).mean().clamp_min(0).sqrt() for x in (a, c))
+    with full_precision(z):
+        here, there = (wasserstein_1d(u @ x.T, u @ b.T).mean().clamp_min(0).sqrt() for x in (a, c))
     return here, there
 
 
@@ -210,7 +212,8 @@ def as_items(z: Tensor) -> Tensor:
 
 
 def _energy(a: Tensor, b: Tensor) -> Tensor:
-    return energy_distance(a.flatten(1), b.flatten(1), unbiased=False).clamp_min(0).sqrt()
+    with full_precision(a):
+        return energy_distance(a.flatten(1), b.flatten(1), unbiased=False).clamp_min(0).sqrt()
 
 
 def _ratio(distance: Tensor, chance: Tensor) -> float:

@@ -68,7 +68,7 @@ def _in_both(a: Tensor, b: Tensor) -> dict[int, int]:
 def some_of_each(labels: Tensor, counts: Mapping[int, int], seed: int) -> Tensor:
     """int64, ascending: of each class so many of the items with labels int64 [n], chosen by the seed; all that it has,
     where these are fewer."""
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed), device="cpu")
     found = labels.cpu()[order]
     return torch.cat([order[found == label][:count] for label, count in counts.items()] or [order[:0]]).sort().values
 
@@ -82,6 +82,14 @@ def _held_out(
     sets: tuple[Tensor, Tensor], of: tuple[Tensor, Tensor] | None, seed: int, steps: int | None
 ) -> tuple[list[Tensor], list[Tensor]]:
     """For each set: whether a network is right about held-out vectors, bool [tests, k]; and their labels [tests]."""
+    # Its weights are changed in place: autocast would go on with the copies that it has cast at first.
+    with torch.inference_mode(False), torch.autocast("cpu", enabled=False):
+        return _tested(sets, of, seed, steps)
+
+
+def _tested(
+    sets: tuple[Tensor, Tensor], of: tuple[Tensor, Tensor] | None, seed: int, steps: int | None
+) -> tuple[list[Tensor], list[Tensor]]:
     a, b = sets
     n = min(len(a), len(b))
     if a.ndim != 3 or a.shape[1:] != b.shape[1:] or n < FEWEST:
@@ -90,12 +98,12 @@ def _held_out(
             "8 items in each"
         )
     rng = torch.Generator().manual_seed(seed)
-    orders = [torch.randperm(len(x), generator=rng)[:n] for x in sets]
+    orders = [torch.randperm(len(x), generator=rng, device="cpu")[:n] for x in sets]
     x = torch.stack([x.detach().cpu().float()[order] for x, order in zip(sets, orders, strict=True)])  # [2, n, k, d]
     train = n * 3 // 4
     mean, std = x[:, :train].mean((0, 1, 2)), x[:, :train].std((0, 1, 2)).clamp_min(1e-6)
     x = (x - mean) / std
-    kinds, classes = torch.zeros(2, n, dtype=torch.int64), 0
+    kinds, classes = torch.zeros(2, n, dtype=torch.int64, device="cpu"), 0
     if of is not None:
         kinds = torch.stack([labels.cpu()[order] for labels, order in zip(of, orders, strict=True)])
         classes = int(kinds.max()) + 1
@@ -111,7 +119,8 @@ def _train(x: Tensor, kinds: Tensor, classes: int, rng: torch.Generator, steps: 
     sizes = [x.shape[2] + classes, WIDTH, WIDTH, 1]
     weights = []
     for fan_in, fan_out in pairwise(sizes):
-        weights += [torch.randn(fan_in, fan_out, generator=rng) / math.sqrt(fan_in), torch.zeros(fan_out)]
+        start = torch.randn(fan_in, fan_out, generator=rng, device="cpu", dtype=torch.float32)
+        weights += [start / math.sqrt(fan_in), torch.zeros(fan_out, device="cpu", dtype=torch.float32)]
     for w in weights:
         w.requires_grad_()
     optimizer = torch.optim.AdamW(weights, lr=RATE, weight_decay=DECAY, fused=True)
@@ -119,7 +128,7 @@ def _train(x: Tensor, kinds: Tensor, classes: int, rng: torch.Generator, steps: 
     with torch.enable_grad():
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = RATE * 0.5 * (1 + math.cos(math.pi * step / steps))
-            chosen = torch.randint(x.shape[1], (2, size), generator=rng)
+            chosen = torch.randint(x.shape[1], (2, size), generator=rng, device="cpu")
             some, of = (torch.stack([both[i, chosen[i]] for i in range(2)]) for both in (x, kinds))
             logits = _network(some, of, weights)
             loss = F.softplus(logits[0]).mean() + F.softplus(-logits[1]).mean()

@@ -60,6 +60,12 @@ class Extractor(nn.Module):
         self.register_buffer("mean", 255 * torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std).view(-1, 1, 1), persistent=False)
 
+    def train(self, mode: bool = True) -> Extractor:
+        """The network stays in evaluation mode, whatever module the extractor is a part of."""
+        super().train(mode)
+        self.network.eval()
+        return self
+
     def forward(self, images: Tensor) -> Tensor:
         return self.heads(images)[POOL]
 

@@ -61,7 +61,7 @@ def time_grid(steps: int, shift: float = 1.0) -> Tensor:
     They are multiples of 2^-24, so that t, the noise level 1 - t and every step size are exact in float32:
     diffusers' schedulers count by noise level, and take the very same steps.
     """
-    return 1 - (1 - shift_time(torch.linspace(0, 1, steps + 1), shift))
+    return 1 - (1 - shift_time(torch.linspace(0, 1, steps + 1, device="cpu"), shift))
 
 
 def at(t: float, z_t: Tensor) -> Tensor:
