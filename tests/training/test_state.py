@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 import processes
+from dmvae import config as configs
 from dmvae.runtime import distributed, done
 from dmvae.runtime.random import Random
 from dmvae.training import checkpoint
@@ -68,7 +69,7 @@ def test_ema_of_constant_weights_is_the_weights_and_it_is_put_back():
         net.weight.add_(1)
     moved = net.weight.clone()
     with average.applied():
-        assert torch.allclose(net.weight, moved - 1)
+        assert torch.allclose(net.weight, moved - 1, atol=1e-6)
     assert torch.equal(net.weight, moved)
 
 
@@ -92,6 +93,46 @@ def test_learning_rate_warms_up_and_falls():
     assert max(factors) == pytest.approx(1, abs=0.01)
     assert factors[-1] < 0.01
     assert learning_rate_factor(TrainingConfig(steps=5), 3) == 1
+
+
+RAE = {"steps": 800, "learning_rate": 2e-4, "final_learning_rate": 2e-5}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"schedule": "linear", "decay_from": 0.05}, {0: 1, 40: 1, 41: 1 - 0.9 / 760, 420: 0.55, 800: 0.1}),
+        ({"schedule": "linear", "warmup": 40}, {0: 1 / 40, 39: 1, 40: 1, 420: 0.55, 800: 0.1}),
+        ({"schedule": "linear", "warmup": 8, "decay_from": 0.05}, {3: 0.5, 7: 1, 40: 1, 420: 0.55, 610: 0.325}),
+        ({"schedule": "linear", "final_learning_rate": 0}, {0: 1, 200: 0.75, 600: 0.25, 800: 0}),
+        ({"schedule": "cosine", "warmup": 40}, {39: 1, 40: 1, 230: 0.55 + 0.45 * 2**-0.5, 420: 0.55, 800: 0.1}),
+        ({"schedule": "cosine", "final_learning_rate": 2e-4}, {0: 1, 400: 1, 800: 1}),
+    ],
+)
+def test_a_learning_rate_falls_from_where_it_says_to_where_it_says(given, expected):
+    config = TrainingConfig(**RAE | given)
+    assert {step: learning_rate_factor(config, step) for step in expected} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "generator: final_learning_rate: schedule: constant does not fall; set linear or cosine, or leave it out"),
+        ({"final_learning_rate": 0, "decay_from": 0.5}, "generator: decay_from: schedule: constant does not fall"),
+        (
+            {"schedule": "linear", "final_learning_rate": "3e-4"},
+            "generator: final_learning_rate: 0.0003 is above the learning_rate of 0.0002, from which it falls; give at",
+        ),
+        ({"schedule": "linear", "decay_from": 1}, "generator.decay_from: expected a number, 0 to below 1, got 1"),
+        (
+            {"schedule": "linear", "decay_from": 0.05, "warmup": 41},
+            "generator: decay_from: 0.05 of 800 steps is within the 41 of warmup, after which the fall begins any",
+        ),
+    ],
+)
+def test_a_fall_that_there_is_not_is_refused(given, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        configs.read(TrainingConfig, RAE | given, "generator")
 
 
 def test_a_new_optimizer_has_moved_nothing():

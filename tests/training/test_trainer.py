@@ -58,6 +58,38 @@ def test_a_gradient_is_clipped_to_the_recipe_s_norm(tmp_path, monkeypatch, clip,
     assert float(figures["generator/gradient_norm"]) == pytest.approx(10.0), "what is logged is the norm before"
 
 
+FALLS = {"steps": 6, "schedule": "linear", "learning_rate": 1e-2, "final_learning_rate": 1e-3, "decay_from": 0.5}
+
+
+def train_on(trainer, steps, folder):
+    for step in steps:
+        torch.manual_seed(step)
+        trainer.advance(batch_of(trainer, step), Figures(folder, "none", 0, ""))
+
+
+def test_resumed_while_the_learning_rate_falls_it_ends_in_the_same_weights(tmp_path):
+    whole, cut, again = (trainer_of(tmp_path, "generator", generator=FALLS) for _ in range(3))
+    train_on(whole, range(6), tmp_path)
+    train_on(cut, range(4), tmp_path)
+    cut.save(tmp_path / "checkpoints")
+    cut.background.wait()
+    assert again.resume(tmp_path / "checkpoints")
+    train_on(again, range(4, 6), tmp_path)
+    (rate,) = {optimizer.param_groups[0]["lr"] for optimizer in again.optimizers.values()}
+    assert rate == pytest.approx(1e-2 - 9e-3 * 2 / 3)
+    ours, theirs = again.networks.state_dict(), whole.networks.state_dict()
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+
+
+def test_the_discriminator_s_learning_rate_falls_by_the_same_factor(tmp_path):
+    adversary = {"learning_rate": 2e-4, "start": 0}
+    trainer = trainer_of(tmp_path, "tokenizer", tokenizer=FALLS, losses__adversarial=adversary)
+    trainer.step = 5
+    train_on(trainer, [5], tmp_path)
+    rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in trainer.optimizers.items()}
+    assert rates == pytest.approx({"tokenizer": 4e-3, "discriminator": 8e-5})
+
+
 def test_the_discriminator_has_its_own_learning_rate(tmp_path):
     trainer = trainer_of(tmp_path, "tokenizer", losses__adversarial__learning_rate=3e-5, tokenizer__learning_rate=2e-3)
     rates = {name: optimizer.param_groups[0]["base_lr"] for name, optimizer in trainer.optimizers.items()}

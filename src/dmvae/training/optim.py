@@ -27,9 +27,13 @@ def adamw(parameters: list[nn.Parameter], config: TrainingConfig, learning_rate:
 
 
 def learning_rate_factor(config: TrainingConfig, step: int) -> float:
-    """Share of the base learning rate at `step`: linear warm-up, then constant or cosine to zero."""
+    """Share of the base learning rate at `step`: linear warm-up, then constant, or from `decay_from` on a line or half
+    a cosine down to the share that `final_learning_rate` is of `learning_rate`, reached at step `steps`."""
     warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
     if config.schedule == "constant":
         return warm
-    done = max(0, step - config.warmup) / max(1, config.steps - config.warmup)
-    return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    start = max(config.warmup, config.decay_from * config.steps)
+    done = min(1.0, max(0, step - start) / max(1, config.steps - start))
+    left = 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    floor = config.final_learning_rate / config.learning_rate if config.final_learning_rate else 0.0
+    return warm * (floor + (1 - floor) * left)

@@ -12,14 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass
 from itertools import pairwise
 from keyword import iskeyword
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from dmvae.config import Values
+from dmvae.config import Values, added
 from dmvae.datasets import Items, Split
 from dmvae.inputs import Inputs, snapshot
-from dmvae.ranges import BatchSize, Count, Decay, Rate, Wait, Weight
+from dmvae.ranges import BatchSize, Count, Decay, Range, Rate, Wait, Weight
 from dmvae.registry import Registered, register
 from dmvae.runtime.random import Random
 from dmvae.runtime.transfer import Loggable
@@ -142,8 +142,14 @@ class TrainingConfig:
     """AdamW's decoupled weight decay."""
     warmup: Wait = 0
     """Steps over which the learning rate rises linearly from zero."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """What the learning rate does after warm-up; "cosine" falls to zero, which the step after the last would have."""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """What the learning rate does after warm-up; "cosine" and "linear" fall to `final_learning_rate`, which the step
+    after the last would have."""
+    final_learning_rate: Rate = added(0.0)
+    """Where a falling `learning_rate` ends. A network's own, such as the discriminator's, ends at the same share of
+    it."""
+    decay_from: Annotated[float, Range(0, 1, "[)")] = added(0.0)
+    """Share of the steps after which the learning rate begins to fall; 0 is as soon as warm-up has ended."""
     clip: Weight = 1.0
     """Largest gradient norm of one update; 0 turns clipping off."""
     ema: Decay = 0.9999
@@ -159,6 +165,15 @@ class TrainingConfig:
         if self.keep_at and self.keep_at[-1] > self.steps:
             last = self.keep_at[-1]
             raise ValueError(f"keep_at: step {last} comes after the last of {self.steps}; leave it out, or raise steps")
+        for name in ("final_learning_rate", "decay_from"):
+            if self.schedule == "constant" and getattr(self, name):
+                raise ValueError(f"{name}: schedule: constant does not fall; set linear or cosine, or leave it out")
+        if self.final_learning_rate > self.learning_rate:
+            above = f"{self.final_learning_rate:g} is above the learning_rate of {self.learning_rate:g}"
+            raise ValueError(f"final_learning_rate: {above}, from which it falls; give at most that")
+        if 0 < self.decay_from * self.steps < self.warmup:
+            within = f"{self.decay_from:g} of {self.steps} steps is within the {self.warmup} of warmup"
+            raise ValueError(f"decay_from: {within}, after which the fall begins anyway; leave it out, or raise it")
 
     def identity(self, values: Values) -> Values:
         """Which steps are kept changes none of them: a training that has begun goes on where one is added."""
