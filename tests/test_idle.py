@@ -12,12 +12,17 @@ from dmvae.stages import stages
 
 RECIPES = sorted((Path(cli.__file__).parent / "recipes").rglob("*.yaml"))
 PLAIN = {"size": "Mini/1", "head_width": 64, "width": 384, "depth": 12, "heads": 6}
+FINISHED = {"pretrained": {"type": "diffusers", "path": "x"}, "autoencoder": None, "encoder": None, "tokenizer": None}
 DMD = {"objective": {"type": "dmd"}, "balance": "gradient", "noise": "none"}
 
 
 @pytest.mark.parametrize(
     ("given", "told"),
     [
+        (
+            {"losses.adversarial.learn_from": 0.25} | FINISHED,
+            "losses.adversarial.learn_from: 0.25 changes nothing: it is a share of the stage tokenizer",
+        ),
         ({"run.shard_bf16": True}, "run.shard_bf16: True changes nothing: it only acts with run.shard: true"),
         ({"run.reshard": False}, "run.reshard: False changes nothing"),
         ({"matching.model.width": 48}, "matching.model: what is given changes nothing: the student is a copy"),
@@ -72,6 +77,7 @@ def test_what_nothing_reads_is_told(tmp_path, given, told):
 @pytest.mark.parametrize(
     ("given", "beside"),
     [
+        ({"losses.adversarial.learn_from": 0.25}, {}),
         ({"run.shard_bf16": True}, {"run.shard": True}),
         ({"matching.target": 1.2}, {"matching.balance": "distance"}),
         ({"matching.target": 1.2}, {"matching.until": "arrived"}),
@@ -111,7 +117,7 @@ def test_every_field_is_there():
     fields = {stage.name: stage.Config.__dataclass_fields__ for stage in stages()}
     for place in IDLE:
         section, names = place.split(".")[:2]
-        assert section == "run" or set(names.split("|")) <= set(fields[section])
+        assert section in ("run", "losses") or set(names.split("|")) <= set(fields[section])
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

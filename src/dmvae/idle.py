@@ -84,6 +84,10 @@ IDLE: Mapping[str, tuple[Callable[[Recipe], bool], str]] = {
         lambda r: _mixed(r, "file"),
         "the file says it",
     ),
+    "losses.adversarial.learn_from": (
+        lambda r: r.section("tokenizer") is None,
+        "it is a share of the stage tokenizer, which there is not",
+    ),
     "sample.last_step": (
         lambda r: r.section("sample").method in ("euler", "heun", "midpoint"),
         "it only acts with sample.method: sde",
@@ -97,8 +101,8 @@ IDLE: Mapping[str, tuple[Callable[[Recipe], bool], str]] = {
         for place in MODELS
     },
 }
-"""Field, or some of one section -> (whether nothing reads it in a recipe that has its section, why). Fields whose
-default is null are refused instead, by the `problems` of their stages."""
+"""Field, or some of one section -> (whether nothing reads it in a recipe that has its section, why). A stage's
+fields whose default is null are refused instead, by its `problems`."""
 
 
 def idle(recipes: Mapping[str, Recipe]) -> list[str]:

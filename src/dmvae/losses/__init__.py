@@ -12,7 +12,7 @@ from dmvae.ranges import Weight
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """loss = l1 |x - y| + l2 (x - y)^2 + perceptual + adaptive weight * adversarial."""
+    """loss = l1 |x - y| + l2 (x - y)^2 + perceptual + weight * adversarial."""
 
     l1: Weight = 1.0
     """Weight of the mean absolute difference, images in [-1, 1]."""

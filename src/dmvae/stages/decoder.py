@@ -26,8 +26,8 @@ class DecoderTraining(TrainingConfig):
     noise: Annotated[float, Range(0, 1000)] = 0.0
     """As `tokenizer.noise`: the decoder is trained on latents with noise of this many standard deviations."""
     adversarial: AdversarialConfig | None = configs.added(None)
-    """The adversary of this stage, by `type`, which has learnt nothing before; its `start` is a share of this stage.
-    null: that of `losses`, as the stages before left it."""
+    """The adversary of this stage, by `type`, which has learnt nothing before; its `start` and `learn_from` are
+    shares of this stage. null: that of `losses`, as the stages before left it."""
     ema: Decay = 0.999
     """Decay of the averaged weights that are saved."""
 
@@ -61,8 +61,8 @@ class DecoderTrainingStage(DecoderStage[DecoderTraining, DecoderNetworks]):
             z = noised(z, self.config.noise, rng)
         recon = networks.autoencoder.decode(z).sample
         own = self.config.adversarial
-        joined = own is None or batch.step >= own.start * batch.steps
-        loss, log = reconstruct(networks, self.losses, batch.data, recon, rng, joined)
+        acts = own is None or own.acts(batch.step, batch.steps)
+        loss, log = reconstruct(networks, self.losses, batch.data, recon, rng, acts)
         yield Update("decoder", loss, log, value=log["reconstruction/total"])
-        if joined and networks.discriminator is not None:
+        if networks.discriminator is not None and (own is None or own.learns(batch.step, batch.steps)):
             yield discriminate(networks.discriminator, self.losses.adversarial, batch.data, recon, rng)

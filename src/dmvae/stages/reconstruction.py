@@ -81,13 +81,16 @@ def reconstruct(
         gan = hinge_generator(networks.discriminator(fake))
         networks.discriminator.train().requires_grad_(True)
         (gan_gradient,) = torch.autograd.grad(gan, image)
-        last = networks.autoencoder.parts().last_layer
-        # Averaged over ranks before their norms are taken, so that the weight is that of the whole batch.
-        at_last, gan_at_last = (
-            distributed.average(torch.autograd.grad(recon, last, g.to(recon.dtype), retain_graph=True)[0])
-            for g in (gradient, gan_gradient)
-        )
-        weight = config.adversarial.weight * adaptive_weight(at_last, gan_at_last)
+        if config.adversarial.adaptive:
+            last = networks.autoencoder.parts().last_layer
+            # Averaged over ranks before their norms are taken, so that the weight is that of the whole batch.
+            at_last, gan_at_last = (
+                distributed.average(torch.autograd.grad(recon, last, g.to(recon.dtype), retain_graph=True)[0])
+                for g in (gradient, gan_gradient)
+            )
+            weight = config.adversarial.weight * adaptive_weight(at_last, gan_at_last)
+        else:
+            weight = image.new_full((), config.adversarial.weight)
         gradient = gradient + weight * gan_gradient
         total = total + weight * gan
         log |= {"adversarial/generator": gan, "adversarial/weight": weight}

@@ -99,7 +99,6 @@ class TokenizerStage(DecoderStage[TokenizerTraining, TokenizerNetworks]):
 
     def updates(self, networks: TokenizerNetworks, batch: Batch, rng: Random) -> Iterator[Update]:
         config, adversary = self.config, self.losses.adversarial
-        adversarial = networks.discriminator is not None and batch.step >= adversary.start * batch.steps
         encoded = networks.autoencoder.encode(batch.data)
         kl = torch.zeros((), device=batch.data.device)
         z = encoded.latents
@@ -115,13 +114,14 @@ class TokenizerStage(DecoderStage[TokenizerTraining, TokenizerNetworks]):
             z, alignment = align(config.alignment, networks, batch, z, rng, log, late)
         seen = noised(z, config.noise, rng) if config.noise > 0 else z
         recon = networks.autoencoder.decode(seen).sample
-        loss, terms = reconstruct(networks, self.losses, batch.data, recon, rng, adversarial)
+        acts = adversary.acts(batch.step, batch.steps)
+        loss, terms = reconstruct(networks, self.losses, batch.data, recon, rng, acts)
         log |= terms | {"tokenizer/kl": kl}
         value = terms["reconstruction/total"] + config.kl_weight * kl.detach()
         yield Update("tokenizer", loss + config.kl_weight * kl, log, value, late)
         if config.alignment is not None:
             yield Update("projection", alignment)
-        if adversarial and networks.discriminator is not None:
+        if networks.discriminator is not None and adversary.learns(batch.step, batch.steps):
             yield discriminate(networks.discriminator, adversary, batch.data, recon, rng)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from dmvae import config as configs
 from dmvae.models.discriminator import Discriminator
 from dmvae.ranges import Rate, Share, Weight
 from dmvae.registry import Registered
@@ -15,7 +16,7 @@ DiscriminatorClass = type[Discriminator]
 
 @dataclass(frozen=True, kw_only=True)
 class AdversarialConfig(Registered):
-    """A discriminator, with hinge loss and the adaptive weight of VQGAN (arXiv 2012.09841)."""
+    """A discriminator, with hinge loss."""
 
     required: ClassVar[tuple[str, ...]] = ("build", "network")
     unnamed: ClassVar[str] = "patchgan"
@@ -24,9 +25,15 @@ class AdversarialConfig(Registered):
     """The class of what `build` returns, by which a later stage loads it."""
 
     weight: Weight = 0.5
-    """Generator term's weight on top of the adaptive one; 0 trains no discriminator."""
+    """Generator term's weight; 0 trains no discriminator."""
+    adaptive: bool = configs.added(True)
+    """Multiply `weight` by the adaptive one of VQGAN (arXiv 2012.09841), the ratio of the gradients' norms of
+    reconstruction and adversary at the decoder's last layer. false: `weight` as it stands; REPA-E has 0.1."""
     start: Share = 0.5
     """Share of the tokenizer stage after which the adversary joins; later stages have it from their start."""
+    learn_from: Share | None = configs.added(None)
+    """Share of that stage after which the discriminator trains, unseen by the decoder until `start`; null is `start`.
+    RAE has 0.375 and 0.5."""
     augment: bool = True
     """Differentiable augmentation of what the discriminator sees (arXiv 2006.10738)."""
     consistency: Weight = 0.0
@@ -37,6 +44,17 @@ class AdversarialConfig(Registered):
     def __post_init__(self) -> None:
         if self.consistency and not self.augment:
             raise ValueError("consistency: it compares answers with and without augmentation; set augment: true")
+        if self.learn_from is not None and self.learn_from > self.start:
+            later = f"{self.learn_from:g} is later than start, {self.start:g}"
+            raise ValueError(f"learn_from: {later}, from which the decoder has to deceive it; give at most that")
+
+    def learns(self, step: int, steps: int) -> bool:
+        """Whether the discriminator trains in that step, of so many, of the stage that `start` is about."""
+        return step >= (self.start if self.learn_from is None else self.learn_from) * steps
+
+    def acts(self, step: int, steps: int) -> bool:
+        """Whether the decoder has to deceive it there."""
+        return step >= self.start * steps
 
     def missing(self) -> list[str]:
         """What `build(pretrained=True)` would have to fetch, or lacks, for a dry run to tell."""
