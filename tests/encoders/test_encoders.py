@@ -134,6 +134,50 @@ def test_register_tokens_are_dropped():
     assert config.build(size=16, channels=3)(torch.randn(1, 3, 16, 16)).shape == (1, 48, 2, 2)
 
 
+@torch.no_grad()
+def test_images_are_resized_to_the_resolution_by_one_factor_whatever_their_size():
+    """As RAE's encoder, which sees 224 of 256 pixels in patches of 14: here 12 of 16 in patches of 3."""
+    model = {"model": "vit_tiny_patch16_224", "patch_size": 3, "kwargs": {"depth": 1}}
+    encoder = TimmEncoder(**model, resolution=12).build(size=16, channels=3).eval()
+    plain = TimmEncoder(**model).build(size=12, channels=3).eval()
+    plain.load_state_dict(encoder.state_dict())
+    assert (encoder.stride, plain.stride) == (4, 3)
+    for size, seen in (((16, 16), (12, 12)), ((32, 16), (24, 12)), ((8, 40), (6, 30))):
+        x = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        small = torch.nn.functional.interpolate(x, seen, mode="bicubic", antialias=True).clamp(-1, 1)
+        assert torch.equal(encoder(x), plain(small))
+        assert encoder(x).shape[2:] == (size[0] // 4, size[1] // 4)
+        assert all(torch.equal(*both) for both in zip(encoder.levels(x), plain.levels(small), strict=True))
+    same = TimmEncoder(**model, resolution=12).build(size=12, channels=3)
+    assert same.stride == 3, "nothing is resized"
+
+
+def test_a_resolution_that_makes_no_whole_stride_is_refused_before_a_run_with_those_that_do(tmp_path):
+    with torch.device("meta"):
+        rae = TimmEncoder(model="vit_base_patch14_dinov2", resolution=224).build(size=256, channels=3)
+    assert (rae.stride, rae.model.pos_embed.shape[1]) == (16, 16 * 16 + 1)
+    for resolution, near in ((10, "9 or 12"), (15, "12 or 18"), (2, "3"), (40, "36")):
+        encoder = {"type": "timm", "model": "vit_tiny_patch16_224", "patch_size": 3, "resolution": resolution}
+        recipe = load(tiny.write(tmp_path, variants={"x": {"autoencoder.encoder": encoder, "encoder": None}}))["x"]
+        problem = next(checks.problems(recipe, recipe.stages()))
+        assert f"autoencoder: timm encoder vit_tiny_patch16_224: resolution {resolution} gives no grid" in problem
+        assert problem.endswith(f"divides images of 12 pixels; set it to {near}")
+    with pytest.raises(ValueError, match="img_size 16 and resolution 12: .* leave img_size out"):
+        tiny_vit(img_size=16, resolution=12)
+
+
+def test_a_model_of_one_size_sees_the_resolution_and_takes_the_data_s_size():
+    encoder = TimmEncoder(model="mixer_s32_224", resolution=32).build(size=64, channels=3)
+    assert encoder(torch.randn(1, 3, 64, 64)).shape[2:] == (1, 1)
+    with pytest.raises(ValueError, match="64x64 and no others, not 32x32"):
+        encoder(torch.randn(1, 3, 32, 32))
+
+
+def test_a_resolution_counts_in_fingerprints_only_where_there_is_one():
+    assert "resolution" not in configs.identity(tiny_vit())
+    assert configs.identity(tiny_vit(resolution=8))["resolution"] == 8
+
+
 def test_a_model_that_takes_one_size_alone_says_so():
     mixer = TimmEncoder(model="mixer_s32_224", kwargs={"drop_rate": 0.0}).build(size=64, channels=3)
     with pytest.raises(ValueError, match="64x64 and no others, not 96x64"):

@@ -219,6 +219,7 @@ VIT = {"type": "timm", "model": "vit_small_patch14_dinov2", "patch_size": 8, "kw
         ({"encoder": VIT | {"model": "vit_tiny_patch16_224"}}, "'vit_tiny_patch16_224' is no DINOv2"),
         ({"encoder": VIT | {"kwargs": VIT["kwargs"] | {"qk_norm": True}}}, r"theirs lacks \(qk_norm\)"),
         ({"encoder": VIT | {"patch_size": 6}, "image_size": 12}, "patch size 6 is no power of two"),
+        ({"encoder": VIT | {"resolution": 8}}, "resizes images"),
         ({"variational": True}, "is variational"),
         ({"bottleneck_width": 0}, "no hidden layer"),
     ],

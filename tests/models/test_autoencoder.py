@@ -95,6 +95,18 @@ def test_saved_and_loaded_it_gives_the_same(tmp_path, encoder):
     assert torch.equal(loaded.latent_mean, model.latent_mean)
 
 
+@torch.no_grad()
+def test_an_artifact_keeps_the_resolution_of_its_encoder(tmp_path):
+    encoder = {"type": "timm", "model": "vit_tiny_patch16_224", "patch_size": 3, "kwargs": {"depth": 1}}
+    model = small(encoder=encoder | {"resolution": 12})
+    assert (model.stride, model.latent_size) == (4, 4)
+    model.save_pretrained(tmp_path)
+    loaded, wide = Autoencoder.from_pretrained(tmp_path), images(width=32)
+    assert loaded.encoder.patch == 3
+    assert torch.equal(loaded.encode(wide).latents, model.encode(wide).latents)
+    assert loaded(wide).sample.shape == wide.shape
+
+
 def test_checkpointing_changes_no_gradient():
     def gradients(model):
         model(images()).sample.square().mean().backward()

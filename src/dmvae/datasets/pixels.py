@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -12,6 +13,14 @@ def as_input(data: Tensor, device: torch.device) -> Tensor:
     if data.dtype is torch.uint8:
         return data.to(memory_format=torch.channels_last).float().div_(127.5).sub_(1.0)
     return data.float()
+
+
+def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images [n, c, h, w] in [-1, 1] -> [n, c, *size], in [-1, 1]: antialiased bicubic. Those of that size as they
+    are."""
+    if images.shape[2:] == size:
+        return images
+    return F.interpolate(images, size, mode="bicubic", antialias=True).clamp(-1, 1)
 
 
 def to_uint8(x: Tensor) -> Tensor:

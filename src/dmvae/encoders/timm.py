@@ -17,7 +17,9 @@ from huggingface_hub import try_to_load_from_cache
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
+from dmvae import config as configs
 from dmvae.config import Values
+from dmvae.datasets.pixels import resized
 from dmvae.encoders import Encoder, EncoderConfig
 from dmvae.ranges import Pixels
 from dmvae.registry import nearest, register
@@ -38,12 +40,22 @@ class TimmEncoder(EncoderConfig):
     """Patch size to run a vision transformer at; pretrained patch and position embeddings are resampled."""
     img_size: Pixels | None = None
     """Image size a vision transformer is built for; the data's size unless given."""
+    resolution: Pixels | None = configs.added(None)
+    """Images are resized to this height and width, pixels, before the network; null leaves them as they are. 224 makes
+    16x16 patches of 14 of images of 256 px, as in RAE. Images of other sizes are resized by the same factor."""
     pretrained: bool = True
     """Start from the model's public weights."""
     checkpoint: Path | None = None
     """Local weights to start from instead: a .safetensors file, or one that torch.save wrote."""
     kwargs: Values = field(default_factory=dict)
     """Arguments of the network's own class, such as depth: numbers, switches, names of layers, or lists of those."""
+
+    def __post_init__(self) -> None:
+        if self.resolution is not None and self.img_size is not None:
+            raise ValueError(
+                f"img_size {self.img_size} and resolution {self.resolution}: images that are resized make a network of "
+                "that size; leave img_size out"
+            )
 
     @property
     def starts_random(self) -> bool:
@@ -75,14 +87,16 @@ class TimmEncoder(EncoderConfig):
         cfg = timm.get_pretrained_cfg(self.model)
         sized = self.img_size is not None or bool(cfg and cfg.fixed_input_size)
         if sized:
-            kwargs["img_size"] = size = self.img_size or size
+            kwargs["img_size"] = self.img_size or self.resolution or size
             if takes_any_size(partial(self.create, kwargs)):
                 kwargs["dynamic_img_size"], sized = True, False
         if pretrained and (self.checkpoint is not None or self.pretrained):
             model = self.load(kwargs)
         else:
             model = self.create(kwargs)
-        return Features(model, size if sized else None)
+        patch = model_stride(model)
+        stride = patch if self.resolution is None else resized_stride(self.model, size, self.resolution, patch)
+        return Features(model, (self.img_size or size) if sized else None, patch, stride)
 
     def create(self, kwargs: Values, pretrained: bool = False) -> nn.Module:
         try:
@@ -119,14 +133,15 @@ class Features(Encoder):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, model: Any, size: int | None):
+    def __init__(self, model: Any, size: int | None, patch: int, stride: int):
+        """size: of the images, where the model takes no others. patch: pixels of what the model sees per feature, where
+        `stride` are pixels of an image: where the two differ, images are resized."""
         super().__init__()
         self.model = model
-        self.size = size
+        self.size, self.patch, self.stride = size, patch, stride
         self.prefix = getattr(model, "num_prefix_tokens", 0)
         self.channels_first = getattr(model, "output_fmt", "NCHW") != "NHWC"
         self.channels: int = model.num_features
-        self.stride = model_stride(model)
         # From [-1, 1] to the model's own range, (x / 2 + 1 / 2 - mean) / std, as one scale and one shift.
         data = resolve_model_data_config(model)
         mean, std = (torch.tensor(data[key])[:, None, None] for key in ("mean", "std"))
@@ -162,13 +177,15 @@ class Features(Encoder):
         return found
 
     def _scaled(self, images: Tensor) -> Tensor:
-        """In the model's own range. Raises ValueError for a size that it does not take."""
+        """In the model's own size and range. Raises ValueError for a size that it does not take."""
         height, width = images.shape[2:]
         if self.size is not None and (height, width) != (self.size, self.size):
             raise ValueError(
                 f"this encoder takes images of {self.size}x{self.size} and no others, not {height}x{width}; resize or "
                 "crop them, or train the tokenizer on a plain vision transformer or a convolutional network"
             )
+        if self.stride != self.patch:
+            images = resized(images, (height // self.stride * self.patch, width // self.stride * self.patch))
         # A grey image broadcasts to the model's three channels here.
         return torch.addcmul(self.shift, images, self.scale)
 
@@ -214,7 +231,7 @@ def takes_any_size(create: Callable[[], nn.Module]) -> bool:
 
 
 def model_stride(model: Any) -> int:
-    """Image pixels per feature, along each side."""
+    """Pixels of what the model sees per feature, along each side."""
     patches: Any = getattr(model, "patch_embed", None)
     if getattr(model, "num_prefix_tokens", None) is not None and hasattr(patches, "patch_size"):
         size = patches.patch_size
@@ -225,6 +242,19 @@ def model_stride(model: Any) -> int:
         raise ValueError(
             f"timm does not say how many pixels a feature of {type(model).__name__} stands for; choose another model"
         ) from error
+
+
+def resized_stride(name: str, size: int, resolution: int, patch: int) -> int:
+    """Pixels of an image of `size` per feature, along each side, where it is resized to `resolution` first. Raises
+    ValueError unless these are whole, and so are the patches."""
+    fits = [patch * grid for grid in range(1, size + 1) if size % grid == 0]
+    if resolution not in fits:
+        near = [*[fit for fit in fits if fit < resolution][-1:], *[fit for fit in fits if fit > resolution][:1]]
+        raise ValueError(
+            f"timm encoder {name}: resolution {resolution} gives no grid of whole features, of {patch} pixels each, "
+            f"that divides images of {size} pixels; set it to {' or '.join(map(str, near))}"
+        )
+    return size // (resolution // patch)
 
 
 def load_weights(model: nn.Module, path: Path, fewer: bool = False) -> None:

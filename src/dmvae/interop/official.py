@@ -94,6 +94,7 @@ def export_vae(autoencoder: Autoencoder | Path, file: Path) -> None:
             encoder["type"] != "timm" or not re.match("vit_.*dinov2", encoder["model"])
         ),
         f"its encoder has arguments that theirs lacks ({', '.join(others)})": others,
+        "its encoder resizes images (resolution)": encoder.get("resolution") not in (None, model.config["image_size"]),
         "its bottleneck is variational": model.config["variational"],
         "its latents have detail from pixels (detail_width)": model.config["detail_width"] is not None,
         "its bottleneck has no hidden layer": not model.config["bottleneck_width"],

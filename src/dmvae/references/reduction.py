@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dmvae.datasets.pixels import resized
 from dmvae.models.base import EncoderOutput, PointDistribution
 from dmvae.runtime.precision import full_precision
 from dmvae.tokenizers.autoencoder import bottleneck
@@ -66,9 +67,7 @@ class AtResolution(nn.Module):
         self.network, self.size = network, size
 
     def forward(self, images: Tensor) -> Tensor:
-        if images.shape[2:] != (self.size, self.size):
-            images = F.interpolate(images, (self.size, self.size), mode="bicubic", antialias=True).clamp(-1, 1)
-        features: Tensor = self.network(images)
+        features: Tensor = self.network(resized(images, (self.size, self.size)))
         return features
 
 
