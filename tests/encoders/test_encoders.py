@@ -148,6 +148,9 @@ def test_images_are_resized_to_the_resolution_by_one_factor_whatever_their_size(
         assert torch.equal(encoder(x), plain(small))
         assert encoder(x).shape[2:] == (size[0] // 4, size[1] // 4)
         assert all(torch.equal(*both) for both in zip(encoder.levels(x), plain.levels(small), strict=True))
+    found = encoder.bfloat16()(x.bfloat16())
+    assert found.dtype is torch.bfloat16, "a CPU resizes no other images than of float32"
+    assert torch.allclose(found.float(), plain(small), atol=0.2)
     same = TimmEncoder(**model, resolution=12).build(size=12, channels=3)
     assert same.stride == 3, "nothing is resized"
 
@@ -162,7 +165,7 @@ def test_a_resolution_that_makes_no_whole_stride_is_refused_before_a_run_with_th
         problem = next(checks.problems(recipe, recipe.stages()))
         assert f"autoencoder: timm encoder vit_tiny_patch16_224: resolution {resolution} gives no grid" in problem
         assert problem.endswith(f"divides images of 12 pixels; set it to {near}")
-    with pytest.raises(ValueError, match="img_size 16 and resolution 12: .* leave img_size out"):
+    with pytest.raises(ValueError, match=r"img_size 16 and resolution 12: .* leave img_size out"):
         tiny_vit(img_size=16, resolution=12)
 
 

@@ -15,7 +15,8 @@ from typing import Annotated, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from dmvae.datasets import Dataset, DatasetConfig
+from dmvae.datasets import Dataset
+from dmvae.datasets.cropped import FilesConfig
 from dmvae.datasets.decoded import decoded
 from dmvae.datasets.image_file import PIXELS, BrokenImage, decode
 from dmvae.datasets.image_scan import path_fraction
@@ -46,7 +47,7 @@ class Encoded(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodedConfig(DatasetConfig):
+class EncodedConfig(FilesConfig):
     """What such data sets have in common; each image is cropped to its central square and resized.
 
     The fingerprint covers sizes and ends (4 KiB) of the encoded images, labels, class names and this config, not where
@@ -106,25 +107,26 @@ def check_labels(labels: Tensor, classes: Sequence[str], what: str, where: Calla
 
 
 def open_images(source: Encoded, config: EncodedConfig, classes: tuple[str, ...], content: str) -> Dataset:
-    """The split as a data set. content: a hash of the encoded images; labels, names and config are added here.
+    """The split as a data set of images of `config.side`. content: a hash of the encoded images; labels, names and
+    config are added here.
 
     Raises ValueError for unreadable images where `config.on_broken` is "error", or nothing is left.
     """
-    fingerprint = digest(content, source.labels, classes, config.size, config.channels, config.on_broken)
-    n, each = len(source.labels), config.channels * config.size**2
+    fingerprint = digest(content, source.labels, classes, config.side, config.channels, config.on_broken)
+    n, each = len(source.labels), config.channels * config.side**2
     if n * each > config.cache_gib * 2**30:
         return LazyImages(source, classes, fingerprint, config)
 
     def read(index: int) -> Tensor | str:
         try:
-            return decode(BytesIO(source.read(index)), config.size, config.channels)
+            return decode(BytesIO(source.read(index)), config.side, config.channels)
         except BrokenImage as error:
             return str(error)
         except OSError as error:  # of the data, not of the cache
             raise ValueError(f"data.root: {source.where(index)} cannot be read: {error}") from error
 
-    key = digest(content, config.size, config.channels, PIXELS)
-    found = decoded(key, (n, config.channels, config.size, config.size), read)
+    key = digest(content, config.side, config.channels, PIXELS)
+    found = decoded(key, (n, config.channels, config.side, config.side), read)
     if found is None:
         return LazyImages(source, classes, fingerprint, config)
     images, broken = found
@@ -197,10 +199,10 @@ class LazyImages(DecodedWhenRead):
 
     def __init__(self, source: Encoded, classes: tuple[str, ...], fingerprint: str, config: EncodedConfig):
         super().__init__(source.labels, classes, fingerprint, config.on_broken)
-        self.source, self.size, self.channels = source, config.size, config.channels
+        self.source, self.side, self.channels = source, config.side, config.channels
 
     def decode(self, index: int) -> Tensor:
         try:
-            return decode(BytesIO(self.source.read(index)), self.size, self.channels)
+            return decode(BytesIO(self.source.read(index)), self.side, self.channels)
         except BrokenImage as error:
             raise BrokenImage(f"{self.source.where(index)}: {error}") from error

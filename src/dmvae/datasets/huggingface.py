@@ -96,7 +96,7 @@ class HuggingFace(EncodedConfig):
             of = "data.classes" if given else f"column {label} of the train split"
             check_labels(source.labels, classes, of, lambda index: source.where(index, label))
         content = _content(source, [name, image, self.limit])
-        return open_images(source, self, classes, content)
+        return self.cropped(open_images(source, self, classes, content))
 
     def _split(self, split: Split, prepared: Prepared) -> str:
         """The name of a split, perhaps with slices, whose parts exist. Raises ValueError."""

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmvae.datasets import Dataset, DatasetConfig, Split
+from dmvae.datasets import Dataset, Split
+from dmvae.datasets.cropped import FilesConfig
 from dmvae.datasets.decoded import decoded
 from dmvae.datasets.download import cache_folder, existing_folder
 from dmvae.datasets.encoded import ENDS, DecodedWhenRead
@@ -39,7 +40,7 @@ UNCOMPRESSED = (".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 
 @register("image_folder")
 @dataclass(frozen=True, kw_only=True)
-class ImageFolder(DatasetConfig):
+class ImageFolder(FilesConfig):
     """Images of any size and mode; each is cropped to its central square and resized.
 
     The fingerprint covers the relative paths, the files' sizes and ends (`ends`) and this config, not the folder's
@@ -65,12 +66,12 @@ class ImageFolder(DatasetConfig):
         paths = [folder / f.path for f in files]
         labels = torch.tensor([f.label for f in files])
         where = f"{folder}: {split}"
-        fits = len(files) * self.channels * self.size**2 <= CACHED_BYTES
+        fits = len(files) * self.channels * self.side**2 <= CACHED_BYTES
         held = self.cache == "memory" or (self.cache == "auto" and fits)
         place = digest(str(folder.resolve()), split, self.limit, self.valid_fraction, held)
         index = cache_folder() / "folder_index" / f"{place}.json"
         contents, keep, broken = _look(folder, files, index, headers=not held)
-        config = (self.size, self.channels, self.valid_fraction, self.on_broken, split, classes)
+        config = (self.side, self.channels, self.valid_fraction, self.on_broken, split, classes)
         fingerprint = digest(config, [(f.path, f.label) for f in files], contents)
         images = None
         if held:
@@ -81,24 +82,24 @@ class ImageFolder(DatasetConfig):
         if broken:
             fingerprint = digest(fingerprint, keep)
         if images is None:
-            return FolderDataset([paths[i] for i in keep], labels[keep], classes, fingerprint, self)
-        return MemoryDataset(images, labels[keep], classes, fingerprint=fingerprint)
+            return self.cropped(FolderDataset([paths[i] for i in keep], labels[keep], classes, fingerprint, self))
+        return self.cropped(MemoryDataset(images, labels[keep], classes, fingerprint=fingerprint))
 
     def _decoded(self, paths: list[Path], key: str) -> tuple[Tensor, list[int], list[str]] | None:
-        """(images [n, C, size, size], indices of the readable files, messages of the others); None where they are to be
+        """(images [n, C, side, side], indices of the readable files, messages of the others); None where they are to be
         kept and cannot be."""
         if self.cache == "memory":
-            keep, results, broken = _each(paths, lambda path: read_image(path, self.size, self.channels))
-            shape = (0, self.channels, self.size, self.size)
+            keep, results, broken = _each(paths, lambda path: read_image(path, self.side, self.channels))
+            shape = (0, self.channels, self.side, self.side)
             return torch.stack(results) if results else torch.empty(shape, dtype=torch.uint8), keep, broken
 
         def read(index: int) -> Tensor | str:
             try:
-                return read_image(paths[index], self.size, self.channels)
+                return read_image(paths[index], self.side, self.channels)
             except BrokenImage as error:
                 return str(error).removeprefix(f"{paths[index]}: ")  # the folder may lie elsewhere the next time
 
-        found = decoded(key, (len(paths), self.channels, self.size, self.size), read)
+        found = decoded(key, (len(paths), self.channels, self.side, self.side), read)
         if found is None:
             return None
         images, why = found
@@ -131,7 +132,7 @@ class FolderDataset(DecodedWhenRead):
         return os.fsdecode(self.paths[index % len(self)])
 
     def decode(self, index: int) -> Tensor:
-        return read_image(Path(self.name(index)), self.config.size, self.config.channels)
+        return read_image(Path(self.name(index)), self.config.side, self.config.channels)
 
 
 def ends(path: Path) -> str:

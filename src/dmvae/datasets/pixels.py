@@ -20,7 +20,8 @@ def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
     are."""
     if images.shape[2:] == size:
         return images
-    return F.interpolate(images, size, mode="bicubic", antialias=True).clamp(-1, 1)
+    # in float32: a CPU resizes no others
+    return F.interpolate(images.float(), size, mode="bicubic", antialias=True).clamp(-1, 1).to(images.dtype)
 
 
 def to_uint8(x: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ class WebDataset(EncodedConfig):
             of = "data.classes" if given else f".{label} of the train split"
             check_labels(source.labels, classes, of, source.where)
         content = digest([s.content for s in index], source.chosen if self.limit else None)
-        return open_images(source, self, classes, content)
+        return self.cropped(open_images(source, self, classes, content))
 
     def _shards(self, split: Split) -> list[Path]:
         """The split's shards, sorted. Raises ValueError."""

@@ -1,5 +1,5 @@
 """Stage `latents`: encodes the training set once, its mirror images too where asked, and measures the latents' mean and
-standard deviation.
+standard deviation. Of images that training crops at random (`data.resize`) it encodes the centre.
 
 A tokenizer of diffusers that was trained further is saved a second time, in its own class.
 """

@@ -272,7 +272,7 @@ class Measuring:
     def manifest(self) -> Values:
         """All that the figures depend on; stages are named by their folders, and so by their fingerprints."""
         config, inputs, images = self.config, self.inputs, self.images
-        data = {name: value for name, value in configs.plain(inputs.data).items() if name not in inputs.data.PLACES}
+        data = {name: value for name, value in configs.identity(inputs.data).items() if name not in inputs.data.PLACES}
         measured: Values = {
             "kind": "run",
             "weights": weights_hash(self.tokenizer),

@@ -36,6 +36,14 @@ def random_view(x: Tensor, rng: Random, min_crop: float = 0.3, jitter: float = 0
     return view * gain + (jitter * (bright - 0.5)).view(-1, 1, 1, 1)
 
 
+def random_crop(x: Tensor, size: int, rng: Random) -> Tensor:
+    """A square of each image [n, c, h, h], at a place of its own, all equally likely: [n, c, size, size]."""
+    n, c, side, _ = x.shape
+    image, channel, along = (torch.arange(count, device=x.device) for count in (n, c, size))
+    top, left = (rng.integers(side - size + 1, n)[:, None] + along for _ in range(2))
+    return x[image.view(n, 1, 1, 1), channel.view(c, 1, 1), top.view(n, 1, size, 1), left.view(n, 1, 1, size)]
+
+
 def random_flip(x: Tensor, rng: Random) -> Tensor:
     """Mirror each image [n, c, h, w] left to right with probability 1/2."""
     return torch.where((rng.uniform(len(x)) < 0.5).view(-1, 1, 1, 1), x.flip(3), x)

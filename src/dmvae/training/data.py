@@ -8,13 +8,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from dmvae.datasets.cropped import Cropped
 from dmvae.datasets.loading import loader
 from dmvae.datasets.pixels import as_input
 from dmvae.latents.store import LatentSet, Stored
 from dmvae.runtime import distributed
 from dmvae.runtime.random import Random, seed_of
 from dmvae.runtime.words import counted
-from dmvae.training.augment import random_flip
+from dmvae.training.augment import random_crop, random_flip
 from dmvae.training.stage import Batch, N, T, TrainingStage
 
 
@@ -54,7 +55,10 @@ def batches(
     indices = partial(order, len(dataset), config.batch_size, key, start, steps)  # one for each loader
     flips = inputs.data.flip and stage.flips
     latents = dataset if isinstance(dataset, LatentSet) else None
+    cropped = dataset if isinstance(dataset, Cropped) else None
     items = dataset if latents is None else Stored(latents)
+    if cropped is not None:
+        items = cropped.larger
     found = loader(items, indices(), inputs.sections.run.workers, inputs.device, stops)
     beside = (
         iter(loader(stage.images(), indices(), inputs.sections.run.workers, inputs.device, stops))
@@ -62,6 +66,9 @@ def batches(
         else None
     )
     for step, (data, labels) in enumerate(found, start):
+        if cropped is not None:
+            data = data.to(inputs.device, non_blocking=True)
+            data = random_crop(data, cropped.size, Random(*key, "crop", step, device=inputs.device))
         x = as_input(data, inputs.device)
         if latents is not None:
             x = latents.normalise(x)

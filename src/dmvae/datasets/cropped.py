@@ -1,0 +1,79 @@
+"""Image files that are resized beyond the size of the data: what trains takes crops of them, all else their centre.
+
+Shapes: n images, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dmvae import config as configs
+from dmvae.datasets import Dataset, DatasetConfig, name_of
+from dmvae.ranges import Pixels
+from dmvae.runtime.hashing import digest
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilesConfig(DatasetConfig):
+    """Fields of data sets whose images are files of any size."""
+
+    resize: Pixels | None = configs.added(None)
+    """Height and width, pixels, to which the central square of each image is resized before it is cropped to `size`: at
+    random where a stage trains on images, anew in each epoch; at the centre in all else, such as the test images and
+    the latents of stages `reference` and `latents`. null: resized to `size`, and nothing is cropped."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.resize is not None and self.resize <= self.size:
+            raise ValueError(
+                f"data.resize is {self.resize}: images of data.size {self.size} are cropped out of larger ones; make "
+                "it larger, or leave it out"
+            )
+
+    @property
+    def side(self) -> int:
+        """Height and width of images as they are decoded and kept."""
+        return self.resize or self.size
+
+    def cropped(self, decoded: Dataset) -> Dataset:
+        """The data set of `size` that images of `side` make."""
+        return decoded if self.resize is None else Cropped(decoded, self.size)
+
+
+class Cropped:
+    """The central `size` x `size` of the images of a data set. Training crops those themselves, `larger`."""
+
+    def __init__(self, larger: Dataset, size: int) -> None:
+        self.larger, self.size = larger, size
+        self.labels, self.classes = larger.labels, larger.classes
+        self.fingerprint = digest(larger.fingerprint, size)
+        self.is_index = getattr(larger, "is_index", False)
+        many: Callable[[Sequence[int]], tuple[Tensor, Tensor]] | None = getattr(larger, "__getitems__", None)
+        if many is not None:
+            self.__getitems__ = lambda indices: self._all(many, indices)
+
+    def __len__(self) -> int:
+        return len(self.larger)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self.larger[index]
+        return centre(image, self.size), label
+
+    def name(self, index: int) -> str:
+        """As the data set names it."""
+        return name_of(self.larger, index)
+
+    def _all(
+        self, many: Callable[[Sequence[int]], tuple[Tensor, Tensor]], indices: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        images, labels = many(indices)
+        return centre(images, self.size), labels
+
+
+def centre(images: Tensor, size: int) -> Tensor:
+    """[..., H, W] -> [..., size, size]."""
+    top, left = ((length - size) // 2 for length in images.shape[-2:])
+    return images[..., top : top + size, left : left + size].contiguous()
