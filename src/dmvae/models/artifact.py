@@ -15,6 +15,11 @@ from dmvae.registry import NoMember, cause_of
 from dmvae.runtime.files import atomic_write, read_json
 
 M = TypeVar("M", bound=ModelMixin)
+BELOW = {
+    "tokenizer": ("vae", "autoencoder", "pipeline/vae", "latents/autoencoder"),
+    "generator": ("transformer", "generator", "teacher", "pipeline/transformer", "generator/generator"),
+}
+"""Where an artifact lies in a folder that may be given in its place."""
 
 
 def save_network(module: nn.Module, folder: Path) -> None:
@@ -32,8 +37,8 @@ def artifact_class(folder: str | Path, known: Iterable[type[M]], what: str) -> t
     errors. Raises ValueError where it is none of them."""
     file, classes = Path(folder) / "config.json", {cls.__name__: cls for cls in known}
     if not file.is_file():
-        places = (Path(folder) / below for below in ("vae", "autoencoder", "pipeline/vae", "latents/autoencoder"))
-        near = next((place for place in places if what == "tokenizer" and (place / "config.json").is_file()), None)
+        places = (Path(folder) / below for below in BELOW[what])
+        near = next((place for place in places if (place / "config.json").is_file()), None)
         how = f"did you mean {near}?" if near else f"give the folder that a {what} was saved in"
         if what == "tokenizer" and not near:
             how += ", such as RUN/VARIANT/latents/autoencoder"

@@ -27,10 +27,11 @@ from dmvae.runtime.random import Random
 from dmvae.stages.latents import MIRRORED
 from dmvae.training.flow import LatentTraining
 from dmvae.training.stage import Batch, Networks, TrainingStage, Update, stage
+from dmvae.training.starting import Starting, misfits, start
 
 
 @dataclass(frozen=True, kw_only=True)
-class GeneratorTraining(LatentTraining):
+class GeneratorTraining(Starting, LatentTraining):
     """Training of the generator."""
 
     model: GeneratorConfig = field(default_factory=FlowModelConfig)
@@ -68,6 +69,7 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
                 f"generator.model: {model.type!r}: build returned a {type(networks.generator).__name__}; give what its "
                 f"`network` names, {model.network.__name__}, a dmvae.models.base.Model"
             )
+        start(networks.generator, self.config, model, self.name, self.inputs)
         networks.trains["generator"] = [p for p in networks.generator.parameters() if p.requires_grad]
         networks.averaged = ("generator",)
         if isinstance(networks.generator, VelocityModel):
@@ -135,6 +137,7 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
 
     @classmethod
     def problems(cls, config: GeneratorTraining, inputs: Inputs, others: Mapping[str, object]) -> Iterator[str]:
+        yield from misfits(config, config.model, cls.name, inputs)
         flow = issubclass(config.model.network, VelocityModel)
         if config.alignment is not None and not issubclass(config.model.network, LightningDiT):
             yield f"generator.alignment: {config.model.type!r} has no tokens to align; set it to null"

@@ -36,13 +36,14 @@ from dmvae.runtime.random import Random
 from dmvae.runtime.words import counted
 from dmvae.training.flow import FlowTraining, flow_loss
 from dmvae.training.stage import Batch, Networks, TrainingStage, Update, stage
+from dmvae.training.starting import Starting, misfits, start
 
 MAP_POINTS = 2000
 TRIED = 8  # samples, before a run
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReferenceTraining(FlowTraining):
+class ReferenceTraining(Starting, FlowTraining):
     """The reference distribution and the training of its teacher."""
 
     distribution: ReferenceConfig = field(default_factory=FeaturesReference)
@@ -106,6 +107,7 @@ class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
         networks = ReferenceNetworks()
         if self.config.teacher and self.reference.velocity is None:
             networks.teacher = self.config.model.build(self.inputs.latent_shape, self.inputs.num_classes)
+            start(networks.teacher, self.config, self.config.model, self.name, self.inputs)
             networks.trains["teacher"] = [p for p in networks.teacher.parameters() if p.requires_grad]
             networks.averaged = ("teacher",)
         return networks
@@ -126,6 +128,10 @@ class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
                 _try(config.distribution, inputs)
         except ValueError as error:
             yield str(error)
+        if config.trains_teacher:
+            yield from misfits(config, config.model, cls.name, inputs)
+        elif config.start_from is not None:
+            yield "reference.start_from: no teacher is trained here; leave it out"
 
 
 class Later(Exception):

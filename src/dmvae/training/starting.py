@@ -1,0 +1,137 @@
+"""Weights that a generator, or a reference's teacher, starts from in place of random ones."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from dmvae import config as configs
+from dmvae.config import Values
+from dmvae.generators import GeneratorConfig
+from dmvae.inputs import Inputs
+from dmvae.models.artifact import artifact_class
+from dmvae.models.base import Model
+from dmvae.runtime.done import require_intact
+from dmvae.runtime.files import read_json
+from dmvae.runtime.hashing import place_hash
+from dmvae.runtime.words import counted
+from dmvae.tokenizers.files import require_weights
+from dmvae.training.stage import TrainingConfig
+
+OF_DATA = {"num_classes": "classes", "in_channels": "latent channels", "input_size": "latents along each side"}
+"""What every generator's config says of the data that it was trained on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Starting(TrainingConfig):
+    """Fields of every stage whose network may start from weights that are there already."""
+
+    start_from: Path | None = configs.added(None)
+    """Folder of a generator or a teacher whose weights, with which its average starts too, the network starts from:
+    that of another training (RUN/VARIANT/generator/generator), of a snapshot, or one that `dmvae import
+    official-generator` wrote. `model`, latents and number of classes have to be the same. Steps, warmup and optimizer
+    begin anew. What the folder holds counts, not where it lies. null: random weights."""
+
+    def identity(self, values: Values) -> Values:
+        values = super().identity(values)
+        return values if self.start_from is None else values | {"start_from": place_hash(self.start_from)}
+
+
+def misfits(config: Starting, model: GeneratorConfig, stage: str, inputs: Inputs) -> Iterator[str]:
+    """What keeps the stage's network from such a start, a sentence each; asked before any stage runs."""
+    if config.start_from is None:
+        return
+    if (there := _within_run(config.start_from, inputs.sections.run.dir)) is not None:
+        yield f"{stage}.start_from: {config.start_from} is replaced when the stage begins; give {there}"
+        return
+    try:
+        with torch.device("meta"):
+            network = model.build(inputs.latent_shape, inputs.num_classes)
+        if isinstance(network, model.network):  # else the stage refuses it
+            _tensors(config.start_from, network, model, stage, values=False)
+    except ValueError as error:
+        yield str(error)
+
+
+def start(network: Model, config: Starting, model: GeneratorConfig, stage: str, inputs: Inputs) -> None:
+    """Fill the network, which `model` built, where its stage asks for it. A training that goes on then takes its
+    checkpoint's weights over these. Raises ValueError for weights that do not fit."""
+    if config.start_from is not None and inputs.weights:
+        network.load_state_dict(_tensors(config.start_from, network, model, stage, values=True))
+
+
+def _tensors(folder: Path, network: Model, model: GeneratorConfig, stage: str, *, values: bool) -> dict[str, Tensor]:
+    """The weights in the folder, which are those of a network like this one; without `values`, their shapes alone, on
+    the meta device. Raises ValueError, which names the place, the tensors, and what to set."""
+    try:
+        artifact_class(require_intact(folder), [type(network)], "generator")
+        require_weights(folder)
+        found: dict[str, Tensor] = {}
+        for file in (file for file in sorted(folder.glob("*.safetensors")) if "." not in file.stem):
+            with safe_open(file, "pt") as held:
+                for name in held.keys():  # noqa: SIM118  # it is no mapping
+                    shape = held.get_slice(name).get_shape()
+                    found[name] = held.get_tensor(name) if values else torch.empty(shape, device="meta")
+        told: Values = read_json(folder / "config.json", dict)
+        own = {name: configs.plain_value(value) for name, value in network.config.items()}
+        differ = {name: value for name, value in told.items() if name[0] != "_" and own.get(name, value) != value}
+        wrong = list(_unlike(found, network.state_dict()))
+        if wrong or differ.keys() & OF_DATA:
+            which = f" ({'; '.join(wrong)})" if wrong else ""
+            how = "; ".join(_mended(differ, told, own, model, stage))
+            raise ValueError(f"{folder}: its weights do not fit this {stage}.model{which}{how and f': {how}'}")
+    except ValueError as error:
+        raise ValueError(f"{stage}.start_from: {error}") from error
+    return found
+
+
+def _unlike(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Iterator[str]:
+    """How many tensors there are that are not wanted so, and the first two of them, for each way to be so."""
+    both = [name for name in wanted if name in found]
+    ways = {
+        "missing": [name for name in wanted if name not in found],
+        "unknown": [name for name in found if name not in wanted],
+        "of another shape": [
+            f"{name} {list(found[name].shape)}, here {list(wanted[name].shape)}"
+            for name in both
+            if found[name].shape != wanted[name].shape
+        ],
+    }
+    for way, names in ways.items():
+        if names:
+            yield f"{counted(len(names), 'tensor')} {way}, such as {' and '.join(names[:2])}"
+
+
+def _mended(
+    differ: Values, told: Values, own: Mapping[str, object], model: GeneratorConfig, stage: str
+) -> Iterator[str]:
+    """What has to change so that a network gets the config that was told, of which `differ` are the values that are not
+    its own."""
+    data = [f"{differ[name]} {what} (here {own[name]})" for name, what in OF_DATA.items() if name in differ]
+    if data:
+        yield f"it was trained for {', '.join(data)}, and data and tokenizer have to be such"
+    known = [field.name for field in fields(model)]
+    if fixed := [name for name in differ if name not in (*known, *OF_DATA)]:
+        yield f"no field sets {', '.join(f'{name} {differ[name]} (here {own[name]})' for name in fixed)}"
+    if differ.keys() & known:
+        values = {name: told[name] for name in known if name in told}
+        if getattr(model, "size", None) is not None:  # it stands for some of these
+            values = {"size": None} | values
+        yield f"set {stage}.model: {{{', '.join(f'{k}: {configs.written(v)}' for k, v in values.items())}}}"
+
+
+def _within_run(folder: Path, run_dir: str) -> str | None:
+    """What to give in place of a path through the run's own folder, where links lead to other stages and pipelines are
+    removed once settings change; None for others, and for one below `stages`, whose folders stay."""
+    run, place = os.path.realpath(run_dir), Path(os.path.abspath(folder))
+    own = next((place.relative_to(above) for above in place.parents if os.path.realpath(above) == run), None)
+    if own is None or own.parts[0] == "stages":
+        return None
+    stays = Path(os.path.realpath(folder))
+    return str(stays) if stays.is_relative_to(Path(run, "stages")) else f"a folder below {Path(run_dir, 'stages')}"

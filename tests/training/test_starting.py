@@ -1,0 +1,210 @@
+"""A generator, or a teacher, that starts from weights that are there already: it has them, their content counts, and
+what does not fit is refused."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import processes
+import tiny
+from dmvae import pipeline
+from dmvae.inputs import Inputs
+from dmvae.jobs import plan
+from dmvae.models.artifact import save_network
+from dmvae.models.dit import LightningDiT
+from dmvae.recipe import load
+from dmvae.runtime import distributed, sharding
+from dmvae.stages.generator import GeneratorStage
+from dmvae.training.loop import Trainer
+
+FILE = "diffusion_pytorch_model.safetensors"
+FITS = {"in_channels": 4, "input_size": 3, "num_classes": 3, **tiny.DIT}
+
+
+def saved(folder, **over):
+    """A network of that form in a folder, with weights that no initialization gives."""
+    torch.manual_seed(5)
+    model = LightningDiT(**(FITS | over))
+    for p in model.parameters():
+        if p.requires_grad:
+            torch.nn.init.normal_(p, std=0.2)
+    save_network(model, folder)
+    return folder
+
+
+def same(one, two):
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def folder_of(path, stage="generator", variant="kl"):
+    return next(
+        job.folder for job in plan({variant: load(path)[variant]}, path.parent / "run") if job.stage.name == stage
+    )
+
+
+@pytest.fixture(scope="module")
+def before(tmp_path_factory):
+    """A run with the stages before the generator, and before the reference."""
+    folder = tmp_path_factory.mktemp("before")
+    path = tiny.write(folder)
+    tiny.run(path, "kl", until="latents")
+    tiny.run(path, "matched", until="tokenizer")
+    return folder / "run"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "network", "variant"), [("generator", "generator", "kl"), ("reference", "teacher", "matched")]
+)
+def test_a_stage_that_moves_nothing_ends_with_the_weights(tmp_path, before, stage, network, variant):
+    shutil.copytree(before, tmp_path / "run", symlinks=True)
+    there = saved(tmp_path / "there")
+    over = {"steps": 1, "learning_rate": 0, "start_from": str(there)}
+    path = tiny.write(tmp_path, **{f"{stage}__{name}": value for name, value in over.items()})
+    tiny.run(path, variant, stage)
+    assert same(load_file(there / FILE), load_file(folder_of(path, stage, variant) / network / FILE))
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_is_as_never_killed(tmp_path, before, monkeypatch):
+    """The checkpoint's weights, and their average, are newer than the folder's."""
+    updates, found = GeneratorStage.updates, []
+
+    def stops(self, networks, batch, rng):
+        if batch.step == 4:
+            raise RuntimeError("stopped")
+        return updates(self, networks, batch, rng)
+
+    there = saved(tmp_path / "there")
+    for name in ("whole", "killed"):
+        shutil.copytree(before, tmp_path / name / "run", symlinks=True)
+        path = tiny.write(tmp_path / name, generator__start_from=str(there), generator__learning_rate=1e-2)
+        if name == "killed":
+            with monkeypatch.context() as patch:
+                patch.setattr(GeneratorStage, "updates", stops)
+                with pytest.raises(RuntimeError, match="stopped"):
+                    tiny.run(path, "kl", "generator")
+            assert (folder_of(path) / "checkpoints/step-00000003").is_dir()
+        tiny.run(path, "kl", "generator")
+        found.append(load_file(folder_of(path) / "generator" / FILE))
+    assert same(*found)
+    assert not same(found[0], load_file(there / FILE))
+
+
+def test_content_counts_in_the_address_and_place_does_not(tmp_path):
+    def addresses(folder):
+        return tiny.folders_of(
+            tiny.write(tmp_path, variants={"main": {}}, **({"generator__start_from": str(folder)} if folder else {}))
+        )
+
+    there = saved(tmp_path / "there")
+    copy = Path(shutil.copytree(there, tmp_path / "copy"))
+    without, given, moved = addresses(None), addresses(there), addresses(copy)
+    weights = load_file(copy / FILE)
+    weights["final_layer.linear.bias"] += 1
+    save_file(weights, copy / FILE)
+    others = addresses(copy)
+    assert given == moved
+    assert len({of["generator"] for of in (without, given, others)}) == 3
+    assert without["reference"] == given["reference"]
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        (
+            {"width": 32, "depth": 2},
+            r"\.start_from: .*there: its weights .* \(14 tensors unknown, such as blocks\.1\..*; 26 tensors of another "
+            r"shape, such as pos_embed \[1, 9, 32\], here \[1, 9, 16\] and .*: set STAGE\.model: \{width: 32, depth: 2",
+        ),
+        (
+            {"num_classes": 7},
+            r"y_embedder\S* \[8, 16\], here \[4, 16\]\): it was trained for 7 classes \(here 3\), and data",
+        ),
+        (
+            {"in_channels": 8, "input_size": 4},
+            r"for 8 latent channels \(here 4\), 4 latents along each side \(here 3\), and",
+        ),
+        ({"mlp_ratio": 2.0}, r"3 tensors of another shape.*: no field sets mlp_ratio 2\.0 \(here 4\.0\)"),
+    ],
+    ids=["size", "classes", "latents", "ratio"],
+)
+@pytest.mark.parametrize("stage", ["generator", "reference"])
+def test_what_does_not_fit_is_refused_before_any_stage(tmp_path, stage, form, message):
+    path = tiny.write(tmp_path, **{f"{stage}__start_from": str(saved(tmp_path / "there", **form))})
+    with pytest.raises(ValueError, match=(rf"matched: {stage}.*" + message).replace("STAGE", stage)):
+        pipeline.run(load(path), tmp_path / "run")
+    assert not list(tmp_path.glob("run/stages/*"))
+
+
+def test_numbers_that_a_published_size_stands_for_are_asked_for_instead(tmp_path):
+    path = tiny.write(tmp_path, generator__start_from=str(saved(tmp_path / "there")), generator__model={"size": "S/1"})
+    with pytest.raises(
+        ValueError, match=r"154 tensors missing.* set generator\.model: \{size: null, width: 16, depth: 1, "
+    ):
+        pipeline.run(load(path), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("nothing", "nothing: no generator is here: no config.json; give the folder"),
+        ("", r"no generator is here: no config.json; did you mean \S+/generator\?"),
+        ("cut", r"cut/diffusion_pytorch_model\.safetensors: damaged or cut off"),
+        (
+            "run/kl/generator/generator",
+            r"is replaced when the stage begins; give \S+/run/stages/generator-before/generator$",
+        ),
+        ("run/kl/pipeline/transformer", r"is replaced when the stage begins; give a folder below \S+/run/stages$"),
+    ],
+)
+def test_a_folder_that_is_none_or_will_not_stay_is_refused(tmp_path, folder, message):
+    saved(tmp_path / "generator")
+    (saved(tmp_path / "cut") / FILE).write_bytes((tmp_path / "cut" / FILE).read_bytes()[:-9])
+    (tmp_path / "run/stages/generator-before").mkdir(parents=True)
+    (tmp_path / "run/kl").mkdir()
+    (tmp_path / "run/kl/generator").symlink_to("../stages/generator-before")
+    path = tiny.write(tmp_path, generator__start_from=str(tmp_path / folder))
+    with pytest.raises(ValueError, match=rf"kl: generator\.start_from: .*{message}"):
+        pipeline.run({"kl": load(path)["kl"]}, tmp_path / "run")
+
+
+@pytest.mark.parametrize("over", [{"distribution": {"type": "gaussian"}}, {"teacher": False}])
+def test_a_start_of_a_teacher_that_nothing_trains_is_refused(tmp_path, over):
+    given = {f"reference__{name}": value for name, value in over.items()}
+    objective = {"matching__objective": {"type": "transport"}}
+    path = tiny.write(tmp_path, reference__start_from=str(saved(tmp_path / "there")), **objective, **given)
+    with pytest.raises(ValueError, match=r"matched: reference\.start_from: no teacher is trained here; leave it out"):
+        pipeline.run(load(path), tmp_path / "run")
+
+
+def sharded(rank, path, out):
+    distributed.start()
+    job = next(job for job in plan({"kl": load(path)["kl"]}, path.parent / "run") if job.stage.name == "generator")
+    stage = job.stage(
+        job.recipe.section("generator"), Inputs(job.recipe, "", job.folder, job.reads, torch.device("cpu"))
+    )
+    trainer = Trainer(stage)
+    network, average = trainer.networks.generator, trainer.averages["generator"]
+    share = sum(p.to_local().numel() for p in network.parameters()) / sum(p.numel() for p in network.parameters())
+    whole = {name: sharding.whole_tensor(value.detach()) for name, value in network.state_dict().items()}
+    followed = [sharding.whole_tensor(value) for value in average.tensors]
+    torch.save((share, whole, followed), f"{out}/{rank}")
+    distributed.stop()
+
+
+@pytest.mark.slow
+def test_two_ranks_that_share_a_network_have_the_weights_in_parts(tmp_path):
+    there = saved(tmp_path / "there")
+    path = tiny.write(tmp_path, generator__start_from=str(there), run__shard=True)
+    assert processes.on_ranks(sharded, path, str(tmp_path)) == [0, 0]
+    wanted = load_file(there / FILE)
+    trained = [wanted[name] for name, p in LightningDiT(**FITS).named_parameters() if p.requires_grad]
+    for rank in range(2):
+        share, whole, followed = torch.load(tmp_path / str(rank))
+        assert share < 0.6
+        assert same(whole, wanted)
+        assert all(torch.equal(a, b) for a, b in zip(followed, trained, strict=True))
