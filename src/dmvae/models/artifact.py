@@ -8,6 +8,7 @@ from typing import TypeVar, cast
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -15,11 +16,11 @@ from dmvae.registry import NoMember, cause_of
 from dmvae.runtime.files import atomic_write, read_json
 
 M = TypeVar("M", bound=ModelMixin)
-BELOW = {
+NEAR = {
     "tokenizer": ("vae", "autoencoder", "pipeline/vae", "latents/autoencoder"),
     "generator": ("transformer", "generator", "teacher", "pipeline/transformer", "generator/generator"),
 }
-"""Where an artifact lies in a folder that may be given in its place."""
+"""Where an artifact lies below a folder that is named in its place; below RUN/VARIANT it is the last one."""
 
 
 def save_network(module: nn.Module, folder: Path) -> None:
@@ -37,11 +38,11 @@ def artifact_class(folder: str | Path, known: Iterable[type[M]], what: str) -> t
     errors. Raises ValueError where it is none of them."""
     file, classes = Path(folder) / "config.json", {cls.__name__: cls for cls in known}
     if not file.is_file():
-        places = (Path(folder) / below for below in BELOW[what])
+        places = [Path(folder) / below for below in NEAR.get(what, ())]
         near = next((place for place in places if (place / "config.json").is_file()), None)
         how = f"did you mean {near}?" if near else f"give the folder that a {what} was saved in"
-        if what == "tokenizer" and not near:
-            how += ", such as RUN/VARIANT/latents/autoencoder"
+        if places and not near:
+            how += f", such as RUN/VARIANT/{NEAR[what][-1]}"
         raise ValueError(f"{folder}: no {what} is here: no config.json; {how}")
     try:
         name = str(read_json(file, dict).get("_class_name"))
@@ -50,6 +51,27 @@ def artifact_class(folder: str | Path, known: Iterable[type[M]], what: str) -> t
     if name not in classes:
         raise ValueError(f"{folder}: holds {name}, not {' or '.join(classes)}")
     return classes[name]
+
+
+def require_weights(folder: Path) -> None:
+    """Raise ValueError where no weights lie beside the config, or a safetensors file of them is cut off; by their names
+    and heads alone, so that a dry run can ask."""
+    files = [file for ending in ("safetensors", "bin") for file in sorted(folder.glob(f"*.{ending}"))]
+    if not files:
+        raise ValueError(f"{folder}: no weights are here: no .safetensors or .bin; copy the folder again")
+    if all("." in file.stem for file in files):  # as diffusers names those of a variant, model.fp16.safetensors
+        variant = files[0].stem.partition(".")[2].partition("-")[0]
+        raise ValueError(
+            f"{folder}: {files[0].name} is of the variant {variant!r}, and no others are here: load it in diffusers "
+            f"with variant={variant!r}, save_pretrained it to another folder, and name that one"
+        )
+    for file in files:
+        if file.suffix == ".safetensors":
+            try:
+                with safe_open(file, "pt"):
+                    pass
+            except SafetensorError as error:
+                raise ValueError(f"{file}: damaged or cut off ({error}); copy the folder again") from error
 
 
 def load_strictly(cls: type[M], path: str | Path, **kwargs: object) -> M:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from dmvae.config import Values
+from dmvae.models.artifact import require_weights
 from dmvae.models.base import Model
 from dmvae.runtime.hashing import place_hash
 from dmvae.tokenizers import TokenizerSource
@@ -68,24 +68,3 @@ def _blank(cls: Any, config: Values) -> nn.Module:
         return cls.from_config(config)
     takes = inspect.signature(cls.__init__).parameters
     return cls.from_config({name: value for name, value in config.items() if name in takes or name.startswith("_")})
-
-
-def require_weights(folder: Path) -> None:
-    """Raise ValueError where no weights lie beside the config, or a safetensors file of them is cut off; by their names
-    and heads alone, so that a dry run can ask."""
-    files = [file for ending in ("safetensors", "bin") for file in sorted(folder.glob(f"*.{ending}"))]
-    if not files:
-        raise ValueError(f"{folder}: no weights are here: no .safetensors or .bin; copy the folder again")
-    if all("." in file.stem for file in files):  # as diffusers names those of a variant, model.fp16.safetensors
-        variant = files[0].stem.partition(".")[2].partition("-")[0]
-        raise ValueError(
-            f"{folder}: {files[0].name} is of the variant {variant!r}, and no others are here: load it in diffusers "
-            f"with variant={variant!r}, save_pretrained it to another folder, and name that one"
-        )
-    for file in files:
-        if file.suffix == ".safetensors":
-            try:
-                with safe_open(file, "pt"):
-                    pass
-            except SafetensorError as error:
-                raise ValueError(f"{file}: damaged or cut off ({error}); copy the folder again") from error

@@ -15,13 +15,12 @@ from dmvae import config as configs
 from dmvae.config import Values
 from dmvae.generators import GeneratorConfig
 from dmvae.inputs import Inputs
-from dmvae.models.artifact import artifact_class
+from dmvae.models.artifact import artifact_class, require_weights
 from dmvae.models.base import Model
 from dmvae.runtime.done import require_intact
 from dmvae.runtime.files import read_json
 from dmvae.runtime.hashing import place_hash
 from dmvae.runtime.words import counted
-from dmvae.tokenizers.files import require_weights
 from dmvae.training.stage import TrainingConfig
 
 OF_DATA = {"num_classes": "classes", "in_channels": "latent channels", "input_size": "latents along each side"}
