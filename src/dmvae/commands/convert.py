@@ -1,4 +1,4 @@
-"""`dmvae import` and `export`: the authors' released weights and our artifacts."""
+"""`dmvae import` and `export`: the authors' released weights and our artifacts; samples for ADM's evaluation suite."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from pathlib import Path
 from torch import nn
 
 from dmvae.commands.parser import Parser
+from dmvae.evaluation.images import FolderImages, Images, SampleFiles, write_npz
 from dmvae.interop import official
 from dmvae.models.artifact import save_network
 from dmvae.runtime.console import console
+from dmvae.runtime.done import require_intact
+from dmvae.runtime.files import require_place
+from dmvae.runtime.words import counted
 
 ARTIFACT = re.compile(r"config\.json|diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 """Files of a folder that `save_pretrained` wrote."""
@@ -52,10 +56,29 @@ def _require_own(out: Path, read: Path) -> None:
 
 
 def export(command: str, arguments: list[str]) -> None:
-    parser = Parser(prog=f"dmvae {command}", description="Our tokenizer -> a file that the authors' code loads.")
-    parser.add_argument("kind", choices=["official-vae"])
-    parser.add_argument("folder", type=Path, help="folder of the tokenizer")
-    parser.add_argument("--out", type=Path, required=True, help="file to write, .pt or .safetensors")
+    parser = Parser(
+        prog=f"dmvae {command}",
+        description="official-vae: our tokenizer -> a file that the authors' code loads. adm-samples: samples -> the "
+        ".npz that ADM's evaluation suite reads.",
+    )
+    parser.add_argument("kind", choices=["official-vae", "adm-samples"])
+    parser.add_argument(
+        "folder", type=Path, help="of the tokenizer; of a run's samples (RUN/VARIANT/sample/guidance-1), or of images"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="file to write, .pt or .safetensors; .npz of samples")
     known = parser.read(arguments)
-    official.export_vae(known.folder, known.out)
-    console.print(str(known.out))
+    if known.kind == "official-vae":
+        official.export_vae(known.folder, known.out)
+        console.print(str(known.out))
+    else:
+        _export_samples(known.folder, known.out)
+
+
+def _export_samples(folder: Path, out: Path) -> None:
+    if out.suffix != ".npz":
+        raise ValueError(f"--out {out}: samples are written as .npz, name it so")
+    require_place("--out", out)
+    of_a_run = any(folder.glob("samples-*.safetensors"))
+    images: Images = SampleFiles(require_intact(folder)) if of_a_run else FolderImages(folder)
+    write_npz(images, out)
+    console.print(f"{counted(len(images), 'image')}: {out}")
