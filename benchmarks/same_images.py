@@ -40,6 +40,7 @@ def main() -> None:
             num_inference_steps=sample["steps"],
             guidance_scale=scale,
             guidance_interval=tuple(sample["guidance_interval"]),
+            guidance_channels=sample.get("guidance_channels"),
             time_shift=sample["time_shift"],
             output_type="pt",
         ).images

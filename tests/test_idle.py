@@ -33,6 +33,7 @@ DMD = {"objective": {"type": "dmd"}, "balance": "gradient", "noise": "none"}
         ({"matching.objective.ratio_width": 64}, "matching.objective.ratio_width: 64 changes nothing"),
         ({"sample.last_step": 0.1}, "sample.last_step: 0.1 changes nothing: it only acts with sample.method: sde"),
         ({"sample.guidance_interval": [0.2, 0.5]}, "sample.guidance_interval: [0.2, 0.5] changes nothing"),
+        ({"sample.guidance_channels": 2}, "sample.guidance_channels: 2 changes nothing: a guidance scale of 1 guides"),
         (
             {"generator.model": {"size": "Mini/1", "heads": 3}},
             "generator.model.width: 16, depth: 1, heads: 3 change nothing: generator.model.size says it",
@@ -85,6 +86,7 @@ def test_what_nothing_reads_is_told(tmp_path, given, told):
         ({"matching.model.width": 48}, {"reference.distribution": {"type": "gaussian"}}),
         ({"sample.last_step": 0.1}, {"sample.method": "sde"}),
         ({"sample.guidance_interval": [0.2, 0.5]}, {"sample.guidance": [1.0, 2.0]}),
+        ({"sample.guidance_channels": 2}, {"sample.guidance": [1.0, 2.0]}),
         ({"generator.model": {"width": 48, "heads": 3}}, {}),
         ({"matching.time_shift": 3.0}, {"matching.objective": {"type": "teacher_loss"}}),
         ({"matching.label_dropout": 0.2}, {}),

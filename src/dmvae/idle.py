@@ -92,17 +92,17 @@ IDLE: Mapping[str, tuple[Callable[[Recipe], bool], str]] = {
         lambda r: r.section("sample").method in ("euler", "heun", "midpoint"),
         "it only acts with sample.method: sde",
     ),
-    "sample.guidance_interval": (
+    "sample.guidance_interval|guidance_channels": (
         lambda r: set(r.section("sample").guidance) == {1.0},
-        "a guidance scale of 1 guides at no time",
+        "a guidance scale of 1 guides nothing",
     ),
     **{
         f"{place}.width|depth|heads|patch_size": (partial(sized, place=place), f"{place}.size says it")
         for place in MODELS
     },
 }
-"""Field, or some of one section -> (whether nothing reads it in a recipe that has its section, why). A stage's
-fields whose default is null are refused instead, by its `problems`."""
+"""Field, or some of one section -> (whether nothing reads it in a recipe that has its section, why). Fields whose
+default is null are mostly refused instead, by the `problems` of their stages."""
 
 
 def idle(recipes: Mapping[str, Recipe]) -> list[str]:

@@ -28,7 +28,7 @@ from dmvae.evaluation.metrics import Figure, Metric, Scores, Sets, measured_late
 from dmvae.interop.pipeline import DMVAEPipeline
 from dmvae.models.dit import LightningDiT
 from dmvae.runtime import distributed
-from dmvae.stages.sample import SampleConfig, image_seed
+from dmvae.stages.sample import SampleConfig, drawn_labels, image_seed
 from dmvae.tokenizers.autoencoder import Autoencoder
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -204,6 +204,7 @@ def test_batches_of_generated_images_change_nothing():
 def test_generated_images_are_the_pipeline_s_with_every_option():
     pipeline = small_pipeline()
     options = {"steps": 4, "guidance": (3.0,), "guidance_interval": (0.2, 0.9), "time_shift": 2.0}
+    options |= {"guidance_channels": 2, "labels": "random"}
 
     def drawn(seed=5, **over):
         images = Generated(pipeline, SampleConfig(count=3, **options | over), seed=seed, device=torch.device("cpu"))
@@ -211,11 +212,12 @@ def test_generated_images_are_the_pipeline_s_with_every_option():
 
     images = drawn()
     direct = pipeline(
-        [0, 1, 2],
+        drawn_labels(SampleConfig(count=3, labels="random"), 5, 3).tolist(),
         generator=[torch.Generator().manual_seed(image_seed(5, i)) for i in range(3)],
         num_inference_steps=4,
         guidance_scale=3.0,
         guidance_interval=(0.2, 0.9),
+        guidance_channels=2,
         time_shift=2.0,
         output_type="pt",
     ).images
@@ -224,6 +226,8 @@ def test_generated_images_are_the_pipeline_s_with_every_option():
         {"steps": 5},
         {"guidance": (1.0,)},
         {"guidance_interval": (0.0, 1.0)},
+        {"guidance_channels": None},
+        {"labels": "equal"},
         {"time_shift": 1.0},
         {"seed": 6},
     ):

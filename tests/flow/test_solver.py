@@ -6,6 +6,7 @@ import torch
 from dmvae.flow import solver
 from dmvae.flow.guidance import guided
 from dmvae.flow.solver import Sampling
+from dmvae.models.dit import LightningDiT
 from dmvae.references.gaussian import Gaussian
 
 S = 2.0
@@ -112,6 +113,35 @@ def test_guidance_interval_is_per_sample_and_scale_one_is_the_network():
     assert torch.allclose(out[[0, 2]], cond[[0, 2]], atol=1e-5)
     assert not torch.allclose(out[1], cond[1])
     assert torch.equal(guided(toy, 1.0, 9)(z, t, y), toy(z, t, y))
+
+
+@pytest.mark.parametrize("weak", [None, lambda z_t, t, y: 0.5 * z_t - y.view(-1, 1, 1, 1)])
+def test_guidance_of_the_first_channels_leaves_the_others_as_the_network_has_them(weak):
+    z, t, y = torch.randn(3, 4, 2, 2), torch.tensor([0.1, 0.5, 0.9]), torch.tensor([0, 1, 2])
+    found = {k: guided(toy, 3.0, 9, (0.0, 0.6), weak, k)(z, t, y) for k in (None, 1, 3, 4)}
+    for k in (1, 3):
+        assert torch.equal(found[k][:, :k], found[None][:, :k])
+        assert torch.equal(found[k][:, k:], toy(z, t, y)[:, k:])
+        assert not torch.allclose(found[k][0, k:], found[None][0, k:])
+    assert torch.equal(found[4], found[None])
+
+
+def test_a_network_s_samples_are_guided_in_these_channels():
+    """One Euler step adds the velocity to the noise."""
+    torch.manual_seed(0)
+    network = LightningDiT(in_channels=4, input_size=2, width=16, depth=1, heads=2, num_classes=3).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)  # a new one's velocity is 0
+    noise, y = torch.randn(3, 4, 2, 2), torch.tensor([0, 1, 2])
+
+    def step(scale, channels=None):
+        settings = Sampling(steps=1, guidance=scale, guidance_channels=channels)
+        with torch.no_grad():
+            return network.sample(noise, y, settings)
+
+    plain, whole, some = step(1.0), step(4.0), step(4.0, 3)
+    assert torch.allclose(some, torch.cat([whole[:, :3], plain[:, 3:]], dim=1), atol=1e-5)
+    assert (whole[:, 3:] - plain[:, 3:]).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize(

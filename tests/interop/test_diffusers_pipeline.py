@@ -214,6 +214,8 @@ def test_the_parts_load_on_their_own(run):
         ({"class_labels": 0, "guidance_scale": float("nan")}, "guidance_scale: expected a number, -1000 to 1000"),
         ({"class_labels": 0, "guidance_interval": (0, 2)}, r"guidance_interval\[1\]: expected a number, 0 to 1, got 2"),
         ({"class_labels": 0, "guidance_interval": (0.7, 0.2)}, "its first time is after its second"),
+        ({"class_labels": 0, "guidance_channels": 0}, "guidance_channels: expected a whole number, 1 to 65536, got 0"),
+        ({"class_labels": 0, "guidance_channels": 5}, "guidance_channels: 5 of latents that have 4; give fewer"),
         ({"class_labels": 0, "time_shift": 0}, "time_shift: expected a number, 0.001 to 1000, got 0"),
         ({"class_labels": 0, "callback_on_step_end_tensor_inputs": ["noise"]}, "noise"),
     ],

@@ -62,6 +62,18 @@ def test_guidance_needs_labels_to_be_dropped(tmp_path, objective, distribution, 
         assert f"{stage}.label_dropout: 0 teaches" in problem
 
 
+def test_channels_without_guidance_ask_for_labels(tmp_path):
+    section = {"sample__guidance": [0.0], "generator__label_dropout": 1.0}
+    assert told(tmp_path, **section) == []
+    (found,) = told(tmp_path, **section, sample__guidance_channels=2)
+    assert re.match(r"generator\.label_dropout: 1 teaches no .*guidance \[0\.0\], at all times and in all", found)
+
+
+def test_more_channels_than_latents_have_are_not_guided(tmp_path):
+    (found,) = told(tmp_path, sample__guidance=[2.0], sample__guidance_channels=5)
+    assert re.match(r"sample\.guidance_channels: 5 of latents that have 4; give fewer, or leave it out", found)
+
+
 @pytest.mark.parametrize("stage", ["reference", "matching", "generator"])
 def test_labels_that_are_never_kept_are_not_asked_for(tmp_path, stage):
     section = {"objective": {"type": "dmd"}, "batch_size": 16, "steps": 900, "model": tiny.DIT}
@@ -79,6 +91,7 @@ def test_labels_that_are_never_kept_are_not_asked_for(tmp_path, stage):
         (0.0, {"guidance": [1.0]}, False),
         (0.0, {"guidance": [1.0, 3.0]}, True),
         (0.0, {"guidance": [3.0], "guide": 2}, False),
+        (0.1, {"guidance": [3.0], "guidance_channels": 4}, False),
     ],
 )
 def test_so_does_that_of_the_stage_sample(tmp_path, dropout, sample, refused):

@@ -39,6 +39,8 @@ READING: dict[str, tuple[type, ...]] = {
     "steps": (int,),
     "guidance": (int, float),
     "guidance_interval": (list, tuple),
+    "guidance_channels": (int,),
+    "labels": (str,),
     "time_shift": (int, float),
     "seed": (int,),
 }

@@ -10,17 +10,18 @@ from torch import Tensor
 
 from dmvae import config as configs
 from dmvae.datasets.pixels import to_uint8
+from dmvae.flow.guidance import require_channels
 from dmvae.runtime.hashing import digest
 from dmvae.runtime.precision import Precision, autocast
-from dmvae.stages.sample import SampleConfig, balanced_labels, image_seed
+from dmvae.stages.sample import SampleConfig, drawn_labels, image_seed
 
 BLOCK = 64
 """Images drawn at once."""
 
 
 class Generated:
-    """`sample.count` images of a DMVAEPipeline, the same number of every class that it has learned, image i from a seed
-    of its own: so neither batches nor ranks change it. The pipeline takes Euler steps. `labels` count its classes.
+    """`sample.count` images of a DMVAEPipeline, of the classes that it has learned, image i from a seed of its own: so
+    neither batches nor ranks change it. The pipeline takes Euler steps. `labels` count its classes.
     """
 
     def __init__(
@@ -28,14 +29,16 @@ class Generated:
     ) -> None:
         if sample.method != "euler":
             raise ValueError(f"a pipeline takes Euler steps, not {sample.method!r}")
+        require_channels(sample.guidance_channels, pipeline.transformer.config.in_channels)
         self.pipeline, self.sample, self.seed, self.device, self.precision = pipeline, sample, seed, device, precision
         pipeline.set_progress_bar_config(disable=True)
         self.learned = torch.tensor(sorted(pipeline.classes) or range(pipeline.transformer.config.num_classes))
-        self.labels: Tensor | None = balanced_labels(sample.count, len(self.learned))
+        self.labels: Tensor | None = drawn_labels(sample, seed, len(self.learned))
         sampler = configs.plain(sample) | {"seed": seed}
         del sampler["batch_size"], sampler["guide"]  # the first changes nothing, the second is the pipeline's
         classes = [name for _, name in sorted(pipeline.classes.items())]
-        self.facts = {"kind": "generated", "sampler": sampler, "labels": "balanced", "classes": digest(tuple(classes))}
+        labels = "balanced" if sample.labels == "equal" else sample.labels
+        self.facts = {"kind": "generated", "sampler": sampler, "labels": labels, "classes": digest(tuple(classes))}
         self.facts["size"] = pipeline.transformer.config.input_size * pipeline.vae.stride
 
     def __len__(self) -> int:
@@ -55,6 +58,7 @@ class Generated:
                     guidance_scale=self.sample.guidance[0],
                     guidance_interval=tuple(self.sample.guidance_interval),
                     time_shift=self.sample.time_shift,
+                    guidance_channels=self.sample.guidance_channels,
                     output_type="pt",
                 ).images
             wanted = slice(max(0, chosen.start - start), chosen.stop - start)

@@ -88,12 +88,16 @@ def _parser(command: str) -> Parser:
     only = parser.add_argument_group("tokenizer")
     only.add_argument("--lpips", action="store_const", const=True, help="LPIPS of VGG-16 too")
     only = parser.add_argument_group("samples")
-    only.add_argument("--count", type=int, help="images, the same number of every class (10000)")
+    only.add_argument("--count", type=int, help="images (10000)")
     only.add_argument("--steps", type=int, help="Euler steps (50)")
     only.add_argument("--guidance", type=float, help="guidance scale (1)")
     only.add_argument(
         "--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="times in which it acts (0 1)"
     )
+    only.add_argument(
+        "--guidance-channels", type=int, metavar="K", help="it acts in the first K channels of the latents alone (all)"
+    )
+    only.add_argument("--labels", choices=["equal", "random"], help="of every class as many, or drawn (equal)")
     only.add_argument("--time-shift", type=float, help="shift of the times towards noise (1)")
     only.add_argument("--seed", type=int, help="image i's seed is seed * 1,000,000 + i (0)")
     parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], help="of tokenizer and pipeline (auto)")

@@ -193,6 +193,8 @@ def measure_samples(
     steps: int = 50,
     guidance: float = 1.0,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
+    guidance_channels: int | None = None,
+    labels: str = "equal",
     time_shift: float = 1.0,
     seed: int = 0,
     precision: Precision = "auto",
@@ -211,6 +213,8 @@ def measure_samples(
             "steps": steps,
             "guidance": [guidance],
             "guidance_interval": guidance_interval,
+            "guidance_channels": guidance_channels,
+            "labels": labels,
             "time_shift": time_shift,
         },
     )

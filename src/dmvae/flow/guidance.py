@@ -23,15 +23,25 @@ def require_interval(interval: tuple[float, float]) -> None:
         raise ValueError(f"guidance_interval: its first time is after its second, {list(interval)}")
 
 
+def require_channels(channels: int | None, there: int) -> None:
+    """Raise ValueError for more channels to guide than latents have."""
+    if channels is not None and channels > there:
+        raise ValueError(
+            f"guidance_channels: {channels} of latents that have {there}; give fewer, or leave it out for all"
+        )
+
+
 def guided(
     velocity: Velocity,
     scale: float,
     null_label: int,
     interval: tuple[float, float] = (0.0, 1.0),
     guide: Velocity | None = None,
+    channels: int | None = None,
 ) -> Velocity:
-    """v_guide + scale * (v - v_guide) for times inside `interval`, v outside of it. v_guide is the velocity without a
-    label, or that of another network, a weaker one, with it (autoguidance, arXiv 2406.02507).
+    """v_guide + scale * (v - v_guide) for times inside `interval` and in the first `channels`, which are all unless
+    given; v elsewhere. v_guide is the velocity without a label, or that of another network, a weaker one, with it
+    (autoguidance, arXiv 2406.02507).
 
     `scale` = 1 calls the network once, on the labels given. Times are compared per sample, so a
     batch may mix times inside and outside the interval. Kynkaanniemi et al., arXiv 2404.07724.
@@ -48,6 +58,7 @@ def guided(
             cond, other = (as_velocity(network(z_t, t, labels), z_t) for network in (velocity, guide))
         inside = (t >= interval[0] - ROUNDING) & (t <= interval[1] + ROUNDING)
         w = torch.where(inside, scale, 1.0).to(cond.dtype).view(-1, *[1] * (z_t.ndim - 1))
-        return other + w * (cond - other)
+        found = other + w * (cond - other)
+        return found if channels is None else torch.cat([found[:, :channels], cond[:, channels:]], dim=1)
 
     return call

@@ -21,11 +21,11 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from dmvae import config as configs
 from dmvae.datasets.pixels import to_uint8
-from dmvae.flow.guidance import Velocity, guided, require_interval
+from dmvae.flow.guidance import Velocity, guided, require_channels, require_interval
 from dmvae.flow.solver import time_grid
 from dmvae.models.base import Model, Tokenizer
 from dmvae.models.dit import LightningDiT
-from dmvae.ranges import Guidance, SamplerSteps, Share, TimeShift
+from dmvae.ranges import Guidance, SamplerSteps, Share, TimeShift, Width
 from dmvae.registry import nearest
 from dmvae.runtime.done import require_intact
 from dmvae.runtime.words import few
@@ -49,6 +49,7 @@ class Drawing:
     num_inference_steps: SamplerSteps
     guidance_interval: tuple[Share, Share]
     time_shift: TimeShift
+    guidance_channels: Width | None
 
     def __post_init__(self) -> None:
         configs.checked(self)
@@ -155,6 +156,7 @@ class DMVAEPipeline(DiffusionPipeline):
         num_inference_steps: int = 50,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         time_shift: float = 1.0,
+        guidance_channels: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
         output_type: str = "pil",
@@ -170,6 +172,7 @@ class DMVAEPipeline(DiffusionPipeline):
                 (noise) to 1 (data). v_guide is the guide's, or the transformer's without a label.
             num_inference_steps: steps from noise to data.
             time_shift: moves the steps towards noise, see `dmvae.flow.path.shift_time`.
+            guidance_channels: the first channels of the latents, in which alone guidance acts; None is all.
             generator: one for the batch, or one for every image: then image i does not depend on the others.
             latents: noise [n, C, H, W] to start from, instead of the generator's.
             output_type: "pil"; "np" [n, h, w, c] or "pt" [n, c, h, w] in [0, 1]; "latent": normalised latents.
@@ -185,7 +188,7 @@ class DMVAEPipeline(DiffusionPipeline):
         unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
         if unknown:
             raise ValueError(f"callback_on_step_end_tensor_inputs: {sorted(unknown)} is not in ['latents']")
-        drawing = Drawing(guidance_scale, num_inference_steps, guidance_interval, time_shift)
+        drawing = Drawing(guidance_scale, num_inference_steps, guidance_interval, time_shift, guidance_channels)
         device, config = self._execution_device, self.transformer.config
         labels = torch.tensor(self._label_numbers(class_labels), device=device)
         _require_generators(generator, len(labels))
@@ -217,8 +220,9 @@ class DMVAEPipeline(DiffusionPipeline):
     def _guided(self, drawing: Drawing) -> Velocity:
         own, guide = (partial(self._velocity, part) if part else None for part in (self.transformer, self.guide))
         assert own is not None
-        null, interval = self.transformer.config.num_classes, drawing.guidance_interval
-        return guided(own, drawing.guidance_scale, null, interval, guide)
+        config, channels = self.transformer.config, drawing.guidance_channels
+        require_channels(channels, config.in_channels)
+        return guided(own, drawing.guidance_scale, config.num_classes, drawing.guidance_interval, guide, channels)
 
     def _velocity(self, network: Model, z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         return network(z_t.to(network.dtype), t, labels).float()

@@ -53,5 +53,5 @@ class VelocityModel(Model):
     ) -> Iterator[Tensor]:
         """The state after every step of `sample`, the last of which is what it returns."""
         null, interval = self.config.num_classes, settings.guidance_interval
-        velocity = guided(self, settings.guidance, null, interval, settings.guide)
+        velocity = guided(self, settings.guidance, null, interval, settings.guide, settings.guidance_channels)
         return trajectory(velocity, noise, labels, settings, normal)

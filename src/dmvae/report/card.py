@@ -107,6 +107,8 @@ def _arguments(job: Job) -> str:
         "guidance_interval": tuple(sample.guidance_interval),
         "time_shift": sample.time_shift,
     }
+    if sample.guidance_channels is not None:
+        arguments["guidance_channels"] = sample.guidance_channels
     return "".join(f", {name}={value!r}" for name, value in arguments.items())
 
 

@@ -283,7 +283,8 @@ class Measuring:
         }
         if "sample" in inputs.reads:
             sampler = inputs.config_of("sample")
-            measured |= {"sampler": sampler, "labels": "balanced", "count": sampler["count"]}
+            labels = "balanced" if sampler.get("labels", "equal") == "equal" else sampler["labels"]
+            measured |= {"sampler": sampler, "labels": labels, "count": sampler["count"]}
         if "generator" in inputs.reads:
             measured["ema"] = inputs.config_of("generator")["ema"]
         networks: list[Extractor | PerceptualDistance] = [*self.extractors, *([self.lpips] if self.lpips else [])]

@@ -1,4 +1,4 @@
-"""Stage `sample`: images from the generator, the same number of every class.
+"""Stage `sample`: images from the generator, the same number of every class or of classes drawn at random.
 
 Image i has a random generator and a seed of its own (`image_seed`). So it does not depend on the batch size or the
 number of ranks, and the diffusers pipeline draws the same image from that seed. Of the first guidance scale the first
@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from dmvae import config as configs
 from dmvae.datasets.pixels import to_uint8
-from dmvae.flow.guidance import Velocity, require_interval
+from dmvae.flow.guidance import Velocity, require_channels, require_interval
 from dmvae.flow.path import unlike
 from dmvae.flow.samplers import Sampler, Sampling
 from dmvae.generators import Generator
@@ -24,12 +25,13 @@ from dmvae.inputs import Inputs, generator_of, kept_steps
 from dmvae.latents.store import LatentSet
 from dmvae.models.base import Tokenizer
 from dmvae.models.velocity import VelocityModel
-from dmvae.ranges import BatchSize, Count, Decay, Guidance, SamplerSteps, Share, TimeShift
+from dmvae.ranges import BatchSize, Count, Decay, Guidance, SamplerSteps, Share, TimeShift, Width
 from dmvae.registry import find, names, nearest
 from dmvae.runtime import distributed
 from dmvae.runtime.console import Bar
 from dmvae.runtime.files import write_tensors
 from dmvae.runtime.precision import autocast, uses_bf16
+from dmvae.runtime.random import Random
 from dmvae.runtime.transfer import send
 from dmvae.stages.generator import GeneratorTraining
 from dmvae.stages.modelled import KEPT
@@ -43,7 +45,7 @@ class SampleConfig:
     """Sampling."""
 
     count: Count = 10000
-    """Images, the same number of every class (the first classes get one more where it does not divide)."""
+    """Images, of the classes that `labels` says."""
     batch_size: BatchSize = 250
     """Images at a time, on each rank."""
     method: str = "euler"
@@ -65,6 +67,12 @@ class SampleConfig:
     guide: Count | None = configs.added(None)
     """Step of the snapshot that guides in place of the velocity without a label, an early and so a weaker one
     (autoguidance, arXiv 2406.02507), at scales other than 1; null is classifier-free guidance."""
+    guidance_channels: Width | None = configs.added(None)
+    """The first channels of the latents, in which alone guidance acts; the others have the velocity with the label
+    alone. LightningDiT guides 3 of 32. null is all."""
+    labels: Literal["equal", "random"] = configs.added("equal")
+    """"equal": of every class the same number (the first classes get one more where it does not divide); "random": each
+    image's class is drawn, all being as likely."""
 
     def __post_init__(self) -> None:
         if self.method not in names(Sampler):
@@ -84,6 +92,7 @@ class SampleConfig:
             last_step=self.last_step,
             guidance=scale,
             guidance_interval=self.guidance_interval,
+            guidance_channels=self.guidance_channels,
             guide=guide,
         )
 
@@ -110,7 +119,7 @@ class SampleStage(Stage[SampleConfig]):
             compile_networks(nn.ModuleDict(networks))
         # of a class without an image the generator knows nothing
         known = LatentSet(inputs.reads["latents"] / "latents").labels.unique()
-        labels = known[balanced_labels(config.count, len(known))]
+        labels = known[drawn_labels(config, inputs.seed, len(known))]
         with Bar(f"{inputs.variant}  {self.name}", config.count * len(config.guidance), "images") as bar:
             for scale in config.guidance:
                 folder = samples_folder(inputs.out, scale)
@@ -154,10 +163,11 @@ class SampleStage(Stage[SampleConfig]):
                 f"sample.guide: step {config.guide} is no earlier than the network that it guides, of step "
                 f"{config.snapshot or training.steps}; give an earlier one"
             )
-        if training.label_dropout == 1 and (set(config.guidance) != {0.0} or config.guidance_interval != (0.0, 1.0)):
+        everywhere = config.guidance_interval == (0.0, 1.0) and config.guidance_channels is None
+        if training.label_dropout == 1 and (set(config.guidance) != {0.0} or not everywhere):
             yield (
                 "generator.label_dropout: 1 teaches no velocity with a label, and samples are asked for by label; give "
-                "a share such as 0.1, or sample.guidance [0.0]"
+                "a share such as 0.1, or sample.guidance [0.0], at all times and in all channels"
             )
         flow = issubclass(training.model.network, VelocityModel)
         if config.guide is None and flow and training.label_dropout == 0 and set(config.guidance) != {1.0}:
@@ -170,6 +180,12 @@ class SampleStage(Stage[SampleConfig]):
             yield "sample.guide: a guidance scale of 1 asks nothing to guide; add others to sample.guidance"
         if config.guide is not None and not flow:
             yield f"sample.guide: {training.model.type!r} has no velocity to guide; set it to null"
+        if config.guidance_channels is not None:
+            channels = inputs.latent_shape[0]
+            try:
+                require_channels(config.guidance_channels, channels)
+            except ValueError as error:
+                yield f"sample.{error}"
 
     @classmethod
     def require(cls, config: SampleConfig, inputs: Inputs) -> None:
@@ -231,6 +247,14 @@ def generate_latents(
 def image_seed(seed: int, i: int) -> int:
     """The seed of image i of a recipe's samples. torch's CPU generator reads 32 bits of it."""
     return (seed * 1_000_000 + i) % 2**32
+
+
+def drawn_labels(config: SampleConfig, seed: int, num_classes: int) -> Tensor:
+    """int64 [count], below num_classes: what `config.labels` says. Random ones are drawn all at once, so that neither batches nor ranks
+    change them."""
+    if config.labels == "random":
+        return Random.alone("sample labels", seed).integers(num_classes, config.count)
+    return balanced_labels(config.count, num_classes)
 
 
 def balanced_labels(count: int, num_classes: int) -> Tensor:

@@ -30,6 +30,8 @@ class Sampling:
     """Guidance scale; 1 is none."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     """Times in which guidance acts."""
+    guidance_channels: int | None = None
+    """The first channels, in which alone it acts; None is all."""
     guide: Velocity | None = None
     """A weaker network for autoguidance; None: classifier-free, by the same network's velocity without a label."""
 
