@@ -140,9 +140,9 @@ def figures(job: Job, seed: int, count: int | None = None, step: int | None = No
     return found
 
 
-def _generator(job: Job, step: int | None) -> Generator:
+def _generator(job: Job, of: int | Path | None) -> Generator:
     """Raises ValueError where no snapshot of that step was kept."""
-    return load_generator(job.reads["generator"] / generator_of(step)).eval()
+    return load_generator(job.reads["generator"] / generator_of(of)).eval()
 
 
 def draw(curves: dict[str, Curve], file: Path) -> None:

@@ -218,9 +218,12 @@ def kept_steps(folder: Path) -> list[int]:
     return sorted(int(kept.name[5:]) for kept in folder.glob("snapshots/step-*"))
 
 
-def generator_of(step: int | None) -> str:
-    """Where in its stage's folder the generator of that step is; None is the finished one."""
-    return "generator" if step is None else f"{snapshot(step)}/generator"
+def generator_of(of: int | Path | None) -> str:
+    """Where in its stage's folder the generator of that step is; None is the finished one. A folder is one of another
+    training, wherever it lies: its full path, which stays as it is below any folder."""
+    if isinstance(of, Path):
+        return str(of.absolute())
+    return "generator" if of is None else f"{snapshot(of)}/generator"
 
 
 def build_autoencoder(sections: Sections) -> Autoencoder:

@@ -37,7 +37,7 @@ MERGED = "merged.json"
 """In a folder that is made of other runs' stages: which."""
 PIPELINE = "pipeline"
 STEPS = ("snapshot", "guide")
-"""Fields of `sample` that name the step of a generator which the pipeline holds."""
+"""Fields of `sample` that name a generator which the pipeline holds, by its step or, another's, by its folder."""
 
 
 @dataclass(frozen=True)
@@ -250,13 +250,21 @@ def _remove_stale(jobs: list[Job], run_dir: Path) -> None:
             console.print(f"{folder}: removed, it was of earlier settings; it is written again when the run ends")
 
 
+def generators_of(stages: Mapping[str, Job]) -> dict[str, int | Path]:
+    """What the samples of a variant with these stages are drawn from besides the finished generator, of the `STEPS`."""
+    section = stages["sample"].recipe.section("sample") if "sample" in stages else None
+    return {name: of for name in STEPS if (of := getattr(section, name, None)) is not None}
+
+
 def source_of(stages: Mapping[str, Job]) -> dict[str, str]:
     """What the pipeline of a variant with these stages is made of, as its source.json says."""
     source = {name: stages[name].folder.name for name in ("latents", "generator") if name in stages}
-    if "sample" in stages:
-        steps = {name: getattr(stages["sample"].recipe.section("sample"), name) for name in STEPS}
-        source |= {name: str(step) for name, step in steps.items() if step is not None}
-    return source
+    # what a folder held is in the fingerprint of its samples, and it need not be there any more
+    told = {
+        name: stages["sample"].folder.name if isinstance(of, Path) else str(of)
+        for name, of in generators_of(stages).items()
+    }
+    return source | told
 
 
 def other_source(there: Values, source: dict[str, str]) -> bool:

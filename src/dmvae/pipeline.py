@@ -153,7 +153,7 @@ def _require_kept(job: Job) -> None:
     reached = max(steps(folder / CHECKPOINTS), default=0)
     for name in STEPS:
         step = getattr(job.recipe.section(job.stage), name, None)
-        if step is not None and step <= reached and not (folder / snapshot(step)).exists():
+        if isinstance(step, int) and step <= reached and not (folder / snapshot(step)).exists():
             raise ValueError(
                 f"{job.variant}: {job.stage.name}.{name}: the generator is at step {reached}, and that of step {step} "
                 f"was not kept; remove {folder} to train it anew, or ask for another step"

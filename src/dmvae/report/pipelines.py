@@ -13,10 +13,10 @@ from dmvae import config as configs
 from dmvae.datasets import open_dataset
 from dmvae.generators import load_generator
 from dmvae.inputs import generator_of
-from dmvae.jobs import PIPELINE, STEPS, Job, other_source, source_of
+from dmvae.jobs import PIPELINE, Job, generators_of, other_source, source_of
 from dmvae.latents.store import LatentSet
-from dmvae.models.base import Model
 from dmvae.models.velocity import VelocityModel
+from dmvae.registry import is_ours
 from dmvae.report.card import card
 from dmvae.report.run import class_name
 from dmvae.runtime.console import console
@@ -53,7 +53,7 @@ def write_pipelines(jobs: list[Job], run_dir: Path) -> list[Path]:
 def _write(stages: dict[str, Job], out: Path) -> Path | None:
     job = stages["generator"]
     source = source_of(stages)
-    steps = {name: int(source[name]) if name in source else None for name in STEPS}
+    asked = generators_of(stages)
     recipe = yaml.safe_dump(configs.plain(job.recipe), sort_keys=False)
     samples = _samples(stages)
     pictures, shows = _pictures(stages, samples) if samples else ({}, {})
@@ -63,12 +63,18 @@ def _write(stages: dict[str, Job], out: Path) -> Path | None:
     if other_source(there, source) or damage(out, there):
         from dmvae.interop.pipeline import build_pipeline  # diffusers' pipelines take two seconds
 
-        transformer = load_generator(job.folder / generator_of(steps["snapshot"]))
-        if not isinstance(transformer, VelocityModel) or type(transformer).__module__.partition(".")[0] != "dmvae":
-            console.print(f"pipeline: none of {job.variant}: diffusers cannot load a {type(transformer).__name__}")
+        guiding = asked.get("guide")
+        if isinstance(guiding, Path) and not guiding.is_dir():
+            console.print(f"pipeline: none of {job.variant}, for its guide is not here: there is no folder {guiding}")
             return None
-        guide = load_generator(job.folder / generator_of(steps["guide"])) if steps["guide"] is not None else None
-        assert guide is None or isinstance(guide, Model)
+        transformer = load_generator(job.folder / generator_of(asked.get("snapshot")))
+        guide = load_generator(job.folder / generator_of(guiding)) if guiding is not None else None
+        for network in (transformer, guide):
+            if network is not None and not (isinstance(network, VelocityModel) and is_ours(type(network))):
+                console.print(f"pipeline: none of {job.variant}: diffusers cannot load a {type(network).__name__}")
+                return None
+        assert isinstance(transformer, VelocityModel)
+        assert guide is None or isinstance(guide, VelocityModel)
         # for the manifests of what measures its samples
         transformer.register_to_config(_ema=job.recipe.section("generator").ema)
         vae = load_tokenizer(stages["latents"].folder / "autoencoder")

@@ -16,20 +16,24 @@ import torch
 from torch import Tensor, nn
 
 from dmvae import config as configs
+from dmvae.config import Values
 from dmvae.datasets.pixels import to_uint8
 from dmvae.flow.guidance import Velocity, require_channels, require_interval
 from dmvae.flow.path import unlike
 from dmvae.flow.samplers import Sampler, Sampling
 from dmvae.generators import Generator
+from dmvae.generators import networks as networks_of_generators
 from dmvae.inputs import Inputs, generator_of, kept_steps
 from dmvae.latents.store import LatentSet
+from dmvae.models.artifact import artifact_class, require_weights
 from dmvae.models.base import Tokenizer
 from dmvae.models.velocity import VelocityModel
 from dmvae.ranges import BatchSize, Count, Decay, Guidance, SamplerSteps, Share, TimeShift, Width
 from dmvae.registry import find, names, nearest
 from dmvae.runtime import distributed
 from dmvae.runtime.console import Bar
-from dmvae.runtime.files import write_tensors
+from dmvae.runtime.files import read_json, write_tensors
+from dmvae.runtime.hashing import content_hash
 from dmvae.runtime.precision import autocast, uses_bf16
 from dmvae.runtime.random import Random
 from dmvae.runtime.transfer import send
@@ -64,9 +68,10 @@ class SampleConfig:
     snapshot: Count | None = configs.added(None)
     """Step of the generator's snapshot to draw from, of those that `generator.keep_at` or `run.keep_every` keep; null
     is the finished one."""
-    guide: Count | None = configs.added(None)
-    """Step of the snapshot that guides in place of the velocity without a label, an early and so a weaker one
-    (autoguidance, arXiv 2406.02507), at scales other than 1; null is classifier-free guidance."""
+    guide: Count | Path | None = configs.added(None)
+    """What guides in place of the velocity without a label, a weaker network (autoguidance, arXiv 2406.02507), at
+    scales other than 1: the generator's snapshot of that step, an early one; or another generator, by the folder that
+    it was saved in, trained on the same latents. null is classifier-free guidance."""
     guidance_channels: Width | None = configs.added(None)
     """The first channels of the latents, in which alone guidance acts; the others have the velocity with the label
     alone. LightningDiT guides 3 of 32. null is all."""
@@ -82,6 +87,13 @@ class SampleConfig:
             raise ValueError("guidance needs at least one scale; 1.0 is no guidance")
         if len({f"{scale:g}" for scale in self.guidance}) < len(self.guidance):  # which names their folders
             raise ValueError(f"guidance: {list(self.guidance)} holds a scale twice")
+
+    def identity(self, values: Values) -> Values:
+        """A guide of another training counts by what its files hold, wherever they lie."""
+        if isinstance(self.guide, Path):
+            files = (file for name in ("config.json", "diffusion_pytorch_model*") for file in self.guide.glob(name))
+            values = values | {"guide": content_hash(sorted(files))}
+        return values
 
     def settings(self, scale: float, guide: Velocity | None = None) -> Sampling:
         """The sampler's settings at one guidance scale, and the network that guides, if any."""
@@ -141,9 +153,9 @@ class SampleStage(Stage[SampleConfig]):
         distributed.barrier()
         return {"images": config.count, "bf16": uses_bf16(inputs.device, inputs.sections.run.precision)}
 
-    def _generator(self, step: int | None, field: str) -> Generator:
-        """The generator of that step, on the device."""
-        name = generator_at(step, self.inputs, field)
+    def _generator(self, of: int | Path | None, field: str) -> Generator:
+        """The generator of that step, or in that folder, on the device."""
+        name = generator_at(of, self.inputs, field)
         return self.inputs.generator("generator", name).to(self.inputs.device).eval()
 
     @classmethod
@@ -152,13 +164,13 @@ class SampleStage(Stage[SampleConfig]):
         assert isinstance(training, GeneratorTraining)
         for name, otherwise in (("snapshot", "for the finished generator"), ("guide", "for the one without a label")):
             step = getattr(config, name)
-            if step is not None and not (step <= training.steps and training.keeps(step, every)):
+            if isinstance(step, int) and not (step <= training.steps and training.keeps(step, every)):
                 yield (
                     f"sample.{name}: step {step} is none of those that are kept: generator.keep_at is "
                     f"{list(training.keep_at)}, run.keep_every {every}, generator.steps {training.steps}; add it to "
                     f"generator.keep_at, or set {name} to null {otherwise}"
                 )
-        if config.guide is not None and config.guide >= (config.snapshot or training.steps):
+        if isinstance(config.guide, int) and config.guide >= (config.snapshot or training.steps):
             yield (
                 f"sample.guide: step {config.guide} is no earlier than the network that it guides, of step "
                 f"{config.snapshot or training.steps}; give an earlier one"
@@ -180,6 +192,8 @@ class SampleStage(Stage[SampleConfig]):
             yield "sample.guide: a guidance scale of 1 asks nothing to guide; add others to sample.guidance"
         if config.guide is not None and not flow:
             yield f"sample.guide: {training.model.type!r} has no velocity to guide; set it to null"
+        if isinstance(config.guide, Path) and (unfit := _unfit(config.guide, inputs)):
+            yield f"sample.guide: {unfit}"
         if config.guidance_channels is not None:
             channels = inputs.latent_shape[0]
             try:
@@ -194,16 +208,34 @@ class SampleStage(Stage[SampleConfig]):
             generator_at(config.guide, inputs, "guide")
 
 
-def generator_at(step: int | None, inputs: Inputs, field: str = "snapshot") -> str:
-    """Where in its stage's folder the generator of that step is; None is the finished one. Raises ValueError, naming
-    the field that asks, where no snapshot was kept then."""
-    name = generator_of(step)
-    if step is not None and not inputs.has("generator", name):
+def _unfit(folder: Path, inputs: Inputs) -> str:
+    """Why what a folder holds cannot guide the recipe's generator, by its config and the heads of its weights; "" where
+    it can, for all that they tell."""
+    try:
+        kind = artifact_class(folder, networks_of_generators().values(), "generator")
+        require_weights(folder)
+    except ValueError as error:
+        return str(error)
+    if not issubclass(kind, VelocityModel):
+        return f"{folder}: a {kind.__name__} has no velocity to guide with; give a flow model's folder"
+    channels, side, _ = inputs.latent_shape
+    ours = {"in_channels": channels, "input_size": side, "num_classes": inputs.num_classes}
+    config = read_json(folder / "config.json", dict)
+    differ = [f"{name} {config.get(name)}, not {own}" for name, own in ours.items() if config.get(name) != own]
+    how = "give a generator of the same latents and classes"
+    return f"{folder}: it was trained on others than this recipe's: {', '.join(differ)}; {how}" if differ else ""
+
+
+def generator_at(of: int | Path | None, inputs: Inputs, field: str = "snapshot") -> str:
+    """Where in its stage's folder the generator of that step is, or anywhere the one in that folder; None is the
+    finished one. Raises ValueError, naming the field that asks, where no snapshot was kept then."""
+    name = generator_of(of)
+    if isinstance(of, int) and not inputs.has("generator", name):
         folder = inputs.reads["generator"]
         kept = kept_steps(folder)
         there = f"there are those of {', '.join(map(str, kept))}" if kept else "there are none"
         raise ValueError(
-            f"sample.{field}: the generator of step {step} was not kept, {there}; remove {folder} to train it anew "
+            f"sample.{field}: the generator of step {of} was not kept, {there}; remove {folder} to train it anew "
             "with generator.keep_at"
         )
     return name
