@@ -282,8 +282,8 @@ def image_seed(seed: int, i: int) -> int:
 
 
 def drawn_labels(config: SampleConfig, seed: int, num_classes: int) -> Tensor:
-    """int64 [count], below num_classes: what `config.labels` says. Random ones are drawn all at once, so that neither batches nor ranks
-    change them."""
+    """int64 [count], below num_classes: what `config.labels` says. Random ones are drawn all at once, so that neither
+    batches nor ranks change them."""
     if config.labels == "random":
         return Random.alone("sample labels", seed).integers(num_classes, config.count)
     return balanced_labels(config.count, num_classes)
