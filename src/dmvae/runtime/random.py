@@ -7,6 +7,7 @@ So a resumed run draws the same numbers, and the number of ranks does not change
 from __future__ import annotations
 
 import hashlib
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
@@ -62,7 +63,7 @@ class Random(torch.Generator):
         beside = [] if self.device.type == "cpu" else self.on_cpu()._all()
         return [self, self.shared, *beside]
 
-    def __reduce__(self) -> tuple[object, ...]:  # type: ignore[override]  # torch's names its own class
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[object, ...]:
         return _remade, (self.key, str(self.device), self.place, self.parts, self.get_state())
 
     @classmethod
