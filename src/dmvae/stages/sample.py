@@ -33,7 +33,7 @@ from dmvae.registry import find, names, nearest
 from dmvae.runtime import distributed
 from dmvae.runtime.console import Bar
 from dmvae.runtime.files import read_json, write_tensors
-from dmvae.runtime.hashing import content_hash
+from dmvae.runtime.hashing import place_hash
 from dmvae.runtime.precision import autocast, uses_bf16
 from dmvae.runtime.random import Random
 from dmvae.runtime.transfer import send
@@ -90,10 +90,7 @@ class SampleConfig:
 
     def identity(self, values: Values) -> Values:
         """A guide of another training counts by what its files hold, wherever they lie."""
-        if isinstance(self.guide, Path):
-            files = (file for name in ("config.json", "diffusion_pytorch_model*") for file in self.guide.glob(name))
-            values = values | {"guide": content_hash(sorted(files))}
-        return values
+        return values | {"guide": place_hash(self.guide)} if isinstance(self.guide, Path) else values
 
     def settings(self, scale: float, guide: Velocity | None = None) -> Sampling:
         """The sampler's settings at one guidance scale, and the network that guides, if any."""

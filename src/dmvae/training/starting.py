@@ -32,10 +32,10 @@ class Starting(TrainingConfig):
     """Fields of every stage whose network may start from weights that are there already."""
 
     start_from: Path | None = configs.added(None)
-    """Folder of a generator or a teacher whose weights, with which its average starts too, the network starts from:
-    that of another training (RUN/VARIANT/generator/generator), of a snapshot, or one that `dmvae import
-    official-generator` wrote. `model`, latents and number of classes have to be the same. Steps, warmup and optimizer
-    begin anew. What the folder holds counts, not where it lies. null: random weights."""
+    """Folder of a generator or a teacher, from whose weights the network and its average start: that of another
+    training (RUN/VARIANT/generator/generator), of a snapshot, or one that `dmvae import official-generator` wrote. Its
+    `model`, latents' shape and number of classes have to be the same. Steps, warmup and optimizer begin anew. What the
+    folder holds counts, not where it lies. null: random weights."""
 
     def identity(self, values: Values) -> Values:
         values = super().identity(values)
@@ -79,7 +79,9 @@ def _tensors(folder: Path, network: Model, model: GeneratorConfig, stage: str, *
                     found[name] = held.get_tensor(name) if values else torch.empty(shape, device="meta")
         told: Values = read_json(folder / "config.json", dict)
         own = {name: configs.plain_value(value) for name, value in network.config.items()}
-        differ = {name: value for name, value in told.items() if name[0] != "_" and own.get(name, value) != value}
+        differ = {
+            name: value for name, value in told.items() if not name.startswith("_") and own.get(name, value) != value
+        }
         wrong = list(_unlike(found, network.state_dict()))
         if wrong or differ.keys() & OF_DATA:
             which = f" ({'; '.join(wrong)})" if wrong else ""
@@ -91,15 +93,14 @@ def _tensors(folder: Path, network: Model, model: GeneratorConfig, stage: str, *
 
 
 def _unlike(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Iterator[str]:
-    """How many tensors there are that are not wanted so, and the first two of them, for each way to be so."""
-    both = [name for name in wanted if name in found]
+    """Of each way in which tensors are not those that are wanted: how many are, and the first two of them."""
     ways = {
         "missing": [name for name in wanted if name not in found],
         "unknown": [name for name in found if name not in wanted],
         "of another shape": [
             f"{name} {list(found[name].shape)}, here {list(wanted[name].shape)}"
-            for name in both
-            if found[name].shape != wanted[name].shape
+            for name in wanted
+            if name in found and found[name].shape != wanted[name].shape
         ],
     }
     for way, names in ways.items():
@@ -127,7 +128,7 @@ def _mended(
 
 def _within_run(folder: Path, run_dir: str) -> str | None:
     """What to give in place of a path through the run's own folder, where links lead to other stages and pipelines are
-    removed once settings change; None for others, and for one below `stages`, whose folders stay."""
+    removed once settings change; None for others and below `stages`, whose folders stay."""
     run, place = os.path.realpath(run_dir), Path(os.path.abspath(folder))
     own = next((place.relative_to(above) for above in place.parents if os.path.realpath(above) == run), None)
     if own is None or own.parts[0] == "stages":
