@@ -34,7 +34,7 @@ def main() -> None:
 
 def picture(file: Path, sets: dict[str, torch.Tensor], channels: list[int]) -> None:
     """Latents [n, C, H, W] of each name in a panel, of equal scales."""
-    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots(1, len(sets), sharex=True, sharey=True)
     for axis, (name, z) in zip(axes, sets.items(), strict=True):
         x, y = (z[:, channel].flatten()[:POINTS] for channel in channels)

@@ -26,8 +26,12 @@ def main() -> None:
         import datasets
     except ImportError:
         parser.error('the package datasets is not installed: pip install "dmvae[huggingface]"')
+    try:
+        found = datasets.load_dataset(known.root)
+    except OSError as error:
+        parser.error(f"{known.root}: {error}; or give --root FOLDER, with parquet files of the data set")
     known.folder.mkdir(parents=True, exist_ok=True)
-    for split, rows in datasets.load_dataset(known.root).items():
+    for split, rows in found.items():
         if split not in PLACES:
             continue
         names = rows.features[known.label].names[::2]

@@ -116,7 +116,7 @@ def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
 
 
 def draw(clouds: dict[str, Tensor], labels: Tensor, target: Tensor, file: Path) -> None:
-    figure = Figure(figsize=(3 * len(clouds), 3.2), layout="constrained")
+    figure = Figure(figsize=(3 * len(clouds), 3.5), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (name, points) in zip(figure.subplots(1, len(clouds)), clouds.items(), strict=True):
         axes.scatter(*target.flatten(1).T, s=2, color="0.8", linewidths=0)

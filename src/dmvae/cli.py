@@ -12,7 +12,9 @@ import gc
 import importlib
 import io
 import os
+import signal
 import sys
+import threading
 import warnings
 
 import dmvae
@@ -53,6 +55,9 @@ def main(arguments: list[str] | None = None) -> None:
     atexit.register(gc.freeze)
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # so it is where a script began the command with `&`; trainings hear it all the same, and so do other stages
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     arguments = [a for a in arguments if a != "--debug"]
     warnings.formatwarning = lambda message, *_: f"warning: {printable(str(message))}\n"
     for stream in (sys.stdout, sys.stderr):

@@ -110,11 +110,17 @@ def _run(chosen: list[Job], several: bool) -> None:
             if distributed.is_main():
                 if job.variant != variant and several:
                     console.print(headline(chosen, job.variant))
-                verb = {"finished": "skip (finished)", "interrupted": "resume (interrupted)", "new": "run (new)"}[state]
-                console.print(f"{job.variant}/{job.stage.name}: {verb} {job.folder}")
+                console.print(f"{job.variant}/{job.stage.name}: {_verb(job, state)} {job.folder}")
             variant = job.variant
             if state != "finished":
                 execute(job)
+
+
+def _verb(job: Job, state: str) -> str:
+    """What is done with a job in that state."""
+    if state == "interrupted" and issubclass(job.stage, TrainingStage) and not steps(job.folder / CHECKPOINTS):
+        return "run again (interrupted before its first checkpoint)"
+    return {"finished": "skip (finished)", "interrupted": "resume (interrupted)", "new": "run (new)"}[state]
 
 
 def _check(jobs: list[Job]) -> None:

@@ -39,7 +39,7 @@ def inputs_of(cloud, labelled, monkeypatch):
     ("classes", "labelled", "ending"),
     [
         (2, True, r"; of its classes class \d is farthest, with (9\d|100)% of its tokens told apart"),
-        (100, True, r"; told the class, a network tells [789]\d% of the tokens apart"),
+        (100, True, r"; a network that knows the class tells [789]\d% of the tokens apart"),
         (100, False, ""),
     ],
 )

@@ -8,6 +8,7 @@ import time
 import pytest
 
 import tiny
+from dmvae import cli
 from dmvae.runtime import signals as module
 from dmvae.runtime.signals import Interrupted, signals
 from dmvae.training import loop
@@ -48,6 +49,16 @@ def test_what_nohup_ignores_stays_ignored():
             assert not received
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_command_that_a_script_began_with_an_ampersand_can_be_stopped(capsys):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        cli.main(["--version"])
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.slow

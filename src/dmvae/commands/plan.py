@@ -37,7 +37,8 @@ CLASSES = 1000
 """Taken for data that are not here."""
 LEGEND = (
     "memory of each rank: state is weights, moments and averages; step is activations and gradients; "
-    "TFLOP are operations of a step, forward and backward; disk is at most"
+    "TFLOP are operations of a step, forward and backward; time is known for GPUs alone; disk is the most that a "
+    "stage's folder takes"
 )
 
 

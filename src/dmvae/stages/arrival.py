@@ -38,7 +38,7 @@ def at_the_end(inputs: Inputs, reference: Reference, raw: Tensor, labels: Tensor
         share = classes[farthest]["token_accuracy"]
         verdict += f"; of its classes {farthest} is farthest, with {share:.0%} of its tokens told apart"
     elif known := by_class["class_known"]:
-        verdict += f"; told the class, a network tells {known['token_accuracy']:.0%} of the tokens apart"
+        verdict += f"; a network that knows the class tells {known['token_accuracy']:.0%} of the tokens apart"
     return figures | {
         "arrival": asdict(found) | {"verdict": verdict} | by_class,
         "distance_whole": found.whole,

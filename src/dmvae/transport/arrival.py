@@ -63,7 +63,10 @@ class Arrival:
             return "arrived"
         if self.rank < FILLED * self.reference_rank:
             return "not comparable: the reference has more dimensions than the encoder fills"
-        return "on the way"
+        distance, view = max((self.whole, "whole latents"), (self.token, "tokens"), (self.pair, "pairs of tokens"))
+        if distance > NEAR:
+            return f"on the way: {view} at {distance:.2g} times chance, where {NEAR:g} is arrival"
+        return f"on the way: {self.token_accuracy:.0%} of the tokens told apart, where {TOLD:.0%} is arrival"
 
 
 @torch.no_grad()
