@@ -41,7 +41,7 @@ def picture(file: Path, sets: dict[str, torch.Tensor], channels: list[int]) -> N
         axis.scatter(x, y, s=1.5, linewidths=0)
         axis.set(title=name, aspect="equal", xlabel=f"channel {channels[0]}", ylabel=f"channel {channels[1]}")
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=110)
+    figure.savefig(file, dpi=110, bbox_inches="tight")
     print(f"{file}: {', '.join(sets)}")
 
 

@@ -123,7 +123,7 @@ def draw(clouds: dict[str, Tensor], labels: Tensor, target: Tensor, file: Path) 
         for label, colour in enumerate(("#1f6fb4", "#d95f02")):
             axes.scatter(*points[labels == label].flatten(1).T, s=4, color=colour, linewidths=0)
         axes.set(title=name, xlim=(-3, 3), ylim=(-3, 3), xticks=[], yticks=[], aspect="equal")
-    figure.savefig(file, dpi=110)
+    figure.savefig(file, dpi=110, bbox_inches="tight")
 
 
 if __name__ == "__main__":
