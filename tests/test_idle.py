@@ -25,6 +25,10 @@ DMD = {"objective": {"type": "dmd"}, "balance": "gradient", "noise": "none"}
         ),
         ({"run.shard_bf16": True}, "run.shard_bf16: True changes nothing: it only acts with run.shard: true"),
         ({"run.reshard": False}, "run.reshard: False changes nothing"),
+        (
+            {"run.picture_every": 9},
+            "run.picture_every: 9 changes nothing: no stage that makes pictures trains for so many steps",
+        ),
         ({"matching.model.width": 48}, "matching.model: what is given changes nothing: the student is a copy"),
         (
             {"matching.target": 1.2},

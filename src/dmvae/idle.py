@@ -15,6 +15,12 @@ from dmvae.registry import is_ours
 from dmvae.runtime.words import few
 
 
+def _unseen(recipe: Recipe) -> bool:
+    """Whether the training of every stage that makes pictures ends before the first one."""
+    steps = [recipe.section(stage).steps for stage in recipe.stages() if getattr(stage, "shows", "")]
+    return all(last < recipe.run.picture_every for last in steps)
+
+
 def _copied(recipe: Recipe) -> bool:
     matching, reference = recipe.section("matching"), recipe.section("reference")
     return matching.model != reference.model and (_no_velocity(recipe) or (_ours(recipe) and reference.trains_teacher))
@@ -62,6 +68,7 @@ MODELS = ("reference.model", "matching.model", "generator.model", "tokenizer.ali
 """Where a recipe has flow models."""
 IDLE: Mapping[str, tuple[Callable[[Recipe], bool], str]] = {
     "run.shard_bf16|shard_in_node|reshard": (lambda r: not r.run.shard, "it only acts with run.shard: true"),
+    "run.picture_every": (_unseen, "no stage that makes pictures trains for so many steps"),
     "matching.model": (_copied, "the student is a copy of the teacher (reference.model), or no velocity is trained"),
     "matching.target": (
         lambda r: r.section("matching").balance != "distance" and r.section("matching").until is None,

@@ -127,7 +127,9 @@ def test_the_weights_of_sharded_flow_networks_agree(one, two, ways, tmp_path):
     for stage in FLOWS:
         for folder in (tmp_path / "run" / "stages").glob(f"{stage}-*"):
             shutil.rmtree(folder)
-    assert apart(one, run(tmp_path, 2, evaluate=None, run__shard=True), ways) == {}
+    assert apart(one, run(tmp_path, 2, evaluate=None, run__shard=True, run__picture_every=2), ways) == {}
+    # of gathered networks, seen between two steps
+    assert [len([*it.glob("*.png")]) for it in (tmp_path / "run").glob("stages/generator-*/pictures")] == [3, 3]
     assert len([*(tmp_path / "run" / "stages").glob("matching-*")]) == 1
 
 

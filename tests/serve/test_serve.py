@@ -4,6 +4,7 @@ import base64
 import http.client
 import io
 import json
+import re
 import shutil
 import socket
 import sys
@@ -134,7 +135,7 @@ def test_a_point_of_the_map_shows_its_own_image(folder, run_dir):
         views.point(folder, "kl", 0, reference=True)
 
 
-def test_curves_of_a_training_that_goes_on(folder):
+def test_curves_of_a_training_that_goes_on(run_dir, folder):
     found = views.progress(folder)
     assert found["order"].index("matching") < found["order"].index("decoder") < found["order"].index("latents")
     state = {(stage["method"], stage["stage"]): stage for stage in found["stages"]}
@@ -142,7 +143,16 @@ def test_curves_of_a_training_that_goes_on(folder):
     assert state["matched", "matching"]["share"] == 0.5
     assert state["matched", "decoder"]["state"] == "new"
     assert "matching" in found["logged"]
-    assert "student/loss" in views.curves(folder, "matching")["html"]
+    found = views.curves(folder, "matching")["html"]
+    assert "student/loss" in found
+    assert "<img" not in found
+    for step in (2, 4):
+        place = run_dir / "matched/matching/pictures" / f"step-{step:08d}.png"
+        place.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (step, 1)).save(place)
+    (uri,) = re.findall(r'src="(data:[^"]*)"', views.curves(folder, "matching")["html"])
+    assert pixels(uri).shape == (3, 1, 4), "the newest one"
+    assert "matched, step-00000004" in views.curves(folder, "matching")["html"]
     with pytest.raises(ValueError, match="did you mean 'matching'"):
         views.curves(folder, "matchin")
 

@@ -125,7 +125,7 @@ class Encodes(Protocol):
 
 
 @contextmanager
-def evaluating(network: Encodes) -> Iterator[None]:
+def evaluating(network: Encodes | nn.Module) -> Iterator[None]:
     """The network is in evaluation mode in the block. Afterwards each of its modules has the mode that it had: a
     training goes on, and what is frozen within it stays so."""
     modes = {module: module.training for module in network.modules()}

@@ -14,7 +14,7 @@ from dmvae.runtime.hashing import crc
 NAME = "done.json"
 SOURCE = "source.json"
 """In a pipeline's folder, and in one of kept images: what it was made of, and its files."""
-UNSEALED = ("log.jsonl", "tensorboard", "wandb", "checkpoints")
+UNSEALED = ("log.jsonl", "pictures", "tensorboard", "wandb", "checkpoints")
 """Not checksummed: what only people read, and checkpoints, which are removed when the stage is finished."""
 
 

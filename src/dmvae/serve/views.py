@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import time
@@ -32,6 +33,7 @@ from dmvae.runtime.words import few
 from dmvae.serve.folder import Folder
 from dmvae.stages.sample import SampleConfig, image_seed
 from dmvae.training.logging import read_figures
+from dmvae.training.pictures import PICTURES
 
 FRAMES = 17
 """Pictures on the way from one image to the other, both ends included."""
@@ -236,7 +238,20 @@ def curves(folder: Folder, stage: str) -> Values:
     if stage not in folder.run.stages():
         raise ValueError(f"no stage is called {stage!r}{nearest(stage, folder.run.stages())}")
     inside = training.health(folder.run) if stage == "matching" else ""
-    return {"html": f'<p class="note">{training.HOW_TO_READ}</p>{training.stage_curves(folder.run, stage)}{inside}'}
+    lines = f'<p class="note">{training.HOW_TO_READ}</p>{training.stage_curves(folder.run, stage)}{inside}'
+    return {"html": _newest(folder, stage) + lines}
+
+
+def _newest(folder: Folder, stage: str) -> str:
+    """The newest picture of each training of the stage that goes on, as HTML."""
+    going = {job.folder: job.variant for job in folder.run.jobs if job.stage.name == stage and not job.finished}
+    found = {method: max((home / PICTURES).glob("step-*.png"), default=None) for home, method in going.items()}
+    return "".join(
+        f'<figure><img src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}" alt=""'
+        f' style="width: auto; max-width: 100%"><figcaption>{escape(method)}, {escape(path.stem)}</figcaption></figure>'
+        for method, path in found.items()
+        if path is not None
+    )
 
 
 def _state(job: Job) -> Values:

@@ -4,19 +4,22 @@ distribution is learned."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from dmvae import config as configs
 from dmvae.datasets import Items
+from dmvae.datasets.pixels import to_uint8
 from dmvae.encoders import require_stride
 from dmvae.flow.loss import drop_labels
+from dmvae.flow.samplers import Sampling
 from dmvae.generators import Generator, GeneratorConfig
 from dmvae.generators.flow import FlowModelConfig
 from dmvae.inputs import Inputs
-from dmvae.latents.store import BothWays, LatentSet, MirroredSet
+from dmvae.latents.store import BothWays, LatentSet, MirroredSet, labels_of
 from dmvae.losses.tokens import TokenAlignment, away, depth_of, projector
 from dmvae.models.base import Model
 from dmvae.models.dit import LightningDiT
@@ -25,9 +28,14 @@ from dmvae.models.velocity import VelocityModel
 from dmvae.ranges import Weight
 from dmvae.runtime.random import Random
 from dmvae.stages.latents import MIRRORED
+from dmvae.tokenizers.adapted import load_tokenizer
 from dmvae.training.flow import LatentTraining
+from dmvae.training.pictures import COLUMNS
 from dmvae.training.stage import Batch, Networks, TrainingStage, Update, stage
 from dmvae.training.starting import Starting, misfits, start
+
+ROWS, STEPS = 4, 25
+"""Of a picture: samples of each class, and steps of the sampler at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +67,7 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
     reads = ("latents",)
     flips = False
     takes_parts = True
+    shows = "generator"
     of_latents = True
 
     def build(self) -> GeneratorNetworks:
@@ -134,6 +143,26 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
             loss = loss + alignment.weight * apart
         # Tables and curves compare generators by their flow loss, whatever else is in their loss.
         yield Update("generator", loss, log, flow.detach())
+
+    def picture(self, network: nn.Module) -> Tensor:
+        """Samples: a class in each column, of those that there are, evenly spaced. They are drawn as the stage `sample`
+        draws its first ones, if there is one, but in STEPS steps at most, and without a `guide`."""
+        inputs, generator = self.inputs, cast(Generator, network)
+        folder, asked = inputs.reads["latents"], getattr(inputs.sections, "sample", None)
+        scale = asked.guidance[0] if asked is not None and asked.guide is None else 1.0
+        settings = Sampling() if asked is None else asked.settings(scale)
+        tokenizer = load_tokenizer(folder / "autoencoder").to(inputs.device).eval()
+        known = labels_of(folder / "latents").unique()
+        labels = known[torch.linspace(0, len(known) - 1, COLUMNS).round().long()].repeat(ROWS)
+        rng = Random.alone(inputs.seed, self.name, "picture", device=inputs.device)
+
+        def normal() -> Tensor:
+            return rng.normal(len(labels), *inputs.latent_shape)
+
+        settings = replace(settings, steps=min(settings.steps, STEPS))
+        z = generator.sample(normal(), labels.to(inputs.device), settings, normal)
+        images = to_uint8(tokenizer.decode(tokenizer.denormalize(z)).sample).cpu()
+        return images.view(ROWS, COLUMNS, *images.shape[1:])
 
     @classmethod
     def problems(cls, config: GeneratorTraining, inputs: Inputs, others: Mapping[str, object]) -> Iterator[str]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from dmvae.datasets.mixed import mixed
+from dmvae.datasets.pixels import as_input, to_uint8
 from dmvae.inputs import Inputs
 from dmvae.losses import LossConfig
 from dmvae.losses.adversarial import adaptive_weight, augment, consistency, hinge_discriminator, hinge_generator
@@ -17,6 +19,7 @@ from dmvae.models.base import Tokenizer
 from dmvae.models.discriminator import Discriminator
 from dmvae.runtime import distributed
 from dmvae.runtime.random import Random
+from dmvae.training.pictures import COLUMNS
 from dmvae.training.stage import N, Networks, T, TrainingStage, Update
 
 
@@ -48,10 +51,19 @@ class DecoderStage(TrainingStage[T, N]):
     """A stage with the reconstruction loss."""
 
     trains_decoder: ClassVar[bool] = True
+    shows: ClassVar[str] = "autoencoder"
 
     @property
     def losses(self) -> LossConfig:
         return self.inputs.sections.losses
+
+    def picture(self, network: nn.Module) -> Tensor:
+        """The test images that the report shows first, and their reconstructions below."""
+        assert isinstance(network, Tokenizer)
+        found = mixed(self.inputs.test_set)
+        images = torch.stack([torch.as_tensor(found[i][0]) for i in range(min(COLUMNS, len(found)))])
+        recon = network.decode(network.encode(as_input(images, self.inputs.device)).latents).sample
+        return torch.stack([images, to_uint8(recon).cpu()])
 
 
 def reconstruct(

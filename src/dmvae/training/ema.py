@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from dmvae.training.stage import AnyTraining, Networks
 
 
 class Average:
@@ -45,6 +47,17 @@ class Average:
             yield
         finally:
             _assign(self.parameters, own)
+
+
+@contextmanager
+def as_saved(stage: AnyTraining, networks: Networks, averages: Iterable[Average]) -> Iterator[None]:
+    """The stage's networks are as they are saved inside the block: averaged where averages are kept, and finished. All
+    ranks must enter it."""
+    with ExitStack() as saved:
+        for average in averages:
+            saved.enter_context(average.applied())
+        saved.enter_context(stage.finished(networks))
+        yield
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
 
 from dmvae.runtime import distributed
 from dmvae.runtime.files import write_text
@@ -75,6 +76,15 @@ class Figures:
             elif self.writer is not None:
                 self.writer.log({"step": step} | row | more)
         return row
+
+    def show(self, step: int, picture: Tensor) -> None:
+        """Give the tracker a picture, uint8 [3, h, w]. The main rank calls it."""
+        if hasattr(self.writer, "add_image"):
+            self.writer.add_image("picture", picture, step)
+        elif self.writer is not None:
+            import wandb
+
+            self.writer.log({"step": step, "picture": wandb.Image(to_pil_image(picture))})
 
     def close(self) -> None:
         if self.writer is not None:

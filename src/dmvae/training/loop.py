@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from dmvae.runtime.transfer import Loggable
 from dmvae.runtime.words import few
 from dmvae.training import checkpoint
 from dmvae.training.data import batches
-from dmvae.training.ema import Average
+from dmvae.training.ema import Average, as_saved
 from dmvae.training.health import (
     LOOKBACK,
     ROLLED_BACK,
@@ -39,6 +39,7 @@ from dmvae.training.health import (
 )
 from dmvae.training.logging import Figures, losses
 from dmvae.training.optim import adamw, learning_rate_factor
+from dmvae.training.pictures import write_picture
 from dmvae.training.preparing import checkpoint_activations, compile_networks
 from dmvae.training.stage import AnyTraining, Batch, Facts, Networks, TrainingConfig, Update
 
@@ -229,10 +230,7 @@ class Trainer:
     def save_networks(self, folder: Path) -> None:
         """Write every trained network to folder/NAME, with averaged weights where they are kept. All ranks must call
         it; one writes."""
-        with ExitStack() as saved:
-            for average in self.averages.values():
-                saved.enter_context(average.applied())
-            saved.enter_context(self.stage.finished(self.networks))
+        with as_saved(self.stage, self.networks, self.averages.values()):
             for name, module in self.networks.saved().items():
                 whole = sharding.whole_module(module)
                 if distributed.is_main():
@@ -337,6 +335,8 @@ def _to_the_end(trainer: Trainer, folder: Path, signalled: list[int]) -> Facts:
                 trainer.require_finite()
             if keeps:
                 trainer.save_networks(inputs.out / snapshot(trainer.step))
+            if stage.shows and run.picture_every > 0 and trainer.step % run.picture_every == 0:
+                write_picture(stage, trainer.networks, trainer.averages.values(), trainer.step, figures)
             if stops or (saves and not last):
                 trainer.save(folder)
             if stops:

@@ -261,6 +261,8 @@ class TrainingStage(Stage[T], Generic[T, N]):
     """Whether it draws its own data, so that a batch may be larger than the data set."""
     flips: ClassVar[bool] = True
     """Whether its data are images, mirrored at random where `data.flip` is true."""
+    shows: ClassVar[str] = ""
+    """The network of which `picture` shows what it makes; "" where there is nothing to see."""
     takes_parts: ClassVar[bool] = False
     """Whether its losses are means over images, so that `run.accumulate` may give it a batch in parts: `updates` is
     then called once for each, and what these yield in the same turn is averaged. Not where images of a batch are
@@ -304,6 +306,11 @@ class TrainingStage(Stage[T], Generic[T, N]):
 
     def updates(self, networks: N, batch: Batch, rng: Random) -> Iterator[Update]:
         """One step's updates, in order. The loop applies each before it asks for the next."""
+        raise NotImplementedError
+
+    def picture(self, network: nn.Module) -> Tensor:
+        """What the network that it `shows` makes by now: uint8 images [rows, columns, c, h, w] on the CPU. The network
+        is averaged, whole and in evaluation mode; one rank asks. No image depends on the step but by the weights."""
         raise NotImplementedError
 
     def bounds(self) -> Sequence[Bound]:

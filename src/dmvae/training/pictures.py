@@ -1,0 +1,48 @@
+"""Pictures of what a stage's network makes while it trains, so that days of training can be watched."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+
+import torch
+from torchvision.transforms.v2.functional import to_pil_image
+from torchvision.utils import make_grid
+
+from dmvae.models.base import evaluating
+from dmvae.runtime import distributed, sharding
+from dmvae.runtime.files import atomic_write
+from dmvae.runtime.precision import autocast
+from dmvae.training.ema import Average, as_saved
+from dmvae.training.logging import Figures
+from dmvae.training.preparing import uncompiled
+from dmvae.training.stage import AnyTraining, Networks
+
+PICTURES = "pictures"
+"""Where in a stage's folder they lie."""
+COLUMNS = 8
+"""Images side by side."""
+
+
+def write_picture(
+    stage: AnyTraining, networks: Networks, averages: Iterable[Average], step: int, figures: Figures
+) -> None:
+    """Write what the network that the stage `shows` makes, as it would be saved now, to a PNG file and the tracker. All
+    ranks must call it: a sharded network is gathered, as it is saved. One rank draws, and what goes wrong there is a
+    warning: it is no reason to end a training."""
+    inputs, run = stage.inputs, stage.inputs.sections.run
+    path = inputs.out / PICTURES / f"step-{step:08d}.png"
+    with as_saved(stage, networks, averages):
+        network = sharding.whole_module(getattr(networks, stage.shows))
+        if not distributed.is_main():
+            return
+        try:
+            # not inference_mode: what a network keeps of a pass could not be trained with
+            with uncompiled(), evaluating(network), torch.no_grad(), autocast(inputs.device, run.precision):
+                rows = stage.picture(network.to(inputs.device))
+            picture = make_grid(rows.flatten(0, 1), nrow=rows.shape[1])
+            with atomic_write(path) as part:
+                to_pil_image(picture).save(part, format="PNG")
+            figures.show(step, picture)
+        except Exception as error:  # memory, disk, data, a plugin's code, a tracker: each has classes of its own
+            warnings.warn(f"{path}: no picture ({error or type(error).__name__}); the training goes on", stacklevel=2)
