@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dmvae.training.stage import AnyTraining, Networks
+from dmvae.training.stage import N, T, TrainingStage
 
 
 class Average:
@@ -50,7 +50,7 @@ class Average:
 
 
 @contextmanager
-def as_saved(stage: AnyTraining, networks: Networks, averages: Iterable[Average]) -> Iterator[None]:
+def as_saved(stage: TrainingStage[T, N], networks: N, averages: Iterable[Average]) -> Iterator[None]:
     """The stage's networks are as they are saved inside the block: averaged where averages are kept, and finished. All
     ranks must enter it."""
     with ExitStack() as saved:

@@ -16,7 +16,7 @@ from dmvae.runtime.precision import autocast
 from dmvae.training.ema import Average, as_saved
 from dmvae.training.logging import Figures
 from dmvae.training.preparing import uncompiled
-from dmvae.training.stage import AnyTraining, Networks
+from dmvae.training.stage import N, T, TrainingStage
 
 PICTURES = "pictures"
 """Where in a stage's folder they lie."""
@@ -25,7 +25,7 @@ COLUMNS = 8
 
 
 def write_picture(
-    stage: AnyTraining, networks: Networks, averages: Iterable[Average], step: int, figures: Figures
+    stage: TrainingStage[T, N], networks: N, averages: Iterable[Average], step: int, figures: Figures
 ) -> None:
     """Write what the network that the stage `shows` makes, as it would be saved now, to a PNG file and the tracker. All
     ranks must call it: a sharded network is gathered, as it is saved. One rank draws, and what goes wrong there is a
