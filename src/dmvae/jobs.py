@@ -97,7 +97,7 @@ def plan(recipes: dict[str, Recipe], run_dir: Path) -> list[Job]:
 
 def _address(stage: AnyStage, recipe: Recipe, everything: Values, splits: dict[Split, str], reads: list[str]) -> str:
     """The name of a stage's folder, which reads stages of those addresses."""
-    uses = {path: _at(everything, path, stage.name) for path in stage.uses}
+    uses = {path: _at(everything, recipe, path, stage.name) for path in stage.uses}
     data = {name: value for name, value in everything["data"].items() if name not in recipe.data.PLACES}
     key = {
         "stage": stage.name,
@@ -137,17 +137,20 @@ def code_of(cls: type) -> str:
     return content_hash([Path(file)]) if file else ""
 
 
-def _at(values: Values, path: str, stage: str) -> object:
-    """The value at a dotted place; None where a section on the way is null. Raises ValueError for a place that is not
-    there, which `stage` uses."""
+def _at(values: Values, recipe: Recipe, path: str, stage: str) -> object:
+    """The value at a dotted place of a recipe's identity; None where a section on the way is null, and for a field that
+    was `added` and is at its default. Raises ValueError for a place that is not there, which `stage` uses."""
     found: object = values
+    section: object = recipe
     for name in path.split("."):
         if found is None:
             return None
         if not isinstance(found, dict) or name not in found:
+            if is_dataclass(section) and any(f.name == name and f.metadata.get("added") for f in fields(section)):
+                return None
             known = found if isinstance(found, dict) else {}
             raise ValueError(f"stage {stage!r}: uses names {path!r}: no field {name!r} is there{nearest(name, known)}")
-        found = found[name]
+        found, section = found[name], getattr(section, name, None)
     return found
 
 
