@@ -89,12 +89,13 @@ def test_a_split_that_no_stage_reads_is_not_missed(tmp_path, capsys, monkeypatch
 
 def test_a_stage_whose_uses_lead_through_a_null_section_or_nowhere(tmp_path):
     recipe = load(tiny.write(tmp_path))["kl"]
-    everything = configs.plain(recipe)
+    everything = configs.identity(recipe)
     assert recipe.matching is None
-    assert _at(everything, "matching.weight", "mine") is None
-    assert _at(everything, "tokenizer.kl_weight", "mine") == 1e-3
+    assert _at(everything, recipe, "latents.drawn", "mine") is None, "added, and at its default"
+    assert _at(everything, recipe, "matching.weight", "mine") is None
+    assert _at(everything, recipe, "tokenizer.kl_weight", "mine") == 1e-3
     with pytest.raises(ValueError, match=r"stage 'mine': uses names 'tokenizer.kl_wieght': .*did you mean 'kl_weight'"):
-        _at(everything, "tokenizer.kl_wieght", "mine")
+        _at(everything, recipe, "tokenizer.kl_wieght", "mine")
 
 
 def test_an_obstacle_of_some_variants_names_them(tmp_path, capsys):

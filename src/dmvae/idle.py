@@ -13,6 +13,7 @@ from dmvae.recipe import Recipe
 from dmvae.references.mixture import MixtureReference
 from dmvae.registry import is_ours
 from dmvae.runtime.words import few
+from dmvae.stages.editing import DRAWN
 
 
 def _unseen(recipe: Recipe) -> bool:
@@ -91,6 +92,7 @@ IDLE: Mapping[str, tuple[Callable[[Recipe], bool], str]] = {
         lambda r: _mixed(r, "file"),
         "the file says it",
     ),
+    "latents.drawn": (lambda r: part(r, "matching.noise") in DRAWN, "matching.noise draws them already"),
     "losses.adversarial.learn_from": (
         lambda r: r.section("tokenizer") is None,
         "it is a share of the stage tokenizer, which there is not",

@@ -119,6 +119,11 @@ class LatentsConfig:
     """Precision on disk."""
     mirrored: bool = configs.added(False)
     """Encode the mirror images too, so that half of what the generator trains on is mirrored. Twice the disk."""
+    drawn: bool = configs.added(False)
+    """Latents are samples of a variational tokenizer's posteriors, as LightningDiT's and REPA-E's are; false: as
+    `matching.noise` says, and without a matching the means. A generator gets new samples in each epoch, and the stage
+    `decoder` learns from samples; statistics, what is measured, reconstructions too, and `encode` of the finished
+    tokenizer are of samples. Three times the disk."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,12 +20,14 @@ from dmvae import checks, pipeline
 from dmvae import config as configs
 from dmvae.claims import begun_anew
 from dmvae.datasets import open_dataset
+from dmvae.idle import part
 from dmvae.inputs import Blueprint, build_tokenizer, latent_shape
 from dmvae.jobs import Job, plan
 from dmvae.recipe import Recipe
 from dmvae.runtime import distributed
 from dmvae.runtime.console import console, paragraph
 from dmvae.runtime.words import few
+from dmvae.stages.editing import DRAWN
 from dmvae.stages.modelled import KEPT
 from dmvae.training.counting import Cost, cost_of
 from dmvae.training.stage import AnyTraining, TrainingStage
@@ -274,6 +276,8 @@ def _disk(name: str, recipe: Recipe, cost: Cost | None, items: int | None) -> in
         return held * (cost.saved + cost.state) + (kept + 1) * cost.saved
     if name == "latents":
         size = 2 if recipe.latents.dtype == "float16" else 4
+        if recipe.latents.drawn or part(recipe, "matching.noise") in DRAWN:
+            size *= 3  # their posteriors' means and deviations too
         return (items or 0) * (1 + recipe.latents.mirrored) * prod(latent_shape(recipe)) * size
     if name == "sample":
         images = section.count * len(section.guidance) * recipe.data.channels * recipe.data.size**2

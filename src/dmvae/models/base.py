@@ -94,7 +94,7 @@ Distribution: TypeAlias = "DiagonalGaussianDistribution | PointDistribution"
 @dataclass
 class EncoderOutput(BaseOutput):
     latents: Tensor
-    """[n, C, H, W], not normalised: the mean of `latent_dist`, or a sample of it where samples were matched
+    """[n, C, H, W], not normalised: the mean of `latent_dist`, or a sample of it
     (`Tokenizer.drawn`)."""
     latent_dist: Distribution
 
@@ -215,7 +215,7 @@ class Tokenizer(Model):
     @property
     def drawn(self) -> bool:
         """Whether latents are samples of the posterior: those are what was matched (`matching.noise: posterior` or
-        `fixed`)."""
+        `fixed`), or what generators learn all the same (`latents.drawn`)."""
         return bool(self.config.get("drawn"))
 
     @drawn.setter

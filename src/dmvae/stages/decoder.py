@@ -36,7 +36,7 @@ class DecoderTraining(TrainingConfig):
 class DecoderTrainingStage(DecoderStage[DecoderTraining, DecoderNetworks]):
     Config = DecoderTraining
     reads = ("tokenizer", "matching")
-    uses = ("losses", "pretrained")
+    uses = ("losses", "pretrained", "latents.drawn")
     keeps_latents = True
 
     @property
@@ -47,6 +47,8 @@ class DecoderTrainingStage(DecoderStage[DecoderTraining, DecoderNetworks]):
     def build(self) -> DecoderNetworks:
         networks = DecoderNetworks(self.inputs.autoencoder())
         networks.autoencoder.requires_grad_(False)
+        if self.inputs.sections.latents.drawn:  # so that it decodes what generators learn
+            networks.autoencoder.drawn = True
         decoder = nn.ModuleList(networks.autoencoder.parts().decoder).requires_grad_(True)
         networks.trains["decoder"] = list(decoder.parameters())
         own = self.config.adversarial

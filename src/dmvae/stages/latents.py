@@ -6,10 +6,14 @@ A tokenizer of diffusers that was trained further is saved a second time, in its
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
+from dmvae.inputs import Inputs, build_tokenizer
 from dmvae.latents.store import LatentSet
 from dmvae.models.artifact import save_network
 from dmvae.runtime import distributed
 from dmvae.sections import LatentsConfig
+from dmvae.stages.editing import DRAWN
 from dmvae.training.stage import Facts, Stage, stage
 
 MIRRORED = "mirrored"
@@ -25,6 +29,8 @@ class LatentsStage(Stage[LatentsConfig]):
     def run(self) -> Facts:
         inputs, folder = self.inputs, self.inputs.out / "latents"
         tokenizer = inputs.tokenizer()
+        if self.config.drawn:
+            tokenizer.drawn = True
         inputs.encode(tokenizer, inputs.train_set, folder, self.name)
         if self.config.mirrored:
             inputs.encode(tokenizer, inputs.train_set, inputs.out / MIRRORED, f"{self.name}, mirrored", mirrored=True)
@@ -37,3 +43,21 @@ class LatentsStage(Stage[LatentsConfig]):
                 save_network(own, inputs.out / "diffusers")
         distributed.barrier()
         return {"images": len(latents)}
+
+    @classmethod
+    def problems(cls, config: LatentsConfig, inputs: Inputs, others: Mapping[str, object]) -> Iterator[str]:
+        noise = getattr(others.get("matching"), "noise", None)
+        if not config.drawn or noise in DRAWN:  # which draw already, `fixed` from any tokenizer
+            return
+        if not build_tokenizer(inputs.sections).has_spread:
+            ours = inputs.sections.pretrained is None
+            yield (
+                "latents.drawn: true needs a tokenizer with a posterior"
+                + (" (autoencoder.variational: true)" if ours else ", which this `pretrained` has not")
+                + "; leave it out, or give it to those variants alone that have one: --variants.NAME.latents.drawn true"
+            )
+        elif noise == "none":
+            yield (
+                "latents.drawn: true would draw latents of which matching.noise: none has matched the means alone; "
+                "leave it out, or set matching.noise: posterior, which draws them"
+            )
