@@ -94,8 +94,7 @@ Distribution: TypeAlias = "DiagonalGaussianDistribution | PointDistribution"
 @dataclass
 class EncoderOutput(BaseOutput):
     latents: Tensor
-    """[n, C, H, W], not normalised: the mean of `latent_dist`, or a sample of it
-    (`Tokenizer.drawn`)."""
+    """[n, C, H, W], not normalised: the mean of `latent_dist`, or a sample of it (`Tokenizer.drawn`)."""
     latent_dist: Distribution
 
 
