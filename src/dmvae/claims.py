@@ -108,7 +108,10 @@ def _changed(run_dir: Path, variant: str, recipe: Recipe) -> Iterator[tuple[str,
     file = run_dir / variant / "recipe.yaml"
     old = leaves(read_yaml(file.read_text())) if file.exists() else {}
     new = leaves(json.loads(json.dumps(configs.plain(recipe))))
+    counts = leaves(configs.identity(recipe))  # where a field that came since is at its default, and so is not
     for place in dict.fromkeys([*old, *new]) if old else ():
+        if place not in old and place not in counts:
+            continue
         if old.get(place) != new.get(place) and not place.startswith("run."):
             yield place, old.get(place), new.get(place)
 

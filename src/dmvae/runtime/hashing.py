@@ -46,13 +46,10 @@ def content_hash(files: Iterable[Path]) -> str:
     return sha.hexdigest()[:16]
 
 
-def place_hash(path: Path) -> str:
-    """16 hex digits of the names and contents of a file, or of a folder's files; "" where neither is there."""
-    sha = hashlib.sha256()
-    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-        if file.is_file():
-            sha.update(f"{file.name} {sha256_of(file)}\n".encode())
-    return sha.hexdigest()[:16] if path.exists() else ""
+def artifact_hash(folder: Path) -> str:
+    """16 hex digits of the config and the weights in a folder, whatever else lies there."""
+    kinds = ("config.json", "*.safetensors", "*.safetensors.index.json", "*.bin")
+    return content_hash(sorted(file for kind in kinds for file in folder.glob(kind)))
 
 
 def digest(*parts: object) -> str:

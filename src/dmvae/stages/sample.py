@@ -33,7 +33,7 @@ from dmvae.registry import find, names, nearest
 from dmvae.runtime import distributed
 from dmvae.runtime.console import Bar
 from dmvae.runtime.files import read_json, write_tensors
-from dmvae.runtime.hashing import place_hash
+from dmvae.runtime.hashing import artifact_hash
 from dmvae.runtime.precision import autocast, uses_bf16
 from dmvae.runtime.random import Random
 from dmvae.runtime.transfer import send
@@ -42,6 +42,7 @@ from dmvae.stages.modelled import KEPT
 from dmvae.tokenizers.adapted import load_tokenizer
 from dmvae.training.preparing import compile_networks
 from dmvae.training.stage import Facts, Stage, stage
+from dmvae.training.starting import lasting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +91,7 @@ class SampleConfig:
 
     def identity(self, values: Values) -> Values:
         """A guide of another training counts by what its files hold, wherever they lie."""
-        return values | {"guide": place_hash(self.guide)} if isinstance(self.guide, Path) else values
+        return values | {"guide": artifact_hash(self.guide)} if isinstance(self.guide, Path) else values
 
     def settings(self, scale: float, guide: Velocity | None = None) -> Sampling:
         """The sampler's settings at one guidance scale, and the network that guides, if any."""
@@ -189,8 +190,12 @@ class SampleStage(Stage[SampleConfig]):
             yield "sample.guide: a guidance scale of 1 asks nothing to guide; add others to sample.guidance"
         if config.guide is not None and not flow:
             yield f"sample.guide: {training.model.type!r} has no velocity to guide; set it to null"
-        if isinstance(config.guide, Path) and (unfit := _unfit(config.guide, inputs)):
-            yield f"sample.guide: {unfit}"
+        if isinstance(config.guide, Path):
+            stays = lasting(config.guide, inputs.sections.run.dir)
+            if stays is not None:
+                yield f"sample.guide: {config.guide} may lead to another generator once the run begins; give {stays}"
+            elif unfit := _unfit(config.guide, inputs):
+                yield f"sample.guide: {unfit}"
         if config.guidance_channels is not None:
             channels = inputs.latent_shape[0]
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import nn
 from dmvae.config import Values
 from dmvae.models.artifact import require_weights
 from dmvae.models.base import Model
-from dmvae.runtime.hashing import place_hash
+from dmvae.runtime.hashing import sha256_of
 from dmvae.tokenizers import TokenizerSource
 from dmvae.tokenizers.network import Adapter
 
@@ -52,8 +53,14 @@ class FileSource(TokenizerSource):
         return Adapter(model, size=size, channels=channels)
 
     def fingerprint(self) -> str:
-        """A hash of the file or the folder's files; "" for a model on a hub, whose id stands for it."""
-        return place_hash(self.place)
+        """sha256 of the names and contents of the file or the folder's files; "" for a model on a hub, whose id
+        stands for it."""
+        sha = hashlib.sha256()
+        path = self.place
+        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+            if file.is_file():
+                sha.update(f"{file.name} {sha256_of(file)}\n".encode())
+        return sha.hexdigest()[:16] if path.exists() else ""
 
     @property
     def place(self) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -19,7 +20,7 @@ from dmvae.models.artifact import artifact_class, require_weights
 from dmvae.models.base import Model
 from dmvae.runtime.done import require_intact
 from dmvae.runtime.files import read_json
-from dmvae.runtime.hashing import place_hash
+from dmvae.runtime.hashing import artifact_hash
 from dmvae.runtime.words import counted
 from dmvae.training.stage import TrainingConfig
 
@@ -39,14 +40,14 @@ class Starting(TrainingConfig):
 
     def identity(self, values: Values) -> Values:
         values = super().identity(values)
-        return values if self.start_from is None else values | {"start_from": place_hash(self.start_from)}
+        return values if self.start_from is None else values | {"start_from": artifact_hash(self.start_from)}
 
 
 def misfits(config: Starting, model: GeneratorConfig, stage: str, inputs: Inputs) -> Iterator[str]:
     """What keeps the stage's network from such a start, a sentence each; asked before any stage runs."""
     if config.start_from is None:
         return
-    if (there := _within_run(config.start_from, inputs.sections.run.dir)) is not None:
+    if (there := lasting(config.start_from, inputs.sections.run.dir)) is not None:
         yield f"{stage}.start_from: {config.start_from} is replaced when the stage begins; give {there}"
         return
     try:
@@ -77,7 +78,12 @@ def _tensors(folder: Path, network: Model, model: GeneratorConfig, stage: str, *
                 for name in held.keys():  # noqa: SIM118  # it is no mapping
                     shape = held.get_slice(name).get_shape()
                     found[name] = held.get_tensor(name) if values else torch.empty(shape, device="meta")
-        told: Values = read_json(folder / "config.json", dict)
+        if not found:
+            raise ValueError(f"{folder}: its weights are no .safetensors; load them in diffusers and save them again")
+        usual = {name: p.default for name, p in inspect.signature(type(network).__init__).parameters.items()}
+        told: Values = {name: usual[name] for name in network.config if name in usual} | read_json(
+            folder / "config.json", dict
+        )
         own = {name: configs.plain_value(value) for name, value in network.config.items()}
         differ = {
             name: value for name, value in told.items() if not name.startswith("_") and own.get(name, value) != value
@@ -126,12 +132,14 @@ def _mended(
         yield f"set {stage}.model: {{{', '.join(f'{k}: {configs.written(v)}' for k, v in values.items())}}}"
 
 
-def _within_run(folder: Path, run_dir: str) -> str | None:
-    """What to give in place of a path through the run's own folder, where links lead to other stages and pipelines are
-    removed once settings change; None for others and below `stages`, whose folders stay."""
+def lasting(folder: Path, run_dir: str) -> str | None:
+    """What to give in place of a path that leads through a link or a pipeline of the run's own folder: links lead to
+    other stages, and pipelines are removed, once settings change. None for all other paths, which stay."""
     run, place = os.path.realpath(run_dir), Path(os.path.abspath(folder))
     own = next((place.relative_to(above) for above in place.parents if os.path.realpath(above) == run), None)
     if own is None or own.parts[0] == "stages":
         return None
     stays = Path(os.path.realpath(folder))
-    return str(stays) if stays.is_relative_to(Path(run, "stages")) else f"a folder below {Path(run_dir, 'stages')}"
+    if stays.is_relative_to(Path(run, "stages")):
+        return str(stays)
+    return f"a folder below {Path(run_dir, 'stages')}" if own.parts[1:2] == ("pipeline",) else None
