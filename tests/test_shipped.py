@@ -15,11 +15,13 @@ import dmvae
 import processes
 from dmvae import cli
 from dmvae import config as configs
+from dmvae.checks import blank_networks
 from dmvae.claims import leaves
 from dmvae.evaluation.manifest import versions
 from dmvae.recipe import load
 from dmvae.report.summary import environment
 from dmvae.runtime.shipped import about, recipe_file, shipped
+from dmvae.stages.generator import GeneratorStage
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +54,28 @@ def test_a_study_s_control_differs_from_what_is_matched_by_the_pull_alone(study,
     ours, control = (leaves(configs.plain(recipes[f"{matched}{of}{seed}"])) for of in ("", "_zero"))
     assert {place for place in ours | control if ours.get(place) != control.get(place)} == {"matching.weight"}
     assert control["matching.weight"] == 0
+
+
+def test_the_baselines_of_imagenet_train_for_their_authors_epochs():
+    """Of 1,281,167 images, less those that fill no batch. What is rounded in the file is near what its comments say."""
+    recipes = load(recipe_file("studies/imagenet256_baselines"))
+    vavae, rae, guide = (recipes[name] for name in ("vavae", "rae_800", "rae_guide"))
+    (snapshot,) = rae.generator.keep_at
+    for steps, batch_size, epochs in (
+        (vavae.tokenizer.steps, vavae.tokenizer.batch_size, 50),
+        (rae.tokenizer.steps, rae.tokenizer.batch_size, 16),
+        (rae.tokenizer.warmup, rae.tokenizer.batch_size, 1),
+        (rae.generator.steps, rae.generator.batch_size, 800),
+        (snapshot, rae.generator.batch_size, 80),
+        (rae.generator.decay_from * rae.generator.steps, rae.generator.batch_size, 40),
+        (guide.generator.steps, guide.generator.batch_size, 14),
+    ):
+        assert steps == epochs * (1_281_167 // batch_size)
+    assert rae.generator.time_shift == rae.sample.time_shift == pytest.approx((768 * 16 * 16 / 4096) ** 0.5, rel=1e-4)
+    assert vavae.tokenizer.kl_weight == pytest.approx(1e-6 * (32 * 16 * 16) / (3 * 256 * 256), rel=1e-2)
+    assert vavae.sample.time_shift == pytest.approx(1 / 0.3, rel=1e-4)
+    for recipe in (vavae, rae, guide):
+        assert blank_networks(recipe, GeneratorStage, 1000).trains
 
 
 UNRUN = "not yet run to its end"
