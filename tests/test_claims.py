@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 import tiny
 from dmvae import pipeline
@@ -111,6 +112,18 @@ def test_a_stage_that_begins_anew_beside_an_unfinished_one_says_why(tmp_path):
         (there,) = re.findall(r"the earlier command goes on with (\S+), which is not finished", line)
         assert (Path(there) / "checkpoints").is_dir()
         assert "generator" not in line, "which comes after it"
+
+
+def test_fields_that_came_since_the_run_began_are_none_that_changed(tmp_path):
+    jobs = interrupted(tmp_path, seed=7)
+    for variant in ("matched", "kl"):
+        file = tmp_path / "run" / variant / "recipe.yaml"
+        values = yaml.safe_load(file.read_text())
+        del values["losses"]["adversarial"]["adaptive"], values["tokenizer"]["decay_from"]
+        file.write_text(yaml.safe_dump(values))
+    told = begun_anew(tmp_path / "run", jobs)
+    assert told
+    assert all("begins anew, as seed is 7 and was 0; " in line for line in told)
 
 
 def test_finished_stages_that_other_data_begin_anew_are_named_once(tmp_path):

@@ -107,10 +107,12 @@ def test_what_was_there_stays_until_all_is_written(tmp_path):
         ("s", "a.npy", "samples are written as .npz, name it so"),
         ("s", "s", "s: samples"),
         ("absent", "a.npz", "no such"),
+        ("sample/guidance-1", "a.npz", "its stage is not finished, so samples are missing"),
     ],
 )
 def test_what_cannot_be_written_or_read_is_told(data, tmp_path, capsys, folder, out, message):
     samples(tmp_path / "s", *data[0])
+    samples(tmp_path / "sample/guidance-1", *data[0])
     with pytest.raises(SystemExit) as stop:
         cli.main(["export", "adm-samples", str(tmp_path / folder), "--out", str(tmp_path / out)])
     assert (stop.value.code, message in capsys.readouterr().err) == (2, True)

@@ -1,6 +1,7 @@
 """A generator, or a teacher, that starts from weights that are there already: it has them, their content counts, and
 what does not fit is refused."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from dmvae.recipe import load
 from dmvae.runtime import distributed, sharding
 from dmvae.stages.generator import GeneratorStage
 from dmvae.training.loop import Trainer
+from dmvae.training.starting import lasting
 
 FILE = "diffusion_pytorch_model.safetensors"
 FITS = {"in_channels": 4, "input_size": 3, "num_classes": 3, **tiny.DIT}
@@ -170,6 +172,25 @@ def test_a_folder_that_is_none_or_will_not_stay_is_refused(tmp_path, folder, mes
     path = tiny.write(tmp_path, generator__start_from=str(tmp_path / folder))
     with pytest.raises(ValueError, match=rf"kl: generator\.start_from: .*{message}"):
         pipeline.run({"kl": load(path)["kl"]}, tmp_path / "run")
+
+
+def test_weights_of_before_a_field_came_and_of_another_kind_of_file_are_told_so(tmp_path):
+    there = saved(tmp_path / "there")
+    config = json.loads((there / "config.json").read_text())
+    del config["qk_norm"]
+    (there / "config.json").write_text(json.dumps(config))
+    model = tiny.DIT | {"qk_norm": False}
+    path = tiny.write(tmp_path, generator__start_from=str(there), variants={"main": {"generator.model": model}})
+    with pytest.raises(ValueError, match=r"such as blocks\.0\.attn\.\S+_norm.*set generator\.model: \{.*qk_norm: true"):
+        pipeline.run(load(path), tmp_path / "run")
+    (there / FILE).rename(there / "diffusion_pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"there: its weights are no \.safetensors"):
+        pipeline.run(load(path), tmp_path / "run")
+
+
+def test_an_import_within_the_run_s_folder_stays_and_is_taken(tmp_path):
+    there = saved(tmp_path / "run/imports/ep64")
+    assert lasting(there, str(tmp_path / "run")) is None
 
 
 @pytest.mark.parametrize("over", [{"distribution": {"type": "gaussian"}}, {"teacher": False}])
