@@ -13,7 +13,7 @@ from dmvae.datasets.pixels import to_uint8
 from dmvae.flow.guidance import require_channels
 from dmvae.runtime.hashing import digest
 from dmvae.runtime.precision import Precision, autocast
-from dmvae.stages.sample import SampleConfig, drawn_labels, image_seed
+from dmvae.stages.sample import SampleConfig, drawn_labels, image_seed, labels_told
 
 BLOCK = 64
 """Images drawn at once."""
@@ -37,8 +37,8 @@ class Generated:
         sampler = configs.plain(sample) | {"seed": seed}
         del sampler["batch_size"], sampler["guide"]  # the first changes nothing, the second is the pipeline's
         classes = [name for _, name in sorted(pipeline.classes.items())]
-        labels = "balanced" if sample.labels == "equal" else sample.labels
-        self.facts = {"kind": "generated", "sampler": sampler, "labels": labels, "classes": digest(tuple(classes))}
+        self.facts = {"kind": "generated", "sampler": sampler, "labels": labels_told(sample.labels)}
+        self.facts["classes"] = digest(tuple(classes))
         self.facts["size"] = pipeline.transformer.config.input_size * pipeline.vae.stride
 
     def __len__(self) -> int:

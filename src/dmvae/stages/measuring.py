@@ -52,7 +52,7 @@ from dmvae.runtime.random import Random, seed_of
 from dmvae.stages.arrival import at_the_end
 from dmvae.stages.modelled import in_shares, kept_latents, modelled
 from dmvae.stages.reference import MAP_POINTS, open_reference
-from dmvae.stages.sample import generator_at, samples_folder
+from dmvae.stages.sample import generator_at, labels_told, samples_folder
 from dmvae.tokenizers.adapted import load_tokenizer, spread_of
 
 PICTURES = 24
@@ -283,8 +283,8 @@ class Measuring:
         }
         if "sample" in inputs.reads:
             sampler = inputs.config_of("sample")
-            labels = "balanced" if sampler.get("labels", "equal") == "equal" else sampler["labels"]
-            measured |= {"sampler": sampler, "labels": labels, "count": sampler["count"]}
+            told = labels_told(sampler.get("labels", "equal"))
+            measured |= {"sampler": sampler, "labels": told, "count": sampler["count"]}
         if "generator" in inputs.reads:
             measured["ema"] = inputs.config_of("generator")["ema"]
         networks: list[Extractor | PerceptualDistance] = [*self.extractors, *([self.lpips] if self.lpips else [])]

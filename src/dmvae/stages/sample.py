@@ -291,6 +291,11 @@ def drawn_labels(config: SampleConfig, seed: int, num_classes: int) -> Tensor:
     return balanced_labels(config.count, num_classes)
 
 
+def labels_told(labels: str) -> str:
+    """`sample.labels` as manifests say it, which had one word for equal shares before there was a choice."""
+    return "balanced" if labels == "equal" else labels
+
+
 def balanced_labels(count: int, num_classes: int) -> Tensor:
     """int64 [count]: 0, 1, ..., num_classes - 1, 0, 1, ..."""
     return torch.arange(count) % num_classes
