@@ -35,7 +35,7 @@ COMMANDS = {
     "decode": ("encode", "decode", "decode such latents into images"),
     "measure": ("measure", "measure_command", "measure folders of images, samples and tokenizers; check scores"),
     "import": ("convert", "import_", "turn the paper's released weights into our artifacts"),
-    "export": ("convert", "export", "and back; samples as ADM's .npz"),
+    "export": ("convert", "export", "and back; samples as ADM's .npz; latents for LightningDiT's trainer"),
 }
 """Name -> (module of `dmvae.commands`, function, what it does). Any other word is a stage's name."""
 

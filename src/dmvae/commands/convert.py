@@ -1,12 +1,15 @@
-"""`dmvae import` and `export`: the authors' released weights and our artifacts; samples for ADM's evaluation suite."""
+"""`dmvae import` and `export`: the authors' released weights and our artifacts; samples for ADM's evaluation suite;
+latents for LightningDiT's trainer."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+import yaml
 from torch import nn
 
+from dmvae.commands.lightningdit import export_latents
 from dmvae.commands.parser import Parser
 from dmvae.evaluation.images import FolderImages, Images, SampleFiles, write_npz
 from dmvae.interop import official
@@ -60,19 +63,32 @@ def export(command: str, arguments: list[str]) -> None:
     parser = Parser(
         prog=f"dmvae {command}",
         description="official-vae: our tokenizer -> a file that the authors' code loads. adm-samples: samples -> the "
-        ".npz that ADM's evaluation suite reads.",
+        ".npz that ADM's evaluation suite reads. lightningdit-latents: a run's latents -> the shards that the trainer "
+        "of LightningDiT reads.",
     )
-    parser.add_argument("kind", choices=["official-vae", "adm-samples"])
+    parser.add_argument("kind", choices=["official-vae", "adm-samples", "lightningdit-latents"])
     parser.add_argument(
-        "folder", type=Path, help="of the tokenizer; of a run's samples (RUN/VARIANT/sample/guidance-1), or of images"
+        "folder",
+        type=Path,
+        help="of the tokenizer; of a run's samples (RUN/VARIANT/sample/guidance-1), or of images; of a run's latents "
+        "(RUN/VARIANT/latents)",
     )
-    parser.add_argument("--out", type=Path, required=True, help="file to write, .pt or .safetensors; .npz of samples")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="file to write, .pt or .safetensors; .npz of samples; folder of latents"
+    )
+    parser.add_argument(
+        "--unmirrored", action="store_true", help="latents of images that must not be mirrored: plain ones twice"
+    )
     known = parser.read(arguments)
+    if known.unmirrored and known.kind != "lightningdit-latents":
+        raise ValueError("--unmirrored is of lightningdit-latents; leave it out")
     if known.kind == "official-vae":
         official.export_vae(known.folder, known.out)
         console.print(str(known.out))
-    else:
+    elif known.kind == "adm-samples":
         _export_samples(known.folder, known.out)
+    else:
+        _export_latents(known.folder, known.out, known.unmirrored)
 
 
 def _export_samples(folder: Path, out: Path) -> None:
@@ -85,3 +101,13 @@ def _export_samples(folder: Path, out: Path) -> None:
     images: Images = SampleFiles(require_intact(folder)) if of_a_run else FolderImages(folder)
     write_npz(images, out)
     console.print(f"{counted(len(images), 'image')}: {out}")
+
+
+def _export_latents(folder: Path, out: Path, unmirrored: bool) -> None:
+    require_place("--out", out, folder=True)
+    if out.is_dir() and (there := sorted(out.iterdir())):  # it may be what their own code extracted, in hours
+        raise ValueError(f"--out {out} holds {there[0].name!r}, and nothing is replaced; name a new folder")
+    config = export_latents(folder, out, unmirrored=unmirrored)
+    more = "num_classes is larger where the last classes have no images"
+    console.print(f"{out}: what belongs into the config of LightningDiT's trainer ({more}):")
+    console.print(yaml.safe_dump(config, sort_keys=False).rstrip())

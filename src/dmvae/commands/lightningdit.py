@@ -1,0 +1,81 @@
+"""Latents for LightningDiT's trainer (github.com/hustvl/LightningDiT): the files that its `ImgLatentDataset` reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from dmvae.config import Values
+from dmvae.latents.store import LatentSet
+from dmvae.runtime.console import Bar
+from dmvae.runtime.done import read_done, require_intact
+from dmvae.runtime.files import atomic_write, read_json, sweep_beside
+from dmvae.stages.latents import MIRRORED
+
+
+def export_latents(stage: Path, out: Path, *, unmirrored: bool = False) -> Values:
+    """Write the latents of a finished stage `latents` to the folder `out`; returns what belongs into their trainer's
+    config.
+
+    Their reader takes every .safetensors of a folder, in the order of the names, and of each image, at random,
+    `latents` or `latents_flip` [n, C, H, W], so both have to be there. It makes (z - mean) / std of them with the
+    statistics, [1, C, 1, 1] and float32, to which it also brings latents in float16: so they are written raw, in the
+    dtype in which they are stored. Of drawn latents it is the one sample of each posterior that is stored, as their
+    own extraction draws one. The folder appears once it is whole, since the reader would train on a part of it.
+
+    unmirrored: write the plain latents as `latents_flip` too, for images that must not be mirrored.
+
+    Raises ValueError for another folder, one that is damaged, and where mirror images are missing or not wanted.
+    """
+    if not (stage / "latents").is_dir() or read_done(stage) is None:
+        raise ValueError(f"{stage}: no finished stage `latents` is here; give RUN/VARIANT/latents")
+    mirrored = (stage / MIRRORED).is_dir()
+    if mirrored == unmirrored:
+        raise ValueError(
+            f"{stage}: it holds mirror images, which --unmirrored would leave out; take them, or run the stage again "
+            "with latents.mirrored: false"
+            if mirrored
+            else f"{stage}: it holds no mirror images, and LightningDiT's trainer takes them half the time; run the "
+            "stage again with latents.mirrored: true, or, if images must not be mirrored, give --unmirrored: plain "
+            "latents stand in their place"
+        )
+    plain = LatentSet(require_intact(stage) / "latents")
+    flipped = LatentSet(stage / MIRRORED) if mirrored else plain
+    labels = plain.labels.split(plain.shard_size)
+    sweep_beside(out)  # a killed one left as much as all latents
+    with Bar("write", len(plain), "images") as bar, atomic_write(out) as part:
+        part.mkdir()
+        for number, (z, mirror, y) in enumerate(zip(plain.shards, flipped.shards, labels, strict=True)):
+            # safetensors refuses one tensor under two names
+            shard = {"latents": z, "latents_flip": mirror if mirrored else z.clone(), "labels": y}
+            save_file(shard, part / f"latents_rank00_shard{number:03d}.safetensors")
+            bar.step(len(y))
+        torch.save(
+            {"mean": plain.mean.view(1, -1, 1, 1), "std": plain.std.view(1, -1, 1, 1)}, part / "latents_stats.pt"
+        )
+    return _config(plain, read_json(stage / "autoencoder/config.json", dict)["image_size"], out)
+
+
+def _config(latents: LatentSet, image_size: int, out: Path) -> Values:
+    """The entries of their config that the latents decide, and those with which `official-generator` reads the
+    network. Their defaults would be latents as they are, times 0.18215, in 4 channels."""
+    channels, side, _ = latents.shards[0].shape[1:]
+    return {
+        "data": {
+            "data_path": str(out.absolute()),
+            "image_size": image_size,
+            "num_classes": int(latents.labels.max()) + 1,
+            "latent_norm": True,
+            "latent_multiplier": 1.0,
+        },
+        "vae": {"downsample_ratio": image_size // side},
+        "model": {
+            "in_chans": channels,
+            "use_swiglu": True,
+            "use_rope": True,
+            "use_rmsnorm": True,
+            "wo_shift": False,
+        },
+    }
