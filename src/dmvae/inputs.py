@@ -143,6 +143,10 @@ class Inputs:
             return adapt(source, size=self.data.size, channels=self.data.channels, pretrained=True)
         return self.autoencoder()
 
+    def encoding_tokenizer(self) -> Tokenizer:
+        """The tokenizer as the stage `latents` used it, with the statistics of its latents."""
+        return load_tokenizer(self.reads["latents"] / "autoencoder")
+
     def discriminator(self) -> Discriminator | None:
         """The discriminator as the last stage left it, to go on training, or None without one."""
         folder = self.tokenizer_folder
@@ -246,11 +250,16 @@ def first_tokenizer(sections: Sections, *, weights: bool) -> Tokenizer:
 
 def build_tokenizer(sections: Sections) -> Tokenizer:
     """The recipe's tokenizer, pretrained or to be trained, on the meta device: without weights."""
-    data, source = sections.data, sections.pretrained
     with torch.device("meta"):
-        if source is not None:
-            return adapt(source, size=data.size, channels=data.channels, pretrained=False)
-        return build_autoencoder(sections)
+        return blank_tokenizer(sections)
+
+
+def blank_tokenizer(sections: Sections) -> Tokenizer:
+    """The recipe's tokenizer, pretrained or to be trained, with random weights."""
+    data, source = sections.data, sections.pretrained
+    if source is not None:
+        return adapt(source, size=data.size, channels=data.channels, pretrained=False)
+    return build_autoencoder(sections)
 
 
 def latent_shape(sections: Sections) -> tuple[int, int, int]:
@@ -297,6 +306,9 @@ class Blueprint(Inputs):
 
     def autoencoder(self) -> Tokenizer:
         return first_tokenizer(self.sections, weights=False)
+
+    def encoding_tokenizer(self) -> Tokenizer:
+        return blank_tokenizer(self.sections)
 
     def discriminator(self) -> None:
         return None

@@ -73,8 +73,8 @@ class Run:
         return load_tokenizer(self.folder("latents", variant) / "autoencoder")
 
     def latents(self, variant: str | None = None) -> LatentSet:
-        """The training set's latents, normalised per channel. torch's DataLoader takes them with
-        `collate_fn=dmvae.datasets.loading.collate`: they are read a batch at a time."""
+        """The training set's latents, or as many as `latents.stored` says, normalised per channel. torch's DataLoader
+        takes them with `collate_fn=dmvae.datasets.loading.collate`: they are read a batch at a time."""
         return LatentSet(self.folder("latents", variant) / "latents")
 
     def pipeline(self, variant: str | None = None) -> DMVAEPipeline:

@@ -119,11 +119,23 @@ class LatentsConfig:
     """Precision on disk."""
     mirrored: bool = configs.added(False)
     """Encode the mirror images too, so that half of what the generator trains on is mirrored. Twice the disk."""
+    stored: Count | None = configs.added(None)
+    """Store the latents of at most so many training images, evenly spread, for statistics and measures alone; the
+    generator then encodes images in each step, with random crops (`data.resize`) and mirrored (`data.flip`) as the
+    tokenizer saw them. For latents too large for the disk, at the price of the encoder in each step. null: all, from
+    which the generator learns."""
     drawn: bool = configs.added(False)
     """Latents are samples of a variational tokenizer's posteriors, as LightningDiT's and REPA-E's are; false: as
     `matching.noise` says, and without a matching the means. A generator gets new samples in each epoch, and the stage
     `decoder` learns from samples; statistics, what is measured, reconstructions too, and `encode` of the finished
     tokenizer are of samples. Three times the disk."""
+
+    def __post_init__(self) -> None:
+        if self.mirrored and self.stored is not None:
+            raise ValueError(
+                "mirrored: true stores mirror images for the generator, which with `stored` encodes images itself; set "
+                "it to false, and data.flip: true for mirrored ones"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,6 @@ from dmvae.datasets.webdataset import WebDataset
 from dmvae.inputs import Inputs
 from dmvae.recipe import load
 from dmvae.runtime.random import Random
-from dmvae.stages.tokenizer import TokenizerStage
 from dmvae.tokenizers.adapted import load_tokenizer
 from dmvae.training.augment import random_crop
 from dmvae.training.data import batches
@@ -107,13 +106,16 @@ def test_a_crop_is_a_part_of_its_image_and_every_place_is_as_likely():
 
 
 @pytest.mark.parametrize("cache", ["auto", "none"])
-def test_training_crops_anew_in_each_epoch_and_goes_on_with_the_same_crops(tmp_path, cache):
+@pytest.mark.parametrize("name", ["tokenizer", "generator"])
+def test_training_crops_anew_in_each_epoch_and_goes_on_with_the_same_crops(tmp_path, cache, name):
     data = {"type": "image_folder", "root": str(folder_of(tmp_path / "data", 8)), "size": SIZE, "channels": 3}
     data |= {"resize": SIDE, "cache": cache}
-    recipe = load(tiny.write(tmp_path, data=data, tokenizer__batch_size=4))["kl"]
+    over = {f"{name}__batch_size": 4, "latents__stored": 4}  # so that the generator sees images
+    recipe = load(tiny.write(tmp_path, data=data, **over))["kl"]
     inputs = Inputs(recipe, "kl", tmp_path, {}, torch.device("cpu"))
-    stage = TokenizerStage(recipe.section("tokenizer"), inputs)
-    seen = [batch.data for batch in batches(stage, (0, "tokenizer"), 0, 12, lambda: False)]
+    (kind,) = (kind for kind in recipe.stages() if kind.name == name)
+    stage = kind(recipe.section(name), inputs)
+    seen = [batch.data for batch in batches(stage, (0, name), 0, 12, lambda: False)]
     assert {x.shape for x in seen} == {(4, 3, SIZE, SIZE)}
     whole = {i: image for i, (image, _) in enumerate(inputs.train_set.larger)}
     places = {i: set() for i in whole}
@@ -121,7 +123,7 @@ def test_training_crops_anew_in_each_epoch_and_goes_on_with_the_same_crops(tmp_p
         (found,) = ((i, *place) for i, image in whole.items() for place in where(image, crop))
         places[found[0]].add(found[1:])
     assert sum(len(of) for of in places.values()) > 36, "48 crops of 8 images, of 81 places each"
-    again = [batch.data for batch in batches(stage, (0, "tokenizer"), 7, 12, lambda: False)]
+    again = [batch.data for batch in batches(stage, (0, name), 7, 12, lambda: False)]
     assert all(torch.equal(*both) for both in zip(again, seen[7:], strict=True)), "a run that was killed after 7 steps"
 
 

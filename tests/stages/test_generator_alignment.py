@@ -62,6 +62,20 @@ def test_each_latent_comes_with_its_image_mirrored_or_not(encoded):
     assert 40 < as_it_is < 60
 
 
+def test_images_that_it_encodes_itself_are_what_the_target_sees(tmp_path, monkeypatch):
+    path = write(tmp_path, latents={"stored": 12}, data__flip=True)
+    tiny.run(path, only="latents")
+    trainer = trainer_of(path)
+    seen, tokens = [], trainer.networks.target.forward
+    monkeypatch.setattr(trainer.networks.target, "forward", lambda x: seen.append(x) or tokens(x))
+    found = batches_of(trainer)
+    for batch in found:
+        list(trainer.stage.updates(trainer.networks, batch, Random(0)))
+    assert all(batch.images is None for batch in found)
+    assert torch.equal(torch.cat(seen), torch.cat([batch.data for batch in found]))
+    assert torch.cat(seen).shape == (48, 3, 12, 12)
+
+
 def test_a_resumed_training_sees_the_same_images(encoded):
     trainer = trainer_of(encoded)
     whole, later = batches_of(trainer), batches_of(trainer, 5)

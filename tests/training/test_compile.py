@@ -18,7 +18,9 @@ from dmvae.recipe import load
 from dmvae.runtime.random import Random
 from dmvae.stages.matching import MatchingStage
 from dmvae.stages.reconstruction import DecoderNetworks, discriminate, reconstruct
+from dmvae.tokenizers.adapted import adapt
 from dmvae.tokenizers.autoencoder import Autoencoder
+from dmvae.tokenizers.identity import IdentityTokenizer
 from dmvae.training.loop import Trainer
 from dmvae.training.preparing import compile_networks
 from dmvae.training.stage import Batch, Networks
@@ -94,6 +96,13 @@ def adversarial_step(backend=None):
 
 
 @pytest.mark.slow
+def test_a_tokenizer_that_can_only_be_used_as_it_is_stays_eager():
+    tokenizer = adapt(IdentityTokenizer(patch=4), size=12, channels=3, pretrained=False)
+    networks = networks_of(tokenizer=tokenizer)
+    compile_networks(networks)
+    assert not any(module._compiled_call_impl for module in networks.modules())
+
+
 def test_the_adaptive_weight_s_gradients_run_nothing_that_is_compiled():
     plain, _, _ = adversarial_step()
     found, early, counting = adversarial_step("counting")

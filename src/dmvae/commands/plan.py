@@ -278,7 +278,8 @@ def _disk(name: str, recipe: Recipe, cost: Cost | None, items: int | None) -> in
         size = 2 if recipe.latents.dtype == "float16" else 4
         if recipe.latents.drawn or part(recipe, "matching.noise") in DRAWN:
             size *= 3  # their posteriors' means and deviations too
-        return (items or 0) * (1 + recipe.latents.mirrored) * prod(latent_shape(recipe)) * size
+        stored = min((n for n in (items, recipe.latents.stored) if n is not None), default=0)
+        return stored * (1 + recipe.latents.mirrored) * prod(latent_shape(recipe)) * size
     if name == "sample":
         images = section.count * len(section.guidance) * recipe.data.channels * recipe.data.size**2
         return images + min(section.count, KEPT) * prod(latent_shape(recipe)) * 4

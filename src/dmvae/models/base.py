@@ -178,7 +178,10 @@ class Tokenizer(Model):
     def compiled_parts(self) -> list[nn.Module]:
         """What `run.compile` compiles: the parts, for training calls them and not `forward`. Encoders and decoders may
         name parts of their own; a decoder that names none stays eager (see `ConvolutionalDecoder.compiled_parts`)."""
-        parts = self.parts()
+        try:
+            parts = self.parts()
+        except ValueError:  # it can only be used as it is, and stays eager
+            return []
         found = [part for encoder in parts.encoder for part in _named(encoder, [encoder])]
         # torch compiles no module of its own, such as a Sequential, by itself
         found += [part for part in parts.bottleneck if not isinstance(part, nn.Sequential)]

@@ -54,7 +54,8 @@ class EvaluateStage(Stage[EvaluateConfig]):
                     measured_pairs(metric, blank, blank)
                 except ValueError as error:
                     yield f"evaluate.metrics: {error}"
-        latents = min(config.knn_count, len(inputs.train_set))
+        stored = inputs.sections.latents.stored
+        latents = min(config.knn_count, len(inputs.train_set), stored or config.knn_count)
         if config.neighbours > latents:
             yield (
                 f"evaluate.neighbours: {config.neighbours} neighbours are sought among {counted(latents, 'latent')}; "

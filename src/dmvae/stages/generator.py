@@ -21,14 +21,13 @@ from dmvae.generators.flow import FlowModelConfig
 from dmvae.inputs import Inputs
 from dmvae.latents.store import BothWays, LatentSet, MirroredSet, labels_of
 from dmvae.losses.tokens import TokenAlignment, away, depth_of, projector
-from dmvae.models.base import Model
+from dmvae.models.base import Model, Tokenizer
 from dmvae.models.dit import LightningDiT
 from dmvae.models.projector import Projector
 from dmvae.models.velocity import VelocityModel
 from dmvae.ranges import Weight
 from dmvae.runtime.random import Random
 from dmvae.stages.latents import MIRRORED
-from dmvae.tokenizers.adapted import load_tokenizer
 from dmvae.training.flow import LatentTraining
 from dmvae.training.pictures import COLUMNS
 from dmvae.training.stage import Batch, Networks, TrainingStage, Update, stage
@@ -53,6 +52,8 @@ class GeneratorTraining(Starting, LatentTraining):
 
 class GeneratorNetworks(Networks):
     generator: Generator
+    tokenizer: Tokenizer
+    """The frozen tokenizer that encodes each batch, where latents are not stored for it."""
     target: nn.Module
     """The frozen encoder that tokens are aligned to, where there is an alignment."""
     projector: Projector
@@ -65,7 +66,6 @@ class GeneratorNetworks(Networks):
 class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
     Config = GeneratorTraining
     reads = ("latents",)
-    flips = False
     takes_parts = True
     shows = "generator"
     of_latents = True
@@ -84,6 +84,8 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
         if isinstance(networks.generator, VelocityModel):
             networks.generator.time_distribution = self.config.time_distribution
             networks.generator.time_shift = self.config.time_shift
+        if self.encodes:
+            networks.tokenizer = self.inputs.encoding_tokenizer().requires_grad_(False).eval()
         if self.config.alignment is not None:
             self._align(networks, self.config.alignment)
         return networks
@@ -99,14 +101,21 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
         networks.projector = projector(generator, alignment.width, encoder.channels)
         networks.trains["generator"] += list(networks.projector.parameters())
 
-    def data(self) -> LatentSet:
+    @property
+    def encodes(self) -> bool:
+        """Whether its batches are images, which it encodes itself: `latents.stored` are not what it learns from."""
+        return self.inputs.sections.latents.stored is not None
+
+    def data(self) -> Items:
+        if self.encodes:
+            return self.inputs.train_set
         folder = self.inputs.reads["latents"]
         plain, mirrored = LatentSet(folder / "latents", posteriors=True), folder / MIRRORED
         return MirroredSet(plain, LatentSet(mirrored, posteriors=True)) if mirrored.exists() else plain
 
     @property
     def sees_images(self) -> bool:
-        return self.config.alignment is not None
+        return self.config.alignment is not None and not self.encodes
 
     def images(self) -> Items:
         images, mirrored = self.inputs.train_set, self.inputs.has("latents", MIRRORED)
@@ -114,13 +123,20 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
 
     @property
     def item_shape(self) -> tuple[int, ...]:
-        return self.inputs.latent_shape
+        return super().item_shape if self.encodes else self.inputs.latent_shape
+
+    def _latents(self, networks: GeneratorNetworks, batch: Batch, rng: Random) -> Tensor:
+        """The batch's latents [n, C, H, W], normalised per channel; where they are drawn, a new sample each time."""
+        if self.encodes:
+            with torch.no_grad():
+                return networks.tokenizer.normalize(networks.tokenizer.encode(batch.data, rng).latents.float())
+        if batch.data.shape[1] == self.inputs.latent_shape[0]:
+            return batch.data
+        mean, std = batch.data.chunk(2, dim=1)  # of posteriors
+        return mean + std * rng.normal(*mean.shape)
 
     def updates(self, networks: GeneratorNetworks, batch: Batch, rng: Random) -> Iterator[Update]:
-        z = batch.data
-        if z.shape[1] != self.inputs.latent_shape[0]:  # posteriors: a new sample in each epoch
-            mean, std = z.chunk(2, dim=1)
-            z = mean + std * rng.normal(*mean.shape)
+        z = self._latents(networks, batch, rng)
         labels = drop_labels(batch.labels, self.config.label_dropout, self.inputs.num_classes, rng)
         alignment, direction, generator = self.config.alignment, self.config.direction, networks.generator
         if alignment is None and direction == 0:
@@ -135,9 +151,9 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
             log["generator/direction"] = turned.detach()
             loss = loss + direction * turned
         if alignment is not None:
-            assert batch.images is not None
+            images = batch.data if self.encodes else batch.images
             with torch.no_grad():
-                features = networks.target(batch.images).float()
+                features = networks.target(images).float()
             apart = away(networks.projector(found.tokens), features)
             log["alignment/cosine"] = apart.detach()
             loss = loss + alignment.weight * apart
@@ -151,7 +167,7 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
         folder, asked = inputs.reads["latents"], getattr(inputs.sections, "sample", None)
         scale = asked.guidance[0] if asked is not None and asked.guide is None else 1.0
         settings = Sampling() if asked is None else asked.settings(scale)
-        tokenizer = load_tokenizer(folder / "autoencoder").to(inputs.device).eval()
+        tokenizer = inputs.encoding_tokenizer().to(inputs.device).eval()
         known = labels_of(folder / "latents").unique()
         labels = known[torch.linspace(0, len(known) - 1, COLUMNS).round().long()].repeat(ROWS)
         rng = Random.alone(inputs.seed, self.name, "picture", device=inputs.device)

@@ -1,5 +1,5 @@
-"""Stage `latents`: encodes the training set once, its mirror images too where asked, and measures the latents' mean and
-standard deviation. Of images that training crops at random (`data.resize`) it encodes the centre.
+"""Stage `latents`: encodes the training set once, or a part of it, its mirror images too where asked, and measures the
+latents' mean and standard deviation. Of images that training crops at random (`data.resize`) it encodes the centre.
 
 A tokenizer of diffusers that was trained further is saved a second time, in its own class.
 """
@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from dmvae.datasets import Labelled
+from dmvae.datasets.mixed import Chosen, spaced
 from dmvae.inputs import Inputs, build_tokenizer
 from dmvae.latents.store import LatentSet
 from dmvae.models.artifact import save_network
 from dmvae.runtime import distributed
+from dmvae.runtime.words import counted, few
 from dmvae.sections import LatentsConfig
 from dmvae.stages.editing import DRAWN
 from dmvae.training.stage import Facts, Stage, stage
@@ -31,9 +34,12 @@ class LatentsStage(Stage[LatentsConfig]):
         tokenizer = inputs.tokenizer()
         if self.config.drawn:
             tokenizer.drawn = True
-        inputs.encode(tokenizer, inputs.train_set, folder, self.name)
+        images: Labelled = inputs.train_set
+        if self.config.stored is not None:
+            images = Chosen(images, spaced(images.labels, self.config.stored))
+        inputs.encode(tokenizer, images, folder, self.name)
         if self.config.mirrored:
-            inputs.encode(tokenizer, inputs.train_set, inputs.out / MIRRORED, f"{self.name}, mirrored", mirrored=True)
+            inputs.encode(tokenizer, images, inputs.out / MIRRORED, f"{self.name}, mirrored", mirrored=True)
         latents = LatentSet(folder)
         tokenizer.set_statistics(latents.mean, latents.std)
         if distributed.is_main():
@@ -46,6 +52,15 @@ class LatentsStage(Stage[LatentsConfig]):
 
     @classmethod
     def problems(cls, config: LatentsConfig, inputs: Inputs, others: Mapping[str, object]) -> Iterator[str]:
+        if config.stored is not None:
+            data = inputs.train_set
+            stored = data.labels[spaced(data.labels, config.stored)]
+            left = sorted({*data.labels.tolist()} - {*stored.tolist()})
+            if left:
+                yield (
+                    f"latents.stored: {config.stored} leaves out {counted(len(left), 'class', 'classes')} "
+                    f"({few([data.classes[label] for label in left])}), of which nothing would be sampled; give more"
+                )
         noise = getattr(others.get("matching"), "noise", None)
         if not config.drawn or noise in DRAWN:  # which draw already, `fixed` from any tokenizer
             return

@@ -53,8 +53,8 @@ def batches(
     require_batch(stage.name, config.batch_size, len(dataset))
 
     indices = partial(order, len(dataset), config.batch_size, key, start, steps)  # one for each loader
-    flips = inputs.data.flip and stage.flips
     latents = dataset if isinstance(dataset, LatentSet) else None
+    flips = inputs.data.flip and stage.flips and latents is None
     cropped = dataset if isinstance(dataset, Cropped) else None
     items = dataset if latents is None else Stored(latents)
     if cropped is not None:

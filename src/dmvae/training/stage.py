@@ -260,7 +260,7 @@ class TrainingStage(Stage[T], Generic[T, N]):
     draws: ClassVar[bool] = False
     """Whether it draws its own data, so that a batch may be larger than the data set."""
     flips: ClassVar[bool] = True
-    """Whether its data are images, mirrored at random where `data.flip` is true."""
+    """Whether its data are images, mirrored at random where `data.flip` is true; stored latents never are."""
     shows: ClassVar[str] = ""
     """The network of which `picture` shows what it makes; "" where there is nothing to see."""
     takes_parts: ClassVar[bool] = False
