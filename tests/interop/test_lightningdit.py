@@ -128,6 +128,8 @@ def test_what_cannot_be_exported_is_told_and_nothing_is_replaced(stages, tmp_pat
     assert "again with latents.mirrored: true, or" in told(stages[False], new)
     assert "which --unmirrored would leave out" in told(stages[True], new, "--unmirrored")
     assert "no finished stage `latents`" in told(stages[True] / "latents", new)
+    tiny.run(tiny.write(tmp_path, **PIXELS, latents={"stored": 24}), until="latents")
+    assert "learn from these alone; run the stage" in told(tmp_path / "run/main/latents", new, "--unmirrored")
     assert "holds 'more.safetensors', and nothing is replaced" in told(stages[True], other)
     assert "and nothing is replaced" in told(stages[True], stages[True])
     assert not new.exists()

@@ -27,10 +27,17 @@ def export_latents(stage: Path, out: Path, *, unmirrored: bool = False) -> Value
 
     unmirrored: write the plain latents as `latents_flip` too, for images that must not be mirrored.
 
-    Raises ValueError for another folder, one that is damaged, and where mirror images are missing or not wanted.
+    Raises ValueError for another folder, one that is damaged or of a part of the images, and where mirror images are
+    missing or not wanted.
     """
-    if not (stage / "latents").is_dir() or read_done(stage) is None:
+    done = read_done(stage)
+    if not (stage / "latents").is_dir() or done is None:
         raise ValueError(f"{stage}: no finished stage `latents` is here; give RUN/VARIANT/latents")
+    if (stored := done["config"].get("stored")) is not None:
+        raise ValueError(
+            f"{stage}: it holds the latents of at most {stored} images (latents.stored), for measures, and their "
+            "trainer would learn from these alone; run the stage again with latents.stored: null"
+        )
     mirrored = (stage / MIRRORED).is_dir()
     if mirrored == unmirrored:
         raise ValueError(
