@@ -39,7 +39,7 @@ from dmvae.evaluation.reconstruct import (
 from dmvae.evaluation.scores import Scores
 from dmvae.flow.loss import flow_matching_loss
 from dmvae.inputs import Inputs
-from dmvae.latents.store import LatentSet, labels_of
+from dmvae.latents.store import LatentSet
 from dmvae.models.base import Tokenizer
 from dmvae.models.velocity import VelocityModel
 from dmvae.ranges import BatchSize, Count
@@ -132,12 +132,13 @@ class Measuring:
         names under "metrics", with "intervals", "per_class" and "manifest" beside them, as `dmvae measure` writes them.
         """
         rows, pictures = self.reconstructions()
+        stored = LatentSet(self.inputs.reads["latents"] / "latents")
         fakes, trains = self.sample_features() if "sample" in self.inputs.reads else ([], [])
         with warnings.catch_warnings():
             if not distributed.is_main():
                 warnings.simplefilter("ignore")  # the first rank says it
             self.pairs(rows)
-            latents = self.latents(rows["z"])
+            latents = self.latents(rows["z"], stored)
             if "sample" in self.inputs.reads:
                 self.samples(reconstructed_sets(rows, self.extractors, self.images), fakes, trains)
         reference = None
@@ -151,7 +152,7 @@ class Measuring:
         if "sample" in self.inputs.reads:
             scale = self.inputs.config_of("sample")["guidance"][0]
             sampled, of = kept_latents(samples_folder(self.inputs.reads["sample"], scale))
-            alike = sampled[in_shares(of, labels_of(self.inputs.reads["latents"] / "latents"))]
+            alike = sampled[in_shares(of, stored.labels)]
             known = latents.train[torch.isin(latents.train_labels, of)]  # of many classes some have no sample here
             self.metrics |= modelled(alike, known, self.inputs.seed)
         if reference is not None:
@@ -192,10 +193,9 @@ class Measuring:
         self.metrics |= short_names(self.measured, "r", self.extractors[0].name, scores)
         self.scores.add(scores)
 
-    def latents(self, raw: Tensor) -> Latents:
+    def latents(self, raw: Tensor, stored: LatentSet) -> Latents:
         """Figures of the test images' latents [m, C, H, W], beside those of the training images."""
         assert self.images.labels is not None
-        stored = LatentSet(self.inputs.reads["latents"] / "latents")
         z = (raw - stored.mean.view(-1, 1, 1)) / stored.std.view(-1, 1, 1)
         train, labels = stored.__getitems__(spaced(stored.labels, self.config.knn_count))
         latents = Latents(
