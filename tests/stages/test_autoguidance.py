@@ -16,6 +16,7 @@ from dmvae.generators import load_generator
 from dmvae.models.dit import LightningDiT
 from dmvae.recipe import load
 from dmvae.report.pipelines import write_pipelines
+from dmvae.runtime.done import write_done
 from dmvae.stages.sample import image_seed
 
 KL = tiny.RECIPE["variants"]["kl"]
@@ -135,11 +136,12 @@ def test_a_guide_counts_by_the_content_of_its_files(tmp_path):
     [
         ("absent", r"absent: no generator is here: .*, such as RUN/VARIANT/generator/generator"),
         ("above", r"above: no generator is here: .*did you mean .*above/generator\?"),
-        ("wide", r"wide: it was trained on others .*: in_channels 5, not 4; give a generator of the same latents"),
-        ("more", r"more: it was trained on others .*: input_size 6, not 3, num_classes 7, not 3"),
+        ("wide", r"wide: it was trained for 5 latent channels \(here 4\); give a generator of the same latents"),
+        ("more", r"more: it was trained for 7 classes \(here 3\), 6 latents along each side \(here 3\); give"),
         ("bare", "bare: no weights are here"),
         ("cut", "cut/diffusion_pytorch_model.safetensors: damaged or cut off"),
         ("vae", "vae: holds Autoencoder, not LightningDiT"),
+        ("stage/generator", "stage/generator/diffusion_pytorch_model.safetensors is corrupt: it is not as it was"),
     ],
 )
 def test_a_folder_that_cannot_guide_is_refused_before_any_stage(tmp_path, folder, message):
@@ -150,6 +152,9 @@ def test_a_folder_that_cannot_guide_is_refused_before_any_stage(tmp_path, folder
     cut = guide_of(tmp_path / "cut") / "diffusion_pytorch_model.safetensors"
     cut.write_bytes(cut.read_bytes()[:-8])
     (guide_of(tmp_path / "vae") / "config.json").write_text('{"_class_name": "Autoencoder"}')
+    guide_of(tmp_path / "stage/generator")
+    write_done(tmp_path / "stage", {"seconds": 1})
+    guide_of(tmp_path / "stage/generator")  # other random weights, of the same size
     path = write(tmp_path, variants__guided__sample__guide=str(tmp_path / folder))
     with pytest.raises(ValueError, match=rf"guided: sample\.guide: .*{message}"):
         pipelines.run(load(path), tmp_path / "run")

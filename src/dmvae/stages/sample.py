@@ -25,14 +25,13 @@ from dmvae.generators import Generator
 from dmvae.generators import networks as networks_of_generators
 from dmvae.inputs import Inputs, generator_of, kept_steps
 from dmvae.latents.store import LatentSet
-from dmvae.models.artifact import artifact_class, require_weights
 from dmvae.models.base import Tokenizer
 from dmvae.models.velocity import VelocityModel
 from dmvae.ranges import BatchSize, Count, Decay, Guidance, SamplerSteps, Share, TimeShift, Width
 from dmvae.registry import find, names, nearest
 from dmvae.runtime import distributed
 from dmvae.runtime.console import Bar
-from dmvae.runtime.files import read_json, write_tensors
+from dmvae.runtime.files import write_tensors
 from dmvae.runtime.hashing import artifact_hash
 from dmvae.runtime.precision import autocast, uses_bf16
 from dmvae.runtime.random import Random
@@ -42,7 +41,7 @@ from dmvae.stages.modelled import KEPT
 from dmvae.tokenizers.adapted import load_tokenizer
 from dmvae.training.preparing import compile_networks
 from dmvae.training.stage import Facts, Stage, stage
-from dmvae.training.starting import lasting
+from dmvae.training.starting import generator_in, lasting, of_other_data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,18 +213,14 @@ def _unfit(folder: Path, inputs: Inputs) -> str:
     """Why what a folder holds cannot guide the recipe's generator, by its config and the heads of its weights; "" where
     it can, for all that they tell."""
     try:
-        kind = artifact_class(folder, networks_of_generators().values(), "generator")
-        require_weights(folder)
+        kind, config = generator_in(folder, networks_of_generators().values())
     except ValueError as error:
         return str(error)
     if not issubclass(kind, VelocityModel):
         return f"{folder}: a {kind.__name__} has no velocity to guide with; give a flow model's folder"
     channels, side, _ = inputs.latent_shape
-    ours = {"in_channels": channels, "input_size": side, "num_classes": inputs.num_classes}
-    config = read_json(folder / "config.json", dict)
-    differ = [f"{name} {config.get(name)}, not {own}" for name, own in ours.items() if config.get(name) != own]
-    how = "give a generator of the same latents and classes"
-    return f"{folder}: it was trained on others than this recipe's: {', '.join(differ)}; {how}" if differ else ""
+    data = of_other_data(config, {"in_channels": channels, "input_size": side, "num_classes": inputs.num_classes})
+    return f"{folder}: {data}; give a generator of the same latents and classes" if data else ""
 
 
 def generator_at(of: int | Path | None, inputs: Inputs, field: str = "snapshot") -> str:

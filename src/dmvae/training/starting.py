@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from dmvae import config as configs
 from dmvae.config import Values
 from dmvae.generators import GeneratorConfig
 from dmvae.inputs import Inputs
-from dmvae.models.artifact import artifact_class, require_weights
+from dmvae.models.artifact import M, artifact_class, require_weights
 from dmvae.models.base import Model
 from dmvae.runtime.done import require_intact
 from dmvae.runtime.files import read_json
@@ -66,12 +66,27 @@ def start(network: Model, config: Starting, model: GeneratorConfig, stage: str, 
         network.load_state_dict(_tensors(config.start_from, network, model, stage, values=True))
 
 
+def generator_in(folder: Path, known: Iterable[type[M]]) -> tuple[type[M], Values]:
+    """Class and config of the generator in a folder, one of the `known` classes. Raises ValueError where there is none,
+    or it is not whole, as far as config and heads of weights tell, and the checksums of a finished stage."""
+    kind = artifact_class(require_intact(folder), known, "generator")
+    require_weights(folder)
+    return kind, read_json(folder / "config.json", dict)
+
+
+def of_other_data(told: Values, own: Mapping[str, object]) -> str:
+    """What data a generator of the config that was told is for, where these are not `own`; "" where they are."""
+    differ = [
+        f"{told.get(name)} {what} (here {own[name]})" for name, what in OF_DATA.items() if told.get(name) != own[name]
+    ]
+    return f"it was trained for {', '.join(differ)}" if differ else ""
+
+
 def _tensors(folder: Path, network: Model, model: GeneratorConfig, stage: str, *, values: bool) -> dict[str, Tensor]:
     """The weights in the folder, which are those of a network like this one; without `values`, their shapes alone, on
     the meta device. Raises ValueError, which names the place, the tensors, and what to set."""
     try:
-        artifact_class(require_intact(folder), [type(network)], "generator")
-        require_weights(folder)
+        _, config = generator_in(folder, [type(network)])
         found: dict[str, Tensor] = {}
         for file in (file for file in sorted(folder.glob("*.safetensors")) if "." not in file.stem):
             with safe_open(file, "pt") as held:
@@ -81,9 +96,7 @@ def _tensors(folder: Path, network: Model, model: GeneratorConfig, stage: str, *
         if not found:
             raise ValueError(f"{folder}: its weights are no .safetensors; load them in diffusers and save them again")
         usual = {name: p.default for name, p in inspect.signature(type(network).__init__).parameters.items()}
-        told: Values = {name: usual[name] for name in network.config if name in usual} | read_json(
-            folder / "config.json", dict
-        )
+        told: Values = {name: usual[name] for name in network.config if name in usual} | config
         own = {name: configs.plain_value(value) for name, value in network.config.items()}
         differ = {
             name: value for name, value in told.items() if not name.startswith("_") and own.get(name, value) != value
@@ -119,9 +132,8 @@ def _mended(
 ) -> Iterator[str]:
     """What has to change so that a network gets the config that was told, of which `differ` are the values that are not
     its own."""
-    data = [f"{differ[name]} {what} (here {own[name]})" for name, what in OF_DATA.items() if name in differ]
-    if data:
-        yield f"it was trained for {', '.join(data)}, and data and tokenizer have to be such"
+    if data := of_other_data(told, own):
+        yield f"{data}, and data and tokenizer have to be such"
     known = [field.name for field in fields(model)]
     if fixed := [name for name in differ if name not in (*known, *OF_DATA)]:
         yield f"no field sets {', '.join(f'{name} {differ[name]} (here {own[name]})' for name in fixed)}"
