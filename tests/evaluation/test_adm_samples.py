@@ -9,7 +9,8 @@ import torch
 
 from dmvae import cli
 from dmvae.commands.measurements import measure
-from dmvae.evaluation.images import npz_images, write_npz
+from dmvae.evaluation.images import SampleFiles, npz_images, write_npz
+from dmvae.runtime.done import write_done
 from dmvae.runtime.files import write_tensors
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -61,6 +62,19 @@ def test_figures_are_those_of_the_folder(data, folders, tmp_path):
         found[name] = result["metrics"]
     first = found.pop("the stage's files")
     assert found == dict.fromkeys(places, pytest.approx(first, rel=1e-5))
+
+
+def test_samples_of_an_unfinished_stage_are_read_by_nobody(data, folders, tmp_path):
+    """A copy of the folder alone cannot tell, and is measured as it is."""
+    place = samples(tmp_path / "stages/sample-0a1b/guidance-1", *data[0])
+    (tmp_path / "RUN").mkdir()
+    (tmp_path / "RUN/sample").symlink_to(place.parent)
+    for path in (place, tmp_path / "RUN/sample/guidance-1"):
+        with pytest.raises(ValueError, match="guidance-1: its stage is not finished, so samples are missing"):
+            measure("folder", [str(path), folders[1]])
+    assert len(SampleFiles(samples(tmp_path / "copied/guidance-1", *data[0]))) == 60
+    write_done(place.parent, {"seconds": 1})
+    assert len(SampleFiles(place)) == 60
 
 
 class Source:

@@ -27,6 +27,7 @@ from dmvae.datasets.pixels import unit_to_uint8
 from dmvae.evaluation.rows import gathered
 from dmvae.runtime import distributed
 from dmvae.runtime.console import Bar
+from dmvae.runtime.done import NAME as DONE
 from dmvae.runtime.files import atomic_write
 from dmvae.runtime.hashing import digest, sha256_of
 from dmvae.runtime.words import counted
@@ -208,9 +209,14 @@ def _hash(path: Path) -> str:
 
 
 class SampleFiles:
-    """The images that the stage `sample` wrote to a folder."""
+    """The images that the stage `sample` wrote to a folder. Raises ValueError where there are none, and where its stage
+    is not finished: figures of fewer images would be of another set."""
 
     def __init__(self, folder: Path, **facts: object) -> None:
+        stage = folder.resolve().parent
+        of_a_run = folder.name.startswith("guidance-") and stage.name.partition("-")[0] == "sample"
+        if of_a_run and not (stage / DONE).is_file():
+            raise ValueError(f"{folder}: its stage is not finished, so samples are missing; run it to its end")
         self.paths = sorted(folder.glob("samples-*.safetensors"))
         if not self.paths:
             raise ValueError(f"no samples in {folder}; `dmvae sample RECIPE` writes samples-NNNNN.safetensors")
