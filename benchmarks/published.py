@@ -160,7 +160,8 @@ class Published:
     def tokenizer_loss(
         self, x: Tensor, recon: Tensor, z: Tensor, labels: Tensor, rng: Random, figures: Figures
     ) -> Tensor:
-        """|x - recon| + perceptual + adaptive weight * adversarial + lambda * matching."""
+        """|x - recon| + perceptual + weight * adversarial + lambda * matching; the weight is adaptive, as the paper's,
+        where the recipe's is."""
         networks, losses = self.networks, self.losses
         matching = self.matching_loss(z, labels, rng)
         loss = reconstruction_loss(x, recon, l1=losses.l1, l2=losses.l2)
@@ -168,10 +169,12 @@ class Published:
             loss = loss + networks.perceptual(recon, x)
         if networks.discriminator is not None:
             gan = hinge_generator(networks.discriminator(self.seen(recon, rng)))
-            last = networks.autoencoder.parts().last_layer
-            (at_last,) = torch.autograd.grad(loss, last, retain_graph=True)
-            (gan_at_last,) = torch.autograd.grad(gan, last, retain_graph=True)
-            weight = losses.adversarial.weight * adaptive_weight(at_last, gan_at_last)
+            weight = gan.new_tensor(losses.adversarial.weight)
+            if losses.adversarial.adaptive:
+                last = networks.autoencoder.parts().last_layer
+                (at_last,) = torch.autograd.grad(loss, last, retain_graph=True)
+                (gan_at_last,) = torch.autograd.grad(gan, last, retain_graph=True)
+                weight = weight * adaptive_weight(at_last, gan_at_last)
             loss = loss + weight * gan
             figures["adversarial/weight"] = weight
         figures |= {"tokenizer/loss": loss.detach(), "matching/loss": matching.detach()}

@@ -17,14 +17,15 @@ def weights(networks, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("whole", [True, False])
-def test_both_loops_have_the_same_losses_gradients_and_steps(tmp_path, whole):
+@pytest.mark.parametrize(("whole", "adaptive"), [(True, True), (False, True), (True, False)])
+def test_both_loops_have_the_same_losses_gradients_and_steps(tmp_path, whole, adaptive):
     """Over six steps, of which two are the tokenizer's; each from the same weights."""
     over = {
         "run__precision": "float32",
         "losses__l2": 0.5,
         "losses__perceptual": {"type": "effnet-lite0", "resolution": 32, "stages": 2},
         "losses__adversarial__consistency": 0.5,
+        "losses__adversarial__adaptive": adaptive,
     }
     ours = trainer_of(load(tiny.write(tmp_path, **over))["matched"], torch.device("cpu"))
     torch.manual_seed(0)
