@@ -194,6 +194,18 @@ def test_a_path_is_read_from_text_and_written_as_text():
     assert configs.plain(encoder)["checkpoint"] == str(encoder.checkpoint)
 
 
+@pytest.mark.parametrize("empty", ["", " "])
+def test_an_empty_path_is_not_the_working_directory(empty):
+    from dmvae.encoders.timm import TimmEncoder
+    from dmvae.stages.sample import SampleConfig
+
+    with pytest.raises(ValueError, match=rf"^encoder\.checkpoint: expected a path, got '{empty}'$"):
+        configs.read(TimmEncoder, {"model": "resnet18", "checkpoint": empty}, "encoder")
+    with pytest.raises(ValueError, match=rf"^sample\.guide: '{empty}' is not a whole number or a path$"):
+        configs.read(SampleConfig, {"guide": empty}, "sample")
+    assert configs.read(SampleConfig, {"guide": "."}, "sample").guide == Path()
+
+
 def test_a_section_without_its_type_is_laid_over_the_default():
     assert read(other={"radius": 3}).other == Round(radius=3.0)
     assert read(other={}).other == Round(radius=2.0)

@@ -296,7 +296,7 @@ def _tuple(args: tuple[object, ...], value: object, where: str) -> tuple[object,
 
 
 def _scalar(hint: object, value: object, where: str) -> object:
-    if hint is Path and isinstance(value, str):
+    if hint is Path and isinstance(value, str) and value.strip():  # "" would be the folder one is in
         return Path(value).expanduser()
     if hint is str and isinstance(value, Path):  # a program's
         return str(value)
@@ -345,6 +345,6 @@ def _join(where: str, key: object) -> str:
 
 
 def _name(hint: object) -> str:
-    known: dict[object, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     hint = get_args(hint)[0] if get_origin(hint) is Annotated else hint
-    return known.get(hint, getattr(hint, "__name__", str(hint)))
+    known = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Path: "a path"}
+    return next((name for kind, name in known.items() if kind is hint), getattr(hint, "__name__", str(hint)))
