@@ -2,6 +2,7 @@
 
 import gc
 import json
+import warnings
 import weakref
 from pathlib import Path
 
@@ -73,6 +74,25 @@ def test_a_kernel_distance_of_whole_sets_has_no_spread(extractor, data):
     assert f"kid-std_{FEATURES}" not in measure_sets(real, fake, parts=["kernel"]).metrics
     (fewer,) = sets(extractor, [(data[1][0][:few], data[1][1][:few])])
     assert measure_sets(real, fewer, parts=["kernel"]).metrics[f"kid-std_{FEATURES}"] > 0
+
+
+def gaussians(n):
+    """Features of two sets whose means are four deviations apart."""
+    source = torch.Generator().manual_seed(n)
+    x, y = (torch.randn(n, 16, generator=source) for _ in range(2))
+    y[:, 0] += 4
+    return [FeatureSet({"features": {"name": "x"}}, {"pool": rows}) for rows in (x, y)]
+
+
+def test_of_few_images_what_lies_apart_looks_alike_and_is_told():
+    def precision(n):
+        return measure_sets(*gaussians(n), parts=["manifold"]).metrics["precision_x"]
+
+    with pytest.warns(UserWarning, match="coverage of 8 images beside 8: .* take 100 or more"):
+        assert precision(8) > 2 * precision(1000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert precision(100) == pytest.approx(precision(1000), abs=0.15)
 
 
 def test_a_set_beside_itself(extractor, data):

@@ -14,6 +14,9 @@ from dmvae.runtime import distributed
 
 NEIGHBOURS = 5
 """k of all of them."""
+FEW = 20 * NEIGHBOURS
+"""Of fewer points a ball holds more than a twentieth of its set, and so it reaches across what parts two sets. From 100
+on the figures of two Gaussians are those of thousands, but for their chance (tests/evaluation/test_measure.py)."""
 CHUNK = 256
 """Rows of a distance matrix at a time."""
 PIECE = 65536

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
 from torch import Tensor
 
 from dmvae.evaluation.feature_set import same_classes
-from dmvae.evaluation.manifolds import NEIGHBOURS, agreement_values, manifold_values
+from dmvae.evaluation.manifolds import FEW, NEIGHBOURS, agreement_values, manifold_values
 from dmvae.evaluation.metrics import Figure, Metric, Scores, Sets
 from dmvae.evaluation.neighbours import nearest
 from dmvae.registry import register
@@ -33,6 +35,12 @@ class Manifold(Metric):
         scores, (real, fake) = Scores(), (sets.real.pool, sets.fake.pool)
         if real is None or fake is None:
             return scores
+        if FEW > min(len(real), len(fake)) > NEIGHBOURS:
+            warnings.warn(
+                f"precision, recall, density and coverage of {len(fake)} images beside {len(real)}: an image's "
+                f"{NEIGHBOURS} nearest are many of so few, and sets look alike that are not; take {FEW} or more",
+                stacklevel=4,
+            )
         if min(len(real), len(fake)) > NEIGHBOURS:
             x, y = real.to(device=sets.device), fake.to(device=sets.device)
             values = manifold_values(x, y, NEIGHBOURS, shared=sets.shared)
