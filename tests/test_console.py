@@ -20,7 +20,7 @@ import processes
 import tiny
 from dmvae import cli
 from dmvae.runtime import console as terminal
-from dmvae.runtime.console import Bar, console, fitted, printable
+from dmvae.runtime.console import Bar, console, fitted, printable, require_printed
 
 pytestmark = pytest.mark.slow
 
@@ -209,6 +209,16 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly():
     assert subprocess.run(["bash", "-c", closed], capture_output=True, env=processes.environment()).stderr == b""
 
 
+@pytest.mark.parametrize("command", ["--version", "recipes", "run smoke --help", "encode --help"])
+def test_what_cannot_be_listed_is_told(command):
+    with open("/dev/full", "w") as full:
+        line = [sys.executable, "-m", "dmvae", *command.split()]
+        result = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, env=processes.environment())
+    assert result.returncode == 1
+    assert result.stderr.startswith("dmvae: No space left on device: standard output; ")
+    assert len(result.stderr.splitlines()) == 1
+
+
 class Full(io.StringIO):
     """A log on a disk without room."""
 
@@ -232,6 +242,19 @@ def test_what_cannot_be_printed_ends_no_training(monkeypatch, log):
         bar.step()
         bar.step()
     assert bar.done == 2
+    with pytest.raises(OSError, match="standard output"):
+        require_printed()
+    require_printed()  # it is told once
+
+
+def test_a_training_whose_log_is_full_ends_well_and_a_dry_run_does_not(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "stdout", Full())
+    monkeypatch.setattr("dmvae.pipeline.run", lambda *_, **__: console.print("tokenizer: trained"))
+    line = ["tokenizer", str(tiny.write(tmp_path))]
+    cli.main(line)
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*line, "--dry-run"])
+    assert stop.value.code == 1
 
 
 def test_a_log_in_ascii_has_no_arrows_and_no_error(monkeypatch):

@@ -20,7 +20,7 @@ import warnings
 import dmvae
 from dmvae.commands.parser import USAGE, CheckFailed
 from dmvae.registry import nearest
-from dmvae.runtime.console import printable
+from dmvae.runtime.console import console, forget_lost, printable, require_printed
 
 COMMANDS = {
     "run": ("run", "run", "run every unfinished stage of RECIPE, then write table and report"),
@@ -63,10 +63,10 @@ def main(arguments: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a log in ascii gets a ? for an arrow
             stream.reconfigure(errors="replace")
+    forget_lost()
     try:
         _dispatch(arguments)
-        if sys.stdout is not None:
-            sys.stdout.flush()  # what a pipe's reader has left shows here, and not at the interpreter's end
+        require_printed()  # what a full disk or a pipe's reader has left shows here, and not at the interpreter's end
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -84,16 +84,16 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _dispatch(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_usage())
+        console.print(_usage())
         return
     if arguments[0] in ("-V", "--version"):
-        print(f"dmvae {dmvae.__version__}")
+        console.print(f"dmvae {dmvae.__version__}")
         return
     command, *rest = arguments
     if command.startswith("-"):
         raise ValueError(f"no such option: {command}{nearest(command, ('--help', '--version'))}")
     if set(rest) in ({"-h"}, {"--help"}) and command in ("run", "study"):
-        print(USAGE)  # without the seconds that torch takes to import
+        console.print(USAGE)  # without the seconds that torch takes to import
         return
     module, function, _ = COMMANDS.get(command, COMMANDS["STAGE"])
     body = getattr(importlib.import_module(f"dmvae.commands.{module}"), function)

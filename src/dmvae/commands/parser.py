@@ -11,6 +11,7 @@ from typing import NoReturn
 import yaml
 
 from dmvae.config import Values
+from dmvae.runtime.console import console, require_printed
 from dmvae.runtime.yaml_text import read_yaml
 
 USAGE = """usage: dmvae run RECIPE [--variant NAME ...] [--run_dir DIR] [--dry-run]
@@ -48,6 +49,11 @@ class Parser(argparse.ArgumentParser):
         """`parse_args`, whose complaint of an option that is missing names the misspelt one among these words."""
         self.words = words
         return self.parse_args(words)
+
+    def print_help(self, file: object = None) -> None:
+        """argparse would leave out in silence what cannot be written, and end the program at once."""
+        console.print(self.format_help(), end="")
+        require_printed()
 
     def error(self, message: str) -> NoReturn:
         spelt = [word[2:].partition("=")[0] for word in self.words if word.startswith("--")]

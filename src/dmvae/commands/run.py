@@ -26,7 +26,7 @@ from dmvae.report import write_report
 from dmvae.report.pipelines import write_pipelines
 from dmvae.report.summary import print_summary, write_summary
 from dmvae.runtime import distributed
-from dmvae.runtime.console import console
+from dmvae.runtime.console import console, forget_lost
 from dmvae.runtime.files import locked
 from dmvae.runtime.joined import joined
 from dmvae.runtime.words import counted, few
@@ -49,7 +49,7 @@ def run(command: str, arguments: list[str], commands: Sequence[str] = ("run", "s
     # an option before the recipe would take it for its value
     if known.recipe is None or (known.recipe != arguments[0] and not Path(known.recipe).is_file()):
         if known.help:
-            return print(USAGE)
+            return console.print(USAGE)
         raise ValueError(f"usage: dmvae {command} RECIPE [--run_dir DIR] [--variant NAME] [--section.field value ...]")
     overrides = _overrides(rest, known.run_dir)
     read = partial(_read, parser, known.recipe)
@@ -76,6 +76,7 @@ def run(command: str, arguments: list[str], commands: Sequence[str] = ("run", "s
         if only is None and distributed.is_main():
             # The other variants of the recipe have their place in the table too, as far as they were run.
             finish(jobs_of(run_dir, jobs) if known.variant else jobs, run_dir)
+    forget_lost()
 
 
 def plan(command: str, arguments: list[str]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 import time
 import unicodedata
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
 from rich.console import Console
@@ -36,16 +37,25 @@ _CONTROL = ("Cc", "Cf", "Cs", "Zl", "Zp")  # these include marks that reverse th
 
 
 class _Out:
-    """Standard output. That its disk is full, or that nobody reads it any more, ends no training."""
+    """Standard output. That its disk is full, or that nobody reads it any more, ends no training: `require_printed`
+    tells it at a command's end."""
 
     def write(self, text: str) -> int:
-        with suppress(OSError, AttributeError):  # there may be none
+        with self._going_on():
             self._there().write(text)
         return len(text)
 
     def flush(self) -> None:
-        with suppress(OSError, AttributeError):
+        with self._going_on():
             self._there().flush()
+
+    @contextmanager
+    def _going_on(self) -> Iterator[None]:
+        try:
+            with suppress(AttributeError):  # there may be none
+                yield
+        except OSError as error:
+            _lost[:] = [error]
 
     def _there(self) -> TextIO:
         """Not rich's own stand-in for it while a bar is shown, which writes here."""
@@ -58,6 +68,23 @@ class _Out:
 
 
 _OUT = cast("TextIO", _Out())
+_lost: list[OSError] = []
+
+
+def require_printed() -> None:
+    """Raises OSError, once, where something that was printed could not be written."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        if _lost:
+            raise _lost.pop()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from error
+
+
+def forget_lost() -> None:
+    """Before a command, and after a training: what that has done is in files, and a lost line of its log no failure."""
+    _lost.clear()
 
 
 class _Console(Console):
