@@ -73,6 +73,16 @@ def test_classes_that_the_data_has_more_of_are_no_fault_of_the_samples():
     assert len(in_shares(of[:0], labels)) == 0
 
 
+def test_of_samples_whose_labels_were_drawn_none_is_left_out_for_chance():
+    """Half of them went with a hundred classes, and with them half of what a multiple could show."""
+    labels, even = Random(0).integers(100, 2250), torch.arange(5000) % 100
+    assert len(in_shares(labels, even)) < 1500
+    assert torch.equal(in_shares(labels, even, drawn=True), torch.arange(2250))
+    uneven = torch.cat([even[even < 50], even, even])
+    kept = labels[in_shares(labels, uneven, drawn=True)]
+    assert (kept < 50).float().mean() == pytest.approx(0.6, abs=0.03)
+
+
 def test_the_batches_in_which_samples_were_drawn_say_nothing(tmp_path):
     z = latents(2500)
     for batch in (64, 250, 2500):

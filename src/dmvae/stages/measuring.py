@@ -150,9 +150,9 @@ class Measuring:
         if "generator" in self.inputs.reads:
             self.metrics["generator_loss"] = generator_loss(latents.test, latents.test_labels, self.inputs)
         if "sample" in self.inputs.reads:
-            scale = self.inputs.config_of("sample")["guidance"][0]
-            sampled, of = kept_latents(samples_folder(self.inputs.reads["sample"], scale))
-            alike = sampled[in_shares(of, stored.labels)]
+            sampler = self.inputs.config_of("sample")
+            sampled, of = kept_latents(samples_folder(self.inputs.reads["sample"], sampler["guidance"][0]))
+            alike = sampled[in_shares(of, stored.labels, drawn=sampler.get("labels") == "random")]
             known = latents.train[torch.isin(latents.train_labels, of)]  # of many classes some have no sample here
             self.metrics |= modelled(alike, known, self.inputs.seed)
         if reference is not None:

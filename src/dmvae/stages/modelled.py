@@ -31,17 +31,19 @@ NUMBERS = 2**28
 """Numbers of the data's latents that are looked at, where that is enough for two sets: a GiB."""
 
 
-def in_shares(labels: Tensor, of_data: Tensor) -> Tensor:
+def in_shares(labels: Tensor, of_data: Tensor, drawn: bool = False) -> Tensor:
     """int64, ascending: of samples with these labels some, in the shares that their classes have among the data's
-    labels; all where both are even. Other shares would look like a fault of the generator."""
+    labels; all where both are even. Other shares would look like a fault of the generator. drawn: each label was drawn,
+    all classes being as likely; then counts differ by chance, as those of the data's sets do, and are left to it."""
     if not len(labels):
         return labels
     there = labels.bincount()
     shares = of_data.bincount(minlength=len(there))[: len(there)] * (there > 0)
-    if there.max() > UNEVEN * there[there > 0].min():  # the first samples of many classes, of which some have one more
+    # the first samples of many classes, of which some have one more
+    if not drawn and there.max() > UNEVEN * there[there > 0].min():
         shares = shares / there.clamp_min(1)
-    drawn = torch.rand(len(labels), generator=torch.Generator().manual_seed(0))
-    return (drawn < (shares / shares.max())[labels]).nonzero()[:, 0]
+    chance = torch.rand(len(labels), generator=torch.Generator().manual_seed(0))
+    return (chance < (shares / shares.max())[labels]).nonzero()[:, 0]
 
 
 def modelled(sampled: Tensor, data: Tensor, seed: int, count: int = LATENTS) -> dict[str, float]:
