@@ -150,7 +150,7 @@ def test_another_default_device_changes_nothing_that_is_drawn():
     try:
         again = figures(z, y), time_grid(4).tolist(), noise(z[:2].new_zeros(2, 3, 4, 4), (2,))
     finally:
-        torch.set_default_device(None)
+        torch.set_default_device("cpu")  # with None torch.get_default_device fails in torch 2.9
     assert again[:2] == plain[:2]
     assert torch.equal(again[2], plain[2])
 
