@@ -8,23 +8,22 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 from dmvae.config import default_of
+from dmvae.generators.flow import FlowModelConfig
+from dmvae.losses.discriminators.features import FeatureGANConfig
+from dmvae.losses.discriminators.patchgan import PatchGANConfig
 from dmvae.matching import Matching
 from dmvae.recipe import Recipe
+from dmvae.references import ReferenceConfig
+from dmvae.references.data import DataConfig
+from dmvae.references.features import FeaturesReference
 from dmvae.references.mixture import MixtureReference
+from dmvae.references.text import TextReference
 from dmvae.registry import is_ours
 from dmvae.runtime.words import few
-from dmvae.stages.editing import DRAWN
-
-
-def _unseen(recipe: Recipe) -> bool:
-    """Whether the training of every stage that makes pictures ends before the first one."""
-    steps = [recipe.section(stage).steps for stage in recipe.stages() if getattr(stage, "shows", "")]
-    return all(last < recipe.run.picture_every for last in steps)
-
-
-def _copied(recipe: Recipe) -> bool:
-    matching, reference = recipe.section("matching"), recipe.section("reference")
-    return matching.model != reference.model and (_no_velocity(recipe) or (_ours(recipe) and reference.trains_teacher))
+from dmvae.sections import AutoencoderShape
+from dmvae.stages.editing import DRAWN, EDITED
+from dmvae.training.flow import FlowTraining
+from dmvae.training.stage import TrainingStage
 
 
 def part(recipe: Recipe, place: str) -> object:
@@ -40,18 +39,79 @@ def sized(recipe: Recipe, place: str) -> bool:
     return getattr(part(recipe, place), "size", None) is not None
 
 
-def _no_velocity(recipe: Recipe) -> bool:
-    """Whether the matching trains no velocity."""
-    parts = _objective(recipe).parts().values()
-    return _ours(recipe) and not any(part.has_student and part.learns_velocity for part in parts)
+def _headless(recipe: Recipe, place: str) -> bool:
+    found = part(recipe, place)
+    return type(found) is FlowModelConfig and found.head_width is None
 
 
-def _ours(recipe: Recipe) -> bool:
-    return is_ours(type(_objective(recipe)))
+def _without(recipe: Recipe, *names: str) -> bool:
+    """Whether a recipe has none of these stages, and none of a plugin, which may do what they do."""
+    return all(is_ours(stage) and stage.name not in names for stage in recipe.stages())
 
 
-def _of_one_density(recipe: Recipe) -> bool:
-    return getattr(recipe.section("matching").objective, "divergence", None) == "reverse_kl"
+def _users(recipe: Recipe, section: str) -> set[str]:
+    """The stages that depend on a shared section."""
+    return {stage.name for stage in recipe.stages() if section in {place.partition(".")[0] for place in stage.uses}}
+
+
+def _unopposed(recipe: Recipe) -> bool:
+    """Whether no decoder is trained against the adversary of `losses`."""
+    apart = {"decoder"} if part(recipe, "decoder.adversarial") is not None else set()
+    return _users(recipe, "losses") <= apart
+
+
+def _too_late(recipe: Recipe, every: str, *, shown: bool) -> bool:
+    """Whether every training, of those that make pictures where `shown`, ends before so many steps."""
+    trained = [stage for stage in recipe.stages() if issubclass(stage, TrainingStage) and (stage.shows or not shown)]
+    return all(recipe.section(stage).steps < getattr(recipe.run, every) for stage in trained)
+
+
+def _unflipped(recipe: Recipe) -> bool:
+    """Whether no stage trains on images. The generator does where it encodes them itself."""
+    on_latents = {"generator"} if recipe.latents.stored is None else set()
+    flip = {s.name for s in recipe.stages() if issubclass(s, TrainingStage) and s.flips and not s.draws}
+    return is_ours(type(recipe.data)) and flip <= on_latents
+
+
+def _unloaded(recipe: Recipe) -> bool:
+    """Whether nothing takes the weights that the tokenizer's encoder could begin with."""
+    own, tokenizer = recipe.section("encoder"), recipe.section("tokenizer")
+    if own is not None or tokenizer is None:  # what the stage `encoder` has trained is taken
+        return _without(recipe) and getattr(own, "start", None) != "public"
+    start = tokenizer.start or ("scratch" if tokenizer.train_encoder else "pretrained")
+    aligned = tokenizer.alignment is not None and tokenizer.alignment.target is None  # to the encoder as it was
+    return _without(recipe) and start == "scratch" and not aligned
+
+
+def _taught(recipe: Recipe) -> bool:
+    """Whether the reference's teacher is trained."""
+    return bool(recipe.section("reference").trains_teacher)
+
+
+def _unlabelled(recipe: Recipe) -> bool:
+    """Whether the reference's labels mean nothing, so that matching tells its networks "no label"."""
+    found: ReferenceConfig = recipe.section("reference").distribution
+    return is_ours(type(found)) and not found.labelled
+
+
+def _unreduced(recipe: Recipe, place: str) -> bool:
+    """Whether a reference made from data learns no MLP that reduces channels; `features` has the tokenizer's."""
+    found = part(recipe, place)
+    if not isinstance(found, DataConfig) or not is_ours(type(found)):
+        return False
+    return found.reduction != "bottleneck" or isinstance(found, FeaturesReference)
+
+
+def _mixed(recipe: Recipe, place: str, by: str) -> bool:
+    """Whether the reference is a mixture that this field says."""
+    found = part(recipe, place)
+    return isinstance(found, MixtureReference) and bool(getattr(found, by))
+
+
+def _captioned(recipe: Recipe, place: str, *, files: bool) -> bool:
+    """Whether the reference is of captions in files, or of those that templates make."""
+    found = part(recipe, place)
+    return isinstance(found, TextReference) and (found.captions is not None) == files
 
 
 def _objective(recipe: Recipe) -> Matching:
@@ -59,44 +119,127 @@ def _objective(recipe: Recipe) -> Matching:
     return found
 
 
-def _mixed(recipe: Recipe, *by: str) -> bool:
-    """Whether the reference is a mixture that one of these fields says."""
-    found = part(recipe, "reference.distribution")
-    return isinstance(found, MixtureReference) and any(getattr(found, name) for name in by)
+def _ours(recipe: Recipe) -> bool:
+    return is_ours(type(_objective(recipe)))
+
+
+def _no_velocity(recipe: Recipe) -> bool:
+    """Whether the matching trains no velocity."""
+    parts = _objective(recipe).parts().values()
+    return _ours(recipe) and not any(part.has_student and part.learns_velocity for part in parts)
+
+
+def _copied(recipe: Recipe) -> bool:
+    matching, reference = recipe.section("matching"), recipe.section("reference")
+    return matching.model != reference.model and (_no_velocity(recipe) or (_ours(recipe) and _taught(recipe)))
+
+
+def _of_one_density(recipe: Recipe, place: str) -> bool:
+    return getattr(part(recipe, place), "divergence", None) == "reverse_kl"
+
+
+def _unguided(recipe: Recipe, place: str) -> bool:
+    """Whether velocities are guided by themselves. A scale of 1 does something: it asks for them once, not twice."""
+    found = part(recipe, place)
+    return is_ours(type(found)) and getattr(found, "guidance", 1.0) != 1 and _unlabelled(recipe)
 
 
 MODELS = ("reference.model", "matching.model", "generator.model", "tokenizer.alignment.model")
 """Where a recipe has flow models."""
-IDLE: Mapping[str, tuple[Callable[[Recipe], bool], str]] = {
+DISTRIBUTIONS = ("reference.distribution", "reference.distribution.of", "reference.distribution.fit")
+"""Where it has references."""
+OBJECTIVES = ("matching.objective", "matching.objective.far", "matching.objective.near")
+"""Where it has objectives."""
+SHAPE, ADVERSARY, TEACHING = (
+    "|".join(dict.fromkeys(field.name for cls in classes for field in dataclasses.fields(cls) if field.name != "steps"))
+    for classes in ((AutoencoderShape,), (PatchGANConfig, FeatureGANConfig), (FlowTraining,))
+)
+"""All fields of these; the steps of a teacher have to be given, trained or not."""
+Table = Mapping[str, tuple[Callable[[Recipe], bool], str]]
+
+SHARED: Table = {
     "run.shard_bf16|shard_in_node|reshard": (lambda r: not r.run.shard, "it only acts with run.shard: true"),
-    "run.picture_every": (_unseen, "no stage that makes pictures trains for so many steps"),
+    "run.picture_every": (
+        partial(_too_late, every="picture_every", shown=True),
+        "no stage that makes pictures trains for so many steps",
+    ),
+    "run.keep_every": (partial(_too_late, every="keep_every", shown=False), "no stage trains for so many steps"),
+    "data.flip": (_unflipped, "no stage trains on images; latents.mirrored stores mirrored ones"),
+    f"autoencoder.{SHAPE}": (lambda r: r.pretrained is not None, "`pretrained` is the tokenizer"),
+    "autoencoder.bottleneck_width": (
+        lambda r: part(r, "autoencoder.latent_channels") is None,
+        "latent_channels: null is no bottleneck",
+    ),
+    "autoencoder.detail_width": (
+        lambda r: _without(r, "matching") and not part(r, "tokenizer.train_detail"),
+        "the network stays at zero; a matching trains it, or tokenizer.train_detail: true",
+    ),
+    "autoencoder.encoder.checkpoint": (_unloaded, "the encoder begins with random weights"),
+    "losses.l1|l2|perceptual": (lambda r: not _users(r, "losses"), "no stage trains a decoder"),
+    f"losses.adversarial.{ADVERSARY}": (
+        _unopposed,
+        "no stage trains a decoder against it; what decoder.adversarial gives is the decoder's own",
+    ),
+    "losses.adversarial.start|learn_from": (
+        lambda r: r.section("tokenizer") is None,
+        "it is a share of the stage tokenizer, which there is not",
+    ),
+    "latents.drawn": (lambda r: part(r, "matching.noise") in DRAWN, "matching.noise draws them already"),
+    "latents.mirrored": (
+        lambda r: _without(r, "generator"),
+        "the stage generator learns from them, which there is not",
+    ),
+}
+TOKENIZER: Table = {
+    "tokenizer.alignment.m1|m2": (
+        lambda r: part(r, "tokenizer.alignment.kind") == "l2",
+        "they are margins of kind: vf",
+    ),
+}
+REFERENCE: Table = {
+    f"reference.{TEACHING}": (lambda r: not _taught(r), "no teacher is trained"),
+    "reference.drawn": (
+        lambda r: r.pretrained is None and not part(r, "autoencoder.variational"),
+        "the tokenizer has no posteriors (autoencoder.variational)",
+    ),
+    **{
+        f"{place}.{names}": (partial(unread, place=place), why)
+        for place in DISTRIBUTIONS
+        for names, unread, why in (
+            ("reduction_width|reduction_steps", _unreduced, "no MLP is learned that reduces channels"),
+            ("std|scale", partial(_mixed, by="fit"), "a mixture with `fit` has what it is fitted to"),
+            ("components|std|conditional", partial(_mixed, by="file"), "the file says it"),
+            ("templates", partial(_captioned, files=True), "captions are in their place"),
+            ("column|label_column", partial(_captioned, files=False), "they are of captions in files"),
+        )
+    },
+}
+MATCHING: Table = {
     "matching.model": (_copied, "the student is a copy of the teacher (reference.model), or no velocity is trained"),
+    "matching.student_steps": (lambda r: not _objective(r).has_student, "its objective trains no student"),
+    "matching.time_shift|time_distribution": (_no_velocity, "its objective trains no velocity"),
+    "matching.label_dropout": (
+        lambda r: _no_velocity(r) or (_ours(r) and _unlabelled(r)),
+        "its objective trains no velocity, or the reference's labels mean nothing",
+    ),
     "matching.target": (
         lambda r: r.section("matching").balance != "distance" and r.section("matching").until is None,
         "it only acts with matching.balance: distance or matching.until: arrived",
     ),
-    "matching.objective.ratio_width|ratio_depth": (
-        _of_one_density,
-        "it only acts with a divergence other than reverse_kl",
+    "matching.noise_width|noise_bank": (
+        lambda r: r.section("matching").noise not in EDITED,
+        "no samples are edited (matching.noise: reference or assigned)",
     ),
-    "matching.label_dropout": (_no_velocity, "its objective trains no velocity"),
-    "matching.time_shift|time_distribution": (
-        lambda r: _no_velocity(r) and not _objective(r).needs_teacher,
-        "its objective asks no velocities",
-    ),
-    "reference.distribution.std|scale": (
-        lambda r: _mixed(r, "fit"),
-        "a mixture with `fit` has what it is fitted to",
-    ),
-    "reference.distribution.components|std|conditional": (
-        lambda r: _mixed(r, "file"),
-        "the file says it",
-    ),
-    "latents.drawn": (lambda r: part(r, "matching.noise") in DRAWN, "matching.noise draws them already"),
-    "losses.adversarial.learn_from": (
-        lambda r: r.section("tokenizer") is None,
-        "it is a share of the stage tokenizer, which there is not",
-    ),
+    **{
+        f"{place}.{names}": (partial(unread, place=place), why)
+        for place in OBJECTIVES
+        for names, unread, why in (
+            ("ratio_width|ratio_depth", _of_one_density, "it only acts with a divergence other than reverse_kl"),
+            ("guidance", _unguided, "the reference's labels mean nothing, and nothing is asked with one"),
+        )
+    },
+}
+SAMPLING: Table = {
     "sample.last_step": (
         lambda r: r.section("sample").method in ("euler", "heun", "midpoint"),
         "it only acts with sample.method: sde",
@@ -105,41 +248,48 @@ IDLE: Mapping[str, tuple[Callable[[Recipe], bool], str]] = {
         lambda r: set(r.section("sample").guidance) == {1.0},
         "a guidance scale of 1 guides nothing",
     ),
-    **{
-        f"{place}.width|depth|heads|patch_size": (partial(sized, place=place), f"{place}.size says it")
-        for place in MODELS
-    },
 }
+NETWORKS: Table = {
+    f"{place}.{names}": (partial(unread, place=place), why)
+    for place in MODELS
+    for names, unread, why in (
+        ("width|depth|heads|patch_size", sized, f"{place}.size says it"),
+        ("head_depth", _headless, "head_width: null is no head"),
+    )
+}
+IDLE: Table = {**SHARED, **TOKENIZER, **REFERENCE, **MATCHING, **SAMPLING, **NETWORKS}
 """Field, or some of one section -> (whether nothing reads it in a recipe that has its section, why). Fields whose
 default is null are mostly refused instead, by the `problems` of their stages."""
 
 
 def idle(recipes: Mapping[str, Recipe]) -> list[str]:
-    """A line on each field that is not at its default and has no effect, with its variants where these are not all."""
+    """A line on each field that is not at its default and has no effect, with its variants where these are not all. Not
+    on one whose value another variant reads: a recipe has what several use at its top."""
+    given = {variant: list(_given(recipe)) for variant, recipe in recipes.items()}
+    read = [(place, item) for of in given.values() for place, unread, items in of if not unread for item in items]
     found: dict[str, list[str]] = {}
-    for variant, recipe in recipes.items():
-        for line in _idle(recipe):
-            found.setdefault(line, []).append(variant)
+    for variant, of in given.items():
+        for place, unread, items in of:
+            alone = [(name, value) for name, value in items if unread and (place, (name, value)) not in read]
+            told = [f"{name}: {_shown(value)}" for name, value in alone]
+            if told:
+                what = f"{place.rpartition('.')[0]}.{', '.join(told)} {'change' if told[1:] else 'changes'} nothing"
+                found.setdefault(f"{what}: {IDLE[place][1]}", []).append(variant)
     return [line + (f" ({few(of)})" if len(of) < len(recipes) else "") for line, of in found.items()]
 
 
-def _idle(recipe: Recipe) -> Iterator[str]:
-    for place, (unread, why) in IDLE.items():
+def _given(recipe: Recipe) -> Iterator[tuple[str, bool, list[tuple[str, object]]]]:
+    """(entry of the table, whether nothing reads it, (field, value) of all that are not at their default)."""
+    for place, (unread, _) in IDLE.items():
         section, _, names = place.rpartition(".")
         owner = part(recipe, section)
-        told = [f"{name}: {_shown(owner, name)}" for name in names.split("|") if _given(owner, name)]
-        if told and unread(recipe):
-            yield f"{section}.{', '.join(told)} {'change' if told[1:] else 'changes'} nothing: {why}"
+        fields = {f.name: f for f in dataclasses.fields(owner)} if dataclasses.is_dataclass(owner) else {}
+        known = [(name, getattr(owner, name), fields[name]) for name in names.split("|") if name in fields]
+        if items := [(name, value) for name, value, field in known if value != default_of(field)]:
+            yield place, unread(recipe), items
 
 
-def _given(owner: object, name: str) -> bool:
-    """Whether a section has the field, and not at its default."""
-    field = {f.name: f for f in dataclasses.fields(owner)}.get(name) if dataclasses.is_dataclass(owner) else None
-    return field is not None and bool(getattr(owner, name) != default_of(field))
-
-
-def _shown(owner: object, name: str) -> object:
-    value = getattr(owner, name)
+def _shown(value: object) -> object:
     if isinstance(value, tuple):
         return list(value)
     return value if isinstance(value, bool | int | float) else "what is given"
