@@ -120,7 +120,9 @@ def _objective(recipe: Recipe) -> Matching:
 
 
 def _ours(recipe: Recipe) -> bool:
-    return is_ours(type(_objective(recipe)))
+    """Whether the objective and those in it are the package's, of which it is known what they read."""
+    found = _objective(recipe)
+    return all(is_ours(type(part)) for part in (found, *found.parts().values()))
 
 
 def _no_velocity(recipe: Recipe) -> bool:
