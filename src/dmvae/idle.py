@@ -88,6 +88,11 @@ def _taught(recipe: Recipe) -> bool:
     return bool(recipe.section("reference").trains_teacher)
 
 
+def _untaught(recipe: Recipe) -> bool:
+    """Whether it is not, though the recipe does not say so itself: the velocity has a closed form."""
+    return bool(recipe.section("reference").teacher) and not _taught(recipe)
+
+
 def _unlabelled(recipe: Recipe) -> bool:
     """Whether the reference's labels mean nothing, so that matching tells its networks "no label"."""
     found: ReferenceConfig = recipe.section("reference").distribution
@@ -199,7 +204,7 @@ TOKENIZER: Table = {
     ),
 }
 REFERENCE: Table = {
-    f"reference.{TEACHING}": (lambda r: not _taught(r), "no teacher is trained"),
+    f"reference.{TEACHING}": (_untaught, "no teacher is trained"),
     "reference.drawn": (
         lambda r: r.pretrained is None and not part(r, "autoencoder.variational"),
         "the tokenizer has no posteriors (autoencoder.variational)",
