@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from diffusers import AutoencoderKL
+from torch._subclasses.fake_tensor import DataDependentOutputException
 
 import packed
 import tiny
@@ -15,7 +16,10 @@ from dmvae.cli import main
 from dmvae.commands import plan
 from dmvae.commands.plan import bytes_of
 from dmvae.jobs import _at
+from dmvae.matching import Matching
 from dmvae.recipe import load
+from dmvae.registry import find, is_ours, names
+from dmvae.stages.matching import MatchingStage
 from dmvae.training.counting import Cost
 
 pytestmark = pytest.mark.slow
@@ -62,6 +66,27 @@ def test_matching_class_by_class_is_told_as_not_counted(tmp_path, capsys):
     )
     main(["plan", str(path), *PLAN, "80GB"])
     assert "matching: not counted, for its step depends on the values of tensors" in capsys.readouterr().out
+
+
+OURS = [{"type": name} for name in names(Matching) if is_ours(find(Matching, name))]
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        *OURS,
+        {"type": "dmd", "divergence": "forward_kl"},
+        {"type": "hand_over", "near": {"type": "dmd", "divergence": "jensen_shannon"}},
+    ],
+)
+def test_a_step_of_every_objective_is_counted(tmp_path, objective):
+    """Beside a reference with a teacher, where there may be one; what a dry run (no GPU) and a plan do alike."""
+    reference = {"type": "gaussian" if objective["type"] == "normality" else "features"}
+    less = {"variants": {"main": {}}, "losses": {"adversarial": {"weight": 0.0}}, "matching__student_steps": 1}
+    path = tiny.write(tmp_path, matching__objective=objective, reference__distribution=reference, **less)
+    with suppress(DataDependentOutputException):  # told as not counted
+        cost = plan._cost(MatchingStage, load(path)["main"], 3, plan.Machine(1, 2**40, False))
+        assert cost.trained > 0
 
 
 def test_what_cannot_be_built_is_told_and_the_rest_is_counted(tmp_path, capsys):

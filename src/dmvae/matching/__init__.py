@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import ClassVar, get_args
+from typing import ClassVar, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,7 @@ LAG = "student/lag"
 """The figure of how little a flow student knows of the latents."""
 Student = Callable[..., Tensor]
 """What `new_student` made, called as the objective itself knows."""
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass
@@ -126,6 +127,15 @@ def bare(network: object) -> object:
     wrapped = isinstance(network, (DistributedDataParallel, nn.DataParallel, AveragedModel))
     inner = getattr(network, "module" if wrapped else "_orig_mod", None)
     return network if inner is None else bare(inner)
+
+
+def beside(module: M, other: object) -> M:
+    """The module, on the device of another network's parameters, where that has any. It is moved to another device
+    alone: `to` fails on the tensors of a plan, which have no memory."""
+    network = bare(other)
+    first = next(network.parameters(), None) if isinstance(network, nn.Module) else None
+    there = first is None or all(p.device == first.device for p in module.parameters())
+    return module if there else module.to(first.device)
 
 
 @contextmanager

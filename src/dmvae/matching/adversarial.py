@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dmvae.flow.guidance import Velocity
 from dmvae.flow.loss import require_batch
 from dmvae.generators.flow import FlowModelConfig
-from dmvae.matching import Context, Log, Matching, Student, bare, compared
+from dmvae.matching import Context, Log, Matching, Student, beside, compared
 from dmvae.matching.velocities import at_latents
 from dmvae.ranges import Range, Weight, Width
 from dmvae.references import draw
@@ -49,9 +49,7 @@ class Adversarial(Matching):
     def new_student(
         self, latent_shape: tuple[int, int, int], num_classes: int, teacher: object, model: FlowModelConfig
     ) -> Critic:
-        critic, network = Critic(latent_shape[0], num_classes, self.width, self.depth), bare(teacher)
-        first = next(network.parameters(), None) if isinstance(network, nn.Module) else None
-        return critic if first is None else critic.to(first.device)
+        return beside(Critic(latent_shape[0], num_classes, self.width, self.depth), teacher)
 
     def loss(
         self,

@@ -15,7 +15,7 @@ from dmvae.flow.guidance import Velocity, guided
 from dmvae.flow.loss import sample_time
 from dmvae.flow.path import denoise, expand, interpolate
 from dmvae.generators.flow import FlowModelConfig
-from dmvae.matching import Context, Log, Student, bare, compared, known_labels
+from dmvae.matching import Context, Log, Student, bare, beside, compared, known_labels
 from dmvae.matching.adversarial import Critic
 from dmvae.matching.velocities import ByVelocities, binned
 from dmvae.ranges import Depth, Guidance, Width
@@ -86,7 +86,7 @@ class DMD(ByVelocities):
         if student is None or self.divergence not in WEIGHTS:
             return student
         ratio = Ratio(latent_shape[0] + 1, num_classes, self.ratio_width, self.ratio_depth)
-        return WithRatio(student, ratio.to(next(student.parameters()).device))
+        return WithRatio(student, beside(ratio, student))
 
     def student_loss(
         self, student: Student, z: Tensor, labels: Tensor, context: Context | None = None
