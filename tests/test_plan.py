@@ -12,13 +12,16 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 import packed
 import tiny
 from dmvae import config as configs
+from dmvae import pipeline
 from dmvae.cli import main
 from dmvae.commands import plan
 from dmvae.commands.plan import bytes_of
 from dmvae.jobs import _at
+from dmvae.jobs import plan as jobs_to_run
 from dmvae.matching import Matching
 from dmvae.recipe import load
 from dmvae.registry import find, is_ours, names
+from dmvae.runtime.done import write_done
 from dmvae.stages.matching import MatchingStage
 from dmvae.training.counting import Cost
 
@@ -121,6 +124,31 @@ def test_a_stage_whose_uses_lead_through_a_null_section_or_nowhere(tmp_path):
     assert _at(everything, recipe, "tokenizer.kl_weight", "mine") == 1e-3
     with pytest.raises(ValueError, match=r"stage 'mine': uses names 'tokenizer.kl_wieght': .*did you mean 'kl_weight'"):
         _at(everything, recipe, "tokenizer.kl_wieght", "mine")
+
+
+def test_what_a_run_refuses_for_its_folder_and_for_its_variants_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "_cost", lambda *_: COST)
+    kl = tiny.RECIPE["variants"]["kl"]
+    kept = {"generator": {"keep_at": [2]}, "sample": {"snapshot": 2}}
+    other = {"generator": {"keep_at": [2, 3]}, "sample": {"snapshot": 3}}
+    variants = {name: configs.merge(kl, over) for name, over in (("kept", kept), ("other", other))}
+    recipes = load(tiny.write(tmp_path, variants=variants))
+    shared = "generator.keep_at is [2, 3], and [2] in variant kept, which shares the training of stage generator; "
+    (told,) = plan.print_plan(recipes, plan.Machine(1, 2**40, False))
+    assert told.startswith(shared)
+    with pytest.raises(ValueError, match=re.escape(f"other: {told}")):
+        pipeline.run(recipes, tmp_path / "run")
+    for job in jobs_to_run(recipes, tmp_path / "run"):
+        if job.stage.name == "generator":
+            job.folder.mkdir(parents=True, exist_ok=True)
+            write_done(job.folder, {"seconds": 1.0})
+    told = plan.print_plan(recipes, plan.Machine(1, 2**40, False))
+    assert [line.partition(", there")[0] for line in told] == [
+        "sample.snapshot: the generator of step 2 was not kept",
+        "sample.snapshot: the generator of step 3 was not kept",
+    ]
+    with pytest.raises(ValueError, match=re.escape(f"kept: {told[0]}")):
+        pipeline.run(recipes, tmp_path / "run")
 
 
 def test_an_obstacle_of_some_variants_names_them(tmp_path, capsys):

@@ -130,6 +130,13 @@ def _check(jobs: list[Job]) -> None:
         stages = [job.stage for job in jobs if job.variant == variant]
         for problem in (*checks.lacking(recipe, stages), *checks.problems(recipe, stages)):
             raise ValueError(f"{variant}: {problem}")
+    for variant, problem in hindrances(jobs):
+        raise ValueError(f"{variant}: {problem}")
+
+
+def hindrances(jobs: list[Job]) -> Iterator[tuple[str, str]]:
+    """(variant, problem) of what is wrong with these jobs, none of them finished, beyond what `checks` finds in their
+    recipes: with what the run's folder holds already, and with what variants ask of a training that they share."""
     first: dict[Path, Job] = {}
     for job in jobs:
         finished = {name: folder for name, folder in job.reads.items() if read_done(folder) is not None}
@@ -137,22 +144,24 @@ def _check(jobs: list[Job]) -> None:
         try:
             job.stage.require(job.recipe.section(job.stage), inputs)
         except ValueError as error:
-            raise ValueError(f"{job.variant}: {error}") from error
-        _require_kept(job)
+            yield job.variant, str(error)
+        for problem in _not_kept(job):
+            yield job.variant, problem
         other = first.setdefault(job.folder, job)
         if not issubclass(job.stage, TrainingStage):
             continue
         for (place, own), theirs in zip(_kept(job).items(), _kept(other).values(), strict=True):
             if own != theirs and not (place == "run.keep_every" and job.finished):
-                raise ValueError(
-                    f"{job.variant}: {place} is {own}, and {theirs} in variant {other.variant}, which shares the "
-                    f"training of stage {job.stage.name}; give both the same, or name steps in the keep_at of a stage "
-                    "that they do not share"
+                yield (
+                    job.variant,
+                    f"{place} is {own}, and {theirs} in variant {other.variant}, which shares the training of stage "
+                    f"{job.stage.name}; give both the same, or name steps in the keep_at of a stage that they do not "
+                    "share",
                 )
 
 
-def _require_kept(job: Job) -> None:
-    """ValueError where it asks for the generator of a step that a training, which has begun, passed without keeping."""
+def _not_kept(job: Job) -> Iterator[str]:
+    """The steps whose generator it asks for, and that a training, which has begun, passed without keeping it."""
     folder = job.reads.get("generator")
     if folder is None or read_done(folder) is not None:
         return
@@ -160,9 +169,9 @@ def _require_kept(job: Job) -> None:
     for name in STEPS:
         step = getattr(job.recipe.section(job.stage), name, None)
         if isinstance(step, int) and step <= reached and not (folder / snapshot(step)).exists():
-            raise ValueError(
-                f"{job.variant}: {job.stage.name}.{name}: the generator is at step {reached}, and that of step {step} "
-                f"was not kept; remove {folder} to train it anew, or ask for another step"
+            yield (
+                f"{job.stage.name}.{name}: the generator is at step {reached}, and that of step {step} was not kept; "
+                f"remove {folder} to train it anew, or ask for another step"
             )
 
 

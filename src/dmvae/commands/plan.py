@@ -135,6 +135,8 @@ def print_plan(recipes: dict[str, Recipe], machine: Machine) -> list[str]:
             obstacles.setdefault(line, []).append(variant)
     if alike:
         console.print(f"\n{LEGEND}")
+    for variant, line in pipeline.hindrances([job for of in jobs.values() for job in of if not job.finished]):
+        obstacles.setdefault(line, []).append(variant)
     obstacles |= {line: list(recipes) for line in _disk_problems(recipes, sum(disk.values()))}
     for line, where in obstacles.items():
         paragraph(f"  missing: {line}" + (f" ({few(where)})" if len(where) < len(recipes) else ""), 4)
