@@ -119,6 +119,8 @@ def complain(capsys, *arguments):
         ),
         (["--run_dir", "x", "--run.dir", "y"], "--run_dir and --run.dir are the same; give one of them"),
         (["--data.limit", "1"], "evaluate: sets of images are compared, and there is 1 test image; give 2 or more"),
+        (["--evaluate.count", "1"], "evaluate.count: 1 image is no set, and sets are compared; give 2 or more, or set"),
+        (["--sample.count", "1"], "sample.count: 1 image is no set, and sets are compared; give 2 or more, or set"),
         (["--seeds", "[3, 3]"], "seeds: [3, 3] holds a seed twice"),
         (["--tokenizer.steps", "010"], "tokenizer.steps: expected a whole number, got '010'"),
         (["--name", "2024"], """name: expected text, got 2024; in quotes it is text: '"2024"'"""),

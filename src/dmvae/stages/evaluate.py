@@ -16,6 +16,7 @@ from dmvae.runtime.files import write_text
 from dmvae.runtime.words import counted
 from dmvae.sections import Sections
 from dmvae.stages.measuring import EvaluateConfig, Measuring
+from dmvae.stages.sample import SampleConfig
 from dmvae.training.stage import Buildable, Facts, Stage, stage
 
 
@@ -47,6 +48,9 @@ class EvaluateStage(Stage[EvaluateConfig]):
         if len(inputs.test_set) < 2:
             found = counted(len(inputs.test_set), "test image")
             yield f"evaluate: sets of images are compared, and there is {found}; give 2 or more, or set evaluate: null"
+        for name, section in (("evaluate", config), ("sample", others.get("sample"))):
+            if isinstance(section, EvaluateConfig | SampleConfig) and section.count < 2:
+                yield f"{name}.count: 1 image is no set, and sets are compared; give 2 or more, or set evaluate: null"
         blank = torch.zeros(2, inputs.data.channels, inputs.data.size, inputs.data.size, dtype=torch.uint8)
         for metric in config.measured():
             if not is_ours(type(metric)):  # a mistake there would show at the very end
