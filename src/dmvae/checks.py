@@ -63,7 +63,7 @@ def problems(recipe: Recipe, stages: Stages, ranks: int | None = None) -> Iterat
     yield from _complaint("", networks_of_generators)
     yield from _complaint("", figures)
     train = open_dataset(recipe.data, "train")
-    items, classes = len(train), len(train.classes)
+    n, classes = len(train), len(train.classes)
     images = (recipe.data.size, recipe.data.channels)
     inputs = Inputs(recipe, "", Path(), {}, torch.device("cpu"))
     for place, adversary in adversaries(recipe, stages).items():
@@ -83,7 +83,7 @@ def problems(recipe: Recipe, stages: Stages, ranks: int | None = None) -> Iterat
     for stage in stages:
         section = recipe.section(stage)
         if issubclass(stage, TrainingStage) and not stage.draws:
-            yield from _complaint("", partial(require_batch, stage.name, section.batch_size, items))
+            yield from _complaint("", partial(require_batch, stage.name, section.batch_size, stage.items(recipe, n)))
         others = {name: recipe.section(name) for name in stage.reads if recipe.section(name) is not None}
         found = list(stage.problems(section, inputs, others))
         yield from found

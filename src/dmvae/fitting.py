@@ -33,30 +33,35 @@ def fit(
             fitted[variant] = recipe
             continue
         changes: Values = {}
-        for section, name, value in _too_large(recipe, items, ranks or distributed.world_size()):
+        for section, name, value, of in _too_large(recipe, items, ranks or distributed.world_size()):
             place = f"{section}.{name}"
             given = (place, *(f"variants.{name}.{place}" for name in (variant, method_of(variant))))
             if not any(option in given for option in asked):
                 changes[section] = dataclasses.replace(changes.get(section, recipe.section(section)), **{name: value})
                 was = getattr(recipe.section(section), name)
-                said[f"{place} is {value} in place of {was}: the training set has {counted(items, 'image')}"] = None
+                there = f"{counted(items, 'image')}{' and their mirror images' if of > items else ''}"
+                said[f"{place} is {value} in place of {was}: the training set has {there}"] = None
         fitted[variant] = dataclasses.replace(recipe, **changes)
     return fitted, list(said)
 
 
-def _too_large(recipe: Recipe, items: int, ranks: int) -> Iterator[tuple[str, str, int]]:
-    """(section, field, value that fits) of what is larger than the training set."""
+def _too_large(recipe: Recipe, images: int, ranks: int) -> Iterator[tuple[str, str, int, int]]:
+    """(section, field, value that fits, items that there are) of what is larger than the training set."""
     for stage in recipe.stages():
         section = recipe.section(stage)
-        if issubclass(stage, TrainingStage) and not stage.draws and section.batch_size > items:
+        if (
+            issubclass(stage, TrainingStage)
+            and not stage.draws
+            and section.batch_size > (items := stage.items(recipe, images))
+        ):
             parts = recipe.run.accumulate if stage.takes_parts else 1
             size = batch_of(items, ranks * parts)
             for name in WITHIN:
                 if (getattr(section, name, None) or 0) > size:
-                    yield stage.name, name, batch_of(size, ranks if name == "decoded" else 1)
-            yield stage.name, "batch_size", size
-        if stage.name == "evaluate" and section.neighbours > items:
-            yield stage.name, "neighbours", items
+                    yield stage.name, name, batch_of(size, ranks if name == "decoded" else 1), items
+            yield stage.name, "batch_size", size, items
+        if stage.name == "evaluate" and section.neighbours > images:
+            yield stage.name, "neighbours", images, images
 
 
 def batch_of(items: int, parts: int) -> int:

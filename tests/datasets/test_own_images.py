@@ -114,6 +114,22 @@ def test_what_is_within_a_batch_shrinks_with_it(tmp_path, monkeypatch):
     assert fit(parted)[0]["kl"].generator.batch_size == 48, "it divides into the parts"
 
 
+def test_a_generator_of_mirror_images_too_has_twice_the_items(tmp_path):
+    path = tiny.write(tmp_path, latents__mirrored=True, generator__batch_size=96, tokenizer__batch_size=64)
+    fitted, said = fit({"kl": load(path)["kl"]})
+    assert fitted["kl"].generator.batch_size == 96
+    assert said == ["tokenizer.batch_size is 32 in place of 64: the training set has 48 images"]
+    assert list(problems(fitted["kl"], fitted["kl"].stages())) == []
+    recipes = load(tiny.write(tmp_path, latents__mirrored=True, generator__batch_size=97))
+    told = "generator.batch_size: 97 is larger than the data set (96 images); use at most 96"
+    assert list(problems(recipes["kl"], recipes["kl"].stages())) == [told]
+    recipes, said = fit({"kl": recipes["kl"]})
+    assert recipes["kl"].generator.batch_size == 64
+    assert said == ["generator.batch_size is 64 in place of 97: the training set has 48 images and their mirror images"]
+    once = load(tiny.write(tmp_path, latents__stored=24, generator__batch_size=49))["kl"]
+    assert fit({"kl": once})[0]["kl"].generator.batch_size == 32, "it encodes the images, each once"
+
+
 def test_what_was_asked_for_is_not_made_to_fit(tmp_path):
     recipes = load(tiny.write(tmp_path, tokenizer__batch_size=64, generator__batch_size=64))
     fitted, said = fit(recipes, ["generator.batch_size"])

@@ -134,8 +134,9 @@ def beside(module: M, other: object) -> M:
     alone: `to` fails on the tensors of a plan, which have no memory."""
     network = bare(other)
     first = next(network.parameters(), None) if isinstance(network, nn.Module) else None
-    there = first is None or all(p.device == first.device for p in module.parameters())
-    return module if there else module.to(first.device)
+    if first is None or all(p.device == first.device for p in module.parameters()):
+        return module
+    return module.to(first.device)
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from dmvae.models.projector import Projector
 from dmvae.models.velocity import VelocityModel
 from dmvae.ranges import Weight
 from dmvae.runtime.random import Random
+from dmvae.sections import Sections
 from dmvae.stages.latents import MIRRORED
 from dmvae.training.flow import LatentTraining
 from dmvae.training.pictures import COLUMNS
@@ -112,6 +113,10 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
         folder = self.inputs.reads["latents"]
         plain, mirrored = LatentSet(folder / "latents", posteriors=True), folder / MIRRORED
         return MirroredSet(plain, LatentSet(mirrored, posteriors=True)) if mirrored.exists() else plain
+
+    @classmethod
+    def items(cls, sections: Sections, images: int) -> int:
+        return images * (1 + sections.latents.mirrored)
 
     @property
     def sees_images(self) -> bool:

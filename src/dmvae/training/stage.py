@@ -285,6 +285,11 @@ class TrainingStage(Stage[T], Generic[T, N]):
         """The data set of its batches; not asked of a stage that `draws` its own."""
         return self.inputs.train_set
 
+    @classmethod
+    def items(cls, sections: Sections, images: int) -> int:
+        """How many items that data set has, of so many training images; for checks before any stage has run."""
+        return images
+
     @property
     def sees_images(self) -> bool:
         """Whether its losses look at the images of its items too: `Batch.images`."""
