@@ -13,7 +13,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
@@ -241,6 +241,44 @@ def record(recipes: dict[str, Recipe], jobs: list[Job], run_dir: Path, variants:
         write_text(run_dir / variant / "recipe.yaml", yaml.safe_dump(configs.plain(recipe), sort_keys=False))
     for job in jobs:
         point(run_dir / job.variant / job.stage.name, job.folder)
+
+
+def replaced(ahead: Sequence[Job], jobs: Sequence[Job]) -> Iterator[tuple[str, str]]:
+    """(variant, problem) of the paths in the sections of the jobs `ahead` that lead through what `record` replaces, the
+    links and pipelines of `jobs`: the fingerprint is of what lies there before, and the stage would read another."""
+    links: dict[tuple[str, ...], Path] = {(job.variant, job.stage.name): job.folder for job in jobs}
+    found: dict[tuple[str, str], None] = {}
+    for job in ahead:
+        for name in ("data", job.stage.name, *(place.partition(".")[0] for place in job.stage.uses)):
+            for place, path in _paths(configs.plain_value(job.recipe.section(name)), name):
+                if (stays := _stays(path, job.folder.parents[1], links)) is not None:
+                    found[job.variant, f"{place}: {path} is replaced when the run begins; give {stays}"] = None
+    yield from found
+
+
+def _paths(value: object, place: str) -> Iterator[tuple[str, str]]:
+    """(place, text) of every text that may lead below a folder; a bare word, such as a type, does not."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _paths(inner, f"{place}.{name}")
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            yield from _paths(inner, f"{place}[{i}]")
+    elif isinstance(value, str) and os.sep in value:
+        yield place, value
+
+
+def _stays(path: str, run_dir: Path, links: Mapping[tuple[str, ...], Path]) -> str | None:
+    """What to give in place of a path through one of these links, which is to lead to that folder and does not yet, or
+    through a pipeline beside them. None for all other paths, which stay."""
+    run, place = os.path.realpath(run_dir), Path(os.path.abspath(os.path.expanduser(path)))
+    own = next((place.relative_to(above).parts for above in place.parents if os.path.realpath(above) == run), ())
+    if own[1:2] == (PIPELINE,) and own[0] in {variant for variant, _ in links}:
+        return f"a folder below {run_dir / 'stages'}"
+    coming, there = links.get(own[:2]), Path(os.path.realpath(place))
+    if coming is None or not there.is_relative_to(Path(run, "stages")):
+        return None
+    return None if there.is_relative_to(os.path.realpath(coming)) else str(there)
 
 
 def _remove_stale(jobs: list[Job], run_dir: Path) -> None:

@@ -23,7 +23,7 @@ from dmvae.datasets.skipped import write_skipped
 from dmvae.fitting import fit
 from dmvae.idle import idle
 from dmvae.inputs import Inputs, latent_shape, snapshot
-from dmvae.jobs import MERGED, STEPS, Job, plan
+from dmvae.jobs import MERGED, STEPS, Job, plan, replaced
 from dmvae.latents.store import STATISTICS
 from dmvae.recipe import Recipe
 from dmvae.runtime import distributed
@@ -82,7 +82,7 @@ def run(
     if not chosen:
         known = ", ".join(dict.fromkeys(job.stage.name for job in jobs))
         raise ValueError(f"no variant of this recipe has the stage {only!r}: give it a section {only}; it has {known}")
-    _check([job for job in chosen if job.state != "finished"])
+    _check([job for job in chosen if job.state != "finished"], jobs)
     said += idle(recipes)
     said += begun_anew(run_dir, chosen) if distributed.is_main() else []
     with claimed(run_dir, recipes, jobs, variants or list(recipes)) if distributed.is_main() else nullcontext():
@@ -123,22 +123,24 @@ def _verb(job: Job, state: str) -> str:
     return {"finished": "skip (finished)", "interrupted": "resume (interrupted)", "new": "run (new)"}[state]
 
 
-def _check(jobs: list[Job]) -> None:
-    """Raise ValueError for what is wrong with these jobs, as far as that can be known before any of them runs."""
-    for variant, recipe in {job.variant: job.recipe for job in jobs}.items():
+def _check(ahead: list[Job], jobs: list[Job]) -> None:
+    """Raise ValueError for what is wrong with the jobs `ahead`, of these `jobs`, as far as that can be known before any
+    of them runs."""
+    for variant, recipe in {job.variant: job.recipe for job in ahead}.items():
         latent_shape(recipe)
-        stages = [job.stage for job in jobs if job.variant == variant]
+        stages = [job.stage for job in ahead if job.variant == variant]
         for problem in (*checks.lacking(recipe, stages), *checks.problems(recipe, stages)):
             raise ValueError(f"{variant}: {problem}")
-    for variant, problem in hindrances(jobs):
+    for variant, problem in hindrances(ahead, jobs):
         raise ValueError(f"{variant}: {problem}")
 
 
-def hindrances(jobs: list[Job]) -> Iterator[tuple[str, str]]:
-    """(variant, problem) of what is wrong with these jobs, none of them finished, beyond what `checks` finds in their
-    recipes: with what the run's folder holds already, and with what variants ask of a training that they share."""
+def hindrances(ahead: list[Job], jobs: list[Job]) -> Iterator[tuple[str, str]]:
+    """(variant, problem) of what is wrong with the jobs `ahead`, the unfinished ones of `jobs`, beyond what `checks`
+    finds in their recipes: with what the run's folder holds already, and what variants ask of a training they share."""
+    yield from replaced(ahead, jobs)
     first: dict[Path, Job] = {}
-    for job in jobs:
+    for job in ahead:
         finished = {name: folder for name, folder in job.reads.items() if read_done(folder) is not None}
         inputs = Inputs(job.recipe, job.variant, job.folder, finished, torch.device("cpu"))
         try:

@@ -161,18 +161,6 @@ def test_a_folder_that_cannot_guide_is_refused_before_any_stage(tmp_path, folder
     assert not list(tmp_path.glob("run/stages/*"))
 
 
-def test_a_guide_by_a_link_of_the_same_run_is_refused_for_the_folder_that_stays(tmp_path):
-    """The link leads to another network once the run begins: samples would be kept under the name of the first."""
-    guide_of(tmp_path / "run/stages/generator-before/generator")
-    (tmp_path / "run/small").mkdir()
-    (tmp_path / "run/small/generator").symlink_to("../stages/generator-before")
-    path = write(tmp_path, variants__guided__sample__guide=str(tmp_path / "run/small/generator/generator"))
-    with pytest.raises(
-        ValueError, match=r"sample\.guide: .* may lead to .*; give \S+/stages/generator-before/generator$"
-    ):
-        pipelines.run(load(path), tmp_path / "run")
-
-
 @pytest.mark.parametrize(
     ("over", "message"),
     [

@@ -20,7 +20,6 @@ from dmvae.recipe import load
 from dmvae.runtime import distributed, sharding
 from dmvae.stages.generator import GeneratorStage
 from dmvae.training.loop import Trainer
-from dmvae.training.starting import lasting
 
 FILE = "diffusion_pytorch_model.safetensors"
 FITS = {"in_channels": 4, "input_size": 3, "num_classes": 3, **tiny.DIT}
@@ -156,19 +155,11 @@ def test_numbers_that_a_published_size_stands_for_are_asked_for_instead(tmp_path
         ("nothing", "nothing: no generator is here: no config.json; give the folder"),
         ("", r"no generator is here: no config.json; did you mean \S+/generator\?"),
         ("cut", r"cut/diffusion_pytorch_model\.safetensors: damaged or cut off"),
-        (
-            "run/kl/generator/generator",
-            r"is replaced when the stage begins; give \S+/run/stages/generator-before/generator$",
-        ),
-        ("run/kl/pipeline/transformer", r"is replaced when the stage begins; give a folder below \S+/run/stages$"),
     ],
 )
-def test_a_folder_that_is_none_or_will_not_stay_is_refused(tmp_path, folder, message):
+def test_a_folder_that_is_none_is_refused(tmp_path, folder, message):
     saved(tmp_path / "generator")
     (saved(tmp_path / "cut") / FILE).write_bytes((tmp_path / "cut" / FILE).read_bytes()[:-9])
-    (tmp_path / "run/stages/generator-before").mkdir(parents=True)
-    (tmp_path / "run/kl").mkdir()
-    (tmp_path / "run/kl/generator").symlink_to("../stages/generator-before")
     path = tiny.write(tmp_path, generator__start_from=str(tmp_path / folder))
     with pytest.raises(ValueError, match=rf"kl: generator\.start_from: .*{message}"):
         pipeline.run({"kl": load(path)["kl"]}, tmp_path / "run")
@@ -186,11 +177,6 @@ def test_weights_of_before_a_field_came_and_of_another_kind_of_file_are_told_so(
     (there / FILE).rename(there / "diffusion_pytorch_model.bin")
     with pytest.raises(ValueError, match=r"there: its weights are no \.safetensors"):
         pipeline.run(load(path), tmp_path / "run")
-
-
-def test_an_import_within_the_run_s_folder_stays_and_is_taken(tmp_path):
-    there = saved(tmp_path / "run/imports/ep64")
-    assert lasting(there, str(tmp_path / "run")) is None
 
 
 @pytest.mark.parametrize("over", [{"distribution": {"type": "gaussian"}}, {"teacher": False}])

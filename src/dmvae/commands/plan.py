@@ -88,7 +88,8 @@ def print_plan(recipes: dict[str, Recipe], machine: Machine) -> list[str]:
     console.print(f"for {machine}")
     obstacles: dict[str, list[str]] = {}
     jobs = _jobs(recipes)
-    for line in begun_anew(Path(next(iter(recipes.values())).run.dir), [job for of in jobs.values() for job in of]):
+    everything = [job for of in jobs.values() for job in of]
+    for line in begun_anew(Path(next(iter(recipes.values())).run.dir), everything):
         console.print(line)
     disk: dict[str, int] = {}
     alike: dict[str, str] = {}
@@ -135,7 +136,7 @@ def print_plan(recipes: dict[str, Recipe], machine: Machine) -> list[str]:
             obstacles.setdefault(line, []).append(variant)
     if alike:
         console.print(f"\n{LEGEND}")
-    for variant, line in pipeline.hindrances([job for of in jobs.values() for job in of if not job.finished]):
+    for variant, line in pipeline.hindrances([job for job in everything if not job.finished], everything):
         obstacles.setdefault(line, []).append(variant)
     obstacles |= {line: list(recipes) for line in _disk_problems(recipes, sum(disk.values()))}
     for line, where in obstacles.items():

@@ -41,7 +41,7 @@ from dmvae.stages.modelled import KEPT
 from dmvae.tokenizers.adapted import load_tokenizer
 from dmvae.training.preparing import compile_networks
 from dmvae.training.stage import Facts, Stage, stage
-from dmvae.training.starting import generator_in, lasting, of_other_data
+from dmvae.training.starting import generator_in, of_other_data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,12 +189,8 @@ class SampleStage(Stage[SampleConfig]):
             yield "sample.guide: a guidance scale of 1 asks nothing to guide; add others to sample.guidance"
         if config.guide is not None and not flow:
             yield f"sample.guide: {training.model.type!r} has no velocity to guide; set it to null"
-        if isinstance(config.guide, Path):
-            stays = lasting(config.guide, inputs.sections.run.dir)
-            if stays is not None:
-                yield f"sample.guide: {config.guide} may lead to another generator once the run begins; give {stays}"
-            elif unfit := _unfit(config.guide, inputs):
-                yield f"sample.guide: {unfit}"
+        if isinstance(config.guide, Path) and (unfit := _unfit(config.guide, inputs)):
+            yield f"sample.guide: {unfit}"
         if config.guidance_channels is not None:
             channels = inputs.latent_shape[0]
             try:

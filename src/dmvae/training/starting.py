@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -46,9 +45,6 @@ class Starting(TrainingConfig):
 def misfits(config: Starting, model: GeneratorConfig, stage: str, inputs: Inputs) -> Iterator[str]:
     """What keeps the stage's network from such a start, a sentence each; asked before any stage runs."""
     if config.start_from is None:
-        return
-    if (there := lasting(config.start_from, inputs.sections.run.dir)) is not None:
-        yield f"{stage}.start_from: {config.start_from} is replaced when the stage begins; give {there}"
         return
     try:
         with torch.device("meta"):
@@ -142,16 +138,3 @@ def _mended(
         if getattr(model, "size", None) is not None:  # it stands for some of these
             values = {"size": None} | values
         yield f"set {stage}.model: {{{', '.join(f'{k}: {configs.written(v)}' for k, v in values.items())}}}"
-
-
-def lasting(folder: Path, run_dir: str) -> str | None:
-    """What to give in place of a path that leads through a link or a pipeline of the run's own folder: links lead to
-    other stages, and pipelines are removed, once settings change. None for all other paths, which stay."""
-    run, place = os.path.realpath(run_dir), Path(os.path.abspath(folder))
-    own = next((place.relative_to(above) for above in place.parents if os.path.realpath(above) == run), None)
-    if own is None or own.parts[0] == "stages":
-        return None
-    stays = Path(os.path.realpath(folder))
-    if stays.is_relative_to(Path(run, "stages")):
-        return str(stays)
-    return f"a folder below {Path(run_dir, 'stages')}" if own.parts[1:2] == ("pipeline",) else None
