@@ -83,6 +83,13 @@ def test_a_folder_that_stays_is_taken(before, place, within, over):
     assert [told.partition(":")[0] for _, told in replaced(found, found)] == [place]
 
 
+def test_the_stages_may_lie_on_another_disk(before):
+    (before / "stages").rename(before.parent / "large")
+    (before / "stages").symlink_to(before.parent / "large")
+    found = jobs(write(before, {"generator.start_from": "PATH"}, before / "main/generator/generator"))
+    assert [told.partition(":")[0] for _, told in replaced(found, found)] == ["generator.start_from"]
+
+
 def test_a_link_that_will_lead_to_the_same_folder_is_taken(before):
     path = write(before, {"evaluate.features": OF_FEATURES}, before / "main/tokenizer/autoencoder")
     (job,) = (job for job in jobs(path) if job.stage.name == "tokenizer")

@@ -76,6 +76,8 @@ def _unflipped(recipe: Recipe) -> bool:
 def _unloaded(recipe: Recipe) -> bool:
     """Whether nothing takes the weights that the tokenizer's encoder could begin with."""
     own, tokenizer = recipe.section("encoder"), recipe.section("tokenizer")
+    if recipe.pretrained is not None:  # all of the encoder is idle then
+        return False
     if own is not None or tokenizer is None:  # what the stage `encoder` has trained is taken
         return _without(recipe) and getattr(own, "start", None) != "public"
     start = tokenizer.start or ("scratch" if tokenizer.train_encoder else "pretrained")
@@ -188,14 +190,10 @@ SHARED: Table = {
         "no stage trains a decoder against it; what decoder.adversarial gives is the decoder's own",
     ),
     "losses.adversarial.start|learn_from": (
-        lambda r: r.section("tokenizer") is None,
+        lambda r: r.section("tokenizer") is None and not _unopposed(r),
         "it is a share of the stage tokenizer, which there is not",
     ),
     "latents.drawn": (lambda r: part(r, "matching.noise") in DRAWN, "matching.noise draws them already"),
-    "latents.mirrored": (
-        lambda r: _without(r, "generator"),
-        "the stage generator learns from them, which there is not",
-    ),
 }
 TOKENIZER: Table = {
     "tokenizer.alignment.m1|m2": (
@@ -269,11 +267,13 @@ IDLE: Table = {**SHARED, **TOKENIZER, **REFERENCE, **MATCHING, **SAMPLING, **NET
 default is null are mostly refused instead, by the `problems` of their stages."""
 
 
-def idle(recipes: Mapping[str, Recipe]) -> list[str]:
+def idle(recipes: Mapping[str, Recipe], beside: Mapping[str, Recipe] | None = None) -> list[str]:
     """A line on each field that is not at its default and has no effect, with its variants where these are not all. Not
-    on one whose value another variant reads: a recipe has what several use at its top."""
+    on one whose value another variant reads, of these or of those `beside` them: a recipe has what several use at its
+    top."""
     given = {variant: list(_given(recipe)) for variant, recipe in recipes.items()}
-    read = [(place, item) for of in given.values() for place, unread, items in of if not unread for item in items]
+    all_of = [*given.values(), *(list(_given(recipe)) for recipe in (beside or {}).values())]
+    read = [(place, item) for of in all_of for place, unread, items in of if not unread for item in items]
     found: dict[str, list[str]] = {}
     for variant, of in given.items():
         for place, unread, items in of:

@@ -276,7 +276,7 @@ def _stays(path: str, run_dir: Path, links: Mapping[tuple[str, ...], Path]) -> s
     if own[1:2] == (PIPELINE,) and own[0] in {variant for variant, _ in links}:
         return f"a folder below {run_dir / 'stages'}"
     coming, there = links.get(own[:2]), Path(os.path.realpath(place))
-    if coming is None or not there.is_relative_to(Path(run, "stages")):
+    if coming is None or not there.is_relative_to(os.path.realpath(Path(run, "stages"))):
         return None
     return None if there.is_relative_to(os.path.realpath(coming)) else str(there)
 

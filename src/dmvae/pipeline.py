@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
@@ -42,13 +42,13 @@ def run(
     recipes: dict[str, Recipe],
     run_dir: Path,
     only: str | None = None,
-    variants: list[str] | None = None,
+    variants: Mapping[str, Recipe] | None = None,
     verify: bool = True,
     asked: Collection[str] | None = None,
 ) -> list[Job]:
     """Run every job that is not finished; with `only`, that stage alone, whose inputs must be finished.
 
-    `variants`: the names of all variants, where `recipes` holds only some of them. `verify`: check the files of
+    `variants`: all variants, where `recipes` holds only some of them. `verify`: check the files of
     finished stages, and run stages with damaged files again. `asked`: the fields that the user set by options. Where it
     is given, fields that the user did not set and that are too large for a small data set are lowered, and the run
     prints which; where it is None, nothing is changed.
@@ -83,9 +83,9 @@ def run(
         known = ", ".join(dict.fromkeys(job.stage.name for job in jobs))
         raise ValueError(f"no variant of this recipe has the stage {only!r}: give it a section {only}; it has {known}")
     _check([job for job in chosen if job.state != "finished"], jobs)
-    said += idle(recipes)
+    said += idle(recipes, variants)
     said += begun_anew(run_dir, chosen) if distributed.is_main() else []
-    with claimed(run_dir, recipes, jobs, variants or list(recipes)) if distributed.is_main() else nullcontext():
+    with claimed(run_dir, recipes, jobs, list(variants or recipes)) if distributed.is_main() else nullcontext():
         if distributed.is_main():
             for line in (*dict.fromkeys(map(about_data, recipes.values())), *said, *_left_out(run_dir)):
                 console.print(line)

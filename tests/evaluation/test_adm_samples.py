@@ -1,6 +1,7 @@
 """Samples as the .npz of ADM: the same pixels in the same order, a batch at a time, and the same figures."""
 
 import weakref
+from pathlib import Path
 from zipfile import ZIP_STORED, ZipFile
 
 import numpy as np
@@ -64,7 +65,7 @@ def test_figures_are_those_of_the_folder(data, folders, tmp_path):
     assert found == dict.fromkeys(places, pytest.approx(first, rel=1e-5))
 
 
-def test_samples_of_an_unfinished_stage_are_read_by_nobody(data, folders, tmp_path):
+def test_samples_of_an_unfinished_stage_are_read_by_nobody(data, folders, tmp_path, monkeypatch):
     """A copy of the folder alone cannot tell, and is measured as it is."""
     place = samples(tmp_path / "stages/sample-0a1b/guidance-1", *data[0])
     (tmp_path / "RUN").mkdir()
@@ -72,6 +73,9 @@ def test_samples_of_an_unfinished_stage_are_read_by_nobody(data, folders, tmp_pa
     for path in (place, tmp_path / "RUN/sample/guidance-1"):
         with pytest.raises(ValueError, match="guidance-1: its stage is not finished, so samples are missing"):
             measure("folder", [str(path), folders[1]])
+    monkeypatch.chdir(place)
+    with pytest.raises(ValueError, match="its stage is not finished"):
+        SampleFiles(Path("."))
     assert len(SampleFiles(samples(tmp_path / "copied/guidance-1", *data[0]))) == 60
     write_done(place.parent, {"seconds": 1})
     assert len(SampleFiles(place)) == 60

@@ -179,6 +179,30 @@ def test_on_two_ranks_and_in_parts_it_ends_where_it_does_on_one(tmp_path, vae):
 
 
 @pytest.mark.slow
+def test_edited_latents_do_not_depend_on_how_a_batch_is_divided(tmp_path):
+    def weights(name: str, **over) -> dict[str, torch.Tensor]:
+        edited = {"objective": {"type": "transport"}, "balance": "gradient", "noise": "assigned", "noise_groups": 4}
+        given = {
+            "encoder": None,
+            "tokenizer.train_encoder": True,
+            "reference": {"steps": 1, "teacher": False, "distribution": {"type": "gaussian"}},
+            "matching": edited | {"noise_bank": 64, "steps": 4, "batch_size": 8},
+            "decoder": None,
+            "latents": STORED,
+            "generator.learning_rate": 1e-4,
+            "sample": None,
+            "evaluate": None,
+        }
+        (tmp_path / name).mkdir()
+        path = tiny.write(tmp_path / name, variants={"main": given | over})
+        tiny.run(path)
+        return load_file(path.parent / "run/main/generator/generator/diffusion_pytorch_model.safetensors")
+
+    one, parts = weights("one"), weights("parts", **{"run.accumulate": 2})
+    assert max((one[name] - parts[name]).abs().max().item() for name in one) < 1e-5
+
+
+@pytest.mark.slow
 def test_a_run_measures_the_stored_ones_to_its_end(tmp_path):
     over = {"latents.stored": 24, "run.picture_every": 3, "evaluate.proxies": True, "data.flip": True}
     tiny.run(tiny.write(tmp_path, variants={"main": KL | over}))

@@ -29,6 +29,18 @@ def test_without_an_objective_it_is_that_of_the_recipe_arrive():
     assert resolve(values)["main"] == named
 
 
+def test_a_pretrained_tokenizer_is_moved_whatever_the_autoencoder_of_other_variants():
+    given = {"pretrained": {"type": "identity"}, "encoder": None, "tokenizer": None}
+    one, other = (matching(None, **given, autoencoder={"variational": v}) for v in (False, True))
+    assert (one.matching, one.reference) == (other.matching, other.reference)
+
+
+def test_a_target_is_there_where_something_aims_at_it():
+    plain = matching(OPEN | {"objective": {"type": "dmd"}}).matching.target
+    assert matching(OPEN | {"balance": "gradient"}).matching.target == plain
+    assert matching(OPEN | {"noise": "none", "balance": "gradient", "until": "arrived"}).matching.target == 1.4
+
+
 def test_dmd_alone_is_the_papers():
     recipe = matching(OPEN | {"objective": {"type": "dmd"}})
     section = recipe.matching

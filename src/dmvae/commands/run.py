@@ -61,7 +61,7 @@ def run(command: str, arguments: list[str], commands: Sequence[str] = ("run", "s
     if known.help:
         return print_fields(recipes)
     if known.dry_run:
-        recipes, obstacles = _planned(recipes, overrides, Machine.here())
+        recipes, obstacles = _planned(recipes, whole, overrides, Machine.here())
         console.print("\nresolved values:")
         print_values(recipes)
         if obstacles:
@@ -71,8 +71,8 @@ def run(command: str, arguments: list[str], commands: Sequence[str] = ("run", "s
     with joined(how.timeout):
         run_dir = Path(how.dir)
         only = command if command in names else None
-        verify, names = not known.no_verify, list(whole)
-        jobs = pipeline.run(recipes, run_dir, only=only, variants=names, verify=verify, asked=list(flat(overrides)))
+        verify, asked = not known.no_verify, list(flat(overrides))
+        jobs = pipeline.run(recipes, run_dir, only=only, variants=whole, verify=verify, asked=asked)
         if only is None and distributed.is_main():
             # The other variants of the recipe have their place in the table too, as far as they were run.
             finish(jobs_of(run_dir, jobs) if known.variant else jobs, run_dir)
@@ -114,15 +114,19 @@ def plan(command: str, arguments: list[str]) -> None:
     if known.gpus is not None:
         machine = Machine(known.gpus, bytes_of(known.memory), True, speed)
     overrides = _overrides(rest, known.run_dir)
-    _, obstacles = _planned(_chosen(_read(parser, known.recipe, overrides), known.variant), overrides, machine)
+    whole = _read(parser, known.recipe, overrides)
+    _, obstacles = _planned(_chosen(whole, known.variant), whole, overrides, machine)
     if obstacles:
         raise CheckFailed(counted(len(obstacles), "thing stands", "things stand") + " in the way")
 
 
-def _planned(recipes: dict[str, Recipe], overrides: Values, machine: Machine) -> tuple[dict[str, Recipe], list[str]]:
-    """(the recipes as they would run on that machine, what stands in their way); prints the plan."""
+def _planned(
+    recipes: dict[str, Recipe], whole: Recipes, overrides: Values, machine: Machine
+) -> tuple[dict[str, Recipe], list[str]]:
+    """(the recipes, of those in the `whole` file, as they would run on that machine, what stands in their way); prints
+    the plan."""
     recipes, said = fit(recipes, flat(overrides), machine.ranks)
-    for line in (*said, *idle(recipes)):
+    for line in (*said, *idle(recipes, whole)):
         console.print(line)
     return recipes, print_plan(recipes, machine)
 

@@ -213,7 +213,8 @@ class SampleFiles:
     is not finished: figures of fewer images would be of another set."""
 
     def __init__(self, folder: Path, **facts: object) -> None:
-        stage = folder.resolve().parent
+        folder = folder.resolve()
+        stage = folder.parent
         of_a_run = folder.name.startswith("guidance-") and stage.name.partition("-")[0] == "sample"
         if of_a_run and not (stage / DONE).is_file():
             raise ValueError(f"{folder}: its stage is not finished, so samples are missing; run it to its end")

@@ -103,14 +103,21 @@ def arriving(values: Values) -> Values:
     if not isinstance(section, dict) or not isinstance(reference, dict):
         return values
     shape, noise, named = values.get("autoencoder"), section.get("noise"), "objective" in section
-    variational = isinstance(shape, dict) and shape.get("variational") is True
+    own = not values.get("pretrained")
+    variational = own and isinstance(shape, dict) and shape.get("variational") is True
     if noise == "posterior" or (noise is None and variational and not named):
-        default: Values = {} if named else _ARRIVING | _DRAWN
+        default: Values = {} if named else _aimed(section, _ARRIVING | _DRAWN)
         return configs.merge({"matching": default, "reference": {"drawn": True}}, values)
     if named:
         return values
-    edited = noise in (None, "assigned") and not values.get("pretrained")
-    return configs.merge({"reference": {"teacher": False}, "matching": _ARRIVING | (_EDITED if edited else {})}, values)
+    default = _aimed(section, _ARRIVING | (_EDITED if own and noise in (None, "assigned") else {}))
+    return configs.merge({"reference": {"teacher": False}, "matching": default}, values)
+
+
+def _aimed(section: Values, default: Values) -> Values:
+    """These defaults, without a `target` where the section's own settings look at none."""
+    aims = section.get("balance", "distance") == "distance" or section.get("until") is not None
+    return {name: value for name, value in default.items() if aims or name != "target"}
 
 
 def unfit(config: Editing, model: Tokenizer, batch_size: int, relative: bool, until: str | None) -> Iterator[str]:

@@ -131,10 +131,13 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
         return super().item_shape if self.encodes else self.inputs.latent_shape
 
     def _latents(self, networks: GeneratorNetworks, batch: Batch, rng: Random) -> Tensor:
-        """The batch's latents [n, C, H, W], normalised per channel; where they are drawn, a new sample each time."""
+        """The batch's latents [n, C, H, W], normalised per channel; where they are drawn, a new sample each time.
+        Edited ones are of the image alone, as they would be stored: their draws differ between ranks."""
         if self.encodes:
+            tokenizer = networks.tokenizer
             with torch.no_grad():
-                return networks.tokenizer.normalize(networks.tokenizer.encode(batch.data, rng).latents.float())
+                encoded = tokenizer.encode(batch.data, rng if tokenizer.drawn else None)
+                return tokenizer.normalize(encoded.latents.float())
         if batch.data.shape[1] == self.inputs.latent_shape[0]:
             return batch.data
         mean, std = batch.data.chunk(2, dim=1)  # of posteriors
