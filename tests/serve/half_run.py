@@ -22,9 +22,9 @@ def build(folder: Path) -> Path:
     """The variant `kl` is finished; `matched` has its reference, and has begun its matching."""
     recipes = load(tiny.write(folder, run__precision="float32"))
     run_dir = Path(recipes["kl"].run.dir)
-    pipeline.run({"kl": recipes["kl"]}, run_dir, variants=list(recipes))
+    pipeline.run({"kl": recipes["kl"]}, run_dir, variants=recipes)
     for stage in ("encoder", "tokenizer", "reference"):
-        pipeline.run({"matched": recipes["matched"]}, run_dir, stage, variants=list(recipes))
+        pipeline.run({"matched": recipes["matched"]}, run_dir, stage, variants=recipes)
     matching = next(job for job in jobs_of(run_dir) if job.stage.name == "matching")
     matching.folder.mkdir()
     (matching.folder / "log.jsonl").write_text('{"step": 4, "student/loss": 1.5}\n')
