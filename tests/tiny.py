@@ -4,9 +4,10 @@ from pathlib import Path
 
 import torch
 import yaml
+from torch import nn
 
+from dmvae import Autoencoder, pipeline
 from dmvae import config as configs
-from dmvae import pipeline
 from dmvae.jobs import plan
 from dmvae.recipe import load
 
@@ -99,3 +100,16 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
         for file in sorted(stage.glob("*/*.safetensors"))
         for name, tensor in load_file(file).items()
     }
+
+
+def variational(folder: Path, std: torch.Tensor) -> Path:
+    """The folder, with a variational tokenizer whose posteriors all have this spread [4], per channel."""
+    torch.manual_seed(0)
+    decoder = {"type": "conv", "width": 8, "multipliers": [1, 2], "blocks": 0, "attention": False}
+    shape = {"latent_channels": 4, "bottleneck_width": 0, "variational": True}
+    model = Autoencoder(encoder=RECIPE["autoencoder"]["encoder"], image_size=12, decoder=decoder, **shape)
+    (linear,) = model.bottleneck
+    nn.init.zeros_(linear.weight[4:])
+    linear.bias.data[4:] = 2 * std.log()
+    model.save_pretrained(folder)
+    return folder

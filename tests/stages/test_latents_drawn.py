@@ -7,10 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
 
 import tiny
-from dmvae import Autoencoder
 from dmvae.checks import problems
 from dmvae.commands.plan import _disk
 from dmvae.idle import idle
@@ -34,16 +32,7 @@ DRAWN = {"latents.drawn": True}
 @pytest.fixture(scope="module")
 def vae(tmp_path_factory) -> Path:
     """The folder of a tokenizer whose posteriors have this spread."""
-    torch.manual_seed(0)
-    decoder = {"type": "conv", "width": 8, "multipliers": [1, 2], "blocks": 0, "attention": False}
-    shape = {"latent_channels": 4, "bottleneck_width": 0, "variational": True}
-    model = Autoencoder(encoder=tiny.RECIPE["autoencoder"]["encoder"], image_size=12, decoder=decoder, **shape)
-    (linear,) = model.bottleneck
-    nn.init.zeros_(linear.weight[4:])
-    linear.bias.data[4:] = 2 * STD.log()
-    folder = tmp_path_factory.mktemp("vae")
-    model.save_pretrained(folder)
-    return folder
+    return tiny.variational(tmp_path_factory.mktemp("vae"), STD)
 
 
 def write(folder: Path, vae: Path, **over) -> Path:
