@@ -22,6 +22,7 @@ from dmvae.registry import is_ours
 from dmvae.runtime.words import few
 from dmvae.sections import AutoencoderShape
 from dmvae.stages.editing import DRAWN, EDITED
+from dmvae.tokenizers.reshaped import ReshapedTokenizer
 from dmvae.training.flow import FlowTraining
 from dmvae.training.stage import TrainingStage
 
@@ -51,7 +52,13 @@ def _without(recipe: Recipe, *names: str) -> bool:
 
 def _users(recipe: Recipe, section: str) -> set[str]:
     """The stages that depend on a shared section."""
-    return {stage.name for stage in recipe.stages() if section in {place.partition(".")[0] for place in stage.uses}}
+    found = {stage.name for stage in recipe.stages() if section in {place.partition(".")[0] for place in stage.uses}}
+    return found - {"matching"} if section == "losses" and _reshaped(recipe) else found
+
+
+def _reshaped(recipe: Recipe) -> bool:
+    """Whether a matching trains a bijection alone, and so reconstructs nothing."""
+    return isinstance(recipe.pretrained, ReshapedTokenizer)
 
 
 def _unopposed(recipe: Recipe) -> bool:
@@ -220,6 +227,7 @@ REFERENCE: Table = {
     },
 }
 MATCHING: Table = {
+    "matching.train_encoder|decoded": (_reshaped, "a `reshaped` tokenizer's bijection trains alone"),
     "matching.model": (_copied, "the student is a copy of the teacher (reference.model), or no velocity is trained"),
     "matching.student_steps": (lambda r: not _objective(r).has_student, "its objective trains no student"),
     "matching.time_shift|time_distribution": (_no_velocity, "its objective trains no velocity"),

@@ -146,6 +146,8 @@ class Parts:
     decoder: list[nn.Module]
     last_layer: Tensor
     """The weights that make the image, at which the adversary's weight compares gradients."""
+    undone: bool = False
+    """Whether the tokenizer's `decode` undoes the bottleneck, so that no reconstruction depends on it."""
 
 
 class Tokenizer(Model):

@@ -15,7 +15,11 @@ from dmvae import config as configs
 from dmvae.config import Values
 from dmvae.models.base import Tokenizer
 from dmvae.ranges import Count, Range, Width
+from dmvae.references import Reference, draw
+from dmvae.runtime.random import Random
 from dmvae.runtime.words import counted
+from dmvae.stages.approach import Recent
+from dmvae.stages.tokenizer import drawn
 from dmvae.tokenizers.autoencoder import Autoencoder
 
 EDITED = ("reference", "assigned")
@@ -23,6 +27,7 @@ EDITED = ("reference", "assigned")
 DRAWN = ("posterior", "fixed")
 """Kinds of `noise` by which latents are drawn about the image's mean."""
 _ARRIVING: Values = {"objective": {"type": "transport"}, "balance": "distance", "target": 1.4, "weight": 1.0}
+_RESHAPED: Values = {"objective": {"type": "transport"}, "weight": 1.0}
 _EDITED: Values = {"noise": "assigned", "noise_groups": 32, "anchor": 0.3}
 _DRAWN: Values = {"noise": "posterior", "objective": {"type": "hand_over"}, "target": 2.5, "student_steps": 2}
 
@@ -91,14 +96,47 @@ def as_saved(model: Tokenizer, drawn: bool, images: Iterable[Tensor] | None) -> 
             buffer.copy_(value)
 
 
+def encode(
+    config: Editing,
+    model: Tokenizer,
+    reference: Reference,
+    plan: Recent,
+    images: Tensor,
+    labels: Tensor,
+    rng: Random,
+    settle: bool,
+) -> Encoded:
+    """Latents of images alone, or of samples of the reference that they are written into. plan: recent latents of
+    images, where samples are assigned to them; with `settle`, prices and groups follow these first."""
+    if config.noise not in EDITED:
+        out = model.encode(images)
+        raw = drawn(out.latent_dist, rng) if config.noise in DRAWN else out.latents
+        return Encoded(raw, model.normalize(raw.detach().float()), labels)
+    assert isinstance(model, Autoencoder)
+    assert model.editor is not None
+    features, latents = model.describe(images)
+    if config.noise == "assigned":
+        mu = model.editor.normalize(latents.detach())
+        plan.remember(mu)
+        if settle:
+            model.editor.settle(plan.filled)
+        y = model.editor.draw(mu, rng, even=True)
+    else:
+        y = draw(reference, len(images), rng, images.device)[0]
+    raw = model.editor(features, latents, y)
+    normalised = model.normalize(raw.detach().float())
+    return Encoded(raw, normalised, labels, normalised - y)
+
+
 def arriving(values: Values) -> Values:
     """A recipe whose matching names no objective gets the setting by which latents arrive at any reference, whatever
     the start (docs/results, "Arrival"): samples of the reference, each of the group that suits its image, are edited,
     held by transport and an anchor, and the pull follows the distance. A variational tokenizer draws its latents, and
     so does any where the section says `noise: posterior`; transport brings these near and the paper's objective
     refines them, for which the reference needs its teacher. A `pretrained` one has no place for an editor and moves its
-    own latents. What the section does name, it keeps; one that names an objective gets nothing of this, so `{type:
-    dmd}` is the paper's. Latents that are drawn are normalised as they are drawn."""
+    own latents; a `reshaped` one by transport alone, as no reconstruction speaks against it. What the section does
+    name, it keeps; one that names an objective gets nothing of this, so `{type: dmd}` is the paper's. Latents that are
+    drawn are normalised as they are drawn."""
     section, reference = values.get("matching"), values.get("reference")
     if not isinstance(section, dict) or not isinstance(reference, dict):
         return values
@@ -110,7 +148,10 @@ def arriving(values: Values) -> Values:
         return configs.merge({"matching": default, "reference": {"drawn": True}}, values)
     if named:
         return values
-    default = _aimed(section, _ARRIVING | (_EDITED if own and noise in (None, "assigned") else {}))
+    if isinstance(source := values.get("pretrained"), dict) and source.get("type") == "reshaped":
+        default = _RESHAPED
+    else:
+        default = _aimed(section, _ARRIVING | (_EDITED if own and noise in (None, "assigned") else {}))
     return configs.merge({"reference": {"teacher": False}, "matching": default}, values)
 
 
@@ -140,6 +181,12 @@ def unfit(config: Editing, model: Tokenizer, batch_size: int, relative: bool, un
         )
     elif config.noise in EDITED and model.has_spread:
         yield f"matching.noise: {config.noise!r} has no use for a posterior; set autoencoder.variational: false"
+    if model.parts().undone and (config.noise == "fixed" or relative):
+        what = "noise: fixed" if config.noise == "fixed" else "balance: gradient or distance"
+        yield (
+            "matching: no reconstruction of this `pretrained` depends on what moves its latents, so "
+            f"{what} has nothing to go by; set noise: none and balance: fixed"
+        )
     if config.noise == "fixed" and config.noise_std is None:
         yield "matching.noise: 'fixed' needs a spread of latents about means; give matching.noise_std, such as 0.5"
     if config.noise != "fixed" and config.noise_std is not None:

@@ -26,17 +26,16 @@ from dmvae.matching import LAG, Context, Matching, as_promised
 from dmvae.matching.dmd import DMD
 from dmvae.models.velocity import VelocityModel
 from dmvae.ranges import BatchSize, Count, Decay, Range, Rate, Wait, Weight
-from dmvae.references import Reference, Unlabelled, draw
+from dmvae.references import Reference, Unlabelled
 from dmvae.runtime import distributed
 from dmvae.runtime.precision import full_precision
 from dmvae.runtime.random import Random
 from dmvae.runtime.transfer import Loggable
 from dmvae.stages.approach import EVERY, RECENT, Approach, Recent, hard_to_follow, unmeasured, until_told
 from dmvae.stages.bounds import BOUNDS, shape_of, spread, usual_spread
-from dmvae.stages.editing import DRAWN, EDITED, Editing, Encoded, arriving, as_saved, unfit
+from dmvae.stages.editing import DRAWN, EDITED, Editing, Encoded, arriving, as_saved, encode, unfit
 from dmvae.stages.reconstruction import DecoderNetworks, DecoderStage, discriminate, reconstruct
 from dmvae.stages.reference import ReferenceTraining, config_of, open_reference
-from dmvae.stages.tokenizer import drawn
 from dmvae.stages.unmet import unmet
 from dmvae.tokenizers.autoencoder import Autoencoder
 from dmvae.training.flow import FlowTraining
@@ -112,6 +111,8 @@ class MatchingNetworks(DecoderNetworks):
     student: nn.Module | None
     teacher: Velocity | None
     """The reference's velocity: a frozen network, or a function in closed form; None where it is not needed."""
+    undone: bool
+    """Whether no reconstruction depends on what moves the latents."""
     approach: Approach
     inverse: Tensor
     """[C, C], the inverse covariance of the reference's tokens; only with `matching.anchor`."""
@@ -204,6 +205,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         normalisation = inputs.tensors("reference", "normalisation.safetensors")
         mean, std = normalisation["mean"], normalisation["std"]
         autoencoder = inputs.autoencoder()
+        parts = autoencoder.parts()
         assigned = config.noise == "assigned"
         if config.noise in EDITED:
             assert isinstance(autoencoder, Autoencoder)  # see editing.unfit
@@ -211,13 +213,14 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
             autoencoder = autoencoder.with_editor(
                 bank, mean, std, config.noise_width, assigned=assigned, groups=config.noise_groups
             )
-        nn.ModuleList(autoencoder.parts().encoder).requires_grad_(config.train_encoder)
+        nn.ModuleList(parts.encoder).requires_grad_(config.train_encoder)
         autoencoder.latent_mean.copy_(mean)
         autoencoder.latent_std.copy_(std)
         if config.noise_std is not None and inputs.weights:  # whose values a plan does not have
             autoencoder.fix_spread(config.noise_std * std)
         autoencoder.drawn = False  # until it is saved: here samples are asked for where they are wanted
         networks = MatchingNetworks(autoencoder)
+        networks.undone = parts.undone
         if config.anchor is not None:
             assert isinstance(autoencoder, Autoencoder)  # see editing.unfit
             assert autoencoder.editor is not None
@@ -247,7 +250,8 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
             networks.trains["student"] = [p for p in networks.student.parameters() if p.requires_grad]
             if config.student_learning_rate is not None:
                 networks.learning_rates["student"] = config.student_learning_rate
-        networks.add_losses(inputs, self.losses, inputs.discriminator())
+        if not parts.undone:
+            networks.add_losses(inputs, self.losses, inputs.discriminator())
         return networks
 
     def updates(self, networks: MatchingNetworks, batch: Batch, rng: Random) -> Iterator[Update]:
@@ -262,7 +266,8 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         settle = tokenizer_turn and turn % (1 if config.noise_groups else EVERY) == 0
         # Compiled networks keep a graph for nothing in the student's turns: without, they would be compiled once more.
         with torch.set_grad_enabled(tokenizer_turn or self.inputs.sections.run.compile):
-            encoded = self._encode(networks, batch.data, labels, rng, settle)
+            model, plan = networks.autoencoder, networks.plan
+            encoded = encode(config, model, self.reference, plan, batch.data, labels, rng, settle)
         context = Context(rng, null, progress, reference, config.label_dropout, config.time_distribution)
         context.time_shift = config.time_shift
         if tokenizer_turn:
@@ -274,28 +279,6 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
             if turn < 0:
                 log.pop(LAG, None)  # while latents stay, there is nothing to keep up with
             yield Update("student", loss, log)
-
-    def _encode(self, networks: MatchingNetworks, images: Tensor, labels: Tensor, rng: Random, settle: bool) -> Encoded:
-        """Latents of images alone, or of samples of the reference that they are written into."""
-        model = networks.autoencoder
-        if self.config.noise not in EDITED:
-            out = model.encode(images)
-            raw = drawn(out.latent_dist, rng) if self.config.noise in DRAWN else out.latents
-            return Encoded(raw, model.normalize(raw.detach().float()), labels)
-        assert isinstance(model, Autoencoder)
-        assert model.editor is not None
-        features, latents = model.describe(images)
-        if self.config.noise == "assigned":
-            mu = model.editor.normalize(latents.detach())
-            networks.plan.remember(mu)
-            if settle:
-                model.editor.settle(networks.plan.filled)
-            y = model.editor.draw(mu, rng, even=True)
-        else:
-            y = draw(self.reference, len(images), rng, images.device)[0]
-        raw = model.editor(features, latents, y)
-        normalised = model.normalize(raw.detach().float())
-        return Encoded(raw, normalised, labels, normalised - y)
 
     def _tokenizer_turns(
         self, networks: MatchingNetworks, batch: Batch, encoded: Encoded, context: Context, turn: int
@@ -325,11 +308,20 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
             own = Random(self.inputs.seed, self.name, "distance", batch.step, device=raw.device)
             classes = self.inputs.train_set.classes if self._labelled else ()
             figures |= networks.approach.tell(self.reference, own, classes, whole=not self.measures)
+        figures["health/spread"] = spread(z) / self._usual_spread
+        if turn % config.health_every == 0:
+            figures |= shape_of(z)
+        if config.proxy_every > 0 and turn % config.proxy_every == 0:
+            with uncompiled():
+                figures |= proxies_to_log(z, batch.labels, lambda x: model.decode(model.denormalize(x)).sample)
+        std = model.latent_std.view(1, -1, 1, 1)
+        if networks.undone:  # nothing holds them, and of the reconstructions nothing is to be learned
+            yield Update("tokenizer", (raw * pull / std).sum() * config.weight, figures, matching.detach())
+            return
         images = batch.data[: config.decoded and config.decoded // distributed.world_size()]
         # The gradient of a mean over n images, at each image, is proportional to 1 / n.
         share = 1.0 if config.balance == "fixed" else (len(images) / len(raw)) ** 0.5
         weight = share * (networks.approach.ratio if config.balance == "distance" else config.weight)
-        std = model.latent_std.view(1, -1, 1, 1)
         joined = Pull.apply(raw, pull / std, weight, config.balance != "fixed", late)
         # No slice where all are decoded: the gradient of a slice has another memory format, in which convolutions round
         # differently.
@@ -338,12 +330,6 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         figures |= terms
         grey = reconstruction_loss(images, torch.zeros_like(images), l1=self.losses.l1, l2=self.losses.l2)
         figures["health/error"] = terms["reconstruction/pixel"] / grey.clamp_min(1e-6)
-        figures["health/spread"] = spread(z) / self._usual_spread
-        if turn % config.health_every == 0:
-            figures |= shape_of(z)
-        if config.proxy_every > 0 and turn % config.proxy_every == 0:
-            with uncompiled():
-                figures |= proxies_to_log(z, batch.labels, lambda x: model.decode(model.denormalize(x)).sample)
         yield Update("tokenizer", loss, figures, terms["reconstruction/total"], late)
         if networks.discriminator is not None:
             yield discriminate(networks.discriminator, self.losses.adversarial, images, recon, context.rng)

@@ -137,6 +137,11 @@ def _check(config: TokenizerTraining, inputs: Inputs, model: Tokenizer) -> None:
             "pretrained: this tokenizer writes images into samples of the reference that it was matched to "
             "(matching.noise); start from the one before, or train its decoder alone"
         )
+    if parts.undone:
+        raise ValueError(
+            "tokenizer: no reconstruction of this `pretrained` depends on what moves its latents, so there is nothing "
+            "to learn; leave the stage out, and give the recipe a stage `matching`"
+        )
     if config.kl_weight > 0 and not model.has_spread:
         raise ValueError(
             "tokenizer.kl_weight: a KL term needs a variational bottleneck; "

@@ -169,9 +169,7 @@ def start(source: TokenizerSource, *, size: int, channels: int, pretrained: bool
 
     Raises ValueError where `adapt` does, and for a tokenizer that cannot be trained further on such images.
     """
-    model: Tokenizer = adapt(source, size=size, channels=channels, pretrained=pretrained)
-    while isinstance(inner := getattr(getattr(model, "network", None), "model", None), Tokenizer):
-        model = inner
+    model = innermost(adapt(source, size=size, channels=channels, pretrained=pretrained))
     trained = {"data.channels": ("in_channels", channels), "data.size": ("image_size", size)}
     for field, (name, ours) in trained.items():
         if model.config[name] != ours:
@@ -179,6 +177,13 @@ def start(source: TokenizerSource, *, size: int, channels: int, pretrained: bool
                 f"this tokenizer was trained with {field} {model.config[name]}, not {ours}; set it to that"
             )
     model.parts()
+    return model
+
+
+def innermost(model: Tokenizer) -> Tokenizer:
+    """One of ours that the tokenizer does nothing but adapt, else itself."""
+    while isinstance(inner := getattr(getattr(model, "network", None), "model", None), Tokenizer):
+        model = inner
     return model
 
 

@@ -1,0 +1,69 @@
+"""Tokenizer `reshaped`: a finished one behind a bijection of its latents, which a matching trains.
+
+The decoder undoes the bijection. So every reconstruction stays what it was, to the last digits, and what a generator
+makes of the latents tells what their shape alone does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dmvae.models.base import Parts, Tokenizer
+from dmvae.models.coupling import CouplingFlow
+from dmvae.ranges import Count, Width
+from dmvae.registry import register
+from dmvae.tokenizers import Codec, TokenizerSource
+from dmvae.tokenizers.adapted import AdaptedTokenizer, adapt, innermost
+
+
+class Reshaped(Codec):
+    """encode: T(normalised latents of `inner`); decode: its decoder on T's inverse. T, the `CouplingFlow`, is the
+    identity at first. It alone trains, and where a stage trains the decoder, that of `inner`."""
+
+    def __init__(self, inner: AdaptedTokenizer, layers: int, width: int):
+        super().__init__()
+        self.inner = inner.requires_grad_(False)
+        self.latent_channels, self.stride = inner.config["latent_channels"], inner.stride
+        self.flow = CouplingFlow(self.latent_channels, layers, width)
+
+    @property
+    def _known(self) -> Tokenizer:
+        """What knows the latents' mean and standard deviation: `inner`, or one of ours that it adapts."""
+        return innermost(self.inner)
+
+    def encode(self, images: Tensor) -> Tensor:
+        return self.flow(self._known.normalize(self.inner.encode(images).latents))
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.inner.decode(self._known.denormalize(self.flow(z, inverse=True))).sample
+
+    def parts(self) -> Parts:
+        """Raises ValueError where `inner` can only be used as it is."""
+        of = self._known.parts()
+        return Parts([], [self.flow], of.decoder, of.last_layer, undone=True)
+
+
+@register("reshaped")
+@dataclass(frozen=True, kw_only=True)
+class ReshapedTokenizer(TokenizerSource):
+    """Another shape for the latents of a tokenizer, and the same reconstructions."""
+
+    source: TokenizerSource
+    """The tokenizer, by `type`, as `pretrained` takes it."""
+    layers: Count = 8
+    """Coupling layers, of which each changes half of the channels, seen from another side."""
+    width: Width = 192
+    """Channels of the convolutions in a layer."""
+
+    def resolve(self) -> ReshapedTokenizer:
+        return dataclasses.replace(self, source=self.source.resolve())
+
+    def fingerprint(self) -> str:
+        return self.source.fingerprint()
+
+    def build(self, *, size: int, channels: int, pretrained: bool = False) -> Reshaped:
+        inner = adapt(self.source, size=size, channels=channels, pretrained=pretrained)
+        return Reshaped(inner, self.layers, self.width)
