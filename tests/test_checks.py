@@ -106,10 +106,10 @@ def test_parts_that_have_passed_are_not_tried_again_unless_their_class_or_a_valu
 
     first, second = edited(), edited()
     for by in ([1], [1], [2], [first()], [first()], [second()], [first], [first], [second]):
-        assert list(checks._complaint("", checks._once(check, 0, by=by))) == []
+        assert list(checks._complaint("", check, 0, by=by)) == []
     assert len(tried) == 6
     for _ in range(2):
-        assert list(checks._complaint("place", checks._once(check, 3, by=[3]))) == ["place: no 3"]
+        assert list(checks._complaint("place", check, 3, by=[3])) == ["place: no 3"]
 
 
 def test_a_data_set_that_does_not_keep_to_its_limit_is_told(monkeypatch):

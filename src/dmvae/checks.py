@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -40,7 +39,7 @@ def lacking(recipe: Recipe, stages: Stages) -> Iterator[str]:
     for stage in stages:
         parts += stage.parts(recipe.section(stage), recipe)
     for place, part in parts:
-        yield from _complaint(place, _once(_build, part, by=[part]))
+        yield from _complaint(place, _build, part, by=[part])
     if recipe.run.tracker == "wandb" and importlib.util.find_spec("wandb") is None:
         yield 'run.tracker: wandb is not installed: pip install "dmvae[wandb]"'
 
@@ -67,29 +66,29 @@ def problems(recipe: Recipe, stages: Stages, ranks: int | None = None) -> Iterat
     images = (recipe.data.size, recipe.data.channels)
     inputs = Inputs(recipe, "", Path(), {}, torch.device("cpu"))
     for place, adversary in adversaries(recipe, stages).items():
-        yield from _complaint(place, _once(_try_discriminator, inputs, adversary, by=[images, adversary]))
+        yield from _complaint(place, _try_discriminator, inputs, adversary, by=[images, adversary])
     if recipe.autoencoder is not None:
         parts = [images, recipe.autoencoder, recipe.autoencoder.encoder, recipe.autoencoder.decoder]
-        yield from _complaint("autoencoder", _once(_try_autoencoder, recipe, by=parts))
+        yield from _complaint("autoencoder", _try_autoencoder, recipe, by=parts)
     if recipe.pretrained is not None and not is_ours(type(recipe.pretrained)):
-        yield from _complaint("pretrained", _once(_try_codec, recipe, by=[images, recipe.pretrained]))
+        yield from _complaint("pretrained", _try_codec, recipe, by=[images, recipe.pretrained])
     if recipe.pretrained is not None and any(stage.trains_decoder for stage in stages):
-        untrainable = list(_complaint("", partial(_try_start, recipe)))
+        untrainable = list(_complaint("", _try_start, recipe))
         yield from untrainable
         if untrainable:  # the stages' own questions are about that tokenizer
             return
     for split in dict.fromkeys(split for stage in stages for split in stage.splits):
-        yield from _complaint("data", partial(_try_data, recipe, split))
+        yield from _complaint("data", _try_data, recipe, split)
     for stage in stages:
         section = recipe.section(stage)
         if issubclass(stage, TrainingStage) and not stage.draws:
-            yield from _complaint("", partial(require_batch, stage.name, section.batch_size, stage.items(recipe, n)))
+            yield from _complaint("", require_batch, stage.name, section.batch_size, stage.items(recipe, n))
         others = {name: recipe.section(name) for name in stage.reads if recipe.section(name) is not None}
         found = list(stage.problems(section, inputs, others))
         yield from found
         if issubclass(stage, TrainingStage) and not found:  # networks may rest on what was asked
             parts = [stage, section, others, recipe.data, recipe.autoencoder, recipe.pretrained, recipe.losses]
-            yield from _complaint("", _once(blank_networks, recipe, stage, classes, by=parts))
+            yield from _complaint("", blank_networks, recipe, stage, classes, by=parts)
 
 
 def run_problems(recipe: Recipe, stages: Stages, ranks: int) -> Iterator[str]:
@@ -108,7 +107,7 @@ def run_problems(recipe: Recipe, stages: Stages, ranks: int) -> Iterator[str]:
             split = {"batch_size": (section.batch_size, parts), "decoded": (getattr(section, "decoded", None), 1)}
             for name, (images, into) in split.items():
                 if images is not None:
-                    yield from _complaint("", partial(require_split, f"{stage.name}.{name}", images, ranks, into))
+                    yield from _complaint("", require_split, f"{stage.name}.{name}", images, ranks, into)
     if run.checkpointing:
         yield from _checkpointing_problems(recipe)
 
@@ -131,7 +130,7 @@ def _checkpointing_problems(recipe: Recipe) -> Iterator[str]:
         if issubclass(stage, TrainingStage):
             networks = blank_networks(recipe, stage, 2)
             known |= dict.fromkeys(name for name, _ in networks.named_children())
-            yield from _complaint(stage.name, partial(checkpoint_activations, networks, recipe.run.checkpointing))
+            yield from _complaint(stage.name, checkpoint_activations, networks, recipe.run.checkpointing)
     for name in recipe.run.checkpointing:
         if name not in known:
             yield f"run.checkpointing: no stage of this recipe trains a network {name!r}{nearest(name, known)}"
@@ -331,20 +330,16 @@ def _build(part: Buildable) -> None:
     part.build()
 
 
-def _once(check: Callable[..., object], *given: object, by: Sequence[object]) -> Callable[[], None]:
-    """check(*given) for `_complaint`, left out where it has passed for parts of these classes and values."""
-    key = (check, *(part if isinstance(part, type) else (type(part), repr(part)) for part in by))
-
-    def tried() -> None:
-        if key not in _passed:
-            check(*given)
-            _passed.add(key)
-
-    return tried
-
-
-def _complaint(place: str, check: Callable[[], object]) -> Iterator[str]:
+def _complaint(
+    place: str, check: Callable[..., object], *given: object, by: Sequence[object] | None = None
+) -> Iterator[str]:
+    """What check(*given) complains of, at a place of the recipe. by: it is left out where it has passed for parts of
+    these classes and values."""
+    key = (check, *(part if isinstance(part, type) else (type(part), repr(part)) for part in by or ()))
+    if by and key in _passed:
+        return
     try:
-        check()
+        check(*given)
+        _passed.add(key)
     except ValueError as error:
         yield f"{place}: {error}" if place else str(error)
