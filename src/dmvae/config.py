@@ -14,6 +14,7 @@ import re
 import reprlib
 import types
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -82,7 +83,7 @@ def read(cls: type[C], values: object, where: str = "") -> C:
         hints = get_type_hints(cls, include_extras=True)
     except NameError as error:
         raise ValueError(f"{where or cls.__name__}: the type of a field of {cls.__name__}: {error}") from error
-    kwargs = {key: _value(hints[key], _laid(fields[key], value), _join(where, key)) for key, value in values.items()}
+    kwargs = {key: typed(hints[key], _laid(fields[key], value), _join(where, key)) for key, value in values.items()}
     for name, field in fields.items():
         if name not in kwargs and field.default is _MISSING and field.default_factory is _MISSING:
             raise FieldMissing(_join(where, name), "this field is required")
@@ -97,7 +98,7 @@ def checked(config: DataclassInstance) -> None:
     Lists become tuples. Raises ValueError that names the first field of a wrong type or out of its range."""
     hints = get_type_hints(type(config), include_extras=True)
     for field in dataclasses.fields(config):
-        object.__setattr__(config, field.name, _value(hints[field.name], getattr(config, field.name), field.name))
+        object.__setattr__(config, field.name, typed(hints[field.name], getattr(config, field.name), field.name))
 
 
 def plain(config: object) -> Values:
@@ -237,12 +238,13 @@ def _member(cls: type, values: Values, where: str) -> type:
     raise ValueError(f"{_join(where, 'type')}: this field is required; known: {', '.join(names(cls))}")
 
 
-def _value(hint: object, value: object, where: str, given: Range | None = None) -> object:
+def typed(hint: object, value: object, where: str, given: Range | None = None) -> object:
+    """A value as a field of that type, and of a range, has it. Raises ValueError for what is none."""
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any:
         return value
     if origin is Annotated:
-        return _value(args[0], value, where, next((a for a in args if isinstance(a, Range)), given))
+        return typed(args[0], value, where, next((a for a in args if isinstance(a, Range)), given))
     if origin in (Union, types.UnionType):
         return _union(args, value, where)
     if origin is Literal:
@@ -259,7 +261,7 @@ def _value(hint: object, value: object, where: str, given: Range | None = None) 
         if not isinstance(value, dict):
             raise ValueError(f"{where}: expected a mapping, got {value!r}")
         key, item = args or (object, object)
-        return {_value(key, k, where): _value(item, v, _join(where, k)) for k, v in value.items()}
+        return {typed(key, k, where): typed(item, v, _join(where, k)) for k, v in value.items()}
     number = _scalar(hint, value, where)
     if (allowed := given or UNSAID.get(hint)) and number not in allowed:  # type: ignore[call-overload, operator]
         known = f"{_name(hint)}, {allowed}" if given else "a finite number" if hint is float else "64 bits at most"
@@ -277,7 +279,7 @@ def _union(args: tuple[object, ...], value: object, where: str) -> object:
     errors = []
     for choice in choices:
         try:
-            return _value(choice, value, where)
+            return typed(choice, value, where)
         except OutOfRange:
             raise
         except ValueError as error:
@@ -292,7 +294,7 @@ def _tuple(args: tuple[object, ...], value: object, where: str) -> tuple[object,
     hints = [args[0]] * len(value) if len(args) == 2 and args[1] is Ellipsis else list(args)
     if len(hints) != len(value):
         raise ValueError(f"{where}: expected {len(hints)} values, got {len(value)}")
-    return tuple(_value(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(hints, value, strict=True)))
+    return tuple(typed(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(hints, value, strict=True)))
 
 
 def _scalar(hint: object, value: object, where: str) -> object:
@@ -303,10 +305,8 @@ def _scalar(hint: object, value: object, where: str) -> object:
     if isinstance(value, Real) and not isinstance(value, int | float):  # numpy's, from a program
         value = int(value) if isinstance(value, Integral) else float(value)
     if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as a string
-        try:
+        with suppress(ValueError):
             return float(value)
-        except ValueError:
-            pass
     if hint is int and isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE]\+?\d{1,2}", value):  # and 1e3
         value = float(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

@@ -6,13 +6,14 @@ import math
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import get_type_hints
 
 from rich.table import Column, Table
 
-from dmvae.commands.measurements import KINDS, measure
+from dmvae.commands.measurements import KINDS, Setting, measure
 from dmvae.commands.score_files import read_scores
 from dmvae.commands.trust import require_no_code
-from dmvae.config import Values
+from dmvae.config import Values, typed
 from dmvae.evaluation.manifest import differences, require_comparable
 from dmvae.evaluation.metrics import figures, unit_of
 from dmvae.inputs import Inputs
@@ -24,27 +25,11 @@ from dmvae.runtime.words import counted
 from dmvae.stages.evaluate import EvaluateStage
 from dmvae.stages.measuring import Measuring
 
-READING: dict[str, tuple[type, ...]] = {
-    "features": (list, tuple),
-    "batch_size": (int,),
-    "size": (int,),
-    "limit": (int,),
-    "workers": (int,),
-    "parts": (list, tuple),
-    "train": (str,),
-    "force": (bool,),
-    "lpips": (bool,),
-    "precision": (str,),
-    "count": (int,),
-    "steps": (int,),
-    "guidance": (int, float),
-    "guidance_interval": (list, tuple),
-    "guidance_channels": (int,),
-    "labels": (str,),
-    "time_shift": (int, float),
-    "seed": (int,),
-}
-"""The options that only read, with what they may be: those that a file of scores may ask for."""
+READING = (
+    *("features", "batch_size", "size", "limit", "workers", "parts", "train", "force", "lpips", "precision"),
+    *("count", "steps", "guidance", "guidance_interval", "guidance_channels", "labels", "time_shift", "seed"),
+)
+"""The options that only read: those that a file of scores may ask for."""
 
 TOLERANCE = 1e-4
 """Relative; below it two runs agree. Other processors and batch shapes round differently by about 1e-6."""
@@ -160,17 +145,17 @@ def _measure_again(call: Values) -> Values:
         raise ValueError(f"manifest.call: it has no kind of {', '.join(KINDS)}, or no options")
     if not (isinstance(paths, list) and len(paths) == 2 and all(isinstance(path, str) for path in paths)):
         raise ValueError("manifest.call.paths: expected two paths")
+    hints = get_type_hints(Setting.__init__) | get_type_hints(KINDS[kind])
+    asked = {}
     for name, value in options.items():
         if name not in READING:
             raise ValueError(f"manifest.call.options: a check only reads, and takes no {name!r}; remove it")
-        texts = [x for x in value if not isinstance(x, str)] if name in ("features", "parts") and value else []
-        if (
-            not isinstance(value, (*READING[name], type(None)))
-            or (value is True and bool not in READING[name])
-            or texts
-        ):
-            raise ValueError(f"manifest.call.options.{name}: {value!r} is no value for it")
-    return measure(kind, paths, fresh=True, **{name: value for name, value in options.items() if value is not None})
+        if value is not None:
+            try:
+                asked[name] = typed(hints.get(name, object), value, name)
+            except ValueError as error:
+                raise ValueError(f"manifest.call.options.{name}: {value!r} is no value for it") from error
+    return measure(kind, paths, fresh=True, **asked)
 
 
 def _evaluate(call: Values, trust: bool) -> Values:
