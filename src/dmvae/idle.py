@@ -171,9 +171,7 @@ SHAPE, ADVERSARY, TEACHING = (
     for classes in ((AutoencoderShape,), (PatchGANConfig, FeatureGANConfig), (FlowTraining,))
 )
 """All fields of these; the steps of a teacher have to be given, trained or not."""
-Table = Mapping[str, tuple[Callable[[Recipe], bool], str]]
-
-SHARED: Table = {
+IDLE: Mapping[str, tuple[Callable[[Recipe], bool], str]] = {
     "run.shard_bf16|shard_in_node|reshard": (lambda r: not r.run.shard, "it only acts with run.shard: true"),
     "run.picture_every": (
         partial(_too_late, every="picture_every", shown=True),
@@ -201,14 +199,10 @@ SHARED: Table = {
         "it is a share of the stage tokenizer, which there is not",
     ),
     "latents.drawn": (lambda r: part(r, "matching.noise") in DRAWN, "matching.noise draws them already"),
-}
-TOKENIZER: Table = {
     "tokenizer.alignment.m1|m2": (
         lambda r: part(r, "tokenizer.alignment.kind") == "l2",
         "they are margins of kind: vf",
     ),
-}
-REFERENCE: Table = {
     f"reference.{TEACHING}": (_untaught, "no teacher is trained"),
     "reference.drawn": (
         lambda r: r.pretrained is None and not part(r, "autoencoder.variational"),
@@ -225,8 +219,6 @@ REFERENCE: Table = {
             ("column|label_column", partial(_captioned, files=False), "they are of captions in files"),
         )
     },
-}
-MATCHING: Table = {
     "matching.train_encoder|decoded": (_reshaped, "a `reshaped` tokenizer's bijection trains alone"),
     "matching.model": (_copied, "the student is a copy of the teacher (reference.model), or no velocity is trained"),
     "matching.student_steps": (lambda r: not _objective(r).has_student, "its objective trains no student"),
@@ -251,8 +243,6 @@ MATCHING: Table = {
             ("guidance", _unguided, "the reference's labels mean nothing, and nothing is asked with one"),
         )
     },
-}
-SAMPLING: Table = {
     "sample.last_step": (
         lambda r: r.section("sample").method in ("euler", "heun", "midpoint"),
         "it only acts with sample.method: sde",
@@ -261,16 +251,15 @@ SAMPLING: Table = {
         lambda r: set(r.section("sample").guidance) == {1.0},
         "a guidance scale of 1 guides nothing",
     ),
+    **{
+        f"{place}.{names}": (partial(unread, place=place), why)
+        for place in MODELS
+        for names, unread, why in (
+            ("width|depth|heads|patch_size", sized, f"{place}.size says it"),
+            ("head_depth", _headless, "head_width: null is no head"),
+        )
+    },
 }
-NETWORKS: Table = {
-    f"{place}.{names}": (partial(unread, place=place), why)
-    for place in MODELS
-    for names, unread, why in (
-        ("width|depth|heads|patch_size", sized, f"{place}.size says it"),
-        ("head_depth", _headless, "head_width: null is no head"),
-    )
-}
-IDLE: Table = {**SHARED, **TOKENIZER, **REFERENCE, **MATCHING, **SAMPLING, **NETWORKS}
 """Field, or some of one section -> (whether nothing reads it in a recipe that has its section, why). Fields whose
 default is null are mostly refused instead, by the `problems` of their stages."""
 
