@@ -16,8 +16,8 @@ import processes
 from dmvae import cli
 from dmvae import config as configs
 from dmvae.checks import blank_networks
-from dmvae.claims import leaves
 from dmvae.evaluation.manifest import versions
+from dmvae.options import flat
 from dmvae.recipe import load
 from dmvae.report.summary import environment
 from dmvae.runtime.shipped import about, recipe_file, shipped
@@ -51,7 +51,7 @@ def test_they_are_listed_with_a_line_each(capsys):
 def test_a_study_s_control_differs_from_what_is_matched_by_the_pull_alone(study, matched, seed):
     """So a table can say what matching does, and not what steps, rates or a start do."""
     recipes = load(recipe_file(f"studies/{study}"))
-    ours, control = (leaves(configs.plain(recipes[f"{matched}{of}{seed}"])) for of in ("", "_zero"))
+    ours, control = (flat(configs.plain(recipes[f"{matched}{of}{seed}"]), whole=False) for of in ("", "_zero"))
     assert {place for place in ours | control if ours.get(place) != control.get(place)} == {"matching.weight"}
     assert control["matching.weight"] == 0
 

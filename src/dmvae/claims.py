@@ -16,6 +16,7 @@ from pathlib import Path
 from dmvae import config as configs
 from dmvae.config import Values
 from dmvae.jobs import VARIANTS, Job, record
+from dmvae.options import flat
 from dmvae.recipe import Recipe
 from dmvae.runtime.console import console
 from dmvae.runtime.files import locked, read_json, sweep, together
@@ -39,11 +40,13 @@ def claimed(run_dir: Path, recipes: dict[str, Recipe], jobs: list[Job], variants
     with ExitStack() as held:
         with locked(run_dir):
             alone = held.enter_context(together(run_dir / RUNNING))
-            other = None if alone else _other_variants(run_dir, variants)
+            there = variants if alone else read_json(run_dir / VARIANTS, list)
+            other = f"the variants {', '.join(there)}" if there != variants else None
             for variant, recipe in () if other else recipes.items():
                 (run_dir / variant).mkdir(exist_ok=True)
                 if not held.enter_context(together(run_dir / variant / RUNNING)):  # what has ended refuses nothing
-                    other = other or _difference(run_dir, variant, recipe)
+                    for place, old, new in _changed(run_dir, variant, recipe):
+                        other = other or f"the variant {variant!r} with {place} {old!r}, not {new!r},"
             if other is not None:
                 raise ValueError(
                     f"{run_dir}: another process is running {other} there: their results would be mixed. Give another "
@@ -89,26 +92,14 @@ def _replaced(run_dir: Path, recipes: dict[str, Recipe], variants: list[str]) ->
     return f"{name} (variants {few(methods)})"
 
 
-def _other_variants(run_dir: Path, variants: list[str]) -> str | None:
-    """The variants of the recipe in the folder, in words; None where they are these."""
-    there = read_json(run_dir / VARIANTS, list)
-    return f"the variants {', '.join(there)}" if there != variants else None
-
-
-def _difference(run_dir: Path, variant: str, recipe: Recipe) -> str | None:
-    """What the variant's recipe in the folder has that this has not, in words; None where they are the same."""
-    for place, old, new in _changed(run_dir, variant, recipe):
-        return f"the variant {variant!r} with {place} {old!r}, not {new!r},"
-    return None
-
-
 def _changed(run_dir: Path, variant: str, recipe: Recipe) -> Iterator[tuple[str, object, object]]:
     """(place, value there, value here) of the fields in which a variant's recipe in the folder is another one; how to
     run may differ."""
     file = run_dir / variant / "recipe.yaml"
-    old = leaves(read_yaml(file.read_text())) if file.exists() else {}
-    new = leaves(json.loads(json.dumps(configs.plain(recipe))))
-    counts = leaves(configs.identity(recipe))  # where a field that came since is at its default, and so is not
+    there = read_yaml(file.read_text()) if file.exists() else {}
+    old = flat(there, whole=False) if isinstance(there, dict) else {}
+    new = flat(json.loads(json.dumps(configs.plain(recipe))), whole=False)
+    counts = flat(configs.identity(recipe), whole=False)  # less each field that came since and is at its default
     for place in dict.fromkeys([*old, *new]) if old else ():
         if place not in old and place not in counts:
             continue
@@ -149,14 +140,3 @@ def begun_anew(run_dir: Path, jobs: Sequence[Job]) -> list[str]:
             + goes_on
         )
     return list(told.values())
-
-
-def leaves(values: object, where: str = "") -> dict[str, object]:
-    """Dotted place -> value."""
-    if not isinstance(values, dict) or not values:
-        return {where: values}
-    return {
-        place: leaf
-        for key, value in values.items()
-        for place, leaf in leaves(value, f"{where}.{key}" if where else str(key)).items()
-    }

@@ -18,12 +18,14 @@ from dmvae.runtime.words import few
 T = TypeVar("T")
 
 
-def flat(values: Values, where: str = "") -> Values:
-    """Dotted place -> value. A mapping with a `type` is one value: it chooses a member of a family with its fields."""
+def flat(values: Values, where: str = "", *, whole: bool = True) -> Values:
+    """Dotted place -> value. whole: a mapping with a `type` is one value: it chooses a member of a family with its
+    fields."""
     found: Values = {}
     for key, value in values.items():
         place = f"{where}.{key}" if where else str(key)
-        found |= flat(value, place) if isinstance(value, dict) and value and "type" not in value else {place: value}
+        inside = isinstance(value, dict) and value and not (whole and "type" in value)
+        found |= flat(value, place, whole=whole) if inside else {place: value}
     return found
 
 

@@ -6,9 +6,9 @@ import math
 from html import escape
 
 from dmvae import config as configs
-from dmvae.claims import leaves
 from dmvae.evaluation.metrics import INCEPTION
 from dmvae.evaluation.scores import Figure
+from dmvae.options import flat
 from dmvae.report.figures import FOLDED, of_few, shown
 from dmvae.report.html import details, duration, listing, prose
 from dmvae.report.run import Run
@@ -179,22 +179,22 @@ def _compare(run: Run, key: str, start: str) -> str:
 
 def differences(run: Run) -> str:
     """Fields in which the methods' recipes differ, a table; empty for one method."""
-    flat = {
-        name: {place: configs.written(value) for place, value in leaves(configs.plain(recipe)).items()}
+    given = {
+        name: {place: configs.written(value) for place, value in flat(configs.plain(recipe), whole=False).items()}
         for name, recipe in run.recipes.items()
     }
-    keys = list(dict.fromkeys(key for fields in flat.values() for key in fields))
+    keys = list(dict.fromkeys(key for fields in given.values() for key in fields))
     sections = {key for key in keys if any(other.startswith(f"{key}.") for other in keys)}
-    for fields in flat.values():  # where a method lacks a whole section, one row says so
+    for fields in given.values():  # where a method lacks a whole section, one row says so
         fields.update({key: "given" for key in sections if any(other.startswith(f"{key}.") for other in fields)})
     keys = [key for key in keys if not any(key.startswith(f"{section}.") for section in sections)]
-    keys = [key for key in keys if len({fields.get(key, "–") for fields in flat.values()}) > 1]
-    if len(flat) < 2 or not keys:
+    keys = [key for key in keys if len({fields.get(key, "–") for fields in given.values()}) > 1]
+    if len(given) < 2 or not keys:
         return ""
-    head = "".join(f"<th>{escape(name)}</th>" for name in flat)
+    head = "".join(f"<th>{escape(name)}</th>" for name in given)
     body = "".join(
         f"<tr><th scope=\"row\"><code>{escape(key)}</code></th>"
-        + "".join(f"<td>{escape(fields.get(key, '–'))}</td>" for fields in flat.values()) + "</tr>\n"
+        + "".join(f"<td>{escape(fields.get(key, '–'))}</td>" for fields in given.values()) + "</tr>\n"
         for key in keys
     )  # fmt: skip
     head = f"<thead><tr><th>Field</th>{head}</tr></thead>"
