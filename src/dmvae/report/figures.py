@@ -16,6 +16,18 @@ SAMPLED = (
     "sliced Wasserstein distance from the generator's latents to the data's, in multiples of what two sets of the "
     "data's have; 1 is a perfect generator, and no decoder has a part in it"
 )
+
+
+def _share(key: str, title: str, meaning: str) -> Figure:
+    """How often a small network tells two kinds apart; less is better."""
+    return Figure(key, title, "%", -1, "{:.1f}", meaning)
+
+
+def _multiple(key: str, title: str, meaning: str, of: str = "chance") -> Figure:
+    """In multiples of chance, of which less is better, or `of` another number, which is to be met."""
+    return Figure(key, title, f"× {of}", -1 if of == "chance" else 0, "{:.2f}", meaning)
+
+
 OTHERS = (
     LPIPS,
     Figure(
@@ -27,16 +39,13 @@ OTHERS = (
         "loss of the generator on test latents; a part of it cannot be learned away, which is small where latents fill "
         "few dimensions, so it is not ranked: sampled latents say how well they are modelled",
     ),
-    Figure(
+    _share(
         "sampled_told",
         "sampled latents told apart",
-        "%",
-        -1,
-        "{:.1f}",
         "how often a small network tells a sampled latent from one of the data; 50 % is a perfect generator",
     ),
-    Figure("sampled_whole", "sampled latents", "× chance", -1, "{:.2f}", f"{SAMPLED}, over whole latents"),
-    Figure("sampled_token", "sampled tokens", "× chance", -1, "{:.2f}", f"{SAMPLED}, over tokens"),
+    _multiple("sampled_whole", "sampled latents", f"{SAMPLED}, over whole latents"),
+    _multiple("sampled_token", "sampled tokens", f"{SAMPLED}, over tokens"),
     Figure(
         "effective_rank",
         "effective rank",
@@ -48,22 +57,16 @@ OTHERS = (
     Figure(
         "distance_to_reference", "to reference", "", -1, "{:.4g}", "sliced Wasserstein distance from the latents to it"
     ),
-    Figure("distance_whole", "distance, latents", "× chance", -1, "{:.2f}", f"{CHANCE}, over whole latents"),
-    Figure("distance_token", "distance, tokens", "× chance", -1, "{:.2f}", f"{CHANCE}, over tokens"),
-    Figure(
+    _multiple("distance_whole", "distance, latents", f"{CHANCE}, over whole latents"),
+    _multiple("distance_token", "distance, tokens", f"{CHANCE}, over tokens"),
+    _share(
         "token_accuracy",
         "tokens told apart",
-        "%",
-        -1,
-        "{:.1f}",
         "how often a small network tells a token of the latents from one of the reference; 50 % is arrival",
     ),
-    Figure(
+    _share(
         "latent_accuracy",
         "latents told apart",
-        "%",
-        -1,
-        "{:.1f}",
         "the same of whole latents, which is stricter: it sees what tokens have to do with each other; not part of the "
         "verdict",
     ),
@@ -71,56 +74,36 @@ OTHERS = (
 )
 """Figures that no metric makes."""
 FOLDED = (
-    Figure(
-        "sampled_token_told",
-        "sampled tokens told apart",
-        "%",
-        -1,
-        "{:.1f}",
-        "sampled latents told apart, of single tokens",
-    ),
-    Figure(
+    _share("sampled_token_told", "sampled tokens told apart", "sampled latents told apart, of single tokens"),
+    _multiple(
         "sampled_spread",
         "spread, sampled latents",
-        "× data",
-        0,
-        "{:.2f}",
         "standard deviation of sampled latents about their mean over the data's; below 1 samples are too alike",
+        "data",
     ),
-    Figure(
+    _multiple(
         "sampled_rank",
         "rank, sampled latents",
-        "× data",
-        0,
-        "{:.2f}",
         "effective rank of sampled latents over that of as many of the data's",
+        "data",
     ),
-    Figure(
-        "distance_pair", "distance, pairs", "× chance", -1, "{:.2f}", f"{CHANCE}, over pairs of neighbouring tokens"
-    ),
-    Figure(
+    _multiple("distance_pair", "distance, pairs", f"{CHANCE}, over pairs of neighbouring tokens"),
+    _multiple(
         "distance_energy",
         "energy distance",
-        "× chance",
-        -1,
-        "{:.2f}",
         "energy distance of whole latents to the reference, in multiples of what two samples of it have",
     ),
-    Figure(
+    _multiple(
         "spread_to_reference",
         "spread, latents",
-        "× reference",
-        0,
-        "{:.2f}",
         "standard deviation of the latents about their mean over the reference's; 1 is arrival",
+        "reference",
     ),
-    Figure(
+    _multiple(
         "rank_to_reference",
         "rank, latents",
-        "× reference",
-        0,
-        "{:.2f}",
         "effective rank of whole latents over that of as many samples of the reference; 1 is arrival",
+        "reference",
     ),
     Figure(
         "mixing",
