@@ -294,7 +294,8 @@ def measure(kind: str, paths: Sequence[str], **options: Any) -> Values:
     if "train" in kept:
         kept["train"] = _from_anywhere(kept["train"])
     if "features" in kept:
-        kept["features"] = [f"{name}{_from_anywhere(end)}" for name, end in map(_cut, kept["features"])]
+        cut = (name.partition("=") for name in kept["features"])  # NAME[@RESOLUTION], =, WEIGHTS
+        kept["features"] = [f"{name}{equals}{_from_anywhere(weights)}" for name, equals, weights in cut]
     result["manifest"]["call"] = {"kind": kind, "paths": [_from_anywhere(path) for path in paths], "options": kept}
     return result
 
@@ -302,9 +303,3 @@ def measure(kind: str, paths: Sequence[str], **options: Any) -> Values:
 def _from_anywhere(path: str) -> str:
     """A folder or file by its full path, for a call from elsewhere; what is none is a name on a hub."""
     return str(Path(path).resolve()) if path and Path(path).exists() else path
-
-
-def _cut(features: str) -> tuple[str, str]:
-    """NAME[@RESOLUTION]=, WEIGHTS."""
-    name, equals, weights = features.partition("=")
-    return name + equals, weights

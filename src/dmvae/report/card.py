@@ -35,6 +35,7 @@ def card(job: Job, stages: dict[str, Job], recipe: str, pictures: dict[str, str]
         else "It was not measured: the recipe has no `evaluate` section, or the stage has not run.\n"
     )
     shows = "".join(f"\n![{text}]({name})" for name, text in (pictures or {}).items()) + ("\n" if pictures else "")
+    tokenizer = tokenizer_class(require_intact(stages["latents"].folder / "autoencoder"))
     return f"""---
 {_head(job, metrics, pictures or {})}---
 
@@ -60,7 +61,7 @@ generator = [torch.Generator().manual_seed({image_seed(job.recipe.seed, 0)})]
 {_claim(job)} With `dmvae` installed,
 `diffusers.DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER, trust_remote_code=True)` gives the same
 pipeline, with FOLDER = `huggingface_hub.snapshot_download(HUB_ID)` from a hub. The tokenizer alone:
-`dmvae.{_tokenizer_class(stages)}.from_pretrained(FOLDER_OR_HUB_ID, subfolder="vae")`.
+`dmvae.{tokenizer.__name__}.from_pretrained(FOLDER_OR_HUB_ID, subfolder="vae")`.
 
 ## Figures
 
@@ -125,7 +126,3 @@ def _autocast(stages: dict[str, Job]) -> str:
     """The context in which the recipe's samples were made, where it was not float32."""
     bf16 = "sample" in stages and stages["sample"].facts().get("bf16")
     return "with torch.autocast(pipeline.device.type, torch.bfloat16):\n    " if bf16 else ""
-
-
-def _tokenizer_class(stages: dict[str, Job]) -> str:
-    return tokenizer_class(require_intact(stages["latents"].folder / "autoencoder")).__name__

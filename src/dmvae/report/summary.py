@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
 
+import torch
 from rich import box
 from rich.table import Table
 
@@ -213,8 +214,6 @@ def widest(names: Sequence[str], columns: Mapping[str, Sequence[str]], title: st
 
 def environment() -> dict[str, str]:
     """What the run ran on, as text."""
-    import torch
-
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {
         "python": platform.python_version(),

@@ -30,16 +30,13 @@ function tell(error) {
 
 const quietly = (work) => (...values) => Promise.resolve(work(...values)).then(() => tell(null), tell);
 
-function picture(uri, alt) {
-  const image = make("img", { src: uri, alt });
-  image.onload = () => image.classList.toggle("small", image.naturalWidth < SMALL);
-  return image;
-}
-
 function show(image, uri) {
   image.onload = () => image.classList.toggle("small", image.naturalWidth < SMALL);
   image.src = uri;
+  return image;
 }
+
+const picture = (uri, alt) => show(make("img", { alt }), uri);
 
 const name = (method) => [make("i", { style: { background: method.colour } }), method.name];
 const after = (stage) => (stage === "latents" ? "" : `after stage ${stage}`);

@@ -34,10 +34,8 @@ C = TypeVar("C")
 class Buildable(Protocol):
     """A config whose `build` may need a package or weights that this machine lacks."""
 
-    @property
-    def build(self) -> Callable[[], object]:
+    def build(self) -> object:
         """Raises ValueError that says what to install or fetch."""
-        ...
 
 
 S = TypeVar("S", bound="type[Stage[Any]]")
