@@ -95,6 +95,7 @@ def test_fields_that_nothing_uses_are_left_out_of_the_help(tmp_path, capsys):
     cli.main(["run", str(path), "--help", "--generator.model.size", "B/1"])
     out = capsys.readouterr().out
     assert "--reference.teacher false" in out
+    assert "--reference.drawn false" in out, "it says how latents are normalised, with a teacher or without"
     assert "--reference.steps" not in out, "no teacher is trained"
     assert "--matching.student_steps" not in out, "the objective has no student"
     assert "--generator.model.size B/1" in out

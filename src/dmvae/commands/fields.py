@@ -109,7 +109,7 @@ def _unused(recipe: Recipe) -> set[str]:
     reference = recipe.section("reference")
     copied = reference is not None and reference.trains_teacher
     if reference is not None and not copied:  # no teacher is trained
-        asked = ("distribution",) if reference.teacher else ("distribution", "teacher")
+        asked = ("distribution", "drawn") if reference.teacher else ("distribution", "drawn", "teacher")
         found |= {f"reference.{field.name}" for field in dataclasses.fields(reference) if field.name not in asked}
     tokenizer, shape = recipe.section("tokenizer"), recipe.autoencoder if recipe.pretrained is None else None
     if tokenizer is not None and shape is not None and not shape.variational:
