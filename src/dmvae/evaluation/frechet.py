@@ -6,7 +6,7 @@ Shapes: n vectors of d components. Everything here is float64.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,62 +15,6 @@ from torch import Tensor
 BLOCK = 1024
 REGULAR = 1e-5
 """A covariance counts as regular where its Cholesky pivots, which are standard deviations, keep to this ratio."""
-
-
-class Moments:
-    """Mean and covariance of vectors that arrive in batches of any size.
-
-    Rows are taken up in blocks of a fixed size, by Chan's update (which does not cancel as a sum of squares does),
-    so the result does not depend, not in the last bit, on how the rows were cut into batches.
-    """
-
-    def __init__(self) -> None:
-        self.n = 0
-        self._mean: Tensor | None = None
-        self._scatter: Tensor | None = None  # sum of (x - mean) (x - mean)^T
-        self._waiting: list[Tensor] = []
-        self._rows = 0
-
-    def add(self, rows: Tensor) -> None:
-        """Take up rows [n, d]. Raises ValueError for another shape or for values that are not finite."""
-        rows = rows.detach().to("cpu")
-        if rows.ndim != 2 or (self._waiting and rows.shape[1] != self._waiting[0].shape[1]):
-            raise ValueError(f"vectors to average have shape [n, d] with one d, not {[*rows.shape]}")
-        if not rows.isfinite().all():
-            raise ValueError("vectors to average hold NaN or infinite values")
-        self._waiting.append(rows)
-        self._rows += len(rows)
-        if self._rows >= BLOCK:
-            blocks = torch.cat(self._waiting).split(BLOCK)
-            whole = [b for b in blocks if len(b) == BLOCK]
-            for block in whole:
-                self.n, self._mean, self._scatter = self._with(block)
-            # A copy, or the few rows that wait would keep the whole batch in memory.
-            self._waiting = [blocks[-1].clone() if len(blocks) > len(whole) else blocks[-1][:0].clone()]
-            self._rows = len(self._waiting[0])
-
-    def statistics(self) -> Statistics:
-        """The statistics of the rows so far. Raises ValueError for fewer than two."""
-        if self.n + self._rows < 2:
-            raise ValueError(f"a covariance needs at least 2 vectors, not {self.n + self._rows}")
-        n, mean, scatter = self._with(torch.cat(self._waiting))
-        return Statistics(n=n, mean=mean, covariance=scatter / (n - 1))
-
-    def _with(self, block: Tensor) -> tuple[int, Tensor, Tensor]:
-        """(n, mean, scatter) with the rows of `block` added."""
-        if len(block) == 0:
-            assert self._mean is not None
-            assert self._scatter is not None
-            return self.n, self._mean, self._scatter
-        block = block.double()
-        mean = block.mean(0)
-        centred = block - mean
-        scatter = centred.T @ centred
-        if self._mean is None or self._scatter is None:
-            return len(block), mean, scatter
-        n, change = self.n + len(block), mean - self._mean
-        scatter += self._scatter + torch.outer(change, change) * (self.n * len(block) / n)
-        return n, self._mean + change * (len(block) / n), scatter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,16 +30,42 @@ class Statistics:
 
     @classmethod
     def of(cls, features: Tensor | Iterable[Tensor]) -> Statistics:
-        """Statistics of features [n, d], or of batches of them. Raises ValueError for fewer than 2 vectors."""
-        moments = Moments()
-        for rows in [features] if isinstance(features, Tensor) else features:
-            moments.add(rows)
-        return moments.statistics()
+        """Statistics of features [n, d], or of batches of them: by Chan's update, which does not cancel as a sum of
+        squares does. Raises ValueError for fewer than 2 vectors, other shapes or values that are not finite."""
+        n, mean, scatter = 0, torch.zeros(()).double(), torch.zeros(()).double()  # sum of (x - mean) (x - mean)^T
+        for block in _blocks([features] if isinstance(features, Tensor) else features):
+            count, of_block = len(block), block.mean(0)
+            centred, change = block - of_block, of_block - mean
+            scatter = centred.T @ centred + (scatter + torch.outer(change, change) * (n * count / (n + count)))
+            mean = mean + change * (count / (n + count))
+            n += count
+        if n < 2:
+            raise ValueError(f"a covariance needs at least 2 vectors, not {n}")
+        return cls(n=n, mean=mean, covariance=scatter / (n - 1))
 
     @property
     def std(self) -> Tensor:
         """float64 [d]."""
         return self.covariance.diagonal().sqrt()
+
+
+def _blocks(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The rows of batches [n, d] as float64, BLOCK at a time: what follows does not depend, not in the last bit, on how
+    the rows were cut into batches."""
+    waiting: list[Tensor] = []
+    for batch in batches:
+        rows = batch.detach().to("cpu")
+        if rows.ndim != 2 or (waiting and rows.shape[1] != waiting[0].shape[1]):
+            raise ValueError(f"vectors to average have shape [n, d] with one d, not {[*rows.shape]}")
+        if not rows.isfinite().all():
+            raise ValueError("vectors to average hold NaN or infinite values")
+        waiting.append(rows)
+        if (count := sum(map(len, waiting))) >= BLOCK:
+            rows, whole = torch.cat(waiting), count // BLOCK * BLOCK
+            yield from (block.double() for block in rows[:whole].split(BLOCK))
+            waiting = [rows[whole:].clone()]  # a copy, or the few rows that wait would keep the whole batch in memory
+    if any(map(len, waiting)):
+        yield torch.cat(waiting).double()
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dmvae.datasets.pixels import to_uint8
-from dmvae.evaluation.frechet import Moments, Statistics, frechet_distance
+from dmvae.evaluation.frechet import Statistics, frechet_distance
 from dmvae.evaluation.neighbours import nearest
 
 Decode = Callable[[Tensor], Tensor]
@@ -72,9 +72,7 @@ def interpolated_frechet(
         raise ValueError(f"interpolation path {path!r} is neither 'linear' nor 'slerp'")
     candidates = z if points is None else points
     _, index = nearest(z.flatten(1), None if points is None else points.flatten(1), cosine=path == "slerp")
-    moments = Moments()
-    for here, there in zip(z.split(batch_size), index[:, 0].split(batch_size), strict=True):
-        other = candidates[there]
-        between = torch.lerp(here, other, alpha) if path == "linear" else slerp(here, other, alpha)
-        moments.add(extractor(to_uint8(decode(between).float())))
-    return frechet_distance(real, moments.statistics())
+    between = torch.lerp if path == "linear" else slerp
+    parts = zip(z.split(batch_size), index[:, 0].split(batch_size), strict=True)
+    images = (to_uint8(decode(between(here, candidates[there], alpha)).float()) for here, there in parts)
+    return frechet_distance(real, Statistics.of(map(extractor, images)))

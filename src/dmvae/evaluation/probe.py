@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dmvae.datasets.mixed import spaced, stratified
 from dmvae.datasets.pixels import to_uint8
-from dmvae.evaluation.frechet import Moments, Statistics, frechet_distance
+from dmvae.evaluation.frechet import Statistics, frechet_distance
 from dmvae.evaluation.interpolation import Decode
 from dmvae.flow.loss import flow_matching_loss
 from dmvae.flow.solver import Sampling, sample
@@ -69,10 +69,9 @@ def generator_probe(
         some = kept[stratified(labels[kept], HELD_OUT_MOST).to(kept.device)]
         result = {"probe_loss": _loss(network, latents[some].float(), labels[some], seed)}
         if decode is not None and extractor is not None and real is not None:
-            moments = Moments()
-            for part in _samples(network, (channels, height, width), labels, seed):
-                moments.add(extractor(to_uint8(decode(part).float())))
-            result["probe_gfd"] = frechet_distance(real, moments.statistics())
+            samples = _samples(network, (channels, height, width), labels, seed)
+            images = (to_uint8(decode(part).float()) for part in samples)
+            result["probe_gfd"] = frechet_distance(real, Statistics.of(map(extractor, images)))
     return result
 
 
