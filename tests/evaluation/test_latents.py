@@ -7,12 +7,11 @@ import torch
 
 from dmvae.evaluation.frechet import Statistics
 from dmvae.evaluation.latents import (
-    effective_rank,
     high_frequency_share,
     latent_statistics,
+    scatter,
     sliced_distance,
     spectral_slope,
-    spectrum,
     vectors,
 )
 
@@ -33,13 +32,13 @@ def test_statistics_of_channels_are_torchs_whatever_the_batches():
 def test_effective_rank_of_equal_variances_is_their_number():
     z = normal(2000, 8, 4, 4)
     z[:, 5:] = 0
-    assert float(effective_rank(z)) == pytest.approx(5, abs=0.01)
+    assert float(scatter(z, "channels").effective_rank()) == pytest.approx(5, abs=0.01)
 
 
 def test_effective_rank_of_one_direction_is_one():
     z = normal(500, 1, 2, 2) * torch.arange(1.0, 7).view(1, -1, 1, 1)
-    assert float(effective_rank(z)) == pytest.approx(1, abs=1e-6)
-    assert float(effective_rank(torch.ones(9, 4, 2, 2))) == 0
+    assert float(scatter(z, "channels").effective_rank()) == pytest.approx(1, abs=1e-6)
+    assert float(scatter(torch.ones(9, 4, 2, 2), "channels").effective_rank()) == 0
 
 
 def test_effective_rank_closed_form():
@@ -47,19 +46,21 @@ def test_effective_rank_closed_form():
     signs = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
     z = (signs * torch.tensor([3**0.5, 1.0])).view(4, 2, 1, 1)
     share = torch.tensor([0.75, 0.25])
-    assert float(effective_rank(z)) == pytest.approx(float(torch.exp(-(share * share.log()).sum())), abs=1e-6)
+    assert float(scatter(z, "channels").effective_rank()) == pytest.approx(
+        float(torch.exp(-(share * share.log()).sum())), abs=1e-6
+    )
 
 
 def test_effective_rank_over_whole_latents_sees_positions():
     z = normal(4000, 2, 1, 1).expand(-1, -1, 3, 3)  # the same at every position
-    assert float(effective_rank(z, "all")) == pytest.approx(2, abs=0.01)
+    assert float(scatter(z).effective_rank()) == pytest.approx(2, abs=0.01)
     independent = normal(4000, 2, 3, 3)
-    assert float(effective_rank(independent, "all")) > 17
+    assert float(scatter(independent).effective_rank()) > 17
 
 
 def test_effective_rank_leaves_the_graph_alone():
     z = normal(10, 2, 2, 2).requires_grad_()
-    assert not effective_rank(z).requires_grad
+    assert not scatter(z, "channels").effective_rank().requires_grad
 
 
 def test_sliced_distance_of_a_shift():
@@ -104,28 +105,30 @@ def test_latent_statistics_of_collapsed_latents_are_finite():
 
 def test_spectrum_is_the_covariances_and_does_not_see_rotation():
     z = normal(4000, 3, 2, 1) * torch.tensor([1.0, 2.0, 3.0]).view(-1, 1, 1)
-    torch.testing.assert_close(spectrum(z, "channels"), torch.tensor([9.0, 4.0, 1.0]).double(), rtol=0.05, atol=0)
+    torch.testing.assert_close(
+        scatter(z, "channels").spectrum(), torch.tensor([9.0, 4.0, 1.0]).double(), rtol=0.05, atol=0
+    )
     turn = torch.linalg.qr(normal(6, 6, seed=1))[0]
     turned = (z.flatten(1) @ turn).view_as(z)
-    torch.testing.assert_close(spectrum(turned), spectrum(z), rtol=1e-4, atol=1e-6)
-    assert float(effective_rank(turned, "all")) == pytest.approx(float(effective_rank(z, "all")), rel=1e-4)
+    torch.testing.assert_close(scatter(turned).spectrum(), scatter(z).spectrum(), rtol=1e-4, atol=1e-6)
+    assert float(scatter(turned).effective_rank()) == pytest.approx(float(scatter(z).effective_rank()), rel=1e-4)
 
 
 def test_spectrum_of_wide_latents_is_that_of_their_products(monkeypatch):
     z = normal(20, 4, 3, 3) * torch.linspace(0.1, 3, 4).view(-1, 1, 1) + 7
-    covariance = spectrum(z)
+    covariance = scatter(z).spectrum()
     monkeypatch.setattr("dmvae.evaluation.latents.WIDE", 30)
     monkeypatch.setattr("dmvae.evaluation.latents.CUT", 10)
-    torch.testing.assert_close(spectrum(z), covariance, rtol=1e-6, atol=1e-9)
-    assert spectrum(z[:1]).count_nonzero() == 0
+    torch.testing.assert_close(scatter(z).spectrum(), covariance, rtol=1e-6, atol=1e-9)
+    assert scatter(z[:1]).spectrum().count_nonzero() == 0
 
 
 def test_spectrum_of_very_wide_latents_takes_no_square_of_their_width():
     """64 independent latents of 50,000 components: 63 equal variances. The covariance would take 20 GB."""
-    values = spectrum(normal(64, 50000, 1, 1))
+    values = scatter(normal(64, 50000, 1, 1)).spectrum()
     assert values.shape == (50000,)
     assert values.count_nonzero() <= 64
-    assert float(effective_rank(normal(64, 50000, 1, 1), "all")) == pytest.approx(63, abs=0.2)
+    assert float(scatter(normal(64, 50000, 1, 1)).effective_rank()) == pytest.approx(63, abs=0.2)
 
 
 def test_spectral_slope_of_a_power_law_is_its_exponent():

@@ -29,15 +29,6 @@ def vectors(z: Tensor, over: Over) -> Tensor:
     return z.movedim(1, -1).flatten(0, 2) if over == "channels" else z.flatten(1)
 
 
-def spectrum(z: Tensor, over: Over = "all") -> Tensor:
-    """Eigenvalues of the covariance of latents [n, C, H, W], descending: [C H W], or [C] over channel vectors.
-
-    On the latents' device, without gradient; float64 where the device has it. Those of more than WIDE components and
-    fewer vectors are taken of the vectors' products, in n^2 of memory instead of (C H W)^2.
-    """
-    return scatter(z, over).spectrum()
-
-
 @dataclass(frozen=True)
 class Scatter:
     """What eigenvalues follow from. It is made without a wait for the device, and small, so it can be kept until there
@@ -50,16 +41,21 @@ class Scatter:
     """d."""
 
     def spectrum(self) -> Tensor:
-        """[d], descending."""
-        return F.pad(_eigenvalues(self.matrix), (0, self.components - len(self.matrix)))
+        """Eigenvalues of the covariance [d], descending; on the latents' device, float64 where it has it."""
+        values = torch.linalg.eigvalsh(self.matrix).clamp_min(0).flip(0)
+        return F.pad(values, (0, self.components - len(values)))
 
     def effective_rank(self) -> Tensor:
-        """See the function of this name."""
-        return _effective_rank(self.spectrum())
+        """exp(-sum p log p), p the eigenvalues divided by their sum (Roy & Vetterli 2007): between 1, all variance in
+        one direction, and d, variance equal in all; 0 where nothing varies. A scalar."""
+        values = self.spectrum()
+        share = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny)
+        return torch.exp(torch.special.entr(share).sum()) * (values.sum() > 0)
 
 
 def scatter(z: Tensor, over: Over = "all") -> Scatter:
-    """That of the covariance of latents [n, C, H, W], as `spectrum` takes it."""
+    """That of latents [n, C, H, W], of C H W components, or of C over channel vectors; without gradient. Of more than
+    WIDE components and fewer vectors it is the vectors' products, in n^2 of memory instead of (C H W)^2."""
     x = vectors(z.detach(), over)
     matrix = products(x, x) / max(1, len(x) - 1) if is_wide(x) else covariance(exact(x))
     return Scatter(matrix, x.shape[1])
@@ -85,24 +81,6 @@ def products(y: Tensor, x: Tensor) -> Tensor:
 def exact(x: Tensor) -> Tensor:
     """float64 where the device has it."""
     return x.double() if x.device.type != "mps" else x.float()
-
-
-def effective_rank(z: Tensor, over: Over = "channels") -> Tensor:
-    """exp(-sum p log p), p the covariance's eigenvalues divided by their sum (Roy & Vetterli 2007).
-
-    Between 1, all variance in one direction, and the number of components, variance equal in all. A scalar on the
-    latents' device, without gradient; 0 where nothing varies.
-    """
-    return scatter(z, over).effective_rank()
-
-
-def _eigenvalues(covariance: Tensor) -> Tensor:
-    return torch.linalg.eigvalsh(covariance).clamp_min(0).flip(0)
-
-
-def _effective_rank(values: Tensor) -> Tensor:
-    share = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny)
-    return torch.exp(torch.special.entr(share).sum()) * (values.sum() > 0)
 
 
 def spectral_slope(values: Tensor) -> float:
@@ -173,6 +151,6 @@ def latent_statistics(z: Tensor) -> dict[str, float]:
         "std_min": float(std.min()),
         "std_max": float(std.max()),
         "spread": float(covariance.trace()),
-        "effective_rank": float(_effective_rank(_eigenvalues(covariance))),
+        "effective_rank": float(Scatter(covariance, len(mean)).effective_rank()),
         "kurtosis": float(standard.pow(4).mean()),
     }

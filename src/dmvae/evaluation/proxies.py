@@ -16,7 +16,7 @@ from dmvae.datasets.mixed import spaced, stratified
 from dmvae.datasets.pixels import as_input
 from dmvae.evaluation.frechet import Statistics
 from dmvae.evaluation.interpolation import Decode, interpolated_frechet
-from dmvae.evaluation.latents import WIDE, effective_rank, high_frequency_share, products, spectral_slope, spectrum
+from dmvae.evaluation.latents import WIDE, high_frequency_share, products, scatter, spectral_slope
 from dmvae.evaluation.neighbours import intrinsic_dimension
 from dmvae.evaluation.online import class_share, linear_flow_loss, neighbour_distance
 from dmvae.evaluation.sensitivity import Encode, equivariance, smoothness
@@ -94,14 +94,14 @@ def latent_proxies(z: Tensor, labels: Tensor) -> dict[str, float]:
     linear probe and statistics."""
     chosen = stratified(labels, POINTS)
     some, some_labels = z[chosen], labels[chosen]
-    values = spectrum(some)
+    spread = scatter(some)
     return {
         "class_share": float(class_share(some, some_labels)),
-        "effective_rank_all": float(effective_rank(some, "all")),
+        "effective_rank_all": float(spread.effective_rank()),
         "intrinsic_dimension": intrinsic_dimension(some),
         "twonn": intrinsic_dimension(some, k=2),
         "neighbour_distance": float(neighbour_distance(some)),
-        "spectral_slope": spectral_slope(values),
+        "spectral_slope": spectral_slope(spread.spectrum()),
         "high_frequency": high_frequency_share(some),
         "linear_flow_loss": float(linear_flow_loss(some, some_labels, "all")),
     }

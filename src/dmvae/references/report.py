@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dmvae.evaluation.latents import effective_rank, sliced_distance
+from dmvae.evaluation.latents import scatter, sliced_distance
 
 FAR = 0.5  # in standard deviations of the normalised latents
 SCALE = 1.5  # ratio of standard deviations from which on it warns
@@ -43,7 +43,7 @@ def compare(reference: Tensor, initial: Tensor) -> ReferenceReport:
     """The report on samples of the reference [n, C, H, W] and normalised initial latents [m, C, H, W]."""
     n = min(len(reference), len(initial))
     z, z0 = reference[:n].float().cpu(), initial[:n].float()
-    rank, initial_rank = float(effective_rank(z)), float(effective_rank(z0))
+    rank, initial_rank = (float(scatter(x, "channels").effective_rank()) for x in (z, z0))
     # measured on halves of n / 2 samples; the squared distance falls as 1 / n, so sets of n are sqrt(2) closer
     floor = sliced_distance(z[: n // 2], z[n // 2 : 2 * (n // 2)]) / 2**0.5
     distance = sliced_distance(z, z0)
