@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dmvae.evaluation.interpolation import Decode
 from dmvae.evaluation.latents import Over, Scatter, exact, is_wide, products, scatter, vectors
-from dmvae.evaluation.sensitivity import NOISE, smoothness_tensors
+from dmvae.evaluation.sensitivity import NOISE, smoothness
 from dmvae.runtime.precision import full_precision
 from dmvae.runtime.transfer import Loggable, made
 
@@ -126,5 +126,5 @@ def proxies_to_log(z: Tensor, labels: Tensor, decode: Decode | None = None, imag
             "proxy/class_share": class_share(x, labels),
         }
     if decode is not None:
-        log["proxy/smoothness"] = smoothness_tensors(decode, z[:images], NOISE * std)["smoothness"]
+        log["proxy/smoothness"] = smoothness(decode, z[:images], NOISE * std)["smoothness"]
     return log

@@ -123,6 +123,6 @@ def decoder_proxies(
     return {
         "ifd": interpolated_frechet(decode, z, train_z, real, extractor),
         "ifd_slerp": interpolated_frechet(decode, z, train_z, real, extractor, path="slerp"),
-        **smoothness(decode, z[:IMAGES], extractor=extractor),
+        **{name: float(x) for name, x in smoothness(decode, z[:IMAGES], extractor=extractor).items()},
         **equivariance(encode, images[:IMAGES], stride),
     }

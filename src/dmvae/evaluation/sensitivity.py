@@ -27,8 +27,8 @@ def smoothness(
     std: float | Tensor = NOISE,
     extractor: Callable[[Tensor], Tensor] | None = None,
     batch_size: int = 250,
-) -> dict[str, float]:
-    """How much images change when noise is added to their latents; smaller is smoother.
+) -> dict[str, Tensor]:
+    """How much images change when noise is added to their latents; smaller is smoother. Scalars, on the device.
 
         ( mean |f(D(z + std noise)) - f(D(z))|^2 / mean |f(D(z)) - mean f(D(z))|^2 )^(1/2)
 
@@ -36,27 +36,15 @@ def smoothness(
     tensor that latents [n, C, H, W] can be multiplied by. With an extractor also "smoothness_features", f its features
     of the uint8 images. The noise is the same at every call.
     """
-    return {name: float(value) for name, value in smoothness_tensors(decode, z, std, extractor, batch_size).items()}
-
-
-@torch.no_grad()
-def smoothness_tensors(
-    decode: Decode,
-    z: Tensor,
-    std: float | Tensor = NOISE,
-    extractor: Callable[[Tensor], Tensor] | None = None,
-    batch_size: int = 250,
-) -> dict[str, Tensor]:
-    """`smoothness` as scalars that stay on the device, so that training need not wait for them."""
     noise = send(torch.randn(z.shape, generator=torch.Generator().manual_seed(0)), z.device)
     rows: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for part, added in zip(z.split(batch_size), noise.split(batch_size), strict=True):
         plain, moved = decode(part).float(), decode(part + std * added).float()
-        rows.setdefault("smoothness", []).append((plain.flatten(1), moved.flatten(1)))
+        rows.setdefault("smoothness", []).append((plain, moved))
         if extractor is not None:
             features = extractor(to_uint8(plain)), extractor(to_uint8(moved))
             rows.setdefault("smoothness_features", []).append(features)
-    return {name: _relative(*(torch.cat(column) for column in zip(*r, strict=True))) for name, r in rows.items()}
+    return {name: _relative(*map(torch.cat, zip(*pairs, strict=True))) for name, pairs in rows.items()}
 
 
 @torch.no_grad()
@@ -69,28 +57,24 @@ def equivariance(encode: Encode, images: Tensor, stride: int, batch_size: int = 
     and right; the latents at the borders, which see other pixels or padding, are left out where the grid is at least
     4 wide. Images uint8 [n, c, h, w]. The shift is left out for grids of a single latent.
     """
-    pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    for x in images.split(batch_size):
-        z = encode(x)
-        flipped = encode(x.flip(-1))
-        pairs.setdefault("equivariance_flip", []).append((z.flip(-1).flatten(1), flipped.flatten(1)))
-        for axis in (2, 3):
-            size = z.shape[axis]
-            border = int(size >= 4)
-            if size > 1:
-                moved = encode(x.roll(stride, axis)).narrow(axis, 1 + border, size - 1 - 2 * border)
-                there = z.narrow(axis, border, size - 1 - 2 * border)
-                pairs.setdefault(f"shift {axis}", []).append((there.flatten(1), moved.flatten(1)))
-    errors = {
-        name: float(_relative(*(torch.cat(column) for column in zip(*p, strict=True)))) for name, p in pairs.items()
-    }
-    result = {"equivariance_flip": errors["equivariance_flip"]}
-    if "shift 3" in errors:
-        result["equivariance_shift"] = (errors.get("shift 2", errors["shift 3"]) + errors["shift 3"]) / 2
-    return result
+
+    def encoded(x: Tensor) -> Tensor:
+        return torch.cat([encode(part) for part in x.split(batch_size)])
+
+    z, shifts = encoded(images), []
+    flip = float(_relative(z.flip(-1), encoded(images.flip(-1))))
+    for axis in (2, 3):
+        size = z.shape[axis]
+        border = int(size >= 4)
+        inner = size - 1 - 2 * border
+        if size > 1:
+            moved = encoded(images.roll(stride, axis)).narrow(axis, 1 + border, inner)
+            shifts.append(float(_relative(z.narrow(axis, border, inner), moved)))
+    return {"equivariance_flip": flip} | ({"equivariance_shift": sum(shifts) / len(shifts)} if shifts else {})
 
 
 def _relative(a: Tensor, b: Tensor) -> Tensor:
-    """Root mean square of b - a over that of a about its mean, of vectors [n, d]."""
+    """Root mean square of b - a over that of a about its mean, of rows [n, ...]."""
+    a, b = a.flatten(1), b.flatten(1)
     spread = (a - a.mean(0)).double().square().sum()
     return ((b - a).double().square().sum() / spread.clamp_min(1e-30)).sqrt()
