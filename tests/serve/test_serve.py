@@ -78,7 +78,7 @@ def test_reconstructions_are_those_that_were_measured(folder, run_dir):
     copy, original = (kept(run_dir)[name][5] for name in ("reconstructions", "originals"))
     assert close(pixels(found["copy"]), copy)
     assert torch.equal(pixels(views.image(folder, 5)["original"]), original)
-    assert found["psnr"] == f"PSNR {psnr(original[None], pixels(found['copy'])[None]):.2f} dB"
+    assert found["psnr"] == f"PSNR {psnr(original[None], pixels(found['copy'])[None]).item():.2f} dB"
     assert views.copies(folder, "matched", 5)["stage"] == "tokenizer"
 
 

@@ -12,37 +12,27 @@ WINDOW = 11
 """Height and width of the window of SSIM, pixels."""
 
 
-def psnr(a: Tensor, b: Tensor) -> float:
-    """Mean over images of 10 log10(255^2 / mean squared difference), dB. Images uint8 [n, C, h, w].
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """10 log10(255^2 / mean squared difference) of each image, dB, float64 [n]. Images uint8 [n, C, h, w].
 
     An image that is reproduced exactly counts as one with a squared difference of 1 / (C h w), a single step of
-    a single value, so that the mean stays finite. Raises ValueError for images of another type or shape.
+    a single value, so that a mean stays finite. Raises ValueError for images of another type or shape.
     """
-    return float(psnr_values(a, b).mean())
-
-
-def psnr_values(a: Tensor, b: Tensor) -> Tensor:
-    """`psnr` of each image, float64 [n]."""
     _check_pair(a, b)
     errors = [(x.double() - y.double()).square().mean(dim=(1, 2, 3)) for x, y in _chunks(a, b)]
     smallest = 1 / a[0].numel()
     return 10 * torch.log10(255.0**2 / torch.cat(errors).clamp_min(smallest))
 
 
-def ssim(a: Tensor, b: Tensor) -> float:
-    """Mean over images of the structural similarity (Wang et al. 2004), 1 for equal images. uint8 [n, C, h, w].
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """The structural similarity (Wang et al. 2004) of each image, 1 for equal ones, float64 [n]. uint8 [n, C, h, w].
 
     As in the paper: an 11x11 Gaussian window of standard deviation 1.5, population covariance, K1 = 0.01, K2 = 0.03,
     only windows that lie inside the image; the mean over channels. Raises ValueError for images of another type or
     shape, or smaller than the window.
     """
-    return float(ssim_values(a, b).mean())
-
-
-def ssim_values(a: Tensor, b: Tensor) -> Tensor:
-    """`ssim` of each image, float64 [n]."""
     _check_pair(a, b)
-    if min(a.shape[2:]) < 11:
+    if min(a.shape[2:]) < WINDOW:
         raise ValueError(f"ssim needs images of at least 11x11 pixels, not {a.shape[2]}x{a.shape[3]}")
     return torch.cat([_ssim(x.double(), y.double()) for x, y in _chunks(a, b)])
 

@@ -158,7 +158,7 @@ def copies(folder: Folder, method: str, index: int) -> Values:
     original = folder.image(index)
     copy = folder.decode(method, folder.encode(method, original[None]))[0]
     figure = figures()["psnr"]
-    text = f"{figure.title} {figure.show(psnr(original[None], copy[None]))} {figure.unit}"
+    text = f"{figure.title} {figure.show(psnr(original[None], copy[None]).item())} {figure.unit}"
     return {"copy": picture(copy), "psnr": text, "stage": folder.tokenizer_stage(method)}
 
 

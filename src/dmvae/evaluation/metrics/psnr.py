@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from dmvae.evaluation.metrics import Figure, Metric
-from dmvae.evaluation.pairs import psnr_values
+from dmvae.evaluation.pairs import psnr
 from dmvae.registry import register
 
 
@@ -17,4 +17,4 @@ class PSNR(Metric):
     )
 
     def pairs(self, a: Tensor, b: Tensor) -> dict[str, Tensor]:
-        return {"psnr": psnr_values(a, b)}
+        return {"psnr": psnr(a, b)}
