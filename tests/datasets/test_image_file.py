@@ -158,6 +158,5 @@ def test_broken_files_are_named(tmp_path):
             read_image(tmp_path / name, 8, 3)
     with pytest.raises(BrokenImage, match=r"cut\.jpg: image file is truncated"):
         read_image(tmp_path / "cut.jpg", 8, 3)
-    with pytest.raises(BrokenImage, match="empty file"):
-        check_header(tmp_path / "empty.png")
-    check_header(tmp_path / "cut.jpg")  # the damage is behind the header
+    assert check_header(tmp_path / "empty.png") == f"{tmp_path / 'empty.png'}: empty file"
+    assert check_header(tmp_path / "cut.jpg") == ""  # the damage is behind the header

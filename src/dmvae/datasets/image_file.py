@@ -114,15 +114,16 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def check_header(path: Path) -> None:
-    """Raise BrokenImage unless the file starts like an image; reads no pixels."""
+def check_header(path: Path) -> str:
+    """What is wrong with a file, "" where it starts like an image; reads no pixels."""
     try:
         Image.open(path).close()
     except MemoryError:
         raise
     except Exception as error:
         require_disk(error, path)
-        raise _broken(path, error) from error
+        return str(_broken(path, error))
+    return ""
 
 
 def require_disk(error: Exception, what: object) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -29,7 +29,6 @@ from dmvae.registry import register
 from dmvae.runtime.files import read_json, write_json
 from dmvae.runtime.hashing import digest
 
-T = TypeVar("T")
 CACHED_BYTES = 16 * 2**30
 INDEX = 1  # changes when the index does
 SETTLED = 2.0
@@ -88,10 +87,6 @@ class ImageFolder(FilesConfig):
     def _decoded(self, paths: list[Path], key: str) -> tuple[Tensor, list[int], list[str]] | None:
         """(images [n, C, side, side], indices of the readable files, messages of the others); None where they are to be
         kept and cannot be."""
-        if self.cache == "memory":
-            keep, results, broken = _each(paths, lambda path: read_image(path, self.side, self.channels))
-            shape = (0, self.channels, self.side, self.side)
-            return torch.stack(results) if results else torch.empty(shape, dtype=torch.uint8), keep, broken
 
         def read(index: int) -> Tensor | str:
             try:
@@ -99,10 +94,16 @@ class ImageFolder(FilesConfig):
             except BrokenImage as error:
                 return str(error).removeprefix(f"{paths[index]}: ")  # the folder may lie elsewhere the next time
 
-        found = decoded(key, (len(paths), self.channels, self.side, self.side), read)
-        if found is None:
+        if self.cache == "memory":
+            with _threads() as pool:
+                results = list(pool.map(read, range(len(paths))))
+            why = {index: found for index, found in enumerate(results) if isinstance(found, str)}
+            readable = [found for found in results if isinstance(found, Tensor)]
+            images = torch.stack(readable) if readable else torch.empty(0)
+        elif found := decoded(key, (len(paths), self.channels, self.side, self.side), read):
+            images, why = found
+        else:
             return None
-        images, why = found
         keep = [index for index in range(len(paths)) if index not in why]
         return images, keep, [f"{paths[index]}: {reason}" for index, reason in why.items()]
 
@@ -166,16 +167,16 @@ def _look(folder: Path, files: Sequence[Entry], kept: Path, *, headers: bool) ->
     with _threads() as pool:
         for i, found in zip(doubtful, pool.map(ends, opened), strict=True):
             contents[i] = found
-    good, _, broken = _each(opened, check_header) if headers else (range(len(opened)), [], [])
-    bad = set(doubtful) - {doubtful[i] for i in good}
-    still = [i for i in doubtful if i in bad or not contents[i]]
+        problems = list(pool.map(check_header, opened)) if headers else [""] * len(opened)
+    broken = {i: problem for i, problem in zip(doubtful, problems, strict=True) if problem}
+    still = [i for i in doubtful if i in broken or not contents[i]]
     if still != doubtful and all(abs(now - f.ctime_ns) > SETTLED * 1e9 for f in files):
         try:
             write_json(kept, {"seen": seen, "ends": contents, "doubtful": still})
         except OSError as error:  # a folder that is full or not ours costs the next start some time and no more
             where = f"{kept.parent} ({error.strerror or error})"
             warnings.warn(f"indices of folders cannot be kept in {where}: each start opens all files", stacklevel=3)
-    return contents, [i for i in range(len(files)) if i not in bad], broken
+    return contents, [i for i in range(len(files)) if i not in broken], [*broken.values()]
 
 
 def _known(kept: Path, seen: str, folder: Path) -> tuple[list[str], list[int]] | None:
@@ -192,25 +193,3 @@ def _known(kept: Path, seen: str, folder: Path) -> tuple[list[str], list[int]] |
 
 def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(min(8, os.cpu_count() or 1))
-
-
-def _each(paths: list[Path], read: Callable[[Path], T]) -> tuple[list[int], list[T], list[str]]:
-    """`read` every file in threads: the indices that worked, their results, the messages of the others."""
-
-    def attempt(path: Path) -> tuple[T | None, str]:
-        try:
-            return read(path), ""
-        except BrokenImage as error:
-            return None, str(error)
-
-    keep: list[int] = []
-    results: list[T] = []
-    broken: list[str] = []
-    with _threads() as pool:
-        for i, (result, problem) in enumerate(pool.map(attempt, paths)):
-            if problem:
-                broken.append(problem)
-            else:
-                keep.append(i)
-                results.append(result)  # type: ignore[arg-type]  # check_header's result is None
-    return keep, results, broken
