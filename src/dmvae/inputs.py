@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dmvae import config as configs
 from dmvae.config import Values
 from dmvae.datasets import Dataset, DatasetConfig, Items, open_dataset
-from dmvae.datasets.loading import cuts, loader
+from dmvae.datasets.loading import passes
 from dmvae.datasets.mixed import Chosen, stratified
 from dmvae.datasets.pixels import as_input
 from dmvae.encoders import Encoder, EncoderConfig, load_public
@@ -198,8 +198,7 @@ class Inputs:
     def batches(self, dataset: Items) -> Iterator[Tensor]:
         """Batches of a data set, in order and without labels, on the device: images [n, c, h, w] in [-1, 1], or other
         data as float32."""
-        chosen = cuts(range(len(dataset)), self.sections.latents.batch_size)
-        for items, _ in loader(dataset, chosen, self.sections.run.workers, self.device):
+        for items, _ in passes(dataset, self.sections.latents.batch_size, self.sections.run.workers, self.device):
             yield as_input(items, self.device)
 
     def place(self, module: nn.Module) -> None:

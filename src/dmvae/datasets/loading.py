@@ -69,11 +69,9 @@ def loader(
     return Loader(dataset, batches, 0 if memory else workers, collate, pin=pin, soon=soon, stops=stops)
 
 
-def passes(
-    dataset: Items, batch_size: int, workers: int, device: torch.device, start: int = 0
-) -> Loader[tuple[Tensor, Tensor]]:
-    """One pass over the data in order, from item `start` on; the last batch may be smaller."""
-    return loader(dataset, cuts(range(start, len(dataset)), batch_size), workers, device)
+def passes(dataset: Items, batch_size: int, workers: int, device: torch.device) -> Loader[tuple[Tensor, Tensor]]:
+    """One pass over the data in order; the last batch may be smaller."""
+    return loader(dataset, cuts(range(len(dataset)), batch_size), workers, device)
 
 
 def cuts(chosen: range, batch_size: int) -> list[range]:

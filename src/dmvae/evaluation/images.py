@@ -21,7 +21,7 @@ from dmvae.config import Values
 from dmvae.datasets import Dataset
 from dmvae.datasets.image_file import BrokenImage, read_image
 from dmvae.datasets.image_scan import Entry, path_fraction, scan
-from dmvae.datasets.loading import Loader, cuts, passes
+from dmvae.datasets.loading import Loader, cuts, loader
 from dmvae.datasets.mixed import mixed
 from dmvae.datasets.pixels import unit_to_uint8
 from dmvae.evaluation.rows import gathered
@@ -77,12 +77,8 @@ class DatasetImages:
         return self.count
 
     def batches(self, chosen: range, batch_size: int) -> Iterator[Tensor]:
-        left = len(chosen)
-        for images, _ in passes(self.dataset, batch_size, self.workers, torch.device("cpu"), chosen.start):
-            yield images[:left]
-            left -= len(images)
-            if left <= 0:
-                return
+        for images, _ in loader(self.dataset, cuts(chosen, batch_size), self.workers, torch.device("cpu")):
+            yield images
 
 
 def images_in(folder: Path) -> tuple[list[Entry], tuple[str, ...]]:
