@@ -90,11 +90,11 @@ def _train(z: Tensor, labels: Tensor, classes: int, seed: int, steps: int) -> Li
     network.to(z.device)
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=BETAS, weight_decay=0.0, fused=True)
-    draw = _Draw(seed, z.device)
+    chance = torch.Generator().manual_seed(seed)  # on the CPU, as all below: a GPU trains the probe on the same numbers
     for step in range(steps):
-        index = torch.randint(len(z), (BATCH,), generator=draw.generator).to(z.device)
-        batch = z[index]
-        t, noise = draw.uniform(BATCH), draw.normal(*batch.shape)
+        index = torch.randint(len(z), (BATCH,), generator=chance).to(z.device)
+        batch, t = z[index], torch.rand(BATCH, generator=chance).to(z.device)
+        noise = torch.randn(batch.shape, generator=chance).to(z.device)
         with full_precision(z):
             loss = flow_matching_loss(network, z=batch, labels=labels[index], t=t, noise=noise)
         loss.backward()
@@ -109,15 +109,16 @@ def _train(z: Tensor, labels: Tensor, classes: int, seed: int, steps: int) -> Li
 @torch.no_grad()
 def _loss(network: LightningDiT, z: Tensor, labels: Tensor, seed: int) -> float:
     """Mean loss over z. Times are spread evenly and shuffled, which leaves less to chance than drawing them."""
-    draw = _Draw(seed + 1, z.device)
-    order = torch.randperm(len(z), generator=draw.generator).to(z.device)
+    chance = torch.Generator().manual_seed(seed + 1)
+    order = torch.randperm(len(z), generator=chance).to(z.device)
     t = (order + 0.5) / len(z)
     total = 0.0
     for part, label, time in zip(
         z.split(SAMPLING_BATCH), labels.split(SAMPLING_BATCH), t.split(SAMPLING_BATCH), strict=True
     ):
+        noise = torch.randn(part.shape, generator=chance).to(z.device)
         with full_precision(z):
-            loss = flow_matching_loss(network, z=part, labels=label, t=time, noise=draw.normal(*part.shape))
+            loss = flow_matching_loss(network, z=part, labels=label, t=time, noise=noise)
         total += float(loss) * len(part)
     return total / len(z)
 
@@ -125,21 +126,9 @@ def _loss(network: LightningDiT, z: Tensor, labels: Tensor, seed: int) -> float:
 @torch.no_grad()
 def _samples(network: LightningDiT, shape: tuple[int, int, int], labels: Tensor, seed: int) -> Iterator[Tensor]:
     """Batches of SAMPLES latents in all."""
-    draw = _Draw(seed + 2, labels.device)
+    chance = torch.Generator().manual_seed(seed + 2)
     chosen = torch.linspace(0, len(labels) - 1, SAMPLES).long() if len(labels) < SAMPLES else spaced(labels, SAMPLES)
     for label in labels[chosen.to(labels.device)].split(SAMPLING_BATCH):
+        noise = torch.randn(len(label), *shape, generator=chance).to(labels.device)
         with full_precision(labels):
-            yield sample(network, draw.normal(len(label), *shape), label, Sampling(steps=SAMPLING_STEPS))
-
-
-class _Draw:
-    """Random numbers drawn on the CPU, so that a GPU trains the probe on the same ones."""
-
-    def __init__(self, seed: int, device: torch.device) -> None:
-        self.generator, self.device = torch.Generator().manual_seed(seed), device
-
-    def normal(self, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=self.generator).to(self.device)
-
-    def uniform(self, n: int) -> Tensor:
-        return torch.rand(n, generator=self.generator).to(self.device)
+            yield sample(network, noise, label, Sampling(steps=SAMPLING_STEPS))
