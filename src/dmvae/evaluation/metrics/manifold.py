@@ -41,26 +41,17 @@ class Manifold(Metric):
                 f"{NEIGHBOURS} nearest are many of so few, and sets look alike that are not; take {FEW} or more",
                 stacklevel=4,
             )
+        x, y = real.to(device=sets.device), fake.to(device=sets.device)
+        values: dict[str, Tensor] = {}
         if min(len(real), len(fake)) > NEIGHBOURS:
-            x, y = real.to(device=sets.device), fake.to(device=sets.device)
             values = manifold_values(x, y, NEIGHBOURS, shared=sets.shared)
-            scores.add_means({f"{name}_{sets.features}": value for name, value in values.items()})
         if sets.labelled and len(real) > NEIGHBOURS and same_classes(sets.real, sets.fake):
-            found = agreement(sets)
-            scores.add_means({f"{name}_{sets.features}": value for name, value in found.items()})
+            of, asked = sets.real.labels, sets.fake.labels
+            assert of is not None
+            assert asked is not None
+            values["agreement"] = agreement_values(x, of, y, asked, NEIGHBOURS, shared=sets.shared)
+            # the real ones, each among the others
+            neighbours = nearest(x, k=NEIGHBOURS, shared=sets.shared)[1].to(of.device)
+            values["agreement-real"] = (of[neighbours] == of[:, None]).double().mean(1)
+        scores.add_means({f"{name}_{sets.features}": value for name, value in values.items()})
         return scores
-
-
-def agreement(sets: Sets) -> dict[str, Tensor]:
-    """`agreement_values` of the fake images, and of the real ones, each among the others."""
-    real, fake = sets.real, sets.fake
-    assert real.pool is not None
-    assert fake.pool is not None
-    assert real.labels is not None
-    assert fake.labels is not None
-    x, y = real.pool.to(device=sets.device), fake.pool.to(device=sets.device)
-    neighbours = nearest(x, k=NEIGHBOURS, shared=sets.shared)[1].to(real.labels.device)
-    return {
-        "agreement": agreement_values(x, real.labels, y, fake.labels, NEIGHBOURS, shared=sets.shared),
-        "agreement-real": (real.labels[neighbours] == real.labels[:, None]).double().mean(1),
-    }
