@@ -55,18 +55,9 @@ def interpolated_frechet(
     random from the nearest ten. Here the neighbour is always the nearest, so that the number is a function of the
     tokenizer. alpha = 0 gives the reconstructions' distance (rFD).
 
-    Args:
-        decode: the decoder, of normalised latents.
-        z: latents [n, C, H, W] to start from.
-        points: latents [m, C, H, W] to seek neighbours among; None seeks each one's among the others of z.
-        real: statistics of the data's features.
-        extractor: uint8 images -> features [n, d].
-        alpha: share of the way to the neighbour.
-        path: "linear" (Euclidean neighbours) or "slerp" (neighbours by angle).
-        batch_size: images in memory at a time.
-
-    Raises:
-        ValueError: an unknown path, or no neighbour to be had.
+    Neighbours of z [n, C, H, W] are sought among `points` [m, C, H, W], or without these among the others of z; by
+    distance for "linear", by angle for "slerp". real: statistics of the data's features; extractor: uint8 images ->
+    features [n, d]. Raises ValueError for an unknown path, or where there is no neighbour to be had.
     """
     if path not in ("linear", "slerp"):
         raise ValueError(f"interpolation path {path!r} is neither 'linear' nor 'slerp'")
