@@ -39,7 +39,8 @@ def manifold_values(real: Tensor, fake: Tensor, k: int = 5, *, shared: bool = Fa
     """
     if min(len(real), len(fake)) <= k:
         raise ValueError(f"sets of {len(real)} and {len(fake)} features are too small for {k} neighbours")
-    real, fake = _centred(real, fake)
+    centre = real.mean(0)  # distances are computed through inner products, which lose digits far from the origin
+    real, fake = real - centre, fake - centre
     real_radius, fake_radius = _radii(real, k, shared), _radii(fake, k, shared)
     in_real = torch.zeros(len(fake), dtype=torch.long, device=real.device)
 
@@ -82,17 +83,9 @@ def memorisation_values(train: Tensor, test: Tensor, fake: Tensor, *, shared: bo
     elsewhere. shared: as in `manifold_values`.
     """
     of_test, of_fake = (_to_nearest(x, train, shared) for x in (test, fake))
-    of_test = of_test.sort().values
-    n = len(of_test)
-    further = n - torch.searchsorted(of_test, of_fake, right=True)
-    equal = torch.searchsorted(of_test, of_fake, right=True) - torch.searchsorted(of_test, of_fake)
-    return (further.double() + equal.double() / 2) / n
-
-
-def _centred(*sets: Tensor) -> list[Tensor]:
-    """Distances are computed through inner products, which lose digits far from the origin."""
-    centre = sets[0].mean(0)
-    return [x - centre for x in sets]
+    ranked = of_test.sort().values
+    nearer, no_further = (torch.searchsorted(ranked, of_fake, right=ties) for ties in (False, True))
+    return (len(ranked) - (nearer + no_further).double() / 2) / len(ranked)
 
 
 def _to_nearest(x: Tensor, among: Tensor, shared: bool) -> Tensor:
