@@ -183,12 +183,6 @@ class Reader:
     def __init__(self, dataset: Items, collate: Collate[object], at: Tensor) -> None:
         self.dataset, self.collate, self.at = dataset, collate, at
 
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> object:
-        return self.dataset[index]
-
     def __getitems__(self, indices: Sequence[int]) -> object:
         info = get_worker_info()
         place = info.id if info else -1
