@@ -75,24 +75,24 @@ class HuggingFace(EncodedConfig):
         classes: tuple[str, ...] = ("all",)
         if label is not None:
             # of the train split, so that both splits count and name alike
-            train = table if first == name else prepared.table(first)
-            label_column(train, label, prepared.where(first)())
+            train, there = (table, where) if first == name else (prepared.table(first), prepared.where(first))
+            label_column(train, label, there())
             check_same_names(prepared.files_of(f"{first}+{name}"), label)
             given = self.given_classes()
             own = names_of(train, label, given)
             if given and own and len(given) != len(own):
                 raise ValueError(
-                    f"{prepared.where(first)()}, column {label}: has {counted(len(own), 'class', 'classes')}, "
-                    f"{_some(own)}, but data.classes names {len(given)}, {_some(given)}: name every class, in the "
-                    "column's order, or leave data.classes out"
+                    f"{there()}, column {label}: has {counted(len(own), 'class', 'classes')}, {_some(own)}, but "
+                    f"data.classes names {len(given)}, {_some(given)}: name every class, in the column's order, or "
+                    "leave data.classes out"
                 )
             if given and own and set(given) == set(own) and tuple(given) != tuple(own):
                 raise ValueError(
-                    f"{prepared.where(first)()}, column {label}: its classes are {_some(own)}, in this order, and "
-                    "data.classes names the same in another: leave it out, or give the column's order"
+                    f"{there()}, column {label}: its classes are {_some(own)}, in this order, and data.classes names "
+                    "the same in another: leave it out, or give the column's order"
                 )
             source.labels = labels_of(table, label, own, where)[list(source.rows)]
-            classes = given or own or _numbers(train, label, prepared.where(first))
+            classes = given or own or numbered(labels_of(train, label, None, there), f"{there()}, column {label}")
             of = "data.classes" if given else f"column {label} of the train split"
             check_labels(source.labels, classes, of, lambda index: source.where(index, label))
         content = _content(source, [name, image, self.limit])
@@ -143,10 +143,6 @@ def _whole(part: str) -> str:
 
 def _some(names: tuple[str, ...]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-
-
-def _numbers(train: datasets.Dataset, label: str, where: Place) -> tuple[str, ...]:
-    return numbered(labels_of(train, label, None, where), f"{where()}, column {label}")
 
 
 class Prepared:
