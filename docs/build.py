@@ -46,6 +46,7 @@ NAV = {
         "results/README",
         "results/hundred_classes",
         "results/arriving",
+        "results/same_tokenizer",
         "results/fashion_mnist",
         "results/channels",
         "results/more_images",
