@@ -8,10 +8,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from torch import nn
 
 import processes
 import tiny
+from dmvae import config as configs
 from dmvae import pipeline
+from dmvae.evaluation.feature_set import reference_features
+from dmvae.evaluation.features import Extractor, FeaturesConfig, extractor_of
+from dmvae.evaluation.features.timm import TimmFeatures
+from dmvae.evaluation.images import TensorImages
 from dmvae.recipe import load
 from dmvae.registry import load_plugins
 from dmvae.runtime.random import Random
@@ -124,6 +130,63 @@ def test_a_plugin_that_is_edited_runs_its_new_code_under_a_new_address(tmp_path)
     distribution = load(path)["main"].reference.distribution
     samples = distribution.build(SimpleNamespace(latent_shape=(4, 3, 3), num_classes=10)).sample(8, Random(0))[0]
     assert set(samples.unique().tolist()) == {-1.0, 2.0}
+
+
+EXTRACTOR = """
+from dataclasses import dataclass
+from pathlib import Path
+from torch import nn
+from dmvae.evaluation.features import Extractor, FeaturesConfig
+from dmvae.registry import register
+
+
+class Scaled(nn.Module):
+    def forward(self, x):
+        return 2.0 * x.mean(dim=(2, 3))
+
+
+@register("edit_scaled")
+@dataclass(frozen=True, kw_only=True)
+class ScaledConfig(FeaturesConfig):
+    file: Path
+
+    @property
+    def name(self):
+        return "scaled"
+
+    def build(self):
+        return Extractor(Scaled(), 3, None, (0.0,) * 3, (1.0,) * 3, name=self.name)
+"""
+
+
+def test_an_extractor_that_is_edited_computes_kept_features_of_real_images_anew(tmp_path):
+    plugin, weights = tmp_path / "mine.py", tmp_path / "weights"
+    plugin.write_text(EXTRACTOR)
+    weights.write_text("one")
+    images = TensorImages(torch.arange(4 * 3 * 8 * 8, dtype=torch.uint8).view(4, 3, 8, 8))
+
+    def kept():
+        load_plugins([plugin])
+        extractor = extractor_of(configs.read(FeaturesConfig, {"type": "edit_scaled", "file": str(weights)}))
+        found = reference_features([extractor], images, 4, "", folder=tmp_path / "kept")
+        return found[0].pool, len(list((tmp_path / "kept").glob("features-*")))
+
+    before, files = kept()
+    assert (kept()[1], files) == (1, 1)
+    plugin.write_text(EXTRACTOR.replace("2.0 *", "3.0 *"))
+    after, files = kept()
+    assert files == 2
+    assert torch.allclose(after, 1.5 * before)
+    weights.write_text("two")
+    assert kept()[1] == 3
+
+
+def test_what_is_kept_of_an_extractor_of_ours_is_found_as_before(tmp_path, monkeypatch):
+    (tmp_path / "weights").write_text("one")
+    built = Extractor(nn.Flatten(), 3, None, (0.0,) * 3, (1.0,) * 3, name="ours")
+    before = built.manifest()
+    monkeypatch.setattr(TimmFeatures, "build", lambda self: built)
+    assert extractor_of(TimmFeatures(model="test_vit", weights=tmp_path / "weights")).manifest() == before
 
 
 DERIVED = """

@@ -9,12 +9,9 @@ and those that depend on it again, and no others. A generator depends on the enc
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -25,11 +22,11 @@ from dmvae import config as configs
 from dmvae.config import Values
 from dmvae.datasets import Split, open_dataset
 from dmvae.recipe import Recipe, load
-from dmvae.registry import Registered, is_ours, nearest
+from dmvae.registry import Registered, nearest
 from dmvae.runtime.console import console
 from dmvae.runtime.done import read_done, read_source
 from dmvae.runtime.files import read_json, remove, write_text
-from dmvae.runtime.hashing import content_hash, digest
+from dmvae.runtime.hashing import code_of, content_of
 from dmvae.training.stage import AnyStage, Facts
 
 VARIANTS = "variants.json"
@@ -116,25 +113,8 @@ def _address(stage: AnyStage, recipe: Recipe, everything: Values, splits: dict[S
 def _content(member: Registered) -> Values:
     """What counts in the fingerprint besides the fields: the content of the files that they name, and that of the
     file that defines the class, where it is not ours."""
-    content = member.fingerprint()
-    if type(member).fingerprint is Registered.fingerprint and is_dataclass(member):
-        files = [value for f in fields(member) if isinstance(value := getattr(member, f.name), Path)]
-        content = content_hash(files) if files else ""
-    parts = [content, code_of(type(member))]
+    parts = [content_of(member), code_of(type(member))]
     return {"content": parts} if any(parts) else {}
-
-
-def code_of(cls: type) -> str:
-    """A hash of the file that defines a class which is not ours: of a plugin, or of a module of an installed package.
-    Of a class that a program or a notebook defines, of its own lines, where they can be had. "" for ours."""
-    if is_ours(cls):
-        return ""
-    if cls.__module__ == "__main__":
-        with suppress(OSError, TypeError):
-            return digest(inspect.getsource(cls))
-        return ""
-    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
-    return content_hash([Path(file)]) if file else ""
 
 
 def _at(values: Values, recipe: Recipe, path: str, stage: str) -> object:

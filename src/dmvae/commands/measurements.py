@@ -17,7 +17,7 @@ from dmvae import config as configs
 from dmvae.commands.parser import require
 from dmvae.config import Values
 from dmvae.evaluation.feature_set import FeatureSet, features_of, reference_features
-from dmvae.evaluation.features import Extractor, parse_features
+from dmvae.evaluation.features import Extractor, extractor_of, parse_features
 from dmvae.evaluation.images import FolderImages, Images, SampleFiles, npz_images
 from dmvae.evaluation.manifest import differences, require_same, versions
 from dmvae.evaluation.measure import PROTOCOL, measure_sets
@@ -62,7 +62,7 @@ class Setting:
         self.opened: dict[tuple[str, int | None], Images] = {}
         self.trains: list[FeatureSet] = []
         self.device = distributed.start()
-        self.extractors: list[Extractor] = [parse_features(text).build().to(self.device) for text in features]
+        self.extractors: list[Extractor] = [extractor_of(parse_features(text)).to(self.device) for text in features]
         if save_reference and len(self.extractors) != 1:
             raise ValueError("--save-reference keeps the statistics of one extractor: name one under --features")
 

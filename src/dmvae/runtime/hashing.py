@@ -1,15 +1,21 @@
-"""Hashes of files, tensors and networks."""
+"""Hashes of files, tensors, networks, and of what counts of a part besides the values of its fields."""
 
 from __future__ import annotations
 
 import hashlib
+import inspect
+import sys
 import zlib
 from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from dmvae.registry import Registered, is_ours
 
 
 def sha256_of(file: Path) -> str:
@@ -81,3 +87,24 @@ def weights_hash(network: nn.Module) -> str:
         sha.update(name.encode())
         sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return sha.hexdigest()[:16]
+
+
+def content_of(member: Registered) -> str:
+    """The `fingerprint` of a part; of one whose class defines none, a hash of the files in its fields of type Path."""
+    if type(member).fingerprint is Registered.fingerprint and is_dataclass(member):
+        files = [value for f in fields(member) if isinstance(value := getattr(member, f.name), Path)]
+        return content_hash(files) if files else ""
+    return member.fingerprint()
+
+
+def code_of(cls: type) -> str:
+    """A hash of the file that defines a class which is not ours: of a plugin, or of a module of an installed package.
+    Of a class that a program or a notebook defines, of its own lines, where they can be had. "" for ours."""
+    if is_ours(cls):
+        return ""
+    if cls.__module__ == "__main__":
+        with suppress(OSError, TypeError):
+            return digest(inspect.getsource(cls))
+        return ""
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    return content_hash([Path(file)]) if file else ""

@@ -14,7 +14,7 @@ from dmvae.config import Values
 from dmvae.datasets.mixed import spaced
 from dmvae.evaluation import probe
 from dmvae.evaluation.feature_set import FeatureSet, features_of, reference_features
-from dmvae.evaluation.features import Extractor, FeaturesConfig
+from dmvae.evaluation.features import Extractor, FeaturesConfig, extractor_of
 from dmvae.evaluation.features.effnet import EffNetLite0
 from dmvae.evaluation.images import DatasetImages, SampleFiles
 from dmvae.evaluation.latents import latent_statistics
@@ -108,7 +108,7 @@ class Measuring:
         self.measured = config.measured()
         self.parts = [metric.type for metric in self.measured if of_sets(type(metric))]
         self.tokenizer: Tokenizer = load_tokenizer(inputs.reads["latents"] / "autoencoder")
-        self.extractors = [features.build().to(inputs.device) for features in (config.features, *config.also)]
+        self.extractors = [extractor_of(features).to(inputs.device) for features in (config.features, *config.also)]
         self.lpips = PerceptualDistance(inputs.device) if config.lpips else None
         self.images = DatasetImages(inputs.test_set, config.count, inputs.sections.run.workers)
         self.title = f"{inputs.variant}  evaluate"

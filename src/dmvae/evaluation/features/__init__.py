@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmvae.config import Values
-from dmvae.registry import Registered, names, nearest
+from dmvae.registry import Registered, is_ours, names, nearest
+from dmvae.runtime.hashing import code_of, content_of
 from dmvae.runtime.precision import exact, full_precision
 
 # Convolution kernels are chosen by batch size and round differently, so networks only ever see this many images at
@@ -34,7 +35,8 @@ class Extractor(nn.Module):
     `network` maps float images [CHUNK, 3, r, r], resized to `resolution` (None: left as they are) and normalised
     as (x / 255 - mean) / std, to features [CHUNK, dim]. A network with further outputs names them, with their
     widths, in `more`: it then returns all outputs concatenated, [CHUNK, dim + ...], and `heads` splits them.
-    `name` and `weights` (a hash) go into manifests. Raises ValueError for images of another type or shape.
+    `name` and `weights` (a hash) go into manifests, and so does `code`, which `extractor_of` sets. Raises ValueError
+    for images of another type or shape.
     """
 
     mean: Tensor
@@ -56,7 +58,7 @@ class Extractor(nn.Module):
         self.network = network.eval().requires_grad_(False)
         self.dim, self.resolution = dim, resolution
         self.widths = {POOL: dim} | (more or {})
-        self.name, self.weights = name, weights
+        self.name, self.weights, self.code = name, weights, ""
         self.register_buffer("mean", 255 * torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std).view(-1, 1, 1), persistent=False)
 
@@ -96,7 +98,8 @@ class Extractor(nn.Module):
             "mean": [round(value, 4) for value in self.mean.flatten().tolist()],
             "std": [round(value, 4) for value in self.std.flatten().tolist()],
         }
-        return {"name": self.name, "weights": self.weights, "dtype": "float32"} | prepared
+        code = {"code": self.code} if self.code else {}
+        return {"name": self.name, "weights": self.weights, "dtype": "float32"} | prepared | code
 
 
 def in_chunks(network: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
@@ -133,6 +136,15 @@ class FeaturesConfig(Registered):
     def build(self) -> Extractor:
         """The extractor. Raises ValueError, with the fix, when its package or weights are missing."""
         raise NotImplementedError
+
+
+def extractor_of(config: FeaturesConfig) -> Extractor:
+    """What `build` returns. Where the class is not ours, its code and files name kept features too: after an edit the
+    features are others."""
+    extractor = config.build()
+    if not is_ours(type(config)):
+        extractor.code = code_of(type(config)) + content_of(config)
+    return extractor
 
 
 def parse_features(text: str) -> FeaturesConfig:
