@@ -250,6 +250,29 @@ def test_stages_metrics_and_samplers_of_plugins_count_where_they_are_used(tmp_pa
     assert a["tokenizer"] == b["tokenizer"]
 
 
+def test_files_that_a_stage_of_a_plugin_names_count_where_it_is_used(tmp_path):
+    source = renamed("file_").replace("SharpenConfig(TrainingConfig)", "SharpenConfig(Starting)")
+    source = source.replace("    strength: float = 1.0", "    file: Path")
+    more = "from pathlib import Path\nfrom dmvae.training.starting import Starting\n"
+    (tmp_path / "mine.py").write_text(more + source)
+    file, start = tmp_path / "points.npz", tmp_path / "start"
+    file.write_text("one")
+    start.mkdir()
+    (start / "config.json").write_text("{}")
+
+    def folders():
+        section = {"steps": 2, "batch_size": 8, "file": str(file), "start_from": str(start)}
+        over = {"plugins": [str(tmp_path / "mine.py")], "variants": {"main": {}}, "file_sharpen": section}
+        return tiny.folders_of(tiny.write(tmp_path, **over))
+
+    before = folders()
+    start = start.rename(tmp_path / "elsewhere")  # which the section of ours counts by what it holds
+    assert folders() == before
+    file.write_text("two")
+    after = folders()
+    assert {stage for stage in before if before[stage] != after[stage]} == {"file_sharpen"}
+
+
 def test_a_copy_of_a_plugin_counts_as_the_same(tmp_path):
     """As runs of two checkouts name them."""
     for name in ("one", "two"):

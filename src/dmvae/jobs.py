@@ -22,11 +22,11 @@ from dmvae import config as configs
 from dmvae.config import Values
 from dmvae.datasets import Split, open_dataset
 from dmvae.recipe import Recipe, load
-from dmvae.registry import Registered, nearest
+from dmvae.registry import Registered, is_ours, nearest
 from dmvae.runtime.console import console
 from dmvae.runtime.done import read_done, read_source
 from dmvae.runtime.files import read_json, remove, write_text
-from dmvae.runtime.hashing import code_of, content_of
+from dmvae.runtime.hashing import code_of, content_of, files_of
 from dmvae.training.stage import AnyStage, Facts
 
 VARIANTS = "variants.json"
@@ -104,8 +104,12 @@ def _address(stage: AnyStage, recipe: Recipe, everything: Values, splits: dict[S
         "uses": {path: value for path, value in uses.items() if value is not None},
         "reads": reads,
     }
-    if own := [code for cls in stage.code(recipe.section(stage)) if (code := code_of(cls))]:
+    section = recipe.section(stage)
+    if own := [code for cls in stage.code(section) if (code := code_of(cls))]:
         key["code"] = own
+    # of ours, each says itself how its files count
+    if files := files_of(section, next(filter(is_ours, type(section).__mro__), object)):
+        key["files"] = files
     fingerprint = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
     return f"{stage.name}-{fingerprint}"
 

@@ -91,10 +91,17 @@ def weights_hash(network: nn.Module) -> str:
 
 def content_of(member: Registered) -> str:
     """The `fingerprint` of a part; of one whose class defines none, a hash of the files in its fields of type Path."""
-    if type(member).fingerprint is Registered.fingerprint and is_dataclass(member):
-        files = [value for f in fields(member) if isinstance(value := getattr(member, f.name), Path)]
-        return content_hash(files) if files else ""
-    return member.fingerprint()
+    return member.fingerprint() or (
+        files_of(member, Registered) if type(member).fingerprint is Registered.fingerprint else ""
+    )
+
+
+def files_of(config: object, known: type) -> str:
+    """A hash of the files in a config's fields of type Path that the class `known` does not have; "" without any."""
+    names = [f.name for f in fields(config)] if is_dataclass(config) else []
+    ours = [f.name for f in fields(known)] if is_dataclass(known) else []
+    files = [value for name in names if name not in ours and isinstance(value := getattr(config, name), Path)]
+    return content_hash(files) if files else ""
 
 
 def code_of(cls: type) -> str:
