@@ -1,5 +1,6 @@
 """What a data set of somebody's own gives is looked at before the first stage."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from dmvae.datasets.shapes import Shapes
 from dmvae.models.base import Model
 from dmvae.recipe import load
 from dmvae.references import ReferenceConfig
+from dmvae.references.array import ArrayReference
 
 IMAGES = torch.zeros(48, 3, 12, 12, dtype=torch.uint8)
 LABELS = torch.arange(48) % 3
@@ -134,6 +136,53 @@ def test_the_content_of_files_in_fields_counts_in_fingerprints(tmp_path):
     assert before == jobs._content(Mine(file=file, words="other"))
     file.write_bytes(b"two")
     assert jobs._content(Mine(file=file)) != before
+
+
+def test_new_files_of_a_class_that_derives_from_one_with_a_fingerprint_count(tmp_path):
+    @dataclass(frozen=True, kw_only=True)
+    class Mine(ArrayReference):
+        more: Path
+
+    points, more = tmp_path / "points.npy", tmp_path / "more"
+    points.write_bytes(b"one")
+    more.write_bytes(b"one")
+    seen = [jobs._content(Mine(path=str(points), more=more))]
+    assert seen[0]["content"][0].startswith(jobs._content(ArrayReference(path=str(points)))["content"][0])
+    for file in (points, more):
+        file.write_bytes(b"two")
+        seen.append(jobs._content(Mine(path=str(points), more=more)))
+        assert seen[-1] not in seen[:-1]
+
+
+def test_a_folder_counts_by_the_names_and_contents_of_its_files(tmp_path):
+    @dataclass(frozen=True, kw_only=True)
+    class Mine(ReferenceConfig):
+        folder: Path
+
+    folder = tmp_path / "weights"
+    (folder / "deep").mkdir(parents=True)
+    seen = []
+    for change in (
+        lambda: (folder / "deep" / "a").write_text("one"),
+        lambda: (folder / "deep" / "a").write_text("other"),
+        lambda: (folder / "deep" / "a").rename(folder / "a"),
+    ):
+        change()
+        seen.append(jobs._content(Mine(folder=folder)))
+    assert seen[0] != seen[1] != seen[2] != seen[0]
+    shutil.copytree(folder, tmp_path / "copy" / "weights")
+    assert jobs._content(Mine(folder=tmp_path / "copy" / "weights")) == seen[-1]
+
+
+def test_files_of_data_count_by_what_its_build_returns(tmp_path):
+    @dataclass(frozen=True, kw_only=True)
+    class Mine(Shapes):
+        folder: Path
+
+    (tmp_path / "a").write_text("one")
+    before = jobs._content(Mine(size=8, folder=tmp_path))
+    (tmp_path / "a").write_text("other")
+    assert jobs._content(Mine(size=8, folder=tmp_path)) == before
 
 
 def test_two_generators_whose_networks_have_one_name_are_told(monkeypatch):

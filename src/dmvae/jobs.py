@@ -20,7 +20,7 @@ import yaml
 
 from dmvae import config as configs
 from dmvae.config import Values
-from dmvae.datasets import Split, open_dataset
+from dmvae.datasets import DatasetConfig, Split, open_dataset
 from dmvae.recipe import Recipe, load
 from dmvae.registry import Registered, is_ours, nearest
 from dmvae.runtime.console import console
@@ -116,8 +116,9 @@ def _address(stage: AnyStage, recipe: Recipe, everything: Values, splits: dict[S
 
 def _content(member: Registered) -> Values:
     """What counts in the fingerprint besides the fields: the content of the files that they name, and that of the
-    file that defines the class, where it is not ours."""
-    parts = [content_of(member), code_of(type(member))]
+    file that defines the class, where it is not ours. Of data, `build` returns the hash of all that is read."""
+    content = member.fingerprint() if isinstance(member, DatasetConfig) else content_of(member)
+    parts = [content, code_of(type(member))]
     return {"content": parts} if any(parts) else {}
 
 

@@ -62,7 +62,7 @@ class Registered:
 
     def fingerprint(self) -> str:
         """A hash of the files that the config names, "" without any. Stages that use the member run again when it
-        changes. A class that defines none has that of the files in its fields of type Path."""
+        changes. What fields of type Path name counts besides, but for fields of the class that defines this method."""
         return ""
 
 

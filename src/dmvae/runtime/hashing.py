@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import os
 import sys
 import zlib
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ def sha256_of(file: Path) -> str:
     return _sha256(file, stat.st_size, stat.st_mtime_ns)
 
 
-@lru_cache
+@cache
 def _sha256(file: Path, size: int, mtime_ns: int) -> str:
     sha = hashlib.sha256()
     with file.open("rb") as stream:
@@ -42,13 +43,16 @@ def crc(file: Path) -> int:
     return found
 
 
-def content_hash(files: Iterable[Path]) -> str:
-    """16 hex digits of the names and contents of files; one that is not there counts by its name."""
+def content_hash(paths: Iterable[Path]) -> str:
+    """16 hex digits of the names and contents of files and folders; what is not there counts by its name."""
     sha = hashlib.sha256()
-    for file in files:
-        sha.update(file.name.encode())
-        if file.is_file():
-            sha.update(bytes.fromhex(sha256_of(file)))
+    for path in paths:
+        sha.update(path.name.encode())
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():
+                if file != path:
+                    sha.update(os.fsencode(file.relative_to(path)))
+                sha.update(bytes.fromhex(sha256_of(file)))
     return sha.hexdigest()[:16]
 
 
@@ -90,10 +94,10 @@ def weights_hash(network: nn.Module) -> str:
 
 
 def content_of(member: Registered) -> str:
-    """The `fingerprint` of a part; of one whose class defines none, a hash of the files in its fields of type Path."""
-    return member.fingerprint() or (
-        files_of(member, Registered) if type(member).fingerprint is Registered.fingerprint else ""
-    )
+    """The `fingerprint` of a part, and a hash of the files in fields of type Path that the class which defines this
+    does not have."""
+    owner = next(cls for cls in type(member).__mro__ if "fingerprint" in vars(cls))
+    return member.fingerprint() + files_of(member, owner)
 
 
 def files_of(config: object, known: type) -> str:
