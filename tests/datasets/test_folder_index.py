@@ -10,14 +10,14 @@ from contextlib import ExitStack
 import pytest
 from folders import BOTH, break_some, classes, open_split, picture
 
-from dmvae.datasets import image_folder, skipped
+from dmvae.datasets import image_folder, image_scan, skipped
 from dmvae.datasets.image_folder import FolderDataset, ends
 
 
 @pytest.fixture
 def opened(monkeypatch):
     """The names of the files that are opened to look at them. Those that a test has just made count as settled."""
-    monkeypatch.setattr(image_folder, "SETTLED", -1.0)
+    monkeypatch.setattr(image_scan, "SETTLED", -1.0)
     names = []
     for look in ("ends", "check_header"):
         there = getattr(image_folder, look)
@@ -169,7 +169,7 @@ def test_files_that_have_changed_a_moment_ago_are_not_trusted(tmp_path, private_
     classes(tmp_path)
     found(tmp_path)
     assert not (private_cache / "folder_index").exists()
-    monkeypatch.setattr(image_folder, "SETTLED", 0.5)
+    monkeypatch.setattr(image_scan, "SETTLED", 0.5)
     time.sleep(0.6)
     found(tmp_path)
     assert (private_cache / "folder_index").exists()

@@ -1,11 +1,13 @@
 import errno
 import gzip
 import json
+import os
 import tarfile
 
 import pytest
 
 from dmvae import config as configs
+from dmvae.datasets import image_scan
 from dmvae.datasets.tar_index import NAME
 from dmvae.datasets.webdataset import WebDataset
 from packed import noise, opener, png, samples, shards_of, tar, values
@@ -14,7 +16,9 @@ open_split, fails = opener(WebDataset)
 
 
 @pytest.fixture
-def shards(tmp_path):
+def shards(tmp_path, monkeypatch):
+    """Shards that count as settled, though they have just been made."""
+    monkeypatch.setattr(image_scan, "SETTLED", -1.0)
     return shards_of(tmp_path / "shards")
 
 
@@ -122,6 +126,25 @@ def test_the_index_is_made_once(shards, private_cache, monkeypatch):
     assert json.loads(kept[0].read_text())["offsets"]
     monkeypatch.setattr("dmvae.datasets.webdataset.read_index", None)
     assert values(open_split(shards, cache_gib=0.0)) == first
+
+
+def test_a_shard_of_the_same_size_and_time_is_indexed_anew(shards):
+    shard = shards / "x-train-000.tar"
+    before, there = open_split(shards, cache_gib=0.0), shard.stat()
+    tar(shard, samples(range(20, 26)))
+    os.utime(shard, ns=(there.st_atime_ns, there.st_mtime_ns))
+    assert (shard.stat().st_size, shard.stat().st_mtime_ns) == (there.st_size, there.st_mtime_ns)
+    after = open_split(shards, cache_gib=0.0)
+    assert values(after) == [*range(20, 26), *range(6, 15)]
+    assert after.labels.tolist() != before.labels.tolist()
+    assert after.fingerprint != before.fingerprint
+
+
+def test_the_index_of_a_shard_that_has_just_changed_is_not_kept(shards, private_cache, monkeypatch):
+    """It may change again within what its file system takes for one moment."""
+    monkeypatch.setattr(image_scan, "SETTLED", 60.0)
+    assert values(open_split(shards, cache_gib=0.0)) == list(range(15))
+    assert not (private_cache / "tar_index").exists()
 
 
 def test_a_shard_that_changes_underfoot_is_no_broken_image(shards):

@@ -21,7 +21,7 @@ from dmvae.datasets.decoded import decoded
 from dmvae.datasets.download import cache_folder, existing_folder
 from dmvae.datasets.encoded import ENDS, DecodedWhenRead
 from dmvae.datasets.image_file import PIXELS, BrokenImage, check_header, read_image
-from dmvae.datasets.image_scan import HELD_OUT, Entry, folders, path_fraction, split_files
+from dmvae.datasets.image_scan import HELD_OUT, Entry, folders, path_fraction, settled, split_files
 from dmvae.datasets.memory import MemoryDataset
 from dmvae.datasets.skipped import OnBroken, tell
 from dmvae.ranges import Range
@@ -31,9 +31,6 @@ from dmvae.runtime.hashing import digest
 
 CACHED_BYTES = 16 * 2**30
 INDEX = 1  # changes when the index does
-SETTLED = 2.0
-"""Seconds: files that have changed so short a time ago may change again at what is the same time, which is coarse on
-some file systems. Their index is not kept."""
 UNCOMPRESSED = (".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 
 
@@ -170,7 +167,7 @@ def _look(folder: Path, files: Sequence[Entry], kept: Path, *, headers: bool) ->
         problems = list(pool.map(check_header, opened)) if headers else [""] * len(opened)
     broken = {i: problem for i, problem in zip(doubtful, problems, strict=True) if problem}
     still = [i for i in doubtful if i in broken or not contents[i]]
-    if still != doubtful and all(abs(now - f.ctime_ns) > SETTLED * 1e9 for f in files):
+    if still != doubtful and all(settled(f.ctime_ns, now) for f in files):
         try:
             write_json(kept, {"seen": seen, "ends": contents, "doubtful": still})
         except OSError as error:  # a folder that is full or not ours costs the next start some time and no more

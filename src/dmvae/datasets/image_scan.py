@@ -19,6 +19,9 @@ from dmvae.runtime.words import counted
 HELD_OUT = ("test", "val", "valid", "validation")
 ALMOST = frozenset(["train", "training", "trainset", "test", "testing", "testset", "dev", "eval", *HELD_OUT])
 """What folders of splits are called, in small letters. Where a folder has nothing else they are no classes."""
+SETTLED = 2.0
+"""Seconds: files that have changed so short a time ago may change again at what is the same time, which is coarse on
+some file systems. Their index is not kept."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,11 @@ class Entry:
     """When it was last written."""
     ctime_ns: int
     """When it was last written, renamed, or given other rights or times."""
+
+
+def settled(ctime_ns: int, now: int) -> bool:
+    """Whether a file that changed then will show a change after `now`, in ns since 1970, by its time."""
+    return abs(now - ctime_ns) > SETTLED * 1e9
 
 
 def split_files(root: Path, split: Split, fraction: float) -> tuple[Path, list[Entry], tuple[str, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +17,7 @@ from dmvae.datasets import Dataset, Split
 from dmvae.datasets.download import cache_folder
 from dmvae.datasets.encoded import EncodedConfig, check_labels, choose, numbered, open_images
 from dmvae.datasets.image_file import PIXELS
-from dmvae.datasets.image_scan import HELD_OUT
+from dmvae.datasets.image_scan import HELD_OUT, settled
 from dmvae.datasets.skipped import note
 from dmvae.datasets.tar_index import Samples, read_index
 from dmvae.registry import nearest, register
@@ -93,8 +94,9 @@ class WebDataset(EncodedConfig):
 
     def _index(self, shard: Path, label: str | None) -> Samples:
         """The samples of a shard, from the kept index where the shard is as it was. Raises ValueError."""
-        stat = shard.stat()
-        key = digest(INDEX, PIXELS, str(shard.resolve()), stat.st_size, stat.st_mtime_ns, self.image_extension, label)
+        stat, now = shard.stat(), time.time_ns()
+        seen = (str(shard.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        key = digest(INDEX, PIXELS, seen, self.image_extension, label)
         kept = cache_folder() / "tar_index" / f"{key}.json"
         try:
             if kept.is_file():
@@ -103,7 +105,8 @@ class WebDataset(EncodedConfig):
             warnings.warn(f"{error}: the index of {shard} is made anew", stacklevel=3)
         samples = read_index(shard, self.image_extension and _ending(self.image_extension), label)
         try:
-            write_json(kept, asdict(samples))
+            if settled(stat.st_ctime_ns, now):
+                write_json(kept, asdict(samples))
         except OSError as error:  # a folder that is full or not ours costs the next stage some time and no more
             where = f"{kept.parent} ({error.strerror or error})"
             warnings.warn(f"indices of shards cannot be kept in {where}: each stage makes them anew", stacklevel=3)
