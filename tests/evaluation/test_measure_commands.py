@@ -1,6 +1,7 @@
 """`dmvae measure` at its command line: what it refuses, and that it agrees with the run's own stage."""
 
 import json
+import shutil
 import warnings
 
 import numpy as np
@@ -182,19 +183,22 @@ def test_pipelines_and_tokenizers(tmp_path, folders, capsys, monkeypatch):
     sampler = read_scores(tmp_path / "s.json")["manifest"]["measured"]["sampler"]
     assert sampler["guidance_interval"] == [0.2, 0.9]
     monkeypatch.chdir("/")
-    for file in (tmp_path / "s.json", tmp_path / "t.json", tmp_path / "run/kl/evaluate/metrics.json"):
+    shutil.copytree(tmp_path / "run", tmp_path / "copy", symlinks=True)
+    (tmp_path / "run/kl/recipe.yaml").unlink()  # a check of the copy looks at nothing of the run itself
+    of_copy = tmp_path / "copy/kl/evaluate/metrics.json"
+    for file in (tmp_path / "s.json", tmp_path / "t.json", of_copy):
         capsys.readouterr()
         cli.main(["measure", "--check", str(file)])
         assert "agrees" in capsys.readouterr().out
-    stage = read_scores(tmp_path / "run/kl/evaluate/metrics.json")
+    stage = read_scores(of_copy)
     stage["knn"] += 0.1
     stage["latents"]["effective_rank"] *= 2
-    (tmp_path / "run/kl/evaluate/metrics.json").write_text(json.dumps(stage))
+    of_copy.write_text(json.dumps(stage))
     code, said = complain(capsys, "--check", tmp_path / "none.json")
     assert (code, "none.json: no such file; give one that" in said) == (2, True)
     code, said = complain(capsys, "--check", tmp_path)
     assert (code, f"{tmp_path}: that is a folder; give" in said) == (2, True)
-    code, said = complain(capsys, "--check", tmp_path / "run/kl/evaluate/metrics.json")
+    code, said = complain(capsys, "--check", of_copy)
     assert code == 1
     assert "knn was" in said
     assert "latents.effective_rank was" in said

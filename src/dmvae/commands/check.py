@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -47,7 +48,7 @@ def check(path: Path, *, trust: bool = False) -> tuple[dict[str, tuple[float, fl
     if not isinstance(call, dict):
         raise ValueError(f"{path} does not say how it was made (manifest.call): it cannot be measured again")
     try:
-        now = _evaluate(call, trust) if call.get("kind") == "evaluate" else _measure_again(call)
+        now = _evaluate(_here(path, call), trust) if call.get("kind") == "evaluate" else _measure_again(call)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     values = _figures(now)
@@ -156,6 +157,17 @@ def _measure_again(call: Values) -> Values:
             except ValueError as error:
                 raise ValueError(f"manifest.call.options.{name}: {value!r} is no value for it") from error
     return measure(kind, paths, fresh=True, **asked)
+
+
+def _here(path: Path, call: Values) -> Values:
+    """The call of a run's file, naming the run that the file lies in: that may be a copy, or have been moved."""
+    folder = path.resolve().parent
+    links = folder.parent.parent.glob(f"*/{EvaluateStage.name}") if folder.parent.name == "stages" else ()
+    variants = sorted(link.parent.name for link in links if os.path.realpath(link) == str(folder))
+    if not variants:
+        return call
+    variant = call["variant"] if call.get("variant") in variants else variants[0]
+    return call | {"run_dir": str(folder.parent.parent), "variant": variant}
 
 
 def _evaluate(call: Values, trust: bool) -> Values:
