@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from dmvae import config as configs
 from dmvae.config import Values
-from dmvae.jobs import VARIANTS, Job, record
+from dmvae.fitting import fit
+from dmvae.jobs import VARIANTS, Job, plan, record
 from dmvae.options import flat
 from dmvae.recipe import Recipe
 from dmvae.runtime.console import console
@@ -24,6 +25,8 @@ from dmvae.runtime.words import few
 from dmvae.runtime.yaml_text import read_yaml
 
 RUNNING = ".running"
+OTHERWISE = "its data or a plugin have changed"
+"""Why a stage is another one where no field has changed."""
 
 
 @contextmanager
@@ -114,29 +117,49 @@ def begun_anew(run_dir: Path, jobs: Sequence[Job]) -> list[str]:
     told: dict[Path, str] = {}
     anew: set[str] = set()
     for job in jobs:
-        link = run_dir / job.variant / job.stage.name
-        there = run_dir / "stages" / Path(os.readlink(link)).name if link.is_symlink() else job.folder
-        state = replace(job, folder=there).state
+        before = _linked(run_dir, job)
+        there, state = before.folder, before.state
         if job.state != "new" or state not in ("interrupted", "finished"):
             continue
         if there in told:
             anew.add(job.variant)
             continue
-        order = [stage.name for stage in job.recipe.stages()]
-        after = (*order[order.index(job.stage.name) + 1 :], "name")
-        fields = [
-            f"{place} is {configs.written(new)} and was {configs.written(old)}"
-            for place, old, new in _changed(run_dir, job.variant, job.recipe)
-            if place.partition(".")[0] not in after
-        ]
+        fields = _fields(run_dir, job)
         goes_on = f"the earlier command goes on with {there}, which is not finished"
         if state == "finished":
             if fields or job.variant in anew:  # asked for; or told of a stage before
                 continue
             goes_on = f"{there} is finished, and not used"
         anew.add(job.variant)
-        told[there] = (
-            f"{job.variant}/{job.stage.name}: begins anew, as {few(fields) or 'its data or a plugin have changed'}; "
-            + goes_on
-        )
+        told[there] = f"{job.variant}/{job.stage.name}: begins anew, as {few(fields) or OTHERWISE}; " + goes_on
     return list(told.values())
+
+
+def left_behind(run_dir: Path, others: Mapping[str, Recipe], asked: Collection[str]) -> dict[str, str]:
+    """Variant -> what has changed since its finished stages in the folder, in words, of those of the `others` that
+    would be run anew. Nothing is said of one whose data cannot be opened. `asked`: the fields that options set."""
+    told: dict[str, str] = {}
+    for variant, recipe in others.items():
+        with suppress(ValueError):
+            for job in plan(fit({variant: recipe}, asked)[0], run_dir):
+                before = _linked(run_dir, job)
+                if before.folder != job.folder and before.finished:
+                    told.setdefault(variant, few(_fields(run_dir, job)) or OTHERWISE)
+    return told
+
+
+def _linked(run_dir: Path, job: Job) -> Job:
+    """The job in the folder to which the variant's link leads; itself where there is none."""
+    link = run_dir / job.variant / job.stage.name
+    return replace(job, folder=run_dir / "stages" / Path(os.readlink(link)).name) if link.is_symlink() else job
+
+
+def _fields(run_dir: Path, job: Job) -> list[str]:
+    """What has changed of the variant's recipe in the folder, but for sections of stages after the job's, in words."""
+    order = [stage.name for stage in job.recipe.stages()]
+    after = (*order[order.index(job.stage.name) + 1 :], "name")
+    return [
+        f"{place} is {configs.written(new)} and was {configs.written(old)}"
+        for place, old, new in _changed(run_dir, job.variant, job.recipe)
+        if place.partition(".")[0] not in after
+    ]

@@ -132,5 +132,5 @@ def run(
     with joined(how.timeout):
         jobs = pipeline.run(recipes, run_dir, asked=list(flat(overrides)))
         if distributed.is_main():
-            finish(jobs, run_dir)
+            finish(jobs, run_dir, {})
     return Run(run_dir)

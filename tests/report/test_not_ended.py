@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from dataclasses import replace
 
 import pytest
 from benchmarks import results
@@ -10,7 +11,7 @@ from benchmarks import results
 import tiny
 from dmvae import cli
 from dmvae import config as configs
-from dmvae.jobs import plan, record
+from dmvae.jobs import jobs_of, plan, record
 from dmvae.recipe import load
 from dmvae.report import table
 from dmvae.report.run import Run
@@ -195,3 +196,31 @@ def test_a_run_that_measured_nothing_names_no_features(capsys):
     title, *table = capsys.readouterr().out.splitlines()
     assert title.strip() == "mine"
     assert "time, s" in "".join(table)
+
+
+def test_rows_of_variants_that_were_run_by_earlier_settings_say_so_and_are_not_ranked(tmp_path, capsys, monkeypatch):
+    path, run_dir = tiny.write(tmp_path), tmp_path / "run"
+    recipes, given = load(path), []
+    jobs = plan(recipes, run_dir)
+    record(recipes, jobs, run_dir, list(recipes))
+    for job in jobs:
+        finish(job, 20.0)
+    monkeypatch.setattr("dmvae.pipeline.run", lambda recipes, run_dir, **_: plan(recipes, run_dir))
+    monkeypatch.setattr("dmvae.commands.run.finish", lambda jobs, run_dir, earlier: given.append(earlier))
+    one, edit = ["--variant", "matched"], ["--sample.steps", "3"]
+    for options in (one, one + edit, edit, [*one, "--run.workers", "3"]):
+        cli.main(["run", str(path), *options])
+    assert given == [{}, {"kl": "sample.steps is 3 and was 2"}, {}, {}]
+    jobs = jobs_of(run_dir)
+    summary = write_summary(jobs, run_dir, given[1])
+    assert summary["unlike"] == {"kl": "earlier settings"}
+    capsys.readouterr()
+    print_summary(summary)
+    out, page = capsys.readouterr().out, table.results(Run(run_dir, jobs))
+    assert "kl (by earlier settings)" in out
+    assert "kl (by earlier settings)" in page
+    assert "of earlier settings, as sample.steps is 3 and was 2: kl" in out.splitlines()
+    assert write_summary(jobs, run_dir) == summary  # as `dmvae report` writes it
+    again = [replace(job, folder=run_dir / "stages/evaluate-other") if job is jobs[-1] else job for job in jobs]
+    assert [job.variant for job in again][-1] == "kl"
+    assert write_summary(again, run_dir)["unlike"] == {}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
 from dmvae import pipeline
-from dmvae.claims import require_linked
+from dmvae.claims import left_behind, require_linked
 from dmvae.commands.help import placeholders, print_fields, print_values
 from dmvae.commands.parser import USAGE, CheckFailed, Parser, parse_overrides
 from dmvae.commands.plan import Machine, bytes_of, print_plan
@@ -17,7 +17,7 @@ from dmvae.commands.trust import require_no_code
 from dmvae.config import FieldError, Values
 from dmvae.fitting import fit
 from dmvae.idle import idle
-from dmvae.jobs import Job, jobs_of, recipes_of
+from dmvae.jobs import Job, by_variant, jobs_of, recipes_of
 from dmvae.merging import merge, sources
 from dmvae.options import flat, told
 from dmvae.recipe import Recipe, Recipes, load, method_of, recipe_class
@@ -75,7 +75,9 @@ def run(command: str, arguments: list[str], commands: Sequence[str] = ("run", "s
         jobs = pipeline.run(recipes, run_dir, only=only, variants=whole, verify=verify, asked=asked)
         if only is None and distributed.is_main():
             # The other variants of the recipe have their place in the table too, as far as they were run.
-            finish(jobs_of(run_dir, jobs) if known.variant else jobs, run_dir)
+            jobs = jobs_of(run_dir, jobs) if known.variant else jobs
+            others = {name: whole[name] for name in by_variant(jobs) if name in whole and name not in recipes}
+            finish(jobs, run_dir, left_behind(run_dir, others, asked))
     forget_lost()
 
 
@@ -201,18 +203,19 @@ def report(command: str, arguments: list[str]) -> None:
         finish(jobs_of(run_dirs[0]), run_dirs[0])
 
 
-def finish(jobs: list[Job], run_dir: Path) -> None:
-    """Write what a run leaves for people: summary.json, the report, a pipeline for every generator."""
+def finish(jobs: list[Job], run_dir: Path, earlier: Mapping[str, str] | None = None) -> None:
+    """Write what a run leaves for people: summary.json, the report, a pipeline for every generator. `earlier`: see
+    `write_summary`."""
     with locked(run_dir):  # from other processes that have done the same run's other stages
         require_linked(jobs, run_dir)
-        tell(jobs, run_dir)
+        tell(jobs, run_dir, earlier)
         for folder in write_pipelines(jobs, run_dir):
             console.print(f"pipeline: {folder}")
 
 
-def tell(jobs: list[Job], out: Path) -> None:
+def tell(jobs: list[Job], out: Path, earlier: Mapping[str, str] | None = None) -> None:
     """Write summary.json and the report into a folder, and print the table."""
-    summary = write_summary(jobs, out)
+    summary = write_summary(jobs, out, earlier)
     path = write_report(out, jobs)
     print_summary(summary)
     console.print(f"summary:  {out / 'summary.json'}\nreport:   {path}")

@@ -9,6 +9,7 @@ import os
 import platform
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from textwrap import fill
 
@@ -25,33 +26,49 @@ from dmvae.report.figures import shown
 from dmvae.runtime.console import console
 from dmvae.runtime.done import require_intact
 from dmvae.runtime.files import read_json, write_text
-from dmvae.runtime.words import counted
+from dmvae.runtime.words import counted, few
 from dmvae.stages.arrival import LEAST
 
 TOKENIZER_UPDATES = ("tokenizer", "decoder", "encoder")
 """Names of the updates whose images count as those that a tokenizer has seen."""
 
 
-def write_summary(jobs: list[Job], run_dir: Path) -> Values:
-    """Write `summary_of` the jobs to run_dir/summary.json, and return it."""
-    summary = summary_of(jobs)
-    write_text(run_dir / "summary.json", json.dumps(summary, indent=1))
+def write_summary(jobs: list[Job], run_dir: Path, earlier: Mapping[str, str] | None = None) -> Values:
+    """Write `summary_of` the jobs to run_dir/summary.json, and return it. earlier: {method: what has changed since it
+    was run}; None takes what the summary says that is there."""
+    path = run_dir / "summary.json"
+    if earlier is None:
+        with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # none, or a damaged one
+            earlier = _still(read_json(path, dict), jobs)
+    summary = summary_of(jobs, earlier or {})
+    write_text(path, json.dumps(summary, indent=1))
     return summary
 
 
 def as_it_stands(summary: Values, jobs: list[Job]) -> Values:
     """A run's summary, made again where stages have been finished since it was written, by themselves, and none is left
     to do: while methods train, it tells of the run's last end."""
-    told = {(of["variant"], of["stage"], Path(of["folder"]).name) for of in summary.get("stages", ())}
-    now = {(job.variant, job.stage.name, job.folder.name) for job in jobs}
-    return summary_of(jobs) if told and told != now and all(job.finished for job in jobs) else summary
+    told, now = _folders(summary), {(job.variant, job.stage.name, job.folder.name) for job in jobs}
+    anew = told and told != now and all(job.finished for job in jobs)
+    return summary_of(jobs, _still(summary, jobs)) if anew else summary
 
 
-def summary_of(jobs: list[Job]) -> Values:
+def _folders(summary: Values) -> set[tuple[str, str, str]]:
+    """(variant, stage, name of its folder) of what was finished."""
+    return {(of["variant"], of["stage"], Path(of["folder"]).name) for of in summary.get("stages", ())}
+
+
+def _still(summary: Values, jobs: list[Job]) -> dict[str, str]:
+    """What the summary says of rows of earlier settings, where their stages are the same since."""
+    gone = _folders(summary) - {(job.variant, job.stage.name, job.folder.name) for job in jobs}
+    return {name: how for name, how in summary.get("earlier", {}).items() if name not in {of for of, _, _ in gone}}
+
+
+def summary_of(jobs: list[Job], earlier: Mapping[str, str]) -> Values:
     """What the finished stages of `jobs` say together. "not_ended" are the methods that have a stage that is not
     finished, "not_ended_at" which; their rows in "methods" hold what there is. "unlike" are those that were measured in
-    other features than most, on other images, or by another number of samples (where they have any): their figures do
-    not compare."""
+    other features than most, on other images, or by another number of samples (where they have any), or run by
+    `earlier` settings: their figures do not compare."""
     methods: dict[str, Values] = {}
     seconds: dict[str, float] = {}
     stages, seen = [], set()
@@ -89,6 +106,8 @@ def summary_of(jobs: list[Job]) -> Values:
         for name, how in measured.items()
         if how != usual or samples.get(name, usually) != usually
     }
+    for name in earlier:
+        unlike[name] = f"{unlike[name]}, earlier settings" if name in unlike else "earlier settings"
     # and not those whose name has an @ of its own
     seeded = {job.variant for job in jobs if job.variant == f"{method_of(job.variant)}@{job.recipe.seed}"}
     ended = seeded - stand.keys() - unlike.keys()
@@ -102,6 +121,7 @@ def summary_of(jobs: list[Job]) -> Values:
         "seconds": seconds,
         "features": usual[0],
         "unlike": unlike,
+        "earlier": dict(earlier),
         "stages": stages,
         "environment": environment(),
     }
@@ -159,10 +179,22 @@ def named(method: str, summary: Values) -> str:
 
 def standing(summary: Values) -> list[str]:
     """Where methods stand that have not ended, a line for each stage."""
+    found = _alike(summary.get("not_ended_at", {}))
+    return [f"not ended, at stage {stage}: {', '.join(methods)}" for stage, methods in found.items()]
+
+
+def outdated(summary: Values) -> list[str]:
+    """Which rows are of earlier settings, a line for each change since."""
+    found = _alike(summary.get("earlier", {}))
+    return [f"of earlier settings, as {how}: {few(methods)}" for how, methods in found.items()]
+
+
+def _alike(told: Mapping[str, str]) -> dict[str, list[str]]:
+    """Text -> the methods of which it is told."""
     names: dict[str, list[str]] = {}
-    for method, stage in summary.get("not_ended_at", {}).items():
-        names.setdefault(stage, []).append(method)
-    return [f"not ended, at stage {stage}: {', '.join(methods)}" for stage, methods in names.items()]
+    for method, text in told.items():
+        names.setdefault(text, []).append(method)
+    return names
 
 
 def print_summary(summary: Values) -> None:
@@ -192,7 +224,7 @@ def print_summary(summary: Values) -> None:
         beside, title = dict(list(beside.items())[count:]), ""
     for method, verdict in summary.get("arrival", {}).items():
         console.print(f"reference of {method}: {verdict}")
-    for line in standing(summary):
+    for line in (*standing(summary), *outdated(summary)):
         console.print(line)
 
 

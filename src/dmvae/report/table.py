@@ -12,7 +12,7 @@ from dmvae.options import flat
 from dmvae.report.figures import FOLDED, of_few, shown
 from dmvae.report.html import details, duration, listing, prose
 from dmvae.report.run import Run
-from dmvae.report.summary import named, standing
+from dmvae.report.summary import named, outdated, standing
 from dmvae.runtime.words import counted
 
 WIDE = 12
@@ -146,7 +146,7 @@ def summary(run: Run) -> str:
     ]
     total = sum(seconds for _, _, seconds in run.seconds())
     text.append(f"The finished stages took {duration(total)} in all." if total else "")
-    text += [f"{escape(line[0].upper() + line[1:])}." for line in standing(run.summary)]
+    text += [f"{escape(line[0].upper() + line[1:])}." for line in (*standing(run.summary), *outdated(run.summary))]
     return prose(" ".join(filter(None, text)))
 
 
