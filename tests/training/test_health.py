@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import random
 import re
 import signal
 from dataclasses import replace
@@ -149,6 +150,23 @@ def test_where_it_goes_back_to_does_not_depend_on_when_it_was_stopped(tmp_path):
         checkpoint.save(tmp_path, step, {"w": torch.ones(1)}, back=6, every=3)
     assert checkpoint.steps(tmp_path) == [12, 15, 18]
     assert checkpoint.newest(tmp_path, 14, 3) == 12
+
+
+@pytest.mark.parametrize("every", [2, 3, 5, 9])
+def test_whenever_it_is_stopped_it_goes_back_as_far(tmp_path, monkeypatch, every):
+    monkeypatch.setattr(checkpoint, "_quietly", lambda *_, **__: None)  # folders alone, without a state
+    found = []
+    for seed in range(4):
+        folder, stops = tmp_path / str(seed), random.Random(seed).sample(range(1, 30), 9 if seed else 0)
+        found.append([])
+        for step in range(1, 30):
+            found[-1].append(checkpoint.newest(folder, step - 8, every))  # before it is saved, it is judged
+            if step % every == 0 or step in stops:
+                checkpoint.save(folder, step, {}, back=8, every=every)
+                assert checkpoint.steps(folder)[-1] == step
+                assert len(checkpoint.steps(folder)) <= 6
+    assert found[1:] == found[:1] * 3
+    assert found[0][-1] is not None
 
 
 def test_the_first_step_that_is_not_finite_is_known_however_late_it_is_told():

@@ -106,8 +106,9 @@ def _copied(state: Values) -> Values:
 
 
 def save(folder: Path, step: int, state: Values, back: int = 0, every: int = 1) -> None:
-    """Write `state` (nested dicts of tensors and numbers) as folder/step-N, then drop all but the newest two; the
-    newest that is at least `back` steps older and the one that will be that next, of the multiples of `every`.
+    """Write `state` (nested dicts of tensors and numbers) as folder/step-N, then drop all but the newest two; and with
+    `back` what a training has that was never stopped between two multiples of `every`: the newest two of these, the
+    newest that is at least `back` steps older than the last, and the one that will be that next.
 
     Raises OSError when the disk is full: what was saved before stays whole.
     """
@@ -143,9 +144,13 @@ def save(folder: Path, step: int, state: Values, back: int = 0, every: int = 1) 
         part.rename(final)
         shutil.rmtree(aside, ignore_errors=True)
         sync(folder)
-        known, older = steps(folder), newest(folder, step - back, every)
-        following = next((s for s in known if s % every == 0 and (older is None or s > older)), None)
-        for old in set(known) - {*known[-_KEEP:], older, following}:
+        known = steps(folder)
+        kept: set[int | None] = {*known[-_KEEP:]}
+        if back:
+            due, older = [s for s in known if s % every == 0], newest(folder, step - step % every - back, every)
+            following = next((s for s in due if older is None or s > older), None)
+            kept |= {*due[-_KEEP:], older, following}
+        for old in set(known) - kept:
             shutil.rmtree(folder / f"step-{old:08d}")
     distributed.barrier(group)
 
