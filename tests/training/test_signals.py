@@ -62,16 +62,24 @@ def test_a_command_that_a_script_began_with_an_ampersand_can_be_stopped(capsys):
 
 
 @pytest.mark.slow
-def test_a_signal_at_the_very_end_of_a_stage_stops_before_the_next(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("owner", "last", "stage"),
+    [
+        (loop.Trainer, "save_networks", lambda trainer: trainer.stage.name),
+        (loop.Figures, "close", lambda figures: figures.path.parent.name),
+    ],
+    ids=["saving", "closing"],
+)
+def test_a_signal_at_the_very_end_of_a_stage_stops_before_the_next(tmp_path, monkeypatch, owner, last, stage):
     path = tiny.write(tmp_path)
-    saved = loop.Trainer.save_networks
+    act = getattr(owner, last)
 
-    def save(self, folder):
-        if self.stage.name == "tokenizer":
+    def stopped(self, *given):
+        if stage(self).startswith("tokenizer"):
             send(signal.SIGTERM)
-        saved(self, folder)
+        act(self, *given)
 
-    monkeypatch.setattr(loop.Trainer, "save_networks", save)
+    monkeypatch.setattr(owner, last, stopped)
     with pytest.raises(Interrupted):
         tiny.run(path, "kl")
     run = tmp_path / "run"

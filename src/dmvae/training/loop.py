@@ -26,17 +26,7 @@ from dmvae.runtime.words import few
 from dmvae.training import checkpoint
 from dmvae.training.data import batches
 from dmvae.training.ema import Average, as_saved
-from dmvae.training.health import (
-    LOOKBACK,
-    ROLLED_BACK,
-    SLOWER,
-    WINDOW,
-    Health,
-    Unwell,
-    going_back,
-    hopeless,
-    went_back,
-)
+from dmvae.training.health import LOOKBACK, ROLLED_BACK, SLOWER, WINDOW, Health, Unwell, going_back, hopeless, went_back
 from dmvae.training.logging import Figures, losses
 from dmvae.training.optim import adamw, learning_rate_factor
 from dmvae.training.pictures import write_picture
@@ -253,7 +243,10 @@ def train(stage: AnyTraining) -> Facts:
     with signals() as signalled:  # over what goes back too, where a wish to stop is kept
         while True:
             try:
-                return _to_the_end(trainer, folder, signalled)
+                facts = _to_the_end(trainer, folder, signalled)
+                # only now: a tracker or a worker may take seconds to close
+                stop_later(distributed.SharedFlag()(bool(signalled), now=True))
+                return facts
             except (FloatingPointError, torch.linalg.LinAlgError) as found:
                 since = trainer.health.ill_since()  # from there on no bound says anything
                 late = isinstance(found, Unwell) and since is not None and since <= found.step
@@ -345,6 +338,5 @@ def _to_the_end(trainer: Trainer, folder: Path, signalled: list[int]) -> Facts:
             bar.step(per_step=config.batch_size, note=losses(row))
         trainer.background.wait()
         trainer.save_networks(inputs.out)
-        stop_later(any_rank(bool(signalled), now=True))
     facts = {"steps": trainer.step, "images_seen": trainer.images_seen, "seconds": round(trainer.seconds, 2)}
     return facts | ({"rolled_back": went_back(inputs.out)} if trainer.slowed else {})
