@@ -162,6 +162,45 @@ def test_whatever_is_damaged_at_once_is_made_anew(tmp_path, capsys):
     assert not [job for job in jobs.values() if damage(job.folder, read_done(job.folder))]
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A finished run's recipe, with all that its stages write in parts."""
+    mixture = {"type": "mixture", "fit": {"type": "features", "reduction": "pca"}}
+    over = {"variants": {"main": {}}, "encoder": None, "decoder": None, "tokenizer__train_encoder": True}
+    over |= {"reference__distribution": mixture, "matching__model": tiny.DIT, "latents__shard_size": 16}
+    path = tiny.write(tmp_path_factory.mktemp("made"), **over)
+    tiny.run(path, until="sample")
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "torn",
+    [
+        ["reference/latents/latents-00001"],
+        ["reference/latents/statistics"],
+        ["reference/reduction", "reference/latents/statistics"],
+        ["reference/initial/statistics"],
+        ["reference/mixture"],
+        ["latents/latents/statistics"],
+        ["sample/guidance-1/samples-00000"],
+    ],
+    ids=lambda torn: torn[0],
+)
+def test_a_torn_file_of_an_unfinished_stage_is_made_anew(made, torn):
+    files = [made.parent / f"run/main/{name}.safetensors" for name in torn]
+    good = [load(file.read_bytes()) for file in files]
+    for file in files:
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    stage = torn[0].partition("/")[0]
+    (made.parent / "run/main" / stage / "done.json").unlink()
+    tiny.run(made, only=stage)
+    for file, before in zip(files, good, strict=True):
+        again = load(file.read_bytes())
+        assert again.keys() == before.keys()
+        assert all(torch.equal(again[name], tensor) for name, tensor in before.items())
+
+
 @pytest.mark.parametrize("options", [[], ["--no-verify"]])
 def test_the_check_of_finished_stages_can_be_left_out(tmp_path, monkeypatch, options):
     asked = []

@@ -18,6 +18,7 @@ from dmvae.runtime.files import (
     flush,
     locked,
     locked_if_it_can,
+    read_head,
     read_sealed,
     require_place,
     sweep,
@@ -253,6 +254,20 @@ def test_what_a_killed_process_forked_does_not_keep_its_lock(tmp_path):
             assert mine
     finally:
         os.kill(int(os.read(told, 20)), signal.SIGKILL)
+
+
+def test_a_tensors_file_that_is_cut_anywhere_is_none(tmp_path):
+    path = tmp_path / "x.safetensors"
+    assert read_head(path) is None
+    for told in ({}, {"start": "0"}):
+        write_tensors(path, {"x": torch.ones(3), "y": torch.arange(2)}, told)
+        good = path.read_bytes()
+        assert read_head(path) == told
+        for length in range(len(good)):
+            path.write_bytes(good[:length])
+            assert read_head(path) is None
+        path.write_bytes(bytes(len(good)))  # as a file system may leave it after a power cut
+        assert read_head(path) is None
 
 
 def test_every_bit_of_a_sealed_file_counts(tmp_path):

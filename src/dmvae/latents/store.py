@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from dmvae.evaluation.latents import vectors
 from dmvae.models.base import Encodes, evaluating
 from dmvae.runtime import distributed
 from dmvae.runtime.console import Bar
-from dmvae.runtime.files import write_tensors
+from dmvae.runtime.files import read_head, write_tensors
 from dmvae.runtime.precision import Precision, autocast
 from dmvae.runtime.transfer import send
 
@@ -58,7 +58,7 @@ def encode_dataset(
             chosen = range(start, min(start + shard_size, len(dataset)))
             path = folder / f"latents-{number:05d}.safetensors"
             place = {"start": str(chosen.start), "stop": str(chosen.stop)}
-            if number % distributed.world_size() != distributed.rank() or _metadata(path) == place:
+            if number % distributed.world_size() != distributed.rank() or read_head(path) == place:
                 bar.step(len(chosen))
                 continue
             parts: dict[str, list[Tensor]] = {}
@@ -79,7 +79,7 @@ def encode_dataset(
     if distributed.is_main():  # of an interrupted pass with smaller shards
         for path in sorted(folder.glob("latents-*.safetensors"))[len(starts) :]:
             path.unlink()
-    if distributed.is_main() and not (folder / STATISTICS).exists():
+    if distributed.is_main() and read_head(folder / STATISTICS) is None:
         paths = sorted(folder.glob("latents-*.safetensors"))
         whole = Statistics.of(vectors(load_file(path)["latents"], "channels") for path in paths)
         write_tensors(folder / STATISTICS, {"mean": whole.mean.float(), "std": whole.std.float()})
@@ -221,12 +221,3 @@ class Stored:
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         z, labels = self.latents.stored([index])
         return z[0], int(labels[0])
-
-
-def _metadata(path: Path) -> dict[str, str] | None:
-    """What `write_tensors` wrote beside the tensors; None without a file, or with one that is none."""
-    try:
-        with safe_open(path, "pt") as file:
-            return file.metadata()
-    except (FileNotFoundError, SafetensorError):
-        return None

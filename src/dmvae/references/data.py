@@ -22,7 +22,7 @@ from dmvae.references import ReferenceConfig, Surroundings
 from dmvae.references.reduction import Reducer, Reduction, fit_linear, learn_bottleneck, load, require_channels
 from dmvae.registry import nearest
 from dmvae.runtime import distributed
-from dmvae.runtime.files import write_tensors
+from dmvae.runtime.files import read_head, write_tensors
 from dmvae.runtime.random import Random, seed_of
 from dmvae.runtime.transfer import send
 
@@ -93,7 +93,7 @@ class DataConfig(ReferenceConfig):
         if reducer.layout == "latents":
             return
         path = inputs.out / "reduction.safetensors"
-        if distributed.is_main() and not path.exists():
+        if distributed.is_main() and read_head(path) is None:
             inputs.out.mkdir(parents=True, exist_ok=True)
             rows, seed = _vectors(reducer, data, inputs), seed_of(inputs.seed, "reduction")
             if self.reduction == "bottleneck":
@@ -142,8 +142,10 @@ def initial_latents(inputs: Surroundings) -> LatentSet:
 
 
 def encoded(folder: Path) -> bool:
-    """Whether `inputs.encode` has finished there: it writes the statistics last."""
-    return (folder / STATISTICS).exists()
+    """Whether `inputs.encode` has finished there: it writes the statistics last. All ranks get the first one's answer,
+    as it may mend a shard while others still look."""
+    files = (folder / STATISTICS, *folder.glob("latents-*.safetensors"))
+    return distributed.broadcast(all(read_head(file) is not None for file in files))
 
 
 def some(data: Labelled, count: int, inputs: Surroundings) -> Chosen:

@@ -19,7 +19,7 @@ from dmvae.references.mixture_fit import fit_mixture
 from dmvae.references.synthetic import SyntheticConfig
 from dmvae.registry import register
 from dmvae.runtime import distributed
-from dmvae.runtime.files import write_tensors
+from dmvae.runtime.files import read_head, write_tensors
 from dmvae.runtime.hashing import content_hash
 from dmvae.runtime.random import seed_of
 
@@ -132,7 +132,7 @@ class MixtureReference(SyntheticConfig):
         source = data.build(inputs)
         assert isinstance(source, Samples)
         path = inputs.out / "mixture.safetensors"
-        if distributed.is_main() and not path.exists():
+        if distributed.is_main() and read_head(path) is None:
             write_tensors(path, self._fit(source, inputs))
         distributed.barrier()
         fitted = load_file(path)

@@ -206,6 +206,16 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         save_file(tensors, part, metadata)
 
 
+def read_head(path: Path) -> dict[str, str] | None:
+    """What a safetensors file says of its tensors. None without a file, or with one that is cut short or no safetensors
+    file, as its head and its length tell."""
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except (FileNotFoundError, SafetensorError):
+        return None
+
+
 def write_sealed(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write a safetensors file with a checksum of all that is in it."""
     write_tensors(path, tensors, metadata | {SEAL: _checksum(tensors, metadata)})

@@ -31,7 +31,7 @@ from dmvae.ranges import BatchSize, Count, Decay, Guidance, SamplerSteps, Share,
 from dmvae.registry import find, names, nearest
 from dmvae.runtime import distributed
 from dmvae.runtime.console import Bar
-from dmvae.runtime.files import write_tensors
+from dmvae.runtime.files import read_head, write_tensors
 from dmvae.runtime.hashing import artifact_hash
 from dmvae.runtime.precision import autocast, uses_bf16
 from dmvae.runtime.random import Random
@@ -136,7 +136,7 @@ class SampleStage(Stage[SampleConfig]):
                 for number, start in enumerate(range(0, config.count, config.batch_size)):
                     chunk = labels[start : start + config.batch_size]
                     path = folder / f"samples-{number:05d}.safetensors"
-                    if number % distributed.world_size() == distributed.rank() and not path.exists():
+                    if number % distributed.world_size() == distributed.rank() and read_head(path) is None:
                         seeds = [image_seed(inputs.seed, i) for i in range(start, start + len(chunk))]
                         with autocast(inputs.device, inputs.sections.run.precision):
                             images, z = generate(
