@@ -19,6 +19,7 @@ from dmvae.stages.bounds import BOUNDS, spread
 from dmvae.stages.matching import MatchingStage, MatchingTraining
 from dmvae.training import checkpoint, loop
 from dmvae.training.health import Bound, Health, Unwell
+from dmvae.training.logging import read_figures
 
 pytestmark = pytest.mark.slow
 
@@ -367,7 +368,7 @@ def test_what_does_not_get_well_is_an_error_the_second_time(prepared, quick, mon
 
 
 def test_what_is_not_finite_is_not_saved_where_a_batch_is_waited_for(prepared, monkeypatch):
-    """Ctrl-C between two rows of the log, after a weight has become NaN."""
+    """Ctrl-C between two rows of the log, after a weight has become NaN or a gradient's norm has overflowed."""
 
     class Interrupting:
         def __init__(self, data):
@@ -388,8 +389,11 @@ def test_what_is_not_finite_is_not_saved_where_a_batch_is_waited_for(prepared, m
     batches, advance = loop.batches, loop.Trainer.advance
 
     def poisoned(trainer, *given):
-        last = advance(trainer, *given)
-        if trainer.step == 3 and Interrupting.poison:
+        with monkeypatch.context() as patch:
+            if trainer.step == 1 and Interrupting.poison == "norm":
+                patch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_, **__: torch.tensor(math.inf))
+            last = advance(trainer, *given)
+        if trainer.step == 3 and Interrupting.poison == "weight":
             next(trainer.networks.autoencoder.parameters()).data.fill_(float("nan"))
         return last
 
@@ -398,12 +402,15 @@ def test_what_is_not_finite_is_not_saved_where_a_batch_is_waited_for(prepared, m
     own = {"steps": 16, "student_steps": 1, "weight": 0.17}
     own = {f"matching__{name}": value for name, value in own.items()}
     path = tiny.write(prepared, variants={"main": {}}, run__save_every=100, run__log_every=100, **own)
-    for poison in (True, False):
-        Interrupting.left, Interrupting.poison = 3, poison
+    for left, poison in ((3, "weight"), (3, "norm"), (3, None), (0, None), (2, None)):
+        Interrupting.left, Interrupting.poison = left, poison
         with pytest.raises(KeyboardInterrupt) as stop:
             tiny.run(path, only="matching")
-        assert isinstance(stop.value, Interrupted) is not poison, "which says that the state was saved"
-        assert bool(list(prepared.glob("run/main/matching/checkpoints/step-*"))) is not poison
+        assert isinstance(stop.value, Interrupted) == (poison is None), "which says that the state was saved"
+        assert bool(list(prepared.glob("run/main/matching/checkpoints/step-*"))) == (poison is None)
+    rows = read_figures(prepared / "run/main/matching/log.jsonl")
+    assert [row["step"] for row in rows] == [3, 5], "none for no step"
+    assert all("student/loss" in row for row in rows)
 
 
 def test_a_training_that_is_well_is_the_same_without(prepared, quick):

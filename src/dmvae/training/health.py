@@ -92,7 +92,8 @@ class Health:
 
     def see(self, value: Tensor, step: int) -> None:
         """Remember the first step at which the norm of a gradient, which ranks have alike, is not finite, where a stage
-        would go back for it, however late a row of the log tells of it; nothing waits for the device."""
+        would go back for it, however late a row of the log tells of it; nothing waits for the device. No checkpoint
+        needs it: the norm is a figure, and the row that is written before each would raise for it."""
         if self.bounds:
             self._ill = torch.where(value.detach().isfinite(), self._ill, self._ill.clamp(max=step))
 

@@ -308,6 +308,8 @@ def _to_the_end(trainer: Trainer, folder: Path, signalled: list[int]) -> Facts:
                 if alone:  # no batch comes; several ranks wait for theirs, and save in the same step
                     with suppress(FloatingPointError):  # what is not saved is found again
                         trainer.health.judge()
+                        if figures.pending:  # as at every save: the next row is of the steps from here on
+                            figures.write(trainer.step, seconds=round(trainer.seconds, 3))
                         trainer.require_finite()
                         trainer.save(folder)
                         trainer.background.wait()
