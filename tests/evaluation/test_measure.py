@@ -340,7 +340,11 @@ def test_ranks_whose_folders_differ_all_have_the_features(folders, tmp_path):
     (first,) = reference_features(
         [parse_features(FEATURES).build()], FolderImages(folders[1]), 16, "x", folder=tmp_path / "of-0"
     )
+    (there,) = (tmp_path / "of-0").iterdir()
+    left = there.with_name(f"{there.name}.99.part")  # by who was killed
+    left.mkdir()
     assert processes.on_ranks(one_has, str(tmp_path), folders[1]) == [0, 0]
+    assert not left.exists()
     for rank in range(2):
         assert torch.equal(torch.load(tmp_path / f"{rank}.pt"), first.pool)
 

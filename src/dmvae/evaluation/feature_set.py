@@ -116,7 +116,7 @@ def reference_features(
 ) -> list[FeatureSet]:
     """The same, computed once: what `folder` (~/.cache/dmvae/features) holds under an equal manifest is read."""
     # several ranks are one process here, and what everybody measures by is nobody's to lock
-    alone = _alone(folder) if folder is not None and distributed.world_size() == 1 else nullcontext()
+    alone = _alone(folder) if folder is not None and distributed.is_main() else nullcontext()
     folder = folder or cache_folder() / "features"
     manifests = [describe(e, images) for e in extractors]
     paths = [folder / f"features-{digest(json.dumps(m, sort_keys=True))}.safetensors" for m in manifests]
@@ -137,10 +137,11 @@ def reference_features(
 
 
 def _alone(folder: Path) -> AbstractContextManager[object]:
-    """Keep other processes of the same run from computing the same, where they share a folder to keep it in."""
+    """Keep other processes of the same run from computing the same, where they share a folder to keep it in. The first
+    of several ranks does not wait for these: the others would wait for it, and not for ever."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return locked_if_it_can(folder)
+        return locked_if_it_can(folder, wait=distributed.world_size() == 1)
     except OSError:
         return nullcontext()
 

@@ -126,11 +126,11 @@ def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
 
 
 @contextmanager
-def locked_if_it_can(folder: Path) -> Iterator[bool]:
+def locked_if_it_can(folder: Path, wait: bool = True) -> Iterator[bool]:
     """As `locked`, where two processes cost no more than time: yields False where a file system has no locks."""
     with ExitStack() as held:
         try:
-            mine = held.enter_context(locked(folder))
+            mine = held.enter_context(locked(folder, wait))
         except OSError:
             mine = False
         yield mine
