@@ -66,7 +66,8 @@ def images(values):
 
 
 def rows(path, values, metadata=None):
-    return parquet(path, {"image": images(values), "label": pa.array([v % 3 for v in values])}, metadata)
+    labels = [v % 3 if isinstance(v, int) else 0 for v in values]
+    return parquet(path, {"image": images(values), "label": pa.array(labels)}, metadata)
 
 
 def animals(folder):
@@ -88,7 +89,9 @@ def tar(path, members):
 
 
 def samples(values):
-    return [m for v in values for m in ((f"{v:04}.png", png(v)), (f"{v:04}.cls", str(v % 3).encode()))]
+    """Of images by their values, or of bytes, numbered and of class 0."""
+    found = [(n, v, b"0") if isinstance(v, bytes) else (v, png(v), b"%d" % (v % 3)) for n, v in enumerate(values)]
+    return [m for name, image, label in found for m in ((f"{name:04}.png", image), (f"{name:04}.cls", label))]
 
 
 def shards_of(folder):

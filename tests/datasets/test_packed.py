@@ -1,11 +1,13 @@
 """What holds for images in parquet files and in .tar shards alike."""
 
+import io
 import pickle
 import shutil
 import warnings
 
 import pytest
 import torch
+from PIL import Image
 
 from dmvae.datasets import decoded
 from dmvae.datasets.encoded import LazyImages
@@ -85,6 +87,22 @@ def test_the_fingerprint_follows_content_and_config_and_not_the_place(packed, tm
     others.append(open_split(tmp_path / "copy").fingerprint)
     assert values(open_split(tmp_path / "copy"))[:6] == [0, 1, 2, 3, 4, 8], "a rewritten file is read anew"
     assert len({base, *others}) == 8
+
+
+@pytest.mark.parametrize("form", ["TGA", "BMP", "PPM"])
+def test_an_image_without_compression_counts_whole(packed, tmp_path, form):
+    """Sets that differ in the middle of their images share neither fingerprint nor decoded pixels."""
+    root, open_split, rewrite, _ = packed
+    for name, grey in (("one", 10), ("other", 200)):
+        pixels = Image.new("RGB", (100, 100))
+        pixels.paste((grey,) * 3, (0, 45, 100, 55))
+        file = io.BytesIO()
+        pixels.save(file, form)
+        shutil.copytree(root, tmp_path / name)
+        rewrite(tmp_path / name, [file.getvalue()])
+    one, other = (open_split(tmp_path / name) for name in ("one", "other"))
+    assert one.fingerprint != other.fingerprint
+    assert not torch.equal(one[0][0], other[0][0])
 
 
 def test_a_cache_that_cannot_be_written_stops_nothing(packed, tmp_path, monkeypatch):

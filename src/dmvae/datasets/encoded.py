@@ -5,12 +5,13 @@ Shapes: n images, C channels, H height, W width.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Annotated, ClassVar, Protocol
+from typing import Annotated, BinaryIO, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -27,7 +28,10 @@ from dmvae.runtime.hashing import digest
 from dmvae.runtime.words import counted
 
 ENDS = 4096
-UNCOMPRESSED = (b"BM", b"P5", b"P6", b"II*\0", b"MM\0*")  # BMP, PGM, PPM, TIFF
+COMPRESSED = (
+    b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51",
+)  # fmt: skip
+"""How PNG, JPEG, WebP, GIF and JPEG 2000 begin. AVIF and HEIC have "ftyp" behind the first four bytes."""
 MOST_CLASSES = 100_000
 
 
@@ -50,8 +54,8 @@ class Encoded(Protocol):
 class EncodedConfig(FilesConfig):
     """What such data sets have in common; each image is cropped to its central square and resized.
 
-    The fingerprint covers sizes and ends (4 KiB) of the encoded images, labels, class names and this config, not where
-    the files lie. `limit` takes a fixed pseudo-random choice of images.
+    The fingerprint covers sizes and ends (`parts`) of the encoded images, labels, class names and this config, not
+    where the files lie. `limit` takes a fixed pseudo-random choice of images.
     """
 
     PLACES: ClassVar[tuple[str, ...]] = ("root", "cache_gib")
@@ -139,12 +143,24 @@ def open_images(source: Encoded, config: EncodedConfig, classes: tuple[str, ...]
     return MemoryDataset(images, labels, classes, fingerprint=fingerprint)
 
 
-def ends(data: bytes) -> bytes:
-    """What to hash of an encoded image: its size, first and last 4 KiB. The last bytes of a compressed format depend on
-    all that come before them; uncompressed files are hashed whole."""
-    if len(data) <= 2 * ENDS or data.startswith(UNCOMPRESSED):
-        return data
-    return b"%d " % len(data) + data[:ENDS] + data[-ENDS:]
+def parts(file: BinaryIO, size: int) -> tuple[bytes, ...]:
+    """What tells an encoded image, `size` bytes from where `file` stands, from others: (its first 4 KiB, the last 4 KiB
+    of the rest), or (all of it,).
+
+    The last bytes of a compressed format depend on all that come before them. The content says which format it is, for
+    names can be wrong; all is read of what is not known to be compressed.
+    """
+    head = file.read(min(size, ENDS))
+    if not head.startswith(COMPRESSED) and head[4:8] != b"ftyp":
+        return (head + file.read(size - len(head)),)
+    file.seek(max(0, size - len(head) - ENDS), os.SEEK_CUR)
+    return head, file.read(min(size - len(head), ENDS))
+
+
+def ends(file: BinaryIO, size: int) -> bytes:
+    """The `parts` to hash as one; with the size before them where they are not all."""
+    found = b"".join(parts(file, size))
+    return found if len(found) == size else b"%d " % size + found
 
 
 def choose(n: int, limit: int | None) -> range | list[int]:

@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -25,7 +26,7 @@ from dmvae.runtime.words import counted
 if TYPE_CHECKING:
     import datasets
 
-HASHES = 1  # changes when what is kept of a table does
+HASHES = 2  # changes when what is kept of a table does
 TESTS = ("test", "validation", "val", "valid")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 HUB_FILE = re.compile(r"hf://datasets/([^@]+)@([^/]+)/(.+)")  # id, commit, path
@@ -129,7 +130,7 @@ def _content(source: Columns, what: list[object]) -> str:
     if files and kept.is_file():
         with suppress(ValueError, KeyError):
             return str(read_json(kept, dict)["content"])
-    content = bytes_hash(ends(data) for data in source.all())
+    content = bytes_hash(ends(BytesIO(data), len(data)) for data in source.all())
     if files and not source.outside:
         with suppress(OSError):  # a folder that is full or not ours costs the next start a pass and no more
             write_json(kept, {"content": content})

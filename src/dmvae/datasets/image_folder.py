@@ -19,7 +19,7 @@ from dmvae.datasets import Dataset, Split
 from dmvae.datasets.cropped import FilesConfig
 from dmvae.datasets.decoded import decoded
 from dmvae.datasets.download import cache_folder, existing_folder
-from dmvae.datasets.encoded import ENDS, DecodedWhenRead
+from dmvae.datasets.encoded import DecodedWhenRead, parts
 from dmvae.datasets.image_file import PIXELS, BrokenImage, check_header, read_image
 from dmvae.datasets.image_scan import HELD_OUT, Entry, folders, path_fraction, settled, split_files
 from dmvae.datasets.memory import MemoryDataset
@@ -30,8 +30,7 @@ from dmvae.runtime.files import read_json, write_json
 from dmvae.runtime.hashing import digest
 
 CACHED_BYTES = 16 * 2**30
-INDEX = 1  # changes when the index does
-UNCOMPRESSED = (".bmp", ".ppm", ".pgm", ".tif", ".tiff")
+INDEX = 2  # changes when the index does
 
 
 @register("image_folder")
@@ -134,18 +133,15 @@ class FolderDataset(DecodedWhenRead):
 
 
 def ends(path: Path) -> str:
-    """A file's size and a hash of its first and last 4 KiB; "" for a file that cannot be read.
+    """A hash of what tells a file from others (`parts`); "" for a file that cannot be read.
 
-    That is enough to notice a rewritten image without reading millions of files whole: a PNG ends with checksums, and
-    the last bytes of a JPEG or WebP depend on all that come before them. Uncompressed files are hashed whole.
+    That is enough to notice a rewritten image without reading millions of files whole.
     """
     try:
         with path.open("rb") as file:
-            if path.suffix.lower() in UNCOMPRESSED:
-                return digest(file.read())
-            head, size = file.read(ENDS), file.seek(0, os.SEEK_END)
-            file.seek(max(len(head), size - ENDS))
-            return digest(size, head, file.read())
+            size = os.fstat(file.fileno()).st_size
+            found = parts(file, size)
+            return digest(*found) if len(found) == 1 else digest(size, *found)
     except OSError:
         return ""
 

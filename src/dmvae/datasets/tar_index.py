@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from dmvae.datasets.encoded import ENDS, UNCOMPRESSED, ends
+from dmvae.datasets.encoded import ends
 from dmvae.datasets.image_file import SUFFIXES
 from dmvae.runtime.hashing import bytes_hash
 
@@ -65,7 +65,8 @@ def read_index(shard: Path, image: str | None, label: str | None) -> Samples:
                 samples.offsets.append(member.offset_data)
                 samples.sizes.append(member.size)
                 samples.labels.append(text)
-                hashed += [member.name.encode(errors="surrogateescape"), _ends(file, member)]
+                file.seek(member.offset_data)
+                hashed += [member.name.encode(errors="surrogateescape"), ends(file, member.size)]
     except OSError as error:
         raise ValueError(f"{shard}: cannot be read ({error})") from error
     if not samples.names:
@@ -170,13 +171,3 @@ def _label(file: BinaryIO, member: tarfile.TarInfo | None, extension: str) -> tu
     except UnicodeDecodeError:
         return "", f".{extension} holds no text"
     return text, "" if text else f".{extension} is empty"
-
-
-def _ends(file: BinaryIO, member: tarfile.TarInfo) -> bytes:
-    """As `ends` has it, without reading what lies between."""
-    file.seek(member.offset_data)
-    head = file.read(min(member.size, ENDS))
-    if member.size <= 2 * ENDS or head.startswith(UNCOMPRESSED):
-        return ends(head + file.read(member.size - len(head)))
-    file.seek(member.offset_data + member.size - ENDS)
-    return b"%d " % member.size + head + file.read(ENDS)
