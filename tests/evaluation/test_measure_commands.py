@@ -289,6 +289,18 @@ def test_a_link_that_leads_nowhere_is_told_with_the_others(tmp_path):
         list(FolderImages(tmp_path).batches(range(3), 2))
 
 
+@pytest.mark.parametrize("held_out", ["test", "val"])
+def test_a_folder_of_splits_is_no_folder_of_classes(tmp_path, held_out):
+    for name in ("train", held_out):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (16, 16)).save(tmp_path / name / "a.png")
+    with pytest.raises(
+        ValueError, match=rf"two splits, train/ and {held_out}/, which are no classes: give /.*{held_out} "
+    ):
+        FolderImages(tmp_path)
+    assert len(FolderImages(tmp_path / held_out)) == 1
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [({"batch_size": -1}, "--batch-size must be at least 1, got -1"), ({"batch_size": 0}, "at least 1, got 0")],

@@ -20,7 +20,7 @@ from torch import Tensor
 from dmvae.config import Values
 from dmvae.datasets import Dataset
 from dmvae.datasets.image_file import BrokenImage, read_image
-from dmvae.datasets.image_scan import Entry, path_fraction, scan
+from dmvae.datasets.image_scan import Entry, folders, path_fraction, scan
 from dmvae.datasets.loading import Loader, cuts, loader
 from dmvae.datasets.mixed import mixed
 from dmvae.datasets.pixels import unit_to_uint8
@@ -82,9 +82,15 @@ class DatasetImages:
 
 
 def images_in(folder: Path) -> tuple[list[Entry], tuple[str, ...]]:
-    """`scan`, whose errors name the field of a recipe: there is none here."""
+    """`scan`, whose errors name the field of a recipe: there is none here. Raises ValueError for a folder of splits
+    too, which would be classes."""
     if not folder.is_dir():
         raise ValueError(f"no such folder of images: {folder}")
+    if len(splits := folders(folder)) > 1:
+        train, test = splits
+        raise ValueError(
+            f"{folder} holds two splits, {train.name}/ and {test.name}/, which are no classes: give {test} or {train}"
+        )
     try:
         return scan(folder)
     except ValueError as error:
