@@ -261,6 +261,28 @@ def test_a_root_above_the_data_is_told(tmp_path):
         assert open_split(tmp_path / "nested").classes == ("photos",)
 
 
+@pytest.mark.parametrize(
+    "pair", [("train", "validate"), ("holdout", "train"), ("train_images", "val_images"), ("trn", "tst")]
+)
+def test_splits_by_other_names_are_no_classes(tmp_path, pair):
+    classes(tmp_path / pair[0])
+    picture(tmp_path / pair[1] / "dog" / "a.png", 1)
+    message = rf"has {pair[0]}/, {pair[1]}/ with the same folders in them, dog/: call the two splits train/ and test/"
+    with pytest.raises(ValueError, match=message):
+        open_split(tmp_path)
+
+
+def test_classes_with_the_same_folders_in_each_are_told(tmp_path):
+    for name in ("sandals/black", "sandals/white", "trainers/black", "trainers/white"):
+        for i in range(4):
+            picture(tmp_path / name / f"{i}.png", i)
+    message = (
+        r"has sandals/, trainers/ with the same folders in them, black/, white/: the classes are sandals/, trainers/"
+    )
+    with pytest.warns(UserWarning, match=message):
+        assert open_split(tmp_path).classes == ("sandals", "trainers")
+
+
 @pytest.mark.parametrize("cache", ["auto", "memory", "none"])
 def test_a_disk_that_fails_for_a_while_takes_no_image_out_of_the_set(tmp_path, monkeypatch, cache):
     classes(tmp_path / "data")

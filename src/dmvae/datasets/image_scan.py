@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 import warnings
 from collections import Counter
@@ -22,6 +23,8 @@ ALMOST = frozenset(["train", "training", "trainset", "test", "testing", "testset
 SETTLED = 2.0
 """Seconds: files that have changed so short a time ago may change again at what is the same time, which is coarse on
 some file systems. Their index is not kept."""
+TRAINED_ON = frozenset(["train", "training", "trainset", "trn"])
+"""One of these words is in the names of folders to train on, such as train_images."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ def split_files(root: Path, split: Split, fraction: float) -> tuple[Path, list[E
                 f"data.root: {root} has train/ with folders of its own, and {others}/ without beside it: call the "
                 "held-out images test/, or move what is no split away"
             )
+    if len(apart) == 1 and len(found) > 1:
+        _require_classes(root, found)
     if len(apart) == 2:
         train, classes = scan(apart[0])
         if split == "train":
@@ -90,6 +95,29 @@ def split_files(root: Path, split: Split, fraction: float) -> tuple[Path, list[E
     n_test = min(max(n_test, 1), len(files) - 1)  # neither split is ever empty
     chosen = ranked[:n_test] if split == "test" else ranked[n_test:]
     return base, sorted(chosen, key=lambda f: f.path), classes
+
+
+def _require_classes(root: Path, found: list[str]) -> None:
+    """Tell of folders that look like splits: each holds folders alone, and some of these have one name in all. Raises
+    ValueError where one is called as folders to train on are."""
+    if not all(not _loose(root / name) and _folders(root / name) for name in found):
+        return
+    shared = sorted(set.intersection(*(set(_folders(root / name)) for name in found)))
+    if not shared:
+        return
+    told = f"{root} has {_some(found)} with the same folders in them, {_some(shared)}"
+    if any(TRAINED_ON & set(re.split("[^a-z]+", name.lower())) for name in found):
+        raise ValueError(
+            f"data.root: {told}: call the two splits train/ and test/, and move others away; a class that is called so "
+            "needs another name"
+        )
+    warnings.warn(
+        f"{told}: the classes are {_some(found)}; where these are splits, call the two train/ and test/", stacklevel=4
+    )
+
+
+def _some(names: list[str]) -> str:
+    return "/, ".join(names[:3]) + ("/, ..." if len(names) > 3 else "/")
 
 
 def folders(root: Path) -> list[Path]:
