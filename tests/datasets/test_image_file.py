@@ -4,6 +4,7 @@ import torch
 from PIL import Image
 
 from dmvae.datasets.image_file import BrokenImage, check_header, read_image
+from dmvae.datasets.instance import as_image
 
 RED = (220, 30, 40)
 
@@ -46,10 +47,19 @@ def test_half_transparent_red_over_white(tmp_path):
     assert is_colour(read(tmp_path, flat((255, 0, 0, 128), mode="RGBA")), (255, 127, 127), 1)
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("a.png", np.uint16), ("a.tif", np.uint16), ("a.tif", np.int32)])
-def test_16_bit_grey_keeps_its_upper_bits(tmp_path, name, dtype):
-    pixels = read(tmp_path, Image.fromarray(np.full((20, 20), 0x7B12, dtype)), name)
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm", "a.jp2"])
+def test_16_bit_grey_keeps_its_upper_bits(tmp_path, name):
+    pixels = read(tmp_path, Image.fromarray(np.full((20, 20), 0x7B12, np.uint16)), name)
     assert is_colour(pixels, (0x7B,) * 3)
+
+
+@pytest.mark.parametrize("value", [0x7B12, -5, 2**31 - 1])
+def test_whole_numbers_of_an_unknown_range_are_refused(tmp_path, value):
+    image = Image.fromarray(np.full((20, 20), value, np.int32))
+    with pytest.raises(BrokenImage, match=r"a\.tif: pixels of 32 bits, .* no known range; save it with 8 or 16 bits"):
+        read(tmp_path, image, "a.tif")
+    with pytest.raises(ValueError, match=r"item 3: pixels of 32 bits, .* save it with 8 or 16 bits"):
+        as_image(image, "item 3")
 
 
 def test_a_transparent_16_bit_grey_is_white(tmp_path):

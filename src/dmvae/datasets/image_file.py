@@ -52,7 +52,7 @@ def _readable() -> frozenset[str]:
 
 SUFFIXES = _readable()
 """Endings of the images that are read."""
-PIXELS = (4, *sorted(SUFFIXES))
+PIXELS = (5, *sorted(SUFFIXES))
 """Counts the ways of making pixels of files, and says what is read here: in the names of what is kept of images, so
 that two do not mix, and what a decoder is installed for later is looked at anew."""
 
@@ -138,7 +138,10 @@ def _broken(path: Path, error: Exception) -> BrokenImage:
 
 
 def flatten(image: Image.Image, mode: Literal["L", "RGB"]) -> Image.Image:
-    """An image of any mode as grey or colour, as `decode` says. Raises ValueError for floats."""
+    """An image of any mode as grey or colour, as `decode` says. Raises ValueError for floats, and for whole numbers
+    that may have more than 16 bits or a sign: mode "I", but for a 16-bit PGM, which Pillow opens so."""
+    if image.mode == "I" and image.format != "PPM":
+        raise ValueError("pixels of 32 bits, or with a sign, have no known range; save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # "I" and "I;16*": Pillow itself would clip at 255
         pixels, clear = np.asarray(image).astype(np.int64).clip(0, 65535), image.info.get("transparency")
         image = Image.fromarray(np.where(pixels == clear, 255, pixels >> 8).astype(np.uint8))
