@@ -1,3 +1,5 @@
+import struct
+
 import numpy as np
 import pytest
 import torch
@@ -51,6 +53,19 @@ def test_half_transparent_red_over_white(tmp_path):
 def test_16_bit_grey_keeps_its_upper_bits(tmp_path, name):
     pixels = read(tmp_path, Image.fromarray(np.full((20, 20), 0x7B12, np.uint16)), name)
     assert is_colour(pixels, (0x7B,) * 3)
+
+
+@pytest.mark.parametrize(("dtype", "top"), [(np.uint16, 0x0100), (np.uint8, 0x01)])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_tiff_whose_white_is_zero_is_no_negative(tmp_path, dtype, top, turned):
+    options = {"exif": Image.Exif()}
+    options["exif"][0x0112] = 3 if turned else 1
+    Image.fromarray(np.full((20, 20), top * 0x7B, dtype)).save(tmp_path / "a.tif", **options)
+    data = (tmp_path / "a.tif").read_bytes()
+    black_is_zero, white_is_zero = (struct.pack("<HHIHH", 262, 3, 1, value, 0) for value in (1, 0))
+    assert data.count(black_is_zero) == 1
+    (tmp_path / "a.tif").write_bytes(data.replace(black_is_zero, white_is_zero))
+    assert is_colour(read_image(tmp_path / "a.tif", 8, 3), (0xFF - 0x7B,) * 3)
 
 
 @pytest.mark.parametrize("value", [0x7B12, -5, 2**31 - 1])

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageFile, ImageOps, features
+from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
@@ -144,6 +145,8 @@ def flatten(image: Image.Image, mode: Literal["L", "RGB"]) -> Image.Image:
         raise ValueError("pixels of 32 bits, or with a sign, have no known range; save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # "I" and "I;16*": Pillow itself would clip at 255
         pixels, clear = np.asarray(image).astype(np.int64).clip(0, 65535), image.info.get("transparency")
+        if isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0:
+            pixels = 65535 - pixels  # white is zero, which Pillow sees to where it is 8 bits
         image = Image.fromarray(np.where(pixels == clear, 255, pixels >> 8).astype(np.uint8))
     if image.mode == "F":
         raise ValueError("float pixels have no known range; save it with 8 or 16 bits")
