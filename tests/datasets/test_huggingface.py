@@ -319,6 +319,17 @@ def test_files_that_cannot_be_read(tmp_path, root):
     fails(root.parent / "none", "has no such subset as data.subset says", subset="other")
 
 
+def test_images_are_not_read_in_place_of_tables(tmp_path):
+    rows(tmp_path / "train/0.parquet", range(6), features())
+    for i in range(3):
+        (tmp_path / f"train/{i}.png").write_bytes(png(i))
+    fails(tmp_path, r"holds train/0\.parquet, but the package datasets reads files such as .*\.png there: move")
+    assert values(open_split(tmp_path / "train/0.parquet")) == list(range(6))
+    (tmp_path / "train/.cache").mkdir()
+    (tmp_path / "train/0.parquet").rename(tmp_path / "train/.cache/0.parquet")
+    assert len(open_split(tmp_path, label_column="none")) == 3
+
+
 def test_a_hub_id_without_a_network(monkeypatch):
     fails(
         "somebody/pictures",

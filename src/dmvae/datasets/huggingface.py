@@ -173,6 +173,8 @@ class Prepared:
                     builder = datasets.load_dataset_builder(root, subset, revision=revision)
         except errors as error:
             raise ValueError(_failed(root, path, subset, error)) from error
+        if path.is_dir() and subset is None:
+            _require_tables(path, builder.config.data_files or {})
         self._look(builder.config.data_files)  # before `datasets` does, which does not name the file that is damaged
         try:
             builder.download_and_prepare()
@@ -241,6 +243,19 @@ class Place:
             number = bisect_right(self.starts, row) - 1
             return f"{self.files[number]}, row {row - self.starts[number]}"
         return f"{self.root}, split {self.split}, row {row}"
+
+
+def _require_tables(folder: Path, named: Mapping[object, list[str]]) -> None:
+    """ValueError where `datasets` reads none of the parquet files of a folder: it goes by the commonest ending."""
+    read = [Path(file) for files in named.values() for file in files]
+    if not read or any(file.suffix == ".parquet" for file in read):
+        return
+    for file in folder.rglob("*.parquet"):
+        if not any(part.startswith((".", "__")) for part in file.relative_to(folder).parts):
+            raise ValueError(
+                f"data.root: {folder} holds {file.relative_to(folder)}, but the package datasets reads files such as "
+                f"{read[0]} there: move the parquet files into a folder of their own, or set data.type to image_folder"
+            )
 
 
 def _local(files: list[str]) -> list[Path]:
