@@ -140,8 +140,8 @@ def _broken(path: Path, error: Exception) -> BrokenImage:
 
 def flatten(image: Image.Image, mode: Literal["L", "RGB"]) -> Image.Image:
     """An image of any mode as grey or colour, as `decode` says. Raises ValueError for floats, and for whole numbers
-    that may have more than 16 bits or a sign: mode "I", but for a 16-bit PGM, which Pillow opens so."""
-    if image.mode == "I" and image.format != "PPM":
+    that may have more than 16 bits or a sign: mode "I", but for PGM, and PNG, whose 16 bits older Pillows open so."""
+    if image.mode == "I" and image.format not in ("PPM", "PNG"):
         raise ValueError("pixels of 32 bits, or with a sign, have no known range; save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # "I" and "I;16*": Pillow itself would clip at 255
         pixels, clear = np.asarray(image).astype(np.int64).clip(0, 65535), image.info.get("transparency")
