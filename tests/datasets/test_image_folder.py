@@ -105,6 +105,16 @@ def test_split_folders_are_used(tmp_path, held_out):
     assert len(open_split(tmp_path)) == 30
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_link_to_the_train_split_is_no_test_split(tmp_path, split):
+    classes(tmp_path / "train")
+    (tmp_path / "test").symlink_to("train")
+    with pytest.raises(ValueError, match=r"train and .*test are one folder, .*train: give other images to test/"):
+        open_split(tmp_path, split)
+    (tmp_path / "test").rename(tmp_path / ".test")
+    assert len(open_split(tmp_path)) + len(open_split(tmp_path, "test")) == 30
+
+
 def test_train_alone_is_split(tmp_path):
     classes(tmp_path / "train")
     assert open_split(tmp_path).classes == ("cat", "dog")

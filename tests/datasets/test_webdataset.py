@@ -46,6 +46,12 @@ def test_a_shard_whose_names_are_of_both_splits_is_told(tmp_path):
     fails(tmp_path, r"1 shard, such as shards_test/train-0.tar, are of the train split and of the test split", "test")
 
 
+def test_a_link_to_a_shard_of_the_train_split_is_told(tmp_path):
+    tar(tmp_path / "train-0.tar", samples(range(3)))
+    (tmp_path / "test-0.tar").symlink_to("train-0.tar")
+    fails(tmp_path, r"1 shard, such as test-0.tar, are of the train split and of the test split", "test")
+
+
 def test_a_disk_that_fails_is_not_taken_for_the_cache(shards, monkeypatch):
     def read(self, index):
         raise OSError(errno.EIO, "Input/output error")

@@ -82,6 +82,11 @@ def split_files(root: Path, split: Split, fraction: float) -> tuple[Path, list[E
     if len(apart) == 1 and len(found) > 1:
         _require_classes(root, found)
     if len(apart) == 2:
+        if (there := apart[0].resolve()) == apart[1].resolve():
+            raise ValueError(
+                f"data.root: {apart[0]} and {apart[1]} are one folder, {there}: give other images to "
+                f"{apart[1].name}/, or move it away, and a tenth of train/ is held out"
+            )
         train, classes = scan(apart[0])
         if split == "train":
             return apart[0], train, classes

@@ -78,7 +78,8 @@ class WebDataset(EncodedConfig):
         else:
             names = ("train",) if split == "train" else HELD_OUT
             found = next((some for name in names if (some := [f for f in files if name in _words(f, top)])), [])
-        if split != "train" and (both := set(found) & set(self._shards("train"))):
+        train = set[Path]() if split == "train" else {shard.resolve() for shard in self._shards("train")}
+        if both := [shard for shard in found if shard.resolve() in train]:
             raise ValueError(
                 f"data.root: {self.root}: {counted(len(both), 'shard')}, such as {_below(min(both), top)}, are of the "
                 "train split and of the test split; name shards in data.train_shards and data.test_shards that differ"
