@@ -100,6 +100,12 @@ def test_fingerprint_changes_with_the_content(tmp_path):
         ({"cells": [{"bytes": b"junk", "path": "x"}]}, r"train\.parquet, row 0: not a readable JPEG or PNG"),
         ({"cells": [{"bytes": None, "path": "x.png"}]}, "row 0: holds no image bytes"),
         ({"labels": [*range(9), 10]}, "row 9: label 10"),
+        ({"labels": [float(n) for n in range(10)]}, r"train\.parquet, row 0: label 0\.0 is no whole number"),
+        ({"labels": [False] * 10}, r"train\.parquet, row 0: label False is no whole number"),
+        (
+            {"cells": [{"bytes": encoded(i), "path": None} for i in (IMAGES[0], IMAGES[0, ..., 0].astype(np.uint16))]},
+            r"train\.parquet, row 1: an image of 16 bits",
+        ),
         ({"column": "picture"}, "columns are .*picture"),
         ({"images": []}, "without a row|holds no"),
         (

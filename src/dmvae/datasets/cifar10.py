@@ -79,8 +79,8 @@ def read_parquet(files: list[Path], limit: int | None = None) -> tuple[Tensor, T
         left = None if limit is None else limit - len(images)
         for number, row in enumerate(table.select([column, "label"]).slice(0, left).to_pylist()):
             images.append(_decode(row[column], f"{file}, row {number}"))
-            if row["label"] not in range(len(CLASSES)):
-                raise ValueError(f"{file}, row {number}: label {row['label']} is not 0 to 9: not CIFAR-10")
+            if type(row["label"]) is not int or row["label"] not in range(len(CLASSES)):
+                raise ValueError(f"{file}, row {number}: label {row['label']} is no whole number from 0 to 9")
             labels.append(row["label"])
     if not images:
         raise ValueError(f"{files[0].parent}: {len(files)} parquet files without a row")
@@ -96,9 +96,12 @@ def _decode(cell: object, where: str) -> Tensor:
         raise ValueError(f"{where}: holds no image bytes; write the files with the images embedded")
     try:
         # three times as fast as Pillow on images this small, with the same pixels
-        return decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
+        image = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{where}: not a readable JPEG or PNG ({str(error).splitlines()[0]})") from error
+    if image.dtype != torch.uint8:
+        raise ValueError(f"{where}: an image of 16 bits: not CIFAR-10; save it with 8")
+    return image
 
 
 def _read_batches(folder: Path, split: Split, limit: int | None) -> tuple[Tensor, Tensor]:

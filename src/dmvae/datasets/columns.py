@@ -172,6 +172,10 @@ def labels_of(
                 f"{nearest(text, list(places)[:20])}"
             )
         cells = [places[text] for text in cells]
+    if (high := max(cells)) > torch.iinfo(torch.int64).max:
+        raise ValueError(
+            f"{where(cells.index(high))}, column {column}: label {high} is no class: number them from 0 on"
+        )
     return torch.tensor(cells, dtype=torch.int64)
 
 

@@ -84,7 +84,8 @@ def decode(file: Path | BytesIO, size: int, channels: int) -> Tensor:
         raise
     except Exception as error:  # decoders raise almost any type on damaged bytes
         require_disk(error, file)
-        raise BrokenImage(str(error) or type(error).__name__) from error
+        told = str(error).replace(f" {file!r}", "")  # of bytes that is their address, another one each time
+        raise BrokenImage(told or type(error).__name__) from error
     return resize(pixels[None], size)[0].contiguous()
 
 
