@@ -139,7 +139,7 @@ def test_identity_loses_nothing():
 
 
 def test_sources_survive_being_written_down():
-    assert set(names(TokenizerSource)) == {"diffusers", "dmvae", "identity", "vavae"}
+    assert set(names(TokenizerSource)) == {"diffusers", "dmvae", "identity", "reshaped", "vavae"}
     source = DiffusersTokenizer(path="a/b", subfolder="vae", config={"widths": [1, 2]})
     assert configs.read(TokenizerSource, configs.plain(source)) == source
 
