@@ -99,15 +99,16 @@ def as_saved(model: Tokenizer, drawn: bool, images: Iterable[Tensor] | None) -> 
 def encode(
     config: Editing,
     model: Tokenizer,
-    reference: Reference,
+    reference: Reference | None,
     plan: Recent,
     images: Tensor,
     labels: Tensor,
     rng: Random,
     settle: bool,
 ) -> Encoded:
-    """Latents of images alone, or of samples of the reference that they are written into. plan: recent latents of
-    images, where samples are assigned to them; with `settle`, prices and groups follow these first."""
+    """Latents of images alone, or of samples of the reference that they are written into. reference: where samples are
+    drawn from it. plan: recent latents of images, where samples are assigned to them; with `settle`, prices and groups
+    follow these first."""
     if config.noise not in EDITED:
         out = model.encode(images)
         raw = drawn(out.latent_dist, rng) if config.noise in DRAWN else out.latents
@@ -122,6 +123,7 @@ def encode(
             model.editor.settle(plan.filled)
         y = model.editor.draw(mu, rng, even=True)
     else:
+        assert reference is not None
         y = draw(reference, len(images), rng, images.device)[0]
     raw = model.editor(features, latents, y)
     normalised = model.normalize(raw.detach().float())

@@ -267,7 +267,8 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         # Compiled networks keep a graph for nothing in the student's turns: without, they would be compiled once more.
         with torch.set_grad_enabled(tokenizer_turn or self.inputs.sections.run.compile):
             model, plan = networks.autoencoder, networks.plan
-            encoded = encode(config, model, self.reference, plan, batch.data, labels, rng, settle)
+            drawn_from = self.reference if config.noise == "reference" else None  # else it may not have to be opened
+            encoded = encode(config, model, drawn_from, plan, batch.data, labels, rng, settle)
         context = Context(rng, null, progress, reference, config.label_dropout, config.time_distribution)
         context.time_shift = config.time_shift
         if tokenizer_turn:
