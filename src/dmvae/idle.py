@@ -198,6 +198,10 @@ IDLE: Mapping[str, tuple[Callable[[Recipe], bool], str]] = {
         lambda r: r.section("tokenizer") is None and not _unopposed(r),
         "it is a share of the stage tokenizer, which there is not",
     ),
+    "latents.whitening": (
+        lambda r: part(r, "autoencoder.latent_channels") == 1,
+        "latents of one channel have no correlations",
+    ),
     "latents.drawn": (lambda r: part(r, "matching.noise") in DRAWN, "matching.noise draws them already"),
     "tokenizer.alignment.m1|m2": (
         lambda r: part(r, "tokenizer.alignment.kind") == "l2",

@@ -173,9 +173,18 @@ class Inputs:
         """A generator, or a teacher, that another stage trained."""
         return load_generator(self.reads[stage] / name)
 
-    def encode(self, tokenizer: Encodes, dataset: Items, folder: Path, title: str, mirrored: bool = False) -> None:
-        """Write a data set's latents, or those of its mirror images, to shards in `folder`; an interrupted pass goes on
-        where it stopped."""
+    def encode(
+        self,
+        tokenizer: Encodes,
+        dataset: Items,
+        folder: Path,
+        title: str,
+        *,
+        mirrored: bool = False,
+        whitened: float = 0.0,
+    ) -> None:
+        """Write a data set's latents, or those of its mirror images, to shards in `folder`, and the numbers that
+        normalise them; an interrupted pass goes on where it stopped."""
         store = self.sections.latents
         encode_dataset(
             tokenizer,
@@ -189,6 +198,7 @@ class Inputs:
             shard_size=store.shard_size,
             dtype=store.dtype,
             mirrored=mirrored,
+            whitened=whitened,
         )
 
     def some_images(self, most: int) -> Iterator[Tensor]:

@@ -129,6 +129,10 @@ class LatentsConfig:
     `matching.noise` says, and without a matching the means. A generator gets new samples in each epoch, and the stage
     `decoder` learns from samples; statistics, what is measured, reconstructions too, and `encode` of the finished
     tokenizer are of samples. Three times the disk."""
+    whitening: Annotated[float, Range(-1, 1)] = configs.added(0.0)
+    """How far a matrix whitens the latents that generators learn, at each place: their correlations R become
+    R^(1 - whitening), each channel keeping unit variance. 1: none are left; below 0: they grow, for comparison. The
+    decoder undoes it, so that no reconstruction changes."""
 
     def __post_init__(self) -> None:
         if self.mirrored and self.stored is not None:

@@ -115,6 +115,21 @@ def test_of_drawn_latents_it_is_the_stored_sample(tmp_path):
     assert not torch.equal(held["latents"], stored["means"])
 
 
+def test_whitened_ones_are_what_our_own_generator_sees(tmp_path):
+    recipe = tiny.write(tmp_path, **PIXELS, latents={"whitening": 1.0, "mirrored": True})
+    tiny.run(recipe, until="latents")
+    stage = tmp_path / "run/main/latents"
+    export(stage, tmp_path / "theirs")
+    held = load_file(tmp_path / "theirs/latents_rank00_shard000.safetensors")
+    statistics = torch.load(tmp_path / "theirs/latents_stats.pt", weights_only=True)
+    ours = LatentSet(stage / "latents")
+    assert torch.equal(
+        (held["latents"] - statistics["mean"]) / statistics["std"], ours.__getitems__(range(len(ours)))[0]
+    )
+    flipped = load_file(stage / "mirrored/latents-00000.safetensors")["latents"]
+    assert torch.equal(held["latents_flip"], ours.normalise(flipped))
+
+
 def test_what_cannot_be_exported_is_told_and_nothing_is_replaced(stages, tmp_path, capsys):
     def told(stage, out, *options):
         with pytest.raises(SystemExit) as stop:

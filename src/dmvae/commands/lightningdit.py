@@ -22,8 +22,10 @@ def export_latents(stage: Path, out: Path, *, unmirrored: bool = False) -> Value
     Their reader takes every .safetensors of a folder, in the order of the names, and of each image, at random,
     `latents` or `latents_flip` [n, C, H, W], so both have to be there. It makes (z - mean) / std of them with the
     statistics, [1, C, 1, 1] and float32, to which it also brings latents in float16: so they are written raw, in the
-    dtype in which they are stored. Of drawn latents it is the one sample of each posterior that is stored, as their
-    own extraction draws one. The folder appears once it is whole, since the reader would train on a part of it.
+    dtype in which they are stored. Whitened ones are written normalised, with statistics 0 and 1, or their generator
+    would learn others than the tokenizer's `denormalize` undoes. Of drawn latents it is the one sample of each
+    posterior that is stored, as their own extraction draws one. The folder appears once it is whole, since the reader
+    would train on a part of it.
 
     unmirrored: write the plain latents as `latents_flip` too, for images that must not be mirrored.
 
@@ -51,17 +53,20 @@ def export_latents(stage: Path, out: Path, *, unmirrored: bool = False) -> Value
     plain = LatentSet(require_intact(stage) / "latents")
     flipped = LatentSet(stage / MIRRORED) if mirrored else plain
     labels = plain.labels.split(plain.shard_size)
+    mean, std = plain.mean, plain.std
+    if plain.whitening is not None:
+        mean, std = torch.zeros_like(mean), torch.ones_like(std)
     sweep_beside(out)  # a killed one left as much as all latents
     with Bar("write", len(plain), "images") as bar, atomic_write(out) as part:
         part.mkdir()
         for number, (z, mirror, y) in enumerate(zip(plain.shards, flipped.shards, labels, strict=True)):
+            if plain.whitening is not None:
+                z, mirror = (plain.normalise(x).to(x.dtype) for x in (z, mirror))
             # safetensors refuses one tensor under two names
             shard = {"latents": z, "latents_flip": mirror if mirrored else z.clone(), "labels": y}
             save_file(shard, part / f"latents_rank00_shard{number:03d}.safetensors")
             bar.step(len(y))
-        torch.save(
-            {"mean": plain.mean.view(1, -1, 1, 1), "std": plain.std.view(1, -1, 1, 1)}, part / "latents_stats.pt"
-        )
+        torch.save({"mean": mean.view(1, -1, 1, 1), "std": std.view(1, -1, 1, 1)}, part / "latents_stats.pt")
     return _config(plain, read_json(stage / "autoencoder/config.json", dict)["image_size"], out)
 
 

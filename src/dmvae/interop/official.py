@@ -159,7 +159,8 @@ def official_name(name: str) -> str:
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
     """A model's state dict without the latents' statistics, which the authors keep elsewhere."""
-    return {k: v for k, v in model.state_dict().items() if k not in ("latent_mean", "latent_std")}
+    ours = ("latent_mean", "latent_std", "whitening", "colouring")
+    return {k: v for k, v in model.state_dict().items() if k not in ours}
 
 
 def pixel_constants() -> dict[str, Tensor]:

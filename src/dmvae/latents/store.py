@@ -1,4 +1,5 @@
-"""The store of encoded data: latents in safetensors shards, with their mean and standard deviation per channel."""
+"""The store of encoded data: latents in safetensors shards, with their mean and standard deviation per channel, and the
+matrix that whitens them."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ from dmvae.datasets.pixels import as_input
 from dmvae.evaluation.frechet import Statistics
 from dmvae.evaluation.latents import vectors
 from dmvae.models.base import Encodes, evaluating
+from dmvae.models.whitening import mapped, whitening
 from dmvae.runtime import distributed
 from dmvae.runtime.console import Bar
 from dmvae.runtime.files import read_head, write_tensors
@@ -24,7 +26,8 @@ from dmvae.runtime.precision import Precision, autocast
 from dmvae.runtime.transfer import send
 
 STATISTICS = "statistics.safetensors"
-"""Mean and standard deviation per channel. They are written last: with them all shards are there."""
+"""Mean and standard deviation per channel, and of whitened latents the matrix. They are written last: with them all
+shards are there."""
 
 
 @torch.no_grad()  # not inference_mode: what moves to a device under it cannot be written to afterwards
@@ -41,12 +44,14 @@ def encode_dataset(
     shard_size: int = 16384,
     dtype: Literal["float32", "float16"] = "float32",
     mirrored: bool = False,
+    whitened: float = 0.0,
 ) -> None:
     """Write the data set's raw latents and labels to `folder` as safetensors shards of `shard_size`, and their mean and
     standard deviation per channel. Finished shards are kept, so an interrupted pass goes on where it stopped.
 
     tokenizer: a module with `encode(images in [-1, 1]).latents`, [n, C, H, W]; where these are drawn, shards hold the
     mean and standard deviation of their posteriors too, "means" and "stds". mirrored: encode the mirror images.
+    whitened: how far a `LatentSet` whitens them, see `whitening`; the latents themselves are stored as they are.
 
     Raises FloatingPointError, with the first item of the batch, for latents that are not finite in `dtype`.
     """
@@ -82,7 +87,8 @@ def encode_dataset(
     if distributed.is_main() and read_head(folder / STATISTICS) is None:
         paths = sorted(folder.glob("latents-*.safetensors"))
         whole = Statistics.of(vectors(load_file(path)["latents"], "channels") for path in paths)
-        write_tensors(folder / STATISTICS, {"mean": whole.mean.float(), "std": whole.std.float()})
+        matrix = {"whitening": whitening(whole.covariance, whitened)} if whitened else {}
+        write_tensors(folder / STATISTICS, {"mean": whole.mean.float(), "std": whole.std.float()} | matrix)
     distributed.barrier()
 
 
@@ -106,18 +112,19 @@ def labels_of(folder: Path) -> Tensor:
 
 
 class LatentSet:
-    """Latents on disk as a data set: item i is (latent [C, H, W] normalised per channel, label).
+    """Latents on disk as a data set: item i is (latent [C, H, W] normalised per channel, and perhaps whitened, label).
 
     Shards are memory-mapped: the operating system keeps in memory what fits. Attributes: `mean` and `std`,
-    float32 [C], of the raw latents, and `labels`, int64 [n].
+    float32 [C], of the raw latents, `whitening`, [C, C] or None, and `labels`, int64 [n].
 
-    posteriors: where latents were drawn, item i is the mean and standard deviation of the posterior, [2C, H, W], in the
-    same units, for who draws latents anew each time.
+    posteriors: where latents were drawn, item i is the mean and standard deviation of the posterior, [2C, H, W],
+    normalised per channel, for who draws latents anew each time, and whitens what is drawn (`whiten`).
     """
 
     def __init__(self, folder: Path, posteriors: bool = False) -> None:
         statistics = load_file(folder / STATISTICS)
         self.mean, self.std = statistics["mean"], statistics["std"].clamp_min(1e-6)
+        self.whitening = statistics.get("whitening")
         shards = [load_file(path) for path in sorted(folder.glob("latents-*.safetensors"))]
         self.drawn = "stds" in shards[0]
         self.posteriors = posteriors and self.drawn
@@ -150,9 +157,13 @@ class LatentSet:
         """What is stored as float32 latents in the set's units, on the device of z."""
         mean, scale = (send(x.view(-1, 1, 1), z.device) for x in (self.mean, self.std))
         if not self.posteriors:
-            return (z.float() - mean) / scale
+            return self.whiten((z.float() - mean) / scale)
         means, stds = z.float().chunk(2, dim=1)
         return torch.cat([(means - mean) / scale, stds / scale], dim=1)
+
+    def whiten(self, z: Tensor) -> Tensor:
+        """Latents [n, C, H, W] that are normalised per channel, whitened; as they are where the set has no matrix."""
+        return z if self.whitening is None else mapped(send(self.whitening, z.device), z)
 
     def _rows(self, shards: Sequence[Tensor], index: Tensor) -> Tensor:
         if len(shards) == 1:
@@ -169,7 +180,8 @@ class MirroredSet(LatentSet):
     every image once each way, so half of the draws are mirrored."""
 
     def __init__(self, plain: LatentSet, mirrored: LatentSet) -> None:
-        self.mean, self.std, self.drawn, self.posteriors = plain.mean, plain.std, plain.drawn, plain.posteriors
+        self.mean, self.std, self.whitening = plain.mean, plain.std, plain.whitening
+        self.drawn, self.posteriors = plain.drawn, plain.posteriors
         self.shards, self.stds = plain.shards + mirrored.shards, plain.stds + mirrored.stds
         self.labels = torch.cat([plain.labels, plain.labels])
         self.shard_size, self._turn = plain.shard_size, len(plain.shards)

@@ -17,6 +17,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from dmvae.models.drawing import noise
+from dmvae.models.whitening import mapped
 from dmvae.runtime.random import Random
 
 if TYPE_CHECKING:
@@ -156,11 +157,15 @@ class Tokenizer(Model):
     `latent_mean` and `latent_std` [C] are 0 and 1 until a stage fills them in (`set_statistics`). The config's
     scaling_factor and shift_factor are the same as two scalars, for code written for diffusers' autoencoders:
     `(z - shift_factor) * scaling_factor` has mean 0 and standard deviation 1 over all channels together.
-    Our own flow models see `normalize(z)`, which is per channel.
+    Our own flow models see `normalize(z)`, which is per channel, and whitened where the config says `whitened`.
     """
 
     latent_mean: Tensor
     latent_std: Tensor
+    whitening: Tensor | None
+    """[C, C], what `normalize` multiplies by, after the rest; None for nothing."""
+    colouring: Tensor | None
+    """Its inverse: in bf16 the inverse of a rounded matrix would be far off."""
     spread: Tensor | None
     """[C], the standard deviation of every posterior, in raw units (`fix_spread`); None where each has its own."""
 
@@ -195,6 +200,7 @@ class Tokenizer(Model):
         self.register_buffer("latent_std", torch.ones(channels))
         fixed = self.config.get("fixed_std")
         self.register_buffer("spread", None if fixed is None else torch.tensor(fixed), persistent=False)
+        self.whiten(torch.eye(channels) if self.config.get("whitened") else None)
 
     def fix_spread(self, std: Tensor) -> None:
         """Give every posterior the standard deviation std [C], not normalised, whatever the image."""
@@ -249,20 +255,30 @@ class Tokenizer(Model):
         """x [n, c, h, w] -> its reconstruction."""
         return self.decode(self.encode(x).latents)
 
-    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Take the latents' mean and standard deviation per channel, [C] each."""
+    def set_statistics(self, mean: Tensor, std: Tensor, whitening: Tensor | None = None) -> None:
+        """Take the latents' mean and standard deviation per channel, [C] each, and the matrix of `whiten`."""
         self.latent_mean.copy_(mean)
         self.latent_std.copy_(std)
+        self.whiten(whitening)
         # variance over all channels together: the mean of variances and the variance of means
         whole = (std.double().square().mean() + mean.double().var(correction=0)).sqrt()
         self.register_to_config(scaling_factor=float(1 / whole), shift_factor=float(mean.double().mean()))
 
+    def whiten(self, matrix: Tensor | None) -> None:
+        """Have `normalize` multiply by a matrix [C, C] of `dmvae.models.whitening`; None: by none."""
+        inverse = None if matrix is None else torch.linalg.inv(matrix.double())
+        self.register_buffer("whitening", None if matrix is None else matrix.to(self.latent_std))
+        self.register_buffer("colouring", None if inverse is None else inverse.to(self.latent_std))
+        self.register_to_config(whitened=matrix is not None)
+
     def normalize(self, z: Tensor) -> Tensor:
-        """(z - mean) / std per channel, for z [n, C, H, W]: what flow models see."""
-        return (z - self.latent_mean[:, None, None].to(z)) / self.latent_std[:, None, None].to(z)
+        """(z - mean) / std per channel, and whitened where it is: what flow models see of z [n, C, H, W]."""
+        z = (z - self.latent_mean[:, None, None].to(z)) / self.latent_std[:, None, None].to(z)
+        return z if self.whitening is None else mapped(self.whitening, z)
 
     def denormalize(self, z: Tensor) -> Tensor:
         """The inverse of `normalize`."""
+        z = z if self.colouring is None else mapped(self.colouring, z)
         return z * self.latent_std[:, None, None].to(z) + self.latent_mean[:, None, None].to(z)
 
     def check_images(self, x: Tensor) -> None:

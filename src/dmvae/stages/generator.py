@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import cast
 
 import torch
@@ -108,8 +109,10 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
         return self.inputs.sections.latents.stored is not None
 
     def data(self) -> Items:
-        if self.encodes:
-            return self.inputs.train_set
+        return self.inputs.train_set if self.encodes else self._stored
+
+    @cached_property
+    def _stored(self) -> LatentSet:
         folder = self.inputs.reads["latents"]
         plain, mirrored = LatentSet(folder / "latents", posteriors=True), folder / MIRRORED
         return MirroredSet(plain, LatentSet(mirrored, posteriors=True)) if mirrored.exists() else plain
@@ -141,7 +144,7 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
         if batch.data.shape[1] == self.inputs.latent_shape[0]:
             return batch.data
         mean, std = batch.data.chunk(2, dim=1)  # of posteriors
-        return mean + std * rng.normal(*mean.shape)
+        return self._stored.whiten(mean + std * rng.normal(*mean.shape))
 
     def updates(self, networks: GeneratorNetworks, batch: Batch, rng: Random) -> Iterator[Update]:
         z = self._latents(networks, batch, rng)

@@ -1,5 +1,6 @@
 """Stage `latents`: encodes the training set once, or a part of it, its mirror images too where asked, and measures the
-latents' mean and standard deviation. Of images that training crops at random (`data.resize`) it encodes the centre.
+latents' mean, standard deviation and the matrix that whitens them. Of images that training crops at random
+(`data.resize`) it encodes the centre.
 
 A tokenizer of diffusers that was trained further is saved a second time, in its own class.
 """
@@ -37,11 +38,11 @@ class LatentsStage(Stage[LatentsConfig]):
         images: Labelled = inputs.train_set
         if self.config.stored is not None:
             images = Chosen(images, spaced(images.labels, self.config.stored))
-        inputs.encode(tokenizer, images, folder, self.name)
+        inputs.encode(tokenizer, images, folder, self.name, whitened=self.config.whitening)
         if self.config.mirrored:
             inputs.encode(tokenizer, images, inputs.out / MIRRORED, f"{self.name}, mirrored", mirrored=True)
         latents = LatentSet(folder)
-        tokenizer.set_statistics(latents.mean, latents.std)
+        tokenizer.set_statistics(latents.mean, latents.std, latents.whitening)
         if distributed.is_main():
             save_network(tokenizer.cpu(), inputs.out / "autoencoder")
             own = tokenizer.as_diffusers() if inputs.tokenizer_folder is not None else None

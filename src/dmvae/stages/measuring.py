@@ -196,7 +196,7 @@ class Measuring:
     def latents(self, raw: Tensor, stored: LatentSet) -> Latents:
         """Figures of the test images' latents [m, C, H, W], beside those of the training images."""
         assert self.images.labels is not None
-        z = (raw - stored.mean.view(-1, 1, 1)) / stored.std.view(-1, 1, 1)
+        z = stored.normalise(raw)
         train, labels = stored.__getitems__(spaced(stored.labels, self.config.knn_count))
         latents = Latents(
             train, labels, z, self.images.labels, self.config.neighbours, device=self.inputs.device, shared=True

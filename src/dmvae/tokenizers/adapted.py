@@ -57,6 +57,7 @@ class AdaptedTokenizer(Tokenizer):
         shift_factor: float = 0.0,
         drawn: bool = False,
         fixed_std: list[float] | None = None,
+        whitened: bool = False,
     ):
         super().__init__()
         self.network = _built(configs.read(TokenizerSource, dict(source), "source"), image_size, in_channels)
@@ -177,6 +178,7 @@ def start(source: TokenizerSource, *, size: int, channels: int, pretrained: bool
                 f"this tokenizer was trained with {field} {model.config[name]}, not {ours}; set it to that"
             )
     model.parts()
+    model.whiten(None)  # its latents will be others
     return model
 
 

@@ -39,7 +39,8 @@ class Autoencoder(Tokenizer):
     trained. editor: `width`, `bank` and perhaps `assigned` and `groups` of an `Editor`, which makes latents of samples
     of a reference; see `with_editor`. drawn: `encode` gives samples of the posterior, not its mean. scaling_factor,
     shift_factor: as in diffusers' autoencoders; `set_statistics` fills them in. fixed_std: C standard deviations, in
-    raw units, that every posterior gets (`fix_spread`); None: each has its own.
+    raw units, that every posterior gets (`fix_spread`); None: each has its own. whitened: `normalize` whitens
+    (`whiten`).
     """
 
     _supports_gradient_checkpointing = True
@@ -64,6 +65,7 @@ class Autoencoder(Tokenizer):
         shift_factor: float = 0.0,
         drawn: bool = False,
         fixed_std: list[float] | None = None,
+        whitened: bool = False,
     ):
         super().__init__()
         self.use_slicing = self.use_tiling = False

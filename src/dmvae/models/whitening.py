@@ -1,0 +1,35 @@
+"""Whitening: a matrix after which the channels of latents no longer vary together.
+
+Shapes: n latents [n, C, H, W]; the matrix [C, C] acts on the C numbers of each place.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dmvae.runtime.precision import full_precision, without_tf32
+
+THINNEST = 1e-4
+"""Directions with less than this share of the widest one's variance are widened no more than one that has it: what is
+in them may be rounding."""
+
+
+def whitening(covariance: Tensor, amount: float) -> Tensor:
+    """float32 [C, C], D R^(-amount / 2), for latents of this covariance [C, C] that are normalised per channel; R are
+    their correlations. The diagonal D keeps the standard deviation of each channel at 1. amount: 0 is the identity, 1
+    leaves no correlation (ZCA-cor of Kessy, Lewin and Strimmer, arXiv 1512.00809), and below 0 correlations grow."""
+    covariance = covariance.double()
+    std = covariance.diagonal().sqrt().clamp_min(1e-6)
+    correlations = covariance / std / std[:, None]
+    correlations.diagonal().fill_(1)  # of a channel that does not vary, too
+    variances, directions = torch.linalg.eigh(correlations)
+    raised = variances.clamp_min(THINNEST * variances.max()) ** (-amount / 2)
+    left = (directions.square() @ (variances.clamp_min(0) * raised.square())).sqrt()  # std of each channel after R
+    return (directions * raised @ directions.T / left[:, None]).float()
+
+
+def mapped(matrix: Tensor, z: Tensor) -> Tensor:
+    """matrix @ z at each place, in z's dtype; of an image alike in any batch, and unrounded under autocast."""
+    with full_precision(z), without_tf32(z.device):
+        return (matrix.to(z) @ z.flatten(2)).view_as(z)
