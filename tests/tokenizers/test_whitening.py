@@ -9,6 +9,7 @@ from torch import Tensor
 
 import tiny
 from dmvae import DMVAEPipeline
+from dmvae.checks import problems
 from dmvae.config import read
 from dmvae.idle import idle
 from dmvae.inputs import Inputs
@@ -19,7 +20,7 @@ from dmvae.recipe import load
 from dmvae.report.pipelines import write_pipelines
 from dmvae.runtime.random import Random
 from dmvae.tokenizers import TokenizerSource
-from dmvae.tokenizers.adapted import AdaptedTokenizer, load_tokenizer, start
+from dmvae.tokenizers.adapted import AdaptedTokenizer, adapt, load_tokenizer, start
 from dmvae.training.data import batches
 from dmvae.training.loop import Trainer
 
@@ -93,6 +94,8 @@ def test_an_image_is_whitened_alike_in_any_batch_and_unrounded_under_autocast():
     torch.testing.assert_close(whole[1, :, 2, 1], matrix @ z[1, :, 2, 1])
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(whole, mapped(matrix, z))
+    square = torch.randn(2, 5, 5, 5)  # as many places along a side as channels
+    assert torch.equal(mapped(matrix, square)[1], mapped(matrix, square[1]))
 
 
 @pytest.mark.parametrize("over", [{}, {"latents__drawn": True}, {"latents__mirrored": True}])
@@ -173,6 +176,19 @@ def test_who_trains_it_further_or_adapts_it_begins_without(tmp_path):
     assert model.whitening is None
 
 
+def test_a_bijection_begins_with_latents_that_are_not(tmp_path):
+    own = load_tokenizer(tiny.variational(tmp_path / "vae", torch.tensor([0.5, 1.0, 2.0, 0.1])))
+    mean, std = torch.randn(4), torch.rand(4) + 0.5
+    own.set_statistics(mean, std, whitening(covariance()[:4, :4], 1.0))
+    own.save_pretrained(tmp_path / "whitened")
+    source = {"type": "reshaped", "source": {"type": "dmvae", "path": str(tmp_path / "whitened")}}
+    model = adapt(read(TokenizerSource, source, "source"), size=12, channels=3, pretrained=True)
+    images = torch.rand(2, 3, 12, 12) * 2 - 1
+    with torch.no_grad():
+        plain = (own.encode(images).latents - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
+        torch.testing.assert_close(model.encode(images).latents, plain, atol=1e-5, rtol=1e-5)
+
+
 def test_one_of_diffusers_is_whitened_in_our_class(tmp_path):
     path = tiny.write(
         tmp_path,
@@ -184,6 +200,23 @@ def test_one_of_diffusers_is_whitened_in_our_class(tmp_path):
     model, stored = load_tokenizer(job.folder / "autoencoder"), LatentSet(job.folder / "latents")
     torch.testing.assert_close(model.normalize(stored.shards[0]), items(stored))
     torch.testing.assert_close(covariance_of(items(stored)), torch.eye(4), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize(("stored", "refused"), [(4, True), (5, False)])
+def test_too_few_places_are_refused(tmp_path, stored, refused):
+    over = {"latents__stored": stored, "latents__whitening": 1.0, "data__size": 4}  # a latent of one place
+    recipe = load(tiny.write(tmp_path, variants=None, **over))["main"]
+    told = "latents.whitening: 4 places of latents do not tell how 4 channels vary together"
+    assert any(told in line for line in problems(recipe, recipe.stages())) == refused
+
+
+def test_a_config_in_memory_makes_the_same_tokenizer_again():
+    source = read(TokenizerSource, {"type": "identity", "patch": 4}, "source")
+    model = adapt(source, size=12, channels=1, pretrained=True)
+    model.set_statistics(torch.zeros(16), torch.ones(16), whitening(torch.eye(16) + 0.5, 1.0))
+    again = AdaptedTokenizer.from_config(model.config)
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again.whitening, model.whitening)
 
 
 def test_of_one_channel_it_is_idle(tmp_path):

@@ -63,6 +63,8 @@ class Model(ModelMixin, ConfigMixin):  # type: ignore[misc]
         name = config.get("_class_name", cls.__name__) if isinstance(config, Mapping) else cls.__name__
         if name != cls.__name__:
             raise ValueError(f"made by {name}, not {cls.__name__}: load it with {name}.from_pretrained")
+        if isinstance(config, Mapping):  # diffusers would reset what was registered in place of a default
+            config = {key: value for key, value in config.items() if key != "_use_default_values"}
         return cast("Self", super().from_config(cast("Values", config), return_unused_kwargs, **kwargs))
 
 

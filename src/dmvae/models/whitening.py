@@ -30,6 +30,7 @@ def whitening(covariance: Tensor, amount: float) -> Tensor:
 
 
 def mapped(matrix: Tensor, z: Tensor) -> Tensor:
-    """matrix @ z at each place, in z's dtype; of an image alike in any batch, and unrounded under autocast."""
+    """matrix @ z at each place of z [n, C, H, W] or [C, H, W], in its dtype and unrounded under autocast; of an image
+    alike in any batch, but for rounding where H W = 1."""
     with full_precision(z), without_tf32(z.device):
-        return (matrix.to(z) @ z.flatten(2)).view_as(z)
+        return (matrix.to(z) @ z.flatten(-2)).view_as(z)

@@ -7,6 +7,7 @@ A tokenizer of diffusers that was trained further is saved a second time, in its
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 from dmvae.datasets import Labelled
@@ -62,6 +63,13 @@ class LatentsStage(Stage[LatentsConfig]):
                     f"latents.stored: {config.stored} leaves out {counted(len(left), 'class', 'classes')} "
                     f"({few([data.classes[label] for label in left])}), of which nothing would be sampled; give more"
                 )
+        channels, *sides = inputs.latent_shape
+        tokens = min(len(inputs.train_set), config.stored or math.inf) * math.prod(sides)
+        if config.whitening and tokens <= channels:
+            yield (
+                f"latents.whitening: {tokens} places of latents do not tell how {channels} channels vary together; "
+                f"{'set latents.stored higher' if config.stored else 'use more images'}, or leave it out"
+            )
         noise = getattr(others.get("matching"), "noise", None)
         if not config.drawn or noise in DRAWN:  # which draw already, `fixed` from any tokenizer
             return

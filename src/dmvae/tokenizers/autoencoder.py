@@ -109,8 +109,8 @@ class Autoencoder(Tokenizer):
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: object) -> Any:
         """As diffusers', from a config or a folder of one; artifacts of version 0.1 name the decoder's fields
         decoder_*."""
-        if isinstance(config, Mapping):  # diffusers would reset what was registered in place of a default
-            config = decoder_section({key: value for key, value in config.items() if key != "_use_default_values"})
+        if isinstance(config, Mapping):
+            config = decoder_section(dict(config))
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
     @property

@@ -26,6 +26,7 @@ class Reshaped(Codec):
     def __init__(self, inner: AdaptedTokenizer, layers: int, width: int):
         super().__init__()
         self.inner = inner.requires_grad_(False)
+        self._known.whiten(None)  # `latents.whitening` says how those behind the bijection are
         self.latent_channels, self.stride = inner.config["latent_channels"], inner.stride
         self.flow = CouplingFlow(self.latent_channels, layers, width)
 
