@@ -11,7 +11,7 @@ from dmvae.evaluation.reconstruct import LPIPS
 from dmvae.evaluation.scores import Figure
 from dmvae.runtime.words import counted
 
-CHANCE = "sliced Wasserstein distance to the reference, in multiples of what two samples of it have; 1 is arrival"
+CHANCE = "sliced Wasserstein distance to the reference, in multiples of what two samples of it have; up to 2 is arrival"
 SAMPLED = (
     "sliced Wasserstein distance from the generator's latents to the data's, in multiples of what two sets of the "
     "data's have; 1 is a perfect generator, and no decoder has a part in it"
@@ -62,7 +62,7 @@ OTHERS = (
     _share(
         "token_accuracy",
         "tokens told apart",
-        "how often a small network tells a token of the latents from one of the reference; 50 % is arrival",
+        "how often a small network tells a token of the latents from the reference's; 50 % is chance, up to 60 arrival",
     ),
     _share(
         "latent_accuracy",
@@ -96,13 +96,13 @@ FOLDED = (
     _multiple(
         "spread_to_reference",
         "spread, latents",
-        "standard deviation of the latents about their mean over the reference's; 1 is arrival",
+        "standard deviation of the latents about their mean over the reference's; 1 is as wide as it",
         "reference",
     ),
     _multiple(
         "rank_to_reference",
         "rank, latents",
-        "effective rank of whole latents over that of as many samples of the reference; 1 is arrival",
+        "effective rank of whole latents over that of as many samples of the reference; 1 is as many directions",
         "reference",
     ),
     Figure(
