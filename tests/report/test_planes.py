@@ -1,5 +1,6 @@
 """Which images of each method the map of latents shows."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -35,6 +36,16 @@ def test_a_reference_in_units_of_its_own_is_drawn_in_those_of_the_latents():
     assert latent_map._note(own, [reference, own]) in [
         f"mixed with the reference: {share} %" for share in range(90, 101)
     ]
+
+
+@pytest.mark.parametrize(("distance", "began"), [(0.03, True), (0.09, True), (0.5, False)])
+def test_a_page_tells_where_latents_began(tmp_path, distance, began):
+    (tmp_path / "report.json").write_text(json.dumps({"distance": distance, "floor": 0.05}))
+    run = SimpleNamespace(folders=lambda stage: {"a": tmp_path, "b": tmp_path, "none": tmp_path / "other"})
+    (told,) = latent_map._began(run)
+    assert "the latents of <b>a</b>, <b>b</b> were" in told
+    assert f"{distance / 0.05:.2g} times as far" in told
+    assert ("so they began at it" in told) == began
 
 
 def test_methods_show_different_images():

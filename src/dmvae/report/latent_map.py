@@ -17,7 +17,9 @@ from dmvae.recipe import method_of
 from dmvae.report.html import legend, panel, panels
 from dmvae.report.pictures import data_uri
 from dmvae.report.run import COLOURS, Run
-from dmvae.transport.arrival import mixing
+from dmvae.runtime.files import read_json
+from dmvae.runtime.words import few
+from dmvae.transport.arrival import NEAR, mixing
 
 POINTS, TOTAL = 1000, 3000
 """Points a panel and points in one embedding, at most: about five seconds of t-SNE."""
@@ -58,7 +60,9 @@ def latent_map(run: Run) -> str:
     drawn = [panels((_panel(cloud, group, palette) for cloud in group), "maps") for group in groups]
     names = legend((run.class_name(label), palette[label]) for label in labels[:24])
     more = f'<p class="note">and {len(labels) - 24} more classes</p>' if len(labels) > 24 else ""
-    return "\n".join([_text(clouds), names, more, *drawn, f'<p class="note">{_how(how, len(groups))}</p>'])
+    return "\n".join(
+        [_text(clouds), *_began(run), names, more, *drawn, f'<p class="note">{_how(how, len(groups))}</p>']
+    )
 
 
 def clouds_of(run: Run) -> list[Cloud]:
@@ -205,6 +209,22 @@ def _text(clouds: list[Cloud]) -> str:
             "sample a latent, and 0 % where the two lie apart or one lies inside the other. "
         )
     return text + "Latents are normalised per channel, so the map shows their shape and not their scale.</p>"
+
+
+def _began(run: Run) -> list[str]:
+    """Where each method's latents lay before matching moved them: where they began at their reference, the map shows
+    what matching kept, and not what it did."""
+    told: dict[str, list[str]] = {}
+    for variant, folder in run.folders("reference").items():
+        if (file := folder / "report.json").is_file():
+            found = read_json(file, dict)
+            apart = found["distance"] / max(found["floor"], 1e-12)
+            told.setdefault(
+                f"{apart:.2g} times as far from their reference as two sets of its samples are from each other"
+                + (", so they began at it: the map shows what matching kept, not what it moved" * (apart <= NEAR)),
+                [],
+            ).append(f"<b>{escape(variant)}</b>")
+    return [f"<p>Before matching, the latents of {few(names)} were {what}.</p>" for what, names in told.items()]
 
 
 def _how(how: str, groups: int) -> str:
