@@ -63,13 +63,14 @@ class LatentsStage(Stage[LatentsConfig]):
                     f"latents.stored: {config.stored} leaves out {counted(len(left), 'class', 'classes')} "
                     f"({few([data.classes[label] for label in left])}), of which nothing would be sampled; give more"
                 )
-        channels, *sides = inputs.latent_shape
-        tokens = min(len(inputs.train_set), config.stored or math.inf) * math.prod(sides)
-        if config.whitening and tokens <= channels:
-            yield (
-                f"latents.whitening: {tokens} places of latents do not tell how {channels} channels vary together; "
-                f"{'set latents.stored higher' if config.stored else 'use more images'}, or leave it out"
-            )
+        if config.whitening:
+            channels, *sides = inputs.latent_shape
+            tokens = min(len(inputs.train_set), config.stored or math.inf) * math.prod(sides)
+            if tokens <= channels:
+                yield (
+                    f"latents.whitening: {tokens} places of latents do not tell how {channels} channels vary together; "
+                    f"{'set latents.stored higher' if config.stored else 'use more images'}, or leave it out"
+                )
         noise = getattr(others.get("matching"), "noise", None)
         if not config.drawn or noise in DRAWN:  # which draw already, `fixed` from any tokenizer
             return
