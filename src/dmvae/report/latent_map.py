@@ -17,6 +17,7 @@ from dmvae.recipe import method_of
 from dmvae.report.html import legend, panel, panels
 from dmvae.report.pictures import data_uri
 from dmvae.report.run import COLOURS, Run
+from dmvae.report.summary import alike
 from dmvae.runtime.files import read_json
 from dmvae.runtime.words import few
 from dmvae.transport.arrival import NEAR, mixing
@@ -214,17 +215,16 @@ def _text(clouds: list[Cloud]) -> str:
 def _began(run: Run) -> list[str]:
     """Where each method's latents lay before matching moved them: where they began at their reference, the map shows
     what matching kept, and not what it did."""
-    told: dict[str, list[str]] = {}
+    told = {}
     for variant, folder in run.folders("reference").items():
         if (file := folder / "report.json").is_file():
             found = read_json(file, dict)
             apart = found["distance"] / max(found["floor"], 1e-12)
-            told.setdefault(
+            told[f"<b>{escape(variant)}</b>"] = (
                 f"{apart:.2g} times as far from their reference as two sets of its samples are from each other"
-                + (", so they began at it: the map shows what matching kept, not what it moved" * (apart <= NEAR)),
-                [],
-            ).append(f"<b>{escape(variant)}</b>")
-    return [f"<p>Before matching, the latents of {few(names)} were {what}.</p>" for what, names in told.items()]
+                + (", so they began at it: the map shows what matching kept, not what it moved" * (apart <= NEAR))
+            )
+    return [f"<p>Before matching, the latents of {few(names)} were {what}.</p>" for what, names in alike(told).items()]
 
 
 def _how(how: str, groups: int) -> str:

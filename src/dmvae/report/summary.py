@@ -179,17 +179,17 @@ def named(method: str, summary: Values) -> str:
 
 def standing(summary: Values) -> list[str]:
     """Where methods stand that have not ended, a line for each stage."""
-    found = _alike(summary.get("not_ended_at", {}))
+    found = alike(summary.get("not_ended_at", {}))
     return [f"not ended, at stage {stage}: {', '.join(methods)}" for stage, methods in found.items()]
 
 
 def outdated(summary: Values) -> list[str]:
     """Which rows are of earlier settings, a line for each change since."""
-    found = _alike(summary.get("earlier", {}))
+    found = alike(summary.get("earlier", {}))
     return [f"of earlier settings, as {how}: {few(methods)}" for how, methods in found.items()]
 
 
-def _alike(told: Mapping[str, str]) -> dict[str, list[str]]:
+def alike(told: Mapping[str, str]) -> dict[str, list[str]]:
     """Text -> the methods of which it is told."""
     names: dict[str, list[str]] = {}
     for method, text in told.items():
