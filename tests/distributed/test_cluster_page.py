@@ -85,7 +85,8 @@ def test_it_trains(tmp_path, word, ranks, times):
     assert codes == [0] * times, said
     assert len([*tmp_path.glob("run/stages/tokenizer-*/done.json")]) == 1
     assert said.count("tokenizer: run (new)") == 1, said  # not once for each rank
-    assert "Traceback" not in said
+    # at the start of a line: torchrun's own log has one behind its prefix, where the node of the rendezvous ends first
+    assert not re.search(r"^(\[rank\d+\]: ?)?Traceback", said, flags=re.M), said
     assert ("waits for stages" in said or "skip (finished)" in said) == (word == "dmvae study"), said
     assert not (tmp_path / "requeued").exists()
 
