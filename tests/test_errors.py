@@ -310,11 +310,13 @@ def without_lpips(monkeypatch):
 def test_a_dry_run_tells_what_is_missing(tmp_path, capsys, monkeypatch):
     without_lpips(monkeypatch)
     options = ["--generator.batch_size", "49", "--losses.perceptual", "{type: lpips}"]
-    cli.main(["run", str(tiny.write(tmp_path)), "--dry-run", "--variant", "kl", *options])
-    out = capsys.readouterr().out
-    assert "missing: generator.batch_size: 49 is larger than the data set (48 images); use at most 48" in out
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["run", str(tiny.write(tmp_path)), "--dry-run", "--variant", "kl", *options])
+    out, error = capsys.readouterr()
+    assert (stop.value.code, error) == (1, "dmvae: 2 things stand in the way\n")
+    assert "in the way: generator.batch_size: 49 is larger than the data set (48 images); use at most 48" in out
     assert 'pip install "dmvae[lpips]"' in out
-    assert out.splitlines()[-1] == "2 things are missing, as said above the values"
+    assert out.splitlines()[-1].startswith("  in the way: "), "what matters stands last"
 
 
 def test_an_option_before_the_recipe(tmp_path, capsys):
@@ -329,13 +331,14 @@ def test_a_dry_run_tells_what_a_run_would_stop_at(tmp_path, capsys, monkeypatch)
     options = ["--evaluate.lpips", "true", "--evaluate.neighbours", "49", "--losses.adversarial.layers", "5"]
     options += ["--reference.distribution", f"{{type: array, path: {tmp_path}/nope.npy}}"]
     path = tiny.write(tmp_path)
-    cli.main(["run", str(path), "--dry-run", "--variant", "matched", *options])
+    with pytest.raises(SystemExit):
+        cli.main(["run", str(path), "--dry-run", "--variant", "matched", *options])
     out = capsys.readouterr().out
-    assert "missing: evaluate.lpips: " in out
-    assert "missing: evaluate.neighbours: 49 neighbours are sought among 48 latents; use at most 48" in out
-    assert "missing: losses.adversarial: images of 12x12 pixels are too small for a discriminator with layers" in out
-    assert "missing: reference.distribution: " in out
-    for _ in range(out.count("missing: ")):
+    assert "in the way: evaluate.lpips: " in out
+    assert "in the way: evaluate.neighbours: 49 neighbours are sought among 48 latents; use at most 48" in out
+    assert "in the way: losses.adversarial: images of 12x12 pixels are too small for a discriminator with layers" in out
+    assert "in the way: reference.distribution: " in out
+    for _ in range(out.count("in the way: ")):
         code, error = complain(capsys, "run", path, *options)
         assert code == 2
         told = error.removeprefix("dmvae: ").removeprefix("matched: ").strip()

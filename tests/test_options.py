@@ -109,7 +109,8 @@ def test_fields_that_nothing_uses_are_left_out_of_the_help(tmp_path, capsys):
 @pytest.mark.slow
 def test_the_dry_run_has_the_values_of_every_variant_and_trains_nothing(tmp_path, capsys):
     cli.main(["run", str(tiny.write(tmp_path)), "--dry-run", "--tokenizer.steps", "3"])
-    table, _, out = capsys.readouterr().out.partition("resolved values:")
+    out, _, table = capsys.readouterr().out.partition("for 1 process")
+    assert out.startswith("resolved values:")
     assert table.count("48 training and 24 test images of 3 classes") == 2
     assert table.count("memory of each rank: state is weights") == 1, "once for both"
     assert not (tmp_path / "run").exists()

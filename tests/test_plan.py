@@ -3,6 +3,7 @@
 import re
 import shutil
 from contextlib import suppress
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,12 +17,14 @@ from dmvae import pipeline
 from dmvae.cli import main
 from dmvae.commands import plan
 from dmvae.commands.plan import bytes_of
+from dmvae.datasets.huggingface import HuggingFace
 from dmvae.jobs import _at
 from dmvae.jobs import plan as jobs_to_run
 from dmvae.matching import Matching
 from dmvae.recipe import load
 from dmvae.registry import find, is_ours, names
 from dmvae.runtime.done import write_done
+from dmvae.runtime.files import locked
 from dmvae.stages.matching import MatchingStage
 from dmvae.training.counting import Cost
 
@@ -48,7 +51,7 @@ def test_it_tells_what_each_stage_needs(recipe, capsys):
     assert first[-1] == "new"
     assert "MiB" in second[3]
     assert "for 2 GPUs of 75 GiB" in out
-    assert "nothing is missing" in out
+    assert "nothing stands in the way" in out
 
 
 def test_everything_that_stands_in_the_way_is_told_at_once(recipe, capsys):
@@ -99,9 +102,10 @@ def test_what_cannot_be_built_is_told_and_the_rest_is_counted(tmp_path, capsys):
     path = tiny.write(
         tmp_path, variants={"main": {}}, pretrained__type="diffusers", matching__noise="reference", **over
     )
-    main(["run", str(path), "--dry-run"])
+    with pytest.raises(SystemExit):
+        main(["run", str(path), "--dry-run"])
     out = " ".join(capsys.readouterr().out.split())
-    assert "missing: matching.noise: 'reference' puts another network behind the encoder" in out
+    assert "in the way: matching.noise: 'reference' puts another network behind the encoder" in out
     assert re.search(r"│ matching │ │ │ │ │ │ new │ │ decoder │ 4 │ 8 │", out)
 
 
@@ -112,7 +116,7 @@ def test_a_split_that_no_stage_reads_is_not_missed(tmp_path, capsys, monkeypatch
     batches = {f"{stage}__batch_size": 8 for stage in ("encoder", "tokenizer", "reference", "matching", "generator")}
     path = tiny.write(tmp_path, data=data, evaluate=None, sample=None, **batches)
     main(["plan", str(path)])
-    assert "nothing is missing" in capsys.readouterr().out
+    assert "nothing stands in the way" in capsys.readouterr().out
 
 
 def test_a_stage_whose_uses_lead_through_a_null_section_or_nowhere(tmp_path):
@@ -318,7 +322,38 @@ def test_a_batch_above_the_data_is_made_smaller_as_in_a_run(tmp_path, capsys):
             main(["plan", str(path), "--gpus", str(ranks)])
         out = capsys.readouterr().out
         assert f"generator.batch_size is {size} in place of 64: the training set has 48 images" in out
-        assert "missing: generator" not in out
+        assert "in the way: generator" not in out
     with pytest.raises(SystemExit):
         main(["plan", str(path), "--gpus", "3", "--generator.batch_size", "96"])
     assert "generator.batch_size: 96 is larger than the data set (48 images); use at most 48" in capsys.readouterr().out
+
+
+def test_a_stage_that_another_process_runs_is_not_told_as_interrupted(recipe, capsys):
+    job = next(job for job in jobs_to_run(load(recipe), Path(load(recipe)["kl"].run.dir)) if job.variant == "kl")
+    job.folder.mkdir(parents=True)
+    (job.folder / "log.jsonl").touch()
+    with locked(job.folder):
+        main(["plan", recipe, *PLAN, "80GB"])
+    main(["plan", recipe, *PLAN, "80GB"])
+    assert [row[-1] for row in rows(capsys.readouterr().out, job.stage.name)[::2]] == ["running", "interrupted"]
+
+
+def test_data_that_cannot_be_opened_are_tried_once_for_all_variants(tmp_path, capsys, monkeypatch):
+    tried = []
+    monkeypatch.setattr(HuggingFace, "build", lambda self, split: tried.append(split) or fails("no answer"))
+    path = tiny.write(tmp_path, data={"type": "huggingface", "root": "owner/name", "size": 12})
+    for times in (1, 2):  # and anew by the next plan: the data may be there by then
+        with pytest.raises(SystemExit):
+            main(["plan", str(path)])
+        assert len(tried) == times
+        assert capsys.readouterr().out.count("in the way: no answer") == 1
+
+
+def test_many_epochs_of_few_images_are_told(recipe, capsys):
+    for steps, times in ((6, 0), (1201, 1)):  # of 8 images, of 48
+        main(["plan", recipe, "--variant", "kl", "--generator.steps", str(steps)])
+        assert capsys.readouterr().out.count("over 200 epochs of so few images") == times
+
+
+def fails(message):
+    raise ValueError(message)

@@ -46,7 +46,7 @@ def test_a_plugin_of_each_kind_runs_from_a_file_outside_the_package(tmp_path):
     assert "main/sharpen: skip (finished)" in one.stdout
     dry = processes.command("run", str(path), "--dry-run")
     assert [line for line in dry.stdout.splitlines() if "sharpen" in line]
-    assert "nothing is missing" in dry.stdout
+    assert "nothing stands in the way" in dry.stdout
     assert "--sharpen.strength" in processes.command("run", str(path), "--help").stdout
 
 

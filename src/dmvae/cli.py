@@ -26,7 +26,7 @@ COMMANDS = {
     "run": ("run", "run", "run every unfinished stage of RECIPE, then write table and report"),
     "study": ("run", "run", "the same, for a recipe with many variants"),
     "STAGE": ("run", "run", "one stage of RECIPE, by its section: tokenizer, matching, ..."),
-    "plan": ("run", "plan", "what RECIPE needs on --gpus N of --memory 80GB; what is missing"),
+    "plan": ("run", "plan", "what RECIPE needs on --gpus N of --memory 80GB; what is in the way"),
     "report": ("run", "report", "write the table and the report of RUN_DIR again"),
     "serve": ("serve", "serve", "show RUN_DIR in a browser, to play with"),
     "recipes": ("recipes", "recipes", "list the recipes that come with dmvae"),

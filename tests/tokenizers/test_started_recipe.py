@@ -176,7 +176,7 @@ def test_a_shape_that_other_variants_use_does_not_count(tmp_path):
 def test_a_dry_run_counts_what_trains(tmp_path, capsys):
     print_plan(load(write(tmp_path)), Machine.here())
     out = capsys.readouterr().out
-    assert "nothing is missing" in out
+    assert "nothing stands in the way" in out
     assert "latents 4x6x6 (stride 2)" in out
 
 

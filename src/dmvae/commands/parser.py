@@ -27,8 +27,8 @@ matching, decoder, latents, generator, sample, evaluate.
   --variant NAME          run this variant alone, all seeds of it; may be given
                           several times
   --run_dir DIR           the folder that is written (run.dir)
-  --dry-run               print stages, sizes, resolved values and what is
-                          missing; train nothing
+  --dry-run               print resolved values, stages, sizes and what stands
+                          in the way; train nothing
   --no-verify             do not read the files of finished stages for damage
   --debug                 show tracebacks
 

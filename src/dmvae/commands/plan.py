@@ -26,6 +26,7 @@ from dmvae.jobs import Job, plan
 from dmvae.recipe import Recipe
 from dmvae.runtime import distributed
 from dmvae.runtime.console import console, paragraph
+from dmvae.runtime.files import held
 from dmvae.runtime.words import few
 from dmvae.stages.editing import DRAWN
 from dmvae.stages.modelled import KEPT
@@ -37,6 +38,8 @@ MARGIN = 1.1
 """Of memory that the tensors of a step are only a part of: a GPU's context, the libraries' scratch, fragments."""
 CLASSES = 1000
 """Taken for data that are not here."""
+FEW, OFTEN = 5000, 200
+"""Images below which, and epochs from which, a table says that these are many. (On ImageNet generators take 800.)"""
 LEGEND = (
     "memory of each rank: state is weights, moments and averages; step is activations and gradients; "
     "TFLOP are operations of a step, forward and backward; time is known for GPUs alone; disk is the most that a "
@@ -122,7 +125,7 @@ def print_plan(recipes: dict[str, Recipe], machine: Machine) -> list[str]:
                 except (DataDependentOutputException, DynamicOutputShapeException):
                     console.print(f"{stage.name}: not counted, for its step depends on the values of tensors")
         sizes = {stage.name: _disk(stage.name, recipe, costs.get(stage.name), items) for stage in recipe.stages()}
-        folders = {job.stage.name: (job.state, job.folder.name) for job in jobs.get(variant, ())}
+        folders = {job.stage.name: (_state(job), job.folder.name) for job in jobs.get(variant, ())}
         disk |= {
             folders[name][1] if folders else _without_data(recipe, name): size
             for name, size in sizes.items()
@@ -140,9 +143,9 @@ def print_plan(recipes: dict[str, Recipe], machine: Machine) -> list[str]:
         obstacles.setdefault(line, []).append(variant)
     obstacles |= {line: list(recipes) for line in _disk_problems(recipes, sum(disk.values()))}
     for line, where in obstacles.items():
-        paragraph(f"  missing: {line}" + (f" ({few(where)})" if len(where) < len(recipes) else ""), 4)
+        paragraph(f"  in the way: {line}" + (f" ({few(where)})" if len(where) < len(recipes) else ""), 4)
     if not obstacles:
-        console.print("  nothing is missing")
+        console.print("  nothing stands in the way")
     return list(obstacles)
 
 
@@ -164,6 +167,11 @@ def _jobs(recipes: dict[str, Recipe]) -> dict[str, list[Job]]:
         with suppress(ValueError):  # told by _data
             found[variant] = plan({variant: recipe}, Path(recipe.run.dir))
     return found
+
+
+def _state(job: Job) -> str:
+    """Its own, and "running" where another process is at it."""
+    return "running" if not job.finished and held(job.folder) else job.state
 
 
 def _without_data(recipe: Recipe, name: str) -> str:
@@ -201,13 +209,17 @@ def _memory(recipe: Recipe, cost: Cost, machine: Machine) -> tuple[float, float]
 
 def _stages(recipe: Recipe, items: int | None, costs: dict[str, Cost], states: dict[str, str]) -> Table:
     table = Table("stage", "steps", "batch", "epochs", "trained", "frozen", "to do")
+    often = False
     for stage in recipe.stages():
         row, section = [""] * 5, recipe.section(stage)
-        if stage.name in costs:
+        if stage.name in costs and issubclass(stage, TrainingStage):
             cost, seen = costs[stage.name], section.steps * section.batch_size
             row = [f"{section.steps:,}", str(section.batch_size), f"{seen / items:.1f}" if items else "?"]
             row += [f"{count / 1e6:.2f} M" for count in (cost.trained, cost.frozen)]
+            often |= not stage.draws and items is not None and items < FEW and seen > OFTEN * items
         table.add_row(stage.name, *row, states.get(stage.name, "?"))
+    if often:
+        table.caption = f"over {OFTEN} epochs of so few images: fewer steps may do as well, see docs/small_data.md"
     return table
 
 
@@ -234,9 +246,9 @@ def _size(amount: float) -> str:
 
 def _time(seconds: float) -> str:
     """In the largest unit of which there is one."""
-    units = ((86400, "days"), (3600, "h"), (60, "min"), (0, "s"))
+    units = ((86400, "days"), (3600, "h"), (60, "min"), (1, "s"), (0, "ms"))
     size, unit = next((size, unit) for size, unit in units if seconds >= size)
-    return f"{seconds / (size or 1):.1f} {unit}" if seconds else "?"
+    return f"{seconds / (size or 1e-3):.1f} {unit}" if seconds else "?"
 
 
 def _lacking(recipe: Recipe, machine: Machine, data: bool) -> Iterator[str]:

@@ -15,6 +15,7 @@ from dmvae.commands.parser import USAGE, CheckFailed, Parser, parse_overrides
 from dmvae.commands.plan import Machine, bytes_of, print_plan
 from dmvae.commands.trust import require_no_code
 from dmvae.config import FieldError, Values
+from dmvae.datasets import asked_once
 from dmvae.fitting import fit
 from dmvae.idle import idle
 from dmvae.jobs import Job, by_variant, jobs_of, recipes_of
@@ -61,12 +62,7 @@ def run(command: str, arguments: list[str], commands: Sequence[str] = ("run", "s
     if known.help:
         return print_fields(recipes)
     if known.dry_run:
-        recipes, obstacles = _planned(recipes, whole, overrides, Machine.here())
-        console.print("\nresolved values:")
-        print_values(recipes)
-        if obstacles:
-            console.print(f"\n{counted(len(obstacles), 'thing is', 'things are')} missing, as said above the values")
-        return
+        return _plan(recipes, whole, overrides, Machine.here(), values=True)
     how = next(iter(recipes.values())).run
     with joined(how.timeout):
         run_dir = Path(how.dir)
@@ -82,12 +78,12 @@ def run(command: str, arguments: list[str], commands: Sequence[str] = ("run", "s
 
 
 def plan(command: str, arguments: list[str]) -> None:
-    """Print what every stage of a recipe needs on a machine that is told, and what is missing. Raises CheckFailed where
-    something is."""
+    """Print what every stage of a recipe needs on a machine that is told, and what is in the way. Raises CheckFailed
+    where something is."""
     parser = Parser(
         prog=f"dmvae {command}",
         allow_abbrev=False,
-        description="What a recipe needs, and what is missing.",
+        description="What a recipe needs, and what stands in its way.",
         epilog="Fields of the recipe are options too: --section.field VALUE.",
     )
     parser.add_argument("recipe", help="a file, or a name that `dmvae recipes` lists")
@@ -117,20 +113,23 @@ def plan(command: str, arguments: list[str]) -> None:
         machine = Machine(known.gpus, bytes_of(known.memory), True, speed)
     overrides = _overrides(rest, known.run_dir)
     whole = _read(parser, known.recipe, overrides)
-    _, obstacles = _planned(_chosen(whole, known.variant), whole, overrides, machine)
+    _plan(_chosen(whole, known.variant), whole, overrides, machine, values=False)
+
+
+def _plan(recipes: dict[str, Recipe], whole: Recipes, overrides: Values, machine: Machine, *, values: bool) -> None:
+    """Print what these recipes, of those in the `whole` file, need on that machine, after the values of their fields.
+    Raises CheckFailed where something stands in their way."""
+    with asked_once():
+        recipes, said = fit(recipes, flat(overrides), machine.ranks)
+        if values:
+            console.print("resolved values:")
+            print_values(recipes)
+            console.print()
+        for line in (*said, *idle(recipes, whole)):
+            console.print(line)
+        obstacles = print_plan(recipes, machine)
     if obstacles:
         raise CheckFailed(counted(len(obstacles), "thing stands", "things stand") + " in the way")
-
-
-def _planned(
-    recipes: dict[str, Recipe], whole: Recipes, overrides: Values, machine: Machine
-) -> tuple[dict[str, Recipe], list[str]]:
-    """(the recipes, of those in the `whole` file, as they would run on that machine, what stands in their way); prints
-    the plan."""
-    recipes, said = fit(recipes, flat(overrides), machine.ranks)
-    for line in (*said, *idle(recipes, whole)):
-        console.print(line)
-    return recipes, print_plan(recipes, machine)
 
 
 def _overrides(words: list[str], run_dir: str | None) -> Values:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
@@ -99,18 +101,38 @@ class DatasetConfig(Registered):
 
 
 _open: dict[str, Dataset] = {}
+_refused: dict[str, ValueError] | None = None
 
 
 def open_dataset(config: DatasetConfig, split: Split) -> Dataset:
     """`config.build(split)`, opened once per process: every stage reads the same data. Raises ValueError for one that
     does not keep to `limit`."""
     key = f"{split} {type(config).__module__} {config.type} {config!r}"  # two plugins may have a class of one name
+    if _refused is not None and key in _refused:
+        raise ValueError(*_refused[key].args)
     if key not in _open:
-        found = config.build(split)
+        try:
+            found = config.build(split)
+        except ValueError as error:
+            if _refused is not None:
+                _refused[key] = error
+            raise
         if config.limit is not None and len(found) > config.limit:
             raise ValueError(f"data.limit: {config.limit}, and {config.type!r} gives {len(found)} images of {split}")
         _open[key] = found
     return _open[key]
+
+
+@contextmanager
+def asked_once() -> Iterator[None]:
+    """Within it, data that could not be opened are not tried again: each variant of a plan asks, and a hub that does
+    not answer takes its time."""
+    global _refused
+    before, _refused = _refused, {}
+    try:
+        yield
+    finally:
+        _refused = before
 
 
 def look_again() -> None:

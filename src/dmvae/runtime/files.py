@@ -125,6 +125,15 @@ def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
             os.close(handle)
 
 
+def held(folder: Path) -> bool:
+    """Whether another process has the folder locked now; False where there is no folder, or no lock on its system."""
+    try:
+        with locked(folder, wait=False) as mine:
+            return not mine
+    except OSError:
+        return False
+
+
 @contextmanager
 def locked_if_it_can(folder: Path, wait: bool = True) -> Iterator[bool]:
     """As `locked`, where two processes cost no more than time: yields False where a file system has no locks."""
