@@ -132,3 +132,17 @@ def test_what_is_wrong_with_a_reference_is_told_before_anything_is_trained(
     with pytest.raises(ValueError, match=message):
         tiny.run(path, "matched")
     assert not list(tmp_path.glob("run/stages/*"))
+
+
+def test_where_latents_lay_is_measured_as_on_their_way(tmp_path, monkeypatch):
+    """By the function that matching measures with, of as many latents as it compares; without enough of them not."""
+    for recent, known in ((24, True), (60, False)):
+        monkeypatch.setattr("dmvae.stages.reference.RECENT", recent)
+        folder = tmp_path / str(recent)
+        folder.mkdir()
+        tiny.run(tiny.write(folder), "matched", until="reference")
+        before = json.loads((folder / "run/matched/reference/report.json").read_text()).get("before")
+        assert (before is not None) == known
+        if known:
+            assert list(before) == ["whole", "token", "pair", "told"]
+            assert min(before.values()) >= 0

@@ -30,7 +30,7 @@ def test_the_page_and_the_terminal_have_the_same_names_units_and_values(run, mon
     monkeypatch.setattr(console, "width", 200)
     columns = shown({key for row in run.methods.values() for key in row})
     page, terminal = table.results(run), printed(print_summary, run.summary | {"seconds": {}})
-    heads = [unescape(re.sub("<[^>]+>", " ", head)).split() for head in re.findall(r"<th>(.*?)</th>", page)]
+    heads = [unescape(re.sub("<[^>]+>", " ", head)).split() for head in re.findall(r"<th scope=.row.>(.*?)</th>", page)]
     for key, figure in columns.items():
         assert figure.heading.replace(",", "").split() in heads
         assert figure.heading in terminal
@@ -90,7 +90,8 @@ def test_every_figure_is_found_by_its_full_name():
         assert "_" in key or unit_of(f"{key}_effnet-lite0@64") == figure
 
 
-def test_a_wide_table_is_set_closely(run):
+def test_a_wide_table_is_set_closely(run, monkeypatch):
+    monkeypatch.setattr(table, "BESIDE", 0)
     narrow, wide = shown(["psnr", "gfd"]), {str(i): figure for i, figure in enumerate([*figures().values()][:13])}
     assert 'class="figures"' in table._table(run, narrow)
     assert 'class="figures wide"' in table._table(run, wide)

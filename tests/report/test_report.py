@@ -12,7 +12,8 @@ from fake_run import Section, build, latents
 
 from dmvae.evaluation.scores import Figure
 from dmvae.report import latent_map, table, training, write_report
-from dmvae.report.run import Trained
+from dmvae.report.figures import shown
+from dmvae.report.run import Run, Trained
 
 pytestmark = pytest.mark.slow
 
@@ -72,9 +73,24 @@ def test_the_way_to_the_reference_has_a_line_for_each_class_and_no_panel_elsewhe
 def test_classes_that_end_alike_have_a_colour_each():
     keys = [f"distance/{told}/{name}" for told in ("told", "told_whole") for name in ("a/outdoor", "b/outdoor")]
     trained = Trained(("m",), Path(), [{"step": step, **dict.fromkeys(keys, 1.0 + step)} for step in range(3)])
-    named = re.findall(r'background:(#\w+)"></i>([ab]/outdoor)', training.approach([trained])[-1])
+    named = re.findall(r'background:(#\w+)"></i>([ab]/outdoor)', "".join(training.approach([trained])))
     assert [name for _, name in named] == ["a/outdoor", "b/outdoor"]
     assert len({colour for colour, _ in named}) == 2
+
+
+def test_the_way_to_the_reference_begins_where_latents_lay(tmp_path):
+    """As the stage `reference` has measured it; what is told of networks that tell two apart is in percent."""
+    jobs = build(tmp_path)
+    folder = {job.stage.name: job.folder for job in jobs if job.variant == "matched"}
+    before = {"whole": 7.0, "token": 5.0, "pair": 6.0, "told": 2.0}
+    (folder["reference"] / "report.json").write_text(json.dumps({"distance": 1, "floor": 1, "before": before}))
+    (training_of,) = (t for t in Run(tmp_path, jobs).trained("matching") if "matched" in t.variants)
+    steps, values = training_of.series("distance/whole")
+    assert (steps[0], values[0]) == (0, 7.0)
+    assert steps[1] > 0
+    line = training._accuracy(training_of, "distance/told", "red")
+    assert (line.steps[0], line.values[0]) == (0, pytest.approx(60.0))
+    assert min(line.values) >= 50
 
 
 def test_the_way_to_the_reference_shows_where_it_was_handed_over(tmp_path, complete, monkeypatch):
@@ -113,11 +129,28 @@ def test_nothing_is_loaded_from_elsewhere(complete):
 
 def test_the_best_value_of_each_column_is_marked_by_its_direction(complete):
     body = complete[complete.index("<tbody>") : complete.index("</tbody>")]
-    matched, kl = body.strip().split("\n")[1:3]
-    assert '<td class="best">21.37</td>' in matched  # gFD: lower
-    assert '<td class="best">27.51</td>' in kl  # PSNR: higher
-    assert "<td>55.0</td>" in matched  # recall: equal, so none is marked
-    assert "<td>0.812</td>" in matched  # the generator's loss is not ranked
+    rows = {row[row.index("<th") :].split(">")[1].partition("<")[0]: row for row in body.split("</tr>")[:-1]}
+    found = {name: re.findall(r"<td( class=\"best\")?>([^<]*)<", row) for name, row in rows.items()}
+    assert [bool(best) for best, _ in found["gFD"]] == [True, False], "lower"
+    assert found["gFD"][0][1] == "21.37"
+    assert [bool(best) for best, _ in found["PSNR"]] == [False, True], "higher"
+    assert found["PSNR"][1][1] == "27.51"
+    assert found["recall"] == [("", "55.0")] * 2, "equal, so none is marked"
+    assert found["generator loss"][0] == ("", "0.812"), "it is not ranked"
+
+
+@pytest.mark.parametrize("methods", [table.BESIDE, table.BESIDE + 1])
+def test_few_methods_stand_beside_one_another_and_many_below(methods):
+    rows = {f"m{i}": {"psnr": 20.0 + i, "gfd": 400.0 - i} for i in range(methods)}
+    page = table._table(SimpleNamespace(methods=rows, summary={}, colour=lambda name: "#123456"), shown(rows["m0"]))
+    heads = re.findall(r"<th>(?:<i [^>]*></i>)?([^<]*)", page)
+    first = re.findall(r'<th scope="row">(?:<i [^>]*></i>)?([^<]*)', page)
+    figures, names = ["PSNR", "gFD"], list(rows)
+    assert (heads, first) == (
+        (["Figure", *names], figures) if methods == table.BESIDE else (["Method", *figures], names)
+    )
+    assert page.count('class="best"') == 2
+    assert ("how close reconstructions are" in page) == (methods == table.BESIDE)
 
 
 def test_the_summary_names_the_method_with_the_lower_gfd(complete):
@@ -186,7 +219,7 @@ def test_the_map_tells_how_far_latents_are_mixed_with_their_reference():
     for shift in (0, 100):
         cloud = latent_map.Cloud("m", "m", latents(0, 300, rng)[0].numpy() + shift, np.zeros(300), reference)
         notes.append(latent_map._note(cloud, [reference, cloud]))
-    assert int(notes[0].split()[-2]) == pytest.approx(95, abs=8)
+    assert int(notes[0].split()[-2]) == pytest.approx(47.5, abs=4)
     assert notes[1].endswith(" 0 %")
 
 

@@ -39,4 +39,4 @@ def test_the_verdict_stands_in_summary_table_and_report(tmp_path, monkeypatch):
         assert f"<td>{row['distance_energy']:.2f}</td>" in page or f'"best">{row["distance_energy"]:.2f}<' in page
     folds = page.split("More figures")[1]
     for title in ("distance, pairs", "energy distance", "spread, latents", "rank, latents", "mixing"):
-        assert f"<th>{title}<small>" in folds, title
+        assert f'<th scope="row">{title}<small>' in folds, title

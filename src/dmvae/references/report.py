@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dmvae.evaluation.latents import scatter, sliced_distance
 
+REPORT = "report.json"
 FAR = 0.5  # in standard deviations of the normalised latents
 SCALE = 1.5  # ratio of standard deviations from which on it warns
 RANK = 0.5  # share of the latents' effective rank

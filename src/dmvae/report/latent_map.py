@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from dmvae.recipe import method_of
+from dmvae.references.report import REPORT
 from dmvae.report.html import legend, panel, panels
 from dmvae.report.pictures import data_uri
 from dmvae.report.run import COLOURS, Run
@@ -196,7 +197,7 @@ def _note(cloud: Cloud, group: list[Cloud]) -> str:
         return ""
     n = min(len(cloud.latents), len(cloud.reference.latents), POINTS)
     pair = (torch.from_numpy(x.latents[:n]).double() for x in (cloud, cloud.reference))
-    return f"mixed with the reference: {200 * mixing(*pair):.0f} %"
+    return f"mixing with the reference: {100 * mixing(*pair):.0f} %"
 
 
 def _text(clouds: list[Cloud]) -> str:
@@ -206,7 +207,7 @@ def _text(clouds: list[Cloud]) -> str:
             "The <b>reference</b> is the distribution that matching aims at; it is drawn again in grey behind every "
             "method. Where coloured points cover the grey ones, that method's latents lie where the reference's do. "
             "Under each picture: how far the two are mixed, in all latent dimensions, not in the picture. It is "
-            "100 % where the nearest neighbour of every other latent is a sample of the reference, and of every other "
+            "50 % where the nearest neighbour of every other latent is a sample of the reference, and of every other "
             "sample a latent, and 0 % where the two lie apart or one lies inside the other. "
         )
     return text + "Latents are normalised per channel, so the map shows their shape and not their scale.</p>"
@@ -217,7 +218,7 @@ def _began(run: Run) -> list[str]:
     what matching kept, and not what it did."""
     told = {}
     for variant, folder in run.folders("reference").items():
-        if (file := folder / "report.json").is_file():
+        if (file := folder / REPORT).is_file():
             found = read_json(file, dict)
             apart = found["distance"] / max(found["floor"], 1e-12)
             told[f"<b>{escape(variant)}</b>"] = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch import Tensor
 from dmvae.config import Values
 from dmvae.datasets import DatasetConfig, open_dataset
 from dmvae.jobs import Job
+from dmvae.references.report import REPORT
 from dmvae.report.summary import as_it_stands
 from dmvae.runtime.done import require_intact
 from dmvae.runtime.files import read_json
@@ -118,7 +120,16 @@ class Run:
         for variant, folder in self.folders(stage).items():
             by_folder.setdefault(folder, []).append(variant)
         found = [Trained(tuple(names), f, read_figures(f / "log.jsonl")) for f, names in by_folder.items()]
+        if stage == "matching":
+            found = [dataclasses.replace(t, rows=self._before(t.variants[0]) + t.rows) for t in found if t.rows]
         return [training for training in found if training.rows]
+
+    def _before(self, variant: str) -> Rows:
+        """Where the method's latents lay before matching, as a row of step 0; none of a run of before it was kept."""
+        folder = self.folders("reference").get(variant)
+        known = read_json(file, dict) if folder is not None and (file := folder / REPORT).is_file() else {}
+        before = {f"distance/{name}": x for name, x in known.get("before", {}).items()}
+        return [{"step": 0.0} | before] if before else []
 
     def tensors(self, stage: str, file: str) -> dict[str, dict[str, Tensor]]:
         """Variant -> the tensors of a file in the stage's folder, where it exists."""

@@ -17,6 +17,9 @@ from dmvae.runtime.words import counted
 
 WIDE = 12
 """Columns above which a table is set closely, so that it fits a window of 1280 pixels."""
+BESIDE = 5
+"""Methods, groups of seeds included, that stand beside one another, a row a figure, as in the terminal: so every figure
+is seen on a small window too. With more, each has a row of its own."""
 
 
 def results(run: Run) -> str:
@@ -36,7 +39,7 @@ def results(run: Run) -> str:
             _table(run, known),
             f'<p class="note">{_caption(run, known)}</p>',
             _verdicts(run),
-            details("What each column means", f'<dl class="facts">{meanings}</dl>'),
+            details("What each figure means", f'<dl class="facts">{meanings}</dl>'),
             details("More figures", _table(run, others) if others else ""),
         ]
     )
@@ -45,30 +48,33 @@ def results(run: Run) -> str:
 def _table(run: Run, columns: dict[str, Figure]) -> str:
     arrows = {1: '<span class="arrow" title="higher is better">↑</span>', 0: ""}
     arrows[-1] = arrows[1].replace("higher", "lower").replace("↑", "↓")
-    head = "".join(
-        f"<th>{escape(c.title)}<small>{escape(c.unit)} {arrows[c.better]}</small></th>" for c in columns.values()
-    )
+    figures = [f"{escape(c.title)}<small>{escape(c.unit)} {arrows[c.better]}</small>" for c in columns.values()]
     best = {key: _best(run, key, column) for key, column in columns.items()}
-    body = ""
+    rows: dict[str, list[str]] = {}
     for name, row in run.methods.items():
-        cells = ""
+        cells = []
         for key, column in columns.items():
             text = column.show(row[key]) if key in row else "–"
             marked = text == best[key] and name not in run.summary.get("unlike", {})
-            cells += f'<td class="best">{text}</td>' if marked else f"<td>{text}</td>"
-        title = f'<i style="background:{run.colour(name)}"></i>{escape(named(name, run.summary))}'
-        body += f'<tr><th scope="row">{title}</th>{cells}</tr>\n'
+            cells.append(f'<td class="best">{text}</td>' if marked else f"<td>{text}</td>")
+        rows[f'<i style="background:{run.colour(name)}"></i>{escape(named(name, run.summary))}'] = cells
     for method, group in run.summary.get("seeds", {}).items():
         means, spreads = group["mean"], group["spread"]
-        cells = "".join(
+        rows[f"{escape(method)}, {counted(group['count'], 'seed')}"] = [
             f"<td>{c.show(means[key])} ± {c.show_spread(spreads[key])}</td>" if key in means else "<td>–</td>"
             for key, c in columns.items()
-        )
-        seeds = counted(group["count"], "seed")
-        body += f'<tr class="group"><th scope="row">{escape(method)}, {seeds}</th>{cells}</tr>\n'
-    head = f"<thead><tr><th>Method</th>{head}</tr></thead>"
-    kind = "figures wide" if len(columns) > WIDE else "figures"
-    return f'<div class="scroll"><table class="{kind}">{head}<tbody>\n{body}</tbody></table></div>'
+        ]
+    if len(rows) <= BESIDE:
+        kind, corner, heads = "turned", "Figure", list(rows)
+        meanings = [f'<td class="meaning">{escape(column.meaning)}</td>' for column in columns.values()]
+        rows = dict(zip(figures, map(list, zip(*rows.values(), meanings, strict=True)), strict=True))
+    else:
+        kind, corner, heads = "figures wide" if len(columns) > WIDE else "figures", "Method", figures
+    head = f"<thead><tr>{''.join(f'<th>{text}</th>' for text in (corner, *heads))}</tr></thead>"
+    body = "".join(f'<tr><th scope="row">{text}</th>{"".join(cells)}</tr>\n' for text, cells in rows.items())
+    return (
+        f'<div class="scroll"><table class="{kind}">{head}<tbody>\n{body}</tbody></table></div>'
+    )
 
 
 def _verdicts(run: Run) -> str:
@@ -122,7 +128,7 @@ def trade_off(run: Run) -> str:
 
 
 def _caption(run: Run, columns: dict[str, Figure]) -> str:
-    parts = ["Arrows say which way is better; the best value of a column is bold." if len(run.methods) > 1 else
+    parts = ["Arrows say which way is better; the best value of each figure is bold." if len(run.methods) > 1 else
              "Arrows say which way is better."]  # fmt: skip
     if any(column.title.startswith(("rFD", "gFD")) for column in columns.values()):
         features = escape(run.features) or "features that the run does not name"

@@ -10,6 +10,7 @@ from dmvae.report.charts import Line, lines
 from dmvae.report.html import details, legend, listing, panel, panels, prose
 from dmvae.report.run import COLOURS, Run, Trained
 from dmvae.training.health import went_back
+from dmvae.transport.arrival import accuracy_of
 
 BINS = ("#5b4fc4", "#3a8fc4", "#2fa37c", "#c79a1c", "#d9652f", "#c2457d", "#8a6fd6", "#7f8791")
 
@@ -60,7 +61,8 @@ def generator(run: Run) -> str:
     ended = [f"{found[names]:.4f} for {listing(names)}" for names in found]
     if len(ended) > LISTED:
         ended = [f"{min(found.values()):.4f} to {max(found.values()):.4f}"]
-    numbers = f"Mean over the last tenth of training: {', '.join(ended)}." if ended else ""
+    numbers = f"Mean over the last tenth of training: {', '.join(ended)}" if ended else ""
+    numbers += " (the table's is on test latents, of averaged weights)." if ended else ""
     settings = {repr(getattr(run.recipes[v], "generator", None)) for training in trained for v in training.variants}
     same = ""
     if len(trained) > 1:
@@ -143,33 +145,40 @@ def approach(trained: Sequence[Trained]) -> list[str]:
     classes = {prefix: sorted({key for t in trained for key in t.keys if key.startswith(prefix)}) for prefix in EACH}
     every = sorted({key.removeprefix(prefix) for prefix, keys in classes.items() for key in keys})
     of = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(every)}
-    charts = []
+    charts, each = [], []
     for training in trained:
         title = ", ".join(training.variants)
-        for names, what, log in ((DISTANCES, "distances", True), (TOLD, "told apart", False)):
-            series = [Line(name, colours[name], *training.series(f"distance/{name}")) for name in names]
-            charts.append(_panel(f"{title}, {what}", series, log=log))
+        series = [Line(name, colours[name], *training.series(f"distance/{name}")) for name in DISTANCES]
+        charts.append(_panel(f"{title}, distances, × chance", series, log=True))
+        series = [_accuracy(training, f"distance/{name}", colours[name]) for name in TOLD]
+        charts.append(_panel(f"{title}, told apart, %", series))
         charts.append(_panel(f"{title}, handed over", [Line("refines", BINS[0], *training.series(REFINES))]))
         for prefix, what in EACH.items():
-            series = [Line(key, of[key.removeprefix(prefix)], *training.series(key)) for key in classes[prefix]]
-            charts.append(_panel(f"{title}, {what}", series))
-    if not any(charts):
+            series = [_accuracy(training, key, of[key.removeprefix(prefix)]) for key in classes[prefix]]
+            each.append(_panel(f"{title}, {what}, %", series))
+    if not any((*charts, *each)):
         return []
     shown = [(name, colours[key]) for key, name in (DISTANCES | TOLD).items()]
     return [
         "<h3>The way to the reference</h3>",
         prose(
             "Recent latents beside samples of the reference. Distances are multiples of what two samples of the "
-            "reference have, on a logarithmic axis: 1 is equality, and 2 counts as arrived. Then how well a small "
-            "network tells latents and samples apart: 0 is chance, and 2, where it is right 60 times in 100, counts as "
-            "arrived; of all tokens, of whole latents, of both where the network is told the class, and of the tokens "
-            "and the latents of each class that has enough of them."
+            "reference have, on a logarithmic axis: 1 is equality, and 2 counts as arrived. Then how often a small "
+            "network tells latents and samples apart: 50 % is chance, and up to 60 % of the tokens counts as arrived. "
+            "It is asked of all tokens, of whole latents, of both where the network is told the class, and of the "
+            "tokens and the latents of each class that has enough of them. At the end of training the table's figures "
+            "are measured with more latents and a longer training of that network."
             + (HANDED_OVER if any(REFINES in t.keys for t in trained) else "")
         ),
-        legend(shown),
-        panels(charts),
-        legend(of.items()),
+        *([legend(shown), panels(charts)] if any(charts) else []),
+        *([legend(of.items()), panels(each)] if any(each) else []),
     ]
+
+
+def _accuracy(training: Trained, key: str, colour: str) -> Line:
+    """A figure of `multiples` or `details` as what it was made from, %."""
+    steps, told = training.series(key)
+    return Line(key, colour, steps, [100 * accuracy_of(x) for x in told])
 
 
 def curves(run: Run) -> str:

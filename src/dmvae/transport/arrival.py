@@ -187,6 +187,11 @@ def _told(accuracy: float) -> float:
     return max(0.0, NEAR * (accuracy - 0.5) / (TOLD - 0.5))
 
 
+def accuracy_of(told: float) -> float:
+    """The accuracy, from 0.5, that `multiples` and `details` tell as `told`."""
+    return 0.5 + told * (TOLD - 0.5) / NEAR
+
+
 def _sliced(
     view: View, z: Tensor, y: Tensor, other: Tensor, rest: Tensor, seed: int, slices: int = SLICES, count: int = VECTORS
 ) -> float:
