@@ -12,14 +12,15 @@ from dmvae.options import flat
 from dmvae.report.figures import FOLDED, of_few, shown
 from dmvae.report.html import details, duration, listing, prose
 from dmvae.report.run import Run
-from dmvae.report.summary import named, outdated, standing
+from dmvae.report.summary import alike, named, outdated, standing
 from dmvae.runtime.words import counted
 
 WIDE = 12
 """Columns above which a table is set closely, so that it fits a window of 1280 pixels."""
-BESIDE = 5
+BESIDE, EXPLAINED = 8, 4
 """Methods, groups of seeds included, that stand beside one another, a row a figure, as in the terminal: so every figure
-is seen on a small window too. With more, each has a row of its own."""
+is seen on a small window too; and those beside which there is room for what a figure means. With more methods, each has
+a row of its own."""
 
 
 def results(run: Run) -> str:
@@ -66,21 +67,20 @@ def _table(run: Run, columns: dict[str, Figure]) -> str:
         ]
     if len(rows) <= BESIDE:
         kind, corner, heads = "turned", "Figure", list(rows)
-        meanings = [f'<td class="meaning">{escape(column.meaning)}</td>' for column in columns.values()]
-        rows = dict(zip(figures, map(list, zip(*rows.values(), meanings, strict=True)), strict=True))
+        told = [[f'<td class="meaning">{escape(column.meaning)}</td>' for column in columns.values()]]
+        columns_of = [*rows.values(), *(told if len(rows) <= EXPLAINED else [])]
+        rows = dict(zip(figures, map(list, zip(*columns_of, strict=True)), strict=True))
     else:
         kind, corner, heads = "figures wide" if len(columns) > WIDE else "figures", "Method", figures
     head = f"<thead><tr>{''.join(f'<th>{text}</th>' for text in (corner, *heads))}</tr></thead>"
     body = "".join(f'<tr><th scope="row">{text}</th>{"".join(cells)}</tr>\n' for text, cells in rows.items())
-    return (
-        f'<div class="scroll"><table class="{kind}">{head}<tbody>\n{body}</tbody></table></div>'
-    )
+    return f'<div class="scroll"><table class="{kind}">{head}<tbody>\n{body}</tbody></table></div>'
 
 
 def _verdicts(run: Run) -> str:
     """Whether the latents have the distribution that they were to have, in words."""
-    found = run.summary.get("arrival", {})
-    lines = (f"<b>{escape(name)}</b>: {escape(verdict)}" for name, verdict in found.items())
+    found = alike(run.summary.get("arrival", {}))
+    lines = (f"{listing(names)}: {escape(verdict)}" for verdict, names in found.items())
     return prose(f"Did latents reach their reference? {'; '.join(lines)}.") if found else ""
 
 
@@ -179,7 +179,8 @@ def _compare(run: Run, key: str, start: str) -> str:
     rest = sorted((n for n in values if n not in first), key=lambda n: -column.better * values[n])
     against = ", ".join(f"{column.show(values[n])} for <b>{escape(n)}</b>" for n in rest[:2])
     if len(rest) > 2:
-        against = f"{column.show(values[rest[0]])} to {column.show(values[rest[-1]])} for the others"
+        ends = dict.fromkeys(column.show(values[n]) for n in (rest[0], rest[-1]))
+        against = f"{' to '.join(ends)} for the others"
     return f"{start} {listing(first)} have the {what}: {best}{unit}, against {against}."
 
 
