@@ -11,21 +11,26 @@ from pathlib import Path
 from dmvae import config as configs
 from dmvae.jobs import MERGED, VARIANTS, Job, by_variant, jobs_of, point, record
 from dmvae.recipe import method_of
+from dmvae.report.summary import earlier_of
 from dmvae.runtime.files import read_json, require_place, write_text
 
 
-def merge(run_dirs: Sequence[Path], out: Path) -> list[Job]:
-    """Make `out` a run of the variants of all these, by links to their stages; its jobs.
+def merge(run_dirs: Sequence[Path], out: Path) -> tuple[list[Job], dict[str, str]]:
+    """Make `out` a run of the variants of all these, by links to their stages: (its jobs, what `earlier_of` says of
+    them in their own runs).
 
     A merged folder among them stands for the runs that it was made of. Seeds of one method that two runs have with the
     same settings are one method, and the same variant of two comes once, from the run where more of it has finished.
     Methods that only share their name are called RUN.METHOD, by their run's folder. Raises ValueError where those names
     are the same too, and for an `out` that is, holds or lies in a run."""
     folders_of = [source for run_dir in run_dirs for source in sources(run_dir.resolve())]
-    runs = {run_dir: by_variant(jobs_of(run_dir)) for run_dir in folders_of}
+    jobs_in = {run_dir: jobs_of(run_dir) for run_dir in folders_of}
+    runs = {run_dir: by_variant(jobs) for run_dir, jobs in jobs_in.items()}
+    marks = {run_dir: earlier_of(run_dir, jobs) for run_dir, jobs in jobs_in.items()}
     _require_apart(list(runs), out)
     require_place("--out", out, folder=True)
     found: dict[str, list[Job]] = {}
+    origin: dict[str, tuple[Path, str]] = {}
     for run_dir, variants in runs.items():
         for variant, jobs in variants.items():
             named = {
@@ -35,10 +40,11 @@ def merge(run_dirs: Sequence[Path], out: Path) -> list[Job]:
             unlike = len({how for _, how in named}) > 1 or any(_addresses(one) != _addresses(jobs) for one in there)
             name = f"{re.sub(r'[^a-zA-Z0-9_+=-]', '_', run_dir.name)}.{variant}" if unlike else variant
             first = found.setdefault(name, jobs)
+            origin.setdefault(name, (run_dir, variant))
             if _addresses(first) != _addresses(jobs):
                 raise ValueError(f"two runs in folders called {run_dir.name!r} have a {variant!r}; rename one")
             if _finished(jobs) > _finished(first):
-                found[name] = jobs
+                found[name], origin[name] = jobs, (run_dir, variant)
     stages = out / "stages"
     stages.mkdir(parents=True, exist_ok=True)
     write_text(out / MERGED, json.dumps([str(run_dir) for run_dir in runs]))
@@ -55,7 +61,8 @@ def merge(run_dirs: Sequence[Path], out: Path) -> list[Job]:
         for job in jobs
     ]
     record({name: jobs[0].recipe for name, jobs in found.items()}, merged, out, list(found))
-    return merged
+    told = {name: marks[run_dir].get(variant) for name, (run_dir, variant) in origin.items()}
+    return merged, {name: how for name, how in told.items() if how is not None}
 
 
 def _links(jobs: list[Job]) -> dict[Path, str]:

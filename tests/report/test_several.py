@@ -9,6 +9,7 @@ from dmvae import cli, pipeline
 from dmvae import config as configs
 from dmvae.jobs import jobs_of, plan, record
 from dmvae.recipe import load
+from dmvae.report.summary import write_summary
 from dmvae.runtime.done import write_done
 
 KL = tiny.RECIPE["variants"]["kl"]
@@ -146,3 +147,16 @@ def test_several_runs_need_a_folder_and_names_that_differ(run, tmp_path, capsys)
     with pytest.raises(SystemExit):
         table(a, tmp_path / "c/a_run", "--out", tmp_path / "both")
     assert "two runs in folders called 'a_run' have a 'kl'; rename one" in capsys.readouterr().err
+
+
+def test_what_a_run_says_of_earlier_settings_is_said_of_its_row_beside_others(run, tmp_path):
+    a, b = run("a", {"kl": 20.0, "own_1": 21.0}), run("b", {"kl": 22.0}, weight=0.5)
+    write_summary(jobs_of(a), a, {"kl": "sample.steps is 3 and was 2"})
+    for _ in range(2):  # and again, from the runs themselves
+        table(a, b, "--out", tmp_path / "both")
+        summary = json.loads((tmp_path / "both/summary.json").read_text())
+        assert summary["earlier"] == {"a_run.kl": "sample.steps is 3 and was 2"}
+        assert summary["unlike"] == {"a_run.kl": "earlier settings"}
+    write_summary(jobs_of(a), a, {})
+    table(tmp_path / "both", "--out", tmp_path / "again")
+    assert json.loads((tmp_path / "again/summary.json").read_text())["earlier"] == {}

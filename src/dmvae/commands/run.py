@@ -195,7 +195,8 @@ def report(command: str, arguments: list[str]) -> None:
             for folder in dict.fromkeys([run_dir, *sources(run_dir.resolve())]):  # which a merged folder may name
                 require_no_code(recipes_of(folder))
     if known.out is not None:
-        tell(merge(run_dirs, known.out), known.out)
+        jobs, earlier = merge(run_dirs, known.out)
+        tell(jobs, known.out, earlier)
     elif len(run_dirs) > 1:
         raise ValueError("a table of several runs needs a folder: --out DIR")
     else:

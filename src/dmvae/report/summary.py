@@ -29,6 +29,7 @@ from dmvae.runtime.files import read_json, write_text
 from dmvae.runtime.words import counted, few
 from dmvae.stages.arrival import LEAST
 
+SUMMARY = "summary.json"
 TOKENIZER_UPDATES = ("tokenizer", "decoder", "encoder")
 """Names of the updates whose images count as those that a tokenizer has seen."""
 
@@ -36,13 +37,16 @@ TOKENIZER_UPDATES = ("tokenizer", "decoder", "encoder")
 def write_summary(jobs: list[Job], run_dir: Path, earlier: Mapping[str, str] | None = None) -> Values:
     """Write `summary_of` the jobs to run_dir/summary.json, and return it. earlier: {method: what has changed since it
     was run}; None takes what the summary says that is there."""
-    path = run_dir / "summary.json"
-    if earlier is None:
-        with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # none, or a damaged one
-            earlier = _still(read_json(path, dict), jobs)
-    summary = summary_of(jobs, earlier or {})
-    write_text(path, json.dumps(summary, indent=1))
+    summary = summary_of(jobs, earlier_of(run_dir, jobs) if earlier is None else earlier)
+    write_text(run_dir / SUMMARY, json.dumps(summary, indent=1))
     return summary
+
+
+def earlier_of(run_dir: Path, jobs: list[Job]) -> dict[str, str]:
+    """Methods that a run's table tells as of earlier settings, and how these were."""
+    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # no summary, or a damaged one
+        return _still(read_json(run_dir / SUMMARY, dict), jobs)
+    return {}
 
 
 def as_it_stands(summary: Values, jobs: list[Job]) -> Values:
