@@ -25,7 +25,6 @@ FLOORS = [
         "fitting",
         "checks",
         "jobs",
-        "merging",
         "claims",
         "pipeline",
         "report",

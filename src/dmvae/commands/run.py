@@ -19,11 +19,11 @@ from dmvae.datasets import asked_once
 from dmvae.fitting import fit
 from dmvae.idle import idle
 from dmvae.jobs import Job, by_variant, jobs_of, recipes_of
-from dmvae.merging import merge, sources
 from dmvae.options import flat, told
 from dmvae.recipe import Recipe, Recipes, load, method_of, recipe_class
 from dmvae.registry import cause_of, nearest
 from dmvae.report import write_report
+from dmvae.report.merging import merge, sources
 from dmvae.report.pipelines import write_pipelines
 from dmvae.report.summary import print_summary, write_summary
 from dmvae.runtime import distributed
