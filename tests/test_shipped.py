@@ -32,7 +32,7 @@ def _empty(tmp_path, monkeypatch):
 def test_they_are_listed_with_a_line_each(capsys):
     cli.main(["recipes"])
     out = capsys.readouterr().out
-    assert re.search(r"\ndemo +Fashion-MNIST: a distribution-matched tokenizer beside a plain KL-VAE", out)
+    assert re.search(r"\ndemo +Fashion-MNIST: a distribution-matched tokenizer, the same without the matching", out)
     for name, file in shipped().items():
         assert len(about(file)) > 20
         assert f"{name} " in out
