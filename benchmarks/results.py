@@ -14,7 +14,7 @@ matched to it) and samples.png (a row a class, a block of columns for each of --
 from __future__ import annotations
 
 import argparse
-import statistics
+import math
 from collections import Counter
 from collections.abc import Callable, Container, Mapping
 from pathlib import Path
@@ -28,8 +28,8 @@ from benchmarks.pictures import samples_picture
 from benchmarks.tables import header, line
 from dmvae.evaluation import scores
 from dmvae.jobs import jobs_of
-from dmvae.recipe import Recipe, method_of
-from dmvae.report import charts, latent_map
+from dmvae.recipe import Recipe, method_of, seed_of_a
+from dmvae.report import charts, latent_map, summary
 from dmvae.report.figures import shown
 from dmvae.report.run import COLOURS, Run
 
@@ -53,7 +53,8 @@ def main() -> None:
     try:
         run = Run(known.run, jobs_of(known.run))
         waiting = {job.variant for job in run.jobs if not job.finished}
-        grouped = str if known.each else method_of
+        methods_of = {name: name if known.each else seed_of_a(name, recipe) for name, recipe in run.recipes.items()}
+        grouped = methods_of.__getitem__
         unlike = run.summary.get("unlike", {})
         rows = {name: row for name, row in run.methods.items() if name not in waiting}
         alike = by_method({name: row for name, row in rows.items() if name not in unlike}, grouped)
@@ -145,22 +146,23 @@ def ratios(row: Values, baseline: Values) -> list[float]:
     """gFD over the baseline's of the same seed where both have several and some in common, else over its mean."""
     ours, theirs = (dict(zip(values[SEEDS], values["gfd"], strict=True)) for values in (row, baseline))
     if min(len(ours), len(theirs)) > 1 and (both := ours.keys() & theirs.keys()):
-        return [ours[seed] / theirs[seed] for seed in sorted(both)]
-    return [value / statistics.fmean(theirs.values()) for value in ours.values()]
+        return [ours[seed] / theirs[seed] if theirs[seed] else math.nan for seed in sorted(both)]
+    mean = summary.mean(list(theirs.values()))
+    return [value / mean if mean else math.nan for value in ours.values()]
 
 
 def cell(values: list[float], figure: scores.Figure) -> str:
     if len(values) == 1:
         return figure.show(values[0])
-    return f"{figure.show(statistics.fmean(values))} ± {figure.show_spread(statistics.stdev(values))}"
+    return f"{figure.show(summary.mean(values))} ± {figure.show_spread(summary.spread(values))}"
 
 
 def scatter(methods: dict[str, Values], x: str, y: str, file: Path) -> None:
     """A dot for each method that has both figures."""
     dots = [
-        charts.Dot(name, COLOURS[i % len(COLOURS)], statistics.fmean(row[x]), statistics.fmean(row[y]))
+        charts.Dot(name, COLOURS[i % len(COLOURS)], summary.mean(row[x]), summary.mean(row[y]))
         for i, (name, row) in enumerate(methods.items())
-        if x in row and y in row
+        if all(key in row and math.isfinite(summary.mean(row[key])) for key in (x, y))
     ]
     across, up = (shown([key])[key].label for key in (x, y))
     file.write_text(charts.alone(charts.scatter(dots, across, up)))

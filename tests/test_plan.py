@@ -1,8 +1,10 @@
 """`dmvae plan`: what a recipe needs, and what stands in its way."""
 
+import fcntl
+import os
 import re
 import shutil
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,7 +26,7 @@ from dmvae.matching import Matching
 from dmvae.recipe import load
 from dmvae.registry import find, is_ours, names
 from dmvae.runtime.done import write_done
-from dmvae.runtime.files import locked
+from dmvae.runtime.files import held, locked
 from dmvae.stages.matching import MatchingStage
 from dmvae.training.counting import Cost
 
@@ -338,22 +340,55 @@ def test_a_stage_that_another_process_runs_is_not_told_as_interrupted(recipe, ca
     assert [row[-1] for row in rows(capsys.readouterr().out, job.stage.name)[::2]] == ["running", "interrupted"]
 
 
+def test_a_dry_run_of_one_stage_tells_what_stands_in_that_one_s_way(recipe, capsys):
+    options = ["--variant", "kl", "--dry-run", "--sample.snapshot", "3"]  # which no generator keeps
+    main(["tokenizer", recipe, *options])
+    out = capsys.readouterr().out
+    assert "nothing stands in the way" in out
+    assert rows(out, "tokenizer")
+    assert not rows(out, "generator")
+    with pytest.raises(SystemExit):
+        main(["run", recipe, *options])
+    assert "in the way: sample.snapshot" in capsys.readouterr().out
+
+
+def test_a_dry_run_under_torchrun_is_for_its_ranks_and_told_by_the_first(recipe, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    options = ["--variant", "kl", "--dry-run", "--generator.batch_size", "9"]
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit) if rank == "0" else nullcontext():
+            main(["run", recipe, *options])
+        out = capsys.readouterr().out
+        assert ("for 2 processes" in out) == (rank == "0")
+    assert "in the way: generator.batch_size" in " ".join(out.split())
+
+
+def test_who_only_looks_whether_a_stage_runs_is_not_seen(tmp_path):
+    with open(tmp_path / "file", "w"):
+        looking = os.open(tmp_path, os.O_RDONLY)
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        assert not held(tmp_path)
+        fcntl.flock(looking, fcntl.LOCK_EX)
+        assert held(tmp_path)
+        os.close(looking)
+    assert not held(tmp_path)
+    assert not held(tmp_path / "none")
+
+
 def test_data_that_cannot_be_opened_are_tried_once_for_all_variants(tmp_path, capsys, monkeypatch):
     tried = []
-    monkeypatch.setattr(HuggingFace, "build", lambda self, split: tried.append(split) or fails("no answer"))
+    monkeypatch.setattr(HuggingFace, "build", lambda self, split: tried.append(split) or b"\xff".decode())
     path = tiny.write(tmp_path, data={"type": "huggingface", "root": "owner/name", "size": 12})
     for times in (1, 2):  # and anew by the next plan: the data may be there by then
         with pytest.raises(SystemExit):
             main(["plan", str(path)])
         assert len(tried) == times
-        assert capsys.readouterr().out.count("in the way: no answer") == 1
+        out = capsys.readouterr().out
+        assert out.count("in the way: 'utf-8' codec") == out.count("in the way: ") == 1
 
 
 def test_many_epochs_of_few_images_are_told(recipe, capsys):
     for steps, times in ((6, 0), (1201, 1)):  # of 8 images, of 48
         main(["plan", recipe, "--variant", "kl", "--generator.steps", str(steps)])
         assert capsys.readouterr().out.count("over 200 epochs of so few images") == times
-
-
-def fails(message):
-    raise ValueError(message)

@@ -167,6 +167,12 @@ NETWORKS = [
     ),
     ("        return networks\n", "        return None\n", "main", "build returned NoneType; give Networks"),
     ('"contrast", "contrast gap"', '"psnr", "contrast gap"', "main", "both have a figure 'psnr'; give one another key"),
+    (
+        '"contrast", "contrast gap"',
+        '"contrast", "brightness gap"',
+        "main",
+        "are both called 'brightness gap.*another title",
+    ),
 ]
 
 

@@ -278,6 +278,12 @@ def method_of(variant: str) -> str:
     return variant.rpartition("@")[0] or variant
 
 
+def seed_of_a(variant: str, recipe: Recipe) -> str:
+    """The method that the variant is one seed of; itself without a seed, also where its name has an @ of its own."""
+    method = method_of(variant)
+    return method if variant == f"{method}@{recipe.seed}" else variant
+
+
 def _with_seeds(variants: Values, seeds: object) -> Values:
     """`variants`, each of those that `seeds` names once per seed."""
     if seeds is None:

@@ -38,6 +38,7 @@ class Sampling:
 @dataclass(frozen=True)
 class FakeRecipe:
     name: str = "coloured shapes"
+    seed: int = 0
     data: DatasetConfig = field(default_factory=lambda: Shapes(size=32, test_count=400, count=8))
     tokenizer: Section = field(default_factory=Section)
     matching: Section | None = field(default_factory=Section)

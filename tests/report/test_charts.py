@@ -57,3 +57,17 @@ def test_a_label_is_text_and_no_pattern():
     assert r'aria-label="\lambda/a\d"' in charts.lines(
         [charts.Line("a", "#123456", [1, 2], [1, 2])], label=r"\lambda/a\d"
     )
+
+
+def test_what_was_measured_before_training_is_inside_its_chart(monkeypatch):
+    frames = []
+    monkeypatch.setattr(charts, "_svg", lambda figure, label: frames.append(figure.axes[0].get_ylim()) or "")
+    for log in (True, False):
+        for count in (20, 60):
+            charts.lines(
+                [charts.Line("whole", "red", [100.0 * i for i in range(count)], [9.0] + [1.3] * (count - 1))], log=log
+            )
+            assert frames[-1][0] < 1.3
+            assert frames[-1][1] > 9.0
+    charts.lines([charts.Line("loss", "red", [1.0 + i for i in range(60)], [9.0] + [1.3] * 59)])
+    assert frames[-1][1] < 9.0, "the first step's fall does not stretch the others"

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from benchmarks import results
@@ -14,6 +15,7 @@ from dmvae import config as configs
 from dmvae.jobs import jobs_of, plan, record
 from dmvae.recipe import load
 from dmvae.report import table
+from dmvae.report.figures import shown
 from dmvae.report.run import Run
 from dmvae.report.summary import over_seeds, print_summary, write_summary
 from dmvae.runtime.done import write_done
@@ -59,13 +61,17 @@ def test_stages_that_were_run_again_by_themselves_are_what_the_table_tells(tmp_p
     assert [psnr(jobs) for jobs in (first, other, unmeasured)] == [20.0, 21.0, 20.0]
 
 
-def test_methods_that_have_an_at_in_their_names_are_no_seeds_of_one(tmp_path):
+def test_methods_that_have_an_at_in_their_names_are_no_seeds_of_one(tmp_path, capsys, monkeypatch):
     kl = tiny.RECIPE["variants"]["kl"]
     variants = {"steps@4": kl | {"sample": {"steps": 4}}, "steps@16": kl | {"sample": {"steps": 16}}}
     jobs = plan(load(tiny.write(tmp_path, variants=variants)), tmp_path / "run")
     for job in jobs:
         finish(job, 20.0 + len(job.variant))
     assert write_summary(jobs, tmp_path / "run")["seeds"] == {}
+    record({job.variant: job.recipe for job in jobs}, jobs, tmp_path / "run", list(variants))
+    monkeypatch.setattr(sys, "argv", ["results", str(tmp_path / "run"), "--columns", "psnr"])
+    results.main()
+    assert [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines()[2:]] == ["| steps@4", "| steps@16"]
 
 
 def test_of_a_run_without_a_finished_stage_it_is_told_where_it_stands(tmp_path, capsys, plain_report):
@@ -128,6 +134,24 @@ def test_a_figure_that_is_no_number_ends_no_table():
     spread = over_seeds({"a@0": {"gfd": math.nan, "psnr": 20.0}, "a@1": {"gfd": 1.0, "psnr": 22.0}})["a"]["spread"]
     assert math.isnan(spread["gfd"])
     assert spread["psnr"] == pytest.approx(2**0.5)
+    far = over_seeds({"a@0": {"gfd": math.inf}, "a@1": {"gfd": -math.inf}})["a"]
+    assert math.isnan(far["mean"]["gfd"])
+    rows = {"a@0": {"gfd": math.nan}, "a@1": {"gfd": 2.0}, "kl": {"gfd": 0.0}}
+    told = results.table(results.by_method(rows), "kl", {"a": 2, "kl": 1}).splitlines()
+    assert told[2] == "| a (2 seeds) | nan ± nan | nan ± nan |"
+    assert told[3] == "| kl | 0 | nan |"
+
+
+def test_a_method_that_has_not_ended_is_not_the_best():
+    """Its evaluation is finished, and another stage was asked for anew."""
+    rows = {"a": {"gfd": 10.0}, "b": {"gfd": 5.0}, "c": {"gfd": 10.0}}
+    run = SimpleNamespace(methods=rows, summary={"not_ended": ["b"]}, colour=lambda name: "#123456")
+    assert "best" not in table._table(run, shown(rows["a"]))
+    assert table._compare(run, "gfd", "Of images, those of") == (
+        "<b>a</b> and <b>c</b> have the same gFD, 10."  # which is not said of all
+    )
+    run.summary = {}
+    assert table._table(run, shown(rows["a"])).count('class="best"') == 1
 
 
 @pytest.mark.parametrize("count", [24, 1, 64])

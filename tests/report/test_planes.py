@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dmvae.report import latent_map
+from dmvae.runtime.done import write_done
 
 
 def places_of(counts, classes=10):
@@ -28,24 +29,38 @@ def test_a_reference_in_units_of_its_own_is_drawn_in_those_of_the_latents():
         "reference": {"a": {"latents": 3 + 5 * z[:200], "labels": labels[:200]}},
         "evaluate": {"a": {"map_latents": z[200:].flatten(1), "map_labels": labels[200:]}},
     }
-    run = SimpleNamespace(variants=["a"], folders=lambda stage: {"a": "here"}, tensors=lambda stage, name: there[stage])
+    recipes = {"a": SimpleNamespace(seed=0, data="here")}
+    run = SimpleNamespace(
+        variants=["a"], recipes=recipes, folders=lambda stage: {"a": "here"}, tensors=lambda stage, name: there[stage]
+    )
     reference, own = latent_map.clouds_of(run)
     assert own.reference is reference
     assert np.abs(reference.latents.mean(0)).max() < 0.3
     assert reference.latents.std() == pytest.approx(own.latents.std(), rel=0.05)
     assert latent_map._note(own, [reference, own]) in [
-        f"mixing with the reference: {share} %" for share in range(45, 51)
+        f"mixing with the reference, scale aside: {share} %" for share in range(45, 51)
     ]
 
 
-@pytest.mark.parametrize(("distance", "began"), [(0.03, True), (0.09, True), (0.5, False)])
+@pytest.mark.parametrize(("distance", "began"), [(0.03, True), (0.09, True), (0.35, False), (70.0, False)])
 def test_a_page_tells_where_latents_began(tmp_path, distance, began):
     (tmp_path / "report.json").write_text(json.dumps({"distance": distance, "floor": 0.05}))
     run = SimpleNamespace(folders=lambda stage: {"a": tmp_path, "b": tmp_path, "none": tmp_path / "other"})
     (told,) = latent_map._began(run)
     assert "the latents of <b>a</b>, <b>b</b> were" in told
-    assert f"{distance / 0.05:.2g} times as far" in told
+    apart = {0.03: "0.60", 0.09: "1.80", 0.35: "7.00", 70.0: "1,400"}[distance]
+    assert f"{apart} times as far" in told
     assert ("so they began at it" in told) == began
+
+
+def test_what_was_measured_before_matching_is_as_it_was_written(tmp_path):
+    (tmp_path / "report.json").write_text(json.dumps({"distance": 0.03, "floor": 0.05}))
+    write_done(tmp_path, {"seconds": 1.0})
+    run = SimpleNamespace(folders=lambda stage: {"a": tmp_path})
+    assert len(latent_map._began(run)) == 1
+    (tmp_path / "report.json").write_text(json.dumps({"distance": 9.03, "floor": 0.05}))
+    with pytest.raises(ValueError, match=r"report\.json is corrupt"):
+        latent_map._began(run)
 
 
 def test_methods_show_different_images():
@@ -63,3 +78,43 @@ def test_every_method_shows_every_class(methods):
     for places in places_of([1000] * (1 + methods)):
         assert len({*(places % 10)}) == 10
         assert len(places) > 100
+
+
+def clouds_of(variants, there, data=None, seeds=None):
+    """The map's clouds, (title, title of the reference), of a run whose variants have these tensors."""
+    recipes = {v: SimpleNamespace(seed=(seeds or {}).get(v, 0), data=(data or {}).get(v, "x")) for v in variants}
+    run = SimpleNamespace(
+        variants=variants,
+        recipes=recipes,
+        folders=lambda stage: {v: v for v in there.get(stage, ())},
+        tensors=lambda stage, name: there.get(stage, {}),
+    )
+    return [(cloud.title, cloud.reference and cloud.reference.title) for cloud in latent_map.clouds_of(run)]
+
+
+def test_every_method_has_a_cloud_by_the_first_of_its_seeds_that_was_measured():
+    z = torch.randn(40, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    labels = torch.zeros(40, dtype=torch.int64)
+    reference, own = {"latents": z, "labels": labels}, {"map_latents": z.flatten(1), "map_labels": labels}
+    both = {"reference": {"x@4": reference, "x@16": reference}, "evaluate": {"x@4": own, "x@16": own}}
+    assert [title for title, _ in clouds_of(["x@4", "x@16"], both)] == [
+        *("reference of x@4", "reference of x@16", "x@4", "x@16")
+    ]
+    second = {"reference": {"m@1": reference}, "evaluate": {"m@1": own}}
+    assert clouds_of(["m@0", "m@1"], second, seeds={"m@1": 1}) == [("reference", None), ("m@1", "reference")]
+
+
+def test_latents_of_other_data_are_not_set_beside_a_reference_that_they_never_had():
+    z = torch.randn(40, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    labels = torch.zeros(40, dtype=torch.int64)
+    own = {"map_latents": z.flatten(1), "map_labels": labels}
+    there = {"reference": {"a": {"latents": z, "labels": labels}}, "evaluate": {"a": own, "kl": own, "far": own}}
+    found = dict(clouds_of(["a", "kl", "far"], there, data={"far": "other"}))
+    assert found == {"reference": None, "a": "reference", "kl": "reference", "far": None}
+
+
+def test_planes_that_were_made_in_two_ways_are_told_of_both():
+    text = latent_map._how(["t-SNE", "PCA"], 2)
+    assert "The plane is t-SNE or PCA; each row" in text
+    assert "neighbours together" in text
+    assert "the flat view" in text

@@ -24,7 +24,6 @@ from dmvae.idle import part
 from dmvae.inputs import Blueprint, build_tokenizer, latent_shape
 from dmvae.jobs import Job, plan
 from dmvae.recipe import Recipe
-from dmvae.runtime import distributed
 from dmvae.runtime.console import console, paragraph
 from dmvae.runtime.files import held
 from dmvae.runtime.words import few
@@ -62,10 +61,11 @@ class Machine:
 
     @classmethod
     def here(cls) -> Machine:
-        """This one."""
+        """This one, with the ranks that torchrun has started."""
+        ranks = int(os.environ.get("WORLD_SIZE", 1))
         if torch.cuda.is_available():
-            return cls(distributed.world_size(), torch.cuda.get_device_properties(0).total_memory, True)
-        return cls(distributed.world_size(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), False)
+            return cls(ranks, torch.cuda.get_device_properties(0).total_memory, True)
+        return cls(ranks, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), False)
 
     def __str__(self) -> str:
         kind = "GPU" if self.gpu else "process"
@@ -85,32 +85,34 @@ def bytes_of(text: str) -> int:
     return amount
 
 
-def print_plan(recipes: dict[str, Recipe], machine: Machine) -> list[str]:
+def print_plan(recipes: dict[str, Recipe], machine: Machine, only: str | None = None) -> list[str]:
     """Print a table per variant, those that train the same once, and below all of them what stands in the way; returns
-    these obstacles."""
+    these obstacles. only: the stage that would run alone."""
     console.print(f"for {machine}")
     obstacles: dict[str, list[str]] = {}
     jobs = _jobs(recipes)
     everything = [job for of in jobs.values() for job in of]
-    for line in begun_anew(Path(next(iter(recipes.values())).run.dir), everything):
+    chosen = [job for job in everything if only in (None, job.stage.name)]
+    for line in begun_anew(Path(next(iter(recipes.values())).run.dir), chosen):
         console.print(line)
     disk: dict[str, int] = {}
     alike: dict[str, str] = {}
     for variant, recipe in recipes.items():
-        items, classes, text, found = _data(recipe)
+        stages = [stage for stage in recipe.stages() if only in (None, stage.name)]
+        items, classes, text, found = _data(recipe, stages)
         try:
             shape = "x".join(map(str, latent_shape(recipe)))
         except ValueError as error:  # without its tokenizer there is nothing to count
             for line in (*found, str(error)):
                 obstacles.setdefault(line, []).append(variant)
             continue
-        trained = [stage.name for stage in recipe.stages() if issubclass(stage, TrainingStage)]
+        trained = [stage.name for stage in stages if issubclass(stage, TrainingStage)]
         first = alike.setdefault("".join(_without_data(recipe, name) for name in trained), variant)
         about = f"{text}; latents {shape} (stride {build_tokenizer(recipe).stride})"
         console.print(f"\n{variant}: {about if first == variant else f'trains the same as {first}'}")
-        found += _lacking(recipe, machine, items is not None)
+        found += _lacking(recipe, stages, machine, items is not None)
         costs: dict[str, Cost] = {}
-        for stage in recipe.stages():
+        for stage in stages:
             if issubclass(stage, TrainingStage):
                 try:
                     with console.status(f"counts a step of {stage.name}"):  # tens of seconds for large networks
@@ -124,7 +126,7 @@ def print_plan(recipes: dict[str, Recipe], machine: Machine) -> list[str]:
                         raise
                 except (DataDependentOutputException, DynamicOutputShapeException):
                     console.print(f"{stage.name}: not counted, for its step depends on the values of tensors")
-        sizes = {stage.name: _disk(stage.name, recipe, costs.get(stage.name), items) for stage in recipe.stages()}
+        sizes = {stage.name: _disk(stage.name, recipe, costs.get(stage.name), items) for stage in stages}
         folders = {job.stage.name: (_state(job), job.folder.name) for job in jobs.get(variant, ())}
         disk |= {
             folders[name][1] if folders else _without_data(recipe, name): size
@@ -132,14 +134,14 @@ def print_plan(recipes: dict[str, Recipe], machine: Machine) -> list[str]:
             if folders.get(name, ("new",))[0] != "finished"
         }
         if first == variant:
-            console.print(_stages(recipe, items, costs, {name: state for name, (state, _) in folders.items()}))
-            console.print(_needs(recipe, machine, costs, sizes))
-        found += _too_much(recipe, machine, costs)
+            console.print(_stages(recipe, stages, items, costs, {name: state for name, (state, _) in folders.items()}))
+            console.print(_needs(recipe, stages, machine, costs, sizes))
+        found += _too_much(recipe, stages, machine, costs)
         for line in dict.fromkeys(found):
             obstacles.setdefault(line, []).append(variant)
     if alike:
         console.print(f"\n{LEGEND}")
-    for variant, line in pipeline.hindrances([job for job in everything if not job.finished], everything):
+    for variant, line in pipeline.hindrances([job for job in chosen if not job.finished], everything):
         obstacles.setdefault(line, []).append(variant)
     obstacles |= {line: list(recipes) for line in _disk_problems(recipes, sum(disk.values()))}
     for line, where in obstacles.items():
@@ -149,11 +151,11 @@ def print_plan(recipes: dict[str, Recipe], machine: Machine) -> list[str]:
     return list(obstacles)
 
 
-def _data(recipe: Recipe) -> tuple[int | None, int, str, list[str]]:
+def _data(recipe: Recipe, stages: checks.Stages) -> tuple[int | None, int, str, list[str]]:
     """(training images or None where the data are not here, classes, a line about them, what is missing)."""
     try:
         train = open_dataset(recipe.data, "train")
-        for split in {split for stage in recipe.stages() for split in stage.splits}:
+        for split in {split for stage in stages for split in stage.splits}:
             open_dataset(recipe.data, split)
     except ValueError as error:
         return None, CLASSES, f"data {recipe.data.type} cannot be opened here", [str(error)]
@@ -207,10 +209,12 @@ def _memory(recipe: Recipe, cost: Cost, machine: Machine) -> tuple[float, float]
     return cost.weights + cost.state - shard * cost.spread, cost.working - shard * cost.spread_gradients
 
 
-def _stages(recipe: Recipe, items: int | None, costs: dict[str, Cost], states: dict[str, str]) -> Table:
+def _stages(
+    recipe: Recipe, stages: checks.Stages, items: int | None, costs: dict[str, Cost], states: dict[str, str]
+) -> Table:
     table = Table("stage", "steps", "batch", "epochs", "trained", "frozen", "to do")
     often = False
-    for stage in recipe.stages():
+    for stage in stages:
         row, section = [""] * 5, recipe.section(stage)
         if stage.name in costs and issubclass(stage, TrainingStage):
             cost, seen = costs[stage.name], section.steps * section.batch_size
@@ -223,10 +227,12 @@ def _stages(recipe: Recipe, items: int | None, costs: dict[str, Cost], states: d
     return table
 
 
-def _needs(recipe: Recipe, machine: Machine, costs: dict[str, Cost], sizes: dict[str, int]) -> Table:
+def _needs(
+    recipe: Recipe, stages: checks.Stages, machine: Machine, costs: dict[str, Cost], sizes: dict[str, int]
+) -> Table:
     table = Table("stage", "state", "step", "peak", "TFLOP", "time", "disk")
     total = 0.0
-    for stage in recipe.stages():
+    for stage in stages:
         row = [""] * 5
         if stage.name in costs:
             cost = costs[stage.name]
@@ -251,26 +257,26 @@ def _time(seconds: float) -> str:
     return f"{seconds / (size or 1e-3):.1f} {unit}" if seconds else "?"
 
 
-def _lacking(recipe: Recipe, machine: Machine, data: bool) -> Iterator[str]:
+def _lacking(recipe: Recipe, stages: checks.Stages, machine: Machine, data: bool) -> Iterator[str]:
     if recipe.autoencoder and recipe.pretrained is None:
         yield from recipe.autoencoder.encoder.missing()
-    for adversary in checks.adversaries(recipe, recipe.stages()).values():
+    for adversary in checks.adversaries(recipe, stages).values():
         yield from adversary.missing()
-    stages = [recipe.section(name) for name in ("encoder", "tokenizer", "generator")]
-    for section in (*stages, *(getattr(stage, "alignment", None) for stage in stages)):
+    own = [recipe.section(stage) for stage in stages if stage.name in ("encoder", "tokenizer", "generator")]
+    for section in (*own, *(getattr(of, "alignment", None) for of in own)):
         target = getattr(section, "target", None)
         if target is not None:
             yield from target.missing()
-    yield from checks.lacking(recipe, recipe.stages())
+    yield from checks.lacking(recipe, stages)
     if data:
-        yield from checks.problems(recipe, recipe.stages(), machine.ranks)
+        yield from checks.problems(recipe, stages, machine.ranks)
     else:
-        yield from checks.run_problems(recipe, recipe.stages(), machine.ranks)
+        yield from checks.run_problems(recipe, stages, machine.ranks)
 
 
-def _too_much(recipe: Recipe, machine: Machine, costs: dict[str, Cost]) -> Iterator[str]:
+def _too_much(recipe: Recipe, stages: checks.Stages, machine: Machine, costs: dict[str, Cost]) -> Iterator[str]:
     """Stages whose step does not fit the memory of a rank."""
-    for stage in recipe.stages():
+    for stage in stages:
         if stage.name in costs:
             peak = MARGIN * sum(_memory(recipe, costs[stage.name], machine))
             if peak > machine.memory:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import partial
@@ -61,12 +62,14 @@ def run(command: str, arguments: list[str], commands: Sequence[str] = ("run", "s
     recipes = _chosen(whole, known.variant)
     if known.help:
         return print_fields(recipes)
-    if known.dry_run:
-        return _plan(recipes, whole, overrides, Machine.here(), values=True)
+    only = command if command in names else None
     how = next(iter(recipes.values())).run
+    if known.dry_run:
+        if int(os.environ.get("RANK", 0)) == 0:  # which torchrun sets; the ranks do not join for it
+            _require_none(_plan(recipes, whole, overrides, Machine.here(), only, values=True))
+        return
     with joined(how.timeout):
         run_dir = Path(how.dir)
-        only = command if command in names else None
         verify, asked = not known.no_verify, list(flat(overrides))
         jobs = pipeline.run(recipes, run_dir, only=only, variants=whole, verify=verify, asked=asked)
         if only is None and distributed.is_main():
@@ -113,12 +116,19 @@ def plan(command: str, arguments: list[str]) -> None:
         machine = Machine(known.gpus, bytes_of(known.memory), True, speed)
     overrides = _overrides(rest, known.run_dir)
     whole = _read(parser, known.recipe, overrides)
-    _plan(_chosen(whole, known.variant), whole, overrides, machine, values=False)
+    _require_none(_plan(_chosen(whole, known.variant), whole, overrides, machine))
 
 
-def _plan(recipes: dict[str, Recipe], whole: Recipes, overrides: Values, machine: Machine, *, values: bool) -> None:
-    """Print what these recipes, of those in the `whole` file, need on that machine, after the values of their fields.
-    Raises CheckFailed where something stands in their way."""
+def _plan(
+    recipes: dict[str, Recipe],
+    whole: Recipes,
+    overrides: Values,
+    machine: Machine,
+    only: str | None = None,
+    values: bool = False,
+) -> list[str]:
+    """Print what these recipes, of those in the `whole` file, need on that machine, after the `values` of their fields;
+    of the stage `only`, or of all. Returns what stands in their way."""
     with asked_once():
         recipes, said = fit(recipes, flat(overrides), machine.ranks)
         if values:
@@ -127,7 +137,10 @@ def _plan(recipes: dict[str, Recipe], whole: Recipes, overrides: Values, machine
             console.print()
         for line in (*said, *idle(recipes, whole)):
             console.print(line)
-        obstacles = print_plan(recipes, machine)
+        return print_plan(recipes, machine, only)
+
+
+def _require_none(obstacles: Sequence[str]) -> None:
     if obstacles:
         raise CheckFailed(counted(len(obstacles), "thing stands", "things stand") + " in the way")
 

@@ -109,7 +109,7 @@ def open_dataset(config: DatasetConfig, split: Split) -> Dataset:
     does not keep to `limit`."""
     key = f"{split} {type(config).__module__} {config.type} {config!r}"  # two plugins may have a class of one name
     if _refused is not None and key in _refused:
-        raise ValueError(*_refused[key].args)
+        raise ValueError(str(_refused[key]))
     if key not in _open:
         try:
             found = config.build(split)

@@ -67,7 +67,7 @@ def lines(series: Sequence[Line], *, log: bool = False, size: tuple[float, float
                 continue
             axes.plot(*_thin(x, y), color=colour, linewidth=0.7, alpha=0.28, zorder=2)
             axes.plot(*_thin(x, smooth), color=colour, linewidth=1.6, solid_capstyle="round", zorder=3 + order)
-        _dress(axes, [y for _, _, y in kept], log)
+        _dress(axes, [(x, y) for _, x, y in kept], log)
         left = max(0.5, 0.12 + 0.08 * max(map(len, _labels(axes))))
         axes.set_position((left / width, 0.4 / height, 1 - (left + 0.06) / width, 1 - 0.46 / height))
         return _svg(figure, label or ", ".join(line.name for line in series))
@@ -170,9 +170,12 @@ def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return x[keep], y[keep]
 
 
-def _dress(axes: Axes, values: list[np.ndarray], log: bool) -> None:
-    """Grid, ticks, and limits that the first steps' fall does not stretch."""
-    late = np.concatenate([y[len(y) // 25 :] for y in values])
+def _dress(axes: Axes, kept: list[tuple[np.ndarray, np.ndarray]], log: bool) -> None:
+    """Grid, ticks, and limits that the first steps' fall does not stretch; what was measured before them, at step 0, is
+    inside."""
+    values = [y for _, y in kept]
+    start = [y[:1] for x, y in kept if x[0] == 0]
+    late = np.concatenate([*(y[len(y) // 25 :] for y in values), *start])
     if log:
         axes.set_yscale("log")
         low, high = late.min() / 1.3, late.max() * 1.3
@@ -182,7 +185,8 @@ def _dress(axes: Axes, values: list[np.ndarray], log: bool) -> None:
         axes.yaxis.set_minor_locator(NullLocator())
     else:
         low, high = np.quantile(late, [0.002, 0.998])
-        low, high = min(low, *(y[-1] for y in values)), max(high, *(y[-1] for y in values))
+        inside = [*(y[-1] for y in values), *(y[0] for y in start)]
+        low, high = min(low, *inside), max(high, *inside)
         pad = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
         low, high = low - pad, high + pad
         axes.yaxis.set_major_locator(locator := MaxNLocator(5))

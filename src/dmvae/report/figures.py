@@ -111,8 +111,8 @@ FOLDED = (
         "%",
         1,
         "{:.1f}",
-        "50 % where the nearest neighbour of a latent, or of a sample of the reference, is of the other kind half of "
-        "the time; 0 where it always or never is",
+        "in the reference's scale, 50 % where the nearest neighbour of a latent, or of a sample of the reference, is "
+        "of the other kind half of the time; 0 where it always or never is",
     ),
 )
 """Figures that stand under a fold of the report alone."""

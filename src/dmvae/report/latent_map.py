@@ -13,12 +13,13 @@ from matplotlib.colors import hsv_to_rgb, to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dmvae.recipe import method_of
+from dmvae.recipe import seed_of_a
 from dmvae.references.report import REPORT
 from dmvae.report.html import legend, panel, panels
 from dmvae.report.pictures import data_uri
 from dmvae.report.run import COLOURS, Run
 from dmvae.report.summary import alike
+from dmvae.runtime.done import require_intact
 from dmvae.runtime.files import read_json
 from dmvae.runtime.words import few
 from dmvae.transport.arrival import NEAR, mixing
@@ -54,9 +55,7 @@ def latent_map(run: Run) -> str:
     if not clouds:
         return ""
     groups = planes(clouds)
-    how = ""
-    for group in groups:
-        how = embed(group)
+    how = list(dict.fromkeys(embed(group) for group in groups))
     labels = sorted({int(label) for cloud in clouds for label in cloud.labels})
     palette = class_colours(labels)
     drawn = [panels((_panel(cloud, group, palette) for cloud in group), "maps") for group in groups]
@@ -70,14 +69,12 @@ def latent_map(run: Run) -> str:
 def clouds_of(run: Run) -> list[Cloud]:
     """The references, each once, then the methods, those of several seeds at their first."""
     folders = run.folders("reference")
+    pictures = {v: t for v, t in run.tensors("evaluate", "pictures.safetensors").items() if "map_latents" in t}
+    maps = {v: t for v, t in run.tensors("reference", "map.safetensors").items() if {"latents", "labels"} <= t.keys()}
     first: dict[str, str] = {}
-    for variant in run.variants:
-        first.setdefault(method_of(variant), variant)
-    maps = {
-        v: t
-        for v, t in run.tensors("reference", "map.safetensors").items()
-        if {"latents", "labels"} <= t.keys() and v in first.values()
-    }
+    for variant in (v for of in (pictures, maps) for v in run.variants if v in of):
+        first.setdefault(seed_of_a(variant, run.recipes[variant]), variant)
+    maps = {v: t for v, t in maps.items() if v in first.values()}
     references: dict[str, Cloud] = {}
     for variant, tensors in maps.items():
         key = str(folders[variant])
@@ -89,10 +86,11 @@ def clouds_of(run: Run) -> list[Cloud]:
             latents, labels = z.flatten(1).numpy(), tensors["labels"].numpy()
             references[key] = Cloud(title, variant, latents, labels, is_reference=True)
     clouds = list(references.values())
-    for variant, tensors in run.tensors("evaluate", "pictures.safetensors").items():
-        if "map_latents" not in tensors or variant not in first.values():
+    for variant, tensors in pictures.items():
+        if variant not in first.values():
             continue
-        own = references.get(str(folders.get(variant)), next(iter(references.values()), None))
+        alike = (r for r in references.values() if run.recipes[r.variant].data == run.recipes[variant].data)
+        own = references.get(str(folders.get(variant)), next(alike, None))
         latents, labels = tensors["map_latents"].float().numpy(), tensors["map_labels"].numpy()
         clouds.append(Cloud(variant, variant, latents, labels, own))
     return [cloud for cloud in clouds if len(cloud.latents) > 2]
@@ -197,7 +195,7 @@ def _note(cloud: Cloud, group: list[Cloud]) -> str:
         return ""
     n = min(len(cloud.latents), len(cloud.reference.latents), POINTS)
     pair = (torch.from_numpy(x.latents[:n]).double() for x in (cloud, cloud.reference))
-    return f"mixing with the reference: {100 * mixing(*pair):.0f} %"
+    return f"mixing with the reference, scale aside: {100 * mixing(*pair):.0f} %"
 
 
 def _text(clouds: list[Cloud]) -> str:
@@ -219,25 +217,24 @@ def _began(run: Run) -> list[str]:
     told = {}
     for variant, folder in run.folders("reference").items():
         if (file := folder / REPORT).is_file():
-            found = read_json(file, dict)
+            found = read_json(require_intact(file), dict)
             apart = found["distance"] / max(found["floor"], 1e-12)
             told[f"<b>{escape(variant)}</b>"] = (
-                f"{apart:.2g} times as far from their reference as two sets of its samples are from each other"
+                f"{apart:{'.2f' if apart < 10 else ',.0f'}} times as far from their reference as two sets of its "
+                "samples are from each other"
                 + (", so they began at it: the map shows what matching kept, not what it moved" * (apart <= NEAR))
             )
     return [f"<p>Before matching, the latents of {few(names)} were {what}.</p>" for what, names in alike(told).items()]
 
 
-def _how(how: str, groups: int) -> str:
-    text = f"The plane is {how}, computed once for all panels together, so places compare between them. "
+PLANES = {
+    "t-SNE": "t-SNE keeps neighbours together; distances between far-apart groups and the sizes of groups mean little.",
+    "PCA": "PCA is the flat view along the two directions of largest spread; groups that overlap here may lie apart.",
+}
+
+
+def _how(how: list[str], groups: int) -> str:
+    text = f"The plane is {' or '.join(how)}, computed once for all panels together, so places compare between them. "
     if groups > 1:
-        text = f"The plane is {how}; each row of panels has its own, so places compare within a row only. "
-    if how == "t-SNE":
-        return (
-            text
-            + "t-SNE keeps neighbours together; distances between far-apart groups and the sizes of groups mean little."
-        )
-    return (
-        text
-        + "PCA is the flat view along the two directions of largest spread; groups that overlap here may lie apart."
-    )
+        text = f"The plane is {' or '.join(how)}; each row of panels has its own, so places compare within a row only. "
+    return text + " ".join(PLANES[name] for name in how)

@@ -42,11 +42,12 @@ def write_pipelines(jobs: list[Job], run_dir: Path) -> list[Path]:
     for job in jobs:
         if job.finished:
             folders.setdefault(job.variant, {})[job.stage.name] = job
-    written = [
-        _write(stages, within(run_dir / variant / PIPELINE, run_dir))
-        for variant, stages in folders.items()
-        if "generator" in stages
-    ]
+    written: list[Path | None] = []
+    for variant, stages in folders.items():
+        if {"generator", "latents"} <= stages.keys():
+            written.append(_write(stages, within(run_dir / variant / PIPELINE, run_dir)))
+        elif "generator" in stages:  # whose tokenizer is that stage's
+            console.print(f"pipeline: none of {variant}, for its stage latents is not finished")
     return [out for out in written if out is not None]
 
 

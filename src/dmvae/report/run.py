@@ -127,7 +127,7 @@ class Run:
     def _before(self, variant: str) -> Rows:
         """Where the method's latents lay before matching, as a row of step 0; none of a run of before it was kept."""
         folder = self.folders("reference").get(variant)
-        known = read_json(file, dict) if folder is not None and (file := folder / REPORT).is_file() else {}
+        known = _json(folder / REPORT) if folder is not None else {}
         before = {f"distance/{name}": x for name, x in known.get("before", {}).items()}
         return [{"step": 0.0} | before] if before else []
 

@@ -21,7 +21,7 @@ import dmvae
 from dmvae.config import Values
 from dmvae.evaluation.metrics.frechet import distances
 from dmvae.jobs import Job
-from dmvae.recipe import method_of
+from dmvae.recipe import method_of, seed_of_a
 from dmvae.report.figures import shown
 from dmvae.runtime.console import console
 from dmvae.runtime.done import require_intact
@@ -112,8 +112,7 @@ def summary_of(jobs: list[Job], earlier: Mapping[str, str]) -> Values:
     }
     for name in earlier:
         unlike[name] = f"{unlike[name]}, earlier settings" if name in unlike else "earlier settings"
-    # and not those whose name has an @ of its own
-    seeded = {job.variant for job in jobs if job.variant == f"{method_of(job.variant)}@{job.recipe.seed}"}
+    seeded = {job.variant for job in jobs if seed_of_a(job.variant, job.recipe) != job.variant}
     ended = seeded - stand.keys() - unlike.keys()
     return {
         "name": " and ".join(dict.fromkeys(job.recipe.name for job in jobs)),
@@ -157,15 +156,20 @@ def over_seeds(methods: dict[str, Values]) -> dict[str, Values]:
     return {
         method: {
             "count": len(rows),
-            "mean": {key: statistics.fmean(row[key] for row in rows) for key in _common(rows)},
-            "spread": {key: _spread([row[key] for row in rows]) for key in _common(rows)},
+            "mean": {key: mean([row[key] for row in rows]) for key in _common(rows)},
+            "spread": {key: spread([row[key] for row in rows]) for key in _common(rows)},
         }
         for method, rows in groups.items()
         if len(rows) > 1
     }
 
 
-def _spread(values: list[float]) -> float:
+def mean(values: list[float]) -> float:
+    """NaN where a value is not finite."""
+    return statistics.fmean(values) if all(map(math.isfinite, values)) else math.nan
+
+
+def spread(values: list[float]) -> float:
     """Standard deviation; NaN where a value is not finite."""
     return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
 
@@ -210,9 +214,9 @@ def print_summary(summary: Values) -> None:
         for method, row in summary["methods"].items()
     }
     for method, group in summary.get("seeds", {}).items():
-        mean, spread = group["mean"], group["spread"]
+        means, spreads = group["mean"], group["spread"]
         rows[f"{method}, {counted(group['count'], 'seed')}"] = [
-            f"{figure.show(mean[key])} ± {figure.show_spread(spread[key])}" if key in mean else ""
+            f"{figure.show(means[key])} ± {figure.show_spread(spreads[key])}" if key in means else ""
             for key, figure in columns.items()
         ]
     titles, cells = [figure.heading for figure in columns.values()], list(rows.values())

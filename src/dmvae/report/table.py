@@ -51,12 +51,13 @@ def _table(run: Run, columns: dict[str, Figure]) -> str:
     arrows[-1] = arrows[1].replace("higher", "lower").replace("↑", "↓")
     figures = [f"{escape(c.title)}<small>{escape(c.unit)} {arrows[c.better]}</small>" for c in columns.values()]
     best = {key: _best(run, key, column) for key, column in columns.items()}
+    alike_rows = _alike(run)
     rows: dict[str, list[str]] = {}
     for name, row in run.methods.items():
         cells = []
         for key, column in columns.items():
             text = column.show(row[key]) if key in row else "–"
-            marked = text == best[key] and name not in run.summary.get("unlike", {})
+            marked = text == best[key] and name in alike_rows
             cells.append(f'<td class="best">{text}</td>' if marked else f"<td>{text}</td>")
         rows[f'<i style="background:{run.colour(name)}"></i>{escape(named(name, run.summary))}'] = cells
     for method, group in run.summary.get("seeds", {}).items():
@@ -80,14 +81,18 @@ def _table(run: Run, columns: dict[str, Figure]) -> str:
 def _verdicts(run: Run) -> str:
     """Whether the latents have the distribution that they were to have, in words."""
     found = alike(run.summary.get("arrival", {}))
-    lines = (f"{listing(names)}: {escape(verdict)}" for verdict, names in found.items())
-    return prose(f"Did latents reach their reference? {'; '.join(lines)}.") if found else ""
+    lines = [f"{listing(names)}: {escape(verdict)}" for verdict, names in found.items()]
+    if len(lines) == 1:
+        return prose(f"Did latents reach their reference? {lines[0]}.")
+    items = "".join(f"<li>{line}</li>" for line in lines)
+    return f"{prose('Did latents reach their reference?')}<ul>{items}</ul>" if lines else ""
 
 
 def _alike(run: Run) -> dict[str, dict[str, float]]:
-    """The rows of methods that were measured as most were: others' figures compare with these by name alone."""
-    unlike = run.summary.get("unlike", {})
-    return {name: row for name, row in run.methods.items() if name not in unlike}
+    """The rows of methods that have ended and were measured as most were: others' figures compare with these by name
+    alone."""
+    apart = {*run.summary.get("unlike", {}), *run.summary.get("not_ended", ())}
+    return {name: row for name, row in run.methods.items() if name not in apart}
 
 
 def _best(run: Run, key: str, column: Figure) -> str | None:
@@ -174,7 +179,8 @@ def _compare(run: Run, key: str, start: str) -> str:
     if not values:
         return ""
     if best is None:
-        return f"All methods have the same {column.title}, {column.show(next(iter(values.values())))}{unit}."
+        who = "All methods" if len(values) == len(run.methods) else listing(values)
+        return f"{who} have the same {column.title}, {column.show(next(iter(values.values())))}{unit}."
     first = [name for name, value in values.items() if column.show(value) == best]
     rest = sorted((n for n in values if n not in first), key=lambda n: -column.better * values[n])
     against = ", ".join(f"{column.show(values[n])} for <b>{escape(n)}</b>" for n in rest[:2])

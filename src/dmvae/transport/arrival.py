@@ -65,8 +65,8 @@ class Arrival:
             return "not comparable: the reference has more dimensions than the encoder fills"
         distance, view = max((self.whole, "whole latents"), (self.token, "tokens"), (self.pair, "pairs of tokens"))
         if distance > NEAR:
-            return f"on the way: {view} at {distance:.2g} times chance, where {NEAR:g} is arrival"
-        return f"on the way: {self.token_accuracy:.0%} of the tokens told apart, where {TOLD:.0%} is arrival"
+            return f"on the way: {view} at {distance:.2f} times chance, where {NEAR:g} is arrival"
+        return f"on the way: {self.token_accuracy:.1%} of the tokens told apart, where {TOLD:.0%} is arrival"
 
 
 @torch.no_grad()

@@ -165,13 +165,21 @@ def _shown(metric: Metric, found: dict[str, T]) -> dict[str, T]:
 
 
 def figures() -> dict[str, Figure]:
-    """The figures of all metrics, plugins' too, by key. Raises ValueError for a key that two metrics have."""
+    """The figures of all metrics, plugins' too, by key. Raises ValueError for a key that two metrics have, and for a
+    name in tables that two figures have."""
     found: dict[str, Figure] = {}
     for metric in (find(Metric, name) for name in names(Metric)):
         if taken := [figure.key for figure in metric.figures if figure.key in found]:
             owners = [name for name in names(Metric) if taken[0] in {of.key for of in find(Metric, name).figures}]
             raise ValueError(f"metrics {' and '.join(owners)}: both have a figure {taken[0]!r}; give one another key")
         found |= {figure.key: figure for figure in metric.figures}
+    named: dict[str, Figure] = {}
+    for figure in found.values():
+        if (other := named.setdefault(figure.heading, figure)) is not figure:
+            raise ValueError(
+                f"figures {other.key!r} and {figure.key!r} are both called {figure.heading!r} in tables; give one "
+                "another title"
+            )
     return found
 
 
