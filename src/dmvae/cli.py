@@ -51,8 +51,7 @@ FIXES = {
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `dmvae` command. Exit code 2: a mistake in what was asked; 1: the run failed; 130: stopped."""
-    # Python's end would look through the half a million objects of torch and diffusers, which takes 1.5 s.
-    atexit.register(gc.freeze)
+    atexit.register(_end_quickly)
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -80,6 +79,13 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": ") + fix, 1, debug)
     except (FloatingPointError, CheckFailed) as error:
         _fail(str(error), 1, debug)
+
+
+def _end_quickly() -> None:
+    """Python's end would look through the half a million objects of torch and diffusers, which takes 1.5 s. Triton, which
+    comes with torch for GPUs, would tell of its own that are left as leaked, in 26 lines."""
+    if "triton" not in sys.modules:
+        gc.freeze()
 
 
 def _dispatch(arguments: list[str]) -> None:
