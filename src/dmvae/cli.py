@@ -82,8 +82,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _end_quickly() -> None:
-    """Python's end would look through the half a million objects of torch and diffusers, which takes 1.5 s. Triton, which
-    comes with torch for GPUs, would tell of its own that are left as leaked, in 26 lines."""
+    """Python's end would look through the half a million objects of torch and diffusers, which takes 1.5 s. Triton,
+    which comes with torch for GPUs, would tell of its own that are left as leaked, in 26 lines."""
     if "triton" not in sys.modules:
         gc.freeze()
 
