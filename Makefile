@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 
 help:
 	@echo "make install   a virtual environment in .venv with dmvae and what the demo needs"
-	@echo "make demo      Fashion-MNIST, two tokenizers and their generators, a table and a report (runs/demo)"
+	@echo "make demo      Fashion-MNIST, three tokenizers and their generators, a table and a report (runs/demo)"
 	@echo "make test      the tests"
 	@echo "make test-fast those that take less than a second or two each: about a minute"
 	@echo "make test-oldest  the tests with the oldest versions of torch, diffusers and the others that are allowed"
