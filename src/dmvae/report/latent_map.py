@@ -89,8 +89,8 @@ def clouds_of(run: Run) -> list[Cloud]:
     for variant, tensors in pictures.items():
         if variant not in first.values():
             continue
-        alike = (r for r in references.values() if run.recipes[r.variant].data == run.recipes[variant].data)
-        own = references.get(str(folders.get(variant)), next(alike, None))
+        fellows = (r for r in references.values() if run.recipes[r.variant].data == run.recipes[variant].data)
+        own = references.get(str(folders.get(variant)), next(fellows, None))
         latents, labels = tensors["map_latents"].float().numpy(), tensors["map_labels"].numpy()
         clouds.append(Cloud(variant, variant, latents, labels, own))
     return [cloud for cloud in clouds if len(cloud.latents) > 2]
