@@ -29,7 +29,7 @@ def test_each_seed_is_a_variant_of_its_own(tmp_path):
 )
 def test_a_method_s_name_stands_for_all_its_seeds(tmp_path, monkeypatch, asked, planned):
     path, found = tiny.write(tmp_path, seeds={"matched": [0, 5]}), []
-    monkeypatch.setattr("dmvae.commands.run.print_plan", lambda recipes, machine: found.append(list(recipes)))
+    monkeypatch.setattr("dmvae.commands.run.print_plan", lambda recipes, *_: found.append(list(recipes)))
     cli.main(["run", str(path), "--dry-run", *(word for name in asked for word in ("--variant", name))])
     assert found == [planned]
 
