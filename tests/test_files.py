@@ -16,6 +16,7 @@ import processes
 from dmvae.runtime.files import (
     atomic_write,
     flush,
+    held,
     locked,
     locked_if_it_can,
     read_head,
@@ -287,3 +288,14 @@ def test_every_bit_of_a_sealed_file_counts(tmp_path):
         assert about["name"] == "value"
     save_file(tensors, path)
     assert read_sealed(path)[1] == {}
+
+
+def test_who_only_looks_whether_a_stage_runs_is_not_seen(tmp_path):
+    looking = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    assert not held(tmp_path)
+    fcntl.flock(looking, fcntl.LOCK_EX)
+    assert held(tmp_path)
+    os.close(looking)
+    assert not held(tmp_path)
+    assert not held(tmp_path / "none")

@@ -1,7 +1,5 @@
 """`dmvae plan`: what a recipe needs, and what stands in its way."""
 
-import fcntl
-import os
 import re
 import shutil
 from contextlib import nullcontext, suppress
@@ -26,7 +24,7 @@ from dmvae.matching import Matching
 from dmvae.recipe import load
 from dmvae.registry import find, is_ours, names
 from dmvae.runtime.done import write_done
-from dmvae.runtime.files import held, locked
+from dmvae.runtime.files import locked
 from dmvae.stages.matching import MatchingStage
 from dmvae.training.counting import Cost
 
@@ -362,18 +360,6 @@ def test_a_dry_run_under_torchrun_is_for_its_ranks_and_told_by_the_first(recipe,
         out = capsys.readouterr().out
         assert ("for 2 processes" in out) == (rank == "0")
     assert "in the way: generator.batch_size" in " ".join(out.split())
-
-
-def test_who_only_looks_whether_a_stage_runs_is_not_seen(tmp_path):
-    with open(tmp_path / "file", "w"):
-        looking = os.open(tmp_path, os.O_RDONLY)
-        fcntl.flock(looking, fcntl.LOCK_SH)
-        assert not held(tmp_path)
-        fcntl.flock(looking, fcntl.LOCK_EX)
-        assert held(tmp_path)
-        os.close(looking)
-    assert not held(tmp_path)
-    assert not held(tmp_path / "none")
 
 
 def test_data_that_cannot_be_opened_are_tried_once_for_all_variants(tmp_path, capsys, monkeypatch):
