@@ -26,6 +26,28 @@ def test_a_number_in_another_base_is_text():
         assert read_yaml(yaml.safe_dump({"x": text})) == {"x": text}
 
 
+MERGED = """
+few: &few {steps: 4, batch: 1}
+many: &many {steps: 64, rate: 2}
+mine: &mine {<<: *many, rate: 3}
+"""
+
+
+@pytest.mark.parametrize(
+    "inherits, value",
+    [
+        ("<<: *few", {"steps": 4, "batch": 1}),
+        ("<<: [*few, *many]", {"steps": 4, "batch": 1, "rate": 2}),
+        ("<<: [*many, *few]", {"steps": 64, "batch": 1, "rate": 2}),
+        ("<<: [*few, *mine]", {"steps": 4, "batch": 1, "rate": 3}),
+        ("<<: [*mine, *many, *few]", {"steps": 64, "batch": 1, "rate": 3}),
+        ("<<: [*many, *few], steps: 5", {"steps": 5, "batch": 1, "rate": 2}),
+    ],
+)
+def test_the_first_of_several_mappings_gives_a_key(inherits, value):
+    assert read_yaml(f"{MERGED}last: {{{inherits}}}")["last"] == value  # PyYAML 6.0.4 lets the last give it
+
+
 @pytest.mark.parametrize("words", [["--tokenizer.steps="], ["--tokenizer.steps", ""], ["--tokenizer.steps", " "]])
 def test_an_empty_value_is_refused_and_not_taken_for_null(words):
     with pytest.raises(ValueError, match=r"--tokenizer\.steps: its value is empty; write null for none"):

@@ -7,11 +7,24 @@ from collections.abc import Iterator
 
 import yaml
 
-INT, TIME = "tag:yaml.org,2002:int", "tag:yaml.org,2002:timestamp"
+INT, TIME, MERGE = "tag:yaml.org,2002:int", "tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:merge"
 
 
 class Loader(yaml.SafeLoader):
     """PyYAML's safe loader, to which 010 is text, not eight, 12:30 text, not 750, and 2024-01-01 text, not a date."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Of several mappings behind one << the first that has a key gives it (yaml.org/type/merge.html), whatever the
+        version of PyYAML: 6.0.4 takes the last (its issue 953)."""
+        for i, (key, value) in enumerate(node.value):
+            bases = value.value if isinstance(value, yaml.SequenceNode) else [value]
+            if key.tag == MERGE and all(isinstance(base, yaml.MappingNode) for base in bases):
+                found: dict[tuple[str, str], tuple[yaml.Node, yaml.Node]] = {}
+                for base in reversed(bases):
+                    self.flatten_mapping(base)
+                    found |= {(inner.tag, str(inner.value)): (inner, of) for inner, of in base.value}
+                node.value[i] = (key, yaml.MappingNode(value.tag, list(found.values())))
+        super().flatten_mapping(node)
 
 
 Loader.yaml_implicit_resolvers = {
