@@ -34,7 +34,7 @@ mine: &mine {<<: *many, rate: 3}
 
 
 @pytest.mark.parametrize(
-    "inherits, value",
+    ("inherits", "value"),
     [
         ("<<: *few", {"steps": 4, "batch": 1}),
         ("<<: [*few, *many]", {"steps": 4, "batch": 1, "rate": 2}),
