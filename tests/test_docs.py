@@ -49,6 +49,15 @@ def test_every_link_of_a_page_leads_somewhere(page, generated):
             assert anchor in anchors(generated.get(within) or target.read_text()), f"{page}: {link}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_tables_are_whole(page):
+    lines = page.read_text().splitlines()
+    for i, line in enumerate(lines):
+        if "| --- |" in line:
+            assert re.fullmatch(r" *\|( --- \|)+", line), line
+            assert lines[i - 1].count(" |") == lines[i + 1].count(" |") == line.count(" |"), line
+
+
 def test_every_family_and_every_member_of_it_is_listed(generated):
     assert {row[0] for row in parts.FAMILIES.values()} | {Stage} == {
         kind for kind in Registered.__subclasses__() if kind.__module__.startswith("dmvae")
