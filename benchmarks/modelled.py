@@ -1,7 +1,7 @@
 """How well generators model their latents, before any decoder: the figures "sampled latents" of a run's table.
 
     python -m benchmarks.modelled runs/tiny-imagenet-32 [VARIANT ...]
-    python -m benchmarks.modelled runs/tiny-imagenet-32 matched@0 kl_3e-1@0 --count 8192 --steps 250 500 1000 2000 --picture FILE
+    python -m benchmarks.modelled runs/tiny-imagenet-32 matched@0 kl_3e-1@0 --count 8192 --steps 250 1000 --picture FILE
     python -m benchmarks.modelled runs/tiny64 --seed 0 1 2
 
 Draws again, from the same seeds, what the stage `sample` drew at its first guidance scale, and compares as `evaluate`
