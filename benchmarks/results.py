@@ -56,7 +56,8 @@ def main() -> None:
         methods_of = {name: name if known.each else seed_of_a(name, recipe) for name, recipe in run.recipes.items()}
         grouped = methods_of.__getitem__
         unlike = run.summary.get("unlike", {})
-        rows = {name: row for name, row in run.methods.items() if name not in waiting}
+        # summary.json is of the last study that ended in the folder, which another may have begun anew
+        rows = {name: row for name, row in run.methods.items() if name in run.recipes and name not in waiting}
         alike = by_method({name: row for name, row in rows.items() if name not in unlike}, grouped)
         methods = by_method(rows, grouped) | alike  # a mean has no seed in it that was measured otherwise
         baseline = known.baseline or next(reversed(methods), "")

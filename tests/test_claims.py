@@ -52,6 +52,11 @@ def test_other_recipes_are_refused_while_one_runs(tmp_path, recipes):
                 pass
         assert (tmp_path / "run/kl/recipe.yaml").read_text() == before
         assert not (tmp_path / "run/main").exists()
+    many = {str(i): recipes["kl"] for i in range(57)}
+    with claimed(tmp_path / "many", many, [], list(many)):
+        with pytest.raises(ValueError, match="is running the variants 0, 1, 2, 3, 4, 5 and 51 more there"):
+            with claimed(tmp_path / "many", recipes, [], names):
+                pass
 
 
 def test_a_variant_that_nobody_runs_may_be_another_beside_one_that_somebody_does(tmp_path, recipes):

@@ -44,7 +44,7 @@ def claimed(run_dir: Path, recipes: dict[str, Recipe], jobs: list[Job], variants
         with locked(run_dir):
             alone = held.enter_context(together(run_dir / RUNNING))
             there = variants if alone else read_json(run_dir / VARIANTS, list)
-            other = f"the variants {', '.join(there)}" if there != variants else None
+            other = f"the variants {few(there)}" if there != variants else None
             for variant, recipe in () if other else recipes.items():
                 (run_dir / variant).mkdir(exist_ok=True)
                 if not held.enter_context(together(run_dir / variant / RUNNING)):  # what has ended refuses nothing

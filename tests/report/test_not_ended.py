@@ -72,6 +72,9 @@ def test_methods_that_have_an_at_in_their_names_are_no_seeds_of_one(tmp_path, ca
     monkeypatch.setattr(sys, "argv", ["results", str(tmp_path / "run"), "--columns", "psnr"])
     results.main()
     assert [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines()[2:]] == ["| steps@4", "| steps@16"]
+    record({jobs[0].variant: jobs[0].recipe}, jobs, tmp_path / "run", ["steps@4"])  # another study has begun there
+    results.main()
+    assert [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines()[2:]] == ["| steps@4"]
 
 
 def test_of_a_run_without_a_finished_stage_it_is_told_where_it_stands(tmp_path, capsys, plain_report):
