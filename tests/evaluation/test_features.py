@@ -1,9 +1,11 @@
 """Extractors: the right network, fed the right way, whatever the batches."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import skimage
+import timm
 import torch
 import torch.nn.functional as F
 from skimage.io import imread
@@ -13,7 +15,7 @@ from dmvae.evaluation.features.effnet import EffNetLite0, EffNetLite2
 from dmvae.evaluation.features.inception import Inception
 from dmvae.evaluation.features.timm import TimmFeatures
 from dmvae.models.artifact import save_network
-from dmvae.models.effnet import VERSIONS, effnet, rename, weights_file
+from dmvae.models.effnet import Version, effnet, rename, weights_file
 from dmvae.registry import find, names
 from dmvae.runtime.hashing import content_hash
 from dmvae.tokenizers import TokenizerSource
@@ -37,23 +39,21 @@ def images():
     ("picture", "classes"),
     [("chelsea.png", {281, 282, 285}), ("coffee.png", {967}), ("rocket.jpg", {540, 657, 744})],
 )
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", get_args(Version))
 def test_photographs_are_recognised(version, picture, classes):
     pixels = torch.from_numpy(imread(Path(skimage.__file__).parent / "data" / picture)).permute(2, 0, 1)
     side = min(pixels.shape[1:])
     top, left = (pixels.shape[1] - side) // 2, (pixels.shape[2] - side) // 2
     square = pixels[None, :3, top : top + side, left : left + side]
-    classifier = Extractor(effnet(version), 1000, VERSIONS[version].native, (0.5,) * 3, (0.5,) * 3)
+    native = timm.get_pretrained_cfg(f"tf_efficientnet_{version}").input_size[1]
+    classifier = Extractor(effnet(version), 1000, native, (0.5,) * 3, (0.5,) * 3)
     with torch.inference_mode():  # one image: Extractor would pad it to a chunk
         assert int(classifier.network(classifier.prepare(square)).argmax()) in classes
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", get_args(Version))
 def test_folded_network_is_the_unfolded_one(version):
-    import timm
-
     plain = timm.create_model(f"tf_efficientnet_{version}").eval()
-    assert timm.get_pretrained_cfg(f"tf_efficientnet_{version}").input_size[1] == VERSIONS[version].native
     weights = torch.load(weights_file(version), weights_only=True)
     plain.load_state_dict(rename(weights, [len(stage) for stage in plain.blocks]))
     x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -152,8 +152,6 @@ def test_features_tell_blur_from_nothing(extractor):
 
 @pytest.mark.slow
 def test_weights_of_a_timm_model_from_a_file(tmp_path, images):
-    import timm
-
     torch.save(timm.create_model("resnet18", pretrained=False).state_dict(), tmp_path / "mine.pth")
     config = parse_features(f"resnet18@48={tmp_path}/mine.pth")
     assert config.name == f"resnet18(mine-{content_hash([tmp_path / 'mine.pth'])[:8]})@48"

