@@ -29,8 +29,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.models import GIB, training_step, wait
 from dmvae.decoders.conv import ConvolutionalDecoder
+from dmvae.generators.flow import FlowModelConfig
 from dmvae.inputs import Blueprint, first_tokenizer
-from dmvae.models.dit import LightningDiT, lightningdit
+from dmvae.models.dit import LightningDiT
 from dmvae.recipe import Recipe, load
 from dmvae.runtime.precision import autocast, tuned, uses_bf16, without_tf32
 from dmvae.stages.sample import generate
@@ -66,7 +67,7 @@ FULL = Scale(
     recipe="imagenet256",
     batch=32,
     steps=100,
-    network=lambda: lightningdit("XL/1", in_channels=32, input_size=16, num_classes=1000),
+    network=lambda: FlowModelConfig(size="XL/1").build((32, 16, 16), 1000),
     decoder=lambda: ConvolutionalDecoder(32, 3),
     side=16,
     images=1000,

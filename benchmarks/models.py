@@ -23,7 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.peers.lightningdit import PlainLightningDiT
 from dmvae.decoders.conv import ConvolutionalDecoder
-from dmvae.models.dit import LightningDiT, lightningdit
+from dmvae.generators.flow import FlowModelConfig
+from dmvae.models.dit import LightningDiT
 from dmvae.runtime.precision import uses_bf16
 from dmvae.training.preparing import compile_networks
 
@@ -112,7 +113,7 @@ def flow_case(model: LightningDiT, batch: int) -> tuple[nn.Module, tuple[Tensor,
 
 
 def s1() -> LightningDiT:
-    return lightningdit("S/1", in_channels=32, input_size=16, num_classes=1000)
+    return FlowModelConfig(size="S/1").build((32, 16, 16), 1000)
 
 
 def decoder_case(channels_last: bool, norm: bool = True) -> tuple[nn.Module, tuple[Tensor, ...]]:
@@ -139,7 +140,7 @@ CASES: dict[str, Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]] = {
 }
 LARGE: dict[str, Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]] = {
     "LightningDiT-XL/1, 16x16x32, batch 32": lambda: flow_case(
-        lightningdit("XL/1", in_channels=32, input_size=16, num_classes=1000), 32
+        FlowModelConfig(size="XL/1").build((32, 16, 16), 1000), 32
     ),
     "Paper's decoder, 256x256, batch 8": lambda: (ConvolutionalDecoder(32, 3), (torch.randn(8, 32, 16, 16),)),
 }

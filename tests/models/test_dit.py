@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dmvae.models.dit import LightningDiT, lightningdit
+from dmvae.generators.flow import FlowModelConfig
+from dmvae.models.dit import LightningDiT, published
 from dmvae.models.transformer import Attention, attend, normalised, rope_tables
 
 
@@ -30,21 +31,21 @@ def test_fixed_positions_are_the_reference_implementations(golden):
 @pytest.mark.parametrize("size", ["XL/1", "Mini/1"])
 def test_names_and_shapes_are_the_published_ones(size, official_keys, shapes):
     with torch.device("meta"):
-        model = lightningdit(size, in_channels=32, input_size=16, num_classes=1000)
-    published = official_keys[f"LightningDiT-{size}"]
-    assert shapes(model) == {k: v for k, v in published.items() if not k.startswith("feat_rope.")}
+        model = FlowModelConfig(size=size).build((32, 16, 16), 1000)
+    theirs = official_keys[f"LightningDiT-{size}"]
+    assert shapes(model) == {k: v for k, v in theirs.items() if not k.startswith("feat_rope.")}
 
 
 def test_xl_has_675_million_parameters():
     with torch.device("meta"):
-        model = lightningdit("XL/1", in_channels=32, input_size=16, num_classes=1000)
+        model = FlowModelConfig(size="XL/1").build((32, 16, 16), 1000)
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == 675.26
 
 
 @pytest.mark.parametrize("size", ["XXL/1", "B/two", "XL-1", "XL/0"])
 def test_an_unknown_size_is_an_error_that_names_the_nearest(size):
     with pytest.raises(ValueError, match="no network size is called"):
-        lightningdit(size, in_channels=4, input_size=4, num_classes=10)
+        published(size)
 
 
 @pytest.mark.parametrize("name", ["patch_size", "depth", "heads"])

@@ -10,14 +10,12 @@ with RMSNorm, SwiGLU, rotary positions and, in some of them, normalised queries 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from dmvae.config import Values
 from dmvae.models.base import run_part
 from dmvae.models.transformer import (
     Block,
@@ -33,21 +31,8 @@ from dmvae.models.transformer import (
 from dmvae.models.velocity import VelocityModel
 from dmvae.registry import nearest
 
-
-@dataclass(frozen=True)
-class Size:
-    width: int
-    depth: int
-    heads: int
-
-
-SIZES = {
-    "Mini": Size(256, 6, 4),
-    "S": Size(384, 12, 6),
-    "B": Size(768, 12, 12),
-    "L": Size(1024, 24, 16),
-    "XL": Size(1152, 28, 16),
-}
+SIZES = {"Mini": (256, 6, 4), "S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
+"""Width, depth and heads of the published networks."""
 
 
 def published(size: str) -> dict[str, int]:
@@ -58,19 +43,8 @@ def published(size: str) -> dict[str, int]:
     name, _, patch = size.partition("/")
     if name not in SIZES or not (patch or "1").isdecimal() or int(patch or "1") < 1:
         raise ValueError(f"no network size is called {size!r}{nearest(size, [f'{known}/1' for known in SIZES])}")
-    return vars(SIZES[name]) | {"patch_size": int(patch or "1")}
-
-
-def lightningdit(
-    size: str = "XL/1", *, in_channels: int, input_size: int, num_classes: int, **more: int | None
-) -> LightningDiT:
-    """The network of a published size, `SIZE/PATCH`. `more` is head_width and head_depth, which the published
-    networks lack, and qk_norm.
-
-    Raises ValueError for a name that is no size.
-    """
-    numbers: Values = published(size) | more
-    return LightningDiT(in_channels=in_channels, input_size=input_size, num_classes=num_classes, **numbers)
+    width, depth, heads = SIZES[name]
+    return {"width": width, "depth": depth, "heads": heads, "patch_size": int(patch or "1")}
 
 
 class LightningDiT(VelocityModel):
