@@ -13,10 +13,7 @@ from dmvae.losses.adversarial import (
     hinge_generator,
     translation,
 )
-
-
-def generator(seed: int = 0):
-    return torch.Generator().manual_seed(seed)
+from dmvae.runtime.random import Random
 
 
 def test_hinge_closed_forms():
@@ -42,9 +39,9 @@ def test_consistency_closed_form():
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_randomness_is_the_generators(channels):
-    x = torch.rand(6, channels, 12, 16, generator=generator(9)) * 2 - 1
+    x = torch.rand(6, channels, 12, 16, generator=Random(9)) * 2 - 1
     state = torch.get_rng_state()
-    first, again, other = augment(x, generator(1)), augment(x, generator(1)), augment(x, generator(2))
+    first, again, other = augment(x, Random(1)), augment(x, Random(1)), augment(x, Random(2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert torch.equal(torch.get_rng_state(), state)
@@ -53,13 +50,13 @@ def test_randomness_is_the_generators(channels):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_gradients_are_right(channels):
-    x = torch.rand(2, channels, 6, 8, dtype=torch.float64, generator=generator()).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: augment(x, generator(3)), x)
+    x = torch.rand(2, channels, 6, 8, dtype=torch.float64, generator=Random(0)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: augment(x, Random(3)), x)
 
 
 def test_translation_moves_each_image_by_its_own_whole_pixels():
-    x = torch.rand(40, 2, 16, 24, generator=generator()) + 1
-    moved, seen = translation(x, generator(5)), set()
+    x = torch.rand(40, 2, 16, 24, generator=Random(0)) + 1
+    moved, seen = translation(x, Random(5)), set()
     for before, after in zip(x, moved, strict=True):
         shifts = []
         for dy in range(-2, 3):
@@ -81,7 +78,7 @@ def test_translation_reaches_an_eighth_rounded(size, reach):
     """A single bright column tells by how much its image has moved."""
     x = torch.zeros(400, 1, 1, size)
     x[..., size // 2] = 1
-    moved = translation(x, generator())
+    moved = translation(x, Random(0))
     places = moved.amax(2)[:, 0].argmax(1)[moved.sum((1, 2, 3)) > 0] - size // 2
     assert (int(places.min()), int(places.max())) == (-reach, reach)
 
@@ -89,12 +86,12 @@ def test_translation_reaches_an_eighth_rounded(size, reach):
 @pytest.mark.parametrize("size", [6, 8, 10, 12])
 def test_a_cut_is_centred_on_every_place_alike(size):
     """So rows are cut as often from above as from below."""
-    cut = (cutout(torch.ones(6000, 1, size, size), generator()) == 0)[:, 0].any(2).float().mean(0)
+    cut = (cutout(torch.ones(6000, 1, size, size), Random(0)) == 0)[:, 0].any(2).float().mean(0)
     assert torch.allclose(cut, cut.flip(0), atol=0.04)
 
 
 def test_cutout_blanks_one_rectangle():
-    blank = cutout(torch.ones(50, 3, 16, 12), generator()) == 0
+    blank = cutout(torch.ones(50, 3, 16, 12), Random(0)) == 0
     for image in blank:
         rows, columns = image[0].any(1), image[0].any(0)
         assert torch.equal(image, (rows[:, None] & columns).expand(3, -1, -1))
@@ -104,11 +101,11 @@ def test_cutout_blanks_one_rectangle():
 
 
 def test_color_keeps_grey_and_scales_about_the_mean():
-    grey = torch.rand(20, 1, 4, 4, generator=generator())
-    changed = color(grey, generator(1))
+    grey = torch.rand(20, 1, 4, 4, generator=Random(0))
+    changed = color(grey, Random(1))
     mean, contrast = changed.mean((1, 2, 3)), changed.std((1, 2, 3)) / grey.std((1, 2, 3))
     assert ((mean - grey.mean((1, 2, 3))).abs() <= 0.5).all()
     assert contrast.min() >= 0.499
     assert contrast.max() <= 1.501
     # A grey picture in colour has no saturation to change.
-    torch.testing.assert_close(color(grey.expand(-1, 3, -1, -1), generator(1)), changed.expand(-1, 3, -1, -1))
+    torch.testing.assert_close(color(grey.expand(-1, 3, -1, -1), Random(1)), changed.expand(-1, 3, -1, -1))

@@ -37,15 +37,15 @@ def consistency(logits_plain: Tensor, logits_aug: Tensor) -> Tensor:
     return F.mse_loss(logits_plain, logits_aug)
 
 
-def augment(x: Tensor, rng: torch.Generator) -> Tensor:
+def augment(x: Tensor, rng: Random) -> Tensor:
     """DiffAugment (arXiv 2006.10738): colours, place and a hole of each image at random, differentiably. Same shape as
-    x, [n, C, h, w]; all randomness is the generator's, which may live on another device than x."""
+    x, [n, C, h, w]; `rng` may live on another device."""
     return cutout(translation(color(x, rng), rng), rng)
 
 
-def color(x: Tensor, rng: torch.Generator) -> Tensor:
+def color(x: Tensor, rng: Random) -> Tensor:
     """Brightness shifted by up to 1/2, saturation scaled by 0 to 2 (grey images have none), contrast by 1/2 to 3/2."""
-    brightness, saturation, contrast = (_uniform(x, rng)[:, None, None, None] for _ in range(3))
+    brightness, saturation, contrast = (rng.uniform(len(x), 1, 1, 1).to(x) for _ in range(3))
     x = x + (brightness - 0.5)
     if x.shape[1] > 1:
         grey = x.mean(1, keepdim=True)
@@ -54,12 +54,12 @@ def color(x: Tensor, rng: torch.Generator) -> Tensor:
     return mean + (x - mean) * (contrast + 0.5)
 
 
-def translation(x: Tensor, rng: torch.Generator, ratio: float = 0.125) -> Tensor:
+def translation(x: Tensor, rng: Random, ratio: float = 0.125) -> Tensor:
     """Moved by whole pixels, up to `ratio` of the height and the width; what comes in is 0."""
     for axis in (2, 3):
         size = x.shape[axis]
         reach = int(size * ratio + 0.5)
-        shift = _integers(x, rng, 2 * reach + 1) - reach
+        shift = rng.integers(2 * reach + 1, len(x)).to(x.device) - reach
         source = torch.arange(size, device=x.device) + shift[:, None]
         inside = (source >= 0) & (source < size)
         # Shapes [n, 1, size, 1] or [n, 1, 1, size], for the axis that moves.
@@ -68,28 +68,14 @@ def translation(x: Tensor, rng: torch.Generator, ratio: float = 0.125) -> Tensor
     return x
 
 
-def cutout(x: Tensor, rng: torch.Generator, ratio: float = 0.5) -> Tensor:
+def cutout(x: Tensor, rng: Random, ratio: float = 0.5) -> Tensor:
     """0 in a rectangle of `ratio` of the height and the width, centred anywhere in the image."""
     held = []
     for axis in (2, 3):
         size = x.shape[axis]
         width = int(size * ratio + 0.5)
-        start = _integers(x, rng, size + (1 - width % 2)) - width // 2
+        start = rng.integers(size + (1 - width % 2), len(x)).to(x.device) - width // 2
         place = torch.arange(size, device=x.device)
         held.append((place >= start[:, None]) & (place < start[:, None] + width))
     rows, columns = held
     return x * ~(rows[:, None, :, None] & columns[:, None, None, :])
-
-
-def _uniform(x: Tensor, rng: torch.Generator) -> Tensor:
-    """Uniform in [0, 1), one for each image, on the images' device."""
-    if isinstance(rng, Random):
-        return rng.uniform(len(x)).to(x)
-    return torch.rand(len(x), generator=rng, device=rng.device, dtype=torch.float32).to(x)
-
-
-def _integers(x: Tensor, rng: torch.Generator, high: int) -> Tensor:
-    """Uniform in 0 .. high - 1, one for each image, on the images' device."""
-    if isinstance(rng, Random):
-        return rng.integers(high, len(x)).to(x.device)
-    return torch.randint(high, (len(x),), generator=rng, device=rng.device).to(x.device)
