@@ -277,7 +277,7 @@ def test_names_of_other_classes_than_the_columns(root):
         r"owl, but data\.classes names 2, Katze, Hund: name every class",
         classes=("Katze", "Hund"),
     )
-    fails(root, r"but data\.classes names 6, a, b, c, d, e, \.\.\.: ", "test", classes=tuple("abcdef"))
+    fails(root, r"but data\.classes names 8, a, b, c, d, e, f and 2 more: ", "test", classes=tuple("abcdefgh"))
     test = open_split(root, "test", classes=("Katze", "Hund", "Eule"))
     assert (test.classes, test.labels.tolist()) == (("Katze", "Hund", "Eule"), [1, 2, 0, 1])
 

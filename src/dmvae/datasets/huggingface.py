@@ -21,7 +21,7 @@ from dmvae.registry import register
 from dmvae.runtime.files import read_json, write_json
 from dmvae.runtime.hashing import bytes_hash, digest
 from dmvae.runtime.hub import hub
-from dmvae.runtime.words import counted
+from dmvae.runtime.words import counted, few
 
 if TYPE_CHECKING:
     import datasets
@@ -83,13 +83,13 @@ class HuggingFace(EncodedConfig):
             own = names_of(train, label, given)
             if given and own and len(given) != len(own):
                 raise ValueError(
-                    f"{there()}, column {label}: has {counted(len(own), 'class', 'classes')}, {_some(own)}, but "
-                    f"data.classes names {len(given)}, {_some(given)}: name every class, in the column's order, or "
+                    f"{there()}, column {label}: has {counted(len(own), 'class', 'classes')}, {few(own)}, but "
+                    f"data.classes names {len(given)}, {few(given)}: name every class, in the column's order, or "
                     "leave data.classes out"
                 )
             if given and own and set(given) == set(own) and tuple(given) != tuple(own):
                 raise ValueError(
-                    f"{there()}, column {label}: its classes are {_some(own)}, in this order, and data.classes names "
+                    f"{there()}, column {label}: its classes are {few(own)}, in this order, and data.classes names "
                     "the same in another: leave it out, or give the column's order"
                 )
             source.labels = labels_of(table, label, own, where)[list(source.rows)]
@@ -140,10 +140,6 @@ def _content(source: Columns, what: list[object]) -> str:
 def _whole(part: str) -> str:
     """The name of the split that train[:90%] is a slice of."""
     return part.split("[")[0]
-
-
-def _some(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 class Prepared:

@@ -23,7 +23,7 @@ from dmvae.datasets.tar_index import Samples, read_index
 from dmvae.registry import nearest, register
 from dmvae.runtime.files import read_json, write_json
 from dmvae.runtime.hashing import digest
-from dmvae.runtime.words import counted
+from dmvae.runtime.words import counted, few
 
 INDEX = 3  # changes when the index does
 
@@ -85,7 +85,7 @@ class WebDataset(EncodedConfig):
                 "train split and of the test split; name shards in data.train_shards and data.test_shards that differ"
             )
         if not found:
-            there = ", ".join(_below(f, top) for f in files[:4]) + (", ..." if len(files) > 4 else "")
+            there = few([_below(f, top) for f in files])
             why = f"none matches {pattern!r}" if pattern is not None else f"none is called {' or '.join(names)}"
             raise ValueError(
                 f"data.root: {self.root} has no shard of the {split} split: of {there}, {why}; set "

@@ -10,7 +10,7 @@ import argparse
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dmvae.runtime.files import atomic_write
-from dmvae.runtime.words import counted
+from dmvae.runtime.words import counted, few
 
 T = TypeVar("T")
 Shapes = Mapping[str, Sequence[int]]
@@ -27,7 +27,6 @@ CONTAINERS = ("vae_wo_ddp", "vae_ema", "model", "ema")
 """Names under which the paper's authors keep state dicts: `vae_*` in vae.pt, the others in a generator's file."""
 WRAPPERS = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before every name."""
-_LISTED = 8
 
 
 def read_tensors(path: Path) -> dict[str, object]:
@@ -84,7 +83,7 @@ def pick(tensors: Mapping[str, object], wanted: Sequence[str], path: Path) -> di
         return _unwrapped(bare)
     there = ", ".join(f"{name} ({counted(len(group), 'tensor')})" for name, group in groups.items())
     if not there:
-        raise ValueError(f"{path}: holds no tensors (its keys: {_listed(map(str, tensors)) or 'none'})")
+        raise ValueError(f"{path}: holds no tensors (its keys: {few(list(tensors), 8) or 'none'})")
     raise ValueError(f"{path}: holds no weights {' or '.join(wanted)}; ask for what is there: {there}")
 
 
@@ -103,7 +102,7 @@ def check(given: Mapping[str, Tensor], expected: Shapes, where: object, what: st
         "unknown": [name for name in given if name not in expected],
         "misshapen": differ,
     }
-    found = [f"{len(names)} {kind}: {_listed(names)}" for kind, names in kinds.items() if names]
+    found = [f"{len(names)} {kind}: {few(names, 8)}" for kind, names in kinds.items() if names]
     if found:
         raise ValueError(f"{where}: these are not the weights of {what}; {'; '.join(found)}")
 
@@ -114,7 +113,7 @@ def require_shapes(shapes: Shapes, telling: Mapping[str, int], where: object) ->
     found = {name: shapes.get(name, ()) for name in telling}
     wrong = [f"{name} ({dims}-d)" for name, dims in telling.items() if len(found[name]) != dims or 0 in found[name]]
     if wrong:
-        raise ValueError(f"{where}: the tensors that tell the sizes are missing or misshapen: {_listed(wrong)}")
+        raise ValueError(f"{where}: the tensors that tell the sizes are missing or misshapen: {few(wrong, 8)}")
     return [shapes[name] for name in telling]
 
 
@@ -192,9 +191,3 @@ def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
     while prefix := next((p for p in WRAPPERS if state and all(name.startswith(p) for name in state)), None):
         state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more

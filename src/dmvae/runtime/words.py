@@ -10,6 +10,6 @@ def counted(count: int, one: str, many: str = "") -> str:
     return f"{count:,} {one if count == 1 else many or f'{one}s'}"
 
 
-def few(names: Sequence[object]) -> str:
-    """The names, at most six of them."""
-    return ", ".join(map(str, names[:6])) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+def few(names: Sequence[object], most: int = 6) -> str:
+    """The first names, at most so many, and how many more there are."""
+    return ", ".join(map(str, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
