@@ -39,7 +39,7 @@ from dmvae.evaluation.frechet import frechet_distance_of_few
 from dmvae.evaluation.images import TensorImages
 from dmvae.evaluation.kernel import inception_score
 from dmvae.evaluation.manifolds import NEIGHBOURS
-from dmvae.evaluation.measure import measure_pairs, measure_sets
+from dmvae.evaluation.measure import measure_sets, pair_values
 
 Row = tuple[str, str, float, str, float]
 """Metric, features, our value, library, its value."""
@@ -72,7 +72,8 @@ def pairs(train: Any, test: Any, count: int) -> list[Row]:
     b = torch.stack([_jpeg(image) for image in a])
     torch.manual_seed(0)
     network = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).eval()
-    ours = measure_pairs(a, b, lambda x, y: network(x, y).flatten()).metrics
+    found = pair_values(a, b, lambda x, y: network(x, y).flatten())
+    ours = {name: float(values.double().mean()) for name, values in found.items()}
     options: dict[str, Any] = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     ssim = [
         structural_similarity(x, y, channel_axis=0, data_range=255, **options)

@@ -24,7 +24,7 @@ from dmvae.evaluation.features import in_chunks, parse_features
 from dmvae.evaluation.frechet import Statistics, frechet_distance
 from dmvae.evaluation.images import FolderImages, TensorImages
 from dmvae.evaluation.manifolds import memorisation_values
-from dmvae.evaluation.measure import measure_pairs, measure_sets
+from dmvae.evaluation.measure import measure_sets, pair_values
 from dmvae.evaluation.metrics import Figure, Metric, Scores, Sets, measured_latents, measured_sets
 from dmvae.interop.pipeline import DMVAEPipeline
 from dmvae.models.dit import LightningDiT
@@ -65,7 +65,7 @@ def test_every_name_carries_its_features(extractor, data):
     assert len(scores.per_class[f"gfd-per-class_{FEATURES}"]) == 3
     means = ("precision", "recall", "density", "coverage", "agreement", "agreement-real", "memorisation")
     assert set(scores.intervals) == {f"{name}_{FEATURES}" for name in means}
-    assert set(measure_pairs(data[0][0], data[1][0]).metrics) == {"psnr", "ssim"}
+    assert set(pair_values(data[0][0], data[1][0])) == {"psnr", "ssim"}
 
 
 def test_a_kernel_distance_of_whole_sets_has_no_spread(extractor, data):

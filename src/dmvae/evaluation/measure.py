@@ -67,15 +67,6 @@ def pair_values(
     return values
 
 
-def measure_pairs(
-    originals: Tensor, reconstructions: Tensor, lpips: Callable[[Tensor, Tensor], Tensor] | None = None
-) -> Scores:
-    """`pair_values`, averaged, with intervals."""
-    scores = Scores()
-    scores.add_means(pair_values(originals, reconstructions, lpips))
-    return scores
-
-
 def measure_sets(
     real: FeatureSet,
     fake: FeatureSet,
