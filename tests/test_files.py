@@ -69,8 +69,11 @@ def test_a_file_system_without_locks_costs_no_more_than_time(tmp_path, monkeypat
     def none(handle, how):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    with locked_if_it_can(tmp_path) as mine:
+    with locked_if_it_can(tmp_path / "new" / "folder") as mine:
         assert mine
+    (tmp_path / "file").touch()
+    with locked_if_it_can(tmp_path / "file" / "folder") as mine:
+        assert not mine
     monkeypatch.setattr(fcntl, "flock", none)
     with locked_if_it_can(tmp_path) as mine:
         assert not mine

@@ -115,8 +115,12 @@ def reference_features(
     folder: Path | None = None,
 ) -> list[FeatureSet]:
     """The same, computed once: what `folder` (~/.cache/dmvae/features) holds under an equal manifest is read."""
-    # several ranks are one process here, and what everybody measures by is nobody's to lock
-    alone = _alone(folder) if folder is not None and distributed.is_main() else nullcontext()
+    alone: AbstractContextManager[object] = nullcontext()
+    # Several ranks are one process here, and what everybody measures by is nobody's to lock.
+    if folder is not None and distributed.is_main():
+        # Other processes of the same run wait, and do not compute the same. The first of several ranks does not wait
+        # for these: the others would wait for it, and not for ever.
+        alone = locked_if_it_can(folder, wait=distributed.world_size() == 1)
     folder = folder or cache_folder() / "features"
     manifests = [describe(e, images) for e in extractors]
     paths = [folder / f"features-{digest(json.dumps(m, sort_keys=True))}.safetensors" for m in manifests]
@@ -134,16 +138,6 @@ def reference_features(
                 found.moments(SPATIAL)
                 _keep(found, paths[i])
     return kept  # type: ignore[return-value]  # none is None by now
-
-
-def _alone(folder: Path) -> AbstractContextManager[object]:
-    """Keep other processes of the same run from computing the same, where they share a folder to keep it in. The first
-    of several ranks does not wait for these: the others would wait for it, and not for ever."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return locked_if_it_can(folder, wait=distributed.world_size() == 1)
-    except OSError:
-        return nullcontext()
 
 
 def _kept(path: Path) -> FeatureSet | None:

@@ -144,9 +144,11 @@ def held(folder: Path) -> bool:
 
 @contextmanager
 def locked_if_it_can(folder: Path, wait: bool = True) -> Iterator[bool]:
-    """As `locked`, where two processes cost no more than time: yields False where a file system has no locks."""
+    """As `locked`, where two processes cost no more than time: makes the folder, and yields False where that cannot be
+    or its file system has no locks."""
     with ExitStack() as held:
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             mine = held.enter_context(locked(folder, wait))
         except OSError:
             mine = False
