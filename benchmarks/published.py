@@ -28,13 +28,14 @@ import dataclasses
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.models import fastest
 from dmvae.commands.parser import parse_overrides
 from dmvae.flow.loss import drop_labels, sample_time
 from dmvae.inputs import Blueprint
-from dmvae.losses.adversarial import adaptive_weight, augment, consistency, hinge_discriminator, hinge_generator
+from dmvae.losses.adversarial import adaptive_weight, augment, hinge_discriminator, hinge_generator
 from dmvae.losses.reconstruction import reconstruction_loss
 from dmvae.matching.dmd import DMD
 from dmvae.recipe import Recipe, load
@@ -207,7 +208,7 @@ class Published:
         real, fake = discriminator(self.seen(x, rng)), discriminator(self.seen(recon, rng))
         loss = hinge_discriminator(real, fake)
         if weight > 0:
-            kept = consistency(discriminator(x), real) + consistency(discriminator(recon), fake)
+            kept = F.mse_loss(discriminator(x), real) + F.mse_loss(discriminator(recon), fake)
             loss = loss + weight * kept / 2
         return loss
 

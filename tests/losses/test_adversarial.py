@@ -7,7 +7,6 @@ from dmvae.losses.adversarial import (
     adaptive_weight,
     augment,
     color,
-    consistency,
     cutout,
     hinge_discriminator,
     hinge_generator,
@@ -31,10 +30,6 @@ def test_adaptive_weight_closed_form():
     assert float(adaptive_weight(rec, torch.zeros(2), eps=1e-9)) == 1e4
     assert float(adaptive_weight(rec, torch.zeros(2), max=7.0)) == 7
     assert float(adaptive_weight(torch.zeros(2), gan)) == 0
-
-
-def test_consistency_closed_form():
-    assert float(consistency(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 4.0]))) == 2.5
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -6,13 +6,7 @@ from torch import nn
 
 from dmvae import config as configs
 from dmvae.losses.alignment import AlignmentConfig
-from dmvae.losses.alignment.pointwise import (
-    Pointwise,
-    cosines,
-    marginal_cosine,
-    marginal_distance,
-    squared_difference,
-)
+from dmvae.losses.alignment.pointwise import Pointwise, cosines, marginal_cosine, marginal_distance
 from dmvae.runtime.random import Random
 
 
@@ -54,12 +48,6 @@ def test_the_distance_loss_compares_pairs_within_an_image():
     z = torch.tensor([[1.0, 0.5], [0.0, 0.75**0.5]]).view(1, 2, 1, 2)
     assert marginal_distance(z, f, margin=0.25) == pytest.approx(2 * 0.25 / 4, abs=1e-6)
     assert torch.allclose(cosines(z)[0], torch.tensor([[1.0, 0.5], [0.5, 1.0]]), atol=1e-6)
-
-
-def test_the_squared_difference_is_zero_at_equality():
-    f = features()
-    assert squared_difference(f, f) == 0
-    assert squared_difference(f + 2, f) == pytest.approx(4, rel=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "terms"), [("vf", {"cosine", "distance"}), ("l2", {"l2"})])

@@ -31,12 +31,6 @@ def adaptive_weight(rec_grad: Tensor, gan_grad: Tensor, eps: float = 1e-4, max: 
     return (rec_grad.detach().norm() / (gan_grad.detach().norm() + eps)).clamp(0, max)
 
 
-def consistency(logits_plain: Tensor, logits_aug: Tensor) -> Tensor:
-    """mean (plain - augmented)^2 of the discriminator's answers on the same images, real and generated alike (balanced
-    consistency, arXiv 2002.04724): a scalar."""
-    return F.mse_loss(logits_plain, logits_aug)
-
-
 def augment(x: Tensor, rng: Random) -> Tensor:
     """DiffAugment (arXiv 2006.10738): colours, place and a hole of each image at random, differentiably. Same shape as
     x, [n, C, h, w]; `rng` may live on another device."""

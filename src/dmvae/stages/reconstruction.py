@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmvae.datasets.mixed import mixed
 from dmvae.datasets.pixels import as_input, to_uint8
 from dmvae.inputs import Inputs
 from dmvae.losses import LossConfig
-from dmvae.losses.adversarial import adaptive_weight, augment, consistency, hinge_discriminator, hinge_generator
+from dmvae.losses.adversarial import adaptive_weight, augment, hinge_discriminator, hinge_generator
 from dmvae.losses.discriminators import AdversarialConfig
 from dmvae.losses.perceptual import PerceptualLoss
 from dmvae.losses.reconstruction import reconstruction_loss
@@ -121,6 +122,6 @@ def discriminate(
     loss = hinge_discriminator(real, fake)
     log = {"adversarial/real": real.mean(), "adversarial/fake": fake.mean()}
     if config.consistency > 0:
-        log["adversarial/consistency"] = change = consistency(discriminator(images), answers)
+        log["adversarial/consistency"] = change = F.mse_loss(discriminator(images), answers)
         loss = loss + config.consistency * change
     return Update("discriminator", loss, log)

@@ -45,7 +45,7 @@ class Pointwise(AlignmentConfig):
         """One loss for both."""
         projected = projection(z).float()
         if self.kind == "l2":
-            loss = squared_difference(projected, features)
+            loss = F.mse_loss(projected, features)
             return loss, loss, {"alignment/l2": loss.detach()}
         cosine = marginal_cosine(projected, features, self.m1)
         distance = marginal_distance(z, features, self.m2)
@@ -62,11 +62,6 @@ def marginal_distance(z: Tensor, features: Tensor, margin: float) -> Tensor:
     """mean over images and pairs i, j of an image's places of max(0, |cos(z_i, z_j) - cos(f_i, f_j)| - margin): a
     scalar (arXiv 2501.01423, eq. 4). It compares two geometries, so z and f may differ in width and orientation."""
     return F.relu((cosines(z) - cosines(features)).abs() - margin).mean()
-
-
-def squared_difference(projected: Tensor, features: Tensor) -> Tensor:
-    """mean (z' - f)^2 over everything: a scalar (arXiv 2512.07778, eq. 4)."""
-    return F.mse_loss(projected, features)
 
 
 def cosines(x_bchw: Tensor) -> Tensor:
