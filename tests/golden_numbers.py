@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from dmvae.flow import path, solver
 from dmvae.flow.guidance import guided
-from dmvae.flow.samplers import Sampling
+from dmvae.flow.samplers import Sampling, time_grid
+from dmvae.flow.samplers.sde import sde_drift
 from dmvae.interop.official import import_vae
 from dmvae.matching.dmd import gradient
 from dmvae.models.dit import LightningDiT
@@ -76,7 +77,7 @@ def _sde(part) -> Callable:
     def term(d):
         x, t = d["sde_x"], d["sde_t"]
         velocity = teacher()(x, t, d["sde_y"]).float()
-        drift, diffusion = solver.sde_drift(velocity, x, t)
+        drift, diffusion = sde_drift(velocity, x, t)
         return {
             "drift": drift,
             "score": path.score(z_t=x, velocity=velocity, t=t),
@@ -105,7 +106,7 @@ def _reconstruction(d):
 OUTPUTS: dict[tuple[str, str], Callable] = {
     ("lightningdit", "velocity"): _velocity,
     ("lightningdit", "velocity_cfg5"): _guided_velocity,
-    ("sampling", "time_grid_shift2p5"): lambda d: solver.time_grid(10, 2.5),
+    ("sampling", "time_grid_shift2p5"): lambda d: time_grid(10, 2.5),
     ("sampling", "euler10"): _samples("euler"),
     ("sampling", "midpoint10"): _samples("midpoint"),
     ("sampling", "sde_drift"): _sde("drift"),

@@ -5,7 +5,7 @@ import torch
 
 from dmvae.flow import solver
 from dmvae.flow.guidance import guided
-from dmvae.flow.solver import Sampling
+from dmvae.flow.samplers import Sampling, time_grid
 from dmvae.models.dit import LightningDiT
 from dmvae.references.gaussian import Gaussian
 
@@ -81,7 +81,7 @@ def test_a_velocity_of_another_shape_is_refused(method):
 @pytest.mark.parametrize("ends", [(0, 10), (1, 9), (2, 8), (3, 7), (4, 6), (5, 5)])
 def test_a_guidance_interval_holds_both_its_ends(steps, ends):
     """Of the times that a sampler has, which are rounded: those within it in whole numbers."""
-    times = solver.time_grid(steps, 1.0)
+    times = time_grid(steps, 1.0)
     z, y = torch.ones(len(times), 1, 1, 1), torch.ones(len(times), dtype=torch.int64)
     out = guided(toy, 3.0, 0, interval=(ends[0] / 10, ends[1] / 10))(z, times, y)
     inside = [ends[0] * steps <= 10 * i <= ends[1] * steps for i in range(len(times))]

@@ -7,7 +7,8 @@ import torch
 
 from dmvae.flow.guidance import guided
 from dmvae.flow.path import score
-from dmvae.flow.solver import Sampling, sample
+from dmvae.flow.samplers import Sampling
+from dmvae.flow.solver import sample
 from dmvae.references.gaussian import Gaussian
 from dmvae.references.gaussian_mixture import GaussianMixture, joint_weights
 from dmvae.references.noise_states import NoiseStates, NoiseStatesReference

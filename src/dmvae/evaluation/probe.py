@@ -18,7 +18,8 @@ from dmvae.datasets.pixels import to_uint8
 from dmvae.evaluation.frechet import Statistics, frechet_distance
 from dmvae.evaluation.interpolation import Decode
 from dmvae.flow.loss import flow_matching_loss
-from dmvae.flow.solver import Sampling, sample
+from dmvae.flow.samplers import Sampling
+from dmvae.flow.solver import sample
 from dmvae.models.dit import LightningDiT
 from dmvae.runtime.precision import full_precision
 

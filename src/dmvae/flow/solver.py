@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
 from dmvae.flow.guidance import Velocity
 from dmvae.flow.path import as_velocity, unlike
-from dmvae.flow.samplers import Sampler, Sampling, time_grid
-from dmvae.flow.samplers.sde import sde_drift
+from dmvae.flow.samplers import Sampler, Sampling
 from dmvae.registry import find
 
-__all__ = ["Sampling", "sample", "sde_drift", "time_grid", "trajectory"]
 _DEFAULT = Sampling()
 
 
@@ -54,7 +53,4 @@ def sample(
     normal: Callable[[], Tensor] | None = None,
 ) -> Tensor:
     """The last state of `trajectory`: samples [b, C, H, W] at t = 1."""
-    z_t = noise
-    for z_t in trajectory(velocity, noise, labels, settings, normal):  # noqa: B007
-        pass
-    return z_t
+    return deque(trajectory(velocity, noise, labels, settings, normal), maxlen=1).pop()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
-from dmvae.flow.solver import Sampling
+from dmvae.flow.samplers import Sampling
 from dmvae.models.artifact import artifact_class, load_strictly
 from dmvae.models.base import Model
 from dmvae.registry import Registered, find, names

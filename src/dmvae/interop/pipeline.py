@@ -22,7 +22,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from dmvae import config as configs
 from dmvae.datasets.pixels import to_uint8
 from dmvae.flow.guidance import Velocity, guided, require_channels, require_interval
-from dmvae.flow.solver import time_grid
+from dmvae.flow.samplers import time_grid
 from dmvae.models.base import Model, Tokenizer
 from dmvae.models.dit import LightningDiT
 from dmvae.ranges import Guidance, SamplerSteps, Share, TimeShift, Width

@@ -5,6 +5,7 @@ Shapes: n samples, C H W of a latent.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 
 from torch import Tensor
@@ -12,7 +13,8 @@ from torch import Tensor
 from dmvae.flow.guidance import guided
 from dmvae.flow.loss import FlowPass, TimeDistribution, sample_time
 from dmvae.flow.path import as_velocity, interpolate, velocity_target
-from dmvae.flow.solver import Sampling, trajectory
+from dmvae.flow.samplers import Sampling
+from dmvae.flow.solver import trajectory
 from dmvae.models.base import Model
 from dmvae.runtime.random import Random
 
@@ -43,10 +45,7 @@ class VelocityModel(Model):
         self, noise: Tensor, labels: Tensor, settings: Sampling, normal: Callable[[], Tensor] | None = None
     ) -> Tensor:
         """noise [n, C, H, W] carried to latents; `normal` gives the fresh noise that stochastic samplers need."""
-        z = noise
-        for z in self.trajectory(noise, labels, settings, normal):  # noqa: B007
-            pass
-        return z
+        return deque(self.trajectory(noise, labels, settings, normal), maxlen=1).pop()
 
     def trajectory(
         self, noise: Tensor, labels: Tensor, settings: Sampling, normal: Callable[[], Tensor] | None = None
