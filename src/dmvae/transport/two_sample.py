@@ -82,14 +82,6 @@ def _held_out(
     sets: tuple[Tensor, Tensor], of: tuple[Tensor, Tensor] | None, seed: int, steps: int | None
 ) -> tuple[list[Tensor], list[Tensor]]:
     """For each set: whether a network is right about held-out vectors, bool [tests, k]; and their labels [tests]."""
-    # Its weights are changed in place: autocast would go on with the copies that it has cast at first.
-    with torch.inference_mode(False), torch.autocast("cpu", enabled=False):
-        return _tested(sets, of, seed, steps)
-
-
-def _tested(
-    sets: tuple[Tensor, Tensor], of: tuple[Tensor, Tensor] | None, seed: int, steps: int | None
-) -> tuple[list[Tensor], list[Tensor]]:
     a, b = sets
     n = min(len(a), len(b))
     if a.ndim != 3 or a.shape[1:] != b.shape[1:] or n < FEWEST:
@@ -97,21 +89,24 @@ def _tested(
             f"the sets have shapes {list(a.shape)} and {list(b.shape)}; give [n, k, d] of equal k and d, with at least "
             "8 items in each"
         )
-    rng = torch.Generator().manual_seed(seed)
-    orders = [torch.randperm(len(x), generator=rng, device="cpu")[:n] for x in sets]
-    x = torch.stack([x.detach().cpu().float()[order] for x, order in zip(sets, orders, strict=True)])  # [2, n, k, d]
-    train = n * 3 // 4
-    mean, std = x[:, :train].mean((0, 1, 2)), x[:, :train].std((0, 1, 2)).clamp_min(1e-6)
-    x = (x - mean) / std
-    kinds, classes = torch.zeros(2, n, dtype=torch.int64, device="cpu"), 0
-    if of is not None:
-        kinds = torch.stack([labels.cpu()[order] for labels, order in zip(of, orders, strict=True)])
-        classes = int(kinds.max()) + 1
-    rows = kinds[:, :, None].expand(x.shape[:3])  # a class for every vector
-    weights = _train(x[:, :train].flatten(1, 2), rows[:, :train].flatten(1), classes, rng, steps or STEPS)
-    with torch.no_grad():
-        logits = _network(x[:, train:], rows[:, train:], weights)  # [2, tests, k]
-    return [logits[0] < 0, logits[1] > 0], list(kinds[:, train:])
+    # The network's weights are changed in place: autocast would go on with the copies that it has cast at first.
+    with torch.inference_mode(False), torch.autocast("cpu", enabled=False):
+        rng = torch.Generator().manual_seed(seed)
+        orders = [torch.randperm(len(x), generator=rng, device="cpu")[:n] for x in sets]
+        chosen = [x.detach().cpu().float()[order] for x, order in zip(sets, orders, strict=True)]
+        x = torch.stack(chosen)  # [2, n, k, d]
+        train = n * 3 // 4
+        mean, std = x[:, :train].mean((0, 1, 2)), x[:, :train].std((0, 1, 2)).clamp_min(1e-6)
+        x = (x - mean) / std
+        kinds, classes = torch.zeros(2, n, dtype=torch.int64, device="cpu"), 0
+        if of is not None:
+            kinds = torch.stack([labels.cpu()[order] for labels, order in zip(of, orders, strict=True)])
+            classes = int(kinds.max()) + 1
+        rows = kinds[:, :, None].expand(x.shape[:3])  # a class for every vector
+        weights = _train(x[:, :train].flatten(1, 2), rows[:, :train].flatten(1), classes, rng, steps or STEPS)
+        with torch.no_grad():
+            logits = _network(x[:, train:], rows[:, train:], weights)  # [2, tests, k]
+        return [logits[0] < 0, logits[1] > 0], list(kinds[:, train:])
 
 
 def _train(x: Tensor, kinds: Tensor, classes: int, rng: torch.Generator, steps: int) -> list[Tensor]:
