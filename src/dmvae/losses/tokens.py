@@ -13,7 +13,6 @@ from torch import Tensor
 
 from dmvae.encoders import EncoderConfig
 from dmvae.models.dit import LightningDiT
-from dmvae.models.projector import Projector
 from dmvae.ranges import Depth, Weight, Width
 
 
@@ -37,11 +36,6 @@ def depth_of(depth: int | None, flow: LightningDiT, place: str) -> int:
     if depth is not None and depth > blocks:
         raise ValueError(f"{place}: {depth}, and the flow model has {blocks} blocks; give at most those")
     return -(-blocks // 3) if depth is None else depth
-
-
-def projector(flow: LightningDiT, hidden: int, features: int) -> Projector:
-    """From the network's tokens to so many channels."""
-    return Projector(width=flow.config.width, hidden=hidden, out=features)
 
 
 def away(projected: Tensor, features: Tensor) -> Tensor:

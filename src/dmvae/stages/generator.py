@@ -21,7 +21,7 @@ from dmvae.generators import Generator, GeneratorConfig
 from dmvae.generators.flow import FlowModelConfig
 from dmvae.inputs import Inputs
 from dmvae.latents.store import BothWays, LatentSet, MirroredSet, labels_of
-from dmvae.losses.tokens import TokenAlignment, away, depth_of, projector
+from dmvae.losses.tokens import TokenAlignment, away, depth_of
 from dmvae.models.base import Model, Tokenizer
 from dmvae.models.dit import LightningDiT
 from dmvae.models.projector import Projector
@@ -100,7 +100,7 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
         require_stride(encoder, stride, generator.config.patch_size, f"{place}.target")
         networks.depth = depth_of(alignment.depth, generator, f"{place}.depth")
         networks.target = encoder
-        networks.projector = projector(generator, alignment.width, encoder.channels)
+        networks.projector = Projector(width=generator.config.width, hidden=alignment.width, out=encoder.channels)
         networks.trains["generator"] += list(networks.projector.parameters())
 
     @property

@@ -23,9 +23,10 @@ from dmvae.config import Values
 from dmvae.flow.loss import TimeDistribution, drop_labels
 from dmvae.generators.flow import FlowModelConfig
 from dmvae.losses.alignment import AlignmentConfig
-from dmvae.losses.tokens import away, depth_of, projector
+from dmvae.losses.tokens import away, depth_of
 from dmvae.models.base import Model
 from dmvae.models.dit import LightningDiT
+from dmvae.models.projector import Projector
 from dmvae.ranges import Depth, Share, TimeShift, Weight, Width
 from dmvae.registry import register
 from dmvae.runtime.distributed import BatchNorm2d
@@ -98,7 +99,7 @@ class FlowProjection(Model):
         self.flow = LightningDiT(**network)
         # Latents move, and the flow model is to see them with mean 0 and spread 1 at every step.
         self.norm = BatchNorm2d(network["in_channels"], affine=False)
-        self.projector = projector(self.flow, hidden, width)
+        self.projector = Projector(width=self.flow.config.width, hidden=hidden, out=width)
 
     def forward(self, z: Tensor, labels: Tensor, rng: Random) -> tuple[Tensor, Tensor]:
         """Latents [n, C, H, W] and labels [n] -> the flow-matching loss, a scalar, and the projected tokens
