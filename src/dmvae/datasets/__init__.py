@@ -62,7 +62,7 @@ class Dataset(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetConfig(Registered):
-    """Fields that every data set has."""
+    """Fields that every data set has. What is read counts by the `fingerprint` of what `build` returns."""
 
     required: ClassVar[tuple[str, ...]] = ("build",)
 
@@ -82,10 +82,6 @@ class DatasetConfig(Registered):
     def __post_init__(self) -> None:
         if self.channels not in (1, 3):
             raise ValueError(f"data.channels is {self.channels}: use 1 (grey) or 3 (colour)")
-
-    def fingerprint(self) -> str:
-        """What `build` returns has one, of all that is read."""
-        return ""
 
     def build(self, split: Split) -> Dataset:
         """Open one split. Raises ValueError when the files are missing or unusable."""
