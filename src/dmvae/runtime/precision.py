@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from operator import attrgetter
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -71,16 +71,12 @@ def without_tf32(device: torch.device) -> Iterator[None]:
         yield
 
 
-class _Place(Protocol):
-    fp32_precision: str
-
-
 @contextmanager
 def exact() -> Iterator[None]:
     """Products and convolutions in all of float32's 24 bits, on every kind of device."""
     cudnn = torch.backends.cudnn
     names = ("mkldnn.conv", "mkldnn.rnn", "mkldnn.matmul", "cuda.matmul", "cudnn.conv", "cudnn.rnn")
-    places: tuple[_Place, ...] = attrgetter(*names)(torch.backends)
+    places = attrgetter(*names)(torch.backends)
     kept = [place.fp32_precision for place in places]
     try:
         before = torch.get_float32_matmul_precision(), cudnn.allow_tf32
