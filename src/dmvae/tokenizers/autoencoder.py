@@ -140,7 +140,7 @@ class Autoencoder(Tokenizer):
                 f"this tokenizer edits samples of its reference, which are of images of {side}x{side}, not "
                 f"{x.shape[2]}x{x.shape[3]}: resize or crop them"
             )
-        out = self._sliced(self._encode if self.editor is None else partial(self._edit, rng=rng), x)
+        out = self._sliced(partial(self._encode, rng=rng), x)
         if self.config["variational"]:
             # Imported here because it brings all of diffusers' networks, a second of start-up.
             from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
@@ -193,15 +193,13 @@ class Autoencoder(Tokenizer):
             z = z + self.detail(torch.cat([tokens, pixels.to(tokens.dtype)], dim=-1))
         return features, z.permute(0, 3, 1, 2)
 
-    def _edit(self, x: Tensor, rng: torch.Generator | None = None) -> Tensor:
-        assert self.editor is not None
+    def _encode(self, x: Tensor, rng: torch.Generator | None) -> Tensor:
         features, latents = self.describe(x)
+        if self.editor is None:
+            return latents
         mu = self.editor.normalize(latents)
         y = self.editor.take(x, mu) if rng is None else self.editor.draw(mu, rng)
         return self.editor(features, latents, y)
-
-    def _encode(self, x: Tensor) -> Tensor:
-        return self.describe(x)[1]
 
     def _decode(self, z: Tensor) -> Tensor:
         dtype = self.decoder.last_layer.dtype
