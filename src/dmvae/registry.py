@@ -316,15 +316,9 @@ def _complaint(file: Path, error: BaseException) -> str:
     if isinstance(error, SyntaxError):
         code = f" in {error.text.strip()!r}" if error.text else ""
         return f"plugin {error.filename or file}, line {error.lineno}: {error.msg}{code}"
-    frames = [
-        frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(_own(file))
-    ]
+    own = file.parent if file.name == "__init__.py" else file  # a package's code lies beside its __init__.py
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(own)]
     place = (frames[-1].filename, frames[-1].lineno) if frames else (file, 1)
     what = str(error).removeprefix(f"{file}: ")
     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
     return f"plugin {place[0]}, line {place[1]}: {kind}{what}"
-
-
-def _own(file: Path) -> Path:
-    """Where a plugin's code lies: beside the __init__.py of a package, else the file alone."""
-    return file.parent if file.name == "__init__.py" else file
