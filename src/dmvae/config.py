@@ -73,20 +73,20 @@ def read(cls: type[C], values: object, where: str = "") -> C:
         try:
             values = upgrade(values)
         except ValueError as error:
-            raise ValueError(f"{_join(where, error)}") from error
+            raise ValueError(f"{dotted(where, error)}") from error
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     for key in values:
         if key not in fields:
             known = [name for name in (*fields, *getattr(cls, "beside", ())) if name != key]
-            raise NoSuchField(_join(where, key), f"no such field{nearest(str(key), known)}")
+            raise NoSuchField(dotted(where, key), f"no such field{nearest(str(key), known)}")
     try:
         hints = get_type_hints(cls, include_extras=True)
     except NameError as error:
         raise ValueError(f"{where or cls.__name__}: the type of a field of {cls.__name__}: {error}") from error
-    kwargs = {key: typed(hints[key], _laid(fields[key], value), _join(where, key)) for key, value in values.items()}
+    kwargs = {key: typed(hints[key], _laid(fields[key], value), dotted(where, key)) for key, value in values.items()}
     for name, field in fields.items():
         if name not in kwargs and field.default is _MISSING and field.default_factory is _MISSING:
-            raise FieldMissing(_join(where, name), "this field is required")
+            raise FieldMissing(dotted(where, name), "this field is required")
     try:
         return cls(**kwargs)
     except ValueError as error:  # a check in __post_init__ does not know where it stands
@@ -229,13 +229,13 @@ def _member(cls: type, values: Values, where: str) -> type:
         try:
             found: type = find(family_of(cls), str(name))
         except ValueError as error:
-            raise ValueError(f"{_join(where, 'type')}: {error}") from error
+            raise ValueError(f"{dotted(where, 'type')}: {error}") from error
         if "type" in vars(cls) and not issubclass(found, cls):
-            raise ValueError(f"{_join(where, 'type')}: only {vars(cls)['type']!r} can stand here, not {name!r}")
+            raise ValueError(f"{dotted(where, 'type')}: only {vars(cls)['type']!r} can stand here, not {name!r}")
         return found
     if "type" in vars(cls):
         return cls
-    raise ValueError(f"{_join(where, 'type')}: this field is required; known: {', '.join(names(cls))}")
+    raise ValueError(f"{dotted(where, 'type')}: this field is required; known: {', '.join(names(cls))}")
 
 
 def typed(hint: object, value: object, where: str, given: Range | None = None) -> object:
@@ -261,7 +261,7 @@ def typed(hint: object, value: object, where: str, given: Range | None = None) -
         if not isinstance(value, dict):
             raise ValueError(f"{where}: expected a mapping, got {value!r}")
         key, item = args or (object, object)
-        return {typed(key, k, where): typed(item, v, _join(where, k)) for k, v in value.items()}
+        return {typed(key, k, where): typed(item, v, dotted(where, k)) for k, v in value.items()}
     number = _scalar(hint, value, where)
     if (allowed := given or UNSAID.get(hint)) and number not in allowed:  # type: ignore[call-overload, operator]
         known = f"{_name(hint)}, {allowed}" if given else "a finite number" if hint is float else "64 bits at most"
@@ -340,7 +340,7 @@ def _joined(before: object, item: object) -> object:
     return before | {key: _joined(before.get(key), value) for key, value in _undot(item).items()}
 
 
-def _join(where: str, key: object) -> str:
+def dotted(where: str, key: object) -> str:
     return f"{where}.{key}" if where else str(key)
 
 

@@ -23,7 +23,7 @@ def flat(values: Values, where: str = "", *, whole: bool = True) -> Values:
     fields."""
     found: Values = {}
     for key, value in values.items():
-        place = f"{where}.{key}" if where else str(key)
+        place = configs.dotted(where, key)
         inside = isinstance(value, dict) and value and not (whole and "type" in value)
         found |= flat(value, place, whole=whole) if inside else {place: value}
     return found

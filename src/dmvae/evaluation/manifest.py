@@ -7,7 +7,7 @@ import platform
 import warnings
 
 import dmvae
-from dmvae.config import Values
+from dmvae.config import Values, dotted
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "diffusers", "torch-fidelity", "lpips")
 """Those that compute the figures, beside ours."""
@@ -43,7 +43,7 @@ def differences(a: object, b: object, where: str = "") -> list[str]:
     """
     if isinstance(a, dict) and isinstance(b, dict):
         both = [key for key in a if key in b and key not in PLACES]
-        return [line for key in both for line in differences(a[key], b[key], _join(where, key))]
+        return [line for key in both for line in differences(a[key], b[key], dotted(where, key))]
     return [] if a == b else [f"{where}: {a!r}, {b!r}"]
 
 
@@ -51,9 +51,9 @@ def unknown(a: object, b: object, where: str = "") -> list[str]:
     """Dotted names of the fields that only one of two manifests has, ignoring packages that only one side has."""
     if not (isinstance(a, dict) and isinstance(b, dict)) or where.endswith("versions"):
         return []
-    alone = [_join(where, key) for key in {**a, **b} if (key in a) != (key in b) and key not in PLACES]
+    alone = [dotted(where, key) for key in {**a, **b} if (key in a) != (key in b) and key not in PLACES]
     both = [key for key in a if key in b]
-    return alone + [name for key in both for name in unknown(a[key], b[key], _join(where, key))]
+    return alone + [name for key in both for name in unknown(a[key], b[key], dotted(where, key))]
 
 
 def require_same(a: Values, b: Values, what: str, *, force: bool = False) -> None:
@@ -77,7 +77,3 @@ def require_comparable(a: Values, b: Values, *, force: bool = False) -> None:
             kept["train"] = manifest["train"]
         kept["measured"] = {key: value for key, value in manifest.get("measured", {}).items() if key in PREPARED}
     require_same(x, y, "the scores", force=force)
-
-
-def _join(where: str, key: object) -> str:
-    return f"{where}.{key}" if where else str(key)
