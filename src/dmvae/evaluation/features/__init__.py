@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import ClassVar
 
 import torch
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmvae.config import Values
-from dmvae.registry import Registered, is_ours, names, nearest
+from dmvae.registry import Registered, close, is_ours, names, nearest
 from dmvae.runtime.hashing import code_of, content_of
 from dmvae.runtime.precision import exact, full_precision
 
@@ -162,7 +161,7 @@ def parse_features(text: str) -> FeaturesConfig:
     if name not in names(FeaturesConfig):
         if not timm.is_model(name):
             known = [*names(FeaturesConfig), *timm.list_models()]
-            told = nearest(name, known if get_close_matches(name, known) else names(FeaturesConfig))
+            told = nearest(name, known if close(name, known) else names(FeaturesConfig))
             raise ValueError(f"--features {text}: neither a kind of features nor a timm model{told}")
         values = {"type": "timm", "model": name}
     if resolution:

@@ -11,10 +11,10 @@ import timm
 import torch
 from timm.data import resolve_model_data_config
 
-from dmvae.encoders.timm import load_weights
+from dmvae.encoders.timm import load_weights, nearest_model
 from dmvae.evaluation.features import Extractor, FeaturesConfig
 from dmvae.ranges import Pixels
-from dmvae.registry import nearest, register
+from dmvae.registry import register
 from dmvae.runtime.hashing import content_hash, weights_hash
 from dmvae.runtime.hub import hub
 
@@ -43,7 +43,7 @@ class TimmFeatures(FeaturesConfig):
 
     def build(self) -> Extractor:
         if not timm.is_model(self.model):
-            raise ValueError(f"timm has no model {self.model!r}{nearest(self.model, timm.list_models())[:200]}")
+            raise ValueError(f"timm has no model {self.model!r}{nearest_model(self.model)}")
         if self.weights is not None and not self.weights.is_file():
             raise ValueError(f"features {self.model}: no weights at {self.weights}")
         published = self.pretrained and self.weights is None
