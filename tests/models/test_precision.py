@@ -20,7 +20,7 @@ def test_queries_and_keys_stay_in_the_precision_that_they_come_in(monkeypatch, d
     seen = []
     attend = transformer.attend
     monkeypatch.setattr(transformer, "attend", lambda *qkv: seen.extend(x.dtype for x in qkv) or attend(*qkv))
-    network = transformer.Attention(16, 2)
+    network = transformer.Attention(16, 2, qk_norm=True)
     cos, sin = transformer.rope_tables(2, 8)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
         network(torch.randn(2, 4, 16), cos, sin)

@@ -14,7 +14,7 @@ SUBSETS, SUBSET_SIZE, SPLITS, SEED = 100, 1000, 10, 2020
 
 
 def kernel_distance(
-    a: Tensor, b: Tensor, *, subsets: int = SUBSETS, subset_size: int = SUBSET_SIZE, seed: int = SEED
+    a: Tensor, b: Tensor, *, subsets: int = SUBSETS, subset_size: int = SUBSET_SIZE
 ) -> tuple[float, float | None]:
     """(mean, standard deviation) over random subsets of the squared maximum mean discrepancy, unbiased, with the
     kernel (x . y / d + 1)^3.
@@ -30,7 +30,7 @@ def kernel_distance(
     a, b = a.double(), b.double()
     if size == len(a) == len(b):
         subsets = 1  # every subset is the same
-    chance = np.random.RandomState(seed)  # the generator that torch-fidelity draws from
+    chance = np.random.RandomState(SEED)  # the generator that torch-fidelity draws from
     values = []
     for _ in range(subsets):
         x, y = (s[torch.from_numpy(chance.choice(len(s), size, replace=False)).to(s.device)] for s in (a, b))
@@ -49,18 +49,18 @@ def _kernel(x: Tensor, y: Tensor) -> Tensor:
     return (x @ y.T / x.shape[1] + 1) ** 3
 
 
-def inception_score(logits: Tensor, *, splits: int = SPLITS, seed: int = SEED) -> tuple[float, float]:
-    """(mean, standard deviation) over `splits` parts of exp(mean over images of KL(p(y | x) || p(y))), with p(y) the
-    part's mean. logits [n, classes]; parts are of a shuffled order, torch-fidelity's. Raises ValueError for n < splits.
+def inception_score(logits: Tensor) -> tuple[float, float]:
+    """(mean, standard deviation) over 10 parts of exp(mean over images of KL(p(y | x) || p(y))), with p(y) the
+    part's mean. logits [n, classes]; parts are of a shuffled order, torch-fidelity's. Raises ValueError for n < 10.
     """
     n = len(logits)
-    if n < splits:
-        raise ValueError(f"an Inception Score over {splits} parts needs as many images, not {n}")
-    order = np.random.RandomState(seed).permutation(n)
+    if n < SPLITS:
+        raise ValueError(f"an Inception Score over {SPLITS} parts needs as many images, not {n}")
+    order = np.random.RandomState(SEED).permutation(n)
     log_p = logits[torch.from_numpy(order).to(logits.device)].double().log_softmax(1)
     scores = []
-    for i in range(splits):
-        part = log_p[i * n // splits : (i + 1) * n // splits]
+    for i in range(SPLITS):
+        part = log_p[i * n // SPLITS : (i + 1) * n // SPLITS]
         marginal = part.exp().mean(0, keepdim=True).log()
         scores.append(float((part.exp() * (part - marginal)).sum(1).mean().exp()))
     return float(np.mean(scores)), float(np.std(scores))

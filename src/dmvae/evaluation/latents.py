@@ -114,19 +114,19 @@ def high_frequency_share(z: Tensor) -> float:
     return float(power[high].sum() / power.sum().clamp_min(1e-300))
 
 
-def sliced_distance(a: Tensor, b: Tensor, projections: int = 256, seed: int = 0) -> float:
+def sliced_distance(a: Tensor, b: Tensor, projections: int = 256) -> float:
     """Sliced 2-Wasserstein distance between vectors a [n, d] and b [m, d].
 
         ( mean over random unit directions u of integral_0^1 (quantile_a.u(q) - quantile_b.u(q))^2 dq )^(1/2)
 
-    Latents count as the vectors of all their components. The directions depend on the seed alone. Raises ValueError
-    when the two have different numbers of components.
+    Latents count as the vectors of all their components. The directions are the same at every call. Raises
+    ValueError when the two have different numbers of components.
     """
     a, b = a.flatten(1).float(), b.flatten(1).float()
     d = a.shape[1]
     if b.shape[1] != d:
         raise ValueError(f"the sets have vectors of {d} and {b.shape[1]} components")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     directions = F.normalize(torch.randn(d, projections, generator=generator), dim=0).to(a.device)
     of_a, of_b = (exact(x.to(a.device) @ directions).T for x in (a, b))
     return float(wasserstein_1d(of_a, of_b).mean().clamp_min(0).sqrt())

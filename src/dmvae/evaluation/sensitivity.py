@@ -18,6 +18,8 @@ Encode = Callable[[Tensor], Tensor]
 """uint8 images [n, c, h, w] -> normalised latents [n, C, H, W]."""
 NOISE = 0.2
 """Standard deviation of the noise that smoothness is taken with, in units of the latents'."""
+BATCH = 250
+"""Images, or latents, at a time."""
 
 
 @torch.no_grad()
@@ -26,7 +28,7 @@ def smoothness(
     z: Tensor,
     std: float | Tensor = NOISE,
     extractor: Callable[[Tensor], Tensor] | None = None,
-    batch_size: int = 250,
+    batch_size: int = BATCH,
 ) -> dict[str, Tensor]:
     """How much images change when noise is added to their latents; smaller is smoother. Scalars, on the device.
 
@@ -48,7 +50,7 @@ def smoothness(
 
 
 @torch.no_grad()
-def equivariance(encode: Encode, images: Tensor, stride: int, batch_size: int = 250) -> dict[str, float]:
+def equivariance(encode: Encode, images: Tensor, stride: int) -> dict[str, float]:
     """How far encoding and moving an image are from commuting; 0 where they do, about 1.4 where unrelated.
 
         ( mean |E(T x) - T E(x)|^2 / mean |E(x) - mean E(x)|^2 )^(1/2)
@@ -59,7 +61,7 @@ def equivariance(encode: Encode, images: Tensor, stride: int, batch_size: int = 
     """
 
     def encoded(x: Tensor) -> Tensor:
-        return torch.cat([encode(part) for part in x.split(batch_size)])
+        return torch.cat([encode(part) for part in x.split(BATCH)])
 
     z, shifts = encoded(images), []
     flip = float(_relative(z.flip(-1), encoded(images.flip(-1))))

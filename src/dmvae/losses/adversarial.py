@@ -48,11 +48,11 @@ def color(x: Tensor, rng: Random) -> Tensor:
     return mean + (x - mean) * (contrast + 0.5)
 
 
-def translation(x: Tensor, rng: Random, ratio: float = 0.125) -> Tensor:
-    """Moved by whole pixels, up to `ratio` of the height and the width; what comes in is 0."""
+def translation(x: Tensor, rng: Random) -> Tensor:
+    """Moved by whole pixels, up to an eighth of the height and the width; what comes in is 0."""
     for axis in (2, 3):
         size = x.shape[axis]
-        reach = int(size * ratio + 0.5)
+        reach = int(size / 8 + 0.5)
         shift = rng.integers(2 * reach + 1, len(x)).to(x.device) - reach
         source = torch.arange(size, device=x.device) + shift[:, None]
         inside = (source >= 0) & (source < size)
@@ -62,12 +62,12 @@ def translation(x: Tensor, rng: Random, ratio: float = 0.125) -> Tensor:
     return x
 
 
-def cutout(x: Tensor, rng: Random, ratio: float = 0.5) -> Tensor:
-    """0 in a rectangle of `ratio` of the height and the width, centred anywhere in the image."""
+def cutout(x: Tensor, rng: Random) -> Tensor:
+    """0 in a rectangle of half the height and the width, centred anywhere in the image."""
     held = []
     for axis in (2, 3):
         size = x.shape[axis]
-        width = int(size * ratio + 0.5)
+        width = int(size / 2 + 0.5)
         start = rng.integers(size + (1 - width % 2), len(x)).to(x.device) - width // 2
         place = torch.arange(size, device=x.device)
         held.append((place >= start[:, None]) & (place < start[:, None] + width))

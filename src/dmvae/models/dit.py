@@ -182,7 +182,7 @@ class Head(nn.Module):
         heads: int,
         mlp_ratio: float,
         side: int,
-        qk_norm: bool = True,
+        qk_norm: bool,
     ):
         super().__init__()
         self.x_embedder = x_embedder

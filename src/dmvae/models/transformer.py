@@ -19,7 +19,7 @@ class Block(nn.Module):
     """x + gate * attention(modulated x), then the same with the MLP. The condition c is [b, 1 or n, d]: one for all
     tokens, or one for each."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, qk_norm: bool = True):
+    def __init__(self, width: int, heads: int, mlp_ratio: float, qk_norm: bool):
         super().__init__()
         self.norm1 = RMSScale(width)
         self.attn = Attention(width, heads, qk_norm)
@@ -36,7 +36,7 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Self-attention with rotary positions, its queries and keys RMS-normalised where `qk_norm` is set."""
 
-    def __init__(self, width: int, heads: int, qk_norm: bool = True):
+    def __init__(self, width: int, heads: int, qk_norm: bool):
         super().__init__()
         self.heads, self.qk_norm = heads, qk_norm
         self.qkv = nn.Linear(width, 3 * width)
