@@ -5,15 +5,16 @@ Shapes: n captions, l tokens, d channels of a token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dmvae.references import Surroundings
+from dmvae.references.array import ArrayData
 from dmvae.references.data import DataConfig
 from dmvae.references.files import parquet_files, read_column
 from dmvae.registry import register
@@ -66,8 +67,10 @@ class TextReference(DataConfig):
         tokenizer, model = load_encoder(self.model)
         return TokenGrid(self._captions(inputs)[0], tokenizer, model, inputs.latent_shape[1:])
 
-    def dataset(self, inputs: Surroundings) -> CaptionNumbers:
-        return CaptionNumbers(self._captions(inputs)[1])
+    def dataset(self, inputs: Surroundings) -> ArrayData:
+        """The captions' numbers, by which `TokenGrid` finds them."""
+        labels = self._captions(inputs)[1]
+        return ArrayData(np.arange(len(labels)), labels)
 
     def fingerprint(self) -> str:
         """Of the captions' files, and of a model's where it is a folder."""
@@ -104,24 +107,6 @@ MOST_CAPTIONS = 2**24
 """Their numbers travel as float32, which is exact up to this."""
 
 
-class CaptionNumbers:
-    """Item i is (i, label of caption i); the network finds the caption by its number."""
-
-    def __init__(self, labels: Tensor) -> None:
-        self.labels = labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        items, labels = self.__getitems__([index])
-        return items[0], int(labels[0])
-
-    def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
-        index = torch.as_tensor(indices)
-        return index, self.labels[index]
-
-
 class TokenGrid(nn.Module):
     """Numbers of captions [n] -> their tokens' embeddings [n, d, H, W]."""
 
@@ -133,7 +118,6 @@ class TokenGrid(nn.Module):
         self.longest = longest_caption(tokenizer, model)
 
     def forward(self, numbers: Tensor) -> Tensor:
-        # `as_input` has made the numbers float32, which is exact up to 2^24
         texts = [self.texts[number] for number in numbers.long().tolist()]
         tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=self.longest, return_tensors="pt")
         tokens = tokens.to(numbers.device)
