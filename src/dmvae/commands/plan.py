@@ -30,7 +30,7 @@ from dmvae.runtime.words import few
 from dmvae.stages.editing import DRAWN
 from dmvae.stages.modelled import KEPT
 from dmvae.training.counting import Cost, cost_of
-from dmvae.training.stage import AnyTraining, TrainingStage
+from dmvae.training.stage import AnyTraining, Stage, TrainingStage
 
 GIB = 2**30
 MARGIN = 1.1
@@ -111,14 +111,14 @@ def print_plan(recipes: dict[str, Recipe], machine: Machine, only: str | None = 
         about = f"{text}; latents {shape} (stride {build_tokenizer(recipe).stride})"
         console.print(f"\n{variant}: {about if first == variant else f'trains the same as {first}'}")
         found += _lacking(recipe, stages, machine, items is not None)
-        costs: dict[str, Cost] = {}
+        costs: dict[type[Stage], Cost] = {}
         for stage in stages:
             if issubclass(stage, TrainingStage):
                 try:
                     with console.status(f"counts a step of {stage.name}"):  # tens of seconds for large networks
                         cost = _cost(stage, recipe, classes, machine)
                     if cost.trained:  # a reference in closed form, or one without a teacher, takes no steps
-                        costs[stage.name] = cost
+                        costs[stage] = cost
                 except ValueError as error:  # what the stage would stop at, told perhaps with its place before
                     found += [] if any(line.endswith(str(error)) for line in found) else [str(error)]
                 except AssertionError:  # what does not fit together cannot be built
@@ -126,17 +126,18 @@ def print_plan(recipes: dict[str, Recipe], machine: Machine, only: str | None = 
                         raise
                 except (DataDependentOutputException, DynamicOutputShapeException):
                     console.print(f"{stage.name}: not counted, for its step depends on the values of tensors")
-        sizes = {stage.name: _disk(stage.name, recipe, costs.get(stage.name), items) for stage in stages}
-        folders = {job.stage.name: (_state(job), job.folder.name) for job in jobs.get(variant, ())}
+        sizes = {stage: _disk(stage.name, recipe, costs.get(stage), items) for stage in stages}
+        there = {job.stage: job for job in jobs.get(variant, ())}
+        states = {stage: _state(there[stage]) if there else "?" for stage in stages}
         disk |= {
-            folders[name][1] if folders else _without_data(recipe, name): size
-            for name, size in sizes.items()
-            if folders.get(name, ("new",))[0] != "finished"
+            there[stage].folder.name if there else _without_data(recipe, stage.name): size
+            for stage, size in sizes.items()
+            if states[stage] != "finished"
         }
         if first == variant:
-            console.print(_stages(recipe, stages, items, costs, {name: state for name, (state, _) in folders.items()}))
-            console.print(_needs(recipe, stages, machine, costs, sizes))
-        found += _too_much(recipe, stages, machine, costs)
+            console.print(_stages(recipe, items, costs, states))
+            console.print(_needs(recipe, machine, costs, sizes))
+        found += _too_much(recipe, machine, costs)
         for line in dict.fromkeys(found):
             obstacles.setdefault(line, []).append(variant)
     if alike:
@@ -209,38 +210,33 @@ def _memory(recipe: Recipe, cost: Cost, machine: Machine) -> tuple[float, float]
     return cost.weights + cost.state - shard * cost.spread, cost.working - shard * cost.spread_gradients
 
 
-def _stages(
-    recipe: Recipe, stages: checks.Stages, items: int | None, costs: dict[str, Cost], states: dict[str, str]
-) -> Table:
+def _stages(recipe: Recipe, items: int | None, costs: dict[type[Stage], Cost], states: dict[type[Stage], str]) -> Table:
     table = Table("stage", "steps", "batch", "epochs", "trained", "frozen", "to do")
     often = False
-    for stage in stages:
+    for stage, state in states.items():
         row, section = [""] * 5, recipe.section(stage)
-        if stage.name in costs and issubclass(stage, TrainingStage):
-            cost, seen = costs[stage.name], section.steps * section.batch_size
+        if stage in costs and issubclass(stage, TrainingStage):
+            cost, seen = costs[stage], section.steps * section.batch_size
             row = [f"{section.steps:,}", str(section.batch_size), f"{seen / items:.1f}" if items else "?"]
             row += [f"{count / 1e6:.2f} M" for count in (cost.trained, cost.frozen)]
             often |= not stage.draws and items is not None and items < FEW and seen > OFTEN * items
-        table.add_row(stage.name, *row, states.get(stage.name, "?"))
+        table.add_row(stage.name, *row, state)
     if often:
         table.caption = f"over {OFTEN} epochs of so few images: fewer steps may do as well, see docs/small_data.md"
     return table
 
 
-def _needs(
-    recipe: Recipe, stages: checks.Stages, machine: Machine, costs: dict[str, Cost], sizes: dict[str, int]
-) -> Table:
+def _needs(recipe: Recipe, machine: Machine, costs: dict[type[Stage], Cost], sizes: dict[type[Stage], int]) -> Table:
     table = Table("stage", "state", "step", "peak", "TFLOP", "time", "disk")
     total = 0.0
-    for stage in stages:
+    for stage, size in sizes.items():
         row = [""] * 5
-        if stage.name in costs:
-            cost = costs[stage.name]
+        if (cost := costs.get(stage)) is not None:
             held, working = _memory(recipe, cost, machine)
             seconds = cost.flops * recipe.section(stage).steps / machine.speed if machine.speed else 0.0
             total += seconds
             row = [*map(_size, (held, working, held + working)), f"{cost.flops / 1e12:.3g}", _time(seconds)]
-        table.add_row(stage.name, *row, _size(sizes[stage.name]))
+        table.add_row(stage.name, *row, _size(size))
     if machine.speed:
         table.caption = f"{_time(total)} of training at {machine.speed / 1e12:.0f} TFLOP/s a GPU"
     return table
@@ -274,17 +270,16 @@ def _lacking(recipe: Recipe, stages: checks.Stages, machine: Machine, data: bool
         yield from checks.run_problems(recipe, stages, machine.ranks)
 
 
-def _too_much(recipe: Recipe, stages: checks.Stages, machine: Machine, costs: dict[str, Cost]) -> Iterator[str]:
+def _too_much(recipe: Recipe, machine: Machine, costs: dict[type[Stage], Cost]) -> Iterator[str]:
     """Stages whose step does not fit the memory of a rank."""
-    for stage in stages:
-        if stage.name in costs:
-            peak = MARGIN * sum(_memory(recipe, costs[stage.name], machine))
-            if peak > machine.memory:
-                parts = ", run.accumulate" if getattr(stage, "takes_parts", False) else ""
-                yield (
-                    f"memory: {stage.name} needs about {_size(peak)} a rank, and {_size(machine.memory)} are there; "
-                    f"use more ranks{parts}, run.checkpointing, or run.shard"
-                )
+    for stage, cost in costs.items():
+        peak = MARGIN * sum(_memory(recipe, cost, machine))
+        if peak > machine.memory:
+            parts = ", run.accumulate" if getattr(stage, "takes_parts", False) else ""
+            yield (
+                f"memory: {stage.name} needs about {_size(peak)} a rank, and {_size(machine.memory)} are there; "
+                f"use more ranks{parts}, run.checkpointing, or run.shard"
+            )
 
 
 def _disk(name: str, recipe: Recipe, cost: Cost | None, items: int | None) -> int:
