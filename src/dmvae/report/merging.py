@@ -33,9 +33,8 @@ def merge(run_dirs: Sequence[Path], out: Path) -> tuple[list[Job], dict[str, str
     origin: dict[str, tuple[Path, str]] = {}
     for run_dir, variants in runs.items():
         for variant, jobs in variants.items():
-            named = {
-                (name, _settings(one)) for of in runs.values() for name, one in of.items() if _alike(name, variant)
-            }
+            method = method_of(variant)
+            named = {(m, _settings(one)) for of in runs.values() for m, one in of.items() if method_of(m) == method}
             there = [of[variant] for of in runs.values() if variant in of]
             unlike = len({how for _, how in named}) > 1 or any(_addresses(one) != _addresses(jobs) for one in there)
             name = f"{re.sub(r'[^a-zA-Z0-9_+=-]', '_', run_dir.name)}.{variant}" if unlike else variant
@@ -95,10 +94,6 @@ def _require_apart(runs: Sequence[Path], out: Path) -> None:
     for run in runs:
         if place in run.parents[:2]:
             raise ValueError(f"--out: {out} holds the run {run}; give a folder of its own")
-
-
-def _alike(one: str, other: str) -> bool:
-    return method_of(one) == method_of(other)
 
 
 def _settings(jobs: list[Job]) -> str:
