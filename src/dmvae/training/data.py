@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from functools import partial
 
 import torch
 from torch import Tensor
 
+from dmvae.datasets import Items
 from dmvae.datasets.cropped import Cropped
 from dmvae.datasets.loading import loader
 from dmvae.datasets.pixels import as_input
@@ -52,27 +52,22 @@ def batches(
     dataset = stage.data()
     require_batch(stage.name, config.batch_size, len(dataset))
 
-    indices = partial(order, len(dataset), config.batch_size, key, start, steps)  # one for each loader
-    latents = dataset if isinstance(dataset, LatentSet) else None
-    flips = inputs.data.flip and stage.flips and latents is None
-    cropped = dataset if isinstance(dataset, Cropped) else None
-    items = dataset if latents is None else Stored(latents)
-    if cropped is not None:
-        items = cropped.larger
-    found = loader(items, indices(), inputs.sections.run.workers, inputs.device, stops)
-    beside = (
-        iter(loader(stage.images(), indices(), inputs.sections.run.workers, inputs.device, stops))
-        if stage.sees_images
-        else None
-    )
-    for step, (data, labels) in enumerate(found, start):
-        if cropped is not None:
+    def read(items: Items) -> Iterator[tuple[Tensor, Tensor]]:
+        indices = order(len(dataset), config.batch_size, key, start, steps)
+        return iter(loader(items, indices, inputs.sections.run.workers, inputs.device, stops))
+
+    items = Stored(dataset) if isinstance(dataset, LatentSet) else dataset
+    if isinstance(dataset, Cropped):
+        items = dataset.larger
+    beside = read(stage.images()) if stage.sees_images else None
+    for step, (data, labels) in enumerate(read(items), start):
+        if isinstance(dataset, Cropped):
             data = data.to(inputs.device, non_blocking=True)
-            data = random_crop(data, cropped.size, Random(*key, "crop", step, device=inputs.device))
+            data = random_crop(data, dataset.size, Random(*key, "crop", step, device=inputs.device))
         x = as_input(data, inputs.device)
-        if latents is not None:
-            x = latents.normalise(x)
-        if flips:
+        if isinstance(dataset, LatentSet):
+            x = dataset.normalise(x)
+        elif inputs.data.flip and stage.flips:
             x = random_flip(x, Random(*key, "flip", step, device=inputs.device))
         images = as_input(next(beside)[0], inputs.device) if beside is not None else None
         yield Batch(x, labels.to(inputs.device, non_blocking=True), step, steps, images)
