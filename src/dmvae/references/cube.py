@@ -27,8 +27,7 @@ class CubeReference(SyntheticConfig):
         return False
 
     def build(self, inputs: Surroundings) -> Cube:
-        shape = inputs.latent_shape
-        return Cube(shape, inputs.num_classes, self.half_width, *self.statistics(inputs, shape[0]))
+        return Cube(inputs.latent_shape, inputs.num_classes, self.half_width, *self.statistics(inputs))
 
 
 class Cube:

@@ -41,7 +41,7 @@ class FunctionReference(SyntheticConfig):
     def build(self, inputs: Surroundings) -> Function:
         self.check(inputs)
         reference = self._open(inputs)
-        reference.mean, reference.std = self.statistics(inputs, reference.shape[0])
+        reference.mean, reference.std = self.statistics(inputs)
         return reference
 
     def _open(self, inputs: Surroundings) -> Function:

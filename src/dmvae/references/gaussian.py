@@ -32,9 +32,8 @@ class GaussianReference(SyntheticConfig):
         return False
 
     def build(self, inputs: Surroundings) -> Gaussian:
-        shape = inputs.latent_shape
-        reference = Gaussian(shape, inputs.num_classes, self.std)
-        reference.mean, reference.std = self.statistics(inputs, shape[0])
+        reference = Gaussian(inputs.latent_shape, inputs.num_classes, self.std)
+        reference.mean, reference.std = self.statistics(inputs)
         return reference
 
 

@@ -72,27 +72,24 @@ class MixtureReference(SyntheticConfig):
         if self.fit is not None:
             self.fit.check(inputs)
         elif self.file is not None:
-            self._read(inputs.latent_shape, inputs)
+            self._read(inputs)
 
     def build(self, inputs: Surroundings) -> GaussianMixture:
-        shape = inputs.latent_shape
         if self.fit is not None:
-            return self._fitted(self.fit, shape, inputs)
-        means, variances, weights, labels = self._read(shape, inputs) if self.file else self._random(shape, inputs)
+            return self._fitted(self.fit, inputs)
+        means, variances, weights, labels = self._read(inputs) if self.file else self._random(inputs)
         joint = joint_weights(weights, labels, inputs.num_classes)
-        return GaussianMixture(means, variances, joint, *self.statistics(inputs, shape[0]))
+        return GaussianMixture(means, variances, joint, *self.statistics(inputs))
 
-    def _random(
-        self, shape: tuple[int, int, int], inputs: Surroundings
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def _random(self, inputs: Surroundings) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         count = self.components * (inputs.num_classes if self.conditional else 1)
         generator = torch.Generator().manual_seed(seed_of(inputs.seed, "mixture"))
-        means = (1 - self.std**2) ** 0.5 * torch.randn(count, *shape, generator=generator)
+        means = (1 - self.std**2) ** 0.5 * torch.randn(count, *inputs.latent_shape, generator=generator)
         labels = torch.arange(count) // self.components if self.conditional else None
         return means, torch.full_like(means, self.std**2), torch.ones(count), labels
 
-    def _read(self, shape: tuple[int, int, int], inputs: Surroundings) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        path = Path(self.file or "").expanduser()
+    def _read(self, inputs: Surroundings) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        path, shape = Path(self.file or "").expanduser(), inputs.latent_shape
         if not path.is_file():
             raise ValueError(f"file: no such file: {self.file}")
         try:
@@ -128,7 +125,7 @@ class MixtureReference(SyntheticConfig):
                 )
         return means, variances, weights, labels
 
-    def _fitted(self, data: ReferenceConfig, shape: tuple[int, int, int], inputs: Surroundings) -> GaussianMixture:
+    def _fitted(self, data: ReferenceConfig, inputs: Surroundings) -> GaussianMixture:
         source = data.build(inputs)
         assert isinstance(source, Samples)
         path = inputs.out / "mixture.safetensors"
@@ -136,7 +133,7 @@ class MixtureReference(SyntheticConfig):
             write_tensors(path, self._fit(source, inputs))
         distributed.barrier()
         fitted = load_file(path)
-        means, variances = (fitted[name].view(-1, *shape) for name in ("means", "variances"))
+        means, variances = (fitted[name].view(-1, *inputs.latent_shape) for name in ("means", "variances"))
         return GaussianMixture(means, variances, fitted["joint"], source.mean, source.std)
 
     def _fit(self, source: Samples, inputs: Surroundings) -> dict[str, Tensor]:

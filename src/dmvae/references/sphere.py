@@ -31,8 +31,7 @@ class SphereReference(SyntheticConfig):
         return False
 
     def build(self, inputs: Surroundings) -> Sphere:
-        shape = inputs.latent_shape
-        return Sphere(self, shape, inputs.num_classes, *self.statistics(inputs, shape[0]))
+        return Sphere(self, inputs.latent_shape, inputs.num_classes, *self.statistics(inputs))
 
 
 class Sphere:

@@ -20,9 +20,10 @@ class SyntheticConfig(ReferenceConfig):
     """Which latents shall follow the reference. "initial": latents normalised by the mean and standard deviation per
     channel that the tokenizer's latents have before matching; "raw": the tokenizer's raw latents."""
 
-    def statistics(self, inputs: Surroundings, channels: int) -> tuple[Tensor, Tensor]:
+    def statistics(self, inputs: Surroundings) -> tuple[Tensor, Tensor]:
         """The reference's (mean, std), float32 [C] each."""
         if self.scale == "raw":
+            channels = inputs.latent_shape[0]
             return torch.zeros(channels), torch.ones(channels)
         initial = initial_latents(inputs)
         return initial.mean, initial.std
