@@ -89,7 +89,7 @@ def fit_linear(kind: Literal["pca", "random"], rows: Tensor, channels: int, seed
     d = rows.shape[1]
     require_channels(kind, d, channels)
     mean = rows.double().mean(0)
-    matrix = whitening(rows, channels) if kind == "pca" else random_orthogonal(d, channels, seed)
+    matrix = principal(rows, channels) if kind == "pca" else random_orthogonal(d, channels, seed)
     linear = nn.Linear(d, channels)
     with torch.no_grad():
         linear.weight.copy_(matrix)
@@ -106,7 +106,7 @@ def require_channels(kind: str, d: int, channels: int) -> None:
         )
 
 
-def whitening(rows: Tensor, channels: int) -> Tensor:
+def principal(rows: Tensor, channels: int) -> Tensor:
     """float64 [channels, d]: the first principal directions, each divided by its standard deviation, so that
     W cov W^T = 1. Raises ValueError where the vectors vary in fewer directions."""
     values, directions = torch.linalg.eigh(torch.cov(rows.double().T).reshape(rows.shape[1], rows.shape[1]))
