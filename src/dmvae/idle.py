@@ -92,14 +92,10 @@ def _unloaded(recipe: Recipe) -> bool:
     return _without(recipe) and start == "scratch" and not aligned
 
 
-def _taught(recipe: Recipe) -> bool:
-    """Whether the reference's teacher is trained."""
-    return bool(recipe.section("reference").trains_teacher)
-
-
 def _untaught(recipe: Recipe) -> bool:
-    """Whether it is not, though the recipe does not say so itself: the velocity has a closed form."""
-    return bool(recipe.section("reference").teacher) and not _taught(recipe)
+    """Whether no teacher is trained, though the recipe does not say so itself: the velocity has a closed form."""
+    reference = recipe.section("reference")
+    return bool(reference.teacher and not reference.trains_teacher)
 
 
 def _unlabelled(recipe: Recipe) -> bool:
@@ -147,7 +143,7 @@ def _no_velocity(recipe: Recipe) -> bool:
 
 def _copied(recipe: Recipe) -> bool:
     matching, reference = recipe.section("matching"), recipe.section("reference")
-    return matching.model != reference.model and (_no_velocity(recipe) or (_ours(recipe) and _taught(recipe)))
+    return matching.model != reference.model and (_no_velocity(recipe) or (_ours(recipe) and reference.trains_teacher))
 
 
 def _of_one_density(recipe: Recipe, place: str) -> bool:
