@@ -33,7 +33,8 @@ def read_latents(path: Path) -> Tensor:
         elif path.suffix == ".tar":
             with tarfile.open(path, "r:") as tar:
                 members = [(m.name, tar.extractfile(m).read()) for m in tar.getmembers() if m.isfile()]  # type: ignore[union-attr]
-                if _differs(tar.pax_headers.get("comment", ""), members):
+                comment = tar.pax_headers.get("comment", "")  # other programs may write any
+                if comment.startswith("dmvae ") and comment != _seal(members):
                     raise ValueError("damaged: its checksum is another; copy it again, or delete it and encode anew")
                 named = set(_arrays(tar))
                 arrays = [np.load(io.BytesIO(data), allow_pickle=False) for name, data in members if name in named]
@@ -109,10 +110,6 @@ def write_tar(path: Path, z: Tensor, names: list[str], labels: list[int]) -> Non
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
-
-
-def _differs(comment: str, members: Iterable[tuple[str, bytes]]) -> bool:
-    return comment.startswith("dmvae ") and comment != _seal(members)  # tars of other programs may hold any comment
 
 
 def _seal(members: Iterable[tuple[str, bytes]]) -> str:
