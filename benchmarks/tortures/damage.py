@@ -6,7 +6,6 @@ import json
 import random
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from benchmarks.tortures import LIMIT, Row, attempt
+from benchmarks.tortures import LIMIT, Row, attempt, ours
 from dmvae.commands import shards
 from dmvae.evaluation.feature_set import FeatureSet
 from dmvae.evaluation.features import POOL
@@ -198,10 +197,7 @@ def recipes(folder: Path, tries: int, rng: random.Random) -> Iterator[Row]:
 
 def run_folder(folder: Path, tries: int, rng: random.Random) -> Iterator[Row]:
     """A finished run with a damaged file: the same command repairs or names it, and ends in the same weights."""
-    sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
-    import processes
-    import tiny
-
+    processes, tiny = ours("processes"), ours("tiny")
     row = Row("flips and cuts: a run's folder", tries)
     path = tiny.write(folder, encoder=None, variants={"kl": {"tokenizer.train_encoder": True}}, matching=None)
     first = processes.command("run", str(path), "--reference", "null", "--decoder", "null")
