@@ -103,10 +103,8 @@ class Steps:
         self.trainer = Trainer(job.stage(job.recipe.section(job.stage), inputs))
         self.batch_size = self.trainer.config.batch_size
         dataset = self.trainer.stage.data()
-        self.data, self.labels = torch.empty(self.batch_size), torch.zeros(self.batch_size, dtype=torch.int64)
-        if dataset is not None:
-            self.data, self.labels = dataset.__getitems__([i % len(dataset) for i in range(self.batch_size)])
-        self.data, self.labels = as_input(self.data, device), self.labels.to(device)
+        data, labels = dataset.__getitems__([i % len(dataset) for i in range(self.batch_size)])
+        self.data, self.labels = as_input(data, device), labels.to(device)
         self.images = None  # beside latents, for a generator that is aligned to features
         if self.trainer.stage.sees_images:
             of = recipe.data
