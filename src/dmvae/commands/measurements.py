@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dmvae import config as configs
+from dmvae.commands.generated import Generated
 from dmvae.commands.parser import require
 from dmvae.config import Values
 from dmvae.evaluation.feature_set import FeatureSet, features_of, reference_features
@@ -29,6 +30,8 @@ from dmvae.runtime import distributed
 from dmvae.runtime.files import sweep_beside
 from dmvae.runtime.hashing import digest, weights_hash
 from dmvae.runtime.precision import Precision, name_of
+from dmvae.stages.sample import SampleConfig
+from dmvae.tokenizers.adapted import open_tokenizer, spread_of
 
 DEFAULT_FEATURES = ("effnet-lite0",)
 
@@ -201,9 +204,7 @@ def measure_samples(
 ) -> Values:
     """Samples that the pipeline of that folder or hub id draws, against a folder of images, or its statistics. They are
     measured as they are drawn: none is kept."""
-    from dmvae.commands.generated import Generated
-    from dmvae.interop.pipeline import DMVAEPipeline
-    from dmvae.stages.sample import SampleConfig
+    from dmvae.interop.pipeline import DMVAEPipeline  # diffusers' pipelines load slowly
 
     model = DMVAEPipeline.from_pretrained(pipeline).to(setting.device)
     sample = configs.read(
@@ -240,8 +241,6 @@ def measure_tokenizer(
     setting: Setting, tokenizer: str, images: str, *, lpips: bool = False, precision: Precision = "auto"
 ) -> Values:
     """Reconstructions by the tokenizer of that folder, against the folder of images themselves."""
-    from dmvae.tokenizers.adapted import open_tokenizer, spread_of
-
     for name, value in (("train", setting.train), ("force", setting.force)):
         if value:
             raise ValueError(f"measure tokenizer takes no --{name}: it sets reconstructions beside their own images")
