@@ -31,7 +31,7 @@ from dmvae.runtime.done import require_intact
 from dmvae.runtime.precision import autocast
 from dmvae.runtime.words import few
 from dmvae.serve.folder import Folder
-from dmvae.stages.sample import SampleConfig, image_seed
+from dmvae.stages.sample import SampleConfig, image_seed, normal_of
 from dmvae.training.logging import read_figures
 from dmvae.training.pictures import PICTURES
 
@@ -198,9 +198,7 @@ def samples(
 
 def _draw(folder: Folder, method: str, labels: Tensor, seeds: list[int], settings: Sampling) -> Iterator[Values]:
     networks, generator = folder.networks, folder.generator(method)
-    shape = (generator.config.in_channels, generator.config.input_size, generator.config.input_size)
-    sources = [torch.Generator().manual_seed(seed) for seed in seeds]
-    normal = lambda: torch.stack([torch.randn(shape, generator=source) for source in sources]).to(networks.device)
+    normal = normal_of(generator, seeds, networks.device)
     arguments = (normal(), labels.to(networks.device), settings, normal)
     if isinstance(generator, VelocityModel):
         states, steps = generator.trajectory(*arguments), settings.steps

@@ -7,7 +7,7 @@ latents are kept too, for `evaluate` to compare with the data's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -254,12 +254,7 @@ def generate_latents(
     generator: Generator, labels: Tensor, seeds: list[int], settings: Sampling, device: torch.device
 ) -> Tensor:
     """Normalised latents [n, C, H, W] on the device, one per label and seed."""
-    shape = (generator.config.in_channels, generator.config.input_size, generator.config.input_size)
-    sources = [torch.Generator().manual_seed(seed) for seed in seeds]
-
-    def normal() -> Tensor:
-        return send(torch.stack([torch.randn(shape, generator=source) for source in sources]), device)
-
+    normal = normal_of(generator, seeds, device)
     noise = normal()
     found = generator.sample(noise, labels.to(device), settings, normal)
     if told := unlike(found, noise):
@@ -267,6 +262,13 @@ def generate_latents(
             f"{type(generator).__name__} sampled {told} for {len(noise)} labels; give latents {list(noise.shape)}"
         )
     return found
+
+
+def normal_of(generator: Generator, seeds: list[int], device: torch.device) -> Callable[[], Tensor]:
+    """What draws noise for a generator's latents at each call: [n, C, H, W] on the device, each image's by its seed."""
+    shape = (generator.config.in_channels, generator.config.input_size, generator.config.input_size)
+    sources = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return lambda: send(torch.stack([torch.randn(shape, generator=source) for source in sources]), device)
 
 
 def image_seed(seed: int, i: int) -> int:
