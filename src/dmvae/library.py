@@ -63,7 +63,7 @@ class Run:
         if variant not in self.variants:
             raise ValueError(f"{self.dir}: no method is called {variant!r}{nearest(variant, self.variants)}")
         for job in self.jobs:
-            if (job.variant, job.stage.name) == (variant, stage) and job.state == "finished":
+            if (job.variant, job.stage.name) == (variant, stage) and job.finished:
                 return job.folder
         known = ", ".join(self.variants)
         raise ValueError(f"{self.dir}: {variant!r} has no finished stage {stage!r}; methods: {known}")

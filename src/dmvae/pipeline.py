@@ -82,7 +82,7 @@ def run(
     if not chosen:
         known = ", ".join(dict.fromkeys(job.stage.name for job in jobs))
         raise ValueError(f"no variant of this recipe has the stage {only!r}: give it a section {only}; it has {known}")
-    _check([job for job in chosen if job.state != "finished"], jobs)
+    _check([job for job in chosen if not job.finished], jobs)
     said += idle(recipes, variants)
     said += begun_anew(run_dir, chosen) if distributed.is_main() else []
     with claimed(run_dir, recipes, jobs, list(variants or recipes)) if distributed.is_main() else nullcontext():
@@ -228,11 +228,11 @@ def headline(jobs: list[Job], variant: str) -> str:
     same names allow an estimate."""
     variants = list(dict.fromkeys(job.variant for job in jobs))
     folders = {job.folder: job for job in jobs}
-    done = [job for job in folders.values() if job.state == "finished"]
+    done = [job for job in folders.values() if job.finished]
     seconds: dict[str, list[float]] = {}
     for job in done:
         seconds.setdefault(job.stage.name, []).append(job.facts()["seconds"])
-    ahead = [job.stage.name for job in folders.values() if job.state != "finished"]
+    ahead = [job.stage.name for job in folders.values() if not job.finished]
     known = [sum(seconds[name]) / len(seconds[name]) for name in ahead if name in seconds]
     left = f", about {sum(known) / 60:.0f} min left" if ahead and len(known) == len(ahead) else ""
     text = f"{len(done)} of {counted(len(folders), 'stage')} finished{left}"

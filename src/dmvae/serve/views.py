@@ -253,7 +253,7 @@ def _newest(folder: Folder, stage: str) -> str:
 
 
 def _state(job: Job) -> Values:
-    if job.state == "finished":
+    if job.finished:
         return {"state": "finished", "text": duration(job.facts()["seconds"])}
     if job.state == "new":
         return {"state": "new", "text": "not begun"}
