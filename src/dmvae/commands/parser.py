@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
 from collections.abc import Iterable, Sequence
 from typing import NoReturn
@@ -11,6 +10,7 @@ from typing import NoReturn
 import yaml
 
 from dmvae.config import Values
+from dmvae.registry import close
 from dmvae.runtime.console import console, require_printed
 from dmvae.runtime.yaml_text import read_yaml
 
@@ -73,8 +73,8 @@ class Parser(argparse.ArgumentParser):
         for action in self._actions:
             spellings = [name.removeprefix("--") for name in action.option_strings if name.startswith("--")]
             names |= dict.fromkeys(spellings, *spellings[:1])
-        close = difflib.get_close_matches(word, [*names, *others], n=1, cutoff=0.6)
-        return names.get(close[0], "") if close else ""
+        found = close(word, [*names, *others])
+        return names.get(found[0], "") if found else ""
 
 
 def require(least: int, most: int | None = None, **options: int | None) -> None:
