@@ -27,8 +27,6 @@ from dmvae.sections import Sections
 from dmvae.stages import stages
 from dmvae.training.stage import AnyStage
 
-__all__ = ["Recipe", "Recipes", "load", "method_of", "read_values", "resolve"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Sections):
