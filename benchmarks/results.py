@@ -28,7 +28,7 @@ from benchmarks.pictures import samples_picture
 from benchmarks.tables import header, line
 from dmvae.evaluation import scores
 from dmvae.jobs import jobs_of
-from dmvae.recipe import Recipe, method_of, seed_of_a
+from dmvae.recipe import Recipe, method_of
 from dmvae.report import charts, latent_map, summary
 from dmvae.report.figures import shown
 from dmvae.report.run import COLOURS, Run
@@ -53,7 +53,7 @@ def main() -> None:
     try:
         run = Run(known.run, jobs_of(known.run))
         waiting = {job.variant for job in run.jobs if not job.finished}
-        methods_of = {name: name if known.each else seed_of_a(name, recipe) for name, recipe in run.recipes.items()}
+        methods_of = {name: name if known.each else method_of(name, recipe) for name, recipe in run.recipes.items()}
         grouped = methods_of.__getitem__
         unlike = run.summary.get("unlike", {})
         # summary.json is of the last study that ended in the folder, which another may have begun anew

@@ -271,15 +271,11 @@ def _beside(recipe: Path, plugins: object) -> list[str]:
     return found
 
 
-def method_of(variant: str) -> str:
-    """The method that a variant METHOD@SEED is one seed of; itself without a seed."""
-    return variant.rpartition("@")[0] or variant
-
-
-def seed_of_a(variant: str, recipe: Recipe) -> str:
-    """The method that the variant is one seed of; itself without a seed, also where its name has an @ of its own."""
-    method = method_of(variant)
-    return method if variant == f"{method}@{recipe.seed}" else variant
+def method_of(variant: str, recipe: Recipe | None = None) -> str:
+    """The method that a variant METHOD@SEED is one seed of; itself without a seed and, where its recipe is given, also
+    where its name has an @ of its own."""
+    method = variant.rpartition("@")[0] or variant
+    return method if recipe is None or variant == f"{method}@{recipe.seed}" else variant
 
 
 def _with_seeds(variants: Values, seeds: object) -> Values:

@@ -13,7 +13,7 @@ from matplotlib.colors import hsv_to_rgb, to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dmvae.recipe import seed_of_a
+from dmvae.recipe import method_of
 from dmvae.references.report import REPORT
 from dmvae.report.html import legend, panel, panels
 from dmvae.report.pictures import data_uri
@@ -73,7 +73,7 @@ def clouds_of(run: Run) -> list[Cloud]:
     maps = {v: t for v, t in run.tensors("reference", "map.safetensors").items() if {"latents", "labels"} <= t.keys()}
     first: dict[str, str] = {}
     for variant in (v for of in (pictures, maps) for v in run.variants if v in of):
-        first.setdefault(seed_of_a(variant, run.recipes[variant]), variant)
+        first.setdefault(method_of(variant, run.recipes[variant]), variant)
     maps = {v: t for v, t in maps.items() if v in first.values()}
     references: dict[str, Cloud] = {}
     for variant, tensors in maps.items():

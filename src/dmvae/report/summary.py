@@ -21,7 +21,7 @@ import dmvae
 from dmvae.config import Values
 from dmvae.evaluation.metrics.frechet import distances
 from dmvae.jobs import Job
-from dmvae.recipe import method_of, seed_of_a
+from dmvae.recipe import method_of
 from dmvae.report.figures import shown
 from dmvae.runtime.console import console
 from dmvae.runtime.done import require_intact
@@ -112,7 +112,7 @@ def summary_of(jobs: list[Job], earlier: Mapping[str, str]) -> Values:
     }
     for name in earlier:
         unlike[name] = f"{unlike[name]}, earlier settings" if name in unlike else "earlier settings"
-    seeded = {job.variant for job in jobs if seed_of_a(job.variant, job.recipe) != job.variant}
+    seeded = {job.variant for job in jobs if method_of(job.variant, job.recipe) != job.variant}
     ended = seeded - stand.keys() - unlike.keys()
     return {
         "name": " and ".join(dict.fromkeys(job.recipe.name for job in jobs)),
