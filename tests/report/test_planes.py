@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dmvae.report import latent_map
+from dmvae.report.run import Run
 from dmvae.runtime.done import write_done
 
 
@@ -45,7 +46,8 @@ def test_a_reference_in_units_of_its_own_is_drawn_in_those_of_the_latents():
 @pytest.mark.parametrize(("distance", "began"), [(0.03, True), (0.09, True), (0.35, False), (70.0, False)])
 def test_a_page_tells_where_latents_began(tmp_path, distance, began):
     (tmp_path / "report.json").write_text(json.dumps({"distance": distance, "floor": 0.05}))
-    run = SimpleNamespace(folders=lambda stage: {"a": tmp_path, "b": tmp_path, "none": tmp_path / "other"})
+    run = Run(tmp_path, [])
+    run.folders = lambda stage: {"a": tmp_path, "b": tmp_path, "none": tmp_path / "other"}
     (told,) = latent_map._began(run)
     assert "the latents of <b>a</b>, <b>b</b> were" in told
     apart = {0.03: "0.60", 0.09: "1.80", 0.35: "7.00", 70.0: "1,400"}[distance]
@@ -56,7 +58,8 @@ def test_a_page_tells_where_latents_began(tmp_path, distance, began):
 def test_what_was_measured_before_matching_is_as_it_was_written(tmp_path):
     (tmp_path / "report.json").write_text(json.dumps({"distance": 0.03, "floor": 0.05}))
     write_done(tmp_path, {"seconds": 1.0})
-    run = SimpleNamespace(folders=lambda stage: {"a": tmp_path})
+    run = Run(tmp_path, [])
+    run.folders = lambda stage: {"a": tmp_path}
     assert len(latent_map._began(run)) == 1
     (tmp_path / "report.json").write_text(json.dumps({"distance": 9.03, "floor": 0.05}))
     with pytest.raises(ValueError, match=r"report\.json is corrupt"):

@@ -19,8 +19,6 @@ from dmvae.report.html import legend, panel, panels
 from dmvae.report.pictures import data_uri
 from dmvae.report.run import COLOURS, Run
 from dmvae.report.summary import alike
-from dmvae.runtime.done import require_intact
-from dmvae.runtime.files import read_json
 from dmvae.runtime.words import few
 from dmvae.transport.arrival import NEAR, mixing
 
@@ -215,15 +213,13 @@ def _began(run: Run) -> list[str]:
     """Where each method's latents lay before matching moved them: where they began at their reference, the map shows
     what matching kept, and not what it did."""
     told = {}
-    for variant, folder in run.folders("reference").items():
-        if (file := folder / REPORT).is_file():
-            found = read_json(require_intact(file), dict)
-            apart = found["distance"] / max(found["floor"], 1e-12)
-            told[f"<b>{escape(variant)}</b>"] = (
-                f"{apart:{'.2f' if apart < 10 else ',.0f'}} times as far from their reference as two sets of its "
-                "samples are from each other"
-                + (", so they began at it: the map shows what matching kept, not what it moved" * (apart <= NEAR))
-            )
+    for variant, found in run.values("reference", REPORT).items():
+        apart = found["distance"] / max(found["floor"], 1e-12)
+        told[f"<b>{escape(variant)}</b>"] = (
+            f"{apart:{'.2f' if apart < 10 else ',.0f'}} times as far from their reference as two sets of its "
+            "samples are from each other"
+            + (", so they began at it: the map shows what matching kept, not what it moved" * (apart <= NEAR))
+        )
     return [f"<p>Before matching, the latents of {few(names)} were {what}.</p>" for what, names in alike(told).items()]
 
 

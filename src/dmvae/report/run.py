@@ -61,9 +61,7 @@ class Run:
     @cached_property
     def methods(self) -> dict[str, dict[str, float]]:
         """Variant -> its figures: the summary's, else those of its evaluate stage."""
-        rows = self.summary.get("methods") or {
-            variant: _json(folder / "metrics.json") for variant, folder in self.folders("evaluate").items()
-        }
+        rows = self.summary.get("methods") or self._metrics
         numbers = {
             name: {key: float(value) for key, value in row.items() if _is_number(value)} for name, row in rows.items()
         }
@@ -73,10 +71,13 @@ class Run:
     @cached_property
     def measured(self) -> dict[str, Values]:
         """Variant -> the manifest of its figures: on how many images they rest, for instance."""
-        files = {variant: _json(folder / "metrics.json") for variant, folder in self.folders("evaluate").items()}
-        return {
-            variant: found["manifest"] for variant, found in files.items() if isinstance(found.get("manifest"), dict)
-        }
+        told = {variant: metrics.get("manifest") for variant, metrics in self._metrics.items()}
+        return {variant: manifest for variant, manifest in told.items() if isinstance(manifest, dict)}
+
+    @cached_property
+    def _metrics(self) -> dict[str, Values]:
+        """Variant -> what its evaluate stage has measured."""
+        return self.values("evaluate", "metrics.json")
 
     @property
     def name(self) -> str:
@@ -84,7 +85,7 @@ class Run:
 
     @property
     def features(self) -> str:
-        named = [_json(folder / "metrics.json").get("features") for folder in self.folders("evaluate").values()]
+        named = [metrics.get("features") for metrics in self._metrics.values()]
         return str(self.summary.get("features") or next(filter(None, named), ""))
 
     @cached_property
@@ -121,15 +122,16 @@ class Run:
             by_folder.setdefault(folder, []).append(variant)
         found = [Trained(tuple(names), f, read_figures(f / "log.jsonl")) for f, names in by_folder.items()]
         if stage == "matching":
-            found = [dataclasses.replace(t, rows=self._before(t.variants[0]) + t.rows) for t in found if t.rows]
+            known = self.values("reference", REPORT)
+            found = [
+                dataclasses.replace(t, rows=_before(known.get(t.variants[0], {})) + t.rows) for t in found if t.rows
+            ]
         return [training for training in found if training.rows]
 
-    def _before(self, variant: str) -> Rows:
-        """Where the method's latents lay before matching, as a row of step 0; none of a run of before it was kept."""
-        folder = self.folders("reference").get(variant)
-        known = _json(folder / REPORT) if folder is not None else {}
-        before = {f"distance/{name}": x for name, x in known.get("before", {}).items()}
-        return [{"step": 0.0} | before] if before else []
+    def values(self, stage: str, file: str) -> dict[str, Values]:
+        """Variant -> what a JSON file in the stage's folder says, where it exists."""
+        paths = {variant: folder / file for variant, folder in self.folders(stage).items()}
+        return {variant: _json(path) for variant, path in paths.items() if path.exists()}
 
     def tensors(self, stage: str, file: str) -> dict[str, dict[str, Tensor]]:
         """Variant -> the tensors of a file in the stage's folder, where it exists."""
@@ -183,6 +185,12 @@ class Run:
         order = self.stages()
         rows = [(stage, tuple(names), float(seconds)) for (stage, _), (names, seconds) in times.items()]
         return sorted(rows, key=lambda row: order.index(row[0]))
+
+
+def _before(report: Values) -> Rows:
+    """Where a method's latents lay before matching, as a row of step 0; none of a run of before it was kept."""
+    before = {f"distance/{name}": x for name, x in report.get("before", {}).items()}
+    return [{"step": 0.0} | before] if before else []
 
 
 def class_name(classes: Sequence[str], label: int) -> str:
