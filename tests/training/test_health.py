@@ -137,12 +137,12 @@ def test_a_checkpoint_that_does_not_know_of_health_or_of_what_was_measured_is_re
 def test_one_checkpoint_is_kept_that_is_older_than_trouble_can_be(tmp_path):
     for step in range(1, 15):
         checkpoint.save(tmp_path, step, {"w": torch.ones(1)}, back=4)
-        kept = checkpoint.newest(tmp_path, step - 4)
+        kept = checkpoint.newest(tmp_path, step - 4, 1)
         assert step < 6 or 4 <= step - kept <= 6
     assert len(checkpoint.steps(tmp_path)) == 4
     checkpoint.forget(tmp_path, after=kept)
     assert checkpoint.steps(tmp_path) == [kept]
-    assert checkpoint.newest(tmp_path, kept - 1) is None
+    assert checkpoint.newest(tmp_path, kept - 1, 1) is None
 
 
 def test_where_it_goes_back_to_does_not_depend_on_when_it_was_stopped(tmp_path):

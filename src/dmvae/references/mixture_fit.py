@@ -8,10 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+ITERATIONS = 50  # at most
 FLOOR = 1e-3  # of a variance, in the unit scale of normalised latents: a component is not a point
 
 
-def fit_mixture(x: Tensor, components: int, seed: int, iterations: int = 50) -> tuple[Tensor, Tensor, Tensor]:
+def fit_mixture(x: Tensor, components: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """(means [K, D], variances [K, D], weights [K]) of the mixture with diagonal covariances that expectation
     maximisation reaches from k-means++ centres; float64. K is `components`, or n where there are fewer samples."""
     x = x.double()
@@ -20,7 +21,7 @@ def fit_mixture(x: Tensor, components: int, seed: int, iterations: int = 50) -> 
     means = _plus_plus(x, components, generator)
     share = torch.nn.functional.one_hot(torch.cdist(x, means).argmin(1), components).double()
     total = x.var(0, correction=0).clamp_min(FLOOR)
-    for _ in range(iterations if components > 1 else 1):
+    for _ in range(ITERATIONS if components > 1 else 1):
         means, variances, weights = _maximise(x, share, total)
         new = _share(x, means, variances, weights)
         if (new - share).abs().max() < 1e-6:

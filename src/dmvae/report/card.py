@@ -20,7 +20,7 @@ FIGURES = ("psnr", "ssim", "rfd", "gfd", "coverage", "agreement", "generator_los
 TASK = "unconditional-image-generation"
 
 
-def card(job: Job, stages: dict[str, Job], recipe: str, pictures: dict[str, str] | None = None, label: int = 0) -> str:
+def card(job: Job, stages: dict[str, Job], recipe: str, pictures: dict[str, str], label: int) -> str:
     """The card as Markdown. pictures: a picture's file beside the card -> what it shows. label: of the first sample."""
     metrics: Values = {}
     if "evaluate" in stages:
@@ -34,10 +34,10 @@ def card(job: Job, stages: dict[str, Job], recipe: str, pictures: dict[str, str]
         if metrics
         else "It was not measured: the recipe has no `evaluate` section, or the stage has not run.\n"
     )
-    shows = "".join(f"\n![{text}]({name})" for name, text in (pictures or {}).items()) + ("\n" if pictures else "")
+    shows = "".join(f"\n![{text}]({name})" for name, text in pictures.items()) + ("\n" if pictures else "")
     tokenizer = tokenizer_class(require_intact(stages["latents"].folder / "autoencoder"))
     return f"""---
-{_head(job, metrics, pictures or {})}---
+{_head(job, metrics, pictures)}---
 
 # {job.recipe.name}: {job.variant}
 

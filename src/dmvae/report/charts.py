@@ -81,10 +81,10 @@ class Dot:
     y: float
 
 
-def scatter(dots: Sequence[Dot], x: str, y: str, size: tuple[float, float] = (6.4, 3.8)) -> str:
+def scatter(dots: Sequence[Dot], x: str, y: str) -> str:
     """One dot for each, with its name beside it; x and y name the axes."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=size)
+        figure = Figure(figsize=(6.4, 3.8))
         axes = figure.add_axes((0.1, 0.14, 0.88, 0.82))
         for dot in dots:
             axes.plot([dot.x], [dot.y], "o", color=dot.colour, markersize=6)

@@ -160,7 +160,7 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(f.name[5:]) for f in folder.glob("step-*") if f.name[5:].isdigit())
 
 
-def newest(folder: Path, until: int, every: int = 1) -> int | None:
+def newest(folder: Path, until: int, every: int) -> int | None:
     """The newest checkpoint of the steps until that one that are multiples of `every`, or None."""
     return max((step for step in steps(folder) if step <= until and step % every == 0), default=None)
 
