@@ -61,6 +61,14 @@ def write(blocks: Sequence[torch.Tensor], file: Path, zoom: int, names: Sequence
     print(f"{file}: {', '.join(names)}")
 
 
+def write_svg(file: Path, svg: str) -> None:
+    """A chart of a report's page as a file of its own, on white."""
+    names = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(svg.replace("<svg ", f'{names}style="background:#fff;color:#222;font-family:sans-serif" ', 1))
+    print(file)
+
+
 def by_class(folder: Path, columns: int) -> torch.Tensor:
     """uint8 [classes, columns, c, h, w]: first samples of the first classes, at the lowest guidance scale; fewer
     columns where a class has fewer."""

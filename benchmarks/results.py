@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.pictures import samples_picture
+from benchmarks.pictures import samples_picture, write_svg
 from benchmarks.tables import header, line
 from dmvae.evaluation import scores
 from dmvae.jobs import jobs_of
@@ -166,8 +166,7 @@ def scatter(methods: dict[str, Values], x: str, y: str, file: Path) -> None:
         if all(key in row and math.isfinite(summary.mean(row[key])) for key in (x, y))
     ]
     across, up = (shown([key])[key].label for key in (x, y))
-    file.write_text(charts.alone(charts.scatter(dots, across, up)))
-    print(file)
+    write_svg(file, charts.scatter(dots, across, up))
 
 
 def maps(run: Run, file: Path) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from benchmarks.pictures import write_svg
 from benchmarks.tables import Row, table_of, value
 from dmvae.report import charts
 from dmvae.report.run import COLOURS
@@ -29,9 +30,7 @@ def main() -> None:
         shown = dots(table_of(known.page.read_text(), known.x, known.y), known.x, known.y, known.rows)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    known.file.parent.mkdir(parents=True, exist_ok=True)
-    known.file.write_text(charts.alone(charts.scatter(shown, known.x, known.y)))
-    print(known.file)
+    write_svg(known.file, charts.scatter(shown, known.x, known.y))
 
 
 def dots(rows: dict[str, Row], x: str, y: str, wanted: list[str] | None) -> list[charts.Dot]:

@@ -135,12 +135,6 @@ def _meet(place: tuple[float, float, str, float], other: tuple[float, float, flo
     return abs(place[3] - other[2]) < line and place[0] < other[1] and place[1] > other[0]
 
 
-def alone(svg: str) -> str:
-    """The same as a file of its own, on white."""
-    names = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-    return svg.replace("<svg ", f'{names}style="background:#fff;color:#222;font-family:sans-serif" ', 1)
-
-
 def _clean(line: Line, log: bool) -> tuple[np.ndarray, np.ndarray]:
     x, y = np.asarray(line.steps, float), np.asarray(line.values, float)
     keep = np.isfinite(y) & ((y > 0) if log else True)
