@@ -13,12 +13,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2.functional import to_pil_image
 
 from dmvae.commands.parser import require
 from dmvae.commands.shards import SUFFIXES, count_latents, read_latents, read_names, write_safetensors, write_tar
 from dmvae.config import Values
-from dmvae.datasets.image_file import BrokenImage, read_image
+from dmvae.datasets.image_file import BrokenImage, read_image, write_png
 from dmvae.datasets.image_folder import ends
 from dmvae.datasets.image_scan import Entry
 from dmvae.datasets.loading import Loader, cuts
@@ -26,7 +25,7 @@ from dmvae.datasets.pixels import as_input, to_uint8
 from dmvae.evaluation.images import images_in
 from dmvae.models.base import Tokenizer
 from dmvae.runtime.console import Bar, console
-from dmvae.runtime.files import atomic_write, locked, read_json, sweep, write_text
+from dmvae.runtime.files import locked, read_json, sweep, write_text
 from dmvae.runtime.hashing import digest, sha256_of, weights_hash
 from dmvae.runtime.precision import Precision, autocast, name_of
 from dmvae.runtime.words import counted
@@ -240,7 +239,7 @@ def decode_latents(
                 with autocast(device, precision):
                     x = tokenizer.decode(tokenizer.denormalize(part) if normalized else part).sample
                 for i, image in zip(chosen, to_uint8(x.float()).cpu(), strict=True):
-                    _write_png(places[i], image)
+                    write_png(places[i], image)
                 bar.step(len(chosen))
             done, old = done + len(places), old + len(places) - len(todo)
             bar.step(len(places) - len(todo))
@@ -313,11 +312,6 @@ def _tar_names(entries: list[Entry]) -> list[str]:
     # webdataset takes what follows the first dot of the file's name for the field
     whole = [entry.path.replace(".", "_") for entry in entries]
     return _distinct([os.path.splitext(entry.path)[0].replace(".", "_") for entry in entries], whole)
-
-
-def _write_png(path: Path, image: Tensor) -> None:
-    with atomic_write(path) as part:
-        to_pil_image(image).save(part, format="PNG")
 
 
 def _of_before(old: int) -> str:

@@ -1,4 +1,4 @@
-"""One image file, or the bytes of one, of any size and mode -> a square uint8 tensor."""
+"""One image file, or the bytes of one, of any size and mode -> a square uint8 tensor; and a tensor -> a PNG file."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, features
 from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms.v2.functional import to_pil_image
 
 from dmvae.datasets.memory import resize
+from dmvae.runtime.files import atomic_write
 
 LASTING = frozenset([
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EINVAL,
@@ -69,6 +71,13 @@ def read_image(path: Path, size: int, channels: int) -> Tensor:
         return decode(path, size, channels)
     except BrokenImage as error:
         raise _broken(path, error) from error
+
+
+def write_png(path: Path, image: Tensor) -> None:
+    """Write an image [c, h, w], uint8 or floats in [0, 1], in grey or colour; its folder is made where there is none.
+    Raises OSError."""
+    with atomic_write(path) as part:
+        to_pil_image(image).save(part, format="PNG")
 
 
 def decode(file: Path | BytesIO, size: int, channels: int) -> Tensor:

@@ -7,10 +7,10 @@ from pathlib import Path
 import yaml
 from safetensors.torch import load_file
 from torch import Tensor
-from torchvision.transforms.v2.functional import to_pil_image
 
 from dmvae import config as configs
 from dmvae.datasets import open_dataset
+from dmvae.datasets.image_file import write_png
 from dmvae.generators import load_generator
 from dmvae.inputs import generator_of
 from dmvae.jobs import PIPELINE, Job, generators_of, other_source, source_of
@@ -92,8 +92,7 @@ def _write(stages: dict[str, Job], out: Path) -> Path | None:
     for name, content in (("README.md", text), ("recipe.yaml", recipe), ("pipeline.py", CODE)):
         write_text(out / name, content)
     for name, picture in pictures.items():
-        with atomic_write(within(out / name, out)) as part:
-            to_pil_image(picture).save(part, format="PNG")
+        write_png(within(out / name, out), picture)
     return out
 
 

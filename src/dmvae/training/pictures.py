@@ -6,12 +6,11 @@ import warnings
 from collections.abc import Iterable
 
 import torch
-from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import make_grid
 
+from dmvae.datasets.image_file import write_png
 from dmvae.models.base import evaluating
 from dmvae.runtime import distributed, sharding
-from dmvae.runtime.files import atomic_write
 from dmvae.runtime.precision import autocast
 from dmvae.training.ema import Average, as_saved
 from dmvae.training.logging import Figures
@@ -41,8 +40,7 @@ def write_picture(
             with uncompiled(), evaluating(network), torch.no_grad(), autocast(inputs.device, run.precision):
                 rows = stage.picture(network.to(inputs.device))
             picture = make_grid(rows.flatten(0, 1), nrow=rows.shape[1])
-            with atomic_write(path) as part:
-                to_pil_image(picture).save(part, format="PNG")
+            write_png(path, picture)
             figures.show(step, picture)
         except Exception as error:  # memory, disk, data, a plugin's code, a tracker: each has classes of its own
             warnings.warn(f"{path}: no picture ({error or type(error).__name__}); the training goes on", stacklevel=2)
