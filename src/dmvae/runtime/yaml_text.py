@@ -37,8 +37,13 @@ Loader.add_implicit_resolver(INT, re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA
 def read_yaml(text: str) -> object:
     """What the text holds. Raises yaml.YAMLError, also where a part holds itself, and RecursionError where it is nested
     too deep."""
-    _require_finite(yaml.compose(text, Loader), set(), set())
-    return yaml.load(text, Loader)
+    loader = Loader(text)
+    try:
+        node = loader.get_single_node()
+        _require_finite(node, set(), set())
+        return None if node is None else loader.construct_document(node)
+    finally:
+        loader.dispose()
 
 
 def _require_finite(node: yaml.Node | None, above: set[int], done: set[int]) -> None:
