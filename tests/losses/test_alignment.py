@@ -50,6 +50,13 @@ def test_the_distance_loss_compares_pairs_within_an_image():
     assert torch.allclose(cosines(z)[0], torch.tensor([[1.0, 0.5], [0.5, 1.0]]), atol=1e-6)
 
 
+def test_the_squared_difference_is_zero_at_equality():
+    f = features()
+    of = lambda z: Pointwise(kind="l2").losses(nn.Identity(), z, torch.zeros(3).long(), f, Random(0))[0]
+    assert of(f) == 0
+    assert of(f + 2) == pytest.approx(4, rel=1e-5)
+
+
 @pytest.mark.parametrize(("kind", "terms"), [("vf", {"cosine", "distance"}), ("l2", {"l2"})])
 def test_gradients_reach_latents_and_projection(kind, terms):
     config = Pointwise(kind=kind, m1=0.0, m2=0.0)
