@@ -52,7 +52,7 @@ class Inception(FeaturesConfig):
         more = {SPATIAL: 2023} if digest == PACKAGED else {LOGITS: 1008, SPATIAL: 2023}
         # It resizes and normalises itself, as the original TensorFlow graph did.
         whole = Heads(_network(path, packaged=digest == PACKAGED))
-        whole.to(memory_format=torch.channels_last)  # half as fast again on a CPU
+        whole.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # half as fast again on a CPU
         return Extractor(whole, 2048, None, (0.0,) * 3, (1 / 255,) * 3, name=name, weights=digest[:16], more=more)
 
     def _file(self) -> Path:
