@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """32 groups, or as many as divide both 32 and the channels."""
+    """32 groups, or the largest number that divides both 32 and the channels."""
     return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6)
 
 
