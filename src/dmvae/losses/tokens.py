@@ -23,7 +23,7 @@ class TokenAlignment:
     target: EncoderConfig
     """The encoder, with its public weights. Its stride must be that of a token in pixels."""
     weight: Weight = 0.5
-    """Weight of the mean of 1 - cosine beside the flow-matching loss; 0.5 is REPA's."""
+    """Weight of the mean of 1 - cosine, added to the flow-matching loss; 0.5 is REPA's."""
     depth: Depth | None = None
     """Blocks behind which tokens are taken; null is a third of them, rounded up (REPA: 8 of 28)."""
     width: Width = 2048
@@ -32,7 +32,7 @@ class TokenAlignment:
 
 def depth_of(depth: int | None, flow: LightningDiT, place: str) -> int:
     """Blocks behind which tokens are taken: `depth`, or a third of the flow's blocks, rounded up. Raises ValueError,
-    naming the field `place`, where there are not so many."""
+    naming the field `place`, for more blocks than there are."""
     blocks = len(flow.blocks)
     if depth is not None and depth > blocks:
         raise ValueError(f"{place}: {depth}, and the flow model has {blocks} blocks; give at most those")

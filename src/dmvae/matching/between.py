@@ -45,7 +45,7 @@ class BetweenSamples(Matching):
     samples: BatchSize = 512
     """Samples of the reference per update, over all ranks."""
     vectors: BatchSize = 2048
-    """At most so many vectors of a view are compared, drawn at random: there are many tokens."""
+    """The most vectors of a view that are compared, drawn at random: there are many tokens."""
     labels: bool = configs.added(False)
     """Compare the latents of each class with the reference's samples of that class; false compares all with all."""
     queue: Annotated[int, Range(0, 2**20)] = configs.added(0)

@@ -155,7 +155,7 @@ class WithRatio(nn.Module):
         return [self.flow]
 
     def sharded_parts(self) -> list[nn.Module]:
-        """Both, each by itself: the critic is called beside `forward`."""
+        """Both, each as a unit: the critic is called outside of `forward`."""
         return [self.flow, self.critic]
 
     def enable_gradient_checkpointing(self) -> None:

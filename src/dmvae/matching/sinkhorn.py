@@ -28,7 +28,7 @@ class Sinkhorn(BetweenSamples):
     """
 
     vectors: BatchSize = 512
-    """At most so many vectors of a view are compared, drawn at random; the time grows with their square."""
+    """The most vectors of a view that are compared, drawn at random; the time grows with their square."""
     eps: Annotated[float, Range(0, 100, "()")] = 0.05
     """Entropic regularisation, as a share of the mean cost |z - y|^2 / 2; smaller is closer to the exact assignment."""
     iterations: Annotated[int, Range(1, 10**6)] = 50

@@ -193,7 +193,7 @@ class Tokenizer(Model):
         except ValueError:  # it can only be used as it is, and is not compiled
             return []
         found = [part for encoder in parts.encoder for part in _named(encoder, [encoder])]
-        # torch compiles no module of its own, such as a Sequential, by itself
+        # torch.compile skips torch's own modules, such as a Sequential, when called on them
         found += [part for part in parts.bottleneck if not isinstance(part, nn.Sequential)]
         found += [part for decoder in parts.decoder for part in _named(decoder, [])]
         return [part for part in found if any(part.children())]

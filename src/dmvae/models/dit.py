@@ -145,7 +145,7 @@ class LightningDiT(VelocityModel):
         return velocity if depth is None else (velocity, tokens)
 
     def compiled_parts(self) -> list[nn.Module]:
-        """What `run.compile` compiles: each block by itself, for blocks of one shape share what is compiled once."""
+        """What `run.compile` compiles: each block by itself, because equal blocks share one compiled graph."""
         head: list[nn.Module] = [*self.head.blocks] if self.config["head_width"] is not None else []
         return [*self.blocks, *head, self.final_layer]
 

@@ -14,7 +14,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 class ResidualBlock(nn.Module):
-    """Norm, SiLU, 3x3 convolution, twice, beside a shortcut: [n, c, H, W] -> [n, out_channels, H, W]."""
+    """Twice norm, SiLU and 3x3 convolution, plus a shortcut: [n, c, H, W] -> [n, out_channels, H, W]."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()

@@ -54,8 +54,8 @@ def at_the_end(inputs: Inputs, reference: Reference, raw: Tensor, labels: Tensor
 
 
 def _by_class(inputs: Inputs, z: Tensor, labels: Tensor, y: Tensor, of: Tensor) -> Values:
-    """Class by class, how well latents z [n, C, H, W] with labels [n] can be told from samples y with labels `of`;
-    empty where the reference's labels mean nothing."""
+    """Accuracies of classifiers, by class, between latents z [n, C, H, W] with labels [n] and samples y with labels
+    `of`; empty where the reference's labels mean nothing."""
     names = inputs.test_set.classes
     if not config_of(inputs).distribution.labelled_for(inputs) or len(names) < 2:
         return {"class_known": {}, "classes": {}}

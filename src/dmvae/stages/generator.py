@@ -46,7 +46,7 @@ class GeneratorTraining(Starting, LatentTraining):
     model: GeneratorConfig = field(default_factory=FlowModelConfig)
     """The generator, by `type`."""
     direction: Weight = configs.added(0.0)
-    """Weight of the mean of 1 - cos(v, z - noise), over the channels, beside a flow model's loss, as in FasterDiT
+    """Weight of the mean of 1 - cos(v, z - noise), over the channels, added to a flow model's loss, as in FasterDiT
     (arXiv 2410.10356); LightningDiT takes 1."""
     alignment: TokenAlignment | None = configs.added(None)
     """Alignment of the generator's tokens to an encoder's features of the images, as in REPA; null is off."""

@@ -76,18 +76,18 @@ class EvaluateConfig:
     lpips: bool = False
     """Measure LPIPS of VGG-16 between images and reconstructions; needs its package and weights."""
     count: Count = 10000
-    """At most so many test images are reconstructed, and are the real images in every distance."""
+    """The most test images to reconstruct; they are also the real images in every distance."""
     batch_size: BatchSize = 250
     """Images at a time."""
     neighbours: Count = 20
     """k of the kNN accuracy."""
     knn_count: Count = 50000
-    """At most so many training latents are searched for neighbours."""
+    """The most training latents among which neighbours are searched."""
 
     proxies: bool = False
     """Measure proxies of gFD too (metrics.json, "proxies"): of the latents and of the decoder."""
     probe: bool = False
-    """Train the generator probe too: a small generator of fixed size and budget, about a minute on two cores."""
+    """Train the generator probe too: a small generator of fixed size and steps, about a minute on two cores."""
 
     def __post_init__(self) -> None:
         metrics_of(self.metrics)
@@ -194,7 +194,7 @@ class Measuring:
         self.scores.add(scores)
 
     def latents(self, raw: Tensor, stored: LatentSet) -> Latents:
-        """Figures of the test images' latents [m, C, H, W], beside those of the training images."""
+        """Figures of the test images' raw latents [m, C, H, W], compared with those of the training images."""
         assert self.images.labels is not None
         z = stored.normalise(raw)
         train, labels = stored.__getitems__(spaced(stored.labels, self.config.knn_count))

@@ -28,7 +28,7 @@ that earlier results at that size stay comparable."""
 UNEVEN = 1.2
 """Up to this ratio the samples of two classes count as equally many: 12 and 11 do, 3 and 2 do not."""
 NUMBERS = 2**28
-"""At most so many numbers of the data's latents are read, a GiB, unless two sets need more."""
+"""The most numbers of the data's latents that are read, a GiB, unless two sets need more."""
 
 
 def in_shares(labels: Tensor, of_data: Tensor, drawn: bool = False) -> Tensor:

@@ -17,7 +17,7 @@ from torch.func import functional_call
 from dmvae.models.base import Distribution, Parts, PointDistribution
 from dmvae.tokenizers import Codec
 
-# diffusers' image autoencoders all take and give [-1, 1] (AutoencoderTiny maps to [0, 1] inside), but for these:
+# diffusers' image autoencoders take and return images in [-1, 1] (AutoencoderTiny maps to [0, 1] inside), except these:
 UNIT_RANGE = {"AutoencoderRAE"}
 # These resize images to their encoder's size, and return images of their decoder's size:
 RESIZING = {"AutoencoderRAE"}

@@ -56,7 +56,7 @@ class Arrival:
 
     @property
     def arrived(self) -> bool:
-        """Sliced distances at most 2 times chance, and tokens told apart at most 6 times in 10."""
+        """Whether all sliced distances are at most 2 times chance and `token_accuracy` is at most 0.6."""
         return max(self.whole, self.token, self.pair) <= NEAR and self.token_accuracy <= TOLD
 
     @property

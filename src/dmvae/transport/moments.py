@@ -7,7 +7,7 @@ from torch import Tensor
 from dmvae.transport.checks import require_vectors
 
 FEWEST = 3
-"""Vectors of a set, at least: with two the squared covariance of their distribution cannot be told."""
+"""The fewest vectors of a set: of two there is no unbiased estimate of the squared covariance."""
 
 
 def moment_matching(z: Tensor, y: Tensor) -> Tensor:
