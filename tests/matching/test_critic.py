@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from small import Halves
 
 from dmvae import config as configs
 from dmvae.generators.flow import FlowModelConfig
@@ -65,20 +66,12 @@ def test_latents_follow_the_critic_to_the_reference():
     assert 0.6 < z.std() < 1.5
 
 
-class Halves:
-    """Latents +2 under label 1 and -2 under label 0."""
-
-    def sample(self, n, rng):
-        labels = rng.integers(2, n)
-        return (4.0 * labels - 2).view(-1, 1, 1, 1) + 0.3 * rng.normal(n, *SHAPE), labels
-
-
 @pytest.mark.slow
 def test_the_critic_listens_to_labels():
     """Latents that lie where the reference does, under the wrong labels, are found out."""
     labels = torch.arange(64) % 2
     wrong = (2 - 4.0 * labels).view(-1, 1, 1, 1) + 0.3 * Random(0).normal(64, *SHAPE)
-    _, log, _ = play(wrong, Halves(), steps=80, labels=labels)
+    _, log, _ = play(wrong, Halves(SHAPE), steps=80, labels=labels)
     assert log["critic/accuracy"] > 0.95
 
 
