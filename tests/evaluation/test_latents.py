@@ -14,10 +14,7 @@ from dmvae.evaluation.latents import (
     spectral_slope,
     vectors,
 )
-
-
-def normal(*shape: int, seed: int = 0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+from draws import normal
 
 
 def test_statistics_of_channels_are_torchs_whatever_the_batches():

@@ -8,11 +8,12 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from dmvae.datasets.pixels import to_uint8
+from dmvae.datasets.pixels import to_uint8, unit_to_uint8
 from dmvae.evaluation import manifolds
+from dmvae.evaluation.bootstrap import interval
 from dmvae.evaluation.classification import knn_accuracy
 from dmvae.evaluation.feature_set import FeatureSet
-from dmvae.evaluation.manifolds import agreement_values, manifold_values
+from dmvae.evaluation.manifolds import agreement_values, manifold_values, memorisation_values
 from dmvae.evaluation.metrics import Latents, Sets, metrics_of, of_sets
 from dmvae.evaluation.pairs import psnr, ssim
 
@@ -24,7 +25,7 @@ def test_the_psnr_of_an_exact_copy_is_that_of_a_single_step():
 
 def test_samples_that_are_the_test_images_are_neither_nearer_nor_farther():
     x = torch.randn(60, 5, generator=torch.Generator().manual_seed(0))
-    assert manifolds.memorisation_values(x[:20], x[20:40], x[20:40]).mean() == 0.5
+    assert memorisation_values(x[:20], x[20:40], x[20:40]).mean() == 0.5
 
 
 def manifold_means(real, fake, k=5):
@@ -176,3 +177,26 @@ def test_distances_are_computed_on_the_device(monkeypatch, name):
     with pytest.raises(Seen) as seen:
         measure(of)
     assert seen.value.args == ({"meta"}, None if name == "linear_probe" else True)
+
+
+def test_memorisation_tells_copies_from_news():
+    generator = torch.Generator().manual_seed(0)
+    train, test, news = (torch.randn(400, 8, generator=generator) for _ in range(3))
+    found = [memorisation_values(train, test, fake).mean() for fake in (train[:100], test, news + 10)]
+    assert found == [1, 0.5, 0]
+    assert float(memorisation_values(train, test, news).mean()) == pytest.approx(0.5, abs=0.05)
+
+
+def test_intervals_are_those_of_a_mean():
+    x = torch.randn(2000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    low, high = interval(x)
+    assert low < float(x.mean()) < high
+    assert high - low == pytest.approx(2 * 1.96 * float(x.std()) / 2000**0.5, rel=0.1)
+
+
+def test_floats_outside_their_range_are_refused():
+    x = torch.tensor([[[[0.0, 1.0]]]])
+    assert unit_to_uint8(x).tolist() == [[[[0, 255]]]]
+    for wrong in (x * 2 - 1, x * 255, x / 0, x.long(), x.to(torch.uint16)):
+        with pytest.raises(ValueError, match=r"floats in \[0, 1\]"):
+            unit_to_uint8(wrong)

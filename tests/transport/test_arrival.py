@@ -18,12 +18,9 @@ from dmvae.transport.arrival import (
     told_with_class,
 )
 from dmvae.transport.two_sample import accuracy_with_class, two_sample_accuracy
+from draws import normal
 
 pytestmark = pytest.mark.slow
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture(scope="module")

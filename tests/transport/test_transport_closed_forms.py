@@ -18,15 +18,7 @@ from dmvae.transport.moments import moment_matching
 from dmvae.transport.normality import epps_pulley, narrowed, normality
 from dmvae.transport.sinkhorn import balanced_assignment, plan, potentials, sinkhorn_divergence, squares
 from dmvae.transport.sliced import directions, sliced_wasserstein, wasserstein_1d
-
-
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=rng(seed))
-
+from draws import normal, rng
 
 DISTANCES = {
     "sliced": lambda z, y: sliced_wasserstein(z, y, rng(), 64),
