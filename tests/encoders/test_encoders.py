@@ -21,6 +21,7 @@ from dmvae.encoders.timm import TimmEncoder, load_weights
 from dmvae.models.effnet import effnet, weights_file
 from dmvae.recipe import load
 from dmvae.registry import find, names
+from hostile import Runs
 
 
 def tiny_vit(**changes) -> TimmEncoder:
@@ -49,11 +50,6 @@ def test_arguments_that_do_not_shape_a_network_are_refused(kwargs, tmp_path, mon
     with pytest.raises(ValueError, match=rf"kwargs: '?{next(iter(kwargs))}'?"):
         encoder.build(size=16, channels=3)
     assert not (tmp_path / "ran").exists()
-
-
-class Runs:
-    def __reduce__(self):
-        return (open, ("ran", "w"))
 
 
 def test_timm_reads_weights_alone_from_the_version_on_that_is_asked_for():

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoints import save
 from safetensors.torch import load_file, save_file
 
 from dmvae import cli
@@ -32,11 +33,6 @@ XL |= {"patch_size": 1, "mlp_ratio": 4.0}
 
 def error(a, b):
     return ((a.float() - b).norm() / b.norm()).item()
-
-
-def save(path, content):
-    torch.save(content, path)
-    return path
 
 
 def published(network):

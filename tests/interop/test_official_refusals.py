@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoints import save
 from safetensors.torch import save_file
 
 from dmvae import cli
@@ -13,11 +14,6 @@ from dmvae.interop.official import export_vae, import_generator, import_vae
 from dmvae.tokenizers.autoencoder import Autoencoder
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-
-
-def save(path, content):
-    torch.save(content, path)
-    return path
 
 
 class Evil:

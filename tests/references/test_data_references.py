@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from kept import stored
 
 import tiny
 from dmvae.evaluation.latents import vectors
@@ -17,12 +18,6 @@ def rows(n=2000, d=6):
     generator = torch.Generator().manual_seed(0)
     mix = torch.randn(d, d, generator=generator)
     return torch.randn(n, d, generator=generator) @ mix + 3
-
-
-def stored(reference):
-    """All latents of a reference made from data, and their labels."""
-    latents = reference.latents
-    return latents.__getitems__(torch.arange(len(latents)))
 
 
 def test_pca_whitens_and_keeps_the_widest_directions():
