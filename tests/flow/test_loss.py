@@ -44,6 +44,11 @@ def test_two_ranks_know_as_much_of_a_batch_as_one(monkeypatch, shift):
     assert float(gaussian_loss(z[:2], "uniform", shift)) == pytest.approx(float(whole), rel=1e-4)
 
 
+def test_a_single_image_has_the_spread_of_its_elements():
+    z = Random(0).normal(1, 2, 3, 3)
+    assert float(gaussian_loss(z, "uniform")) == pytest.approx(math.pi / 2 * float(z.std()))
+
+
 @pytest.mark.parametrize("shift", [0.25, 1.0, 4.0])
 def test_shifted_times_lie_nearer_to_noise(shift):
     """The share below u / (u + shift (1 - u)) is u, for uniform times; the order stays."""

@@ -57,6 +57,14 @@ def test_the_squared_difference_is_zero_at_equality():
     assert of(f + 2) == pytest.approx(4, rel=1e-5)
 
 
+def test_each_loss_has_its_own_margin():
+    z, f, projection = features(4, 1), features(), nn.Conv2d(4, 6, 1, bias=False)
+    config = Pointwise(m1=0.1, m2=0.3)
+    _, _, log = config.losses(projection, z, torch.zeros(3).long(), f, Random(0))
+    assert log["alignment/cosine"] == marginal_cosine(projection(z), f, 0.1)
+    assert log["alignment/distance"] == marginal_distance(z, f, 0.3)
+
+
 @pytest.mark.parametrize(("kind", "terms"), [("vf", {"cosine", "distance"}), ("l2", {"l2"})])
 def test_gradients_reach_latents_and_projection(kind, terms):
     config = Pointwise(kind=kind, m1=0.0, m2=0.0)

@@ -97,6 +97,11 @@ def test_the_pull_is_on_latents_alone():
     assert all(p.grad is None for p in critic.parameters())
 
 
+def test_a_new_critic_says_the_same_under_every_label():
+    critic, z = Critic(2, CLASSES, 8, 1), Random(0).normal(1, *SHAPE).expand(CLASSES + 1, -1, -1, -1)
+    assert len(critic(z, torch.arange(CLASSES + 1)).unique()) == 1
+
+
 def test_the_penalty_is_half_the_square_of_the_slope():
     critic, _, z = play(Random(0).normal(8, *SHAPE), Gaussian(SHAPE, CLASSES, 1.0), steps=1)
     found = []

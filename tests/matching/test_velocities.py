@@ -8,10 +8,12 @@ from small import CLASSES, LABELS, SHAPE, STUDENT, TEACHER, N, drawn
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from dmvae.flow.loss import flow_matching_loss
 from dmvae.flow.path import interpolate
 from dmvae.generators.flow import FlowModelConfig
 from dmvae.matching import Context, Matching, as_promised
 from dmvae.matching.dmd import DMD
+from dmvae.matching.velocities import binned
 from dmvae.references.gaussian import Gaussian
 from dmvae.references.gaussian_mixture import GaussianMixture, joint_weights
 from dmvae.registry import find
@@ -102,6 +104,25 @@ def test_the_gradient_is_the_equation(name, stop, formula):
     (pull,) = torch.autograd.grad(loss, z)
     torch.testing.assert_close(pull * z.numel(), formula(z.detach(), *drawn(1)), rtol=1e-4, atol=1e-5)
     assert log
+
+
+def test_what_is_logged_is_each_network_s_flow_matching_loss():
+    z, (t, noise) = Random(0).normal(N, *SHAPE), drawn(1)
+    objective = find(Matching, "loss_difference")()
+    _, log = objective.loss(z, LABELS, TEACHER.velocity, STUDENT.velocity, Context(Random(1), CLASSES))
+    for name, of in (("teacher", TEACHER), ("student", STUDENT)):
+        whole = flow_matching_loss(of.velocity, z=z, labels=LABELS, t=t.flatten(), noise=noise)
+        assert float(log[f"flow_loss/{name}"]) == pytest.approx(float(whole), rel=1e-5)
+
+
+def test_gaps_are_summed_and_counted_by_quarters_of_the_time():
+    found = binned(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([0.1, 0.24, 0.6, 1.0]))
+    assert {name: pair.tolist() for name, pair in found.items()} == {
+        "gap/t0.12": [3.0, 2.0],
+        "gap/t0.38": [0.0, 0.0],
+        "gap/t0.62": [3.0, 1.0],
+        "gap/t0.88": [4.0, 1.0],
+    }
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,23 @@ def test_the_ratio_follows_the_distance_and_three_in_a_row_are_arrival(monkeypat
     assert memory.arrived
 
 
+@pytest.mark.parametrize("batch_size", [1, 100, 256, 1023, 1024, 4096])
+def test_it_is_measured_at_every_tenth_turn_once_enough_latents_are_remembered(batch_size):
+    for turns in (0, 1, 4, 11, 100, 1030):
+        found = [turn for turn in range(turns) if turn % 10 == 0 and (turn + 1) * batch_size >= 1024]
+        assert approach.measurements(turns, batch_size) == len(found), turns
+
+
+def test_the_distance_is_of_slices_and_arrival_of_what_is_told_apart_too(monkeypatch):
+    monkeypatch.setattr(approach, "multiples", lambda *_: {"whole": 1.0, "told": 3.0})
+    memory = approach.Approach((2, 2, 2), 1.0, 1.1)
+    memory.remember(torch.randn(1024, 2, 2, 2))
+    for _ in range(3):
+        memory.measure(Gaussian((2, 2, 2), 3, 1.0), Random(0))
+    assert memory.distance == 1.0
+    assert not memory.arrived
+
+
 def test_a_distance_that_is_measured_for_another_end_moves_no_ratio(monkeypatch):
     monkeypatch.setattr(approach, "multiples", lambda *_: {"whole": 3.0})
     memory = approach.Approach((2, 2, 2), 0.05, 1.1)
