@@ -83,6 +83,7 @@ def test_round_trip():
         ({"steps": 1.5}, "steps: expected a whole number, got 1.5"),
         ({"steps": True}, "steps: expected a whole number, got True"),
         ({"rate": "fast"}, "rate: expected a number, got 'fast'"),
+        ({"rate": 10**400}, "rate: expected a finite number, got inf"),
         ({"mode": "c"}, "mode: 'c' is not one of 'a', 'b'"),
         ({"sizes": 3}, "sizes: expected a list, got 3"),
         ({"sizes": [1, "x"]}, r"sizes\[1\]: expected a whole number"),
@@ -211,3 +212,9 @@ def test_a_section_without_its_type_is_laid_over_the_default():
     assert read(other={}).other == Round(radius=2.0)
     assert read(other={"type": "round"}).other == Round(radius=1.0)
     assert read(other={"type": "square"}).other == Square()
+
+
+def test_true_and_one_are_not_the_same_choice():
+    assert configs.typed(Literal[1, 2], 1, "level") == 1
+    with pytest.raises(ValueError, match="level: True is not one of 1, 2"):
+        configs.typed(Literal[1, 2], True, "level")

@@ -135,6 +135,11 @@ def test_a_student_trains_though_its_teacher_does_not():
     assert copy_of(nn.Sequential(nn.Dropout(0.5)).eval()).training
 
 
+def test_a_copy_has_the_precision_of_its_network():
+    network = FlowModelConfig(width=16, depth=1, heads=2).build((4, 2, 2), 3).bfloat16()
+    assert {weight.dtype for weight in copy_of(network).parameters()} == {torch.bfloat16}
+
+
 def test_students_are_on_their_teacher_s_device():
     with torch.device("meta"):
         teacher = FlowModelConfig(width=16, depth=1, heads=2).build((4, 2, 2), 3)

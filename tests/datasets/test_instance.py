@@ -136,6 +136,13 @@ def test_both_sets_count_classes_alike():
     assert Instance(key=key).build("test").classes == ("tench, Tinca tinca", *"bcde")
 
 
+def test_labels_that_are_not_one_for_each_item_are_not_taken():
+    """As a part of a data set may have those of the whole."""
+    train = made(30)
+    train.targets = [0] * 31
+    assert Instance(key=offer(train, made(30))).build("train").labels.tolist() == [label for _, label in train]
+
+
 def test_sets_that_name_classes_differently_are_told():
     train, test = made(30), made(30)
     train.classes, test.classes = ["cat", "dog", "owl"], ["dog", "owl"]

@@ -34,7 +34,7 @@ def test_checkpoint_round_trip_keeps_the_last_two(tmp_path):
     assert into["progress"]["step"] == 3
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "delete", "list"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "delete", "list", "more"])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
     for step in (1, 2):
         checkpoint.save(tmp_path, step, state(float(step)))
@@ -47,6 +47,8 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
         file.write_bytes(data)
     elif damage == "delete":
         file.unlink()
+    elif damage == "more":
+        (file.parent / "__9_0.distcp").touch()
     else:
         (file.parent / "files.json").write_text("{")
     into = state(0.0)
@@ -208,6 +210,15 @@ def test_a_checkpoint_in_the_background_is_of_the_moment_it_was_asked_for(tmp_pa
     assert checkpoint.load(tmp_path, into := state(0.0)) == 1
     assert into["networks"]["a"]["w"].tolist() == [1.0] * 4
     assert into["progress"]["step"] == 1
+
+
+def test_a_copy_of_the_state_does_not_change_with_it():
+    now = {"networks": {"w": torch.ones(2)}, "progress": {"seen": [1]}}
+    copy = checkpoint._copied(now)
+    now["networks"]["w"].fill_(9)
+    now["progress"]["seen"].append(2)
+    assert copy["networks"]["w"].tolist() == [1, 1]
+    assert copy["progress"] == {"seen": [1]}
 
 
 def test_what_goes_wrong_in_the_background_is_raised_once(tmp_path):

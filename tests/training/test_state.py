@@ -1,6 +1,7 @@
 """Random numbers, data order, averages, learning rates: what resume rests on, besides checkpoints."""
 
 import re
+from copy import deepcopy
 from types import SimpleNamespace
 
 import pytest
@@ -21,6 +22,11 @@ def test_random_is_a_function_of_its_key():
     assert torch.equal(x, b.normal(4, 2))
     assert not torch.equal(x, c.normal(4, 2))
     assert torch.equal(torch.randn(3, generator=a), torch.randn(3, generator=b))
+
+
+def test_a_copy_draws_its_original_s_part_of_the_batch():
+    rng = Random(0, "stage", part=(1, 2))
+    assert torch.equal(deepcopy(rng).normal(3), rng.normal(3))
 
 
 def test_two_ranks_draw_what_one_draws(monkeypatch):
@@ -69,6 +75,19 @@ def test_ema_follows_weights_by_its_decay_which_begins_low():
         average.update()
         expected = decay * expected + (1 - decay) * (n + 1)
         assert float(average.tensors[0]) == pytest.approx(expected)
+
+
+def test_ema_goes_on_from_its_state():
+    net = nn.Linear(2, 2)
+    first, again = Average(net, 0.9), Average(nn.Linear(2, 2), 0.9)
+    first.update()
+    again.load_state_dict(first.state_dict())
+    again.module, again.parameters = first.module, first.parameters
+    with torch.no_grad():
+        net.weight.add_(1)
+    for average in (first, again):
+        average.update()
+    assert all(torch.equal(*both) for both in zip(first.tensors, again.tensors, strict=True))
 
 
 def test_learning_rate_warms_up_and_falls():
