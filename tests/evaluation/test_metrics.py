@@ -6,15 +6,18 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from dmvae.datasets.pixels import to_uint8, unit_to_uint8
+from dmvae.datasets.pixels import resized, to_uint8, unit_to_uint8
 from dmvae.evaluation import manifolds
 from dmvae.evaluation.bootstrap import interval
 from dmvae.evaluation.classification import knn_accuracy
 from dmvae.evaluation.feature_set import FeatureSet
+from dmvae.evaluation.frechet import Statistics, frechet_distance
 from dmvae.evaluation.manifolds import agreement_values, manifold_values, memorisation_values
 from dmvae.evaluation.metrics import Latents, Sets, metrics_of, of_sets
+from dmvae.evaluation.metrics.per_class import per_class
 from dmvae.evaluation.pairs import psnr, ssim
 
 
@@ -49,6 +52,16 @@ def test_to_uint8_clamps_and_rounds():
 def test_to_uint8_takes_no_nan_for_a_grey_level():
     with pytest.raises(FloatingPointError, match="images hold NaN"):
         to_uint8(torch.tensor([[0.5, float("nan")]]))
+
+
+def test_resized_images_stay_within_their_range():
+    """Bicubic weights overshoot at an edge."""
+    edge = torch.ones(1, 1, 8, 8)
+    edge[..., :4] = -1
+    found = resized(edge, (13, 13))
+    assert (found.min(), found.max()) == (-1, 1)
+    assert F.interpolate(edge, (13, 13), mode="bicubic", antialias=True).max() > 1.01
+    assert resized(edge, (8, 8)) is edge
 
 
 def test_to_uint8_undoes_scaling_to_unit_range():
@@ -118,11 +131,22 @@ def test_manifolds_that_coincide_and_that_are_apart():
         manifold_means(x[:5], x)
 
 
+def test_a_class_of_a_single_image_has_no_distance_and_no_say_in_the_mean():
+    generator, labels = torch.Generator().manual_seed(0), torch.tensor([0] * 5 + [1] * 5 + [2])
+    real, fake = (FeatureSet({}, {"pool": torch.randn(11, 3, generator=generator)}, labels=labels) for _ in range(2))
+    scores = per_class(real, fake, "gfd")
+    each = [frechet_distance(*(Statistics.of(x.pool[labels == label]) for x in (real, fake))) for label in (0, 1)]
+    assert scores.per_class == {"gfd": [*map(pytest.approx, each), None]}
+    assert scores.metrics == {"gfd": pytest.approx(sum(each) / 2)}
+
+
 def test_knn_classifies_by_direction():
     train = torch.tensor([[1.0, 0.0], [5.0, 0.1], [0.0, 1.0], [0.1, 3.0]])
     labels = torch.tensor([0, 0, 3, 3])
     test, test_labels = torch.tensor([[9.0, 1.0], [0.2, 0.5], [7.0, 0.0]]), torch.tensor([0, 3, 3])
     assert knn_accuracy(train, labels, test, test_labels, k=2) == pytest.approx(2 / 3)
+    long = torch.tensor([[1.0, 0.0], [0.0, 9.0]])
+    assert knn_accuracy(long, torch.tensor([0, 1]), torch.tensor([[1.0, 0.5]]), torch.tensor([0]), k=1) == 1
     with pytest.raises(ValueError, match="k = 20"):
         knn_accuracy(train, labels, test, test_labels)
 

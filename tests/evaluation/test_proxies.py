@@ -187,6 +187,7 @@ def test_neighbour_distance_knows_repetition_and_dimension():
     assert float(neighbour_distance(torch.cat([z, z]))) == pytest.approx(0, abs=1e-5)
     flat = (normal(128, 2) @ rotation(16)[:2]).view_as(z)
     assert float(neighbour_distance(z[:1])) == 0
+    assert float(neighbour_distance(z[:2])) == pytest.approx(1), "two latents are as far as two latents are"
     assert float(neighbour_distance(flat)) < 0.3 * float(neighbour_distance(z)) < 1
 
 
@@ -205,7 +206,7 @@ def test_online_proxies_are_functions_of_the_batch_without_gradient():
     assert all(v.ndim == 0 and v.isfinite() and not v.requires_grad for v in figures.values())
     again = online_proxies(z.detach().clone(), labels)
     assert all(torch.equal(again[name], value) for name, value in figures.items())
-    moved = online_proxies(5 * z.detach() + 1, labels)
+    moved = online_proxies(torch.tensor([5.0, 1.0, 0.1, -2.0]).view(-1, 1, 1) * z.detach() + 1, labels)
     assert all(torch.allclose(moved[name], value, rtol=1e-3) for name, value in figures.items())
     assert all(v.isfinite() for v in online_proxies(torch.zeros(4, 2, 2, 2), torch.arange(4)).values())
 
