@@ -130,3 +130,9 @@ def test_two_processes_do_not_encode_into_one_folder(images, tokenizer, tmp_path
     (tmp_path / "back").mkdir()
     with locked(tmp_path / "back"):
         assert "another process" in complaint(capsys, decode, tmp_path / "z", tokenizer, tmp_path / "back")
+
+
+def test_latents_of_another_type_are_not_kept(images, tokenizer, tmp_path, capsys):
+    encode(images, tokenizer, tmp_path / "z")
+    told = complaint(capsys, encode, images, tokenizer, tmp_path / "z", "--dtype", "float16")
+    assert "holds latents that were encoded with another dtype;" in told
