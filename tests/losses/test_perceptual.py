@@ -60,13 +60,6 @@ def test_the_mean_over_samples_is_weighted(images):
     torch.testing.assert_close(each, alone, rtol=1e-4, atol=1e-6)
 
 
-def test_stages_are_added(loss, images):
-    recon = noisy(images, 0.1)
-    pairs = zip(loss.features(recon), loss.features(images), strict=True)
-    each = [(f - w).square().sum(1).mean((1, 2)) for f, w in pairs]
-    torch.testing.assert_close(loss.per_sample(recon, images), torch.stack(each).sum(0))
-
-
 def test_larger_images_are_made_smaller_by_means_of_all_their_pixels(loss):
     """Stripes of one pixel in two, of which those next to the new pixels' centres are all dark."""
     stripes = torch.tensor([1.0, -1.0, -1.0, 1.0]).repeat(32).expand(1, 1, 128, 128)
