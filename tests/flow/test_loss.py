@@ -94,6 +94,13 @@ def test_a_student_of_latents_that_have_moved_on_lags(std, lag):
     assert float(log[LAG]) == pytest.approx(lag, rel=0.02)
 
 
+@pytest.mark.parametrize(("times", "shift"), [("uniform", 4.0), ("logit_normal", 1.0)])
+def test_an_exact_student_does_not_lag_at_whatever_times_it_trains(times, shift):
+    z, exact = Random(2).normal(len(LABELS), *SHAPE), Gaussian(SHAPE, 3, 1.0).velocity
+    context = Context(Random(3), 3, time_distribution=times, time_shift=shift)
+    assert float(DMD().student_loss(exact, z, LABELS, context)[1][LAG]) == pytest.approx(1, rel=0.02)
+
+
 def test_directions_are_compared_place_by_place_whatever_their_length():
     target = Random(0).normal(4, 6, 3, 3)
     long = 1 + Random(1).uniform(4, 1, 3, 3)
