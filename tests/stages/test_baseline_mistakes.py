@@ -13,8 +13,6 @@ from dmvae.inputs import Inputs
 from dmvae.recipe import load
 from dmvae.stages.encoder import EncoderStage
 
-pytestmark = pytest.mark.slow
-
 ALONE = {"reference": None, "matching": None, "decoder": None}
 
 
