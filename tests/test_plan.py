@@ -71,7 +71,7 @@ def test_matching_class_by_class_is_told_as_not_counted(tmp_path, capsys):
         tmp_path, matching__objective=over, matching__student_warmup=0, matching__batch_size=12, variants={"kl": {}}
     )
     main(["plan", str(path), *PLAN, "80GB"])
-    assert "matching: not counted, for its step depends on the values of tensors" in capsys.readouterr().out
+    assert "matching: not counted, because its step depends on the values of tensors" in capsys.readouterr().out
 
 
 OURS = [{"type": name} for name in names(Matching) if is_ours(find(Matching, name))]
@@ -186,8 +186,8 @@ def test_a_batch_that_does_not_divide_into_parts_is_told_and_no_crash(recipe, ca
         (["--gpus", "1", "--memory", "much"], "--memory: 'much' is not an amount of memory such as 80GB"),
         (["--gpus", "1", "--memory", "1.2.3GB"], "--memory: '1.2.3GB' is not an amount of memory such as 80GB"),
         (["--gpus", "1", "--memory", f"{'9' * 400}GB"], "is not an amount of memory such as 80GB"),
-        (["--memory", "80GB"], "--memory: it is of the GPUs to plan for; give --gpus N too"),
-        (["--peak", "100"], "--peak: it is of the GPUs to plan for; give --gpus N too"),
+        (["--memory", "80GB"], "--memory: it describes the GPUs to plan for; give --gpus N too"),
+        (["--peak", "100"], "--peak: it describes the GPUs to plan for; give --gpus N too"),
         (["--gpus", "1", "--memory", "80"], "--memory: 80 is 80 bytes; give it with its unit, such as 80GB"),
         (["--gpus", "1", "--utilisation", "2"], "--utilisation 2: give the share of --peak that is reached, up to 1"),
         (["--gpus", "1", "--peak", "nan"], "--peak nan: give the operations of a GPU in TFLOP/s"),

@@ -121,7 +121,7 @@ def test_images_of_other_latents_are_not_taken_for_these(images, tokenizer, tmp_
         assert told in complaint(capsys, decode, *arguments)
     (tmp_path / "back/decode.json").unlink()
     said = complaint(capsys, decode, tmp_path / "z", tokenizer, tmp_path / "back")
-    assert "holds images of these names, and no decode.json says of what" in said
+    assert "holds images of these names without a decode.json" in said
 
 
 def test_latents_are_the_tokenizers_with_labels_and_names(images, tokenizer, tmp_path):
