@@ -16,7 +16,7 @@ from dmvae.runtime.hub import hub
 from dmvae.runtime.weights import guarded
 
 PUBLISHED = "6726825d"
-"""First digits of the sha256 of the published weights' file, which its name repeats."""
+"""First digits of the sha256 of the published weights' file; they are in its name."""
 
 
 @register("inception")
@@ -24,7 +24,7 @@ PUBLISHED = "6726825d"
 class Inception(FeaturesConfig):
     """Inception-v3 through the torch-fidelity package. Pooled features (d = 2048) for FID, logits without bias
     (1008) for the Inception Score, and for sFID the first 7 channels of `mixed_6/conv` (17 x 17 x 7 = 2023, in the
-    order of ADM's files). With other weights than the published ones the name says so."""
+    order of ADM's files). With other weights than the published ones, the name has their hash."""
 
     weights: str | None = None
     """weights-inception-2015-12-05-6726825d.pth of torch-fidelity's release v0.2.0: its path, or ORG/REPO/FILE on
@@ -41,7 +41,7 @@ class Inception(FeaturesConfig):
         path = self._file()
         digest = sha256_of(path)
         name = self.name if digest.startswith(PUBLISHED) else f"{self.name}-{digest[:8]}"
-        # It resizes and normalises itself, as the original TensorFlow graph did.
+        # The network itself resizes and normalises, as the original TensorFlow graph did.
         more = {LOGITS: 1008, SPATIAL: 2023}
         whole = Heads(_network(path))
         return Extractor(whole, 2048, None, (0.0,) * 3, (1 / 255,) * 3, name=name, weights=digest[:16], more=more)
@@ -72,7 +72,7 @@ class Inception(FeaturesConfig):
 def _network(path: Path) -> nn.Module:
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    # torch-fidelity unpickles without restriction, so it gets a copy of what a restricted reading found.
+    # torch-fidelity unpickles without restriction, so it gets a copy of what the restricted reader returned.
     safe = io.BytesIO()
     torch.save(guarded(path, lambda: torch.load(path, map_location="cpu", weights_only=True)), safe)
     safe.seek(0)
@@ -80,14 +80,14 @@ def _network(path: Path) -> nn.Module:
 
 
 class Heads(nn.Module):
-    """torch-fidelity's extractor, which takes uint8 images and returns a tuple -> its outputs and the spatial one
-    concatenated, [n, 2048 + 1008 + 2023]."""
+    """Wraps torch-fidelity's extractor, which takes uint8 images and returns a tuple: its outputs and the spatial head,
+    concatenated to [n, 2048 + 1008 + 2023]."""
 
     def __init__(self, inner: nn.Module):
         super().__init__()
         self.inner = inner
         self.seen: list[Tensor] = []
-        # TensorFlow's mixed_6 is the third of the four blocks at 17 x 17; its "conv" is the branch of one 1x1.
+        # TensorFlow's mixed_6 is the third of the four blocks at 17 x 17; its "conv" is the branch with one 1x1.
         inner.get_submodule("Mixed_6d.branch1x1").register_forward_hook(
             lambda _module, _x, y: self.seen.append(y[:, :7])
         )
