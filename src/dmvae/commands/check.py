@@ -143,8 +143,10 @@ def _measure_again(call: Values) -> Values:
     """Measure again what a file of scores says ("call" in its manifest). Raises ValueError for an invalid call, and for
     one that would do more than read: the file may come from somebody else."""
     kind, paths, options = (call.get(key) for key in ("kind", "paths", "options"))
-    if not (isinstance(kind, str) and kind in KINDS and isinstance(options, dict)):
-        raise ValueError(f"manifest.call: expected a kind ({', '.join(KINDS)}) and options, got {reprlib.repr(call)}")
+    if not (isinstance(kind, str) and kind in KINDS):
+        raise ValueError(f"manifest.call.kind: expected one of {', '.join(KINDS)}, got {reprlib.repr(kind)}")
+    if not isinstance(options, dict):
+        raise ValueError(f"manifest.call.options: expected a mapping, got {reprlib.repr(options)}")
     if not (isinstance(paths, list) and len(paths) == 2 and all(isinstance(path, str) for path in paths)):
         raise ValueError(f"manifest.call.paths: expected two paths, got {reprlib.repr(paths)}")
     hints = get_type_hints(Setting.__init__) | get_type_hints(KINDS[kind])
