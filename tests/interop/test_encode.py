@@ -437,6 +437,6 @@ def test_mistakes(images, tokenizer, tmp_path, capsys):
     np.save(tmp_path / "five.npy", np.zeros((1, 5, 4, 4), np.float32))
     assert "do not fit" in complaint(capsys, decode, tmp_path / "five.npy", tokenizer, tmp_path / "y")
     save_file({"z": torch.zeros(1)}, tmp_path / "other.safetensors")
-    assert "'latents', but z" in complaint(capsys, decode, tmp_path / "other.safetensors", tokenizer, tmp_path / "y")
+    assert "'latents', found z" in complaint(capsys, decode, tmp_path / "other.safetensors", tokenizer, tmp_path / "y")
     (tmp_path / "z.txt").write_text("no")
     assert ".npy and .tar" in complaint(capsys, decode, tmp_path / "z.txt", tokenizer, tmp_path / "y")
