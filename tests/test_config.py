@@ -160,7 +160,7 @@ def test_a_second_type_in_one_layer_replaces_the_first():
 @pytest.mark.parametrize("key", ["shape.", ".shape", "shape..side", "."])
 def test_a_dot_without_a_name_beside_it_is_refused(key):
     for over in ({key: 9}, {"shape": {key: 9}}, {"inner": 2, "inner.shape": {key: 9}}):
-        with pytest.raises(ValueError, match="a dot has a name on both sides"):
+        with pytest.raises(ValueError, match="a dot needs a name on both sides"):
             configs.merge({}, over)
 
 

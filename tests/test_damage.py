@@ -312,7 +312,7 @@ def test_a_run_s_table_and_pipeline_are_as_they_were_written(tmp_path, capsys):
     )
     shutil.move(run_dir / "main/latents/done.json", tmp_path / "done.json")
     cli.main(["report", str(run_dir)])  # the pipeline that is there stays
-    assert "pipeline: none of main, for its stage latents is not finished" in capsys.readouterr().out
+    assert "pipeline: none of main, because its stage latents is not finished" in capsys.readouterr().out
     shutil.move(tmp_path / "done.json", run_dir / "main/latents/done.json")
     files = [*named, *(f"main/pipeline/{name}" for name in again)]
     finished = Run(run_dir)

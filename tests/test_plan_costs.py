@@ -31,7 +31,7 @@ def test_matching_class_by_class_is_told_as_not_counted(tmp_path, capsys):
         tmp_path, matching__objective=over, matching__student_warmup=0, matching__batch_size=12, variants={"kl": {}}
     )
     plan_alone(path, "matching")
-    assert "matching: not counted, for its step depends on the values of tensors" in capsys.readouterr().out
+    assert "matching: not counted, because its step depends on the values of tensors" in capsys.readouterr().out
 
 
 OURS = [{"type": name} for name in names(Matching) if is_ours(find(Matching, name))]

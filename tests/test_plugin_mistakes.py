@@ -114,7 +114,7 @@ DECLARED = [
     (
         'sharpen", after',
         'sharp-en", after',
-        "sharp-en': the name is one of a section and of a command; use a-z, 0-9 and _",
+        "sharp-en': the name becomes a section and a command; use a-z, 0-9 and _",
     ),
 ]
 

@@ -162,13 +162,13 @@ def test_a_recipe_that_is_not_yaml(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("tokenizer: {steps: 3, noise: 0.1, steps: 4}", "'steps' stands there twice"),
-        ("tokenizer.steps: 3\ntokenizer: {steps: 4}", "'tokenizer.steps' stands there twice"),
+        ("tokenizer: {steps: 3, noise: 0.1, steps: 4}", "'steps' is given twice"),
+        ("tokenizer.steps: 3\ntokenizer: {steps: 4}", "'tokenizer.steps' is given twice"),
         (
             "losses: {adversarial: {weight: 1}}\nlosses.adversarial: {start: 0.5, weight: 0}",
             "'losses.adversarial.weight'",
         ),
-        ("extends: smoke\ntokenizer: {steps: 3}\ntokenizer: {noise: 0.1}", "'tokenizer' stands there twice"),
+        ("extends: smoke\ntokenizer: {steps: 3}\ntokenizer: {noise: 0.1}", "'tokenizer' is given twice"),
         (
             "variants: {a: &a {tokenizer.steps: 3}, b: {<<: *a, tokenizer: {steps: 4}}}",
             "'tokenizer.steps' is inherited by << and would hide this one; write tokenizer.steps: here too",

@@ -43,7 +43,7 @@ class Run:
 
     @property
     def variants(self) -> list[str]:
-        """The methods, in the recipe's order."""
+        """The variants' names, in the recipe's order."""
         return list(dict.fromkeys(job.variant for job in self.jobs))
 
     @property

@@ -91,7 +91,7 @@ def test_a_set_that_is_read_in_order_alone_is_told():
         def __iter__(self):
             yield GOOD, 0
 
-    with pytest.raises(ValueError, match="data: a Stream has no length, or no items by their number; give a map-style"):
+    with pytest.raises(ValueError, match="data: a Stream has no length, or no items by index; give a map-style"):
         offer(Stream(), made())
 
 

@@ -104,7 +104,7 @@ def test_samples_of_a_run_are_measured_as_the_same_images_in_a_folder(tmp_path, 
     parts = {"features": [FEATURES], "parts": ["frechet", "kernel"]}
     ours = measure("folder", [str(tmp_path / "guidance-1"), str(folders[1])], **parts)
     assert ours["metrics"] == measure("folder", [str(folders[0]), str(folders[1])], **parts)["metrics"]
-    with pytest.raises(ValueError, match="holds samples of a run, which may be measured, and not be the reference"):
+    with pytest.raises(ValueError, match="holds samples of a run, which cannot be the reference"):
         measure("folder", [str(folders[1]), str(tmp_path / "guidance-1")], **parts)
 
 

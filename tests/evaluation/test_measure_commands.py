@@ -74,7 +74,7 @@ def test_bad_input_is_told_with_its_fix(folders, tmp_path, capsys):
         (["--features", "effnet-lite0@0"], "number of pixels"),
         (["--save-reference", "here"], "name it so"),
         (["--save-reference", "here.safetensors"], "mu.npz holds statistics already"),
-        (["--train", folders[0]], "mu.npz holds statistics alone"),
+        (["--train", folders[0]], "mu.npz holds only statistics"),
         (["--features", "effnet-lite0@32"], "mu.npz is of features with 99 components, and effnet-lite0@32 has 1280"),
     ):
         reference = tmp_path / "mu.npz" if "mu.npz" in message else folders[1]

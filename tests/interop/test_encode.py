@@ -66,7 +66,7 @@ def test_images_of_other_latents_are_not_taken_for_these(images, tokenizer, tmp_
         assert told in complaint(capsys, decode, *arguments)
     (tmp_path / "back/decode.json").unlink()
     said = complaint(capsys, decode, tmp_path / "z", tokenizer, tmp_path / "back")
-    assert "holds images of these names, and no decode.json says of what" in said
+    assert "holds images of these names without a decode.json" in said
 
 
 def test_latents_are_the_tokenizers_with_labels_and_names(images, tokenizer, tmp_path):
@@ -271,6 +271,6 @@ def test_mistakes(images, tokenizer, tmp_path, capsys):
     np.save(tmp_path / "five.npy", np.zeros((1, 5, 4, 4), np.float32))
     assert "do not fit" in complaint(capsys, decode, tmp_path / "five.npy", tokenizer, tmp_path / "y")
     save_file({"z": torch.zeros(1)}, tmp_path / "other.safetensors")
-    assert "'latents', but z" in complaint(capsys, decode, tmp_path / "other.safetensors", tokenizer, tmp_path / "y")
+    assert "'latents', found z" in complaint(capsys, decode, tmp_path / "other.safetensors", tokenizer, tmp_path / "y")
     (tmp_path / "z.txt").write_text("no")
     assert ".npy and .tar" in complaint(capsys, decode, tmp_path / "z.txt", tokenizer, tmp_path / "y")

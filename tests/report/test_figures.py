@@ -65,7 +65,7 @@ def test_shares_are_printed_in_percent_by_measure_too(monkeypatch):
     monkeypatch.setattr(console, "width", 120)
     result = {"metrics": {"coverage_x@64": 0.66, "psnr": 21.5}, "intervals": {"coverage_x@64": (0.5, 0.75)}}
     text = printed(print_scores, result)
-    assert "features: x@64, which stand behind the names in files" in text
+    assert "features: x@64; the names in files end in _x@64" in text
     assert "coverage │ 66 % │ 50 % to 75 % │ coverage" in text
     assert "PSNR │ 21.5 dB │ │ psnr" in text
     counts = {"manifest": {"count": 2500, "reference": {"count": 50000}}}

@@ -141,7 +141,7 @@ def test_several_runs_need_a_folder_and_names_that_differ(run, tmp_path, capsys)
     a = run("a", {"kl": 20.0})
     with pytest.raises(SystemExit):
         table(a, a)
-    assert "a table of several runs needs a folder: --out DIR" in capsys.readouterr().err
+    assert "a table of 2 runs needs a folder of its own: give --out DIR" in capsys.readouterr().err
     b = run("b", {"kl": 22.0}, weight=0.5)
     (tmp_path / "c").mkdir()
     b.rename(tmp_path / "c/a_run")

@@ -115,11 +115,11 @@ def test_content_counts_in_the_address_and_place_does_not(tmp_path):
         ),
         (
             {"num_classes": 7},
-            r"y_embedder\S* \[8, 16\], here \[4, 16\]\): it was trained for 7 classes \(here 3\), and data",
+            r"y_embedder\S* \[8, 16\], here \[4, 16\]\): it was trained for 7 classes \(here 3\); use such data",
         ),
         (
             {"in_channels": 8, "input_size": 4},
-            r"for 8 latent channels \(here 4\), 4 latents along each side \(here 3\), and",
+            r"for 8 latent channels \(here 4\), 4 latents along each side \(here 3\); use",
         ),
         ({"mlp_ratio": 2.0}, r"3 tensors of another shape.*: no field sets mlp_ratio 2\.0 \(here 4\.0\)"),
     ],

@@ -1,4 +1,4 @@
-"""The figures of a run's tables, in order: the terminal's, the report's and the model card's are the same."""
+"""The figures of a run's tables, in order: the same on the terminal, in the report and in the model card."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from dmvae.evaluation.reconstruct import LPIPS
 from dmvae.evaluation.scores import Figure
 from dmvae.runtime.words import counted
 
-CHANCE = "sliced Wasserstein distance to the reference, in multiples of what two samples of it have; up to 2 is arrival"
+CHANCE = (
+    "sliced Wasserstein distance to the reference, as a multiple of that between two samples of it; up to 2 is arrival"
+)
 SAMPLED = (
-    "sliced Wasserstein distance from the generator's latents to the data's, in multiples of what two sets of the "
-    "data's have; 1 is a perfect generator, and no decoder has a part in it"
+    "sliced Wasserstein distance from the generator's latents to the data's, as a multiple of that between two sets "
+    "of the data's; 1 is a perfect generator, and the decoder has no influence"
 )
 
 
 def _share(key: str, title: str, meaning: str) -> Figure:
-    """How often a small network tells two kinds apart; less is better."""
+    """A figure of how often a small network tells two kinds apart; lower is better."""
     return Figure(key, title, "%", -1, "{:.1f}", meaning)
 
 
 def _multiple(key: str, title: str, meaning: str, of: str = "chance") -> Figure:
-    """In multiples of chance, of which less is better, or `of` another number, which is to be met."""
+    """A figure in multiples of chance, lower is better; or in multiples `of` another number, where 1 is best."""
     return Figure(key, title, f"× {of}", -1 if of == "chance" else 0, "{:.2f}", meaning)
 
 
@@ -36,8 +38,8 @@ OTHERS = (
         "",
         0,
         "{:.3f}",
-        "loss of the generator on test latents; a part of it cannot be learned away, which is small where latents fill "
-        "few dimensions, so it is not ranked: sampled latents say how well they are modelled",
+        "loss of the generator on test latents; a part of it cannot be learned away, and is smaller for latents that "
+        "fill few dimensions, so it is not ranked: sampled latents show how well they are modelled",
     ),
     _share(
         "sampled_told",
@@ -67,42 +69,42 @@ OTHERS = (
     _share(
         "latent_accuracy",
         "latents told apart",
-        "the same of whole latents, which is stricter: it sees what tokens have to do with each other; not part of the "
+        "the same for whole latents, which is stricter: it sees how tokens depend on each other; not part of the "
         "verdict",
     ),
-    Figure("seconds", "time", "s", 0, "{:.0f}", "all its stages, those shared with others included"),
+    Figure("seconds", "time", "s", 0, "{:.0f}", "of all its stages, including those shared with others"),
 )
 """Figures that no metric makes."""
 FOLDED = (
-    _share("sampled_token_told", "sampled tokens told apart", "sampled latents told apart, of single tokens"),
+    _share("sampled_token_told", "sampled tokens told apart", "as sampled latents told apart, for single tokens"),
     _multiple(
         "sampled_spread",
         "spread, sampled latents",
-        "standard deviation of sampled latents about their mean over the data's; below 1 samples are too alike",
+        "standard deviation of sampled latents divided by that of the data's; below 1, samples are too alike",
         "data",
     ),
     _multiple(
         "sampled_rank",
         "rank, sampled latents",
-        "effective rank of sampled latents over that of as many of the data's",
+        "effective rank of sampled latents divided by that of as many of the data's",
         "data",
     ),
     _multiple("distance_pair", "distance, pairs", f"{CHANCE}, over pairs of neighbouring tokens"),
     _multiple(
         "distance_energy",
         "energy distance",
-        "energy distance of whole latents to the reference, in multiples of what two samples of it have",
+        "energy distance of whole latents to the reference, as a multiple of that between two samples of it",
     ),
     _multiple(
         "spread_to_reference",
         "spread, latents",
-        "standard deviation of the latents about their mean over the reference's; 1 is as wide as it",
+        "standard deviation of the latents divided by the reference's; 1 is equally wide",
         "reference",
     ),
     _multiple(
         "rank_to_reference",
         "rank, latents",
-        "effective rank of whole latents over that of as many samples of the reference; 1 is as many directions",
+        "effective rank of whole latents divided by that of as many samples of the reference; 1 is equal",
         "reference",
     ),
     Figure(
@@ -111,22 +113,22 @@ FOLDED = (
         "%",
         1,
         "{:.1f}",
-        "in the reference's scale, 50 % where the nearest neighbour of a latent, or of a sample of the reference, is "
-        "of the other kind half of the time; 0 where it always or never is",
+        "with latents scaled as the reference: 50 % if the nearest neighbour of a latent, or of a sample of the "
+        "reference, is of the other kind half of the time; 0 if it always or never is",
     ),
 )
-"""Figures that stand under a fold of the report alone."""
+"""Figures that only the report shows, under a fold."""
 ORDER = (
     *("psnr", "ssim", "lpips", "rfd", "gfd", "grfd", "kid", "is"),
     *("precision", "recall", "density", "coverage", "agreement", "gfd-per-class", "memorisation"),
     *("generator_loss", "sampled_told", "sampled_whole", "sampled_token", "knn", "linear_probe", "effective_rank"),
     *("distance_to_reference", "distance_whole", "distance_token", "token_accuracy", "latent_accuracy"),
 )
-"""Those of a plugin's metrics come after these, and the time last."""
+"""The figures of plugins' metrics come after these, and the time last."""
 
 
 FEW = 2048
-"""Images below which figures carry a warning."""
+"""Number of images below which figures have a warning."""
 
 
 def shown(keys: Iterable[str]) -> dict[str, Figure]:
@@ -146,8 +148,7 @@ def shown(keys: Iterable[str]) -> dict[str, Figure]:
 
 
 def of_few(manifests: Iterable[Values]) -> str:
-    """The warning that figures of these manifests carry where images are few, generated ones or those that they are
-    compared with; "" where none are."""
+    """A warning for figures with these manifests if they rest on few images, generated or compared with; "" if not."""
     sides = [[side["count"] for side in (m, m.get("reference", {})) if "count" in side] for m in manifests]
     few = [min(counts) for counts in sides if min(counts, default=FEW) < FEW]
     if not few:
@@ -160,7 +161,7 @@ def of_few(manifests: Iterable[Values]) -> str:
 
 
 def scale_of(key: str) -> float:
-    """The guidance scale of a key KEY@SCALE."""
+    """The guidance scale of a key KEY@SCALE; infinity if it is no number."""
     try:
         return float(key.partition("@")[2])
     except ValueError:

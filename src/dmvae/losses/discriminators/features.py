@@ -72,8 +72,8 @@ def head(channels: int, width: int, layers: int) -> nn.Sequential:
 @register("features")
 @dataclass(frozen=True, kw_only=True)
 class FeatureGANConfig(AdversarialConfig):
-    """Heads on the features of a frozen encoder, at several of its depths where it gives them: after StyleGAN-T and RAE,
-    with plainer heads."""
+    """Heads on the features of a frozen encoder, at several of its depths where it gives them: after StyleGAN-T and
+    RAE, with plainer heads."""
 
     network: ClassVar[DiscriminatorClass] = FeatureGAN
 
