@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from benchmarks.models import fastest
 from dmvae.commands.parser import parse_overrides
-from dmvae.flow.loss import drop_labels, sample_time
+from dmvae.flow.loss import drop_labels
 from dmvae.inputs import Blueprint
 from dmvae.losses.adversarial import adaptive_weight, augment, hinge_discriminator, hinge_generator
 from dmvae.losses.reconstruction import reconstruction_loss
@@ -216,7 +216,7 @@ class Published:
         """mean |v(z_t, t) - (z - noise)|^2, with a share of the labels dropped."""
         assert self.networks.student is not None
         labels = drop_labels(labels, self.config.label_dropout, self.inputs.num_classes, rng)
-        t = sample_time(len(z), self.config.time_distribution, rng)
+        t = self.config.times.sample(len(z), rng)
         noise, at = rng.normal(*z.shape), t.view(-1, 1, 1, 1)
         velocity = self.networks.student((1 - at) * noise + at * z, t, labels).float()
         return (velocity - (z - noise)).square().mean()

@@ -72,6 +72,14 @@ def write(folder, **variants):
             "matching.time_shift: 3.0 changes nothing: its objective trains no velocity",
         ),
         (
+            {
+                "matching.objective": {"type": "transport"},
+                "matching.time_distribution": "logit_normal",
+                "matching.time_mean": 0.5,
+            },
+            "matching.time_distribution: logit_normal, time_mean: 0.5 change nothing: its objective trains no velocity",
+        ),
+        (
             {"matching.objective": {"type": "teacher_loss"}, "matching.time_shift": 3.0},
             "matching.time_shift: 3.0 changes nothing: its objective trains no velocity",
         ),

@@ -251,8 +251,8 @@ def test_the_loss_of_a_teacher_is_that_of_the_stage():
     network = FlowModelConfig(width=16, depth=1, heads=2).build((2, 3, 3), 4)
     for weight in network.parameters():
         torch.nn.init.normal_(weight, std=0.2)  # to a new one all labels are the same
-    training = FlowTraining(steps=1, label_dropout=0.5, time_distribution="logit_normal", time_shift=3.0)
-    context = Context(Random(5), 4, label_dropout=0.5, time_distribution="logit_normal", time_shift=3.0)
+    given = {"label_dropout": 0.5, "time_distribution": "logit_normal", "time_shift": 3.0, "time_mean": -0.5}
+    training, context = FlowTraining(steps=1, **given), Context(Random(5), 4, **given)
     assert torch.equal(
         DMD().teacher_loss(network, z, labels, context)[0], flow_loss(network, z, labels, training, Random(5))
     )

@@ -222,7 +222,7 @@ IDLE: Mapping[str, tuple[Callable[[Recipe], bool], str]] = {
     "matching.train_encoder|decoded": (_reshaped, "a `reshaped` tokenizer's bijection trains alone"),
     "matching.model": (_copied, "the student is a copy of the teacher (reference.model), or no velocity is trained"),
     "matching.student_steps": (lambda r: not _objective(r).has_student, "its objective trains no student"),
-    "matching.time_shift|time_distribution": (_no_velocity, "its objective trains no velocity"),
+    "matching.time_shift|time_distribution|time_mean|time_std": (_no_velocity, "its objective trains no velocity"),
     "matching.label_dropout": (
         lambda r: _no_velocity(r) or (_ours(r) and _unlabelled(r)),
         "its objective trains no velocity, or the reference's labels mean nothing",

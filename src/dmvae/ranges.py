@@ -63,6 +63,10 @@ SamplerSteps = Annotated[int, Range(1, 10**6)]
 """Steps of a sampler from noise to data."""
 TimeShift = Annotated[float, Range(0.001, 1000)]
 """Shift of the time grid towards noise; 1 is none."""
+TimeMean = Annotated[float, Range(-5, 5)]
+"""Mean of the normal number whose logistic function is a time."""
+TimeSpread = Annotated[float, Range(0, 4, "(]")]
+"""Its standard deviation."""
 
 
 def range_of(hint: object) -> Range | None:

@@ -1,62 +1,102 @@
 """The loss of the best velocity that knows a mean and a spread, by which a student's lag is measured."""
 
 import math
+from dataclasses import asdict
+from statistics import NormalDist
 
 import pytest
 import torch
 
-from dmvae.flow.loss import FlowPass, drop_labels, flow_matching_loss, gaussian_loss, sample_time
+from dmvae import config as configs
+from dmvae.flow.loss import FlowPass, Times, drop_labels, flow_matching_loss, gaussian_loss
 from dmvae.matching import DMD, LAG, Context
 from dmvae.models.velocity import VelocityModel
 from dmvae.references.gaussian import Gaussian
 from dmvae.runtime.random import Random
+from dmvae.stages.generator import GeneratorTraining
 
 SHAPE = (2, 2, 2)
 LABELS = torch.zeros(20000, dtype=torch.int64)
 
 
-@pytest.mark.parametrize("shift", [1.0, 4.0])
-@pytest.mark.parametrize("distribution", ["uniform", "logit_normal"])
+TIMES = [Times("uniform"), Times("uniform", 4.0), Times("logit_normal"), Times("logit_normal", 4.0, -0.8, 0.6)]
+
+
+@pytest.mark.parametrize("times", TIMES)
 @pytest.mark.parametrize("std", [0.5, 1.0, 2.0])
-def test_it_is_the_loss_of_the_closed_form_of_a_gaussian(distribution, std, shift):
+def test_it_is_the_loss_of_the_closed_form_of_a_gaussian(times, std):
     rng = Random(0)
     z = std * rng.normal(len(LABELS), *SHAPE) + 7 * Random(1).normal(1, *SHAPE)
-    t, noise = sample_time(len(z), distribution, rng, shift), rng.normal(*z.shape)
+    t, noise = times.sample(len(z), rng), rng.normal(*z.shape)
     centre = z.mean(0)
 
     def velocity(z_t, t, labels):  # of the Gaussian about its mean: E[z - noise | z_t]
         t = t.view(-1, 1, 1, 1)
         return centre + (t * std**2 - (1 - t)) / ((t * std) ** 2 + (1 - t) ** 2) * (z_t - t * centre)
 
-    least = float(gaussian_loss(z, distribution, shift))
+    least = float(gaussian_loss(z, times))
     assert least == pytest.approx(float(flow_matching_loss(velocity, z=z, labels=LABELS, t=t, noise=noise)), rel=0.02)
-    if distribution == "uniform" and shift == 1:
+    if times == Times():
         assert least == pytest.approx(math.pi / 2 * std, rel=0.02)
 
 
 @pytest.mark.parametrize("shift", [1.0, 4.0])
 def test_two_ranks_know_as_much_of_a_batch_as_one(monkeypatch, shift):
     z = 3 + 0.5 * Random(2).normal(4, *SHAPE)
-    whole = gaussian_loss(z, "uniform", shift)
+    whole = gaussian_loss(z, Times("uniform", shift))
     theirs = torch.stack([z[2:].mean(0), z[2:].square().mean(0)])
     monkeypatch.setattr("dmvae.runtime.distributed.world_size", lambda: 2)
     monkeypatch.setattr("dmvae.runtime.distributed.average", lambda own: (own + theirs) / 2)
-    assert float(gaussian_loss(z[:2], "uniform", shift)) == pytest.approx(float(whole), rel=1e-4)
+    assert float(gaussian_loss(z[:2], Times("uniform", shift))) == pytest.approx(float(whole), rel=1e-4)
 
 
 def test_a_single_image_has_the_spread_of_its_elements():
     z = Random(0).normal(1, 2, 3, 3)
-    assert float(gaussian_loss(z, "uniform")) == pytest.approx(math.pi / 2 * float(z.std()))
+    assert float(gaussian_loss(z, Times())) == pytest.approx(math.pi / 2 * float(z.std()))
 
 
 @pytest.mark.parametrize("shift", [0.25, 1.0, 4.0])
 def test_shifted_times_lie_nearer_to_noise(shift):
     """The share below u / (u + shift (1 - u)) is u, for uniform times; the order stays."""
-    t, plain = sample_time(20000, "uniform", Random(0), shift), sample_time(20000, "uniform", Random(0))
+    t, plain = Times("uniform", shift).sample(20000, Random(0)), Times().sample(20000, Random(0))
     for u in (0.1, 0.5, 0.9):
         assert (t < u / (u + shift * (1 - u))).float().mean().item() == pytest.approx(u, abs=0.01)
     assert (t[plain.argsort()].diff() >= 0).all()
     assert torch.equal(t, plain) == (shift == 1)
+
+
+@pytest.mark.parametrize("shift", [1.0, 4.0])
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (-1.0, 1.0), (0.5, 0.4), (0.0, 2.0)])
+def test_logit_normal_times_have_its_quantiles(mean, std, shift):
+    """The share u lies below 1 / (1 + exp(-(mean + std x))) for the normal quantile x of u; a shift subtracts its
+    logarithm from the mean."""
+    times = Times("logit_normal", shift, mean, std)
+    t = times.sample(20000, Random(0))
+    for u in (0.1, 0.5, 0.9):
+        below = 1 / (1 + math.exp(-(mean - math.log(shift) + std * NormalDist().inv_cdf(u))))
+        assert (t < below).float().mean().item() == pytest.approx(u, abs=0.01)
+        assert times.quantile(torch.tensor(u)).item() == pytest.approx(below, rel=1e-4)
+
+
+def test_a_mean_below_zero_is_nearer_to_noise():
+    towards_noise, plain = (Times("logit_normal", mean=mean).sample(100, Random(0)) for mean in (-1.0, 0.0))
+    assert (towards_noise < plain).all()
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"time_mean": 0.5}, "time_mean: uniform times have none; set time_distribution: logit_normal"),
+        ({"time_std": 2.0}, "time_std: uniform times have none; set time_distribution: logit_normal"),
+        ({"time_std": 0.0, "time_distribution": "logit_normal"}, "time_std: expected a number, above 0"),
+        ({"time_mean": "much", "time_distribution": "logit_normal"}, "time_mean: expected a number"),
+    ],
+)
+def test_times_that_are_none_are_refused_in_a_recipe_and_in_a_context(given, told):
+    with pytest.raises(ValueError, match=f"^generator: .*{told}|^generator.{told}"):
+        configs.read(GeneratorTraining, {"steps": 1} | given, "generator")
+    with pytest.raises(ValueError, match=f"^{told}"):
+        Context(Random(0), 3, **given)
 
 
 def test_labels_are_dropped_in_the_share_asked_for_and_else_kept():
@@ -77,12 +117,14 @@ def test_a_generator_and_a_student_train_at_shifted_times():
 
     class Network(VelocityModel):
         forward = staticmethod(velocity)
-        time_distribution, time_shift = "uniform", 9.0
+        times = Times("uniform", 9.0)
 
     z = torch.zeros(20000, 1, 1, 1)
     Network().loss(z, LABELS, Random(0))
     DMD().student_loss(velocity, z, LABELS, Context(Random(0), 3, time_shift=9.0))
-    assert [float(t.median()) for t in seen] == pytest.approx([0.1, 0.1], abs=0.01)
+    normal = {"time_distribution": "logit_normal", "time_mean": -math.log(9), "time_std": 0.5}
+    DMD().student_loss(velocity, z, LABELS, Context(Random(0), 3, **normal))
+    assert [float(t.median()) for t in seen] == pytest.approx([0.1, 0.1, 0.1], abs=0.01)
 
 
 @pytest.mark.parametrize(("std", "lag"), [(1.0, 1.0), (0.5, 1.25), (2.0, 1.25), (0.2, 2.6)])
@@ -94,10 +136,11 @@ def test_a_student_of_latents_that_have_moved_on_lags(std, lag):
     assert float(log[LAG]) == pytest.approx(lag, rel=0.02)
 
 
-@pytest.mark.parametrize(("times", "shift"), [("uniform", 4.0), ("logit_normal", 1.0)])
-def test_an_exact_student_does_not_lag_at_whatever_times_it_trains(times, shift):
+@pytest.mark.parametrize("times", TIMES)
+def test_an_exact_student_does_not_lag_at_whatever_times_it_trains(times):
     z, exact = Random(2).normal(len(LABELS), *SHAPE), Gaussian(SHAPE, 3, 1.0).velocity
-    context = Context(Random(3), 3, time_distribution=times, time_shift=shift)
+    given = {f"time_{name}": value for name, value in asdict(times).items()}
+    context = Context(Random(3), 3, **given)
     assert float(DMD().student_loss(exact, z, LABELS, context)[1][LAG]) == pytest.approx(1, rel=0.02)
 
 

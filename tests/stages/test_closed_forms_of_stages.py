@@ -8,7 +8,7 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 import tiny
-from dmvae.flow.loss import gaussian_loss
+from dmvae.flow.loss import Times, gaussian_loss
 from dmvae.generators.flow import FlowModelConfig
 from dmvae.inputs import Inputs
 from dmvae.jobs import plan
@@ -18,6 +18,7 @@ from dmvae.matching.velocities import binned
 from dmvae.models.drawing import content_hashes
 from dmvae.recipe import load
 from dmvae.runtime.random import Random
+from dmvae.stages import reference
 from dmvae.stages.encoder import contrast
 from dmvae.stages.sample import SampleConfig
 from dmvae.stages.tokenizer import divergence, log_variance, noised
@@ -69,7 +70,7 @@ def test_a_student_s_lag_is_measured_at_the_times_that_it_learns_at(shift):
     context = Context(Random(4), 1)
     context.time_shift = shift
     loss, log = DMD().student_loss(lambda z_t, t, labels: torch.zeros_like(z_t), z, labels, context)
-    assert float(log["student/lag"]) == pytest.approx(float(loss / gaussian_loss(z, "uniform", shift)), rel=1e-5)
+    assert float(log["student/lag"]) == pytest.approx(float(loss / gaussian_loss(z, Times("uniform", shift))), rel=1e-5)
 
 
 def test_gaps_are_named_by_the_middles_of_their_bins():
@@ -121,13 +122,19 @@ def test_the_kl_term_is_in_the_loss_by_its_weight(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_training_s_shift_of_times_reaches_objective_and_generator(tmp_path, monkeypatch):
-    seen, own = [], DMD.loss
-    monkeypatch.setattr(DMD, "loss", lambda self, *given: seen.append(given[4].time_shift) or own(self, *given))
-    over = {"matching__time_shift": 3.0, "generator__time_shift": 2.0, "matching__objective": {"type": "dmd"}}
+def test_a_training_s_times_reach_teacher_objective_and_generator(tmp_path, monkeypatch):
+    seen, taught, own, teach = [], [], DMD.loss, reference.flow_loss
+    monkeypatch.setattr(DMD, "loss", lambda self, *given: seen.append(given[4].times) or own(self, *given))
+    record = lambda network, *given: (teach(network, *given), taught.append(network.times))[0]
+    monkeypatch.setattr(reference, "flow_loss", record)
+    asked = {"reference": (4.0, 0.25, 0.75), "matching": (3.0, -0.5, 0.5), "generator": (2.0, 0.5, 2.0)}
+    over = {"matching__objective": {"type": "dmd"}}
+    for stage, given in asked.items():
+        over[f"{stage}__time_distribution"] = "logit_normal"
+        over |= {f"{stage}__time_{name}": of for name, of in zip(("shift", "mean", "std"), given, strict=True)}
     trainer = trainer_of(tmp_path, "matched", "generator", **over)
-    assert set(seen) == {3.0}
-    assert trainer.networks.generator.time_shift == 2.0
+    found = {"reference": {*taught}, "matching": {*seen}, "generator": {trainer.networks.generator.times}}
+    assert found == {stage: {Times("logit_normal", *given)} for stage, given in asked.items()}
 
 
 @pytest.mark.slow

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from numbers import Real
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +21,44 @@ QUANTILES = 64
 """Quantiles of the distribution of times over which `gaussian_loss` takes its mean."""
 
 
-def sample_time(n: int, distribution: TimeDistribution, rng: Random, shift: float = 1.0) -> Tensor:
-    """Times [n] in [0, 1): uniform, or the logistic function of a standard normal (Stable Diffusion 3, arXiv
-    2403.03206); then moved by `shift_time`."""
-    t = rng.uniform(n) if distribution == "uniform" else rng.normal(n).sigmoid()
-    return t if shift == 1 else shift_time(t, shift)
+@dataclass(frozen=True)
+class Times:
+    """The distribution of training times, which are 0 at noise and 1 at data: uniform, or the logistic function of a
+    normal number of some mean and standard deviation (Stable Diffusion 3, arXiv 2403.03206); then moved by
+    `shift_time`.
+
+    A mean below 0 moves times towards noise. So does a shift above 1: to logit-normal times, it is a mean that is
+    smaller by log(shift). Where t is 1 at noise, as in SD3 and RAE, the mean has the other sign; LightningDiT's times
+    run as ours. Raises ValueError for an unknown distribution, and for uniform times with a mean or a deviation.
+    """
+
+    distribution: TimeDistribution = "uniform"
+    shift: float = 1.0
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.distribution not in get_args(TimeDistribution):
+            known = " or ".join(map(repr, get_args(TimeDistribution)))
+            raise ValueError(f"time_distribution: give {known}, got {self.distribution!r}")
+        for name, value, usual in (("time_mean", self.mean, 0), ("time_std", self.std, 1)):
+            if not isinstance(value, Real) or (name == "time_std" and value <= 0):
+                raise ValueError(f"{name}: expected a number{', above 0' * (name == 'time_std')}, got {value!r}")
+            if self.distribution == "uniform" and value != usual:
+                raise ValueError(f"{name}: uniform times have none; set time_distribution: logit_normal")
+
+    def quantile(self, share: Tensor) -> Tensor:
+        """The times below which these shares of all times are; shares above 0 and below 1."""
+        return self._moved(share if self.distribution == "uniform" else torch.special.ndtri(share))
+
+    def sample(self, n: int, rng: Random) -> Tensor:
+        """Times [n] in [0, 1]."""
+        return self._moved(rng.uniform(n) if self.distribution == "uniform" else rng.normal(n))
+
+    def _moved(self, drawn: Tensor) -> Tensor:
+        """Uniform or standard normal numbers as times."""
+        t = drawn if self.distribution == "uniform" else (self.mean + self.std * drawn).sigmoid()
+        return t if self.shift == 1 else shift_time(t, self.shift)
 
 
 def require_batch(z: Tensor, labels: Tensor) -> None:
@@ -83,7 +118,7 @@ def _spread(z: Tensor) -> Tensor:
     return ((square - mean.square()).clamp_min(0) * n / (n - 1)).sqrt()
 
 
-def gaussian_loss(z: Tensor, distribution: TimeDistribution, shift: float = 1.0) -> Tensor:
+def gaussian_loss(z: Tensor, times: Times) -> Tensor:
     """Flow-matching loss of the best velocity that knows only the mean and the standard deviation s of each element of
     latents z [n, C, H, W]: a scalar, to which "student/lag" is relative.
 
@@ -92,11 +127,10 @@ def gaussian_loss(z: Tensor, distribution: TimeDistribution, shift: float = 1.0)
     it is too small on average.
     """
     s = _spread(z.detach().float())
-    if distribution == "uniform" and shift == 1:
+    if times.distribution == "uniform" and times.shift == 1:
         mean: Tensor = math.pi / 2 * s.mean()
     else:
         share = (torch.arange(QUANTILES, device=z.device) + 0.5) / QUANTILES
-        t = shift_time(share if distribution == "uniform" else torch.special.ndtri(share).sigmoid(), shift)
-        t = t.view(-1, *[1] * s.ndim)
+        t = times.quantile(share).view(-1, *[1] * s.ndim)
         mean = (s**2 / ((t * s) ** 2 + (1 - t) ** 2)).mean()
     return mean

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import ClassVar, TypeVar, get_args
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,11 +28,11 @@ from dmvae import config as configs
 from dmvae.flow.guidance import Velocity
 from dmvae.flow.loss import (
     TimeDistribution,
+    Times,
     drop_labels,
     flow_matching_loss,
     gaussian_loss,
     require_batch,
-    sample_time,
 )
 from dmvae.generators.flow import FlowModelConfig
 from dmvae.models.base import Model
@@ -74,6 +74,10 @@ class Context:
     it; infinity until it is measured."""
     time_shift: float = 1.0
     """Shift of the student's training times towards noise; 1 is none."""
+    time_mean: float = 0.0
+    """Mean of the normal number that logit-normal times come from; below 0, times are nearer to noise."""
+    time_std: float = 1.0
+    """Its standard deviation."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.rng, torch.Generator):
@@ -83,10 +87,13 @@ class Context:
                 raise ValueError(f"{name}: expected a number, 0 to 1, got {value!r}")
         if not isinstance(self.null_label, Integral) or self.null_label < 0:
             raise ValueError(f"null_label: give the number of classes, got {self.null_label!r}")
-        if self.time_distribution not in get_args(TimeDistribution):
-            known = " or ".join(map(repr, get_args(TimeDistribution)))
-            raise ValueError(f"time_distribution: give {known}, got {self.time_distribution!r}")
+        _ = self.times  # raises ValueError
         self.rng = Random.of(self.rng, self.rng.device)
+
+    @property
+    def times(self) -> Times:
+        """How the student's training times are drawn."""
+        return Times(self.time_distribution, self.time_shift, self.time_mean, self.time_std)
 
     @classmethod
     def given(cls, context: Context | None, z: Tensor, labels: Tensor, *networks: object) -> Context:
@@ -238,8 +245,8 @@ class Matching(Registered):
         the spread of z: above 1 the student knows less than that of the latents as they are now.
         """
         loss, log = self.teacher_loss(student, z, labels, context)
-        times, shift = (context.time_distribution, context.time_shift) if context is not None else ("uniform", 1.0)
-        return loss, log | {LAG: loss.detach() / gaussian_loss(z, times, shift).clamp_min(1e-12)}
+        times = context.times if context is not None else Times()
+        return loss, log | {LAG: loss.detach() / gaussian_loss(z, times).clamp_min(1e-12)}
 
     def teacher_loss(
         self, teacher: Student, z: Tensor, labels: Tensor, context: Context | None = None
@@ -248,7 +255,7 @@ class Matching(Registered):
         labels dropped: (scalar, figures to log). In a recipe the stage `reference` trains teachers by the same loss."""
         context = Context.given(context, z, labels, teacher)
         kept = drop_labels(labels, context.label_dropout, context.null_label, context.rng)
-        t = sample_time(len(z), context.time_distribution, context.rng, context.time_shift)
+        t = context.times.sample(len(z), context.rng)
         noise = context.rng.normal(*z.shape)
         with known_labels(labels, context.null_label):
             return flow_matching_loss(teacher, z=z, labels=kept, t=t, noise=noise), {}

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from dmvae import config as configs
 from dmvae.flow.guidance import Velocity, guided
-from dmvae.flow.loss import sample_time
 from dmvae.flow.path import denoise, expand, interpolate
 from dmvae.generators.flow import FlowModelConfig
 from dmvae.matching import Context, Log, Student, bare, beside, compared, known_labels
@@ -100,7 +99,7 @@ class DMD(ByVelocities):
         context, reference = compared(f"divergence: {self.divergence}", context, z, labels)
         ratio = self._ratio(student)
         y, y_labels = draw(reference, len(z), context.rng, z.device)
-        t = sample_time(len(z), context.time_distribution, context.rng, context.time_shift)
+        t = context.times.sample(len(z), context.rng)
         at_y, at_z = (
             ratio.logit(interpolate(noise=context.rng.normal(*x.shape), z=x, t=t), t, of)
             for x, of in ((y, y_labels), (z, labels))

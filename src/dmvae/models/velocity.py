@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from torch import Tensor
 
 from dmvae.flow.guidance import guided
-from dmvae.flow.loss import FlowPass, TimeDistribution, sample_time
+from dmvae.flow.loss import FlowPass, Times
 from dmvae.flow.path import as_velocity, interpolate, velocity_target
 from dmvae.flow.samplers import Sampling
 from dmvae.flow.solver import trajectory
@@ -23,10 +23,8 @@ class VelocityModel(Model):
     """Base of networks `velocity = model(z_t, t, labels)` with `config.num_classes`, whose value as a label means "no
     label". They are `Generator`s (dmvae.generators)."""
 
-    time_distribution: TimeDistribution = "uniform"
+    times: Times = Times()
     """How training times are drawn; a setting of the training, which no artifact keeps."""
-    time_shift: float = 1.0
-    """Shift of the training times towards noise; 1 is none. Like `time_distribution`, no artifact keeps it."""
 
     def loss(self, z: Tensor, labels: Tensor, rng: Random) -> Tensor:
         """The flow-matching loss at random times and noise: z [n, C, H, W], labels int64 [n] -> a scalar."""
@@ -36,7 +34,7 @@ class VelocityModel(Model):
         """Velocities and targets at random times and noise; `loss` is their `flow`. With `depth`, for networks that
         take one, also the tokens [n, N, d] behind that many blocks. Raises ValueError for velocities of another
         shape."""
-        t = sample_time(len(z), self.time_distribution, rng, self.time_shift)
+        t = self.times.sample(len(z), rng)
         noise = rng.normal(*z.shape)
         z_t = interpolate(noise=noise, z=z, t=t)
         velocity, tokens = (self(z_t, t, labels), None) if depth is None else self(z_t, t, labels, depth)

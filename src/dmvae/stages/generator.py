@@ -84,8 +84,7 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
         networks.trains["generator"] = [p for p in networks.generator.parameters() if p.requires_grad]
         networks.averaged = ("generator",)
         if isinstance(networks.generator, VelocityModel):
-            networks.generator.time_distribution = self.config.time_distribution
-            networks.generator.time_shift = self.config.time_shift
+            networks.generator.times = self.config.times
         if self.encodes:
             networks.tokenizer = self.inputs.encoding_tokenizer().requires_grad_(False).eval()
         if self.config.alignment is not None:
@@ -204,8 +203,9 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
                 f"generator.alignment.target: {config.alignment.target.type!r} would be random; give an encoder with "
                 "public weights (type: timm)"
             )
-        for name, usual in (("time_distribution", "uniform"), ("time_shift", 1.0), ("direction", 0.0)):
-            if getattr(config, name) != usual and not flow:
+        usual = {"time_distribution": "uniform", "time_mean": 0.0, "time_std": 1.0, "time_shift": 1.0, "direction": 0.0}
+        for name, value in usual.items():
+            if getattr(config, name) != value and not flow:
                 yield f"generator.{name}: {config.model.type!r} is no flow; leave it out"
         if config.direction > 0 and inputs.latent_shape[0] == 1:
             yield "generator.direction: latents of one channel have no direction but their sign; leave it out"

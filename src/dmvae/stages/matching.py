@@ -273,7 +273,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
             drawn_from = self.reference if config.noise == "reference" else None  # else it need not be opened
             encoded = encode(config, model, drawn_from, plan, batch.data, labels, rng, settle)
         context = Context(rng, null, progress, reference, config.label_dropout, config.time_distribution)
-        context.time_shift = config.time_shift
+        context.time_shift, context.time_mean, context.time_std = config.time_shift, config.time_mean, config.time_std
         if tokenizer_turn:
             yield from self._tokenizer_turns(networks, batch, encoded, context, turn)
         encoded.raw = encoded.raw.detach()  # what the encoder keeps for its gradient is not the student's to hold

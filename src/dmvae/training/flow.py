@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from dmvae import config as configs
-from dmvae.flow.loss import TimeDistribution, drop_labels
+from dmvae.flow.loss import TimeDistribution, Times, drop_labels
 from dmvae.generators.flow import FlowModelConfig
 from dmvae.models.velocity import VelocityModel
-from dmvae.ranges import Share, TimeShift
+from dmvae.ranges import Share, TimeMean, TimeShift, TimeSpread
 from dmvae.runtime.random import Random
 from dmvae.training.stage import TrainingConfig
 
@@ -22,10 +22,25 @@ class LatentTraining(TrainingConfig):
     label_dropout: Share = 0.1
     """Share of labels replaced by "no label" in training, for guidance."""
     time_distribution: TimeDistribution = "uniform"
-    """How a flow model's training times are drawn."""
+    """How a flow model's training times are drawn: uniform, or "logit_normal", the logistic function of a normal number
+    (Stable Diffusion 3, arXiv 2403.03206)."""
+    time_mean: TimeMean = configs.added(0.0)
+    """Mean of that normal number. Times are 0 at noise: below 0 moves them towards noise; SD3 and RAE, whose times are
+    1 at noise, write the other sign."""
+    time_std: TimeSpread = configs.added(1.0)
+    """Its standard deviation."""
     time_shift: TimeShift = configs.added(1.0)
     """Shift of these times towards noise, t / (t + shift (1 - t)); 1 is none. At the same noise level, latents with
     more elements d = C H W are less hidden; RAE takes sqrt(d / 4096) (arXiv 2510.11690), here and in `sample`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.times  # raises ValueError
+
+    @property
+    def times(self) -> Times:
+        """How training times are drawn."""
+        return Times(self.time_distribution, self.time_shift, self.time_mean, self.time_std)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,5 +55,5 @@ def flow_loss(network: VelocityModel, z: Tensor, labels: Tensor, config: FlowTra
     """The flow-matching loss of one update, a scalar. z: latents [n, C, H, W], normalised per channel; labels int64
     [n]."""
     labels = drop_labels(labels, config.label_dropout, network.config.num_classes, rng)
-    network.time_distribution, network.time_shift = config.time_distribution, config.time_shift
+    network.times = config.times
     return network.loss(z, labels, rng)

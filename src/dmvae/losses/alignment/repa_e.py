@@ -21,7 +21,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from dmvae.config import Values
-from dmvae.flow.loss import TimeDistribution, drop_labels
+from dmvae.flow.loss import TimeDistribution, Times, drop_labels
 from dmvae.generators.flow import FlowModelConfig
 from dmvae.losses.alignment import AlignmentConfig
 from dmvae.losses.tokens import away, depth_of
@@ -70,7 +70,7 @@ class RepaE(AlignmentConfig):
         depth = depth_of(self.depth, built, "tokenizer.alignment.depth")
         network = {name: value for name, value in built.config.items() if not name.startswith("_")}
         projection = FlowProjection(network=network, depth=depth, hidden=self.width, width=width)
-        projection.flow.time_distribution, projection.flow.time_shift = self.time_distribution, self.time_shift
+        projection.flow.times = Times(self.time_distribution, self.time_shift)
         return projection
 
     def losses(
