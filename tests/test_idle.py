@@ -77,7 +77,7 @@ def write(folder, **variants):
                 "matching.time_distribution": "logit_normal",
                 "matching.time_mean": 0.5,
             },
-            "matching.time_distribution: logit_normal, time_mean: 0.5 change nothing: its objective trains no velocity",
+            "matching.time_distribution: what is given, time_mean: 0.5 change nothing: its objective trains no",
         ),
         (
             {"matching.objective": {"type": "teacher_loss"}, "matching.time_shift": 3.0},
@@ -166,8 +166,8 @@ def write(folder, **variants):
         (GAUSSIAN | {"matching.label_dropout": 0.2}, "matching.label_dropout: 0.2 changes nothing: its objective"),
         (GAUSSIAN | {"matching.objective.guidance": 3.0}, "matching.objective.guidance: 3.0 changes nothing: the"),
         (
-            {"generator.model": PLAIN | {"size": None, "head_width": None, "head_depth": 4}},
-            "generator.model.head_depth: 4",
+            {"generator.model": PLAIN | {"size": None, "head_width": None, "head_depth": 4, "head_heads": 4}},
+            "generator.model.head_depth: 4, head_heads: 4 change nothing",
         ),
     ],
 )

@@ -74,6 +74,14 @@ def test_the_baselines_of_imagenet_train_for_their_authors_epochs():
     assert rae.generator.time_shift == rae.sample.time_shift == pytest.approx((768 * 16 * 16 / 4096) ** 0.5, rel=1e-4)
     assert vavae.tokenizer.kl_weight == pytest.approx(1e-6 * (32 * 16 * 16) / (3 * 256 * 256), rel=1e-2)
     assert vavae.sample.time_shift == pytest.approx(1 / 0.3, rel=1e-4)
+    for name, size, heads in (("rae_800", "XL/1", 16), ("rae_guide", "S/1", 6), ("rae_800", "B/1", 12)):
+        given = load(recipe_file("studies/imagenet256_baselines"), {f"variants.{name}.generator.model.size": size})[
+            name
+        ]
+        model = blank_networks(given, GeneratorStage, 1000).generator
+        blocks = (model.blocks[0], *model.head.blocks)
+        assert [block.attn.heads for block in blocks] == [heads, 16, 16], "RAE's configs: num_heads: [heads, 16]"
+        assert model.config.head_width == 2048
     for recipe in (vavae, rae, guide):
         assert blank_networks(recipe, GeneratorStage, 1000).trains
 

@@ -256,7 +256,7 @@ IDLE: Mapping[str, tuple[Callable[[Recipe], bool], str]] = {
         for place in MODELS
         for names, unread, why in (
             ("width|depth|heads|patch_size", sized, f"{place}.size says it"),
-            ("head_depth", _headless, "head_width: null is no head"),
+            ("head_depth|head_heads", _headless, "head_width: null is no head"),
         )
     },
 }

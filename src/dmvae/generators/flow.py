@@ -32,10 +32,13 @@ class FlowModelConfig(GeneratorConfig):
     patch_size: Annotated[int, Range(1, 256)] = 1
     """Latents along each side that a token holds, where `size` is null; more than 1 for pixels."""
     head_width: Width | None = None
-    """Channels of a wide shallow head on the network, a multiple of 4 * heads, for latents with more channels than
-    the network's tokens have (RAE, arXiv 2510.11690); null is none."""
+    """Channels of a wide shallow head on the network, a multiple of 4 * its attention heads, for latents with more
+    channels than the network's tokens have (RAE, arXiv 2510.11690); null is none."""
     head_depth: Depth = 2
     """Transformer blocks of the head."""
+    head_heads: Depth | None = added(None)
+    """Attention heads of the head; null is as many as the network's. RAE's has 16 on 2048 channels, whatever the
+    network has."""
     qk_norm: bool = added(True)
     """Whether attention normalises queries and keys, which keeps bf16 stable over long trainings; the networks released
     with LightningDiT do not."""
@@ -71,14 +74,16 @@ class FlowModelConfig(GeneratorConfig):
             head_width=self.head_width,
             head_depth=self.head_depth,
             qk_norm=self.qk_norm,
+            head_heads=self.head_heads,
         )
         shape = model.config
         held, wide = channels * shape.patch_size**2, shape.head_width or shape.width
         if wide < held:
+            unit = 4 * (shape.head_heads or shape.heads)
             warnings.warn(
                 f"a token of these latents holds {held} values, more than the {wide} channels of the flow model's last "
                 "layers, which then cannot express a velocity's noise (arXiv 2510.11690): "
-                f"set model.head_width to at least {-(-held // (4 * shape.heads)) * 4 * shape.heads}",
+                f"set model.head_width to at least {-(-held // unit) * unit}",
                 stacklevel=2,
             )
         return model

@@ -47,14 +47,22 @@ def published(size: str) -> dict[str, int]:
     return {"width": width, "depth": depth, "heads": heads, "patch_size": int(patch or "1")}
 
 
+def _require_heads(name: str, width: int, of: str, heads: int) -> None:
+    if heads < 1:
+        raise ValueError(f"{of} must be at least 1, got {heads}")
+    if width < 1 or width % (4 * heads):
+        raise ValueError(f"{name} {width} must be a multiple of 4 * {of} ({heads} heads)")
+
+
 class LightningDiT(VelocityModel):
     """`velocity = model(z_t, t, labels)`.
 
     in_channels: C. input_size: H = W of the latents, a multiple of patch_size. num_classes: labels are
     0 .. num_classes - 1, and num_classes itself stands for "no label". mlp_ratio: the SwiGLU's hidden
     width is 2/3 of mlp_ratio * width, which costs as much as a plain MLP of mlp_ratio * width. head_width: width
-    of a head of head_depth blocks (see `Head`); None is no head, which is the published network. qk_norm: whether
-    queries and keys are RMS-normalised, as in the paper's generators and not in LightningDiT's own released ones.
+    of a head of head_depth blocks (see `Head`) with head_heads attention heads, None for as many as `heads`; a
+    head_width of None is no head, which is the published network. qk_norm: whether queries and keys are
+    RMS-normalised, as in the paper's generators and not in LightningDiT's own released ones.
     """
 
     _supports_gradient_checkpointing = True
@@ -77,16 +85,18 @@ class LightningDiT(VelocityModel):
         head_width: int | None = None,
         head_depth: int = 2,
         qk_norm: bool = True,
+        head_heads: int | None = None,
     ):
         super().__init__()
-        for name, value in (("patch_size", patch_size), ("depth", depth), ("heads", heads)):
+        for name, value in (("patch_size", patch_size), ("depth", depth)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if input_size % patch_size:
             raise ValueError(f"input_size {input_size} is not a multiple of patch_size {patch_size}")
-        for name, value in (("width", width), ("head_width", width if head_width is None else head_width)):
-            if value < 1 or value % (4 * heads):
-                raise ValueError(f"{name} {value} must be a multiple of 4 * heads ({heads} heads)")
+        _require_heads("width", width, "heads", heads)
+        if head_width is not None:
+            own = ("heads", heads) if head_heads is None else ("head_heads", head_heads)
+            _require_heads("head_width", head_width, *own)
         side = input_size // patch_size
         self.gradient_checkpointing = False
         self.x_embedder = PatchEmbedder(in_channels, patch_size, width)
@@ -100,7 +110,7 @@ class LightningDiT(VelocityModel):
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, qk_norm) for _ in range(depth))
         if head_width is not None:
             embedder = PatchEmbedder(in_channels, patch_size, head_width)
-            self.head = Head(embedder, width, head_width, head_depth, heads, mlp_ratio, side, qk_norm)
+            self.head = Head(embedder, width, head_width, head_depth, own[1], mlp_ratio, side, qk_norm)
         self.final_layer = FinalLayer(head_width or width, patch_size**2 * in_channels)
         self.initialize()
 
@@ -166,8 +176,7 @@ class Head(nn.Module):
     """A few wide blocks that get z_t again, conditioned at each token on the backbone's output there.
 
     A velocity has noise in all C channels of the latents; a network whose tokens are narrower than that cannot express
-    it. Only this part needs the width: DDT (arXiv 2504.05741), RAE (arXiv 2510.11690). It has as many attention heads
-    as the backbone.
+    it. Only this part needs the width: DDT (arXiv 2504.05741), RAE (arXiv 2510.11690).
     """
 
     rope_cos: Tensor
