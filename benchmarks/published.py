@@ -223,7 +223,7 @@ class Published:
 
     def seen(self, x: Tensor, rng: Random) -> Tensor:
         """What the discriminator sees of images."""
-        return augment(x, rng) if self.losses.adversarial.augment else x
+        return augment(x, rng, self.losses.adversarial.cutout) if self.losses.adversarial.augment else x
 
     def move(self, name: str, loss: Tensor) -> Tensor:
         """One step down the loss; the gradient's norm."""

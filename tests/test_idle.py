@@ -107,6 +107,10 @@ def write(folder, **variants):
             PIXELS | {"decoder": {"steps": 9, "adversarial": PATCHES}, "losses.adversarial.weight": 0.9},
             "losses.adversarial.weight: 0.9 changes nothing: no stage trains a decoder against it; what",
         ),
+        (
+            {"losses.adversarial": {"augment": False, "cutout": 0.2}},
+            "losses.adversarial.cutout: 0.2 changes nothing: augment: false blanks nothing",
+        ),
         ({"losses.adversarial.start": 0.25} | FINISHED, "losses.adversarial.start: 0.25 changes nothing: it is a"),
         (
             FINISHED | {"autoencoder": {"encoder": {"type": "conv"}, "latent_channels": 8}},
@@ -205,6 +209,7 @@ def test_what_nothing_reads_is_told(tmp_path, given, told):
         ({"data.flip": True, "latents.stored": 8}, PIXELS),
         ({"losses.adversarial.weight": 0.9}, {"decoder.adversarial": PATCHES}),
         ({"losses.adversarial.start": 0.25}, {}),
+        ({"losses.adversarial.cutout": 0.2}, {}),
         ({"autoencoder.latent_channels": 8, "autoencoder.bottleneck_width": 64}, {}),
         ({"autoencoder.detail_width": 16}, {}),
         ({"autoencoder.detail_width": 16, "tokenizer.train_detail": True}, WHOLE),

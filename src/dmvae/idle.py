@@ -67,6 +67,11 @@ def _unopposed(recipe: Recipe) -> bool:
     return _users(recipe, "losses") <= apart
 
 
+def _unaugmented(recipe: Recipe, place: str) -> bool:
+    unopposed = place == "losses.adversarial" and _unopposed(recipe)  # which is told of all its fields
+    return not unopposed and not getattr(part(recipe, place), "augment", True)
+
+
 def _too_late(recipe: Recipe, every: str, *, shown: bool) -> bool:
     """Whether every training has fewer steps than the field `every` of `run`. shown: only those that make pictures."""
     trained = [stage for stage in recipe.stages() if issubclass(stage, TrainingStage) and (stage.shows or not shown)]
@@ -194,6 +199,10 @@ IDLE: Mapping[str, tuple[Callable[[Recipe], bool], str]] = {
         lambda r: r.section("tokenizer") is None and not _unopposed(r),
         "it is a share of the stage tokenizer, which there is not",
     ),
+    **{
+        f"{place}.cutout": (partial(_unaugmented, place=place), "augment: false blanks nothing")
+        for place in ("losses.adversarial", "decoder.adversarial")
+    },
     "latents.whitening": (
         lambda r: part(r, "autoencoder.latent_channels") == 1,
         "latents of one channel have no correlations",

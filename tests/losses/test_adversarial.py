@@ -95,6 +95,19 @@ def test_cutout_blanks_one_rectangle():
     assert 0.15 < blank.float().mean() < 0.25
 
 
+@pytest.mark.parametrize(("size", "hole", "side"), [(256, 0.2, 51), (256, 0.5, 128), (32, 0.2, 6), (8, 1.0, 8)])
+def test_a_hole_has_its_share_of_a_side_rounded(size, hole, side):
+    blank = cutout(torch.ones(200, 1, size, size), Random(0), hole)[:, 0] == 0
+    assert blank.any(2).sum(1).max() == blank.any(1).sum(1).max() == side
+
+
+def test_without_holes_color_and_translation_stay():
+    x = torch.rand(6, 3, 12, 16, generator=Random(9)) * 2 - 1
+    rng = Random(1)
+    assert torch.equal(augment(x, Random(1), 0.0), translation(color(x, rng), rng))
+    assert torch.equal(cutout(x, Random(1), 0.0), x)
+
+
 def test_color_scales_saturation_by_up_to_two():
     """Beside the contrast, which grey pictures show."""
     x = torch.rand(400, 3, 2, 2, generator=Random(0))

@@ -7,6 +7,7 @@ import torch
 from steps import batch_of, trainer_of
 
 from dmvae import config as configs
+from dmvae.datasets.pixels import as_input, to_uint8
 from dmvae.losses.adversarial import augment, hinge_generator
 from dmvae.losses.discriminators import AdversarialConfig
 from dmvae.losses.discriminators.patchgan import PatchGANConfig
@@ -79,6 +80,33 @@ def test_consistency_is_the_mean_square_of_what_augmentation_changes():
     assert (with_it.loss - without.loss).item() == pytest.approx(0.5 * change.item(), rel=1e-4)
     blind = discriminate(lambda images: images.new_ones(len(images)), PatchGANConfig(consistency=0.5), x, recon, rng)
     assert blind.log["adversarial/consistency"] == 0
+
+
+@pytest.mark.parametrize("hole", [0.0, 0.2, 0.5])
+def test_holes_are_of_the_share_asked_for_in_both_turns(tmp_path, hole):
+    own = {"type": "patchgan", "width": 4, "layers": 1, "norm": "none", "cutout": hole}
+    trainer = trainer_of(tmp_path, "tokenizer", losses__adversarial=own)
+    networks, losses, seen = trainer.networks, trainer.stage.losses, []
+    networks.discriminator.register_forward_pre_hook(lambda module, given: seen.append(given[0].detach()))
+    x = batch_of(trainer, 0).data
+    recon = networks.autoencoder.decode(networks.autoencoder.encode(x).latents).sample
+    reconstruct(networks, losses, x, recon, Random(1))
+    discriminate(networks.discriminator, losses.adversarial, x, recon, Random(2))
+    rng, image = Random(2), recon.detach()
+    both = torch.cat([augment(part, rng, hole) for part in (x, image)])
+    assert torch.allclose(seen[0], augment(image, Random(1), hole), atol=1e-6)
+    assert torch.allclose(seen[1], both, atol=1e-6)
+
+
+def test_the_discriminator_learns_from_reconstructions_in_eight_bits_where_asked():
+    x, recon = (1.2 * (2 * Random(i).uniform(4, 3, 8, 8) - 1) for i in range(2))
+    seen = []
+    for rounded in (True, False):
+        config = PatchGANConfig(augment=False, rounded=rounded)
+        discriminate(lambda images: seen.append(images) or images.mean((1, 2, 3)), config, x, recon, Random(0))
+    assert torch.equal(seen[0][4:], as_input(to_uint8(recon), torch.device("cpu")))
+    assert torch.equal(seen[0][:4], x)
+    assert torch.equal(seen[1], torch.cat([x, recon]))
 
 
 def test_one_that_learns_later_than_it_acts_is_refused():

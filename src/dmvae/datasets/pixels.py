@@ -32,6 +32,11 @@ def to_uint8(x: Tensor) -> Tensor:
     return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
+def rounded(x: Tensor) -> Tensor:
+    """Images in [-1, 1] -> float32 of the 256 values that images from files have: clamped, then the nearest."""
+    return ((x.float().clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+
+
 def unit_to_uint8(images: Tensor) -> Tensor:
     """Images [n, C, h, w], float in [0, 1] or uint8 already -> uint8. Raises ValueError for values outside; for images
     in [-1, 1] see `to_uint8`."""

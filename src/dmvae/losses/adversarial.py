@@ -31,10 +31,11 @@ def adaptive_weight(rec_grad: Tensor, gan_grad: Tensor, eps: float = 1e-4, max: 
     return (rec_grad.detach().norm() / (gan_grad.detach().norm() + eps)).clamp(0, max)
 
 
-def augment(x: Tensor, rng: Random) -> Tensor:
+def augment(x: Tensor, rng: Random, hole: float = 0.5) -> Tensor:
     """DiffAugment (arXiv 2006.10738): `color`, `translation` and `cutout`, drawn for each image, differentiable.
-    [n, C, h, w] -> the same; `rng` may live on another device."""
-    return cutout(translation(color(x, rng), rng), rng)
+    [n, C, h, w] -> the same; `rng` may live on another device. hole: share of a side that `cutout` takes; 0 is none."""
+    x = translation(color(x, rng), rng)
+    return cutout(x, rng, hole) if hole > 0 else x
 
 
 def color(x: Tensor, rng: Random) -> Tensor:
@@ -63,12 +64,12 @@ def translation(x: Tensor, rng: Random) -> Tensor:
     return x
 
 
-def cutout(x: Tensor, rng: Random) -> Tensor:
-    """0 in a rectangle of half the height and half the width, rounded, whose centre is anywhere in the image."""
+def cutout(x: Tensor, rng: Random, hole: float = 0.5) -> Tensor:
+    """0 in a rectangle of that share of the height and of the width, rounded, whose centre is anywhere in the image."""
     held = []
     for axis in (2, 3):
         size = x.shape[axis]
-        width = int(size / 2 + 0.5)
+        width = int(size * hole + 0.5)
         start = rng.integers(size + (1 - width % 2), len(x)).to(x.device) - width // 2
         place = torch.arange(size, device=x.device)
         held.append((place >= start[:, None]) & (place < start[:, None] + width))

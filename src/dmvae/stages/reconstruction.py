@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmvae.datasets.mixed import mixed
-from dmvae.datasets.pixels import as_input, to_uint8
+from dmvae.datasets.pixels import as_input, rounded, to_uint8
 from dmvae.inputs import Inputs
 from dmvae.losses import LossConfig
 from dmvae.losses.adversarial import adaptive_weight, augment, hinge_discriminator, hinge_generator
@@ -87,7 +87,7 @@ def reconstruct(
         total = total + perceptual
     (gradient,) = torch.autograd.grad(total, image)
     if adversarial and networks.discriminator is not None:
-        fake = augment(image, rng) if config.adversarial.augment else image
+        fake = augment(image, rng, config.adversarial.cutout) if config.adversarial.augment else image
         # eval(): batch norm then uses its running statistics, which are of real and fake images together, as in the
         # discriminator's update. Normalised by their own statistics, fakes would lose what distinguishes them.
         # Frozen, so that nothing is kept for gradients of its weights.
@@ -117,8 +117,8 @@ def discriminate(
 ) -> Update:
     """The discriminator's update on images x and reconstructions recon, both [n, c, h, w]: the hinge loss plus
     `consistency` times the mean squared difference of its logits with and without augmentation."""
-    images = torch.cat([x, recon.detach().float()])
-    seen = torch.cat([augment(part, rng) for part in images.chunk(2)]) if config.augment else images
+    images = torch.cat([x, rounded(recon.detach()) if config.rounded else recon.detach().float()])
+    seen = torch.cat([augment(part, rng, config.cutout) for part in images.chunk(2)]) if config.augment else images
     answers = discriminator(seen)
     real, fake = answers.chunk(2)
     loss = hinge_discriminator(real, fake)

@@ -36,6 +36,12 @@ class AdversarialConfig(Registered):
     RAE has 0.375 and 0.5."""
     augment: bool = True
     """Differentiable augmentation of what the discriminator sees (arXiv 2006.10738)."""
+    cutout: Share = configs.added(0.5)
+    """Share of the height and of the width that the augmentation blanks in each image; 0 is none. The authors' scripts
+    have 0.2, RAE 0."""
+    rounded: bool = configs.added(False)
+    """Round reconstructions to 8 bits where the discriminator learns, as RAE does: else it can tell them from images by
+    that alone."""
     consistency: Weight = 0.0
     """Weight of the mean squared difference of its logits with and without augmentation, of images and reconstructions
     (balanced consistency, arXiv 2002.04724)."""
