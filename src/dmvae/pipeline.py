@@ -133,6 +133,10 @@ def _check(ahead: list[Job], jobs: list[Job]) -> None:
             raise ValueError(f"{variant}: {problem}")
     for variant, problem in hindrances(ahead, jobs):
         raise ValueError(f"{variant}: {problem}")
+    coming = {job.folder for job in ahead}
+    for job in ahead:  # of a stage that is asked for alone; links to what is there would be lost for nothing
+        if coming.isdisjoint(job.reads.values()):
+            _check_inputs(job)
 
 
 def hindrances(ahead: list[Job], jobs: list[Job]) -> Iterator[tuple[str, str]]:

@@ -41,7 +41,8 @@ def require_stride(encoder: Encoder, stride: int, patch: int, place: str) -> Non
         what = f"a patch of {patch} latents" if patch > 1 else "a latent"
         raise ValueError(
             f"{place}: this encoder has one feature per {encoder.stride} pixels along each side, but {what} covers "
-            f"{stride * patch}; give an encoder of stride {stride * patch}"
+            f"{stride * patch}; give an encoder of stride {stride * patch} (of conv its `stride`, of effnet reduce / "
+            "enlarge, of timm patch_size, or what resolution makes of it)"
         )
 
 

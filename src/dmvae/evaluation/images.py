@@ -30,7 +30,7 @@ from dmvae.runtime.console import Bar
 from dmvae.runtime.done import NAME as DONE
 from dmvae.runtime.files import atomic_write
 from dmvae.runtime.hashing import digest, sha256_of
-from dmvae.runtime.words import counted
+from dmvae.runtime.words import counted, few
 
 
 class Images(Protocol):
@@ -167,7 +167,7 @@ class FolderImages:
             )
         if others:
             lines.append(
-                f"{_listed(others)}, and the first readable one is {self.size}x{self.size}: give --size N to crop and "
+                f"{few(others, 3)}, and the first readable one is {self.size}x{self.size}: give --size N to crop and "
                 "resize all to one size"
             )
         return ". ".join(lines)
