@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dmvae.flow.loss import FlowPass, flow_matching_loss, gaussian_loss, sample_time
+from dmvae.flow.loss import FlowPass, drop_labels, flow_matching_loss, gaussian_loss, sample_time
 from dmvae.matching import DMD, LAG, Context
 from dmvae.models.velocity import VelocityModel
 from dmvae.references.gaussian import Gaussian
@@ -52,6 +52,15 @@ def test_shifted_times_lie_nearer_to_noise(shift):
         assert (t < u / (u + shift * (1 - u))).float().mean().item() == pytest.approx(u, abs=0.01)
     assert (t[plain.argsort()].diff() >= 0).all()
     assert torch.equal(t, plain) == (shift == 1)
+
+
+def test_labels_are_dropped_in_the_share_asked_for_and_else_kept():
+    labels = torch.arange(20000) % 3
+    some = drop_labels(labels, 0.1, 3, Random(0))
+    assert (some == 3).float().mean().item() == pytest.approx(0.1, abs=0.01)
+    assert torch.equal(some[some < 3], labels[some < 3])
+    assert torch.equal(drop_labels(labels, 0.0, 3, Random(0)), labels)
+    assert (drop_labels(labels, 1.0, 3, Random(0)) == 3).all()
 
 
 def test_a_generator_and_a_student_train_at_shifted_times():

@@ -36,6 +36,13 @@ def test_features_are_of_length_one_at_every_place(loss, images):
         torch.testing.assert_close(features.norm(dim=1), torch.ones_like(features[:, 0]), atol=1e-3, rtol=0)
 
 
+def test_it_is_twice_one_minus_the_cosine_at_each_place(loss, images):
+    recon = noisy(images, 0.1)
+    pairs = zip(loss.features(recon), loss.features(images), strict=True)
+    expected = sum(2 - 2 * F.cosine_similarity(f, w, dim=1).mean((1, 2)) for f, w in pairs)
+    torch.testing.assert_close(loss.per_sample(recon, images), expected, rtol=1e-2, atol=1e-5)
+
+
 def test_zero_at_identity_and_growing_with_damage(loss, images):
     assert float(loss(images, images)) == 0
     for damage, amounts in [(blurred, (3, 5, 9)), (noisy, (0.02, 0.1, 0.4))]:

@@ -7,6 +7,8 @@ import torch
 
 from dmvae.transport.arrival import (
     Arrival,
+    _told,
+    accuracy_of,
     details,
     effective_rank,
     measure,
@@ -145,6 +147,12 @@ def test_ranks_and_mixing_with_known_answers():
     # In many dimensions a narrow cloud is near to every point of a wide one about it, and none of that one to it.
     corners = torch.cat([torch.eye(8), -torch.eye(8)])  # about 1 from the middle, at least sqrt(2) from each other
     assert mixing(0.01 * corners, corners) == mixing(corners, 0.01 * corners) == 0
+
+
+def test_an_accuracy_is_told_and_read_back():
+    told = [_told(accuracy) for accuracy in (0.4, 0.5, 0.55, 0.6)]
+    assert told == pytest.approx([0, 0, 1, 2])
+    assert [accuracy_of(x) for x in told] == pytest.approx([0.5, 0.5, 0.55, 0.6])
 
 
 def test_a_quick_look_agrees(reference):

@@ -95,6 +95,12 @@ def test_a_plan_has_its_margins_and_large_eps_is_independence():
     torch.testing.assert_close(plan(cost, 1e6)[0], torch.full((30, 50), 1 / 1500), rtol=1e-3, atol=0)
 
 
+def test_the_value_of_a_plan_is_its_cost_and_its_divergence_from_independence():
+    cost, eps = squares(normal(30, 2), normal(50, 2, seed=1)).double(), 0.5
+    p, value = plan(cost, eps, 500)
+    assert float(value) == pytest.approx(float((p * cost).sum() + eps * (p * (p * p.numel()).log()).sum()), rel=1e-6)
+
+
 def test_divergence_of_a_shift_is_half_its_square():
     z = normal(60, 2)
     shift = torch.tensor([3.0, -1.0])

@@ -21,19 +21,19 @@ class Sampling:
     method: str = "euler"
     """The sampler, by name."""
     steps: int = 50
-    """Its steps."""
+    """Steps of the time grid."""
     time_shift: float = 1.0
-    """Shift of the time grid towards noise; 1 is uniform."""
+    """Shift of the time grid towards noise (`shift_time`); 1 is uniform."""
     last_step: float = 0.04
-    """Size of a stochastic sampler's last, noise-free step; 0 is none."""
+    """Size of the last, noise-free step that "sde" takes after `steps` others; 0 is none."""
     guidance: float = 1.0
     """Guidance scale; 1 is none."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
-    """Times in which guidance acts."""
+    """First and last time at which guidance acts."""
     guidance_channels: int | None = None
-    """The first channels, in which alone it acts; None is all."""
+    """Number of channels, from the first, in which guidance acts; None is all."""
     guide: Velocity | None = None
-    """A weaker network for autoguidance; None: classifier-free, by the same network's velocity without a label."""
+    """A weaker network for autoguidance; None is classifier-free guidance."""
 
 
 class Sampler(Registered):

