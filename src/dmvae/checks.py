@@ -11,7 +11,7 @@ import torch
 
 from dmvae.datasets import Split, open_dataset
 from dmvae.datasets.items import require_items, told
-from dmvae.evaluation.metrics import figures
+from dmvae.evaluation.other_figures import require_apart
 from dmvae.generators import networks as networks_of_generators
 from dmvae.inputs import Blueprint, Inputs, build_autoencoder, first_tokenizer
 from dmvae.losses.discriminators import AdversarialConfig
@@ -59,7 +59,7 @@ def problems(recipe: Recipe, stages: Stages, ranks: int | None = None) -> Iterat
     yield from run_problems(recipe, stages, ranks or distributed.world_size())
     yield from _place_problems(recipe)
     yield from _complaint("", networks_of_generators)
-    yield from _complaint("", figures)
+    yield from _complaint("", require_apart)
     train = open_dataset(recipe.data, "train")
     n, classes = len(train), len(train.classes)
     images = (recipe.data.size, recipe.data.channels)
