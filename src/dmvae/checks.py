@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from dmvae.datasets import Split, open_dataset
-from dmvae.datasets.items import require_items, told
+from dmvae.datasets.items import described, require_items
 from dmvae.evaluation.other_figures import require_apart
 from dmvae.generators import networks as networks_of_generators
 from dmvae.inputs import Blueprint, Inputs, build_autoencoder, first_tokenizer
@@ -150,13 +150,13 @@ def _unlike_networks(networks: object) -> Iterator[str]:
     """What is wrong with what a stage's `build` returned: what trains must be saved, and saved so that it can be
     loaded."""
     if not isinstance(networks, Networks):
-        yield f"build returned {told(networks)}; give Networks"
+        yield f"build returned {described(networks)}; give Networks"
         return
     saved = networks.saved()
     held = {p for module in saved.values() for p in module.parameters()}
     for update, parameters in networks.trains.items():
         if not isinstance(parameters, list) or not all(isinstance(p, torch.nn.Parameter) for p in parameters):
-            yield f"trains[{update!r}] is {told(parameters)}; give a list of parameters"
+            yield f"trains[{update!r}] is {described(parameters)}; give a list of parameters"
         elif not parameters:
             yield f"nothing trains in the update {update!r}: no parameter of it requires a gradient"
         elif loose := [p for p in parameters if p not in held]:
@@ -209,7 +209,9 @@ def _try_discriminator(inputs: Inputs, adversary: AdversarialConfig) -> None:
                 f"{adversary.type!r} cannot be run on images [n, {data.channels}, {data.size}, {data.size}]: {error}"
             ) from error
     if not isinstance(logits, torch.Tensor) or logits.numel() == 0 or not logits.is_floating_point():
-        raise ValueError(f"{adversary.type!r} returns {told(logits)} for two images; give their logits, of any shape")
+        raise ValueError(
+            f"{adversary.type!r} returns {described(logits)} for two images; give their logits, of any shape"
+        )
 
 
 def _try_autoencoder(recipe: Recipe) -> None:
@@ -267,7 +269,7 @@ def _try_codec(recipe: Recipe) -> None:
 
 def _require_shape(what: str, found: object, wanted: tuple[int, ...], by: str) -> None:
     if not isinstance(found, torch.Tensor) or tuple(found.shape) != wanted:
-        raise ValueError(f"{what} returns {told(found)}; its {by} say {list(wanted)}")
+        raise ValueError(f"{what} returns {described(found)}; its {by} say {list(wanted)}")
 
 
 def _require_last_layer(kind: str, decoder: torch.nn.Module) -> None:

@@ -18,11 +18,11 @@ def require_items(data: DatasetConfig, dataset: Dataset, split: Split, named: tu
     wanted = (data.channels, data.size, data.size)
     labels: object = dataset.labels
     if not isinstance(labels, torch.Tensor) or labels.dtype != torch.int64 or tuple(labels.shape) != (n,):
-        raise ValueError(f"{data.type!r}: .labels of the {split} split is {told(labels)}; give int64 [{n}]")
+        raise ValueError(f"{data.type!r}: .labels of the {split} split is {described(labels)}; give int64 [{n}]")
     for i, image, label in _some(data, dataset, sorted({*range(0, n, -(-n // TRIED)), n - 1})):
         if not isinstance(image, torch.Tensor) or image.dtype != torch.uint8 or tuple(image.shape) != wanted:
             raise ValueError(
-                f"{data.type!r}: item {i} is {told(image)}; give a uint8 image {list(wanted)}, values 0 to 255"
+                f"{data.type!r}: item {i} is {described(image)}; give a uint8 image {list(wanted)}, values 0 to 255"
             )
         number = int(label)  # type: ignore[call-overload]
         if not 0 <= number < classes:
@@ -45,21 +45,21 @@ def _some(data: DatasetConfig, dataset: Dataset, chosen: list[int]) -> list[tupl
     for i in chosen:
         item: object = dataset[i]
         if not isinstance(item, tuple | list) or len(item) != 2:
-            raise ValueError(f"{data.type!r}: item {i} is {told(item)}; give a pair, (uint8 image, label)")
+            raise ValueError(f"{data.type!r}: item {i} is {described(item)}; give a pair, (uint8 image, label)")
         found.append((i, item[0], item[1]))
     many = getattr(dataset, "__getitems__", None)
     if many is not None:
         both, k = many(chosen), len(chosen)
         if not isinstance(both, tuple) or [len(part) for part in both] != [k, k]:
             raise ValueError(
-                f"{data.type!r}: __getitems__ returned {told(both)} for {k} indices; give a pair, (uint8 images "
+                f"{data.type!r}: __getitems__ returned {described(both)} for {k} indices; give a pair, (uint8 images "
                 f"[{k}, C, H, W], int64 labels [{k}])"
             )
         found += zip(chosen, *both, strict=True)
     return found
 
 
-def told(value: object) -> str:
+def described(value: object) -> str:
     """What something is, in words."""
     if isinstance(value, torch.Tensor):
         return f"{value.dtype} {list(value.shape)}"
