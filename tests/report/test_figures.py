@@ -82,6 +82,8 @@ def test_shares_are_printed_in_percent_by_measure_too(monkeypatch):
     own = {"grain": Figure("grain", "graininess", "", 0, "{:.1f}", "")}  # as a plugin's metric has
     monkeypatch.setattr(check, "figures", lambda: own)
     assert [title_of(f"{prefix}grain_x@64") for prefix in ("", "g", "r", "gr")] == ["graininess"] * 4
+    own["gwide"] = Figure("gwide", "width of samples", "", 0, "{:.1f}", "")
+    assert [title_of(f"{prefix}wide_x@64") for prefix in ("", "g")] == ["width of samples"] * 2
     assert [title_of(name) for name in ("kid", "kid_x@64", "rkid_x@64")] == ["KID", "KID", "rKID"]
     assert shown(["kid"])["kid"].title == "gKID"
     assert in_unit("agreement-real_x@64", 0.724) == "72.4 %"

@@ -129,7 +129,8 @@ def title_of(name: str) -> str:
     stem = name.partition("_")[0].replace("fid", "fd")  # FID is the one in the published Inception's features
     stem, spread, _ = stem.partition("-std")
     # not lstrip, which would take the first letter of recall too
-    title = next((titles[name] for name in (stem, *map(stem.removeprefix, ("gr", "g", "r"))) if name in titles), "")
+    like = (stem, *map(stem.removeprefix, ("gr", "g", "r")), f"g{stem}")
+    title = next((titles[name] for name in like if name in titles), "")
     return f"{title}, spread" if title and spread else title
 
 
