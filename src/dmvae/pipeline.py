@@ -214,7 +214,7 @@ def about_data(recipe: Recipe) -> str:
         counts = f"{len(train):,} training and {counted(len(open_dataset(recipe.data, 'test')), 'test image')}"
         held_out = recipe.data.held_out()
     classes = f"{len(train.classes)} classes" if len(train.classes) > 1 else f"one class, {train.classes[0]!r}"
-    there = set(train.labels.unique().tolist())
+    there = set(torch.as_tensor(train.labels).unique().tolist())  # a plugin may have a list, which `checks` tells
     if empty := [str(name) for label, name in enumerate(train.classes) if label not in there]:
         classes += f", {len(empty)} of them without a training image ({few(empty)}), of which none is sampled"
     return f"data: {counts} of {classes}{f'; {held_out}' if held_out else ''}"

@@ -7,9 +7,10 @@ from html import escape
 
 from dmvae import config as configs
 from dmvae.evaluation.metrics import INCEPTION
+from dmvae.evaluation.other_figures import FOLDED
 from dmvae.evaluation.scores import Figure
 from dmvae.options import flat
-from dmvae.report.figures import FOLDED, of_few, shown
+from dmvae.report.figures import of_few, shown
 from dmvae.report.html import details, duration, listing, prose
 from dmvae.report.run import Run
 from dmvae.report.summary import alike, named, outdated, standing
