@@ -12,8 +12,9 @@ TRIED = 8
 
 
 def require_items(data: DatasetConfig, dataset: Dataset, split: Split, named: tuple[str, ...]) -> None:
-    """Raise ValueError for a data set whose items, some of them, are not uint8 images of the recipe's shape with labels
-    of its classes, those `named` by the training split: one by one and, where it gives many at once, so too."""
+    """Raise ValueError where some items are not uint8 images of the recipe's shape with labels of the data's classes,
+    those `named` by the training split. They are read one by one and, where the data set has `__getitems__`, many at
+    once."""
     n, classes = len(dataset), len(dataset.classes)
     wanted = (data.channels, data.size, data.size)
     labels: object = dataset.labels
