@@ -15,7 +15,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from dmvae.models.dit import LightningDiT
 from dmvae.runtime.precision import uses_bf16
 from dmvae.training.preparing import compile_networks
 
+Value = TypeVar("Value")
 GIB = 2**30
 CYCLE, TURNS = 15, 5
 """Steps that are timed in one go, some of every kind of a stage's among them; turns that each loop is timed in."""
@@ -40,11 +41,16 @@ def median_seconds(run: Callable[[], object], repeat: int) -> float:
 
 
 def seconds_of(run: Callable[[], object]) -> float:
+    return timed(run)[0]
+
+
+def timed(run: Callable[[], Value]) -> tuple[float, Value]:
+    """(seconds, what it returned)."""
     wait()
     start = time.perf_counter()
-    run()
+    value = run()
     wait()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, value
 
 
 def fastest(loops: Sequence[Callable[[int], object]], seconds: float) -> list[float]:
@@ -84,15 +90,16 @@ def memory(device: torch.device, reset: bool = False) -> str:
     return text
 
 
-def peak_flops(dtype: torch.dtype, repeat: int, device: torch.device = torch.device("cpu")) -> float:
+def peak_flops(dtype: torch.dtype, repeat: int, device: torch.device, sizes: Sequence[int] = ()) -> float:
     """Floating-point operations per second of a matrix product: the best of several sizes, of which none is the fastest
     everywhere, and of several tries, for other programs only slow it."""
+    sizes = sizes or ((1024, 2048) if device.type == "cpu" else (4096, 8192, 16384))
 
     def speed(n: int) -> float:
         a, b = (torch.randn(n, n, dtype=dtype, device=device) for _ in range(2))
         return 2 * n**3 / min(median_seconds(lambda: a @ b, 1) for _ in range(2 * repeat))
 
-    return max(speed(n) for n in ((1024, 2048) if device.type == "cpu" else (4096, 8192)))
+    return max(map(speed, sizes))
 
 
 def training_step(model: nn.Module, *inputs: Tensor, dtype: torch.dtype = torch.float32) -> Callable[[], object]:
