@@ -18,7 +18,7 @@ PLACES = {"train": "train", "valid": "validation", "val": "validation", "validat
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, help="where the parquet files go")
     parser.add_argument("--root", default="zh-plus/tiny-imagenet", help="hub id or folder (default: %(default)s)")
     parser.add_argument("--label", default="label", help="column of the labels (default: %(default)s)")
     known = parser.parse_args()

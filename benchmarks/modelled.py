@@ -5,10 +5,11 @@
     python -m benchmarks.modelled runs/tiny64 --seed 0 1 2
 
 Draws again, from the same seeds, what the stage `sample` drew at its first guidance scale, and compares as `evaluate`
-does; of a run that drew more than it compares, others of them. Of several seeds it prints means and standard
-deviations. With --steps, also from the generators' snapshots of those steps (`generator.keep_at`): how soon latents are
-learned. With --count, more than a table's 2048: less of the figures is chance, and multiples of it are larger. Decoders
-need not have been trained.
+does; of a run that drew more than it compares, others of them. "Told apart" is a share (0.50 is a perfect generator),
+where a run's table has percent; spread and (effective) rank are over those of the data's latents. Of several seeds it
+prints means and standard deviations. With --steps, also from the generators' snapshots of those steps
+(`generator.keep_at`): how soon latents are learned. With --count, more than a table's 2048: less of the figures is
+chance, and multiples of it are larger. Decoders need not have been trained.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ Curve = dict[int, dict[str, float]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=Path, help="folder of a run")
     parser.add_argument("variants", nargs="*", metavar="VARIANT", help="all that have generators, unless given")
     parser.add_argument(
         "--seed", type=int, nargs="+", help="of other samples and other sets of the data; the recipe's by default"

@@ -1,6 +1,6 @@
 """Time the networks on this machine: `python -m benchmarks.models [--threads 2] [--precision auto] [--device cuda]`.
 
-Prints, for forward plus backward: the median time, and the share of this machine's measured peak of
+Prints, for forward plus backward: the median time, ms, and the share of this machine's measured peak of
 matrix multiplication that it amounts to (FLOPs as torch counts them: products and convolutions). Then how many
 times as fast our S/1 is as the same network written as its paper reads (`peers/lightningdit.py`), timed in turn;
 and what the adaptive weight's two gradients at a decoder's last layer take, in backward passes of the decoder.
@@ -158,10 +158,17 @@ WEIGHT = "Adaptive weight's two gradients"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
-    parser.add_argument("--repeat", type=int, default=5, help="timings per figure, of which the median is printed")
+    parser.add_argument(
+        "--repeat", type=int, default=5, help="timings a figure, whose median counts (default: %(default)s)"
+    )
     parser.add_argument("--only", default="", help="run the cases whose name contains this")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="time torch.compile too")
-    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="as run.precision (default: %(default)s)",
+    )
     parser.add_argument("--device", type=torch.device, default="cpu", help="cpu or cuda (default: %(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
