@@ -15,6 +15,7 @@ chance, and multiples of it are larger. Decoders need not have been trained.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 from statistics import fmean, stdev
@@ -35,7 +36,7 @@ from dmvae.runtime.console import Bar
 from dmvae.runtime.precision import autocast
 from dmvae.stages.measuring import EvaluateConfig
 from dmvae.stages.modelled import LEAST, in_shares, modelled
-from dmvae.stages.sample import balanced_labels, generate_latents, image_seed
+from dmvae.stages.sample import SampleConfig, drawn_labels, generate_latents, image_seed
 from dmvae.transport.arrival import LATENTS
 
 CPU = torch.device("cpu")
@@ -122,7 +123,7 @@ def figures(job: Job, seed: int, count: int | None = None, step: int | None = No
     assert guide is None or isinstance(guide, VelocityModel)
     stored = LatentSet(job.reads["latents"] / "latents")
     known = stored.labels.unique()  # of a class without an image the generator knows nothing
-    labels = known[balanced_labels(count or min(section.count, LATENTS), len(known))]
+    labels = known[first_labels(section, seed, count or min(section.count, LATENTS), len(known))]
     settings = section.settings(section.guidance[0], guide)
     drawn: list[Tensor] = []
     with torch.no_grad(), autocast(CPU, precision), Bar(f"{job.variant}  draw", len(labels), "latents") as bar:
@@ -139,6 +140,11 @@ def figures(job: Job, seed: int, count: int | None = None, step: int | None = No
     if not found:
         raise ValueError(f"{job.variant}: {len(labels)} samples and {len(data)} latents are too few to compare")
     return found
+
+
+def first_labels(section: SampleConfig, seed: int, count: int, classes: int) -> Tensor:
+    """int64 [count], below `classes`: the first that the stage draws, or more than it does."""
+    return drawn_labels(replace(section, count=max(section.count, count)), seed, classes)[:count]
 
 
 def _generator(job: Job, of: int | Path | None) -> Generator:
