@@ -123,17 +123,10 @@ def s1() -> LightningDiT:
     return FlowModelConfig(size="S/1").build((32, 16, 16), 1000)
 
 
-def decoder_case(channels_last: bool, norm: bool = True) -> tuple[nn.Module, tuple[Tensor, ...]]:
+def decoder_case() -> tuple[nn.Module, tuple[Tensor, ...]]:
     model = ConvolutionalDecoder(16, 1, width=32, multipliers=(1, 2, 4, 4), stride=8)
-    if not norm:
-        for module in list(model.modules()):
-            for name, child in module.named_children():
-                if isinstance(child, nn.GroupNorm):
-                    setattr(module, name, nn.Identity())
-    z = torch.randn(64, 16, 4, 4)
-    if channels_last:
-        model, z = model.to(memory_format=torch.channels_last), z.to(memory_format=torch.channels_last)
-    return model, (z,)
+    z = torch.randn(64, 16, 4, 4).to(memory_format=torch.channels_last)
+    return model.to(memory_format=torch.channels_last), (z,)
 
 
 CASES: dict[str, Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]] = {
@@ -141,9 +134,7 @@ CASES: dict[str, Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]] = {
     "LightningDiT 128x4, 4x4x16, batch 256": lambda: flow_case(
         LightningDiT(in_channels=16, input_size=4, width=128, depth=4, heads=4, num_classes=10), 256
     ),
-    "Decoder, 32x32 grey, batch 64": lambda: decoder_case(False),
-    "Decoder, channels_last": lambda: decoder_case(True),
-    "Decoder, channels_last, no GroupNorm": lambda: decoder_case(True, norm=False),
+    "Decoder, 32x32 grey, batch 64": decoder_case,
 }
 LARGE: dict[str, Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]] = {
     "LightningDiT-XL/1, 16x16x32, batch 32": lambda: flow_case(
@@ -222,7 +213,7 @@ def times_as_fast(compiles: bool, repeat: int, device: torch.device, dtype: torc
 
 def weight_share(compiles: bool, repeat: int, device: torch.device) -> float:
     """Time of two gradients at the last layer over that of the backward pass through the whole decoder."""
-    model, (z,) = decoder_case(True)
+    model, (z,) = decoder_case()
     model, z = model.to(device), z.to(device)
     if compiles:
         compile_networks(nn.ModuleList([model]))
