@@ -200,6 +200,12 @@ def test_a_ratio_is_over_the_baseline_of_as_many_steps():
     assert found == ["0.75", "0.75", "0.50", "1.00", "1.00"]
 
 
+def test_a_row_of_one_seed_has_the_baseline_of_as_many_steps_too():
+    steps = {"a_2": 2, "kl@0": 8, "kl_2@0": 2, "kl_9": 9, "b_9": 9}
+    methods = {name: {"gfd": [1.0]} for name in steps}
+    assert [results.like(name, "kl@0", methods, steps) for name in ("a_2", "b_9", "kl@0")] == ["kl_2@0", "kl_9", "kl@0"]
+
+
 def ratios(gfd, **more):
     methods = results.by_method({name: {"psnr": 20.0} | ({"gfd": x} if x else {}) for name, x in gfd.items()})
     steps = {name: 8 if "_" not in name else int(name.partition("_")[2]) for name in methods}
