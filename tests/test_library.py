@@ -70,10 +70,12 @@ def test_a_recipe_runs_from_python_on_a_data_set_of_ones_own(tmp_path, plain_rep
 
 @pytest.mark.slow
 def test_one_variant_runs_from_python(tmp_path, plain_report):
-    recipe = tiny.RECIPE | {"run": tiny.RECIPE["run"] | {"dir": str(tmp_path / "run")}}
     with pytest.raises(ValueError, match=r"no variant is called 'mached'; did you mean 'matched'\?"):
-        dmvae.run(recipe, variant="mached")
-    run = dmvae.run(recipe, variant="kl")
+        dmvae.run(tiny.RECIPE, variant="mached")
+    with pytest.raises(ValueError, match=r"run_dir and run\.dir are the same"):
+        dmvae.run(tiny.RECIPE, run_dir=tmp_path, run={"dir": "elsewhere"})
+    run = dmvae.run(tiny.RECIPE, run_dir=tmp_path / "run", run={"log_every": 2}, variant="kl")
+    assert run.report == tmp_path / "run/report.html"
     assert list(run.summary["methods"]) == ["kl"]
     assert run.folder("tokenizer", "kl").is_dir()
     with pytest.raises(ValueError, match="no method is called 'matched'; known: kl"):
