@@ -50,7 +50,7 @@ def write(folder, **variants):
             {"run.picture_every": 9},
             "run.picture_every: 9 changes nothing: no stage that makes pictures trains for so many steps",
         ),
-        ({"matching.model.width": 48}, "matching.model: what is given changes nothing: the student is a copy"),
+        ({"matching.model.width": 48}, "matching.model changes nothing: the student is a copy"),
         (
             {"matching.target": 1.2},
             "matching.target: 1.2 changes nothing: it only acts with matching.balance: distance",
@@ -77,7 +77,7 @@ def write(folder, **variants):
                 "matching.time_distribution": "logit_normal",
                 "matching.time_mean": 0.5,
             },
-            "matching.time_distribution: what is given, time_mean: 0.5 change nothing: its objective trains no",
+            "matching.time_distribution, time_mean: 0.5 change nothing: its objective trains no velocity",
         ),
         (
             {"matching.objective": {"type": "teacher_loss"}, "matching.time_shift": 3.0},
@@ -89,11 +89,11 @@ def write(folder, **variants):
         ),
         (
             {"matching.objective": {"type": "adversarial"}, "matching.model.width": 48},
-            "matching.model: what is given changes nothing: the student is a copy of the teacher",
+            "matching.model changes nothing: the student is a copy of the teacher",
         ),
         (
             {"reference.distribution": {"type": "mixture", "fit": {"type": "features"}, "scale": "raw", "std": 0.9}},
-            "reference.distribution.std: 0.9, scale: what is given change nothing: a mixture with `fit`",
+            "reference.distribution.std: 0.9, scale change nothing: a mixture with `fit`",
         ),
         (
             {"reference.distribution": {"type": "mixture", "file": "x.safetensors", "components": 3}},
@@ -114,7 +114,7 @@ def write(folder, **variants):
         ({"losses.adversarial.start": 0.25} | FINISHED, "losses.adversarial.start: 0.25 changes nothing: it is a"),
         (
             FINISHED | {"autoencoder": {"encoder": {"type": "conv"}, "latent_channels": 8}},
-            "autoencoder.encoder: what is given, latent_channels: 8, decoder: what is given change nothing: `p",
+            "autoencoder.encoder, latent_channels: 8, decoder change nothing: `p",
         ),
         (
             {"autoencoder.latent_channels": None, "autoencoder.bottleneck_width": 64},
@@ -124,10 +124,10 @@ def write(folder, **variants):
             WHOLE | {"autoencoder.detail_width": 16},
             "autoencoder.detail_width: 16 changes nothing: the network stays at zero",
         ),
-        (CHECKPOINT, "autoencoder.encoder.checkpoint: what is given changes nothing: the encoder begins with random"),
+        (CHECKPOINT, "autoencoder.encoder.checkpoint changes nothing: the encoder begins with random"),
         (
             CHECKPOINT | {"encoder": {"steps": 4, "start": "scratch"}, "tokenizer.train_encoder": False},
-            "autoencoder.encoder.checkpoint: what is given changes nothing: the encoder begins with random weights",
+            "autoencoder.encoder.checkpoint changes nothing: the encoder begins with random weights",
         ),
         (
             {"tokenizer.alignment": {"kind": "l2", "m1": 0.1}},
@@ -135,7 +135,7 @@ def write(folder, **variants):
         ),
         (
             GAUSSIAN | {"reference.time_shift": 3.0, "reference.ema": 0.5, "reference.model.width": 48},
-            "reference.ema: 0.5, time_shift: 3.0, model: what is given change nothing: no teacher is trained",
+            "reference.ema: 0.5, time_shift: 3.0, model change nothing: no teacher is trained",
         ),
         ({"reference.drawn": True}, "reference.drawn: True changes nothing: the tokenizer has no posteriors"),
         (
@@ -156,7 +156,7 @@ def write(folder, **variants):
         ),
         (
             {"reference.distribution": {"type": "text", "label_column": "kind"}},
-            "reference.distribution.label_column: what is given changes nothing: they are of captions in files",
+            "reference.distribution.label_column changes nothing: they are of captions in files",
         ),
         ({"matching.noise_width": 32}, "matching.noise_width: 32 changes nothing: no samples are edited"),
         (

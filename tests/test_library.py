@@ -68,6 +68,25 @@ def test_a_recipe_runs_from_python_on_a_data_set_of_ones_own(tmp_path, plain_rep
         dmvae.run(recipe, train=Colours(48))
 
 
+@pytest.mark.slow
+def test_one_variant_runs_from_python(tmp_path, plain_report):
+    with pytest.raises(ValueError, match=r"no variant is called 'mached'; did you mean 'matched'\?"):
+        dmvae.run(tiny.RECIPE, variant="mached")
+    with pytest.raises(ValueError, match=r"run_dir and run\.dir are the same"):
+        dmvae.run(tiny.RECIPE, run_dir=tmp_path, run={"dir": "elsewhere"})
+    run = dmvae.run(tiny.RECIPE, run_dir=tmp_path / "run", run={"log_every": 2}, variant="kl")
+    assert run.report == tmp_path / "run/report.html"
+    assert list(run.summary["methods"]) == ["kl"]
+    assert run.folder("tokenizer", "kl").is_dir()
+    with pytest.raises(ValueError, match="no method is called 'matched'; known: kl"):
+        run.folder("tokenizer", "matched")
+
+
+def test_a_notebook_offers_what_is_imported_on_first_use():
+    assert set(dir(dmvae)) >= {*dmvae.__all__, "__version__"}
+    assert all(hasattr(dmvae, name) for name in dmvae.__all__)
+
+
 def test_a_run_is_printed_in_short_and_tells_the_method_that_is_meant(tmp_path):
     recipes = load(tiny.write(tmp_path))
     record(recipes, plan(recipes, tmp_path / "run"), tmp_path / "run", list(recipes))

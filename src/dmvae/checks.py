@@ -10,23 +10,22 @@ from pathlib import Path
 import torch
 
 from dmvae.datasets import Split, open_dataset
-from dmvae.evaluation.metrics import figures
+from dmvae.datasets.items import described, require_items
+from dmvae.evaluation.other_figures import require_apart
 from dmvae.generators import networks as networks_of_generators
 from dmvae.inputs import Blueprint, Inputs, build_autoencoder, first_tokenizer
 from dmvae.losses.discriminators import AdversarialConfig
 from dmvae.models.base import Model
 from dmvae.recipe import Recipe
-from dmvae.registry import is_ours, nearest
+from dmvae.registry import is_ours, nearest, place_of
 from dmvae.runtime import distributed
-from dmvae.runtime.words import counted, few
+from dmvae.runtime.words import counted
 from dmvae.tokenizers.adapted import adapt
 from dmvae.training.data import require_batch, require_split
 from dmvae.training.preparing import checkpoint_activations
 from dmvae.training.stage import AnyStage, AnyTraining, Buildable, Networks, TrainingStage
 
 Stages = Sequence[AnyStage]
-TRIED = 8
-"""Items of a data set that are looked at before a run."""
 _passed: set[tuple[object, ...]] = set()
 """Checks that have passed in this process: variants share parts, and building one takes up to a second."""
 
@@ -60,7 +59,7 @@ def problems(recipe: Recipe, stages: Stages, ranks: int | None = None) -> Iterat
     yield from run_problems(recipe, stages, ranks or distributed.world_size())
     yield from _place_problems(recipe)
     yield from _complaint("", networks_of_generators)
-    yield from _complaint("", figures)
+    yield from _complaint("", require_apart)
     train = open_dataset(recipe.data, "train")
     n, classes = len(train), len(train.classes)
     images = (recipe.data.size, recipe.data.channels)
@@ -151,13 +150,13 @@ def _unlike_networks(networks: object) -> Iterator[str]:
     """What is wrong with what a stage's `build` returned: what trains must be saved, and saved so that it can be
     loaded."""
     if not isinstance(networks, Networks):
-        yield f"build returned {_told(networks)}; give Networks"
+        yield f"build returned {described(networks)}; give Networks"
         return
     saved = networks.saved()
     held = {p for module in saved.values() for p in module.parameters()}
     for update, parameters in networks.trains.items():
         if not isinstance(parameters, list) or not all(isinstance(p, torch.nn.Parameter) for p in parameters):
-            yield f"trains[{update!r}] is {_told(parameters)}; give a list of parameters"
+            yield f"trains[{update!r}] is {described(parameters)}; give a list of parameters"
         elif not parameters:
             yield f"nothing trains in the update {update!r}: no parameter of it requires a gradient"
         elif loose := [p for p in parameters if p not in held]:
@@ -210,7 +209,9 @@ def _try_discriminator(inputs: Inputs, adversary: AdversarialConfig) -> None:
                 f"{adversary.type!r} cannot be run on images [n, {data.channels}, {data.size}, {data.size}]: {error}"
             ) from error
     if not isinstance(logits, torch.Tensor) or logits.numel() == 0 or not logits.is_floating_point():
-        raise ValueError(f"{adversary.type!r} returns {_told(logits)} for two images; give their logits, of any shape")
+        raise ValueError(
+            f"{adversary.type!r} returns {described(logits)} for two images; give their logits, of any shape"
+        )
 
 
 def _try_autoencoder(recipe: Recipe) -> None:
@@ -268,7 +269,7 @@ def _try_codec(recipe: Recipe) -> None:
 
 def _require_shape(what: str, found: object, wanted: tuple[int, ...], by: str) -> None:
     if not isinstance(found, torch.Tensor) or tuple(found.shape) != wanted:
-        raise ValueError(f"{what} returns {_told(found)}; its {by} say {list(wanted)}")
+        raise ValueError(f"{what} returns {described(found)}; its {by} say {list(wanted)}")
 
 
 def _require_last_layer(kind: str, decoder: torch.nn.Module) -> None:
@@ -289,42 +290,9 @@ def _try_start(recipe: Recipe) -> None:
 
 
 def _try_data(recipe: Recipe, split: Split) -> None:
-    """Raise ValueError where some items are not uint8 images of the recipe's shape with labels of the data's classes.
-    They are read one by one and, where the data set has `__getitems__`, many at once."""
-    data = recipe.data
-    dataset = open_dataset(data, split)
-    n, classes = len(dataset), len(dataset.classes)
-    wanted = (data.channels, data.size, data.size)
-    labels: object = dataset.labels
-    if not isinstance(labels, torch.Tensor) or labels.dtype != torch.int64 or tuple(labels.shape) != (n,):
-        raise ValueError(f"{data.type!r}: .labels of the {split} split is {_told(labels)}; give int64 [{n}]")
-    chosen = sorted({*range(0, n, -(-n // TRIED)), n - 1})
-    items: list[tuple[int, object, object]] = [(i, *dataset[i]) for i in chosen]
-    many = getattr(dataset, "__getitems__", None)
-    items += [(i, *item) for i, item in zip(chosen, zip(*many(chosen), strict=True), strict=True)] if many else []
-    for i, image, label in items:
-        if not isinstance(image, torch.Tensor) or image.dtype != torch.uint8 or tuple(image.shape) != wanted:
-            raise ValueError(
-                f"{data.type!r}: item {i} is {_told(image)}; give a uint8 image {list(wanted)}, values 0 to 255"
-            )
-        number = int(label)  # type: ignore[call-overload]
-        if not 0 <= number < classes:
-            raise ValueError(f"{data.type!r}: item {i} has the label {label}; there are {classes} classes")
-        if number != int(labels[i]):
-            raise ValueError(
-                f"{data.type!r}: item {i} of the {split} split has the label {label}, and .labels says {labels[i]}; a "
-                "transform of labels has to change both"
-            )
-    named = tuple(open_dataset(data, "train").classes)
-    if tuple(dataset.classes) != named:
-        raise ValueError(f"{data.type!r}: the {split} split has the classes {few(dataset.classes)}, not {few(named)}")
-    low, high = int(labels.min()), int(labels.max())
-    if not 0 <= low <= high < classes:
-        raise ValueError(f"{data.type!r}: labels run from {low} to {high}; there are {classes} classes")
-
-
-def _told(value: object) -> str:
-    return f"{value.dtype} {list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+    """Raise ValueError for a data set whose items are not what the recipe says."""
+    named = tuple(open_dataset(recipe.data, "train").classes)
+    require_items(recipe.data, open_dataset(recipe.data, split), split, named)
 
 
 def _build(part: Buildable) -> None:
@@ -343,4 +311,5 @@ def _complaint(
         check(*given)
         _passed.add(key)
     except ValueError as error:
-        yield f"{place}: {error}" if place else str(error)
+        text = f"{error}{place_of(error)}"
+        yield f"{place}: {text}" if place else text

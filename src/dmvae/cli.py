@@ -19,7 +19,7 @@ import warnings
 
 import dmvae
 from dmvae.commands.parser import USAGE, CheckFailed
-from dmvae.registry import nearest
+from dmvae.registry import nearest, place_of
 from dmvae.runtime.console import console, forget_lost, printable, require_printed
 
 COMMANDS = {
@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
         saved = "; the state was saved, the same command goes on" if type(stop).__name__ == "Interrupted" else ""
         _fail(f"stopped{saved}", 130, debug)
     except ValueError as error:
-        _fail(str(error), 2, debug)
+        _fail(f"{error}{place_of(error)}", 2, debug)
     except OSError as error:
         fix = FIXES.get(error.errno or 0, "")
         _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": ") + fix, 1, debug)

@@ -285,7 +285,7 @@ def idle(recipes: Mapping[str, Recipe], beside: Mapping[str, Recipe] | None = No
     for variant, of in given.items():
         for place, unread, items in of:
             alone = [(name, value) for name, value in items if unread and (place, (name, value)) not in read]
-            told = [f"{name}: {_shown(value)}" for name, value in alone]
+            told = [f"{name}{_shown(value)}" for name, value in alone]
             if told:
                 what = f"{place.rpartition('.')[0]}.{', '.join(told)} {'change' if told[1:] else 'changes'} nothing"
                 found.setdefault(f"{what}: {IDLE[place][1]}", []).append(variant)
@@ -303,7 +303,8 @@ def _given(recipe: Recipe) -> Iterator[tuple[str, bool, list[tuple[str, object]]
             yield place, unread(recipe), items
 
 
-def _shown(value: object) -> object:
+def _shown(value: object) -> str:
+    """ ": 3" of what is short; a section or a path is known by its field."""
     if isinstance(value, tuple):
-        return list(value)
-    return value if isinstance(value, bool | int | float) else "what is given"
+        return f": {list(value)}"
+    return f": {value}" if isinstance(value, bool | int | float) else ""

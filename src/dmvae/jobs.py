@@ -96,6 +96,8 @@ def _address(stage: AnyStage, recipe: Recipe, everything: Values, splits: dict[S
     """The name of the folder of a stage that reads the stages in the folders `reads`."""
     uses = {path: _at(everything, recipe, path, stage.name) for path in stage.uses}
     data = {name: value for name, value in everything["data"].items() if name not in recipe.data.PLACES}
+    if code := code_of(type(recipe.data)):  # whose `fingerprint` may be of the files that it reads alone
+        data["code"] = code
     key = {
         "stage": stage.name,
         "config": everything[stage.name],

@@ -133,6 +133,10 @@ def _check(ahead: list[Job], jobs: list[Job]) -> None:
             raise ValueError(f"{variant}: {problem}")
     for variant, problem in hindrances(ahead, jobs):
         raise ValueError(f"{variant}: {problem}")
+    coming = {job.folder for job in ahead}
+    for job in ahead:  # of a stage that is asked for alone; links to what is there would be lost for nothing
+        if coming.isdisjoint(job.reads.values()):
+            _check_inputs(job)
 
 
 def hindrances(ahead: list[Job], jobs: list[Job]) -> Iterator[tuple[str, str]]:
@@ -210,7 +214,7 @@ def about_data(recipe: Recipe) -> str:
         counts = f"{len(train):,} training and {counted(len(open_dataset(recipe.data, 'test')), 'test image')}"
         held_out = recipe.data.held_out()
     classes = f"{len(train.classes)} classes" if len(train.classes) > 1 else f"one class, {train.classes[0]!r}"
-    there = set(train.labels.unique().tolist())
+    there = set(torch.as_tensor(train.labels).unique().tolist())  # a plugin may have a list, which `checks` tells
     if empty := [str(name) for label, name in enumerate(train.classes) if label not in there]:
         classes += f", {len(empty)} of them without a training image ({few(empty)}), of which none is sampled"
     return f"data: {counts} of {classes}{f'; {held_out}' if held_out else ''}"

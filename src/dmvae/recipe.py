@@ -91,7 +91,9 @@ def _recipe_class(known: tuple[AnyStage, ...]) -> type[Recipe]:
 
 
 def _sentence(cls: type) -> str:
-    return " ".join((cls.__doc__ or "").split())
+    """Its docstring in a line; dataclass writes the signature where there is none, which says nothing new."""
+    doc = cls.__doc__ or ""
+    return "" if doc.startswith(f"{cls.__name__}(") else " ".join(doc.split())
 
 
 class Recipes(dict[str, Recipe]):

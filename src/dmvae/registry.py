@@ -126,12 +126,21 @@ def _file_of(module: str) -> str:
     return getattr(sys.modules.get(module), "__file__", None) or module
 
 
-def require_members(config: Registered, built: object, members: Iterable[str]) -> None:
-    """Raise ValueError where what a config's `build` returned lacks one of these attributes."""
+def require_members(config: Registered, built: object, members: Iterable[str], place: str = "") -> None:
+    """Raise ValueError where what a config's `build` returned lacks one of these attributes. place: begins the text."""
     lacks = [name for name in members if not hasattr(built, name)]
     if lacks:
         what = "None" if built is None else f"{type(built).__name__}, which lacks {', '.join(lacks)}"
-        raise ValueError(f"{config.type!r}: build returned {what}; give an object with {', '.join(members)}")
+        raise ValueError(f"{place}{config.type!r}: build returned {what}; give an object with {', '.join(members)}")
+
+
+def place_of(error: BaseException) -> str:
+    """Where in a plugin an error came up, as " (FILE, line N)", for its text may be Python's own and name no place; ""
+    where it came up elsewhere."""
+    files = {_file_of(module) for module in _contents}
+    walked = traceback.walk_tb(error.__traceback__)
+    found = [(frame.f_code.co_filename, line) for frame, line in walked if frame.f_code.co_filename in files]
+    return f" ({found[-1][0]}, line {found[-1][1]})" if found else ""
 
 
 def names(family: type) -> list[str]:

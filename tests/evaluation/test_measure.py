@@ -5,6 +5,7 @@ import json
 import warnings
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -288,7 +289,8 @@ def test_a_metric_s_numbers_of_any_kind_become_floats_and_others_are_told():
         type = "own"
         figures = (Figure("own", "own", "", 0, "{}", ""),)
 
-    own, sets = Own(), Sets(None, None, "", None, None, False)
+    measured = SimpleNamespace(manifest={"features": {"name": "x"}})
+    own, sets = Own(), Sets(None, measured, "", None, None, False)
     for number in (3, np.float32(3), np.int64(3), True + 2):
         own.latents = lambda latents, number=number: {"own": number}
         own.sets = lambda sets, number=number: Scores({"own_x": number})

@@ -106,6 +106,10 @@ def test_all_bad_files_are_told_at_once(tmp_path):
             list(images.batches(range(5), 2))
         for name in ("0.png: cannot identify", "b.png: ", "d.png: ", "c.png is 24x24", "give --size N"):
             assert name in str(told.value)
+    for i in range(4):  # one option mends them all: a few will do
+        Image.new("RGB", (24, 16)).save(tmp_path / f"e{i}.png")
+    with pytest.raises(ValueError, match=r"e0\.png is 24x16, \S+e1\.png is 24x16 and 2 more, and the first"):
+        list(FolderImages(tmp_path, workers=0).batches(range(9), 2))
 
 
 class MeanDistance(torch.nn.Module):

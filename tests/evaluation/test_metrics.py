@@ -2,6 +2,8 @@
 
 import importlib
 import math
+import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from dmvae.evaluation.classification import knn_accuracy
 from dmvae.evaluation.feature_set import FeatureSet
 from dmvae.evaluation.frechet import Statistics, frechet_distance
 from dmvae.evaluation.manifolds import agreement_values, manifold_values, memorisation_values
-from dmvae.evaluation.metrics import Latents, Sets, metrics_of, of_sets
+from dmvae.evaluation.metrics import Figure, Latents, Metric, Scores, Sets, measured_sets, metrics_of, of_sets
 from dmvae.evaluation.metrics.per_class import per_class
 from dmvae.evaluation.pairs import psnr, ssim
 
@@ -42,6 +44,23 @@ def pair(request):
     a = torch.nn.functional.avg_pool2d(a.float(), 3, 1, 1)
     b = a + 12 * torch.randn(a.shape, generator=generator)
     return a.to(torch.uint8), b.clamp(0, 255).to(torch.uint8)
+
+
+def test_a_figure_of_sets_that_no_table_would_show_is_told():
+    class Mine(Metric):
+        type, figures = "mine", (Figure("gwide", "width", "", 0, "{:.1f}", ""),)
+
+        def sets(self, sets):
+            return Scores({f"{sets.prefix}{self.own}_{sets.features}": 1.0})
+
+    metric, sets = Mine(), SimpleNamespace(prefix="g", features="x@64")
+    metric.own = "broad"
+    with pytest.warns(UserWarning, match="'mine': sets gives gbroad_x@64, and short names gwide_x@64: no table"):
+        measured_sets(metric, sets)
+    metric.own = "wide"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        measured_sets(metric, sets)
 
 
 def test_to_uint8_clamps_and_rounds():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from codec import complaint, decode, encode
+from diffusers import AutoencoderTiny
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -43,6 +44,19 @@ def test_latents_of_another_tokenizer_are_decoded_with_a_warning(images, tokeniz
     other.save_pretrained(tmp_path / "other")
     with pytest.warns(UserWarning, match="was encoded with other weights than this tokenizer's"):
         decode(tmp_path / "z", tmp_path / "other", tmp_path / "back2")
+
+
+def test_a_tokenizer_whose_config_names_no_size_decodes_without_one(images, tmp_path, capsys):
+    """The latents have their size; `decode` has no option for it."""
+    one = dict.fromkeys(("encoder_block_out_channels", "decoder_block_out_channels"), (8, 8))
+    one |= dict.fromkeys(("num_encoder_blocks", "num_decoder_blocks"), (1, 1))
+    AutoencoderTiny(**one, latent_channels=2).save_pretrained(tmp_path / "tiny")
+    assert "its config has no sample_size; give --size" in complaint(
+        capsys, encode, images, tmp_path / "tiny", tmp_path / "z"
+    )
+    encode(images, tmp_path / "tiny", tmp_path / "z", "--size", "16")
+    decode(tmp_path / "z", tmp_path / "tiny", tmp_path / "back")
+    assert Image.open(tmp_path / "back/cat/b.png").size == (16, 16)
 
 
 def test_images_of_other_latents_are_not_taken_for_these(images, tokenizer, tmp_path, capsys):

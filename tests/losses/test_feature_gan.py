@@ -199,7 +199,7 @@ class WrongConfig(AdversarialConfig):
     ("answer", "message"),
     [
         ("", "build returned a NoneType, no Wrong"),
-        ("a pair", "returns tuple for two images; give their logits"),
+        ("a pair", "returns tuple of 2 for two images; give their logits"),
         ("empty", r"returns torch.float32 \[0, 1, 12, 12\] for two images; give their logits"),
         ("whole", "returns torch.int64 .*give their logits"),
         ("narrow", r"cannot be run on images \[n, 3, 12, 12\]: "),

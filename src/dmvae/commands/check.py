@@ -129,7 +129,9 @@ def title_of(name: str) -> str:
     titles |= {"kid": "KID", "rkid": "rKID", "gkid": "gKID"}  # tables of runs have the last alone
     stem = name.partition("_")[0].replace("fid", "fd")  # FID: the same distance, in the published Inception's features
     stem, spread, _ = stem.partition("-std")
-    title = titles.get(stem) or titles.get(stem.lstrip("gr"), "")
+    # not lstrip, which would take the first letter of recall too
+    like = (stem, *map(stem.removeprefix, ("gr", "g", "r")), f"g{stem}")
+    title = next((titles[name] for name in like if name in titles), "")
     return f"{title}, spread" if title and spread else title
 
 

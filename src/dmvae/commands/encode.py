@@ -42,4 +42,7 @@ def _codec(parser: Parser, arguments: list[str], function: Callable[..., object]
     known = vars(parser.read(arguments))
     load_plugins(known.pop("plugins"))
     require_place("--out", known["out"], folder=True)
-    function(open_tokenizer(known.pop("tokenizer"), known.get("size")), **known, device=distributed.start())
+    # what is decoded has its own size: for `decode` any will do, of a tokenizer whose config names none
+    otherwise = None if "images" in known else 256
+    tokenizer = open_tokenizer(known.pop("tokenizer"), known.get("size"), otherwise=otherwise)
+    function(tokenizer, **known, device=distributed.start())

@@ -24,7 +24,7 @@ def print_fields(recipes: Mapping[str, Recipe]) -> None:
     for section in sections(recipes):
         if section.place:
             some = label(section.variants, list(recipes))
-            heading = f"\n{section.place}{f' ({some})' if some else ''}: {section.meaning}"
+            heading = f"\n{section.place}{f' ({some})' if some else ''}: {section.meaning}".rstrip(": ")
             paragraph(Text(heading, style="bold"))
         for field in section.fields:
             _print_field(field, section.variants)

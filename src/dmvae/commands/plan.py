@@ -24,6 +24,7 @@ from dmvae.idle import part
 from dmvae.inputs import Blueprint, build_tokenizer, latent_shape
 from dmvae.jobs import Job, plan
 from dmvae.recipe import Recipe
+from dmvae.registry import place_of
 from dmvae.runtime.console import console, paragraph
 from dmvae.runtime.files import held
 from dmvae.runtime.words import few
@@ -120,7 +121,7 @@ def print_plan(recipes: dict[str, Recipe], machine: Machine, only: str | None = 
                     if cost.trained:  # a reference in closed form, or one without a teacher, takes no steps
                         costs[stage] = cost
                 except ValueError as error:  # the stage itself would raise it; it may be listed already, with its place
-                    found += [] if any(line.endswith(str(error)) for line in found) else [str(error)]
+                    found += [] if any(str(error) in line for line in found) else [f"{error}{place_of(error)}"]
                 except AssertionError:  # a stage with problems that are listed may fail to build
                     if not any(line.startswith(f"{stage.name}.") for line in found):
                         raise
@@ -159,7 +160,8 @@ def _data(recipe: Recipe, stages: checks.Stages) -> tuple[int | None, int, str, 
         for split in {split for stage in stages for split in stage.splits}:
             open_dataset(recipe.data, split)
     except ValueError as error:
-        return None, CLASSES, f"data {recipe.data.type} cannot be opened here", [str(error)]
+        told = f"{error}{place_of(error)}"
+        return None, CLASSES, f"data {recipe.data.type} cannot be opened here", [told]
     return len(train), len(train.classes), pipeline.about_data(recipe).removeprefix("data: "), []
 
 

@@ -59,7 +59,7 @@ def run(command: str, arguments: list[str], commands: Sequence[str] = ("run", "s
     names = [stage.name for stage in stages()]  # the recipe's plugins may have brought some
     if command not in (*names, *commands):
         raise ValueError(f"no such command: {command}{nearest(command, [*commands, *names])}")
-    recipes = _chosen(whole, known.variant)
+    recipes = chosen(whole, known.variant)
     if known.help:
         return print_fields(recipes)
     only = command if command in names else None
@@ -73,10 +73,7 @@ def run(command: str, arguments: list[str], commands: Sequence[str] = ("run", "s
         verify, asked = not known.no_verify, list(flat(overrides))
         jobs = pipeline.run(recipes, run_dir, only=only, variants=whole, verify=verify, asked=asked)
         if only is None and distributed.is_main():
-            # With --variant, the table still holds the other variants, as far as they were run.
-            jobs = jobs_of(run_dir, jobs) if known.variant else jobs
-            others = {name: whole[name] for name in by_variant(jobs) if name in whole and name not in recipes}
-            finish(jobs, run_dir, left_behind(run_dir, others, asked))
+            finish_chosen(jobs, run_dir, recipes, whole, asked)
     forget_lost()
 
 
@@ -116,7 +113,7 @@ def plan(command: str, arguments: list[str]) -> None:
         machine = Machine(known.gpus, bytes_of(known.memory), True, speed)
     overrides = _overrides(rest, known.run_dir)
     whole = _read(parser, known.recipe, overrides)
-    _require_none(_plan(_chosen(whole, known.variant), whole, overrides, machine))
+    _require_none(_plan(chosen(whole, known.variant), whole, overrides, machine))
 
 
 def _plan(
@@ -168,7 +165,7 @@ def _read(parser: Parser, recipe: str, overrides: Values) -> Recipes:
         raise
 
 
-def _chosen(whole: Recipes, names: list[str]) -> dict[str, Recipe]:
+def chosen(whole: Recipes, names: list[str]) -> dict[str, Recipe]:
     """The variants of these names (METHOD for all its seeds), all without names. Prints which options do not reach all
     of them. Raises ValueError for an option that reaches none, and for a name that no variant has."""
     seeds = {name: [name] for name in whole}
@@ -214,6 +211,16 @@ def report(command: str, arguments: list[str]) -> None:
         raise ValueError(f"a table of {len(run_dirs)} runs needs a folder of its own: give --out DIR")
     else:
         finish(jobs_of(run_dirs[0]), run_dirs[0])
+
+
+def finish_chosen(
+    jobs: list[Job], run_dir: Path, recipes: Mapping[str, Recipe], whole: Recipes, asked: Sequence[str]
+) -> None:
+    """`finish` after a run of these recipes, of those in the `whole` file: its other variants have their place in the
+    table too, as far as they were run. `asked`: the fields that options set."""
+    jobs = jobs_of(run_dir, jobs) if len(recipes) < len(whole) else jobs
+    others = {name: whole[name] for name in by_variant(jobs) if name in whole and name not in recipes}
+    finish(jobs, run_dir, left_behind(run_dir, others, asked))
 
 
 def finish(jobs: list[Job], run_dir: Path, earlier: Mapping[str, str] | None = None) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dmvae.datasets import skipped
 from dmvae.ranges import Channels, Count, Pixels
-from dmvae.registry import Registered
+from dmvae.registry import Registered, is_ours, require_members
 
 Split = Literal["train", "test"]
 
@@ -102,7 +102,7 @@ _refused: dict[str, ValueError] | None = None
 
 def open_dataset(config: DatasetConfig, split: Split) -> Dataset:
     """`config.build(split)`, opened once per process, so that all stages read the same data. Raises ValueError for data
-    that cannot be opened, or that are more than `limit`."""
+    that cannot be opened, that are more than `limit`, or of a plugin that lacks what a `Dataset` has."""
     key = f"{split} {type(config).__module__} {config.type} {config!r}"  # two plugins may have a class of one name
     if _refused is not None and key in _refused:
         raise ValueError(str(_refused[key]))
@@ -113,6 +113,8 @@ def open_dataset(config: DatasetConfig, split: Split) -> Dataset:
             if _refused is not None:
                 _refused[key] = error
             raise
+        if not is_ours(type(config)):
+            require_members(config, found, ("__len__", "__getitem__", "classes", "labels", "fingerprint"), "data: ")
         if config.limit is not None and len(found) > config.limit:
             raise ValueError(f"data.limit: {config.limit}, and {config.type!r} gives {len(found)} images of {split}")
         _open[key] = found

@@ -46,7 +46,8 @@ class CIFAR10(DatasetConfig):
                     return _read_batches(parent, split, self.limit)
         if self.root is not None:
             raise ValueError(
-                f"data.root: {self.root} has no {split}*.parquet nor {BATCHES}/; leave root out to download"
+                f"data.root: {self.root} has no {split}*.parquet nor {BATCHES}/; leave root out to download, or "
+                "give data.type: image_folder for a folder of images"
             )
         try:
             download(BATCHES, lambda to: torchvision.datasets.CIFAR10(to, download=True))

@@ -92,7 +92,10 @@ def _find(root: str | None, prefix: str) -> Path:
             if _file(folder, f"{prefix}-images-idx3-ubyte"):
                 return folder
     if root is not None:
-        raise ValueError(f"data.root: {root} has no {prefix}-images-idx3-ubyte(.gz); leave root out to download")
+        raise ValueError(
+            f"data.root: {root} has no {prefix}-images-idx3-ubyte(.gz); leave root out to download, or give "
+            "data.type: image_folder for a folder of images"
+        )
     try:
         folder = download("FashionMNIST", lambda to: torchvision.datasets.FashionMNIST(to, download=True))
     except (OSError, RuntimeError) as error:

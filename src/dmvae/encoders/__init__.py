@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
 from torch import Tensor, nn
 
-from dmvae.registry import Registered
+from dmvae.registry import Registered, is_ours
 
 
 class Encoder(nn.Module):
@@ -41,7 +42,8 @@ def require_stride(encoder: Encoder, stride: int, patch: int, place: str) -> Non
         what = f"a patch of {patch} latents" if patch > 1 else "a latent"
         raise ValueError(
             f"{place}: this encoder has one feature per {encoder.stride} pixels along each side, but {what} covers "
-            f"{stride * patch}; give an encoder of stride {stride * patch}"
+            f"{stride * patch}; give an encoder of stride {stride * patch} (of conv its `stride`, of effnet reduce / "
+            "enlarge, of timm patch_size, or what resolution makes of it)"
         )
 
 
@@ -73,5 +75,17 @@ class EncoderConfig(Registered):
 
 
 def load_public(encoder: nn.Module, config: EncoderConfig, *, size: int, channels: int) -> None:
-    """Give an encoder that `config` built for such images its public weights, or random ones where it has none."""
-    encoder.load_state_dict(config.build(size=size, channels=channels, pretrained=True).state_dict())
+    """Give an encoder that `config` built for such images its public weights, or random ones where it has none. Raises
+    ValueError for a plugin's that has none and does not say so: a frozen one would stay random in silence."""
+    public = config.build(size=size, channels=channels, pretrained=True).state_dict()
+    if not is_ours(type(config)) and not config.starts_random:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1 + torch.initial_seed() % 2**32)
+            again = config.build(size=size, channels=channels, pretrained=True).state_dict()
+        matrices = [name for name, value in public.items() if value.ndim > 1]  # random norms and biases are alike, too
+        if matrices and not any(torch.equal(public[name], again[name]) for name in matrices):
+            raise ValueError(
+                f"encoder {config.type!r}: its weights are others each time that it is built with pretrained=True, so "
+                "they are random; give it the property starts_random, which returns True"
+            )
+    encoder.load_state_dict(public)

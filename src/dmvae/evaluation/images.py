@@ -29,8 +29,8 @@ from dmvae.runtime import distributed
 from dmvae.runtime.console import Bar
 from dmvae.runtime.done import NAME as DONE
 from dmvae.runtime.files import atomic_write
-from dmvae.runtime.hashing import digest, sha256_of
-from dmvae.runtime.words import counted
+from dmvae.runtime.hashing import code_of, digest, sha256_of
+from dmvae.runtime.words import counted, few
 
 
 class Images(Protocol):
@@ -70,7 +70,9 @@ class DatasetImages:
         self.dataset, self.count, self.workers = mixed(dataset), min(count or len(dataset), len(dataset)), workers
         self.labels: Tensor | None = self.dataset.labels[: self.count]
         of = dataset if self.count == len(dataset) else self.dataset  # for all images, the order does not matter
-        facts = {"kind": "data set", "fingerprint": of.fingerprint, "classes": digest(tuple(dataset.classes))}
+        code = code_of(type(dataset))  # of a plugin: its own fingerprint may be of the files that it reads alone
+        content = digest(of.fingerprint, code) if code else of.fingerprint
+        facts = {"kind": "data set", "fingerprint": content, "classes": digest(tuple(dataset.classes))}
         self.facts = facts | _size(dataset[0][0].shape)
 
     def __len__(self) -> int:
@@ -167,7 +169,7 @@ class FolderImages:
             )
         if others:
             lines.append(
-                f"{_listed(others)}, and the first readable one is {self.size}x{self.size}: give --size N to crop and "
+                f"{few(others, 3)}, and the first readable one is {self.size}x{self.size}: give --size N to crop and "
                 "resize all to one size"
             )
         return ". ".join(lines)

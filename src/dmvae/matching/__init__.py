@@ -61,7 +61,8 @@ class Context:
     progress: float = 0.0
     """Share of the training that is done, from 0 to 1, for schedules."""
     reference: Reference | None = None
-    """The reference itself, for objectives that need its samples."""
+    """The reference itself, for objectives that need its samples: `dmvae.references.draw` puts them on the latents'
+    device."""
     label_dropout: float = 0.1
     """Share of the student's training labels that are replaced by "no label", for guidance."""
     time_distribution: TimeDistribution = "uniform"

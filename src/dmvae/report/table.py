@@ -7,9 +7,10 @@ from html import escape
 
 from dmvae import config as configs
 from dmvae.evaluation.metrics import INCEPTION
+from dmvae.evaluation.other_figures import FOLDED
 from dmvae.evaluation.scores import Figure
 from dmvae.options import flat
-from dmvae.report.figures import FOLDED, of_few, shown
+from dmvae.report.figures import of_few, shown
 from dmvae.report.html import details, duration, listing, prose
 from dmvae.report.run import Run
 from dmvae.report.summary import alike, named, outdated, standing
@@ -58,7 +59,9 @@ def _table(run: Run, columns: dict[str, Figure]) -> str:
             text = column.show(row[key]) if key in row else "–"
             marked = text == best[key] and name in alike_rows
             cells.append(f'<td class="best">{text}</td>' if marked else f"<td>{text}</td>")
-        rows[f'<i style="background:{run.colour(name)}"></i>{escape(named(name, run.summary))}'] = cells
+        title, _, remark = named(name, run.summary).partition(" (")
+        remark = f" <small>({escape(remark)}</small>" if remark else ""
+        rows[f'<i style="background:{run.colour(name)}"></i>{escape(title)}{remark}'] = cells
     for method, group in run.summary.get("seeds", {}).items():
         means, spreads = group["mean"], group["spread"]
         rows[f"{escape(method)}, {counted(group['count'], 'seed')}"] = [

@@ -27,6 +27,7 @@ from dmvae.models.dit import LightningDiT
 from dmvae.models.projector import Projector
 from dmvae.models.velocity import VelocityModel
 from dmvae.ranges import Weight
+from dmvae.registry import require_members
 from dmvae.runtime.random import Random
 from dmvae.sections import Sections
 from dmvae.stages.latents import MIRRORED
@@ -80,6 +81,7 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
                 f"generator.model: {model.type!r}: build returned a {type(networks.generator).__name__}; give what its "
                 f"`network` names, {model.network.__name__}, a dmvae.models.base.Model"
             )
+        require_members(model, networks.generator, ("loss", "sample"), "generator.model: ")
         start(networks.generator, self.config, model, self.name, self.inputs)
         networks.trains["generator"] = [p for p in networks.generator.parameters() if p.requires_grad]
         networks.averaged = ("generator",)

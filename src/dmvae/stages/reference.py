@@ -29,7 +29,7 @@ from dmvae.references import Reference, ReferenceConfig, draw
 from dmvae.references.data import initial_latents
 from dmvae.references.features import FeaturesReference
 from dmvae.references.report import REPORT, compare
-from dmvae.registry import is_ours
+from dmvae.registry import is_ours, place_of
 from dmvae.runtime import distributed
 from dmvae.runtime.files import write_tensors, write_text
 from dmvae.runtime.random import Random
@@ -135,7 +135,7 @@ class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
             if not is_ours(type(config.distribution)):
                 _try(config.distribution, inputs)
         except ValueError as error:
-            yield str(error)
+            yield f"{error}{place_of(error)}"
         if config.trains_teacher:
             yield from misfits(config, config.model, cls.name, inputs)
         elif config.start_from is not None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dmvae import config as configs
 from dmvae.encoders import require_stride
 from dmvae.inputs import Inputs
-from dmvae.losses.alignment import AlignmentConfig
+from dmvae.losses.alignment import AlignmentConfig, as_promised
 from dmvae.losses.pull import Pull
 from dmvae.models.base import Distribution, PointDistribution, Tokenizer
 from dmvae.ranges import Decay, Range, Weight
@@ -84,7 +84,8 @@ class TokenizerStage(DecoderStage[TokenizerTraining, TokenizerNetworks]):
             require_stride(encoder, model.stride, alignment.patch, "tokenizer.alignment.target")
             networks.target = encoder
             networks.projection = alignment.projection(inputs.latent_shape, inputs.num_classes, encoder.channels)
-            networks.trains["projection"] = [p for p in networks.projection.parameters() if p.requires_grad]
+            if trained := [p for p in networks.projection.parameters() if p.requires_grad]:
+                networks.trains["projection"] = trained
         return networks
 
     def _tokenizer(self) -> Tokenizer:
@@ -119,7 +120,7 @@ class TokenizerStage(DecoderStage[TokenizerTraining, TokenizerNetworks]):
         log |= terms | {"tokenizer/kl": kl}
         value = terms["reconstruction/total"] + config.kl_weight * kl.detach()
         yield Update("tokenizer", loss + config.kl_weight * kl, log, value, late)
-        if config.alignment is not None:
+        if "projection" in networks.trains:
             yield Update("projection", alignment)
         if networks.discriminator is not None and adversary.learns(batch.step, batch.steps):
             yield discriminate(networks.discriminator, adversary, batch.data, recon, rng)
@@ -201,7 +202,8 @@ def align(
     with torch.no_grad():
         features = networks.target(batch.data).float()
     held = z.detach().float().requires_grad_()
-    loss, own, terms = config.losses(networks.projection, held, batch.labels, features, rng)
+    found = config.losses(networks.projection, held, batch.labels, features, rng)
+    loss, own, terms = as_promised(config.type, found)
     (pull,) = torch.autograd.grad(loss, held, retain_graph=True)
     log |= terms
     return Pull.apply(z, pull, config.weight, config.balance == "gradient", late, "alignment"), own

@@ -199,10 +199,10 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     return load_strictly(tokenizer_class(folder), folder)
 
 
-def open_tokenizer(place: str, size: int | None = None) -> Tokenizer:
+def open_tokenizer(place: str, size: int | None = None, otherwise: int | None = None) -> Tokenizer:
     """The tokenizer at `place`: a folder of ours (`load_tokenizer`), or a diffusers autoencoder (`adapt`), given as a
     folder with config.json or as a hub id. size: pixels that a diffusers one is adapted to; its config's `sample_size`
-    unless given.
+    unless given, and `otherwise` where it has none.
 
     Raises ValueError where there is neither, or no size is known.
     """
@@ -214,7 +214,7 @@ def open_tokenizer(place: str, size: int | None = None) -> Tokenizer:
     try:
         source = configs.read(TokenizerSource, {"type": "diffusers", "path": place}, "source").resolve()
         config: Values = getattr(source, "config", None) or {}
-        found = size or config.get("sample_size")
+        found = size or config.get("sample_size") or otherwise
         if not isinstance(found, int):
             raise ValueError(f"{place}: its config has no sample_size; give --size")
         return adapt(source, size=found, channels=int(config.get("in_channels", 3)), pretrained=True)

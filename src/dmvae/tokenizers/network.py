@@ -48,9 +48,9 @@ class Adapter(Codec):
         self.size, self.channels = size, channels
         self.model_channels: int = model.config.get("in_channels", model.config.get("num_channels", 3))
         if channels not in (1, self.model_channels):
-            raise ValueError(
-                f"{self.name} takes {self.model_channels} image channels, the data has {channels}; set data.channels"
-            )
+            known = self.model_channels <= 3  # what data.channels takes
+            mend = f"set data.channels to {self.model_channels}" if known else "images here have 1 to 3, name another"
+            raise ValueError(f"{self.name} takes {self.model_channels} image channels, the data has {channels}; {mend}")
         self.eval()
         self.latent_channels, self.stride, self.has_spread = self._measure()
 

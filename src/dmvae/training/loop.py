@@ -32,6 +32,7 @@ from dmvae.training.optim import adamw, learning_rate_factor
 from dmvae.training.pictures import write_picture
 from dmvae.training.preparing import checkpoint_activations, compile_networks
 from dmvae.training.stage import AnyTraining, Batch, Facts, Networks, TrainingConfig, Update
+from dmvae.training.updates import as_turns, as_update
 
 CHECKPOINTS = "checkpoints"
 """Where in a stage's folder its state is kept until the stage is finished."""
@@ -103,20 +104,21 @@ class Trainer:
         count = run.accumulate if self.stage.takes_parts else 1
         data, labels = batch.data.chunk(count), batch.labels.chunk(count)
         images = [None] * count if batch.images is None else batch.images.chunk(count)
-        parts = [
-            self.stage.updates(
-                self.networks,
+        given = [
+            (
                 replace(batch, data=data[i], labels=labels[i], images=images[i]),
                 Random(*self.key, self.step, device=device, part=(i, count)),
             )
             for i in range(count)
         ]
+        parts = [as_turns(self.stage.name, self.stage.updates(self.networks, *each)) for each in given]
         while True:
             for i, part in enumerate(parts):
                 with autocast(device, run.precision):
-                    update = next(part, None)
-                if update is None:
+                    found = next(part, None)
+                if found is None:
                     return
+                update = as_update(self.stage.name, found, self.networks.trains)
                 self.backward(update, count, last=i == count - 1)
                 name = update.trains
                 yield update.figures()
@@ -126,9 +128,6 @@ class Trainer:
         """Add the gradient of the update's loss, divided by `parts`, to the parameters that it names. With the last
         part, gradients are averaged over the ranks. Raises ValueError for a loss that is no scalar."""
         parameters = self.networks.trains[update.trains]
-        if update.loss.ndim:
-            shape = list(update.loss.shape)
-            raise ValueError(f"{self.stage.name}: the loss of {update.trains!r} has shape {shape}; give a scalar")
         # The graph of a sharded network holds its gathered weights, not the shards, so `inputs` cannot name them.
         # Nothing else trains in that graph: the latents of a flow network are detached.
         sharded = sharding.is_sharded(parameters[0])

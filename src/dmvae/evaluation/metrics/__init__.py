@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dmvae.evaluation.feature_set import FeatureSet
 from dmvae.evaluation.scores import Figure, Scores
-from dmvae.registry import Registered, find, names, nearest
+from dmvae.registry import Registered, find, is_ours, names, nearest
 
 __all__ = ["Figure", "Latents", "Metric", "Scores", "Sets", "figures", "metrics_of", "unit_of"]
 T = TypeVar("T")
@@ -135,12 +135,20 @@ def measured_latents(metric: Metric, latents: Latents) -> dict[str, float]:
 
 
 def measured_sets(metric: Metric, sets: Sets) -> Scores:
-    """`metric.sets(sets)`. Raises ValueError for anything but Scores of numbers."""
+    """`metric.sets(sets)`, with a warning where no table will show what a plugin's gives. Raises ValueError for
+    anything but Scores of numbers."""
     found: object = metric.sets(sets)
     if not isinstance(found, Scores):
         told = type(found).__name__
         raise ValueError(f"metric {metric.type!r}: sets returned {told}; give Scores({{name: number}})")
     found.metrics = _numbers(metric, "sets returned Scores of", found.metrics, "numbers")
+    shown = metric.short(sets.prefix, sets.features).values()
+    if not is_ours(type(metric)) and shown and found.metrics and found.metrics.keys().isdisjoint(shown):
+        warnings.warn(
+            f"metric {metric.type!r}: sets gives {', '.join(found.metrics)}, and short names {', '.join(shown)}: no "
+            "table shows it",
+            stacklevel=2,
+        )
     return found
 
 
