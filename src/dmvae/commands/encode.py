@@ -28,12 +28,15 @@ def decode(command: str, arguments: list[str]) -> None:
     parser = Parser(prog=f"dmvae {command}", description="Latents -> PNG files.")
     parser.add_argument("latents", type=Path, help="folder that encode wrote, or a .safetensors, .npy or .tar file")
     parser.add_argument("--normalized", action="store_true", help="latents are as flow models make them")
+    parser.add_argument("--size", type=int, help="of the images, where the tokenizer's files do not tell it")
     _codec(parser, arguments, decode_latents)
 
 
 def _codec(parser: Parser, arguments: list[str], function: Callable[..., object]) -> None:
     parser.add_argument(
-        "--tokenizer", required=True, help="folder of a tokenizer, or folder or hub id of one of diffusers"
+        "--tokenizer",
+        required=True,
+        help="folder of a tokenizer; folder or hub id of one of diffusers; a checkpoint of latent diffusion's format",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write; what is there is kept")
     parser.add_argument("--batch-size", type=int, default=64, help="images at a time (%(default)s)")
@@ -42,4 +45,5 @@ def _codec(parser: Parser, arguments: list[str], function: Callable[..., object]
     known = vars(parser.read(arguments))
     load_plugins(known.pop("plugins"))
     require_place("--out", known["out"], folder=True)
-    function(open_tokenizer(known.pop("tokenizer"), known.get("size")), **known, device=distributed.start())
+    size = known["size"] if function is encode_images else known.pop("size")
+    function(open_tokenizer(known.pop("tokenizer"), size), **known, device=distributed.start())

@@ -200,23 +200,24 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 
 
 def open_tokenizer(place: str, size: int | None = None) -> Tokenizer:
-    """The tokenizer at `place`: a folder of ours (`load_tokenizer`), or a diffusers autoencoder (`adapt`), given as a
-    folder with config.json or as a hub id. size: pixels that a diffusers one is adapted to; its config's `sample_size`
-    unless given.
+    """The tokenizer at `place`: a folder of ours (`load_tokenizer`), or another's (`adapt`): a diffusers autoencoder,
+    given as a folder with config.json or as a hub id, or a checkpoint of latent diffusion's, given as a file. size:
+    pixels that another's is adapted to; its config's `sample_size` unless given.
 
     Raises ValueError where there is neither, or no size is known.
     """
-    file = Path(place) / "config.json"
-    if Path(place).is_dir() or not HUB_ID.fullmatch(place):
+    file, kind = Path(place) / "config.json", "vavae" if Path(place).is_file() else "diffusers"
+    if kind == "diffusers" and (Path(place).is_dir() or not HUB_ID.fullmatch(place)):
         ours = {cls.__name__ for cls in ARTIFACTS}
         if not file.is_file() or read_json(file, dict).get("_class_name") in ours:
             return load_tokenizer(place)
     try:
-        source = configs.read(TokenizerSource, {"type": "diffusers", "path": place}, "source").resolve()
+        source = configs.read(TokenizerSource, {"type": kind, "path": place}, "source").resolve()
         config: Values = getattr(source, "config", None) or {}
         found = size or config.get("sample_size")
         if not isinstance(found, int):
-            raise ValueError(f"{place}: its config has no sample_size; give --size")
+            where = "a checkpoint tells no image size" if kind == "vavae" else "its config has no sample_size"
+            raise ValueError(f"{place}: {where}; give --size")
         return adapt(source, size=found, channels=int(config.get("in_channels", 3)), pretrained=True)
     except ValueError as error:
         told = str(error).replace("pretrained.path: ", "").replace("pretrained: ", "")
