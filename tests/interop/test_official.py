@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from checkpoints import save
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from dmvae import cli
@@ -104,6 +106,14 @@ def test_a_tokenizers_weights_are_those_the_authors_sample_with_unless_the_avera
     }.items():
         bias = import_vae(file, heads=3, weights=weights).decoder.conv_out.bias
         assert torch.equal(bias, state["decoder.conv_out.bias"].float())
+
+
+def test_a_file_may_lie_on_the_hub(ep64, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    there = {("sen-ye/dmvae", "ep64.pt"): ep64}
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repository, name: str(there[repository, name]))
+    ours, theirs = import_generator(ep64).state_dict(), import_generator(Path("sen-ye/dmvae/ep64.pt")).state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 PREFIXES = ("", "module.", "_orig_mod.module.", "module._orig_mod.", "model.", "ema.module.")

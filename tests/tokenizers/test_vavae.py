@@ -2,15 +2,18 @@
 
 import argparse
 
+import huggingface_hub
 import ldm
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dmvae import cli
 from dmvae.decoders.conv import ConvolutionalDecoder
+from dmvae.runtime.hashing import weights_hash
 from dmvae.tokenizers.adapted import adapt, open_tokenizer
 from dmvae.tokenizers.diffusers import DiffusersTokenizer
 from dmvae.tokenizers.vavae import VavaeTokenizer, architecture, convert
@@ -157,6 +160,23 @@ def test_a_file_opens_as_a_folder_does(tmp_path):
     assert torch.equal(found.encode(images).latents, expected.encode(images).latents)
     with pytest.raises(ValueError, match=r"kl16\.ckpt: a checkpoint tells no image size; give --size"):
         open_tokenizer(str(file))
+
+
+def test_a_file_may_lie_on_the_hub(tmp_path, monkeypatch):
+    torch.save({"vae": ldm.random_checkpoint()}, file := tmp_path / "e2e.pt")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    there = {("REPA-E/e2e-vae", "e2e.pt"): file}
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repository, name: str(there[repository, name]))
+    name = "REPA-E/e2e-vae/e2e.pt"
+    source, here = VavaeTokenizer(path=name).resolve(), VavaeTokenizer(path=str(file)).resolve()
+    assert (source.path, source.config) == (name, here.config)
+    assert source.fingerprint() == ""  # as of every model of a hub, its id tells it
+    assert weights_hash(open_tokenizer(name, 16)) == weights_hash(open_tokenizer(str(file), 16))
+    with pytest.raises(ValueError, match=r"REPA-E/e2e-vae/other\.pt is no file, and on the hub: "):
+        open_tokenizer("REPA-E/e2e-vae/other.pt", 16)
+    with pytest.raises(ValueError, match="runs/mine/vae: no tokenizer is here"):
+        open_tokenizer("runs/mine/vae")
 
 
 def test_a_file_encodes_and_decodes(tmp_path):

@@ -26,7 +26,7 @@ ARTIFACT = re.compile(r"config\.json|diffusion_pytorch_model(-\d+-of-\d+)?\.safe
 def import_(command: str, arguments: list[str]) -> None:
     parser = Parser(prog=f"dmvae {command}", description="The authors' released weights -> our artifacts.")
     parser.add_argument("kind", choices=["official-vae", "official-generator"])
-    parser.add_argument("file", type=Path)
+    parser.add_argument("file", type=Path, help="of weights: its path, or ORG/REPO/FILE on the Hugging Face hub")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--encoder-heads", type=int, help="heads of the ViT; 64 channels per head unless given")
     parser.add_argument("--weights", help="which of the file's networks: ema or model; for a tokenizer ema or wo_ddp")

@@ -1,7 +1,8 @@
 """The weights that the paper's authors release (github.com/sen-ye/dmvae): vae.pt, the generators' epN.pt.
 
 Every size is read off the tensors' shapes. Names, shapes and the constants that the files carry along (pixel
-normalisation, rotary tables) must be exactly those of our networks, or the import is a ValueError.
+normalisation, rotary tables) must be exactly those of our networks, or the import is a ValueError. A file to read is a
+path, or ORG/REPO/FILE on the Hugging Face hub.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dmvae.models.discriminator import PatchGAN
 from dmvae.models.dit import LightningDiT
 from dmvae.runtime.done import require_intact
 from dmvae.runtime.files import read_json
+from dmvae.runtime.hub import hub_file
 from dmvae.runtime.weights import Shapes, check, count, pick, read_tensors, require_shapes, square, write_state_dict
 from dmvae.runtime.words import counted
 from dmvae.tokenizers.autoencoder import Autoencoder
@@ -250,7 +252,7 @@ def mlp_ratio(width: int, hidden: int, share: float = 1.0) -> float:
 
 
 def _open(file: Path, wanted: tuple[str, ...], what: str) -> dict[str, Tensor]:
-    tensors = read_tensors(Path(file))
+    tensors = read_tensors(hub_file(file))
     names = [f".{k}.{inner}" for k, v in tensors.items() for inner in (v if isinstance(v, Mapping) else [""])]
     kinds = {kind for name in names for sign, kind in SIGNS.items() if name.rstrip(".").endswith(f".{sign}")}
     if kinds and what not in kinds:

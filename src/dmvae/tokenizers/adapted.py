@@ -23,6 +23,7 @@ from dmvae.registry import require_members
 from dmvae.runtime.done import require_intact
 from dmvae.runtime.files import read_json
 from dmvae.runtime.hashing import digest
+from dmvae.runtime.hub import FILE, WEIGHTS
 from dmvae.runtime.precision import full_precision, without_tf32
 from dmvae.tokenizers import Codec, TokenizerSource
 from dmvae.tokenizers.autoencoder import Autoencoder
@@ -201,12 +202,13 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 
 def open_tokenizer(place: str, size: int | None = None) -> Tokenizer:
     """The tokenizer at `place`: a folder of ours (`load_tokenizer`), or another's (`adapt`): a diffusers autoencoder,
-    given as a folder with config.json or as a hub id, or a checkpoint of latent diffusion's, given as a file. size:
-    pixels that another's is adapted to; its config's `sample_size` unless given.
+    given as a folder with config.json or as a hub id, or a checkpoint of latent diffusion's, given as a file here or as
+    ORG/REPO/FILE on the hub. size: pixels that another's is adapted to; its config's `sample_size` unless given.
 
     Raises ValueError where there is neither, or no size is known.
     """
-    file, kind = Path(place) / "config.json", "vavae" if Path(place).is_file() else "diffusers"
+    on_hub = not Path(place).exists() and FILE.fullmatch(place) and place.endswith(WEIGHTS)
+    file, kind = Path(place) / "config.json", "vavae" if on_hub or Path(place).is_file() else "diffusers"
     if kind == "diffusers" and (Path(place).is_dir() or not HUB_ID.fullmatch(place)):
         ours = {cls.__name__ for cls in ARTIFACTS}
         if not file.is_file() or read_json(file, dict).get("_class_name") in ours:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dmvae import config as configs
 from dmvae.config import Values
 from dmvae.registry import register
+from dmvae.runtime.hub import hub_file
 from dmvae.runtime.weights import check, read_tensors, require_shapes, state_dicts
 from dmvae.runtime.words import counted, few
 from dmvae.tokenizers.files import FileSource
@@ -56,7 +57,7 @@ class VavaeTokenizer(FileSource):
     """A checkpoint of latent diffusion's KL autoencoder; its sizes are read off the weights."""
 
     path: str
-    """The checkpoint, .pt or .safetensors."""
+    """The checkpoint, .pt or .safetensors: its path, or ORG/REPO/FILE on the Hugging Face hub."""
     weights: str | None = configs.added(None)
     """Name of the state dict in the checkpoint. null is the first of state_dict, first_stage_model, vae and model that
     holds such a network, else the tensors outside of all of them."""
@@ -75,7 +76,7 @@ class VavaeTokenizer(FileSource):
         return AutoencoderKL
 
     def _weights(self) -> dict[str, Tensor]:
-        parts = state_dicts(read_tensors(self.place), CONTAINERS)
+        parts = state_dicts(read_tensors(hub_file(self.place)), CONTAINERS)
         parts |= {name: part for name, part in state_dicts(parts.get("state_dict", {}), CONTAINERS).items() if name}
         wanted = (*CONTAINERS, "") if self.weights is None else (self.weights,)
         found = next((parts[name] for name in wanted if SIGN in parts.get(name, ())), None)
