@@ -61,16 +61,16 @@ def _require_own(out: Path, read: Path) -> None:
 def export(command: str, arguments: list[str]) -> None:
     parser = Parser(
         prog=f"dmvae {command}",
-        description="official-vae: our tokenizer -> a file that the authors' code loads. adm-samples: samples -> the "
-        ".npz that ADM's evaluation suite reads. lightningdit-latents: a run's latents -> the shards that the trainer "
-        "of LightningDiT reads.",
+        description="official-vae, official-generator: our tokenizer or generator -> a file that the authors' code "
+        "loads. adm-samples: samples -> the .npz that ADM's evaluation suite reads. lightningdit-latents: a run's "
+        "latents -> the shards that the trainer of LightningDiT reads.",
     )
-    parser.add_argument("kind", choices=["official-vae", "adm-samples", "lightningdit-latents"])
+    parser.add_argument("kind", choices=["official-vae", "official-generator", "adm-samples", "lightningdit-latents"])
     parser.add_argument(
         "folder",
         type=Path,
-        help="of the tokenizer; of a run's samples (RUN/VARIANT/sample/guidance-1), or of images; of a run's latents "
-        "(RUN/VARIANT/latents)",
+        help="of the tokenizer; of the generator (RUN/VARIANT/generator/generator); of a run's samples "
+        "(RUN/VARIANT/sample/guidance-1), or of images; of a run's latents (RUN/VARIANT/latents)",
     )
     parser.add_argument(
         "--out", type=Path, required=True, help="file to write, .pt or .safetensors; .npz of samples; folder of latents"
@@ -81,8 +81,9 @@ def export(command: str, arguments: list[str]) -> None:
     known = parser.read(arguments)
     if known.unmirrored and known.kind != "lightningdit-latents":
         raise ValueError("--unmirrored is of lightningdit-latents; leave it out")
-    if known.kind == "official-vae":
-        official.export_vae(known.folder, known.out)
+    if known.kind in ("official-vae", "official-generator"):
+        write = official.export_vae if known.kind == "official-vae" else official.export_generator
+        write(known.folder, known.out)
         console.print(str(known.out))
     elif known.kind == "adm-samples":
         _export_samples(known.folder, known.out)
