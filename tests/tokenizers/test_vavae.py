@@ -140,13 +140,16 @@ def test_one_of_several_is_read_by_its_name(tmp_path):
 def test_another_network_s_file_is_told_with_what_it_holds(tmp_path):
     paper = {"encoder.model.patch_embed.proj.weight": torch.zeros(1)}
     for content, told in (
-        ({"ema": FLOW, "opt": {}}, r"but ema \(2 tensors: x_embedder\.proj\.weight, .*\): of diff"),
+        ({"ema": FLOW, "opt": {}}, r"but ema \(2 tensors: x_embedder\.proj\.weight, .*\); of diff"),
         ({"vae_ema": paper}, r"but vae_ema \(1 tensor: .*import official-vae"),
         ({"epoch": 3}, "but no tensors"),
     ):
         torch.save(content, tmp_path / "x.pt")
         with pytest.raises(ValueError, match=rf"x\.pt: not a checkpoint of latent diffusion's autoencoder: .*{told}"):
             open_tokenizer(str(tmp_path / "x.pt"), 16)
+    torch.save(ldm.random_checkpoint(ch=24), tmp_path / "narrow.pt")
+    with pytest.raises(ValueError, match=r"narrow\.pt: .* a level of 24 channels, which its norms of 32 groups do not"):
+        open_tokenizer(str(tmp_path / "narrow.pt"), 16)
     with pytest.raises(ValueError, match=r"x\.pt is a file; .* \{type: vavae, path: FILE\}"):
         DiffusersTokenizer(path=str(tmp_path / "x.pt")).resolve()
 

@@ -27,6 +27,8 @@ CONTAINERS = ("state_dict", "first_stage_model", "vae", "model")
 latent diffusion model, within the former; REPA-E's, beside its diffusion model; MAR's."""
 SIGN = "encoder.conv_in.weight"
 """The name that tells such a network."""
+GROUPS = 32
+"""Of its group norms, which no shape tells."""
 OTHERS = (
     "of diffusers' own files name the folder ({type: diffusers, path: FOLDER} in a recipe); the paper's are read after "
     "`dmvae import official-vae`"
@@ -93,7 +95,7 @@ def _without(parts: Mapping[str, Mapping[str, Tensor]], weights: str | None, pat
     wanted = "state dict" if weights is None else f"state dict {weights!r}"
     return (
         f"{path}: not a checkpoint of latent diffusion's autoencoder: it holds no {wanted} with {SIGN}, but "
-        f"{'; '.join(told) or 'no tensors'}: {fix}"
+        f"{' and '.join(told) or 'no tensors'}; {fix}"
     )
 
 
@@ -121,11 +123,17 @@ def architecture(weights: Mapping[str, Tensor], path: Path) -> Values:
             f"{path}: not a checkpoint of latent diffusion's autoencoder: it holds no encoder.down.0, but "
             f"{few(list(weights), 3)}; {OTHERS}"
         )
+    widths = [width(f"encoder.down.{level}.block.0.conv1.weight", 0) for level in levels]
+    if uneven := [number for number in widths if number % GROUPS]:
+        raise ValueError(
+            f"{path}: not a checkpoint of latent diffusion's autoencoder: a level of {uneven[0]} channels, which its "
+            f"norms of {GROUPS} groups do not take; bring the network as a plugin's tokenizer"
+        )
     return {
         "in_channels": width("encoder.conv_in.weight", 1),
         "out_channels": width("decoder.conv_out.weight", 0),
         "latent_channels": width("decoder.conv_in.weight", 1),
-        "block_out_channels": [width(f"encoder.down.{level}.block.0.conv1.weight", 0) for level in levels],
+        "block_out_channels": widths,
         "layers_per_block": count("encoder.down.0.block."),
         "down_block_types": kinds("encoder.down", "DownEncoder", levels),
         "up_block_types": kinds("decoder.up", "UpDecoder", reversed(levels)),
