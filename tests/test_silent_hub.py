@@ -9,7 +9,7 @@ from huggingface_hub import constants
 
 from dmvae.encoders.timm import TimmEncoder
 from dmvae.runtime import hub as module
-from dmvae.runtime.hub import hub
+from dmvae.runtime.hub import hub, hub_file
 from dmvae.tokenizers.diffusers import DiffusersTokenizer
 
 NOBODY = "http://127.0.0.1:9"
@@ -97,3 +97,15 @@ def test_networks_of_the_hub_are_looked_for_once(nobody, asked, fetch, tmp_path,
     with pytest.raises(ValueError, match=rf"{NOBODY} does not answer.*HF_HUB_CACHE"):
         fetch()
     assert len(asked) == 2
+
+
+def test_a_file_is_one_here_or_of_the_hub(nobody, asked, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "org/repo").mkdir(parents=True)
+    (tmp_path / "org/repo/a.pt").touch()
+    for here in ("org/repo/a.pt", "org/repo", "a.pt", "../org/repo/a.pt", "/org/repo/b.pt"):
+        assert str(hub_file(here)) == here
+    assert not asked
+    with pytest.raises(ValueError, match=rf"org/repo/b\.pt is no file, and on the hub: {NOBODY} does not answer"):
+        hub_file("org/repo/b.pt")

@@ -3,10 +3,12 @@
 from importlib.util import find_spec
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import random_inception
 import torch
 import torch_fidelity.feature_extractor_inceptionv3
+from huggingface_hub import constants
 from torch import Tensor, nn
 from torchmetrics.image.kid import KernelInceptionDistance
 
@@ -56,6 +58,18 @@ def test_the_package_s_file_gives_the_features_of_the_same_weights(tmp_path, mon
     for head, features in without_logits.items():
         assert features.std() > 0
         assert torch.equal(features, whole[head])
+
+
+def test_its_weights_may_lie_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    there = {("org/repo", "a.pth"): tmp_path / "a.pth"}
+    there["org/repo", "a.pth"].touch()
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repository, name: str(there[repository, name]))
+    assert Inception(weights="org/repo/a.pth")._file() == tmp_path / "a.pth"
+    with pytest.raises(ValueError, match=r"features inception: org/repo/b\.pth is no file, and on the hub: "):
+        Inception(weights="org/repo/b.pth")._file()
+    with pytest.raises(ValueError, match=r"features inception: no weights at b\.pth"):
+        Inception(weights="b.pth")._file()
 
 
 @pytest.mark.slow

@@ -3,15 +3,23 @@
 import json
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from checkpoints import save
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from dmvae import cli
 from dmvae.flow.guidance import guided
 from dmvae.interop import official
-from dmvae.interop.official import export_vae, import_discriminator, import_generator, import_vae
+from dmvae.interop.official import (
+    export_generator,
+    export_vae,
+    import_discriminator,
+    import_generator,
+    import_vae,
+)
 from dmvae.models.dit import LightningDiT
 from dmvae.tokenizers.adapted import start
 from dmvae.tokenizers.autoencoder import Autoencoder
@@ -104,6 +112,14 @@ def test_a_tokenizers_weights_are_those_the_authors_sample_with_unless_the_avera
     }.items():
         bias = import_vae(file, heads=3, weights=weights).decoder.conv_out.bias
         assert torch.equal(bias, state["decoder.conv_out.bias"].float())
+
+
+def test_a_file_may_lie_on_the_hub(ep64, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    there = {("sen-ye/dmvae", "ep64.pt"): ep64}
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repository, name: str(there[repository, name]))
+    ours, theirs = import_generator(ep64).state_dict(), import_generator(Path("sen-ye/dmvae/ep64.pt")).state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 PREFIXES = ("", "module.", "_orig_mod.module.", "module._orig_mod.", "model.", "ema.module.")
@@ -219,6 +235,40 @@ def test_what_is_exported_is_what_was_imported_bit_for_bit(tmp_path, vae, vae_st
     assert all(torch.equal(written[k], v.float()) for k, v in vae_state.items())
     again = import_vae(file, heads=3).state_dict()
     assert all(torch.equal(again[k], v) for k, v in vae.state_dict().items())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"qk_norm": False}, {"patch_size": 2}, {"mlp_ratio": 2.0, "width": 60}], ids=str
+)
+def test_a_generator_that_is_exported_comes_back_bit_for_bit(tmp_path, suffix, changes):
+    config = {"in_channels": 4, "input_size": 8, "width": 72, "depth": 2, "heads": 3, "num_classes": 7} | changes
+    model = LightningDiT(**config).eval()
+    for parameter in model.parameters():
+        parameter.normal_()
+    model.save_pretrained(tmp_path / "generator")
+    file = tmp_path / f"ep64{suffix}"
+    cli.main(["export", "official-generator", str(tmp_path / "generator"), "--out", str(file)])
+    again = import_generator(file)
+    own, read = model.state_dict(), again.state_dict()
+    assert own.keys() == read.keys()
+    assert all(torch.equal(own[name], read[name]) for name in own)
+    assert {name: again.config[name] for name in config} == config
+    inputs = torch.randn(2, 4, 8, 8), torch.rand(2), torch.tensor([0, 7])
+    assert torch.equal(model(*inputs), again(*inputs))
+
+
+def test_an_exported_generator_is_the_authors_file(tmp_path, ep64, dit_state):
+    export_generator(import_generator(ep64), tmp_path / "back.pt")
+    written = torch.load(tmp_path / "back.pt", weights_only=True)
+    assert list(written) == ["ema"]
+    assert written["ema"].keys() == dit_state.keys()
+    for name, value in dit_state.items():
+        if name.startswith("feat_rope"):  # angles that we compute ourselves
+            assert torch.allclose(written["ema"][name], value.float(), atol=1e-4 + torch.finfo(value.dtype).eps), name
+        else:
+            assert torch.equal(written["ema"][name], value.float()), name
 
 
 @pytest.mark.slow

@@ -10,7 +10,8 @@ from checkpoints import save
 from safetensors.torch import save_file
 
 from dmvae import cli
-from dmvae.interop.official import export_vae, import_generator, import_vae
+from dmvae.interop.official import export_generator, export_vae, import_generator, import_vae
+from dmvae.models.dit import LightningDiT
 from dmvae.tokenizers.autoencoder import Autoencoder
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -230,5 +231,17 @@ def test_a_tokenizer_of_another_architecture_is_not_exported_and_says_why(tmp_pa
 def test_a_folder_without_a_tokenizer_is_not_exported(tmp_path, ep64):
     import_generator(ep64).save_pretrained(tmp_path / "generator")
     for folder in (tmp_path / "generator", tmp_path / "absent"):
-        with pytest.raises(ValueError, match="not a folder that a tokenizer was saved in"):
+        with pytest.raises(ValueError, match=r"holds LightningDiT, not Autoencoder|no tokenizer is here"):
             export_vae(folder, tmp_path / "vae.pt")
+
+
+def test_a_generator_of_another_architecture_is_not_exported_and_says_why(tmp_path, tokenizer):
+    shape = {"in_channels": 4, "input_size": 4, "width": 16, "depth": 1, "heads": 2, "num_classes": 3}
+    with pytest.raises(ValueError, match=r"no form in the authors' layout: it has a wide head .*head_width"):
+        export_generator(LightningDiT(**shape, head_width=32), tmp_path / "ep.pt")
+    with pytest.raises(ValueError, match="holds Autoencoder, not LightningDiT"):
+        export_generator(tokenizer, tmp_path / "ep.pt")
+    LightningDiT(**shape).save_pretrained(tmp_path / "generator")
+    with pytest.raises(ValueError, match=r"no generator is here: .* did you mean .*generator"):
+        export_generator(tmp_path, tmp_path / "ep.pt")
+    assert [path.name for path in tmp_path.iterdir()] == ["generator"]

@@ -26,7 +26,7 @@ ARTIFACT = re.compile(r"config\.json|diffusion_pytorch_model(-\d+-of-\d+)?\.safe
 def import_(command: str, arguments: list[str]) -> None:
     parser = Parser(prog=f"dmvae {command}", description="Convert the authors' released weights to our artifacts.")
     parser.add_argument("kind", choices=["official-vae", "official-generator"])
-    parser.add_argument("file", type=Path)
+    parser.add_argument("file", type=Path, help="of weights: its path, or ORG/REPO/FILE on the Hugging Face hub")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--encoder-heads", type=int, help="attention heads of the ViT (channels / 64)")
     parser.add_argument("--weights", help="which of the file's networks: ema or model; for a tokenizer ema or wo_ddp")
@@ -60,16 +60,16 @@ def _require_own(out: Path, read: Path) -> None:
 def export(command: str, arguments: list[str]) -> None:
     parser = Parser(
         prog=f"dmvae {command}",
-        description="official-vae: our tokenizer -> a file that the authors' code loads. adm-samples: samples -> the "
-        ".npz that ADM's evaluation suite reads. lightningdit-latents: a run's latents -> the shards that the trainer "
-        "of LightningDiT reads.",
+        description="official-vae, official-generator: our tokenizer or generator -> a file that the authors' code "
+        "loads. adm-samples: samples -> the .npz that ADM's evaluation suite reads. lightningdit-latents: a run's "
+        "latents -> the shards that the trainer of LightningDiT reads.",
     )
-    parser.add_argument("kind", choices=["official-vae", "adm-samples", "lightningdit-latents"])
+    parser.add_argument("kind", choices=["official-vae", "official-generator", "adm-samples", "lightningdit-latents"])
     parser.add_argument(
         "folder",
         type=Path,
-        help="of the tokenizer; of a run's samples (RUN/VARIANT/sample/guidance-1), or of images; of a run's latents "
-        "(RUN/VARIANT/latents)",
+        help="of the tokenizer; of the generator (RUN/VARIANT/generator/generator); of a run's samples "
+        "(RUN/VARIANT/sample/guidance-1), or of images; of a run's latents (RUN/VARIANT/latents)",
     )
     parser.add_argument(
         "--out", type=Path, required=True, help="file to write, .pt or .safetensors; .npz of samples; folder of latents"
@@ -83,8 +83,9 @@ def export(command: str, arguments: list[str]) -> None:
         raise ValueError("--size is of adm-samples; leave it out")
     if known.unmirrored and known.kind != "lightningdit-latents":
         raise ValueError("--unmirrored is of lightningdit-latents; leave it out")
-    if known.kind == "official-vae":
-        official.export_vae(known.folder, known.out)
+    if known.kind in ("official-vae", "official-generator"):
+        write = official.export_vae if known.kind == "official-vae" else official.export_generator
+        write(known.folder, known.out)
         console.print(str(known.out))
     elif known.kind == "adm-samples":
         _export_samples(known.folder, known.out, known.size)

@@ -33,7 +33,9 @@ def decode(command: str, arguments: list[str]) -> None:
 
 def _codec(parser: Parser, arguments: list[str], function: Callable[..., object]) -> None:
     parser.add_argument(
-        "--tokenizer", required=True, help="folder of a tokenizer, or folder or hub id of a diffusers autoencoder"
+        "--tokenizer",
+        required=True,
+        help="folder of a tokenizer; folder or hub id of one of diffusers; a checkpoint of latent diffusion's format",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write; what is there is kept")
     parser.add_argument("--batch-size", type=int, default=64, help="images at a time (%(default)s)")
@@ -42,7 +44,7 @@ def _codec(parser: Parser, arguments: list[str], function: Callable[..., object]
     known = vars(parser.read(arguments))
     load_plugins(known.pop("plugins"))
     require_place("--out", known["out"], folder=True)
-    # what is decoded has its own size: for `decode` any will do, of a tokenizer whose config names none
-    otherwise = None if "images" in known else 256
+    # what is decoded has its own size: for `decode` any will do, of a tokenizer whose files name none
+    otherwise = None if function is encode_images else 256
     tokenizer = open_tokenizer(known.pop("tokenizer"), known.get("size"), otherwise=otherwise)
     function(tokenizer, **known, device=distributed.start())

@@ -1,7 +1,8 @@
 """The weights that the paper's authors release (github.com/sen-ye/dmvae): vae.pt, the generators' epN.pt.
 
 All sizes are read from the tensors' shapes. Names, shapes and the constants in the files (pixel normalisation, rotary
-tables) must be those of our networks; otherwise the import raises ValueError.
+tables) must be those of our networks; otherwise the import raises ValueError. A file to read is a path, or
+ORG/REPO/FILE on the Hugging Face hub.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from dmvae.config import Values
-from dmvae.models.artifact import load_strictly
+from dmvae.models.artifact import artifact_class, load_strictly
 from dmvae.models.discriminator import PatchGAN
 from dmvae.models.dit import LightningDiT
 from dmvae.runtime.done import require_intact
-from dmvae.runtime.files import read_json
+from dmvae.runtime.hub import hub_file
 from dmvae.runtime.weights import Shapes, check, count, pick, read_tensors, require_shapes, square, write_state_dict
 from dmvae.runtime.words import counted
 from dmvae.tokenizers.autoencoder import Autoencoder
@@ -37,6 +38,7 @@ SIGNS = {
 """Tensor names that show what network a file is of."""
 
 M = TypeVar("M", bound=nn.Module)
+N = TypeVar("N", Autoencoder, LightningDiT)
 
 
 def import_vae(
@@ -86,7 +88,7 @@ def export_vae(autoencoder: Autoencoder | Path, file: Path) -> None:
     Tensors are written bit for bit. Their format has no place for the latents' statistics and the number of heads.
     Raises ValueError for a tokenizer of another architecture.
     """
-    model = autoencoder if isinstance(autoencoder, Autoencoder) else _saved(Path(autoencoder))
+    model = autoencoder if isinstance(autoencoder, Autoencoder) else _saved(Path(autoencoder), Autoencoder, "tokenizer")
     encoder, where = model.config["encoder"], "this tokenizer has no form in the authors' layout"
     told_by_shapes = {"embed_dim", "depth", "num_heads", "mlp_ratio", "reg_tokens"}
     others = [k for k in encoder.get("kwargs", {}) if k not in told_by_shapes and not k.endswith("_rate")]
@@ -109,6 +111,22 @@ def export_vae(autoencoder: Autoencoder | Path, file: Path) -> None:
     write_state_dict(Path(file), "vae_wo_ddp", state)
 
 
+def export_generator(generator: LightningDiT | Path, file: Path) -> None:
+    """Write a generator, or the one saved in a folder, as the authors' code reads it: under `ema`.
+
+    Tensors are written bit for bit, and `import_generator` gives the same network again. It is of normalised latents,
+    whose statistics the tokenizer keeps. Raises ValueError for a generator of another architecture.
+    """
+    model = generator if isinstance(generator, LightningDiT) else _saved(Path(generator), LightningDiT, "generator")
+    where = "this generator has no form in the authors' layout"
+    if model.config["head_width"] is not None:
+        raise ValueError(f"{where}: it has a wide head behind its blocks (head_width), which theirs lacks")
+    state = {k: v.detach().cpu().contiguous() for k, v in (weights_of(model) | rotary_tables(model)).items()}
+    with torch.device("meta"):  # what could not be read back is not written
+        build_generator({k: v.to("meta") for k, v in state.items()}, where)
+    write_state_dict(Path(file), "ema", state)
+
+
 def build_vae(state: Mapping[str, Tensor], where: object, *, heads: int | None = None) -> Autoencoder:
     """The tokenizer with this state dict, in the authors' names. Raises ValueError if it does not fit."""
     model = Autoencoder(**vae_config({k: v.shape for k, v in state.items()}, where, heads=heads))
@@ -118,10 +136,7 @@ def build_vae(state: Mapping[str, Tensor], where: object, *, heads: int | None =
 def build_generator(state: Mapping[str, Tensor], where: object) -> LightningDiT:
     """The generator with this state dict, in the authors' names. Raises ValueError if it does not fit."""
     model = LightningDiT(**generator_config({k: v.shape for k, v in state.items()}, where))
-    # Our table of sines includes the signs of a pair's members; theirs does not.
-    tables = {"cos": model.rope_cos, "sin": model.rope_sin.unflatten(-1, (-1, 2)) * torch.tensor([-1, 1])}
-    constants = {f"feat_rope.freqs_{k}": v.reshape(len(v), -1) for k, v in tables.items()}
-    return fill(model, state, constants, where)
+    return fill(model, state, rotary_tables(model), where)
 
 
 def build_discriminator(state: Mapping[str, Tensor], where: object) -> PatchGAN:
@@ -171,6 +186,14 @@ def pixel_constants() -> dict[str, Tensor]:
     values = {"de_scale.mean": (0.5,) * 3, "de_scale.std": (0.5,) * 3}
     values |= {"scale.mean": IMAGENET_DEFAULT_MEAN, "scale.std": IMAGENET_DEFAULT_STD}
     return {f"encoder.{name}": torch.tensor(value).view(1, 3, 1, 1) for name, value in values.items()}
+
+
+def rotary_tables(model: LightningDiT) -> dict[str, Tensor]:
+    """Cosines and sines as the authors keep them: without the signs that members of a pair take, which our table of
+    sines holds."""
+    signs = model.rope_sin.new_tensor([-1, 1])
+    tables = {"cos": model.rope_cos, "sin": model.rope_sin.unflatten(-1, (-1, 2)) * signs}
+    return {f"feat_rope.freqs_{k}": v.reshape(len(v), -1) for k, v in tables.items()}
 
 
 def vae_config(shapes: Shapes, where: object, *, heads: int | None = None) -> Values:
@@ -253,7 +276,7 @@ def mlp_ratio(width: int, hidden: int, share: float = 1.0) -> float:
 
 
 def _open(file: Path, wanted: tuple[str, ...], what: str) -> dict[str, Tensor]:
-    tensors = read_tensors(Path(file))
+    tensors = read_tensors(hub_file(file))
     names = [f".{k}.{inner}" for k, v in tensors.items() for inner in (v if isinstance(v, Mapping) else [""])]
     kinds = {kind for name in names for sign, kind in SIGNS.items() if name.rstrip(".").endswith(f".{sign}")}
     if kinds and what not in kinds:
@@ -261,8 +284,6 @@ def _open(file: Path, wanted: tuple[str, ...], what: str) -> dict[str, Tensor]:
     return pick(tensors, wanted, file)
 
 
-def _saved(folder: Path) -> Autoencoder:
-    config = require_intact(folder) / "config.json"
-    if not config.is_file() or read_json(config, dict).get("_class_name") != "Autoencoder":
-        raise ValueError(f"{folder}: not a folder that a tokenizer was saved in (no config.json of an Autoencoder)")
-    return load_strictly(Autoencoder, folder)
+def _saved(folder: Path, kind: type[N], what: str) -> N:
+    artifact_class(require_intact(folder), [kind], what)
+    return load_strictly(kind, folder)

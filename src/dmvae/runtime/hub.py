@@ -1,4 +1,4 @@
-"""The Hugging Face hub: where it cannot be reached, its cache is used at once.
+"""The Hugging Face hub: a file of it by its name. Where it cannot be reached, its cache is used at once.
 
 The hub's client tries each file six times, for half a minute, before it looks into its cache; a data set is many files.
 """
@@ -6,11 +6,13 @@ The hub's client tries each file six times, for half a minute, before it looks i
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 
 from dmvae.runtime import distributed
 from dmvae.runtime.console import console
@@ -19,6 +21,27 @@ WAITS = (0.0, 1.0, 2.0)
 """Seconds to wait before each attempt to reach the hub: a network may fail for a moment."""
 PATIENCE = 5.0
 """Seconds to wait for an answer."""
+
+
+FILE = re.compile(r"(\w[\w.-]*/\w[\w.-]*)/(\w[\w.-]*)")
+"""ORG/REPO/FILE."""
+WEIGHTS = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
+"""Endings of files of weights, which tell such a name from a folder's that is not there."""
+
+
+def hub_file(name: str | Path) -> Path:
+    """The file of this name here, else, where the name is ORG/REPO/FILE, that of the hub, which its client keeps.
+    Another name is returned as it is. Raises ValueError for a file that the hub does not give."""
+    found = None if Path(name).exists() else FILE.fullmatch(str(name))
+    if found is None:
+        return Path(name)
+    from huggingface_hub import hf_hub_download
+
+    try:
+        with hub():
+            return Path(hf_hub_download(found[1], found[2]))
+    except Exception as error:  # each version of the hub's client has classes of its own
+        raise ValueError(f"{name} is no file, and on the hub: {error}") from error
 
 
 @contextmanager

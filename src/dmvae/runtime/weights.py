@@ -74,17 +74,26 @@ def pick(tensors: Mapping[str, object], wanted: Sequence[str], path: Path) -> di
     A checkpoint without any of `CONTAINERS` is a state dict itself. Prefixes of `WRAPPERS` are removed.
     Raises ValueError, listing the state dicts that there are.
     """
-    groups = _groups(tensors)
+    groups = state_dicts(tensors, CONTAINERS)
+    bare = groups.pop("", None)
     for name in wanted:
         if name in groups:
-            return _unwrapped(groups[name])
-    bare = _tensors(tensors)
+            return groups[name]
     if bare and not any(name in groups for name in CONTAINERS):
-        return _unwrapped(bare)
+        return bare
     there = ", ".join(f"{name} ({counted(len(group), 'tensor')})" for name, group in groups.items())
     if not there:
         raise ValueError(f"{path}: holds no tensors (its keys: {few(list(tensors), 8) or 'none'})")
     raise ValueError(f"{path}: holds no weights {' or '.join(wanted)}; it holds {there}: ask for one of these")
+
+
+def state_dicts(tensors: Mapping[str, object], containers: Sequence[str]) -> dict[str, dict[str, Tensor]]:
+    """The state dicts in a checkpoint by name: nested ones, and those of `containers` as prefixes of flat names; "" is
+    the tensors outside of all dicts. Wrappers' prefixes are taken off."""
+    flat = {name: _tensors(tensors, f"{name}.") for name in containers}
+    nested = {str(name): _tensors(value) for name, value in tensors.items() if isinstance(value, Mapping)}
+    found = {"": _tensors(tensors)} | flat | nested
+    return {name: _unwrapped(group) for name, group in found.items() if group}
 
 
 def check(given: Mapping[str, Tensor], expected: Shapes, where: object, what: str) -> None:
@@ -178,13 +187,6 @@ def _tensors(values: Mapping[str, object], prefix: str = "") -> dict[str, Tensor
         for name, value in values.items()
         if isinstance(name, str) and isinstance(value, Tensor) and name.startswith(prefix)
     }
-
-
-def _groups(tensors: Mapping[str, object]) -> dict[str, dict[str, Tensor]]:
-    """The state dicts in a checkpoint by name, nested or flat."""
-    flat = {name: _tensors(tensors, f"{name}.") for name in CONTAINERS}
-    nested = {str(name): _tensors(value) for name, value in tensors.items() if isinstance(value, Mapping)}
-    return {name: group for name, group in (flat | nested).items() if group}
 
 
 def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:

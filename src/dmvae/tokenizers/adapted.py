@@ -23,6 +23,7 @@ from dmvae.registry import require_members
 from dmvae.runtime.done import require_intact
 from dmvae.runtime.files import read_json
 from dmvae.runtime.hashing import digest
+from dmvae.runtime.hub import FILE, WEIGHTS
 from dmvae.runtime.precision import full_precision, without_tf32
 from dmvae.tokenizers import Codec, TokenizerSource
 from dmvae.tokenizers.autoencoder import Autoencoder
@@ -200,23 +201,26 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 
 
 def open_tokenizer(place: str, size: int | None = None, otherwise: int | None = None) -> Tokenizer:
-    """The tokenizer at `place`: a folder of ours (`load_tokenizer`), or a diffusers autoencoder (`adapt`), given as a
-    folder with config.json or as a hub id. size: pixels that a diffusers one is adapted to; its config's `sample_size`
-    unless given, and `otherwise` where it has none.
+    """The tokenizer at `place`: a folder of ours (`load_tokenizer`), or another's (`adapt`): a diffusers autoencoder,
+    given as a folder with config.json or as a hub id, or a checkpoint of latent diffusion's, given as a file here or as
+    ORG/REPO/FILE on the hub. size: pixels that another's is adapted to; its config's `sample_size` unless given, and
+    `otherwise` where it has none.
 
     Raises ValueError where there is neither, or no size is known.
     """
-    file = Path(place) / "config.json"
-    if Path(place).is_dir() or not HUB_ID.fullmatch(place):
+    on_hub = not Path(place).exists() and FILE.fullmatch(place) and place.endswith(WEIGHTS)
+    file, kind = Path(place) / "config.json", "vavae" if on_hub or Path(place).is_file() else "diffusers"
+    if kind == "diffusers" and (Path(place).is_dir() or not HUB_ID.fullmatch(place)):
         ours = {cls.__name__ for cls in ARTIFACTS}
         if not file.is_file() or read_json(file, dict).get("_class_name") in ours:
             return load_tokenizer(place)
     try:
-        source = configs.read(TokenizerSource, {"type": "diffusers", "path": place}, "source").resolve()
+        source = configs.read(TokenizerSource, {"type": kind, "path": place}, "source").resolve()
         config: Values = getattr(source, "config", None) or {}
         found = size or config.get("sample_size") or otherwise
         if not isinstance(found, int):
-            raise ValueError(f"{place}: its config has no sample_size; give --size")
+            where = "a checkpoint tells no image size" if kind == "vavae" else "its config has no sample_size"
+            raise ValueError(f"{place}: {where}; give --size")
         return adapt(source, size=found, channels=int(config.get("in_channels", 3)), pretrained=True)
     except ValueError as error:
         told = str(error).replace("pretrained.path: ", "").replace("pretrained: ", "")

@@ -56,7 +56,10 @@ class DiffusersTokenizer(FileSource):
         path, place = self._origin()
         here = Path(path)
         if here.is_file():
-            raise ValueError(f"pretrained.path: {path} is a file; name the folder that holds it")
+            raise ValueError(
+                f"pretrained.path: {path} is a file; name the folder that holds it, or of a checkpoint of latent "
+                "diffusion {type: vavae, path: FILE}"
+            )
         if not here.is_dir() and (here.is_absolute() or "/" not in path):  # a hub's models are called owner/name
             known = [folder.name for folder in here.parent.glob("*/")]
             like = nearest(here.name, known) if close(here.name, known) else ""

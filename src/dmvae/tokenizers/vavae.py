@@ -14,13 +14,28 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dmvae import config as configs
 from dmvae.config import Values
 from dmvae.registry import register
-from dmvae.runtime.weights import check, read_tensors, require_shapes
+from dmvae.runtime.hub import hub_file
+from dmvae.runtime.weights import check, read_tensors, require_shapes, state_dicts
+from dmvae.runtime.words import counted, few
 from dmvae.tokenizers.files import FileSource
 
-# Networks of the training: the discriminator, and the vision model that latents were aligned to.
-LEFTOVERS = ("loss.", "foundation_model.", "linear_proj.")
+CONTAINERS = ("state_dict", "first_stage_model", "vae", "model")
+"""Names under which checkpoints keep the network: Lightning's, as VA-VAE's and latent diffusion's; those of a whole
+latent diffusion model, within the former; REPA-E's, beside its diffusion model; MAR's."""
+SIGN = "encoder.conv_in.weight"
+"""The name that tells such a network."""
+GROUPS = 32
+"""Of its group norms, which no shape tells."""
+OTHERS = (
+    "of diffusers' own files name the folder ({type: diffusers, path: FOLDER} in a recipe); the paper's are read after "
+    "`dmvae import official-vae`"
+)
+# Of the training: the discriminator, the vision model that latents were aligned to, and the average, which latent
+# diffusion's own code leaves unread too.
+LEFTOVERS = ("loss.", "foundation_model.", "linear_proj.", "model_ema.")
 # From a name in AutoencoderKL to the checkpoint's. `up` counts from full resolution, up_blocks in the other direction.
 NAMES = (
     (r"\.mid_block\.resnets\.0\.", ".mid.block_1."),
@@ -44,7 +59,10 @@ class VavaeTokenizer(FileSource):
     """A checkpoint of latent diffusion's KL autoencoder; its sizes are read off the weights."""
 
     path: str
-    """The checkpoint, .pt or .safetensors."""
+    """The checkpoint, .pt or .safetensors: its path, or ORG/REPO/FILE on the Hugging Face hub."""
+    weights: str | None = configs.added(None)
+    """Name of the state dict in the checkpoint. null is the first of state_dict, first_stage_model, vae and model that
+    holds such a network, else the tensors outside of all of them."""
 
     def read_config(self) -> Values:
         return architecture(self._weights(), self.place)
@@ -60,11 +78,25 @@ class VavaeTokenizer(FileSource):
         return AutoencoderKL
 
     def _weights(self) -> dict[str, Tensor]:
-        saved = read_tensors(self.place)
-        inner = saved.get("state_dict")
-        state = inner if isinstance(inner, dict) else saved
-        named = {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)}
-        return {k: v for k, v in named.items() if not k.startswith(LEFTOVERS)}
+        parts = state_dicts(read_tensors(hub_file(self.place)), CONTAINERS)
+        parts |= {name: part for name, part in state_dicts(parts.get("state_dict", {}), CONTAINERS).items() if name}
+        wanted = (*CONTAINERS, "") if self.weights is None else (self.weights,)
+        found = next((parts[name] for name in wanted if SIGN in parts.get(name, ())), None)
+        if found is None:
+            raise ValueError(_without(parts, self.weights, self.place))
+        return {name: tensor for name, tensor in found.items() if not name.startswith(LEFTOVERS)}
+
+
+def _without(parts: Mapping[str, Mapping[str, Tensor]], weights: str | None, path: Path) -> str:
+    """What a checkpoint holds in which none of the parts that are wanted is such a network, and what to do."""
+    told = [f"{name} ({counted(len(part), 'tensor')}: {few(list(part), 3)})".lstrip() for name, part in parts.items()]
+    fits = " or ".join(name for name, part in parts.items() if name and SIGN in part)
+    fix = f"name the one that is meant in a recipe (`weights: {fits}`), or save it alone" if fits else OTHERS
+    wanted = "state dict" if weights is None else f"state dict {weights!r}"
+    return (
+        f"{path}: not a checkpoint of latent diffusion's autoencoder: it holds no {wanted} with {SIGN}, but "
+        f"{' and '.join(told) or 'no tensors'}; {fix}"
+    )
 
 
 def architecture(weights: Mapping[str, Tensor], path: Path) -> Values:
@@ -88,14 +120,20 @@ def architecture(weights: Mapping[str, Tensor], path: Path) -> Values:
     levels = range(count("encoder.down."))
     if not levels:
         raise ValueError(
-            f"{path}: not a checkpoint of latent diffusion's autoencoder: it holds no encoder.down.0; diffusers' own "
-            "files are read by {type: diffusers, path: FOLDER}"
+            f"{path}: not a checkpoint of latent diffusion's autoencoder: it holds no encoder.down.0, but "
+            f"{few(list(weights), 3)}; {OTHERS}"
+        )
+    widths = [width(f"encoder.down.{level}.block.0.conv1.weight", 0) for level in levels]
+    if uneven := [number for number in widths if number % GROUPS]:
+        raise ValueError(
+            f"{path}: not a checkpoint of latent diffusion's autoencoder: a level of {uneven[0]} channels, which its "
+            f"norms of {GROUPS} groups do not take; bring the network as a plugin's tokenizer"
         )
     return {
         "in_channels": width("encoder.conv_in.weight", 1),
         "out_channels": width("decoder.conv_out.weight", 0),
         "latent_channels": width("decoder.conv_in.weight", 1),
-        "block_out_channels": [width(f"encoder.down.{level}.block.0.conv1.weight", 0) for level in levels],
+        "block_out_channels": widths,
         "layers_per_block": count("encoder.down.0.block."),
         "down_block_types": kinds("encoder.down", "DownEncoder", levels),
         "up_block_types": kinds("decoder.up", "UpDecoder", reversed(levels)),

