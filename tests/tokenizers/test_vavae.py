@@ -186,8 +186,8 @@ def test_a_file_encodes_and_decodes(tmp_path):
     torch.save({"model": ldm.random_checkpoint()}, file := tmp_path / "kl16.ckpt")
     (tmp_path / "images").mkdir()
     Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / "images/a.png")
-    more = ["--tokenizer", str(file), "--size", "16", "--out"]
-    cli.main(["encode", str(tmp_path / "images"), *more, str(tmp_path / "z"), "--workers", "0"])
+    more = ["--tokenizer", str(file), "--out"]
+    cli.main(["encode", str(tmp_path / "images"), *more, str(tmp_path / "z"), "--size", "16", "--workers", "0"])
     assert load_file(tmp_path / "z/latents-00000.safetensors")["latents"].shape == (1, 4, 8, 8)
     cli.main(["decode", str(tmp_path / "z"), *more, str(tmp_path / "back")])
     assert Image.open(tmp_path / "back/a.png").size == (16, 16)
