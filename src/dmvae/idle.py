@@ -150,6 +150,11 @@ def _of_one_density(recipe: Recipe, place: str) -> bool:
     return getattr(part(recipe, place), "divergence", None) == "reverse_kl"
 
 
+def _unread(recipe: Recipe, name: str) -> bool:
+    """Whether the sampler does not read a field."""
+    return name in recipe.section("sample").unread()
+
+
 def _unguided(recipe: Recipe, place: str) -> bool:
     """Whether velocities are guided by themselves. A scale of 1 does something: it asks for them once, not twice."""
     found = part(recipe, place)
@@ -244,7 +249,7 @@ IDLE: Mapping[str, tuple[Callable[[Recipe], bool], str]] = {
         )
     },
     "sample.last_step": (
-        lambda r: r.section("sample").method in ("euler", "heun", "midpoint"),
+        partial(_unread, name="last_step"),
         "it only acts with sample.method: sde",
     ),
     "sample.guidance_interval|guidance_channels": (

@@ -18,17 +18,17 @@ from torch import Tensor, nn
 from dmvae import config as configs
 from dmvae.config import Values
 from dmvae.datasets.pixels import to_uint8
-from dmvae.flow.guidance import Velocity, require_channels, require_interval
+from dmvae.flow.guidance import require_channels
 from dmvae.flow.path import unlike
-from dmvae.flow.samplers import Sampler, Sampling
+from dmvae.flow.samplers import Sampler, SamplerConfig, Sampling
 from dmvae.generators import Generator
 from dmvae.generators import networks as networks_of_generators
 from dmvae.inputs import Inputs, generator_of, kept_steps
 from dmvae.latents.store import LatentSet
 from dmvae.models.base import Tokenizer
 from dmvae.models.velocity import VelocityModel
-from dmvae.ranges import BatchSize, Count, Decay, Guidance, SamplerSteps, Share, TimeShift, Width
-from dmvae.registry import find, names, nearest
+from dmvae.ranges import BatchSize, Count, Guidance
+from dmvae.registry import find
 from dmvae.runtime import distributed
 from dmvae.runtime.console import Bar
 from dmvae.runtime.files import read_head, write_tensors
@@ -45,25 +45,15 @@ from dmvae.training.starting import generator_in, of_other_data
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleConfig:
+class SampleConfig(SamplerConfig):
     """Sampling."""
 
     count: Count = 10000
     """Images, of the classes that `labels` says."""
     batch_size: BatchSize = 250
     """Images at a time, on each rank."""
-    method: str = "euler"
-    """The sampler: "euler", "midpoint" or "heun" for the ODE, "sde" for Euler-Maruyama."""
-    steps: SamplerSteps = 50
-    """Steps of the sampler."""
-    time_shift: TimeShift = 1.0
-    """Shift of the time grid towards noise; 1 is uniform."""
-    last_step: Decay = 0.04
-    """Size of the SDE's last, noise-free step, from 0 to below 1; 0 is none."""
     guidance: tuple[Guidance, ...] = (1.0,)
     """Guidance scales. Every scale gets a set of samples; tables rank by those of the first."""
-    guidance_interval: tuple[Share, Share] = (0.0, 1.0)
-    """The range of times, in [0, 1], in which guidance is used."""
 
     snapshot: Count | None = configs.added(None)
     """Step of the generator's snapshot to draw from, of those that `generator.keep_at` or `run.keep_every` keep; null
@@ -72,17 +62,12 @@ class SampleConfig:
     """What guides in place of the velocity without a label, a weaker network (autoguidance, arXiv 2406.02507), at
     scales other than 1: the generator's snapshot of that step, an early one; or another generator, by the folder that
     it was saved in, trained on the same latents. null is classifier-free guidance."""
-    guidance_channels: Width | None = configs.added(None)
-    """The first channels of the latents, in which alone guidance acts; the others have the velocity with the label
-    alone. LightningDiT guides 3 of 32. null is all."""
     labels: Literal["equal", "random"] = configs.added("equal")
     """"equal": of every class the same number (the first classes get one more where it does not divide); "random": each
     image's class is drawn, all being as likely."""
 
     def __post_init__(self) -> None:
-        if self.method not in names(Sampler):
-            raise ValueError(f"method: no sampler is called {self.method!r}{nearest(self.method, names(Sampler))}")
-        require_interval(self.guidance_interval)
+        super().__post_init__()
         if not self.guidance:
             raise ValueError("guidance needs at least one scale; 1.0 is no guidance")
         if len({f"{scale:g}" for scale in self.guidance}) < len(self.guidance):  # which names their folders
@@ -91,19 +76,6 @@ class SampleConfig:
     def identity(self, values: Values) -> Values:
         """A guide of another training counts by what its files hold, wherever they lie."""
         return values | {"guide": artifact_hash(self.guide)} if isinstance(self.guide, Path) else values
-
-    def settings(self, scale: float, guide: Velocity | None = None) -> Sampling:
-        """The sampler's settings at one guidance scale, and the network that guides, if any."""
-        return Sampling(
-            method=self.method,
-            steps=self.steps,
-            time_shift=self.time_shift,
-            last_step=self.last_step,
-            guidance=scale,
-            guidance_interval=self.guidance_interval,
-            guidance_channels=self.guidance_channels,
-            guide=guide,
-        )
 
 
 @stage("sample")
