@@ -248,10 +248,14 @@ IDLE: Mapping[str, tuple[Callable[[Recipe], bool], str]] = {
             ("guidance", _unguided, "the reference's labels mean nothing, and nothing is asked with one"),
         )
     },
-    "sample.last_step": (
-        partial(_unread, name="last_step"),
-        "it only acts with sample.method: sde",
-    ),
+    **{
+        f"sample.{name}": (partial(_unread, name=name), why)
+        for names, why in (
+            (("last_step", "diffusion"), "it only acts with sample.method: sde"),
+            (("last_step_kind",), "it only acts with sample.method: sde and a last step"),
+        )
+        for name in names
+    },
     "sample.guidance_interval|guidance_channels": (
         lambda r: set(r.section("sample").guidance) == {1.0},
         "a guidance scale of 1 guides nothing",

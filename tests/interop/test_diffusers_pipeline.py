@@ -67,8 +67,11 @@ def test_the_same_seeds_give_the_pictures_of_the_command_line(run, pipeline, sca
 def test_a_pipeline_draws_by_every_sampler_what_the_stage_draws(pipeline):
     """Stochastic ones too: every image's noise is its own generator's."""
     labels, seeds = torch.tensor([0, 2]), [5, 6]
-    for over in ({"method": "heun", "time_shift": 2.0}, {"method": "sde", "last_step": 0.1}):
-        config = SampleConfig(steps=3, guidance_interval=(0.1, 0.9), **over)
+    for over in (
+        {"method": "heun", "time_shift": 2.0, "steps": 3},
+        {"method": "sde", "last_step": 0.1, "last_step_kind": "euler", "diffusion": "constant", "steps": 3},
+    ):
+        config = SampleConfig(guidance_interval=(0.1, 0.9), **over)
         direct = generate_latents(pipeline.transformer, labels, seeds, config.settings(2.0), torch.device("cpu"))
         drawn = pipeline(
             labels.tolist(), generator=seeded(*seeds), guidance_scale=2.0, output_type="latent", **drawing(config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -28,6 +28,12 @@ class SamplerConfig:
     """Shift of the time grid towards noise; 1 is uniform."""
     last_step: Decay = 0.04
     """Size of the SDE's last, noise-free step, from 0 to below 1; 0 is none."""
+    last_step_kind: Literal["mean", "euler"] = added("mean")
+    """What that step follows: "mean" the SDE's drift; "euler" the velocity alone, to the denoised estimate, as SiT's
+    "Euler" and "Tweedie" do."""
+    diffusion: Literal["sigma", "constant", "sbdm", "decreasing", "increasing_decreasing"] = added("sigma")
+    """How much noise the SDE adds at time t, w(t): "sigma" 1 - t; "constant" 1; "sbdm" (1 - t) / t; "decreasing"
+    (1 + cos(pi t))^2 / 4; "increasing_decreasing" sin(pi t)^2. The names are SiT's."""
     guidance_interval: tuple[Share, Share] = (0.0, 1.0)
     """The range of times, in [0, 1], in which guidance is used."""
     guidance_channels: Width | None = added(None)
@@ -46,7 +52,7 @@ class SamplerConfig:
 
     def unread(self) -> list[str]:
         """The fields that are not at their default, and that the method does not read."""
-        ignored = find(Sampler, self.method).ignores
+        ignored = find(Sampler, self.method).ignores + (("last_step_kind",) if self.last_step == 0 else ())
         return [f.name for f in fields(SamplerConfig) if f.name in ignored and getattr(self, f.name) != f.default]
 
     def require_read(self) -> None:
