@@ -61,6 +61,11 @@ def write(folder, **variants):
             {"sample.diffusion": "sbdm"},
             "sample.diffusion: what is given changes nothing: it only acts with sample.method: sde",
         ),
+        ({"sample.rtol": 0.1}, "sample.rtol: 0.1 changes nothing: it only acts with sample.method: dopri5"),
+        (
+            {"sample.method": "dopri5", "sample.time_shift": 2.0},
+            "sample.time_shift: 2.0 changes nothing: sample.method: dopri5 chooses its times",
+        ),
         (
             {"sample.method": "sde", "sample.last_step": 0.0, "sample.last_step_kind": "euler"},
             "sample.last_step_kind: what is given changes nothing: it only acts with sample.method: sde and a last",
@@ -188,6 +193,7 @@ def test_what_nothing_reads_is_told(tmp_path, given, told):
         ({"matching.objective.ratio_width": 64}, {"matching.objective.divergence": "forward_kl"}),
         ({"matching.model.width": 48}, {"reference.distribution": {"type": "gaussian"}}),
         ({"sample.last_step": 0.1, "sample.diffusion": "sbdm"}, {"sample.method": "sde"}),
+        ({"sample.rtol": 0.1}, {"sample.method": "dopri5"}),
         ({"sample.guidance_interval": [0.2, 0.5]}, {"sample.guidance": [1.0, 2.0]}),
         ({"sample.guidance_channels": 2}, {"sample.guidance": [1.0, 2.0]}),
         ({"generator.model": {"width": 48, "heads": 3}}, {}),

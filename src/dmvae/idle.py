@@ -253,6 +253,8 @@ IDLE: Mapping[str, tuple[Callable[[Recipe], bool], str]] = {
         for names, why in (
             (("last_step", "diffusion"), "it only acts with sample.method: sde"),
             (("last_step_kind",), "it only acts with sample.method: sde and a last step"),
+            (("atol", "rtol"), "it only acts with sample.method: dopri5"),
+            (("time_shift",), "sample.method: dopri5 chooses its times"),
         )
         for name in names
     },

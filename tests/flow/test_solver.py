@@ -104,7 +104,7 @@ def test_bad_arguments_are_named():
         solver.sample(reference.velocity, start()[:1], labels[:1], Sampling(steps=0))
 
 
-@pytest.mark.parametrize("method", ["euler", "midpoint", "heun", "sde"])
+@pytest.mark.parametrize("method", ["euler", "midpoint", "heun", "dopri5", "sde"])
 def test_a_velocity_of_another_shape_is_refused(method):
     labels = torch.zeros(2, dtype=torch.int64)
     noise = torch.randn(2, 3, 4, 4)

@@ -70,6 +70,7 @@ def test_a_pipeline_draws_by_every_sampler_what_the_stage_draws(pipeline):
     for over in (
         {"method": "heun", "time_shift": 2.0, "steps": 3},
         {"method": "sde", "last_step": 0.1, "last_step_kind": "euler", "diffusion": "constant", "steps": 3},
+        {"method": "dopri5", "rtol": 1e-2},
     ):
         config = SampleConfig(guidance_interval=(0.1, 0.9), **over)
         direct = generate_latents(pipeline.transformer, labels, seeds, config.settings(2.0), torch.device("cpu"))
@@ -77,6 +78,13 @@ def test_a_pipeline_draws_by_every_sampler_what_the_stage_draws(pipeline):
             labels.tolist(), generator=seeded(*seeds), guidance_scale=2.0, output_type="latent", **drawing(config)
         )
         assert torch.equal(drawn.images, direct)
+
+
+def test_a_run_tells_how_often_velocities_were_asked_for(run):
+    sample = run[0] / "kl/sample"
+    assert json.loads((sample / "done.json").read_text())["evaluations"] == {"2": 2.0, "1": 2.0}
+    for scale in (1, 2):
+        assert set(load_file(sample / f"guidance-{scale}/samples-00000.safetensors")["evaluations"].tolist()) == {2}
 
 
 def test_what_only_the_scheduler_s_steps_have_is_refused_with_another_method(pipeline):

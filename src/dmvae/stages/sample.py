@@ -8,11 +8,12 @@ latents are kept too, for `evaluate` to compare with the data's.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from dmvae import config as configs
@@ -110,17 +111,21 @@ class SampleStage(Stage[SampleConfig]):
                     path = folder / f"samples-{number:05d}.safetensors"
                     if number % distributed.world_size() == distributed.rank() and read_head(path) is None:
                         seeds = [image_seed(inputs.seed, i) for i in range(start, start + len(chunk))]
+                        told: list[Tensor] = []  # nothing of a generator that is no flow
+                        settings = replace(config.settings(scale, guide), evaluated=told.append)
                         with autocast(inputs.device, inputs.sections.run.precision):
-                            images, z = generate(
-                                generator, autoencoder, chunk, seeds, config.settings(scale, guide), inputs.device
-                            )
+                            images, z = generate(generator, autoencoder, chunk, seeds, settings, inputs.device)
                         drawn = {"images": images, "labels": chunk, "seeds": torch.tensor(seeds)}
+                        if told:
+                            drawn["evaluations"] = told[0]
                         if scale == config.guidance[0] and start < KEPT:
                             drawn["latents"] = z
                         write_tensors(path, drawn)
                     bar.step(len(chunk))
         distributed.barrier()
-        return {"images": config.count, "bf16": uses_bf16(inputs.device, inputs.sections.run.precision)}
+        evaluations = {f"{scale:g}": _evaluations(samples_folder(inputs.out, scale)) for scale in config.guidance}
+        bf16 = uses_bf16(inputs.device, inputs.sections.run.precision)
+        return {"images": config.count, "bf16": bf16, "evaluations": evaluations}
 
     def _generator(self, of: int | Path | None, field: str) -> Generator:
         """The generator of that step, or in that folder, on the device."""
@@ -175,6 +180,18 @@ class SampleStage(Stage[SampleConfig]):
         if "generator" in inputs.reads:
             generator_at(config.snapshot, inputs, "snapshot")
             generator_at(config.guide, inputs, "guide")
+
+
+def _evaluations(folder: Path) -> float | None:
+    """How often the velocity was asked for, for an image, in the mean over those in a folder; None where nobody tells:
+    a generator that is no flow, or an earlier version."""
+    counts = []
+    for path in folder.glob("samples-*.safetensors"):
+        with safe_open(path, "pt") as file:
+            if "evaluations" not in file.keys():  # noqa: SIM118 - it is no mapping
+                return None
+            counts.append(file.get_tensor("evaluations"))
+    return float(torch.cat(counts).double().mean())
 
 
 def _unfit(folder: Path, inputs: Inputs) -> str:

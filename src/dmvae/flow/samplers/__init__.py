@@ -12,7 +12,7 @@ from torch import Tensor
 from dmvae.config import Values, added
 from dmvae.flow.guidance import Velocity, require_interval
 from dmvae.flow.path import shift_time
-from dmvae.ranges import Decay, SamplerSteps, Share, TimeShift, Width
+from dmvae.ranges import Decay, SamplerSteps, Scale, Share, TimeShift, Width
 from dmvae.registry import Registered, find, names, nearest
 
 
@@ -21,9 +21,10 @@ class SamplerConfig:
     """How noise is carried to data: what stage `sample`, `dmvae measure samples` and the pipeline of diffusers take."""
 
     method: str = "euler"
-    """The sampler: "euler", "midpoint" or "heun" for the ODE, "sde" for Euler-Maruyama."""
+    """The sampler: "euler", "midpoint" or "heun" for the ODE, "dopri5" for the ODE by steps that adapt, "sde" for
+    Euler-Maruyama."""
     steps: SamplerSteps = 50
-    """Steps of the sampler."""
+    """Steps of the sampler; of dopri5, the most that it may try."""
     time_shift: TimeShift = 1.0
     """Shift of the time grid towards noise; 1 is uniform."""
     last_step: Decay = 0.04
@@ -34,6 +35,10 @@ class SamplerConfig:
     diffusion: Literal["sigma", "constant", "sbdm", "decreasing", "increasing_decreasing"] = added("sigma")
     """How much noise the SDE adds at time t, w(t): "sigma" 1 - t; "constant" 1; "sbdm" (1 - t) / t; "decreasing"
     (1 + cos(pi t))^2 / 4; "increasing_decreasing" sin(pi t)^2. The names are SiT's."""
+    atol: Scale = added(1e-6)
+    """Error of a value that a step of dopri5 may make."""
+    rtol: Scale = added(1e-3)
+    """The same as a share of the value, beside `atol`."""
     guidance_interval: tuple[Share, Share] = (0.0, 1.0)
     """The range of times, in [0, 1], in which guidance is used."""
     guidance_channels: Width | None = added(None)
@@ -73,6 +78,8 @@ class Sampling(SamplerConfig):
     """Guidance scale; 1 is none."""
     guide: Velocity | None = None
     """A weaker network for autoguidance; None: classifier-free, by the same network's velocity without a label."""
+    evaluated: Callable[[Tensor], None] | None = None
+    """Told at the end how often each image's velocity was asked for, int64 [b]."""
 
 
 class Sampler(Registered):
@@ -81,6 +88,8 @@ class Sampler(Registered):
     required: ClassVar[tuple[str, ...]] = ("trajectory",)
     ignores: ClassVar[tuple[str, ...]] = ()
     """The fields of `SamplerConfig` that it does not read."""
+    evaluations: Tensor | None = None
+    """How often each image's velocity was asked for, int64 [b], where that differs by image."""
 
     def trajectory(
         self,

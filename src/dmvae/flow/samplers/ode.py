@@ -15,7 +15,7 @@ from dmvae.registry import register
 class ODESampler(Sampler):
     """Steps z <- z + dt * slope, of which subclasses define the slope."""
 
-    ignores = ("last_step", "last_step_kind", "diffusion")
+    ignores = ("last_step", "last_step_kind", "diffusion", "atol", "rtol")
 
     def slope(self, velocity: Velocity, z_t: Tensor, t0: float, t1: float, labels: Tensor) -> Tensor:
         """The mean velocity between times t0 and t1, [b, C, H, W]."""

@@ -40,6 +40,8 @@ class EulerMaruyama(Sampler):
     t = 1: along the drift ("mean"), or along the velocity alone ("euler"), which ends at the denoised estimate. SiT's
     last step "Tweedie" is "euler" on this path."""
 
+    ignores = ("atol", "rtol")
+
     def trajectory(
         self,
         velocity: Velocity,
