@@ -1,4 +1,4 @@
-# The only commands a newcomer needs: make demo, make test, make test-fast, make lint, make bench.
+# `make` alone prints what there is.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,18 +6,19 @@ BIN := $(VENV)/bin
 .PHONY: help install install-dev demo fashion-mnist chromium test test-fast test-oldest torture wheel docs lint format bench bench-gpu clean
 
 help:
-	@echo "make install   a virtual environment in .venv with dmvae and what the demo needs"
-	@echo "make demo      Fashion-MNIST, three tokenizers and their generators, a table and a report (runs/demo)"
-	@echo "make test      the tests"
-	@echo "make test-fast those that take less than a second or two each: about a minute"
+	@echo "make install      a virtual environment in .venv with dmvae and what the demo needs"
+	@echo "make demo         Fashion-MNIST, three tokenizers and their generators, a table and a report (runs/demo)"
+	@echo "make install-dev  what tests, linters and benchmarks need too"
+	@echo "make test         the tests"
+	@echo "make test-fast    those that take less than a second or two each: about a minute"
 	@echo "make test-oldest  the tests with the oldest versions of torch, diffusers and the others that are allowed"
-	@echo "make torture   kills, damage, hostile files: what is lost, hangs, or is used in silence"
-	@echo "make docs      the documentation as a site in build/site; broken links are errors"
-	@echo "make wheel     build the wheel and try it in a fresh environment"
-	@echo "make lint      formatting, lint and types"
-	@echo "make bench     speed of every stage's step against the machine's peak, and of reading images"
-	@echo "make install-dev  what the tests and linters need too; make format, make clean"
-	@echo "make bench-gpu the same on a GPU, at the paper's sizes, beside what dmvae plan says"
+	@echo "make torture      kills, damage, hostile files: what is lost, hangs, or is used in silence; hours"
+	@echo "make lint         formatting, lint and types; make format mends what can be mended"
+	@echo "make docs         the documentation as a site in build/site; broken links are errors"
+	@echo "make wheel        build the wheel and try it in a fresh environment"
+	@echo "make bench        speed of every stage's step against the machine's peak, and of reading images"
+	@echo "make bench-gpu    the same on a GPU, at the paper's sizes, beside what dmvae plan says"
+	@echo "make clean        remove .venv, build and caches; runs stay"
 
 install: $(BIN)/.installed
 
@@ -81,7 +82,7 @@ docs: install-dev
 
 # In an environment of its own that sees this one's packages: what is tried is the wheel, not its dependencies.
 wheel: install-dev
-	$(BIN)/python benchmarks/wheel.py
+	$(BIN)/python -m benchmarks.wheel
 
 lint: install-dev
 	$(BIN)/ruff format --check .

@@ -1,6 +1,7 @@
-"""Two channels of latents beside those of their reference, a point for each place, to see whether they arrived.
+"""Two channels of latents beside those of their reference, a point for each place, to see whether they arrived. Axes
+are in standard deviations of the latents that the reference was made for.
 
-python -m benchmarks.channels runs/arrive/arrived docs/pictures/rings.png --channels 0 16
+    python -m benchmarks.channels runs/arrive/arrived docs/pictures/rings.png --channels 0 16
 """
 
 from __future__ import annotations
@@ -19,14 +20,19 @@ POINTS = 4000
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("variant", type=Path, help="folder of a variant in a run")
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--channels", type=int, nargs=2, default=[0, 1], metavar="N")
+    parser.add_argument("variant", type=Path, help="RUN/VARIANT, of a variant with a reference")
+    parser.add_argument("file", type=Path, help="the picture, .png or .svg")
+    parser.add_argument("--channels", type=int, nargs=2, default=[0, 1], metavar="N", help="from 0 (default: 0 1)")
     known = parser.parse_args()
+    for needed in ("reference/map.safetensors", "latents/latents"):
+        if not (known.variant / needed).exists():
+            parser.error(f"no {known.variant / needed}; give RUN/VARIANT of a variant with a reference that has ended")
     reference = load_file(known.variant / "reference/map.safetensors")["latents"]
     usual = load_file(known.variant / "reference/normalisation.safetensors")
     latents = LatentSet(known.variant / "latents/latents")
     mine = latents.__getitems__(range(min(POINTS, len(latents))))[0]
+    if not set(known.channels) <= set(range(mine.shape[1])):
+        parser.error(f"--channels: there are {mine.shape[1]}, counted from 0")
     raw = mine * latents.std.view(-1, 1, 1) + latents.mean.view(-1, 1, 1)
     mine = (raw - usual["mean"].view(-1, 1, 1)) / usual["std"].view(-1, 1, 1)
     picture(known.file, {"reference": reference, "latents": mine}, known.channels)

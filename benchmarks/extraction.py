@@ -15,16 +15,15 @@ import contextlib
 import io
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "evaluation"))
 
+from benchmarks.models import seconds_of, timed
 from benchmarks.tables import header, line
 from dmvae.datasets.shapes import Shapes
 from dmvae.evaluation.feature_set import features_of
@@ -41,10 +40,11 @@ RESOLUTION = {"inception": 299}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=6, help="how long a timing of the network takes")
-    parser.add_argument("--size", type=int, default=64, help="height and width of the images, pixels")
+    parser.add_argument("--seconds", type=float, default=6, help="of a timing of the network (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=64, help="height and width, pixels (default: %(default)s)")
     known = parser.parse_args()
-    print(header(["features", "network, images/s", "from memory", "from PNG files, 2 workers"]))
+    heads = ["from memory, images/s (of the network's)", "from PNG files, 2 workers, images/s (of the network's)"]
+    print(header(["features", "network, images/s", *heads]))
     for name, build in EXTRACTORS.items():
         extractor = build()
         side = RESOLUTION.get(name) or extractor.resolution or known.size
@@ -74,7 +74,7 @@ def compare(name: str, extractor: Extractor, x: torch.Tensor, chunks: int, sourc
 @torch.inference_mode()
 def seconds(job: Callable[[], object]) -> float:
     with contextlib.redirect_stdout(io.StringIO()):  # bars
-        return _timed(job)[1]
+        return seconds_of(job)
 
 
 def effnet() -> Extractor:
@@ -106,18 +106,12 @@ def frechet(n: int = 3000, d: int = 2048) -> None:
     generator = torch.Generator().manual_seed(0)
     mix = torch.randn(d, d, generator=generator, dtype=torch.float64) * torch.arange(1, d + 1) ** -0.5
     a, b = (Statistics.of((torch.randn(n, d, generator=generator, dtype=torch.float64) + s) @ mix) for s in (0, 0.1))
-    ours, ours_time = _timed(lambda: frechet_distance(a, b))
-    root, theirs_time = _timed(lambda: sqrtm((a.covariance @ b.covariance).numpy()))
+    ours_time, ours = timed(lambda: frechet_distance(a, b))
+    theirs_time, root = timed(lambda: sqrtm((a.covariance @ b.covariance).numpy()))
     gap = float((a.mean - b.mean).square().sum())
     theirs = gap + float(a.covariance.trace() + b.covariance.trace()) - 2 * float(root.trace().real)
     print(f"\nFrechet distance, {d} dimensions: {ours_time:.2f} s, scipy {theirs_time:.2f} s; "
           f"relative difference {abs(ours - theirs) / theirs:.1e}")  # fmt: skip
-
-
-def _timed(job: Callable[[], Any]) -> tuple[Any, float]:
-    begun = time.perf_counter()
-    value = job()
-    return value, time.perf_counter() - begun
 
 
 if __name__ == "__main__":

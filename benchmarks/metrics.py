@@ -1,4 +1,4 @@
-"""Every metric on a CIFAR-10 split, ours beside the established library's on the same features:
+"""Every metric on CIFAR-10's images, ours beside the established library's on the same features:
 
     python -m benchmarks.metrics --root DIR        (after `make install-dev`; DIR as for recipes/cifar10.yaml)
 
@@ -48,8 +48,10 @@ Row = tuple[str, str, float, str, float]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", help="folder of CIFAR-10; $DMVAE_DATA/cifar10 or a download unless given")
-    parser.add_argument("--count", type=int, default=1000, help="images a side (%(default)s)")
-    parser.add_argument("--inception-count", type=int, default=64, help="of them through Inception (%(default)s)")
+    parser.add_argument("--count", type=int, default=1000, help="images of each set (default: %(default)s)")
+    parser.add_argument(
+        "--inception-count", type=int, default=64, help="of them through Inception (default: %(default)s)"
+    )
     known = parser.parse_args()
     data = [CIFAR10(root=known.root, limit=2 * known.count).build(split) for split in ("train", "test")]
     train, test = ((d.images, d.labels) for d in data)

@@ -5,15 +5,17 @@
     python -m benchmarks.modelled runs/tiny64 --seed 0 1 2
 
 Draws again, from the same seeds, what the stage `sample` drew at its first guidance scale, and compares as `evaluate`
-does; of a run that drew more than it compares, others of them. Of several seeds it prints means and standard
-deviations. With --steps, also from the generators' snapshots of those steps (`generator.keep_at`): how soon latents are
-learned. With --count, more than a table's 2048: less of the figures is chance, and multiples of it are larger. Decoders
-need not have been trained.
+does; of a run that drew more than it compares, others of them. "Told apart" is a share (0.50 is a perfect generator),
+where a run's table has percent; spread and (effective) rank are over those of the data's latents. Of several seeds it
+prints means and standard deviations. With --steps, also from the generators' snapshots of those steps
+(`generator.keep_at`): how soon latents are learned. With --count, more than a table's 2048: less of the figures is
+chance, and multiples of it are larger. Decoders need not have been trained.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 from statistics import fmean, stdev
@@ -34,7 +36,7 @@ from dmvae.runtime.console import Bar
 from dmvae.runtime.precision import autocast
 from dmvae.stages.measuring import EvaluateConfig
 from dmvae.stages.modelled import LEAST, in_shares, modelled
-from dmvae.stages.sample import balanced_labels, generate_latents, image_seed
+from dmvae.stages.sample import SampleConfig, drawn_labels, generate_latents, image_seed
 from dmvae.transport.arrival import LATENTS
 
 CPU = torch.device("cpu")
@@ -52,7 +54,7 @@ Curve = dict[int, dict[str, float]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=Path, help="folder of a run")
     parser.add_argument("variants", nargs="*", metavar="VARIANT", help="all that have generators, unless given")
     parser.add_argument(
         "--seed", type=int, nargs="+", help="of other samples and other sets of the data; the recipe's by default"
@@ -121,7 +123,7 @@ def figures(job: Job, seed: int, count: int | None = None, step: int | None = No
     assert guide is None or isinstance(guide, VelocityModel)
     stored = LatentSet(job.reads["latents"] / "latents")
     known = stored.labels.unique()  # of a class without an image the generator knows nothing
-    labels = known[balanced_labels(count or min(section.count, LATENTS), len(known))]
+    labels = known[first_labels(section, seed, count or min(section.count, LATENTS), len(known))]
     settings = section.settings(section.guidance[0], guide)
     drawn: list[Tensor] = []
     with torch.no_grad(), autocast(CPU, precision), Bar(f"{job.variant}  draw", len(labels), "latents") as bar:
@@ -138,6 +140,11 @@ def figures(job: Job, seed: int, count: int | None = None, step: int | None = No
     if not found:
         raise ValueError(f"{job.variant}: {len(labels)} samples and {len(data)} latents are too few to compare")
     return found
+
+
+def first_labels(section: SampleConfig, seed: int, count: int, classes: int) -> Tensor:
+    """int64 [count], below `classes`: the first that the stage draws, or more than it does."""
+    return drawn_labels(replace(section, count=max(section.count, count)), seed, classes)[:count]
 
 
 def _generator(job: Job, of: int | Path | None) -> Generator:

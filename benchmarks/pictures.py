@@ -1,7 +1,8 @@
 """One picture of a run's samples: a row for each class, the first ten, a block of columns for each method, in the run's
 order, or in that of --methods.
 
-python -m benchmarks.pictures runs/demo docs/pictures/demo_samples.png [--methods matched kl]
+    python -m benchmarks.pictures runs/demo docs/pictures/demo_samples.png [--methods matched kl]
+    python -m benchmarks.pictures runs/demo FILE.png --reconstructions
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ CLASSES = 10
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("file", type=Path)
+    parser.add_argument("run", type=Path, help="folder of a run")
+    parser.add_argument("file", type=Path, help="the picture, .png")
     parser.add_argument(
         "--columns",
         type=int,
@@ -34,19 +35,31 @@ def main() -> None:
     parser.add_argument("--reconstructions", action="store_true", help="test images, then each method's copies")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="these alone; NAME@SEED where there are several")
     known = parser.parse_args()
-    summary = json.loads((known.run / "summary.json").read_text())
-    ended = [name for name in summary["methods"] if name not in summary.get("not_ended", ())]
-    methods = known.methods or ended
-    for name in methods:
-        if not (known.run / name).is_dir():
-            parser.error(f"no folder {known.run / name}; methods of the run that have ended: {', '.join(ended)}")
-    if known.reconstructions:
-        files = [load_file(known.run / method / "evaluate" / "pictures.safetensors") for method in methods]
-        rows = [files[0]["originals"], *(file["reconstructions"] for file in files)]
-        blocks = [torch.stack([row[: 2 * known.columns] for row in rows])]
-        write(blocks, known.file, known.zoom, ["originals", *methods])
-    else:
-        samples_picture(known.run, methods, known.file, known.columns, known.zoom)
+    try:
+        there = ended(known.run)
+        methods = known.methods or there
+        if missing := [name for name in methods if not (known.run / name).is_dir()]:
+            raise ValueError(f"no folder {known.run / missing[0]}; methods that have ended: {', '.join(there)}")
+        if not methods:
+            raise ValueError(f"no method of {known.run} has ended")
+        if known.reconstructions:
+            reconstructions_picture(known.run, methods, known.file, known.columns, known.zoom)
+        else:
+            samples_picture(known.run, methods, known.file, known.columns, known.zoom)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+
+
+def ended(run: Path) -> list[str]:
+    """The methods whose figures the summary has."""
+    summary = json.loads((run / "summary.json").read_text())
+    return [name for name in summary["methods"] if name not in summary.get("not_ended", ())]
+
+
+def reconstructions_picture(run: Path, methods: Sequence[str], file: Path, columns: int, zoom: int) -> None:
+    found = [load_file(run / method / "evaluate/pictures.safetensors") for method in methods]
+    rows = [found[0]["originals"], *(part["reconstructions"] for part in found)]
+    write([torch.stack([row[: 2 * columns] for row in rows])], file, zoom, ["originals", *methods])
 
 
 def samples_picture(run: Path, methods: Sequence[str], file: Path, columns: int = 8, zoom: int = 2) -> None:
@@ -74,7 +87,9 @@ def by_class(folder: Path, columns: int) -> torch.Tensor:
     columns where a class has fewer."""
     scales = sorted(folder.glob("guidance-*"), key=lambda path: float(path.name.removeprefix("guidance-")))
     if not scales:
-        raise ValueError(f"no samples in {folder}; a variant of several seeds is called NAME@SEED")
+        raise ValueError(
+            f"no samples in {folder}; give variants that have ended, NAME@SEED where there are several seeds"
+        )
     shards = [load_file(path) for path in sorted(scales[0].glob("samples-*"))]
     images, labels = (torch.cat([shard[key] for shard in shards]) for key in ("images", "labels"))
     chosen = [images[labels == label] for label in labels.unique()[:CLASSES]]

@@ -6,22 +6,23 @@ Every variant of the runs that has latents and an evaluation with a gFD counts a
 here, of the first COUNT test images and all training latents, and kept beside RUN/VARIANT/latents, so that a second
 call only prints. Few tokenizers say little: the table gives the share of random rankings that correlate
 as strongly (p, two-sided), and the range of correlations over resampled tokenizers. Whatever tells tokenizers with a
-matching stage from those without ranks well; "within" is the correlation of ranks among those of one kind. "online" is
-what the matching stage logs, here of batches of --batch latents; "log" what it logged.
+matching stage from those without ranks well; "within" is the correlation of ranks among those of one kind. It is empty
+where a proxy is the same for all. "online" is what the matching stage logs, here of batches of --batch latents; "log"
+what it logged.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import warnings
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
+from benchmarks.tables import header, line
 from dmvae.datasets import open_dataset
 from dmvae.datasets.loading import passes
 from dmvae.datasets.mixed import mixed
@@ -46,8 +47,10 @@ TRIALS = 20000
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument("--count", type=int, default=2500, help="test images")
-    parser.add_argument("--batch", type=int, default=32, help="latents of a batch for the online proxies")
+    parser.add_argument("--count", type=int, default=2500, help="test images (default: %(default)s)")
+    parser.add_argument(
+        "--batch", type=int, default=32, help="latents a batch of the online proxies (default: %(default)s)"
+    )
     parser.add_argument("--no-probe", action="store_true", help="leave out the generator probe, the slowest proxy")
     args = parser.parse_args()
     rows: dict[str, dict[str, float]] = {}
@@ -62,7 +65,7 @@ def main() -> None:
         rows[name] = proxies(folder, args.count, args.batch, not args.no_probe)
         matched[name] = (folder / "matching").exists()
         print(name, *(f"{key} {value:.4g}" for key, value in rows[name].items()), flush=True)
-    show(rows, matched)
+    print(table(rows, matched))
 
 
 def variants(runs: list[Path]) -> list[Path]:
@@ -158,11 +161,9 @@ def log_proxies(folder: Path) -> dict[str, float]:
     return {"log student_loss": sum(losses) / len(losses)} if losses else {}
 
 
-def show(rows: dict[str, dict[str, float]], matched: dict[str, bool]) -> None:
-    """Print the table of correlations, the strongest first."""
-    table = Table(title=f"Spearman's rank correlation with gFD over {len(rows)} tokenizers")
-    for column in ("proxy", "n", "correlation", "p", "90 % of resamples", "within", "p", "values"):
-        table.add_column(column, justify="left" if column == "proxy" else "right")
+def table(rows: dict[str, dict[str, float]], matched: dict[str, bool]) -> str:
+    """The correlations in Markdown, the strongest first."""
+    heads = ["proxy", "tokenizers", "correlation", "p", "90 % of resamples", "within", "p", "values"]
     lines: list[tuple[float, list[str]]] = []
     for name in dict.fromkeys(name for row in rows.values() for name in row if name != "gfd"):
         having = [key for key in rows if name in rows[key]]
@@ -171,20 +172,21 @@ def show(rows: dict[str, dict[str, float]], matched: dict[str, bool]) -> None:
         x, y = (torch.tensor([rows[key][column] for key in having], dtype=torch.float64) for column in (name, "gfd"))
         kind = torch.tensor([matched[key] for key in having])
         value, p, low, high = correlation(x, y, torch.zeros_like(kind))
-        cells = [name, str(len(having)), f"{value:+.2f}", f"{p:.3f}", f"{low:+.2f} to {high:+.2f}"]
         within, p_within, *_ = correlation(x, y, kind)
+        cells = [str(len(having)), f"{value:+.2f}", f"{p:.3f}", f"{low:+.2f} to {high:+.2f}"]
         cells += [f"{within:+.2f}", f"{p_within:.3f}", f"{float(x.min()):.4g} to {float(x.max()):.4g}"]
-        lines.append((abs(value), cells))
-    for _, line in sorted(lines, key=lambda pair: -pair[0]):
-        table.add_row(*line)
-    Console(width=130).print(table)
+        strength = 0.0 if math.isnan(value) else abs(value)
+        lines.append((strength, [name, *("" if "nan" in cell else cell for cell in cells)]))
+    return "\n".join([header(heads), *(line(cells) for _, cells in sorted(lines, key=lambda pair: -pair[0]))])
 
 
 def correlation(x: Tensor, y: Tensor, kind: Tensor) -> tuple[float, float, float, float]:
     """Correlation of the ranks of x and y [n] within each kind [n] (Spearman's where all are of one), its two-sided
-    permutation p, and the 5 % and 95 % quantiles of its bootstrap distribution."""
+    permutation p, and the 5 % and 95 % quantiles of its bootstrap distribution; all NaN where x or y does not vary."""
     generator = torch.Generator().manual_seed(0)
     n, value = len(x), spearman(x, y, kind)
+    if not value.isfinite():
+        return math.nan, math.nan, math.nan, math.nan
     # Permutations within the kinds: sort by kind and chance, and give each place what chance alone put there.
     chance = torch.rand(TRIALS, n, generator=generator, dtype=torch.float64) + kind
     shuffled = torch.empty(TRIALS, n, dtype=torch.int64)

@@ -51,7 +51,7 @@ Figures = dict[str, Tensor]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", default="recipes/demo.yaml")
+    parser.add_argument("--recipe", default="recipes/demo.yaml", help="file or name (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each loop (default: %(default)s)")
     parser.add_argument(
         "--compile",

@@ -30,10 +30,10 @@ WAYS = ("ours", "DDP", "no averaging")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--ranks", type=int, default=2, help="processes (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=8, help="images on each rank (default: %(default)s)")
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--depth", type=int, default=6)
+    parser.add_argument("--width", type=int, default=256, help="of the LightningDiT (default: %(default)s)")
+    parser.add_argument("--depth", type=int, default=6, help="its blocks (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=12, help=f"turns of {STEPS} steps (default: %(default)s)")
     args = parser.parse_args()
     with socket.socket() as free:

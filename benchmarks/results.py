@@ -41,11 +41,14 @@ SEEDS = "@"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=Path, help="folder of a run")
     parser.add_argument("folder", type=Path, nargs="?", help="where pictures go; none are made without it")
     parser.add_argument("--baseline", help="method whose gFD the others' are divided by; the last one unless given")
     parser.add_argument(
-        "--columns", nargs="+", metavar="FIGURE", help="of summary.json; all that tables show, unless given"
+        "--columns",
+        nargs="+",
+        metavar="FIGURE",
+        help="keys of summary.json, as psnr or gfd@1.5; all that tables show, unless given",
     )
     parser.add_argument("--each", action="store_true", help="a row for each seed; then --baseline names one, as kl@0")
     parser.add_argument("--samples", nargs="+", default=[], metavar="VARIANT", help="variants to show samples of")
@@ -131,10 +134,13 @@ def table(
 
 
 def like(name: str, baseline: str, methods: Mapping[str, Values], steps: Mapping[str, int | None]) -> str:
-    """The baseline, or BASELINE_STEPS where that alone has a generator of as many steps as the method's."""
-    same = f"{baseline}_{steps.get(name)}"
-    other = steps.get(name) != steps.get(baseline)
-    return same if other and "gfd" in methods.get(same, {}) else baseline
+    """The baseline, or BASELINE_STEPS where that alone has a generator of as many steps as the method's. A baseline
+    METHOD@SEED has METHOD_STEPS@SEED, or METHOD_STEPS where that has one seed."""
+    if steps.get(name) == steps.get(baseline):
+        return baseline
+    method, at, seed = baseline.partition("@")
+    same = f"{method}_{steps.get(name)}"
+    return next((other for other in (f"{same}{at}{seed}", same) if "gfd" in methods.get(other, {})), baseline)
 
 
 def generator_steps(recipe: Recipe) -> int | None:

@@ -1,6 +1,7 @@
-"""Whether the diffusers pipeline of a run makes the images that `dmvae sample` made, from their seeds alone.
+"""Whether the diffusers pipeline of a run makes the images that `dmvae sample` made, from their seeds alone: how many
+of their values differ, and by how much at most, in steps of 1 / 255.
 
-python -m benchmarks.same_images runs/demo/matched
+    python -m benchmarks.same_images runs/demo/matched
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ def main() -> None:
     scale = sample.guidance[0]
     shard = load_file(folder / f"sample/guidance-{scale:g}/samples-00000.safetensors")
     pipeline = DMVAEPipeline.from_pretrained(folder / "pipeline")
+    pipeline.set_progress_bar_config(disable=True)
     bf16 = json.loads((folder / "sample/done.json").read_text())["bf16"]
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         images = pipeline(

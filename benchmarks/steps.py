@@ -41,13 +41,15 @@ TRAINING = ("encoder", "tokenizer", "reference", "matching", "decoder", "generat
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", default="recipes/demo.yaml")
+    parser.add_argument("--recipe", default="recipes/demo.yaml", help="file or name (default: %(default)s)")
     parser.add_argument("--stage", choices=TRAINING, help="this stage alone")
     parser.add_argument("--seconds", type=float, default=8.0, help="how long a stage is timed (default: %(default)s)")
     parser.add_argument("--compile", action="store_true", help="as `run.compile: true` does, beside eager steps")
     parser.add_argument("--device", type=torch.device, default="cpu", help="cpu or cuda (default: %(default)s)")
     args, rest = parser.parse_known_args()
     recipe = max(load(args.recipe, parse_overrides(rest)).values(), key=lambda r: len(stages_of(r)))
+    if args.stage not in (None, *stages_of(recipe)):
+        parser.error(f"{args.recipe} has no stage `{args.stage}`; there are {', '.join(stages_of(recipe))}")
     dtype = torch.bfloat16 if uses_bf16(args.device, recipe.run.precision) else torch.float32
     peak = peak_flops(dtype, 5, args.device)
     name = str(dtype).removeprefix("torch.")

@@ -4,7 +4,8 @@
 
 Points [n, 2, 1, 1] stand for latents and are parameters themselves; no image, no encoder. The reference is an S of
 Gaussians with two classes, upper and lower half, whose velocity is known in closed form. Objectives and networks are
-those of the matching stage. About a minute for each on one core.
+those of the matching stage. Prints the sliced Wasserstein distance at the end, in units of the reference's standard
+deviation, and the spread over the reference's. About a minute for each objective on one core.
 """
 
 from __future__ import annotations
@@ -43,9 +44,11 @@ METHODS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--steps", type=int, default=1000, help="of the student; points move in every second")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("file", type=Path, help="the picture, .png")
+    parser.add_argument(
+        "--steps", type=int, default=1000, help="of the student; points move in every second (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of starts and networks (default: %(default)s)")
     known = parser.parse_args()
     reference = letter_s()
     target, target_labels = reference.sample(4096, Random(known.seed, "target"))

@@ -3,7 +3,7 @@
     python -m benchmarks.toy2d FOLDER [--parts toys starts] [--objectives dmd transport ...] [--turns 250] [--seeds 5]
 
 Writes FOLDER/objectives.png, a page of panels of the first seed: start, pull at several times, end; and
-FOLDER/distance.png: the distance at the end against the start. Prints both as tables, over five seeds. Distances are
+FOLDER/distance.png: the distance at the end against the start. Prints both as tables, over all seeds. Distances are
 sliced Wasserstein, as multiples of what two samples of the toy have: 1 is arrival. In a turn the student learns twice
 and the points move once, both by Adam. Minutes on two cores.
 """
@@ -38,13 +38,20 @@ GROUPS = {"the paper's eleven": tuple(PAPER), "others": tuple(BEYOND)}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--objectives", nargs="+", choices=list(OBJECTIVES), default=list(OBJECTIVES), metavar="NAME")
-    parser.add_argument("--turns", type=int, default=250)
-    parser.add_argument("--points", type=int, default=128, help="of a run from a start; the page has 256")
-    parser.add_argument("--seeds", type=int, default=5, help="of each toy and start")
-    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
+    parser.add_argument("folder", type=Path, help="where the pictures go")
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="both unless given")
+    parser.add_argument(
+        "--objectives",
+        nargs="+",
+        choices=list(OBJECTIVES),
+        default=list(OBJECTIVES),
+        metavar="NAME",
+        help=f"all unless given: {'; '.join(OBJECTIVES)}",
+    )
+    parser.add_argument("--turns", type=int, default=250, help="moves of the points (default: %(default)s)")
+    parser.add_argument("--points", type=int, default=128, help="of a run from a start (%(default)s); the page has 256")
+    parser.add_argument("--seeds", type=int, default=5, help="of each toy and start (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each (default: %(default)s)")
     asked = parser.parse_args()
     for part in asked.parts:
         PARTS[part](asked)

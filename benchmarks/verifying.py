@@ -17,8 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-
-from typing_extensions import Buffer
+from typing import Any
 
 from dmvae import pipeline
 from dmvae.commands.parser import parse_overrides
@@ -35,35 +34,28 @@ class Cost:
     seconds: float = 0.0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def counted(self, crc: Callable[[Path], int]) -> Callable[[Path], int]:
-        def crc_and_count(file: Path) -> int:
+    def counted(self, crc: Callable[..., int], size: Callable[[Any], int]) -> Callable[..., int]:
+        """`crc`, counted; size: of its first argument, bytes."""
+
+        def crc_and_count(data: Any, *more: int) -> int:
             begun = time.thread_time()
-            found = crc(file)
-            self.seconds += time.thread_time() - begun
-            self.bytes += file.stat().st_size
+            found = crc(data, *more)
+            with self.lock:  # checkpoints are written by a thread beside the training
+                self.seconds += time.thread_time() - begun
+                self.bytes += size(data)
             return found
 
         return crc_and_count
 
-    def counted_bytes(self, crc32: Callable[[Buffer, int], int]) -> Callable[[Buffer, int], int]:
-        def crc32_and_count(data: Buffer, value: int = 0) -> int:
-            begun = time.thread_time()
-            found = crc32(data, value)
-            with self.lock:  # checkpoints are written by a thread beside the training
-                self.seconds += time.thread_time() - begun
-                self.bytes += memoryview(data).nbytes
-            return found
-
-        return crc32_and_count
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", default="recipes/demo.yaml")
+    parser.add_argument("--recipe", default="recipes/demo.yaml", help="file or name (default: %(default)s)")
     args, rest = parser.parse_known_args()
     cost = Cost()
-    done.crc = cost.counted(hashing.crc)  # type: ignore[assignment]
-    checkpoint.zlib = SimpleNamespace(crc32=cost.counted_bytes(zlib.crc32))  # type: ignore[attr-defined]
+    done.crc = cost.counted(hashing.crc, lambda file: file.stat().st_size)
+    crc32 = cost.counted(zlib.crc32, lambda data: memoryview(data).nbytes)
+    checkpoint.zlib = SimpleNamespace(crc32=crc32)  # type: ignore[attr-defined]
     with tempfile.TemporaryDirectory() as folder:
         recipes = load(args.recipe, parse_overrides(rest) | {"run.dir": folder})
         for what in ("the run", "the same command again"):

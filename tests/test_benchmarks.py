@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import gpu, models
+from benchmarks import gpu, models, proxies
 
 ROOT = Path(__file__).parents[1]
 
@@ -66,6 +66,16 @@ def test_large_networks_are_for_a_gpu_or_for_who_asks():
         for make in models.LARGE.values():
             model, inputs = make()
             assert model(*inputs).shape[0] == len(inputs[0])
+
+
+def test_a_proxy_that_does_not_vary_ranks_nothing():
+    rows = {f"r/{i}": {"gfd": 100.0 + i, "same": 1.0, "kind": float(i > 2), "good": float(i)} for i in range(6)}
+    table = proxies.table(rows, {name: i > 2 for i, name in enumerate(rows)}).splitlines()
+    found = {name.strip(): [cell.strip() for cell in cells] for _, name, *cells, _ in (row.split("|") for row in table)}
+    assert list(found)[2:] == ["good", "kind", "same"]
+    assert found["same"] == ["6", "", "", "", "", "", "1 to 1"]
+    assert found["kind"][4:6] == ["", ""], "it varies with the kind alone"
+    assert (found["good"][1], found["good"][4]) == ("+1.00", "+1.00")
 
 
 @pytest.mark.slow

@@ -42,6 +42,22 @@ class Many(Own):
         return self.images[indices].float(), self.labels[indices]
 
 
+class Listed(Own):
+    def __getitems__(self, indices):
+        """As torch's own loader takes them."""
+        return [self[i] for i in indices]
+
+
+class Alone(Own):
+    def __getitem__(self, i):
+        return self.images[i]
+
+
+class Three(Own):
+    def __getitem__(self, i):
+        return self.images[i], int(self.labels[i]), f"{i}.png"
+
+
 def late(labels):
     """A label of no class, where no item is looked at."""
     return torch.where(torch.arange(48) == 47 - 4, 7, labels)
@@ -57,11 +73,14 @@ def late(labels):
         (Own(IMAGES.movedim(1, 3)), r"item 0 is torch.uint8 \[12, 12, 3\]; give a uint8 image"),
         (Own(IMAGES.numpy()), "item 0 is ndarray; give a uint8 image"),
         (Many(), r"item 0 is torch.float32 \[3, 12, 12\]; give a uint8 image"),
+        (Listed(), r"__getitems__ returned list of 9 for 9 indices; give a pair, \(uint8 images \[9, C, H, W\]"),
+        (Alone(), r"item 0 is torch.uint8 \[3, 12, 12\]; give a pair, \(uint8 image, label\)"),
+        (Three(), r"item 0 is tuple of 3; give a pair, \(uint8 image, label\)"),
         (Own(labels=LABELS + 1), "item 11 has the label 3; there are 3 classes|has the label 3; there are 3"),
         (Own(labels=late(LABELS)), "labels run from 0 to 7; there are 3 classes"),
         (Own(labels=LABELS.float()), r"\.labels of the test split is torch.float32 \[48\]; give int64 \[48\]"),
         (Own(labels=LABELS[:40]), r"\.labels of the test split is torch.int64 \[40\]; give int64 \[48\]"),
-        (Own(labels=LABELS.tolist()), r"\.labels of the test split is list; give int64 \[48\]"),
+        (Own(labels=LABELS.tolist()), r"\.labels of the test split is list of 48; give int64 \[48\]"),
     ],
 )
 def test_items_and_labels_are_looked_at(tmp_path, monkeypatch, data, message):
@@ -112,6 +131,19 @@ def test_parts_that_have_passed_are_not_tried_again_unless_their_class_or_a_valu
     assert len(tried) == 6
     for _ in range(2):
         assert list(checks._complaint("place", check, 3, by=[3])) == ["place: no 3"]
+
+
+class Mine(Shapes):
+    """As a plugin's, for it is not in the package."""
+
+    def build(self, split):
+        return None if self.limit == 1 else Own()
+
+
+def test_a_plugin_s_data_set_that_lacks_something_is_told():
+    for limit, what in ((None, "Own, which lacks fingerprint"), (1, "None")):
+        with pytest.raises(ValueError, match=f"^data: 'shapes': build returned {what}; give an object with .*classes"):
+            open_dataset(Mine(size=12, limit=limit), "train")
 
 
 def test_a_data_set_that_does_not_keep_to_its_limit_is_told(monkeypatch):

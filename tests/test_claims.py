@@ -83,7 +83,7 @@ def test_a_variant_whose_recipe_of_before_cannot_be_read_costs_no_table_of_anoth
         jobs_of(tmp_path / "run")
     mine = [job for job in jobs if job.variant == "matched"]
     assert jobs_of(tmp_path / "run", mine) == mine
-    assert "left out of the table: kl, whose recipe of before cannot be read" in capsys.readouterr().out
+    assert "left out of the table: kl, whose recipe of an earlier run cannot be read" in capsys.readouterr().out
 
 
 def test_a_run_in_another_s_folder_is_read_as_it_was_written(tmp_path, recipes):

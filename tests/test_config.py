@@ -83,6 +83,7 @@ def test_round_trip():
         ({"steps": 1.5}, "steps: expected a whole number, got 1.5"),
         ({"steps": True}, "steps: expected a whole number, got True"),
         ({"rate": "fast"}, "rate: expected a number, got 'fast'"),
+        ({"rate": 10**400}, "rate: expected a finite number, got inf"),
         ({"mode": "c"}, "mode: 'c' is not one of 'a', 'b'"),
         ({"sizes": 3}, "sizes: expected a list, got 3"),
         ({"sizes": [1, "x"]}, r"sizes\[1\]: expected a whole number"),
@@ -159,7 +160,7 @@ def test_a_second_type_in_one_layer_replaces_the_first():
 @pytest.mark.parametrize("key", ["shape.", ".shape", "shape..side", "."])
 def test_a_dot_without_a_name_beside_it_is_refused(key):
     for over in ({key: 9}, {"shape": {key: 9}}, {"inner": 2, "inner.shape": {key: 9}}):
-        with pytest.raises(ValueError, match="a dot has a name on both sides"):
+        with pytest.raises(ValueError, match="a dot needs a name on both sides"):
             configs.merge({}, over)
 
 
@@ -211,3 +212,9 @@ def test_a_section_without_its_type_is_laid_over_the_default():
     assert read(other={}).other == Round(radius=2.0)
     assert read(other={"type": "round"}).other == Round(radius=1.0)
     assert read(other={"type": "square"}).other == Square()
+
+
+def test_true_and_one_are_not_the_same_choice():
+    assert configs.typed(Literal[1, 2], 1, "level") == 1
+    with pytest.raises(ValueError, match="level: True is not one of 1, 2"):
+        configs.typed(Literal[1, 2], True, "level")

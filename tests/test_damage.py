@@ -79,8 +79,21 @@ def test_the_first_file_that_is_not_as_it_was_written_is_told(stage):
     assert damage(stage, facts, "map.safetensors") is None
     (stage / "map.safetensors").write_bytes(b"a map")
     assert damage(stage, facts) == ("map.safetensors", "has 5 bytes of 16")
+    (stage / "map.safetensors").write_bytes(b"a map of latents, and more")
+    assert damage(stage, facts) == ("map.safetensors", "has 26 bytes of 16")
     (stage / "map.safetensors").unlink()
     assert damage(stage, facts, "map.safetensors") == ("map.safetensors", "is missing")
+
+
+def test_a_snapshot_s_network_is_verified_as_its_stage_lists_it(tmp_path):
+    folder = tmp_path / "stage/snapshots/step-00000002/generator"
+    folder.mkdir(parents=True)
+    (folder / "weights").write_bytes(b"as they were")
+    write_done(tmp_path / "stage", {"seconds": 1.0})
+    assert require_intact(folder) == folder
+    flip(folder / "weights")
+    with pytest.raises(ValueError, match=r"generator.weights is corrupt: it is not as it was written"):
+        require_intact(folder)
 
 
 def test_a_file_is_read_again_when_it_has_changed(stage):
@@ -299,7 +312,7 @@ def test_a_run_s_table_and_pipeline_are_as_they_were_written(tmp_path, capsys):
     )
     shutil.move(run_dir / "main/latents/done.json", tmp_path / "done.json")
     cli.main(["report", str(run_dir)])  # the pipeline that is there stays
-    assert "pipeline: none of main, for its stage latents is not finished" in capsys.readouterr().out
+    assert "pipeline: none of main, because its stage latents is not finished" in capsys.readouterr().out
     shutil.move(tmp_path / "done.json", run_dir / "main/latents/done.json")
     files = [*named, *(f"main/pipeline/{name}" for name in again)]
     finished = Run(run_dir)

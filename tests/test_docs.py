@@ -93,8 +93,8 @@ def test_quoted_figures_stand_in_the_studies(page):
     told = re.sub(r"```.*?```", "", (DOCS / f"{page}.md").read_text(), flags=re.DOTALL)
     studies = "".join(file.read_text() for file in DOCS.glob("results/*.md"))
     results = set(re.findall(r"\d+(?:\.\d+)?(?:e-\d)?", studies))
-    for row in re.findall(r"^\|.*\|$", told, re.MULTILINE):
-        for figure in re.findall(r"(?<![\w.-])\d+\.\d+(?![\w.])", re.sub(r"`[^`]*`", "", row)):
+    for row in re.findall(r"^.*$" if page == "guide" else r"^\|.*\|$", re.sub(r"`[^`]*`", "", told), re.MULTILINE):
+        for figure in re.findall(r"(?<![\w.-])\d+\.\d+(?![\w.])", row):
             assert figure in results, f"docs/{page}.md: {figure} in {row}"
 
 

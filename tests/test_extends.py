@@ -168,7 +168,7 @@ def test_a_stage_of_one_variant_is_taken_off_and_put_back(tmp_path):
 def test_an_anchor_that_holds_itself_is_no_recipe(tmp_path):
     path = tmp_path / "round.yaml"
     path.write_text("tokenizer: &a {b: *a}")
-    with pytest.raises(ValueError, match="not valid YAML: an anchor that holds itself"):
+    with pytest.raises(ValueError, match="not valid YAML: an anchor that contains itself"):
         load(path)
 
 

@@ -108,6 +108,13 @@ def test_a_lock_file_can_be_locked_over_nfs(tmp_path, monkeypatch):
         assert alone
 
 
+def test_who_holds_a_lock_file_beside_another_is_told(tmp_path):
+    with together(tmp_path / "lock") as first, together(tmp_path / "lock") as second:
+        assert (first, second) == (True, False)
+    with together(tmp_path / "lock") as again:
+        assert again
+
+
 def test_a_file_takes_the_place_of_no_folder(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("years of work")

@@ -50,7 +50,7 @@ def write(folder, **variants):
             {"run.picture_every": 9},
             "run.picture_every: 9 changes nothing: no stage that makes pictures trains for so many steps",
         ),
-        ({"matching.model.width": 48}, "matching.model: what is given changes nothing: the student is a copy"),
+        ({"matching.model.width": 48}, "matching.model changes nothing: the student is a copy"),
         (
             {"matching.target": 1.2},
             "matching.target: 1.2 changes nothing: it only acts with matching.balance: distance",
@@ -59,7 +59,7 @@ def write(folder, **variants):
         ({"sample.last_step": 0.1}, "sample.last_step: 0.1 changes nothing: it only acts with sample.method: sde"),
         (
             {"sample.diffusion": "sbdm"},
-            "sample.diffusion: what is given changes nothing: it only acts with sample.method: sde",
+            "sample.diffusion changes nothing: it only acts with sample.method: sde",
         ),
         ({"sample.rtol": 0.1}, "sample.rtol: 0.1 changes nothing: it only acts with sample.method: dopri5"),
         (
@@ -68,7 +68,7 @@ def write(folder, **variants):
         ),
         (
             {"sample.method": "sde", "sample.last_step": 0.0, "sample.last_step_kind": "euler"},
-            "sample.last_step_kind: what is given changes nothing: it only acts with sample.method: sde and a last",
+            "sample.last_step_kind changes nothing: it only acts with sample.method: sde and a last",
         ),
         ({"sample.guidance_interval": [0.2, 0.5]}, "sample.guidance_interval: [0.2, 0.5] changes nothing"),
         ({"sample.guidance_channels": 2}, "sample.guidance_channels: 2 changes nothing: a guidance scale of 1 guides"),
@@ -94,11 +94,11 @@ def write(folder, **variants):
         ),
         (
             {"matching.objective": {"type": "adversarial"}, "matching.model.width": 48},
-            "matching.model: what is given changes nothing: the student is a copy of the teacher",
+            "matching.model changes nothing: the student is a copy of the teacher",
         ),
         (
             {"reference.distribution": {"type": "mixture", "fit": {"type": "features"}, "scale": "raw", "std": 0.9}},
-            "reference.distribution.std: 0.9, scale: what is given change nothing: a mixture with `fit`",
+            "reference.distribution.std: 0.9, scale change nothing: a mixture with `fit`",
         ),
         (
             {"reference.distribution": {"type": "mixture", "file": "x.safetensors", "components": 3}},
@@ -115,7 +115,7 @@ def write(folder, **variants):
         ({"losses.adversarial.start": 0.25} | FINISHED, "losses.adversarial.start: 0.25 changes nothing: it is a"),
         (
             FINISHED | {"autoencoder": {"encoder": {"type": "conv"}, "latent_channels": 8}},
-            "autoencoder.encoder: what is given, latent_channels: 8, decoder: what is given change nothing: `p",
+            "autoencoder.encoder, latent_channels: 8, decoder change nothing: `p",
         ),
         (
             {"autoencoder.latent_channels": None, "autoencoder.bottleneck_width": 64},
@@ -125,10 +125,10 @@ def write(folder, **variants):
             WHOLE | {"autoencoder.detail_width": 16},
             "autoencoder.detail_width: 16 changes nothing: the network stays at zero",
         ),
-        (CHECKPOINT, "autoencoder.encoder.checkpoint: what is given changes nothing: the encoder begins with random"),
+        (CHECKPOINT, "autoencoder.encoder.checkpoint changes nothing: the encoder begins with random"),
         (
             CHECKPOINT | {"encoder": {"steps": 4, "start": "scratch"}, "tokenizer.train_encoder": False},
-            "autoencoder.encoder.checkpoint: what is given changes nothing: the encoder begins with random weights",
+            "autoencoder.encoder.checkpoint changes nothing: the encoder begins with random weights",
         ),
         (
             {"tokenizer.alignment": {"kind": "l2", "m1": 0.1}},
@@ -136,7 +136,7 @@ def write(folder, **variants):
         ),
         (
             GAUSSIAN | {"reference.time_shift": 3.0, "reference.ema": 0.5, "reference.model.width": 48},
-            "reference.ema: 0.5, time_shift: 3.0, model: what is given change nothing: no teacher is trained",
+            "reference.ema: 0.5, time_shift: 3.0, model change nothing: no teacher is trained",
         ),
         ({"reference.drawn": True}, "reference.drawn: True changes nothing: the tokenizer has no posteriors"),
         (
@@ -157,7 +157,7 @@ def write(folder, **variants):
         ),
         (
             {"reference.distribution": {"type": "text", "label_column": "kind"}},
-            "reference.distribution.label_column: what is given changes nothing: they are of captions in files",
+            "reference.distribution.label_column changes nothing: they are of captions in files",
         ),
         ({"matching.noise_width": 32}, "matching.noise_width: 32 changes nothing: no samples are edited"),
         (

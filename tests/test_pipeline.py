@@ -16,7 +16,7 @@ import processes
 import tiny
 from dmvae import cli, datasets, pipeline
 from dmvae.datasets.shapes import Shapes
-from dmvae.jobs import jobs_of, plan
+from dmvae.jobs import jobs_of, plan, record
 from dmvae.recipe import load
 from dmvae.runtime.files import locked
 from dmvae.stages import STAGES
@@ -115,9 +115,19 @@ def test_a_run_that_stands_at_its_second_variant_shows_nothing_of_an_older_recip
     path, run_dir, _ = finished
     copy = tmp_path / "copy"
     shutil.copytree(run_dir, copy, symlinks=True)
-    with pytest.raises(ValueError, match="reads the stage 'tokenizer'"):
-        pipeline.run(load(path, {"seed": 5, "run.dir": str(copy)}), copy, only="latents")
+    recipes = load(path, {"seed": 5, "run.dir": str(copy)})
+    record(recipes, plan(recipes, copy), copy, list(recipes))
     assert {job.state for job in jobs_of(copy)} == {"new"}
+
+
+def test_a_stage_that_cannot_run_yet_leaves_the_run_as_it_was(finished, tmp_path):
+    """A mistyped option of `dmvae sample` took all finished stages out of the report."""
+    path, run_dir, _ = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(run_dir, copy, symlinks=True)
+    with pytest.raises(ValueError, match=r"reads the stage 'tokenizer'.* which has not been run with this recipe"):
+        pipeline.run(load(path, {"seed": 5, "run.dir": str(copy)}), copy, only="latents")
+    assert {job.state for job in jobs_of(copy)} == {"finished"}
 
 
 def states(path, **over):

@@ -10,7 +10,8 @@ import processes
 import tiny
 from dmvae import cli
 from dmvae.recipe import load
-from dmvae.registry import forget, load_plugins, module_of
+from dmvae.references import ReferenceConfig
+from dmvae.registry import find, forget, load_plugins, module_of, place_of
 from dmvae.stages.reference import require_form, require_samples, require_velocity
 from plugin_source import recipe_with_plugins, renamed
 
@@ -114,7 +115,7 @@ DECLARED = [
     (
         'sharpen", after',
         'sharp-en", after',
-        "sharp-en': the name is one of a section and of a command; use a-z, 0-9 and _",
+        "sharp-en': the name becomes a section and a command; use a-z, 0-9 and _",
     ),
 ]
 
@@ -147,6 +148,12 @@ NETWORKS = [
         "generator: a ClassMeans made from its config has other",
     ),
     (
+        "    def sample(self, noise",
+        "    def draw(self, noise",
+        "means",
+        "generator.model: 'nets_class_means': build returned ClassMeans, which lacks sample; give .* loss, sample",
+    ),
+    (
         TRAINS + "list(",
         TRAINS + "[nn.Parameter(torch.zeros(3))] + list(",
         "main",
@@ -173,6 +180,14 @@ NETWORKS = [
         "main",
         "are both called 'brightness gap.*another title",
     ),
+    (
+        '"contrast", "contrast gap"',
+        '"contrast", "effective rank"',
+        "main",
+        "'contrast': it is called 'effective rank' in tables, as 'effective_rank' is, .*another title",
+    ),
+    ('"contrast", "contrast gap"', '"kurtosis", "contrast gap"', "main", "'kurtosis': that key has a meaning"),
+    ('"contrast", "contrast gap"', '"contrast.a", "contrast gap"', "main", "'contrast.a': its key is a name in files"),
 ]
 
 
@@ -295,6 +310,28 @@ def test_a_plugin_that_cannot_be_imported_is_told_with_its_line(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=f"^plugin {tmp_path}/wrong.py, {message}"):
         load_plugins(["wrong.py"])  # as --plugins of commands without a recipe
+
+
+UNEVEN = (
+    '@register("uneven")\n@dataclass(frozen=True, kw_only=True)\nclass Uneven(ReferenceConfig):\n'
+    "    def build(self, inputs):\n        a, b = (1,)\n"
+)
+
+
+def test_python_s_own_error_of_a_plugin_is_told_with_its_line(tmp_path, capsys):
+    """Its text says nothing of where it came up."""
+    file = tmp_path / "uneven.py"
+    file.write_text(HEAD + UNEVEN)
+    load_plugins([file])
+    with pytest.raises(ValueError, match="not enough values to unpack") as found:
+        find(ReferenceConfig, "uneven")().build(None)
+    assert place_of(found.value) == f" ({file}, line 8)"
+    assert place_of(ValueError("ours")) == ""
+    path = tiny.write(tmp_path, plugins=[str(file)], reference__distribution={"type": "uneven"})
+    with pytest.raises(SystemExit):
+        cli.main(["run", str(path), "--variant", "matched"])
+    assert f"not enough values to unpack (expected 2, got 1) ({file}, line 8)" in capsys.readouterr().err
+    forget(module_of(file))
 
 
 def test_a_plugin_that_forgot_to_register_is_named_where_its_name_is_looked_up(tmp_path):

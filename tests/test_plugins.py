@@ -14,10 +14,11 @@ import processes
 import tiny
 from dmvae import config as configs
 from dmvae import pipeline
+from dmvae.datasets import open_dataset
 from dmvae.evaluation.feature_set import reference_features
 from dmvae.evaluation.features import Extractor, FeaturesConfig, extractor_of
 from dmvae.evaluation.features.timm import TimmFeatures
-from dmvae.evaluation.images import TensorImages
+from dmvae.evaluation.images import DatasetImages, TensorImages
 from dmvae.recipe import load
 from dmvae.registry import load_plugins
 from dmvae.runtime.random import Random
@@ -47,7 +48,9 @@ def test_a_plugin_of_each_kind_runs_from_a_file_outside_the_package(tmp_path):
     dry = processes.command("run", str(path), "--dry-run")
     assert [line for line in dry.stdout.splitlines() if "sharpen" in line]
     assert "nothing stands in the way" in dry.stdout
-    assert "--sharpen.strength" in processes.command("run", str(path), "--help").stdout
+    said = processes.command("run", str(path), "--help").stdout
+    assert "--sharpen.strength" in said
+    assert "SharpenConfig(" not in said  # what dataclass writes in place of a docstring
 
 
 @pytest.mark.slow
@@ -130,6 +133,46 @@ def test_a_plugin_that_is_edited_runs_its_new_code_under_a_new_address(tmp_path)
     distribution = load(path)["main"].reference.distribution
     samples = distribution.build(SimpleNamespace(latent_shape=(4, 3, 3), num_classes=10)).sample(8, Random(0))[0]
     assert set(samples.unique().tolist()) == {-1.0, 2.0}
+
+
+FLAT = """
+from dataclasses import dataclass
+import torch
+from dmvae.datasets import DatasetConfig
+from dmvae.registry import register
+
+
+class Flat:
+    classes, fingerprint, labels = ("a", "b", "c"), "the same", torch.arange(48) % 3
+
+    def __len__(self):
+        return 48
+
+    def __getitem__(self, i):
+        return torch.full((3, 12, 12), 5, dtype=torch.uint8), i % 3
+
+
+@register("edit_flat")
+@dataclass(frozen=True, kw_only=True)
+class FlatImages(DatasetConfig):
+    def build(self, split):
+        return Flat()
+"""
+
+
+def test_a_data_set_that_is_edited_counts_whatever_its_fingerprint_says(tmp_path):
+    """It may name the files that it reads, and not what is made of them."""
+    plugin, found = tmp_path / "mine.py", []
+    path = tiny.write(tmp_path, plugins=[str(plugin)], data={"type": "edit_flat", "size": 12}, variants={"main": {}})
+    for text in (FLAT, FLAT.replace("12), 5", "12), 6"), FLAT):
+        plugin.write_text(text)
+        stages = tiny.folders_of(path)
+        images = DatasetImages(open_dataset(load(path)["main"].data, "train"))
+        found.append((stages, images.facts["fingerprint"]))
+    (before, real), (after, other), again = found
+    assert again == (before, real) != (after, other)
+    assert real != other
+    assert [name for name in before if before[name] == after[name]] == []
 
 
 EXTRACTOR = """

@@ -121,7 +121,7 @@ def test_init_copies_one_to_edit(tmp_path, capsys):
     assert Path("demo.yaml").exists()
     for arguments, message in (
         (["demo"], "demo.yaml exists; name another file"),
-        (["mine.yaml", "x.yaml"], "mine.yaml is a file already"),
+        (["mine.yaml", "x.yaml"], "mine.yaml is a file of yours"),
         (["dmo"], "did you mean 'demo'"),
     ):
         with pytest.raises(SystemExit):

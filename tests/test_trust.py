@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 import tiny
-from dmvae import cli
+from complaints import complain
 from dmvae.commands import check as checking
 from dmvae.commands import measurements
 from dmvae.commands.check import check, side_by_side
@@ -29,13 +29,11 @@ CODE = {
 }
 
 
-def complain(capsys, *arguments):
-    with pytest.raises(SystemExit) as stop:
-        cli.main([str(a) for a in arguments])
-    error = capsys.readouterr().err
+def in_a_line(capsys, *arguments):
+    code, error = complain(capsys, *arguments)
     assert "Traceback" not in error
     assert error.count("\n") == 1
-    return stop.value.code, error
+    return code, error
 
 
 @pytest.fixture
@@ -60,7 +58,7 @@ def write_recipe(run_dir, over):
 @pytest.mark.parametrize("code", CODE)
 def test_a_report_runs_no_code_of_the_folder(run_dir, capsys, code):
     write_recipe(run_dir, CODE[code])
-    status, error = complain(capsys, "report", run_dir)
+    status, error = in_a_line(capsys, "report", run_dir)
     assert status == 2
     assert "code that would be run" in error
     assert "--trust" in error
@@ -71,7 +69,7 @@ def test_a_check_runs_no_code_of_the_run_that_it_names(run_dir, capsys, code):
     write_recipe(run_dir, CODE[code])
     call = {"kind": "evaluate", "run_dir": str(run_dir), "variant": "main"}
     (run_dir / "scores.json").write_text(json.dumps({"metrics": {}, "manifest": {"call": call}}))
-    status, error = complain(capsys, "measure", "--check", run_dir / "scores.json")
+    status, error = in_a_line(capsys, "measure", "--check", run_dir / "scores.json")
     assert status == 2
     assert "code that would be run" in error
 
@@ -83,7 +81,7 @@ def test_a_merged_folder_names_no_run_whose_code_is_run(run_dir, tmp_path, capsy
     recipe = {key: value for key, value in tiny.RECIPE.items() if key != "variants"}
     (inner / "main/recipe.yaml").write_text(yaml.safe_dump(recipe | {"plugins": [str(run_dir.parent / "evil.py")]}))
     (run_dir / "merged.json").write_text(json.dumps([str(inner)]))
-    status, error = complain(capsys, "report", run_dir, "--out", tmp_path / "table")
+    status, error = in_a_line(capsys, "report", run_dir, "--out", tmp_path / "table")
     assert status == 2
     assert "inner/main/recipe.yaml names plugins" in error
 
@@ -94,7 +92,7 @@ def test_trust_runs_it(tmp_path, capsys):
     write_recipe(tmp_path / "run", {})
     recipe = tmp_path / "run/main/recipe.yaml"
     recipe.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | {"plugins": [str(tmp_path / "mine.py")]}))
-    _, error = complain(capsys, "report", tmp_path / "run", "--trust")
+    _, error = in_a_line(capsys, "report", tmp_path / "run", "--trust")
     assert "no links to stages" in error
     assert (tmp_path / "ran").exists()
 
@@ -116,8 +114,8 @@ def scores(folder, **call):
         ({"options": {"batch_size": True}}, "batch_size: True is no value"),
         ({"options": {"features": [3]}}, "features: [3] is no value"),
         ({"options": {"train": {"a": 1}}}, "is no value"),
-        ({"options": [1]}, "no options"),
-        ({"kind": ["folder"]}, "no kind"),
+        ({"options": [1]}, "manifest.call.options: expected a mapping, got [1]"),
+        ({"kind": ["folder"]}, "manifest.call.kind: expected one of folder, samples, tokenizer, got ['folder']"),
         ({"kind": "evaluate"}, "expected run_dir and variant"),
         ({"paths": ["a"]}, "expected two paths"),
         ({"paths": [1, 2]}, "expected two paths"),
@@ -173,9 +171,9 @@ def test_mutated_files_of_scores_end_in_a_line(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_recipe_nested_deeper_than_python_goes(tmp_path, capsys):
     (tmp_path / "r.yaml").write_text("a: " + "[" * 5000 + "]" * 5000)
-    assert "nested too deep" in complain(capsys, "run", tmp_path / "r.yaml")[1]
-    error = complain(capsys, "run", tiny.write(tmp_path), "--name", "[" * 5000 + "]" * 5000)[1]
+    assert "nested too deep" in in_a_line(capsys, "run", tmp_path / "r.yaml")[1]
+    error = in_a_line(capsys, "run", tiny.write(tmp_path), "--name", "[" * 5000 + "]" * 5000)[1]
     assert "is not a YAML value" in error
     (tmp_path / "run/main").mkdir(parents=True)
     (tmp_path / "run/main/recipe.yaml").write_text("a: " + "[" * 5000 + "]" * 5000)
-    assert "nested too deep" in complain(capsys, "report", tmp_path / "run")[1]
+    assert "nested too deep" in in_a_line(capsys, "report", tmp_path / "run")[1]

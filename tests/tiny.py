@@ -1,7 +1,10 @@
 """A recipe small enough to run every stage in seconds, and how to run it in this process; `processes` has others."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 from torch import nn
@@ -10,6 +13,7 @@ from dmvae import Autoencoder, pipeline
 from dmvae import config as configs
 from dmvae.jobs import plan
 from dmvae.recipe import load
+from dmvae.runtime.joined import joined
 
 DIT = {"width": 16, "depth": 1, "heads": 2}
 RECIPE = {
@@ -73,6 +77,28 @@ def run(path: Path, variant: str | None = None, only: str | None = None, until: 
     for name in names[: names.index(until) + 1]:
         pipeline.run(recipes, run_dir, name)
     return jobs
+
+
+def on_rank(rank: int, path: Path) -> None:
+    """Run the recipe as one of several ranks: for `processes.on_ranks`."""
+    with joined():
+        run(path)
+
+
+@contextmanager
+def cut(stage: type, step: int) -> Iterator[None]:
+    """What trains the stage in the block is to end at that step, before its first update, as by a power cut."""
+    updates = stage.updates
+
+    def ends(self, networks, batch, rng):
+        if batch.step == step:
+            raise RuntimeError("power cut")
+        yield from updates(self, networks, batch, rng)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "updates", ends)
+        with pytest.raises(RuntimeError, match="power cut"):
+            yield
 
 
 def apply(trainer, update) -> dict:

@@ -7,12 +7,13 @@ if TYPE_CHECKING:
     from dmvae.interop.pipeline import DMVAEPipeline
     from dmvae.library import Run, run
     from dmvae.models.dit import LightningDiT
+    from dmvae.tokenizers.adapted import AdaptedTokenizer
     from dmvae.tokenizers.autoencoder import Autoencoder
 
 __version__ = "0.2.0"
 """Also in CITATION.cff, and at the head of CHANGELOG.md; pyproject.toml reads it here."""
 
-__all__ = ["Autoencoder", "DMVAEPipeline", "LightningDiT", "Run", "run"]
+__all__ = ["AdaptedTokenizer", "Autoencoder", "DMVAEPipeline", "LightningDiT", "Run", "run"]
 
 _HOMES = {
     "run": "dmvae.library",
@@ -31,3 +32,8 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'dmvae' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """What a notebook offers after `dmvae.`: before their first use these names are not in the module."""
+    return sorted({*globals(), *__all__})

@@ -10,25 +10,24 @@ from pathlib import Path
 import torch
 
 from dmvae.datasets import Split, open_dataset
-from dmvae.evaluation.metrics import figures
+from dmvae.datasets.items import described, require_items
+from dmvae.evaluation.other_figures import require_apart
 from dmvae.generators import networks as networks_of_generators
 from dmvae.inputs import Blueprint, Inputs, build_autoencoder, first_tokenizer
 from dmvae.losses.discriminators import AdversarialConfig
 from dmvae.models.base import Model
 from dmvae.recipe import Recipe
-from dmvae.registry import is_ours, nearest
+from dmvae.registry import is_ours, nearest, place_of
 from dmvae.runtime import distributed
-from dmvae.runtime.words import counted, few
+from dmvae.runtime.words import counted
 from dmvae.tokenizers.adapted import adapt
 from dmvae.training.data import require_batch, require_split
 from dmvae.training.preparing import checkpoint_activations
 from dmvae.training.stage import AnyStage, AnyTraining, Buildable, Networks, TrainingStage
 
 Stages = Sequence[AnyStage]
-TRIED = 8
-"""Items of a data set that are looked at before a run."""
 _passed: set[tuple[object, ...]] = set()
-"""What this process has tried and found well: variants share parts, and building one takes up to a second."""
+"""Checks that have passed in this process: variants share parts, and building one takes up to a second."""
 
 
 def lacking(recipe: Recipe, stages: Stages) -> Iterator[str]:
@@ -45,7 +44,7 @@ def lacking(recipe: Recipe, stages: Stages) -> Iterator[str]:
 
 
 def adversaries(recipe: Recipe, stages: Stages) -> dict[str, AdversarialConfig]:
-    """Place in the recipe -> the adversary that these stages have from there, but for those without weight."""
+    """Place in the recipe -> adversary that these stages use; those of weight 0 are left out."""
     found = {}
     for stage in stages:
         if stage.trains_decoder:
@@ -55,12 +54,12 @@ def adversaries(recipe: Recipe, stages: Stages) -> dict[str, AdversarialConfig]:
 
 
 def problems(recipe: Recipe, stages: Stages, ranks: int | None = None) -> Iterator[str]:
-    """Settings of these stages that do not fit the data, the latents or the number of ranks, which is that of this
-    process's group unless given. The data set must be available."""
+    """Settings of these stages that do not fit the data, the latents or the number of ranks (default: that of this
+    process's group). The data set must be available."""
     yield from run_problems(recipe, stages, ranks or distributed.world_size())
     yield from _place_problems(recipe)
     yield from _complaint("", networks_of_generators)
-    yield from _complaint("", figures)
+    yield from _complaint("", require_apart)
     train = open_dataset(recipe.data, "train")
     n, classes = len(train), len(train.classes)
     images = (recipe.data.size, recipe.data.channels)
@@ -75,7 +74,7 @@ def problems(recipe: Recipe, stages: Stages, ranks: int | None = None) -> Iterat
     if recipe.pretrained is not None and any(stage.trains_decoder for stage in stages):
         untrainable = list(_complaint("", _try_start, recipe))
         yield from untrainable
-        if untrainable:  # the stages' own questions are about that tokenizer
+        if untrainable:  # the stages' own checks need that tokenizer
             return
     for split in dict.fromkeys(split for stage in stages for split in stage.splits):
         yield from _complaint("data", _try_data, recipe, split)
@@ -86,7 +85,7 @@ def problems(recipe: Recipe, stages: Stages, ranks: int | None = None) -> Iterat
         others = {name: recipe.section(name) for name in stage.reads if recipe.section(name) is not None}
         found = list(stage.problems(section, inputs, others))
         yield from found
-        if issubclass(stage, TrainingStage) and not found:  # networks may rest on what was asked
+        if issubclass(stage, TrainingStage) and not found:  # networks may assume that these checks passed
             parts = [stage, section, others, recipe.data, recipe.autoencoder, recipe.pretrained, recipe.losses]
             yield from _complaint("", blank_networks, recipe, stage, classes, by=parts)
 
@@ -113,14 +112,14 @@ def run_problems(recipe: Recipe, stages: Stages, ranks: int) -> Iterator[str]:
 
 
 def _place_problems(recipe: Recipe) -> Iterator[str]:
-    place = Path(os.path.realpath(recipe.run.dir))  # which does not raise for a link to itself
+    place = Path(os.path.realpath(recipe.run.dir))  # unlike Path.resolve, it does not raise for a link to itself
     for folder in recipe.data.image_folders():
         if place.is_relative_to(folder.resolve()):
             inside = place.relative_to(folder.resolve()).parts
-            if not any(part.startswith(".") for part in inside):  # those are not looked into
+            if not any(part.startswith(".") for part in inside):  # data sets skip hidden folders
                 yield (
-                    f"run.dir: {recipe.run.dir} is inside {folder}, where the next run would take this one's pictures "
-                    "for data: give --run_dir another place"
+                    f"run.dir: {recipe.run.dir} is inside the data's folder {folder}, and the next run would read this "
+                    "run's pictures as data: give --run_dir another place"
                 )
 
 
@@ -151,13 +150,13 @@ def _unlike_networks(networks: object) -> Iterator[str]:
     """What is wrong with what a stage's `build` returned: what trains must be saved, and saved so that it can be
     loaded."""
     if not isinstance(networks, Networks):
-        yield f"build returned {_told(networks)}; give Networks"
+        yield f"build returned {described(networks)}; give Networks"
         return
     saved = networks.saved()
     held = {p for module in saved.values() for p in module.parameters()}
     for update, parameters in networks.trains.items():
         if not isinstance(parameters, list) or not all(isinstance(p, torch.nn.Parameter) for p in parameters):
-            yield f"trains[{update!r}] is {_told(parameters)}; give a list of parameters"
+            yield f"trains[{update!r}] is {described(parameters)}; give a list of parameters"
         elif not parameters:
             yield f"nothing trains in the update {update!r}: no parameter of it requires a gradient"
         elif loose := [p for p in parameters if p not in held]:
@@ -172,15 +171,15 @@ def _unlike_networks(networks: object) -> Iterator[str]:
         ("remembers", networks.remembers, known),
     ):
         for name in (name for name in names if name not in there):
-            yield f"{what} names {name!r}, which there is not{nearest(name, there)}"
+            yield f"{what} names {name!r}, which does not exist{nearest(name, there)}"
     for name, module in saved.items():
         if isinstance(module, Model) and not is_ours(type(module)):
             yield from _not_remade(name, module)
 
 
 def _not_remade(name: str, module: Model) -> Iterator[str]:
-    """What is wrong with a plugin's network, of which its folder would give back another."""
-    fix = "; put @register_to_config above the __init__ of its class, whose arguments JSON can hold"
+    """Why a plugin's network, saved to a folder, could not be loaded again as it is."""
+    fix = "; put @register_to_config above the __init__ of its class, and give it arguments that JSON can hold"
     try:
         module.to_json_string()
         again = type(module).from_config(module.config)
@@ -189,11 +188,11 @@ def _not_remade(name: str, module: Model) -> Iterator[str]:
         return
     shapes, others = ({k: v.shape for k, v in m.state_dict().items()} for m in (module, again))
     if shapes != others:
-        yield f"{name}: a {type(module).__name__} made from its config has other weights{fix}"
+        yield f"{name}: a {type(module).__name__} made from its config has other names or shapes of weights{fix}"
 
 
 def _try_discriminator(inputs: Inputs, adversary: AdversarialConfig) -> None:
-    """Raise ValueError for what is no discriminator of the recipe's images."""
+    """Raise ValueError where the adversary builds no discriminator of the recipe's images."""
     data = inputs.data
     with torch.device("meta"):
         network = adversary.build(size=data.size, channels=data.channels)
@@ -210,7 +209,9 @@ def _try_discriminator(inputs: Inputs, adversary: AdversarialConfig) -> None:
                 f"{adversary.type!r} cannot be run on images [n, {data.channels}, {data.size}, {data.size}]: {error}"
             ) from error
     if not isinstance(logits, torch.Tensor) or logits.numel() == 0 or not logits.is_floating_point():
-        raise ValueError(f"{adversary.type!r} returns {_told(logits)} for two images; give their logits, of any shape")
+        raise ValueError(
+            f"{adversary.type!r} returns {described(logits)} for two images; give their logits, of any shape"
+        )
 
 
 def _try_autoencoder(recipe: Recipe) -> None:
@@ -254,7 +255,7 @@ def _try_codec(recipe: Recipe) -> None:
             _require_shape(f"{source.type!r}: posterior(images).mean", mean, latents, "sizes")
         _require_shape(f"{source.type!r}: decode", network.decode(torch.zeros(latents)), shape, "sizes")
 
-    for device in ("meta", "cpu"):  # of tensors without memory not all is known that a network may ask
+    for device in ("meta", "cpu"):  # a network may ask for values, which meta tensors do not have
         try:
             with torch.device(device), torch.no_grad():
                 return through()
@@ -268,12 +269,13 @@ def _try_codec(recipe: Recipe) -> None:
 
 def _require_shape(what: str, found: object, wanted: tuple[int, ...], by: str) -> None:
     if not isinstance(found, torch.Tensor) or tuple(found.shape) != wanted:
-        raise ValueError(f"{what} returns {_told(found)}; its {by} say {list(wanted)}")
+        raise ValueError(f"{what} returns {described(found)}; its {by} say {list(wanted)}")
 
 
 def _require_last_layer(kind: str, decoder: torch.nn.Module) -> None:
     last, names = getattr(decoder, "last_layer", None), dict(decoder.named_parameters(remove_duplicate=False))
-    twice = "last_layer" in names and sum(last is p for p in names.values()) > 1  # which cannot be saved
+    # safetensors cannot save a weight under two names
+    twice = "last_layer" in names and sum(last is p for p in names.values()) > 1
     if twice or not isinstance(last, torch.Tensor) or not last.requires_grad:
         raise ValueError(
             f"decoder: {kind!r} needs a property last_layer (@property above it) that returns one of its weights, the "
@@ -288,42 +290,9 @@ def _try_start(recipe: Recipe) -> None:
 
 
 def _try_data(recipe: Recipe, split: Split) -> None:
-    """Raise ValueError for a data set whose items, some of them, are not uint8 images of the recipe's shape with labels
-    of its classes: one by one and, where it gives many at once, so too."""
-    data = recipe.data
-    dataset = open_dataset(data, split)
-    n, classes = len(dataset), len(dataset.classes)
-    wanted = (data.channels, data.size, data.size)
-    labels: object = dataset.labels
-    if not isinstance(labels, torch.Tensor) or labels.dtype != torch.int64 or tuple(labels.shape) != (n,):
-        raise ValueError(f"{data.type!r}: .labels of the {split} split is {_told(labels)}; give int64 [{n}]")
-    chosen = sorted({*range(0, n, -(-n // TRIED)), n - 1})
-    items: list[tuple[int, object, object]] = [(i, *dataset[i]) for i in chosen]
-    many = getattr(dataset, "__getitems__", None)
-    items += [(i, *item) for i, item in zip(chosen, zip(*many(chosen), strict=True), strict=True)] if many else []
-    for i, image, label in items:
-        if not isinstance(image, torch.Tensor) or image.dtype != torch.uint8 or tuple(image.shape) != wanted:
-            raise ValueError(
-                f"{data.type!r}: item {i} is {_told(image)}; give a uint8 image {list(wanted)}, values 0 to 255"
-            )
-        number = int(label)  # type: ignore[call-overload]
-        if not 0 <= number < classes:
-            raise ValueError(f"{data.type!r}: item {i} has the label {label}; there are {classes} classes")
-        if number != int(labels[i]):
-            raise ValueError(
-                f"{data.type!r}: item {i} of the {split} split has the label {label}, and .labels says {labels[i]}; a "
-                "transform of labels has to change both"
-            )
-    named = tuple(open_dataset(data, "train").classes)
-    if tuple(dataset.classes) != named:
-        raise ValueError(f"{data.type!r}: the {split} split has the classes {few(dataset.classes)}, not {few(named)}")
-    low, high = int(labels.min()), int(labels.max())
-    if not 0 <= low <= high < classes:
-        raise ValueError(f"{data.type!r}: labels run from {low} to {high}; there are {classes} classes")
-
-
-def _told(value: object) -> str:
-    return f"{value.dtype} {list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+    """Raise ValueError for a data set whose items are not what the recipe says."""
+    named = tuple(open_dataset(recipe.data, "train").classes)
+    require_items(recipe.data, open_dataset(recipe.data, split), split, named)
 
 
 def _build(part: Buildable) -> None:
@@ -333,8 +302,8 @@ def _build(part: Buildable) -> None:
 def _complaint(
     place: str, check: Callable[..., object], *given: object, by: Sequence[object] | None = None
 ) -> Iterator[str]:
-    """What check(*given) complains of, at a place of the recipe. by: it is left out where it has passed for parts of
-    these classes and values."""
+    """The ValueError of check(*given) as a problem at a place of the recipe. by: what the result depends on; a check
+    that has passed for parts of these classes and values is not repeated."""
     key = (check, *(part if isinstance(part, type) else (type(part), repr(part)) for part in by or ()))
     if by and key in _passed:
         return
@@ -342,4 +311,5 @@ def _complaint(
         check(*given)
         _passed.add(key)
     except ValueError as error:
-        yield f"{place}: {error}" if place else str(error)
+        text = f"{error}{place_of(error)}"
+        yield f"{place}: {text}" if place else text

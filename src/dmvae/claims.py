@@ -1,7 +1,7 @@
-"""Whose a run folder is: the recipes that are written there, and the processes that run them.
+"""Which recipes own a run folder: those that are written there and that processes run there.
 
-Any number of processes may run the same recipes in one folder. One that runs others would replace the first's links
-while it is still at work, and the table would be of one and the links of the other.
+Any number of processes may run the same recipes in one folder. A process with other recipes would replace the links of
+the first while that still runs: the table would then belong to one recipe, and the links to the other.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dmvae.runtime.yaml_text import read_yaml
 
 RUNNING = ".running"
 OTHERWISE = "its data or a plugin have changed"
-"""Why a stage is another one where no field has changed."""
+"""Why a stage runs anew although no field has changed."""
 
 
 @contextmanager
@@ -47,7 +47,7 @@ def claimed(run_dir: Path, recipes: dict[str, Recipe], jobs: list[Job], variants
             other = f"the variants {few(there)}" if there != variants else None
             for variant, recipe in () if other else recipes.items():
                 (run_dir / variant).mkdir(exist_ok=True)
-                if not held.enter_context(together(run_dir / variant / RUNNING)):  # what has ended refuses nothing
+                if not held.enter_context(together(run_dir / variant / RUNNING)):  # another process runs it now
                     for place, old, new in _changed(run_dir, variant, recipe):
                         other = other or f"the variant {variant!r} with {place} {old!r}, not {new!r},"
             if other is not None:
@@ -66,10 +66,10 @@ def claimed(run_dir: Path, recipes: dict[str, Recipe], jobs: list[Job], variants
 
 
 def _sweep(run_dir: Path, variants: list[str]) -> None:
-    """Remove what killed processes left beside the stages' folders. Who writes there holds the folder's lock; stages
-    have locks of their own, and are swept by who takes them."""
+    """Remove what killed processes left beside the stages' folders; the caller holds the run folder's lock. A stage's
+    folder has a lock of its own, and the process that takes it sweeps that folder."""
     for place in (run_dir, *(run_dir / variant for variant in variants)):
-        sweep(place, ("*.[0-9]*.part", "pipeline/**/*.[0-9]*.part"))  # no file of somebody else's
+        sweep(place, ("*.[0-9]*.part", "pipeline/**/*.[0-9]*.part"))  # only names that `atomic_write` makes
 
 
 def require_linked(jobs: list[Job], run_dir: Path) -> None:
@@ -96,13 +96,13 @@ def _replaced(run_dir: Path, recipes: dict[str, Recipe], variants: list[str]) ->
 
 
 def _changed(run_dir: Path, variant: str, recipe: Recipe) -> Iterator[tuple[str, object, object]]:
-    """(place, value there, value here) of the fields in which a variant's recipe in the folder is another one; how to
-    run may differ."""
+    """(place, value there, value here) of the fields in which a variant's recipe in the folder differs from `recipe`.
+    Fields of `run` do not count."""
     file = run_dir / variant / "recipe.yaml"
     there = read_yaml(file.read_text()) if file.exists() else {}
     old = flat(there, whole=False) if isinstance(there, dict) else {}
     new = flat(json.loads(json.dumps(configs.plain(recipe))), whole=False)
-    counts = flat(configs.identity(recipe), whole=False)  # less each field that came since and is at its default
+    counts = flat(configs.identity(recipe), whole=False)  # without newer fields that are at their default
     for place in dict.fromkeys([*old, *new]) if old else ():
         if place not in old and place not in counts:
             continue
@@ -111,9 +111,11 @@ def _changed(run_dir: Path, variant: str, recipe: Recipe) -> Iterator[tuple[str,
 
 
 def begun_anew(run_dir: Path, jobs: Sequence[Job]) -> list[str]:
-    """Messages about stages that start from scratch although the variant's link leads to an earlier folder: those whose
-    earlier folder is unfinished and, for each variant, the first whose earlier folder is finished and no field has
-    changed (so its data or a plugin has). Call it before `claimed`, which replaces links and recipes."""
+    """Messages about stages that start from scratch although the variant's link leads to an earlier folder.
+
+    They name each stage whose earlier folder is unfinished and, for each variant, the first whose earlier folder is
+    finished although no field has changed (so its data or a plugin has). Call it before `claimed`, which replaces links
+    and recipes."""
     told: dict[Path, str] = {}
     anew: set[str] = set()
     for job in jobs:
@@ -127,7 +129,7 @@ def begun_anew(run_dir: Path, jobs: Sequence[Job]) -> list[str]:
         fields = _fields(run_dir, job)
         goes_on = f"the earlier command goes on with {there}, which is not finished"
         if state == "finished":
-            if fields or job.variant in anew:  # asked for; or told of a stage before
+            if fields or job.variant in anew:  # the user changed it, or an earlier stage was named
                 continue
             goes_on = f"{there} is finished, and not used"
         anew.add(job.variant)
@@ -136,8 +138,8 @@ def begun_anew(run_dir: Path, jobs: Sequence[Job]) -> list[str]:
 
 
 def left_behind(run_dir: Path, others: Mapping[str, Recipe], asked: Collection[str]) -> dict[str, str]:
-    """Variant -> what has changed since its finished stages in the folder, in words, of those of the `others` that
-    would be run anew. Nothing is said of one whose data cannot be opened. `asked`: the fields that options set."""
+    """Variant -> what has changed, in words, for each of the `others` with finished stages in the folder that would run
+    anew. Variants whose data cannot be opened are left out. `asked`: the fields that options set."""
     told: dict[str, str] = {}
     for variant, recipe in others.items():
         with suppress(ValueError):
@@ -155,7 +157,7 @@ def _linked(run_dir: Path, job: Job) -> Job:
 
 
 def _fields(run_dir: Path, job: Job) -> list[str]:
-    """What has changed of the variant's recipe in the folder, but for sections of stages after the job's, in words."""
+    """What has changed in the variant's recipe, in words, without sections of stages after the job's."""
     order = [stage.name for stage in job.recipe.stages()]
     after = (*order[order.index(job.stage.name) + 1 :], "name")
     return [

@@ -19,7 +19,7 @@ import warnings
 
 import dmvae
 from dmvae.commands.parser import USAGE, CheckFailed
-from dmvae.registry import nearest
+from dmvae.registry import nearest, place_of
 from dmvae.runtime.console import console, forget_lost, printable, require_printed
 
 COMMANDS = {
@@ -28,7 +28,7 @@ COMMANDS = {
     "STAGE": ("run", "run", "one stage of RECIPE, by its section: tokenizer, matching, ..."),
     "plan": ("run", "plan", "what RECIPE needs on --gpus N of --memory 80GB; what is in the way"),
     "report": ("run", "report", "write the table and the report of RUN_DIR again"),
-    "serve": ("serve", "serve", "show RUN_DIR in a browser, to play with"),
+    "serve": ("serve", "serve", "show RUN_DIR as an interactive page in a browser"),
     "recipes": ("recipes", "recipes", "list the recipes that come with dmvae"),
     "init": ("recipes", "init", "copy one of them, to edit it"),
     "encode": ("encode", "encode", "encode a folder of images with a tokenizer"),
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        # so it is where a script began the command with `&`; trainings hear it all the same, and so do other stages
+        # A script's `&` makes a command ignore Ctrl-C. Trainings have handlers of their own; the rest shall stop too.
         signal.signal(signal.SIGINT, signal.default_int_handler)
     arguments = [a for a in arguments if a != "--debug"]
     warnings.formatwarning = lambda message, *_: f"warning: {printable(str(message))}\n"
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     forget_lost()
     try:
         _dispatch(arguments)
-        require_printed()  # what a full disk or a pipe's reader has left shows here, and not at the interpreter's end
+        require_printed()  # raises for a full disk or a closed pipe here, not when Python exits
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
         saved = "; the state was saved, the same command goes on" if type(stop).__name__ == "Interrupted" else ""
         _fail(f"stopped{saved}", 130, debug)
     except ValueError as error:
-        _fail(str(error), 2, debug)
+        _fail(f"{error}{place_of(error)}", 2, debug)
     except OSError as error:
         fix = FIXES.get(error.errno or 0, "")
         _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": ") + fix, 1, debug)
@@ -82,8 +82,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _end_quickly() -> None:
-    """Python's end would look through the half a million objects of torch and diffusers, which takes 1.5 s. Triton,
-    which comes with torch for GPUs, would tell of its own that are left as leaked, in 26 lines."""
+    """At exit, Python's garbage collector would go through half a million objects of torch and diffusers: 1.5 s. With
+    Triton (torch for GPUs) it has to: Triton would report the objects that remain as leaked, in 26 lines."""
     if "triton" not in sys.modules:
         gc.freeze()
 

@@ -128,7 +128,7 @@ def identity(config: object, more: Callable[[Registered], Values] = lambda membe
             if field.metadata.get("added") and getattr(member, field.name) == default_of(field):
                 values.pop(field.name, None)
         if hasattr(member, "identity"):
-            derived = "type" in values and "identity" not in vars(type(member))  # a class that derives is another
+            derived = "type" in values and "identity" not in vars(type(member))  # a derived class counts as another
             values = member.identity(values) | ({"type": values["type"]} if derived else {})
         return (more(member) if isinstance(member, Registered) else {}) | values
 
@@ -298,7 +298,7 @@ def _tuple(args: tuple[object, ...], value: object, where: str) -> tuple[object,
 
 
 def _scalar(hint: object, value: object, where: str) -> object:
-    if hint is Path and isinstance(value, str) and value.strip():  # "" would be the folder one is in
+    if hint is Path and isinstance(value, str) and value.strip():  # "" would be the current folder
         return Path(value).expanduser()
     if hint is str and isinstance(value, Path):  # a program's
         return str(value)
@@ -322,12 +322,12 @@ def _scalar(hint: object, value: object, where: str) -> object:
 
 
 def _undot(over: Values) -> Values:
-    """Dotted keys as sections. Of one layer: what stands before a section's `type` belongs to it, as what follows."""
+    """Dotted keys as sections. Within one layer, fields before a section's `type` belong to it like those after it."""
     result: Values = {}
     for key, value in over.items():
         head, dot, rest = str(key).partition(".")
         if dot and not (head and rest):
-            raise ValueError(f"{key}: a dot has a name on both sides")
+            raise ValueError(f"{key}: a dot needs a name on both sides")
         result[head] = _joined(result.get(head), {rest: value} if rest else value)
     return result
 

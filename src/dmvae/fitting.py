@@ -20,7 +20,7 @@ def fit(
     recipes: dict[str, Recipe], asked: Collection[str] = (), ranks: int | None = None
 ) -> tuple[dict[str, Recipe], list[str]]:
     """(recipes whose batch sizes and `evaluate.neighbours` are lowered to the size of their training sets; messages on
-    the changes). Lowered batches divide over `ranks`, by default the number of this job's.
+    the changes). Lowered batches divide over `ranks` (default: that of this process's group).
 
     Fields in `asked`, such as "tokenizer.batch_size", come from the command line and stay: where they do not fit,
     `checks` gives the error. A recipe whose data cannot be opened is returned as it is.
@@ -65,6 +65,7 @@ def _too_large(recipe: Recipe, images: int, ranks: int) -> Iterator[tuple[str, s
 
 
 def batch_of(items: int, parts: int) -> int:
-    """The largest power of two that is no more than `items` and divides into so many parts, else all that divide."""
+    """The largest power of two up to `items`, if `parts` divides it; else the largest multiple of `parts` up to
+    `items`. At least `parts`."""
     power = 1 << (max(items, 1).bit_length() - 1)
     return power if power % parts == 0 else max(items - items % parts, parts)

@@ -1,5 +1,5 @@
-"""Fields that a recipe gives and that nothing reads beside its other settings. A run says so and goes on: a recipe laid
-over another may have got them from there."""
+"""Fields that a recipe sets and that have no effect with its other settings. A run says so and goes on: a recipe that
+extends another may have them from there."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def part(recipe: Recipe, place: str) -> object:
 
 
 def sized(recipe: Recipe, place: str) -> bool:
-    """Whether a flow model's `size` says its numbers."""
+    """Whether a flow model's `size` gives its width, depth, heads and patch size."""
     return getattr(part(recipe, place), "size", None) is not None
 
 
@@ -46,7 +46,7 @@ def _headless(recipe: Recipe, place: str) -> bool:
 
 
 def _without(recipe: Recipe, *names: str) -> bool:
-    """Whether a recipe has none of these stages, and none of a plugin, which may do what they do."""
+    """Whether a recipe has none of these stages, and none from a plugin, which may do the same work."""
     return all(is_ours(stage) and stage.name not in names for stage in recipe.stages())
 
 
@@ -68,7 +68,7 @@ def _unopposed(recipe: Recipe) -> bool:
 
 
 def _too_late(recipe: Recipe, every: str, *, shown: bool) -> bool:
-    """Whether every training, of those that make pictures where `shown`, ends before so many steps."""
+    """Whether every training has fewer steps than the field `every` of `run`. shown: only those that make pictures."""
     trained = [stage for stage in recipe.stages() if issubclass(stage, TrainingStage) and (stage.shows or not shown)]
     return all(recipe.section(stage).steps < getattr(recipe.run, every) for stage in trained)
 
@@ -171,7 +171,7 @@ SHAPE, ADVERSARY, TEACHING = (
     "|".join(dict.fromkeys(field.name for cls in classes for field in dataclasses.fields(cls) if field.name != "steps"))
     for classes in ((AutoencoderShape,), (PatchGANConfig, FeatureGANConfig), (FlowTraining,))
 )
-"""All fields of these; the steps of a teacher have to be given, trained or not."""
+"""All their fields but `steps`, which the recipe must give even where no teacher is trained."""
 IDLE: Mapping[str, tuple[Callable[[Recipe], bool], str]] = {
     "run.shard_bf16|shard_in_node|reshard": (lambda r: not r.run.shard, "it only acts with run.shard: true"),
     "run.picture_every": (
@@ -271,14 +271,15 @@ IDLE: Mapping[str, tuple[Callable[[Recipe], bool], str]] = {
         )
     },
 }
-"""Field, or some of one section -> (whether nothing reads it in a recipe that has its section, why). Fields whose
-default is null are mostly refused instead, by the `problems` of their stages."""
+"""Field, or several of one section (`a|b`) -> (whether nothing reads it in a recipe with that section, why). Most
+fields whose default is null are not here: the `problems` of their stages refuse them."""
 
 
 def idle(recipes: Mapping[str, Recipe], beside: Mapping[str, Recipe] | None = None) -> list[str]:
-    """A line on each field that is not at its default and has no effect, with its variants where these are not all. Not
-    on one whose value another variant reads, of these or of those `beside` them: a recipe has what several use at its
-    top."""
+    """A line on each field that is not at its default and has no effect; it names the variants unless these are all.
+
+    A field whose value another variant reads, of these or of those `beside` them, is left out: what several variants
+    use stands at the top of a recipe."""
     given = {variant: list(_given(recipe)) for variant, recipe in recipes.items()}
     all_of = [*given.values(), *(list(_given(recipe)) for recipe in (beside or {}).values())]
     read = [(place, item) for of in all_of for place, unread, items in of if not unread for item in items]
@@ -286,7 +287,7 @@ def idle(recipes: Mapping[str, Recipe], beside: Mapping[str, Recipe] | None = No
     for variant, of in given.items():
         for place, unread, items in of:
             alone = [(name, value) for name, value in items if unread and (place, (name, value)) not in read]
-            told = [f"{name}: {_shown(value)}" for name, value in alone]
+            told = [f"{name}{_shown(value)}" for name, value in alone]
             if told:
                 what = f"{place.rpartition('.')[0]}.{', '.join(told)} {'change' if told[1:] else 'changes'} nothing"
                 found.setdefault(f"{what}: {IDLE[place][1]}", []).append(variant)
@@ -304,7 +305,8 @@ def _given(recipe: Recipe) -> Iterator[tuple[str, bool, list[tuple[str, object]]
             yield place, unread(recipe), items
 
 
-def _shown(value: object) -> object:
+def _shown(value: object) -> str:
+    """ ": 3" of what is short; a section or a path is known by its field."""
     if isinstance(value, tuple):
-        return list(value)
-    return value if isinstance(value, bool | int | float) else "what is given"
+        return f": {list(value)}"
+    return f": {value}" if isinstance(value, bool | int | float) else ""

@@ -35,6 +35,8 @@ from dmvae.tokenizers.autoencoder import Autoencoder
 
 @dataclass
 class Inputs:
+    """What a stage reads: settings, finished stages, and networks with their weights."""
+
     sections: Sections
     """The recipe; stages use only the shared sections of it."""
     variant: str
@@ -44,7 +46,7 @@ class Inputs:
     """Finished stages that this one may read: name -> folder."""
     device: torch.device
     drawn: bool | None = None
-    """Whether the tokenizer before matching gives samples of its posteriors."""
+    """Whether a variational tokenizer encodes to samples of its posteriors; None: as it was saved."""
     weights: ClassVar[bool] = True
     """Whether networks are loaded with their weights; False in a plan."""
 
@@ -119,12 +121,12 @@ class Inputs:
     @property
     def tokenizer_folder(self) -> Path | None:
         """The folder of the last stage that trained the tokenizer, of those that this one reads; None where none has
-        yet, which a recipe with `pretrained` may say."""
+        trained it yet, which only a recipe with `pretrained` allows."""
         return next((self.reads[name] for name in ("decoder", "matching", "tokenizer") if name in self.reads), None)
 
     def autoencoder(self) -> Tokenizer:
-        """The tokenizer as the last stage left it, to be trained further: the recipe's `pretrained` one where none has
-        trained it yet."""
+        """The tokenizer as the last stage left it, to be trained further; the recipe's `pretrained` one where no stage
+        has trained it yet."""
         folder = self.tokenizer_folder
         if folder is None:
             assert self.sections.pretrained is not None, "a stage that takes the tokenizer reads 'tokenizer'"
@@ -202,7 +204,7 @@ class Inputs:
         )
 
     def some_images(self, most: int) -> Iterator[Tensor]:
-        """Batches of so many training images, or of all; of every class its share."""
+        """Batches, as `batches` gives them, of at most so many training images; every class has its share."""
         return self.batches(Chosen(self.train_set, stratified(self.train_set.labels, most)))
 
     def batches(self, dataset: Items) -> Iterator[Tensor]:
@@ -232,8 +234,8 @@ def kept_steps(folder: Path) -> list[int]:
 
 
 def generator_of(of: int | Path | None) -> str:
-    """Where in its stage's folder the generator of that step is; None is the finished one. A folder is one of another
-    training, wherever it lies: its full path, which stays as it is below any folder."""
+    """Where in its stage's folder the generator of that step is; None is the finished one. A folder is a generator of
+    another training: its absolute path, which `stage_folder / path` leaves as it is."""
     if isinstance(of, Path):
         return str(of.absolute())
     return "generator" if of is None else f"{snapshot(of)}/generator"
@@ -283,15 +285,15 @@ def latent_shape(sections: Sections) -> tuple[int, int, int]:
 
 
 class Blueprint(Inputs):
-    """The inputs of a plan: networks have random weights, trained or not, and nothing is read. Plans build them of
-    tensors that have no memory."""
+    """The inputs of a plan: nothing is read, and all networks have random weights. Plans build them from fake tensors,
+    which have no memory."""
 
     weights: ClassVar[bool] = False
 
     def __init__(
         self, sections: Sections, variant: str, reads: Mapping[str, Any], num_classes: int, fake: bool = True
     ) -> None:
-        """`reads`: the configs of the stages that the stage may read. fake: tensors have no memory."""
+        """reads: the configs of the stages that the stage may read. fake: whether tensors are fake, without memory."""
         super().__init__(sections, variant, Path(), dict.fromkeys(reads, Path()), torch.device("cpu"))
         self.configs, self.classes, self.fake = reads, num_classes, fake
 
@@ -323,7 +325,7 @@ class Blueprint(Inputs):
         return None
 
     def perceptual(self) -> PerceptualLoss | None:
-        """As the recipe's but for its weights; None where its package is missing, which `checks.lacking` tells."""
+        """As the recipe's but for its weights; None where its package is missing, which `checks.lacking` reports."""
         config = self.sections.losses.perceptual
         try:
             return config.blank() if config is not None else None

@@ -31,10 +31,10 @@ from dmvae.training.stage import AnyStage, Facts
 
 VARIANTS = "variants.json"
 MERGED = "merged.json"
-"""In a folder that is made of other runs' stages: which."""
+"""In a folder that merges other runs: which runs these are."""
 PIPELINE = "pipeline"
 STEPS = ("snapshot", "guide")
-"""Fields of `sample` that name a generator which the pipeline holds, by its step or, another's, by its folder."""
+"""Fields of `sample` that name a generator for the pipeline: a step of this training, or a folder of another one."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Job:
         """ "finished", "interrupted" or "new"."""
         if self.finished:
             return "finished"
-        # another process may have made the folder this moment, to find that this one holds it
+        # an empty folder is new: a process makes it before it tries the lock that this one may hold
         return "interrupted" if any(self.folder.glob("*")) else "new"
 
     @property
@@ -75,9 +75,9 @@ def plan(recipes: dict[str, Recipe], run_dir: Path) -> list[Job]:
         splits = {split: open_dataset(recipe.data, split).fingerprint for split in read}
         everything = configs.identity(recipe, _content)
         if recipe.pretrained is not None:
-            everything["autoencoder"] = None  # which then stands in the recipe for other variants
+            everything["autoencoder"] = None  # it is then in the recipe for other variants only
         folders: dict[str, Path] = {}
-        encoded: dict[str, str] = {}  # a stage's address as if no stage but those that change latents had run before
+        encoded: dict[str, str] = {}  # the addresses if only stages that change latents had run before
         for stage in recipe.stages():
             reads = {name: folders[name] for name in stage.reads if name in folders}
             address = partial(_address, stage, recipe, everything, splits)
@@ -93,9 +93,11 @@ def plan(recipes: dict[str, Recipe], run_dir: Path) -> list[Job]:
 
 
 def _address(stage: AnyStage, recipe: Recipe, everything: Values, splits: dict[Split, str], reads: list[str]) -> str:
-    """The name of a stage's folder, which reads stages of those addresses."""
+    """The name of the folder of a stage that reads the stages in the folders `reads`."""
     uses = {path: _at(everything, recipe, path, stage.name) for path in stage.uses}
     data = {name: value for name, value in everything["data"].items() if name not in recipe.data.PLACES}
+    if code := code_of(type(recipe.data)):  # whose `fingerprint` may be of the files that it reads alone
+        data["code"] = code
     key = {
         "stage": stage.name,
         "config": everything[stage.name],
@@ -107,7 +109,7 @@ def _address(stage: AnyStage, recipe: Recipe, everything: Values, splits: dict[S
     section = recipe.section(stage)
     if own := [code for cls in stage.code(section) if (code := code_of(cls))]:
         key["code"] = own
-    # of ours, each says itself how its files count
+    # our own classes define themselves how their files count
     if files := files_of(section, next(filter(is_ours, type(section).__mro__), object)):
         key["files"] = files
     fingerprint = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
@@ -115,8 +117,8 @@ def _address(stage: AnyStage, recipe: Recipe, everything: Values, splits: dict[S
 
 
 def _content(member: Registered) -> Values:
-    """What counts in the fingerprint besides the fields: the content of the files that they name, and that of the
-    file that defines the class, where it is not ours. Of data, `build` returns the hash of all that is read."""
+    """What counts in the fingerprint besides the fields: the content of the files that they name, and of the file that
+    defines a class that is not ours. The items of a data set count by `Dataset.fingerprint`, see `plan`."""
     content = member.fingerprint() if isinstance(member, DatasetConfig) else content_of(member)
     parts = [content, code_of(type(member))]
     return {"content": parts} if any(parts) else {}
@@ -124,7 +126,7 @@ def _content(member: Registered) -> Values:
 
 def _at(values: Values, recipe: Recipe, path: str, stage: str) -> object:
     """The value at a dotted place of a recipe's identity; None where a section on the way is null, and for a field that
-    was `added` and is at its default. Raises ValueError for a place that is not there, which `stage` uses."""
+    was `added` and is at its default. Raises ValueError, with the stage that uses it, for a place that is not there."""
     found: object = values
     section: object = recipe
     for name in path.split("."):
@@ -140,8 +142,8 @@ def _at(values: Values, recipe: Recipe, path: str, stage: str) -> object:
 
 
 def recipes_of(run_dir: Path) -> list[Path]:
-    """The resolved recipes of a run folder's variants, in the order in which they were written. Raises ValueError where
-    there are none: the folder is not a run's, or one within."""
+    """The resolved recipes of a run folder's variants, in the order in which they were written. Raises ValueError for a
+    folder that is not a run's, or that lies in a run's folder."""
     for folder in run_dir.resolve().parents[:2]:
         if (folder / VARIANTS).is_file() and not (run_dir / VARIANTS).is_file():  # a run may lie in another's folder
             raise ValueError(f"{run_dir} lies in a run's folder; give {folder}")
@@ -154,7 +156,7 @@ def recipes_of(run_dir: Path) -> list[Path]:
 
 def jobs_of(run_dir: Path, mine: Sequence[Job] = ()) -> list[Job]:
     """The jobs of a run folder, for the variants of the recipe that was last run there. `mine`: those that this process
-    has run; what of the others' recipes cannot be read is told then, and left out.
+    has run. Where they are given, another variant whose recipe cannot be read is reported and left out.
 
     Stages are found by their links, not by fingerprints computed anew: so a run can be reported on a machine without
     its data, and after an update that would compute other fingerprints. Raises ValueError where the folder is not a
@@ -173,7 +175,7 @@ def jobs_of(run_dir: Path, mine: Sequence[Job] = ()) -> list[Job]:
         except ValueError as error:
             if not mine:
                 raise
-            console.print(f"left out of the table: {variant}, whose recipe of before cannot be read: {error}")
+            console.print(f"left out of the table: {variant}, whose recipe of an earlier run cannot be read: {error}")
     if not jobs:
         raise ValueError(f"{run_dir}: no links to stages in it; copy a run with its links (`cp -a`, `rsync -a`)")
     return jobs
@@ -186,7 +188,7 @@ def _main(file: Path) -> Recipe:
         told = str(error)
         raise ValueError(told if str(file) in told else f"{file}: {told}") from error
     if list(recipes) != ["main"]:
-        raise ValueError(f"{file}: it has variants or seeds; a run writes one recipe for each of its variants")
+        raise ValueError(f"{file}: it has variants or seeds; a run writes one recipe a variant, so remove them")
     return recipes["main"]
 
 
@@ -229,8 +231,8 @@ def record(recipes: dict[str, Recipe], jobs: list[Job], run_dir: Path, variants:
 
 
 def replaced(ahead: Sequence[Job], jobs: Sequence[Job]) -> Iterator[tuple[str, str]]:
-    """(variant, problem) of the paths in the sections of the jobs `ahead` that lead through what `record` replaces, the
-    links and pipelines of `jobs`: the fingerprint is of what lies there before, and the stage would read another."""
+    """(variant, problem) of the paths in the sections of the jobs `ahead` that lead through the links and pipelines of
+    `jobs`, which `record` replaces: the fingerprint would be of the old content, and the stage read the new one."""
     links: dict[tuple[str, ...], Path] = {(job.variant, job.stage.name): job.folder for job in jobs}
     found: dict[tuple[str, str], None] = {}
     for job in ahead:
@@ -254,8 +256,8 @@ def _paths(value: object, place: str) -> Iterator[tuple[str, str]]:
 
 
 def _stays(path: str, run_dir: Path, links: Mapping[tuple[str, ...], Path]) -> str | None:
-    """What to give in place of a path through one of these links, which is to lead to that folder and does not yet, or
-    through a pipeline beside them. None for all other paths, which stay."""
+    """What to give in place of a path that goes through a pipeline of the run, or through one of these `links`
+    ((variant, stage) -> folder to which it will lead) and will lead elsewhere. None for all other paths."""
     run, place = os.path.realpath(run_dir), Path(os.path.abspath(os.path.expanduser(path)))
     own = next((place.relative_to(above).parts for above in place.parents if os.path.realpath(above) == run), ())
     if own[1:2] == (PIPELINE,) and own[0] in {variant for variant, _ in links}:
@@ -267,7 +269,7 @@ def _stays(path: str, run_dir: Path, links: Mapping[tuple[str, ...], Path]) -> s
 
 
 def _remove_stale(jobs: list[Job], run_dir: Path) -> None:
-    """Beside links to stages of new settings, a pipeline of the old ones would be taken for theirs."""
+    """Remove pipelines of earlier settings: beside links to stages of the new ones they would be taken for theirs."""
     for variant, own in by_variant(jobs).items():
         folder = run_dir / variant / PIPELINE
         there = read_source(folder)
@@ -277,7 +279,7 @@ def _remove_stale(jobs: list[Job], run_dir: Path) -> None:
 
 
 def generators_of(stages: Mapping[str, Job]) -> dict[str, int | Path]:
-    """What the samples of a variant with these stages are drawn from besides the finished generator, of the `STEPS`."""
+    """Field of `STEPS` -> generator that it names, for the samples of a variant with these stages."""
     section = stages["sample"].recipe.section("sample") if "sample" in stages else None
     return {name: of for name in STEPS if (of := getattr(section, name, None)) is not None}
 
@@ -285,7 +287,7 @@ def generators_of(stages: Mapping[str, Job]) -> dict[str, int | Path]:
 def source_of(stages: Mapping[str, Job]) -> dict[str, str]:
     """What the pipeline of a variant with these stages is made of, as its source.json says."""
     source = {name: stages[name].folder.name for name in ("latents", "generator") if name in stages}
-    # what a folder held is in the fingerprint of its samples, and it need not be there any more
+    # a folder's content is in the fingerprint of the samples; the folder itself may be gone
     told = {
         name: stages["sample"].folder.name if isinstance(of, Path) else str(of)
         for name, of in generators_of(stages).items()

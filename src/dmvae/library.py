@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dmvae import config as configs
 from dmvae import pipeline
-from dmvae.commands.run import finish
+from dmvae.commands.run import chosen, finish_chosen
 from dmvae.config import Values
 from dmvae.datasets import look_again
 from dmvae.datasets.instance import Pairs, offer
@@ -43,7 +43,7 @@ class Run:
 
     @property
     def variants(self) -> list[str]:
-        """The methods, in the recipe's order."""
+        """The variants' names, in the recipe's order."""
         return list(dict.fromkeys(job.variant for job in self.jobs))
 
     @property
@@ -95,6 +95,8 @@ def run(
     *,
     train: Pairs | None = None,
     test: Pairs | None = None,
+    run_dir: str | Path | None = None,
+    variant: str | None = None,
     **overrides: object,
 ) -> Run:
     """Run a recipe's unfinished stages, write table, report and pipelines as `dmvae run` does, and return the `Run`.
@@ -103,8 +105,9 @@ def run(
     train, test: map-style data sets of (image, label), used in place of the recipe's `data`, of which only `size`,
     `channels`, `limit` and `flip` still count. A later call finds the finished stages again if lengths, `targets` or
     `labels`, `classes` and 64 sampled images of each set are unchanged; after a change of other images, give another
-    `run.dir`. overrides: fields that replace the recipe's, as on the command line: a section as a mapping
-    (`tokenizer={"steps": 30}`), or a dotted name (`**{"tokenizer.steps": 30}`).
+    `run_dir`. run_dir: the folder, `run.dir` of the recipe unless given. variant: this one alone, or METHOD for all
+    its seeds. Both are options of the command too. overrides: fields that replace the recipe's, as on the command
+    line: a section as a mapping (`tokenizer={"steps": 30}`), or a dotted name (`**{"tokenizer.steps": 30}`).
 
     In the process that calls, denormal numbers are zeros from then on (torch.set_flush_denormal), for speed on a CPU.
 
@@ -115,6 +118,10 @@ def run(
         raise ValueError("train and test: give both data sets, or neither")
     if not isinstance(recipe, str | Path | Mapping):
         raise ValueError(f"recipe: give a file, a recipe's name or a mapping, not {type(recipe).__name__}")
+    if run_dir is not None:
+        if "dir" in (configs.merge({}, overrides).get("run") or {}):
+            raise ValueError("run_dir and run.dir are the same; give one of them")
+        overrides["run.dir"] = str(run_dir)
     path = Path("recipe") if isinstance(recipe, Mapping) else recipe_file(recipe)
     values = extended(deepcopy(dict(recipe)), path) if isinstance(recipe, Mapping) else read_values(path)
     if train is not None and test is not None:
@@ -126,11 +133,13 @@ def run(
         shape = {key: value for key, value in data.items() if key in SHAPE}
         overrides["data"] = {"type": "instance", "key": offer(train, test)} | shape
     look_again()
-    recipes = resolve(values, overrides, path)
+    whole = resolve(values, overrides, path)
+    recipes = whole if variant is None else chosen(whole, [variant])
     how = next(iter(recipes.values())).run
     run_dir = Path(how.dir)
+    asked = list(flat(overrides))
     with joined(how.timeout):
-        jobs = pipeline.run(recipes, run_dir, asked=list(flat(overrides)))
+        jobs = pipeline.run(recipes, run_dir, variants=whole, asked=asked)
         if distributed.is_main():
-            finish(jobs, run_dir, {})
+            finish_chosen(jobs, run_dir, recipes, whole, asked)
     return Run(run_dir)

@@ -19,8 +19,8 @@ T = TypeVar("T")
 
 
 def flat(values: Values, where: str = "", *, whole: bool = True) -> Values:
-    """Dotted place -> value. whole: a mapping with a `type` is one value: it chooses a member of a family with its
-    fields."""
+    """Dotted place -> value. whole: keep a mapping with a `type` as one value, for it chooses a member of a family
+    together with its fields."""
     found: Values = {}
     for key, value in values.items():
         place = configs.dotted(where, key)
@@ -34,8 +34,8 @@ def lay(
 ) -> tuple[dict[str, T], dict[str, list[str]]]:
     """Lay `options`, dotted as `flat` makes them, over each variant's values and `read(variant, values)` the result.
 
-    An option reaches the variants that have its section and its field; one whose section no variant has, adds it to
-    all. Returns (what was read, {option: the variants that it reaches} of the options that do not reach all). Raises
+    An option reaches the variants that have its section and its field; if none has the section, all get it.
+    Returns (what was read, {option: the variants that it reaches} of the options that do not reach all). Raises
     ValueError for an option that no variant can read.
     """
     options = {_spelling(option): value for option, value in options.items()}
@@ -51,7 +51,7 @@ def lay(
             asked = {option: value for option, value in options.items() if name in reach[option]}
             try:
                 found[name] = read(name, configs.merge(values, asked))
-            except NoSuchField as error:  # of another type of section than the other variants' perhaps
+            except NoSuchField as error:  # the section may be of another type in other variants
                 if name not in reach.get(error.place, ()):
                     raise
                 reach[error.place].remove(name)
@@ -69,9 +69,11 @@ def told(option: str, reached: list[str], variants: list[str]) -> str:
 
 
 def of_option(error: str, options: Values, without: Callable[[str], str]) -> str | None:
-    """The error's text as one of the option that is at fault, None where the file is: `PLACE: what is wrong` with a
-    place in the option's, or above it, and another error, or none, without this option: `without(option)` tells. Of any
-    other place too, where without it there is none."""
+    """The error's text, naming the option that is at fault; None where the file is. `without(option)`: the error's text
+    when the recipe is read without this option, "" for none.
+
+    An option is at fault for an error `PLACE: what is wrong` if PLACE is its field, inside it or above it, and there is
+    another error, or none, without the option. For any other place, it is at fault if there is no error without it."""
     if error.startswith("--"):
         return error
     places = re.match(r"(?:[^\s:]+: )*", error)
@@ -84,7 +86,7 @@ def of_option(error: str, options: Values, without: Callable[[str], str]) -> str
         above = f"{path}.".startswith(f"{place}.") or option.startswith(f"{place}.")
         if (inside or above) and without(option) != error:
             return f"--{variant}{place}: {wrong}" if inside else f"--{option}: {wrong}"
-    for option, value in options.items():  # of another section, such as a stage that needs the one that is null
+    for option, value in options.items():  # the error may name another section, such as a stage that needs this one
         if not without(option):
             return f"--{option} {configs.written(configs.plain_value(value))}: {error}"
     return None

@@ -133,11 +133,15 @@ def _check(ahead: list[Job], jobs: list[Job]) -> None:
             raise ValueError(f"{variant}: {problem}")
     for variant, problem in hindrances(ahead, jobs):
         raise ValueError(f"{variant}: {problem}")
+    coming = {job.folder for job in ahead}
+    for job in ahead:  # of a stage that is asked for alone; links to what is there would be lost for nothing
+        if coming.isdisjoint(job.reads.values()):
+            _check_inputs(job)
 
 
 def hindrances(ahead: list[Job], jobs: list[Job]) -> Iterator[tuple[str, str]]:
     """(variant, problem) of what is wrong with the jobs `ahead`, the unfinished ones of `jobs`, beyond what `checks`
-    finds in their recipes: with what the run's folder holds already, and what variants ask of a training they share."""
+    finds in their recipes: what does not fit the run's folder, or what variants ask of a training that they share."""
     yield from replaced(ahead, jobs)
     first: dict[Path, Job] = {}
     for job in ahead:
@@ -163,7 +167,7 @@ def hindrances(ahead: list[Job], jobs: list[Job]) -> Iterator[tuple[str, str]]:
 
 
 def _not_kept(job: Job) -> Iterator[str]:
-    """The steps whose generator it asks for, and that a training, which has begun, passed without keeping it."""
+    """Problems of steps whose generator the job asks for, and which the training has passed without keeping it."""
     folder = job.reads.get("generator")
     if folder is None or read_done(folder) is not None:
         return
@@ -178,7 +182,7 @@ def _not_kept(job: Job) -> Iterator[str]:
 
 
 def _kept(job: Job) -> Values:
-    """What decides over the snapshots of a training."""
+    """The fields that decide which snapshots a training keeps."""
     section = job.recipe.section(job.stage)
     return {f"{job.stage.name}.keep_at": list(section.keep_at), "run.keep_every": job.recipe.run.keep_every}
 
@@ -210,7 +214,7 @@ def about_data(recipe: Recipe) -> str:
         counts = f"{len(train):,} training and {counted(len(open_dataset(recipe.data, 'test')), 'test image')}"
         held_out = recipe.data.held_out()
     classes = f"{len(train.classes)} classes" if len(train.classes) > 1 else f"one class, {train.classes[0]!r}"
-    there = set(train.labels.unique().tolist())
+    there = set(torch.as_tensor(train.labels).unique().tolist())  # a plugin may have a list, which `checks` tells
     if empty := [str(name) for label, name in enumerate(train.classes) if label not in there]:
         classes += f", {len(empty)} of them without a training image ({few(empty)}), of which none is sampled"
     return f"data: {counts} of {classes}{f'; {held_out}' if held_out else ''}"
@@ -270,8 +274,8 @@ def _finish(job: Job, facts: Facts) -> None:
 
 def _tidy(jobs: list[Job], verify: bool) -> None:
     """Remove what a finished stage left behind if it was killed at its very end; mark stages with damaged files as
-    unfinished, so that they run again. On a CPU a stage gives the same result to the bit; a GPU's may round
-    otherwise, and what later stages made of it stays."""
+    unfinished, so that they run again. Later stages are kept as
+    they are: on a CPU the new result equals the old one bit for bit, on a GPU up to rounding."""
     for folder in {job.folder for job in jobs if job.finished}:
         with locked(folder, wait=False) as mine:
             if not mine:
@@ -282,12 +286,12 @@ def _tidy(jobs: list[Job], verify: bool) -> None:
             if wrong:
                 more = f", {counted(len(wrong) - 1, 'other file')} too" if len(wrong) > 1 else ""
                 console.print(f"{folder}: {' '.join(wrong[0])}{more}; the stage is run again")
-                # a folder may be a link, and the list anybody's
+                # `within`: the list may come from somebody else, and its names lead out through links
                 for file in [within(folder / name, folder) for name, _ in wrong]:
-                    # they say that all shards beside them are there
+                    # statistics would mean that all shards beside them are there
                     within(file.parent / STATISTICS, folder).unlink(missing_ok=True)
                     file.unlink(missing_ok=True)
-                (folder / DONE).unlink()  # last: of a stage that is killed before, what is missing is seen again
+                (folder / DONE).unlink()  # last: if killed before, the next run sees again what is missing
 
 
 def _check_inputs(job: Job) -> None:

@@ -29,10 +29,10 @@ class Range:
 
 
 UNSAID = {int: Range(-(2**63), 2**63 - 1), float: Range(-math.inf, math.inf, "()")}
-"""What holds of a number without a range."""
+"""The range of a number whose type has none."""
 
 Width = Annotated[int, Range(1, 65536)]
-"""Channels."""
+"""Channels or units of a layer."""
 Depth = Annotated[int, Range(1, 1024)]
 """Layers or blocks."""
 BatchSize = Annotated[int, Range(1, 2**20)]
@@ -40,29 +40,29 @@ BatchSize = Annotated[int, Range(1, 2**20)]
 Count = Annotated[int, Range(1, 10**9)]
 """Items, steps, or turns."""
 Wait = Annotated[int, Range(0, 10**9)]
-"""Steps or turns, where 0 means something."""
+"""Steps or turns; 0 has a meaning that the field's docstring gives, such as "never"."""
 MOST_PIXELS = 16384
 Pixels = Annotated[int, Range(1, MOST_PIXELS)]
-"""Height and width."""
+"""Height and width of an image."""
 Channels = Annotated[int, Range(1, 3)]
-"""Of images."""
+"""Channels of images."""
 Seed = Annotated[int, Range(-(2**62), 2**62)]
 Share = Annotated[float, Range(0, 1)]
 """A part of something, a probability, or a time from noise to data."""
 Decay = Annotated[float, Range(0, 1, "[)")]
-"""Of a running mean."""
+"""Decay of a running mean."""
 Weight = Annotated[float, Range(0, 1e6)]
 """Factor of a term, where 0 is off."""
 Rate = Annotated[float, Range(0, 1000)]
-"""A learning rate, or a decay that is multiplied by one."""
+"""A learning rate, or a weight decay."""
 Scale = Annotated[float, Range(0, 1e6, "(]")]
 """A width, a standard deviation, a temperature."""
 Guidance = Annotated[float, Range(-1000, 1000)]
 """A guidance scale."""
 SamplerSteps = Annotated[int, Range(1, 10**6)]
-"""From noise to data."""
+"""Steps of a sampler from noise to data."""
 TimeShift = Annotated[float, Range(0.001, 1000)]
-"""Of the time grid towards noise; 1 is none."""
+"""Shift of the time grid towards noise; 1 is none."""
 
 
 def range_of(hint: object) -> Range | None:

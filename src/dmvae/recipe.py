@@ -8,6 +8,7 @@ each seed, called VARIANT@SEED; the table then has their mean and spread too.
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import lru_cache
@@ -38,7 +39,7 @@ class Recipe(Sections):
 
     @classmethod
     def upgrade(cls, values: Values) -> Values:
-        """What the stages make of sections that leave their choices open, see `Stage.usual`."""
+        """Let the stages fill in choices that their sections leave open, see `Stage.usual`."""
         for stage in stages():
             values = stage.usual(values)
         return values
@@ -90,7 +91,9 @@ def _recipe_class(known: tuple[AnyStage, ...]) -> type[Recipe]:
 
 
 def _sentence(cls: type) -> str:
-    return " ".join((cls.__doc__ or "").split())
+    """Its docstring in a line; dataclass writes the signature where there is none, which says nothing new."""
+    doc = cls.__doc__ or ""
+    return "" if doc.startswith(f"{cls.__name__}(") else " ".join(doc.split())
 
 
 class Recipes(dict[str, Recipe]):
@@ -187,7 +190,7 @@ def _asked(values: Values, asked: Values) -> tuple[Values, Values, object, Value
         variants, own = {"main": {}}, {}
     for of in (variants, own):
         if not isinstance(of, dict) or not all(isinstance(over, dict | None) for over in of.values()):
-            raise FieldError("variants", "expected a mapping of names to overrides")
+            raise FieldError("variants", f"expected a mapping of names to overrides, got {reprlib.repr(of)}")
     for option, over in split["variants"].items():
         if option.count(".") < 2 and (over == {} or (over is None and "." in option)):
             raise ValueError(
@@ -227,7 +230,7 @@ def extended(values: Values, path: Path, below: tuple[Path, ...] = ()) -> Values
         raise ValueError(f"{path}: {error}") from error
     inherited = read_values(file, (*below, path))
     inherited = {key: value for key, value in inherited.items() if key not in ("variants", "seeds")}
-    load_plugins(values.get("plugins", inherited.get("plugins")) or ())  # whose types `named` looks into
+    load_plugins(values.get("plugins", inherited.get("plugins")) or ())  # `named` looks up the types that they register
     return configs.merge(configs.named(recipe_class(), configs.merge({}, inherited)), values)
 
 
@@ -247,8 +250,8 @@ def _extended(recipe: Path, base: object) -> Path:
 
 
 def _beside(recipe: Path, plugins: object) -> list[str]:
-    """Absolute paths; those that lead nowhere from here are meant from the recipe's folder, and else are names of
-    modules. Raises ValueError for what is none of these."""
+    """The plugins as absolute paths, or as names of modules. A path that does not exist from here is looked up from the
+    recipe's folder, and what is no path is a module. Raises ValueError for what is none of these."""
     if not isinstance(plugins, list | tuple | str | None):
         raise ValueError(f"plugins: expected a list of files, folders or modules, got {plugins!r}")
     plugins = [plugins] if isinstance(plugins, str) else [str(plugin) for plugin in plugins or ()]
@@ -309,12 +312,12 @@ def _read_yaml(path: Path) -> Values:
         text = path.read_text()
         require_once(text)
         values = read_yaml(text)
-    except (yaml.YAMLError, ValueError) as error:  # of text that is none, or a number of thousands of digits
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no text, or a number of thousands of digits
         raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:
         raise ValueError(f"{path}: nested too deep to be a recipe") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected a mapping of sections")
+        raise ValueError(f"{path}: expected a mapping of sections, got {reprlib.repr(values)}")
     return values
 
 

@@ -31,13 +31,13 @@ E = TypeVar("E", bound=BaseException)
 
 _members: dict[type, dict[str, type]] = {}
 _contents: dict[str, bytes] = {}
-"""Of files as they were imported, by module."""
+"""Module -> content of its file as it was imported."""
 _plugins: set[str] = set()
-"""Those of them that a recipe names as plugins, which have something to register."""
+"""Modules that a recipe names as plugins: each should register something."""
 STDLIB = sysconfig.get_path("stdlib")
 """Where Python's own modules lie."""
 PLUGIN = "dmvae_plugin_"
-"""How the names of modules begin that were loaded from a file."""
+"""Prefix of the names of modules that are loaded from a plugin's file."""
 
 
 class NoMember(ValueError):
@@ -58,11 +58,11 @@ class Registered:
     required: ClassVar[tuple[str, ...]] = ()
     """Attributes that a member must define; "a|b" means at least one of the two."""
     unnamed: ClassVar[str | None] = None
-    """The member that a section without a `type` means; None: it must say one."""
+    """The member that a section without a `type` means; None: a section must give its `type`."""
 
     def fingerprint(self) -> str:
         """A hash of the files that the config names, "" without any. Stages that use the member run again when it
-        changes. What fields of type Path name counts besides, but for fields of the class that defines this method."""
+        changes. Files in fields of type Path count anyway, except in fields of the class that defines this method."""
         return ""
 
 
@@ -126,12 +126,21 @@ def _file_of(module: str) -> str:
     return getattr(sys.modules.get(module), "__file__", None) or module
 
 
-def require_members(config: Registered, built: object, members: Iterable[str]) -> None:
-    """Raise ValueError where what a config's `build` returned lacks one of these attributes."""
+def require_members(config: Registered, built: object, members: Iterable[str], place: str = "") -> None:
+    """Raise ValueError where what a config's `build` returned lacks one of these attributes. place: begins the text."""
     lacks = [name for name in members if not hasattr(built, name)]
     if lacks:
         what = "None" if built is None else f"{type(built).__name__}, which lacks {', '.join(lacks)}"
-        raise ValueError(f"{config.type!r}: build returned {what}; give an object with {', '.join(members)}")
+        raise ValueError(f"{place}{config.type!r}: build returned {what}; give an object with {', '.join(members)}")
+
+
+def place_of(error: BaseException) -> str:
+    """Where in a plugin an error came up, as " (FILE, line N)", for its text may be Python's own and name no place; ""
+    where it came up elsewhere."""
+    files = {_file_of(module) for module in _contents}
+    walked = traceback.walk_tb(error.__traceback__)
+    found = [(frame.f_code.co_filename, line) for frame, line in walked if frame.f_code.co_filename in files]
+    return f" ({found[-1][0]}, line {found[-1][1]})" if found else ""
 
 
 def names(family: type) -> list[str]:
@@ -178,7 +187,7 @@ def is_ours(cls: type) -> bool:
 
 
 def importable(name: str) -> bool:
-    """Whether that is the name of a module, of one whose package fails on import too."""
+    """Whether that is the name of a module; true also where importing its package fails."""
     if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name):
         return False
     try:
@@ -230,7 +239,7 @@ def _import(name: str) -> str:
         _contents.update({module: _source(module) for module in _loaded(name)})
     except (Exception, SystemExit) as error:
         _drop(name)  # so that it can be loaded again once it is fixed
-        spec = importlib.util.find_spec(name.partition(".")[0])  # that of what is inside would import it again
+        spec = importlib.util.find_spec(name.partition(".")[0])  # find_spec of a module inside it would import it again
         raise ValueError(_complaint(Path(spec.origin if spec and spec.origin else name), error)) from error
     return name
 
@@ -241,8 +250,8 @@ def _loaded(name: str) -> list[str]:
 
 
 def _drop(name: str) -> None:
-    """Forget a module and those inside it, and their bytecode, which is looked up by size and second: an edit may have
-    both."""
+    """Forget a module and those inside it, and delete their bytecode: Python compares only a file's size and second of
+    change with it, and an edit may leave both as they were."""
     forget(name)
     for module in _loaded(name):
         file = getattr(sys.modules.pop(module), "__file__", None)
@@ -253,13 +262,13 @@ def _drop(name: str) -> None:
 
 
 def _source(module: str) -> bytes:
-    """What the file of an imported module holds; of installed ones, which nobody edits and which are many, nothing."""
+    """What the file of an imported module holds; b"" for installed modules, which are many and which nobody edits."""
     file = Path(getattr(sys.modules.get(module), "__file__", None) or "")
     if file.is_relative_to(STDLIB) or {"site-packages", "dist-packages"} & {*file.parts}:
         return b""
     try:
         return file.read_bytes()
-    except OSError:  # some name a file that is none, as torch.ops does
+    except OSError:  # some modules name a file that does not exist, as torch.ops does
         return b""
 
 
@@ -286,7 +295,7 @@ def _load(file: Path) -> str:
     assert spec.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
-        # Not by its bytecode, which is looked up by size and second: an edit may have both.
+        # Not from bytecode: Python compares only size and second of the file, which an edit may leave as they were.
         exec(compile(content, str(file), "exec"), module.__dict__)
     except BaseException as error:  # so that it can be loaded again once it is fixed
         del sys.modules[name]
@@ -312,7 +321,7 @@ def _inside(module: str, package: str) -> bool:
 
 
 def _complaint(file: Path, error: BaseException) -> str:
-    """What is wrong with a plugin, and in which line: of its own where an import or a decorator of ours failed."""
+    """What is wrong with a plugin, and in which line of its own files, even where code that it calls has failed."""
     if isinstance(error, SyntaxError):
         code = f" in {error.text.strip()!r}" if error.text else ""
         return f"plugin {error.filename or file}, line {error.lineno}: {error.msg}{code}"

@@ -64,9 +64,9 @@ class RunConfig:
     dir: str = "runs/default"
     """Folder of everything that the run writes."""
     precision: Precision = "auto"
-    """"auto" is bf16 autocast where the hardware multiplies bf16, float32 elsewhere."""
+    """"auto" is bf16 autocast where the hardware has fast bf16 matrix products, float32 elsewhere."""
     compile: bool = False
-    """torch.compile the networks, block by block: faster steps after a start of a minute or so per stage."""
+    """torch.compile the networks, block by block: faster steps, but each stage starts about a minute later."""
     shard: bool = False
     """On several ranks, spread weights, gradients and optimizer state of the flow networks over them (FSDP2) instead of
     keeping all on each: less memory, more traffic."""

@@ -30,10 +30,6 @@ def open_split(root, split="train", **fields):
     return ImageFolder(**({"root": str(root), "size": 8} | fields)).build(split)
 
 
-def values(data):
-    return [int(data[i][0].float().mean()) for i in range(len(data))]
-
-
 def cut(path):
     """Damage that the header does not show."""
     Image.effect_noise((64, 64), 90).convert("RGB").save(path, "PNG")

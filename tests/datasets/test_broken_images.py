@@ -3,7 +3,9 @@
 import warnings
 
 import pytest
-from folders import BOTH, break_some, classes, cut, open_split, values
+from folders import BOTH, break_some, classes, cut, open_split
+
+from packed import values
 
 
 @pytest.mark.filterwarnings("ignore:skipped")

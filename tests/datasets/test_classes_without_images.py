@@ -75,5 +75,5 @@ def test_neither_a_pipeline_nor_the_page_draws_any_of_them(path, tmp_path):
 
     page = read(tmp_path / "run", Networks(torch.device("cpu")), data=True, trust=False)
     assert views.overview(page)["classes"] == [{"label": 1, "name": "bee"}, {"label": 3, "name": "dog"}]
-    with pytest.raises(ValueError, match="class 2 is none that kl's generator has learned; those are 1, 3"):
+    with pytest.raises(ValueError, match="class 2 is not one that kl's generator has learned; those are 1, 3"):
         views.samples(page, "kl", 2, count=1, guidance=1.0, steps=1, seed=0, sampler="euler")

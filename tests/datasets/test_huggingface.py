@@ -96,6 +96,10 @@ def test_every_second_class_of_a_set_is_a_set(root, tmp_path, monkeypatch, capsy
     assert values(train) == [v for v in range(15) if v % 3 != 1]
     assert train.labels.tolist() == [(v % 3) // 2 for v in values(train)]
     assert values(test) == [101, 102]
+    monkeypatch.setattr("sys.argv", ["half", str(tmp_path / "other"), "--root", str(root), "--label", "image"])
+    with pytest.raises(SystemExit):
+        half_of_the_classes.main()
+    assert "--label: image is no column of classes; columns are " in capsys.readouterr().err
 
 
 def test_splits(root):

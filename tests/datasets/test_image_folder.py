@@ -8,7 +8,7 @@ from multiprocessing import active_children
 
 import pytest
 import torch
-from folders import BOTH, classes, open_split, picture, values
+from folders import BOTH, classes, open_split, picture
 from PIL import Image
 
 from dmvae import config as configs
@@ -17,6 +17,7 @@ from dmvae.datasets.image_folder import FolderDataset, ImageFolder, ends
 from dmvae.datasets.loading import loader, passes
 from dmvae.datasets.memory import MemoryDataset
 from dmvae.runtime.hashing import digest
+from packed import values
 
 
 @BOTH

@@ -91,7 +91,7 @@ def test_a_set_that_is_read_in_order_alone_is_told():
         def __iter__(self):
             yield GOOD, 0
 
-    with pytest.raises(ValueError, match="data: a Stream has no length, or no items by their number; give a map-style"):
+    with pytest.raises(ValueError, match="data: a Stream has no length, or no items by index; give a map-style"):
         offer(Stream(), made())
 
 
@@ -134,6 +134,13 @@ def test_both_sets_count_classes_alike():
     assert Instance(key=key).build("test").classes == tuple("abcde")
     train.classes = [("tench", "Tinca tinca"), *"bcde"]  # as in torchvision's ImageNet
     assert Instance(key=key).build("test").classes == ("tench, Tinca tinca", *"bcde")
+
+
+def test_labels_that_are_not_one_for_each_item_are_not_taken():
+    """As a part of a data set may have those of the whole."""
+    train = made(30)
+    train.targets = [0] * 31
+    assert Instance(key=offer(train, made(30))).build("train").labels.tolist() == [label for _, label in train]
 
 
 def test_sets_that_name_classes_differently_are_told():

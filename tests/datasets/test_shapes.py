@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dmvae import config as configs
-from dmvae.datasets.shapes import SHAPES, Shapes
+from dmvae.datasets.shapes import SHAPES, Shapes, draw
 
 
 def build(split="train", **fields):
@@ -18,6 +18,20 @@ def test_splits_and_seeds_differ():
     assert not torch.equal(build().images[:32], build("test").images)
     assert not torch.equal(build().images, build(seed=1).images)
     assert len({build().fingerprint, build("test").fingerprint, build(seed=1).fingerprint}) == 3
+
+
+def test_whatever_changes_the_images_changes_the_fingerprint():
+    others = ({}, {"size": 16}, {"channels": 1}, {"num_classes": 3}, {"count": 32}, {"limit": 10}, {"seed": 1})
+    assert len({build(**fields).fingerprint for fields in others}) == len(others)
+
+
+def test_a_quarter_turn_turns_the_shape():
+    uniform, labels = torch.full((2, 14), 0.5), torch.tensor([2, 2])  # triangles, in the middle
+    uniform[:, 4] = 0  # dark, on a pale background
+    uniform[:, 3] = torch.tensor([0.0, 0.25])
+    still, turned = draw(uniform, labels, 32).float().mean(1) < 128
+    assert min(int((torch.rot90(still, k) != turned).sum()) for k in (1, 3)) <= 2  # where edges round
+    assert int((still != turned).sum()) > 20
 
 
 @pytest.mark.parametrize(("size", "channels"), [(16, 3), (32, 1), (7, 3), (64, 1)])

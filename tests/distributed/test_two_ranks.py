@@ -61,18 +61,13 @@ def distances(one, two) -> dict[str, float]:
     return {network: square**0.5 for network, square in squares.items()}
 
 
-def train(rank, path):
-    with joined():
-        tiny.run(path)
-
-
 def run(folder, ranks, **over):
     """What `dmvae run` does on so many ranks, without the report at its end, which takes as long."""
     path = tiny.write(folder, **(OVER | over))
     if ranks == 1:
         tiny.run(path)
     else:
-        assert processes.on_ranks(train, path, timeout=300) == [0, 0]
+        assert processes.on_ranks(tiny.on_rank, path, timeout=300) == [0, 0]
     return folder / "run"
 
 

@@ -14,13 +14,14 @@ from safetensors.torch import save_file
 import tiny
 from dmvae import checks
 from dmvae import config as configs
-from dmvae.encoders import EncoderConfig
+from dmvae.encoders import EncoderConfig, load_public
 from dmvae.encoders.conv import ConvEncoder
 from dmvae.encoders.effnet import EffNetEncoder
 from dmvae.encoders.timm import TimmEncoder, load_weights
 from dmvae.models.effnet import effnet, weights_file
 from dmvae.recipe import load
 from dmvae.registry import find, names
+from hostile import Runs
 
 
 def tiny_vit(**changes) -> TimmEncoder:
@@ -49,11 +50,6 @@ def test_arguments_that_do_not_shape_a_network_are_refused(kwargs, tmp_path, mon
     with pytest.raises(ValueError, match=rf"kwargs: '?{next(iter(kwargs))}'?"):
         encoder.build(size=16, channels=3)
     assert not (tmp_path / "ran").exists()
-
-
-class Runs:
-    def __reduce__(self):
-        return (open, ("ran", "w"))
 
 
 def test_timm_reads_weights_alone_from_the_version_on_that_is_asked_for():
@@ -345,3 +341,31 @@ def test_models_without_one_grid_of_features_are_told(model, message):
     with torch.device("meta"), torch.inference_mode():
         with pytest.raises(ValueError, match=message):
             TimmEncoder(model=model, pretrained=False).build(size=64, channels=3).eval()(torch.zeros(1, 3, 64, 64))
+
+
+@pytest.mark.parametrize(("weights", "says"), [("random", False), ("random", True), ("public", False)])
+def test_an_encoder_of_a_plugin_that_is_random_and_does_not_say_so_is_told(weights, says):
+    class Mine(EncoderConfig):
+        type, starts_random = "mine", says
+
+        def build(self, *, size, channels, pretrained=False):
+            net = torch.nn.Sequential(torch.nn.Conv2d(channels, 4, 3), torch.nn.BatchNorm2d(4))
+            if pretrained and weights == "public":
+                net[0].load_state_dict({name: torch.ones_like(w) for name, w in net[0].state_dict().items()})
+            return net
+
+    net = Mine().build(size=8, channels=3)
+    before = torch.get_rng_state()
+    if weights == "random" and not says:
+        with pytest.raises(ValueError, match=r"encoder 'mine': its weights are others each time .* starts_random"):
+            load_public(net, Mine(), size=8, channels=3)
+        return
+    load_public(net, Mine(), size=8, channels=3)
+    if weights == "public":
+        assert net[0].weight.eq(1).all()
+    Mine().build(size=8, channels=3)
+    after = torch.get_rng_state()
+    torch.set_rng_state(before)
+    for _ in range(2):
+        Mine().build(size=8, channels=3)
+    assert torch.equal(torch.get_rng_state(), after), "the second look draws nothing that others would see"

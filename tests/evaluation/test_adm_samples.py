@@ -7,6 +7,7 @@ from zipfile import ZIP_STORED, ZipFile
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dmvae import cli
 from dmvae.commands.measurements import measure
@@ -63,6 +64,22 @@ def test_figures_are_those_of_the_folder(data, folders, tmp_path):
         found[name] = result["metrics"]
     first = found.pop("the stage's files")
     assert found == dict.fromkeys(places, pytest.approx(first, rel=1e-5))
+
+
+def test_images_of_several_sizes_take_the_option_that_the_error_names(data, tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    for name, shape in (("a", (24, 20)), ("b", (16, 16))):
+        Image.new("RGB", shape).save(tmp_path / f"images/{name}.png")
+    given = ["export", "adm-samples", str(tmp_path / "images"), "--out", str(tmp_path / "a.npz")]
+    with pytest.raises(SystemExit):
+        cli.main(given)
+    assert "give --size N" in capsys.readouterr().err
+    cli.main([*given, "--size", "8"])
+    assert npz_images(tmp_path / "a.npz").images.shape == (2, 3, 8, 8)
+    given[2] = str(samples(tmp_path / "s", *data[0]))
+    with pytest.raises(SystemExit):
+        cli.main([*given, "--size", "8"])
+    assert "--size 8: the samples of a run have one size; leave it out" in capsys.readouterr().err
 
 
 def test_samples_of_an_unfinished_stage_are_read_by_nobody(data, folders, tmp_path, monkeypatch):

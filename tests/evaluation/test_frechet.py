@@ -56,6 +56,14 @@ def test_a_set_is_at_distance_zero_from_itself(n):
         assert abs(frechet_distance(s, s)) < 1e-9 * float(s.covariance.trace())
 
 
+def test_directions_of_little_variance_are_not_lost():
+    """Squared, as they are in the quick way, they would be below the rounding of the large ones."""
+    turn = torch.linalg.qr(random_features(16, 16, 1))[0]
+    variances = torch.cat([torch.ones(8), torch.full((8,), 1e-14)]).double()
+    s = Statistics(n=99, mean=torch.zeros(16).double(), covariance=turn * variances @ turn.T)
+    assert abs(frechet_distance(s, s)) < 1e-9
+
+
 def test_sets_that_do_not_vary():
     zero = Statistics(n=9, mean=torch.zeros(2).double(), covariance=torch.zeros(2, 2).double())
     one = Statistics(n=9, mean=torch.ones(2).double(), covariance=torch.eye(2).double())
@@ -63,8 +71,9 @@ def test_sets_that_do_not_vary():
     assert frechet_distance(zero, one) == pytest.approx(4)
 
 
-def test_too_few_vectors_are_warned_of():
-    few, enough = Statistics.of(random_features(10, 20, 1)), Statistics.of(random_features(100, 20, 1))
+@pytest.mark.parametrize("n", [10, 20])
+def test_too_few_vectors_are_warned_of(n):
+    few, enough = Statistics.of(random_features(n, 20, 1)), Statistics.of(random_features(21, 20, 1))
     with pytest.warns(UserWarning, match="bias"):
         frechet_distance(few, enough)
     with warnings.catch_warnings():

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,10 +15,7 @@ from dmvae.evaluation.latents import (
     spectral_slope,
     vectors,
 )
-
-
-def normal(*shape: int, seed: int = 0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+from draws import normal
 
 
 def test_statistics_of_channels_are_torchs_whatever_the_batches():
@@ -139,8 +137,17 @@ def test_spectral_slope_of_a_power_law_is_its_exponent():
     assert spectral_slope(torch.zeros(3)) == 0
 
 
+def test_spectral_slope_of_other_values_gives_each_octave_the_same_say():
+    values = (
+        torch.rand(40, generator=torch.Generator().manual_seed(0), dtype=torch.float64).sort(descending=True).values
+    )
+    ranks = np.arange(1, 41)
+    slope, _ = np.polyfit(np.log(ranks), np.log(values.numpy()), 1, w=ranks**-0.5)
+    assert spectral_slope(values) == pytest.approx(-slope, rel=1e-6)
+
+
 def test_high_frequency_share_of_noise_is_that_of_the_grid_s_frequencies():
-    assert high_frequency_share(normal(2000, 4, 4, 4)) == pytest.approx(11 / 16, rel=0.02)
+    assert high_frequency_share(7 + normal(2000, 4, 4, 4)) == pytest.approx(11 / 16, rel=0.02)
 
 
 def test_high_frequency_share_of_flat_and_of_checkered_latents():

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import tiny
+from complaints import complain
 from dmvae import cli
 from dmvae.commands.codec import decode_latents, encode_images
 from dmvae.commands.measurements import measure
@@ -26,12 +27,6 @@ from dmvae.report.pipelines import write_pipelines
 pytestmark = pytest.mark.usefixtures("cache")
 
 FEATURES = "effnet-lite0@32"
-
-
-def complain(capsys, *arguments):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["measure", *map(str, arguments)])
-    return stop.value.code, capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -58,9 +53,11 @@ def test_bad_input_is_told_with_its_fix(folders, tmp_path, capsys):
         (broken, "unreadable image"),
         (one, "holds 1 image"),
     ):
-        code, said = complain(capsys, "folder", folder, folders[1], "--features", FEATURES, "--workers", 0)
+        code, said = complain(capsys, "measure", "folder", folder, folders[1], "--features", FEATURES, "--workers", 0)
         assert (code, message in said) == (2, True), said
-    code, said = complain(capsys, "folder", folders[0], one, "--features", FEATURES, "--workers", 0, "--force")
+    code, said = complain(
+        capsys, "measure", "folder", folders[0], one, "--features", FEATURES, "--workers", 0, "--force"
+    )
     assert (code, "holds 1 image: sets are compared, of 2 or more" in said) == (2, True), said
     np.savez(tmp_path / "mu.npz", mu=np.zeros(99), sigma=np.eye(99))
     for arguments, message in (
@@ -77,11 +74,11 @@ def test_bad_input_is_told_with_its_fix(folders, tmp_path, capsys):
         (["--features", "effnet-lite0@0"], "number of pixels"),
         (["--save-reference", "here"], "name it so"),
         (["--save-reference", "here.safetensors"], "mu.npz holds statistics already"),
-        (["--train", folders[0]], "mu.npz holds statistics alone"),
+        (["--train", folders[0]], "mu.npz holds only statistics"),
         (["--features", "effnet-lite0@32"], "mu.npz is of features with 99 components, and effnet-lite0@32 has 1280"),
     ):
         reference = tmp_path / "mu.npz" if "mu.npz" in message else folders[1]
-        code, said = complain(capsys, "folder", folders[0], reference, *arguments)
+        code, said = complain(capsys, "measure", "folder", folders[0], reference, *arguments)
         assert (code, message in said) == (2, True), said
 
 
@@ -92,7 +89,7 @@ def test_what_would_change_nothing_and_what_would_replace_a_folder_is_refused(fo
         (["--check", a, "--limit", "3"], "--check: limit would change nothing"),
         (["folder", *folders, "--features", FEATURES, "--json", tmp_path], "that is a folder"),
     ):
-        code, said = complain(capsys, *arguments)
+        code, said = complain(capsys, "measure", *arguments)
         assert (code, message in said) == (2, True), said
     assert tmp_path.is_dir()
 
@@ -109,6 +106,10 @@ def test_all_bad_files_are_told_at_once(tmp_path):
             list(images.batches(range(5), 2))
         for name in ("0.png: cannot identify", "b.png: ", "d.png: ", "c.png is 24x24", "give --size N"):
             assert name in str(told.value)
+    for i in range(4):  # one option mends them all: a few will do
+        Image.new("RGB", (24, 16)).save(tmp_path / f"e{i}.png")
+    with pytest.raises(ValueError, match=r"e0\.png is 24x16, \S+e1\.png is 24x16 and 2 more, and the first"):
+        list(FolderImages(tmp_path, workers=0).batches(range(9), 2))
 
 
 class MeanDistance(torch.nn.Module):
@@ -147,23 +148,27 @@ def test_pipelines_and_tokenizers(tmp_path, folders, capsys, monkeypatch):
         (["--count", "0"], "expected a whole number, 1 to"),
         (["--time-shift", "0"], "0.001 to 1000, got 0.0"),
     ):
-        code, said = complain(capsys, "samples", pipeline, test, "--features", FEATURES, *option)
+        code, said = complain(capsys, "measure", "samples", pipeline, test, "--features", FEATURES, *option)
         assert (code, message in said) == (2, True), said
     with monkeypatch.context() as nothing:
         nothing.setattr("dmvae.commands.measurements.features_of", None)  # told before a sample is drawn
-        code, said = complain(capsys, "samples", pipeline, folders[1], "--features", FEATURES)
+        code, said = complain(capsys, "measure", "samples", pipeline, folders[1], "--features", FEATURES)
         assert (code, "draws images of 12 pixels, and those of" in said, "--size 12" in said) == (2, True, True)
         (tmp_path / "wide").mkdir()
         Image.new("RGB", (20, 12)).save(tmp_path / "wide/0.png")
-        code, wide = complain(capsys, "samples", pipeline, tmp_path / "wide", "--features", FEATURES)
+        code, wide = complain(capsys, "measure", "samples", pipeline, tmp_path / "wide", "--features", FEATURES)
         assert (code, "not square: give --size 12, the pipeline's, to crop" in wide) == (2, True), wide
         (tmp_path / "cut").mkdir()
         for i in range(3):
             (tmp_path / f"cut/{i}.png").write_bytes((test / f"{i:03}.png").read_bytes()[: 60 if i == 1 else None])
-        code, broken = complain(capsys, "samples", pipeline, tmp_path / "cut", "--features", FEATURES, "--workers", 0)
+        code, broken = complain(
+            capsys, "measure", "samples", pipeline, tmp_path / "cut", "--features", FEATURES, "--workers", 0
+        )
         assert (code, "1 of 3 images: unreadable image" in broken) == (2, True), broken
         for train, message in ((tmp_path / "absent", "no such folder"), (folders[1], "draws images of 12 pixels")):
-            code, missed = complain(capsys, "samples", pipeline, test, "--train", train, "--features", FEATURES)
+            code, missed = complain(
+                capsys, "measure", "samples", pipeline, test, "--train", train, "--features", FEATURES
+            )
             assert (code, message in missed) == (2, True), missed
     assert said.count("\n") == 1, "no bar of the pipeline's parts, which a log would hold as one long line"
     monkeypatch.chdir(tmp_path)
@@ -194,18 +199,18 @@ def test_pipelines_and_tokenizers(tmp_path, folders, capsys, monkeypatch):
     stage["knn"] += 0.1
     stage["latents"]["effective_rank"] *= 2
     of_copy.write_text(json.dumps(stage))
-    code, said = complain(capsys, "--check", tmp_path / "none.json")
+    code, said = complain(capsys, "measure", "--check", tmp_path / "none.json")
     assert (code, "none.json: no such file; give one that" in said) == (2, True)
-    code, said = complain(capsys, "--check", tmp_path)
+    code, said = complain(capsys, "measure", "--check", tmp_path)
     assert (code, f"{tmp_path}: that is a folder; give" in said) == (2, True)
-    code, said = complain(capsys, "--check", of_copy)
+    code, said = complain(capsys, "measure", "--check", of_copy)
     assert code == 1
     assert "knn was" in said
     assert "latents.effective_rank was" in said
     scores = read_scores(tmp_path / "s.json")
     scores["metrics"][f"gfd_{FEATURES}"] *= 1.01
     (tmp_path / "s.json").write_text(json.dumps(scores))
-    code, said = complain(capsys, "--check", tmp_path / "s.json")
+    code, said = complain(capsys, "measure", "--check", tmp_path / "s.json")
     assert code == 1
     assert f"gfd_{FEATURES} was" in said
 

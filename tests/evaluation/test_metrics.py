@@ -2,18 +2,24 @@
 
 import importlib
 import math
+import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from dmvae.datasets.pixels import to_uint8
+from dmvae.datasets.pixels import resized, to_uint8, unit_to_uint8
 from dmvae.evaluation import manifolds
+from dmvae.evaluation.bootstrap import interval
 from dmvae.evaluation.classification import knn_accuracy
 from dmvae.evaluation.feature_set import FeatureSet
-from dmvae.evaluation.manifolds import agreement_values, manifold_values
-from dmvae.evaluation.metrics import Latents, Sets, metrics_of, of_sets
+from dmvae.evaluation.frechet import Statistics, frechet_distance
+from dmvae.evaluation.manifolds import agreement_values, manifold_values, memorisation_values
+from dmvae.evaluation.metrics import Figure, Latents, Metric, Scores, Sets, measured_sets, metrics_of, of_sets
+from dmvae.evaluation.metrics.per_class import per_class
 from dmvae.evaluation.pairs import psnr, ssim
 
 
@@ -24,7 +30,7 @@ def test_the_psnr_of_an_exact_copy_is_that_of_a_single_step():
 
 def test_samples_that_are_the_test_images_are_neither_nearer_nor_farther():
     x = torch.randn(60, 5, generator=torch.Generator().manual_seed(0))
-    assert manifolds.memorisation_values(x[:20], x[20:40], x[20:40]).mean() == 0.5
+    assert memorisation_values(x[:20], x[20:40], x[20:40]).mean() == 0.5
 
 
 def manifold_means(real, fake, k=5):
@@ -40,6 +46,23 @@ def pair(request):
     return a.to(torch.uint8), b.clamp(0, 255).to(torch.uint8)
 
 
+def test_a_figure_of_sets_that_no_table_would_show_is_told():
+    class Mine(Metric):
+        type, figures = "mine", (Figure("gwide", "width", "", 0, "{:.1f}", ""),)
+
+        def sets(self, sets):
+            return Scores({f"{sets.prefix}{self.own}_{sets.features}": 1.0})
+
+    metric, sets = Mine(), SimpleNamespace(prefix="g", features="x@64")
+    metric.own = "broad"
+    with pytest.warns(UserWarning, match="'mine': sets gives gbroad_x@64, and short names gwide_x@64: no table"):
+        measured_sets(metric, sets)
+    metric.own = "wide"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        measured_sets(metric, sets)
+
+
 def test_to_uint8_clamps_and_rounds():
     x = torch.tensor([-3.0, -1.0, -1 + 1.2 / 127.5, -1 + 1.8 / 127.5, 1.0, 2.0])
     assert to_uint8(x).tolist() == [0, 0, 1, 2, 255, 255]
@@ -48,6 +71,16 @@ def test_to_uint8_clamps_and_rounds():
 def test_to_uint8_takes_no_nan_for_a_grey_level():
     with pytest.raises(FloatingPointError, match="images hold NaN"):
         to_uint8(torch.tensor([[0.5, float("nan")]]))
+
+
+def test_resized_images_stay_within_their_range():
+    """Bicubic weights overshoot at an edge."""
+    edge = torch.ones(1, 1, 8, 8)
+    edge[..., :4] = -1
+    found = resized(edge, (13, 13))
+    assert (found.min(), found.max()) == (-1, 1)
+    assert F.interpolate(edge, (13, 13), mode="bicubic", antialias=True).max() > 1.01
+    assert resized(edge, (8, 8)) is edge
 
 
 def test_to_uint8_undoes_scaling_to_unit_range():
@@ -117,11 +150,22 @@ def test_manifolds_that_coincide_and_that_are_apart():
         manifold_means(x[:5], x)
 
 
+def test_a_class_of_a_single_image_has_no_distance_and_no_say_in_the_mean():
+    generator, labels = torch.Generator().manual_seed(0), torch.tensor([0] * 5 + [1] * 5 + [2])
+    real, fake = (FeatureSet({}, {"pool": torch.randn(11, 3, generator=generator)}, labels=labels) for _ in range(2))
+    scores = per_class(real, fake, "gfd")
+    each = [frechet_distance(*(Statistics.of(x.pool[labels == label]) for x in (real, fake))) for label in (0, 1)]
+    assert scores.per_class == {"gfd": [*map(pytest.approx, each), None]}
+    assert scores.metrics == {"gfd": pytest.approx(sum(each) / 2)}
+
+
 def test_knn_classifies_by_direction():
     train = torch.tensor([[1.0, 0.0], [5.0, 0.1], [0.0, 1.0], [0.1, 3.0]])
     labels = torch.tensor([0, 0, 3, 3])
     test, test_labels = torch.tensor([[9.0, 1.0], [0.2, 0.5], [7.0, 0.0]]), torch.tensor([0, 3, 3])
     assert knn_accuracy(train, labels, test, test_labels, k=2) == pytest.approx(2 / 3)
+    long = torch.tensor([[1.0, 0.0], [0.0, 9.0]])
+    assert knn_accuracy(long, torch.tensor([0, 1]), torch.tensor([[1.0, 0.5]]), torch.tensor([0]), k=1) == 1
     with pytest.raises(ValueError, match="k = 20"):
         knn_accuracy(train, labels, test, test_labels)
 
@@ -176,3 +220,26 @@ def test_distances_are_computed_on_the_device(monkeypatch, name):
     with pytest.raises(Seen) as seen:
         measure(of)
     assert seen.value.args == ({"meta"}, None if name == "linear_probe" else True)
+
+
+def test_memorisation_tells_copies_from_news():
+    generator = torch.Generator().manual_seed(0)
+    train, test, news = (torch.randn(400, 8, generator=generator) for _ in range(3))
+    found = [memorisation_values(train, test, fake).mean() for fake in (train[:100], test, news + 10)]
+    assert found == [1, 0.5, 0]
+    assert float(memorisation_values(train, test, news).mean()) == pytest.approx(0.5, abs=0.05)
+
+
+def test_intervals_are_those_of_a_mean():
+    x = torch.randn(2000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    low, high = interval(x)
+    assert low < float(x.mean()) < high
+    assert high - low == pytest.approx(2 * 1.96 * float(x.std()) / 2000**0.5, rel=0.1)
+
+
+def test_floats_outside_their_range_are_refused():
+    x = torch.tensor([[[[0.0, 1.0]]]])
+    assert unit_to_uint8(x).tolist() == [[[[0, 255]]]]
+    for wrong in (x * 2 - 1, x * 255, x / 0, x.long(), x.to(torch.uint16)):
+        with pytest.raises(ValueError, match=r"floats in \[0, 1\]"):
+            unit_to_uint8(wrong)

@@ -9,19 +9,11 @@ from dmvae.datasets.pixels import to_uint8
 from dmvae.evaluation import probe, proxies
 from dmvae.evaluation.frechet import Statistics, frechet_distance
 from dmvae.evaluation.interpolation import interpolated_frechet, slerp
-from dmvae.evaluation.neighbours import intrinsic_dimension, nearest
 from dmvae.evaluation.online import class_share, linear_flow_loss, neighbour_distance, online_proxies
 from dmvae.evaluation.probe import generator_probe
 from dmvae.evaluation.proxies import latent_proxies, linear_probe
 from dmvae.evaluation.sensitivity import equivariance, smoothness
-
-
-def normal(*shape: int, seed: int = 0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def rotation(d: int):
-    return torch.linalg.qr(normal(d, d, seed=9).double())[0].float()
+from draws import normal, rotation
 
 
 def rotated(z):
@@ -33,55 +25,6 @@ def clustered(n: int, shape=(4, 2, 2), classes: int = 3, spread: float = 0.3):
     labels = torch.arange(n) % classes
     z = normal(classes, *shape, seed=1)[labels] + spread * normal(n, *shape, seed=2)
     return (z - z.mean(0)) / z.std(0), labels
-
-
-def test_nearest_by_brute_force():
-    x, y = normal(70, 3, 2), normal(600, 3, 2, seed=1)
-    distances, indices = nearest(x, y, k=4)
-    expected = (x.flatten(1)[:, None] - y.flatten(1)).norm(dim=-1).sort(1)
-    torch.testing.assert_close(distances, expected.values[:, :4])
-    assert torch.equal(indices, expected.indices[:, :4])
-
-
-def test_nearest_among_themselves_leaves_each_one_out():
-    x = normal(700, 5) + 100  # more than a chunk, and far from the origin
-    _, indices = nearest(x)
-    assert (indices[:, 0] != torch.arange(700)).all()
-    distances, indices = nearest(torch.cat([x, x]))
-    assert torch.equal(indices[:700, 0], torch.arange(700, 1400))
-    assert not distances.any()
-
-
-def test_nearest_by_angle_and_too_few():
-    points = torch.tensor([[9.0, 1.0], [0.0, 0.1]])
-    _, by_angle = nearest(torch.tensor([[0.1, 0.0]]), points, cosine=True)
-    _, by_length = nearest(torch.tensor([[0.1, 0.0]]), points)
-    assert (int(by_angle), int(by_length)) == (0, 1)
-    with pytest.raises(ValueError, match="smaller k"):
-        nearest(points, k=2)
-
-
-@pytest.mark.parametrize(("d", "k"), [(1, 2), (2, 2), (4, 20), (6, 20)])
-def test_intrinsic_dimension_of_a_gaussian_in_a_wider_space(d, k):
-    z = normal(3000, d) @ rotation(24)[:d]
-    assert intrinsic_dimension(z.view(-1, 6, 2, 2), k) == pytest.approx(d, rel=0.1)
-
-
-def test_intrinsic_dimension_of_a_curved_manifold():
-    angle = 2 * math.pi * torch.rand(2000, 2, generator=torch.Generator().manual_seed(0))
-    torus = torch.cat([angle.cos(), angle.sin()], 1)
-    assert intrinsic_dimension(torus) == pytest.approx(2, rel=0.05)
-    assert intrinsic_dimension(torus, k=2) == pytest.approx(2, rel=0.1)
-    assert intrinsic_dimension(7 * torus @ rotation(4)) == pytest.approx(intrinsic_dimension(torus), rel=1e-3)
-
-
-def test_intrinsic_dimension_takes_copies_for_one():
-    z = normal(500, 3)
-    assert intrinsic_dimension(torch.cat([z, z])) == pytest.approx(intrinsic_dimension(z))
-    assert intrinsic_dimension(torch.ones(9, 3)) == 0
-    assert intrinsic_dimension(z[:10], k=20) == intrinsic_dimension(z[:10], k=9)
-    with pytest.raises(ValueError, match="2 or more"):
-        intrinsic_dimension(z, k=1)
 
 
 def test_linear_probe_separates_what_is_separable_and_nothing_else():
@@ -244,6 +187,7 @@ def test_neighbour_distance_knows_repetition_and_dimension():
     assert float(neighbour_distance(torch.cat([z, z]))) == pytest.approx(0, abs=1e-5)
     flat = (normal(128, 2) @ rotation(16)[:2]).view_as(z)
     assert float(neighbour_distance(z[:1])) == 0
+    assert float(neighbour_distance(z[:2])) == pytest.approx(1), "two latents are as far as two latents are"
     assert float(neighbour_distance(flat)) < 0.3 * float(neighbour_distance(z)) < 1
 
 
@@ -262,7 +206,7 @@ def test_online_proxies_are_functions_of_the_batch_without_gradient():
     assert all(v.ndim == 0 and v.isfinite() and not v.requires_grad for v in figures.values())
     again = online_proxies(z.detach().clone(), labels)
     assert all(torch.equal(again[name], value) for name, value in figures.items())
-    moved = online_proxies(5 * z.detach() + 1, labels)
+    moved = online_proxies(torch.tensor([5.0, 1.0, 0.1, -2.0]).view(-1, 1, 1) * z.detach() + 1, labels)
     assert all(torch.allclose(moved[name], value, rtol=1e-3) for name, value in figures.items())
     assert all(v.isfinite() for v in online_proxies(torch.zeros(4, 2, 2, 2), torch.arange(4)).values())
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dmvae.flow.loss import FlowPass, flow_matching_loss, gaussian_loss, sample_time
+from dmvae.flow.loss import FlowPass, drop_labels, flow_matching_loss, gaussian_loss, sample_time
 from dmvae.matching import DMD, LAG, Context
 from dmvae.models.velocity import VelocityModel
 from dmvae.references.gaussian import Gaussian
@@ -44,6 +44,11 @@ def test_two_ranks_know_as_much_of_a_batch_as_one(monkeypatch, shift):
     assert float(gaussian_loss(z[:2], "uniform", shift)) == pytest.approx(float(whole), rel=1e-4)
 
 
+def test_a_single_image_has_the_spread_of_its_elements():
+    z = Random(0).normal(1, 2, 3, 3)
+    assert float(gaussian_loss(z, "uniform")) == pytest.approx(math.pi / 2 * float(z.std()))
+
+
 @pytest.mark.parametrize("shift", [0.25, 1.0, 4.0])
 def test_shifted_times_lie_nearer_to_noise(shift):
     """The share below u / (u + shift (1 - u)) is u, for uniform times; the order stays."""
@@ -52,6 +57,15 @@ def test_shifted_times_lie_nearer_to_noise(shift):
         assert (t < u / (u + shift * (1 - u))).float().mean().item() == pytest.approx(u, abs=0.01)
     assert (t[plain.argsort()].diff() >= 0).all()
     assert torch.equal(t, plain) == (shift == 1)
+
+
+def test_labels_are_dropped_in_the_share_asked_for_and_else_kept():
+    labels = torch.arange(20000) % 3
+    some = drop_labels(labels, 0.1, 3, Random(0))
+    assert (some == 3).float().mean().item() == pytest.approx(0.1, abs=0.01)
+    assert torch.equal(some[some < 3], labels[some < 3])
+    assert torch.equal(drop_labels(labels, 0.0, 3, Random(0)), labels)
+    assert (drop_labels(labels, 1.0, 3, Random(0)) == 3).all()
 
 
 def test_a_generator_and_a_student_train_at_shifted_times():
@@ -78,6 +92,13 @@ def test_a_student_of_latents_that_have_moved_on_lags(std, lag):
     z = std * Random(2).normal(len(LABELS), *SHAPE)
     _, log = DMD().student_loss(stale, z, LABELS, Context(Random(3), 3))
     assert float(log[LAG]) == pytest.approx(lag, rel=0.02)
+
+
+@pytest.mark.parametrize(("times", "shift"), [("uniform", 4.0), ("logit_normal", 1.0)])
+def test_an_exact_student_does_not_lag_at_whatever_times_it_trains(times, shift):
+    z, exact = Random(2).normal(len(LABELS), *SHAPE), Gaussian(SHAPE, 3, 1.0).velocity
+    context = Context(Random(3), 3, time_distribution=times, time_shift=shift)
+    assert float(DMD().student_loss(exact, z, LABELS, context)[1][LAG]) == pytest.approx(1, rel=0.02)
 
 
 def test_directions_are_compared_place_by_place_whatever_their_length():

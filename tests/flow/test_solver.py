@@ -125,6 +125,15 @@ def test_a_guidance_interval_holds_both_its_ends(steps, ends):
     assert (out != toy(z, times, y)).flatten().tolist() == inside
 
 
+@pytest.mark.parametrize("shift", [1.0, 2.5])
+@pytest.mark.parametrize("steps", [7, 50])
+def test_times_of_a_grid_are_exact_in_float32(steps, shift):
+    """Multiples of 2^-24, so that noise levels and step sizes are exact too."""
+    grid = time_grid(steps, shift).double() * 2**24
+    assert (grid[0], grid[-1]) == (0, 2**24)
+    assert torch.equal(grid, grid.round())
+
+
 def toy(z_t, t, y):
     return z_t * (1 + y.view(-1, 1, 1, 1)) + t.view(-1, 1, 1, 1)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoints import save
 from safetensors.torch import load_file, save_file
 
 from dmvae import cli
@@ -32,11 +33,6 @@ XL |= {"patch_size": 1, "mlp_ratio": 4.0}
 
 def error(a, b):
     return ((a.float() - b).norm() / b.norm()).item()
-
-
-def save(path, content):
-    torch.save(content, path)
-    return path
 
 
 def published(network):
@@ -110,18 +106,31 @@ def test_a_tokenizers_weights_are_those_the_authors_sample_with_unless_the_avera
         assert torch.equal(bias, state["decoder.conv_out.bias"].float())
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module.", "module._orig_mod.", "model.", "ema.module."])
-@pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy", "nested"])
-def test_state_dicts_are_read_bare_nested_or_prefixed_from_every_kind_of_file(tmp_path, dit_state, prefix, kind):
+PREFIXES = ("", "module.", "_orig_mod.module.", "module._orig_mod.", "model.", "ema.module.")
+
+
+@pytest.mark.parametrize(
+    ("kind", "prefix", "weights"),
+    [
+        *(("safetensors", prefix, "ema" if "ema" in prefix else "model") for prefix in PREFIXES),
+        ("zip", "module.", "model"),
+        ("legacy", "module.", "model"),
+        ("nested", "module.", "model"),
+        ("nested", "module.", "ema"),
+    ],
+)
+def test_state_dicts_are_read_bare_nested_or_prefixed_from_every_kind_of_file(
+    tmp_path, dit_state, kind, prefix, weights
+):
     file = tmp_path / "weights.pt"  # the content tells the kind, not the suffix
     state = {prefix + k: v for k, v in dit_state.items()}
     if kind == "safetensors":
         save_file(state, file)
     elif kind == "nested":
-        save(file, {"model": {f"module.{k}": v for k, v in dit_state.items()}, "ema": dit_state})
+        save(file, {"model": state, "ema": dit_state})
     else:
         torch.save(state, file, _use_new_zipfile_serialization=kind == "zip")
-    model = import_generator(file, weights="ema" if "ema" in prefix else "model")
+    model = import_generator(file, weights=weights)
     assert torch.equal(model.final_layer.linear.weight, dit_state["final_layer.linear.weight"].float())
 
 

@@ -95,6 +95,17 @@ def test_cutout_blanks_one_rectangle():
     assert 0.15 < blank.float().mean() < 0.25
 
 
+def test_color_scales_saturation_by_up_to_two():
+    """Beside the contrast, which grey pictures show."""
+    x = torch.rand(400, 3, 2, 2, generator=Random(0))
+    grey, changed = x.mean(1, keepdim=True), color(x, Random(1))
+    contrast = color(grey, Random(1)).std((1, 2, 3)) / grey.std((1, 2, 3))
+    before, after = ((of - of.mean(1, keepdim=True)).flatten(1).norm(dim=1) for of in (x, changed))
+    saturation = after / before / contrast
+    assert saturation.min() < 0.05
+    assert 1.95 < saturation.max() < 2.001
+
+
 def test_color_keeps_grey_and_scales_about_the_mean():
     grey = torch.rand(20, 1, 4, 4, generator=Random(0))
     changed = color(grey, Random(1))

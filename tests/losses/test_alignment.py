@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+import tiny
 from dmvae import config as configs
-from dmvae.losses.alignment import AlignmentConfig
+from dmvae.losses.alignment import AlignmentConfig, as_promised
 from dmvae.losses.alignment.pointwise import Pointwise, cosines, marginal_cosine, marginal_distance
 from dmvae.runtime.random import Random
 
@@ -57,6 +58,14 @@ def test_the_squared_difference_is_zero_at_equality():
     assert of(f + 2) == pytest.approx(4, rel=1e-5)
 
 
+def test_each_loss_has_its_own_margin():
+    z, f, projection = features(4, 1), features(), nn.Conv2d(4, 6, 1, bias=False)
+    config = Pointwise(m1=0.1, m2=0.3)
+    _, _, log = config.losses(projection, z, torch.zeros(3).long(), f, Random(0))
+    assert log["alignment/cosine"] == marginal_cosine(projection(z), f, 0.1)
+    assert log["alignment/distance"] == marginal_distance(z, f, 0.3)
+
+
 @pytest.mark.parametrize(("kind", "terms"), [("vf", {"cosine", "distance"}), ("l2", {"l2"})])
 def test_gradients_reach_latents_and_projection(kind, terms):
     config = Pointwise(kind=kind, m1=0.0, m2=0.0)
@@ -79,6 +88,56 @@ def test_a_section_without_type_is_pointwise_and_counts_as_it_did_before_there_w
     assert configs.identity(read) == kept
     with pytest.raises(ValueError, match="no AlignmentConfig is called 'repa'; did you mean 'repa_e'"):
         configs.read(AlignmentConfig, {"type": "repa"})
+
+
+Z = torch.zeros(3, requires_grad=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (Z.sum(), "gives a Tensor; give three: loss for the latents, loss for the projection, figures to log"),
+        ((Z.sum(), {}), "gives 2 values; give three"),
+        ((Z, Z.sum(), {}), r"a loss for the latents that is of shape \[3\]; give a scalar tensor"),
+        ((Z.sum(), None, {}), "a loss for the projection that is a NoneType; give a scalar"),
+        ((Z.sum().detach(), Z.sum(), {}), "does not depend on them; is it detached"),
+        ((Z.sum(), Z.sum(), None), r"figures that are a NoneType; give a dict, \{\} for none"),
+    ],
+)
+def test_what_an_alignment_returns_is_checked(given, message):
+    assert as_promised("mine", (Z.sum(), torch.zeros(()), {}))[2] == {}
+    with pytest.raises(ValueError, match=f"tokenizer.alignment: 'mine' gives.*{message}|{message}"):
+        as_promised("mine", given)
+
+
+PLACES = """
+from dataclasses import dataclass
+from torch import nn
+from dmvae.losses.alignment import AlignmentConfig
+from dmvae.losses.alignment.pointwise import cosines
+from dmvae.registry import register
+
+
+@register("places")
+@dataclass(frozen=True, kw_only=True)
+class Places(AlignmentConfig):
+    def projection(self, latent_shape, num_classes, width):
+        return nn.Identity()
+
+    def losses(self, projection, z, labels, features, rng):
+        loss = (cosines(z) - cosines(features)).square().mean()
+        return loss, loss.new_zeros(()), {"places/gap": loss.detach()}
+"""
+
+
+@pytest.mark.slow
+def test_an_alignment_may_have_nothing_to_learn(tmp_path):
+    (tmp_path / "places.py").write_text(PLACES)
+    over = {"plugins": [str(tmp_path / "places.py")], "tokenizer__alignment": {"type": "places"}}
+    tiny.run(tiny.write(tmp_path, **over), "matched", until="tokenizer")
+    log = (tmp_path / "run/matched/tokenizer/log.jsonl").read_text()
+    assert "places/gap" in log
+    assert "projection/loss" not in log
 
 
 def test_a_negative_margin_is_refused():

@@ -36,6 +36,13 @@ def test_features_are_of_length_one_at_every_place(loss, images):
         torch.testing.assert_close(features.norm(dim=1), torch.ones_like(features[:, 0]), atol=1e-3, rtol=0)
 
 
+def test_it_is_twice_one_minus_the_cosine_at_each_place(loss, images):
+    recon = noisy(images, 0.1)
+    pairs = zip(loss.features(recon), loss.features(images), strict=True)
+    expected = sum(2 - 2 * F.cosine_similarity(f, w, dim=1).mean((1, 2)) for f, w in pairs)
+    torch.testing.assert_close(loss.per_sample(recon, images), expected, rtol=1e-2, atol=1e-5)
+
+
 def test_zero_at_identity_and_growing_with_damage(loss, images):
     assert float(loss(images, images)) == 0
     for damage, amounts in [(blurred, (3, 5, 9)), (noisy, (0.02, 0.1, 0.4))]:
@@ -51,6 +58,13 @@ def test_the_mean_over_samples_is_weighted(images):
     assert float(loss(recon, images)) == pytest.approx(0.25 * float(each.mean()), rel=1e-6)
     alone = torch.cat([loss.per_sample(r[None], x[None]) for r, x in zip(recon, images, strict=True)])
     torch.testing.assert_close(each, alone, rtol=1e-4, atol=1e-6)
+
+
+def test_larger_images_are_made_smaller_by_means_of_all_their_pixels(loss):
+    """Stripes of one pixel in two, of which those next to the new pixels' centres are all dark."""
+    stripes = torch.tensor([1.0, -1.0, -1.0, 1.0]).repeat(32).expand(1, 1, 128, 128)
+    grey, dark = (loss.per_sample(stripes, torch.full((1, 1, 32, 32), x)).item() for x in (0.0, -1.0))
+    assert grey < 0.5 * dark
 
 
 def test_gradients_reach_the_reconstruction_alone(loss, images):

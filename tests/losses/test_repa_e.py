@@ -8,14 +8,11 @@ from dmvae.generators.flow import FlowModelConfig
 from dmvae.losses.alignment import AlignmentConfig
 from dmvae.losses.alignment.repa_e import RepaE
 from dmvae.runtime.random import Random
+from draws import normal
 
 SHAPE, CLASSES, WIDTH = (4, 4, 4), 3, 6
 LABELS = torch.tensor([0, 1, 2, 1, 0])
 MODEL = FlowModelConfig(width=16, depth=4, heads=2)
-
-
-def numbers(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def projection_of(config):
@@ -31,7 +28,7 @@ def found(config, projection, z, features):
     return config.losses(projection, z, LABELS, features, Random(3))
 
 
-Z, FEATURES = numbers(5, *SHAPE), numbers(5, WIDTH, 4, 4, seed=1)
+Z, FEATURES = normal(5, *SHAPE), normal(5, WIDTH, 4, 4, seed=1)
 CONFIG = RepaE(model=MODEL, width=8, depth=2)
 
 
@@ -104,7 +101,7 @@ def test_patches_of_latents_meet_features_of_their_stride():
         {"type": "repa_e", "width": 8, "model": {"width": 16, "depth": 2, "heads": 2, "patch_size": 2}},
     )
     assert config.patch == 2
-    alignment, _, _ = found(config, projection_of(config), Z, numbers(5, WIDTH, 2, 2))
+    alignment, _, _ = found(config, projection_of(config), Z, normal(5, WIDTH, 2, 2))
     assert 0 <= alignment <= 2
 
 

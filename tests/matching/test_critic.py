@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from small import Halves
 
 from dmvae import config as configs
 from dmvae.generators.flow import FlowModelConfig
@@ -65,20 +66,12 @@ def test_latents_follow_the_critic_to_the_reference():
     assert 0.6 < z.std() < 1.5
 
 
-class Halves:
-    """Latents +2 under label 1 and -2 under label 0."""
-
-    def sample(self, n, rng):
-        labels = rng.integers(2, n)
-        return (4.0 * labels - 2).view(-1, 1, 1, 1) + 0.3 * rng.normal(n, *SHAPE), labels
-
-
 @pytest.mark.slow
 def test_the_critic_listens_to_labels():
     """Latents that lie where the reference does, under the wrong labels, are found out."""
     labels = torch.arange(64) % 2
     wrong = (2 - 4.0 * labels).view(-1, 1, 1, 1) + 0.3 * Random(0).normal(64, *SHAPE)
-    _, log, _ = play(wrong, Halves(), steps=80, labels=labels)
+    _, log, _ = play(wrong, Halves(SHAPE), steps=80, labels=labels)
     assert log["critic/accuracy"] > 0.95
 
 
@@ -102,6 +95,11 @@ def test_the_pull_is_on_latents_alone():
     assert torch.equal(loss, torch.nn.functional.softplus(-critic(z, labels)).mean())
     assert z.grad.abs().sum() > 0
     assert all(p.grad is None for p in critic.parameters())
+
+
+def test_a_new_critic_says_the_same_under_every_label():
+    critic, z = Critic(2, CLASSES, 8, 1), Random(0).normal(1, *SHAPE).expand(CLASSES + 1, -1, -1, -1)
+    assert len(critic(z, torch.arange(CLASSES + 1)).unique()) == 1
 
 
 def test_the_penalty_is_half_the_square_of_the_slope():

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from dmvae.flow.path import interpolate
 from dmvae.matching import Context
 from dmvae.matching.dmd import DMD, gradient
 from dmvae.references.gaussian import Gaussian
@@ -34,6 +35,17 @@ def test_it_vanishes_when_the_student_is_the_teacher():
     g, gap = gradient(z, noise, t, labels, reference.velocity, reference.velocity, 1.0, 3)
     assert g.abs().max() == 0
     assert gap.abs().max() == 0
+
+
+def test_the_gap_is_the_mean_squared_difference_of_the_estimates():
+    """Of Gaussians of standard deviation s, whose estimate is t s^2 / (t^2 s^2 + (1 - t)^2) z_t."""
+    z, noise, t = Random(0).normal(5, 2, 3, 3), Random(1).normal(5, 2, 3, 3), Random(2).uniform(5)
+    teacher, student = (Gaussian((2, 3, 3), 3, s) for s in (1.0, 0.4))
+    labels, z_t, of = torch.zeros(5, dtype=torch.int64), interpolate(noise=noise, z=z, t=t), t.view(-1, 1, 1, 1)
+    a, b = (of * x.variance / (of**2 * x.variance + (1 - of) ** 2) * z_t for x in (student, teacher))
+    g, gap = gradient(z, noise, t, labels, teacher.velocity, student.velocity, 1.0, 3)
+    torch.testing.assert_close(gap, (a - b).square().mean((1, 2, 3)), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(g, (a - b) / (z - b).abs().mean((1, 2, 3), keepdim=True), rtol=1e-4, atol=1e-5)
 
 
 def test_time_range_moves_with_progress():

@@ -5,18 +5,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from kept import stored
 from safetensors.torch import save_file
 
 from dmvae.evaluation.latents import vectors
 from dmvae.runtime.random import Random
 
 SHAPE = (4, 3, 3)  # of the tiny recipe
-
-
-def stored(reference):
-    """All latents of a reference made from data, and their labels."""
-    latents = reference.latents
-    return latents.__getitems__(torch.arange(len(latents)))
 
 
 def write(folder, name, array, labels=None):

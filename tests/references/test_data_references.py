@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from kept import stored
 
 import tiny
 from dmvae.evaluation.latents import vectors
@@ -19,12 +20,6 @@ def rows(n=2000, d=6):
     return torch.randn(n, d, generator=generator) @ mix + 3
 
 
-def stored(reference):
-    """All latents of a reference made from data, and their labels."""
-    latents = reference.latents
-    return latents.__getitems__(torch.arange(len(latents)))
-
-
 def test_pca_whitens_and_keeps_the_widest_directions():
     x = rows()
     z = fit_linear("pca", x, 3, seed=0)(x)
@@ -34,6 +29,8 @@ def test_pca_whitens_and_keeps_the_widest_directions():
     basis = torch.linalg.svd(centred, full_matrices=False)[2][:3]
     weight = fit_linear("pca", x, 3, seed=0).weight.double()
     assert torch.allclose(weight @ basis.T @ basis, weight, atol=1e-5)
+    assert (weight @ basis.T).abs().argmax(1).tolist() == [0, 1, 2], "the widest first"
+    assert (weight.gather(1, weight.abs().argmax(1, keepdim=True)) > 0).all(), "one sign, whatever the library's"
 
 
 def test_random_projection_is_orthogonal_and_keeps_to_its_seed():
@@ -41,6 +38,7 @@ def test_random_projection_is_orthogonal_and_keeps_to_its_seed():
     assert torch.allclose(w @ w.T, torch.eye(3, dtype=torch.float64))
     assert torch.equal(w, random_orthogonal(6, 3, seed=5))
     assert not torch.allclose(w, random_orthogonal(6, 3, seed=6))
+    assert {random_orthogonal(1, 1, seed).item() for seed in range(20)} == {-1.0, 1.0}, "uniform among all of them"
     z = fit_linear("random", rows(), 3, seed=5)(rows())
     assert torch.allclose(z.mean(0), torch.zeros(3), atol=1e-4)
 
@@ -55,6 +53,12 @@ def test_bottleneck_keeps_what_two_factors_say():
     assert residual.square().mean() < 0.05 * x.var(0).mean()
 
 
+def test_a_bottleneck_does_not_see_where_features_lie_and_how_large_they_are():
+    x = rows(200)
+    found = [learn_bottleneck(y, 2, 8, 5, seed=0, device=torch.device("cpu"))(y) for y in (x, 5 * x - 7)]
+    torch.testing.assert_close(*found, rtol=0, atol=1e-2)
+
+
 def test_impossible_reductions_say_what_to_do():
     with pytest.raises(ValueError, match="cannot make 8 components of features that have 6"):
         fit_linear("pca", rows(), 8, seed=0)
@@ -67,6 +71,7 @@ def test_resize_averages_areas_and_grows_bilinearly():
     x = torch.arange(16.0).view(1, 1, 4, 4)
     assert resize(x, (2, 2)).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
     assert resize(x, (4, 4)) is x
+    assert resize(torch.tensor([[[[0.0, 4.0], [0.0, 4.0]]]]), (4, 4))[0, 0].tolist() == 4 * [[0, 1, 3, 4]]
     assert resize(torch.full((1, 1, 1, 1), 2.0), (3, 3)).flatten().tolist() == [2.0] * 9
 
 

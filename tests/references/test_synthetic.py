@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from dmvae import config as configs
 from dmvae.matching import Matching
 from dmvae.references.data import initial_latents
-from dmvae.references.mixture_fit import fit_mixture
+from dmvae.references.mixture_fit import _maximise, _plus_plus, fit_mixture
 from dmvae.runtime.random import Random
 from dmvae.stages.unmet import unmet
 
@@ -124,11 +124,27 @@ def test_expectation_maximisation_finds_separate_components():
     assert torch.allclose(weights[order], torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), atol=0.02)
 
 
+def test_centres_are_drawn_far_from_all_that_there_are():
+    """Two places are near each other, and as good as equally far from a third: the last one drawn is not enough."""
+    x = torch.tensor([0.0, 1.0, 1000.0]).double().repeat_interleave(5)[:, None]
+    for seed in range(8):
+        centres = _plus_plus(x, 3, torch.Generator().manual_seed(seed))
+        assert sorted(centres.flatten().tolist()) == [0, 1, 1000], seed
+
+
+def test_a_variance_counts_the_whole_set_s_as_one_more_sample():
+    x, share = torch.tensor([[0.0], [2.0], [10.0]]).double(), torch.tensor([[1.0, 0], [1, 0], [0, 1]]).double()
+    means, variances, weights = _maximise(x, share, torch.tensor([6.0]).double())
+    assert means.flatten().tolist() == [1, 10]
+    assert variances.flatten().tolist() == pytest.approx([(2 * 1 + 6) / 3, (0 + 6) / 2])
+    assert weights.tolist() == pytest.approx([2 / 3, 1 / 3])
+
+
 def test_fit_of_few_and_equal_samples_is_finite():
     means, variances, weights = fit_mixture(torch.ones(3, 2), 5, seed=0)
     assert means.shape == (3, 2)
     assert means.isfinite().all()
-    assert (variances > 0).all()
+    assert (variances >= 1e-3).all(), "a component is not a point"
     assert weights.sum() == pytest.approx(1)
 
 
@@ -155,12 +171,14 @@ def test_a_mixture_is_fitted_to_data_only(make):
 def test_a_mixture_has_the_labels_of_what_it_is_fitted_to(make, tmp_path, names, labelled):
     rng = np.random.default_rng(0)
     np.save(tmp_path / "latents.npy", rng.normal(size=(60, *SHAPE)))
-    np.save(tmp_path / "labels.npy", np.arange(60) % CLASSES)
+    np.save(tmp_path / "labels.npy", np.arange(60) % 4 % CLASSES)
     array = {"type": "array", "path": str(tmp_path / "latents.npy"), "labels": names and str(tmp_path / names)}
     assert make.read(type="mixture", fit=array).labelled == labelled
     assert not make.read(type="mixture", fit=array, conditional=False).labelled
     joint = make.build(type="mixture", fit=array).joint
     assert bool((joint == joint[0]).all()) == (not labelled)
+    shares = [1 / 2, 1 / 4, 1 / 4] if labelled else [1 / 3] * 3
+    assert joint.sum(1).tolist() == pytest.approx(shares), "each class as often as it is among the data"
 
 
 def test_a_function_has_labels_where_it_returns_some(make, tmp_path):

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from kept import stored
 
 from dmvae.references.text import TEMPLATES, load_encoder, longest_caption
 
@@ -27,10 +28,6 @@ def folder(tmp_path_factory):
     )
     transformers.BertModel(config).save_pretrained(path)
     return str(path)
-
-
-def stored(reference):
-    return reference.latents.__getitems__(torch.arange(len(reference.latents)))
 
 
 def test_captions_of_templates(make, folder):

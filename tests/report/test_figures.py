@@ -6,8 +6,9 @@ from html import unescape
 import pytest
 from fake_run import build
 
+from dmvae.commands import check
 from dmvae.commands.check import _short, in_unit, print_scores, title_of
-from dmvae.evaluation.metrics import figures, unit_of
+from dmvae.evaluation.metrics import Figure, figures, unit_of
 from dmvae.report import table
 from dmvae.report.figures import shown
 from dmvae.report.run import Run
@@ -65,7 +66,7 @@ def test_shares_are_printed_in_percent_by_measure_too(monkeypatch):
     monkeypatch.setattr(console, "width", 120)
     result = {"metrics": {"coverage_x@64": 0.66, "psnr": 21.5}, "intervals": {"coverage_x@64": (0.5, 0.75)}}
     text = printed(print_scores, result)
-    assert "features: x@64, which stand behind the names in files" in text
+    assert "features: x@64; the names in files end in _x@64" in text
     assert "coverage │ 66 % │ 50 % to 75 % │ coverage" in text
     assert "PSNR │ 21.5 dB │ │ psnr" in text
     counts = {"manifest": {"count": 2500, "reference": {"count": 50000}}}
@@ -75,9 +76,14 @@ def test_shares_are_printed_in_percent_by_measure_too(monkeypatch):
     assert _short(["runs/a/kl/evaluate/metrics.json", "runs/a/matched/evaluate/metrics.json"]) == ["kl", "matched"]
     assert _short(["one.json", "two.json"]) == ["one.json", "two.json"]
     assert _short(["a/b.json"]) == ["a/b.json"]
-    assert [title_of(name) for name in ("gfid_inception", "fd_x@64", "gkid-std_x@64", "recall_x@64", "novel_x")] == [
+    assert [title_of(name) for name in ("gfid_inception", "fd_x@64", "gkid-std_x@64", "grecall_x@64", "novel_x")] == [
         *("gFD", "Frechet distance", "gKID, spread", "recall", "")
     ]
+    own = {"grain": Figure("grain", "graininess", "", 0, "{:.1f}", "")}  # as a plugin's metric has
+    monkeypatch.setattr(check, "figures", lambda: own)
+    assert [title_of(f"{prefix}grain_x@64") for prefix in ("", "g", "r", "gr")] == ["graininess"] * 4
+    own["gwide"] = Figure("gwide", "width of samples", "", 0, "{:.1f}", "")
+    assert [title_of(f"{prefix}wide_x@64") for prefix in ("", "g")] == ["width of samples"] * 2
     assert [title_of(name) for name in ("kid", "kid_x@64", "rkid_x@64")] == ["KID", "KID", "rKID"]
     assert shown(["kid"])["kid"].title == "gKID"
     assert in_unit("agreement-real_x@64", 0.724) == "72.4 %"

@@ -118,7 +118,7 @@ def test_a_method_that_was_measured_otherwise_says_so_and_is_not_ranked(tmp_path
     print_summary(summary)
     assert "c (by x, 500 images, 2,500 samples)" in " ".join(capsys.readouterr().out.split())
     page = table.results(Run(tmp_path / "run", jobs))
-    assert "a@2 (by inception, 2500 images, 2,500 samples)" in page
+    assert "a@2 <small>(by inception, 2500 images, 2,500 samples)</small>" in page
     assert '<td class="best">70' in page, "of those that compare b is the best"
     assert '<td class="best">50' not in page
     words = table.summary(Run(tmp_path / "run", jobs))
@@ -200,6 +200,12 @@ def test_a_ratio_is_over_the_baseline_of_as_many_steps():
     assert found == ["0.75", "0.75", "0.50", "1.00", "1.00"]
 
 
+def test_a_row_of_one_seed_has_the_baseline_of_as_many_steps_too():
+    steps = {"a_2": 2, "kl@0": 8, "kl_2@0": 2, "kl_9": 9, "b_9": 9}
+    methods = {name: {"gfd": [1.0]} for name in steps}
+    assert [results.like(name, "kl@0", methods, steps) for name in ("a_2", "b_9", "kl@0")] == ["kl_2@0", "kl_9", "kl@0"]
+
+
 def ratios(gfd, **more):
     methods = results.by_method({name: {"psnr": 20.0} | ({"gfd": x} if x else {}) for name, x in gfd.items()})
     steps = {name: 8 if "_" not in name else int(name.partition("_")[2]) for name in methods}
@@ -245,7 +251,7 @@ def test_rows_of_variants_that_were_run_by_earlier_settings_say_so_and_are_not_r
     print_summary(summary)
     out, page = capsys.readouterr().out, table.results(Run(run_dir, jobs))
     assert "kl (by earlier settings)" in out
-    assert "kl (by earlier settings)" in page
+    assert "kl <small>(by earlier settings)</small>" in page
     assert "of earlier settings, as sample.steps is 3 and was 2: kl" in out.splitlines()
     assert write_summary(jobs, run_dir) == summary  # as `dmvae report` writes it
     again = [replace(job, folder=run_dir / "stages/evaluate-other") if job is jobs[-1] else job for job in jobs]

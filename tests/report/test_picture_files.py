@@ -1,7 +1,11 @@
 """Pictures of samples as `benchmarks.pictures` draws them."""
 
+import json
+import re
+
 import pytest
 import torch
+from benchmarks import pictures
 from benchmarks.pictures import by_class
 from safetensors.torch import save_file
 
@@ -20,3 +24,21 @@ def test_the_lowest_scale_is_drawn_and_classes_may_have_unequal_numbers(tmp_path
     assert found.unique().tolist() == [2]
     with pytest.raises(ValueError, match="no samples in"):
         by_class(tmp_path / "other", columns=8)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ((), "no method of .* has ended"),
+        (("--methods", "b"), "no folder .*b; methods that have ended"),
+        (("--methods", "a"), "no samples in"),
+        (("--methods", "a", "--reconstructions"), "pictures.safetensors"),
+    ],
+)
+def test_what_has_no_picture_is_told_in_a_line(tmp_path, monkeypatch, capsys, options, told):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "summary.json").write_text(json.dumps({"methods": {"a": {}}, "not_ended": ["a"]}))
+    monkeypatch.setattr("sys.argv", ["pictures", str(tmp_path), str(tmp_path / "a.png"), *options])
+    with pytest.raises(SystemExit):
+        pictures.main()
+    assert re.search(told, capsys.readouterr().err)

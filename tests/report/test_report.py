@@ -101,7 +101,7 @@ def test_the_way_to_the_reference_shows_where_it_was_handed_over(tmp_path, compl
     log.write_text("".join(json.dumps(row | {"matching/refines": float(i > 5)}) + "\n" for i, row in enumerate(rows)))
     way = write_report(tmp_path, jobs).read_text().split("The way to the reference")[1].split("<h3>")[0]
     assert "matched, handed over" in way
-    assert "the share of turns in which the objective that refines" in way
+    assert "the share of turns in which the refining objective" in way
     assert "handed over" not in complete
 
 

@@ -85,11 +85,12 @@ def test_seeds_of_two_machines_are_one_method_and_what_both_ran_comes_once(run, 
         run("b", {"kl@0": 20.0, "kl@1": 22.0}, seeds={"kl": [0, 1]}),
     )
     (second / "kl@0/evaluate/done.json").unlink()  # the second machine was stopped there
-    table(first, second, "--out", tmp_path / "both")
-    summary = json.loads((tmp_path / "both/summary.json").read_text())
-    assert list(summary["methods"]) == ["kl@0", "kl@1"]
-    assert summary["not_ended"] == []
-    assert summary["seeds"]["kl"]["mean"]["psnr"] == 21.0
+    for out, runs in ((tmp_path / "both", (first, second)), (tmp_path / "turned", (second, first))):
+        table(*runs, "--out", out)
+        summary = json.loads((out / "summary.json").read_text())
+        assert list(summary["methods"]) == ["kl@0", "kl@1"]
+        assert summary["not_ended"] == []
+        assert summary["seeds"]["kl"]["mean"]["psnr"] == 21.0
 
 
 def test_methods_that_share_but_their_name_are_not_seeds_of_one(run, tmp_path):
@@ -140,7 +141,7 @@ def test_several_runs_need_a_folder_and_names_that_differ(run, tmp_path, capsys)
     a = run("a", {"kl": 20.0})
     with pytest.raises(SystemExit):
         table(a, a)
-    assert "a table of several runs needs a folder: --out DIR" in capsys.readouterr().err
+    assert "a table of 2 runs needs a folder of its own: give --out DIR" in capsys.readouterr().err
     b = run("b", {"kl": 22.0}, weight=0.5)
     (tmp_path / "c").mkdir()
     b.rename(tmp_path / "c/a_run")

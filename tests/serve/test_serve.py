@@ -52,7 +52,7 @@ def test_what_is_not_there_yet_is_named(folder):
     assert found["missing"]["map"] == ["matched: its stage evaluate is not finished"]
     assert found["missing"]["samples"] == ["matched: no generator is finished yet"]
     assert found["missing"]["between"] == found["missing"]["results"] == []
-    assert "Not finished: matched. What the table says of them is" in views.results(folder)["html"]
+    assert "Not finished: matched. Their rows in the table are" in views.results(folder)["html"]
     assert found["images"] == {"count": 24, "source": "test images of shapes"}
     names = open_dataset(folder.run.recipes["kl"].data, "test").classes
     assert found["classes"] == [{"label": label, "name": name} for label, name in enumerate(names)]
@@ -106,7 +106,7 @@ def test_samples_are_those_of_the_stage_and_come_with_their_steps(folder, run_di
     )  # of no class
     assert other[-2] == {"step": 3, "of": 3}  # its last step, without noise, comes on top
     for wrong, message in (
-        ({"label": 3}, "class 3 is none that kl's generator has learned; those are 0, 1, 2"),
+        ({"label": 3}, "class 3 is not one that kl's generator has learned; those are 0, 1, 2"),
         ({"method": "matched"}, "matched has no generator yet"),
         ({"method": "k"}, "no method is called 'k'"),
         ({"sampler": "eul"}, "did you mean 'euler'"),

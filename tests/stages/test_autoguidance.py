@@ -99,7 +99,7 @@ def test_another_generator_guides_the_stage_and_the_pipeline_by_its_folder(tmp_p
     assert (run_dir / "elsewhere/pipeline/guide/config.json").is_file()
     shutil.rmtree(run_dir / "elsewhere/pipeline")
     write_pipelines(jobs, run_dir)
-    assert "none of elsewhere, for its guide is not here: there is no folder" in " ".join(
+    assert "none of elsewhere, because its guide is missing: there is no folder" in " ".join(
         capsys.readouterr().out.split()
     )
     moved = write(tmp_path, variants={"elsewhere": configs.merge(KL, {"sample": rows["elsewhere"]})})

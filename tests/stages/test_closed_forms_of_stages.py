@@ -20,7 +20,7 @@ from dmvae.recipe import load
 from dmvae.runtime.random import Random
 from dmvae.stages.encoder import contrast
 from dmvae.stages.sample import SampleConfig
-from dmvae.stages.tokenizer import divergence, log_variance
+from dmvae.stages.tokenizer import divergence, log_variance, noised
 from dmvae.training.data import batches
 from dmvae.training.loop import Trainer
 from dmvae.training.stage import Batch
@@ -31,6 +31,15 @@ def test_the_kl_term_is_that_of_two_gaussians():
     mean, logvar = Random(0).normal(5, 4, 2, 2), Random(1).normal(5, 4, 2, 2)
     expected = kl_divergence(Normal(mean, (0.5 * logvar).exp()), Normal(0.0, 1.0)).mean()
     assert float(divergence(mean, logvar)) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_noise_of_a_decoder_has_a_strength_for_each_image_and_the_spread_of_each_channel():
+    z, tau = Random(2).normal(2000, 2, 8, 8) * torch.tensor([1.0, 3.0]).view(2, 1, 1) + 5, 0.8
+    added = (noised(z, tau, Random(3)) - z).square().mean((2, 3)).sqrt()
+    assert added.square().mean(0).tolist() == pytest.approx([tau**2, 9 * tau**2], rel=0.1)
+    mean = tau * (2 / math.pi) ** 0.5
+    assert added.mean(0).tolist() == pytest.approx([mean, 3 * mean], rel=0.1)
+    assert (added[:, 1] / added[:, 0]).median().item() == pytest.approx(3, rel=0.05)
 
 
 def test_simclr_of_perfect_pairs_and_of_pairs_exchanged():

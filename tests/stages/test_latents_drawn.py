@@ -88,14 +88,8 @@ def test_statistics_are_of_samples(tmp_path, vae):
     assert (model.latent_std > 0.9 * STD).all()
 
 
-def test_cut_and_resumed_it_ends_as_uncut(tmp_path, vae, monkeypatch):
-    updates, weights = GeneratorStage.updates, []
-
-    def killed(self, networks, batch, rng):
-        if batch.step == 5:
-            raise RuntimeError("power cut")
-        yield from updates(self, networks, batch, rng)
-
+def test_cut_and_resumed_it_ends_as_uncut(tmp_path, vae):
+    weights = []
     for name in ("whole", "cut"):
         (tmp_path / name).mkdir()
         path = write(tmp_path / name, vae, latents={"drawn": True, "shard_size": 20})
@@ -105,10 +99,8 @@ def test_cut_and_resumed_it_ends_as_uncut(tmp_path, vae, monkeypatch):
             before = {file.name: load_file(file) for file in (latents / "latents").iterdir()}
             for file in ("done.json", "latents/latents-00001.safetensors", "latents/statistics.safetensors"):
                 (latents / file).unlink()
-            monkeypatch.setattr(GeneratorStage, "updates", killed)
-            with pytest.raises(RuntimeError, match="power cut"):
+            with tiny.cut(GeneratorStage, 5):
                 tiny.run(path)
-            monkeypatch.undo()
             after = {file.name: load_file(file) for file in (latents / "latents").iterdir()}
             assert before.keys() == after.keys()
             assert all(torch.equal(before[file][key], x) for file, part in after.items() for key, x in part.items())

@@ -11,12 +11,20 @@ import tiny
 from dmvae.datasets.pixels import to_uint8
 from dmvae.runtime.random import Random
 from dmvae.stages.modelled import KEPT, _multiple, in_shares, kept_latents, modelled
+from dmvae.stages.sample import SampleConfig, drawn_labels
 from dmvae.tokenizers.adapted import load_tokenizer
 from dmvae.transport.views import whole
 
 
 def latents(n, scale=1.0):
     return Random(0, n).normal(n, 4, 2, 2) * scale
+
+
+@pytest.mark.parametrize("kind", ["equal", "random"])
+def test_samples_are_drawn_again_of_the_classes_that_the_stage_drew(kind):
+    section = SampleConfig(labels=kind, count=300)
+    assert torch.equal(again.first_labels(section, 1, 100, 7), drawn_labels(section, 1, 7)[:100])
+    assert len(again.first_labels(section, 1, 500, 7)) == 500
 
 
 def test_of_one_distribution_nothing_is_told_apart():

@@ -255,7 +255,7 @@ def test_images_that_do_not_fit(tmp_path):
         ValueError, match=r"13 is not a multiple of 2, the stride of AutoencoderKL; set data\.size to 12 or 14"
     ):
         adapted("AutoencoderKL", tmp_path, size=13)
-    with pytest.raises(ValueError, match="takes 3 image channels, the data has 2"):
+    with pytest.raises(ValueError, match=r"takes 3 image channels, the data has 2; set data\.channels to 3"):
         adapted("AutoencoderKL", tmp_path, channels=2)
     with pytest.raises(ValueError, match="13 is not a multiple of the patch 2"):
         adapted("identity", tmp_path, size=13)

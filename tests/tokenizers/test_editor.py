@@ -11,6 +11,16 @@ from dmvae.tokenizers.dmvae import DmvaeTokenizer
 from dmvae.tokenizers.editor import Editor
 
 
+def test_before_training_a_latent_is_its_sample_and_a_tenth_of_the_way_to_its_image():
+    editor = Editor(features=2, channels=3, grid=2, width=4, bank=4)
+    mean, std = torch.tensor([1.0, -2.0, 3.0]).view(3, 1, 1), torch.tensor([2.0, 0.5, 1.0]).view(3, 1, 1)
+    editor.mean.copy_(mean.flatten())
+    editor.std.copy_(std.flatten())
+    features, latents, y = (torch.randn(5, c, 2, 2, generator=torch.Generator().manual_seed(c)) for c in (2, 3, 3))
+    expected = (y + 0.1 * ((latents - mean) / std - y)) * std + mean
+    torch.testing.assert_close(editor(features, latents, y), expected)
+
+
 def assigned(editor, mu):
     return editor.draw(mu, torch.Generator().manual_seed(0)).flatten()
 

@@ -34,7 +34,7 @@ WRONG = {
     ),
     "self.down(images)": ("self.down(images)[..., 1:]", "encode returns torch.float32 [2, 4, 3, 2]; its sizes say"),
     "return self.down(images)": ("return self", "encode returns MyVAE; its sizes say [2, 4, 3, 3]"),
-    "return self.up(z)": ("return (self.up(z),)", "decode returns tuple; its sizes say [2, 3, 12, 12]"),
+    "return self.up(z)": ("return (self.up(z),)", "decode returns tuple of 1; its sizes say [2, 3, 12, 12]"),
     "self.up(z)": ("self.up(z)[..., 2:]", "decode returns torch.float32 [2, 3, 12, 10]; its sizes say [2, 3, 12, 12]"),
     " self.up(z)": (
         " z.up",

@@ -7,10 +7,11 @@ import torch
 from steps import batch_of, trainer_of
 
 from dmvae import config as configs
-from dmvae.losses.adversarial import hinge_generator
+from dmvae.losses.adversarial import augment, hinge_generator
 from dmvae.losses.discriminators import AdversarialConfig
+from dmvae.losses.discriminators.patchgan import PatchGANConfig
 from dmvae.runtime.random import Random
-from dmvae.stages.reconstruction import reconstruct
+from dmvae.stages.reconstruction import discriminate, reconstruct
 from dmvae.training.logging import Figures
 
 
@@ -65,6 +66,19 @@ def test_the_discriminator_has_turns_from_where_it_learns_and_the_decoder_its_gr
         first, *others = trainer.stage.updates(trainer.networks, batch_of(trainer, step), Random(0))
         found.append(("adversarial/weight" in first.log, [update.trains for update in others]))
     assert found == [(False, []), (False, ["discriminator"]), (False, ["discriminator"]), (True, ["discriminator"])]
+
+
+def test_consistency_is_the_mean_square_of_what_augmentation_changes():
+    x, recon = (2 * Random(i).uniform(4, 3, 8, 8) - 1 for i in range(2))
+    answer = lambda images: images.mean((1, 2, 3))
+    with_it, without = (discriminate(answer, PatchGANConfig(consistency=c), x, recon, Random(7)) for c in (0.5, 0.0))
+    rng = Random(7)
+    change = torch.cat([answer(augment(part, rng)) - answer(part) for part in (x, recon)]).square().mean()
+    assert change > 1e-3
+    assert with_it.log["adversarial/consistency"] == pytest.approx(change.item(), rel=1e-5)
+    assert (with_it.loss - without.loss).item() == pytest.approx(0.5 * change.item(), rel=1e-4)
+    blind = discriminate(lambda images: images.new_ones(len(images)), PatchGANConfig(consistency=0.5), x, recon, rng)
+    assert blind.log["adversarial/consistency"] == 0
 
 
 def test_one_that_learns_later_than_it_acts_is_refused():

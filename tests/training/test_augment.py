@@ -6,7 +6,7 @@ import torch
 from dmvae import config as configs
 from dmvae.runtime.random import Random
 from dmvae.stages.encoder import EncoderTraining
-from dmvae.training.augment import random_view
+from dmvae.training.augment import random_flip, random_view
 
 
 def test_autocast_moves_no_crop():
@@ -27,6 +27,21 @@ def test_a_crop_lies_within_its_image():
     assert set(steps.mean(-1).sign().flatten().tolist()) == {-1.0, 1.0}, "half of them are mirrored"
     span = (view[..., 0, -1] - view[..., 0, 0]).abs().flatten()
     assert 0.25 < span.min() < span.max() <= 1.0
+
+
+def test_brightness_and_contrast_change_by_the_jitter_at_most():
+    shifts, both = (random_view(torch.full((2000, 1, 2, 2), x), Random(0), jitter=0.4) for x in (0.0, 1.0))
+    for change, limit in ((shifts, 0.2), (both - shifts - 1, 0.4)):
+        assert -limit - 1e-5 <= change.min() < -0.98 * limit
+        assert 0.98 * limit < change.max() <= limit + 1e-5
+
+
+def test_half_of_the_images_are_mirrored():
+    x = torch.arange(6000.0).view(2000, 1, 1, 3)
+    found = random_flip(x, Random(0))
+    mirrored, same = ((found == y).flatten(1).all(1) for y in (x.flip(3), x))
+    assert (mirrored ^ same).all()
+    assert 0.45 < mirrored.float().mean() < 0.55
 
 
 @pytest.mark.parametrize(("min_crop", "smallest"), [(0.1, 0.1), (0.5625, 0.5625), (0.8, 0.75 * 0.8**0.5), (1.0, 0.75)])

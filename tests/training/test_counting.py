@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+import tiny
 from dmvae.inputs import Blueprint
 from dmvae.recipe import load
 from dmvae.training.counting import cost_of
@@ -52,6 +53,22 @@ def test_the_count_is_within_a_tenth_of_what_the_allocator_gives(name, stage):
     found = allocated(*blueprint(name, stage, False, **over))
     assert found > 0
     assert cost_of(kind, inputs).working == pytest.approx(found, rel=0.1)
+
+
+@pytest.mark.slow
+def test_turns_count_by_how_often_they_come(tmp_path):
+    """With a tokenizer update in every k-th step, a step costs what the student's does, and a k-th of the update."""
+
+    def flops(every):
+        path = tiny.write(tmp_path, variants={"main": {}}, matching__student_steps=every)
+        recipe = load(path)["main"]
+        kind = next(s for s in recipe.stages() if s.name == "matching")
+        reads = {read: recipe.section(read) for read in kind.reads if recipe.section(read) is not None}
+        return cost_of(kind, Blueprint(recipe, "", reads, 3)).flops
+
+    one, two, four = map(flops, (1, 2, 4))
+    assert one > two
+    assert one - two == pytest.approx(2 * (two - four), rel=1e-6)
 
 
 @pytest.mark.slow

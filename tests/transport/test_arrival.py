@@ -7,6 +7,8 @@ import torch
 
 from dmvae.transport.arrival import (
     Arrival,
+    _told,
+    accuracy_of,
     details,
     effective_rank,
     measure,
@@ -16,12 +18,9 @@ from dmvae.transport.arrival import (
     told_with_class,
 )
 from dmvae.transport.two_sample import accuracy_with_class, two_sample_accuracy
+from draws import normal
 
 pytestmark = pytest.mark.slow
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +144,12 @@ def test_ranks_and_mixing_with_known_answers():
     # In many dimensions a narrow cloud is near to every point of a wide one about it, and none of that one to it.
     corners = torch.cat([torch.eye(8), -torch.eye(8)])  # about 1 from the middle, at least sqrt(2) from each other
     assert mixing(0.01 * corners, corners) == mixing(corners, 0.01 * corners) == 0
+
+
+def test_an_accuracy_is_told_and_read_back():
+    told = [_told(accuracy) for accuracy in (0.4, 0.5, 0.55, 0.6)]
+    assert told == pytest.approx([0, 0, 1, 2])
+    assert [accuracy_of(x) for x in told] == pytest.approx([0.5, 0.5, 0.55, 0.6])
 
 
 def test_a_quick_look_agrees(reference):

@@ -11,10 +11,7 @@ from dmvae.transport.normality import normality
 from dmvae.transport.sinkhorn import sinkhorn_divergence
 from dmvae.transport.sliced import sliced_wasserstein
 from dmvae.transport.views import pairs, random_convolution, tokens, whole
-
-
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+from draws import rng
 
 
 def corners(n: int, generator: torch.Generator) -> torch.Tensor:

@@ -9,7 +9,7 @@ from scipy.optimize import linear_sum_assignment
 
 from dmvae.evaluation.latents import sliced_distance as measured
 from dmvae.runtime.transfer import covariance
-from dmvae.transport import views
+from dmvae.transport import sliced, views
 from dmvae.transport.classes import by_class
 from dmvae.transport.drift import drift, kernel_drift
 from dmvae.transport.energy import energy_distance
@@ -18,15 +18,7 @@ from dmvae.transport.moments import moment_matching
 from dmvae.transport.normality import epps_pulley, narrowed, normality
 from dmvae.transport.sinkhorn import balanced_assignment, plan, potentials, sinkhorn_divergence, squares
 from dmvae.transport.sliced import directions, sliced_wasserstein, wasserstein_1d
-
-
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=rng(seed))
-
+from draws import normal, rng
 
 DISTANCES = {
     "sliced": lambda z, y: sliced_wasserstein(z, y, rng(), 64),
@@ -77,6 +69,24 @@ def test_principal_directions_are_of_all_samples_beside_others_that_are_held_out
     assert seen == [4, 64]
 
 
+@pytest.mark.parametrize(("along", "held"), [("random", (0, 0)), ("reference", (0, 3)), ("gap", (2, 3))])
+def test_an_eighth_gives_directions_and_is_not_compared(monkeypatch, along, held):
+    """Of y where directions join two of its samples, of z too where they join both sets; no gradient goes that way."""
+    z, y, seen = normal(16, 2).requires_grad_(), normal(20, 2, seed=1), []
+    monkeypatch.setattr(sliced, "directions", lambda *of: seen.extend(of[:2]) or torch.eye(2))
+    monkeypatch.setattr(sliced, "wasserstein_1d", lambda *rows: seen.extend(x.T for x in rows) or rows[0].sum(1))
+    sliced_wasserstein(z, y, rng(), 2, (along,))
+    for x, given, compared, some in zip((z, y), seen[:2], seen[2:], held, strict=True):
+        assert (len(given), len(compared)) == (some or len(x), len(x) - some)
+        assert torch.equal(torch.cat([given, compared]).unique(dim=0), x.unique(dim=0))
+    assert not seen[0].requires_grad
+
+
+def test_samples_that_are_all_the_same_have_directions_all_the_same():
+    x = torch.ones(4, 3)
+    torch.testing.assert_close(directions(x, x, rng(), 8, ("reference",)).norm(dim=1), torch.ones(8))
+
+
 @pytest.mark.parametrize("n", [4, 12])
 def test_small_eps_gives_the_assignment(n):
     z, y = normal(n, 2), normal(n, 2, seed=1)
@@ -95,11 +105,34 @@ def test_a_plan_has_its_margins_and_large_eps_is_independence():
     torch.testing.assert_close(plan(cost, 1e6)[0], torch.full((30, 50), 1 / 1500), rtol=1e-3, atol=0)
 
 
+def test_the_value_of_a_plan_is_its_cost_and_its_divergence_from_independence():
+    cost, eps = squares(normal(30, 2), normal(50, 2, seed=1)).double(), 0.5
+    p, value = plan(cost, eps, 500)
+    assert float(value) == pytest.approx(float((p * cost).sum() + eps * (p * (p * p.numel()).log()).sum()), rel=1e-6)
+
+
 def test_divergence_of_a_shift_is_half_its_square():
     z = normal(60, 2)
     shift = torch.tensor([3.0, -1.0])
     assert float(sinkhorn_divergence(z, z + shift, eps=0.02, iterations=200)) == pytest.approx(5, rel=0.02)
     assert float(sinkhorn_divergence(z, z)) == pytest.approx(0, abs=1e-5)
+
+
+def test_divergence_of_two_points_each_with_its_regularisation():
+    """Points at -a, a and at -b, b: by symmetry OT is -e log mean exp(-cost / e), e relative to the mean cost."""
+    a, b, eps = 1.0, 2.0, 0.5
+    e = eps * (a**2 + b**2) / 2
+    ot = lambda s, t: -e * math.log((math.exp(-((s - t) ** 2) / 2 / e) + math.exp(-((s + t) ** 2) / 2 / e)) / 2)
+    z, y = (torch.tensor([[-s], [s]]) for s in (a, b))
+    expected = ot(a, b) - ot(a, a) / 2 - ot(b, b) / 2
+    assert float(sinkhorn_divergence(z, y, eps, 100)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_potentials_start_from_those_of_before():
+    cost = squares(normal(12, 2), normal(5, 2, seed=1))
+    found = potentials(cost, 0.1, 500)
+    torch.testing.assert_close(potentials(cost, 0.1, 1, start=found[1]), found, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(potentials(cost, 0.1, 1)[1], found[1], atol=0.1)
 
 
 def test_rows_are_divided_evenly_at_nearly_the_least_cost():
@@ -112,6 +145,7 @@ def test_rows_are_divided_evenly_at_nearly_the_least_cost():
     repeated = cost.repeat_interleave(20, dim=1).numpy()
     least = repeated[linear_sum_assignment(repeated)].sum()
     assert float(cost[torch.arange(120), columns].sum()) == pytest.approx(least, rel=0.01)
+    assert balanced_assignment(torch.tensor([[0.0, 1.0], [0.0, 10.0]])).tolist() == [1, 0], "who loses most goes first"
     some = balanced_assignment(cost[:50] - prices)
     assert some.bincount(minlength=6).max() == 9, "50 / 6, rounded up"
 
@@ -237,6 +271,13 @@ def test_views_are_what_they_say():
     view = views.random_convolution(3, rng(), 8)
     assert view(z).shape == (8, 8)
     assert bool((view(z)[:, 4:] >= 0).all())
+
+
+def test_kernels_of_a_random_convolution_have_unit_norm():
+    """An impulse in the middle of one channel shows that channel's part of every kernel."""
+    z = torch.zeros(3, 3, 3, 3)
+    z[range(3), range(3), 1, 1] = 1
+    torch.testing.assert_close(views.random_convolution(3, rng(), 8)(z).square().sum(0), torch.ones(8))
 
 
 @pytest.mark.parametrize("name", DISTANCES)

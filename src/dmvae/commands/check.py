@@ -1,9 +1,10 @@
-"""Files of scores: measured again, and set beside one another."""
+"""Files of scores: measured again, or compared with each other."""
 
 from __future__ import annotations
 
 import math
 import os
+import reprlib
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,10 +30,10 @@ READING = (
     *("features", "batch_size", "size", "limit", "workers", "parts", "train", "force", "lpips", "precision"),
     *("guidance", "seed", *DRAWING),
 )
-"""The options that only read: those that a file of scores may ask for."""
+"""The options that a file of scores may set: none of them writes a file."""
 
 TOLERANCE = 1e-4
-"""Relative; below it two runs agree. Other processors and batch shapes round differently by about 1e-6."""
+"""Relative difference up to which two runs agree. Processors and batch shapes change results by about 1e-6."""
 
 
 def check(path: Path, *, trust: bool = False) -> tuple[dict[str, tuple[float, float | None]], list[str]]:
@@ -54,7 +55,7 @@ def check(path: Path, *, trust: bool = False) -> tuple[dict[str, tuple[float, fl
     apart = {
         name: (value, values.get(name))
         for name, value in _figures(there).items()
-        if not agree(value, values.get(name)) and not ("kid-std" in name and value == 0)  # files of before have it so
+        if not agree(value, values.get(name)) and not ("kid-std" in name and value == 0)  # older versions wrote it so
     }
     return apart, differences(there["manifest"], now["manifest"])
 
@@ -90,7 +91,7 @@ def side_by_side(paths: Iterable[Path], *, force: bool = False) -> Table:
 
 
 def _short(paths: list[str]) -> list[str]:
-    """What of the paths differs, without what all begin and end with."""
+    """The paths without the folders that all of them begin and end with."""
     parts = [list(Path(path).parts) for path in paths]
     for end in (0, -1):
         while len(parts) > 1 and all(len(one) > 1 for one in parts) and len({one[end] for one in parts}) == 1:
@@ -99,12 +100,12 @@ def _short(paths: list[str]) -> list[str]:
 
 
 def print_scores(result: Values) -> None:
-    """One row a metric, by the title that runs print and by its name in files, with its interval where it has one. The
-    features, which are in these names, stand above where they are the same in all."""
+    """Print a row for each metric: the title that tables of runs have, the value, its interval if there is one, and its
+    name in files. The features, which are part of these names, stand above the table if all names have the same."""
     features = {name.partition("_")[2] for name in result["metrics"]} - {""}
     shared = f"_{features.pop()}" if len(features) == 1 else ""
     table = Table("", "value", "95 % interval", Column("in files", overflow="fold"))
-    table.title = f"features: {shared[1:]}, which stand behind the names in files" if shared else None
+    table.title = f"features: {shared[1:]}; the names in files end in {shared}" if shared else None
     for name, value in result["metrics"].items():
         low_high = [in_unit(name, end) for end in result.get("intervals", {}).get(name) or ()]
         table.add_row(title_of(name), in_unit(name, value), " to ".join(low_high), name.removesuffix(shared))
@@ -116,7 +117,7 @@ def print_scores(result: Values) -> None:
 
 
 def title_of(name: str) -> str:
-    """What tables of runs call the figure of this full name; "" where they do not know it."""
+    """The title that tables of runs give to the figure of this full name; "" where they have none."""
     titles = {
         "fd": "Frechet distance",
         "sfd": "spatial Frechet distance",
@@ -125,9 +126,11 @@ def title_of(name: str) -> str:
     }
     titles |= {key: figure.title for key, figure in figures().items()}
     titles |= {"kid": "KID", "rkid": "rKID", "gkid": "gKID"}  # tables of runs have the last alone
-    stem = name.partition("_")[0].replace("fid", "fd")  # FID is the one in the published Inception's features
+    stem = name.partition("_")[0].replace("fid", "fd")  # FID: the same distance, in the published Inception's features
     stem, spread, _ = stem.partition("-std")
-    title = titles.get(stem) or titles.get(stem.lstrip("gr"), "")
+    # not lstrip, which would take the first letter of recall too
+    like = (stem, *map(stem.removeprefix, ("gr", "g", "r")), f"g{stem}")
+    title = next((titles[name] for name in like if name in titles), "")
     return f"{title}, spread" if title and spread else title
 
 
@@ -138,13 +141,15 @@ def in_unit(name: str, value: float) -> str:
 
 
 def _measure_again(call: Values) -> Values:
-    """What a file of scores says was measured ("call" of its manifest), anew. Raises ValueError for a call that is
-    none, or that asks for more than to read: the file may be anybody's."""
+    """Measure again what a file of scores says ("call" in its manifest). Raises ValueError for an invalid call, and for
+    one that would do more than read: the file may come from somebody else."""
     kind, paths, options = (call.get(key) for key in ("kind", "paths", "options"))
-    if not (isinstance(kind, str) and kind in KINDS and isinstance(options, dict)):
-        raise ValueError(f"manifest.call: it has no kind of {', '.join(KINDS)}, or no options")
+    if not (isinstance(kind, str) and kind in KINDS):
+        raise ValueError(f"manifest.call.kind: expected one of {', '.join(KINDS)}, got {reprlib.repr(kind)}")
+    if not isinstance(options, dict):
+        raise ValueError(f"manifest.call.options: expected a mapping, got {reprlib.repr(options)}")
     if not (isinstance(paths, list) and len(paths) == 2 and all(isinstance(path, str) for path in paths)):
-        raise ValueError("manifest.call.paths: expected two paths")
+        raise ValueError(f"manifest.call.paths: expected two paths, got {reprlib.repr(paths)}")
     hints, asked = options_of(kind), {}
     for name, value in options.items():
         if name not in READING:
@@ -158,7 +163,7 @@ def _measure_again(call: Values) -> Values:
 
 
 def _here(path: Path, call: Values) -> Values:
-    """The call of a run's file, naming the run that the file lies in: that may be a copy, or have been moved."""
+    """The call of a run's file, with the run that the file lies in now: the run may have been copied or moved."""
     folder = path.resolve().parent
     links = folder.parent.parent.glob(f"*/{EvaluateStage.name}") if folder.parent.name == "stages" else ()
     variants = sorted(link.parent.name for link in links if os.path.realpath(link) == str(folder))
@@ -169,7 +174,7 @@ def _here(path: Path, call: Values) -> Values:
 
 
 def _evaluate(call: Values, trust: bool) -> Values:
-    """The stage `evaluate` of a run, in a folder that is thrown away."""
+    """The scores of a run's stage `evaluate`, run again in a temporary folder."""
     run_dir, variant = call.get("run_dir"), call.get("variant")
     if not (isinstance(run_dir, str) and isinstance(variant, str)):
         raise ValueError("manifest.call: expected run_dir and variant of the run that was evaluated")

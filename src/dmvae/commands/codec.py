@@ -1,4 +1,4 @@
-"""`dmvae encode` and `dmvae decode`: the tokenizer alone, on folders of images and of latents."""
+"""`dmvae encode` and `dmvae decode`: folders of images to latents, and back."""
 
 from __future__ import annotations
 
@@ -71,13 +71,13 @@ def encode_images(
     """Encode every image below `images` into shards below `out`; returns their paths.
 
     A safetensors shard holds "latents" [n, C, H, W], not normalised, and "labels" int64 [n] (the class folder's
-    number, 0 without class folders), its metadata "names": the relative paths, as JSON. A webdataset shard is a
-    tar of NAME.npy and NAME.cls, NAME the path without its suffix, or with it where two differ in nothing else, with _
-    for each dot in it. Shards that are there are kept. Files that cannot be read are named and left out, and so is a
-    shard of nothing else.
+    number, 0 without class folders); its metadata has "names", the relative paths as JSON. A webdataset shard is a
+    tar of NAME.npy and NAME.cls. NAME is the path without its suffix (with it, if two paths differ only in that), and
+    with _ for each dot. Existing shards are kept. Unreadable files are named and left out.
 
-    Raises ValueError for a folder without images, a size that is no multiple of the stride, an `out` that holds the
-    latents of other images or of another tokenizer, or a number of images that is not positive.
+    size: height and width of the resized images; None is the tokenizer's. Raises ValueError for a folder without
+    readable images, numbers below 1, a size that is no multiple of the stride, latents that are not finite, and an
+    `out` that another process uses or that holds the latents of other images or of another tokenizer.
     """
     require(1, batch_size=batch_size, shard_size=shard_size, size=size)
     size = size or tokenizer.config.image_size
@@ -127,7 +127,7 @@ def encode_images(
 
 
 def _contents(images: Path, entries: list[Entry]) -> str:
-    """A digest of what is encoded."""
+    """A digest of the images' names, sizes and ends."""
     with ThreadPoolExecutor(4) as pool:
         return digest([(e.path, e.bytes) for e in entries], list(pool.map(ends, (images / e.path for e in entries))))
 
@@ -161,7 +161,7 @@ def _encoded(
 
 
 def _finished(path: Path) -> int | None:
-    """How many latents a shard holds that is there and whole; one that is damaged is encoded anew."""
+    """How many latents an existing shard holds; None for one that is missing, or, with a warning, damaged."""
     if not path.exists():
         return None
     try:
@@ -185,18 +185,18 @@ def decode_latents(
     normalized: bool = False,
     precision: Precision = "auto",
 ) -> int:
-    """Decode latents into PNG files below `out`, named as their images were, else by number; returns how many
-    there are. Files that are there are kept. cat.jpg becomes cat.png, or cat.jpg.png where cat.webp is there too.
+    """Decode latents into PNG files below `out`, named after their images, else by number; returns how many there are.
+    Existing files are kept. cat.jpg becomes cat.png, or cat.jpg.png if there is a cat.webp too.
 
-    latents: a folder that `encode_images` wrote, or one .safetensors (its tensor "latents"), .npy or .tar file.
-    normalized: they are as flow models make them, to be denormalised first.
-    Raises ValueError for files that are damaged or without latents, whose names are not one for each latent or lead
-    out of a folder, or whose latents are not finite or do not fit the tokenizer; for an `out` that holds images of
-    other latents or by another tokenizer; and where another process decodes.
+    latents: a folder that `encode_images` wrote, or one .safetensors (its tensor "latents"), .npy or .tar file, all
+    [n, C, H, W]. normalized: they are normalised per channel, as flow models make them, and are denormalised first.
+    Raises ValueError for files that are damaged or hold no latents; for names that are fewer or more than the latents,
+    or that lead out of the folder; for latents that are not finite or do not fit the tokenizer; for an `out` that holds
+    images of other latents or by another tokenizer; and where another process decodes into it.
     """
     require(1, batch_size=batch_size)
     paths = [latents]
-    if latents.is_dir():  # of an encoding that was killed there may be others
+    if latents.is_dir():  # a killed encoding leaves other files there too
         paths = sorted(path for path in latents.glob("latents-*") if path.suffix in SUFFIXES.values())
     if not paths or not paths[0].exists():
         raise ValueError(f"no latents at {latents}; `dmvae encode` writes latents-NNNNN.safetensors")
@@ -214,7 +214,7 @@ def decode_latents(
             raise ValueError(f"{out}: another process is decoding into it; wait for its end, or choose another --out")
         sweep(out, ("**/*.png.*.part", "decode.json.*.part"))
         if next(out.rglob("*.png"), None) is None:
-            (out / "decode.json").unlink(missing_ok=True)  # of a call that came to nothing
+            (out / "decode.json").unlink(missing_ok=True)  # of an earlier call that decoded nothing
         plan = {"latents": digest([sha256_of(path) for path in paths]), **network}
         unknown = _claim(out / "decode.json", plan | {"normalized": normalized}, "images that were decoded")
         for path, named in zip(paths, names, strict=True):
@@ -230,8 +230,8 @@ def decode_latents(
             if unknown and len(todo) < len(places):
                 (out / "decode.json").unlink()
                 raise ValueError(
-                    f"{out} holds images of these names, and no decode.json says of what; choose another --out, or "
-                    "delete it"
+                    f"{out} holds images of these names without a decode.json that says which latents they are of; "
+                    "choose another --out, or delete it"
                 )
             for start in range(0, len(todo), batch_size):
                 chosen = todo[start : start + batch_size]
@@ -248,7 +248,7 @@ def decode_latents(
 
 
 def _distinct(short: Sequence[str], long: Sequence[str]) -> list[str]:
-    """Of every item its short name, or its long one where the short one is another item's too: no name twice."""
+    """A name for every item, no name twice: the short one, or the long one where items share the short one."""
     count = Counter([*short, *long])
     chosen: dict[str, None] = {}  # a set in order
     for name, full in zip(short, long, strict=True):
@@ -260,7 +260,7 @@ def _distinct(short: Sequence[str], long: Sequence[str]) -> list[str]:
 
 
 def _network(tokenizer: Tokenizer, device: torch.device, precision: Precision) -> Values:
-    """What of the network decides over latents and images, for a plan."""
+    """Weights and precision, on which latents and images depend, for a plan."""
     return {
         "weights": weights_hash(tokenizer),
         "precision": name_of(device, precision),
@@ -268,22 +268,22 @@ def _network(tokenizer: Tokenizer, device: torch.device, precision: Precision) -
 
 
 def _claim(file: Path, plan: Values, what: str) -> bool:
-    """Write the plan to a file of the folder that holds `what` was made by it, and return True; or compare it with the
-    one that is there."""
+    """Write the plan to a file and return True; if the file exists, compare it with the plan and return False. `what`
+    the folder holds, for messages. Raises ValueError where the plans differ, or the file cannot be read."""
     out, text = file.parent, json.dumps(plan, indent=1)
     if not file.exists():
         write_text(file, text)
         return True
     try:
         now = json.loads(text)
-        # what older versions left does not tell these
+        # older versions did not write these
         there = {"spread": "", "precision": now["precision"]} | dict(json.loads(file.read_text()))
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{file} cannot be read ({error}), so what {out} holds is not known: delete that folder, or choose another "
             "--out"
         ) from error
-    # what an older version left does not tell the weights
+    # files of older versions, with "tokenizer", do not say the weights
     differ = [key for key in now if there.get(key) != now[key] and (key in there or "tokenizer" not in there)]
     if differ:
         other = {key: f"other {key}" for key in ("images", "classes", "latents")} | {"weights": "another tokenizer"}
@@ -295,21 +295,21 @@ def _claim(file: Path, plan: Values, what: str) -> bool:
 
 
 def _warn_of_another(weights: str, latents: Path) -> None:
-    """Another tokenizer's latents are decoded too, for its decoder may be a new one for the same latents."""
+    """Warn, and no more, of latents by other weights: the tokenizer may differ only in its decoder."""
     try:
         made = read_json(latents / "encode.json", dict).get("weights")
     except (OSError, ValueError):
-        return  # not of `encode`, or damaged, which the latents need not be
+        return  # not written by `encode`, or damaged; the latents may be fine
     if made is not None and made != weights:
         warnings.warn(
-            f"{latents} was encoded with other weights than this tokenizer's: the images are right only where it has "
-            "the same latents",
+            f"{latents} was encoded with other weights than this tokenizer's: the images are right only if both "
+            "encode to the same latents",
             stacklevel=3,
         )
 
 
 def _tar_names(entries: list[Entry]) -> list[str]:
-    # webdataset takes what follows the first dot of the file's name for the field
+    # webdataset takes all after a file name's first dot as the extension
     whole = [entry.path.replace(".", "_") for entry in entries]
     return _distinct([os.path.splitext(entry.path)[0].replace(".", "_") for entry in entries], whole)
 

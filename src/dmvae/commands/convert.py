@@ -10,7 +10,7 @@ import yaml
 from torch import nn
 
 from dmvae.commands.lightningdit import export_latents
-from dmvae.commands.parser import Parser
+from dmvae.commands.parser import Parser, require
 from dmvae.evaluation.images import FolderImages, Images, SampleFiles, write_npz
 from dmvae.interop import official
 from dmvae.models.artifact import save_network
@@ -24,11 +24,11 @@ ARTIFACT = re.compile(r"config\.json|diffusion_pytorch_model(-\d+-of-\d+)?\.safe
 
 
 def import_(command: str, arguments: list[str]) -> None:
-    parser = Parser(prog=f"dmvae {command}", description="The authors' released weights -> our artifacts.")
+    parser = Parser(prog=f"dmvae {command}", description="Convert the authors' released weights to our artifacts.")
     parser.add_argument("kind", choices=["official-vae", "official-generator"])
     parser.add_argument("file", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--encoder-heads", type=int, help="heads of the ViT; 64 channels per head unless given")
+    parser.add_argument("--encoder-heads", type=int, help="attention heads of the ViT (channels / 64)")
     parser.add_argument("--weights", help="which of the file's networks: ema or model; for a tokenizer ema or wo_ddp")
     parser.add_argument("--latent-mean", type=float, help="mean of the latents (0.0685, as published)")
     parser.add_argument("--latent-scale", type=float, help="1 / their standard deviation (0.1763)")
@@ -41,7 +41,7 @@ def import_(command: str, arguments: list[str]) -> None:
         model = official.import_vae(known.file, weights=known.weights, **given)
     elif given:
         option = "encoder-heads" if "heads" in given else next(iter(given)).replace("_", "-")
-        raise ValueError(f"--{option} is of a tokenizer; a generator has none")
+        raise ValueError(f"--{option} is of a tokenizer; leave it out for a generator")
     else:
         model = official.import_generator(known.file, weights=known.weights or "ema")
     save_network(model, known.out)
@@ -50,8 +50,7 @@ def import_(command: str, arguments: list[str]) -> None:
 
 
 def _require_own(out: Path, read: Path) -> None:
-    """ValueError for an `out` that holds, or is, anything but an artifact of before, or that holds what is `read`: it
-    would be lost."""
+    """Raise ValueError if writing to `out` would replace the file that is `read`, or anything that is no artifact."""
     there = list(out.iterdir()) if out.is_dir() else [out] * out.exists()
     other = [path.name for path in there if not ARTIFACT.fullmatch(path.name) or path.resolve() == read.resolve()]
     if other:
@@ -76,35 +75,41 @@ def export(command: str, arguments: list[str]) -> None:
         "--out", type=Path, required=True, help="file to write, .pt or .safetensors; .npz of samples; folder of latents"
     )
     parser.add_argument(
-        "--unmirrored", action="store_true", help="latents of images that must not be mirrored: plain ones twice"
+        "--unmirrored", action="store_true", help="for images that must not be mirrored: write plain latents twice"
     )
+    parser.add_argument("--size", type=int, help="of images in a folder: crop and resize them to this size")
     known = parser.read(arguments)
+    if known.size is not None and known.kind != "adm-samples":
+        raise ValueError("--size is of adm-samples; leave it out")
     if known.unmirrored and known.kind != "lightningdit-latents":
         raise ValueError("--unmirrored is of lightningdit-latents; leave it out")
     if known.kind == "official-vae":
         official.export_vae(known.folder, known.out)
         console.print(str(known.out))
     elif known.kind == "adm-samples":
-        _export_samples(known.folder, known.out)
+        _export_samples(known.folder, known.out, known.size)
     else:
         _export_latents(known.folder, known.out, known.unmirrored)
 
 
-def _export_samples(folder: Path, out: Path) -> None:
+def _export_samples(folder: Path, out: Path, size: int | None) -> None:
     if out.suffix != ".npz":
         raise ValueError(f"--out {out}: samples are written as .npz, name it so")
     require_place("--out", out)
+    require(1, size=size)
     of_a_run = any(folder.glob("samples-*.safetensors"))
-    images: Images = SampleFiles(require_intact(folder)) if of_a_run else FolderImages(folder)
+    if of_a_run and size is not None:
+        raise ValueError(f"--size {size}: the samples of a run have one size; leave it out")
+    images: Images = SampleFiles(require_intact(folder)) if of_a_run else FolderImages(folder, size=size)
     write_npz(images, out)
     console.print(f"{counted(len(images), 'image')}: {out}")
 
 
 def _export_latents(folder: Path, out: Path, unmirrored: bool) -> None:
     require_place("--out", out, folder=True)
-    if out.is_dir() and (there := sorted(out.iterdir())):  # it may be what their own code extracted, in hours
+    if out.is_dir() and (there := sorted(out.iterdir())):  # hours of their own extraction, perhaps
         raise ValueError(f"--out {out} holds {there[0].name!r}, and nothing is replaced; name a new folder")
     config = export_latents(folder, out, unmirrored=unmirrored)
     more = "num_classes is larger where the last classes have no images"
-    console.print(f"{out}: what belongs into the config of LightningDiT's trainer ({more}):")
+    console.print(f"{out}: put this into the config of LightningDiT's trainer ({more}):")
     console.print(yaml.safe_dump(config, sort_keys=False).rstrip())

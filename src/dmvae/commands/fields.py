@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """A field of those variants that have it."""
+    """A field, with its value in each variant that has it."""
 
     place: str
     """section.field"""
@@ -43,7 +43,7 @@ class Section:
     place: str
     meaning: str
     variants: list[str]
-    """Those in which it is not null."""
+    """The variants in which it is not null."""
     fields: list[Field]
 
 
@@ -54,7 +54,7 @@ def sections(recipes: Mapping[str, Recipe]) -> list[Section]:
 
 
 def label(chosen: Sequence[str], known: Sequence[str]) -> str:
-    """The variants by name, all seeds of a method by the method's; nothing for all."""
+    """The chosen variants' names, a method's name for all its seeds; "" where all known ones are chosen."""
     if len(chosen) == len(known):
         return ""
     methods: dict[str, list[str]] = {}
@@ -70,7 +70,7 @@ def label(chosen: Sequence[str], known: Sequence[str]) -> str:
 def _below(
     members: Mapping[str, DataclassInstance], section: Section, unused: Mapping[str, set[str]]
 ) -> Iterator[Section]:
-    """Fill in the section of these configs, one a variant; yield those in it."""
+    """Fill in the section from `members`, its config in each variant; yield the sections inside it."""
     classes = list(dict.fromkeys(type(member) for member in members.values()))
     docs: dict[str, str] = {}
     for cls in classes:
@@ -101,7 +101,7 @@ def _below(
 
 
 def _unused(recipe: Recipe) -> set[str]:
-    """Places of what no stage of a variant uses, as far as that can be known."""
+    """Places that surely no stage of a variant uses."""
     used = {place.partition(".")[0] for stage in recipe.stages() for place in stage.uses}
     found = {"losses", "autoencoder"} - used
     if recipe.pretrained is not None:
@@ -118,9 +118,9 @@ def _unused(recipe: Recipe) -> set[str]:
     if matching is not None:
         if not matching.objective.has_student:
             found |= {f"matching.{of}" for of in ("student_steps", "student_warmup", "student_learning_rate", "model")}
-        elif copied:  # the student is one of the teacher
+        elif copied:  # the student is a copy of the teacher
             found.add("matching.model")
     for place in MODELS:
-        if sized(recipe, place):  # it says these
+        if sized(recipe, place):  # `size` gives these
             found |= {f"{place}.{name}" for name in ("width", "depth", "heads", "patch_size")}
     return found

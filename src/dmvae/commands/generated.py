@@ -1,4 +1,4 @@
-"""Images that a pipeline draws as they are asked for: a source that holds none of them."""
+"""Images that a pipeline draws when they are asked for; none is stored."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ BLOCK = 64
 
 
 class Generated:
-    """`sample.count` images of a DMVAEPipeline, of the classes that it has learned, image i from a seed of its own: so
-    neither batches nor ranks change it. `labels` count its classes.
+    """`sample.count` images of a DMVAEPipeline, of the classes that it has learned. Image i has a seed of its own, so
+    that neither batches nor ranks change it. `labels` int64 [n] index the learned classes.
+
+    Raises ValueError for a field that `sample.method` does not read, and for `guidance_channels` that the latents lack.
     """
 
     def __init__(
@@ -46,8 +48,8 @@ class Generated:
 
     def batches(self, chosen: range, batch_size: int) -> Iterator[Tensor]:
         assert self.labels is not None
-        # Whole blocks of one size, and a batch is what falls into it: networks round differently by batch shape, and an
-        # image shall depend neither on batches nor on ranks.
+        # Always draw whole blocks of one size: networks round differently for other batch shapes, and an image shall
+        # depend neither on batches nor on ranks.
         for start in range(chosen.start - chosen.start % BLOCK, chosen.stop, BLOCK):
             part = [i % len(self) for i in range(start, start + BLOCK)]
             with autocast(self.device, self.precision):

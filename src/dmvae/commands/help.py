@@ -13,25 +13,25 @@ from dmvae.registry import cause_of
 from dmvae.runtime.console import console, paragraph
 
 REQUIRED = "REQUIRED"
-"""Stands in the help for the value of a field that has to be given, such as the folder of one's own images."""
+"""The help shows it as the value of a field that has to be given, such as the folder of your images."""
 
 
 def print_fields(recipes: Mapping[str, Recipe]) -> None:
     """List fields as --section.field VALUE MEANING; where variants differ, a line for each value."""
     if len(recipes) > 1:
-        console.print(f"The variants {', '.join(recipes)}; an option --section.field is meant for all that have it,")
-        console.print("--variants.NAME.section.field for one.")
+        console.print(f"The variants {', '.join(recipes)}; an option --section.field sets it in all that have it,")
+        console.print("--variants.NAME.section.field in one.")
     for section in sections(recipes):
         if section.place:
             some = label(section.variants, list(recipes))
-            heading = f"\n{section.place}{f' ({some})' if some else ''}: {section.meaning}"
+            heading = f"\n{section.place}{f' ({some})' if some else ''}: {section.meaning}".rstrip(": ")
             paragraph(Text(heading, style="bold"))
         for field in section.fields:
             _print_field(field, section.variants)
 
 
 def print_values(recipes: Mapping[str, Recipe]) -> None:
-    """The same in short: a line a section, and one for each group of variants that differs from it."""
+    """List values alone: a line for each section, and one for each group of variants with values of its own."""
     for section in sections(recipes):
         some = label(section.variants, list(recipes))
         name = f"{section.place or 'recipe'}{f' ({some})' if some else ''}"
@@ -49,7 +49,7 @@ def print_values(recipes: Mapping[str, Recipe]) -> None:
 
 
 def placeholders(load: Callable[[Values], Recipes], overrides: Values) -> Recipes:
-    """`load(overrides)`, with fields that were left out and have no default standing as REQUIRED: to look at only."""
+    """`load(overrides)` with REQUIRED in place of missing fields that have no default: only for printing."""
     while True:
         try:
             return load(overrides)

@@ -16,21 +16,19 @@ from dmvae.stages.latents import MIRRORED
 
 
 def export_latents(stage: Path, out: Path, *, unmirrored: bool = False) -> Values:
-    """Write the latents of a finished stage `latents` to the folder `out`; returns what belongs into their trainer's
-    config.
+    """Write the latents of a finished stage `latents` to the folder `out`; returns entries for their trainer's config.
 
-    Their reader takes every .safetensors of a folder, in the order of the names, and of each image, at random,
-    `latents` or `latents_flip` [n, C, H, W], so both have to be there. It makes (z - mean) / std of them with the
-    statistics, [1, C, 1, 1] and float32, to which it also brings latents in float16: so they are written raw, in the
-    dtype in which they are stored. Whitened ones are written normalised, with statistics 0 and 1, or their generator
-    would learn others than the tokenizer's `denormalize` undoes. Of drawn latents it is the one sample of each
-    posterior that is stored, as their own extraction draws one. The folder appears once it is whole, since the reader
-    would train on a part of it.
+    Their reader takes every .safetensors file of a folder, in the order of names, and for each image, at random, its
+    row of `latents` or of `latents_flip`, [n, C, H, W]: so both must exist. It computes (z - mean) / std in float32
+    with statistics [1, C, 1, 1], so latents are written raw, in the dtype in which they are stored.
+    Whitened latents are written normalised, with mean 0 and std 1: else their generator would learn latents that our
+    tokenizer's `denormalize` does not undo. For drawn latents, the one stored sample of each posterior is written;
+    their own extraction draws one too. The folder appears only when it is complete, or they could train on a part.
 
     unmirrored: write the plain latents as `latents_flip` too, for images that must not be mirrored.
 
-    Raises ValueError for another folder, one that is damaged or of a part of the images, and where mirror images are
-    missing or not wanted.
+    Raises ValueError for a folder that is no finished stage `latents`, that is damaged or holds only a part of the
+    images, or whose mirror images are missing or, with `unmirrored`, not wanted.
     """
     done = read_done(stage)
     if not (stage / "latents").is_dir() or done is None:
@@ -56,7 +54,7 @@ def export_latents(stage: Path, out: Path, *, unmirrored: bool = False) -> Value
     mean, std = plain.mean, plain.std
     if plain.whitening is not None:
         mean, std = torch.zeros_like(mean), torch.ones_like(std)
-    sweep_beside(out)  # a killed one left as much as all latents
+    sweep_beside(out)  # a killed export leaves a folder as large as all latents
     with Bar("write", len(plain), "images") as bar, atomic_write(out) as part:
         part.mkdir()
         for number, (z, mirror, y) in enumerate(zip(plain.shards, flipped.shards, labels, strict=True)):
@@ -71,8 +69,8 @@ def export_latents(stage: Path, out: Path, *, unmirrored: bool = False) -> Value
 
 
 def _config(latents: LatentSet, image_size: int, out: Path) -> Values:
-    """The entries of their config that the latents decide, and those with which `official-generator` reads the
-    network. Their defaults would be latents as they are, times 0.18215, in 4 channels."""
+    """The config entries that follow from the latents, and those that `dmvae import official-generator` needs. Their
+    defaults are 4 channels, no normalisation and a factor of 0.18215."""
     channels, side, _ = latents.shards[0].shape[1:]
     return {
         "data": {

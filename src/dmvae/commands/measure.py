@@ -39,7 +39,7 @@ def measure_command(command: str, arguments: list[str]) -> None:
     if kind is None or len(paths) != 2:
         raise ValueError("usage: dmvae measure folder|samples|tokenizer PATH PATH [--features NAME ...] [--json FILE]")
     if kind == "samples":
-        logging.disable_progress_bar()  # of the pipeline's parts, which are read in a second
+        logging.disable_progress_bar()  # loading a pipeline's parts takes a second
     try:
         result = measure(kind, paths, **known)
         if distributed.is_main():
@@ -54,15 +54,15 @@ def _parser(command: str) -> Parser:
     parser = Parser(
         prog=f"dmvae {command}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Measure images; every figure is named after its features and written with what it rests on.\n\n"
+        description="Measure images. Every figure is named after its features, and written with how it was made.\n\n"
         "  folder A B                     images of A against those of B\n"
-        "  samples PIPELINE REFERENCE     images that a pipeline draws, against a folder; none is kept\n"
+        "  samples PIPELINE REFERENCE     images that a pipeline draws, against a folder; they are not kept\n"
         "  tokenizer TOKENIZER IMAGES     reconstructions of a folder's images, against them\n"
-        "  --check FILE [--trust]         measure again what FILE holds, and tell whether it agrees; --trust runs the\n"
+        "  --check FILE [--trust]         measure again what FILE holds, and say whether it agrees; --trust runs the\n"
         "                                 code that a run's recipe names\n"
         "  --compare FILE FILE ...        files of scores side by side, if they compare\n\n"
-        "Where a folder of reference images stands, a file of statistics may: ours, ADM's or JiT's .npz, or\n"
-        "torch-fidelity's .pt. Where measured images stand, an .npz of samples (arr_0) may, or a run's samples\n"
+        "In place of a folder of reference images you can give a file of statistics: ours, ADM's or JiT's .npz, or\n"
+        "torch-fidelity's .pt. In place of measured images, an .npz of samples (arr_0) or a run's samples\n"
         "(RUN/VARIANT/sample/guidance-1).",
     )
     parser.add_argument("kind", nargs="?", choices=["folder", "samples", "tokenizer"])
@@ -72,21 +72,23 @@ def _parser(command: str) -> Parser:
         "tokenizer=FOLDER (effnet-lite0)"))  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=64, help="images at a time (%(default)s)")
     parser.add_argument(
-        "--size", type=int, help="crop and resize to this; images are square and of one size unless given"
+        "--size", type=int, help="crop and resize images to this; without it, all must be square and of one size"
     )
-    parser.add_argument("--limit", type=int, help="images of a folder at most; training images are all taken")
+    parser.add_argument("--limit", type=int, help="use at most this many images of a folder; of --train always all")
     parser.add_argument("--workers", type=int, default=4, help="processes that read images (%(default)s)")
     parser.add_argument("--train", metavar="FOLDER", help="training images, for the check of memorisation")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores and their manifest")
     parser.add_argument(
         "--save-reference", metavar="FILE", help="keep the reference's features and statistics (.safetensors)"
     )
-    parser.add_argument("--force", action="store_true", help="compare what was made differently, with a warning")
+    parser.add_argument(
+        "--force", action="store_true", help="compare what was made differently; a warning names the differences"
+    )
     parser.add_argument("--check", type=Path, metavar="FILE", help=argparse.SUPPRESS)
     parser.add_argument("--trust", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--compare", type=Path, nargs="+", metavar="FILE", help=argparse.SUPPRESS)
     only = parser.add_argument_group("tokenizer")
-    only.add_argument("--lpips", action="store_const", const=True, help="LPIPS of VGG-16 too")
+    only.add_argument("--lpips", action="store_const", const=True, help="also LPIPS (VGG-16)")
     only = parser.add_argument_group("samples")
     only.add_argument("--count", type=int, help="images (10000)")
     only.add_argument(
@@ -100,12 +102,12 @@ def _parser(command: str) -> Parser:
     only.add_argument("--rtol", type=float, help="the same as a share of the value (0.001)")
     only.add_argument("--guidance", type=float, help="guidance scale (1)")
     only.add_argument(
-        "--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="times in which it acts (0 1)"
+        "--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="times, noise 0 to data 1 (0 1)"
     )
     only.add_argument(
         "--guidance-channels", type=int, metavar="K", help="it acts in the first K channels of the latents alone (all)"
     )
-    only.add_argument("--labels", choices=["equal", "random"], help="of every class as many, or drawn (equal)")
+    only.add_argument("--labels", choices=["equal", "random"], help="as many of every class, or random ones (equal)")
     only.add_argument("--time-shift", type=float, help="shift of the times towards noise (1)")
     only.add_argument("--seed", type=int, help="image i's seed is seed * 1,000,000 + i (0)")
     parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], help="of tokenizer and pipeline (auto)")

@@ -1,6 +1,6 @@
 """`dmvae measure`: folders, samples and tokenizers against reference images.
 
-Each function takes plain arguments, which the manifest repeats under "call": so a file of scores can be measured again.
+Each function takes plain arguments; the manifest keeps them under "call", so that a file of scores can be checked.
 """
 
 from __future__ import annotations
@@ -39,7 +39,13 @@ DEFAULT_FEATURES = ("effnet-lite0",)
 
 
 class Setting:
-    """What the three kinds of measurement have in common: where images are read from, the extractors, the device."""
+    """What the three kinds of measurement have in common: where images are read from, the extractors, the device.
+
+    features: NAME[@RESOLUTION][=WEIGHTS] each. size: images are cropped and resized to it. limit: most images of a
+    folder. parts: the figures to compute, all by default. train: folder of training images, for memorisation.
+    save_reference: .safetensors file for the reference's features. force: compare what was made differently. fresh:
+    use no results of earlier calls. Raises ValueError for options out of range or that do not go together.
+    """
 
     def __init__(
         self,
@@ -58,8 +64,8 @@ class Setting:
         require(1, MOST_PIXELS, size=size)
         require(1, batch_size=batch_size, limit=limit)
         if save_reference and not save_reference.endswith(".safetensors"):
-            raise ValueError(f"--save-reference {save_reference}: what is kept is a .safetensors file, name it so")
-        # What was computed before is found again, unless it is to be checked.
+            raise ValueError(f"--save-reference {save_reference}: that file is a .safetensors; name it so")
+        # A check must not find the features that earlier calls have kept.
         self.scratch = tempfile.TemporaryDirectory() if fresh else None
         self.folder = Path(self.scratch.name) if self.scratch else None
         self.batch_size, self.size, self.limit, self.workers = batch_size, size, limit, workers
@@ -72,10 +78,10 @@ class Setting:
             raise ValueError("--save-reference keeps the statistics of one extractor: name one under --features")
 
     def images(self, path: str, *, whole: bool = False) -> Images:
-        """A folder of images, or an .npz of samples. whole: without the limit."""
+        """A folder of images, or an .npz of samples. whole: ignore the limit. Raises ValueError for a run's samples."""
         key = path, None if whole else self.limit
         if key not in self.opened and any(Path(path).glob("samples-*.safetensors")):
-            raise ValueError(f"{path} holds samples of a run, which may be measured, and not be the reference")
+            raise ValueError(f"{path} holds samples of a run, which cannot be the reference; give images")
         if key not in self.opened:  # its files are hashed as it is opened
             self.opened[key] = (
                 npz_images(Path(path))
@@ -85,10 +91,10 @@ class Setting:
         return self.opened[key]
 
     def measured(self, path: str) -> Images:
-        """The same, or the samples that a run's stage `sample` wrote to a folder."""
+        """`images` of that path, or the samples that a run's stage `sample` wrote there."""
         if any(Path(path).glob("samples-*.safetensors")):
             samples = SampleFiles(Path(path).resolve())
-            samples.labels = None  # numbers of classes whose names are not told there
+            samples.labels = None  # the folder does not say what the classes are called
             return samples
         return self.images(path)
 
@@ -97,10 +103,10 @@ class Setting:
         if is_statistics(path):
             if self.save_reference:
                 raise ValueError(
-                    f"--save-reference: {path} holds statistics already; give a folder of images to keep its"
+                    f"--save-reference: {path} holds statistics already; leave it out, or give a folder of images"
                 )
             if self.train and not path.endswith(".safetensors"):
-                raise ValueError(f"--train: {path} holds statistics alone; memorisation needs the reference's images")
+                raise ValueError(f"--train: {path} holds only statistics; give a folder of reference images instead")
             if len(self.extractors) != 1:
                 raise ValueError(
                     f"{path} holds the statistics of one extractor: name it, and no other, under --features"
@@ -109,25 +115,25 @@ class Setting:
         return self.features(self.images(path), "reference", save=True)
 
     def require_size(self, reference: str, size: object, what: str) -> None:
-        """ValueError where the reference, or the training images, are of another size than those that are about to be
-        drawn or read, which may take hours."""
+        """Raise ValueError where the reference or the training images have another size than those that are about to be
+        drawn or read: asked first, for that may take hours."""
         for path in filter(None, (reference, self.train)):
             if is_statistics(path):
                 there = read_statistics(Path(path)).manifest["images"].get("size")
             else:
                 there = self.images(path, whole=path != reference).facts["size"]
             if there not in (None, size) and not self.force:
-                # statistics are as they are: it is the images beside them that can be resized
+                # statistics cannot be resized, the measured images can
                 wanted = there if is_statistics(path) else size
                 mend = f"; --size {wanted} crops and resizes images" if self.size != wanted else ""
                 raise ValueError(f"{what} images of {size} pixels, and those of {path} have {there}{mend}")
 
     def features(self, images: Images, title: str, save: bool = False) -> list[FeatureSet]:
-        """Features of images that are likely to be met again: they are kept."""
+        """Features of images that may be measured again: they are kept on disk. Raises ValueError for one image."""
         if len(images) < 2:
             told = f"{images.facts['path']} holds {len(images)} image"
             told = told if self.limit is None else f"--limit {self.limit} leaves {len(images)} image"
-            raise ValueError(f"{told}: sets are compared, of 2 or more")
+            raise ValueError(f"{told}: sets are compared, of 2 or more; give more images")
         found = reference_features(self.extractors, images, self.batch_size, title, folder=self.folder)
         if save and self.save_reference and distributed.is_main():
             sweep_beside(Path(self.save_reference))
@@ -135,20 +141,20 @@ class Setting:
         return found
 
     def comparable(self, reference: str) -> list[FeatureSet]:
-        """`reference`, and the training images, before anything is drawn or read to be compared with them. Raises
-        ValueError where the reference is of other features."""
+        """`reference`, and the features of the training images. Call it before drawing or reading what is measured.
+        Raises ValueError where the reference has other features."""
         reals = self.reference(reference)
         for real, extractor in zip(reals, self.extractors, strict=True):
             theirs, ours = {"features": real.manifest.get("features", {})}, {"features": extractor.manifest()}
             if not self.force and differences(theirs, ours):
                 require_same(theirs, ours, f"the features of {reference} and those that are asked for")
-            moments = real.moments() if is_statistics(reference) else None  # of our own features it is so
+            moments = real.moments() if is_statistics(reference) else None  # our own features have that width
             if moments is not None and len(moments.mean) != extractor.dim:
                 count, asked = len(moments.mean), f"{extractor.name} has {extractor.dim}"
                 raise ValueError(
                     f"{reference} is of features with {count} components, and {asked}: name its --features"
                 )
-        if self.train:  # all of them: a sample may be a copy of any
+        if self.train:  # without --limit: a sample may copy any of them
             self.trains = self.features(self.images(self.train, whole=True), "training images")
         return reals
 
@@ -179,9 +185,9 @@ class Setting:
 
 def measure_folder(setting: Setting, a: str, b: str) -> Values:
     """Images of the folder `a` against those of `b`, or its statistics. Returns {"metrics", "intervals", "per_class",
-    "manifest"}, as the files of scores hold it; so do the two below."""
+    "manifest"}, as files of scores hold it."""
     if not is_statistics(b):
-        setting.images(b)  # a folder that is not there is told before hours of work
+        setting.images(b)  # a missing folder is an error before hours of work
     images = setting.measured(a)
     setting.require_size(b, images.facts["size"], f"{a} holds")
     reals = setting.comparable(b)
@@ -199,8 +205,8 @@ def measure_samples(
     precision: Precision = "auto",
     **sample: object,
 ) -> Values:
-    """Samples that the pipeline of that folder or hub id draws, against a folder of images, or its statistics. They are
-    measured as they are drawn: none is kept. sample: the fields of a recipe's section `sample` that DRAWING names."""
+    """Samples that the pipeline of a folder or hub id draws, against a folder of images, or its statistics; none is
+    kept. sample: the fields of a recipe's section `sample` that DRAWING names. Returns what `measure_folder` does."""
     from dmvae.interop.pipeline import DMVAEPipeline  # diffusers' pipelines load slowly
 
     drawn = configs.read(SampleConfig, sample | {"guidance": [guidance]})
@@ -214,7 +220,7 @@ def measure_samples(
         "dtype": name_of(setting.device, precision),
         "ema": model.transformer.config.get("_ema", "unknown"),
     }
-    try:  # hours of drawing would be lost to a broken image there
+    try:  # before drawing: a broken reference image would cost hours
         setting.require_size(reference, images.facts["size"], "the pipeline draws")
         reals = setting.comparable(reference)
     except ValueError as error:
@@ -226,10 +232,10 @@ def measure_samples(
 def measure_tokenizer(
     setting: Setting, tokenizer: str, images: str, *, lpips: bool = False, precision: Precision = "auto"
 ) -> Values:
-    """Reconstructions by the tokenizer of that folder, against the folder of images themselves."""
+    """Reconstructions by the tokenizer of a folder, against the images. Returns what `measure_folder` does."""
     for name, value in (("train", setting.train), ("force", setting.force)):
         if value:
-            raise ValueError(f"measure tokenizer takes no --{name}: it sets reconstructions beside their own images")
+            raise ValueError(f"measure tokenizer takes no --{name}: images meet their reconstructions; leave it out")
     device = setting.device
     model = open_tokenizer(tokenizer, setting.size)
     size, channels = setting.size or model.config.image_size, model.config.in_channels
@@ -281,7 +287,8 @@ def options_of(kind: str) -> Values:
 
 
 def measure(kind: str, paths: Sequence[str], **options: Any) -> Values:
-    """One of the three, its manifest with the call that repeats it. Raises ValueError for an option of another."""
+    """Run the kind in `KINDS`; the manifest then holds the call that repeats it. Raises ValueError for an option of
+    another kind."""
     shared = inspect.signature(Setting).parameters
     if alien := [name for name in options if name not in options_of(kind)]:
         raise ValueError(f"measure {kind} takes no --{alien[0].replace('_', '-')}")
@@ -298,5 +305,5 @@ def measure(kind: str, paths: Sequence[str], **options: Any) -> Values:
 
 
 def _from_anywhere(path: str) -> str:
-    """A folder or file by its full path, for a call from elsewhere; what is none is a name on a hub."""
+    """An existing file or folder as an absolute path, for calls from other folders; else it is a hub id, unchanged."""
     return str(Path(path).resolve()) if path and Path(path).exists() else path

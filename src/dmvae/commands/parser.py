@@ -36,22 +36,21 @@ matching, decoder, latents, generator, sample, evaluate.
 
 
 class CheckFailed(Exception):
-    """What was checked does not hold: the command ends with exit code 1."""
+    """A check has failed: the command ends with exit code 1."""
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose complaints are a ValueError, like every other mistake in what was asked, and name the option that
-    a misspelt one is most like."""
+    """argparse that raises ValueError for mistakes, as all commands do, and suggests the option that was meant."""
 
     words: Sequence[str] = ()
 
     def read(self, words: Sequence[str]) -> argparse.Namespace:
-        """`parse_args`, whose complaint of an option that is missing names the misspelt one among these words."""
+        """`parse_args`; if a required option is missing, the error names a misspelt one among these words."""
         self.words = words
         return self.parse_args(words)
 
     def print_help(self, file: object = None) -> None:
-        """argparse would leave out in silence what cannot be written, and end the program at once."""
+        """Print the help so that a failed write is an error; argparse would ignore it, and exit at once."""
         console.print(self.format_help(), end="")
         require_printed()
 
@@ -61,14 +60,14 @@ class Parser(argparse.ArgumentParser):
         tried = [unknown[1]] if unknown else spelt if "are required" in message else []
         meant = {word: like for word in tried if not self.knows(word) and (like := self.like(word))}
         asked = "".join(f"--{word}: did you mean --{like}? " for word, like in [*meant.items()][:1])
-        raise ValueError(f"{message}; {asked}`{self.prog} --help` tells the arguments")
+        raise ValueError(f"{message}; {asked}`{self.prog} --help` lists the arguments")
 
     def knows(self, word: str) -> bool:
-        """Whether a long option begins so, written without its dashes, as argparse takes it."""
+        """Whether a long option begins with this word (without dashes): argparse accepts abbreviations."""
         return any(name.startswith(f"--{word}") for action in self._actions for name in action.option_strings)
 
     def like(self, word: str, others: Iterable[str] = ()) -> str:
-        """The long option that a word, without its dashes, is most like; "" where none is, or one of `others` more."""
+        """The long option most like a word, both without dashes; "" if none is like it, or one of `others` is more."""
         names = {"debug": "debug"}  # every command has it
         for action in self._actions:
             spellings = [name.removeprefix("--") for name in action.option_strings if name.startswith("--")]
@@ -78,7 +77,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def require(least: int, most: int | None = None, **options: int | None) -> None:
-    """Raise ValueError for an option's number that is smaller or larger; None is one that was not given."""
+    """Raise ValueError for an option below `least` or above `most`; None is an option that was not given."""
     for name, value in options.items():
         if value is not None and not least <= value <= (value if most is None else most):
             bound = f"at least {least}" if value < least else f"at most {most}"

@@ -24,6 +24,7 @@ from dmvae.idle import part
 from dmvae.inputs import Blueprint, build_tokenizer, latent_shape
 from dmvae.jobs import Job, plan
 from dmvae.recipe import Recipe
+from dmvae.registry import place_of
 from dmvae.runtime.console import console, paragraph
 from dmvae.runtime.files import held
 from dmvae.runtime.words import few
@@ -34,11 +35,11 @@ from dmvae.training.stage import AnyTraining, Stage, TrainingStage
 
 GIB = 2**30
 MARGIN = 1.1
-"""Of memory that the tensors of a step are only a part of: a GPU's context, the libraries' scratch, fragments."""
+"""Memory needed, as a multiple of the tensors': a GPU's context, libraries' work space and fragments come on top."""
 CLASSES = 1000
-"""Taken for data that are not here."""
+"""Number of classes to plan with where the data are not here."""
 FEW, OFTEN = 5000, 200
-"""Images below which, and epochs from which, a table says that these are many. (On ImageNet generators take 800.)"""
+"""With fewer images and more epochs than these, the table says that fewer steps may do. (ImageNet generators: 800.)"""
 LEGEND = (
     "memory of each rank: state is weights, moments and averages; step is activations and gradients; "
     "TFLOP are operations of a step, forward and backward; time is known for GPUs alone; disk is the most that a "
@@ -57,11 +58,11 @@ class Machine:
     gpu: bool
     """Whether they are GPUs."""
     speed: float | None = None
-    """Operations a second that each reaches; None where that is not known."""
+    """Floating-point operations per second that each reaches; None where that is not known."""
 
     @classmethod
     def here(cls) -> Machine:
-        """This one, with the ranks that torchrun has started."""
+        """This machine, with the ranks that torchrun has started. Without a GPU, `memory` is all of the machine's."""
         ranks = int(os.environ.get("WORLD_SIZE", 1))
         if torch.cuda.is_available():
             return cls(ranks, torch.cuda.get_device_properties(0).total_memory, True)
@@ -86,7 +87,7 @@ def bytes_of(text: str) -> int:
 
 
 def print_plan(recipes: dict[str, Recipe], machine: Machine, only: str | None = None) -> list[str]:
-    """Print a table per variant, those that train the same once, and below all of them what stands in the way; returns
+    """Print a table for each variant (one table for variants that train the same), then what stands in the way; returns
     these obstacles. only: the stage that would run alone."""
     console.print(f"for {machine}")
     obstacles: dict[str, list[str]] = {}
@@ -119,13 +120,13 @@ def print_plan(recipes: dict[str, Recipe], machine: Machine, only: str | None = 
                         cost = _cost(stage, recipe, classes, machine)
                     if cost.trained:  # a reference in closed form, or one without a teacher, takes no steps
                         costs[stage] = cost
-                except ValueError as error:  # what the stage would stop at, told perhaps with its place before
-                    found += [] if any(line.endswith(str(error)) for line in found) else [str(error)]
-                except AssertionError:  # what does not fit together cannot be built
+                except ValueError as error:  # the stage itself would raise it; it may be listed already, with its place
+                    found += [] if any(str(error) in line for line in found) else [f"{error}{place_of(error)}"]
+                except AssertionError:  # a stage with problems that are listed may fail to build
                     if not any(line.startswith(f"{stage.name}.") for line in found):
                         raise
                 except (DataDependentOutputException, DynamicOutputShapeException):
-                    console.print(f"{stage.name}: not counted, for its step depends on the values of tensors")
+                    console.print(f"{stage.name}: not counted, because its step depends on the values of tensors")
         sizes = {stage: _disk(stage.name, recipe, costs.get(stage), items) for stage in stages}
         there = {job.stage: job for job in jobs.get(variant, ())}
         states = {stage: _state(there[stage]) if there else "?" for stage in stages}
@@ -159,27 +160,28 @@ def _data(recipe: Recipe, stages: checks.Stages) -> tuple[int | None, int, str, 
         for split in {split for stage in stages for split in stage.splits}:
             open_dataset(recipe.data, split)
     except ValueError as error:
-        return None, CLASSES, f"data {recipe.data.type} cannot be opened here", [str(error)]
+        told = f"{error}{place_of(error)}"
+        return None, CLASSES, f"data {recipe.data.type} cannot be opened here", [told]
     return len(train), len(train.classes), pipeline.about_data(recipe).removeprefix("data: "), []
 
 
 def _jobs(recipes: dict[str, Recipe]) -> dict[str, list[Job]]:
-    """Those of each variant whose data are here."""
+    """The jobs of each variant whose data are here."""
     found: dict[str, list[Job]] = {}
     for variant, recipe in recipes.items():
-        with suppress(ValueError):  # told by _data
+        with suppress(ValueError):  # `_data` reports it
             found[variant] = plan({variant: recipe}, Path(recipe.run.dir))
     return found
 
 
 def _state(job: Job) -> str:
-    """Its own, and "running" where another process is at it."""
+    """The job's state, or "running" where another process runs it."""
     return "running" if not job.finished and held(job.folder) else job.state
 
 
 def _without_data(recipe: Recipe, name: str) -> str:
-    """What stands for a stage's folder where the data are not here to name it: variants that have a stage and all
-    before it in common share it, a generator whatever decoder there is."""
+    """A key in place of the stage's folder name, which needs the data. Variants share a stage if they have it and all
+    stages before it in common; stages of latents alone do not depend on a decoder."""
     stages = {stage.name: stage for stage in recipe.stages()}
     before = list(stages.values())[: list(stages).index(name)]
     if stages[name].of_latents:
@@ -193,7 +195,7 @@ _counted: dict[str, Cost] = {}
 
 
 def _cost(stage: type[AnyTraining], recipe: Recipe, classes: int, machine: Machine) -> Cost:
-    """What a step takes; a stage that variants share is counted once."""
+    """The cost of a step; a stage that variants share is counted once."""
     reads = {name: recipe.section(name) for name in stage.reads if recipe.section(name) is not None}
     run = replace(recipe.run, dir="-")  # which changes no cost
     parts = (recipe.section(stage), recipe.losses, recipe.autoencoder, recipe.pretrained, run)
@@ -247,7 +249,7 @@ def _size(amount: float) -> str:
 
 
 def _time(seconds: float) -> str:
-    """In the largest unit of which there is one."""
+    """With the largest unit that is not longer than the time; "?" for 0, which is unknown."""
     units = ((86400, "days"), (3600, "h"), (60, "min"), (1, "s"), (0, "ms"))
     size, unit = next((size, unit) for size, unit in units if seconds >= size)
     return f"{seconds / (size or 1e-3):.1f} {unit}" if seconds else "?"
@@ -277,7 +279,7 @@ def _too_much(recipe: Recipe, machine: Machine, costs: dict[type[Stage], Cost]) 
         if peak > machine.memory:
             parts = ", run.accumulate" if getattr(stage, "takes_parts", False) else ""
             yield (
-                f"memory: {stage.name} needs about {_size(peak)} a rank, and {_size(machine.memory)} are there; "
+                f"memory: {stage.name} needs about {_size(peak)} on each rank, and a rank has {_size(machine.memory)}; "
                 f"use more ranks{parts}, run.checkpointing, or run.shard"
             )
 
@@ -285,8 +287,8 @@ def _too_much(recipe: Recipe, machine: Machine, costs: dict[type[Stage], Cost]) 
 def _disk(name: str, recipe: Recipe, cost: Cost | None, items: int | None) -> int:
     """Bytes that a stage's folder holds at most: networks and checkpoints, latents, or images."""
     section = recipe.section(name)
-    if cost is not None:  # two checkpoints and one being written, snapshots, and at last the networks
-        held = 5 if getattr(section, "rollback", False) else 3  # two more are kept to go back to
+    if cost is not None:  # two checkpoints and one that is written, snapshots, and the final networks
+        held = 5 if getattr(section, "rollback", False) else 3  # two more are kept to roll back to
         every = recipe.run.keep_every
         kept = (section.steps // every if every else 0) + sum(not every or step % every > 0 for step in section.keep_at)
         return held * (cost.saved + cost.state) + (kept + 1) * cost.saved
@@ -303,7 +305,7 @@ def _disk(name: str, recipe: Recipe, cost: Cost | None, items: int | None) -> in
 
 
 def _disk_problems(recipes: dict[str, Recipe], needed: int) -> Iterator[str]:
-    """Whether the run folder's disk has room."""
+    """An obstacle if the run folder's disk has too little room."""
     folder = Path(next(iter(recipes.values())).run.dir).absolute()
     while not folder.exists():
         folder = folder.parent

@@ -23,7 +23,7 @@ def recipes(command: str, arguments: list[str]) -> None:
 
 def init(command: str, arguments: list[str]) -> None:
     """Copy one to edit. Raises ValueError where the file is there already."""
-    from dmvae.runtime.files import require_place, write_text  # here, for to list them needs no torch
+    from dmvae.runtime.files import require_place, write_text  # imported here: listing recipes must not load torch
 
     parser = Parser(prog=f"dmvae {command}", description="Copy a recipe that comes with dmvae, to edit it.")
     parser.add_argument("name", help="as `dmvae recipes` lists them")
@@ -32,7 +32,7 @@ def init(command: str, arguments: list[str]) -> None:
     names = {file: name for name, file in shipped().items()}
     source = recipe_file(known.name)
     if source not in names:
-        raise ValueError(f"{known.name} is a file already, and no recipe that comes with dmvae; edit it, or copy it")
+        raise ValueError(f"{known.name} is a file of yours, not a recipe that comes with dmvae; edit it, or copy it")
     out: Path = known.file or Path(source.name)
     if out.is_dir():
         out = out / source.name
@@ -44,7 +44,7 @@ def init(command: str, arguments: list[str]) -> None:
 
 
 def _moved(source: Path, names: dict[Path, str], out: Path) -> str:
-    """The recipe's text as it stands elsewhere: what it extends by name, and its own path in the commands above it."""
+    """The recipe's text for the place `out`: it extends shipped recipes by name, and its comments give its new path."""
     text = source.read_text().replace(f"recipes/{names[source]}.yaml", shlex.quote(str(out)))
 
     def base(match: re.Match[str]) -> str:

@@ -36,7 +36,7 @@ from dmvae.stages import stages
 
 
 def run(command: str, arguments: list[str], commands: Sequence[str] = ("run", "study")) -> None:
-    """Run a recipe, or with a stage's name as the command, that stage of it. `commands`: those that are no stages."""
+    """Run a recipe; with a stage's name as the command, only that stage. `commands`: the names that are no stages."""
     parser = Parser(prog=f"dmvae {command}", add_help=False, allow_abbrev=False)
     parser.add_argument("recipe", nargs="?")
     parser.add_argument("--run_dir", "--run-dir")
@@ -48,7 +48,7 @@ def run(command: str, arguments: list[str], commands: Sequence[str] = ("run", "s
     names = [stage.name for stage in stages()]
     if command not in (*names, *commands) and not Path(known.recipe or "").is_file():
         raise ValueError(f"no such command: {command}{nearest(command, [*commands, *names])}")
-    # an option before the recipe would take it for its value
+    # an option before the recipe would swallow it as its value
     if known.recipe is None or (known.recipe != arguments[0] and not Path(known.recipe).is_file()):
         if known.help:
             return console.print(USAGE)
@@ -59,13 +59,13 @@ def run(command: str, arguments: list[str], commands: Sequence[str] = ("run", "s
     names = [stage.name for stage in stages()]  # the recipe's plugins may have brought some
     if command not in (*names, *commands):
         raise ValueError(f"no such command: {command}{nearest(command, [*commands, *names])}")
-    recipes = _chosen(whole, known.variant)
+    recipes = chosen(whole, known.variant)
     if known.help:
         return print_fields(recipes)
     only = command if command in names else None
     how = next(iter(recipes.values())).run
     if known.dry_run:
-        if int(os.environ.get("RANK", 0)) == 0:  # which torchrun sets; the ranks do not join for it
+        if int(os.environ.get("RANK", 0)) == 0:  # torchrun sets RANK; a dry run needs no process group
             _require_none(_plan(recipes, whole, overrides, Machine.here(), only, values=True))
         return
     with joined(how.timeout):
@@ -73,16 +73,13 @@ def run(command: str, arguments: list[str], commands: Sequence[str] = ("run", "s
         verify, asked = not known.no_verify, list(flat(overrides))
         jobs = pipeline.run(recipes, run_dir, only=only, variants=whole, verify=verify, asked=asked)
         if only is None and distributed.is_main():
-            # The other variants of the recipe have their place in the table too, as far as they were run.
-            jobs = jobs_of(run_dir, jobs) if known.variant else jobs
-            others = {name: whole[name] for name in by_variant(jobs) if name in whole and name not in recipes}
-            finish(jobs, run_dir, left_behind(run_dir, others, asked))
+            finish_chosen(jobs, run_dir, recipes, whole, asked)
     forget_lost()
 
 
 def plan(command: str, arguments: list[str]) -> None:
-    """Print what every stage of a recipe needs on a machine that is told, and what is in the way. Raises CheckFailed
-    where something is."""
+    """Print what every stage of a recipe needs on a given machine, and what stands in the way. Raises CheckFailed where
+    something does."""
     parser = Parser(
         prog=f"dmvae {command}",
         allow_abbrev=False,
@@ -106,7 +103,7 @@ def plan(command: str, arguments: list[str]) -> None:
         if getattr(known, name) is None:
             setattr(known, name, usual)
         elif known.gpus is None:
-            raise ValueError(f"--{name}: it is of the GPUs to plan for; give --gpus N too, or leave it out")
+            raise ValueError(f"--{name}: it describes the GPUs to plan for; give --gpus N too, or leave it out")
     if not 0 < known.utilisation <= 1:
         raise ValueError(f"--utilisation {known.utilisation:g}: give the share of --peak that is reached, up to 1")
     if not 0 < known.peak < math.inf:
@@ -116,7 +113,7 @@ def plan(command: str, arguments: list[str]) -> None:
         machine = Machine(known.gpus, bytes_of(known.memory), True, speed)
     overrides = _overrides(rest, known.run_dir)
     whole = _read(parser, known.recipe, overrides)
-    _require_none(_plan(_chosen(whole, known.variant), whole, overrides, machine))
+    _require_none(_plan(chosen(whole, known.variant), whole, overrides, machine))
 
 
 def _plan(
@@ -127,8 +124,8 @@ def _plan(
     only: str | None = None,
     values: bool = False,
 ) -> list[str]:
-    """Print what these recipes, of those in the `whole` file, need on that machine, after the `values` of their fields;
-    of the stage `only`, or of all. Returns what stands in their way."""
+    """Print what these recipes, of those in the `whole` file, need on that machine; with `values`, their fields first.
+    only: one stage instead of all. Returns what stands in the way."""
     with asked_once():
         recipes, said = fit(recipes, flat(overrides), machine.ranks)
         if values:
@@ -156,7 +153,7 @@ def _overrides(words: list[str], run_dir: str | None) -> Values:
 
 
 def _read(parser: Parser, recipe: str, overrides: Values) -> Recipes:
-    """`load`; an override at the top of the recipe that is no field may be an option of `parser`, misspelt."""
+    """`load`; where an override is no field, the error suggests an option of `parser` that it is like."""
     try:
         return load(recipe, overrides)
     except ValueError as error:
@@ -168,9 +165,9 @@ def _read(parser: Parser, recipe: str, overrides: Values) -> Recipes:
         raise
 
 
-def _chosen(whole: Recipes, names: list[str]) -> dict[str, Recipe]:
-    """The variants of these names, METHOD for all its seeds, else all variants. Says which options do not reach all of
-    them; raises ValueError for one that reaches none, and for a name that no variant has."""
+def chosen(whole: Recipes, names: list[str]) -> dict[str, Recipe]:
+    """The variants of these names (METHOD for all its seeds), all without names. Prints which options do not reach all
+    of them. Raises ValueError for an option that reaches none, and for a name that no variant has."""
     seeds = {name: [name] for name in whole}
     for variant in whole:
         seeds.setdefault(method_of(variant), [v for v in whole if method_of(v) == method_of(variant)])
@@ -182,8 +179,8 @@ def _chosen(whole: Recipes, names: list[str]) -> dict[str, Recipe]:
         mine = [name for name in reached if name in recipes]
         if not mine:
             raise ValueError(
-                f"--{option} reaches {few(reached)}, and nothing of --variant {' '.join(names)}, which lacks the "
-                "section or field: leave it out"
+                f"--{option} reaches {few(reached)}, but not --variant {' '.join(names)}, which lacks the section or "
+                "field: leave it out"
             )
         if len(mine) < len(recipes) and distributed.is_main():
             console.print(told(option, mine, list(recipes)))
@@ -195,31 +192,41 @@ def report(command: str, arguments: list[str]) -> None:
     parser = Parser(
         prog=f"dmvae {command}",
         description="Write the table and the report of a run again, or of several as one.",
-        epilog="With --out that folder becomes a run of all variants, by links to their stages. Where runs have other "
-        "variants by the same name, these are called RUN.VARIANT.",
+        epilog="With --out, that folder becomes a run of all variants, with links to their stages. Where several runs "
+        "have different variants of one name, these are called RUN.VARIANT.",
     )
     parser.add_argument("run_dirs", type=Path, metavar="RUN_DIR", nargs="+")
-    parser.add_argument("--out", type=Path, help="folder to write to; the run's own by default, asked for with several")
+    parser.add_argument("--out", type=Path, help="folder to write to (the run's own); required for several runs")
     parser.add_argument("--trust", action="store_true", help="run the code that the runs' recipes name")
     known = parser.parse_args(arguments)
     run_dirs: list[Path] = known.run_dirs
     if not known.trust:
         for run_dir in run_dirs:
-            for folder in dict.fromkeys([run_dir, *sources(run_dir.resolve())]):  # which a merged folder may name
+            for folder in dict.fromkeys([run_dir, *sources(run_dir.resolve())]):  # a merged folder names others
                 require_no_code(recipes_of(folder))
     if known.out is not None:
         jobs, earlier = merge(run_dirs, known.out)
         tell(jobs, known.out, earlier)
     elif len(run_dirs) > 1:
-        raise ValueError("a table of several runs needs a folder: --out DIR")
+        raise ValueError(f"a table of {len(run_dirs)} runs needs a folder of its own: give --out DIR")
     else:
         finish(jobs_of(run_dirs[0]), run_dirs[0])
 
 
+def finish_chosen(
+    jobs: list[Job], run_dir: Path, recipes: Mapping[str, Recipe], whole: Recipes, asked: Sequence[str]
+) -> None:
+    """`finish` after a run of these recipes, of those in the `whole` file: its other variants have their place in the
+    table too, as far as they were run. `asked`: the fields that options set."""
+    jobs = jobs_of(run_dir, jobs) if len(recipes) < len(whole) else jobs
+    others = {name: whole[name] for name in by_variant(jobs) if name in whole and name not in recipes}
+    finish(jobs, run_dir, left_behind(run_dir, others, asked))
+
+
 def finish(jobs: list[Job], run_dir: Path, earlier: Mapping[str, str] | None = None) -> None:
-    """Write what a run leaves for people: summary.json, the report, a pipeline for every generator. `earlier`: see
+    """Write a run's results: summary.json, the report, a pipeline for every generator. `earlier`: see
     `write_summary`."""
-    with locked(run_dir):  # from other processes that have done the same run's other stages
+    with locked(run_dir):  # other processes may have run other stages of this run, and finish it too
         require_linked(jobs, run_dir)
         tell(jobs, run_dir, earlier)
         for folder in write_pipelines(jobs, run_dir):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from pathlib import Path
 
 from dmvae.config import Values
@@ -10,12 +11,13 @@ from dmvae.runtime.files import sweep_beside, write_text
 
 
 def write_scores(result: Values, path: Path) -> None:
+    """Write what `measure` returned as JSON. Raises OSError."""
     sweep_beside(path)
     write_text(path, json.dumps(result, indent=1))
 
 
 def read_scores(path: Path) -> Values:
-    """A file of scores. Raises ValueError for another file, and where none is."""
+    """What a file of scores holds. Raises ValueError where there is no file, or it is of another kind."""
     if not path.is_file():
         what = "that is a folder" if path.is_dir() else "no such file"
         raise ValueError(f"{path}: {what}; give one that `dmvae measure --json` or a run's stage evaluate wrote")
@@ -32,7 +34,8 @@ def read_scores(path: Path) -> Values:
     ]
     for where, key, value in (*parts, ("", "intervals", result.get("intervals"))):
         if not isinstance(value, dict | None):
-            raise ValueError(f"{path} is not a file of scores: {where} {key} is no mapping")
+            told = f"{where}.{key}" if where else key
+            raise ValueError(f"{path} is not a file of scores: {told} is {reprlib.repr(value)}, no mapping")
     for name, value in result["metrics"].items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"{path} is not a file of scores: metrics.{name} is {value!r}, no number")

@@ -1,4 +1,4 @@
-"""`dmvae serve`: a run as a page to play with."""
+"""`dmvae serve`: a run as an interactive page."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ PORT = 7860
 
 def serve(command: str, arguments: list[str]) -> None:
     """Serve a run folder until Ctrl-C."""
-    parser = Parser(prog=f"dmvae {command}", description="Show a run, finished or not, as a page to play with.")
+    parser = Parser(prog=f"dmvae {command}", description="Show a run, finished or not, as an interactive page.")
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (%(default)s: this machine alone)")
-    parser.add_argument("--port", type=int, default=PORT, help="0 takes any that is free (%(default)s)")
+    parser.add_argument("--port", type=int, default=PORT, help="port; 0 takes any free one (%(default)s)")
     parser.add_argument("--no-data", action="store_true", help="do not open the data set that the recipe names")
     parser.add_argument(
         "--trust",
@@ -50,7 +50,7 @@ def serve(command: str, arguments: list[str]) -> None:
 
 
 def configured(site: Site, *, local: bool) -> uvicorn.Config:
-    """How the server runs: quiet, but for errors."""
+    """The settings of the server: it prints warnings and errors only."""
     import uvicorn
 
     app = application(site, local=local)
@@ -58,10 +58,10 @@ def configured(site: Site, *, local: bool) -> uvicorn.Config:
 
 
 def read(run_dir: Path, networks: Networks, *, data: bool, trust: bool) -> Folder:
-    """The run as it stands. Raises ValueError for a folder that is no run's, and unless `trust`, for one that names
+    """The run as it is now. Raises ValueError for a folder that is not a run's and, unless `trust`, for one that names
     code or holds links that lead out of it."""
     if not run_dir.exists():
-        raise ValueError(f"{run_dir}: no such folder")
+        raise ValueError(f"{run_dir}: no such folder; give that of run.dir")
     recipes = recipes_of(run_dir)
     if not trust:
         require_no_code(recipes)

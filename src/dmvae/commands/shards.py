@@ -21,35 +21,36 @@ SUFFIXES = {"safetensors": ".safetensors", "webdataset": ".tar"}
 
 
 def read_latents(path: Path) -> Tensor:
-    """The latents [n, C, H, W] of one file. Raises ValueError when it holds none, or is damaged."""
+    """The latents [n, C, H, W] of one file. Raises ValueError for a file that is damaged or holds none, or another
+    shape, or no real numbers."""
     with _reading(path):
         if path.suffix == ".safetensors":
             tensors, _ = read_sealed(path)
             if "latents" not in tensors:
-                raise ValueError(f"it has no tensor called 'latents', but {', '.join(tensors) or 'nothing'}")
+                raise ValueError(f"expected a tensor called 'latents', found {', '.join(tensors) or 'none'}")
             z = tensors["latents"]
         elif path.suffix == ".npy":
             z = torch.from_numpy(np.load(path, allow_pickle=False))
         elif path.suffix == ".tar":
             with tarfile.open(path, "r:") as tar:
                 members = [(m.name, tar.extractfile(m).read()) for m in tar.getmembers() if m.isfile()]  # type: ignore[union-attr]
-                comment = tar.pax_headers.get("comment", "")  # other programs may write any
+                comment = tar.pax_headers.get("comment", "")  # files of other programs have none, or another
                 if comment.startswith("dmvae ") and comment != _seal(members):
                     raise ValueError("damaged: its checksum is another; copy it again, or delete it and encode anew")
                 named = set(_arrays(tar))
                 arrays = [np.load(io.BytesIO(data), allow_pickle=False) for name, data in members if name in named]
             z = torch.from_numpy(np.stack(arrays))
         else:
-            raise ValueError("they are read from .safetensors, .npy and .tar files")
+            raise ValueError(f"latents are read from .safetensors, .npy and .tar files, not {path.suffix or 'this'}")
         if z.ndim != 4:
-            raise ValueError(f"they have the shape [n, C, H, W], not {list(z.shape)}")
+            raise ValueError(f"latents have the shape [n, C, H, W], not {list(z.shape)}")
         if z.is_complex() or z.dtype == torch.bool or not z.numel():
-            raise ValueError(f"they are real numbers, and at least one, not {list(z.shape)} of {z.dtype}")
+            raise ValueError(f"latents are real numbers, at least one, not {list(z.shape)} of {z.dtype}")
     return z
 
 
 def count_latents(path: Path) -> int:
-    """How many latents a file holds, without reading them where its head says so."""
+    """How many latents a file holds; of .safetensors and .tar only the headers are read. Raises ValueError."""
     with _reading(path):
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
@@ -74,13 +75,13 @@ def read_names(path: Path) -> list[str]:
         names = [PurePosixPath(name) for name in found]
     for name in names:
         if name.is_absolute() or ".." in name.parts or not name.name:
-            raise ValueError(f"{path} names an image {str(name)!r}, which is no file below --out: name it otherwise")
+            raise ValueError(f"{path} names an image {str(name)!r}, which is no file below --out; rename it there")
     return [name.as_posix() for name in names]
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Whatever goes wrong, a ValueError that names the file: of damaged bytes these readers raise almost any type."""
+    """Turn every error into a ValueError that names the file: damaged bytes make readers raise almost any type."""
     try:
         yield
     except Exception as error:

@@ -1,5 +1,5 @@
-"""Which recipes would run code of their own: `report` and `measure --check` read those of run folders that may be
-anybody's."""
+"""Recipes that would run code of their own: `report`, `serve` and `measure --check` read run folders that may come from
+somebody else."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from dmvae.runtime.yaml_text import read_yaml
 
 
 def require_no_code(recipes: Iterable[Path]) -> None:
-    """ValueError where one of these files names plugins or a `function`, which reading it imports. A run's own recipes
-    are resolved: one that builds on another file is not looked through, and refused too."""
+    """Raise ValueError where one of these files names plugins or a `function`: reading the recipe would import them. A
+    recipe that `extends` another is refused too: the other is not searched, and a run never writes one."""
     for file in recipes:
         for name in _named(file):
             raise ValueError(
@@ -23,7 +23,7 @@ def require_no_code(recipes: Iterable[Path]) -> None:
 
 def _named(file: Path) -> Iterator[str]:
     if not file.is_file():
-        return  # told by who reads it
+        return  # its reader reports it
     try:
         values = read_yaml(file.read_text())
         yield from _code(values)

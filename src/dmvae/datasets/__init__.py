@@ -12,21 +12,21 @@ from torch import Tensor
 
 from dmvae.datasets import skipped
 from dmvae.ranges import Channels, Count, Pixels
-from dmvae.registry import Registered
+from dmvae.registry import Registered, is_ours, require_members
 
 Split = Literal["train", "test"]
 
 
 class Items(Protocol):
-    """What `dmvae.datasets.loading` reads. It may have `__getitems__(indices)` too, for a whole batch at once, and
-    `name(index)`, what errors call an item."""
+    """What `dmvae.datasets.loading` reads. It may also have `__getitems__(indices)`, which reads a whole batch, and
+    `name(index)`, the name of an item in errors."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> object: ...
 
 
 def name_of(items: Items, index: int) -> str:
-    """What errors call an item: its file, where the data set tells it, else its number."""
+    """The name of an item in errors: its file if the data set gives it, else its number."""
     known = getattr(items, "name", None)
     return known(index) if known is not None else f"item {index}"
 
@@ -54,7 +54,7 @@ class Dataset(Protocol):
     labels: Tensor
     """int64 [n], the label of every item, available without reading images."""
     fingerprint: str
-    """Changes when the content does: it is part of every stage's address."""
+    """Changes when the content does; it counts in every stage's fingerprint."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> tuple[Tensor, int]: ...
@@ -62,12 +62,12 @@ class Dataset(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetConfig(Registered):
-    """Fields that every data set has. What is read counts by the `fingerprint` of what `build` returns."""
+    """Fields that every data set has. The data count in fingerprints by the `fingerprint` of what `build` returns."""
 
     required: ClassVar[tuple[str, ...]] = ("build",)
 
     PLACES: ClassVar[tuple[str, ...]] = ("root", "cache")
-    """Fields that say where the data are and how they are held, not what they are: a change of these redoes nothing."""
+    """Fields that say where the data are and how they are kept, not what they are: changing them redoes no stage."""
 
     size: Pixels = 32
     """Height and width of the images after resize and centre crop, pixels."""
@@ -88,7 +88,7 @@ class DatasetConfig(Registered):
         raise NotImplementedError
 
     def image_folders(self) -> list[Path]:
-        """Those in which every image is taken for one of the data set: no run may write there."""
+        """Folders in which every image counts as one of the data set, so that no run may write there."""
         return []
 
     def held_out(self) -> str:
@@ -101,8 +101,8 @@ _refused: dict[str, ValueError] | None = None
 
 
 def open_dataset(config: DatasetConfig, split: Split) -> Dataset:
-    """`config.build(split)`, opened once per process: every stage reads the same data. Raises ValueError for one that
-    does not keep to `limit`."""
+    """`config.build(split)`, opened once per process, so that all stages read the same data. Raises ValueError for data
+    that cannot be opened, that are more than `limit`, or of a plugin that lacks what a `Dataset` has."""
     key = f"{split} {type(config).__module__} {config.type} {config!r}"  # two plugins may have a class of one name
     if _refused is not None and key in _refused:
         raise ValueError(str(_refused[key]))
@@ -113,6 +113,8 @@ def open_dataset(config: DatasetConfig, split: Split) -> Dataset:
             if _refused is not None:
                 _refused[key] = error
             raise
+        if not is_ours(type(config)):
+            require_members(config, found, ("__len__", "__getitem__", "classes", "labels", "fingerprint"), "data: ")
         if config.limit is not None and len(found) > config.limit:
             raise ValueError(f"data.limit: {config.limit}, and {config.type!r} gives {len(found)} images of {split}")
         _open[key] = found
@@ -121,8 +123,8 @@ def open_dataset(config: DatasetConfig, split: Split) -> Dataset:
 
 @contextmanager
 def asked_once() -> Iterator[None]:
-    """Within it, data that could not be opened are not tried again: each variant of a plan asks, and a hub that does
-    not answer takes its time."""
+    """Inside the block, data that could not be opened are not tried again: every variant of a plan asks for them, and
+    waiting for a hub that does not answer takes long."""
     global _refused
     before, _refused = _refused, {}
     try:
@@ -132,18 +134,17 @@ def asked_once() -> Iterator[None]:
 
 
 def look_again() -> None:
-    """Open data sets anew from now on: of a program that runs another recipe the data, or the plugin that reads them,
-    may have changed."""
+    """Forget the open data sets: when a program runs another recipe, data or plugins may have changed."""
     _open.clear()
     skipped.forget()
 
 
 def opened() -> dict[str, Dataset]:
-    """The open data sets that are indexes of files, for other ranks. Not those of plugins, which may not travel."""
+    """The open data sets that are indexes of files, for other ranks. Not those of plugins, which may not pickle."""
     mine = {key: data for key, data in _open.items() if type(data).__module__.startswith("dmvae.")}
     return {key: data for key, data in mine.items() if getattr(data, "is_index", False)}
 
 
 def adopt(opened: dict[str, Dataset]) -> None:
-    """Use the data sets that another rank has `opened`, on the same files, instead of opening them here."""
+    """Use the data sets that another rank has `opened`, instead of opening the same files here."""
     _open.update(opened)

@@ -26,8 +26,8 @@ class CIFAR10(DatasetConfig):
     """Reads parquet files as `datasets` writes them, or the original python batches."""
 
     root: str | None = None
-    """Folder of train*.parquet and test*.parquet (columns image or img, and label), or cifar-10-batches-py, or the
-    folder that holds it; a subfolder cifar10 of it is looked into too. null tries $DMVAE_DATA, then downloads into
+    """Folder with train*.parquet and test*.parquet (columns image or img, and label), or cifar-10-batches-py, or the
+    folder that holds this; its subfolder cifar10 is searched too. null tries $DMVAE_DATA, then downloads into
     ~/.cache/dmvae."""
 
     def build(self, split: Split) -> MemoryDataset:
@@ -46,7 +46,8 @@ class CIFAR10(DatasetConfig):
                     return _read_batches(parent, split, self.limit)
         if self.root is not None:
             raise ValueError(
-                f"data.root: {self.root} has no {split}*.parquet nor {BATCHES}/; leave root out to download"
+                f"data.root: {self.root} has no {split}*.parquet nor {BATCHES}/; leave root out to download, or "
+                "give data.type: image_folder for a folder of images"
             )
         try:
             download(BATCHES, lambda to: torchvision.datasets.CIFAR10(to, download=True))
@@ -59,7 +60,8 @@ class CIFAR10(DatasetConfig):
 
 
 def read_parquet(files: list[Path], limit: int | None = None) -> tuple[Tensor, Tensor]:
-    """uint8 images [n, 3, H, W] and int64 labels [n] of parquet shards. Raises ValueError on bad content."""
+    """uint8 images [n, 3, H, W] and int64 labels [n] of parquet shards, at most `limit`. Raises ValueError for files
+    that are damaged or not CIFAR-10, and without pyarrow."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -83,7 +85,7 @@ def read_parquet(files: list[Path], limit: int | None = None) -> tuple[Tensor, T
                 raise ValueError(f"{file}, row {number}: label {row['label']} is no whole number from 0 to 9")
             labels.append(row["label"])
     if not images:
-        raise ValueError(f"{files[0].parent}: {len(files)} parquet files without a row")
+        raise ValueError(f"{files[0].parent}: {len(files)} parquet files without a row; fetch them again")
     shapes = {tuple(image.shape) for image in images}
     if len(shapes) > 1:
         raise ValueError(f"{files[0].parent}: images of {len(shapes)} sizes, {sorted(shapes)[:3]}: not CIFAR-10")

@@ -24,10 +24,9 @@ NONE = "none"
 
 
 class Columns:
-    """The rows of a `datasets.Dataset`: encoded images by number, labels at once. Nothing else is read or decoded.
+    """Rows of a `datasets.Dataset`: encoded images one by one, labels all at once. Nothing else is read or decoded.
 
-    rows: the numbers of those that count; where: the place of a row, for errors. Raises ValueError for columns that
-    hold no images or no labels.
+    image: the column of images; rows: the numbers of the rows to use; where: names a row in errors.
     """
 
     def __init__(self, table: datasets.Dataset, image: str, rows: range | list[int], where: Callable[[int], str]):
@@ -38,7 +37,7 @@ class Columns:
         self._cells: pyarrow.ChunkedArray | None = None
 
     def __getstate__(self) -> Values:
-        return self.__dict__ | {"_cells": None}  # of a memory map, which the table opens again in a worker
+        return self.__dict__ | {"_cells": None}  # they point into a memory map, which a worker opens again
 
     def read(self, index: int) -> bytes:
         if self._cells is None:
@@ -48,7 +47,7 @@ class Columns:
         if data is None and path:
             self.outside = True
             try:
-                if Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for
+                if Path(path).exists() and not Path(path).is_file():  # reading a pipe would block
                     raise OSError(f"{path} is no file")
                 return Path(path).read_bytes()
             except OSError as error:
@@ -61,7 +60,7 @@ class Columns:
         return data
 
     def all(self) -> Iterator[bytes]:
-        """Every image in turn; b"" where there is none."""
+        """Every encoded image in turn; b"" where it cannot be read."""
         for index in range(len(self.rows)):
             try:
                 yield self.read(index)
@@ -73,7 +72,7 @@ class Columns:
 
 
 def image_column(table: datasets.Dataset, given: str | None, where: str) -> str:
-    """The name of the column of images: `given`, or the only one. Raises ValueError."""
+    """The name of the column of images: `given`, or the only one. Raises ValueError where there is none, or several."""
     kinds = {name: _holds(table, name) for name in table.column_names}
     if given is not None:
         _there(table, given, where, "image_column")
@@ -95,8 +94,8 @@ def image_column(table: datasets.Dataset, given: str | None, where: str) -> str:
 
 
 def label_column(table: datasets.Dataset, given: str | None, where: str) -> str | None:
-    """The name of the column of labels: `given`, or the only ClassLabel, or one that is called label. Raises
-    ValueError; None where `given` says that there is none."""
+    """The name of the column of labels: `given`, or the only ClassLabel, or one with a name in LABELS; None where
+    `given` is "none". Raises ValueError where there is none, or several, or it holds no labels."""
     from datasets import ClassLabel
 
     if given == NONE:
@@ -120,8 +119,8 @@ def label_column(table: datasets.Dataset, given: str | None, where: str) -> str 
 
 
 def names_of(table: datasets.Dataset, column: str, given: tuple[str, ...] | None = None) -> tuple[str, ...] | None:
-    """What the labels of a column count: the names that a ClassLabel has, or for a column of texts those `given`, else
-    its texts, sorted; None for plain numbers."""
+    """The class names of a column's labels: those of a ClassLabel; for a column of texts those `given`, else its texts,
+    sorted; None for plain numbers."""
     if _holds(table, column) == "text":
         texts = table.data.column(column).unique().to_pylist()
         return given or tuple(sorted(text for text in texts if text is not None))
@@ -130,8 +129,8 @@ def names_of(table: datasets.Dataset, column: str, given: tuple[str, ...] | None
 
 
 def check_same_names(files: Sequence[Path], column: str) -> None:
-    """ValueError where the ClassLabel of a parquet file has other names than that of a file before it: `datasets` takes
-    the first names for all files, and leaves the numbers as they are."""
+    """Raise ValueError where parquet files name classes differently: `datasets` takes the names of the first file for
+    all, and leaves the numbers as they are."""
     named = [(file, names) for file in files if (names := _names_in(file, column))]
     for file, names in named[1:]:
         first, expected = named[0]
@@ -145,21 +144,22 @@ def check_same_names(files: Sequence[Path], column: str) -> None:
 
 
 def _names_in(file: Path, column: str) -> list[str] | None:
-    """The names of a column's ClassLabel as the file itself says; None where it is none."""
+    """The names of a column's ClassLabel, from the file itself; None for another type."""
     import pyarrow.parquet as pq
 
     from datasets import Features
 
     try:
         return getattr(Features.from_arrow_schema(pq.read_schema(file)).get(column), "names", None)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:  # of what is not JSON, or says other things
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # metadata that is no JSON, or has another form
         raise ValueError(f"{file}: what it says of its columns for `datasets` cannot be read ({error})") from error
 
 
 def labels_of(
     table: datasets.Dataset, column: str, names: tuple[str, ...] | None, where: Callable[[int], str]
 ) -> Tensor:
-    """int64 labels of every row; texts by their place in `names`. Raises ValueError for rows without a label."""
+    """int64 labels [n] of all rows; a text becomes its index in `names`. Raises ValueError for a row without a label,
+    or with a text that is no class."""
     cells = table.data.column(column).to_pylist()
     if None in cells:
         raise ValueError(f"{where(cells.index(None))}, column {column}: no label; fill it or leave the row out")
@@ -180,7 +180,7 @@ def labels_of(
 
 
 def _holds(table: datasets.Dataset, name: str) -> str:
-    """What kind of values: image, number, text, nested or other."""
+    """The kind of a column's values: image, number, text, nested or other."""
     import pyarrow.types as t
 
     import datasets
@@ -188,7 +188,7 @@ def _holds(table: datasets.Dataset, name: str) -> str:
     feature, arrow = table.features[name], table.data.schema.field(name).type
     if isinstance(feature, datasets.Image):
         return "image"
-    if isinstance(feature, dict):  # a struct without a feature of its own; those of sounds and films have one
+    if isinstance(feature, dict):  # a plain struct; audio and video have features of their own
         bytes_of = arrow.field("bytes").type if arrow.get_field_index("bytes") >= 0 else None
         return "image" if bytes_of is not None and _binary(bytes_of) else "nested"
     if not isinstance(feature, datasets.Value | datasets.ClassLabel):

@@ -1,4 +1,4 @@
-"""Image files that are resized beyond the size of the data: what trains takes crops of them, all else their centre.
+"""Image files that are resized to more than the data's size: training takes random crops of them, all else the centre.
 
 Shapes: n images, C channels, H height, W width.
 """
@@ -22,8 +22,8 @@ class FilesConfig(DatasetConfig):
 
     resize: Pixels | None = configs.added(None)
     """Height and width, pixels, to which the central square of each image is resized before it is cropped to `size`: at
-    random where a stage trains on images, anew in each epoch; at the centre in all else, such as the test images and
-    the latents of stages `reference` and `latents`. null: resized to `size`, and nothing is cropped."""
+    random, anew in each epoch, where a stage trains on images; at the centre elsewhere, as for test images and the
+    latents of stages `reference` and `latents`. null: resized to `size`, not cropped."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -39,12 +39,12 @@ class FilesConfig(DatasetConfig):
         return self.resize or self.size
 
     def cropped(self, decoded: Dataset) -> Dataset:
-        """The data set of `size` that images of `side` make."""
+        """The data set of images of `size`, from one of images of `side`."""
         return decoded if self.resize is None else Cropped(decoded, self.size)
 
 
 class Cropped:
-    """The central `size` x `size` of the images of a data set. Training crops those themselves, `larger`."""
+    """The central `size` x `size` pixels of a data set's images. Training takes random crops of `larger` instead."""
 
     def __init__(self, larger: Dataset, size: int) -> None:
         self.larger, self.size = larger, size
@@ -63,7 +63,7 @@ class Cropped:
         return centre(image, self.size), label
 
     def name(self, index: int) -> str:
-        """As the data set names it."""
+        """The name of an item in errors."""
         return name_of(self.larger, index)
 
     def _all(
@@ -74,6 +74,6 @@ class Cropped:
 
 
 def centre(images: Tensor, size: int) -> Tensor:
-    """[..., H, W] -> [..., size, size]."""
+    """The central crop: [..., H, W] -> [..., size, size]."""
     top, left = ((length - size) // 2 for length in images.shape[-2:])
     return images[..., top : top + size, left : left + size].contiguous()

@@ -9,18 +9,18 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/dmvae`, by default ~/.cache/dmvae: downloads and decoded images."""
+    """The folder of downloads and decoded images: `$XDG_CACHE_HOME/dmvae`, by default ~/.cache/dmvae."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dmvae"
 
 
 def data_folders() -> list[Path]:
-    """The folder that $DMVAE_DATA names, if it does."""
+    """[the folder that $DMVAE_DATA names], or []."""
     named = os.environ.get("DMVAE_DATA")
     return [Path(named).expanduser()] if named else []
 
 
 def existing_folder(root: str, field: str) -> Path:
-    """`root` as a path; ValueError naming the config field when it is no folder."""
+    """`root` as a path. Raises ValueError, naming the config field, if it is no folder."""
     path = Path(root).expanduser()
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
@@ -31,8 +31,8 @@ def existing_folder(root: str, field: str) -> Path:
 def download(name: str, fetch: Callable[[str], object]) -> Path:
     """Let `fetch(folder)` download into a fresh folder, then move its subfolder `name` into the cache.
 
-    The move is atomic: a run killed half way leaves nothing that looks finished, and of several
-    ranks that download at once one wins. Returns the finished folder; what `fetch` raises passes on.
+    The move is atomic: a killed run leaves nothing that looks finished, and if several ranks download at once, one of
+    them wins. Returns the finished folder. Raises what `fetch` raises.
     """
     target = cache_folder() / name
     if target.is_dir():
@@ -43,6 +43,6 @@ def download(name: str, fetch: Callable[[str], object]) -> Path:
         try:
             os.replace(Path(scratch) / name, target)
         except OSError:
-            if not target.is_dir():  # not another process that finished first
+            if not target.is_dir():  # otherwise another process finished first
                 raise
     return target

@@ -31,12 +31,12 @@ ENDS = 4096
 COMPRESSED = (
     b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51",
 )  # fmt: skip
-"""How PNG, JPEG, WebP, GIF and JPEG 2000 begin. AVIF and HEIC have "ftyp" behind the first four bytes."""
+"""First bytes of PNG, JPEG, WebP, GIF and JPEG 2000. AVIF and HEIC have "ftyp" after the first four bytes."""
 MOST_CLASSES = 100_000
 
 
 class Encoded(Protocol):
-    """The images of a split as they lie in their files. Copied into worker processes, so it holds no open file."""
+    """A split's images, still encoded. It is copied into worker processes, so it holds no open file."""
 
     labels: Tensor
     """int64 [n]"""
@@ -52,10 +52,10 @@ class Encoded(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedConfig(FilesConfig):
-    """What such data sets have in common; each image is cropped to its central square and resized.
+    """Fields of data sets of encoded images; each image is cropped to its central square and resized.
 
-    The fingerprint covers sizes and ends (`parts`) of the encoded images, labels, class names and this config, not
-    where the files lie. `limit` takes a fixed pseudo-random choice of images.
+    The fingerprint covers sizes and ends (see `parts`) of the encoded images, labels, class names and this config, not
+    the place of the files. `limit` takes a fixed pseudo-random choice of images.
     """
 
     PLACES: ClassVar[tuple[str, ...]] = ("root", "cache_gib")
@@ -63,17 +63,17 @@ class EncodedConfig(FilesConfig):
     root: str
     """Where the data are."""
     classes: tuple[str, ...] | str | None = None
-    """Names of the classes in the order of their numbers: a list, or a text file of one a line. null takes what the
-    data say, else the numbers found in the train split."""
+    """Names of the classes in the order of their numbers: a list, or a text file with one a line. null takes the names
+    in the data, else the numbers found in the train split."""
     cache_gib: Annotated[float, Range(0, 1e6)] = 16.0
-    """Images that take at most this many GiB decoded are decoded once, into a file under ~/.cache/dmvae that is then
-    mapped into memory; larger sets are decoded whenever they are read, as all are with 0. An unreadable image is then
-    no longer left out: the next readable one of its class stands in its place."""
+    """Data that take at most so many GiB decoded are decoded once, into a file under ~/.cache/dmvae that is then mapped
+    into memory; larger data, or all with 0, are decoded at every read. Then an unreadable image is not left out: the
+    next readable one of its class takes its place."""
     on_broken: OnBroken = "skip"
     """Unreadable images: skip them with one warning, or stop with an error."""
 
     def given_classes(self) -> tuple[str, ...] | None:
-        """The field `classes`, read from its file where it is one. Raises ValueError."""
+        """The field `classes`, read if it names a file. Raises ValueError for an unreadable file, or no name."""
         names = self.classes
         if isinstance(names, str):
             try:
@@ -84,12 +84,12 @@ class EncodedConfig(FilesConfig):
                 ) from error
             names = tuple(line.strip() for line in text.splitlines() if line.strip())
         if names is not None and not names:
-            raise ValueError("data.classes: names no class; leave it out to take what the data say")
+            raise ValueError("data.classes: names no class; leave it out to take the names in the data")
         return names
 
 
 def numbered(labels: Tensor, where: str) -> tuple[str, ...]:
-    """Class names of labels without any: "0" to the largest. Raises ValueError for numbers that are no classes'."""
+    """Class names for numbers without names: "0" to the largest. Raises ValueError for numbers out of range."""
     low, high = (int(value) for value in torch.aminmax(labels))
     if low < 0 or high >= MOST_CLASSES:
         raise ValueError(f"{where}: labels run from {low} to {high}: give the numbers of classes, from 0 on")
@@ -97,7 +97,7 @@ def numbered(labels: Tensor, where: str) -> tuple[str, ...]:
 
 
 def check_labels(labels: Tensor, classes: Sequence[str], what: str, where: Callable[[int], str]) -> None:
-    """ValueError naming the place of the first label that is not the number of a class; `what` says whose names."""
+    """Raise ValueError naming the place of the first label that is no class; `what` says where the names are from."""
     bad = ((labels < 0) | (labels >= len(classes))).nonzero().flatten()
     if len(bad):
         label = int(labels[bad[0]])
@@ -111,8 +111,8 @@ def check_labels(labels: Tensor, classes: Sequence[str], what: str, where: Calla
 
 
 def open_images(source: Encoded, config: EncodedConfig, classes: tuple[str, ...], content: str) -> Dataset:
-    """The split as a data set of images of `config.side`. content: a hash of the encoded images; labels, names and
-    config are added here.
+    """The split as a data set of images of `config.side`. content: a hash of the encoded images; the fingerprint adds
+    labels, names and config to it.
 
     Raises ValueError for unreadable images where `config.on_broken` is "error", or nothing is left.
     """
@@ -126,7 +126,7 @@ def open_images(source: Encoded, config: EncodedConfig, classes: tuple[str, ...]
             return decode(BytesIO(source.read(index)), config.side, config.channels)
         except BrokenImage as error:
             return str(error)
-        except OSError as error:  # of the data, not of the cache
+        except OSError as error:  # an error of the data, not of the cache
             raise ValueError(f"data.root: {source.where(index)} cannot be read: {error}") from error
 
     key = digest(content, config.side, config.channels, PIXELS)
@@ -144,11 +144,11 @@ def open_images(source: Encoded, config: EncodedConfig, classes: tuple[str, ...]
 
 
 def parts(file: BinaryIO, size: int) -> tuple[bytes, ...]:
-    """What tells an encoded image, `size` bytes from where `file` stands, from others: (its first 4 KiB, the last 4 KiB
-    of the rest), or (all of it,).
+    """Bytes that tell an encoded image from others: (its first 4 KiB, the last 4 KiB of the rest) if it is compressed,
+    else (all of it,). The image is the next `size` bytes of `file`.
 
-    The last bytes of a compressed format depend on all that come before them. The content says which format it is, for
-    names can be wrong; all is read of what is not known to be compressed.
+    The last bytes of a compressed format depend on all bytes before them. The format is known from the content, since
+    names can be wrong.
     """
     head = file.read(min(size, ENDS))
     if not head.startswith(COMPRESSED) and head[4:8] != b"ftyp":
@@ -158,13 +158,13 @@ def parts(file: BinaryIO, size: int) -> tuple[bytes, ...]:
 
 
 def ends(file: BinaryIO, size: int) -> bytes:
-    """The `parts` to hash as one; with the size before them where they are not all."""
+    """The `parts`, joined for hashing; with the size before them if they are not the whole image."""
     found = b"".join(parts(file, size))
     return found if len(found) == size else b"%d " % size + found
 
 
 def choose(n: int, limit: int | None) -> range | list[int]:
-    """The rows that `limit` keeps of n: a fixed pseudo-random choice, in order, for rows are often sorted by class."""
+    """The rows of n that `limit` keeps: a fixed pseudo-random choice, in order, because rows may be sorted by class."""
     if limit is None or limit >= n:
         return range(n)
     return sorted(sorted(range(n), key=lambda row: path_fraction(str(row)))[:limit])
@@ -178,7 +178,7 @@ class DecodedWhenRead:
     """
 
     is_index: ClassVar[bool] = True
-    """It holds places and labels, and no images: other ranks are given it instead of looking through the files too."""
+    """It holds places and labels, no images: other ranks get a copy instead of searching the files again."""
 
     def __init__(self, labels: Tensor, classes: tuple[str, ...], fingerprint: str, on_broken: OnBroken):
         self.labels, self.classes, self.fingerprint, self.on_broken = labels, classes, fingerprint, on_broken
@@ -206,12 +206,12 @@ class DecodedWhenRead:
                 try:
                     return self.decode(other), label
                 except BrokenImage:
-                    continue  # warned of when it is read in its own right
+                    continue  # its own read warns of it
         raise ValueError(f"class {self.classes[label]!r} has no readable image ({place}); leave it out or fix it")
 
 
 class LazyImages(DecodedWhenRead):
-    """Images of a few large files."""
+    """Images of a few large files, decoded at every read."""
 
     def __init__(self, source: Encoded, classes: tuple[str, ...], fingerprint: str, config: EncodedConfig):
         super().__init__(source.labels, classes, fingerprint, config.on_broken)

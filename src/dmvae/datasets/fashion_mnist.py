@@ -35,7 +35,7 @@ class FashionMNIST(DatasetConfig):
     """Folder of the IDX files. null tries $DMVAE_DATA, then /usr/share/datasets/fashion-mnist (Debian's
     package dataset-fashion-mnist), then downloads into ~/.cache/dmvae with torchvision."""
     size: Pixels = 32
-    """28 gives the images as they are; 32 adds a border of 2 zeros; others resize the 32x32 image."""
+    """28 is the original; 32 adds a border of 2 black pixels; other sizes resize the 32x32 image."""
     channels: Channels = 1
     """1 for grey, as the images are; 3 repeats the grey channel."""
 
@@ -57,10 +57,10 @@ class FashionMNIST(DatasetConfig):
 
 
 def read_idx(folder: Path, name: str) -> Tensor:
-    """The uint8 tensor in `folder/name` or `folder/name.gz`; ValueError when it is missing or damaged."""
+    """The uint8 tensor in `folder/name` or `folder/name.gz`. Raises ValueError if it is missing or damaged."""
     path = _file(folder, name)
     if path is None:
-        raise ValueError(f"{folder}: neither {name} nor {name}.gz is there")
+        raise ValueError(f"{folder}: neither {name} nor {name}.gz is there; add it, or correct data.root")
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -92,7 +92,10 @@ def _find(root: str | None, prefix: str) -> Path:
             if _file(folder, f"{prefix}-images-idx3-ubyte"):
                 return folder
     if root is not None:
-        raise ValueError(f"data.root: {root} has no {prefix}-images-idx3-ubyte(.gz); leave root out to download")
+        raise ValueError(
+            f"data.root: {root} has no {prefix}-images-idx3-ubyte(.gz); leave root out to download, or give "
+            "data.type: image_folder for a folder of images"
+        )
     try:
         folder = download("FashionMNIST", lambda to: torchvision.datasets.FashionMNIST(to, download=True))
     except (OSError, RuntimeError) as error:

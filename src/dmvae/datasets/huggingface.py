@@ -1,4 +1,4 @@
-"""Any image data set of the Hugging Face hub, or parquet files as `datasets` writes them."""
+"""Image data sets of the Hugging Face hub, and parquet files as the package `datasets` writes them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from dmvae.runtime.words import counted, few
 if TYPE_CHECKING:
     import datasets
 
-HASHES = 2  # changes when what is kept of a table does
+HASHES = 2  # goes up when the kept hash of a table is made otherwise
 TESTS = ("test", "validation", "val", "valid")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 HUB_FILE = re.compile(r"hf://datasets/([^@]+)@([^/]+)/(.+)")  # id, commit, path
@@ -37,17 +37,17 @@ HUB_FILE = re.compile(r"hf://datasets/([^@]+)@([^/]+)/(.+)")  # id, commit, path
 class HuggingFace(EncodedConfig):
     """A data set that the package `datasets` reads: from the hub, or a local folder or file of parquet.
 
-    Needs the extra `huggingface`. Columns other than the two are never read. Nothing is streamed: the order of rows is
-    a function of (seed, step), so that a run resumes bit for bit; and tables are mapped into memory, not held in it.
+    Needs the extra `huggingface`. Only the columns of images and labels are read. Nothing is streamed: the order of
+    rows is a function of (seed, step), so that a run resumes bit for bit. Tables are memory-mapped, not held in memory.
     """
 
     PLACES: ClassVar[tuple[str, ...]] = (*EncodedConfig.PLACES, "revision")
 
     root: str
     """An id on the hub (owner/name), a folder of parquet files (train*.parquet, test*.parquet or validation*.parquet),
-    or one parquet file. What is here is preferred to what is on the hub."""
+    or one parquet file. A local path is preferred to a hub id of the same name."""
     subset: str | None = None
-    """Which configuration, where the data set has several."""
+    """Which configuration (subset), where the data set has several."""
     revision: str | None = None
     """Branch, tag or commit on the hub; null is the newest."""
     train_split: str = "train"
@@ -59,7 +59,7 @@ class HuggingFace(EncodedConfig):
     label_column: str | None = None
     """Column of the labels, numbers or names; null finds it by its type or name. "none": images without classes."""
     on_broken: OnBroken = "error"
-    """Unreadable images: stop with an error, for a table is written by a program; or skip them with one warning."""
+    """Unreadable images: stop with an error, since a program writes tables; or skip them with one warning."""
 
     def build(self, split: Split) -> Dataset:
         prepared = Prepared(self.root, self.subset, self.revision)
@@ -75,7 +75,7 @@ class HuggingFace(EncodedConfig):
         source = Columns(table, image, choose(len(table), self.limit), where)
         classes: tuple[str, ...] = ("all",)
         if label is not None:
-            # of the train split, so that both splits count and name alike
+            # from the train split, so that both splits have the same classes
             train, there = (table, where) if first == name else (prepared.table(first), prepared.where(first))
             label_column(train, label, there())
             check_same_names(prepared.files_of(f"{first}+{name}"), label)
@@ -100,7 +100,7 @@ class HuggingFace(EncodedConfig):
         return self.cropped(open_images(source, self, classes, content))
 
     def _split(self, split: Split, prepared: Prepared) -> str:
-        """The name of a split, perhaps with slices, whose parts exist. Raises ValueError."""
+        """The name of a split, perhaps with slices. Raises ValueError if a part of it does not exist."""
         there = prepared.splits
         given = self.train_split if split == "train" else self.test_split
         if given is None:
@@ -121,8 +121,8 @@ class HuggingFace(EncodedConfig):
 
 
 def _content(source: Columns, what: list[object]) -> str:
-    """A hash of the images' ends, kept where the table's files are as they were: else it takes a pass over all. Of
-    images in files that the table names nothing is kept."""
+    """A hash of the images' ends. It takes a pass over all images, so it is kept and used while the table's files stay
+    the same; it is not kept where the table only names image files."""
     files = [Path(file["filename"]) for file in source.table.cache_files]
     stats = [file.stat() for file in files]
     key = digest(HASHES, *what, [(str(f), s.st_size, s.st_mtime_ns) for f, s in zip(files, stats, strict=True)])
@@ -132,13 +132,13 @@ def _content(source: Columns, what: list[object]) -> str:
             return str(read_json(kept, dict)["content"])
     content = bytes_hash(ends(BytesIO(data), len(data)) for data in source.all())
     if files and not source.outside:
-        with suppress(OSError):  # a folder that is full or not ours costs the next start a pass and no more
+        with suppress(OSError):  # a full or foreign folder only costs the next start a pass
             write_json(kept, {"content": content})
     return content
 
 
 def _whole(part: str) -> str:
-    """The name of the split that train[:90%] is a slice of."""
+    """The split of a slice: "train" of "train[:90%]"."""
     return part.split("[")[0]
 
 
@@ -171,12 +171,12 @@ class Prepared:
             raise ValueError(_failed(root, path, subset, error)) from error
         if path.is_dir() and subset is None:
             _require_tables(path, builder.config.data_files or {})
-        self._look(builder.config.data_files)  # before `datasets` does, which does not name the file that is damaged
+        self._look(builder.config.data_files)  # before `datasets` reads them: it does not name a damaged file
         try:
             builder.download_and_prepare()
         except errors as error:
             raise ValueError(_failed(root, path, subset, error)) from error
-        if not path.exists():  # those of the hub are here only now
+        if not path.exists():  # files of the hub are here only now
             self._look(builder.config.data_files)
         self.builder = builder
         self.splits = list(builder.info.splits)
@@ -186,12 +186,12 @@ class Prepared:
         self.rows = _check_parquet([file for files in self.files.values() for file in files])
 
     def files_of(self, split: str) -> list[Path]:
-        """The files here that a split, or a sum of slices, is read from; none where they are not known."""
+        """The local files that a split, or a sum of slices, is read from; [] where they are not known."""
         names = dict.fromkeys(_whole(part) for part in split.split("+"))
         return [file for name in names for file in self.files.get(name, [])]
 
     def table(self, split: str) -> datasets.Dataset:
-        """A split, perhaps a slice, as a `datasets.Dataset`. Raises ValueError for a slice that is none, or without a
+        """A split, or a slice of one, as a `datasets.Dataset`. Raises ValueError for an invalid slice, or one without a
         row."""
         try:
             table = self.builder.as_dataset(split=split)
@@ -202,8 +202,7 @@ class Prepared:
         return table
 
     def shared(self, a: str, b: str) -> int:
-        """How many rows two splits, or sums of slices, have in common; none of what cannot be read, which is told when
-        it is."""
+        """How many rows two splits, or sums of slices, share. 0 for invalid slices: `table` raises for them."""
         import datasets
 
         lengths = {name: info.num_examples for name, info in self.builder.info.splits.items()}
@@ -219,7 +218,7 @@ class Prepared:
         return sum(max(0, min(x[2], y[2]) - max(x[1], y[1])) for x, y in pairs)
 
     def where(self, split: str) -> Place:
-        rows = [self.rows[file] for file in self.files.get(split, [])]  # none of a slice, which counts from elsewhere
+        rows = [self.rows[file] for file in self.files.get(split, [])]  # none for a slice: its row 0 is elsewhere
         return Place(self.root, split, self.files_of(split), rows)
 
 
@@ -242,7 +241,7 @@ class Place:
 
 
 def _require_tables(folder: Path, named: Mapping[object, list[str]]) -> None:
-    """ValueError where `datasets` reads none of the parquet files of a folder: it goes by the commonest ending."""
+    """Raise ValueError if `datasets` reads none of a folder's parquet files: it takes the most frequent file type."""
     read = [Path(file) for files in named.values() for file in files]
     if not read or any(file.suffix == ".parquet" for file in read):
         return
@@ -255,7 +254,7 @@ def _require_tables(folder: Path, named: Mapping[object, list[str]]) -> None:
 
 
 def _local(files: list[str]) -> list[Path]:
-    """The parquet files of a split, where all are here: those of the hub in its cache."""
+    """The parquet files of a split, those of the hub from its cache; [] unless all are here."""
     found = [path for file in files if (path := _here(file)).suffix == ".parquet" and path.is_file()]
     return found if len(found) == len(files) else []
 
@@ -287,7 +286,7 @@ def _check_parquet(files: list[Path]) -> dict[Path, int]:
                 f"{file}: has columns {', '.join(names)}, but {files[0]} has {', '.join(columns)}: give all files the "
                 "same ones"
             )
-        if footer.num_row_groups and not footer.row_group(0).num_rows:  # `datasets` reads as many rows at a time
+        if footer.num_row_groups and not footer.row_group(0).num_rows:  # `datasets` reads batches of its length
             raise ValueError(f"{file}: has no row, or none in its first group: delete it, or write it again")
         columns = columns or names
         rows[file] = footer.num_rows
@@ -295,7 +294,7 @@ def _check_parquet(files: list[Path]) -> dict[Path, int]:
 
 
 def _failed(root: str, path: Path, subset: str | None, error: Exception) -> str:
-    """What to say where `datasets` cannot find or convert the data."""
+    """The error message where `datasets` cannot find or convert the data."""
     why = _line(error)
     if "onfig" in why and isinstance(error, ValueError):  # "Config name is missing", "BuilderConfig 'x' not found"
         return f"{root}: has no such subset as data.subset says ({subset}): {str(error)[:600]}"
@@ -314,7 +313,7 @@ def _failed(root: str, path: Path, subset: str | None, error: Exception) -> str:
 
 
 def _line(error: Exception) -> str:
-    """The first line of an error, or of the one that caused it, which says more."""
+    """The first line of an error's innermost cause, which says more than the error itself."""
     deepest: BaseException = error
     while deepest.__cause__ is not None:
         deepest = deepest.__cause__

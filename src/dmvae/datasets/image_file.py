@@ -23,19 +23,18 @@ from dmvae.runtime.files import atomic_write
 LASTING = frozenset([
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EINVAL,
 ])  # fmt: skip
-"""Errors of a file that is so, or whose bytes lead a decoder astray. Others are of a disk or a network, which may be
-well again."""
+"""Errors of the file itself: its place, rights or bytes. Other errors are of a disk or a network, and may go away."""
 ALWAYS = frozenset([".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"])
 SOMETIMES = frozenset([
     ".apng", ".avif", ".avifs", ".dib", ".heic", ".heics", ".heif", ".heifs", ".hif", ".ico", ".j2k", ".jp2", ".jpe",
     ".jpx", ".jxl", ".pbm", ".pcx", ".pnm", ".qoi", ".sgi", ".tga", ".xbm", ".xpm",
 ])  # fmt: skip
-"""Endings of images that Pillow reads in some builds, or with a package beside it. Not those of other programs' files,
-such as PostScript, which Pillow would hand to another program."""
+"""Endings of images that Pillow reads in some builds, or with another package. No formats such as PostScript, for which
+Pillow would start another program."""
 NEVER = frozenset(
     [".arw", ".cr2", ".cr3", ".dng", ".eps", ".exr", ".hdr", ".nef", ".orf", ".pdf", ".psd", ".raf", ".rw2", ".svg"]
 )
-"""Endings of images that are not read: they are told where they lie among others."""
+"""Endings of images that are not read: a warning names such files among others."""
 
 
 def _readable() -> frozenset[str]:
@@ -54,10 +53,10 @@ def _readable() -> frozenset[str]:
 
 
 SUFFIXES = _readable()
-"""Endings of the images that are read."""
+"""Endings of the images that are read on this machine."""
 PIXELS = (5, *sorted(SUFFIXES))
-"""Counts the ways of making pixels of files, and says what is read here: in the names of what is kept of images, so
-that two do not mix, and what a decoder is installed for later is looked at anew."""
+"""A version number of how files become pixels, and the endings that are read here. It is in the keys of cached images:
+a new version, or a decoder that is installed later, must not find the old ones."""
 
 
 class BrokenImage(ValueError):
@@ -65,8 +64,8 @@ class BrokenImage(ValueError):
 
 
 def read_image(path: Path, size: int, channels: int) -> Tensor:
-    """uint8 [channels, size, size] of a file; `decode` says how. Raises BrokenImage naming the file, and ValueError
-    where it is the disk that fails."""
+    """uint8 [channels, size, size] of a file, as `decode` does. Raises BrokenImage naming the file, and ValueError
+    where not the file but the disk fails."""
     try:
         return decode(path, size, channels)
     except BrokenImage as error:
@@ -74,8 +73,7 @@ def read_image(path: Path, size: int, channels: int) -> Tensor:
 
 
 def write_png(path: Path, image: Tensor) -> None:
-    """Write an image [c, h, w], uint8 or floats in [0, 1], in grey or colour; its folder is made where there is none.
-    Raises OSError."""
+    """Write an image [c, h, w], c = 1 or 3, uint8 or float in [0, 1]; a missing folder is made. Raises OSError."""
     with atomic_write(path) as part:
         to_pil_image(image).save(part, format="PNG")
 
@@ -84,7 +82,7 @@ def decode(file: Path | BytesIO, size: int, channels: int) -> Tensor:
     """uint8 [channels, size, size]: upright, central square, antialiased bicubic.
 
     Transparent pixels are laid over white; 16-bit grey keeps its upper 8 bits; colour profiles are
-    ignored; of an animation the first frame counts. Raises BrokenImage, and ValueError where it is the disk that fails.
+    ignored; an animation gives its first frame. Raises BrokenImage, and ValueError where the disk fails.
     """
     try:
         with Image.open(file) as opened:
@@ -93,31 +91,31 @@ def decode(file: Path | BytesIO, size: int, channels: int) -> Tensor:
         raise
     except Exception as error:  # decoders raise almost any type on damaged bytes
         require_disk(error, file)
-        told = str(error).replace(f" {file!r}", "")  # of bytes that is their address, another one each time
+        told = str(error).replace(f" {file!r}", "")  # a BytesIO shows its address, which differs each time
         raise BrokenImage(told or type(error).__name__) from error
     return resize(pixels[None], size)[0].contiguous()
 
 
 def _pixels(image: ImageFile.ImageFile, channels: int) -> Tensor:
-    """uint8 [channels, h, w] of an opened image, upright. A plain JPEG file in colour goes to torchvision's decoder,
-    the same library with less around it, which gives the same pixels in two thirds of the time; others to Pillow."""
+    """uint8 [channels, h, w] of an opened image, upright. Plain colour JPEG goes to torchvision's decoder, which uses
+    the same library, gives the same pixels and takes two thirds of the time; all others go to Pillow."""
     upright = _orientation(image) == 1
     if upright and (image.format, image.mode, channels) == ("JPEG", "RGB", 3):
         assert image.fp is not None
         image.fp.seek(0)
         data = torch.frombuffer(bytearray(image.fp.read()), dtype=torch.uint8)
-        with contextlib.suppress(RuntimeError):  # Pillow forgives more, and tells the rest
+        with contextlib.suppress(RuntimeError):  # Pillow reads more damaged files, and its errors say more
             return decode_jpeg(data, mode=ImageReadMode.RGB)
     if not upright:
-        image.info.pop("exif", None)  # it has been read, and would be written anew, which a damaged block cannot be
+        image.info.pop("exif", None)  # exif_transpose would write the block again, which fails for a damaged one
         ImageOps.exif_transpose(image, in_place=True)
     values = torch.from_numpy(np.array(flatten(image, "L" if channels == 1 else "RGB")))
     return values[None] if channels == 1 else values.permute(2, 0, 1)
 
 
 def _orientation(image: Image.Image) -> int:
-    """1 is upright, which is what an image counts as whose EXIF block is damaged: its pixels need not be."""
-    if image.format != "JPEG":  # to find the block Pillow reads some images' pixels, whose errors are not the block's
+    """The EXIF orientation, 1 for upright. A damaged EXIF block counts as 1: the pixels may be fine."""
+    if image.format != "JPEG":  # getexif reads pixels in some formats: raise their errors here
         image.load()
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -126,7 +124,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def check_header(path: Path) -> str:
-    """What is wrong with a file, "" where it starts like an image; reads no pixels."""
+    """What is wrong with a file, "" if it starts like an image. Raises ValueError if the disk fails."""
     try:
         Image.open(path).close()
     except MemoryError:
@@ -138,7 +136,7 @@ def check_header(path: Path) -> str:
 
 
 def require_disk(error: Exception, what: object) -> None:
-    """ValueError for an error that tells nothing of the file: no image is left out, or kept as broken, for it."""
+    """Raise ValueError for an error of the disk, not the file: no image may be left out or kept as broken for it."""
     if isinstance(error, OSError) and error.errno not in (None, *LASTING):
         raise ValueError(f"{what} cannot be read: {error.strerror}") from error
 
@@ -149,14 +147,14 @@ def _broken(path: Path, error: Exception) -> BrokenImage:
 
 
 def flatten(image: Image.Image, mode: Literal["L", "RGB"]) -> Image.Image:
-    """An image of any mode as grey or colour, as `decode` says. Raises ValueError for floats, and for whole numbers
-    that may have more than 16 bits or a sign: mode "I", but for PGM, and PNG, whose 16 bits older Pillows open so."""
+    """An image of any mode as grey or colour, as `decode` does. Raises ValueError for float pixels, and for integers
+    that may have more than 16 bits or a sign: mode "I", but for PGM and PNG, where older Pillows open 16 bits so."""
     if image.mode == "I" and image.format not in ("PPM", "PNG"):
         raise ValueError("pixels of 32 bits, or with a sign, have no known range; save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # "I" and "I;16*": Pillow itself would clip at 255
         pixels, clear = np.asarray(image).astype(np.int64).clip(0, 65535), image.info.get("transparency")
         if isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0:
-            pixels = 65535 - pixels  # white is zero, which Pillow sees to where it is 8 bits
+            pixels = 65535 - pixels  # here white is zero; for 8 bits Pillow inverts itself
         image = Image.fromarray(np.where(pixels == clear, 255, pixels >> 8).astype(np.uint8))
     if image.mode == "F":
         raise ValueError("float pixels have no known range; save it with 8 or 16 bits")
@@ -165,4 +163,4 @@ def flatten(image: Image.Image, mode: Literal["L", "RGB"]) -> Image.Image:
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     if image.mode == mode:
         return image
-    return image.convert("RGB").convert(mode)  # by way of RGB: palettes and CMYK have no direct grey
+    return image.convert("RGB").convert(mode)  # by way of RGB: Pillow turns no palette or CMYK into grey

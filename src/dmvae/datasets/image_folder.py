@@ -30,7 +30,7 @@ from dmvae.runtime.files import read_json, write_json
 from dmvae.runtime.hashing import digest
 
 CACHED_BYTES = 16 * 2**30
-INDEX = 2  # changes when the index does
+INDEX = 2  # goes up when the index is made otherwise
 
 
 @register("image_folder")
@@ -38,20 +38,20 @@ INDEX = 2  # changes when the index does
 class ImageFolder(FilesConfig):
     """Images of any size and mode; each is cropped to its central square and resized.
 
-    The fingerprint covers the relative paths, the files' sizes and ends (`ends`) and this config, not the folder's
+    The fingerprint covers relative paths, the files' sizes and ends (see `ends`) and this config, not the folder's
     place. `limit` takes a fixed pseudo-random choice of files.
     """
 
     root: str
     """Folder of class folders, or of images. train/ beside test/ (or val/, valid/, validation/) are the splits."""
     valid_fraction: Annotated[float, Range(0, 1, "()")] = 0.1
-    """Share of images in the test split where the folder has no such subfolders; chosen by file name."""
+    """Share of images in the test split if the folder has no such subfolders; chosen by file name."""
     on_broken: OnBroken = "skip"
     """Unreadable files: skip them with one warning, or stop with an error."""
     cache: Literal["auto", "memory", "none"] = "auto"
-    """auto: images that take at most 16 GiB decoded are decoded once, into a file under ~/.cache/dmvae that is then
-    mapped into memory; larger sets are decoded at every read. memory: decoded by each process, and held. none: decoded
-    at every read. An index of the files is kept there in any case, so that the next start opens none of them."""
+    """auto: data that take at most 16 GiB decoded are decoded once, into a file under ~/.cache/dmvae that is then
+    mapped into memory; larger data are decoded at every read. memory: each process decodes and holds them. none:
+    decoded at every read. An index of the files is always kept there, so that the next start opens none of them."""
 
     def build(self, split: Split) -> Dataset:
         root = existing_folder(self.root, "data.root")
@@ -81,14 +81,14 @@ class ImageFolder(FilesConfig):
         return self.cropped(MemoryDataset(images, labels[keep], classes, fingerprint=fingerprint))
 
     def _decoded(self, paths: list[Path], key: str) -> tuple[Tensor, list[int], list[str]] | None:
-        """(images [n, C, side, side], indices of the readable files, messages of the others); None where they are to be
-        kept and cannot be."""
+        """(images uint8 [n, C, side, side], indices of the readable files, messages of the others); None where they
+        cannot be kept on the disk."""
 
         def read(index: int) -> Tensor | str:
             try:
                 return read_image(paths[index], self.side, self.channels)
             except BrokenImage as error:
-                return str(error).removeprefix(f"{paths[index]}: ")  # the folder may lie elsewhere the next time
+                return str(error).removeprefix(f"{paths[index]}: ")  # the folder may move
 
         if self.cache == "memory":
             with _threads() as pool:
@@ -114,13 +114,13 @@ class ImageFolder(FilesConfig):
 
 
 class FolderDataset(DecodedWhenRead):
-    """Files of images."""
+    """Image files, decoded at every read."""
 
     def __init__(
         self, paths: list[Path], labels: Tensor, classes: tuple[str, ...], fingerprint: str, config: ImageFolder
     ):
         super().__init__(labels, classes, fingerprint, config.on_broken)
-        # one bytes array: a list of a million objects is copied into each worker as its counts are touched
+        # one array of bytes: reference counts would copy a list of a million objects into each worker
         self.paths = np.array([os.fsencode(path) for path in paths])
         self.config = config
 
@@ -133,9 +133,9 @@ class FolderDataset(DecodedWhenRead):
 
 
 def ends(path: Path) -> str:
-    """A hash of what tells a file from others (`parts`); "" for a file that cannot be read.
+    """A hash of a file's size and `parts`; "" for a file that cannot be read.
 
-    That is enough to notice a rewritten image without reading millions of files whole.
+    That notices a rewritten image without reading millions of whole files.
     """
     try:
         with path.open("rb") as file:
@@ -147,11 +147,11 @@ def ends(path: Path) -> str:
 
 
 def _look(folder: Path, files: Sequence[Entry], kept: Path, *, headers: bool) -> tuple[list[str], list[int], list[str]]:
-    """(`ends` of every file; the indices of those that start like images, of all where `headers` are not looked at; the
-    messages of the others).
+    """(`ends` of every file; the indices of those that start like images, all of them without `headers`; the messages
+    of the others).
 
-    It is kept, and holds as long as all paths, sizes and times are what they were. What could not be read is looked at
-    anew each time.
+    The result is kept in the file `kept` and holds while all paths, sizes and times stay the same. Files that could not
+    be read are looked at again each time.
     """
     paths, now = [folder / f.path for f in files], time.time_ns()
     seen = digest(INDEX, [(f.path, f.bytes, f.mtime_ns, f.ctime_ns) for f in files])
@@ -166,14 +166,14 @@ def _look(folder: Path, files: Sequence[Entry], kept: Path, *, headers: bool) ->
     if still != doubtful and all(settled(f.ctime_ns, now) for f in files):
         try:
             write_json(kept, {"seen": seen, "ends": contents, "doubtful": still})
-        except OSError as error:  # a folder that is full or not ours costs the next start some time and no more
+        except OSError as error:  # a full or foreign folder only costs the next start some time
             where = f"{kept.parent} ({error.strerror or error})"
             warnings.warn(f"indices of folders cannot be kept in {where}: each start opens all files", stacklevel=3)
     return contents, [i for i in range(len(files)) if i not in broken], [*broken.values()]
 
 
 def _known(kept: Path, seen: str, folder: Path) -> tuple[list[str], list[int]] | None:
-    """(`ends` of every file, the indices of those that could not be read), where they are kept of the same files."""
+    """(`ends` of every file, the indices of those that could not be read), if they are kept for the same files."""
     try:
         found = read_json(kept, dict)
     except OSError:

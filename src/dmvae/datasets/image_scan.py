@@ -19,12 +19,12 @@ from dmvae.runtime.words import counted
 
 HELD_OUT = ("test", "val", "valid", "validation")
 ALMOST = frozenset(["train", "training", "trainset", "test", "testing", "testset", "dev", "eval", *HELD_OUT])
-"""What folders of splits are called, in small letters. Where a folder has nothing else they are no classes."""
+"""Usual names of splits' folders, in lower case. If a folder has no others, they are not taken for classes."""
 SETTLED = 2.0
-"""Seconds: files that have changed so short a time ago may change again at what is the same time, which is coarse on
-some file systems. Their index is not kept."""
+"""Seconds. A file that changed so recently may change again with the same time stamp, since these are coarse on some
+file systems; so its index is not kept."""
 TRAINED_ON = frozenset(["train", "training", "trainset", "trn"])
-"""One of these words is in the names of folders to train on, such as train_images."""
+"""Words in the names of folders to train on, such as train_images."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Entry:
     mtime_ns: int
     """When it was last written."""
     ctime_ns: int
-    """When it was last written, renamed, or given other rights or times."""
+    """When its content, name, rights or times last changed."""
 
 
 def settled(ctime_ns: int, now: int) -> bool:
-    """Whether a file that changed then will show a change after `now`, in ns since 1970, by its time."""
+    """Whether a further change of a file, last changed at `ctime_ns`, would show in its time. Both in ns since 1970."""
     return abs(now - ctime_ns) > SETTLED * 1e9
 
 
@@ -103,8 +103,8 @@ def split_files(root: Path, split: Split, fraction: float) -> tuple[Path, list[E
 
 
 def _require_classes(root: Path, found: list[str]) -> None:
-    """Tell of folders that look like splits: each holds folders alone, and some of these have one name in all. Raises
-    ValueError where one is called as folders to train on are."""
+    """Warn of class folders that look like splits: each holds only folders, and some folders' names are in all of them.
+    Raises ValueError if one is named like a folder to train on."""
     if not all(not _loose(root / name) and _folders(root / name) for name in found):
         return
     shared = sorted(set.intersection(*(set(_folders(root / name)) for name in found)))
@@ -126,14 +126,14 @@ def _some(names: list[str]) -> str:
 
 
 def folders(root: Path) -> list[Path]:
-    """Those in which every visible image is taken: train/ and test/ of `root`, or `root` itself."""
+    """The folders in which every visible image is used: train/ and test/ of `root`, or `root` itself."""
     found = _folders(root)
     held_out = _held_out(found)
     return [root / "train", root / held_out] if "train" in found and held_out else [root]
 
 
 def _loose(folder: Path) -> bool:
-    """Whether images lie in the folder itself."""
+    """Whether images lie directly in the folder."""
     return any(_suffix(name) in SUFFIXES for name in os.listdir(folder) if not name.startswith("."))
 
 
@@ -142,7 +142,8 @@ def _held_out(found: list[str]) -> str | None:
 
 
 def scan(folder: Path) -> tuple[list[Entry], tuple[str, ...]]:
-    """Every image below `folder`, sorted by path, and the class names."""
+    """(every image below `folder`, sorted by path, the class names). Raises ValueError for a folder without images, a
+    class without images, and loose images beside class folders."""
     others: list[str] = []
     loose = list(_walk(folder, others, nested=False))
     above = tuple(map(_place, (folder, *folder.resolve().parents)))
@@ -172,18 +173,18 @@ def scan(folder: Path) -> tuple[list[Entry], tuple[str, ...]]:
         for label, name in enumerate(full)
         for e in by_class[name]
     ]
-    # a name in another encoding, out of an old archive: no page or file of text could hold it as it is
+    # a name that is no UTF-8, as from an old archive, could not be written to text files
     classes = tuple(os.fsencode(name).decode(errors="backslashreplace") for name in full)
     return sorted(entries, key=lambda e: e.path), classes
 
 
 def path_fraction(path: str) -> float:
-    """A pseudo-random number in [0, 1) that depends on the path alone: it orders files and splits them."""
+    """A pseudo-random number in [0, 1) from the path alone, by which files are ordered and split."""
     return int.from_bytes(hashlib.sha256(path.encode(errors="surrogateescape")).digest()[:6], "big") / 2**48
 
 
 def _relabel(folder: Path, classes: tuple[str, ...]) -> list[Entry]:
-    """The held-out files, labelled as the training classes are."""
+    """The held-out files, with the labels of the training classes. Raises ValueError for classes that do not match."""
     entries, own = scan(folder)
     if own == ("all",) and "all" not in classes:
         raise ValueError(
@@ -199,12 +200,12 @@ def _relabel(folder: Path, classes: tuple[str, ...]) -> list[Entry]:
 
 
 def _folders(folder: Path) -> list[str]:
-    found = (e for e in os.scandir(folder) if not e.name.startswith((".", "__MACOSX")))  # the latter of a Mac's .zip
+    found = (e for e in os.scandir(folder) if not e.name.startswith((".", "__MACOSX")))  # a Mac's .zip has the latter
     return sorted(e.name for e in found if stat.S_ISDIR(_stat(e.path).st_mode))
 
 
 def _tell(folder: Path, others: list[str]) -> None:
-    """Of files that are not read, name those that are images by their endings, and count the rest."""
+    """Warn of image files that are not read; note them, and the number of other files, for skipped.txt."""
     images = [path for path in others if _suffix(path) in SOMETIMES | NEVER]
     known = set(images)
     counts = Counter(_suffix(path) or "no ending" for path in others if path not in known)
@@ -230,9 +231,9 @@ def _suffix(path: str) -> str:
 def _walk(
     folder: Path, others: list[str], nested: bool = True, above: tuple[tuple[int, int], ...] = ()
 ) -> Iterator[os.DirEntry]:
-    """The visible image files, links followed. What can be no image and would never end, such as a FIFO or a device, is
-    left out with a warning, and so is a link to one of the folders `above` it; a link that leads nowhere is taken
-    along, to be told as an unreadable image. `others` gets the files with other endings."""
+    """The visible image files, links followed. Left out with a warning: files that are not regular, such as a pipe or a
+    device, whose reading may never end, and a link to one of the folders `above` it. A broken link is kept: it will be
+    reported as an unreadable image. `others` gets the files with other endings."""
     here = _place(folder)
     if here in above:
         warnings.warn(f"left out: {folder} leads back to a folder that it lies in", stacklevel=2)
@@ -260,13 +261,13 @@ def _entry(entry: os.DirEntry, path: str, label: int) -> Entry:
 
 
 def _place(folder: Path | str) -> tuple[int, int]:
-    """One for each folder, whatever links lead there."""
+    """An id of the folder itself, the same through all links to it."""
     found = _stat(str(folder))
     return found.st_dev, found.st_ino
 
 
 def _stat(path: str) -> os.stat_result:
-    """Of the file; of the link itself where it leads nowhere, or round in a circle."""
+    """stat of the file, or of the link itself if it is broken or circular."""
     try:
         return os.stat(path)
     except OSError:

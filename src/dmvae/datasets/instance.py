@@ -23,11 +23,11 @@ from dmvae.runtime.hashing import digest
 from dmvae.runtime.words import few
 
 HASHED = 64
-"""Images of each set that tell it from others."""
+"""Number of items of each set that are hashed to recognise it."""
 
 
 class Pairs(Protocol):
-    """A program's own data set of (image, label, ...); it may have `classes`, and `targets` or `labels`."""
+    """A program's own map-style data set of (image, label, ...); it may have `classes`, and `targets` or `labels`."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Sequence[Any]: ...
@@ -39,9 +39,9 @@ _offered: dict[str, Pairs] = {}
 def offer(train: Pairs, test: Pairs) -> str:
     """Make two data sets known to this process; returns the key under which a recipe finds them.
 
-    The key is a digest of their lengths, of `targets` or `labels` and `classes` where they have these, and of HASHED
-    items, so that the same data find the stages that they finished before. Raises ValueError for a set or an item that
-    is none, for items that change from one reading to the next, and for two sets that name classes differently.
+    The key is a digest of their lengths, of `targets` or `labels` and `classes` if they have these, and of HASHED
+    items, so that the same data find stages that were finished with them. Raises ValueError for an invalid set or item,
+    for items that change from one reading to the next, and for two sets that name classes differently.
     """
     ours, theirs = (getattr(data, "classes", None) for data in (train, test))
     if ours is not None and theirs is not None and list(ours) != list(theirs):
@@ -59,7 +59,7 @@ def offer(train: Pairs, test: Pairs) -> str:
 def _sketch(data: Pairs) -> list[object]:
     if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
         raise ValueError(
-            f"data: a {type(data).__name__} has no length, or no items by their number; give a map-style data set"
+            f"data: a {type(data).__name__} has no length, or no items by index; give a map-style data set"
         )
     if len(data) == 0:
         raise ValueError("data: a data set without items; give (image, label) items")
@@ -76,7 +76,7 @@ def _sketch(data: Pairs) -> list[object]:
 
 
 def _known_labels(data: Pairs) -> list[int] | None:
-    """Those that a data set names, where they are numbers, one for each item."""
+    """The labels in `targets` or `labels`; None if there are none, or not one for each item."""
     known = getattr(data, "targets", getattr(data, "labels", None))
     if known is None or len(known) != len(data):
         return None
@@ -99,8 +99,8 @@ class Instance(DatasetConfig):
 
 @cache
 def _labels(key: str, split: Split, limit: int | None) -> tuple[Tensor, int]:
-    """(labels of the items that `limit` leaves, how many classes those of all make): those that the data set names,
-    else those of its items, which are read once for it."""
+    """(int64 labels of the items that `limit` leaves, the number of classes: the highest label + 1). The labels are the
+    data set's `targets` or `labels`; else its items are read once for them."""
     data = _offered[f"{key} {split}"]
     rows, known = choose(len(data), limit), _known_labels(data)
     if known is None:
@@ -119,7 +119,7 @@ def _labels(key: str, split: Split, limit: int | None) -> tuple[Tensor, int]:
 
 
 class InstanceDataset:
-    """The items as every data set here has them."""
+    """The program's items as (uint8 [channels, size, size], label)."""
 
     def __init__(self, config: Instance, split: Split) -> None:
         train, test = (_offered[f"{config.key} {name}"] for name in ("train", "test"))
@@ -128,9 +128,9 @@ class InstanceDataset:
         self.count = len(self.rows)
         self.labels, _ = _labels(config.key, split, config.limit)
         names = getattr(train, "classes", getattr(test, "classes", None))
-        if names is None:  # both splits count alike
+        if names is None:  # both splits have the same classes
             names = range(max(_labels(config.key, name, config.limit)[1] for name in ("train", "test")))
-        # torchvision's ImageNet has a tuple of words for each
+        # torchvision's ImageNet has a tuple of names for each class
         self.classes = tuple(
             ", ".join(map(str, name)) if isinstance(name, tuple | list) else str(name) for name in names
         )
@@ -146,7 +146,7 @@ class InstanceDataset:
 
 
 def as_item(data: Pairs, index: int) -> tuple[Tensor, int]:
-    """Item `index`: (uint8 image [1 or 3, h, w], label). Raises ValueError, naming it, for what is none."""
+    """Item `index`: (uint8 image [1 or 3, h, w], label). Raises ValueError that names an invalid item."""
     image, label = _pair(data, index)
     return as_image(image, f"item {index}"), as_label(label, index)
 
@@ -165,10 +165,10 @@ def _pair(data: Pairs, index: int) -> tuple[object, object]:
 
 
 def as_label(label: object, index: int) -> int:
-    """A whole number, 0 or more: Python's, numpy's or a tensor's. Raises ValueError for anything else."""
+    """A label as an int: a whole number >= 0 of Python, numpy or torch. Raises ValueError for anything else."""
     try:
         number = label.__index__() if isinstance(label, SupportsIndex) else -1
-    except TypeError:  # a tensor of a fraction, or of several numbers
+    except TypeError:  # a tensor of floats, or of several numbers
         number = -1
     if number < 0:
         raise ValueError(f"data: the label of item {index} is {label!r}; give a whole number, 0 or more")
@@ -180,7 +180,7 @@ def as_image(image: object, what: str) -> Tensor:
 
     Raises ValueError for anything else, naming `what`.
     """
-    if isinstance(image, Image.Image) and image.mode != "F":  # floats in [0, 1], as an array of them
+    if isinstance(image, Image.Image) and image.mode != "F":  # mode F goes on as an array: floats in [0, 1]
         try:
             image = flatten(image, "L" if image.mode in ("1", "L", "LA", "La") or image.mode[0] == "I" else "RGB")
         except ValueError as error:

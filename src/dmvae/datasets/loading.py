@@ -1,7 +1,7 @@
 """Batches of a data set, read by worker processes: given lists of indices, or one pass in order.
 
-A worker may raise, die or hang on an item. Whichever it is, the item is named, and no worker outlives the pass: they
-ignore SIGTERM, so that who waits for their end, as multiprocessing does at exit, would wait for ever.
+A worker may raise, die or hang on an item: in each case the error names the item. No worker outlives the pass. Since
+workers ignore SIGTERM, waiting for one that hangs, as multiprocessing does at exit, would never end: they are killed.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ T = TypeVar("T")
 PATIENCE = 600.0
 """Seconds without a batch after which workers count as hung."""
 AHEAD = ("cuda",)
-"""Devices for which a batch of data in memory is read while the one before is in use; a CPU has no time to spare."""
+"""Devices for which batches of data in memory are read one ahead, in a thread; on a CPU it would gain nothing."""
 _POLL = 1.0
 _LAST = 5.0
-"""Seconds from the first that a worker hears of its parent's death to the parent's end; far more than it takes."""
+"""Seconds that a worker waits, after its connections break, for its parent to be gone; far more than needed."""
 _IDLE = -1
 _END = object()
 _running: set[_BaseDataLoaderIter] = set()
@@ -61,9 +61,9 @@ def loader(
     device: torch.device,
     stops: Callable[[], bool] = lambda: False,
 ) -> Loader[tuple[Tensor, Tensor]]:
-    """A `Loader` of (data [n, ...], labels [n]) over lists of indices. Data sets with `__getitems__` count as in memory
-    and get no worker processes; for a GPU, a thread reads one batch ahead, so items must not draw from torch's
-    global generator. stops: asked while a batch is late; True ends the pass with KeyboardInterrupt."""
+    """A `Loader` of (data [n, ...], labels [n]) over lists of indices. Data sets with `__getitems__` count as held in
+    memory and get no worker processes; for a GPU, a thread reads them one batch ahead, so items must not draw from
+    torch's global generator. stops: called while a batch is late; True ends the pass with KeyboardInterrupt."""
     memory = hasattr(dataset, "__getitems__")
     pin, soon = device.type == "cuda", memory and device.type in AHEAD
     return Loader(dataset, batches, 0 if memory else workers, collate, pin=pin, soon=soon, stops=stops)
@@ -80,9 +80,8 @@ def cuts(chosen: range, batch_size: int) -> list[range]:
 
 
 class Loader(Generic[T]):
-    """Batches, a pass over them each time that it is iterated (once, where they are an iterator). Workers end with the
-    pass, however it ends, and so does the thread by which each batch is read while the one before is in use, where
-    `soon` asks for it.
+    """Batches; each iteration is one pass (only one is possible if `batches` is an iterator). soon: a thread reads one
+    batch ahead. Workers and the thread end with the pass, also after an error.
 
     Raises ValueError for an item that cannot be read, ChildProcessError where a worker died, TimeoutError where one
     hangs, and KeyboardInterrupt where `stops` is true while a batch does not come.
@@ -109,7 +108,7 @@ class Loader(Generic[T]):
     def _read(self) -> Generator[T]:
         iterator = iter(
             DataLoader(
-                self.reader,  # type: ignore[arg-type]  # it has what DataLoader asks for
+                self.reader,  # type: ignore[arg-type]  # it has the methods that DataLoader calls
                 batch_sampler=self.batches,  # type: ignore[arg-type]  # they may be ranges
                 num_workers=self.workers,
                 collate_fn=_as_it_is,
@@ -121,7 +120,7 @@ class Loader(Generic[T]):
         )
         if isinstance(iterator, _MultiProcessingDataLoaderIter):
             _running.add(iterator)
-            # torch would raise an error of its own, in whatever this process is doing when a worker dies
+            # else torch raises its own error anywhere in this process when a worker dies
             _remove_worker_pids(id(iterator))
             iterator._worker_pids_set = False
         try:
@@ -141,7 +140,7 @@ class Loader(Generic[T]):
                 if not isinstance(iterator, _MultiProcessingDataLoaderIter):
                     raise
                 late = str(error).startswith("DataLoader timed out")
-                # of a worker that is about to die, what it has sent cannot be read any more
+                # what a dying worker has sent cannot be read any more
                 if dead := _dead(iterator._workers, 0 if late else 5):
                     raise ChildProcessError(self._told_of(*dead)) from error
                 if not late:
@@ -171,14 +170,14 @@ class Loader(Generic[T]):
 
 @dataclass(frozen=True)
 class Problem:
-    """What comes from a worker instead of a batch."""
+    """An error in a worker, sent instead of a batch."""
 
     text: str
     trace: str
 
 
 class Reader:
-    """The data set as workers read it: a whole batch at a time, keeping count in `at` of the item that each is at."""
+    """The data set as workers read it, a batch at a time; `at` [workers + 1] holds the item that each is reading."""
 
     def __init__(self, dataset: Items, collate: Collate[object], at: Tensor) -> None:
         self.dataset, self.collate, self.at = dataset, collate, at
@@ -202,7 +201,7 @@ class Reader:
             return Problem(text, traceback.format_exc())
 
     def name(self, index: int) -> str:
-        """Of an item, with its file where the data set tells it."""
+        """The name of an item, with its file if the data set gives it."""
         file = self.dataset.name(index) if hasattr(self.dataset, "name") else ""
         return f"item {index} of the data" + (f" ({file})" if file else "")
 
@@ -219,8 +218,8 @@ class Reader:
 
 
 def usable(workers: int) -> int:
-    """As many worker processes as were asked for, but no more than there are processors: torch warns of more.
-    Raises ValueError for a number below 0."""
+    """The number of worker processes: `workers`, but at most one for each processor, since torch warns of more. Raises
+    ValueError for a number below 0."""
     if workers < 0:
         raise ValueError(f"workers must be at least 0, got {workers}")
     return min(workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
@@ -231,8 +230,8 @@ def _as_it_is(batch: T) -> T:
 
 
 def _begin(worker: int) -> None:
-    """Ctrl-C, and torchrun's SIGTERM, reach every process; the training still wants to save its state, for which its
-    workers must be there. They end with it, also where it is killed while they hang."""
+    """Ctrl-C and torchrun's SIGTERM reach every process. A worker ignores them: the training still needs it to save its
+    state. It ends with its parent, also if that is killed while the worker hangs."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
@@ -240,14 +239,14 @@ def _begin(worker: int) -> None:
         ctypes.CDLL(None).prctl(die_with_parent, signal.SIGKILL)
     parent = parent_process()
     if parent and os.getppid() != parent.pid:
-        os._exit(1)  # it was killed before this worker asked to be told
+        os._exit(1)  # the parent was killed before prctl
     sys.excepthook = _unless_alone(sys.excepthook)
     threading.excepthook = _unless_alone(threading.excepthook)
 
 
 def _unless_alone(tell: Callable[..., object]) -> Callable[..., None]:
-    """Tells of an error, unless the parent is gone: its connections break first, in threads that multiprocessing
-    started, and a moment later it has ended, and the worker with it."""
+    """A hook that reports an error, unless the parent is gone: then its connections break first, in threads of
+    multiprocessing, which is no error worth reporting."""
     parent = parent_process()
 
     def hook(*error: object) -> None:
@@ -262,22 +261,22 @@ def _unless_alone(tell: Callable[..., object]) -> Callable[..., None]:
 
 
 def _dead(workers: Sequence[BaseProcess], seconds: float) -> tuple[int, int] | None:
-    """(number, exit code) of the first worker that has died, or does so in the next seconds."""
+    """(number, exit code) of the first worker that has died or dies within `seconds`, or None."""
     ended = wait([worker.sentinel for worker in workers], seconds)
     for i, worker in enumerate(workers):
         if worker.sentinel in ended:
-            worker.join(5)  # its sentinel is there a moment before its exit code
+            worker.join(5)  # the sentinel is ready a moment before the exit code
             return i, worker.exitcode or 0
     return None
 
 
 def _end(iterator: _BaseDataLoaderIter) -> None:
     if isinstance(iterator, _MultiProcessingDataLoaderIter):
-        pins = getattr(iterator, "_pin_memory_thread", None)  # for a GPU; it reads what workers have sent
+        pins = getattr(iterator, "_pin_memory_thread", None)  # with pinned memory, it reads what workers send
         if pins is not None:
             iterator._pin_memory_thread_done_event.set()
             iterator._worker_result_queue.put((None, None))
-            pins.join(6)  # it looks up every 5 s
+            pins.join(6)  # it looks for the event every 5 s
         for worker in iterator._workers:
             worker.kill()
         for worker in iterator._workers:

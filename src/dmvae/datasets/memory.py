@@ -20,8 +20,9 @@ _CHUNK = 4096  # images converted at a time, so that int32 copies stay small
 class MemoryDataset:
     """uint8 images [n, C, H, W] and int64 labels [n], read in batches with one index_select.
 
-    `size` larger than the stored images enlarges them as they are read: CIFAR-10 at 256 px is 10 GB.
-    `fingerprint` defaults to the hash of the content. Raises ValueError where the arrays disagree.
+    A `size` other than the images' resizes them as they are read: CIFAR-10 at 256 px would take 10 GB.
+    `fingerprint` defaults to a hash of the content. Raises ValueError for other types or shapes, and for labels that
+    are no classes.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ def to_channels(images: Tensor, channels: int) -> Tensor:
 
 
 def in_memory(images: Tensor, labels: Tensor, classes: Sequence[str], *, size: int, channels: int) -> MemoryDataset:
-    """Convert a whole split now where that makes it smaller, as it is read where it makes it larger."""
+    """A data set of `size` and `channels`: images are shrunk now, but enlarged as they are read, to save memory."""
     images = to_channels(images, channels)
     if size < min(images.shape[-2:]):
         images = resize(images, size)

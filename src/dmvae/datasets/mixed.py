@@ -1,5 +1,5 @@
-"""A data set in an order whose beginning stands for the whole: folders of class folders, and many files of others, hold
-one class after another."""
+"""A data set in an order whose beginning represents the whole: class folders, and many files, hold one class after
+another."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 from dmvae.datasets import Dataset, Labelled, name_of
 
 UNLIKE = 0.3
-"""Where shares of classes among some items differ from those among all by so much, summed over classes, the choice
-goes by class. A class left out adds twice its share."""
+"""`spaced` chooses by class if its items' class shares differ from those of all items by at least this, summed over
+classes. A class that is left out adds twice its share."""
 
 
 def fair_order(labels: Tensor) -> Tensor:
-    """int64 [n], an order of items with labels int64 [n] in which classes are mixed: 0 .. n - 1 if they are so already,
-    else a shuffle of fixed seed. They count as mixed if neighbours differ in class at least half as often as by chance,
-    and the class shares of the two halves overlap by at least one half."""
+    """An order, int64 [n], of items with labels int64 [n] in which classes are mixed: 0 .. n - 1 if they are mixed
+    already, else a shuffle with a fixed seed. They are mixed if neighbours differ in class at least half as often as by
+    chance, and the class shares of the two halves overlap by at least one half."""
     n = len(labels)
     if n > 1:
         whole, first, second = (_shares(part, int(labels.max())) for part in (labels, *labels.tensor_split(2)))
@@ -33,21 +33,21 @@ def _shares(labels: Tensor, highest: int) -> Tensor:
 
 
 def mixed(dataset: Dataset) -> Dataset:
-    """The data set in that order: itself where classes are mixed already."""
+    """The data set in `fair_order`; itself if classes are mixed already."""
     order = fair_order(dataset.labels)
     return dataset if torch.equal(order, torch.arange(len(order))) else Shuffled(dataset, order)
 
 
 def stratified(labels: Tensor, count: int) -> Tensor:
-    """int64, ascending: `count` of the items with labels int64 [n], or all; of every class its share, whether classes
-    follow one another or take turns."""
+    """Indices, int64 [min(count, n)], ascending, of items with labels int64 [n]: every class has its share, in whatever
+    order classes come."""
     order, count = labels.cpu().argsort(stable=True), min(count, len(labels))
     return order[torch.arange(count) * len(order) // count].sort().values
 
 
 def spaced(labels: Tensor, count: int) -> Tensor:
-    """int64, ascending: `count` of the items with labels int64 [n], evenly spaced, or all. Where classes take turns, so
-    that every k-th item is of a few of them alone, those of `stratified`."""
+    """Indices, int64 [min(count, n)], ascending, of items with labels int64 [n]: evenly spaced. Where that would miss
+    classes, as when classes alternate and every k-th item is of a few of them, those of `stratified`."""
     found = torch.linspace(0, len(labels) - 1, min(count, len(labels))).long()
     highest = int(labels.max()) if len(labels) else 0
     gap = _shares(labels[found], highest) - _shares(labels, highest)
@@ -55,7 +55,7 @@ def spaced(labels: Tensor, count: int) -> Tensor:
 
 
 class Chosen:
-    """The items of a data set that an index [n] names, in its order."""
+    """The items of a data set at the indices int64 [n], in that order."""
 
     def __init__(self, dataset: Labelled, index: Tensor) -> None:
         self.dataset, self.index, self.labels = dataset, index, dataset.labels[index]
@@ -70,12 +70,12 @@ class Chosen:
         return self.dataset[int(self.index[item])]
 
     def name(self, item: int) -> str:
-        """As the data set names it."""
+        """The name of an item in errors."""
         return name_of(self.dataset, int(self.index[item]))
 
 
 class Shuffled(Chosen):
-    """The items of a data set in another order [n]."""
+    """A data set in another order, int64 [n]."""
 
     def __init__(self, dataset: Dataset, order: Tensor) -> None:
         super().__init__(dataset, order)

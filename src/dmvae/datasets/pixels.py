@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def as_input(data: Tensor, device: torch.device) -> Tensor:
-    """uint8 images become floats in [-1, 1], channels last; latents pass unchanged. On the device."""
+    """float32 on the device: uint8 images [n, c, h, w] in [-1, 1], channels last; latents with their values."""
     data = data.to(device, non_blocking=True)
     if data.dtype is torch.uint8:
         return data.to(memory_format=torch.channels_last).float().div_(127.5).sub_(1.0)
@@ -16,17 +16,17 @@ def as_input(data: Tensor, device: torch.device) -> Tensor:
 
 
 def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Images [n, c, h, w] in [-1, 1] -> [n, c, *size], in [-1, 1]: antialiased bicubic. Those of that size as they
-    are."""
+    """Images [n, c, h, w] in [-1, 1] -> [n, c, *size] in [-1, 1]: antialiased bicubic; unchanged if they have that
+    size."""
     if images.shape[2:] == size:
         return images
-    # in float32: a CPU resizes no others
+    # in float32: a CPU cannot resize others
     return F.interpolate(images.float(), size, mode="bicubic", antialias=True).clamp(-1, 1).to(images.dtype)
 
 
 def to_uint8(x: Tensor) -> Tensor:
     """Images in [-1, 1] -> uint8 in 0 .. 255: clamped, then rounded to the nearest value. Raises FloatingPointError for
-    NaN, which would pass for a grey level."""
+    NaN, which would become some grey level."""
     if x.isnan().any():
         raise FloatingPointError("images hold NaN: look at the losses and the weights of what made them")
     return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

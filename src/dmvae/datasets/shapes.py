@@ -69,7 +69,7 @@ class Shapes(DatasetConfig):
     """One shape per image, of random colour, place, size and rotation on a shaded background."""
 
     num_classes: Annotated[int, Range(1, len(SHAPES))] = len(SHAPES)
-    """How many of circle, square, triangle, cross, ring, star, moon, heart, in this order."""
+    """Number of classes: the first of circle, square, triangle, cross, ring, star, moon, heart."""
     count: Annotated[int, Range(1, 10**7)] = 4096
     """Images of the train split."""
     test_count: Annotated[int, Range(1, 10**7)] = 512
@@ -88,13 +88,13 @@ class Shapes(DatasetConfig):
             to_channels(draw(u, label, self.size), self.channels)
             for u, label in zip(uniform.split(chunk), labels.split(chunk), strict=True)
         ]
-        # of the config, not the pixels: these may differ in the last bit between machines
+        # a hash of the config: pixels may differ in the last bit between machines
         fingerprint = digest("shapes", 1, self.num_classes, total, n, self.seed, self.size, self.channels, split)
         return MemoryDataset(torch.cat(images), labels, tuple(SHAPES)[: self.num_classes], fingerprint=fingerprint)
 
 
 def draw(uniform: Tensor, labels: Tensor, size: int) -> Tensor:
-    """uint8 [n, 3, size, size] from numbers in [0, 1) [n, 14] and class indices [n]."""
+    """uint8 images [n, 3, size, size] from `uniform`, float [n, 14] in [0, 1), and class indices [n]."""
     u = uniform.T[..., None, None]  # [14, n, 1, 1]
     radius = 0.4 + 0.32 * u[0]
     room = 0.95 - radius

@@ -18,7 +18,7 @@ _skipped: dict[str, tuple[str, ...]] = {}
 
 
 def note(place: str, told: Sequence[str]) -> None:
-    """Keep what was left out of a folder or split: a line of FILE: REASON each."""
+    """Keep what was left out of a folder or split, lines of `FILE: REASON`."""
     if told:
         _skipped[place] = tuple(told)
 
@@ -26,9 +26,9 @@ def note(place: str, told: Sequence[str]) -> None:
 def tell(
     broken: Sequence[str], labels: Tensor, keep: Sequence[int], classes: Sequence[str], where: str, on_broken: OnBroken
 ) -> None:
-    """Warn of the unreadable images of a split, lines of FILE: REASON, and keep them for skipped.txt. labels: of all
-    images; keep: the readable ones; where: names the split. Raises ValueError if `on_broken` is "error", or where
-    nothing of a class is left."""
+    """Warn of the unreadable images of a split, lines of `FILE: REASON`, and keep them for skipped.txt. labels: those
+    of all images; keep: indices of the readable ones; where: names the split. Raises ValueError if `on_broken` is
+    "error", or if a class has no readable image."""
     if not broken:
         return
     named = "; ".join(broken[:3]) + ("; ..." if len(broken) > 3 else "")
@@ -45,12 +45,12 @@ def tell(
 
 
 def forget() -> None:
-    """For a program that runs another recipe, whose data these are not."""
+    """Forget all notes: a program runs another recipe, with other data."""
     _skipped.clear()
 
 
 def write_skipped(run_dir: Path) -> tuple[int, Path]:
-    """Write run_dir/skipped.txt, or remove the one of before where nothing was left out; (lines, file)."""
+    """Write run_dir/skipped.txt, or remove an old one if nothing was left out; returns (lines, file)."""
     path = run_dir / NAME
     lines = sorted({line for told in _skipped.values() for line in told})
     if lines:

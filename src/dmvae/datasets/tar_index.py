@@ -1,6 +1,6 @@
 """Where the samples of a .tar shard lie: read once, member by member, without extracting anything.
 
-A sample is what has one name up to the first dot of its last part, as in webdataset: a/b.jpg and a/b.cls are one.
+The members of a sample share their path up to the file name's first dot, as in webdataset: a/b.jpg and a/b.cls.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dmvae.datasets.image_file import SUFFIXES
 from dmvae.runtime.hashing import bytes_hash
 
 NAME = re.compile(r"((?:.*/|)[^./][^./]*)[.]([^/]*)", re.DOTALL)
-HIDDEN = re.compile(r"(^|/)(\.[^./]|__[^/]*__($|[/.]))")  # and what webdataset keeps for itself
+HIDDEN = re.compile(r"(^|/)(\.[^./]|__[^/]*__($|[/.]))")  # hidden files, and names that webdataset reserves
 LONGEST_LABEL = 4096  # bytes
 LARGEST_IMAGE = 2**28
 
@@ -32,9 +32,9 @@ class Samples:
     offsets: list[int] = field(default_factory=list)
     """Where the encoded image begins, bytes from the start of the shard."""
     sizes: list[int] = field(default_factory=list)
-    """Its bytes."""
+    """Its size, bytes."""
     labels: list[str] = field(default_factory=list)
-    """The text of its label; "" where labels are not asked for."""
+    """The text of its label; "" if labels are not asked for."""
     broken: list[str] = field(default_factory=list)
     """What was left out, and why."""
     content: str = ""
@@ -42,10 +42,10 @@ class Samples:
 
 
 def read_index(shard: Path, image: str | None, label: str | None) -> Samples:
-    """The samples of a shard. image: the extension of images, None is any that an image has; label: that of labels,
-    None where there are none.
+    """The samples of a shard. image: the extension of images, None for any image's; label: the extension of labels,
+    None for images without labels.
 
-    Raises ValueError for a file that is no .tar, is empty, or has two images a sample.
+    Raises ValueError for a file that is no .tar, cannot be read, holds no sample, or has two images in a sample.
     """
     samples, hashed = Samples(), []
     try:
@@ -54,7 +54,7 @@ def read_index(shard: Path, image: str | None, label: str | None) -> Samples:
                 found = _image(shard, name, members, image)
                 problem, text = "no image" if found is None else "", ""
                 if found is not None and members[found].size > LARGEST_IMAGE:
-                    problem = f".{found} has {members[found].size} bytes, which is no image"
+                    problem = f".{found} has {members[found].size} bytes, more than {LARGEST_IMAGE}: no image"
                 if not problem and label is not None:
                     text, problem = _label(file, members.get(label), label)
                 if problem or found is None:
@@ -82,8 +82,8 @@ def read_index(shard: Path, image: str | None, label: str | None) -> Samples:
 
 
 def _members(shard: Path, file: BinaryIO, broken: list[str]) -> Iterator[tarfile.TarInfo]:
-    """The plain files of a tar. What lies beyond the end of the file, or behind a damaged header, goes
-    into `broken`."""
+    """The regular files of a tar. `broken` gets a message for what is cut off, or lies behind a damaged header. Raises
+    ValueError for a file that is no uncompressed .tar."""
     end = file.seek(0, 2)
     file.seek(0)
     if file.read(2) == b"\x1f\x8b" or end == 0:
@@ -109,8 +109,8 @@ def _members(shard: Path, file: BinaryIO, broken: list[str]) -> Iterator[tarfile
             return
         if member is None:
             break
-        tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep a million of them
-        if member.size < 0 or member.offset_data <= last:  # a header that leads back would be read for ever
+        tar.members.clear()  # type: ignore[attr-defined]  # else tarfile keeps a million of them in memory
+        if member.size < 0 or member.offset_data <= last:  # a header that points back would never end
             broken.append(f"{shard}: member {member.name!r} has a damaged header; the rest is left out")
             return
         last = member.offset_data
@@ -123,7 +123,7 @@ def _members(shard: Path, file: BinaryIO, broken: list[str]) -> Iterator[tarfile
             return
         else:
             yield member
-    # tarfile takes a damaged header for the end, and one of zeros: behind the true end is nothing else
+    # tarfile takes a damaged header, or one of zeros, for the end: after the true end there are only zeros
     file.seek(tar.offset)
     if tar.offset >= end:
         broken.append(f"{shard}: has no end: cut off at byte {end}, or still being written")
@@ -132,7 +132,7 @@ def _members(shard: Path, file: BinaryIO, broken: list[str]) -> Iterator[tarfile
 
 
 def _grouped(members: Iterator[tarfile.TarInfo]) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
-    """Samples: members that follow each other with one name, by extension in small letters."""
+    """(name, {extension in lower case: member}) of each sample: neighbouring members of one name."""
     current = ""
     group: dict[str, tarfile.TarInfo] = {}
     for member in members:
@@ -150,7 +150,7 @@ def _grouped(members: Iterator[tarfile.TarInfo]) -> Iterator[tuple[str, dict[str
 
 
 def _image(shard: Path, name: str, members: dict[str, tarfile.TarInfo], wanted: str | None) -> str | None:
-    """The extension of a sample's image, None without one."""
+    """The extension of a sample's image, None without one. Raises ValueError for several."""
     if wanted is not None:
         return wanted if wanted in members else None
     found = [extension for extension in members if "." + extension.rsplit(".", 1)[-1] in SUFFIXES]
@@ -160,11 +160,11 @@ def _image(shard: Path, name: str, members: dict[str, tarfile.TarInfo], wanted: 
 
 
 def _label(file: BinaryIO, member: tarfile.TarInfo | None, extension: str) -> tuple[str, str]:
-    """(text of the label, what is wrong with it)."""
+    """(text of the label, what is wrong with it or "")."""
     if member is None:
         return "", f"no .{extension} beside the image"
     if member.size > LONGEST_LABEL:
-        return "", f".{extension} has {member.size} bytes, which is no label"
+        return "", f".{extension} has {member.size} bytes, more than {LONGEST_LABEL}: no label"
     file.seek(member.offset_data)
     try:
         text = file.read(member.size).decode("utf-8-sig").strip()

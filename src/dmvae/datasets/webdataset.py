@@ -25,26 +25,26 @@ from dmvae.runtime.files import read_json, write_json
 from dmvae.runtime.hashing import digest
 from dmvae.runtime.words import counted, few
 
-INDEX = 3  # changes when the index does
+INDEX = 3  # goes up when the index is made otherwise
 
 
 @register("webdataset")
 @dataclass(frozen=True, kw_only=True)
 class WebDataset(EncodedConfig):
-    """Images read out of .tar shards in any order: an index of every shard is made once, under ~/.cache/dmvae.
+    """Images read from .tar shards in any order: an index of every shard is made once and kept under ~/.cache/dmvae.
 
-    Samples are named as by the package webdataset, which only a pattern with braces needs (extra `webdataset`).
+    Samples are named as in the package webdataset, which is only needed for a pattern with braces (extra `webdataset`).
     """
 
     root: str
     """Folder of .tar shards, one shard, or a pattern with braces, such as photos/{train,val}-{000..146}.tar. A split is
     the shards that have its name, or whose folder has: train, and test, val, valid or validation."""
     train_shards: str | None = None
-    """Pattern of the names of the shards to train on, such as a-*.tar or a-{00..11}.tar; null goes by "train"."""
+    """Pattern of the names of the shards to train on, such as a-*.tar or a-{00..11}.tar; null: by the word train."""
     test_shards: str | None = None
-    """Pattern of the names of the shards to measure on; null goes by "test", "val", "valid" or "validation"."""
+    """Pattern of the names of the shards to measure on; null: by the word test, val, valid or validation."""
     image_extension: str | None = None
-    """Extension of the images, such as jpg or input.png; null takes whatever is an image's."""
+    """Extension of the images, such as jpg or input.png; null takes any image's."""
     label_extension: str = "cls"
     """Extension of the labels, numbers or names. "none": images without classes."""
 
@@ -56,7 +56,7 @@ class WebDataset(EncodedConfig):
         source = Members(shards, index, self.limit)
         classes: tuple[str, ...] = ("all",)
         if label is not None:
-            # of the train split, so that both splits count and name alike
+            # from the train split, so that both splits have the same classes
             given = self.given_classes()
             texts = [s.labels for s in index]
             if given is None and split != "train":
@@ -69,7 +69,7 @@ class WebDataset(EncodedConfig):
         return self.cropped(open_images(source, self, classes, content))
 
     def _shards(self, split: Split) -> list[Path]:
-        """The split's shards, sorted. Raises ValueError."""
+        """The split's shards, sorted. Raises ValueError where there are none, or the splits share some."""
         files, top = _expand(self.root, "data.root")
         pattern = self.train_shards if split == "train" else self.test_shards
         if pattern is not None:
@@ -94,7 +94,7 @@ class WebDataset(EncodedConfig):
         return found
 
     def _index(self, shard: Path, label: str | None) -> Samples:
-        """The samples of a shard, from the kept index where the shard is as it was. Raises ValueError."""
+        """The samples of a shard, from the kept index if the shard is unchanged. Raises ValueError as `read_index`."""
         stat, now = shard.stat(), time.time_ns()
         seen = (str(shard.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
         key = digest(INDEX, PIXELS, seen, self.image_extension, label)
@@ -108,7 +108,7 @@ class WebDataset(EncodedConfig):
         try:
             if settled(stat.st_ctime_ns, now):
                 write_json(kept, asdict(samples))
-        except OSError as error:  # a folder that is full or not ours costs the next stage some time and no more
+        except OSError as error:  # a full or foreign folder only costs the next stage some time
             where = f"{kept.parent} ({error.strerror or error})"
             warnings.warn(f"indices of shards cannot be kept in {where}: each stage makes them anew", stacklevel=3)
         return samples
@@ -127,13 +127,13 @@ class WebDataset(EncodedConfig):
 
 
 class Members:
-    """Images of a split's shards, each read by a seek of its own: nothing is held open."""
+    """Images of a split's shards. Each read opens the shard and seeks; no file stays open."""
 
     def __init__(self, shards: list[Path], index: list[Samples], limit: int | None):
         counts = [len(samples.names) for samples in index]
         self.chosen = choose(sum(counts), limit)
         rows = np.array(self.chosen)
-        # arrays: lists of a million objects are copied into each worker as their counts are touched
+        # arrays: reference counts would copy lists of a million objects into each worker
         self.shards = [str(shard) for shard in shards]
         self.shard = np.repeat(np.arange(len(shards)), counts)[rows]
         self.offsets = np.array([offset for samples in index for offset in samples.offsets])[rows]
@@ -142,7 +142,7 @@ class Members:
         self.labels = torch.zeros(len(rows), dtype=torch.int64)
 
     def set_labels(self, index: list[Samples], classes: tuple[str, ...], extension: str) -> None:
-        """Labels from their texts: numbers, or names of classes. Raises ValueError naming one that is neither."""
+        """Set labels from their texts: numbers or class names. Raises ValueError naming one that is neither."""
         places = {name: number for number, name in enumerate(classes)}
         texts = [text for samples in index for text in samples.labels]
         numbers: list[int] = []
@@ -157,7 +157,7 @@ class Members:
         self.labels = torch.tensor(numbers, dtype=torch.int64)
 
     def read(self, index: int) -> bytes:
-        """Raises OSError or ValueError for a shard that is not what it was: that is no broken image, to be skipped."""
+        """The encoded image. Raises OSError or ValueError, not BrokenImage, for a shard that has changed."""
         shard, size = self.shards[self.shard[index]], int(self.sizes[index])
         with open(shard, "rb", buffering=0) as file:
             file.seek(int(self.offsets[index]))
@@ -171,12 +171,12 @@ class Members:
 
 
 def _ending(text: str) -> str:
-    """As members' are: without the dot before it, in small letters."""
+    """An extension as in `Samples`: without a leading dot, in lower case."""
     return text.removeprefix(".").lower()
 
 
 def _number(text: str) -> int | None:
-    """The number of a class, for which a few digits are enough."""
+    """The text as a class number, or None."""
     return int(text) if re.fullmatch(r"[+-]?\d{1,18}", text) else None
 
 
@@ -208,7 +208,7 @@ def _expand(root: str, field: str) -> tuple[list[Path], Path]:
         return [path], path.parent
     if not path.is_dir():
         raise ValueError(f"{field}: {path} does not exist (looked from {Path.cwd()}): give a folder of .tar shards")
-    # hidden ones are what a Mac lays beside each file
+    # a Mac puts a hidden file beside each file
     files = sorted(file for below in ("*.tar", "*/*.tar") for file in path.glob(below) if file.name[0] != ".")
     if not files:
         more = "; unpack the .tar.gz with gunzip" if [*path.glob("*.tar.gz"), *path.glob("*.tgz")] else ""

@@ -16,18 +16,17 @@ OLD = ("decoder_width", "decoder_multipliers", "decoder_blocks", "decoder_attent
 
 
 class Decoder(nn.Module):
-    """What `DecoderConfig.build` returns; a module that has all this without deriving from it does too. Where it also
-    has `decode_tiled(z, tile)`, large images can be decoded in parts."""
+    """What `DecoderConfig.build` returns. A module with these attributes need not derive from it. With a method
+    `decode_tiled(z, tile)`, large images can be decoded in parts."""
 
     @property
     def last_layer(self) -> Tensor:
-        """The weights that make the image, at which the adversary's weight compares gradients."""
+        """The weights of the layer that gives the image: the adaptive weight compares gradients at them."""
         raise NotImplementedError
 
     def compiled_parts(self) -> list[nn.Module]:
-        """What `run.compile` compiles: modules that come before the last layer, and none with it, for a gradient at the
-        last layer would run the backward pass of all that is compiled together with it. None of it unless a member says
-        so."""
+        """What `run.compile` compiles; nothing by default. The last layer must not be in it: the adaptive weight takes
+        a gradient there, which would run the backward pass of everything compiled together with it."""
         return []
 
     if TYPE_CHECKING:
@@ -41,7 +40,7 @@ class Decoder(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig(Registered):
-    """A decoder has no field in common with the others."""
+    """Base class of decoders' configs. They have no fields in common."""
 
     required: ClassVar[tuple[str, ...]] = ("build",)
 
@@ -51,7 +50,7 @@ class DecoderConfig(Registered):
 
 
 def decoder_section(values: Mapping[str, object]) -> Values:
-    """An autoencoder's section whose decoder_* fields of version 0.1 stand under `decoder`.
+    """An autoencoder's section with its decoder_* fields, of version 0.1, moved into `decoder`.
 
     Raises ValueError where both spellings are there.
     """

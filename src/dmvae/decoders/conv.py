@@ -32,9 +32,9 @@ class ConvDecoder(DecoderConfig):
     multipliers: tuple[Annotated[int, Range(1, 64)], ...] = (1, 2, 4, 4)
     """Channel multipliers from full resolution down."""
     blocks: Annotated[int, Range(0, 64)] = 2
-    """Residual blocks per resolution, less the one that every resolution has."""
+    """Residual blocks per resolution, besides the one that every resolution has."""
     attention: bool = True
-    """Self-attention in the middle."""
+    """Self-attention at the lowest resolution."""
 
     def __post_init__(self) -> None:
         if not self.multipliers:
@@ -103,8 +103,8 @@ class ConvolutionalDecoder(Decoder):
         return self.conv_out.weight
 
     def compiled_parts(self) -> list[nn.Module]:
-        """The blocks in the middle and the levels. The last norm and convolution stay as they are: the two gradients
-        at `last_layer` that the adaptive weight needs then cost that convolution's, and not the whole decoder's."""
+        """The middle blocks and the levels. The last norm and convolution are not compiled: so the two gradients at
+        `last_layer` for the adaptive weight cost a backward pass of that convolution, and not of the whole decoder."""
         return [*self.mid.children(), *self.up]
 
     def decode_tiled(self, z: Tensor, tile: int) -> Tensor:
@@ -112,7 +112,7 @@ class ConvolutionalDecoder(Decoder):
         return decode_tiled(self, z, tile)
 
     def deepest(self, z: Tensor) -> Tensor:
-        """z [n, C, H, W] -> activations before the first level, H, W times what comes before the levels."""
+        """z [n, C, H, W] -> activations before the first level, on a grid of H x W times the upsampling before it."""
         x = self.conv_in(z)
         for part in self.mid.children():
             x = run_part(self, part, x)
@@ -127,7 +127,7 @@ class ConvolutionalDecoder(Decoder):
         """Images x resized to z's size times the stride, where powers of two do not reach it."""
         if self.resizes:
             size = (z.shape[2] * self.stride, z.shape[3] * self.stride)
-            # In float32: there is no kernel for bfloat16 on a CPU.
+            # float32, because a CPU has no kernel for bfloat16.
             x = F.interpolate(x.float(), size, mode="bilinear", antialias=True).to(x.dtype)
         return x
 

@@ -1,8 +1,8 @@
 """Decoding of large images in tiles.
 
-It is exact: the deepest level, whose attention sees the whole image, runs at once (it is small),
-and at every GroupNorm after it the tiles wait for each other and share the mean and variance of the whole image.
-So a tiled image equals the untiled one to rounding, where independent tiles would differ in tone.
+It is exact. The deepest level, whose attention sees the whole image, is small and runs without tiles. At every
+GroupNorm after it the tiles wait for each other and share the mean and variance of the whole image. So a tiled image
+equals the untiled one up to rounding; independent tiles would differ in tone.
 
 Shapes: n images, c channels, H W the cells after the deepest level.
 """
@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from dmvae.models.layers import ResidualBlock
 
 Live = tuple[Tensor, ...]
-"""The activations that a tile holds on to at a norm, the last of which is to be normalised."""
+"""The activations that a tile keeps while it waits at a norm; the last one is to be normalised."""
 
 
 class Tileable(Protocol):
-    """What a decoder must have: a deepest level, residual levels, and a norm and a convolution that end it."""
+    """What a decoder must have: a deepest level, residual levels, and a last norm and convolution."""
 
     norm_out: nn.GroupNorm
     conv_out: nn.Conv2d
@@ -58,6 +58,7 @@ class Span:
 
 
 def spans(length: int, tile: int, halo: int) -> list[Span]:
+    """`length` cells in spans of at most `tile`, each computed with up to `halo` more cells at both ends."""
     return [
         Span(start, min(start + tile, length), max(start - halo, 0), min(start + tile + halo, length))
         for start in range(0, length, tile)
@@ -66,8 +67,8 @@ def spans(length: int, tile: int, halo: int) -> list[Span]:
 
 @torch.no_grad()
 def decode_tiled(decoder: Tileable, z: Tensor, tile: int) -> Tensor:
-    """`decoder(z)`, of a `dmvae.decoders.conv.ConvolutionalDecoder`, for z [n, C, H, W] with the activations of one
-    tile of tile x tile cells on the device at a time, the others' in main memory. No gradient."""
+    """`decoder(z)` of a `dmvae.decoders.conv.ConvolutionalDecoder`, for z [n, C, H, W]. The activations of one tile of
+    tile x tile cells are on the device at a time, those of the others in main memory. No gradient."""
     x = decoder.deepest(z)
     halo = receptive_radius(decoder)
     grid = [(row, column) for row in spans(x.shape[2], tile, halo) for column in spans(x.shape[3], tile, halo)]
@@ -75,7 +76,7 @@ def decode_tiled(decoder: Tileable, z: Tensor, tile: int) -> Tensor:
     tiles = [
         _park(norms[0], (x[:, :, row.low : row.high, column.low : column.high],), (row, column)) for row, column in grid
     ]
-    for work, norm in zip(works, norms[1:], strict=False):  # the last work, which no norm follows, comes after
+    for work, norm in zip(works, norms[1:], strict=False):  # no norm follows the last work, below
         whole = _whole_image(tiles)
         for i, cells in enumerate(grid):
             tiles[i] = _park(norm, work(*_resumed(tiles[i], *whole, z.device)), cells)
@@ -96,9 +97,10 @@ def receptive_radius(decoder: Tileable) -> int:
 
 
 def _steps(decoder: Tileable) -> tuple[list[nn.GroupNorm], list[Callable[..., Live]]]:
-    """The levels cut at their norms: works[i] takes what was live at norms[i], and the norm's result, to the next norm.
+    """The levels cut at their norms: works[i] computes, from what was live at norms[i] and that norm's result, what is
+    live at the next norm.
 
-    Functions and not a generator for each tile: one that waits would hold on to its tensors on the device.
+    Functions, not a Python generator per tile: a generator that waits would keep its tensors on the device.
     """
     norms: list[nn.GroupNorm] = []
     works: list[Callable[..., Live]] = []
@@ -144,7 +146,7 @@ def _park(norm: nn.GroupNorm, live: Live, cells: tuple[Span, Span]) -> _Parked:
 
 
 def _resumed(tile: _Parked, mean: Tensor, variance: Tensor, device: torch.device) -> Live:
-    """What the tile held on to, on the device again, and the norm's result for the last of it."""
+    """What the tile kept, on the device again, and the norm's result for the last of it."""
     live = tuple(t.to(device) for t in tile.live)
     return (*live, _normalise(tile.norm, live[-1], mean, variance))
 

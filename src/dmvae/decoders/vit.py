@@ -1,5 +1,5 @@
-"""Decoder `vit`: a vision transformer on the latents' places and a linear map to the pixels of each, as RAE's
-(arXiv 2510.11690) and the masked autoencoder's (arXiv 2111.06377).
+"""Decoder `vit`: a vision transformer on the latents' grid and a linear map from each token to its pixels, as in RAE
+(arXiv 2510.11690) and in masked autoencoders (arXiv 2111.06377).
 
 Shapes: n images, C latent channels, c image channels, H W the latents' grid, p the stride, d width.
 """
@@ -24,8 +24,8 @@ from dmvae.runtime.transfer import send
 @register("vit")
 @dataclass(frozen=True, kw_only=True)
 class ViTDecoder(DecoderConfig):
-    """A vision transformer. All its work is at the latents' grid, so that it costs a fraction of a convolutional
-    decoder of equal depth; it has to learn what crosses the border of two patches."""
+    """A vision transformer. All its layers are on the latents' grid, so that it costs a fraction of a convolutional
+    decoder of equal depth; but it must learn to join patches without visible borders."""
 
     width: Width = 768
     """Channels of a token; a multiple of 4 and of `heads`."""
@@ -45,8 +45,8 @@ class ViTDecoder(DecoderConfig):
 
 
 class TransformerDecoder(Decoder):
-    """z [n, C, H, W] -> images [n, c, H p, W p], for any grid: positions are sines and cosines, so that nothing is
-    learned of a size."""
+    """z [n, C, H, W] -> images [n, c, H p, W p], for any grid: positions are fixed sines and cosines, which do not
+    depend on the size."""
 
     def __init__(
         self, latent_channels: int, out_channels: int, stride: int, width: int, depth: int, heads: int, mlp_ratio: float

@@ -17,7 +17,7 @@ from dmvae.registry import register
 @register("conv")
 @dataclass(frozen=True, kw_only=True)
 class ConvEncoder(EncoderConfig):
-    """Residual convolutional encoder. GroupNorm, so that no image's features depend on another's."""
+    """Residual convolutional encoder, with GroupNorm, so that no image's features depend on another's."""
 
     width: Width = 64
     """Channels after the first convolution."""
@@ -28,7 +28,7 @@ class ConvEncoder(EncoderConfig):
     out_channels: Width = 256
     """Channels of the features."""
     stride: Annotated[int, Range(1, 1024)] = 8
-    """Image pixels per feature, along each side. What the levels do not reach, the first convolution takes."""
+    """Image pixels per feature, along each side. The first convolution has the stride that the levels do not reach."""
 
     def __post_init__(self) -> None:
         halvings = 2 ** (len(self.multipliers) - 1)
@@ -43,7 +43,7 @@ class ConvEncoder(EncoderConfig):
         return True
 
     def check(self, *, size: int) -> None:
-        """A group norm of a single value gives its shift, whatever the value is."""
+        """As for every encoder. A group norm over a single value gives a constant, its shift."""
         channels = self.width * self.multipliers[-1]
         if size == self.stride and group_norm(channels).num_groups == channels:
             raise ValueError(
@@ -63,7 +63,7 @@ class ConvNet(Encoder):
         super().__init__()
         self.channels, self.stride = config.out_channels, config.stride
         widths = [config.width * multiplier for multiplier in config.multipliers]
-        # Nearly all of the time goes into high resolutions, so the stem leaves them at once.
+        # High resolutions take nearly all of the time, so the first convolution leaves them at once.
         first = config.stride // 2 ** (len(widths) - 1)
         kernel = max(3, 2 * first - 1)
         parts: list[nn.Module] = [nn.Conv2d(in_channels, widths[0], kernel, stride=first, padding=kernel // 2)]

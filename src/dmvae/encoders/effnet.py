@@ -19,13 +19,13 @@ from dmvae.runtime.hashing import content_hash
 @register("effnet")
 @dataclass(frozen=True, kw_only=True)
 class EffNetEncoder(EncoderConfig):
-    """EfficientNet-Lite0, 1 or 2: features of 320 channels (352 in Lite2), which know classes. Batch norms are folded
-    into the convolutions, so that no image's features depend on another's when it is trained on."""
+    """EfficientNet-Lite0, 1 or 2: features of 320 channels (352 in Lite2) that tell classes. Batch norms are folded
+    into the convolutions, so that in further training no image's features depend on another's."""
 
     version: Version = "lite0"
     """Which network; the weights of lite1 and lite2 are extras of their own."""
     enlarge: Annotated[int, Range(1, 16)] = 2
-    """Images are made this many times larger first: the networks were trained on 224 to 260 px."""
+    """Images are enlarged by this factor first: the networks were trained on 224 to 260 px."""
     reduce: Literal[8, 16, 32] = 16
     """Pixels of the enlarged image per feature; below 32 the last strides become dilations, as timm makes them."""
 
@@ -66,7 +66,7 @@ class Features(Encoder):
         return self.blocks(self._begun(images))
 
     def levels(self, images: Tensor) -> list[Tensor]:
-        """The last features of each width that timm names: five levels."""
+        """Features at the five depths of timm's `feature_info`, shallow ones first."""
         x, found = self._begun(images), []
         for i, stage in enumerate(self.blocks):
             x = stage(x)

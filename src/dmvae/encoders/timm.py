@@ -41,8 +41,9 @@ class TimmEncoder(EncoderConfig):
     img_size: Pixels | None = None
     """Image size a vision transformer is built for; the data's size unless given."""
     resolution: Pixels | None = configs.added(None)
-    """Images are resized to this height and width, pixels, before the network; null leaves them as they are. 224 makes
-    16x16 patches of 14 of images of 256 px, as in RAE. Images of other sizes are resized by the same factor."""
+    """Images are resized to this height and width, pixels, before the network; null leaves them as they are. With 224,
+    an image of 256 px gives 16x16 patches of 14 pixels, as in RAE. Images of other sizes are resized by the same
+    factor."""
     pretrained: bool = True
     """Start from the model's public weights."""
     checkpoint: Path | None = None
@@ -134,8 +135,8 @@ class Features(Encoder):
     shift: Tensor
 
     def __init__(self, model: Any, size: int | None, patch: int, stride: int):
-        """size: of the images, where the model takes no others. patch: pixels of what the model sees per feature, where
-        `stride` are pixels of an image: where the two differ, images are resized."""
+        """size: of the images, for a model that takes no other; else None. patch: pixels of the model's input per
+        feature, stride: pixels of an image per feature; where the two differ, images are resized."""
         super().__init__()
         self.model = model
         self.size, self.patch, self.stride = size, patch, stride
@@ -163,8 +164,8 @@ class Features(Encoder):
         return out if self.channels_first else out.permute(0, 3, 1, 2)
 
     def levels(self, images: Tensor) -> list[Tensor]:
-        """Features at four depths: at each quarter of a transformer's blocks, of the last four levels of another
-        network. Of a model for which timm gives none, those of `forward`."""
+        """Features at four depths: behind each quarter of a transformer's blocks, or at the last four levels of another
+        network. For a model of which timm gives none, those of `forward` alone."""
         if not hasattr(self.model, "forward_intermediates"):
             return [self(images)]
         depth = len(self.model.blocks) if hasattr(self.model, "num_prefix_tokens") else 0
@@ -177,7 +178,8 @@ class Features(Encoder):
         return found
 
     def _scaled(self, images: Tensor) -> Tensor:
-        """In the model's own size and range. Raises ValueError for a size that it does not take."""
+        """Images [n, 1 or 3, h, w] in [-1, 1], in the model's own size and range. Raises ValueError for a size that it
+        does not take."""
         height, width = images.shape[2:]
         if self.size is not None and (height, width) != (self.size, self.size):
             raise ValueError(
@@ -203,14 +205,14 @@ class Features(Encoder):
             raise ValueError(f"timm's {type(self.model).__name__} keeps all activations") from error
 
     def compiled_parts(self) -> list[nn.Module]:
-        """What `run.compile` compiles: each block of a transformer by itself, for they share what is compiled once; all
-        of another network."""
+        """What `run.compile` compiles: each block of a transformer by itself, because equal blocks share one compiled
+        graph; another network as a whole."""
         return [*self.model.blocks] if hasattr(self.model, "num_prefix_tokens") else [self]
 
 
 def require_shape(name: str, kwargs: Values) -> None:
-    """ValueError for arguments that do not shape the network: timm.create_model has others, which read, fetch and
-    write files, and a tokenizer's config.json, which may be anybody's, would reach them."""
+    """Raise ValueError for arguments that are not of the network's own class. timm.create_model has others, which read,
+    download and write files, and a stranger's config.json must not reach those."""
     if not kwargs:
         return
     with torch.device("meta"):
@@ -231,7 +233,7 @@ def takes_any_size(create: Callable[[], nn.Module]) -> bool:
 
 
 def model_stride(model: Any) -> int:
-    """Pixels of what the model sees per feature, along each side."""
+    """Pixels of the model's input per feature, along each side. Raises ValueError where timm does not say."""
     patches: Any = getattr(model, "patch_embed", None)
     if getattr(model, "num_prefix_tokens", None) is not None and hasattr(patches, "patch_size"):
         size = patches.patch_size
@@ -246,7 +248,7 @@ def model_stride(model: Any) -> int:
 
 def resized_stride(name: str, size: int, resolution: int, patch: int) -> int:
     """Pixels of an image of `size` per feature, along each side, where it is resized to `resolution` first. Raises
-    ValueError unless these are whole, and so are the patches."""
+    ValueError unless this number and that of the patches are whole."""
     fits = [patch * grid for grid in range(1, size + 1) if size % grid == 0]
     if resolution not in fits:
         near = [*[fit for fit in fits if fit < resolution][-1:], *[fit for fit in fits if fit > resolution][:1]]
@@ -258,11 +260,11 @@ def resized_stride(name: str, size: int, resolution: int, patch: int) -> int:
 
 
 def load_weights(model: nn.Module, path: Path, fewer: bool = False) -> None:
-    """Fill a timm model with a file's tensors, fitted to its patch and image size as timm fits the published ones.
-    fewer: the model may have the first of the file's blocks alone.
+    """Load a file's tensors into a timm model, resampled to its patch and image size as timm does with published ones.
+    fewer: the model may have only the first of the file's blocks.
 
-    Raises ValueError for a file that cannot be read, that lacks a tensor, which timm itself would leave random, or that
-    has more in what the model has too.
+    Raises ValueError for a file that cannot be read, that lacks a tensor (timm would leave it random), or that has more
+    tensors than the model in a part that both have.
     """
     state = pick(read_tensors(path), ("model", "state_dict"), path)
     fit = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
@@ -275,7 +277,7 @@ def load_weights(model: nn.Module, path: Path, fewer: bool = False) -> None:
             f"{path}: lacks {counted(len(missing), 'tensor')} of this {type(model).__name__}, "
             f"{', '.join(missing[:4])} first; its own begin with {', '.join(list(state)[:4])}"
         )
-    # a head, or a decoder, that the model does not have may be there, but not more of what it has
+    # The file may hold parts that the model lacks, such as a head or a decoder, but no more tensors of its parts.
     head = getattr(model, "default_cfg", {}).get("classifier") or ()
     heads = {name.partition(".")[0] for name in ([head] if isinstance(head, str) else head)} | {"fc_norm", "pre_logits"}
     own = {name for name, _ in model.named_children()} | {"cls_token", "dist_token", "reg_token"}

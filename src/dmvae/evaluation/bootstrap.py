@@ -9,11 +9,11 @@ DRAWS, LEVEL, SEED = 1000, 0.95, 0
 
 
 def interval(values: Tensor) -> tuple[float, float]:
-    """The interval that holds the mean of `values` [n] with probability `LEVEL`: quantiles of the means of `DRAWS`
-    resamplings with replacement.
+    """The interval that holds the mean of `values` [n] with probability LEVEL: quantiles of the means of DRAWS samples
+    with replacement, drawn with a fixed seed.
 
-    For figures that are means over images. A Frechet or kernel distance is not one: a resampled set holds doubles, and
-    its distance is biased upwards by more than its spread, so none is given for those.
+    Only for figures that are means over images. A Frechet or kernel distance is none: a resampled set has duplicates,
+    which bias its distance upwards by more than its spread, so those get no interval.
     """
     generator = torch.Generator().manual_seed(SEED)
     x = values.double().cpu()

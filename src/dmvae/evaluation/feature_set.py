@@ -1,4 +1,4 @@
-"""The features of a set of images, or their statistics alone, with the manifest that says what they are of."""
+"""The features of a set of images, or only their statistics, with a manifest that says what they were made from."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from dmvae.runtime.hashing import digest
 
 @dataclass
 class FeatureSet:
-    """`rows` by head, float32 [n, d]; `statistics` by head; either may be missing where a file has only the other."""
+    """`rows`: head -> float32 [n, d]; `statistics`: head -> mean and covariance. A file may have only one of them."""
 
     manifest: Values
     """images: what they are, count, fingerprint, crop and resize; features: the extractor, its weights' hash, dtype;
-    versions. Statistics of other projects tell less."""
+    versions. Statistics of other projects have fewer entries."""
     rows: dict[str, Tensor] = field(default_factory=dict)
     statistics: dict[str, Statistics] = field(default_factory=dict)
     labels: Tensor | None = None
-    """int64 [n], where there are classes."""
+    """int64 [n]; None without classes."""
 
     @property
     def pool(self) -> Tensor | None:
         return self.rows.get(POOL)
 
     def moments(self, head: str = POOL) -> Statistics | None:
-        """Mean and covariance of a head, computed once; None where neither they nor the rows are known."""
+        """Mean and covariance of a head, computed once; None where neither they nor rows are there."""
         if head not in self.statistics and head in self.rows:
             self.statistics[head] = Statistics.of(self.rows[head])
         return self.statistics.get(head)
@@ -63,7 +63,7 @@ class FeatureSet:
 
     @classmethod
     def load(cls, path: Path) -> FeatureSet:
-        """Read what `save` wrote. Raises ValueError for another file."""
+        """Read what `save` wrote. Raises ValueError for another or a damaged file."""
         tensors, about = read_sealed(path)
         if "manifest" not in about:
             raise ValueError(f"{path} holds no statistics with a manifest; `dmvae measure ... --save-reference` does")
@@ -93,8 +93,8 @@ def describe(extractor: Extractor, images: Images) -> Values:
 
 
 def features_of(extractors: Sequence[Extractor], images: Images, batch_size: int, title: str) -> list[FeatureSet]:
-    """The features of images in several spaces, in one pass. The images are never all in memory, their features are:
-    50,000 of Inception's are 1 GB."""
+    """The features of images in several spaces, in one pass. Images are held a batch at a time, but all features are in
+    memory: 1 GB for 50,000 images in Inception's. All ranks must call; all get the whole."""
 
     def compute(batch: Tensor) -> dict[str, Tensor]:
         return {f"{i}.{head}": x for i, e in enumerate(extractors) for head, x in e.heads(batch).items()}
@@ -114,12 +114,12 @@ def reference_features(
     *,
     folder: Path | None = None,
 ) -> list[FeatureSet]:
-    """The same, computed once: what `folder` (~/.cache/dmvae/features) holds under an equal manifest is read."""
+    """As `features_of`, computed once: kept in `folder` (default ~/.cache/dmvae/features) and found by the manifest."""
     alone: AbstractContextManager[object] = nullcontext()
-    # Several ranks are one process here, and what everybody measures by is nobody's to lock.
+    # Only rank 0 locks, for all ranks; and the default folder, which all runs share, is not locked.
     if folder is not None and distributed.is_main():
-        # Other processes of the same run wait, and do not compute the same. The first of several ranks does not wait
-        # for these: the others would wait for it, and not for ever.
+        # Other processes of the same run wait instead of computing the same. With several ranks, rank 0 does not wait:
+        # the other ranks would time out waiting for it.
         alone = locked_if_it_can(folder, wait=distributed.world_size() == 1)
     folder = folder or cache_folder() / "features"
     manifests = [describe(e, images) for e in extractors]
@@ -127,7 +127,7 @@ def reference_features(
     with alone as mine:
         kept = [_kept(path) for path in paths]
         lacks = torch.tensor([found is None for found in kept], dtype=torch.int64)
-        # what any rank lacks, whose folder may be another
+        # missing on any rank: their folders may differ between nodes
         missing: list[int] = distributed.total(lacks).nonzero().flatten().tolist()
         fresh = features_of([extractors[i] for i in missing], images, batch_size, title)
         for i, found in zip(missing, fresh, strict=True):
@@ -137,7 +137,7 @@ def reference_features(
                     sweep_beside(paths[i])
                 found.moments(SPATIAL)
                 _keep(found, paths[i])
-    return kept  # type: ignore[return-value]  # none is None by now
+    return kept  # type: ignore[return-value]  # all are filled by now
 
 
 def _kept(path: Path) -> FeatureSet | None:
@@ -153,7 +153,7 @@ def _kept(path: Path) -> FeatureSet | None:
 def _keep(features: FeatureSet, path: Path) -> None:
     try:
         features.save(path)
-    except OSError as error:  # a folder that is full or not ours costs the next measurement some time and no more
+    except OSError as error:  # a full or foreign folder only costs the next measurement some time
         warnings.warn(f"features cannot be kept ({error}): they are computed at each measurement", stacklevel=3)
 
 
@@ -165,7 +165,7 @@ def in_order(rows: Tensor) -> Tensor:
 
 
 def same_classes(real: FeatureSet, fake: FeatureSet) -> bool:
-    """Whether the sets' classes have the same names, as far as both tell them; warns where they have not."""
+    """Whether the classes of both sets have the same names; True if one does not give them. Warns if they differ."""
     a, b = (s.manifest["images"].get("classes") for s in (real, fake))
     if a is not None and b is not None and a != b:
         warnings.warn(

@@ -14,7 +14,8 @@ from torch import Tensor
 
 BLOCK = 1024
 REGULAR = 1e-5
-"""A covariance counts as regular where its Cholesky pivots, which are standard deviations, keep to this ratio."""
+"""A covariance counts as regular if the smallest Cholesky pivot (a standard deviation) is more than this share of the
+largest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,7 @@ class Statistics:
     """Mean and covariance of a set of features."""
 
     n: int | None
-    """Vectors they were taken from; None where a file does not tell."""
+    """Number of vectors; None where a file does not give it."""
     mean: Tensor
     """float64 [d]."""
     covariance: Tensor
@@ -30,8 +31,8 @@ class Statistics:
 
     @classmethod
     def of(cls, features: Tensor | Iterable[Tensor]) -> Statistics:
-        """Statistics of features [n, d], or of batches of them: by Chan's update, which does not cancel as a sum of
-        squares does. Raises ValueError for fewer than 2 vectors, other shapes or values that are not finite."""
+        """Statistics of features [n, d], or of batches of them, by Chan's update, which loses no digits to cancellation
+        as a sum of squares does. Raises ValueError for fewer than 2 vectors, other shapes or non-finite values."""
         n, mean, scatter = 0, torch.zeros(()).double(), torch.zeros(()).double()  # sum of (x - mean) (x - mean)^T
         for block in _blocks([features] if isinstance(features, Tensor) else features):
             count, of_block = len(block), block.mean(0)
@@ -45,13 +46,13 @@ class Statistics:
 
     @property
     def std(self) -> Tensor:
-        """float64 [d]."""
+        """Standard deviations, float64 [d]."""
         return self.covariance.diagonal().sqrt()
 
 
 def _blocks(batches: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The rows of batches [n, d] as float64, BLOCK at a time: what follows does not depend, not in the last bit, on how
-    the rows were cut into batches."""
+    """The rows of batches [n, d] as float64, BLOCK at a time, so that no bit of a result depends on how the rows were
+    cut into batches."""
     waiting: list[Tensor] = []
     for batch in batches:
         rows = batch.detach().to("cpu")
@@ -63,7 +64,7 @@ def _blocks(batches: Iterable[Tensor]) -> Iterator[Tensor]:
         if (count := sum(map(len, waiting))) >= BLOCK:
             rows, whole = torch.cat(waiting), count // BLOCK * BLOCK
             yield from (block.double() for block in rows[:whole].split(BLOCK))
-            waiting = [rows[whole:].clone()]  # a copy, or the few rows that wait would keep the whole batch in memory
+            waiting = [rows[whole:].clone()]  # a copy: a view of a few rows would keep the whole batch in memory
     if any(map(len, waiting)):
         yield torch.cat(waiting).double()
 
@@ -83,10 +84,10 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 
 
 def frechet_distance_of_few(a: Tensor, b: Tensor) -> float:
-    """The same of features [n, d] and [m, d] themselves, without a d x d matrix: quicker where n or m is below d.
+    """`frechet_distance` from features [n, d] and [m, d], without a d x d matrix: faster where n or m is below d.
 
     With X and Y the centred features over sqrt(n - 1) and sqrt(m - 1), A = X^T X and B = Y^T Y, and
-    tr((A B)^(1/2)) is the sum of the singular values of X Y^T [n, m].
+    tr((A B)^(1/2)) is the sum of the singular values of X Y^T [n, m]. Raises ValueError for fewer than 2 vectors.
     """
     if min(len(a), len(b)) < 2:
         raise ValueError(f"a covariance needs at least 2 vectors, not {min(len(a), len(b))}")
@@ -113,11 +114,11 @@ def _count(n: int | None) -> str:
 
 
 def _trace_of_root(a: Tensor, b: Tensor) -> Tensor:
-    """tr((A B)^(1/2)), for any factors A = F F^T and B = G G^T the sum of the singular values of F^T G.
+    """tr((A B)^(1/2)): the sum of the singular values of F^T G, for any factors A = F F^T and B = G G^T.
 
-    Where one of the two is safely regular, F is its Cholesky factor and the values are the roots of the eigenvalues of
-    F^T B F, which is the quick way. Elsewhere they are taken as they stand: squared, the small ones would be lost below
-    1e-8 of the largest.
+    If A or B is safely regular, F is its Cholesky factor, and the singular values are the roots of the eigenvalues of
+    F^T B F, which is fast. Otherwise they are computed directly: their squares would lose those below 1e-8 of the
+    largest.
     """
     for regular, other in ((a, b), (b, a)):
         factor, failed = torch.linalg.cholesky_ex(regular)

@@ -1,6 +1,6 @@
-"""Sources of images to measure: each knows how many it has and hands any range of them out in batches.
+"""Sources of images to measure: each knows its number of images, and gives any range of them in batches.
 
-Batches are uint8 [n, C, h, w]. Nothing is held beyond a batch, but by `TensorImages`.
+Batches are uint8 [n, C, h, w]. Only `TensorImages` holds more than a batch in memory.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from dmvae.runtime import distributed
 from dmvae.runtime.console import Bar
 from dmvae.runtime.done import NAME as DONE
 from dmvae.runtime.files import atomic_write
-from dmvae.runtime.hashing import digest, sha256_of
-from dmvae.runtime.words import counted
+from dmvae.runtime.hashing import code_of, digest, sha256_of
+from dmvae.runtime.words import counted, few
 
 
 class Images(Protocol):
@@ -44,7 +44,7 @@ class Images(Protocol):
 
 
 class TensorImages:
-    """Images in memory, uint8 or float in [0, 1], [n, C, h, w]; labels int64 [n]."""
+    """Images in memory, uint8 or float in [0, 1], [n, C, h, w]; labels int64 [n]. Raises ValueError for others."""
 
     def __init__(self, images: Tensor, labels: Tensor | None = None, **facts: object) -> None:
         if images.ndim != 4 or len(images) == 0:
@@ -64,13 +64,15 @@ class TensorImages:
 
 
 class DatasetImages:
-    """`count` images of a data set: the first, where its classes are mixed, else a fixed choice (see `mixed`)."""
+    """The first `count` images of a data set, in an order that mixes classes (see `mixed`); None is all."""
 
     def __init__(self, dataset: Dataset, count: int | None = None, workers: int = 0) -> None:
         self.dataset, self.count, self.workers = mixed(dataset), min(count or len(dataset), len(dataset)), workers
         self.labels: Tensor | None = self.dataset.labels[: self.count]
-        of = dataset if self.count == len(dataset) else self.dataset  # the order is nothing to a set of all
-        facts = {"kind": "data set", "fingerprint": of.fingerprint, "classes": digest(tuple(dataset.classes))}
+        of = dataset if self.count == len(dataset) else self.dataset  # for all images, the order does not matter
+        code = code_of(type(dataset))  # of a plugin: its own fingerprint may be of the files that it reads alone
+        content = digest(of.fingerprint, code) if code else of.fingerprint
+        facts = {"kind": "data set", "fingerprint": content, "classes": digest(tuple(dataset.classes))}
         self.facts = facts | _size(dataset[0][0].shape)
 
     def __len__(self) -> int:
@@ -82,10 +84,10 @@ class DatasetImages:
 
 
 def images_in(folder: Path) -> tuple[list[Entry], tuple[str, ...]]:
-    """`scan`, whose errors name the field of a recipe: there is none here. Raises ValueError for a folder of splits
-    too, which would be classes."""
+    """`scan`, with errors that do not name a recipe's field. Raises ValueError also for a folder of splits, which would
+    be taken for classes."""
     if not folder.is_dir():
-        raise ValueError(f"no such folder of images: {folder}")
+        raise ValueError(f"no such folder of images: {folder} (looked from {Path.cwd()})")
     if len(splits := folders(folder)) > 1:
         train, test = splits
         raise ValueError(
@@ -98,11 +100,11 @@ def images_in(folder: Path) -> tuple[list[Entry], tuple[str, ...]]:
 
 
 class FolderImages:
-    """The images of a folder or of its class folders, as colour. `size`: height and width after a central crop and
-    resize; None takes them as they are, square and all of one size. `limit`: as many at most, a fixed choice.
+    """The images of a folder or of its class folders. size: height and width after a central crop and resize; None for
+    images that are square and all of one size. channels: 1 grey, 3 colour. limit: at most so many, a fixed choice.
 
-    Raises ValueError for a folder without images, and while reading for files that are broken or of another size, all
-    of which it names.
+    Raises ValueError for a folder without images. Reading raises ValueError that names all files that are broken or of
+    another size.
     """
 
     def __init__(
@@ -127,7 +129,7 @@ class FolderImages:
             "fingerprint": self._content(),
             "classes": digest(self.classes),
             "size": self.size,
-            **({} if channels == 3 else {"channels": channels}),  # caches of before are of colour
+            **({} if channels == 3 else {"channels": channels}),  # older caches, without this entry, are of colour
             "resize": "central square, antialiased bicubic (Pillow)" if self.resized else "none",
         }
 
@@ -151,11 +153,11 @@ class FolderImages:
             return read_image(path, self.size, self.channels)
         except BrokenImage as error:
             return f"unreadable image: {error}"
-        except Exception as error:  # of an image too large, say, which is no OSError
+        except Exception as error:  # such as for an image that is too large
             return f"unreadable image: {path}: {error}"
 
     def _complaint(self) -> str:
-        """What is wrong with all the files, once one of them cannot be measured: so they can be fixed in one go."""
+        """What is wrong with all of the files, so that they can be fixed in one go."""
         with ThreadPoolExecutor(4) as pool:
             found = [told for told in pool.map(self._problem, range(len(self.entries))) if told is not None]
         broken = [told for told in found if told.startswith("unreadable")]
@@ -167,7 +169,7 @@ class FolderImages:
             )
         if others:
             lines.append(
-                f"{_listed(others)}, and the first readable one is {self.size}x{self.size}: give --size N to crop and "
+                f"{few(others, 3)}, and the first readable one is {self.size}x{self.size}: give --size N to crop and "
                 "resize all to one size"
             )
         return ". ".join(lines)
@@ -180,7 +182,7 @@ class FolderImages:
         yield from Loader(self, cuts(chosen, batch_size), self.workers, torch.stack)
 
     def _content(self) -> str:
-        """A hash of all files: noise compresses to as many bytes as other noise, so sizes would not tell."""
+        """A hash of all files' contents: sizes are not enough, since different images of noise may have equal ones."""
         paths = [self.folder / entry.path for entry in self.entries]
         with ThreadPoolExecutor(4) as pool:
             return digest(list(zip((e.path for e in self.entries), pool.map(_hash, paths), strict=True)))
@@ -192,7 +194,7 @@ class FolderImages:
                 with Image.open(path) as image:
                     width, height = image.size
             except Exception:
-                continue  # told with the others of its kind, when it is read
+                continue  # reported with all broken files when it is read
             if width != height:
                 raise ValueError(
                     f"{path} is {width}x{height}, not square: give --size N to crop and resize all to one size"
@@ -203,7 +205,7 @@ class FolderImages:
 
 
 def _hash(path: Path) -> str:
-    """A file's SHA-256; "" for one that cannot be opened, which is told with the others when it is read."""
+    """A file's SHA-256; "" if it cannot be opened, which reading reports with all broken files."""
     try:
         return sha256_of(path)
     except OSError:
@@ -211,8 +213,8 @@ def _hash(path: Path) -> str:
 
 
 class SampleFiles:
-    """The images that the stage `sample` wrote to a folder. Raises ValueError where there are none, and where its stage
-    is not finished: figures of fewer images would be of another set."""
+    """The images that the stage `sample` wrote to a folder. Raises ValueError where there are none, and for an
+    unfinished stage, whose fewer images would be another set."""
 
     def __init__(self, folder: Path, **facts: object) -> None:
         folder = folder.resolve()
@@ -241,7 +243,7 @@ class SampleFiles:
 
 
 def npz_images(path: Path) -> TensorImages:
-    """The uint8 images [n, h, w, 3] of a sample batch as ADM writes it, `arr_0`."""
+    """The images of a sample batch as ADM writes it: `arr_0`, uint8 [n, h, w, 1 or 3]. Raises ValueError for others."""
     if not path.is_file():
         raise ValueError(f"no such file of samples: {path}")
     try:
@@ -249,7 +251,7 @@ def npz_images(path: Path) -> TensorImages:
             if "arr_0" not in file:
                 raise ValueError(f"it holds {', '.join(file.files) or 'nothing'}")
             images = torch.from_numpy(file["arr_0"])
-    except Exception as error:  # of damaged bytes and of shapes that lie, numpy raises almost any type
+    except Exception as error:  # damaged bytes make numpy raise almost any type
         raise ValueError(f"{path}: no .npz of samples, which holds uint8 images as arr_0: {error!r}") from error
     if images.ndim != 4 or images.shape[3] not in (1, 3):
         raise ValueError(f"{path}: samples have the shape [n, h, w, 1 or 3], not {[*images.shape]}")
@@ -257,8 +259,8 @@ def npz_images(path: Path) -> TensorImages:
 
 
 def write_npz(images: Images, path: Path) -> None:
-    """Write images as a sample batch of ADM, in their order: `arr_0`, uint8 [n, h, w, 3], grey ones as colour, and
-    their labels, int64 [n], as `arr_1` where they have some. A batch at a time: 50,000 of 256 pixels are 10 GB."""
+    """Write images as a sample batch of ADM, in their order: `arr_0`, uint8 [n, h, w, 3], grey as colour, and `arr_1`,
+    their labels, int64 [n], if they have any. Written in batches: 50,000 images of 256 pixels are 10 GB."""
     with Bar("write", len(images), "images") as bar, atomic_write(path) as part, ZipFile(part, "w") as file:
         with file.open("arr_0.npy", "w", force_zip64=True) as member:
             for i, batch in enumerate(images.batches(range(len(images)), 64)):
@@ -277,8 +279,8 @@ def write_npz(images: Images, path: Path) -> None:
 def over_images(
     images: Images, batch_size: int, compute: Callable[[Tensor], dict[str, Tensor]], title: str
 ) -> dict[str, Tensor]:
-    """What `compute` gives for every image, in their order, on the CPU: each rank takes a share, and all get the whole.
-    `compute` maps a batch to named rows [n, ...]."""
+    """The rows that `compute` gives for all images, in their order, on the CPU. `compute` maps a batch to named rows
+    [n, ...]. All ranks must call: each takes a share, and all get the whole."""
     n, rank, world = len(images), distributed.rank(), distributed.world_size()
     share = -(-n // world)
     chosen = range(min(rank * share, n), min((rank + 1) * share, n))
@@ -298,13 +300,13 @@ def _listed(told: list[str], most: int = 100) -> str:
 
 
 def _size(shape: Sequence[int]) -> Values:
-    """For manifests: height and width of images [..., h, w], of square ones one number."""
+    """The entry "size" of a manifest, for images [..., h, w]: one number if they are square, else [h, w]."""
     h, w = shape[-2:]
     return {"size": h if h == w else [h, w]}
 
 
 def _gathered(own: dict[str, Tensor], share: int, n: int) -> dict[str, Tensor]:
-    """Every rank's rows; a rank without images has none."""
+    """The rows of all ranks; a rank without images has none of its own."""
     device = distributed.start()
     shapes = distributed.broadcast({name: (values.shape[1:], values.dtype) for name, values in own.items()})
     rows = {name: own.get(name, torch.zeros(0, *shape, dtype=dtype)) for name, (shape, dtype) in shapes.items()}

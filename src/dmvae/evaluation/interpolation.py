@@ -23,7 +23,7 @@ Path = Literal["linear", "slerp"]
 def slerp(a: Tensor, b: Tensor, alpha: float) -> Tensor:
     """(sin((1 - alpha) w) a + sin(alpha w) b) / sin w, w the angle between vectors a and b, [n, ...] each.
 
-    A point on the great circle between them, at the length between theirs; linear where they are parallel.
+    A point on the great circle between them, with a length between theirs; linear where they are parallel.
     """
     x, y = a.flatten(1), b.flatten(1)
     cosine = torch.nn.functional.cosine_similarity(x, y, dim=1).clamp(-1, 1)
@@ -49,15 +49,15 @@ def interpolated_frechet(
 
         z' = (1 - alpha) z + alpha neighbour(z)
 
-    A generator's samples lie between the training latents, and this asks whether such latents decode to images. The
-    paper encodes test images, seeks neighbours among the training images' latents, and takes alpha = 1/2. Its text
-    interpolates linearly; its program by default on the great circle between neighbours by angle ("slerp"), drawn at
-    random from the nearest ten. Here the neighbour is always the nearest, so that the number is a function of the
-    tokenizer. alpha = 0 gives the reconstructions' distance (rFD).
+    A generator's samples lie between the training latents; this measures whether such latents decode to images. The
+    paper encodes test images, takes neighbours among the training images' latents, and alpha = 1/2. Its text
+    interpolates linearly. Its program by default interpolates on the great circle ("slerp") to a neighbour by angle,
+    drawn at random from the nearest ten; here it is always the nearest, so that the number depends on the tokenizer
+    alone. alpha = 0 gives the reconstructions' distance (rFD).
 
     Neighbours of z [n, C, H, W] are sought among `points` [m, C, H, W], or without these among the others of z; by
     distance for "linear", by angle for "slerp". real: statistics of the data's features; extractor: uint8 images ->
-    features [n, d]. Raises ValueError for an unknown path, or where there is no neighbour to be had.
+    features [n, d]. Raises ValueError for an unknown path, or where there is no neighbour.
     """
     if path not in ("linear", "slerp"):
         raise ValueError(f"interpolation path {path!r} is neither 'linear' nor 'slerp'")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 SUBSETS, SUBSET_SIZE, SPLITS, SEED = 100, 1000, 10, 2020
-"""The published protocols, and the seed of torch-fidelity's choice of subsets."""
+"""As published; the seed is that of torch-fidelity's choice of subsets."""
 
 
 def kernel_distance(
@@ -19,8 +19,8 @@ def kernel_distance(
     """(mean, standard deviation) over random subsets of the squared maximum mean discrepancy, unbiased, with the
     kernel (x . y / d + 1)^3.
 
-    Sets smaller than `subset_size` are used whole; where both are, there is one subset, and None for the deviation. The
-    subsets are torch-fidelity's, so the figures are too.
+    Sets smaller than `subset_size` are used whole. If the only subset is both whole sets, the deviation is None. The
+    subsets, and so the figures, are torch-fidelity's.
     Raises ValueError for fewer than 2 vectors or different numbers of components.
     """
     size = min(len(a), len(b), subset_size)
@@ -51,11 +51,12 @@ def _kernel(x: Tensor, y: Tensor) -> Tensor:
 
 def inception_score(logits: Tensor) -> tuple[float, float]:
     """(mean, standard deviation) over 10 parts of exp(mean over images of KL(p(y | x) || p(y))), with p(y) the
-    part's mean. logits [n, classes]; parts are of a shuffled order, torch-fidelity's. Raises ValueError for n < 10.
+    part's mean. logits [n, classes], shuffled as torch-fidelity does before they are cut into parts. Raises ValueError
+    for n < 10.
     """
     n = len(logits)
     if n < SPLITS:
-        raise ValueError(f"an Inception Score over {SPLITS} parts needs as many images, not {n}")
+        raise ValueError(f"an Inception Score over {SPLITS} parts needs at least {SPLITS} images, not {n}")
     order = np.random.RandomState(SEED).permutation(n)
     log_p = logits[torch.from_numpy(order).to(logits.device)].double().log_softmax(1)
     scores = []

@@ -18,10 +18,10 @@ from dmvae.transport.sliced import wasserstein_1d
 
 Over = Literal["channels", "all"]
 WIDE = 8192
-"""Components d of a vector up to which a covariance [d, d] is taken, 0.5 GB here. Wider vectors are multiplied with one
-another instead, [n, n], which has the same eigenvalues and serves the same regression (`products`)."""
+"""Largest d for which a covariance [d, d] is computed; it then takes 0.5 GB. For wider vectors, their products [n, n]
+are taken instead (`products`): they have the same eigenvalues, and serve the same regression."""
 CUT = 4096
-"""Components at a time of such vectors."""
+"""Components of such wide vectors that are multiplied at a time."""
 
 
 def vectors(z: Tensor, over: Over) -> Tensor:
@@ -31,12 +31,12 @@ def vectors(z: Tensor, over: Over) -> Tensor:
 
 @dataclass(frozen=True)
 class Scatter:
-    """What eigenvalues follow from. It is made without a wait for the device, and small, so it can be kept until there
-    is time for one: eigenvalues need it."""
+    """The matrix whose eigenvalues are wanted. Making it does not wait for the device, and it is small, so it can be
+    kept until the eigenvalues, which do wait, are needed."""
 
     matrix: Tensor
     """The covariance [d, d] of d components, or the products [n, n] of n wide vectors: X^T X and X X^T have the same
-    eigenvalues but for zeros."""
+    eigenvalues except for zeros."""
     components: int
     """d."""
 
@@ -54,22 +54,23 @@ class Scatter:
 
 
 def scatter(z: Tensor, over: Over = "all") -> Scatter:
-    """That of latents [n, C, H, W], of C H W components, or of C over channel vectors; without gradient. Of more than
-    WIDE components and fewer vectors it is the vectors' products, in n^2 of memory instead of (C H W)^2."""
+    """The `Scatter` of latents [n, C, H, W], without gradient: of whole latents (d = C H W) or, over "channels", of
+    channel vectors (d = C). If d exceeds WIDE and the number of vectors, it holds their products: n^2 instead of d^2
+    numbers."""
     x = vectors(z.detach(), over)
     matrix = products(x, x) / max(1, len(x) - 1) if is_wide(x) else covariance(exact(x))
     return Scatter(matrix, x.shape[1])
 
 
 def is_wide(x: Tensor) -> bool:
-    """Whether vectors [n, d] are fewer than their components, and these too many for a covariance."""
+    """Whether vectors [n, d] have too many components for a covariance: d > WIDE and d > n."""
     return x.shape[1] > max(len(x), WIDE)
 
 
 def products(y: Tensor, x: Tensor) -> Tensor:
     """(Y - m)(X - m)^T [k, n] of vectors y [k, d] and x [n, d], m the mean of x; float64 where the device has it.
 
-    Some components at a time: copies of wide vectors in twice the precision would take more than they do.
+    CUT components at a time: float64 copies of all vectors would take twice their memory.
     """
     total = exact(x.new_zeros(len(y), len(x)))
     for b, a in zip(y.split(CUT, 1), x.split(CUT, 1), strict=True):
@@ -84,10 +85,10 @@ def exact(x: Tensor) -> Tensor:
 
 
 def spectral_slope(values: Tensor) -> float:
-    """a of the power law value_i ~ i^-a that fits eigenvalues [d], descending, best: least squares of the logarithms.
+    """a of the power law value_i ~ i^-a that fits eigenvalues [d], descending, by least squares of the logarithms.
 
-    Ranks are weighted by 1 / i, which gives each octave of ranks the same say. Values below 1e-8 of the first, which
-    are rounding, are left out. 0 for equal values and where fewer than two are left.
+    Rank i has the weight 1 / i, so that every octave of ranks counts the same. Values below 1e-8 of the first are
+    rounding errors and left out. 0 for equal values and where fewer than two are left.
     """
     y = values.double()
     y = y[y > 1e-8 * y[0]].log()
@@ -104,8 +105,8 @@ def high_frequency_share(z: Tensor) -> float:
 
         power(fy, fx) = mean over n and C of |F[z - mean z](fy, fx)|^2
 
-    F is the discrete Fourier transform, the mean each component's over the set; a frequency is |(fy, fx)|. 11/16 for
-    independent components on a 4x4 grid, 0 where all positions of a latent are equal or there is but one.
+    F is the discrete Fourier transform, mean z the mean over the set, and the frequency is |(fy, fx)|. 11/16 for
+    independent components on a 4x4 grid; 0 where all positions of a latent are equal, or for a single position.
     """
     x = z.detach().cpu().double()
     power = torch.fft.fft2(x - x.mean(0)).abs().square().mean((0, 1))
@@ -125,7 +126,7 @@ def sliced_distance(a: Tensor, b: Tensor, projections: int = 256) -> float:
     a, b = a.flatten(1).float(), b.flatten(1).float()
     d = a.shape[1]
     if b.shape[1] != d:
-        raise ValueError(f"the sets have vectors of {d} and {b.shape[1]} components")
+        raise ValueError(f"the sets have vectors of {d} and {b.shape[1]} components; give latents of one shape")
     generator = torch.Generator().manual_seed(0)
     directions = F.normalize(torch.randn(d, projections, generator=generator), dim=0).to(a.device)
     of_a, of_b = (exact(x.to(a.device) @ directions).T for x in (a, b))
@@ -138,10 +139,10 @@ def latent_statistics(z: Tensor) -> dict[str, float]:
     mean_max         largest absolute mean of a channel
     std_min, std_max standard deviations of the narrowest and the widest channel
     spread           sum of the channels' variances
-    effective_rank   of the channel vectors, between 1 and C
+    effective_rank   exp(entropy) of the eigenvalues of the channel vectors' covariance, between 1 and C
     kurtosis         mean over channels of the fourth standardised moment; 3 for a Gaussian
     """
-    z = z.contiguous()  # sums follow the order in memory, and several ranks' latents come in this one
+    z = z.contiguous()  # sums depend on the order in memory; latents gathered from ranks are contiguous
     channels = Statistics.of(vectors(z, "channels"))
     mean, std, covariance = channels.mean, channels.std, channels.covariance
     shape = (1, -1, 1, 1)

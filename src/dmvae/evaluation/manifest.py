@@ -1,4 +1,4 @@
-"""What a figure rests on, as plain data beside it, and whether two figures may be compared."""
+"""How a figure was made, as plain data beside it, and whether two figures may be compared."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ import dmvae
 from dmvae.config import Values, dotted
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "diffusers", "torch-fidelity", "lpips")
-"""Those that compute the figures, beside ours."""
+"""Packages, besides ours, that compute the figures."""
 OURS = "dmvae"
-"""Its version refuses nothing: what a release measures in another way it says in features and protocol."""
+"""A different version of dmvae refuses no comparison: a release that measures differently says so in features and
+protocol."""
 PLACES = ("path", "call", "time", "intervals")
-"""Keys that say where and when, not what."""
+"""Keys that say where and when something was measured, not what."""
 COMPARABLE = ("reference", "features", "protocol", "count", "versions")
-"""Parts of a score's manifest that agree between scores that may be compared. What was measured, how it was
-sampled and from which weights, is what comparisons are made for."""
+"""Parts of a score's manifest that must agree for a comparison. What was measured (its sampling, its weights) may
+differ: that is what is compared."""
 
 
 PREPARED = ("size", "resize")
-"""Facts of images that agree between sets that may be compared."""
+"""Facts of images that must agree for a comparison."""
 
 
 def versions() -> dict[str, str]:
-    """Of Python, of dmvae and of the packages that are installed."""
+    """The versions of Python, dmvae and the installed PACKAGES."""
     found = {"python": platform.python_version(), OURS: dmvae.__version__}
     for name in PACKAGES:
         try:
@@ -38,8 +39,8 @@ def versions() -> dict[str, str]:
 def differences(a: object, b: object, where: str = "") -> list[str]:
     """ "field: value of a, value of b" for every field in which two manifests differ, with dotted names.
 
-    Fields that only one of them has are not known of the other, and no difference: statistics of other projects tell
-    little of themselves. `unknown` names those.
+    A field that only one of them has is no difference, since the other's value is unknown: statistics of other projects
+    have few fields. `unknown` names those.
     """
     if isinstance(a, dict) and isinstance(b, dict):
         both = [key for key in a if key in b and key not in PLACES]
@@ -57,8 +58,8 @@ def unknown(a: object, b: object, where: str = "") -> list[str]:
 
 
 def require_same(a: Values, b: Values, what: str, *, force: bool = False) -> None:
-    """Raise ValueError naming the fields in which two manifests differ; with `force`, warn of them instead.
-    Fields that only one tells are warned of, and so is another version of dmvae."""
+    """Raise ValueError naming the fields in which two manifests differ; with `force`, only warn. Fields that only one
+    has, and another version of dmvae, give a warning."""
     differ = differences(a, b)
     if not force and any(not line.startswith(f"versions.{OURS}: ") for line in differ):
         how = "; --size N brings images to one size" if any(".size" in line for line in differ) else ""
@@ -70,10 +71,10 @@ def require_same(a: Values, b: Values, what: str, *, force: bool = False) -> Non
 
 
 def require_comparable(a: Values, b: Values, *, force: bool = False) -> None:
-    """`require_same` of what two scores' manifests share when one may be set beside the other."""
+    """`require_same` for the parts of two scores' manifests that must agree for a comparison."""
     x, y = ({key: manifest[key] for key in COMPARABLE if key in manifest} for manifest in (a, b))
     for kept, manifest in ((x, a), (y, b)):
-        if "train" in a and "train" in b:  # of what one alone was measured by, the other has no figure
+        if "train" in a and "train" in b:  # with training images on one side only, the other has no such figure
             kept["train"] = manifest["train"]
         kept["measured"] = {key: value for key, value in manifest.get("measured", {}).items() if key in PREPARED}
     require_same(x, y, "the scores", force=force)

@@ -1,4 +1,4 @@
-"""How two sets of features lie in one another: precision, recall, density, coverage, agreement, memorisation.
+"""How two sets of features overlap: precision, recall, density, coverage, agreement, memorisation.
 
 Shapes: real features [n, d], fake ones [m, d], float.
 """
@@ -13,19 +13,19 @@ from dmvae.evaluation.rows import by_rows
 from dmvae.runtime import distributed
 
 NEIGHBOURS = 5
-"""k of all of them."""
+"""k, the number of neighbours, of all these figures."""
 FEW = 20 * NEIGHBOURS
-"""Of fewer points a ball holds more than a twentieth of its set, and so it reaches across what parts two sets. From 100
-on the figures of two Gaussians are those of thousands, but for their chance (tests/evaluation/test_measure.py)."""
+"""With fewer points, a ball holds more than a twentieth of its set, and so reaches across gaps between two sets. With
+100 or more, two Gaussians' figures agree with those of thousands, up to noise (tests/evaluation/test_measure.py)."""
 CHUNK = 256
 """Rows of a distance matrix at a time."""
 PIECE = 65536
-"""Training images at a time: those of a large data set would not fit a GPU beside the networks."""
+"""Training images at a time: all of a large data set's features would not fit on a GPU beside the networks."""
 
 
 def manifold_values(real: Tensor, fake: Tensor, k: int = 5, *, shared: bool = False) -> dict[str, Tensor]:
-    """How the manifolds of two sets of features [n, d] and [m, d] overlap (arXiv 1904.06991, 2002.09797), float64: of
-    each fake point [m] for precision and density, of each real point [n] for recall and coverage.
+    """How the manifolds of two sets of features [n, d] and [m, d] overlap (arXiv 1904.06991, 2002.09797): float64 [m],
+    one for each fake point, for precision and density; [n], one for each real point, for recall and coverage.
 
     The manifold of a set is the union of balls about its points, each reaching its k-th nearest neighbour in the set.
 
@@ -64,22 +64,22 @@ def manifold_values(real: Tensor, fake: Tensor, k: int = 5, *, shared: bool = Fa
 def agreement_values(
     real: Tensor, real_labels: Tensor, fake: Tensor, fake_labels: Tensor, k: int = 5, *, shared: bool = False
 ) -> Tensor:
-    """Of each sample the share of its k nearest real images that are of the class it was asked to be, float64 [m].
+    """For each sample, the share of its k nearest real images that are of the class that was asked for, float64 [m].
 
-    Frechet distance, precision and coverage are blind to labels: a generator that draws good boots for bags has them
-    all. Labels int64 [n] and [m], on whose device the result is. shared: as in `manifold_values`. Raises ValueError
-    where there are fewer than k real images.
+    Frechet distance, precision and coverage ignore labels: a generator that draws good boots when asked for bags scores
+    well in all of them. Labels int64 [n] and [m]; the result is on their device. shared: as in `manifold_values`.
+    Raises ValueError where there are fewer than k real images.
     """
     neighbours = nearest(fake, real, k, shared=shared)[1].to(real_labels.device)
     return (real_labels[neighbours] == fake_labels[:, None]).double().mean(1)
 
 
 def memorisation_values(train: Tensor, test: Tensor, fake: Tensor, *, shared: bool = False) -> Tensor:
-    """How much nearer to the training images [t, d] samples [m, d] lie than test images [n, d] do: of each sample the
-    share of test images whose nearest training image is further than its own, ties counted half, float64 [m].
+    """How much nearer samples [m, d] lie to the training images [t, d] than test images [n, d] do: for each sample, the
+    share of test images whose nearest training image is further away than the sample's, ties counted half, float64 [m].
 
-    Their mean is 0.5 where samples are as new as test images are, 1 where every one is a copy of a training image (the
-    test statistic of arXiv 2004.05675). On the device of test and fake features; those of the training images may be
+    The mean is 0.5 if samples are as new as test images, and 1 if every sample is a copy of a training image (the test
+    statistic of arXiv 2004.05675). Computed on the device of test and fake features; training features may be
     elsewhere. shared: as in `manifold_values`.
     """
     of_test, of_fake = (_to_nearest(x, train, shared) for x in (test, fake))

@@ -7,10 +7,10 @@ are means over images, and per-class numbers.
     kid_X, kid-std_X    kernel distance and its spread over subsets, where there are several
     is_inception, is-std_inception    Inception Score of the measured set
     precision_X, recall_X, density_X, coverage_X
-    agreement_X    share of the images near a sample that are of the sample's class; agreement-real_X is the same of the
-        reference's own images, each left out in turn: what the features can tell
+    agreement_X    share of the images near a sample that are of the sample's class; agreement-real_X is the same for
+        the reference's images, each among the others: the best that these features can show
     fd-per-class_X    mean over classes of the Frechet distance within each
-    memorisation_X    how much nearer to the training images samples are than test images: 0.5 is not at all
+    memorisation_X    how much nearer samples are to the training images than test images are: 0.5 is not at all
     psnr, ssim, lpips_vgg16    of pairs
 """
 
@@ -37,9 +37,9 @@ PROTOCOL = {
     "kernel": f"{SUBSETS} subsets of {SUBSET_SIZE}, seed {SEED}",
     "score": f"{SPLITS} parts, seed {SEED}",
 }
-"""What the metrics' definitions leave open."""
+"""Settings that the metrics' definitions leave open."""
 PAIRS: tuple[Metric, ...] = (PSNR(), SSIM())
-"""The metrics of pairs that need not be asked for."""
+"""The metrics of pairs that are always computed."""
 
 
 def all_parts() -> tuple[str, ...]:
@@ -54,10 +54,11 @@ def pair_values(
     device: torch.device = torch.device("cpu"),
     metrics: Sequence[Metric] = PAIRS,
 ) -> dict[str, Tensor]:
-    """psnr, ssim (where images are 11 pixels or more), or what other `metrics` find, and, with `lpips`, lpips_vgg16 of
-    each pair, [n], computed on the device and returned on the CPU.
+    """The figures of `metrics` for each pair, by default psnr and ssim (for images of at least 11 pixels), and with
+    `lpips` also lpips_vgg16: [n] each, computed on the device and returned on the CPU.
 
-    Images uint8, or float in [0, 1], [n, C, h, w]. lpips(a, b) takes images in [-1, 1] and gives distances [n].
+    Images uint8, or float in [0, 1], [n, C, h, w]. lpips(a, b) takes images in [-1, 1] and gives distances [n]. Raises
+    ValueError for other images.
     """
     a, b = unit_to_uint8(originals).to(device), unit_to_uint8(reconstructions).to(device)
     values = {name: value.cpu() for metric in metrics for name, value in measured_pairs(metric, a, b).items()}
@@ -78,13 +79,13 @@ def measure_sets(
     device: torch.device | None = None,
     shared: bool = False,
 ) -> Scores:
-    """Every metric of `parts`, of all by default, that the two sets allow, in the features that they share.
+    """The metrics `parts` (default: all) that the two sets allow, in the features that they share.
 
-    Manifold metrics and the kernel distance need the rows of both, per-class distances labels too, memorisation the
-    training images' rows. `prefix` stands before the names of distances: "r" of reconstructions, "g" of generated ones.
-    device: where distances between rows are computed, by default where the rows are. shared: all ranks call, with the
-    same sets, and divide these distances among them.
-    Raises ValueError where the two are of different extractors, unless `force`.
+    Manifold metrics and the kernel distance need the rows of both sets, per-class distances also labels, memorisation
+    also the training images' rows. prefix: comes before the names of distances, "r" for reconstructions, "g" for
+    generated images. device: where distances between rows are computed, by default where the rows are. shared: all
+    ranks call, with the same sets, and divide these distances among them.
+    Raises ValueError for an unknown metric and, unless `force`, for sets in features of different extractors.
     """
     metrics = metrics_of(all_parts() if parts is None else parts)
     for other in (real, train) if train is not None else (real,):

@@ -1,7 +1,7 @@
-"""Proxies of gFD that one training batch gives, for tokenizers that are still training.
+"""Proxies of gFD from a single training batch, for tokenizers that are still training.
 
-Functions of the batch and of the networks as they are: no state to save, so a resumed run logs what an uninterrupted
-one does, and no random numbers of the caller's, so logging moves nothing.
+They depend on the batch and the networks alone. They have no state, so a resumed run logs the same as an uninterrupted
+one; and they draw none of the caller's random numbers, so logging changes no result.
 
 Shapes: latents [n, C, H, W], labels int64 [n].
 """
@@ -26,20 +26,20 @@ def linear_flow_loss(z: Tensor, labels: Tensor | None = None, over: Over = "chan
 
         pi / 2 * mean_i sqrt(value_i / mean variance of the latents)
 
-    value_i are the eigenvalues of the latents' covariance, with labels of the covariance within classes (each class
-    is taken as a Gaussian about its own mean, all of one shape). It follows from the loss of a Gaussian component of
-    variance s, which is the integral over t of s / (t^2 s + (1 - t)^2) = pi / 2 sqrt(s). Dividing by the mean variance
-    makes tokenizers of any scale comparable. pi / 2 for white noise; less where channels correlate, where variances
-    are unequal and where labels explain the latents. A trained generator's loss lies below this by what is not
-    Gaussian about the classes.
+    value_i are the eigenvalues of the latents' covariance or, with labels, of the covariance within classes (each class
+    counts as a Gaussian about its own mean, with one covariance for all). It follows from the loss of a Gaussian
+    component of variance s, which is the integral over t of s / (t^2 s + (1 - t)^2) = pi / 2 sqrt(s). Dividing by the
+    mean variance makes tokenizers of any scale comparable. pi / 2 for white noise; less where channels correlate,
+    variances are unequal or labels explain the latents. A trained generator's loss is lower by as much as the classes
+    are not Gaussian. z: [n, C, H, W]; over: "channels" or "all", see `vectors`.
     """
     z = z.detach()
     return _loss(scatter(z, over), *(_within(z, labels, over) if labels is not None else (None, None)))
 
 
 def _loss(whole: Scatter, within: Scatter | None, free: Tensor | None) -> Tensor:
-    """That of the scatter within classes, of which `free` latents are independent; of the whole where none are, as no
-    class has two."""
+    """`linear_flow_loss` from the scatter within classes, in which `free` latents are independent; from the whole
+    scatter where none are, because no class has two latents."""
     values = spectrum = whole.spectrum()
     if within is not None and free is not None:
         values = torch.where(free > 0.5, within.spectrum(), spectrum)
@@ -47,7 +47,7 @@ def _loss(whole: Scatter, within: Scatter | None, free: Tensor | None) -> Tensor
 
 
 def _within(z: Tensor, labels: Tensor, over: Over) -> tuple[Scatter, Tensor]:
-    """(the scatter within classes, the number of latents less that of classes)."""
+    """(the scatter within classes, the number of latents minus that of classes)."""
     rest, free = _residuals(z, labels)
     x = vectors(rest, over)
     free_vectors = free.clamp_min(1) * (len(x) // len(z))
@@ -58,9 +58,9 @@ def _within(z: Tensor, labels: Tensor, over: Over) -> tuple[Scatter, Tensor]:
 
 
 def _residuals(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """z less the mean of its class, and the number of latents less that of classes, a scalar: of a class's residuals
-    one is bound by its mean."""
-    same = (labels[:, None] == labels).to(z.dtype)  # unlike a one-hot matrix, its size needs no value from the device
+    """(z minus the mean of its class; the number of latents minus that of classes, a scalar: the degrees of freedom of
+    these residuals)."""
+    same = (labels[:, None] == labels).to(z.dtype)  # not one-hot, whose size would be read from the device
     size = same.sum(1)
     mean = (same @ z.flatten(1)) / size[:, None]
     return z - mean.view_as(z), len(z) - (1 / size).sum()
@@ -69,9 +69,9 @@ def _residuals(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 def neighbour_distance(z: Tensor) -> Tensor:
     """Mean squared distance to the nearest neighbour over that of two latents; a scalar tensor in [0, 1].
 
-    How far apart the data lie in latent space, in units of its size: a generator has this gap to fill, and midway
-    across it iFID looks. It falls with the number n of latents and grows with their intrinsic dimension; compare
-    numbers of one n. 0 for a single latent.
+    How far apart the data lie in latent space, relative to its size: a generator has to fill this gap, and iFID looks
+    midway across it. It falls with the number n of latents and grows with their intrinsic dimension: compare only
+    numbers of equal n. 0 for a single latent.
     """
     x = z.detach().flatten(1).float()
     x = x - x.mean(0)
@@ -86,7 +86,7 @@ def neighbour_distance(z: Tensor) -> Tensor:
 
 
 def class_share(z: Tensor, labels: Tensor) -> Tensor:
-    """Share of the latents' variance that the labels explain, without the bias of few latents a class; a scalar.
+    """Share of the latents' variance that the labels explain, corrected for few latents per class; a scalar tensor.
 
         1 - (scatter within classes / (n - classes)) / (scatter about the mean / (n - 1))
 
@@ -110,8 +110,8 @@ def online_proxies(z: Tensor, labels: Tensor, decode: Decode | None = None, imag
 
 @torch.no_grad()
 def proxies_to_log(z: Tensor, labels: Tensor, decode: Decode | None = None, images: int = 16) -> dict[str, Loggable]:
-    """The same, without a wait for the device: what needs eigenvalues is made when it is written. Empty of a single
-    vector, which has no spread: one image on a rank, of one token."""
+    """`online_proxies` without waiting for the device: figures that need eigenvalues are functions, called when a row
+    is written. {} for a single vector (one image of one token on a rank), which has no spread."""
     if z[:, 0].numel() < 2:
         return {}
     with full_precision(z):

@@ -15,8 +15,8 @@ WINDOW = 11
 def psnr(a: Tensor, b: Tensor) -> Tensor:
     """10 log10(255^2 / mean squared difference) of each image, dB, float64 [n]. Images uint8 [n, C, h, w].
 
-    An image that is reproduced exactly counts as one with a squared difference of 1 / (C h w), a single step of
-    a single value, so that a mean stays finite. Raises ValueError for images of another type or shape.
+    An exact copy counts with a mean squared difference of 1 / (C h w), one value off by one step, so that a mean over
+    images stays finite. Raises ValueError for images of another type or shape.
     """
     _check_pair(a, b)
     errors = [(x.double() - y.double()).square().mean(dim=(1, 2, 3)) for x, y in _chunks(a, b)]

@@ -1,7 +1,7 @@
-"""The generator probe: a small flow model of fixed size, trained on latents for a fixed time, and what it reaches.
+"""The generator probe: the loss and Frechet distance of a small flow model, trained on latents for a fixed time.
 
-It stands for the generator that the latents are made for, at a small part of its cost. Every setting is a constant
-of this file: two numbers compare wherever they come from, as long as images, latents' shape and VERSION are the same.
+It predicts the generator that the latents are made for, at a small part of its cost. Every setting is a constant of
+this file: two numbers compare wherever they come from, if images, latents' shape and VERSION are the same.
 
 Shapes: latents [n, C, H, W], normalised per channel; labels int64 [n].
 """
@@ -24,16 +24,16 @@ from dmvae.models.dit import LightningDiT
 from dmvae.runtime.precision import full_precision
 
 VERSION = 2
-"""Goes up when a constant below does, or what is held out."""
+"""Goes up when a constant below changes, or the choice of held-out latents."""
 WIDTH, DEPTH, HEADS = 64, 3, 4
 STEPS, BATCH = 300, 128
 LEARNING_RATE, BETAS, WARMUP, CLIP = 3e-3, (0.9, 0.95), 20, 1.0
-"""AdamW without weight decay; the rate rises over WARMUP steps, up to the line on which it falls to zero at the end."""
+"""AdamW without weight decay; the learning rate rises over WARMUP steps and falls linearly to zero at the end."""
 HELD_OUT = 8
-"""An eighth of each class's latents is kept from training, to take the loss on, and at most HELD_OUT_MOST of them."""
+"""One latent in HELD_OUT of each class is kept from training; the loss is taken on at most HELD_OUT_MOST of these."""
 HELD_OUT_MOST = 2000
 SAMPLES, SAMPLING_STEPS, SAMPLING_BATCH = 2000, 16, 250
-"""Euler steps without guidance, labels as the data has them."""
+"""Samples by Euler steps without guidance, with labels in the data's shares."""
 
 
 def generator_probe(
@@ -51,10 +51,10 @@ def generator_probe(
         probe_loss = mean |v(z_t, t, label) - (z - noise)|^2 over held-out latents, t spread evenly over (0, 1)
         probe_gfd  = Frechet distance between the data's features and those of SAMPLES decoded samples
 
-    The loss is pi / 2 = 1.571 where latents are standard normal noise, and less the easier they are to model. It does
-    not see what the decoder makes of a sample; the distance does. Both are functions of (latents, labels, seed): the
-    caller's random state is neither read nor moved. Float32, on the latents' device. `steps` is there for tests.
-    Raises ValueError for latents that are not square or too few to hold some out and fill a batch.
+    The loss is pi / 2 = 1.571 for standard normal noise, and lower the easier latents are to model. It does not depend
+    on the decoder; the distance does. Both are functions of (latents, labels, seed): the caller's random state is
+    neither used nor changed. Float32, on the latents' device. steps: only for tests.
+    Raises ValueError for latents that are not square, and for fewer than 2 HELD_OUT of them.
     """
     _, channels, height, width = latents.shape
     if height != width or len(latents) < 2 * HELD_OUT:
@@ -79,7 +79,7 @@ def generator_probe(
 def _train(z: Tensor, labels: Tensor, classes: int, seed: int, steps: int) -> LightningDiT:
     """The probe, trained on latents z with their labels."""
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would move the GPUs' generators too
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would change the GPUs' generators too
         network = LightningDiT(
             in_channels=z.shape[1],
             input_size=z.shape[2],
@@ -91,7 +91,7 @@ def _train(z: Tensor, labels: Tensor, classes: int, seed: int, steps: int) -> Li
     network.to(z.device)
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=BETAS, weight_decay=0.0, fused=True)
-    chance = torch.Generator().manual_seed(seed)  # on the CPU, as all below: a GPU trains the probe on the same numbers
+    chance = torch.Generator().manual_seed(seed)  # on the CPU, as all below, so that a GPU trains on the same numbers
     for step in range(steps):
         index = torch.randint(len(z), (BATCH,), generator=chance).to(z.device)
         batch, t = z[index], torch.rand(BATCH, generator=chance).to(z.device)
@@ -109,7 +109,7 @@ def _train(z: Tensor, labels: Tensor, classes: int, seed: int, steps: int) -> Li
 
 @torch.no_grad()
 def _loss(network: LightningDiT, z: Tensor, labels: Tensor, seed: int) -> float:
-    """Mean loss over z. Times are spread evenly and shuffled, which leaves less to chance than drawing them."""
+    """Mean loss over z. Times are evenly spaced and shuffled, which has less noise than drawing them."""
     chance = torch.Generator().manual_seed(seed + 1)
     order = torch.randperm(len(z), generator=chance).to(z.device)
     t = (order + 0.5) / len(z)
@@ -126,7 +126,7 @@ def _loss(network: LightningDiT, z: Tensor, labels: Tensor, seed: int) -> float:
 
 @torch.no_grad()
 def _samples(network: LightningDiT, shape: tuple[int, int, int], labels: Tensor, seed: int) -> Iterator[Tensor]:
-    """Batches of SAMPLES latents in all."""
+    """SAMPLES sampled latents, in batches."""
     chance = torch.Generator().manual_seed(seed + 2)
     chosen = torch.linspace(0, len(labels) - 1, SAMPLES).long() if len(labels) < SAMPLES else spaced(labels, SAMPLES)
     for label in labels[chosen.to(labels.device)].split(SAMPLING_BATCH):

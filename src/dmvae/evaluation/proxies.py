@@ -1,4 +1,4 @@
-"""How well a generator will do on latents, guessed without training it: every proxy of a finished tokenizer.
+"""How well a generator will do on latents, predicted without training it: all proxies of a finished tokenizer.
 
 Shapes: images uint8 [n, c, h, w] where they are data, float in [-1, 1] where a decoder made them; latents
 [n, C, H, W], normalised per channel; labels int64 [n].
@@ -24,11 +24,11 @@ from dmvae.models.base import Tokenizer
 from dmvae.runtime.precision import Precision, autocast
 
 IMAGES = 1000
-"""Images at most for smoothness and equivariance, which are means over images and need no more."""
+"""Most images for smoothness and equivariance: means over images need no more."""
 OF_FEATURES = ("ifd", "ifd_slerp", "smoothness_features", "probe_gfd")
-"""Those that are taken in an extractor's features, whose name belongs to theirs."""
+"""Proxies in an extractor's features; their full names carry the extractor's."""
 POINTS = 5000
-"""Latents at most for what compares all with all."""
+"""Most latents for figures that compare all pairs."""
 
 
 def linear_probe(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, ridge: float = 1e-3) -> float:
@@ -36,11 +36,11 @@ def linear_probe(train: Tensor, train_labels: Tensor, test: Tensor, test_labels:
 
         W = (X^T X + ridge n s^2 I)^-1 X^T Y,    prediction argmax of (x - mean) W
 
-    X the centred latents, s^2 their mean variance, Y the centred one-hot labels: ridge regression in closed form, so
-    there is nothing to draw or to tune, and rotations and changes of scale of the latents change nothing.
+    X the centred latents, s^2 their mean variance, Y the centred one-hot labels: ridge regression in closed form. There
+    is nothing to draw or to tune, and rotating or scaling the latents changes nothing.
 
-    Latents of more than WIDE components, whose X^T X would not fit, are fitted in the dual form, which is the same W:
-    X^T (X X^T + ridge n s^2 I)^-1 Y, and to at most WIDE training latents (`spaced`).
+    For latents of more than WIDE components, X^T X would be too large: they are fitted in the dual form, which gives
+    the same W = X^T (X X^T + ridge n s^2 I)^-1 Y, to at most WIDE training latents (chosen by `spaced`).
     """
     wide = train[0].numel() > WIDE
     if wide and len(train) > WIDE:
@@ -57,7 +57,7 @@ def linear_probe(train: Tensor, train_labels: Tensor, test: Tensor, test_labels:
 
 
 def _primal(train: Tensor, targets: Tensor, test: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(X^T X, X^T Y, what a solution is applied to) of vectors [n, d] and [m, d]."""
+    """(X^T X, X^T Y, centred test vectors), which a solution W maps to class scores; for vectors [n, d] and [m, d]."""
     mean = train.mean(0, dtype=torch.float64)
     gram, cross = mean.new_zeros(len(mean), len(mean)), mean.new_zeros(len(mean), targets.shape[1])
     for z, y in zip(train.split(4096), targets.split(4096), strict=True):
@@ -68,12 +68,12 @@ def _primal(train: Tensor, targets: Tensor, test: Tensor) -> tuple[Tensor, Tenso
 
 
 def _dual(train: Tensor, targets: Tensor, test: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(X X^T, Y, what a solution is applied to)."""
+    """(X X^T, Y, products of test and training vectors), which a dual solution maps to class scores."""
     return products(train, train), targets, products(test, train)
 
 
 def codec(tokenizer: Tokenizer, device: torch.device, precision: Precision = "auto") -> tuple[Encode, Decode]:
-    """(encode, decode) between uint8 images, normalised latents and images in [-1, 1], float32 on the CPU outside."""
+    """(encode: uint8 images -> normalised latents, decode: these -> images in [-1, 1]); results float32 on the CPU."""
 
     @torch.no_grad()
     def encode(images: Tensor) -> Tensor:
@@ -90,8 +90,8 @@ def codec(tokenizer: Tokenizer, device: torch.device, precision: Precision = "au
 
 
 def latent_proxies(z: Tensor, labels: Tensor) -> dict[str, float]:
-    """What training latents alone tell with their labels, of at most POINTS, beside the evaluation's kNN accuracy,
-    linear probe and statistics."""
+    """Proxies from training latents and their labels alone, from at most POINTS of them. The evaluation adds kNN
+    accuracy, linear probe and statistics."""
     chosen = stratified(labels, POINTS)
     some, some_labels = z[chosen], labels[chosen]
     spread = scatter(some)

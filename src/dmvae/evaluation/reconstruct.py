@@ -20,12 +20,12 @@ from dmvae.models.base import Tokenizer, evaluating
 from dmvae.runtime.hashing import weights_hash
 from dmvae.runtime.precision import Precision, autocast
 
-LPIPS = Figure("lpips", "LPIPS", "", -1, "{:.3f}", "how far reconstructions are from their originals in VGG-16's eyes")
+LPIPS = Figure("lpips", "LPIPS", "", -1, "{:.3f}", "distance of reconstructions from originals, by VGG-16")
 
 
 class PerceptualDistance:
     """LPIPS of VGG-16: images [n, 1 or 3, h, w] in [-1, 1], twice -> distances [n]. Raises ValueError where its package
-    or weights miss."""
+    or weights are missing."""
 
     name = "lpips_vgg16"
 
@@ -36,7 +36,7 @@ class PerceptualDistance:
         return in_chunks(self.network.per_sample, a, b)
 
     def manifest(self) -> Values:
-        """As an extractor's."""
+        """What changes its numbers, in the form of an extractor's manifest."""
         return {"name": self.name, "weights": weights_hash(self.network), "dtype": "float32"}
 
 
@@ -55,14 +55,15 @@ def reconstruct(
     latents: bool = False,
     metrics: Sequence[Metric] = PAIRS,
 ) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor] | None]:
-    """(rows, pictures). Rows are of every image, in order: the figures of the pair (see `pair_values`), the
-    reconstruction's features, "0.pool" and so on, and with `latents` its raw latent "z". Pictures are the first ones,
-    originals and reconstructions, uint8; None for 0 of them."""
+    """(rows, pictures). Rows have an entry for every image, in order: the figures of its pair (see `pair_values`), the
+    reconstruction's features ("0.pool" is head "pool" of extractor 0) and, with `latents`, its raw latent "z".
+    Pictures are the first originals and their reconstructions, uint8 [n, c, h, w] each; None without any. All ranks
+    must call."""
     tokenizer.to(device, memory_format=torch.channels_last)
     kept: list[tuple[Tensor, Tensor]] = []
 
     def codec(part: Tensor) -> tuple[Tensor, Tensor]:
-        # In batches of one size, as extractors are run: rounded otherwise, a pixel may fall to the next grey level.
+        # Always batches of one size, as for extractors: other sizes round differently, and pixels may change.
         with autocast(device, precision):
             z = tokenizer.encode(as_input(padded(part), device)).latents
             x = tokenizer.decode(z).sample
@@ -84,7 +85,7 @@ def reconstruct(
 
 
 def reconstructed_sets(rows: dict[str, Tensor], extractors: Sequence[Extractor], images: Images) -> list[FeatureSet]:
-    """The reconstructions' features, of each extractor."""
+    """The reconstructions' features, a set for each extractor."""
     return [
         FeatureSet(describe(extractor, images), {head: rows[f"{i}.{head}"] for head in extractor.widths})
         for i, extractor in enumerate(extractors)
@@ -98,7 +99,7 @@ def reconstruction_scores(
     images: Images,
     parts: Collection[str] | None = None,
 ) -> Scores:
-    """Figures of the pairs, and of the set of reconstructions against that of the images."""
+    """Figures of the pairs, and of the set of reconstructions against the set of images."""
     scores = Scores()
     chosen = [m.type for m in metrics_of(all_parts() if parts is None else tuple(parts)) if m.of_reconstructions]
     scores.add_means({name: value for name, value in rows.items() if name != "z" and "." not in name})

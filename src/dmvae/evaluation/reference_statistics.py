@@ -20,7 +20,7 @@ SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
 
 
 def is_statistics(path: str) -> bool:
-    """Whether it is a file of statistics, and no folder or file of images."""
+    """Whether a path is a file with a suffix of statistics."""
     return Path(path).is_file() and path.endswith(SUFFIXES)
 
 
@@ -28,18 +28,18 @@ def read_statistics(path: Path) -> FeatureSet:
     """Statistics from a file, by its suffix:
 
     .safetensors   what `dmvae measure ... --save-reference` wrote, with its manifest
-    .npz           mu [d], sigma [d, d], of ADM's evaluator and of JiT; mu_s and sigma_s for sFID where they are there
-    .pt            torch-fidelity's cache of a data set: a dict of mu and sigma
+    .npz           mu [d], sigma [d, d], of ADM's evaluator and of JiT; also mu_s and sigma_s, for sFID, if there
+    .pt, .pth      torch-fidelity's cache of a data set: a dict of mu and sigma
 
-    Those of other projects tell of themselves nothing but what is in them: their manifest has the file's hash, and not
-    the images, the extractor or the number of images. Raises ValueError for a file that holds no such statistics.
+    Files of other projects hold only these arrays: their manifest has the file's hash, but no images, extractor or
+    number of images. Raises ValueError for a file that holds no such statistics.
     """
     if path.suffix == ".safetensors":
         return FeatureSet.load(path)
     arrays = _npz(path) if path.suffix == ".npz" else _torch(path)
     manifest = {"images": {"kind": "statistics", "path": str(path.resolve()), "file": sha256_of(path)[:16]}}
     if not {"mu", "sigma"} <= set(arrays):
-        raise ValueError(f"{path} has no mu and sigma: it holds no statistics of features")
+        raise ValueError(f"{path} has no mu and sigma: it holds no statistics of features; give another file")
     statistics = {POOL: _statistics(arrays["mu"], arrays["sigma"], path)}
     if {"mu_s", "sigma_s"} <= set(arrays):
         statistics[SPATIAL] = _statistics(arrays["mu_s"], arrays["sigma_s"], path)
@@ -51,14 +51,14 @@ def _npz(path: Path) -> dict[str, Tensor]:
         with np.load(path, allow_pickle=False) as file:
             # ADM's files hold the images too, as arr_0: they are not read
             return {name: torch.from_numpy(file[name]) for name in ("mu", "sigma", "mu_s", "sigma_s") if name in file}
-    except Exception as error:  # of damaged bytes and of shapes that lie, numpy raises almost any type
+    except Exception as error:  # damaged bytes make numpy raise almost any type
         raise ValueError(f"{path}: no .npz file of statistics ({error!r}); download it again") from error
 
 
 def _torch(path: Path) -> dict[str, Tensor]:
-    # torch-fidelity pickles numpy arrays: these names, and no others, may be called while reading
+    # torch-fidelity pickles numpy arrays: only these names may be called while reading
     rebuild = np.zeros(1).__reduce__()[0]
-    # numpy 1 called the module of the first by another name, which files keep
+    # files written with numpy 1 have an older name of the first one's module
     allowed: list[Any] = [
         rebuild,
         (rebuild, "numpy.core.multiarray._reconstruct"),
@@ -67,7 +67,7 @@ def _torch(path: Path) -> dict[str, Tensor]:
 
     def read() -> object:
         with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about formats that end in an error below
+            warnings.simplefilter("ignore")  # warnings about formats that raise an error below
             return torch.load(path, map_location="cpu", weights_only=True)
 
     found = guarded(path, read, "save its mu and sigma alone, as .npz")

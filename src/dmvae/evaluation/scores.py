@@ -1,4 +1,4 @@
-"""Figures by name, and what the program says of each: its title, which way is better, what it means."""
+"""Figures by name, and how the program presents each: its title, which way is better, what it means."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Scores:
 
     metrics: dict[str, float] = field(default_factory=dict)
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """95 % bootstrap intervals of the figures that are means over images, the other images held fixed."""
+    """95 % bootstrap intervals of the figures that are means over images; only the averaged images are resampled."""
     per_class: dict[str, list[float | None]] = field(default_factory=dict)
-    """A number for every label; None for a class with fewer than 2 images on a side."""
+    """A number for every label; None for a class with fewer than 2 images in one of the sets."""
 
     def add(self, other: Scores) -> None:
         self.metrics |= other.metrics
@@ -32,7 +32,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Figure:
-    """What tables, the report and model cards call a figure."""
+    """How tables, the report and model cards show a figure. Raises ValueError for a `form` that shows no number."""
 
     key: str
     """Its short name in metrics.json and summary.json."""
@@ -42,7 +42,7 @@ class Figure:
     better: int
     """1 where higher is better, -1 where lower is, 0 where neither is."""
     form: str
-    """A format for `str.format`."""
+    """A format for `str.format`, such as "{:.3f}"."""
     meaning: str
 
     def __post_init__(self) -> None:
@@ -66,7 +66,7 @@ class Figure:
         return self.label + {1: " ↑", -1: " ↓", 0: ""}[self.better]
 
     def in_unit(self, value: float) -> float:
-        """The value in the unit that is named beside it: 66 of the share 0.66."""
+        """The value in its `unit`: 66 for the share 0.66 in "%"."""
         return 100 * value if self.unit == "%" else value
 
     def show(self, value: float) -> str:
@@ -74,6 +74,6 @@ class Figure:
         return self.form.format(self.in_unit(value))
 
     def show_spread(self, value: float) -> str:
-        """A standard deviation of the figure."""
+        """A standard deviation of the figure, as it is printed."""
         shown = self.in_unit(value)
         return f"{shown:.0f}" if shown >= 99.5 else f"{shown:.2g}"

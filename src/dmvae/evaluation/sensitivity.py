@@ -1,4 +1,4 @@
-"""What small changes do: to images when latents get noise, to latents when images move.
+"""The effect of small changes: of noise in latents on images, and of moving images on latents.
 
 Shapes: images [n, c, h, w], latents [n, C, H, W], normalised per channel.
 """
@@ -17,7 +17,7 @@ from dmvae.runtime.transfer import send
 Encode = Callable[[Tensor], Tensor]
 """uint8 images [n, c, h, w] -> normalised latents [n, C, H, W]."""
 NOISE = 0.2
-"""Standard deviation of the noise that smoothness is taken with, in units of the latents'."""
+"""Standard deviation of the noise for smoothness, in units of the latents'."""
 BATCH = 250
 """Images, or latents, at a time."""
 
@@ -34,9 +34,9 @@ def smoothness(
 
         ( mean |f(D(z + std noise)) - f(D(z))|^2 / mean |f(D(z)) - mean f(D(z))|^2 )^(1/2)
 
-    "smoothness": f is the identity, images in [-1, 1]; a linear decoder of white latents gives std, which may also be a
-    tensor that latents [n, C, H, W] can be multiplied by. With an extractor also "smoothness_features", f its features
-    of the uint8 images. The noise is the same at every call.
+    "smoothness": f is the identity, on images in [-1, 1]; for a linear decoder and white latents it equals std. With an
+    extractor also "smoothness_features": f are its features of the uint8 images. std may also be a tensor that
+    broadcasts to the latents [n, C, H, W]. The noise is the same at every call.
     """
     noise = send(torch.randn(z.shape, generator=torch.Generator().manual_seed(0)), z.device)
     rows: dict[str, list[tuple[Tensor, Tensor]]] = {}
@@ -51,13 +51,13 @@ def smoothness(
 
 @torch.no_grad()
 def equivariance(encode: Encode, images: Tensor, stride: int) -> dict[str, float]:
-    """How far encoding and moving an image are from commuting; 0 where they do, about 1.4 where unrelated.
+    """How far encoding and moving an image are from commuting: 0 if they commute, about 1.4 if unrelated.
 
         ( mean |E(T x) - T E(x)|^2 / mean |E(x) - mean E(x)|^2 )^(1/2)
 
     "equivariance_flip": T mirrors left and right. "equivariance_shift": T moves by one latent (`stride` pixels) down,
-    and right; the latents at the borders, which see other pixels or padding, are left out where the grid is at least
-    4 wide. Images uint8 [n, c, h, w]. The shift is left out for grids of a single latent.
+    and right; latents at the borders, which see other pixels or padding, are left out if the grid is at least 4 wide.
+    Images uint8 [n, c, h, w]. There is no shift for a grid of a single latent.
     """
 
     def encoded(x: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ def equivariance(encode: Encode, images: Tensor, stride: int) -> dict[str, float
 
 
 def _relative(a: Tensor, b: Tensor) -> Tensor:
-    """Root mean square of b - a over that of a about its mean, of rows [n, ...]."""
+    """Root mean square of b - a, divided by that of a about its mean; rows [n, ...]."""
     a, b = a.flatten(1), b.flatten(1)
     spread = (a - a.mean(0)).double().square().sum()
     return ((b - a).double().square().sum() / spread.clamp_min(1e-30)).sqrt()

@@ -14,11 +14,11 @@ Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 ROUNDING = 2**-20
-"""What a sampler's time may lack of the number that it stands for, such as an interval's end."""
+"""Tolerance of the comparison of a sampler's time, which is rounded, with the ends of an interval."""
 
 
 def require_interval(interval: tuple[float, float]) -> None:
-    """Raise ValueError where the second time is before the first: guidance would act nowhere, in silence."""
+    """Raise ValueError for an interval that ends before it begins: guidance would silently never act."""
     if interval[0] > interval[1]:
         raise ValueError(f"guidance_interval: its first time is after its second, {list(interval)}")
 
@@ -39,12 +39,13 @@ def guided(
     guide: Velocity | None = None,
     channels: int | None = None,
 ) -> Velocity:
-    """v_guide + scale * (v - v_guide) for times inside `interval` and in the first `channels`, which are all unless
-    given; v elsewhere. v_guide is the velocity without a label, or that of another network, a weaker one, with it
-    (autoguidance, arXiv 2406.02507).
+    """v_guide + scale * (v - v_guide), for times inside `interval` and in the first `channels` (None: all); else v.
 
-    `scale` = 1 calls the network once, on the labels given. Times are compared per sample, so a
-    batch may mix times inside and outside the interval. Kynkaanniemi et al., arXiv 2404.07724.
+    v is the velocity with the label. v_guide is the same network's with `null_label` (classifier-free guidance, arXiv
+    2207.12598), or the velocity with the label of a weaker network `guide` (autoguidance, arXiv 2406.02507).
+
+    `scale` = 1 calls the network once. Each sample's own time is compared with the interval (arXiv 2404.07724), so a
+    batch may mix times inside and outside. What is returned raises ValueError for velocities that are not like z_t.
     """
     if scale == 1.0:
         return lambda z_t, t, labels: as_velocity(velocity(z_t, t, labels), z_t)

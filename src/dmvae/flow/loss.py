@@ -16,19 +16,19 @@ from dmvae.runtime.random import Random
 
 TimeDistribution = Literal["uniform", "logit_normal"]
 QUANTILES = 64
-"""Times, in equal shares of a distribution, over which a mean is taken."""
+"""Quantiles of the distribution of times over which `gaussian_loss` takes its mean."""
 
 
 def sample_time(n: int, distribution: TimeDistribution, rng: Random, shift: float = 1.0) -> Tensor:
-    """Times [n] in (0, 1): uniform, or the logistic of a standard normal (Stable Diffusion 3); then shifted towards
-    noise, which 1 does not do."""
+    """Times [n] in [0, 1): uniform, or the logistic function of a standard normal (Stable Diffusion 3, arXiv
+    2403.03206); then moved by `shift_time`."""
     t = rng.uniform(n) if distribution == "uniform" else rng.normal(n).sigmoid()
     return t if shift == 1 else shift_time(t, shift)
 
 
 def require_batch(z: Tensor, labels: Tensor) -> None:
-    """Raise ValueError unless z are latents [n, C, H, W] and labels int64 or int32 [n]. A trainer may have tokens, or
-    names, one-hot rows, bytes, or the labels of another batch."""
+    """Raise ValueError unless z are float latents [n, C, H, W], n at least 1, and labels int64 or int32 [n]. A user's
+    own loop may pass tokens, names, one-hot rows, bytes, or the labels of another batch."""
     if not isinstance(z, Tensor) or z.ndim != 4 or not len(z) or not z.is_floating_point():
         raise ValueError(f"z: give latents [n, C, H, W], n at least 1, of floats; got {_what(z)}")
     whole = isinstance(labels, Tensor) and labels.dtype in (torch.int64, torch.int32)  # what an embedding takes
@@ -46,35 +46,36 @@ def drop_labels(labels: Tensor, probability: float, null_label: int, rng: Random
 
 
 class FlowPass(NamedTuple):
-    """What a network says of latents at random times, and what it should say: velocities [n, C, H, W]."""
+    """A network's velocities of noised latents and their targets, both [n, C, H, W]."""
 
     predicted: Tensor
     target: Tensor
     """z - noise."""
     tokens: Tensor | None = None
-    """[n, N, d], from inside the network, where they were asked for."""
+    """[n, N, d], the activations behind a block of the network; None unless asked for."""
 
     @property
     def flow(self) -> Tensor:
-        """mean |v - (z - noise)|^2: a scalar."""
+        """Mean over all elements of (v - (z - noise))^2: a scalar."""
         return (self.predicted.float() - self.target).square().mean()
 
     @property
     def direction(self) -> Tensor:
-        """mean over images and places of 1 - cos(v, z - noise), over the channels: a scalar from 0 to 2 (FasterDiT,
-        arXiv 2410.10356)."""
+        """Mean over images and places of 1 - cos(v, z - noise), the cosine over channels: a scalar from 0 to 2
+        (FasterDiT, arXiv 2410.10356)."""
         return (1 - F.cosine_similarity(self.predicted.float(), self.target, dim=1)).mean()
 
 
 def flow_matching_loss(velocity: Velocity, *, z: Tensor, labels: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-    """mean |v(z_t, t, label) - (z - noise)|^2, a scalar; z and noise [n, C, H, W], t [n]."""
+    """Mean over all elements of (v(z_t, t, label) - (z - noise))^2: a scalar. z and noise [n, C, H, W], labels and t
+    [n]. Raises ValueError for velocities of another shape than z."""
     predicted = as_velocity(velocity(interpolate(noise=noise, z=z, t=t), t, labels), z)
     return FlowPass(predicted, velocity_target(noise=noise, z=z)).flow
 
 
 def _spread(z: Tensor) -> Tensor:
-    """The standard deviation of each element of z [n, C, H, W] over the images of all ranks; of a single image that of
-    its elements."""
+    """[C, H, W], the standard deviation of each element of z [n, C, H, W] over the images of all ranks; a scalar for a
+    single image, over its elements."""
     n = len(z) * distributed.world_size()
     if n == len(z) or n == 1:
         return z.std(0) if n > 1 else z.std()
@@ -84,9 +85,12 @@ def _spread(z: Tensor) -> Tensor:
 
 def gaussian_loss(z: Tensor, distribution: TimeDistribution, shift: float = 1.0) -> Tensor:
     """Flow-matching loss of the best velocity that knows only the mean and the standard deviation s of each element of
-    latents z [n, C, H, W]: a scalar, the baseline of "student/lag". It is the mean over elements and times of
-    s^2 / (t^2 s^2 + (1 - t)^2), the variance of z - noise given z_t; for uniform times without shift, s pi / 2. s is
-    taken over the images of all ranks; from few images it is too small on average."""
+    latents z [n, C, H, W]: a scalar, to which "student/lag" is relative.
+
+    It is the mean over elements and times of s^2 / (t^2 s^2 + (1 - t)^2), the variance of z - noise given z_t for
+    normal z. For uniform times without shift that is s pi / 2. s is taken over the images of all ranks; from few images
+    it is too small on average.
+    """
     s = _spread(z.detach().float())
     if distribution == "uniform" and shift == 1:
         mean: Tensor = math.pi / 2 * s.mean()

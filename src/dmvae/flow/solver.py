@@ -23,11 +23,14 @@ def trajectory(
     settings: Sampling = _DEFAULT,
     normal: Callable[[], Tensor] | None = None,
 ) -> Iterator[Tensor]:
-    """Yield the state [b, C, H, W] after every step, from `noise` (t = 0) to data (t = 1). The velocity is taken as it
-    is: `settings.guidance` is for models, which guide theirs.
+    """Yield the state [b, C, H, W] after every step, from `noise` (t = 0) to data (t = 1).
+
+    velocity: guided already. What `settings` says of guidance is applied by `VelocityModel.trajectory`, not here.
+    normal: fresh standard normal noise like `noise` at each call, for stochastic samplers.
 
     Raises:
-        ValueError: an unknown method, fewer than one step, a velocity or a state of another shape, or no state.
+        ValueError: an unknown method, fewer than one step, a velocity or a state of another shape, no state, or no
+            `normal` for a sampler that needs it.
     """
     if settings.steps < 1:
         raise ValueError(f"sampler steps must be at least 1, got {settings.steps}")

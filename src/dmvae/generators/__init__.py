@@ -36,26 +36,26 @@ class Generator(Protocol):
     def register_to_config(self, **kwargs: object) -> None: ...
 
     def loss(self, z: Tensor, labels: Tensor, rng: Random) -> Tensor:
-        """A scalar to descend: z [n, C, H, W] normalised per channel, labels int64 [n], where num_classes means "no
-        label"."""
+        """The scalar that training minimises: z [n, C, H, W] normalised per channel, labels int64 [n], where
+        num_classes means "no label"."""
         ...
 
     def sample(
         self, noise: Tensor, labels: Tensor, settings: Sampling, normal: Callable[[], Tensor] | None = None
     ) -> Tensor:
-        """Standard normal noise [n, C, H, W] and labels [n] -> latents as `loss` sees them. `normal()` is more such
-        noise, for generators that need it."""
+        """Standard normal noise [n, C, H, W] and labels int64 [n] -> latents [n, C, H, W], normalised as for `loss`.
+        `normal()` gives more such noise, for generators that need it."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorConfig(Registered):
-    """A generator has no field in common with the others."""
+    """Base class of generators' configs. They have no fields in common."""
 
     required: ClassVar[tuple[str, ...]] = ("build", "network")
 
     network: ClassVar[ModelClass]
-    """The class of what `build` returns, under whose name artifacts are found."""
+    """The class of what `build` returns; an artifact names it."""
 
     def build(self, latent_shape: tuple[int, int, int], num_classes: int) -> Generator:
         """The `Generator` for latents (C, H, W), with random weights."""
@@ -63,8 +63,8 @@ class GeneratorConfig(Registered):
 
 
 def networks() -> dict[str, ModelClass]:
-    """The networks of all registered generators by the name of their class, under which artifacts are found. Raises
-    ValueError where two have one name."""
+    """The networks of all registered generators by the name of their class, which artifacts hold. Raises ValueError
+    where two classes have the same name."""
     found: dict[str, ModelClass] = {}
     for name in names(GeneratorConfig):
         network = find(GeneratorConfig, name).network
@@ -78,6 +78,6 @@ def networks() -> dict[str, ModelClass]:
 
 def load_generator(folder: str | Path) -> Generator:
     """The generator in an artifact's folder, of any registered class. Raises ValueError where there is none, where the
-    weights do not fit the config, and where a file differs from the checksum that its stage recorded (done.json)."""
+    weights do not fit the config, and where a file differs from the checksum in its stage's done.json."""
     require_intact(Path(folder))
     return load_strictly(artifact_class(folder, networks().values(), "generator"), folder)

@@ -1,4 +1,4 @@
-"""Generator `flow`: a LightningDiT trained by flow matching; the reference's teacher and the student are such too."""
+"""Generator `flow`: a LightningDiT trained by flow matching; teacher and student are the same kind of network."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from dmvae.registry import register
 @register("flow")
 @dataclass(frozen=True, kw_only=True)
 class FlowModelConfig(GeneratorConfig):
-    """A LightningDiT, by size or by its numbers."""
+    """A LightningDiT, by `size` or by the fields below it."""
 
     network: ClassVar[ModelClass] = LightningDiT
 
     size: str | None = None
-    """"Mini/1", "S/1", "B/1", "L/1" or "XL/1" (the number is the patch size); null: the fields below say."""
+    """"Mini/1", "S/1", "B/1", "L/1" or "XL/1" (the number is the patch size); null: `width`, `depth`, `heads` and
+    `patch_size` say."""
     width: Width = 384
     """Channels of a token."""
     depth: Depth = 12
@@ -52,7 +53,7 @@ class FlowModelConfig(GeneratorConfig):
         return self.patch_size if self.size is None else published(self.size)["patch_size"]
 
     def identity(self, values: Values) -> Values:
-        """Version 0.1 had no other generator, and so no `type`."""
+        """Without `type`: version 0.1 had no other generator, and its fingerprints stay valid."""
         return {name: value for name, value in values.items() if name != "type"}
 
     def build(self, latent_shape: tuple[int, int, int], num_classes: int) -> LightningDiT:

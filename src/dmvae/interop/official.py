@@ -1,7 +1,7 @@
 """The weights that the paper's authors release (github.com/sen-ye/dmvae): vae.pt, the generators' epN.pt.
 
-Every size is read off the tensors' shapes. Names, shapes and the constants that the files carry along (pixel
-normalisation, rotary tables) must be exactly those of our networks, or the import is a ValueError.
+All sizes are read from the tensors' shapes. Names, shapes and the constants in the files (pixel normalisation, rotary
+tables) must be those of our networks; otherwise the import raises ValueError.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from dmvae.runtime.words import counted
 from dmvae.tokenizers.autoencoder import Autoencoder
 
 VITS = {384: ("small", 12, 6), 768: ("base", 12, 12), 1024: ("large", 24, 16)}
-"""Width -> the name that timm gives to DINOv2's ViT of that width, its depth and heads."""
+"""Width -> (timm's name for DINOv2's ViT of that width, depth, heads)."""
 SIGNS = {
     "encoder.model.patch_embed.proj.weight": "tokenizer",
     "bottle_neck.mlp.0.weight": "tokenizer",
     "x_embedder.proj.weight": "generator",
     "main.0.weight": "discriminator",
 }
-"""Names that tell whose weights a file holds."""
+"""Tensor names that show what network a file is of."""
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -49,8 +49,8 @@ def import_vae(
 ) -> Autoencoder:
     """The authors' tokenizer, in evaluation mode.
 
-    heads: of the encoder's attention, which no shape tells; width / 64 unless given. weights: "model"
-    or "wo_ddp" (`vae_wo_ddp`, what the authors sample with; the default where the file has it) or "ema" (`vae_ema`).
+    heads: those of the encoder's attention, which no shape shows; default width / 64. weights: "model" or "wo_ddp" for
+    `vae_wo_ddp`, with which the authors sample and which is the default if the file has it; or "ema" for `vae_ema`.
     latent_mean, latent_scale: the statistics published with the weights, over all channels; scale is 1 / std.
 
     Raises ValueError for a file of other weights, listing the names and shapes that differ, and for a mean or a scale
@@ -70,19 +70,20 @@ def import_vae(
 
 
 def import_generator(file: Path, *, weights: Literal["ema", "model"] = "ema") -> LightningDiT:
-    """The authors' generator, teacher or student, in evaluation mode."""
+    """The authors' generator, teacher or student, in evaluation mode. Raises ValueError for other weights."""
     return build_generator(_open(file, (weights,), "generator"), file)
 
 
 def import_discriminator(file: Path) -> PatchGAN:
-    """The authors' PatchGAN, from a file of its state dict alone, in evaluation mode: names and layout are ours."""
+    """The authors' PatchGAN, from a file that holds only its state dict, in evaluation mode. Raises ValueError for
+    other weights."""
     return build_discriminator(_open(file, (), "discriminator"), file)
 
 
 def export_vae(autoencoder: Autoencoder | Path, file: Path) -> None:
     """Write a tokenizer, or the one saved in a folder, as the authors' code reads it: under `vae_wo_ddp`.
 
-    Tensors are written bit for bit; the latents' statistics and the number of heads have no place there.
+    Tensors are written bit for bit. Their format has no place for the latents' statistics and the number of heads.
     Raises ValueError for a tokenizer of another architecture.
     """
     model = autoencoder if isinstance(autoencoder, Autoencoder) else _saved(Path(autoencoder))
@@ -102,36 +103,37 @@ def export_vae(autoencoder: Autoencoder | Path, file: Path) -> None:
     if found := [reason for reason, holds in reasons.items() if holds]:
         raise ValueError(f"{where}: {'; '.join(found)}")
     state = {official_name(k): v.detach().cpu().contiguous() for k, v in weights_of(model).items()} | pixel_constants()
-    with torch.device("meta"):  # what could not be read back is not written
+    with torch.device("meta"):  # only write what can be read back
         vit: Any = model.encoder.model
         build_vae({k: v.to("meta") for k, v in state.items()}, where, heads=vit.blocks[0].attn.num_heads)
     write_state_dict(Path(file), "vae_wo_ddp", state)
 
 
 def build_vae(state: Mapping[str, Tensor], where: object, *, heads: int | None = None) -> Autoencoder:
-    """The tokenizer whose state dict this is, under the authors' names."""
+    """The tokenizer with this state dict, in the authors' names. Raises ValueError if it does not fit."""
     model = Autoencoder(**vae_config({k: v.shape for k, v in state.items()}, where, heads=heads))
     return fill(model, state, pixel_constants(), where)
 
 
 def build_generator(state: Mapping[str, Tensor], where: object) -> LightningDiT:
-    """The generator whose state dict this is, under the authors' names."""
+    """The generator with this state dict, in the authors' names. Raises ValueError if it does not fit."""
     model = LightningDiT(**generator_config({k: v.shape for k, v in state.items()}, where))
-    # Our table of sines holds the signs that members of a pair take; theirs does not.
+    # Our table of sines includes the signs of a pair's members; theirs does not.
     tables = {"cos": model.rope_cos, "sin": model.rope_sin.unflatten(-1, (-1, 2)) * torch.tensor([-1, 1])}
     constants = {f"feat_rope.freqs_{k}": v.reshape(len(v), -1) for k, v in tables.items()}
     return fill(model, state, constants, where)
 
 
 def build_discriminator(state: Mapping[str, Tensor], where: object) -> PatchGAN:
-    """The discriminator whose state dict this is."""
+    """The discriminator with this state dict. Raises ValueError if it does not fit."""
     [(width, channels, *_)] = require_shapes({k: v.shape for k, v in state.items()}, {"main.0.weight": 4}, where)
     layers = sum(v.ndim == 4 for v in state.values()) - 2
     return fill(PatchGAN(in_channels=channels, width=width, layers=layers), state, {}, where)
 
 
 def fill(model: M, state: Mapping[str, Tensor], constants: Mapping[str, Tensor], where: object) -> M:
-    """Load the authors' state dict, whose constants must have the values given; strict (ValueError)."""
+    """Load the authors' state dict into `model`. Raises ValueError for unknown, missing or misshapen tensors, for NaN
+    or infinity, and where the file's constants differ from `constants`."""
     own = {official_name(k): v for k, v in weights_of(model).items()}
     check(state, {k: v.shape for k, v in (own | dict(constants)).items()}, where, f"our {type(model).__name__}")
     if bad := [name for name, value in state.items() if not value.is_meta and not value.isfinite().all()]:
@@ -143,7 +145,7 @@ def fill(model: M, state: Mapping[str, Tensor], constants: Mapping[str, Tensor],
         if value.is_meta or expected.is_meta:
             continue
         gap = (value - expected).abs().max().item()
-        if not gap <= 1e-4 + torch.finfo(state[name].dtype).eps:  # angles of different rounding, at most
+        if not gap <= 1e-4 + torch.finfo(state[name].dtype).eps:  # angles may round differently, no more
             raise ValueError(
                 f"{where}: {name} ({value.flatten()[:3].tolist()}, ...) differs by up to {gap:.2g} from what our "
                 f"{type(model).__name__} computes ({expected.flatten()[:3].tolist()}, ...): another network's weights"
@@ -158,20 +160,21 @@ def official_name(name: str) -> str:
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """A model's state dict without the latents' statistics, which the authors keep elsewhere."""
+    """A model's state dict without the latents' statistics, which the authors' files do not hold."""
     ours = ("latent_mean", "latent_std", "whitening", "colouring")
     return {k: v for k, v in model.state_dict().items() if k not in ours}
 
 
 def pixel_constants() -> dict[str, Tensor]:
-    """[1, 3, 1, 1] each: from [-1, 1] to [0, 1], then ImageNet's normalisation, which our encoder does in one step."""
+    """Means and deviations, [1, 3, 1, 1] each, that take images from [-1, 1] to [0, 1], and then to ImageNet's
+    normalisation; our encoder does both in one step."""
     values = {"de_scale.mean": (0.5,) * 3, "de_scale.std": (0.5,) * 3}
     values |= {"scale.mean": IMAGENET_DEFAULT_MEAN, "scale.std": IMAGENET_DEFAULT_STD}
     return {f"encoder.{name}": torch.tensor(value).view(1, 3, 1, 1) for name, value in values.items()}
 
 
 def vae_config(shapes: Shapes, where: object, *, heads: int | None = None) -> Values:
-    """Autoencoder's arguments for a state dict of these shapes."""
+    """Autoencoder's arguments for a state dict of these shapes. Raises ValueError where they do not fit together."""
     levels = [f"decoder.up.{i}.block.0.conv1.weight" for i in range(max(1, count(shapes, "decoder.up")))]
     telling = {"encoder.model.patch_embed.proj.weight": 4, "encoder.model.pos_embed": 3}
     telling |= {"encoder.model.blocks.0.mlp.fc1.weight": 2, "bottle_neck.mlp.0.weight": 2}
@@ -185,7 +188,7 @@ def vae_config(shapes: Shapes, where: object, *, heads: int | None = None) -> Va
     heads = width // 64 if heads is None else heads
     if heads < 1 or width % heads:
         raise ValueError(f"{where}: encoder width {width} does not divide by {heads} heads; correct --encoder-heads")
-    # Position embeddings cover the class token where there are no registers, as timm has it.
+    # As in timm, position embeddings include the class token only if there are no registers.
     size = patch * square(tokens if registers else tokens - 1, "encoder.model.pos_embed", where)
     name, depth, usual_heads = VITS.get(width, VITS[1024])
     usual: Values = {"embed_dim": width if width in VITS else 1024, "depth": depth, "num_heads": usual_heads}
@@ -243,7 +246,7 @@ def generator_config(shapes: Shapes, where: object) -> Values:
 
 
 def mlp_ratio(width: int, hidden: int, share: float = 1.0) -> float:
-    """A ratio that makes `int(share * int(width * ratio))` the hidden width: 4 where it does."""
+    """A ratio for which int(share * int(width * ratio)) is the hidden width; 4 if that fits."""
     near = (round(hidden / share) + step for step in range(-2, 3))
     ratios = [4.0, *((n + part) / width for n in near for part in (0.0, 0.5))]
     return next(r for r in ratios if int(share * int(width * r)) == hidden)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 OUTPUTS = ("pil", "np", "pt", "latent")
 CARD = "README.md"
 HUB = ("revision", "cache_dir", "token", "force_download", "local_files_only")
-"""Options of `from_pretrained` that say how a hub is asked."""
+"""Options of `from_pretrained` that are passed on to the hub's client."""
 
 
 def drawing(sample: SamplerConfig) -> Values:
@@ -53,10 +53,10 @@ def drawing(sample: SamplerConfig) -> Values:
 class DMVAEPipeline(DiffusionPipeline):
     """`DMVAEPipeline.from_pretrained(folder_or_hub_id)(class_labels=[3, "coat"]).images`.
 
-    transformer: LightningDiT. vae: a tokenizer with `decode` and `denormalize`. scheduler: a diffusers scheduler
-    for flow matching that takes `sigmas`, such as FlowMatchEulerDiscreteScheduler. id2label: class names.
-    card: text of the model card that is saved beside the weights. guide: a weaker LightningDiT, which guides in place
-    of the transformer without a label (autoguidance).
+    transformer: LightningDiT. vae: a tokenizer with `decode` and `denormalize`. scheduler: a diffusers scheduler for
+    flow matching that takes `sigmas`, such as FlowMatchEulerDiscreteScheduler. id2label: label as text -> class name.
+    card: text of the model card that is saved beside the weights. guide: a weaker LightningDiT that guides in place of
+    the transformer without a label (autoguidance).
 
     Raises ValueError where the transformer's latents are not the tokenizer's.
     """
@@ -69,7 +69,7 @@ class DMVAEPipeline(DiffusionPipeline):
     config: Any
     model_cpu_offload_seq: Any = "transformer->guide->vae"
     _callback_tensor_inputs = ("latents",)
-    # the absence of a scheduler is told with the fix, when images are asked for
+    # optional here, so that our own error, with the fix, comes when images are asked for
     _optional_components = ["scheduler", "guide"]  # noqa: RUF012
 
     def __init__(
@@ -95,14 +95,14 @@ class DMVAEPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: object) -> Self:
-        """As diffusers', from a folder or a hub id; the model card comes along. Raises ValueError where none is, and
-        for a pipeline of a run that is not as it was written."""
+        """As diffusers' own, from a folder or a hub id, together with the model card. Raises ValueError where there is
+        no pipeline, and for a run's pipeline whose files have changed."""
         if kwargs.get("device_map") is None:  # our models are built in memory, see dmvae.models.base
             kwargs = {"low_cpu_mem_usage": False} | kwargs
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir() and not HUB_ID.fullmatch(os.fspath(pretrained_model_name_or_path)):
-            raise ValueError(f"{folder}: no such folder, from {Path.cwd()}, and no hub's id, which is OWNER/NAME")
-        if not folder.is_dir():  # diffusers takes from a hub only what its own classes load, and ours it does not know
+            raise ValueError(f"{folder}: no such folder (looked from {Path.cwd()}), and no hub id, which is OWNER/NAME")
+        if not folder.is_dir():  # diffusers downloads only the files of classes that it knows, not ours
             asked: Any = {name: kwargs.pop(name) for name in HUB if name in kwargs}
             folder = Path(snapshot_download(os.fspath(pretrained_model_name_or_path), **asked))
         if not (folder / "model_index.json").is_file():
@@ -120,7 +120,7 @@ class DMVAEPipeline(DiffusionPipeline):
         self._write_card(save_directory)
 
     def _upload_folder(self, working_dir: str | os.PathLike[str], *args: Any, **kwargs: Any) -> object:
-        self._write_card(working_dir)  # over the empty one that diffusers writes just before
+        self._write_card(working_dir)  # replaces the empty card that diffusers has just written
         return super()._upload_folder(working_dir, *args, **kwargs)
 
     def _write_card(self, folder: str | os.PathLike[str]) -> None:
@@ -133,7 +133,7 @@ class DMVAEPipeline(DiffusionPipeline):
 
     @property
     def classes(self) -> dict[int, str]:
-        """Label -> class name, of the classes that had training images; empty where the pipeline has no names."""
+        """Label -> class name, for the classes that had training images; {} if the pipeline has no names."""
         return {int(i): name for i, name in self.config["id2label"].items()}
 
     @property
@@ -155,22 +155,22 @@ class DMVAEPipeline(DiffusionPipeline):
         callback_on_step_end: Callable[..., dict[str, Tensor]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         **sampling: object,
-    ) -> ImagePipelineOutput | Any:  # a tuple without `return_dict`
+    ) -> ImagePipelineOutput | Any:  # a tuple if not `return_dict`
         """One image for every label.
 
         Args:
             class_labels: numbers or names; None is "no class".
-            guidance_scale: 1 is no guidance; v_guide + scale * (v - v_guide) within guidance_interval, times from 0
-                (noise) to 1 (data). v_guide is the guide's, or the transformer's without a label.
+            guidance_scale: the velocity is v_guide + scale * (v - v_guide); 1 is no guidance. v_guide is the guide's
+                velocity, or the transformer's without a label.
             num_inference_steps: steps from noise to data.
-            generator: one for the batch, or one for every image: then image i does not depend on the others.
+            generator: one for the batch, or a list of one for each image: then no image depends on the others.
             latents: noise [n, C, H, W] to start from, instead of the generator's.
             output_type: "pil"; "np" [n, h, w, c] or "pt" [n, c, h, w] in [0, 1]; "latent": normalised latents.
-            callback_on_step_end: called with (pipeline, step, timestep, {"latents": z}); the "latents" that it
-                returns go on. Setting `pipeline.interrupt` ends the loop. Only with method "euler".
+            callback_on_step_end: called with (pipeline, step, timestep, {"latents": z}); if it returns "latents", these
+                replace z. Setting `pipeline.interrupt` ends the loop. Only with method "euler".
             sampling: the fields of `dmvae.flow.samplers.SamplerConfig` but for `steps`: method, time_shift, last_step,
-                guidance_interval, guidance_channels, ... With method "euler", the default, `pipeline.scheduler` takes
-                the steps; the other samplers take their own.
+                guidance_interval (from, to), guidance_channels, ... With method "euler", the default,
+                `pipeline.scheduler` takes the steps; the other samplers take their own.
 
         Raises:
             ValueError: a label that the network does not have, or none at all; a number out of its range; an unknown
@@ -260,7 +260,7 @@ class DMVAEPipeline(DiffusionPipeline):
                 "set pipeline.scheduler = diffusers.FlowMatchEulerDiscreteScheduler()"
             )
         times = time_grid(settings.steps, settings.time_shift)
-        set_timesteps(sigmas=(1 - times[:-1]).numpy(), device=device)  # some compute with them
+        set_timesteps(sigmas=(1 - times[:-1]).numpy(), device=device)  # some schedulers compute with numpy arrays
 
     def _decode(self, z: Tensor, output_type: str) -> Any:
         x = self.vae.decode(self.vae.denormalize(z).to(self.vae.dtype)).sample.float()
@@ -298,7 +298,7 @@ class DMVAEPipeline(DiffusionPipeline):
         if not 0 <= int(label) < count:
             raise ValueError(f"class_labels: {label} is not a class of this model, which has 0 to {count - 1}")
         names = self.config["id2label"]
-        if names and str(int(label)) not in names:  # `classes` would be built anew for each label
+        if names and str(int(label)) not in names:  # not `classes`, which is built anew at each use
             learned = few(list(self.classes))
             raise ValueError(f"class_labels: class {label} had no training image; those that had are {learned}")
         return int(label)
@@ -330,7 +330,7 @@ def _require_generators(given: object, count: int) -> None:
 
 
 def _extras(folder: Path) -> list[Path]:
-    """What lies beside a pipeline's card and travels with it: the recipe, the code for diffusers, pictures."""
+    """Files beside a pipeline's card that are saved with it: the recipe, the code for diffusers, pictures."""
     files = [folder / "recipe.yaml", folder / "pipeline.py", *sorted(folder.glob("pictures/*.png"))]
     return [file for file in files if file.is_file()]
 
@@ -338,8 +338,8 @@ def _extras(folder: Path) -> list[Path]:
 def build_pipeline(
     transformer: Model, vae: Tokenizer, classes: Mapping[int, str], card: str, guide: Model | None = None
 ) -> DMVAEPipeline:
-    """The pipeline with the scheduler that takes the same Euler steps as `dmvae.flow.solver`. classes: names of the
-    labels that the transformer has learned."""
+    """The pipeline, with a scheduler that takes the same Euler steps as `dmvae.flow.solver`. classes: label -> name,
+    for the labels that the transformer has learned."""
     id2label = {str(label): name for label, name in classes.items()}
     scheduler = FlowMatchEulerDiscreteScheduler()
     guide = guide.eval() if guide is not None else None

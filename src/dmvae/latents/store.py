@@ -26,11 +26,11 @@ from dmvae.runtime.precision import Precision, autocast
 from dmvae.runtime.transfer import send
 
 STATISTICS = "statistics.safetensors"
-"""Mean and standard deviation per channel, and of whitened latents the matrix. They are written last: with them all
-shards are there."""
+"""Mean and standard deviation per channel, and for whitened latents the matrix. Written last: if the file is there, all
+shards are."""
 
 
-@torch.no_grad()  # not inference_mode: what moves to a device under it cannot be written to afterwards
+@torch.no_grad()  # not inference_mode: tensors that move to a device under it cannot be written to afterwards
 def encode_dataset(
     tokenizer: Encodes,
     dataset: Items,
@@ -46,12 +46,13 @@ def encode_dataset(
     mirrored: bool = False,
     whitened: float = 0.0,
 ) -> None:
-    """Write the data set's raw latents and labels to `folder` as safetensors shards of `shard_size`, and their mean and
-    standard deviation per channel. Finished shards are kept, so an interrupted pass goes on where it stopped.
+    """Write the data set's raw latents and labels to `folder` as safetensors shards of `shard_size` items, and their
+    mean and standard deviation per channel. Finished shards are kept, so an interrupted pass goes on where it stopped.
 
-    tokenizer: a module with `encode(images in [-1, 1]).latents`, [n, C, H, W]; where these are drawn, shards hold the
-    mean and standard deviation of their posteriors too, "means" and "stds". mirrored: encode the mirror images.
-    whitened: how far a `LatentSet` whitens them, see `whitening`; the latents themselves are stored as they are.
+    tokenizer: a module with `encode(images in [-1, 1]).latents`, [n, C, H, W]. Where it draws latents, shards also hold
+    the means and standard deviations of the posteriors, "means" and "stds". mirrored: encode the mirror images.
+    whitened: the `amount` of `dmvae.models.whitening.whitening` by which a `LatentSet` whitens what it reads; shards
+    are not whitened.
 
     Raises FloatingPointError, with the first item of the batch, for latents that are not finite in `dtype`.
     """
@@ -81,7 +82,7 @@ def encode_dataset(
                 bar.step(len(images))
             write_tensors(path, {name: torch.cat(part) for name, part in parts.items()}, place)
     distributed.barrier()
-    if distributed.is_main():  # of an interrupted pass with smaller shards
+    if distributed.is_main():  # left from an interrupted pass with smaller shards
         for path in sorted(folder.glob("latents-*.safetensors"))[len(starts) :]:
             path.unlink()
     if distributed.is_main() and read_head(folder / STATISTICS) is None:
@@ -93,7 +94,8 @@ def encode_dataset(
 
 
 def _encoded(tokenizer: Encodes, x: Tensor, precision: Precision, dtype: torch.dtype) -> dict[str, Tensor]:
-    """What a shard holds of images: their latents, and the posteriors of drawn ones, on the CPU."""
+    """What a shard holds of images x, on the CPU: latents, and for drawn ones the means and deviations of
+    posteriors."""
     with autocast(x.device, precision):
         out = tokenizer.encode(x)
     found = {"latents": out.latents}
@@ -103,7 +105,7 @@ def _encoded(tokenizer: Encodes, x: Tensor, precision: Precision, dtype: torch.d
 
 
 def labels_of(folder: Path) -> Tensor:
-    """The labels [n] of the latents that are there, without the latents; none where there are no shards."""
+    """The labels int64 [n] of the shards in a folder, read without the latents; n is 0 without shards."""
     found = [torch.empty(0, dtype=torch.int64)]
     for path in sorted(folder.glob("latents-*.safetensors")):
         with safe_open(path, "pt") as file:
@@ -117,8 +119,8 @@ class LatentSet:
     Shards are memory-mapped: the operating system keeps in memory what fits. Attributes: `mean` and `std`,
     float32 [C], of the raw latents, `whitening`, [C, C] or None, and `labels`, int64 [n].
 
-    posteriors: where latents were drawn, item i is the mean and standard deviation of the posterior, [2C, H, W],
-    normalised per channel, for who draws latents anew each time, and whitens what is drawn (`whiten`).
+    posteriors: where latents were drawn, item i is the mean and standard deviation of its posterior, [2C, H, W],
+    normalised per channel. The caller draws from it, new each time, and whitens what it has drawn (`whiten`).
     """
 
     def __init__(self, folder: Path, posteriors: bool = False) -> None:
@@ -145,16 +147,17 @@ class LatentSet:
         return self.normalise(z), labels
 
     def stored(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
-        """The same items as they lie on disk: raw, in the dtype of the shards, and so in few bytes. `normalise` makes
-        latents of them on the device that they are brought to."""
+        """The same items as on disk: raw, in the dtype of the shards, so few bytes to copy. `normalise` makes latents
+        of them on their device."""
         index = torch.as_tensor(indices)
         index = torch.where(index < 0, index + len(self), index)  # the last shard may be shorter than the others
-        with torch.autocast("cpu", enabled=False):  # it refuses to stack float16
+        with torch.autocast("cpu", enabled=False):  # autocast refuses to stack float16
             parts = [self._rows(shards, index) for shards in (self.shards, self.stds) if shards]
             return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), self.labels[index]
 
     def normalise(self, z: Tensor) -> Tensor:
-        """What is stored as float32 latents in the set's units, on the device of z."""
+        """Stored items z, as `stored` gives them -> the set's items: normalised, whitened unless they are posteriors,
+        float32, on the device of z."""
         mean, scale = (send(x.view(-1, 1, 1), z.device) for x in (self.mean, self.std))
         if not self.posteriors:
             return self.whiten((z.float() - mean) / scale)
@@ -162,7 +165,7 @@ class LatentSet:
         return torch.cat([(means - mean) / scale, stds / scale], dim=1)
 
     def whiten(self, z: Tensor) -> Tensor:
-        """Latents [n, C, H, W] that are normalised per channel, whitened; as they are where the set has no matrix."""
+        """Latents [n, C, H, W], normalised per channel -> whitened; unchanged where the set has no matrix."""
         return z if self.whitening is None else mapped(send(self.whitening, z.device), z)
 
     def _rows(self, shards: Sequence[Tensor], index: Tensor) -> Tensor:
@@ -171,13 +174,13 @@ class LatentSet:
         return torch.stack([shards[i][j] for i, j in map(self._place, index.tolist())])
 
     def _place(self, item: int) -> tuple[int, int]:
-        """Its shard, and its place there."""
+        """(the item's shard, its index in that shard)."""
         return divmod(item, self.shard_size)
 
 
 class MirroredSet(LatentSet):
-    """Latents of images and of their mirror images, of equal statistics, as one data set [2n]. A shuffled pass draws
-    every image once each way, so half of the draws are mirrored."""
+    """Latents of images and of their mirror images as one data set of 2n items, with the statistics of the first. A
+    shuffled pass has every image once each way, so half of the items are mirrored."""
 
     def __init__(self, plain: LatentSet, mirrored: LatentSet) -> None:
         self.mean, self.std, self.whitening = plain.mean, plain.std, plain.whitening
@@ -193,7 +196,7 @@ class MirroredSet(LatentSet):
 
 
 class BothWays:
-    """The images of a `MirroredSet`, item by item: those of a data set, and after them their mirror images."""
+    """The images of a `MirroredSet`, in its order: those of a data set, then their mirror images."""
 
     def __init__(self, dataset: Items) -> None:
         self.dataset, self.n = dataset, len(dataset)
@@ -216,12 +219,12 @@ class BothWays:
         return torch.where(turned, images.flip(-1), images), labels
 
     def name(self, index: int) -> str:
-        """As the data set names it."""
+        """The data set's name of the image."""
         return name_of(self.dataset, index % self.n)
 
 
 class Stored:
-    """The items of a set of latents as they are stored: what goes to a device that normalises them."""
+    """The items of a set of latents as they are stored, for a device that normalises them."""
 
     def __init__(self, latents: LatentSet) -> None:
         self.latents = latents

@@ -12,7 +12,8 @@ from dmvae.ranges import Weight
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """loss = l1 |x - y| + l2 (x - y)^2 + perceptual + weight * adversarial."""
+    """loss = l1 mean |x - y| + l2 mean (x - y)^2 + perceptual + w adversarial, of images x and reconstructions y; w is
+    the adversary's `weight`, times the adaptive one where `adaptive` is set."""
 
     l1: Weight = 1.0
     """Weight of the mean absolute difference, images in [-1, 1]."""
@@ -21,4 +22,4 @@ class LossConfig:
     perceptual: PerceptualConfig | None = None
     """Perceptual loss by `type`: lpips or effnet-lite0; null is off."""
     adversarial: AdversarialConfig = field(default_factory=PatchGANConfig)
-    """The adversary, by `type`: patchgan, where none is said, or features."""
+    """The adversary, by `type`: patchgan (the default) or features."""

@@ -25,20 +25,21 @@ def hinge_generator(fake_logits: Tensor) -> Tensor:
 def adaptive_weight(rec_grad: Tensor, gan_grad: Tensor, eps: float = 1e-4, max: float = 1e4) -> Tensor:
     """min(|rec_grad| / (|gan_grad| + eps), max), without gradient: a scalar (arXiv 2012.09841, eq. 7).
 
-    Both are gradients with respect to the weights of the decoder's last layer, of the reconstruction loss and of the
-    generator's loss: the weight makes them pull equally hard.
+    Gradients of the reconstruction loss and of the adversarial loss with respect to the weights of the decoder's last
+    layer: with this weight on the second, both have the same norm.
     """
     return (rec_grad.detach().norm() / (gan_grad.detach().norm() + eps)).clamp(0, max)
 
 
 def augment(x: Tensor, rng: Random) -> Tensor:
-    """DiffAugment (arXiv 2006.10738): colours, place and a hole of each image at random, differentiably. Same shape as
-    x, [n, C, h, w]; `rng` may live on another device."""
+    """DiffAugment (arXiv 2006.10738): `color`, `translation` and `cutout`, drawn for each image, differentiable.
+    [n, C, h, w] -> the same; `rng` may live on another device."""
     return cutout(translation(color(x, rng), rng), rng)
 
 
 def color(x: Tensor, rng: Random) -> Tensor:
-    """Brightness shifted by up to 1/2, saturation scaled by 0 to 2 (grey images have none), contrast by 1/2 to 3/2."""
+    """Brightness shifted by -1/2 to 1/2, saturation scaled by 0 to 2 (grey images have none), contrast by 1/2 to
+    3/2."""
     brightness, saturation, contrast = (rng.uniform(len(x), 1, 1, 1).to(x) for _ in range(3))
     x = x + (brightness - 0.5)
     if x.shape[1] > 1:
@@ -49,7 +50,7 @@ def color(x: Tensor, rng: Random) -> Tensor:
 
 
 def translation(x: Tensor, rng: Random) -> Tensor:
-    """Moved by whole pixels, up to an eighth of the height and the width; what comes in is 0."""
+    """Moved by whole pixels, at most an eighth of the height and the width, rounded; new pixels at the edge are 0."""
     for axis in (2, 3):
         size = x.shape[axis]
         reach = int(size / 8 + 0.5)
@@ -63,7 +64,7 @@ def translation(x: Tensor, rng: Random) -> Tensor:
 
 
 def cutout(x: Tensor, rng: Random) -> Tensor:
-    """0 in a rectangle of half the height and the width, centred anywhere in the image."""
+    """0 in a rectangle of half the height and half the width, rounded, whose centre is anywhere in the image."""
     held = []
     for axis in (2, 3):
         size = x.shape[axis]

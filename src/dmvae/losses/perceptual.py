@@ -40,7 +40,7 @@ class PerceptualLoss(nn.Module):
         raise NotImplementedError
 
     def compiled_parts(self) -> list[nn.Module]:
-        """None: compiled, it takes longer (`python -m benchmarks.steps --stage decoder --compile`)."""
+        """None: compiled, it is slower (`python -m benchmarks.steps --stage decoder --compile`)."""
         return []
 
 
@@ -58,7 +58,7 @@ class PerceptualConfig(Registered):
         raise NotImplementedError
 
     def blank(self) -> PerceptualLoss | None:
-        """The loss with any weights, for a plan to count what it takes."""
+        """The loss with arbitrary weights, from which a plan counts memory and arithmetic."""
         return self.build()
 
 
@@ -86,7 +86,7 @@ class EffNetPerceptual(PerceptualConfig):
 
 
 class EffNetDistance(PerceptualLoss):
-    """sum over stages of mean over positions of |f(recon) / |f(recon)| - f(target) / |f(target)||^2
+    """sum over stages of mean over positions of |f(recon) / |f(recon)| - f(target) / |f(target)||^2, per image,
 
     with f the channel vector at a position of a stage's output: LPIPS (arXiv 1801.03924) without learned weights.
     """
@@ -110,7 +110,7 @@ class EffNetDistance(PerceptualLoss):
         if x.shape[2:] != size:
             smaller = self.resolution < min(x.shape[2:])
             x = F.interpolate(x, size, mode="bilinear", antialias=smaller)
-        # The network was trained on [-1, 1], so nothing else is to be done to the values.
+        # The network was trained on [-1, 1], so values stay as they are.
         x = x.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
         x = self.stem(x)
         out = []

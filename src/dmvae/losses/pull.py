@@ -1,4 +1,4 @@
-"""A second gradient that joins the reconstruction's at the latents."""
+"""The gradient of another loss, added to that of the reconstruction at the latents."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from dmvae.runtime import distributed
 from dmvae.runtime.precision import full_precision
 
 THIN = 0.03
-"""Directions in which a reference is thinner than this share of its spread are held as if they were as thick."""
+"""The smallest standard deviation along a direction that `inverse_covariance` keeps, relative to the root mean square
+over directions."""
 
 
 def inverse_covariance(tokens: Tensor) -> Tensor:
-    """That of tokens [m, C], every direction held at `THIN` of their spread at least: [C, C]."""
+    """The inverse covariance of tokens [m, C], float32 [C, C]; smaller standard deviations count as `THIN` allows."""
     centred = (tokens - tokens.mean(0)).double()
     values, directions = torch.linalg.eigh(centred.T @ centred / len(tokens))
     thick = torch.maximum(values, THIN**2 * values.mean().clamp_min(1e-30))
@@ -24,27 +25,27 @@ def inverse_covariance(tokens: Tensor) -> Tensor:
 
 
 def held(pull: Tensor, edit: Tensor, anchor: float, inverse: Tensor) -> Tensor:
-    """pull / rms(pull) + inverse edit / anchor, [n, C, H, W]: the matching gradient, scaled to a root mean square of 1
-    over all ranks, plus a spring that pulls each token's edit back to 0. inverse [C, C] is the inverse covariance of
-    the reference's tokens.
+    """pull / rms(pull) + inverse edit / anchor, [n, C, H, W]: the matching gradient `pull`, scaled to a root mean
+    square of 1 over all ranks, plus a spring that pulls the `edit` of each token back to 0. Both are [n, C, H, W];
+    inverse [C, C] is the inverse covariance of the reference's tokens.
 
-    So edits are measured in standard deviations of the reference along its own directions: where it is thin, as
-    features are in most directions, small edits lead away from it already.
+    So an edit counts in standard deviations of the reference along its own directions. Along thin ones, as most are of
+    features, a small edit already leads away from the reference.
     """
     scale = distributed.average(pull.square().mean()).sqrt().clamp_min(1e-12)
-    with full_precision(edit):  # along thin directions bf16 would round it to another
+    with full_precision(edit):  # bf16 would lose the thin directions
         return pull / scale + torch.einsum("cd,ndhw->nchw", inverse, edit) / anchor
 
 
 class Pull(torch.autograd.Function):
-    """The identity on latents z whose backward pass adds another loss's gradient to the reconstruction's.
+    """The identity on latents z, whose backward pass adds the gradient of another loss to the reconstruction's g.
 
-    `Pull.apply(z, pull, weight, relative, late, name)`: pull, shaped as z, is the other loss's gradient at z. It is
-    multiplied by weight; with `relative`, scaled so that weight is the ratio of its norm to the reconstruction's.
+    `Pull.apply(z, pull, weight, relative, late, name)`: pull, shaped as z, is the other loss's gradient at z. The
+    gradient that goes on is g + weight pull; with `relative` g + weight |g| / |pull| pull, norms over all ranks.
 
-    The two meet where both are known: their norms are written into `late` there (`health/gradient_reconstruction`,
-    `health/gradient_NAME`; see `Update.late`), and the weight can be a ratio of them without a second backward pass
-    through the decoder.
+    Both gradients are known here, so their ratio costs no second backward pass through the decoder. Their norms, the
+    second after scaling, are written into `late` (`health/gradient_reconstruction`, `health/gradient_NAME`; see
+    `Update.late`).
     """
 
     @staticmethod
@@ -59,7 +60,7 @@ class Pull(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         (gradient,), (pull,) = gradients, ctx.saved_tensors
         squares = torch.stack([gradient.float().square().sum(), pull.square().sum()])
-        # Each rank's gradients are those of a mean over its own images.
+        # A rank's gradients are of a mean over its own images, so those of the whole batch are 1 / world as long.
         reconstruction, other = (distributed.average(squares) / distributed.world_size()).sqrt()
         scale = ctx.weight * (reconstruction / other.clamp_min(1e-12) if ctx.relative else 1.0)
         ctx.late["health/gradient_reconstruction"] = reconstruction

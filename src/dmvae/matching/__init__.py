@@ -46,32 +46,33 @@ there is none at count 0. Pairs of several steps are added first."""
 LAG = "student/lag"
 """The figure of how little a flow student knows of the latents."""
 Student = Callable[..., Tensor]
-"""What `new_student` made, called as the objective itself knows."""
+"""What `new_student` returned. Its arguments are the objective's own choice."""
 M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass
 class Context:
-    """What an objective may look at besides the latents."""
+    """What an objective may look at besides the latents. Raises ValueError for fields out of range."""
 
     rng: Random
-    """The step's randomness. A plain torch.Generator may be given too: one draw from it seeds the step's."""
+    """The step's randomness. A plain torch.Generator will do: one draw from it seeds a `Random`."""
     null_label: int
     """The label that means "no label": the number of classes."""
     progress: float = 0.0
-    """Share of the training that is done, in [0, 1), for schedules."""
+    """Share of the training that is done, from 0 to 1, for schedules."""
     reference: Reference | None = None
-    """The reference itself, for objectives that need its samples."""
+    """The reference itself, for objectives that need its samples: `dmvae.references.draw` puts them on the latents'
+    device."""
     label_dropout: float = 0.1
-    """Share of labels that the student learns without, for guidance."""
+    """Share of the student's training labels that are replaced by "no label", for guidance."""
     time_distribution: TimeDistribution = "uniform"
     """How the student's training times are drawn."""
     recent: tuple[Tensor, Tensor] | None = None
-    """Latents [k, C, H, W] of the turns before, of all ranks, newest first, and their labels int64 [k], for objectives
-    that need them; none at first."""
+    """Latents [k, C, H, W] of earlier updates of the tokenizer, of all ranks, newest first, and their labels int64 [k],
+    for objectives that need them; k is 0 at first."""
     distance: float | None = None
-    """The largest sliced distance of recent latents to the reference, a multiple of chance, infinity until it is
-    measured, for objectives that go by it."""
+    """The largest sliced distance of recent latents to the reference, as a multiple of chance, for objectives that need
+    it; infinity until it is measured."""
     time_shift: float = 1.0
     """Shift of the student's training times towards noise; 1 is none."""
 
@@ -90,8 +91,8 @@ class Context:
 
     @classmethod
     def given(cls, context: Context | None, z: Tensor, labels: Tensor, *networks: object) -> Context:
-        """The context, `default` where that is None. Raises ValueError for latents or labels that are none, for a
-        `null_label` that is not a network's number of classes, for an `rng` on another kind of device."""
+        """The context, or `default` where it is None. Raises ValueError as `require_batch` does, for a `null_label`
+        that is not the networks' number of classes, and for an `rng` on another kind of device than z."""
         require_batch(z, labels)
         if context is None:
             context = cls.default(z, *networks)
@@ -123,15 +124,15 @@ class Context:
 
 
 def bare(network: object) -> object:
-    """A network without what torch.compile, averages and parallel ones put around it."""
+    """The network inside what torch.compile, DataParallel, DistributedDataParallel and AveragedModel put around it."""
     wrapped = isinstance(network, (DistributedDataParallel, nn.DataParallel, AveragedModel))
     inner = getattr(network, "module" if wrapped else "_orig_mod", None)
     return network if inner is None else bare(inner)
 
 
 def beside(module: M, other: object) -> M:
-    """The module, on the device of another network's parameters, where that has any. It is moved to another device
-    alone: `to` fails on the tensors of a plan, which have no memory."""
+    """The module, moved to the device of another network's parameters, if that has any. `to` is not called where the
+    device is the same: it fails on the tensors of a plan, which have no memory."""
     network = bare(other)
     first = next(network.parameters(), None) if isinstance(network, nn.Module) else None
     if first is None or all(p.device == first.device for p in module.parameters()):
@@ -141,8 +142,8 @@ def beside(module: M, other: object) -> M:
 
 @contextmanager
 def known_labels(labels: Tensor, null_label: int) -> Iterator[None]:
-    """Where an embedding has no such label, its IndexError becomes a ValueError that says which there are: to look at
-    labels beforehand would make a GPU wait."""
+    """Turns the IndexError of an embedding that lacks a label into a ValueError that says which labels there are. To
+    check labels beforehand would make a GPU wait."""
     try:
         yield
     except IndexError as error:
@@ -155,7 +156,7 @@ def known_labels(labels: Tensor, null_label: int) -> Iterator[None]:
 
 
 def _numbers_of_classes(networks: Sequence[object]) -> list[int]:
-    """Of the networks that say it."""
+    """`config.num_classes` of the networks that have it."""
     found = (getattr(getattr(bare(network), "config", None), "num_classes", None) for network in networks)
     return [int(number) for number in found if number is not None]
 
@@ -174,29 +175,31 @@ class Matching(Registered):
     has_student: ClassVar[bool] = True
     """Whether a second network is trained beside the tokenizer."""
     learns_velocity: ClassVar[bool] = True
-    """Whether that network is a velocity: what `matching.model`, its label dropout and its times are for."""
+    """Whether that network predicts velocities: `matching.model`, `label_dropout` and the times are for those alone."""
     differentiates: ClassVar[bool] = True
-    """Whether `loss` backpropagates through the teacher, whose weights are then frozen. False: with `run.compile` they
-    stay unfrozen, like the student's, so that teacher and student share compiled graphs."""
+    """Whether `loss` backpropagates through the teacher; then its weights are frozen. False: with `run.compile` they
+    are not frozen, like the student's, so that teacher and student share compiled graphs."""
     needs_distance: ClassVar[bool] = False
-    """Whether `loss` goes by the measured distance: `context.distance`."""
+    """Whether `loss` needs the measured distance: `context.distance`."""
     only_for: ClassVar[tuple[str, ...]] = ()
-    """The references, by `type`, that it is for; all where there are none."""
+    """The `type`s of the references that it can match; empty is all."""
 
     def __post_init__(self) -> None:
         configs.checked(self)
 
     @property
     def needs_recent(self) -> int:
-        """How many latents of the turns before `loss` wants: `context.recent`."""
+        """How many latents of earlier updates `loss` needs: `context.recent`."""
         return 0
 
     def parts(self) -> dict[str, Matching]:
-        """The objectives that pull, by their place below this one's: itself, where it has no others."""
+        """The objectives whose gradients move latents, by the end of their place in a recipe: "" for this one itself,
+        ".far" for its field `far`."""
         return {"": self}
 
     def problems(self, batch_size: int, num_classes: int, reference: ReferenceConfig) -> Iterator[str]:
-        """What does not fit batches of that many images of so many classes, or the reference; before any stage runs."""
+        """Messages for what does not fit `batch_size` images of `num_classes` classes, or the reference. Asked before
+        any stage runs."""
         yield from ()
 
     def loss(
@@ -207,10 +210,8 @@ class Matching(Registered):
         student: Student | None = None,
         context: Context | None = None,
     ) -> tuple[Tensor, Log]:
-        """(scalar loss, figures to log). Its gradient with respect to z moves the tokenizer; no gradient may reach
-        teacher or student. z [n, C, H, W] is normalised as the reference's samples are; labels are int64 [n].
-
-        A figure is a scalar tensor, or [sum, count] for a figure that not every step has (`Log`).
+        """(scalar loss, figures to log, see `Log`). Its gradient with respect to z moves the tokenizer; no gradient may
+        reach teacher or student. z [n, C, H, W] is normalised as the reference's samples are; labels are int64 [n].
         """
         raise NotImplementedError
 
@@ -218,8 +219,8 @@ class Matching(Registered):
         self, latent_shape: tuple[int, int, int], num_classes: int, teacher: object, model: FlowModelConfig
     ) -> nn.Module | None:
         """The student for latents (C, H, W): a copy of the teacher where that is a network, else a new `model`; None
-        where `has_student` is False. Whatever an objective keeps from one step to the next must be in it, as parameters
-        or buffers, so that checkpoints hold it."""
+        where `has_student` is False. What an objective keeps from one step to the next must be a parameter or a buffer
+        of the student, so that checkpoints hold it. Raises ValueError where neither teacher nor `model` gives one."""
         if not self.has_student:
             return None
         teacher = bare(teacher)
@@ -234,8 +235,8 @@ class Matching(Registered):
     ) -> tuple[Tensor, Log]:
         """(scalar loss of the student, figures to log), on detached latents z [n, C, H, W].
 
-        "student/lag" is the loss over that of a velocity which knows no more of z than a mean and a spread: above 1 the
-        student knows less of the latents as they are now.
+        "student/lag" is the loss divided by `gaussian_loss`, that of the best velocity which knows only the mean and
+        the spread of z: above 1 the student knows less than that of the latents as they are now.
         """
         loss, log = self.teacher_loss(student, z, labels, context)
         times, shift = (context.time_distribution, context.time_shift) if context is not None else ("uniform", 1.0)
@@ -255,8 +256,8 @@ class Matching(Registered):
 
 
 def as_promised(name: str, given: object) -> tuple[Tensor, Log]:
-    """`given` as (loss, figures), checked. Raises ValueError, naming the objective, unless the loss is a scalar tensor
-    with a gradient and the figures are a dict of scalars or [sum, count]: the objective may be a plugin's."""
+    """`given` as (loss, figures). Raises ValueError, naming the objective, unless the loss is a scalar tensor with a
+    gradient and the figures are a dict of scalars or [sum, count]: the objective may be a plugin's."""
     what = f"matching.objective: {name!r} gives"
     if not isinstance(given, tuple) or len(given) != 2:
         raise ValueError(f"{what} {_named(given)}; give a pair, (loss, figures to log)")
@@ -278,7 +279,7 @@ def _named(value: object) -> str:
 
 
 def compared(what: str, context: Context | None, z: Tensor, labels: Tensor) -> tuple[Context, Reference]:
-    """The context and its reference, for what compares latents with samples. Raises ValueError without."""
+    """The context and its reference. Raises ValueError where there is none, naming `what`, which needs samples."""
     require_batch(z, labels)
     if not isinstance(context, Context) or context.reference is None:
         raise ValueError(f"{what} compares latents with samples: give context=Context(rng, null_label, reference=...)")
@@ -287,7 +288,7 @@ def compared(what: str, context: Context | None, z: Tensor, labels: Tensor) -> t
 
 def copy_of(network: nn.Module) -> nn.Module:
     """A trainable copy of the network."""
-    if isinstance(network, Model):  # which knows what of its parameters trains
+    if isinstance(network, Model):  # built anew, so that parameters which never train, as positions, stay fixed
         weights = network.state_dict()
         like = next((w for w in weights.values() if w.is_floating_point()), torch.empty(()))
         copy: nn.Module = network.from_config(network.config).to(like.device, like.dtype)

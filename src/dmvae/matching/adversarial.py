@@ -27,11 +27,11 @@ from dmvae.runtime.precision import full_precision
 @register("adversarial")
 @dataclass(frozen=True, kw_only=True)
 class Adversarial(Matching):
-    """The non-saturating adversarial loss. With a perfect critic, D = log p / q of the reference p and the latents q,
+    """The non-saturating adversarial loss. With a perfect critic, D = log(p / q) of the reference p and the latents q,
     it descends 2 KL((p + q) / 2 || p), the softened reverse KL divergence (arXiv 2010.08029).
 
-    Gradient at z_i of n: -(1 - s) grad D(z_i) / n, s = 1 / (1 + exp(-D(z_i))) the critic's belief that z_i is of the
-    reference: who fools it already is left alone.
+    Gradient at z_i of n: -(1 - s) grad D(z_i) / n, where s = 1 / (1 + exp(-D(z_i))) is the critic's probability that
+    z_i is of the reference: a latent that already deceives the critic gets next to no gradient.
     """
 
     needs_teacher: ClassVar[bool] = False
@@ -59,7 +59,7 @@ class Adversarial(Matching):
         student: Student | None = None,
         context: Context | None = None,
     ) -> tuple[Tensor, Log]:
-        """mean log(1 + exp(-D(z, label))): latents look like the reference where D is large."""
+        """mean log(1 + exp(-D(z, label))), a scalar with its gradient at z."""
         require_batch(z, labels)
         if student is None:
             raise ValueError("adversarial compares by its critic: give a student that `new_student` made")
@@ -68,7 +68,7 @@ class Adversarial(Matching):
     def student_loss(
         self, student: Student, z: Tensor, labels: Tensor, context: Context | None = None
     ) -> tuple[Tensor, Log]:
-        """mean log(1 + exp(-D(reference))) + mean log(1 + exp(D(z))) + penalty."""
+        """mean log(1 + exp(-D(y))) + mean log(1 + exp(D(z))) + gamma / 2 mean |dD/dy|^2, y samples of the reference."""
         context, reference = compared(self.type, context, z, labels)
         real, real_labels = draw(reference, len(z), context.rng, z.device)
         real.requires_grad_(self.penalty > 0)
@@ -88,7 +88,7 @@ class Adversarial(Matching):
 
 
 class Critic(nn.Module):
-    """D(z, label): 3x3 convolutions with shortcuts, their mean over places, and a logit that depends on the label
+    """D(z, label): residual blocks with 3x3 convolutions, their mean over places, and a logit that depends on the label
     through an inner product (projection discriminator, arXiv 1802.05637).
 
     No normalisation inside: it would hide the mean and spread of the latents, which are to be compared.

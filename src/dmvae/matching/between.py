@@ -21,7 +21,7 @@ from dmvae.transport.classes import by_class
 from dmvae.transport.views import View, pairs, random_convolution, tokens, whole
 
 EACH = 4
-"""Latents of a class in a turn, on average, that matching class by class takes at least."""
+"""Latents per class that a batch must have, on average, for matching class by class."""
 VIEWS: dict[str, View] = {"whole": whole, "token": tokens, "pair": pairs}
 
 
@@ -33,24 +33,24 @@ class BetweenSamples(Matching):
     needs_reference: ClassVar[bool] = True
     has_student: ClassVar[bool] = False
     repeats: ClassVar[bool] = False
-    """Whether a vector may be drawn twice where a view has more than `vectors`. Where latents repel each other it must
-    not: a vector beside its own copy, at distance 0, would be repelled by nothing else, or by a slope of rounding."""
+    """Whether vectors are drawn with replacement where a view has more than `vectors`. Not where latents repel each
+    other: a vector would be repelled by its own copy, at distance 0, alone, or by the slope of rounding there."""
 
     least: ClassVar[int] = 2
-    """Vectors that `distance` takes at least, of either set."""
+    """The fewest vectors of a set that `distance` takes."""
 
     views: tuple[Literal["whole", "token", "pair", "convolution"], ...] = ("whole", "token", "pair")
-    """What is compared: whole latents, their tokens, pairs of neighbouring tokens, or what a random 3x3 convolution, a
-    new one in each update, makes of each place and its neighbours. The distances are added."""
+    """What is compared: whole latents, their tokens, pairs of neighbouring tokens, or the outputs of a random 3x3
+    convolution, a new one in each update. The distances are added."""
     samples: BatchSize = 512
     """Samples of the reference per update, over all ranks."""
     vectors: BatchSize = 2048
-    """At most so many vectors of a view are compared, drawn at random, since there are many tokens."""
+    """The most vectors of a view that are compared, drawn at random: there are many tokens."""
     labels: bool = configs.added(False)
     """Compare the latents of each class with the reference's samples of that class; false compares all with all."""
     queue: Annotated[int, Range(0, 2**20)] = configs.added(0)
-    """Latents of the turns before that are compared together with the batch's, without gradient: a small batch is then
-    given its own places in the reference, and not all of them. 0 is none."""
+    """Latents of earlier updates that are compared together with the batch's, without gradient. A small batch then
+    takes its own part of the reference, and does not spread over all of it. 0 is none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,9 +73,10 @@ class BetweenSamples(Matching):
         student: Student | None = None,
         context: Context | None = None,
     ) -> tuple[Tensor, Log]:
-        """sum over views v of distance(v(x), v(y)), x the latents z and those of the queue, y fresh samples of the
-        reference. The gradient reaches z alone, times (n + k) / n for n latents and k of the queue: a pull's length is
-        that of a batch without one."""
+        """sum over views v of distance(v(x), v(y)): x are the latents z [n, C, H, W] of all ranks and k of the queue, y
+        fresh samples of the reference. The gradient reaches z alone. It is multiplied by (n + k) / n, so that a queue
+        does not make it shorter. Raises ValueError without a reference in the context, and for a queue without
+        `context.recent`."""
         context, reference = compared(self.type, context, z, labels)
         rng, world = context.rng, distributed.world_size()
         y, y_labels = draw(reference, -(-self.samples // world), rng, z.device)
@@ -91,7 +92,7 @@ class BetweenSamples(Matching):
             for name in self.views:
                 if name == "pair" and z.shape[2] * z.shape[3] == 1:
                     continue
-                # One for latents and samples, and for all classes.
+                # The same convolution for latents and samples, and for all classes.
                 view = VIEWS[name] if name != "convolution" else random_convolution(z.shape[1], rng.shared)
                 compare = partial(self._between, view, context)
                 if self.labels:
@@ -118,7 +119,7 @@ class BetweenSamples(Matching):
             yield f"matching.objective.labels: {what}, so there are no classes to match one by one; set it to false"
 
     def _remembered(self, context: Context, z: Tensor) -> tuple[Tensor, Tensor]:
-        """The queue's latents, as many as there are yet, and their labels."""
+        """The queue's latents [k, C, H, W], as many as there are so far, and their labels [k]."""
         if not self.queue:
             return z[:0].detach(), torch.zeros(0, dtype=torch.int64)
         if context.recent is None:
@@ -142,7 +143,7 @@ class BetweenSamples(Matching):
             return self.distance(a, b, rng, context.progress)
         recent = self._some(view(queue), rng)
         distance = self.distance(torch.cat([a, recent]), b, rng, context.progress)
-        # A distance's gradient at one of its vectors falls with their number. The queue makes a pull right, not weak.
+        # A distance's gradient at one vector falls with the number of vectors: without this a queue would weaken it.
         return distance + len(recent) / len(a) * (distance - distance.detach())
 
     def _some(self, vectors: Tensor, rng: torch.Generator) -> Tensor:

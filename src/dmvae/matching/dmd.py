@@ -24,7 +24,7 @@ from dmvae.registry import register
 from dmvae.runtime import distributed
 
 WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {"forward_kl": torch.exp, "jensen_shannon": torch.sigmoid}
-"""Divergence -> h of log r."""
+"""Divergence -> h as a function of log r, see `DMD.loss`."""
 LIMIT = 4.0
 """Bound on |log r|, so that no latent has more than e^8 times the weight of another."""
 
@@ -32,14 +32,14 @@ LIMIT = 4.0
 @register("dmd")
 @dataclass(frozen=True, kw_only=True)
 class DMD(ByVelocities):
-    """The paper's objective: it descends KL(latents || reference), the reverse KL divergence, or another one."""
+    """The paper's objective: latents descend KL(latents || reference), the reverse KL divergence, or another one."""
 
     differentiates: ClassVar[bool] = False
 
     guidance: Guidance = 5.0
     """Guidance scale w of teacher and student alike; 1 turns guidance off."""
     divergence: Literal["reverse_kl", "forward_kl", "jensen_shannon"] = configs.added("reverse_kl")
-    """The f-divergence that latents descend. Other than "reverse_kl" needs the density ratio of reference and latents,
+    """The f-divergence that latents descend. Any but "reverse_kl" needs the density ratio of reference and latents,
     which a small classifier of noised samples estimates (f-distill, arXiv 2502.15681); it trains with the student."""
     ratio_width: Width = configs.added(128)
     """Channels of that classifier."""
@@ -59,10 +59,11 @@ class DMD(ByVelocities):
         student: Student | None = None,
         context: Context | None = None,
     ) -> tuple[Tensor, Log]:
-        """loss = mean (z - stop_grad(z - h g))^2 / 2, with g of `gradient`: its gradient at z is h g / numel(z).
+        """mean (z - stop_grad(z - h g))^2 / 2, with g of `gradient`: its gradient at z is h g / numel(z).
 
-        h = f''(r) r^2 of the density ratio r = reference / latents at z_t, divided by its mean over the batch: 1 for
-        the reverse KL divergence, r for the forward one, r / (1 + r) for Jensen-Shannon.
+        h = f''(r) r^2, a number per sample, with the density ratio r = reference / latents at z_t: 1 for the reverse KL
+        divergence, r for the forward one, r / (1 + r) for Jensen-Shannon; the last two divided by their mean over the
+        batch. Raises ValueError without teacher or student.
         """
         _, context, t, noise = self.asked(z, labels, teacher, student, context)
         assert teacher is not None
@@ -115,7 +116,8 @@ class DMD(ByVelocities):
 
 
 class Ratio(Critic):
-    """A critic that is sharded where the student is, since their optimizer takes no mixture; float32 runs in it."""
+    """A critic that FSDP shards where it shards the student: their optimizer takes no mixture. It computes in
+    float32."""
 
     _no_split_modules = ("Sequential",)
     gathers_bf16 = False
@@ -140,12 +142,12 @@ class WithRatio(nn.Module):
         return velocity
 
     def logit(self, z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """[n], for z_t [n, C, H, W] at times t [n]: the time is one more channel."""
+        """Logits [n] for z_t [n, C, H, W] at times t [n]; the time is one more channel."""
         found: Tensor = self.critic(torch.cat([z_t, expand(t, z_t).expand_as(z_t[:, :1])], dim=1), labels)
         return found
 
     def log_ratio(self, z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """log r [n], bounded."""
+        """log r [n], cut off at -`LIMIT` and `LIMIT`."""
         return self.logit(z_t, t, labels).clamp(-LIMIT, LIMIT)
 
     def compiled_parts(self) -> list[nn.Module]:
@@ -153,7 +155,7 @@ class WithRatio(nn.Module):
         return [self.flow]
 
     def sharded_parts(self) -> list[nn.Module]:
-        """Both, each by itself: the critic is called beside `forward`."""
+        """Both, each as a unit: the critic is called outside of `forward`."""
         return [self.flow, self.critic]
 
     def enable_gradient_checkpointing(self) -> None:
@@ -174,8 +176,13 @@ def gradient(
     guidance: float,
     null: int,
 ) -> tuple[Tensor, Tensor]:
-    """g = (z_hat_student - z_hat_teacher) / mean |z - z_hat_teacher|, [n, C, H, W], the mean over C, H, W;
-    and the squared gap between the two estimates, a mean per sample [n]."""
+    """(g [n, C, H, W], the mean per sample of (z_hat_student - z_hat_teacher)^2 [n]), with the denoised estimates z_hat
+    of the guided velocities at z_t = (1 - t) noise + t z:
+
+    g = (z_hat_student - z_hat_teacher) / mean |z - z_hat_teacher|, the mean over C, H, W of each sample.
+
+    z, noise [n, C, H, W], t [n], labels int64 [n]; guidance: the scale; null: the label that means "no label".
+    """
     z_t = interpolate(noise=noise, z=z, t=t)
     hat_teacher = denoise(z_t=z_t, velocity=guided(teacher, guidance, null)(z_t, t, labels).float(), t=t)
     hat_student = denoise(z_t=z_t, velocity=guided(student, guidance, null)(z_t, t, labels).float(), t=t)

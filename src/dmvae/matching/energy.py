@@ -15,7 +15,7 @@ from dmvae.transport.energy import energy_distance
 @register("energy")
 @dataclass(frozen=True, kw_only=True)
 class Energy(BetweenSamples):
-    """2 E|z - y| - E|z - z'| - E|y - y'|, which is 0 only for equal distributions.
+    """2 E|z - y| - E|z - z'| - E|y - y'|, which is 0 for equal distributions only.
 
     Gradient at z_i of n: (2 / n) (mean_j e(z_i - y_j) - mean_(k != i) e(z_i - z_k)), e(v) = v / |v|.
     """

@@ -1,13 +1,15 @@
 """Flow-matching losses as objectives: the latents descend the teacher's, the student's, or the difference of the two.
 
-With the residual r = v(z_t) - (z - noise) of a network, its loss L = |r|^2 / (2 numel) has at z the gradient
+With the residual r = v(z_t) - (z - noise) of a network and numel the number of elements of z, the loss
+L = |r|^2 / (2 numel) has at z the gradient
 
     stop: none      (t J^T r - r) / numel        the loss's own
-    stop: target    t J^T r / numel              through the network alone: z - noise is held
-    stop: network   -r / numel                   through the target alone: the network's answer is held
+    stop: target    t J^T r / numel              through the network alone: z - noise is detached
+    stop: network   -r / numel                   through the target alone: the network's output is detached
 
-Three members: `teacher_loss` L_T, `student_loss` L_S and `loss_difference` L_T - L_S. These are seven of the eleven
-objectives in figure 3 of DMVAE (arXiv 2512.07778), whose difference stops at the target.
+J is the Jacobian of v. Three members: `teacher_loss` L_T, `student_loss` L_S and `loss_difference` L_T - L_S. They make
+seven of the eleven objectives in figure 3 of DMVAE (arXiv 2512.07778): each loss with each stop, and the difference
+with `stop: target`.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ class FlowLoss(ByVelocities):
 
 
 def halved_loss(velocity: Velocity, z: Tensor, noise: Tensor, t: Tensor, labels: Tensor, stop: Stop) -> Tensor:
-    """L = |v(z_t) - (z - noise)|^2 / (2 numel), differentiable in z but for what `stop` holds."""
+    """L = |v(z_t) - (z - noise)|^2 / (2 numel), a scalar, differentiable in z except through what `stop` names."""
     with torch.set_grad_enabled(stop != "network"):
         v = velocity(interpolate(noise=noise, z=z, t=t), t, labels).float()
     target = velocity_target(noise=noise, z=z)
@@ -72,7 +74,7 @@ class TeacherLoss(FlowLoss):
 @register("student_loss")
 @dataclass(frozen=True, kw_only=True)
 class StudentLoss(FlowLoss):
-    """L_S: latents go where the student predicts them best. It does not know the reference: it is here to compare."""
+    """L_S: latents go where the student predicts them best. It knows nothing of the reference: for comparison only."""
 
     needs_teacher: ClassVar[bool] = False
     signs: ClassVar[Mapping[str, float]] = MappingProxyType({"student": 1.0})
@@ -85,8 +87,8 @@ class LossDifference(FlowLoss):
 
         (t J_T^T r_T - t J_S^T r_S + v_S - v_T) / numel
 
-    For a student that is exact this descends a KL divergence of latents and reference, a mean over times, and
-    not only its share v_S - v_T, as `dmd` does: at the price of the networks' Jacobians.
+    For an exact student this is the whole gradient of a KL divergence of latents and reference, a mean over times;
+    `dmd` has a multiple of its part v_S - v_T alone. The price is the networks' Jacobians.
     """
 
     signs: ClassVar[Mapping[str, float]] = MappingProxyType({"teacher": 1.0, "student": -1.0})

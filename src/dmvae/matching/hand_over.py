@@ -1,7 +1,8 @@
 """Hand-over: one objective brings the latents near, another refines them where supports meet.
 
-From far away the paper's objective shrinks latents before it moves them, and transport, which does not, sees no fine
-structure. So the measured distance decides, in every turn: a refinement that leads away again is handed back.
+From far away the paper's objective shrinks latents before it moves them. Transport does not, but sees no fine
+structure. So the measured distance decides in every update of the tokenizer; if the refinement leads away, the other
+takes over.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from dmvae.registry import register
 @register("hand_over")
 @dataclass(frozen=True, kw_only=True)
 class HandOver(Matching):
-    """`far`'s loss while the distance is above `below`, or not measured yet, and `near`'s where it is not.
+    """`far`'s loss while the distance is above `below` or not measured yet, else `near`'s.
 
     The distance is `context.distance`: the largest sliced distance of recent latents, a multiple of chance. `near`'s
     student follows the latents from the first step, so that it knows them when its turn comes. Logged:
-    "matching/refines", 1 in turns of `near`.
+    "matching/refines", 1 in updates by `near`, else 0.
     """
 
     needs_distance: ClassVar[bool] = True
@@ -55,7 +56,7 @@ class HandOver(Matching):
             "differentiates": (self.far.needs_teacher and self.far.differentiates) or self.near.differentiates,
             "only_for": self.far.only_for or self.near.only_for,
         }
-        for name, value in needs.items():  # of every instance its own, where other objectives say it for the class
+        for name, value in needs.items():  # class variables of other objectives; here they depend on the fields
             object.__setattr__(self, name, value)
 
     @property
@@ -78,7 +79,8 @@ class HandOver(Matching):
         student: Student | None = None,
         context: Context | None = None,
     ) -> tuple[Tensor, Log]:
-        """`far`'s gradient at z where context.distance > `below`, else `near`'s."""
+        """`far`'s loss where context.distance > `below`, else `near`'s. Raises ValueError where there is no
+        distance."""
         if not isinstance(context, Context) or context.distance is None:
             raise ValueError(
                 "hand_over goes by the measured distance: give context=Context(..., distance=MULTIPLE_OF_CHANCE), such "

@@ -20,7 +20,7 @@ class MMD(BetweenSamples):
     """The kernel distance of Wasserstein autoencoders (arXiv 1711.01558).
 
     Gradient at z_i of n: (2 / n) (mean_(k != i) g(z_i - z_k) - mean_j g(z_i - y_j)), with the kernel's gradient
-    g(v) = -mean_b 2 v / (b s (1 + |v|^2 / b s)^2), b the bandwidths and s the mean squared distance between samples.
+    g(v) = -mean_b 2 v / (b s (1 + |v|^2 / (b s))^2), b the bandwidths and s the mean squared distance between samples.
     """
 
     repeats: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""Moment matching: of mean and covariance only."""
+"""Moment matching: mean and covariance only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dmvae.transport.moments import FEWEST, moment_matching
 @register("moments")
 @dataclass(frozen=True, kw_only=True)
 class Moments(BetweenSamples):
-    """The squared differences of the means m and of the covariances S, the latter without bias, divided by d.
+    """The squared differences of the means m and of the covariances S, the latter estimated without bias, divided by d.
 
     Gradient at z_i of n: 2 (m_z - m_y) / (n d) + 4 (k (S_z - tr S_z / (n - 1)) - S_y) (z_i - m_z) / ((n - 1) d), where
     k = (n - 1)^2 / ((n - 2) (n + 1)).

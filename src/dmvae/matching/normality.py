@@ -17,17 +17,17 @@ from dmvae.registry import register
 from dmvae.transport.normality import narrowed, normality
 
 FEWEST = 8
-"""Latents whose least statistic is that of a distribution of 0.87 times the reference's deviation."""
+"""The fewest latents. On these the statistic is least at 0.87 times the reference's standard deviation (`narrowed`)."""
 
 
 @register("normality")
 @dataclass(frozen=True, kw_only=True)
 class Normality(BetweenSamples):
     """The Epps-Pulley statistic of random projections (SIGReg, arXiv 2511.08544), only for the reference `gaussian`.
-    It compares with no samples: how many `samples` names changes nothing but the random numbers that follow.
+    It compares with no samples: `samples` changes nothing but the random numbers that follow.
 
     Gradient at z_i of n: (2 / (n std)) mean_u u integral of t (b cos(t x_i) - a sin(t x_i)) exp(-t^2 / 2) dt, where
-    x = u . z / std, and a + i b = mean_k exp(i t x_k) - exp(-t^2 / 2) is what the slice has too much at frequency t.
+    x = u . z / std, and a + i b = mean_k exp(i t x_k) - exp(-t^2 / 2) is the error of the characteristic function at t.
     """
 
     only_for: ClassVar[tuple[str, ...]] = ("gaussian",)

@@ -22,12 +22,13 @@ class Sinkhorn(BetweenSamples):
     Gradient at z_i of n: (T_zz(z_i) - T_zy(z_i)) / n, where T_zy(z_i) = n sum_j P_ij y_j is the mean of the samples
     that z_i is assigned by the balanced plan P, and T_zz(z_i) that of the latents in a plan of z to itself, near z_i.
 
-    For views of few dimensions, as tokens of few channels. In many, each latent is nearest to itself by far and samples
-    are strangers, whose mean is nearer the middle: latents that follow the reference already shrink.
+    For views of few dimensions, as tokens of few channels. In many dimensions each latent is by far nearest to itself,
+    and the mean of the samples it is assigned is nearer to the centre: latents that already follow the reference
+    shrink.
     """
 
     vectors: BatchSize = 512
-    """At most so many vectors of a view are compared, drawn at random; the time grows with their square."""
+    """The most vectors of a view that are compared, drawn at random; the time grows with their square."""
     eps: Annotated[float, Range(0, 100, "()")] = 0.05
     """Entropic regularisation, as a share of the mean cost |z - y|^2 / 2; smaller is closer to the exact assignment."""
     iterations: Annotated[int, Range(1, 10**6)] = 50

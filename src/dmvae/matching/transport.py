@@ -26,8 +26,8 @@ from dmvae.transport.sliced import MIXED, Along, sliced_wasserstein
 class Transport(BetweenSamples):
     """mean over directions u of W2^2(u . z, u . y) (sliced Wasserstein distance).
 
-    Gradient at z_i of n: (2 / n) mean_u (u . z_i - q_i(u)) u, where q_i(u) is the mean of the quantiles of u . y that
-    the rank of z_i along u stands for: its place in the reference.
+    Gradient at z_i of n: (2 / n) mean_u (u . z_i - q_i(u)) u. With i the rank of z_i along u, q_i(u) is the mean of the
+    quantiles of u . y from (i - 1) / n to i / n: the place of z_i in the reference.
     """
 
     repeats: ClassVar[bool] = True

@@ -17,6 +17,7 @@ from dmvae.matching import Context, Log, Matching, Student, known_labels
 from dmvae.ranges import Guidance, Share
 
 BINS = 4
+"""Bins of times in [0, 1], for figures by time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ class ByVelocities(Matching):
         student: Student | None = None,
         context: Context | None = None,
     ) -> tuple[Tensor, Log]:
-        """`value`, whose gradient reaches z and no network, and what it logs."""
+        """(`value` with its gradient at z alone, what it logs). Raises ValueError as `asked`."""
         velocities, _, t, noise = self.asked(z, labels, teacher, student, context)
         log = Log()
         return at_latents(lambda at: self.value(at, labels, velocities, t, noise, log), z), log
@@ -52,8 +53,8 @@ class ByVelocities(Matching):
     def value(
         self, z: Tensor, labels: Tensor, velocities: dict[str, Velocity], t: Tensor, noise: Tensor, log: Log
     ) -> Tensor:
-        """The scalar that latents z descend, from guided velocities at times t [n], with noise like z; figures go
-        into the log. Not asked where a member has a `loss` of its own."""
+        """The scalar that latents z descend, from guided velocities at times t [n], with noise like z. Writes figures
+        into `log`. Not called where a member defines `loss` itself."""
         raise NotImplementedError
 
     def asked(
@@ -95,8 +96,8 @@ def _of_classes(velocity: Velocity, null_label: int) -> Velocity:
 
 
 def at_latents(value: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
-    """value(z), a scalar, with its gradient at z: none goes on to the networks that `value` asks."""
-    z = z.to(torch.promote_types(z.dtype, torch.float32))  # float16 would lose the pull before a trainer scales it
+    """value(z), a scalar, whose gradient reaches z and not the networks that `value` calls."""
+    z = z.to(torch.promote_types(z.dtype, torch.float32))  # in float16 the gradient may underflow
     with torch.enable_grad():
         at = z.detach().requires_grad_()
         found = value(at)
@@ -105,7 +106,7 @@ def at_latents(value: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
 
 
 def binned(values: Tensor, t: Tensor) -> dict[str, Tensor]:
-    """ "gap/tMIDDLE" -> [sum, count] of the values [n] whose time falls in a bin, of four over [0, 1]."""
+    """ "gap/tMIDDLE" -> [sum, count] of the values [n] whose time in t [n] falls in that of `BINS` bins over [0, 1]."""
     index = (t * BINS).long().clamp_max(BINS - 1)
     sums = torch.zeros(BINS, device=t.device).index_add_(0, index, values.float())
     counts = torch.zeros(BINS, device=t.device).index_add_(0, index, torch.ones_like(t))

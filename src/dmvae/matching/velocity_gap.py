@@ -1,5 +1,5 @@
 """The squared difference of teacher's and student's velocities (three of the eleven objectives in figure 3 of DMVAE,
-arXiv 2512.07778): a Fisher divergence, of which latents see only what reaches them through the networks' inputs."""
+arXiv 2512.07778): a Fisher divergence. Latents get the part of its gradient that comes through the networks' inputs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dmvae.registry import register
 @register("velocity_gap")
 @dataclass(frozen=True, kw_only=True)
 class VelocityGap(ByVelocities):
-    """G = |d|^2 / (2 numel), d = v_T - v_S at the same z_t, with the gradient at z
+    """G = |d|^2 / (2 numel), d = v_T - v_S at the same z_t, J_T and J_S their Jacobians. Its gradient at z is
 
     stop: none       t (J_T - J_S)^T d / numel
     stop: teacher    -t J_S^T d / numel
@@ -27,12 +27,12 @@ class VelocityGap(ByVelocities):
     """
 
     stop: Literal["none", "teacher", "student"] = "none"
-    """The network through whose input no gradient comes; "none": it comes through both."""
+    """The network whose output is detached; "none": the gradient comes through both."""
 
     def value(
         self, z: Tensor, labels: Tensor, velocities: dict[str, Velocity], t: Tensor, noise: Tensor, log: Log
     ) -> Tensor:
-        """G; logs the squared gap by time."""
+        """G; logs the mean of d^2 by time."""
         z_t, v = interpolate(noise=noise, z=z, t=t), {}
         for name, velocity in velocities.items():
             with torch.set_grad_enabled(name != self.stop):

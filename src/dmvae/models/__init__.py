@@ -1,1 +1,1 @@
-"""Networks that belong to no family: the velocity network, the discriminator, EfficientNet, and their base."""
+"""Networks that belong to no family of parts, such as the velocity network and EfficientNet, and their base classes."""

@@ -20,7 +20,7 @@ NEAR = {
     "tokenizer": ("vae", "autoencoder", "pipeline/vae", "latents/autoencoder"),
     "generator": ("transformer", "generator", "teacher", "pipeline/transformer", "generator/generator"),
 }
-"""Where an artifact lies below a folder that is named in its place; below RUN/VARIANT it is the last one."""
+"""Folders below the one that a user gave, where the artifact may lie; the last one is its place in RUN/VARIANT."""
 
 
 def save_network(module: nn.Module, folder: Path) -> None:
@@ -54,8 +54,8 @@ def artifact_class(folder: str | Path, known: Iterable[type[M]], what: str) -> t
 
 
 def require_weights(folder: Path) -> None:
-    """Raise ValueError where no weights lie beside the config, or a safetensors file of them is cut off; by their names
-    and heads alone, so that a dry run can ask."""
+    """Raise ValueError where a folder holds no weights, or a safetensors file that is cut off. Reads names and file
+    headers only, so that a dry run can ask."""
     files = [file for ending in ("safetensors", "bin") for file in sorted(folder.glob(f"*.{ending}"))]
     if not files:
         raise ValueError(f"{folder}: no weights are here: no .safetensors or .bin; copy the folder again")
@@ -75,9 +75,9 @@ def require_weights(folder: Path) -> None:
 
 
 def load_strictly(cls: type[M], path: str | Path, **kwargs: object) -> M:
-    """`cls.from_pretrained` in float32, with a ValueError where diffusers warns, of weights too many or too few, and
-    for whatever a damaged config makes the class's own code raise."""
-    # a pair where it is asked for what did not fit
+    """`cls.from_pretrained` in float32. Raises ValueError for missing, unknown or misshapen weights, of which diffusers
+    only warns, and for whatever a damaged config makes the class's own code raise."""
+    # from_pretrained returns a pair with output_loading_info
     read = cast("Callable[..., tuple[M, dict[str, list[object]]]]", cls.from_pretrained)
     try:
         model, info = read(

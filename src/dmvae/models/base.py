@@ -45,9 +45,9 @@ class Model(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, **kwargs: object) -> Self:
-        """As diffusers', but built in memory and then filled: its meta-device start would leave buffers that no
-        file holds (rotary tables, normalisation of pixels) without values. DiffusionPipeline asks for that start of
-        its own accord, so it is not followed, but for a `device_map`, which is a user's wish. Raises ValueError for the
+        """As diffusers', but built in memory and then filled. A start on the meta device would leave buffers that no
+        file holds (rotary tables, normalisation of pixels) without values. DiffusionPipeline always asks for that
+        start, so it is turned off, except with a `device_map`, which only a user asks for. Raises ValueError for the
         folder of a pipeline, whose models lie in subfolders."""
         folder = Path(pretrained_model_name_or_path or "")
         if not kwargs.get("subfolder") and (folder / "model_index.json").is_file():
@@ -69,7 +69,7 @@ class Model(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
 
 class PointDistribution:
-    """A latent that is certain, with the interface of diffusers' DiagonalGaussianDistribution."""
+    """A posterior without spread, with the interface of diffusers' DiagonalGaussianDistribution."""
 
     def __init__(self, mean: Tensor):
         self.mean = mean
@@ -91,7 +91,7 @@ class PointDistribution:
 
 
 Distribution: TypeAlias = "DiagonalGaussianDistribution | PointDistribution"
-"""What an encoder says of the latents of its images."""
+"""The posterior of the latents of images: `mean`, `std`, `sample()`, `mode()`."""
 
 
 @dataclass
@@ -128,8 +128,8 @@ class Encodes(Protocol):
 
 @contextmanager
 def evaluating(network: Encodes | nn.Module) -> Iterator[None]:
-    """The network is in evaluation mode in the block. Afterwards each of its modules has the mode that it had: a
-    training goes on, and what is frozen within it stays so."""
+    """The network is in evaluation mode in the block. Afterwards each module has its own mode again, since parts of a
+    network in training may be in evaluation mode."""
     modes = {module: module.training for module in network.modules()}
     network.eval()
     try:
@@ -145,10 +145,10 @@ class Parts:
 
     encoder: list[nn.Module]
     bottleneck: list[nn.Module]
-    """From the encoder's features to latents; empty where the encoder's are the latents."""
+    """From the encoder's features to latents; empty where the features are the latents."""
     decoder: list[nn.Module]
     last_layer: Tensor
-    """The weights that make the image, at which the adversary's weight compares gradients."""
+    """The weights of the layer that gives the image: the adaptive weight compares gradients at them."""
     undone: bool = False
     """Whether the tokenizer's `decode` undoes the bottleneck, so that no reconstruction depends on it."""
 
@@ -177,22 +177,23 @@ class Tokenizer(Model):
         raise NotImplementedError
 
     def parts(self) -> Parts:
-        """What can be trained of it. Raises ValueError for a tokenizer that can only be used as it is."""
+        """The modules that can be trained. Raises ValueError for a tokenizer that can only be used as it is."""
         raise NotImplementedError
 
     def as_diffusers(self) -> ModelMixin | None:
-        """A network of diffusers' own classes that does what this tokenizer does; None where there is no such."""
+        """A network of a class of diffusers that does what this tokenizer does; None where there is none."""
         return None
 
     def compiled_parts(self) -> list[nn.Module]:
-        """What `run.compile` compiles: the parts, for training calls them and not `forward`. Encoders and decoders may
-        name parts of their own; a decoder that names none stays eager (see `ConvolutionalDecoder.compiled_parts`)."""
+        """What `run.compile` compiles: the parts, because training calls them and not `forward`. Encoders and decoders
+        may name parts of their own; a decoder that names none is not compiled (see
+        `ConvolutionalDecoder.compiled_parts`)."""
         try:
             parts = self.parts()
-        except ValueError:  # it can only be used as it is, and stays eager
+        except ValueError:  # it can only be used as it is, and is not compiled
             return []
         found = [part for encoder in parts.encoder for part in _named(encoder, [encoder])]
-        # torch compiles no module of its own, such as a Sequential, by itself
+        # torch.compile skips torch's own modules, such as a Sequential, when called on them
         found += [part for part in parts.bottleneck if not isinstance(part, nn.Sequential)]
         found += [part for decoder in parts.decoder for part in _named(decoder, [])]
         return [part for part in found if any(part.children())]
@@ -221,13 +222,14 @@ class Tokenizer(Model):
 
     def encode(self, x: Tensor, rng: torch.Generator | None = None) -> EncoderOutput:
         """x [n, c, h, w] in [-1, 1]; h and w must be multiples of the stride (ValueError). rng: draws the latents where
-        they are drawn; unless given, an image's content does, so that it is encoded alike in any batch."""
+        `drawn` is set; unless given, each image's content seeds its own draw, so that it is encoded alike in any
+        batch."""
         raise NotImplementedError
 
     @property
     def drawn(self) -> bool:
-        """Whether latents are samples of the posterior: those are what was matched (`matching.noise: posterior` or
-        `fixed`), or what generators learn all the same (`latents.drawn`)."""
+        """Whether latents are samples of the posterior, because samples were matched (`matching.noise: posterior` or
+        `fixed`), or generators learn samples (`latents.drawn`)."""
         return bool(self.config.get("drawn"))
 
     @drawn.setter
@@ -235,7 +237,7 @@ class Tokenizer(Model):
         self.register_to_config(drawn=drawn)
 
     def _output(self, posterior: Distribution, x: Tensor, rng: torch.Generator | None) -> EncoderOutput:
-        """What `encode` gives for images x with that posterior."""
+        """What `encode` returns for images x with that posterior."""
         mean = posterior.mean
         if self.spread is not None:
             from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
@@ -262,19 +264,20 @@ class Tokenizer(Model):
         self.latent_mean.copy_(mean)
         self.latent_std.copy_(std)
         self.whiten(whitening)
-        # variance over all channels together: the mean of variances and the variance of means
+        # variance over all channels together: the mean of the variances plus the variance of the means
         whole = (std.double().square().mean() + mean.double().var(correction=0)).sqrt()
         self.register_to_config(scaling_factor=float(1 / whole), shift_factor=float(mean.double().mean()))
 
     def whiten(self, matrix: Tensor | None) -> None:
-        """Have `normalize` multiply by a matrix [C, C] of `dmvae.models.whitening`; None: by none."""
+        """Set the matrix [C, C], of `dmvae.models.whitening`, by which `normalize` multiplies; None for no matrix."""
         inverse = None if matrix is None else torch.linalg.inv(matrix.double())
         self.register_buffer("whitening", None if matrix is None else matrix.to(self.latent_std))
         self.register_buffer("colouring", None if inverse is None else inverse.to(self.latent_std))
         self.register_to_config(whitened=matrix is not None)
 
     def normalize(self, z: Tensor) -> Tensor:
-        """(z - mean) / std per channel, and whitened where it is: what flow models see of z [n, C, H, W]."""
+        """(z - mean) / std per channel, then times `whitening` if there is one: what flow models see of z
+        [n, C, H, W]."""
         z = (z - self.latent_mean[:, None, None].to(z)) / self.latent_std[:, None, None].to(z)
         return z if self.whitening is None else mapped(self.whitening, z)
 
@@ -322,14 +325,14 @@ def _named(module: nn.Module, otherwise: list[nn.Module]) -> list[nn.Module]:
 
 
 class Checkpointing(Protocol):
-    """A module whose activations diffusers' switch has computed again in the backward pass; it sets both."""
+    """A module with diffusers' switch for gradient checkpointing, which sets both attributes."""
 
     gradient_checkpointing: bool
     _gradient_checkpointing_func: Callable[..., Tensor] | None
 
 
 def run_part(owner: Checkpointing, part: nn.Module, *args: Tensor) -> Tensor:
-    """`part(*args)`, a part of the owner, without keeping its activations where the owner's switch is on."""
+    """`part(*args)`; its activations are computed again in the backward pass where the owner's switch is on."""
     if owner.gradient_checkpointing and torch.is_grad_enabled():
         assert owner._gradient_checkpointing_func is not None
         return owner._gradient_checkpointing_func(part, *args)

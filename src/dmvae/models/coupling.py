@@ -14,11 +14,9 @@ from dmvae.runtime.precision import full_precision, without_tf32
 
 
 class Coupling(nn.Module):
-    """In coordinates turned by a rotation of the channels, the first half a stays and changes the other:
-    b -> exp(s(a)) b + t(a), and |s| < 1. [n, C, H, W] -> the same; at first the identity.
-
-    s and t see a place and its neighbours. Turned back afterwards, so that a layer which changes little leaves each
-    channel what it was.
+    """The channels are rotated and split into halves a and b. a stays, and b -> exp(s(a)) b + t(a), with |s| < 1; then
+    they are rotated back, so that a layer which changes little leaves each channel as it was. [n, C, H, W] -> the same;
+    the identity at first. s and t are convolutions: they see a place and its neighbours.
     """
 
     rotation: Tensor
@@ -55,7 +53,7 @@ class CouplingFlow(nn.Module):
         super().__init__()
         if channels < 2:
             raise ValueError(f"latents of {channels} channel have no halves, of which one changes the other")
-        # drawn alike every time: a layer of an artifact without weights has the one that its weights were learned with
+        # Seeded: a network built without its weights must have the rotations that the weights were trained with.
         rng = torch.Generator().manual_seed(0)
         drawn = torch.randn(layers, channels, channels, generator=rng, device="cpu")
         self.layers = nn.ModuleList(Coupling(channels, width, torch.linalg.qr(m).Q) for m in drawn)

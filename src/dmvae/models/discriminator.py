@@ -1,4 +1,4 @@
-"""What tells images from reconstructions, and PatchGAN (pix2pix, arXiv 1611.07004), which does so for each patch."""
+"""The base of discriminators, and PatchGAN (pix2pix, arXiv 1611.07004), which judges each patch."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class PatchGAN(Discriminator):
         return self.main(x)
 
     def check_images(self, x: Tensor) -> None:
-        """Raise ValueError for images too small for a single logit: the two last layers take a pixel each."""
+        """Raise ValueError for images that are too small for one logit: the last two layers each take a pixel off."""
         layers = self.config["layers"]
         height, width = x.shape[-2:]
         least = max(4, 3 * 2**layers)

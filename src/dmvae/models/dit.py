@@ -132,7 +132,7 @@ class LightningDiT(VelocityModel):
             told = list(t.shape) if isinstance(t, Tensor) else repr(t)
             raise ValueError(f"t: give times [{len(z_t)}], one for each latent; got {told}")
         x_bnd = self.x_embedder(z_t) + self.pos_embed
-        # Every modulation starts with SiLU of the same condition: once here instead of in each block.
+        # Every modulation starts with SiLU of the same condition, so it is applied once, here.
         c_b1d = F.silu(self.t_embedder(t) + self.y_embedder(labels))[:, None]
         blocks, first = [*self.blocks], depth or 0
         tokens = x_bnd = self._run(blocks[:first], x_bnd, c_b1d, self.rope_cos, self.rope_sin)
@@ -145,7 +145,7 @@ class LightningDiT(VelocityModel):
         return velocity if depth is None else (velocity, tokens)
 
     def compiled_parts(self) -> list[nn.Module]:
-        """What `run.compile` compiles: each block by itself, for blocks of one shape share what is compiled once."""
+        """What `run.compile` compiles: each block by itself, because equal blocks share one compiled graph."""
         head: list[nn.Module] = [*self.head.blocks] if self.config["head_width"] is not None else []
         return [*self.blocks, *head, self.final_layer]
 
@@ -163,11 +163,11 @@ class LightningDiT(VelocityModel):
 
 
 class Head(nn.Module):
-    """A few wide blocks that see z_t anew, conditioned at each token on what the backbone says of it.
+    """A few wide blocks that get z_t again, conditioned at each token on the backbone's output there.
 
-    A velocity has the latents' C channels, noise in all of them; a network whose tokens are narrower than
-    that cannot express it. Only this part need be as wide: DDT (arXiv 2504.05741), RAE (arXiv 2510.11690).
-    It has as many attention heads as the backbone.
+    A velocity has noise in all C channels of the latents; a network whose tokens are narrower than that cannot express
+    it. Only this part needs the width: DDT (arXiv 2504.05741), RAE (arXiv 2510.11690). It has as many attention heads
+    as the backbone.
     """
 
     rope_cos: Tensor
@@ -194,5 +194,5 @@ class Head(nn.Module):
         self.register_buffer("rope_sin", sin, persistent=False)
 
     def condition(self, x_bnd: Tensor, c_b1d: Tensor) -> Tensor:
-        """The backbone's tokens and its own condition -> the head's, one per token: [b, n, head width]."""
+        """The backbone's tokens [b, n, d] and its condition [b, 1, d] -> the head's, per token: [b, n, head width]."""
         return F.silu(self.projection(normalised(x_bnd) * self.norm() + c_b1d))

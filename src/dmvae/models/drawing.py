@@ -1,5 +1,5 @@
-"""Randomness that the content of an image decides: alike in any batch and on any rank, and for different images as if
-drawn.
+"""Random numbers seeded by the content of an image: the same for it in any batch and on any rank, and independent
+between different images.
 
 Shapes: images x [n, c, h, w] in [-1, 1].
 """
@@ -21,8 +21,8 @@ def content_hashes(x: Tensor) -> Tensor:
 
 
 def noise(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """[n, *shape], standard normal: each image's from a generator of its own, seeded by its number. Of images without
-    data, on torch's meta device, it has only its shape."""
+    """[n, *shape], standard normal, each image's from a generator that its hash seeds. For images on the meta device,
+    which have no data, an empty tensor of that shape there."""
     if x.is_meta:
         return x.new_empty(len(x), *shape)
     generators = (torch.Generator().manual_seed(seed) for seed in content_hashes(x).tolist())

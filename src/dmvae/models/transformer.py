@@ -71,8 +71,9 @@ class SwiGLU(nn.Module):
 
 
 class RMSScale(nn.Module):
-    """The learned scale of an RMSNorm; `normalised` is its other half, so that callers can fold the scale. It is called
-    for, and not looked up: what moves weights to a device for each call of a module has its turn."""
+    """The learned scale of an RMSNorm, apart from `normalised`, so that callers can fold the scale into other factors.
+    They call it rather than read `weight`, so that hooks which move weights to a device at each call (offloading)
+    run."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -129,22 +130,22 @@ class FinalLayer(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear32(width, 2 * width))
 
     def forward(self, x_bnd: Tensor, c: Tensor) -> Tensor:
-        # float32 under autocast too: guidance multiplies the difference of two outputs that are nearly equal, and with
-        # it their rounding. At scale 5 this takes the error of bf16 from 2e-2 to 2e-3, and the layer is small.
+        # float32 under autocast too: guidance multiplies the difference of two nearly equal outputs, and their
+        # rounding with it. At scale 5 this reduces the error of bf16 from 2e-2 to 2e-3, and the layer is small.
         with full_precision(x_bnd):
             shift, scale = self.adaLN_modulation[1](c).chunk(2, dim=-1)
             return self.linear(modulated(x_bnd.float(), self.norm_final().float(), scale, shift))
 
 
 class Linear32(nn.Linear):
-    """A Linear in float32, whatever its weights are kept in."""
+    """A Linear that computes in float32, whatever the dtype of its weights."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x.float(), self.weight.float(), self.bias.float())
 
 
 class CastingLinear(nn.Linear):
-    """A Linear that takes numbers of any precision, and computes in its weights'."""
+    """A Linear that takes inputs of any dtype and computes in that of its weights."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.to(self.weight.dtype))
@@ -153,8 +154,8 @@ class CastingLinear(nn.Linear):
 def attend(q_bhne: Tensor, k_bhne: Tensor, v_bhne: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(e)) v, [b, h, n, e]."""
     n = q_bhne.shape[2]
-    # A CPU's fused kernel trails two batched products in bf16 (by a third, forward and backward, at 256 tokens) and on
-    # few tokens; it saves the memory of n x n weights, which matters where there are many.
+    # On a CPU the fused kernel is slower than two batched products in bf16 (by a third, forward and backward, at 256
+    # tokens) and on few tokens. It saves the memory of n x n weights, which matters where there are many.
     if kind(q_bhne.device) == "cpu" and n <= (512 if q_bhne.dtype is torch.bfloat16 else 64):
         weights = (q_bhne * q_bhne.shape[-1] ** -0.5) @ k_bhne.transpose(-1, -2)
         return torch.softmax(weights, -1, dtype=weights.dtype) @ v_bhne
@@ -162,7 +163,7 @@ def attend(q_bhne: Tensor, k_bhne: Tensor, v_bhne: Tensor) -> Tensor:
 
 
 def normalised(x: Tensor) -> Tensor:
-    """x / rms(x) over the last dimension, its mean square in float32 whatever x is."""
+    """x / rms(x) over the last dimension, in the dtype of x; the mean square is computed in float32 at least."""
     return _Normalised.apply(x)[0]
 
 
@@ -197,14 +198,15 @@ def modulated(x_bnd: Tensor, weight_d: Tensor, scale: Tensor, shift: Tensor) -> 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn each pair (x[2i], x[2i + 1]) of x [b, n, ..., e] by its position's angle; cos, sin from `rope_tables`."""
-    # The pairs change places whole, rather than x fall into two strided halves: those are slow to read and to write.
+    # Members of a pair are swapped, rather than x split into two strided halves, which are slow to read and to write.
     swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
     return torch.addcmul(x * cos.to(x.dtype), swapped, sin.to(x.dtype))
 
 
 def rope_tables(side: int, head_width: int) -> tuple[Tensor, Tensor]:
     """cos and sin [side * side, 1, 1, head_width] of the row's angles, then of the column's; theta 10000. Each angle
-    stands twice, once for either member of a pair, its sine with the sign that the other member takes: -, +."""
+    stands twice, once for each member of a pair; its sine has the signs -, + by which `rotate` multiplies the other
+    member."""
     frequencies = 10000.0 ** (-torch.arange(0, head_width // 2, 2) / (head_width // 2))
     angles = torch.arange(side)[:, None] * frequencies
     both = torch.cat((angles.repeat_interleave(side, 0), angles.repeat(side, 1)), dim=-1)[:, None, None, :, None]

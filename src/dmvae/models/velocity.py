@@ -33,8 +33,9 @@ class VelocityModel(Model):
         return self.at_random_times(z, labels, rng).flow
 
     def at_random_times(self, z: Tensor, labels: Tensor, rng: Random, depth: int | None = None) -> FlowPass:
-        """The pass of which `loss` is the loss; with `depth`, of networks that take one, also the tokens [n, N, d]
-        behind so many blocks."""
+        """Velocities and targets at random times and noise; `loss` is their `flow`. With `depth`, for networks that
+        take one, also the tokens [n, N, d] behind that many blocks. Raises ValueError for velocities of another
+        shape."""
         t = sample_time(len(z), self.time_distribution, rng, self.time_shift)
         noise = rng.normal(*z.shape)
         z_t = interpolate(noise=noise, z=z, t=t)
@@ -44,7 +45,8 @@ class VelocityModel(Model):
     def sample(
         self, noise: Tensor, labels: Tensor, settings: Sampling, normal: Callable[[], Tensor] | None = None
     ) -> Tensor:
-        """noise [n, C, H, W] carried to latents; `normal` gives the fresh noise that stochastic samplers need."""
+        """Standard normal noise [n, C, H, W] and labels int64 [n] -> latents [n, C, H, W], with guidance as in
+        `settings`. normal: fresh noise at each call, for stochastic samplers."""
         return deque(self.trajectory(noise, labels, settings, normal), maxlen=1).pop()
 
     def trajectory(

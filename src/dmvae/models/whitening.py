@@ -11,14 +11,14 @@ from torch import Tensor
 from dmvae.runtime.precision import full_precision, without_tf32
 
 THINNEST = 1e-4
-"""Directions with less than this share of the widest one's variance are widened no more than one that has it: what is
-in them may be rounding."""
+"""A variance below this share of the largest counts as this share: what such a direction holds may be rounding."""
 
 
 def whitening(covariance: Tensor, amount: float) -> Tensor:
-    """float32 [C, C], D R^(-amount / 2), for latents of this covariance [C, C] that are normalised per channel; R are
-    their correlations. The diagonal D keeps the standard deviation of each channel at 1. amount: 0 is the identity, 1
-    leaves no correlation (ZCA-cor of Kessy, Lewin and Strimmer, arXiv 1512.00809), and below 0 correlations grow."""
+    """float32 [C, C], D R^(-amount / 2), for latents of this covariance [C, C] that are then normalised per channel; R
+    is their correlation matrix. The diagonal D keeps the standard deviation of each channel at 1. amount 0 gives the
+    identity, 1 removes all correlation (ZCA-cor of Kessy, Lewin and Strimmer, arXiv 1512.00809), below 0 correlations
+    grow."""
     covariance = covariance.double()
     std = covariance.diagonal().sqrt().clamp_min(1e-6)
     correlations = covariance / std / std[:, None]
@@ -30,7 +30,7 @@ def whitening(covariance: Tensor, amount: float) -> Tensor:
 
 
 def mapped(matrix: Tensor, z: Tensor) -> Tensor:
-    """matrix @ z at each place of z [n, C, H, W] or [C, H, W], in its dtype and unrounded under autocast; of an image
-    alike in any batch, but for rounding where H W = 1."""
+    """matrix @ z at each place of z [n, C, H, W] or [C, H, W], in the dtype of z, not rounded by autocast or TF32. An
+    image gives the same in any batch, except for rounding where H W = 1."""
     with full_precision(z), without_tf32(z.device):
         return (matrix.to(z) @ z.flatten(-2)).view_as(z)

@@ -1,14 +1,14 @@
-"""Reference distributions: one file each. A reference is the distribution that the latents shall have.
+"""Reference distributions: one file each. A reference is the distribution that the latents should have.
 
 One rule for normalisation: a reference is a distribution of *normalised* latents, (z - mean) / std, where z are the
 tokenizer's raw latents. Which mean and std:
 
-- `features` with the tokenizer's own bottleneck: those of these features, so that raw latents shall follow the raw
+- `features` with the tokenizer's own bottleneck: those of these features, so that raw latents are matched to the raw
   features. `noise_states`: those of the reference that it adds noise to.
 - every other reference has unit scale (features of other networks are standardised per channel) and takes mean and std
   of the tokenizer's *initial* latents. So, whatever the tokenizer's scale, matching starts with latents that already
   have the reference's mean and std per channel, and changes the shape of their distribution.
-- references given as formulas can describe raw latents instead (`scale: raw`): mean 0, std 1.
+- references given as formulas can describe raw latents instead (`scale: raw`): then mean is 0 and std 1.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Reference(Protocol):
     """
 
     mean: Tensor
-    """float32 [C], subtracted from raw latents; zeros where raw latents shall follow the reference."""
+    """float32 [C], subtracted from raw latents; zeros where the reference describes raw latents."""
     std: Tensor
     """float32 [C], by which they are then divided."""
 
@@ -89,15 +89,15 @@ class Reference(Protocol):
         The label `num_classes` means "no label"."""
 
     def sample(self, n: int, rng: Random) -> tuple[Tensor, Tensor]:
-        """(latents [n, C, H, W] float32, labels int64 [n]). Many samples hold every class, because matching asks the
-        teacher about every class. Where labels carry no information, or a class has no samples of its own, draw that
-        label's samples from the whole reference."""
+        """(latents [n, C, H, W] float32, labels int64 [n]). Every class must occur, because matching asks the teacher
+        about every class. Where labels carry no information, or a class has no samples of its own, draw that label's
+        samples from the whole reference."""
         ...
 
 
 class Unlabelled:
-    """A reference whose labels mean nothing, for who would take them to mean something: all are "no label", the number
-    of classes."""
+    """A reference whose labels carry no information: each is replaced by `null_label`, the number of classes, so that
+    nothing learns from them."""
 
     def __init__(self, reference: Reference, null_label: int) -> None:
         self.of, self.null_label = reference, null_label
@@ -114,9 +114,9 @@ class Unlabelled:
 
 
 def draw(reference: Reference, n: int, rng: Random, device: torch.device) -> tuple[Tensor, Tensor]:
-    """`reference.sample(n, rng)`, drawn on the CPU and copied to the device without waiting for the device. A reference
-    with `sample_on(n, rng, device)` is asked by that: it can copy stored latents first and normalise them there. No
-    gradient reaches what samples."""
+    """(latents [n, C, H, W], labels [n]) of `reference.sample(n, rng)`, drawn on the CPU and copied to the device
+    without waiting for it. A reference may have `sample_on(n, rng, device)`, which is called instead: it can copy
+    stored latents first and normalise them on the device. No gradient flows back into the reference."""
     on: Callable[[int, Random, torch.device], tuple[Tensor, Tensor]] | None = getattr(reference, "sample_on", None)
     if on is not None:
         z, labels = on(n, rng.on_cpu(), device)
@@ -127,7 +127,7 @@ def draw(reference: Reference, n: int, rng: Random, device: torch.device) -> tup
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceConfig(Registered):
-    """A reference has no field in common with the others."""
+    """Base class of references. They have no fields in common."""
 
     required: ClassVar[tuple[str, ...]] = ("build",)
 
@@ -142,11 +142,11 @@ class ReferenceConfig(Registered):
         return True
 
     def labelled_for(self, inputs: Surroundings) -> bool:
-        """As `labelled`, with the latents' shape known. Override it where only drawing samples tells."""
+        """As `labelled`, with the latents' shape known. Override it where only drawn samples show it."""
         return self.labelled
 
     def check(self, inputs: Surroundings) -> None:
-        """Raise ValueError for what is wrong with the reference, as far as that is known before any stage has run."""
+        """Raise ValueError for mistakes that can be found before any stage has run."""
 
     def build(self, inputs: Surroundings) -> Reference:
         """Open the reference for latents of shape `inputs.latent_shape`, (C, H, W). Files that it writes go under

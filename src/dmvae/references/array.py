@@ -26,9 +26,9 @@ CHECKED = 4096
 @register("array")
 @dataclass(frozen=True, kw_only=True)
 class ArrayReference(DataConfig):
-    """Rows of an array, standardised per channel: latents [n, C, H, W] or [n, C H W], taken as they are; features
-    [n, d, h, w], resized and reduced; or vectors [n, d] with d > C H W, each reduced to C H W components. Without
-    `labels`, labels are drawn at random and carry no information."""
+    """Rows of an array, standardised per channel: latents [n, C, H, W] or [n, C H W], used as they are; features
+    [n, d, h, w], resized and reduced to the latents' shape; or vectors [n, d] with d > C H W, each reduced to C H W
+    components. Without `labels`, labels are drawn at random and carry no information."""
 
     path: str
     """A .npy file; a .safetensors file; a .parquet file, or a folder of them, with one (nested) list a row."""
@@ -126,7 +126,7 @@ class ArrayReference(DataConfig):
 
 
 class Rows(nn.Module):
-    """Rows of an array as features, of a `layout` that `dmvae.references.reduction.Reducer` describes."""
+    """Rows of an array as features; `layout` as `dmvae.references.reduction.Reducer` describes it."""
 
     def __init__(self, layout: str, shape: tuple[int, ...]) -> None:
         super().__init__()

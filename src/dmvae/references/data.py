@@ -26,10 +26,10 @@ from dmvae.runtime.files import read_head, write_tensors
 from dmvae.runtime.random import Random, seed_of
 from dmvae.runtime.transfer import send
 
-INITIAL_IMAGES = 2048
-FIT_VECTORS = 1 << 16
-TRIED = 16
-FIT_ITEMS = 2048  # at least, if the data has so many: vectors of one item resemble each other
+INITIAL_IMAGES = 2048  # whose latents before matching give mean and std
+FIT_VECTORS = 1 << 16  # to fit a reduction on, about
+FIT_ITEMS = 2048  # at least that many items, if the data has them: vectors of one item resemble each other
+TRIED = 16  # items whose features are checked before any stage runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +37,8 @@ class DataConfig(ReferenceConfig):
     """Fields of every reference made from data."""
 
     classes: tuple[Annotated[int, Range(0, 99999)] | str, ...] | None = None
-    """Keep these classes only, by number or name; null keeps all. For another class, whose images are matched too,
-    samples are drawn from all classes that are kept."""
+    """Keep these classes only, by number or name; null keeps all. Samples for another class, whose images are matched
+    too, are drawn from all classes that are kept."""
     reduction: Reduction = "pca"
     """How d feature channels become the latents' C: "pca", principal components, whitened; "random", a random
     orthogonal projection; "bottleneck", an MLP learned here by reconstruction of the features."""
@@ -61,10 +61,10 @@ class DataConfig(ReferenceConfig):
         features = torch.cat(list(_features(reducer, some(data, TRIED, inputs), inputs)))
         if not features.isfinite().all():
             raise ValueError("its features hold NaN or infinity: check its weights and data")
-        if (features - features[:1, :, :1, :1]).abs().max() <= 1e-5 * features.abs().max():  # beyond rounding
+        if (features - features[:1, :, :1, :1]).abs().max() <= 1e-5 * features.abs().max():  # equal up to rounding
             raise ValueError("its features are the same for every item: there is nothing to match")
         if reducer.layout != "latents" and self.reduction != "bottleneck":
-            vectors = len(data) * reducer.vectors_per_item - 1  # centred, they span at most that many directions
+            vectors = len(data) * reducer.vectors_per_item - 1  # directions that centred vectors span at most
             require_channels(self.reduction, min(features.shape[1], vectors), reducer.channels)
 
     def build(self, inputs: Surroundings) -> Samples:
@@ -142,8 +142,8 @@ def initial_latents(inputs: Surroundings) -> LatentSet:
 
 
 def encoded(folder: Path) -> bool:
-    """Whether `inputs.encode` has finished there: it writes the statistics last. All ranks get the first one's answer,
-    as it may mend a shard while others still look."""
+    """Whether `inputs.encode` has finished there: it writes the statistics last. All ranks get the first rank's answer,
+    because that rank may rewrite a shard while others still look."""
     files = (folder / STATISTICS, *folder.glob("latents-*.safetensors"))
     return distributed.broadcast(all(read_head(file) is not None for file in files))
 

@@ -27,7 +27,8 @@ class EffNetReference(DataConfig):
     stride: Literal[8, 16, 32] = 16
     """Image pixels per feature, along each side: features of 40, 112 or 320 channels."""
     dilated: bool = configs.added(False)
-    """The last stage's 320 channels at this stride, its later strides made dilations: what knows classes best."""
+    """Take the last stage's 320 channels at this stride, with the later strides replaced by dilations: these features
+    tell classes best."""
     resolution: Pixels | None = None
     """Images are resized to this height and width, pixels; null gives one feature per latent."""
 

@@ -25,7 +25,7 @@ class FeaturesReference(DataConfig):
 
     def check(self, inputs: Surroundings) -> None:
         data = self.chosen(inputs)
-        if self.reduction != "bottleneck":  # which is the tokenizer's own, as the network is
+        if self.reduction != "bottleneck":  # the tokenizer's own bottleneck fits its own features
             channels, height, width = inputs.latent_shape
             require_channels(
                 self.reduction, min(inputs.new_encoder().channels, len(data) * height * width - 1), channels

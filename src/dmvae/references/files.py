@@ -17,7 +17,8 @@ def parquet_files(path: Path) -> list[Path]:
 
 
 def read_column(files: list[Path], name: str) -> list[Any]:
-    """The values of a column, of all files in order. Raises ValueError where it is missing."""
+    """The values of a column, of all files in order. Raises ValueError where it is missing, and for a file that cannot
+    be read."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq

@@ -29,7 +29,7 @@ class FunctionReference(SyntheticConfig):
     """The function: `package.module:name`, or `path/to/file.py:name`."""
 
     def labelled_for(self, inputs: Surroundings) -> bool:
-        """Whether two samples come with labels."""
+        """Tells by drawing two samples: whether the function returns labels."""
         try:
             return self._open(inputs).returned(2, _trial())[1] is not None
         except ValueError:
@@ -87,7 +87,7 @@ class Function:
         self.mean, self.std = torch.zeros(shape[0]), torch.ones(shape[0])
 
     def returned(self, n: int, rng: Random) -> tuple[object, object]:
-        """(latents, labels or None), as the function gives them."""
+        """(latents, labels or None), as the function returns them, unchecked."""
         found = self.function(n, self.shape, self.num_classes, rng)
         if not isinstance(found, tuple):
             return found, None

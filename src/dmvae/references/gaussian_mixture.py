@@ -19,8 +19,8 @@ ELEMENTS = 1 << 24  # of the work space [b, K, C, H, W]
 class GaussianMixture:
     """p(z | label c) = sum_k p(k | c) N(z; m_k, diag s_k^2), and p(z) for the label `num_classes`.
 
-    means, variances [K, C, H, W]; joint [num_classes, K] = p(c, k), see `joint_weights`. Computes in the dtype and on
-    the device of the states it is given. As a reference: `mean` and `std` [C] normalise raw latents.
+    means m_k, variances s_k^2: [K, C, H, W]; joint [num_classes, K] = p(c, k), see `joint_weights`. Computes in the
+    dtype and on the device of the states z_t. mean, std [C]: as of every `Reference`.
     """
 
     def __init__(self, means: Tensor, variances: Tensor, joint: Tensor, mean: Tensor, std: Tensor) -> None:
@@ -38,11 +38,11 @@ class GaussianMixture:
         return means + variances.sqrt() * noise, labels
 
     def log_prob(self, z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """log p_t(z_t | label), [b]; t = 1 is the mixture itself."""
+        """log p_t(z_t | label) [b], in nats, of z_t [b, C, H, W] at times t [b]; t = 1 is the mixture itself."""
         return self._log_terms(z_t, t, labels)[0].logsumexp(1)
 
     def velocity(self, z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """E[z - noise | z_t, label]. With v_k = t^2 s_k^2 + (1 - t)^2 and r = p(k | z_t, label),
+        """E[z - noise | z_t, label], [b, C, H, W]. With v_k = t^2 s_k^2 + (1 - t)^2 and r_k = p(k | z_t, label), it is
 
         sum_k r_k (m_k + (t s_k^2 - (1 - t)) / v_k (z_t - t m_k))
         """
@@ -82,8 +82,8 @@ class GaussianMixture:
 def joint_weights(weights: Tensor, labels: Tensor | None, num_classes: int) -> Tensor:
     """p(c, k), float64 [num_classes, K], of components with weights [K] > 0 that belong to the classes `labels` [K].
 
-    A class without components (all are, where labels are None) stands for the whole mixture, with p(c) =
-    1 / num_classes; so every class occurs, and p(k) stays what the weights say.
+    A class without components stands for the whole mixture, with p(c) = 1 / num_classes; so does every class where
+    `labels` is None. So every class occurs, and p(k) is what the weights say.
     """
     weights = weights.double() / weights.double().sum()
     joint = torch.zeros(num_classes, len(weights), dtype=torch.float64)

@@ -64,7 +64,7 @@ class MixtureReference(SyntheticConfig):
             return self.conditional and (self.fit is None or self.fit.labelled)
         try:
             with safe_open(Path(self.file).expanduser(), "pt") as file:
-                return "labels" in file.keys()  # noqa: SIM118  # it is no mapping
+                return "labels" in file.keys()  # noqa: SIM118  # safe_open is no mapping
         except (SafetensorError, OSError):
             return True  # `check` says what is wrong with the file
 

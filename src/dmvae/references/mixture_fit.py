@@ -13,8 +13,8 @@ FLOOR = 1e-3  # of a variance, in the unit scale of normalised latents: a compon
 
 
 def fit_mixture(x: Tensor, components: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(means [K, D], variances [K, D], weights [K]) of the mixture with diagonal covariances that expectation
-    maximisation reaches from k-means++ centres; float64. K is `components`, or n where there are fewer samples."""
+    """(means [K, D], variances [K, D], weights [K], float64) of the mixture with diagonal covariances that expectation
+    maximisation reaches on x [n, D] from k-means++ centres. K is `components`, or n if that is less."""
     x = x.double()
     components = min(components, len(x))
     generator = torch.Generator().manual_seed(seed)
@@ -31,7 +31,8 @@ def fit_mixture(x: Tensor, components: int, seed: int) -> tuple[Tensor, Tensor, 
 
 
 def _plus_plus(x: Tensor, components: int, generator: torch.Generator) -> Tensor:
-    """Samples as centres, each drawn with a probability of its squared distance to those before (Arthur 2007)."""
+    """Samples as centres [K, D], each drawn with probability proportional to its squared distance to the nearest of
+    those before (k-means++, Arthur and Vassilvitskii 2007)."""
     centres = [x[torch.randint(len(x), (), generator=generator)]]
     nearest = torch.full((len(x),), torch.inf, dtype=x.dtype)
     while len(centres) < components:
@@ -43,8 +44,8 @@ def _plus_plus(x: Tensor, components: int, generator: torch.Generator) -> Tensor
 
 
 def _maximise(x: Tensor, share: Tensor, total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The parameters that are likeliest given each component's share [n, K] of each sample. A variance is shrunk
-    towards the whole set's as by one more sample, so that few samples do not make a point."""
+    """The parameters of highest likelihood, given each component's share [n, K] of each sample. The whole set's
+    variance counts as one more sample of each component, so that few samples do not make a point."""
     count = share.sum(0).clamp_min(1e-9)[:, None]
     means = share.T @ x / count
     second = share.T @ x.square() / count

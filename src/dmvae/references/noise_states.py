@@ -33,7 +33,7 @@ class NoiseStatesReference(ReferenceConfig):
 
     @property
     def labelled(self) -> bool:
-        return self.time > 0 and self.of.labelled  # of noise alone labels say nothing
+        return self.time > 0 and self.of.labelled  # pure noise carries no labels
 
     def labelled_for(self, inputs: Surroundings) -> bool:
         return self.time > 0 and self.of.labelled_for(inputs)
@@ -49,6 +49,8 @@ class NoiseStatesReference(ReferenceConfig):
 
 
 class NoiseStates:
+    """The `Reference` that `NoiseStatesReference` builds."""
+
     def __init__(self, inner: Reference, time: float) -> None:
         self.inner, self.time = inner, time
         self.mean, self.std = inner.mean, inner.std
@@ -62,12 +64,15 @@ class NoiseStates:
         return None if self.inner.velocity is None else self._velocity
 
     def _velocity(self, y_s: Tensor, s: Tensor, labels: Tensor) -> Tensor:
-        """The closed form of y from that of z. With T the reference's time,
+        """E[y - e' | y_s], from the closed form of z. e is the noise in y, e' the noise of the path to y, and T =
+        `time`:
 
-            y_s = (1 - s) e' + s y = a z + b e,   a = s T,   b^2 = s^2 (1 - T)^2 + (1 - s)^2
+            y_s = (1 - s) e' + s y = a z + b e'',   a = s T,   b^2 = s^2 (1 - T)^2 + (1 - s)^2
 
-        so y_s / (a + b) is z's path at time a / (a + b), which gives E[z | y_s]; the noises in y and in y_s follow by
-        regression on y_s - a z:  E[y - e' | y_s] = T E[z | y_s] + (s (1 - T)^2 - (1 - s)) / b^2 (y_s - a E[z | y_s]).
+        with standard normal noise e'' in place of e in the second form. So y_s / (a + b) lies on z's path at time
+        a / (a + b), which gives E[z | y_s]. e and e' follow by linear regression on y_s - a z:
+
+            E[y - e' | y_s] = T E[z | y_s] + (s (1 - T)^2 - (1 - s)) / b^2 (y_s - a E[z | y_s])
         """
         time, velocity = self.time, self.inner.velocity
         assert velocity is not None

@@ -98,7 +98,7 @@ def fit_linear(kind: Literal["pca", "random"], rows: Tensor, channels: int, seed
 
 
 def require_channels(kind: str, d: int, channels: int) -> None:
-    """Raise ValueError where features with d channels, or that span d directions, cannot give so many components."""
+    """Raise ValueError where features that have d channels, or span d directions, cannot give `channels` components."""
     if d < channels:
         raise ValueError(
             f"reduction: {kind!r} cannot make {channels} components of features that have {d}; use features of more "
@@ -107,8 +107,8 @@ def require_channels(kind: str, d: int, channels: int) -> None:
 
 
 def principal(rows: Tensor, channels: int) -> Tensor:
-    """float64 [channels, d]: the first principal directions, each divided by its standard deviation, so that
-    W cov W^T = 1. Raises ValueError where the vectors vary in fewer directions."""
+    """W, float64 [channels, d]: the first principal directions of rows [m, d], each divided by its standard deviation,
+    so that W cov W^T is the identity. Raises ValueError where the rows vary in fewer directions."""
     values, directions = torch.linalg.eigh(torch.cov(rows.double().T).reshape(rows.shape[1], rows.shape[1]))
     rank = int((values > 1e-7 * values[-1].clamp_min(1e-30)).sum())
     if rank < channels:
@@ -122,7 +122,7 @@ def principal(rows: Tensor, channels: int) -> Tensor:
 
 
 def random_orthogonal(d: int, channels: int, seed: int) -> Tensor:
-    """float64 [channels, d] with orthonormal rows, uniform among those: Q of a Gaussian matrix, R's diagonal > 0."""
+    """float64 [channels, d] with orthonormal rows, uniformly distributed: Q of a Gaussian matrix, R's diagonal > 0."""
     gaussian = torch.randn(d, channels, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     q, r = torch.linalg.qr(gaussian)
     rows: Tensor = (q * r.diagonal().sign()).T.contiguous()
@@ -130,8 +130,8 @@ def random_orthogonal(d: int, channels: int, seed: int) -> Tensor:
 
 
 def learn_bottleneck(rows: Tensor, channels: int, width: int, steps: int, seed: int, device: torch.device) -> nn.Module:
-    """The encoder of an MLP autoencoder d -> C -> d trained on vectors [m, d]. The paper's bottleneck has this shape,
-    but is trained together with the image decoder: that is the reference `features`."""
+    """The encoder d -> C of an MLP autoencoder trained on rows [m, d]. The paper's bottleneck has this shape, but is
+    trained together with the image decoder: that is the reference `features`."""
     mean, std = rows.mean(0), rows.std(0).clamp_min(1e-6)
     d = rows.shape[1]
     with torch.random.fork_rng(devices=[]):

@@ -1,4 +1,4 @@
-"""A report before a teacher is trained: the reference's effective rank and its distance from the latents."""
+"""A report before a teacher is trained: the reference's effective rank, and its distance to the latents."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 from dmvae.evaluation.latents import scatter, sliced_distance
 
 REPORT = "report.json"
-FAR = 0.5  # in standard deviations of the normalised latents
-SCALE = 1.5  # ratio of standard deviations from which on it warns
-RANK = 0.5  # share of the latents' effective rank
+# It warns of: a distance or a shift of means above FAR, in standard deviations of the normalised latents; a ratio of
+# standard deviations above SCALE; an effective rank below RANK times the latents'.
+FAR, SCALE, RANK = 0.5, 1.5, 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ def compare(reference: Tensor, initial: Tensor) -> ReferenceReport:
     n = min(len(reference), len(initial))
     z, z0 = reference[:n].float().cpu(), initial[:n].float()
     rank, initial_rank = (float(scatter(x, "channels").effective_rank()) for x in (z, z0))
-    # measured on halves of n / 2 samples; the squared distance falls as 1 / n, so sets of n are sqrt(2) closer
+    # Between halves of n / 2 samples. The squared distance falls as 1 / n, so sets of n are closer by sqrt(2).
     floor = sliced_distance(z[: n // 2], z[n // 2 : 2 * (n // 2)]) / 2**0.5
     distance = sliced_distance(z, z0)
     return ReferenceReport(

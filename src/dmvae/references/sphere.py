@@ -21,8 +21,8 @@ class SphereReference(SyntheticConfig):
     """Uniform on a sphere; labels carry no information."""
 
     over: Over = "channels"
-    """What lies on the sphere: "channels", each channel vector of C components, independently of the others; "all",
-    a latent's C H W components as one vector, which differs little from a Gaussian where they are many."""
+    """What lies on the sphere: "channels", the C components of each place, independently of other places; "all", a
+    latent's C H W components as one vector, which differs little from a Gaussian where they are many."""
     radius: Scale | None = None
     """The sphere's radius; null is the square root of the number of components, which then have variance 1."""
 

@@ -17,7 +17,7 @@ class SyntheticConfig(ReferenceConfig):
     """Fields of every synthetic reference."""
 
     scale: Literal["initial", "raw"] = "initial"
-    """Which latents shall follow the reference. "initial": latents normalised by the mean and standard deviation per
+    """Which latents are matched to the reference. "initial": latents normalised by the mean and standard deviation per
     channel that the tokenizer's latents have before matching; "raw": the tokenizer's raw latents."""
 
     def statistics(self, inputs: Surroundings) -> tuple[Tensor, Tensor]:

@@ -39,9 +39,9 @@ TEMPLATES = (
 @register("text")
 @dataclass(frozen=True, kw_only=True)
 class TextReference(DataConfig):
-    """Token embeddings of captions, row by row on the latents' grid: token i at position i, from the first again where
-    a caption is shorter than the grid. Labels are the captions' classes. Templates make few different latents: noise
-    them (type: noise_states) or have captions for a smoother reference."""
+    """Token embeddings of captions, row by row on the latents' grid: token i at position i; a caption that is shorter
+    than the grid begins again. Labels are the captions' classes. Templates give few different latents: add noise (type:
+    noise_states) or use captions for a smoother reference."""
 
     templates: tuple[str, ...] = TEMPLATES
     """Captions of every class, where `captions` is null; {} is the class's name."""
@@ -104,7 +104,7 @@ class TextReference(DataConfig):
 
 
 MOST_CAPTIONS = 2**24
-"""Their numbers travel as float32, which is exact up to this."""
+"""Captions are passed by their numbers in float32, which is exact up to this."""
 
 
 class TokenGrid(nn.Module):
@@ -130,7 +130,7 @@ class TokenGrid(nn.Module):
 
 
 def longest_caption(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:
-    """Most tokens of a caption: 512 or the encoder's limit (CLIP: 77), if lower; longer captions are cut."""
+    """The most tokens that a caption may have: 512, or the encoder's limit if lower (CLIP: 77); the rest is cut off."""
     limits = (tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None))
     return min([512, *(limit for limit in limits if limit and limit > 0)])  # XLNet's -1 is no limit
 
@@ -156,4 +156,4 @@ def load_encoder(model: str | None) -> tuple[PreTrainedTokenizerBase, PreTrained
             encoder = transformers.AutoModel.from_pretrained(model, dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise ValueError(f"model: {model!r} is not a text encoder that transformers can load ({error})") from error
-    return tokenizer, getattr(encoder, "text_model", encoder).eval()  # of CLIP or SigLIP, the text half
+    return tokenizer, getattr(encoder, "text_model", encoder).eval()  # the text half of CLIP or SigLIP

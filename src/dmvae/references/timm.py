@@ -25,7 +25,7 @@ class TimmReference(DataConfig):
     """timm's name of the model, such as vit_base_patch14_dinov2.lvd142m."""
     resolution: Pixels | None = None
     """Images are resized to this height and width, pixels; null leaves them as they are. A vision transformer gives
-    resolution / patch size features a side, which are resized to the latents' grid where they are not as many."""
+    resolution / patch size features along each side; where that is not the latents' grid, they are resized to it."""
     patch_size: Pixels | None = None
     """Patch size to run a vision transformer at; its embeddings are resampled."""
     pretrained: bool = True
@@ -50,5 +50,5 @@ class TimmReference(DataConfig):
         return AtResolution(network, size)
 
     def fingerprint(self) -> str:
-        """Of the checkpoint."""
+        """A hash of the checkpoint's content; "" without one."""
         return "" if self.checkpoint is None else content_hash([Path(self.checkpoint).expanduser()])

@@ -1,4 +1,4 @@
-"""The HTML report of a run: one file that needs nothing else, for a reader who was not there."""
+"""The HTML report of a run: one file that needs nothing else, for readers who do not know the run."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ HERE = Path(__file__).parent
 def write_report(run_dir: Path, jobs: list[Job]) -> Path:
     """Write run_dir/report.html from what the jobs' folders and run_dir/summary.json hold; returns its path.
 
-    A section whose files are missing is left out, so that an unfinished run can be looked at too.
+    A section whose files are missing is left out, so that an unfinished run has a report too.
     """
-    from dmvae.report import latent_map, training  # they import matplotlib, which no start of a run shall wait for
+    from dmvae.report import latent_map, training  # they load matplotlib, for which no run waits at its start
 
     run = Run(Path(run_dir), jobs)
     sections = {
@@ -56,7 +56,7 @@ def write_report(run_dir: Path, jobs: list[Job]) -> Path:
 
 
 def what_was_run(run: Run) -> str:
-    """Times, machine and versions, what differs between the recipes, the recipes."""
+    """The section on times, machine and versions, and the recipes with their differences."""
     parts = [_times(run)]
     environment = run.summary.get("environment") or {}
     facts = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in environment.items())

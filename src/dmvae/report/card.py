@@ -20,12 +20,12 @@ from dmvae.stages.sample import image_seed
 from dmvae.tokenizers.adapted import tokenizer_class
 
 FIGURES = ("psnr", "ssim", "rfd", "gfd", "coverage", "agreement", "generator_loss", "knn")
-"""Those that the card shows."""
+"""Keys of the figures that the card shows."""
 TASK = "unconditional-image-generation"
 
 
 def card(job: Job, stages: dict[str, Job], recipe: str, pictures: dict[str, str], label: int) -> str:
-    """The card as Markdown. pictures: a picture's file beside the card -> what it shows. label: of the first sample."""
+    """The card as Markdown. pictures: file beside the card -> caption. label: the first sample's class."""
     metrics: Values = {}
     if "evaluate" in stages:
         metrics = read_json(require_intact(stages["evaluate"].folder / "metrics.json"), dict)
@@ -51,7 +51,7 @@ A class-conditional latent flow model on a tokenizer that `dmvae` trained.
 pip install dmvae
 ```
 
-(Where no registry has it, from a wheel of it: `pip wheel --no-deps .` in its checkout makes one.)
+(If no package index has it, build a wheel in its checkout with `pip wheel --no-deps .` and install that.)
 
 ```python
 import torch
@@ -129,6 +129,6 @@ def _claim(job: Job) -> str:
 
 
 def _autocast(stages: dict[str, Job]) -> str:
-    """The context in which the recipe's samples were made, where it was not float32."""
+    """Source text of the autocast context in which the recipe's samples were made; "" for float32."""
     bf16 = "sample" in stages and stages["sample"].facts().get("bf16")
     return "with torch.autocast(pipeline.device.type, torch.bfloat16):\n    " if bf16 else ""

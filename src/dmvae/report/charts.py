@@ -1,4 +1,4 @@
-"""Line charts as inline SVG. Text and axes take the page's text colour, so they read on light and dark."""
+"""Line charts as inline SVG. Text and axes have the page's text colour, so they are readable on light and on dark."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Line:
 def lines(series: Sequence[Line], *, log: bool = False, size: tuple[float, float] = (4.0, 2.3), label: str = "") -> str:
     """One chart: each series as an exponential moving average over its faint raw values.
 
-    `label` says in words what the chart shows, for readers who do not see it. Empty without a point.
+    log: a logarithmic value axis. size: inches. label: what the chart shows, for screen readers. "" without a point.
     """
     kept = [(line, *_clean(line, log)) for line in series]
     kept = [(line, x, y) for line, x, y in kept if len(x)]
@@ -82,7 +82,7 @@ class Dot:
 
 
 def scatter(dots: Sequence[Dot], x: str, y: str) -> str:
-    """One dot for each, with its name beside it; x and y name the axes."""
+    """A scatter chart of dots with their names; x and y name the axes."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 3.8))
         axes = figure.add_axes((0.1, 0.14, 0.88, 0.82))
@@ -99,8 +99,8 @@ def scatter(dots: Sequence[Dot], x: str, y: str) -> str:
 
 
 def _name_dots(axes: Axes, dots: Sequence[Dot]) -> None:
-    """Each name at its dot where there is room: right or left of it, else the nearest line above or below, with a
-    stroke from one to the other."""
+    """Write each name beside its dot, right or left, if there is room; else on the nearest free line above or below,
+    joined to the dot by a stroke."""
     left, right = axes.get_xlim()
     low, high = axes.get_ylim()
     wide, line = 0.0125 * (right - left), 0.045 * (high - low)
@@ -142,8 +142,8 @@ def _clean(line: Line, log: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Exponential moving average over about a twentieth of the points, in both directions of time: so it does
-    not lag behind a fall."""
+    """Exponential moving average over about a twentieth of the points, forwards and backwards in time, so that it does
+    not lag."""
     decay = 1 - 1 / max(1.0, len(values) / 20)
     forwards, weight = _decayed(values, decay)
     backwards, weight_back = (part[::-1] for part in _decayed(values[::-1], decay))
@@ -165,8 +165,8 @@ def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _dress(axes: Axes, kept: list[tuple[np.ndarray, np.ndarray]], log: bool) -> None:
-    """Grid, ticks, and limits that the first steps' fall does not stretch; what was measured before them, at step 0, is
-    inside."""
+    """Set grid, ticks and limits. The steep first steps may lie outside the limits; what was measured before training,
+    at step 0, is inside."""
     values = [y for _, y in kept]
     start = [y[:1] for x, y in kept if x[0] == 0]
     late = np.concatenate([*(y[len(y) // 25 :] for y in values), *start])
@@ -197,7 +197,8 @@ def _dress(axes: Axes, kept: list[tuple[np.ndarray, np.ndarray]], log: bool) -> 
 
 
 def _plain(ticks: Sequence[float]) -> Callable[[float, object], str]:
-    """Writes ticks whole, with as many digits as it takes, the same for all: no power of ten or offset stands apart."""
+    """A formatter that writes every tick in full, all with the same number of digits, without an offset or exponent
+    beside the axis."""
     step, largest = ticks[1] - ticks[0], max(map(abs, ticks))
     kind = "f" if 1e-4 <= largest < 1e7 else "e"
 
@@ -209,7 +210,7 @@ def _plain(ticks: Sequence[float]) -> Callable[[float, object], str]:
 
 
 def _labels(axes: Axes) -> list[str]:
-    """The texts at the axis upwards, each without what matplotlib puts around numbers."""
+    """The texts of the ticks of the vertical axis, from the bottom up."""
     low, high = axes.get_ylim()
     return axes.yaxis.get_major_formatter().format_ticks([y for y in axes.get_yticks() if low <= y <= high]) or [""]
 
@@ -221,7 +222,7 @@ def _svg(figure: Figure, label: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
-    text = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", text)  # the same names in every chart of the page
+    text = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", text)  # ids would be the same in every chart of the page
     head = f'role="img" aria-label="{escape(label)}">'
     text = re.sub(
         r'<svg[^>]*?viewBox="([^"]+)"[^>]*>', lambda found: f'<svg viewBox="{found[1]}" {head}', text, count=1

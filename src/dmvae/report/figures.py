@@ -1,4 +1,4 @@
-"""The figures of a run's tables, in order: the terminal's, the report's and the model card's are the same."""
+"""The figures of a run's tables, in order: the same on the terminal, in the report and in the model card."""
 
 from __future__ import annotations
 
@@ -7,126 +7,21 @@ from dataclasses import replace
 
 from dmvae.config import Values
 from dmvae.evaluation.metrics import figures
-from dmvae.evaluation.reconstruct import LPIPS
+from dmvae.evaluation.other_figures import OTHERS
 from dmvae.evaluation.scores import Figure
 from dmvae.runtime.words import counted
 
-CHANCE = "sliced Wasserstein distance to the reference, in multiples of what two samples of it have; up to 2 is arrival"
-SAMPLED = (
-    "sliced Wasserstein distance from the generator's latents to the data's, in multiples of what two sets of the "
-    "data's have; 1 is a perfect generator, and no decoder has a part in it"
-)
-
-
-def _share(key: str, title: str, meaning: str) -> Figure:
-    """How often a small network tells two kinds apart; less is better."""
-    return Figure(key, title, "%", -1, "{:.1f}", meaning)
-
-
-def _multiple(key: str, title: str, meaning: str, of: str = "chance") -> Figure:
-    """In multiples of chance, of which less is better, or `of` another number, which is to be met."""
-    return Figure(key, title, f"× {of}", -1 if of == "chance" else 0, "{:.2f}", meaning)
-
-
-OTHERS = (
-    LPIPS,
-    Figure(
-        "generator_loss",
-        "generator loss",
-        "",
-        0,
-        "{:.3f}",
-        "loss of the generator on test latents; a part of it cannot be learned away, which is small where latents fill "
-        "few dimensions, so it is not ranked: sampled latents say how well they are modelled",
-    ),
-    _share(
-        "sampled_told",
-        "sampled latents told apart",
-        "how often a small network tells a sampled latent from one of the data; 50 % is a perfect generator",
-    ),
-    _multiple("sampled_whole", "sampled latents", f"{SAMPLED}, over whole latents"),
-    _multiple("sampled_token", "sampled tokens", f"{SAMPLED}, over tokens"),
-    Figure(
-        "effective_rank",
-        "effective rank",
-        "",
-        0,
-        "{:.1f}",
-        "how many directions of the latents' channels carry variance",
-    ),
-    Figure(
-        "distance_to_reference", "to reference", "", -1, "{:.4g}", "sliced Wasserstein distance from the latents to it"
-    ),
-    _multiple("distance_whole", "distance, latents", f"{CHANCE}, over whole latents"),
-    _multiple("distance_token", "distance, tokens", f"{CHANCE}, over tokens"),
-    _share(
-        "token_accuracy",
-        "tokens told apart",
-        "how often a small network tells a token of the latents from the reference's; 50 % is chance, up to 60 arrival",
-    ),
-    _share(
-        "latent_accuracy",
-        "latents told apart",
-        "the same of whole latents, which is stricter: it sees what tokens have to do with each other; not part of the "
-        "verdict",
-    ),
-    Figure("seconds", "time", "s", 0, "{:.0f}", "all its stages, those shared with others included"),
-)
-"""Figures that no metric makes."""
-FOLDED = (
-    _share("sampled_token_told", "sampled tokens told apart", "sampled latents told apart, of single tokens"),
-    _multiple(
-        "sampled_spread",
-        "spread, sampled latents",
-        "standard deviation of sampled latents about their mean over the data's; below 1 samples are too alike",
-        "data",
-    ),
-    _multiple(
-        "sampled_rank",
-        "rank, sampled latents",
-        "effective rank of sampled latents over that of as many of the data's",
-        "data",
-    ),
-    _multiple("distance_pair", "distance, pairs", f"{CHANCE}, over pairs of neighbouring tokens"),
-    _multiple(
-        "distance_energy",
-        "energy distance",
-        "energy distance of whole latents to the reference, in multiples of what two samples of it have",
-    ),
-    _multiple(
-        "spread_to_reference",
-        "spread, latents",
-        "standard deviation of the latents about their mean over the reference's; 1 is as wide as it",
-        "reference",
-    ),
-    _multiple(
-        "rank_to_reference",
-        "rank, latents",
-        "effective rank of whole latents over that of as many samples of the reference; 1 is as many directions",
-        "reference",
-    ),
-    Figure(
-        "mixing",
-        "mixing",
-        "%",
-        1,
-        "{:.1f}",
-        "in the reference's scale, 50 % where the nearest neighbour of a latent, or of a sample of the reference, is "
-        "of the other kind half of the time; 0 where it always or never is",
-    ),
-)
-"""Figures that stand under a fold of the report alone."""
 ORDER = (
     *("psnr", "ssim", "lpips", "rfd", "gfd", "grfd", "kid", "is"),
     *("precision", "recall", "density", "coverage", "agreement", "gfd-per-class", "memorisation"),
     *("generator_loss", "sampled_told", "sampled_whole", "sampled_token", "knn", "linear_probe", "effective_rank"),
     *("distance_to_reference", "distance_whole", "distance_token", "token_accuracy", "latent_accuracy"),
 )
-"""Those of a plugin's metrics come after these, and the time last."""
+"""The figures of plugins' metrics come after these, and the time last."""
 
 
 FEW = 2048
-"""Images below which figures carry a warning."""
+"""Number of images below which figures have a warning."""
 
 
 def shown(keys: Iterable[str]) -> dict[str, Figure]:
@@ -146,8 +41,7 @@ def shown(keys: Iterable[str]) -> dict[str, Figure]:
 
 
 def of_few(manifests: Iterable[Values]) -> str:
-    """The warning that figures of these manifests carry where images are few, generated ones or those that they are
-    compared with; "" where none are."""
+    """A warning for figures with these manifests if they rest on few images, generated or compared with; "" if not."""
     sides = [[side["count"] for side in (m, m.get("reference", {})) if "count" in side] for m in manifests]
     few = [min(counts) for counts in sides if min(counts, default=FEW) < FEW]
     if not few:
@@ -160,7 +54,7 @@ def of_few(manifests: Iterable[Values]) -> str:
 
 
 def scale_of(key: str) -> float:
-    """The guidance scale of a key KEY@SCALE."""
+    """The guidance scale of a key KEY@SCALE; infinity if it is no number."""
     try:
         return float(key.partition("@")[2])
     except ValueError:

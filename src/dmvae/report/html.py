@@ -13,7 +13,7 @@ def section(anchor: str, title: str, *parts: str) -> str:
 
 
 def prose(text: str) -> str:
-    """A paragraph of ready HTML."""
+    """A paragraph of HTML, which is not escaped."""
     return f"<p>{text}</p>"
 
 
@@ -22,13 +22,13 @@ def details(summary: str, body: str) -> str:
 
 
 def legend(entries: Iterable[tuple[str, str]]) -> str:
-    """Names beside dots of their colours."""
+    """A legend of (name, colour): names beside coloured dots."""
     items = "".join(f'<li><i style="background:{colour}"></i>{escape(name)}</li>' for name, colour in entries)
     return f'<ul class="legend">{items}</ul>' if items else ""
 
 
 def panel(title: str, body: str, note: str = "") -> str:
-    """A picture with a title above and a note (ready HTML) below."""
+    """A picture with a title above and a note below; body and note are HTML, which is not escaped."""
     foot = f'<p class="note">{note}</p>' if note else ""
     return f'<figure class="panel"><figcaption>{escape(title)}</figcaption>{body}{foot}</figure>'
 

@@ -1,4 +1,4 @@
-"""A map of latents in two dimensions: the reference and each method, drawn in one common plane."""
+"""A map of latents in two dimensions: the reference and each method, in a common plane."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from dmvae.runtime.words import few
 from dmvae.transport.arrival import NEAR, mixing
 
 POINTS, TOTAL = 1000, 3000
-"""Points a panel and points in one embedding, at most: about five seconds of t-SNE."""
+"""Most points of a panel, and of an embedding: t-SNE then takes about five seconds."""
 TOGETHER = 6
-"""Panels that share one plane, at most; with more, each reference and its methods have a plane of their own."""
+"""Most panels that share a plane; with more, each reference and its methods have a plane of their own."""
 
 
 @dataclass(eq=False)
 class Cloud:
-    """Normalised latents [n, d] of one panel, with their classes [n]; `reference` is the cloud to compare with.
+    """Normalised latents [n, d] of one panel, and their classes [n]; `reference` is the cloud to compare with.
 
-    variant: the method whose latents they are, or, for a reference, the first that has it. places: which of them are
-    drawn, after thinning.
+    variant: the method whose latents they are; for a reference, the first method that has it. places: the indices of
+    the latents that are drawn. plane: their positions [m, 2].
     """
 
     title: str
@@ -65,7 +65,7 @@ def latent_map(run: Run) -> str:
 
 
 def clouds_of(run: Run) -> list[Cloud]:
-    """The references, each once, then the methods, those of several seeds at their first."""
+    """The clouds of the references, each once, then of the methods, each for its first seed only."""
     folders = run.folders("reference")
     pictures = {v: t for v, t in run.tensors("evaluate", "pictures.safetensors").items() if "map_latents" in t}
     maps = {v: t for v, t in run.tensors("reference", "map.safetensors").items() if {"latents", "labels"} <= t.keys()}
@@ -79,7 +79,7 @@ def clouds_of(run: Run) -> list[Cloud]:
         if key not in references:
             several = len({folders[v] for v in maps}) > 1
             title = f"reference of {variant}" if several else "reference"
-            z = tensors["latents"].float()  # in the reference's own units, and latents are in theirs
+            z = tensors["latents"].float()  # latents are normalised by their own statistics, too
             z = (z - z.mean((0, 2, 3), keepdim=True)) / z.std((0, 2, 3), keepdim=True).clamp_min(1e-6)
             latents, labels = z.flatten(1).numpy(), tensors["labels"].numpy()
             references[key] = Cloud(title, variant, latents, labels, is_reference=True)
@@ -95,10 +95,11 @@ def clouds_of(run: Run) -> list[Cloud]:
 
 
 def planes(clouds: list[Cloud]) -> list[list[Cloud]]:
-    """The clouds that are drawn in one plane, thinned to what its embedding takes, each method's to other images.
+    """The clouds in groups that share a plane, thinned to what an embedding takes; each method keeps other images.
 
-    Where latents are drawn, an image's content draws them, alike for all methods: t-SNE would put such twins side by
-    side and away from the reference. Which images a method has is drawn, since classes may follow one another in turn.
+    For latents that are samples of posteriors, the image's content seeds the noise, so all methods have the same noise
+    for an image: t-SNE would put such twins side by side and away from the reference. The images of each method are
+    chosen at random, since classes may alternate.
     """
     groups: dict[tuple[int, int], list[Cloud]] = {}
     for cloud in clouds:  # latents of different sizes have no common plane
@@ -117,7 +118,7 @@ def planes(clouds: list[Cloud]) -> list[list[Cloud]]:
 
 
 def embed(clouds: list[Cloud]) -> str:
-    """Place all points of the clouds in one plane; returns the name of the method."""
+    """Set `plane` of all clouds by one common embedding; returns its name, "t-SNE" or "PCA"."""
     drawn = [cloud.latents[cloud.places] for cloud in clouds]
     plane, how = project(np.concatenate(drawn).astype(np.float64))
     ends = np.cumsum([len(points) for points in drawn])
@@ -127,7 +128,8 @@ def embed(clouds: list[Cloud]) -> str:
 
 
 def project(points: np.ndarray) -> tuple[np.ndarray, str]:
-    """(float [n, 2], "t-SNE" or "PCA"): t-SNE of the first 50 principal components where scikit-learn is there."""
+    """Points [n, d] -> (float [n, 2], "t-SNE" or "PCA"): t-SNE of the first 50 principal components if scikit-learn is
+    installed."""
     centred = points - points.mean(axis=0)
     _, _, axes = np.linalg.svd(centred, full_matrices=False)
     axes = axes[:50] * np.sign(axes[:50][np.arange(len(axes[:50])), np.abs(axes[:50]).argmax(axis=1)])[:, None]
@@ -145,12 +147,12 @@ def project(points: np.ndarray) -> tuple[np.ndarray, str]:
     steps = "max_iter" if "max_iter" in inspect.signature(TSNE).parameters else "n_iter"
     perplexity = min(30.0, len(points) / 5)
     tsne = TSNE(init="pca", random_state=0, perplexity=perplexity, angle=0.7, **{steps: 500})
-    with threadpool_limits(1):  # its threads wait by spinning: on busy cores several take longer than one
+    with threadpool_limits(1):  # its threads spin while they wait: on busy cores, several are slower than one
         return tsne.fit_transform(components.astype(np.float32)), "t-SNE"
 
 
 def class_colours(labels: list[int]) -> dict[int, str]:
-    """Label -> a colour of middle lightness."""
+    """Label -> a colour of medium lightness."""
     if len(labels) <= len(COLOURS):
         return dict(zip(labels, COLOURS, strict=False))
     hues = np.linspace(0, 1, len(labels), endpoint=False)
@@ -210,8 +212,8 @@ def _text(clouds: list[Cloud]) -> str:
 
 
 def _began(run: Run) -> list[str]:
-    """Where each method's latents lay before matching moved them: where they began at their reference, the map shows
-    what matching kept, and not what it did."""
+    """How far each method's latents were from their reference before matching: if they began there, the map shows what
+    matching kept, not what it did."""
     told = {}
     for variant, found in run.values("reference", REPORT).items():
         apart = found["distance"] / max(found["floor"], 1e-12)

@@ -1,4 +1,4 @@
-"""Several runs as one: a folder with links to their stages, which tables and reports read like a run's."""
+"""Several runs as one: a folder with links to their stages, which tables and reports read like a run."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from dmvae.runtime.files import read_json, require_place, write_text
 
 
 def merge(run_dirs: Sequence[Path], out: Path) -> tuple[list[Job], dict[str, str]]:
-    """Make `out` a run of the variants of all these, by links to their stages: (its jobs, what `earlier_of` says of
-    them in their own runs).
+    """Make `out` a run of all variants of these runs, by links to their stages. Returns (its jobs, what `earlier_of`
+    says of them in their own runs).
 
-    A merged folder among them stands for the runs that it was made of. Seeds of one method that two runs have with the
-    same settings are one method, and the same variant of two comes once, from the run where more of it has finished.
-    Methods that only share their name are called RUN.METHOD, by their run's folder. Raises ValueError where those names
-    are the same too, and for an `out` that is, holds or lies in a run."""
+    A merged folder counts as the runs that it was made of. Seeds that two runs have of one method, with the same
+    settings, become one method. A variant that two runs have is taken once, from the run that has finished more of it.
+    Different methods of one name are called RUN.METHOD, after their run's folder. Raises ValueError where those names
+    are equal too, and for an `out` that is a run, holds one or lies in one."""
     folders_of = [source for run_dir in run_dirs for source in sources(run_dir.resolve())]
     jobs_in = {run_dir: jobs_of(run_dir) for run_dir in folders_of}
     runs = {run_dir: by_variant(jobs) for run_dir, jobs in jobs_in.items()}
@@ -65,8 +65,8 @@ def merge(run_dirs: Sequence[Path], out: Path) -> tuple[list[Job], dict[str, str
 
 
 def _links(jobs: list[Job]) -> dict[Path, str]:
-    """Folder of a stage, where it really lies -> its name in a merged folder: its own, with a number where several runs
-    have done the same stage. Those that have only begun are left out where a run has finished it."""
+    """Real folder of a stage -> its name in a merged folder: its own, with a number if several runs have done the same
+    stage. Unfinished folders are left out if another run has finished the stage."""
     ended = {job.folder.name for job in jobs if job.finished}
     names: dict[Path, str] = {}
     for job in jobs:
@@ -78,7 +78,7 @@ def _links(jobs: list[Job]) -> dict[Path, str]:
 
 
 def sources(run_dir: Path) -> list[Path]:
-    """The runs whose stages a merged folder has; any other run alone."""
+    """The runs that a merged folder was made of; for any other run, itself."""
     file = run_dir / MERGED
     return [Path(str(name)) for name in read_json(file, list)] if file.is_file() else [run_dir]
 
@@ -97,7 +97,7 @@ def _require_apart(runs: Sequence[Path], out: Path) -> None:
 
 
 def _settings(jobs: list[Job]) -> str:
-    """A variant's recipe, but for its seed, its name, and where and how it was run."""
+    """A variant's recipe as text, without its seed, its name, and where and how it was run."""
     recipe = jobs[0].recipe
     values = configs.plain(recipe)
     own = {name: value for name, value in values.items() if name not in ("seed", "name", "run", "plugins")}

@@ -17,10 +17,10 @@ from dmvae.report.html import details
 from dmvae.report.run import Run, class_name
 
 LARGEST = 96
-"""Images with longer sides are reduced to this, so that the page stays a few megabytes."""
+"""Longer sides of images are reduced to this, pixels, so that the page has a few megabytes only."""
 CLASS_ROWS = 12
 ONE_CLASS_ROWS = 4
-"""Rows of samples where there is one class."""
+"""Rows of samples if there is only one class."""
 STRIP = 8
 
 
@@ -53,7 +53,8 @@ def _tile(image: Tensor) -> Image.Image:
 
 
 def samples(run: Run) -> str:
-    """Class rows, a strip of samples a method, for each list of classes: the first scale open, others folded."""
+    """A grid with a row for each class and a strip of samples for each method; the first guidance scale is open, others
+    are folded. Methods with other classes have a grid of their own."""
     alike: dict[tuple[str, ...], list[str]] = {}
     for variant in run.folders("sample"):
         alike.setdefault(run.classes_of[variant], []).append(variant)
@@ -80,7 +81,7 @@ def _samples(run: Run, classes: Sequence[str], variants: list[str]) -> str:
 
 
 def _rows(run: Run, scale: float, variants: Sequence[str]) -> list[int]:
-    """Some of the classes that samples are of, evenly spaced."""
+    """At most CLASS_ROWS of the sampled classes, evenly spaced."""
     there = sorted(set().union(*(run.sampled(variant, scale) for variant in variants)))
     return [there[i] for i in np.linspace(0, len(there) - 1, min(len(there), CLASS_ROWS)).round().astype(int)]
 
@@ -131,7 +132,7 @@ def reconstructions(run: Run) -> str:
                 lines += [_name(run, variant), strip(images, STRIP, f"{variant}: reconstructions")]
             blocks.append('<div class="pairs">' + "\n".join(lines) + "</div>")
     text = (
-        "<p>The top row of each block are test images, which no stage was trained on. Below them, each method's own "
+        "<p>The top row of each block has test images, on which no stage was trained. Below them is each method's own "
         "copy: the image encoded to latents and decoded again. Generated images come out of the same decoder.</p>"
     )
     return text + '<div class="blocks">' + "\n".join(blocks) + "</div>"

@@ -36,8 +36,9 @@ from dmvae import DMVAEPipeline
 
 
 def write_pipelines(jobs: list[Job], run_dir: Path) -> list[Path]:
-    """Write the pipeline of every finished generator, unless it is there and whole; its card is always written anew.
-    One that diffusers could not load, since its class is a plugin's or no `VelocityModel`, is told and left out."""
+    """Write the pipeline of every finished generator, unless it is there and intact; its card is always written anew.
+    Returns the folders. A generator that diffusers could not load, of a plugin's class or no `VelocityModel`, is
+    reported and left out."""
     folders: dict[str, dict[str, Job]] = {}
     for job in jobs:
         if job.finished:
@@ -46,8 +47,8 @@ def write_pipelines(jobs: list[Job], run_dir: Path) -> list[Path]:
     for variant, stages in folders.items():
         if {"generator", "latents"} <= stages.keys():
             written.append(_write(stages, within(run_dir / variant / PIPELINE, run_dir)))
-        elif "generator" in stages:  # whose tokenizer is that stage's
-            console.print(f"pipeline: none of {variant}, for its stage latents is not finished")
+        elif "generator" in stages:  # the pipeline needs the tokenizer of the stage latents
+            console.print(f"pipeline: none of {variant}, because its stage latents is not finished")
     return [out for out in written if out is not None]
 
 
@@ -66,7 +67,9 @@ def _write(stages: dict[str, Job], out: Path) -> Path | None:
 
         guiding = asked.get("guide")
         if isinstance(guiding, Path) and not guiding.is_dir():
-            console.print(f"pipeline: none of {job.variant}, for its guide is not here: there is no folder {guiding}")
+            console.print(
+                f"pipeline: none of {job.variant}, because its guide is missing: there is no folder {guiding}"
+            )
             return None
         transformer = load_generator(job.folder / generator_of(asked.get("snapshot")))
         guide = load_generator(job.folder / generator_of(guiding)) if guiding is not None else None
@@ -76,13 +79,15 @@ def _write(stages: dict[str, Job], out: Path) -> Path | None:
                 return None
         assert isinstance(transformer, VelocityModel)
         assert guide is None or isinstance(guide, VelocityModel)
-        # for the manifests of what measures its samples
+        # manifests of measured samples need it
         transformer.register_to_config(_ema=job.recipe.section("generator").ema)
         vae = load_tokenizer(stages["latents"].folder / "autoencoder")
         try:
             names = open_dataset(job.recipe.data, "train").classes
         except (ValueError, OSError) as error:
-            console.print(f"pipeline: none of {job.variant}, for its data are not here to name the classes: {error}")
+            console.print(
+                f"pipeline: none of {job.variant}, because its data, which name the classes, are not here: {error}"
+            )
             return None
         learned = LatentSet(stages["latents"].folder / "latents").labels.unique().tolist()
         classes = {label: names[label] for label in learned}
@@ -97,19 +102,20 @@ def _write(stages: dict[str, Job], out: Path) -> Path | None:
 
 
 def _samples(stages: dict[str, Job]) -> dict[str, Tensor] | None:
-    """The first of the run's samples, where there are any."""
+    """The run's first file of samples, at its first guidance scale; None without any."""
     if "sample" not in stages:
         return None
-    job = stages["sample"]  # its first scale is that of the card's figures and of its code
+    job = stages["sample"]  # the card's figures and code are of the first scale
     file = samples_folder(job.folder, job.recipe.section("sample").guidance[0]) / "samples-00000.safetensors"
     return load_file(require_intact(file)) if file.is_file() else None
 
 
 def _pictures(stages: dict[str, Job], samples: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The first samples of different classes: pictures beside the card, and their captions."""
+    """({file beside the card: picture}, {file: caption}) of the first samples of different classes; ({}, {}) without
+    the data."""
     try:
         classes = open_dataset(stages["sample"].recipe.data, "train").classes
-    except (ValueError, OSError):  # a run is reported where its data is not, too
+    except (ValueError, OSError):  # a report can be written without the data
         return {}, {}
     first = {int(label): i for i, label in reversed(list(enumerate(samples["labels"].tolist())))}
     chosen = sorted(first.items(), key=lambda item: item[1])[:PICTURES]

@@ -1,4 +1,4 @@
-"""What a run left on disk, read for the report. Whatever is missing reads as empty."""
+"""What a run left on disk, read for the report. Missing files read as empty."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COLOURS = (
     "#4a7fe0", "#e0782f", "#2a9d78", "#c2559d", "#a98f14", "#8a6fd6",
     "#d84f4f", "#3a9fc0", "#8f6f52", "#6a9f3c", "#b57cc9", "#7f8791",
 )  # fmt: skip
-"""One a method, in order: of middle lightness, so that they read on white and on black."""
+"""One for each method, in order. Of medium lightness, so that they are visible on white and on black."""
 
 Rows = list[dict[str, float]]
 
@@ -70,7 +70,7 @@ class Run:
 
     @cached_property
     def measured(self) -> dict[str, Values]:
-        """Variant -> the manifest of its figures: on how many images they rest, for instance."""
+        """Variant -> the manifest of its figures, such as the number of images."""
         told = {variant: metrics.get("manifest") for variant, metrics in self._metrics.items()}
         return {variant: manifest for variant, manifest in told.items() if isinstance(manifest, dict)}
 
@@ -90,14 +90,14 @@ class Run:
 
     @cached_property
     def classes_of(self) -> dict[str, tuple[str, ...]]:
-        """Variant -> names of its classes; empty where the data set is no longer there to ask."""
+        """Variant -> names of its classes; () if the data set cannot be opened."""
         data = {repr(recipe.data): recipe.data for recipe in self.recipes.values()}
         asked = {key: _classes(of) for key, of in data.items()}
         return {variant: asked[repr(recipe.data)] for variant, recipe in self.recipes.items()}
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes of all methods; empty where theirs differ, as runs of several data sets have."""
+        """Names of the classes of all methods; () if they differ, as in runs with several data sets."""
         named = set(self.classes_of.values())
         return named.pop() if len(named) == 1 else ()
 
@@ -150,7 +150,7 @@ class Run:
         return [scale for scale in dict.fromkeys([*asked, *sorted(there)]) if scale in there]
 
     def sampled(self, variant: str, scale: float) -> set[int]:
-        """The labels that samples were drawn of."""
+        """The labels of the drawn samples."""
         found: set[int] = set()
         for path in self._shards(variant, scale):
             with safe_open(require_intact(path), "pt") as file:
@@ -158,7 +158,7 @@ class Run:
         return found
 
     def samples(self, variant: str, scale: float, labels: list[int], count: int) -> dict[int, list[Tensor]]:
-        """Label -> its first `count` samples, uint8 [c, h, w]."""
+        """Label -> its first `count` samples, uint8 [c, h, w] each, for the given labels."""
         found: dict[int, list[Tensor]] = {label: [] for label in labels}
         for path in self._shards(variant, scale):
             with safe_open(require_intact(path), "pt") as file:
@@ -188,7 +188,7 @@ class Run:
 
 
 def _before(report: Values) -> Rows:
-    """Where a method's latents lay before matching, as a row of step 0; none of a run of before it was kept."""
+    """Distances of a method's latents before matching, as a row of step 0; [] for runs of versions without them."""
     before = {f"distance/{name}": x for name, x in report.get("before", {}).items()}
     return [{"step": 0.0} | before] if before else []
 
@@ -200,12 +200,12 @@ def class_name(classes: Sequence[str], label: int) -> str:
 def _classes(data: DatasetConfig) -> tuple[str, ...]:
     try:
         return tuple(open_dataset(data, "test").classes)
-    except (ValueError, OSError, ImportError):  # a report can be written where the data is not
+    except (ValueError, OSError, ImportError):  # a report can be written without the data
         return ()
 
 
 def _topological(orders: list[list[str]]) -> list[str]:
-    """One order that agrees with all."""
+    """One order of all names that agrees with every given order."""
     merged: list[str] = []
     for order in orders:
         place = 0

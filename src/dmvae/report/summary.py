@@ -1,4 +1,4 @@
-"""The table of a run: summary.json, and its print on the terminal."""
+"""The table of a run: summary.json, and the table on the terminal."""
 
 from __future__ import annotations
 
@@ -31,48 +31,48 @@ from dmvae.stages.arrival import LEAST
 
 SUMMARY = "summary.json"
 TOKENIZER_UPDATES = ("tokenizer", "decoder", "encoder")
-"""Names of the updates whose images count as those that a tokenizer has seen."""
+"""Updates whose images count as seen by the tokenizer."""
 
 
 def write_summary(jobs: list[Job], run_dir: Path, earlier: Mapping[str, str] | None = None) -> Values:
     """Write `summary_of` the jobs to run_dir/summary.json, and return it. earlier: {method: what has changed since it
-    was run}; None takes what the summary says that is there."""
+    was run}; None takes it from the existing summary."""
     summary = summary_of(jobs, earlier_of(run_dir, jobs) if earlier is None else earlier)
     write_text(run_dir / SUMMARY, json.dumps(summary, indent=1))
     return summary
 
 
 def earlier_of(run_dir: Path, jobs: list[Job]) -> dict[str, str]:
-    """Methods that a run's table tells as of earlier settings, and how these were."""
+    """Method -> how its settings differed, for rows that a run's summary marks as of earlier settings; {} without a
+    readable summary."""
     with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # no summary, or a damaged one
         return _still(read_json(run_dir / SUMMARY, dict), jobs)
     return {}
 
 
 def as_it_stands(summary: Values, jobs: list[Job]) -> Values:
-    """A run's summary, made again where stages have been finished since it was written, by themselves, and none is left
-    to do: while methods train, it tells of the run's last end."""
+    """A run's summary, made anew if stages were finished after it was written, by single commands, and none is left to
+    do. While methods train, it is that of the run's last end."""
     told, now = _folders(summary), {(job.variant, job.stage.name, job.folder.name) for job in jobs}
     anew = told and told != now and all(job.finished for job in jobs)
     return summary_of(jobs, _still(summary, jobs)) if anew else summary
 
 
 def _folders(summary: Values) -> set[tuple[str, str, str]]:
-    """(variant, stage, name of its folder) of what was finished."""
+    """(variant, stage, name of its folder) of the stages that a summary counts as finished."""
     return {(of["variant"], of["stage"], Path(of["folder"]).name) for of in summary.get("stages", ())}
 
 
 def _still(summary: Values, jobs: list[Job]) -> dict[str, str]:
-    """What the summary says of rows of earlier settings, where their stages are the same since."""
+    """The summary's "earlier", without methods whose stages have been run again since."""
     gone = _folders(summary) - {(job.variant, job.stage.name, job.folder.name) for job in jobs}
     return {name: how for name, how in summary.get("earlier", {}).items() if name not in {of for of, _, _ in gone}}
 
 
 def summary_of(jobs: list[Job], earlier: Mapping[str, str]) -> Values:
-    """What the finished stages of `jobs` say together. "not_ended" are the methods that have a stage that is not
-    finished, "not_ended_at" which; their rows in "methods" hold what there is. "unlike" are those that were measured in
-    other features than most, on other images, or by another number of samples (where they have any), or run by
-    `earlier` settings: their figures do not compare."""
+    """The results of the finished stages of `jobs`. "not_ended": methods with an unfinished stage, "not_ended_at": that
+    stage; their rows in "methods" have what there is. "unlike": methods that were measured in other features than most,
+    on other images or with another number of samples, or run with `earlier` settings: their figures do not compare."""
     methods: dict[str, Values] = {}
     seconds: dict[str, float] = {}
     stages, seen = [], set()
@@ -131,7 +131,7 @@ def summary_of(jobs: list[Job], earlier: Mapping[str, str]) -> Values:
 
 
 def _verdict(metrics: Values) -> str | None:
-    """Whether latents reached their reference, in words; None where they have none."""
+    """Whether latents reached their reference, in words; None without a reference."""
     if "arrival" in metrics:
         return str(metrics["arrival"]["verdict"])
     count = metrics.get("count", LEAST)
@@ -142,7 +142,7 @@ def _verdict(metrics: Values) -> str | None:
 
 
 def _how(metrics: Values) -> str:
-    """On what images a method was measured, so far as its figures tell."""
+    """On what images a method was measured, as far as its figures say."""
     reference = metrics.get("manifest", {}).get("reference", {})
     return f"{metrics.get('count', '?')} images" + (f" of {reference['fingerprint'][:8]}" if reference else "")
 
@@ -165,12 +165,12 @@ def over_seeds(methods: dict[str, Values]) -> dict[str, Values]:
 
 
 def mean(values: list[float]) -> float:
-    """NaN where a value is not finite."""
+    """The mean; NaN if a value is not finite."""
     return statistics.fmean(values) if all(map(math.isfinite, values)) else math.nan
 
 
 def spread(values: list[float]) -> float:
-    """Standard deviation; NaN where a value is not finite."""
+    """The standard deviation; NaN if a value is not finite."""
     return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
 
 
@@ -179,26 +179,26 @@ def _common(rows: list[Values]) -> list[str]:
 
 
 def named(method: str, summary: Values) -> str:
-    """What tables call a method."""
+    """A method's name in tables, with how it differs from the others."""
     if method in summary.get("not_ended", ()):
         return f"{method}, not ended"
     return f"{method} (by {how})" if (how := summary.get("unlike", {}).get(method)) else method
 
 
 def standing(summary: Values) -> list[str]:
-    """Where methods stand that have not ended, a line for each stage."""
+    """Which methods have not ended, a line for each stage that they are at."""
     found = alike(summary.get("not_ended_at", {}))
     return [f"not ended, at stage {stage}: {', '.join(methods)}" for stage, methods in found.items()]
 
 
 def outdated(summary: Values) -> list[str]:
-    """Which rows are of earlier settings, a line for each change since."""
+    """Which rows are of earlier settings, a line for each change since then."""
     found = alike(summary.get("earlier", {}))
     return [f"of earlier settings, as {how}: {few(methods)}" for how, methods in found.items()]
 
 
 def alike(told: Mapping[str, str]) -> dict[str, list[str]]:
-    """Text -> the methods of which it is told."""
+    """Text -> the methods that have it."""
     names: dict[str, list[str]] = {}
     for method, text in told.items():
         names.setdefault(text, []).append(method)
@@ -206,8 +206,8 @@ def alike(told: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def print_summary(summary: Values) -> None:
-    """The table; the long side of methods and figures runs down. Below it verdicts, and where methods stand that have
-    not ended: of a run without a finished stage there is no more to print."""
+    """Print the table; the longer of methods and figures are its rows. Below it come verdicts and unfinished methods,
+    which is all for a run without a finished stage."""
     columns = shown({key for row in summary["methods"].values() for key in row})
     rows = {
         named(method, summary): [figure.show(row[key]) if key in row else "" for key, figure in columns.items()]
@@ -220,7 +220,7 @@ def print_summary(summary: Values) -> None:
             for key, figure in columns.items()
         ]
     titles, cells = [figure.heading for figure in columns.values()], list(rows.values())
-    of = f": {distances(summary['features'])}" if summary["features"] else ""  # without `evaluate` none
+    of = f": {distances(summary['features'])}" if summary["features"] else ""  # none without `evaluate`
     down = len(rows) >= len(columns)
     beside: dict[str, Sequence[str]] = {**rows}
     if down:
@@ -237,8 +237,7 @@ def print_summary(summary: Values) -> None:
 
 
 def widest(names: Sequence[str], columns: Mapping[str, Sequence[str]], title: str) -> tuple[Table, int]:
-    """A table of as many columns as fit beside each other on the terminal with no number cut, one at least; and their
-    count."""
+    """(a table of as many columns as fit on the terminal without cutting numbers, at least one; their number)."""
     for count in range(len(columns), 0, -1):
         table = Table(title=title, box=box.SIMPLE_HEAD)
         table.add_column("", no_wrap=True)
@@ -253,7 +252,7 @@ def widest(names: Sequence[str], columns: Mapping[str, Sequence[str]], title: st
 
 
 def environment() -> dict[str, str]:
-    """What the run ran on, as text."""
+    """Software versions and hardware of this machine, as text."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {
         "python": platform.python_version(),

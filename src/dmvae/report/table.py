@@ -1,4 +1,4 @@
-"""The table of figures, one row a method, and the summary in words."""
+"""The table of figures, and the summary in words."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from html import escape
 
 from dmvae import config as configs
 from dmvae.evaluation.metrics import INCEPTION
+from dmvae.evaluation.other_figures import FOLDED
 from dmvae.evaluation.scores import Figure
 from dmvae.options import flat
-from dmvae.report.figures import FOLDED, of_few, shown
+from dmvae.report.figures import of_few, shown
 from dmvae.report.html import details, duration, listing, prose
 from dmvae.report.run import Run
 from dmvae.report.summary import alike, named, outdated, standing
 from dmvae.runtime.words import counted
 
 WIDE = 12
-"""Columns above which a table is set closely, so that it fits a window of 1280 pixels."""
+"""With more columns, a table is set closely, so that it fits a window of 1280 pixels."""
 BESIDE, EXPLAINED = 8, 4
-"""Methods, groups of seeds included, that stand beside one another, a row a figure, as in the terminal: so every figure
-is seen on a small window too; and those beside which there is room for what a figure means. With more methods, each has
-a row of its own."""
+"""Up to BESIDE methods (and groups of seeds) are columns, with a row for each figure, so that a small window shows all
+figures; up to EXPLAINED, there is also room for what a figure means. More methods are rows."""
 
 
 def results(run: Run) -> str:
-    """The table with its caption; the figures that have no column of their own under a fold."""
+    """The table with its caption and, under folds, what figures mean and the figures that the table lacks."""
     methods = run.methods
     keys = {key for row in methods.values() for key in row}
     known = shown(keys)
@@ -59,7 +59,9 @@ def _table(run: Run, columns: dict[str, Figure]) -> str:
             text = column.show(row[key]) if key in row else "–"
             marked = text == best[key] and name in alike_rows
             cells.append(f'<td class="best">{text}</td>' if marked else f"<td>{text}</td>")
-        rows[f'<i style="background:{run.colour(name)}"></i>{escape(named(name, run.summary))}'] = cells
+        title, _, remark = named(name, run.summary).partition(" (")
+        remark = f" <small>({escape(remark)}</small>" if remark else ""
+        rows[f'<i style="background:{run.colour(name)}"></i>{escape(title)}{remark}'] = cells
     for method, group in run.summary.get("seeds", {}).items():
         means, spreads = group["mean"], group["spread"]
         rows[f"{escape(method)}, {counted(group['count'], 'seed')}"] = [
@@ -79,7 +81,7 @@ def _table(run: Run, columns: dict[str, Figure]) -> str:
 
 
 def _verdicts(run: Run) -> str:
-    """Whether the latents have the distribution that they were to have, in words."""
+    """Whether latents reached their reference, in words."""
     found = alike(run.summary.get("arrival", {}))
     lines = [f"{listing(names)}: {escape(verdict)}" for verdict, names in found.items()]
     if len(lines) == 1:
@@ -89,15 +91,14 @@ def _verdicts(run: Run) -> str:
 
 
 def _alike(run: Run) -> dict[str, dict[str, float]]:
-    """The rows of methods that have ended and were measured as most were: others' figures compare with these by name
-    alone."""
+    """The rows of methods that have ended and were measured as most were; other methods' figures do not compare."""
     apart = {*run.summary.get("unlike", {}), *run.summary.get("not_ended", ())}
     return {name: row for name, row in run.methods.items() if name not in apart}
 
 
 def _best(run: Run, key: str, column: Figure) -> str | None:
-    """The best value as it is printed, so that what looks equal is equally marked; None where all are equal. Methods
-    that were measured otherwise than most have no part in it."""
+    """The best value as it is printed, so that equal texts are marked alike; None where all are equal. Methods that do
+    not compare are left out."""
     values = [row[key] for row in _alike(run).values() if not math.isnan(row.get(key, math.nan))]
     if column.better == 0 or len({column.show(value) for value in values}) < 2:
         return None
@@ -105,20 +106,20 @@ def _best(run: Run, key: str, column: Figure) -> str | None:
 
 
 TRADES = (
-    ("psnr", "gfd", "The best tokenizer would lie at the lower right: faithful copies, easy to generate."),
+    ("psnr", "gfd", "The best tokenizer would be at the lower right: faithful copies, easy to generate."),
     (
         "rfd",
         "grfd",
-        "What makes a sample unlike an image: to the right the decoder, which reconstructions show alone; upwards the "
+        "What makes a sample unlike an image. To the right: the decoder, measured by reconstructions. Upwards: the "
         "generator, measured against reconstructions. Best is the lower left.",
     ),
 )
-"""Two figures of a method and what it means to be good at both."""
+"""(figure to the right, figure upwards, what the chart shows)."""
 
 
 def trade_off(run: Run) -> str:
-    """Each of `TRADES`, a dot for each method; of fewer than three methods none."""
-    from dmvae.report import charts  # brings matplotlib, see write_report
+    """A chart for each of `TRADES`, with a dot for each method; none for fewer than three methods."""
+    from dmvae.report import charts  # imports matplotlib, see `write_report`
 
     parts = []
     for x, y, text in TRADES:
@@ -147,7 +148,7 @@ def _caption(run: Run, columns: dict[str, Figure]) -> str:
 
 
 def summary(run: Run) -> str:
-    """What the run was and what came of it, in a paragraph whose every clause is read from the data."""
+    """What the run was and what it found, in a paragraph that is made from its files alone."""
     on = " and ".join(dict.fromkeys(_data(run, variant) for variant in run.variants))
     count = "one method" if len(run.variants) == 1 else f"{len(run.variants)} methods"
     text = [f"This run has {count} on {on}: {listing(run.variants)}."]
@@ -191,7 +192,7 @@ def _compare(run: Run, key: str, start: str) -> str:
 
 
 def differences(run: Run) -> str:
-    """Fields in which the methods' recipes differ, a table; empty for one method."""
+    """A table of the fields in which the methods' recipes differ; "" for one method."""
     given = {
         name: {place: configs.written(value) for place, value in flat(configs.plain(recipe), whole=False).items()}
         for name, recipe in run.recipes.items()

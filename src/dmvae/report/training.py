@@ -1,4 +1,4 @@
-"""Sections about training: the generators' losses, matching from inside, every stage's curves."""
+"""Sections about training: the generators' losses, what happens in matching, every stage's curves."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ TOLD = {
 
 EACH = {"distance/told/": "tokens of each class", "distance/told_whole/": "whole latents of each class"}
 REFINES = "matching/refines"
-"""Where an objective hands over to another: the share of turns that the second moves."""
+"""Logged where an objective hands over to another: the share of turns in which the second one acts."""
 HANDED_OVER = (
-    " At the end the share of turns in which the objective that refines moved the latents: 0 while they are far, 1 "
-    "where it has taken over."
+    ' "Handed over" is the share of turns in which the refining objective moved the latents: 0 while they are far, 1 '
+    "once it has taken over."
 )
 
 INSIDE = (
@@ -37,11 +37,9 @@ INSIDE = (
     LAG,
 )
 INSIDE_EACH = ("gap/", *EACH)
-"""Figures of matching that `health` draws, and beginnings of others; all other figures are drawn with their stage's."""
-LISTED = 4  # methods whose figures are told one by one
-HOW_TO_READ = (
-    "Bold lines are moving averages, faint lines the logged values. Steep first steps may lie above the frame."
-)
+"""Figures of matching that `health` draws, and prefixes of others; `stage_curves` draws the rest."""
+LISTED = 4  # most methods whose figures are listed one by one
+HOW_TO_READ = "Bold lines are moving averages, faint lines the logged values. Steep first steps may be above the frame."
 
 
 def generator(run: Run) -> str:
@@ -54,9 +52,9 @@ def generator(run: Run) -> str:
     found = {names: value for names, value in ends.items() if value is not None}
     text = (
         "A generator learns to turn noise into latents; this is its error while it trains, on the latents of each "
-        "method. A curve that flattens early was learned early. Where it ends says little: a part of the error cannot "
-        "be learned away, which is small where latents fill few dimensions and large for white noise. How well a "
-        "generator models its latents stands in the table, under sampled latents and tokens."
+        "method. A curve that flattens early was learned early. Its end says little: a part of the error cannot be "
+        "learned away, and that is small for latents that fill few dimensions, and large for white noise. The table "
+        "shows how well a generator models its latents, under sampled latents and tokens."
     )
     ended = [f"{found[names]:.4f} for {listing(names)}" for names in found]
     if len(ended) > LISTED:
@@ -76,7 +74,7 @@ def generator(run: Run) -> str:
 
 
 def health(run: Run) -> str:
-    """What happened inside matching."""
+    """The section on what happened inside matching."""
     trained = run.trained("matching")
     gaps, norms = [], []
     bins = sorted({key for training in trained for key in training.keys if key.startswith("gap/")})
@@ -102,7 +100,7 @@ def health(run: Run) -> str:
             (
                 LAG,
                 "the student's lag",
-                "its error over that of a guess from mean and spread; above 1 it does not know the latents",
+                "its error divided by that of a guess from mean and spread; above 1, it does not know the latents",
             ),
         )
     ]
@@ -130,8 +128,8 @@ def health(run: Run) -> str:
         parts += [
             "<h3>The two forces</h3>",
             prose(
-                "Norm of the gradient that each loss sends to the latents, on a logarithmic axis. Where one lies far "
-                "above the other, it decides where the latents go."
+                "Norm of the gradient that each loss sends to the latents, on a logarithmic axis. If one is far above "
+                "the other, it decides where the latents go."
             ),
             legend([("reconstruction", "#2a9d78"), ("matching", "#d84f4f")]),
             panels(norms),
@@ -162,12 +160,12 @@ def approach(trained: Sequence[Trained]) -> list[str]:
     return [
         "<h3>The way to the reference</h3>",
         prose(
-            "Recent latents beside samples of the reference. Distances are multiples of what two samples of the "
-            "reference have, on a logarithmic axis: 1 is equality, and 2 counts as arrived. Then how often a small "
-            "network tells latents and samples apart: 50 % is chance, and up to 60 % of the tokens counts as arrived. "
-            "It is asked of all tokens, of whole latents, of both where the network is told the class, and of the "
-            "tokens and the latents of each class that has enough of them. At the end of training the table's figures "
-            "are measured with more latents and a longer training of that network."
+            "Recent latents against samples of the reference. Distances are multiples of the distance between two "
+            "samples of the reference, on a logarithmic axis: 1 is equality, and up to 2 counts as arrived. The other "
+            "charts show how often a small network tells latents and samples apart: 50 % is chance, and up to 60 % of "
+            "the tokens counts as arrived. It is measured for tokens and for whole latents, for both when the network "
+            "knows the class, and for each class that has enough of them. The table's figures, from the end of "
+            "training, use more latents and train that network for longer."
             + (HANDED_OVER if any(REFINES in t.keys for t in trained) else "")
         ),
         *([legend(shown), panels(charts)] if any(charts) else []),
@@ -176,7 +174,7 @@ def approach(trained: Sequence[Trained]) -> list[str]:
 
 
 def _accuracy(training: Trained, key: str, colour: str) -> Line:
-    """A figure of `multiples` or `details` as what it was made from, %."""
+    """A logged figure of `multiples` or `details`, turned back into an accuracy in %."""
     steps, told = training.series(key)
     return Line(key, colour, steps, [100 * accuracy_of(x) for x in told])
 

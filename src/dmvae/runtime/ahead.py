@@ -12,8 +12,8 @@ _END = object()
 
 
 def ahead(items: Generator[T]) -> Generator[T]:
-    """The items, in their order, each made in a thread while the one before is in use. What making one raises is raised
-    in its place. The thread ends with the pass, however it ends, and an item that was made for nothing is dropped."""
+    """The items, in their order, each made in a thread while the one before is in use. An error in making an item is
+    raised in its place. The thread ends with the pass, also after an error; an item that nobody takes is dropped."""
     with closing(items), ThreadPoolExecutor(1, "ahead") as thread:
         coming = thread.submit(next, items, _END)
         while (item := coming.result()) is not _END:

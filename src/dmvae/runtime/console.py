@@ -37,8 +37,8 @@ _CONTROL = ("Cc", "Cf", "Cs", "Zl", "Zp")  # these include marks that reverse th
 
 
 class _Out:
-    """Standard output. That its disk is full, or that nobody reads it any more, ends no training: `require_printed`
-    tells it at a command's end."""
+    """Standard output whose errors (a full disk, a closed pipe) do not end a training: `require_printed` raises them at
+    the command's end."""
 
     def write(self, text: str) -> int:
         with self._going_on():
@@ -52,17 +52,17 @@ class _Out:
     @contextmanager
     def _going_on(self) -> Iterator[None]:
         try:
-            with suppress(AttributeError):  # there may be none
+            with suppress(AttributeError):  # sys.stdout is None in some programs
                 yield
         except OSError as error:
             _lost[:] = [error]
 
     def _there(self) -> TextIO:
-        """Not rich's own stand-in for it while a bar is shown, which writes here."""
+        """The real stream: while a bar is shown, sys.stdout is rich's own object, which writes here."""
         return getattr(sys.stdout, "rich_proxied_file", sys.stdout)
 
     def __getattr__(self, name: str) -> object:
-        if name == "rich_proxied_file":  # rich would write to that, past this
+        if name == "rich_proxied_file":  # rich would write to that attribute, not through this class
             raise AttributeError(name)
         return getattr(sys.stdout, name)
 
@@ -72,7 +72,7 @@ _lost: list[OSError] = []
 
 
 def require_printed() -> None:
-    """Raises OSError, once, where something that was printed could not be written."""
+    """Raise OSError, once, if something that was printed could not be written."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -83,7 +83,7 @@ def require_printed() -> None:
 
 
 def forget_lost() -> None:
-    """Before a command, and after a training: what that has done is in files, and a lost line of its log no failure."""
+    """Forget failed writes: called before a command, and after a training, whose results are in files."""
     _lost.clear()
 
 
@@ -114,7 +114,7 @@ def _is_main() -> bool:
 
 
 def fitted(note: str, room: int) -> str:
-    """As much of a bar's note, "RATE  loss A, B", as has room in a line: whole figures, the last ones dropped first."""
+    """A bar's note, "RATE  loss A, B", cut to `room` columns: whole figures are dropped, the last ones first."""
     while len(note) > room:
         cut = max(note.rfind(", "), note.rfind("  "))
         if cut < 0:
@@ -124,8 +124,7 @@ def fitted(note: str, room: int) -> str:
 
 
 class _Note(ProgressColumn):
-    """The rate and the losses, in what the other columns leave of the terminal's width: a narrow one keeps step, bar
-    and time left."""
+    """The rate and the losses, in the width that the other columns leave: on a narrow terminal they are cut first."""
 
     def __init__(self, others: int) -> None:
         super().__init__()
@@ -143,7 +142,7 @@ def _columns(total: int) -> list[ProgressColumn]:
     wide = console.width >= WIDE
     title_width, bar_width = (28, 24) if wide else (min(28, console.width // 4), 14)
     spent: list[ProgressColumn] = [TimeElapsedColumn()] if wide else []
-    # one column between any two, and what the step and the two times take
+    # the gaps between columns, and the widths of the step and of the two times
     others = 2 + title_width + 1 + bar_width + 1 + 2 * len(str(total)) + 1 + 1 + 1 + 4 + 1 + 8 + 8 * len(spent)
     return [
         TextColumn("  {task.description}", table_column=Column(width=title_width + 2, no_wrap=True)),

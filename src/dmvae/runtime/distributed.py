@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 MINUTES = 20.0
-"""After which a rank that waits for others within a step gives up."""
+"""Minutes after which a rank that waits for others within a step gives up."""
 _patience = MINUTES
 _DAY = timedelta(days=1)
 _background: list[dist.ProcessGroup] = []
@@ -28,7 +28,7 @@ def start(minutes: float = MINUTES) -> torch.device:
     """Join the process group that torchrun describes, if it does; returns this rank's device. `minutes`: how long ranks
     wait for each other within a training step, and GPUs everywhere; elsewhere ranks wait for a day, on the CPU."""
     global _patience
-    # Weights and moments that decay towards zero pass through denormal numbers, which a CPU adds at a crawl.
+    # Weights and moments that decay to zero pass through denormal numbers, with which a CPU computes very slowly.
     torch.set_flush_denormal(True)
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
@@ -49,7 +49,7 @@ def start(minutes: float = MINUTES) -> torch.device:
         world._get_backend(torch.device("cpu"))._set_default_timeout(_DAY)
     if dist.is_initialized() and not _background:
         group = dist.new_group(backend="gloo", timeout=_DAY)
-        assert isinstance(group, dist.ProcessGroup)  # a number where a rank is not in it
+        assert isinstance(group, dist.ProcessGroup)  # for a rank outside the group it would be a number
         _background.append(group)
     return device
 
@@ -60,11 +60,11 @@ def this_start() -> str:
 
 
 def _agreed(store: dist.Store, rank: int, world_size: int, minutes: float) -> str:
-    """Such a name. Raises TimeoutError where not all ranks have come after so many minutes.
+    """The name that all ranks agree on. Raises TimeoutError if some have not joined after so many minutes.
 
-    `torchrun --max-restarts` starts ranks again with the store of those that ended, where their addresses still are,
-    and its count of restarts is another on each node (pytorch issue 135712). So each rank leaves a new name for itself
-    there. The first one answers under that name, until the rank has confirmed it.
+    `torchrun --max-restarts` starts ranks again with the store of those that ended, which still holds their addresses,
+    and its count of restarts differs between nodes (pytorch issue 135712). So each rank writes a new name of its own
+    there; rank 0 writes its answer under that name, until the rank confirms it.
     """
     own, until = secrets.token_hex(8), time.monotonic() + 60 * minutes
     if rank > 0:
@@ -80,7 +80,7 @@ def _agreed(store: dist.Store, rank: int, world_size: int, minutes: float) -> st
                 "their processes started and can reach MASTER_ADDR"
             )
         for other in missing:
-            if store.check([f"dmvae/{other}"]):  # its own name, or that of one that has ended, who reads no answer
+            if store.check([f"dmvae/{other}"]):  # its name, or one of an earlier start, where nobody reads the answer
                 store.set(f"dmvae/{store.get(f'dmvae/{other}').decode()}", own)
         time.sleep(0.01)
     return own
@@ -134,7 +134,7 @@ def collect(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
 
 
 def finish(work: dist.Work) -> None:
-    """Wait for what all ranks do in the same step, on the CPU. Raises TimeoutError where one of them does not come."""
+    """Wait for a collective of a training step, on the CPU. Raises TimeoutError if a rank does not join in time."""
     try:
         work.wait(timedelta(minutes=_patience))
     except RuntimeError as error:
@@ -147,17 +147,17 @@ def finish(work: dist.Work) -> None:
 
 
 class SharedFlag:
-    """Whether a flag was set on any rank, when all had called this last.
+    """Whether any rank set its flag in the last call that all ranks have made.
 
-    A signal reaches ranks in different steps, and all must stop in the same one. The flags go round while the next step
-    runs, on the CPU, so that nobody waits for the answer.
+    A signal reaches ranks in different steps, and all must stop in the same one. The flags are exchanged on the
+    CPU while the next step runs, so that nobody waits for the answer.
     """
 
     def __init__(self) -> None:
         self.ahead: tuple[Tensor, dist.Work] | None = None
 
     def __call__(self, flag: bool, now: bool = False) -> bool:
-        """The answer to the call before, and with `now` to this one too."""
+        """The answer to the previous call; with `now`, also to this one."""
         if world_size() == 1:
             return flag
         before = self._answer()
@@ -174,14 +174,14 @@ class SharedFlag:
 
 
 def total(x: Tensor) -> Tensor:
-    """Sum of a tensor over the ranks."""
+    """Sum of a tensor over the ranks; all ranks must call."""
     if world_size() > 1:
         dist.all_reduce(x := x.clone())
     return x
 
 
 def average(x: Tensor) -> Tensor:
-    """Mean of a tensor over the ranks."""
+    """Mean of a tensor over the ranks; all ranks must call."""
     return total(x) / world_size() if world_size() > 1 else x
 
 
@@ -194,8 +194,9 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 def gather(x: Tensor) -> Tensor:
     """Concatenate [n, ...] over the ranks to [world * n, ...]; gradients flow to this rank's part.
 
-    Every rank computes the same loss on the gathered batch, and gradients are then averaged over the ranks. So the
-    gradient is scaled by their number here, to equal that of one process with the whole batch.
+    x has the same shape on all ranks, and all must call. Every rank computes the same loss on the gathered batch, and
+    gradients are then averaged over the ranks. So the gradient is multiplied by their number here, to equal that of one
+    process with the whole batch.
     """
     if world_size() == 1:
         return x
@@ -222,7 +223,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     nn.SyncBatchNorm does the same, but only on GPUs."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or world_size() == 1 or x.is_meta:  # which ranks cannot sum
+        if not self.training or world_size() == 1 or x.is_meta:  # meta tensors cannot be summed over ranks
             return super().forward(x)
         assert self.running_mean is not None
         assert self.running_var is not None

@@ -15,7 +15,7 @@ NAME = "done.json"
 SOURCE = "source.json"
 """In a pipeline's folder, and in one of kept images: what it was made of, and its files."""
 UNSEALED = ("log.jsonl", "pictures", "tensorboard", "wandb", "checkpoints")
-"""Not checksummed: what only people read, and checkpoints, which are removed when the stage is finished."""
+"""Have no checksum: files that only people read, and checkpoints, which are removed when the stage is finished."""
 
 
 def write_done(folder: Path, facts: Values) -> None:
@@ -26,8 +26,8 @@ def write_done(folder: Path, facts: Values) -> None:
 
 
 def read_done(folder: Path) -> Values | None:
-    """What done.json says, or None where the stage is not finished: there is no such file, or it is damaged, which
-    gives a warning. One that an earlier version wrote has no checksum."""
+    """What done.json says; None where the stage is not finished: the file is missing or, with a warning, damaged.
+    Files of earlier versions have no checksum."""
     return _read(folder / NAME, "the stage counts as unfinished")
 
 
@@ -48,8 +48,8 @@ def damage(folder: Path, facts: Mapping[str, object] | None, within: str = "") -
 
 
 def damages(folder: Path, facts: Mapping[str, object] | None, within: str = "") -> Iterator[tuple[str, str]]:
-    """(name, what is wrong) of every file that is not as it was written. Only those `within`, a file or a folder, where
-    that is given. A process reads a file once. Facts of versions that kept no checksums tell nothing."""
+    """(name, what is wrong) of every listed file that is not as it was written. within: only this file or folder. A
+    process reads each file once. Facts of versions that kept no checksums yield nothing."""
     for name, (size, checksum) in _listed(facts or {}).items():
         file = folder / name
         if within and not PurePosixPath(name).is_relative_to(within):
@@ -65,7 +65,7 @@ def damages(folder: Path, facts: Mapping[str, object] | None, within: str = "") 
 def require_intact(path: Path) -> Path:
     """`path`, a file or folder of a finished stage or of a pipeline. Raises ValueError where a file of it is missing or
     differs from the size and checksum that were recorded. A path that belongs to neither is returned unchecked."""
-    for folder in (path, *path.parents[:3]):  # snapshots/step-N/generator lies so deep
+    for folder in (path, *path.parents[:3]):  # as deep as snapshots/step-N/generator
         facts = read_done(folder) if (folder / NAME).is_file() else read_source(folder)
         if facts is not None:
             within = path.relative_to(folder).as_posix()
@@ -77,12 +77,12 @@ def require_intact(path: Path) -> Path:
 
 
 def write_source(pipeline: Path, source: Values) -> None:
-    """Say in a folder, of a pipeline or of kept images, what it was made of, and which files it has by now."""
+    """Record in a folder (of a pipeline or of kept images) what it was made of, and the files that it holds now."""
     write_json(pipeline / SOURCE, source | {"files": sealed(pipeline, ("README.md",))})
 
 
 def read_source(pipeline: Path) -> Values | None:
-    """What `write_source` wrote; None where there is no such file, or it is damaged, which gives a warning."""
+    """What `write_source` wrote; None where the file is missing or, with a warning, damaged."""
     return _read(pipeline / SOURCE, "nothing is known of the files beside it")
 
 
@@ -101,11 +101,11 @@ def _read(file: Path, so: str) -> Values | None:
 
 
 def _listed(facts: Mapping[str, object], file: Path | str = NAME) -> dict[str, list[int]]:
-    """The files that facts list. Raises ValueError for a list that is none, or that leads out of the folder: it may be
-    anybody's, and damaged files are removed."""
+    """Name -> [size, checksum] of the files that facts list. Raises ValueError for no such list, and for a name that
+    leads out of the folder: the list may come from somebody else, and damaged files are removed."""
     files = facts.get("files", {})
     if not isinstance(files, dict):
-        raise ValueError(f"{file} is damaged: its list of files is none")
+        raise ValueError(f"{file} is damaged: its list of files is no mapping")
     for name, about in files.items():
         place = PurePosixPath(name)
         if place.is_absolute() or ".." in place.parts or not place.name:
@@ -122,5 +122,5 @@ def _crc(file: Path, size: int, mtime_ns: int) -> int:
 
 @cache
 def _warn(text: str) -> None:
-    """Once a process: a folder's state is asked for often."""
+    """Warn once per process: a folder's state is asked for often."""
     warnings.warn(text, stacklevel=5)

@@ -24,24 +24,24 @@ from dmvae.runtime.hashing import digest
 
 T = TypeVar("T")
 SEAL = "crc32"
-"""The name of a sealed file's checksum in it."""
+"""The key of a sealed file's checksum, inside that file."""
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Atomic write: yields a temporary path; the file or folder written there replaces `path` when the block ends.
 
-    Readers find all of it, or what was there before: also after a kill, a full disk or a power cut. A folder is
+    Readers find the whole new content, or the old one, also after a kill, a full disk or a power cut. A folder is
     replaced by two renames; a process killed between them leaves the previous folder as NAME.*.old.part. A link at
-    `path` is replaced, not followed. Raises OSError, also for the disk-full error that safetensors has of its own, and
-    for a file that would replace a folder.
+    `path` is replaced, not followed. Raises OSError, also in place of safetensors' own error for a full disk, and for a
+    file that would replace a folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # file systems take names of 255 bytes, and these are longer
+    # file systems take names of up to 255 bytes, and the temporary name is longer
     name = path.name if len(os.fsencode(path.name)) < 220 else digest(path.name) + path.suffix[-8:]
-    own = f"{os.getpid()}-{secrets.token_hex(4)}"  # nobody else's, where two write the same: containers share numbers
+    own = f"{os.getpid()}-{secrets.token_hex(4)}"  # a process number alone is not unique: containers share them
     scratch, old = path.with_name(f"{name}.{own}.part"), path.with_name(f"{name}.{own}.old.part")
-    scratch.mkdir()  # a folder, so that the temporary files of who writes, such as safetensors, lie in it too
+    scratch.mkdir()  # a folder, so that the writer's own temporary files, as safetensors makes, lie in it too
     part = scratch / path.name
     try:
         yield part
@@ -61,8 +61,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def require_place(what: str, path: Path, folder: bool = False) -> None:
-    """Raise ValueError, saying what asks for it, unless a file can be written at `path`, or a folder made there, with
-    those above it: to be asked before hours of work."""
+    """Raise ValueError, naming the option or field `what`, unless a file can be written at `path` or, with `folder`, a
+    folder made there. Call it before hours of work."""
     above = next((parent for parent in path.absolute().parents if os.path.lexists(parent)), path)
     into = path if folder and path.is_dir() else above
     why = ""
@@ -91,7 +91,8 @@ def sweep(folder: Path, patterns: Iterable[str] = ("**/*.part", "**/.tmp??????")
 
 
 def sweep_beside(path: Path) -> None:
-    """Remove what processes left that were killed while they wrote this file. It must be nobody else's to write."""
+    """Remove temporary files of processes that were killed while they wrote this file. No other process may write it
+    now."""
     sweep(path.parent, (f"{glob.escape(path.name)}.[0-9]*.part",))
 
 
@@ -119,7 +120,7 @@ def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
             mine = False
         yield mine
     finally:
-        if handle in _locks:  # a forked process has dropped it
+        if handle in _locks:  # a forked process has closed it already
             _locks.remove(handle)
             fcntl.flock(handle, fcntl.LOCK_UN)
             os.close(handle)
@@ -144,8 +145,8 @@ def held(folder: Path) -> bool:
 
 @contextmanager
 def locked_if_it_can(folder: Path, wait: bool = True) -> Iterator[bool]:
-    """As `locked`, where two processes cost no more than time: makes the folder, and yields False where that cannot be
-    or its file system has no locks."""
+    """As `locked`, for work that two processes may do twice without harm: makes the folder, and yields False where that
+    fails or its file system has no locks."""
     with ExitStack() as held:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -159,8 +160,8 @@ def locked_if_it_can(folder: Path, wait: bool = True) -> Iterator[bool]:
 def together(path: Path) -> Iterator[bool]:
     """Hold a lock file along with other processes until the block ends: yields True where no other one holds it now."""
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # NFS locks for itself alone only what can be written
-    except PermissionError:  # another user's, in a folder of a group
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # NFS needs this for exclusive locks
+    except PermissionError:  # the file of another user, in a shared folder
         handle = os.open(path, os.O_RDONLY)
     _locks.add(handle)
     try:
@@ -201,8 +202,8 @@ def write_json(path: Path, values: Mapping[str, object]) -> None:
 
 
 def read_json(path: Path, kind: type[T]) -> T:
-    """What a JSON file holds. Raises ValueError, which names the file, where that is not of this kind, or where its
-    checksum does not fit; files of other programs and of earlier versions have none."""
+    """What a JSON file holds. Raises ValueError, naming the file, if it is no JSON or not of this kind, or if its
+    checksum does not fit (files of other programs and of earlier versions have none); OSError if it cannot be read."""
     try:
         found = json.loads(path.read_text())
         if not isinstance(found, kind):
@@ -226,8 +227,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 
 def read_head(path: Path) -> dict[str, str] | None:
-    """What a safetensors file says of its tensors. None without a file, or with one that is cut short or no safetensors
-    file, as its head and its length tell."""
+    """The metadata of a safetensors file. None if the file is missing, cut short or of another kind, as far as its
+    header and length tell."""
     try:
         with safe_open(path, "pt") as file:
             return file.metadata() or {}

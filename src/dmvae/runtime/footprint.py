@@ -1,4 +1,4 @@
-"""What a computation takes, counted: bytes of tensors at their peak, and operations. Of real tensors or fake ones."""
+"""Counts what a computation takes: peak bytes of tensors, and operations. Works with real and with fake tensors."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class Footprint(TorchDispatchMode):
-    """Counts what is made inside the block: `alive` bytes now, the `peak` of it, `flops` of products and convolutions
-    (a multiplication and an addition are two)."""
+    """Counts, for tensors made inside the block: `alive` (bytes now), `peak` (most bytes so far), and `flops` of matrix
+    products and convolutions (a multiplication and an addition are two)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Footprint(TorchDispatchMode):
 
 
 class _Rules(TorchFunctionMode):
-    """Operations that autocast runs in float32 on a GPU, and not on a CPU."""
+    """Run in float32 what autocast runs in float32 on a GPU, but not on a CPU."""
 
     FULL: tuple[Callable[..., Tensor], ...] = (F.group_norm, F.layer_norm)
 
@@ -82,19 +82,19 @@ class _Rules(TorchFunctionMode):
 
 @contextmanager
 def as_on_a_gpu() -> Iterator[None]:
-    """In the block, tensors on the CPU are computed with as on a GPU, as far as memory is concerned: bf16 where
-    precision is "auto", norms in float32, attention without its weights. So a machine without one can plan for one."""
+    """Compute on the CPU as on a GPU inside the block, as far as memory is concerned: bf16 where precision is "auto",
+    norms in float32, attention without a matrix of weights. So a machine without a GPU can plan for one."""
     with precision.pretend("cuda"), _Rules():
         yield
 
 
 def built(build: Callable[[], M]) -> M:
-    """`build()`. Where tensors are fake, the network is built on the meta device and then given fake weights: other
-    projects' networks read values while they are built (timm's rates of drop path), and fake tensors have none."""
+    """`build()`. Where tensors are fake, the network is built on the meta device and gets fake weights afterwards:
+    other projects' networks read values while they are built (timm's drop path rates), and fake tensors have none."""
     if not isinstance(torch.empty(0), FakeTensor):
         return build()
     with _disable_current_modes(), torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # weights that are loaded into meta tensors
+        warnings.simplefilter("ignore")  # loading weights into meta tensors warns
         network = build()
     for module in network.modules():
         for name, p in module._parameters.items():

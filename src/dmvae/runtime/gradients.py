@@ -18,14 +18,15 @@ BUCKET = 25 << 20
 
 @contextmanager
 def averaged(parameters: Sequence[nn.Parameter], last: bool = True) -> Iterator[None]:
-    """Around a backward pass: each gradient is replaced by its mean over the ranks. Of gradients that are added up over
-    several passes, only the `last` one sends.
+    """Around a backward pass: replace each gradient by its mean over the ranks. Where several passes add up gradients,
+    only the `last` one sends.
 
-    A bucket of parameters is sent as soon as all of them have their gradient. The buckets go in the same order on all
-    ranks; those with a parameter that the pass does not reach go at its end, with zeros in its place, and its gradient
-    stays None where no rank has one. Hooks on parameters instead of the DDP wrapper: an update may run a network
-    several times, or not at all, and the adaptive adversarial weight differentiates the same graph twice, where DDP's
-    reducer expects exactly one backward pass per forward pass of the wrapped module. FSDP2 averages what it shards.
+    A bucket of parameters is sent as soon as all its gradients are there, in the same order on all ranks. A parameter
+    that the pass does not reach is sent as zeros when the pass ends; its gradient stays None if no rank has one.
+    Sharded parameters are left out: FSDP2 averages those.
+
+    Not DDP: its reducer expects exactly one backward pass per forward pass of the wrapped module. An update may run a
+    network several times or not at all, and the adaptive adversarial weight differentiates the same graph twice.
     """
     mine = [p for p in parameters if not sharding.is_sharded(p)]
     if distributed.world_size() == 1 or not mine or not last:
@@ -40,14 +41,14 @@ def averaged(parameters: Sequence[nn.Parameter], last: bool = True) -> Iterator[
         while ahead and not ahead[-1].missing:
             ahead.pop().send()
 
-    with ExitStack() as hooks:  # taken off again, for they hold what they are hooked to
+    with ExitStack() as hooks:  # removed at the end: hooks would keep the parameters alive
         for p in mine:
             hooks.callback(p.register_post_accumulate_grad_hook(arrived).remove)
         yield
     while ahead:
         ahead.pop().send()
     used = torch.tensor([p.grad is not None for p in mine], dtype=torch.int32)
-    # on the CPU: no device has to wait
+    # on the CPU, so that the GPU does not wait
     distributed.finish(dist.all_reduce(used, dist.ReduceOp.MAX, async_op=True))
     here = dict(zip(mine, used.tolist(), strict=True))
     for bucket in buckets:
@@ -58,7 +59,7 @@ def averaged(parameters: Sequence[nn.Parameter], last: bool = True) -> Iterator[
 class _Bucket:
     parameters: list[nn.Parameter]
     missing: set[Tensor]
-    """Those whose gradient is not there yet."""
+    """The parameters whose gradient is not there yet."""
 
     def send(self) -> None:
         first = self.parameters[0]
@@ -72,7 +73,7 @@ class _Bucket:
                 view.zero_()
             else:
                 torch.mul(p.grad, share, out=view)
-                p.grad = view  # the memory of the old one is free again
+                p.grad = view  # frees the memory of the old gradient
         self.work = dist.all_reduce(self.flat, async_op=True)
 
     def receive(self, used: dict[nn.Parameter, int]) -> None:

@@ -1,4 +1,4 @@
-"""Hashes of files, tensors, networks, and of what counts of a part besides the values of its fields."""
+"""Hashes of files, tensors and networks, and of what counts in a fingerprint besides the values of fields."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dmvae.registry import Registered, is_ours
 
 
 def sha256_of(file: Path) -> str:
-    """Hex sha256 of a file's content, read once per process as long as its size and time stay."""
+    """Hex sha256 of a file's content, read once per process while its size and time of change stay the same."""
     stat = file.stat()
     return _sha256(file, stat.st_size, stat.st_mtime_ns)
 
@@ -44,7 +44,7 @@ def crc(file: Path) -> int:
 
 
 def content_hash(paths: Iterable[Path]) -> str:
-    """16 hex digits of the names and contents of files and folders; what is not there counts by its name."""
+    """16 hex digits of the sha256 of the names and contents of files and folders; a missing one counts by its name."""
     sha = hashlib.sha256()
     for path in paths:
         sha.update(path.name.encode())
@@ -94,8 +94,8 @@ def weights_hash(network: nn.Module) -> str:
 
 
 def content_of(member: Registered) -> str:
-    """The `fingerprint` of a part, and a hash of the files in fields of type Path that the class which defines this
-    does not have."""
+    """The `fingerprint` of a part, and a hash of the files in its fields of type Path, except fields of the class that
+    defines `fingerprint`."""
     owner = next(cls for cls in type(member).__mro__ if "fingerprint" in vars(cls))
     return member.fingerprint() + files_of(member, owner)
 
@@ -109,8 +109,8 @@ def files_of(config: object, known: type) -> str:
 
 
 def code_of(cls: type) -> str:
-    """A hash of the file that defines a class which is not ours: of a plugin, or of a module of an installed package.
-    Of a class that a program or a notebook defines, of its own lines, where they can be had. "" for ours."""
+    """A hash of the file (a plugin, or a module of an installed package) that defines a class; "" for our own. For a
+    class of a program or a notebook, a hash of its own source lines, or "" if they cannot be found."""
     if is_ours(cls):
         return ""
     if cls.__module__ == "__main__":

@@ -1,6 +1,6 @@
-"""The Hugging Face hub, where it cannot be reached: its cache alone, at once.
+"""The Hugging Face hub: where it cannot be reached, its cache is used at once.
 
-Its client asks for each file six times, half a minute in all, before it looks into its cache; a data set is many files.
+The hub's client tries each file six times, for half a minute, before it looks into its cache; a data set is many files.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ from dmvae.runtime import distributed
 from dmvae.runtime.console import console
 
 WAITS = (0.0, 1.0, 2.0)
-"""Seconds before each question whether the hub answers: a network may stumble."""
+"""Seconds to wait before each attempt to reach the hub: a network may fail for a moment."""
 PATIENCE = 5.0
-"""Seconds that an answer may take."""
+"""Seconds to wait for an answer."""
 
 
 @contextmanager
 def hub(here: str | os.PathLike[str] | None = None) -> Iterator[None]:
-    """Within it, what the hub's client is asked for comes from its cache alone where the hub does not answer, as with
-    HF_HUB_OFFLINE=1. here: a file or folder that needs no hub if it exists. Raises ConnectionError for what the cache
-    lacks then."""
+    """Inside the block, the hub's client uses only its cache if the hub does not answer, as with HF_HUB_OFFLINE=1.
+    here: a file or folder; if it exists, the hub is not needed. Raises ConnectionError for what that lacks."""
     from huggingface_hub import constants
 
     if (here is not None and os.path.exists(here)) or constants.HF_HUB_OFFLINE or _answers(int(time.monotonic() // 60)):
@@ -38,12 +37,12 @@ def hub(here: str | os.PathLike[str] | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is not None:  # of the cache's own files
+        if error.errno is not None:  # an error of the cache's own files
             raise
         cache = constants.HF_HUB_CACHE
         raise ConnectionError(
             f"{constants.ENDPOINT} does not answer, and its cache here, {cache}, lacks what is asked for"
-        ) from None
+        ) from None  # `datasets.huggingface` shows the innermost cause, which says less
     else:
         if distributed.is_main():
             console.print(f"{constants.ENDPOINT} does not answer: taken from its cache, {constants.HF_HUB_CACHE}")
@@ -54,7 +53,7 @@ def hub(here: str | os.PathLike[str] | None = None) -> Iterator[None]:
 
 @lru_cache(1)
 def _answers(minute: int) -> bool:
-    """It is asked once a minute at most."""
+    """Whether the hub answers; asked once a minute at most."""
     import huggingface_hub
 
     for wait in WAITS:

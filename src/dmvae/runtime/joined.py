@@ -1,4 +1,4 @@
-"""Ranks that work together end together: what one of them failed of, all others say within seconds."""
+"""Ranks end together: when one fails, all others print its error and end within seconds."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import torch.distributed as dist
 from dmvae.runtime import distributed
 
 POLL = 2.0
-"""Seconds between looks at what other ranks have told."""
+"""Seconds between checks for errors of other ranks."""
 _FAILED = "failed"
 
 
 @contextmanager
 def joined(minutes: float = distributed.MINUTES) -> Iterator[None]:
-    """The process group that torchrun describes, around the block. A rank whose block raises tells the others, and they
-    end with its message, wherever they are: in a collective they would wait for it. `minutes`: see `start`.
+    """Join the process group that torchrun describes, for the block. A rank whose block raises tells the others, which
+    end with its message; else they would wait for it in a collective. `minutes`: see `distributed.start`.
 
     Raises ConnectionError on a rank whose own error is that another has failed or died.
     """
@@ -41,7 +41,7 @@ def joined(minutes: float = distributed.MINUTES) -> Iterator[None]:
             sys.exit(1)
         mine = f"rank {distributed.rank()} failed: {_text(error)}"
         first = _tell(store, mine)
-        # The others shall hear it, from a store that may end with this rank; this rank says it first.
+        # The store may end with this rank: stay until the others have read the message.
         atexit.register(time.sleep, 2 * POLL)
         if _is_of_another(error):
             raise ConnectionError(mine if first == mine else f"stopped, because {first}") from error
@@ -51,18 +51,18 @@ def joined(minutes: float = distributed.MINUTES) -> Iterator[None]:
         distributed.stop()
         raise
     ended.set()
-    distributed.stop()  # not after an error: it may wait for ranks that have ended
+    distributed.stop()  # only here: after an error it could wait for ranks that have ended
 
 
 def _store() -> dist.Store:
-    """Where ranks found each other, for this start of them: an elastic launch may start them again."""
+    """The store through which ranks found each other, with keys of this start: torchrun may start ranks again."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False)
     return dist.PrefixStore(distributed.this_start(), store)
 
 
 def _tell(store: dist.Store, text: str) -> str:
-    """Leave the text there, unless another rank has left one; returns the one that is there."""
+    """Write the text to the store, unless another rank has written one; returns the one that is there."""
     try:
         return store.compare_set(_FAILED, "", text).decode()
     except RuntimeError:  # the store ended with the rank that kept it
@@ -70,13 +70,13 @@ def _tell(store: dist.Store, text: str) -> str:
 
 
 def _watch(store: dist.Store, ended: threading.Event, told: threading.Event) -> None:
-    """Print what another rank has failed of, and end this one."""
+    """When another rank has failed, print its error and end this one."""
     while not ended.wait(POLL):
         try:
             found = store.get(_FAILED).decode() if store.check([_FAILED]) else None
         except RuntimeError:
             found = "rank 0 ended without a word"
-            ended.wait(POLL)  # where all ranks are at their end, one is the first
+            ended.wait(POLL)  # perhaps all ranks are ending, and rank 0 was the first
         if found and not ended.is_set():
             print(f"dmvae: stopped, because {' '.join(found.split())}", file=sys.stderr, flush=True)
             told.set()
@@ -85,7 +85,7 @@ def _watch(store: dist.Store, ended: threading.Event, told: threading.Event) -> 
 
 
 def _is_of_another(error: BaseException) -> bool:
-    """Whether it is the collective that failed, because another rank is not there any more."""
+    """Whether a collective failed because another rank is gone."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "peer" in str(error))
 
 

@@ -18,7 +18,7 @@ _pretended: list[str] = []
 
 @contextmanager
 def pretend(kind: str) -> Iterator[None]:
-    """What is decided by the kind of device is decided in the block as on one of that kind."""
+    """Inside the block, decisions that depend on the kind of device are made as on a device of this kind."""
     _pretended.append(kind)
     try:
         yield
@@ -27,7 +27,7 @@ def pretend(kind: str) -> Iterator[None]:
 
 
 def kind(device: torch.device) -> str:
-    """ "cuda", "cpu", ...: by what kind of device is to be decided how to compute on this one."""
+    """ "cuda", "cpu", ...: the device's kind, or the one that `pretend` gives."""
     return _pretended[-1] if _pretended else device.type
 
 
@@ -37,7 +37,7 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[object]:
-    """A context without autocast on x's device; the meta device, which knows none, is left alone."""
+    """A context without autocast on x's device; no context for the meta device, which has no autocast."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
@@ -53,7 +53,7 @@ def uses_bf16(device: torch.device, precision: Precision) -> bool:
 
 @contextmanager
 def tuned() -> Iterator[None]:
-    """For training, whose batches have one size: cuDNN tries its kernels on the first and keeps the fastest."""
+    """For training, where batches have one size: cuDNN tries its kernels on the first batch and keeps the fastest."""
     before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
     try:
         yield
@@ -80,12 +80,12 @@ def exact() -> Iterator[None]:
     kept = [place.fp32_precision for place in places]
     try:
         before = torch.get_float32_matmul_precision(), cudnn.allow_tf32
-    except RuntimeError:  # the caller has set the newer `fp32_precision`, which torch does not let these mix with
+    except RuntimeError:  # the caller has set the newer `fp32_precision`; torch forbids using both ways
         before = None
     else:
         torch.set_float32_matmul_precision("highest")
         cudnn.allow_tf32 = False
-    for place in places if before is None else places[:2]:  # of which the older names say nothing
+    for place in places if before is None else places[:2]:  # the older settings do not cover the first two
         place.fp32_precision = "ieee"
     try:
         yield

@@ -26,7 +26,8 @@ class Random(torch.Generator):
     Its methods `normal`, `uniform` and `integers` draw for the whole batch of all ranks and return this rank's part, so
     that the number of ranks does not change the numbers. Used as a torch.Generator it differs between ranks.
 
-    part: (i, k) where a rank takes its share of the batch in k parts, one after another: it then is k ranks in turn.
+    part: (i, k) for part i of k, where a rank takes its share of the batch in k parts one after another. The parts
+    draw what k times as many ranks would.
     """
 
     def __new__(cls, *key: object, device: torch.device | str = "cpu", part: tuple[int, int] = (0, 1)) -> Random:
@@ -43,17 +44,17 @@ class Random(torch.Generator):
         super().manual_seed(seed_of(*self.key, "rank", place))
 
     def manual_seed(self, seed: int) -> Random:
-        """As a torch.Generator's, for its methods too."""
+        """As torch.Generator's; it also seeds what the methods draw from."""
         for generator in self._all():
             torch.Generator.manual_seed(generator, seed)
         return self
 
     def get_state(self) -> Tensor:
-        """uint8, of all that it draws from."""
+        """The state of all generators that it draws from, uint8."""
         return torch.cat([torch.Generator.get_state(generator) for generator in self._all()])
 
     def set_state(self, new_state: Tensor) -> Random:
-        """Go on from what `get_state` gave."""
+        """Continue from what `get_state` returned."""
         sizes = [len(torch.Generator.get_state(generator)) for generator in self._all()]
         for generator, state in zip(self._all(), new_state.split(sizes), strict=True):
             torch.Generator.set_state(generator, state.clone())
@@ -82,8 +83,8 @@ class Random(torch.Generator):
         return cls(int(torch.randint(2**62, (), generator=generator, device=where)), device=device)
 
     def on_cpu(self) -> Random:
-        """The same step's randomness, drawn on the CPU whatever device the networks are on: one stream, which goes on
-        from call to call."""
+        """The same step's randomness, drawn on the CPU whatever device the networks are on. Every call returns the
+        same object, so numbers go on from call to call."""
         if self._cpu is None:
             self._cpu = Random(*self.key)
             self._cpu._seat(self.place, self.parts)

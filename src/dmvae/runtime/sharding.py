@@ -1,4 +1,4 @@
-"""Flow networks sharded over the ranks with FSDP2; everything else stays whole on each."""
+"""Flow networks sharded over the ranks with FSDP2; everything else stays whole on each rank."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from dmvae.runtime import distributed
 def shard(
     module: nn.Module, *, bf16: bool = False, in_node: bool = False, reshard: bool = True
 ) -> dict[Tensor, nn.Parameter]:
-    """Shard a module over the ranks with FSDP2, or those of its parts that its method `sharded_parts` names, each by
-    itself. Returns old parameter -> new parameter; empty where nothing was done.
+    """Shard a module over the ranks with FSDP2 (or each of its parts that its method `sharded_parts` names). Returns
+    old parameter -> new parameter; empty where nothing was sharded.
 
     Each rank keeps its part of the weights, gradients, optimizer state and averages; a block's weights are gathered
     while it runs. Only modules that name their blocks in `_no_split_modules`, as diffusers' do, are sharded: the flow
@@ -39,7 +39,7 @@ def shard(
 
 
 def shardable(module: nn.Module) -> list[nn.Module]:
-    """What `shard` would shard of a module, each by itself."""
+    """The module, or the parts of it, that `shard` would shard, each separately."""
     parts: Callable[[], list[nn.Module]] | None = getattr(module, "sharded_parts", None)
     return [part for part in (parts() if parts else [module]) if getattr(part, "_no_split_modules", None)]
 
@@ -62,19 +62,18 @@ def _sharded(module: nn.Module, bf16: bool, in_node: bool, reshard: bool) -> dic
 
 @cache
 def _mesh(device: str, in_node: bool, group: dist.ProcessGroup | None) -> DeviceMesh:
-    """All ranks of the default group, for all modules: each mesh that is made has process groups of its own, and on
-    GPUs their buffers."""
+    """One mesh of all ranks for all modules: every mesh has process groups of its own and, on GPUs, their buffers."""
     ranks = distributed.world_size()
     if not in_node:
         return init_device_mesh(device, (ranks,))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
-    # two axes, of which the first is the one that is not sharded over
+    # two axes; the first holds copies, the second shards
     return init_device_mesh(device, (ranks // local, local), mesh_dim_names=("nodes", "ranks"))
 
 
 def defer_gradient_sync(module: nn.Module, defer: bool) -> None:
-    """Let backward passes of a sharded module add up whole gradients on this rank (defer: for all but the last part of
-    an accumulated batch), or reduce-scatter them at once. Does nothing to a module that is not sharded."""
+    """With `defer`, backward passes of a sharded module add up whole gradients on this rank (for all but the last part
+    of an accumulated batch); else they reduce-scatter at once. Does nothing to a module that is not sharded."""
     for part in shardable(module):
         if isinstance(part, FSDPModule):
             part.set_requires_gradient_sync(not defer)
@@ -90,8 +89,8 @@ def whole_tensor(x: Tensor) -> Tensor:
 
 
 def whole_module(module: nn.Module) -> nn.Module:
-    """The module itself, or an unsharded copy on the CPU, of one with `sharded_parts` what holds its tensors; all ranks
-    must call."""
+    """The module itself if it is not sharded; else an unsharded copy on the CPU (for a module with `sharded_parts`, a
+    plain module that holds its tensors). All ranks must call."""
     sharded = any(isinstance(part, FSDPModule) for part in shardable(module))
     if not sharded:
         return module
@@ -106,7 +105,7 @@ def whole_module(module: nn.Module) -> nn.Module:
 
 
 def _holding(state: dict[str, Tensor]) -> nn.Module:
-    """A module that has these tensors under these names, for who saves them."""
+    """A module that holds these tensors under these names, so that they can be saved."""
     holder = nn.Module()
     for name, value in state.items():
         *path, last = name.split(".")

@@ -10,21 +10,21 @@ FOLDER = Path(__file__).parents[1] / "recipes"
 
 
 def shipped() -> dict[str, Path]:
-    """Name -> file; those of one's own data and the demo first, studies last."""
+    """Name -> file: first those in the top folder, last the studies."""
     files = sorted(FOLDER.rglob("*.yaml"), key=lambda path: (len(path.parts), path))
     return {path.relative_to(FOLDER).with_suffix("").as_posix(): path for path in files}
 
 
 def recipe_file(name: str | Path) -> Path:
-    """The file of that path, else the shipped recipe of that name, a study's without its folder too. Raises ValueError
-    where there is neither."""
+    """The file at that path, else the shipped recipe of that name (for a study also without its folder's name). Raises
+    ValueError where there is neither."""
     path = Path(name)
     if path.is_file():
         return path
     known = shipped()
     short = {key.rpartition("/")[2]: file for key, file in known.items()} | known
     if str(name) in short:
-        return short[str(name)]  # beside a folder of data that is called so, too
+        return short[str(name)]  # even if a folder here has that name
     if path.exists():
         raise ValueError(f"no such recipe: {name} (that is a folder)")
     told = f"{nearest(str(name), known)}; `dmvae recipes` lists those that come with dmvae"

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM, SIGHUP (a terminal closes) and SIGUSR1 (a queue's warning), taken as a wish to save and stop."""
+"""Ctrl-C, SIGTERM, SIGHUP (a terminal closes) and SIGUSR1 (a queue's warning) mean: save and stop."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 ALWAYS = (signal.SIGINT, signal.SIGTERM)
-"""Those that are taken whatever was done with them before."""
+"""Signals that are handled even where another handler was set before."""
 SIGNALS = (*ALWAYS, signal.SIGHUP, signal.SIGUSR1)
 AGAIN = 3.0
-"""Seconds after which another signal is another wish: who stops all processes of a job reaches torchrun too, which
-sends the signal on."""
+"""Seconds in which further signals count as the same wish to stop: whoever signals all processes of a job reaches
+torchrun too, which sends the signal again."""
 _late: list[int] = []
 
 
@@ -22,9 +22,9 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def signals() -> Iterator[list[int]]:
-    """Yields a list that is filled by the first of `SIGNALS`; the loop then ends its step and saves. One that comes
-    `AGAIN` seconds later stops the process at once. SIGHUP and SIGUSR1 stay as they are where somebody has set them, as
-    nohup or a program's own handler."""
+    """Yields a list that the first of `SIGNALS` fills; the loop then ends its step and saves. Another one more than
+    `AGAIN` seconds later stops the process at once. SIGHUP and SIGUSR1 keep a handler that is set already, such as
+    nohup's or a program's own."""
     received: list[int] = []
     first = 0.0
 
@@ -49,12 +49,12 @@ def signals() -> Iterator[list[int]]:
 
 
 def stop_later(asked: bool) -> None:
-    """Remember whether a signal came when nothing was left to interrupt, until `stop_if_asked`."""
+    """Remember, for `stop_if_asked`, whether a signal came too late to interrupt the training."""
     _late[:] = [1] if asked else []
 
 
 def stop_if_asked() -> None:
-    """Raises Interrupted for a signal that came so late."""
+    """Raise Interrupted if `stop_later` remembered a signal."""
     if _late:
         _late.clear()
         raise Interrupted

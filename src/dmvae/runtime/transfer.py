@@ -1,4 +1,4 @@
-"""What keeps this process from waiting for the device."""
+"""Transfers and figures that do not make this process wait for the device."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _listed: list[str] = []
 
 @contextmanager
 def waits(why: str) -> Iterator[None]:
-    """Around what waits for the device between two rows of the log: docs/performance.md lists it under `why`. Where all
-    else that waits raises, by torch.cuda.set_sync_debug_mode("error"), this does not."""
+    """Around code that waits for the device between two rows of the log: docs/performance.md lists it under `why`. It
+    is exempt from torch.cuda.set_sync_debug_mode("error"), under which all other waiting raises."""
     cuda = torch.cuda.is_initialized()
     before = torch.cuda.get_sync_debug_mode() if cuda else 0
     if cuda:
@@ -31,7 +31,7 @@ def waits(why: str) -> Iterator[None]:
 
 
 def listed() -> str | None:
-    """Why the device may be waited for here; None where it may not."""
+    """The reason for which waiting for the device is allowed here; None where it is not."""
     return _listed[-1] if _listed else None
 
 
@@ -41,15 +41,15 @@ def made(figure: Loggable) -> Tensor | float:
 
 
 def send(x: Tensor, device: torch.device) -> Tensor:
-    """x on the device. A GPU fetches it from pinned memory while this process goes on; from other memory it cannot."""
+    """x on the device. For a GPU it goes through pinned memory: only from there is the copy asynchronous."""
     if device.type != "cuda" or x.device == device:
         return x.to(device)
     return x.pin_memory().to(device, non_blocking=True)
 
 
 def covariance(x: Tensor) -> Tensor:
-    """The covariance [d, d] of vectors x [n, d], divided by n - 1: torch.cov(x.T), bit for bit, but for its look at a
-    value, for which it waits."""
+    """The covariance [d, d] of vectors x [n, d], divided by n - 1. Equal to torch.cov(x.T) bit for bit; that reads a
+    value, and so waits for the device."""
     y = x.T
     y = y - (y.sum(1) / len(x))[:, None]
     return (y @ y.T) / (len(x) - 1)

@@ -30,7 +30,7 @@ WRAPPERS = ("module.", "_orig_mod.")
 
 
 def read_tensors(path: Path) -> dict[str, object]:
-    """What a .safetensors file or one that torch.save wrote holds, on the CPU, as saved (flat or nested).
+    """The content of a file that safetensors or torch.save wrote, on the CPU, as saved (flat or nested).
 
     The format is recognised by the content, not the suffix. Pickles are read by torch's restricted reader, which
     accepts tensors and plain values, and here argparse.Namespace too, which only holds values. Files in torch's zip
@@ -69,10 +69,10 @@ def read_tensors(path: Path) -> dict[str, object]:
 
 
 def pick(tensors: Mapping[str, object], wanted: Sequence[str], path: Path) -> dict[str, Tensor]:
-    """The first state dict of those `wanted` that a checkpoint holds, nested or as a prefix of flat names.
+    """The first state dict of `wanted` that a checkpoint holds, nested or as a prefix of flat names.
 
-    A checkpoint without any of `CONTAINERS` is a state dict itself. Wrappers' prefixes are taken off.
-    Raises ValueError, which lists the state dicts that there are.
+    A checkpoint without any of `CONTAINERS` is a state dict itself. Prefixes of `WRAPPERS` are removed.
+    Raises ValueError, listing the state dicts that there are.
     """
     groups = _groups(tensors)
     for name in wanted:
@@ -84,16 +84,16 @@ def pick(tensors: Mapping[str, object], wanted: Sequence[str], path: Path) -> di
     there = ", ".join(f"{name} ({counted(len(group), 'tensor')})" for name, group in groups.items())
     if not there:
         raise ValueError(f"{path}: holds no tensors (its keys: {few(list(tensors), 8) or 'none'})")
-    raise ValueError(f"{path}: holds no weights {' or '.join(wanted)}; ask for what is there: {there}")
+    raise ValueError(f"{path}: holds no weights {' or '.join(wanted)}; it holds {there}: ask for one of these")
 
 
 def check(given: Mapping[str, Tensor], expected: Shapes, where: object, what: str) -> None:
-    """Raise ValueError where `given` does not fit `expected`: it lists the names that are unknown, missing, of another
+    """Raise ValueError where `given` does not fit `expected`, listing the names that are unknown, missing, of another
     shape, or not floating point."""
     differ = [
         f"{name} {list(tensor.shape)} {tensor.dtype}, expected {list(expected[name])} floats"
         for name, tensor in given.items()
-        # whole numbers without dimensions are batch norm's counters
+        # integers without dimensions are batch norm's counters
         if name in expected
         and (tensor.shape != torch.Size(expected[name]) or (tensor.ndim and not tensor.is_floating_point()))
     ]

@@ -11,11 +11,11 @@ INT, TIME, MERGE = "tag:yaml.org,2002:int", "tag:yaml.org,2002:timestamp", "tag:
 
 
 class Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, to which 010 is text, not eight, 12:30 text, not 750, and 2024-01-01 text, not a date."""
+    """PyYAML's safe loader, but 010, 12:30 and 2024-01-01 are text, not the numbers 8 and 750 and a date."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Of several mappings behind one << the first that has a key gives it (yaml.org/type/merge.html), whatever the
-        version of PyYAML: 6.0.4 takes the last (its issue 953)."""
+        """Where << merges several mappings, the first one that has a key wins (yaml.org/type/merge.html). PyYAML 6.0.4
+        takes the last one instead (its issue 953)."""
         for i, (key, value) in enumerate(node.value):
             bases = value.value if isinstance(value, yaml.SequenceNode) else [value]
             if key.tag == MERGE and all(isinstance(base, yaml.MappingNode) for base in bases):
@@ -35,8 +35,8 @@ Loader.add_implicit_resolver(INT, re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA
 
 
 def read_yaml(text: str) -> object:
-    """What the text holds. Raises yaml.YAMLError, also where a part holds itself, and RecursionError where it is nested
-    too deep."""
+    """What the text holds. Raises yaml.YAMLError, also for an anchor that contains itself, and RecursionError for text
+    that is nested too deep."""
     loader = Loader(text)
     try:
         node = loader.get_single_node()
@@ -47,12 +47,12 @@ def read_yaml(text: str) -> object:
 
 
 def _require_finite(node: yaml.Node | None, above: set[int], done: set[int]) -> None:
-    """Raise YAMLError where a node holds itself. above: the nodes that this one lies in; done: those that are known to
-    end, for an anchor's node stands in many places."""
+    """Raise YAMLError where a node contains itself. above: the nodes around this one; done: nodes that have been
+    checked, since an anchor's node may stand in many places."""
     if not isinstance(node, yaml.CollectionNode) or id(node) in done:
         return
     if id(node) in above:
-        raise yaml.MarkedYAMLError(problem="an anchor that holds itself", problem_mark=node.start_mark)
+        raise yaml.MarkedYAMLError(problem="an anchor that contains itself", problem_mark=node.start_mark)
     for item in node.value:
         for part in item if isinstance(item, tuple) else (item,):
             _require_finite(part, above | {id(node)}, done)
@@ -60,8 +60,8 @@ def _require_finite(node: yaml.Node | None, above: set[int], done: set[int]) -> 
 
 
 def require_once(text: str) -> None:
-    """Raise YAMLError where a mapping of the text has a key twice, of which YAML would take the last in silence, or a
-    field under two spellings, `tokenizer.steps` and `tokenizer: {steps: ...}`."""
+    """Raise YAMLError where a mapping has a key twice (YAML would silently take the last), or a field in two spellings:
+    `tokenizer.steps` and `tokenizer: {steps: ...}`."""
     _require_once(yaml.compose(text, Loader), set())
 
 
@@ -80,8 +80,8 @@ def _require_once(node: yaml.Node | None, seen: set[int]) -> None:
         if isinstance(key, yaml.ScalarNode) and key.value != "<<":
             names = {key.value, *_places(key, value)}
             if twice := sorted(names & keys):
-                raise yaml.MarkedYAMLError(problem=f"{twice[0]!r} stands there twice", problem_mark=key.start_mark)
-            if hidden := sorted((names - {key.value}) & inherited):  # YAML would put what is inherited last
+                raise yaml.MarkedYAMLError(problem=f"{twice[0]!r} is given twice", problem_mark=key.start_mark)
+            if hidden := sorted((names - {key.value}) & inherited):  # YAML would lay the inherited one over it
                 problem = f"{hidden[0]!r} is inherited by << and would hide this one; write {hidden[0]}: here too"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
             keys |= names
@@ -89,7 +89,7 @@ def _require_once(node: yaml.Node | None, seen: set[int]) -> None:
 
 
 def _inherited(node: yaml.MappingNode) -> Iterator[str]:
-    """The keys that a mapping has by << from others."""
+    """The keys that a mapping inherits from others by <<."""
     for key, value in node.value:
         if isinstance(key, yaml.ScalarNode) and key.value == "<<":
             for base in value.value if isinstance(value, yaml.SequenceNode) else (value,):
@@ -99,7 +99,7 @@ def _inherited(node: yaml.MappingNode) -> Iterator[str]:
 
 
 def _places(key: yaml.Node, value: yaml.Node) -> Iterator[str]:
-    """The dotted names of the fields that are written behind a key; what an anchor brings is there to be laid over."""
+    """The dotted names of the fields written under a key; not those from an anchor, which may be overridden."""
     if isinstance(value, yaml.MappingNode) and value.start_mark.index > key.start_mark.index:
         for inner, deeper in value.value:
             yield from (f"{key.value}.{place}" for place in _places(inner, deeper))

@@ -30,11 +30,11 @@ from dmvae.tokenizers.adapted import load_tokenizer
 
 T = TypeVar("T")
 TOKENIZERS = ("latents", "decoder", "matching", "tokenizer")
-"""Stages that leave a tokenizer, the last one first: an unfinished run shows what it has."""
+"""Stages that write a tokenizer, the last one first: the page of an unfinished run uses the last that is finished."""
 
 
 class Networks:
-    """Tokenizers and generators by the folders that they were loaded from; one computes at a time."""
+    """Tokenizers and generators, by the folder that they were loaded from. `busy` is held while one computes."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.busy = device, threading.Lock()
@@ -49,10 +49,10 @@ class Networks:
 
 
 class Folder:
-    """A run as it stands: the jobs of its methods, and what of them can be shown.
+    """A run in its present state: the jobs of its methods, and what can be shown of them.
 
     data: open the data set that the recipe names, for its test images and the names of its classes; without it, the
-    test images are the two dozen that the stage `evaluate` keeps in the run.
+    test images are those that the stage `evaluate` keeps in the run.
     """
 
     def __init__(self, run_dir: Path, jobs: list[Job], networks: Networks, *, data: bool = True) -> None:
@@ -70,7 +70,7 @@ class Folder:
         return None
 
     def tokenizer_stage(self, method: str) -> str | None:
-        """The last finished stage that left the method's tokenizer."""
+        """The last finished stage that wrote the method's tokenizer; None without one."""
         folders = {stage: self.finished(method, stage) for stage in TOKENIZERS}
         return next((stage for stage, folder in folders.items() if folder and (folder / "autoencoder").is_dir()), None)
 
@@ -83,15 +83,15 @@ class Folder:
         return self.networks.get(folder / "autoencoder", load_tokenizer)
 
     def generator(self, method: str) -> Generator:
-        """Raises ValueError where the method's generator is not trained, or its latents are not encoded."""
+        """The generator that the recipe samples. Raises ValueError unless stages generator and latents are finished."""
         folder = self.finished(method, "generator")
         if not folder or not self.finished(method, "latents"):
-            raise ValueError(f"{method} has no generator yet: its stage generator is not finished")
+            raise ValueError(f"{method} has no generator yet: its stage generator or latents is not finished")
         sample = self.run.recipes[method].section("sample")
         return self.networks.get(folder / generator_of(sample.snapshot if sample else None), load_generator)
 
     def guide(self, method: str) -> VelocityModel | None:
-        """The network that guides the method's samples in place of the velocity without a label, if any does."""
+        """The network that guides the method's samples in place of the unconditional velocity; None without one."""
         sample, folder = self.run.recipes[method].section("sample"), self.finished(method, "generator")
         if not folder or sample is None or sample.guide is None:
             return None
@@ -101,7 +101,7 @@ class Folder:
 
     @cached_property
     def learned(self) -> dict[str, list[int]]:
-        """Method -> the labels that its generator has learned; a class without a training image has none."""
+        """Method -> the labels that its generator has learned: those of the classes with training images."""
         found = {}
         for method in self.run.variants:
             folder, latents = self.finished(method, "generator"), self.finished(method, "latents")
@@ -109,31 +109,31 @@ class Folder:
             if not (latents and config and config.is_file()):
                 continue
             labels = labels_of(latents / "latents")
-            # of a run that was copied without its latents, all
+            # all classes, for a run that was copied without its latents
             classes = range(json.loads(config.read_text()).get("num_classes", 0))
             found[method] = labels.unique().tolist() if len(labels) else list(classes)
         return found
 
     @cached_property
     def classes(self) -> dict[int, str]:
-        """Label -> name of the classes that a generator has learned; numbers where the data set is not opened."""
+        """Label -> name, of the classes that a generator has learned; numbered names without the data set."""
         labels = sorted({label for labels in self.learned.values() for label in labels})
         return {label: self.run.class_name(label) for label in labels}
 
     @cached_property
     def _images(self) -> tuple[object, int, str]:
-        """(what is indexed for test images, how many there are, where they come from in words)."""
+        """(a sequence of (test image, label), its length, where the images come from, in words)."""
         kept = next((t["originals"] for t in self.pictures.values() if "originals" in t), None)
         why = "the data set is not opened"
         recipe = next(iter(self.run.recipes.values()))
         if self.data:
             try:
                 dataset = open_dataset(recipe.data, "test")
-                for found in (mixed(dataset), dataset):  # in the run's order, or that of a run of version 0.1
+                for found in (mixed(dataset), dataset):  # in the run's order, or in version 0.1's
                     if kept is None or torch.equal(torch.as_tensor(found[0][0]), kept[0]):
                         return found, len(found), f"test images of {recipe.data.type}"
                 why = f"{recipe.data.type} does not hold the run's images any more"
-            except (ValueError, OSError, ImportError) as error:  # a run is shown where its data are not, too
+            except (ValueError, OSError, ImportError) as error:  # a run can be shown without its data
                 why = f"the data set cannot be opened ({error})"
         if kept is None:
             return [], 0, f"no images: {why}, and no stage evaluate is finished"
@@ -142,7 +142,7 @@ class Folder:
 
     @cached_property
     def pictures(self) -> dict[str, dict[str, Tensor]]:
-        """Method -> what its stage evaluate kept for pictures and the map."""
+        """Method -> the tensors that its stage evaluate kept for pictures and the map."""
         return self.run.tensors("evaluate", "pictures.safetensors")
 
     @property
@@ -155,7 +155,7 @@ class Folder:
         return self._images[2]
 
     def image(self, index: int) -> Tensor:
-        """Test image `index`, uint8 [c, h, w]. Raises ValueError where there is none."""
+        """Test image `index`, uint8 [c, h, w]. Raises ValueError for an index out of range."""
         images, count, source = self._images
         if not 0 <= index < count:
             raise ValueError(f"there is no image {index}; there are {count}, from 0 ({source})")
@@ -163,7 +163,7 @@ class Folder:
 
     @torch.inference_mode()
     def encode(self, method: str, images: Tensor) -> Tensor:
-        """uint8 images [n, c, h, w] -> the method's latents [n, C, H, W], normalised as its statistics say."""
+        """uint8 images [n, c, h, w] -> the method's latents [n, C, H, W], normalised by its tokenizer's statistics."""
         model = self.tokenizer(method)
         with self.networks.busy, autocast(self.networks.device, self._precision(method)):
             return model.normalize(model.encode(as_input(images, self.networks.device)).latents.float())
@@ -182,7 +182,7 @@ class Folder:
 
 
 def links_out(run_dir: Path) -> list[Path]:
-    """The links in a folder that lead out of it: through them, files would be shown that are none of the run's."""
+    """The links in a folder that lead out of it: they could show files that do not belong to the run."""
     root = run_dir.resolve()
     places = (Path(folder, name) for folder, folders, files in os.walk(root) for name in (*folders, *files))
     return [place for place in places if place.is_symlink() and not place.resolve().is_relative_to(root)]

@@ -1,4 +1,4 @@
-"""The page over HTTP: a fixed list of addresses, all of which read, and none of which is a file's path."""
+"""The page over HTTP: a fixed list of addresses. All of them only read, and none is a path to a file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FILES = {
     "/report.css": (HERE.parent / "report" / "page.css", "text/css"),
 }
 HEADERS = {
-    # the browser itself asks no other machine for anything, whatever a run's texts hold
+    # the browser contacts no other machine, whatever a run's texts contain
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "cross-origin-resource-policy": "same-origin",
@@ -37,13 +37,13 @@ HEADERS = {
     "cache-control": "no-store",
 }
 HOST = re.compile(r"(\[.*\]|[^:]*)(?::\d+)?")
-"""A host header: a name or an address, an IPv6 one in brackets, and maybe a port."""
+"""A Host header: a name or an address (IPv6 in brackets), and optionally a port."""
 
 
 class Site:
-    """The newest reading of a run folder, and the map made of it.
+    """The run folder as last read, and its map.
 
-    read: opens the folder anew; raises ValueError where it cannot be shown.
+    read: reads the folder anew; raises ValueError where it cannot be shown.
     """
 
     def __init__(self, read: Callable[[], Folder]) -> None:
@@ -52,12 +52,12 @@ class Site:
         self._map: tuple[object, Values] = (None, {})
 
     def overview(self) -> Values:
-        """Every load of the page reads the folder anew, so that a run that goes on is seen."""
+        """`views.overview`, after reading the folder anew, so that each load of the page shows the run's progress."""
         self.folder = self.read()
         return views.overview(self.folder)
 
     def latents(self) -> Values:
-        """The map, kept until one of its files changes: to lay it out takes seconds."""
+        """The map, kept until one of its files changes: computing it takes seconds."""
         folders = (self.folder.run.folders(stage) for stage in ("reference", "evaluate"))
         files = [
             f / name for by in folders for f in by.values() for name in ("map.safetensors", "pictures.safetensors")
@@ -70,8 +70,8 @@ class Site:
 
 
 def application(site: Site, *, local: bool) -> Starlette:
-    """The ASGI application. local: answer only requests that name this machine, so that no other site's name can be
-    made to lead here. Needs starlette."""
+    """The ASGI application; needs starlette. local: answer only requests whose Host is this machine, against sites that
+    make their own name resolve to it (DNS rebinding)."""
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
     from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -123,7 +123,7 @@ def application(site: Site, *, local: bool) -> Starlette:
 
 
 class Asked:
-    """The values that a request names. Each method raises ValueError for one that is missing or out of range."""
+    """The query values of a request. Each method raises ValueError for one that is missing or out of range."""
 
     def __init__(self, values: Mapping[str, str]) -> None:
         self.values = values
@@ -139,7 +139,7 @@ class Asked:
         except ValueError as error:
             told = f"{self.values[name]!r} is no number" if self.values.get(name) else "a number is missing"
             raise ValueError(f"{name}: {told}") from error
-        if not low <= value <= high:  # NaN is not either
+        if not low <= value <= high:  # also refuses NaN
             raise ValueError(f"{name} is {value:.12g}: use {low:.12g} to {high:.12g}")
         return value
 
@@ -151,7 +151,7 @@ class Asked:
 
 
 class Guard:
-    """Refuses what other sites' pages send, and tells browsers to ask nobody else for anything."""
+    """Refuse requests from other sites' pages, and send the security headers `HEADERS`."""
 
     def __init__(self, app: ASGIApp, local: bool) -> None:
         self.app, self.local = app, local
@@ -188,8 +188,8 @@ def is_local(host: str) -> bool:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that waits for browsers; port 0 is any that is free. Raises ValueError where it is taken, or is not this
-    machine's."""
+    """A listening socket; port 0 takes any free one. Raises ValueError where the port is taken or invalid, or the
+    address is not this machine's."""
     if not 0 <= port <= 65535:
         raise ValueError(f"--port {port}: use 0 to 65535")
     try:
@@ -198,4 +198,4 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise ValueError(f"port {port} of {host} is taken; use another: --port {port + 1}, or 0 for any") from error
-        raise ValueError(f"--host {host} --port {port}: {error.strerror or error}") from error
+        raise ValueError(f"--host {host} --port {port}: {error.strerror or error}; name another") from error

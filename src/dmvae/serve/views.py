@@ -36,9 +36,9 @@ from dmvae.training.logging import read_figures
 from dmvae.training.pictures import PICTURES
 
 FRAMES = 17
-"""Pictures on the way from one image to the other, both ends included."""
+"""Number of pictures of an interpolation, both ends included."""
 MOST = {"count": 64, "steps": 1000}
-"""Samples at once, and steps of a sampler, at most."""
+"""Most samples of a request, and most steps of a sampler."""
 
 
 def overview(folder: Folder) -> Values:
@@ -77,7 +77,7 @@ def overview(folder: Folder) -> Values:
 
 
 def _sampling(folder: Folder, method: str) -> Values | None:
-    """How the recipe samples the method's generator, None where that is not trained."""
+    """How the recipe samples the method's generator; None if that is not finished."""
     if not (folder.finished(method, "generator") and folder.finished(method, "latents")):
         return None
     section = folder.run.recipes[method].section("sample") or SampleConfig()
@@ -85,12 +85,12 @@ def _sampling(folder: Folder, method: str) -> Values | None:
 
 
 def picture(image: Tensor) -> str:
-    """A uint8 image [c, h, w] as the URI of a PNG."""
+    """A uint8 image [c, h, w] as a data URI of a PNG."""
     return data_uri(to_pil_image(image))
 
 
 def latents(folder: Folder) -> Values:
-    """The map: for each panel its points in [0, 1]^2, with labels, and places in the file that they come from."""
+    """The map: for each panel, its points in [0, 1]^2, their labels, and their indices in the file they come from."""
     clouds = latent_map.clouds_of(folder.run)
     panels: list[Values] = []
     place_of: dict[int, int] = {}
@@ -121,14 +121,14 @@ def latents(folder: Folder) -> Values:
 
 
 def point(folder: Folder, method: str, place: int, reference: bool) -> Values:
-    """The pictures of one point of the map: a test image and its reconstruction; or, of a sample of the reference, what
-    the method's decoder makes of it."""
+    """The pictures of one point of the map: a test image and its reconstruction; for a sample of the reference, what
+    the method's decoder makes of it. Raises ValueError for a point that is not there."""
     model = folder.tokenizer(method)
     shape = (1, model.config.latent_channels, model.latent_size, model.latent_size)
     if reference:
         home = folder.run.folders("reference").get(method)
         if home is None:
-            raise ValueError(f"{method} has no reference")
+            raise ValueError(f"{method} has no reference: its stage reference has not run")
         to = load_file(require_intact(home / "normalisation.safetensors"))
         z = _row(load_file(require_intact(home / "map.safetensors"))["latents"].flatten(1), place).view(shape)
         z = z * to["std"].view(-1, 1, 1) + to["mean"].view(-1, 1, 1)
@@ -154,7 +154,7 @@ def image(folder: Folder, index: int) -> Values:
 
 
 def copies(folder: Folder, method: str, index: int) -> Values:
-    """A test image's reconstruction, its PSNR in words, and the stage whose tokenizer made it."""
+    """A test image's reconstruction, its PSNR as text, and the stage whose tokenizer made it."""
     original = folder.image(index)
     copy = folder.decode(method, folder.encode(method, original[None]))[0]
     figure = figures()["psnr"]
@@ -163,9 +163,10 @@ def copies(folder: Folder, method: str, index: int) -> Values:
 
 
 def between(folder: Folder, method: str, a: int, b: int, path: str) -> Values:
-    """FRAMES pictures decoded on the way from image a's latent to image b's, side by side in one, for a method.
+    """FRAMES pictures, decoded between image a's latent and image b's, in one picture side by side.
 
-    path: "linear", z = (1 - s) z_a + s z_b; or "slerp", on the great circle between them.
+    path: "linear", z = (1 - s) z_a + s z_b; or "slerp", on the great circle between them. Raises ValueError for
+    another.
     """
     if path not in ("linear", "slerp"):
         raise ValueError(f"path {path!r} is neither 'linear' nor 'slerp'")
@@ -181,9 +182,9 @@ def samples(
 ) -> Iterator[Values]:
     """Draw `count` images of a class: {"step", "of"} after every step, then {"images": [...]}.
 
-    label: None is "no class". Image i starts from the noise that the stage `sample` gives image i of a
-    recipe with this seed, so rows of several methods start from the same noise. Raises ValueError for what the
-    generator does not take, before the first value.
+    label: None is "no class". Image i starts from the noise that the stage `sample` gives image i of a recipe with
+    this seed, so different methods start from the same noise. Raises ValueError, before the first value, for a label or
+    settings that the generator does not take.
     """
     generator, section = folder.generator(method), folder.run.recipes[method].section("sample") or SampleConfig()
     if (learned := folder.learned.get(method)) is None:
@@ -191,7 +192,7 @@ def samples(
     if label is None:
         label = generator.config.num_classes
     elif label not in learned:
-        raise ValueError(f"class {label} is none that {method}'s generator has learned; those are {few(learned)}")
+        raise ValueError(f"class {label} is not one that {method}'s generator has learned; those are {few(learned)}")
     settings = replace(section, method=sampler, steps=steps).settings(guidance, folder.guide(method))
     return _draw(folder, method, torch.full((count,), label), [image_seed(seed, i) for i in range(count)], settings)
 
@@ -202,11 +203,11 @@ def _draw(folder: Folder, method: str, labels: Tensor, seeds: list[int], setting
     arguments = (normal(), labels.to(networks.device), settings, normal)
     if isinstance(generator, VelocityModel):
         states, steps = generator.trajectory(*arguments), settings.steps
-    else:  # drawn at one go
+    else:  # a generator without intermediate states
         states, steps = (generator.sample(*arguments) for _ in range(1)), 1
     precision, z = folder.run.recipes[method].run.precision, arguments[0]
     for step in itertools.count(1):
-        # the lock is held for one step, so that other requests have their turn and none waits for who has left
+        # the lock is held for one step: other requests take turns, and none waits for a client that has gone
         with networks.busy, torch.inference_mode(), autocast(networks.device, precision):
             state = next(states, None)
         if state is None:
@@ -217,22 +218,22 @@ def _draw(folder: Folder, method: str, labels: Tensor, seeds: list[int], setting
 
 
 def results(folder: Folder) -> Values:
-    """The report's summary and table, as HTML; while methods train, the table is the one of the run's last end."""
+    """The report's summary and table, as HTML; while methods train, the table is from when the run last ended."""
     found, left = table.results(folder.run), dict.fromkeys(job.variant for job in folder.run.jobs if not job.finished)
-    before = f"Not finished: {', '.join(left)}. What the table says of them is of the last time that the run ended."
+    before = f"Not finished: {', '.join(left)}. Their rows in the table are from when the run last ended."
     note = f'<p class="note">{escape(before)}</p>' if left else ""
     return {"html": table.summary(folder.run) + note + found if found else ""}
 
 
 def progress(folder: Folder) -> Values:
-    """Every stage's state; `order`: the stages' names as they run; `logged`: those that have curves."""
+    """ "stages": every stage's state; "order": the stages' names in order; "logged": those that have curves."""
     stages = [{"method": job.variant, "stage": job.stage.name, **_state(job)} for job in folder.run.jobs]
     order = folder.run.stages()
     return {"stages": stages, "order": order, "logged": [name for name in order if folder.run.trained(name)]}
 
 
 def curves(folder: Folder, stage: str) -> Values:
-    """A stage's curves as far as it was trained, as HTML. Raises ValueError for a stage that the run lacks."""
+    """A stage's curves so far, as HTML. Raises ValueError for a stage that the run lacks."""
     if stage not in folder.run.stages():
         raise ValueError(f"no stage is called {stage!r}{nearest(stage, folder.run.stages())}")
     inside = training.health(folder.run) if stage == "matching" else ""
@@ -241,7 +242,7 @@ def curves(folder: Folder, stage: str) -> Values:
 
 
 def _newest(folder: Folder, stage: str) -> str:
-    """The newest picture of each training of the stage that goes on, as HTML."""
+    """The newest picture of each unfinished training of the stage, as HTML."""
     going = {job.folder: job.variant for job in folder.run.jobs if job.stage.name == stage and not job.finished}
     found = {method: max((home / PICTURES).glob("step-*.png"), default=None) for home, method in going.items()}
     return "".join(

@@ -37,9 +37,10 @@ STAGES: tuple[AnyStage, ...] = (
 
 
 def stages() -> tuple[AnyStage, ...]:
-    """STAGES and the stages of plugins, each behind the stage that it comes after.
+    """STAGES and the stages of plugins, each behind the stage that its `after` names.
 
-    Raises ValueError for a plugin's stage whose `after` names no stage, or that reads, uses or sees what there is not.
+    Raises ValueError for a plugin's stage whose `after`, `reads`, `needs`, `uses` or `splits` names what does not
+    exist.
     """
     order = list(STAGES)
     waiting = [found for name in names(Stage) if (found := find(Stage, name)) not in STAGES]
@@ -60,7 +61,8 @@ def stages() -> tuple[AnyStage, ...]:
 
 
 def _require_known(new: type[Stage[object]], before: Sequence[str]) -> None:
-    """ValueError for names in a stage's declarations that mean nothing, and would leave it with results of old."""
+    """Raise ValueError for unknown names in a stage's declarations. Its fingerprint would silently lack what they mean,
+    and outdated results would be used."""
     sections = [section.name for section in fields(Sections)]
     for what, known, kind in (
         ("reads", before, "stage before it"),

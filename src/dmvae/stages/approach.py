@@ -1,5 +1,5 @@
-"""How far latents are from their reference during matching: the latents remembered to measure it, and the strength of
-the matching loss that follows from it."""
+"""The distance of latents to their reference during matching: the recent latents on which it is measured, and the
+strength of the matching loss that follows it."""
 
 from __future__ import annotations
 
@@ -24,24 +24,25 @@ RECENT, REST = 1024, 256
 EVERY = 10
 """Tokenizer updates between two measurements."""
 SELDOM = 100
-"""The same where nothing depends on what is measured, and it is told alone: 3 to 5 % of the demo's time."""
+"""The same where a measurement is only logged: 3 to 5 % of the demo's time."""
 IN_A_ROW = 3
-"""So many measurements in a row must be at most the target, since a single one may be by chance."""
+"""Measurements in a row that must be at most the target, because a single one may be so by chance."""
 
 
 def until_told(turn: int) -> int:
-    """Tokenizer updates after this one until the next of the rare measurements; 0 at one."""
+    """Tokenizer updates from this one, number `turn`, to the next of those every `SELDOM`; 0 where it is one."""
     return SELDOM - 1 - turn % SELDOM
 
 
 def measurements(turns: int, batch_size: int) -> int:
-    """How often the distance is measured in so many turns: at every 10th, once enough latents are remembered."""
-    first = -(-RECENT // batch_size) - 1  # turns are counted from 0, and a turn's own latents are among those
+    """How often the distance is measured in `turns` tokenizer updates: at every 10th, once `RECENT` latents are
+    there."""
+    first = -(-RECENT // batch_size) - 1  # turns count from 0, and a turn's own latents are already there
     return len(range(-(-first // EVERY) * EVERY, turns, EVERY))
 
 
 def unmeasured(objective: Matching, until: str | None, steps: int, turns: int, batch_size: int) -> Iterator[str]:
-    """What asks for more measurements than so many steps, with so many turns of the tokenizer, leave room for."""
+    """Messages for settings that need more measurements than `steps` steps with `turns` tokenizer updates have."""
     found = measurements(turns, batch_size)
     room = f"{counted(steps, 'step')} leave room for {counted(found, 'measurement')} of the distance"
     if until is not None and found < IN_A_ROW:
@@ -51,8 +52,9 @@ def unmeasured(objective: Matching, until: str | None, steps: int, turns: int, b
 
 
 def hard_to_follow(say: Callable[[str], None], turns: int, batch_size: int, images: int) -> None:
-    """Tell of `balance: distance` where the training ends before its first measurement, as a short trial may, and where
-    so few images repeat among the recent latents, which then look farther than they are."""
+    """Print a warning for `balance: distance` where training ends before the first measurement, as a short trial may,
+    and where there are so few images that they repeat among the recent latents, which then look farther than they
+    are."""
     if not measurements(turns, batch_size):
         say(f"matching.weight stays as it is: the distance is first measured after {counted(RECENT, 'image')}")
     elif images < RECENT:
@@ -68,7 +70,7 @@ class Recent(nn.Module):
     recent: Tensor
     count: Tensor
     labels: Tensor
-    """int64 [size]; -1 where none were given. Only `with_labels` does a checkpoint hold them."""
+    """int64 [size]; -1 where none were given. A checkpoint holds them only with `with_labels`."""
 
     def __init__(self, latent_shape: tuple[int, int, int], size: int | None = None, with_labels: bool = False) -> None:
         super().__init__()
@@ -84,8 +86,8 @@ class Recent(nn.Module):
         return self.recent[: int(self.count)]
 
     def newest(self, n: int) -> tuple[Tensor, Tensor]:
-        """The newest n latents [n, C, H, W] and their labels [n], or as many as there is room for. Who knows how many
-        were remembered says it: to ask `count` a device would make every turn wait."""
+        """The newest n latents [n, C, H, W] and their labels [n], at most `size`. The caller says how many were
+        remembered so far: reading `count` from a device would make every update wait."""
         return self.recent[:n], self.labels[:n]
 
     @torch.no_grad()
@@ -108,27 +110,28 @@ class Approach(Recent):
     def __init__(
         self, latent_shape: tuple[int, int, int], ratio: float, target: float, distance: float = math.inf
     ) -> None:
-        """distance: what it is taken for until it is measured."""
+        """ratio: the first ratio of gradients. target: see `measure`. distance: the value until the first
+        measurement."""
         super().__init__(latent_shape, with_labels=True)
         self.target = target
         self._near: int | None = 0
         self._multiple: float | None = distance
-        """What `near` and `multiple` hold; None where they have to be asked, for which a device would make every step
-        wait."""
+        """Copies of the buffers `near` and `multiple`, since reading these from a device would make every step wait;
+        None after loading, until they are read once."""
         self.register_buffer("ratio", torch.tensor(float(ratio)))
         self.register_buffer("multiple", torch.tensor(float(distance)))
         self.register_buffer("near", torch.zeros((), dtype=torch.int64))
 
     @property
     def arrived(self) -> bool:
-        """Whether the last measurements were all at most the target."""
+        """Whether the last `IN_A_ROW` measurements were all at most the target."""
         if self._near is None:
             self._near = int(self.near)
         return self._near >= IN_A_ROW
 
     @property
     def distance(self) -> float:
-        """The largest sliced distance as last measured, a multiple of chance; infinity before."""
+        """The largest sliced distance of the last measurement, as a multiple of chance; infinity before the first."""
         if self._multiple is None:
             self._multiple = float(self.multiple)
         return self._multiple
@@ -138,15 +141,16 @@ class Approach(Recent):
         super()._load_from_state_dict(*args, **kwargs)
 
     def _samples(self, reference: Reference, rng: Random) -> tuple[Tensor, Tensor]:
-        """Enough of the reference to compare the recent latents with, and their labels; alike on all ranks."""
+        """Samples to compare the recent latents with, and their labels; the same on all ranks."""
         share = -(-(2 * RECENT + REST) // distributed.world_size())
         y, of = (distributed.gather(x.to(self.recent.device)) for x in reference.sample(share, rng.on_cpu()))
         return y, of
 
     @waits("the distance, told")
     def tell(self, reference: Reference, rng: Random, classes: Sequence[str], whole: bool) -> dict[str, Tensor | float]:
-        """What `measure` leaves out, to log, each of `classes` (the labels' names; none where labels mean nothing)
-        too; whole: what that measures as well. It moves nothing. Empty until enough latents are remembered."""
+        """Figures to log that `measure` leaves out, in all and for each of `classes` (the labels' names; none where
+        labels mean nothing). whole: with the figures of `measure` too. Changes no state. Empty until `RECENT` latents
+        are there."""
         if int(self.count) < RECENT:
             return {}
         y, of = self._samples(reference, rng)
@@ -159,20 +163,20 @@ class Approach(Recent):
 
     @waits("the distance, measured")
     def measure(self, reference: Reference, rng: Random, follow: bool = True) -> dict[str, Tensor | float]:
-        """Sliced distances as multiples of chance, to log. Empty until enough latents are remembered. follow: it sets
-        the ratio of gradients for the next updates. Raises FloatingPointError for latents that are not finite."""
+        """The figures of `dmvae.transport.arrival.multiples`, to log. Empty until `RECENT` latents are there. follow:
+        set the ratio of gradients for the next updates. Raises FloatingPointError for figures that are not finite."""
         if int(self.count) < RECENT:
             return {}
         y, _ = self._samples(reference, rng)
         found = multiples(self.recent, y, rng.shared)
-        # Alike on all ranks to the last digit: it decides what they do together.
+        # Equal on all ranks to the last digit, because ranks decide by it what they do together.
         values = distributed.average(torch.tensor(list(found.values()), dtype=torch.float64, device=y.device))
         found = dict(zip(found, values.tolist(), strict=True))
         if not all(map(math.isfinite, found.values())):
             raise FloatingPointError(f"the distance to the reference is not finite: {found}")
         worst = max(found.values())
         self.multiple.fill_(max(value for name, value in found.items() if name != "told"))
-        self._multiple = float(self.multiple)  # the buffer's own digits, which a run that goes on finds
+        self._multiple = float(self.multiple)  # rounded as the buffer is, which a resumed run reads
         self.near.copy_(self.near + 1 if worst <= self.target else torch.zeros_like(self.near))
         self._near = int(self.near)
         figures: dict[str, Tensor | float] = {f"distance/{name}": value for name, value in found.items()}

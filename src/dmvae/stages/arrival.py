@@ -1,4 +1,4 @@
-"""How far a finished tokenizer's latents are from the reference that they were matched to."""
+"""The distance of a finished tokenizer's latents to the reference that they were matched to."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ SAMPLES, LEAST = 5120, 64
 
 
 def at_the_end(inputs: Inputs, reference: Reference, raw: Tensor, labels: Tensor, drawn: bool) -> Values:
-    """Metrics of raw test latents [n, C, H, W], in the reference's own units; class by class too, where the reference's
-    labels mean something. drawn: they are drawn from posteriors, which the verdict says."""
+    """Metrics of raw test latents [n, C, H, W] with labels [n], after the reference's normalisation; class by class
+    too, where the reference's labels mean something. drawn: whether they are drawn from posteriors, for the verdict."""
     to = inputs.tensors("reference", "normalisation.safetensors")
     here = (raw - to["mean"].view(-1, 1, 1)) / to["std"].view(-1, 1, 1)
     there = inputs.tensors("reference", "map.safetensors")["latents"]
@@ -54,7 +54,8 @@ def at_the_end(inputs: Inputs, reference: Reference, raw: Tensor, labels: Tensor
 
 
 def _by_class(inputs: Inputs, z: Tensor, labels: Tensor, y: Tensor, of: Tensor) -> Values:
-    """Latents z [n, C, H, W] beside samples y, with their labels: empty where those mean nothing."""
+    """Accuracies of classifiers, by class, between latents z [n, C, H, W] with labels [n] and samples y with labels
+    `of`; empty where the reference's labels mean nothing."""
     names = inputs.test_set.classes
     if not config_of(inputs).distribution.labelled_for(inputs) or len(names) < 2:
         return {"class_known": {}, "classes": {}}

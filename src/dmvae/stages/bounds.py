@@ -1,4 +1,4 @@
-"""Where a matching is not well: what `training/health.py` judges of it."""
+"""When a matching fails: the figures that `training/health.py` watches, and their bounds."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ BOUNDS = (
     Bound(
         figure=LAG,
         usual=1.0,
-        above=1.5,  # of one that knows a standard Gaussian, 1.67 where latents have a third or three times its spread
+        above=1.5,  # a student of a standard Gaussian has 1.67 where latents have a third or three times its spread
         means="the student does not keep up with the latents",
         advice="raise matching.student_steps or student_learning_rate, or lower matching.learning_rate",
         slows=("tokenizer",),
@@ -55,27 +55,28 @@ BOUNDS = (
         for view in ("whole", "token")
     ),
 )
-"""Where a matching is not well. Spreads are the reference's times health/spread, and errors those of plain grey images
-times health/error."""
+"""The bounds of a matching. health/spread is the latents' spread over the reference's, health/error the pixel loss over
+that of plain grey images."""
 
 
 def spread(z: Tensor) -> Tensor:
-    """Standard deviation of latents z [n, C, H, W] about their mean, a root mean square over places and channels: a
-    scalar. Of a single latent, that over places and channels; of a single number its absolute value."""
+    """Root mean square over channels and places of each element's standard deviation over latents z [n, C, H, W]: a
+    scalar. For a single latent, the standard deviation over its elements; for a single number its absolute value."""
     if z.numel() == 1:
         return z.abs().squeeze()
     return (z.var(0) if len(z) > 1 else z.var()).mean().sqrt()
 
 
 def usual_spread(inputs: Inputs) -> float:
-    """That of samples of the reference; 1 where they are all the same, or not there yet."""
+    """`spread` of samples of the reference; 1 where that is 0, or there are no samples yet."""
     name = "map.safetensors"
     here = inputs.weights and inputs.has("reference", name)
     return float(spread(inputs.tensors("reference", name)["latents"])) or 1.0 if here else 1.0
 
 
 def shape_of(z: Tensor) -> dict[str, Loggable]:
-    """Rank, spread and mean of latents z [n, C, H, W] over images and places: of one place of one image its mean."""
+    """Effective rank, standard deviation and absolute mean of channels over the images and places of latents z
+    [n, C, H, W]; the mean alone for one place of one image."""
     figures: dict[str, Loggable] = {"health/mean": z.mean(dim=(0, 2, 3)).abs().mean()}
     if z[:, 0].numel() > 1:
         figures["health/effective_rank"] = scatter(z, "channels").effective_rank

@@ -24,10 +24,10 @@ class DecoderTraining(TrainingConfig):
     """Training of the decoder on frozen latents."""
 
     noise: Annotated[float, Range(0, 1000)] = 0.0
-    """As `tokenizer.noise`: the decoder is trained on latents with noise of this many standard deviations."""
+    """As `tokenizer.noise`: tau of the noise on the latents that the decoder is trained on; 0 is off."""
     adversarial: AdversarialConfig | None = configs.added(None)
-    """The adversary of this stage, by `type`, which has learnt nothing before; its `start` and `learn_from` are
-    shares of this stage. null: that of `losses`, as the stages before left it."""
+    """A new adversary for this stage, by `type`; its `start` and `learn_from` are shares of this stage. null: that of
+    `losses`, as the stages before left it."""
     ema: Decay = 0.999
     """Decay of the averaged weights that are saved."""
 

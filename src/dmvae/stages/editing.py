@@ -1,5 +1,5 @@
-"""What latents are made of during matching, of the image alone or of a sample of the reference that it is written into,
-and what speaks against it."""
+"""How latents are made during matching: from the image alone, or by editing a sample of the reference; and the settings
+for which that is impossible."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from dmvae.stages.tokenizer import drawn
 from dmvae.tokenizers.autoencoder import Autoencoder
 
 EDITED = ("reference", "assigned")
-"""Kinds of `noise` that an editor of samples makes latents of."""
+"""Kinds of `noise` where latents are samples of the reference, edited."""
 DRAWN = ("posterior", "fixed")
-"""Kinds of `noise` by which latents are drawn about the image's mean."""
+"""Kinds of `noise` where latents are drawn around the image's mean."""
 _ARRIVING: Values = {"objective": {"type": "transport"}, "balance": "distance", "target": 1.4, "weight": 1.0}
 _RESHAPED: Values = {"objective": {"type": "transport"}, "weight": 1.0}
 _EDITED: Values = {"noise": "assigned", "noise_groups": 32, "anchor": 0.3}
@@ -34,30 +34,31 @@ _DRAWN: Values = {"noise": "posterior", "objective": {"type": "hand_over"}, "tar
 
 @dataclass(frozen=True, kw_only=True)
 class Editing:
-    """Fields of a matching that say what latents are made of."""
+    """Fields of a matching that say how latents are made."""
 
     noise: Literal["none", "posterior", "fixed", "reference", "assigned"] = configs.added("none")
-    """"none": latents are a function of the image, a variational tokenizer's means. "posterior": they are drawn from
-    its posterior, whose spread learns from all losses; the posteriors of all images together are what is matched.
-    "fixed": the same with one spread for all images, `noise_std`, about what any tokenizer says of the image.
-    "reference": the encoder writes the image into a sample of the reference (`dmvae.tokenizers.editor`). So latents
-    can fill any distribution and start near it, from any tokenizer of ours. "assigned": the same, with the sample that
-    suits the image, by optimal transport, or one of the group of samples that does."""
+    """"none": latents are a function of the image; for a variational tokenizer, the means. "posterior": they are drawn
+    from the tokenizer's posterior, whose spread learns from all losses; the posteriors of all images together are
+    matched. "fixed": they are drawn around the latents of any tokenizer, with one spread for all images, `noise_std`.
+    "reference": the encoder writes the image into a sample of the reference (`dmvae.tokenizers.editor`), so that
+    latents can have any distribution and start near it, from any tokenizer of ours. "assigned": the same, with the
+    sample that suits the image by optimal transport, or a random one of the group of samples that does."""
     noise_std: Annotated[float, Range(1e-3, 10)] | None = configs.added(None)
-    """The spread of `noise: fixed`, in standard deviations of the latents that the reference is normalised by, per
-    channel: 1 leaves no room for the image in a standard Gaussian."""
+    """The standard deviation of `noise: fixed`, in units of the one per channel by which the reference is normalised: 1
+    leaves no room for the image in a standard Gaussian."""
     noise_groups: Count | None = configs.added(None)
-    """Groups of one size that `noise: assigned` divides images and samples into: fewer leave y more random, and so z
-    nearer to the reference; more let y say more of the image. null: as many as there are samples."""
+    """Groups of equal size into which `noise: assigned` divides images and samples. With fewer groups the sample is
+    more random, and latents are nearer to the reference; with more it says more of the image. null: as many as
+    samples."""
     noise_width: Width = configs.added(256)
     """Hidden width of the network that writes the image into the sample."""
     noise_bank: Count = configs.added(2048)
     """Samples of the reference that the finished tokenizer keeps for `noise: reference`."""
     anchor: Annotated[float, Range(1e-3, 1e3)] | None = configs.added(None)
-    """How far an edit may lead away from its sample, in standard deviations of the reference along its principal
-    directions: from about there on the sample pulls it back harder than the objective pulls. This keeps the fine
-    structure of a reference that is thin in some directions, as features are, which sliced distances hardly see. null:
-    no such pull."""
+    """How far an edit may lead from its sample, in standard deviations of the reference along its principal directions:
+    beyond about this, a pull back to the sample is stronger than the objective's pull. This keeps the fine structure of
+    references that are thin in some directions, as features are, which sliced distances hardly see. null: no pull
+    back."""
 
 
 @dataclass
@@ -65,19 +66,20 @@ class Encoded:
     """A batch's latents, [n, C, H, W]."""
 
     raw: Tensor
-    """As the decoder takes them, with the graph to the encoder in the tokenizer's turns."""
+    """As the decoder takes them; in the tokenizer's updates with the graph to the encoder."""
     latents: Tensor
     """Normalised as the reference's samples, detached."""
     labels: Tensor
-    """int64 [n], as the objective is told them."""
+    """int64 [n], as the objective gets them."""
     edit: Tensor | None = None
-    """What was written into samples of the reference, where they are edited."""
+    """Edited latents minus the samples of the reference, normalised; None where none are edited."""
 
 
 @contextmanager
 def as_saved(model: Tokenizer, drawn: bool, images: Iterable[Tensor] | None) -> Iterator[None]:
-    """Within it the tokenizer is as its artifact has it: it draws latents or not, and its groups and prices are those
-    of these images [n, c, h, w]; None where none are assigned. Afterwards it is as before."""
+    """In the block the tokenizer is as its artifact will be: it draws latents if `drawn`, and groups and prices of its
+    editor are those of `images`, batches [n, c, h, w]; None where no samples are assigned. Afterwards it is as
+    before."""
     editor = model.editor if isinstance(model, Autoencoder) and images is not None else None
     kept = [] if editor is None else [(buffer, buffer.clone()) for buffer in editor.buffers()]
     model.drawn = drawn
@@ -106,9 +108,9 @@ def encode(
     rng: Random,
     settle: bool,
 ) -> Encoded:
-    """Latents of images alone, or of samples of the reference that they are written into. reference: where samples are
-    drawn from it. plan: recent latents of images, where samples are assigned to them; with `settle`, prices and groups
-    follow these first."""
+    """Latents of images [n, c, h, w] with labels [n], made as `config` says. reference: only for `noise: reference`,
+    which draws from it. plan: recent latents of images, to which samples are assigned; with `settle`, prices and groups
+    are first updated on them."""
     if config.noise not in EDITED:
         out = model.encode(images)
         raw = drawn(out.latent_dist, rng) if config.noise in DRAWN else out.latents
@@ -131,14 +133,19 @@ def encode(
 
 
 def arriving(values: Values) -> Values:
-    """A recipe whose matching names no objective gets the setting by which latents arrive at any reference, whatever
-    the start (docs/results, "Arrival"): samples of the reference, each of the group that suits its image, are edited,
-    held by transport and an anchor, and the pull follows the distance. A variational tokenizer draws its latents, and
-    so does any where the section says `noise: posterior`; transport brings these near and the paper's objective
-    refines them, for which the reference needs its teacher. A `pretrained` one has no place for an editor and moves its
-    own latents; a `reshaped` one by transport alone, as no reconstruction speaks against it. What the section does
-    name, it keeps; one that names an objective gets nothing of this, so `{type: dmd}` is the paper's. Latents that are
-    drawn are normalised as they are drawn."""
+    """The recipe's values with defaults for a matching that names no objective: the setting by which latents arrive at
+    any reference from any start (docs/results, "Arrival").
+
+    - A tokenizer of the recipe edits samples of the reference, of the group that suits the image, with transport, an
+      anchor and a weight that follows the distance.
+    - A variational one, or one with `noise: posterior`, draws its latents; transport brings them near and the paper's
+      objective, which needs the reference's teacher, refines them.
+    - A `pretrained` one has no place for an editor and moves its own latents; a `reshaped` one by transport alone,
+      since its reconstructions cannot get worse.
+
+    What the section names, it keeps. With an objective, such as `{type: dmd}`, the paper's, it gets none of these.
+    Where latents are drawn from posteriors, `reference.drawn` is set too.
+    """
     section, reference = values.get("matching"), values.get("reference")
     if not isinstance(section, dict) or not isinstance(reference, dict):
         return values
@@ -158,14 +165,14 @@ def arriving(values: Values) -> Values:
 
 
 def _aimed(section: Values, default: Values) -> Values:
-    """These defaults, without a `target` where the section's own settings look at none."""
+    """The defaults, without `target` where the section's own settings do not use one."""
     aims = section.get("balance", "distance") == "distance" or section.get("until") is not None
     return {name: value for name, value in default.items() if aims or name != "target"}
 
 
 def unfit(config: Editing, model: Tokenizer, batch_size: int, relative: bool, until: str | None) -> Iterator[str]:
-    """What an `Editing` asks for that this tokenizer does not have, or images in batches of so many; relative: the pull
-    is a ratio of gradients; until: when the stage ends before its last step."""
+    """Messages for settings that do not fit the tokenizer or the batch size. relative: whether the weight is a ratio of
+    gradients. until: `matching.until`."""
     if config.noise in EDITED and until is not None:
         yield (
             f"matching.until: {until}: samples that are edited are at the reference from the first turn, so it would "

@@ -1,9 +1,9 @@
-"""Stage `encoder`: a small encoder, which learns from the images alone or from a large one.
+"""Stage `encoder`: a small encoder that learns from the images alone, or from a large encoder.
 
 From the images: SimCLR (Chen et al., arXiv 2002.05709). Its loss is one matrix product, without a second network or a
 momentum schedule. On small images its features tell classes apart after minutes on a CPU.
-From a large encoder with public weights: its features of the same views, place by place (Beyer et al., arXiv
-2106.05237: both networks are shown one crop). Only the small one is needed afterwards.
+From a large encoder with public weights: it predicts that encoder's features of the same view, place by place (Beyer et
+al., arXiv 2106.05237). Afterwards only the small one is needed.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ class EncoderTraining(TrainingConfig):
     """Training of the encoder, self-supervised or by another encoder."""
 
     start: Literal["public", "scratch"] | None = configs.added(None)
-    """Begin with the encoder's public weights, or with random ones: to be said where it has public ones."""
+    """Begin with the encoder's public weights, or with random ones. Required for an encoder that has public ones."""
 
     target: EncoderConfig | None = configs.added(None)
-    """An encoder with public weights whose features this one learns: what a large network knows, in a small one that
-    then encodes. Its stride must be this one's. null: SimCLR, from the images alone."""
+    """An encoder with public weights whose features this one learns (distillation). It must have the same stride. null:
+    SimCLR, from the images alone."""
     temperature: Scale = 0.2
-    """Temperature of the contrastive loss's softmax; of SimCLR alone."""
+    """Temperature of the contrastive loss's softmax; for SimCLR only."""
     projection: Width = 128
-    """Width of the space in which views are compared; of SimCLR alone."""
+    """Width of the space in which views are compared; for SimCLR only."""
     min_crop: Annotated[float, Range(0, 1, "(]")] = 0.3
     """Smallest share of the image's area in a random crop. If it is above 9/16, the smallest share is 0.75 *
     sqrt(min_crop) instead: aspect ratios run from 9/16 to 16/9, and a side longer than the image's is cut."""
@@ -76,7 +76,7 @@ class EncoderStage(TrainingStage[EncoderTraining, EncoderNetworks]):
         else:
             networks.target = target = self.inputs.frozen_encoder(self.config.target)
             require_stride(target, networks.encoder.stride, 1, "encoder.target")
-            # Linear, so that the features hold what the target's hold, and not a network behind them.
+            # Linear, so that the features themselves learn what the target's hold, and not a network behind them.
             networks.projector = nn.Conv2d(width, target.channels, 1)
         networks.trains["encoder"] = [*networks.encoder.parameters(), *networks.projector.parameters()]
         networks.averaged = ("encoder",)
@@ -120,15 +120,16 @@ class EncoderStage(TrainingStage[EncoderTraining, EncoderNetworks]):
 
 
 def standardized(features: Tensor) -> Tensor:
-    """Features [n, F, h, w] with mean 0 and variance 1 in each channel, over the places of all ranks' images: so the
-    mean square of what is left of them is a share of variance, and no few channels of a large spread decide it."""
+    """Features [n, F, h, w] with mean 0 and variance 1 in each channel, over the places of all ranks' images. So a mean
+    squared error is the unexplained share of the variance, and a few channels of large spread do not decide it."""
     mean, variance = (of[:, None, None] for of in distributed.moments(features))
     return (features - mean) * variance.clamp_min(1e-12).rsqrt()
 
 
 def contrast(a: Tensor, b: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """(the NT-Xent loss, the share of views whose nearest other view is their pair), of unit vectors a, b [n, d]: row i
-    of a and row i of b are two views of one image."""
+    """(NT-Xent loss, share of views whose most similar other view is their pair), two scalars, for unit vectors a, b
+    [n, d]: row i of a and row i of b are two views of one image. The loss is the mean over the 2 n views of
+    -log softmax(cosine / temperature), over the 2 n - 1 other views, at the pair."""
     n = len(a)
     both = torch.cat([a, b])
     similarity = (both @ both.T).float() / temperature

@@ -10,7 +10,7 @@ import torch
 from dmvae.evaluation.metrics import measured_pairs
 from dmvae.inputs import Inputs
 from dmvae.losses.perceptual import LPIPSPerceptual
-from dmvae.registry import is_ours
+from dmvae.registry import is_ours, place_of
 from dmvae.runtime import distributed
 from dmvae.runtime.files import write_text
 from dmvae.runtime.words import counted
@@ -57,7 +57,7 @@ class EvaluateStage(Stage[EvaluateConfig]):
                 try:
                     measured_pairs(metric, blank, blank)
                 except ValueError as error:
-                    yield f"evaluate.metrics: {error}"
+                    yield f"evaluate.metrics: {error}{place_of(error)}"
         stored = inputs.sections.latents.stored
         latents = min(config.knn_count, len(inputs.train_set), stored or config.knn_count)
         if config.neighbours > latents:

@@ -1,5 +1,5 @@
-"""Stage `generator`: a new generator on the tokenizer's latents. The quality of its samples shows how easily the latent
-distribution is learned."""
+"""Stage `generator`: a new generator on the tokenizer's latents. The quality of its samples shows how easy it is to
+learn their distribution."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from dmvae.models.dit import LightningDiT
 from dmvae.models.projector import Projector
 from dmvae.models.velocity import VelocityModel
 from dmvae.ranges import Weight
+from dmvae.registry import require_members
 from dmvae.runtime.random import Random
 from dmvae.sections import Sections
 from dmvae.stages.latents import MIRRORED
@@ -36,7 +37,7 @@ from dmvae.training.stage import Batch, Networks, TrainingStage, Update, stage
 from dmvae.training.starting import Starting, misfits, start
 
 ROWS, STEPS = 4, 25
-"""Of a picture: samples of each class, and steps of the sampler at most."""
+"""Of the pictures in the log: samples per class, and the most steps of the sampler."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ class GeneratorTraining(Starting, LatentTraining):
     model: GeneratorConfig = field(default_factory=FlowModelConfig)
     """The generator, by `type`."""
     direction: Weight = configs.added(0.0)
-    """Weight of the mean of 1 - cos(v, z - noise), over the channels, beside a flow model's loss, as in FasterDiT
+    """Weight of the mean of 1 - cos(v, z - noise), over the channels, added to a flow model's loss, as in FasterDiT
     (arXiv 2410.10356); LightningDiT takes 1."""
     alignment: TokenAlignment | None = configs.added(None)
     """Alignment of the generator's tokens to an encoder's features of the images, as in REPA; null is off."""
@@ -55,7 +56,7 @@ class GeneratorTraining(Starting, LatentTraining):
 class GeneratorNetworks(Networks):
     generator: Generator
     tokenizer: Tokenizer
-    """The frozen tokenizer that encodes each batch, where latents are not stored for it."""
+    """The frozen tokenizer that encodes each batch, where the stage does not read stored latents."""
     target: nn.Module
     """The frozen encoder that tokens are aligned to, where there is an alignment."""
     projector: Projector
@@ -80,6 +81,7 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
                 f"generator.model: {model.type!r}: build returned a {type(networks.generator).__name__}; give what its "
                 f"`network` names, {model.network.__name__}, a dmvae.models.base.Model"
             )
+        require_members(model, networks.generator, ("loss", "sample"), "generator.model: ")
         start(networks.generator, self.config, model, self.name, self.inputs)
         networks.trains["generator"] = [p for p in networks.generator.parameters() if p.requires_grad]
         networks.averaged = ("generator",)
@@ -105,7 +107,8 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
 
     @property
     def encodes(self) -> bool:
-        """Whether its batches are images, which it encodes itself: `latents.stored` are not what it learns from."""
+        """Whether its batches are images, which it encodes itself. With `latents.stored` only some latents are stored,
+        for statistics and not for training."""
         return self.inputs.sections.latents.stored is not None
 
     def data(self) -> Items:
@@ -134,8 +137,8 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
         return super().item_shape if self.encodes else self.inputs.latent_shape
 
     def _latents(self, networks: GeneratorNetworks, batch: Batch, rng: Random) -> Tensor:
-        """The batch's latents [n, C, H, W], normalised per channel; where they are drawn, a new sample each time.
-        Edited ones are of the image alone, as they would be stored: their draws differ between ranks."""
+        """The batch's latents [n, C, H, W], normalised; where they are drawn, a new sample each time. Edited latents
+        are decided by the image alone, as stored ones are: random draws would differ between ranks."""
         if self.encodes:
             tokenizer = networks.tokenizer
             with torch.no_grad():
@@ -172,8 +175,9 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
         yield Update("generator", loss, log, flow.detach())
 
     def picture(self, network: nn.Module) -> Tensor:
-        """Samples: a class in each column, of those that there are, evenly spaced. They are drawn as the stage `sample`
-        draws its first ones, if there is one, but in STEPS steps at most, and without a `guide`."""
+        """Samples, uint8 [ROWS, COLUMNS, c, h, w], a class per column, evenly spaced among the known ones. Settings are
+        those of the stage `sample` at its first scale, but with at most STEPS steps, and no guidance where it has a
+        `guide`."""
         inputs, generator = self.inputs, cast(Generator, network)
         folder, asked = inputs.reads["latents"], getattr(inputs.sections, "sample", None)
         scale = asked.guidance[0] if asked is not None and asked.guide is None else 1.0

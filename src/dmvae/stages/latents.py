@@ -1,8 +1,8 @@
-"""Stage `latents`: encodes the training set once, or a part of it, its mirror images too where asked, and measures the
-latents' mean, standard deviation and the matrix that whitens them. Of images that training crops at random
-(`data.resize`) it encodes the centre.
+"""Stage `latents`: encodes the training set once, or a part of it, on request with mirror images, and measures the
+latents' mean, standard deviation and whitening matrix. Where training takes random crops (`data.resize`), it encodes
+the centre.
 
-A tokenizer of diffusers that was trained further is saved a second time, in its own class.
+A tokenizer of diffusers that was trained further is also saved in its own class.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ from dmvae.transport.schedule import LIMITS
 from dmvae.transport.views import tokens
 
 SETTLING = 4096
-"""Training images, at most, by which samples are assigned at the end."""
+"""Training images, at most, on which the finished tokenizer's prices and groups are computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +67,11 @@ class MatchingTraining(Editing, FlowTraining):
     target: Annotated[float, Range(1, 1e6)] = configs.added(1.1)
     """Distance to the reference that `balance: distance` aims at and `until` waits for: the largest of four numbers on
     1024 recent latents. Three are sliced distances (whole latents, tokens, pairs of tokens), as multiples of that
-    between two samples of the reference; the fourth is (accuracy - 0.5) / 0.05 of a network that tells tokens apart."""
+    between two samples of the reference; the fourth is (accuracy - 0.5) / 0.05 of a classifier between tokens of
+    latents and of the reference."""
     until: Literal["arrived"] | None = configs.added(None)
     """"arrived": the stage ends when three measurements in a row are at most `target`, or after `steps`. Not for edited
-    samples, which are there from the start."""
+    samples, which are at the reference from the start."""
     decoded: BatchSize | None = configs.added(None)
     """Images of a batch that are reconstructed; the others are encoded for the matching loss only, which is cheap and
     needs many. null: all."""
@@ -85,8 +86,8 @@ class MatchingTraining(Editing, FlowTraining):
     health_every: Count = 50
     """Tokenizer updates between measurements of the latents' rank and spread."""
     rollback: bool = configs.added(True)
-    """Go back to an older checkpoint once, with smaller learning rates, where latents collapse or grow without bound,
-    the reconstruction is lost, or the student does not keep up, and stop the second time. false: go on."""
+    """Where latents collapse or grow without bound, the reconstruction is lost, or the student does not keep up, go
+    back to an older checkpoint with smaller learning rates; the second time, stop with an error. false: go on."""
     proxy_every: Wait = 10
     """Tokenizer updates between measurements of the proxies of gFD (proxy/...), about 1 % of the time; 0 is never."""
     ema: Decay = 0.99
@@ -99,11 +100,12 @@ class MatchingTraining(Editing, FlowTraining):
 
     @property
     def every(self) -> int:
-        """Steps for each turn of the tokenizer."""
+        """Steps per tokenizer update."""
         return self.student_steps if self.objective.has_student else 1
 
     @property
     def turns(self) -> int:
+        """Tokenizer updates of the stage, which the code calls turns."""
         return -(-max(0, self.steps - self.student_warmup) // self.every)
 
 
@@ -112,14 +114,14 @@ class MatchingNetworks(DecoderNetworks):
     teacher: Velocity | None
     """The reference's velocity: a frozen network, or a function in closed form; None where it is not needed."""
     undone: bool
-    """Whether no reconstruction depends on what moves the latents."""
+    """Whether no reconstruction depends on the part that moves latents (`Parts.undone`)."""
     approach: Approach
     inverse: Tensor
     """[C, C], the inverse covariance of the reference's tokens; only with `matching.anchor`."""
     plan: Recent
-    """Of the images' own latents, where samples of the reference are assigned to them."""
+    """The images' own recent latents, where samples of the reference are assigned to images."""
     queue: Recent
-    """Of the turns before, for an objective that `needs_recent`."""
+    """Latents of earlier updates, for an objective that `needs_recent`."""
 
 
 @stage("matching")
@@ -138,7 +140,8 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         return config_of(self.inputs).distribution.labelled_for(self.inputs)
 
     def kinds(self) -> dict[int, float]:
-        """A step with a tokenizer's turn, the second, in which nothing is measured; and one of the student alone."""
+        """A step with a tokenizer update, the second one, in which nothing is measured; and a step of the student
+        alone."""
         every = self.config.every
         first = self.config.student_warmup + every
         return {first: 1 / every} | ({first + 1: 1 - 1 / every} if every > 1 else {})
@@ -216,23 +219,23 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         nn.ModuleList(parts.encoder).requires_grad_(config.train_encoder)
         autoencoder.latent_mean.copy_(mean)
         autoencoder.latent_std.copy_(std)
-        if config.noise_std is not None and inputs.weights:  # whose values a plan does not have
+        if config.noise_std is not None and inputs.weights:  # a plan has no values of std
             autoencoder.fix_spread(config.noise_std * std)
-        autoencoder.drawn = False  # until it is saved: here samples are asked for where they are wanted
+        autoencoder.drawn = False  # until it is saved: in training `encode` of stages/editing.py draws
         networks = MatchingNetworks(autoencoder)
         networks.undone = parts.undone
         if config.anchor is not None:
             assert isinstance(autoencoder, Autoencoder)  # see editing.unfit
             assert autoencoder.editor is not None
             networks.register_buffer("inverse", inverse_covariance(tokens(autoencoder.editor.bank)), persistent=False)
-        far = math.inf if inputs.weights else 0.0  # a plan counts turns that ask for teacher and student
+        far = math.inf if inputs.weights else 0.0  # a plan counts updates that call teacher and student
         if inputs.weights and config.balance == "distance":
-            images = RECENT if config.noise in EDITED else len(inputs.train_set)  # edited ones are there from the start
+            images = RECENT if config.noise in EDITED else len(inputs.train_set)  # edited ones differ
             hard_to_follow(inputs.say, config.turns, config.batch_size, images)
         networks.approach = Approach(inputs.latent_shape, config.weight, config.target, far)
         networks.plan = Recent(inputs.latent_shape)
         networks.queue = Recent(inputs.latent_shape, config.objective.needs_recent, with_labels=True)
-        # No more than is used: checkpoints of runs without it must still load. Of the first see `loop.LATER`.
+        # Only what is used: checkpoints of runs without the rest must still load. On "approach" see `loop.LATER`.
         used = {"approach": True, "plan": assigned, "queue": config.objective.needs_recent > 0}
         networks.remembers = tuple(name for name in used if used[name])
         teacher = inputs.generator("reference", "teacher") if inputs.has("reference", "teacher") else None
@@ -241,8 +244,8 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         networks.student = config.objective.new_student(
             inputs.latent_shape, inputs.num_classes, networks.teacher, config.model
         )
-        # Autocast keeps copies of weights that are not frozen. Compiled parts make their own, and share the student's
-        # graphs where these are alike.
+        # Autocast keeps cast copies of weights that are not frozen. Compiled parts cast for themselves; they share the
+        # student's graphs only where the teacher is not frozen either.
         if teacher is not None and (config.objective.differentiates or not inputs.sections.run.compile):
             teacher.requires_grad_(False)
         networks.trains["tokenizer"] = [p for p in autoencoder.parameters() if p.requires_grad]
@@ -260,14 +263,14 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         tokenizer_turn = turn >= 0 and off == 0
         progress, reference = batch.step / batch.steps, self.reference if config.objective.needs_reference else None
         null, labels = self.inputs.num_classes, batch.labels
-        if not self._labelled:  # each class by itself would come to lie as the reference: latents would lose the class
+        if not self._labelled:  # else each class would be matched to the whole reference, and latents would lose it
             labels, reference = torch.full_like(labels, null), reference and Unlabelled(reference, null)
-        # Images are assigned anew: a few groups follow them at once, single samples cost more.
+        # Prices and groups are updated: for a few groups in every update, for single samples, which cost more, seldom.
         settle = tokenizer_turn and turn % (1 if config.noise_groups else EVERY) == 0
-        # Compiled networks keep a graph for nothing in the student's turns: without, they would be compiled once more.
+        # Compiled networks build a graph in the student's steps too, for no use: without it they would compile again.
         with torch.set_grad_enabled(tokenizer_turn or self.inputs.sections.run.compile):
             model, plan = networks.autoencoder, networks.plan
-            drawn_from = self.reference if config.noise == "reference" else None  # else it may not have to be opened
+            drawn_from = self.reference if config.noise == "reference" else None  # else it need not be opened
             encoded = encode(config, model, drawn_from, plan, batch.data, labels, rng, settle)
         context = Context(rng, null, progress, reference, config.label_dropout, config.time_distribution)
         context.time_shift = config.time_shift
@@ -290,7 +293,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         context.distance = networks.approach.distance
         found = config.objective.loss(z, encoded.labels, networks.teacher, networks.student, context)
         matching, log = as_promised(config.objective.type, found)
-        with full_precision(z):  # products of a backward pass are cast as well
+        with full_precision(z):  # autocast would cast the products of this backward pass too
             (pull,) = torch.autograd.grad(matching, z)
         z.requires_grad_(False)
         if config.objective.needs_recent:
@@ -316,11 +319,11 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
             with uncompiled():
                 figures |= proxies_to_log(z, batch.labels, lambda x: model.decode(model.denormalize(x)).sample)
         std = model.latent_std.view(1, -1, 1, 1)
-        if networks.undone:  # nothing holds them, and of the reconstructions nothing is to be learned
+        if networks.undone:  # reconstructions do not change, so there is no other loss
             yield Update("tokenizer", (raw * pull / std).sum() * config.weight, figures, matching.detach())
             return
         images = batch.data[: config.decoded and config.decoded // distributed.world_size()]
-        # The gradient of a mean over n images, at each image, is proportional to 1 / n.
+        # A ratio of norms must not depend on `decoded`: the gradient of a mean over n images has a norm like n^(-1/2).
         share = 1.0 if config.balance == "fixed" else (len(images) / len(raw)) ** 0.5
         weight = share * (networks.approach.ratio if config.balance == "distance" else config.weight)
         joined = Pull.apply(raw, pull / std, weight, config.balance != "fixed", late)

@@ -1,4 +1,4 @@
-"""What the stage `evaluate` measures: of reconstructions, latents, samples, and the tokenizer as a whole."""
+"""What the stage `evaluate` measures on reconstructions, latents, samples, and the tokenizer as a whole."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ from dmvae.tokenizers.adapted import load_tokenizer, spread_of
 
 PICTURES = 24
 ALSO = ("linear_probe",)
-"""Figures of the latents that are proxies too, taken once."""
-LOSS_BLOCK = 250
+"""Figures of the latents that are proxies too, measured once."""
+LOSS_BLOCK = 250  # latents for which `generator_loss` draws times and noise together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,32 +76,32 @@ class EvaluateConfig:
     lpips: bool = False
     """Measure LPIPS of VGG-16 between images and reconstructions; needs its package and weights."""
     count: Count = 10000
-    """At most so many test images are reconstructed, and are the real images in every distance."""
+    """The most test images to reconstruct; they are also the real images in every distance."""
     batch_size: BatchSize = 250
     """Images at a time."""
     neighbours: Count = 20
     """k of the kNN accuracy."""
     knn_count: Count = 50000
-    """At most so many training latents are searched for neighbours."""
+    """The most training latents among which neighbours are searched."""
 
     proxies: bool = False
     """Measure proxies of gFD too (metrics.json, "proxies"): of the latents and of the decoder."""
     probe: bool = False
-    """Train the generator probe too: a small generator of fixed size and budget, about a minute on two cores."""
+    """Train the generator probe too: a small generator of fixed size and steps, about a minute on two cores."""
 
     def __post_init__(self) -> None:
         metrics_of(self.metrics)
 
     def measured(self) -> list[Metric]:
-        """Every metric: those that are always taken, and those that are asked for."""
+        """Every metric to measure: those that are always measured, and those of `metrics`."""
         always = [name for name in names(Metric) if find(Metric, name).always]
         return metrics_of(list(dict.fromkeys([*always, *self.metrics])))
 
 
 class Measuring:
-    """One variant, measured: each method adds its figures to `metrics` (short names, for tables) and `scores` (full
-    names, which carry the features'). Ranks share the passes over images and the distances between all of a set; of the
-    rest each does the same, but for what the first one does alone."""
+    """The measurements of one variant. Each method adds its figures to `metrics` (short names, for tables) and `scores`
+    (full names, which contain that of the features). Ranks share the passes over images and the distances within a set;
+    the rest each rank computes itself, or the first rank alone."""
 
     def __init__(self, config: EvaluateConfig, inputs: Inputs) -> None:
         self.config, self.inputs = config, inputs
@@ -136,7 +136,7 @@ class Measuring:
         fakes, trains = self.sample_features() if "sample" in self.inputs.reads else ([], [])
         with warnings.catch_warnings():
             if not distributed.is_main():
-                warnings.simplefilter("ignore")  # the first rank says it
+                warnings.simplefilter("ignore")  # the first rank gives the same warnings
             self.pairs(rows)
             latents = self.latents(rows["z"], stored)
             if "sample" in self.inputs.reads:
@@ -153,7 +153,7 @@ class Measuring:
             sampler = self.inputs.config_of("sample")
             sampled, of = kept_latents(samples_folder(self.inputs.reads["sample"], sampler["guidance"][0]))
             alike = sampled[in_shares(of, stored.labels, drawn=sampler.get("labels") == "random")]
-            known = latents.train[torch.isin(latents.train_labels, of)]  # of many classes some have no sample here
+            known = latents.train[torch.isin(latents.train_labels, of)]  # with many classes some have no sample
             self.metrics |= modelled(alike, known, self.inputs.seed)
         if reference is not None:
             self.metrics |= at_the_end(self.inputs, reference, rows["z"], latents.test_labels, self.tokenizer.drawn)
@@ -185,7 +185,7 @@ class Measuring:
 
     def pairs(self, rows: dict[str, Tensor]) -> None:
         """Figures of the test images' reconstructions."""
-        parts = list(dict.fromkeys(["frechet", *self.parts]))  # not a set, whose order another process would not have
+        parts = list(dict.fromkeys(["frechet", *self.parts]))  # a set's order would differ between processes
         scores = reconstruction_scores(rows, self.reals, self.extractors, self.images, parts)
         self.metrics |= {name: scores.metrics[name] for name in scores.intervals if name in figures()}
         if self.lpips is not None:
@@ -194,7 +194,7 @@ class Measuring:
         self.scores.add(scores)
 
     def latents(self, raw: Tensor, stored: LatentSet) -> Latents:
-        """Figures of the test images' latents [m, C, H, W], beside those of the training images."""
+        """Figures of the test images' raw latents [m, C, H, W], compared with those of the training images."""
         assert self.images.labels is not None
         z = stored.normalise(raw)
         train, labels = stored.__getitems__(spaced(stored.labels, self.config.knn_count))
@@ -228,9 +228,8 @@ class Measuring:
     ) -> None:
         """All metrics at the first guidance scale, gFD alone (gfd@W) at the others.
 
-        `copies` are the reconstructions of the test images, the rest is as `sample_features` gives it. The distance to
-        them, grfd, leaves the decoder's own errors out, because generated and reconstructed images both went through
-        the decoder.
+        copies: features of the reconstructed test images; fakes, trains: as `sample_features` gives them. The distance
+        of samples to reconstructions, grfd, leaves the decoder's errors out, since both went through the decoder.
         """
         first = self.extractors[0].name
         for i, scale in enumerate(self.inputs.config_of("sample")["guidance"]):
@@ -270,7 +269,7 @@ class Measuring:
         return {f"{name}_{extractor.name}" if name in OF_FEATURES else name: value for name, value in found.items()}
 
     def manifest(self) -> Values:
-        """All that the figures depend on; stages are named by their folders, and so by their fingerprints."""
+        """All that the figures depend on. The names of stages' folders hold their fingerprints."""
         config, inputs, images = self.config, self.inputs, self.images
         data = {name: value for name, value in configs.identity(inputs.data).items() if name not in inputs.data.PLACES}
         measured: Values = {
@@ -308,12 +307,12 @@ class Measuring:
 
 @torch.inference_mode()
 def generator_loss(z: Tensor, labels: Tensor, inputs: Inputs) -> float:
-    """The generator's loss on the test set's latents, a flow's at one random time each; comparable between latents
-    because each is normalised to unit variance per channel."""
+    """The generator's mean loss on test latents z [n, C, H, W] with labels [n]; for a flow, at one random time each. It
+    can be compared between tokenizers, because latents are normalised to unit variance per channel."""
     step = inputs.config_of("sample").get("snapshot") if "sample" in inputs.reads else None
     generator = inputs.generator("generator", generator_at(step, inputs)).to(inputs.device).eval()
     total = 0.0
-    # Drawn per block of a fixed size, so that no batch size or number of ranks changes the figure.
+    # Drawn in blocks of a fixed size, so that neither batch size nor ranks change the figure.
     for start in range(0, len(z), LOSS_BLOCK):
         part, classes = (x[start : start + LOSS_BLOCK].to(inputs.device) for x in (z, labels))
         source = torch.Generator().manual_seed(seed_of("generator_loss", start))
@@ -330,6 +329,6 @@ def generator_loss(z: Tensor, labels: Tensor, inputs: Inputs) -> float:
 
 
 def short_names(measured: Sequence[Metric], prefix: str, features: str, scores: Scores) -> dict[str, float]:
-    """The figures of sets that have a short name, in the first features: those that tables show."""
+    """Short name -> figure, for the figures of sets that tables show, in the features of that name."""
     full = {key: name for metric in measured for key, name in metric.short(prefix, features).items()}
     return {key: scores.metrics[name] for key, name in full.items() if name in scores.metrics}

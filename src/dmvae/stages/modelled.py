@@ -1,6 +1,6 @@
-"""How well a generator models its latents: its samples beside the data's latents, before any decoder.
+"""How well a generator models its latents: its samples compared with the data's latents, before any decoder.
 
-gFD has two parts, what the decoder loses and what the generator does; this has the second one alone.
+gFD contains errors of the decoder and of the generator; these figures contain only the generator's.
 """
 
 from __future__ import annotations
@@ -18,28 +18,29 @@ from dmvae.transport.two_sample import two_sample_accuracy
 from dmvae.transport.views import View, tokens, whole
 
 LEAST = 64
-"""Sampled latents at least."""
+"""The fewest sampled latents."""
 REPEATS = 8
-"""Sets of the data's latents that samples are compared with. With one alone a multiple changes by a fifth from set to
-set; what is left is the samples' own chance, which other samples show."""
+"""Sets of the data's latents that samples are compared with. With a single set a multiple varies by a fifth from set to
+set. What remains is the chance in the samples themselves."""
 KEPT = 2250
-"""Sampled latents that an evaluation chooses from, whatever the batches in which they were drawn: nine of the default
-size, as it has always been with that."""
+"""Sampled latents that an evaluation chooses from, whatever the batch size was: nine batches of the default size, so
+that earlier results at that size stay comparable."""
 UNEVEN = 1.2
 """Up to this ratio the samples of two classes count as equally many: 12 and 11 do, 3 and 2 do not."""
 NUMBERS = 2**28
-"""Numbers of the data's latents that are looked at, where that is enough for two sets: a GiB."""
+"""The most numbers of the data's latents that are read, a GiB, unless two sets need more."""
 
 
 def in_shares(labels: Tensor, of_data: Tensor, drawn: bool = False) -> Tensor:
-    """int64, ascending: of samples with these labels some, in the shares that their classes have among the data's
-    labels; all where both are even. Other shares would look like a fault of the generator. drawn: each label was drawn,
-    all classes being as likely; then counts differ by chance, as those of the data's sets do, and are left to it."""
+    """int64, ascending: indices of some samples with these labels, so that classes have the shares that they have among
+    the data's labels; of all samples where both are even. Other shares would look like an error of the generator.
+    drawn: each label was drawn with equal probabilities. Then counts vary by chance, as in the data's sets, and uneven
+    ones are not corrected for."""
     if not len(labels):
         return labels
     there = labels.bincount()
     shares = of_data.bincount(minlength=len(there))[: len(there)] * (there > 0)
-    # the first samples of many classes, of which some have one more
+    # uneven where samples are few and classes many: some classes have one sample more
     if not drawn and there.max() > UNEVEN * there[there > 0].min():
         shares = shares / there.clamp_min(1)
     chance = torch.rand(len(labels), generator=torch.Generator().manual_seed(0))
@@ -47,9 +48,9 @@ def in_shares(labels: Tensor, of_data: Tensor, drawn: bool = False) -> Tensor:
 
 
 def modelled(sampled: Tensor, data: Tensor, seed: int, count: int = LATENTS) -> dict[str, float]:
-    """Figures of sampled latents [n, C, H, W] beside the data's [m, C, H, W], both normalised, in any order, classes in
-    like shares (see `in_shares`). `count` of each are compared, or 2 m / 5; multiples of chance grow with them. Empty
-    for too few of either."""
+    """Figures of sampled latents [n, C, H, W] compared with the data's [m, C, H, W], both normalised, in any order,
+    with equal shares of classes (see `in_shares`). The smallest of n, `count` and 2 m / 5 of each are compared;
+    multiples of chance grow with that number. Empty where it is below `LEAST`."""
     n = min(len(sampled), count, 2 * len(data) // 5)
     if n < LEAST:
         return {}
@@ -70,15 +71,15 @@ def modelled(sampled: Tensor, data: Tensor, seed: int, count: int = LATENTS) -> 
 
 
 def _multiple(view: View, z: Tensor, sets: tuple[Tensor, ...], rest: Tensor, seed: int) -> float:
-    """The sliced distance from z to sets of the data over that between sets, root mean squares."""
+    """The sliced distance from z to sets of the data over that between sets, both root mean squares over the sets."""
     found = [distances(view, z, a, b, rest, seed + i) for i, (a, b) in enumerate(pairwise(sets))]
     here, there = (sum(float(x) ** 2 for x in side) for side in zip(*found, strict=True))
     return math.sqrt(here / max(there, 1e-24))
 
 
 def kept_latents(folder: Path) -> tuple[Tensor, Tensor]:
-    """The first KEPT latents [n, C, H, W] in a folder of samples, and their labels [n]; none where an earlier version
-    drew them."""
+    """The first KEPT latents [n, C, H, W] in a folder of samples, and their labels [n]; n is 0 for samples of a version
+    that stored no latents."""
     parts, labels = list[Tensor](), [torch.empty(0, dtype=torch.int64)]
     for path in sorted(folder.glob("samples-*.safetensors")):
         with safe_open(path, "pt") as file:

@@ -70,12 +70,13 @@ class DecoderStage(TrainingStage[T, N]):
 def reconstruct(
     networks: DecoderNetworks, config: LossConfig, x: Tensor, recon: Tensor, rng: Random, adversarial: bool = True
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of a reconstruction [n, c, h, w] of x, and its terms to log.
+    """(scalar with the gradient of the reconstruction loss, its terms to log), for images x and recon, both
+    [n, c, h, w]. adversarial: whether the adversarial term is in it.
 
-    Each term is differentiated once, with respect to the image. The scalar that is returned is the inner product of the
-    reconstruction with the summed gradient: it has the gradient of the loss but not its value, which is
-    `log["reconstruction/total"]`. The adaptive weight then needs only weight gradients of the last convolution, and no
-    network below the image runs backward twice.
+    Each term is differentiated once, with respect to the image. The scalar is the inner product of recon with the
+    summed gradient: it has the loss's gradient but not its value, which is `log["reconstruction/total"]`. So the
+    adaptive weight needs only weight gradients of the last layer, and perceptual network and discriminator run backward
+    once.
     """
     image = recon.detach().float().requires_grad_()
     pixel = reconstruction_loss(x, image, l1=config.l1, l2=config.l2)
@@ -88,8 +89,8 @@ def reconstruct(
     if adversarial and networks.discriminator is not None:
         fake = augment(image, rng) if config.adversarial.augment else image
         # eval(): batch norm then uses its running statistics, which are of real and fake images together, as in the
-        # discriminator's update. Fakes normalised by their own statistics would lose what tells them from real images.
-        # Frozen: nothing is kept for gradients of its weights, which this pass does not need.
+        # discriminator's update. Normalised by their own statistics, fakes would lose what distinguishes them.
+        # Frozen, so that nothing is kept for gradients of its weights.
         networks.discriminator.eval().requires_grad_(False)
         gan = hinge_generator(networks.discriminator(fake))
         networks.discriminator.train().requires_grad_(True)
@@ -114,7 +115,8 @@ def reconstruct(
 def discriminate(
     discriminator: Discriminator, config: AdversarialConfig, x: Tensor, recon: Tensor, rng: Random
 ) -> Update:
-    """The discriminator's update on images x and their reconstructions, both [n, c, h, w]."""
+    """The discriminator's update on images x and reconstructions recon, both [n, c, h, w]: the hinge loss plus
+    `consistency` times the mean squared difference of its logits with and without augmentation."""
     images = torch.cat([x, recon.detach().float()])
     seen = torch.cat([augment(part, rng) for part in images.chunk(2)]) if config.augment else images
     answers = discriminator(seen)

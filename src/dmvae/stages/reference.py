@@ -29,7 +29,7 @@ from dmvae.references import Reference, ReferenceConfig, draw
 from dmvae.references.data import initial_latents
 from dmvae.references.features import FeaturesReference
 from dmvae.references.report import REPORT, compare
-from dmvae.registry import is_ours
+from dmvae.registry import is_ours, place_of
 from dmvae.runtime import distributed
 from dmvae.runtime.files import write_tensors, write_text
 from dmvae.runtime.random import Random
@@ -40,8 +40,8 @@ from dmvae.training.stage import Batch, Networks, TrainingStage, Update, stage
 from dmvae.training.starting import Starting, misfits, start
 from dmvae.transport.arrival import multiples
 
-MAP_POINTS = 2000
-TRIED = 8  # samples, before a run
+MAP_POINTS = 2000  # samples that the report's map shows
+TRIED = 8  # samples that are drawn to check a reference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +53,14 @@ class ReferenceTraining(Starting, FlowTraining):
     teacher: bool = configs.added(True)
     """Train the teacher; false for a matching objective that needs none."""
     drawn: bool = configs.added(False)
-    """Normalise latents by samples of the tokenizer's posteriors, as `matching.noise: posterior` matches them, and not
-    by their means. Such a matching sets it."""
+    """Normalise latents by samples of the tokenizer's posteriors, not by the means. `matching.noise: posterior`, which
+    matches samples, sets it."""
     ema: Decay = 0.999
     """Decay of the averaged weights that are saved."""
 
     @property
     def trains_teacher(self) -> bool:
-        """Whether a network learns the reference, whose velocity is not known in closed form."""
+        """Whether a network is trained, as the reference has no velocity in closed form."""
         return self.teacher and not self.distribution.closed_form
 
 
@@ -85,7 +85,8 @@ class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
         return replace(self.inputs, drawn=self.config.drawn) if self.inputs.weights else self.inputs
 
     def prepare(self) -> None:
-        """Write the normalisation of latents and some samples; print how the reference and the latents compare."""
+        """Write the normalisation of latents and some samples; print how reference and latents compare. Raises
+        ValueError for a reference of the wrong form."""
         inputs, reference = self.inputs, self.reference
         name = self.config.distribution.type
         require_form(name, reference, inputs.latent_shape[0])
@@ -104,7 +105,7 @@ class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
         z0 = (raw - _column(reference.mean)) / _column(reference.std)
         report = compare(z, z0)
         known = asdict(report)
-        if len(z0) >= RECENT:  # as matching measures its way
+        if len(z0) >= RECENT:  # the figures that matching logs
             known["before"] = multiples(z0[:RECENT], beside, Random.alone(inputs.seed, self.name, "told").shared)
         write_text(inputs.out / REPORT, json.dumps(known, indent=1))
         for line in report.lines():
@@ -134,7 +135,7 @@ class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
             if not is_ours(type(config.distribution)):
                 _try(config.distribution, inputs)
         except ValueError as error:
-            yield str(error)
+            yield f"{error}{place_of(error)}"
         if config.trains_teacher:
             yield from misfits(config, config.model, cls.name, inputs)
         elif config.start_from is not None:
@@ -142,11 +143,11 @@ class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
 
 
 class Later(Exception):
-    """What is not there before stages have run was asked for."""
+    """Raised on access to what exists only after stages have run."""
 
 
 class Beforehand:
-    """What of `Surroundings` is known before any stage has run."""
+    """The part of `Surroundings` that is known before any stage has run; the rest raises `Later`."""
 
     out: Path
 
@@ -159,8 +160,8 @@ class Beforehand:
 
 
 def _try(config: ReferenceConfig, inputs: Inputs) -> None:
-    """Raise ValueError for a distribution that builds no reference, or one of other samples than latents. One that
-    needs images or the tokenizer is tried when its stage runs."""
+    """Raise ValueError for a distribution whose `build` returns no reference, or whose samples are no latents. One that
+    needs images or the tokenizer is checked when its stage runs."""
     with suppress(Later):
         reference = config.build(Beforehand(inputs))
         require_form(config.type, reference, inputs.latent_shape[0])
@@ -181,12 +182,12 @@ def config_of(inputs: Inputs) -> ReferenceTraining:
 
 
 def build_reference(config: ReferenceTraining, inputs: Inputs) -> Reference:
-    """The reference; in a dry run, which has no data, one that only has its form."""
+    """The reference; in a dry run, which has no data, an `Unopened` one."""
     return config.distribution.build(inputs) if inputs.weights else Unopened(config.distribution, inputs)
 
 
 class Unopened:
-    """A reference whose samples are noise: a dry run counts what training takes on samples of that shape."""
+    """A reference whose samples are noise of the right shape, on which a dry run counts memory and arithmetic."""
 
     velocity: Velocity | None
 
@@ -200,8 +201,8 @@ class Unopened:
 
 
 def require_form(name: str, reference: object, channels: int) -> None:
-    """Raise ValueError for what a distribution's `build` returned and is no reference of latents with so many
-    channels."""
+    """Raise ValueError unless what the `build` of the distribution `name` returned is a `Reference` for latents of
+    `channels` channels."""
     what = f"reference.distribution: {name!r} returned"
     sample = getattr(reference, "sample", None)
     if not callable(sample):
@@ -227,8 +228,8 @@ def require_form(name: str, reference: object, channels: int) -> None:
 
 
 def require_samples(name: str, found: object, n: int, inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """n samples and their labels. Raises ValueError for samples that do not have the latents' shape, for labels outside
-    the data's classes, and for what is neither."""
+    """`found` as (samples [n, C, H, W], labels [n]). Raises ValueError unless it is n finite float32 samples of the
+    latents' shape, with int64 labels of the data's classes."""
     shape, what = inputs.latent_shape, f"reference.distribution: {name!r} returned"
     if not (isinstance(found, tuple) and len(found) == 2 and all(isinstance(x, Tensor) for x in found)):
         told = [type(x).__name__ for x in found] if isinstance(found, tuple) else type(found).__name__
@@ -252,8 +253,8 @@ def require_samples(name: str, found: object, n: int, inputs: Inputs) -> tuple[T
 
 
 def require_velocity(config: ReferenceConfig, reference: Reference, z: Tensor, labels: Tensor) -> None:
-    """Raise ValueError where a closed form gives no velocities of latents z at times between, and where the config says
-    otherwise of it than the reference."""
+    """Raise ValueError unless config and reference agree whether there is a velocity in closed form, and it gives one
+    for latents z [n, C, H, W] at t = 0.5."""
     what, velocity = f"reference.distribution: {config.type!r}", reference.velocity
     if (velocity is not None) != config.closed_form:
         raise ValueError(

@@ -1,8 +1,8 @@
 """Stage `sample`: images from the generator, the same number of every class or of classes drawn at random.
 
-Image i has a random generator and a seed of its own (`image_seed`). So it does not depend on the batch size or the
-number of ranks, and the diffusers pipeline draws the same image from that seed. Of the first guidance scale the first
-latents are kept too, for `evaluate` to compare with the data's.
+The noise of image i has its own seed (`image_seed`). So an image does not depend on the batch size or the number of
+ranks, and the diffusers pipeline draws the same image from that seed. The first latents of the first guidance scale are
+kept too, which `evaluate` compares with the data's.
 """
 
 from __future__ import annotations
@@ -50,19 +50,19 @@ class SampleConfig(SamplerConfig):
     """Sampling."""
 
     count: Count = 10000
-    """Images, of the classes that `labels` says."""
+    """Images per guidance scale, of the classes that `labels` says."""
     batch_size: BatchSize = 250
     """Images at a time, on each rank."""
     guidance: tuple[Guidance, ...] = (1.0,)
     """Guidance scales. Every scale gets a set of samples; tables rank by those of the first."""
 
     snapshot: Count | None = configs.added(None)
-    """Step of the generator's snapshot to draw from, of those that `generator.keep_at` or `run.keep_every` keep; null
-    is the finished one."""
+    """Step of the generator's snapshot to sample from, one of those that `generator.keep_at` or `run.keep_every` keep;
+    null is the finished one."""
     guide: Count | Path | None = configs.added(None)
-    """What guides in place of the velocity without a label, a weaker network (autoguidance, arXiv 2406.02507), at
-    scales other than 1: the generator's snapshot of that step, an early one; or another generator, by the folder that
-    it was saved in, trained on the same latents. null is classifier-free guidance."""
+    """A weaker network that guides at scales other than 1, in place of the velocity without a label (autoguidance,
+    arXiv 2406.02507): an earlier snapshot of the generator, by its step; or another generator trained on the same
+    latents, by its folder. null is classifier-free guidance."""
     labels: Literal["equal", "random"] = configs.added("equal")
     """"equal": of every class the same number (the first classes get one more where it does not divide); "random": each
     image's class is drawn, all being as likely."""
@@ -75,7 +75,7 @@ class SampleConfig(SamplerConfig):
             raise ValueError(f"guidance: {list(self.guidance)} holds a scale twice")
 
     def identity(self, values: Values) -> Values:
-        """A guide of another training counts by what its files hold, wherever they lie."""
+        """With the content of a guide's files in place of their path, so that the path does not matter."""
         return values | {"guide": artifact_hash(self.guide)} if isinstance(self.guide, Path) else values
 
 
@@ -99,7 +99,7 @@ class SampleStage(Stage[SampleConfig]):
             assert isinstance(generator, nn.Module)
             networks = {"generator": generator} if guide is None else {"generator": generator, "guide": guide}
             compile_networks(nn.ModuleDict(networks))
-        # of a class without an image the generator knows nothing
+        # the generator has learned nothing of classes without images
         known = LatentSet(inputs.reads["latents"] / "latents").labels.unique()
         labels = known[drawn_labels(config, inputs.seed, len(known))]
         with Bar(f"{inputs.variant}  {self.name}", config.count * len(config.guidance), "images") as bar:
@@ -195,8 +195,8 @@ def _evaluations(folder: Path) -> float | None:
 
 
 def _unfit(folder: Path, inputs: Inputs) -> str:
-    """Why what a folder holds cannot guide the recipe's generator, by its config and the heads of its weights; "" where
-    it can, for all that they tell."""
+    """Why the network in a folder cannot guide the recipe's generator, as far as its config and the headers of its
+    weights tell; "" for no reason."""
     try:
         kind, config = generator_in(folder, networks_of_generators().values())
     except ValueError as error:
@@ -209,8 +209,9 @@ def _unfit(folder: Path, inputs: Inputs) -> str:
 
 
 def generator_at(of: int | Path | None, inputs: Inputs, field: str = "snapshot") -> str:
-    """Where in its stage's folder the generator of that step is, or anywhere the one in that folder; None is the
-    finished one. Raises ValueError, naming the field that asks, where no snapshot was kept then."""
+    """The place of a generator, below its stage's folder or anywhere: of the snapshot of a step, of the one in a
+    folder, or for None of the finished one. Raises ValueError, naming `field`, where no snapshot of that step was
+    kept."""
     name = generator_of(of)
     if isinstance(of, int) and not inputs.has("generator", name):
         folder = inputs.reads["generator"]
@@ -232,8 +233,8 @@ def generate(
     settings: Sampling,
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
-    """(uint8 images [n, c, h, w], their latents [n, C, H, W], normalised, float32), on the CPU: one per label and
-    seed."""
+    """(uint8 images [n, c, h, w], their latents [n, C, H, W], normalised, float32), on the CPU: one for each of labels
+    [n] and seeds."""
     z = generate_latents(generator, labels, seeds, settings, device)
     images = autoencoder.decode(autoencoder.denormalize(z)).sample
     return to_uint8(images.float()).cpu().contiguous(), z.float().cpu().contiguous()
@@ -242,7 +243,8 @@ def generate(
 def generate_latents(
     generator: Generator, labels: Tensor, seeds: list[int], settings: Sampling, device: torch.device
 ) -> Tensor:
-    """Normalised latents [n, C, H, W] on the device, one per label and seed."""
+    """Normalised latents [n, C, H, W] on the device, one for each of labels [n] and seeds. Raises ValueError for a
+    generator that returns another shape."""
     normal = normal_of(generator, seeds, device)
     noise = normal()
     found = generator.sample(noise, labels.to(device), settings, normal)
@@ -254,27 +256,28 @@ def generate_latents(
 
 
 def normal_of(generator: Generator, seeds: list[int], device: torch.device) -> Callable[[], Tensor]:
-    """What draws noise for a generator's latents at each call: [n, C, H, W] on the device, each image's by its seed."""
+    """A function that draws new noise for a generator's latents at each call: [n, C, H, W] on the device, each image's
+    from its own seed."""
     shape = (generator.config.in_channels, generator.config.input_size, generator.config.input_size)
     sources = [torch.Generator().manual_seed(seed) for seed in seeds]
     return lambda: send(torch.stack([torch.randn(shape, generator=source) for source in sources]), device)
 
 
 def image_seed(seed: int, i: int) -> int:
-    """The seed of image i of a recipe's samples. torch's CPU generator reads 32 bits of it."""
+    """The seed of image i of a recipe's samples: below 2^32, as torch's CPU generator uses 32 bits."""
     return (seed * 1_000_000 + i) % 2**32
 
 
 def drawn_labels(config: SampleConfig, seed: int, num_classes: int) -> Tensor:
-    """int64 [count], below num_classes: what `config.labels` says. Random ones are drawn all at once, so that neither
-    batches nor ranks change them."""
+    """int64 [count], from 0 to num_classes - 1, as `config.labels` says. Random ones are drawn all at once, so that
+    neither batches nor ranks change them."""
     if config.labels == "random":
         return Random.alone("sample labels", seed).integers(num_classes, config.count)
     return balanced_labels(config.count, num_classes)
 
 
 def labels_told(labels: str) -> str:
-    """`sample.labels` as manifests say it, which had one word for equal shares before there was a choice."""
+    """`sample.labels` as manifests write it: "balanced" for "equal", their word before there was a choice."""
     return "balanced" if labels == "equal" else labels
 
 

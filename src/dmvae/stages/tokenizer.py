@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dmvae import config as configs
 from dmvae.encoders import require_stride
 from dmvae.inputs import Inputs
-from dmvae.losses.alignment import AlignmentConfig
+from dmvae.losses.alignment import AlignmentConfig, as_promised
 from dmvae.losses.pull import Pull
 from dmvae.models.base import Distribution, PointDistribution, Tokenizer
 from dmvae.ranges import Decay, Range, Weight
@@ -31,8 +31,8 @@ class TokenizerTraining(TrainingConfig):
     train_encoder: bool = False
     """Train the encoder too, as in a plain or variational autoencoder."""
     train_detail: bool = configs.added(False)
-    """Train the network of `autoencoder.detail_width` here already. false: latents are those of the encoder's features,
-    so that these can be the reference, and `matching` adds the detail."""
+    """Train the network of `autoencoder.detail_width` in this stage already. false: latents depend on the encoder's
+    features alone, so that these can be the reference, and `matching` adds the detail."""
     start: Literal["pretrained", "scratch"] | None = None
     """"pretrained": the encoder starts with its self-supervised weights (stage `encoder`) or its public ones;
     "scratch": with random ones. null: "scratch" if it is trained here and there is no stage `encoder`, else
@@ -41,12 +41,12 @@ class TokenizerTraining(TrainingConfig):
     """Weight of the KL divergence to a standard normal, a mean over latent elements, in nats;
     needs `autoencoder.variational`."""
     alignment: AlignmentConfig | None = None
-    """Alignment of the latents to a frozen encoder, by `type`: pointwise (VA-VAE), where none is said, or repa_e,
-    through a flow model's tokens; null is off."""
+    """Alignment of the latents to a frozen encoder, by `type`: pointwise (VA-VAE, the default) or repa_e, through a
+    flow model's tokens; null is off."""
     noise: Annotated[float, Range(0, 1000)] = 0.0
     """tau of RAE's noise-augmented decoder (0.8 in RAE): it is trained on latents with noise of |N(0, tau^2)| standard
-    deviations, so that it can decode the imperfect latents of a generator; 0 is off. An encoder that trains along
-    keeps fewer directions then; `decoder.noise` leaves it as it is."""
+    deviations, so that it can decode the imperfect latents of a generator; 0 is off. An encoder that trains at the same
+    time then keeps fewer directions; `decoder.noise` does not change the encoder."""
     ema: Decay = 0.999
     """Decay of the averaged weights that are saved."""
 
@@ -60,7 +60,7 @@ class TokenizerNetworks(DecoderNetworks):
     target: nn.Module
     """The frozen encoder that latents are aligned to, where there is an alignment."""
     projection: nn.Module
-    """What brings latents to its features."""
+    """The alignment's network from latents to those features."""
 
 
 @stage("tokenizer")
@@ -84,7 +84,8 @@ class TokenizerStage(DecoderStage[TokenizerTraining, TokenizerNetworks]):
             require_stride(encoder, model.stride, alignment.patch, "tokenizer.alignment.target")
             networks.target = encoder
             networks.projection = alignment.projection(inputs.latent_shape, inputs.num_classes, encoder.channels)
-            networks.trains["projection"] = [p for p in networks.projection.parameters() if p.requires_grad]
+            if trained := [p for p in networks.projection.parameters() if p.requires_grad]:
+                networks.trains["projection"] = trained
         return networks
 
     def _tokenizer(self) -> Tokenizer:
@@ -106,7 +107,7 @@ class TokenizerStage(DecoderStage[TokenizerTraining, TokenizerNetworks]):
             posterior = encoded.latent_dist
             assert not isinstance(posterior, PointDistribution)
             z = drawn(posterior, rng)
-            logvar = getattr(posterior, "logvar", None)  # a tokenizer of one's own may tell the deviation alone
+            logvar = getattr(posterior, "logvar", None)  # a user's own posterior may have std alone
             kl = divergence(posterior.mean.float(), log_variance(posterior.std) if logvar is None else logvar.float())
         log: dict[str, Tensor | float] = {}
         late: dict[str, Tensor | float] = {}
@@ -119,7 +120,7 @@ class TokenizerStage(DecoderStage[TokenizerTraining, TokenizerNetworks]):
         log |= terms | {"tokenizer/kl": kl}
         value = terms["reconstruction/total"] + config.kl_weight * kl.detach()
         yield Update("tokenizer", loss + config.kl_weight * kl, log, value, late)
-        if config.alignment is not None:
+        if "projection" in networks.trains:
             yield Update("projection", alignment)
         if networks.discriminator is not None and adversary.learns(batch.step, batch.steps):
             yield discriminate(networks.discriminator, adversary, batch.data, recon, rng)
@@ -195,13 +196,14 @@ def align(
     log: dict[str, Tensor | float],
     late: dict[str, Tensor | float],
 ) -> tuple[Tensor, Tensor]:
-    """(latents z of a batch's images, the loss that trains the projection). The backward pass through z adds the
-    alignment's gradient. Tokenizer and projection have an optimizer each, so that each gradient is clipped by its own
-    norm."""
+    """(z, the loss that trains the projection), for latents z [n, C, H, W] of a batch; the backward pass through the z
+    that is returned adds the alignment's gradient. Tokenizer and projection have an optimizer each, so that each
+    gradient is clipped by its own norm."""
     with torch.no_grad():
         features = networks.target(batch.data).float()
     held = z.detach().float().requires_grad_()
-    loss, own, terms = config.losses(networks.projection, held, batch.labels, features, rng)
+    found = config.losses(networks.projection, held, batch.labels, features, rng)
+    loss, own, terms = as_promised(config.type, found)
     (pull,) = torch.autograd.grad(loss, held, retain_graph=True)
     log |= terms
     return Pull.apply(z, pull, config.weight, config.balance == "gradient", late, "alignment"), own
@@ -217,7 +219,7 @@ def noised(z: Tensor, tau: float, rng: Random) -> Tensor:
 
 
 def log_variance(std: Tensor) -> Tensor:
-    """That of a standard deviation; 0 counts as one too small to be told from it."""
+    """log std^2, float32, finite for std = 0 too."""
     return 2 * std.float().clamp_min(1e-15).log()
 
 
@@ -227,5 +229,6 @@ def drawn(posterior: Distribution, rng: Random) -> Tensor:
 
 
 def divergence(mean: Tensor, logvar: Tensor) -> Tensor:
-    """KL(N(mean, exp(logvar)) || N(0, 1)) = (mean^2 + var - 1 - logvar) / 2, averaged over elements, nats."""
+    """KL(N(mean, exp(logvar)) || N(0, 1)) = (mean^2 + exp(logvar) - 1 - logvar) / 2, averaged over all elements: a
+    scalar, in nats."""
     return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()

@@ -1,4 +1,4 @@
-"""What a matching objective asks that the recipe does not give; told before any stage runs."""
+"""What a matching objective needs and the recipe lacks; checked before any stage runs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from dmvae.stages.reference import ReferenceTraining
 
 
 def unmet(objective: Matching, reference: ReferenceTraining, label_dropout: float, inputs: Inputs) -> Iterator[str]:
-    """The problems of an objective with that reference, of a matching with that `label_dropout`."""
+    """Messages for what an objective needs and this reference, or `label_dropout` of the matching, does not give."""
     distribution = reference.distribution
     labelled = distribution.labelled_for(inputs)
     for name, part in objective.parts().items():
         place = f"matching.objective{name}"
-        if getattr(part, "labels", False) and distribution.labelled and not labelled:  # else its own `problems` say so
+        if getattr(part, "labels", False) and distribution.labelled and not labelled:  # else `problems` says so
             yield (
                 f"{place}.labels: {distribution.type!r} gives latents without labels, so there are no classes to match "
                 "one by one; set it to false"
@@ -28,7 +28,7 @@ def unmet(objective: Matching, reference: ReferenceTraining, label_dropout: floa
             )
         guidance = getattr(part, "guidance", 1.0)
         teacher = part.needs_teacher and not distribution.closed_form
-        if not labelled:  # then teacher and student are asked without a label alone, and the student learns no other
+        if not labelled:  # then teacher and student get "no label" only
             if teacher and reference.label_dropout == 0:
                 yield (
                     f"reference.label_dropout: labels of {distribution.type!r} mean nothing, so its teacher is asked "

@@ -14,25 +14,26 @@ from dmvae.registry import Registered
 
 
 class Codec(nn.Module):
-    """What `TokenizerSource.build` returns; a module that has all this without deriving from it does too. It may
-    have `parts()` too, the `dmvae.models.base.Parts` that stages train further."""
+    """What `TokenizerSource.build` returns. A module with these attributes need not derive from it. A method `parts()`,
+    which returns a `dmvae.models.base.Parts`, lets stages train it further."""
 
     latent_channels: int
+    """C."""
     stride: int
     """Image pixels per latent, along each side."""
     has_spread: bool = False
-    """Whether it has `posterior` too."""
+    """Whether it has `posterior`."""
 
     def encode(self, images: Tensor) -> Tensor:
         """[n, c, h, w] in [-1, 1] -> [n, latent_channels, h / stride, w / stride]."""
         raise NotImplementedError
 
     def decode(self, z: Tensor) -> Tensor:
-        """The inverse."""
+        """Latents, as `encode` gives them -> images [n, c, h, w], trained to lie in [-1, 1]."""
         raise NotImplementedError
 
     def posterior(self, images: Tensor) -> Distribution:
-        """A distribution with `mean`, `std` and `sample()`, whose mean `encode` gives."""
+        """A distribution with `mean`, `std` and `sample()`; `encode` returns its mean."""
         raise NotImplementedError
 
 
@@ -43,8 +44,8 @@ class TokenizerSource(Registered):
     required: ClassVar[tuple[str, ...]] = ("build",)
 
     def resolve(self) -> TokenizerSource:
-        """The source with what its files say of the architecture written into it. An artifact keeps this form, and
-        `build(pretrained=False)` of it reads no file. Raises ValueError for files that are not there."""
+        """The source with the architecture, as its files say it, written into its fields. An artifact keeps this form,
+        whose `build(pretrained=False)` reads no file. Raises ValueError for files that are not there."""
         return self
 
     def build(self, *, size: int, channels: int, pretrained: bool = False) -> Codec:

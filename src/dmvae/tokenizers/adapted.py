@@ -29,7 +29,7 @@ from dmvae.tokenizers.autoencoder import Autoencoder
 
 
 def spread_of(tokenizer: Tokenizer) -> str:
-    """What stands for samples of a posterior, which the weights do not tell from means; "" for means."""
+    """A hash of how the tokenizer draws its latents, which its weights do not show; "" where it gives means."""
     fixed = tokenizer.config.get("fixed_std")
     return digest("drawn", None if fixed is None else list(fixed)) if tokenizer.drawn else ""
 
@@ -37,9 +37,8 @@ def spread_of(tokenizer: Tokenizer) -> str:
 class AdaptedTokenizer(Tokenizer):
     """`model.decode(model.encode(x).latents).sample`, as our Autoencoder.
 
-    source: a resolved TokenizerSource as a mapping. image_size, in_channels: of the images. latent_channels is the
-    network's, whatever is given. The artifact holds the foreign network's config and weights: it needs no other
-    file.
+    source: a resolved TokenizerSource as a mapping. image_size, in_channels: of the images. latent_channels: always the
+    network's own. The artifact holds the foreign network's config and weights: it needs no other file.
     """
 
     __module__ = "dmvae"  # the name under which artifacts find the class
@@ -88,7 +87,7 @@ class AdaptedTokenizer(Tokenizer):
         return find()
 
     def enable_slicing(self) -> None:
-        """As the network's own class does; so the three below. Raises ValueError for a class that does not."""
+        """As the network's own class does it; also the three below. Raises ValueError for a class that cannot."""
         self._told("enable_slicing")
 
     def disable_slicing(self) -> None:
@@ -111,8 +110,8 @@ class AdaptedTokenizer(Tokenizer):
             raise ValueError(str(error)) from error
 
     def as_diffusers(self) -> ModelMixin | None:
-        """The network in its own class of diffusers, for code that knows nothing of this package: the latents'
-        statistics as its scaling_factor, and shift_factor where the class has that. None for a network of another kind.
+        """The network in its own class of diffusers, for code without this package, with the latents' statistics as its
+        scaling_factor, and shift_factor where the class has one. None for a network that is not of diffusers.
 
         `(z - shift_factor) * scaling_factor` has mean 0 and standard deviation 1 over all channels together.
         """
@@ -120,7 +119,8 @@ class AdaptedTokenizer(Tokenizer):
         if not isinstance(model, ModelMixin) or isinstance(model, Tokenizer):
             return None
         own: Values = {name: self.config[name] for name in ("scaling_factor", "shift_factor")}
-        own |= dict.fromkeys(("latents_mean", "latents_std"))  # per channel, of the latents before; read before the two
+        # Statistics per channel are of the untrained latents, and diffusers prefers them to the two.
+        own |= dict.fromkeys(("latents_mean", "latents_std"))
         model.register_to_config(**{name: value for name, value in own.items() if name in model.config})
         return model
 
@@ -166,7 +166,7 @@ def _built(source: TokenizerSource, size: int, channels: int, pretrained: bool =
 
 
 def start(source: TokenizerSource, *, size: int, channels: int, pretrained: bool) -> Tokenizer:
-    """The source's tokenizer as `adapt` gives it, to be trained further: one of ours as it is, not adapted.
+    """The source's tokenizer as `adapt` gives it, to be trained further; if it is one of ours, without the adapter.
 
     Raises ValueError where `adapt` does, and for a tokenizer that cannot be trained further on such images.
     """
@@ -178,12 +178,12 @@ def start(source: TokenizerSource, *, size: int, channels: int, pretrained: bool
                 f"this tokenizer was trained with {field} {model.config[name]}, not {ours}; set it to that"
             )
     model.parts()
-    model.whiten(None)  # its latents will be others
+    model.whiten(None)  # training changes the latents that the matrix was measured on
     return model
 
 
 def innermost(model: Tokenizer) -> Tokenizer:
-    """One of ours that the tokenizer does nothing but adapt, else itself."""
+    """The tokenizer of ours inside adapters, or the model itself where it adapts none."""
     while isinstance(inner := getattr(getattr(model, "network", None), "model", None), Tokenizer):
         model = inner
     return model
@@ -199,10 +199,10 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     return load_strictly(tokenizer_class(folder), folder)
 
 
-def open_tokenizer(place: str, size: int | None = None) -> Tokenizer:
+def open_tokenizer(place: str, size: int | None = None, otherwise: int | None = None) -> Tokenizer:
     """The tokenizer at `place`: a folder of ours (`load_tokenizer`), or a diffusers autoencoder (`adapt`), given as a
     folder with config.json or as a hub id. size: pixels that a diffusers one is adapted to; its config's `sample_size`
-    unless given.
+    unless given, and `otherwise` where it has none.
 
     Raises ValueError where there is neither, or no size is known.
     """
@@ -214,7 +214,7 @@ def open_tokenizer(place: str, size: int | None = None) -> Tokenizer:
     try:
         source = configs.read(TokenizerSource, {"type": "diffusers", "path": place}, "source").resolve()
         config: Values = getattr(source, "config", None) or {}
-        found = size or config.get("sample_size")
+        found = size or config.get("sample_size") or otherwise
         if not isinstance(found, int):
             raise ValueError(f"{place}: its config has no sample_size; give --size")
         return adapt(source, size=found, channels=int(config.get("in_channels", 3)), pretrained=True)

@@ -30,17 +30,16 @@ class Autoencoder(Tokenizer):
     """`model.decode(model.encode(x).latents).sample`.
 
     encoder, decoder: configs as mappings, `{"type": "conv", ...}`; the decoder is the convolutional one unless given.
-    image_size: of the training images; others are taken too, by a vision transformer with its position embedding
-    resampled. bottleneck_width: hidden width of the bottleneck, 0 for one linear layer. Either of latent_channels and
-    bottleneck_width may be None for no bottleneck: then the latents are the encoder's features, and the config says how
-    many channels those have and a bottleneck_width of None. variational: the bottleneck gives a mean and a
-    log-variance; ValueError without one. detail_width: hidden width of an MLP that adds what the pixels of each place
-    say to its latent, None for none; it starts at zero, so that latents are those of the encoder's features until it is
-    trained. editor: `width`, `bank` and perhaps `assigned` and `groups` of an `Editor`, which makes latents of samples
-    of a reference; see `with_editor`. drawn: `encode` gives samples of the posterior, not its mean. scaling_factor,
-    shift_factor: as in diffusers' autoencoders; `set_statistics` fills them in. fixed_std: C standard deviations, in
-    raw units, that every posterior gets (`fix_spread`); None: each has its own. whitened: `normalize` whitens
-    (`whiten`).
+    image_size: of the training images; for other sizes a vision transformer resamples its position embedding.
+    bottleneck_width: hidden width of the bottleneck, 0 for one linear layer. latent_channels or bottleneck_width None:
+    no bottleneck, so the latents are the encoder's features; the config then holds their number of channels and a
+    bottleneck_width of None. variational: the bottleneck gives a mean and a log-variance (ValueError without one).
+    detail_width: hidden width of an MLP from features and pixels of a place, whose output is added to its latent; None
+    for no such MLP. Its last layer starts at zero, so that it changes nothing until it is trained. editor: `width`,
+    `bank` and perhaps `assigned` and `groups` of an `Editor`, which makes latents of samples of a reference; see
+    `with_editor`. drawn: `encode` gives samples of the posterior, not its mean. scaling_factor, shift_factor: as in
+    diffusers' autoencoders; `set_statistics` fills them in. fixed_std: C standard deviations, in raw units, for every
+    posterior (`fix_spread`); None: each has its own. whitened: `normalize` whitens (`whiten`).
     """
 
     _supports_gradient_checkpointing = True
@@ -107,8 +106,7 @@ class Autoencoder(Tokenizer):
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: object) -> Any:
-        """As diffusers', from a config or a folder of one; artifacts of version 0.1 name the decoder's fields
-        decoder_*."""
+        """As diffusers', from a config or a folder with one; reads version 0.1 too, whose fields were decoder_*."""
         if isinstance(config, Mapping):
             config = decoder_section(dict(config))
         return super().from_config(config, return_unused_kwargs, **kwargs)
@@ -119,20 +117,20 @@ class Autoencoder(Tokenizer):
         return self.encoder.stride
 
     def with_editor(self, bank: Tensor, mean: Tensor, std: Tensor, width: int = 256, **kind: object) -> Autoencoder:
-        """The same tokenizer, whose latents are edited samples of a reference from now on: `bank` [K, C, H, W] are
-        some, normalised by `mean` and `std` [C]. kind: `assigned` and `groups` of an `Editor`."""
+        """A copy of this tokenizer whose latents are edited samples of a reference. bank [K, C, H, W]: samples of it,
+        normalised by `mean` and `std` [C]. kind: `assigned` and `groups` of an `Editor`."""
         own = {name: value for name, value in self.config.items() if not name.startswith("_")}
         model = Autoencoder.from_config(own | {"editor": {"width": width, "bank": len(bank), **kind}})
         model.load_state_dict(self.state_dict(), strict=False)
         model.editor.bank.copy_(bank)
         model.editor.mean.copy_(mean)
         model.editor.std.copy_(std)
-        return model.train(self.training)  # a new module trains, and would normalise by batches
+        return model.train(self.training)  # a new module is in training mode, where batch norms use the batch
 
     @apply_forward_hook
     def encode(self, x: Tensor, rng: torch.Generator | None = None) -> EncoderOutput:
-        """As every tokenizer's. With an editor, `rng` draws the samples that the images may choose among; unless given,
-        an image's content says which of them it edits."""
+        """As every tokenizer's. With an editor, `rng` draws the samples that images edit; unless given, the content of
+        an image decides. An editor takes images of the training size only (ValueError)."""
         self.check_images(x)
         side = self.config["image_size"]
         if self.editor is not None and x.shape[2:] != (side, side):
@@ -162,9 +160,9 @@ class Autoencoder(Tokenizer):
         self.use_slicing = False
 
     def enable_tiling(self, tile: int = 64) -> None:
-        """Decode in tiles of tile x tile latents where no gradient is asked for: far less memory for large images,
-        the same result (see dmvae.decoders.tiling). Encoders take images of any multiple of the stride as they are, and
-        whole: a transformer's tokens see all of the image, which tiles would take from them."""
+        """Decode in tiles of tile x tile latents where no gradient is asked for: far less memory for large images, the
+        same result (see dmvae.decoders.tiling). Images are encoded whole, because a transformer's tokens see all of the
+        image. Raises ValueError for a decoder that has no tiles, and for a tile below 1."""
         if not hasattr(self.decoder, "decode_tiled"):
             raise ValueError(f"this decoder, {self.config['decoder']['type']!r}, cannot decode in tiles")
         if tile < 1:
@@ -184,7 +182,7 @@ class Autoencoder(Tokenizer):
         return Parts([self.encoder], [*inner, *after], [self.decoder], self.decoder.last_layer)
 
     def describe(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What an editor writes into a sample: features [n, d, H, W] and the raw latents before it [n, C, H, W]."""
+        """The inputs of an editor: features [n, d, H, W] and raw latents [n, C, H, W], of images x [n, c, h, w]."""
         features = self.encoder(x)
         tokens = features.permute(0, 2, 3, 1)
         z = self.bottleneck(tokens)
@@ -203,11 +201,11 @@ class Autoencoder(Tokenizer):
 
     def _decode(self, z: Tensor) -> Tensor:
         dtype = self.decoder.last_layer.dtype
-        if torch.is_grad_enabled():  # latents of a spread are float32, of weights in half precision too
+        if torch.is_grad_enabled():  # drawn latents are float32 even where weights are in half precision
             return self.decoder(z if dtype is torch.float32 else z.to(dtype))
-        # Images to look at and to measure are decoded in the weights' own precision, under autocast too: some thirty
-        # convolutions that each round to bf16 cost 1 to 2 grey levels, and would make PSNR depend on the hardware.
-        # TF32, which rounds to 11 bits, is off for the same reason.
+        # Images to look at and to measure are decoded in the weights' own precision, without autocast: rounding to bf16
+        # in some thirty convolutions costs 1 to 2 grey levels, and would make PSNR depend on the hardware. TF32, which
+        # rounds to 11 bits, is off for the same reason.
         with full_precision(z), without_tf32(z.device):
             z = z.to(dtype)
             return self.decoder.decode_tiled(z, self.tile) if self.use_tiling else self.decoder(z)
@@ -217,7 +215,8 @@ class Autoencoder(Tokenizer):
 
 
 def bottleneck(channels: int, width: int, out_channels: int) -> nn.Sequential:
-    """The same MLP for each token: [..., channels] -> [..., out_channels]."""
+    """An MLP for each token, [..., channels] -> [..., out_channels], with one hidden layer; a linear layer for width
+    0."""
     if width == 0:
         return nn.Sequential(nn.Linear(channels, out_channels))
     return nn.Sequential(nn.Linear(channels, width), nn.SiLU(), nn.Linear(width, out_channels))

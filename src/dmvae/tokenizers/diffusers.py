@@ -16,7 +16,7 @@ from dmvae.registry import close, nearest, register
 from dmvae.runtime.hub import hub
 from dmvae.tokenizers.files import FileSource
 
-# The ones that take images; those of videos and sound fail when their latents are measured.
+# Those for images. Classes for videos and sound fail when their latents are measured.
 IMAGE_CLASSES = (
     "AsymmetricAutoencoderKL",
     "AutoencoderDC",
@@ -30,7 +30,7 @@ IMAGE_CLASSES = (
 
 
 OURS = ("Autoencoder", "AdaptedTokenizer")
-"""By name: `adapted.ARTIFACTS` holds these classes, and imports the sources."""
+"""Names, not classes: `adapted.ARTIFACTS` has the classes, and imports this module."""
 
 
 @register("diffusers")
@@ -38,7 +38,7 @@ OURS = ("Autoencoder", "AdaptedTokenizer")
 class DiffusersTokenizer(FileSource):
     """What `from_pretrained` of a class in diffusers loads, such as stabilityai/sd-vae-ft-ema.
 
-    Latents are raw: statistics that the stage `latents` measures stand in for the config's scaling_factor.
+    Latents are raw: the statistics that the stage `latents` measures are used in place of the config's scaling_factor.
     """
 
     path: str

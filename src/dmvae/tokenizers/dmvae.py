@@ -1,4 +1,4 @@
-"""Tokenizer `dmvae`: one that this program trained, from its artifact's folder."""
+"""Tokenizer `dmvae`: one that this package trained, from its artifact's folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dmvae.tokenizers.files import FileSource
 @register("dmvae")
 @dataclass(frozen=True, kw_only=True)
 class DmvaeTokenizer(FileSource):
-    """The tokenizer of an earlier run, so that many generators share it."""
+    """The tokenizer of an earlier run, to be shared by many generators or trained further."""
 
     path: str
     """The artifact's folder, such as runs/demo/matched/latents/autoencoder."""

@@ -1,16 +1,16 @@
 """Latents that are edited samples of the reference.
 
-An encoder that adds noise of its own to a mean cannot give latents any distribution that is asked for; one that is
-handed a sample y of the reference and writes the image into it can: unchanged, y has the reference's distribution
-already, from whatever tokenizer training starts. It then adds information about the image, under a loss that holds the
-distribution. Knowing y, it can choose its change so that the sum keeps its law, as in coding with known interference
-(Costa 1983, "writing on dirty paper"), which a mean with independent noise cannot.
+An encoder that adds its own noise to a mean cannot give latents an arbitrary distribution. An encoder that gets a
+sample y of the reference, and writes the image into it, can: without any change y already has the reference's
+distribution, whatever the tokenizer was before. Training then adds information about the image, under a loss that keeps
+the distribution. Because the encoder knows y, it can choose its change so that the sum keeps the distribution, as in
+coding with known interference (Costa 1983, "writing on dirty paper"); a mean with independent noise cannot.
 
-Which y? Drawn at random it says nothing of the image, and most of z is y: a generator that is asked for a class finds
-little to learn. Assigned by optimal transport it says what it can: each image gets the sample that its own latent is
-nearest to, at prices that make every sample of the bank be taken as often as any other, so that y keeps its law.
-Between the two lie groups: images and samples are divided among the same centres, each into parts of one size, and an
-image gets a sample drawn from its centre's part. So y tells the kind of image, and is as random as the law asks.
+Which y? A random y carries no information about the image, and most of z is y: a class-conditional generator finds
+little to learn. With y assigned by optimal transport, it carries as much as it can: each image gets the sample that is
+nearest to its own latent, at prices by which all samples of the bank are taken equally often, so that y keeps its
+distribution. Groups are in between: images and samples are both divided among the same centres, in parts of one size,
+and an image gets a random sample of its centre's part. Then y tells the kind of image, and stays random within it.
 
 Shapes: n images, d feature channels, C H W of a latent, K samples in the bank, G groups of them.
 """
@@ -28,32 +28,36 @@ from dmvae.runtime.transfer import waits
 from dmvae.transport.sinkhorn import balanced_assignment, potentials, squares
 
 FIRST, AGAIN = 50, 6
-"""Iterations that find the prices at first, and those that follow the images' latents as they move."""
+"""Sinkhorn iterations for the first prices, and for prices that follow the images' latents as they move."""
 LLOYD = 2
-"""Steps of k-means that centres of groups make each time."""
+"""Steps of k-means by which centres follow each time."""
 SHARP = 0.1
 """Entropic regularisation eps of the transport plan, in standard deviations of the double-centred costs."""
 START = 0.1
-"""The share of the encoder's own latent in z before training."""
+"""`share` before training: that of the encoder's own latent in z."""
 
 
 class Editor(nn.Module):
-    """z = y + a (mu - y) + MLP([features, mu, y]), for each place alone; in latents normalised by `mean` and `std`.
+    """z = y + a (mu - y) + MLP([features, mu, y]), at each place by itself, in latents normalised by `mean` and `std`.
 
-    a is learned for each channel, and the MLP's last layer starts at 0. The bank holds samples of the reference, from
-    which y is taken after training. assigned: y suits the image, as one of `groups` parts of the bank, which divide it
-    evenly; None for each sample alone. Else any y.
+    mu is the encoder's own latent. a (`share`) is learned per channel, and the MLP's last layer starts at 0. features:
+    d. channels: C. grid: H = W. width: the MLP's hidden channels. bank: K. assigned: y is chosen to suit the image: a
+    random sample of one of `groups` equal parts of the bank, or, for None, the one sample that suits best. Else y is
+    any sample. Raises ValueError for a number of groups that does not divide the bank.
     """
 
     bank: Tensor
+    """[K, C, H, W], samples of the reference, from which y is taken after training."""
     mean: Tensor
+    """[C]."""
     std: Tensor
+    """[C]."""
     prices: Tensor
-    """[G], where y is assigned: what a group is cheaper by for having been taken too seldom, mean squares."""
+    """[G], only where y is assigned: subtracted from the groups' costs, so that all groups are taken equally often."""
     centres: Tensor
-    """[G, C, H, W], of the images and the samples of each group."""
+    """[G, C, H, W], only with groups: centres of the images and the samples of each group."""
     members: Tensor
-    """[G, K / G], the samples of each group."""
+    """int64 [G, K / G], only with groups: which samples of the bank belong to each group."""
 
     def __init__(
         self,
@@ -108,20 +112,19 @@ class Editor(nn.Module):
         return (latents - self.mean.view(1, -1, 1, 1)) / self.std.view(1, -1, 1, 1)
 
     def take(self, x: Tensor, mu: Tensor) -> Tensor:
-        """The y of images x [n, c, h, w] with latents mu [n, C, H, W]; by their content where there is a choice, so
-        that an image is encoded alike in any batch and on any rank, and different images have y as if drawn."""
+        """y [n, C, H, W] for images x [n, c, h, w] with latents mu [n, C, H, W]. Where there is a choice, a hash of the
+        image decides: so an image is encoded alike in any batch and on any rank, and y is random between images."""
         return self._chosen(mu, content_hashes(x) % self._choice)
 
     def draw(self, mu: Tensor, rng: torch.Generator, even: bool = False) -> Tensor:
-        """The y of images with latents mu [n, C, H, W]; at random where there is a choice. even: groups share these
-        images and those of the other ranks out evenly, so that a batch has no more of one part of the reference than of
-        another."""
+        """y [n, C, H, W] for images with latents mu [n, C, H, W], at random where there is a choice. even: the images
+        of all ranks are divided evenly among the groups, so that a batch has equal parts of all of the reference."""
         number = torch.randint(self._choice, (len(mu),), generator=rng, device=rng.device)
         return self._chosen(mu, number.to(mu.device), even)
 
     @property
     def _choice(self) -> int:
-        """Samples that an image may get."""
+        """Number of samples among which an image's y is drawn."""
         return len(self.bank) // len(self.prices) if self.assigned else len(self.bank)
 
     @torch.no_grad()
@@ -132,23 +135,23 @@ class Editor(nn.Module):
             return self.bank[self.assign(mu)]
         if not even:
             return self.bank[self.members[self.assign(mu), number]]
-        with waits("noise: assigned"):  # images choose one after the other, those of all ranks
+        with waits("noise: assigned"):  # the images of all ranks choose one after the other
             groups = balanced_assignment(distributed.gather(self._costs(mu) - self.prices))
             own = groups[distributed.rank() * len(mu) : (distributed.rank() + 1) * len(mu)]
             return self.bank[self.members[own, number]]
 
     @torch.no_grad()
     def assign(self, mu: Tensor) -> Tensor:
-        """[n], the groups of images with latents mu [n, C, H, W], each image alone: argmin_g mean |mu - c_g|^2 -
-        price_g. The centres c_g are the samples themselves where each is a group."""
+        """int64 [n], the groups of images with latents mu [n, C, H, W]: argmin_g mean (mu - c_g)^2 - price_g, the mean
+        over C, H, W. Each image chooses by itself. Without groups the centres c_g are the samples of the bank."""
         return (self._costs(mu) - self.prices).argmin(1)
 
     @torch.no_grad()
     @waits("noise: assigned")
     def settle(self, mu: Tensor) -> None:
-        """Set prices at which recent images, mu [n, C, H, W], take all groups alike: the dual variables of the optimal
-        transport between them and the centres (semi-discrete where n is large), with a little entropy. Centres move to
-        the means of their images, as in k-means, and divide the bank."""
+        """Set prices at which recent images, mu [n, C, H, W], take all groups equally often: the dual variables of the
+        entropic optimal transport between images and centres. Centres move to the means of their images, as in k-means,
+        and the bank is divided among them anew."""
         known = bool(self.prices.any())
         if not self.grouped:
             self._price(mu, known)
@@ -173,13 +176,15 @@ class Editor(nn.Module):
         self.prices.copy_(potentials(costs, _entropy(costs), AGAIN if known else FIRST, start)[1])
 
     def _costs(self, mu: Tensor) -> Tensor:
-        """[n, G], in float32 under autocast too: the differences are small beside the squares."""
+        """[n, G], mean squared differences to the centres; in float32 under autocast too, because costs differ
+        little."""
         centres = self.centres if self.grouped else self.bank
         with full_precision(mu):
             return squares(mu.float().flatten(1), centres.float().flatten(1)) / self.bank[0].numel()
 
 
 def _entropy(costs: Tensor) -> float:
-    """That of a transport plan which is sharp beside what costs [n, m] say of which column suits a row."""
+    """eps of the transport plan: `SHARP` standard deviations of the costs [n, m] without the means of rows and columns,
+    which say nothing of which column suits a row."""
     both = costs - costs.mean(0) - costs.mean(1, keepdim=True) + costs.mean()
     return SHARP * float(both.std().clamp_min(1e-12))

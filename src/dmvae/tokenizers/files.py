@@ -1,4 +1,4 @@
-"""What the sources that read files have in common: a class, its config, its weights."""
+"""The base of sources that read files: a class, its config, its weights."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from dmvae.tokenizers.network import Adapter
 
 @dataclass(frozen=True, kw_only=True)
 class FileSource(TokenizerSource):
-    """A model that files hold."""
+    """A model in files."""
 
     path: str
-    """Where the model lies."""
+    """The model's file or folder."""
     config: Values | None = None
     """The model's config, as an artifact keeps it; read from the files, so leave it out."""
 
@@ -43,7 +43,7 @@ class FileSource(TokenizerSource):
     def resolve(self) -> FileSource:
         found = dataclasses.replace(self, config=self.read_config())
         if self.place.is_dir():
-            found.model_class()  # a class that there is none of is told first
+            found.model_class()  # raises for an unknown class, before weights are looked for
             require_weights(self.place)
         return found
 
@@ -53,8 +53,8 @@ class FileSource(TokenizerSource):
         return Adapter(model, size=size, channels=channels)
 
     def fingerprint(self) -> str:
-        """sha256 of the names and contents of the file or the folder's files; "" for a model on a hub, whose id
-        stands for it."""
+        """16 hex digits of the sha256 of the names and contents of the file or the folder's files; "" for a model on a
+        hub, which its id identifies."""
         sha = hashlib.sha256()
         path = self.place
         for file in sorted(path.iterdir()) if path.is_dir() else [path]:
@@ -69,9 +69,9 @@ class FileSource(TokenizerSource):
 
 
 def _blank(cls: Any, config: Values) -> nn.Module:
-    """A model of random weights, of what its class takes of the config: diffusers warns of the rest, which some of its
-    own classes write there."""
-    if issubclass(cls, Model):  # ours reads configs of before too, by fields that it no longer takes
+    """A model with random weights. Entries of the config that its class does not take are left out: some classes of
+    diffusers write such entries, and diffusers then warns of them."""
+    if issubclass(cls, Model):  # our classes also read fields of earlier versions
         return cls.from_config(config)
     takes = inspect.signature(cls.__init__).parameters
     return cls.from_config({name: value for name, value in config.items() if name in takes or name.startswith("_")})

@@ -1,4 +1,4 @@
-"""Tokenizer `identity`: pixels as latents, for a generator that works on images themselves."""
+"""Tokenizer `identity`: pixels as latents, for a generator of pixels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dmvae.tokenizers import Codec, TokenizerSource
 @register("identity")
 @dataclass(frozen=True, kw_only=True)
 class IdentityTokenizer(TokenizerSource):
-    """No tokenizer: nothing is lost and nothing is gained."""
+    """No tokenizer: latents are the pixels, rearranged."""
 
     patch: Annotated[int, Range(1, 256)] = 1
     """Pixels along each side that one latent holds: the stride; latents have channels * patch ** 2 channels."""

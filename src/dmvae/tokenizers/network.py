@@ -1,4 +1,4 @@
-"""A diffusers autoencoder, or one of ours, as two plain functions of tensors.
+"""A diffusers autoencoder, or one of ours, as a `Codec`.
 
 Shapes: n images, c channels, h = w = size; C latent channels, H = W = size / stride.
 """
@@ -17,12 +17,12 @@ from torch.func import functional_call
 from dmvae.models.base import Distribution, Parts, PointDistribution
 from dmvae.tokenizers import Codec
 
-# diffusers' image autoencoders all take and give [-1, 1] (AutoencoderTiny maps to [0, 1] inside), but for these:
+# diffusers' image autoencoders take and return images in [-1, 1] (AutoencoderTiny maps to [0, 1] inside), except these:
 UNIT_RANGE = {"AutoencoderRAE"}
-# These resize images to the size of their encoder and give images of the size of their decoder:
+# These resize images to their encoder's size, and return images of their decoder's size:
 RESIZING = {"AutoencoderRAE"}
-# What stages may train: a class -> the layer that makes the image. A code book (VQModel), an encoder that diffusers
-# keeps frozen (RAE) and statistics inside the network (Flux2) would each need training of another kind.
+# What stages may train: a class -> the layer that gives the image. A code book (VQModel), an encoder that diffusers
+# keeps frozen (RAE) and statistics inside the network (Flux2) would each need another kind of training.
 TRAINED: dict[str, Callable[[Any], nn.Conv2d]] = {
     "AutoencoderKL": lambda model: model.decoder.conv_out,
     "AutoencoderDC": lambda model: model.decoder.conv_out,
@@ -31,12 +31,12 @@ TRAINED: dict[str, Callable[[Any], nn.Conv2d]] = {
 
 
 class Adapter(Codec):
-    """encode: images [n, c, h, w] in [-1, 1] -> latents [n, C, H, W] in the model's own units: no scaling factor is
-    applied, and a distribution gives its mean. decode: the inverse.
+    """encode: images [n, c, h, w] in [-1, 1] -> latents [n, C, H, W] in the model's own units, without a scaling
+    factor; the mean of a distribution. decode: from these latents to images.
 
-    A grey image is repeated for a model of three channels, whose output is then averaged. What a resizing model
-    gives is resized to `size`. `latent_channels` and `stride` are measured, so any model whose `encode` gives
-    `latent_dist`, `latent` or `latents` and whose `decode` gives `sample` will do.
+    A grey image is repeated for a model of three channels, whose output is then averaged. The output of a model that
+    resizes is resized to `size`. `latent_channels` and `stride` are measured, so any model will do whose `encode` gives
+    `latent_dist`, `latent` or `latents`, and whose `decode` gives `sample`.
 
     Raises ValueError for images that the model does not take: channels, or a size that is no multiple of the stride.
     """
@@ -48,9 +48,9 @@ class Adapter(Codec):
         self.size, self.channels = size, channels
         self.model_channels: int = model.config.get("in_channels", model.config.get("num_channels", 3))
         if channels not in (1, self.model_channels):
-            raise ValueError(
-                f"{self.name} takes {self.model_channels} image channels, the data has {channels}; set data.channels"
-            )
+            known = self.model_channels <= 3  # what data.channels takes
+            mend = f"set data.channels to {self.model_channels}" if known else "images here have 1 to 3, name another"
+            raise ValueError(f"{self.name} takes {self.model_channels} image channels, the data has {channels}; {mend}")
         self.eval()
         self.latent_channels, self.stride, self.has_spread = self._measure()
 
@@ -91,13 +91,13 @@ class Adapter(Codec):
         return images.mean(1, keepdim=True) if self.channels < self.model_channels else images
 
     def forward(self, images: Tensor) -> tuple[Distribution, Tensor]:
-        """(posterior, the model's own output for its mode)."""
+        """(posterior, the model's own output for the posterior's mode), for `_measure`."""
         posterior = self.posterior(images)
         return posterior, self.model.decode(posterior.mode()).sample
 
     def _measure(self) -> tuple[int, int, bool]:
-        """(C, stride, whether latents have a spread), from one image that passes through on the meta device: shapes
-        alone, no arithmetic."""
+        """(C, stride, whether latents have a spread), from a pass of one image on the meta device, which computes
+        shapes only."""
         state = {name: t.to("meta") for name, t in chain(self.named_parameters(), self.named_buffers())}
         images = torch.empty(1, self.channels, self.size, self.size, device="meta")
         try:
@@ -105,7 +105,7 @@ class Adapter(Codec):
                 posterior, out = functional_call(self, state, (images,))
             _, latent_channels, side, _ = posterior.mode().shape
             own_size = out.shape[3]
-        except Exception as error:  # whatever a foreign network says of a shape that it does not take
+        except Exception as error:  # foreign networks refuse a shape in any way
             raise ValueError(
                 f"{self.name} does not take images {self.channels}x{self.size}x{self.size}, or is no image autoencoder "
                 f"({type(error).__name__}: {error})"

@@ -1,7 +1,7 @@
-"""Tokenizer `reshaped`: a finished one behind a bijection of its latents, which a matching trains.
+"""Tokenizer `reshaped`: a finished tokenizer and a bijection of its latents, which the stage `matching` trains.
 
-The decoder undoes the bijection. So every reconstruction stays what it was, to the last digits, and what a generator
-makes of the latents tells what their shape alone does.
+The decoder undoes the bijection. So every reconstruction stays the same up to rounding, and a generator on the latents
+shows the effect of their distribution alone.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from dmvae.tokenizers.adapted import AdaptedTokenizer, adapt, innermost
 
 
 class Reshaped(Codec):
-    """encode: T(normalised latents of `inner`); decode: its decoder on T's inverse. T, the `CouplingFlow`, is the
-    identity at first. It alone trains, and where a stage trains the decoder, that of `inner`."""
+    """encode: T(normalised latents of `inner`); decode: the decoder of `inner` after the inverse of T. T is a
+    `CouplingFlow`, the identity at first. Only T trains, and the decoder of `inner` in stages that train decoders."""
 
     def __init__(self, inner: AdaptedTokenizer, layers: int, width: int):
         super().__init__()
         self.inner = inner.requires_grad_(False)
-        self._known.whiten(None)  # `latents.whitening` says how those behind the bijection are
+        self._known.whiten(None)  # `latents.whitening` is for latents behind the bijection
         self.latent_channels, self.stride = inner.config["latent_channels"], inner.stride
         self.flow = CouplingFlow(self.latent_channels, layers, width)
 
     @property
     def _known(self) -> Tokenizer:
-        """What knows the latents' mean and standard deviation: `inner`, or one of ours that it adapts."""
+        """The tokenizer with the latents' mean and standard deviation: `inner`, or one of ours that it adapts."""
         return innermost(self.inner)
 
     def encode(self, images: Tensor) -> Tensor:
@@ -50,12 +50,12 @@ class Reshaped(Codec):
 @register("reshaped")
 @dataclass(frozen=True, kw_only=True)
 class ReshapedTokenizer(TokenizerSource):
-    """Another shape for the latents of a tokenizer, and the same reconstructions."""
+    """Another distribution of a tokenizer's latents, with the same reconstructions."""
 
     source: TokenizerSource
     """The tokenizer, by `type`, as `pretrained` takes it."""
     layers: Count = 8
-    """Coupling layers, of which each changes half of the channels, seen from another side."""
+    """Coupling layers. Each changes half of the channels, after a rotation of its own."""
     width: Width = 192
     """Channels of the convolutions in a layer."""
 

@@ -19,9 +19,9 @@ from dmvae.registry import register
 from dmvae.runtime.weights import check, read_tensors, require_shapes
 from dmvae.tokenizers.files import FileSource
 
-# Of the training: the discriminator, and the vision model to which the latents were aligned.
+# Networks of the training: the discriminator, and the vision model that latents were aligned to.
 LEFTOVERS = ("loss.", "foundation_model.", "linear_proj.")
-# From a name in AutoencoderKL to the checkpoint's; `up` is counted from full resolution, up_blocks towards it.
+# From a name in AutoencoderKL to the checkpoint's. `up` counts from full resolution, up_blocks in the other direction.
 NAMES = (
     (r"\.mid_block\.resnets\.0\.", ".mid.block_1."),
     (r"\.mid_block\.resnets\.1\.", ".mid.block_2."),

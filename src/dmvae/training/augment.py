@@ -14,15 +14,16 @@ from dmvae.runtime.random import Random
 def random_view(x: Tensor, rng: Random, min_crop: float = 0.3, jitter: float = 0.4) -> Tensor:
     """A crop of random place, size and aspect, mirrored half the time, of random brightness and contrast.
 
-    x: images [n, c, h, w] in [-1, 1]; `jitter`: largest relative change of brightness and contrast. A crop's area is a
-    share of the image's, uniform between `min_crop` and 1, and its width over its height is from 9/16 to 16/9, uniform
-    in its logarithm. A side that comes out longer than the image is cut to it. That takes no area below `min_crop`
-    where this is at most 9/16; of a larger one the smallest share is 3/4 of its root.
+    x: images [n, c, h, w] in [-1, 1]; the result, of the same shape, may lie outside of it. jitter: contrast is
+    multiplied by 1 - jitter to 1 + jitter, and at most jitter / 2 is added or subtracted.
+    A crop's area is a share of the image's, uniform between `min_crop` and 1; its width over its height is from 9/16 to
+    16/9, uniform in the logarithm. A side longer than the image is cut to it, so for a `min_crop` above 9/16 the
+    smallest area is 3/4 sqrt(min_crop).
     """
     n = len(x)
     area, ratio, dx, dy, flip, bright, contrast = rng.uniform(n, 7).unbind(1)
     side = (min_crop + (1 - min_crop) * area).sqrt()
-    stretch = (0.5756 * ratio - 0.2878).exp()  # 3/4 to 4/3, of each side
+    stretch = (0.5756 * ratio - 0.2878).exp()  # 3/4 to 4/3: the factor of one side, and the divisor of the other
     w, h = (side * stretch).clamp_max(1), (side / stretch).clamp_max(1)
     theta = torch.zeros(n, 2, 3, device=x.device)
     theta[:, 0, 0] = torch.where(flip < 0.5, w, -w)

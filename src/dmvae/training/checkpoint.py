@@ -53,7 +53,7 @@ _PLAIN = {
     "pathlib._local": {"PosixPath", "WindowsPath"},
     "collections": {"OrderedDict"},
 }  # fmt: skip
-"""What the pickled part of a checkpoint may name, by module."""
+"""Module -> names that the pickled part of a checkpoint may load."""
 _KEEP = 2
 _BUFFER = 1 << 20
 
@@ -61,12 +61,12 @@ _BUFFER = 1 << 20
 class Background:
     """Checkpoints that are written by a thread while training goes on, one at a time.
 
-    The state is copied to the CPU first; of what ranks have alike, by rank 0 alone. What kills the process while one is
-    written leaves those before it.
+    The state is copied to the CPU first; what all ranks have alike is copied by rank 0 alone. If the process is killed
+    while a checkpoint is written, the earlier ones stay whole.
 
-    Not `dcp.async_save`: it copies what ranks have alike on each of them, which for XL/1 takes up to 10 GiB of a node's
-    memory for each of its GPUs; and its future ends when the files are written, so that to list, flush and rename them
-    and to drop older ones would need a thread besides.
+    Not `dcp.async_save`: on every rank it copies what all ranks have alike, for XL/1 up to 10 GiB of a node's memory
+    for each of its GPUs. And its future ends when the files are written, so listing, flushing and renaming them, and
+    dropping older ones, would need another thread.
     """
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ class Background:
         self.running: Future[None] | None = None
 
     def save(self, folder: Path, step: int, state: Values, back: int = 0, every: int = 1) -> None:
-        """Wait for the checkpoint before, copy the state to the CPU, and start the function `save` in the thread."""
+        """Wait for the previous checkpoint, copy the state to the CPU, and run the function `save` in the thread."""
         self.wait()
         self.running = self.thread.submit(save, folder, step, _copied(state), back, every)
 
@@ -91,7 +91,7 @@ class Background:
 
 
 def _copied(state: Values) -> Values:
-    """What this rank writes of nested dicts, copied to the CPU: shards on every rank, all else on rank 0 alone."""
+    """The part of nested dicts that this rank writes, on the CPU: its shards, and on rank 0 everything else."""
     mine: Values = {}
     for name, value in state.items():
         if isinstance(value, dict):
@@ -106,24 +106,26 @@ def _copied(state: Values) -> Values:
 
 
 def save(folder: Path, step: int, state: Values, back: int = 0, every: int = 1) -> None:
-    """Write `state` (nested dicts of tensors and numbers) as folder/step-N, then drop all but the newest two; and with
-    `back` what a training has that was never stopped between two multiples of `every`: the newest two of these, the
-    newest that is at least `back` steps older than the last, and the one that will be that next.
+    """Write `state` (nested dicts of tensors and numbers) as folder/step-N, then drop all but the newest two.
 
-    Raises OSError when the disk is full: what was saved before stays whole.
+    With `back`, checkpoints at multiples of `every` are kept too: the newest two, the newest that is at least `back`
+    steps older than the last of them, and the one after it, which will take its place. So a training can go back by
+    `back` steps, and stops in between do not change to which step.
+
+    All ranks must call. Raises OSError when the disk is full: earlier checkpoints stay whole.
     """
     final, part = folder / f"step-{step:08d}", folder / f"step-{step:08d}.part"
     if distributed.is_main():
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-    group = distributed.background()  # not among the collectives of a training that goes on
+    group = distributed.background()  # a group of its own: the training's collectives go on beside it
     distributed.barrier(group)
-    # nothing copied ahead: for that torch takes a stream of the first GPU, on every rank
+    # no copying ahead: for that, torch would use a stream of the first GPU on every rank
     writer = FileSystemWriter(part, per_thread_copy_ahead=0)
     writer.fs = files = _Listing()
     try:
         _quietly(dcp.save, state, storage_writer=writer, process_group=group)
-    except CheckpointException as error:  # torch hides what the file system said in it
+    except CheckpointException as error:  # torch hides the file system's error in it
         reason = str(error).strip().splitlines()[-1]
         raise OSError(
             f"the checkpoint of step {step} could not be written to {folder} ({reason}); is the disk full? "
@@ -137,7 +139,7 @@ def save(folder: Path, step: int, state: Values, back: int = 0, every: int = 1) 
             raise OSError(f"{part}: {', '.join(wrong)} not as written a moment ago; does another process write there?")
         (part / _LIST).write_text(json.dumps(written))
         flush(part)
-        aside = final.with_suffix(".old")  # what is there of that step is lost only when this one has its name
+        aside = final.with_suffix(".old")  # an older checkpoint of that step is removed only when this one is in place
         if final.exists():
             shutil.rmtree(aside, ignore_errors=True)
             final.rename(aside)
@@ -161,12 +163,12 @@ def steps(folder: Path) -> list[int]:
 
 
 def newest(folder: Path, until: int, every: int) -> int | None:
-    """The newest checkpoint of the steps until that one that are multiples of `every`, or None."""
+    """The newest checkpoint up to step `until` at a multiple of `every`, or None."""
     return max((step for step in steps(folder) if step <= until and step % every == 0), default=None)
 
 
 def forget(folder: Path, after: int) -> None:
-    """Remove the checkpoints of later steps."""
+    """Remove the checkpoints of steps later than `after`; all ranks must call."""
     if distributed.is_main():
         for later in steps(folder):
             if later > after:
@@ -175,14 +177,14 @@ def forget(folder: Path, after: int) -> None:
 
 
 def load(folder: Path, state: Values, optional: tuple[str, ...] = ()) -> int | None:
-    """Fill `state` in place from the newest intact checkpoint; returns its step, or None without any. Entries that are
-    `optional`, dotted, are left as they are where the checkpoint is of a version that did not have them.
+    """Fill `state` in place from the newest intact checkpoint; returns its step, or None without any. optional: dotted
+    entries that checkpoints of older versions lack; they are then left as they are.
 
-    A damaged checkpoint is skipped with a warning. Raises ValueError where tensors have other shapes, or where the file
-    would run code.
+    All ranks must call. A damaged checkpoint is skipped with a warning. Raises ValueError where tensors have other
+    shapes, or where the file would run code.
     """
     if distributed.is_main():
-        for aside in folder.glob("step-*.old"):  # of a process that was killed between two names
+        for aside in folder.glob("step-*.old"):  # a process was killed between its two renames
             final = aside.with_suffix("")
             shutil.rmtree(aside) if final.exists() else aside.rename(final)
     for step in reversed(distributed.broadcast(steps(folder))):
@@ -214,7 +216,7 @@ def load(folder: Path, state: Values, optional: tuple[str, ...] = ()) -> int | N
 
 @contextmanager
 def _without(state: Values, place: str) -> Iterator[None]:
-    """The state without the part at a dotted place, if it has one, for as long as the block lasts."""
+    """Inside the block, the state is without the part at a dotted place, if it has one."""
     *parents, last = place.split(".")
     for name in parents:
         state = state.get(name, {})
@@ -227,7 +229,7 @@ def _without(state: Values, place: str) -> Iterator[None]:
 
 
 class _Listing(FileSystem):
-    """What torch writes through, and how it renames; keeps the size and the CRC of each file that is written."""
+    """The file system that torch writes through; it keeps the size and the CRC of each file that is written."""
 
     def __init__(self) -> None:
         self.written: dict[str, tuple[int, int]] = {}
@@ -245,7 +247,7 @@ class _Listing(FileSystem):
 
 
 class _Counted(io.FileIO):
-    """A file that is written from its beginning to its end, and counted."""
+    """A file that is written from start to end; it counts its bytes and their CRC."""
 
     size = crc = 0
 
@@ -282,8 +284,8 @@ class _Planner(DefaultLoadPlanner):
 
 
 def _refusal(error: BaseException) -> str | None:
-    """The class name that an unpickler refused, or None for another error. Torch wraps the errors of ranks in one of
-    its own, so its text is searched."""
+    """The class name that an unpickler refused, or None for another error. It is found in the text, because torch wraps
+    the errors of ranks in one of its own."""
     found = re.search(rf"(?:{_REFUSED}|GLOBAL )(\S+)", str(error))
     return found[1] if found else None
 
@@ -302,6 +304,6 @@ def _damage(path: Path) -> str | None:
 
 def _quietly(function: Callable[..., object], *args: object, **kwargs: object) -> None:
     """Call it without DCP's warning that there is no process group: a single process needs none."""
-    # for good: a thread that put the filters back could undo what another does with them
+    # never undone: restoring filters in a thread could undo those of another thread
     warnings.filterwarnings("ignore", module=r"torch\.distributed\.checkpoint")
     function(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""What a step of a stage takes, counted by running it on tensors that have a shape and no memory."""
+"""What a step of a stage takes, counted by running it on fake tensors: they have a shape, and no memory."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ class Cost:
     state: int
     """Bytes of the optimizers' moments and the averages."""
     working: int
-    """Bytes beyond these at the step's peak: activations, gradients, the batch."""
+    """Bytes beyond weights and state at the step's peak: activations, gradients, the batch."""
     saved: int
     """Bytes of the networks that are saved."""
     spread: int
     """Bytes of weights, moments and averages that `run.shard` spreads over the ranks."""
     spread_gradients: int
-    """Bytes of the gradients of those."""
+    """Bytes of the gradients that it spreads."""
     flops: float
-    """Operations of products and convolutions in a step, forward and backward, on average over steps."""
+    """Floating-point operations of matrix products and convolutions, forward and backward, averaged over steps."""
 
     @property
     def peak(self) -> int:
@@ -47,7 +47,8 @@ class Cost:
 def cost_of(stage: type[AnyTraining], inputs: Blueprint, *, ranks: int = 1, gpu: bool = False) -> Cost:
     """What a step of the stage takes on each of `ranks` ranks, whose shares of the batch are equal.
 
-    gpu: computed as on a GPU, whatever this machine has. With `inputs.fake` False a step is really run.
+    gpu: count as for a GPU, whatever this machine has. With `inputs.fake` False, a step is really computed.
+    Raises ValueError where the stage refuses its settings.
     """
     sections = inputs.sections
     plain = replace(sections.run, compile=False, shard=False)
@@ -93,7 +94,7 @@ def cost_of(stage: type[AnyTraining], inputs: Blueprint, *, ranks: int = 1, gpu:
 
 
 def _spread(trainer: Trainer) -> tuple[int, int]:
-    """(bytes of weights, moments and averages of what can be sharded, bytes of its gradients)."""
+    """(bytes of weights, moments and averages, bytes of gradients) of all that can be sharded."""
     moving = {p for of in trainer.networks.trains.values() for p in of}
     averaged = {p for average in trainer.averages.values() for p in average.parameters}
     held = gradients = 0

@@ -20,8 +20,8 @@ from dmvae.training.stage import Batch, N, T, TrainingStage
 
 
 def order(n: int, batch_size: int, key: tuple[object, ...], start: int, steps: int) -> Iterator[list[int]]:
-    """Indices of every batch from step `start` on. Shuffled passes over the data follow one another and are cut into
-    batches, of which this rank gets its part; so a batch may contain the end of one pass and the start of the next."""
+    """This rank's indices of every batch from step `start` on. Shuffled passes over the n items follow one another and
+    are cut into batches, so a batch may hold the end of one pass and the start of the next."""
     local = batch_size // distributed.world_size()
     passes: dict[int, Tensor] = {}
     for step in range(start, steps):
@@ -38,8 +38,9 @@ def _shuffled(n: int, *key: object) -> Tensor:
 def batches(
     stage: TrainingStage[T, N], key: tuple[object, ...], start: int, steps: int, stops: Callable[[], bool]
 ) -> Generator[Batch, None, None]:
-    """Batches on the device from step `start` on; of empty tensors for a stage without a data set. Raises
-    KeyboardInterrupt where `stops` is true while a batch does not come."""
+    """This rank's batches on the device from step `start` on; uninitialised tensors [n] for a stage that draws its own
+    data. Raises ValueError for a batch that does not fit ranks or data, and KeyboardInterrupt if `stops()` becomes true
+    while a batch is late."""
     config, inputs, world = stage.config, stage.inputs, distributed.world_size()
     parts = inputs.sections.run.accumulate if stage.takes_parts else 1
     require_split(f"{stage.name}.batch_size", config.batch_size, world, parts)
@@ -74,14 +75,14 @@ def batches(
 
 
 def require_split(field: str, images: int, ranks: int, parts: int = 1) -> None:
-    """ValueError where a batch of so many does not divide over the ranks, and each rank's share into `parts`."""
+    """Raise ValueError unless a batch divides over the ranks, and each rank's share into `parts`."""
     if images % (ranks * parts):
         over = counted(ranks, "rank") + (f" in {parts} parts each (run.accumulate)" if parts > 1 else "")
         raise ValueError(f"{field}: {images} does not divide over {over}; use a multiple of {ranks * parts}")
 
 
 def require_batch(stage: str, batch_size: int, items: int) -> None:
-    """ValueError where a stage's batch is larger than its data set."""
+    """Raise ValueError where a stage's batch is larger than its data set."""
     if batch_size > items:
         raise ValueError(
             f"{stage}.batch_size: {batch_size} is larger than the data set ({counted(items, 'image')}); "

@@ -15,7 +15,8 @@ from dmvae.training.stage import N, T, TrainingStage
 class Average:
     """average <- decay * average + (1 - decay) * weights, with decay = min(ema, (1 + n) / (10 + n)).
 
-    The ramp keeps the random start from dominating the average of a short run.
+    n is the number of earlier updates. A small decay at first keeps random start weights from dominating the average of
+    a short run.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
@@ -51,8 +52,8 @@ class Average:
 
 @contextmanager
 def as_saved(stage: TrainingStage[T, N], networks: N, averages: Iterable[Average]) -> Iterator[None]:
-    """The stage's networks are as they are saved inside the block: averaged where averages are kept, and finished. All
-    ranks must enter it."""
+    """Inside the block, the stage's networks are as they are saved: averaged where averages are kept, and `finished`.
+    All ranks must enter it."""
     with ExitStack() as saved:
         for average in averages:
             saved.enter_context(average.applied())

@@ -24,8 +24,8 @@ class LatentTraining(TrainingConfig):
     time_distribution: TimeDistribution = "uniform"
     """How a flow model's training times are drawn."""
     time_shift: TimeShift = configs.added(1.0)
-    """Shift of these times towards noise, t / (t + shift (1 - t)); 1 is none. What noise leaves to be seen of latents
-    grows with their number d = C H W; RAE takes sqrt(d / 4096) (arXiv 2510.11690), here and in `sample`."""
+    """Shift of these times towards noise, t / (t + shift (1 - t)); 1 is none. At the same noise level, latents with
+    more elements d = C H W are less hidden; RAE takes sqrt(d / 4096) (arXiv 2510.11690), here and in `sample`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,8 @@ class FlowTraining(LatentTraining):
 
 
 def flow_loss(network: VelocityModel, z: Tensor, labels: Tensor, config: FlowTraining, rng: Random) -> Tensor:
-    """The flow-matching loss of one update on latents z [n, C, H, W], normalised per channel: a scalar."""
+    """The flow-matching loss of one update, a scalar. z: latents [n, C, H, W], normalised per channel; labels int64
+    [n]."""
     labels = drop_labels(labels, config.label_dropout, network.config.num_classes, rng)
     network.time_distribution, network.time_shift = config.time_distribution, config.time_shift
     return network.loss(z, labels, rng)

@@ -1,9 +1,9 @@
-"""Health of a training: figures that must stay within bounds, in means of 50 steps each.
+"""Health of a training: figures whose means over 50 steps must stay within bounds.
 
-A stage says the bounds (`TrainingStage.bounds`). The loop collects these figures, judges them when it writes a row of
-the log, for which the device is waited for anyway, and where one has left its bounds goes back to a checkpoint that is
-older than the trouble, once, with smaller learning rates; the second time it is an error. Nothing here changes a
-training that is well.
+A stage gives the bounds (`TrainingStage.bounds`). The loop collects the figures and judges them when it writes a row of
+the log, since that waits for the device anyway. If a figure has left its bounds, the loop goes back to a checkpoint
+from before the trouble, with smaller learning rates; the second time it raises an error. A training whose figures stay
+within bounds is not changed by anything here.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from dmvae.runtime.transfer import Loggable, made
 WINDOW = 50
 """Steps whose mean is judged."""
 IN_A_ROW = 2
-"""Means out of bounds that are needed: one may be chance."""
+"""Means in a row that have to be out of bounds: a single one may be chance."""
 LOOKBACK = 200
-"""Steps after which trouble has surely been noticed: a checkpoint that is older than that is from before it."""
+"""Trouble is noticed within so many steps, so a checkpoint that is older than that is from before it."""
 SLOWER = 0.25
-"""What learning rates are multiplied by."""
+"""Factor of the learning rates after going back."""
 _NEVER = 2**62
 ROLLED_BACK = "rolled_back.txt"
-"""Where in a stage's folder it is written that it went back, and why."""
+"""File in a stage's folder that says that the stage went back, and why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +38,9 @@ class Bound:
     above * max(first, usual), where `first` is its mean over the first 50 steps."""
 
     figure: str
-    """Its name among those that an update logs; a scalar."""
+    """Its name among the scalars that an update logs."""
     usual: float
+    """A typical mean, for when the first 50 steps are not typical."""
     above: float = math.inf
     below: float = 0.0
     means: str
@@ -47,9 +48,9 @@ class Bound:
     advice: str
     """What the user can change."""
     slows: tuple[str, ...] = ()
-    """The updates whose learning rate is lowered; all where there are none."""
+    """The updates whose learning rate is lowered; () is all."""
     warns: float = 0.0
-    """Below so many times the smaller of the two, `warning` is told, once; it is no reason to go back."""
+    """For means below warns * min(first, usual), `warning` is printed once; training goes on."""
     warning: str = ""
 
     def holds(self, value: float, first: float) -> bool:
@@ -59,7 +60,7 @@ class Bound:
 
 
 class Unwell(FloatingPointError):
-    """A figure has left its bounds by a step."""
+    """A figure has left its bounds, noticed at `step`."""
 
     def __init__(self, bound: Bound, value: float, first: float, step: int) -> None:
         super().__init__(f"{bound.means}: {bound.figure} is {value:.3g}, and was {first:.3g} at the start")
@@ -67,9 +68,9 @@ class Unwell(FloatingPointError):
 
 
 class Health:
-    """The means so far. `state` [bounds, 4] is what checkpoints hold: sum and count of the current window, the first
-    window's mean (NaN before it), and how many windows in a row were out of bounds. A checkpoint is written when all
-    windows that have ended are judged."""
+    """The means so far. `state`, float32 [bounds, 4], is what checkpoints hold: sum and count of the current window,
+    the first window's mean (NaN until it ends), and how many windows in a row were out of bounds. All ended windows are
+    judged before a checkpoint is written."""
 
     def __init__(self, bounds: Sequence[Bound], device: torch.device) -> None:
         self.bounds = tuple(bounds)
@@ -78,12 +79,12 @@ class Health:
         self.ended: list[tuple[int, Tensor]] = []
         """(last step, sums and counts [bounds, 2]) of the windows that are not judged yet."""
         self.low: dict[Bound, int] = {}
-        """Windows in a row that call for a warning."""
+        """Bound -> windows in a row that call for a warning."""
         self.warned: set[Bound] = set()
-        """What was warned of. A training that goes on warns again."""
+        """Bounds that were warned of. Not in checkpoints: a resumed training warns again."""
 
     def add(self, figures: Mapping[str, Loggable]) -> None:
-        """Take the figures of one update; nothing waits for the device."""
+        """Add the figures of one update; does not wait for the device."""
         for row, bound in zip(self.state, self.bounds, strict=True):
             if bound.figure in figures:
                 value = made(figures[bound.figure])
@@ -91,31 +92,31 @@ class Health:
                 row[1] += 1
 
     def see(self, value: Tensor, step: int) -> None:
-        """Remember the first step at which the norm of a gradient, which ranks have alike, is not finite, where a stage
-        would go back for it, however late a row of the log tells of it; nothing waits for the device. No checkpoint
-        needs it: the norm is a figure, and the row that is written before each would raise for it."""
+        """Remember the first step at which `value`, a gradient's norm that all ranks have alike, is not finite: going
+        back must go to before that step, however late a row of the log shows it. Does not wait for the device.
+        Checkpoints do not hold it: the norm is logged, and the row before a checkpoint raises for it."""
         if self.bounds:
             self._ill = torch.where(value.detach().isfinite(), self._ill, self._ill.clamp(max=step))
 
     def ill_since(self) -> int | None:
-        """That step, or None."""
+        """The step that `see` remembered, or None; waits for the device."""
         step = int(self._ill)
         return None if step == _NEVER else step
 
     def join(self) -> None:
-        """Give all ranks the mean of their sums, so that a checkpoint of one is that of all."""
+        """Give all ranks the mean of their sums, so that rank 0's checkpoint holds for all. All ranks must call."""
         if self.bounds:
             self.state[:, :2] = distributed.average(self.state[:, :2])
 
     def end_window(self, step: int) -> None:
-        """The window ends with the step; nothing waits for the device."""
+        """End the window with this step; does not wait for the device. All ranks must call."""
         self.join()
         self.ended.append((step, self.state[:, :2].clone()))
         self.state[:, :2] = 0
 
     def judge(self) -> list[str]:
-        """Judge the windows that have ended; returns new warnings. Raises Unwell for a bound that is broken for the
-        second time in a row, or not finite."""
+        """Judge the windows that have ended; returns new warnings. Raises Unwell for a bound that is broken in IN_A_ROW
+        windows in a row, and for a mean that is not finite."""
         warnings: list[str] = []
         ended, self.ended = self.ended, []
         for step, window in ended:
@@ -138,32 +139,32 @@ class Health:
 
 
 def went_back(folder: Path) -> str:
-    """What was written of a stage that went back; a kill between two of its acts has it written twice."""
+    """The last line of ROLLED_BACK, "" without one; a kill while the stage went back may have left two lines."""
     file = folder / ROLLED_BACK
     return ["", *file.read_text().splitlines()][-1] if file.exists() else ""
 
 
 def going_back(name: str, trouble: Exception, step: int, to: int) -> str:
-    """What is told of a stage that goes back from one step to another."""
+    """The message of a stage that goes back from `step` to the step `to`."""
     slowed = trouble.bound.slows if isinstance(trouble, Unwell) else ()
     what = f"the learning rate of {', '.join(slowed)}" if slowed else "all learning rates"
     text = f"step {step}: {told(trouble)}; it goes back to step {to}, with {what} times {SLOWER:g}. "
-    return text + f"So that it need not: {advice(name, trouble)}"
+    return text + f"To avoid this: {advice(name, trouble)}"
 
 
 def told(error: Exception) -> object:
-    """A training's trouble in words: torch's own, of matrices, say nothing of the cause."""
+    """A training's error in words: torch's own errors about matrices do not give the cause."""
     return error if isinstance(error, FloatingPointError) else "a matrix became NaN or infinite (no eigenvalues)"
 
 
 def advice(name: str, error: Exception) -> str:
-    """What the user can change so that a stage is well."""
+    """What the user can change to avoid the error."""
     if isinstance(error, Unwell):
         return error.bound.advice
     return f"give a lower --{name}.learning_rate or a longer --{name}.warmup, with which the stage begins again"
 
 
 def hopeless(name: str, folder: Path, error: Exception, slowed: bool) -> str:
-    """What to say of a stage that stops for good: the same settings end there again; a changed field starts anew."""
+    """The error of a stage that stops for good. Its settings must change: the same ones would end the same way."""
     again = f", although it went back before with smaller learning rates ({went_back(folder)})" if slowed else ""
     return f"{name}: {told(error)}{again}; from the same settings it always will: {advice(name, error)}"

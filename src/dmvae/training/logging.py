@@ -23,7 +23,7 @@ class Figures:
     """Collects figures and writes their means at every interval. A figure is a scalar, or [sum, count] for a figure
     that some steps lack; an interval with count 0 has no value for it.
 
-    Tensors stay on the device until `write`, the only method that waits for the device, and makes what waits too.
+    Tensors stay on the device until `write`, the only method that waits for it; it calls figures that are functions.
     """
 
     def __init__(self, folder: Path, tracker: Tracker, start: int, name: str) -> None:
@@ -43,7 +43,7 @@ class Figures:
             except ImportError as error:
                 raise ValueError('run.tracker: wandb is not installed: pip install "dmvae[wandb]"') from error
             self.writer = wandb.init(project="dmvae", name=name, id=_run_id(folder), resume="allow", dir=str(folder))
-            # our own axis: W&B's step only grows, and rows of a training that went back, or was killed, come again
+            # an axis of our own: W&B's step only grows, but a training that went back or was killed repeats steps
             self.writer.define_metric("*", step_metric="step")
 
     def add(self, figures: dict[str, Loggable]) -> None:
@@ -51,7 +51,7 @@ class Figures:
             self.pending.setdefault(name, []).append(value.detach() if isinstance(value, Tensor) else value)
 
     def write(self, step: int, **more: float) -> dict[str, float]:
-        """Means since the last call, written as the row of `step`; returned for the bar.
+        """Write the means since the last call as the row of `step`; returns them. All ranks must call.
 
         Raises FloatingPointError naming a figure that is not finite.
         """
@@ -92,7 +92,7 @@ class Figures:
 
 
 def _run_id(folder: Path) -> str:
-    """W&B's name of the run of a stage's folder: another folder of the same stage, elsewhere, is another run."""
+    """W&B's id for this stage's folder, kept in it; a folder of the same name elsewhere gets another."""
     file = folder / "wandb" / "run_id.txt"
     if not file.is_file():
         write_text(file, f"{folder.name}-{secrets.token_hex(4)}")
@@ -102,7 +102,7 @@ def _run_id(folder: Path) -> str:
 def _made(figure: Loggable) -> Tensor | float:
     try:
         return made(figure)
-    except torch.linalg.LinAlgError:  # of a matrix that is not finite
+    except torch.linalg.LinAlgError:  # the matrix is not finite
         return math.nan
 
 
@@ -112,8 +112,8 @@ def _sum_and_count(value: Tensor | float, device: torch.device | None) -> Tensor
 
 
 def read_figures(path: Path) -> list[dict[str, float]]:
-    """The rows of a log.jsonl. A last line cut short by a kill is left out; so are damaged ones, which gives a
-    warning."""
+    """The rows of a log.jsonl, [] without the file. A last line cut short by a kill is left out; so are damaged lines,
+    with a warning."""
     text = path.read_text(errors="replace") if path.exists() else ""
     *lines, last = text.split("\n")
     rows = []

@@ -32,11 +32,12 @@ from dmvae.training.optim import adamw, learning_rate_factor
 from dmvae.training.pictures import write_picture
 from dmvae.training.preparing import checkpoint_activations, compile_networks
 from dmvae.training.stage import AnyTraining, Batch, Facts, Networks, TrainingConfig, Update
+from dmvae.training.updates import as_turns, as_update
 
 CHECKPOINTS = "checkpoints"
 """Where in a stage's folder its state is kept until the stage is finished."""
 LATER = ("health", "networks.approach", "networks.approach.labels")
-"""What checkpoints of older versions lack."""
+"""Entries that checkpoints of older versions lack."""
 
 
 class Trainer:
@@ -54,7 +55,7 @@ class Trainer:
         for module in self.networks.children():
             self.inputs.place(module)
             distributed.replicate(module)
-        for name, value in self.networks.named_buffers(recurse=False):  # its own, in no network
+        for name, value in self.networks.named_buffers(recurse=False):  # buffers of the Networks itself
             setattr(self.networks, name, value.to(self.inputs.device))
         if run.compile:
             compile_networks(self.networks)
@@ -83,8 +84,8 @@ class Trainer:
             trains[name] = [new.get(p, p) for p in parameters]
 
     def advance(self, batch: Batch, figures: Figures) -> bool:
-        """One step; returns whether it was the last. Nothing in it waits for the device, but for what `waits` is
-        around: a row of the log does, and is written between two steps."""
+        """One step; returns whether it was the last. It does not wait for the device, except inside `transfer.waits`;
+        rows of the log, which do, are written between steps."""
         for found in self.train_step(batch):
             figures.add(found)
         if not any(self.images_seen.values()):
@@ -96,50 +97,48 @@ class Trainer:
         return last
 
     def train_step(self, batch: Batch) -> Iterator[dict[str, Loggable]]:
-        """All turns of one step on this rank's share of the batch; yields figures to log. With `run.accumulate`, each
-        turn goes through the share's parts one after another before it moves its parameters."""
+        """All updates of one step on this rank's share of the batch; yields figures to log. With `run.accumulate`, an
+        update goes through all parts of the share before it moves its parameters."""
         run, device = self.inputs.sections.run, self.inputs.device
         torch.manual_seed(seed_of(*self.key, self.step, "global", distributed.rank()))  # for an encoder's dropout
         count = run.accumulate if self.stage.takes_parts else 1
         data, labels = batch.data.chunk(count), batch.labels.chunk(count)
         images = [None] * count if batch.images is None else batch.images.chunk(count)
-        parts = [
-            self.stage.updates(
-                self.networks,
+        given = [
+            (
                 replace(batch, data=data[i], labels=labels[i], images=images[i]),
                 Random(*self.key, self.step, device=device, part=(i, count)),
             )
             for i in range(count)
         ]
+        parts = [as_turns(self.stage.name, self.stage.updates(self.networks, *each)) for each in given]
         while True:
             for i, part in enumerate(parts):
                 with autocast(device, run.precision):
-                    update = next(part, None)
-                if update is None:
+                    found = next(part, None)
+                if found is None:
                     return
+                update = as_update(self.stage.name, found, self.networks.trains)
                 self.backward(update, count, last=i == count - 1)
                 name = update.trains
                 yield update.figures()
             yield self.move(name)
 
     def backward(self, update: Update, parts: int = 1, last: bool = True) -> None:
-        """Add the gradient of the update's loss, one of as many as there are parts, to the parameters that it names;
-        with that of the last part, they are averaged over the ranks."""
+        """Add the gradient of the update's loss, divided by `parts`, to the parameters that it names. With the last
+        part, gradients are averaged over the ranks. Raises ValueError for a loss that is no scalar."""
         parameters = self.networks.trains[update.trains]
-        if update.loss.ndim:
-            shape = list(update.loss.shape)
-            raise ValueError(f"{self.stage.name}: the loss of {update.trains!r} has shape {shape}; give a scalar")
         # The graph of a sharded network holds its gathered weights, not the shards, so `inputs` cannot name them.
         # Nothing else trains in that graph: the latents of a flow network are detached.
         sharded = sharding.is_sharded(parameters[0])
-        for module in self.networks.children():  # less traffic for the memory of a whole gradient
+        for module in self.networks.children():  # trades the memory of a whole gradient for less traffic
             sharding.defer_gradient_sync(module, defer=not last and not self.inputs.sections.run.reshard)
         with averaged(parameters, last):
             (update.loss / parts).backward(inputs=None if sharded else parameters)
         self.health.add(update.figures())
 
     def move(self, name: str) -> dict[str, Loggable]:
-        """Clip, step and average for the parameters `name`, whose gradients are there; returns the gradient's norm."""
+        """Clip, step and average the parameters of update `name` from their gradients; returns the gradient's norm."""
         parameters = self.networks.trains[name]
         clip = self.config.clip or float("inf")
         norm = sharding.whole_tensor(nn.utils.clip_grad_norm_(parameters, clip, foreach=True))
@@ -158,28 +157,28 @@ class Trainer:
 
     @property
     def slowed(self) -> bool:
-        """Whether learning rates were lowered; checkpoints hold them."""
+        """Whether learning rates were lowered after going back; read from the optimizers, which checkpoints hold."""
         rates = {name: self.networks.learning_rates.get(name, self.config.learning_rate) for name in self.optimizers}
         return any(o.param_groups[0]["base_lr"] < rates[name] for name, o in self.optimizers.items())
 
     def moves(self, names: Sequence[str]) -> bool:
-        """Whether one of these updates, of all where none are named, has a learning rate that could be lower."""
+        """Whether one of these updates (without names, of all) has a learning rate above 0, which can be lowered."""
         return any(
             o.param_groups[0]["base_lr"] > 0 for name, o in self.optimizers.items() if not names or name in names
         )
 
     def slow(self, names: Sequence[str]) -> None:
-        """Lower the learning rates of these updates, of all where none are named."""
+        """Lower the learning rates of these updates; without names, of all."""
         for name, optimizer in self.optimizers.items():
             if not names or name in names:
                 optimizer.param_groups[0]["base_lr"] *= SLOWER
 
     def require_finite(self) -> None:
-        """Raise FloatingPointError for trained networks with weights or buffers that are not finite, so that they are
-        never saved."""
+        """Raise FloatingPointError if a trained network has weights or buffers that are not finite: they must not be
+        saved."""
         for name, module in self.networks.saved().items():
             held = [*module.parameters(), *(b for b in module.buffers() if b.is_floating_point() and b.numel())]
-            # of sharded tensors and of whole ones: together they cannot be
+            # sharded and whole tensors cannot go through one call
             kinds = ([x.detach() for x in held if sharding.is_sharded(x) == sharded] for sharded in (True, False))
             norms = [norm for kind in kinds if kind for norm in torch._foreach_norm(kind)]
             if not torch.stack([sharding.whole_tensor(norm).float() for norm in norms]).isfinite().all():
@@ -230,8 +229,8 @@ class Trainer:
 def train(stage: AnyTraining) -> Facts:
     """Run the stage from its newest checkpoint to its end; returns the facts that its done.json keeps.
 
-    Raises FloatingPointError when a logged figure or the weights are not finite, or a figure has left the stage's
-    bounds: for a stage with bounds, the second time. Raises Interrupted after saving on a signal.
+    Raises FloatingPointError when a logged figure or a weight is not finite, or a figure leaves the stage's bounds; a
+    stage with bounds goes back once, and raises the second time. Raises Interrupted after saving on a signal.
     """
     folder = stage.inputs.out / CHECKPOINTS
     trainer = Trainer(stage)
@@ -240,15 +239,15 @@ def train(stage: AnyTraining) -> Facts:
         if missed := stage.missed(trainer.step):
             told = f"{few(missed)} of keep_at or run.keep_every came before that and were not kept"
             stage.inputs.say(f"{told}; remove {stage.inputs.out} to train anew")
-    with signals() as signalled:  # over what goes back too, where a wish to stop is kept
+    with signals() as signalled:  # around going back too: a signal that comes then is not lost
         while True:
             try:
                 facts = _to_the_end(trainer, folder, signalled)
-                # only now: a tracker or a worker may take seconds to close
+                # only here: closing trackers and workers may take seconds, in which a signal may come
                 stop_later(distributed.SharedFlag()(bool(signalled), now=True))
                 return facts
             except (FloatingPointError, torch.linalg.LinAlgError) as found:
-                since = trainer.health.ill_since()  # from there on no bound says anything
+                since = trainer.health.ill_since()  # figures after that step mean nothing
                 late = isinstance(found, Unwell) and since is not None and since <= found.step
                 error = FloatingPointError(str(found)) if late else found
                 named = error.bound.slows if isinstance(error, Unwell) else ()
@@ -257,18 +256,18 @@ def train(stage: AnyTraining) -> Facts:
                 step = error.step if isinstance(error, Unwell) else since or trainer.step
                 trouble = error.with_traceback(None)
             trainer.background.wait()
-            del trainer  # before the next takes its memory
+            del trainer  # frees its memory for the next one
             trainer = _rolled_back(stage, folder, trouble, step)
 
 
 def _rolled_back(stage: AnyTraining, folder: Path, trouble: Exception, step: int) -> Trainer:
-    """The training as it was well before the trouble, with smaller learning rates: at the newest checkpoint that is
-    old enough, or at its start. What a stop has saved between two is none of them: it would decide the result. It is
-    saved at once, so that a kill does not undo this."""
+    """The training from before the trouble, with smaller learning rates: from the newest checkpoint that is old enough,
+    or from the start. Only checkpoints at multiples of `run.save_every` count: others depend on when the training was
+    stopped, and the result must not. It is saved at once, so that a kill does not undo going back."""
     inputs, every = stage.inputs, stage.inputs.sections.run.save_every
     back = distributed.broadcast(checkpoint.newest(folder, step - LOOKBACK, every))
     checkpoint.forget(folder, after=-1 if back is None else back)
-    if distributed.is_main():  # of what is taken back
+    if distributed.is_main():  # snapshots of steps that will run again
         for kept in kept_steps(inputs.out):
             if kept > (back or 0):
                 remove(inputs.out / snapshot(kept))
@@ -287,7 +286,7 @@ def _rolled_back(stage: AnyTraining, folder: Path, trouble: Exception, step: int
 
 
 def _to_the_end(trainer: Trainer, folder: Path, signalled: list[int]) -> Facts:
-    """The steps from the trainer's on, until one of `signals` comes."""
+    """Run the remaining steps and save the networks; returns facts. Raises Interrupted, after saving, for a signal."""
     stage, config, inputs = trainer.stage, trainer.config, trainer.inputs
     run = inputs.sections.run
     steps, alone = config.steps if trainer.networks.trains else 0, distributed.world_size() == 1
@@ -305,10 +304,10 @@ def _to_the_end(trainer: Trainer, folder: Path, signalled: list[int]) -> Facts:
             try:
                 batch = next(data)
             except KeyboardInterrupt:
-                if alone:  # no batch comes; several ranks wait for theirs, and save in the same step
-                    with suppress(FloatingPointError):  # what is not saved is found again
+                if alone:  # a batch is late; several ranks would wait for it, to save in the same step
+                    with suppress(FloatingPointError):  # trouble that is not saved now is found again on resuming
                         trainer.health.judge()
-                        if figures.pending:  # as at every save: the next row is of the steps from here on
+                        if figures.pending:  # as before every save: the next row begins with the next step
                             figures.write(trainer.step, seconds=round(trainer.seconds, 3))
                         trainer.require_finite()
                         trainer.save(folder)

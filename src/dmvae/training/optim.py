@@ -27,8 +27,8 @@ def adamw(parameters: list[nn.Parameter], config: TrainingConfig, learning_rate:
 
 
 def learning_rate_factor(config: TrainingConfig, step: int) -> float:
-    """Share of the base learning rate at `step`: linear warm-up, then constant, or from `decay_from` on a line or half
-    a cosine down to the share that `final_learning_rate` is of `learning_rate`, reached at step `steps`."""
+    """Share of the base learning rate at `step`: linear warm-up, then constant; or, from `decay_from` on, along a line
+    or half a cosine down to final_learning_rate / learning_rate, reached at step `steps`."""
     warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
     if config.schedule == "constant":
         return warm

@@ -18,7 +18,7 @@ from dmvae.training.preparing import uncompiled
 from dmvae.training.stage import N, T, TrainingStage
 
 PICTURES = "pictures"
-"""Where in a stage's folder they lie."""
+"""The folder of pictures in a stage's folder."""
 COLUMNS = 8
 """Images side by side."""
 
@@ -26,9 +26,9 @@ COLUMNS = 8
 def write_picture(
     stage: TrainingStage[T, N], networks: N, averages: Iterable[Average], step: int, figures: Figures
 ) -> None:
-    """Write what the network that the stage `shows` makes, as it would be saved now, to a PNG file and the tracker. All
-    ranks must call it: a sharded network is gathered, as it is saved. One rank draws, and what goes wrong there is a
-    warning: it is no reason to end a training."""
+    """Write a picture of what the network that the stage `shows` makes, with the weights that would be saved now, to a
+    PNG file and the tracker. All ranks must call it, to gather a sharded network; one rank draws. An error in drawing
+    is a warning: it must not end a training."""
     inputs, run = stage.inputs, stage.inputs.sections.run
     path = inputs.out / PICTURES / f"step-{step:08d}.png"
     with as_saved(stage, networks, averages):
@@ -36,7 +36,7 @@ def write_picture(
         if not distributed.is_main():
             return
         try:
-            # not inference_mode: what a network keeps of a pass could not be trained with
+            # not inference_mode: tensors that a network keeps from a pass could not be trained with
             with uncompiled(), evaluating(network), torch.no_grad(), autocast(inputs.device, run.precision):
                 rows = stage.picture(network.to(inputs.device))
             picture = make_grid(rows.flatten(0, 1), nrow=rows.shape[1])

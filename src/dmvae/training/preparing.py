@@ -1,4 +1,4 @@
-"""What is done to networks before they train: compilation, and activations that are computed again."""
+"""What is done to networks before they train: compilation, and activation checkpointing."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from dmvae.training.stage import Networks
 
 
 def checkpoint_activations(networks: Networks, names: Iterable[str]) -> None:
-    """Let the networks of these names compute their activations again in the backward pass; other names are those of
-    other stages' networks. Raises ValueError for a network that cannot."""
+    """Turn on activation checkpointing in the networks of these names; names that are not there belong to other stages.
+    Raises ValueError for a network that has no such blocks."""
     for name, network in networks.named_children():
         if name in names:
             try:
@@ -29,12 +29,13 @@ def checkpoint_activations(networks: Networks, names: Iterable[str]) -> None:
 
 def compile_networks(networks: nn.Module, **options: object) -> None:
     """Compile every child in place: the parts that it names in `compiled_parts`, else all of it. `options` are
-    torch.compile's. Batches have one size, so each part is compiled for the sizes that come, and not for any.
+    torch.compile's. Batches have one size, so parts are compiled for fixed shapes.
 
-    What is compiled is one step of autograd: a gradient that needs a part of it runs all of it. So a decoder leaves out
-    the end that the adaptive weight differentiates by itself, twice a step (see `ConvolutionalDecoder.compiled_parts`).
+    A compiled part is a single node of autograd: a gradient through a piece of it runs all of it. So a decoder does not
+    compile its last layers, which the adaptive weight differentiates on their own, twice a step (see
+    `ConvolutionalDecoder.compiled_parts`).
     """
-    torch._dynamo.reset()  # forgets what earlier stages compiled, which counts against the limit on the next line
+    torch._dynamo.reset()  # what earlier stages compiled would count against the limit on the next line
     torch._dynamo.config.recompile_limit = 64  # parts of one class, each with and without gradient
     # `align` differentiates its projection twice, so buffers must survive the first pass.
     torch._functorch.config.donated_buffer = False
@@ -43,7 +44,7 @@ def compile_networks(networks: nn.Module, **options: object) -> None:
 
 
 def uncompiled() -> AbstractContextManager[object]:
-    """Networks run eagerly within, compiled or not: for what is seldom asked, and would be compiled for it alone."""
+    """Inside the block, compiled networks run eagerly: for rare calls, whose shapes would need a compilation."""
     stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
     return stance
 

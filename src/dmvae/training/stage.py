@@ -43,9 +43,9 @@ S = TypeVar("S", bound="type[Stage[Any]]")
 
 def stage(name: str, *, after: str | None = None) -> Callable[[S], S]:
     """Class decorator: register a `Stage` as the section and the command `name`. A plugin's stage names the stage that
-    it comes `after`. Raises ValueError for a name that is none or taken, and for a class that lacks what it needs."""
+    it comes `after`. Raises ValueError for an invalid or taken name, and for a class that lacks a required member."""
     if not re.fullmatch(r"[a-z]\w*", name) or iskeyword(name):
-        raise ValueError(f"stage {name!r}: the name is one of a section and of a command; use a-z, 0-9 and _")
+        raise ValueError(f"stage {name!r}: the name becomes a section and a command; use a-z, 0-9 and _")
 
     def add(cls: S) -> S:
         if not is_dataclass(getattr(cls, "Config", TrainingConfig)):
@@ -70,7 +70,7 @@ class Stage(Registered, Generic[C]):
     needs: ClassVar[tuple[str, ...]] = ()
     """Stages that a variant with this one must have."""
     uses: ClassVar[tuple[str, ...]] = ()
-    """The recipe's shared sections that it depends on, besides `data` and `seed`; dotted names reach into them."""
+    """The shared sections of a recipe that it depends on, besides `data` and `seed`; dotted names are parts of them."""
     splits: ClassVar[tuple[Split, ...]] = ("train",)
     """The splits of the data set that it reads."""
     makes_encoder: ClassVar[bool] = False
@@ -78,10 +78,10 @@ class Stage(Registered, Generic[C]):
     trains_decoder: ClassVar[bool] = False
     """Whether it uses the reconstruction loss, and so the networks of that loss."""
     keeps_latents: ClassVar[bool] = False
-    """Whether latents are the same before and after it."""
+    """Whether it leaves latents unchanged, as one that trains only a decoder."""
     of_latents: ClassVar[bool] = False
-    """Whether it depends on latents alone, not on what decodes them: then it does not run again where a stage that
-    `keeps_latents` has changed."""
+    """Whether it depends on latents and not on their decoder: then a change of a stage that `keeps_latents` does not
+    make it run again."""
 
     def __init__(self, config: C, inputs: Inputs) -> None:
         self.config, self.inputs = config, inputs
@@ -92,8 +92,8 @@ class Stage(Registered, Generic[C]):
 
     @classmethod
     def usual(cls, values: Values) -> Values:
-        """A recipe's values with this stage's joint defaults filled in: those that depend on other fields or sections,
-        which a field's own default cannot. Called before the values are read; most stages change nothing."""
+        """A recipe's values, with defaults of this stage that depend on other fields or sections (a field's own default
+        cannot). Called before the values are read; most stages change nothing."""
         return values
 
     @classmethod
@@ -104,20 +104,20 @@ class Stage(Registered, Generic[C]):
 
     @classmethod
     def code(cls, config: C) -> Iterable[type]:
-        """Classes whose code decides what comes out, besides those of the config's sections: where one is not ours, its
-        file counts in the stage's fingerprint."""
+        """Classes whose code decides the result, besides those of the config's sections. The file of one that is not
+        ours counts in the stage's fingerprint."""
         return (cls,)
 
     @classmethod
     def problems(cls, config: C, inputs: Inputs, others: Mapping[str, object]) -> Iterator[str]:
-        """Settings that do not fit the data, the latents, or the stages that this one reads, whose configs are
-        `others`: a sentence each. Asked before any stage has run, so `inputs` has no folders of other stages yet."""
+        """Yield a sentence for each setting that does not fit the data, the latents or the stages that this one reads,
+        whose configs are `others`. Called before any stage has run: `inputs` has no folders of other stages yet."""
         yield from ()
 
     @classmethod
     def require(cls, config: C, inputs: Inputs) -> None:
-        """Raise ValueError for what finished stages lack that this one needs of them: those in `inputs.reads`. Asked
-        before any stage runs."""
+        """Raise ValueError if the finished stages, in `inputs.reads`, lack something that this one needs. Called before
+        any stage runs."""
 
 
 AnyStage = type[Stage[Any]]
@@ -141,11 +141,11 @@ class TrainingConfig:
     warmup: Wait = 0
     """Steps over which the learning rate rises linearly from zero."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """What the learning rate does after warm-up; "cosine" and "linear" fall to `final_learning_rate`, which the step
-    after the last would have."""
+    """What the learning rate does after warm-up; "cosine" and "linear" fall to `final_learning_rate`, which is reached
+    one step after the last."""
     final_learning_rate: Rate = added(0.0)
-    """Where a falling `learning_rate` ends. A network's own, such as the discriminator's, ends at the same share of
-    it."""
+    """Where a falling `learning_rate` ends. A network's own learning rate, such as the discriminator's, falls by the
+    same factor."""
     decay_from: Annotated[float, Range(0, 1, "[)")] = added(0.0)
     """Share of the steps after which the learning rate begins to fall; 0 is as soon as warm-up has ended."""
     clip: Weight = 1.0
@@ -174,7 +174,7 @@ class TrainingConfig:
             raise ValueError(f"decay_from: {within}, after which the fall begins anyway; leave it out, or raise it")
 
     def identity(self, values: Values) -> Values:
-        """Which steps are kept changes none of them: a training that has begun goes on where one is added."""
+        """`keep_at` is left out: it changes no step, so a training that has begun goes on when it changes."""
         return {name: value for name, value in values.items() if name != "keep_at"}
 
     def keeps(self, step: int, every: int) -> bool:
@@ -183,9 +183,9 @@ class TrainingConfig:
 
 
 class Networks(nn.Module):
-    """The networks of a training stage. Each stage has a subclass that declares them, with their types.
+    """The networks of a training stage, each an attribute. Every stage has a subclass that declares them, with types.
 
-    Every network is an attribute; those that train are saved under its name when the stage ends.
+    Networks that train are saved under their attribute's name when the stage ends.
     """
 
     def __init__(self) -> None:
@@ -200,7 +200,7 @@ class Networks(nn.Module):
         """Modules whose buffers carry state from step to step. Only checkpoints hold them."""
 
     def state(self) -> dict[str, nn.Module]:
-        """What checkpoints hold, by name."""
+        """Name -> module, of all that checkpoints hold."""
         return self.saved() | {name: getattr(self, name) for name in self.remembers}
 
     def saved(self) -> dict[str, nn.Module]:
@@ -227,7 +227,7 @@ class Batch:
 
 @dataclass
 class Update:
-    """One update: the loop runs backward, clips, steps and averages for the parameters named `trains`.
+    """One update: the loop runs backward, clips, steps and averages for the parameters `Networks.trains[trains]`.
 
     Gradients are taken with respect to those parameters only; all others are frozen meanwhile.
     """
@@ -236,7 +236,7 @@ class Update:
     loss: Tensor
     """The scalar that is differentiated."""
     log: Mapping[str, Loggable] = field(default_factory=dict)
-    """Scalars to log; tensors stay on the device until the loop writes them, and a function is called then."""
+    """Scalars to log. Tensors stay on the device until the loop writes a row; functions are called then."""
     value: Tensor | None = None
     """Logged as NAME/loss instead of `loss`, where `loss` has the right gradient but not the right value."""
     late: Mapping[str, Loggable] = field(default_factory=dict)
@@ -258,25 +258,25 @@ class TrainingStage(Stage[T], Generic[T, N]):
     draws: ClassVar[bool] = False
     """Whether it draws its own data, so that a batch may be larger than the data set."""
     flips: ClassVar[bool] = True
-    """Whether its data are images, mirrored at random where `data.flip` is true; stored latents never are."""
+    """Whether its data are images, which are mirrored at random if `data.flip` is true; stored latents never are."""
     shows: ClassVar[str] = ""
     """The network of which `picture` shows what it makes; "" where there is nothing to see."""
     takes_parts: ClassVar[bool] = False
     """Whether its losses are means over images, so that `run.accumulate` may give it a batch in parts: `updates` is
-    then called once for each, and what these yield in the same turn is averaged. Not where images of a batch are
-    compared with each other, or where a batch's gradients or statistics give a weight, as an adversary's."""
+    called for each part, and their updates of the same turn are averaged. False where images of a batch are compared
+    with each other, or where a batch's gradients or statistics give a weight, as with an adversary."""
 
     def prepare(self) -> None:
         """Write the files that training reads. Called on every rank before `build`, and again on resuming."""
 
     def missed(self, step: int) -> list[int]:
-        """Steps until this one whose networks are asked for and were not kept."""
+        """Steps up to this one whose snapshots are asked for and are not there."""
         every = self.inputs.sections.run.keep_every
         asked = (s for s in range(1, step + 1) if self.config.keeps(s, every))
         return [s for s in asked if not (self.inputs.out / snapshot(s)).exists()]
 
     def build(self) -> N:
-        """The networks. A dry run calls this on the meta device, with `inputs` that load no weights."""
+        """Make the networks. A dry run calls this on the meta device, with `inputs` that load no weights."""
         raise NotImplementedError
 
     def data(self) -> Items:
@@ -285,7 +285,7 @@ class TrainingStage(Stage[T], Generic[T, N]):
 
     @classmethod
     def items(cls, sections: Sections, images: int) -> int:
-        """How many items that data set has, of so many training images; for checks before any stage has run."""
+        """How many items `data` has for so many training images; for checks before any stage has run."""
         return images
 
     @property
@@ -312,13 +312,14 @@ class TrainingStage(Stage[T], Generic[T, N]):
         raise NotImplementedError
 
     def picture(self, network: nn.Module) -> Tensor:
-        """What the network that it `shows` makes by now: uint8 images [rows, columns, c, h, w] on the CPU. The network
-        is averaged, whole and in evaluation mode; one rank asks. No image depends on the step but by the weights."""
+        """What the network that it `shows` makes now: uint8 images [rows, columns, c, h, w] on the CPU. The network has
+        averaged weights, is not sharded, and is in evaluation mode; one rank calls. Choose inputs that do not depend on
+        the step, so that pictures of different steps compare."""
         raise NotImplementedError
 
     def bounds(self) -> Sequence[Bound]:
-        """Figures that must stay within bounds. Where one does not, the loop goes back to an older checkpoint once,
-        with smaller learning rates, and raises the second time; so it does where a figure or a weight is not finite."""
+        """Figures that must stay within bounds. If one does not, or a figure or a weight is not finite, the loop goes
+        back to an older checkpoint with smaller learning rates; the second time it raises. (): raises at once."""
         return ()
 
     def done(self, networks: N) -> bool:
@@ -328,8 +329,8 @@ class TrainingStage(Stage[T], Generic[T, N]):
 
     @contextmanager
     def finished(self, networks: N) -> Iterator[None]:
-        """Within it networks are as they are saved, adapted to the averaged weights, which are in place; afterwards
-        they are as before, for a training that goes on from a snapshot. Entered on every rank."""
+        """Inside the block, networks are as they are saved: adapt them to the averaged weights, which are in place.
+        Afterwards they are as before, since a training goes on after a snapshot. Entered on every rank."""
         yield
 
 

@@ -24,7 +24,7 @@ from dmvae.runtime.words import counted
 from dmvae.training.stage import TrainingConfig
 
 OF_DATA = {"num_classes": "classes", "in_channels": "latent channels", "input_size": "latents along each side"}
-"""What every generator's config says of the data that it was trained on."""
+"""Fields of every generator's config that follow from its data -> what they are called in messages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,35 +43,35 @@ class Starting(TrainingConfig):
 
 
 def misfits(config: Starting, model: GeneratorConfig, stage: str, inputs: Inputs) -> Iterator[str]:
-    """What keeps the stage's network from such a start, a sentence each; asked before any stage runs."""
+    """Why the stage's network cannot start from these weights, a sentence each; called before any stage runs."""
     if config.start_from is None:
         return
     try:
         with torch.device("meta"):
             network = model.build(inputs.latent_shape, inputs.num_classes)
-        if isinstance(network, model.network):  # else the stage refuses it
+        if isinstance(network, model.network):  # otherwise the stage itself refuses it
             _tensors(config.start_from, network, model, stage, values=False)
     except ValueError as error:
         yield str(error)
 
 
 def start(network: Model, config: Starting, model: GeneratorConfig, stage: str, inputs: Inputs) -> None:
-    """Fill the network, which `model` built, where its stage asks for it. A training that goes on then takes its
-    checkpoint's weights over these. Raises ValueError for weights that do not fit."""
+    """Load the weights of `start_from`, if it is given, into the network that `model` built. A training that resumes
+    then replaces them by its checkpoint's. Raises ValueError for weights that do not fit."""
     if config.start_from is not None and inputs.weights:
         network.load_state_dict(_tensors(config.start_from, network, model, stage, values=True))
 
 
 def generator_in(folder: Path, known: Iterable[type[M]]) -> tuple[type[M], Values]:
     """Class and config of the generator in a folder, one of the `known` classes. Raises ValueError where there is none,
-    or it is not whole, as far as config and heads of weights tell, and the checksums of a finished stage."""
+    or where its config, its weight files' headers or a finished stage's checksums show damage."""
     kind = artifact_class(require_intact(folder), known, "generator")
     require_weights(folder)
     return kind, read_json(folder / "config.json", dict)
 
 
 def of_other_data(told: Values, own: Mapping[str, object]) -> str:
-    """What data a generator of the config that was told is for, where these are not `own`; "" where they are."""
+    """In words, how the data of a generator with the config `told` differ from `own`; "" where they do not."""
     differ = [
         f"{told.get(name)} {what} (here {own[name]})" for name, what in OF_DATA.items() if told.get(name) != own[name]
     ]
@@ -79,14 +79,14 @@ def of_other_data(told: Values, own: Mapping[str, object]) -> str:
 
 
 def _tensors(folder: Path, network: Model, model: GeneratorConfig, stage: str, *, values: bool) -> dict[str, Tensor]:
-    """The weights in the folder, which are those of a network like this one; without `values`, their shapes alone, on
-    the meta device. Raises ValueError, which names the place, the tensors, and what to set."""
+    """The weights in the folder, which must fit this network; without `values`, only their shapes, on the meta device.
+    Raises ValueError that names the place, the tensors, and what to set."""
     try:
         _, config = generator_in(folder, [type(network)])
         found: dict[str, Tensor] = {}
         for file in (file for file in sorted(folder.glob("*.safetensors")) if "." not in file.stem):
             with safe_open(file, "pt") as held:
-                for name in held.keys():  # noqa: SIM118  # it is no mapping
+                for name in held.keys():  # noqa: SIM118  # not a mapping
                     shape = held.get_slice(name).get_shape()
                     found[name] = held.get_tensor(name) if values else torch.empty(shape, device="meta")
         if not found:
@@ -108,7 +108,7 @@ def _tensors(folder: Path, network: Model, model: GeneratorConfig, stage: str, *
 
 
 def _unlike(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Iterator[str]:
-    """Of each way in which tensors are not those that are wanted: how many are, and the first two of them."""
+    """How tensors differ from those that are wanted: for each way, their number and the first two names."""
     ways = {
         "missing": [name for name in wanted if name not in found],
         "unknown": [name for name in found if name not in wanted],
@@ -126,15 +126,14 @@ def _unlike(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Iterat
 def _mended(
     differ: Values, told: Values, own: Mapping[str, object], model: GeneratorConfig, stage: str
 ) -> Iterator[str]:
-    """What has to change so that a network gets the config that was told, of which `differ` are the values that are not
-    its own."""
+    """What the user has to change so that the network has the config `told`. differ: the values in which it differs."""
     if data := of_other_data(told, own):
-        yield f"{data}, and data and tokenizer have to be such"
+        yield f"{data}; use such data and such a tokenizer"
     known = [field.name for field in fields(model)]
     if fixed := [name for name in differ if name not in (*known, *OF_DATA)]:
         yield f"no field sets {', '.join(f'{name} {differ[name]} (here {own[name]})' for name in fixed)}"
     if differ.keys() & known:
         values = {name: told[name] for name in known if name in told}
-        if getattr(model, "size", None) is not None:  # it stands for some of these
+        if getattr(model, "size", None) is not None:  # `size` would override some of these
             values = {"size": None} | values
         yield f"set {stage}.model: {{{', '.join(f'{k}: {configs.written(v)}' for k, v in values.items())}}}"

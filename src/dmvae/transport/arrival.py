@@ -19,10 +19,13 @@ from dmvae.transport.two_sample import FEWEST, accuracy_with_class, in_common, t
 from dmvae.transport.views import View, pairs, tokens, whole
 
 LATENTS, VECTORS, SLICES, NEIGHBOURS = 2048, 4096, 256, 1024
+"""At most: latents and vectors of a sliced distance, its directions, latents of `energy` and `mixing`."""
 NEAR, TOLD, FILLED = 2.0, 0.6, 0.5
+"""Limits of the verdict: the largest multiple and accuracy that count as arrived, the smallest share of the reference's
+rank that can be compared."""
 CLASS, CLASS_STEPS = 64, 100
-"""Latents, and samples, that a class needs to be tested by itself: a quarter of them is held out. And the network's
-steps: a class has few vectors."""
+"""Latents, and samples, that a class needs to be tested by itself, as a quarter of them is held out; and training steps
+of its network, fewer because a class has few vectors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +39,7 @@ class Arrival:
     pair: float
     """The same over pairs of neighbouring tokens; `token`'s where the grid has but one place."""
     energy: float
-    """Energy distance over whole latents, a multiple of chance."""
+    """Square root of the energy distance over whole latents, a multiple of chance."""
     accuracy: float
     """Held-out accuracy of a small network that tells whole latents from samples of the reference; 0.5 is chance."""
     token_accuracy: float
@@ -48,17 +51,17 @@ class Arrival:
     reference_rank: float
     """The same of as many samples of the reference."""
     mixing: float
-    """0.5 where the nearest neighbour is from the other set half of the time, for latents and for samples; 0 where it
-    always or never is."""
+    """From 0 to 0.5: 0.5 where the nearest neighbour is in the other set half of the time, for latents and for samples;
+    0 where it always or never is."""
 
     @property
     def arrived(self) -> bool:
-        """Sliced distances at most 2 times chance, and tokens told apart at most 6 times in 10."""
+        """Whether all sliced distances are at most 2 times chance and `token_accuracy` is at most 0.6."""
         return max(self.whole, self.token, self.pair) <= NEAR and self.token_accuracy <= TOLD
 
     @property
     def verdict(self) -> str:
-        """In words, for a table."""
+        """What the figures mean, in words for a table."""
         if self.arrived:
             return "arrived"
         if self.rank < FILLED * self.reference_rank:
@@ -73,10 +76,10 @@ class Arrival:
 def measure(z: Tensor, y: Tensor, seed: int = 0) -> Arrival:
     """How far latents z [n, C, H, W] are from a reference with samples y [m, C, H, W].
 
-    Normalise z as the reference's samples are. n latents are compared with n samples, and for the level of chance these
-    with n other samples; n is at most 2048 and 2 m / 5, so give 5120 samples. The first n latents are used, so shuffle
-    them. The rest of y gives directions to slice along, besides random ones. Deterministic in its arguments. About 5 s
-    on one core for 32x4x4. For one class, call it with that class's latents and samples.
+    Normalise z as the reference's samples are. n latents are compared with n samples of y; n other samples of y
+    compared with the same n give the level of chance. n is at most 2048 and 2 m / 5, so give 5120 samples. The first n
+    latents are used, so shuffle them. The rest of y gives directions to slice along, besides random ones. The result is
+    a function of the arguments. About 5 s on one core for 32x4x4. For one class, give that class's latents and samples.
 
     Raises ValueError for too few samples, shapes that differ, or values that are not finite.
     """
@@ -109,7 +112,7 @@ def measure(z: Tensor, y: Tensor, seed: int = 0) -> Arrival:
 @torch.no_grad()
 def told_by_class(z: Tensor, labels: Tensor, y: Tensor, of: Tensor, seed: int = 0) -> dict[int, dict[str, float]]:
     """{class: {"accuracy", "token_accuracy"}}, as `Arrival` has them, of latents z [n, C, H, W] with labels [n] and
-    samples y [m, C, H, W] of the reference with labels `of` [m]; of classes with at least 64 of both."""
+    samples y [m, C, H, W] of the reference with labels `of` [m]; for classes with at least 64 of both."""
     found = {}
     for label in labels.unique().tolist():
         a, b = z[labels == label].float(), y[of == label].float()
@@ -123,8 +126,9 @@ def told_by_class(z: Tensor, labels: Tensor, y: Tensor, of: Tensor, seed: int = 
 
 @torch.no_grad()
 def told_with_class(z: Tensor, labels: Tensor, y: Tensor, of: Tensor, seed: int = 0) -> dict[str, float]:
-    """{"accuracy", "token_accuracy"}, as `Arrival` has them, of networks that are told the class: for data of so many
-    classes that none has enough to be tested by itself. Arguments as for `told_by_class`. Empty for too few."""
+    """{"accuracy", "token_accuracy"}, as `Arrival` has them, of networks that get the class as an input: for data of so
+    many classes that none has enough latents for a test of its own. Arguments as for `told_by_class`. Empty where z and
+    y have fewer than 8 items of the same classes."""
     if in_common(labels, of) < FEWEST:
         return {}
     return {
@@ -138,11 +142,13 @@ def multiples(z: Tensor, y: Tensor, rng: torch.Generator, slices: int = 64) -> d
     """The figures that decide arrival, fast enough for every tenth update: {"whole", "token", "pair", "told"}.
 
     The first three are sliced W2 distances as multiples of chance ("pair" is missing on a 1x1 grid). "told" is
-    (accuracy - 0.5) / 0.05 of a classifier between tokens of z and of y: 0 is chance; up to 2 (60 %) counts as arrived.
+    (accuracy - 0.5) / 0.05, at least 0, of a classifier between tokens of z and of y: 0 is chance, and up to 2 (60 %)
+    counts as arrived.
 
     z [n, C, H, W], recent latents, for example 1024; y [m, C, H, W], of which the first 2 n are compared and the rest,
-    at least 2, give directions. With fewer vectors a multiple is smaller: for a distance D it is sqrt(1 + D^2 n / c),
-    so 1.1 with 1024 latents is about 1.2 with 2048. Raises ValueError for too few samples.
+    at least 2, give directions. A multiple grows with n: for a squared distance D^2 of the distributions, and chance of
+    mean square c / n, it is about sqrt(1 + D^2 n / c), so 1.1 with 1024 latents is about 1.2 with 2048. Raises
+    ValueError for too few samples.
     """
     z, n = z.float(), len(z)
     if len(y) < 2 * n + 2:
@@ -160,12 +166,12 @@ def multiples(z: Tensor, y: Tensor, rng: torch.Generator, slices: int = 64) -> d
 def details(z: Tensor, y: Tensor, of: tuple[Tensor, Tensor] | None = None, seed: int = 0) -> dict[str, float]:
     """The other figures of `measure`, `told_with_class` and `told_by_class`, fast enough for every hundredth update.
 
-    "energy": energy distance as a multiple of chance. "told_whole": as "told" of `multiples`, of a classifier of whole
+    "energy": as in `Arrival`. "told_whole": as "told" of `multiples`, of a classifier of whole
     latents. With `of`, labels int64 [n] and [m] of z and y, also "told_class" and "told_whole_class", of classifiers
     that get the class as input, and of each class with enough of both "told/CLASS" and "told_whole/CLASS".
 
-    z [n, C, H, W] and y [m, C, H, W], of which the first 2 n are used. The networks take 100 steps, and classes share
-    one, so they find less than those of `measure`.
+    z [n, C, H, W] and y [m, C, H, W], of which the first 2 n are used. The networks train for 100 steps, and classes
+    share one, so they find less than those of `measure`.
     """
     z, n = z.float(), len(z)
     y, other, few = y[:n].to(z), y[n : 2 * n].to(z), slice(NEIGHBOURS)
@@ -183,12 +189,12 @@ def details(z: Tensor, y: Tensor, of: tuple[Tensor, Tensor] | None = None, seed:
 
 
 def _told(accuracy: float) -> float:
-    """0 by chance, and 2 where arrival ends."""
+    """0 at chance, 2 (`NEAR`) at the largest accuracy that counts as arrived."""
     return max(0.0, NEAR * (accuracy - 0.5) / (TOLD - 0.5))
 
 
 def accuracy_of(told: float) -> float:
-    """The accuracy, from 0.5, that `multiples` and `details` tell as `told`."""
+    """The accuracy, at least 0.5, for which `multiples` and `details` give `told`."""
     return 0.5 + told * (TOLD - 0.5) / NEAR
 
 
@@ -202,8 +208,8 @@ def _sliced(
 def distances(
     view: View, z: Tensor, y: Tensor, other: Tensor, rest: Tensor, seed: int, slices: int = SLICES, count: int = VECTORS
 ) -> tuple[Tensor, Tensor]:
-    """Sliced W2 over a view's vectors of latents [n, C, H, W]: (z to y, other to y), along the same directions, random
-    and of pairs in `rest`."""
+    """Sliced W2 over a view's vectors of latents [n, C, H, W]: (z to y, other to y), two scalars, along the same
+    directions: random ones, and differences of vectors of `rest`."""
     rng = torch.Generator().manual_seed(seed)
     vectors = [view(x) for x in (z, y, other)]
     chosen = torch.randperm(len(vectors[0]), generator=rng, device="cpu")[:count].to(z.device)
@@ -229,16 +235,17 @@ def _ratio(distance: Tensor, chance: Tensor) -> float:
 
 
 def effective_rank(x: Tensor) -> float:
-    """exp of the entropy of the shares of variance along the principal directions, of vectors [n, d]."""
+    """exp of the entropy of the shares of variance along the principal directions of vectors x [n, d]: from 1 to d; 1
+    for vectors that are all the same."""
     share = torch.linalg.svdvals(x - x.mean(0)).square()
     share = share / share.sum().clamp_min(1e-30)
     return float(torch.special.entr(share).sum().exp())
 
 
 def mixing(z: Tensor, y: Tensor) -> float:
-    """0.5 - |p - 0.5|, averaged over the sets z [n, d] and y [n, d], where p is the share of a set's vectors whose
-    nearest neighbour is in the other set. In many dimensions the narrower of two sets has everybody's nearest
-    neighbour: p is 0 and 1, and the mixing is 0.
+    """0.5 - |p - 0.5|, averaged over the sets z [n, d] and y [n, d]: from 0 to 0.5. p is the share of a set's vectors
+    whose nearest neighbour is in the other set. In many dimensions all nearest neighbours are in the narrower of two
+    sets: its p is 0, that of the other is 1, and the mixing is 0.
     """
     x = torch.cat([z, y])
     nearest = torch.cdist(x, x).fill_diagonal_(torch.inf).argmin(1)

@@ -17,12 +17,12 @@ def by_class(
     least: int = 2,
     queue: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """sum over classes c of n_c / n distance(z of class c, y of class c), a scalar.
+    """sum over classes c of n_c / n distance(z of class c, y of class c), a scalar; n is the sum of the n_c.
 
-    z [n, ...] with labels int64 [n], y [m, ...] with y_labels int64 [m]. A class may have different numbers of items in
-    z and in y, so `distance` must take sets of different sizes. Classes with fewer than `least` items in z or in y are
-    left out. Raises ValueError where all are. With a queue (latents [k, ...], their labels int64 [k]) the distance is
-    called with those of class c as a third set, which may be empty.
+    z [N, ...] with labels int64 [N], y [m, ...] with y_labels int64 [m]; z has n_c items of class c. Classes with fewer
+    than `least` items in z or in y are left out. A class may have more items in z than in y, so `distance` must take
+    sets of different sizes. With a queue (latents [k, ...], their labels int64 [k]) it is called with those of class c
+    as a third set, which may be empty. Raises ValueError where all classes are left out, or a label is missing.
     """
     for name, x, of in (("labels", labels, z), ("y_labels", y_labels, y)):
         if x.shape != (len(of),):

@@ -14,10 +14,11 @@ def drift(z: Tensor, y: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
 
         V(z_i) = mean of y weighted by k(z_i, y)  -  mean of x weighted by k(z_i, x),   k(a, b) = exp(-|a - b| / h)
 
-    x are the other latents. Both are mean shifts, the gradient of a log-density smoothed by the
-    kernel, so V is 0 where the two sets have the same distribution, and latents that crowd push each other away.
-    Weights are a softmax, so that V does not vanish however far z is from y. `bandwidth` is relative to the mean
-    distance between z and y, so that the kernel's width fits sets that are far apart.
+    x are the latents other than z_i. Minus z_i, the two means are mean shifts: each points to where its set is denser.
+    So V is 0 where both sets are many samples of one distribution, and latents that crowd push each other away. Weights
+    sum to 1, so that V does not vanish however far z is from y. h is `bandwidth` times the mean distance between z and
+    y, so that the kernel fits sets that are far apart. No gradient. Raises ValueError for fewer than 2 vectors in a
+    set, and for a bandwidth that is not above 0.
     """
     require_vectors(z, y, least=2)
     require_positive(bandwidth=bandwidth)
@@ -29,10 +30,11 @@ def drift(z: Tensor, y: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
 
 
 def kernel_drift(z: Tensor, y: Tensor, progress: float = 1.0, bandwidths: tuple[float, float] = (0.5, 0.05)) -> Tensor:
-    """mean |z - stop_grad(z + V(z))|^2 / 2, whose gradient at z_i is -V(z_i) / n; see `drift`.
+    """mean_i |z_i - stop_grad(z_i + V(z_i))|^2 / 2, a scalar, whose gradient at z_i is -V(z_i) / n; see `drift`.
 
     The bandwidth moves geometrically from the first to the second of `bandwidths` as `progress` goes from 0 to 1: wide
-    kernels bring distant latents near, narrow ones see the reference's fine structure.
+    kernels bring distant latents near, narrow ones see the reference's fine structure. Raises ValueError for
+    `progress` outside of 0 to 1, and as `drift`.
     """
     if not 0 <= progress <= 1:
         raise ValueError(f"progress is {progress}; give the share of the run that is done, from 0 to 1")

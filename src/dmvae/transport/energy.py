@@ -10,12 +10,13 @@ from dmvae.transport.sinkhorn import squares
 
 
 def energy_distance(z: Tensor, y: Tensor, unbiased: bool = True) -> Tensor:
-    """2 mean |z - y| - mean |z - z'| - mean |y - y'|.
+    """2 mean |z - y| - mean |z - z'| - mean |y - y'|, a scalar.
 
-    z [n, d], y [m, d]. Between distributions it is 0 if they are equal, and positive otherwise. With
-    `unbiased`, a vector is not compared with itself: two samples of one distribution have expectation 0, and single
-    values may be negative. Without, it is the distance between the two sets, never negative, and 0 for equal sets. Its
-    gradient has a length of order 1 however far z is, so it neither explodes nor vanishes.
+    z [n, d], y [m, d]. Between distributions it is 0 if they are equal, and positive otherwise. With `unbiased`, a
+    vector is not compared with itself: the expectation for two samples of one distribution is 0, and a single value may
+    be negative. Without, it is the distance between the two sets, never negative, and 0 for equal sets. n times the
+    gradient at a vector has a length of order 1 however far z is, so it neither explodes nor vanishes. Raises
+    ValueError for sets of fewer than 2 vectors.
     """
     require_vectors(z, y, least=2)
     y = y.to(z)
@@ -28,8 +29,9 @@ def _among(x: Tensor, unbiased: bool) -> Tensor:
 
 
 def distances(a: Tensor, b: Tensor, same: bool = False) -> Tensor:
-    """Euclidean distances [n, m], with gradient 0 where two vectors are the same. same: b is a, so that no vector has a
-    distance to itself: rounding gives it one, whose root's steep slope makes up to a third of the gradient."""
+    """Euclidean distances [n, m] of a [n, d] and b [m, d], with gradient 0 where two vectors are the same. same: b is
+    a. A vector's squared distance to itself is then set to 0: rounding makes it positive, where the root is so steep
+    that this was up to a third of the gradient."""
     square = squares(a, b)
     if same:
         square = square.masked_fill(torch.eye(len(a), dtype=torch.bool, device=a.device), 0)

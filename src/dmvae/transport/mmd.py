@@ -14,12 +14,13 @@ BANDWIDTHS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
 def mmd(z: Tensor, y: Tensor, bandwidths: Sequence[float] = BANDWIDTHS) -> Tensor:
-    """mean k(z, z') + mean k(y, y') - 2 mean k(z, y).
+    """mean k(z, z') + mean k(y, y') - 2 mean k(z, y), a scalar.
 
     z [n, d], y [m, d]. k is the mean over bandwidths b of 1 / (1 + r / b), r the squared distance divided by its mean
     between samples of y, so that bandwidths mean the same for every reference. Unbiased: a vector is not compared with
-    itself. A Gaussian kernel would give no gradient beyond its widest bandwidth; this inverse multiquadric (Wasserstein
-    autoencoders, arXiv 1711.01558) has longer tails, whose gradient gets small but not zero.
+    itself, so a single value may be negative. A Gaussian kernel has no gradient beyond its widest bandwidth. This
+    inverse multiquadric (Wasserstein autoencoders, arXiv 1711.01558) has longer tails, where the gradient is small but
+    not zero. Raises ValueError for sets of fewer than 2 vectors, and for bandwidths that are none or not above 0.
     """
     require_vectors(z, y, least=2)
     if not bandwidths:

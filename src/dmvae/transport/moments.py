@@ -7,21 +7,22 @@ from torch import Tensor
 from dmvae.transport.checks import require_vectors
 
 FEWEST = 3
-"""Vectors of a set, at least: with two the squared covariance of their distribution cannot be told."""
+"""The fewest vectors of a set: of two there is no unbiased estimate of the squared covariance."""
 
 
 def moment_matching(z: Tensor, y: Tensor) -> Tensor:
     """|m_z - m_y|^2 / d + (U(z) + U(y) - 2 tr S_z S_y) / d, means m and covariances S of z [n, d] and y [m, d].
 
-    The second part is |S_z - S_y|^2, squared Frobenius norm, but for a bias: |S|^2 of n vectors is larger on average
-    than that of their distribution by about (tr S)^2 / (n - 1), as if narrower latents were nearer: with n below d
-    they would shrink to less than 0.7 of the reference's spread. Without bias for normal vectors is
+    A scalar. The second part is an estimate of |S_z - S_y|^2, the squared Frobenius norm, without its bias: |S|^2 of n
+    vectors is larger on average than that of their distribution by about (tr S)^2 / (n - 1), as if narrower latents
+    were nearer; with n below d they would shrink to less than 0.7 of the reference's spread. For normal vectors
 
         U = (n - 1)^2 / ((n - 2) (n + 1)) (|S|^2 - (tr S)^2 / (n - 1))
 
-    (Srivastava, J. Japan Statist. Soc. 35, 2005). The distance is 0 on average between samples of normal distributions
-    of the same mean and covariance, but for the variance of the means, and near it for others, whatever else differs,
-    such as modes or a manifold. Single values may be negative.
+    has no bias (Srivastava, J. Japan Statist. Soc. 35, 2005). Between samples of normal distributions of the same mean
+    and covariance the average is the variance of the means alone; between other distributions of the same moments it is
+    near that, whatever else differs, such as modes. Single values may be negative. Raises ValueError for sets of fewer
+    than 3 vectors.
     """
     require_vectors(z, y, least=FEWEST)
     y, d = y.to(z), z.shape[1]

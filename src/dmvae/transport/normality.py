@@ -16,7 +16,8 @@ def epps_pulley(x: Tensor) -> Tensor:
 
         integral of |phi_n(t) - exp(-t^2 / 2)|^2 exp(-t^2 / 2) dt,  phi_n(t) = mean_j exp(i t x_j)
 
-    by the trapezoidal rule on 17 points of [-5, 5]. 0 where the rows are normal; bounded, with bounded gradient.
+    by the trapezoidal rule on 17 points of [-5, 5]. For many draws of N(0, 1) it goes to 0; value and gradient are
+    bounded.
     """
     t = torch.linspace(-REACH, REACH, POINTS, device=x.device, dtype=x.dtype)
     normal = (-0.5 * t.square()).exp()
@@ -28,20 +29,21 @@ def epps_pulley(x: Tensor) -> Tensor:
 def narrowed(n: int) -> float:
     """The standard deviation s of the normal distribution for which the statistic of n >= 2 draws is least on average.
 
-    A draw is not repelled by itself, so the mean of |phi_n|^2 is (1 - 1 / n) exp(-s^2 t^2) + 1 / n, and that of
-    integral of (|phi_n|^2 - 2 phi_n g) g dt, g = exp(-t^2 / 2), has its minimum at s^2 = (2 - r) / (2 r - 1) with
-    r = (1 - 1 / n)^(-2/3). 1 for many draws, 0.44 for two.
+    The mean of |phi_n|^2 over draws of N(0, s^2) is (1 - 1 / n) exp(-s^2 t^2) + 1 / n, since a draw is compared with
+    itself too. With g = exp(-t^2 / 2) the mean of the integral of (|phi_n|^2 - 2 phi_n g) g dt is then least at s^2 =
+    (2 - r) / (2 r - 1), r = (1 - 1 / n)^(-2/3): s is 1 for many draws, 0.44 for two.
     """
     r = (1 - 1 / n) ** (-2 / 3)
     return float(((2 - r) / (2 * r - 1)) ** 0.5)
 
 
 def normality(z: Tensor, rng: torch.Generator, slices: int = 256, std: float = 1.0) -> Tensor:
-    """mean over random directions u of Epps and Pulley's statistic of z u / std, for vectors z [n, d].
+    """Mean over random unit vectors u of `epps_pulley` of u . z / std, a scalar, for vectors z [n, d].
 
-    A distribution is normal if and only if all of its slices are. No sample of the reference is drawn. The gradient
-    vanishes far from the reference, where the characteristic function oscillates fast: use it near the reference, or on
-    latents of unit scale.
+    A distribution is N(0, std^2 I) if and only if all of its slices are N(0, std^2). No sample of the reference is
+    drawn. The gradient vanishes far from the reference, where the characteristic function oscillates fast: use it near
+    the reference, or on latents of unit scale. Raises ValueError for fewer than 2 vectors, and for a `std` or a number
+    of `slices` that is not above 0.
     """
     if z.ndim != 2 or len(z) < 2:
         raise ValueError(f"z has shape {list(z.shape)}; give two or more vectors [n, d]")

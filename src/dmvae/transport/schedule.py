@@ -8,7 +8,7 @@ from dmvae.transport.checks import require_positive
 
 GAIN = 4.0
 LIMITS = (0.2, 10.0)
-"""Of the ratio."""
+"""Smallest and largest ratio."""
 
 
 def next_ratio(
@@ -20,11 +20,11 @@ def next_ratio(
 ) -> float:
     """ratio * exp(step * clip(4 (multiple - target), -1, 2)), kept within the limits.
 
-    ratio: of the matching loss's gradient to the reconstruction's, at the latents. multiple: the largest of
-    `dmvae.transport.arrival.multiples`. The ratio grows while the distance is above the target and falls below it, so
-    that one setting works for every reference; it grows twice as fast as it falls, since latents that drift away have
-    done so by the time that it is measured, and the stage may end there. The ratio is the only state. Raises ValueError
-    for a ratio, target or limit that is not positive, a multiple that is not finite, or limits in the wrong order.
+    ratio: norm of the matching loss's gradient over that of the reconstruction's, at the latents. multiple: the largest
+    of `dmvae.transport.arrival.multiples`. The ratio grows while the distance is above the target, and falls while it
+    is below, so that one setting works for every reference. It grows up to twice as fast as it falls: a drift away is
+    seen only once it has happened, and the stage may end there. Raises ValueError for a ratio, target, step or limit
+    that is not positive, a multiple that is not finite, or limits in the wrong order.
     """
     low, high = limits
     require_positive(ratio=ratio, target=target, step=step, limits=low)

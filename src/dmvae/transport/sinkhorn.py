@@ -16,11 +16,12 @@ ITERATIONS = 50
 
 
 def plan(cost: Tensor, eps: float, iterations: int = ITERATIONS) -> tuple[Tensor, Tensor]:
-    """The coupling P [n, m] of least sum P cost + eps sum P (log P - 1), rows sum to 1 / n and columns to 1 / m; and
-    the cost of the regularised transport.
+    """The coupling P [n, m] of least sum P cost + eps sum P log(n m P), among those whose rows sum to 1 / n and columns
+    to 1 / m; and that least value, a scalar, from the dual variables.
 
     Sinkhorn's iterations in log space, so that a small eps does not underflow; the last one makes the rows exact. For
-    eps -> 0 and n = m it is 1 / n times the permutation of the assignment problem. eps is in units of the cost.
+    eps -> 0 and n = m, P is 1 / n times the permutation of the assignment problem. cost [n, m]; eps is in its units.
+    Raises ValueError for eps or iterations that are not above 0.
     """
     require_positive(eps=eps, iterations=iterations)
     f, g = potentials(cost, eps, iterations)
@@ -30,10 +31,10 @@ def plan(cost: Tensor, eps: float, iterations: int = ITERATIONS) -> tuple[Tensor
 def potentials(
     cost: Tensor, eps: float, iterations: int = ITERATIONS, start: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The dual variables f [n] and g [m]: sum f / n + sum g / m is the cost of the regularised transport.
+    """The dual variables f [n] and g [m] of `plan`: mean f + mean g is its least value.
 
     Over the first half of the iterations eps falls geometrically from the range of the costs to its value: with a small
-    eps from the start, each iteration would change the potentials by about eps only. With `start`, a g [m] near the
+    eps from the start, each iteration would change the dual variables by about eps only. With `start`, a g [m] near the
     result, eps has its value from the first iteration.
     """
     n, m = cost.shape
@@ -51,9 +52,9 @@ def potentials(
 
 
 def balanced_assignment(costs: Tensor) -> Tensor:
-    """int64 [n], a column for each row of costs [n, m], at most ceil(n / m) rows to a column. Greedy: rows take the
-    cheapest column that has room, and the rows whose second choice costs most more go first. Near the optimum if the
-    prices g of `potentials` were subtracted from the costs."""
+    """int64 [n], a column for each row of costs [n, m], at most ceil(n / m) rows to a column. Greedy: each row takes
+    the cheapest column that has room; rows that would lose most by their second choice go first. Near the optimum where
+    the dual variables g of `potentials` are already subtracted from the costs."""
     n, m = costs.shape
     best = costs.topk(min(2, m), dim=1, largest=False).values
     turn = (best[:, -1] - best[:, 0]).argsort(descending=True, stable=True).tolist()
@@ -71,7 +72,8 @@ def sinkhorn_divergence(z: Tensor, y: Tensor, eps: float = 0.05, iterations: int
     Without the terms OT(z, z) and OT(y, y), latents would shrink towards the means of the samples that they are
     assigned; with them, S is 0 for equal sets and positive for others. Its gradient at z_i is (T_zz(z_i) - T_zy(z_i)) /
     n, where T_zy(z_i) = sum_j P_ij y_j / sum_j P_ij is the mean of the samples that z_i is assigned by the plan P, and
-    T_zz that of the latents. eps is relative to the mean cost of z and y, half their mean squared distance.
+    T_zz(z_i) the same of latents, for the plan of z to itself. eps is relative to the mean of the cost between z and y.
+    Raises ValueError for sets without vectors, and for eps or iterations that are not above 0.
     """
     require_vectors(z, y)
     y = y.to(z)
@@ -90,5 +92,5 @@ def _cost(a: Tensor, b: Tensor, eps: float, iterations: int) -> Tensor:
 
 
 def squares(a: Tensor, b: Tensor) -> Tensor:
-    """Squared distances [n, m]."""
+    """Squared distances [n, m] of a [n, d] and b [m, d]; rounding below 0 is cut off."""
     return (a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T).clamp_min(0)

@@ -22,11 +22,11 @@ MIXED: tuple[Along, ...] = ("random", "reference", "gap")
 def sliced_wasserstein(
     z: Tensor, y: Tensor, rng: torch.Generator, slices: int = 256, along: Sequence[Along] = MIXED
 ) -> Tensor:
-    """mean over directions u of W2^2(u.z, u.y).
+    """Mean over directions u of W2^2(u . z, u . y), a scalar: the square of the sliced Wasserstein distance.
 
     `along` are kinds of `directions`, in equal shares. Directions made of samples use a random eighth of y and, for
     "gap", of z. That eighth is then not compared: a sample lies far out along a direction made from itself, which would
-    look like a difference.
+    look like a difference. Raises ValueError for sets of fewer than 2 vectors, and for fewer slices than kinds.
     """
     require_vectors(z, y, least=2)
     whole = y.to(z)
@@ -46,10 +46,11 @@ def _hold_out(x: Tensor, rng: torch.Generator, some: bool) -> tuple[Tensor, Tens
 
 
 def wasserstein_1d(a: Tensor, b: Tensor) -> Tensor:
-    """W2^2 of rows a [s, n] and b [s, m], [s], exactly, for any n and m: integral of (Q_a(p) - Q_b(p))^2 over p.
+    """[s], W2^2 of each row of a [s, n] and the same row of b [s, m], exactly, for any n and m: the integral over p
+    from 0 to 1 of (Q_a(p) - Q_b(p))^2, Q the quantile functions.
 
-    Q_a is a_(i) on ((i - 1) / n, i / n). With c_i the mean of Q_b there, the integral is
-    mean (a_(i) - c_i)^2 + mean b^2 - mean c^2, and its gradient (2 / n) (a_(i) - c_i).
+    Q_a is a_(i), the i-th smallest, on ((i - 1) / n, i / n). With c_i the mean of Q_b there, the integral is
+    mean (a_(i) - c_i)^2 + mean b^2 - mean c^2, and its gradient at a_(i) is (2 / n) (a_(i) - c_i).
     """
     a, b = a.sort(1).values, b.sort(1).values
     c = b if a.shape == b.shape else _quantile_means(b, a.shape[1])
@@ -72,11 +73,13 @@ def directions(
 ) -> Tensor:
     """Unit vectors [slices, d], in equal shares of the kinds:
 
-    random      uniform on the sphere: all directions have their say, each little of it where d is large
-    reference   between two samples of y: where the reference varies, its modes above all
+    random      uniform on the sphere: every direction counts, but a single one for little where d is large
+    reference   from one vector of y to another: where the reference varies, above all between its modes
     gap         from a vector of z to one of y: where the two differ
-    principal   eigenvectors of y's covariance, drawn with probability proportional to their variance; that of the
-                `whole` [k, d], where y is a small part of it
+    principal   eigenvectors of a covariance, drawn with probability proportional to their variance: of `whole` [k, d],
+                of which y may be a small part; else of y
+
+    Raises ValueError for an unknown kind, and for fewer slices than kinds.
     """
     if slices < len(along) or not along:
         raise ValueError(

@@ -12,11 +12,11 @@ from torch import Tensor
 
 WIDTH, STEPS, BATCH, RATE, DECAY = 128, 300, 256, 3e-3, 1e-2
 LOUD = 3.0
-"""Input of an item's class, in standard deviations of the vectors: one of many inputs, and it matters to all."""
+"""Size of the input that tells the class, in standard deviations of the vectors: large, as it is one of many inputs."""
 FEWEST = 8
-"""Items of each set at least."""
+"""Items that each set needs."""
 LEAST = 16
-"""Held-out items of a class, in each set, without which its accuracy is no more than chance."""
+"""Held-out items of a class that each set needs; the accuracy on fewer would be chance."""
 
 
 def two_sample_accuracy(a: Tensor, b: Tensor, seed: int = 0, steps: int | None = None) -> float:
@@ -27,7 +27,7 @@ def two_sample_accuracy(a: Tensor, b: Tensor, seed: int = 0, steps: int | None =
     Three quarters of the items are for training and the rest for testing; the vectors of one item stay together. The
     network (two hidden layers of 128) and its training (300 steps of AdamW, or `steps`) are fixed. The result is a
     function of data and seed; torch's global random state is not used. Raises ValueError for fewer than 8 items in a
-    set.
+    set, and for vectors of different shapes.
     """
     right, _ = _held_out((a, b), None, seed, steps)
     return _accuracy(right)
@@ -36,12 +36,13 @@ def two_sample_accuracy(a: Tensor, b: Tensor, seed: int = 0, steps: int | None =
 def accuracy_with_class(
     a: Tensor, b: Tensor, of: tuple[Tensor, Tensor], seed: int = 0, steps: int | None = None
 ) -> tuple[float, dict[int, float]]:
-    """The accuracy of such a classifier that is told the class of every item, and {class: accuracy} of those classes
-    with at least 16 items of both sets held out. `of` holds the labels, int64 [n], of a and of b.
+    """`two_sample_accuracy` of a classifier that also gets the class of every item, and {class: accuracy} of the
+    classes with at least 16 held-out items in each set. `of` holds the labels, int64 [n], of a and of b.
 
-    So it sees sets that are alike as a whole and differ class by class, however many classes there are. It costs what
-    the test without classes does, and sees less of each than a network of its own. Both sets have equally many of each
-    class in it: how often a class occurs would tell them apart."""
+    It finds sets that are alike as a whole and differ class by class, however many classes there are. It costs as much
+    as the test without classes, and finds less in a class than a network for that class alone. The same number of items
+    of each class is taken from both sets, since class frequencies would tell them apart. Raises ValueError for fewer
+    than 8 items in common (`in_common`)."""
     chosen = [some_of_each(labels, _in_both(*of), seed) for labels in of]
     pick = lambda pair: (pair[0][chosen[0]], pair[1][chosen[1]])
     right, kinds = _held_out(pick((a, b)), pick(of), seed, steps)
@@ -54,8 +55,8 @@ def accuracy_with_class(
 
 
 def in_common(a: Tensor, b: Tensor) -> int:
-    """How many items of each class two sets with these labels have both, all classes together: what
-    `accuracy_with_class` uses."""
+    """Sum over classes of the number of items that both sets, with labels a [n] and b [m], have of it: what
+    `accuracy_with_class` uses of each."""
     return sum(_in_both(a, b).values())
 
 
@@ -66,8 +67,8 @@ def _in_both(a: Tensor, b: Tensor) -> dict[int, int]:
 
 
 def some_of_each(labels: Tensor, counts: Mapping[int, int], seed: int) -> Tensor:
-    """int64, ascending: of each class so many of the items with labels int64 [n], chosen by the seed; all that it has,
-    where these are fewer."""
+    """int64, ascending: indices of items with labels int64 [n], `counts[class]` of each class, chosen by the seed; all
+    of a class that has fewer."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed), device="cpu")
     found = labels.cpu()[order]
     return torch.cat([order[found == label][:count] for label, count in counts.items()] or [order[:0]]).sort().values
@@ -89,7 +90,7 @@ def _held_out(
             f"the sets have shapes {list(a.shape)} and {list(b.shape)}; give [n, k, d] of equal k and d, with at least "
             "8 items in each"
         )
-    # The network's weights are changed in place: autocast would go on with the copies that it has cast at first.
+    # Weights are updated in place, and autocast would go on with the copies that it has cast before.
     with torch.inference_mode(False), torch.autocast("cpu", enabled=False):
         rng = torch.Generator().manual_seed(seed)
         orders = [torch.randperm(len(x), generator=rng, device="cpu")[:n] for x in sets]
@@ -134,8 +135,8 @@ def _train(x: Tensor, kinds: Tensor, classes: int, rng: torch.Generator, steps: 
 
 
 def _network(x: Tensor, kinds: Tensor, weights: list[Tensor]) -> Tensor:
-    """[..., d] and classes [...] -> logits [...]. The rows of the first weights past the d-th are the classes', as if
-    each were one more input, which is `LOUD` or nothing."""
+    """[..., d] and classes [...] -> logits [...]. Rows of the first weights after the d-th belong to the classes, as if
+    each class were one more input, `LOUD` for items of it and 0 for others."""
     w1, b1, w2, b2, w3, b3 = weights
     d = x.shape[-1]
     h = x @ w1[:d] + b1

@@ -16,6 +16,7 @@ from torch import Tensor
 from dmvae.runtime.precision import full_precision
 
 View = Callable[[Tensor], Tensor]
+"""Latents [n, C, H, W] -> vectors [k, d]."""
 
 
 def whole(z: Tensor) -> Tensor:
@@ -24,7 +25,7 @@ def whole(z: Tensor) -> Tensor:
 
 
 def tokens(z: Tensor) -> Tensor:
-    """[n, C, H, W] -> [n H W, C]: a vector per place, those of one latent beside each other."""
+    """[n, C, H, W] -> [n H W, C]: a vector per place, row by row, one latent after the other."""
     _require_latents(z)
     return z.flatten(2).transpose(1, 2).flatten(0, 1)
 

@@ -19,13 +19,13 @@ from dmvae.registry import Registered, close, is_ours, names, nearest
 from dmvae.runtime.hashing import code_of, content_of
 from dmvae.runtime.precision import exact, full_precision
 
-# Convolution kernels are chosen by batch size and round differently, so networks only ever see this many images at
-# once: then an image's features do not depend on how a caller cuts its batches.
+# Convolution kernels are chosen by batch size and round differently. So networks always see this many images at once,
+# and an image's features do not depend on the caller's batches.
 CHUNK = 32
 RESIZE = "antialiased bicubic (torch)"
-"""How `Extractor.prepare` resizes: it names kept features, so it must change with what is done there."""
+"""How `Extractor.prepare` resizes. It is part of the key of kept features: change it when you change that method."""
 POOL, LOGITS, SPATIAL = "pool", "logits", "spatial"
-"""Heads: the vector an image that every extractor has and distances are taken in, and those that Inception adds."""
+"""Heads: the vector of an image that every extractor gives, for distances; and two that Inception adds."""
 
 
 class Extractor(nn.Module):
@@ -34,8 +34,8 @@ class Extractor(nn.Module):
     `network` maps float images [CHUNK, 3, r, r], resized to `resolution` (None: left as they are) and normalised
     as (x / 255 - mean) / std, to features [CHUNK, dim]. A network with further outputs names them, with their
     widths, in `more`: it then returns all outputs concatenated, [CHUNK, dim + ...], and `heads` splits them.
-    `name` and `weights` (a hash) go into manifests, and so does `code`, which `extractor_of` sets. Raises ValueError
-    for images of another type or shape.
+    `name`, `weights` (a hash) and `code` (set by `extractor_of`) go into manifests. Raises ValueError for images of
+    another type or shape.
     """
 
     mean: Tensor
@@ -62,7 +62,7 @@ class Extractor(nn.Module):
         self.register_buffer("std", 255 * torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def train(self, mode: bool = True) -> Extractor:
-        """The network stays in evaluation mode, whatever module the extractor is a part of."""
+        """The network stays in evaluation mode, also if the extractor is part of a module that trains."""
         super().train(mode)
         self.network.eval()
         return self
@@ -90,7 +90,7 @@ class Extractor(nn.Module):
         return x.contiguous(memory_format=torch.channels_last)
 
     def manifest(self) -> Values:
-        """What changes the numbers that are taken in these features."""
+        """Everything that changes the numbers measured in these features."""
         prepared = {
             "resolution": self.resolution,
             "resize": "none" if self.resolution is None else RESIZE,
@@ -102,8 +102,8 @@ class Extractor(nn.Module):
 
 
 def in_chunks(network: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """network(*inputs), rows [n, ...] of every input, on the network's device, so that a row depends neither on n nor
-    on the precision that is switched on around it: always CHUNK of them, padded, in float32."""
+    """network(*inputs) for inputs of rows [n, ...], on their device: always CHUNK rows at a time, padded, in float32.
+    So a row depends neither on n nor on an autocast around the call."""
     cudnn = torch.backends.cudnn
     before = cudnn.benchmark, cudnn.deterministic
     cudnn.benchmark, cudnn.deterministic = False, True
@@ -117,7 +117,7 @@ def in_chunks(network: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 
 
 def padded(x: Tensor) -> Tensor:
-    """Up to CHUNK rows [n, ...], with zeros up to CHUNK."""
+    """Rows [n, ...], n <= CHUNK -> [CHUNK, ...], padded with zeros."""
     return F.pad(x, (0, 0) * (x.ndim - 1) + (0, CHUNK - len(x)))
 
 
@@ -129,7 +129,7 @@ class FeaturesConfig(Registered):
 
     @property
     def name(self) -> str:
-        """What the names of metrics carry: everything that changes the numbers."""
+        """The name that metrics carry: it contains everything that changes the numbers."""
         raise NotImplementedError
 
     def build(self) -> Extractor:
@@ -138,8 +138,8 @@ class FeaturesConfig(Registered):
 
 
 def extractor_of(config: FeaturesConfig) -> Extractor:
-    """What `build` returns. Where the class is not ours, its code and files name kept features too: after an edit the
-    features are others."""
+    """What `build` returns. For a class that is not ours, its code and files count for kept features too: after an edit
+    they are computed anew."""
     extractor = config.build()
     if not is_ours(type(config)):
         extractor.code = code_of(type(config)) + content_of(config)

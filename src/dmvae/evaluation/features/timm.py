@@ -29,7 +29,7 @@ class TimmFeatures(FeaturesConfig):
     resolution: Pixels = 224
     """Images are resized to this height and width, pixels."""
     pretrained: bool = True
-    """Public weights; random ones, always the same, otherwise."""
+    """true: public weights; false: random ones, always the same."""
     weights: Path | None = None
     """A file of weights for the model; null takes timm's, from the hub or its cache."""
 
@@ -45,11 +45,11 @@ class TimmFeatures(FeaturesConfig):
         if not timm.is_model(self.model):
             raise ValueError(f"timm has no model {self.model!r}{nearest_model(self.model)}")
         if self.weights is not None and not self.weights.is_file():
-            raise ValueError(f"features {self.model}: no weights at {self.weights}")
+            raise ValueError(f"features {self.model}: no weights at {self.weights}; name a file that is there")
         published = self.pretrained and self.weights is None
         try:
             with torch.random.fork_rng(devices=[]), hub() if published else nullcontext():
-                torch.default_generator.manual_seed(0)  # random weights, too, are one network under one name
+                torch.default_generator.manual_seed(0)  # random weights must be the same each time, as the name is
                 network = timm.create_model(self.model, pretrained=published, num_classes=0)
         except Exception as error:  # no network: each version of the hub client has a class of its own
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Features of a tokenizer's encoder: a judge of your own, which need not have learnt anybody's classes."""
+"""Features of a tokenizer's encoder: your own measure, which need not have learnt ImageNet's classes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ FILES = ("config.json", "diffusion_pytorch_model.safetensors")
 @register("tokenizer")
 @dataclass(frozen=True, kw_only=True)
 class TokenizerFeatures(FeaturesConfig):
-    """Features of a trained tokenizer's encoder, averaged over places: of one that stage `encoder` has trained without
-    labels on images like yours, say, where ImageNet's classes mean little, or as a judge that knows none of them."""
+    """Features of a trained tokenizer's encoder, averaged over positions. Useful where ImageNet's classes mean little:
+    the stage `encoder` trains one without labels on images like yours."""
 
     weights: Path
     """Folder of the tokenizer, such as RUN/VARIANT/tokenizer/autoencoder."""
     resolution: Pixels = 64
-    """Images are resized to this height and width, pixels; what the encoder was trained on is best."""
+    """Images are resized to this height and width, pixels; best is the size that the encoder was trained on."""
 
     @property
     def name(self) -> str:
@@ -58,7 +58,7 @@ class TokenizerFeatures(FeaturesConfig):
 
 
 class Pooled(nn.Module):
-    """images [n, 3, r, r] in [-1, 1] -> features [n, d], means over places; `channels`: of the encoder's images."""
+    """Images [n, 3, r, r] in [-1, 1] -> features [n, d], means over positions. channels: of the encoder's images."""
 
     def __init__(self, encoder: nn.Module, channels: int) -> None:
         super().__init__()

@@ -1,5 +1,5 @@
-"""Metrics: one file each. A metric measures pairs of images, sets of their features, or latents, and says what its
-figures are called wherever they are shown."""
+"""Metrics: one file each. A metric measures pairs of images, sets of features, or latents, and gives the titles of its
+figures."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch import Tensor
 
 from dmvae.evaluation.feature_set import FeatureSet
 from dmvae.evaluation.scores import Figure, Scores
-from dmvae.registry import Registered, find, names, nearest
+from dmvae.registry import Registered, find, is_ours, names, nearest
 
 __all__ = ["Figure", "Latents", "Metric", "Scores", "Sets", "figures", "metrics_of", "unit_of"]
 T = TypeVar("T")
 
 INCEPTION = "inception"
-"""The features' name where the weights are the published ones."""
+"""The name of Inception's features with the published weights."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,14 @@ class Sets:
     real: FeatureSet
     fake: FeatureSet
     prefix: str = ""
-    """Stands before the names of distances: "r" of reconstructions, "g" of generated images, "gr" of generated ones
+    """Comes before the names of distances: "r" for reconstructions, "g" for generated images, "gr" for generated images
     against reconstructions."""
     train: FeatureSet | None = None
+    """The training images, for memorisation."""
     device: torch.device | None = None
-    """Where distances between rows are to be computed; None for where the rows are."""
+    """Where distances between rows are computed; None: where the rows are."""
     shared: bool = False
-    """Whether all ranks measure this, and so can divide such distances among them (`evaluation/rows.py`)."""
+    """Whether all ranks measure the same sets, and so can divide distances among them (`evaluation/rows.py`)."""
 
     @property
     def features(self) -> str:
@@ -45,25 +46,25 @@ class Sets:
 
     @property
     def labelled(self) -> bool:
-        """Whether both know their classes, and there are several."""
+        """Whether both sets have labels, and more than one class."""
         real, fake = self.real.labels, self.fake.labels
         return real is not None and fake is not None and bool(real.any())
 
 
 @dataclass(frozen=True)
 class Latents:
-    """Latents of the training and the test images, normalised per channel, [n, C, H, W] and [m, C, H, W], and their
-    labels."""
+    """Latents of the training images [n, C, H, W] and the test images [m, C, H, W], normalised per channel, and their
+    labels, int64 [n] and [m]."""
 
     train: Tensor
     train_labels: Tensor
     test: Tensor
     test_labels: Tensor
     neighbours: int
-    """k of what looks at neighbours."""
+    """k, the number of neighbours."""
     device: torch.device | None = None
     shared: bool = False
-    """As of `Sets`."""
+    """As in `Sets`."""
 
     def vectors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(training vectors [n, C H W], their labels, those of the test images), on the device."""
@@ -72,33 +73,33 @@ class Latents:
 
 
 class Metric(Registered):
-    """One metric; `type` is its name in `evaluate.metrics`. Subclasses define whichever of the three they measure.
-    Every rank calls them: of sets and latents with the same ones, of pairs with its own."""
+    """One metric; `type` is its name in `evaluate.metrics`. Subclasses define `sets`, `pairs` or `latents`, or several.
+    All ranks call these: with the same sets and latents, and each with pairs of its own."""
 
     required: ClassVar[tuple[str, ...]] = ("sets|pairs|latents",)
 
     figures: ClassVar[tuple[Figure, ...]] = ()
-    """What is shown of it, in order."""
+    """The figures that tables show, in order."""
     always: ClassVar[bool] = False
     """Whether the stage `evaluate` measures it without being asked."""
     of_reconstructions: ClassVar[bool] = False
-    """Whether it is also taken of the set of reconstructions, and not of generated images alone."""
+    """Whether it is also measured for reconstructions, not only for generated images."""
 
     def sets(self, sets: Sets) -> Scores:
-        """Figures of two sets, under their full names, which carry the features' name; nothing where the sets do not
-        allow it."""
+        """Figures of two sets, by their full names, which contain the features' name; none if the sets do not allow
+        it."""
         return Scores()
 
     def pairs(self, a: Tensor, b: Tensor) -> dict[str, Tensor]:
-        """Figures [n] of each pair of images, uint8 [n, c, h, w], under their names."""
+        """Name -> figures [n] of the n pairs of images, uint8 [n, c, h, w] each."""
         return {}
 
     def latents(self, latents: Latents) -> dict[str, float]:
-        """Figures of latents, under their names."""
+        """Name -> figure of the latents."""
         return {}
 
     def short(self, prefix: str, features: str) -> dict[str, str]:
-        """Short name -> full name of what `sets` finds with this prefix: how the table finds its figures."""
+        """Short name in tables -> full name, of the figures that `sets` gives with this prefix."""
         return {figure.key: f"{figure.key}_{features}" for figure in self.figures} if prefix == "g" else {}
 
 
@@ -108,7 +109,7 @@ def of_sets(metric: type[Metric]) -> bool:
 
 
 def metrics_of(chosen: Sequence[str]) -> list[Metric]:
-    """The metrics of these names. Raises ValueError for one that there is none of."""
+    """The metrics of these names. Raises ValueError for an unknown name."""
     known = names(Metric)
     for name in chosen:
         if name not in known:
@@ -134,17 +135,25 @@ def measured_latents(metric: Metric, latents: Latents) -> dict[str, float]:
 
 
 def measured_sets(metric: Metric, sets: Sets) -> Scores:
-    """`metric.sets(sets)`. Raises ValueError for anything but Scores of numbers."""
+    """`metric.sets(sets)`, with a warning where no table will show what a plugin's gives. Raises ValueError for
+    anything but Scores of numbers."""
     found: object = metric.sets(sets)
     if not isinstance(found, Scores):
         told = type(found).__name__
         raise ValueError(f"metric {metric.type!r}: sets returned {told}; give Scores({{name: number}})")
     found.metrics = _numbers(metric, "sets returned Scores of", found.metrics, "numbers")
+    shown = metric.short(sets.prefix, sets.features).values()
+    if not is_ours(type(metric)) and shown and found.metrics and found.metrics.keys().isdisjoint(shown):
+        warnings.warn(
+            f"metric {metric.type!r}: sets gives {', '.join(found.metrics)}, and short names {', '.join(shown)}: no "
+            "table shows it",
+            stacklevel=2,
+        )
     return found
 
 
 def _numbers(metric: Metric, what: str, found: object, wanted: str) -> dict[str, float]:
-    """Python's own floats of any kind of number, which files and tables take."""
+    """The numbers as Python floats, for files and tables. Raises ValueError for anything else."""
     values = list(found.values()) if isinstance(found, dict) else [found]
     if not (isinstance(found, dict) and all(isinstance(x, Real) for x in values)):
         told = ", ".join(type(x).__name__ for x in values)
@@ -153,7 +162,7 @@ def _numbers(metric: Metric, what: str, found: object, wanted: str) -> dict[str,
 
 
 def _shown(metric: Metric, found: dict[str, T]) -> dict[str, T]:
-    """What a metric found, with a warning of what no table will show."""
+    """`found`, with a warning for each name that is none of the metric's figures."""
     known = [figure.key for figure in metric.figures]
     for name in (name for name in found if name not in known):
         warnings.warn(
@@ -165,8 +174,8 @@ def _shown(metric: Metric, found: dict[str, T]) -> dict[str, T]:
 
 
 def figures() -> dict[str, Figure]:
-    """The figures of all metrics, plugins' too, by key. Raises ValueError for a key that two metrics have, and for a
-    name in tables that two figures have."""
+    """Key -> figure, of all metrics, plugins' too. Raises ValueError where two metrics have the same key, or two
+    figures the same heading in tables."""
     found: dict[str, Figure] = {}
     for metric in (find(Metric, name) for name in names(Metric)):
         if taken := [figure.key for figure in metric.figures if figure.key in found]:
@@ -184,7 +193,7 @@ def figures() -> dict[str, Figure]:
 
 
 def unit_of(name: str) -> Figure | None:
-    """The figure whose unit a full name has, such as coverage of "coverage_X" and agreement of "agreement-real_X"; None
-    for those that tables do not know."""
+    """The figure that gives the unit of a full name: coverage for "coverage_X", agreement for "agreement-real_X"; None
+    for names that tables do not know."""
     known, stem = figures(), name.partition("_")[0]
     return next((known[key] for key in (name, stem, stem.partition("-")[0]) if key in known), None)

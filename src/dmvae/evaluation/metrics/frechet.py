@@ -24,7 +24,7 @@ class Frechet(Metric):
             -1,
             "{:.4g}",
             "Frechet distance from generated images to reconstructed test images: both went through the decoder, so "
-            "what is left is the generator's part",
+            "only the generator's errors are left",
         ),
     )
 
@@ -39,12 +39,12 @@ class Frechet(Metric):
 
 
 def frechet_name(prefix: str, features: str, what: str = "") -> str:
-    """fid is a name for the published Inception's features alone."""
+    """The full name of a Frechet distance: "fid" only for the published Inception's features, else "fd"."""
     return f"{prefix}{'fid' if features == INCEPTION else 'fd'}{what}_{features}"
 
 
 def distances(features: str) -> str:
-    """What the distances of a table are, for its title."""
+    """What a table's distances are, for its title."""
     return "FID" if features == INCEPTION else f"Frechet distances on {features} features (not FID)"
 
 

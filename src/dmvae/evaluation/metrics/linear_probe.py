@@ -1,4 +1,4 @@
-"""Metric `linear_probe`: what a linear classifier of the latents gets right."""
+"""Metric `linear_probe`: how often a linear classifier of the latents is right."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from dmvae.registry import register
 class LinearProbe(Metric):
     always = True
     figures = (
-        Figure("linear_probe", "linear probe", "%", 1, "{:.1f}", "share of test latents that a linear map classifies"),
+        Figure("linear_probe", "linear probe", "%", 1, "{:.1f}", "share of test latents that a linear map gets right"),
     )
 
     def latents(self, latents: Latents) -> dict[str, float]:
         if len(latents.train_labels.unique()) < 2:
-            return {}  # of one class all are right
+            return {}  # with one class, all are right
         return {"linear_probe": linear_probe(*latents.vectors())}

@@ -18,7 +18,7 @@ class Manifold(Metric):
     figures = (
         Figure("precision", "precision", "%", 1, "{:.1f}", "share of samples that lie among the test images"),
         Figure("recall", "recall", "%", 1, "{:.1f}", "share of test images that lie among the samples"),
-        Figure("density", "density", "", 1, "{:.3f}", "like precision, and less moved by outliers; it can exceed 1"),
+        Figure("density", "density", "", 1, "{:.3f}", "like precision, but less affected by outliers; can exceed 1"),
         Figure("coverage", "coverage", "%", 1, "{:.1f}", "share of test images with a sample near them"),
         Figure(
             "agreement",
@@ -26,7 +26,7 @@ class Manifold(Metric):
             "%",
             1,
             "{:.1f}",
-            "of the five test images nearest to a sample, the share of the class that it was asked to be; distances, "
+            "share of the five test images nearest to a sample that are of the class that was asked for; distances, "
             "precision, recall, density and coverage do not look at classes",
         ),
     )
@@ -37,8 +37,8 @@ class Manifold(Metric):
             return scores
         if FEW > min(len(real), len(fake)) > NEIGHBOURS:
             warnings.warn(
-                f"precision, recall, density and coverage of {len(fake)} images beside {len(real)}: an image's "
-                f"{NEIGHBOURS} nearest are many of so few, and sets look alike that are not; take {FEW} or more",
+                f"precision, recall, density and coverage of {len(fake)} images beside {len(real)}: with so few, the "
+                f"{NEIGHBOURS} nearest of an image reach far, and different sets look alike; take {FEW} or more",
                 stacklevel=4,
             )
         x, y = real.to(device=sets.device), fake.to(device=sets.device)
@@ -50,7 +50,7 @@ class Manifold(Metric):
             assert of is not None
             assert asked is not None
             values["agreement"] = agreement_values(x, of, y, asked, NEIGHBOURS, shared=sets.shared)
-            # the real ones, each among the others
+            # for comparison: each real image among the others
             neighbours = nearest(x, k=NEIGHBOURS, shared=sets.shared)[1].to(of.device)
             values["agreement-real"] = (of[neighbours] == of[:, None]).double().mean(1)
         scores.add_means({f"{name}_{sets.features}": value for name, value in values.items()})

@@ -1,4 +1,4 @@
-"""Metric `memorisation`: how much nearer to the training images samples are than test images."""
+"""Metric `memorisation`: how much nearer samples are to the training images than test images are."""
 
 from __future__ import annotations
 

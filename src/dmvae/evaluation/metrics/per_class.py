@@ -29,8 +29,8 @@ class PerClass(Metric):
 
 
 def per_class(real: FeatureSet, fake: FeatureSet, name: str) -> Scores:
-    """The Frechet distance within each class that has at least 2 images on both sides, and the mean over those. Classes
-    are small and its bias large: compare it only with distances of as many images."""
+    """The Frechet distance within each class that has at least 2 images in both sets, and the mean over these. Classes
+    are small, so the bias is large: compare only distances of equally many images."""
     assert real.pool is not None
     assert fake.pool is not None
     assert real.labels is not None

@@ -18,7 +18,7 @@ class InceptionScore(Metric):
             "",
             1,
             "{:.4g}",
-            "Inception Score: each image of one class, all of many",
+            "Inception Score: high if each image is of one class, and all are of many",
         ),
     )
 

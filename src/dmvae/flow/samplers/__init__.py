@@ -42,8 +42,7 @@ class SamplerConfig:
     guidance_interval: tuple[Share, Share] = (0.0, 1.0)
     """The range of times, in [0, 1], in which guidance is used."""
     guidance_channels: Width | None = added(None)
-    """The first channels of the latents, in which alone guidance acts; the others have the velocity with the label
-    alone. LightningDiT guides 3 of 32. null is all."""
+    """Number of channels, from the first, in which guidance acts; LightningDiT guides 3 of 32. null is all."""
 
     def __post_init__(self) -> None:
         if self.method not in names(Sampler):
@@ -77,7 +76,7 @@ class Sampling(SamplerConfig):
     guidance: float = 1.0
     """Guidance scale; 1 is none."""
     guide: Velocity | None = None
-    """A weaker network for autoguidance; None: classifier-free, by the same network's velocity without a label."""
+    """A weaker network for autoguidance; None is classifier-free guidance."""
     evaluated: Callable[[Tensor], None] | None = None
     """Told at the end how often each image's velocity was asked for, int64 [b]."""
 

@@ -13,12 +13,12 @@ from dmvae.registry import register
 
 
 class ODESampler(Sampler):
-    """Steps z <- z + dt * slope, of which subclasses define the slope."""
+    """Steps z <- z + dt * slope; subclasses define the slope."""
 
     ignores = ("last_step", "last_step_kind", "diffusion", "atol", "rtol")
 
     def slope(self, velocity: Velocity, z_t: Tensor, t0: float, t1: float, labels: Tensor) -> Tensor:
-        """The mean velocity between times t0 and t1, [b, C, H, W]."""
+        """An estimate of the mean velocity between times t0 and t1: [b, C, H, W]."""
         raise NotImplementedError
 
     def trajectory(
@@ -37,7 +37,7 @@ class ODESampler(Sampler):
 
 @register("euler")
 class Euler(ODESampler):
-    """One call of the network a step."""
+    """The velocity at the start of a step; one call of the network."""
 
     def slope(self, velocity: Velocity, z_t: Tensor, t0: float, t1: float, labels: Tensor) -> Tensor:
         return velocity(z_t, at(t0, z_t), labels)
@@ -45,7 +45,7 @@ class Euler(ODESampler):
 
 @register("midpoint")
 class Midpoint(ODESampler):
-    """The velocity half a step on; two calls a step."""
+    """The velocity in the middle of a step, reached by half an Euler step; two calls of the network."""
 
     def slope(self, velocity: Velocity, z_t: Tensor, t0: float, t1: float, labels: Tensor) -> Tensor:
         half = 0.5 * (t1 - t0)
@@ -55,7 +55,7 @@ class Midpoint(ODESampler):
 
 @register("heun")
 class Heun(ODESampler):
-    """The mean of the velocities at both ends of an Euler step; two calls a step."""
+    """The mean of the velocities at both ends of an Euler step; two calls of the network."""
 
     def slope(self, velocity: Velocity, z_t: Tensor, t0: float, t1: float, labels: Tensor) -> Tensor:
         v0 = velocity(z_t, at(t0, z_t), labels)

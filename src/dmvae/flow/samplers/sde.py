@@ -36,9 +36,9 @@ def sde_drift(velocity: Tensor, z_t: Tensor, t: Tensor, diffusion: str = "sigma"
 
 @register("sde")
 class EulerMaruyama(Sampler):
-    """The grid runs to 1 - last_step; a final step of that size goes without noise, because the score diverges at
-    t = 1: along the drift ("mean"), or along the velocity alone ("euler"), which ends at the denoised estimate. SiT's
-    last step "Tweedie" is "euler" on this path."""
+    """Euler-Maruyama steps to time 1 - last_step, then one step of that size without noise, because the score diverges
+    at t = 1: along the drift ("mean"), or along the velocity alone ("euler"), which ends at the denoised estimate.
+    SiT's last step "Tweedie" is "euler" on this path."""
 
     ignores = ("atol", "rtol")
 

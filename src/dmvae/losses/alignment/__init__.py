@@ -20,7 +20,7 @@ from dmvae.runtime.random import Random
 
 @dataclass(frozen=True, kw_only=True)
 class AlignmentConfig(Registered):
-    """Alignment of the latents to the self-supervised or public features of an encoder that stays frozen."""
+    """Alignment of the latents to the features of a frozen encoder."""
 
     required: ClassVar[tuple[str, ...]] = ("projection", "losses")
     unnamed: ClassVar[str] = "pointwise"
@@ -42,7 +42,8 @@ class AlignmentConfig(Registered):
         return 1
 
     def projection(self, latent_shape: tuple[int, int, int], num_classes: int, width: int) -> nn.Module:
-        """The network that trains along, for latents (C, H, W) and features of F = `width` channels."""
+        """The network that trains along, for latents (C, H, W) and features of F = `width` channels; `nn.Identity()`
+        where nothing has to be learned."""
         raise NotImplementedError
 
     def losses(
@@ -51,3 +52,21 @@ class AlignmentConfig(Registered):
         """(scalar whose gradient at z moves the tokenizer, unweighted; scalar that trains the projection; figures to
         log). labels: int64 [n]."""
         raise NotImplementedError
+
+
+def as_promised(name: str, given: object) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """`given` as what `losses` returns, checked. Raises ValueError, naming the alignment, which may be a plugin's."""
+    what = f"tokenizer.alignment: {name!r} gives"
+    if not isinstance(given, tuple) or len(given) != 3:
+        told = f"{len(given)} values" if isinstance(given, tuple) else f"a {type(given).__name__}"
+        raise ValueError(f"{what} {told}; give three: loss for the latents, loss for the projection, figures to log")
+    loss, own, log = given
+    for whose, found in (("latents", loss), ("projection", own)):
+        if not isinstance(found, Tensor) or found.ndim:
+            told = f"of shape {list(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+            raise ValueError(f"{what} a loss for the {whose} that is {told}; give a scalar tensor, such as its mean")
+    if not loss.requires_grad:
+        raise ValueError(f"{what} a loss for the latents that does not depend on them; is it detached?")
+    if not isinstance(log, dict):
+        raise ValueError(f"{what} figures that are a {type(log).__name__}; give a dict, {{}} for none")
+    return loss, own, log

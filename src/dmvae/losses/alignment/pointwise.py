@@ -21,7 +21,7 @@ from dmvae.runtime.random import Random
 @register("pointwise")
 @dataclass(frozen=True, kw_only=True)
 class Pointwise(AlignmentConfig):
-    """Each latent vector to the feature vector at its place."""
+    """Each latent vector is pulled towards the feature vector at its place."""
 
     kind: Literal["vf", "l2"] = "vf"
     """"vf": cosine and distance-matrix losses with margins (VA-VAE, arXiv 2501.01423). "l2": mean squared
@@ -29,10 +29,10 @@ class Pointwise(AlignmentConfig):
     m1: Annotated[float, Range(0, 2)] = 0.5
     """Margin of the cosine loss: a cosine of 1 - m1 is close enough."""
     m2: Annotated[float, Range(0, 2)] = 0.25
-    """Margin of the distance-matrix loss: so large a difference of two cosines is small enough."""
+    """Margin of the distance-matrix loss: a difference of m2 between two cosines is small enough."""
 
     def identity(self, values: Values) -> Values:
-        """It was the only alignment once, and had no `type`."""
+        """Without `type`: it was the only alignment once, and its fingerprints stay valid."""
         return {name: value for name, value in values.items() if name != "type"}
 
     def projection(self, latent_shape: tuple[int, int, int], num_classes: int, width: int) -> nn.Module:
@@ -42,7 +42,7 @@ class Pointwise(AlignmentConfig):
     def losses(
         self, projection: nn.Module, z: Tensor, labels: Tensor, features: Tensor, rng: Random
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """One loss for both."""
+        """The same loss for latents and projection."""
         projected = projection(z).float()
         if self.kind == "l2":
             loss = F.mse_loss(projected, features)
@@ -54,17 +54,19 @@ class Pointwise(AlignmentConfig):
 
 
 def marginal_cosine(projected: Tensor, features: Tensor, margin: float) -> Tensor:
-    """mean over images and places of max(0, 1 - margin - cos(z', f)): a scalar (arXiv 2501.01423, eq. 3)."""
+    """Mean over images and places of max(0, 1 - margin - cos(z', f)): a scalar (arXiv 2501.01423, eq. 3). Both are
+    [n, F, H, W]."""
     return F.relu(1 - margin - F.cosine_similarity(projected, features, dim=1)).mean()
 
 
 def marginal_distance(z: Tensor, features: Tensor, margin: float) -> Tensor:
-    """mean over images and pairs i, j of an image's places of max(0, |cos(z_i, z_j) - cos(f_i, f_j)| - margin): a
-    scalar (arXiv 2501.01423, eq. 4). It compares two geometries, so z and f may differ in width and orientation."""
+    """Mean over images and all pairs i, j of an image's places of max(0, |cos(z_i, z_j) - cos(f_i, f_j)| - margin): a
+    scalar (arXiv 2501.01423, eq. 4). z [n, C, H, W], f [n, F, H, W]: only angles within each are compared, so C and F
+    may differ."""
     return F.relu((cosines(z) - cosines(features)).abs() - margin).mean()
 
 
 def cosines(x_bchw: Tensor) -> Tensor:
-    """Cosine of every two of an image's N = H * W vectors: [n, C, H, W] -> [n, N, N]."""
+    """Cosines of all pairs of an image's N = H * W vectors: [n, C, H, W] -> [n, N, N]."""
     unit_bnc = F.normalize(x_bchw.flatten(2), dim=1).transpose(1, 2)
     return unit_bnc @ unit_bnc.transpose(1, 2)

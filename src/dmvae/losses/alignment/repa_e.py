@@ -1,9 +1,10 @@
-"""Alignment `repa_e`: the features are those that a generator's hidden tokens point to (REPA-E, arXiv 2504.10483).
+"""Alignment `repa_e`: hidden tokens of a flow model on the latents are aligned to the features (REPA-E, arXiv
+2504.10483).
 
-A flow model trains along on the latents, as REPA (arXiv 2410.06940) trains one: by flow matching, and with tokens from
-inside it aligned to the frozen encoder's features of the image without noise. The tokenizer follows the second loss
-only, through the flow model's first blocks: by the first it would make latents that are easy to denoise because they
-say nothing.
+A flow model trains along on the latents, as in REPA (arXiv 2410.06940): by flow matching, and by aligning tokens from
+inside it to the frozen encoder's features of the image without noise. The tokenizer follows the alignment only, through
+the flow model's first blocks: by the flow loss it would learn latents that are easy to denoise because they carry no
+information.
 
     h [n, F, h, w] = projector(tokens of v(z_t, t, label) behind block `depth`)
     alignment = mean(1 - cos(h, f))                       moves the tokenizer, by `weight`
@@ -36,8 +37,8 @@ from dmvae.runtime.random import Random
 @register("repa_e")
 @dataclass(frozen=True, kw_only=True)
 class RepaE(AlignmentConfig):
-    """Through a flow model that trains along: REPA-E. Times and noise are the same in both losses, so one pass of the
-    flow model serves them."""
+    """Through a flow model that trains along: REPA-E. Both losses have the same times and noise, so one pass of the
+    flow model is enough."""
 
     weight: Weight = 1.5
     """Weight of the alignment loss in the tokenizer's; 1.5 is REPA-E's."""
@@ -84,7 +85,7 @@ class RepaE(AlignmentConfig):
 
 
 class FlowProjection(Model):
-    """A flow model on normalised latents, and the way from its tokens to the features.
+    """A flow model on normalised latents, and the projector from its tokens to the features.
 
     network: what `LightningDiT` takes. depth: blocks behind which tokens are taken. hidden: the projector's inner
     channels. width: F, those of the features.
@@ -97,7 +98,7 @@ class FlowProjection(Model):
     def __init__(self, *, network: Values, depth: int, hidden: int, width: int):
         super().__init__()
         self.flow = LightningDiT(**network)
-        # Latents move, and the flow model is to see them with mean 0 and spread 1 at every step.
+        # Latents change, and the flow model must see mean 0 and standard deviation 1 at every step.
         self.norm = BatchNorm2d(network["in_channels"], affine=False)
         self.projector = Projector(width=self.flow.config.width, hidden=hidden, out=width)
 

@@ -1,4 +1,4 @@
-"""Discriminators: one file each. They tell images from reconstructions, and the decoder learns to deceive them."""
+"""Discriminators: one file each. They distinguish images from reconstructions; the decoder learns to deceive them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dmvae.ranges import Rate, Share, Weight
 from dmvae.registry import Registered
 
 DiscriminatorClass = type[Discriminator]
-"""Under a name, for in a registered class `type` is the word that recipes know it by."""
+"""An alias, because in the body of a registered class `type` is the class attribute, not the builtin."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +27,8 @@ class AdversarialConfig(Registered):
     weight: Weight = 0.5
     """Generator term's weight; 0 trains no discriminator."""
     adaptive: bool = configs.added(True)
-    """Multiply `weight` by the adaptive one of VQGAN (arXiv 2012.09841), the ratio of the gradients' norms of
-    reconstruction and adversary at the decoder's last layer. false: `weight` as it stands; REPA-E has 0.1."""
+    """Multiply `weight` by VQGAN's adaptive weight (arXiv 2012.09841): the norm of the reconstruction's gradient over
+    that of the adversary's, at the decoder's last layer. false: `weight` as it stands; REPA-E has 0.1."""
     start: Share = 0.5
     """Share of the tokenizer stage after which the adversary joins; later stages have it from their start."""
     learn_from: Share | None = configs.added(None)
@@ -37,7 +37,8 @@ class AdversarialConfig(Registered):
     augment: bool = True
     """Differentiable augmentation of what the discriminator sees (arXiv 2006.10738)."""
     consistency: Weight = 0.0
-    """Weight of the squared difference between its answers with and without augmentation (arXiv 2002.04724)."""
+    """Weight of the mean squared difference of its logits with and without augmentation, of images and reconstructions
+    (balanced consistency, arXiv 2002.04724)."""
     learning_rate: Rate | None = None
     """The discriminator's learning rate; null is the stage's."""
 
@@ -49,18 +50,19 @@ class AdversarialConfig(Registered):
             raise ValueError(f"learn_from: {later}, from which the decoder has to deceive it; give at most that")
 
     def learns(self, step: int, steps: int) -> bool:
-        """Whether the discriminator trains in that step, of so many, of the stage that `start` is about."""
+        """Whether the discriminator trains in a step, from 0, of the `steps` steps of the stage that `start` is a share
+        of."""
         return step >= (self.start if self.learn_from is None else self.learn_from) * steps
 
     def acts(self, step: int, steps: int) -> bool:
-        """Whether the decoder has to deceive it there."""
+        """Whether the adversarial loss trains the decoder in that step."""
         return step >= self.start * steps
 
     def missing(self) -> list[str]:
-        """What `build(pretrained=True)` would have to fetch, or lacks, for a dry run to tell."""
+        """What `build(pretrained=True)` would have to download, or lacks, for a dry run to print."""
         return []
 
     def build(self, *, size: int, channels: int, pretrained: bool = False) -> Discriminator:
-        """The network for images [n, channels, size, size], with random weights where it trains; with `pretrained`,
-        with public ones where it does not."""
+        """The network for images [n, channels, size, size], with random weights. With `pretrained` its parts that never
+        train have their public weights."""
         raise NotImplementedError

@@ -1,7 +1,7 @@
 """Discriminator `features`: small heads on a frozen encoder's features, as in StyleGAN-T (arXiv 2301.09515) and RAE
 (arXiv 2510.11690, with DINO-S/8).
 
-What a patch looks like is told by a network that knows images already; only the heads learn.
+A network that already knows images describes each patch; only the heads learn.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class FeatureGAN(Discriminator):
     """A head of spectrally normalised convolutions on each level of a frozen encoder's features.
 
     encoder: its config as a mapping, `{"type": "timm", ...}`. image_size, in_channels: of the images. width: channels
-    of a head. layers: its 3x3 convolutions.
+    of a head. layers: its 3x3 convolutions. Raises ValueError for an encoder that does not take such images.
     """
 
     frozen_parts = ("frozen",)
@@ -42,7 +42,7 @@ class FeatureGAN(Discriminator):
         try:
             with torch.no_grad():
                 found = levels(self.frozen, torch.zeros(1, in_channels, image_size, image_size))
-        except (AssertionError, RuntimeError, TypeError) as error:  # networks say it each in a way of its own
+        except (AssertionError, RuntimeError, TypeError) as error:  # each network refuses a size in its own way
             raise ValueError(
                 f"encoder: {config.type!r} cannot be run on images of {image_size} pixels: {error}; give "
                 "another encoder, or one with another patch_size"
@@ -50,10 +50,10 @@ class FeatureGAN(Discriminator):
         self.heads = nn.ModuleList(head(features.shape[1], width, layers) for features in found)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [n, c, h, w] in [-1, 1] -> logits [n, levels, h', w'], h' w' being the finest level's places."""
+        """x [n, c, h, w] in [-1, 1] -> logits [n, levels, h', w'], on the grid h' w' of the finest level."""
         seen = levels(self.frozen, x)
-        with full_precision(x):  # a spectral norm's power iteration rounds badly, and heads are small
-            # Of length sqrt(channels) everywhere: levels and encoders differ in scale.
+        with full_precision(x):  # bf16 spoils a spectral norm's power iteration, and heads are small
+            # Length sqrt(channels) at every place, because levels and encoders differ in scale.
             units = [F.normalize(level.float(), dim=1) * level.shape[1] ** 0.5 for level in seen]
             logits = [layers(unit) for unit, layers in zip(units, self.heads, strict=True)]
         finest = max((answer.shape[-2:] for answer in logits), key=lambda size: size[0] * size[1])
@@ -72,12 +72,13 @@ def head(channels: int, width: int, layers: int) -> nn.Sequential:
 @register("features")
 @dataclass(frozen=True, kw_only=True)
 class FeatureGANConfig(AdversarialConfig):
-    """Heads on the features of a frozen encoder, at several of its depths where it gives them: as RAE's."""
+    """Heads on the features of a frozen encoder, at several of its depths where it gives them: after StyleGAN-T and
+    RAE, with plainer heads."""
 
     network: ClassVar[DiscriminatorClass] = FeatureGAN
 
     encoder: EncoderConfig
-    """The encoder, with its public weights. Let it be another than the one that judges the samples."""
+    """The encoder, with its public weights. Use another network than the one that judges the samples."""
     width: Width = 64
     """Channels of a head."""
     layers: Annotated[int, Range(0, 8)] = 1

@@ -1,4 +1,4 @@
-"""Discriminator `patchgan`: convolutions on pixels, from nothing (pix2pix, arXiv 1611.07004)."""
+"""Discriminator `patchgan`: convolutions on pixels, trained from scratch (pix2pix, arXiv 1611.07004)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class PatchGANConfig(AdversarialConfig):
     """"batch", over all ranks, is the published one; "group" depends on no other image."""
 
     def identity(self, values: Values) -> Values:
-        """It was the only discriminator once, and had no `type`."""
+        """Without `type`: it was the only discriminator once, and its fingerprints stay valid."""
         return {name: value for name, value in values.items() if name != "type"}
 
     def build(self, *, size: int, channels: int, pretrained: bool = False) -> PatchGAN:

@@ -1,0 +1,138 @@
+"""What is there already, of killed runs, damaged or of another tokenizer, when `dmvae encode` and `decode` begin."""
+
+import json
+import tarfile
+
+import numpy as np
+import pytest
+from codec import complaint, decode, encode
+
+from dmvae import Autoencoder
+from dmvae.runtime.files import locked
+
+
+def test_latents_of_another_precision_are_not_kept(images, tokenizer, tmp_path, capsys):
+    encode(images, tokenizer, tmp_path / "z", "--precision", "bfloat16")
+    told = complaint(capsys, encode, images, tokenizer, tmp_path / "z", "--precision", "float32")
+    assert "holds latents that were encoded with another precision;" in told
+    plan = json.loads((tmp_path / "z/encode.json").read_text())
+    assert plan.pop("precision") == "bfloat16"
+    (tmp_path / "z/encode.json").write_text(json.dumps(plan))  # as an older version left it
+    encode(images, tokenizer, tmp_path / "z", "--precision", "float32")
+
+
+def test_a_second_call_counts_as_the_first_one_did(images, tokenizer, tmp_path, capsys):
+    (images / "dog/bad.png").write_bytes(b"no image")
+    with pytest.warns(UserWarning, match="left out"):
+        encode(images, tokenizer, tmp_path / "z", "--shard-size", "2")
+    assert "5 images in 3 files below" in (first := capsys.readouterr().out)
+    encode(images, tokenizer, tmp_path / "z", "--shard-size", "2")
+    second = capsys.readouterr().out
+    assert f"5 images in 3 files below {tmp_path / 'z'} (5 of them from before); 1 could not be read" in second
+    assert "; 1 could not be read and were left out" in first
+    for told in ("5 images below {}\n", "5 images below {} (5 of them from before)\n"):
+        decode(tmp_path / "z", tokenizer, tmp_path / "back")
+        assert told.format(tmp_path / "back") in capsys.readouterr().out
+
+
+def test_damaged_files_are_named(images, tokenizer, tmp_path, capsys):
+    encode(images, tokenizer, tmp_path / "z")
+    encode(images, tokenizer, tmp_path / "tar", "--format", "webdataset")
+    np.save(tmp_path / "whole.npy", np.zeros((2, 3, 4, 4), np.float32))
+    tarfile.open(tmp_path / "empty.tar", "w").close()
+    files = [tmp_path / "empty.tar"]
+    for source in (
+        tmp_path / "z/latents-00000.safetensors",
+        tmp_path / "tar/latents-00000.tar",
+        tmp_path / "whole.npy",
+    ):
+        whole = source.read_bytes()
+        for size in (0, 40, 600 if source.suffix == ".tar" else len(whole) - 9):
+            files.append(tmp_path / f"{size}{source.suffix}")
+            files[-1].write_bytes(whole[:size])
+    capsys.readouterr()
+    for file in files:
+        assert f"{file}: no latents that can be read: " in complaint(capsys, decode, file, tokenizer, tmp_path / "y")
+
+
+def test_what_is_there_is_kept_and_what_is_not_is_made(images, tokenizer, tmp_path):
+    encode(images, tokenizer, tmp_path / "z", "--shard-size", "2")
+    first, second = sorted((tmp_path / "z").glob("*.safetensors"))[:2]
+    before = first.stat().st_mtime_ns
+    second.unlink()
+    encode(images, tokenizer, tmp_path / "z", "--shard-size", "2")
+    assert second.exists()
+    assert first.stat().st_mtime_ns == before
+
+
+def test_what_a_killed_run_left_is_removed_and_not_decoded(images, tokenizer, tmp_path):
+    out = tmp_path / "z"
+    out.mkdir()
+    (out / "latents-00000.safetensors.12.part").touch()  # as it was written once, and as it is
+    (out / "latents-00001.safetensors.13.part").mkdir()
+    (out / "mine.part").touch()
+    encode(images, tokenizer, out)
+    assert sorted(p.name for p in out.iterdir()) == ["encode.json", "latents-00000.safetensors", "mine.part"]
+    (out / "latents-00001.safetensors.14.part").mkdir()
+    decode(out, tokenizer, tmp_path / "back")
+    assert len(list((tmp_path / "back").rglob("*.png"))) == 5
+    (tmp_path / "back/cat/x.png.15.part").mkdir()
+    (tmp_path / "back/mine.part").touch()
+    decode(out, tokenizer, tmp_path / "back")
+    assert [p.name for p in (tmp_path / "back").rglob("*.part")] == ["mine.part"]
+
+
+@pytest.mark.parametrize("form", ["safetensors", "webdataset"])
+@pytest.mark.parametrize("harm", ["cut", "flip"])
+def test_a_damaged_shard_is_named_and_encoded_anew(images, tokenizer, tmp_path, capsys, form, harm):
+    encode(images, tokenizer, tmp_path / "z", "--format", form)
+    (shard,) = (tmp_path / "z").glob("latents-*")
+    good = shard.read_bytes()
+    place = good.index(b"NUMPY") + 200 if form == "webdataset" else len(good) - 30
+    shard.write_bytes(good[:600] if harm == "cut" else good[:place] + bytes([good[place] ^ 4]) + good[place + 1 :])
+    capsys.readouterr()
+    assert f"{shard}: no latents that can be read" in complaint(capsys, decode, shard, tokenizer, tmp_path / "y")
+    with pytest.warns(UserWarning, match=f"{shard.name} is encoded anew"):
+        encode(images, tokenizer, tmp_path / "z", "--format", form)
+    decode(shard, tokenizer, tmp_path / "back")
+    assert len(list((tmp_path / "back").rglob("*.png"))) == 5
+
+
+def test_an_image_changed_in_place_is_seen(images, tokenizer, tmp_path, capsys):
+    encode(images, tokenizer, tmp_path / "z")
+    data = bytearray((images / "cat/b.png").read_bytes())
+    data[200] ^= 1
+    (images / "cat/b.png").write_bytes(data)
+    assert "other images" in complaint(capsys, encode, images, tokenizer, tmp_path / "z")
+
+
+def test_samples_of_a_posterior_and_its_means_are_not_kept_together(images, tokenizer, tmp_path, capsys):
+    drawn = Autoencoder.from_pretrained(tokenizer)
+    drawn.drawn = True
+    drawn.save_pretrained(tmp_path / "drawn")
+    encode(images, tokenizer, tmp_path / "z")
+    told = complaint(capsys, encode, images, tmp_path / "drawn", tmp_path / "z")
+    assert "latents that were encoded with another spread about their means" in told
+
+
+def test_a_plan_that_cannot_be_read_is_named(images, tokenizer, tmp_path, capsys):
+    encode(images, tokenizer, tmp_path / "z")
+    for text in ("", "3", "[" * 5000):
+        (tmp_path / "z/encode.json").write_text(text)
+        assert "encode.json cannot be read" in complaint(capsys, encode, images, tokenizer, tmp_path / "z")
+
+
+def test_two_processes_do_not_encode_into_one_folder(images, tokenizer, tmp_path, capsys):
+    (tmp_path / "z").mkdir()
+    with locked(tmp_path / "z"):
+        assert "another process" in complaint(capsys, encode, images, tokenizer, tmp_path / "z")
+    encode(images, tokenizer, tmp_path / "z")
+    (tmp_path / "back").mkdir()
+    with locked(tmp_path / "back"):
+        assert "another process" in complaint(capsys, decode, tmp_path / "z", tokenizer, tmp_path / "back")
+
+
+def test_latents_of_another_type_are_not_kept(images, tokenizer, tmp_path, capsys):
+    encode(images, tokenizer, tmp_path / "z")
+    told = complaint(capsys, encode, images, tokenizer, tmp_path / "z", "--dtype", "float16")
+    assert "holds latents that were encoded with another dtype;" in told

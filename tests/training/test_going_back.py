@@ -1,0 +1,255 @@
+"""A training that is not well goes back once with smaller rates, and stops the second time."""
+
+import json
+import math
+import os
+import re
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+
+import tiny
+from dmvae.inputs import kept_steps
+from dmvae.runtime.signals import Interrupted
+from dmvae.stages.matching import MatchingStage, MatchingTraining
+from dmvae.training import loop
+from dmvae.training.logging import read_figures
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A folder whose run has all that matching reads."""
+    folder = tmp_path_factory.mktemp("health")
+    tiny.run(write(folder), until="reference")
+    return folder
+
+
+def write(folder, **over):
+    values = {"steps": 16, "student_steps": 1, "weight": 0.1, **over}
+    return tiny.write(folder, variants={"main": {}}, **{f"matching__{name}": value for name, value in values.items()})
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Two steps are judged together, and trouble shows within four."""
+    monkeypatch.setattr(loop, "WINDOW", 2)
+    monkeypatch.setattr(loop, "LOOKBACK", 4)
+
+
+def scales(monkeypatch, factor, *, once, cut=None):
+    """From step 8 on, latents are scaled at every step; with `once`, until the training has gone back. At the step
+    `cut` the power goes."""
+    updates = MatchingStage.updates
+
+    def scaled(self, networks, batch, rng):
+        if batch.step == cut:
+            raise RuntimeError("power cut")
+        back = (self.inputs.out / loop.ROLLED_BACK).exists()
+        if batch.step >= 8 and not (once and back):
+            with torch.no_grad():
+                for p in list(networks.autoencoder.bottleneck.parameters())[-2:]:
+                    p.mul_(factor)
+                networks.autoencoder.latent_mean.mul_(factor)
+        yield from updates(self, networks, batch, rng)
+
+    monkeypatch.setattr(MatchingStage, "updates", scaled)
+
+
+def done(folder):
+    return json.loads((folder / "run/main/matching/done.json").read_text())
+
+
+@pytest.mark.parametrize("every", [1, 7, 100])
+def test_a_loss_that_is_not_finite_counts_from_its_step(prepared, quick, monkeypatch, every):
+    updates = MatchingStage.updates
+
+    def breaks(self, networks, batch, rng):
+        for update in updates(self, networks, batch, rng):
+            ill = batch.step == 11 and not (self.inputs.out / loop.ROLLED_BACK).exists()
+            yield replace(update, loss=update.loss * (math.nan if ill else 1.0))
+
+    monkeypatch.setattr(MatchingStage, "updates", breaks)
+    over = {"run__log_every": every, "run__save_every": 5, "matching__weight": 0.17 + every / 1000}
+    values = {"matching__steps": 16, "matching__student_steps": 1} | over
+    tiny.run(tiny.write(prepared, variants={"main": {}}, **values), only="matching")
+    assert re.match("step (11|12): .*it goes back to step 5, with all", done(prepared)["rolled_back"])
+
+
+def test_latents_that_collapse_once_are_taken_back(prepared, quick, monkeypatch, capsys):
+    scales(monkeypatch, 0.2, once=True)
+    tiny.run(write(prepared, weight=0.11), only="matching")
+    facts, out = done(prepared), capsys.readouterr().out
+    assert facts["steps"] == 16
+    for told in (facts["rolled_back"], out):
+        assert "the latents have collapsed" in told
+        assert "it goes back to step 6, with all learning rates times 0.25. So that" in " ".join(told.split())
+        assert "lower matching.weight or matching.learning_rate" in " ".join(told.split())
+    log = (prepared / "run/main/matching/log.jsonl").read_text().splitlines()
+    steps = [json.loads(row)["step"] for row in log]
+    assert steps == sorted(set(steps))
+    assert json.loads(log[-1])["health/spread"] > 0.2
+
+
+def test_snapshots_of_what_is_taken_back_go_too(prepared, quick, monkeypatch):
+    scales(monkeypatch, 0.2, once=True)
+    rolled_back, found = loop._rolled_back, []
+
+    def going_back(stage, *asked):
+        there = kept_steps(stage.inputs.out)
+        trainer = rolled_back(stage, *asked)
+        found.append((there, kept_steps(stage.inputs.out)))
+        return trainer
+
+    monkeypatch.setattr(loop, "_rolled_back", going_back)
+    tiny.run(write(prepared, weight=0.15, keep_at=[5, 8, 10]), only="matching")
+    assert found == [([5, 8, 10], [5])]
+    assert kept_steps(prepared / "run/main/matching") == [5, 8, 10]
+
+
+def test_latents_that_shrink_are_told_and_not_taken_back(prepared, quick, monkeypatch, capsys):
+    scales(monkeypatch, 0.88, once=False)
+    tiny.run(write(prepared, weight=0.14), only="matching")
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("warning: the latents have shrunk") == 1
+    assert "raise matching.student_steps" in said
+    assert "rolled_back" not in done(prepared)
+
+
+def test_killed_before_and_after_it_went_back_it_ends_the_same(prepared, quick, monkeypatch):
+    """It goes back at step 12, from 6 on."""
+    path, found = write(prepared, weight=0.12), []
+    for cuts in ((), (11, 13)):
+        for cut in cuts:
+            with monkeypatch.context() as patch:
+                scales(patch, 0.2, once=True, cut=cut)
+                with pytest.raises(RuntimeError, match="power cut"):
+                    tiny.run(path, only="matching")
+        with monkeypatch.context() as patch:
+            scales(patch, 0.2, once=True)
+            tiny.run(path, only="matching")
+        assert "step 12: " in done(prepared)["rolled_back"]
+        found.append(tiny.weights(prepared / "run"))
+        for name in ("done.json", loop.ROLLED_BACK):
+            (prepared / "run/main/matching" / name).unlink()
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+
+
+def test_it_goes_back_as_far_where_it_is_noticed_late(prepared, quick, monkeypatch):
+    """Two windows are out of bounds by step 12, from which it goes back past 9; a row of the log may come later."""
+    scales(monkeypatch, 0.2, once=True)
+    found = []
+    for every in (2, 100):
+        path = tiny.write(
+            prepared,
+            variants={"main": {}},
+            run__log_every=every,
+            run__save_every=9,
+            matching__steps=16,
+            matching__student_steps=1,
+            matching__weight=0.13,
+        )
+        tiny.run(path, only="matching")
+        assert "step 12: " in done(prepared)["rolled_back"]
+        assert "it goes back to step 0" in done(prepared)["rolled_back"]
+        found.append(tiny.weights(prepared / "run"))
+        for name in ("done.json", loop.ROLLED_BACK):
+            (prepared / "run/main/matching" / name).unlink()
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+
+
+def test_a_signal_that_comes_with_trouble_stops_it_once_it_has_gone_back(prepared, quick, monkeypatch):
+    advance = loop.Trainer.advance
+
+    def troubled(trainer, batch, figures):
+        last = advance(trainer, batch, figures)
+        if trainer.step == 12 and not trainer.slowed:
+            os.kill(os.getpid(), signal.SIGTERM)
+            figures.add({"loss": torch.tensor(math.nan)})
+        return last
+
+    path = write(prepared, weight=0.18)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Trainer, "advance", troubled)
+        with pytest.raises(Interrupted):
+            tiny.run(path, only="matching")
+    folder = prepared / "run/main/matching"
+    assert (folder / loop.ROLLED_BACK).exists()
+    assert not (folder / "done.json").exists()
+    tiny.run(path, only="matching")
+    assert "rolled_back" in done(prepared)
+
+
+@pytest.mark.parametrize(
+    ("factor", "over", "message"),
+    [
+        (0.2, {}, "the latents have collapsed.*although it went back before.*lower matching.weight"),
+        (1.25, {"student_learning_rate": 0.0}, "student does not keep up.*of tokenizer times.*raise matching.stud"),
+        (1.0, {"learning_rate": 1e3, "warmup": 0}, "matching: .*although it went back before.*lower"),
+        (0.2, {"learning_rate": 0.0}, "the latents have collapsed: [^(]*; from the same settings it always will"),
+    ],
+)
+def test_what_does_not_get_well_is_an_error_the_second_time(prepared, quick, monkeypatch, factor, over, message):
+    scales(monkeypatch, factor, once=False)
+    with pytest.raises(FloatingPointError, match=message):
+        tiny.run(write(prepared, steps=30, **over), only="matching")
+
+
+def test_what_is_not_finite_is_not_saved_where_a_batch_is_waited_for(prepared, monkeypatch):
+    """Ctrl-C between two rows of the log, after a weight has become NaN or a gradient's norm has overflowed."""
+
+    class Interrupting:
+        def __init__(self, data):
+            self.data = data
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            if not self.left:
+                raise KeyboardInterrupt
+            self.left -= 1
+            return next(self.data)
+
+        def close(self):
+            self.data.close()
+
+    batches, advance = loop.batches, loop.Trainer.advance
+
+    def poisoned(trainer, *given):
+        with monkeypatch.context() as patch:
+            if trainer.step == 1 and Interrupting.poison == "norm":
+                patch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_, **__: torch.tensor(math.inf))
+            last = advance(trainer, *given)
+        if trainer.step == 3 and Interrupting.poison == "weight":
+            next(trainer.networks.autoencoder.parameters()).data.fill_(float("nan"))
+        return last
+
+    monkeypatch.setattr(loop, "batches", lambda *given: Interrupting(batches(*given)))
+    monkeypatch.setattr(loop.Trainer, "advance", poisoned)
+    own = {"steps": 16, "student_steps": 1, "weight": 0.17}
+    own = {f"matching__{name}": value for name, value in own.items()}
+    path = tiny.write(prepared, variants={"main": {}}, run__save_every=100, run__log_every=100, **own)
+    for left, poison in ((3, "weight"), (3, "norm"), (3, None), (0, None), (2, None)):
+        Interrupting.left, Interrupting.poison = left, poison
+        with pytest.raises(KeyboardInterrupt) as stop:
+            tiny.run(path, only="matching")
+        assert isinstance(stop.value, Interrupted) == (poison is None), "which says that the state was saved"
+        assert bool(list(prepared.glob("run/main/matching/checkpoints/step-*"))) == (poison is None)
+    rows = read_figures(prepared / "run/main/matching/log.jsonl")
+    assert [row["step"] for row in rows] == [3, 5], "none for no step"
+    assert all("student/loss" in row for row in rows)
+
+
+def test_a_training_that_is_well_is_the_same_without(prepared, quick):
+    found = []
+    for rollback in (True, False):
+        tiny.run(write(prepared, rollback=rollback), only="matching")
+        assert "rolled_back" not in done(prepared)
+        found.append({name: value for name, value in tiny.weights(prepared / "run").items() if "/matching/" in name})
+    assert found[0].keys() == found[1].keys() != set()
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+    assert MatchingTraining(steps=1).rollback
