@@ -16,7 +16,10 @@ from diffusers.utils import logging
 from safetensors.torch import load_file
 
 from dmvae import DMVAEPipeline
+from dmvae import config as configs
 from dmvae.datasets.pixels import to_uint8
+from dmvae.interop.pipeline import drawing
+from dmvae.stages.sample import SampleConfig
 
 
 def main() -> None:
@@ -27,10 +30,8 @@ def main() -> None:
     for needed in ("recipe.yaml", "sample/done.json", "pipeline/model_index.json"):
         if not (folder / needed).is_file():
             parser.error(f"no {folder / needed}; give RUN/VARIANT of a run that has ended")
-    sample = yaml.safe_load((folder / "recipe.yaml").read_text())["sample"]
-    if sample["method"] != "euler":
-        parser.error(f"its samples were drawn by {sample['method']}, and a pipeline takes Euler steps")
-    scale = sample["guidance"][0]
+    sample = configs.read(SampleConfig, yaml.safe_load((folder / "recipe.yaml").read_text())["sample"], "sample")
+    scale = sample.guidance[0]
     shard = load_file(folder / f"sample/guidance-{scale:g}/samples-00000.safetensors")
     pipeline = DMVAEPipeline.from_pretrained(folder / "pipeline")
     pipeline.set_progress_bar_config(disable=True)
@@ -39,12 +40,9 @@ def main() -> None:
         images = pipeline(
             shard["labels"].tolist(),
             generator=[torch.Generator().manual_seed(seed) for seed in shard["seeds"].tolist()],
-            num_inference_steps=sample["steps"],
             guidance_scale=scale,
-            guidance_interval=tuple(sample["guidance_interval"]),
-            guidance_channels=sample.get("guidance_channels"),
-            time_shift=sample["time_shift"],
             output_type="pt",
+            **drawing(sample),
         ).images
     apart = (to_uint8(images * 2 - 1).int() - shard["images"].int()).abs()
     count = f"{int((apart > 0).sum())} of {apart.numel()} values differ"

@@ -57,6 +57,19 @@ def write(folder, **variants):
         ),
         ({"matching.objective.ratio_width": 64}, "matching.objective.ratio_width: 64 changes nothing"),
         ({"sample.last_step": 0.1}, "sample.last_step: 0.1 changes nothing: it only acts with sample.method: sde"),
+        (
+            {"sample.diffusion": "sbdm"},
+            "sample.diffusion changes nothing: it only acts with sample.method: sde",
+        ),
+        ({"sample.rtol": 0.1}, "sample.rtol: 0.1 changes nothing: it only acts with sample.method: dopri5"),
+        (
+            {"sample.method": "dopri5", "sample.time_shift": 2.0},
+            "sample.time_shift: 2.0 changes nothing: sample.method: dopri5 chooses its times",
+        ),
+        (
+            {"sample.method": "sde", "sample.last_step": 0.0, "sample.last_step_kind": "euler"},
+            "sample.last_step_kind changes nothing: it only acts with sample.method: sde and a last",
+        ),
         ({"sample.guidance_interval": [0.2, 0.5]}, "sample.guidance_interval: [0.2, 0.5] changes nothing"),
         ({"sample.guidance_channels": 2}, "sample.guidance_channels: 2 changes nothing: a guidance scale of 1 guides"),
         (
@@ -191,7 +204,8 @@ def test_what_nothing_reads_is_told(tmp_path, given, told):
         ({"matching.target": 1.2}, {"matching.until": "arrived"}),
         ({"matching.objective.ratio_width": 64}, {"matching.objective.divergence": "forward_kl"}),
         ({"matching.model.width": 48}, {"reference.distribution": {"type": "gaussian"}}),
-        ({"sample.last_step": 0.1}, {"sample.method": "sde"}),
+        ({"sample.last_step": 0.1, "sample.diffusion": "sbdm"}, {"sample.method": "sde"}),
+        ({"sample.rtol": 0.1}, {"sample.method": "dopri5"}),
         ({"sample.guidance_interval": [0.2, 0.5]}, {"sample.guidance": [1.0, 2.0]}),
         ({"sample.guidance_channels": 2}, {"sample.guidance": [1.0, 2.0]}),
         ({"generator.model": {"width": 48, "heads": 3}}, {}),

@@ -155,6 +155,11 @@ def _of_one_density(recipe: Recipe, place: str) -> bool:
     return getattr(part(recipe, place), "divergence", None) == "reverse_kl"
 
 
+def _unread(recipe: Recipe, name: str) -> bool:
+    """Whether the sampler does not read a field."""
+    return name in recipe.section("sample").unread()
+
+
 def _unguided(recipe: Recipe, place: str) -> bool:
     """Whether velocities are guided by themselves. A scale of 1 does something: it asks for them once, not twice."""
     found = part(recipe, place)
@@ -252,10 +257,16 @@ IDLE: Mapping[str, tuple[Callable[[Recipe], bool], str]] = {
             ("guidance", _unguided, "the reference's labels mean nothing, and nothing is asked with one"),
         )
     },
-    "sample.last_step": (
-        lambda r: r.section("sample").method in ("euler", "heun", "midpoint"),
-        "it only acts with sample.method: sde",
-    ),
+    **{
+        f"sample.{name}": (partial(_unread, name=name), why)
+        for names, why in (
+            (("last_step", "diffusion"), "it only acts with sample.method: sde"),
+            (("last_step_kind",), "it only acts with sample.method: sde and a last step"),
+            (("atol", "rtol"), "it only acts with sample.method: dopri5"),
+            (("time_shift",), "sample.method: dopri5 chooses its times"),
+        )
+        for name in names
+    },
     "sample.guidance_interval|guidance_channels": (
         lambda r: set(r.section("sample").guidance) == {1.0},
         "a guidance scale of 1 guides nothing",

@@ -1,14 +1,21 @@
 """Images that a pipeline generates to be measured: alike in any batch, with every option."""
 
+import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
+from dmvae.commands.check import check
 from dmvae.commands.generated import Generated
+from dmvae.commands.measurements import measure
+from dmvae.commands.score_files import write_scores
 from dmvae.interop.pipeline import DMVAEPipeline
 from dmvae.models.dit import LightningDiT
 from dmvae.stages.sample import SampleConfig, drawn_labels, image_seed
 from dmvae.tokenizers.autoencoder import Autoencoder
 
+pytestmark = pytest.mark.usefixtures("cache")
+
+FEATURES = "effnet-lite0@32"
 DECODER = {"type": "conv", "width": 8, "multipliers": [1, 2], "attention": False}
 
 
@@ -63,6 +70,34 @@ def test_generated_images_are_the_pipeline_s_with_every_option():
         {"guidance_channels": None},
         {"labels": "equal"},
         {"time_shift": 1.0},
+        {"method": "heun"},
         {"seed": 6},
     ):
         assert not torch.equal(drawn(**over), images), over
+
+
+def test_samples_of_a_sampler_are_measured_and_measured_again(tmp_path, folders):
+    small_pipeline().save_pretrained(tmp_path / "pipeline")
+    options = {"features": [FEATURES], "parts": ["frechet"], "size": 12, "count": 4, "steps": 2}
+    sde = measure("samples", [str(tmp_path / "pipeline"), str(folders[0])], method="sde", last_step=0.2, **options)
+    sampler = sde["manifest"]["measured"]["sampler"]
+    assert (sampler["method"], sampler["steps"], sampler["last_step"]) == ("sde", 2, 0.2)
+    write_scores(sde, tmp_path / "scores.json")
+    assert check(tmp_path / "scores.json") == ({}, [])
+    euler = measure("samples", [str(tmp_path / "pipeline"), str(folders[0])], **options)
+    assert euler["metrics"] != sde["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "eular"}, "method: no sampler is called 'eular'; did you mean 'euler'"),
+        ({"last_step": 0.1}, "last_step: 0.1 would change nothing, as method 'euler' does not read it"),
+        ({"steps": 0}, r"steps: expected a whole number, 1 to 10\^6, got 0"),
+        ({"batch": 3}, "measure samples takes no --batch"),
+    ],
+)
+def test_a_sampler_that_cannot_be_is_told(tmp_path, options, message):
+    small_pipeline().save_pretrained(tmp_path / "pipeline")
+    with pytest.raises(ValueError, match=message):
+        measure("samples", [str(tmp_path / "pipeline"), str(tmp_path)], features=[FEATURES], **options)

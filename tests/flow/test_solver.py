@@ -5,7 +5,9 @@ import torch
 
 from dmvae.flow import solver
 from dmvae.flow.guidance import guided
+from dmvae.flow.path import denoise, score
 from dmvae.flow.samplers import Sampling, time_grid
+from dmvae.flow.samplers.sde import DIFFUSIONS
 from dmvae.models.dit import LightningDiT
 from dmvae.references.gaussian import Gaussian
 
@@ -51,6 +53,41 @@ def test_sde_has_the_right_variance():
     assert correlation < 0.9  # it is stochastic, unlike the ODE
 
 
+def shifted(z_t, t, y):
+    """The velocity to N(3, s^2)."""
+    t = t.view(-1, 1, 1, 1)
+    return 3 + (t * S**2 - (1 - t)) / (t**2 * S**2 + (1 - t) ** 2) * (z_t - 3 * t)
+
+
+@pytest.mark.parametrize("last", [{}, {"last_step_kind": "euler"}, {"last_step": 0.0}])
+@pytest.mark.parametrize("diffusion", DIFFUSIONS)
+def test_every_diffusion_has_the_target_s_mean_and_variance(diffusion, last):
+    g = torch.Generator().manual_seed(2)
+    noise = start()[:2000]
+    settings = Sampling(method="sde", steps=250, diffusion=diffusion, **last)
+    end = solver.sample(shifted, noise, labels[:2000], settings, lambda: torch.randn(noise.shape, generator=g))
+    assert end.mean().item() == pytest.approx(3, abs=0.04)
+    assert end.std().item() == pytest.approx(S, rel=0.02)
+
+
+@pytest.mark.parametrize("diffusion", DIFFUSIONS)
+def test_a_last_euler_step_ends_at_the_denoised_estimate(diffusion):
+    """Which is Tweedie's formula, (z_t + (1 - t)^2 score) / t."""
+    noise, t = start()[:4], torch.full((4,), 0.9)
+    before = []
+
+    def kept(z_t, t, y):
+        before.append(z_t)
+        return shifted(z_t, t, y)
+
+    settings = Sampling(method="sde", steps=3, diffusion=diffusion, last_step=0.1, last_step_kind="euler")
+    end = solver.sample(kept, noise, labels[:4], settings, lambda: torch.ones_like(noise))
+    z_t, velocity = before[-1], shifted(before[-1], t, None)
+    tweedie = (z_t + 0.1**2 * score(z_t=z_t, velocity=velocity, t=t)) / 0.9
+    assert torch.allclose(end, tweedie, atol=1e-4)
+    assert torch.allclose(end, denoise(z_t=z_t, velocity=velocity, t=t), atol=1e-5)
+
+
 def test_trajectory_ends_where_sample_ends():
     noise = start()[:4]
     states = list(solver.trajectory(reference.velocity, noise, labels[:4], Sampling(steps=7)))
@@ -67,7 +104,7 @@ def test_bad_arguments_are_named():
         solver.sample(reference.velocity, start()[:1], labels[:1], Sampling(steps=0))
 
 
-@pytest.mark.parametrize("method", ["euler", "midpoint", "heun", "sde"])
+@pytest.mark.parametrize("method", ["euler", "midpoint", "heun", "dopri5", "sde"])
 def test_a_velocity_of_another_shape_is_refused(method):
     labels = torch.zeros(2, dtype=torch.int64)
     noise = torch.randn(2, 3, 4, 4)

@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 import tiny
 from dmvae import Autoencoder, DMVAEPipeline, LightningDiT
 from dmvae.datasets.pixels import to_uint8
-from dmvae.interop.pipeline import build_pipeline
+from dmvae.interop.pipeline import build_pipeline, drawing
 from dmvae.report.pipelines import write_pipelines
+from dmvae.stages.sample import SampleConfig, generate_latents
 
 pytestmark = pytest.mark.slow
 
@@ -61,6 +62,37 @@ def test_the_same_seeds_give_the_pictures_of_the_command_line(run, pipeline, sca
             output_type="pt",
         )
     assert torch.equal(to_uint8(out.images * 2 - 1), shard["images"])
+
+
+def test_a_pipeline_draws_by_every_sampler_what_the_stage_draws(pipeline):
+    """Stochastic ones too: every image's noise is its own generator's."""
+    labels, seeds = torch.tensor([0, 2]), [5, 6]
+    for over in (
+        {"method": "heun", "time_shift": 2.0, "steps": 3},
+        {"method": "sde", "last_step": 0.1, "last_step_kind": "euler", "diffusion": "constant", "steps": 3},
+        {"method": "dopri5", "rtol": 1e-2},
+    ):
+        config = SampleConfig(guidance_interval=(0.1, 0.9), **over)
+        direct = generate_latents(pipeline.transformer, labels, seeds, config.settings(2.0), torch.device("cpu"))
+        drawn = pipeline(
+            labels.tolist(), generator=seeded(*seeds), guidance_scale=2.0, output_type="latent", **drawing(config)
+        )
+        assert torch.equal(drawn.images, direct)
+
+
+def test_a_run_tells_how_often_velocities_were_asked_for(run):
+    sample = run[0] / "kl/sample"
+    assert json.loads((sample / "done.json").read_text())["evaluations"] == {"2": 2.0, "1": 2.0}
+    for scale in (1, 2):
+        assert set(load_file(sample / f"guidance-{scale}/samples-00000.safetensors")["evaluations"].tolist()) == {2}
+
+
+def test_what_only_the_scheduler_s_steps_have_is_refused_with_another_method(pipeline):
+    with pytest.raises(ValueError, match="callback_on_step_end: only with method 'euler', not 'heun'"):
+        pipeline(0, method="heun", callback_on_step_end=lambda *_: None)
+    pipeline.scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    with pytest.raises(ValueError, match=r"'heun' takes its own steps, and this pipeline has .* UniPCMultistep"):
+        pipeline(0, method="heun")
 
 
 def test_a_model_of_a_pipeline_is_asked_for_by_its_subfolder(run):
@@ -217,6 +249,10 @@ def test_the_parts_load_on_their_own(run):
         ({"class_labels": 0, "guidance_channels": 0}, "guidance_channels: expected a whole number, 1 to 65536, got 0"),
         ({"class_labels": 0, "guidance_channels": 5}, "guidance_channels: 5 of latents that have 4; give fewer"),
         ({"class_labels": 0, "time_shift": 0}, "time_shift: expected a number, 0.001 to 1000, got 0"),
+        ({"class_labels": 0, "method": "huen"}, "method: no sampler is called 'huen'; did you mean 'heun'"),
+        ({"class_labels": 0, "methd": "heun"}, "methd: no such argument; did you mean 'method'"),
+        ({"class_labels": 0, "steps": 5}, "steps: no such argument; known: method, "),
+        ({"class_labels": 0, "last_step": 0.1}, "last_step: 0.1 would change nothing, as method 'euler' does not read"),
         ({"class_labels": 0, "callback_on_step_end_tensor_inputs": ["noise"]}, "noise"),
     ],
 )

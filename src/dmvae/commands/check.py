@@ -8,11 +8,10 @@ import reprlib
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import get_type_hints
 
 from rich.table import Column, Table
 
-from dmvae.commands.measurements import KINDS, Setting, measure
+from dmvae.commands.measurements import DRAWING, KINDS, measure, options_of
 from dmvae.commands.score_files import read_scores
 from dmvae.commands.trust import require_no_code
 from dmvae.config import Values, typed
@@ -29,7 +28,7 @@ from dmvae.stages.measuring import Measuring
 
 READING = (
     *("features", "batch_size", "size", "limit", "workers", "parts", "train", "force", "lpips", "precision"),
-    *("count", "steps", "guidance", "guidance_interval", "guidance_channels", "labels", "time_shift", "seed"),
+    *("guidance", "seed", *DRAWING),
 )
 """The options that a file of scores may set: none of them writes a file."""
 
@@ -151,8 +150,7 @@ def _measure_again(call: Values) -> Values:
         raise ValueError(f"manifest.call.options: expected a mapping, got {reprlib.repr(options)}")
     if not (isinstance(paths, list) and len(paths) == 2 and all(isinstance(path, str) for path in paths)):
         raise ValueError(f"manifest.call.paths: expected two paths, got {reprlib.repr(paths)}")
-    hints = get_type_hints(Setting.__init__) | get_type_hints(KINDS[kind])
-    asked = {}
+    hints, asked = options_of(kind), {}
     for name, value in options.items():
         if name not in READING:
             raise ValueError(f"manifest.call.options: a check only reads, and takes no {name!r}; remove it")

@@ -11,6 +11,7 @@ from torch import Tensor
 from dmvae import config as configs
 from dmvae.datasets.pixels import to_uint8
 from dmvae.flow.guidance import require_channels
+from dmvae.interop.pipeline import drawing
 from dmvae.runtime.hashing import digest
 from dmvae.runtime.precision import Precision, autocast
 from dmvae.stages.sample import SampleConfig, drawn_labels, image_seed, labels_told
@@ -23,14 +24,13 @@ class Generated:
     """`sample.count` images of a DMVAEPipeline, of the classes that it has learned. Image i has a seed of its own, so
     that neither batches nor ranks change it. `labels` int64 [n] index the learned classes.
 
-    Raises ValueError for a `sample.method` other than "euler", and for `guidance_channels` that the latents lack.
+    Raises ValueError for a field that `sample.method` does not read, and for `guidance_channels` that the latents lack.
     """
 
     def __init__(
         self, pipeline: Any, sample: SampleConfig, *, seed: int, device: torch.device, precision: Precision = "auto"
     ) -> None:
-        if sample.method != "euler":
-            raise ValueError(f"sample.method: a pipeline takes Euler steps, not {sample.method!r}; set euler")
+        sample.require_read()
         require_channels(sample.guidance_channels, pipeline.transformer.config.in_channels)
         self.pipeline, self.sample, self.seed, self.device, self.precision = pipeline, sample, seed, device, precision
         pipeline.set_progress_bar_config(disable=True)
@@ -56,12 +56,9 @@ class Generated:
                 images = self.pipeline(
                     class_labels=self.learned[self.labels[part]].tolist(),
                     generator=[torch.Generator().manual_seed(image_seed(self.seed, i)) for i in part],
-                    num_inference_steps=self.sample.steps,
                     guidance_scale=self.sample.guidance[0],
-                    guidance_interval=tuple(self.sample.guidance_interval),
-                    time_shift=self.sample.time_shift,
-                    guidance_channels=self.sample.guidance_channels,
                     output_type="pt",
+                    **drawing(self.sample),
                 ).images
             wanted = slice(max(0, chosen.start - start), chosen.stop - start)
             yield from to_uint8(images.float() * 2 - 1).cpu()[wanted].split(batch_size)  # as the stage `sample` rounds

@@ -91,7 +91,15 @@ def _parser(command: str) -> Parser:
     only.add_argument("--lpips", action="store_const", const=True, help="also LPIPS (VGG-16)")
     only = parser.add_argument_group("samples")
     only.add_argument("--count", type=int, help="images (10000)")
-    only.add_argument("--steps", type=int, help="Euler steps (50)")
+    only.add_argument(
+        "--method", metavar="NAME", help="the sampler: euler, midpoint, heun, dopri5, sde, or a plugin's (euler)"
+    )
+    only.add_argument("--steps", type=int, help="its steps, of dopri5 at most (50)")
+    only.add_argument("--last-step", type=float, help="size of the sde's last step, without noise; 0 is none (0.04)")
+    only.add_argument("--last-step-kind", choices=["mean", "euler"], help="what that step follows (mean)")
+    only.add_argument("--diffusion", metavar="FORM", help="noise of the sde over time, by SiT's names (sigma)")
+    only.add_argument("--atol", type=float, help="error that a step of dopri5 may make (1e-6)")
+    only.add_argument("--rtol", type=float, help="the same as a share of the value (0.001)")
     only.add_argument("--guidance", type=float, help="guidance scale (1)")
     only.add_argument(
         "--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="times, noise 0 to data 1 (0 1)"

@@ -9,9 +9,10 @@ import inspect
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from dmvae import config as configs
 from dmvae.commands.generated import Generated
@@ -25,6 +26,7 @@ from dmvae.evaluation.measure import PROTOCOL, measure_sets
 from dmvae.evaluation.reconstruct import PerceptualDistance, reconstruct, reconstruction_scores
 from dmvae.evaluation.reference_statistics import is_statistics, read_statistics
 from dmvae.evaluation.scores import Scores
+from dmvae.flow.samplers import SamplerConfig
 from dmvae.ranges import MOST_PIXELS
 from dmvae.runtime import distributed
 from dmvae.runtime.files import sweep_beside
@@ -198,34 +200,18 @@ def measure_samples(
     pipeline: str,
     reference: str,
     *,
-    count: int = 10000,
-    steps: int = 50,
     guidance: float = 1.0,
-    guidance_interval: tuple[float, float] = (0.0, 1.0),
-    guidance_channels: int | None = None,
-    labels: str = "equal",
-    time_shift: float = 1.0,
     seed: int = 0,
     precision: Precision = "auto",
+    **sample: object,
 ) -> Values:
     """Samples that the pipeline of a folder or hub id draws, against a folder of images, or its statistics; none is
-    kept. Returns what `measure_folder` does."""
+    kept. sample: the fields of a recipe's section `sample` that DRAWING names. Returns what `measure_folder` does."""
     from dmvae.interop.pipeline import DMVAEPipeline  # diffusers' pipelines load slowly
 
+    drawn = configs.read(SampleConfig, sample | {"guidance": [guidance]})
     model = DMVAEPipeline.from_pretrained(pipeline).to(setting.device)
-    sample = configs.read(
-        SampleConfig,
-        {
-            "count": count,
-            "steps": steps,
-            "guidance": [guidance],
-            "guidance_interval": guidance_interval,
-            "guidance_channels": guidance_channels,
-            "labels": labels,
-            "time_shift": time_shift,
-        },
-    )
-    images = Generated(model, sample, seed=seed, device=setting.device, precision=precision)
+    images = Generated(model, drawn, seed=seed, device=setting.device, precision=precision)
     images.facts |= {
         "path": pipeline,
         "weights": digest(*(weights_hash(part) for part in (model.transformer, model.vae, model.guide) if part)),
@@ -288,14 +274,26 @@ KINDS: dict[str, Callable[..., Values]] = {
 }
 
 
+DRAWING = ("count", "labels", *(field.name for field in fields(SamplerConfig)))
+"""The fields of a recipe's section `sample` that `measure samples` takes as they are."""
+
+
+def options_of(kind: str) -> Values:
+    """The options that measure so, each with its type."""
+    hints = get_type_hints(Setting.__init__) | get_type_hints(KINDS[kind])
+    if kind == "samples":
+        hints |= {name: get_type_hints(SampleConfig, include_extras=True)[name] for name in DRAWING}
+    return {name: hint for name, hint in hints.items() if name not in ("setting", "return", "sample")}
+
+
 def measure(kind: str, paths: Sequence[str], **options: Any) -> Values:
     """Run the kind in `KINDS`; the manifest then holds the call that repeats it. Raises ValueError for an option of
     another kind."""
-    shared, own = (inspect.signature(of).parameters for of in (Setting, KINDS[kind]))
-    if alien := [name for name in options if name not in (*shared, *own)]:
+    shared = inspect.signature(Setting).parameters
+    if alien := [name for name in options if name not in options_of(kind)]:
         raise ValueError(f"measure {kind} takes no --{alien[0].replace('_', '-')}")
     setting = Setting(**{name: value for name, value in options.items() if name in shared})
-    result = KINDS[kind](setting, *paths, **{name: value for name, value in options.items() if name in own})
+    result = KINDS[kind](setting, *paths, **{name: value for name, value in options.items() if name not in shared})
     kept = {name: value for name, value in options.items() if name not in ("save_reference", "fresh")}
     if "train" in kept:
         kept["train"] = _from_anywhere(kept["train"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 
+import torch
 from torch import Tensor
 
 from dmvae.flow.guidance import Velocity
@@ -33,9 +34,11 @@ def trajectory(
     """
     if settings.steps < 1:
         raise ValueError(f"sampler steps must be at least 1, got {settings.steps}")
-    sampler = find(Sampler, settings.method)()
+    sampler, calls = find(Sampler, settings.method)(), 0
 
     def checked(z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
         return as_velocity(velocity(z_t, t, labels), z_t)
 
     yielded = False
@@ -46,6 +49,9 @@ def trajectory(
         yield state
     if not yielded:  # the noise would be taken for the samples
         raise ValueError(f"sampler {settings.method!r} yielded no state in {settings.steps} steps; give one after each")
+    if settings.evaluated is not None:
+        alike = torch.full((len(noise),), calls)
+        settings.evaluated(alike if sampler.evaluations is None else sampler.evaluations.cpu())
 
 
 def sample(

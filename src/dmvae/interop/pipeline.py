@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import fields
 from functools import partial
 from numbers import Integral
 from pathlib import Path
@@ -20,12 +20,14 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from dmvae import config as configs
+from dmvae.config import Values
 from dmvae.datasets.pixels import to_uint8
-from dmvae.flow.guidance import Velocity, guided, require_channels, require_interval
-from dmvae.flow.samplers import time_grid
+from dmvae.flow.guidance import Velocity, guided, require_channels
+from dmvae.flow.samplers import SamplerConfig, Sampling, time_grid
+from dmvae.flow.solver import trajectory
 from dmvae.models.base import Model, Tokenizer
 from dmvae.models.dit import LightningDiT
-from dmvae.ranges import Guidance, SamplerSteps, Share, TimeShift, Width
+from dmvae.ranges import Guidance, SamplerSteps
 from dmvae.registry import nearest
 from dmvae.runtime.done import require_intact
 from dmvae.runtime.words import few
@@ -41,19 +43,11 @@ HUB = ("revision", "cache_dir", "token", "force_download", "local_files_only")
 """Options of `from_pretrained` that are passed on to the hub's client."""
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """The numbers of a pipeline's call. Raises ValueError naming one of a wrong type or out of its range."""
-
-    guidance_scale: Guidance
-    num_inference_steps: SamplerSteps
-    guidance_interval: tuple[Share, Share]
-    time_shift: TimeShift
-    guidance_channels: Width | None
-
-    def __post_init__(self) -> None:
-        configs.checked(self)
-        require_interval(self.guidance_interval)
+def drawing(sample: SamplerConfig) -> Values:
+    """The arguments of a pipeline's call that draw by these settings."""
+    own, unread = {field.name for field in fields(SamplerConfig)} - {"steps"}, sample.unread()
+    shared = {name: value for name, value in vars(sample).items() if name in own and name not in unread}
+    return {"num_inference_steps": sample.steps} | shared
 
 
 class DMVAEPipeline(DiffusionPipeline):
@@ -154,15 +148,13 @@ class DMVAEPipeline(DiffusionPipeline):
         *,
         guidance_scale: float = 1.0,
         num_inference_steps: int = 50,
-        guidance_interval: tuple[float, float] = (0.0, 1.0),
-        time_shift: float = 1.0,
-        guidance_channels: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[..., dict[str, Tensor]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        **sampling: object,
     ) -> ImagePipelineOutput | Any:  # a tuple if not `return_dict`
         """One image for every label.
 
@@ -170,65 +162,96 @@ class DMVAEPipeline(DiffusionPipeline):
             class_labels: numbers or names; None is "no class".
             guidance_scale: the velocity is v_guide + scale * (v - v_guide); 1 is no guidance. v_guide is the guide's
                 velocity, or the transformer's without a label.
-            guidance_interval: (from, to), times from 0 (noise) to 1 (data) within which guidance acts.
             num_inference_steps: steps from noise to data.
-            time_shift: moves the steps towards noise, see `dmvae.flow.path.shift_time`.
-            guidance_channels: guidance acts only in the first so many channels of the latents; None is all.
             generator: one for the batch, or a list of one for each image: then no image depends on the others.
             latents: noise [n, C, H, W] to start from, instead of the generator's.
             output_type: "pil"; "np" [n, h, w, c] or "pt" [n, c, h, w] in [0, 1]; "latent": normalised latents.
             callback_on_step_end: called with (pipeline, step, timestep, {"latents": z}); if it returns "latents", these
-                replace z. Setting `pipeline.interrupt` ends the loop.
+                replace z. Setting `pipeline.interrupt` ends the loop. Only with method "euler".
+            sampling: the fields of `dmvae.flow.samplers.SamplerConfig` but for `steps`: method, time_shift, last_step,
+                guidance_interval (from, to), guidance_channels, ... With method "euler", the default,
+                `pipeline.scheduler` takes the steps; the other samplers take their own.
 
         Raises:
-            ValueError: a label that the network does not have, or none at all; a number out of its range; generators
-                or noise for another number of labels; no fitting scheduler.
+            ValueError: a label that the network does not have, or none at all; a number out of its range; an unknown
+                option, or one that the method does not read; generators or noise for another number of labels; no
+                fitting scheduler.
         """
         if output_type not in OUTPUTS:
             raise ValueError(f"output_type {output_type!r} is not one of {', '.join(OUTPUTS)}")
         unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
         if unknown:
             raise ValueError(f"callback_on_step_end_tensor_inputs: {sorted(unknown)} is not in ['latents']")
-        drawing = Drawing(guidance_scale, num_inference_steps, guidance_interval, time_shift, guidance_channels)
+        settings = _settings(guidance_scale, num_inference_steps, sampling)
+        self._require_stepper(settings, callback_on_step_end is not None)
         device, config = self._execution_device, self.transformer.config
         labels = torch.tensor(self._label_numbers(class_labels), device=device)
         _require_generators(generator, len(labels))
         shape = (len(labels), config.in_channels, config.input_size, config.input_size)
+        normal = partial(randn_tensor, shape, generator=generator, device=device, dtype=torch.float32)
         if latents is None:
-            z = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+            z = normal()
         elif latents.shape != shape:
             raise ValueError(f"latents of shape {list(latents.shape)}, expected {list(shape)}")
         else:
             z = latents.to(device, torch.float32)
-
-        velocity = self._guided(drawing)
-        self._set_times(drawing, device)
+        velocity = self._guided(settings)
         self.interrupt = False
-        with self.progress_bar(total=drawing.num_inference_steps) as bar:
-            for i, timestep in enumerate(self.scheduler.timesteps):
-                t = (1 - self.scheduler.sigmas[i]).to(device).expand(len(z))
-                # diffusers' velocity points from data to noise
-                z = self.scheduler.step(-velocity(z, t, labels), timestep, z, return_dict=False)[0]
-                if callback_on_step_end is not None:
-                    z = (callback_on_step_end(self, i, timestep, {"latents": z}) or {}).get("latents", z)
-                bar.update()
-                if self.interrupt:
-                    break
+        if settings.method == "euler":
+            z = self._scheduled(velocity, z, labels, settings, callback_on_step_end)
+        else:
+            for state in self.progress_bar(trajectory(velocity, z, labels, settings, normal)):
+                z = state
         images = z if output_type == "latent" else self._decode(z, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _guided(self, drawing: Drawing) -> Velocity:
+    def _scheduled(
+        self,
+        velocity: Velocity,
+        z: Tensor,
+        labels: Tensor,
+        settings: Sampling,
+        callback: Callable[..., dict[str, Tensor]] | None,
+    ) -> Tensor:
+        """The noise z carried to latents by the scheduler's steps."""
+        self._set_times(settings, z.device)
+        with self.progress_bar(total=settings.steps) as bar:
+            for i, timestep in enumerate(self.scheduler.timesteps):
+                t = (1 - self.scheduler.sigmas[i]).to(z.device).expand(len(z))
+                # diffusers' velocity points from data to noise
+                z = self.scheduler.step(-velocity(z, t, labels), timestep, z, return_dict=False)[0]
+                if callback is not None:
+                    z = (callback(self, i, timestep, {"latents": z}) or {}).get("latents", z)
+                bar.update()
+                if self.interrupt:
+                    break
+        return z
+
+    def _require_stepper(self, settings: Sampling, called_back: bool) -> None:
+        """Raise ValueError for what only the scheduler's steps have, where a sampler takes its own."""
+        if settings.method == "euler":
+            return
+        if type(self.scheduler) not in (FlowMatchEulerDiscreteScheduler, type(None)):
+            raise ValueError(
+                f"method: {settings.method!r} takes its own steps, and this pipeline has another scheduler, "
+                f"{type(self.scheduler).__name__}; leave method out, or set pipeline.scheduler = "
+                "diffusers.FlowMatchEulerDiscreteScheduler()"
+            )
+        if called_back:
+            raise ValueError(f"callback_on_step_end: only with method 'euler', not {settings.method!r}; leave it out")
+
+    def _guided(self, settings: Sampling) -> Velocity:
         own, guide = (partial(self._velocity, part) if part else None for part in (self.transformer, self.guide))
         assert own is not None
-        config, channels = self.transformer.config, drawing.guidance_channels
+        config, channels = self.transformer.config, settings.guidance_channels
         require_channels(channels, config.in_channels)
-        return guided(own, drawing.guidance_scale, config.num_classes, drawing.guidance_interval, guide, channels)
+        return guided(own, settings.guidance, config.num_classes, settings.guidance_interval, guide, channels)
 
     def _velocity(self, network: Model, z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         return network(z_t.to(network.dtype), t, labels).float()
 
-    def _set_times(self, drawing: Drawing, device: torch.device) -> None:
+    def _set_times(self, settings: Sampling, device: torch.device) -> None:
         set_timesteps = getattr(self.scheduler, "set_timesteps", None)
         if set_timesteps is None or "sigmas" not in inspect.signature(set_timesteps).parameters:
             what = f"{type(self.scheduler).__name__} takes no sigmas" if self.scheduler else "it has none"
@@ -236,7 +259,7 @@ class DMVAEPipeline(DiffusionPipeline):
                 f"this pipeline needs a flow-matching scheduler, and {what}; "
                 "set pipeline.scheduler = diffusers.FlowMatchEulerDiscreteScheduler()"
             )
-        times = time_grid(drawing.num_inference_steps, drawing.time_shift)
+        times = time_grid(settings.steps, settings.time_shift)
         set_timesteps(sigmas=(1 - times[:-1]).numpy(), device=device)  # some schedulers compute with numpy arrays
 
     def _decode(self, z: Tensor, output_type: str) -> Any:
@@ -279,6 +302,20 @@ class DMVAEPipeline(DiffusionPipeline):
             learned = few(list(self.classes))
             raise ValueError(f"class_labels: class {label} had no training image; those that had are {learned}")
         return int(label)
+
+
+def _settings(guidance_scale: object, num_inference_steps: object, sampling: Values) -> Sampling:
+    """What a call asks for, checked. Raises ValueError that names an argument which is not right."""
+    known = [field.name for field in fields(SamplerConfig) if field.name != "steps"]
+    for name in sampling:
+        if name not in known:
+            raise ValueError(f"{name}: no such argument{nearest(name, known)}")
+    scale = configs.typed(Guidance, guidance_scale, "guidance_scale")
+    assert isinstance(scale, float)
+    steps = configs.typed(SamplerSteps, num_inference_steps, "num_inference_steps")
+    config = configs.read(SamplerConfig, sampling | {"steps": steps})
+    config.require_read()
+    return config.settings(scale)
 
 
 def _require_generators(given: object, count: int) -> None:

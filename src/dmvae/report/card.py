@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import yaml
 
 from dmvae.config import Values
 from dmvae.evaluation.metrics.frechet import distances
+from dmvae.flow.samplers import Sampler, SamplerConfig
+from dmvae.interop.pipeline import drawing
 from dmvae.jobs import Job
+from dmvae.registry import find, is_ours
 from dmvae.report.figures import of_few, shown
 from dmvae.runtime.done import require_intact
 from dmvae.runtime.files import read_json
@@ -102,24 +106,26 @@ def _arguments(job: Job) -> str:
     sample = job.recipe.section("sample")
     if sample is None:
         return ""
-    arguments = {
-        "num_inference_steps": sample.steps,
-        "guidance_scale": sample.guidance[0],
-        "guidance_interval": tuple(sample.guidance_interval),
-        "time_shift": sample.time_shift,
-    }
-    if sample.guidance_channels is not None:
-        arguments["guidance_channels"] = sample.guidance_channels
+    usual = drawing(SamplerConfig())
+    always = ("num_inference_steps", "guidance_interval", "time_shift")
+    given = drawing(sample) if _known(sample.method) else drawing(replace(sample, method="euler"))
+    arguments = {name: value for name, value in given.items() if name in always or value != usual[name]}
+    arguments["guidance_scale"] = sample.guidance[0]
     return "".join(f", {name}={value!r}" for name, value in arguments.items())
+
+
+def _known(method: str) -> bool:
+    """Whether a pipeline knows the sampler without a plugin."""
+    return is_ours(find(Sampler, method))
 
 
 def _claim(job: Job) -> str:
     sample = job.recipe.section("sample")
     if sample is None:
         return "The recipe below draws no samples: the arguments are the pipeline's own."
-    if sample.method == "euler":
+    if _known(sample.method):
         return "With these arguments it is the first image that `dmvae sample` made of the recipe below."
-    return f"The pipeline takes Euler steps; the samples measured below were made with the {sample.method} sampler."
+    return f"It takes Euler steps; the samples measured below were made with the sampler {sample.method}, a plugin's."
 
 
 def _autocast(stages: dict[str, Job]) -> str:

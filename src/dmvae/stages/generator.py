@@ -189,7 +189,8 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
         def normal() -> Tensor:
             return rng.normal(len(labels), *inputs.latent_shape)
 
-        settings = replace(settings, steps=min(settings.steps, STEPS))
+        method = "euler" if settings.method == "dopri5" else settings.method  # which may need more steps to arrive
+        settings = replace(settings, method=method, steps=min(settings.steps, STEPS))
         z = generator.sample(normal(), labels.to(inputs.device), settings, normal)
         images = to_uint8(tokenizer.decode(tokenizer.denormalize(z)).sample).cpu()
         return images.view(ROWS, COLUMNS, *images.shape[1:])

@@ -8,27 +8,28 @@ kept too, which `evaluate` compares with the data's.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from dmvae import config as configs
 from dmvae.config import Values
 from dmvae.datasets.pixels import to_uint8
-from dmvae.flow.guidance import Velocity, require_channels, require_interval
+from dmvae.flow.guidance import require_channels
 from dmvae.flow.path import unlike
-from dmvae.flow.samplers import Sampler, Sampling
+from dmvae.flow.samplers import Sampler, SamplerConfig, Sampling
 from dmvae.generators import Generator
 from dmvae.generators import networks as networks_of_generators
 from dmvae.inputs import Inputs, generator_of, kept_steps
 from dmvae.latents.store import LatentSet
 from dmvae.models.base import Tokenizer
 from dmvae.models.velocity import VelocityModel
-from dmvae.ranges import BatchSize, Count, Decay, Guidance, SamplerSteps, Share, TimeShift, Width
-from dmvae.registry import find, names, nearest
+from dmvae.ranges import BatchSize, Count, Guidance
+from dmvae.registry import find
 from dmvae.runtime import distributed
 from dmvae.runtime.console import Bar
 from dmvae.runtime.files import read_head, write_tensors
@@ -45,25 +46,15 @@ from dmvae.training.starting import generator_in, of_other_data
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleConfig:
+class SampleConfig(SamplerConfig):
     """Sampling."""
 
     count: Count = 10000
     """Images per guidance scale, of the classes that `labels` says."""
     batch_size: BatchSize = 250
     """Images at a time, on each rank."""
-    method: str = "euler"
-    """The sampler: "euler", "midpoint" or "heun" for the ODE, "sde" for Euler-Maruyama."""
-    steps: SamplerSteps = 50
-    """Steps of the sampler."""
-    time_shift: TimeShift = 1.0
-    """Shift of the time grid towards noise; 1 is uniform."""
-    last_step: Decay = 0.04
-    """Size of the SDE's last, noise-free step, from 0 to below 1; 0 is none."""
     guidance: tuple[Guidance, ...] = (1.0,)
     """Guidance scales. Every scale gets a set of samples; tables rank by those of the first."""
-    guidance_interval: tuple[Share, Share] = (0.0, 1.0)
-    """The range of times, in [0, 1], in which guidance is used."""
 
     snapshot: Count | None = configs.added(None)
     """Step of the generator's snapshot to sample from, one of those that `generator.keep_at` or `run.keep_every` keep;
@@ -72,16 +63,12 @@ class SampleConfig:
     """A weaker network that guides at scales other than 1, in place of the velocity without a label (autoguidance,
     arXiv 2406.02507): an earlier snapshot of the generator, by its step; or another generator trained on the same
     latents, by its folder. null is classifier-free guidance."""
-    guidance_channels: Width | None = configs.added(None)
-    """Number of channels, from the first, in which guidance acts; LightningDiT guides 3 of 32. null is all."""
     labels: Literal["equal", "random"] = configs.added("equal")
     """"equal": of every class the same number (the first classes get one more where it does not divide); "random": each
     image's class is drawn, all being as likely."""
 
     def __post_init__(self) -> None:
-        if self.method not in names(Sampler):
-            raise ValueError(f"method: no sampler is called {self.method!r}{nearest(self.method, names(Sampler))}")
-        require_interval(self.guidance_interval)
+        super().__post_init__()
         if not self.guidance:
             raise ValueError("guidance needs at least one scale; 1.0 is no guidance")
         if len({f"{scale:g}" for scale in self.guidance}) < len(self.guidance):  # which names their folders
@@ -90,19 +77,6 @@ class SampleConfig:
     def identity(self, values: Values) -> Values:
         """With the content of a guide's files in place of their path, so that the path does not matter."""
         return values | {"guide": artifact_hash(self.guide)} if isinstance(self.guide, Path) else values
-
-    def settings(self, scale: float, guide: Velocity | None = None) -> Sampling:
-        """The sampler's settings at one guidance scale, and the network that guides, if any."""
-        return Sampling(
-            method=self.method,
-            steps=self.steps,
-            time_shift=self.time_shift,
-            last_step=self.last_step,
-            guidance=scale,
-            guidance_interval=self.guidance_interval,
-            guidance_channels=self.guidance_channels,
-            guide=guide,
-        )
 
 
 @stage("sample")
@@ -137,17 +111,21 @@ class SampleStage(Stage[SampleConfig]):
                     path = folder / f"samples-{number:05d}.safetensors"
                     if number % distributed.world_size() == distributed.rank() and read_head(path) is None:
                         seeds = [image_seed(inputs.seed, i) for i in range(start, start + len(chunk))]
+                        told: list[Tensor] = []  # nothing of a generator that is no flow
+                        settings = replace(config.settings(scale, guide), evaluated=told.append)
                         with autocast(inputs.device, inputs.sections.run.precision):
-                            images, z = generate(
-                                generator, autoencoder, chunk, seeds, config.settings(scale, guide), inputs.device
-                            )
+                            images, z = generate(generator, autoencoder, chunk, seeds, settings, inputs.device)
                         drawn = {"images": images, "labels": chunk, "seeds": torch.tensor(seeds)}
+                        if told:
+                            drawn["evaluations"] = told[0]
                         if scale == config.guidance[0] and start < KEPT:
                             drawn["latents"] = z
                         write_tensors(path, drawn)
                     bar.step(len(chunk))
         distributed.barrier()
-        return {"images": config.count, "bf16": uses_bf16(inputs.device, inputs.sections.run.precision)}
+        evaluations = {f"{scale:g}": _evaluations(samples_folder(inputs.out, scale)) for scale in config.guidance}
+        bf16 = uses_bf16(inputs.device, inputs.sections.run.precision)
+        return {"images": config.count, "bf16": bf16, "evaluations": evaluations}
 
     def _generator(self, of: int | Path | None, field: str) -> Generator:
         """The generator of that step, or in that folder, on the device."""
@@ -202,6 +180,18 @@ class SampleStage(Stage[SampleConfig]):
         if "generator" in inputs.reads:
             generator_at(config.snapshot, inputs, "snapshot")
             generator_at(config.guide, inputs, "guide")
+
+
+def _evaluations(folder: Path) -> float | None:
+    """How often the velocity was asked for, for an image, in the mean over those in a folder; None where nobody tells:
+    a generator that is no flow, or an earlier version."""
+    counts = []
+    for path in folder.glob("samples-*.safetensors"):
+        with safe_open(path, "pt") as file:
+            if "evaluations" not in file.keys():  # noqa: SIM118 - it is no mapping
+                return None
+            counts.append(file.get_tensor("evaluations"))
+    return float(torch.cat(counts).double().mean())
 
 
 def _unfit(folder: Path, inputs: Inputs) -> str:

@@ -15,6 +15,8 @@ from dmvae.registry import register
 class ODESampler(Sampler):
     """Steps z <- z + dt * slope; subclasses define the slope."""
 
+    ignores = ("last_step", "last_step_kind", "diffusion", "atol", "rtol")
+
     def slope(self, velocity: Velocity, z_t: Tensor, t0: float, t1: float, labels: Tensor) -> Tensor:
         """An estimate of the mean velocity between times t0 and t1: [b, C, H, W]."""
         raise NotImplementedError
