@@ -96,6 +96,10 @@ class RunConfig:
     picture_every: Wait = 0
     """Steps between pictures of what the averaged networks make, in STAGE/pictures and the tracker: test images above
     their reconstructions, by the stages that train a decoder, and samples of classes, by `generator`; 0 makes none."""
+    measure_every: Wait = 0
+    """Steps between figures of the averaged networks on test data, test/... in log.jsonl and the tracker: PSNR of 250
+    test images, by the stages that train a decoder, the flow loss on their latents, by `generator`, and on samples of
+    the reference, by `reference`; 0 measures none."""
     log_every: Count = 20
     """Steps between rows of log.jsonl."""
     tracker: Tracker = "tensorboard"

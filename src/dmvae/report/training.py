@@ -190,9 +190,8 @@ def stage_curves(run: Run, stage: str) -> str:
     trained = run.trained(stage)
     keys = list(dict.fromkeys(key for training in trained for key in training.keys))
     keys = [key for key in keys if stage != "matching" or not (key in INSIDE or key.startswith(INSIDE_EACH))]
-    main = [
-        key for key in keys if key.endswith("/loss") or key in ("reconstruction/pixel", "reconstruction/perceptual")
-    ]
+    shown = ("reconstruction/pixel", "reconstruction/perceptual")
+    main = [key for key in keys if key.endswith("/loss") or key.startswith("test/") or key in shown]
     charts = {key: _panel(key, _overlay(run, trained, key), log=key.endswith("gradient_norm")) for key in keys}
     if not any(charts.values()):
         return ""

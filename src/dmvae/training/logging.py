@@ -68,14 +68,18 @@ class Figures:
             if not math.isfinite(value):
                 raise FloatingPointError(f"{name} became {value} by step {step}")
         if distributed.is_main():
-            with self.path.open("a") as file:
-                file.write(json.dumps({"step": step} | row | more) + "\n")
-            if hasattr(self.writer, "add_scalar"):
-                for name, value in (row | more).items():
-                    self.writer.add_scalar(name, value, step)
-            elif self.writer is not None:
-                self.writer.log({"step": step} | row | more)
+            self.write_row(step, row | more)
         return row
+
+    def write_row(self, step: int, row: dict[str, float]) -> None:
+        """Write these figures as a row of `step`, beside the means that wait for theirs. The main rank calls it."""
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step} | row) + "\n")
+        if hasattr(self.writer, "add_scalar"):
+            for name, value in row.items():
+                self.writer.add_scalar(name, value, step)
+        elif self.writer is not None:
+            self.writer.log({"step": step} | row)
 
     def show(self, step: int, picture: Tensor) -> None:
         """Give the tracker a picture, uint8 [3, h, w]. The main rank calls it."""

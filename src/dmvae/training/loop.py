@@ -33,6 +33,7 @@ from dmvae.training.pictures import write_picture
 from dmvae.training.preparing import checkpoint_activations, compile_networks
 from dmvae.training.stage import AnyTraining, Batch, Facts, Networks, TrainingConfig, Update
 from dmvae.training.updates import as_turns, as_update
+from dmvae.training.watching import write_measured
 
 CHECKPOINTS = "checkpoints"
 """Where in a stage's folder its state is kept until the stage is finished."""
@@ -331,6 +332,8 @@ def _to_the_end(trainer: Trainer, folder: Path, signalled: list[int]) -> Facts:
                 trainer.save_networks(inputs.out / snapshot(trainer.step))
             if stage.shows and run.picture_every > 0 and trainer.step % run.picture_every == 0:
                 write_picture(stage, trainer.networks, trainer.averages.values(), trainer.step, figures)
+            if stage.measured and run.measure_every > 0 and trainer.step % run.measure_every == 0:
+                write_measured(stage, trainer.networks, trainer.averages.values(), trainer.step, figures)
             if stops or (saves and not last):
                 trainer.save(folder)
             if stops:
