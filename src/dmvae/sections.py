@@ -103,7 +103,8 @@ class RunConfig:
     log_every: Count = 20
     """Steps between rows of log.jsonl."""
     tracker: Tracker = "tensorboard"
-    """Where figures go besides log.jsonl: "tensorboard", "wandb" or "none"."""
+    """Where figures and the recipe go besides log.jsonl: "tensorboard", "wandb" or "none"; with wandb to the project of
+    WANDB_PROJECT, else "dmvae"."""
 
     def __post_init__(self) -> None:
         if not self.dir.strip():

@@ -135,6 +135,7 @@ def _log(path: Path, stage: str, v: int, rng: np.random.Generator) -> None:
             f"{TRAINED[stage]}/loss": (0.6 + 0.08 * v + 1.2 * np.exp(-9 * p)) * noise(),
             "seconds": step / 10,
         }
+        row[f"{TRAINED[stage]}/learning_rate"] = 1e-4 * (1 - p if stage == "generator" else 1)
         row[f"{TRAINED[stage]}/gradient_norm"] = 0.4 * noise() + 2 * np.exp(-20 * p)
         if stage in ("tokenizer", "matching", "decoder"):
             row |= {

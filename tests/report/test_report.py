@@ -79,6 +79,11 @@ def test_figures_of_test_data_stand_beside_the_training_s(complete):
         assert figure not in folded
 
 
+def test_a_learning_rate_has_a_chart_where_it_changes(complete):
+    curves = complete.split('<section id="training">')[1]
+    assert set(re.findall(r"(\w+)/learning_rate over steps", curves)) == {"generator"}
+
+
 def test_classes_that_end_alike_have_a_colour_each():
     keys = [f"distance/{told}/{name}" for told in ("told", "told_whole") for name in ("a/outdoor", "b/outdoor")]
     trained = Trained(("m",), Path(), [{"step": step, **dict.fromkeys(keys, 1.0 + step)} for step in range(3)])

@@ -77,7 +77,8 @@ def test_a_training_that_goes_on_has_the_same_rows(tmp_path, monkeypatch):
 
     for name in ("whole", "stopped"):
         (tmp_path / name).mkdir()
-        path = tiny.write(tmp_path / name, run__measure_every=2, run__save_every=2, run__log_every=3)
+        every = {f"run__{what}_every": n for what, n in (("measure", 2), ("save", 2), ("log", 3))}
+        path = tiny.write(tmp_path / name, tokenizer__warmup=4, **every)
         if name == "stopped":
             with monkeypatch.context() as patch:
                 patch.setattr(TokenizerStage, "updates", stops)
@@ -87,7 +88,10 @@ def test_a_training_that_goes_on_has_the_same_rows(tmp_path, monkeypatch):
         (folder,) = (tmp_path / name).glob("run/stages/tokenizer-*")
         found.append(split(folder))
     assert found[0] == found[1]
-    assert [*found[0][1]] == [2, 4, 6]
+    means, tested = found[0]
+    assert [*tested] == [2, 4, 6]
+    rates = {row["step"]: row["tokenizer/learning_rate"] for row in means}
+    assert rates == pytest.approx({step: 1e-4 * min(1, step / 4) for step in (2, 3, 4, 6)})
 
 
 @pytest.mark.parametrize("stage", [*MEASURED])

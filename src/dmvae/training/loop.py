@@ -27,8 +27,8 @@ from dmvae.training import checkpoint
 from dmvae.training.data import batches
 from dmvae.training.ema import Average, as_saved
 from dmvae.training.health import LOOKBACK, ROLLED_BACK, SLOWER, WINDOW, Health, Unwell, going_back, hopeless, went_back
-from dmvae.training.logging import Figures, losses
-from dmvae.training.optim import adamw, learning_rate_factor
+from dmvae.training.logging import Figures, losses, values_of
+from dmvae.training.optim import adamw, learning_rate_factor, rates_of
 from dmvae.training.pictures import write_picture
 from dmvae.training.preparing import checkpoint_activations, compile_networks
 from dmvae.training.stage import AnyTraining, Batch, Facts, Networks, TrainingConfig, Update
@@ -292,10 +292,10 @@ def _to_the_end(trainer: Trainer, folder: Path, signalled: list[int]) -> Facts:
     run = inputs.sections.run
     steps, alone = config.steps if trainer.networks.trains else 0, distributed.world_size() == 1
     begun, any_rank = time.monotonic() - trainer.seconds, distributed.SharedFlag()
-    title = f"{inputs.variant}  {stage.name}"
+    title, recipe = f"{inputs.variant}  {stage.name}", values_of(inputs.sections, stage.name)
     with (
         closing(trainer.background),
-        closing(Figures(inputs.out, run.tracker, trainer.step, f"{inputs.variant}/{stage.name}")) as figures,
+        closing(Figures(inputs.out, run.tracker, trainer.step, f"{inputs.variant}/{stage.name}", recipe)) as figures,
         tuned(),
         closing(batches(stage, trainer.key, trainer.step, steps, lambda: alone and bool(signalled))) as data,
         Bar(title, steps, "images", trainer.step) as bar,
@@ -309,7 +309,9 @@ def _to_the_end(trainer: Trainer, folder: Path, signalled: list[int]) -> Facts:
                     with suppress(FloatingPointError):  # trouble that is not saved now is found again on resuming
                         trainer.health.judge()
                         if figures.pending:  # as before every save: the next row begins with the next step
-                            figures.write(trainer.step, seconds=round(trainer.seconds, 3))
+                            figures.write(
+                                trainer.step, seconds=round(trainer.seconds, 3), **rates_of(trainer.optimizers)
+                            )
                         trainer.require_finite()
                         trainer.save(folder)
                         trainer.background.wait()
@@ -324,7 +326,7 @@ def _to_the_end(trainer: Trainer, folder: Path, signalled: list[int]) -> Facts:
             if logs or saves:
                 for warning in trainer.health.judge():
                     inputs.say(warning)
-                row = figures.write(trainer.step, seconds=round(trainer.seconds, 3))
+                row = figures.write(trainer.step, seconds=round(trainer.seconds, 3), **rates_of(trainer.optimizers))
             keeps = config.keeps(trainer.step, run.keep_every)
             if stops or saves or keeps or last:
                 trainer.require_finite()
