@@ -65,6 +65,10 @@ class RunConfig:
     """Folder of everything that the run writes."""
     precision: Precision = "auto"
     """"auto" is bf16 autocast where the hardware has fast bf16 matrix products, float32 elsewhere."""
+    tf32: bool = False
+    """In training on NVIDIA GPUs, round products of float32 matrices to TF32's 11 bits: faster steps with `precision:
+    float32`. false: as torch has it, where convolutions alone are rounded so, and so are the stages that encode, sample
+    and measure."""
     compile: bool = False
     """torch.compile the networks, block by block: faster steps, but each stage starts about a minute later."""
     shard: bool = False

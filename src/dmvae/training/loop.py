@@ -18,7 +18,7 @@ from dmvae.runtime import distributed, sharding
 from dmvae.runtime.console import Bar
 from dmvae.runtime.files import remove
 from dmvae.runtime.gradients import averaged
-from dmvae.runtime.precision import autocast, tuned, uses_bf16
+from dmvae.runtime.precision import autocast, tuned, uses_bf16, with_tf32
 from dmvae.runtime.random import Random, seed_of
 from dmvae.runtime.signals import Interrupted, signals, stop_later
 from dmvae.runtime.transfer import Loggable
@@ -297,6 +297,7 @@ def _to_the_end(trainer: Trainer, folder: Path, signalled: list[int]) -> Facts:
         closing(trainer.background),
         closing(Figures(inputs.out, run.tracker, trainer.step, f"{inputs.variant}/{stage.name}", recipe)) as figures,
         tuned(),
+        with_tf32(inputs.device, run.tf32),
         closing(batches(stage, trainer.key, trainer.step, steps, lambda: alone and bool(signalled))) as data,
         Bar(title, steps, "images", trainer.step) as bar,
     ):
