@@ -50,6 +50,10 @@ def write(folder, **variants):
             {"run.picture_every": 9},
             "run.picture_every: 9 changes nothing: no stage that makes pictures trains for so many steps",
         ),
+        (
+            {"run.measure_every": 9},
+            "run.measure_every: 9 changes nothing: no stage that is measured trains for so many steps",
+        ),
         ({"matching.model.width": 48}, "matching.model changes nothing: the student is a copy"),
         (
             {"matching.target": 1.2},

@@ -72,9 +72,10 @@ def _unaugmented(recipe: Recipe, place: str) -> bool:
     return not unopposed and not getattr(part(recipe, place), "augment", True)
 
 
-def _too_late(recipe: Recipe, every: str, *, shown: bool) -> bool:
-    """Whether every training has fewer steps than the field `every` of `run`. shown: only those that make pictures."""
-    trained = [stage for stage in recipe.stages() if issubclass(stage, TrainingStage) and (stage.shows or not shown)]
+def _too_late(recipe: Recipe, every: str, *, of: str = "name") -> bool:
+    """Whether every training has fewer steps than the field `every` of `run`. of: only those whose stage says something
+    in this attribute."""
+    trained = [stage for stage in recipe.stages() if issubclass(stage, TrainingStage) and getattr(stage, of)]
     return all(recipe.section(stage).steps < getattr(recipe.run, every) for stage in trained)
 
 
@@ -180,10 +181,14 @@ SHAPE, ADVERSARY, TEACHING = (
 IDLE: Mapping[str, tuple[Callable[[Recipe], bool], str]] = {
     "run.shard_bf16|shard_in_node|reshard": (lambda r: not r.run.shard, "it only acts with run.shard: true"),
     "run.picture_every": (
-        partial(_too_late, every="picture_every", shown=True),
+        partial(_too_late, every="picture_every", of="shows"),
         "no stage that makes pictures trains for so many steps",
     ),
-    "run.keep_every": (partial(_too_late, every="keep_every", shown=False), "no stage trains for so many steps"),
+    "run.measure_every": (
+        partial(_too_late, every="measure_every", of="measured"),
+        "no stage that is measured trains for so many steps",
+    ),
+    "run.keep_every": (partial(_too_late, every="keep_every"), "no stage trains for so many steps"),
     "data.flip": (_unflipped, "no stage trains on images; latents.mirrored stores mirrored ones"),
     f"autoencoder.{SHAPE}": (lambda r: r.pretrained is not None, "`pretrained` is the tokenizer"),
     "autoencoder.bottleneck_width": (

@@ -65,6 +65,10 @@ class RunConfig:
     """Folder of everything that the run writes."""
     precision: Precision = "auto"
     """"auto" is bf16 autocast where the hardware has fast bf16 matrix products, float32 elsewhere."""
+    tf32: bool = False
+    """In training on NVIDIA GPUs, round products of float32 matrices to TF32's 11 bits: faster steps with `precision:
+    float32`. false: as torch has it, where convolutions alone are rounded so, and so are the stages that encode, sample
+    and measure."""
     compile: bool = False
     """torch.compile the networks, block by block: faster steps, but each stage starts about a minute later."""
     shard: bool = False
@@ -96,10 +100,15 @@ class RunConfig:
     picture_every: Wait = 0
     """Steps between pictures of what the averaged networks make, in STAGE/pictures and the tracker: test images above
     their reconstructions, by the stages that train a decoder, and samples of classes, by `generator`; 0 makes none."""
+    measure_every: Wait = 0
+    """Steps between figures of the averaged networks on test data, test/... in log.jsonl and the tracker: PSNR of 250
+    test images, by the stages that train a decoder, the flow loss on their latents, by `generator`, and on samples of
+    the reference, by `reference`; 0 measures none."""
     log_every: Count = 20
     """Steps between rows of log.jsonl."""
     tracker: Tracker = "tensorboard"
-    """Where figures go besides log.jsonl: "tensorboard", "wandb" or "none"."""
+    """Where figures and the recipe go besides log.jsonl: "tensorboard", "wandb" or "none"; with wandb to the project of
+    WANDB_PROJECT, else "dmvae"."""
 
     def __post_init__(self) -> None:
         if not self.dir.strip():

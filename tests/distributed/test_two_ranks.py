@@ -18,6 +18,7 @@ from dmvae.runtime import distributed
 from dmvae.runtime.joined import joined
 from dmvae.runtime.random import Random
 from dmvae.stages import approach, measuring
+from dmvae.training.logging import read_figures
 
 pytestmark = pytest.mark.slow
 
@@ -78,7 +79,7 @@ def one(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    return run(tmp_path_factory.mktemp("two"), 2, evaluate=None)
+    return run(tmp_path_factory.mktemp("two"), 2, evaluate=None, run__measure_every=2)
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +97,19 @@ def apart(one, other, ways):
     return {network: share for network, share in shares.items() if share > LIMITS.get(network.split("/")[2], 0.005)}
 
 
+def held_out(folder):
+    """{step: figure of held-out data}, each in a row of its own."""
+    rows = read_figures(folder / "log.jsonl")
+    return {row["step"]: x for row in rows for name, x in row.items() if name.startswith("test/")}
+
+
 def test_the_weights_agree(one, two, ways):
+    """Also where two ranks look at their networks while they train, and one does not."""
     assert apart(one, two, ways) == {}
+    for stage in TRAINING[1:]:
+        for folder in two.glob(f"stages/{stage}-*"):
+            steps = range(2, tiny.RECIPE[stage]["steps"] + 1, 2)
+            assert [*held_out(folder)] == [*steps], "one rank writes"
 
 
 def test_what_is_encoded_and_drawn_agrees(one, two):
@@ -122,10 +134,15 @@ def test_the_weights_of_sharded_flow_networks_agree(one, two, ways, tmp_path):
     for stage in FLOWS:
         for folder in (tmp_path / "run" / "stages").glob(f"{stage}-*"):
             shutil.rmtree(folder)
-    assert apart(one, run(tmp_path, 2, evaluate=None, run__shard=True, run__picture_every=2), ways) == {}
+    watched = {"run__picture_every": 2, "run__measure_every": 2}
+    assert apart(one, run(tmp_path, 2, evaluate=None, run__shard=True, **watched), ways) == {}
     # of gathered networks, seen between two steps
     assert [len([*it.glob("*.png")]) for it in (tmp_path / "run").glob("stages/generator-*/pictures")] == [3, 3]
     assert len([*(tmp_path / "run" / "stages").glob("matching-*")]) == 1
+    for folder in (tmp_path / "run" / "stages").glob("generator-*"):
+        sharded, whole = (held_out(of / "stages" / folder.name) for of in (tmp_path / "run", two))
+        assert [*sharded] == [*whole] == [2, 4, 6]
+        assert [*sharded.values()] == pytest.approx([*whole.values()], rel=1e-3)
 
 
 def test_two_sharded_ranks_are_stopped_and_one_process_goes_on(one, tmp_path):

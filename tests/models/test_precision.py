@@ -8,9 +8,10 @@ import torch
 
 import tiny
 from dmvae.models import transformer
-from dmvae.runtime.precision import kind, pretend, tuned, uses_bf16, without_tf32
+from dmvae.runtime.precision import full_precision, kind, pretend, tuned, uses_bf16, with_tf32, without_tf32
 from dmvae.tokenizers import adapted, autoencoder
 from dmvae.tokenizers.identity import IdentityTokenizer
+from dmvae.training import loop
 from dmvae.training.loop import Trainer
 
 
@@ -35,6 +36,27 @@ def test_tf32_is_off_where_float32_is_meant_and_on_again_after():
     assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
 
 
+def test_tf32_of_products_is_on_where_it_is_allowed_but_for_what_needs_its_digits():
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    gpu, x = torch.device("cuda"), torch.ones(1)
+    before = products.allow_tf32, convolutions.allow_tf32, products.fp32_precision
+    assert before[:2] == (False, True)
+    for device, allowed in ((gpu, False), (torch.device("cpu"), True)):
+        with with_tf32(device, allowed):
+            assert (products.allow_tf32, convolutions.allow_tf32, products.fp32_precision) == before
+            with full_precision(x):
+                assert convolutions.allow_tf32, "as torch has it"
+    with with_tf32(gpu, True):
+        assert products.allow_tf32
+        for block in (full_precision(x), without_tf32(gpu)):
+            with block:
+                assert not products.allow_tf32
+        assert products.allow_tf32
+        with torch.autocast("cpu", torch.bfloat16), full_precision(x):
+            assert not torch.is_autocast_enabled("cpu")
+    assert (products.allow_tf32, convolutions.allow_tf32, products.fp32_precision) == before
+
+
 SETTINGS = {
     "nothing": "",
     "products": "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
@@ -50,7 +72,7 @@ SETTINGS = {
 LOOK = """
 import torch
 from dmvae.evaluation.features import in_chunks
-from dmvae.runtime.precision import without_tf32
+from dmvae.runtime.precision import full_precision, with_tf32, without_tf32
 
 cuda, cudnn, mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
 places = (cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn)
@@ -60,6 +82,12 @@ before = look()
 with without_tf32(torch.device("cuda")):
     assert "tf32" not in look() and "bf16" not in look(), look()
 x = torch.ones(3, 2)
+with with_tf32(torch.device("cuda"), True):
+    assert cuda.matmul.fp32_precision == "tf32", look()
+    with full_precision(x):
+        assert "tf32" not in look() and "bf16" not in look(), look()
+    assert cuda.matmul.fp32_precision == "tf32", look()
+assert look() == before, (look(), before)
 assert torch.equal(in_chunks(lambda y: y @ torch.eye(2), x), x)
 assert look() == before, (look(), before)
 """
@@ -131,6 +159,22 @@ def test_every_training_step_is_tuned(tmp_path, monkeypatch):
     tiny.run(tiny.write(tmp_path), "kl", "tokenizer")
     assert inside == [True] * tiny.RECIPE["tokenizer"]["steps"]
     assert not torch.backends.cudnn.benchmark
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("allowed", [False, True])
+def test_training_steps_alone_are_rounded_to_tf32(tmp_path, monkeypatch, allowed):
+    inside, step = [], Trainer.train_step
+
+    def recorded(trainer, batch):
+        inside.append(torch.backends.cuda.matmul.allow_tf32)
+        return step(trainer, batch)
+
+    monkeypatch.setattr(Trainer, "train_step", recorded)
+    monkeypatch.setattr(loop, "with_tf32", lambda device, allowed: with_tf32(torch.device("cuda"), allowed))
+    tiny.run(tiny.write(tmp_path, run__tf32=allowed), "kl", "tokenizer")
+    assert inside == [allowed] * tiny.RECIPE["tokenizer"]["steps"]
+    assert not torch.backends.cuda.matmul.allow_tf32
 
 
 def test_a_plan_for_gpus_decides_as_on_one():

@@ -135,6 +135,7 @@ def _log(path: Path, stage: str, v: int, rng: np.random.Generator) -> None:
             f"{TRAINED[stage]}/loss": (0.6 + 0.08 * v + 1.2 * np.exp(-9 * p)) * noise(),
             "seconds": step / 10,
         }
+        row[f"{TRAINED[stage]}/learning_rate"] = 1e-4 * (1 - p if stage == "generator" else 1)
         row[f"{TRAINED[stage]}/gradient_norm"] = 0.4 * noise() + 2 * np.exp(-20 * p)
         if stage in ("tokenizer", "matching", "decoder"):
             row |= {
@@ -161,6 +162,9 @@ def _log(path: Path, stage: str, v: int, rng: np.random.Generator) -> None:
                 told |= {f"told/{name}": (3 + i) * np.exp(-i * p) for i, name in enumerate(("circle", "bar <b>"))}
                 row |= {f"distance/{name}": value for name, value in (near | told | {"ratio": 1 + p}).items()}
         rows.append(json.dumps(row))
+        if stage in ("tokenizer", "generator") and step % 500 == 0:
+            figure = "test/psnr" if stage == "tokenizer" else "test/loss"
+            rows.append(json.dumps({"step": step, figure: 20 + 5 * p}))
     path.write_text("\n".join(rows) + '\n{"step": 2020, "tok')
 
 

@@ -70,6 +70,20 @@ def test_the_way_to_the_reference_has_a_line_for_each_class_and_no_panel_elsewhe
     assert "distance/told" not in curves
 
 
+def test_figures_of_test_data_stand_beside_the_training_s(complete):
+    curves = complete.split('<section id="training">')[1]
+    for stage, figure in (("tokenizer", "test/psnr"), ("generator", "test/loss")):
+        shown, folded = curves.split(f"<h3>{stage}</h3>")[1].split("<h3>")[0].split("More figures of this stage")
+        assert f"{figure} over steps" in shown
+        assert f"{stage}/loss over steps" in shown
+        assert figure not in folded
+
+
+def test_a_learning_rate_has_a_chart_where_it_changes(complete):
+    curves = complete.split('<section id="training">')[1]
+    assert set(re.findall(r"(\w+)/learning_rate over steps", curves)) == {"generator"}
+
+
 def test_classes_that_end_alike_have_a_colour_each():
     keys = [f"distance/{told}/{name}" for told in ("told", "told_whole") for name in ("a/outdoor", "b/outdoor")]
     trained = Trained(("m",), Path(), [{"step": step, **dict.fromkeys(keys, 1.0 + step)} for step in range(3)])

@@ -7,9 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 
+import tiny
+from dmvae.recipe import load
 from dmvae.training.health import hopeless
-from dmvae.training.logging import Figures, read_figures
+from dmvae.training.logging import Figures, read_figures, values_of
 
 
 def test_figures_average_and_forget_what_runs_again(tmp_path):
@@ -82,3 +85,28 @@ def test_rows_of_wandb_have_their_own_axis_and_a_folder_is_a_run(tmp_path, monke
     assert all(name.startswith("matching-0123-") for name in opened)
     assert rows == [{"step": 4, "loss": 2.0}] * 3
     assert axes == [(("*",), {"step_metric": "step"})] * 3
+
+
+def test_trackers_get_the_recipe_and_wandb_its_project(tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    recipe = load(tiny.write(tmp_path, decoder__steps=3))["matched"]
+    values = values_of(recipe, "decoder")
+    assert values["decoder"]["steps"] == 3
+    assert {"name", "seed", "run", "data", "autoencoder", "losses"} < values.keys()
+    assert not {"tokenizer", "generator", "evaluate"} & values.keys()
+    opened = []
+    run = SimpleNamespace(finish=lambda: None, define_metric=lambda *a, **named: None)
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **named: opened.append(named) or run))
+    for project in ("", "mine"):
+        monkeypatch.setenv("WANDB_PROJECT", project)
+        Figures(tmp_path, "wandb", 0, "x", values).close()
+    assert [named["project"] for named in opened] == ["dmvae", "mine"]
+    assert all(named["config"] == values for named in opened)
+    json.dumps(values)
+    Figures(tmp_path, "tensorboard", 0, "x", values).close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Tensors("recipe/text_summary")
+    (text,) = events[0].tensor_proto.string_val
+    fence, *lines, last = text.decode().split("\n")
+    assert fence == last == "```"
+    assert yaml.safe_load("\n".join(lines)) == values

@@ -190,9 +190,9 @@ def stage_curves(run: Run, stage: str) -> str:
     trained = run.trained(stage)
     keys = list(dict.fromkeys(key for training in trained for key in training.keys))
     keys = [key for key in keys if stage != "matching" or not (key in INSIDE or key.startswith(INSIDE_EACH))]
-    main = [
-        key for key in keys if key.endswith("/loss") or key in ("reconstruction/pixel", "reconstruction/perceptual")
-    ]
+    shown = ("reconstruction/pixel", "reconstruction/perceptual")
+    keys = [key for key in keys if not key.endswith("/learning_rate") or _moves(trained, key)]
+    main = [key for key in keys if key.endswith("/loss") or key.startswith("test/") or key in shown]
     charts = {key: _panel(key, _overlay(run, trained, key), log=key.endswith("gradient_norm")) for key in keys}
     if not any(charts.values()):
         return ""
@@ -200,6 +200,11 @@ def stage_curves(run: Run, stage: str) -> str:
     note = f'<p class="note">{" ".join(shared)}</p>' if shared and len(run.variants) > 1 else ""
     folded = details("More figures of this stage", panels(charts[key] for key in keys if key not in main))
     return f"{_names(run, trained)}{note}{panels(charts[k] for k in main)}{folded}"
+
+
+def _moves(trained: Sequence[Trained], key: str) -> bool:
+    """Whether a figure changes in some training: a chart of one that does not shows nothing."""
+    return any(len({*training.series(key)[1]}) > 1 for training in trained)
 
 
 def _overlay(run: Run, trained: Sequence[Trained], key: str) -> list[Line]:

@@ -14,6 +14,10 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 
 _pretended: list[str] = []
+_rounded: list[torch.device] = []
+"""Within `with_tf32`."""
+_places = attrgetter("mkldnn.conv", "mkldnn.rnn", "mkldnn.matmul", "cuda.matmul", "cudnn.conv", "cudnn.rnn")
+"""Of torch.backends: what has a precision of float32 of its own."""
 
 
 @contextmanager
@@ -37,8 +41,19 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[object]:
-    """A context without autocast on x's device; no context for the meta device, which has no autocast."""
-    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+    """A context without autocast on x's device, and without what `with_tf32` allows; no context for the meta device,
+    which has no autocast."""
+    if x.is_meta:
+        return nullcontext()
+    off = torch.autocast(x.device.type, enabled=False)
+    # what is compiled keeps what is set around it
+    return off if torch.compiler.is_compiling() or not _rounded else _both(off, exact())
+
+
+@contextmanager
+def _both(first: AbstractContextManager[object], second: AbstractContextManager[object]) -> Iterator[None]:
+    with first, second:
+        yield
 
 
 def name_of(device: torch.device, precision: Precision) -> str:
@@ -72,28 +87,53 @@ def without_tf32(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
+def with_tf32(device: torch.device, allowed: bool) -> Iterator[None]:
+    """For training: on a GPU products of float32 numbers are rounded to TF32's 11 bits too, where that is allowed, but
+    for what runs in `full_precision`. Otherwise it is as torch has it: convolutions alone are."""
+    if not allowed or device.type != "cuda":
+        yield
+        return
+    with _put_back() as older:
+        if older:
+            torch.backends.cuda.matmul.allow_tf32 = True
+        else:
+            torch.backends.cuda.matmul.fp32_precision = "tf32"
+        _rounded.append(device)
+        try:
+            yield
+        finally:
+            _rounded.pop()
+
+
+@contextmanager
 def exact() -> Iterator[None]:
     """Products and convolutions in all of float32's 24 bits, on every kind of device."""
-    cudnn = torch.backends.cudnn
-    names = ("mkldnn.conv", "mkldnn.rnn", "mkldnn.matmul", "cuda.matmul", "cudnn.conv", "cudnn.rnn")
-    places = attrgetter(*names)(torch.backends)
-    kept = [place.fp32_precision for place in places]
+    with _put_back() as older:
+        if older:
+            torch.set_float32_matmul_precision("highest")
+            torch.backends.cudnn.allow_tf32 = False
+        places = _places(torch.backends)
+        for place in places[:2] if older else places:  # the older settings do not cover the first two
+            place.fp32_precision = "ieee"
+        yield
+
+
+@contextmanager
+def _put_back() -> Iterator[bool]:
+    """torch's settings of float32's precision are afterwards as before. Yields whether its older settings can be
+    used."""
+    kept = [place.fp32_precision for place in _places(torch.backends)]
     try:
-        before = torch.get_float32_matmul_precision(), cudnn.allow_tf32
+        before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     except RuntimeError:  # the caller has set the newer `fp32_precision`; torch forbids using both ways
         before = None
-    else:
-        torch.set_float32_matmul_precision("highest")
-        cudnn.allow_tf32 = False
-    for place in places if before is None else places[:2]:  # the older settings do not cover the first two
-        place.fp32_precision = "ieee"
     try:
-        yield
+        yield before is not None
     finally:
         if before is not None:
             torch.set_float32_matmul_precision(before[0])
-            cudnn.allow_tf32 = before[1]
-        for place, precision in zip(places, kept, strict=True):
+            torch.backends.cudnn.allow_tf32 = before[1]
+        for place, precision in zip(_places(torch.backends), kept, strict=True):
             place.fp32_precision = precision
 
 

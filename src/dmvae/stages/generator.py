@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from dmvae import config as configs
 from dmvae.datasets import Items
-from dmvae.datasets.pixels import to_uint8
+from dmvae.datasets.pixels import as_input, to_uint8
 from dmvae.encoders import require_stride
+from dmvae.evaluation.features import CHUNK
+from dmvae.evaluation.images import DatasetImages
 from dmvae.flow.loss import drop_labels
 from dmvae.flow.samplers import Sampling
 from dmvae.generators import Generator, GeneratorConfig
@@ -31,10 +33,11 @@ from dmvae.registry import require_members
 from dmvae.runtime.random import Random
 from dmvae.sections import Sections
 from dmvae.stages.latents import MIRRORED
-from dmvae.training.flow import LatentTraining
+from dmvae.training.flow import LatentTraining, held_out_loss
 from dmvae.training.pictures import COLUMNS
 from dmvae.training.stage import Batch, Networks, TrainingStage, Update, stage
 from dmvae.training.starting import Starting, misfits, start
+from dmvae.training.watching import HELD_OUT
 
 ROWS, STEPS = 4, 25
 """Of the pictures in the log: samples per class, and the most steps of the sampler."""
@@ -71,6 +74,7 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
     reads = ("latents",)
     takes_parts = True
     shows = "generator"
+    measured = "generator"
     of_latents = True
 
     def build(self) -> GeneratorNetworks:
@@ -194,6 +198,20 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
         z = generator.sample(normal(), labels.to(inputs.device), settings, normal)
         images = to_uint8(tokenizer.decode(tokenizer.denormalize(z)).sample).cpu()
         return images.view(ROWS, COLUMNS, *images.shape[1:])
+
+    def measure(self, network: nn.Module) -> dict[str, float]:
+        """The loss on latents of test images, as the stage `evaluate` has it of all."""
+        return {"loss": held_out_loss(cast(Generator, network), *self._held_out, self.inputs.device)}
+
+    @cached_property
+    def _held_out(self) -> tuple[Tensor, Tensor]:
+        """(latents [n, C, H, W], normalised, labels [n]) of n test images, on the CPU."""
+        inputs, some = self.inputs, DatasetImages(self.inputs.test_set, HELD_OUT, self.inputs.sections.run.workers)
+        tokenizer = inputs.encoding_tokenizer().to(inputs.device).eval()
+        batches = some.batches(range(len(some)), CHUNK)
+        raw = (tokenizer.encode(as_input(images, inputs.device)).latents.float() for images in batches)
+        assert some.labels is not None
+        return torch.cat([tokenizer.normalize(z).cpu() for z in raw]), some.labels
 
     @classmethod
     def problems(cls, config: GeneratorTraining, inputs: Inputs, others: Mapping[str, object]) -> Iterator[str]:

@@ -37,28 +37,25 @@ from dmvae.evaluation.reconstruct import (
     reconstruction_scores,
 )
 from dmvae.evaluation.scores import Scores
-from dmvae.flow.loss import flow_matching_loss
 from dmvae.inputs import Inputs
 from dmvae.latents.store import LatentSet
 from dmvae.models.base import Tokenizer
-from dmvae.models.velocity import VelocityModel
 from dmvae.ranges import BatchSize, Count
 from dmvae.registry import find, names
 from dmvae.runtime import distributed
 from dmvae.runtime.files import write_tensors
 from dmvae.runtime.hashing import weights_hash
 from dmvae.runtime.precision import autocast, name_of
-from dmvae.runtime.random import Random, seed_of
 from dmvae.stages.arrival import at_the_end
 from dmvae.stages.modelled import in_shares, kept_latents, modelled
 from dmvae.stages.reference import MAP_POINTS, open_reference
 from dmvae.stages.sample import generator_at, labels_told, samples_folder
 from dmvae.tokenizers.adapted import load_tokenizer, spread_of
+from dmvae.training.flow import held_out_loss
 
 PICTURES = 24
 ALSO = ("linear_probe",)
 """Figures of the latents that are proxies too, measured once."""
-LOSS_BLOCK = 250  # latents for which `generator_loss` draws times and noise together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,21 +308,8 @@ def generator_loss(z: Tensor, labels: Tensor, inputs: Inputs) -> float:
     can be compared between tokenizers, because latents are normalised to unit variance per channel."""
     step = inputs.config_of("sample").get("snapshot") if "sample" in inputs.reads else None
     generator = inputs.generator("generator", generator_at(step, inputs)).to(inputs.device).eval()
-    total = 0.0
-    # Drawn in blocks of a fixed size, so that neither batch size nor ranks change the figure.
-    for start in range(0, len(z), LOSS_BLOCK):
-        part, classes = (x[start : start + LOSS_BLOCK].to(inputs.device) for x in (z, labels))
-        source = torch.Generator().manual_seed(seed_of("generator_loss", start))
-        t, noise = torch.rand(len(part), generator=source), torch.randn(part.shape, generator=source)
-        with autocast(inputs.device, inputs.sections.run.precision):
-            if isinstance(generator, VelocityModel):
-                loss = flow_matching_loss(
-                    generator, z=part, labels=classes, t=t.to(inputs.device), noise=noise.to(inputs.device)
-                )
-            else:
-                loss = generator.loss(part, classes, Random.alone("generator_loss", start, device=inputs.device))
-        total += float(loss) * len(part)
-    return total / len(z)
+    with autocast(inputs.device, inputs.sections.run.precision):
+        return held_out_loss(generator, z, labels, inputs.device)
 
 
 def short_names(measured: Sequence[Metric], prefix: str, features: str, scores: Scores) -> dict[str, float]:

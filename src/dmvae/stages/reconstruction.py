@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from dmvae.datasets.mixed import mixed
 from dmvae.datasets.pixels import as_input, rounded, to_uint8
+from dmvae.evaluation.features import CHUNK
+from dmvae.evaluation.images import DatasetImages
+from dmvae.evaluation.pairs import psnr
 from dmvae.inputs import Inputs
 from dmvae.losses import LossConfig
 from dmvae.losses.adversarial import adaptive_weight, augment, hinge_discriminator, hinge_generator
@@ -22,6 +25,7 @@ from dmvae.runtime import distributed
 from dmvae.runtime.random import Random
 from dmvae.training.pictures import COLUMNS
 from dmvae.training.stage import N, Networks, T, TrainingStage, Update
+from dmvae.training.watching import HELD_OUT
 
 
 class DecoderNetworks(Networks):
@@ -53,6 +57,7 @@ class DecoderStage(TrainingStage[T, N]):
 
     trains_decoder: ClassVar[bool] = True
     shows: ClassVar[str] = "autoencoder"
+    measured: ClassVar[str] = "autoencoder"
 
     @property
     def losses(self) -> LossConfig:
@@ -60,11 +65,21 @@ class DecoderStage(TrainingStage[T, N]):
 
     def picture(self, network: nn.Module) -> Tensor:
         """The test images that the report shows first, and their reconstructions below."""
-        assert isinstance(network, Tokenizer)
         found = mixed(self.inputs.test_set)
         images = torch.stack([torch.as_tensor(found[i][0]) for i in range(min(COLUMNS, len(found)))])
+        return torch.stack([images, self._copies(network, images)])
+
+    def measure(self, network: nn.Module) -> dict[str, Tensor]:
+        """PSNR of test images, as the stage `evaluate` has it of all."""
+        some = DatasetImages(self.inputs.test_set, HELD_OUT, self.inputs.sections.run.workers)
+        found = [psnr(x, self._copies(network, x)) for x in some.batches(range(len(some)), CHUNK)]
+        return {"psnr": torch.cat(found).mean()}
+
+    def _copies(self, network: nn.Module, images: Tensor) -> Tensor:
+        """Reconstructions of images, both uint8 [n, c, h, w] on the CPU."""
+        assert isinstance(network, Tokenizer)
         recon = network.decode(network.encode(as_input(images, self.inputs.device)).latents).sample
-        return torch.stack([images, to_uint8(recon).cpu()])
+        return to_uint8(recon).cpu()
 
 
 def reconstruct(

@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from inspect import signature
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dmvae import config as configs
 from dmvae.datasets.mixed import fair_order
@@ -35,9 +35,10 @@ from dmvae.runtime.files import write_tensors, write_text
 from dmvae.runtime.random import Random
 from dmvae.runtime.words import counted
 from dmvae.stages.approach import RECENT, REST
-from dmvae.training.flow import FlowTraining, flow_loss
+from dmvae.training.flow import FlowTraining, flow_loss, held_out_loss
 from dmvae.training.stage import Batch, Networks, TrainingStage, Update, stage
 from dmvae.training.starting import Starting, misfits, start
+from dmvae.training.watching import HELD_OUT
 from dmvae.transport.arrival import multiples
 
 MAP_POINTS = 2000  # samples that the report's map shows
@@ -75,6 +76,7 @@ class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
     uses = ("autoencoder", "pretrained", "latents.dtype")
     draws = True
     takes_parts = True
+    measured = "teacher"
 
     @cached_property
     def reference(self) -> Reference:
@@ -123,6 +125,12 @@ class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
     def updates(self, networks: ReferenceNetworks, batch: Batch, rng: Random) -> Iterator[Update]:
         z, labels = draw(self.reference, len(batch.labels), rng, batch.labels.device)
         yield Update("teacher", flow_loss(networks.teacher, z, labels, self.config, rng))
+
+    def measure(self, network: nn.Module) -> dict[str, float]:
+        """The flow loss on samples of the reference that are drawn for this alone."""
+        device = self.inputs.device
+        z, labels = draw(self.reference, HELD_OUT, Random.alone(self.inputs.seed, self.name, "measure"), device)
+        return {"loss": held_out_loss(cast(LightningDiT, network), z, labels, device)}
 
     @classmethod
     def problems(cls, config: ReferenceTraining, inputs: Inputs, others: Mapping[str, object]) -> Iterator[str]:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from dmvae import config as configs
-from dmvae.flow.loss import TimeDistribution, Times, drop_labels
+from dmvae.flow.loss import TimeDistribution, Times, drop_labels, flow_matching_loss
+from dmvae.generators import Generator
 from dmvae.generators.flow import FlowModelConfig
 from dmvae.models.velocity import VelocityModel
 from dmvae.ranges import Share, TimeMean, TimeShift, TimeSpread
-from dmvae.runtime.random import Random
+from dmvae.runtime.random import Random, seed_of
 from dmvae.training.stage import TrainingConfig
+
+LOSS_BLOCK = 250
+"""Latents for which `held_out_loss` draws times and noise together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,3 +62,20 @@ def flow_loss(network: VelocityModel, z: Tensor, labels: Tensor, config: FlowTra
     labels = drop_labels(labels, config.label_dropout, network.config.num_classes, rng)
     network.times = config.times
     return network.loss(z, labels, rng)
+
+
+def held_out_loss(network: Generator, z: Tensor, labels: Tensor, device: torch.device) -> float:
+    """The mean loss on latents z [n, C, H, W], normalised, with labels [n], wherever they lie; of a flow model at one
+    time each, uniform whatever it was trained at. Times and noise are always the same."""
+    total = 0.0
+    # Drawn in blocks of a fixed size, so that neither batch size nor ranks change the figure.
+    for start in range(0, len(z), LOSS_BLOCK):
+        part, classes = (x[start : start + LOSS_BLOCK].to(device) for x in (z, labels))
+        source = torch.Generator().manual_seed(seed_of("generator_loss", start))
+        t, noise = torch.rand(len(part), generator=source), torch.randn(part.shape, generator=source)
+        if isinstance(network, VelocityModel):
+            loss = flow_matching_loss(network, z=part, labels=classes, t=t.to(device), noise=noise.to(device))
+        else:
+            loss = network.loss(part, classes, Random.alone("generator_loss", start, device=device))
+        total += float(loss) * len(part)
+    return total / len(z)

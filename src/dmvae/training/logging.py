@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import secrets
 import warnings
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
+from dmvae.config import Values, plain
 from dmvae.runtime import distributed
 from dmvae.runtime.files import write_text
 from dmvae.runtime.transfer import Loggable, made
-from dmvae.sections import Tracker
+from dmvae.sections import Sections, Tracker
 
 
 class Figures:
@@ -26,7 +30,8 @@ class Figures:
     Tensors stay on the device until `write`, the only method that waits for it; it calls figures that are functions.
     """
 
-    def __init__(self, folder: Path, tracker: Tracker, start: int, name: str) -> None:
+    def __init__(self, folder: Path, tracker: Tracker, start: int, name: str, recipe: Values | None = None) -> None:
+        """recipe: the values that the tracker shows beside the figures."""
         self.path = folder / "log.jsonl"
         self.pending: dict[str, list[Loggable]] = {}
         self.writer: Any = None
@@ -37,12 +42,22 @@ class Figures:
             from torch.utils.tensorboard import SummaryWriter
 
             self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+            if recipe:  # as Markdown
+                text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
+                self.writer.add_text("recipe", f"```\n{text}```", start)
         elif tracker == "wandb":
             try:
                 import wandb
             except ImportError as error:
                 raise ValueError('run.tracker: wandb is not installed: pip install "dmvae[wandb]"') from error
-            self.writer = wandb.init(project="dmvae", name=name, id=_run_id(folder), resume="allow", dir=str(folder))
+            self.writer = wandb.init(
+                project=os.environ.get("WANDB_PROJECT") or "dmvae",
+                name=name,
+                id=_run_id(folder),
+                resume="allow",
+                dir=str(folder),
+                config=recipe,
+            )
             # an axis of our own: W&B's step only grows, but a training that went back or was killed repeats steps
             self.writer.define_metric("*", step_metric="step")
 
@@ -68,14 +83,18 @@ class Figures:
             if not math.isfinite(value):
                 raise FloatingPointError(f"{name} became {value} by step {step}")
         if distributed.is_main():
-            with self.path.open("a") as file:
-                file.write(json.dumps({"step": step} | row | more) + "\n")
-            if hasattr(self.writer, "add_scalar"):
-                for name, value in (row | more).items():
-                    self.writer.add_scalar(name, value, step)
-            elif self.writer is not None:
-                self.writer.log({"step": step} | row | more)
+            self.write_row(step, row | more)
         return row
+
+    def write_row(self, step: int, row: dict[str, float]) -> None:
+        """Write these figures as a row of `step`, beside the means that wait for theirs. The main rank calls it."""
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step} | row) + "\n")
+        if hasattr(self.writer, "add_scalar"):
+            for name, value in row.items():
+                self.writer.add_scalar(name, value, step)
+        elif self.writer is not None:
+            self.writer.log({"step": step} | row)
 
     def show(self, step: int, picture: Tensor) -> None:
         """Give the tracker a picture, uint8 [3, h, w]. The main rank calls it."""
@@ -89,6 +108,12 @@ class Figures:
     def close(self) -> None:
         if self.writer is not None:
             self.writer.close() if hasattr(self.writer, "close") else self.writer.finish()
+
+
+def values_of(recipe: Sections, stage: str) -> Values:
+    """The recipe's values of a stage: those of its section, and of the sections that every stage may read."""
+    kept = {stage, *(field.name for field in fields(Sections))}
+    return {name: value for name, value in plain(recipe).items() if name in kept}
 
 
 def _run_id(folder: Path) -> str:

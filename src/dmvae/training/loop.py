@@ -18,7 +18,7 @@ from dmvae.runtime import distributed, sharding
 from dmvae.runtime.console import Bar
 from dmvae.runtime.files import remove
 from dmvae.runtime.gradients import averaged
-from dmvae.runtime.precision import autocast, tuned, uses_bf16
+from dmvae.runtime.precision import autocast, tuned, uses_bf16, with_tf32
 from dmvae.runtime.random import Random, seed_of
 from dmvae.runtime.signals import Interrupted, signals, stop_later
 from dmvae.runtime.transfer import Loggable
@@ -27,12 +27,13 @@ from dmvae.training import checkpoint
 from dmvae.training.data import batches
 from dmvae.training.ema import Average, as_saved
 from dmvae.training.health import LOOKBACK, ROLLED_BACK, SLOWER, WINDOW, Health, Unwell, going_back, hopeless, went_back
-from dmvae.training.logging import Figures, losses
-from dmvae.training.optim import adamw, learning_rate_factor
+from dmvae.training.logging import Figures, losses, values_of
+from dmvae.training.optim import adamw, learning_rate_factor, rates_of
 from dmvae.training.pictures import write_picture
 from dmvae.training.preparing import checkpoint_activations, compile_networks
 from dmvae.training.stage import AnyTraining, Batch, Facts, Networks, TrainingConfig, Update
 from dmvae.training.updates import as_turns, as_update
+from dmvae.training.watching import write_measured
 
 CHECKPOINTS = "checkpoints"
 """Where in a stage's folder its state is kept until the stage is finished."""
@@ -291,11 +292,12 @@ def _to_the_end(trainer: Trainer, folder: Path, signalled: list[int]) -> Facts:
     run = inputs.sections.run
     steps, alone = config.steps if trainer.networks.trains else 0, distributed.world_size() == 1
     begun, any_rank = time.monotonic() - trainer.seconds, distributed.SharedFlag()
-    title = f"{inputs.variant}  {stage.name}"
+    title, recipe = f"{inputs.variant}  {stage.name}", values_of(inputs.sections, stage.name)
     with (
         closing(trainer.background),
-        closing(Figures(inputs.out, run.tracker, trainer.step, f"{inputs.variant}/{stage.name}")) as figures,
+        closing(Figures(inputs.out, run.tracker, trainer.step, f"{inputs.variant}/{stage.name}", recipe)) as figures,
         tuned(),
+        with_tf32(inputs.device, run.tf32),
         closing(batches(stage, trainer.key, trainer.step, steps, lambda: alone and bool(signalled))) as data,
         Bar(title, steps, "images", trainer.step) as bar,
     ):
@@ -308,7 +310,9 @@ def _to_the_end(trainer: Trainer, folder: Path, signalled: list[int]) -> Facts:
                     with suppress(FloatingPointError):  # trouble that is not saved now is found again on resuming
                         trainer.health.judge()
                         if figures.pending:  # as before every save: the next row begins with the next step
-                            figures.write(trainer.step, seconds=round(trainer.seconds, 3))
+                            figures.write(
+                                trainer.step, seconds=round(trainer.seconds, 3), **rates_of(trainer.optimizers)
+                            )
                         trainer.require_finite()
                         trainer.save(folder)
                         trainer.background.wait()
@@ -323,7 +327,7 @@ def _to_the_end(trainer: Trainer, folder: Path, signalled: list[int]) -> Facts:
             if logs or saves:
                 for warning in trainer.health.judge():
                     inputs.say(warning)
-                row = figures.write(trainer.step, seconds=round(trainer.seconds, 3))
+                row = figures.write(trainer.step, seconds=round(trainer.seconds, 3), **rates_of(trainer.optimizers))
             keeps = config.keeps(trainer.step, run.keep_every)
             if stops or saves or keeps or last:
                 trainer.require_finite()
@@ -331,6 +335,8 @@ def _to_the_end(trainer: Trainer, folder: Path, signalled: list[int]) -> Facts:
                 trainer.save_networks(inputs.out / snapshot(trainer.step))
             if stage.shows and run.picture_every > 0 and trainer.step % run.picture_every == 0:
                 write_picture(stage, trainer.networks, trainer.averages.values(), trainer.step, figures)
+            if stage.measured and run.measure_every > 0 and trainer.step % run.measure_every == 0:
+                write_measured(stage, trainer.networks, trainer.averages.values(), trainer.step, figures)
             if stops or (saves and not last):
                 trainer.save(folder)
             if stops:

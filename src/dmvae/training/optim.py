@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -24,6 +25,11 @@ def adamw(parameters: list[nn.Parameter], config: TrainingConfig, learning_rate:
         state["step"].zero_()
     optimizer.param_groups[0]["base_lr"] = learning_rate
     return optimizer
+
+
+def rates_of(optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, float]:
+    """Figures of the learning rates of the last updates; 0 before the first."""
+    return {f"{name}/learning_rate": float(o.param_groups[0]["lr"]) for name, o in optimizers.items()}
 
 
 def learning_rate_factor(config: TrainingConfig, step: int) -> float:

@@ -261,6 +261,8 @@ class TrainingStage(Stage[T], Generic[T, N]):
     """Whether its data are images, which are mirrored at random if `data.flip` is true; stored latents never are."""
     shows: ClassVar[str] = ""
     """The network of which `picture` shows what it makes; "" where there is nothing to see."""
+    measured: ClassVar[str] = ""
+    """The network of which `measure` gives figures on held-out data; "" where it gives none."""
     takes_parts: ClassVar[bool] = False
     """Whether its losses are means over images, so that `run.accumulate` may give it a batch in parts: `updates` is
     called for each part, and their updates of the same turn are averaged. False where images of a batch are compared
@@ -315,6 +317,12 @@ class TrainingStage(Stage[T], Generic[T, N]):
         """What the network that it `shows` makes now: uint8 images [rows, columns, c, h, w] on the CPU. The network has
         averaged weights, is not sharded, and is in evaluation mode; one rank calls. Choose inputs that do not depend on
         the step, so that pictures of different steps compare."""
+        raise NotImplementedError
+
+    def measure(self, network: nn.Module) -> Mapping[str, Tensor | float]:
+        """{name: figure} of the network that is `measured`, on data that it does not train on: logged as "test/NAME".
+        The network is as in `picture`, and one rank asks, so nothing in it may wait for other ranks. Data, noise and
+        times are the same at every step, so that only the weights move the figures."""
         raise NotImplementedError
 
     def bounds(self) -> Sequence[Bound]:
