@@ -86,7 +86,7 @@ def test_latents_that_collapse_once_are_taken_back(prepared, quick, monkeypatch,
     assert facts["steps"] == 16
     for told in (facts["rolled_back"], out):
         assert "the latents have collapsed" in told
-        assert "it goes back to step 6, with all learning rates times 0.25. So that" in " ".join(told.split())
+        assert "it goes back to step 6, with all learning rates times 0.25. To avoid this: " in " ".join(told.split())
         assert "lower matching.weight or matching.learning_rate" in " ".join(told.split())
     log = (prepared / "run/main/matching/log.jsonl").read_text().splitlines()
     steps = [json.loads(row)["step"] for row in log]
