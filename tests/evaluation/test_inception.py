@@ -83,7 +83,7 @@ def test_the_package_has_the_published_weights(monkeypatch):
         "load_state_dict_from_url",
         lambda *_args, **_kwargs: inception._packaged_state(file),
     )
-    # an example of older torchmetrics documentation, which fixes the seed, and what it printed with the published weights
+    # an example of older torchmetrics documentation, with its seed, and what it printed with the published weights
     torch.manual_seed(123)
     kid = KernelInceptionDistance(subset_size=50)
     kid.update(torch.randint(0, 200, (100, 3, 299, 299), dtype=torch.uint8), real=True)
