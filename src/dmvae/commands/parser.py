@@ -27,9 +27,12 @@ matching, decoder, latents, generator, sample, evaluate.
   --variant NAME          run this variant alone, all seeds of it; may be given
                           several times
   --run_dir DIR           the folder that is written (run.dir)
+  --processes N           in N processes that share the stages out: a GPU each,
+                          or each its share of the CPU's threads
   --dry-run               print resolved values, stages, sizes and what stands
                           in the way; train nothing
   --no-verify             do not read the files of finished stages for damage
+  --no-report             the stages alone; `dmvae report RUN_DIR` writes the table
   --debug                 show tracebacks
 
 `dmvae run RECIPE --help` lists every field of that recipe."""
