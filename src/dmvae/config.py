@@ -230,8 +230,11 @@ def _member(cls: type, values: Values, where: str) -> type:
             found: type = find(family_of(cls), str(name))
         except ValueError as error:
             raise ValueError(f"{dotted(where, 'type')}: {error}") from error
-        if "type" in vars(cls) and not issubclass(found, cls):
-            raise ValueError(f"{dotted(where, 'type')}: only {vars(cls)['type']!r} can stand here, not {name!r}")
+        if not issubclass(found, cls):
+            known = names(family_of(cls))
+            fit = [other for other in known if issubclass(find(family_of(cls), other), cls)]
+            fitting = " or ".join(map(repr, fit))
+            raise ValueError(f"{dotted(where, 'type')}: only {fitting} can stand here, not {name!r}")
         return found
     if "type" in vars(cls):
         return cls
