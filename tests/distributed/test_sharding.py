@@ -37,7 +37,9 @@ CPU = torch.device("cpu")
 
 def network(way="plain"):
     torch.manual_seed(0)
-    model = (SiT if way == "sit" else LightningDiT)(in_channels=4, input_size=4, width=16, depth=2, heads=2, num_classes=3)
+    model = (SiT if way == "sit" else LightningDiT)(
+        in_channels=4, input_size=4, width=16, depth=2, heads=2, num_classes=3
+    )
     for parameter in model.parameters():  # zeros would let no gradient through
         torch.nn.init.normal_(parameter, std=0.2)
     return model
