@@ -225,17 +225,17 @@ def named(cls: type, values: Values) -> Values:
 
 def _member(cls: type, values: Values, where: str) -> type:
     name = values.pop("type", None if "type" in vars(cls) else getattr(cls, "unnamed", None))
-    if name is not None:
-        try:
-            found: type = find(family_of(cls), str(name))
-        except ValueError as error:
-            raise ValueError(f"{dotted(where, 'type')}: {error}") from error
-        if "type" in vars(cls) and not issubclass(found, cls):
-            raise ValueError(f"{dotted(where, 'type')}: only {vars(cls)['type']!r} can stand here, not {name!r}")
-        return found
-    if "type" in vars(cls):
+    if name is None and "type" in vars(cls):
         return cls
-    raise ValueError(f"{dotted(where, 'type')}: this field is required; known: {', '.join(names(cls))}")
+    try:
+        found: type | None = None if name is None else find(family_of(cls), str(name))
+    except ValueError as error:
+        raise ValueError(f"{dotted(where, 'type')}: {error}") from error
+    if found is None or not issubclass(found, cls):
+        fitting = [known for known in names(family_of(cls)) if issubclass(find(family_of(cls), known), cls)]
+        told = "this field is required" if found is None else f"{name!r} cannot stand here"
+        raise ValueError(f"{dotted(where, 'type')}: {told}; known: {', '.join(fitting)}")
+    return found
 
 
 def typed(hint: object, value: object, where: str, given: Range | None = None) -> object:

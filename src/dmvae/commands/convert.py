@@ -1,4 +1,4 @@
-"""`dmvae import` and `export`: the authors' released weights and our artifacts; samples for ADM's evaluation suite;
+"""`dmvae import` and `export`: released weights and our artifacts; samples for ADM's evaluation suite;
 latents for LightningDiT's trainer."""
 
 from __future__ import annotations
@@ -21,29 +21,44 @@ from dmvae.runtime.words import counted
 
 ARTIFACT = re.compile(r"config\.json|diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 """Files of a folder that `save_pretrained` wrote."""
+NETWORKS = {"official-vae": "tokenizer", "official-generator": "generator"}
+"""Kind of a weights file -> what it is of."""
+OPTIONS = {
+    "official-vae": ("encoder_heads", "latent_mean", "latent_scale"),
+    "official-generator": ("heads", "noise_at"),
+}
+"""Options of one kind alone."""
 
 
 def import_(command: str, arguments: list[str]) -> None:
-    parser = Parser(prog=f"dmvae {command}", description="Convert the authors' released weights to our artifacts.")
-    parser.add_argument("kind", choices=["official-vae", "official-generator"])
+    parser = Parser(
+        prog=f"dmvae {command}",
+        description="Convert released weights to our artifacts: the paper's, and "
+        "generators of LightningDiT, SiT, REPA and REPA-E.",
+    )
+    parser.add_argument("kind", choices=[*NETWORKS])
     parser.add_argument("file", type=Path, help="of weights: its path, or ORG/REPO/FILE on the Hugging Face hub")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--encoder-heads", type=int, help="attention heads of the ViT (channels / 64)")
     parser.add_argument("--weights", help="which of the file's networks: ema or model; for a tokenizer ema or wo_ddp")
     parser.add_argument("--latent-mean", type=float, help="mean of the latents (0.0685, as published)")
     parser.add_argument("--latent-scale", type=float, help="1 / their standard deviation (0.1763)")
+    parser.add_argument("--heads", type=int, help="attention heads of a SiT whose width is none of the published ones")
+    parser.add_argument("--noise-at", type=int, choices=[0, 1], help="time of a SiT at noise: 0 SiT's code, 1 REPA's")
     known = parser.read(arguments)
     _require_own(known.out, known.file)
     model: nn.Module
-    given = {"heads": known.encoder_heads, "latent_mean": known.latent_mean, "latent_scale": known.latent_scale}
+    for of, names in OPTIONS.items():
+        for name in names:
+            if of != known.kind and getattr(known, name) is not None:
+                option = name.replace("_", "-")
+                raise ValueError(f"--{option} is of a {NETWORKS[of]}; leave it out for a {NETWORKS[known.kind]}")
+    given = {name.removeprefix("encoder_"): getattr(known, name) for name in OPTIONS[known.kind]}
     given = {name: value for name, value in given.items() if value is not None}
     if known.kind == "official-vae":
         model = official.import_vae(known.file, weights=known.weights, **given)
-    elif given:
-        option = "encoder-heads" if "heads" in given else next(iter(given)).replace("_", "-")
-        raise ValueError(f"--{option} is of a tokenizer; leave it out for a generator")
     else:
-        model = official.import_generator(known.file, weights=known.weights or "ema")
+        model = official.import_generator(known.file, weights=known.weights or "ema", say=console.print, **given)
     save_network(model, known.out)
     count = sum(p.numel() for p in model.parameters()) / 1e6
     console.print(f"{type(model).__name__}, {count:.2f} M parameters: {known.out}")

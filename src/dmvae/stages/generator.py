@@ -25,7 +25,7 @@ from dmvae.inputs import Inputs
 from dmvae.latents.store import BothWays, LatentSet, MirroredSet, labels_of
 from dmvae.losses.tokens import TokenAlignment, away, depth_of
 from dmvae.models.base import Model, Tokenizer
-from dmvae.models.dit import LightningDiT
+from dmvae.models.dit import DiffusionTransformer
 from dmvae.models.projector import Projector
 from dmvae.models.velocity import VelocityModel
 from dmvae.ranges import Weight
@@ -99,7 +99,7 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
 
     def _align(self, networks: GeneratorNetworks, alignment: TokenAlignment) -> None:
         inputs, generator, place = self.inputs, networks.generator, "generator.alignment"
-        assert isinstance(generator, LightningDiT)  # see problems
+        assert isinstance(generator, DiffusionTransformer)  # see problems
         encoder = inputs.frozen_encoder(alignment.target)
         stride = inputs.data.size // inputs.latent_shape[-1]
         require_stride(encoder, stride, generator.config.patch_size, f"{place}.target")
@@ -217,7 +217,7 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
     def problems(cls, config: GeneratorTraining, inputs: Inputs, others: Mapping[str, object]) -> Iterator[str]:
         yield from misfits(config, config.model, cls.name, inputs)
         flow = issubclass(config.model.network, VelocityModel)
-        if config.alignment is not None and not issubclass(config.model.network, LightningDiT):
+        if config.alignment is not None and not issubclass(config.model.network, DiffusionTransformer):
             yield f"generator.alignment: {config.model.type!r} has no tokens to align; set it to null"
         if config.alignment is not None and config.alignment.target.starts_random:
             yield (
