@@ -84,10 +84,12 @@ def run(path: Path, variant: str | None = None, only: str | None = None, until: 
 _TRAINED = tempfile.TemporaryDirectory()
 
 
-def begin(path: Path, until: str) -> Path:
+def begin(path: Path, until: str, variant: str | None = None) -> Path:
     """Finish the recipe's stages up to that one, for tests of what comes after them: each is trained once in a process
-    for all recipes in which it is the same, and copied from then on. Returns the path."""
-    for variant, recipe in load(path).items():
+    for all recipes in which it is the same, and copied from then on. Section `run`, such as its precision, is then that
+    of the first. Returns the path."""
+    recipes = load(path)
+    for variant, recipe in ({variant: recipes[variant]} if variant else recipes).items():
         for job in plan({variant: recipe}, Path(recipe.run.dir)):
             kept = Path(_TRAINED.name, job.folder.name)
             if not kept.exists():
