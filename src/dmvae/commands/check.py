@@ -27,8 +27,8 @@ from dmvae.stages.evaluate import EvaluateStage
 from dmvae.stages.measuring import Measuring
 
 READING = (
-    *("features", "batch_size", "size", "limit", "workers", "parts", "train", "force", "lpips", "precision"),
-    *("guidance", "seed", *DRAWING),
+    *("features", "batch_size", "size", "resampling", "limit", "workers", "parts", "train", "force"),
+    *("lpips", "precision", "guidance", "seed", *DRAWING),
 )
 """The options that a file of scores may set: none of them writes a file."""
 

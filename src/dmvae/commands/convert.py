@@ -10,7 +10,8 @@ import yaml
 from torch import nn
 
 from dmvae.commands.lightningdit import export_latents
-from dmvae.commands.parser import Parser, require
+from dmvae.commands.parser import Parser, add_resampling, require
+from dmvae.config import Values
 from dmvae.evaluation.images import FolderImages, Images, SampleFiles, write_npz
 from dmvae.interop import official
 from dmvae.models.artifact import save_network
@@ -93,9 +94,11 @@ def export(command: str, arguments: list[str]) -> None:
         "--unmirrored", action="store_true", help="for images that must not be mirrored: write plain latents twice"
     )
     parser.add_argument("--size", type=int, help="of images in a folder: crop and resize them to this size")
+    add_resampling(parser)
     known = parser.read(arguments)
-    if known.size is not None and known.kind != "adm-samples":
-        raise ValueError("--size is of adm-samples; leave it out")
+    prepared = {name: value for name, value in vars(known).items() if name in ("size", "resampling") and value}
+    if prepared and known.kind != "adm-samples":
+        raise ValueError(f"--{next(iter(prepared))} is of adm-samples; leave it out")
     if known.unmirrored and known.kind != "lightningdit-latents":
         raise ValueError("--unmirrored is of lightningdit-latents; leave it out")
     if known.kind in ("official-vae", "official-generator"):
@@ -103,20 +106,21 @@ def export(command: str, arguments: list[str]) -> None:
         write(known.folder, known.out)
         console.print(str(known.out))
     elif known.kind == "adm-samples":
-        _export_samples(known.folder, known.out, known.size)
+        _export_samples(known.folder, known.out, prepared)
     else:
         _export_latents(known.folder, known.out, known.unmirrored)
 
 
-def _export_samples(folder: Path, out: Path, size: int | None) -> None:
+def _export_samples(folder: Path, out: Path, prepared: Values) -> None:
     if out.suffix != ".npz":
         raise ValueError(f"--out {out}: samples are written as .npz, name it so")
     require_place("--out", out)
-    require(1, size=size)
+    require(1, size=prepared.get("size"))
     of_a_run = any(folder.glob("samples-*.safetensors"))
-    if of_a_run and size is not None:
-        raise ValueError(f"--size {size}: the samples of a run have one size; leave it out")
-    images: Images = SampleFiles(require_intact(folder)) if of_a_run else FolderImages(folder, size=size)
+    if of_a_run and prepared:
+        name, value = next(iter(prepared.items()))
+        raise ValueError(f"--{name} {value}: the samples of a run have one size; leave it out")
+    images: Images = SampleFiles(require_intact(folder)) if of_a_run else FolderImages(folder, **prepared)
     write_npz(images, out)
     console.print(f"{counted(len(images), 'image')}: {out}")
 

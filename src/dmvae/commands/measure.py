@@ -9,7 +9,7 @@ from diffusers.utils import logging
 
 from dmvae.commands.check import check, print_scores, side_by_side
 from dmvae.commands.measurements import measure
-from dmvae.commands.parser import CheckFailed, Parser, add_plugins
+from dmvae.commands.parser import CheckFailed, Parser, add_plugins, add_resampling
 from dmvae.commands.score_files import write_scores
 from dmvae.config import Values
 from dmvae.registry import load_plugins
@@ -74,6 +74,7 @@ def _parser(command: str) -> Parser:
     parser.add_argument(
         "--size", type=int, help="crop and resize images to this; without it, all must be square and of one size"
     )
+    add_resampling(parser)
     parser.add_argument("--limit", type=int, help="use at most this many images of a folder; of --train always all")
     parser.add_argument("--workers", type=int, default=4, help="processes that read images (%(default)s)")
     parser.add_argument("--train", metavar="FOLDER", help="training images, for the check of memorisation")

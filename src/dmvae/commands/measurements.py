@@ -18,6 +18,7 @@ from dmvae import config as configs
 from dmvae.commands.generated import Generated
 from dmvae.commands.parser import require
 from dmvae.config import Values
+from dmvae.datasets.image_file import Resampling
 from dmvae.evaluation.feature_set import FeatureSet, features_of, reference_features
 from dmvae.evaluation.features import Extractor, extractor_of, parse_features
 from dmvae.evaluation.images import FolderImages, Images, SampleFiles, npz_images
@@ -41,7 +42,8 @@ DEFAULT_FEATURES = ("effnet-lite0",)
 class Setting:
     """What the three kinds of measurement have in common: where images are read from, the extractors, the device.
 
-    features: NAME[@RESOLUTION][=WEIGHTS] each. size: images are cropped and resized to it. limit: most images of a
+    features: NAME[@RESOLUTION][=WEIGHTS] each. size: images become
+    squares of it, by `resampling`. limit: most images of a
     folder. parts: the figures to compute, all by default. train: folder of training images, for memorisation.
     save_reference: .safetensors file for the reference's features. force: compare what was made differently. fresh:
     use no results of earlier calls. Raises ValueError for options out of range or that do not go together.
@@ -53,6 +55,7 @@ class Setting:
         *,
         batch_size: int = 64,
         size: int | None = None,
+        resampling: Resampling = "square",
         limit: int | None = None,
         workers: int = 0,
         parts: Sequence[str] | None = None,
@@ -69,6 +72,7 @@ class Setting:
         self.scratch = tempfile.TemporaryDirectory() if fresh else None
         self.folder = Path(self.scratch.name) if self.scratch else None
         self.batch_size, self.size, self.limit, self.workers = batch_size, size, limit, workers
+        self.resampling: Resampling = resampling
         self.parts, self.train, self.save_reference, self.force = parts, train, save_reference, force
         self.opened: dict[tuple[str, int | None], Images] = {}
         self.trains: list[FeatureSet] = []
@@ -86,7 +90,9 @@ class Setting:
             self.opened[key] = (
                 npz_images(Path(path))
                 if path.endswith(".npz")
-                else FolderImages(Path(path), size=self.size, limit=key[1], workers=self.workers)
+                else FolderImages(
+                    Path(path), size=self.size, resampling=self.resampling, limit=key[1], workers=self.workers
+                )
             )
         return self.opened[key]
 
@@ -239,7 +245,14 @@ def measure_tokenizer(
     device = setting.device
     model = open_tokenizer(tokenizer, setting.size)
     size, channels = setting.size or model.config.image_size, model.config.in_channels
-    folder = FolderImages(Path(images), size=size, channels=channels, limit=setting.limit, workers=setting.workers)
+    folder = FolderImages(
+        Path(images),
+        size=size,
+        resampling=setting.resampling,
+        channels=channels,
+        limit=setting.limit,
+        workers=setting.workers,
+    )
     perceptual = PerceptualDistance(device) if lpips else None
     rows, _ = reconstruct(
         model,
