@@ -82,7 +82,7 @@ def problems(recipe: Recipe, stages: Stages, ranks: int | None = None) -> Iterat
         section = recipe.section(stage)
         if issubclass(stage, TrainingStage) and not stage.draws:
             yield from _complaint("", require_batch, stage.name, section.batch_size, stage.items(recipe, n))
-        others = {name: recipe.section(name) for name in stage.reads if recipe.section(name) is not None}
+        others = recipe.read_by(stage)
         found = list(stage.problems(section, inputs, others))
         yield from found
         if issubclass(stage, TrainingStage) and not found:  # networks may assume that these checks passed
@@ -138,7 +138,7 @@ def _checkpointing_problems(recipe: Recipe) -> Iterator[str]:
 def blank_networks(recipe: Recipe, stage: type[AnyTraining], num_classes: int) -> Networks:
     """A stage's networks on the meta device. Raises ValueError where the stage refuses its section, or where what its
     `build` returned is not `Networks` whose trained parameters are all saved."""
-    reads = {name: recipe.section(name) for name in stage.reads if recipe.section(name) is not None}
+    reads = recipe.read_by(stage)
     with torch.device("meta"):  # a quarter of the time that fake tensors take
         networks: Networks = stage(recipe.section(stage), Blueprint(recipe, "", reads, num_classes)).build()
         for wrong in _unlike_networks(networks):
@@ -168,6 +168,7 @@ def _unlike_networks(networks: object) -> Iterator[str]:
     for what, names, there in (
         ("learning_rates", networks.learning_rates, set(networks.trains)),
         ("averaged", networks.averaged, known),
+        ("decays", networks.decays, set(networks.averaged)),
         ("remembers", networks.remembers, known),
     ):
         for name in (name for name in names if name not in there):

@@ -29,6 +29,7 @@ from dmvae.runtime import distributed
 from dmvae.runtime.console import console
 from dmvae.runtime.done import read_done
 from dmvae.sections import AutoencoderShape, Sections
+from dmvae.tokenizers import Normalisation
 from dmvae.tokenizers.adapted import adapt, load_tokenizer, start
 from dmvae.tokenizers.autoencoder import Autoencoder
 
@@ -184,6 +185,7 @@ class Inputs:
         *,
         mirrored: bool = False,
         whitened: float = 0.0,
+        given: Normalisation | None = None,
     ) -> None:
         """Write a data set's latents, or those of its mirror images, to shards in `folder`, and the numbers that
         normalise them; an interrupted pass goes on where it stopped."""
@@ -201,6 +203,7 @@ class Inputs:
             dtype=store.dtype,
             mirrored=mirrored,
             whitened=whitened,
+            given=given,
         )
 
     def some_images(self, most: int) -> Iterator[Tensor]:

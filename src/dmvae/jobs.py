@@ -79,7 +79,7 @@ def plan(recipes: dict[str, Recipe], run_dir: Path) -> list[Job]:
         folders: dict[str, Path] = {}
         encoded: dict[str, str] = {}  # the addresses if only stages that change latents had run before
         for stage in recipe.stages():
-            reads = {name: folders[name] for name in stage.reads if name in folders}
+            reads = {name: folders[name] for name in recipe.read_by(stage) if name in folders}
             address = partial(_address, stage, recipe, everything, splits)
             name = address([folder.name for folder in reads.values()])
             if not stage.keeps_latents:
@@ -213,7 +213,7 @@ def _linked(run_dir: Path, variant: str, recipe: Recipe) -> list[Job]:
                 "report RUNS --out DIR`"
             )
     return [
-        Job(variant, stage, recipe, folders[stage.name], {n: folders[n] for n in stage.reads if n in folders})
+        Job(variant, stage, recipe, folders[stage.name], {n: folders[n] for n in recipe.read_by(stage) if n in folders})
         for stage in stages
         if stage.name in folders
     ]

@@ -52,6 +52,11 @@ class Recipe(Sections):
         """The stages that the method has, in order."""
         return [stage for stage in stages() if self.section(stage) is not None]
 
+    def read_by(self, stage: AnyStage) -> Values:
+        """Name -> config of the stages that this one reads, of those that the method has."""
+        names = stage.reads_of(self.section(stage))
+        return {name: self.section(name) for name in names if self.section(name) is not None}
+
     def __post_init__(self) -> None:
         if self.pretrained is None:
             for name in ("autoencoder", "tokenizer"):

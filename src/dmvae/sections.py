@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Literal
 
 from dmvae import config as configs
@@ -14,6 +15,7 @@ from dmvae.decoders.conv import ConvDecoder
 from dmvae.encoders import EncoderConfig
 from dmvae.losses import LossConfig
 from dmvae.ranges import BatchSize, Count, Range, Seed, Wait, Width
+from dmvae.runtime.hashing import content_hash
 from dmvae.runtime.precision import Precision
 from dmvae.tokenizers import TokenizerSource
 
@@ -143,12 +145,28 @@ class LatentsConfig:
     R^(1 - whitening), each channel keeping unit variance. 1: none are left; below 0: they grow, for comparison. The
     decoder undoes it, so that no reconstruction changes."""
 
+    statistics: Literal["measured", "own"] | Path = configs.added("measured")
+    """What normalises latents for generators. "measured": mean and standard deviation of each channel, over the latents
+    that are stored. "own": what the tokenizer brings, so that generators that were trained on it fit: of a tokenizer of
+    ours its statistics, after a matching those of its reference; of one of diffusers `scaling_factor` and
+    `shift_factor`, or `latents_mean` and `latents_std`. A path: a file with `mean` and `std`, .pt or .safetensors, such
+    as latents_stats.pt of LightningDiT."""
+
     def __post_init__(self) -> None:
+        if self.whitening != 0 and self.statistics != "measured":
+            raise ValueError(
+                "whitening: its matrix is measured as statistics are; set it to 0, or statistics: measured"
+            )
         if self.mirrored and self.stored is not None:
             raise ValueError(
                 "mirrored: true stores mirror images for the generator, which with `stored` encodes images itself; set "
                 "it to false, and data.flip: true for mirrored ones"
             )
+
+    def identity(self, values: Values) -> Values:
+        """With the content of a file of statistics in place of its path."""
+        file = self.statistics
+        return values | {"statistics": content_hash([file])} if isinstance(file, Path) else values
 
 
 @dataclass(frozen=True, kw_only=True)

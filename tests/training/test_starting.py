@@ -12,11 +12,13 @@ from safetensors.torch import load_file, save_file
 import processes
 import tiny
 from dmvae import pipeline
+from dmvae.generators import GeneratorConfig
 from dmvae.inputs import Inputs
 from dmvae.jobs import plan
 from dmvae.models.artifact import save_network
 from dmvae.models.dit import LightningDiT
 from dmvae.recipe import load
+from dmvae.registry import find, load_plugins
 from dmvae.runtime import distributed, sharding
 from dmvae.stages.generator import GeneratorStage
 from dmvae.training.loop import Trainer
@@ -207,3 +209,135 @@ def test_two_ranks_that_share_a_network_have_the_weights_in_parts(tmp_path):
         assert share < 0.6
         assert same(whole, wanted)
         assert all(torch.equal(a, b) for a, b in zip(followed, trained, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("form", "new"),
+    [
+        ({"num_classes": 7}, {"y_embedder.embedding_table.weight"}),
+        ({"input_size": 6}, set()),
+        (
+            {"in_channels": 8, "num_classes": 7, "input_size": 6},
+            {
+                "x_embedder.proj.weight",
+                "x_embedder.proj.bias",
+                "y_embedder.embedding_table.weight",
+                "final_layer.linear.weight",
+                "final_layer.linear.bias",
+            },
+        ),
+    ],
+    ids=["classes", "positions", "all"],
+)
+def test_a_partial_start_takes_the_layers_that_fit_and_says_which(tmp_path, monkeypatch, form, new):
+    """A layer whose weight has another shape keeps its own bias too, and positions are never taken."""
+    there = saved(tmp_path / "there", **form)
+    given = {"generator__start_from": str(there), "generator__start_partly": True}
+    path = tiny.write(tmp_path, **given)
+    job = next(job for job in plan({"kl": load(path)["kl"]}, tmp_path / "run") if job.stage.name == "generator")
+    inputs, said = Inputs(job.recipe, "kl", job.folder, job.reads, torch.device("cpu")), []
+    monkeypatch.setattr(inputs, "say", said.append)
+    torch.manual_seed(0)
+    section = job.recipe.section("generator")
+    random = section.model.build(inputs.latent_shape, 3).state_dict()
+    torch.manual_seed(0)
+    network = job.stage(section, inputs).build().generator
+    weights, state = load_file(there / FILE), network.state_dict()
+    trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    assert set(state) - set(trained) == {"pos_embed"}
+    assert torch.equal(state["pos_embed"], random["pos_embed"])
+    for name in trained:
+        assert torch.equal(state[name], (random if name in new else weights)[name]), name
+    taken = sum(p.numel() for name, p in trained.items() if name not in new)
+    total = sum(p.numel() for p in trained.values())
+    (line,) = said
+    assert line.startswith(f"starts with {taken:,} of {total:,} parameters from {there}; random: ")
+    assert set(line.partition("random: ")[2].split(", ")) == (new or {"none"})
+
+
+def test_gradients_reach_what_was_taken_and_what_was_not(tmp_path, before):
+    shutil.copytree(before, tmp_path / "run", symlinks=True)
+    there = saved(tmp_path / "there", num_classes=7, input_size=6)
+    given = {"start_from": str(there), "start_partly": True, "learning_rate": 1e-2, "steps": 4}
+    path = tiny.write(tmp_path, **{f"generator__{name}": value for name, value in given.items()})
+    tiny.run(path, "kl", "generator")
+    ends, starts = load_file(folder_of(path) / "generator" / FILE), load_file(there / FILE)
+    moved = {name for name in ends if not torch.equal(ends[name], starts[name])}
+    assert moved == set(ends), "all but positions learn, and positions are of another size"
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        ({"width": 32}, r"there: its weights do not fit this generator\.model: set generator\.model: \{width: 32"),
+        ({"heads": 4, "num_classes": 7}, r"generator\.model: set generator\.model: \{width: 16, depth: 1, heads: 4"),
+        ({"mlp_ratio": 2.0, "num_classes": 7}, r"no field sets mlp_ratio 2\.0 \(here 4\.0\)"),
+    ],
+)
+def test_a_partial_start_is_not_one_of_another_network(tmp_path, form, message):
+    given = {"generator__start_from": str(saved(tmp_path / "there", **form)), "generator__start_partly": True}
+    with pytest.raises(ValueError, match=rf"generator\.start_from: .*{message}"):
+        pipeline.run(load(tiny.write(tmp_path, **given)), tmp_path / "run")
+
+
+def test_other_heads_are_refused_though_every_shape_fits(tmp_path):
+    there = saved(tmp_path / "there", heads=4, qk_norm=False)
+    path = tiny.write(tmp_path, generator__start_from=str(there), generator__model=tiny.DIT | {"qk_norm": False})
+    with pytest.raises(ValueError, match=r"do not fit this generator\.model: set generator\.model: \{.*heads: 4"):
+        pipeline.run(load(path), tmp_path / "run")
+
+
+PLUGIN = """
+import torch
+from dataclasses import dataclass
+from diffusers.configuration_utils import register_to_config
+from dmvae.generators import GeneratorConfig
+from dmvae.models.base import Model
+from dmvae.registry import register
+
+
+class Means{n}(Model):
+    @register_to_config
+    def __init__(self, *, in_channels, input_size, num_classes):
+        super().__init__()
+        self.means = torch.nn.Parameter(torch.zeros(num_classes + 1, in_channels, input_size, input_size))
+
+    def loss(self, z, labels, rng):
+        return (self.means[labels] - z).square().mean()
+
+    def sample(self, noise, labels, settings, normal=None):
+        return self.means[labels] + noise
+
+
+@register("means{n}")
+@dataclass(frozen=True, kw_only=True)
+class MeansConfig(GeneratorConfig):
+    network = Means{n}
+
+    def build(self, latent_shape, num_classes):
+        return Means{n}(in_channels=latent_shape[0], input_size=latent_shape[1], num_classes=num_classes)
+"""
+
+
+def test_where_no_layer_fits_a_partial_start_is_refused(tmp_path):
+    (tmp_path / "means.py").write_text(PLUGIN.replace("{n}", "Partly"))
+    load_plugins([str(tmp_path / "means.py")])
+    network = find(GeneratorConfig, "meansPartly").network
+    save_network(network(in_channels=4, input_size=3, num_classes=7), tmp_path / "there")
+    given = {"start_from": str(tmp_path / "there"), "start_partly": True, "model": {"type": "meansPartly"}}
+    path = tiny.write(tmp_path, plugins=[str(tmp_path / "means.py")], variants={"main": {"generator": given}})
+    with pytest.raises(ValueError, match=r"there: no layer of it fits this generator\.model; leave start_from out"):
+        pipeline.run(load(path), tmp_path / "run")
+
+
+def test_a_partial_start_counts_in_the_address_and_needs_weights(tmp_path):
+    there = saved(tmp_path / "there")
+    given = [{}, {"start_partly": False}, {"start_partly": True}]
+    plain, said, partly = (
+        tiny.folders_of(tiny.write(tmp_path, variants={"main": {"generator": {"start_from": str(there)} | over}}))
+        for over in given
+    )
+    assert plain == said
+    assert {name for name in plain if plain[name] != partly[name]} == {"generator", "sample", "evaluate"}
+    with pytest.raises(ValueError, match=r"generator: start_partly: true needs weights to start from; give start_from"):
+        load(tiny.write(tmp_path, generator__start_partly=True))

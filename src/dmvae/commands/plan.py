@@ -196,7 +196,7 @@ _counted: dict[str, Cost] = {}
 
 def _cost(stage: type[AnyTraining], recipe: Recipe, classes: int, machine: Machine) -> Cost:
     """The cost of a step; a stage that variants share is counted once."""
-    reads = {name: recipe.section(name) for name in stage.reads if recipe.section(name) is not None}
+    reads = recipe.read_by(stage)
     run = replace(recipe.run, dir="-")  # which changes no cost
     parts = (recipe.section(stage), recipe.losses, recipe.autoencoder, recipe.pretrained, run)
     key = repr([stage, reads, *parts, recipe.data.size, recipe.data.channels, classes, machine.ranks, machine.gpu])

@@ -24,6 +24,7 @@ from dmvae.runtime.console import Bar
 from dmvae.runtime.files import read_head, write_tensors
 from dmvae.runtime.precision import Precision, autocast
 from dmvae.runtime.transfer import send
+from dmvae.tokenizers import Normalisation
 
 STATISTICS = "statistics.safetensors"
 """Mean and standard deviation per channel, and for whitened latents the matrix. Written last: if the file is there, all
@@ -45,6 +46,7 @@ def encode_dataset(
     dtype: Literal["float32", "float16"] = "float32",
     mirrored: bool = False,
     whitened: float = 0.0,
+    given: Normalisation | None = None,
 ) -> None:
     """Write the data set's raw latents and labels to `folder` as safetensors shards of `shard_size` items, and their
     mean and standard deviation per channel. Finished shards are kept, so an interrupted pass goes on where it stopped.
@@ -52,7 +54,7 @@ def encode_dataset(
     tokenizer: a module with `encode(images in [-1, 1]).latents`, [n, C, H, W]. Where it draws latents, shards also hold
     the means and standard deviations of the posteriors, "means" and "stds". mirrored: encode the mirror images.
     whitened: the `amount` of `dmvae.models.whitening.whitening` by which a `LatentSet` whitens what it reads; shards
-    are not whitened.
+    are not whitened. given: what is kept in place of the statistics of these latents.
 
     Raises FloatingPointError, with the first item of the batch, for latents that are not finite in `dtype`.
     """
@@ -86,11 +88,16 @@ def encode_dataset(
         for path in sorted(folder.glob("latents-*.safetensors"))[len(starts) :]:
             path.unlink()
     if distributed.is_main() and read_head(folder / STATISTICS) is None:
-        paths = sorted(folder.glob("latents-*.safetensors"))
-        whole = Statistics.of(vectors(load_file(path)["latents"], "channels") for path in paths)
-        matrix = {"whitening": whitening(whole.covariance, whitened)} if whitened else {}
-        write_tensors(folder / STATISTICS, {"mean": whole.mean.float(), "std": whole.std.float()} | matrix)
+        known = (given or _measured(folder, whitened))._asdict()
+        write_tensors(folder / STATISTICS, {name: x.float().cpu() for name, x in known.items() if x is not None})
     distributed.barrier()
+
+
+def _measured(folder: Path, whitened: float) -> Normalisation:
+    """Of the shards in the folder."""
+    paths = sorted(folder.glob("latents-*.safetensors"))
+    whole = Statistics.of(vectors(load_file(path)["latents"], "channels") for path in paths)
+    return Normalisation(whole.mean, whole.std, whitening(whole.covariance, whitened) if whitened else None)
 
 
 def _encoded(tokenizer: Encodes, x: Tensor, precision: Precision, dtype: torch.dtype) -> dict[str, Tensor]:

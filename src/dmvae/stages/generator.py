@@ -36,7 +36,7 @@ from dmvae.stages.latents import MIRRORED
 from dmvae.training.flow import LatentTraining, held_out_loss
 from dmvae.training.pictures import COLUMNS
 from dmvae.training.stage import Batch, Networks, TrainingStage, Update, stage
-from dmvae.training.starting import Starting, misfits, start
+from dmvae.training.starting import ALIGNMENT, Starting, misfits, start
 from dmvae.training.watching import HELD_OUT
 
 ROWS, STEPS = 4, 25
@@ -76,6 +76,10 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
     shows = "generator"
     measured = "generator"
     of_latents = True
+
+    @classmethod
+    def reads_of(cls, config: GeneratorTraining) -> tuple[str, ...]:
+        return (*cls.reads, "tokenizer") if config.start_from == ALIGNMENT else cls.reads
 
     def build(self) -> GeneratorNetworks:
         networks, model = GeneratorNetworks(), self.config.model
@@ -215,7 +219,9 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
 
     @classmethod
     def problems(cls, config: GeneratorTraining, inputs: Inputs, others: Mapping[str, object]) -> Iterator[str]:
-        yield from misfits(config, config.model, cls.name, inputs)
+        yield from misfits(config, config.model, cls.name, inputs, others)
+        if config.start_from == ALIGNMENT and inputs.sections.latents.whitening != 0:
+            yield "generator.start_from: alignment's flow model saw no whitened latents; set latents.whitening to 0"
         flow = issubclass(config.model.network, VelocityModel)
         if config.alignment is not None and not issubclass(config.model.network, DiffusionTransformer):
             yield f"generator.alignment: {config.model.type!r} has no tokens to align; set it to null"

@@ -1,6 +1,6 @@
 """Stage `latents`: encodes the training set once, or a part of it, on request with mirror images, and measures the
-latents' mean, standard deviation and whitening matrix. Where training takes random crops (`data.resize`), it encodes
-the centre.
+latents' mean, standard deviation and whitening matrix, or takes given ones. Where training takes random crops
+(`data.resize`), it encodes the centre.
 
 A tokenizer of diffusers that was trained further is also saved in its own class.
 """
@@ -9,20 +9,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from dmvae.datasets import Labelled
 from dmvae.datasets.mixed import Chosen, spaced
 from dmvae.inputs import Inputs, build_tokenizer
 from dmvae.latents.store import LatentSet
 from dmvae.models.artifact import save_network
+from dmvae.models.base import Tokenizer
 from dmvae.runtime import distributed
+from dmvae.runtime.weights import read_tensors
 from dmvae.runtime.words import counted, few
 from dmvae.sections import LatentsConfig
 from dmvae.stages.editing import DRAWN
+from dmvae.tokenizers import Normalisation
+from dmvae.tokenizers.adapted import innermost, normalisation_of
 from dmvae.training.stage import Facts, Stage, stage
 
 MIRRORED = "mirrored"
 """Where in the stage's folder the mirror images' latents are, if there are any."""
+
+TOLD = 2048
+"""Latents, at most, on which given statistics are judged."""
+NONE_OWN = (
+    "latents.statistics: own asks for those that the tokenizer brings, and it brings none; set it to measured, or to a "
+    "file with mean and std"
+)
 
 
 @stage("latents")
@@ -39,11 +54,15 @@ class LatentsStage(Stage[LatentsConfig]):
         images: Labelled = inputs.train_set
         if self.config.stored is not None:
             images = Chosen(images, spaced(images.labels, self.config.stored))
-        inputs.encode(tokenizer, images, folder, self.name, whitened=self.config.whitening)
+        given = self._given(tokenizer)
+        inputs.encode(tokenizer, images, folder, self.name, whitened=self.config.whitening, given=given)
         if self.config.mirrored:
             inputs.encode(tokenizer, images, inputs.out / MIRRORED, f"{self.name}, mirrored", mirrored=True)
         latents = LatentSet(folder)
         tokenizer.set_statistics(latents.mean, latents.std, latents.whitening)
+        if given is not None:
+            z = latents.__getitems__(range(0, len(latents), -(-len(latents) // TOLD)))[0]
+            inputs.say(f"with these statistics, latents have mean {z.mean():.2f} and standard deviation {z.std():.2f}")
         if distributed.is_main():
             save_network(tokenizer.cpu(), inputs.out / "autoencoder")
             own = tokenizer.as_diffusers() if inputs.tokenizer_folder is not None else None
@@ -52,8 +71,23 @@ class LatentsStage(Stage[LatentsConfig]):
         distributed.barrier()
         return {"images": len(latents)}
 
+    def _given(self, tokenizer: Tokenizer) -> Normalisation | None:
+        """The statistics that are not measured; None for those that are. Raises ValueError where there are none."""
+        asked, channels = self.config.statistics, self.inputs.latent_shape[0]
+        if asked == "measured":
+            return None
+        if asked != "own":
+            return read_normalisation(asked, channels)
+        if "matching" in self.inputs.reads:  # they may be 0 and 1, and meant so
+            return Normalisation(tokenizer.latent_mean, tokenizer.latent_std)
+        found = normalisation_of(tokenizer)
+        if found is None:
+            raise ValueError(NONE_OWN)
+        return found
+
     @classmethod
     def problems(cls, config: LatentsConfig, inputs: Inputs, others: Mapping[str, object]) -> Iterator[str]:
+        yield from _unnormalised(config, inputs, others)
         if config.stored is not None:
             data = inputs.train_set
             stored = data.labels[spaced(data.labels, config.stored)]
@@ -86,3 +120,36 @@ class LatentsStage(Stage[LatentsConfig]):
                 "latents.drawn: true would draw latents of which matching.noise: none has matched the means alone; "
                 "leave it out, or set matching.noise: posterior, which draws them"
             )
+
+
+def _unnormalised(config: LatentsConfig, inputs: Inputs, others: Mapping[str, object]) -> Iterator[str]:
+    """What is wrong with the statistics, as far as it is known before any stage runs."""
+    if isinstance(config.statistics, Path):
+        try:
+            read_normalisation(config.statistics, inputs.latent_shape[0])
+        except ValueError as error:
+            yield str(error)
+    elif config.statistics == "own" and others.get("matching") is None:
+        model = build_tokenizer(inputs.sections)
+        network = getattr(model, "network", None)
+        # the values in a tokenizer of ours are known once its weights are read
+        if innermost(model) is model and getattr(network, "normalisation", None) is None:
+            yield NONE_OWN
+
+
+def read_normalisation(file: Path, channels: int) -> Normalisation:
+    """The tensors `mean` and `std` of a file, and `whitening` where it has one, for latents of that many channels; of
+    any shape with a number for each channel. Raises ValueError, with the place, for a file without them."""
+    try:
+        tensors = read_tensors(file)
+        found = {name: torch.as_tensor(tensors[name]).float().flatten() for name in ("mean", "std") if name in tensors}
+        wrong = [f"no {name}" for name in ("mean", "std") if name not in found]
+        wrong += [f"{len(x)} numbers of {name}" for name, x in found.items() if len(x) != channels]
+        if wrong:
+            raise ValueError(f"{file}: holds {' and '.join(wrong)}; give a mean and a std for {channels} channels")
+        if not (found["mean"].isfinite().all() and found["std"].isfinite().all() and (found["std"] > 0).all()):
+            raise ValueError(f"{file}: its mean has to be finite, and its std finite and above 0")
+    except ValueError as error:
+        raise ValueError(f"latents.statistics: {error}") from error
+    matrix = tensors.get("whitening")
+    return Normalisation(**found, whitening=matrix if isinstance(matrix, Tensor) else None)

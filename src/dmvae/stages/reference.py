@@ -145,7 +145,7 @@ class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
         except ValueError as error:
             yield f"{error}{place_of(error)}"
         if config.trains_teacher:
-            yield from misfits(config, config.model, cls.name, inputs)
+            yield from misfits(config, config.model, cls.name, inputs, others)
         elif config.start_from is not None:
             yield "reference.start_from: no teacher is trained here; leave it out"
 

@@ -14,6 +14,7 @@ from dmvae import config as configs
 from dmvae.encoders import require_stride
 from dmvae.inputs import Inputs
 from dmvae.losses.alignment import AlignmentConfig, as_promised
+from dmvae.losses.alignment.repa_e import RepaE
 from dmvae.losses.pull import Pull
 from dmvae.models.base import Distribution, PointDistribution, Tokenizer
 from dmvae.ranges import Decay, Range, Weight
@@ -86,6 +87,9 @@ class TokenizerStage(DecoderStage[TokenizerTraining, TokenizerNetworks]):
             networks.projection = alignment.projection(inputs.latent_shape, inputs.num_classes, encoder.channels)
             if trained := [p for p in networks.projection.parameters() if p.requires_grad]:
                 networks.trains["projection"] = trained
+            if isinstance(alignment, RepaE) and alignment.ema is not None:
+                networks.averaged = (*networks.averaged, "projection")
+                networks.decays["projection"] = alignment.ema
         return networks
 
     def _tokenizer(self) -> Tokenizer:

@@ -5,12 +5,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
 from dmvae.models.base import Distribution
 from dmvae.registry import Registered
+
+
+class Normalisation(NamedTuple):
+    """What generators learn of latents z: (z - mean) / std in each channel, then times `whitening` if there is one."""
+
+    mean: Tensor
+    """float32 [C]."""
+    std: Tensor
+    """float32 [C]."""
+    whitening: Tensor | None = None
+    """float32 [C, C]."""
 
 
 class Codec(nn.Module):
@@ -31,6 +42,11 @@ class Codec(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         """Latents, as `encode` gives them -> images [n, c, h, w], trained to lie in [-1, 1]."""
         raise NotImplementedError
+
+    @property
+    def normalisation(self) -> Normalisation | None:
+        """How generators that come with it see its latents, for `latents.statistics: own`; None where nothing says."""
+        return None
 
     def posterior(self, images: Tensor) -> Distribution:
         """A distribution with `mean`, `std` and `sample()`; `encode` returns its mean."""

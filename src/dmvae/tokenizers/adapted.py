@@ -25,7 +25,7 @@ from dmvae.runtime.files import read_json
 from dmvae.runtime.hashing import digest
 from dmvae.runtime.hub import FILE, WEIGHTS
 from dmvae.runtime.precision import full_precision, without_tf32
-from dmvae.tokenizers import Codec, TokenizerSource
+from dmvae.tokenizers import Codec, Normalisation, TokenizerSource
 from dmvae.tokenizers.autoencoder import Autoencoder
 
 
@@ -188,6 +188,17 @@ def innermost(model: Tokenizer) -> Tokenizer:
     while isinstance(inner := getattr(getattr(model, "network", None), "model", None), Tokenizer):
         model = inner
     return model
+
+
+def normalisation_of(model: Tokenizer) -> Normalisation | None:
+    """What the tokenizer brings: statistics that a stage or an import filled in, else those of its files' config; None
+    for neither."""
+    if bool((model.latent_mean != 0).any() or (model.latent_std != 1).any()):
+        return Normalisation(model.latent_mean, model.latent_std, model.whitening)
+    network = getattr(model, "network", None)
+    if isinstance(inner := getattr(network, "model", None), Tokenizer):
+        return normalisation_of(inner)
+    return getattr(network, "normalisation", None)
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:

@@ -38,7 +38,8 @@ OURS = ("Autoencoder", "AdaptedTokenizer")
 class DiffusersTokenizer(FileSource):
     """What `from_pretrained` of a class in diffusers loads, such as stabilityai/sd-vae-ft-ema.
 
-    Latents are raw: the statistics that the stage `latents` measures are used in place of the config's scaling_factor.
+    Latents are raw: the statistics that the stage `latents` measures are used in place of the config's scaling_factor,
+    unless `latents.statistics: own` asks for that.
     """
 
     path: str

@@ -7,7 +7,7 @@ import hashlib
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -22,6 +22,9 @@ from dmvae.tokenizers.network import Adapter
 @dataclass(frozen=True, kw_only=True)
 class FileSource(TokenizerSource):
     """A model in files."""
+
+    scaled: ClassVar[bool] = True
+    """Whether its files say how generators scale the latents."""
 
     path: str
     """The model's file or folder."""
@@ -50,7 +53,7 @@ class FileSource(TokenizerSource):
     def build(self, *, size: int, channels: int, pretrained: bool = False) -> Adapter:
         source = self if self.config is not None else self.resolve()
         model = source.read_model() if pretrained else _blank(source.model_class(), source.config or {})
-        return Adapter(model, size=size, channels=channels)
+        return Adapter(model, size=size, channels=channels, scaled=self.scaled)
 
     def fingerprint(self) -> str:
         """16 hex digits of the sha256 of the names and contents of the file or the folder's files; "" for a model on a

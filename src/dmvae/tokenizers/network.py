@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from dmvae.models.base import Distribution, Parts, PointDistribution
-from dmvae.tokenizers import Codec
+from dmvae.tokenizers import Codec, Normalisation
 
 # diffusers' image autoencoders take and return images in [-1, 1] (AutoencoderTiny maps to [0, 1] inside), except these:
 UNIT_RANGE = {"AutoencoderRAE"}
 # These resize images to their encoder's size, and return images of their decoder's size:
 RESIZING = {"AutoencoderRAE"}
+# These normalise latents inside, by the statistics in their config:
+NORMALISING = {"AutoencoderRAE"}
 # What stages may train: a class -> the layer that gives the image. A code book (VQModel), an encoder that diffusers
 # keeps frozen (RAE) and statistics inside the network (Flux2) would each need another kind of training.
 TRAINED: dict[str, Callable[[Any], nn.Conv2d]] = {
@@ -38,11 +40,14 @@ class Adapter(Codec):
     resizes is resized to `size`. `latent_channels` and `stride` are measured, so any model will do whose `encode` gives
     `latent_dist`, `latent` or `latents`, and whose `decode` gives `sample`.
 
+    scaled: whether the config's scaling_factor and its like are of these weights, and not its class's defaults.
+
     Raises ValueError for images that the model does not take: channels, or a size that is no multiple of the stride.
     """
 
-    def __init__(self, model: Any, *, size: int, channels: int):
+    def __init__(self, model: Any, *, size: int, channels: int, scaled: bool = True):
         super().__init__()
+        self.scaled = scaled
         self.name = type(model).__name__
         self.model = model
         self.size, self.channels = size, channels
@@ -65,6 +70,24 @@ class Adapter(Codec):
         if hasattr(out, "latent_dist"):
             return out.latent_dist
         return PointDistribution(out.latent if hasattr(out, "latent") else out.latents)
+
+    @property
+    def normalisation(self) -> Normalisation | None:
+        """As diffusers' pipelines scale latents: (z - latents_mean) * scaling_factor / latents_std per channel, or
+        (z - shift_factor) * scaling_factor. Raises ValueError for statistics of another number of channels."""
+        names = ("latents_mean", "latents_std", "scaling_factor", "shift_factor")
+        known = self.model.config if self.scaled else {}
+        mean, std, scale, shift = map(known.get, names)
+        zeros, ones = torch.zeros(self.latent_channels), torch.ones(self.latent_channels)
+        each = mean is not None and std is not None
+        if self.name in NORMALISING:
+            return Normalisation(zeros, ones) if each else None
+        if not each:
+            return None if scale is None else Normalisation(zeros + (shift or 0.0), ones / scale)
+        if not len(mean) == len(std) == self.latent_channels:
+            told = f"{len(mean)} and {len(std)}"
+            raise ValueError(f"its latents_mean and latents_std have {told} numbers, latents {self.latent_channels}")
+        return Normalisation(torch.tensor(mean).float(), torch.tensor(std).float() / (scale or 1.0))
 
     def parts(self) -> Parts:
         """As a tokenizer's. Raises ValueError for a class that cannot be trained further, and for grey images."""

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -57,6 +57,8 @@ NAMES = (
 @dataclass(frozen=True, kw_only=True)
 class VavaeTokenizer(FileSource):
     """A checkpoint of latent diffusion's KL autoencoder; its sizes are read off the weights."""
+
+    scaled: ClassVar[bool] = False
 
     path: str
     """The checkpoint, .pt or .safetensors: its path, or ORG/REPO/FILE on the Hugging Face hub."""

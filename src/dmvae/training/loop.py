@@ -68,7 +68,8 @@ class Trainer:
             for name, parameters in self.networks.trains.items()
         }
         networks = {name: getattr(self.networks, name) for name in self.networks.averaged}
-        self.averages = {name: Average(network, self.config.ema) for name, network in networks.items()}
+        decays = self.networks.decays
+        self.averages = {name: Average(part, decays.get(name, self.config.ema)) for name, part in networks.items()}
         self.health = Health(stage.bounds(), self.inputs.device)
         self.background = checkpoint.Background()
         self.step, self.seconds = 0, 0.0

@@ -86,6 +86,11 @@ class Stage(Registered, Generic[C]):
     def __init__(self, config: C, inputs: Inputs) -> None:
         self.config, self.inputs = config, inputs
 
+    @classmethod
+    def reads_of(cls, config: C) -> tuple[str, ...]:
+        """`reads`, and what this config makes it read besides."""
+        return cls.reads
+
     def run(self) -> Facts:
         """Do the stage's work, writing into `inputs.out`; returns what done.json keeps besides the time."""
         raise NotImplementedError
@@ -144,8 +149,7 @@ class TrainingConfig:
     """What the learning rate does after warm-up; "cosine" and "linear" fall to `final_learning_rate`, which is reached
     one step after the last."""
     final_learning_rate: Rate = added(0.0)
-    """Where a falling `learning_rate` ends. A network's own learning rate, such as the discriminator's, falls by the
-    same factor."""
+    """Where a falling `learning_rate` ends. A network's own rate, as the discriminator's, falls by the same factor."""
     decay_from: Annotated[float, Range(0, 1, "[)")] = added(0.0)
     """Share of the steps after which the learning rate begins to fall; 0 is as soon as warm-up has ended."""
     clip: Weight = 1.0
@@ -183,10 +187,8 @@ class TrainingConfig:
 
 
 class Networks(nn.Module):
-    """The networks of a training stage, each an attribute. Every stage has a subclass that declares them, with types.
-
-    Networks that train are saved under their attribute's name when the stage ends.
-    """
+    """The networks of a training stage, each an attribute, declared with its type by a subclass. Those that train
+    are saved under their attribute's name when the stage ends."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -196,6 +198,8 @@ class Networks(nn.Module):
         """Update name -> learning rate where it differs from the stage's."""
         self.averaged: tuple[str, ...] = ()
         """Networks whose exponential moving average is kept; the average is what is saved."""
+        self.decays: dict[str, float] = {}
+        """Averaged network -> decay of its average where it differs from the stage's `ema`."""
         self.remembers: tuple[str, ...] = ()
         """Modules whose buffers carry state from step to step. Only checkpoints hold them."""
 

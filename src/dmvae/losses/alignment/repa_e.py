@@ -20,6 +20,7 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from dmvae import config as configs
 from dmvae.config import Values
 from dmvae.flow.loss import TimeDistribution, Times, drop_labels
 from dmvae.generators import networks
@@ -29,7 +30,7 @@ from dmvae.losses.tokens import away, depth_of
 from dmvae.models.base import Model
 from dmvae.models.dit import DiffusionTransformer
 from dmvae.models.projector import Projector
-from dmvae.ranges import Depth, Share, TimeShift, Weight, Width
+from dmvae.ranges import Decay, Depth, Share, TimeShift, Weight, Width
 from dmvae.registry import register
 from dmvae.runtime.distributed import BatchNorm2d
 from dmvae.runtime.random import Random
@@ -53,7 +54,11 @@ class RepaE(AlignmentConfig):
     width: Width = 2048
     """Hidden channels of the projector from tokens to features, of three layers."""
     model: TransformerConfig = field(default_factory=FlowModelConfig)
-    """The flow model. It is not the one that the stage `generator` trains."""
+    """The flow model."""
+    ema: Decay | None = configs.added(None)
+    """Decay of the flow model's moving average, which is then kept for `generator.start_from: alignment`: the generator
+    that REPA-E trains with the tokenizer, at 0.9999. `generator.model` has to be the same network. null: nothing can
+    start from it."""
     label_dropout: Share = 0.1
     """Share of labels replaced by "no label"."""
     time_distribution: TimeDistribution = "uniform"
