@@ -20,7 +20,7 @@ from dmvae.datasets.mixed import Chosen, stratified
 from dmvae.datasets.pixels import as_input
 from dmvae.encoders import Encoder, EncoderConfig, load_public
 from dmvae.generators import Generator, load_generator
-from dmvae.latents.store import encode_dataset
+from dmvae.latents.store import Carrying, Known, encode_dataset
 from dmvae.losses.discriminators import AdversarialConfig
 from dmvae.losses.perceptual import PerceptualLoss
 from dmvae.models.base import Encodes, Tokenizer
@@ -184,12 +184,13 @@ class Inputs:
         *,
         mirrored: bool = False,
         whitened: float = 0.0,
+        known: Known = None,
     ) -> None:
         """Write a data set's latents, or those of its mirror images, to shards in `folder`, and the numbers that
         normalise them; an interrupted pass goes on where it stopped."""
         store = self.sections.latents
         encode_dataset(
-            tokenizer,
+            Carrying(tokenizer) if self.data.are_latents and isinstance(tokenizer, Tokenizer) else tokenizer,
             dataset,
             folder,
             title=f"{self.variant}  {title}",
@@ -201,6 +202,7 @@ class Inputs:
             dtype=store.dtype,
             mirrored=mirrored,
             whitened=whitened,
+            known=known,
         )
 
     def some_images(self, most: int) -> Iterator[Tensor]:
