@@ -245,6 +245,37 @@ def test_scaled_latents_are_noticed_by_the_test_images(theirs, tmp_path):
         tiny.run(write(tmp_path, tmp_path / "some", **NOTHING), until="latents")
 
 
+def test_nan_is_noticed_and_its_place_told(theirs, tmp_path):
+    z, labels = whole(theirs)
+    (tmp_path / "some").mkdir()
+    z[7, 3, 2, 1] = torch.nan
+    save_file({"latents": z, "labels": labels}, tmp_path / "some/a.safetensors")
+    with pytest.raises(ValueError, match=r"some/a.safetensors: latent 7: NaN or infinity in 'latents'"):
+        tiny.run(write(tmp_path, tmp_path / "some", **NOTHING), until="latents")
+
+
+def test_the_classes_that_encode_wrote_are_those_of_the_test_images(theirs, tmp_path):
+    z, labels = whole(theirs)
+    (tmp_path / "some").mkdir()
+    save_file({"latents": z, "labels": labels}, tmp_path / "some/a.safetensors")
+    names = ["circle", "square", "triangle"]
+    (tmp_path / "some/encode.json").write_text(json.dumps({"classes": names}))
+    path = write(tmp_path, tmp_path / "some", **NOTHING)
+    assert refused(path) == []
+    (tmp_path / "some/encode.json").write_text(json.dumps({"classes": names[::-1]}))
+    look_again()
+    (told,) = refused(path)
+    assert "are of the classes triangle, square, circle, and data.test has the classes circle, square, triangle" in told
+
+
+def test_a_plan_counts_links_as_no_bytes_and_latents_as_latents(theirs, tmp_path, capsys):
+    cli.main(["run", str(write(tmp_path, theirs)), "--dry-run"])
+    told = capsys.readouterr().out
+    assert "48 latents and 24 test images of 3 classes" in told
+    *_, row = (line for line in told.splitlines() if line.startswith("│ latents"))
+    assert row.strip("│").split("│")[-1].strip() == ""
+
+
 def test_files_that_are_gone_or_changed_are_noticed(theirs, tmp_path):
     root = tmp_path / "some"
     shutil.copytree(theirs, root)

@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from dmvae.runtime.files import read_json
 from dmvae.runtime.hashing import digest
 from dmvae.runtime.words import counted
 
@@ -23,6 +24,8 @@ MIRRORS = "latents_flip"
 """The tensor of mirror images' latents, as LightningDiT calls it."""
 TENSORS = ("latents", MIRRORS, "labels")
 LABELS = "labels.npy"
+ENCODED = "encode.json"
+"""In a folder that `dmvae encode` wrote: the names of its classes, among others."""
 STATISTICS = ("latents_stats.pt", "statistics.safetensors")
 """Files of mean and std: LightningDiT's, [1, C, 1, 1], and ours, [C]."""
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -34,7 +37,7 @@ class LatentFiles:
     """The latents in a folder, or in one file.
 
     Attributes: `paths`, the files in the order of their names, numbers in names by value; `shape` of a latent (C, H,
-    W); `labels`, None where no file says them; `names` of the class folders that labels count, None without;
+    W); `labels`, None where no file says them; `names` of the classes that labels count, None where not known;
     `mirrored`, whether there are latents of mirror images; `statistics`, (mean, std), float32 [C] each, None without
     their file; `fingerprint`, of the names and sizes of the files, and of pieces of up to LOOKED_AT of them.
 
@@ -124,6 +127,8 @@ class LatentFiles:
                 _require_labels(path, head["labels"], len(head["latents"]))
             if given is not None:
                 raise ValueError(f"data.labels: {self.paths[0]} has labels; leave it out")
+            if (folder / ENCODED).is_file():
+                self.names = tuple(map(str, read_json(folder / ENCODED, dict).get("classes", ()))) or None
             return torch.cat(found).long()
         if above and given is None:
             if len(above) < len(self.paths):

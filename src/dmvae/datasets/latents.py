@@ -83,11 +83,12 @@ def _labelled(files: LatentFiles, known: tuple[str, ...] | None) -> tuple[Tensor
                 "(zeros for data without classes)"
             )
         return torch.zeros(len(files), dtype=torch.int64), known
-    if files.names is not None and known is not None:
-        if unknown := [name for name in files.names if name not in known]:
+    if files.names is not None and known is not None and max(len(files.names), len(known)) > 1:
+        unknown = [name for name in files.names if name not in known]
+        if unknown or (files.linkable and files.names != known):  # labels in shards stay as they are
             raise ValueError(
-                f"data.root: {files.root} has the class folders {few(unknown)}, and data.test has the classes "
-                f"{few(known)}; give both the same names"
+                f"data.root: the latents in {files.root} are of the classes {few(files.names)}, and data.test has the "
+                f"classes {few(known)}; give test images in class folders of the same names"
             )
         return torch.tensor([known.index(name) for name in files.names])[labels], known
     classes = known or files.names or numbered(labels, f"data.root: {files.root}")
