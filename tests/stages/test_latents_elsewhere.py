@@ -222,6 +222,7 @@ def refused(path: Path) -> list[str]:
         ),
         (TRAINED_FURTHER, "reference.distribution: 'features' is made of training images"),
         ({"data": {"flip": True}}, "data.flip: latents are taken as they lie"),
+        ({"data": {"test": IMAGES | {"flip": True}}}, "data.test.flip: test images are never mirrored"),
         ({"data": {"limit": 9}}, "data.limit: latents are taken as they lie"),
         ({"data": {"test": IMAGES | {"size": 16}}}, "data.test.size: 16, and data.size is 12"),
         ({"data": {"test": IMAGES | {"num_classes": 2}}}, "has the label 2, and data.test has 2 classes"),
@@ -269,8 +270,9 @@ def test_the_classes_that_encode_wrote_are_those_of_the_test_images(theirs, tmp_
 
 
 def test_a_plan_counts_links_as_no_bytes_and_latents_as_latents(theirs, tmp_path, capsys):
-    cli.main(["run", str(write(tmp_path, theirs)), "--dry-run"])
+    cli.main(["run", str(write(tmp_path, theirs, latents__dtype="float16")), "--dry-run"])
     told = capsys.readouterr().out
+    assert "latents.dtype changes nothing: the shards of data.root are used as they lie" in told
     assert "48 latents and 24 test images of 3 classes" in told
     *_, row = (line for line in told.splitlines() if line.startswith("│ latents"))
     assert row.strip("│").split("│")[-1].strip() == ""

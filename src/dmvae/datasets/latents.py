@@ -49,6 +49,8 @@ class LatentsData(DatasetConfig):
             return
         if self.test.are_latents:
             raise ValueError("data.test: test images are needed; give a data set of images")
+        if self.test.flip:
+            raise ValueError("data.test.flip: test images are never mirrored; leave it out")
         for name in ("size", "channels"):
             usual = next(f.default for f in fields(self.test) if f.name == name)
             if (given := getattr(self.test, name)) not in (usual, ours := getattr(self, name)):
