@@ -1,4 +1,4 @@
-"""`dmvae measure`: folders, samples and tokenizers against reference images.
+"""`dmvae measure`: folders, samples and tokenizers against reference images; latents.
 
 Each function takes plain arguments; the manifest keeps them under "call", so that a file of scores can be checked.
 """
@@ -16,6 +16,7 @@ from typing import Any, get_type_hints
 
 from dmvae import config as configs
 from dmvae.commands.generated import Generated
+from dmvae.commands.latents import measure_latents
 from dmvae.commands.parser import require
 from dmvae.config import Values
 from dmvae.datasets.image_file import Resampling
@@ -284,16 +285,23 @@ KINDS: dict[str, Callable[..., Values]] = {
     "folder": measure_folder,
     "samples": measure_samples,
     "tokenizer": measure_tokenizer,
+    "latents": measure_latents,
 }
+"""What measures each kind: called with a `Setting` first, except for latents, which no image and no network needs."""
 
 
 DRAWING = ("count", "labels", *(field.name for field in fields(SamplerConfig)))
 """The fields of a recipe's section `sample` that `measure samples` takes as they are."""
 
 
+def fits(kind: str, paths: Sequence[str]) -> bool:
+    """Whether so many paths are of that kind: two, or for latents, whose reference may be a Gaussian, one."""
+    return len(paths) == 2 or (kind == "latents" and len(paths) == 1)
+
+
 def options_of(kind: str) -> Values:
     """The options that measure so, each with its type."""
-    hints = get_type_hints(Setting.__init__) | get_type_hints(KINDS[kind])
+    hints = get_type_hints(KINDS[kind]) | ({} if kind == "latents" else get_type_hints(Setting.__init__))
     if kind == "samples":
         hints |= {name: get_type_hints(SampleConfig, include_extras=True)[name] for name in DRAWING}
     return {name: hint for name, hint in hints.items() if name not in ("setting", "return", "sample")}
@@ -305,8 +313,11 @@ def measure(kind: str, paths: Sequence[str], **options: Any) -> Values:
     shared = inspect.signature(Setting).parameters
     if alien := [name for name in options if name not in options_of(kind)]:
         raise ValueError(f"measure {kind} takes no --{alien[0].replace('_', '-')}")
-    setting = Setting(**{name: value for name, value in options.items() if name in shared})
-    result = KINDS[kind](setting, *paths, **{name: value for name, value in options.items() if name not in shared})
+    if kind == "latents":
+        result = measure_latents(*paths, **options)
+    else:
+        setting = Setting(**{name: value for name, value in options.items() if name in shared})
+        result = KINDS[kind](setting, *paths, **{name: value for name, value in options.items() if name not in shared})
     kept = {name: value for name, value in options.items() if name not in ("save_reference", "fresh")}
     if "train" in kept:
         kept["train"] = _from_anywhere(kept["train"])
