@@ -69,7 +69,8 @@ def test_what_is_exported_is_sits_own_layout_and_comes_back_bit_for_bit(tmp_path
     theirs, folder, back = plain().state_dict(), tmp_path / "imported", tmp_path / f"back{suffix}"
     file = save(tmp_path / "sit.pt", theirs)
     cli.main(["import", "official-generator", str(file), "--heads", "3", "--out", str(folder)])
-    assert "last layer as in SiT's own code, whose time is 0 at noise; if not, --noise-at 1" in capsys.readouterr().out
+    told = " ".join(capsys.readouterr().out.split())
+    assert "taken for one of SiT's own code, where time is 0 at noise; if it is not, --noise-at 1" in told
     cli.main(["export", "official-generator", str(folder), "--out", str(back)])
     saved = load_file(back) if suffix == ".safetensors" else torch.load(back, weights_only=True)["ema"]
     saved = {name.removeprefix("ema."): value for name, value in saved.items()}
@@ -77,6 +78,14 @@ def test_what_is_exported_is_sits_own_layout_and_comes_back_bit_for_bit(tmp_path
     assert all(torch.equal(saved[name], value) for name, value in theirs.items())
     ours, again = SiT.from_pretrained(folder).state_dict(), import_generator(back, heads=3).state_dict()
     assert all(torch.equal(again[name], value) for name, value in ours.items())
+
+
+@torch.no_grad()
+def test_a_last_layer_of_twice_the_channels_beside_projectors_is_no_file_of_sit_s_own(tmp_path):
+    theirs = plain()
+    theirs.projectors = torch.nn.Linear(48, 7)
+    model = import_generator(save(tmp_path / "sit.pt", theirs.state_dict()), heads=3)
+    assert model(*ASKED).add(theirs(ASKED[0], 1 - ASKED[1], ASKED[2])).abs().max() < 1e-5
 
 
 @torch.no_grad()
@@ -95,7 +104,7 @@ def test_statistics_that_the_file_holds_are_told_and_go_into_the_tokenizer(tmp_p
     file = save(tmp_path / "repa_e.pt", {"ema": theirs.state_dict()})
     cli.main(["import", "official-generator", str(file), "--heads", "3", "--out", str(tmp_path / "out")])
     told = capsys.readouterr().out
-    assert "last layer as in REPA's code" in told
+    assert "taken for one of REPA's code, where time is 1 at noise" in told
     assert "tokenizer.set_statistics(*latent_statistics(FILE))" in " ".join(told.split())
     tokenizer = adapt(IdentityTokenizer(patch=2), size=4, channels=1, pretrained=True)
     tokenizer.set_statistics(*latent_statistics(file))

@@ -87,8 +87,8 @@ def import_generator(
     """The authors' generator, teacher or student, in evaluation mode; or a SiT of its authors, or REPA's or REPA-E's.
 
     Of a SiT: heads: those of its attention, where its width is no published one's. noise_at: the time that its network
-    has at noise, which no tensor shows; default 0 where the last layer is as SiT's own code has it, else 1, as REPA's
-    code has it. Our own has 0 there: a network that has 1 is rewritten. say: is told what was taken to be so.
+    has at noise, which no tensor shows; default 0 where the file is as SiT's own code writes it, else 1, as in REPA's
+    code. Our own has 0 there: a network that has 1 is rewritten. say: is told what was taken to be so.
 
     Raises ValueError for other weights.
     """

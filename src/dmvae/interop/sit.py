@@ -49,7 +49,7 @@ def config_of(shapes: Shapes, where: object, *, heads: int | None = None) -> Val
 
 def velocity_part(state: Mapping[str, Tensor], where: object, *, asked: bool = False) -> tuple[dict[str, Tensor], int]:
     """A file's state dict without what sampling does not need; and the time at which its network sees noise: 0 where
-    the last layer is as in SiT's own files, else 1. asked: somebody says that it is a SiT, so that this is not judged.
+    all is as in SiT's own files, else 1. asked: somebody says that it is a SiT, so that this is not judged.
 
     Raises ValueError for a last layer that fits neither kind; and, unless asked, for one whose second half is not 0:
     SiT's has no gradient and stays as it begins, while a DiT, which has the same names, learns variances there.
@@ -72,14 +72,15 @@ def velocity_part(state: Mapping[str, Tensor], where: object, *, asked: bool = F
             f"{where}: the second half of its last layer is not 0: by this it is a DiT, which predicts noise and its "
             "variances, and no velocity; if it is a SiT, say the time that it has at noise (--noise-at 0)"
         )
-    return kept | {name: half[:, 0].flatten(0, 1) for name, half in halves.items()}, 0
+    own = len(kept) == len(state)
+    return kept | {name: half[:, 0].flatten(0, 1) for name, half in halves.items()}, 0 if own else 1
 
 
 def notes(state: Mapping[str, Tensor], assumed: int | None) -> Iterator[str]:
     """What whoever imports it has to know. assumed: the time at noise, where nobody said it."""
     if assumed is not None:
         whose = ("SiT's own", "REPA's")[assumed]
-        yield f"last layer as in {whose} code, whose time is {assumed} at noise; if not, --noise-at {1 - assumed}"
+        yield f"taken for one of {whose} code, where time is {assumed} at noise; if it is not, --noise-at {1 - assumed}"
     if any(name in state for name in STATISTICS):
         yield (
             "its latents were normalised by its own statistics (bn), which belong into the tokenizer: "
