@@ -89,11 +89,11 @@ def begin(path: Path, until: str, variant: str | None = None) -> Path:
     for all recipes in which it is the same, and copied from then on. Section `run`, such as its precision, is then that
     of the first. Returns the path."""
     recipes = load(path)
-    for variant, recipe in ({variant: recipes[variant]} if variant else recipes).items():
-        for job in plan({variant: recipe}, Path(recipe.run.dir)):
+    for name, recipe in ({variant: recipes[variant]} if variant else recipes).items():
+        for job in plan({name: recipe}, Path(recipe.run.dir)):
             kept = Path(_TRAINED.name, job.folder.name)
             if not kept.exists():
-                pipeline.run({variant: recipe}, Path(recipe.run.dir), job.stage.name)
+                pipeline.run({name: recipe}, Path(recipe.run.dir), job.stage.name)
                 shutil.copytree(job.folder, kept)
             elif not job.finished:
                 shutil.copytree(kept, job.folder)
