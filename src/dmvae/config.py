@@ -55,8 +55,7 @@ def read(cls: type[C], values: object, where: str = "") -> C:
     """Build the dataclass `cls` from a mapping; `where` is the dotted place used in errors.
 
     A class with a classmethod `upgrade(values)` gets the mapping first: it reads older spellings of its fields, and
-    fills in what several fields have for a default together.
-    """
+    fills in what several fields have for a default together."""
     if values is None and where:
         weighed = "weight" in get_type_hints(cls)
         off = f", or set {where}.weight to 0" if weighed else ""
@@ -120,8 +119,7 @@ def identity(config: object, more: Callable[[Registered], Values] = lambda membe
     """What a fingerprint is made of: `plain`, and of each registered member also the keys that `more(member)` gives.
 
     A new spelling of the same, or a new field at its default, must not redo finished stages: so fields declared with
-    `added` are left out at their default, and a dataclass's method `identity(values)` says how its own count.
-    """
+    `added` are left out at their default, and a dataclass's method `identity(values)` says how its own count."""
 
     def head(member: DataclassInstance, values: Values) -> Values:
         for field in dataclasses.fields(member):
@@ -346,5 +344,7 @@ def dotted(where: str, key: object) -> str:
 
 def _name(hint: object) -> str:
     hint = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    if get_origin(hint) is Literal:
+        return " or ".join(map(repr, get_args(hint)))
     known = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Path: "a path"}
     return next((name for kind, name in known.items() if kind is hint), getattr(hint, "__name__", str(hint)))
