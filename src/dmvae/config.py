@@ -121,8 +121,7 @@ def identity(config: object, more: Callable[[Registered], Values] = lambda membe
     """What a fingerprint is made of: `plain`, and of each registered member also the keys that `more(member)` gives.
 
     A new spelling of the same, or a new field at its default, must not redo finished stages: so fields declared with
-    `added` are left out at their default, and a dataclass's method `identity(values)` says how its own count.
-    """
+    `added` are left out at their default, and a dataclass's method `identity(values)` says how its own count."""
 
     def head(member: DataclassInstance, values: Values) -> Values:
         for field in dataclasses.fields(member):
@@ -346,5 +345,7 @@ def dotted(where: str, key: object) -> str:
 
 def _name(hint: object) -> str:
     hint = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    if get_origin(hint) is Literal:
+        return " or ".join(map(repr, get_args(hint)))
     known = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Path: "a path"}
     return next((name for kind, name in known.items() if kind is hint), getattr(hint, "__name__", str(hint)))

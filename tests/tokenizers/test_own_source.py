@@ -101,3 +101,19 @@ def test_a_posterior_is_asked_of_one_that_has_none(write):
     path = write(matching__noise="posterior")
     found = list(problems(load(path)["main"], load(path)["main"].stages()))
     assert any("needs a tokenizer with one, which this `pretrained` has not; use 'fixed'" in told for told in found)
+
+
+def test_it_may_bring_the_normalisation_that_its_generators_know(write):
+    brings = """
+    @property
+    def normalisation(self):
+        return Normalisation(torch.arange(4.0), torch.full((4,), 0.5))
+
+    def encode(self"""
+    source = SOURCE.replace("\n    def encode(self", brings)
+    source = source.replace("import TokenizerSource", "import Normalisation, TokenizerSource")
+    off = dict.fromkeys(("reference", "matching", "decoder", "generator", "sample", "evaluate"))
+    (job,) = tiny.run(write(source, latents={"statistics": "own"}, **off))
+    model = load_tokenizer(job.folder / "autoencoder")
+    assert torch.equal(model.latent_mean, torch.arange(4.0))
+    assert torch.equal(model.latent_std, torch.full((4,), 0.5))

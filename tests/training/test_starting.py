@@ -159,6 +159,11 @@ def test_a_folder_that_is_none_is_refused(tmp_path, folder, message):
         pipeline.run({"kl": load(path)["kl"]}, tmp_path / "run")
 
 
+def test_what_is_neither_a_path_nor_a_name_is_told_both(tmp_path):
+    with pytest.raises(ValueError, match=r"generator\.start_from: 3 is not 'alignment' or a path"):
+        load(tiny.write(tmp_path, generator__start_from=3))
+
+
 def test_weights_of_before_a_field_came_and_of_another_kind_of_file_are_told_so(tmp_path):
     there = saved(tmp_path / "there")
     config = json.loads((there / "config.json").read_text())
