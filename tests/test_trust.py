@@ -114,7 +114,10 @@ def scores(folder, **call):
         ({"options": {"features": [3]}}, "features: [3] is no value"),
         ({"options": {"train": {"a": 1}}}, "is no value"),
         ({"options": [1]}, "manifest.call.options: expected a mapping, got [1]"),
-        ({"kind": ["folder"]}, "manifest.call.kind: expected one of folder, samples, tokenizer, latents, got ['folder']"),
+        (
+            {"kind": ["folder"]},
+            "manifest.call.kind: expected one of folder, samples, tokenizer, latents, got ['folder']",
+        ),
         ({"kind": "evaluate"}, "expected run_dir and variant"),
         ({"paths": ["a"]}, "expected two paths"),
         ({"paths": [1, 2]}, "expected two paths"),
