@@ -1,5 +1,7 @@
 """A recipe small enough to run every stage in seconds, and how to run it in this process; `processes` has others."""
 
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,6 +79,27 @@ def run(path: Path, variant: str | None = None, only: str | None = None, until: 
     for name in names[: names.index(until) + 1]:
         pipeline.run(recipes, run_dir, name)
     return jobs
+
+
+_TRAINED = tempfile.TemporaryDirectory()
+
+
+def begin(path: Path, until: str, variant: str | None = None) -> Path:
+    """Finish the recipe's stages up to that one, for tests of what comes after them: each is trained once in a process
+    for all recipes in which it is the same, and copied from then on. Section `run`, such as its precision, is then that
+    of the first. Returns the path."""
+    recipes = load(path)
+    for name, recipe in ({variant: recipes[variant]} if variant else recipes).items():
+        for job in plan({name: recipe}, Path(recipe.run.dir)):
+            kept = Path(_TRAINED.name, job.folder.name)
+            if not kept.exists():
+                pipeline.run({name: recipe}, Path(recipe.run.dir), job.stage.name)
+                shutil.copytree(job.folder, kept)
+            elif not job.finished:
+                shutil.copytree(kept, job.folder)
+            if job.stage.name == until:
+                break
+    return path
 
 
 def on_rank(rank: int, path: Path) -> None:

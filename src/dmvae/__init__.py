@@ -7,19 +7,21 @@ if TYPE_CHECKING:
     from dmvae.interop.pipeline import DMVAEPipeline
     from dmvae.library import Run, run
     from dmvae.models.dit import LightningDiT
+    from dmvae.models.sit import SiT
     from dmvae.tokenizers.adapted import AdaptedTokenizer
     from dmvae.tokenizers.autoencoder import Autoencoder
 
 __version__ = "0.2.0"
 """Also in CITATION.cff, and at the head of CHANGELOG.md; pyproject.toml reads it here."""
 
-__all__ = ["AdaptedTokenizer", "Autoencoder", "DMVAEPipeline", "LightningDiT", "Run", "run"]
+__all__ = ["AdaptedTokenizer", "Autoencoder", "DMVAEPipeline", "LightningDiT", "Run", "SiT", "run"]
 
 _HOMES = {
     "run": "dmvae.library",
     "Run": "dmvae.library",
     "Autoencoder": "dmvae.tokenizers.autoencoder",
     "LightningDiT": "dmvae.models.dit",
+    "SiT": "dmvae.models.sit",
     "AdaptedTokenizer": "dmvae.tokenizers.adapted",
     "DMVAEPipeline": "dmvae.interop.pipeline",
     # Pipelines on disk name their parts as members of `dmvae`, and diffusers looks for the base class beside them.

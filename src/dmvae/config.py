@@ -7,6 +7,7 @@ the wrong type is a ValueError that names the place and the nearest right name.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -29,6 +30,8 @@ C = TypeVar("C")
 Values = dict[str, Any]
 """Fields by name, as YAML and JSON hold them."""
 _MISSING = dataclasses.MISSING
+hints_of: Callable[[type], Values] = functools.cache(functools.partial(get_type_hints, include_extras=True))
+"""The types of a class's fields. Kept, for Python compiles them from their texts anew whenever it is asked."""
 
 
 class FieldError(ValueError):
@@ -54,11 +57,10 @@ class FieldMissing(FieldError):
 def read(cls: type[C], values: object, where: str = "") -> C:
     """Build the dataclass `cls` from a mapping; `where` is the dotted place used in errors.
 
-    A class with a classmethod `upgrade(values)` gets the mapping first: it reads older spellings of its fields, and
-    fills in what several fields have for a default together."""
+    A classmethod `upgrade(values)` gets the mapping first: for older spellings, and defaults that belong together.
+    """
     if values is None and where:
-        weighed = "weight" in get_type_hints(cls)
-        off = f", or set {where}.weight to 0" if weighed else ""
+        off = f", or set {where}.weight to 0" if "weight" in hints_of(cls) else ""
         raise ValueError(f"{where}: this section cannot be null; leave it out for its defaults{off}")
     if not isinstance(values, dict):
         member = isinstance(values, str) and issubclass(cls, Registered) and values in names(family_of(cls))
@@ -79,7 +81,7 @@ def read(cls: type[C], values: object, where: str = "") -> C:
             known = [name for name in (*fields, *getattr(cls, "beside", ())) if name != key]
             raise NoSuchField(dotted(where, key), f"no such field{nearest(str(key), known)}")
     try:
-        hints = get_type_hints(cls, include_extras=True)
+        hints = hints_of(cls)
     except NameError as error:
         raise ValueError(f"{where or cls.__name__}: the type of a field of {cls.__name__}: {error}") from error
     kwargs = {key: typed(hints[key], _laid(fields[key], value), dotted(where, key)) for key, value in values.items()}
@@ -95,7 +97,7 @@ def read(cls: type[C], values: object, where: str = "") -> C:
 def checked(config: DataclassInstance) -> None:
     """Validate a frozen dataclass made in Python as `read` validates a recipe's section; call it in `__post_init__`.
     Lists become tuples. Raises ValueError that names the first field of a wrong type or out of its range."""
-    hints = get_type_hints(type(config), include_extras=True)
+    hints = hints_of(type(config))
     for field in dataclasses.fields(config):
         object.__setattr__(config, field.name, typed(hints[field.name], getattr(config, field.name), field.name))
 
@@ -187,8 +189,7 @@ def describe(cls: type) -> dict[str, str]:
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
                 docs[field.target.id] = " ".join(str(text.value.value).split())  # type: ignore[union-attr]
     docs |= {f.name: f.metadata["doc"] for f in dataclasses.fields(cls) if "doc" in f.metadata}
-    hints = get_type_hints(cls, include_extras=True)
-    ranges = {f.name: range_of(hints[f.name]) for f in dataclasses.fields(cls)}
+    ranges = {f.name: range_of(hints_of(cls)[f.name]) for f in dataclasses.fields(cls)}
     return docs | {name: f"{docs.get(name, '')} [{given}]".lstrip() for name, given in ranges.items() if given}
 
 
@@ -205,7 +206,7 @@ def named(cls: type, values: Values) -> Values:
     """Values of a `cls` in which every section of a family says its `type`, with the fields of the field's default. So
     a layer that names the same type is laid over such a section, and does not replace it. What `read` refuses stays
     as it is."""
-    found, hints = dict(values), get_type_hints(cls)
+    found, hints = dict(values), hints_of(cls)
     for field in dataclasses.fields(cls):
         value, hint = _laid(field, values.get(field.name)), hints[field.name]
         kinds = [kind for kind in (hint, *get_args(hint)) if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
@@ -223,17 +224,17 @@ def named(cls: type, values: Values) -> Values:
 
 def _member(cls: type, values: Values, where: str) -> type:
     name = values.pop("type", None if "type" in vars(cls) else getattr(cls, "unnamed", None))
-    if name is not None:
-        try:
-            found: type = find(family_of(cls), str(name))
-        except ValueError as error:
-            raise ValueError(f"{dotted(where, 'type')}: {error}") from error
-        if "type" in vars(cls) and not issubclass(found, cls):
-            raise ValueError(f"{dotted(where, 'type')}: only {vars(cls)['type']!r} can stand here, not {name!r}")
-        return found
-    if "type" in vars(cls):
+    if name is None and "type" in vars(cls):
         return cls
-    raise ValueError(f"{dotted(where, 'type')}: this field is required; known: {', '.join(names(cls))}")
+    try:
+        found: type | None = None if name is None else find(family_of(cls), str(name))
+    except ValueError as error:
+        raise ValueError(f"{dotted(where, 'type')}: {error}") from error
+    if found is None or not issubclass(found, cls):
+        fitting = [known for known in names(family_of(cls)) if issubclass(find(family_of(cls), known), cls)]
+        told = "this field is required" if found is None else f"{name!r} cannot stand here"
+        raise ValueError(f"{dotted(where, 'type')}: {told}; known: {', '.join(fitting)}")
+    return found
 
 
 def typed(hint: object, value: object, where: str, given: Range | None = None) -> object:

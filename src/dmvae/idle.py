@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 
 from dmvae.config import default_of
@@ -22,6 +23,7 @@ from dmvae.registry import is_ours
 from dmvae.runtime.words import few
 from dmvae.sections import AutoencoderShape
 from dmvae.stages.editing import DRAWN, EDITED
+from dmvae.stages.elsewhere import is_linked
 from dmvae.tokenizers.reshaped import ReshapedTokenizer
 from dmvae.training.flow import FlowTraining
 from dmvae.training.stage import TrainingStage
@@ -84,6 +86,13 @@ def _unflipped(recipe: Recipe) -> bool:
     on_latents = {"generator"} if recipe.latents.stored is None else set()
     flip = {s.name for s in recipe.stages() if issubclass(s, TrainingStage) and s.flips and not s.draws}
     return is_ours(type(recipe.data)) and flip <= on_latents
+
+
+def _linked(recipe: Recipe) -> bool:
+    """Whether latents lie in shards that are used as they are; False for data that cannot be opened."""
+    with suppress(ValueError):
+        return is_linked(recipe)
+    return False
 
 
 def _unloaded(recipe: Recipe) -> bool:
@@ -213,6 +222,7 @@ IDLE: Mapping[str, tuple[Callable[[Recipe], bool], str]] = {
         f"{place}.cutout": (partial(_unaugmented, place=place), "augment: false blanks nothing")
         for place in ("losses.adversarial", "decoder.adversarial")
     },
+    "latents.dtype|shard_size": (_linked, "the shards of data.root are used as they lie"),
     "latents.whitening": (
         lambda r: part(r, "autoencoder.latent_channels") == 1,
         "latents of one channel have no correlations",

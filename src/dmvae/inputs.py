@@ -20,7 +20,7 @@ from dmvae.datasets.mixed import Chosen, stratified
 from dmvae.datasets.pixels import as_input
 from dmvae.encoders import Encoder, EncoderConfig, load_public
 from dmvae.generators import Generator, load_generator
-from dmvae.latents.store import encode_dataset
+from dmvae.latents.store import Carrying, encode_dataset
 from dmvae.losses.discriminators import AdversarialConfig
 from dmvae.losses.perceptual import PerceptualLoss
 from dmvae.models.base import Encodes, Tokenizer
@@ -191,7 +191,7 @@ class Inputs:
         normalise them; an interrupted pass goes on where it stopped."""
         store = self.sections.latents
         encode_dataset(
-            tokenizer,
+            Carrying(tokenizer) if self.data.are_latents and isinstance(tokenizer, Tokenizer) else tokenizer,
             dataset,
             folder,
             title=f"{self.variant}  {title}",

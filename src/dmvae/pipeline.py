@@ -209,9 +209,11 @@ def _take(ahead: list[Job], lock: ExitStack) -> tuple[int, str] | None:
 def about_data(recipe: Recipe) -> str:
     """The numbers of training and test images, and how the test images were chosen."""
     train = open_dataset(recipe.data, "train")
-    counts, held_out = counted(len(train), "training image"), ""
+    latents = recipe.data.are_latents
+    counts, held_out = counted(len(train), "latent" if latents else "training image"), ""
     if any("test" in stage.splits for stage in recipe.stages()):
-        counts = f"{len(train):,} training and {counted(len(open_dataset(recipe.data, 'test')), 'test image')}"
+        first = counts if latents else f"{len(train):,} training"
+        counts = f"{first} and {counted(len(open_dataset(recipe.data, 'test')), 'test image')}"
         held_out = recipe.data.held_out()
     classes = f"{len(train.classes)} classes" if len(train.classes) > 1 else f"one class, {train.classes[0]!r}"
     there = set(torch.as_tensor(train.labels).unique().tolist())  # a plugin may have a list, which `checks` tells

@@ -23,7 +23,7 @@ from dmvae.options import flat, lacks, lay, of_option
 from dmvae.registry import cause_of, importable, load_plugins, nearest
 from dmvae.runtime.shipped import recipe_file
 from dmvae.runtime.words import few
-from dmvae.runtime.yaml_text import read_yaml, require_once
+from dmvae.runtime.yaml_text import read_yaml
 from dmvae.sections import Sections
 from dmvae.stages import stages
 from dmvae.training.stage import AnyStage
@@ -314,9 +314,7 @@ def _read_yaml(path: Path) -> Values:
     if not path.is_file():
         raise ValueError(f"no such recipe: {path}" + (" (that is a folder)" if path.is_dir() else ""))
     try:
-        text = path.read_text()
-        require_once(text)
-        values = read_yaml(text)
+        values = read_yaml(path.read_text(), once=True)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: no text, or a number of thousands of digits
         raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import importlib
 import importlib.util
 import os
@@ -145,10 +146,16 @@ def place_of(error: BaseException) -> str:
 
 def names(family: type) -> list[str]:
     """Every registered name of the family, sorted."""
-    module = importlib.import_module(family.__module__)
+    _import_members(family.__module__)
+    return sorted(_members.get(family, {}))
+
+
+@functools.cache  # a recipe of many variants asks thousands of times
+def _import_members(package: str) -> None:
+    """Import every file of a family's package, which registers what is in it."""
+    module = importlib.import_module(package)
     for info in pkgutil.iter_modules(getattr(module, "__path__", [])):
         importlib.import_module(f"{module.__name__}.{info.name}")
-    return sorted(_members.get(family, {}))
 
 
 def find(family: type[F], name: str) -> type[F]:
@@ -314,6 +321,7 @@ def forget(module: str) -> None:
     for members in _members.values():
         for name in [name for name, cls in members.items() if _inside(cls.__module__, module)]:
             del members[name]
+    _import_members.cache_clear()  # it may have been a family's package
 
 
 def _inside(module: str, package: str) -> bool:

@@ -1,5 +1,7 @@
 """Classes that no training image has, as in a subset of a larger data set: they are told, and none is sampled."""
 
+import io
+from contextlib import redirect_stdout
 from types import SimpleNamespace
 
 import pytest
@@ -23,16 +25,27 @@ from dmvae.stages.sample import SampleConfig
 NAMES = ("ant", "bee", "cat", "dog", "eel")
 
 
-@pytest.fixture
-def path(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
     """A recipe on parquet files of bees and dogs alone."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path_factory.mktemp("bees_and_dogs")
     for split, count in (("train", 40), ("val", 24)):
         labels = packed.pa.array([1 + 2 * (i % 2) for i in range(count)])
         columns = {"image": packed.images(range(count)), "label": labels}
-        packed.parquet(tmp_path / f"data/{split}-00000-of-00001.parquet", columns, packed.features(NAMES))
-    data = {"type": "huggingface", "root": str(tmp_path / "data"), "size": 12}
-    return tiny.write(tmp_path, data=data)
+        packed.parquet(folder / f"data/{split}-00000-of-00001.parquet", columns, packed.features(NAMES))
+    data = {"type": "huggingface", "root": str(folder / "data"), "size": 12}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        yield tiny.write(folder, data=data)
+
+
+@pytest.fixture(scope="module")
+def finished(path):
+    """Its run, and what the command has printed."""
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as out:
+        patch.setattr("dmvae.report.training.lines", lambda *_, **__: "")
+        cli.main(["run", str(path), "--variant", "kl", "--sample.count", "10"])
+    return path.parent / "run", out.getvalue()
 
 
 def test_they_are_told(path):
@@ -43,22 +56,22 @@ def test_they_are_told(path):
 
 
 @pytest.mark.slow
-def test_nothing_is_sampled_of_them(path, tmp_path, capsys):
-    cli.main(["run", str(path), "--variant", "kl", "--sample.count", "10"])
-    assert "without a training image (ant, cat, eel)" in " ".join(capsys.readouterr().out.split())
-    run = Run(tmp_path / "run", jobs_of(tmp_path / "run"))
+def test_nothing_is_sampled_of_them(finished):
+    folder, out = finished
+    assert "without a training image (ant, cat, eel)" in " ".join(out.split())
+    run = Run(folder, jobs_of(folder))
     assert run.sampled("kl", 1.0) == {1, 3}
     assert {label: len(images) for label, images in run.samples("kl", 1.0, [1, 3], 9).items()} == {1: 5, 3: 5}
-    page = (tmp_path / "run/report.html").read_text()
+    page = (folder / "report.html").read_text()
     assert 'alt="kl: samples of bee"' in page
     assert 'alt="kl: samples of ant"' not in page
-    assert "pipeline(class_labels=[1], " in (tmp_path / "run/kl/pipeline/README.md").read_text()
+    assert "pipeline(class_labels=[1], " in (folder / "kl/pipeline/README.md").read_text()
 
 
 @pytest.mark.slow
-def test_neither_a_pipeline_nor_the_page_draws_any_of_them(path, tmp_path):
-    cli.main(["run", str(path), "--variant", "kl", "--sample.count", "4"])
-    pipeline = DMVAEPipeline.from_pretrained(tmp_path / "run/kl/pipeline")
+def test_neither_a_pipeline_nor_the_page_draws_any_of_them(finished):
+    folder, _ = finished
+    pipeline = DMVAEPipeline.from_pretrained(folder / "kl/pipeline")
     assert pipeline.classes == {1: "bee", 3: "dog"}
     for label, told in (("ant", "no class is called 'ant'"), (2, "class 2 had no training image; .* are 1, 3")):
         with pytest.raises(ValueError, match=f"class_labels: {told}"):
@@ -73,7 +86,7 @@ def test_neither_a_pipeline_nor_the_page_draws_any_of_them(path, tmp_path):
     assert sum(len(batch) for batch in drawn.batches(range(4), 4)) == 4
     assert set(asked) == {1, 3}
 
-    page = read(tmp_path / "run", Networks(torch.device("cpu")), data=True, trust=False)
+    page = read(folder, Networks(torch.device("cpu")), data=True, trust=False)
     assert views.overview(page)["classes"] == [{"label": 1, "name": "bee"}, {"label": 3, "name": "dog"}]
     with pytest.raises(ValueError, match="class 2 is not one that kl's generator has learned; those are 1, 3"):
         views.samples(page, "kl", 2, count=1, guidance=1.0, steps=1, seed=0, sampler="euler")

@@ -1,73 +1,26 @@
 """Images that are resized beyond their size: the centre of each in all but training, which crops at random."""
 
-import io
 import pickle
 import re
 
-import numpy as np
-import pyarrow as pa
 import pytest
 import torch
-from PIL import Image
+from noisy import KINDS, SIDE, folder_of
 from safetensors.torch import load_file
 
 import tiny
 from dmvae import checks
 from dmvae import config as configs
 from dmvae.datasets import DatasetConfig, name_of
-from dmvae.datasets.huggingface import HuggingFace
 from dmvae.datasets.image_folder import ImageFolder
-from dmvae.datasets.webdataset import WebDataset
 from dmvae.inputs import Inputs
 from dmvae.recipe import load
 from dmvae.runtime.random import Random
 from dmvae.tokenizers.adapted import load_tokenizer
 from dmvae.training.augment import random_crop
 from dmvae.training.data import batches
-from packed import features, images, parquet, tar
 
-SIDE, SIZE = 20, 12
-
-
-def noise(i):
-    """Bytes of a PNG of 24 x 20 pixels, whose central square is 20 x 20."""
-    file = io.BytesIO()
-    Image.fromarray(np.random.default_rng(i).integers(0, 256, (SIDE, 24, 3), np.uint8)).save(file, "PNG")
-    return file.getvalue()
-
-
-def folder_of(root, n=8):
-    for split in ("train", "test"):
-        for i in range(n):
-            path = root / split / "cat" / f"{i:02d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(noise(i))
-    return root
-
-
-def parquet_of(root, n=8):
-    columns = {"image": images([noise(i) for i in range(n)]), "label": pa.array([0] * n)}
-    for split in ("train", "test"):
-        parquet(root / f"{split}-00000-of-00001.parquet", columns, features(("cat",)))
-    return root
-
-
-def shards_of(root, n=8):
-    members = [member for i in range(n) for member in ((f"{i:02d}.png", noise(i)), (f"{i:02d}.cls", b"0"))]
-    for split in ("train", "test"):
-        tar(root / f"{split}-000.tar", members)
-    return root
-
-
-KINDS = {
-    "image_folder kept": (ImageFolder, folder_of, {"cache": "auto"}),
-    "image_folder held": (ImageFolder, folder_of, {"cache": "memory"}),
-    "image_folder": (ImageFolder, folder_of, {"cache": "none"}),
-    "huggingface kept": (HuggingFace, parquet_of, {}),
-    "huggingface": (HuggingFace, parquet_of, {"cache_gib": 0.0}),
-    "webdataset kept": (WebDataset, shards_of, {}),
-    "webdataset": (WebDataset, shards_of, {"cache_gib": 0.0}),
-}
+SIZE = 12
 
 
 @pytest.mark.parametrize("kind", KINDS)

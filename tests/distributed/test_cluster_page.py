@@ -43,7 +43,7 @@ def started(folder, command, ranks=2, recipe=None, times=1):
         ("$head:29500", f"$head:{port}"),
         ("--nnodes 1:2", "--nnodes 1:2 --rdzv-conf last_call_timeout=1"),  # it waits half a minute for the second
         ("--rdzv-backend", "--local-addr 127.0.0.1 --rdzv-backend"),
-        ("0 1 2 3", "0 1"),
+        ("--processes 4", "--processes 2"),
         ("recipe.yaml", str(recipe)),
     ):
         command = command.replace(written, here)

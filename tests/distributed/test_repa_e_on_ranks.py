@@ -1,15 +1,19 @@
 """REPA-E's flow model on two ranks, whole and sharded: the gradients are those of the whole batch on one."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import processes
 from dmvae.generators.flow import FlowModelConfig
+from dmvae.generators.sit import SiTConfig
 from dmvae.losses.alignment.repa_e import RepaE
 from dmvae.losses.pull import Pull
 from dmvae.runtime import distributed, sharding
 
 CONFIG = RepaE(model=FlowModelConfig(width=16, depth=2, heads=2), width=8, depth=1)
+WAYS = {"whole": CONFIG, "sharded": CONFIG, "sit": replace(CONFIG, model=SiTConfig(width=16, depth=2, heads=2))}
 
 
 class Given:
@@ -29,9 +33,9 @@ def numbers(seed, channels=4):
     return torch.randn(4, channels, 4, 4, generator=torch.Generator().manual_seed(seed))
 
 
-def network():
+def network(way):
     torch.manual_seed(0)
-    projection = CONFIG.projection((4, 4, 4), 3, 6)
+    projection = WAYS[way].projection((4, 4, 4), 3, 6)
     for parameter in projection.parameters():  # zeros would let no gradient through
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.2)
@@ -55,9 +59,9 @@ def gradients(projection, part):
 
 def on_rank(rank, folder):
     distributed.start()
-    for way in ("whole", "sharded"):
-        projection = network()
-        if way == "sharded":
+    for way in WAYS:
+        projection = network(way)
+        if way != "whole":
             assert sharding.shard(projection)
         found = gradients(projection, slice(2 * rank, 2 * rank + 2))
         weights = sharding.whole_module(projection).state_dict()
@@ -68,10 +72,10 @@ def on_rank(rank, folder):
 @pytest.mark.slow
 def test_the_gradients_are_those_of_the_whole_batch(tmp_path):
     assert processes.on_ranks(on_rank, str(tmp_path)) == [0, 0]
-    projection = network()
-    pull, whole, norm = gradients(projection, slice(None))
-    assert norm.item() == pytest.approx(1.5 * pull.norm().item())
-    for way in ("whole", "sharded"):
+    for way in WAYS:
+        projection = network(way)
+        pull, whole, norm = gradients(projection, slice(None))
+        assert norm.item() == pytest.approx(1.5 * pull.norm().item())
         found = [torch.load(tmp_path / f"{way}-{rank}") for rank in range(2)]
         # of a mean over two images each, and not over four
         assert torch.allclose(torch.cat([f[0] for f in found]) / 2, pull, atol=1e-6)

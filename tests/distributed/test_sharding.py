@@ -14,6 +14,7 @@ from dmvae.jobs import plan
 from dmvae.matching import Context
 from dmvae.matching.dmd import DMD
 from dmvae.models.dit import LightningDiT
+from dmvae.models.sit import SiT
 from dmvae.recipe import load
 from dmvae.references.gaussian import Gaussian
 from dmvae.runtime import distributed, sharding
@@ -29,13 +30,16 @@ WAYS = {
     "in_node": {"in_node": True},
     "kept": {"reshard": False},
     "compiled": {},
+    "sit": {},
 }
 CPU = torch.device("cpu")
 
 
-def network():
+def network(way="plain"):
     torch.manual_seed(0)
-    model = LightningDiT(in_channels=4, input_size=4, width=16, depth=2, heads=2, num_classes=3)
+    model = (SiT if way == "sit" else LightningDiT)(
+        in_channels=4, input_size=4, width=16, depth=2, heads=2, num_classes=3
+    )
     for parameter in model.parameters():  # zeros would let no gradient through
         torch.nn.init.normal_(parameter, std=0.2)
     return model
@@ -57,7 +61,7 @@ def sharded(rank, folder):
     os.environ["LOCAL_WORLD_SIZE"] = "1"  # each rank as if on a node of its own
     distributed.start()
     for name, options in WAYS.items():
-        model = network()
+        model = network(name)
         torch._dynamo.utils.counters.clear()
         if name == "compiled":  # before it is sharded, as the trainer does; inductor would take a minute
             compile_networks(torch.nn.ModuleList([model]), backend="aot_eager")
@@ -81,7 +85,7 @@ def found(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_the_gradient_is_that_of_the_whole_network(found, way):
-    model = network()
+    model = network(way)
     backward(model, slice(None), "bfloat16" if way == "bf16" else "float32")
     whole = torch.cat([p.grad.flatten() for _, p in trained(model)])
     for share, gradients, graphs in found[way]:

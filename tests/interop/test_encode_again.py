@@ -5,9 +5,12 @@ import tarfile
 
 import numpy as np
 import pytest
+import torch
 from codec import complaint, decode, encode
+from safetensors.torch import load_file
 
 from dmvae import Autoencoder
+from dmvae.datasets.image_file import read_image
 from dmvae.runtime.files import locked
 
 
@@ -19,6 +22,25 @@ def test_latents_of_another_precision_are_not_kept(images, tokenizer, tmp_path, 
     assert plan.pop("precision") == "bfloat16"
     (tmp_path / "z/encode.json").write_text(json.dumps(plan))  # as an older version left it
     encode(images, tokenizer, tmp_path / "z", "--precision", "float32")
+
+
+def test_latents_of_images_prepared_otherwise_are_not_kept(images, tokenizer, tmp_path, capsys):
+    encode(images, tokenizer, tmp_path / "z")
+    told = complaint(capsys, encode, images, tokenizer, tmp_path / "z", "--resampling", "adm")
+    assert "holds latents that were encoded with another resampling;" in told
+    plan = json.loads((tmp_path / "z/encode.json").read_text())
+    assert plan.pop("resampling") == "square"
+    (tmp_path / "z/encode.json").write_text(json.dumps(plan))  # as an older version left it
+    assert "another resampling" in complaint(capsys, encode, images, tokenizer, tmp_path / "z", "--resampling", "adm")
+    encode(images, tokenizer, tmp_path / "z", "--resampling", "square")
+    encode(images, tokenizer, tmp_path / "adm", "--resampling", "adm")
+    adm, square = (load_file(tmp_path / name / "latents-00000.safetensors")["latents"] for name in ("adm", "z"))
+    model = Autoencoder.from_pretrained(tokenizer)
+    for z, resampling in ((adm, "adm"), (square, "square")):
+        x = read_image(images / "cat/a.1.png", 16, 3, resampling)
+        with torch.no_grad():
+            assert torch.allclose(z[0], model.encode(x[None] / 127.5 - 1).latents[0], atol=1e-5)
+    assert not torch.allclose(adm, square, atol=1e-3)
 
 
 def test_a_second_call_counts_as_the_first_one_did(images, tokenizer, tmp_path, capsys):

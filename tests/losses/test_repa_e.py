@@ -1,12 +1,16 @@
 """Alignment through a flow model's tokens: what it is at its best, what it does not see, what moves what."""
 
+import json
+
 import pytest
 import torch
 
 from dmvae import config as configs
 from dmvae.generators.flow import FlowModelConfig
+from dmvae.generators.sit import SiTConfig
 from dmvae.losses.alignment import AlignmentConfig
-from dmvae.losses.alignment.repa_e import RepaE
+from dmvae.losses.alignment.repa_e import FlowProjection, RepaE
+from dmvae.models.dit import LightningDiT
 from dmvae.runtime.random import Random
 from draws import normal
 
@@ -30,6 +34,7 @@ def found(config, projection, z, features):
 
 Z, FEATURES = normal(5, *SHAPE), normal(5, WIDTH, 4, 4, seed=1)
 CONFIG = RepaE(model=MODEL, width=8, depth=2)
+OF_SIT = RepaE(model=SiTConfig(width=16, depth=4, heads=2), width=8, depth=2)
 
 
 def test_it_is_zero_where_tokens_point_to_the_features_and_two_where_they_point_away():
@@ -72,9 +77,10 @@ def test_the_alignment_sees_the_first_blocks_alone_and_the_flow_all():
     assert found(CONFIG, projection, Z, FEATURES)[0] != alignment
 
 
-def test_latents_follow_the_alignment_and_the_flow_model_both():
-    projection, z = projection_of(CONFIG), Z.clone().requires_grad_()
-    alignment, own, _ = found(CONFIG, projection, z, FEATURES)
+@pytest.mark.parametrize("config", [CONFIG, OF_SIT], ids=["flow", "sit"])
+def test_latents_follow_the_alignment_and_the_flow_model_both(config):
+    projection, z = projection_of(config), Z.clone().requires_grad_()
+    alignment, own, _ = found(config, projection, z, FEATURES)
     (pull,) = torch.autograd.grad(alignment, z, retain_graph=True)
     assert pull.norm() > 0
     # what a batch norm takes away, nothing can ask for
@@ -105,8 +111,18 @@ def test_patches_of_latents_meet_features_of_their_stride():
     assert 0 <= alignment <= 2
 
 
-def test_its_weights_come_back(tmp_path):
-    projection = projection_of(CONFIG)
+@pytest.mark.parametrize("config", [CONFIG, OF_SIT], ids=["flow", "sit"])
+def test_its_weights_come_back(tmp_path, config):
+    projection = projection_of(config)
     projection.save_pretrained(tmp_path)
     again = type(projection).from_pretrained(tmp_path)
-    assert found(CONFIG, projection, Z, FEATURES)[:2] == found(CONFIG, again.train(), Z, FEATURES)[:2]
+    assert type(again.flow) is config.model.network
+    assert found(config, projection, Z, FEATURES)[:2] == found(config, again.train(), Z, FEATURES)[:2]
+
+
+def test_a_folder_of_an_earlier_version_names_no_class_and_holds_a_lightningdit(tmp_path):
+    projection_of(CONFIG).save_pretrained(tmp_path)
+    held = json.loads((tmp_path / "config.json").read_text())
+    del held["kind"]
+    (tmp_path / "config.json").write_text(json.dumps(held))
+    assert type(FlowProjection.from_pretrained(tmp_path).flow) is LightningDiT

@@ -51,6 +51,11 @@ def write(folder, **over):
     return tiny.write(folder, variants={"main": {}}, **{key.replace(".", "__"): v for key, v in OVER.items()} | over)
 
 
+def match(path):
+    """Run the recipe's stage `matching`, on stages before it that tests have in common."""
+    return tiny.run(tiny.begin(path, "reference"), only="matching")
+
+
 def test_every_stage_runs_and_the_log_tells_the_distance(tmp_path, small):
     tiny.run(write(tmp_path, matching__objective__views=["whole", "token", "pair", "convolution"]))
     run = tmp_path / "run/main"
@@ -69,7 +74,7 @@ def test_a_matching_that_names_no_objective_runs_and_trains_no_teacher(tmp_path,
     section = {"steps": 8, "batch_size": 12, "noise_groups": 4, "noise_bank": 16, "noise_width": 8}
     path = tiny.write(tmp_path, variants={"main": {}})
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"matching": section}, sort_keys=False))
-    tiny.run(path, until="matching")
+    match(path)
     run = tmp_path / "run/main"
     keys = {key for line in (run / "matching/log.jsonl").read_text().splitlines() for key in json.loads(line)}
     assert {"distance/ratio", "transport/token", "matching/edit"} <= keys
@@ -81,7 +86,7 @@ def test_a_training_too_short_to_measure_says_that_its_weight_stays(tmp_path, sm
     for recent, said in ((96, True), (24, False)):  # 8 turns of 12 images; measured at turns 0, 2, 4 and 6
         monkeypatch.setattr(approach, "RECENT", recent)
         (tmp_path / str(recent)).mkdir()
-        tiny.run(write(tmp_path / str(recent)), until="matching")
+        match(write(tmp_path / str(recent)))
         assert (f"{told} {recent} images" in " ".join(capsys.readouterr().out.split())) == said
         rows = (tmp_path / str(recent) / "run/main/matching/log.jsonl").read_text()
         assert ('"distance/ratio"' in rows) != said
@@ -97,7 +102,7 @@ def test_few_images_that_repeat_among_the_recent_latents_are_told(tmp_path, smal
         monkeypatch.setattr(approach, "RECENT", recent)
         monkeypatch.setattr(matching, "RECENT", recent)
         (tmp_path / name).mkdir()
-        tiny.run(write(tmp_path / name, matching__noise=noise), until="matching")
+        match(write(tmp_path / name, matching__noise=noise))
         assert (told in " ".join(capsys.readouterr().out.split())) == said, name
 
 
@@ -107,7 +112,7 @@ def test_a_matching_that_no_distance_moves_tells_it_all_the_same(tmp_path, small
     for name, every in (("told", 2), ("untold", 10**9)):
         monkeypatch.setattr(approach, "SELDOM", every)
         (tmp_path / name).mkdir()
-        tiny.run(tiny.write(tmp_path / name, variants={"matched": {}}, matching__batch_size=12), until="matching")
+        match(tiny.write(tmp_path / name, variants={"matched": {}}, matching__batch_size=12))
         rows = (tmp_path / name / "run/matched/matching/log.jsonl").read_text()
         for figure in ("token", "energy", "told", "told_whole", "told_class", "told/circle", "told_whole/square"):
             assert (f'"distance/{figure}"' in rows) == (name == "told")
@@ -125,7 +130,7 @@ EDITED = {
 
 @pytest.mark.parametrize("noise", EDITED)
 def test_an_image_is_encoded_alike_in_any_batch(tmp_path, small, noise):
-    tiny.run(write(tmp_path, **EDITED[noise]), until="matching")
+    match(write(tmp_path, **EDITED[noise]))
     model = Autoencoder.from_pretrained(tmp_path / "run/main/matching/autoencoder").eval()
     x = torch.randint(256, (5, 3, 12, 12)).float() / 127.5 - 1
     with torch.no_grad():
@@ -148,7 +153,7 @@ def test_samples_are_assigned_at_the_end_by_the_weights_that_are_saved(tmp_path,
     monkeypatch.setattr("dmvae.stages.matching.SETTLING", 20)
     settled, settle = [], Editor.settle
     monkeypatch.setattr(Editor, "settle", lambda self, mu: settled.append(mu) or settle(self, mu))
-    jobs = tiny.run(write(tmp_path, matching__ema=0.99, **EDITED["grouped"]), until="matching")
+    jobs = match(write(tmp_path, matching__ema=0.99, **EDITED["grouped"]))
     job = next(job for job in jobs if job.stage.name == "matching")
     images = Inputs(job.recipe, job.variant, job.folder, job.reads, torch.device("cpu")).train_set
     index = stratified(images.labels, 20)
@@ -207,7 +212,7 @@ TOLD = {
 
 
 def test_a_distance_that_was_measured_hands_over(tmp_path, small):
-    tiny.run(write(tmp_path, **HANDED["handed over"]), until="matching")
+    match(write(tmp_path, **HANDED["handed over"]))
     rows = [json.loads(line) for line in (tmp_path / "run/main/matching/log.jsonl").read_text().splitlines()]
     found = {row["step"]: row["matching/refines"] for row in rows if "matching/refines" in row}
     assert found == {step: float(step > 3) for step in (2, 3, 4, 6, 8)}, "the distance is measured in the third turn"
@@ -233,9 +238,9 @@ def test_killed_and_started_again_it_ends_in_the_same_weights_and_log(tmp_path, 
 
             monkeypatch.setattr(MatchingStage, "updates", fail)
             with pytest.raises(RuntimeError, match="power cut"):
-                tiny.run(path, until="matching")
+                match(path)
             monkeypatch.setattr(MatchingStage, "updates", updates)
-        tiny.run(path, until="matching")
+        match(path)
         found.append(tiny.weights(tmp_path / name / "run"))
         rows = (tmp_path / name / "run/main/matching/log.jsonl").read_text().splitlines()
         logs.append([{k: v for k, v in json.loads(row).items() if k != "seconds"} for row in rows])
@@ -251,7 +256,7 @@ def test_an_anchor_keeps_edits_small(tmp_path, small):
         folder = tmp_path / str(anchor)
         folder.mkdir()
         over = {"anchor": anchor, "balance": "gradient", "weight": 10.0, "steps": 60, "learning_rate": 1e-2}
-        tiny.run(write(folder, run__save_every=60, **{f"matching__{k}": v for k, v in over.items()}), until="matching")
+        match(write(folder, run__save_every=60, **{f"matching__{k}": v for k, v in over.items()}))
         rows = [json.loads(line) for line in (folder / "run/main/matching/log.jsonl").read_text().splitlines()]
         last[anchor] = [row["matching/edit"] for row in rows if "matching/edit" in row][-1]
     assert last[0.01] < 0.5 * last[None]
@@ -260,7 +265,7 @@ def test_an_anchor_keeps_edits_small(tmp_path, small):
 def test_arrival_ends_the_stage(tmp_path, small, monkeypatch):
     monkeypatch.setattr(approach, "multiples", lambda *_: {"whole": 1.0, "token": 1.05, "pair": 1.0})
     ends = {"matching__until": "arrived", "matching__steps": 40, "matching__noise": "none"}
-    jobs = tiny.run(write(tmp_path, **ends), until="matching")
+    jobs = match(write(tmp_path, **ends))
     facts = next(job for job in jobs if job.stage.name == "matching").facts()
     assert 4 <= facts["steps"] < 20
 
@@ -332,7 +337,7 @@ def test_what_does_not_go_together_is_refused(tmp_path, over, message):
 
 
 def test_only_the_decoded_images_reach_the_decoder(tmp_path, small, monkeypatch):
-    jobs = tiny.run(write(tmp_path), until="reference")
+    jobs = tiny.run(tiny.begin(write(tmp_path), "reference"), only="reference")
     job = next(job for job in jobs if job.stage.name == "matching")
     inputs = Inputs(job.recipe, job.variant, job.folder, job.reads, torch.device("cpu"))
     trainer = Trainer(job.stage(job.recipe.section("matching"), inputs))

@@ -208,7 +208,8 @@ def test_what_was_trained_or_used_here_before_is_a_start_again(folder, tmp_path)
 
 def test_the_page_s_recipes_are_some():
     page = (Path(__file__).parents[2] / "docs/existing_tokenizer.md").read_text()
-    matched, further, decoded, shaped = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", page, re.DOTALL))
+    found = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    matched, further, decoded, shaped, encoded = map(yaml.safe_load, found)
     names = [stage.name for stage in resolve(matched)["main"].stages()]
     assert names[:4] == ["reference", "matching", "decoder", "latents"]
     recipe = resolve(matched | dict.fromkeys(("reference", "matching", "decoder")) | further)["main"]
@@ -221,6 +222,7 @@ def test_the_page_s_recipes_are_some():
     recipe = resolve(matched | {"decoder": None} | shaped)["main"]
     assert [stage.name for stage in recipe.stages()][:3] == ["reference", "matching", "latents"]
     assert (recipe.section("matching").objective.type, recipe.section("matching").balance) == ("transport", "fixed")
+    assert [stage.name for stage in resolve(encoded)["main"].stages()] == ["latents", "generator", "sample", "evaluate"]
     assert all(re.search(rf"`{name}`", page) for name in TRAINED)
 
 

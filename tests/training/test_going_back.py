@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 def prepared(tmp_path_factory):
     """A folder whose run has all that matching reads."""
     folder = tmp_path_factory.mktemp("health")
-    tiny.run(write(folder), until="reference")
+    tiny.begin(write(folder), "reference")
     return folder
 
 

@@ -65,7 +65,7 @@ def test_a_snapshot_changes_nothing_in_the_training_that_goes_on(tmp_path, match
     for keep_at in ([], [4], [4, 8]):
         over = {f"matching__{name}": value for name, value in matching.items()}
         path = tiny.write(tmp_path, run__dir=str(tmp_path / f"run{len(keep_at)}"), **over, matching__keep_at=keep_at)
-        tiny.run(path, "matched", until="matching")
+        tiny.run(tiny.begin(path, "reference", "matched"), "matched", only="matching")
         (folder,) = tmp_path.glob(f"run{len(keep_at)}/stages/matching-*")
         weights = "autoencoder/diffusion_pytorch_model.safetensors"
         found[len(keep_at)] = load_file(folder / weights)

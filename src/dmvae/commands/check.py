@@ -11,12 +11,13 @@ from pathlib import Path
 
 from rich.table import Column, Table
 
-from dmvae.commands.measurements import DRAWING, KINDS, measure, options_of
+from dmvae.commands.measurements import DRAWING, KINDS, fits, measure, options_of
 from dmvae.commands.score_files import read_scores
 from dmvae.commands.trust import require_no_code
 from dmvae.config import Values, typed
 from dmvae.evaluation.manifest import differences, require_comparable
 from dmvae.evaluation.metrics import figures, unit_of
+from dmvae.evaluation.shape import FIGURES
 from dmvae.inputs import Inputs
 from dmvae.jobs import plan
 from dmvae.recipe import load
@@ -27,8 +28,8 @@ from dmvae.stages.evaluate import EvaluateStage
 from dmvae.stages.measuring import Measuring
 
 READING = (
-    *("features", "batch_size", "size", "limit", "workers", "parts", "train", "force", "lpips", "precision"),
-    *("guidance", "seed", *DRAWING),
+    *("features", "batch_size", "size", "resampling", "limit", "workers", "parts", "train", "force"),
+    *("lpips", "precision", "guidance", "seed", *DRAWING),
 )
 """The options that a file of scores may set: none of them writes a file."""
 
@@ -104,20 +105,26 @@ def print_scores(result: Values) -> None:
     name in files. The features, which are part of these names, stand above the table if all names have the same."""
     features = {name.partition("_")[2] for name in result["metrics"]} - {""}
     shared = f"_{features.pop()}" if len(features) == 1 else ""
-    table = Table("", "value", "95 % interval", Column("in files", overflow="fold"))
+    sure = "intervals" in result
+    table = Table("", "value", *["95 % interval"] * sure, Column("in files", overflow="fold"))
     table.title = f"features: {shared[1:]}; the names in files end in {shared}" if shared else None
     for name, value in result["metrics"].items():
         low_high = [in_unit(name, end) for end in result.get("intervals", {}).get(name) or ()]
-        table.add_row(title_of(name), in_unit(name, value), " to ".join(low_high), name.removesuffix(shared))
+        table.add_row(title_of(name), in_unit(name, value), *[" to ".join(low_high)] * sure, name.removesuffix(shared))
     manifest = result.get("manifest", {})
     if "count" in manifest:
         against = manifest["reference"].get("count")
-        table.caption = counted(manifest["count"], "image") + (f" against {against:,}" if against else "")
+        what = "latent" if manifest["measured"].get("kind") == "latents" else "image"
+        table.caption = counted(manifest["count"], what) + (f" against {against:,}" if against else "")
     console.print(table)
+    if "verdict" in result:
+        console.print(f"to {manifest['reference'].get('path', 'a standard Gaussian')}: {result['verdict']}")
 
 
 def title_of(name: str) -> str:
     """The title that tables of runs give to the figure of this full name; "" where they have none."""
+    if whole := FIGURES.get(name) or figures().get(name):
+        return whole.title
     titles = {
         "fd": "Frechet distance",
         "sfd": "spatial Frechet distance",
@@ -136,7 +143,7 @@ def title_of(name: str) -> str:
 
 def in_unit(name: str, value: float) -> str:
     """The value in the unit in which the tables of runs print it; files keep shares from 0 to 1."""
-    figure = unit_of(name)
+    figure = FIGURES.get(name) or unit_of(name)
     return f"{figure.in_unit(value):.6g} {figure.unit}".rstrip() if figure else f"{value:.6g}"
 
 
@@ -148,7 +155,7 @@ def _measure_again(call: Values) -> Values:
         raise ValueError(f"manifest.call.kind: expected one of {', '.join(KINDS)}, got {reprlib.repr(kind)}")
     if not isinstance(options, dict):
         raise ValueError(f"manifest.call.options: expected a mapping, got {reprlib.repr(options)}")
-    if not (isinstance(paths, list) and len(paths) == 2 and all(isinstance(path, str) for path in paths)):
+    if not (isinstance(paths, list) and fits(kind, paths) and all(isinstance(path, str) for path in paths)):
         raise ValueError(f"manifest.call.paths: expected two paths, got {reprlib.repr(paths)}")
     hints, asked = options_of(kind), {}
     for name, value in options.items():
@@ -159,7 +166,7 @@ def _measure_again(call: Values) -> Values:
                 asked[name] = typed(hints.get(name, object), value, name)
             except ValueError as error:
                 raise ValueError(f"manifest.call.options.{name}: {value!r} is no value for it") from error
-    return measure(kind, paths, fresh=True, **asked)
+    return measure(kind, paths, **({} if kind == "latents" else {"fresh": True}), **asked)
 
 
 def _here(path: Path, call: Values) -> Values:

@@ -17,7 +17,7 @@ from torch import Tensor
 from dmvae.commands.parser import require
 from dmvae.commands.shards import SUFFIXES, count_latents, read_latents, read_names, write_safetensors, write_tar
 from dmvae.config import Values
-from dmvae.datasets.image_file import BrokenImage, read_image, write_png
+from dmvae.datasets.image_file import BrokenImage, Resampling, read_image, write_png
 from dmvae.datasets.image_folder import ends
 from dmvae.datasets.image_scan import Entry
 from dmvae.datasets.loading import Loader, cuts
@@ -37,8 +37,9 @@ Format = Literal["safetensors", "webdataset"]
 class Files:
     """Item i is (uint8 image [c, size, size], i), or (its message, i) for a file that cannot be read."""
 
-    def __init__(self, folder: Path, entries: list[Entry], size: int, channels: int):
+    def __init__(self, folder: Path, entries: list[Entry], size: int, channels: int, resampling: Resampling):
         self.folder, self.entries, self.size, self.channels = folder, entries, size, channels
+        self.resampling: Resampling = resampling
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -48,7 +49,7 @@ class Files:
 
     def __getitem__(self, i: int) -> tuple[Tensor | str, int]:
         try:
-            return read_image(self.folder / self.entries[i].path, self.size, self.channels), i
+            return read_image(self.folder / self.entries[i].path, self.size, self.channels, self.resampling), i
         except BrokenImage as error:
             return str(error), i
 
@@ -61,6 +62,7 @@ def encode_images(
     *,
     device: torch.device,
     size: int | None = None,
+    resampling: Resampling = "square",
     batch_size: int = 64,
     shard_size: int = 8192,
     workers: int = 4,
@@ -75,25 +77,20 @@ def encode_images(
     tar of NAME.npy and NAME.cls. NAME is the path without its suffix (with it, if two paths differ only in that), and
     with _ for each dot. Existing shards are kept. Unreadable files are named and left out.
 
-    size: height and width of the resized images; None is the tokenizer's. Raises ValueError for a folder without
-    readable images, numbers below 1, a size that is no multiple of the stride, latents that are not finite, and an
-    `out` that another process uses or that holds the latents of other images or of another tokenizer.
+    size: height and width of the squares that images become, by `resampling`; None is the tokenizer's. Raises
+    ValueError for a folder without readable images, numbers below 1, a size that is no multiple of the stride, latents
+    that are not finite, and an `out` that another process uses or that holds the latents of other images, of images
+    that were prepared otherwise, or of another tokenizer.
     """
     require(1, batch_size=batch_size, shard_size=shard_size, size=size)
     size = size or tokenizer.config.image_size
     if size % tokenizer.stride:
         raise ValueError(f"--size {size} is not a multiple of the tokenizer's stride {tokenizer.stride}")
     entries, classes = images_in(images)
-    files = Files(images, entries, size, tokenizer.config.in_channels)
-    plan = {
-        "images": _contents(images, entries),
-        **_network(tokenizer, device, precision),
-        "spread": spread_of(tokenizer),
-        "size": size,
-        "shard_size": shard_size,
-        "dtype": dtype,
-        "format": form,
-    }
+    files = Files(images, entries, size, tokenizer.config.in_channels, resampling)
+    plan = {"images": _contents(images, entries), **_network(tokenizer, device, precision)}
+    plan |= {"spread": spread_of(tokenizer), "size": size, "resampling": resampling}
+    plan |= {"shard_size": shard_size, "dtype": dtype, "format": form}
     out.mkdir(parents=True, exist_ok=True)
     with locked(out, wait=False) as mine:
         if not mine:
@@ -277,7 +274,9 @@ def _claim(file: Path, plan: Values, what: str) -> bool:
     try:
         now = json.loads(text)
         # older versions did not write these
-        there = {"spread": "", "precision": now["precision"]} | dict(json.loads(file.read_text()))
+        there = {"spread": "", "precision": now["precision"], "resampling": "square"} | dict(
+            json.loads(file.read_text())
+        )
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{file} cannot be read ({error}), so what {out} holds is not known: delete that folder, or choose another "

@@ -1,4 +1,4 @@
-"""`dmvae import` and `export`: the authors' released weights and our artifacts; samples for ADM's evaluation suite;
+"""`dmvae import` and `export`: released weights and our artifacts; samples for ADM's evaluation suite;
 latents for LightningDiT's trainer."""
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import yaml
 from torch import nn
 
 from dmvae.commands.lightningdit import export_latents
-from dmvae.commands.parser import Parser, require
+from dmvae.commands.parser import Parser, add_resampling, require
+from dmvae.config import Values
 from dmvae.evaluation.images import FolderImages, Images, SampleFiles, write_npz
 from dmvae.interop import official
 from dmvae.models.artifact import save_network
@@ -21,29 +22,44 @@ from dmvae.runtime.words import counted
 
 ARTIFACT = re.compile(r"config\.json|diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 """Files of a folder that `save_pretrained` wrote."""
+NETWORKS = {"official-vae": "tokenizer", "official-generator": "generator"}
+"""Kind of a weights file -> what it is of."""
+OPTIONS = {
+    "official-vae": ("encoder_heads", "latent_mean", "latent_scale"),
+    "official-generator": ("heads", "noise_at"),
+}
+"""Options of one kind alone."""
 
 
 def import_(command: str, arguments: list[str]) -> None:
-    parser = Parser(prog=f"dmvae {command}", description="Convert the authors' released weights to our artifacts.")
-    parser.add_argument("kind", choices=["official-vae", "official-generator"])
+    parser = Parser(
+        prog=f"dmvae {command}",
+        description="Convert released weights to our artifacts: the paper's, and "
+        "generators of LightningDiT, SiT, REPA and REPA-E.",
+    )
+    parser.add_argument("kind", choices=[*NETWORKS])
     parser.add_argument("file", type=Path, help="of weights: its path, or ORG/REPO/FILE on the Hugging Face hub")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--encoder-heads", type=int, help="attention heads of the ViT (channels / 64)")
     parser.add_argument("--weights", help="which of the file's networks: ema or model; for a tokenizer ema or wo_ddp")
     parser.add_argument("--latent-mean", type=float, help="mean of the latents (0.0685, as published)")
     parser.add_argument("--latent-scale", type=float, help="1 / their standard deviation (0.1763)")
+    parser.add_argument("--heads", type=int, help="attention heads of a SiT whose width is none of the published ones")
+    parser.add_argument("--noise-at", type=int, choices=[0, 1], help="time of a SiT at noise: 0 SiT's code, 1 REPA's")
     known = parser.read(arguments)
     _require_own(known.out, known.file)
     model: nn.Module
-    given = {"heads": known.encoder_heads, "latent_mean": known.latent_mean, "latent_scale": known.latent_scale}
+    for of, names in OPTIONS.items():
+        for name in names:
+            if of != known.kind and getattr(known, name) is not None:
+                option = name.replace("_", "-")
+                raise ValueError(f"--{option} is of a {NETWORKS[of]}; leave it out for a {NETWORKS[known.kind]}")
+    given = {name.removeprefix("encoder_"): getattr(known, name) for name in OPTIONS[known.kind]}
     given = {name: value for name, value in given.items() if value is not None}
     if known.kind == "official-vae":
         model = official.import_vae(known.file, weights=known.weights, **given)
-    elif given:
-        option = "encoder-heads" if "heads" in given else next(iter(given)).replace("_", "-")
-        raise ValueError(f"--{option} is of a tokenizer; leave it out for a generator")
     else:
-        model = official.import_generator(known.file, weights=known.weights or "ema")
+        model = official.import_generator(known.file, weights=known.weights or "ema", say=console.print, **given)
     save_network(model, known.out)
     count = sum(p.numel() for p in model.parameters()) / 1e6
     console.print(f"{type(model).__name__}, {count:.2f} M parameters: {known.out}")
@@ -78,9 +94,11 @@ def export(command: str, arguments: list[str]) -> None:
         "--unmirrored", action="store_true", help="for images that must not be mirrored: write plain latents twice"
     )
     parser.add_argument("--size", type=int, help="of images in a folder: crop and resize them to this size")
+    add_resampling(parser)
     known = parser.read(arguments)
-    if known.size is not None and known.kind != "adm-samples":
-        raise ValueError("--size is of adm-samples; leave it out")
+    prepared = {name: value for name, value in vars(known).items() if name in ("size", "resampling") and value}
+    if prepared and known.kind != "adm-samples":
+        raise ValueError(f"--{next(iter(prepared))} is of adm-samples; leave it out")
     if known.unmirrored and known.kind != "lightningdit-latents":
         raise ValueError("--unmirrored is of lightningdit-latents; leave it out")
     if known.kind in ("official-vae", "official-generator"):
@@ -88,20 +106,21 @@ def export(command: str, arguments: list[str]) -> None:
         write(known.folder, known.out)
         console.print(str(known.out))
     elif known.kind == "adm-samples":
-        _export_samples(known.folder, known.out, known.size)
+        _export_samples(known.folder, known.out, prepared)
     else:
         _export_latents(known.folder, known.out, known.unmirrored)
 
 
-def _export_samples(folder: Path, out: Path, size: int | None) -> None:
+def _export_samples(folder: Path, out: Path, prepared: Values) -> None:
     if out.suffix != ".npz":
         raise ValueError(f"--out {out}: samples are written as .npz, name it so")
     require_place("--out", out)
-    require(1, size=size)
+    require(1, size=prepared.get("size"))
     of_a_run = any(folder.glob("samples-*.safetensors"))
-    if of_a_run and size is not None:
-        raise ValueError(f"--size {size}: the samples of a run have one size; leave it out")
-    images: Images = SampleFiles(require_intact(folder)) if of_a_run else FolderImages(folder, size=size)
+    if of_a_run and prepared:
+        name, value = next(iter(prepared.items()))
+        raise ValueError(f"--{name} {value}: the samples of a run have one size; leave it out")
+    images: Images = SampleFiles(require_intact(folder)) if of_a_run else FolderImages(folder, **prepared)
     write_npz(images, out)
     console.print(f"{counted(len(images), 'image')}: {out}")
 

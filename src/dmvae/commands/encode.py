@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dmvae.commands.codec import decode_latents, encode_images
-from dmvae.commands.parser import Parser, add_plugins
+from dmvae.commands.parser import Parser, add_plugins, add_resampling
 from dmvae.registry import load_plugins
 from dmvae.runtime import distributed
 from dmvae.runtime.files import require_place
@@ -17,6 +17,7 @@ def encode(command: str, arguments: list[str]) -> None:
     parser = Parser(prog=f"dmvae {command}", description="Encode a folder of images into shards of latents.")
     parser.add_argument("images", type=Path, help="folder of images, or of class folders")
     parser.add_argument("--size", type=int, help="height and width after resize and crop (the tokenizer's)")
+    add_resampling(parser)
     parser.add_argument("--shard-size", type=int, default=8192, help="images per file (%(default)s)")
     parser.add_argument("--workers", type=int, default=4, help="processes that read images (%(default)s)")
     parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="on disk (%(default)s)")

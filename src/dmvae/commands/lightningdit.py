@@ -50,7 +50,7 @@ def export_latents(stage: Path, out: Path, *, unmirrored: bool = False) -> Value
         )
     plain = LatentSet(require_intact(stage) / "latents")
     flipped = LatentSet(stage / MIRRORED) if mirrored else plain
-    labels = plain.labels.split(plain.shard_size)
+    labels = plain.labels.split([len(shard) for shard in plain.shards])
     mean, std = plain.mean, plain.std
     if plain.whitening is not None:
         mean, std = torch.zeros_like(mean), torch.ones_like(std)

@@ -8,8 +8,8 @@ from pathlib import Path
 from diffusers.utils import logging
 
 from dmvae.commands.check import check, print_scores, side_by_side
-from dmvae.commands.measurements import measure
-from dmvae.commands.parser import CheckFailed, Parser, add_plugins
+from dmvae.commands.measurements import fits, measure
+from dmvae.commands.parser import CheckFailed, Parser, add_plugins, add_resampling
 from dmvae.commands.score_files import write_scores
 from dmvae.config import Values
 from dmvae.registry import load_plugins
@@ -36,8 +36,13 @@ def measure_command(command: str, arguments: list[str]) -> None:
     for option, written in {"json": file, "save-reference": known.get("save_reference")}.items():
         if written is not None:
             require_place(f"--{option}", Path(written))
-    if kind is None or len(paths) != 2:
-        raise ValueError("usage: dmvae measure folder|samples|tokenizer PATH PATH [--features NAME ...] [--json FILE]")
+    if kind == "latents":  # defaults of options for images would be refused
+        known = {name: value for name, value in known.items() if name in given}
+    if kind is None or not fits(kind, paths):
+        raise ValueError(
+            "usage: dmvae measure folder|samples|tokenizer PATH PATH [--features NAME ...] [--json FILE], or dmvae "
+            "measure latents PATH [PATH] [--json FILE]"
+        )
     if kind == "samples":
         logging.disable_progress_bar()  # loading a pipeline's parts takes a second
     try:
@@ -58,6 +63,8 @@ def _parser(command: str) -> Parser:
         "  folder A B                     images of A against those of B\n"
         "  samples PIPELINE REFERENCE     images that a pipeline draws, against a folder; they are not kept\n"
         "  tokenizer TOKENIZER IMAGES     reconstructions of a folder's images, against them\n"
+        "  latents A [B]                  the shape of latents in files, against a Gaussian or those of B; --limit is\n"
+        "                                 10000\n"
         "  --check FILE [--trust]         measure again what FILE holds, and say whether it agrees; --trust runs the\n"
         "                                 code that a run's recipe names\n"
         "  --compare FILE FILE ...        files of scores side by side, if they compare\n\n"
@@ -65,7 +72,7 @@ def _parser(command: str) -> Parser:
         "torch-fidelity's .pt. In place of measured images, an .npz of samples (arr_0) or a run's samples\n"
         "(RUN/VARIANT/sample/guidance-1).",
     )
-    parser.add_argument("kind", nargs="?", choices=["folder", "samples", "tokenizer"])
+    parser.add_argument("kind", nargs="?", choices=["folder", "samples", "tokenizer", "latents"])
     parser.add_argument("paths", nargs="*", metavar="PATH")
     parser.add_argument("--features", nargs="+", action="extend", metavar="NAME", help=(
         "NAME[@RESOLUTION][=WEIGHTS]: effnet-lite0, inception, dinov2, a timm model, or "
@@ -74,6 +81,7 @@ def _parser(command: str) -> Parser:
     parser.add_argument(
         "--size", type=int, help="crop and resize images to this; without it, all must be square and of one size"
     )
+    add_resampling(parser)
     parser.add_argument("--limit", type=int, help="use at most this many images of a folder; of --train always all")
     parser.add_argument("--workers", type=int, default=4, help="processes that read images (%(default)s)")
     parser.add_argument("--train", metavar="FOLDER", help="training images, for the check of memorisation")

@@ -1,4 +1,4 @@
-"""`dmvae measure`: folders, samples and tokenizers against reference images.
+"""`dmvae measure`: folders, samples and tokenizers against reference images; latents.
 
 Each function takes plain arguments; the manifest keeps them under "call", so that a file of scores can be checked.
 """
@@ -16,8 +16,10 @@ from typing import Any, get_type_hints
 
 from dmvae import config as configs
 from dmvae.commands.generated import Generated
+from dmvae.commands.latents import measure_latents
 from dmvae.commands.parser import require
 from dmvae.config import Values
+from dmvae.datasets.image_file import Resampling
 from dmvae.evaluation.feature_set import FeatureSet, features_of, reference_features
 from dmvae.evaluation.features import Extractor, extractor_of, parse_features
 from dmvae.evaluation.images import FolderImages, Images, SampleFiles, npz_images
@@ -41,7 +43,8 @@ DEFAULT_FEATURES = ("effnet-lite0",)
 class Setting:
     """What the three kinds of measurement have in common: where images are read from, the extractors, the device.
 
-    features: NAME[@RESOLUTION][=WEIGHTS] each. size: images are cropped and resized to it. limit: most images of a
+    features: NAME[@RESOLUTION][=WEIGHTS] each. size: images become
+    squares of it, by `resampling`. limit: most images of a
     folder. parts: the figures to compute, all by default. train: folder of training images, for memorisation.
     save_reference: .safetensors file for the reference's features. force: compare what was made differently. fresh:
     use no results of earlier calls. Raises ValueError for options out of range or that do not go together.
@@ -53,6 +56,7 @@ class Setting:
         *,
         batch_size: int = 64,
         size: int | None = None,
+        resampling: Resampling = "square",
         limit: int | None = None,
         workers: int = 0,
         parts: Sequence[str] | None = None,
@@ -69,6 +73,7 @@ class Setting:
         self.scratch = tempfile.TemporaryDirectory() if fresh else None
         self.folder = Path(self.scratch.name) if self.scratch else None
         self.batch_size, self.size, self.limit, self.workers = batch_size, size, limit, workers
+        self.resampling: Resampling = resampling
         self.parts, self.train, self.save_reference, self.force = parts, train, save_reference, force
         self.opened: dict[tuple[str, int | None], Images] = {}
         self.trains: list[FeatureSet] = []
@@ -86,7 +91,9 @@ class Setting:
             self.opened[key] = (
                 npz_images(Path(path))
                 if path.endswith(".npz")
-                else FolderImages(Path(path), size=self.size, limit=key[1], workers=self.workers)
+                else FolderImages(
+                    Path(path), size=self.size, resampling=self.resampling, limit=key[1], workers=self.workers
+                )
             )
         return self.opened[key]
 
@@ -239,7 +246,14 @@ def measure_tokenizer(
     device = setting.device
     model = open_tokenizer(tokenizer, setting.size)
     size, channels = setting.size or model.config.image_size, model.config.in_channels
-    folder = FolderImages(Path(images), size=size, channels=channels, limit=setting.limit, workers=setting.workers)
+    folder = FolderImages(
+        Path(images),
+        size=size,
+        resampling=setting.resampling,
+        channels=channels,
+        limit=setting.limit,
+        workers=setting.workers,
+    )
     perceptual = PerceptualDistance(device) if lpips else None
     rows, _ = reconstruct(
         model,
@@ -271,16 +285,23 @@ KINDS: dict[str, Callable[..., Values]] = {
     "folder": measure_folder,
     "samples": measure_samples,
     "tokenizer": measure_tokenizer,
+    "latents": measure_latents,
 }
+"""What measures each kind: called with a `Setting` first, except for latents, which no image and no network needs."""
 
 
 DRAWING = ("count", "labels", *(field.name for field in fields(SamplerConfig)))
 """The fields of a recipe's section `sample` that `measure samples` takes as they are."""
 
 
+def fits(kind: str, paths: Sequence[str]) -> bool:
+    """Whether so many paths are of that kind: two, or for latents, whose reference may be a Gaussian, one."""
+    return len(paths) == 2 or (kind == "latents" and len(paths) == 1)
+
+
 def options_of(kind: str) -> Values:
     """The options that measure so, each with its type."""
-    hints = get_type_hints(Setting.__init__) | get_type_hints(KINDS[kind])
+    hints = get_type_hints(KINDS[kind]) | ({} if kind == "latents" else get_type_hints(Setting.__init__))
     if kind == "samples":
         hints |= {name: get_type_hints(SampleConfig, include_extras=True)[name] for name in DRAWING}
     return {name: hint for name, hint in hints.items() if name not in ("setting", "return", "sample")}
@@ -292,8 +313,11 @@ def measure(kind: str, paths: Sequence[str], **options: Any) -> Values:
     shared = inspect.signature(Setting).parameters
     if alien := [name for name in options if name not in options_of(kind)]:
         raise ValueError(f"measure {kind} takes no --{alien[0].replace('_', '-')}")
-    setting = Setting(**{name: value for name, value in options.items() if name in shared})
-    result = KINDS[kind](setting, *paths, **{name: value for name, value in options.items() if name not in shared})
+    if kind == "latents":
+        result = measure_latents(*paths, **options)
+    else:
+        setting = Setting(**{name: value for name, value in options.items() if name in shared})
+        result = KINDS[kind](setting, *paths, **{name: value for name, value in options.items() if name not in shared})
     kept = {name: value for name, value in options.items() if name not in ("save_reference", "fresh")}
     if "train" in kept:
         kept["train"] = _from_anywhere(kept["train"])

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterable, Sequence
-from typing import NoReturn
+from typing import NoReturn, get_args
 
 import yaml
 
 from dmvae.config import Values
+from dmvae.datasets.image_file import Resampling
 from dmvae.registry import close
 from dmvae.runtime.console import console, require_printed
 from dmvae.runtime.yaml_text import read_yaml
@@ -27,9 +28,12 @@ matching, decoder, latents, generator, sample, evaluate.
   --variant NAME          run this variant alone, all seeds of it; may be given
                           several times
   --run_dir DIR           the folder that is written (run.dir)
+  --processes N           in N processes that share the stages out: a GPU each,
+                          or each its share of the CPU's threads
   --dry-run               print resolved values, stages, sizes and what stands
                           in the way; train nothing
   --no-verify             do not read the files of finished stages for damage
+  --no-report             the stages alone; `dmvae report RUN_DIR` writes the table
   --debug                 show tracebacks
 
 `dmvae run RECIPE --help` lists every field of that recipe."""
@@ -88,6 +92,16 @@ def add_plugins(parser: argparse.ArgumentParser) -> None:
     """--plugins, for the commands that read no recipe: tokenizers and extractors may be somebody's own."""
     parser.add_argument(
         "--plugins", nargs="+", action="extend", default=[], metavar="FILE", help="files, folders or modules to import"
+    )
+
+
+def add_resampling(parser: argparse.ArgumentParser) -> None:
+    """--resampling, for the commands that read folders of images and have --size."""
+    parser.add_argument(
+        "--resampling",
+        choices=get_args(Resampling),
+        default=argparse.SUPPRESS,
+        help="how images become squares: the central square, resized once; or as ADM prepares ImageNet (square)",
     )
 
 

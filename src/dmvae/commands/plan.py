@@ -29,6 +29,7 @@ from dmvae.runtime.console import console, paragraph
 from dmvae.runtime.files import held
 from dmvae.runtime.words import few
 from dmvae.stages.editing import DRAWN
+from dmvae.stages.elsewhere import is_linked
 from dmvae.stages.modelled import KEPT
 from dmvae.training.counting import Cost, cost_of
 from dmvae.training.stage import AnyTraining, Stage, TrainingStage
@@ -293,6 +294,8 @@ def _disk(name: str, recipe: Recipe, cost: Cost | None, items: int | None) -> in
         kept = (section.steps // every if every else 0) + sum(not every or step % every > 0 for step in section.keep_at)
         return held * (cost.saved + cost.state) + (kept + 1) * cost.saved
     if name == "latents":
+        if items is not None and is_linked(recipe):
+            return 0
         size = 2 if recipe.latents.dtype == "float16" else 4
         if recipe.latents.drawn or part(recipe, "matching.noise") in DRAWN:
             size *= 3  # their posteriors' means and deviations too

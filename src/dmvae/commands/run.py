@@ -12,14 +12,16 @@ from pathlib import Path
 from dmvae import pipeline
 from dmvae.claims import left_behind, require_linked
 from dmvae.commands.help import placeholders, print_fields, print_values
-from dmvae.commands.parser import USAGE, CheckFailed, Parser, parse_overrides
+from dmvae.commands.parser import USAGE, CheckFailed, Parser, parse_overrides, require
 from dmvae.commands.plan import Machine, bytes_of, print_plan
+from dmvae.commands.processes import side_by_side
 from dmvae.commands.trust import require_no_code
 from dmvae.config import FieldError, Values
 from dmvae.datasets import asked_once
 from dmvae.fitting import fit
 from dmvae.idle import idle
 from dmvae.jobs import Job, by_variant, jobs_of, recipes_of
+from dmvae.jobs import plan as planned
 from dmvae.options import flat, told
 from dmvae.recipe import Recipe, Recipes, load, method_of, recipe_class
 from dmvae.registry import cause_of, nearest
@@ -43,8 +45,13 @@ def run(command: str, arguments: list[str], commands: Sequence[str] = ("run", "s
     parser.add_argument("--dry-run", "--dry_run", action="store_true")
     parser.add_argument("--variant", action="append", default=[])
     parser.add_argument("--no-verify", "--no_verify", action="store_true")
+    parser.add_argument("--no-report", "--no_report", action="store_true")
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("-h", "--help", action="store_true")
     known, rest = parser.parse_known_args(arguments)
+    require(1, processes=known.processes)
+    if known.processes > 1 and "RANK" in os.environ:
+        raise ValueError("--processes starts processes of its own; under torchrun, leave it out")
     names = [stage.name for stage in stages()]
     if command not in (*names, *commands) and not Path(known.recipe or "").is_file():
         raise ValueError(f"no such command: {command}{nearest(command, [*commands, *names])}")
@@ -68,11 +75,18 @@ def run(command: str, arguments: list[str], commands: Sequence[str] = ("run", "s
         if int(os.environ.get("RANK", 0)) == 0:  # torchrun sets RANK; a dry run needs no process group
             _require_none(_plan(recipes, whole, overrides, Machine.here(), only, values=True))
         return
+    run_dir, reports, asked = Path(how.dir), only is None and not known.no_report, list(flat(overrides))
+    if known.processes > 1:
+        variants = [word for name in known.variant for word in ("--variant", name)]
+        place = [] if known.run_dir is None else ["--run_dir", known.run_dir]
+        skips = ["--no-verify"] if known.no_verify else []
+        side_by_side([command, known.recipe, "--no-report", *skips, *place, *variants, *rest], known.processes)
+        if reports:
+            finish_chosen(planned(fit(recipes, asked)[0], run_dir), run_dir, recipes, whole, asked)
+        return
     with joined(how.timeout):
-        run_dir = Path(how.dir)
-        verify, asked = not known.no_verify, list(flat(overrides))
-        jobs = pipeline.run(recipes, run_dir, only=only, variants=whole, verify=verify, asked=asked)
-        if only is None and distributed.is_main():
+        jobs = pipeline.run(recipes, run_dir, only=only, variants=whole, verify=not known.no_verify, asked=asked)
+        if reports and distributed.is_main():
             finish_chosen(jobs, run_dir, recipes, whole, asked)
     forget_lost()
 

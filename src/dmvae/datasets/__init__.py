@@ -68,6 +68,8 @@ class DatasetConfig(Registered):
 
     PLACES: ClassVar[tuple[str, ...]] = ("root", "cache")
     """Fields that say where the data are and how they are kept, not what they are: changing them redoes no stage."""
+    are_latents: ClassVar[bool] = False
+    """Whether the training set holds latents, float [C, H, W], in place of images."""
 
     size: Pixels = 32
     """Height and width of the images after resize and centre crop, pixels."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dmvae import config as configs
 from dmvae.datasets import Dataset, DatasetConfig, name_of
+from dmvae.datasets.image_file import Resampling
 from dmvae.ranges import Pixels
 from dmvae.runtime.hashing import digest
 
@@ -20,8 +21,13 @@ from dmvae.runtime.hashing import digest
 class FilesConfig(DatasetConfig):
     """Fields of data sets whose images are files of any size."""
 
+    resampling: Resampling = configs.added("square")
+    """How images become squares. square: the central square, resized once, antialiased bicubic. adm: as ADM prepares
+    ImageNet, and DiT, SiT, LightningDiT, VA-VAE, REPA and RAE after it, with whose figures and statistics yours then
+    compare: both sides halved by averaging while the shorter is at least twice the size, one bicubic resize that brings
+    it to the size, the central crop; all bit for bit as Pillow does it."""
     resize: Pixels | None = configs.added(None)
-    """Height and width, pixels, to which the central square of each image is resized before it is cropped to `size`: at
+    """Height and width, pixels, of the square that each image becomes before it is cropped to `size`: at
     random, anew in each epoch, where a stage trains on images; at the centre elsewhere, as for test images and the
     latents of stages `reference` and `latents`. null: resized to `size`, not cropped."""
 
@@ -37,6 +43,11 @@ class FilesConfig(DatasetConfig):
     def side(self) -> int:
         """Height and width of images as they are decoded and kept."""
         return self.resize or self.size
+
+    @property
+    def prepared(self) -> object:
+        """What images are made to be, for fingerprints and keys; of squares, what it was when there were no others."""
+        return self.side if self.resampling == "square" else (self.side, self.resampling)
 
     def cropped(self, decoded: Dataset) -> Dataset:
         """The data set of images of `size`, from one of images of `side`."""

@@ -52,7 +52,7 @@ class Encoded(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedConfig(FilesConfig):
-    """Fields of data sets of encoded images; each image is cropped to its central square and resized.
+    """Fields of data sets of encoded images; each becomes a square of one size.
 
     The fingerprint covers sizes and ends (see `parts`) of the encoded images, labels, class names and this config, not
     the place of the files. `limit` takes a fixed pseudo-random choice of images.
@@ -116,20 +116,20 @@ def open_images(source: Encoded, config: EncodedConfig, classes: tuple[str, ...]
 
     Raises ValueError for unreadable images where `config.on_broken` is "error", or nothing is left.
     """
-    fingerprint = digest(content, source.labels, classes, config.side, config.channels, config.on_broken)
+    fingerprint = digest(content, source.labels, classes, config.prepared, config.channels, config.on_broken)
     n, each = len(source.labels), config.channels * config.side**2
     if n * each > config.cache_gib * 2**30:
         return LazyImages(source, classes, fingerprint, config)
 
     def read(index: int) -> Tensor | str:
         try:
-            return decode(BytesIO(source.read(index)), config.side, config.channels)
+            return decode(BytesIO(source.read(index)), config.side, config.channels, config.resampling)
         except BrokenImage as error:
             return str(error)
         except OSError as error:  # an error of the data, not of the cache
             raise ValueError(f"data.root: {source.where(index)} cannot be read: {error}") from error
 
-    key = digest(content, config.side, config.channels, PIXELS)
+    key = digest(content, config.prepared, config.channels, PIXELS)
     found = decoded(key, (n, config.channels, config.side, config.side), read)
     if found is None:
         return LazyImages(source, classes, fingerprint, config)
@@ -215,10 +215,11 @@ class LazyImages(DecodedWhenRead):
 
     def __init__(self, source: Encoded, classes: tuple[str, ...], fingerprint: str, config: EncodedConfig):
         super().__init__(source.labels, classes, fingerprint, config.on_broken)
-        self.source, self.side, self.channels = source, config.side, config.channels
+        self.source, self.config = source, config
 
     def decode(self, index: int) -> Tensor:
+        config = self.config
         try:
-            return decode(BytesIO(self.source.read(index)), self.side, self.channels)
+            return decode(BytesIO(self.source.read(index)), config.side, config.channels, config.resampling)
         except BrokenImage as error:
             raise BrokenImage(f"{self.source.where(index)}: {error}") from error

@@ -1,10 +1,14 @@
-"""One image file, or the bytes of one, of any size and mode -> a square uint8 tensor; and a tensor -> a PNG file."""
+"""One image file, or the bytes of one, of any size and mode -> a square uint8 tensor; and a tensor -> a PNG file.
+
+Shapes: c channels, h height, w width.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import struct
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Literal
@@ -15,7 +19,7 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, features
 from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
-from torchvision.transforms.v2.functional import to_pil_image
+from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from dmvae.datasets.memory import resize
 from dmvae.runtime.files import atomic_write
@@ -59,15 +63,19 @@ PIXELS = (5, *sorted(SUFFIXES))
 a new version, or a decoder that is installed later, must not find the old ones."""
 
 
+Resampling = Literal["square", "adm"]
+"""How an image becomes a square of another size; `RESAMPLINGS` has the functions."""
+
+
 class BrokenImage(ValueError):
     """A file with an image's name that cannot be read as one."""
 
 
-def read_image(path: Path, size: int, channels: int) -> Tensor:
+def read_image(path: Path, size: int, channels: int, resampling: Resampling = "square") -> Tensor:
     """uint8 [channels, size, size] of a file, as `decode` does. Raises BrokenImage naming the file, and ValueError
     where not the file but the disk fails."""
     try:
-        return decode(path, size, channels)
+        return decode(path, size, channels, resampling)
     except BrokenImage as error:
         raise _broken(path, error) from error
 
@@ -78,8 +86,8 @@ def write_png(path: Path, image: Tensor) -> None:
         to_pil_image(image).save(part, format="PNG")
 
 
-def decode(file: Path | BytesIO, size: int, channels: int) -> Tensor:
-    """uint8 [channels, size, size]: upright, central square, antialiased bicubic.
+def decode(file: Path | BytesIO, size: int, channels: int, resampling: Resampling = "square") -> Tensor:
+    """uint8 [channels, size, size]: upright, then resampled.
 
     Transparent pixels are laid over white; 16-bit grey keeps its upper 8 bits; colour profiles are
     ignored; an animation gives its first frame. Raises BrokenImage, and ValueError where the disk fails.
@@ -93,7 +101,36 @@ def decode(file: Path | BytesIO, size: int, channels: int) -> Tensor:
         require_disk(error, file)
         told = str(error).replace(f" {file!r}", "")  # a BytesIO shows its address, which differs each time
         raise BrokenImage(told or type(error).__name__) from error
+    return RESAMPLINGS[resampling](pixels, size)
+
+
+def _square(pixels: Tensor, size: int) -> Tensor:
+    """uint8 [c, h, w] -> uint8 [c, size, size]: the central square, resized once, antialiased bicubic."""
     return resize(pixels[None], size)[0].contiguous()
+
+
+def _adm(pixels: Tensor, size: int) -> Tensor:
+    """uint8 [c, h, w] -> uint8 [c, size, size], as ADM prepares ImageNet (Dhariwal and Nichol 2021; `center_crop_arr`
+    of guided-diffusion): both sides halved by boxes while the shorter has twice the size, one bicubic resize to it, the
+    central crop. Pillow's rounding between these steps is a part of it."""
+    image = to_pil_image(pixels)
+    # the ends of a strip are cut off anyway, and at its new length it might not fit into memory
+    image = _centre(image, *(min(side, STRIP * min(image.size)) for side in image.size))
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    return pil_to_tensor(_centre(image, size, size))
+
+
+def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+RESAMPLINGS: dict[Resampling, Callable[[Tensor, int], Tensor]] = {"square": _square, "adm": _adm}
+STRIP = 64
+"""How many times as long as wide an image may be for ADM's resampling to take all of it."""
 
 
 def _pixels(image: ImageFile.ImageFile, channels: int) -> Tensor:

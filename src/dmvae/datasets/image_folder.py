@@ -36,7 +36,7 @@ INDEX = 2  # goes up when the index is made otherwise
 @register("image_folder")
 @dataclass(frozen=True, kw_only=True)
 class ImageFolder(FilesConfig):
-    """Images of any size and mode; each is cropped to its central square and resized.
+    """Images of any size and mode; each becomes a square of one size.
 
     The fingerprint covers relative paths, the files' sizes and ends (see `ends`) and this config, not the folder's
     place. `limit` takes a fixed pseudo-random choice of files.
@@ -66,7 +66,7 @@ class ImageFolder(FilesConfig):
         place = digest(str(folder.resolve()), split, self.limit, self.valid_fraction, held)
         index = cache_folder() / "folder_index" / f"{place}.json"
         contents, keep, broken = _look(folder, files, index, headers=not held)
-        config = (self.side, self.channels, self.valid_fraction, self.on_broken, split, classes)
+        config = (self.prepared, self.channels, self.valid_fraction, self.on_broken, split, classes)
         fingerprint = digest(config, [(f.path, f.label) for f in files], contents)
         images = None
         if held:
@@ -86,7 +86,7 @@ class ImageFolder(FilesConfig):
 
         def read(index: int) -> Tensor | str:
             try:
-                return read_image(paths[index], self.side, self.channels)
+                return read_image(paths[index], self.side, self.channels, self.resampling)
             except BrokenImage as error:
                 return str(error).removeprefix(f"{paths[index]}: ")  # the folder may move
 
@@ -129,7 +129,8 @@ class FolderDataset(DecodedWhenRead):
         return os.fsdecode(self.paths[index % len(self)])
 
     def decode(self, index: int) -> Tensor:
-        return read_image(Path(self.name(index)), self.config.side, self.config.channels)
+        config = self.config
+        return read_image(Path(self.name(index)), config.side, config.channels, config.resampling)
 
 
 def ends(path: Path) -> str:

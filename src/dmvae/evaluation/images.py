@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dmvae.config import Values
 from dmvae.datasets import Dataset
-from dmvae.datasets.image_file import BrokenImage, read_image
+from dmvae.datasets.image_file import BrokenImage, Resampling, read_image
 from dmvae.datasets.image_scan import Entry, folders, path_fraction, scan
 from dmvae.datasets.loading import Loader, cuts, loader
 from dmvae.datasets.mixed import mixed
@@ -99,12 +99,20 @@ def images_in(folder: Path) -> tuple[list[Entry], tuple[str, ...]]:
         raise ValueError(str(error).removeprefix("data.root: ")) from error
 
 
-class FolderImages:
-    """The images of a folder or of its class folders. size: height and width after a central crop and resize; None for
-    images that are square and all of one size. channels: 1 grey, 3 colour. limit: at most so many, a fixed choice.
+RESIZED: dict[Resampling, str] = {
+    "square": "central square, antialiased bicubic (Pillow)",
+    "adm": "as ADM: halved by boxes, bicubic, central crop (Pillow)",
+}
+"""What manifests say of how images became squares of one size."""
 
-    Raises ValueError for a folder without images. Reading raises ValueError that names all files that are broken or of
-    another size.
+
+class FolderImages:
+    """The images of a folder or of its class folders. size: height and width of the squares that they become, by
+    `resampling`; None for images that are square and all of one size. channels: 1 grey, 3 colour. limit: at most so
+    many, a fixed choice.
+
+    Raises ValueError for a folder without images, and for a resampling without a size. Reading raises ValueError that
+    names all files that are broken or of another size.
     """
 
     def __init__(
@@ -112,16 +120,20 @@ class FolderImages:
         folder: str | Path,
         *,
         size: int | None = None,
+        resampling: Resampling = "square",
         channels: int = 3,
         workers: int = 0,
         limit: int | None = None,
     ) -> None:
+        if size is None and resampling != "square":
+            raise ValueError(f"--resampling {resampling} goes with --size N; without it images are taken as they are")
         folder = Path(folder)
         entries, self.classes = images_in(folder)
         if limit is not None:
             entries = sorted(sorted(entries, key=lambda e: path_fraction(e.path))[:limit], key=lambda e: e.path)
         self.folder, self.entries, self.channels, self.workers = folder, entries, channels, workers
         self.labels = torch.tensor([e.label for e in entries]) if len(self.classes) > 1 else None
+        self.resampling: Resampling = resampling
         self.resized, self.size = size is not None, size or self._first_size()
         self.facts = {
             "kind": "folder",
@@ -130,7 +142,7 @@ class FolderImages:
             "classes": digest(self.classes),
             "size": self.size,
             **({} if channels == 3 else {"channels": channels}),  # older caches, without this entry, are of colour
-            "resize": "central square, antialiased bicubic (Pillow)" if self.resized else "none",
+            "resize": RESIZED[resampling] if self.resized else "none",
         }
 
     def __len__(self) -> int:
@@ -150,7 +162,7 @@ class FolderImages:
                 with Image.open(path) as image:
                     if image.size != (self.size, self.size):
                         return f"{path} is {image.width}x{image.height}"
-            return read_image(path, self.size, self.channels)
+            return read_image(path, self.size, self.channels, self.resampling)
         except BrokenImage as error:
             return f"unreadable image: {error}"
         except Exception as error:  # such as for an image that is too large

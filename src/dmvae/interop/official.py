@@ -1,4 +1,5 @@
-"""The weights that the paper's authors release (github.com/sen-ye/dmvae): vae.pt, the generators' epN.pt.
+"""The weights that the paper's authors release (github.com/sen-ye/dmvae): vae.pt, the generators' epN.pt; and other
+authors' generators, of LightningDiT and SiT (`dmvae.interop.sit`).
 
 All sizes are read from the tensors' shapes. Names, shapes and the constants in the files (pixel normalisation, rotary
 tables) must be those of our networks; otherwise the import raises ValueError. A file to read is a path, or
@@ -9,7 +10,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -18,9 +20,11 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from dmvae.config import Values
+from dmvae.interop import sit
 from dmvae.models.artifact import artifact_class, load_strictly
 from dmvae.models.discriminator import PatchGAN
-from dmvae.models.dit import LightningDiT
+from dmvae.models.dit import DiffusionTransformer, LightningDiT
+from dmvae.models.sit import SiT
 from dmvae.runtime.done import require_intact
 from dmvae.runtime.hub import hub_file
 from dmvae.runtime.weights import Shapes, check, count, pick, read_tensors, require_shapes, square, write_state_dict
@@ -37,8 +41,9 @@ SIGNS = {
 }
 """Tensor names that show what network a file is of."""
 
+FLOWS: list[type[DiffusionTransformer]] = [LightningDiT, SiT]
 M = TypeVar("M", bound=nn.Module)
-N = TypeVar("N", Autoencoder, LightningDiT)
+N = TypeVar("N", Autoencoder, DiffusionTransformer)
 
 
 def import_vae(
@@ -71,9 +76,35 @@ def import_vae(
     return model
 
 
-def import_generator(file: Path, *, weights: Literal["ema", "model"] = "ema") -> LightningDiT:
-    """The authors' generator, teacher or student, in evaluation mode. Raises ValueError for other weights."""
-    return build_generator(_open(file, (weights,), "generator"), file)
+def import_generator(
+    file: Path,
+    *,
+    weights: Literal["ema", "model"] = "ema",
+    heads: int | None = None,
+    noise_at: Literal[0, 1] | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> LightningDiT | SiT:
+    """The authors' generator, teacher or student, in evaluation mode; or a SiT of its authors, or REPA's or REPA-E's.
+
+    Of a SiT: heads: those of its attention, where its width is no published one's. noise_at: the time that its network
+    has at noise, which no tensor shows; default 0 where the file is as SiT's own code writes it, else 1, as in REPA's
+    code. Our own has 0 there: a network that has 1 is rewritten. say: is told what was taken to be so.
+
+    Raises ValueError for other weights.
+    """
+    state = _open(file, (weights,), "generator")
+    if sit.SIGN in state:
+        return build_sit(state, file, heads=heads, noise_at=noise_at, say=say)
+    for name, value in (("heads", heads), ("noise-at", noise_at)):
+        if value is not None:
+            raise ValueError(f"{file}: --{name} is of a SiT, and this is a LightningDiT; leave it out")
+    return build_generator(state, file)
+
+
+def latent_statistics(file: Path, *, weights: Literal["ema", "model"] = "ema") -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [C] of the latents of a SiT of REPA-E, for its tokenizer's `set_statistics`. Raises
+    ValueError where the file holds none."""
+    return sit.statistics(_open(file, (weights,), "generator"), file)
 
 
 def import_discriminator(file: Path) -> PatchGAN:
@@ -88,7 +119,7 @@ def export_vae(autoencoder: Autoencoder | Path, file: Path) -> None:
     Tensors are written bit for bit. Their format has no place for the latents' statistics and the number of heads.
     Raises ValueError for a tokenizer of another architecture.
     """
-    model = autoencoder if isinstance(autoencoder, Autoencoder) else _saved(Path(autoencoder), Autoencoder, "tokenizer")
+    model = _network(autoencoder, [Autoencoder], "tokenizer")
     encoder, where = model.config["encoder"], "this tokenizer has no form in the authors' layout"
     told_by_shapes = {"embed_dim", "depth", "num_heads", "mlp_ratio", "reg_tokens"}
     others = [k for k in encoder.get("kwargs", {}) if k not in told_by_shapes and not k.endswith("_rate")]
@@ -111,19 +142,24 @@ def export_vae(autoencoder: Autoencoder | Path, file: Path) -> None:
     write_state_dict(Path(file), "vae_wo_ddp", state)
 
 
-def export_generator(generator: LightningDiT | Path, file: Path) -> None:
-    """Write a generator, or the one saved in a folder, as the authors' code reads it: under `ema`.
+def export_generator(generator: LightningDiT | SiT | Path, file: Path) -> None:
+    """Write a generator, or the one saved in a folder, as the authors' code reads it, or SiT's authors' code a SiT:
+    under `ema`.
 
     Tensors are written bit for bit, and `import_generator` gives the same network again. It is of normalised latents,
     whose statistics the tokenizer keeps. Raises ValueError for a generator of another architecture.
     """
-    model = generator if isinstance(generator, LightningDiT) else _saved(Path(generator), LightningDiT, "generator")
-    where = "this generator has no form in the authors' layout"
-    if model.config["head_width"] is not None:
-        raise ValueError(f"{where}: it has a wide head behind its blocks (head_width), which theirs lacks")
-    state = {k: v.detach().cpu().contiguous() for k, v in (weights_of(model) | rotary_tables(model)).items()}
+    model, where = _network(generator, FLOWS, "generator"), "this generator has no form in the authors' layout"
+    build: Callable[[Mapping[str, Tensor], str], nn.Module] = build_generator
+    if isinstance(model, SiT):
+        state, build = sit.as_published(model), partial(build_sit, heads=model.config["heads"])
+    else:
+        assert isinstance(model, LightningDiT)
+        if model.config["head_width"] is not None:
+            raise ValueError(f"{where}: it has a wide head behind its blocks (head_width), which theirs lacks")
+        state = {k: v.detach().cpu().contiguous() for k, v in (weights_of(model) | rotary_tables(model)).items()}
     with torch.device("meta"):  # what could not be read back is not written
-        build_generator({k: v.to("meta") for k, v in state.items()}, where)
+        build({k: v.to("meta") for k, v in state.items()}, where)
     write_state_dict(Path(file), "ema", state)
 
 
@@ -137,6 +173,24 @@ def build_generator(state: Mapping[str, Tensor], where: object) -> LightningDiT:
     """The generator with this state dict, in the authors' names. Raises ValueError if it does not fit."""
     model = LightningDiT(**generator_config({k: v.shape for k, v in state.items()}, where))
     return fill(model, state, rotary_tables(model), where)
+
+
+def build_sit(
+    state: Mapping[str, Tensor],
+    where: object,
+    *,
+    heads: int | None = None,
+    noise_at: int | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> SiT:
+    """The SiT with this state dict, as `import_generator` has it. Raises ValueError if it does not fit."""
+    own, usual = sit.velocity_part(state, where, asked=noise_at is not None)
+    for text in sit.notes(state, None if noise_at is not None else usual):
+        say(text)
+    model = fill(SiT(**sit.config_of({k: v.shape for k, v in own.items()}, where, heads=heads)), own, {}, where)
+    if (usual if noise_at is None else noise_at) == 1:
+        sit.turn(model)
+    return model
 
 
 def build_discriminator(state: Mapping[str, Tensor], where: object) -> PatchGAN:
@@ -284,6 +338,9 @@ def _open(file: Path, wanted: tuple[str, ...], what: str) -> dict[str, Tensor]:
     return pick(tensors, wanted, file)
 
 
-def _saved(folder: Path, kind: type[N], what: str) -> N:
-    artifact_class(require_intact(folder), [kind], what)
-    return load_strictly(kind, folder)
+def _network(given: N | Path, known: list[type[N]], what: str) -> N:
+    """The network itself, or the one that was saved in the folder."""
+    if isinstance(given, nn.Module):
+        return given
+    folder = Path(given)
+    return load_strictly(artifact_class(require_intact(folder), known, what), folder)

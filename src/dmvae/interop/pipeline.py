@@ -27,6 +27,7 @@ from dmvae.flow.samplers import SamplerConfig, Sampling, time_grid
 from dmvae.flow.solver import trajectory
 from dmvae.models.base import Model, Tokenizer
 from dmvae.models.dit import LightningDiT
+from dmvae.models.sit import SiT
 from dmvae.ranges import Guidance, SamplerSteps
 from dmvae.registry import nearest
 from dmvae.runtime.done import require_intact
@@ -53,10 +54,10 @@ def drawing(sample: SamplerConfig) -> Values:
 class DMVAEPipeline(DiffusionPipeline):
     """`DMVAEPipeline.from_pretrained(folder_or_hub_id)(class_labels=[3, "coat"]).images`.
 
-    transformer: LightningDiT. vae: a tokenizer with `decode` and `denormalize`. scheduler: a diffusers scheduler for
-    flow matching that takes `sigmas`, such as FlowMatchEulerDiscreteScheduler. id2label: label as text -> class name.
-    card: text of the model card that is saved beside the weights. guide: a weaker LightningDiT that guides in place of
-    the transformer without a label (autoguidance).
+    transformer: LightningDiT, SiT or another velocity network. vae: a tokenizer with `decode` and `denormalize`.
+    scheduler: a diffusers scheduler for flow matching that takes `sigmas`, such as FlowMatchEulerDiscreteScheduler.
+    id2label: label as text -> class name. card: text of the model card that is saved beside the weights. guide: a
+    weaker network that guides in place of the transformer without a label (autoguidance).
 
     Raises ValueError where the transformer's latents are not the tokenizer's.
     """
@@ -74,12 +75,12 @@ class DMVAEPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        transformer: LightningDiT | Model,  # diffusers looks for these very classes, and not for derived ones
+        transformer: LightningDiT | SiT | Model,  # diffusers looks for these very classes, and not for derived ones
         vae: Autoencoder | AdaptedTokenizer | Tokenizer,
         scheduler: Any = None,
         id2label: dict[str, str] | None = None,
         card: str | None = None,
-        guide: LightningDiT | Model | None = None,
+        guide: LightningDiT | SiT | Model | None = None,
     ):
         super().__init__()
         channels, side = transformer.config.in_channels, transformer.config.input_size

@@ -3,21 +3,23 @@ matrix that whitens them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Literal, cast
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from dmvae.datasets import Items, name_of
 from dmvae.datasets.loading import cuts, loader
 from dmvae.datasets.pixels import as_input
 from dmvae.evaluation.frechet import Statistics
 from dmvae.evaluation.latents import vectors
-from dmvae.models.base import Encodes, evaluating
+from dmvae.models.base import EncoderOutput, Encodes, PointDistribution, Tokenizer, evaluating
 from dmvae.models.whitening import mapped, whitening
 from dmvae.runtime import distributed
 from dmvae.runtime.console import Bar
@@ -88,16 +90,68 @@ def encode_dataset(
         for path in sorted(folder.glob("latents-*.safetensors"))[len(starts) :]:
             path.unlink()
     if distributed.is_main() and read_head(folder / STATISTICS) is None:
-        known = (given or _measured(folder, whitened))._asdict()
-        write_tensors(folder / STATISTICS, {name: x.float().cpu() for name, x in known.items() if x is not None})
+        _write_statistics(folder, "latents", whitened, given)
     distributed.barrier()
 
 
-def _measured(folder: Path, whitened: float) -> Normalisation:
-    """Of the shards in the folder."""
+def link_shards(
+    paths: Sequence[Path], folder: Path, tensor: str, whitened: float = 0.0, given: Normalisation | None = None
+) -> None:
+    """Make `folder` a store of shards that lie elsewhere and stay there: links to them, and their statistics. tensor:
+    the one of theirs that a `LatentSet` reads. Raises ValueError, naming the file, for NaN and infinity."""
+    if distributed.is_main() and read_head(folder / STATISTICS) is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, path in enumerate(paths):
+            link = folder / f"latents-{number:05d}.safetensors"
+            link.unlink(missing_ok=True)
+            link.symlink_to(path.resolve())
+        _write_statistics(folder, tensor, whitened, given)
+    distributed.barrier()
+
+
+def _write_statistics(folder: Path, tensor: str, whitened: float, given: Normalisation | None) -> None:
+    """Those of the shards, or the given ones, with a matrix that whitens where one is asked for."""
+    whole = Statistics.of(vectors(z, "channels") for z in _shards(folder, tensor))
+    found = given or Normalisation(whole.mean, whole.std)
+    if whitened:
+        found = found._replace(whitening=whitening(whole.covariance, whitened))
+    kept = {name: x.float().cpu() for name, x in found._asdict().items() if x is not None}
+    write_tensors(folder / STATISTICS, kept, None if tensor == "latents" else {"tensor": tensor})
+
+
+def _shards(folder: Path, tensor: str) -> Iterator[Tensor]:
+    """That tensor of every shard. Raises ValueError for one that is not finite, or gone."""
+    for path in shards_in(folder):
+        with safe_open(path, "pt") as file:
+            z = file.get_tensor(tensor)
+        if not z.isfinite().all():
+            first = int((~z.flatten(1).isfinite().all(1)).nonzero()[0])
+            raise ValueError(f"{path.resolve()}: latent {first}: NaN or infinity in {tensor!r}: encode it again")
+        yield z
+
+
+def shards_in(folder: Path) -> list[Path]:
+    """The shards of a store, in order. Raises ValueError for a link to a file that is gone."""
     paths = sorted(folder.glob("latents-*.safetensors"))
-    whole = Statistics.of(vectors(load_file(path)["latents"], "channels") for path in paths)
-    return Normalisation(whole.mean, whole.std, whitening(whole.covariance, whitened) if whitened else None)
+    for path in paths:
+        if not path.exists():
+            raise ValueError(
+                f"{path} is a link to {path.readlink()}, which is gone: put that back, or delete {folder.parent} and "
+                "run again"
+            )
+    return paths
+
+
+class Carrying(nn.Module):
+    """A tokenizer for data that are latents already: `encode` takes these on to its own (`Tokenizer.carry`)."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+
+    def encode(self, z: Tensor) -> EncoderOutput:
+        latents = self.tokenizer.carry(z)
+        return EncoderOutput(latents=latents, latent_dist=PointDistribution(latents))
 
 
 def _encoded(tokenizer: Encodes, x: Tensor, precision: Precision, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -114,9 +168,9 @@ def _encoded(tokenizer: Encodes, x: Tensor, precision: Precision, dtype: torch.d
 def labels_of(folder: Path) -> Tensor:
     """The labels int64 [n] of the shards in a folder, read without the latents; n is 0 without shards."""
     found = [torch.empty(0, dtype=torch.int64)]
-    for path in sorted(folder.glob("latents-*.safetensors")):
+    for path in shards_in(folder):
         with safe_open(path, "pt") as file:
-            found.append(file.get_tensor("labels"))
+            found.append(file.get_tensor("labels").long())
     return torch.cat(found)
 
 
@@ -134,13 +188,14 @@ class LatentSet:
         statistics = load_file(folder / STATISTICS)
         self.mean, self.std = statistics["mean"], statistics["std"].clamp_min(1e-6)
         self.whitening = statistics.get("whitening")
-        shards = [load_file(path) for path in sorted(folder.glob("latents-*.safetensors"))]
+        tensor = (read_head(folder / STATISTICS) or {}).get("tensor", "latents")
+        shards = [load_file(path) for path in shards_in(folder)]
         self.drawn = "stds" in shards[0]
         self.posteriors = posteriors and self.drawn
-        self.shards = [shard["means" if self.posteriors else "latents"] for shard in shards]
+        self.shards = [shard["means" if self.posteriors else tensor] for shard in shards]
         self.stds = [shard["stds"] for shard in shards] if self.posteriors else []
-        self.labels = torch.cat([shard["labels"] for shard in shards])
-        self.shard_size = len(self.shards[0])
+        self.labels = torch.cat([shard["labels"].long() for shard in shards])
+        self.stops = [*accumulate(map(len, self.shards))]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -157,7 +212,7 @@ class LatentSet:
         """The same items as on disk: raw, in the dtype of the shards, so few bytes to copy. `normalise` makes latents
         of them on their device."""
         index = torch.as_tensor(indices)
-        index = torch.where(index < 0, index + len(self), index)  # the last shard may be shorter than the others
+        index = torch.where(index < 0, index + len(self), index)
         with torch.autocast("cpu", enabled=False):  # autocast refuses to stack float16
             parts = [self._rows(shards, index) for shards in (self.shards, self.stds) if shards]
             return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), self.labels[index]
@@ -182,7 +237,8 @@ class LatentSet:
 
     def _place(self, item: int) -> tuple[int, int]:
         """(the item's shard, its index in that shard)."""
-        return divmod(item, self.shard_size)
+        shard = bisect_right(self.stops, item)
+        return shard, item - (self.stops[shard - 1] if shard else 0)
 
 
 class MirroredSet(LatentSet):
@@ -194,7 +250,7 @@ class MirroredSet(LatentSet):
         self.drawn, self.posteriors = plain.drawn, plain.posteriors
         self.shards, self.stds = plain.shards + mirrored.shards, plain.stds + mirrored.stds
         self.labels = torch.cat([plain.labels, plain.labels])
-        self.shard_size, self._turn = plain.shard_size, len(plain.shards)
+        self.stops, self._turn = plain.stops, len(plain.shards)
 
     def _place(self, item: int) -> tuple[int, int]:
         mirrored, item = divmod(item, len(self) // 2)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dmvae.encoders import EncoderConfig
-from dmvae.models.dit import LightningDiT
+from dmvae.models.dit import DiffusionTransformer
 from dmvae.ranges import Depth, Weight, Width
 
 
@@ -30,7 +30,7 @@ class TokenAlignment:
     """Hidden channels of the projector from tokens to features, of three layers."""
 
 
-def depth_of(depth: int | None, flow: LightningDiT, place: str) -> int:
+def depth_of(depth: int | None, flow: DiffusionTransformer, place: str) -> int:
     """Blocks behind which tokens are taken: `depth`, or a third of the flow's blocks, rounded up. Raises ValueError,
     naming the field `place`, for more blocks than there are."""
     blocks = len(flow.blocks)

@@ -34,7 +34,7 @@ from dmvae.flow.loss import (
     gaussian_loss,
     require_batch,
 )
-from dmvae.generators.flow import FlowModelConfig
+from dmvae.generators.flow import TransformerConfig
 from dmvae.models.base import Model
 from dmvae.references import Reference, ReferenceConfig
 from dmvae.registry import Registered, find, names
@@ -223,7 +223,7 @@ class Matching(Registered):
         raise NotImplementedError
 
     def new_student(
-        self, latent_shape: tuple[int, int, int], num_classes: int, teacher: object, model: FlowModelConfig
+        self, latent_shape: tuple[int, int, int], num_classes: int, teacher: object, model: TransformerConfig
     ) -> nn.Module | None:
         """The student for latents (C, H, W): a copy of the teacher where that is a network, else a new `model`; None
         where `has_student` is False. What an objective keeps from one step to the next must be a parameter or a buffer
@@ -233,7 +233,7 @@ class Matching(Registered):
         teacher = bare(teacher)
         if isinstance(teacher, nn.Module):
             return copy_of(teacher)
-        if not isinstance(model, FlowModelConfig):
+        if not isinstance(model, TransformerConfig):
             raise ValueError(f"model: the teacher is no network to copy; give a FlowModelConfig, got {model!r}")
         return model.build(latent_shape, num_classes)
 

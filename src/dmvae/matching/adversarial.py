@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dmvae.flow.guidance import Velocity
 from dmvae.flow.loss import require_batch
-from dmvae.generators.flow import FlowModelConfig
+from dmvae.generators.flow import TransformerConfig
 from dmvae.matching import Context, Log, Matching, Student, beside, compared
 from dmvae.matching.velocities import at_latents
 from dmvae.ranges import Range, Weight, Width
@@ -47,7 +47,7 @@ class Adversarial(Matching):
     critic of two distributions that do not overlap grows without bound; 0 is off."""
 
     def new_student(
-        self, latent_shape: tuple[int, int, int], num_classes: int, teacher: object, model: FlowModelConfig
+        self, latent_shape: tuple[int, int, int], num_classes: int, teacher: object, model: TransformerConfig
     ) -> Critic:
         return beside(Critic(latent_shape[0], num_classes, self.width, self.depth), teacher)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dmvae import config as configs
 from dmvae.flow.guidance import Velocity, guided
 from dmvae.flow.path import denoise, expand, interpolate
-from dmvae.generators.flow import FlowModelConfig
+from dmvae.generators.flow import TransformerConfig
 from dmvae.matching import Context, Log, Student, bare, beside, compared, known_labels
 from dmvae.matching.adversarial import Critic
 from dmvae.matching.velocities import ByVelocities, binned
@@ -80,7 +80,7 @@ class DMD(ByVelocities):
         return loss, log
 
     def new_student(
-        self, latent_shape: tuple[int, int, int], num_classes: int, teacher: object, model: FlowModelConfig
+        self, latent_shape: tuple[int, int, int], num_classes: int, teacher: object, model: TransformerConfig
     ) -> nn.Module | None:
         student = super().new_student(latent_shape, num_classes, teacher, model)
         if student is None or self.divergence not in WEIGHTS:

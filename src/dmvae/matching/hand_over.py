@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dmvae.flow.guidance import Velocity
-from dmvae.generators.flow import FlowModelConfig
+from dmvae.generators.flow import TransformerConfig
 from dmvae.matching import Context, Log, Matching, Student
 from dmvae.matching.dmd import DMD
 from dmvae.matching.transport import Transport
@@ -92,7 +92,7 @@ class HandOver(Matching):
         return loss, log | {"matching/refines": torch.full((), float(refines), device=z.device)}
 
     def new_student(
-        self, latent_shape: tuple[int, int, int], num_classes: int, teacher: object, model: FlowModelConfig
+        self, latent_shape: tuple[int, int, int], num_classes: int, teacher: object, model: TransformerConfig
     ) -> nn.Module | None:
         return self.near.new_student(latent_shape, num_classes, teacher, model)
 

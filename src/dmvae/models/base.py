@@ -251,6 +251,11 @@ class Tokenizer(Model):
         normal = noise(x, shape[1:]) if rng is None else Random.of(rng, x.device).normal(*shape)
         return EncoderOutput(latents=mean + posterior.std * normal.to(mean), latent_dist=posterior)
 
+    def carry(self, z: Tensor) -> Tensor:
+        """This tokenizer's latents of images of which the tokenizer in it has latents z [n, C, H, W]: z itself, unless
+        it reshapes them."""
+        return z
+
     def decode(self, z: Tensor) -> DecoderOutput:
         """z [n, C, H, W], not normalised -> images [n, c, h, w]. Raises ValueError for another number of channels."""
         raise NotImplementedError

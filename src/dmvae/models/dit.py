@@ -1,4 +1,4 @@
-"""LightningDiT: a diffusion transformer that predicts the velocity of latents.
+"""Diffusion transformers, which predict the velocity of latents: what they share, and LightningDiT.
 
 Shapes: b batch, C latent channels, H W latent height and width, n tokens, d width, h heads, e head width.
 
@@ -47,14 +47,110 @@ def published(size: str) -> dict[str, int]:
     return {"width": width, "depth": depth, "heads": heads, "patch_size": int(patch or "1")}
 
 
-def _require_heads(name: str, width: int, of: str, heads: int) -> None:
+def require_heads(name: str, width: int, of: str, heads: int) -> None:
     if heads < 1:
         raise ValueError(f"{of} must be at least 1, got {heads}")
     if width < 1 or width % (4 * heads):
         raise ValueError(f"{name} {width} must be a multiple of 4 * {of} ({heads} heads)")
 
 
-class LightningDiT(VelocityModel):
+class DiffusionTransformer(VelocityModel):
+    """Base of velocity networks on tokens, one for each patch of latents: DiT's design (arXiv 2212.09748).
+
+    A constructor calls `embed`, makes `blocks`, called as (tokens [b, n, d], condition [b, 1, d], *self.rotation), and
+    a `final_layer`, and calls `initialize`. Its arguments are at least in_channels, input_size, width, depth, heads,
+    num_classes and patch_size.
+    """
+
+    _supports_gradient_checkpointing = True
+    _gradient_checkpointing_func: Callable[..., Tensor] | None = None
+    blocks: nn.ModuleList
+    final_layer: nn.Module
+
+    def embed(self) -> int:
+        """Make what comes before the blocks, of the config's sizes; tokens along each side. Raises ValueError for sizes
+        that do not fit."""
+        sizes = self.config
+        for name in ("patch_size", "depth"):
+            if sizes[name] < 1:
+                raise ValueError(f"{name} must be at least 1, got {sizes[name]}")
+        if sizes.input_size % sizes.patch_size:
+            raise ValueError(f"input_size {sizes.input_size} is not a multiple of patch_size {sizes.patch_size}")
+        require_heads("width", sizes.width, "heads", sizes.heads)
+        side: int = sizes.input_size // sizes.patch_size
+        self.gradient_checkpointing = False
+        self.x_embedder = PatchEmbedder(sizes.in_channels, sizes.patch_size, sizes.width)
+        self.t_embedder = TimeEmbedder(sizes.width)
+        self.y_embedder = LabelEmbedder(sizes.num_classes, sizes.width)
+        # Fixed, yet a parameter: the published weights hold it, and its size is part of their counts.
+        self.pos_embed = nn.Parameter(sincos_positions(side, sizes.width)[None], requires_grad=False)
+        return side
+
+    def initialize(self) -> None:
+        """Xavier for every Linear; zero for modulations and the last layer: each block starts as the identity."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.constant_(module.bias, 0.0)
+        for module in self.modules():
+            if isinstance(module, PatchEmbedder):
+                assert module.proj.bias is not None
+                nn.init.xavier_uniform_(module.proj.weight.flatten(1))
+                nn.init.zeros_(module.proj.bias)
+        embedders: list[Any] = [self.t_embedder.mlp[0], self.t_embedder.mlp[2], self.y_embedder.embedding_table]
+        for layer in embedders:
+            nn.init.normal_(layer.weight, std=0.02)
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear) and ("adaLN_modulation" in name or name == "final_layer.linear"):
+                nn.init.zeros_(module.weight)
+
+    def forward(
+        self, z_t: Tensor, t: Tensor, labels: Tensor, depth: int | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """z_t [b, C, H, W], t [b] in [0, 1] (0 noise, 1 data), labels int64 [b] in 0 .. num_classes -> velocity
+        [b, C, H, W], float32; with `depth`, also the tokens [b, n, d] after that many blocks. Raises ValueError for t
+        of another shape."""
+        if not isinstance(t, Tensor) or t.shape != z_t.shape[:1]:
+            told = list(t.shape) if isinstance(t, Tensor) else repr(t)
+            raise ValueError(f"t: give times [{len(z_t)}], one for each latent; got {told}")
+        x_bnd = self.x_embedder(z_t) + self.pos_embed
+        # Every modulation starts with SiLU of the same condition, so it is applied once, here.
+        c_b1d = F.silu(self.t_embedder(t) + self.y_embedder(labels))[:, None]
+        blocks, first = [*self.blocks], depth or 0
+        tokens = x_bnd = self._run(blocks[:first], x_bnd, c_b1d, *self.rotation)
+        x_bnd = self._run(blocks[first:], x_bnd, c_b1d, *self.rotation)
+        velocity = self.unpatchify(self.last(x_bnd, c_b1d, z_t))
+        return velocity if depth is None else (velocity, tokens)
+
+    @property
+    def rotation(self) -> tuple[Tensor, ...]:
+        """cos and sin of rotary positions, where the blocks take some."""
+        return ()
+
+    def last(self, x_bnd: Tensor, c_b1d: Tensor, z_t: Tensor) -> Tensor:
+        """What the blocks give -> the values of each patch [b, n, p * p * C]."""
+        values: Tensor = self.final_layer(x_bnd, c_b1d)
+        return values
+
+    def compiled_parts(self) -> list[nn.Module]:
+        """What `run.compile` compiles: each block by itself, because equal blocks share one compiled graph."""
+        return [*self.blocks, self.final_layer]
+
+    def _run(self, blocks: Iterable[nn.Module], x_bnd: Tensor, *rest: Tensor) -> Tensor:
+        """The tokens behind these blocks."""
+        for block in blocks:
+            x_bnd = run_part(self, block, x_bnd, *rest)
+        return x_bnd
+
+    def unpatchify(self, x_bno: Tensor) -> Tensor:
+        """Tokens [b, n, p * p * C] (row, column, channel within a patch) -> [b, C, H, W]."""
+        p = self.config["patch_size"]
+        side = self.config["input_size"] // p
+        x = x_bno.unflatten(-1, (p, p, -1)).unflatten(1, (side, side))
+        return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+
+class LightningDiT(DiffusionTransformer):
     """`velocity = model(z_t, t, labels)`.
 
     in_channels: C. input_size: H = W of the latents, a multiple of patch_size. num_classes: labels are
@@ -65,10 +161,8 @@ class LightningDiT(VelocityModel):
     RMS-normalised, as in the paper's generators and not in LightningDiT's own released ones.
     """
 
-    _supports_gradient_checkpointing = True
     __module__ = "dmvae"  # the name under which artifacts find the class, wherever this file moves
     _no_split_modules = cast("None", ["Block"])  # as ModelMixin declares it
-    _gradient_checkpointing_func: Callable[..., Tensor] | None = None
 
     @register_to_config
     def __init__(
@@ -88,22 +182,10 @@ class LightningDiT(VelocityModel):
         head_heads: int | None = None,
     ):
         super().__init__()
-        for name, value in (("patch_size", patch_size), ("depth", depth)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if input_size % patch_size:
-            raise ValueError(f"input_size {input_size} is not a multiple of patch_size {patch_size}")
-        _require_heads("width", width, "heads", heads)
+        side = self.embed()
         if head_width is not None:
             own = ("heads", heads) if head_heads is None else ("head_heads", head_heads)
-            _require_heads("head_width", head_width, *own)
-        side = input_size // patch_size
-        self.gradient_checkpointing = False
-        self.x_embedder = PatchEmbedder(in_channels, patch_size, width)
-        self.t_embedder = TimeEmbedder(width)
-        self.y_embedder = LabelEmbedder(num_classes, width)
-        # Fixed, yet a parameter: the published weights hold it, and its size is part of their counts.
-        self.pos_embed = nn.Parameter(sincos_positions(side, width)[None], requires_grad=False)
+            require_heads("head_width", head_width, *own)
         cos, sin = rope_tables(side, width // heads)
         self.register_buffer("rope_cos", cos, persistent=False)
         self.register_buffer("rope_sin", sin, persistent=False)
@@ -114,62 +196,20 @@ class LightningDiT(VelocityModel):
         self.final_layer = FinalLayer(head_width or width, patch_size**2 * in_channels)
         self.initialize()
 
-    def initialize(self) -> None:
-        """Xavier for every Linear; zero for modulations and the last layer: each block starts as the identity."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.constant_(module.bias, 0.0)
-        head: list[Any] = [self.head] if hasattr(self, "head") else []
-        for embedder in (self.x_embedder, *(part.x_embedder for part in head)):
-            nn.init.xavier_uniform_(embedder.proj.weight.flatten(1))
-            nn.init.zeros_(embedder.proj.bias)
-        embedders: list[Any] = [self.t_embedder.mlp[0], self.t_embedder.mlp[2], self.y_embedder.embedding_table]
-        for layer in embedders:
-            nn.init.normal_(layer.weight, std=0.02)
-        parts: list[Any] = [*self.blocks, *(block for part in head for block in part.blocks), self.final_layer]
-        for part in parts:
-            nn.init.zeros_(part.adaLN_modulation[1].weight)
-        nn.init.zeros_(self.final_layer.linear.weight)
+    @property
+    def rotation(self) -> tuple[Tensor, ...]:
+        return self.rope_cos, self.rope_sin
 
-    def forward(
-        self, z_t: Tensor, t: Tensor, labels: Tensor, depth: int | None = None
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """z_t [b, C, H, W], t [b] in [0, 1] (0 noise, 1 data), labels int64 [b] in 0 .. num_classes -> velocity
-        [b, C, H, W], float32; with `depth`, also the tokens [b, n, d] after that many blocks. Raises ValueError for t
-        of another shape."""
-        if not isinstance(t, Tensor) or t.shape != z_t.shape[:1]:
-            told = list(t.shape) if isinstance(t, Tensor) else repr(t)
-            raise ValueError(f"t: give times [{len(z_t)}], one for each latent; got {told}")
-        x_bnd = self.x_embedder(z_t) + self.pos_embed
-        # Every modulation starts with SiLU of the same condition, so it is applied once, here.
-        c_b1d = F.silu(self.t_embedder(t) + self.y_embedder(labels))[:, None]
-        blocks, first = [*self.blocks], depth or 0
-        tokens = x_bnd = self._run(blocks[:first], x_bnd, c_b1d, self.rope_cos, self.rope_sin)
-        x_bnd = self._run(blocks[first:], x_bnd, c_b1d, self.rope_cos, self.rope_sin)
+    def last(self, x_bnd: Tensor, c_b1d: Tensor, z_t: Tensor) -> Tensor:
         if self.config["head_width"] is not None:
             c_b1d = self.head.condition(x_bnd, c_b1d)
             x_bnd = self.head.x_embedder(z_t)
             x_bnd = self._run(self.head.blocks, x_bnd, c_b1d, self.head.rope_cos, self.head.rope_sin)
-        velocity = self.unpatchify(self.final_layer(x_bnd, c_b1d))
-        return velocity if depth is None else (velocity, tokens)
+        return super().last(x_bnd, c_b1d, z_t)
 
     def compiled_parts(self) -> list[nn.Module]:
-        """What `run.compile` compiles: each block by itself, because equal blocks share one compiled graph."""
         head: list[nn.Module] = [*self.head.blocks] if self.config["head_width"] is not None else []
-        return [*self.blocks, *head, self.final_layer]
-
-    def _run(self, blocks: Iterable[nn.Module], x_bnd: Tensor, c: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        for block in blocks:
-            x_bnd = run_part(self, block, x_bnd, c, cos, sin)
-        return x_bnd
-
-    def unpatchify(self, x_bno: Tensor) -> Tensor:
-        """Tokens [b, n, p * p * C] (row, column, channel within a patch) -> [b, C, H, W]."""
-        p = self.config["patch_size"]
-        side = self.config["input_size"] // p
-        x = x_bno.unflatten(-1, (p, p, -1)).unflatten(1, (side, side))
-        return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+        return [*head, *super().compiled_parts()]
 
 
 class Head(nn.Module):

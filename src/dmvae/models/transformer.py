@@ -1,4 +1,5 @@
-"""The parts of LightningDiT: blocks, embedders, norms, positions.
+"""The parts of diffusion transformers: LightningDiT's blocks and norms, and the embedders, attention and positions that
+SiT (models/sit.py) has too.
 
 Shapes: b batch, C latent channels, H W latent height and width, n tokens, d width, h heads, e head width.
 """
@@ -34,7 +35,8 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention with rotary positions, its queries and keys RMS-normalised where `qk_norm` is set."""
+    """Self-attention, its queries and keys RMS-normalised where `qk_norm` is set, and rotated where positions are
+    given."""
 
     def __init__(self, width: int, heads: int, qk_norm: bool):
         super().__init__()
@@ -45,14 +47,15 @@ class Attention(nn.Module):
             self.k_norm = RMSScale(width // heads)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x_bnd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x_bnd: Tensor, *rotation: Tensor) -> Tensor:
+        """x [b, n, d] and, for rotary positions, cos and sin of `rope_tables`."""
         # Queries and keys go through norm and rotation together: half as many operations, each on twice the values.
         qk, v = self.qkv(x_bnd).unflatten(-1, (3, self.heads, -1)).split((2, 1), dim=2)  # [b, n, 2 and 1, h, e]
         if self.qk_norm:
             # In their own precision: float32 weights would make float32 of bf16 queries and keys, at twice the memory.
             weight = torch.stack((self.q_norm(), self.k_norm()))[:, None].to(qk.dtype)
             qk = normalised(qk) * weight
-        q, k = rotate(qk, cos, sin).unbind(2)
+        q, k = (rotate(qk, *rotation) if rotation else qk).unbind(2)
         out = attend(q.transpose(1, 2), k.transpose(1, 2), v.squeeze(2).transpose(1, 2))
         return self.proj(out.transpose(1, 2).flatten(2))
 

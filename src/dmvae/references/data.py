@@ -54,6 +54,8 @@ class DataConfig(ReferenceConfig):
 
     def dataset(self, inputs: Surroundings) -> Labelled:
         """The data: a map-style data set with `.labels`, -1 where an item has none."""
+        if inputs.data.are_latents:
+            raise ValueError(f"{self.type!r} is made of training images, and data.type: latents has none; take another")
         return inputs.train_set
 
     def check(self, inputs: Surroundings) -> None:

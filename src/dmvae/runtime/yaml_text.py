@@ -34,12 +34,15 @@ Loader.yaml_implicit_resolvers = {
 Loader.add_implicit_resolver(INT, re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F]+)$"), list("-+0123456789"))
 
 
-def read_yaml(text: str) -> object:
+def read_yaml(text: str, *, once: bool = False) -> object:
     """What the text holds. Raises yaml.YAMLError, also for an anchor that contains itself, and RecursionError for text
-    that is nested too deep."""
+    that is nested too deep. once: YAMLError too where a mapping has a key twice (YAML would silently take the last), or
+    a field in two spellings: `tokenizer.steps` and `tokenizer: {steps: ...}`."""
     loader = Loader(text)
     try:
         node = loader.get_single_node()
+        if once:
+            _require_once(node, set())
         _require_finite(node, set(), set())
         return None if node is None else loader.construct_document(node)
     finally:
@@ -57,12 +60,6 @@ def _require_finite(node: yaml.Node | None, above: set[int], done: set[int]) -> 
         for part in item if isinstance(item, tuple) else (item,):
             _require_finite(part, above | {id(node)}, done)
     done.add(id(node))
-
-
-def require_once(text: str) -> None:
-    """Raise YAMLError where a mapping has a key twice (YAML would silently take the last), or a field in two spellings:
-    `tokenizer.steps` and `tokenizer: {steps: ...}`."""
-    _require_once(yaml.compose(text, Loader), set())
 
 
 def _require_once(node: yaml.Node | None, seen: set[int]) -> None:

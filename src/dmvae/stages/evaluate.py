@@ -58,6 +58,8 @@ class EvaluateStage(Stage[EvaluateConfig]):
                     measured_pairs(metric, blank, blank)
                 except ValueError as error:
                     yield f"evaluate.metrics: {error}{place_of(error)}"
+        if inputs.data.are_latents and "memorisation" in config.metrics:
+            yield "evaluate.metrics: memorisation needs training images, and data.type: latents has none; leave it out"
         stored = inputs.sections.latents.stored
         latents = min(config.knn_count, len(inputs.train_set), stored or config.knn_count)
         if config.neighbours > latents:

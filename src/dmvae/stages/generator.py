@@ -25,7 +25,7 @@ from dmvae.inputs import Inputs
 from dmvae.latents.store import BothWays, LatentSet, MirroredSet, labels_of
 from dmvae.losses.tokens import TokenAlignment, away, depth_of
 from dmvae.models.base import Model, Tokenizer
-from dmvae.models.dit import LightningDiT
+from dmvae.models.dit import DiffusionTransformer
 from dmvae.models.projector import Projector
 from dmvae.models.velocity import VelocityModel
 from dmvae.ranges import Weight
@@ -103,7 +103,7 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
 
     def _align(self, networks: GeneratorNetworks, alignment: TokenAlignment) -> None:
         inputs, generator, place = self.inputs, networks.generator, "generator.alignment"
-        assert isinstance(generator, LightningDiT)  # see problems
+        assert isinstance(generator, DiffusionTransformer)  # see problems
         encoder = inputs.frozen_encoder(alignment.target)
         stride = inputs.data.size // inputs.latent_shape[-1]
         require_stride(encoder, stride, generator.config.patch_size, f"{place}.target")
@@ -223,13 +223,15 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
         if config.start_from == ALIGNMENT and inputs.sections.latents.whitening != 0:
             yield "generator.start_from: alignment's flow model saw no whitened latents; set latents.whitening to 0"
         flow = issubclass(config.model.network, VelocityModel)
-        if config.alignment is not None and not issubclass(config.model.network, LightningDiT):
+        if config.alignment is not None and not issubclass(config.model.network, DiffusionTransformer):
             yield f"generator.alignment: {config.model.type!r} has no tokens to align; set it to null"
         if config.alignment is not None and config.alignment.target.starts_random:
             yield (
                 f"generator.alignment.target: {config.alignment.target.type!r} would be random; give an encoder with "
                 "public weights (type: timm)"
             )
+        if config.alignment is not None and inputs.data.are_latents:
+            yield "generator.alignment: it looks at training images, and data.type: latents has none; set it to null"
         usual = {"time_distribution": "uniform", "time_mean": 0.0, "time_std": 1.0, "time_shift": 1.0, "direction": 0.0}
         for name, value in usual.items():
             if getattr(config, name) != value and not flow:

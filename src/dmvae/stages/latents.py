@@ -1,6 +1,6 @@
 """Stage `latents`: encodes the training set once, or a part of it, on request with mirror images, and measures the
 latents' mean, standard deviation and whitening matrix, or takes given ones. Where training takes random crops
-(`data.resize`), it encodes the centre.
+(`data.resize`), it encodes the centre. Latents that are encoded already (`data: {type: latents}`) it takes as they are.
 
 A tokenizer of diffusers that was trained further is also saved in its own class.
 """
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dmvae.datasets import Labelled
+from dmvae.datasets.latents import Latents
 from dmvae.datasets.mixed import Chosen, spaced
 from dmvae.inputs import Inputs, build_tokenizer
 from dmvae.latents.store import LatentSet
@@ -25,6 +26,7 @@ from dmvae.runtime.weights import read_tensors
 from dmvae.runtime.words import counted, few
 from dmvae.sections import LatentsConfig
 from dmvae.stages.editing import DRAWN
+from dmvae.stages.elsewhere import take, unfit
 from dmvae.tokenizers import Normalisation
 from dmvae.tokenizers.adapted import innermost, normalisation_of
 from dmvae.training.stage import Facts, Stage, stage
@@ -52,12 +54,15 @@ class LatentsStage(Stage[LatentsConfig]):
         if self.config.drawn:
             tokenizer.drawn = True
         images: Labelled = inputs.train_set
-        if self.config.stored is not None:
-            images = Chosen(images, spaced(images.labels, self.config.stored))
         given = self._given(tokenizer)
-        inputs.encode(tokenizer, images, folder, self.name, whitened=self.config.whitening, given=given)
-        if self.config.mirrored:
-            inputs.encode(tokenizer, images, inputs.out / MIRRORED, f"{self.name}, mirrored", mirrored=True)
+        if isinstance(images, Latents):
+            take(inputs, tokenizer, images, ("latents", MIRRORED), self.config.whitening, given)
+        else:
+            if self.config.stored is not None:
+                images = Chosen(images, spaced(images.labels, self.config.stored))
+            inputs.encode(tokenizer, images, folder, self.name, whitened=self.config.whitening, given=given)
+            if self.config.mirrored:
+                inputs.encode(tokenizer, images, inputs.out / MIRRORED, f"{self.name}, mirrored", mirrored=True)
         latents = LatentSet(folder)
         tokenizer.set_statistics(latents.mean, latents.std, latents.whitening)
         if given is not None:
@@ -88,6 +93,8 @@ class LatentsStage(Stage[LatentsConfig]):
     @classmethod
     def problems(cls, config: LatentsConfig, inputs: Inputs, others: Mapping[str, object]) -> Iterator[str]:
         yield from _unnormalised(config, inputs, others)
+        if inputs.data.are_latents:
+            yield from unfit(config, inputs, others)
         if config.stored is not None:
             data = inputs.train_set
             stored = data.labels[spaced(data.labels, config.stored)]

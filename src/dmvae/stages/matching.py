@@ -271,7 +271,11 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         with torch.set_grad_enabled(tokenizer_turn or self.inputs.sections.run.compile):
             model, plan = networks.autoencoder, networks.plan
             drawn_from = self.reference if config.noise == "reference" else None  # else it need not be opened
-            encoded = encode(config, model, drawn_from, plan, batch.data, labels, rng, settle)
+            if self.inputs.data.are_latents:
+                raw = model.carry(batch.data)
+                encoded = Encoded(raw, model.normalize(raw.detach().float()), labels)
+            else:
+                encoded = encode(config, model, drawn_from, plan, batch.data, labels, rng, settle)
         context = Context(rng, null, progress, reference, config.label_dropout, config.time_distribution)
         context.time_shift, context.time_mean, context.time_std = config.time_shift, config.time_mean, config.time_std
         if tokenizer_turn:

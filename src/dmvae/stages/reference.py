@@ -23,7 +23,7 @@ from dmvae.datasets.mixed import fair_order
 from dmvae.flow.guidance import Velocity
 from dmvae.flow.path import unlike
 from dmvae.inputs import Inputs
-from dmvae.models.dit import LightningDiT
+from dmvae.models.velocity import VelocityModel
 from dmvae.ranges import Decay
 from dmvae.references import Reference, ReferenceConfig, draw
 from dmvae.references.data import initial_latents
@@ -66,7 +66,7 @@ class ReferenceTraining(Starting, FlowTraining):
 
 
 class ReferenceNetworks(Networks):
-    teacher: LightningDiT
+    teacher: VelocityModel
 
 
 @stage("reference")
@@ -130,7 +130,7 @@ class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
         """The flow loss on samples of the reference that are drawn for this alone."""
         device = self.inputs.device
         z, labels = draw(self.reference, HELD_OUT, Random.alone(self.inputs.seed, self.name, "measure"), device)
-        return {"loss": held_out_loss(cast(LightningDiT, network), z, labels, device)}
+        return {"loss": held_out_loss(cast(VelocityModel, network), z, labels, device)}
 
     @classmethod
     def problems(cls, config: ReferenceTraining, inputs: Inputs, others: Mapping[str, object]) -> Iterator[str]:

@@ -132,6 +132,10 @@ class AdaptedTokenizer(Tokenizer):
         known = self.network.posterior(x) if spreads else PointDistribution(self.network.encode(x))
         return self._output(known, x, rng)
 
+    def carry(self, z: Tensor) -> Tensor:
+        found: Callable[[Tensor], Tensor] | None = getattr(self.network, "carry", None)
+        return z if found is None else found(z)
+
     @apply_forward_hook
     def decode(self, z: Tensor) -> DecoderOutput:
         self.check_latents(z)

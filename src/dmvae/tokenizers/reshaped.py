@@ -36,7 +36,11 @@ class Reshaped(Codec):
         return innermost(self.inner)
 
     def encode(self, images: Tensor) -> Tensor:
-        return self.flow(self._known.normalize(self.inner.encode(images).latents))
+        return self.carry(self.inner.encode(images).latents)
+
+    def carry(self, z: Tensor) -> Tensor:
+        """T of raw latents z [n, C, H, W] of `inner`."""
+        return self.flow(self._known.normalize(z))
 
     def decode(self, z: Tensor) -> Tensor:
         return self.inner.decode(self._known.denormalize(self.flow(z, inverse=True))).sample

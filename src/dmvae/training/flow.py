@@ -10,7 +10,7 @@ from torch import Tensor
 from dmvae import config as configs
 from dmvae.flow.loss import TimeDistribution, Times, drop_labels, flow_matching_loss
 from dmvae.generators import Generator
-from dmvae.generators.flow import FlowModelConfig
+from dmvae.generators.flow import FlowModelConfig, TransformerConfig
 from dmvae.models.velocity import VelocityModel
 from dmvae.ranges import Share, TimeMean, TimeShift, TimeSpread
 from dmvae.runtime.random import Random, seed_of
@@ -52,7 +52,7 @@ class LatentTraining(TrainingConfig):
 class FlowTraining(LatentTraining):
     """Fields of every stage that trains a flow model by flow matching."""
 
-    model: FlowModelConfig = field(default_factory=FlowModelConfig)
+    model: TransformerConfig = field(default_factory=FlowModelConfig)
     """The network."""
 
 

@@ -307,6 +307,8 @@ class TrainingStage(Stage[T], Generic[T, N]):
     def item_shape(self) -> tuple[int, ...]:
         """Shape of an item of its batches, for a plan, which has no data; () where the stage draws them."""
         data = self.inputs.data
+        if data.are_latents and not self.draws:
+            return self.inputs.latent_shape
         return () if self.draws else (data.channels, data.size, data.size)
 
     def kinds(self) -> dict[int, float]:

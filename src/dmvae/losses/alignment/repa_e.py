@@ -23,11 +23,12 @@ from torch import Tensor, nn
 from dmvae import config as configs
 from dmvae.config import Values
 from dmvae.flow.loss import TimeDistribution, Times, drop_labels
-from dmvae.generators.flow import FlowModelConfig
+from dmvae.generators import networks
+from dmvae.generators.flow import FlowModelConfig, TransformerConfig
 from dmvae.losses.alignment import AlignmentConfig
 from dmvae.losses.tokens import away, depth_of
 from dmvae.models.base import Model
-from dmvae.models.dit import LightningDiT
+from dmvae.models.dit import DiffusionTransformer
 from dmvae.models.projector import Projector
 from dmvae.ranges import Decay, Depth, Share, TimeShift, Weight, Width
 from dmvae.registry import register
@@ -52,7 +53,7 @@ class RepaE(AlignmentConfig):
     28)."""
     width: Width = 2048
     """Hidden channels of the projector from tokens to features, of three layers."""
-    model: FlowModelConfig = field(default_factory=FlowModelConfig)
+    model: TransformerConfig = field(default_factory=FlowModelConfig)
     """The flow model."""
     ema: Decay | None = configs.added(None)
     """Decay of the flow model's moving average, which is then kept for `generator.start_from: alignment`: the generator
@@ -74,7 +75,9 @@ class RepaE(AlignmentConfig):
             built = self.model.build(latent_shape, num_classes)
         depth = depth_of(self.depth, built, "tokenizer.alignment.depth")
         network = {name: value for name, value in built.config.items() if not name.startswith("_")}
-        projection = FlowProjection(network=network, depth=depth, hidden=self.width, width=width)
+        projection = FlowProjection(
+            network=network, depth=depth, hidden=self.width, width=width, kind=type(built).__name__
+        )
         projection.flow.times = Times(self.time_distribution, self.time_shift)
         return projection
 
@@ -92,17 +95,18 @@ class RepaE(AlignmentConfig):
 class FlowProjection(Model):
     """A flow model on normalised latents, and the projector from its tokens to the features.
 
-    network: what `LightningDiT` takes. depth: blocks behind which tokens are taken. hidden: the projector's inner
-    channels. width: F, those of the features.
+    network: what the flow model takes. depth: blocks behind which tokens are taken. hidden: the projector's inner
+    channels. width: F, those of the features. kind: name of the flow model's class.
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = LightningDiT._no_split_modules
 
     @register_to_config
-    def __init__(self, *, network: Values, depth: int, hidden: int, width: int):
+    def __init__(self, *, network: Values, depth: int, hidden: int, width: int, kind: str = "LightningDiT"):
         super().__init__()
-        self.flow = LightningDiT(**network)
+        flow = networks()[kind](**network)
+        assert isinstance(flow, DiffusionTransformer)
+        self.flow, self._no_split_modules = flow, flow._no_split_modules
         # Latents change, and the flow model must see mean 0 and standard deviation 1 at every step.
         self.norm = BatchNorm2d(network["in_channels"], affine=False)
         self.projector = Projector(width=self.flow.config.width, hidden=hidden, out=width)

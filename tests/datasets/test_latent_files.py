@@ -1,0 +1,112 @@
+"""Files of latents from elsewhere: what does not fit is named with its file and a fix."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from dmvae.datasets.latent_files import LatentFiles
+from dmvae.datasets.latents import LatentsData
+
+
+def shard(path: Path, n=4, shape=(2, 3, 3), **more) -> Path:
+    z = torch.arange(n * 2 * 9, dtype=torch.float32).resize_(n, *shape)
+    tensors = {"latents": z, "latents_flip": z.flip(3), "labels": torch.arange(n) % 2} | more
+    save_file({name: x.contiguous() for name, x in tensors.items() if x is not None}, path)
+    return path
+
+
+def test_a_truncated_shard(tmp_path):
+    path = shard(tmp_path / "a.safetensors")
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ValueError, match=r"a.safetensors cannot be read: .*; copy or write it again"):
+        LatentFiles(tmp_path)
+
+
+def test_a_truncated_array(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((4, 2, 3, 3), np.float32))
+    (tmp_path / "a.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:-40])
+    with pytest.raises(ValueError, match=r"a.npy cannot be read: "):
+        LatentFiles(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("second", "told"),
+    [
+        (
+            {"shape": (2, 4, 4)},
+            r"b.safetensors: '.*' has the shape \[4, 2, 4, 4\], not \[4, 2, 3, 3\], as .*a.safetensors",
+        ),
+        ({"latents_flip": None}, "b.safetensors has no 'latents_flip', which other files have"),
+        ({"latents_flip": torch.zeros(3, 2, 3, 3)}, r"'latents_flip' has the shape \[3, 2, 3, 3\]"),
+        ({"labels": None}, "b.safetensors has no 'labels', which other files have: add them"),
+        ({"labels": torch.zeros(3).long()}, r"b.safetensors: labels are torch.int64 \[3\], for 4 latents"),
+        ({"labels": torch.zeros(4)}, r"b.safetensors: labels are torch.float32 \[4\]"),
+        ({"latents": torch.zeros(4, 2, 3, 3).byte()}, "b.safetensors: 'latents' is torch.uint8"),
+        ({"latents": None}, "b.safetensors cannot be read: it holds labels, latents_flip, and no tensor 'latents'"),
+    ],
+)
+def test_shards_that_do_not_fit_together(second, told, tmp_path):
+    shard(tmp_path / "a.safetensors")
+    shard(tmp_path / "b.safetensors", **second)
+    with pytest.raises(ValueError, match=told):
+        LatentFiles(tmp_path)
+
+
+def test_nan_is_named_when_it_is_read(tmp_path):
+    shard(tmp_path / "a.safetensors")
+    z = torch.zeros(4, 2, 3, 3)
+    z[2, 1] = torch.nan
+    shard(tmp_path / "b.safetensors", latents=z)
+    files = LatentFiles(tmp_path)
+    assert files.read([0, 4]).shape == (2, 2, 3, 3)
+    with pytest.raises(ValueError, match=r"b.safetensors: latent 2: NaN or infinity in 'latents'"):
+        files.read([0, 5, 6])
+
+
+@pytest.mark.parametrize(
+    ("held", "told"),
+    [
+        ({"mean": torch.zeros(1, 3, 1, 1), "std": torch.ones(1, 3, 1, 1)}, "of latents of 2 channels"),
+        ({"mean": torch.zeros(2), "std": torch.zeros(2)}, "std is above 0"),
+        ({"mean": torch.zeros(2)}, "no mean and std can be read"),
+    ],
+)
+def test_statistics_that_do_not_fit(held, told, tmp_path):
+    shard(tmp_path / "a.safetensors")
+    torch.save(held, tmp_path / "latents_stats.pt")
+    with pytest.raises(ValueError, match=f"latents_stats.pt: .*{told}.*they are measured"):
+        LatentFiles(tmp_path)
+
+
+def test_labels_that_are_missing_too_many_or_out_of_range(tmp_path):
+    np.save(tmp_path / "a.npy", np.ones((4, 2, 3, 3), np.float32))
+    data = LatentsData(root=str(tmp_path), size=6)
+    with pytest.raises(ValueError, match=r"a.npy has no labels; give them as data.labels, a .npy of 4 integers"):
+        data.build("train")
+    np.save(tmp_path / "labels.npy", np.arange(5))
+    with pytest.raises(ValueError, match=r"labels.npy: labels are torch.int64 \[5\], for 4 latents"):
+        data.build("train")
+    np.save(tmp_path / "labels.npy", np.arange(4) - 1)
+    with pytest.raises(ValueError, match="labels run from -1 to 2"):
+        data.build("train")
+    np.save(tmp_path / "labels.npy", np.arange(4))
+    assert data.build("train").classes == ("0", "1", "2", "3")
+
+
+def test_one_of_many_files_with_another_shape(tmp_path):
+    for i in range(3):
+        np.save(tmp_path / f"{i}.npy", np.ones((2, 3 + (i == 2), 3), np.float32))
+    files = LatentFiles(tmp_path)
+    assert (len(files), files.shape) == (3, (2, 3, 3))
+    with pytest.raises(ValueError, match=r"2.npy: 'latents' has the shape \[1, 2, 4, 3\]"):
+        files.read([0, 2])
+
+
+def test_no_latents_there(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no .safetensors, .npz or .npy"):
+        LatentFiles(tmp_path)
+    with pytest.raises(ValueError, match="does not exist"):
+        LatentFiles(tmp_path / "nowhere")

@@ -1,0 +1,83 @@
+"""`dmvae measure latents`: figures of latents whose shape is known."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from complaints import complain
+from dmvae import cli
+from dmvae.evaluation.shape import shape
+
+
+def drawn(n=1500, classes=3, apart=0.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gaussian latents [n, 4, 2, 2] of mean 1 and deviation 2, about the centres of their classes."""
+    rng = torch.Generator().manual_seed(1)
+    labels = torch.arange(n) % classes
+    centres = torch.randn(classes, 4, 2, 2, generator=rng)
+    return 1 + 2 * torch.randn(n, 4, 2, 2, generator=rng) + apart * centres[labels], labels
+
+
+def test_gaussian_latents_are_at_the_gaussian_and_tell_no_class():
+    found, arrival = shape(*drawn())
+    assert arrival.arrived
+    assert 0.7 < found["distance_whole"] < 1.3
+    assert abs(found["token_accuracy"] - 0.5) < 0.06
+    assert found["effective_rank"] == pytest.approx(4, abs=0.02)
+    assert found["rank_whole"] == pytest.approx(16, abs=0.3)
+    assert found["kurtosis"] == pytest.approx(3, abs=0.1)
+    assert found["mean_max"] == pytest.approx(1, abs=0.1)
+    assert (found["std_min"], found["std_max"]) == pytest.approx((2, 2), abs=0.1)
+    assert found["knn"] < 0.45
+    assert found["class_share"] < 0.01
+
+
+def test_classes_show_and_move_latents_from_the_gaussian():
+    found, arrival = shape(*drawn(apart=6.0))
+    assert not arrival.arrived
+    assert min(found["knn"], found["linear_probe"]) > 0.95
+    assert found["class_share"] > 0.5
+    assert found["distance_whole"] > 2
+    assert found["rank_to_reference"] < 0.8
+
+
+def test_a_constant_factor_is_seen_beside_other_latents_and_not_beside_the_gaussian():
+    z, labels = drawn()
+    assert shape(3 * z, labels)[1].spread == pytest.approx(shape(z, labels)[1].spread, rel=1e-4)
+    beside = shape(3 * z[:700], None, z[700:])[0]
+    assert beside["spread_to_reference"] == pytest.approx(3, rel=0.05)
+    assert "knn" not in beside
+
+
+def test_the_command_measures_checks_and_compares(tmp_path, capsys):
+    for name, apart in (("a", 0.0), ("b", 6.0)):
+        z, labels = drawn(400, apart=apart)
+        (tmp_path / name).mkdir()
+        save_file({"latents": z, "labels": labels}, tmp_path / name / "x.safetensors")
+        cli.main(["measure", "latents", str(tmp_path / name), "--json", str(tmp_path / f"{name}.json")])
+    told = capsys.readouterr().out
+    assert "to a standard Gaussian: arrived" in told
+    assert "linear probe" in told
+    held = json.loads((tmp_path / "a.json").read_text())
+    assert held["metrics"]["effective_rank"] == pytest.approx(4, abs=0.1)
+    assert len(held["channels"]["mean"]) == 4
+    cli.main(["measure", "--check", str(tmp_path / "a.json")])
+    assert "agrees" in capsys.readouterr().out
+    cli.main(["measure", "--compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")])
+    assert "kurtosis" in capsys.readouterr().out
+    cli.main(["measure", "latents", str(tmp_path / "a"), str(tmp_path / "b"), "--limit", "300"])
+    assert "300 latents against 300" in capsys.readouterr().out
+
+
+def test_what_cannot_be_measured_is_refused(tmp_path, capsys):
+    save_file({"latents": torch.randn(40, 4, 2, 2)}, tmp_path / "a.safetensors")
+    save_file({"latents": torch.randn(400, 3, 2, 2)}, tmp_path / "b.safetensors")
+    a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    assert (
+        "latents [4, 2, 2] and reference [3, 2, 2]: give latents of one shape"
+        in complain(capsys, "measure", "latents", a, b)[1]
+    )
+    assert "give at least 32" in complain(capsys, "measure", "latents", a, "--limit", 20)[1]
+    assert "measure latents takes no --size" in complain(capsys, "measure", "latents", a, "--size", 32)[1]
+    assert "does not exist" in complain(capsys, "measure", "latents", tmp_path / "nowhere")[1]

@@ -1,0 +1,107 @@
+"""`--processes N`: several processes share a recipe's stages out."""
+
+import signal
+import time
+
+import pytest
+import torch
+
+import processes
+import tiny
+from dmvae.commands.processes import environments
+from dmvae.commands.run import run
+from dmvae.runtime.done import read_done
+from dmvae.runtime.files import locked
+from dmvae.training.checkpoint import steps
+from dmvae.training.loop import CHECKPOINTS
+
+ONE_THREAD = processes.PLAIN | {"OMP_NUM_THREADS": "1"}
+
+
+def test_without_a_gpu_each_has_its_share_of_the_cpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert [env["OMP_NUM_THREADS"] for env in environments(3)] == ["2", "2", "2"]
+    assert {env["OMP_NUM_THREADS"] for env in environments(20)} == {"1"}
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert {env["OMP_NUM_THREADS"] for env in environments(3)} == {"5"}
+
+
+@pytest.mark.parametrize(("visible", "expected"), [(None, ["0", "1", "0"]), ("4,7", ["4", "7", "4"])])
+def test_gpus_go_round(monkeypatch, visible, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert [env["CUDA_VISIBLE_DEVICES"] for env in environments(3)] == expected
+
+
+@pytest.mark.slow
+def test_two_share_the_stages_out_and_leave_what_one_does(tmp_path):
+    two = {"a": tiny.RECIPE["variants"]["kl"], "b": tiny.RECIPE["variants"]["kl"] | {"seed": 1}}
+    result = processes.command("run", str(tiny.write(tmp_path, variants=two)), "--processes", "2", **ONE_THREAD)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count("summary:  ") == result.stdout.count("data: 48 training") == 1
+    (tmp_path / "alone").mkdir()
+    for job in tiny.run(tiny.write(tmp_path / "alone", variants=two), until="generator"):
+        folder = tmp_path / "run/stages" / job.folder.name
+        assert result.stdout.count(f"run (new) {folder}\n") == 1
+        if job.stage.name == "generator":
+            name = "generator/diffusion_pytorch_model.safetensors"
+            assert read_done(folder)["files"][name] == read_done(job.folder)["files"][name]
+
+
+def both_train(tmp_path, **over):
+    """A recipe of two tokenizers whose trainings take minutes, with checkpoints, and the words that train both."""
+    steps = {"tokenizer__steps": 100_000, "losses__adversarial__weight": 0.0}
+    path = tiny.write(tmp_path, variants={"a": {"seed": 0}, "b": {"seed": 1} | over}, **steps)
+    tiny.run(path, only="encoder")
+    return ("tokenizer", str(path), "--processes", "2")
+
+
+def saved(tmp_path):
+    """Steps of the last checkpoint of each tokenizer, of those that have one."""
+    folders = (tmp_path / "run/stages").glob("tokenizer-*")
+    return [found[-1] for folder in folders if (found := sorted(steps(folder / CHECKPOINTS)))]
+
+
+@pytest.mark.slow
+def test_a_signal_reaches_all_and_each_saves(tmp_path):
+    words = both_train(tmp_path)
+    running = processes.Command(*words, **ONE_THREAD)
+    until = time.monotonic() + 120
+    while len(saved(tmp_path)) < 2 and time.monotonic() < until:
+        time.sleep(0.1)
+    running.signal(signal.SIGINT)
+    result = running.result()
+    assert result.returncode == 130, result.stdout + result.stderr
+    assert "stopped; the state was saved" in result.stderr
+    assert all(step > 0 for step in saved(tmp_path))
+    for folder in (tmp_path / "run/stages").glob("tokenizer-*"):
+        with locked(folder, wait=False) as free:
+            assert free
+
+
+@pytest.mark.slow
+def test_where_one_fails_the_others_save_and_stop_and_its_error_is_told(tmp_path):
+    words = both_train(tmp_path, **{"tokenizer.learning_rate": 1000})
+    result = processes.command(*words, **ONE_THREAD)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "of 2: " in result.stderr
+    assert "learning_rate" in result.stderr
+    assert "Traceback" not in result.stdout
+
+
+def test_a_mistake_is_told_as_by_one_process(tmp_path):
+    result = processes.command("run", str(tiny.write(tmp_path)), "--processes", "2", "--variant", "no", **ONE_THREAD)
+    assert result.returncode == 2
+    assert "no variant is called 'no'" in result.stderr
+
+
+@pytest.mark.parametrize(("given", "why"), [("0", "--processes must be at least 1"), ("2", "under torchrun")])
+def test_numbers_and_launchers_that_cannot_be(tmp_path, monkeypatch, given, why):
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ValueError, match=why):
+        run("run", [str(tiny.write(tmp_path)), "--processes", given])
