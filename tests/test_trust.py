@@ -114,7 +114,7 @@ def scores(folder, **call):
         ({"options": {"features": [3]}}, "features: [3] is no value"),
         ({"options": {"train": {"a": 1}}}, "is no value"),
         ({"options": [1]}, "manifest.call.options: expected a mapping, got [1]"),
-        ({"kind": ["folder"]}, "manifest.call.kind: expected one of folder, samples, tokenizer, got ['folder']"),
+        ({"kind": ["folder"]}, "manifest.call.kind: expected one of folder, samples, tokenizer, latents, got ['folder']"),
         ({"kind": "evaluate"}, "expected run_dir and variant"),
         ({"paths": ["a"]}, "expected two paths"),
         ({"paths": [1, 2]}, "expected two paths"),
@@ -130,7 +130,7 @@ def test_a_check_takes_options_that_read_and_no_others(tmp_path, monkeypatch, ca
 
 
 def test_every_option_that_is_written_down_can_be_asked_for_again():
-    places = {"a", "b", "pipeline", "reference", "tokenizer", "images"}
+    places = {"a", "b", "pipeline", "reference", "tokenizer", "images", "latents"}
     takes = {name for kind in measurements.KINDS for name in measurements.options_of(kind)}
     assert takes - places - {"save_reference", "fresh"} == set(checking.READING)
 

@@ -57,8 +57,7 @@ class FieldMissing(FieldError):
 def read(cls: type[C], values: object, where: str = "") -> C:
     """Build the dataclass `cls` from a mapping; `where` is the dotted place used in errors.
 
-    A classmethod `upgrade(values)` gets the mapping first: for older spellings, and defaults that belong together.
-    """
+    A classmethod `upgrade(values)` gets the mapping first: for older spellings, and defaults that belong together."""
     if values is None and where:
         off = f", or set {where}.weight to 0" if "weight" in hints_of(cls) else ""
         raise ValueError(f"{where}: this section cannot be null; leave it out for its defaults{off}")

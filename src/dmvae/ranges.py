@@ -1,4 +1,5 @@
-"""The numbers that a field of a config may hold: `width: Width = 64`, with Width = Annotated[int, Range(1, 65536)].
+"""The values that a field of a config may hold, most of them numbers: `width: Width = 64`, with
+Width = Annotated[int, Range(1, 65536)].
 
 `dmvae.config.read` checks ranges as it reads a recipe, and `--help` shows them. They are part of a field's type, and so
 of no fingerprint. A number without a range has to be finite, and a whole one to fit into 64 bits.
@@ -67,6 +68,8 @@ TimeMean = Annotated[float, Range(-5, 5)]
 """Mean of the normal number whose logistic function is a time."""
 TimeSpread = Annotated[float, Range(0, 4, "(]")]
 """Its standard deviation."""
+Resampling = Literal["square", "adm"]
+"""How an image becomes a square of another size; `dmvae.datasets.image_file.RESAMPLINGS` has the functions."""
 
 
 def range_of(hint: object) -> Range | None:

@@ -114,7 +114,7 @@ def print_scores(result: Values) -> None:
     manifest = result.get("manifest", {})
     if "count" in manifest:
         against = manifest["reference"].get("count")
-        what = "latent" if manifest["measured"].get("kind") == "latents" else "image"
+        what = "latent" if manifest.get("measured", {}).get("kind") == "latents" else "image"
         table.caption = counted(manifest["count"], what) + (f" against {against:,}" if against else "")
     console.print(table)
     if "verdict" in result:

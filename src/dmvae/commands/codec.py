@@ -17,13 +17,14 @@ from torch import Tensor
 from dmvae.commands.parser import require
 from dmvae.commands.shards import SUFFIXES, count_latents, read_latents, read_names, write_safetensors, write_tar
 from dmvae.config import Values
-from dmvae.datasets.image_file import BrokenImage, Resampling, read_image, write_png
+from dmvae.datasets.image_file import BrokenImage, read_image, write_png
 from dmvae.datasets.image_folder import ends
 from dmvae.datasets.image_scan import Entry
 from dmvae.datasets.loading import Loader, cuts
 from dmvae.datasets.pixels import as_input, to_uint8
 from dmvae.evaluation.images import images_in
 from dmvae.models.base import Tokenizer
+from dmvae.ranges import Resampling
 from dmvae.runtime.console import Bar, console
 from dmvae.runtime.files import locked, read_json, sweep, write_text
 from dmvae.runtime.hashing import digest, sha256_of, weights_hash

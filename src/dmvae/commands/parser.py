@@ -10,7 +10,7 @@ from typing import NoReturn, get_args
 import yaml
 
 from dmvae.config import Values
-from dmvae.datasets.image_file import Resampling
+from dmvae.ranges import Resampling
 from dmvae.registry import close
 from dmvae.runtime.console import console, require_printed
 from dmvae.runtime.yaml_text import read_yaml

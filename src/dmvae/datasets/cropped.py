@@ -12,8 +12,7 @@ from torch import Tensor
 
 from dmvae import config as configs
 from dmvae.datasets import Dataset, DatasetConfig, name_of
-from dmvae.datasets.image_file import Resampling
-from dmvae.ranges import Pixels
+from dmvae.ranges import Pixels, Resampling
 from dmvae.runtime.hashing import digest
 
 

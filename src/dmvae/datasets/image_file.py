@@ -22,6 +22,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from dmvae.datasets.memory import resize
+from dmvae.ranges import Resampling
 from dmvae.runtime.files import atomic_write
 
 LASTING = frozenset([
@@ -61,10 +62,6 @@ SUFFIXES = _readable()
 PIXELS = (5, *sorted(SUFFIXES))
 """A version number of how files become pixels, and the endings that are read here. It is in the keys of cached images:
 a new version, or a decoder that is installed later, must not find the old ones."""
-
-
-Resampling = Literal["square", "adm"]
-"""How an image becomes a square of another size; `RESAMPLINGS` has the functions."""
 
 
 class BrokenImage(ValueError):

@@ -19,12 +19,13 @@ from torch import Tensor
 
 from dmvae.config import Values
 from dmvae.datasets import Dataset
-from dmvae.datasets.image_file import BrokenImage, Resampling, read_image
+from dmvae.datasets.image_file import BrokenImage, read_image
 from dmvae.datasets.image_scan import Entry, folders, path_fraction, scan
 from dmvae.datasets.loading import Loader, cuts, loader
 from dmvae.datasets.mixed import mixed
 from dmvae.datasets.pixels import unit_to_uint8
 from dmvae.evaluation.rows import gathered
+from dmvae.ranges import Resampling
 from dmvae.runtime import distributed
 from dmvae.runtime.console import Bar
 from dmvae.runtime.done import NAME as DONE

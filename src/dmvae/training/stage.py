@@ -29,6 +29,7 @@ from dmvae.training.health import Bound
 Facts = Values
 """What done.json says of a finished stage."""
 C = TypeVar("C")
+S = TypeVar("S", bound="type[Stage[Any]]")
 
 
 class Buildable(Protocol):
@@ -36,9 +37,6 @@ class Buildable(Protocol):
 
     def build(self) -> object:
         """Raises ValueError that says what to install or fetch."""
-
-
-S = TypeVar("S", bound="type[Stage[Any]]")
 
 
 def stage(name: str, *, after: str | None = None) -> Callable[[S], S]:
@@ -199,7 +197,7 @@ class Networks(nn.Module):
         self.averaged: tuple[str, ...] = ()
         """Networks whose exponential moving average is kept; the average is what is saved."""
         self.decays: dict[str, float] = {}
-        """Averaged network -> decay of its average where it differs from the stage's `ema`."""
+        """Averaged network -> its decay where it differs from the stage's `ema`."""
         self.remembers: tuple[str, ...] = ()
         """Modules whose buffers carry state from step to step. Only checkpoints hold them."""
 
@@ -307,9 +305,8 @@ class TrainingStage(Stage[T], Generic[T, N]):
     def item_shape(self) -> tuple[int, ...]:
         """Shape of an item of its batches, for a plan, which has no data; () where the stage draws them."""
         data = self.inputs.data
-        if data.are_latents and not self.draws:
-            return self.inputs.latent_shape
-        return () if self.draws else (data.channels, data.size, data.size)
+        of_item = self.inputs.latent_shape if data.are_latents else (data.channels, data.size, data.size)
+        return () if self.draws else of_item
 
     def kinds(self) -> dict[int, float]:
         """{step: share of all steps that cost the same}, of sum 1: `dmvae plan` counts the work of these alone."""
