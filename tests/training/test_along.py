@@ -18,6 +18,7 @@ from dmvae.training.stage import Batch
 
 FILE = "diffusion_pytorch_model.safetensors"
 ALIGNMENT = {"type": "repa_e", "width": 8, "model": tiny.DIT, "ema": 0.15}
+SIT = {"type": "sit"} | tiny.DIT
 ALONG = dict.fromkeys(("reference", "matching", "decoder", "sample", "evaluate")) | {
     "tokenizer": {"train_encoder": True, "start": "scratch", "alignment": ALIGNMENT},
     "generator": {"start_from": "alignment", "steps": 0},
@@ -51,6 +52,14 @@ def finished(tmp_path_factory):
 def test_with_no_steps_the_generator_is_the_one_that_trained_along(finished):
     assert same(flow_of(finished / "tokenizer"), load_file(finished / "generator/generator" / FILE))
     assert (finished / "evaluate/metrics.json").exists()
+
+
+@pytest.mark.slow
+def test_one_of_another_kind_is_taken_as_that(tmp_path):
+    over = {"tokenizer.alignment.model": SIT, "generator.model": SIT}
+    tiny.run(write(tmp_path, over))
+    folder = tmp_path / "run/main"
+    assert same(flow_of(folder / "tokenizer"), load_file(folder / "generator/generator" / FILE))
 
 
 @pytest.mark.slow
@@ -148,6 +157,10 @@ def test_a_change_of_the_flow_model_alone_trains_its_heir_again(tmp_path):
             r"tokenizer\.alignment: its weights do not fit this generator\.model .*set generator\.model: \{width: 16",
         ),
         ({"generator.model": tiny.DIT | {"heads": 4}}, r"set generator\.model: \{.*heads: 2"),
+        (
+            {"tokenizer.alignment.model": SIT, "generator.start_partly": True},
+            r"alignment: its flow model is of type sit; give generator\.model that type",
+        ),
         ({"latents.whitening": 1.0}, r"saw no whitened latents; set latents\.whitening to 0"),
         ({"generator.start_from": None}, r"generator: steps: 0 would leave random weights; give at least 1, or"),
     ],
