@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from complaints import complain
 from dmvae import cli
+from dmvae.commands.latents import measure_latents
 from dmvae.evaluation.shape import shape
 
 
@@ -57,10 +58,12 @@ def test_the_command_measures_checks_and_compares(tmp_path, capsys):
         save_file({"latents": z, "labels": labels}, tmp_path / name / "x.safetensors")
         cli.main(["measure", "latents", str(tmp_path / name), "--json", str(tmp_path / f"{name}.json")])
     told = capsys.readouterr().out
-    assert "to a standard Gaussian: arrived" in told
+    assert "normalised by channel, to a standard Gaussian: arrived" in told
     assert "linear probe" in told
     held = json.loads((tmp_path / "a.json").read_text())
     assert held["metrics"]["effective_rank"] == pytest.approx(4, abs=0.1)
+    assert f"{held['metrics']['kurtosis']:.4g} " in told
+    assert f"{held['metrics']['kurtosis']:.5g}" not in told
     assert len(held["channels"]["mean"]) == 4
     cli.main(["measure", "--check", str(tmp_path / "a.json")])
     assert "agrees" in capsys.readouterr().out
@@ -79,5 +82,17 @@ def test_what_cannot_be_measured_is_refused(tmp_path, capsys):
         in complain(capsys, "measure", "latents", a, b)[1]
     )
     assert "give at least 32" in complain(capsys, "measure", "latents", a, "--limit", 20)[1]
+    assert "--limit must be at least 1, got 0" in complain(capsys, "measure", "latents", a, "--limit", 0)[1]
+    assert "measure latents takes no --seed" in complain(capsys, "measure", "latents", a, "--seed", 0)[1]
     assert "measure latents takes no --size" in complain(capsys, "measure", "latents", a, "--size", 32)[1]
     assert "does not exist" in complain(capsys, "measure", "latents", tmp_path / "nowhere")[1]
+
+
+@pytest.mark.parametrize("numbers", [[0, 10**12, 7], [-1, 0, 1]])
+def test_numbers_of_classes_are_names_alone(numbers, tmp_path):
+    z, labels = drawn(90, apart=6.0)
+    save_file({"latents": z, "labels": labels}, tmp_path / "a.safetensors")
+    save_file({"latents": z, "labels": torch.tensor(sorted(numbers))[labels]}, tmp_path / "b.safetensors")
+    a, b = (measure_latents(str(tmp_path / name))["metrics"] for name in ("a.safetensors", "b.safetensors"))
+    assert a == b
+    assert a["linear_probe"] > 0.6

@@ -84,10 +84,11 @@ def side_by_side(paths: Iterable[Path], *, force: bool = False) -> Table:
     first, *rest = files.values()
     for other in rest:
         require_comparable(first["manifest"], other["manifest"], force=force)
+    digits = _digits(first["manifest"])
     table = Table("metric", *(Column(name, overflow="fold") for name in _short(list(files))))
     for name in dict.fromkeys(name for scores in files.values() for name in scores["metrics"]):
         values = (scores["metrics"].get(name) for scores in files.values())
-        table.add_row(name, *("" if value is None else in_unit(name, value) for value in values))
+        table.add_row(name, *("" if value is None else in_unit(name, value, digits) for value in values))
     return table
 
 
@@ -107,18 +108,30 @@ def print_scores(result: Values) -> None:
     shared = f"_{features.pop()}" if len(features) == 1 else ""
     sure = "intervals" in result
     table = Table("", "value", *["95 % interval"] * sure, Column("in files", overflow="fold"))
+    manifest = result.get("manifest", {})
     table.title = f"features: {shared[1:]}; the names in files end in {shared}" if shared else None
     for name, value in result["metrics"].items():
         low_high = [in_unit(name, end) for end in result.get("intervals", {}).get(name) or ()]
-        table.add_row(title_of(name), in_unit(name, value), *[" to ".join(low_high)] * sure, name.removesuffix(shared))
-    manifest = result.get("manifest", {})
+        told = in_unit(name, value, _digits(manifest))
+        table.add_row(title_of(name), told, *[" to ".join(low_high)] * sure, name.removesuffix(shared))
     if "count" in manifest:
         against = manifest["reference"].get("count")
-        what = "latent" if manifest.get("measured", {}).get("kind") == "latents" else "image"
+        what = "latent" if _of_latents(manifest) else "image"
         table.caption = counted(manifest["count"], what) + (f" against {against:,}" if against else "")
     console.print(table)
     if "verdict" in result:
-        console.print(f"to {manifest['reference'].get('path', 'a standard Gaussian')}: {result['verdict']}")
+        console.print(
+            f"normalised by channel, to {manifest['reference'].get('path', 'a standard Gaussian')}: {result['verdict']}"
+        )
+
+
+def _of_latents(manifest: Values) -> bool:
+    return bool(manifest.get("measured", {}).get("kind") == "latents")
+
+
+def _digits(manifest: Values) -> int:
+    """Of figures on the console. Those of latents are of a few thousand at most, and networks that are trained."""
+    return 4 if _of_latents(manifest) else 6
 
 
 def title_of(name: str) -> str:
@@ -141,10 +154,11 @@ def title_of(name: str) -> str:
     return f"{title}, spread" if title and spread else title
 
 
-def in_unit(name: str, value: float) -> str:
-    """The value in the unit in which the tables of runs print it; files keep shares from 0 to 1."""
+def in_unit(name: str, value: float, digits: int = 6) -> str:
+    """The value in the unit in which the tables of runs print it, with so many significant digits at most; files keep
+    shares from 0 to 1."""
     figure = FIGURES.get(name) or unit_of(name)
-    return f"{figure.in_unit(value):.6g} {figure.unit}".rstrip() if figure else f"{value:.6g}"
+    return f"{figure.in_unit(value):.{digits}g} {figure.unit}".rstrip() if figure else f"{value:.{digits}g}"
 
 
 def _measure_again(call: Values) -> Values:

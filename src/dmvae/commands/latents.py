@@ -49,8 +49,10 @@ def _some(path: str, limit: int) -> tuple[Tensor, Tensor | None, Values]:
     """(raw latents float32 [n, C, H, W], labels [n] or None, what a manifest says of them)."""
     files = LatentFiles(Path(path).expanduser())
     count = min(limit, max(1, NUMBERS // torch.Size(files.shape).numel()))
-    index = spaced(torch.zeros(len(files), dtype=torch.int64) if files.labels is None else files.labels, count)
-    labels = None if files.labels is None else files.labels[index]
+    numbers = None if files.labels is None else files.labels.unique(return_inverse=True)[1]
+    index = spaced(torch.zeros(len(files), dtype=torch.int64) if numbers is None else numbers, count)
+    # numbers of classes from 0 on without gaps: whatever they are here, they need memory by their count alone
+    labels = None if numbers is None else numbers[index]
     told = {
         "kind": "latents",
         "path": path,

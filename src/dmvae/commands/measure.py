@@ -22,7 +22,7 @@ def measure_command(command: str, arguments: list[str]) -> None:
     parser = _parser(command)
     known: Values = {k: v for k, v in vars(parser.parse_intermixed_args(arguments)).items() if v is not None}
     load_plugins(known.pop("plugins"))
-    given = [name for name, value in known.items() if value not in ([], False, parser.get_default(name))]
+    given = [name for name, value in known.items() if value not in ([], parser.get_default(name))]
     for mode, beside in {"compare": ("force",), "check": ("trust",)}.items():
         if mode in known and (idle := [name for name in given if name not in (mode, *beside)]):
             raise ValueError(f"--{mode}: {', '.join(idle)} would change nothing; leave it out")
