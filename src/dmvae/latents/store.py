@@ -190,7 +190,7 @@ class LatentSet:
         self.whitening = statistics.get("whitening")
         tensor = (read_head(folder / STATISTICS) or {}).get("tensor", "latents")
         shards = [load_file(path) for path in shards_in(folder)]
-        self.drawn = "stds" in shards[0]
+        self.drawn = all({"means", "stds"} <= shard.keys() for shard in shards)
         self.posteriors = posteriors and self.drawn
         self.shards = [shard["means" if self.posteriors else tensor] for shard in shards]
         self.stds = [shard["stds"] for shard in shards] if self.posteriors else []
