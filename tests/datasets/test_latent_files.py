@@ -1,5 +1,6 @@
 """Files of latents from elsewhere: what does not fit is named with its file and a fix."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from safetensors.torch import save_file
 
 from dmvae.datasets.latent_files import LatentFiles
 from dmvae.datasets.latents import LatentsData
+from dmvae.datasets.shapes import Shapes
 
 
 def shard(path: Path, n=4, shape=(2, 3, 3), **more) -> Path:
@@ -69,15 +71,18 @@ def test_nan_is_named_when_it_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("held", "told"),
     [
-        ({"mean": torch.zeros(1, 3, 1, 1), "std": torch.ones(1, 3, 1, 1)}, "of latents of 2 channels"),
-        ({"mean": torch.zeros(2), "std": torch.zeros(2)}, "std is above 0"),
-        ({"mean": torch.zeros(2)}, "no mean and std can be read"),
+        (
+            {"mean": torch.zeros(1, 3, 1, 1), "std": torch.ones(1, 3, 1, 1)},
+            "holds 3 numbers of mean and 3 numbers of std",
+        ),
+        ({"mean": torch.zeros(2), "std": torch.zeros(2)}, "those of std above 0"),
+        ({"mean": torch.zeros(2)}, "holds no std"),
     ],
 )
 def test_statistics_that_do_not_fit(held, told, tmp_path):
     shard(tmp_path / "a.safetensors")
     torch.save(held, tmp_path / "latents_stats.pt")
-    with pytest.raises(ValueError, match=f"latents_stats.pt: .*{told}.*they are measured"):
+    with pytest.raises(ValueError, match=f"latents_stats.pt: .*{told}.* they are measured"):
         LatentFiles(tmp_path)
 
 
@@ -110,3 +115,58 @@ def test_no_latents_there(tmp_path):
         LatentFiles(tmp_path)
     with pytest.raises(ValueError, match="does not exist"):
         LatentFiles(tmp_path / "nowhere")
+
+
+def test_class_folders_of_arrays_label_every_latent(tmp_path):
+    for name, n, value in (("a", 3, 1.0), ("b", 2, 2.0)):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "all.npy", np.full((n, 2, 3, 3), value, np.float32))
+    found = LatentsData(root=str(tmp_path), size=6).build("train")
+    z, labels = found.__getitems__(range(len(found)))
+    assert (found.classes, labels.tolist()) == (("a", "b"), [0, 0, 0, 1, 1])
+    assert torch.equal(z[:, 0, 0, 0], labels + 1.0)
+
+
+def test_a_class_folder_that_is_a_link_is_read(tmp_path):
+    for folder in (tmp_path / "root/a", tmp_path / "elsewhere"):
+        folder.mkdir(parents=True)
+        np.save(folder / "0.npy", np.ones((2, 3, 3), np.float32))
+    (tmp_path / "root/b").symlink_to(tmp_path / "elsewhere")
+    assert LatentFiles(tmp_path / "root").names == ("a", "b")
+
+
+def test_labels_of_any_name_beside_the_latents_are_no_latents(tmp_path):
+    np.save(tmp_path / "a.npy", np.ones((4, 2, 3, 3), np.float32))
+    np.save(tmp_path / "mine.npy", np.arange(4))
+    assert LatentFiles(tmp_path, tmp_path / "mine.npy").labels.tolist() == [0, 1, 2, 3]
+
+
+def test_a_file_that_is_a_link_to_nothing(tmp_path):
+    for i in range(2):
+        np.save(tmp_path / f"{i}.npy", np.ones((2, 3, 3), np.float32))
+    (tmp_path / "2.npy").symlink_to(tmp_path / "gone")
+    with pytest.raises(
+        ValueError, match=r"2.npy cannot be read: No such file or directory; write it again, or remove it"
+    ):
+        LatentFiles(tmp_path)
+
+
+@pytest.mark.parametrize("test", [None, Shapes(num_classes=2)])
+def test_labels_without_a_name_in_encode_json(test, tmp_path):
+    shard(tmp_path / "a.safetensors", labels=torch.tensor([0, 1, 2, 0]))
+    (tmp_path / "encode.json").write_text(json.dumps({"classes": ["circle", "square"]}))
+    with pytest.raises(
+        ValueError, match=r"a.safetensors: latent 2 has the label 2, and encode.json has 2 classes .*: name all classes"
+    ):
+        LatentsData(root=str(tmp_path), size=6, test=test).build("train")
+    (tmp_path / "encode.json").write_text(json.dumps({"classes": None}))
+    assert LatentFiles(tmp_path).names is None
+
+
+def test_a_matrix_in_the_statistics_is_read_too(tmp_path):
+    shard(tmp_path / "a.safetensors")
+    held = {"mean": torch.zeros(2), "std": torch.ones(2), "whitening": torch.eye(2)}
+    save_file(held, tmp_path / "statistics.safetensors")
+    found = LatentFiles(tmp_path).statistics
+    assert found.keys() == held.keys()
+    assert torch.equal(found["whitening"], held["whitening"])

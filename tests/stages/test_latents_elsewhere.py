@@ -165,6 +165,40 @@ def test_given_statistics_normalise_where_they_are_near(theirs, tmp_path):
         tiny.run(write(tmp_path / "far", root, **NOTHING), until="latents")
 
 
+def test_a_dead_channel_does_not_hide_statistics_of_other_latents(theirs, tmp_path):
+    z, labels = whole(theirs)
+    z[:, 2] = 0
+    (tmp_path / "some").mkdir()
+    save_file({"latents": z, "labels": labels}, tmp_path / "some/a.safetensors")
+    mean = z.mean((0, 2, 3)) + 50
+    mean[2] = 0
+    torch.save({"mean": mean, "std": torch.ones(12)}, tmp_path / "some/latents_stats.pt")
+    with pytest.raises(ValueError, match=r"statistics beside the latents give channel .* they are of other latents"):
+        tiny.run(write(tmp_path, tmp_path / "some", {"test": None}, **NOTHING), until="latents")
+
+
+def test_latents_of_a_run_that_whitened_them_are_whitened_as_there(from_images, tmp_path):
+    """So that the generator of that run, as `generator.start_from`, sees what it was trained on."""
+    tiny.run(tiny.write(tmp_path, **(PIXELS | NOTHING), latents={"whitening": 1.0}), until="latents")
+    there = tmp_path / "run/main/latents"
+    tiny.run(write(tmp_path / "again", there / "latents", **NOTHING), until="latents")
+    here = tmp_path / "again/run/main/latents"
+    a, b = (LatentSet(folder / "latents").__getitems__(range(48))[0] for folder in (there, here))
+    assert torch.equal(a, b)
+    assert torch.equal(*(load_tokenizer(folder / "autoencoder").whitening for folder in (there, here)))
+
+
+def test_posteriors_in_some_shards_alone_are_not_drawn_from(theirs, tmp_path):
+    z, labels = whole(theirs)
+    (tmp_path / "some").mkdir()
+    drawn = {"means": z[:20], "stds": torch.ones_like(z[:20])}
+    save_file({"latents": z[:20].clone(), "labels": labels[:20]} | drawn, tmp_path / "some/a.safetensors")
+    save_file({"latents": z[20:], "labels": labels[20:]}, tmp_path / "some/b.safetensors")
+    tiny.run(write(tmp_path, tmp_path / "some", **NOTHING), until="latents")
+    found = LatentSet(tmp_path / "run/main/latents/latents", posteriors=True)
+    assert torch.equal(found.stored(range(48))[0], z)
+
+
 def test_a_reshaped_tokenizer_learns_from_latents_what_it_learns_from_images(own, tmp_path):
     reshaped = {
         "pretrained": {"type": "reshaped", "source": own, "layers": 2, "width": 8},

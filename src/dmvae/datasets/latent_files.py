@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dmvae.runtime.files import read_json
 from dmvae.runtime.hashing import digest
+from dmvae.runtime.weights import read_statistics
 from dmvae.runtime.words import counted
 
 MIRRORS = "latents_flip"
@@ -27,7 +28,7 @@ LABELS = "labels.npy"
 ENCODED = "encode.json"
 """In a folder that `dmvae encode` wrote: the names of its classes, among others."""
 STATISTICS = ("latents_stats.pt", "statistics.safetensors")
-"""Files of mean and std: LightningDiT's, [1, C, 1, 1], and ours, [C]."""
+"""Files of mean and std: LightningDiT's, [1, C, 1, 1], and ours, [C], which may hold a matrix that whitens too."""
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LOOKED_AT, PIECES, PIECE = 256, 16, 4096
 """For the fingerprint: the most files that are opened, the pieces of each that are read, and their bytes."""
@@ -38,8 +39,9 @@ class LatentFiles:
 
     Attributes: `paths`, the files in the order of their names, numbers in names by value; `shape` of a latent (C, H,
     W); `labels`, None where no file says them; `names` of the classes that labels count, None where not known;
-    `mirrored`, whether there are latents of mirror images; `statistics`, (mean, std), float32 [C] each, None without
-    their file; `fingerprint`, of the names and sizes of the files, and of pieces of up to LOOKED_AT of them.
+    `mirrored`, whether there are latents of mirror images; `statistics`, what `read_statistics` gives of the file of
+    STATISTICS beside them, {} without; `fingerprint`, of the names and sizes of the files, and of pieces of up to
+    LOOKED_AT of them.
 
     Read are: *.safetensors with "latents" [n, C, H, W] and perhaps "latents_flip" and "labels"; *.npz with the same
     arrays; *.npy of [n, C, H, W]; or *.npy of [C, H, W] or [1, C, H, W], a latent each, also in class folders. Labels
@@ -49,7 +51,7 @@ class LatentFiles:
     """
 
     def __init__(self, root: Path, labels: Path | None = None) -> None:
-        self.root, self.paths = root, _found(root)
+        self.root, self.paths = root, _found(root, labels)
         self._open: dict[Path, dict[str, Tensor]] = {}
         first = _read(self.paths[0])
         self.shape = tuple(first["latents"].shape[1:])
@@ -65,9 +67,7 @@ class LatentFiles:
         self.names: tuple[str, ...] | None = None
         self.labels = self._labels(heads, labels)
         self.statistics = _statistics(root if root.is_dir() else root.parent, self.shape[0])
-        chosen = np.unique(np.linspace(0, len(self.paths) - 1, LOOKED_AT).astype(int)).tolist()
-        named = [(path.name, path.stat().st_size) for path in self.paths]
-        self.fingerprint = digest(named, [_pieces(self.paths[i]) for i in chosen], *(self.statistics or ()))
+        self.fingerprint = digest(*_content(self.paths), *self.statistics.values())
 
     def __len__(self) -> int:
         return int(self.stops[-1])
@@ -128,7 +128,7 @@ class LatentFiles:
             if given is not None:
                 raise ValueError(f"data.labels: {self.paths[0]} has labels; leave it out")
             if (folder / ENCODED).is_file():
-                self.names = tuple(map(str, read_json(folder / ENCODED, dict).get("classes", ()))) or None
+                self.names = tuple(map(str, read_json(folder / ENCODED, dict).get("classes") or ())) or None
             return torch.cat(found).long()
         if above and given is None:
             if len(above) < len(self.paths):
@@ -136,7 +136,8 @@ class LatentFiles:
                 raise ValueError(f"{loose} lies beside class folders: move it into one")
             self.names = tuple(sorted(set(above)))
             numbers = {name: number for number, name in enumerate(self.names)}
-            return torch.tensor([numbers[name] for name in above])
+            counts = self.stops.diff(prepend=self.stops.new_zeros(1))
+            return torch.tensor([numbers[name] for name in above]).repeat_interleave(counts)
         if given is None and not beside.is_file():
             return None
         labels = _tensors_of(beside)["latents"]
@@ -144,12 +145,13 @@ class LatentFiles:
         return labels.long()
 
 
-def _found(root: Path) -> list[Path]:
+def _found(root: Path, labels: Path | None) -> list[Path]:
     """The files of latents at `root`, in order. Raises ValueError without any."""
     if root.is_file():
         return [root]
-    for pattern in ("*.safetensors", "*.npz", "**/*.npy"):
-        if paths := [path for path in root.glob(pattern) if path.name not in (*STATISTICS, LABELS)]:
+    for patterns in (("*.safetensors",), ("*.npz",), ("*.npy", "*/**/*.npy")):  # ** alone enters no linked folder
+        paths = [path for pattern in patterns for path in root.glob(pattern) if path.name not in (*STATISTICS, LABELS)]
+        if paths := [path for path in paths if labels is None or not _same(path, labels)]:
             return sorted(paths, key=lambda path: [_natural(part) for part in path.relative_to(root).parts])
     what = "holds no .safetensors, .npz or .npy" if root.is_dir() else "does not exist"
     raise ValueError(f"{root} {what} (looked from {Path.cwd()}): give the folder, or file, that holds the latents")
@@ -205,27 +207,27 @@ def _require_labels(path: Path, labels: Tensor, n: int) -> None:
         )
 
 
-def _statistics(folder: Path, channels: int) -> tuple[Tensor, Tensor] | None:
-    """(mean, std), float32 [C] each, of the file of STATISTICS in a folder. Raises ValueError for one that does not
-    fit."""
+def _statistics(folder: Path, channels: int) -> dict[str, Tensor]:
+    """What `read_statistics` gives of the file of STATISTICS in a folder; nothing without one. Raises ValueError for
+    one that does not fit."""
     path = next((folder / name for name in STATISTICS if (folder / name).is_file()), None)
-    if path is None:
-        return None
     try:
-        if path.suffix == ".pt":
-            held = torch.load(path, map_location="cpu", weights_only=True)
-        else:
-            with safe_open(path, "pt") as file:
-                held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
-        mean, std = (held[name].float() for name in ("mean", "std"))
-    except Exception as error:  # an unpickler raises almost any type
-        raise ValueError(f"{path}: no mean and std can be read ({error}); delete it, and they are measured") from error
-    if not (mean.numel() == std.numel() == channels and mean.isfinite().all() and (std > 0).all()):
-        raise ValueError(
-            f"{path}: mean {list(mean.shape)} and std {list(std.shape)} of latents of {channels} channels; they are "
-            f"finite, {channels} numbers each, and std is above 0: delete the file, and they are measured"
-        )
-    return mean.flatten(), std.flatten()
+        return {} if path is None else read_statistics(path, channels)
+    except ValueError as error:
+        raise ValueError(f"{error}. Where the latents have no such file beside them, they are measured") from error
+
+
+def _same(path: Path, other: Path) -> bool:
+    return path.name == other.name and path.exists() and other.exists() and path.samefile(other)
+
+
+def _content(paths: list[Path]) -> tuple[list[tuple[str, int]], list[bytes]]:
+    """(names and sizes of files, pieces of up to LOOKED_AT of them). Raises ValueError for one that is gone."""
+    chosen = np.unique(np.linspace(0, len(paths) - 1, LOOKED_AT).astype(int)).tolist()
+    try:
+        return [(path.name, path.stat().st_size) for path in paths], [_pieces(paths[i]) for i in chosen]
+    except OSError as error:
+        raise ValueError(f"{error.filename} cannot be read: {error.strerror}; write it again, or remove it") from error
 
 
 def _pieces(path: Path) -> bytes:

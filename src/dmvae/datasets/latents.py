@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dmvae.datasets import Dataset, DatasetConfig, Split, open_dataset
 from dmvae.datasets.encoded import numbered
-from dmvae.datasets.latent_files import MIRRORS, LatentFiles
+from dmvae.datasets.latent_files import ENCODED, MIRRORS, LatentFiles
 from dmvae.registry import register
 from dmvae.runtime.hashing import digest
 from dmvae.runtime.words import counted, few
@@ -32,8 +32,8 @@ class LatentsData(DatasetConfig):
 
     root: str
     """Folder of .safetensors shards, as `dmvae encode`, `dmvae export lightningdit-latents` and LightningDiT's
-    extract_features.py write, of .npz, or of .npy, all in one or each latent in a file of its own (class folders are
-    labels then); or one such file. latents_stats.pt in it, if it is there, normalises them."""
+    extract_features.py write, of .npz, or of .npy, many latents in a file or one (class folders are labels); or one
+    such file. latents_stats.pt or statistics.safetensors in it, if it is there, normalises them."""
     labels: str | None = None
     """A .npy file of the labels, int [n], of .npy files in the order of their names; null: labels.npy in `root`."""
     test: DatasetConfig | None = None
@@ -61,7 +61,10 @@ class LatentsData(DatasetConfig):
         images = None if self.test is None else open_dataset(self.test, "test")
         if split == "test":
             if images is None:
-                raise ValueError("data.test: there are no test images; give them, or set evaluate: null")
+                raise ValueError(
+                    "data.test: there are no test images; give them, or leave out what looks at "
+                    "them (evaluate: null, run.measure_every: 0)"
+                )
             return images
         given = None if self.labels is None else Path(self.labels).expanduser()
         files = LatentFiles(Path(self.root).expanduser(), given)
@@ -85,6 +88,16 @@ def _labelled(files: LatentFiles, known: tuple[str, ...] | None) -> tuple[Tensor
                 "(zeros for data without classes)"
             )
         return torch.zeros(len(files), dtype=torch.int64), known
+    classes = files.names or known or numbered(labels, f"data.root: {files.root}")
+    bad = ((labels < 0) | (labels >= len(classes))).nonzero().flatten()
+    if len(bad):
+        whose, mend = "data.test", "give test images of all classes, in class folders"
+        if files.names:
+            whose, mend = ENCODED, "name all classes there"
+        raise ValueError(
+            f"data.root: {files.where(int(bad[0]))} has the label {int(labels[bad[0]])}, and {whose} has "
+            f"{counted(len(classes), 'class', 'classes')} ({few(classes)}): {mend}, or correct the labels"
+        )
     if files.names is not None and known is not None and max(len(files.names), len(known)) > 1:
         unknown = [name for name in files.names if name not in known]
         if unknown or (files.linkable and files.names != known):  # labels in shards stay as they are
@@ -93,15 +106,7 @@ def _labelled(files: LatentFiles, known: tuple[str, ...] | None) -> tuple[Tensor
                 f"classes {few(known)}; give test images in class folders of the same names"
             )
         return torch.tensor([known.index(name) for name in files.names])[labels], known
-    classes = known or files.names or numbered(labels, f"data.root: {files.root}")
-    bad = ((labels < 0) | (labels >= len(classes))).nonzero().flatten()
-    if len(bad):
-        raise ValueError(
-            f"data.root: {files.where(int(bad[0]))} has the label {int(labels[bad[0]])}, and data.test has "
-            f"{counted(len(classes), 'class', 'classes')} ({few(classes)}): give test images of all classes, in class "
-            "folders, or correct the labels"
-        )
-    return labels, classes
+    return labels, known or classes
 
 
 class Latents:

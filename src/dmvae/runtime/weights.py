@@ -68,6 +68,24 @@ def read_tensors(path: Path) -> dict[str, object]:
     return dict(saved)
 
 
+def read_statistics(file: Path, channels: int) -> dict[str, Tensor]:
+    """{"mean", "std"} of latents of so many channels, float32 [C] each, and "whitening", float32 [C, C], where the file
+    has one. In the file they may have any shape with as many numbers, such as [1, C, 1, 1]. Raises ValueError, with the
+    place, for a file without them."""
+    held, shapes = read_tensors(file), {"mean": (channels,), "std": (channels,), "whitening": (channels, channels)}
+    try:
+        found = {name: torch.as_tensor(held[name]).float() for name in shapes if name in held}
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{file}: its statistics are no tensors ({error}); write them as such") from error
+    wrong = [f"no {name}" for name in ("mean", "std") if name not in found]
+    wrong += [f"{x.numel()} numbers of {name}" for name, x in found.items() if x.numel() != math.prod(shapes[name])]
+    if wrong:
+        raise ValueError(f"{file}: holds {' and '.join(wrong)}; give a mean and a std for {channels} channels")
+    if not (all(x.isfinite().all() for x in found.values()) and (found["std"] > 0).all()):
+        raise ValueError(f"{file}: its numbers have to be finite, and those of std above 0")
+    return {name: x.reshape(shapes[name]) for name, x in found.items()}
+
+
 def pick(tensors: Mapping[str, object], wanted: Sequence[str], path: Path) -> dict[str, Tensor]:
     """The first state dict of `wanted` that a checkpoint holds, nested or as a prefix of flat names.
 

@@ -42,9 +42,8 @@ def take(
     given: as `dmvae.latents.store.encode_dataset` has them; without `given`, the statistics beside the files count.
     Raises ValueError where these, or the tokenizer, are of other latents."""
     reshapes, linked = isinstance(inputs.sections.pretrained, ReshapedTokenizer), is_linked(inputs.sections)
-    beside = latents.files.statistics
-    if given is None and beside is not None and not reshapes:
-        given = Normalisation(*beside)
+    if given is None and latents.files.statistics and not reshapes:
+        given = Normalisation(**latents.files.statistics)
         _require_near(given, latents)
     for name, part in zip(names, (latents, latents.mirrors()), strict=True):
         if part is None:
@@ -68,7 +67,7 @@ def is_linked(sections: Sections) -> bool:
 
 def _require_near(given: Normalisation, latents: Latents) -> None:
     some = latents.__getitems__(range(0, len(latents), -(-len(latents) // SOME)))[0]
-    mean, std = some.mean((0, 2, 3)), some.std((0, 2, 3), correction=0)
+    mean, std = some.mean((0, 2, 3)), some.std((0, 2, 3), correction=0).clamp_min(1e-6)  # a channel may be dead
     apart = torch.stack([(given.mean - mean) / std, given.std / std - 1]).abs().amax(0)
     channel = int(apart.argmax())
     if apart[channel] > APART:

@@ -11,9 +11,6 @@ import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from dmvae.datasets import Labelled
 from dmvae.datasets.latents import Latents
 from dmvae.datasets.mixed import Chosen, spaced
@@ -22,7 +19,7 @@ from dmvae.latents.store import LatentSet
 from dmvae.models.artifact import save_network
 from dmvae.models.base import Tokenizer
 from dmvae.runtime import distributed
-from dmvae.runtime.weights import read_tensors
+from dmvae.runtime.weights import read_statistics
 from dmvae.runtime.words import counted, few
 from dmvae.sections import LatentsConfig
 from dmvae.stages.editing import DRAWN
@@ -145,18 +142,9 @@ def _unnormalised(config: LatentsConfig, inputs: Inputs, others: Mapping[str, ob
 
 
 def read_normalisation(file: Path, channels: int) -> Normalisation:
-    """The tensors `mean` and `std` of a file, and `whitening` where it has one, for latents of that many channels; of
-    any shape with a number for each channel. Raises ValueError, with the place, for a file without them."""
+    """Those of a file, as `dmvae.runtime.weights.read_statistics` reads them. Raises ValueError, with the place, for a
+    file without them."""
     try:
-        tensors = read_tensors(file)
-        found = {name: torch.as_tensor(tensors[name]).float().flatten() for name in ("mean", "std") if name in tensors}
-        wrong = [f"no {name}" for name in ("mean", "std") if name not in found]
-        wrong += [f"{len(x)} numbers of {name}" for name, x in found.items() if len(x) != channels]
-        if wrong:
-            raise ValueError(f"{file}: holds {' and '.join(wrong)}; give a mean and a std for {channels} channels")
-        if not (found["mean"].isfinite().all() and found["std"].isfinite().all() and (found["std"] > 0).all()):
-            raise ValueError(f"{file}: its mean has to be finite, and its std finite and above 0")
+        return Normalisation(**read_statistics(file, channels))
     except ValueError as error:
         raise ValueError(f"latents.statistics: {error}") from error
-    matrix = tensors.get("whitening")
-    return Normalisation(**found, whitening=matrix if isinstance(matrix, Tensor) else None)
