@@ -12,10 +12,12 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from dmvae import checks, cli
+from dmvae.commands.serve import read
 from dmvae.datasets import look_again
 from dmvae.jobs import plan
 from dmvae.latents.store import LatentSet
 from dmvae.recipe import load
+from dmvae.serve.folder import Networks
 from dmvae.stages.generator import GeneratorStage
 from dmvae.tokenizers.adapted import load_tokenizer
 
@@ -310,6 +312,17 @@ def test_a_plan_counts_links_as_no_bytes_and_latents_as_latents(theirs, tmp_path
     assert "48 latents and 24 test images of 3 classes" in told
     *_, row = (line for line in told.splitlines() if line.startswith("│ latents"))
     assert row.strip("│").split("│")[-1].strip() == ""
+
+
+def test_the_page_shows_a_run_of_links_with_their_files_and_without(theirs, tmp_path):
+    root = tmp_path / "some"
+    shutil.copytree(theirs, root)
+    tiny.run(write(tmp_path, root, **NOTHING))
+    for there in (True, False):
+        if not there:
+            root.rename(tmp_path / "moved")
+        folder = read(tmp_path / "run", Networks(torch.device("cpu")), data=False, trust=False)
+        assert folder.learned == {"main": [0, 1, 2]}
 
 
 def test_files_that_are_gone_or_changed_are_noticed(theirs, tmp_path):

@@ -108,7 +108,10 @@ class Folder:
             config = folder and folder / "generator" / "config.json"
             if not (latents and config and config.is_file()):
                 continue
-            labels = labels_of(latents / "latents")
+            try:
+                labels = labels_of(latents / "latents")
+            except ValueError:  # links to latents that are gone
+                labels = torch.empty(0)
             # all classes, for a run that was copied without its latents
             classes = range(json.loads(config.read_text()).get("num_classes", 0))
             found[method] = labels.unique().tolist() if len(labels) else list(classes)
@@ -182,7 +185,9 @@ class Folder:
 
 
 def links_out(run_dir: Path) -> list[Path]:
-    """The links in a folder that lead out of it: they could show files that do not belong to the run."""
+    """The links in a folder that lead out of it: they could show files that do not belong to the run. Left out
+    are those to shards of latents that were encoded elsewhere: the page shows which labels are in them, and no more."""
     root = run_dir.resolve()
     places = (Path(folder, name) for folder, folders, files in os.walk(root) for name in (*folders, *files))
-    return [place for place in places if place.is_symlink() and not place.resolve().is_relative_to(root)]
+    out = (place for place in places if place.is_symlink() and not place.resolve().is_relative_to(root))
+    return [place for place in out if not place.match("stages/latents-*/*/latents-*.safetensors")]
