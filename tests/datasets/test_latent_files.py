@@ -111,6 +111,8 @@ def test_one_of_many_files_with_another_shape(tmp_path):
 
 
 def test_no_latents_there(tmp_path):
+    with pytest.raises(ValueError, match=r"data.root: '' names no folder"):  # and not the current one
+        LatentsData(root="", size=6)
     with pytest.raises(ValueError, match=r"holds no .safetensors, .npz or .npy"):
         LatentFiles(tmp_path)
     with pytest.raises(ValueError, match="does not exist"):

@@ -199,6 +199,7 @@ def test_each_class_of_diffusers_brings_what_its_config_says(tmp_path, kind, sca
         ({"mean": MEAN}, "holds no std; give a mean and a std for 4 channels"),
         ({"mean": MEAN, "std": torch.ones(3)}, "holds 3 numbers of std; give"),
         ({"mean": MEAN, "std": STD, "whitening": torch.eye(3)}, "holds 9 numbers of whitening; give"),
+        ({"mean": MEAN, "std": STD, "whitening": torch.ones(4, 4)}, "its whitening has no inverse"),
         ({"mean": MEAN, "std": {"a": 1}}, "its statistics are no tensors"),
         ({"mean": MEAN, "std": torch.zeros(4)}, "its numbers have to be finite, and those of std above 0"),
         (None, "no such file; check the path"),

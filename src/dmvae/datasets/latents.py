@@ -45,6 +45,8 @@ class LatentsData(DatasetConfig):
         if self.flip or self.limit is not None:
             name = "flip" if self.flip else "limit"
             raise ValueError(f"data.{name}: latents are taken as they lie; leave it out" + FLIP * self.flip)
+        if not self.root.strip():
+            raise ValueError(f"data.root: {self.root!r} names no folder; give the one that holds the latents")
         if self.test is None:
             return
         if self.test.are_latents:

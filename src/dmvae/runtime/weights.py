@@ -83,7 +83,10 @@ def read_statistics(file: Path, channels: int) -> dict[str, Tensor]:
         raise ValueError(f"{file}: holds {' and '.join(wrong)}; give a mean and a std for {channels} channels")
     if not (all(x.isfinite().all() for x in found.values()) and (found["std"] > 0).all()):
         raise ValueError(f"{file}: its numbers have to be finite, and those of std above 0")
-    return {name: x.reshape(shapes[name]) for name, x in found.items()}
+    found = {name: x.reshape(shapes[name]) for name, x in found.items()}
+    if "whitening" in found and torch.linalg.inv_ex(found["whitening"].double()).info:
+        raise ValueError(f"{file}: its whitening has no inverse, which decoders need; leave it out")
+    return found
 
 
 def pick(tensors: Mapping[str, object], wanted: Sequence[str], path: Path) -> dict[str, Tensor]:
