@@ -32,7 +32,7 @@ def config_of(shapes: Shapes, where: object, *, heads: int | None = None) -> Val
     the published network of that width. Raises ValueError where the shapes do not fit together."""
     telling = {"x_embedder.proj.weight": 4, "pos_embed": 3, SIGN: 2, "y_embedder.embedding_table.weight": 2}
     (width, channels, patch, _), (_, tokens, _), (hidden, _), (rows, _) = require_shapes(shapes, telling, where)
-    known = {published: count for published, _, count in SIZES.values()}
+    known = {wide: attention for wide, _, attention in SIZES.values()}
     if heads is None and width not in known:
         raise ValueError(f"{where}: width {width} is of no published SiT; give the heads of its attention (--heads)")
     return {
@@ -40,7 +40,7 @@ def config_of(shapes: Shapes, where: object, *, heads: int | None = None) -> Val
         "input_size": square(tokens, "pos_embed", where) * patch,
         "width": width,
         "depth": count(shapes, "blocks"),
-        "heads": heads or known[width],
+        "heads": known[width] if heads is None else heads,
         "num_classes": rows - 1,
         "patch_size": patch,
         "mlp_ratio": 4.0 if hidden == 4 * width else (hidden + 0.5) / width,  # of which int() is the hidden width
