@@ -179,7 +179,7 @@ def test_pipelines_and_tokenizers(tmp_path, folders, capsys, monkeypatch):
     cli.main([str(a) for a in [*tokenizer, *common, tmp_path / "t.json"]])
     found = read_scores(tmp_path / "s.json")["metrics"] | read_scores(tmp_path / "t.json")["metrics"]
     for name in (*(f"{name}_{FEATURES}" for name in ("gfd", "gkid", "rfd", "rkid")), "psnr", "ssim", "lpips_vgg16"):
-        # samples are drawn in other batches than the stage's: on some processors a grey level of theirs rounds otherwise
+        # samples come in other batches than the stage's: on some processors a grey level of theirs rounds otherwise
         close = 1e-3 if name.startswith("g") else 1e-5
         assert found[name] == pytest.approx(stage["metrics"][name], rel=close), name
     assert read_scores(tmp_path / "s.json")["manifest"]["measured"]["ema"] == 0.875
