@@ -140,6 +140,8 @@ def test_heads_that_no_shape_shows_are_asked_for_and_are_a_sit_s_alone(tmp_path,
     file = save(tmp_path / "sit.pt", plain().state_dict())
     with pytest.raises(ValueError, match=r"width 48 is of no published SiT; give the heads .* \(--heads\)"):
         import_generator(file)
+    with pytest.raises(ValueError, match="heads must be at least 1, got 0"):
+        import_generator(file, heads=0)
     with pytest.raises(ValueError, match=r"--noise-at is of a SiT, and this is a LightningDiT; leave it out"):
         import_generator(ep64, noise_at=0)
     with pytest.raises(SystemExit):

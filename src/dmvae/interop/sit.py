@@ -40,7 +40,7 @@ def config_of(shapes: Shapes, where: object, *, heads: int | None = None) -> Val
         "input_size": square(tokens, "pos_embed", where) * patch,
         "width": width,
         "depth": count(shapes, "blocks"),
-        "heads": heads or known[width],
+        "heads": known[width] if heads is None else heads,
         "num_classes": rows - 1,
         "patch_size": patch,
         "mlp_ratio": 4.0 if hidden == 4 * width else (hidden + 0.5) / width,  # of which int() is the hidden width
