@@ -1,6 +1,9 @@
 """`--processes N`: several processes share a recipe's stages out."""
 
+import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -8,10 +11,13 @@ import torch
 
 import processes
 import tiny
-from dmvae.commands.processes import environments
+from dmvae.commands import processes as side
+from dmvae.commands.parser import CheckFailed
+from dmvae.commands.processes import environments, side_by_side
 from dmvae.commands.run import run
 from dmvae.runtime.done import read_done
 from dmvae.runtime.files import locked
+from dmvae.runtime.signals import Interrupted
 from dmvae.training.checkpoint import steps
 from dmvae.training.loop import CHECKPOINTS
 
@@ -51,6 +57,55 @@ def test_two_share_the_stages_out_and_leave_what_one_does(tmp_path):
         if job.stage.name == "generator":
             name = "generator/diffusion_pytorch_model.safetensors"
             assert read_done(folder)["files"][name] == read_done(job.folder)["files"][name]
+
+
+WAITS = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(130)); signal.pause()"
+"""A process that ends as one whose state was saved."""
+DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+STOPS = "import os, signal; os.kill(os.getppid(), signal.SIGTERM)"
+"""One that sends its starter a signal."""
+
+
+@pytest.mark.parametrize(
+    ("scripts", "error", "told"),
+    [
+        (["print('dmvae: no such field'); exit(2)"] * 2, ValueError, "process 1 of 2: no such field"),
+        (["import os, time; os.close(1); os.close(2); time.sleep(0.3); os._exit(2)"] * 2, ValueError, "exit code 2"),
+        ([WAITS, "import os; os.kill(os.getpid(), 9)"], CheckFailed, "process 2 of 2: killed by SIGKILL"),
+        ([WAITS, "exit(130)"], Interrupted, None),
+        ([f"{STOPS}; signal.pause()", WAITS], Interrupted, None),
+        ([f"{DEAF}; {STOPS}; print('dmvae: disk full'); exit(1)", WAITS], CheckFailed, "process 1 of 2: disk full"),
+    ],
+    ids=["mistake", "late", "killed", "stopped", "signalled", "not saved"],
+)
+def test_how_processes_end_is_told(monkeypatch, scripts, error, told):
+    """Also where one ends after its output did, or could not save what a signal had asked it to."""
+    given = iter(scripts)
+
+    def started(words, variables):
+        command = [sys.executable, "-c", next(given)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    monkeypatch.setattr(side, "_started", started)
+    with pytest.raises(error, match=told):
+        side_by_side(["run"], 2)
+
+
+def test_modules_are_sought_where_the_command_seeks_them(tmp_path, monkeypatch):
+    """And not in the current folder, whose files may have any name."""
+    (tmp_path / "random.py").write_text("raise SystemExit('not this one')")
+    monkeypatch.chdir(tmp_path)
+    process = side._started(["--version"], os.environ)
+    assert process.communicate()[0].startswith("dmvae ")
+
+
+def test_they_are_given_the_words_and_say_for_this_one_what_these_mean(tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr("dmvae.commands.run.side_by_side", lambda words, count: asked.extend([*words, count]))
+    path, options = str(tiny.write(tmp_path)), ["--matching.steps", "7", "--name", "a {b}"]
+    run("run", ["--processes", "2", path, *options, "--variant", "kl", "--variant", "matched", "--no-report"])
+    assert asked == ["run", path, "--no-report", "--variant", "kl", "--variant", "matched", *options, 2]
+    assert capsys.readouterr().out == ""  # that --matching.steps does not reach kl
 
 
 def both_train(tmp_path, **over):

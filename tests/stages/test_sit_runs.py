@@ -114,7 +114,7 @@ def test_released_weights_are_where_a_training_starts(tmp_path):
     with torch.no_grad():
         assert torch.allclose(made(z, t, labels), -theirs.eval()(z, 1 - t, labels), atol=1e-5)
     wrong = write(tmp_path, generator=frozen | {"model": MODEL | {"depth": 1}})
-    with pytest.raises(ValueError, match=r"set generator\.model: .*depth: 2"):
+    with pytest.raises(ValueError, match=r"set generator\.model: {type: sit, .*depth: 2"):
         tiny.run(wrong)
     save_network(made, tmp_path / "flow")
     with pytest.raises(ValueError, match="holds SiT, not LightningDiT"):

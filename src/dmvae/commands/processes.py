@@ -24,6 +24,8 @@ BAR = re.compile(r"  \S.* \d+/\d+  .* left$")
 """A bar's line, as `dmvae.runtime.console.Bar` writes it into a pipe."""
 ERROR = "dmvae: "
 """How the line of an error begins, as `dmvae.cli` writes it."""
+STOPPED = 130
+"""Exit code of a process that a signal stopped, as `dmvae.cli` gives it."""
 
 
 def side_by_side(words: Sequence[str], count: int) -> None:
@@ -31,35 +33,38 @@ def side_by_side(words: Sequence[str], count: int) -> None:
 
     A signal is passed on to all of them. When one fails, the others are told to save their state and stop.
 
-    Raises Interrupted after a signal. Where a process failed: ValueError for a mistake in what was asked, else
-    CheckFailed, with that process's error.
+    Raises Interrupted where they were stopped and saved their state. Where a process failed: ValueError for a mistake
+    in what was asked, else CheckFailed, with that process's error.
     """
-    processes = [_started(words, variables) for variables in environments(count)]
     lines: SimpleQueue[tuple[int, str]] = SimpleQueue()
-    readers = [Thread(target=_read, args=(number, of, lines), daemon=True) for number, of in enumerate(processes)]
-    for reader in readers:
-        reader.start()
-    output, failed = _Output(count), None
+    output, sent = _Output(count), 0
+    processes: list[subprocess.Popen[str]] = []
+    readers: list[Thread] = []
     try:
         with signals() as asked, output.live:
+            for number, variables in enumerate(environments(count)):
+                processes.append(_started(words, variables))
+                readers.append(Thread(target=_read, args=(number, processes[number], lines), daemon=True))
+                readers[number].start()
             while any(reader.is_alive() for reader in readers) or not lines.empty():
                 with suppress(Empty):
                     output.take(*lines.get(timeout=0.2))
-                wrong = [number for number, process in enumerate(processes) if process.poll() not in (None, 0)]
-                if failed is None and (asked or wrong):
-                    failed = wrong[0] if wrong else -1
+                if not sent and (asked or any(process.poll() not in (None, 0) for process in processes)):
+                    sent = asked[0] if asked else signal.SIGTERM
                     for process in processes:
-                        process.send_signal(asked[0] if asked else signal.SIGTERM)
+                        process.send_signal(sent)
+            codes = [process.wait() for process in processes]
     finally:  # after a second signal they still run
         for process in processes:
             process.kill()
             process.wait()
-    if asked:
+    for number, code in enumerate(codes):
+        if code not in (0, STOPPED, -sent):  # a signal ends a process that has not begun to train
+            ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"it ended with exit code {code}"
+            error = output.errors[number] or ended
+            raise (ValueError if code == 2 else CheckFailed)(f"process {number + 1} of {count}: {error}")
+    if asked or any(codes):
         raise Interrupted
-    if failed is not None:
-        code = processes[failed].returncode
-        error = output.errors[failed] or f"it ended with exit code {code}"
-        raise (ValueError if code == 2 else CheckFailed)(f"process {failed + 1} of {count}: {error}")
 
 
 def environments(count: int) -> list[Mapping[str, str]]:
@@ -74,9 +79,11 @@ def environments(count: int) -> list[Mapping[str, str]]:
 
 
 def _started(words: Sequence[str], variables: Mapping[str, str]) -> subprocess.Popen[str]:
-    """In a session of its own: Ctrl-C in a terminal reaches this process alone, which passes it on, once."""
+    """In a session of its own: Ctrl-C in a terminal reaches this process alone, which passes it on, once. It finds
+    modules where this process does: by -m it would take those in the current folder first."""
+    code = f"import sys; sys.path[:] = {sys.path!r}; from dmvae.cli import main; main()"
     return subprocess.Popen(
-        [sys.executable, "-m", "dmvae", *words],
+        [sys.executable, "-c", code, *words],
         env=variables,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -105,7 +112,7 @@ class _Output:
         bar = BAR.fullmatch(line) is not None
         if line.startswith(ERROR):
             self.errors[number] = line.removeprefix(ERROR)
-        elif bar and console.is_terminal:
+        elif bar and console.is_terminal and not console.is_dumb_terminal:
             self.bars[number] = line
         elif line not in self.said or bar:
             self.said.add(line)

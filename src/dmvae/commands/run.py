@@ -66,7 +66,8 @@ def run(command: str, arguments: list[str], commands: Sequence[str] = ("run", "s
     names = [stage.name for stage in stages()]  # the recipe's plugins may have brought some
     if command not in (*names, *commands):
         raise ValueError(f"no such command: {command}{nearest(command, [*commands, *names])}")
-    recipes = chosen(whole, known.variant)
+    here = known.processes == 1 or known.dry_run
+    recipes = chosen(whole, known.variant, say=here)
     if known.help:
         return print_fields(recipes)
     only = command if command in names else None
@@ -76,7 +77,7 @@ def run(command: str, arguments: list[str], commands: Sequence[str] = ("run", "s
             _require_none(_plan(recipes, whole, overrides, Machine.here(), only, values=True))
         return
     run_dir, reports, asked = Path(how.dir), only is None and not known.no_report, list(flat(overrides))
-    if known.processes > 1:
+    if not here:
         variants = [word for name in known.variant for word in ("--variant", name)]
         place = [] if known.run_dir is None else ["--run_dir", known.run_dir]
         skips = ["--no-verify"] if known.no_verify else []
@@ -179,9 +180,9 @@ def _read(parser: Parser, recipe: str, overrides: Values) -> Recipes:
         raise
 
 
-def chosen(whole: Recipes, names: list[str]) -> dict[str, Recipe]:
-    """The variants of these names (METHOD for all its seeds), all without names. Prints which options do not reach all
-    of them. Raises ValueError for an option that reaches none, and for a name that no variant has."""
+def chosen(whole: Recipes, names: list[str], say: bool = True) -> dict[str, Recipe]:
+    """The variants of these names (METHOD for all its seeds), all without names. say: print which options do not
+    reach all of them. Raises ValueError for an option that reaches none, and for a name that no variant has."""
     seeds = {name: [name] for name in whole}
     for variant in whole:
         seeds.setdefault(method_of(variant), [v for v in whole if method_of(v) == method_of(variant)])
@@ -196,7 +197,7 @@ def chosen(whole: Recipes, names: list[str]) -> dict[str, Recipe]:
                 f"--{option} reaches {few(reached)}, but not --variant {' '.join(names)}, which lacks the section or "
                 "field: leave it out"
             )
-        if len(mine) < len(recipes) and distributed.is_main():
+        if say and len(mine) < len(recipes) and distributed.is_main():
             console.print(told(option, mine, list(recipes)))
     return recipes
 

@@ -242,7 +242,8 @@ def _mended(
     if fixed := [name for name in differ if name not in (*known, *OF_DATA)]:
         yield f"no field sets {', '.join(f'{name} {differ[name]} (here {own[name]})' for name in fixed)}"
     if differ.keys() & known:
-        values = {name: told[name] for name in known if name in told}
+        values: Values = {"type": model.type}
         if getattr(model, "size", None) is not None:  # `size` would override some of these
-            values = {"size": None} | values
+            values["size"] = None
+        values |= {name: told[name] for name in known if name in told}
         yield f"set {stage}.model: {{{', '.join(f'{k}: {configs.written(v)}' for k, v in values.items())}}}"
