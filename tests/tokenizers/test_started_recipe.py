@@ -209,7 +209,7 @@ def test_what_was_trained_or_used_here_before_is_a_start_again(folder, tmp_path)
 def test_the_page_s_recipes_are_some():
     page = (Path(__file__).parents[2] / "docs/existing_tokenizer.md").read_text()
     found = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
-    matched, further, decoded, shaped, encoded = map(yaml.safe_load, found)
+    matched, further, decoded, shaped, encoded, kept = map(yaml.safe_load, found)
     names = [stage.name for stage in resolve(matched)["main"].stages()]
     assert names[:4] == ["reference", "matching", "decoder", "latents"]
     recipe = resolve(matched | dict.fromkeys(("reference", "matching", "decoder")) | further)["main"]
@@ -223,6 +223,8 @@ def test_the_page_s_recipes_are_some():
     assert [stage.name for stage in recipe.stages()][:3] == ["reference", "matching", "latents"]
     assert (recipe.section("matching").objective.type, recipe.section("matching").balance) == ("transport", "fixed")
     assert [stage.name for stage in resolve(encoded)["main"].stages()] == ["latents", "generator", "sample", "evaluate"]
+    recipe = resolve(encoded | kept)["main"]
+    assert (recipe.latents.statistics, recipe.section("generator").steps) == (Path("latents_stats.pt"), 0)
     assert all(re.search(rf"`{name}`", page) for name in TRAINED)
 
 
