@@ -33,7 +33,7 @@ matching, decoder, latents, generator, sample, evaluate.
   --dry-run               print resolved values, stages, sizes and what stands
                           in the way; train nothing
   --no-verify             do not read the files of finished stages for damage
-  --no-report             the stages alone; `dmvae report RUN_DIR` writes the table
+  --no-report             the stages alone, without table and report
   --debug                 show tracebacks
 
 `dmvae run RECIPE --help` lists every field of that recipe."""
