@@ -27,7 +27,17 @@ from dmvae.models.dit import DiffusionTransformer, LightningDiT
 from dmvae.models.sit import SiT
 from dmvae.runtime.done import require_intact
 from dmvae.runtime.hub import hub_file
-from dmvae.runtime.weights import Shapes, check, count, pick, read_tensors, require_shapes, square, write_state_dict
+from dmvae.runtime.weights import (
+    Shapes,
+    check,
+    count,
+    mlp_ratio,
+    pick,
+    read_tensors,
+    require_shapes,
+    square,
+    write_state_dict,
+)
 from dmvae.runtime.words import counted
 from dmvae.tokenizers.autoencoder import Autoencoder
 
@@ -320,13 +330,6 @@ def generator_config(shapes: Shapes, where: object) -> Values:
         "mlp_ratio": mlp_ratio(width, hidden, 2 / 3),
         "qk_norm": qk_norm,
     }
-
-
-def mlp_ratio(width: int, hidden: int, share: float = 1.0) -> float:
-    """A ratio for which int(share * int(width * ratio)) is the hidden width; 4 if that fits."""
-    near = (round(hidden / share) + step for step in range(-2, 3))
-    ratios = [4.0, *((n + part) / width for n in near for part in (0.0, 0.5))]
-    return next(r for r in ratios if int(share * int(width * r)) == hidden)
 
 
 def _open(file: Path, wanted: tuple[str, ...], what: str) -> dict[str, Tensor]:

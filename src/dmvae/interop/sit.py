@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dmvae.config import Values
 from dmvae.models.dit import SIZES
 from dmvae.models.sit import SiT
-from dmvae.runtime.weights import Shapes, count, require_shapes, square
+from dmvae.runtime.weights import Shapes, count, mlp_ratio, require_shapes, square
 
 SIGN = "blocks.0.mlp.fc1.weight"
 """Name of a tensor that SiT has and LightningDiT has not."""
@@ -43,7 +43,7 @@ def config_of(shapes: Shapes, where: object, *, heads: int | None = None) -> Val
         "heads": known[width] if heads is None else heads,
         "num_classes": rows - 1,
         "patch_size": patch,
-        "mlp_ratio": 4.0 if hidden == 4 * width else (hidden + 0.5) / width,  # of which int() is the hidden width
+        "mlp_ratio": mlp_ratio(width, hidden),
     }
 
 

@@ -153,6 +153,13 @@ def count(shapes: Shapes, prefix: str) -> int:
     return len({found[1] for name in shapes if (found := pattern.match(name))})
 
 
+def mlp_ratio(width: int, hidden: int, share: float = 1.0) -> float:
+    """A ratio for which int(share * int(width * ratio)) is the hidden width; 4 if that fits."""
+    near = (round(hidden / share) + step for step in range(-2, 3))
+    ratios = [4.0, *((n + part) / width for n in near for part in (0.0, 0.5))]
+    return next(r for r in ratios if int(share * int(width * r)) == hidden)
+
+
 def square(tokens: int, name: str, where: object) -> int:
     """The side of a square of this many tokens; ValueError where there is none."""
     side = math.isqrt(max(tokens, 0))
