@@ -94,27 +94,6 @@ def test_saved_and_loaded_it_gives_the_same(tmp_path, patch_size):
         assert torch.equal(loaded(*inputs()), model.eval()(*inputs()))
 
 
-def test_checkpointing_changes_no_gradient():
-    def gradients(model):
-        model(*inputs()).square().mean().backward()
-        return [p.grad for p in model.parameters() if p.requires_grad]
-
-    saving = small()
-    saving.enable_gradient_checkpointing()
-    for a, b in zip(gradients(saving), gradients(small()), strict=True):
-        assert torch.allclose(a, b, rtol=1e-5, atol=1e-8)
-
-
-def test_it_runs_in_bfloat16(relative_error):
-    model = small()
-    z, t, labels = inputs()
-    with torch.no_grad():
-        exact = model(z, t, labels)
-        with torch.autocast("cpu", torch.bfloat16):
-            assert relative_error(model(z, t, labels).float(), exact) < 0.05
-        assert relative_error(model.bfloat16()(z.bfloat16(), t, labels).float(), exact) < 0.05
-
-
 def test_the_norm_has_the_gradient_of_its_definition():
     x = torch.randn(3, 5, 8, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(normalised, (x,))

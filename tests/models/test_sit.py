@@ -70,29 +70,6 @@ def test_saved_and_loaded_it_gives_the_same(tmp_path):
         assert torch.equal(SiT.from_pretrained(tmp_path)(*inputs()), model(*inputs()))
 
 
-def test_checkpointing_changes_no_gradient():
-    def gradients(model):
-        model(*inputs()).square().mean().backward()
-        return [p.grad for p in model.parameters() if p.requires_grad]
-
-    saving = small()
-    saving.enable_gradient_checkpointing()
-    for a, b in zip(gradients(saving), gradients(small()), strict=True):
-        assert torch.allclose(a, b, rtol=1e-5, atol=1e-8)
-
-
-def test_it_runs_in_bfloat16_and_with_weights_in_eight_bits(relative_error):
-    model = small()
-    z, t, labels = inputs()
-    with torch.no_grad():
-        exact = model(z, t, labels)
-        with torch.autocast("cpu", torch.bfloat16):
-            assert relative_error(model(z, t, labels).float(), exact) < 0.05
-        assert relative_error(model.bfloat16()(z.bfloat16(), t, labels).float(), exact) < 0.05
-        model.enable_layerwise_casting(torch.float8_e4m3fn, torch.bfloat16)
-        assert model(z.bfloat16(), t, labels).isfinite().all()
-
-
 def test_it_is_compiled_and_sharded_by_the_block():
     networks = Networks()
     networks.generator = small()
