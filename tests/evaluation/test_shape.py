@@ -10,6 +10,7 @@ from complaints import complain
 from dmvae import cli
 from dmvae.commands.latents import measure_latents
 from dmvae.evaluation.shape import shape
+from dmvae.report.latent_map import class_colours
 
 
 def drawn(n=1500, classes=3, apart=0.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,6 +74,22 @@ def test_the_command_measures_checks_and_compares(tmp_path, capsys):
     assert "300 latents against 300" in capsys.readouterr().out
 
 
+def test_a_picture_shows_latents_beside_what_they_are_compared_with(tmp_path, capsys):
+    for name, classes in (("a", True), ("b", False)):
+        z, labels = drawn(200, apart=6.0)
+        (tmp_path / name).mkdir()
+        save_file({"latents": z} | ({"labels": labels} if classes else {}), tmp_path / name / "x.safetensors")
+    for words in (("a",), ("b", "a")):
+        file = tmp_path / f"{len(words)}.svg"
+        paths = [str(tmp_path / word) for word in words]
+        cli.main(["measure", "latents", *paths, "--picture", str(file), "--json", str(tmp_path / "scores.json")])
+        shown = file.read_text()
+        assert f"beside {f'{tmp_path.name}/a' if paths[1:] else 'a standard Gaussian'}" in shown
+        for colour in class_colours([0, 1, 2]).values():
+            assert (colour in shown) == (words == ("a",))
+    assert '"picture"' not in (tmp_path / "scores.json").read_text()  # else --check would draw again
+
+
 def test_what_cannot_be_measured_is_refused(tmp_path, capsys):
     save_file({"latents": torch.randn(40, 4, 2, 2)}, tmp_path / "a.safetensors")
     save_file({"latents": torch.randn(400, 3, 2, 2)}, tmp_path / "b.safetensors")
@@ -85,6 +102,14 @@ def test_what_cannot_be_measured_is_refused(tmp_path, capsys):
     assert "--limit must be at least 1, got 0" in complain(capsys, "measure", "latents", a, "--limit", 0)[1]
     assert "measure latents takes no --seed" in complain(capsys, "measure", "latents", a, "--seed", 0)[1]
     assert "measure latents takes no --size" in complain(capsys, "measure", "latents", a, "--size", 32)[1]
+    assert (
+        "name a file that ends in .png, .svg, .pdf"
+        in complain(capsys, "measure", "latents", a, "--picture", tmp_path / "a.jpeg")[1]
+    )
+    assert (
+        "measure folder takes no --picture"
+        in complain(capsys, "measure", "folder", a, a, "--picture", tmp_path / "a.png")[1]
+    )
     assert "does not exist" in complain(capsys, "measure", "latents", tmp_path / "nowhere")[1]
 
 

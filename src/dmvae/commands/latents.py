@@ -20,14 +20,24 @@ NUMBERS = 2**28
 """The most numbers of latents that are read, a GiB."""
 
 
-def measure_latents(latents: str, reference: str | None = None, *, limit: int = LIMIT) -> Values:
+def measure_latents(
+    latents: str, reference: str | None = None, *, limit: int = LIMIT, picture: str | None = None
+) -> Values:
     """The latents in a folder or file, as data: {type: latents} reads them, beside those of a reference or a standard
-    Gaussian. limit: the most latents of each, evenly spread. Returns {"metrics", "channels", "verdict", "manifest"}, as
-    files of scores hold it. Raises ValueError for files that do not fit, or too few latents."""
+    Gaussian. limit: the most latents of each, evenly spread. picture: a file to draw them in. Returns {"metrics",
+    "channels", "verdict", "manifest"}, as files of scores hold it. Raises ValueError for files that do not fit, or too
+    few latents."""
     require(1, limit=limit)
+    if picture is not None:
+        from dmvae.report.shape_picture import draw_shape, require_picture  # matplotlib loads slowly
+
+        require_picture(Path(picture))
     z, labels, told = _some(latents, limit)
     other, of = (None, {"kind": "standard Gaussian"}) if reference is None else _some(reference, limit)[::2]
     figures, arrival = shape(z, labels, other)
+    if picture is not None:
+        name, beside = ("/".join(Path(path).parts[-2:]) for path in (latents, reference or "a standard Gaussian"))
+        draw_shape(Path(picture), z, labels, other, name, beside)
     return {
         "metrics": figures,
         "channels": {"mean": z.mean((0, 2, 3)).tolist(), "std": z.std((0, 2, 3)).tolist()},

@@ -33,7 +33,11 @@ def measure_command(command: str, arguments: list[str]) -> None:
     if known.pop("trust"):
         raise ValueError("--trust goes with --check, where a run's recipe names code")
     kind, paths, file = known.pop("kind", None), known.pop("paths"), known.pop("json", None)
-    for option, written in {"json": file, "save-reference": known.get("save_reference")}.items():
+    for option, written in {
+        "json": file,
+        "save-reference": known.get("save_reference"),
+        "picture": known.get("picture"),
+    }.items():
         if written is not None:
             require_place(f"--{option}", Path(written))
     if kind == "latents":  # defaults of options for images would be refused
@@ -41,7 +45,7 @@ def measure_command(command: str, arguments: list[str]) -> None:
     if kind is None or not fits(kind, paths):
         raise ValueError(
             "usage: dmvae measure folder|samples|tokenizer PATH PATH [--features NAME ...] [--json FILE], or dmvae "
-            "measure latents PATH [PATH] [--json FILE]"
+            "measure latents PATH [PATH] [--json FILE] [--picture FILE]"
         )
     if kind == "samples":
         logging.disable_progress_bar()  # loading a pipeline's parts takes a second
@@ -97,6 +101,8 @@ def _parser(command: str) -> Parser:
     parser.add_argument("--compare", type=Path, nargs="+", metavar="FILE", help=argparse.SUPPRESS)
     only = parser.add_argument_group("tokenizer")
     only.add_argument("--lpips", action="store_const", const=True, help="also LPIPS (VGG-16)")
+    only = parser.add_argument_group("latents")
+    only.add_argument("--picture", metavar="FILE", help="draw them, and what they are compared with (.png, .svg, .pdf)")
     only = parser.add_argument_group("samples")
     only.add_argument("--count", type=int, help="images (10000)")
     only.add_argument(

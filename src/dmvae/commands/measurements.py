@@ -318,7 +318,7 @@ def measure(kind: str, paths: Sequence[str], **options: Any) -> Values:
     else:
         setting = Setting(**{name: value for name, value in options.items() if name in shared})
         result = KINDS[kind](setting, *paths, **{name: value for name, value in options.items() if name not in shared})
-    kept = {name: value for name, value in options.items() if name not in ("save_reference", "fresh")}
+    kept = {name: value for name, value in options.items() if name not in ("save_reference", "fresh", "picture")}
     if "train" in kept:
         kept["train"] = _from_anywhere(kept["train"])
     if "features" in kept:

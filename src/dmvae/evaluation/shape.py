@@ -55,14 +55,8 @@ def shape(z: Tensor, labels: Tensor | None, reference: Tensor | None = None) -> 
         )
     own = _normalised(z, z)
     raw, standard = latent_statistics(z), latent_statistics(own)
-    generator = torch.Generator().manual_seed(0)
-    order = torch.randperm(len(z), generator=generator)
-    if reference is None:
-        here, there = own, torch.randn(SAMPLES, *z.shape[1:], generator=generator)
-    else:
-        here, there = _normalised(z, reference), _normalised(reference, reference)
-        there = there[torch.randperm(len(there), generator=generator)]
-    found = measure(here[order], there)
+    order, here, there = compared(z, reference)
+    found = measure(here, there)
     figures = {name: raw[name] for name in ("mean_max", "std_min", "std_max")} | {
         "effective_rank": standard["effective_rank"],
         "rank_whole": found.rank,
@@ -80,6 +74,17 @@ def shape(z: Tensor, labels: Tensor | None, reference: Tensor | None = None) -> 
         "mixing": found.mixing,
     }
     return figures | ({} if labels is None else _by_class(own[order], labels[order])), found
+
+
+def compared(z: Tensor, reference: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """(order [n] in which latents z are shuffled, they so, samples of the reference), normalised as `shape` does it and
+    ready to be compared."""
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(z), generator=generator)
+    if reference is None:
+        return order, _normalised(z, z)[order], torch.randn(SAMPLES, *z.shape[1:], generator=generator)
+    there = _normalised(reference, reference)
+    return order, _normalised(z, reference)[order], there[torch.randperm(len(there), generator=generator)]
 
 
 def _by_class(z: Tensor, labels: Tensor) -> dict[str, float]:

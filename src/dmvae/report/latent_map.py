@@ -8,6 +8,7 @@ from html import escape
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import hsv_to_rgb, to_hex
 from matplotlib.figure import Figure
@@ -160,12 +161,20 @@ def class_colours(labels: list[int]) -> dict[int, str]:
 
 
 def draw(cloud: Cloud, group: list[Cloud], palette: dict[int, str]) -> Image.Image:
-    """The cloud's points in their classes' colours, over its reference's in grey."""
-    assert cloud.plane is not None
+    """A picture of `plot`, and of nothing else."""
     figure = Figure(figsize=(3.4, 3.4), dpi=200)
     figure.patch.set_alpha(0)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.axis("off")
+    plot(axes, cloud, group, palette)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba()))
+
+
+def plot(axes: Axes, cloud: Cloud, group: list[Cloud], palette: dict[int, str]) -> None:
+    """The cloud's points in their classes' colours, over its reference's in grey, in the group's plane."""
+    assert cloud.plane is not None
     if cloud.reference is not None and cloud.reference in group:
         assert cloud.reference.plane is not None
         x, y = cloud.reference.plane.T
@@ -177,9 +186,6 @@ def draw(cloud: Cloud, group: list[Cloud], palette: dict[int, str]) -> Image.Ima
     pad = 0.03 * (high - low) + 1e-6
     axes.set_xlim(low[0] - pad[0], high[0] + pad[0])
     axes.set_ylim(low[1] - pad[1], high[1] + pad[1])
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba()))
 
 
 def _panel(cloud: Cloud, group: list[Cloud], palette: dict[int, str]) -> str:
