@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import tiny
 from dmvae import Autoencoder, DMVAEPipeline, LightningDiT
 from dmvae.datasets.pixels import to_uint8
-from dmvae.interop.pipeline import build_pipeline, drawing
+from dmvae.interop.pipeline import build_pipeline
 from dmvae.report.pipelines import write_pipelines
 from dmvae.stages.sample import SampleConfig, generate_latents
 
@@ -75,7 +75,7 @@ def test_a_pipeline_draws_by_every_sampler_what_the_stage_draws(pipeline):
         config = SampleConfig(guidance_interval=(0.1, 0.9), **over)
         direct = generate_latents(pipeline.transformer, labels, seeds, config.settings(2.0), torch.device("cpu"))
         drawn = pipeline(
-            labels.tolist(), generator=seeded(*seeds), guidance_scale=2.0, output_type="latent", **drawing(config)
+            labels.tolist(), generator=seeded(*seeds), guidance_scale=2.0, output_type="latent", **config.arguments()
         )
         assert torch.equal(drawn.images, direct)
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from dmvae import config as configs
 from dmvae.datasets.pixels import to_uint8
 from dmvae.flow.guidance import require_channels
-from dmvae.interop.pipeline import drawing
 from dmvae.runtime.hashing import digest
 from dmvae.runtime.precision import Precision, autocast
 from dmvae.stages.sample import SampleConfig, drawn_labels, image_seed, labels_told
@@ -58,7 +57,7 @@ class Generated:
                     generator=[torch.Generator().manual_seed(image_seed(self.seed, i)) for i in part],
                     guidance_scale=self.sample.guidance[0],
                     output_type="pt",
-                    **drawing(self.sample),
+                    **self.sample.arguments(),
                 ).images
             wanted = slice(max(0, chosen.start - start), chosen.stop - start)
             yield from to_uint8(images.float() * 2 - 1).cpu()[wanted].split(batch_size)  # as the stage `sample` rounds

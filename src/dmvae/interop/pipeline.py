@@ -44,13 +44,6 @@ HUB = ("revision", "cache_dir", "token", "force_download", "local_files_only")
 """Options of `from_pretrained` that are passed on to the hub's client."""
 
 
-def drawing(sample: SamplerConfig) -> Values:
-    """The arguments of a pipeline's call that draw by these settings."""
-    own, unread = {field.name for field in fields(SamplerConfig)} - {"steps"}, sample.unread()
-    shared = {name: value for name, value in vars(sample).items() if name in own and name not in unread}
-    return {"num_inference_steps": sample.steps} | shared
-
-
 class DMVAEPipeline(DiffusionPipeline):
     """`DMVAEPipeline.from_pretrained(folder_or_hub_id)(class_labels=[3, "coat"]).images`.
 

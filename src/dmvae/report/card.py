@@ -10,7 +10,6 @@ import yaml
 from dmvae.config import Values
 from dmvae.evaluation.metrics.frechet import distances
 from dmvae.flow.samplers import Sampler, SamplerConfig
-from dmvae.interop.pipeline import drawing
 from dmvae.jobs import Job
 from dmvae.registry import find, is_ours
 from dmvae.report.figures import of_few, shown
@@ -106,9 +105,9 @@ def _arguments(job: Job) -> str:
     sample = job.recipe.section("sample")
     if sample is None:
         return ""
-    usual = drawing(SamplerConfig())
+    usual = SamplerConfig().arguments()
     always = ("num_inference_steps", "guidance_interval", "time_shift")
-    given = drawing(sample) if _known(sample.method) else drawing(replace(sample, method="euler"))
+    given = (sample if _known(sample.method) else replace(sample, method="euler")).arguments()
     arguments = {name: value for name, value in given.items() if name in always or value != usual[name]}
     arguments["guidance_scale"] = sample.guidance[0]
     return "".join(f", {name}={value!r}" for name, value in arguments.items())

@@ -54,6 +54,11 @@ class SamplerConfig:
         shared: Values = {field.name: getattr(self, field.name) for field in fields(SamplerConfig)}
         return Sampling(**shared, guidance=guidance, guide=guide)
 
+    def arguments(self) -> Values:
+        """The arguments of a pipeline's call that draw by these settings."""
+        own = {field.name for field in fields(SamplerConfig)} - {"steps", *self.unread()}
+        return {"num_inference_steps": self.steps} | {name: x for name, x in vars(self).items() if name in own}
+
     def unread(self) -> list[str]:
         """The fields that are not at their default, and that the method does not read."""
         ignored = find(Sampler, self.method).ignores + (("last_step_kind",) if self.last_step == 0 else ())
