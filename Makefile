@@ -50,7 +50,7 @@ chromium:
 	fi
 
 demo: install fashion-mnist
-	$(BIN)/dmvae run recipes/demo.yaml
+	$(BIN)/dmvae run recipes/demo.yaml --processes 2
 
 # Files of tests side by side, each in one thread: networks this small gain next to nothing from a second one. One worker
 # more than there are cores, as some tests wait for processes that they kill. What is compiled is kept, whatever the shell

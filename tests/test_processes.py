@@ -1,6 +1,8 @@
 """`--processes N`: several processes share a recipe's stages out."""
 
+import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,6 +10,7 @@ import time
 
 import pytest
 import torch
+from rich.console import Console
 
 import processes
 import tiny
@@ -15,6 +18,7 @@ from dmvae.commands import processes as side
 from dmvae.commands.parser import CheckFailed
 from dmvae.commands.processes import environments, side_by_side
 from dmvae.commands.run import run
+from dmvae.runtime import console as bars
 from dmvae.runtime.done import read_done
 from dmvae.runtime.files import locked
 from dmvae.runtime.signals import Interrupted
@@ -97,6 +101,29 @@ def test_modules_are_sought_where_the_command_seeks_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     process = side._started(["--version"], os.environ)
     assert process.communicate()[0].startswith("dmvae ")
+
+
+@pytest.mark.parametrize("width", [60, 120])
+def test_in_a_terminal_the_bar_of_each_stays_below_and_moves_each_second(monkeypatch, width):
+    terminal = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    monkeypatch.setattr(side, "console", terminal)
+    assert [variables[bars.EVERY] for variables in environments(2)] == ["1", "1"]
+    output = side._Output(2)
+    for number, title, done in ((0, "a  tokenizer", 9), (1, "b  tokenizer", 30), (0, "a  tokenizer", 10)):
+        with io.StringIO() as file:
+            monkeypatch.setattr(bars, "_OUT", file)
+            bar = bars.Bar(title, 40, "images")
+            bar.step(done, note="loss tokenizer 0.5, discriminator 0.7")
+            bar._line()
+            output.take(number, file.getvalue().rstrip("\n"))
+    terminal.print(output.live.get_renderable())
+    first, second = terminal.file.getvalue().splitlines()
+    assert re.match(r"  a  tokenizer \S+ +10/40 0:00 left", first)
+    assert re.match(r"  b  tokenizer \S+ +30/40 0:00 left", second)
+    assert ("discriminator 0.7" in first) == (width == 120)
+    output.take(0, "a/tokenizer: skip (finished)")
+    terminal.print(output.live.get_renderable())
+    assert terminal.file.getvalue().splitlines()[-1].startswith("  b")
 
 
 def test_they_are_given_the_words_and_say_for_this_one_what_these_mean(tmp_path, monkeypatch, capsys):

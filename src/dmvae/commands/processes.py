@@ -14,14 +14,18 @@ from threading import Thread
 
 import torch
 from rich.live import Live
-from rich.text import Text
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 
 from dmvae.commands.parser import CheckFailed
-from dmvae.runtime.console import console, printable
+from dmvae.runtime.console import EVERY, console, fitted, printable
 from dmvae.runtime.signals import Interrupted, signals
 
-BAR = re.compile(r"  \S.* \d+/\d+  .* left$")
-"""A bar's line, as `dmvae.runtime.console.Bar` writes it into a pipe."""
+BAR = re.compile(r"  (\S.*?) +(\d+)/(\d+)  (.*)  \d+s, (\d+)s left")
+"""A bar's line, as `dmvae.runtime.console.Bar` writes it into a pipe: title, steps done, of how many, rate and losses,
+seconds left."""
+LONG = 14
+"""Columns of a bar."""
 ERROR = "dmvae: "
 """How the line of an error begins, as `dmvae.cli` writes it."""
 STOPPED = 130
@@ -69,13 +73,14 @@ def side_by_side(words: Sequence[str], count: int) -> None:
 
 def environments(count: int) -> list[Mapping[str, str]]:
     """The environment variables of each process. The visible GPUs go round; without one, each process has its share of
-    the CPUs as OMP_NUM_THREADS, unless that is set already."""
+    the CPUs as OMP_NUM_THREADS, unless that is set already. In a terminal, bars move every second."""
+    shared = os.environ | ({EVERY: "1"} if _in_terminal() else {})
     if not torch.cuda.is_available():
         threads = max(1, len(os.sched_getaffinity(0)) // count)
-        return [{"OMP_NUM_THREADS": str(threads)} | os.environ] * count
+        return [{"OMP_NUM_THREADS": str(threads)} | shared] * count
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
-    return [os.environ | {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} for number in range(count)]
+    return [shared | {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} for number in range(count)]
 
 
 def _started(words: Sequence[str], variables: Mapping[str, str]) -> subprocess.Popen[str]:
@@ -100,22 +105,40 @@ def _read(number: int, process: subprocess.Popen[str], lines: SimpleQueue[tuple[
         lines.put((number, line.rstrip("\n")))
 
 
+def _in_terminal() -> bool:
+    return console.is_terminal and not console.is_dumb_terminal
+
+
 class _Output:
-    """What the processes print: in a terminal the last line of each one's bar stays at the bottom."""
+    """What the processes print: in a terminal each one's bar stays at the bottom."""
 
     def __init__(self, count: int) -> None:
-        self.bars, self.errors, self.said = [""] * count, [""] * count, set[str]()
+        self.bars: list[re.Match[str] | None] = [None] * count
+        self.errors, self.said = [""] * count, set[str]()
         self.live = Live(console=console, transient=True, refresh_per_second=4)
 
     def take(self, number: int, line: str) -> None:
         """Print a line of that process, or keep it."""
-        bar = BAR.fullmatch(line) is not None
+        bar = BAR.fullmatch(line)
         if line.startswith(ERROR):
             self.errors[number] = line.removeprefix(ERROR)
-        elif bar and console.is_terminal and not console.is_dumb_terminal:
-            self.bars[number] = line
+        elif bar and _in_terminal():
+            self.bars[number] = bar
         elif line not in self.said or bar:
             self.said.add(line)
-            self.bars[number] = "" if not bar else self.bars[number]
+            self.bars[number] = None
             console.print(line)
-        self.live.update(Text(printable("\n".join(filter(None, self.bars))), no_wrap=True, overflow="ellipsis"))
+        self.live.update(_drawn([bar for bar in self.bars if bar], console.width))
+
+
+def _drawn(bars: Sequence[re.Match[str]], width: int) -> Table:
+    """The bars, a line each, in so many columns; on a narrow terminal the losses are cut first."""
+    table, rows = Table.grid(padding=(0, 1)), []
+    for title, done, total, note, seconds in (bar.groups() for bar in bars):
+        left = "{}:{:02d} left".format(*divmod(int(seconds), 60))
+        rows.append((f"  {printable(title)}", f"{done}/{total}", left, printable(note)))
+    taken = LONG + 4 + sum(max(len(row[i]) for row in rows) for i in range(3)) if rows else 0
+    for bar, (title, count, left, note) in zip(bars, rows, strict=True):
+        drawn = ProgressBar(total=int(bar[3]), completed=int(bar[2]), width=LONG)
+        table.add_row(title, drawn, count, left, fitted(note, width - taken))
+    return table

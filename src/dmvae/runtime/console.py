@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import unicodedata
@@ -155,15 +156,20 @@ def _columns(total: int) -> list[ProgressColumn]:
     ]
 
 
+EVERY = "DMVAE_BAR_SECONDS"
+"""The environment variable that says how often a bar prints a line where there is no terminal (10)."""
+
+
 class Bar:
-    """A progress bar with rate, loss and time left; without a terminal, a plain line every ten seconds and one at the
-    end. Nothing where there is nothing to do."""
+    """A progress bar with rate, loss and time left; without a terminal, a plain line every ten seconds (see `EVERY`)
+    and one at the end. Nothing where there is nothing to do."""
 
     def __init__(self, title: str, total: int, unit: str = "it", start: int = 0) -> None:
         self.title, self.total, self.unit, self.start = printable(title), total, unit, start
         self.done, self.begun, self.said = start, time.monotonic(), time.monotonic()
         self.note = self.text = ""
         self.line: tuple[int, str] | None = None
+        self.every = float(os.environ.get(EVERY, 10))
         self.progress: Progress | None = None
         if _is_main() and total and console.is_terminal and not console.is_dumb_terminal:
             self.progress = Progress(*_columns(total), console=console)
@@ -189,7 +195,7 @@ class Bar:
         self.text = text = f"{text}  {self.note}".rstrip()
         if self.progress:
             self.progress.update(self.task, completed=self.done, note=text)
-        elif _is_main() and time.monotonic() - self.said > 10:
+        elif _is_main() and time.monotonic() - self.said > self.every:
             self._line()
 
     def _line(self) -> None:
