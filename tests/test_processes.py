@@ -95,6 +95,17 @@ def test_how_processes_end_is_told(monkeypatch, scripts, error, told):
         side_by_side(["run"], 2)
 
 
+def test_tracebacks_are_asked_of_all(monkeypatch, capsys):
+    def started(words, variables):
+        command = [sys.executable, "-c", "import sys; print(sys.argv[1:])", *words]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    monkeypatch.setattr(side, "_started", started)
+    monkeypatch.setattr(sys, "argv", ["dmvae", "run", "--debug", "r.yaml"])
+    side_by_side(["run", "r.yaml"], 2)
+    assert capsys.readouterr().out.splitlines() == ["['run', 'r.yaml', '--debug']"]
+
+
 def test_modules_are_sought_where_the_command_seeks_them(tmp_path, monkeypatch):
     """And not in the current folder, whose files may have any name."""
     (tmp_path / "random.py").write_text("raise SystemExit('not this one')")

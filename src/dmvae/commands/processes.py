@@ -42,6 +42,7 @@ def side_by_side(words: Sequence[str], count: int) -> None:
     """
     lines: SimpleQueue[tuple[int, str]] = SimpleQueue()
     output, sent = _Output(count), 0
+    words = [*words, *(word for word in sys.argv if word == "--debug")]  # which `dmvae.cli` has taken from the words
     processes: list[subprocess.Popen[str]] = []
     readers: list[Thread] = []
     try:
