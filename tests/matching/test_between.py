@@ -16,7 +16,7 @@ from dmvae.references.mixture import MixtureReference
 from dmvae.registry import find, names
 from dmvae.runtime.random import Random
 
-STEPS = 100
+STEPS = 70
 FEWER = {"sinkhorn": {"iterations": 10}}
 """Enough for so few latents, and five times as fast."""
 OBJECTIVES = [name for name in names(Matching) if issubclass(find(Matching, name), BetweenSamples)]
