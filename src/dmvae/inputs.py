@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from dmvae import config as configs
 from dmvae.config import Values
@@ -278,7 +279,9 @@ def blank_tokenizer(sections: Sections) -> Tokenizer:
 
 def latent_shape(sections: Sections) -> tuple[int, int, int]:
     """(C, H, W) of the recipe's latents. Raises ValueError where the tokenizer cannot take images of `data.size`."""
-    model, data = build_tokenizer(sections), sections.data
+    data = sections.data
+    with _disable_current_modes():  # a plan's fake tensors, which take many times as long
+        model = build_tokenizer(sections)
     try:
         model.check_images(torch.empty(1, data.channels, data.size, data.size, device="meta"))
     except ValueError as error:

@@ -218,14 +218,14 @@ def test_ranks_change_nothing(folders, tmp_path):
 
 @pytest.mark.slow
 def test_images_of_a_source_are_not_held(extractor):
-    """Of 10 batches that are made as they are asked for, no more than a few are alive at once."""
+    """Of 5 batches that are made as they are asked for, no more than a few are alive at once."""
     alive, most = weakref.WeakSet(), 0
 
     class Source:
         facts, labels = {"kind": "made up"}, None
 
         def __len__(self):
-            return 320
+            return 160
 
         def batches(self, chosen, batch_size):
             nonlocal most
@@ -237,7 +237,7 @@ def test_images_of_a_source_are_not_held(extractor):
                 yield image
 
     (found,) = features_of([extractor], Source(), 32, "made up")
-    assert len(found.pool) == 320
+    assert len(found.pool) == 160
     assert most <= 3
 
 

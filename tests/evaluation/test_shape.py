@@ -11,6 +11,13 @@ from dmvae import cli
 from dmvae.commands.latents import measure_latents
 from dmvae.evaluation.shape import shape
 from dmvae.report.latent_map import class_colours
+from dmvae.transport import two_sample
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Classifiers whose accuracy is not asked for."""
+    monkeypatch.setattr(two_sample, "STEPS", 20)
 
 
 def drawn(n=1500, classes=3, apart=0.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -35,8 +42,8 @@ def test_gaussian_latents_are_at_the_gaussian_and_tell_no_class():
     assert found["class_share"] < 0.01
 
 
-def test_classes_show_and_move_latents_from_the_gaussian():
-    found, arrival = shape(*drawn(apart=6.0))
+def test_classes_show_and_move_latents_from_the_gaussian(quick):
+    found, arrival = shape(*drawn(600, apart=6.0))
     assert not arrival.arrived
     assert min(found["knn"], found["linear_probe"]) > 0.95
     assert found["class_share"] > 0.5
@@ -44,15 +51,15 @@ def test_classes_show_and_move_latents_from_the_gaussian():
     assert found["rank_to_reference"] < 0.8
 
 
-def test_a_constant_factor_is_seen_beside_other_latents_and_not_beside_the_gaussian():
-    z, labels = drawn()
+def test_a_constant_factor_is_seen_beside_other_latents_and_not_beside_the_gaussian(quick):
+    z, labels = drawn(1000)
     assert shape(3 * z, labels)[1].spread == pytest.approx(shape(z, labels)[1].spread, rel=1e-4)
-    beside = shape(3 * z[:700], None, z[700:])[0]
+    beside = shape(3 * z[:400], None, z[400:])[0]
     assert beside["spread_to_reference"] == pytest.approx(3, rel=0.05)
     assert "knn" not in beside
 
 
-def test_the_command_measures_checks_and_compares(tmp_path, capsys):
+def test_the_command_measures_checks_and_compares(tmp_path, capsys, quick):
     for name, apart in (("a", 0.0), ("b", 6.0)):
         z, labels = drawn(400, apart=apart)
         (tmp_path / name).mkdir()
@@ -114,7 +121,7 @@ def test_what_cannot_be_measured_is_refused(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("numbers", [[0, 10**12, 7], [-1, 0, 1]])
-def test_numbers_of_classes_are_names_alone(numbers, tmp_path):
+def test_numbers_of_classes_are_names_alone(numbers, tmp_path, quick):
     z, labels = drawn(90, apart=6.0)
     save_file({"latents": z, "labels": labels}, tmp_path / "a.safetensors")
     save_file({"latents": z, "labels": torch.tensor(sorted(numbers))[labels]}, tmp_path / "b.safetensors")

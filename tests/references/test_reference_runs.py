@@ -41,9 +41,8 @@ def test_reference_and_matching_run(place, name, capsys):
     distribution = dict(CASES[name])
     if "path" in distribution:
         distribution["path"] = str(place / distribution["path"])
-    path = tiny.write(
-        place, reference__distribution=distribution, matching__model=tiny.DIT, matching__steps=4, reference__steps=3
-    )
+    steps = {"reference__steps": 2, "matching__steps": 2}
+    path = tiny.write(place, reference__distribution=distribution, matching__model=tiny.DIT, **steps)
     tiny.run(path, "matched", until="matching")
     folder = place / "run/matched/reference"
     assert (folder / "teacher").exists() == (name not in CLOSED)
@@ -140,7 +139,8 @@ def test_where_latents_lay_is_measured_as_on_their_way(tmp_path, monkeypatch):
         monkeypatch.setattr("dmvae.stages.reference.RECENT", recent)
         folder = tmp_path / str(recent)
         folder.mkdir()
-        tiny.run(tiny.write(folder), "matched", until="reference")
+        path = tiny.begin(tiny.write(folder, reference__steps=1), "tokenizer", "matched")
+        tiny.run(path, "matched", only="reference")
         before = json.loads((folder / "run/matched/reference/report.json").read_text()).get("before")
         assert (before is not None) == known
         if known:

@@ -76,15 +76,15 @@ class Copies(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-def copies(folder, monkeypatch, stage, **over):
-    """What a stage on the device "meta", which has no values, copies to it in three steps."""
+def copies(folder, monkeypatch, stage, steps=3, **over):
+    """What a stage on the device "meta", which has no values, copies to it in so many steps."""
     monkeypatch.setattr(loop, "Random", There)
     monkeypatch.setattr(loop, "adamw", plain_optimizer)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # it does not know the device
     trainer = trainer_of(folder, stage, META, **over)
     found = []
-    for step in range(3):
-        batch = batch_of(trainer, step, 3)
+    for step in range(steps):
+        batch = batch_of(trainer, step, steps)
         with Copies() as seen:
             trainer.advance(batch, Figures(folder, "none", 0, ""))
         found += seen.found
@@ -113,9 +113,6 @@ def test_the_count_sees_what_is_copied():
     ("stage", "over"),
     [
         *((stage, {}) for stage in STAGES),
-        *(("matching", {"matching__objective": {"type": name}}) for name in names(Matching) if name not in WAIT),
-        ("matching", {"matching__objective": {"type": "dmd", "divergence": "forward_kl"}}),
-        ("matching", {"matching__objective": {"type": "transport", "queue": 16, "views": ["whole", "convolution"]}}),
         ("matching", EDITED | {"matching__noise": "reference"}),
         ("matching", EDITED | {"matching__noise": "fixed", "matching__noise_std": 0.5, "matching__anchor": None}),
         ("tokenizer", {"tokenizer__alignment": {"kind": "l2"}, "tokenizer__noise": 0.8}),
@@ -128,6 +125,23 @@ def test_the_count_sees_what_is_copied():
 )
 def test_no_copy_to_the_device_waits(tmp_path, monkeypatch, stage, over):
     assert copies(tmp_path, monkeypatch, stage, **over) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "objective",
+    [
+        *({"type": name} for name in names(Matching) if name not in WAIT),
+        {"type": "dmd", "divergence": "forward_kl"},
+        {"type": "transport", "queue": 16, "views": ["whole", "convolution"]},
+    ],
+    ids=str,
+)
+def test_no_copy_of_an_objective_waits(tmp_path, monkeypatch, objective):
+    """Beside as little else as there can be."""
+    little = {"matching__student_steps": 1, "matching__proxy_every": 0, "losses__adversarial__weight": 0.0}
+    little |= {"autoencoder__decoder_blocks": 0, "autoencoder__encoder__blocks": 0}
+    assert copies(tmp_path, monkeypatch, "matching", steps=2, matching__objective=objective, **little) == []
 
 
 def test_a_mixture_moves_to_the_device_once():

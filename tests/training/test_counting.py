@@ -45,17 +45,17 @@ def allocated(stage, recipe, inputs) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "stage"), [("smoke", "matching"), ("demo", "generator"), ("image_folder", "tokenizer")]
+    ("name", "stage", "checkpointing"),
+    [("smoke", "matching", []), ("demo", "generator", ["generator"]), ("image_folder", "tokenizer", [])],
 )
-def test_the_count_is_within_a_tenth_of_what_the_allocator_gives(name, stage):
-    over = {"run.precision": "float32", "losses.perceptual": None}
+def test_the_count_is_within_a_tenth_of_what_the_allocator_gives(name, stage, checkpointing):
+    over = {"run.precision": "float32", "losses.perceptual": None, "run.checkpointing": checkpointing}
     kind, _, inputs = blueprint(name, stage, True, **over)
     found = allocated(*blueprint(name, stage, False, **over))
     assert found > 0
     assert cost_of(kind, inputs).working == pytest.approx(found, rel=0.1)
 
 
-@pytest.mark.slow
 def test_turns_count_by_how_often_they_come(tmp_path):
     """With a tokenizer update in every k-th step, a step costs what the student's does, and a k-th of the update."""
 
@@ -64,7 +64,7 @@ def test_turns_count_by_how_often_they_come(tmp_path):
         recipe = load(path)["main"]
         kind = next(s for s in recipe.stages() if s.name == "matching")
         reads = {read: recipe.section(read) for read in kind.reads if recipe.section(read) is not None}
-        return cost_of(kind, Blueprint(recipe, "", reads, 3)).flops
+        return cost_of(kind, Blueprint(recipe, "", reads, 3, fake=False)).flops
 
     one, two, four = map(flops, (1, 2, 4))
     assert one > two
@@ -72,11 +72,9 @@ def test_turns_count_by_how_often_they_come(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("checkpointing", "low", "high"), [((), 50, 70), (("generator",), 12, 20)])
-def test_the_paper_s_generator_fits_a_gpu_of_80_gb(checkpointing, low, high):
+def test_the_paper_s_generator_fits_a_gpu_of_80_gb():
     """XL/1 at 128 images a GPU, in GiB: weights, gradients, moments, average and activations."""
-    over = {"generator.batch_size": 1024, "run.checkpointing": list(checkpointing)}
-    kind, _, inputs = blueprint("imagenet256", "generator", True, **over)
+    kind, _, inputs = blueprint("imagenet256", "generator", True, **{"generator.batch_size": 1024})
     cost = cost_of(kind, inputs, ranks=8, gpu=True)
     assert cost.trained == pytest.approx(675e6, rel=0.02)
-    assert low < cost.peak / 2**30 < high
+    assert 50 < cost.peak / 2**30 < 70

@@ -28,20 +28,30 @@ def prepared(tmp_path_factory):
     return folder
 
 
-def write(folder, **over):
-    values = {"steps": 16, "student_steps": 1, "weight": 0.1, **over}
-    return tiny.write(folder, variants={"main": {}}, **{f"matching__{name}": value for name, value in values.items()})
+SMALL = {
+    "losses__adversarial__weight": 0.0,
+    "autoencoder__encoder__blocks": 0,
+    "autoencoder__decoder_blocks": 0,
+}
+"""Fewer tensors: most of the time goes into checkpoints."""
+
+
+def write(folder, run=None, **over):
+    matching = {"steps": 10, "student_steps": 1, "weight": 0.1, **over}
+    given = {f"run__{name}": value for name, value in ({"save_every": 4} | (run or {})).items()}
+    given |= {f"matching__{name}": value for name, value in matching.items()}
+    return tiny.write(folder, variants={"main": {}}, **SMALL, **given)
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Two steps are judged together, and trouble shows within four."""
+    """Two steps are judged together, and trouble shows within four: from step 4 on, in step 8."""
     monkeypatch.setattr(loop, "WINDOW", 2)
     monkeypatch.setattr(loop, "LOOKBACK", 4)
 
 
 def scales(monkeypatch, factor, *, once, cut=None):
-    """From step 8 on, latents are scaled at every step; with `once`, until the training has gone back. At the step
+    """From step 4 on, latents are scaled at every step; with `once`, until the training has gone back. At the step
     `cut` the power goes."""
     updates = MatchingStage.updates
 
@@ -49,7 +59,7 @@ def scales(monkeypatch, factor, *, once, cut=None):
         if batch.step == cut:
             raise RuntimeError("power cut")
         back = (self.inputs.out / loop.ROLLED_BACK).exists()
-        if batch.step >= 8 and not (once and back):
+        if batch.step >= 4 and not (once and back):
             with torch.no_grad():
                 for p in list(networks.autoencoder.bottleneck.parameters())[-2:]:
                     p.mul_(factor)
@@ -63,38 +73,25 @@ def done(folder):
     return json.loads((folder / "run/main/matching/done.json").read_text())
 
 
-@pytest.mark.parametrize("every", [1, 7, 100])
+@pytest.mark.parametrize("every", [1, 100])
 def test_a_loss_that_is_not_finite_counts_from_its_step(prepared, quick, monkeypatch, every):
+    """It is noticed by step 9, from which it would go back to 6."""
+    monkeypatch.setattr(loop, "LOOKBACK", 3)
     updates = MatchingStage.updates
 
     def breaks(self, networks, batch, rng):
         for update in updates(self, networks, batch, rng):
-            ill = batch.step == 11 and not (self.inputs.out / loop.ROLLED_BACK).exists()
+            ill = batch.step == 7 and not (self.inputs.out / loop.ROLLED_BACK).exists()
             yield replace(update, loss=update.loss * (math.nan if ill else 1.0))
 
     monkeypatch.setattr(MatchingStage, "updates", breaks)
-    over = {"run__log_every": every, "run__save_every": 5, "matching__weight": 0.17 + every / 1000}
-    values = {"matching__steps": 16, "matching__student_steps": 1} | over
-    tiny.run(tiny.write(prepared, variants={"main": {}}, **values), only="matching")
-    assert re.match("step (11|12): .*it goes back to step 5, with all", done(prepared)["rolled_back"])
+    tiny.run(
+        write(prepared, {"log_every": every, "save_every": 3}, steps=9, weight=0.17 + every / 1000), only="matching"
+    )
+    assert re.match("step (7|8): .*it goes back to step 3, with all", done(prepared)["rolled_back"])
 
 
-def test_latents_that_collapse_once_are_taken_back(prepared, quick, monkeypatch, capsys):
-    scales(monkeypatch, 0.2, once=True)
-    tiny.run(write(prepared, weight=0.11), only="matching")
-    facts, out = done(prepared), capsys.readouterr().out
-    assert facts["steps"] == 16
-    for told in (facts["rolled_back"], out):
-        assert "the latents have collapsed" in told
-        assert "it goes back to step 6, with all learning rates times 0.25. To avoid this: " in " ".join(told.split())
-        assert "lower matching.weight or matching.learning_rate" in " ".join(told.split())
-    log = (prepared / "run/main/matching/log.jsonl").read_text().splitlines()
-    steps = [json.loads(row)["step"] for row in log]
-    assert steps == sorted(set(steps))
-    assert json.loads(log[-1])["health/spread"] > 0.2
-
-
-def test_snapshots_of_what_is_taken_back_go_too(prepared, quick, monkeypatch):
+def test_latents_that_collapse_once_are_taken_back_with_their_snapshots(prepared, quick, monkeypatch, capsys):
     scales(monkeypatch, 0.2, once=True)
     rolled_back, found = loop._rolled_back, []
 
@@ -105,14 +102,24 @@ def test_snapshots_of_what_is_taken_back_go_too(prepared, quick, monkeypatch):
         return trainer
 
     monkeypatch.setattr(loop, "_rolled_back", going_back)
-    tiny.run(write(prepared, weight=0.15, keep_at=[5, 8, 10]), only="matching")
-    assert found == [([5, 8, 10], [5])]
-    assert kept_steps(prepared / "run/main/matching") == [5, 8, 10]
+    tiny.run(write(prepared, weight=0.11, keep_at=[3, 5, 7]), only="matching")
+    assert found == [([3, 5, 7], [3])]
+    assert kept_steps(prepared / "run/main/matching") == [3, 5, 7]
+    facts, out = done(prepared), capsys.readouterr().out
+    assert facts["steps"] == 10
+    for told in (facts["rolled_back"], out):
+        assert "the latents have collapsed" in told
+        assert "it goes back to step 4, with all learning rates times 0.25. To avoid this: " in " ".join(told.split())
+        assert "lower matching.weight or matching.learning_rate" in " ".join(told.split())
+    log = (prepared / "run/main/matching/log.jsonl").read_text().splitlines()
+    steps = [json.loads(row)["step"] for row in log]
+    assert steps == sorted(set(steps))
+    assert json.loads(log[-1])["health/spread"] > 0.2
 
 
 def test_latents_that_shrink_are_told_and_not_taken_back(prepared, quick, monkeypatch, capsys):
     scales(monkeypatch, 0.88, once=False)
-    tiny.run(write(prepared, weight=0.14), only="matching")
+    tiny.run(write(prepared, {"save_every": 100}, steps=12, weight=0.14), only="matching")
     said = " ".join(capsys.readouterr().out.split())
     assert said.count("warning: the latents have shrunk") == 1
     assert "raise matching.student_steps" in said
@@ -120,9 +127,9 @@ def test_latents_that_shrink_are_told_and_not_taken_back(prepared, quick, monkey
 
 
 def test_killed_before_and_after_it_went_back_it_ends_the_same(prepared, quick, monkeypatch):
-    """It goes back at step 12, from 6 on."""
-    path, found = write(prepared, weight=0.12), []
-    for cuts in ((), (11, 13)):
+    """It goes back at step 8, from 3 on; the checkpoints of 3 and 9 are of half a window."""
+    path, found = write(prepared, {"save_every": 3}, weight=0.12), []
+    for cuts in ((), (7, 9)):
         for cut in cuts:
             with monkeypatch.context() as patch:
                 scales(patch, 0.2, once=True, cut=cut)
@@ -131,7 +138,7 @@ def test_killed_before_and_after_it_went_back_it_ends_the_same(prepared, quick, 
         with monkeypatch.context() as patch:
             scales(patch, 0.2, once=True)
             tiny.run(path, only="matching")
-        assert "step 12: " in done(prepared)["rolled_back"]
+        assert "step 8: " in done(prepared)["rolled_back"]
         found.append(tiny.weights(prepared / "run"))
         for name in ("done.json", loop.ROLLED_BACK):
             (prepared / "run/main/matching" / name).unlink()
@@ -139,21 +146,12 @@ def test_killed_before_and_after_it_went_back_it_ends_the_same(prepared, quick, 
 
 
 def test_it_goes_back_as_far_where_it_is_noticed_late(prepared, quick, monkeypatch):
-    """Two windows are out of bounds by step 12, from which it goes back past 9; a row of the log may come later."""
+    """Two windows are out of bounds by step 8, from which it goes back past 5; a row of the log may come later."""
     scales(monkeypatch, 0.2, once=True)
     found = []
     for every in (2, 100):
-        path = tiny.write(
-            prepared,
-            variants={"main": {}},
-            run__log_every=every,
-            run__save_every=9,
-            matching__steps=16,
-            matching__student_steps=1,
-            matching__weight=0.13,
-        )
-        tiny.run(path, only="matching")
-        assert "step 12: " in done(prepared)["rolled_back"]
+        tiny.run(write(prepared, {"log_every": every, "save_every": 5}, weight=0.13), only="matching")
+        assert "step 8: " in done(prepared)["rolled_back"]
         assert "it goes back to step 0" in done(prepared)["rolled_back"]
         found.append(tiny.weights(prepared / "run"))
         for name in ("done.json", loop.ROLLED_BACK):
@@ -166,7 +164,7 @@ def test_a_signal_that_comes_with_trouble_stops_it_once_it_has_gone_back(prepare
 
     def troubled(trainer, batch, figures):
         last = advance(trainer, batch, figures)
-        if trainer.step == 12 and not trainer.slowed:
+        if trainer.step == 8 and not trainer.slowed:
             os.kill(os.getpid(), signal.SIGTERM)
             figures.add({"loss": torch.tensor(math.nan)})
         return last
@@ -230,9 +228,7 @@ def test_what_is_not_finite_is_not_saved_where_a_batch_is_waited_for(prepared, m
 
     monkeypatch.setattr(loop, "batches", lambda *given: Interrupting(batches(*given)))
     monkeypatch.setattr(loop.Trainer, "advance", poisoned)
-    own = {"steps": 16, "student_steps": 1, "weight": 0.17}
-    own = {f"matching__{name}": value for name, value in own.items()}
-    path = tiny.write(prepared, variants={"main": {}}, run__save_every=100, run__log_every=100, **own)
+    path = write(prepared, {"save_every": 100, "log_every": 100}, weight=0.17)
     for left, poison in ((3, "weight"), (3, "norm"), (3, None), (0, None), (2, None)):
         Interrupting.left, Interrupting.poison = left, poison
         with pytest.raises(KeyboardInterrupt) as stop:
@@ -247,7 +243,7 @@ def test_what_is_not_finite_is_not_saved_where_a_batch_is_waited_for(prepared, m
 def test_a_training_that_is_well_is_the_same_without(prepared, quick):
     found = []
     for rollback in (True, False):
-        tiny.run(write(prepared, rollback=rollback), only="matching")
+        tiny.run(write(prepared, {"save_every": 100}, steps=6, rollback=rollback), only="matching")
         assert "rolled_back" not in done(prepared)
         found.append({name: value for name, value in tiny.weights(prepared / "run").items() if "/matching/" in name})
     assert found[0].keys() == found[1].keys() != set()

@@ -45,7 +45,13 @@ def test_they_show_the_averaged_networks_and_change_nothing(tmp_path, monkeypatc
         return draw(self, noise, labels, settings, normal)
 
     monkeypatch.setattr(LightningDiT, "sample", sample)
-    own = {"sample__guidance": [1.5, 1.0], "sample__steps": 40, "run__precision": "float32", "generator__ema": 0.5}
+    own = {
+        "run__save_every": 100,
+        "sample__guidance": [1.5, 1.0],
+        "sample__steps": 40,
+        "run__precision": "float32",
+        "generator__ema": 0.5,
+    }
     found = {}
     for name, more in (("without", {}), ("with", EVERY)):
         (tmp_path / name).mkdir()
@@ -87,7 +93,7 @@ def test_they_show_the_averaged_networks_and_change_nothing(tmp_path, monkeypatc
 def test_a_matching_that_is_watched_ends_in_the_same_weights(tmp_path):
     """Its tokenizer is finished for each picture: samples of the reference are assigned anew."""
     edited = {"noise": "assigned", "noise_groups": 4, "noise_bank": 16, "noise_width": 8, "balance": "gradient"}
-    over = {f"matching__{name}": value for name, value in edited.items()}
+    over = {"run__save_every": 100} | {f"matching__{name}": value for name, value in edited.items()}
     found = []
     for name, every in (("without", 0), ("with", 4)):
         (tmp_path / name).mkdir()

@@ -18,6 +18,7 @@ from dmvae.runtime.transfer import covariance, listed, waits
 from dmvae.stages import approach
 from dmvae.training import loop
 from dmvae.training.logging import Figures
+from dmvae.transport import two_sample
 
 READS = {
     *("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "bincount", "histc", "multinomial"),
@@ -89,9 +90,8 @@ def waited(folder, stage, steps, **over):
         assert reads.found == [], f"step {step}"
         if reads.listed:
             found[step] = reads.listed
-        if step % 20 == 19:
-            trainer.health.judge()
-            assert figures.write(step)
+    trainer.health.judge()
+    assert figures.write(steps)
     return found
 
 
@@ -161,24 +161,31 @@ def test_the_count_lets_pass_what_does_not():
     assert reads.found == []
 
 
+def quick(monkeypatch):
+    """The distance, of few latents, whose classifiers hardly train."""
+    monkeypatch.setattr(approach, "RECENT", 32)
+    train = two_sample._train
+    monkeypatch.setattr(two_sample, "_train", lambda *given: train(*given[:-1], steps=2))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_no_step_waits(tmp_path, monkeypatch, stage):
     """Also those in which a matching tells the distance, and in which its health is judged."""
-    monkeypatch.setattr(approach, "RECENT", 64)
-    monkeypatch.setattr(approach, "SELDOM", 10)
-    monkeypatch.setattr(loop, "WINDOW", 5)
+    quick(monkeypatch)
+    monkeypatch.setattr(approach, "SELDOM", 4)
+    monkeypatch.setattr(loop, "WINDOW", 3)
     over = {"matching__student_steps": 1, "matching__health_every": 3} if stage == "matching" else {}
-    found = waited(tmp_path, stage, 20, **over)
-    assert found == ({step: {"the distance, told"} for step in (9, 19)} if stage == "matching" else {})
+    found = waited(tmp_path, stage, 8, **over)
+    assert found == ({step: {"the distance, told"} for step in (3, 7)} if stage == "matching" else {})
 
 
 @pytest.mark.slow
 def test_a_matching_that_follows_the_distance_waits_when_it_is_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr(approach, "RECENT", 64)
+    quick(monkeypatch)
     over = EDITED | {"matching__noise": "reference", "matching__balance": "distance"}
-    found = waited(tmp_path, "matching", 30, **over)
-    assert found == {step: {"the distance, measured"} for step in (0, 10, 20)}
+    found = waited(tmp_path, "matching", 12, **over)
+    assert found == {step: {"the distance, measured"} for step in (0, 10)}
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 
+from dmvae.transport import two_sample
 from dmvae.transport.arrival import (
     Arrival,
     _told,
@@ -28,6 +29,18 @@ def reference() -> torch.Tensor:
     return normal(1280, 4, 2, 2, seed=9)
 
 
+@pytest.fixture
+def untrained(monkeypatch):
+    """Classifiers of which nothing is asked."""
+    monkeypatch.setattr(two_sample, "STEPS", 3)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """A third of a classifier's steps."""
+    monkeypatch.setattr(two_sample, "STEPS", 100)
+
+
 def test_a_second_sample_has_arrived(reference):
     found = measure(normal(512, 4, 2, 2), reference)
     for value in (found.whole, found.token, found.pair, found.energy):
@@ -40,7 +53,7 @@ def test_a_second_sample_has_arrived(reference):
     assert found.verdict == "arrived"
 
 
-def test_narrow_latents_are_on_the_way(reference):
+def test_narrow_latents_are_on_the_way(reference, quick):
     found = measure(0.5 * normal(512, 4, 2, 2), reference)
     assert min(found.whole, found.token, found.pair, found.energy) > 2
     assert found.token_accuracy > 0.7
@@ -48,7 +61,7 @@ def test_narrow_latents_are_on_the_way(reference):
     assert re.fullmatch("on the way: .* at [0-9.]+ times chance, where 2 is arrival", found.verdict)
 
 
-def test_few_directions_do_not_compare(reference):
+def test_few_directions_do_not_compare(reference, untrained):
     z = normal(512, 2) @ normal(2, 16, seed=1) / 2**0.5
     found = measure(z.view(-1, 4, 2, 2), reference)
     assert found.rank < 2.1 < 15 < found.reference_rank
@@ -64,7 +77,7 @@ def test_dependence_between_places_is_seen_by_pairs_and_not_by_tokens(reference)
     assert not found.arrived
 
 
-def test_it_is_the_same_each_time_and_leaves_randomness_alone(reference):
+def test_it_is_the_same_each_time_and_leaves_randomness_alone(reference, untrained):
     z = normal(128, 4, 2, 2)
     torch.manual_seed(0)
     first = measure(z, reference[:400])
@@ -74,7 +87,7 @@ def test_it_is_the_same_each_time_and_leaves_randomness_alone(reference):
     assert measure(z, reference[:400]) == first
 
 
-def test_a_grid_of_one_place_has_the_tokens_distance_for_pairs():
+def test_a_grid_of_one_place_has_the_tokens_distance_for_pairs(untrained):
     found = measure(normal(200, 3, 1, 1), normal(600, 3, 1, 1, seed=1))
     assert isinstance(found, Arrival)
     assert found.pair == found.token
@@ -106,7 +119,7 @@ def test_a_class_with_few_items_is_left_out():
     assert accuracy_with_class(a, b, of, steps=3)[1].keys() == {0}, "5 of 20 items are held out"
 
 
-def test_a_hundred_classes_that_have_changed_places_are_told_apart_though_none_is_by_itself():
+def test_a_hundred_classes_that_have_changed_places_are_told_apart_though_none_is_by_itself(quick):
     middles, labels = normal(100, 4, 1, 1, seed=2), torch.arange(2048) % 100
     y, z = (normal(n, 4, 2, 2, seed=n) + 2 * middles[labels[:n]] for n in (2048, 1024))
     there = labels[:1024]
@@ -118,7 +131,7 @@ def test_a_hundred_classes_that_have_changed_places_are_told_apart_though_none_i
     assert told_with_class(z, (there + 1) % 100, y, labels)["token_accuracy"] > 0.7
 
 
-def test_how_often_a_class_occurs_does_not_tell_two_sets_apart():
+def test_how_often_a_class_occurs_does_not_tell_two_sets_apart(quick):
     """Alike class by class, nine of ten of one class on one side and half on the other."""
     labels, of = (torch.arange(1000) % 10 > 8).long(), torch.arange(1000) % 2
     z, y = (normal(1000, 4, 2, 2, seed=s) + 6 * kinds.view(-1, 1, 1, 1) for s, kinds in enumerate((labels, of)))
@@ -152,7 +165,7 @@ def test_an_accuracy_is_told_and_read_back():
     assert [accuracy_of(x) for x in told] == pytest.approx([0.5, 0.5, 0.55, 0.6])
 
 
-def test_a_quick_look_agrees(reference):
+def test_a_quick_look_agrees(reference, quick):
     rng = torch.Generator().manual_seed(0)
     near, far = (multiples(scale * normal(256, 4, 2, 2), reference, rng) for scale in (1.0, 0.5))
     assert near.pop("told") < 0.5
