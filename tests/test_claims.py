@@ -17,6 +17,7 @@ from dmvae.jobs import jobs_of, plan
 from dmvae.recipe import load
 from dmvae.report.summary import write_summary
 from dmvae.runtime.done import write_done, write_source
+from plans import count_only
 
 
 @pytest.fixture
@@ -154,6 +155,7 @@ def test_finished_stages_that_other_data_begin_anew_are_named_once(tmp_path):
 
 
 def test_a_run_and_a_dry_run_say_so(tmp_path, capsys, monkeypatch):
+    count_only(monkeypatch)
     interrupted(tmp_path, losses__l1=0.5)
     recipes = load(tmp_path / "recipe.yaml")
     print_plan(recipes, Machine.here())

@@ -14,6 +14,7 @@ from complaints import complain
 from dmvae import Autoencoder, DMVAEPipeline, checks, cli
 from dmvae.evaluation.features import parse_features
 from dmvae.tokenizers.adapted import load_tokenizer
+from plans import count_only
 
 
 def test_a_misspelt_command(capsys):
@@ -127,6 +128,7 @@ def without_lpips(monkeypatch):
 @pytest.mark.slow
 def test_a_dry_run_tells_what_is_missing(tmp_path, capsys, monkeypatch):
     without_lpips(monkeypatch)
+    count_only(monkeypatch, "tokenizer")
     options = ["--generator.batch_size", "49", "--losses.perceptual", "{type: lpips}"]
     with pytest.raises(SystemExit) as stop:
         cli.main(["run", str(tiny.write(tmp_path)), "--dry-run", "--variant", "kl", *options])
@@ -146,6 +148,7 @@ def test_an_option_before_the_recipe(tmp_path, capsys):
 @pytest.mark.slow
 def test_a_dry_run_tells_what_a_run_would_stop_at(tmp_path, capsys, monkeypatch):
     without_lpips(monkeypatch)
+    count_only(monkeypatch, "tokenizer", "matching", "decoder")
     options = ["--evaluate.lpips", "true", "--evaluate.neighbours", "49", "--losses.adversarial.layers", "5"]
     options += ["--reference.distribution", f"{{type: array, path: {tmp_path}/nope.npy}}"]
     path = tiny.write(tmp_path)

@@ -10,6 +10,7 @@ from dmvae import cli
 from dmvae.idle import IDLE, idle
 from dmvae.recipe import load
 from dmvae.stages import stages
+from plans import count_only
 
 RECIPES = sorted((Path(cli.__file__).parent / "recipes").rglob("*.yaml"))
 PLAIN = {"size": "Mini/1", "head_width": 64, "width": 384, "depth": 12, "heads": 6}
@@ -302,7 +303,8 @@ def test_it_changes_nothing(tmp_path):
     assert all(torch.equal(few[key], many[key]) for key in few)
 
 
-def test_a_dry_run_says_it(tmp_path, capsys):
+def test_a_dry_run_says_it(tmp_path, capsys, monkeypatch):
+    count_only(monkeypatch)
     cli.main(["run", str(tiny.write(tmp_path)), "--variant", "kl", "--dry-run", "--sample.last_step", "0.1"])
     assert "sample.last_step: 0.1 changes nothing" in " ".join(capsys.readouterr().out.split())
 

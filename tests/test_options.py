@@ -7,6 +7,7 @@ import tiny
 from complaints import complain
 from dmvae import cli
 from dmvae.recipe import load
+from plans import count_only
 
 
 def test_an_option_wins_over_the_file_and_over_the_variant(tmp_path):
@@ -102,7 +103,8 @@ def test_fields_that_nothing_uses_are_left_out_of_the_help(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_the_dry_run_has_the_values_of_every_variant_and_trains_nothing(tmp_path, capsys):
+def test_the_dry_run_has_the_values_of_every_variant_and_trains_nothing(tmp_path, capsys, monkeypatch):
+    count_only(monkeypatch)
     cli.main(["run", str(tiny.write(tmp_path)), "--dry-run", "--tokenizer.steps", "3"])
     out, _, table = capsys.readouterr().out.partition("for 1 process")
     assert out.startswith("resolved values:")

@@ -14,7 +14,7 @@ from dmvae.matching import Matching
 from dmvae.recipe import load
 from dmvae.registry import find, is_ours, names
 from dmvae.stages.matching import MatchingStage
-from plans import COST, PLAN, rows
+from plans import COST, PLAN, count_only, rows
 
 pytestmark = pytest.mark.slow
 TWO = plan.Machine(2, 80 * 10**9, True)
@@ -34,6 +34,7 @@ def test_matching_class_by_class_is_told_as_not_counted(tmp_path, capsys):
     assert "matching: not counted, because its step depends on the values of tensors" in capsys.readouterr().out
 
 
+LESS = {"variants": {"main": {}}, "losses": {"adversarial": {"weight": 0.0}}, "matching__student_steps": 1}
 OURS = [{"type": name} for name in names(Matching) if is_ours(find(Matching, name))]
 
 
@@ -48,8 +49,7 @@ OURS = [{"type": name} for name in names(Matching) if is_ours(find(Matching, nam
 def test_a_step_of_every_objective_is_counted(tmp_path, objective):
     """Beside a reference with a teacher, where there may be one; what a dry run (no GPU) and a plan do alike."""
     reference = {"type": "gaussian" if objective["type"] == "normality" else "features"}
-    less = {"variants": {"main": {}}, "losses": {"adversarial": {"weight": 0.0}}, "matching__student_steps": 1}
-    path = tiny.write(tmp_path, matching__objective=objective, reference__distribution=reference, **less)
+    path = tiny.write(tmp_path, matching__objective=objective, reference__distribution=reference, **LESS)
     with suppress(DataDependentOutputException):  # told as not counted
         cost = plan._cost(MatchingStage, load(path)["main"], 3, plan.Machine(1, 2**40, False))
         assert cost.trained > 0
@@ -79,8 +79,9 @@ class Line(TrainingStage):
 MIB = 2**20
 
 
-def test_operations_time_and_disk_of_one_product(tmp_path, capsys):
+def test_operations_time_and_disk_of_one_product(tmp_path, capsys, monkeypatch):
     """A matrix of 2 MiB, on 4 images a rank: every column but the peak by hand."""
+    count_only(monkeypatch, "line")
     (tmp_path / "line.py").write_text(LINE)
     line = {"steps": 6, "batch_size": 8, "keep_at": [2, 3]}
     path = tiny.write(tmp_path, plugins=[str(tmp_path / "line.py")], line=line, run__keep_every=3)
@@ -100,7 +101,8 @@ def test_a_stage_that_trains_no_network_has_no_steps(tmp_path, capsys):
     assert [row[1:-1] for row in rows(capsys.readouterr().out, "reference")] == [[""] * 5, [""] * 5]
 
 
-def test_variants_that_train_the_same_have_one_table(tmp_path, capsys):
+def test_variants_that_train_the_same_have_one_table(tmp_path, capsys, monkeypatch):
+    count_only(monkeypatch)
     variants = {"one": {}, "two": {"sample.steps": 3}, "three": {"generator.steps": 7}, "four": {"decoder.steps": 9}}
     main(["plan", str(tiny.write(tmp_path, variants=variants)), *PLAN[:2], "--memory", "80GB"])
     out = capsys.readouterr().out
@@ -110,15 +112,15 @@ def test_variants_that_train_the_same_have_one_table(tmp_path, capsys):
 
 
 def test_of_an_objective_that_hands_over_the_dear_turns_are_counted(tmp_path, capsys):
-    path, found = tiny.write(tmp_path, variants={"matched": {}}, matching__batch_size=48), {}
-    once = {"matching__student_steps": 1, "matching__steps": 40}
+    path, found = tiny.write(tmp_path, matching__batch_size=48, **LESS), {}
     for name, over in (("dmd", {"matching__objective__guidance": 1}), ("hand_over", {}), ("transport", {})):
-        plan_alone(path, "matching", matching__objective__type=name, **once, **over)
+        plan_alone(path, "matching", matching__objective__type=name, matching__steps=40, **over)
         found[name] = float(rows(capsys.readouterr().out, "matching")[1][4])
     assert found["hand_over"] == found["dmd"] > found["transport"]
 
 
-def test_shards_are_what_a_rank_holds_of_the_flow_networks(tmp_path, capsys):
+def test_shards_are_what_a_rank_holds_of_the_flow_networks(tmp_path, capsys, monkeypatch):
+    count_only(monkeypatch, "generator")
     model = {"width": 128, "depth": 3, "heads": 2}
     path = str(tiny.write(tmp_path, generator__model=model))
     network = load(path)["kl"].section("generator").model.build((4, 3, 3), 3)
@@ -142,7 +144,7 @@ def test_a_disk_without_room_is_told_and_what_variants_share_counts_once(tmp_pat
     variants = {"one": kl, "two": kl | {"sample": {"count": 24}}, "sharper": sharper}
     over = {} if data else {"data": {"type": "image_folder", "root": str(tmp_path / "nowhere"), "size": 12}}
     path = str(tiny.write(tmp_path, variants=variants, latents__mirrored=True, **over))
-    monkeypatch.setattr(plan, "_cost", lambda *_: COST)
+    count_only(monkeypatch, others=COST)
     trained = 3 * (COST.saved + COST.state) + COST.saved
     latents = 2 * 48 * 4 * 3 * 3 * 4 if data else 0  # of images and mirror images, float32
     needed = 3 * trained + 2 * latents  # one tokenizer, decoder and generator

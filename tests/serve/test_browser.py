@@ -20,28 +20,32 @@ def address(run_dir):
         yield f"http://127.0.0.1:{port}"
 
 
-@pytest.fixture
-def tab(address):
-    """Opens a tab of the page by its name; afterwards, nothing may have gone wrong, or elsewhere."""
-    asked, wrong = [], []
+@pytest.fixture(scope="module")
+def browser():
     with playwright.sync_playwright() as play:
         # as root, which containers are, Chromium runs without its own sandbox only
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.set_default_timeout(60_000)
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("console", lambda message: wrong.append(message.text))
-        page.on("pageerror", lambda error: wrong.append(str(error)))
+        yield play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
 
-        def open_(name):
-            page.goto(f"{address}/#{name}")
-            page.wait_for_selector(f'nav a[href="#{name}"][aria-selected="true"]')
-            return page
 
-        yield open_
-        assert page.locator("#error").is_hidden()
-        assert page.evaluate("document.documentElement.scrollWidth") <= 1280
-        browser.close()
+@pytest.fixture
+def tab(address, browser):
+    """Opens a tab of the page by its name; afterwards, nothing may have gone wrong, or elsewhere."""
+    asked, wrong = [], []
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(60_000)
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: wrong.append(message.text))
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+
+    def open_(name):
+        page.goto(f"{address}/#{name}")
+        page.wait_for_selector(f'nav a[href="#{name}"][aria-selected="true"]')
+        return page
+
+    yield open_
+    assert page.locator("#error").is_hidden()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+    page.close()
     assert wrong == []
     assert asked
     assert [url for url in asked if not url.startswith((address, "data:"))] == []

@@ -5,9 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +88,7 @@ class TimmEncoder(EncoderConfig):
         sized = self.img_size is not None or bool(cfg and cfg.fixed_input_size)
         if sized:
             kwargs["img_size"] = self.img_size or self.resolution or size
-            if takes_any_size(partial(self.create, kwargs)):
+            if "dynamic_img_size" in arguments(self.model):  # plain vision transformers resample their positions
                 kwargs["dynamic_img_size"], sized = True, False
         if pretrained and (self.checkpoint is not None or self.pretrained):
             model = self.load(kwargs)
@@ -215,8 +214,7 @@ def require_shape(name: str, kwargs: Values) -> None:
     download and write files, and a stranger's config.json must not reach those."""
     if not kwargs:
         return
-    with torch.device("meta"):
-        known = list(inspect.signature(type(built(lambda: timm.create_model(name, pretrained=False)))).parameters)
+    known = arguments(name)
     for key, value in kwargs.items():
         if key not in known:
             raise ValueError(f"kwargs: {key!r} does not shape the timm model {name}{nearest(key, known)}")
@@ -225,11 +223,11 @@ def require_shape(name: str, kwargs: Values) -> None:
                 raise ValueError(f"kwargs: {key} is {value!r}: use numbers, true, false, names, or lists of those")
 
 
-def takes_any_size(create: Callable[[], nn.Module]) -> bool:
-    """Whether the model resamples its position embedding to every image's size; plain vision transformers do."""
+@cache
+def arguments(name: str) -> tuple[str, ...]:
+    """The arguments of the timm model's own class, which only a built one tells."""
     with torch.device("meta"):
-        model = create()
-    return "dynamic_img_size" in inspect.signature(type(model)).parameters
+        return tuple(inspect.signature(type(built(lambda: timm.create_model(name, pretrained=False)))).parameters)
 
 
 def model_stride(model: Any) -> int:
