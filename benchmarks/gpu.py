@@ -28,9 +28,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.models import GIB, peak_flops, training_step, wait
+from dmvae.blank import first_tokenizer
 from dmvae.decoders.conv import ConvolutionalDecoder
 from dmvae.generators.flow import FlowModelConfig
-from dmvae.inputs import Blueprint, first_tokenizer
+from dmvae.inputs import Blueprint
 from dmvae.models.dit import LightningDiT
 from dmvae.recipe import Recipe, load
 from dmvae.runtime.precision import autocast, tuned, uses_bf16, without_tf32

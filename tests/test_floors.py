@@ -14,7 +14,7 @@ SRC = Path(__file__).parents[1] / "src"
 FLOORS = [
     *("ranges", "registry", "config", "runtime", "flow", "models"),
     *("datasets", "encoders", "decoders", "generators", "losses", "transport", "tokenizers"),
-    *("evaluation", "sections", "interop", "latents", "inputs", "training"),
+    *("evaluation", "sections", "interop", "latents", "blank", "inputs", "training"),
     *(
         "references",
         "matching",

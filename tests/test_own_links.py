@@ -9,8 +9,8 @@ import pytest
 
 import tiny
 from dmvae import pipeline
+from dmvae.blank import build_autoencoder
 from dmvae.generators.flow import FlowModelConfig
-from dmvae.inputs import build_autoencoder
 from dmvae.jobs import plan, replaced
 from dmvae.models.artifact import save_network
 from dmvae.recipe import load

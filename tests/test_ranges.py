@@ -13,9 +13,9 @@ import torch
 import tiny
 from dmvae import checks
 from dmvae import config as configs
+from dmvae.blank import latent_shape
 from dmvae.commands.fields import sections
 from dmvae.flow.samplers import time_grid
-from dmvae.inputs import latent_shape
 from dmvae.ranges import UNSAID, Decay, Range, Scale, Width, range_of
 from dmvae.recipe import recipe_class, resolve
 from dmvae.registry import Registered, family_of, find, names

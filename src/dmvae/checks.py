@@ -9,11 +9,12 @@ from pathlib import Path
 
 import torch
 
+from dmvae.blank import build_autoencoder, first_tokenizer
 from dmvae.datasets import Split, open_dataset
 from dmvae.datasets.items import described, require_items
 from dmvae.evaluation.other_figures import require_apart
 from dmvae.generators import networks as networks_of_generators
-from dmvae.inputs import Blueprint, Inputs, build_autoencoder, first_tokenizer
+from dmvae.inputs import Blueprint, Inputs
 from dmvae.losses.discriminators import AdversarialConfig
 from dmvae.models.base import Model
 from dmvae.recipe import Recipe

@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _disable_current_modes
 
 from dmvae import config as configs
+from dmvae.blank import blank_tokenizer, build_autoencoder, first_tokenizer, latent_shape
 from dmvae.config import Values
 from dmvae.datasets import Dataset, DatasetConfig, Items, open_dataset
 from dmvae.datasets.loading import passes
@@ -31,7 +31,7 @@ from dmvae.runtime.console import console
 from dmvae.runtime.done import read_done
 from dmvae.sections import AutoencoderShape, Sections
 from dmvae.tokenizers import Normalisation
-from dmvae.tokenizers.adapted import adapt, load_tokenizer, start
+from dmvae.tokenizers.adapted import adapt, load_tokenizer
 from dmvae.tokenizers.autoencoder import Autoencoder
 
 
@@ -243,51 +243,6 @@ def generator_of(of: int | Path | None) -> str:
     if isinstance(of, Path):
         return str(of.absolute())
     return "generator" if of is None else f"{snapshot(of)}/generator"
-
-
-def build_autoencoder(sections: Sections) -> Autoencoder:
-    """The tokenizer that the recipe trains, with random weights."""
-    shape = configs.plain(sections.autoencoder)
-    return Autoencoder(image_size=sections.data.size, in_channels=sections.data.channels, **shape)
-
-
-def first_tokenizer(sections: Sections, *, weights: bool) -> Tokenizer:
-    """The tokenizer that the first stage with one trains: the recipe's own, with random weights, or its `pretrained`
-    one. Raises ValueError for one that cannot be trained further."""
-    data, source = sections.data, sections.pretrained
-    if source is None:
-        return build_autoencoder(sections)
-    try:
-        return start(source, size=data.size, channels=data.channels, pretrained=weights)
-    except ValueError as error:
-        raise ValueError(f"{'' if str(error).startswith('pretrained') else 'pretrained: '}{error}") from error
-
-
-def build_tokenizer(sections: Sections) -> Tokenizer:
-    """The recipe's tokenizer, pretrained or to be trained, on the meta device: without weights."""
-    with torch.device("meta"):
-        return blank_tokenizer(sections)
-
-
-def blank_tokenizer(sections: Sections) -> Tokenizer:
-    """The recipe's tokenizer, pretrained or to be trained, with random weights."""
-    data, source = sections.data, sections.pretrained
-    if source is not None:
-        return adapt(source, size=data.size, channels=data.channels, pretrained=False)
-    return build_autoencoder(sections)
-
-
-def latent_shape(sections: Sections) -> tuple[int, int, int]:
-    """(C, H, W) of the recipe's latents. Raises ValueError where the tokenizer cannot take images of `data.size`."""
-    data = sections.data
-    with _disable_current_modes():  # a plan's fake tensors, which take many times as long
-        model = build_tokenizer(sections)
-    try:
-        model.check_images(torch.empty(1, data.channels, data.size, data.size, device="meta"))
-    except ValueError as error:
-        raise ValueError(f"data.size: {error}") from error
-    side = data.size // model.stride
-    return model.config.latent_channels, side, side
 
 
 class Blueprint(Inputs):

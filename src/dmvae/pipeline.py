@@ -16,13 +16,14 @@ import torch
 
 from dmvae import checks, datasets
 from dmvae import config as configs
+from dmvae.blank import latent_shape
 from dmvae.claims import begun_anew, claimed
 from dmvae.config import Values
 from dmvae.datasets import open_dataset
 from dmvae.datasets.skipped import write_skipped
 from dmvae.fitting import fit
 from dmvae.idle import idle
-from dmvae.inputs import Inputs, latent_shape, snapshot
+from dmvae.inputs import Inputs, snapshot
 from dmvae.jobs import MERGED, STEPS, Job, plan, replaced
 from dmvae.latents.store import STATISTICS
 from dmvae.recipe import Recipe

@@ -5,7 +5,8 @@ import torch
 
 import tiny
 from dmvae import config as configs
-from dmvae.inputs import Inputs, build_autoencoder
+from dmvae.blank import build_autoencoder
+from dmvae.inputs import Inputs
 from dmvae.recipe import load
 from dmvae.references import ReferenceConfig
 from dmvae.runtime.random import seed_of

@@ -18,10 +18,11 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 
 from dmvae import checks, pipeline
 from dmvae import config as configs
+from dmvae.blank import build_tokenizer, latent_shape
 from dmvae.claims import begun_anew
 from dmvae.datasets import open_dataset
 from dmvae.idle import part
-from dmvae.inputs import Blueprint, build_tokenizer, latent_shape
+from dmvae.inputs import Blueprint
 from dmvae.jobs import Job, plan
 from dmvae.recipe import Recipe
 from dmvae.registry import place_of

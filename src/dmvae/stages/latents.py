@@ -11,10 +11,11 @@ import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from dmvae.blank import build_tokenizer
 from dmvae.datasets import Labelled
 from dmvae.datasets.latents import Latents
 from dmvae.datasets.mixed import Chosen, spaced
-from dmvae.inputs import Inputs, build_tokenizer
+from dmvae.inputs import Inputs
 from dmvae.latents.store import LatentSet
 from dmvae.models.artifact import save_network
 from dmvae.models.base import Tokenizer

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from dmvae import config as configs
+from dmvae.blank import first_tokenizer
 from dmvae.evaluation.online import proxies_to_log
 from dmvae.flow.guidance import Velocity
-from dmvae.inputs import Inputs, first_tokenizer
+from dmvae.inputs import Inputs
 from dmvae.losses.pull import Pull, held, inverse_covariance
 from dmvae.losses.reconstruction import reconstruction_loss
 from dmvae.matching import LAG, Context, Matching, as_promised
