@@ -1,18 +1,17 @@
 """In which precision networks compute."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
 import tiny
+from dmvae.evaluation.features import in_chunks
 from dmvae.models import transformer
 from dmvae.runtime.precision import full_precision, kind, pretend, tuned, uses_bf16, with_tf32, without_tf32
 from dmvae.tokenizers import adapted, autoencoder
 from dmvae.tokenizers.identity import IdentityTokenizer
 from dmvae.training import loop
 from dmvae.training.loop import Trainer
+from processes import on_ranks
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -69,38 +68,34 @@ SETTINGS = {
     "high": "torch.set_float32_matmul_precision('high')",
     "medium": "torch.set_float32_matmul_precision('medium')",
 }
-LOOK = """
-import torch
-from dmvae.evaluation.features import in_chunks
-from dmvae.runtime.precision import full_precision, with_tf32, without_tf32
-
-cuda, cudnn, mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
-places = (cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn)
-look = lambda: [place.fp32_precision for place in places]
-{setting}
-before = look()
-with without_tf32(torch.device("cuda")):
-    assert "tf32" not in look() and "bf16" not in look(), look()
-x = torch.ones(3, 2)
-with with_tf32(torch.device("cuda"), True):
-    assert cuda.matmul.fp32_precision == "tf32", look()
-    with full_precision(x):
-        assert "tf32" not in look() and "bf16" not in look(), look()
-    assert cuda.matmul.fp32_precision == "tf32", look()
-assert look() == before, (look(), before)
-assert torch.equal(in_chunks(lambda y: y @ torch.eye(2), x), x)
-assert look() == before, (look(), before)
-"""
 
 
-@pytest.mark.slow
+def look() -> list[str]:
+    cuda, cudnn, mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
+    places = (cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn)
+    return [place.fp32_precision for place in places]
+
+
+def exact_and_back(rank: int, setting: str) -> None:
+    exec(setting)
+    before = look()
+    with without_tf32(torch.device("cuda")):
+        assert not {"tf32", "bf16"} & {*look()}, look()
+    x = torch.ones(3, 2)
+    with with_tf32(torch.device("cuda"), True):
+        assert look()[0] == "tf32", look()
+        with full_precision(x):
+            assert not {"tf32", "bf16"} & {*look()}, look()
+        assert look()[0] == "tf32", look()
+    assert look() == before, (look(), before)
+    assert torch.equal(in_chunks(lambda y: y @ torch.eye(2), x), x)
+    assert look() == before, (look(), before)
+
+
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_exact_products_leave_what_the_caller_has_set_by_either_of_torch_s_names(setting):
     """These are of the whole process, and torch raises where older and newer names are mixed."""
-    done = subprocess.run(
-        [sys.executable, "-c", LOOK.format(setting=SETTINGS[setting])], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-600:]
+    assert on_ranks(exact_and_back, SETTINGS[setting], count=1) == [0]
 
 
 def test_cudnn_looks_for_the_fastest_kernels_in_training_alone():
@@ -146,34 +141,20 @@ def test_images_are_decoded_without_tf32(monkeypatch, module):
     assert inside == [(False, False), (True, True)]
 
 
-@pytest.mark.slow
-def test_every_training_step_is_tuned(tmp_path, monkeypatch):
-    """So is none of what a stage does besides."""
-    inside, step = [], Trainer.train_step
-
-    def recorded(trainer, batch):
-        inside.append(torch.backends.cudnn.benchmark)
-        return step(trainer, batch)
-
-    monkeypatch.setattr(Trainer, "train_step", recorded)
-    tiny.run(tiny.write(tmp_path), "kl", "tokenizer")
-    assert inside == [True] * tiny.RECIPE["tokenizer"]["steps"]
-    assert not torch.backends.cudnn.benchmark
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("allowed", [False, True])
-def test_training_steps_alone_are_rounded_to_tf32(tmp_path, monkeypatch, allowed):
+def test_training_steps_alone_are_tuned_and_rounded_to_tf32(tmp_path, monkeypatch, allowed):
+    """And none of what a stage does besides."""
     inside, step = [], Trainer.train_step
 
     def recorded(trainer, batch):
-        inside.append(torch.backends.cuda.matmul.allow_tf32)
+        inside.append((torch.backends.cudnn.benchmark, torch.backends.cuda.matmul.allow_tf32))
         return step(trainer, batch)
 
     monkeypatch.setattr(Trainer, "train_step", recorded)
     monkeypatch.setattr(loop, "with_tf32", lambda device, allowed: with_tf32(torch.device("cuda"), allowed))
     tiny.run(tiny.write(tmp_path, run__tf32=allowed), "kl", "tokenizer")
-    assert inside == [allowed] * tiny.RECIPE["tokenizer"]["steps"]
+    assert inside == [(True, allowed)] * tiny.RECIPE["tokenizer"]["steps"]
+    assert not torch.backends.cudnn.benchmark
     assert not torch.backends.cuda.matmul.allow_tf32
 
 

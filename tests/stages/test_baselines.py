@@ -55,11 +55,14 @@ VARIANTS = {
 TOKENIZER = {"autoencoder.encoder", "autoencoder.bottleneck", "autoencoder.decoder"}
 
 
+SHORT = {"encoder__steps": 2, "reference__steps": 2, "decoder__steps": 2, "generator__steps": 1, "sample__steps": 1}
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """Every variant, run to its end: (jobs by variant and stage, run folder)."""
     folder = tmp_path_factory.mktemp("baselines")
-    path = tiny.write(folder, variants=VARIANTS, run__precision="float32")
+    path = tiny.write(folder, variants=VARIANTS, run__precision="float32", **SHORT)
     jobs = [job for variant in VARIANTS for job in tiny.run(path, variant)]
     return {(job.variant, job.stage.name): job for job in jobs}, folder / "run"
 
@@ -255,7 +258,7 @@ def test_aae_reads_the_reference_where_its_stage_left_it(finished):
 @pytest.mark.parametrize(("variant", "stage"), [("aae", "matching"), ("vavae", "tokenizer")])
 def test_interrupted_it_ends_in_the_same_weights(finished, tmp_path, variant, stage):
     _, whole = finished
-    path = tiny.write(tmp_path, variants={variant: VARIANTS[variant]}, run__precision="float32")
+    path = tiny.write(tmp_path, variants={variant: VARIANTS[variant]}, run__precision="float32", **SHORT)
     with tiny.cut(next(known for known in STAGES if known.name == stage), 5):
         tiny.run(path, variant, until=stage)
     assert list(tmp_path.glob(f"run/stages/{stage}*/checkpoints/step-00000003"))

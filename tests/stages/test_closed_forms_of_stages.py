@@ -97,7 +97,7 @@ def test_an_eighth_is_held_out():
 
 def trainer_of(tmp_path, variant, stage, **over):
     path = tiny.write(tmp_path, **over)
-    tiny.run(path, variant, until=stage)
+    tiny.begin(path, stage, variant)
     jobs = {job.stage.name: job for job in plan({variant: load(path)[variant]}, tmp_path / "run")}
     job = jobs[stage]
     inputs = Inputs(job.recipe, job.variant, job.folder, job.reads, torch.device("cpu"))

@@ -13,7 +13,7 @@ from dmvae.latents.store import LatentSet, MirroredSet, encode_dataset
 from dmvae.matching import Matching
 from dmvae.models.drawing import noise
 from dmvae.recipe import load
-from dmvae.registry import names
+from dmvae.registry import find, names
 from dmvae.runtime.random import Random
 from dmvae.stages import approach
 from dmvae.stages.generator import GeneratorStage
@@ -139,13 +139,18 @@ def test_a_generator_sees_a_new_sample_each_time(tmp_path, monkeypatch):
 def test_a_variational_matching_is_measured_by_what_it_matched(tmp_path):
     section = {"noise": "posterior", "objective": {"type": "dmd"}}
     over = {"matching": section, "autoencoder.variational": True}
-    tiny.run(tiny.write(tmp_path, variants={"main": over}))
+    tiny.run(tiny.write(tmp_path, variants={"main": over}, **SHORT))
     run = tmp_path / "run/main"
     assert not load_tokenizer(run / "tokenizer/autoencoder").drawn
     for stage in ("matching", "decoder", "latents"):
         assert load_tokenizer(run / stage / "autoencoder").drawn, stage
     assert LatentSet(run / "latents/latents").drawn
     assert json.loads((run / "evaluate/metrics.json").read_text())["gfd"] > 0
+
+
+WITH_STUDENT = {name for name in names(Matching) if find(Matching, name).has_student} - {"adversarial"}
+"""Objectives whose student would have the default network, where there is no teacher that it could be a copy of."""
+SHORT = {f"{stage}__steps": 2 for stage in ("encoder", "tokenizer", "reference", "matching", "decoder", "generator")}
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +163,8 @@ def variational(tmp_path_factory):
 
 def posteriors(folder, objective, **over):
     section = {"noise": "posterior", "steps": 2, "student_steps": 1, "batch_size": 16, "objective": objective}
+    if objective["type"] in WITH_STUDENT:
+        section["model"] = tiny.DIT
     over |= {"matching": section, "autoencoder.variational": True}
     return tiny.write(folder, variants={"main": over}, reference__distribution={"type": "gaussian"})
 
@@ -181,7 +188,7 @@ def test_the_spread_of_a_posterior_learns_by_every_objective(variational, monkey
 @pytest.mark.slow
 def test_a_matching_with_a_fixed_spread_hands_it_on(tmp_path):
     over = {"matching": {"noise": "fixed", "noise_std": 0.5}}
-    tiny.run(tiny.write(tmp_path, variants={"main": over}))
+    tiny.run(tiny.write(tmp_path, variants={"main": over}, **SHORT))
     run = tmp_path / "run/main"
     reference = load_file(run / "reference/normalisation.safetensors")["std"]
     for stage in ("matching", "decoder", "latents"):

@@ -13,21 +13,22 @@ from dmvae.recipe import load
 
 pytestmark = pytest.mark.slow
 
-JUDGE = {"type": "features", "encoder": {"type": "effnet", "enlarge": 4, "reduce": 32}, "width": 8, "start": 0.5}
+JUDGE = {"type": "features", "encoder": {"type": "effnet", "enlarge": 2, "reduce": 32}, "width": 8, "start": 0.5}
 KL = tiny.RECIPE["variants"]["kl"]
 VARIANTS = {
     "matched": {},
-    "longer": {"decoder.steps": 6},
+    "longer": {"decoder.steps": 3},
     "judged": {"decoder.adversarial": JUDGE},
     "kl": KL,
-    "kl_decoder": KL | {"decoder": {"steps": 4, "batch_size": 8}},
+    "kl_decoder": KL | {"decoder": {"steps": 2, "batch_size": 8}},
 }
+SHORT = {f"{stage}__steps": 2 for stage in ("encoder", "tokenizer", "reference", "matching", "decoder", "generator")}
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("decoders")
-    path = tiny.write(folder, variants=VARIANTS, evaluate=None)
+    path = tiny.write(folder, variants=VARIANTS, evaluate=None, run__log_every=1, sample__count=6, **SHORT)
     tiny.run(path)
     return path
 

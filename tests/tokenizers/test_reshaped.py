@@ -128,7 +128,8 @@ def test_a_matching_trains_the_bijection_alone_and_a_decoder_the_decoder(tmp_pat
 
 @pytest.mark.slow
 def test_a_run_moves_latents_and_no_reconstruction(tmp_path):
-    tiny.run(write(tmp_path, matching__steps=30, matching__learning_rate=1e-2))
+    after = dict.fromkeys(("generator", "sample", "evaluate"))
+    tiny.run(write(tmp_path, matching__steps=20, matching__learning_rate=2e-2, **after))
     rows = [json.loads(line) for line in (tmp_path / "run/main/matching/log.jsonl").read_text().splitlines()]
     losses = [row["matching/loss"] for row in rows]
     assert sum(losses[-3:]) < 0.6 * sum(losses[:3])

@@ -164,7 +164,7 @@ def test_a_shape_that_other_variants_use_does_not_count(tmp_path):
 
 
 def test_a_dry_run_counts_what_trains(tmp_path, capsys):
-    print_plan(load(write(tmp_path)), Machine.here())
+    print_plan(load(write(tmp_path, generator=None, sample=None, evaluate=None)), Machine.here())
     out = capsys.readouterr().out
     assert "nothing stands in the way" in out
     assert "latents 4x6x6 (stride 2)" in out
@@ -173,7 +173,8 @@ def test_a_dry_run_counts_what_trains(tmp_path, capsys):
 def test_a_dry_run_tells_of_a_tokenizer_that_is_not_there_and_of_all_else(tmp_path):
     gone = {"type": "diffusers", "path": str(tmp_path / "gone")}
     variants = {"here": {"pretrained": foreign.source("AutoencoderKL", tmp_path)}, "gone": {"pretrained": gone}}
-    recipes = load(tiny.write(tmp_path, **(STARTED | SHORT | {"variants": variants, "evaluate__neighbours": 49})))
+    over = STARTED | dict.fromkeys(("reference", "matching", "sample")) | {"decoder__steps": 2}
+    recipes = load(tiny.write(tmp_path, **over | {"variants": variants, "evaluate__neighbours": 49}))
     told = print_plan(recipes, Machine(1, 2**40, False))
     assert any("no such folder" in line for line in told)
     assert any("49 neighbours are sought among 48" in line for line in told)

@@ -30,6 +30,8 @@ TRAINED: dict[str, Callable[[Any], nn.Conv2d]] = {
     "AutoencoderDC": lambda model: model.decoder.conv_out,
     "AutoencoderTiny": lambda model: model.decoder.layers[-1],
 }
+# What `Adapter._measure` found: a plan builds a network of one kind a dozen times.
+_MEASURED: dict[tuple[object, ...], tuple[int, int, bool]] = {}
 
 
 class Adapter(Codec):
@@ -57,7 +59,11 @@ class Adapter(Codec):
             mend = f"set data.channels to {self.model_channels}" if known else "images here have 1 to 3, name another"
             raise ValueError(f"{self.name} takes {self.model_channels} image channels, the data has {channels}; {mend}")
         self.eval()
-        self.latent_channels, self.stride, self.has_spread = self._measure()
+        shapes = tuple(t.shape for t in chain(self.parameters(), self.buffers()))
+        kind = (*map(type, self.modules()), shapes, repr(sorted(model.config.items())), size, channels)
+        if kind not in _MEASURED:
+            _MEASURED[kind] = self._measure()
+        self.latent_channels, self.stride, self.has_spread = _MEASURED[kind]
 
     def encode(self, images: Tensor) -> Tensor:
         return self.posterior(images).mode()
