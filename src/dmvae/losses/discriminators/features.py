@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import _SpectralNorm
-from torch.nn.utils.parametrize import register_parametrization
+from torch.nn.utils.parametrizations import spectral_norm
 
 from dmvae import config as configs
 from dmvae.config import Values
@@ -60,16 +59,6 @@ class FeatureGAN(Discriminator):
         finest = max((answer.shape[-2:] for answer in logits), key=lambda size: size[0] * size[1])
         # A level counts as much as any other, however few places it has.
         return torch.cat([F.interpolate(answer, finest) for answer in logits], dim=1)
-
-
-class SpectralNorm(_SpectralNorm):
-    def _power_method(self, weight_mat: Tensor, n_power_iterations: int) -> None:
-        if not weight_mat.is_meta:  # torch begins with 15 iterations, most of the time that a check of a recipe takes
-            super()._power_method(weight_mat, n_power_iterations)
-
-
-def spectral_norm(conv: nn.Conv2d) -> nn.Module:
-    return register_parametrization(conv, "weight", SpectralNorm(conv.weight))
 
 
 def head(channels: int, width: int, layers: int) -> nn.Sequential:
