@@ -30,8 +30,8 @@ TRAINED: dict[str, Callable[[Any], nn.Conv2d]] = {
     "AutoencoderDC": lambda model: model.decoder.conv_out,
     "AutoencoderTiny": lambda model: model.decoder.layers[-1],
 }
-# What `Adapter._measure` found: a plan builds a network of one kind a dozen times.
 _MEASURED: dict[tuple[object, ...], tuple[int, int, bool]] = {}
+"""What `Adapter._measure` found: a plan builds a network of one kind a dozen times."""
 
 
 class Adapter(Codec):
