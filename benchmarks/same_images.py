@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 from dmvae import DMVAEPipeline
 from dmvae import config as configs
 from dmvae.datasets.pixels import to_uint8
-from dmvae.interop.pipeline import drawing
 from dmvae.stages.sample import SampleConfig
 
 
@@ -42,7 +41,7 @@ def main() -> None:
             generator=[torch.Generator().manual_seed(seed) for seed in shard["seeds"].tolist()],
             guidance_scale=scale,
             output_type="pt",
-            **drawing(sample),
+            **sample.arguments(),
         ).images
     apart = (to_uint8(images * 2 - 1).int() - shard["images"].int()).abs()
     count = f"{int((apart > 0).sum())} of {apart.numel()} values differ"

@@ -16,7 +16,7 @@ ROWS = [
         "which stages run, with which settings",
     ),
     ("method", ["stages", "matching", "references"], "what is computed"),
-    ("training", ["training", "inputs", "latents"], "the loop; what a stage is given; encoded data"),
+    ("training", ["training", "inputs", "blank", "latents"], "the loop; what a stage is given; encoded data"),
     ("shared", ["interop", "sections", "evaluation"], "other projects' files, shared settings, measuring"),
     ("tokenizers", ["tokenizers", "transport"], "models that are trained; distances of sample sets"),
     ("parts", ["losses", "generators", "decoders", "encoders", "datasets"], "one file per member"),

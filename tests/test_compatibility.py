@@ -36,6 +36,8 @@ FOLDERS = {
     "kl/sample": "sample-a55fb41d44f7",
     "kl/evaluate": "evaluate-e13013b9e55d",
 }
+SHAPE = {"autoencoder__encoder__blocks": 1, "autoencoder__decoder_blocks": 1}
+"""The tokenizer of that run, where the tests' is another by now."""
 OLD = {
     "encoder": {"type": "conv", "width": 8, "stride": 4, "out_channels": 8},
     "latent_channels": 4,
@@ -50,20 +52,20 @@ OLD = {
 def test_stages_that_version_0_1_finished_are_found(tmp_path):
     for name in FOLDERS.values():
         (tmp_path / "run/stages" / name).mkdir(parents=True)
-    jobs = plan(load(tiny.write(tmp_path)), tmp_path / "run")
+    jobs = plan(load(tiny.write(tmp_path, **SHAPE)), tmp_path / "run")
     assert {f"{job.variant}/{job.stage.name}": job.folder.name for job in jobs} == FOLDERS
 
 
 def test_what_it_did_not_run_has_the_same_address_but_for_a_generator_behind_a_decoder(tmp_path):
     """Which no longer depends on that decoder."""
-    jobs = plan(load(tiny.write(tmp_path)), Path("x"))
+    jobs = plan(load(tiny.write(tmp_path, **SHAPE)), Path("x"))
     found = {f"{job.variant}/{job.stage.name}": job.folder.name for job in jobs}
     others = {name for name in FOLDERS if found[name] != FOLDERS[name]}
     assert others == {f"matched/{stage}" for stage in ("generator", "sample", "evaluate")}
 
 
 def test_the_new_spelling_of_the_same_has_the_same_address(tmp_path):
-    decoder = {"type": "conv", "width": 8, "multipliers": [1, 2], "blocks": 1, "attention": False}
+    decoder = {"type": "conv", "width": 8, "multipliers": [1, 2], "blocks": 0, "attention": False}
     old = tiny.RECIPE["autoencoder"]
     new = {key: value for key, value in old.items() if not key.startswith("decoder_")} | {"decoder": decoder}
     shapes = [configs.read(AutoencoderShape, dict(values)) for values in (old, new)]

@@ -281,6 +281,7 @@ def test_it_changes_nothing(tmp_path):
         "tokenizer": {"steps": 1, "train_encoder": True},
         "reference.steps": 1,
         "matching.steps": 4,
+        "matching.model": tiny.DIT,
     }
     given = short | GAUSSIAN | {"matching.objective.guidance": 2.0, "matching.noise": "none"}
     more = {

@@ -205,7 +205,7 @@ def test_rewritten_files_that_a_recipe_names_redo_what_reads_them(tmp_path):
 def test_killed_at_random_moments_it_ends_in_the_same_weights(finished, tmp_path):
     """kill -9, six times, each followed by the same command; `make torture` does it a hundred times."""
     _, whole, _ = finished
-    path = tiny.write(tmp_path)
+    path = tiny.write(tmp_path, run__save_every=3)
     rng = random.Random(0)
     kills = 0
     while kills < 6:

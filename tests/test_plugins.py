@@ -106,11 +106,13 @@ def test_an_encoder_with_dropout_resumes_to_the_same_weights(tmp_path, monkeypat
         folder = tmp_path / name
         folder.mkdir()
         plugins = [str(tmp_path / "mine.py")]
-        path = tiny.write(folder, plugins=plugins, autoencoder__encoder={"type": "wet_pool"}, tokenizer__steps=8)
+        over = {"autoencoder__encoder": {"type": "wet_pool"}, "tokenizer__steps": 8, "run__save_every": 3}
+        path = tiny.write(folder, plugins=plugins, **over)
         if name == "stopped":
             monkeypatch.setattr(pipeline, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
                 tiny.run(path, "kl", "tokenizer")
+            assert list(folder.glob("run/stages/tokenizer-*/checkpoints/step-00000006"))
             monkeypatch.undo()
         tiny.run(path, "kl", "tokenizer")
         found.append(tiny.weights(folder / "run"))

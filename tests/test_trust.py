@@ -135,7 +135,7 @@ def test_a_check_takes_options_that_read_and_no_others(tmp_path, monkeypatch, ca
 def test_every_option_that_is_written_down_can_be_asked_for_again():
     places = {"a", "b", "pipeline", "reference", "tokenizer", "images", "latents"}
     takes = {name for kind in measurements.KINDS for name in measurements.options_of(kind)}
-    assert takes - places - {"save_reference", "fresh"} == set(checking.READING)
+    assert takes - places - {"save_reference", "fresh", "picture"} == set(checking.READING)
 
 
 def mutations(value, rng):

@@ -20,15 +20,15 @@ from dmvae.runtime.joined import joined
 DIT = {"width": 16, "depth": 1, "heads": 2}
 RECIPE = {
     "name": "tiny",
-    "run": {"save_every": 3, "log_every": 2, "tracker": "none"},
+    "run": {"save_every": 100, "log_every": 2, "tracker": "none"},
     "data": {"type": "shapes", "size": 12, "channels": 3, "num_classes": 3, "count": 48, "test_count": 24},
     "autoencoder": {
-        "encoder": {"type": "conv", "width": 8, "multipliers": [1, 2], "blocks": 1, "stride": 4, "out_channels": 8},
+        "encoder": {"type": "conv", "width": 8, "multipliers": [1, 2], "blocks": 0, "stride": 4, "out_channels": 8},
         "latent_channels": 4,
         "bottleneck_width": 8,
         "decoder_width": 8,
         "decoder_multipliers": [1, 2],
-        "decoder_blocks": 1,
+        "decoder_blocks": 0,
         "decoder_attention": False,
     },
     "losses": {"adversarial": {"width": 4, "layers": 1, "norm": "none", "start": 0.5}},
@@ -110,11 +110,13 @@ def on_rank(rank: int, path: Path) -> None:
 
 @contextmanager
 def cut(stage: type, step: int) -> Iterator[None]:
-    """What trains the stage in the block is to end at that step, before its first update, as by a power cut."""
-    updates = stage.updates
+    """What trains the stage in the block is to end at that step, before its first update, as by a power cut: after a
+    checkpoint, so give a `run.save_every`."""
+    updates, folders = stage.updates, []
 
     def ends(self, networks, batch, rng):
         if batch.step == step:
+            folders.append(self.inputs.out)
             raise RuntimeError("power cut")
         yield from updates(self, networks, batch, rng)
 
@@ -122,6 +124,9 @@ def cut(stage: type, step: int) -> Iterator[None]:
         patch.setattr(stage, "updates", ends)
         with pytest.raises(RuntimeError, match="power cut"):
             yield
+    assert any(checkpoint for folder in folders for checkpoint in folder.glob("checkpoints/step-*")), (
+        "none to go on from"
+    )
 
 
 def apply(trainer, update) -> dict:

@@ -212,7 +212,7 @@ TOLD = {
 
 
 def test_a_distance_that_was_measured_hands_over(tmp_path, small):
-    match(write(tmp_path, **HANDED["handed over"]))
+    match(write(tmp_path, run__save_every=3, **HANDED["handed over"]))
     rows = [json.loads(line) for line in (tmp_path / "run/main/matching/log.jsonl").read_text().splitlines()]
     found = {row["step"]: row["matching/refines"] for row in rows if "matching/refines" in row}
     assert found == {step: float(step > 3) for step in (2, 3, 4, 6, 8)}, "the distance is measured in the third turn"

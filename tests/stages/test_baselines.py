@@ -258,7 +258,8 @@ def test_aae_reads_the_reference_where_its_stage_left_it(finished):
 @pytest.mark.parametrize(("variant", "stage"), [("aae", "matching"), ("vavae", "tokenizer")])
 def test_interrupted_it_ends_in_the_same_weights(finished, tmp_path, variant, stage):
     _, whole = finished
-    path = tiny.write(tmp_path, variants={variant: VARIANTS[variant]}, run__precision="float32", **SHORT)
+    variants = {variant: VARIANTS[variant]}
+    path = tiny.write(tmp_path, variants=variants, run__precision="float32", run__save_every=3, **SHORT)
     with tiny.cut(next(known for known in STAGES if known.name == stage), 5):
         tiny.run(path, variant, until=stage)
     assert list(tmp_path.glob(f"run/stages/{stage}*/checkpoints/step-00000003"))

@@ -42,7 +42,7 @@ def batches_of(trainer: Trainer, start: int = 0):
 @pytest.fixture(scope="module")
 def encoded(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("aligned")
-    path = write(folder, latents={"mirrored": True}, generator__steps=12)
+    path = write(folder, latents={"mirrored": True}, generator__steps=12, run__save_every=3)
     tiny.run(path, only="latents")
     return path
 

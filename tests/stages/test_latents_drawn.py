@@ -92,7 +92,7 @@ def test_cut_and_resumed_it_ends_as_uncut(tmp_path, vae):
     weights = []
     for name in ("whole", "cut"):
         (tmp_path / name).mkdir()
-        path = write(tmp_path / name, vae, latents={"drawn": True, "shard_size": 20})
+        path = write(tmp_path / name, vae, latents={"drawn": True, "shard_size": 20}, run__save_every=3)
         if name == "cut":
             tiny.run(path, only="latents")
             (latents,) = path.parent.glob("run/stages/latents-*")

@@ -87,7 +87,7 @@ def test_shards_give_the_generator_and_the_figures_that_images_give(from_images,
 
 
 def test_a_generator_that_was_cut_off_resumes(from_images, tmp_path):
-    path = write(tmp_path, from_images[1], **NOTHING)
+    path = write(tmp_path, from_images[1], run__save_every=3, **NOTHING)
     with tiny.cut(GeneratorStage, 4):
         tiny.run(path)
     tiny.run(path)

@@ -123,7 +123,7 @@ def test_it_alone_moves_and_is_kept(tmp_path, vae):
 def test_cut_and_resumed_it_ends_as_uncut(tmp_path, vae):
     weights = []
     for name in ("whole", "cut"):
-        path = write(tmp_path / name, vae, latents=STORED | {"drawn": True})
+        path = write(tmp_path / name, vae, latents=STORED | {"drawn": True}, run__save_every=3)
         if name == "cut":
             with tiny.cut(GeneratorStage, 5):
                 tiny.run(path)

@@ -61,7 +61,7 @@ def test_alignment_moves_it_and_the_projector_and_a_cut_training_goes_on(tmp_pat
     found = {}
     for name in ("whole", "cut"):
         (tmp_path / name).mkdir()
-        path = write(tmp_path / name, generator__alignment=ALIGNED, sample=None)
+        path = write(tmp_path / name, generator__alignment=ALIGNED, sample=None, run__save_every=3)
         if name == "cut":
             with tiny.cut(GeneratorStage, 4):
                 tiny.run(path)

@@ -48,7 +48,7 @@ def trainer_of(job) -> Trainer:
 def folder(tmp_path_factory) -> Path:
     """A run of the stages that train an AutoencoderKL further, with draws from its posterior; and the latents'."""
     folder = tmp_path_factory.mktemp("started")
-    tiny.run(write(folder, matching__noise="posterior"), until="latents")
+    tiny.run(write(folder, matching__noise="posterior", run__save_every=2), until="latents")
     return folder
 
 

@@ -159,7 +159,7 @@ def test_one_is_made_while_another_is_in_use_and_no_more():
 @pytest.mark.slow
 def test_a_training_that_reads_ahead_is_the_same_also_after_a_kill(tmp_path, monkeypatch):
     tiny.run(tiny.write(tmp_path), "kl", until="latents")
-    path, found, threads = tiny.write(tmp_path, generator__steps=8), [], []
+    path, found, threads = tiny.write(tmp_path, generator__steps=8, run__save_every=3), [], []
     updates = GeneratorStage.updates
 
     def cut(self, networks, batch, rng):
@@ -176,6 +176,7 @@ def test_a_training_that_reads_ahead_is_the_same_also_after_a_kill(tmp_path, mon
                 with pytest.raises(RuntimeError, match="power cut"):
                     tiny.run(path, "kl", only="generator")
             assert threads == [["ahead_0"]] * 6
+            assert (tmp_path / "run/kl/generator/checkpoints/step-00000003").is_dir()
             assert readers() == []
         tiny.run(path, "kl", only="generator")
         found.append(tiny.weights(tmp_path / "run"))

@@ -96,7 +96,8 @@ def test_its_latents_are_normalised_as_it_saw_them(finished):
 def test_cut_and_resumed_it_ends_as_uncut(tmp_path):
     weights = []
     for name in ("whole", "cut"):
-        path = write(tmp_path / name, {"generator": {"start_from": "alignment", "steps": 4, "batch_size": 8}})
+        starts = {"generator": {"start_from": "alignment", "steps": 4, "batch_size": 8}}
+        path = write(tmp_path / name, starts, run__save_every=3)
         if name == "cut":
             with tiny.cut(TokenizerStage, 4):
                 tiny.run(path)

@@ -140,7 +140,6 @@ def test_no_copy_to_the_device_waits(tmp_path, monkeypatch, stage, over):
 def test_no_copy_of_an_objective_waits(tmp_path, monkeypatch, objective):
     """Beside as little else as there can be."""
     little = {"matching__student_steps": 1, "matching__proxy_every": 0, "losses__adversarial__weight": 0.0}
-    little |= {"autoencoder__decoder_blocks": 0, "autoencoder__encoder__blocks": 0}
     assert copies(tmp_path, monkeypatch, "matching", steps=2, matching__objective=objective, **little) == []
 
 

@@ -28,19 +28,12 @@ def prepared(tmp_path_factory):
     return folder
 
 
-SMALL = {
-    "losses__adversarial__weight": 0.0,
-    "autoencoder__encoder__blocks": 0,
-    "autoencoder__decoder_blocks": 0,
-}
-"""Fewer tensors: most of the time goes into checkpoints."""
-
-
 def write(folder, run=None, **over):
     matching = {"steps": 10, "student_steps": 1, "weight": 0.1, **over}
     given = {f"run__{name}": value for name, value in ({"save_every": 4} | (run or {})).items()}
     given |= {f"matching__{name}": value for name, value in matching.items()}
-    return tiny.write(folder, variants={"main": {}}, **SMALL, **given)
+    # fewer tensors: most of the time goes into checkpoints
+    return tiny.write(folder, variants={"main": {}}, losses__adversarial__weight=0.0, **given)
 
 
 @pytest.fixture

@@ -45,13 +45,7 @@ def test_they_show_the_averaged_networks_and_change_nothing(tmp_path, monkeypatc
         return draw(self, noise, labels, settings, normal)
 
     monkeypatch.setattr(LightningDiT, "sample", sample)
-    own = {
-        "run__save_every": 100,
-        "sample__guidance": [1.5, 1.0],
-        "sample__steps": 40,
-        "run__precision": "float32",
-        "generator__ema": 0.5,
-    }
+    own = {"sample__guidance": [1.5, 1.0], "sample__steps": 40, "run__precision": "float32", "generator__ema": 0.5}
     found = {}
     for name, more in (("without", {}), ("with", EVERY)):
         (tmp_path / name).mkdir()
@@ -93,7 +87,7 @@ def test_they_show_the_averaged_networks_and_change_nothing(tmp_path, monkeypatc
 def test_a_matching_that_is_watched_ends_in_the_same_weights(tmp_path):
     """Its tokenizer is finished for each picture: samples of the reference are assigned anew."""
     edited = {"noise": "assigned", "noise_groups": 4, "noise_bank": 16, "noise_width": 8, "balance": "gradient"}
-    over = {"run__save_every": 100} | {f"matching__{name}": value for name, value in edited.items()}
+    over = {f"matching__{name}": value for name, value in edited.items()}
     found = []
     for name, every in (("without", 0), ("with", 4)):
         (tmp_path / name).mkdir()
@@ -132,7 +126,7 @@ def test_a_picture_that_cannot_be_made_is_told_and_changes_nothing(tmp_path, mon
 
 @pytest.mark.slow
 def test_pictures_of_before_a_kill_stay(tmp_path):
-    path = tiny.write(tmp_path, **EVERY)
+    path = tiny.write(tmp_path, run__save_every=3, **EVERY)
     with tiny.cut(TokenizerStage, 4):
         tiny.run(path, "kl", "tokenizer")
     (folder,) = tmp_path.glob("run/stages/tokenizer-*")

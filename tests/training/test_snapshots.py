@@ -16,8 +16,6 @@ from dmvae.report.pipelines import write_pipelines
 from dmvae.stages.generator import GeneratorStage, GeneratorTraining
 from dmvae.stages.tokenizer import TokenizerStage
 
-RARE = {"run__save_every": 100}
-"""No checkpoints, which would take most of the time."""
 FAST = {"generator__learning_rate": 1e-2, "generator__ema": 0.5}
 ROWS = {"early": {"sample": {"snapshot": 2}}, "middle": {"sample": {"snapshot": 3}}, "last": {}}
 WEIGHTS = "generator/diffusion_pytorch_model.safetensors"
@@ -27,7 +25,7 @@ def rows(folder, keep_at=(2, 3), **over):
     """The recipe of one training with a row for each of its snapshots and one for its end."""
     kl = tiny.RECIPE["variants"]["kl"]
     variants = {name: configs.merge(kl, row) for name, row in ROWS.items()}
-    return tiny.write(folder, variants=variants, generator__keep_at=list(keep_at), **(FAST | RARE | over))
+    return tiny.write(folder, variants=variants, generator__keep_at=list(keep_at), **(FAST | over))
 
 
 def same(one, two):
@@ -42,7 +40,7 @@ def test_one_training_gives_a_row_for_each_snapshot(tmp_path):
     kept = {step: load_file(folder / f"snapshots/step-{step:08d}" / WEIGHTS) for step in (2, 3)}
     assert {f.name for f in folder.glob("snapshots/*")} == {"step-00000002", "step-00000003"}
     (tmp_path / "short").mkdir()
-    tiny.run(tiny.write(tmp_path / "short", generator__steps=3, **FAST, **RARE), "kl", until="generator")
+    tiny.run(tiny.write(tmp_path / "short", generator__steps=3, **FAST), "kl", until="generator")
     assert same(kept[3], load_file(next(tmp_path.glob("short/run/stages/generator-*")) / WEIGHTS))
     found = [json.loads((job.folder / "metrics.json").read_text()) for job in jobs if job.stage.name == "evaluate"]
     for figure in ("gfd", "generator_loss"):
@@ -66,9 +64,7 @@ def test_a_snapshot_changes_nothing_in_the_training_that_goes_on(tmp_path, match
     found = {}
     for keep_at in ([], [4, 8]):
         over = {f"matching__{name}": value for name, value in matching.items()}
-        path = tiny.write(
-            tmp_path, run__dir=str(tmp_path / f"run{len(keep_at)}"), **over, **RARE, matching__keep_at=keep_at
-        )
+        path = tiny.write(tmp_path, run__dir=str(tmp_path / f"run{len(keep_at)}"), **over, matching__keep_at=keep_at)
         tiny.run(tiny.begin(path, "reference", "matched"), "matched", only="matching")
         (folder,) = tmp_path.glob(f"run{len(keep_at)}/stages/matching-*")
         weights = "autoencoder/diffusion_pytorch_model.safetensors"
@@ -83,7 +79,7 @@ def test_a_snapshot_changes_nothing_in_the_training_that_goes_on(tmp_path, match
 
 @pytest.mark.slow
 def test_samples_come_from_the_step_that_is_asked_for(tmp_path):
-    kept = FAST | RARE | {"run__keep_every": 3}
+    kept = FAST | {"run__keep_every": 3}
     tiny.run(tiny.write(tmp_path, **kept), "kl", until="generator")
     (generator,) = tmp_path.glob("run/stages/generator-*")
     early, late, final = (

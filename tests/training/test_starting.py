@@ -78,7 +78,8 @@ def test_killed_and_resumed_is_as_never_killed(tmp_path, before):
     there = saved(tmp_path / "there")
     for name in ("whole", "killed"):
         shutil.copytree(before, tmp_path / name / "run", symlinks=True)
-        path = tiny.write(tmp_path / name, generator__start_from=str(there), generator__learning_rate=1e-2)
+        over = {"generator__start_from": str(there), "generator__learning_rate": 1e-2, "run__save_every": 3}
+        path = tiny.write(tmp_path / name, **over)
         if name == "killed":
             with tiny.cut(GeneratorStage, 4):
                 tiny.run(path, "kl", "generator")

@@ -31,13 +31,7 @@ def split(folder):
 
 @pytest.mark.slow
 def test_every_stage_is_measured_and_ends_in_the_same_weights(tmp_path):
-    own = {
-        "run__precision": "float32",
-        "run__log_every": 2,
-        "run__save_every": 100,
-        "generator__ema": 0.5,
-        "latents__whitening": 0.5,
-    }
+    own = {"run__precision": "float32", "run__log_every": 2, "generator__ema": 0.5, "latents__whitening": 0.5}
     found = []
     for name, every in (("without", 0), ("with", 2)):
         (tmp_path / name).mkdir()
