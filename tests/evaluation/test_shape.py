@@ -81,7 +81,8 @@ def test_the_command_measures_checks_and_compares(tmp_path, capsys, quick):
     assert "300 latents against 300" in capsys.readouterr().out
 
 
-def test_a_picture_shows_latents_beside_what_they_are_compared_with(tmp_path, capsys):
+def test_a_picture_shows_latents_beside_what_they_are_compared_with(tmp_path, monkeypatch, quick):
+    monkeypatch.setattr("dmvae.report.latent_map.POINTS", 60)
     for name, classes in (("a", True), ("b", False)):
         z, labels = drawn(200, apart=6.0)
         (tmp_path / name).mkdir()
