@@ -251,6 +251,13 @@ def test_few_points_are_projected_by_pca_in_either_count_of_dimensions():
         assert how == "PCA"
 
 
+def test_axes_of_points_wider_than_there_are_points_are_the_same_axes():
+    """By the products of points, which take less memory."""
+    points = np.random.default_rng(0).normal(size=(60, 200)) / np.arange(1, 201)
+    found, known = latent_map._axes(points), np.linalg.svd(points, full_matrices=False)[2][:50]
+    assert np.abs((found * known).sum(1)) == pytest.approx(1)
+
+
 def test_points_that_are_all_the_same_are_projected_to_one():
     """Of a reference that is one point, or latents that have collapsed: t-SNE ends the process."""
     plane, how = latent_map.project(np.ones((200, 8)))

@@ -14,6 +14,7 @@ from matplotlib.colors import hsv_to_rgb, to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
+from dmvae.evaluation.latents import WIDE
 from dmvae.recipe import method_of
 from dmvae.references.report import REPORT
 from dmvae.report.html import legend, panel, panels
@@ -121,7 +122,8 @@ def planes(clouds: list[Cloud]) -> list[list[Cloud]]:
 def embed(clouds: list[Cloud]) -> str:
     """Set `plane` of all clouds by one common embedding; returns its name, "t-SNE" or "PCA"."""
     drawn = [cloud.latents[cloud.places] for cloud in clouds]
-    plane, how = project(np.concatenate(drawn).astype(np.float64))
+    points = np.concatenate(drawn)
+    plane, how = project(points if points.shape[1] > WIDE else points.astype(np.float64))
     ends = np.cumsum([len(points) for points in drawn])
     for cloud, part in zip(clouds, np.split(plane, ends[:-1]), strict=True):
         cloud.plane = part
@@ -132,8 +134,8 @@ def project(points: np.ndarray) -> tuple[np.ndarray, str]:
     """Points [n, d] -> (float [n, 2], "t-SNE" or "PCA"): t-SNE of the first 50 principal components if scikit-learn is
     installed."""
     centred = points - points.mean(axis=0)
-    _, _, axes = np.linalg.svd(centred, full_matrices=False)
-    axes = axes[:50] * np.sign(axes[:50][np.arange(len(axes[:50])), np.abs(axes[:50]).argmax(axis=1)])[:, None]
+    axes = _axes(centred)
+    axes = axes * np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(axis=1)])[:, None]
     components = centred @ axes.T
     try:
         from sklearn.manifold import TSNE
@@ -150,6 +152,17 @@ def project(points: np.ndarray) -> tuple[np.ndarray, str]:
     tsne = TSNE(init="pca", random_state=0, perplexity=perplexity, angle=0.7, **{steps: 500})
     with threadpool_limits(1):  # its threads spin while they wait: on busy cores, several are slower than one
         return tsne.fit_transform(components.astype(np.float32)), "t-SNE"
+
+
+def _axes(centred: np.ndarray) -> np.ndarray:
+    """The first 50 principal axes [50, d] of centred points [n, d], or as many as there are."""
+    n, d = centred.shape
+    if d <= n:
+        return np.linalg.svd(centred, full_matrices=False)[2][:50]
+    # all n axes of wide points would take as much memory as they do, several times
+    values, vectors = np.linalg.eigh((centred @ centred.T).astype(np.float64))
+    kept = [i for i in range(n - 1, max(-1, n - 51), -1) if values[i] > 1e-10 * values[-1]]
+    return (vectors[:, kept].T / np.sqrt(values[kept])[:, None]).astype(centred.dtype) @ centred
 
 
 def class_colours(labels: list[int]) -> dict[int, str]:
