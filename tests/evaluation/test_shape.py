@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from complaints import complain
 from dmvae import cli
 from dmvae.commands.latents import measure_latents
-from dmvae.evaluation.shape import shape
+from dmvae.evaluation.shape import compared, shape
 from dmvae.report.latent_map import class_colours
 from dmvae.transport import two_sample
 
@@ -79,6 +79,14 @@ def test_the_command_measures_checks_and_compares(tmp_path, capsys, quick):
     assert "kurtosis" in capsys.readouterr().out
     cli.main(["measure", "latents", str(tmp_path / "a"), str(tmp_path / "b"), "--limit", "300"])
     assert "300 latents against 300" in capsys.readouterr().out
+
+
+def test_of_wide_latents_no_more_samples_are_drawn_than_are_compared(monkeypatch):
+    z = torch.randn(40, 4, 2, 2)
+    assert len(compared(z, None)[2]) == 5120
+    monkeypatch.setattr("dmvae.evaluation.shape.ROOM", 16 * 50)
+    assert len(compared(z, None)[2]) == 101
+    assert shape(z, None)[1].spread > 0.5
 
 
 def test_a_picture_shows_latents_beside_what_they_are_compared_with(tmp_path, monkeypatch, quick):

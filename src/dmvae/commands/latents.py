@@ -16,8 +16,8 @@ from dmvae.evaluation.manifest import versions
 from dmvae.evaluation.shape import VERSION, shape
 
 LIMIT = 10000
-NUMBERS = 2**28
-"""The most numbers of latents that are read, a GiB."""
+NUMBERS = 2**27
+"""The most numbers of latents that are read, half a GiB: all figures together take some ten times as much."""
 
 
 def measure_latents(

@@ -19,8 +19,8 @@ from dmvae.transport.arrival import Arrival, measure
 
 VERSION = 1
 """Goes up when figures are computed otherwise."""
-SAMPLES = 5120
-"""Samples of a standard Gaussian that latents are compared with."""
+SAMPLES, ROOM = 5120, 2**27
+"""Samples of a standard Gaussian that latents are compared with; fewer where these are more numbers than ROOM."""
 HELD_OUT = 5
 """One in so many latents is classified by its neighbours among the others."""
 NEIGHBOURS = 20
@@ -82,7 +82,9 @@ def compared(z: Tensor, reference: Tensor | None) -> tuple[Tensor, Tensor, Tenso
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(len(z), generator=generator)
     if reference is None:
-        return order, _normalised(z, z)[order], torch.randn(SAMPLES, *z.shape[1:], generator=generator)
+        # `measure` compares as many of them as latents, with as many others, and takes directions from the rest
+        count = min(SAMPLES, max(5 * len(z) // 2 + 1, ROOM // z[0].numel()))
+        return order, _normalised(z, z)[order], torch.randn(count, *z.shape[1:], generator=generator)
     there = _normalised(reference, reference)
     return order, _normalised(z, reference)[order], there[torch.randperm(len(there), generator=generator)]
 

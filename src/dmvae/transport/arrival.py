@@ -20,6 +20,8 @@ from dmvae.transport.views import View, pairs, tokens, whole
 
 LATENTS, VECTORS, SLICES, NEIGHBOURS = 2048, 4096, 256, 1024
 """At most: latents and vectors of a sliced distance, its directions, latents of `energy` and `mixing`."""
+ROOM = 2**26
+"""The most numbers of samples that give directions to slice along."""
 NEAR, TOLD, FILLED = 2.0, 0.6, 0.5
 """Limits of the verdict: the largest multiple and accuracy that count as arrived, the smallest share of the reference's
 rank that can be compared."""
@@ -211,10 +213,10 @@ def distances(
     """Sliced W2 over a view's vectors of latents [n, C, H, W]: (z to y, other to y), two scalars, along the same
     directions: random ones, and differences of vectors of `rest`."""
     rng = torch.Generator().manual_seed(seed)
-    vectors = [view(x) for x in (z, y, other)]
-    chosen = torch.randperm(len(vectors[0]), generator=rng, device="cpu")[:count].to(z.device)
-    a, b, c = (x[chosen] for x in vectors)
-    u = directions(a, view(rest), rng, slices, ("random", "reference"))
+    total = len(z) * len(view(z[:1]))
+    chosen = torch.randperm(total, generator=rng, device="cpu")[:count].to(z.device)
+    a, b, c = (view(x)[chosen] for x in (z, y, other))  # one at a time: pairs take several times the latents' memory
+    u = directions(a, view(rest[: max(2, ROOM // rest[0].numel())]), rng, slices, ("random", "reference"))
     with full_precision(z):
         here, there = (wasserstein_1d(u @ x.T, u @ b.T).mean().clamp_min(0).sqrt() for x in (a, c))
     return here, there
