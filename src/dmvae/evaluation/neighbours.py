@@ -41,8 +41,9 @@ def nearest(
         if not others:
             apart[:, chosen.start :].fill_diagonal_(torch.inf)
         index = apart.topk(k, largest=False).indices
-        # Small distances still have few digits, so they are computed again from the differences.
-        exact, order = (rows[:, None] - y[index]).norm(dim=-1).sort(1)
+        # Small distances still have few digits, so they are computed again from the differences: one neighbour of each
+        # at a time, as wide vectors are.
+        exact, order = torch.stack([(rows - y[column]).norm(dim=-1) for column in index.T], 1).sort(1)
         return exact, index.gather(1, order)
 
     distances, indices = by_rows(search, x, CHUNK, shared=shared)
