@@ -118,6 +118,7 @@ def test_modules_are_sought_where_the_command_seeks_them(tmp_path, monkeypatch):
 def test_in_a_terminal_the_bar_of_each_stays_below_and_moves_each_second(monkeypatch, width):
     terminal = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
     monkeypatch.setattr(side, "console", terminal)
+    monkeypatch.setattr(side, "in_terminal", lambda: True)
     assert [variables[bars.EVERY] for variables in environments(2)] == ["1", "1"]
     output = side._Output(2)
     for number, title, done in ((0, "a  tokenizer", 9), (1, "b  tokenizer", 30), (0, "a  tokenizer", 10)):

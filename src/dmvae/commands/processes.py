@@ -18,7 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from dmvae.commands.parser import CheckFailed
-from dmvae.runtime.console import EVERY, console, fitted, printable
+from dmvae.runtime.console import EVERY, console, fitted, in_terminal, printable
 from dmvae.runtime.signals import Interrupted, signals
 
 BAR = re.compile(r"  (\S.*?) +(\d+)/(\d+)  (.*)  \d+s, (\d+)s left")
@@ -75,7 +75,7 @@ def side_by_side(words: Sequence[str], count: int) -> None:
 def environments(count: int) -> list[Mapping[str, str]]:
     """The environment variables of each process. The visible GPUs go round; without one, each process has its share of
     the CPUs as OMP_NUM_THREADS, unless that is set already. In a terminal, bars move every second."""
-    shared = os.environ | ({EVERY: "1"} if _in_terminal() else {})
+    shared = os.environ | ({EVERY: "1"} if in_terminal() else {})
     if not torch.cuda.is_available():
         threads = max(1, len(os.sched_getaffinity(0)) // count)
         return [{"OMP_NUM_THREADS": str(threads)} | shared] * count
@@ -106,10 +106,6 @@ def _read(number: int, process: subprocess.Popen[str], lines: SimpleQueue[tuple[
         lines.put((number, line.rstrip("\n")))
 
 
-def _in_terminal() -> bool:
-    return console.is_terminal and not console.is_dumb_terminal
-
-
 class _Output:
     """What the processes print: in a terminal each one's bar stays at the bottom."""
 
@@ -123,7 +119,7 @@ class _Output:
         bar = BAR.fullmatch(line)
         if line.startswith(ERROR):
             self.errors[number] = line.removeprefix(ERROR)
-        elif bar and _in_terminal():
+        elif bar and in_terminal():
             self.bars[number] = bar
         elif line not in self.said or bar:
             self.said.add(line)

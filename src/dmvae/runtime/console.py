@@ -108,6 +108,11 @@ def paragraph(text: Text | str, indent: int = 0) -> None:
         console.print(Text(" " * indent if number else "").append_text(line))
 
 
+def in_terminal() -> bool:
+    """Whether what is printed can be drawn again, as bars are."""
+    return console.is_terminal and not console.is_dumb_terminal
+
+
 def _is_main() -> bool:
     from dmvae.runtime import distributed  # imported here: printing a message must not load torch
 
@@ -171,7 +176,7 @@ class Bar:
         self.line: tuple[int, str] | None = None
         self.every = float(os.environ.get(EVERY, 10))
         self.progress: Progress | None = None
-        if _is_main() and total and console.is_terminal and not console.is_dumb_terminal:
+        if _is_main() and total and in_terminal():
             self.progress = Progress(*_columns(total), console=console)
             self.task = self.progress.add_task(self.title, total=total, completed=start, note="")
 
