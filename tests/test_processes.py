@@ -73,7 +73,7 @@ STOPS = "import os, signal; os.kill(os.getppid(), signal.SIGTERM)"
 @pytest.mark.parametrize(
     ("scripts", "error", "told"),
     [
-        (["print('dmvae: no such field'); exit(2)"] * 2, ValueError, "process 1 of 2: no such field"),
+        (["print('dmvae: no such field'); exit(2)"] * 2, ValueError, "process . of 2: no such field"),
         (["import os, time; os.close(1); os.close(2); time.sleep(0.3); os._exit(2)"] * 2, ValueError, "exit code 2"),
         ([WAITS, "import os; os.kill(os.getpid(), 9)"], CheckFailed, "process 2 of 2: killed by SIGKILL"),
         ([WAITS, "exit(130)"], Interrupted, None),
@@ -111,7 +111,13 @@ def test_modules_are_sought_where_the_command_seeks_them(tmp_path, monkeypatch):
     (tmp_path / "random.py").write_text("raise SystemExit('not this one')")
     monkeypatch.chdir(tmp_path)
     process = side._started(["--version"], os.environ)
-    assert process.communicate()[0].startswith("dmvae ")
+    assert process.stdout.read().startswith("dmvae ")
+
+
+def test_a_process_stops_where_the_one_that_started_it_is_gone():
+    process = side._started(["run", "smoke"], os.environ)
+    process.stdin.close()
+    assert process.wait(timeout=60) == -signal.SIGTERM  # it had not begun to train
 
 
 @pytest.mark.parametrize("width", [60, 120])

@@ -85,13 +85,15 @@ def environments(count: int) -> list[Mapping[str, str]]:
 
 
 def _started(words: Sequence[str], variables: Mapping[str, str]) -> subprocess.Popen[str]:
-    """In a session of its own: Ctrl-C in a terminal reaches this process alone, which passes it on, once. It finds
-    modules where this process does: by -m it would take those in the current folder first."""
-    code = f"import sys; sys.path[:] = {sys.path!r}; from dmvae.cli import main; main()"
+    """In a session of its own: Ctrl-C in a terminal reaches this process alone, which passes it on, once. Its input is
+    a pipe that ends with this process, however that ends. It finds modules where this process does: by -m it would take
+    those in the current folder first."""
+    code = f"import sys; sys.path[:] = {sys.path!r}; from dmvae.runtime.signals import stop_at_end_of_input; "
+    code += "stop_at_end_of_input(); from dmvae.cli import main; main()"
     return subprocess.Popen(
         [sys.executable, "-c", code, *words],
         env=variables,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

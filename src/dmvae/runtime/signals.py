@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Thread
 
 ALWAYS = (signal.SIGINT, signal.SIGTERM)
 """Signals that are handled even where another handler was set before."""
@@ -46,6 +49,17 @@ def signals() -> Iterator[list[int]]:
     finally:
         for number, old in before.items():
             signal.signal(number, old)
+
+
+def stop_at_end_of_input() -> None:
+    """Send this process SIGTERM when its standard input, a pipe, ends, as the process at the other end is gone."""
+    Thread(target=_stop_at_end_of_input, daemon=True).start()
+
+
+def _stop_at_end_of_input() -> None:
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def stop_later(asked: bool) -> None:
