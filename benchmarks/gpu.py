@@ -38,9 +38,9 @@ from dmvae.runtime.precision import autocast, tuned, uses_bf16, without_tf32
 from dmvae.stages.sample import generate
 from dmvae.training.counting import cost_of
 from dmvae.training.logging import Figures
-from dmvae.training.loop import Trainer
 from dmvae.training.preparing import compile_networks
 from dmvae.training.stage import AnyTraining, Batch, TrainingStage
+from dmvae.training.trainer import Trainer
 
 GOALS = {"LightningDiT eager": 0.2, "LightningDiT compiled": 0.4, "decoder compiled": 0.35}
 """Shares of the peak that are to be reached at full size."""

@@ -42,9 +42,9 @@ from dmvae.recipe import Recipe, load
 from dmvae.runtime.precision import autocast, tuned
 from dmvae.runtime.random import Random
 from dmvae.stages.matching import MatchingStage, MatchingTraining
-from dmvae.training.loop import Trainer
 from dmvae.training.preparing import compile_networks
 from dmvae.training.stage import Batch
+from dmvae.training.trainer import Trainer
 
 Figures = dict[str, Tensor]
 

@@ -32,8 +32,8 @@ from dmvae.jobs import Job, plan
 from dmvae.recipe import Recipe, load
 from dmvae.runtime.footprint import Footprint
 from dmvae.runtime.precision import uses_bf16
-from dmvae.training.loop import Trainer
 from dmvae.training.stage import Batch
+from dmvae.training.trainer import Trainer
 
 HEADING = f"{'times eager':>12} {'first steps, s':>15}"
 TRAINING = ("encoder", "tokenizer", "reference", "matching", "decoder", "generator")

@@ -17,7 +17,7 @@ from dmvae.sections import AutoencoderShape
 from dmvae.stages.matching import MatchingStage, MatchingTraining
 from dmvae.tokenizers.adapted import adapt, load_tokenizer
 from dmvae.tokenizers.dmvae import DmvaeTokenizer
-from dmvae.training.loop import LATER
+from dmvae.training.trainer import LATER
 
 # The stages of the tiny recipe, which is written with version 0.1's keys, as commit 96a0fb0 addressed them.
 FOLDERS = {

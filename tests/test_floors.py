@@ -4,6 +4,7 @@
 """
 
 import ast
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -37,8 +38,8 @@ FLOORS = [
 ]
 """Lowest first. `__init__` is the façade, which names what users import, and finds it on first use."""
 LONGEST_FILE, LONGEST_FUNCTION = 350, 70
-MOST_ANY, MOST_IGNORES = 112, 24
-"""How often the package says `Any`, in imports and in other words too, and `type: ignore`: as often as when this was
+MOST_ANY, MOST_IGNORES = 87, 24
+"""How often the package says `Any`, in imports too, and `type: ignore`: as often as when this was
 last counted. Lower them when there are fewer."""
 
 
@@ -145,8 +146,8 @@ def test_files_and_functions_stay_readable():
 
 
 def count(text: str, src: Path = SRC) -> int:
-    """How often the package's files say it."""
-    return sum(path.read_text().count(text) for path in modules(src).values())
+    """How often the package's files say it, as whole words."""
+    return sum(len(re.findall(rf"\b{text}\b", path.read_text())) for path in modules(src).values())
 
 
 def test_types_are_left_open_no_more_than_before():

@@ -20,7 +20,7 @@ from dmvae.jobs import jobs_of, plan, record
 from dmvae.recipe import load
 from dmvae.runtime.files import locked
 from dmvae.stages import STAGES
-from dmvae.training.loop import Trainer
+from dmvae.training.trainer import Trainer
 from plugin_source import PLUGIN
 
 pytestmark = pytest.mark.slow

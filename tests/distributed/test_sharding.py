@@ -20,9 +20,9 @@ from dmvae.references.gaussian import Gaussian
 from dmvae.runtime import distributed, sharding
 from dmvae.runtime.precision import autocast
 from dmvae.runtime.random import Random
-from dmvae.training.loop import Trainer
 from dmvae.training.preparing import compile_networks
 from dmvae.training.stage import Batch
+from dmvae.training.trainer import Trainer
 
 WAYS = {
     "plain": {},

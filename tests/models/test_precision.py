@@ -10,7 +10,7 @@ from dmvae.runtime.precision import full_precision, kind, pretend, tuned, uses_b
 from dmvae.tokenizers import adapted, autoencoder
 from dmvae.tokenizers.identity import IdentityTokenizer
 from dmvae.training import loop
-from dmvae.training.loop import Trainer
+from dmvae.training.trainer import Trainer
 from processes import on_ranks
 
 

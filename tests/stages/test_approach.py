@@ -15,8 +15,8 @@ from dmvae.runtime.random import Random
 from dmvae.stages import approach, matching
 from dmvae.stages.matching import MatchingStage
 from dmvae.tokenizers.editor import Editor
-from dmvae.training.loop import Trainer
 from dmvae.training.stage import Batch
+from dmvae.training.trainer import Trainer
 from dmvae.transport import two_sample
 
 pytestmark = pytest.mark.slow

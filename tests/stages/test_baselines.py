@@ -13,8 +13,8 @@ from dmvae.inputs import Inputs
 from dmvae.latents.store import LatentSet
 from dmvae.runtime.random import Random
 from dmvae.stages import STAGES
-from dmvae.training.loop import Trainer
 from dmvae.training.stage import Batch
+from dmvae.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow
 

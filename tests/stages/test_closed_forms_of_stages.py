@@ -23,8 +23,8 @@ from dmvae.stages.encoder import contrast
 from dmvae.stages.sample import SampleConfig
 from dmvae.stages.tokenizer import divergence, log_variance, noised
 from dmvae.training.data import batches
-from dmvae.training.loop import Trainer
 from dmvae.training.stage import Batch
+from dmvae.training.trainer import Trainer
 from dmvae.transport.sliced import _hold_out
 
 

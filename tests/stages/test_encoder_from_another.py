@@ -12,7 +12,7 @@ from dmvae.recipe import load
 from dmvae.runtime.random import Random
 from dmvae.stages.encoder import standardized
 from dmvae.training.data import batches
-from dmvae.training.loop import Trainer
+from dmvae.training.trainer import Trainer
 
 TARGET = {"type": "effnet", "enlarge": 8, "reduce": 32}
 

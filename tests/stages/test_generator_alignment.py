@@ -14,7 +14,8 @@ from dmvae.recipe import load
 from dmvae.runtime.random import Random
 from dmvae.tokenizers.adapted import load_tokenizer
 from dmvae.training.data import batches
-from dmvae.training.loop import Trainer, train
+from dmvae.training.loop import train
+from dmvae.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow
 

@@ -9,8 +9,8 @@ import tiny
 from dmvae.inputs import Inputs
 from dmvae.runtime.random import Random
 from dmvae.stages import matching
-from dmvae.training.loop import Trainer
 from dmvae.training.stage import Batch
+from dmvae.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from dmvae.runtime.random import Random
 from dmvae.stages.generator import GeneratorStage
 from dmvae.tokenizers.adapted import load_tokenizer, spread_of
 from dmvae.training.data import batches
-from dmvae.training.loop import Trainer
+from dmvae.training.trainer import Trainer
 
 STD = torch.tensor([0.5, 1.0, 2.0, 0.1])
 """Of every posterior, per channel."""

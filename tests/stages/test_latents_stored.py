@@ -22,7 +22,7 @@ from dmvae.stages.generator import GeneratorStage
 from dmvae.tokenizers.adapted import load_tokenizer
 from dmvae.training.counting import cost_of
 from dmvae.training.data import batches
-from dmvae.training.loop import Trainer
+from dmvae.training.trainer import Trainer
 
 ALONE = dict.fromkeys(("encoder", "tokenizer", "reference", "matching", "decoder", "autoencoder", "variants"))
 KL = tiny.RECIPE["variants"]["kl"]

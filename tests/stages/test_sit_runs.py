@@ -15,7 +15,7 @@ from dmvae.report.pipelines import write_pipelines
 from dmvae.runtime.random import Random
 from dmvae.stages.generator import GeneratorStage
 from dmvae.training.data import batches
-from dmvae.training.loop import Trainer
+from dmvae.training.trainer import Trainer
 from plain_sit import PlainSiT
 
 pytestmark = pytest.mark.slow

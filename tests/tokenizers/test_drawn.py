@@ -19,8 +19,8 @@ from dmvae.stages import approach
 from dmvae.stages.generator import GeneratorStage
 from dmvae.tokenizers.adapted import adapt, load_tokenizer
 from dmvae.tokenizers.dmvae import DmvaeTokenizer
-from dmvae.training.loop import Trainer
 from dmvae.training.stage import Batch
+from dmvae.training.trainer import Trainer
 
 CONV = {"type": "conv", "width": 8, "multipliers": [1, 2], "blocks": 1, "stride": 4, "out_channels": 8}
 DECODER = {"type": "conv", "width": 8, "multipliers": [1, 2], "blocks": 0, "attention": False}

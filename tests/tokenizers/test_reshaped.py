@@ -17,8 +17,8 @@ from dmvae.recipe import load
 from dmvae.runtime.random import Random
 from dmvae.tokenizers import TokenizerSource
 from dmvae.tokenizers.adapted import adapt, load_tokenizer
-from dmvae.training.loop import Trainer
 from dmvae.training.stage import Batch
+from dmvae.training.trainer import Trainer
 
 LEFT_OUT = dict.fromkeys(("encoder", "tokenizer", "decoder", "autoencoder", "variants"))
 

@@ -24,8 +24,9 @@ from dmvae.tokenizers.adapted import AdaptedTokenizer, adapt, load_tokenizer, st
 from dmvae.tokenizers.dmvae import DmvaeTokenizer
 from dmvae.tokenizers.editor import Editor
 from dmvae.tokenizers.network import TRAINED
-from dmvae.training.loop import Trainer, train
+from dmvae.training.loop import train
 from dmvae.training.stage import Batch
+from dmvae.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow
 

@@ -13,8 +13,8 @@ from dmvae.jobs import plan
 from dmvae.recipe import load
 from dmvae.runtime.random import Random
 from dmvae.tokenizers.adapted import AdaptedTokenizer, load_tokenizer
-from dmvae.training.loop import Trainer
 from dmvae.training.stage import Batch
+from dmvae.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow
 

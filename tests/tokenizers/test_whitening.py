@@ -22,7 +22,7 @@ from dmvae.runtime.random import Random
 from dmvae.tokenizers import TokenizerSource
 from dmvae.tokenizers.adapted import AdaptedTokenizer, adapt, load_tokenizer, start
 from dmvae.training.data import batches
-from dmvae.training.loop import Trainer
+from dmvae.training.trainer import Trainer
 
 ALONE = dict.fromkeys(("encoder", "tokenizer", "reference", "matching", "decoder", "autoencoder", "variants"))
 VARIANCES = torch.tensor([5.0, 2.0, 1.0, 0.5, 0.1])

@@ -8,8 +8,8 @@ import torch
 import tiny
 from dmvae.inputs import Blueprint
 from dmvae.recipe import load
-from dmvae.training.loop import Trainer
 from dmvae.training.stage import Batch, TrainingStage
+from dmvae.training.trainer import Trainer
 
 STAGES = ("encoder", "tokenizer", "reference", "matching", "decoder", "generator")
 EDITED = {"matching__objective": {"type": "transport"}, "matching__anchor": 0.3, "matching__balance": "gradient"}

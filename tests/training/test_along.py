@@ -13,8 +13,8 @@ from dmvae.jobs import plan
 from dmvae.latents.store import LatentSet
 from dmvae.recipe import load
 from dmvae.stages.tokenizer import TokenizerStage
-from dmvae.training.loop import Trainer
 from dmvae.training.stage import Batch
+from dmvae.training.trainer import Trainer
 
 FILE = "diffusion_pytorch_model.safetensors"
 ALIGNMENT = {"type": "repa_e", "width": 8, "model": tiny.DIT, "ema": 0.15}

@@ -16,7 +16,8 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 import processes
 from dmvae.runtime import distributed, done
-from dmvae.training import checkpoint, loop
+from dmvae.training import checkpoint
+from dmvae.training.trainer import LATER
 from hostile import Runs
 
 
@@ -237,7 +238,7 @@ def test_a_checkpoint_that_does_not_know_of_health_or_of_what_was_measured_is_re
         "networks": {"w": torch.zeros(2), "approach": {"recent": torch.zeros(3), "labels": torch.full((3,), -1)}},
         "health": {"state": torch.full((1, 4), 7.0)},
     }
-    assert checkpoint.load(tmp_path, state, optional=loop.LATER) == 1
+    assert checkpoint.load(tmp_path, state, optional=LATER) == 1
     assert torch.equal(state["networks"]["w"], torch.ones(2))
     assert torch.equal(state["health"]["state"], torch.full((1, 4), 7.0))
     assert state["networks"]["approach"]["recent"].tolist() == [float(bool(before))] * 3

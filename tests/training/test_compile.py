@@ -21,9 +21,9 @@ from dmvae.stages.reconstruction import DecoderNetworks, discriminate, reconstru
 from dmvae.tokenizers.adapted import adapt
 from dmvae.tokenizers.autoencoder import Autoencoder
 from dmvae.tokenizers.identity import IdentityTokenizer
-from dmvae.training.loop import Trainer
 from dmvae.training.preparing import compile_networks
 from dmvae.training.stage import Batch, Networks
+from dmvae.training.trainer import Trainer
 
 VIT = {"type": "timm", "model": "vit_tiny_patch16_224", "patch_size": 16}
 CONV = {"type": "conv", "width": 8, "multipliers": [1, 2], "blocks": 1, "stride": 4, "out_channels": 8}

@@ -16,7 +16,6 @@ from dmvae.matching import Matching
 from dmvae.references.gaussian_mixture import GaussianMixture, joint_weights
 from dmvae.registry import names
 from dmvae.runtime.random import Random, seed_of
-from dmvae.training import loop
 from dmvae.training.logging import Figures
 
 META = torch.device("meta")
@@ -78,8 +77,8 @@ class Copies(TorchDispatchMode):
 
 def copies(folder, monkeypatch, stage, steps=3, **over):
     """What a stage on the device "meta", which has no values, copies to it in so many steps."""
-    monkeypatch.setattr(loop, "Random", There)
-    monkeypatch.setattr(loop, "adamw", plain_optimizer)
+    monkeypatch.setattr("dmvae.training.trainer.Random", There)
+    monkeypatch.setattr("dmvae.training.trainer.adamw", plain_optimizer)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # it does not know the device
     trainer = trainer_of(folder, stage, META, **over)
     found = []

@@ -10,8 +10,8 @@ import tiny
 from dmvae.inputs import Blueprint
 from dmvae.recipe import load
 from dmvae.training.counting import cost_of
-from dmvae.training.loop import Trainer
 from dmvae.training.stage import Batch
+from dmvae.training.trainer import Trainer
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

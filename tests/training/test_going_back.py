@@ -39,8 +39,9 @@ def write(folder, run=None, **over):
 @pytest.fixture
 def quick(monkeypatch):
     """Two steps are judged together, and trouble shows within four: from step 4 on, in step 8."""
-    monkeypatch.setattr(loop, "WINDOW", 2)
-    monkeypatch.setattr(loop, "LOOKBACK", 4)
+    monkeypatch.setattr("dmvae.training.trainer.WINDOW", 2)
+    for module in ("loop", "trainer"):
+        monkeypatch.setattr(f"dmvae.training.{module}.LOOKBACK", 4)
 
 
 def scales(monkeypatch, factor, *, once, cut=None):
@@ -69,7 +70,8 @@ def done(folder):
 @pytest.mark.parametrize("every", [1, 100])
 def test_a_loss_that_is_not_finite_counts_from_its_step(prepared, quick, monkeypatch, every):
     """It is noticed by step 9, from which it would go back to 6."""
-    monkeypatch.setattr(loop, "LOOKBACK", 3)
+    for module in ("loop", "trainer"):
+        monkeypatch.setattr(f"dmvae.training.{module}.LOOKBACK", 3)
     updates = MatchingStage.updates
 
     def breaks(self, networks, batch, rng):
@@ -82,6 +84,20 @@ def test_a_loss_that_is_not_finite_counts_from_its_step(prepared, quick, monkeyp
         write(prepared, {"log_every": every, "save_every": 3}, steps=9, weight=0.17 + every / 1000), only="matching"
     )
     assert re.match("step (7|8): .*it goes back to step 3, with all", done(prepared)["rolled_back"])
+
+
+def test_a_loss_that_never_was_finite_is_told_at_once(prepared, quick, monkeypatch, capsys):
+    """The second turn's is not, when it moves for the first time: smaller learning rates would not help."""
+    updates = MatchingStage.updates
+
+    def ill(self, networks, batch, rng):
+        for update in updates(self, networks, batch, rng):
+            yield replace(update, loss=update.loss * (math.nan if update.trains == "tokenizer" else 1.0))
+
+    monkeypatch.setattr(MatchingStage, "updates", ill)
+    with pytest.raises(FloatingPointError, match=r"The first gradient of tokenizer already was not finite.*parts of"):
+        tiny.run(write(prepared, weight=0.175), only="matching")
+    assert "goes back" not in capsys.readouterr().out
 
 
 def test_latents_that_collapse_once_are_taken_back_with_their_snapshots(prepared, quick, monkeypatch, capsys):

@@ -10,8 +10,8 @@ from dmvae import checks
 from dmvae.inputs import Inputs
 from dmvae.recipe import load
 from dmvae.runtime.random import Random
-from dmvae.training.loop import Trainer
 from dmvae.training.stage import Batch
+from dmvae.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from dmvae.recipe import load
 from dmvae.registry import find, load_plugins
 from dmvae.runtime import distributed, sharding
 from dmvae.stages.generator import GeneratorStage
-from dmvae.training.loop import Trainer
+from dmvae.training.trainer import Trainer
 
 FILE = "diffusion_pytorch_model.safetensors"
 FITS = {"in_channels": 4, "input_size": 3, "num_classes": 3, **tiny.DIT}

@@ -16,7 +16,6 @@ from dmvae.matching import Matching
 from dmvae.registry import names
 from dmvae.runtime.transfer import covariance, listed, waits
 from dmvae.stages import approach
-from dmvae.training import loop
 from dmvae.training.logging import Figures
 from dmvae.transport import two_sample
 
@@ -174,7 +173,7 @@ def test_no_step_waits(tmp_path, monkeypatch, stage):
     """Also those in which a matching tells the distance, and in which its health is judged."""
     quick(monkeypatch)
     monkeypatch.setattr(approach, "SELDOM", 4)
-    monkeypatch.setattr(loop, "WINDOW", 3)
+    monkeypatch.setattr("dmvae.training.trainer.WINDOW", 3)
     over = {"matching__student_steps": 1, "matching__health_every": 3} if stage == "matching" else {}
     found = waited(tmp_path, stage, 8, **over)
     assert found == ({step: {"the distance, told"} for step in (3, 7)} if stage == "matching" else {})

@@ -11,8 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dmvae.inputs import Blueprint
 from dmvae.runtime import sharding
 from dmvae.runtime.footprint import Footprint, as_on_a_gpu
-from dmvae.training.loop import Trainer
 from dmvae.training.stage import AnyTraining, Batch
+from dmvae.training.trainer import Trainer
 
 
 @dataclass(frozen=True)

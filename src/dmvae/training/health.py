@@ -76,6 +76,8 @@ class Health:
         self.bounds = tuple(bounds)
         self.state = torch.tensor([0.0, 0.0, math.nan, 0.0], device=device).repeat(len(self.bounds), 1)
         self._ill = torch.full((), _NEVER, device=device)
+        self._first: dict[str, Tensor] = {}
+        """Update -> the norm of its first gradient, in this process."""
         self.ended: list[tuple[int, Tensor]] = []
         """(last step, sums and counts [bounds, 2]) of the windows that are not judged yet."""
         self.low: dict[Bound, int] = {}
@@ -91,10 +93,15 @@ class Health:
                 row[0] += value.detach().to(row) if isinstance(value, Tensor) else value
                 row[1] += 1
 
-    def see(self, value: Tensor, step: int) -> None:
+    def see(self, value: Tensor, step: int, first: str = "") -> None:
         """Remember the first step at which `value`, a gradient's norm that all ranks have alike, is not finite: going
         back must go to before that step, however late a row of the log shows it. Does not wait for the device.
-        Checkpoints do not hold it: the norm is logged, and the row before a checkpoint raises for it."""
+        Checkpoints do not hold it: the norm is logged, and the row before a checkpoint raises for it.
+
+        first: the update's name, where this is its first gradient.
+        """
+        if first:
+            self._first[first] = value.detach()
         if self.bounds:
             self._ill = torch.where(value.detach().isfinite(), self._ill, self._ill.clamp(max=step))
 
@@ -102,6 +109,10 @@ class Health:
         """The step that `see` remembered, or None; waits for the device."""
         step = int(self._ill)
         return None if step == _NEVER else step
+
+    def spoilt(self) -> list[str]:
+        """The updates whose first gradient was not finite, before they had changed anything; waits for the device."""
+        return [name for name, norm in self._first.items() if not norm.isfinite()]
 
     def join(self) -> None:
         """Give all ranks the mean of their sums, so that rank 0's checkpoint holds for all. All ranks must call."""
@@ -164,7 +175,11 @@ def advice(name: str, error: Exception) -> str:
     return f"give a lower --{name}.learning_rate or a longer --{name}.warmup, with which the stage begins again"
 
 
-def hopeless(name: str, folder: Path, error: Exception, slowed: bool) -> str:
-    """The error of a stage that stops for good. Its settings must change: the same ones would end the same way."""
+def hopeless(name: str, folder: Path, error: Exception, slowed: bool, spoilt: Sequence[str] = ()) -> str:
+    """The error of a stage that stops for good. Its settings must change: the same ones would end the same way. Where
+    the updates `spoilt` had no finite gradient to begin with, smaller learning rates would not help."""
+    if spoilt:
+        text = f"{name}: {told(error)}. The first gradient of {', '.join(spoilt)} already was not finite, which no "
+        return text + "learning rate mends: look at the data, at the weights that it starts from, and at parts of yours"
     again = f", although it went back before with smaller learning rates ({went_back(folder)})" if slowed else ""
     return f"{name}: {told(error)}{again}; from the same settings it always will: {advice(name, error)}"
