@@ -110,7 +110,7 @@ def _unloaded(recipe: Recipe) -> bool:
 def _untaught(recipe: Recipe) -> bool:
     """Whether no teacher is trained, though the recipe does not say so itself: the velocity has a closed form."""
     reference = recipe.section("reference")
-    return bool(reference.teacher and not reference.trains_teacher)
+    return bool(reference.teacher and not reference.trains)
 
 
 def _unlabelled(recipe: Recipe) -> bool:
@@ -158,7 +158,7 @@ def _no_velocity(recipe: Recipe) -> bool:
 
 def _copied(recipe: Recipe) -> bool:
     matching, reference = recipe.section("matching"), recipe.section("reference")
-    return matching.model != reference.model and (_no_velocity(recipe) or (_ours(recipe) and reference.trains_teacher))
+    return matching.model != reference.model and (_no_velocity(recipe) or (_ours(recipe) and reference.trains))
 
 
 def _of_one_density(recipe: Recipe, place: str) -> bool:

@@ -294,7 +294,7 @@ class Blueprint(Inputs):
             return None
 
     def has(self, stage: str, name: str) -> bool:
-        return name != "teacher" or self.configs[stage].trains_teacher
+        return name != "teacher" or self.configs[stage].trains
 
     def generator(self, stage: str, name: str) -> Generator:
         return self.configs[stage].model.build(self.latent_shape, self.classes)

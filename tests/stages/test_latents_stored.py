@@ -160,7 +160,7 @@ def test_edited_latents_do_not_depend_on_how_a_batch_is_divided(tmp_path):
         given = {
             "encoder": None,
             "tokenizer.train_encoder": True,
-            "reference": {"steps": 1, "teacher": False, "distribution": {"type": "gaussian"}},
+            "reference": {"teacher": False, "distribution": {"type": "gaussian"}},
             "matching": edited | {"noise_bank": 64, "steps": 4, "batch_size": 8},
             "decoder": None,
             "latents": STORED,

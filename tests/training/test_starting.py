@@ -189,6 +189,12 @@ def test_a_start_of_a_teacher_that_nothing_trains_is_refused(tmp_path, over):
         pipeline.run(load(path), tmp_path / "run")
 
 
+def test_a_teacher_without_steps_is_refused(tmp_path):
+    """A reference with a velocity in closed form needs none, as other tests have it."""
+    with pytest.raises(ValueError, match="reference: steps: 0 would leave random weights"):
+        load(tiny.write(tmp_path, reference__steps=0))
+
+
 def sharded(rank, path, out):
     distributed.start()
     job = next(job for job in plan({"kl": load(path)["kl"]}, path.parent / "run") if job.stage.name == "generator")

@@ -107,7 +107,7 @@ def _unused(recipe: Recipe) -> set[str]:
     if recipe.pretrained is not None:
         found |= {"autoencoder", "tokenizer.start"}
     reference = recipe.section("reference")
-    copied = reference is not None and reference.trains_teacher
+    copied = reference is not None and reference.trains
     if reference is not None and not copied:  # no teacher is trained
         asked = ("distribution", "drawn") if reference.teacher else ("distribution", "drawn", "teacher")
         found |= {f"reference.{field.name}" for field in dataclasses.fields(reference) if field.name not in asked}

@@ -24,7 +24,7 @@ from dmvae.flow.guidance import Velocity
 from dmvae.flow.path import unlike
 from dmvae.inputs import Inputs
 from dmvae.models.velocity import VelocityModel
-from dmvae.ranges import Decay
+from dmvae.ranges import Decay, Wait
 from dmvae.references import Reference, ReferenceConfig, draw
 from dmvae.references.data import initial_latents
 from dmvae.references.features import FeaturesReference
@@ -51,6 +51,8 @@ class ReferenceTraining(Starting, FlowTraining):
 
     distribution: ReferenceConfig = field(default_factory=FeaturesReference)
     """The distribution that latents should have, by `type`."""
+    steps: Wait = 0
+    """The teacher's training steps, for a reference that has one; 0 leaves the weights of `start_from` as they are."""
     teacher: bool = configs.added(True)
     """Train the teacher; false for a matching objective that needs none."""
     drawn: bool = configs.added(False)
@@ -60,7 +62,7 @@ class ReferenceTraining(Starting, FlowTraining):
     """Decay of the averaged weights that are saved."""
 
     @property
-    def trains_teacher(self) -> bool:
+    def trains(self) -> bool:
         """Whether a network is trained, as the reference has no velocity in closed form."""
         return self.teacher and not self.distribution.closed_form
 
@@ -144,7 +146,7 @@ class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
                 _try(config.distribution, inputs)
         except ValueError as error:
             yield f"{error}{place_of(error)}"
-        if config.trains_teacher:
+        if config.trains:
             yield from misfits(config, config.model, cls.name, inputs, others)
         elif config.start_from is not None:
             yield "reference.start_from: no teacher is trained here; leave it out"

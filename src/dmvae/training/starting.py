@@ -52,10 +52,15 @@ class Starting(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.start_from is None and self.steps == 0:
+        if self.start_from is None and self.steps == 0 and self.trains:
             raise ValueError("steps: 0 would leave random weights; give at least 1, or the weights in start_from")
         if self.start_from is None and self.start_partly:
             raise ValueError("start_partly: true needs weights to start from; give start_from, or leave it out")
+
+    @property
+    def trains(self) -> bool:
+        """Whether the stage trains its network at all."""
+        return True
 
     def identity(self, values: Values) -> Values:
         values = super().identity(values)
