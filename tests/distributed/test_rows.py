@@ -5,7 +5,7 @@ import torch
 
 import processes
 from dmvae.datasets.memory import MemoryDataset
-from dmvae.evaluation import classification, images, manifolds, neighbours
+from dmvae.evaluation import classification, images, manifolds, neighbours, passes
 from dmvae.evaluation.rows import by_rows
 from dmvae.runtime import distributed
 from dmvae.tokenizers.editor import Editor
@@ -56,10 +56,10 @@ def test_a_rank_without_images_is_asked_for_none(monkeypatch, count):
     data = MemoryDataset(torch.zeros(10, 3, 4, 4, dtype=torch.uint8), torch.zeros(10, dtype=torch.int64), ["all"])
     sizes = []
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
-    monkeypatch.setattr(images, "_gathered", lambda own, share, n: own)
+    monkeypatch.setattr(passes, "_gathered", lambda own, share, n: own)
     for rank in range(3):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        images.over_images(
+        passes.over_images(
             images.DatasetImages(data, count), 2, lambda batch: sizes.append(len(batch)) or {"x": batch.float()}, "test"
         )
     assert sum(sizes) == count

@@ -151,7 +151,7 @@ def test_pipelines_and_tokenizers(tmp_path, folders, capsys, monkeypatch):
         code, said = complain(capsys, "measure", "samples", pipeline, test, "--features", FEATURES, *option)
         assert (code, message in said) == (2, True), said
     with monkeypatch.context() as nothing:
-        nothing.setattr("dmvae.commands.measurements.features_of", None)  # told before a sample is drawn
+        nothing.setattr("dmvae.commands.setting.features_of", None)  # told before a sample is drawn
         code, said = complain(capsys, "measure", "samples", pipeline, folders[1], "--features", FEATURES)
         assert (code, "draws images of 12 pixels, and those of" in said, "--size 12" in said) == (2, True, True)
         (tmp_path / "wide").mkdir()

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from shutil import rmtree
 
 import numpy as np
 import torch
@@ -17,8 +18,9 @@ from dmvae.config import Values
 from dmvae.datasets.download import cache_folder
 from dmvae.evaluation.features import POOL, SPATIAL, Extractor
 from dmvae.evaluation.frechet import Statistics
-from dmvae.evaluation.images import Images, over_images
+from dmvae.evaluation.images import Images
 from dmvae.evaluation.manifest import versions
+from dmvae.evaluation.passes import kept_in, over_images
 from dmvae.runtime import distributed
 from dmvae.runtime.files import locked_if_it_can, read_sealed, sweep_beside, write_sealed
 from dmvae.runtime.hashing import digest
@@ -92,14 +94,16 @@ def describe(extractor: Extractor, images: Images) -> Values:
     return {"images": facts, "features": extractor.manifest(), "versions": versions()}
 
 
-def features_of(extractors: Sequence[Extractor], images: Images, batch_size: int, title: str) -> list[FeatureSet]:
+def features_of(
+    extractors: Sequence[Extractor], images: Images, batch_size: int, title: str, kept: Path | None = None
+) -> list[FeatureSet]:
     """The features of images in several spaces, in one pass. Images are held a batch at a time, but all features are in
-    memory: 1 GB for 50,000 images in Inception's. All ranks must call; all get the whole."""
+    memory: 1 GB for 50,000 images in Inception's. All ranks must call; all get the whole. kept: see `over_images`."""
 
     def compute(batch: Tensor) -> dict[str, Tensor]:
         return {f"{i}.{head}": x for i, e in enumerate(extractors) for head, x in e.heads(batch).items()}
 
-    rows = over_images(images, batch_size, compute, title) if extractors else {}
+    rows = over_images(images, batch_size, compute, title, kept) if extractors else {}
     return [
         FeatureSet(describe(e, images), {head: rows[f"{i}.{head}"] for head in e.widths}, labels=images.labels)
         for i, e in enumerate(extractors)
@@ -114,7 +118,8 @@ def reference_features(
     *,
     folder: Path | None = None,
 ) -> list[FeatureSet]:
-    """As `features_of`, computed once: kept in `folder` (default ~/.cache/dmvae/features) and found by the manifest."""
+    """As `features_of`, computed once: kept in `folder` (default ~/.cache/dmvae/features) and found by the manifest;
+    what is computed is kept meanwhile, too."""
     alone: AbstractContextManager[object] = nullcontext()
     # Only rank 0 locks, for all ranks; and the default folder, which all runs share, is not locked.
     if folder is not None and distributed.is_main():
@@ -129,7 +134,8 @@ def reference_features(
         lacks = torch.tensor([found is None for found in kept], dtype=torch.int64)
         # missing on any rank: their folders may differ between nodes
         missing: list[int] = distributed.total(lacks).nonzero().flatten().tolist()
-        fresh = features_of([extractors[i] for i in missing], images, batch_size, title)
+        parts = kept_in(folder, [manifests[i] for i in missing])
+        fresh = features_of([extractors[i] for i in missing], images, batch_size, title, parts)
         for i, found in zip(missing, fresh, strict=True):
             kept[i] = found
             if distributed.is_main():
@@ -137,6 +143,7 @@ def reference_features(
                     sweep_beside(paths[i])
                 found.moments(SPATIAL)
                 _keep(found, paths[i])
+        rmtree(parts, ignore_errors=True)
     return kept  # type: ignore[return-value]  # all are filled by now
 
 

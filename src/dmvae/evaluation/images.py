@@ -5,7 +5,7 @@ Batches are uint8 [n, C, h, w]. Only `TensorImages` holds more than a batch in m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
@@ -24,9 +24,7 @@ from dmvae.datasets.image_scan import Entry, folders, path_fraction, scan
 from dmvae.datasets.loading import Loader, cuts, loader
 from dmvae.datasets.mixed import mixed
 from dmvae.datasets.pixels import unit_to_uint8
-from dmvae.evaluation.rows import gathered
 from dmvae.ranges import Resampling
-from dmvae.runtime import distributed
 from dmvae.runtime.console import Bar
 from dmvae.runtime.done import NAME as DONE
 from dmvae.runtime.files import atomic_write
@@ -289,24 +287,6 @@ def write_npz(images: Images, path: Path) -> None:
                 np.lib.format.write_array(member, images.labels.numpy())
 
 
-def over_images(
-    images: Images, batch_size: int, compute: Callable[[Tensor], dict[str, Tensor]], title: str
-) -> dict[str, Tensor]:
-    """The rows that `compute` gives for all images, in their order, on the CPU. `compute` maps a batch to named rows
-    [n, ...]. All ranks must call: each takes a share, and all get the whole."""
-    n, rank, world = len(images), distributed.rank(), distributed.world_size()
-    share = -(-n // world)
-    chosen = range(min(rank * share, n), min((rank + 1) * share, n))
-    rows: dict[str, list[Tensor]] = {}
-    with Bar(title, n, "images") as bar:
-        for batch in images.batches(chosen, batch_size) if len(chosen) else ():
-            for name, values in compute(batch).items():
-                rows.setdefault(name, []).append(values.cpu())
-            bar.step(len(batch) * world)
-    own = {name: torch.cat(parts) for name, parts in rows.items()}
-    return own if world == 1 else _gathered(own, share, n)
-
-
 def _listed(told: list[str], most: int = 100) -> str:
     more = f"; and {len(told) - most} more" if len(told) > most else ""
     return "; ".join(told[:most]).replace("; unreadable image: ", "; ") + more
@@ -316,14 +296,6 @@ def _size(shape: Sequence[int]) -> Values:
     """The entry "size" of a manifest, for images [..., h, w]: one number if they are square, else [h, w]."""
     h, w = shape[-2:]
     return {"size": h if h == w else [h, w]}
-
-
-def _gathered(own: dict[str, Tensor], share: int, n: int) -> dict[str, Tensor]:
-    """The rows of all ranks; a rank without images has none of its own."""
-    device = distributed.start()
-    shapes = distributed.broadcast({name: (values.shape[1:], values.dtype) for name, values in own.items()})
-    rows = {name: own.get(name, torch.zeros(0, *shape, dtype=dtype)) for name, (shape, dtype) in shapes.items()}
-    return {name: gathered(values.to(device), share)[:n].cpu() for name, values in rows.items()}
 
 
 def _shape(path: Path, name: str) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,12 +12,14 @@ from dmvae.config import Values
 from dmvae.datasets.pixels import as_input, to_uint8
 from dmvae.evaluation.feature_set import FeatureSet, describe
 from dmvae.evaluation.features import CHUNK, Extractor, in_chunks, padded
-from dmvae.evaluation.images import Images, over_images
+from dmvae.evaluation.images import Images
 from dmvae.evaluation.measure import PAIRS, all_parts, measure_sets, pair_values
 from dmvae.evaluation.metrics import Figure, Metric, metrics_of
+from dmvae.evaluation.passes import over_images
 from dmvae.evaluation.scores import Scores
 from dmvae.losses.perceptual import LPIPSPerceptual
 from dmvae.models.base import Tokenizer, evaluating
+from dmvae.runtime import distributed
 from dmvae.runtime.hashing import weights_hash
 from dmvae.runtime.precision import Precision, autocast
 
@@ -54,13 +57,13 @@ def reconstruct(
     pictures: int = 0,
     latents: bool = False,
     metrics: Sequence[Metric] = PAIRS,
+    kept: Path | None = None,
 ) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor] | None]:
     """(rows, pictures). Rows have an entry for every image, in order: the figures of its pair (see `pair_values`), the
     reconstruction's features ("0.pool" is head "pool" of extractor 0) and, with `latents`, its raw latent "z".
     Pictures are the first originals and their reconstructions, uint8 [n, c, h, w] each; None without any. All ranks
-    must call."""
+    must call. kept: see `over_images`."""
     tokenizer.to(device, memory_format=torch.channels_last)
-    kept: list[tuple[Tensor, Tensor]] = []
 
     def codec(part: Tensor) -> tuple[Tensor, Tensor]:
         # Always batches of one size, as for extractors: other sizes round differently, and pixels may change.
@@ -69,19 +72,20 @@ def reconstruct(
             x = tokenizer.decode(z).sample
         return z.float()[: len(part)], to_uint8(x.float())[: len(part)].cpu()
 
+    def coded(batch: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.cat(column) for column in zip(*map(codec, batch.split(CHUNK)), strict=True))
+
     def compute(batch: Tensor) -> dict[str, Tensor]:
-        z, recon = (torch.cat(column) for column in zip(*map(codec, batch.split(CHUNK)), strict=True))
-        if sum(len(a) for a, _ in kept) < pictures:
-            kept.append((batch[:pictures], recon[:pictures]))
+        z, recon = coded(batch)
         features = {f"{i}.{head}": x for i, e in enumerate(extractors) for head, x in e.heads(recon).items()}
         return pair_values(batch, recon, lpips, device, metrics) | features | ({"z": z} if latents else {})
 
     with evaluating(tokenizer):
-        rows = over_images(images, batch_size, compute, title)
-    if not kept:
-        return rows, None
-    originals, recon = (torch.cat(column)[:pictures] for column in zip(*kept, strict=True))
-    return rows, (originals, recon)
+        rows = over_images(images, batch_size, compute, title, kept)
+        if not pictures or not distributed.is_main():
+            return rows, None
+        originals = torch.cat(list(images.batches(range(min(pictures, len(images))), batch_size)))
+        return rows, (originals, coded(originals)[1])
 
 
 def reconstructed_sets(rows: dict[str, Tensor], extractors: Sequence[Extractor], images: Images) -> list[FeatureSet]:

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from dmvae.evaluation.metrics import measured_pairs
+from dmvae.evaluation.passes import PARTS
 from dmvae.inputs import Inputs
 from dmvae.losses.perceptual import LPIPSPerceptual
 from dmvae.registry import is_ours, place_of
 from dmvae.runtime import distributed
-from dmvae.runtime.files import write_text
+from dmvae.runtime.files import remove, write_text
 from dmvae.runtime.words import counted
 from dmvae.sections import Sections
 from dmvae.stages.measuring import EvaluateConfig, Measuring
@@ -30,6 +31,8 @@ class EvaluateStage(Stage[EvaluateConfig]):
         metrics = Measuring(self.config, self.inputs).all()
         if distributed.is_main():
             write_text(self.inputs.out / "metrics.json", json.dumps(metrics, indent=1))
+            for parts in self.inputs.out.glob(f"{PARTS}*"):
+                remove(parts)
         distributed.barrier()
         return {}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from dmvae.evaluation.latents import latent_statistics
 from dmvae.evaluation.manifest import versions
 from dmvae.evaluation.measure import PROTOCOL, measure_sets
 from dmvae.evaluation.metrics import Latents, Metric, figures, measured_latents, metrics_of, of_sets
+from dmvae.evaluation.passes import kept_in
 from dmvae.evaluation.probe import generator_probe
 from dmvae.evaluation.proxies import (
     IMAGES,
@@ -121,6 +123,10 @@ class Measuring:
             self.extractors, images, self.config.batch_size, f"{self.title} {title}", folder=folder
         )
 
+    def _kept(self, what: object) -> Path:
+        """Where the pass over `what` is kept while it goes on. The stage's folder stands for all of its settings."""
+        return kept_in(self.inputs.out, what, versions())
+
     def all(self) -> Values:
         """Every figure of the stage's metrics.json; writes the report's pictures beside it. All ranks call, and the
         first one gets the figures.
@@ -178,6 +184,7 @@ class Measuring:
             pictures=PICTURES,
             latents=True,
             metrics=self.measured,
+            kept=self._kept("reconstructions"),
         )
 
     def pairs(self, rows: dict[str, Tensor]) -> None:
@@ -214,7 +221,7 @@ class Measuring:
         for scale in self.inputs.config_of("sample")["guidance"]:
             files = SampleFiles(samples_folder(self.inputs.reads["sample"], scale))
             title = f"{self.title} guidance {scale:g}"
-            fakes.append(features_of(self.extractors, files, self.config.batch_size, title))
+            fakes.append(features_of(self.extractors, files, self.config.batch_size, title, self._kept(scale)))
         return fakes, trains
 
     def samples(
