@@ -43,7 +43,6 @@ def test_they_are_listed_with_a_line_each(capsys):
     [
         ("tiny_imagenet_32", "ssl", "@1"),
         ("tiny_imagenet_32", "matched", "@1"),
-        ("tiny_imagenet", "ssl", ""),
         ("tiny_imagenet", "matched", ""),
         ("references", "ssl", "@1"),
     ],
