@@ -137,6 +137,17 @@ def test_a_class_folder_that_is_a_link_is_read(tmp_path):
     assert LatentFiles(tmp_path / "root").names == ("a", "b")
 
 
+def test_hidden_files_are_no_latents(tmp_path):
+    shard(tmp_path / "shards.safetensors")
+    (tmp_path / "._shards.safetensors").write_bytes(b"\0\5\x16\7")  # as a Mac writes beside each file
+    assert len(LatentFiles(tmp_path)) == 4
+    arrays = tmp_path / "arrays"
+    for name in ("cat", "dog", ".checkpoints"):
+        (arrays / name).mkdir(parents=True)
+        np.save(arrays / name / "0.npy", np.ones((2, 3, 3), np.float32))
+    assert LatentFiles(arrays).names == ("cat", "dog")
+
+
 def test_labels_of_any_name_beside_the_latents_are_no_latents(tmp_path):
     np.save(tmp_path / "a.npy", np.ones((4, 2, 3, 3), np.float32))
     np.save(tmp_path / "mine.npy", np.arange(4))

@@ -150,9 +150,12 @@ def _found(root: Path, labels: Path | None) -> list[Path]:
     if root.is_file():
         return [root]
     for patterns in (("*.safetensors",), ("*.npz",), ("*.npy", "*/**/*.npy")):  # ** alone enters no linked folder
-        paths = [path for pattern in patterns for path in root.glob(pattern) if path.name not in (*STATISTICS, LABELS)]
+        found = {path: path.relative_to(root).parts for pattern in patterns for path in root.glob(pattern)}
+        # a Mac puts a hidden file beside each file
+        seen = [path for path, parts in found.items() if not any(part.startswith(".") for part in parts)]
+        paths = [path for path in seen if path.name not in (*STATISTICS, LABELS)]
         if paths := [path for path in paths if labels is None or not _same(path, labels)]:
-            return sorted(paths, key=lambda path: [_natural(part) for part in path.relative_to(root).parts])
+            return sorted(paths, key=lambda path: [_natural(part) for part in found[path]])
     what = "holds no .safetensors, .npz or .npy" if root.is_dir() else "does not exist"
     raise ValueError(f"{root} {what} (looked from {Path.cwd()}): give the folder, or file, that holds the latents")
 
