@@ -148,6 +148,15 @@ def test_hidden_files_are_no_latents(tmp_path):
     assert LatentFiles(arrays).names == ("cat", "dog")
 
 
+def test_an_item_counted_from_the_end_has_the_latent_of_its_label(tmp_path):
+    shard(tmp_path / "a.safetensors")
+    shard(tmp_path / "b.safetensors", n=3)
+    data = LatentsData(root=str(tmp_path)).build("train")
+    for i in (-1, -7):
+        assert torch.equal(data[i][0], data[i + 7][0])
+        assert data[i][1] == data[i + 7][1]
+
+
 def test_labels_of_any_name_beside_the_latents_are_no_latents(tmp_path):
     np.save(tmp_path / "a.npy", np.ones((4, 2, 3, 3), np.float32))
     np.save(tmp_path / "mine.npy", np.arange(4))

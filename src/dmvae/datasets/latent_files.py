@@ -81,6 +81,7 @@ class LatentFiles:
         """Latents [k, C, H, W], raw, in the dtype of their file. Raises ValueError, naming the file, for NaN and
         infinity."""
         index = torch.as_tensor(indices)
+        index = torch.where(index < 0, index + len(self), index)
         z = torch.stack([self._tensors(self.paths[file])[tensor][row] for file, row in self._places(index)])
         for i in (~z.flatten(1).isfinite().all(1)).nonzero().flatten().tolist():
             raise ValueError(f"{self.where(int(index[i]))}: NaN or infinity in {tensor!r}: encode it again")
